@@ -1,0 +1,2 @@
+//! The `multifd` command.
+fn main() {}

@@ -1,0 +1,1 @@
+//! QEMU multifd migration: packets of pages to payloads and back.

@@ -1,0 +1,1 @@
+//! QEMU multifd migration: inlets, outlets, the relay, the receiver, recordings.

@@ -1,0 +1,1 @@
+//! QEMU multifd migration: the bytes on the wire, without IO.

@@ -1,0 +1,1 @@
+//! Intel Query Processing Library (libqpl): its C ABI, opened at run time.

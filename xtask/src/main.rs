@@ -1,0 +1,2 @@
+//! The workspace's tasks: `cargo xtask VERB`.
+fn main() {}
