@@ -1,0 +1,273 @@
+//! Finding and opening the library.
+
+use std::ffi::{CStr, c_char};
+use std::sync::OnceLock;
+
+use crate::{
+    Allocator, CompressionLevel, Histogram, HuffmanTable, Job, Path, SerializationOptions, Status,
+    TableType,
+};
+
+/// The name by which the library is looked for. Every release 1.x has it.
+pub const SONAME: &str = "libqpl.so.1";
+
+/// libqpl is not usable here.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// The dynamic loader did not find the library, or could not load it: what it depends on is
+    /// missing or too old.
+    #[error("{name} cannot be loaded")]
+    Load {
+        /// What was looked for.
+        name: &'static str,
+        /// The loader's words.
+        source: libloading::Error,
+    },
+    /// The library lacks a function which every release since 0.3 has.
+    #[error("{name} has no function {symbol}")]
+    MissingSymbol {
+        /// What was looked in.
+        name: &'static str,
+        /// The missing function.
+        symbol: &'static str,
+        /// The loader's words.
+        source: libloading::Error,
+    },
+}
+
+/// The library's functions.
+///
+/// Each field is a C function under its name without `qpl_`. A pointer that is passed must be valid
+/// for what the function does with it; what else a function demands stands at its field. One job,
+/// and one table that is being changed, belongs to one thread at a time.
+#[derive(Debug)]
+pub struct Library {
+    /// `(path, size)`: writes to `size` the bytes which a [`Job`] of this path needs, about 190 KB
+    /// for hardware and 740 KB for software.
+    ///
+    /// [`Status::PATH`] for an unknown path.
+    #[doc(alias = "qpl_get_job_size")]
+    pub job_size: unsafe extern "C" fn(Path, *mut u32) -> Status,
+
+    /// `(path, job)`: makes the job of an allocation of [`Library::job_size`] bytes, once in its
+    /// life. Any alignment of 8 will do.
+    ///
+    /// On the hardware path the first call of the process looks for devices, and later ones repeat
+    /// its answer: [`Status::OK`] or a status from 500 on. After a refusal the allocation must not
+    /// be used as a job: it would be a software job in too little memory.
+    #[doc(alias = "qpl_init_job")]
+    pub init_job: unsafe extern "C" fn(Path, *mut Job) -> Status,
+
+    /// `(job)`: runs the job and waits, without limit, until it is done.
+    ///
+    /// After a decompression [`Status::OK`] does not say that the stream was whole: the software
+    /// path takes a truncated stream, and neither path verifies the trailer of a zlib or gzip
+    /// wrapper.
+    #[doc(alias = "qpl_execute_job")]
+    pub execute_job: unsafe extern "C" fn(*mut Job) -> Status,
+
+    /// `(job)`: hands the job to the device. On the software path it runs the job and returns its
+    /// outcome.
+    ///
+    /// After [`Status::OK`] on hardware the job, its buffers, its table and its index belong to the
+    /// device until [`Library::check_job`] or [`Library::wait_job`] says that it is done. The
+    /// library does not guard against a second submission.
+    #[doc(alias = "qpl_submit_job")]
+    pub submit_job: unsafe extern "C" fn(*mut Job) -> Status,
+
+    /// `(job)`: the outcome of a submitted job, or [`Status::BEING_PROCESSED`].
+    ///
+    /// A dynamic job goes to the device twice, the second time from within this call: it may return
+    /// [`Status::QUEUES_ARE_BUSY`], after which the job can be submitted again as it is. On the
+    /// software path always [`Status::OK`], whatever the job's outcome was.
+    #[doc(alias = "qpl_check_job")]
+    pub check_job: unsafe extern "C" fn(*mut Job) -> Status,
+
+    /// `(job)`: waits for a submitted job, without limit: for ever if the device never answers.
+    /// Otherwise as [`Library::check_job`].
+    #[doc(alias = "qpl_wait_job")]
+    pub wait_job: unsafe extern "C" fn(*mut Job) -> Status,
+
+    /// `(job)`: ends the job's life. Neither waits for the device nor takes the job away from it.
+    #[doc(alias = "qpl_fini_job")]
+    pub fini_job: unsafe extern "C" fn(*mut Job) -> Status,
+
+    /// `(source, len_bytes, histogram, level, path)`: adds the symbols of `source` to `histogram`,
+    /// and one end of block per call.
+    ///
+    /// Entries that stay 0 are raised, so that a table made of the result has a code for every
+    /// symbol. [`Status::INIT_WORK_QUEUES_NOT_AVAILABLE`] on the hardware path without a device,
+    /// whatever the reason.
+    #[doc(alias = "qpl_gather_deflate_statistics")]
+    pub gather_deflate_statistics:
+        unsafe extern "C" fn(*mut u8, u32, *mut Histogram, CompressionLevel, Path) -> Status,
+
+    /// `(type, path, allocator, table)`: writes to `table` a new table without content, to be
+    /// filled before use: a job given an empty one compresses to garbage or crashes.
+    #[doc(alias = "qpl_deflate_huffman_table_create")]
+    pub deflate_huffman_table_create:
+        unsafe extern "C" fn(TableType, Path, Allocator, *mut HuffmanTable) -> Status,
+
+    /// `(table)`: frees the table.
+    #[doc(alias = "qpl_huffman_table_destroy")]
+    pub huffman_table_destroy: unsafe extern "C" fn(HuffmanTable) -> Status,
+
+    /// `(table, histogram)`: fills a table with codes that fit the histogram, at most 15 bits long.
+    ///
+    /// [`Status::NOT_SUPPORTED_MODE`] for [`TableType::DECOMPRESSION`]; a status from 500 on for a
+    /// combined table of the hardware path without a device.
+    #[doc(alias = "qpl_huffman_table_init_with_histogram")]
+    pub huffman_table_init_with_histogram:
+        unsafe extern "C" fn(HuffmanTable, *const Histogram) -> Status,
+
+    /// `(table, other)`: fills a table from one which serves compression.
+    #[doc(alias = "qpl_huffman_table_init_with_other")]
+    pub huffman_table_init_with_other: unsafe extern "C" fn(HuffmanTable, HuffmanTable) -> Status,
+
+    /// `(table, type)`: writes to `type` which directions the table serves.
+    #[doc(alias = "qpl_huffman_table_get_type")]
+    pub huffman_table_type: unsafe extern "C" fn(HuffmanTable, *mut TableType) -> Status,
+
+    /// `(table, options, size)`: writes to `size` the bytes [`Library::huffman_table_serialize`]
+    /// will need.
+    #[doc(alias = "qpl_huffman_table_get_serialized_size")]
+    pub huffman_table_serialized_size:
+        unsafe extern "C" fn(HuffmanTable, SerializationOptions, *mut usize) -> Status,
+
+    /// `(table, buffer, len_bytes, options)`: writes the table down.
+    #[doc(alias = "qpl_huffman_table_serialize")]
+    pub huffman_table_serialize:
+        unsafe extern "C" fn(HuffmanTable, *mut u8, usize, SerializationOptions) -> Status,
+
+    /// `(dump, len_bytes, allocator, table)`: writes to `table` a new table read from a dump of the
+    /// same release of the library.
+    ///
+    /// Neither the content nor the length of the dump is verified: one that was not written by this
+    /// library leads to any behaviour.
+    #[doc(alias = "qpl_huffman_table_deserialize")]
+    pub huffman_table_deserialize:
+        unsafe extern "C" fn(*const u8, usize, Allocator, *mut HuffmanTable) -> Status,
+
+    /// `(len_bytes)`: the room which compressing this many bytes never exceeds, without a wrapper
+    /// and not in canned mode; 0 when that does not fit 32 bits. Absent before 1.7.
+    #[doc(alias = "qpl_get_safe_deflate_compression_buffer_size")]
+    pub safe_deflate_compression_buffer_size: Option<unsafe extern "C" fn(u32) -> u32>,
+
+    get_library_version: unsafe extern "C" fn() -> *const c_char,
+}
+
+impl Library {
+    /// Opens `libqpl.so.1` by the dynamic loader's rules, once; later calls return the same. A
+    /// failure is not remembered.
+    ///
+    /// The library stays open until the process ends: a device may still be writing for it, and its
+    /// threads have no end of their own.
+    ///
+    /// # Errors
+    ///
+    /// [`OpenError`] when it is not found, cannot be loaded, or lacks a function.
+    pub fn open() -> Result<&'static Library, OpenError> {
+        static LIBRARY: OnceLock<Library> = OnceLock::new();
+        match LIBRARY.get() {
+            Some(library) => Ok(library),
+            None => {
+                let library = load(SONAME)?;
+                Ok(LIBRARY.get_or_init(|| library))
+            }
+        }
+    }
+
+    /// The library's version, as `1.9.0`.
+    #[doc(alias = "qpl_get_library_version")]
+    pub fn version(&self) -> &'static CStr {
+        // SAFETY: the function has no precondition.
+        let version = unsafe { (self.get_library_version)() };
+        // SAFETY: it returns a string constant of a library which is never unloaded.
+        unsafe { CStr::from_ptr(version) }
+    }
+}
+
+fn load(name: &'static str) -> Result<Library, OpenError> {
+    // SAFETY: libqpl's initialisers are those of a C++ library without demands on who loads it.
+    // That the file of this name is libqpl is the word of whoever set up the loader's search path,
+    // as for every library a program is linked with.
+    let opened = unsafe { libloading::Library::new(name) }
+        .map_err(|source| OpenError::Load { name, source })?;
+
+    macro_rules! function {
+        ($symbol:literal) => {{
+            // SAFETY: the field's type is the function's C prototype in the header, which no
+            // release has changed.
+            let found = unsafe { opened.get($symbol) };
+            *found.map_err(|source| OpenError::MissingSymbol {
+                name,
+                symbol: $symbol,
+                source,
+            })?
+        }};
+    }
+
+    let library = Library {
+        job_size: function!("qpl_get_job_size"),
+        init_job: function!("qpl_init_job"),
+        execute_job: function!("qpl_execute_job"),
+        submit_job: function!("qpl_submit_job"),
+        check_job: function!("qpl_check_job"),
+        wait_job: function!("qpl_wait_job"),
+        fini_job: function!("qpl_fini_job"),
+        gather_deflate_statistics: function!("qpl_gather_deflate_statistics"),
+        deflate_huffman_table_create: function!("qpl_deflate_huffman_table_create"),
+        huffman_table_destroy: function!("qpl_huffman_table_destroy"),
+        huffman_table_init_with_histogram: function!("qpl_huffman_table_init_with_histogram"),
+        huffman_table_init_with_other: function!("qpl_huffman_table_init_with_other"),
+        huffman_table_type: function!("qpl_huffman_table_get_type"),
+        huffman_table_serialized_size: function!("qpl_huffman_table_get_serialized_size"),
+        huffman_table_serialize: function!("qpl_huffman_table_serialize"),
+        huffman_table_deserialize: function!("qpl_huffman_table_deserialize"),
+        safe_deflate_compression_buffer_size: {
+            // SAFETY: as above; the symbol's absence is an answer.
+            let found = unsafe { opened.get("qpl_get_safe_deflate_compression_buffer_size") };
+            found.ok().map(|function| *function)
+        },
+        get_library_version: function!("qpl_get_library_version"),
+    };
+    // The functions outlive this handle only if the library is never closed.
+    std::mem::forget(opened);
+    Ok(library)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{OpenError, load};
+
+    #[test]
+    fn a_missing_library_is_named() {
+        let error = load("libqpl-that-does-not-exist.so.1").unwrap_err();
+        assert!(
+            matches!(
+                error,
+                OpenError::Load {
+                    name: "libqpl-that-does-not-exist.so.1",
+                    ..
+                }
+            ),
+            "{error:?}"
+        );
+    }
+
+    #[test]
+    fn a_library_without_the_functions_is_refused() {
+        let error = load("libc.so.6").unwrap_err();
+        assert!(
+            matches!(
+                error,
+                OpenError::MissingSymbol {
+                    symbol: "qpl_get_job_size",
+                    ..
+                }
+            ),
+            "{error:?}"
+        );
+    }
+}

@@ -1,0 +1,443 @@
+//! Types and constants of `qpl/c_api/*.h`.
+//!
+//! Each C enumeration is a transparent integer of its C width with named values. The layout of each
+//! structure is asserted at the end.
+
+use std::ffi::c_void;
+use std::ops::BitOr;
+
+/// Declares a transparent integer type with named values.
+macro_rules! integers {
+    ($($(#[$type_doc:meta])* $type_name:ident: $repr:ty {
+        $($(#[$doc:meta])* $name:ident = $value:expr,)*
+    })*) => {$(
+        $(#[$type_doc])*
+        #[repr(transparent)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub struct $type_name(pub $repr);
+
+        impl $type_name {
+            $($(#[$doc])* pub const $name: $type_name = $type_name($value);)*
+        }
+    )*};
+}
+
+integers! {
+    /// Who does the work (C: `qpl_path_t`, `qpl/c_api/defs.h`).
+    #[doc(alias = "qpl_path_t")]
+    Path: u32 {
+        /// The device, and the processor where the device cannot; the library does not say which it
+        /// was.
+        AUTO = 0,
+        /// The device only.
+        HARDWARE = 1,
+        /// The processor only. Never opens a device.
+        SOFTWARE = 2,
+    }
+
+    /// What a job does (C: `qpl_operation`, `qpl/c_api/defs.h`). Filters and CRC64 are left out.
+    #[doc(alias = "qpl_operation")]
+    Operation: u32 {
+        /// Inflate.
+        DECOMPRESS = 0,
+        /// Deflate, with a window of 4096 bytes.
+        COMPRESS = 1,
+    }
+
+    /// The effort of compression (C: `qpl_compression_levels`, `qpl/c_api/defs.h`). Every other
+    /// number gives
+    /// [`Status::UNSUPPORTED_COMPRESSION_LEVEL`](crate::Status::UNSUPPORTED_COMPRESSION_LEVEL), the
+    /// 0 of a fresh job too.
+    #[doc(alias = "qpl_compression_levels")]
+    CompressionLevel: u32 {
+        /// The device's effort; on the software path the fast one.
+        DEFAULT = 1,
+        /// Higher effort, software path only.
+        HIGH = 3,
+    }
+
+    /// What [`Operation::COMPRESS`] produces (C: `qpl_statistics_mode`, `qpl/c_api/statistics.h`).
+    #[doc(alias = "qpl_statistics_mode")]
+    StatisticsMode: u32 {
+        /// A compressed stream.
+        COMPRESSION = 0,
+        /// A [`Histogram`].
+        GATHERING = 1,
+    }
+
+    /// How often [`Job::idx_array`] gets an entry (C: `qpl_mini_block_size`, `qpl/c_api/defs.h`).
+    #[doc(alias = "qpl_mini_block_size")]
+    MiniBlockSize: u32 {
+        /// No index.
+        NONE = 0,
+        /// Every 512 bytes of input.
+        B512 = 1,
+        /// Every 1 KiB.
+        K1 = 2,
+        /// Every 2 KiB.
+        K2 = 3,
+        /// Every 4 KiB.
+        K4 = 4,
+        /// Every 8 KiB.
+        K8 = 5,
+        /// Every 16 KiB.
+        K16 = 6,
+        /// Every 32 KiB.
+        K32 = 7,
+    }
+
+    /// Where decompression stops and what it demands of the end of the stream; only looked at on a
+    /// job with [`Flags::LAST`] (C: `qpl_decomp_end_proc`, `qpl/c_api/defs.h`). 7 is reserved.
+    #[doc(alias = "qpl_decomp_end_proc")]
+    DecompressEnd: u8 {
+        /// Stops at the end of the final block and demands it.
+        STOP_AND_CHECK_FOR_BFINAL_EOB = 0,
+        /// Neither.
+        DONT_STOP_OR_CHECK = 1,
+        /// Stops at the end of any block and demands one.
+        STOP_AND_CHECK_FOR_ANY_EOB = 2,
+        /// Stops at the end of any block.
+        STOP_ON_ANY_EOB = 3,
+        /// Stops at the end of the final block.
+        STOP_ON_BFINAL_EOB = 4,
+        /// Demands that the input ends with a block.
+        CHECK_FOR_ANY_EOB = 5,
+        /// Demands that the input ends with the final block.
+        CHECK_FOR_BFINAL_EOB = 6,
+        /// Checks also on a block that is not the last.
+        CHECK_ON_NONLAST_BLOCK = 8,
+    }
+
+    /// Which devices a hardware job may use; values of 0 and above are a NUMA node
+    /// (`QPL_DEVICE_NUMA_ID_*`, `qpl/c_api/defs.h`). Only
+    /// [`Library::submit_job`](crate::Library::submit_job) looks at it,
+    /// [`Library::execute_job`](crate::Library::execute_job) does not.
+    NumaId: i32 {
+        /// Devices of the socket the calling thread runs on (before 1.6: of its NUMA node). What a
+        /// fresh job has.
+        SOCKET = -1,
+        /// Devices of the NUMA node the calling thread runs on.
+        CURRENT = -2,
+        /// Every device.
+        ANY = -3,
+    }
+
+    /// Which directions a Huffman table serves (C: `qpl_huffman_table_type_e`,
+    /// `qpl/c_api/huffman_table.h`).
+    #[doc(alias = "qpl_huffman_table_type_e")]
+    TableType: u32 {
+        /// Both.
+        COMBINED = 0,
+        /// Compression. Using it to decompress crashes the library.
+        COMPRESSION = 1,
+        /// Decompression. Using it to compress crashes the library. Filled from another table only.
+        DECOMPRESSION = 2,
+    }
+
+    /// How a table is written down (C: `qpl_serialization_format_e`, `qpl/c_api/serialization.h`).
+    #[doc(alias = "qpl_serialization_format_e")]
+    SerializationFormat: u32 {
+        /// Listed by the header and refused by the library.
+        COMPACT = 0,
+        /// The table's memory, about 31 KB for a combined table.
+        RAW = 1,
+    }
+
+    /// Options of a job, combined with `|` (C: `QPL_FLAG_*`, `qpl/c_api/defs.h`). Those of filters
+    /// and CRC64 are left out.
+    Flags: u32 {
+        /// No option.
+        NONE = 0,
+        /// First job of a stream: resets `total_in`, `total_out`, `crc` and the number of index
+        /// entries.
+        FIRST = 0x1,
+        /// Last job of a stream: the block is final and the output ends on a byte.
+        LAST = 0x2,
+        /// gzip wrapper: written by compression, skipped (its trailer is not verified) by
+        /// decompression.
+        GZIP_MODE = 0x8,
+        /// Compression writes neither headers nor ends of blocks, decompression expects none
+        /// (Huffman-only).
+        NO_HDRS = 0x20,
+        /// Decompression of mini-blocks.
+        RND_ACCESS = 0x200,
+        /// Decompression on hardware writes out everything, not only whole 8-byte words;
+        /// [`Flags::LAST`] does so too.
+        DECOMP_FLUSH_ALWAYS = 0x800,
+        /// Ends the block and starts one in the middle of a stream.
+        START_NEW_BLOCK = 0x1000,
+        /// A Huffman code made from the data itself: a dynamic block.
+        DYNAMIC_HUFFMAN = 0x2000,
+        /// Compression does not decompress its own output again to compare.
+        OMIT_VERIFY = 0x4000,
+        /// Compression uses no matches.
+        GEN_LITERALS = 0x8000,
+        /// zlib wrapper: written (window 4096) by compression, skipped (its trailer is not
+        /// verified) by decompression. Not together with [`Flags::GZIP_MODE`].
+        ZLIB_MODE = 0x8_0000,
+        /// The codes of [`Job::huffman_table`] without a block header. Not together with
+        /// [`Flags::DYNAMIC_HUFFMAN`]: the library accepts that and the result is broken.
+        CANNED_MODE = 0x40_0000,
+    }
+}
+
+impl BitOr for Flags {
+    type Output = Flags;
+
+    fn bitor(self, other: Flags) -> Flags {
+        Flags(self.0 | other.0)
+    }
+}
+
+/// Literal and match length symbols in a [`Histogram`] (C: `QPL_LITERALS_MATCHES_TABLE_SIZE`; RFC
+/// 1951, section 3.2.5).
+#[doc(alias = "QPL_LITERALS_MATCHES_TABLE_SIZE")]
+pub const HISTOGRAM_LITERAL_LENGTHS: usize = 286;
+/// Distance symbols in a [`Histogram`] (C: `QPL_DEFAULT_OFFSETS_NUMBER`; RFC 1951, section 3.2.5).
+#[doc(alias = "QPL_DEFAULT_OFFSETS_NUMBER")]
+pub const HISTOGRAM_DISTANCES: usize = 30;
+
+/// One job: the visible head of an allocation of [`Library::job_size`](crate::Library::job_size)
+/// bytes (C: `qpl_job`, `qpl/c_api/job.h`).
+///
+/// Never built or held by value: the caller allocates the whole and passes its address to
+/// [`Library::init_job`](crate::Library::init_job). From then on the allocation must not move,
+/// because it holds addresses into itself. The library advances `next_*` and `available_*` as zlib
+/// does and leaves them in any state after a failure, so every input field is set anew before each
+/// run.
+///
+/// Fields of filters and CRC64 are present for the layout; the operations listed here do not use
+/// them.
+#[doc(alias = "qpl_job")]
+#[repr(C)]
+#[derive(Debug)]
+pub struct Job {
+    /// Next byte of input.
+    pub next_in_ptr: *mut u8,
+    /// Bytes at `next_in_ptr`; 0 is refused. Random after a canned decompression.
+    pub available_in: u32,
+    /// Bytes of input used since [`Flags::FIRST`]. Random after a canned decompression.
+    pub total_in: u32,
+    /// Next byte of output.
+    pub next_out_ptr: *mut u8,
+    /// Room at `next_out_ptr` in bytes; 0 is refused when compressing.
+    pub available_out: u32,
+    /// Bytes of output since [`Flags::FIRST`]. Meaningless after a failure.
+    pub total_out: u32,
+    /// What to do.
+    pub op: Operation,
+    /// Options.
+    pub flags: Flags,
+    /// CRC-32 (zlib's) of the uncompressed bytes since [`Flags::FIRST`], on output.
+    pub crc: u32,
+    /// XOR of the uncompressed bytes in 16-bit words; stays 0 for compression on the software path.
+    pub xor_checksum: u32,
+    /// Hardware path: bits used in the last byte of output, 0 for all eight. Software path: always
+    /// 0.
+    pub last_bit_offset: u32,
+    /// Effort.
+    pub level: CompressionLevel,
+    /// What compression produces.
+    pub statistics_mode: StatisticsMode,
+    /// The table of canned mode, else null.
+    pub huffman_table: HuffmanTable,
+    /// A preset dictionary, else null.
+    pub dictionary: *mut OpaqueDictionary,
+    /// How often to note an index entry.
+    pub mini_block_size: MiniBlockSize,
+    /// Room for index entries, each an [`Index`].
+    pub idx_array: *mut u64,
+    /// Entries which fit at `idx_array`.
+    pub idx_max_size: u32,
+    /// Entries written since [`Flags::FIRST`].
+    pub idx_num_written: u32,
+    /// Where decompression stops.
+    pub decomp_end_processing: DecompressEnd,
+    /// Bits to skip at the start of the first byte of input, 0..=7.
+    pub ignore_start_bits: u8,
+    /// Bits to skip at the end of the last byte of input, 0..=7.
+    pub ignore_end_bits: u8,
+    /// CRC64: polynomial.
+    pub crc64_poly: u64,
+    /// CRC64: value.
+    pub crc64: u64,
+    /// Filters: second source.
+    pub next_src2_ptr: *mut u8,
+    /// Filters: bytes at `next_src2_ptr`.
+    pub available_src2: u32,
+    /// Filters: element width of the first source in bits.
+    pub src1_bit_width: u32,
+    /// Filters: element width of the second source in bits.
+    pub src2_bit_width: u32,
+    /// Filters: number of elements.
+    pub num_input_elements: u32,
+    /// Filters: output width.
+    pub out_bit_width: u32,
+    /// Filters: lower parameter.
+    pub param_low: u32,
+    /// Filters: upper parameter.
+    pub param_high: u32,
+    /// Filters: bytes to drop.
+    pub drop_initial_bytes: u32,
+    /// Filters: index of the first output.
+    pub initial_output_index: u32,
+    /// Filters: format of the first source.
+    pub parser: u32,
+    /// Filters: aggregate.
+    pub first_index_min_value: u32,
+    /// Filters: aggregate.
+    pub last_index_max_value: u32,
+    /// Filters: aggregate.
+    pub sum_value: u32,
+    /// Which devices may be used.
+    pub numa_id: NumaId,
+    /// The library's own.
+    pub data_ptr: JobData,
+}
+
+/// The library's own part of a [`Job`]: addresses within the job's allocation (C: `qpl_data`,
+/// `qpl/c_api/job.h`).
+#[doc(alias = "qpl_data")]
+#[repr(C)]
+#[derive(Debug)]
+pub struct JobData {
+    compress_state_ptr: *mut u8,
+    decompress_state_ptr: *mut u8,
+    analytics_state_ptr: *mut u8,
+    middle_layer_buffer_ptr: *mut u8,
+    hw_state_ptr: *mut u8,
+    /// The path in use: what [`Library::init_job`](crate::Library::init_job) was given, except that
+    /// [`Path::AUTO`] becomes [`Path::SOFTWARE`] where no device is usable, and so does
+    /// [`Path::HARDWARE`] when it was refused.
+    pub path: Path,
+}
+
+/// One entry of [`Job::idx_array`], in the place of one `u64` (C: `qpl_index`,
+/// `qpl/c_api/index_table.h`).
+#[doc(alias = "qpl_index")]
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Index {
+    /// Bit of the output at which the mini-block (or header, or end of block) begins.
+    pub bit_offset: u32,
+    /// CRC-32 of the input up to there.
+    pub crc: u32,
+}
+
+/// How often each deflate symbol occurs (C: `qpl_histogram`, `qpl/c_api/statistics.h`).
+#[doc(alias = "qpl_histogram")]
+#[repr(C)]
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Histogram {
+    /// Literals (0..256), end of block (256), match lengths (257..).
+    pub literal_lengths: [u32; HISTOGRAM_LITERAL_LENGTHS],
+    /// Not used.
+    pub reserved_literal_lengths: [u32; 2],
+    /// Distances.
+    pub distances: [u32; HISTOGRAM_DISTANCES],
+    /// Not used.
+    pub reserved_distances: [u32; 2],
+}
+
+impl Default for Histogram {
+    /// All counts 0.
+    fn default() -> Self {
+        Histogram {
+            literal_lengths: [0; HISTOGRAM_LITERAL_LENGTHS],
+            reserved_literal_lengths: [0; 2],
+            distances: [0; HISTOGRAM_DISTANCES],
+            reserved_distances: [0; 2],
+        }
+    }
+}
+
+/// A table's memory comes from here (C: `allocator_t`, `qpl/c_api/huffman_table.h`); passed by
+/// value.
+///
+/// `free` gets no size, so C's `malloc` and `free` fit and Rust's allocator does not.
+#[doc(alias = "allocator_t")]
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Allocator {
+    /// Gives the named number of bytes, aligned as `malloc` aligns, or null.
+    pub allocate: unsafe extern "C" fn(len_bytes: usize) -> *mut c_void,
+    /// Takes them back.
+    pub free: unsafe extern "C" fn(memory: *mut c_void),
+}
+
+/// How to write a table down (C: `serialization_options_t`, `qpl/c_api/serialization.h`); passed by
+/// value.
+#[doc(alias = "serialization_options_t")]
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SerializationOptions {
+    /// Format.
+    pub format: SerializationFormat,
+    /// 0.
+    pub flags: u64,
+}
+
+impl SerializationOptions {
+    /// The one format which the library implements (C: `DEFAULT_SERIALIZATION_OPTIONS`).
+    pub const RAW: SerializationOptions = SerializationOptions {
+        format: SerializationFormat::RAW,
+        flags: 0,
+    };
+}
+
+/// A Huffman table of the library's making (C: `qpl_huffman_table_t`, `qpl/c_api/huffman_table.h`).
+#[doc(alias = "qpl_huffman_table_t")]
+pub type HuffmanTable = *mut OpaqueHuffmanTable;
+
+/// What a [`HuffmanTable`] points at.
+#[repr(C)]
+#[derive(Debug)]
+pub struct OpaqueHuffmanTable {
+    _opaque: [u8; 0],
+}
+
+/// What [`Job::dictionary`] points at (C: `qpl_dictionary`, `qpl/c_api/dictionary.h`).
+#[doc(alias = "qpl_dictionary")]
+#[repr(C)]
+#[derive(Debug)]
+pub struct OpaqueDictionary {
+    _opaque: [u8; 0],
+}
+
+/// Asserts size, alignment and the offset of every named field.
+macro_rules! layout {
+    ($type_name:ty: size $size:literal, align $align:literal, {
+        $($field:ident @ $offset:literal),* $(,)?
+    }) => {
+        const _: () = {
+            use std::mem::{align_of, offset_of, size_of};
+            assert!(size_of::<$type_name>() == $size);
+            assert!(align_of::<$type_name>() == $align);
+            $(assert!(offset_of!($type_name, $field) == $offset, stringify!($field));)*
+        };
+    };
+}
+
+// x86-64 is the only architecture libqpl exists for, and the numbers below are its System V ABI's.
+layout!(Job: size 240, align 8, {
+    next_in_ptr @ 0, available_in @ 8, total_in @ 12, next_out_ptr @ 16, available_out @ 24,
+    total_out @ 28, op @ 32, flags @ 36, crc @ 40, xor_checksum @ 44, last_bit_offset @ 48,
+    level @ 52, statistics_mode @ 56, huffman_table @ 64, dictionary @ 72, mini_block_size @ 80,
+    idx_array @ 88, idx_max_size @ 96, idx_num_written @ 100, decomp_end_processing @ 104,
+    ignore_start_bits @ 105, ignore_end_bits @ 106, crc64_poly @ 112, crc64 @ 120,
+    next_src2_ptr @ 128, available_src2 @ 136, src1_bit_width @ 140, src2_bit_width @ 144,
+    num_input_elements @ 148, out_bit_width @ 152, param_low @ 156, param_high @ 160,
+    drop_initial_bytes @ 164, initial_output_index @ 168, parser @ 172, first_index_min_value @ 176,
+    last_index_max_value @ 180, sum_value @ 184, numa_id @ 188, data_ptr @ 192,
+});
+layout!(JobData: size 48, align 8, {
+    compress_state_ptr @ 0, decompress_state_ptr @ 8, analytics_state_ptr @ 16,
+    middle_layer_buffer_ptr @ 24, hw_state_ptr @ 32, path @ 40,
+});
+layout!(Index: size 8, align 4, { bit_offset @ 0, crc @ 4 });
+layout!(Histogram: size 1280, align 4, {
+    literal_lengths @ 0, reserved_literal_lengths @ 1144, distances @ 1152,
+    reserved_distances @ 1272,
+});
+layout!(Allocator: size 16, align 8, { allocate @ 0, free @ 8 });
+layout!(SerializationOptions: size 16, align 8, { format @ 0, flags @ 8 });

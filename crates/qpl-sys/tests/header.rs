@@ -1,0 +1,281 @@
+//! The Rust declarations against the C header, where libqpl-dev is present.
+//!
+//! A C program that prints sizes, offsets and constants is made from the very list it is compared
+//! with. The header is looked for in the directory which `QPL_INCLUDE` names, else where the C
+//! compiler looks by itself.
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::mem::{align_of, offset_of, size_of};
+use std::path::Path as FsPath;
+use std::process::Command;
+
+use qpl_sys::{
+    Allocator, CompressionLevel, DecompressEnd, Flags, HISTOGRAM_DISTANCES,
+    HISTOGRAM_LITERAL_LENGTHS, Histogram, HuffmanTable, Index, Job, JobData, MiniBlockSize, NumaId,
+    Operation, Path, SerializationFormat, SerializationOptions, StatisticsMode, Status, TableType,
+};
+
+/// A C expression of integer type, and what Rust says it is.
+type Fact = (String, i64);
+
+fn number<T: TryInto<i64>>(value: T) -> i64 {
+    value
+        .try_into()
+        .ok()
+        .expect("every size and constant fits 64 bits")
+}
+
+macro_rules! structure {
+    ($facts:ident, $rust:ty, $c:literal, [$($field:ident $(as $c_field:literal)?),* $(,)?]) => {
+        $facts.push((format!("sizeof({})", $c), number(size_of::<$rust>())));
+        $facts.push((format!("_Alignof({})", $c), number(align_of::<$rust>())));
+        $(
+            #[allow(unused_mut, unused_assignments)]
+            let mut c_field = stringify!($field);
+            $(c_field = $c_field;)?
+            $facts.push((format!("offsetof({}, {c_field})", $c), number(offset_of!($rust, $field))));
+        )*
+    };
+}
+
+macro_rules! constants {
+    [$($rust:expr => $c:literal),* $(,)?] => {
+        vec![$(($c.to_owned(), number($rust))),*]
+    };
+}
+
+fn structures() -> Vec<Fact> {
+    let mut facts = Vec::new();
+    structure!(
+        facts,
+        Job,
+        "qpl_job",
+        [
+            next_in_ptr,
+            available_in,
+            total_in,
+            next_out_ptr,
+            available_out,
+            total_out,
+            op,
+            flags,
+            crc,
+            xor_checksum,
+            last_bit_offset,
+            level,
+            statistics_mode,
+            huffman_table,
+            dictionary,
+            mini_block_size,
+            idx_array,
+            idx_max_size,
+            idx_num_written,
+            decomp_end_processing,
+            ignore_start_bits,
+            ignore_end_bits,
+            crc64_poly,
+            crc64,
+            next_src2_ptr,
+            available_src2,
+            src1_bit_width,
+            src2_bit_width,
+            num_input_elements,
+            out_bit_width,
+            param_low,
+            param_high,
+            drop_initial_bytes,
+            initial_output_index,
+            parser,
+            first_index_min_value,
+            last_index_max_value,
+            sum_value,
+            numa_id,
+            data_ptr,
+        ]
+    );
+    structure!(facts, JobData, "qpl_data", [path]);
+    structure!(facts, Index, "qpl_index", [bit_offset, crc]);
+    structure!(
+        facts,
+        Histogram,
+        "qpl_histogram",
+        [
+            literal_lengths,
+            reserved_literal_lengths,
+            distances,
+            reserved_distances
+        ]
+    );
+    structure!(facts, Allocator, "allocator_t", [allocate as "allocator", free as "deallocator"]);
+    structure!(
+        facts,
+        SerializationOptions,
+        "serialization_options_t",
+        [format, flags]
+    );
+    structure!(facts, HuffmanTable, "qpl_huffman_table_t", []);
+    structure!(facts, Path, "qpl_path_t", []);
+    structure!(facts, Operation, "qpl_operation", []);
+    structure!(facts, CompressionLevel, "qpl_compression_levels", []);
+    structure!(facts, StatisticsMode, "qpl_statistics_mode", []);
+    structure!(facts, MiniBlockSize, "qpl_mini_block_size", []);
+    structure!(facts, TableType, "qpl_huffman_table_type_e", []);
+    structure!(facts, SerializationFormat, "qpl_serialization_format_e", []);
+    structure!(facts, Status, "qpl_status", []);
+    facts
+}
+
+fn constants() -> Vec<Fact> {
+    let mut facts = constants![
+        Path::AUTO.0 => "qpl_path_auto",
+        Path::HARDWARE.0 => "qpl_path_hardware",
+        Path::SOFTWARE.0 => "qpl_path_software",
+        Operation::DECOMPRESS.0 => "qpl_op_decompress",
+        Operation::COMPRESS.0 => "qpl_op_compress",
+        CompressionLevel::DEFAULT.0 => "qpl_default_level",
+        CompressionLevel::HIGH.0 => "qpl_high_level",
+        StatisticsMode::COMPRESSION.0 => "qpl_compression_mode",
+        StatisticsMode::GATHERING.0 => "qpl_gathering_mode",
+        MiniBlockSize::NONE.0 => "qpl_mblk_size_none",
+        MiniBlockSize::B512.0 => "qpl_mblk_size_512",
+        MiniBlockSize::K1.0 => "qpl_mblk_size_1k",
+        MiniBlockSize::K2.0 => "qpl_mblk_size_2k",
+        MiniBlockSize::K4.0 => "qpl_mblk_size_4k",
+        MiniBlockSize::K8.0 => "qpl_mblk_size_8k",
+        MiniBlockSize::K16.0 => "qpl_mblk_size_16k",
+        MiniBlockSize::K32.0 => "qpl_mblk_size_32k",
+        DecompressEnd::STOP_AND_CHECK_FOR_BFINAL_EOB.0 => "qpl_stop_and_check_for_bfinal_eob",
+        DecompressEnd::DONT_STOP_OR_CHECK.0 => "qpl_dont_stop_or_check",
+        DecompressEnd::STOP_AND_CHECK_FOR_ANY_EOB.0 => "qpl_stop_and_check_for_any_eob",
+        DecompressEnd::STOP_ON_ANY_EOB.0 => "qpl_stop_on_any_eob",
+        DecompressEnd::STOP_ON_BFINAL_EOB.0 => "qpl_stop_on_bfinal_eob",
+        DecompressEnd::CHECK_FOR_ANY_EOB.0 => "qpl_check_for_any_eob",
+        DecompressEnd::CHECK_FOR_BFINAL_EOB.0 => "qpl_check_for_bfinal_eob",
+        DecompressEnd::CHECK_ON_NONLAST_BLOCK.0 => "qpl_check_on_nonlast_block",
+        NumaId::SOCKET.0 => "QPL_DEVICE_NUMA_ID_SOCKET",
+        NumaId::CURRENT.0 => "QPL_DEVICE_NUMA_ID_CURRENT",
+        NumaId::ANY.0 => "QPL_DEVICE_NUMA_ID_ANY",
+        TableType::COMBINED.0 => "combined_table_type",
+        TableType::COMPRESSION.0 => "compression_table_type",
+        TableType::DECOMPRESSION.0 => "decompression_table_type",
+        SerializationFormat::COMPACT.0 => "serialization_compact",
+        SerializationFormat::RAW.0 => "serialization_raw",
+        Flags::FIRST.0 => "QPL_FLAG_FIRST",
+        Flags::LAST.0 => "QPL_FLAG_LAST",
+        Flags::GZIP_MODE.0 => "QPL_FLAG_GZIP_MODE",
+        Flags::NO_HDRS.0 => "QPL_FLAG_NO_HDRS",
+        Flags::RND_ACCESS.0 => "QPL_FLAG_RND_ACCESS",
+        Flags::DECOMP_FLUSH_ALWAYS.0 => "QPL_FLAG_DECOMP_FLUSH_ALWAYS",
+        Flags::START_NEW_BLOCK.0 => "QPL_FLAG_START_NEW_BLOCK",
+        Flags::DYNAMIC_HUFFMAN.0 => "QPL_FLAG_DYNAMIC_HUFFMAN",
+        Flags::OMIT_VERIFY.0 => "QPL_FLAG_OMIT_VERIFY",
+        Flags::GEN_LITERALS.0 => "QPL_FLAG_GEN_LITERALS",
+        Flags::ZLIB_MODE.0 => "QPL_FLAG_ZLIB_MODE",
+        Flags::CANNED_MODE.0 => "QPL_FLAG_CANNED_MODE",
+        HISTOGRAM_LITERAL_LENGTHS => "QPL_LITERALS_MATCHES_TABLE_SIZE",
+        HISTOGRAM_DISTANCES => "QPL_DEFAULT_OFFSETS_NUMBER",
+    ];
+    for status in Status::LISTED {
+        facts.push((
+            status
+                .name()
+                .expect("a listed status has a name")
+                .to_owned(),
+            i64::from(status.0),
+        ));
+    }
+    facts
+}
+
+#[test]
+fn declarations_agree_with_the_c_header() {
+    let include = std::env::var_os("QPL_INCLUDE");
+    if let Err(why) = header_is_there(include.as_deref().map(FsPath::new)) {
+        return not_run("declarations_agree_with_the_c_header", &why);
+    }
+    let facts: Vec<Fact> = structures().into_iter().chain(constants()).collect();
+
+    let mut source = String::from(
+        "#include <stddef.h>\n#include <stdio.h>\n#include <qpl/qpl.h>\nint main(void) {\n",
+    );
+    for (expression, _) in &facts {
+        writeln!(source, "printf(\"%lld\\n\", (long long)({expression}));")
+            .expect("a string takes any text");
+    }
+    source.push_str("return 0; }\n");
+
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let program = directory.path().join("facts");
+    let source_file = directory.path().join("facts.c");
+    std::fs::write(&source_file, source).expect("the temporary directory is writable");
+    // Sizes and enumerations only: the program needs the header and not the library.
+    let output = compiler(include.as_deref().map(FsPath::new))
+        .arg("-o")
+        .arg(&program)
+        .arg(&source_file)
+        .output()
+        .expect("cc was seen");
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let output = Command::new(&program)
+        .output()
+        .expect("the program was just built");
+
+    let printed: Vec<i64> = String::from_utf8(output.stdout)
+        .expect("digits")
+        .lines()
+        .map(|line| line.parse().expect("a number"))
+        .collect();
+    assert_eq!(printed.len(), facts.len());
+    let wrong: Vec<_> = facts
+        .iter()
+        .zip(&printed)
+        .filter(|((_, rust), c)| rust != *c)
+        .collect();
+    assert!(
+        wrong.is_empty(),
+        "(C expression, Rust's number), C's number: {wrong:#?}"
+    );
+}
+
+fn compiler(include: Option<&FsPath>) -> Command {
+    let mut command = Command::new("cc");
+    // 58 is marked deprecated in the header; its number is compared all the same.
+    command.args(["-std=c11", "-Wno-deprecated-declarations"]);
+    if let Some(include) = include {
+        command.arg("-I").arg(include);
+    }
+    command
+}
+
+fn header_is_there(include: Option<&FsPath>) -> Result<(), String> {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let source_file = directory.path().join("probe.c");
+    std::fs::write(&source_file, "#include <qpl/qpl.h>\n")
+        .expect("the temporary directory is writable");
+    match compiler(include)
+        .arg("-fsyntax-only")
+        .arg(&source_file)
+        .output()
+    {
+        Err(error) => Err(format!("no C compiler: {error}")),
+        Ok(output) if output.status.success() => Ok(()),
+        Ok(_) => Err(
+            "qpl/qpl.h is missing; package libqpl-dev has it, and QPL_INCLUDE says where it is"
+                .to_owned(),
+        ),
+    }
+}
+
+/// Says by name that a test did not run, past the harness's capture. In CI that is a failure.
+fn not_run(test: &str, why: &str) {
+    assert!(
+        std::env::var_os("CI").is_none_or(|ci| ci != "true"),
+        "{test} must run in CI: {why}"
+    );
+    writeln!(std::io::stderr(), "not run: {test}: {why}").expect("standard error is open");
+}

@@ -1,0 +1,269 @@
+//! The functions on the real library's software path, where libqpl is present.
+
+use std::ffi::c_void;
+use std::io::Write as _;
+use std::ptr;
+
+use qpl_sys::{
+    Allocator, CompressionLevel, Flags, Histogram, Job, Library, MiniBlockSize, Operation, Path,
+    SerializationOptions, StatisticsMode, Status, TableType,
+};
+
+unsafe extern "C" {
+    fn malloc(len_bytes: usize) -> *mut c_void;
+    fn free(memory: *mut c_void);
+}
+
+const C_ALLOCATOR: Allocator = Allocator {
+    allocate: malloc,
+    free,
+};
+
+#[test]
+fn a_page_survives_the_software_path() {
+    let Some(library) = library("a_page_survives_the_software_path") else {
+        return;
+    };
+    let page = page();
+    let mut memory = job(library);
+    for huffman in [Flags::NONE, Flags::DYNAMIC_HUFFMAN, Flags::ZLIB_MODE] {
+        let packed = run(
+            library,
+            &mut memory,
+            Operation::COMPRESS,
+            huffman | Flags::OMIT_VERIFY,
+            ptr::null_mut(),
+            &page,
+            8192,
+        );
+        assert!(packed.len() < page.len(), "{huffman:?}: {}", packed.len());
+        let wrapper = Flags(huffman.0 & Flags::ZLIB_MODE.0);
+        let unpacked = run(
+            library,
+            &mut memory,
+            Operation::DECOMPRESS,
+            wrapper,
+            ptr::null_mut(),
+            &packed,
+            page.len(),
+        );
+        assert_eq!(unpacked, page);
+    }
+}
+
+#[test]
+fn a_table_survives_serialisation() {
+    let Some(library) = library("a_table_survives_serialisation") else {
+        return;
+    };
+    let page = page();
+    let mut histogram = Histogram::default();
+    let source = page.as_ptr().cast_mut();
+    // SAFETY: `source` has as many bytes as stated and the library only reads them; the histogram
+    // is a live one.
+    let status = unsafe {
+        (library.gather_deflate_statistics)(
+            source,
+            page.len() as u32,
+            &mut histogram,
+            CompressionLevel::DEFAULT,
+            Path::SOFTWARE,
+        )
+    };
+    assert_eq!(status, Status::OK);
+    assert_eq!(
+        histogram.literal_lengths[256], 1,
+        "one end of block per call"
+    );
+
+    let mut table = ptr::null_mut();
+    // SAFETY: the allocator is C's, and `table` is writable.
+    let status = unsafe {
+        (library.deflate_huffman_table_create)(
+            TableType::COMBINED,
+            Path::SOFTWARE,
+            C_ALLOCATOR,
+            &mut table,
+        )
+    };
+    assert_eq!(status, Status::OK);
+    // SAFETY: the table was just made, and the histogram is a live one.
+    let status = unsafe { (library.huffman_table_init_with_histogram)(table, &histogram) };
+    assert_eq!(status, Status::OK);
+    let mut table_type = TableType(u32::MAX);
+    // SAFETY: the table is live and `table_type` is writable.
+    let status = unsafe { (library.huffman_table_type)(table, &mut table_type) };
+    assert_eq!((status, table_type), (Status::OK, TableType::COMBINED));
+
+    let mut len_bytes = 0;
+    // SAFETY: the table is live and `len_bytes` is writable.
+    let status = unsafe {
+        (library.huffman_table_serialized_size)(table, SerializationOptions::RAW, &mut len_bytes)
+    };
+    assert_eq!(status, Status::OK);
+    let mut dump = vec![0; len_bytes];
+    // SAFETY: the buffer has the stated length.
+    let status = unsafe {
+        (library.huffman_table_serialize)(
+            table,
+            dump.as_mut_ptr(),
+            dump.len(),
+            SerializationOptions::RAW,
+        )
+    };
+    assert_eq!(status, Status::OK);
+    let mut copy = ptr::null_mut();
+    // SAFETY: the dump is this library's own and whole; `copy` is writable.
+    let status = unsafe {
+        (library.huffman_table_deserialize)(dump.as_ptr(), dump.len(), C_ALLOCATOR, &mut copy)
+    };
+    assert_eq!(status, Status::OK);
+
+    let mut memory = job(library);
+    let canned = Flags::CANNED_MODE | Flags::OMIT_VERIFY;
+    let packed = run(
+        library,
+        &mut memory,
+        Operation::COMPRESS,
+        canned,
+        table,
+        &page,
+        8192,
+    );
+    let unpacked = run(
+        library,
+        &mut memory,
+        Operation::DECOMPRESS,
+        Flags::CANNED_MODE,
+        copy,
+        &packed,
+        page.len(),
+    );
+    assert_eq!(unpacked, page);
+
+    for table in [table, copy] {
+        // SAFETY: no job uses the table any more.
+        let status = unsafe { (library.huffman_table_destroy)(table) };
+        assert_eq!(status, Status::OK);
+    }
+}
+
+#[test]
+fn the_safe_size_leaves_room_for_a_stored_page() {
+    let Some(library) = library("the_safe_size_leaves_room_for_a_stored_page") else {
+        return;
+    };
+    let Some(safe_size) = library.safe_deflate_compression_buffer_size else {
+        return not_run(
+            "the_safe_size_leaves_room_for_a_stored_page",
+            "libqpl before 1.7 has no such function",
+        );
+    };
+    // SAFETY: the function has no precondition.
+    assert!(unsafe { safe_size(4096) } >= 4101);
+    // SAFETY: as above.
+    assert_eq!(unsafe { safe_size(u32::MAX) }, 0);
+}
+
+#[test]
+fn the_version_has_three_numbers() {
+    let Some(library) = library("the_version_has_three_numbers") else {
+        return;
+    };
+    let version = library.version().to_str().expect("digits and points");
+    assert_eq!(
+        version
+            .split('.')
+            .map(str::parse::<u32>)
+            .filter(Result::is_ok)
+            .count(),
+        3,
+        "{version}"
+    );
+}
+
+/// Text with matches at several distances.
+fn page() -> Vec<u8> {
+    let mut page: Vec<u8> = (0..400)
+        .flat_map(|n| format!("record {n:04}: {};", n * n).into_bytes())
+        .collect();
+    page.truncate(4096);
+    page
+}
+
+/// The memory of a software job, aligned as a job must be.
+fn job(library: &Library) -> Vec<u64> {
+    let mut len_bytes = 0;
+    // SAFETY: `len_bytes` is writable.
+    let status = unsafe { (library.job_size)(Path::SOFTWARE, &mut len_bytes) };
+    assert_eq!(status, Status::OK);
+    let mut memory = vec![0_u64; (len_bytes as usize).div_ceil(8)];
+    // SAFETY: the memory is as large as the library asked for, and the vector is never grown, so it
+    // does not move.
+    let status = unsafe { (library.init_job)(Path::SOFTWARE, memory.as_mut_ptr().cast()) };
+    assert_eq!(status, Status::OK);
+    memory
+}
+
+fn run(
+    library: &Library,
+    memory: &mut [u64],
+    op: Operation,
+    flags: Flags,
+    table: qpl_sys::HuffmanTable,
+    input: &[u8],
+    room: usize,
+) -> Vec<u8> {
+    let mut output = vec![0; room];
+    let pointer: *mut Job = memory.as_mut_ptr().cast();
+    // SAFETY: `memory` was made by `job`, so it holds an initialised job, and nothing else refers
+    // to it now.
+    let job = unsafe { &mut *pointer };
+    job.op = op;
+    job.flags = Flags::FIRST | Flags::LAST | flags;
+    job.level = CompressionLevel::DEFAULT;
+    job.statistics_mode = StatisticsMode::COMPRESSION;
+    job.mini_block_size = MiniBlockSize::NONE;
+    job.huffman_table = table;
+    job.next_in_ptr = input.as_ptr().cast_mut();
+    job.available_in = input.len() as u32;
+    job.next_out_ptr = output.as_mut_ptr();
+    job.available_out = output.len() as u32;
+    // SAFETY: every input field is set, input and output are live and as long as stated, and the
+    // software path only reads the input.
+    let status = unsafe { (library.execute_job)(pointer) };
+    assert_eq!(status, Status::OK);
+    // SAFETY: the job is done, and nothing else refers to it now.
+    let total_out = unsafe { (*pointer).total_out };
+    output.truncate(total_out as usize);
+    output
+}
+
+fn library(test: &str) -> Option<&'static Library> {
+    match Library::open() {
+        Ok(library) => Some(library),
+        Err(error) => {
+            // The last cause has the loader's own words.
+            let causes = std::iter::successors(Some(&error as &dyn std::error::Error), |error| {
+                error.source()
+            });
+            not_run(
+                test,
+                &causes
+                    .map(ToString::to_string)
+                    .collect::<Vec<_>>()
+                    .join(": "),
+            );
+            None
+        }
+    }
+}
+
+/// Says by name that a test did not run, past the harness's capture. In CI that is a failure.
+fn not_run(test: &str, why: &str) {
+    assert!(
+        std::env::var_os("CI").is_none_or(|ci| ci != "true"),
+        "{test} must run in CI: {why}"
+    );
+    writeln!(std::io::stderr(), "not run: {test}: {why}").expect("standard error is open");
+}
