@@ -1,0 +1,202 @@
+//! QEMU's `idstr`: the name of a RAM block, of a device, of a section.
+
+use core::borrow::Borrow;
+use core::fmt;
+use core::hash::{Hash, Hasher};
+
+/// A name as QEMU sends it: up to 255 bytes, none of them NUL. `pc.ram`, `/rom@etc/acpi/tables`, `timer`.
+///
+/// In packets a name stands in a field of 256 bytes, filled up after a NUL. What a sender left behind the NUL is kept, so
+/// that a packet is written again to the byte; it takes no part in comparisons.
+#[derive(Clone)]
+pub struct IdStr {
+    field: [u8; FIELD_LEN],
+    len: u8,
+}
+
+/// The [`IdStr`] of a RAM block. Empty only in packets without pages.
+pub type BlockName = IdStr;
+
+/// The bytes given are no name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum IdStrError {
+    /// A name has at most 255 bytes.
+    #[error("a name of {found} bytes is too long: {allowed} are allowed")]
+    TooLong {
+        /// Its length in bytes.
+        found: usize,
+        /// The longest length allowed.
+        allowed: usize,
+    },
+    /// A NUL would end the name early on the wire.
+    #[error("a name with a NUL byte at {at}")]
+    Nul {
+        /// Where the first NUL stands.
+        at: usize,
+    },
+}
+
+impl IdStr {
+    /// The name of nothing: in packets without pages.
+    pub const EMPTY: Self = Self {
+        field: [0; FIELD_LEN],
+        len: 0,
+    };
+
+    /// The longest name in bytes: its length must fit in the one byte which the main stream has for it, and a NUL must
+    /// follow it in a packet.
+    pub const MAX_LEN: usize = FIELD_LEN - 1;
+
+    /// A name of these bytes.
+    ///
+    /// # Errors
+    /// When there are more than 255, or one is NUL.
+    pub fn new(name: &[u8]) -> Result<Self, IdStrError> {
+        let too_long = IdStrError::TooLong {
+            found: name.len(),
+            allowed: Self::MAX_LEN,
+        };
+        let len = u8::try_from(name.len()).map_err(|_| too_long)?;
+        if let Some(at) = name.iter().position(|&byte| byte == 0) {
+            return Err(IdStrError::Nul { at });
+        }
+        let mut field = [0; FIELD_LEN];
+        field
+            .get_mut(..name.len())
+            .ok_or(too_long)?
+            .copy_from_slice(name);
+        Ok(Self { field, len })
+    }
+
+    /// The name in a packet's field: up to the first NUL, or up to byte 255, which QEMU overwrites with NUL when it reads.
+    pub(crate) fn from_field(field: [u8; FIELD_LEN]) -> Self {
+        let len = field
+            .iter()
+            .take(Self::MAX_LEN)
+            .take_while(|&&byte| byte != 0)
+            .count();
+        Self {
+            field,
+            // Never cut: at most 255 bytes were looked at.
+            len: u8::try_from(len).unwrap_or(u8::MAX),
+        }
+    }
+
+    /// The field as it stands in a packet.
+    pub(crate) fn field(&self) -> &[u8; FIELD_LEN] {
+        &self.field
+    }
+
+    /// The name's bytes, without a NUL.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        let len = usize::from(self.len);
+        // The length is never longer than the field, so there is no other case.
+        self.field.get(..len).unwrap_or(&self.field)
+    }
+
+    /// Whether the name has no bytes.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+}
+
+impl PartialEq for IdStr {
+    fn eq(&self, other: &Self) -> bool {
+        self.as_bytes() == other.as_bytes()
+    }
+}
+
+impl Eq for IdStr {}
+
+impl PartialOrd for IdStr {
+    fn partial_cmp(&self, other: &Self) -> Option<core::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for IdStr {
+    fn cmp(&self, other: &Self) -> core::cmp::Ordering {
+        self.as_bytes().cmp(other.as_bytes())
+    }
+}
+
+impl Hash for IdStr {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.as_bytes().hash(state);
+    }
+}
+
+/// Lets a map from names be asked with the bytes alone.
+impl Borrow<[u8]> for IdStr {
+    fn borrow(&self) -> &[u8] {
+        self.as_bytes()
+    }
+}
+
+impl TryFrom<&str> for IdStr {
+    type Error = IdStrError;
+
+    fn try_from(name: &str) -> Result<Self, Self::Error> {
+        Self::new(name.as_bytes())
+    }
+}
+
+/// Bytes which are not UTF-8 appear as the replacement character.
+impl fmt::Display for IdStr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&alloc::string::String::from_utf8_lossy(self.as_bytes()))
+    }
+}
+
+impl fmt::Debug for IdStr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "\"{}\"", self.as_bytes().escape_ascii())
+    }
+}
+
+/// Bytes of a name's field in a packet.
+pub(crate) const FIELD_LEN: usize = 256;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::string::ToString;
+
+    #[test]
+    fn names_have_at_most_255_bytes_and_no_nul() {
+        assert_eq!(IdStr::new(&[b'a'; 255]).unwrap().as_bytes(), [b'a'; 255]);
+        assert_eq!(
+            IdStr::new(&[b'a'; 256]),
+            Err(IdStrError::TooLong {
+                found: 256,
+                allowed: 255
+            })
+        );
+        assert_eq!(IdStr::new(b"pc\0ram"), Err(IdStrError::Nul { at: 2 }));
+        assert!(IdStr::new(b"").unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_field_ends_at_its_nul_or_at_byte_255() {
+        let mut field = [b'x'; FIELD_LEN];
+        assert_eq!(IdStr::from_field(field).as_bytes(), [b'x'; 255]);
+        field[3] = 0;
+        let name = IdStr::from_field(field);
+        assert_eq!(name.as_bytes(), b"xxx");
+        assert_eq!(
+            name,
+            IdStr::new(b"xxx").unwrap(),
+            "what follows the NUL does not count"
+        );
+        assert_eq!(name.field(), &field, "but it is kept");
+    }
+
+    #[test]
+    fn shows_itself_as_text() {
+        assert_eq!(IdStr::new(b"pc.ram").unwrap().to_string(), "pc.ram");
+        assert_eq!(IdStr::new(b"a\xff").unwrap().to_string(), "a\u{fffd}");
+    }
+}

@@ -1,0 +1,127 @@
+//! The payload of the methods `qpl` and `uadk`: a table of page lengths, then the pages one after the other.
+//!
+//! One 4-byte big-endian length per normal page. A page as long as the page size is there as it is; a shorter one is
+//! compressed by itself: a raw deflate stream (`qpl`, RFC 1951) or a zlib stream (`uadk`, RFC 1950). QEMU 9.1 and later;
+//! a page longer than the page size makes QEMU abort.
+
+use alloc::vec::Vec;
+
+use crate::fault::Fault;
+use crate::page_size::PageSize;
+
+/// One page of a payload.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PageData<'a> {
+    /// The page as it is, of the length of a page.
+    Raw(&'a [u8]),
+    /// The page compressed, shorter than a page and not empty.
+    Compressed(&'a [u8]),
+}
+
+impl<'a> PageData<'a> {
+    /// The page's bytes in the payload.
+    #[must_use]
+    pub fn bytes(self) -> &'a [u8] {
+        match self {
+            Self::Raw(bytes) | Self::Compressed(bytes) => bytes,
+        }
+    }
+}
+
+/// The pages of a payload whose length table holds. Made by [`parse`].
+#[derive(Debug, Clone)]
+pub struct Pages<'a> {
+    lengths: core::slice::Iter<'a, [u8; LENGTH_LEN]>,
+    data: &'a [u8],
+    page_size: PageSize,
+}
+
+/// Takes a payload of `pages` pages apart. The whole table is checked before the first page is given out.
+///
+/// # Errors
+/// [`Fault::LengthTable`] when the payload is shorter than the table, [`Fault::PageLength`] when a page is empty or longer
+/// than a page, [`Fault::LengthSum`] when the pages are together not as long as what follows the table.
+pub fn parse(payload: &[u8], pages: usize, page_size: PageSize) -> Result<Pages<'_>, Fault> {
+    let needed = pages.saturating_mul(LENGTH_LEN);
+    let (table, data) = payload.split_at_checked(needed).ok_or(Fault::LengthTable {
+        found: payload.len(),
+        needed,
+    })?;
+    let (lengths, _) = table.as_chunks();
+    let mut sum = 0_usize;
+    for (page, length) in lengths.iter().enumerate() {
+        let found = u32::from_be_bytes(*length);
+        check_length(page, found as usize, page_size)?;
+        sum = sum.saturating_add(found as usize);
+    }
+    if sum != data.len() {
+        return Err(Fault::LengthSum {
+            found: sum,
+            allowed: data.len(),
+        });
+    }
+    Ok(Pages {
+        lengths: lengths.iter(),
+        data,
+        page_size,
+    })
+}
+
+/// Appends a payload to `out`: the table, then the pages.
+///
+/// # Errors
+/// [`Fault::PageLength`] when a raw page is not as long as a page, or a compressed one is empty or not shorter; nothing is
+/// written then.
+pub fn write(pages: &[PageData<'_>], page_size: PageSize, out: &mut Vec<u8>) -> Result<(), Fault> {
+    for (page, data) in pages.iter().enumerate() {
+        let found = data.bytes().len();
+        check_length(page, found, page_size)?;
+        if matches!(data, PageData::Raw(_)) != (found == page_size.bytes()) {
+            return Err(page_length(page, found, page_size));
+        }
+    }
+    for data in pages {
+        // At most the page size, as was just checked.
+        out.extend_from_slice(&(data.bytes().len() as u32).to_be_bytes());
+    }
+    for data in pages {
+        out.extend_from_slice(data.bytes());
+    }
+    Ok(())
+}
+
+impl<'a> Iterator for Pages<'a> {
+    type Item = PageData<'a>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let length = u32::from_be_bytes(*self.lengths.next()?) as usize;
+        let (bytes, rest) = self.data.split_at_checked(length)?;
+        self.data = rest;
+        Some(if length == self.page_size.bytes() {
+            PageData::Raw(bytes)
+        } else {
+            PageData::Compressed(bytes)
+        })
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        self.lengths.size_hint()
+    }
+}
+
+impl ExactSizeIterator for Pages<'_> {}
+
+fn check_length(page: usize, found: usize, page_size: PageSize) -> Result<(), Fault> {
+    if found == 0 || found > page_size.bytes() {
+        return Err(page_length(page, found, page_size));
+    }
+    Ok(())
+}
+
+fn page_length(page: usize, found: usize, page_size: PageSize) -> Fault {
+    let most = page_size.bytes();
+    Fault::PageLength { page, found, most }
+}
+
+/// Bytes of one length in the table.
+const LENGTH_LEN: usize = size_of::<u32>();
