@@ -1,0 +1,307 @@
+//! A packet's worth of pages, wherever they are.
+//!
+//! The pages of a running guest change while they are read, so they are never looked at through a Rust slice.
+//! A [`GuestPage`] is only an address; its content is copied once, word by word, and everything after that works on
+//! the private copy. What a guest writes during the copy may or may not be in it: such a page is dirty again
+//! and is sent again.
+//!
+//! This is the only file of the crate's base with `unsafe` in it.
+#![allow(unsafe_code)]
+
+use std::marker::PhantomData;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use multifd_wire::PageSize;
+
+/// The normal pages of one packet, in the order of their offsets: what an [`Encoder`](crate::Encoder) is given.
+///
+/// At most [`PageSize::pages_per_packet`] pages; none at all is allowed.
+#[derive(Clone, Copy, Debug)]
+pub struct Pages<'a> {
+    source: Source<'a>,
+    page_size: PageSize,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Source<'a> {
+    Private(&'a [u8]),
+    Guest(&'a [GuestPage<'a>]),
+}
+
+impl<'a> Pages<'a> {
+    /// Pages that lie back to back in memory nobody else writes.
+    ///
+    /// # Errors
+    ///
+    /// [`PagesError::NotWhole`] when the bytes do not end at a page's end, [`PagesError::TooMany`] when they are more
+    /// than a packet takes.
+    pub fn private(bytes: &'a [u8], page_size: PageSize) -> Result<Self, PagesError> {
+        if !bytes.len().is_multiple_of(page_size.bytes()) {
+            return Err(PagesError::NotWhole {
+                found_bytes: bytes.len(),
+                page_size,
+            });
+        }
+        Self::checked(Source::Private(bytes), page_size)
+    }
+
+    /// Pages of a guest's memory, anywhere in it, that may be written by others at any time.
+    ///
+    /// # Errors
+    ///
+    /// [`PagesError::MixedSizes`] when a handle is to a page of another size, [`PagesError::TooMany`] when they are
+    /// more than a packet takes.
+    pub fn guest(pages: &'a [GuestPage<'a>], page_size: PageSize) -> Result<Self, PagesError> {
+        if let Some(other) = pages.iter().find(|page| page.page_size != page_size) {
+            return Err(PagesError::MixedSizes {
+                found: other.page_size,
+                allowed: page_size,
+            });
+        }
+        Self::checked(Source::Guest(pages), page_size)
+    }
+
+    fn checked(source: Source<'a>, page_size: PageSize) -> Result<Self, PagesError> {
+        let pages = Self { source, page_size };
+        let allowed = page_size.pages_per_packet();
+        if pages.len() > allowed {
+            return Err(PagesError::TooMany {
+                found: pages.len(),
+                allowed,
+            });
+        }
+        Ok(pages)
+    }
+
+    /// The size of each page.
+    #[must_use]
+    pub const fn page_size(&self) -> PageSize {
+        self.page_size
+    }
+
+    /// How many pages there are.
+    #[must_use]
+    pub const fn len(&self) -> usize {
+        match self.source {
+            Source::Private(bytes) => bytes.len() / self.page_size.bytes(),
+            Source::Guest(pages) => pages.len(),
+        }
+    }
+
+    /// Whether there is no page at all.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The content of all pages back to back, fixed from now on.
+    ///
+    /// Private pages are returned where they are. Guest pages are copied once into `scratch`, whose former content is
+    /// dropped and whose memory is reused.
+    pub fn gather<'s>(&self, scratch: &'s mut Vec<u8>) -> &'s [u8]
+    where
+        'a: 's,
+    {
+        match self.source {
+            Source::Private(bytes) => bytes,
+            Source::Guest(_) => {
+                scratch.clear();
+                self.append_to(scratch);
+                scratch
+            }
+        }
+    }
+
+    /// Copies the content of all pages, back to back, behind what `out` holds.
+    pub fn append_to(&self, out: &mut Vec<u8>) {
+        match self.source {
+            Source::Private(bytes) => out.extend_from_slice(bytes),
+            Source::Guest(pages) => {
+                out.reserve(pages.len() * self.page_size.bytes());
+                pages.iter().for_each(|page| page.append_to(out));
+            }
+        }
+    }
+}
+
+/// Where one page of a guest's memory lies: an address, and the promise that it can be read.
+#[derive(Clone, Copy, Debug)]
+pub struct GuestPage<'a> {
+    start: NonNull<u8>,
+    page_size: PageSize,
+    memory: PhantomData<&'a [AtomicU64]>,
+}
+
+impl GuestPage<'_> {
+    /// A handle to the `page_size` bytes from `start` on.
+    ///
+    /// # Safety
+    ///
+    /// During the whole lifetime of the handle and its copies
+    ///
+    /// - the bytes are mapped and may be read from any thread,
+    /// - `start` is aligned to 8 bytes,
+    /// - there is no `&mut` to any of the bytes, and nobody in this program writes them but through atomic (or, as is
+    ///   usual for guest memory, volatile) accesses. The guest itself, devices and other processes may write as they
+    ///   like.
+    #[must_use]
+    pub const unsafe fn new(start: NonNull<u8>, page_size: PageSize) -> Self {
+        Self {
+            start,
+            page_size,
+            memory: PhantomData,
+        }
+    }
+
+    fn append_to(self, out: &mut Vec<u8>) {
+        let len_bytes = self.page_size.bytes();
+        out.reserve(len_bytes);
+        let (slots, _) = out.spare_capacity_mut().as_chunks_mut::<8>();
+        let words = self.start.as_ptr().cast::<u64>();
+        for (index, slot) in slots.iter_mut().take(len_bytes / 8).enumerate() {
+            // SAFETY: a page is a whole number of words, and `index` counts those before its end, so this stays
+            // inside the page that the caller of `new` has promised to be mapped.
+            let word = unsafe { words.add(index) };
+            // SAFETY: `word` is in mapped memory and aligned, as promised to `new`. Others may write it now; an atomic
+            // is the one kind of reference which allows that, and this one does not outlive the load.
+            let word = unsafe { AtomicU64::from_ptr(word) }.load(Ordering::Relaxed);
+            slot.write_copy_of_slice(&word.to_ne_bytes());
+        }
+        // SAFETY: `reserve` has made room for `len_bytes` more, so there were `len_bytes / 8` slots and the loop has
+        // filled them all.
+        unsafe { out.set_len(out.len() + len_bytes) };
+    }
+}
+
+// SAFETY: a handle is only an address. Reading what it points to is promised to `new` to be allowed from any thread.
+unsafe impl Send for GuestPage<'_> {}
+// SAFETY: as above; a shared handle gives nothing but the same reads.
+unsafe impl Sync for GuestPage<'_> {}
+
+/// What was given is not a packet's worth of pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum PagesError {
+    /// The bytes do not end where a page ends.
+    #[error("{found_bytes} bytes are not a whole number of pages of {page_size} bytes")]
+    NotWhole {
+        /// Length of what was given.
+        found_bytes: usize,
+        /// The size of each page.
+        page_size: PageSize,
+    },
+    /// More pages than a packet takes.
+    #[error("{found} pages, but a packet takes {allowed} of this size")]
+    TooMany {
+        /// Number of pages given.
+        found: usize,
+        /// [`PageSize::pages_per_packet`].
+        allowed: usize,
+    },
+    /// A handle is to a page of another size.
+    #[error("a page of {found} bytes among pages of {allowed} bytes")]
+    MixedSizes {
+        /// The size of the first page that differs.
+        found: PageSize,
+        /// The size of the packet's pages.
+        allowed: PageSize,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Words that stand for guest memory: page `n` is filled with the byte `n`.
+    fn guest_memory(pages: u8) -> Vec<AtomicU64> {
+        (0..pages)
+            .flat_map(|page| {
+                std::iter::repeat_with(move || AtomicU64::new(u64::from_ne_bytes([page; 8])))
+                    .take(PageSize::K4.bytes() / 8)
+            })
+            .collect()
+    }
+
+    fn handle(memory: &[AtomicU64], page: usize) -> GuestPage<'_> {
+        let words = PageSize::K4.bytes() / 8;
+        let start = NonNull::from(&memory[page * words..][..words]).cast();
+        // SAFETY: the slice is a page of atomics that outlives the handle.
+        unsafe { GuestPage::new(start, PageSize::K4) }
+    }
+
+    #[test]
+    fn guest_pages_are_gathered_in_the_order_given() {
+        let memory = guest_memory(5);
+        let handles = [3, 0, 4].map(|page| handle(&memory, page));
+        let pages = Pages::guest(&handles, PageSize::K4).unwrap();
+        let mut scratch = b"left from before".to_vec();
+        let gathered = pages.gather(&mut scratch);
+        let expected = [[3u8; 4096], [0; 4096], [4; 4096]].concat();
+        assert_eq!(pages.len(), 3);
+        assert!(gathered == expected);
+    }
+
+    #[test]
+    fn gathering_again_does_not_allocate() {
+        let memory = guest_memory(3);
+        let handles = [0, 1, 2].map(|page| handle(&memory, page));
+        let pages = Pages::guest(&handles, PageSize::K4).unwrap();
+        let mut scratch = Vec::new();
+        let first = pages.gather(&mut scratch).as_ptr();
+        assert_eq!(pages.gather(&mut scratch).as_ptr(), first);
+    }
+
+    #[test]
+    fn private_pages_are_not_copied() {
+        let bytes = vec![7; 3 * 4096];
+        let pages = Pages::private(&bytes, PageSize::K4).unwrap();
+        let mut scratch = Vec::new();
+        assert_eq!(pages.gather(&mut scratch).as_ptr(), bytes.as_ptr());
+        assert_eq!(scratch.capacity(), 0);
+    }
+
+    #[test]
+    fn appending_keeps_what_was_there() {
+        let memory = guest_memory(2);
+        let handles = [handle(&memory, 1)];
+        let mut out = vec![9; 3];
+        Pages::guest(&handles, PageSize::K4)
+            .unwrap()
+            .append_to(&mut out);
+        assert_eq!(out.len(), 3 + 4096);
+        assert_eq!(out[..5], [9, 9, 9, 1, 1]);
+        assert_eq!(out[3 + 4095], 1);
+    }
+
+    #[test]
+    fn what_is_no_packets_worth_of_pages_is_refused() {
+        let k8 = PageSize::new(8192).unwrap();
+        let bytes = vec![0; 129 * 4096];
+        assert_eq!(
+            Pages::private(&bytes[..4097], PageSize::K4).unwrap_err(),
+            PagesError::NotWhole {
+                found_bytes: 4097,
+                page_size: PageSize::K4
+            }
+        );
+        assert_eq!(
+            Pages::private(&bytes, PageSize::K4).unwrap_err(),
+            PagesError::TooMany {
+                found: 129,
+                allowed: 128
+            }
+        );
+        assert!(Pages::private(&bytes[..128 * 4096], PageSize::K4).is_ok());
+        let memory = guest_memory(1);
+        let handles = [handle(&memory, 0)];
+        assert_eq!(
+            Pages::guest(&handles, k8).unwrap_err(),
+            PagesError::MixedSizes {
+                found: PageSize::K4,
+                allowed: k8
+            }
+        );
+        assert!(Pages::guest(&[], k8).unwrap().is_empty());
+    }
+}

@@ -1,0 +1,151 @@
+//! Method `zlib` (QEMU 5.0 and later): one zlib stream per channel for the whole migration.
+//!
+//! The two bytes of zlib header stand before the first payload only. A payload ends with a sync flush, whose mark
+//! `00 00 ff ff` puts everything before it into the receiver's hands; matches reach back up to 32 KiB across pages and
+//! packets. The stream is never finished: there is no final block and no checksum.
+//!
+//! A stock receiver inflates page by page, each call with room for exactly one page, and fails when a page stays
+//! short or the stream ends. Where the output is cut makes no difference to inflate, so here the packet is one call
+//! (which is faster, as inflate slows down near the end of its room); what would have to come out behind the
+//! last page, which the stock receiver leaves to trouble the next packet, is an error at once.
+
+use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, Status};
+use multifd_wire::{Method, PageSize};
+
+use crate::channel::{ReadPayload, WritePayload, check_payload_len};
+use crate::{DecodeError, EncodeError, Pages, ZlibLevel};
+
+/// The sending direction.
+pub(crate) struct Deflate {
+    stream: Compress,
+    copy: Vec<u8>,
+}
+
+impl Deflate {
+    pub(crate) fn new(level: ZlibLevel) -> Self {
+        Self {
+            stream: Compress::new(Compression::new(level.value().into()), true),
+            copy: Vec::new(),
+        }
+    }
+}
+
+impl WritePayload for Deflate {
+    const METHOD: Method = Method::Zlib;
+
+    fn write_payload(&mut self, pages: &Pages<'_>, out: &mut Vec<u8>) -> Result<(), EncodeError> {
+        let mut input = pages.gather(&mut self.copy);
+        out.reserve(expected_bound(input.len()));
+        loop {
+            let taken_before = self.stream.total_in();
+            self.stream
+                .compress_vec(input, out, FlushCompress::Sync)
+                .map_err(|error| EncodeError::Library {
+                    method: Method::Zlib,
+                    source: error.into(),
+                })?;
+            input = rest(input, self.stream.total_in() - taken_before);
+            // Room left over is deflate's sign that the flush is complete.
+            if out.len() < out.capacity() {
+                debug_assert!(input.is_empty());
+                return Ok(());
+            }
+            check_payload_len(out.len())?;
+            out.reserve(expected_bound(input.len()));
+        }
+    }
+}
+
+/// The receiving direction.
+pub(crate) struct Inflate {
+    stream: Decompress,
+}
+
+impl Inflate {
+    pub(crate) fn new() -> Self {
+        Self {
+            stream: Decompress::new(true),
+        }
+    }
+
+    /// Inflates once and says how much input it took and how much output it made.
+    fn step(
+        &mut self,
+        input: &[u8],
+        output: &mut [u8],
+        found: usize,
+    ) -> Result<(u64, u64), DecodeError> {
+        let (taken, made) = (self.stream.total_in(), self.stream.total_out());
+        let status = self
+            .stream
+            .decompress(input, output, FlushDecompress::Sync)
+            .map_err(|error| DecodeError::Library {
+                method: Method::Zlib,
+                found,
+                source: error.into(),
+            })?;
+        if status == Status::StreamEnd {
+            return Err(DecodeError::StreamEnd {
+                method: Method::Zlib,
+                found,
+            });
+        }
+        Ok((
+            self.stream.total_in() - taken,
+            self.stream.total_out() - made,
+        ))
+    }
+}
+
+impl ReadPayload for Inflate {
+    const METHOD: Method = Method::Zlib;
+
+    fn read_payload(
+        &mut self,
+        payload: &[u8],
+        _page_size: PageSize,
+        pages: &mut [u8],
+    ) -> Result<(), DecodeError> {
+        let expected = pages.len();
+        let mut input = payload;
+        let mut found = 0;
+        while let Some(room) = pages.get_mut(found..).filter(|room| !room.is_empty()) {
+            let (taken, made) = self.step(input, room, found)?;
+            if (taken, made) == (0, 0) {
+                return Err(DecodeError::TooShort { found, expected });
+            }
+            input = rest(input, taken);
+            found += made as usize;
+        }
+        // The marks behind the last page have no output. If there is some, in the input that is left or already
+        // inside inflate, there is a byte too many.
+        loop {
+            let (taken, made) = self.step(input, &mut [0], found)?;
+            if made > 0 {
+                return Err(DecodeError::TooLong { expected });
+            }
+            if taken == 0 {
+                break;
+            }
+            input = rest(input, taken);
+        }
+        if !input.is_empty() {
+            return Err(DecodeError::Trailing { found: input.len() });
+        }
+        Ok(())
+    }
+}
+
+/// What is left of `input` when its first bytes have been taken.
+fn rest(input: &[u8], taken: u64) -> &[u8] {
+    usize::try_from(taken)
+        .ok()
+        .and_then(|taken| input.get(taken..))
+        .unwrap_or_default()
+}
+
+/// Room in which any payload of `len_bytes` is expected to fit: the fixed Huffman code, which the fastest levels use
+/// even where it does not pay, makes at most nine bits of a byte, and block headers and the flush need little.
+const fn expected_bound(len_bytes: usize) -> usize {
+    len_bytes + len_bytes / 8 + 1024
+}

@@ -1,0 +1,181 @@
+//! Method `zstd` (QEMU 5.0 and later): one zstd frame per channel for the whole migration.
+//!
+//! The frame is opened by the first payload, with neither content size nor checksum, and never ended; each payload ends
+//! at a block's end (a flush). A stock receiver works page by page and stops a page where a frame ends. So it also
+//! takes frames that end at a page's end, and fails at a frame that ends inside a page or brings none, be it empty or
+//! skippable; what stands behind the frame end that completes the last page it does not look at.
+
+use std::error::Error;
+use std::fmt;
+
+use multifd_wire::{Method, PageSize};
+use zstd_safe::zstd_sys::ZSTD_EndDirective;
+use zstd_safe::{CCtx, CParameter, DCtx, DParameter, InBuffer, OutBuffer};
+
+use crate::channel::{ReadPayload, WritePayload, check_payload_len};
+use crate::{DecodeError, EncodeError, Pages, Unsupported, ZstdLevel};
+
+/// The sending direction.
+pub(crate) struct Compress {
+    stream: CCtx<'static>,
+    copy: Vec<u8>,
+}
+
+impl Compress {
+    pub(crate) fn new(level: ZstdLevel) -> Result<Self, Unsupported> {
+        let mut stream = CCtx::create();
+        stream
+            .set_parameter(CParameter::CompressionLevel(level.value().into()))
+            .map_err(refused)?;
+        Ok(Self {
+            stream,
+            copy: Vec::new(),
+        })
+    }
+}
+
+impl WritePayload for Compress {
+    const METHOD: Method = Method::Zstd;
+
+    fn write_payload(&mut self, pages: &Pages<'_>, out: &mut Vec<u8>) -> Result<(), EncodeError> {
+        let bytes = pages.gather(&mut self.copy);
+        let mut input = InBuffer::around(bytes);
+        out.reserve(zstd_safe::compress_bound(bytes.len()));
+        loop {
+            let filled = out.len();
+            let mut output = OutBuffer::around_pos(out, filled);
+            let pending = self
+                .stream
+                .compress_stream2(&mut output, &mut input, ZSTD_EndDirective::ZSTD_e_flush)
+                .map_err(|code| EncodeError::Library {
+                    method: Method::Zstd,
+                    source: Box::new(ZstdError(code)),
+                })?;
+            if pending == 0 {
+                return Ok(());
+            }
+            check_payload_len(out.len() + pending)?;
+            out.reserve(pending);
+        }
+    }
+}
+
+/// The receiving direction.
+pub(crate) struct Decompress {
+    stream: DCtx<'static>,
+}
+
+impl Decompress {
+    pub(crate) fn new() -> Result<Self, Unsupported> {
+        let mut stream = DCtx::create();
+        stream
+            .set_parameter(DParameter::WindowLogMax(WINDOW_BITS))
+            .map_err(refused)?;
+        Ok(Self { stream })
+    }
+
+    /// Decompresses once; `true` when that brought a frame to its end.
+    fn step(
+        &mut self,
+        input: &mut InBuffer<'_>,
+        output: &mut OutBuffer<'_, [u8]>,
+        found: usize,
+    ) -> Result<bool, DecodeError> {
+        self.stream
+            .decompress_stream(output, input)
+            .map(|hint| hint == 0)
+            .map_err(|code| DecodeError::Library {
+                method: Method::Zstd,
+                found,
+                source: Box::new(ZstdError(code)),
+            })
+    }
+
+    /// What stands behind the last page may end the frame or be empty blocks or frames; nothing may come out of it.
+    fn read_tail(
+        &mut self,
+        input: &mut InBuffer<'_>,
+        expected: usize,
+        mut in_frame: bool,
+    ) -> Result<(), DecodeError> {
+        let payload_len = input.src.len();
+        let mut belongs_to = input.pos();
+        // In an open frame the decoder may hold output back, so it is asked even when no input is left.
+        while in_frame || input.pos() < payload_len {
+            let before = input.pos();
+            let mut beyond = [0];
+            let mut output = OutBuffer::around(&mut beyond[..]);
+            let ended = self.step(input, &mut output, expected)?;
+            if output.pos() > 0 {
+                return Err(DecodeError::TooLong { expected });
+            }
+            in_frame &= !ended;
+            if ended || in_frame {
+                belongs_to = input.pos();
+            }
+            if !ended && input.pos() == before {
+                break;
+            }
+        }
+        if belongs_to < payload_len {
+            return Err(DecodeError::Trailing {
+                found: payload_len - belongs_to,
+            });
+        }
+        Ok(())
+    }
+}
+
+impl ReadPayload for Decompress {
+    const METHOD: Method = Method::Zstd;
+
+    fn read_payload(
+        &mut self,
+        payload: &[u8],
+        page_size: PageSize,
+        pages: &mut [u8],
+    ) -> Result<(), DecodeError> {
+        let expected = pages.len();
+        let mut input = InBuffer::around(payload);
+        let mut output = OutBuffer::around(pages);
+        let mut last_frame_end = 0;
+        let mut ended = false;
+        while output.pos() < expected {
+            let before = (input.pos(), output.pos());
+            ended = self.step(&mut input, &mut output, before.1)?;
+            let found = output.pos();
+            if ended {
+                if found == last_frame_end || !found.is_multiple_of(page_size.bytes()) {
+                    return Err(DecodeError::FrameEnd { found });
+                }
+                last_frame_end = found;
+            } else if (input.pos(), found) == before {
+                return Err(DecodeError::TooShort { found, expected });
+            }
+        }
+        self.read_tail(&mut input, expected, !ended)
+    }
+}
+
+fn refused(code: usize) -> Unsupported {
+    Unsupported::Library {
+        method: Method::Zstd,
+        source: Box::new(ZstdError(code)),
+    }
+}
+
+/// libzstd's error code, shown in libzstd's words.
+#[derive(Debug)]
+struct ZstdError(usize);
+
+impl fmt::Display for ZstdError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(zstd_safe::get_error_name(self.0))
+    }
+}
+
+impl Error for ZstdError {}
+
+/// The largest window a peer may ask for, as a power of two: the limit of a stock receiver, 128 MiB. It holds whatever
+/// default the linked libzstd has, as the window is memory that a peer's number sizes.
+const WINDOW_BITS: u32 = 27;

@@ -1,0 +1,95 @@
+//! One suite, run for every method: what all codecs have to do, see `suite`.
+
+#[path = "deflate/pages.rs"]
+mod pages;
+mod suite;
+
+use multifd_codec::{Settings, ZlibLevel, ZstdLevel};
+use multifd_wire::Method;
+use suite::Subject;
+
+macro_rules! conformance {
+    ($subject:ident: $($test:ident)*) => {
+        mod $subject {
+            $(
+                #[test]
+                fn $test() {
+                    crate::suite::$test(&crate::$subject());
+                }
+            )*
+        }
+    };
+    ($($subject:ident)*) => {
+        $(
+            conformance! { $subject:
+                both_ends_name_their_method
+                round_trip
+                one_page
+                full_batches_of_the_worst_pages
+                zero_pages
+                an_empty_batch_leaves_the_stream_alone
+                page_sizes
+                a_thousand_packets
+                all_settings
+                truncation
+                corruption
+                garbage
+                more_or_fewer_pages_than_there_are
+                a_buffer_that_is_no_packets_pages
+                a_guest_that_keeps_writing
+            }
+        )*
+    };
+}
+
+conformance! { none zlib zstd }
+
+fn none() -> Subject {
+    Subject {
+        method: Method::None,
+        settings: vec![Settings::default()],
+    }
+}
+
+fn zlib() -> Subject {
+    let levels = 0..=ZlibLevel::MAX.value();
+    Subject {
+        method: Method::Zlib,
+        settings: levels
+            .map(|level| {
+                let mut settings = Settings::default();
+                settings.zlib_level = ZlibLevel::new(level).unwrap();
+                settings
+            })
+            .collect(),
+    }
+}
+
+fn zstd() -> Subject {
+    let levels = 0..=ZstdLevel::MAX.value();
+    Subject {
+        method: Method::Zstd,
+        settings: levels
+            .map(|level| {
+                let mut settings = Settings::default();
+                settings.zstd_level = ZstdLevel::new(level).unwrap();
+                settings
+            })
+            .collect(),
+    }
+}
+
+/// The methods that are not built in say so.
+#[test]
+fn methods_without_a_codec() {
+    for method in [Method::Qpl, Method::Uadk, Method::Qatzip] {
+        let encoder = multifd_codec::encoder(method, &Settings::default());
+        let decoder = multifd_codec::decoder(method);
+        for error in [encoder.err(), decoder.err()] {
+            assert_eq!(
+                error.unwrap().to_string(),
+                format!("no codec for the {method} method")
+            );
+        }
+    }
+}
