@@ -1,2 +1,94 @@
-//! The workspace's tasks: `cargo xtask VERB`.
-fn main() {}
+//! The workspace's tasks: `cargo xtask VERB`, one file per verb.
+
+#![forbid(unsafe_code)]
+
+mod verbs;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+use clap::{Parser, Subcommand};
+
+/// What went wrong, in words for the person at the terminal.
+type Error = Box<dyn std::error::Error>;
+type Result<T> = std::result::Result<T, Error>;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "The tasks of this workspace")]
+struct Arguments {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Say what this machine has: QEMUs, tools, rights
+    Detect,
+    /// Fetch the real parts from Debian into target/parts; the system stays as it is
+    Setup(verbs::setup::Arguments),
+    /// Run every test, and list by name what could not run here
+    Test,
+    /// Formatting, lints, documentation, the line of crates
+    Check,
+}
+
+fn main() -> ExitCode {
+    let outcome = match Arguments::parse().verb {
+        Verb::Detect => verbs::detect::run(),
+        Verb::Setup(arguments) => verbs::setup::run(&arguments),
+        Verb::Test => verbs::test::run(),
+        Verb::Check => verbs::check::run(),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The top folder of the workspace.
+fn workspace() -> PathBuf {
+    // The manifest's parent exists by construction; a path without one would only make the commands below fail.
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .map(Path::to_path_buf)
+        .unwrap_or_default()
+}
+
+/// The cargo which runs this task, in the workspace's top folder.
+fn cargo() -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(workspace());
+    command
+}
+
+/// Runs a command with its output on the terminal.
+fn run(command: &mut Command) -> Result<()> {
+    let status = command
+        .status()
+        .map_err(|error| format!("cannot start {command:?}: {error}"))?;
+    if status.success() {
+        Ok(())
+    } else {
+        Err(format!("{command:?} ended with {status}").into())
+    }
+}
+
+/// Runs a command quietly and gives what it printed.
+fn output(command: &mut Command) -> Result<String> {
+    let output = command
+        .output()
+        .map_err(|error| format!("cannot start {command:?}: {error}"))?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        return Err(format!(
+            "{command:?} ended with {}:\n{}",
+            output.status,
+            said.trim_end()
+        )
+        .into());
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}

@@ -1,0 +1,199 @@
+//! `cargo xtask check`: what can be said about the tree without running it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::Value;
+
+use crate::{Result, cargo, output, run as run_command, workspace};
+
+/// The published crates, and which of this workspace's crates each may build upon.
+const LINE: [(&str, &[&str]); 5] = [
+    ("multifd-wire", &[]),
+    ("qpl-sys", &[]),
+    ("multifd-codec", &["multifd-wire", "qpl-sys"]),
+    ("multifd-transport", &["multifd-codec", "multifd-wire"]),
+    (
+        "multifd-cli",
+        &["multifd-transport", "multifd-codec", "multifd-wire"],
+    ),
+];
+
+/// The only outside crate of the wire crate.
+const WIRE_MAY_USE: &str = "thiserror";
+
+/// A Rust file longer than this holds more than one idea, unless it is listed in `LONG_FILES`.
+const LINES_PER_FILE: usize = 800;
+
+/// Files that are longer for a reason.
+const LONG_FILES: [&str; 0] = [];
+
+pub fn run() -> Result<()> {
+    let mut manifests = vec![workspace().join("Cargo.toml")];
+    manifests.extend(Some(workspace().join("fuzz/Cargo.toml")).filter(|path| path.is_file()));
+
+    for manifest in &manifests {
+        step("formatting", manifest);
+        run_command(
+            cargo()
+                .args(["fmt", "--all", "--check", "--manifest-path"])
+                .arg(manifest),
+        )?;
+        step("clippy", manifest);
+        run_command(
+            cargo()
+                .args([
+                    "clippy",
+                    "--quiet",
+                    "--workspace",
+                    "--all-targets",
+                    "--manifest-path",
+                ])
+                .arg(manifest)
+                .args(["--", "-D", "warnings"]),
+        )?;
+    }
+    step("documentation", &manifests[0]);
+    run_command(
+        cargo()
+            .args(["doc", "--quiet", "--workspace", "--no-deps"])
+            .env("RUSTDOCFLAGS", "-D warnings"),
+    )?;
+
+    println!("== the line of crates, file lengths");
+    let metadata = output(cargo().args(["metadata", "--no-deps", "--format-version", "1"]))?;
+    let mut faults = line_faults(&serde_json::from_str(&metadata)?);
+    faults.extend(long_files()?);
+    if faults.is_empty() {
+        Ok(())
+    } else {
+        Err(faults.join("\n").into())
+    }
+}
+
+fn step(what: &str, manifest: &Path) {
+    let place = manifest.strip_prefix(workspace()).unwrap_or(manifest);
+    println!("== {what} ({})", place.display());
+}
+
+/// Checks who depends on whom, as `cargo metadata` tells it.
+fn line_faults(metadata: &Value) -> Vec<String> {
+    let packages = metadata["packages"]
+        .as_array()
+        .map_or(&[][..], Vec::as_slice);
+    let name_of = |value: &Value| value["name"].as_str().unwrap_or_default().to_owned();
+    let own: Vec<String> = packages.iter().map(name_of).collect();
+    let mut faults = Vec::new();
+    for package in packages {
+        let name = name_of(package);
+        // Cargo writes `publish = false` as an empty list of registries.
+        if package["publish"].as_array().is_some_and(Vec::is_empty) {
+            continue;
+        }
+        let Some((_, may_use)) = LINE.iter().find(|(crate_name, _)| *crate_name == name) else {
+            faults.push(format!(
+                "{name} is published but has no place in the line of crates"
+            ));
+            continue;
+        };
+        for dependency in package["dependencies"].as_array().into_iter().flatten() {
+            let target = name_of(dependency);
+            if dependency["kind"] == "dev" {
+                // Cargo leaves a development dependency without a version out of what it publishes.
+                if own.contains(&target)
+                    && !may_use.contains(&target.as_str())
+                    && dependency["req"] != "*"
+                {
+                    faults.push(format!(
+                        "{name} would be published with {target} as a development dependency"
+                    ));
+                }
+            } else if own.contains(&target) && !may_use.contains(&target.as_str()) {
+                faults.push(format!(
+                    "{name} depends on {target}, against the line of crates"
+                ));
+            } else if name == "multifd-wire" && target != WIRE_MAY_USE {
+                faults.push(format!(
+                    "{name} depends on {target}; it may use {WIRE_MAY_USE} only"
+                ));
+            }
+        }
+    }
+    faults
+}
+
+fn long_files() -> Result<Vec<String>> {
+    let listed = output(
+        Command::new("git")
+            .args(["ls-files", "*.rs"])
+            .current_dir(workspace()),
+    )?;
+    let mut faults = Vec::new();
+    for file in listed.lines().filter(|file| !LONG_FILES.contains(file)) {
+        let path: PathBuf = workspace().join(file);
+        // A file that is deleted but not yet committed is still listed.
+        let Ok(text) = fs::read_to_string(path) else {
+            continue;
+        };
+        let lines = text.lines().count();
+        if lines > LINES_PER_FILE {
+            faults.push(format!(
+                "{file} has {lines} lines, more than {LINES_PER_FILE}"
+            ));
+        }
+    }
+    Ok(faults)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::line_faults;
+
+    fn workspace_where(name: &str, dependency: Value) -> Value {
+        json!({"packages": [
+            {"name": name, "publish": null, "dependencies": [dependency]},
+            {"name": "multifd-transport", "publish": null, "dependencies": []},
+            {"name": "qemu-lab", "publish": [], "dependencies": []},
+        ]})
+    }
+
+    #[test]
+    fn a_dependency_up_the_line_is_a_fault() {
+        let upwards = json!({"name": "multifd-transport", "kind": null, "req": "^0.1"});
+        assert_eq!(
+            line_faults(&workspace_where("multifd-codec", upwards.clone())).len(),
+            1
+        );
+        assert!(line_faults(&workspace_where("multifd-cli", upwards)).is_empty());
+    }
+
+    #[test]
+    fn the_wire_crate_uses_nothing_but_its_error_macro() {
+        let errors = json!({"name": "thiserror", "kind": null, "req": "^2"});
+        assert!(line_faults(&workspace_where("multifd-wire", errors)).is_empty());
+        let other = json!({"name": "serde", "kind": null, "req": "^1"});
+        assert_eq!(
+            line_faults(&workspace_where("multifd-wire", other)).len(),
+            1
+        );
+    }
+
+    #[test]
+    fn the_lab_may_only_be_an_unpublished_development_dependency() {
+        let normal = json!({"name": "qemu-lab", "kind": null, "req": "*"});
+        assert_eq!(
+            line_faults(&workspace_where("multifd-transport", normal)).len(),
+            1
+        );
+        let published = json!({"name": "qemu-lab", "kind": "dev", "req": "^0.1.0"});
+        assert_eq!(
+            line_faults(&workspace_where("multifd-transport", published)).len(),
+            1
+        );
+        let stripped = json!({"name": "qemu-lab", "kind": "dev", "req": "*"});
+        assert!(line_faults(&workspace_where("multifd-transport", stripped)).is_empty());
+    }
+}
