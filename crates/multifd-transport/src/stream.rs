@@ -1,0 +1,326 @@
+//! Sockets: one type over unix and TCP, connected or listening.
+
+use std::io::{self, IoSlice, Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream, ToSocketAddrs};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::{RecvFlags, recv};
+
+use crate::Address;
+
+/// A connected socket.
+///
+/// Reading and writing take `&Stream`, as with the standard library's sockets, so that two threads can serve the two directions.
+#[derive(Debug)]
+pub enum Stream {
+    /// A unix stream socket.
+    Unix(UnixStream),
+    /// A TCP connection.
+    Tcp(TcpStream),
+}
+
+impl Stream {
+    /// Dials `address`, waiting as long as the system does.
+    pub fn connect(address: &Address) -> io::Result<Stream> {
+        match address {
+            Address::Unix(path) => UnixStream::connect(path).map(Stream::Unix),
+            Address::Tcp(host_and_port) => {
+                let stream = TcpStream::connect(host_and_port.as_str())?;
+                Stream::from_tcp(stream)
+            }
+        }
+    }
+
+    /// Packets are written whole, so waiting to fill a segment only delays the last one of a round.
+    fn from_tcp(stream: TcpStream) -> io::Result<Stream> {
+        stream.set_nodelay(true)?;
+        Ok(Stream::Tcp(stream))
+    }
+
+    /// Closes one or both directions, for every handle of this socket. A socket that the peer has closed already counts as success.
+    pub fn shutdown(&self, how: Shutdown) -> io::Result<()> {
+        let result = match self {
+            Stream::Unix(stream) => stream.shutdown(how),
+            Stream::Tcp(stream) => stream.shutdown(how),
+        };
+        match result {
+            Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Looks at up to `buffer.len()` bytes without taking them and without waiting. `Ok(0)` is the end of the stream.
+    ///
+    /// # Errors
+    /// `WouldBlock` when nothing is there yet.
+    pub fn peek(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        let (count, _) = recv(self, buffer, RecvFlags::PEEK | RecvFlags::DONTWAIT)?;
+        Ok(count)
+    }
+
+    /// Limits how long one read waits; `None` waits for ever.
+    pub fn set_read_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
+        match self {
+            Stream::Unix(stream) => stream.set_read_timeout(timeout),
+            Stream::Tcp(stream) => stream.set_read_timeout(timeout),
+        }
+    }
+
+    /// Reads what is there, waiting for at least one byte; 0 is the end of the stream.
+    pub fn read_some(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            match (&mut &*self).read(buffer) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                other => return other,
+            }
+        }
+    }
+
+    /// Whether the peer has closed its sending side, although bytes from before may still wait to be read.
+    pub fn peer_has_closed(&self) -> bool {
+        let closed = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;
+        let mut source = [PollFd::new(self, PollFlags::RDHUP)];
+        let no_wait = Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        poll(&mut source, Some(&no_wait)).is_ok()
+            && source
+                .iter()
+                .any(|source| source.revents().intersects(closed))
+    }
+
+    /// Writes `head` and then `body` with as few system calls as the socket allows.
+    pub fn write_all_of_two(&self, head: &[u8], body: &[u8]) -> io::Result<()> {
+        let mut parts = [IoSlice::new(head), IoSlice::new(body)];
+        let mut left = &mut parts[..];
+        IoSlice::advance_slices(&mut left, 0);
+        while !left.is_empty() {
+            match (&mut &*self).write_vectored(left) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(count) => IoSlice::advance_slices(&mut left, count),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Read for &Stream {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Stream::Unix(stream) => (&mut &*stream).read(buffer),
+            Stream::Tcp(stream) => (&mut &*stream).read(buffer),
+        }
+    }
+}
+
+impl Write for &Stream {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Stream::Unix(stream) => (&mut &*stream).write(bytes),
+            Stream::Tcp(stream) => (&mut &*stream).write(bytes),
+        }
+    }
+
+    fn write_vectored(&mut self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
+        match self {
+            Stream::Unix(stream) => (&mut &*stream).write_vectored(parts),
+            Stream::Tcp(stream) => (&mut &*stream).write_vectored(parts),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl AsFd for Stream {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Stream::Unix(stream) => stream.as_fd(),
+            Stream::Tcp(stream) => stream.as_fd(),
+        }
+    }
+}
+
+/// A listening socket. Dropping a unix one removes its file.
+#[derive(Debug)]
+pub struct Listener {
+    socket: ListeningSocket,
+    address: Address,
+}
+
+#[derive(Debug)]
+enum ListeningSocket {
+    Unix(UnixListener),
+    Tcp(TcpListener),
+}
+
+impl Listener {
+    /// Listens on `address`. A unix socket file which nobody serves any more is replaced; one that somebody serves, or a file of another
+    /// kind, is an error.
+    pub fn bind(address: &Address) -> io::Result<Listener> {
+        let (socket, address) = match address {
+            Address::Unix(path) => {
+                remove_abandoned_socket(path)?;
+                (
+                    ListeningSocket::Unix(UnixListener::bind(path)?),
+                    address.clone(),
+                )
+            }
+            Address::Tcp(host_and_port) => {
+                let wanted: Vec<_> = host_and_port.as_str().to_socket_addrs()?.collect();
+                let listener = TcpListener::bind(wanted.as_slice())?;
+                let bound = Address::Tcp(listener.local_addr()?.to_string());
+                (ListeningSocket::Tcp(listener), bound)
+            }
+        };
+        let listener = Listener { socket, address };
+        // Accepting is always preceded by a poll; a connection that vanished in between must not block.
+        match &listener.socket {
+            ListeningSocket::Unix(socket) => socket.set_nonblocking(true)?,
+            ListeningSocket::Tcp(socket) => socket.set_nonblocking(true)?,
+        }
+        Ok(listener)
+    }
+
+    /// The address in use: for `tcp:HOST:0` with the port that the system chose.
+    pub fn address(&self) -> &Address {
+        &self.address
+    }
+
+    /// Takes a connection that is waiting, or `None`.
+    pub fn try_accept(&self) -> io::Result<Option<Stream>> {
+        let accepted = match &self.socket {
+            ListeningSocket::Unix(socket) => socket.accept().and_then(|(stream, _)| {
+                stream.set_nonblocking(false)?;
+                Ok(Stream::Unix(stream))
+            }),
+            ListeningSocket::Tcp(socket) => socket.accept().and_then(|(stream, _)| {
+                stream.set_nonblocking(false)?;
+                Stream::from_tcp(stream)
+            }),
+        };
+        match accepted {
+            Ok(stream) => Ok(Some(stream)),
+            Err(error) if is_transient(&error) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Errors of `accept` that concern one connection, not the listener: nothing is waiting, or what waited has gone.
+fn is_transient(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted, WouldBlock};
+    matches!(
+        error.kind(),
+        WouldBlock | ConnectionAborted | ConnectionReset | Interrupted
+    )
+}
+
+fn remove_abandoned_socket(path: &Path) -> io::Result<()> {
+    let is_socket = std::fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket());
+    if !is_socket {
+        return Ok(());
+    }
+    match UnixStream::connect(path) {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            std::fs::remove_file(path)
+        }
+        // Somebody answers: `bind` says that the address is in use.
+        _ => Ok(()),
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match &self.socket {
+            ListeningSocket::Unix(socket) => socket.as_fd(),
+            ListeningSocket::Tcp(socket) => socket.as_fd(),
+        }
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        if let Some(path) = self.address.unix_path() {
+            // Nothing can be done about a file that somebody else has removed already.
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn in_folder(name: &str) -> (tempfile::TempDir, Address) {
+        let folder = tempfile::tempdir().unwrap();
+        let address = Address::Unix(folder.path().join(name));
+        (folder, address)
+    }
+
+    #[test]
+    fn a_served_socket_is_not_taken_over_and_an_abandoned_one_is() {
+        let (_folder, address) = in_folder("s");
+        let first = Listener::bind(&address).unwrap();
+        assert_eq!(
+            Listener::bind(&address).unwrap_err().kind(),
+            io::ErrorKind::AddrInUse
+        );
+        drop(first);
+        assert!(
+            !address.unix_path().unwrap().exists(),
+            "dropping removes the file"
+        );
+
+        drop(UnixListener::bind(address.unix_path().unwrap()).unwrap());
+        assert!(address.unix_path().unwrap().exists());
+        Listener::bind(&address).unwrap();
+    }
+
+    #[test]
+    fn a_file_that_is_no_socket_is_left_alone() {
+        let (_folder, address) = in_folder("s");
+        std::fs::write(address.unix_path().unwrap(), "mine").unwrap();
+        assert!(Listener::bind(&address).is_err());
+        assert_eq!(
+            std::fs::read(address.unix_path().unwrap()).unwrap(),
+            b"mine"
+        );
+    }
+
+    #[test]
+    fn a_port_of_zero_becomes_the_real_one_and_two_parts_arrive_in_order() {
+        let listener = Listener::bind(&"tcp:127.0.0.1:0".parse().unwrap()).unwrap();
+        let sender = Stream::connect(listener.address()).unwrap();
+        let receiver = loop {
+            if let Some(stream) = listener.try_accept().unwrap() {
+                break stream;
+            }
+        };
+        assert_eq!(
+            receiver.peek(&mut [0; 4]).unwrap_err().kind(),
+            io::ErrorKind::WouldBlock
+        );
+        sender.write_all_of_two(b"", b"").unwrap();
+        sender.write_all_of_two(b"head", b"body").unwrap();
+        assert!(!receiver.peer_has_closed());
+        sender.shutdown(Shutdown::Write).unwrap();
+        assert!(
+            receiver.peer_has_closed(),
+            "seen although bytes are waiting"
+        );
+        let mut all = String::new();
+        (&receiver).read_to_string(&mut all).unwrap();
+        assert_eq!(all, "headbody");
+        assert_eq!(receiver.peek(&mut [0; 4]).unwrap(), 0);
+    }
+}

@@ -1,0 +1,187 @@
+//! Moving bytes from one socket to another without looking at them.
+
+use std::io::{self, Write};
+use std::os::fd::OwnedFd;
+
+use rustix::io::Errno;
+use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
+
+use crate::Stream;
+use crate::buffer::space;
+use crate::failure::Leg;
+
+/// How much one step moves: a packet of raw pages, and as much as an unprivileged process may give a pipe (fs.pipe-max-size).
+const STEP: usize = 1 << 20;
+
+/// How much is copied at once where the kernel cannot splice.
+const COPY_STEP: usize = 256 << 10;
+
+/// Moves bytes between sockets, inside the kernel where it can: `splice` hands on the pages that hold them.
+#[derive(Default)]
+pub(crate) struct Conduit {
+    pipe: Option<Pipe>,
+    /// Set when the kernel has refused to splice these sockets: bytes are then copied through `buffer`.
+    copies: bool,
+    buffer: Vec<u8>,
+}
+
+/// Which socket failed, and how.
+pub(crate) type TransferError = (Leg, io::Error);
+
+struct Pipe {
+    reader: OwnedFd,
+    writer: OwnedFd,
+}
+
+impl Conduit {
+    /// Moves `len` bytes, or fewer when `from` ends before. Returns how many.
+    pub(crate) fn transfer(
+        &mut self,
+        from: &Stream,
+        to: &Stream,
+        len: usize,
+    ) -> Result<usize, TransferError> {
+        let mut moved = 0;
+        while moved < len {
+            let step = self.step(from, to, len - moved)?;
+            if step == 0 {
+                break;
+            }
+            moved += step;
+        }
+        Ok(moved)
+    }
+
+    /// Moves at least one byte and at most `most`; 0 is the end of `from`.
+    fn step(&mut self, from: &Stream, to: &Stream, most: usize) -> Result<usize, TransferError> {
+        if self.copies {
+            return copy(from, to, space(&mut self.buffer, most.min(COPY_STEP)));
+        }
+        let pipe = match &self.pipe {
+            Some(pipe) => pipe,
+            None => self
+                .pipe
+                .insert(Pipe::new().map_err(|error| (Leg::Source, error))?),
+        };
+        match retrying(|| {
+            splice(
+                from,
+                None,
+                &pipe.writer,
+                None,
+                most.min(STEP),
+                SpliceFlags::MOVE,
+            )
+        }) {
+            Ok(count) => {
+                pipe.drain(to, count)
+                    .map_err(|error| (Leg::Destination, error))?;
+                Ok(count)
+            }
+            // The only error that is about the kind of socket and not about this one; nothing has been moved.
+            Err(Errno::INVAL) => {
+                self.copies = true;
+                self.step(from, to, most)
+            }
+            Err(error) => Err((Leg::Source, error.into())),
+        }
+    }
+}
+
+impl Pipe {
+    fn new() -> io::Result<Pipe> {
+        let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
+        // A smaller pipe only takes more steps.
+        let _ = fcntl_setpipe_size(&writer, STEP);
+        Ok(Pipe { reader, writer })
+    }
+
+    /// Empties the pipe, which holds `count` bytes, into `to`.
+    fn drain(&self, to: &Stream, mut count: usize) -> io::Result<()> {
+        while count > 0 {
+            count -= match retrying(|| {
+                splice(&self.reader, None, to, None, count, SpliceFlags::MOVE)
+            })? {
+                0 => return Err(io::ErrorKind::WriteZero.into()),
+                moved => moved,
+            };
+        }
+        Ok(())
+    }
+}
+
+fn copy(from: &Stream, mut to: &Stream, buffer: &mut [u8]) -> Result<usize, TransferError> {
+    let count = from
+        .read_some(buffer)
+        .map_err(|error| (Leg::Source, error))?;
+    to.write_all(buffer.get(..count).unwrap_or_default())
+        .map_err(|error| (Leg::Destination, error))?;
+    Ok(count)
+}
+
+fn retrying(mut call: impl FnMut() -> rustix::io::Result<usize>) -> rustix::io::Result<usize> {
+    loop {
+        match call() {
+            Err(Errno::INTR) => {}
+            other => return other,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+    use std::os::unix::net::UnixStream;
+
+    fn pair() -> (Stream, Stream) {
+        let (a, b) = UnixStream::pair().unwrap();
+        (Stream::Unix(a), Stream::Unix(b))
+    }
+
+    #[test]
+    fn all_of_it_arrives_and_no_more_is_taken() {
+        for copies in [false, true] {
+            let (source, from) = pair();
+            let (to, destination) = pair();
+            let bytes: Vec<u8> = (0..3_000_000_u32)
+                .map(|i| (i.wrapping_mul(i) >> 7) as u8)
+                .collect();
+            let mut received = vec![0; bytes.len()];
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    (&source).write_all(&bytes).unwrap();
+                    (&source).write_all(b"rest").unwrap();
+                });
+                scope.spawn(|| (&destination).read_exact(&mut received).unwrap());
+                let mut conduit = Conduit {
+                    copies,
+                    ..Conduit::default()
+                };
+                assert_eq!(
+                    conduit.transfer(&from, &to, bytes.len()).unwrap(),
+                    bytes.len()
+                );
+            });
+            assert!(received == bytes, "copies: {copies}");
+            let mut rest = [0; 4];
+            (&from).read_exact(&mut rest).unwrap();
+            assert_eq!(&rest, b"rest");
+        }
+    }
+
+    #[test]
+    fn an_early_end_gives_what_there_was() {
+        for copies in [false, true] {
+            let (source, from) = pair();
+            let (to, _destination) = pair();
+            (&source).write_all(b"some").unwrap();
+            drop(source);
+            let mut conduit = Conduit {
+                copies,
+                ..Conduit::default()
+            };
+            assert_eq!(conduit.transfer(&from, &to, 10).unwrap(), 4);
+        }
+    }
+}
