@@ -129,6 +129,138 @@ pub enum Fault {
         /// The bytes which follow it.
         allowed: usize,
     },
+    /// A name is longer than a name can be.
+    #[error("a name of {found} bytes, {allowed} are allowed")]
+    NameLength {
+        /// Bytes stated.
+        found: usize,
+        /// Most bytes allowed.
+        allowed: usize,
+    },
+    /// The configuration has a subsection which this crate does not know, and whose length is therefore unknown.
+    #[error("an unknown subsection in the configuration")]
+    UnknownSubsection,
+    /// The configuration states a page size beyond what this crate accepts.
+    #[error("pages of {found} address bits, {least} to {most} are allowed")]
+    PageBits {
+        /// Bits stated.
+        found: u32,
+        /// Bits of the smallest page.
+        least: u32,
+        /// Bits of the largest page.
+        most: u32,
+    },
+    /// The configuration lists more capabilities than allowed.
+    #[error("{found} capabilities in the configuration, {allowed} are allowed")]
+    Capabilities {
+        /// Number stated.
+        found: u32,
+        /// Most allowed.
+        allowed: u32,
+    },
+    /// The main stream is a file of the `mapped-ram` layout, which has no multifd channels.
+    #[error("the stream is in the mapped-ram layout")]
+    MappedRam,
+    /// The main stream goes on with a byte which begins nothing that may stand here.
+    #[error("no element of the main stream begins with {found:#04x} here")]
+    Element {
+        /// The byte.
+        found: u8,
+    },
+    /// A section goes on which has not begun, or begins a second time.
+    #[error("section {found} is out of turn")]
+    SectionId {
+        /// The section's number.
+        found: u32,
+    },
+    /// More live sections have begun than allowed.
+    #[error("more than {allowed} live sections")]
+    LiveSections {
+        /// Most allowed.
+        allowed: usize,
+    },
+    /// A section ends with the number of another.
+    #[error("the footer of section {found} ends section {allowed}")]
+    Footer {
+        /// The number in the footer.
+        found: u32,
+        /// The section's number.
+        allowed: u32,
+    },
+    /// A command of the main stream has a length which it cannot have.
+    #[error("command {command} with {found} bytes")]
+    CommandLength {
+        /// The command's number.
+        command: u16,
+        /// The length stated.
+        found: u16,
+    },
+    /// A word of the RAM section is no record that may stand here.
+    #[error("{found:#x} is no record of the RAM section here")]
+    Record {
+        /// The word.
+        found: u64,
+    },
+    /// The main stream lists more RAM blocks than allowed.
+    #[error("more than {allowed} RAM blocks")]
+    Blocks {
+        /// Most allowed.
+        allowed: usize,
+    },
+    /// A RAM block is longer than allowed, or than what the list's total leaves for it.
+    #[error("a RAM block of {found:#x} bytes, {allowed:#x} are allowed")]
+    BlockLength {
+        /// The length stated.
+        found: u64,
+        /// The longest allowed.
+        allowed: u64,
+    },
+    /// The list of RAM blocks has the same name twice.
+    #[error("RAM block {index} has the name of one before it")]
+    BlockRepeated {
+        /// The block's place in the list, from 0.
+        index: usize,
+    },
+    /// A record of the RAM section names a block which is not in the list, or none at all.
+    #[error("a record of a RAM block which is not in the list")]
+    UnknownBlock,
+    /// A record of a zero page which is not filled with zero.
+    #[error("a zero page filled with {found:#04x}")]
+    ZeroFill {
+        /// The byte.
+        found: u8,
+    },
+    /// Postcopy is on and the blocks have pages of several sizes: then the list of blocks does not tell its own layout.
+    #[error("postcopy with host page sizes {found:#x}")]
+    PostcopyPageSizes {
+        /// All page sizes, one bit each.
+        found: u64,
+    },
+    /// Bytes follow the end of the main stream.
+    #[error("bytes after the end of the main stream")]
+    AfterEnd,
+    /// A message on the return path has a type which this crate does not know.
+    #[error("return path message of type {found}")]
+    MessageType {
+        /// The type.
+        found: u16,
+    },
+    /// A message on the return path has a length which its type cannot have.
+    #[error("return path message of type {message} with {found} bytes")]
+    MessageLength {
+        /// The type.
+        message: u16,
+        /// The length stated.
+        found: u16,
+    },
+    /// A bitmap on the return path does not end with its mark.
+    #[error("a bitmap ends with {found:#018x} instead of {allowed:#018x}")]
+    BitmapEnd {
+        /// The word which stands there.
+        found: u64,
+        /// The only word allowed.
+        allowed: u64,
+    },
 }
 
 /// The caller asked for something out of turn. A defect of the program, not of the peer.

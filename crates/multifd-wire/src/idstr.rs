@@ -1,8 +1,14 @@
 //! QEMU's `idstr`: the name of a RAM block, of a device, of a section.
 
+use alloc::string::String;
+use alloc::vec::Vec;
 use core::borrow::Borrow;
+use core::cmp::Ordering;
 use core::fmt;
 use core::hash::{Hash, Hasher};
+
+use crate::fault::Fault;
+use crate::reader::{Reader, Stop};
 
 /// A name as QEMU sends it: up to 255 bytes, none of them NUL. `pc.ram`, `/rom@etc/acpi/tables`, `timer`.
 ///
@@ -88,6 +94,31 @@ impl IdStr {
         &self.field
     }
 
+    /// A name as the main stream has it: behind the byte with its length. It names something, so it is not empty.
+    pub(crate) fn take_counted(reader: &mut Reader<'_>) -> Result<Self, Stop> {
+        let len = reader.u8()?;
+        Self::take(reader, usize::from(len))
+    }
+
+    /// A name of the next `len` bytes, which is not empty.
+    pub(crate) fn take(reader: &mut Reader<'_>, len: usize) -> Result<Self, Stop> {
+        let name = reader.take(len)?;
+        if name.is_empty() {
+            return Err(Fault::EmptyName.into());
+        }
+        let name = Self::new(name).map_err(|error| match error {
+            IdStrError::TooLong { found, allowed } => Fault::NameLength { found, allowed },
+            IdStrError::Nul { .. } => Fault::UnterminatedName,
+        })?;
+        Ok(name)
+    }
+
+    /// Appends the name behind the byte with its length.
+    pub(crate) fn put_counted(&self, out: &mut Vec<u8>) {
+        out.push(self.len);
+        out.extend_from_slice(self.as_bytes());
+    }
+
     /// The name's bytes, without a NUL.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
@@ -112,13 +143,13 @@ impl PartialEq for IdStr {
 impl Eq for IdStr {}
 
 impl PartialOrd for IdStr {
-    fn partial_cmp(&self, other: &Self) -> Option<core::cmp::Ordering> {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
         Some(self.cmp(other))
     }
 }
 
 impl Ord for IdStr {
-    fn cmp(&self, other: &Self) -> core::cmp::Ordering {
+    fn cmp(&self, other: &Self) -> Ordering {
         self.as_bytes().cmp(other.as_bytes())
     }
 }
@@ -147,7 +178,7 @@ impl TryFrom<&str> for IdStr {
 /// Bytes which are not UTF-8 appear as the replacement character.
 impl fmt::Display for IdStr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(&alloc::string::String::from_utf8_lossy(self.as_bytes()))
+        f.pad(&String::from_utf8_lossy(self.as_bytes()))
     }
 }
 

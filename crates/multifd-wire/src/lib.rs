@@ -25,8 +25,11 @@ mod hello;
 mod idstr;
 pub mod lengths;
 mod limits;
+pub mod main_stream;
 mod packet;
 mod page_size;
+mod reader;
+pub mod return_path;
 
 pub use channel::{ChannelReceiver, ChannelSender, Event};
 pub use fault::{Fault, Misuse};

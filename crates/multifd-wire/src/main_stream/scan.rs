@@ -1,0 +1,87 @@
+//! The way over a body of unknown length: its footer, and behind it what may follow a footer.
+//!
+//! The footer alone is five bytes which a device's state can contain by chance, so what follows must be plausible too. That
+//! rests on the bytes of honest devices. A guest which can write a device's state at will can lead this search astray: the
+//! reader then finds the end too early or not at all.
+
+use super::element::{
+    COMMAND, EOF, FOOTER, LAST_COMMAND, SectionKind, VM_DESCRIPTION, command_has_len,
+};
+use crate::reader::{More, Reader};
+
+/// How a search for a footer stands.
+pub(super) enum Scan {
+    /// The bytes taken belong to the body; it goes on.
+    Body,
+    /// The body is over, and its footer taken.
+    Footer,
+}
+
+/// Searches for the footer of section `id`; `live` are the sections which may go on behind it.
+pub(super) fn scan(reader: &mut Reader<'_>, id: u32, live: &[u32]) -> Result<Scan, More> {
+    let before = reader
+        .rest()
+        .iter()
+        .take_while(|&&byte| byte != FOOTER)
+        .count();
+    if before != 0 {
+        reader.take(before)?;
+        return Ok(Scan::Body);
+    }
+    if is_footer(&mut reader.ahead(), id, live)? {
+        reader.take(FOOTER_LEN)?;
+        return Ok(Scan::Footer);
+    }
+    reader.take(1)?;
+    Ok(Scan::Body)
+}
+
+/// Whether `rest` is the footer of section `id` and the very end of a stream, as it is when the source has been told to send
+/// no description (`suppress-vmdesc`, on for machine types before 2.3). There is nothing behind it then to make it plausible.
+pub(super) fn is_last_footer(rest: &[u8], id: u32) -> bool {
+    let mut reader = Reader::new(rest);
+    reader.u8() == Ok(FOOTER) && reader.be32() == Ok(id) && reader.rest() == [EOF]
+}
+
+fn is_footer(ahead: &mut Reader<'_>, id: u32, live: &[u32]) -> Result<bool, More> {
+    Ok(ahead.u8()? == FOOTER && ahead.be32()? == id && is_element(ahead, id, live)?)
+}
+
+fn is_element(ahead: &mut Reader<'_>, id: u32, live: &[u32]) -> Result<bool, More> {
+    let element = ahead.u8()?;
+    match SectionKind::of(element) {
+        Some(SectionKind::Start | SectionKind::Full) => return is_heading(ahead, id),
+        Some(SectionKind::Part | SectionKind::End) => return Ok(live.contains(&ahead.be32()?)),
+        None => {}
+    }
+    match element {
+        COMMAND => {
+            let command = ahead.be16()?;
+            Ok((1..=LAST_COMMAND).contains(&command) && command_has_len(command, ahead.be16()?))
+        }
+        EOF => Ok(ahead.u8()? == VM_DESCRIPTION && ahead.be32()? != 0 && ahead.u8()? == b'{'),
+        _ => Ok(false),
+    }
+}
+
+/// A heading as real devices have it: a new, small number, a printable name, a small version.
+fn is_heading(ahead: &mut Reader<'_>, before: u32) -> Result<bool, More> {
+    let id = ahead.be32()?;
+    if id == before || id > MOST_SECTIONS {
+        return Ok(false);
+    }
+    let len = ahead.u8()?;
+    let name = ahead.take(usize::from(len))?;
+    if name.is_empty() || !name.iter().all(|byte| matches!(byte, b' '..=b'~')) {
+        return Ok(false);
+    }
+    let _instance = ahead.be32()?;
+    Ok(ahead.be32()? <= MOST_VERSIONS)
+}
+
+/// Bytes of a footer: its mark and the section's number.
+const FOOTER_LEN: usize = 5;
+/// QEMU counts sections from 0 as devices are made; a machine has some dozens, a crowded one some thousands.
+const MOST_SECTIONS: u32 = 0xffff;
+/// Versions of device layouts go up by one every few years.
+const MOST_VERSIONS: u32 = 0xffff;
