@@ -59,7 +59,8 @@ impl Deflate {
         assert_eq!(unsafe { deflateReset(&mut *self.stream) }, Z_OK);
     }
 
-    fn call(&mut self, input: &[u8], flush: c_int, out: &mut Vec<u8>) -> c_int {
+    /// Feeds all of `input` in one call with any kind of flush, and appends what comes out; zlib's status.
+    pub fn call(&mut self, input: &[u8], flush: c_int, out: &mut Vec<u8>) -> c_int {
         self.stream.next_in = input.as_ptr().cast_mut();
         self.stream.avail_in = input.len() as u32;
         loop {
@@ -112,6 +113,17 @@ impl Inflate {
 
     /// Decodes one packet page by page; false unless every page is filled, and all of the payload used.
     pub fn packet(&mut self, payload: &[u8], page_bytes: usize, pages: &mut [u8]) -> bool {
+        self.stock_packet(payload, page_bytes, pages) == Some(0)
+    }
+
+    /// Decodes one packet as a stock receiver does: page by page, each with room for itself only. The bytes of
+    /// payload that it would throw away, or nothing if it would fail.
+    pub fn stock_packet(
+        &mut self,
+        payload: &[u8],
+        page_bytes: usize,
+        pages: &mut [u8],
+    ) -> Option<usize> {
         let count = pages.len() / page_bytes;
         self.stream.next_in = payload.as_ptr().cast_mut();
         self.stream.avail_in = payload.len() as u32;
@@ -123,13 +135,21 @@ impl Inflate {
             };
             self.stream.next_out = page.as_mut_ptr();
             self.stream.avail_out = page.len() as u32;
-            // SAFETY: input and output ranges are the slices above, alive during the call.
-            let status = unsafe { inflate(&mut *self.stream, flush) };
-            if status != Z_OK || self.stream.avail_out > 0 {
-                return false;
+            loop {
+                // SAFETY: input and output ranges are the slices above, alive during the call.
+                let status = unsafe { inflate(&mut *self.stream, flush) };
+                if status != Z_OK {
+                    return None;
+                }
+                if self.stream.avail_out == 0 {
+                    break;
+                }
+                if self.stream.avail_in == 0 {
+                    return None;
+                }
             }
         }
-        self.stream.avail_in == 0
+        Some(self.stream.avail_in as usize)
     }
 
     /// Decodes one complete stream; the output, at most `limit` bytes, and whether the stream ended well in the last
