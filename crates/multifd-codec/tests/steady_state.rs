@@ -1,0 +1,99 @@
+//! A channel that has carried a few packets allocates nothing for the packets that follow.
+//!
+//! Counted is what goes through Rust's allocator, which includes zlib-rs. libzstd has an allocator of its own.
+
+#[path = "deflate/pages.rs"]
+#[allow(dead_code, reason = "shared with other tests")]
+mod pages;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::ptr::NonNull;
+use std::sync::atomic::AtomicU64;
+
+use multifd_codec::{GuestPage, Pages, Settings, decoder, encoder};
+use multifd_wire::{Method, PageSize};
+use pages::{Random, packet};
+
+thread_local! {
+    static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
+}
+
+struct Counting;
+
+// SAFETY: everything is handed on to the system's allocator as it came.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.set(ALLOCATIONS.get() + 1);
+        // SAFETY: the caller's promise is the same.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn realloc(&self, block: *mut u8, layout: Layout, len: usize) -> *mut u8 {
+        ALLOCATIONS.set(ALLOCATIONS.get() + 1);
+        // SAFETY: the caller's promise is the same.
+        unsafe { System.realloc(block, layout, len) }
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        // SAFETY: the caller's promise is the same.
+        unsafe { System.dealloc(block, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+fn carries_without_allocating(method: Method) {
+    let page_size = PageSize::K4;
+    let count = page_size.pages_per_packet();
+    let mut random = Random::new(1);
+    let packets: Vec<Vec<u8>> = (0..4)
+        .map(|_| packet(&mut random, count, page_size.bytes()))
+        .collect();
+    let guest: Vec<AtomicU64> = packets[0]
+        .as_chunks()
+        .0
+        .iter()
+        .map(|word| AtomicU64::new(u64::from_ne_bytes(*word)))
+        .collect();
+    let handles: Vec<GuestPage<'_>> = guest
+        .chunks(page_size.bytes() / 8)
+        .map(|page| {
+            // SAFETY: a page of atomics which outlives the handle.
+            unsafe { GuestPage::new(NonNull::from(page).cast(), page_size) }
+        })
+        .collect();
+    let mut encoder = encoder(method, &Settings::default()).unwrap();
+    let mut decoder = decoder(method).unwrap();
+    let mut payload = Vec::new();
+    let mut arrived = vec![0; page_size.bytes() * count];
+    for round in 0..20 {
+        let before = ALLOCATIONS.get();
+        let pages = if round % 2 == 0 {
+            Pages::guest(&handles, page_size).unwrap()
+        } else {
+            Pages::private(&packets[round % packets.len()], page_size).unwrap()
+        };
+        encoder.encode(&pages, &mut payload).unwrap();
+        decoder.decode(&payload, page_size, &mut arrived).unwrap();
+        if round >= 4 {
+            assert_eq!(ALLOCATIONS.get(), before, "in packet {round}");
+        }
+    }
+}
+
+#[test]
+fn none() {
+    carries_without_allocating(Method::None);
+}
+
+#[test]
+fn zlib() {
+    carries_without_allocating(Method::Zlib);
+}
+
+#[test]
+fn zstd() {
+    carries_without_allocating(Method::Zstd);
+}
