@@ -92,3 +92,81 @@ pub(crate) fn check_payload_len(len_bytes: usize) -> Result<(), EncodeError> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Writes payloads of the lengths given, one after the other; a length of 0 is a failure.
+    struct Lengths(Vec<usize>);
+
+    impl WritePayload for Lengths {
+        const METHOD: Method = Method::Zlib;
+
+        fn write_payload(
+            &mut self,
+            _pages: &Pages<'_>,
+            out: &mut Vec<u8>,
+        ) -> Result<(), EncodeError> {
+            match self.0.remove(0) {
+                0 => Err(EncodeError::Library {
+                    method: Method::Zlib,
+                    source: "out of order".into(),
+                }),
+                len => {
+                    out.resize(len, 1);
+                    Ok(())
+                }
+            }
+        }
+    }
+
+    fn encode(channel: &mut Channel<Lengths>) -> Result<usize, EncodeError> {
+        let mut out = vec![0; 10];
+        channel.encode(&Pages::private(&[0; 4096], PageSize::K4).unwrap(), &mut out)?;
+        Ok(out.len())
+    }
+
+    #[test]
+    fn a_payload_too_large_for_a_stock_receiver_never_gets_out() {
+        let mut channel = Channel::new(Lengths(vec![
+            7,
+            MAX_PAYLOAD_BYTES,
+            MAX_PAYLOAD_BYTES + 1,
+            7,
+        ]));
+        assert_eq!(encode(&mut channel).unwrap(), 7);
+        assert_eq!(encode(&mut channel).unwrap(), MAX_PAYLOAD_BYTES);
+        let error = encode(&mut channel).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "a payload of 1048577 bytes or more, but a stock receiver takes 1048576"
+        );
+        assert!(matches!(
+            encode(&mut channel),
+            Err(EncodeError::Poisoned { .. })
+        ));
+    }
+
+    #[test]
+    fn an_encoder_that_failed_writes_nothing_more() {
+        let mut channel = Channel::new(Lengths(vec![7, 0, 7, 7]));
+        assert_eq!(encode(&mut channel).unwrap(), 7);
+        assert!(matches!(
+            encode(&mut channel),
+            Err(EncodeError::Library { .. })
+        ));
+        for _ in 0..2 {
+            assert!(matches!(
+                encode(&mut channel),
+                Err(EncodeError::Poisoned { .. })
+            ));
+        }
+    }
+
+    #[test]
+    fn what_is_sent_here_is_received_here() {
+        let limits = multifd_wire::Limits::default();
+        assert_eq!(limits.compressed_payload_bytes as usize, MAX_PAYLOAD_BYTES);
+    }
+}

@@ -95,7 +95,7 @@ pub enum DecodeError {
     Library {
         /// The decoder's method.
         method: Method,
-        /// Bytes of pages of this packet that came out before.
+        /// Bytes of pages of this packet that came out before, as far as the library tells.
         found: usize,
         /// The library's own words.
         source: Box<dyn Error + Send + Sync>,

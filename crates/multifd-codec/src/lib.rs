@@ -98,7 +98,8 @@ pub trait Encoder: Send {
     ///
     /// # Errors
     ///
-    /// See [`EncodeError`]. After any error the encoder only ever answers [`EncodeError::Poisoned`].
+    /// See [`EncodeError`]. After any error the encoder only ever answers [`EncodeError::Poisoned`], and what `out`
+    /// holds means nothing.
     fn encode(&mut self, pages: &Pages<'_>, out: &mut Vec<u8>) -> Result<(), EncodeError>;
 }
 

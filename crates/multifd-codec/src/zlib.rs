@@ -68,32 +68,29 @@ impl Inflate {
         }
     }
 
-    /// Inflates once and says how much input it took and how much output it made.
+    /// Inflates once and says how much input it took and how much output it made. `found` is what was made before.
     fn step(
         &mut self,
         input: &[u8],
         output: &mut [u8],
         found: usize,
-    ) -> Result<(u64, u64), DecodeError> {
-        let (taken, made) = (self.stream.total_in(), self.stream.total_out());
-        let status = self
-            .stream
-            .decompress(input, output, FlushDecompress::Sync)
-            .map_err(|error| DecodeError::Library {
+    ) -> Result<(u64, usize), DecodeError> {
+        let (taken_before, made_before) = (self.stream.total_in(), self.stream.total_out());
+        let outcome = self.stream.decompress(input, output, FlushDecompress::Sync);
+        // No more than the output takes, so it fits.
+        let made = (self.stream.total_out() - made_before) as usize;
+        match outcome {
+            Ok(Status::Ok | Status::BufError) => Ok((self.stream.total_in() - taken_before, made)),
+            Ok(Status::StreamEnd) => Err(DecodeError::StreamEnd {
                 method: Method::Zlib,
-                found,
+                found: found + made,
+            }),
+            Err(error) => Err(DecodeError::Library {
+                method: Method::Zlib,
+                found: found + made,
                 source: error.into(),
-            })?;
-        if status == Status::StreamEnd {
-            return Err(DecodeError::StreamEnd {
-                method: Method::Zlib,
-                found,
-            });
+            }),
         }
-        Ok((
-            self.stream.total_in() - taken,
-            self.stream.total_out() - made,
-        ))
     }
 }
 
@@ -115,7 +112,7 @@ impl ReadPayload for Inflate {
                 return Err(DecodeError::TooShort { found, expected });
             }
             input = rest(input, taken);
-            found += made as usize;
+            found += made;
         }
         // The marks behind the last page have no output. If there is some, in the input that is left or already
         // inside inflate, there is a byte too many.

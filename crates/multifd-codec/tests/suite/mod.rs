@@ -1,7 +1,7 @@
 //! What every codec has to do, written over the traits.
 
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 
 use multifd_codec::{
     DecodeError, Decoder, Encoder, GuestPage, MAX_PAYLOAD_BYTES, Pages, Settings, decoder, encoder,
@@ -292,7 +292,7 @@ pub fn a_guest_that_keeps_writing(subject: &Subject) {
             for value in 2.. {
                 written.store(value, Ordering::SeqCst);
                 for word in &memory {
-                    word.store(value, Ordering::Relaxed);
+                    word.store(value, Ordering::Release);
                 }
                 if stop.load(Ordering::Relaxed) {
                     break;
@@ -305,6 +305,8 @@ pub fn a_guest_that_keeps_writing(subject: &Subject) {
                 .encoder
                 .encode(&pages, &mut channel.payload)
                 .unwrap();
+            // Whatever value was read, `written` had it before.
+            fence(Ordering::Acquire);
             let newest = written.load(Ordering::SeqCst);
             channel
                 .decoder
