@@ -7,7 +7,7 @@
 use std::io::{self, Read};
 use std::time::{Duration, Instant};
 
-use multifd_wire::Hello;
+use multifd_wire::{Hello, main_stream};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::failure::{Cause, Channel, Failure, Leg, SetupFault};
@@ -23,8 +23,7 @@ const TCP_SETTLE: Duration = Duration::from_millis(20);
 /// How soon to look again at a connection that has sent fewer bytes than tell what it is.
 const PARTIAL_MAGIC_PAUSE: Duration = Duration::from_millis(1);
 
-/// The first bytes of the main channel, "QEVM".
-const MAIN_MAGIC: [u8; 4] = 0x5145_564d_u32.to_be_bytes();
+const MAIN_MAGIC: [u8; 4] = main_stream::MAGIC.to_be_bytes();
 /// The record type and major version which every TLS connection begins with (RFC 8446 section 5.1).
 const TLS_HANDSHAKE: [u8; 2] = [0x16, 0x03];
 

@@ -27,6 +27,10 @@ pub struct Inlet<'s> {
 
 /// What comes next on a channel.
 #[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "an item lives on the stack, between the inlet and its caller"
+)]
 pub enum Item {
     /// A packet's header.
     Packet(Packet),

@@ -10,6 +10,7 @@ pub mod failure;
 pub mod incoming;
 pub mod inlet;
 pub mod outlet;
+pub mod relay;
 mod stream;
 mod verbatim;
 

@@ -1,0 +1,93 @@
+//! The relay: a transcoder between two standard multifd endpoints.
+//!
+//! It accepts a migration from a source, dials the destination with as many connections, and passes everything on: the main channel as it is,
+//! both ways, and each multifd channel packet by packet, with the payloads in the method of its outgoing leg. Channels map one to one, the
+//! order inside a channel is kept, and no channel ever waits for another: the destination alone pairs SYNC packets with the main channel.
+//!
+//! What arrives is recognised packet by packet. A payload that already has the outgoing method is passed on as it is.
+
+mod main_channel;
+mod session;
+
+use std::io;
+use std::time::Duration;
+
+use multifd_codec::Settings;
+use multifd_wire::{Limits, Method};
+
+use crate::failure::Failure;
+use crate::incoming::Incoming;
+use crate::{Address, Listener};
+
+/// What a relay does.
+#[derive(Clone, Debug)]
+pub struct RelayConfig {
+    /// Where it dials for every migration.
+    pub connect: Address,
+    /// The method which it writes towards `connect`.
+    pub compression: Method,
+    /// How that method is driven.
+    pub settings: Settings,
+    /// What it accepts from a source.
+    pub limits: Limits,
+}
+
+/// A relay, listening.
+#[derive(Debug)]
+pub struct Relay {
+    listener: Listener,
+    config: RelayConfig,
+}
+
+/// A migration that went through whole.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct MigrationReport {
+    /// Multifd channels; 0 for a migration without multifd.
+    pub channels: usize,
+    /// What went through.
+    pub totals: Totals,
+    /// From the first connection to the last close.
+    pub duration: Duration,
+}
+
+/// What has gone through a relay, over all channels.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Pages with contents on multifd channels.
+    pub pages: u64,
+    /// Zero pages on multifd channels.
+    pub zero_pages: u64,
+    /// Bytes read from the source, main channel included.
+    pub bytes_in: u64,
+    /// Bytes written to the destination, main channel included.
+    pub bytes_out: u64,
+}
+
+impl Relay {
+    /// Listens on `listen`.
+    ///
+    /// # Errors
+    /// When the address cannot be listened on.
+    pub fn bind(listen: &Address, config: RelayConfig) -> io::Result<Relay> {
+        Ok(Relay {
+            listener: Listener::bind(listen)?,
+            config,
+        })
+    }
+
+    /// Where it listens: the port is real even if 0 was asked for.
+    pub fn address(&self) -> &Address {
+        self.listener.address()
+    }
+
+    /// Waits for the next migration and passes it through. `progress` is called about twice a second meanwhile.
+    ///
+    /// Further migrations wait to be accepted until the next call.
+    ///
+    /// # Errors
+    /// The first failure of any channel ends the migration: both legs of all channels are closed, so that the source's guest goes on running.
+    pub fn serve_one(&self, progress: &mut dyn FnMut(Totals)) -> Result<MigrationReport, Failure> {
+        let incoming = Incoming::accept(&self.listener)?;
+        session::run(incoming, &self.config, progress)
+    }
+}

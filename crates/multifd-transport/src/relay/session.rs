@@ -1,0 +1,309 @@
+//! One migration through the relay: its connections, its threads, its end.
+
+use std::io;
+use std::net::Shutdown;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use multifd_wire::{BlockName, Fault, Packet};
+
+use super::main_channel::{self, Outline};
+use super::{MigrationReport, RelayConfig, Totals};
+use crate::failure::{Cause, Channel, Failure, Leg};
+use crate::incoming::{Incoming, IncomingChannel};
+use crate::inlet::{Inlet, Item};
+use crate::outlet::Outlet;
+use crate::{Address, Stream};
+
+/// How often progress is told.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
+
+/// The two connections of one channel.
+pub(super) struct Link {
+    pub(super) source: Stream,
+    pub(super) destination: Stream,
+}
+
+impl Link {
+    fn dial(source: Stream, address: &Address, channel: Channel) -> Result<Link, Failure> {
+        match Stream::connect(address) {
+            Ok(destination) => Ok(Link {
+                source,
+                destination,
+            }),
+            Err(error) => {
+                let cause = Cause::Dial {
+                    address: address.clone(),
+                    source: error,
+                };
+                Err(Failure {
+                    channel,
+                    leg: Leg::Destination,
+                    block: None,
+                    cause,
+                })
+            }
+        }
+    }
+
+    /// Ends every read and write on both connections, here and at the peers.
+    fn close(&self) {
+        // A connection that cannot be shut down is closed already.
+        let _ = self.source.shutdown(Shutdown::Both);
+        let _ = self.destination.shutdown(Shutdown::Both);
+    }
+}
+
+/// Sums over all channels, counted as packets pass.
+#[derive(Default)]
+pub(super) struct Counters {
+    pages: AtomicU64,
+    zero_pages: AtomicU64,
+    bytes_in: AtomicU64,
+    bytes_out: AtomicU64,
+}
+
+impl Counters {
+    /// Bytes of the main channel, passed on as they are.
+    pub(super) fn main(&self, count: usize) {
+        self.bytes_in.fetch_add(count as u64, Ordering::Relaxed);
+        self.bytes_out.fetch_add(count as u64, Ordering::Relaxed);
+    }
+
+    fn totals(&self) -> Totals {
+        Totals {
+            pages: self.pages.load(Ordering::Relaxed),
+            zero_pages: self.zero_pages.load(Ordering::Relaxed),
+            bytes_in: self.bytes_in.load(Ordering::Relaxed),
+            bytes_out: self.bytes_out.load(Ordering::Relaxed),
+        }
+    }
+}
+
+/// Passes one migration through.
+pub(super) fn run(
+    incoming: Incoming,
+    config: &RelayConfig,
+    progress: &mut dyn FnMut(Totals),
+) -> Result<MigrationReport, Failure> {
+    let started = Instant::now();
+    let channels = incoming.channels.len();
+    // Main first: a destination before QEMU 8.0 takes the first connection for it. All channels before main's first byte: that is how a
+    // receiver knows their number.
+    let main = Link::dial(incoming.main, &config.connect, Channel::Main)?;
+    let mut links = Vec::with_capacity(channels);
+    for IncomingChannel { hello, stream } in incoming.channels {
+        let link = Link::dial(stream, &config.connect, Channel::Multifd(hello.channel))?;
+        links.push((hello, link));
+    }
+    let mut pumps = Vec::with_capacity(channels);
+    for (hello, link) in &links {
+        let channel = Channel::Multifd(hello.channel);
+        let failed = |leg| {
+            move |cause| Failure {
+                channel,
+                leg,
+                block: None,
+                cause,
+            }
+        };
+        let inlet = Inlet::new(&link.source, hello, config.limits).map_err(failed(Leg::Source))?;
+        let encoder = multifd_codec::encoder(config.compression, &config.settings)
+            .map_err(|error| failed(Leg::Destination)(error.into()))?;
+        let outlet =
+            Outlet::open(&link.destination, hello, encoder).map_err(failed(Leg::Destination))?;
+        pumps.push(Pump {
+            channel,
+            inlet,
+            outlet,
+            link,
+            main: &main,
+        });
+    }
+
+    let outline = Outline::default();
+    let counters = Counters::default();
+    let close_all = || {
+        main.close();
+        links.iter().for_each(|(_, link)| link.close());
+    };
+    let failure = thread::scope(|scope| {
+        let (ended, endings) = mpsc::channel::<Result<(), Failure>>();
+        let main_failed = |(leg, cause)| Failure {
+            channel: Channel::Main,
+            leg,
+            block: None,
+            cause,
+        };
+        let (main, outline, counters) = (&main, &outline, &counters);
+        let tell = ended.clone();
+        scope.spawn(move || {
+            tell.send(
+                main_channel::forward(main, config.limits, outline, counters).map_err(main_failed),
+            )
+        });
+        let tell = ended.clone();
+        scope.spawn(move || tell.send(main_channel::back(main, outline).map_err(main_failed)));
+        for pump in pumps {
+            let tell = ended.clone();
+            scope.spawn(|| drain_back(pump.link));
+            scope.spawn(move || tell.send(pump.run(counters)));
+        }
+        drop(ended);
+
+        // Both directions of main and the forward one of each channel. The backward one of a channel carries nothing and ends with the others.
+        let failure = wait_for(
+            channels + 2,
+            &endings,
+            || progress(counters.totals()),
+            close_all,
+        );
+        close_all();
+        failure
+    });
+    match failure {
+        Some(failure) => Err(failure),
+        None => Ok(MigrationReport {
+            channels,
+            totals: counters.totals(),
+            duration: started.elapsed(),
+        }),
+    }
+}
+
+/// Waits for `count` endings. The first failure is kept and closes everything; what ends with a failure after it does so because of it.
+fn wait_for(
+    mut count: usize,
+    endings: &mpsc::Receiver<Result<(), Failure>>,
+    mut progress: impl FnMut(),
+    close_all: impl Fn(),
+) -> Option<Failure> {
+    let mut first = None;
+    while count > 0 {
+        match endings.recv_timeout(PROGRESS_INTERVAL) {
+            Ok(ending) => {
+                count -= 1;
+                if let (Err(failure), None) = (ending, &first) {
+                    first = Some(failure);
+                    close_all();
+                }
+            }
+            Err(mpsc::RecvTimeoutError::Timeout) => progress(),
+            Err(mpsc::RecvTimeoutError::Disconnected) => break,
+        }
+    }
+    first
+}
+
+/// The forward direction of one multifd channel.
+struct Pump<'s> {
+    channel: Channel,
+    inlet: Inlet<'s>,
+    outlet: Outlet<'s>,
+    link: &'s Link,
+    main: &'s Link,
+}
+
+impl Pump<'_> {
+    fn run(mut self, counters: &Counters) -> Result<(), Failure> {
+        let mut block = None;
+        let (mut bytes_in, mut bytes_out) = (0, 0);
+        loop {
+            let went_on = self
+                .pass_on_next(&mut block, counters)
+                .map_err(|(leg, cause)| {
+                    let cause = self.plain_cause(leg, cause);
+                    Failure {
+                        channel: self.channel,
+                        leg,
+                        block: block.take(),
+                        cause,
+                    }
+                })?;
+            counters
+                .bytes_in
+                .fetch_add(self.inlet.bytes_in() - bytes_in, Ordering::Relaxed);
+            counters
+                .bytes_out
+                .fetch_add(self.outlet.bytes_out() - bytes_out, Ordering::Relaxed);
+            (bytes_in, bytes_out) = (self.inlet.bytes_in(), self.outlet.bytes_out());
+            if !went_on {
+                return Ok(());
+            }
+        }
+    }
+
+    /// One packet; `false` at the channel's end. `block` becomes the packet's block.
+    fn pass_on_next(
+        &mut self,
+        block: &mut Option<Box<BlockName>>,
+        counters: &Counters,
+    ) -> Result<bool, (Leg, Cause)> {
+        let source = |cause| (Leg::Source, cause);
+        let destination = |cause| (Leg::Destination, cause);
+        *block = None;
+        match self.inlet.next_item().map_err(source)? {
+            Item::End => {
+                self.link
+                    .destination
+                    .shutdown(Shutdown::Write)
+                    .map_err(|error| destination(error.into()))?;
+                return Ok(false);
+            }
+            Item::Padding { entries } => self.outlet.write_padding(entries).map_err(destination)?,
+            Item::Packet(packet @ Packet::DeviceState(_)) => {
+                self.outlet.forward(&packet, &mut self.inlet)?
+            }
+            Item::Packet(Packet::Ram(mut packet)) => {
+                let (pages, zero_pages) = (packet.normal().len(), packet.zero().len());
+                if pages + zero_pages > 0 {
+                    *block = Some(Box::new(packet.block().clone()));
+                }
+                match packet.page_size() {
+                    Some(page_size)
+                        if pages > 0
+                            && self.inlet.method_of(&packet).map_err(source)?
+                                != self.outlet.method() =>
+                    {
+                        let pages = self.inlet.read_pages(&packet).map_err(source)?;
+                        self.outlet
+                            .write_pages(packet, pages, page_size)
+                            .map_err(destination)?;
+                    }
+                    _ => {
+                        packet
+                            .set_payload(self.outlet.method(), packet.payload_len())
+                            .map_err(|fault| source(fault.into()))?;
+                        self.outlet.forward(&Packet::Ram(packet), &mut self.inlet)?;
+                    }
+                }
+                counters.pages.fetch_add(pages as u64, Ordering::Relaxed);
+                counters
+                    .zero_pages
+                    .fetch_add(zero_pages as u64, Ordering::Relaxed);
+            }
+        }
+        Ok(true)
+    }
+
+    /// A channel that ends inside a packet is malformed, unless the source has given up the whole migration.
+    fn plain_cause(&self, leg: Leg, cause: Cause) -> Cause {
+        match cause {
+            Cause::Wire(Fault::Truncated { .. })
+                if leg == Leg::Source && self.main.source.peer_has_closed() =>
+            {
+                Cause::Incomplete
+            }
+            cause => cause,
+        }
+    }
+}
+
+/// Destination to source on a multifd channel: QEMU sends nothing there but the end of the stream.
+fn drain_back(link: &Link) {
+    // Whatever ends this direction ends it quietly: the forward direction tells whether the channel is broken.
+    let _ = io::copy(&mut &link.destination, &mut &link.source);
+    let _ = link.source.shutdown(Shutdown::Write);
+}

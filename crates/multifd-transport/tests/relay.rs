@@ -1,0 +1,513 @@
+//! Relays between a source and a destination made here: real sockets, bytes that a QEMU could have sent.
+//!
+//! What real QEMUs make of relays is tested beside the `multifd` command.
+
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use multifd_codec::{Encoder, Pages, Settings};
+use multifd_transport::failure::{Cause, Channel, Leg};
+use multifd_transport::incoming::Incoming;
+use multifd_transport::relay::{MigrationReport, Relay, RelayConfig};
+use multifd_transport::{Address, Failure, Listener, Stream};
+use multifd_wire::{BlockName, ChannelSender, Hello, Limits, Method, Packet, PageSize, RamPacket};
+
+const PAGE: PageSize = PageSize::K4;
+
+/// One channel's bytes: hello, a SYNC, `packets` packets of pages that compress about 2:1, zero pages, a SYNC.
+fn channel_bytes(id: u8, packets: usize, method: Method) -> Vec<u8> {
+    let mut encoder = multifd_codec::encoder(method, &Settings::default()).unwrap();
+    let mut sender = ChannelSender::new();
+    let (mut bytes, mut payload) = (Vec::new(), Vec::new());
+    sender
+        .hello(
+            &Hello {
+                uuid: [0; 16],
+                channel: id,
+                reserved: [0; 39],
+            },
+            &mut bytes,
+        )
+        .unwrap();
+    sender
+        .packet(&Packet::Ram(RamPacket::sync(PAGE, 0)), &mut bytes)
+        .unwrap();
+    for number in 0..packets as u64 {
+        let pages = PAGE.pages_per_packet() as u64 / 2;
+        let start = number * pages * 2;
+        let offsets =
+            |range: std::ops::Range<u64>| range.map(|page| page * 4096).collect::<Vec<u64>>();
+        let (normal, zero) = (
+            offsets(start..start + pages),
+            offsets(start + pages..start + 2 * pages),
+        );
+        let mut packet = RamPacket::new(
+            PAGE,
+            BlockName::new(b"pc.ram").unwrap(),
+            &normal,
+            &zero,
+            number,
+        )
+        .unwrap();
+        encode(
+            &mut *encoder,
+            &contents(id, number, normal.len()),
+            &mut payload,
+        );
+        packet.set_payload(method, payload.len() as u32).unwrap();
+        sender.packet(&Packet::Ram(packet), &mut bytes).unwrap();
+        bytes.extend_from_slice(&payload);
+        sender.payload_sent(payload.len()).unwrap();
+    }
+    sender
+        .packet(&Packet::Ram(RamPacket::sync(PAGE, 99)), &mut bytes)
+        .unwrap();
+    bytes
+}
+
+fn encode(encoder: &mut dyn Encoder, pages: &[u8], payload: &mut Vec<u8>) {
+    encoder
+        .encode(&Pages::private(pages, PAGE).unwrap(), payload)
+        .unwrap();
+}
+
+/// Half noise, half a count.
+fn contents(id: u8, packet: u64, pages: usize) -> Vec<u8> {
+    let mut state = packet * 256 + u64::from(id) + 1;
+    let mut bytes = vec![id; pages * PAGE.bytes()];
+    for (index, byte) in bytes.iter_mut().enumerate() {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
+        if index % 128 < 64 {
+            *byte = (state >> 56) as u8;
+        }
+    }
+    bytes
+}
+
+/// The main channel of a migration of one block, as QEMU 10.0 sends it; with the commands that open the return path if asked for.
+fn main_bytes(return_path: bool) -> Vec<u8> {
+    let mut bytes = b"QEVM\0\0\0\x03\x07\0\0\0\x04none".to_vec();
+    if return_path {
+        bytes.extend(b"\x08\0\x01\0\0" as &[u8]);
+        bytes.extend(b"\x08\0\x02\0\x04\0\0\0\x01" as &[u8]);
+    }
+    let (flush, eos) = (0x200_u64.to_be_bytes(), 0x10_u64.to_be_bytes());
+    let footer = b"\x7e\0\0\0\x02";
+    let start = b"\x01\0\0\0\x02\x03ram\0\0\0\0\0\0\0\x04";
+    let memory = (16_u64 << 20).to_be_bytes();
+    let total = (16_u64 << 20 | 0x04).to_be_bytes();
+    for part in [
+        start as &[u8],
+        &total,
+        b"\x06pc.ram",
+        &memory,
+        &flush,
+        &eos,
+        footer,
+    ] {
+        bytes.extend_from_slice(part);
+    }
+    for part in [
+        b"\x03\0\0\0\x02" as &[u8],
+        &flush,
+        &eos,
+        footer,
+        b"\0\x06\0\0\0\x02{}",
+    ] {
+        bytes.extend_from_slice(part);
+    }
+    bytes
+}
+
+fn config(connect: &Address, compression: Method) -> RelayConfig {
+    RelayConfig {
+        connect: connect.clone(),
+        compression,
+        settings: Settings::default(),
+        limits: Limits::default(),
+    }
+}
+
+fn unix(folder: &Path, name: &str) -> Address {
+    Address::Unix(folder.join(name))
+}
+
+/// What the source sends: main, then the channels.
+struct Sent {
+    main: Vec<u8>,
+    channels: Vec<Vec<u8>>,
+}
+
+/// Dials `address` and sends everything, each connection from a thread of its own, then half-closes. Returns what came back on main.
+fn send(address: &Address, sent: &Sent) -> Vec<u8> {
+    let main = Stream::connect(address).unwrap();
+    let channels: Vec<_> = sent
+        .channels
+        .iter()
+        .map(|_| Stream::connect(address).unwrap())
+        .collect();
+    thread::scope(|scope| {
+        for (stream, bytes) in channels.iter().zip(&sent.channels) {
+            scope.spawn(move || {
+                // A broken connection is for the relay to tell of.
+                let _ = (&mut &*stream).write_all(bytes);
+                let _ = stream.shutdown(Shutdown::Write);
+            });
+        }
+        let _ = (&main).write_all(&sent.main);
+        let _ = main.shutdown(Shutdown::Write);
+        let mut back = Vec::new();
+        let _ = (&main).read_to_end(&mut back);
+        back
+    })
+}
+
+/// Takes a migration, says `answer` on main when all has been read, and returns the bytes of main and of each channel.
+fn take(listener: &Listener, answer: &[u8]) -> Sent {
+    let incoming = Incoming::accept(listener).unwrap();
+    thread::scope(|scope| {
+        let readers: Vec<_> = incoming
+            .channels
+            .iter()
+            .map(|channel| {
+                scope.spawn(|| {
+                    let mut bytes = channel.hello.to_bytes().to_vec();
+                    (&channel.stream).read_to_end(&mut bytes).unwrap();
+                    bytes
+                })
+            })
+            .collect();
+        // With an answer to give, the source keeps main open until it has it.
+        let mut main = vec![0; main_bytes(!answer.is_empty()).len()];
+        (&incoming.main).read_exact(&mut main).unwrap();
+        (&incoming.main).write_all(answer).unwrap();
+        Sent {
+            main,
+            channels: readers
+                .into_iter()
+                .map(|reader| reader.join().unwrap())
+                .collect(),
+        }
+    })
+}
+
+fn through_two(
+    sent: &Sent,
+    between: Method,
+    listen: [&Address; 3],
+    answer: &[u8],
+) -> (Sent, Vec<u8>, [MigrationReport; 2]) {
+    let destination = Listener::bind(listen[2]).unwrap();
+    let far = Relay::bind(listen[1], config(destination.address(), Method::None)).unwrap();
+    let near = Relay::bind(listen[0], config(far.address(), between)).unwrap();
+    thread::scope(|scope| {
+        let taken = scope.spawn(|| take(&destination, answer));
+        let far = scope.spawn(|| far.serve_one(&mut |_| {}));
+        let near_address = near.address().clone();
+        let back = scope.spawn(move || send(&near_address, sent));
+        let near = near.serve_one(&mut |_| {}).unwrap();
+        (
+            taken.join().unwrap(),
+            back.join().unwrap(),
+            [near, far.join().unwrap().unwrap()],
+        )
+    })
+}
+
+#[test]
+fn what_goes_in_comes_out_to_the_byte() {
+    let folder = tempfile::tempdir().unwrap();
+    let names = ["near", "far", "destination"].map(|name| unix(folder.path(), name));
+    let tcp: Address = "tcp:127.0.0.1:0".parse().unwrap();
+    let addresses = [[&names[0], &names[1], &names[2]], [&tcp, &tcp, &tcp]];
+    for listen in addresses {
+        for between in [Method::None, Method::Zlib, Method::Zstd] {
+            for channels in [0, 1, 4] {
+                let channels = (0..channels)
+                    .map(|id| channel_bytes(id, 5, Method::None))
+                    .collect();
+                let sent = Sent {
+                    main: main_bytes(false),
+                    channels,
+                };
+                let (taken, back, [near, far]) = through_two(&sent, between, listen, b"");
+                assert!(
+                    taken.main == sent.main && taken.channels == sent.channels,
+                    "{between} changed something"
+                );
+                assert!(back.is_empty());
+                let pages = sent.channels.len() as u64 * 5 * 64;
+                assert_eq!((near.totals.pages, near.totals.zero_pages), (pages, pages));
+                assert_eq!(near.totals.bytes_in, far.totals.bytes_out);
+                assert_eq!(near.totals.bytes_out, far.totals.bytes_in);
+                let compressed = near.totals.bytes_out < near.totals.bytes_in * 3 / 4;
+                assert_eq!(compressed, between != Method::None && pages > 0, "{near:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_method_that_arrives_is_recognised() {
+    let folder = tempfile::tempdir().unwrap();
+    let names = ["near", "far", "destination"].map(|name| unix(folder.path(), name));
+    let plain = vec![channel_bytes(0, 3, Method::None)];
+    for arriving in [Method::Zlib, Method::Zstd] {
+        for between in [Method::None, Method::Zlib, Method::Zstd] {
+            let sent = Sent {
+                main: main_bytes(false),
+                channels: vec![channel_bytes(0, 3, arriving)],
+            };
+            let (taken, _, _) = through_two(&sent, between, [&names[0], &names[1], &names[2]], b"");
+            assert!(taken.channels == plain, "{arriving}, then {between}");
+        }
+    }
+}
+
+#[test]
+fn the_return_path_comes_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let names = ["near", "far", "destination"].map(|name| unix(folder.path(), name));
+    let answer = b"\0\x02\0\x04\0\0\0\x01\0\x01\0\x04\0\0\0\0";
+    let sent = Sent {
+        main: main_bytes(true),
+        channels: vec![channel_bytes(0, 1, Method::None)],
+    };
+    let (_, back, _) = through_two(
+        &sent,
+        Method::Zlib,
+        [&names[0], &names[1], &names[2]],
+        answer,
+    );
+    assert_eq!(back, answer);
+}
+
+/// A relay in front of a destination that behaves as `destination` does, with what `source` sends; the failure, and then a sound migration.
+fn fails_and_recovers(
+    source: impl FnOnce(&Address) + Send,
+    destination: impl FnOnce(&Listener) + Send,
+) -> Failure {
+    let folder = tempfile::tempdir().unwrap();
+    let listener = Listener::bind(&unix(folder.path(), "destination")).unwrap();
+    let relay = Relay::bind(
+        &unix(folder.path(), "relay"),
+        config(listener.address(), Method::Zlib),
+    )
+    .unwrap();
+    let failure = thread::scope(|scope| {
+        scope.spawn(|| source(relay.address()));
+        scope.spawn(|| destination(&listener));
+        relay.serve_one(&mut |_| {}).unwrap_err()
+    });
+    let sound = Sent {
+        main: main_bytes(false),
+        channels: vec![channel_bytes(0, 2, Method::None)],
+    };
+    thread::scope(|scope| {
+        scope.spawn(|| send(relay.address(), &sound));
+        scope.spawn(|| take(&listener, b""));
+        relay
+            .serve_one(&mut |_| {})
+            .expect("the next migration goes through");
+    });
+    failure
+}
+
+fn accept_and_read_all(listener: &Listener) {
+    let incoming = Incoming::accept(listener).unwrap();
+    thread::scope(|scope| {
+        for channel in &incoming.channels {
+            scope.spawn(|| (&channel.stream).read_to_end(&mut Vec::new()));
+        }
+        // Whatever happens, both legs of all channels end: this returns.
+        let _ = (&incoming.main).read_to_end(&mut Vec::new());
+    });
+}
+
+#[test]
+fn a_source_that_gives_up_is_no_success() {
+    let source = |address: &Address| {
+        let mut main = main_bytes(false);
+        main.truncate(main.len() / 2);
+        let mut channel = channel_bytes(0, 2, Method::None);
+        channel.truncate(channel.len() - 5000);
+        send(
+            address,
+            &Sent {
+                main,
+                channels: vec![channel],
+            },
+        );
+    };
+    let failure = fails_and_recovers(source, accept_and_read_all);
+    assert_eq!(failure.leg, Leg::Source);
+    assert!(
+        matches!(failure.cause, Cause::Incomplete),
+        "{}",
+        failure.explain()
+    );
+}
+
+#[test]
+fn a_malformed_packet_closes_both_legs_and_is_named() {
+    let source = |address: &Address| {
+        let mut channels: Vec<_> = (0..4)
+            .map(|id| channel_bytes(id, 2, Method::None))
+            .collect();
+        // The magic of the packet behind the hello.
+        channels[2][Hello::LEN] ^= 1;
+        let back = send(
+            address,
+            &Sent {
+                main: main_bytes(false),
+                channels,
+            },
+        );
+        assert!(back.is_empty());
+    };
+    let failure = fails_and_recovers(source, accept_and_read_all);
+    assert_eq!(
+        (failure.channel, failure.leg),
+        (Channel::Multifd(2), Leg::Source)
+    );
+    assert!(
+        matches!(failure.cause, Cause::Wire(_)),
+        "{}",
+        failure.explain()
+    );
+}
+
+#[test]
+fn a_destination_that_dies_ends_it() {
+    let source = |address: &Address| {
+        let channels = vec![channel_bytes(0, 200, Method::None)];
+        send(
+            address,
+            &Sent {
+                main: main_bytes(true),
+                channels,
+            },
+        );
+    };
+    let destination = |listener: &Listener| {
+        let incoming = Incoming::accept(listener).unwrap();
+        (&incoming.channels[0].stream)
+            .read_exact(&mut [0; 1 << 20])
+            .unwrap();
+    };
+    let failure = fails_and_recovers(source, destination);
+    assert_eq!(failure.leg, Leg::Destination);
+    assert!(
+        matches!(failure.cause, Cause::Io(_) | Cause::Unconfirmed),
+        "{}",
+        failure.explain()
+    );
+}
+
+#[test]
+fn a_refusal_reaches_the_source_and_is_a_failure() {
+    let refusal = b"\0\x01\0\x04\0\0\0\x07";
+    let source = |address: &Address| {
+        let sent = Sent {
+            main: main_bytes(true),
+            channels: vec![channel_bytes(0, 1, Method::None)],
+        };
+        assert_eq!(send(address, &sent), refusal);
+    };
+    let failure = fails_and_recovers(source, |listener| drop(take(listener, refusal)));
+    assert_eq!(
+        (failure.channel, failure.leg),
+        (Channel::Main, Leg::Destination)
+    );
+    assert!(
+        matches!(failure.cause, Cause::Refused { status: 7 }),
+        "{}",
+        failure.explain()
+    );
+}
+
+#[test]
+fn nobody_at_the_destination_closes_the_source() {
+    let folder = tempfile::tempdir().unwrap();
+    let relay = Relay::bind(
+        &unix(folder.path(), "relay"),
+        config(&unix(folder.path(), "nobody"), Method::None),
+    )
+    .unwrap();
+    thread::scope(|scope| {
+        let sent = Sent {
+            main: main_bytes(false),
+            channels: vec![channel_bytes(0, 1, Method::None)],
+        };
+        let address = relay.address();
+        let back = scope.spawn(move || send(address, &sent));
+        let failure = relay.serve_one(&mut |_| {}).unwrap_err();
+        assert!(
+            matches!(failure.cause, Cause::Dial { .. }),
+            "{}",
+            failure.explain()
+        );
+        back.join().unwrap();
+    });
+}
+
+/// The destination stops reading a channel at its SYNC until main has come as far. So nothing may wait for a channel that stalls, and the first
+/// SYNC must pass before the page size is known.
+#[test]
+fn a_stalled_channel_stalls_no_other_and_a_sync_passes_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let destination = Listener::bind(&unix(folder.path(), "destination")).unwrap();
+    let relay = Relay::bind(
+        &unix(folder.path(), "relay"),
+        config(destination.address(), Method::None),
+    )
+    .unwrap();
+    let main = main_bytes(false);
+    let source_main = Stream::connect(relay.address()).unwrap();
+    let [stalled, only_sync] = [0, 1].map(|_| Stream::connect(relay.address()).unwrap());
+    let big = channel_bytes(0, 100, Method::None);
+    thread::scope(|scope| {
+        scope.spawn(|| relay.serve_one(&mut |_| {}).unwrap());
+        scope.spawn(|| {
+            (&stalled).write_all(&big).unwrap();
+            stalled.shutdown(Shutdown::Write).unwrap();
+        });
+        // Hello and SYNC, and no more for now.
+        let small = channel_bytes(1, 0, Method::None);
+        let sync_end = Hello::LEN + 320 + 8 * PAGE.pages_per_packet();
+        (&only_sync).write_all(&small[..sync_end]).unwrap();
+        (&source_main).write_all(&main[..main.len() / 2]).unwrap();
+
+        let incoming = Incoming::accept(&destination).unwrap();
+        let deadline = Some(Duration::from_secs(10));
+        let mut sync = vec![0; sync_end - Hello::LEN];
+        let sync_reader = &incoming.channels[1].stream;
+        sync_reader.set_read_timeout(deadline).unwrap();
+        (&mut &*sync_reader)
+            .read_exact(&mut sync)
+            .expect("the SYNC passes although channel 0 stalls");
+        assert!(sync == small[Hello::LEN..sync_end]);
+        let mut main_start = vec![0; main.len() / 2];
+        incoming.main.set_read_timeout(deadline).unwrap();
+        (&incoming.main)
+            .read_exact(&mut main_start)
+            .expect("main passes although channel 0 stalls");
+
+        let begun = Instant::now();
+        (&source_main).write_all(&main[main.len() / 2..]).unwrap();
+        source_main.shutdown(Shutdown::Write).unwrap();
+        (&only_sync).write_all(&small[sync_end..]).unwrap();
+        only_sync.shutdown(Shutdown::Write).unwrap();
+        let mut rest = Vec::new();
+        (&incoming.channels[0].stream)
+            .read_to_end(&mut rest)
+            .unwrap();
+        assert!(rest == big[Hello::LEN..]);
+        assert!(begun.elapsed() < Duration::from_secs(60));
+    });
+}
