@@ -1,7 +1,8 @@
 //! Big-endian numbers in headers of fixed length.
 //!
-//! A field is a range of its header's field map: a constant of ours, over an array whose length the map's total was
-//! compared with when this was compiled. No number of a peer's is ever used as a place.
+//! A field is a range of its header's field map: a constant of ours, over an array whose length the
+//! map's total was compared with when this was compiled. No number of a peer's is ever used as a
+//! place.
 
 use core::ops::Range;
 

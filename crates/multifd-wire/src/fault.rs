@@ -2,8 +2,8 @@
 
 use crate::page_size::PageSize;
 
-/// A peer's bytes break a rule of the format or a limit. Each variant says what was found and, where there is a choice,
-/// what was allowed.
+/// A peer's bytes break a rule of the format or a limit. Each variant says what was found and,
+/// where there is a choice, what was allowed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Fault {
@@ -137,7 +137,8 @@ pub enum Fault {
         /// Most bytes allowed.
         allowed: usize,
     },
-    /// The configuration has a subsection which this crate does not know, and whose length is therefore unknown.
+    /// The configuration has a subsection which this crate does not know, and whose length is
+    /// therefore unknown.
     #[error("an unknown subsection in the configuration")]
     UnknownSubsection,
     /// The configuration states a page size beyond what this crate accepts.
@@ -230,7 +231,8 @@ pub enum Fault {
         /// The byte.
         found: u8,
     },
-    /// Postcopy is on and the blocks have pages of several sizes: then the list of blocks does not tell its own layout.
+    /// Postcopy is on and the blocks have pages of several sizes: then the list of blocks does not
+    /// tell its own layout.
     #[error("postcopy with host page sizes {found:#x}")]
     PostcopyPageSizes {
         /// All page sizes, one bit each.
@@ -284,7 +286,8 @@ pub enum Misuse {
         /// Bytes the packet has left.
         remaining: u32,
     },
-    /// A packet's table of offsets has another length than the channel's, or padding would make it so.
+    /// A packet's table of offsets has another length than the channel's, or padding would make it
+    /// so.
     #[error("a table of {found} offsets does not fit this channel")]
     TableLength {
         /// Entries of the packet's table, with padding.

@@ -3,7 +3,8 @@
 use core::fmt;
 use core::str::FromStr;
 
-/// The flag word of a packet. All bits are kept, known or not: QEMU 10.0 ignores bits it does not know, and so do we.
+/// The flag word of a packet. All bits are kept, known or not: QEMU 10.0 ignores bits it does not
+/// know, and so do we.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Flags(u32);
 
@@ -13,13 +14,16 @@ pub struct Flags(u32);
 pub enum Method {
     /// Pages as they are. QEMU 4.0 and later.
     None,
-    /// One zlib stream per channel, never ended, flushed at the end of each packet. QEMU 5.0 and later.
+    /// One zlib stream per channel, never ended, flushed at the end of each packet. QEMU 5.0 and
+    /// later.
     Zlib,
     /// One zstd stream per channel, flushed at the end of each packet. QEMU 5.0 and later.
     Zstd,
-    /// Each page a raw deflate stream of its own or left as it is, behind a table of lengths. QEMU 9.1 and later.
+    /// Each page a raw deflate stream of its own or left as it is, behind a table of lengths. QEMU
+    /// 9.1 and later.
     Qpl,
-    /// Each page a zlib stream of its own or left as it is, behind a table of lengths. QEMU 9.1 and later.
+    /// Each page a zlib stream of its own or left as it is, behind a table of lengths. QEMU 9.1 and
+    /// later.
     Uadk,
     /// All pages of a packet in one run of gzip members. QEMU 9.2 and later.
     Qatzip,
@@ -56,8 +60,8 @@ impl Flags {
         self.0
     }
 
-    /// Whether all channels synchronise here. The packet may carry pages as well (QEMU 8.2 and earlier); they belong before
-    /// the synchronisation.
+    /// Whether all channels synchronise here. The packet may carry pages as well (QEMU 8.2 and
+    /// earlier); they belong before the synchronisation.
     #[must_use]
     pub const fn is_sync(self) -> bool {
         self.0 & SYNC != 0
@@ -69,7 +73,8 @@ impl Flags {
         self.0 & DEVICE_STATE != 0
     }
 
-    /// The method in which the packet's pages are compressed. Means nothing in a packet without pages.
+    /// The method in which the packet's pages are compressed. Means nothing in a packet without
+    /// pages.
     ///
     /// # Errors
     /// When the field holds none of the known values; it is one value, not a set of bits.
@@ -151,7 +156,8 @@ impl FromStr for Method {
 
 /// Bit 0: QEMU 4.0 and later.
 const SYNC: u32 = 0x01;
-/// Bits 1 to 5. The field was bits 1 to 3 until QEMU 9.1 brought `qpl` and `uadk`, and 9.2 `qatzip`.
+/// Bits 1 to 5. The field was bits 1 to 3 until QEMU 9.1 brought `qpl` and `uadk`, and 9.2
+/// `qatzip`.
 const METHOD: u32 = 0x3e;
 /// Bit 6: QEMU 10.0 and later.
 const DEVICE_STATE: u32 = 0x40;

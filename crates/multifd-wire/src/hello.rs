@@ -5,12 +5,15 @@ use core::ops::Range;
 use crate::bytes::{array, be32, put};
 use crate::fault::Fault;
 
-/// What a multifd connection begins with. All QEMUs since 4.0 send the same 64 bytes; nothing is ever sent back.
+/// What a multifd connection begins with. All QEMUs since 4.0 send the same 64 bytes; nothing is
+/// ever sent back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Hello {
-    /// The VM's UUID (`-uuid`) in the order of its text; all zero when the VM has none. Both ends must have the same.
+    /// The VM's UUID (`-uuid`) in the order of its text; all zero when the VM has none. Both ends
+    /// must have the same.
     pub uuid: [u8; 16],
-    /// The channel's number. QEMU counts from 0 and uses each number once; how many channels there are is not said.
+    /// The channel's number. QEMU counts from 0 and uses each number once; how many channels there
+    /// are is not said.
     pub channel: u8,
     /// Zero from all known senders, ignored by all known receivers.
     pub reserved: [u8; 39],
@@ -85,7 +88,8 @@ const _: () = assert!(RESERVED_FIELD.end == Hello::LEN);
 mod tests {
     use super::*;
 
-    /// As a QEMU 10.0 with `-uuid 01234567-89ab-cdef-0123-456789abcdef` sends it on its second channel.
+    /// As a QEMU 10.0 with `-uuid 01234567-89ab-cdef-0123-456789abcdef` sends it on its second
+    /// channel.
     const SECOND_CHANNEL: [u8; 64] = *b"\x11\x22\x33\x44\0\0\0\x01\
         \x01\x23\x45\x67\x89\xab\xcd\xef\x01\x23\x45\x67\x89\xab\xcd\xef\x01\
         \0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0";

@@ -10,10 +10,12 @@ use core::hash::{Hash, Hasher};
 use crate::fault::Fault;
 use crate::reader::{Reader, Stop};
 
-/// A name as QEMU sends it: up to 255 bytes, none of them NUL. `pc.ram`, `/rom@etc/acpi/tables`, `timer`.
+/// A name as QEMU sends it: up to 255 bytes, none of them NUL. `pc.ram`, `/rom@etc/acpi/tables`,
+/// `timer`.
 ///
-/// In packets a name stands in a field of 256 bytes, filled up after a NUL. What a sender left behind the NUL is kept, so
-/// that a packet is written again to the byte; it takes no part in comparisons.
+/// In packets a name stands in a field of 256 bytes, filled up after a NUL. What a sender left
+/// behind the NUL is kept, so that a packet is written again to the byte; it takes no part in
+/// comparisons.
 #[derive(Clone)]
 pub struct IdStr {
     field: [u8; FIELD_LEN],
@@ -50,8 +52,8 @@ impl IdStr {
         len: 0,
     };
 
-    /// The longest name in bytes: its length must fit in the one byte which the main stream has for it, and a NUL must
-    /// follow it in a packet.
+    /// The longest name in bytes: its length must fit in the one byte which the main stream has for
+    /// it, and a NUL must follow it in a packet.
     pub const MAX_LEN: usize = FIELD_LEN - 1;
 
     /// A name of these bytes.
@@ -75,7 +77,8 @@ impl IdStr {
         Ok(Self { field, len })
     }
 
-    /// The name in a packet's field: up to the first NUL, or up to byte 255, which QEMU overwrites with NUL when it reads.
+    /// The name in a packet's field: up to the first NUL, or up to byte 255, which QEMU overwrites
+    /// with NUL when it reads.
     pub(crate) fn from_field(field: [u8; FIELD_LEN]) -> Self {
         let len = field
             .iter()
@@ -94,7 +97,8 @@ impl IdStr {
         &self.field
     }
 
-    /// A name as the main stream has it: behind the byte with its length. It names something, so it is not empty.
+    /// A name as the main stream has it: behind the byte with its length. It names something, so it
+    /// is not empty.
     pub(crate) fn take_counted(reader: &mut Reader<'_>) -> Result<Self, Stop> {
         let len = reader.u8()?;
         Self::take(reader, usize::from(len))

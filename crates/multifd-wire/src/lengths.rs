@@ -1,8 +1,9 @@
-//! The payload of the methods `qpl` and `uadk`: a table of page lengths, then the pages one after the other.
+//! The payload of the methods `qpl` and `uadk`: a table of page lengths, then the pages one after
+//! the other.
 //!
-//! One 4-byte big-endian length per normal page. A page as long as the page size is there as it is; a shorter one is
-//! compressed by itself: a raw deflate stream (`qpl`, RFC 1951) or a zlib stream (`uadk`, RFC 1950). QEMU 9.1 and later;
-//! a page longer than the page size makes QEMU abort.
+//! One 4-byte big-endian length per normal page. A page as long as the page size is there as it is;
+//! a shorter one is compressed by itself: a raw deflate stream (`qpl`, RFC 1951) or a zlib stream
+//! (`uadk`, RFC 1950). QEMU 9.1 and later; a page longer than the page size makes QEMU abort.
 
 use alloc::vec::Vec;
 
@@ -36,11 +37,13 @@ pub struct Pages<'a> {
     page_size: PageSize,
 }
 
-/// Takes a payload of `pages` pages apart. The whole table is checked before the first page is given out.
+/// Takes a payload of `pages` pages apart. The whole table is checked before the first page is
+/// given out.
 ///
 /// # Errors
-/// [`Fault::LengthTable`] when the payload is shorter than the table, [`Fault::PageLength`] when a page is empty or longer
-/// than a page, [`Fault::LengthSum`] when the pages are together not as long as what follows the table.
+/// [`Fault::LengthTable`] when the payload is shorter than the table, [`Fault::PageLength`] when a
+/// page is empty or longer than a page, [`Fault::LengthSum`] when the pages are together not as
+/// long as what follows the table.
 pub fn parse(payload: &[u8], pages: usize, page_size: PageSize) -> Result<Pages<'_>, Fault> {
     let needed = pages.saturating_mul(LENGTH_LEN);
     let (table, data) = payload.split_at_checked(needed).ok_or(Fault::LengthTable {
@@ -70,8 +73,8 @@ pub fn parse(payload: &[u8], pages: usize, page_size: PageSize) -> Result<Pages<
 /// Appends a payload to `out`: the table, then the pages.
 ///
 /// # Errors
-/// [`Fault::PageLength`] when a raw page is not as long as a page, or a compressed one is empty or not shorter; nothing is
-/// written then.
+/// [`Fault::PageLength`] when a raw page is not as long as a page, or a compressed one is empty or
+/// not shorter; nothing is written then.
 pub fn write(pages: &[PageData<'_>], page_size: PageSize, out: &mut Vec<u8>) -> Result<(), Fault> {
     for (page, data) in pages.iter().enumerate() {
         let found = data.bytes().len();

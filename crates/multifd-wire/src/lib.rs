@@ -1,4 +1,87 @@
 //! QEMU multifd migration: the bytes on the wire, without IO.
+//!
+//! A QEMU that migrates a VM with `multifd` sends the guest's memory over several connections, the
+//! *channels*, and everything else over one more, the *main channel*. This crate takes these
+//! streams apart and puts them together. It has no socket, no thread, no clock and no `unsafe`; it
+//! needs `alloc` and not `std`.
+//!
+//! # A channel
+//!
+//! ```text
+//! hello   packet [payload]   packet [payload]   packet   ...
+//! ```
+//!
+//! A [`ChannelReceiver`] is given a channel's bytes, cut in whatever way they come, and answers
+//! with [`Event`]s: the [`Hello`], each [`Packet`]'s header, pieces of its payload. What is inside
+//! a payload is the business of its [`Method`]; for the two which begin with a table of lengths
+//! there is [`lengths`]. A [`ChannelSender`] is the twin on the other side.
+//!
+//! ```
+//! use multifd_wire::{ChannelReceiver, ChannelSender, Event, Fault, Hello, Limits, Packet};
+//! use multifd_wire::{BlockName, PageSize, RamPacket};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! // A channel of our own: a hello, a packet with two pages, a SYNC.
+//! let mut bytes = Vec::new();
+//! let mut sender = ChannelSender::new();
+//! let hello = Hello { uuid: [0; 16], channel: 0, reserved: [0; 39] };
+//! sender.hello(&hello, &mut bytes)?;
+//! let pages = RamPacket::new(PageSize::K4, BlockName::try_from("pc.ram")?, &[0, 4096], &[], 0)?;
+//! sender.packet(&pages.into(), &mut bytes)?;
+//! bytes.extend([0x5a; 2 * 4096]);
+//! sender.payload_sent(2 * 4096)?;
+//! sender.packet(&RamPacket::sync(PageSize::K4, 1).into(), &mut bytes)?;
+//!
+//! // Taken apart again, in pieces of 1000 bytes.
+//! let mut receiver = ChannelReceiver::new(Limits::default());
+//! let mut payload = Vec::new();
+//! let mut syncs = 0;
+//! for mut piece in bytes.chunks(1000) {
+//!     while let Some(event) = receiver.push(&mut piece)? {
+//!         match event {
+//!             Event::Hello(hello) => assert_eq!(hello.channel, 0),
+//!             Event::Packet(Packet::Ram(packet)) if packet.is_sync() => syncs += 1,
+//!             Event::Packet(Packet::Ram(packet)) => {
+//!                 assert_eq!(packet.block().as_bytes(), b"pc.ram");
+//!                 assert_eq!(packet.normal(), [0, 4096]);
+//!             }
+//!             Event::Packet(Packet::DeviceState(_)) | Event::Padding { .. } => {}
+//!             Event::Payload(piece) => payload.extend_from_slice(piece),
+//!         }
+//!     }
+//! }
+//! receiver.finish()?;
+//! assert_eq!(payload, [0x5a; 2 * 4096]);
+//! assert_eq!(syncs, 1);
+//!
+//! // A lie has a name.
+//! bytes[64] = 0;
+//! let mut receiver = ChannelReceiver::new(Limits::default());
+//! let mut rest = bytes.as_slice();
+//! receiver.push(&mut rest)?;
+//! let fault = Fault::Magic { found: 0x0022_3344, allowed: 0x1122_3344 };
+//! assert_eq!(receiver.push(&mut rest), Err(fault));
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # The main channel
+//!
+//! [`main_stream`] reads it along with the destination, as far as that is possible without knowing
+//! every device: the RAM blocks, the marks at which the channels synchronise, the end. What the
+//! destination answers is in [`return_path`].
+//!
+//! # What a peer can do
+//!
+//! Nothing but be refused. Every number from the wire is compared with a limit of the format or of
+//! [`Limits`] before it is used; one that breaks it is a [`Fault`], which says what was found and
+//! what was allowed. No such number sizes an allocation: a machine holds one header at most, the
+//! reader of the main channel the list of RAM blocks besides.
+//!
+//! # Versions
+//!
+//! Streams of QEMU 4.0 to 11 are read, with what each of them does differently. What is said about
+//! a version was observed on running QEMUs (7.2 and 10.0 in most cases) and their streams.
 
 #![no_std]
 #![forbid(unsafe_code)]

@@ -2,12 +2,13 @@
 
 use crate::page_size::PageSize;
 
-/// Upper bounds for what a peer may state. A number beyond its limit is a [`Fault`](crate::Fault); none of them is ever
-/// used to size a buffer before it was compared.
+/// Upper bounds for what a peer may state. A number beyond its limit is a [`Fault`](crate::Fault);
+/// none of them is ever used to size a buffer before it was compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Longest payload of a packet compressed with `zlib`, `zstd`, `qatzip` or a method this crate does not know. The other
-    /// methods need no limit: their payload is bounded by the number of pages.
+    /// Longest payload of a packet compressed with `zlib`, `zstd`, `qatzip` or a method this crate
+    /// does not know. The other methods need no limit: their payload is bounded by the number of
+    /// pages.
     pub compressed_payload_bytes: u32,
     /// Longest payload of a device-state packet. It is handed on in pieces, never stored here.
     pub device_state_bytes: u32,
@@ -31,8 +32,9 @@ impl Default for Limits {
     }
 }
 
-/// The size of QEMU's own buffer for a compressed packet (seen in 10.0). A longer payload overruns it there, and no honest
-/// sender comes near: 512 KiB of pages grow by less than 1 % when they do not compress.
+/// The size of QEMU's own buffer for a compressed packet (seen in 10.0). A longer payload overruns
+/// it there, and no honest sender comes near: 512 KiB of pages grow by less than 1 % when they do
+/// not compress.
 pub(crate) const COMPRESSED_PAYLOAD_BYTES: u32 = 1 << 20;
 
 /// 4 PiB, the physical address space of the widest x86 and Arm machines.

@@ -2,14 +2,15 @@
 
 use core::fmt;
 
-/// Bytes of guest memory which one RAM packet can carry: QEMU gathers 512 KiB worth of pages, whatever their size
-/// (all QEMUs since 4.0).
+/// Bytes of guest memory which one RAM packet can carry: QEMU gathers 512 KiB worth of pages,
+/// whatever their size (all QEMUs since 4.0).
 pub const PACKET_BYTES: usize = 512 * 1024;
 
 /// A guest's page size in bytes: a power of two from 1 KiB to 64 KiB.
 ///
-/// This is the *target* page size of the emulated machine, not the host's: 4 KiB for x86, Arm `virt`, RISC-V, ppc64 and
-/// s390x, 8 KiB for sparc64 and alpha. It decides how long every RAM packet's header is.
+/// This is the *target* page size of the emulated machine, not the host's: 4 KiB for x86, Arm
+/// `virt`, RISC-V, ppc64 and s390x, 8 KiB for sparc64 and alpha. It decides how long every RAM
+/// packet's header is.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PageSize {
     bytes: u32,
@@ -58,8 +59,8 @@ impl PageSize {
         self.bytes as usize
     }
 
-    /// Pages in a full packet, which is also the number of entries in every RAM packet's table of offsets: from 8 (64 KiB
-    /// pages) to 512 (1 KiB pages).
+    /// Pages in a full packet, which is also the number of entries in every RAM packet's table of
+    /// offsets: from 8 (64 KiB pages) to 512 (1 KiB pages).
     #[must_use]
     #[expect(clippy::arithmetic_side_effects, reason = "a page size is never zero")]
     pub const fn pages_per_packet(self) -> usize {

@@ -1,8 +1,9 @@
 //! Taking a stream of variable shape apart, in any cut.
 //!
-//! A machine is a step function over a [`Reader`]. A step takes what it needs and answers with an event or none; when the
-//! bytes at hand do not suffice it stops, having changed nothing, and is tried again with more. [`Carry`] keeps the few
-//! bytes which one call leaves for the next, so that every step sees its bytes in one piece.
+//! A machine is a step function over a [`Reader`]. A step takes what it needs and answers with an
+//! event or none; when the bytes at hand do not suffice it stops, having changed nothing, and is
+//! tried again with more. [`Carry`] keeps the few bytes which one call leaves for the next, so that
+//! every step sees its bytes in one piece.
 
 use alloc::vec::Vec;
 
@@ -14,7 +15,8 @@ pub(crate) struct Reader<'a> {
     len: usize,
 }
 
-/// The bytes at hand do not suffice: at least `needed` of them must be there, counted from where the reader began.
+/// The bytes at hand do not suffice: at least `needed` of them must be there, counted from where
+/// the reader began.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct More {
     pub(crate) needed: usize,
@@ -121,7 +123,8 @@ pub(crate) struct Carry {
 }
 
 impl Carry {
-    /// Takes steps over `input`, up to the first event. `None`: all of `input` is used and more is needed.
+    /// Takes steps over `input`, up to the first event. `None`: all of `input` is used and more is
+    /// needed.
     pub(crate) fn drive<T>(
         &mut self,
         input: &mut &[u8],

@@ -1,7 +1,8 @@
-//! The return path: what the destination answers on the main connection, when the source has asked for it.
+//! The return path: what the destination answers on the main connection, when the source has asked
+//! for it.
 //!
-//! It exists from [`OpenReturnPath`](crate::main_stream::Command::OpenReturnPath) on. Without that command the destination
-//! sends nothing at all.
+//! It exists from [`OpenReturnPath`](crate::main_stream::Command::OpenReturnPath) on. Without that
+//! command the destination sends nothing at all.
 
 use alloc::vec::Vec;
 
@@ -13,8 +14,8 @@ use crate::reader::{Carry, Reader, Stop};
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Message {
-    /// The last message: the destination has loaded everything (0) or failed (any other number). On failure the source's
-    /// guest runs on.
+    /// The last message: the destination has loaded everything (0) or failed (any other number). On
+    /// failure the source's guest runs on.
     Shut(u32),
     /// Answers a ping with its value.
     Pong(u32),
@@ -34,14 +35,16 @@ pub enum Message {
         /// Bytes wanted.
         len: u32,
     },
-    /// Postcopy recovery: a bitmap of the pages received follows, outside the message. A [`ReturnPathReceiver`] crosses it.
+    /// Postcopy recovery: a bitmap of the pages received follows, outside the message. A
+    /// [`ReturnPathReceiver`] crosses it.
     ReceivedBitmap {
         /// The block.
         block: BlockName,
     },
     /// Postcopy recovery: answers the wish to resume.
     ResumeAck(u32),
-    /// The destination is ready to have the guest stopped. With capability `switchover-ack`, QEMU 8.1 and later.
+    /// The destination is ready to have the guest stopped. With capability `switchover-ack`, QEMU
+    /// 8.1 and later.
     SwitchoverAck,
 }
 
@@ -86,7 +89,8 @@ impl Message {
     }
 }
 
-/// Takes the return path apart. Like [`ChannelReceiver`](crate::ChannelReceiver) it does no IO and takes bytes in any cut.
+/// Takes the return path apart. Like [`ChannelReceiver`](crate::ChannelReceiver) it does no IO and
+/// takes bytes in any cut.
 #[derive(Debug, Default)]
 pub struct ReturnPathReceiver {
     carry: Carry,
@@ -113,11 +117,12 @@ impl ReturnPathReceiver {
         Self::default()
     }
 
-    /// Takes what it can use from the front of `input`, up to the next message. `None`: all of `input` is used and more is
-    /// needed.
+    /// Takes what it can use from the front of `input`, up to the next message. `None`: all of
+    /// `input` is used and more is needed.
     ///
     /// # Errors
-    /// When a type is unknown or a length does not fit it, as QEMU itself would fail. The machine stays at that fault.
+    /// When a type is unknown or a length does not fit it, as QEMU itself would fail. The machine
+    /// stays at that fault.
     pub fn push(&mut self, input: &mut &[u8]) -> Result<Option<Message>, Fault> {
         let state = &mut self.state;
         let outcome = self.carry.drive(input, |reader| state.step(reader));

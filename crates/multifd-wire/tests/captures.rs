@@ -1,8 +1,9 @@
 //! Captured migrations of real QEMUs, taken apart and rebuilt to the byte.
 //!
-//! A capture is a folder with `main.fwd`, `mfdN.fwd` and, where there was a return path, `main.back`: the bytes of each
-//! connection. A `summary.json`, made by an independent decoder, says what must be found. Captures are looked for in
-//! `testdata/captures` of the workspace and in the folder which the environment variable `MULTIFD_CAPTURES` names.
+//! A capture is a folder with `main.fwd`, `mfdN.fwd` and, where there was a return path,
+//! `main.back`: the bytes of each connection. A `summary.json`, made by an independent decoder,
+//! says what must be found. Captures are looked for in `testdata/captures` of the workspace and in
+//! the folder which the environment variable `MULTIFD_CAPTURES` names.
 
 mod support;
 
@@ -92,8 +93,8 @@ fn main_streams_are_read_to_their_end() {
     }
 }
 
-/// QEMU marks on the main channel that all channels have synchronised: by a FLUSH each time or, with machine types before
-/// 8.1, by the end of each RAM section.
+/// QEMU marks on the main channel that all channels have synchronised: by a FLUSH each time or,
+/// with machine types before 8.1, by the end of each RAM section.
 #[test]
 fn channels_synchronise_as_often_as_the_main_stream_says() {
     for capture in captures() {

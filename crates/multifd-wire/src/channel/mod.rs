@@ -1,4 +1,5 @@
-//! One multifd channel, from its hello to its end: the machine that takes it apart and the one that puts it together.
+//! One multifd channel, from its hello to its end: the machine that takes it apart and the one that
+//! puts it together.
 
 mod receiver;
 mod sender;

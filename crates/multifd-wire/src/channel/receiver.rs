@@ -13,16 +13,17 @@ use crate::packet::{
 };
 use crate::page_size::PageSize;
 
-/// The receive machine of one channel. It does no IO: the caller gives it bytes in any cut and gets events.
+/// The receive machine of one channel. It does no IO: the caller gives it bytes in any cut and gets
+/// events.
 ///
 /// # How to drive it
 ///
-/// *What it wants:* [`wanted`](Self::wanted) bytes complete the next step. Reading no more than that leaves what follows
-/// the step in the socket, and a payload can go straight to where it belongs.
+/// *What it wants:* [`wanted`](Self::wanted) bytes complete the next step. Reading no more than that
+/// leaves what follows the step in the socket, and a payload can go straight to where it belongs.
 ///
-/// *What it is given:* [`push`](Self::push) takes what it can use from the front of a slice. When the caller reads a payload
-/// itself, [`payload_remaining`](Self::payload_remaining) says how much there is and
-/// [`payload_taken`](Self::payload_taken) accounts for it.
+/// *What it is given:* [`push`](Self::push) takes what it can use from the front of a slice. When the
+/// caller reads a payload itself, [`payload_remaining`](Self::payload_remaining) says how much there
+/// is and [`payload_taken`](Self::payload_taken) accounts for it.
 ///
 /// *The end:* [`finish`](Self::finish) says whether the stream may end where it does.
 ///
@@ -48,10 +49,11 @@ use crate::page_size::PageSize;
 ///
 /// # How the page size is found
 ///
-/// The length of a RAM header depends on the guest's page size, which no field states as such. A packet with pages gives it
-/// away by the room it states for them. The first packet is a SYNC, though, and those of QEMU 9.0 and later state
-/// nothing: then the packet is given out after the shortest possible table, so that it can be passed on without delay, and
-/// what the table has beyond that (always zero) is reported as [`Event::Padding`] until the next packet begins.
+/// The length of a RAM header depends on the guest's page size, which no field states as such. A
+/// packet with pages gives it away by the room it states for them. The first packet is a SYNC,
+/// though, and those of QEMU 9.0 and later state nothing: then the packet is given out after the
+/// shortest possible table, so that it can be passed on without delay, and what the table has
+/// beyond that (always zero) is reported as [`Event::Padding`] until the next packet begins.
 #[derive(Debug)]
 pub struct ChannelReceiver {
     limits: Limits,
@@ -63,8 +65,8 @@ pub struct ChannelReceiver {
 
 /// What a channel consists of, in the order of the wire.
 ///
-/// Hellos and packets come in one piece. A payload comes in as many pieces as the input is cut into; joined together they
-/// are the same for every cut.
+/// Hellos and packets come in one piece. A payload comes in as many pieces as the input is cut
+/// into; joined together they are the same for every cut.
 #[derive(Debug, PartialEq, Eq)]
 #[expect(
     clippy::large_enum_variant,
@@ -75,7 +77,8 @@ pub enum Event<'a> {
     Hello(Hello),
     /// A packet's header. Its payload follows, if it has one.
     Packet(Packet),
-    /// More entries of the table of the channel's first RAM packet, all zero. Only while the page size is not known.
+    /// More entries of the table of the channel's first RAM packet, all zero. Only while the page
+    /// size is not known.
     Padding {
         /// Entries of 8 bytes each.
         entries: usize,
@@ -96,7 +99,8 @@ enum State {
     Device(Flags),
     RamFixed(Flags),
     RamTable(FixedPart),
-    /// Behind a packet which does not tell the page size, and whose table has at least `entries` entries.
+    /// Behind a packet which does not tell the page size, and whose table has at least `entries`
+    /// entries.
     Padding {
         entries: usize,
     },
@@ -119,15 +123,15 @@ impl ChannelReceiver {
         }
     }
 
-    /// Bytes which complete the next step, all of which will come unless the stream ends: 0 only after a fault. In a payload,
-    /// what remains of it.
+    /// Bytes which complete the next step, all of which will come unless the stream ends: 0 only
+    /// after a fault. In a payload, what remains of it.
     #[must_use]
     pub fn wanted(&self) -> usize {
         self.step_len().saturating_sub(self.gathered.len())
     }
 
-    /// Takes what it can use from the front of `input`, up to the next event. `None`: all of `input` is used and more is
-    /// needed.
+    /// Takes what it can use from the front of `input`, up to the next event. `None`: all of
+    /// `input` is used and more is needed.
     ///
     /// # Errors
     /// When the bytes break a rule of the format or a limit.
@@ -288,7 +292,8 @@ impl ChannelReceiver {
         }
     }
 
-    /// Finds out whether the first table goes on behind its first `entries` entries, which are known.
+    /// Finds out whether the first table goes on behind its first `entries` entries, which are
+    /// known.
     fn pad<'a>(&mut self, entries: usize) -> Result<Option<Event<'a>>, Fault> {
         let zeros = self.gathered.iter().take_while(|&&byte| byte == 0).count();
         if zeros == self.gathered.len() {
@@ -336,8 +341,8 @@ fn payload_or_boundary(remaining: u32) -> State {
     }
 }
 
-/// How many entries to look at behind `entries` known ones. The whole number of entries is a power of two: at one, the table
-/// may end; between two, it goes on to the next.
+/// How many entries to look at behind `entries` known ones. The whole number of entries is a power
+/// of two: at one, the table may end; between two, it goes on to the next.
 fn padding_step(entries: usize) -> usize {
     match entries.next_power_of_two().saturating_sub(entries) {
         0 => 1,

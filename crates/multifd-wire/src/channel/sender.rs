@@ -6,8 +6,9 @@ use crate::fault::Misuse;
 use crate::hello::Hello;
 use crate::packet::{MAX_TABLE_ENTRIES, Packet, TABLE_ENTRY_LEN};
 
-/// The sending twin of [`ChannelReceiver`](crate::ChannelReceiver): writes headers to a buffer of the caller's and keeps
-/// the order of the wire, which is a hello, then packets, each followed by exactly its payload.
+/// The sending twin of [`ChannelReceiver`](crate::ChannelReceiver): writes headers to a buffer of
+/// the caller's and keeps the order of the wire, which is a hello, then packets, each followed by
+/// exactly its payload.
 ///
 /// The payload does not pass through it: the caller sends it from where it is, and says so with
 /// [`payload_sent`](Self::payload_sent).
@@ -57,7 +58,8 @@ impl ChannelSender {
     /// Appends a packet's header to `out`. If it has a payload, that is next.
     ///
     /// # Errors
-    /// When it is out of turn, or has another page size than the packets before; nothing is written then.
+    /// When it is out of turn, or has another page size than the packets before; nothing is written
+    /// then.
     pub fn packet(&mut self, packet: &Packet, out: &mut Vec<u8>) -> Result<(), Misuse> {
         match self.state {
             State::Hello => return Err(Misuse::Hello),

@@ -89,7 +89,8 @@ pub(super) fn command(reader: &mut Reader<'_>) -> Result<CommandHead, Stop> {
     })
 }
 
-/// Whether command `id` can have `len` bytes of payload. Any length goes for a command which is not known.
+/// Whether command `id` can have `len` bytes of payload. Any length goes for a command which is not
+/// known.
 pub(super) fn command_has_len(id: u16, len: u16) -> bool {
     match id {
         PING | PACKAGED => len == 4,

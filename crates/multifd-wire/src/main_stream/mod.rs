@@ -11,8 +11,8 @@
 //! description   JSON
 //! ```
 //!
-//! Only the body of the RAM section tells its own length. The body of any other section is known to its device alone: it is
-//! crossed by looking for its footer, see [`MainReceiver`].
+//! Only the body of the RAM section tells its own length. The body of any other section is known to
+//! its device alone: it is crossed by looking for its footer, see [`MainReceiver`].
 
 mod element;
 mod ram;
@@ -54,7 +54,8 @@ pub enum MainEvent {
     Opaque(Section),
     /// The list of RAM blocks, in the sender's order.
     RamBlocks(Vec<Block>),
-    /// A page is all zero. QEMU sends this only with `zero-page-detection=legacy` or without multifd.
+    /// A page is all zero. QEMU sends this only with `zero-page-detection=legacy` or without
+    /// multifd.
     ZeroPage {
         /// The block's place in [`RamBlocks`](Self::RamBlocks), from 0.
         block: usize,
@@ -68,9 +69,11 @@ pub enum MainEvent {
         /// The page's offset in the block, in bytes.
         offset: u64,
     },
-    /// All channels have synchronised (`MULTIFD_FLUSH`). QEMU 8.1 and later with a machine type as new.
+    /// All channels have synchronised (`MULTIFD_FLUSH`). QEMU 8.1 and later with a machine type as
+    /// new.
     Flush,
-    /// One body of the RAM section is complete. With machine types before 8.1 all channels have synchronised.
+    /// One body of the RAM section is complete. With machine types before 8.1 all channels have
+    /// synchronised.
     RamEndOfSection,
     /// The last section is complete.
     Eof,
@@ -124,7 +127,8 @@ pub struct Block {
 pub enum Command {
     /// The source listens on the return path from here on.
     OpenReturnPath,
-    /// Asks for a [`Pong`](crate::return_path::Message::Pong) with the same value, when the return path is open.
+    /// Asks for a [`Pong`](crate::return_path::Message::Pong) with the same value, when the return
+    /// path is open.
     Ping(u32),
     /// Postcopy may follow.
     PostcopyAdvise,

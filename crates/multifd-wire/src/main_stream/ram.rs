@@ -13,7 +13,8 @@ use crate::reader::{Reader, Stop};
 #[derive(Debug, Default)]
 pub(super) struct Ram {
     blocks: Vec<Block>,
-    /// The block of the record before, which a record may mean without naming it. It outlives the section's parts.
+    /// The block of the record before, which a record may mean without naming it. It outlives the
+    /// section's parts.
     current: Option<usize>,
 }
 
@@ -38,8 +39,8 @@ impl Ram {
         &self.blocks
     }
 
-    /// Reads one record. The list of blocks is allowed once, in the `first` body. All pages are multiples of `grain` and lie
-    /// inside their block with at least that much.
+    /// Reads one record. The list of blocks is allowed once, in the `first` body. All pages are
+    /// multiples of `grain` and lie inside their block with at least that much.
     pub(super) fn record(
         &mut self,
         reader: &mut Reader<'_>,
@@ -74,8 +75,8 @@ impl Ram {
         }
     }
 
-    /// Reads one entry of the list of blocks, of which `remaining` bytes of memory are still to be listed; answers how many
-    /// are left then.
+    /// Reads one entry of the list of blocks, of which `remaining` bytes of memory are still to be
+    /// listed; answers how many are left then.
     pub(super) fn list_block(
         &mut self,
         reader: &mut Reader<'_>,

@@ -14,17 +14,20 @@ use crate::limits::Limits;
 use crate::page_size::PageSize;
 use crate::reader::{Carry, Reader, Stop};
 
-/// A passive reader of the main channel. Like [`ChannelReceiver`](crate::ChannelReceiver) it does no IO and takes bytes in
-/// any cut; it keeps a few hundred bytes at most, and the list of RAM blocks.
+/// A passive reader of the main channel. Like [`ChannelReceiver`](crate::ChannelReceiver) it does
+/// no IO and takes bytes in any cut; it keeps a few hundred bytes at most, and the list of RAM
+/// blocks.
 ///
 /// # What it relies on
 ///
-/// Up to the end of RAM everything tells its own length, on a machine whose only live section is RAM. A device's state does
-/// not: it is crossed by looking for its footer, followed by something that may follow a footer. That is sure enough to
-/// find the end of a stream, and not a proof: a guest in control of a device's state could write what looks like a footer.
+/// Up to the end of RAM everything tells its own length, on a machine whose only live section is
+/// RAM. A device's state does not: it is crossed by looking for its footer, followed by something
+/// that may follow a footer. That is sure enough to find the end of a stream, and not a proof: a
+/// guest in control of a device's state could write what looks like a footer.
 ///
-/// Without multifd the pages themselves stand in the RAM section, as long as a page. Where the page size is stated neither
-/// by the stream nor by [`Limits::page_size`] it is taken to be 4 KiB. With multifd nothing depends on that.
+/// Without multifd the pages themselves stand in the RAM section, as long as a page. Where the page
+/// size is stated neither by the stream nor by [`Limits::page_size`] it is taken to be 4 KiB. With
+/// multifd nothing depends on that.
 ///
 /// Not read: `mapped-ram` files, and postcopy of blocks with huge pages.
 #[derive(Debug)]
@@ -51,8 +54,8 @@ impl MainReceiver {
         }
     }
 
-    /// Takes what it can use from the front of `input`, up to the next event. `None`: all of `input` is used and more is
-    /// needed.
+    /// Takes what it can use from the front of `input`, up to the next event. `None`: all of
+    /// `input` is used and more is needed.
     ///
     /// # Errors
     /// When the bytes break a rule of the format or a limit. The reader stays at that fault.
@@ -70,8 +73,8 @@ impl MainReceiver {
         self.machine.ram.blocks()
     }
 
-    /// Says whether the stream may end here: after [`MainEvent::End`], or where the end of the last section stands in a
-    /// stream without description.
+    /// Says whether the stream may end here: after [`MainEvent::End`], or where the end of the last
+    /// section stands in a stream without description.
     ///
     /// # Errors
     /// [`Fault::Truncated`] anywhere else; the fault itself after one.
@@ -471,8 +474,9 @@ impl Machine {
         self.limits.page_size.or(configured)
     }
 
-    /// With postcopy, a block whose pages are larger than the host's has one more number in the list. Nothing says which
-    /// blocks these are, but when all blocks have pages of one ordinary size there is none.
+    /// With postcopy, a block whose pages are larger than the host's has one more number in the
+    /// list. Nothing says which blocks these are, but when all blocks have pages of one ordinary
+    /// size there is none.
     fn check_page_sizes(&self) -> Result<(), Fault> {
         match self.page_sizes {
             Some(found) if !found.is_power_of_two() || found > PageSize::MAX.bytes() as u64 => {

@@ -1,8 +1,9 @@
 //! The way over a body of unknown length: its footer, and behind it what may follow a footer.
 //!
-//! The footer alone is five bytes which a device's state can contain by chance, so what follows must be plausible too. That
-//! rests on the bytes of honest devices. A guest which can write a device's state at will can lead this search astray: the
-//! reader then finds the end too early or not at all.
+//! The footer alone is five bytes which a device's state can contain by chance, so what follows
+//! must be plausible too. That rests on the bytes of honest devices. A guest which can write a
+//! device's state at will can lead this search astray: the reader then finds the end too early or
+//! not at all.
 
 use super::element::{
     COMMAND, EOF, FOOTER, LAST_COMMAND, SectionKind, VM_DESCRIPTION, command_has_len,
@@ -36,8 +37,9 @@ pub(super) fn scan(reader: &mut Reader<'_>, id: u32, live: &[u32]) -> Result<Sca
     Ok(Scan::Body)
 }
 
-/// Whether `rest` is the footer of section `id` and the very end of a stream, as it is when the source has been told to send
-/// no description (`suppress-vmdesc`, on for machine types before 2.3). There is nothing behind it then to make it plausible.
+/// Whether `rest` is the footer of section `id` and the very end of a stream, as it is when the
+/// source has been told to send no description (`suppress-vmdesc`, on for machine types before
+/// 2.3). There is nothing behind it then to make it plausible.
 pub(super) fn is_last_footer(rest: &[u8], id: u32) -> bool {
     let mut reader = Reader::new(rest);
     reader.u8() == Ok(FOOTER) && reader.be32() == Ok(id) && reader.rest() == [EOF]
@@ -81,7 +83,8 @@ fn is_heading(ahead: &mut Reader<'_>, before: u32) -> Result<bool, More> {
 
 /// Bytes of a footer: its mark and the section's number.
 const FOOTER_LEN: usize = 5;
-/// QEMU counts sections from 0 as devices are made; a machine has some dozens, a crowded one some thousands.
+/// QEMU counts sections from 0 as devices are made; a machine has some dozens, a crowded one some
+/// thousands.
 const MOST_SECTIONS: u32 = 0xffff;
 /// Versions of device layouts go up by one every few years.
 const MOST_VERSIONS: u32 = 0xffff;

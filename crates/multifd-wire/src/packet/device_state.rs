@@ -10,7 +10,8 @@ use crate::flags::Flags;
 use crate::idstr::{FIELD_LEN, IdStr};
 use crate::limits::Limits;
 
-/// The header of a packet with the state of a device. The payload is the device's own and opaque here.
+/// The header of a packet with the state of a device. The payload is the device's own and opaque
+/// here.
 ///
 /// Such packets stand between RAM packets on any channel and may follow the last SYNC.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,7 +26,8 @@ impl DeviceStatePacket {
     /// Bytes of the header on the wire.
     pub(crate) const LEN: usize = 276;
 
-    /// The header of a packet with `payload_len` bytes of the state of instance `instance_id` of device `idstr`.
+    /// The header of a packet with `payload_len` bytes of the state of instance `instance_id` of
+    /// device `idstr`.
     ///
     /// # Errors
     /// [`Fault::EmptyName`], and [`Fault::PayloadLength`] when the payload is empty.

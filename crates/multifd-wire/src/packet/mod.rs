@@ -16,7 +16,8 @@ use crate::fault::Fault;
 use crate::flags::Flags;
 use crate::hello::{MAGIC, VERSION, check_magic, check_version};
 
-/// A packet's header, checked: it exists only if every rule of the format holds. The payload is not part of it.
+/// A packet's header, checked: it exists only if every rule of the format holds. The payload is not
+/// part of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Packet {
     /// Pages of a RAM block, a synchronisation mark, or both.

@@ -1,7 +1,7 @@
 //! Packets of guest memory.
 //!
-//! The header is 320 bytes and a table of page offsets which always has room for a full packet, used or not: its length
-//! depends on the guest's page size alone.
+//! The header is 320 bytes and a table of page offsets which always has room for a full packet,
+//! used or not: its length depends on the guest's page size alone.
 
 use alloc::vec::Vec;
 use core::ops::Range;
@@ -14,12 +14,12 @@ use crate::idstr::{BlockName, FIELD_LEN, IdStr};
 use crate::limits::{COMPRESSED_PAYLOAD_BYTES, Limits};
 use crate::page_size::PageSize;
 
-/// The header of a packet with pages of one RAM block, with a SYNC mark, with both (QEMU 8.2 and earlier), or with neither
-/// (the same, after a SYNC with pages).
+/// The header of a packet with pages of one RAM block, with a SYNC mark, with both (QEMU 8.2 and
+/// earlier), or with neither (the same, after a SYNC with pages).
 ///
-/// Everything the sender wrote is kept, meaning or not: the bytes it reserved, the entries of the table it left over from
-/// an earlier packet. What was taken from the wire is written again to the byte, save what
-/// [`set_payload`](Self::set_payload) changes.
+/// Everything the sender wrote is kept, meaning or not: the bytes it reserved, the entries of the
+/// table it left over from an earlier packet. What was taken from the wire is written again to the
+/// byte, save what [`set_payload`](Self::set_payload) changes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RamPacket {
     fixed: FixedPart,
@@ -35,7 +35,8 @@ pub(crate) struct FixedPart {
     pages_alloc: u32,
     normal_pages: usize,
     zero_pages: usize,
-    /// As stated: without normal pages QEMU 8.2 and earlier leave the number of an earlier packet here.
+    /// As stated: without normal pages QEMU 8.2 and earlier leave the number of an earlier packet
+    /// here.
     next_packet_size: u32,
     packet_num: u64,
     reserved: [u8; RESERVED_LEN],
@@ -45,12 +46,12 @@ pub(crate) struct FixedPart {
 }
 
 impl RamPacket {
-    /// A packet of pages of `block`, not compressed: its payload are the normal pages in the order of their offsets.
-    /// [`set_payload`](Self::set_payload) makes it a packet of compressed pages.
+    /// A packet of pages of `block`, not compressed: its payload are the normal pages in the order
+    /// of their offsets. [`set_payload`](Self::set_payload) makes it a packet of compressed pages.
     ///
     /// # Errors
-    /// When there are more pages than fit in a packet, pages but no block name, or an offset is not a multiple of the page
-    /// size or given twice.
+    /// When there are more pages than fit in a packet, pages but no block name, or an offset is not
+    /// a multiple of the page size or given twice.
     pub fn new(
         page_size: PageSize,
         block: BlockName,
@@ -117,36 +118,40 @@ impl RamPacket {
         self.fixed.flags.is_sync()
     }
 
-    /// The method in which the normal pages are compressed. Means nothing in a packet without pages.
+    /// The method in which the normal pages are compressed. Means nothing in a packet without
+    /// pages.
     ///
     /// # Errors
-    /// When it is none that this crate knows. The packet is sound all the same, and its payload's length is known.
+    /// When it is none that this crate knows. The packet is sound all the same, and its payload's
+    /// length is known.
     pub fn method(&self) -> Result<Method, UnknownMethod> {
         self.fixed.flags.method()
     }
 
-    /// The sender's count of packets over all its channels. It may repeat or skip (QEMU 8.2 and earlier): it is no means to
-    /// put packets in order.
+    /// The sender's count of packets over all its channels. It may repeat or skip (QEMU 8.2 and
+    /// earlier): it is no means to put packets in order.
     #[must_use]
     pub fn packet_num(&self) -> u64 {
         self.fixed.packet_num
     }
 
-    /// The block to which all pages belong. May be empty, or left over from an earlier packet, when there are none.
+    /// The block to which all pages belong. May be empty, or left over from an earlier packet, when
+    /// there are none.
     #[must_use]
     pub fn block(&self) -> &BlockName {
         &self.fixed.block
     }
 
-    /// The guest's page size. `None` only in a first packet which has no pages and does not tell: then its table is longer
-    /// than the part that came with it, see [`Event::Padding`](crate::Event::Padding).
+    /// The guest's page size. `None` only in a first packet which has no pages and does not tell:
+    /// then its table is longer than the part that came with it, see
+    /// [`Event::Padding`](crate::Event::Padding).
     #[must_use]
     pub fn page_size(&self) -> Option<PageSize> {
         self.fixed.page_size
     }
 
-    /// Offsets in the block, in bytes, of the pages whose contents are the payload, in the payload's order. QEMU does not
-    /// sort them.
+    /// Offsets in the block, in bytes, of the pages whose contents are the payload, in the
+    /// payload's order. QEMU does not sort them.
     #[must_use]
     pub fn normal(&self) -> &[u64] {
         self.offsets
@@ -165,7 +170,8 @@ impl RamPacket {
         rest.get(..self.fixed.zero_pages).unwrap_or_default()
     }
 
-    /// Bytes of payload that follow the header on the wire: 0 without normal pages, whatever the header says.
+    /// Bytes of payload that follow the header on the wire: 0 without normal pages, whatever the
+    /// header says.
     #[must_use]
     pub fn payload_len(&self) -> u32 {
         self.fixed.payload_len()
@@ -173,11 +179,13 @@ impl RamPacket {
 
     /// States another payload for the same pages: `len` bytes in `method`.
     ///
-    /// This is all a relay changes in a packet. The method is set in packets with pages only (zero pages too, as QEMU does
-    /// it). A length without payload, left over by QEMU 8.2 and earlier, becomes 0, because QEMU 9.0 and later abort on it.
+    /// This is all a relay changes in a packet. The method is set in packets with pages only (zero
+    /// pages too, as QEMU does it). A length without payload, left over by QEMU 8.2 and earlier,
+    /// becomes 0, because QEMU 9.0 and later abort on it.
     ///
     /// # Errors
-    /// [`Fault::PayloadLength`] when the pages cannot have that length in that method; the packet is as before.
+    /// [`Fault::PayloadLength`] when the pages cannot have that length in that method; the packet
+    /// is as before.
     pub fn set_payload(&mut self, method: Method, len: u32) -> Result<(), Fault> {
         let fixed = &mut self.fixed;
         fixed.check_payload_len(Ok(method), len, COMPRESSED_PAYLOAD_BYTES)?;
@@ -205,7 +213,8 @@ impl FixedPart {
     /// Bytes of a RAM header before its table.
     pub(crate) const LEN: usize = 320;
 
-    /// Takes the fixed part apart. `known` is the page size, unless this packet is the first to tell it.
+    /// Takes the fixed part apart. `known` is the page size, unless this packet is the first to
+    /// tell it.
     pub(crate) fn parse(
         flags: Flags,
         header: &[u8; Self::LEN],
@@ -329,8 +338,8 @@ impl FixedPart {
     }
 }
 
-/// What the stated room for pages says about the page size. All known senders state the pages of a full packet or, in
-/// SYNC packets of QEMU 9.0 and later, nothing.
+/// What the stated room for pages says about the page size. All known senders state the pages of a
+/// full packet or, in SYNC packets of QEMU 9.0 and later, nothing.
 fn check_pages_alloc(pages_alloc: u32, known: Option<PageSize>) -> Result<Option<PageSize>, Fault> {
     let found = pages_alloc as usize;
     match known {
@@ -363,7 +372,8 @@ fn check_page_counts(normal: u32, zero: u32, pages_alloc: u32) -> Result<(), Fau
     Ok(())
 }
 
-/// Every page is a whole page inside the largest block, and is there once. QEMU itself checks only that it is inside.
+/// Every page is a whole page inside the largest block, and is there once. QEMU itself checks only
+/// that it is inside.
 fn check_offsets(offsets: &[u64], page_size: PageSize, block_bytes: u64) -> Result<(), Fault> {
     let page_bytes = page_size.bytes() as u64;
     let last = block_bytes.checked_sub(page_bytes);
@@ -396,7 +406,8 @@ fn check_distinct(offsets: &[u64]) -> Result<(), Fault> {
     }
 }
 
-/// The lengths a payload of `normal_pages` pages can have; `limit` is for the methods in which the pages do not bound it.
+/// The lengths a payload of `normal_pages` pages can have; `limit` is for the methods in which the
+/// pages do not bound it.
 fn payload_bounds(
     method: Result<Method, UnknownMethod>,
     normal_pages: usize,
@@ -425,7 +436,8 @@ pub(crate) const MAX_TABLE_ENTRIES: usize = PageSize::MIN.pages_per_packet();
 
 const RESERVED_LEN: usize = 28;
 
-// The layout is the same in all QEMUs since 4.0, but for `zero_pages`: reserved and zero before QEMU 9.0.
+// The layout is the same in all QEMUs since 4.0, but for `zero_pages`: reserved and zero before
+// QEMU 9.0.
 const PAGES_ALLOC_FIELD: Range<usize> = COMMON_LEN..COMMON_LEN + 4;
 const NORMAL_PAGES_FIELD: Range<usize> = PAGES_ALLOC_FIELD.end..PAGES_ALLOC_FIELD.end + 4;
 const NEXT_PACKET_SIZE_FIELD: Range<usize> = NORMAL_PAGES_FIELD.end..NORMAL_PAGES_FIELD.end + 4;

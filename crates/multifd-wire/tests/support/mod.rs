@@ -1,6 +1,9 @@
 //! What several tests need.
 #![allow(dead_code, reason = "each test uses its own part")]
 
+use std::fs;
+use std::path::Path;
+
 use multifd_wire::main_stream::{MainEvent, MainReceiver};
 use multifd_wire::{ChannelReceiver, Event, Fault, Hello, Limits, Packet};
 
@@ -82,4 +85,36 @@ pub fn pieces<'a>(mut bytes: &'a [u8], cut: &[usize]) -> impl Iterator<Item = &'
         bytes = rest;
         Some(piece)
     })
+}
+
+/// The bytes of a vector in `testdata/wire`, whose README says how they are written.
+pub fn vector(name: &str) -> Vec<u8> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../testdata/wire")
+        .join(name);
+    let text =
+        fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    text.lines().flat_map(vector_line).collect()
+}
+
+fn vector_line(line: &str) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let mut rest = line.trim_start();
+    while !rest.is_empty() && !rest.starts_with('#') {
+        let (token, after) = if let Some(quoted) = rest.strip_prefix('"') {
+            let (text, after) = quoted.split_once('"').expect("a closing quote");
+            bytes.extend_from_slice(text.as_bytes());
+            ("", after)
+        } else {
+            rest.split_once(' ').unwrap_or((rest, ""))
+        };
+        let (hex, count) = token.split_once('*').unwrap_or((token, "1"));
+        let digits = hex.as_bytes().chunks(2);
+        let run: Vec<u8> = digits
+            .map(|digits| u8::from_str_radix(str::from_utf8(digits).unwrap(), 16).unwrap())
+            .collect();
+        bytes.extend(run.repeat(count.parse().unwrap()));
+        rest = after.trim_start();
+    }
+    bytes
 }
