@@ -123,9 +123,6 @@ pub enum SetupFault {
     /// A connection said nothing for [`crate::incoming::HELLO_TIMEOUT`].
     #[error("a connection stayed silent for {} s", crate::incoming::HELLO_TIMEOUT.as_secs())]
     Silent,
-    /// Two main channels.
-    #[error("a second main channel was opened in the same migration")]
-    SecondMain,
     /// Two channels with one id.
     #[error("channel id {id} was used twice")]
     ChannelTwice {

@@ -16,6 +16,10 @@ use crate::{Address, Listener, Stream};
 /// How long an opened connection may take to say which channel it is. A source says it at once; the time covers a slow network.
 pub const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How long a connection opened after a main channel may stay silent and still be taken for one of
+/// its channels. If it is the main channel of the next migration, this one waits so long for it.
+const CHANNEL_SILENCE: Duration = Duration::from_secs(2);
+
 /// How long to look for further TCP connections once the main channel has spoken: over a network the last packet of a connection's opening may
 /// arrive after the first byte of another connection.
 const TCP_SETTLE: Duration = Duration::from_millis(20);
@@ -48,13 +52,43 @@ pub struct IncomingChannel {
     pub stream: Stream,
 }
 
-impl Incoming {
+/// Accepts one migration after another.
+///
+/// The connections of a migration which begins while another one is served wait here or with the
+/// system.
+#[derive(Debug)]
+pub struct Acceptor {
+    listener: Listener,
+    /// Accepted and not yet assigned, oldest first: each migration's main connection stands before
+    /// its channels.
+    waiting: Vec<Stream>,
+}
+
+impl Acceptor {
+    /// Listens on `address`.
+    ///
+    /// # Errors
+    /// When the address cannot be listened on.
+    pub fn bind(address: &Address) -> io::Result<Acceptor> {
+        let listener = Listener::bind(address)?;
+        let waiting = Vec::new();
+        Ok(Acceptor { listener, waiting })
+    }
+
+    /// Where it listens: the port is real even if 0 was asked for.
+    pub fn address(&self) -> &Address {
+        self.listener.address()
+    }
+
     /// Waits for a migration and accepts it whole.
     ///
-    /// Connections that close without having said anything are passed over. On an error all connections are closed, and the listener can be
-    /// used for the next migration.
-    pub fn accept(listener: &Listener) -> Result<Incoming, Failure> {
-        let (main, others) = wait_for_main(listener)?;
+    /// Connections that close without having said anything are passed over.
+    ///
+    /// # Errors
+    /// When a connection is none of a migration, or the channels do not fit together. All of this
+    /// migration are closed then, and the next one can be accepted.
+    pub fn accept(&mut self) -> Result<Incoming, Failure> {
+        let (main, others) = self.next_group().map_err(unnamed)?;
         let mut channels = others
             .into_iter()
             .map(read_hello)
@@ -62,6 +96,106 @@ impl Incoming {
         channels.sort_by_key(|channel| channel.hello.channel);
         check_set(&channels)?;
         Ok(Incoming { main, channels })
+    }
+
+    /// A main connection which has spoken, and the multifd connections that belong to it.
+    fn next_group(&mut self) -> Result<(Stream, Vec<Stream>), Cause> {
+        let index = self.wait_for_main()?;
+        self.accept_rest().map_err(Cause::Listener)?;
+        // Over a network, channels may have overtaken their main connection. Behind another one
+        // which has not spoken yet they are that one's.
+        let overtaken = self.waiting.iter().take(index).all(is_multifd);
+        let first = if overtaken { 0 } else { index };
+        let main = self.waiting.remove(index);
+        let mut last = index;
+        while let Some(stream) = self.waiting.get(last) {
+            match wait_for_kind(stream)? {
+                Kind::Multifd => last += 1,
+                Kind::Closed => drop(self.waiting.remove(last)),
+                // The next migration's.
+                Kind::Main | Kind::Unknown(_) => break,
+            }
+        }
+        Ok((main, self.waiting.drain(first..last).collect()))
+    }
+
+    /// Waits until a connection shows itself as a main channel; its place in `waiting`.
+    fn wait_for_main(&mut self) -> Result<usize, Cause> {
+        loop {
+            let mut partial = false;
+            let mut index = 0;
+            while let Some(stream) = self.waiting.get(index) {
+                match kind(stream) {
+                    Ok(Kind::Main) => return Ok(index),
+                    // The oldest connection was to be a main channel: the attempt which it began
+                    // is over, and with it the channels opened before the next attempt.
+                    Ok(Kind::Closed) if index == 0 => {
+                        self.waiting.remove(0);
+                        let next = self.waiting.iter().position(|other| !is_multifd(other));
+                        self.waiting.drain(..next.unwrap_or(self.waiting.len()));
+                    }
+                    Ok(Kind::Closed) => drop(self.waiting.remove(index)),
+                    Ok(Kind::Unknown(count)) => {
+                        partial |= count > 0;
+                        index += 1;
+                    }
+                    Ok(Kind::Multifd) => index += 1,
+                    Err(cause) => {
+                        self.waiting.remove(index);
+                        return Err(cause);
+                    }
+                }
+            }
+            self.wait_for_news(partial).map_err(Cause::Listener)?;
+            self.accept_waiting().map_err(Cause::Listener)?;
+        }
+    }
+
+    /// Returns when there is a connection to accept, or one that waits has bytes which were not
+    /// there before.
+    fn wait_for_news(&self, partial: bool) -> io::Result<()> {
+        if partial {
+            // Such a connection is readable all the time, so polling would not wait.
+            std::thread::sleep(PARTIAL_MAGIC_PAUSE);
+            return Ok(());
+        }
+        // A multifd channel has spoken and waits for main: it is readable, and there is nothing
+        // more to learn from it.
+        let silent = self.waiting.iter().filter(|stream| !is_multifd(stream));
+        let mut sources: Vec<_> = silent
+            .map(|stream| PollFd::new(stream, PollFlags::IN))
+            .collect();
+        if self.waiting.len() < MOST_CONNECTIONS {
+            sources.push(PollFd::new(&self.listener, PollFlags::IN));
+        }
+        poll_retrying(&mut sources, None)?;
+        Ok(())
+    }
+
+    /// Accepts what is waiting, and over TCP what comes soon after.
+    fn accept_rest(&mut self) -> io::Result<()> {
+        loop {
+            self.accept_waiting()?;
+            let settle = match self.address() {
+                Address::Unix(_) => return Ok(()),
+                Address::Tcp(_) => TCP_SETTLE,
+            };
+            let mut source = [PollFd::new(&self.listener, PollFlags::IN)];
+            if self.waiting.len() >= MOST_CONNECTIONS || !poll_retrying(&mut source, Some(settle))?
+            {
+                return Ok(());
+            }
+        }
+    }
+
+    fn accept_waiting(&mut self) -> io::Result<()> {
+        while self.waiting.len() < MOST_CONNECTIONS {
+            match self.listener.try_accept()? {
+                Some(stream) => self.waiting.push(stream),
+                None => break,
+            }
+        }
+        Ok(())
     }
 }
 
@@ -91,79 +225,25 @@ fn kind(stream: &Stream) -> Result<Kind, Cause> {
     }
 }
 
-/// Accepts until one connection shows itself as the main channel; returns it and all the others.
-fn wait_for_main(listener: &Listener) -> Result<(Stream, Vec<Stream>), Failure> {
-    let mut waiting: Vec<Stream> = Vec::new();
+fn is_multifd(stream: &Stream) -> bool {
+    matches!(kind(stream), Ok(Kind::Multifd))
+}
+
+/// Gives a connection time to tell what it is. A channel's hello was sent at once, so one that stays
+/// silent is no channel.
+fn wait_for_kind(stream: &Stream) -> Result<Kind, Cause> {
+    let deadline = Instant::now() + CHANNEL_SILENCE;
     loop {
-        let mut partial = false;
-        let mut index = 0;
-        while let Some(stream) = waiting.get(index) {
-            match kind(stream).map_err(unnamed)? {
-                Kind::Main => {
-                    let main = waiting.remove(index);
-                    accept_rest(listener, &mut waiting)
-                        .map_err(|error| unnamed(Cause::Listener(error)))?;
-                    return Ok((main, waiting));
-                }
-                // The oldest connection was to be the main channel: the attempt which it began is over.
-                Kind::Closed if index == 0 => waiting.clear(),
-                Kind::Closed => drop(waiting.remove(index)),
-                Kind::Unknown(count) => {
-                    partial |= count > 0;
-                    index += 1;
-                }
-                Kind::Multifd => index += 1,
+        let left = deadline.saturating_duration_since(Instant::now());
+        match kind(stream)? {
+            Kind::Unknown(count) if left.is_zero() => return Ok(Kind::Unknown(count)),
+            Kind::Unknown(0) => {
+                poll_retrying(&mut [PollFd::new(stream, PollFlags::IN)], Some(left))?;
             }
-        }
-        wait_for_news(listener, &waiting, partial)
-            .map_err(|error| unnamed(Cause::Listener(error)))?;
-        accept_waiting(listener, &mut waiting).map_err(|error| unnamed(Cause::Listener(error)))?;
-    }
-}
-
-/// Returns when there is a connection to accept, or one of `waiting` has bytes that were not there before.
-fn wait_for_news(listener: &Listener, waiting: &[Stream], partial: bool) -> io::Result<()> {
-    if partial {
-        // Such a connection is readable all the time, so polling would not wait.
-        std::thread::sleep(PARTIAL_MAGIC_PAUSE);
-        return Ok(());
-    }
-    // A multifd channel has spoken and waits for main: it is readable, and there is nothing more to learn from it.
-    let silent = waiting
-        .iter()
-        .filter(|stream| !matches!(kind(stream), Ok(Kind::Multifd)));
-    let mut sources: Vec<_> = silent
-        .map(|stream| PollFd::new(stream, PollFlags::IN))
-        .collect();
-    if waiting.len() < MOST_CONNECTIONS {
-        sources.push(PollFd::new(listener, PollFlags::IN));
-    }
-    poll_retrying(&mut sources, None)?;
-    Ok(())
-}
-
-/// Accepts what is waiting, and over TCP what comes soon after.
-fn accept_rest(listener: &Listener, accepted: &mut Vec<Stream>) -> io::Result<()> {
-    loop {
-        accept_waiting(listener, accepted)?;
-        let settle = match listener.address() {
-            Address::Unix(_) => return Ok(()),
-            Address::Tcp(_) => TCP_SETTLE,
-        };
-        if !poll_retrying(&mut [PollFd::new(listener, PollFlags::IN)], Some(settle))? {
-            return Ok(());
+            Kind::Unknown(_) => std::thread::sleep(PARTIAL_MAGIC_PAUSE),
+            known => return Ok(known),
         }
     }
-}
-
-fn accept_waiting(listener: &Listener, accepted: &mut Vec<Stream>) -> io::Result<()> {
-    while accepted.len() < MOST_CONNECTIONS {
-        match listener.try_accept()? {
-            Some(stream) => accepted.push(stream),
-            None => break,
-        }
-    }
-    Ok(())
 }
 
 /// Polls; `false` when `timeout` ran out.
@@ -207,9 +287,6 @@ fn read_hello_bytes(stream: &Stream) -> Result<[u8; Hello::LEN], Cause> {
                 ) => {}
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error.into()),
-        }
-        if bytes.starts_with(&MAIN_MAGIC) {
-            return Err(SetupFault::SecondMain.into());
         }
     }
     stream.set_read_timeout(None)?;
@@ -260,9 +337,13 @@ mod tests {
     use super::*;
     use std::io::Write;
 
-    /// Dials `listener` and says `bytes`.
-    fn dial(listener: &Listener, bytes: &[u8]) -> Stream {
-        let stream = Stream::connect(listener.address()).unwrap();
+    /// Dials and says `bytes`.
+    fn dial(acceptor: &Acceptor, bytes: &[u8]) -> Stream {
+        dial_at(acceptor.address(), bytes)
+    }
+
+    fn dial_at(address: &Address, bytes: &[u8]) -> Stream {
+        let stream = Stream::connect(address).unwrap();
         (&stream).write_all(bytes).unwrap();
         stream
     }
@@ -277,25 +358,25 @@ mod tests {
         .to_bytes()
     }
 
-    fn listeners() -> (tempfile::TempDir, [Listener; 2]) {
+    fn acceptors() -> (tempfile::TempDir, [Acceptor; 2]) {
         let folder = tempfile::tempdir().unwrap();
         let unix = Address::Unix(folder.path().join("s"));
         let tcp = "tcp:127.0.0.1:0".parse().unwrap();
         (
             folder,
-            [unix, tcp].map(|address| Listener::bind(&address).unwrap()),
+            [unix, tcp].map(|address| Acceptor::bind(&address).unwrap()),
         )
     }
 
     #[test]
     fn channels_are_sorted_whatever_comes_first() {
-        let (_folder, listeners) = listeners();
-        for listener in &listeners {
-            let _two = dial(listener, &hello(2, 7));
-            let _main = dial(listener, b"QEVM");
-            let _zero = dial(listener, &hello(0, 7));
-            let _one = dial(listener, &hello(1, 7));
-            let incoming = Incoming::accept(listener).unwrap();
+        let (_folder, mut acceptors) = acceptors();
+        for acceptor in &mut acceptors {
+            let _two = dial(acceptor, &hello(2, 7));
+            let _main = dial(acceptor, b"QEVM");
+            let _zero = dial(acceptor, &hello(0, 7));
+            let _one = dial(acceptor, &hello(1, 7));
+            let incoming = acceptor.accept().unwrap();
             let ids: Vec<u8> = incoming.channels.iter().map(|c| c.hello.channel).collect();
             assert_eq!(ids, [0, 1, 2]);
             assert_eq!(
@@ -308,21 +389,48 @@ mod tests {
 
     #[test]
     fn an_attempt_that_ended_before_it_began_leaves_nothing_behind() {
-        let (_folder, listeners) = listeners();
-        for listener in &listeners {
-            drop(dial(listener, b""));
-            let _old_channel = dial(listener, &hello(0, 1));
+        let (_folder, mut acceptors) = acceptors();
+        for acceptor in &mut acceptors {
+            // With the next attempt there already.
+            drop(dial(acceptor, b""));
+            let _old_channel = dial(acceptor, &hello(0, 1));
+            let _all_at_once = (dial(acceptor, b"QEVM"), dial(acceptor, &hello(0, 2)));
+            let incoming = acceptor.accept().unwrap();
+            assert_eq!(incoming.channels.len(), 1);
+            assert_eq!(incoming.channels[0].hello.uuid, [2; 16]);
+
+            // And with one that comes later.
+            drop(dial(acceptor, b""));
+            let _old_channel = dial(acceptor, &hello(0, 1));
+            let address = acceptor.address().clone();
             std::thread::scope(|scope| {
-                let accepted = scope.spawn(|| Incoming::accept(listener));
+                let accepted = scope.spawn(|| acceptor.accept());
                 // The old attempt is to be seen before the new one comes.
                 std::thread::sleep(Duration::from_millis(100));
-                let _main = dial(listener, b"QE");
-                let _channel = dial(listener, &hello(0, 2));
-                (&_main).write_all(b"VM").unwrap();
+                let main = dial_at(&address, b"QE");
+                let _channel = dial_at(&address, &hello(0, 3));
+                (&main).write_all(b"VM").unwrap();
                 let incoming = accepted.join().unwrap().unwrap();
                 assert_eq!(incoming.channels.len(), 1);
-                assert_eq!(incoming.channels[0].hello.uuid, [2; 16]);
+                assert_eq!(incoming.channels[0].hello.uuid, [3; 16]);
             });
+        }
+    }
+
+    #[test]
+    fn migrations_that_wait_together_are_kept_apart() {
+        let (_folder, mut acceptors) = acceptors();
+        for acceptor in &mut acceptors {
+            let _first = [dial(acceptor, b"QEVM"), dial(acceptor, &hello(0, 1))];
+            let silent_main = dial(acceptor, b"");
+            let _second = dial(acceptor, &hello(0, 2));
+            let incoming = acceptor.accept().unwrap();
+            assert_eq!(incoming.channels.len(), 1);
+            assert_eq!(incoming.channels[0].hello.uuid, [1; 16]);
+            (&silent_main).write_all(b"QEVM").unwrap();
+            let incoming = acceptor.accept().unwrap();
+            assert_eq!(incoming.channels.len(), 1);
+            assert_eq!(incoming.channels[0].hello.uuid, [2; 16]);
         }
     }
 
@@ -344,11 +452,11 @@ mod tests {
             ),
             (&[hello(0, 7), hello(1, 9)], Channel::Multifd(1), uuid),
         ];
-        let (_folder, [listener, _]) = listeners();
+        let (_folder, [mut acceptor, _]) = acceptors();
         for (hellos, channel, cause) in cases {
-            let _main = dial(&listener, b"QEVM");
-            let _channels: Vec<_> = hellos.iter().map(|hello| dial(&listener, hello)).collect();
-            let failure = Incoming::accept(&listener).unwrap_err();
+            let _main = dial(&acceptor, b"QEVM");
+            let _channels: Vec<_> = hellos.iter().map(|hello| dial(&acceptor, hello)).collect();
+            let failure = acceptor.accept().unwrap_err();
             assert_eq!(failure.channel, channel);
             assert_eq!(failure.cause.to_string(), cause.to_string());
         }
@@ -356,29 +464,20 @@ mod tests {
 
     #[test]
     fn what_is_no_migration_is_refused_with_its_reason() {
-        let (_folder, [listener, _]) = listeners();
-        let _tls = dial(&listener, &[0x16, 0x03, 0x01, 0x02]);
-        let failure = Incoming::accept(&listener).unwrap_err();
+        let (_folder, [mut acceptor, _]) = acceptors();
+        let _tls = dial(&acceptor, &[0x16, 0x03, 0x01, 0x02]);
+        let failure = acceptor.accept().unwrap_err();
         assert!(
             matches!(failure.cause, Cause::Setup(SetupFault::Tls)),
             "{}",
             failure.explain()
         );
 
-        let _main = dial(&listener, b"QEVM");
-        let _other = dial(&listener, &[b'x'; Hello::LEN]);
-        let failure = Incoming::accept(&listener).unwrap_err();
+        let _main = dial(&acceptor, b"QEVM");
+        let _other = dial(&acceptor, &[b'x'; Hello::LEN]);
+        let failure = acceptor.accept().unwrap_err();
         assert!(
             matches!(failure.cause, Cause::Wire(_)),
-            "{}",
-            failure.explain()
-        );
-
-        let _main = dial(&listener, b"QEVM");
-        let _second = dial(&listener, b"QEVM");
-        let failure = Incoming::accept(&listener).unwrap_err();
-        assert!(
-            matches!(failure.cause, Cause::Setup(SetupFault::SecondMain)),
             "{}",
             failure.explain()
         );

@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 
 use multifd_codec::{Encoder, Pages, Settings};
 use multifd_transport::failure::{Cause, Channel, Leg};
-use multifd_transport::incoming::Incoming;
+use multifd_transport::incoming::Acceptor;
 use multifd_transport::relay::{MigrationReport, Relay, RelayConfig};
-use multifd_transport::{Address, Failure, Listener, Stream};
+use multifd_transport::{Address, Failure, Stream};
 use multifd_wire::{BlockName, ChannelSender, Hello, Limits, Method, Packet, PageSize, RamPacket};
 
 const PAGE: PageSize = PageSize::K4;
@@ -168,8 +168,8 @@ fn send(address: &Address, sent: &Sent) -> Vec<u8> {
 }
 
 /// Takes a migration, says `answer` on main when all has been read, and returns the bytes of main and of each channel.
-fn take(listener: &Listener, answer: &[u8]) -> Sent {
-    let incoming = Incoming::accept(listener).unwrap();
+fn take(acceptor: &mut Acceptor, answer: &[u8]) -> Sent {
+    let incoming = acceptor.accept().unwrap();
     thread::scope(|scope| {
         let readers: Vec<_> = incoming
             .channels
@@ -202,11 +202,11 @@ fn through_two(
     listen: [&Address; 3],
     answer: &[u8],
 ) -> (Sent, Vec<u8>, [MigrationReport; 2]) {
-    let destination = Listener::bind(listen[2]).unwrap();
-    let far = Relay::bind(listen[1], config(destination.address(), Method::None)).unwrap();
-    let near = Relay::bind(listen[0], config(far.address(), between)).unwrap();
+    let mut destination = Acceptor::bind(listen[2]).unwrap();
+    let mut far = Relay::bind(listen[1], config(destination.address(), Method::None)).unwrap();
+    let mut near = Relay::bind(listen[0], config(far.address(), between)).unwrap();
     thread::scope(|scope| {
-        let taken = scope.spawn(|| take(&destination, answer));
+        let taken = scope.spawn(|| take(&mut destination, answer));
         let far = scope.spawn(|| far.serve_one(&mut |_| {}));
         let near_address = near.address().clone();
         let back = scope.spawn(move || send(&near_address, sent));
@@ -287,46 +287,57 @@ fn the_return_path_comes_back() {
     assert_eq!(back, answer);
 }
 
-/// A relay in front of a destination that behaves as `destination` does, with what `source` sends; the failure, and then a sound migration.
+/// A relay between `source` and `destination`, of which one spoils the migration: the failure. Then a sound migration must go through.
 fn fails_and_recovers(
     source: impl FnOnce(&Address) + Send,
-    destination: impl FnOnce(&Listener) + Send,
+    destination: impl FnOnce(&mut Acceptor) + Send,
 ) -> Failure {
     let folder = tempfile::tempdir().unwrap();
-    let listener = Listener::bind(&unix(folder.path(), "destination")).unwrap();
-    let relay = Relay::bind(
+    let mut acceptor = Acceptor::bind(&unix(folder.path(), "destination")).unwrap();
+    let mut relay = Relay::bind(
         &unix(folder.path(), "relay"),
-        config(listener.address(), Method::Zlib),
+        config(acceptor.address(), Method::Zlib),
     )
     .unwrap();
-    let failure = thread::scope(|scope| {
-        scope.spawn(|| source(relay.address()));
-        scope.spawn(|| destination(&listener));
-        relay.serve_one(&mut |_| {}).unwrap_err()
-    });
-    let sound = Sent {
-        main: main_bytes(false),
-        channels: vec![channel_bytes(0, 2, Method::None)],
-    };
+    // Told from the spoiled one by its description.
+    let mut main = main_bytes(false);
+    main.splice(main.len() - 2.., *b"[]");
+    let channels = vec![channel_bytes(0, 2, Method::None)];
+    let sound = Sent { main, channels };
     thread::scope(|scope| {
-        scope.spawn(|| send(relay.address(), &sound));
-        scope.spawn(|| take(&listener, b""));
+        scope.spawn(|| {
+            destination(&mut acceptor);
+            take_until_whole(&mut acceptor, &sound.main);
+        });
+        let address = relay.address().clone();
+        scope.spawn(move || source(&address));
+        let failure = relay.serve_one(&mut |_| {}).unwrap_err();
+        let address = relay.address().clone();
+        let sound = &sound;
+        scope.spawn(move || send(&address, sound));
         relay
             .serve_one(&mut |_| {})
             .expect("the next migration goes through");
-    });
-    failure
+        failure
+    })
 }
 
-fn accept_and_read_all(listener: &Listener) {
-    let incoming = Incoming::accept(listener).unwrap();
-    thread::scope(|scope| {
-        for channel in &incoming.channels {
-            scope.spawn(|| (&channel.stream).read_to_end(&mut Vec::new()));
+/// Takes migrations until one brings all of `main`. One that failed early may not even be seen here.
+fn take_until_whole(acceptor: &mut Acceptor, main: &[u8]) {
+    loop {
+        let incoming = acceptor.accept().unwrap();
+        let mut bytes = Vec::new();
+        thread::scope(|scope| {
+            for channel in &incoming.channels {
+                scope.spawn(|| (&channel.stream).read_to_end(&mut Vec::new()));
+            }
+            // Whether the migration is whole or not, both legs of all channels end: this returns.
+            let _ = (&incoming.main).read_to_end(&mut bytes);
+        });
+        if bytes == main {
+            return;
         }
-        // Whatever happens, both legs of all channels end: this returns.
-        let _ = (&incoming.main).read_to_end(&mut Vec::new());
-    });
+    }
 }
 
 #[test]
@@ -344,7 +355,7 @@ fn a_source_that_gives_up_is_no_success() {
             },
         );
     };
-    let failure = fails_and_recovers(source, accept_and_read_all);
+    let failure = fails_and_recovers(source, |_| ());
     assert_eq!(failure.leg, Leg::Source);
     assert!(
         matches!(failure.cause, Cause::Incomplete),
@@ -370,7 +381,7 @@ fn a_malformed_packet_closes_both_legs_and_is_named() {
         );
         assert!(back.is_empty());
     };
-    let failure = fails_and_recovers(source, accept_and_read_all);
+    let failure = fails_and_recovers(source, |_| ());
     assert_eq!(
         (failure.channel, failure.leg),
         (Channel::Multifd(2), Leg::Source)
@@ -394,8 +405,8 @@ fn a_destination_that_dies_ends_it() {
             },
         );
     };
-    let destination = |listener: &Listener| {
-        let incoming = Incoming::accept(listener).unwrap();
+    let destination = |acceptor: &mut Acceptor| {
+        let incoming = acceptor.accept().unwrap();
         (&incoming.channels[0].stream)
             .read_exact(&mut [0; 1 << 20])
             .unwrap();
@@ -419,7 +430,7 @@ fn a_refusal_reaches_the_source_and_is_a_failure() {
         };
         assert_eq!(send(address, &sent), refusal);
     };
-    let failure = fails_and_recovers(source, |listener| drop(take(listener, refusal)));
+    let failure = fails_and_recovers(source, |acceptor| drop(take(acceptor, refusal)));
     assert_eq!(
         (failure.channel, failure.leg),
         (Channel::Main, Leg::Destination)
@@ -434,7 +445,7 @@ fn a_refusal_reaches_the_source_and_is_a_failure() {
 #[test]
 fn nobody_at_the_destination_closes_the_source() {
     let folder = tempfile::tempdir().unwrap();
-    let relay = Relay::bind(
+    let mut relay = Relay::bind(
         &unix(folder.path(), "relay"),
         config(&unix(folder.path(), "nobody"), Method::None),
     )
@@ -444,8 +455,8 @@ fn nobody_at_the_destination_closes_the_source() {
             main: main_bytes(false),
             channels: vec![channel_bytes(0, 1, Method::None)],
         };
-        let address = relay.address();
-        let back = scope.spawn(move || send(address, &sent));
+        let address = relay.address().clone();
+        let back = scope.spawn(move || send(&address, &sent));
         let failure = relay.serve_one(&mut |_| {}).unwrap_err();
         assert!(
             matches!(failure.cause, Cause::Dial { .. }),
@@ -461,8 +472,8 @@ fn nobody_at_the_destination_closes_the_source() {
 #[test]
 fn a_stalled_channel_stalls_no_other_and_a_sync_passes_at_once() {
     let folder = tempfile::tempdir().unwrap();
-    let destination = Listener::bind(&unix(folder.path(), "destination")).unwrap();
-    let relay = Relay::bind(
+    let mut destination = Acceptor::bind(&unix(folder.path(), "destination")).unwrap();
+    let mut relay = Relay::bind(
         &unix(folder.path(), "relay"),
         config(destination.address(), Method::None),
     )
@@ -483,7 +494,7 @@ fn a_stalled_channel_stalls_no_other_and_a_sync_passes_at_once() {
         (&only_sync).write_all(&small[..sync_end]).unwrap();
         (&source_main).write_all(&main[..main.len() / 2]).unwrap();
 
-        let incoming = Incoming::accept(&destination).unwrap();
+        let incoming = destination.accept().unwrap();
         let deadline = Some(Duration::from_secs(10));
         let mut sync = vec![0; sync_end - Hello::LEN];
         let sync_reader = &incoming.channels[1].stream;

@@ -15,9 +15,9 @@ use std::time::Duration;
 use multifd_codec::Settings;
 use multifd_wire::{Limits, Method};
 
+use crate::Address;
 use crate::failure::Failure;
-use crate::incoming::Incoming;
-use crate::{Address, Listener};
+use crate::incoming::Acceptor;
 
 /// What a relay does.
 #[derive(Clone, Debug)]
@@ -35,7 +35,7 @@ pub struct RelayConfig {
 /// A relay, listening.
 #[derive(Debug)]
 pub struct Relay {
-    listener: Listener,
+    acceptor: Acceptor,
     config: RelayConfig,
 }
 
@@ -70,14 +70,14 @@ impl Relay {
     /// When the address cannot be listened on.
     pub fn bind(listen: &Address, config: RelayConfig) -> io::Result<Relay> {
         Ok(Relay {
-            listener: Listener::bind(listen)?,
+            acceptor: Acceptor::bind(listen)?,
             config,
         })
     }
 
     /// Where it listens: the port is real even if 0 was asked for.
     pub fn address(&self) -> &Address {
-        self.listener.address()
+        self.acceptor.address()
     }
 
     /// Waits for the next migration and passes it through. `progress` is called about twice a second meanwhile.
@@ -86,8 +86,11 @@ impl Relay {
     ///
     /// # Errors
     /// The first failure of any channel ends the migration: both legs of all channels are closed, so that the source's guest goes on running.
-    pub fn serve_one(&self, progress: &mut dyn FnMut(Totals)) -> Result<MigrationReport, Failure> {
-        let incoming = Incoming::accept(&self.listener)?;
+    pub fn serve_one(
+        &mut self,
+        progress: &mut dyn FnMut(Totals),
+    ) -> Result<MigrationReport, Failure> {
+        let incoming = self.acceptor.accept()?;
         session::run(incoming, &self.config, progress)
     }
 }
