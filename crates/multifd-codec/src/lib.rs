@@ -5,7 +5,8 @@
 //!
 //! - what a packet's worth of pages is, private or in the memory of a running guest ([`Pages`], [`GuestPage`]),
 //! - what each method puts on the wire, and what a stock QEMU reads of it ([`encoder`], [`decoder`]),
-//! - whether a page is zero, so that it needs no payload ([`is_zero`]).
+//! - whether a page is zero, so that it needs no payload ([`is_zero`]),
+//! - whether this machine has an Intel IAA that libqpl can use, and if not why not ([`detect`]).
 //!
 //! It never sees a socket or a packet's header, never makes a Rust slice of live guest memory, never lets a peer's
 //! number size a buffer, and never goes on after an error: a stream with a hole in it gives no more pages.
@@ -65,6 +66,7 @@
     reason = "its tables are indexed by symbols and positions it has bounded itself"
 )]
 pub mod deflate;
+pub mod detect;
 
 mod channel;
 mod error;
