@@ -89,11 +89,14 @@ pub fn pieces<'a>(mut bytes: &'a [u8], cut: &[usize]) -> impl Iterator<Item = &'
 
 /// The bytes of a vector in `testdata/wire`, whose README says how they are written.
 pub fn vector(name: &str) -> Vec<u8> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../../testdata/wire")
-        .join(name);
+    // The fuzz targets' seeds are made of the same vectors, from another folder.
+    let above = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors();
+    let mut folders = above.map(|folder| folder.join("testdata/wire"));
+    let folder = folders
+        .find(|folder| folder.exists())
+        .expect("a folder of vectors");
     let text =
-        fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        fs::read_to_string(folder.join(name)).unwrap_or_else(|error| panic!("{name}: {error}"));
     text.lines().flat_map(vector_line).collect()
 }
 

@@ -1,0 +1,116 @@
+//! Writes the seeds, `fuzz/seeds/TARGET/*`, from the vectors in `testdata/wire`:
+//!
+//!     cd fuzz && cargo run --example seeds
+
+#[path = "../../crates/multifd-wire/tests/support/mod.rs"]
+mod support;
+
+use std::path::Path;
+use std::{fs, io};
+
+use multifd_wire::{BlockName, ChannelSender, Hello, Method, Packet, PageSize, RamPacket};
+use support::vector;
+
+/// How `channel`, `main_stream` and `return_path` cut their stream: by one byte, by headers, not at all.
+const CUTS: [(&str, [u8; 8]); 3] = [
+    ("bytes", [4; 8]),
+    ("headers", [14, 70, 32, 4, 0, 90, 18, 150]),
+    ("whole", [255; 8]),
+];
+
+fn main() -> io::Result<()> {
+    write("hello", "qemu-10.0", &vector("hello.txt"))?;
+    for packet in [
+        "ram-none",
+        "sync-9.0",
+        "sync-data-8.2",
+        "empty-8.2",
+        "ram-64k",
+        "device-state",
+    ] {
+        write("packet", packet, &vector(&format!("{packet}.txt")))?;
+    }
+    let payload = vector("qpl-payload.txt");
+    write("lengths", "qpl", &[&[3, 2], payload.as_slice()].concat())?;
+    write("lengths", "short", b"\x02\x00\0\0\0\x01\0\0\0\x02abc")?;
+    let streams = [
+        ("channel", "qemu-10.0", qemu_10_0()),
+        ("channel", "qemu-7.2", qemu_7_2()),
+        ("channel", "pages-64k", pages_64k()),
+        ("main_stream", "qemu-10.0", vector("main-10.0.txt")),
+        ("main_stream", "qemu-7.2", vector("main-7.2.txt")),
+        ("return_path", "qemu-10.0", vector("return-path.txt")),
+        ("return_path", "bitmap", b"\0\x05\0\x07\x06pc.ram\0\0\0\0\0\0\0\x03abc\x01\x23\x45\x67\x89\xab\xcd\xef\0\x06\0\x04\0\0\0\x01".to_vec()),
+    ];
+    for (target, name, stream) in streams {
+        for (cut, lengths) in CUTS {
+            write(
+                target,
+                &format!("{name}-{cut}"),
+                &[&lengths, stream.as_slice()].concat(),
+            )?;
+        }
+    }
+    Ok(())
+}
+
+fn write(target: &str, name: &str, bytes: &[u8]) -> io::Result<()> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("seeds")
+        .join(target);
+    fs::create_dir_all(&folder)?;
+    fs::write(folder.join(name), bytes)
+}
+
+/// The SYNC which does not tell the page size, two packets with pages, the state of a device.
+fn qemu_10_0() -> Vec<u8> {
+    let mut packet = vector("ram-none.txt");
+    packet[11] = 2;
+    packet[20..24].copy_from_slice(&5_u32.to_be_bytes());
+    [
+        vector("hello.txt"),
+        vector("sync-9.0.txt"),
+        packet,
+        b"zlib!".to_vec(),
+        vector("sync-9.0.txt"),
+        vector("device-state.txt"),
+        vec![0xa5; 16],
+    ]
+    .concat()
+}
+
+/// A SYNC with a page, and the empty packet behind it.
+fn qemu_7_2() -> Vec<u8> {
+    [
+        vector("hello.txt"),
+        vector("sync-data-8.2.txt"),
+        vec![0xa5; 64],
+        vector("empty-8.2.txt"),
+    ]
+    .concat()
+}
+
+/// The shortest headers, so that a fuzzer gets far.
+fn pages_64k() -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let mut sender = ChannelSender::new();
+    let hello = Hello {
+        uuid: [0; 16],
+        channel: 3,
+        reserved: [0; 39],
+    };
+    let block = BlockName::try_from("mach-virt.ram").expect("a name");
+    let mut pages =
+        RamPacket::new(PageSize::MAX, block, &[0x20000, 0x10000], &[0], 1).expect("a packet");
+    pages.set_payload(Method::Zstd, 4).expect("a length");
+    let sync = || Packet::Ram(RamPacket::sync(PageSize::MAX, 0));
+    sender.hello(&hello, &mut bytes).expect("in turn");
+    sender.packet(&sync(), &mut bytes).expect("in turn");
+    sender
+        .packet(&Packet::Ram(pages), &mut bytes)
+        .expect("in turn");
+    bytes.extend(b"zstd");
+    sender.payload_sent(4).expect("in turn");
+    sender.packet(&sync(), &mut bytes).expect("in turn");
+    bytes
+}
