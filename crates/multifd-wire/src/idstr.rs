@@ -77,19 +77,14 @@ impl IdStr {
         Ok(Self { field, len })
     }
 
-    /// The name in a packet's field: up to the first NUL, or up to byte 255, which QEMU overwrites
-    /// with NUL when it reads.
+    /// The name in a packet's field: up to the first NUL. The last byte counts as NUL whatever it
+    /// is, because QEMU overwrites it when it reads.
     pub(crate) fn from_field(field: [u8; FIELD_LEN]) -> Self {
-        let len = field
-            .iter()
-            .take(Self::MAX_LEN)
-            .take_while(|&&byte| byte != 0)
-            .count();
-        Self {
-            field,
-            // Never cut: at most 255 bytes were looked at.
-            len: u8::try_from(len).unwrap_or(u8::MAX),
-        }
+        let nul = field.iter().position(|&byte| byte == 0);
+        let len = nul
+            .and_then(|len| u8::try_from(len).ok())
+            .unwrap_or(u8::MAX);
+        Self { field, len }
     }
 
     /// The field as it stands in a packet.

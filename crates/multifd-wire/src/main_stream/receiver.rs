@@ -6,7 +6,7 @@ use super::element::{
     COMMAND, CONFIGURATION, EOF, FOOTER, SUBSECTION, SectionKind, VM_DESCRIPTION, command, heading,
 };
 use super::ram::{Ram, Record};
-use super::scan::{Scan, is_last_footer, scan};
+use super::scan::{Scan, scan};
 use super::{Block, Configuration, MAGIC, MainEvent, VERSION};
 use crate::fault::Fault;
 use crate::idstr::IdStr;
@@ -29,7 +29,8 @@ use crate::reader::{Carry, Reader, Stop};
 /// size is stated neither by the stream nor by [`Limits::page_size`] it is taken to be 4 KiB. With
 /// multifd nothing depends on that.
 ///
-/// Not read: `mapped-ram` files, and postcopy of blocks with huge pages.
+/// Not read: `mapped-ram` files, postcopy of blocks with huge pages, and the end of a stream without
+/// the description of devices (`suppress-vmdesc`).
 #[derive(Debug)]
 pub struct MainReceiver {
     carry: Carry,
@@ -73,17 +74,14 @@ impl MainReceiver {
         self.machine.ram.blocks()
     }
 
-    /// Says whether the stream may end here: after [`MainEvent::End`], or where the end of the last
-    /// section stands in a stream without description.
+    /// Says whether the stream may end here: after [`MainEvent::End`].
     ///
     /// # Errors
     /// [`Fault::Truncated`] anywhere else; the fault itself after one.
     pub fn finish(&self) -> Result<(), Fault> {
-        let rest = self.carry.bytes();
         match self.machine.state {
             State::Failed(fault) => Err(fault),
-            State::AfterEof | State::End if rest.is_empty() => Ok(()),
-            State::Opaque { id, .. } if is_last_footer(rest, id) => Ok(()),
+            State::End => Ok(()),
             _ => Err(Fault::Truncated {
                 missing: self.carry.missing(),
             }),
@@ -448,9 +446,6 @@ impl Machine {
             return None;
         }
         self.live.retain(|&live| live != id);
-        if self.ram_id == Some(id) {
-            self.ram_id = None;
-        }
         Some(MainEvent::SectionEnd { id })
     }
 

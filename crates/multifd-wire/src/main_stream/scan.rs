@@ -37,14 +37,6 @@ pub(super) fn scan(reader: &mut Reader<'_>, id: u32, live: &[u32]) -> Result<Sca
     Ok(Scan::Body)
 }
 
-/// Whether `rest` is the footer of section `id` and the very end of a stream, as it is when the
-/// source has been told to send no description (`suppress-vmdesc`, on for machine types before
-/// 2.3). There is nothing behind it then to make it plausible.
-pub(super) fn is_last_footer(rest: &[u8], id: u32) -> bool {
-    let mut reader = Reader::new(rest);
-    reader.u8() == Ok(FOOTER) && reader.be32() == Ok(id) && reader.rest() == [EOF]
-}
-
 fn is_footer(ahead: &mut Reader<'_>, id: u32, live: &[u32]) -> Result<bool, More> {
     Ok(ahead.u8()? == FOOTER && ahead.be32()? == id && is_element(ahead, id, live)?)
 }
