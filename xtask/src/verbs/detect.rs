@@ -1,8 +1,10 @@
 //! `cargo xtask detect`: what this machine has.
 
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 
+use multifd_codec::detect::{System, detect};
 use qemu_lab::{Part, QemuBinary, SETUP_COMMAND};
 
 use crate::Result;
@@ -50,6 +52,7 @@ pub fn run() -> Result<()> {
             "true",
         ]))),
     );
+    print!("\n{}", detect(Path::new("/"), &System));
     Ok(())
 }
 

@@ -165,7 +165,7 @@ pub struct RefusedNode {
 impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Cause::NoDevice { .. } => f.write_str("no such device"),
+            Cause::NoDevice { .. } => f.write_str("none on the PCI bus"),
             Cause::DriverNotBound { loaded: false, .. } => f.write_str("idxd module not loaded"),
             Cause::DriverNotBound { functions, .. } => match other_driver(functions) {
                 Some(driver) => write!(f, "device bound to {driver}"),
@@ -182,15 +182,19 @@ impl fmt::Display for Cause {
                 AccelConfigProblem::TooOld => f.write_str("libaccel-config too old"),
             },
             Cause::NoQpl { .. } => f.write_str("libqpl does not load"),
-            Cause::DevicesDisabled { devices } => write!(f, "{} disabled", list(devices)),
+            Cause::DevicesDisabled { devices } => write!(f, "{} disabled", few(devices, "devices")),
             Cause::QueuesDisabled { devices } => {
-                write!(f, "no work queue of {} enabled", list(devices))
+                write!(f, "no work queue of {} enabled", few(devices, "devices"))
             }
-            Cause::OnlyDedicatedQueues { queues } => write!(f, "{} dedicated", list(queues)),
+            Cause::OnlyDedicatedQueues { queues } => {
+                write!(f, "{} dedicated", few(queues, "work queues"))
+            }
             Cause::HeldByKernel {
                 iaa_crypto: true, ..
             } => f.write_str("held by iaa_crypto"),
-            Cause::HeldByKernel { queues, .. } => write!(f, "{} held by the kernel", list(queues)),
+            Cause::HeldByKernel { queues, .. } => {
+                write!(f, "{} held by the kernel", few(queues, "work queues"))
+            }
             Cause::NodesNotOpened { nodes, .. } => match nodes.first() {
                 Some(node) => write!(f, "{}: {}", node.queue.node(), node.access),
                 None => f.write_str("no node opens"),
@@ -202,7 +206,11 @@ impl fmt::Display for Cause {
                 write!(f, "no work queue on the socket of node {}", list(nodes))
             }
             Cause::OperationsDisabled { queues } => {
-                write!(f, "op_config of {} excludes deflate", list(queues))
+                write!(
+                    f,
+                    "op_config of {} excludes deflate",
+                    few(queues, "work queues")
+                )
             }
             Cause::TransfersTooSmall { allowed_bytes, .. } => {
                 write!(f, "work queues limit transfers to {allowed_bytes} bytes")
@@ -338,9 +346,20 @@ pub(super) fn list(things: &[impl fmt::Display]) -> String {
     things.join(", ")
 }
 
+/// A list in a phrase, or how many there are.
+pub(super) fn few(things: &[impl fmt::Display], name: &str) -> String {
+    match things.len() {
+        ..=FEW => list(things),
+        many => format!("{many} {name}"),
+    }
+}
+
 fn named(status: u32) -> String {
     match qpl_sys::Status(status).name() {
         Some(name) => format!("status {status}, {name}"),
         None => format!("status {status}"),
     }
 }
+
+/// What a phrase names one by one.
+pub(super) const FEW: usize = 2;

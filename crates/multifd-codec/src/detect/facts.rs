@@ -348,10 +348,10 @@ pub enum Portal {
 
 impl fmt::Display for Portal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Portal::Mapped => f.write_str("portal maps"),
-            Portal::Refused { error } => write!(f, "portal does not map ({error})"),
-        }
+        f.write_str(match self {
+            Portal::Mapped => "portal maps",
+            Portal::Refused { .. } => "portal refused",
+        })
     }
 }
 
@@ -588,3 +588,56 @@ macro_rules! serialize_as_displayed {
 }
 
 serialize_as_displayed!(Version, DeviceId, QueueId, OpConfig, CpuSet);
+
+#[cfg(test)]
+mod tests {
+    use super::{CpuSet, OpConfig, Version};
+
+    #[test]
+    fn versions() {
+        let parse = |text| Version::parse(text).map(|version| version.to_string());
+        assert_eq!(parse("6.12.9-amd64").as_deref(), Some("6.12"));
+        assert_eq!(parse("1.9").as_deref(), Some("1.9"));
+        assert!(Version::parse("1.10") > Version::parse("1.9"));
+        for text in ["", "6", "6.", "v6.12", "6.99999999999"] {
+            assert_eq!(Version::parse(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn op_configs() {
+        let full = "00000000,00000000,00000000,00000000,00000000,007f331c,00000000,0000000d";
+        let config = OpConfig::parse(full).unwrap();
+        assert_eq!(config.to_string(), full);
+        let allowed: Vec<u8> = (0..=255).filter(|opcode| config.allows(*opcode)).collect();
+        assert_eq!(
+            allowed,
+            [
+                0, 2, 3, 0x42, 0x43, 0x44, 0x48, 0x49, 0x4c, 0x4d, 0x50, 0x51, 0x52, 0x53, 0x54,
+                0x55, 0x56
+            ]
+        );
+        let highest = OpConfig::parse("80000000,0,0,0,0,0,0,0").unwrap();
+        assert!(highest.allows(255) && !highest.allows(254));
+        assert_eq!(OpConfig::parse("0").unwrap().with(255), highest);
+        for text in ["", ",", "1,,0", "0,0,0,0,0,0,0,0,0", "100000000", "g"] {
+            assert_eq!(OpConfig::parse(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn cpu_sets() {
+        for text in ["", "0", "0-3", "0-3,8,10-11"] {
+            assert_eq!(CpuSet::parse(text).unwrap().to_string(), text);
+        }
+        for text in [",", "3-1", "1-", "-1", "a", "0-3-5", "0 1"] {
+            assert_eq!(CpuSet::parse(text), None, "{text}");
+        }
+        let set = |text| CpuSet::parse(text).unwrap();
+        assert!(set("0-3,8").overlaps(&set("8-9")));
+        assert!(set("5").overlaps(&set("0-10")));
+        assert!(!set("0-3,8").overlaps(&set("4-7,9")));
+        assert!(!set("").overlaps(&set("0-10")));
+        assert_eq!(set("8,0-3").first(), Some(0));
+    }
+}

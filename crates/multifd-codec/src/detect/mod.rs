@@ -73,7 +73,8 @@ pub struct Report {
 
 impl Report {
     /// What a status means that libqpl returned on this machine: by `qpl_init_job` for the hardware path, by a
-    /// submission or by a finished job.
+    /// submission or by a finished job. The report has to be made after that, or it tells of another machine than the
+    /// one libqpl met.
     ///
     /// If the verdict already names what keeps libqpl from the hardware, a refusal by `qpl_init_job` (500 to 503) means
     /// that. Where all is ready it means one of the causes which files do not show:

@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Display, Formatter};
 
-use super::cause::list;
+use super::cause::{FEW, few, list};
 use super::facts::{
     AccelConfig, Device, Facts, NodeAccess, PciFunction, Process, Qpl, Queue, State,
 };
@@ -11,7 +11,9 @@ use super::{Report, Verdict};
 impl Display for Verdict {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         match self {
-            Verdict::Ready { queues, .. } => write!(f, "IAA ready: {}", list(queues)),
+            Verdict::Ready { queues, .. } => {
+                write!(f, "IAA ready: {}", few(queues, "work queues"))
+            }
             Verdict::NotReady { summary, .. } => write!(f, "no IAA: {summary}"),
         }
     }
@@ -39,8 +41,16 @@ impl Display for Report {
         }
         fact(f, "verdict", &self.verdict)?;
         match &self.verdict {
-            Verdict::Ready { nodes_without, .. } if nodes_without.is_empty() => Ok(()),
-            Verdict::Ready { nodes_without, .. } => {
+            Verdict::Ready {
+                queues,
+                nodes_without,
+            } => {
+                if queues.len() > FEW {
+                    fact(f, "", list(queues))?;
+                }
+                if nodes_without.is_empty() {
+                    return Ok(());
+                }
                 let nodes = list(nodes_without);
                 fact(f, "", format_args!("none on the socket of node {nodes}"))
             }
@@ -211,7 +221,7 @@ fn command_error(error: u32) -> &'static str {
 }
 
 fn fact(f: &mut Formatter<'_>, name: &str, value: impl Display) -> fmt::Result {
-    writeln!(f, "{name:<16}{value}")
+    writeln!(f, "{name:<19} {value}")
 }
 
 fn yes_no(answer: bool) -> &'static str {

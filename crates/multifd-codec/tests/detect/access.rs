@@ -389,7 +389,7 @@ fn the_first_cause_is_named() {
             "libaccel-config does not load",
             "no shared virtual memory, kernel lacks no5lvl",
             "idxd module not loaded",
-            "no such device",
+            "none on the PCI bus",
         ]
     );
 }

@@ -21,11 +21,7 @@ fn every_queue_is_ready() {
             nodes_without: vec![],
         }
     );
-    assert_eq!(
-        report.verdict.to_string(),
-        "IAA ready: iax1/wq1.0, iax3/wq3.0, iax5/wq5.0, iax7/wq7.0, iax9/wq9.0, iax11/wq11.0, iax13/wq13.0, \
-         iax15/wq15.0"
-    );
+    assert_eq!(report.verdict.to_string(), "IAA ready: 8 work queues");
     assert_eq!(report.facts.oddities, []);
 }
 

@@ -15,18 +15,18 @@ fn a_ready_machine_in_words() {
     assert_eq!(
         machine.detect().to_string(),
         "\
-processor       Intel(R) Xeon(R) Platinum 8490H; enqcmd yes, movdir64b yes
-kernel          6.12.43+deb13-amd64, intel_iommu=on,sm_on, idxd
-libqpl          1.9.0
-libaccel-config loads, knows the first IAA generation only
-process         user 1000, CAP_SYS_RAWIO no, processors 0-239
-nodes           0 (processors 0-59,120-179, socket 0), 1 (processors 60-119,180-239, socket 1)
-PCI             1 IAA with idxd
-iax1            enabled, node 0, shared virtual memory yes, version 0x100, 8 engines
-                iax1/wq1.0 enabled, shared, user, size 128, multifd; /dev/iax/wq1.0 opens, portal does not map (Operation not permitted (os error 1))
-                7 queues not configured
-verdict         IAA ready: iax1/wq1.0
-                none on the socket of node 1
+processor           Intel(R) Xeon(R) Platinum 8490H; enqcmd yes, movdir64b yes
+kernel              6.12.43+deb13-amd64, intel_iommu=on,sm_on, idxd
+libqpl              1.9.0
+libaccel-config     loads, knows the first IAA generation only
+process             user 1000, CAP_SYS_RAWIO no, processors 0-239
+nodes               0 (processors 0-59,120-179, socket 0), 1 (processors 60-119,180-239, socket 1)
+PCI                 1 IAA with idxd
+iax1                enabled, node 0, shared virtual memory yes, version 0x100, 8 engines
+                    iax1/wq1.0 enabled, shared, user, size 128, multifd; /dev/iax/wq1.0 opens, portal refused
+                    7 queues not configured
+verdict             IAA ready: iax1/wq1.0
+                    none on the socket of node 1
 "
     );
 }
@@ -42,15 +42,15 @@ fn a_machine_without_the_driver_in_words() {
     assert_eq!(
         machine.detect().to_string(),
         "\
-processor       Intel(R) Xeon(R) Platinum 8490H; enqcmd yes, movdir64b yes
-kernel          6.12.43+deb13-amd64, intel_iommu=on,sm_on, no idxd
-libqpl          libqpl.so.1: cannot open shared object file: No such file or directory
-libaccel-config loads, knows the first IAA generation only
-process         user 1000, CAP_SYS_RAWIO no, processors 0-239
-nodes           0 (processors 0-59,120-179, socket 0), 1 (processors 60-119,180-239, socket 1)
-PCI             0000:6a:02.0 with no driver
-verdict         no IAA: idxd module not loaded
-                1 IAA on the PCI bus, but the idxd driver is not loaded.
+processor           Intel(R) Xeon(R) Platinum 8490H; enqcmd yes, movdir64b yes
+kernel              6.12.43+deb13-amd64, intel_iommu=on,sm_on, no idxd
+libqpl              libqpl.so.1: cannot open shared object file: No such file or directory
+libaccel-config     loads, knows the first IAA generation only
+process             user 1000, CAP_SYS_RAWIO no, processors 0-239
+nodes               0 (processors 0-59,120-179, socket 0), 1 (processors 60-119,180-239, socket 1)
+PCI                 0000:6a:02.0 with no driver
+verdict             no IAA: idxd module not loaded
+                    1 IAA on the PCI bus, but the idxd driver is not loaded.
 as root:
   modprobe idxd
 "
@@ -61,6 +61,7 @@ as root:
 fn the_largest_healthy_machine_fits_a_screen() {
     let report = Machine::healthy().detect().to_string();
     assert!(report.lines().count() <= 40, "{report}");
+    assert!(report.lines().all(|line| line.len() <= 120), "{report}");
 }
 
 #[test]

@@ -18,7 +18,7 @@ fn cause_1_no_device() {
         &Cause::NoDevice {
             virtual_machine: false,
         },
-        "no such device",
+        "none on the PCI bus",
         &["# firmware setup: enable the accelerators; without such an item there is no IAA"],
     );
     machine.replace("proc/cpuinfo", " fsrm", " fsrm hypervisor");
@@ -27,7 +27,7 @@ fn cause_1_no_device() {
         &Cause::NoDevice {
             virtual_machine: true,
         },
-        "no such device",
+        "none on the PCI bus",
         &["# on the host: pass an IAA function through to this machine"],
     );
 }
@@ -296,7 +296,7 @@ fn cause_5_devices_disabled() {
     let cause = Cause::DevicesDisabled {
         devices: devices(&DEVICES),
     };
-    let short = "iax1, iax3, iax5, iax7, iax9, iax11, iax13, iax15 disabled";
+    let short = "8 devices disabled";
     let commands = [CONFIGURE.as_slice(), &[LIKEWISE]].concat();
     assert_cause(&machine.detect(), &cause, short, &commands);
 
@@ -362,7 +362,7 @@ fn cause_6_queues_disabled() {
         &Cause::QueuesDisabled {
             devices: devices(&DEVICES),
         },
-        "no work queue of iax1, iax3, iax5, iax7, iax9, iax11, iax13, iax15 enabled",
+        "no work queue of 8 devices enabled",
         &[
             "accel-config enable-wq iax1/wq1.0",
             "accel-config enable-wq iax9/wq9.0",
@@ -396,7 +396,7 @@ fn cause_7_only_dedicated_queues() {
         &Cause::OnlyDedicatedQueues {
             queues: queues(&DEVICES),
         },
-        "iax1/wq1.0, iax3/wq3.0, iax5/wq5.0, iax7/wq7.0, iax9/wq9.0, iax11/wq11.0, iax13/wq13.0, iax15/wq15.0 dedicated",
+        "8 work queues dedicated",
         &[
             "accel-config disable-wq iax1/wq1.0",
             "accel-config config-wq iax1/wq1.0 -m shared -t 64",
