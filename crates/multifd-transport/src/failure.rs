@@ -6,7 +6,9 @@ use std::io;
 use multifd_codec::{DecodeError, EncodeError, PagesError, Unsupported};
 use multifd_wire::{BlockName, Fault, Method, Misuse, UnknownMethod};
 
-use crate::Address;
+use crate::image::ImageError;
+use crate::recording::RecordingError;
+use crate::{Address, FileError, RoundFault};
 
 /// One connection of a migration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -93,6 +95,18 @@ pub enum Cause {
         /// The method of this one.
         then: Method,
     },
+    /// The channels do not agree about the rounds of the migration.
+    #[error(transparent)]
+    Round(#[from] RoundFault),
+    /// A RAM block cannot be written to its image.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// What arrives cannot be written to its file.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// What is to be sent cannot be read from its recording.
+    #[error(transparent)]
+    Recording(#[from] RecordingError),
     /// The source closed before the migration was complete: it was cancelled, or the source died.
     #[error("the source ended the migration before it was complete (cancelled there, or it died)")]
     Incomplete,

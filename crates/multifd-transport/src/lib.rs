@@ -6,14 +6,26 @@
 
 mod address;
 mod buffer;
+mod endings;
 pub mod failure;
+pub mod image;
 pub mod incoming;
 pub mod inlet;
+pub mod inspect;
 pub mod outlet;
+mod partial;
+pub mod receive;
+pub mod record;
+pub mod recording;
 pub mod relay;
+pub mod replay;
+mod rounds;
 mod stream;
+mod taking;
 mod verbatim;
 
 pub use address::{Address, AddressError};
 pub use failure::Failure;
+pub use partial::FileError;
+pub use rounds::RoundFault;
 pub use stream::{Listener, Stream};

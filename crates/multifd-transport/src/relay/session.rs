@@ -5,20 +5,18 @@ use std::net::Shutdown;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use multifd_wire::{BlockName, Fault, Packet};
 
 use super::main_channel::{self, Outline};
 use super::{MigrationReport, RelayConfig, Totals};
+use crate::endings::wait_for;
 use crate::failure::{Cause, Channel, Failure, Leg};
 use crate::incoming::{Incoming, IncomingChannel};
 use crate::inlet::{Inlet, Item};
 use crate::outlet::Outlet;
 use crate::{Address, Stream};
-
-/// How often progress is told.
-const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
 
 /// The two connections of one channel.
 pub(super) struct Link {
@@ -171,30 +169,6 @@ pub(super) fn run(
             duration: started.elapsed(),
         }),
     }
-}
-
-/// Waits for `count` endings. The first failure is kept and closes everything; what ends with a failure after it does so because of it.
-fn wait_for(
-    mut count: usize,
-    endings: &mpsc::Receiver<Result<(), Failure>>,
-    mut progress: impl FnMut(),
-    close_all: impl Fn(),
-) -> Option<Failure> {
-    let mut first = None;
-    while count > 0 {
-        match endings.recv_timeout(PROGRESS_INTERVAL) {
-            Ok(ending) => {
-                count -= 1;
-                if let (Err(failure), None) = (ending, &first) {
-                    first = Some(failure);
-                    close_all();
-                }
-            }
-            Err(mpsc::RecvTimeoutError::Timeout) => progress(),
-            Err(mpsc::RecvTimeoutError::Disconnected) => break,
-        }
-    }
-    first
 }
 
 /// The forward direction of one multifd channel.

@@ -1,0 +1,232 @@
+//! A migration is taken without being a QEMU: its RAM becomes image files.
+//!
+//! Pages are applied round by round: no channel enters a round before all have finished the one before, because a page
+//! may be sent again in each. What main says in a round (zero pages of old machine types, all pages without multifd)
+//! belongs to that round too.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use multifd_wire::main_stream::MainEvent;
+use multifd_wire::{BlockName, Limits, Packet, PageSize};
+
+use crate::failure::{Cause, Failure};
+use crate::image::{Folder, Image, ImageError, Images};
+use crate::incoming::Acceptor;
+use crate::inlet::{Inlet, Item};
+use crate::taking::{Keeper, Seat, Tally, take};
+
+pub use crate::taking::Totals;
+
+/// How much of a device's state is read at once, to be dropped.
+const SKIP_BYTES: usize = 64 << 10;
+
+/// A migration that was received whole.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ReceiveReport {
+    /// The RAM blocks, in the source's order.
+    pub blocks: Vec<BlockReport>,
+    /// Multifd channels; 0 for a migration without multifd.
+    pub channels: usize,
+    /// What arrived.
+    pub totals: Totals,
+    /// From the first connection to the last close.
+    pub duration: Duration,
+}
+
+/// What arrived of one RAM block.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BlockReport {
+    /// Its name.
+    pub name: BlockName,
+    /// Its length in bytes, and that of its image.
+    pub bytes: u64,
+    /// The image.
+    pub file: PathBuf,
+    /// Pages with contents; a page that came twice counts twice.
+    pub pages: u64,
+    /// Zero pages, counted likewise.
+    pub zero_pages: u64,
+}
+
+/// Waits for a migration at `acceptor` and writes its RAM blocks to `folder`. `progress` is called about twice a second
+/// meanwhile.
+///
+/// Device state is read and dropped. A source that asks for an answer gets it once the images are on the disk: its guest
+/// stays stopped then.
+///
+/// # Errors
+///
+/// The first failure of any connection or image. No image is left then, and a source that asks for an answer is told, so
+/// that its guest goes on.
+pub fn receive(
+    acceptor: &mut Acceptor,
+    folder: &Folder,
+    limits: Limits,
+    progress: &mut dyn FnMut(Totals),
+) -> Result<ReceiveReport, Failure> {
+    let receiver = Receiver {
+        folder,
+        limits,
+        images: OnceLock::new(),
+        page_size: OnceLock::new(),
+    };
+    let taken = take(acceptor, limits, &receiver, progress)?;
+    let images = receiver
+        .images
+        .get()
+        .map(Images::as_slice)
+        .unwrap_or_default();
+    Ok(ReceiveReport {
+        blocks: images.iter().map(BlockReport::of).collect(),
+        channels: taken.channels,
+        totals: taken.totals,
+        duration: taken.duration,
+    })
+}
+
+impl BlockReport {
+    fn of(image: &Image) -> Self {
+        Self {
+            name: image.block().clone(),
+            bytes: image.bytes(),
+            file: image.path().to_owned(),
+            pages: image.pages(),
+            zero_pages: image.zero_pages(),
+        }
+    }
+}
+
+struct Receiver<'a> {
+    folder: &'a Folder,
+    limits: Limits,
+    /// There from the list of blocks on.
+    images: OnceLock<Images>,
+    /// What the channels have shown of the guest's page size.
+    page_size: OnceLock<PageSize>,
+}
+
+impl Receiver<'_> {
+    fn images(&self) -> Result<&Images, ImageError> {
+        self.images.get().ok_or(ImageError::UnknownBlock)
+    }
+
+    /// The image of the block that is `index` in the source's list; notes its name.
+    fn nth(&self, index: usize, block: &mut Option<BlockName>) -> Result<&Image, ImageError> {
+        let image = self
+            .images()?
+            .as_slice()
+            .get(index)
+            .ok_or(ImageError::UnknownBlock)?;
+        *block = Some(image.block().clone());
+        Ok(image)
+    }
+}
+
+impl Keeper for Receiver<'_> {
+    fn channel(&self, seat: &Seat<'_>, block: &mut Option<BlockName>) -> Result<(), Cause> {
+        let mut inlet = Inlet::new(seat.stream, seat.hello, self.limits)?;
+        let mut in_round = false;
+        let mut counted = 0;
+        loop {
+            *block = None;
+            match inlet.next_item()? {
+                Item::End => break,
+                Item::Padding { .. } => {}
+                Item::Packet(Packet::DeviceState(_)) => skip_payload(&mut inlet)?,
+                Item::Packet(Packet::Ram(packet)) => {
+                    let (normal, zero) = (packet.normal(), packet.zero());
+                    if let (Some(page_size), false) =
+                        (packet.page_size(), normal.is_empty() && zero.is_empty())
+                    {
+                        *block = Some(packet.block().clone());
+                        self.page_size.get_or_init(|| page_size);
+                        if !in_round {
+                            seat.rounds.enter(seat.index)?;
+                            in_round = true;
+                        }
+                        let image = self.images()?.of(packet.block())?;
+                        let contents = inlet.read_pages(&packet)?;
+                        image.write(normal, page_size.bytes(), contents)?;
+                        image.clear(zero, page_size.bytes())?;
+                        seat.tally.pages(normal.len(), zero.len());
+                    }
+                    if packet.is_sync() {
+                        seat.rounds.hold(seat.index)?;
+                        in_round = false;
+                    }
+                }
+            }
+            seat.tally
+                .bytes_in(inlet.bytes_in().saturating_sub(counted));
+            counted = inlet.bytes_in();
+        }
+        Ok(())
+    }
+
+    fn main_bytes(&self, _: &[u8]) -> Result<(), Cause> {
+        Ok(())
+    }
+
+    fn main_event(
+        &self,
+        event: &MainEvent,
+        tally: &Tally,
+        block: &mut Option<BlockName>,
+    ) -> Result<(), Cause> {
+        match event {
+            MainEvent::RamBlocks(blocks) => {
+                let images = self.folder.create(blocks)?;
+                self.images.get_or_init(|| images);
+            }
+            MainEvent::ZeroPage {
+                block: index,
+                offset,
+            } => {
+                // Before the first page has shown the size there is nothing but zeros to clear.
+                let page_size = self.page_size.get().copied().unwrap_or(PageSize::K4);
+                self.nth(*index, block)?
+                    .clear(&[*offset], page_size.bytes())?;
+                tally.pages(0, 1);
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn main_page(
+        &self,
+        index: usize,
+        offset: u64,
+        contents: &[u8],
+        block: &mut Option<BlockName>,
+    ) -> Result<(), Cause> {
+        Ok(self
+            .nth(index, block)?
+            .write(&[offset], contents.len(), contents)?)
+    }
+
+    fn keep(&self) -> Result<(), Cause> {
+        Ok(self.images()?.keep()?)
+    }
+}
+
+/// Reads past the payload of the packet in hand, which may be long.
+fn skip_payload(inlet: &mut Inlet<'_>) -> Result<(), Cause> {
+    let mut buffer = vec![0; SKIP_BYTES];
+    loop {
+        let (stream, left) = inlet.payload_source();
+        if left == 0 {
+            return Ok(());
+        }
+        let piece = buffer.len().min(left);
+        let count = stream.read_some(buffer.get_mut(..piece).unwrap_or_default())?;
+        if count == 0 {
+            inlet.ended()?;
+            return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+        }
+        inlet.payload_moved(count)?;
+    }
+}

@@ -1,0 +1,755 @@
+//! The file a recorded migration is kept in.
+//!
+//! A recording holds every byte the source wrote, of all its connections, interleaved in the order of arrival. It is a
+//! header followed by chunks; all numbers are big-endian.
+//!
+//! ```text
+//! header  0  8  magic 89 'm' 'u' 'l' 't' 'i' 'f' 'd'
+//!         8  4  version, 1
+//!        12  4  CRC-32 of the bytes before
+//!
+//! chunk   0  1  kind: 1 open, 2 data, 3 end of stream, 4 end of recording
+//!         1  1  zero
+//!         2  2  stream
+//!         4  4  length of the body in bytes
+//!         8  4  CRC-32 of the bytes before and of the body
+//!        12     body
+//! ```
+//!
+//! | kind | stream | body |
+//! | --- | --- | --- |
+//! | open | the next free number, from 0 | one byte: 0 the main channel, 1 a multifd channel |
+//! | data | an open one | 1 to [`MAX_DATA_BYTES`] bytes the source wrote |
+//! | end of stream | an open one, which this closes | empty |
+//! | end of recording | 0 | be64 number of chunks before this one, be64 bytes in data chunks |
+//!
+//! A whole recording has exactly one main channel, closes every stream it opens, and stops after its last chunk. The
+//! checksums make damage, and the last chunk makes truncation, an error with a place.
+
+use std::io::{self, Read, Seek, Write};
+
+/// The first bytes of every recording. The first is not ASCII, so that no text file and no captured channel starts so.
+pub const MAGIC: [u8; 8] = *b"\x89multifd";
+
+/// The most bytes of one stream in one chunk: what bounds the memory of whoever reads a recording.
+pub const MAX_DATA_BYTES: usize = 256 * 1024;
+
+/// QEMU allows 255 multifd channels beside the main channel.
+const MAX_STREAMS: usize = 256;
+
+const VERSION: u32 = 1;
+const FILE_HEADER_LEN: usize = 16;
+const CHUNK_HEADER_LEN: usize = 12;
+
+/// What a recorded connection was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// The main channel.
+    Main,
+    /// A multifd channel.
+    Channel,
+}
+
+/// One piece of a recording.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Chunk<'a> {
+    /// A connection was made.
+    Open {
+        /// Its number from now on.
+        stream: u16,
+        /// What it is.
+        role: Role,
+    },
+    /// The source wrote.
+    Data {
+        /// On which connection.
+        stream: u16,
+        /// What it wrote.
+        bytes: &'a [u8],
+    },
+    /// The source closed a connection.
+    Eof {
+        /// Which one.
+        stream: u16,
+    },
+}
+
+/// Why a file is not a whole recording. Offsets are bytes from the start of the file.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RecordingError {
+    /// The file could not be read.
+    #[error("reading the recording at offset {offset} failed")]
+    Io {
+        /// Where.
+        offset: u64,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The file does not start like a recording.
+    #[error("not a recording: it starts with {found:02x?}")]
+    NotARecording {
+        /// Its first bytes.
+        found: [u8; 8],
+    },
+    /// The file is of a version this program does not know.
+    #[error("recording of version {found}, only version {VERSION} is known")]
+    Version {
+        /// The version it states.
+        found: u32,
+    },
+    /// The file ends before the recording does.
+    #[error("recording cut short: the chunk at offset {offset} is not all there")]
+    Truncated {
+        /// Where the unfinished chunk starts.
+        offset: u64,
+    },
+    /// A checksum does not hold.
+    #[error("recording damaged at offset {offset}: checksum {computed:08x}, expected {stored:08x}")]
+    Damaged {
+        /// Where the damaged chunk starts.
+        offset: u64,
+        /// The checksum in the file.
+        stored: u32,
+        /// The checksum of what is in the file.
+        computed: u32,
+    },
+    /// A chunk is longer than its kind allows.
+    #[error("chunk at offset {offset} claims {found} bytes, at most {allowed} are allowed")]
+    ChunkLength {
+        /// Where the chunk starts.
+        offset: u64,
+        /// The length it claims.
+        found: u32,
+        /// The most that is allowed.
+        allowed: usize,
+    },
+    /// A chunk which is whole says something that no recording says.
+    #[error("chunk at offset {offset} makes no sense: {what}")]
+    Nonsense {
+        /// Where the chunk starts.
+        offset: u64,
+        /// What is wrong with it.
+        what: &'static str,
+    },
+}
+
+/// Writes a recording, chunk by chunk.
+#[derive(Debug)]
+pub struct Writer<W> {
+    out: W,
+    streams: u16,
+    chunks: u64,
+    data_bytes: u64,
+}
+
+impl<W: Write> Writer<W> {
+    /// Starts a recording by writing its header.
+    ///
+    /// # Errors
+    ///
+    /// What `out` answers.
+    pub fn new(mut out: W) -> io::Result<Self> {
+        let mut header = Vec::with_capacity(FILE_HEADER_LEN);
+        header.extend_from_slice(&MAGIC);
+        header.extend_from_slice(&VERSION.to_be_bytes());
+        header.extend_from_slice(&crc32fast::hash(&header).to_be_bytes());
+        out.write_all(&header)?;
+        Ok(Self {
+            out,
+            streams: 0,
+            chunks: 0,
+            data_bytes: 0,
+        })
+    }
+
+    /// Notes a new connection and gives the number of its stream.
+    ///
+    /// # Errors
+    ///
+    /// What the output answers; `InvalidInput` for more connections than a migration can have.
+    pub fn open(&mut self, role: Role) -> io::Result<u16> {
+        if usize::from(self.streams) >= MAX_STREAMS {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "a recording holds at most 256 connections",
+            ));
+        }
+        let stream = self.streams;
+        self.chunk(Kind::Open, stream, &[role.to_byte()])?;
+        self.streams = self.streams.saturating_add(1);
+        Ok(stream)
+    }
+
+    /// Keeps bytes the source wrote on `stream`.
+    ///
+    /// # Errors
+    ///
+    /// What the output answers.
+    pub fn data(&mut self, stream: u16, bytes: &[u8]) -> io::Result<()> {
+        for piece in bytes.chunks(MAX_DATA_BYTES) {
+            self.chunk(Kind::Data, stream, piece)?;
+            self.data_bytes = self.data_bytes.saturating_add(piece.len() as u64);
+        }
+        Ok(())
+    }
+
+    /// Notes that the source closed `stream`.
+    ///
+    /// # Errors
+    ///
+    /// What the output answers.
+    pub fn eof(&mut self, stream: u16) -> io::Result<()> {
+        self.chunk(Kind::Eof, stream, &[])
+    }
+
+    /// Hands what is written so far to the system.
+    ///
+    /// # Errors
+    ///
+    /// What the output answers.
+    pub fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+
+    /// Ends the recording and gives the output back, flushed.
+    ///
+    /// # Errors
+    ///
+    /// What the output answers.
+    pub fn finish(mut self) -> io::Result<W> {
+        let mut totals = Vec::with_capacity(TOTALS_LEN);
+        totals.extend_from_slice(&self.chunks.to_be_bytes());
+        totals.extend_from_slice(&self.data_bytes.to_be_bytes());
+        self.chunk(Kind::End, 0, &totals)?;
+        self.out.flush()?;
+        Ok(self.out)
+    }
+
+    /// The output, to reach what lies behind it.
+    pub fn output(&self) -> &W {
+        &self.out
+    }
+
+    fn chunk(&mut self, kind: Kind, stream: u16, body: &[u8]) -> io::Result<()> {
+        let len = u32::try_from(body.len())
+            .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "chunk too long"))?;
+        let head = ChunkHead {
+            kind: kind as u8,
+            reserved: 0,
+            stream,
+            len,
+        }
+        .to_bytes();
+        let crc = checksum(&head, body);
+        self.out.write_all(&head)?;
+        self.out.write_all(&crc.to_be_bytes())?;
+        self.out.write_all(body)?;
+        self.chunks = self.chunks.saturating_add(1);
+        Ok(())
+    }
+}
+
+/// Reads a recording from its start, checking everything it passes.
+#[derive(Debug)]
+pub struct Reader<R> {
+    input: R,
+    offset: u64,
+    body: Vec<u8>,
+    /// Whether each stream opened so far is still open.
+    open: Vec<bool>,
+    main: Option<u16>,
+    chunks: u64,
+    data_bytes: u64,
+    ended: bool,
+}
+
+impl<R: Read + Seek> Reader<R> {
+    /// Starts to read: the header is read and checked. `input` should be buffered.
+    ///
+    /// # Errors
+    ///
+    /// When the header is not a recording's.
+    pub fn new(mut input: R) -> Result<Self, RecordingError> {
+        let mut header = [0; FILE_HEADER_LEN];
+        read_exact_at(&mut input, &mut header, 0)?;
+        let [
+            m0,
+            m1,
+            m2,
+            m3,
+            m4,
+            m5,
+            m6,
+            m7,
+            v0,
+            v1,
+            v2,
+            v3,
+            c0,
+            c1,
+            c2,
+            c3,
+        ] = header;
+        let magic = [m0, m1, m2, m3, m4, m5, m6, m7];
+        if magic != MAGIC {
+            return Err(RecordingError::NotARecording { found: magic });
+        }
+        let stored = u32::from_be_bytes([c0, c1, c2, c3]);
+        let mut hasher = crc32fast::Hasher::new();
+        hasher.update(&magic);
+        hasher.update(&[v0, v1, v2, v3]);
+        let computed = hasher.finalize();
+        if stored != computed {
+            return Err(RecordingError::Damaged {
+                offset: 0,
+                stored,
+                computed,
+            });
+        }
+        let version = u32::from_be_bytes([v0, v1, v2, v3]);
+        if version != VERSION {
+            return Err(RecordingError::Version { found: version });
+        }
+        Ok(Self {
+            input,
+            offset: FILE_HEADER_LEN as u64,
+            body: Vec::new(),
+            open: Vec::new(),
+            main: None,
+            chunks: 0,
+            data_bytes: 0,
+            ended: false,
+        })
+    }
+
+    /// The next chunk; `None` once the recording has ended whole.
+    ///
+    /// # Errors
+    ///
+    /// When the file is damaged, cut short or breaks a rule of the format. Do not go on after an error.
+    pub fn next_chunk(&mut self) -> Result<Option<Chunk<'_>>, RecordingError> {
+        if self.ended {
+            return Ok(None);
+        }
+        let offset = self.offset;
+        let (kind, head, stored) = self.head()?;
+        let stream = head.stream;
+        self.body_of(&head, stored)?;
+        let wrong = |what| RecordingError::Nonsense { offset, what };
+        let chunk = match kind {
+            Kind::Open => {
+                if usize::from(stream) != self.open.len() || self.open.len() >= MAX_STREAMS {
+                    return Err(wrong("a stream is opened out of turn"));
+                }
+                let role = self
+                    .body
+                    .first()
+                    .copied()
+                    .and_then(Role::from_byte)
+                    .ok_or_else(|| wrong("a stream is neither main nor channel"))?;
+                if role == Role::Main && self.main.replace(stream).is_some() {
+                    return Err(wrong("a second main channel is opened"));
+                }
+                self.open.push(true);
+                Some(Chunk::Open { stream, role })
+            }
+            Kind::Data | Kind::Eof => {
+                let open = self
+                    .open
+                    .get_mut(usize::from(stream))
+                    .filter(|open| **open)
+                    .ok_or_else(|| wrong("it is of a stream that is not open"))?;
+                if kind == Kind::Eof {
+                    *open = false;
+                    Some(Chunk::Eof { stream })
+                } else {
+                    self.data_bytes = self.data_bytes.saturating_add(self.body.len() as u64);
+                    Some(Chunk::Data {
+                        stream,
+                        bytes: &self.body,
+                    })
+                }
+            }
+            Kind::End => {
+                if self.open.contains(&true) {
+                    return Err(wrong("the recording ends while a stream is open"));
+                }
+                if self.main.is_none() {
+                    return Err(wrong("the recording ends without a main channel"));
+                }
+                let mut totals = Vec::with_capacity(TOTALS_LEN);
+                totals.extend_from_slice(&self.chunks.to_be_bytes());
+                totals.extend_from_slice(&self.data_bytes.to_be_bytes());
+                if self.body != totals {
+                    return Err(wrong("its totals are not those of the recording"));
+                }
+                let mut beyond = [0];
+                let after = self.offset;
+                if self
+                    .input
+                    .read(&mut beyond)
+                    .map_err(|source| RecordingError::Io {
+                        offset: after,
+                        source,
+                    })?
+                    != 0
+                {
+                    return Err(RecordingError::Nonsense {
+                        offset: after,
+                        what: "it comes after the end of the recording",
+                    });
+                }
+                self.ended = true;
+                None
+            }
+        };
+        self.chunks = self.chunks.saturating_add(1);
+        Ok(chunk)
+    }
+
+    /// The next bytes of one stream, passing over all others unread; `None` where that stream ends.
+    ///
+    /// For many walkers over one file which [`next_chunk`](Self::next_chunk) has found whole before: only what belongs
+    /// to `wanted` is checked. Use either method on a reader, not both.
+    ///
+    /// # Errors
+    ///
+    /// When the file is damaged or cut short where it was read.
+    pub fn next_data_of(&mut self, wanted: u16) -> Result<Option<&[u8]>, RecordingError> {
+        loop {
+            let (kind, head, stored) = self.head()?;
+            match kind {
+                Kind::Data | Kind::Eof if head.stream == wanted => {
+                    self.body_of(&head, stored)?;
+                    return Ok((kind == Kind::Data).then_some(&self.body));
+                }
+                Kind::End => return Ok(None),
+                Kind::Open | Kind::Data | Kind::Eof => {
+                    self.input
+                        .seek_relative(i64::from(head.len))
+                        .map_err(|source| RecordingError::Io {
+                            offset: self.offset,
+                            source,
+                        })?;
+                    self.advance(&head);
+                }
+            }
+        }
+    }
+
+    /// Where the next chunk starts, in bytes from the start of the file.
+    pub fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    /// Reads a chunk's header and checks its kind and length, so that its body may be read or passed over.
+    fn head(&mut self) -> Result<(Kind, ChunkHead, u32), RecordingError> {
+        let offset = self.offset;
+        let mut bytes = [0; CHUNK_HEADER_LEN];
+        read_exact_at(&mut self.input, &mut bytes, offset)?;
+        let [kind, reserved, s0, s1, l0, l1, l2, l3, c0, c1, c2, c3] = bytes;
+        let head = ChunkHead {
+            kind,
+            reserved,
+            stream: u16::from_be_bytes([s0, s1]),
+            len: u32::from_be_bytes([l0, l1, l2, l3]),
+        };
+        let kind =
+            Kind::from_byte(kind)
+                .filter(|_| reserved == 0)
+                .ok_or(RecordingError::Nonsense {
+                    offset,
+                    what: "its kind is unknown",
+                })?;
+        if !kind.lengths().contains(&(head.len as usize)) {
+            return Err(RecordingError::ChunkLength {
+                offset,
+                found: head.len,
+                allowed: *kind.lengths().end(),
+            });
+        }
+        Ok((kind, head, u32::from_be_bytes([c0, c1, c2, c3])))
+    }
+
+    /// Reads the body of the chunk whose header was just read, and checks the checksum over both.
+    fn body_of(&mut self, head: &ChunkHead, stored: u32) -> Result<(), RecordingError> {
+        self.body.resize(head.len as usize, 0);
+        read_exact_at(&mut self.input, &mut self.body, self.offset)?;
+        let computed = checksum(&head.to_bytes(), &self.body);
+        if stored != computed {
+            return Err(RecordingError::Damaged {
+                offset: self.offset,
+                stored,
+                computed,
+            });
+        }
+        self.advance(head);
+        Ok(())
+    }
+
+    fn advance(&mut self, head: &ChunkHead) {
+        let len = u64::from(head.len).saturating_add(CHUNK_HEADER_LEN as u64);
+        self.offset = self.offset.saturating_add(len);
+    }
+}
+
+const TOTALS_LEN: usize = 16;
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Open = 1,
+    Data = 2,
+    Eof = 3,
+    End = 4,
+}
+
+impl Kind {
+    fn from_byte(byte: u8) -> Option<Self> {
+        [Self::Open, Self::Data, Self::Eof, Self::End]
+            .into_iter()
+            .find(|kind| *kind as u8 == byte)
+    }
+
+    fn lengths(self) -> std::ops::RangeInclusive<usize> {
+        match self {
+            Self::Open => 1..=1,
+            Self::Data => 1..=MAX_DATA_BYTES,
+            Self::Eof => 0..=0,
+            Self::End => TOTALS_LEN..=TOTALS_LEN,
+        }
+    }
+}
+
+impl Role {
+    fn to_byte(self) -> u8 {
+        match self {
+            Self::Main => 0,
+            Self::Channel => 1,
+        }
+    }
+
+    fn from_byte(byte: u8) -> Option<Self> {
+        [Self::Main, Self::Channel]
+            .into_iter()
+            .find(|role| role.to_byte() == byte)
+    }
+}
+
+/// The part of a chunk's header that its checksum covers.
+struct ChunkHead {
+    kind: u8,
+    reserved: u8,
+    stream: u16,
+    len: u32,
+}
+
+impl ChunkHead {
+    fn to_bytes(&self) -> [u8; 8] {
+        let [s0, s1] = self.stream.to_be_bytes();
+        let [l0, l1, l2, l3] = self.len.to_be_bytes();
+        [self.kind, self.reserved, s0, s1, l0, l1, l2, l3]
+    }
+}
+
+fn checksum(head: &[u8], body: &[u8]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(head);
+    hasher.update(body);
+    hasher.finalize()
+}
+
+/// Fills `buffer` with bytes of the chunk which starts at `offset`.
+fn read_exact_at<R: Read>(
+    input: &mut R,
+    buffer: &mut [u8],
+    offset: u64,
+) -> Result<(), RecordingError> {
+    input
+        .read_exact(buffer)
+        .map_err(|source| match source.kind() {
+            io::ErrorKind::UnexpectedEof => RecordingError::Truncated { offset },
+            _ => RecordingError::Io { offset, source },
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Cursor;
+
+    #[derive(Debug, PartialEq)]
+    enum Owned {
+        Open(u16, Role),
+        Data(u16, Vec<u8>),
+        Eof(u16),
+    }
+
+    fn sample() -> Vec<u8> {
+        let mut writer = Writer::new(Vec::new()).unwrap();
+        let channel = writer.open(Role::Channel).unwrap();
+        writer.data(channel, b"hello").unwrap();
+        let main = writer.open(Role::Main).unwrap();
+        writer.data(main, &vec![7; MAX_DATA_BYTES + 1]).unwrap();
+        writer.data(channel, b"again").unwrap();
+        writer.eof(channel).unwrap();
+        writer.eof(main).unwrap();
+        writer.finish().unwrap()
+    }
+
+    fn read(bytes: &[u8]) -> Result<Vec<Owned>, RecordingError> {
+        let mut reader = Reader::new(Cursor::new(bytes))?;
+        let mut chunks = Vec::new();
+        while let Some(chunk) = reader.next_chunk()? {
+            chunks.push(match chunk {
+                Chunk::Open { stream, role } => Owned::Open(stream, role),
+                Chunk::Data { stream, bytes } => Owned::Data(stream, bytes.to_vec()),
+                Chunk::Eof { stream } => Owned::Eof(stream),
+            });
+        }
+        Ok(chunks)
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        assert_eq!(
+            read(&sample()).unwrap(),
+            [
+                Owned::Open(0, Role::Channel),
+                Owned::Data(0, b"hello".to_vec()),
+                Owned::Open(1, Role::Main),
+                Owned::Data(1, vec![7; MAX_DATA_BYTES]),
+                Owned::Data(1, vec![7]),
+                Owned::Data(0, b"again".to_vec()),
+                Owned::Eof(0),
+                Owned::Eof(1),
+            ]
+        );
+    }
+
+    #[test]
+    fn one_stream_is_walked_alone() {
+        let bytes = sample();
+        let mut reader = Reader::new(Cursor::new(&bytes)).unwrap();
+        let mut seen = Vec::new();
+        while let Some(data) = reader.next_data_of(0).unwrap() {
+            seen.extend_from_slice(data);
+        }
+        assert_eq!(seen, b"helloagain");
+        let mut reader = Reader::new(Cursor::new(&bytes)).unwrap();
+        let mut len = 0;
+        while let Some(data) = reader.next_data_of(1).unwrap() {
+            len += data.len();
+        }
+        assert_eq!(len, MAX_DATA_BYTES + 1);
+    }
+
+    #[test]
+    fn every_cut_is_noticed() {
+        let bytes = sample();
+        for len in (0..400).chain(bytes.len() - 400..bytes.len()) {
+            let error = read(&bytes[..len]).unwrap_err();
+            assert!(
+                matches!(error, RecordingError::Truncated { .. }),
+                "cut at {len}: {error}"
+            );
+        }
+    }
+
+    #[test]
+    fn every_flipped_bit_is_noticed() {
+        let bytes = sample();
+        for at in (0..200).chain(bytes.len() - 200..bytes.len()) {
+            for bit in 0..8 {
+                let mut damaged = bytes.clone();
+                damaged[at] ^= 1 << bit;
+                assert!(
+                    read(&damaged).is_err(),
+                    "bit {bit} of byte {at} was not missed"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_length_beyond_the_limit_is_refused_before_it_is_read() {
+        let mut bytes = sample();
+        // The length of the first data chunk: after the file's header and the chunk that opens the stream.
+        bytes[16 + 13 + 4..][..4].copy_from_slice(&u32::MAX.to_be_bytes());
+        assert!(matches!(
+            read(&bytes),
+            Err(RecordingError::ChunkLength {
+                offset: 29,
+                found: u32::MAX,
+                allowed: MAX_DATA_BYTES
+            })
+        ));
+    }
+
+    /// Recordings that are well-formed chunk by chunk and yet break a rule of the whole.
+    #[test]
+    fn nonsense_is_refused() {
+        type Script = fn(&mut Writer<Vec<u8>>) -> io::Result<()>;
+        let cases: [(&str, Script); 6] = [
+            ("a second main channel is opened", |w| {
+                w.open(Role::Main)?;
+                w.open(Role::Main).map(|_| ())
+            }),
+            ("it is of a stream that is not open", |w| w.data(0, b"x")),
+            ("it is of a stream that is not open", |w| {
+                let main = w.open(Role::Main)?;
+                w.eof(main)?;
+                w.eof(main)
+            }),
+            ("the recording ends while a stream is open", |w| {
+                w.open(Role::Main).map(|_| ())
+            }),
+            ("the recording ends without a main channel", |_| Ok(())),
+            ("a stream is opened out of turn", |w| {
+                w.streams = 1;
+                w.open(Role::Main).map(|_| ())
+            }),
+        ];
+        for (expected, script) in cases {
+            let mut writer = Writer::new(Vec::new()).unwrap();
+            script(&mut writer).unwrap();
+            let bytes = writer.finish().unwrap();
+            match read(&bytes) {
+                Err(RecordingError::Nonsense { what, .. }) => assert_eq!(what, expected),
+                other => panic!("{expected}: {other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn bytes_after_the_end_are_refused() {
+        let mut bytes = sample();
+        bytes.push(0);
+        assert!(matches!(
+            read(&bytes),
+            Err(RecordingError::Nonsense {
+                what: "it comes after the end of the recording",
+                ..
+            })
+        ));
+    }
+
+    #[test]
+    fn another_file_is_not_a_recording() {
+        assert!(
+            matches!(read(&[b'Q'; 64]), Err(RecordingError::NotARecording { found }) if found == [b'Q'; 8])
+        );
+    }
+
+    #[test]
+    fn a_later_version_is_named() {
+        let mut bytes = sample();
+        bytes[11] = 2;
+        let crc = crc32fast::hash(&bytes[..12]);
+        bytes[12..16].copy_from_slice(&crc.to_be_bytes());
+        assert!(matches!(
+            read(&bytes),
+            Err(RecordingError::Version { found: 2 })
+        ));
+    }
+}

@@ -1,0 +1,338 @@
+//! How far the channels of a migration are, relative to each other.
+//!
+//! A source divides a migration into rounds. At the end of a round it writes a SYNC packet on every multifd channel and,
+//! after all of them, a mark on the main channel. Inside a round a page is sent once, so the order between channels does
+//! not matter there; the next round may send it again. A receiver that applies pages therefore lets no channel into round
+//! k + 1 before all channels and the main channel have come to the end of round k.
+
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+
+/// Channels which do not agree about the rounds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RoundFault {
+    /// A channel ended before it came to the end of a round.
+    #[error(
+        "the channel ended after {found} SYNC packets, but the main channel marks the end of round {wanted}"
+    )]
+    MissingSync {
+        /// How many SYNC packets it had.
+        found: u64,
+        /// How many rounds the main channel has ended.
+        wanted: u64,
+    },
+    /// The main channel ended without the RAM section, or inside it.
+    #[error("the main channel ended before its RAM section did")]
+    NoRam,
+    /// A channel ended inside a round, or went on after the last.
+    #[error(
+        "the channel has pages after its last SYNC, in a round that no mark on the main channel ends"
+    )]
+    OpenRound,
+    /// Another channel failed, so this one was stopped. Never the first failure of a migration.
+    #[error("stopped, because another channel failed")]
+    Stopped,
+}
+
+/// Where every channel is. One thread per channel and one for the main channel share it.
+#[derive(Debug)]
+pub(crate) struct Rounds {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug)]
+struct State {
+    main: MainState,
+    /// Rounds which the main channel has marked the end of.
+    marks: u64,
+    channels: Vec<ChannelState>,
+    stopped: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum MainState {
+    /// It has not said yet which RAM blocks there are.
+    Opening,
+    Running,
+    /// There are no more rounds.
+    Finished,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct ChannelState {
+    syncs: u64,
+    /// It has given pages since its last SYNC.
+    in_round: bool,
+    ended: bool,
+}
+
+impl Rounds {
+    pub(crate) fn new(channels: usize) -> Self {
+        let state = State {
+            main: MainState::Opening,
+            marks: 0,
+            channels: vec![ChannelState::default(); channels],
+            stopped: false,
+        };
+        Self {
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+        }
+    }
+
+    /// The main channel has named the RAM blocks: channels may give pages.
+    pub(crate) fn open(&self) {
+        self.lock().main = MainState::Running;
+        self.changed.notify_all();
+    }
+
+    /// The main channel marks the end of a round; waits for every channel's SYNC.
+    ///
+    /// # Errors
+    ///
+    /// The index of the channel that will not come to it, and why.
+    pub(crate) fn mark(&self) -> Result<(), (Option<usize>, RoundFault)> {
+        let mut state = self.lock();
+        state.marks = state.marks.saturating_add(1);
+        self.changed.notify_all();
+        loop {
+            if state.stopped {
+                return Err((None, RoundFault::Stopped));
+            }
+            let wanted = state.marks;
+            let mut behind = state
+                .channels
+                .iter()
+                .enumerate()
+                .filter(|(_, channel)| channel.syncs < wanted);
+            if let Some((index, channel)) = behind.clone().find(|(_, channel)| channel.ended) {
+                return Err((
+                    Some(index),
+                    RoundFault::MissingSync {
+                        found: channel.syncs,
+                        wanted,
+                    },
+                ));
+            }
+            if behind.next().is_none() {
+                return Ok(());
+            }
+            state = self.wait(state);
+        }
+    }
+
+    /// The main channel has marked its last round.
+    ///
+    /// # Errors
+    ///
+    /// The index of a channel that is inside another round already.
+    pub(crate) fn finish(&self) -> Result<(), (Option<usize>, RoundFault)> {
+        let mut state = self.lock();
+        state.main = MainState::Finished;
+        self.changed.notify_all();
+        match state.channels.iter().position(|channel| channel.in_round) {
+            Some(index) => Err((Some(index), RoundFault::OpenRound)),
+            None => Ok(()),
+        }
+    }
+
+    /// `channel` has pages to give; waits until the RAM blocks are known.
+    pub(crate) fn enter(&self, channel: usize) -> Result<(), RoundFault> {
+        let mut state = self.lock();
+        loop {
+            match state.main {
+                _ if state.stopped => return Err(RoundFault::Stopped),
+                MainState::Finished => return Err(RoundFault::OpenRound),
+                MainState::Running => break,
+                MainState::Opening => state = self.wait(state),
+            }
+        }
+        if let Some(channel) = state.channels.get_mut(channel) {
+            channel.in_round = true;
+        }
+        Ok(())
+    }
+
+    /// `channel` has come to a SYNC.
+    pub(crate) fn arrive(&self, channel: usize) -> u64 {
+        let mut state = self.lock();
+        let syncs = match state.channels.get_mut(channel) {
+            Some(channel) => {
+                channel.syncs = channel.syncs.saturating_add(1);
+                channel.in_round = false;
+                channel.syncs
+            }
+            None => 0,
+        };
+        self.changed.notify_all();
+        syncs
+    }
+
+    /// Like [`arrive`](Self::arrive), and waits for all other channels and the main channel to come there too.
+    ///
+    /// A SYNC which the main channel does not know of by its end is let pass: nothing can come after it.
+    pub(crate) fn hold(&self, channel: usize) -> Result<(), RoundFault> {
+        let syncs = self.arrive(channel);
+        let mut state = self.lock();
+        loop {
+            if state.stopped {
+                return Err(RoundFault::Stopped);
+            }
+            let all_here = || state.channels.iter().all(|channel| channel.syncs >= syncs);
+            if state.main == MainState::Finished || (state.marks >= syncs && all_here()) {
+                return Ok(());
+            }
+            state = self.wait(state);
+        }
+    }
+
+    /// `channel` has ended.
+    ///
+    /// # Errors
+    ///
+    /// `OpenRound` when it did so inside a round.
+    pub(crate) fn leave(&self, channel: usize) -> Result<(), RoundFault> {
+        let mut state = self.lock();
+        self.changed.notify_all();
+        match state.channels.get_mut(channel) {
+            Some(channel) if channel.in_round => Err(RoundFault::OpenRound),
+            Some(channel) => {
+                channel.ended = true;
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Wakes everybody who waits, with an error.
+    pub(crate) fn stop(&self) {
+        self.lock().stopped = true;
+        self.changed.notify_all();
+    }
+
+    // Every change is one assignment, so a thread that panicked has left nothing half done.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        self.changed
+            .wait(state)
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::thread;
+    use std::time::Duration;
+
+    /// Long enough for a thread that does not wait to have passed.
+    const A_WHILE: Duration = Duration::from_millis(50);
+
+    #[test]
+    fn nobody_passes_before_all_are_there() {
+        let rounds = Rounds::new(2);
+        let passed = AtomicUsize::new(0);
+        thread::scope(|scope| {
+            for channel in 0..2 {
+                let (rounds, passed) = (&rounds, &passed);
+                scope.spawn(move || {
+                    rounds.enter(channel).unwrap();
+                    if channel == 1 {
+                        thread::sleep(A_WHILE);
+                    }
+                    rounds.hold(channel).unwrap();
+                    passed.fetch_add(1, Ordering::SeqCst);
+                });
+            }
+            rounds.open();
+            thread::sleep(2 * A_WHILE);
+            assert_eq!(
+                passed.load(Ordering::SeqCst),
+                0,
+                "the main channel is missing"
+            );
+            rounds.mark().unwrap();
+        });
+        assert_eq!(passed.load(Ordering::SeqCst), 2);
+        rounds.finish().unwrap();
+        rounds.leave(0).unwrap();
+    }
+
+    #[test]
+    fn pages_wait_for_the_block_list() {
+        let rounds = Rounds::new(1);
+        let entered = AtomicUsize::new(0);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                rounds.enter(0).unwrap();
+                entered.fetch_add(1, Ordering::SeqCst);
+            });
+            thread::sleep(A_WHILE);
+            assert_eq!(entered.load(Ordering::SeqCst), 0);
+            rounds.open();
+        });
+        assert_eq!(entered.load(Ordering::SeqCst), 1);
+    }
+
+    #[test]
+    fn a_channel_that_ends_too_early_is_named() {
+        let rounds = Rounds::new(2);
+        rounds.open();
+        rounds.arrive(0);
+        rounds.leave(1).unwrap();
+        assert_eq!(
+            rounds.mark(),
+            Err((
+                Some(1),
+                RoundFault::MissingSync {
+                    found: 0,
+                    wanted: 1
+                }
+            ))
+        );
+    }
+
+    #[test]
+    fn a_surplus_sync_passes_at_the_end_and_pages_do_not() {
+        let rounds = Rounds::new(1);
+        rounds.open();
+        rounds.arrive(0);
+        rounds.mark().unwrap();
+        thread::scope(|scope| {
+            let surplus = scope.spawn(|| rounds.hold(0));
+            thread::sleep(A_WHILE);
+            rounds.finish().unwrap();
+            surplus.join().unwrap().unwrap();
+        });
+        assert_eq!(rounds.enter(0), Err(RoundFault::OpenRound));
+    }
+
+    #[test]
+    fn an_end_inside_a_round_is_noticed() {
+        let rounds = Rounds::new(1);
+        rounds.open();
+        rounds.enter(0).unwrap();
+        assert_eq!(rounds.leave(0), Err(RoundFault::OpenRound));
+        assert_eq!(rounds.finish(), Err((Some(0), RoundFault::OpenRound)));
+    }
+
+    #[test]
+    fn a_stop_wakes_everybody() {
+        let rounds = Rounds::new(2);
+        thread::scope(|scope| {
+            let entering = scope.spawn(|| rounds.enter(0));
+            let holding = scope.spawn(|| rounds.hold(1));
+            let marking = scope.spawn(|| rounds.mark());
+            thread::sleep(A_WHILE);
+            rounds.stop();
+            assert_eq!(entering.join().unwrap(), Err(RoundFault::Stopped));
+            assert_eq!(holding.join().unwrap(), Err(RoundFault::Stopped));
+            assert_eq!(marking.join().unwrap(), Err((None, RoundFault::Stopped)));
+        });
+    }
+}
