@@ -1,2 +1,36 @@
-//! The `multifd` command.
-fn main() {}
+//! The `multifd` command: flags and words for people. What it does is in `multifd-transport`.
+
+mod args;
+mod inspect;
+mod receive;
+mod record;
+mod relay;
+mod replay;
+mod say;
+
+use std::error::Error;
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::args::{Cli, Command};
+
+fn main() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Command::Relay(args) => relay::run(&args),
+        Command::Receive(args) => receive::run(&args),
+        Command::Record(args) => record::run(&args),
+        Command::Replay(args) => replay::run(&args),
+        Command::Inspect(args) => inspect::run(&args),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            say::note(say::chain(failure.as_ref()));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// What a command comes to; its error is printed with all its causes.
+type Outcome = Result<(), Box<dyn Error>>;

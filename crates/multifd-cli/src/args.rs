@@ -1,0 +1,207 @@
+//! What can be typed.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use multifd_codec::{ZlibLevel, ZstdLevel};
+use multifd_transport::Address;
+use multifd_wire::Method;
+
+/// Live migration over multifd for unmodified QEMUs.
+///
+/// ADDR is unix:PATH or tcp:HOST:PORT, as in QEMU's own migration addresses.
+#[derive(Debug, Parser)]
+#[command(name = "multifd", version, max_term_width = 100)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Pass migrations on, recompressed.
+    Relay(RelayArgs),
+    /// Take a migration and write its RAM to files.
+    Receive(ReceiveArgs),
+    /// Take a migration and keep it in one file.
+    Record(RecordArgs),
+    /// Send a recorded migration to a waiting QEMU.
+    Replay(ReplayArgs),
+    /// Say what is in captured channels and recordings.
+    Inspect(InspectArgs),
+}
+
+/// Pass migrations on, recompressed.
+///
+/// Serves one migration after another until it is stopped. Payloads arrive in any method and leave in the one of
+/// --compression; everything else passes unchanged.
+#[derive(Args, Debug)]
+#[command(after_help = "Example, between two QEMUs that use no compression:\n  \
+    multifd relay --listen tcp:0.0.0.0:4444 --connect unix:/run/dst.sock\n  \
+    multifd relay --listen unix:/run/src.sock --connect tcp:dst:4444 --compression zstd")]
+pub struct RelayArgs {
+    /// Where the source QEMU, or another relay, connects to.
+    #[arg(long, value_name = "ADDR")]
+    pub listen: Address,
+    /// Where the destination QEMU, or another relay, listens.
+    #[arg(long, value_name = "ADDR")]
+    pub connect: Address,
+    /// The method written towards --connect.
+    #[arg(long, value_enum, default_value_t = Compression::None)]
+    pub compression: Compression,
+    /// 0 to 9, with --compression zlib.
+    #[arg(long, value_name = "N", value_parser = zlib_level)]
+    pub zlib_level: Option<ZlibLevel>,
+    /// 0 to 20, with --compression zstd.
+    #[arg(long, value_name = "N", value_parser = zstd_level)]
+    pub zstd_level: Option<ZstdLevel>,
+    /// Stop after one migration; the exit status tells how it went.
+    #[arg(long)]
+    pub once: bool,
+    /// Print one JSON object per migration.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Take a migration from a QEMU and write its RAM to files.
+///
+/// Each RAM block becomes DIR/BLOCK.ram, with `_` for `/`. Until the migration is whole the files end in .partial; after
+/// a failure there are none. The source's guest stays stopped once the migration has completed.
+#[derive(Args, Debug)]
+#[command(
+    after_help = "Example:\n  multifd receive --listen unix:/run/dump.sock --dump ram/\n  \
+    then in the source's monitor: migrate unix:/run/dump.sock"
+)]
+pub struct ReceiveArgs {
+    /// Where the source QEMU connects to.
+    #[arg(long, value_name = "ADDR")]
+    pub listen: Address,
+    /// A folder without .ram files; it is made if it is missing.
+    #[arg(long, value_name = "DIR")]
+    pub dump: PathBuf,
+    /// Print the summary as one JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Take a migration from a QEMU and keep it, byte for byte, in one file.
+///
+/// Until the migration is whole the file ends in .partial. The source's guest stays stopped once the migration has
+/// completed: it lives on in the file.
+#[derive(Args, Debug)]
+#[command(
+    after_help = "Example:\n  multifd record --listen unix:/run/rec.sock --out guest.mfd\n  \
+    then in the source's monitor: migrate unix:/run/rec.sock"
+)]
+pub struct RecordArgs {
+    /// Where the source QEMU connects to.
+    #[arg(long, value_name = "ADDR")]
+    pub listen: Address,
+    /// The file to make; it must not be there yet.
+    #[arg(long, value_name = "FILE")]
+    pub out: PathBuf,
+}
+
+/// Send a recorded migration to a QEMU which waits for one.
+///
+/// The recording is checked whole before anything is sent. The destination needs the recorded machine, the recorded
+/// number of channels and the recorded compression.
+#[derive(Args, Debug)]
+#[command(after_help = "Example:\n  multifd replay guest.mfd --connect unix:/run/dst.sock")]
+pub struct ReplayArgs {
+    /// A file made by `multifd record`.
+    pub file: PathBuf,
+    /// Where the destination QEMU listens.
+    #[arg(long, value_name = "ADDR")]
+    pub connect: Address,
+}
+
+/// Say what is in captured channels and recordings.
+///
+/// A file is one direction of one connection (the main channel or a multifd channel) or a recording; its first bytes
+/// tell which.
+#[derive(Args, Debug)]
+#[command(
+    after_help = "Example:\n  multifd inspect main.fwd mfd0.fwd\n  multifd inspect guest.mfd --packets --json"
+)]
+pub struct InspectArgs {
+    /// The files.
+    #[arg(required = true, value_name = "FILE")]
+    pub files: Vec<PathBuf>,
+    /// List every packet too.
+    #[arg(long)]
+    pub packets: bool,
+    /// Print a JSON array with one object per file.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// The methods a relay can write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Compression {
+    /// Pages as they are.
+    None,
+    /// QEMU's multifd-compression=zlib.
+    Zlib,
+    /// QEMU's multifd-compression=zstd.
+    Zstd,
+}
+
+impl From<Compression> for Method {
+    fn from(compression: Compression) -> Self {
+        match compression {
+            Compression::None => Method::None,
+            Compression::Zlib => Method::Zlib,
+            Compression::Zstd => Method::Zstd,
+        }
+    }
+}
+
+fn zlib_level(text: &str) -> Result<ZlibLevel, String> {
+    let level = text
+        .parse()
+        .map_err(|_| format!("levels are 0 to {}", ZlibLevel::MAX.value()))?;
+    ZlibLevel::new(level).map_err(|error| error.to_string())
+}
+
+fn zstd_level(text: &str) -> Result<ZstdLevel, String> {
+    let level = text
+        .parse()
+        .map_err(|_| format!("levels are 0 to {}", ZstdLevel::MAX.value()))?;
+    ZstdLevel::new(level).map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_help_fits_a_screen_and_has_an_example() {
+        let mut cli = Cli::command();
+        assert!(cli.render_long_help().to_string().lines().count() <= 24);
+        for command in cli.get_subcommands_mut() {
+            let help = command.render_long_help().to_string();
+            if command.get_name() != "help" {
+                assert!(help.contains("Example"), "{help}");
+            }
+            assert!(help.lines().count() <= 50, "{help}");
+        }
+    }
+
+    #[test]
+    fn levels_are_checked() {
+        let level = |text: &str| zlib_level(text).map(|level| level.value());
+        assert_eq!(level("9"), Ok(9));
+        assert!(level("10").is_err());
+        assert_eq!(level("x"), Err("levels are 0 to 9".into()));
+        assert!(zstd_level("21").is_err());
+    }
+}

@@ -1,0 +1,94 @@
+//! `multifd receive`.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use multifd_transport::image::Folder;
+use multifd_transport::receive::{ReceiveReport, receive};
+use multifd_wire::Limits;
+use serde::Serialize;
+
+use crate::Outcome;
+use crate::args::ReceiveArgs;
+use crate::say::{self, Arrived, Progress};
+
+/// Takes one migration.
+pub fn run(args: &ReceiveArgs) -> Outcome {
+    let folder = Folder::prepare(&args.dump)?;
+    let mut acceptor = say::listen(&args.listen)?;
+    let mut progress = Progress::new();
+    let outcome = receive(&mut acceptor, &folder, Limits::default(), &mut |totals| {
+        progress.show(Arrived(totals))
+    });
+    drop(progress);
+    match outcome {
+        Ok(report) => Ok(say::summary(&Summary::from(report), args.json)?),
+        Err(failure) => {
+            if args.json {
+                say::json(&say::Failed::new(&failure))?;
+            }
+            Err(failure.into())
+        }
+    }
+}
+
+/// What is printed for a migration that was received whole.
+#[derive(Serialize)]
+struct Summary {
+    blocks: Vec<Block>,
+    channels: usize,
+    pages: u64,
+    zero_pages: u64,
+    bytes_in: u64,
+    seconds: f64,
+}
+
+#[derive(Serialize)]
+struct Block {
+    name: String,
+    bytes: u64,
+    file: PathBuf,
+    pages: u64,
+    zero_pages: u64,
+}
+
+impl From<ReceiveReport> for Summary {
+    fn from(report: ReceiveReport) -> Self {
+        let blocks = report.blocks.into_iter().map(|block| Block {
+            name: block.name.to_string(),
+            bytes: block.bytes,
+            file: block.file,
+            pages: block.pages,
+            zero_pages: block.zero_pages,
+        });
+        Self {
+            blocks: blocks.collect(),
+            channels: report.channels,
+            pages: report.totals.pages,
+            zero_pages: report.totals.zero_pages,
+            bytes_in: report.totals.bytes_in,
+            seconds: say::seconds(report.duration),
+        }
+    }
+}
+
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for block in &self.blocks {
+            writeln!(
+                f,
+                "block {}, bytes {}, pages {}, zero pages {}, file {}",
+                block.name,
+                block.bytes,
+                block.pages,
+                block.zero_pages,
+                block.file.display()
+            )?;
+        }
+        write!(
+            f,
+            "channels {}, pages {}, zero pages {}, bytes in {}, seconds {:.3}",
+            self.channels, self.pages, self.zero_pages, self.bytes_in, self.seconds
+        )
+    }
+}

@@ -1,0 +1,143 @@
+//! `multifd relay`.
+
+use std::fmt;
+
+use multifd_codec::Settings;
+use multifd_transport::relay::{MigrationReport, Relay, RelayConfig, Totals};
+use multifd_wire::Limits;
+use serde::Serialize;
+
+use crate::Outcome;
+use crate::args::{Compression, RelayArgs};
+use crate::say::{self, Progress};
+
+/// Passes migrations on: one, or one after another for ever.
+pub fn run(args: &RelayArgs) -> Outcome {
+    let config = RelayConfig {
+        connect: args.connect.clone(),
+        compression: args.compression.into(),
+        settings: settings(args)?,
+        limits: Limits::default(),
+    };
+    let mut relay = Relay::bind(&args.listen, config)
+        .map_err(|error| format!("cannot listen on {}: {error}", args.listen))?;
+    say::note(format_args!("listening on {}", relay.address()));
+    loop {
+        let mut progress = Progress::new();
+        let outcome = relay.serve_one(&mut |totals| progress.show(Running(totals)));
+        drop(progress);
+        match outcome {
+            Ok(report) => say::summary(&Summary::from(report), args.json)?,
+            Err(failure) => {
+                if args.json {
+                    say::json(&say::Failed::new(&failure))?;
+                }
+                if args.once {
+                    return Err(failure.into());
+                }
+                say::note(say::chain(&failure));
+            }
+        }
+        if args.once {
+            return Ok(());
+        }
+    }
+}
+
+/// A level of a method that is not written would be passed over in silence, so it is refused.
+fn settings(args: &RelayArgs) -> Result<Settings, String> {
+    let mut settings = Settings::default();
+    if let Some(level) = args.zlib_level {
+        needs(args, "zlib-level", Compression::Zlib)?;
+        settings.zlib_level = level;
+    }
+    if let Some(level) = args.zstd_level {
+        needs(args, "zstd-level", Compression::Zstd)?;
+        settings.zstd_level = level;
+    }
+    Ok(settings)
+}
+
+fn needs(args: &RelayArgs, option: &str, method: Compression) -> Result<(), String> {
+    if args.compression == method {
+        return Ok(());
+    }
+    let method = multifd_wire::Method::from(method);
+    Err(format!(
+        "--{option} has no effect here: add --compression {method}, or leave it out"
+    ))
+}
+
+/// What is printed for a migration that went through whole.
+#[derive(Serialize)]
+struct Summary {
+    channels: usize,
+    pages: u64,
+    zero_pages: u64,
+    bytes_in: u64,
+    bytes_out: u64,
+    /// How many bytes came in for each that went out.
+    ratio: f64,
+    seconds: f64,
+}
+
+impl From<MigrationReport> for Summary {
+    fn from(report: MigrationReport) -> Self {
+        let Totals {
+            pages,
+            zero_pages,
+            bytes_in,
+            bytes_out,
+        } = report.totals;
+        Self {
+            channels: report.channels,
+            pages,
+            zero_pages,
+            bytes_in,
+            bytes_out,
+            ratio: ratio(bytes_in, bytes_out),
+            seconds: say::seconds(report.duration),
+        }
+    }
+}
+
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "channels {}, pages {}, zero pages {}, bytes in {}, bytes out {}, ratio {:.3}, seconds {:.3}",
+            self.channels,
+            self.pages,
+            self.zero_pages,
+            self.bytes_in,
+            self.bytes_out,
+            self.ratio,
+            self.seconds
+        )
+    }
+}
+
+/// A migration under way.
+struct Running(Totals);
+
+impl fmt::Display for Running {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Totals {
+            pages,
+            zero_pages,
+            bytes_in,
+            bytes_out,
+        } = self.0;
+        write!(
+            f,
+            "{pages} pages, {zero_pages} zero pages, {} in, {} out",
+            say::size(bytes_in),
+            say::size(bytes_out)
+        )
+    }
+}
+
+fn ratio(bytes_in: u64, bytes_out: u64) -> f64 {
+    let exact = bytes_in as f64 / bytes_out.max(1) as f64;
+    (exact * 1000.0).round() / 1000.0
+}

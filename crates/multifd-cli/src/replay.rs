@@ -1,0 +1,30 @@
+//! `multifd replay`.
+
+use multifd_transport::replay::Replay;
+
+use crate::Outcome;
+use crate::args::ReplayArgs;
+use crate::say::{self, Progress};
+
+/// Checks a recording, then sends it.
+pub fn run(args: &ReplayArgs) -> Outcome {
+    let replay = Replay::open(&args.file)?;
+    let mut progress = Progress::new();
+    let outcome = replay.send(&args.connect, &mut |bytes| {
+        progress.show(format_args!("{} sent", say::size(bytes)));
+    });
+    drop(progress);
+    let report = outcome?;
+    say::result(format_args!(
+        "channels {}, bytes out {}, seconds {:.3}, {}",
+        report.channels,
+        report.bytes_out,
+        say::seconds(report.duration),
+        if report.confirmed {
+            "the destination has the guest"
+        } else {
+            "sent; the recording has no return path, so the destination could not say that it has the guest"
+        }
+    ))?;
+    Ok(())
+}

@@ -1,0 +1,232 @@
+//! Captured migrations of real QEMUs, sent to the built command again.
+
+mod support;
+
+use std::path::Path;
+
+use multifd_transport::Address;
+use serde_json::Value;
+use support::captures::{self, Capture};
+use support::{Multifd, files, send, sha256};
+
+#[test]
+fn receive_writes_the_memory_of_the_captured_guest() {
+    for capture in captures::all() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut receive = receiver(folder.path());
+        let back = send(&capture.migration, &receive.address());
+        let summary: Value = serde_json::from_str(&receive.end().well()).expect("JSON");
+        check(&capture, folder.path(), &summary);
+        check_answers(&capture, &back);
+    }
+}
+
+#[test]
+fn what_is_recorded_is_replayed_to_the_byte() {
+    for capture in captures::all() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let recording = folder.path().join("migration.mfd");
+        let listen = format!("unix:{}", folder.path().join("record.sock").display());
+        let mut record = Multifd::start([
+            "record".as_ref(),
+            "--listen".as_ref(),
+            listen.as_ref(),
+            "--out".as_ref(),
+            recording.as_os_str(),
+        ]);
+        let back = send(&capture.migration, &record.address());
+        record.end().well();
+        check_answers(&capture, &back);
+        assert_eq!(
+            files(folder.path()),
+            ["migration.mfd"],
+            "{}",
+            capture.name()
+        );
+
+        let images = folder.path().join("ram");
+        let mut receive = receiver(&images);
+        let connect = receive.address().to_string();
+        Multifd::start([
+            "replay".as_ref(),
+            recording.as_os_str(),
+            "--connect".as_ref(),
+            connect.as_ref(),
+        ])
+        .end()
+        .well();
+        let summary: Value = serde_json::from_str(&receive.end().well()).expect("JSON");
+        check(&capture, &images, &summary);
+        let bytes = capture
+            .migration
+            .channels
+            .iter()
+            .chain([&capture.migration.main])
+            .map(Vec::len)
+            .sum::<usize>();
+        assert_eq!(summary["bytes_in"], bytes as u64, "{}", capture.name());
+    }
+}
+
+#[test]
+fn two_relays_with_a_method_between_them_change_nothing() {
+    for capture in captures::all() {
+        for method in ["zlib", "zstd"] {
+            let folder = tempfile::tempdir().expect("a folder");
+            let images = folder.path().join("ram");
+            let mut receive = receiver(&images);
+            let mut far = relay(folder.path(), "far.sock", &receive.address(), "none");
+            let mut near = relay(folder.path(), "near.sock", &far.address(), method);
+            let back = send(&capture.migration, &near.address());
+            let summary: Value = serde_json::from_str(&receive.end().well()).expect("JSON");
+            check(&capture, &images, &summary);
+            check_answers(&capture, &back);
+            for relay in [near, far] {
+                let report: Value = serde_json::from_str(&relay.end().well()).expect("JSON");
+                assert_eq!(
+                    report["channels"],
+                    capture.migration.channels.len(),
+                    "{}",
+                    capture.name()
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn inspect_counts_what_an_independent_decoder_counted() {
+    for capture in captures::all() {
+        let Ok(summary) = std::fs::read_to_string(capture.folder.join("summary.json")) else {
+            continue;
+        };
+        let summary: Value = serde_json::from_str(&summary).expect("JSON");
+        let mut args = vec!["inspect".into(), "--json".into(), "--packets".into()];
+        args.extend(
+            capture
+                .files()
+                .into_iter()
+                .map(|path| path.into_os_string()),
+        );
+        let files: Value = serde_json::from_str(&Multifd::start(args).end().well()).expect("JSON");
+        for file in files.as_array().expect("an array") {
+            let path = Path::new(file["file"].as_str().expect("a path"));
+            let name = path
+                .file_name()
+                .and_then(|name| name.to_str())
+                .expect("a name");
+            assert_eq!(file["fault"], Value::Null, "{}/{name}", capture.name());
+            if name == "main.fwd" {
+                assert_eq!(file["kind"], "main");
+                continue;
+            }
+            let expected = &summary["channels"][name];
+            assert_eq!(file["kind"], "channel");
+            for (key, other) in [
+                ("packets", "n"),
+                ("normal", "normal_total"),
+                ("zero", "zero_total"),
+                ("payload_bytes", "payload"),
+            ] {
+                assert_eq!(
+                    file[key],
+                    expected[other],
+                    "{}/{name}: {key}",
+                    capture.name()
+                );
+            }
+            assert_eq!(
+                file["page_size"],
+                summary["vmdesc"]["page_size"],
+                "{}/{name}",
+                capture.name()
+            );
+            let list = file["packet_list"].as_array().expect("a list");
+            assert_eq!(
+                list.len() as u64,
+                file["packets"].as_u64().expect("a number")
+            );
+            let first = |packet: &&Value| packet["normal"] != 0 || packet["zero"] != 0;
+            if let (Some(packet), Some(ram)) =
+                (list.iter().find(first), expected["first_ram"].get(0))
+            {
+                assert_eq!(packet["offset"], ram["off"], "{}/{name}", capture.name());
+                assert_eq!(packet["block"], ram["block"], "{}/{name}", capture.name());
+            }
+        }
+    }
+}
+
+fn receiver(images: &Path) -> Multifd {
+    let socket = images.with_extension("sock");
+    let listen = format!("unix:{}", socket.display());
+    Multifd::start([
+        "receive".as_ref(),
+        "--json".as_ref(),
+        "--listen".as_ref(),
+        listen.as_ref(),
+        "--dump".as_ref(),
+        images.as_os_str(),
+    ])
+}
+
+fn relay(folder: &Path, name: &str, connect: &Address, compression: &str) -> Multifd {
+    let listen = format!("unix:{}", folder.join(name).display());
+    let connect = connect.to_string();
+    Multifd::start([
+        "relay",
+        "--once",
+        "--json",
+        "--listen",
+        &listen,
+        "--connect",
+        &connect,
+        "--compression",
+        compression,
+    ])
+}
+
+fn check(capture: &Capture, images: &Path, summary: &Value) {
+    assert_eq!(
+        summary["channels"],
+        capture.migration.channels.len(),
+        "{}",
+        capture.name()
+    );
+    let blocks = summary["blocks"].as_array().expect("blocks");
+    assert!(!blocks.is_empty(), "{}", capture.name());
+    for block in blocks {
+        let file = Path::new(block["file"].as_str().expect("a path"));
+        assert_eq!(
+            file.metadata().expect("an image").len(),
+            block["bytes"].as_u64().expect("a length")
+        );
+    }
+    assert_eq!(
+        files(images).len(),
+        blocks.len(),
+        "nothing else is left in the folder"
+    );
+    for (name, hash) in capture.images() {
+        assert!(
+            sha256(&images.join(&name)).starts_with(&hash),
+            "{}: {name} differs",
+            capture.name()
+        );
+    }
+}
+
+/// With a return path: what a real destination said, the order of PONG and SWITCHOVER_ACK aside.
+fn check_answers(capture: &Capture, back: &[u8]) {
+    if !capture.migration.return_path {
+        assert!(back.is_empty(), "{}", capture.name());
+        return;
+    }
+    let pong_at = back.windows(4).position(|head| head == [0, 2, 0, 4]);
+    assert!(pong_at.is_some(), "{}: {back:?}", capture.name());
+    assert!(
+        back.ends_with(&[0, 1, 0, 4, 0, 0, 0, 0]),
+        "{}: {back:?}",
+        capture.name()
+    );
+}

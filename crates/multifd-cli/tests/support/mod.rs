@@ -1,0 +1,208 @@
+//! What several tests need: the built command, sources of migrations, captures.
+#![allow(dead_code, reason = "each test uses its own part")]
+
+pub mod captures;
+pub mod made;
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::Shutdown;
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use multifd_transport::{Address, Stream};
+use sha2::{Digest, Sha256};
+
+/// No step of a test takes nearly as long; what does, hangs.
+pub const DEADLINE: Duration = Duration::from_secs(60);
+
+/// A running `multifd`. Dropped, it is killed.
+pub struct Multifd {
+    child: Child,
+    stdout: Option<JoinHandle<String>>,
+    stderr: Receiver<String>,
+    said: String,
+}
+
+/// How a `multifd` ended.
+#[derive(Debug)]
+pub struct Ended {
+    pub status: ExitStatus,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Multifd {
+    pub fn start<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> Self {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_multifd"))
+            .args(args)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the built command");
+        let mut out = child.stdout.take().expect("a pipe");
+        let stdout = thread::spawn(move || {
+            let mut text = String::new();
+            out.read_to_string(&mut text).expect("text");
+            text
+        });
+        let err = BufReader::new(child.stderr.take().expect("a pipe"));
+        let (tell, stderr) = mpsc::channel();
+        thread::spawn(move || {
+            for line in err.lines() {
+                let _ = tell.send(line.expect("text"));
+            }
+        });
+        Self {
+            child,
+            stdout: Some(stdout),
+            stderr,
+            said: String::new(),
+        }
+    }
+
+    /// Waits until it listens, and says where.
+    pub fn address(&mut self) -> Address {
+        loop {
+            match self.stderr.recv_timeout(DEADLINE) {
+                Ok(line) => {
+                    self.said.push_str(&line);
+                    self.said.push('\n');
+                    if let Some(address) = line.strip_prefix("multifd: listening on ") {
+                        return address.parse().expect("an address");
+                    }
+                }
+                Err(_) => panic!("it does not listen: {}", self.said),
+            }
+        }
+    }
+
+    /// Waits for its end.
+    pub fn end(mut self) -> Ended {
+        let deadline = Instant::now() + DEADLINE;
+        let status = loop {
+            match self.child.try_wait().expect("a child") {
+                Some(status) => break status,
+                None if Instant::now() < deadline => thread::sleep(Duration::from_millis(5)),
+                None => {
+                    self.hear_out(Duration::ZERO);
+                    panic!("it hangs, having said: {}", self.said);
+                }
+            }
+        };
+        self.hear_out(DEADLINE);
+        let stdout = self
+            .stdout
+            .take()
+            .map(|reader| reader.join().expect("a reader"));
+        Ended {
+            status,
+            stdout: stdout.unwrap_or_default(),
+            stderr: std::mem::take(&mut self.said),
+        }
+    }
+
+    fn hear_out(&mut self, patience: Duration) {
+        loop {
+            match self.stderr.recv_timeout(patience) {
+                Ok(line) => {
+                    self.said.push_str(&line);
+                    self.said.push('\n');
+                }
+                Err(RecvTimeoutError::Disconnected | RecvTimeoutError::Timeout) => return,
+            }
+        }
+    }
+}
+
+impl Drop for Multifd {
+    fn drop(&mut self) {
+        // It has ended already unless the test has failed.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Ended {
+    /// What it printed, if it went well.
+    pub fn well(self) -> String {
+        assert!(self.status.success(), "{self:?}");
+        self.stdout
+    }
+}
+
+/// What the source of a migration writes.
+#[derive(Clone)]
+pub struct Migration {
+    pub main: Vec<u8>,
+    pub channels: Vec<Vec<u8>>,
+    /// The source keeps its connections open until it has an answer.
+    pub return_path: bool,
+}
+
+/// Sends a migration as a QEMU does: all connections are open before main's first byte, each is written by itself.
+/// Answers what came back on main.
+pub fn send(migration: &Migration, address: &Address) -> Vec<u8> {
+    let dial = || {
+        let stream = Stream::connect(address).expect("a listener");
+        stream.set_read_timeout(Some(DEADLINE)).expect("a socket");
+        stream
+    };
+    let main = dial();
+    let channels: Vec<_> = migration.channels.iter().map(|_| dial()).collect();
+    // A receiver that fails closes everything; what it says of that is what a test looks at.
+    let write = |mut stream: &Stream, bytes: &[u8]| {
+        let _ = stream.write_all(bytes);
+        if !migration.return_path {
+            let _ = stream.shutdown(Shutdown::Write);
+        }
+    };
+    let mut back = Vec::new();
+    thread::scope(|scope| {
+        for (stream, bytes) in channels.iter().zip(&migration.channels) {
+            scope.spawn(move || write(stream, bytes));
+        }
+        scope.spawn(|| write(&main, &migration.main));
+        read_answers(&main, migration.return_path, &mut back);
+    });
+    back
+}
+
+/// Reads main up to its SHUT, or to its end where nothing is to be said.
+fn read_answers(mut main: &Stream, return_path: bool, back: &mut Vec<u8>) {
+    let mut byte = [0];
+    while let Ok(1) = main.read(&mut byte) {
+        back.push(byte[0]);
+        let shut = back.len() >= 8 && back[back.len() - 8..].starts_with(&[0, 1, 0, 4]);
+        if return_path && shut {
+            return;
+        }
+    }
+}
+
+pub fn sha256(path: &Path) -> String {
+    let bytes = std::fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    Sha256::digest(bytes)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
+}
+
+/// The files of a folder by name.
+pub fn files(folder: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(folder).expect("a folder");
+    let mut names: Vec<_> = entries
+        .map(|entry| {
+            entry
+                .expect("an entry")
+                .file_name()
+                .into_string()
+                .expect("text")
+        })
+        .collect();
+    names.sort();
+    names
+}
