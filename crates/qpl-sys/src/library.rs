@@ -78,9 +78,11 @@ pub struct Library {
 
     /// `(job)`: the outcome of a submitted job, or [`Status::BEING_PROCESSED`].
     ///
-    /// A dynamic job goes to the device twice, the second time from within this call: it may return
-    /// [`Status::QUEUES_ARE_BUSY`], after which the job can be submitted again as it is. On the
-    /// software path always [`Status::OK`], whatever the job's outcome was.
+    /// A dynamic job goes to the device twice, the second time from within this call, which may
+    /// find the queues busy. Having returned [`Status::QUEUES_ARE_BUSY`] for that reason libqpl
+    /// 1.9.0 does so for ever, and submitting the job again repeats its first pass without end:
+    /// only [`Library::init_job`] makes the job usable again. On the software path always
+    /// [`Status::OK`], whatever the job's outcome was.
     #[doc(alias = "qpl_check_job")]
     pub check_job: unsafe extern "C" fn(*mut Job) -> Status,
 

@@ -173,10 +173,15 @@ integers! {
         /// Compression uses no matches.
         GEN_LITERALS = 0x8000,
         /// zlib wrapper: written (window 4096) by compression, skipped (its trailer is not
-        /// verified) by decompression. Not together with [`Flags::GZIP_MODE`].
+        /// verified) by decompression. Not together with [`Flags::GZIP_MODE`]. On the hardware path
+        /// of 1.9.0 the Adler-32 runs on from one stream of the job to the next and is right in the
+        /// first only.
         ZLIB_MODE = 0x8_0000,
         /// The codes of [`Job::huffman_table`] without a block header. Not together with
-        /// [`Flags::DYNAMIC_HUFFMAN`]: the library accepts that and the result is broken.
+        /// [`Flags::DYNAMIC_HUFFMAN`]: the library accepts that and the result is broken. On the
+        /// hardware path of 1.9.0 not in a job which has written a block header before: that header
+        /// would come out again. Decompression there needs a table made for [`Path::HARDWARE`] or
+        /// [`Path::AUTO`].
         CANNED_MODE = 0x40_0000,
     }
 }

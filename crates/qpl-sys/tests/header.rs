@@ -4,8 +4,9 @@
 //! with. The header is looked for in the directory which `QPL_INCLUDE` names, else where the C
 //! compiler looks by itself.
 
+mod support;
+
 use std::fmt::Write as _;
-use std::io::Write as _;
 use std::mem::{align_of, offset_of, size_of};
 use std::path::Path as FsPath;
 use std::process::Command;
@@ -15,6 +16,8 @@ use qpl_sys::{
     HISTOGRAM_LITERAL_LENGTHS, Histogram, HuffmanTable, Index, Job, JobData, MiniBlockSize, NumaId,
     Operation, Path, SerializationFormat, SerializationOptions, StatisticsMode, Status, TableType,
 };
+
+use support::not_run;
 
 /// A C expression of integer type, and what Rust says it is.
 type Fact = (String, i64);
@@ -269,13 +272,4 @@ fn header_is_there(include: Option<&FsPath>) -> Result<(), String> {
                 .to_owned(),
         ),
     }
-}
-
-/// Says by name that a test did not run, past the harness's capture. In CI that is a failure.
-fn not_run(test: &str, why: &str) {
-    assert!(
-        std::env::var_os("CI").is_none_or(|ci| ci != "true"),
-        "{test} must run in CI: {why}"
-    );
-    writeln!(std::io::stderr(), "not run: {test}: {why}").expect("standard error is open");
 }

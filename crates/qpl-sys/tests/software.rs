@@ -1,13 +1,16 @@
 //! The functions on the real library's software path, where libqpl is present.
 
+mod support;
+
 use std::ffi::c_void;
-use std::io::Write as _;
 use std::ptr;
 
 use qpl_sys::{
     Allocator, CompressionLevel, Flags, Histogram, Job, Library, MiniBlockSize, Operation, Path,
     SerializationOptions, StatisticsMode, Status, TableType,
 };
+
+use support::not_run;
 
 unsafe extern "C" {
     fn malloc(len_bytes: usize) -> *mut c_void;
@@ -257,13 +260,4 @@ fn library(test: &str) -> Option<&'static Library> {
             None
         }
     }
-}
-
-/// Says by name that a test did not run, past the harness's capture. In CI that is a failure.
-fn not_run(test: &str, why: &str) {
-    assert!(
-        std::env::var_os("CI").is_none_or(|ci| ci != "true"),
-        "{test} must run in CI: {why}"
-    );
-    writeln!(std::io::stderr(), "not run: {test}: {why}").expect("standard error is open");
 }

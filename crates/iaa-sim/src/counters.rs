@@ -1,0 +1,80 @@
+//! What the simulated machine has seen and done.
+
+use std::path::Path;
+
+/// Declares the counters once, in the order in which they stand in memory and in the file.
+macro_rules! counters {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        /// How often each thing has happened since the settings were made.
+        #[repr(C)]
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        pub struct Counters {
+            $($(#[$doc])* pub $name: u64,)*
+        }
+
+        impl Counters {
+            /// The form in which the file has them.
+            pub(crate) fn to_bytes(self) -> Vec<u8> {
+                [$(self.$name),*].into_iter().flat_map(u64::to_le_bytes).collect()
+            }
+
+            /// Reads the counters from the file which the settings name.
+            ///
+            /// # Errors
+            ///
+            /// As reading a file, and [`UnexpectedEof`](std::io::ErrorKind::UnexpectedEof) for a
+            /// file without counters.
+            pub fn read(path: &Path) -> std::io::Result<Counters> {
+                let bytes = std::fs::read(path)?;
+                let words = bytes.chunks_exact(8).filter_map(|word| word.try_into().ok());
+                let mut words = words.map(u64::from_le_bytes);
+                let mut next = || words.next().ok_or(std::io::ErrorKind::UnexpectedEof);
+                Ok(Counters { $($name: next()?,)* })
+            }
+        }
+    };
+}
+
+counters! {
+    /// Queues opened: each is tried with a descriptor that does nothing.
+    probes,
+    /// Compressions.
+    compressions,
+    /// Compressions in statistics mode: the first pass of a dynamic one, or a gathering.
+    statistics,
+    /// Decompressions, verifications and table loads included.
+    decompressions,
+    /// Descriptors with another operation code.
+    others,
+    /// Completion records of success.
+    successes,
+    /// Completion records of failure that the work itself led to.
+    failures,
+    /// Page faults on the input which the settings demanded.
+    read_faults,
+    /// Page faults on the output which the settings demanded.
+    write_faults,
+    /// Completion records which the settings demanded.
+    records,
+    /// Descriptors swallowed because the settings demanded it.
+    lost,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Counters;
+
+    #[test]
+    fn a_file_gives_back_what_was_counted() {
+        let counters = Counters {
+            probes: 1,
+            lost: u64::MAX,
+            ..Counters::default()
+        };
+        let path = std::env::temp_dir().join(format!("iaa-sim-counters-{}", std::process::id()));
+        std::fs::write(&path, counters.to_bytes()).unwrap();
+        let read = Counters::read(&path);
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(read.unwrap(), counters);
+    }
+}

@@ -1,0 +1,213 @@
+//! A work queue: a pipe into which libqpl writes descriptors, and the thread that works them off.
+//!
+//! libqpl opens the queue's device node, tries to map its portal, and where that fails writes its
+//! descriptors to the node. The node which it gets is a pipe under `/proc/self/fd`: it opens, does
+//! not map and takes writes. In *packet mode* a pipe has a fixed number of places, one for each
+//! write whatever its length, and with non-blocking writes a full pipe refuses; so the pipe is the
+//! queue, as deep as it has places, and the kernel is what refuses.
+
+#![allow(unsafe_code)]
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::thread;
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
+
+use crate::descriptor::{Descriptor, LEN, Record, op_flag, opcode, status};
+use crate::engine;
+use crate::machine::MACHINE;
+use crate::memory::Work;
+use crate::settings::{FaultKind, Order};
+
+/// A work queue.
+pub(crate) struct Queue {
+    reader: OwnedFd,
+    writer: OwnedFd,
+}
+
+impl Queue {
+    /// A queue with `depth` places, a power of two, and a thread that serves it until the process
+    /// ends.
+    pub(crate) fn start(depth: u32) -> io::Result<Arc<Queue>> {
+        let (reader, writer) =
+            pipe_with(PipeFlags::CLOEXEC | PipeFlags::DIRECT | PipeFlags::NONBLOCK)?;
+        fcntl_setpipe_size(&writer, depth as usize * PLACE_BYTES)?;
+        let queue = Arc::new(Queue { reader, writer });
+        let served = Arc::clone(&queue);
+        thread::Builder::new()
+            .name("iaa-sim".to_owned())
+            .spawn(move || served.serve())?;
+        Ok(queue)
+    }
+
+    /// What libqpl opens.
+    pub(crate) fn device_node(&self) -> String {
+        format!("/proc/self/fd/{}", self.writer.as_raw_fd())
+    }
+
+    /// Takes every free place, as another program's descriptors would.
+    pub(crate) fn fill(&self) {
+        while rustix::io::write(&self.writer, &FILLER).is_ok() {}
+    }
+
+    fn serve(self: Arc<Queue>) {
+        let mut opened = false;
+        while self.wait() {
+            let mut taken: Vec<_> = if opened {
+                MACHINE.when_running(|settings| match settings.order {
+                    Order::Queue => self.take().into_iter().collect(),
+                    Order::Reversed => std::iter::from_fn(|| self.take()).collect(),
+                })
+            } else {
+                // libqpl waits for the probe's answer without end, whatever the settings are.
+                self.take().into_iter().collect()
+            };
+            while let Some(bytes) = taken.pop() {
+                opened = true;
+                if bytes != FILLER {
+                    // SAFETY: only this process can write to the pipe, and only libqpl, which got
+                    // the device node for this purpose, and `fill` do. So this is a descriptor
+                    // which libqpl submits, and its caller keeps the job and its buffers until
+                    // completion.
+                    let work = unsafe { Work::submitted(Descriptor::new(bytes)) };
+                    self.process(work);
+                }
+            }
+        }
+    }
+
+    /// Waits until there is something to take. Whether there ever will be.
+    fn wait(&self) -> bool {
+        let mut readable = [PollFd::new(&self.reader, PollFlags::IN)];
+        let waited = poll(&mut readable, None);
+        // A signal may end the waiting early, which the next one makes good.
+        let fatal = waited
+            .err()
+            .filter(|error| *error != rustix::io::Errno::INTR);
+        if let Some(error) = fatal {
+            eprintln!("iaa-sim: a work queue is lost: {error}");
+        }
+        fatal.is_none()
+    }
+
+    fn take(&self) -> Option<[u8; LEN]> {
+        let mut bytes = [0; LEN];
+        match rustix::io::read(&self.reader, &mut bytes) {
+            Ok(LEN) => Some(bytes),
+            _ => None,
+        }
+    }
+
+    fn process(self: &Arc<Queue>, work: Work) {
+        if work.descriptor().opcode() == opcode::NOOP {
+            self.admit_writers();
+            MACHINE.count(|counters| counters.probes += 1);
+            MACHINE.opened(self);
+            return work.complete(Record::failure(status::SUCCESS, 0));
+        }
+        let fault = MACHINE.next_turn();
+        let settings = MACHINE.settings();
+        if !settings.latency.is_zero() {
+            thread::sleep(settings.latency);
+        }
+        count_operation(work.descriptor());
+        match fault.and_then(|fault| faulty_record(fault, work.descriptor())) {
+            Some(Outcome::Record(record)) => work.complete(record),
+            Some(Outcome::Lost) => {}
+            None => {
+                let record = engine::execute(&work, settings.max_transfer_bytes);
+                MACHINE.count(|counters| match record.status {
+                    status::SUCCESS => counters.successes += 1,
+                    _ => counters.failures += 1,
+                });
+                work.complete(record);
+            }
+        }
+    }
+
+    /// Makes whoever has opened the device node write packets, and never wait.
+    ///
+    /// libqpl opens the node without either flag. It does so before the probe and waits for its
+    /// answer, so that this is the moment at which all later writes can be made right.
+    fn admit_writers(&self) {
+        let admit = || -> io::Result<()> {
+            let own = [self.reader.as_raw_fd(), self.writer.as_raw_fd()];
+            let pipe = std::fs::read_link(self.device_node())?;
+            for entry in std::fs::read_dir("/proc/self/fd")? {
+                let entry = entry?;
+                let number = entry.file_name().to_string_lossy().parse();
+                let Some(number) = number.ok().filter(|number| !own.contains(number)) else {
+                    continue;
+                };
+                if std::fs::read_link(entry.path()).is_ok_and(|target| target == pipe) {
+                    // SAFETY: the descriptor was just seen to be libqpl's end of this pipe, and
+                    // libqpl keeps it open at least until the probe is answered.
+                    let fd = unsafe { BorrowedFd::borrow_raw(number) };
+                    let flags = fcntl_getfl(fd)?;
+                    fcntl_setfl(fd, flags | OFlags::DIRECT | OFlags::NONBLOCK)?;
+                }
+            }
+            Ok(())
+        };
+        if let Err(error) = admit() {
+            eprintln!("iaa-sim: the queue will not refuse when it is full: {error}");
+        }
+    }
+}
+
+enum Outcome {
+    Record(Record),
+    Lost,
+}
+
+/// What the settings' fault makes of a descriptor; `None` when it does not apply.
+fn faulty_record(fault: FaultKind, descriptor: &Descriptor) -> Option<Outcome> {
+    let page_fault = |status, fault_address| {
+        (!descriptor.has(op_flag::BLOCK_ON_FAULT)).then(|| {
+            Outcome::Record(Record {
+                fault_address,
+                ..Record::failure(status, 0)
+            })
+        })
+    };
+    let outcome = match fault {
+        FaultKind::ReadPage => page_fault(status::READ_PAGE_FAULT, descriptor.source_address()),
+        FaultKind::ReadPageNowhere => page_fault(status::READ_PAGE_FAULT, 0),
+        FaultKind::WritePage => {
+            page_fault(status::WRITE_PAGE_FAULT, descriptor.destination_address())
+        }
+        FaultKind::WritePageNowhere => page_fault(status::WRITE_PAGE_FAULT, 0),
+        FaultKind::Record { status, error } => {
+            Some(Outcome::Record(Record::failure(status, error)))
+        }
+        FaultKind::Lost => Some(Outcome::Lost),
+    }?;
+    MACHINE.count(|counters| match fault {
+        FaultKind::ReadPage | FaultKind::ReadPageNowhere => counters.read_faults += 1,
+        FaultKind::WritePage | FaultKind::WritePageNowhere => counters.write_faults += 1,
+        FaultKind::Record { .. } => counters.records += 1,
+        FaultKind::Lost => counters.lost += 1,
+    });
+    Some(outcome)
+}
+
+fn count_operation(descriptor: &Descriptor) {
+    use crate::descriptor::compress_flag::STATISTICS;
+
+    MACHINE.count(|counters| match descriptor.opcode() {
+        opcode::COMPRESS if descriptor.flags() & STATISTICS != 0 => counters.statistics += 1,
+        opcode::COMPRESS => counters.compressions += 1,
+        opcode::DECOMPRESS => counters.decompressions += 1,
+        _ => counters.others += 1,
+    });
+}
+
+/// A packet takes a page of the pipe, however short it is; x86-64's pages have this size.
+const PLACE_BYTES: usize = 4096;
+
+/// No descriptor: its first word, where libqpl has 0, says so.
+const FILLER: [u8; LEN] = [0xff; LEN];

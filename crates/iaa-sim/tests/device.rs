@@ -1,0 +1,813 @@
+//! The real libqpl on a healthy simulated device, and on one whose mood changes.
+//!
+//! All tests of this program share one device, whose settings each begins by making.
+
+mod support;
+
+use std::io::Read as _;
+use std::num::NonZeroU32;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use flate2::Compression;
+use flate2::read::{DeflateDecoder, DeflateEncoder, ZlibDecoder};
+use iaa_sim::settings::{Fault, FaultKind, Order};
+use iaa_sim::{Counters, Settings, Simulator};
+use qpl_sys::{DecompressEnd, Flags, Library, Operation, Path, Status};
+
+use support::{HardwareJob, PACKED_ROOM, PATIENCE, Table, library, pages};
+
+/// libqpl and the device, for one test at a time.
+struct Bench {
+    library: &'static Library,
+    device: &'static Simulator,
+    _turn: MutexGuard<'static, ()>,
+}
+
+impl Bench {
+    /// `None` when libqpl is missing, which has been said then.
+    fn new(test: &str, settings: &Settings) -> Option<Bench> {
+        static TURN: Mutex<()> = Mutex::new(());
+        static DEVICE: OnceLock<Simulator> = OnceLock::new();
+
+        let library = library(test)?;
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        let healthy = Settings {
+            depth: DEPTH,
+            ..Settings::default()
+        };
+        let device = DEVICE.get_or_init(|| {
+            let device = Simulator::load(&healthy).expect("Cargo builds the shared object");
+            // libqpl opens the queue now, and not in the middle of what a test counts.
+            assert_eq!(support::init_status(library), Status::OK);
+            device
+        });
+        let bench = Bench {
+            library,
+            device,
+            _turn: turn,
+        };
+        // A test that has failed may have left something in the queue.
+        device.configure(&Settings::default());
+        bench.wait_until_free();
+        device.configure(settings);
+        Some(bench)
+    }
+
+    fn healthy(test: &str) -> Option<Bench> {
+        Bench::new(test, &Settings::default())
+    }
+
+    fn faulty(test: &str, fault: Fault) -> Option<Bench> {
+        Bench::new(test, &with_fault(fault))
+    }
+
+    fn job(&self) -> HardwareJob {
+        HardwareJob::new(self.library).expect("the device was there before")
+    }
+
+    /// Returns when the device has counted this far.
+    fn wait_until(&self, mut reached: impl FnMut(&Counters) -> bool) {
+        let deadline = Instant::now() + PATIENCE;
+        while !reached(&self.device.counters()) {
+            assert!(Instant::now() < deadline, "{:?}", self.device.counters());
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Returns when what others have left in the queue is gone.
+    fn wait_until_free(&self) {
+        let deadline = Instant::now() + PATIENCE;
+        let mut job = self.job();
+        job.prepare_compress(Flags::NONE, &[0]);
+        while job.run() == Status::QUEUES_ARE_BUSY {
+            assert!(Instant::now() < deadline, "the queue stays full");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    fn decompress(&self, flags: Flags, packed: &[u8]) -> (Status, Vec<u8>) {
+        let mut job = self.job();
+        job.prepare(Operation::DECOMPRESS, flags, packed, PAGE);
+        (job.run(), job.output().to_vec())
+    }
+}
+
+/// Places of the device's queue.
+const DEPTH: u32 = 128;
+const PAGE: usize = 4096;
+
+fn with_fault(fault: Fault) -> Settings {
+    Settings {
+        faults: vec![fault],
+        ..Settings::default()
+    }
+}
+
+#[test]
+fn pages_survive_on_the_device() {
+    let Some(bench) = Bench::healthy("pages_survive_on_the_device") else {
+        return;
+    };
+    for mode in [Flags::NONE, Flags::DYNAMIC_HUFFMAN, Flags::ZLIB_MODE] {
+        for page in pages() {
+            let mut job = bench.job();
+            assert_eq!(job.fields().data_ptr.path, Path::HARDWARE);
+            job.prepare_compress(mode, &page);
+            assert_eq!(job.run(), Status::OK);
+            assert_eq!(job.fields().crc, crc32fast::hash(&page));
+            let packed = job.output().to_vec();
+            let unpacked = match mode {
+                Flags::ZLIB_MODE => inflate_zlib(&packed).expect("a zlib stream"),
+                _ => inflate(&packed),
+            };
+            assert_eq!(unpacked, page);
+
+            let wrapper = Flags(mode.0 & Flags::ZLIB_MODE.0);
+            job.prepare(Operation::DECOMPRESS, wrapper, &packed, PAGE);
+            assert_eq!(job.run(), Status::OK);
+            assert_eq!(job.output(), page);
+            assert_eq!(job.fields().crc, crc32fast::hash(&page));
+        }
+    }
+    let counters = bench.device.counters();
+    let pages = pages().len() as u64;
+    assert_eq!(counters.compressions, 3 * pages);
+    assert_eq!(
+        counters.statistics, pages,
+        "a dynamic page goes to the device twice"
+    );
+    assert_eq!(counters.decompressions, 3 * pages);
+    assert_eq!(counters.successes, 7 * pages);
+}
+
+#[test]
+fn the_call_that_waits_goes_to_the_device_too() {
+    let Some(bench) = Bench::healthy("the_call_that_waits_goes_to_the_device_too") else {
+        return;
+    };
+    for mode in [Flags::NONE, Flags::DYNAMIC_HUFFMAN] {
+        for page in pages() {
+            let mut job = bench.job();
+            job.prepare_compress(mode, &page);
+            assert_eq!(job.execute(), Status::OK);
+            let packed = job.output().to_vec();
+            assert_eq!(inflate(&packed), page);
+            job.prepare(Operation::DECOMPRESS, Flags::NONE, &packed, PAGE);
+            assert_eq!(job.execute(), Status::OK);
+            assert_eq!(job.output(), page);
+        }
+    }
+    let counters = bench.device.counters();
+    assert_eq!(counters.compressions, counters.decompressions);
+    assert_eq!(counters.statistics, pages().len() as u64);
+}
+
+/// libqpl 1.9.0 takes the Adler-32 of a hardware job's earlier pages along.
+#[test]
+fn a_zlib_trailer_is_right_only_on_a_fresh_job() {
+    let Some(bench) = Bench::healthy("a_zlib_trailer_is_right_only_on_a_fresh_job") else {
+        return;
+    };
+    let mut job = bench.job();
+    let right: Vec<bool> = (0..2)
+        .map(|_| {
+            job.prepare_compress(Flags::ZLIB_MODE, &pages()[0]);
+            assert_eq!(job.run(), Status::OK);
+            inflate_zlib(job.output()).is_ok()
+        })
+        .collect();
+    assert_eq!(right, [true, false]);
+}
+
+#[test]
+fn the_device_uses_the_codes_it_is_given() {
+    let Some(bench) = Bench::healthy("the_device_uses_the_codes_it_is_given") else {
+        return;
+    };
+    let mut job = bench.job();
+    let text = &pages()[0];
+    let mut packed = |mode| {
+        job.prepare_compress(mode, text);
+        assert_eq!(job.run(), Status::OK);
+        job.output().to_vec()
+    };
+    let fixed = packed(Flags::NONE);
+    let dynamic = packed(Flags::DYNAMIC_HUFFMAN);
+    assert_eq!(fixed[0] & 7, 0b011, "final block, fixed codes");
+    assert_eq!(dynamic[0] & 7, 0b101, "final block, dynamic codes");
+    assert!(
+        dynamic.len() < fixed.len(),
+        "{} {}",
+        dynamic.len(),
+        fixed.len()
+    );
+}
+
+/// Pieces joined into one stream as zlib's flush would, which is right only if the device tells the
+/// true number of bits in a piece's last byte.
+#[test]
+fn the_last_bits_are_told_right() {
+    let Some(bench) = Bench::healthy("the_last_bits_are_told_right") else {
+        return;
+    };
+    let mut job = bench.job();
+    let mut stream = Vec::new();
+    let mut offsets = [false; 8];
+    // Of different lengths, so that the pieces end at every bit.
+    let pieces: Vec<Vec<u8>> = (0..40)
+        .map(|cut| pages()[cut % 5][cut..].to_vec())
+        .collect();
+    for (index, piece) in pieces.iter().enumerate() {
+        let mode = [Flags::NONE, Flags::DYNAMIC_HUFFMAN][index % 2];
+        job.prepare_compress(mode, piece);
+        assert_eq!(job.run(), Status::OK);
+        let last_bits = job.fields().last_bit_offset as usize;
+        offsets[last_bits] = true;
+        let mut packed = job.output().to_vec();
+        packed[0] &= !1;
+        stream.extend(packed);
+        // A stored block's three header bits take the free bits of the last byte, if there are
+        // three.
+        let free = (8 - last_bits) % 8;
+        stream.extend(&[0, 0, 0, 0xff, 0xff][usize::from(free >= 3)..]);
+    }
+    stream.extend([3, 0]);
+    let mut joined = Vec::new();
+    DeflateDecoder::new(&*stream)
+        .read_to_end(&mut joined)
+        .expect("one valid stream");
+    assert_eq!(joined, pieces.concat());
+    assert!(
+        offsets.iter().filter(|seen| **seen).count() > 4,
+        "{offsets:?}"
+    );
+}
+
+#[test]
+fn canned_pages_survive_on_the_device() {
+    let Some(bench) = Bench::healthy("canned_pages_survive_on_the_device") else {
+        return;
+    };
+    for path in [Path::HARDWARE, Path::AUTO] {
+        let table = Table::of(bench.library, path, &pages()[0]).expect("a table");
+        let mut job = bench.job();
+        for page in pages() {
+            job.prepare_compress(Flags::CANNED_MODE, &page)
+                .huffman_table = table.raw;
+            assert_eq!(job.run(), Status::OK);
+            let packed = job.output().to_vec();
+            job.prepare(Operation::DECOMPRESS, Flags::CANNED_MODE, &packed, PAGE)
+                .huffman_table = table.raw;
+            assert_eq!(job.run(), Status::OK);
+            assert_eq!(job.output(), page);
+        }
+    }
+}
+
+#[test]
+fn device_and_software_read_each_others_canned_pages() {
+    let Some(bench) = Bench::healthy("device_and_software_read_each_others_canned_pages") else {
+        return;
+    };
+    let table = Table::of(bench.library, Path::AUTO, &pages()[0]).expect("a table");
+    let software = HardwareJob::on(bench.library, Path::SOFTWARE).expect("always there");
+    let mut jobs = [bench.job(), software];
+    for writer in [0, 1] {
+        for page in pages() {
+            jobs[writer]
+                .prepare_compress(Flags::CANNED_MODE, &page)
+                .huffman_table = table.raw;
+            assert_eq!(jobs[writer].run(), Status::OK);
+            let packed = jobs[writer].output().to_vec();
+            let reader = &mut jobs[1 - writer];
+            reader
+                .prepare(Operation::DECOMPRESS, Flags::CANNED_MODE, &packed, PAGE)
+                .huffman_table = table.raw;
+            assert_eq!(reader.run(), Status::OK);
+            assert_eq!(reader.output(), page);
+        }
+    }
+}
+
+/// libqpl makes a canned job's AECS from what is in the job and does not take the fixed block's
+/// header out of it: a job which is to be canned has to be only canned.
+#[test]
+fn a_job_that_wrote_a_header_spoils_canned_pages() {
+    let Some(bench) = Bench::healthy("a_job_that_wrote_a_header_spoils_canned_pages") else {
+        return;
+    };
+    let table = Table::of(bench.library, Path::AUTO, &pages()[0]).expect("a table");
+    let page = &pages()[0];
+    let mut job = bench.job();
+    job.prepare_compress(Flags::CANNED_MODE, page).huffman_table = table.raw;
+    assert_eq!(job.run(), Status::OK);
+    let right = job.output().to_vec();
+    job.prepare_compress(Flags::NONE, page);
+    assert_eq!(job.run(), Status::OK);
+    job.prepare_compress(Flags::CANNED_MODE, page).huffman_table = table.raw;
+    assert_eq!(job.run(), Status::OK);
+    assert_ne!(job.output(), right);
+}
+
+#[test]
+fn a_table_without_the_devices_state_is_refused() {
+    let Some(bench) = Bench::healthy("a_table_without_the_devices_state_is_refused") else {
+        return;
+    };
+    let table = Table::of(bench.library, Path::SOFTWARE, &pages()[0]).expect("a table");
+    let mut job = bench.job();
+    job.prepare_compress(Flags::CANNED_MODE, &pages()[0])
+        .huffman_table = table.raw;
+    assert_eq!(job.run(), Status::OK);
+    let packed = job.output().to_vec();
+    job.prepare(Operation::DECOMPRESS, Flags::CANNED_MODE, &packed, PAGE)
+        .huffman_table = table.raw;
+    assert_eq!(job.run(), Status::INTL_AECS);
+}
+
+#[test]
+fn verification_goes_to_the_device() {
+    let Some(bench) = Bench::healthy("verification_goes_to_the_device") else {
+        return;
+    };
+    let mut job = bench.job();
+    for page in pages() {
+        job.prepare(Operation::COMPRESS, Flags::NONE, &page, PACKED_ROOM);
+        assert_eq!(job.run(), Status::OK);
+    }
+    let counters = bench.device.counters();
+    assert_eq!(counters.compressions, counters.decompressions);
+}
+
+#[test]
+fn a_queue_full_of_jobs_completes() {
+    let Some(bench) = Bench::healthy("a_queue_full_of_jobs_completes") else {
+        return;
+    };
+    let pages = pages();
+    let mut jobs: Vec<HardwareJob> = (0..100).map(|_| bench.job()).collect();
+    for (index, job) in jobs.iter_mut().enumerate() {
+        job.prepare_compress(Flags::NONE, &pages[index % pages.len()]);
+        assert_eq!(job.submit(), Status::OK);
+    }
+    for (index, job) in jobs.iter_mut().enumerate() {
+        assert_eq!(job.outcome(PATIENCE), Status::OK);
+        assert_eq!(inflate(job.output()), pages[index % pages.len()]);
+    }
+    assert_eq!(bench.device.counters().compressions, 100);
+}
+
+#[test]
+fn a_job_takes_as_long_as_its_latency() {
+    let latency = Duration::from_millis(30);
+    let settings = Settings {
+        latency,
+        ..Settings::default()
+    };
+    let Some(bench) = Bench::new("a_job_takes_as_long_as_its_latency", &settings) else {
+        return;
+    };
+    let mut job = bench.job();
+    job.prepare_compress(Flags::NONE, &pages()[0]);
+    let start = Instant::now();
+    assert_eq!(job.run(), Status::OK);
+    assert!(start.elapsed() >= latency);
+}
+
+#[test]
+fn a_job_is_being_processed_until_the_device_takes_it() {
+    let paused = Settings {
+        paused: true,
+        ..Settings::default()
+    };
+    let test = "a_job_is_being_processed_until_the_device_takes_it";
+    let Some(bench) = Bench::new(test, &paused) else {
+        return;
+    };
+    let mut job = bench.job();
+    job.prepare_compress(Flags::NONE, &pages()[0]);
+    assert_eq!(job.submit(), Status::OK);
+    assert_eq!(job.check(), Status::BEING_PROCESSED);
+    bench.device.configure(&Settings::default());
+    assert_eq!(job.outcome(PATIENCE), Status::OK);
+}
+
+#[test]
+fn a_full_queue_is_busy_until_it_is_served() {
+    let paused = Settings {
+        paused: true,
+        ..Settings::default()
+    };
+    let Some(bench) = Bench::new("a_full_queue_is_busy_until_it_is_served", &paused) else {
+        return;
+    };
+    let mut jobs: Vec<HardwareJob> = (0..=DEPTH).map(|_| bench.job()).collect();
+    let (refused, accepted) = jobs.split_last_mut().expect("one more than places");
+    for job in accepted.iter_mut() {
+        job.prepare_compress(Flags::NONE, &pages()[0]);
+        assert_eq!(job.submit(), Status::OK);
+    }
+    refused.prepare_compress(Flags::NONE, &pages()[0]);
+    assert_eq!(refused.submit(), Status::QUEUES_ARE_BUSY);
+    assert_eq!(refused.check(), Status::JOB_NOT_SUBMITTED);
+
+    bench.device.configure(&Settings::default());
+    for job in accepted.iter_mut() {
+        assert_eq!(job.outcome(PATIENCE), Status::OK);
+    }
+    assert_eq!(refused.run(), Status::OK, "as it was");
+}
+
+#[test]
+fn a_queue_that_others_fill_is_busy() {
+    let busy = Settings {
+        busy: true,
+        ..Settings::default()
+    };
+    let Some(bench) = Bench::new("a_queue_that_others_fill_is_busy", &busy) else {
+        return;
+    };
+    let mut job = bench.job();
+    job.prepare_compress(Flags::NONE, &pages()[0]);
+    assert_eq!(job.submit(), Status::QUEUES_ARE_BUSY);
+    assert_eq!(job.execute(), Status::QUEUES_ARE_BUSY);
+    bench.device.configure(&Settings::default());
+    bench.wait_until_free();
+    assert_eq!(job.run(), Status::OK);
+}
+
+/// The second descriptor of a dynamic job is submitted from within the check. When that finds the
+/// queue busy libqpl 1.9.0 loses its way: every further check says so again, and a second
+/// submission goes through the first pass for ever. Only a fresh job helps.
+#[test]
+fn a_dynamic_job_that_finds_the_queue_busy_half_way_is_spoilt() {
+    let Some(bench) = Bench::healthy("a_dynamic_job_that_finds_the_queue_busy_half_way_is_spoilt")
+    else {
+        return;
+    };
+    let busy = Settings {
+        busy: true,
+        ..Settings::default()
+    };
+    let half_done = || {
+        bench.device.configure(&Settings::default());
+        let mut job = bench.job();
+        job.prepare_compress(Flags::DYNAMIC_HUFFMAN, &pages()[0]);
+        assert_eq!(job.submit(), Status::OK);
+        bench.wait_until(|counters| counters.successes == 1);
+        bench.device.configure(&busy);
+        assert_eq!(job.outcome(PATIENCE), Status::QUEUES_ARE_BUSY);
+        bench.device.configure(&Settings::default());
+        bench.wait_until_free();
+        bench.device.configure(&Settings::default());
+        job
+    };
+    let mut job = half_done();
+    job.reinit();
+    job.prepare_compress(Flags::DYNAMIC_HUFFMAN, &pages()[0]);
+    assert_eq!(job.run(), Status::OK);
+    assert_eq!(inflate(job.output()), pages()[0]);
+
+    let mut job = half_done();
+    assert_eq!(job.check(), Status::QUEUES_ARE_BUSY);
+    assert_eq!(job.submit(), Status::OK);
+    bench.wait_until(|counters| {
+        assert_eq!(job.check(), Status::BEING_PROCESSED);
+        assert_eq!(counters.compressions, 0);
+        counters.statistics > 10
+    });
+}
+
+#[test]
+fn jobs_may_complete_out_of_order() {
+    let paused = Settings {
+        paused: true,
+        ..Settings::default()
+    };
+    let Some(bench) = Bench::new("jobs_may_complete_out_of_order", &paused) else {
+        return;
+    };
+    let mut jobs: Vec<HardwareJob> = (0..4).map(|_| bench.job()).collect();
+    for job in &mut jobs {
+        job.prepare_compress(Flags::NONE, &pages()[0]);
+        assert_eq!(job.submit(), Status::OK);
+    }
+    // The first job's turn is the fourth.
+    let fourth = Fault {
+        kind: FaultKind::Lost,
+        every: NonZeroU32::new(4).expect("four"),
+        limit: 1,
+    };
+    bench.device.configure(&Settings {
+        order: Order::Reversed,
+        ..with_fault(fourth)
+    });
+    let (first, others) = jobs.split_first_mut().expect("four jobs");
+    for job in others {
+        assert_eq!(job.outcome(PATIENCE), Status::OK);
+    }
+    bench.wait_until(|counters| counters.lost == 1);
+    assert_eq!(first.check(), Status::BEING_PROCESSED);
+}
+
+#[test]
+fn one_page_fault_is_mended_and_a_second_is_not() {
+    for (kind, status) in [
+        (FaultKind::ReadPage, Status::INTL_PAGE_FAULT),
+        (FaultKind::WritePage, Status::INTL_W_PAGE_FAULT),
+    ] {
+        let once = Fault {
+            limit: 1,
+            ..Fault::always(kind)
+        };
+        let Some(bench) = Bench::faulty("one_page_fault_is_mended_and_a_second_is_not", once)
+        else {
+            return;
+        };
+        let mut job = bench.job();
+        job.prepare_compress(Flags::NONE, &pages()[0]);
+        assert_eq!(job.run(), Status::OK);
+        let counters = bench.device.counters();
+        assert_eq!(counters.read_faults + counters.write_faults, 1);
+        assert_eq!(counters.compressions, 2, "submitted again");
+
+        // The same job again: libqpl has used up its retry for good.
+        bench.device.configure(&with_fault(once));
+        job.prepare_compress(Flags::NONE, &pages()[0]);
+        assert_eq!(job.run(), status);
+        assert_eq!(bench.device.counters().compressions, 1);
+
+        // A fresh one that faults twice.
+        bench.device.configure(&with_fault(Fault::always(kind)));
+        let mut job = bench.job();
+        job.prepare_compress(Flags::NONE, &pages()[0]);
+        assert_eq!(job.run(), status);
+        assert_eq!(bench.device.counters().compressions, 2);
+    }
+}
+
+#[test]
+fn a_page_fault_without_address_is_not_mended() {
+    for (kind, status) in [
+        (FaultKind::ReadPageNowhere, Status::INTL_PAGE_FAULT),
+        (FaultKind::WritePageNowhere, Status::INTL_W_PAGE_FAULT),
+    ] {
+        let Some(bench) = Bench::faulty(
+            "a_page_fault_without_address_is_not_mended",
+            Fault::always(kind),
+        ) else {
+            return;
+        };
+        let mut job = bench.job();
+        job.prepare_compress(Flags::NONE, &pages()[0]);
+        assert_eq!(job.run(), status);
+        assert_eq!(bench.device.counters().compressions, 1);
+    }
+}
+
+#[test]
+fn every_error_record_has_its_status() {
+    // Status byte and error byte, and what libqpl makes of them when compressing.
+    let by_error_byte = (1..=36)
+        .filter(|error| *error != 25)
+        .map(|error| (0x0a, error, 200 + u32::from(error)));
+    let by_status_byte = [
+        0x04, 0x0a, 0x0b, 0x10, 0x11, 0x12, 0x13, 0x16, 0x19, 0x1a, 0x1b, 0x1c, 0x1d, 0x1e, 0x1f,
+        0x20, 0x21, 0x22, 0x23, 0x24, 0x28, 0x29, 0x2a, 0x2b, 0x2c, 0x2d, 0x2e, 0x30, 0x31, 0x32,
+        0x84, 0x9a,
+    ]
+    .map(|status| (status, 0, 300 + u32::from(status)));
+    for (status, error, expected) in by_error_byte.chain(by_status_byte) {
+        let record = Fault::always(FaultKind::Record { status, error });
+        let Some(bench) = Bench::faulty("every_error_record_has_its_status", record) else {
+            return;
+        };
+        for mode in [Flags::NONE, Flags::DYNAMIC_HUFFMAN] {
+            let mut job = bench.job();
+            job.prepare_compress(mode, &pages()[0]);
+            assert_eq!(job.run(), Status(expected), "{status:#x} {error} {mode:?}");
+        }
+        assert_eq!(bench.device.counters().records, 2);
+    }
+}
+
+#[test]
+fn error_records_of_a_decompression_have_their_status() {
+    for (status, error, expected) in [
+        (0x0a, 19, Status::TIMEOUT),
+        (0x22, 0, Status::INTL_HARDWARE_TIMEOUT),
+    ] {
+        let record = Fault::always(FaultKind::Record { status, error });
+        let Some(bench) =
+            Bench::faulty("error_records_of_a_decompression_have_their_status", record)
+        else {
+            return;
+        };
+        let (outcome, _) = bench.decompress(Flags::NONE, &[3, 0]);
+        assert_eq!(outcome, expected);
+    }
+}
+
+#[test]
+fn a_fault_may_befall_every_third_job() {
+    let every = NonZeroU32::new(3).expect("three");
+    let fault = Fault {
+        kind: FaultKind::Record {
+            status: 0x0a,
+            error: 19,
+        },
+        every,
+        limit: 2,
+    };
+    let Some(bench) = Bench::faulty("a_fault_may_befall_every_third_job", fault) else {
+        return;
+    };
+    let mut job = bench.job();
+    let outcomes: Vec<bool> = (0..12)
+        .map(|_| {
+            job.prepare_compress(Flags::NONE, &pages()[0]);
+            job.run() == Status::OK
+        })
+        .collect();
+    let failed: Vec<usize> = (0..12).filter(|index| !outcomes[*index]).collect();
+    assert_eq!(failed, [2, 5]);
+    assert_eq!(bench.device.counters().records, 2);
+}
+
+#[test]
+fn a_lost_job_never_completes() {
+    let lost = Fault {
+        limit: 1,
+        ..Fault::always(FaultKind::Lost)
+    };
+    let Some(bench) = Bench::faulty("a_lost_job_never_completes", lost) else {
+        return;
+    };
+    let mut lost = bench.job();
+    lost.prepare_compress(Flags::NONE, &pages()[0]);
+    assert_eq!(lost.submit(), Status::OK);
+    assert_eq!(
+        lost.outcome(Duration::from_millis(200)),
+        Status::BEING_PROCESSED
+    );
+    assert_eq!(bench.device.counters().lost, 1);
+    // The device itself goes on.
+    let mut job = bench.job();
+    job.prepare_compress(Flags::NONE, &pages()[0]);
+    assert_eq!(job.run(), Status::OK);
+}
+
+#[test]
+fn the_auto_path_hides_what_the_device_says() {
+    let record = Fault::always(FaultKind::Record {
+        status: 0x0a,
+        error: 19,
+    });
+    let Some(bench) = Bench::faulty("the_auto_path_hides_what_the_device_says", record) else {
+        return;
+    };
+    let mut job = HardwareJob::on(bench.library, Path::AUTO).expect("with or without device");
+    assert_eq!(job.fields().data_ptr.path, Path::AUTO);
+    job.prepare_compress(Flags::NONE, &pages()[0]);
+    assert_eq!(job.run(), Status::OK);
+    assert_eq!(bench.device.counters().records, 1);
+    assert_eq!(inflate(job.output()), pages()[0]);
+}
+
+#[test]
+fn what_does_not_fit_is_refused() {
+    let Some(bench) = Bench::healthy("what_does_not_fit_is_refused") else {
+        return;
+    };
+    let random = pages().pop().expect("the last page is random");
+    let mut job = bench.job();
+    job.prepare(Operation::COMPRESS, Flags::OMIT_VERIFY, &random, PAGE - 1);
+    assert_eq!(job.run(), Status::MORE_OUTPUT_NEEDED);
+    // With room for it the library falls back to a stored block.
+    job.prepare(Operation::COMPRESS, Flags::OMIT_VERIFY, &random, PAGE + 5);
+    assert_eq!(job.run(), Status::OK);
+    assert_eq!(job.output().len(), PAGE + 5);
+    assert_eq!(job.fields().last_bit_offset, 0);
+    let stored = job.output().to_vec();
+    assert_eq!(
+        bench.decompress(Flags::NONE, &stored),
+        (Status::OK, random.clone())
+    );
+
+    job.prepare(Operation::DECOMPRESS, Flags::NONE, &stored, PAGE - 1);
+    assert_eq!(job.run(), Status::MORE_OUTPUT_NEEDED);
+    assert_eq!(job.output(), &random[..PAGE - 1]);
+}
+
+#[test]
+fn the_window_has_4096_bytes() {
+    let Some(bench) = Bench::healthy("the_window_has_4096_bytes") else {
+        return;
+    };
+    // A head that comes again after a filling of zeros.
+    let far_match = |distance: usize| {
+        let mut input: Vec<u8> = (1..=64).collect();
+        input.resize(distance, 0);
+        input.extend(1..=64);
+        let mut packed = Vec::new();
+        DeflateEncoder::new(&*input, Compression::best())
+            .read_to_end(&mut packed)
+            .expect("no file is involved");
+        (input, packed)
+    };
+    for (distance, status) in [(4096, Status::OK), (4097, Status::BAD_DIST)] {
+        let (input, packed) = far_match(distance);
+        let mut job = bench.job();
+        job.prepare(Operation::DECOMPRESS, Flags::NONE, &packed, input.len());
+        assert_eq!(job.run(), status, "{distance}");
+    }
+}
+
+#[test]
+fn what_breaks_the_rules_is_refused_by_name() {
+    let Some(bench) = Bench::healthy("what_breaks_the_rules_is_refused_by_name") else {
+        return;
+    };
+    let mut job = bench.job();
+    job.prepare_compress(Flags::DYNAMIC_HUFFMAN, &pages()[0]);
+    assert_eq!(job.run(), Status::OK);
+    let whole = job.output().to_vec();
+    let cases: &[(&[u8], Status)] = &[
+        (&[0b111], Status::INVALID_BLOCK_TYPE),
+        (&[0b001, 4, 0, 4, 0, 1, 2, 3, 4], Status::INVALID_STORED_LEN),
+        // 30 more literal/length codes, which makes 287.
+        (&[0b1111_0101, 0, 0, 0], Status::TOO_MANY_LL_CODES),
+        // 31 distance codes.
+        (&[0b0000_0101, 0b0001_1110, 0, 0], Status::TOO_MANY_D_CODES),
+        // The fixed codes for a match of 3 bytes at distance 1, with nothing before it.
+        (&[0b0000_0011, 0b0000_0010, 0, 0], Status::REF_BEFORE_START),
+        (&whole[..whole.len() - 1], Status::BAD_EOF),
+        (&whole[..20], Status::BAD_EOF),
+        // A block that is not the final one.
+        (&[0b010, 0], Status::BAD_EOF),
+    ];
+    for (packed, status) in cases {
+        assert_eq!(
+            bench.decompress(Flags::NONE, packed).0,
+            *status,
+            "{packed:x?}"
+        );
+    }
+    assert_eq!(bench.device.counters().failures, cases.len() as u64);
+}
+
+#[test]
+fn a_flushed_stream_is_read_when_no_final_block_is_demanded() {
+    let Some(bench) = Bench::healthy("a_flushed_stream_is_read_when_no_final_block_is_demanded")
+    else {
+        return;
+    };
+    let page = &pages()[0];
+    let mut compress = flate2::Compress::new(Compression::fast(), false);
+    let mut packed = Vec::with_capacity(PACKED_ROOM);
+    compress
+        .compress_vec(page, &mut packed, flate2::FlushCompress::Sync)
+        .expect("room enough");
+    for (end, status) in [
+        (
+            DecompressEnd::STOP_AND_CHECK_FOR_BFINAL_EOB,
+            Status::BAD_EOF,
+        ),
+        (DecompressEnd::DONT_STOP_OR_CHECK, Status::OK),
+        (DecompressEnd::CHECK_FOR_ANY_EOB, Status::OK),
+    ] {
+        let mut job = bench.job();
+        job.prepare(Operation::DECOMPRESS, Flags::NONE, &packed, PAGE)
+            .decomp_end_processing = end;
+        assert_eq!(job.run(), status, "{end:?}");
+        if status == Status::OK {
+            assert_eq!(job.output(), page);
+        }
+    }
+}
+
+/// A stream over several jobs needs state which the engine does not keep: it says so.
+#[test]
+fn a_chain_of_jobs_is_refused() {
+    let Some(bench) = Bench::healthy("a_chain_of_jobs_is_refused") else {
+        return;
+    };
+    let mut job = bench.job();
+    job.prepare_compress(Flags::NONE, &pages()[0]).flags = Flags::FIRST | Flags::OMIT_VERIFY;
+    assert_eq!(job.run(), Status::INTL_INVALID_OP_FLAG);
+}
+
+/// What an inflate that is not libqpl's reads.
+fn inflate(packed: &[u8]) -> Vec<u8> {
+    let mut unpacked = Vec::new();
+    let read = DeflateDecoder::new(packed).read_to_end(&mut unpacked);
+    read.expect("a deflate stream");
+    unpacked
+}
+
+fn inflate_zlib(packed: &[u8]) -> std::io::Result<Vec<u8>> {
+    let mut unpacked = Vec::new();
+    ZlibDecoder::new(packed).read_to_end(&mut unpacked)?;
+    Ok(unpacked)
+}
