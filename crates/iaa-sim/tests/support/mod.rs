@@ -3,6 +3,8 @@
 // Each test program has its own copy of this module and uses a part of it.
 #![allow(dead_code)]
 
+pub mod bench;
+
 use std::ffi::c_void;
 use std::io::Write as _;
 use std::ptr;
