@@ -31,6 +31,8 @@ pub enum Command {
     Replay(ReplayArgs),
     /// Say what is in captured channels and recordings.
     Inspect(InspectArgs),
+    /// Say whether an Intel IAA can be used, and if not how to change that.
+    Detect(DetectArgs),
 }
 
 /// Pass migrations on, recompressed.
@@ -134,6 +136,20 @@ pub struct InspectArgs {
     #[arg(long)]
     pub packets: bool,
     /// Print a JSON array with one object per file.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Say whether this machine has an Intel IAA that libqpl can use.
+///
+/// If not, the first thing in the way is named, with the commands that remove it. Nothing is changed.
+#[derive(Args, Debug)]
+#[command(after_help = "Example:\n  multifd detect --json")]
+pub struct DetectArgs {
+    /// Where the machine's /sys, /proc, /dev and /etc are, as seen from a container.
+    #[arg(long, value_name = "DIR", default_value = "/")]
+    pub root: PathBuf,
+    /// Print all that was found as one JSON object.
     #[arg(long)]
     pub json: bool,
 }

@@ -1,6 +1,7 @@
 //! The `multifd` command: flags and words for people. What it does is in `multifd-transport`.
 
 mod args;
+mod detect;
 mod inspect;
 mod receive;
 mod record;
@@ -22,6 +23,7 @@ fn main() -> ExitCode {
         Command::Record(args) => record::run(&args),
         Command::Replay(args) => replay::run(&args),
         Command::Inspect(args) => inspect::run(&args),
+        Command::Detect(args) => detect::run(&args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

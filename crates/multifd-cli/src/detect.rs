@@ -1,0 +1,18 @@
+//! `multifd detect`.
+
+use multifd_codec::detect::{System, detect};
+
+use crate::Outcome;
+use crate::args::DetectArgs;
+use crate::say;
+
+/// Looks at the machine.
+pub fn run(args: &DetectArgs) -> Outcome {
+    let report = detect(&args.root, &System);
+    if args.json {
+        say::json(&report)?;
+    } else {
+        say::result(report.to_string().trim_end())?;
+    }
+    Ok(())
+}
