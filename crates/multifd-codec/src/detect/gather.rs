@@ -98,13 +98,7 @@ fn process(tree: &mut Tree<'_>) -> Process {
 }
 
 fn nodes(tree: &mut Tree<'_>) -> Vec<Node> {
-    let mut ids: Vec<u32> = tree
-        .names(NODES)
-        .iter()
-        .filter_map(|name| name.strip_prefix("node")?.parse().ok())
-        .collect();
-    ids.sort_unstable();
-    ids.truncate(MOST_NODES);
+    let ids = numbers(&tree.names(NODES), "node", MOST_NODES);
     let node = |id| {
         let cpus = tree.value(&format!("{NODES}/node{id}/cpulist"), CpuSet::parse);
         let first = cpus.as_ref().and_then(CpuSet::first);
@@ -149,20 +143,16 @@ fn functions(tree: &mut Tree<'_>) -> Vec<PciFunction> {
 
 fn devices(tree: &mut Tree<'_>, host: &dyn Host) -> Vec<Device> {
     let names = tree.names(DEVICES);
-    let mut ids: Vec<DeviceId> = names
-        .iter()
-        .filter_map(|name| name.strip_prefix("iax")?.parse().ok().map(DeviceId))
-        .collect();
-    ids.sort_unstable();
-    ids.truncate(MOST_DEVICES);
-    ids.into_iter()
-        .map(|id| device(tree, host, &names, id))
+    numbers(&names, "iax", MOST_DEVICES)
+        .into_iter()
+        .map(|id| device(tree, host, &names, DeviceId(id)))
         .collect()
 }
 
 fn device(tree: &mut Tree<'_>, host: &dyn Host, names: &[String], id: DeviceId) -> Device {
     let attribute = |name: &str| format!("{DEVICES}/{id}/{name}");
-    let engines = indices(names, &format!("engine{}.", id.0))
+    let engines = numbers(names, &format!("engine{}.", id.0), MOST_CHILDREN)
+        .into_iter()
         .map(|index| {
             let group = format!("{DEVICES}/engine{}.{index}/group_id", id.0);
             Engine {
@@ -171,7 +161,8 @@ fn device(tree: &mut Tree<'_>, host: &dyn Host, names: &[String], id: DeviceId) 
             }
         })
         .collect();
-    let queues = indices(names, &format!("wq{}.", id.0))
+    let queues = numbers(names, &format!("wq{}.", id.0), MOST_CHILDREN)
+        .into_iter()
         .map(|index| queue(tree, host, QueueId { device: id, index }))
         .collect();
     Device {
@@ -229,15 +220,16 @@ impl Queue {
     }
 }
 
-/// The numbers M of the names `PREFIXM`, in rising order.
-fn indices<'n>(names: &'n [String], prefix: &str) -> impl Iterator<Item = u32> + use<'n> {
-    let mut indices: Vec<u32> = names
+/// The lowest numbers N of the names `PREFIXN`, in rising order.
+fn numbers(names: &[String], prefix: &str, most: usize) -> Vec<u32> {
+    let mut numbers: Vec<u32> = names
         .iter()
         .filter_map(|name| name.strip_prefix(prefix)?.parse().ok())
         .collect();
-    indices.sort_unstable();
-    indices.truncate(MOST_CHILDREN);
-    indices.into_iter()
+    numbers.sort_unstable();
+    numbers.dedup();
+    numbers.truncate(most);
+    numbers
 }
 
 /// The value of the first line `key: value`.
