@@ -7,15 +7,15 @@ use std::path::Path;
 use multifd_transport::Address;
 use serde_json::Value;
 use support::captures::{self, Capture};
-use support::{Multifd, files, send, sha256};
+use support::{Multifd, files, receive, record, replay, send, sha256};
 
 #[test]
 fn receive_writes_the_memory_of_the_captured_guest() {
     for capture in captures::all() {
         let folder = tempfile::tempdir().expect("a folder");
-        let mut receive = receiver(folder.path());
-        let back = send(&capture.migration, &receive.address());
-        let summary: Value = serde_json::from_str(&receive.end().well()).expect("JSON");
+        let mut receiving = receive(folder.path());
+        let back = send(&capture.migration, &receiving.address());
+        let summary: Value = serde_json::from_str(&receiving.end().well()).expect("JSON");
         check(&capture, folder.path(), &summary);
         check_answers(&capture, &back);
     }
@@ -25,17 +25,10 @@ fn receive_writes_the_memory_of_the_captured_guest() {
 fn what_is_recorded_is_replayed_to_the_byte() {
     for capture in captures::all() {
         let folder = tempfile::tempdir().expect("a folder");
-        let recording = folder.path().join("migration.mfd");
-        let listen = format!("unix:{}", folder.path().join("record.sock").display());
-        let mut record = Multifd::start([
-            "record".as_ref(),
-            "--listen".as_ref(),
-            listen.as_ref(),
-            "--out".as_ref(),
-            recording.as_os_str(),
-        ]);
-        let back = send(&capture.migration, &record.address());
-        record.end().well();
+        let file = folder.path().join("migration.mfd");
+        let mut recording = record(&file);
+        let back = send(&capture.migration, &recording.address());
+        recording.end().well();
         check_answers(&capture, &back);
         assert_eq!(
             files(folder.path()),
@@ -45,17 +38,9 @@ fn what_is_recorded_is_replayed_to_the_byte() {
         );
 
         let images = folder.path().join("ram");
-        let mut receive = receiver(&images);
-        let connect = receive.address().to_string();
-        Multifd::start([
-            "replay".as_ref(),
-            recording.as_os_str(),
-            "--connect".as_ref(),
-            connect.as_ref(),
-        ])
-        .end()
-        .well();
-        let summary: Value = serde_json::from_str(&receive.end().well()).expect("JSON");
+        let mut receiving = receive(&images);
+        replay(&file, &receiving.address()).end().well();
+        let summary: Value = serde_json::from_str(&receiving.end().well()).expect("JSON");
         check(&capture, &images, &summary);
         let bytes = capture
             .migration
@@ -74,11 +59,11 @@ fn two_relays_with_a_method_between_them_change_nothing() {
         for method in ["zlib", "zstd"] {
             let folder = tempfile::tempdir().expect("a folder");
             let images = folder.path().join("ram");
-            let mut receive = receiver(&images);
-            let mut far = relay(folder.path(), "far.sock", &receive.address(), "none");
+            let mut receiving = receive(&images);
+            let mut far = relay(folder.path(), "far.sock", &receiving.address(), "none");
             let mut near = relay(folder.path(), "near.sock", &far.address(), method);
             let back = send(&capture.migration, &near.address());
-            let summary: Value = serde_json::from_str(&receive.end().well()).expect("JSON");
+            let summary: Value = serde_json::from_str(&receiving.end().well()).expect("JSON");
             check(&capture, &images, &summary);
             check_answers(&capture, &back);
             for relay in [near, far] {
@@ -155,19 +140,6 @@ fn inspect_counts_what_an_independent_decoder_counted() {
             }
         }
     }
-}
-
-fn receiver(images: &Path) -> Multifd {
-    let socket = images.with_extension("sock");
-    let listen = format!("unix:{}", socket.display());
-    Multifd::start([
-        "receive".as_ref(),
-        "--json".as_ref(),
-        "--listen".as_ref(),
-        listen.as_ref(),
-        "--dump".as_ref(),
-        images.as_os_str(),
-    ])
 }
 
 fn relay(folder: &Path, name: &str, connect: &Address, compression: &str) -> Multifd {

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, BufWriter};
+use std::mem;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -144,15 +145,16 @@ impl Keeper for Recorder<'_> {
             while let Some(event) = receiver.push(&mut bytes)? {
                 if let Event::Packet(packet) = event {
                     sync_owed = packet.flags().is_sync();
-                    *block = None;
                     if let Packet::Ram(packet) = packet {
                         seat.tally.pages(packet.normal().len(), packet.zero().len());
                         *block = Some(packet.block().clone());
                     }
                 }
-                if sync_owed && receiver.payload_remaining() == 0 {
-                    seat.rounds.arrive(seat.index);
-                    sync_owed = false;
+                if receiver.payload_remaining() == 0 {
+                    *block = None;
+                    if mem::take(&mut sync_owed) {
+                        seat.rounds.arrive(seat.index);
+                    }
                 }
             }
         }

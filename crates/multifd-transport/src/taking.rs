@@ -239,6 +239,8 @@ impl<K: Keeper> MainChannel<'_, K> {
             let count = match self.stream.read_some(&mut buffer) {
                 Ok(count) => count,
                 Err(_) if self.answers.is_settled() => 0,
+                // A source that dies with answers unread resets.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => 0,
                 Err(error) => return Err(error.into()),
             };
             if count == 0 {

@@ -21,6 +21,7 @@ impl Capture {
         let channels = (0..=255).map_while(|id| fs::read(folder.join(format!("mfd{id}.fwd"))).ok());
         let migration = Migration {
             channels: channels.collect(),
+            closed: None,
             return_path: folder.join("main.back").exists(),
             main,
         };

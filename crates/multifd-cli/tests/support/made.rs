@@ -1,5 +1,7 @@
 //! Migrations made here, byte by byte: small, of every kind, and with lies in them where a test wants some.
 
+use std::path::Path;
+
 use multifd_codec::{Encoder, Pages, Settings};
 use multifd_wire::{BlockName, ChannelSender, Hello, Method, Packet, PageSize, RamPacket};
 
@@ -165,7 +167,19 @@ pub fn sound(method: Method, return_path: bool) -> Migration {
                 .bytes(),
         ],
         return_path,
+        closed: None,
     }
+}
+
+/// One byte of each of the first `count` pages of an image.
+pub fn pages(image: &Path, count: usize) -> Vec<u8> {
+    let image = std::fs::read(image).expect("an image");
+    assert_eq!(image.len() as u64, BLOCK_BYTES);
+    image
+        .chunks(PAGE_BYTES)
+        .take(count)
+        .map(|page| page[77])
+        .collect()
 }
 
 /// The first pages of the block after [`sound`].

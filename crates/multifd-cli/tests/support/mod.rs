@@ -9,7 +9,7 @@ use std::net::Shutdown;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use multifd_transport::{Address, Stream};
@@ -21,8 +21,13 @@ pub const DEADLINE: Duration = Duration::from_secs(60);
 /// A running `multifd`. Dropped, it is killed.
 pub struct Multifd {
     child: Child,
-    stdout: Option<JoinHandle<String>>,
-    stderr: Receiver<String>,
+    stdout: Lines,
+    stderr: Lines,
+}
+
+/// What it says on one stream, line by line.
+struct Lines {
+    coming: Receiver<String>,
     said: String,
 }
 
@@ -43,41 +48,28 @@ impl Multifd {
             .stderr(Stdio::piped())
             .spawn()
             .expect("the built command");
-        let mut out = child.stdout.take().expect("a pipe");
-        let stdout = thread::spawn(move || {
-            let mut text = String::new();
-            out.read_to_string(&mut text).expect("text");
-            text
-        });
-        let err = BufReader::new(child.stderr.take().expect("a pipe"));
-        let (tell, stderr) = mpsc::channel();
-        thread::spawn(move || {
-            for line in err.lines() {
-                let _ = tell.send(line.expect("text"));
-            }
-        });
+        let stdout = Lines::of(child.stdout.take().expect("a pipe"));
+        let stderr = Lines::of(child.stderr.take().expect("a pipe"));
         Self {
             child,
-            stdout: Some(stdout),
+            stdout,
             stderr,
-            said: String::new(),
         }
     }
 
     /// Waits until it listens, and says where.
     pub fn address(&mut self) -> Address {
         loop {
-            match self.stderr.recv_timeout(DEADLINE) {
-                Ok(line) => {
-                    self.said.push_str(&line);
-                    self.said.push('\n');
-                    if let Some(address) = line.strip_prefix("multifd: listening on ") {
-                        return address.parse().expect("an address");
-                    }
-                }
-                Err(_) => panic!("it does not listen: {}", self.said),
+            let line = self.stderr.next().expect("it listens");
+            if let Some(address) = line.strip_prefix("multifd: listening on ") {
+                return address.parse().expect("an address");
             }
         }
+    }
+
+    /// Waits for the next line of its results.
+    pub fn result(&mut self) -> String {
+        self.stdout.next().expect("a result")
     }
 
     /// Waits for its end.
@@ -87,34 +79,49 @@ impl Multifd {
             match self.child.try_wait().expect("a child") {
                 Some(status) => break status,
                 None if Instant::now() < deadline => thread::sleep(Duration::from_millis(5)),
-                None => {
-                    self.hear_out(Duration::ZERO);
-                    panic!("it hangs, having said: {}", self.said);
-                }
+                None => panic!("it hangs, having said: {}", self.stderr.said),
             }
         };
-        self.hear_out(DEADLINE);
-        let stdout = self
-            .stdout
-            .take()
-            .map(|reader| reader.join().expect("a reader"));
         Ended {
             status,
-            stdout: stdout.unwrap_or_default(),
-            stderr: std::mem::take(&mut self.said),
+            stdout: self.stdout.rest(),
+            stderr: self.stderr.rest(),
+        }
+    }
+}
+
+impl Lines {
+    fn of(stream: impl Read + Send + 'static) -> Self {
+        let (tell, coming) = mpsc::channel();
+        thread::spawn(move || {
+            for line in BufReader::new(stream).lines() {
+                // Nobody listens any more when the test has ended.
+                let _ = tell.send(line.expect("text"));
+            }
+        });
+        Self {
+            coming,
+            said: String::new(),
         }
     }
 
-    fn hear_out(&mut self, patience: Duration) {
-        loop {
-            match self.stderr.recv_timeout(patience) {
-                Ok(line) => {
-                    self.said.push_str(&line);
-                    self.said.push('\n');
-                }
-                Err(RecvTimeoutError::Disconnected | RecvTimeoutError::Timeout) => return,
+    /// The next line, or none if the stream has ended.
+    fn next(&mut self) -> Option<String> {
+        match self.coming.recv_timeout(DEADLINE) {
+            Ok(line) => {
+                self.said.push_str(&line);
+                self.said.push('\n');
+                Some(line)
             }
+            Err(RecvTimeoutError::Disconnected) => None,
+            Err(RecvTimeoutError::Timeout) => panic!("it hangs, having said: {}", self.said),
         }
+    }
+
+    /// Everything up to the end.
+    fn rest(&mut self) -> String {
+        while self.next().is_some() {}
+        std::mem::take(&mut self.said)
     }
 }
 
@@ -134,6 +141,42 @@ impl Ended {
     }
 }
 
+/// A `multifd receive --json` that listens beside the folder `images` and writes to it.
+pub fn receive(images: &Path) -> Multifd {
+    let listen = format!("unix:{}", images.with_extension("sock").display());
+    Multifd::start([
+        "receive".as_ref(),
+        "--json".as_ref(),
+        "--listen".as_ref(),
+        listen.as_ref(),
+        "--dump".as_ref(),
+        images.as_os_str(),
+    ])
+}
+
+/// A `multifd record` that listens beside the file `out` and writes it.
+pub fn record(out: &Path) -> Multifd {
+    let listen = format!("unix:{}", out.with_extension("sock").display());
+    Multifd::start([
+        "record".as_ref(),
+        "--listen".as_ref(),
+        listen.as_ref(),
+        "--out".as_ref(),
+        out.as_os_str(),
+    ])
+}
+
+/// A `multifd replay` of `file`.
+pub fn replay(file: &Path, connect: &Address) -> Multifd {
+    let connect = connect.to_string();
+    Multifd::start([
+        "replay".as_ref(),
+        file.as_os_str(),
+        "--connect".as_ref(),
+        connect.as_ref(),
+    ])
+}
+
 /// What the source of a migration writes.
 #[derive(Clone)]
 pub struct Migration {
@@ -141,6 +184,8 @@ pub struct Migration {
     pub channels: Vec<Vec<u8>>,
     /// The source keeps its connections open until it has an answer.
     pub return_path: bool,
+    /// This channel is closed all the same.
+    pub closed: Option<usize>,
 }
 
 /// Sends a migration as a QEMU does: all connections are open before main's first byte, each is written by itself.
@@ -154,18 +199,18 @@ pub fn send(migration: &Migration, address: &Address) -> Vec<u8> {
     let main = dial();
     let channels: Vec<_> = migration.channels.iter().map(|_| dial()).collect();
     // A receiver that fails closes everything; what it says of that is what a test looks at.
-    let write = |mut stream: &Stream, bytes: &[u8]| {
+    let write = |mut stream: &Stream, bytes: &[u8], closed| {
         let _ = stream.write_all(bytes);
-        if !migration.return_path {
+        if closed || !migration.return_path {
             let _ = stream.shutdown(Shutdown::Write);
         }
     };
     let mut back = Vec::new();
     thread::scope(|scope| {
-        for (stream, bytes) in channels.iter().zip(&migration.channels) {
-            scope.spawn(move || write(stream, bytes));
+        for (index, (stream, bytes)) in channels.iter().zip(&migration.channels).enumerate() {
+            scope.spawn(move || write(stream, bytes, migration.closed == Some(index)));
         }
-        scope.spawn(|| write(&main, &migration.main));
+        scope.spawn(|| write(&main, &migration.main, false));
         read_answers(&main, migration.return_path, &mut back);
     });
     back

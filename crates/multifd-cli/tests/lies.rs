@@ -1,0 +1,328 @@
+//! Migrations with one lie in them, told over sockets: whoever takes them says what is wrong on which channel, ends with
+//! a failure, leaves nothing behind and never hangs.
+
+mod support;
+
+use std::io;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::thread;
+
+use multifd_codec::{Pages, Settings};
+use multifd_wire::Method;
+use support::made::{
+    self, BLOCK, BLOCK_BYTES, Channel, FLUSH, Main, PAGE, PAGE_BYTES, sound, zero_record,
+};
+use support::{Ended, Migration, Multifd, files, receive, record, send};
+
+/// Who can know that it is a lie.
+#[derive(Clone, Copy, PartialEq)]
+enum Knows {
+    /// Everybody who follows the channels.
+    All,
+    /// Whoever decodes pages.
+    Decoders,
+    /// Whoever brings channels, rounds and RAM blocks together.
+    Takers,
+    /// Whoever has the RAM blocks.
+    Receive,
+}
+
+struct Lie {
+    knows: Knows,
+    migration: Migration,
+    /// What the error has to say, in this order.
+    says: &'static [&'static str],
+}
+
+const MALFORMED: &str = "channel 1, source side: the stream is malformed";
+
+// Where the first packet with pages stands in a channel: behind the hello and a SYNC.
+const PACKET: usize = 64 + 1344;
+const VERSION: usize = PACKET + 4;
+const FLAGS: usize = PACKET + 8;
+const PAGES_ALLOC: usize = PACKET + 12;
+const NORMAL_PAGES: usize = PACKET + 16;
+const NEXT_PACKET_SIZE: usize = PACKET + 20;
+const ZERO_PAGES: usize = PACKET + 32;
+const OFFSETS: usize = PACKET + 320;
+
+#[rustfmt::skip] // One lie, one line.
+fn lies() -> Vec<Lie> {
+    use Knows::{All, Decoders, Receive, Takers};
+    vec![
+        // Connections that do not fit together.
+        patched(All, 0, b"\x12", &["new connection", "0x12223344"]),
+        patched(All, 7, b"\x02", &["new connection", "version 2"]),
+        patched(All, 8, b"\x01", &["channel 1", "belongs to VM 01000000"]),
+        patched(All, 24, b"\x00", &["channel 0", "id 0 was used twice"]),
+        patched(All, 24, b"\x05", &["channel 5", "id 5 was used with 2 channels"]),
+        // Packets.
+        patched(All, PACKET, b"\x51", &[MALFORMED, "0x51223344"]),
+        patched(All, VERSION, b"\0\0\0\x02", &[MALFORMED, "version 2"]),
+        patched(All, FLAGS, b"\0\0\0\x41", &[MALFORMED, "0x41"]),
+        patched(All, PAGES_ALLOC, b"\0\0\0\x81", &[MALFORMED, "129"]),
+        patched(All, PAGES_ALLOC, b"\xff\xff\xff\xff", &[MALFORMED, "4294967295"]),
+        patched(All, NORMAL_PAGES, b"\0\0\0\x81", &[MALFORMED, "129"]),
+        patched(All, NORMAL_PAGES, b"\xff\xff\xff\xff", &[MALFORMED, "4294967295"]),
+        patched(All, ZERO_PAGES, b"\0\0\0\x80", &[MALFORMED, "128"]),
+        patched(All, OFFSETS, b"\xff\xff\xff\xff\xff\xff\xf0\0", &[MALFORMED, "0xfffffffffffff000"]),
+        patched(All, OFFSETS + 6, b"\x38", &[MALFORMED, "0x3800"]),
+        patched(All, NEXT_PACKET_SIZE, b"\0\0\x0f\xff", &[MALFORMED, "4095"]),
+        patched(All, NEXT_PACKET_SIZE, b"\0\0\x10\x01", &[MALFORMED, "4097"]),
+        patched(All, NEXT_PACKET_SIZE, b"\xff\xff\xff\xff", &[MALFORMED, "4294967295"]),
+        with(All, Method::Zlib, |migration| patch(migration, NEXT_PACKET_SIZE, b"\0\x10\0\x01"), &[MALFORMED, "1048577"]),
+        with(All, Method::Zlib, |migration| patch(migration, NEXT_PACKET_SIZE, b"\0\0\0\0"), &[MALFORMED, "0"]),
+        with(All, Method::None, |migration| { migration.channels[1] = two_pages(); patch(migration, OFFSETS + 8 + 6, b"\x10") }, &[MALFORMED, "0x1000"]),
+        // Payloads.
+        patched(Decoders, FLAGS, b"\0\0\0\x3e", &["channel 1, source side, block pc.ram", "0x3e"]),
+        patched(Decoders, FLAGS, b"\0\0\0\x02", &["channel 1, source side, block pc.ram", "cannot be decoded"]),
+        payload(Decoders, 2, 1, &["channel 1, source side, block pc.ram", "cannot be decoded"]),
+        payload(Decoders, 1, 2, &["channel 1, source side, block pc.ram", "cannot be decoded"]),
+        with(Decoders, Method::Zlib, |migration| { migration.channels[1].truncate(PACKET); migration.channels[1].extend_from_slice(&pages_behind(&[Method::Zlib, Method::Zstd])); }, &["channel 1", "changed from zlib to zstd"]),
+        // Ends.
+        cut(All, PACKET + 100, &[MALFORMED, "ends"]),
+        cut(All, OFFSETS + 1024 + 100, &["channel 1, source side, block pc.ram", "ends"]),
+        cut(Takers, PACKET, &["channel 1", "ended after 1 SYNC packets"]),
+        cut(Takers, 64, &["channel 1", "ended after 0 SYNC packets"]),
+        // Blocks.
+        patched(Receive, OFFSETS, &BLOCK_BYTES.to_be_bytes(), &["channel 1, source side, block pc.ram", "0x100000"]),
+        channel(Receive, Channel::new(1, Method::None).sync().packet("pc.rom", &[0], &[], &[1; PAGE_BYTES]), &["channel 1, source side, block pc.rom", "did not announce"]),
+        // The main channel.
+        main(All, |main| main[7] = 2, &["main channel, source side: the stream is malformed", "version 2"]),
+        main(All, |main| { let end = main.len() - 1; main.truncate(end) }, &["main channel", "before it was complete"]),
+        main(All, |main| replace(main, b"\x06pc.ram\0\0\0\0\0\x10\0\0", b"\x06pc.ram\xff\xff\xff\xff\xff\xf0\0\0"), &["main channel", "malformed"]),
+        main(Receive, |main| replace(main, b"\x06pc.ram\0\0\0\0\0\x10\0\0", b"\x06../../\0\0\0\0\0\x10\0\0"), &["pc.ram"]),
+        main(Receive, |main| replace(main, b"\x06pc.ram\0\0\0\0\0\x10\0\0", b"\x06\x1b[31m\x07\0\0\0\0\0\x10\0\0"), &["cannot become a file"]),
+        Lie {
+            knows: All,
+            migration: Migration { main: Main { machine: "none", return_path: false, bodies: &[&FLUSH, &zero_record(BLOCK_BYTES), &FLUSH] }.bytes(), ..sound(Method::None, false) },
+            says: &["main channel", "malformed", "0x100000"],
+        },
+    ]
+}
+
+#[test]
+fn receive_says_what_is_wrong() {
+    for Lie {
+        migration, says, ..
+    } in lies()
+    {
+        let folder = tempfile::tempdir().expect("a folder");
+        let images = folder.path().join("ram");
+        let mut receiving = receive(&images);
+        send(&migration, &receiving.address());
+        fails_with(receiving.end(), says);
+        assert!(files(&images).is_empty(), "{says:?}");
+    }
+}
+
+#[test]
+fn record_says_what_is_wrong() {
+    for Lie {
+        migration, says, ..
+    } in lies()
+        .into_iter()
+        .filter(|lie| matches!(lie.knows, Knows::All | Knows::Takers))
+    {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut recording = record(&folder.path().join("recording"));
+        send(&migration, &recording.address());
+        fails_with(recording.end(), says);
+        assert!(files(folder.path()).is_empty(), "{says:?}");
+    }
+}
+
+#[test]
+fn relay_says_what_is_wrong() {
+    for Lie {
+        migration, says, ..
+    } in lies()
+        .into_iter()
+        .filter(|lie| matches!(lie.knows, Knows::All | Knows::Decoders))
+    {
+        let folder = tempfile::tempdir().expect("a folder");
+        let listen = format!("unix:{}", folder.path().join("s").display());
+        let connect = format!("unix:{}", swallow_all(folder.path()));
+        // A method that the lies are not told in, so that all are decoded.
+        let args = [
+            "relay",
+            "--once",
+            "--listen",
+            &listen,
+            "--connect",
+            &connect,
+            "--compression",
+            "zstd",
+        ];
+        let mut relay = Multifd::start(args);
+        send(&migration, &relay.address());
+        fails_with(relay.end(), says);
+    }
+}
+
+/// A destination that takes everything and says nothing; its socket.
+fn swallow_all(folder: &Path) -> String {
+    let path = folder.join("destination");
+    let listener = UnixListener::bind(&path).expect("a socket");
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.expect("a connection");
+            thread::spawn(move || io::copy(&mut stream, &mut io::sink()));
+        }
+    });
+    path.display().to_string()
+}
+
+fn fails_with(ended: Ended, says: &[&str]) {
+    assert!(!ended.status.success(), "{says:?}: {ended:?}");
+    assert_eq!(ended.status.code(), Some(1), "{says:?}: {ended:?}");
+    assert!(
+        ended.stdout.is_empty() || ended.stdout.starts_with("{\"error\":"),
+        "{ended:?}"
+    );
+    let mut rest = ended.stderr.as_str();
+    for word in says {
+        let at = rest
+            .find(word)
+            .unwrap_or_else(|| panic!("{word:?} is not said: {}", ended.stderr));
+        rest = &rest[at + word.len()..];
+    }
+}
+
+fn with(
+    knows: Knows,
+    method: Method,
+    lie: impl FnOnce(&mut Migration),
+    says: &'static [&'static str],
+) -> Lie {
+    let mut migration = sound(method, false);
+    lie(&mut migration);
+    Lie {
+        knows,
+        migration,
+        says,
+    }
+}
+
+/// Bytes of channel 1 changed.
+fn patched(knows: Knows, at: usize, bytes: &[u8], says: &'static [&'static str]) -> Lie {
+    with(
+        knows,
+        Method::None,
+        |migration| patch(migration, at, bytes),
+        says,
+    )
+}
+
+fn patch(migration: &mut Migration, at: usize, bytes: &[u8]) {
+    migration.channels[1][at..at + bytes.len()].copy_from_slice(bytes);
+}
+
+/// Another channel 1.
+fn channel(knows: Knows, channel: Channel, says: &'static [&'static str]) -> Lie {
+    with(
+        knows,
+        Method::None,
+        |migration| migration.channels[1] = channel.bytes(),
+        says,
+    )
+}
+
+/// Channel 1 ends early, and all others stay open.
+fn cut(knows: Knows, len: usize, says: &'static [&'static str]) -> Lie {
+    let mut migration = sound(Method::None, true);
+    migration.channels[1].truncate(len);
+    migration.closed = Some(1);
+    Lie {
+        knows,
+        migration,
+        says,
+    }
+}
+
+/// The bytes of main changed.
+fn main(knows: Knows, lie: impl FnOnce(&mut Vec<u8>), says: &'static [&'static str]) -> Lie {
+    with(
+        knows,
+        Method::None,
+        |migration| lie(&mut migration.main),
+        says,
+    )
+}
+
+/// A zlib payload of `inflated` pages in a packet of `stated`.
+fn payload(knows: Knows, inflated: usize, stated: usize, says: &'static [&'static str]) -> Lie {
+    let contents = vec![1; inflated * PAGE_BYTES];
+    let mut encoder = multifd_codec::encoder(Method::Zlib, &Settings::default()).expect("a method");
+    let mut payload = Vec::new();
+    encoder
+        .encode(
+            &Pages::private(&contents, PAGE).expect("pages"),
+            &mut payload,
+        )
+        .expect("a payload");
+    let offsets: Vec<u64> = (0..stated as u64)
+        .map(|page| page * PAGE_BYTES as u64)
+        .collect();
+    let sound_channel = Channel::new(1, Method::Zlib).sync().packet(
+        BLOCK,
+        &offsets,
+        &[],
+        &vec![0; stated * PAGE_BYTES],
+    );
+    let mut bytes = sound_channel.bytes();
+    bytes.truncate(PACKET + 1344);
+    bytes[NEXT_PACKET_SIZE..][..4].copy_from_slice(&(payload.len() as u32).to_be_bytes());
+    bytes.extend_from_slice(&payload);
+    with(
+        knows,
+        Method::Zlib,
+        |migration| migration.channels[1] = bytes,
+        says,
+    )
+}
+
+/// One packet of pages in each of `methods`, without what stands before them on a channel.
+fn pages_behind(methods: &[Method]) -> Vec<u8> {
+    methods
+        .iter()
+        .flat_map(|&method| {
+            Channel::new(1, method)
+                .sync()
+                .pages(&[(0, 1)], &[])
+                .bytes()
+                .split_off(PACKET)
+        })
+        .collect()
+}
+
+/// A channel 1 whose first packet has pages at 0x1000 and 0x2000.
+fn two_pages() -> Vec<u8> {
+    Channel::new(1, Method::None)
+        .sync()
+        .pages(&[(0x1000, 1)], &[0x2000])
+        .bytes()
+}
+
+fn replace(bytes: &mut [u8], old: &[u8], new: &[u8]) {
+    let at = bytes
+        .windows(old.len())
+        .position(|window| window == old)
+        .expect("the old bytes");
+    bytes[at..at + new.len()].copy_from_slice(new);
+}
+
+/// The table above tells the truth about what is no lie.
+#[test]
+fn without_a_lie_it_goes_through() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let images = folder.path().join("ram");
+    let mut receiving = receive(&images);
+    send(&sound(Method::None, false), &receiving.address());
+    receiving.end().well();
+    assert_eq!(
+        made::pages(&images.join("pc.ram.ram"), 6),
+        made::SOUND_PAGES
+    );
+}

@@ -1,0 +1,209 @@
+//! `multifd record` and `multifd replay`, with migrations made here.
+
+mod support;
+
+use std::fs;
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::thread;
+
+use multifd_transport::Address;
+use multifd_transport::incoming::{Acceptor, Incoming};
+use multifd_wire::Method;
+use support::made::{self, sound};
+use support::{Ended, Multifd, files, receive, record, replay, send};
+
+/// A recording of a sound migration.
+fn recorded(folder: &Path, method: Method, return_path: bool) -> PathBuf {
+    let file = folder.join("guest.mfd");
+    let mut recording = record(&file);
+    let back = send(&sound(method, return_path), &recording.address());
+    let text = recording.end().well();
+    assert!(
+        text.starts_with("channels 2, pages 5, zero pages 3, bytes in "),
+        "{text}"
+    );
+    assert_eq!(back.is_empty(), !return_path);
+    file
+}
+
+#[test]
+fn a_recorded_migration_comes_to_life() {
+    for method in [Method::None, Method::Zlib, Method::Zstd] {
+        for return_path in [false, true] {
+            let folder = tempfile::tempdir().expect("a folder");
+            let file = recorded(folder.path(), method, return_path);
+            let images = folder.path().join("ram");
+            let mut receiving = receive(&images);
+            let text = replay(&file, &receiving.address()).end().well();
+            assert_eq!(
+                text.contains("the destination has the guest"),
+                return_path,
+                "{text}"
+            );
+            receiving.end().well();
+            assert_eq!(
+                made::pages(&images.join("pc.ram.ram"), 6),
+                made::SOUND_PAGES
+            );
+        }
+    }
+}
+
+#[test]
+fn a_recording_is_partial_until_it_is_whole() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let out = folder.path().join("guest.mfd");
+    let mut recording = record(&out);
+    let address = recording.address();
+    assert_eq!(files(folder.path()), ["guest.mfd.partial", "guest.sock"]);
+    let mut migration = sound(Method::None, false);
+    migration.channels[0].pop();
+    send(&migration, &address);
+    assert_eq!(recording.end().status.code(), Some(1));
+    assert!(files(folder.path()).is_empty());
+}
+
+#[test]
+fn a_file_that_is_there_is_not_overwritten() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let out = folder.path().join("guest.mfd");
+    fs::write(&out, "mine").expect("a file");
+    let ended = record(&out).end();
+    assert_eq!(ended.status.code(), Some(1));
+    assert!(
+        ended.stderr.contains("guest.mfd is there already"),
+        "{ended:?}"
+    );
+    assert_eq!(fs::read(&out).expect("a file"), b"mine");
+}
+
+#[test]
+fn a_damaged_recording_is_refused_before_anybody_is_dialled() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = recorded(folder.path(), Method::None, false);
+    let sound = fs::read(&file).expect("a recording");
+    let nowhere = Address::Unix(folder.path().join("nobody"));
+    let refused = |bytes: &[u8], says: &str| {
+        fs::write(&file, bytes).expect("a file");
+        let ended = replay(&file, &nowhere).end();
+        assert_eq!(ended.status.code(), Some(1));
+        assert!(ended.stderr.contains(says), "{says}: {ended:?}");
+        assert!(!ended.stderr.contains("connect"), "{ended:?}");
+    };
+    refused(&sound[..sound.len() - 1], "cut short");
+    refused(&sound[..100], "cut short");
+    refused(&sound[..4], "neither a channel");
+    let mut damaged = sound.clone();
+    damaged[sound.len() / 2] ^= 0x10;
+    refused(&damaged, "damaged at offset");
+    refused(
+        &support::made::sound(Method::None, false).main,
+        "only a recording can be replayed",
+    );
+
+    fs::write(&file, &sound).expect("a file");
+    let ended = replay(&file, &nowhere).end();
+    assert_eq!(ended.status.code(), Some(1));
+    assert!(
+        ended
+            .stderr
+            .contains("main channel, destination side: cannot connect to unix:"),
+        "{ended:?}"
+    );
+}
+
+/// Replays a recording with a return path to a destination which takes everything and then does as `answer` says.
+fn answered(answer: impl FnOnce(Incoming) + Send) -> Ended {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = recorded(folder.path(), Method::None, true);
+    let address = Address::Unix(folder.path().join("destination"));
+    let mut acceptor = Acceptor::bind(&address).expect("a listener");
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            let incoming = acceptor.accept().expect("a migration");
+            let mut main = vec![0; sound(Method::None, true).main.len()];
+            (&incoming.main).read_exact(&mut main).expect("all of main");
+            for channel in &incoming.channels {
+                (&channel.stream)
+                    .read_to_end(&mut Vec::new())
+                    .expect("all of a channel");
+            }
+            answer(incoming);
+        });
+        replay(&file, &address).end()
+    })
+}
+
+#[test]
+fn the_destination_has_the_last_word() {
+    let says = |bytes: &'static [u8]| {
+        move |incoming: Incoming| (&incoming.main).write_all(bytes).expect("a reader")
+    };
+    answered(says(b"\0\x02\0\x04\0\0\0\x01\0\x01\0\x04\0\0\0\0")).well();
+
+    let refused = answered(says(b"\0\x01\0\x04\0\0\0\x05"));
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(
+        refused
+            .stderr
+            .contains("could not load the guest (status 5)"),
+        "{refused:?}"
+    );
+
+    let silent = answered(drop);
+    assert_eq!(silent.status.code(), Some(1));
+    assert!(
+        silent.stderr.contains("closed without saying"),
+        "{silent:?}"
+    );
+}
+
+#[test]
+fn a_destination_that_dies_ends_a_replay() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = recorded(folder.path(), Method::None, false);
+    let address = Address::Unix(folder.path().join("destination"));
+    let mut acceptor = Acceptor::bind(&address).expect("a listener");
+    let ended = thread::scope(|scope| {
+        // It has read nothing but the hellos.
+        scope.spawn(move || drop(acceptor.accept().expect("a migration")));
+        replay(&file, &address).end()
+    });
+    assert_eq!(ended.status.code(), Some(1));
+    assert!(ended.stderr.contains("the connection broke"), "{ended:?}");
+}
+
+#[test]
+fn inspect_sees_all_streams_of_a_recording() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = recorded(folder.path(), Method::Zlib, true);
+    let path = file.to_str().expect("text");
+    let text = Multifd::start(["inspect", "--json", path]).end().well();
+    let report: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    let report = &report[0];
+    assert_eq!(report["kind"], "recording");
+    assert_eq!(
+        (&report["packets"], &report["sync"]),
+        (&10.into(), &6.into())
+    );
+    assert_eq!((&report["normal"], &report["zero"]), (&5.into(), &3.into()));
+    assert_eq!(
+        (&report["flush"], &report["methods"][0]),
+        (&3.into(), &"zlib".into())
+    );
+    assert_eq!(report["blocks"][0]["bytes"], 1 << 20);
+    let streams = report["streams"].as_array().expect("streams");
+    assert_eq!(streams.len(), 3);
+    assert_eq!(
+        (&streams[0]["kind"], &streams[0]["packets"]),
+        (&"main".into(), &().into())
+    );
+    assert_eq!(
+        streams
+            .iter()
+            .filter(|stream| stream["packets"] == 5)
+            .count(),
+        2
+    );
+}

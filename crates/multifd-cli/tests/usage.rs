@@ -1,0 +1,195 @@
+//! What is typed, and what is said to it.
+
+mod support;
+
+use std::fs;
+
+use multifd_wire::Method;
+use serde_json::Value;
+use support::made::{Channel, sound};
+use support::{Multifd, send};
+
+/// Exit status 2 is for what was typed, 1 for what became of it.
+fn refused(args: &[&str], status: i32, says: &str) {
+    let ended = Multifd::start(args).end();
+    assert_eq!(ended.status.code(), Some(status), "{args:?}: {ended:?}");
+    assert!(ended.stderr.contains(says), "{args:?}: {}", ended.stderr);
+    assert_eq!(ended.stdout, "", "{args:?}");
+}
+
+#[test]
+fn what_is_wrong_with_a_command_is_said_with_what_to_do() {
+    let relay = [
+        "relay",
+        "--listen",
+        "unix:/tmp/a",
+        "--connect",
+        "unix:/tmp/b",
+    ];
+    let with = |more: &[&'static str]| [&relay[..], more].concat();
+    refused(
+        &["relay", "--listen", "/tmp/a", "--connect", "unix:/tmp/b"],
+        2,
+        "write unix:PATH or tcp:HOST:PORT",
+    );
+    refused(&["relay", "--listen", "unix:/tmp/a"], 2, "--connect <ADDR>");
+    refused(
+        &with(&["--compression", "lz4"]),
+        2,
+        "[possible values: none, zlib, zstd]",
+    );
+    refused(&with(&["--zlib-level", "10"]), 2, "--zlib-level");
+    refused(
+        &with(&["--zlib-level", "9"]),
+        1,
+        "add --compression zlib, or leave it out",
+    );
+    refused(
+        &with(&["--compression", "zlib", "--zstd-level", "9"]),
+        1,
+        "add --compression zstd, or leave it out",
+    );
+    refused(
+        &["receive", "--listen", "tcp:127.0.0.1:0"],
+        2,
+        "--dump <DIR>",
+    );
+    refused(&["inspect"], 2, "<FILE>");
+    refused(
+        &["replay", "/no/such/file", "--connect", "unix:/tmp/b"],
+        1,
+        "cannot replay /no/such/file",
+    );
+    refused(
+        &[
+            "record",
+            "--listen",
+            "tcp:127.0.0.1:0",
+            "--out",
+            "/no/such/folder/f",
+        ],
+        1,
+        "/no/such/folder/f.partial",
+    );
+}
+
+#[test]
+fn an_address_in_use_is_named() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let listen = format!("unix:{}", folder.path().join("s").display());
+    let mut first = Multifd::start(["relay", "--listen", &listen, "--connect", "unix:/tmp/b"]);
+    first.address();
+    refused(
+        &["relay", "--listen", &listen, "--connect", "unix:/tmp/b"],
+        1,
+        &format!("cannot listen on {listen}"),
+    );
+}
+
+#[test]
+fn a_relay_goes_on_after_a_failure_and_tells_of_each_migration() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let images = folder.path().join("ram");
+    let mut receiving = support::receive(&images);
+    let connect = receiving.address().to_string();
+    let listen = format!("unix:{}", folder.path().join("s").display());
+    let mut relay = Multifd::start([
+        "relay",
+        "--json",
+        "--listen",
+        &listen,
+        "--connect",
+        &connect,
+        "--compression",
+        "zlib",
+        "--zlib-level",
+        "9",
+    ]);
+    let address = relay.address();
+    let mut lie = sound(Method::None, false);
+    lie.channels[0][64] ^= 1;
+    send(&lie, &address);
+    assert_eq!(
+        receiving.end().status.code(),
+        Some(1),
+        "its destination has failed with it"
+    );
+
+    let mut receiving = support::receive(&images);
+    receiving.address();
+    send(&sound(Method::None, true), &address);
+    receiving.end().well();
+    let mut line = || serde_json::from_str::<Value>(&relay.result()).expect("JSON");
+    let lines = [line(), line()];
+    assert!(
+        lines[0]["error"]
+            .as_str()
+            .expect("text")
+            .starts_with("channel 0, source side"),
+        "{lines:?}"
+    );
+    assert_eq!(
+        (
+            &lines[1]["channels"],
+            &lines[1]["pages"],
+            &lines[1]["zero_pages"]
+        ),
+        (&2.into(), &5.into(), &3.into())
+    );
+    assert!(
+        lines[1]["ratio"].as_f64().expect("a number") > 1.0,
+        "{lines:?}"
+    );
+}
+
+#[test]
+fn inspect_shows_what_is_readable_and_where_it_ends() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let cut = folder.path().join("cut");
+    let main = folder.path().join("main");
+    let mut bytes = Channel::new(7, Method::None)
+        .sync()
+        .pages(&[(0, 1)], &[4096])
+        .sync()
+        .bytes();
+    bytes.truncate(bytes.len() - 10);
+    fs::write(&cut, &bytes).expect("a file");
+    fs::write(&main, &sound(Method::None, true).main).expect("a file");
+    let (cut, main) = (cut.to_str().expect("text"), main.to_str().expect("text"));
+
+    let ended = Multifd::start(["inspect", "--packets", cut, main]).end();
+    assert_eq!(ended.status.code(), Some(1));
+    let expected = format!(
+        "channel 7, packet 0 at 64: SYNC, number 1\n\
+         channel 7, packet 1 at 1408: number 2, none, block pc.ram, normal 1, zero 1, payload 4096 bytes\n\
+         {cut}: channel 7, packets 2, sync 1, normal 1, zero 1, payload 4096 bytes, method none, page size 4096\n\
+         {main}: main, machine none-10.0, flush 3, eos 3, zero records 0, page records 0, return path\n  \
+         block pc.ram of 1048576 bytes\n"
+    );
+    assert_eq!(ended.stdout, expected);
+    assert!(
+        ended
+            .stderr
+            .contains(&format!("{cut}: channel 7, at offset 6848: ")),
+        "{}",
+        ended.stderr
+    );
+
+    let json = Multifd::start(["inspect", "--json", cut]).end();
+    assert_eq!(json.status.code(), Some(1));
+    let report: Value = serde_json::from_str(&json.stdout).expect("JSON");
+    assert_eq!(
+        (
+            &report[0]["channel"],
+            &report[0]["packets"],
+            &report[0]["blocks"]
+        ),
+        (&7.into(), &2.into(), &Value::Null)
+    );
+    assert!(
+        report[0]["fault"]
+            .as_str()
+            .expect("text")
+            .contains("offset 6848")
+    );
+}
