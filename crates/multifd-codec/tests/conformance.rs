@@ -82,7 +82,7 @@ fn zstd() -> Subject {
 /// The methods that are not built in say so.
 #[test]
 fn methods_without_a_codec() {
-    for method in [Method::Qpl, Method::Uadk, Method::Qatzip] {
+    for method in [Method::Qpl, Method::Uadk, Method::Qatzip, Method::Canned] {
         let encoder = multifd_codec::encoder(method, &Settings::default());
         let decoder = multifd_codec::decoder(method);
         for error in [encoder.err(), decoder.err()] {

@@ -8,7 +8,7 @@ use core::str::FromStr;
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Flags(u32);
 
-/// How a packet's pages are compressed: the methods of QEMU's `multifd-compression`.
+/// How a packet's pages are compressed: the methods of QEMU's `multifd-compression`, and one of our own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Method {
@@ -27,6 +27,9 @@ pub enum Method {
     Uadk,
     /// All pages of a packet in one run of gzip members. QEMU 9.2 and later.
     Qatzip,
+    /// Each page coded in a Huffman table that both ends keep, or left as it is, behind a table of
+    /// lengths. No QEMU knows it: it is spoken between two ends of our own, such as two relays.
+    Canned,
 }
 
 /// The method bits of a flag word name no known method.
@@ -39,7 +42,9 @@ pub struct UnknownMethod {
 
 /// The name given is no compression method's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("no such compression method: it must be one of none, zlib, zstd, qpl, uadk, qatzip")]
+#[error(
+    "no such compression method: it must be one of none, zlib, zstd, qpl, uadk, qatzip, canned"
+)]
 pub struct UnknownMethodName;
 
 impl Flags {
@@ -101,13 +106,14 @@ impl fmt::Debug for Flags {
 
 impl Method {
     /// Every method this crate knows, in the order of their bits.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::None,
         Self::Zlib,
         Self::Zstd,
         Self::Qpl,
         Self::Uadk,
         Self::Qatzip,
+        Self::Canned,
     ];
 
     /// The method's value in a flag word.
@@ -120,10 +126,11 @@ impl Method {
             Self::Qpl => 0x08,
             Self::Uadk => 0x10,
             Self::Qatzip => 0x20,
+            Self::Canned => CANNED,
         }
     }
 
-    /// QEMU's name for the method.
+    /// QEMU's name for the method, or ours for our own.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -133,6 +140,7 @@ impl Method {
             Self::Qpl => "qpl",
             Self::Uadk => "uadk",
             Self::Qatzip => "qatzip",
+            Self::Canned => "canned",
         }
     }
 }
@@ -159,6 +167,9 @@ const SYNC: u32 = 0x01;
 /// Bits 1 to 5. The field was bits 1 to 3 until QEMU 9.1 brought `qpl` and `uadk`, and 9.2
 /// `qatzip`.
 const METHOD: u32 = 0x3e;
+/// Our own value. QEMU gives each of its methods one bit, so a value with all of them set is the
+/// last it could come to use, and a QEMU that is sent it by mistake answers with an error.
+const CANNED: u32 = METHOD;
 /// Bit 6: QEMU 10.0 and later.
 const DEVICE_STATE: u32 = 0x40;
 

@@ -72,7 +72,9 @@ fn packets() {
         (zlib, &[(NEXT_PACKET_SIZE, b"\xff\xff\xff\xff")], payload(u32::MAX, 1, 1 << 20)),
         (zlib, &[(FLAGS, b"\0\0\0\x04"), (NEXT_PACKET_SIZE, b"\0\0\0\0")], payload(0, 1, 1 << 20)),
         (zlib, &[(FLAGS, b"\0\0\0\x20"), (NEXT_PACKET_SIZE, b"\0\0\0\0")], payload(0, 1, 1 << 20)),
-        (zlib, &[(FLAGS, b"\0\0\0\x3e"), (NEXT_PACKET_SIZE, b"\0\0\0\0")], payload(0, 1, 1 << 20)),
+        (zlib, &[(FLAGS, b"\0\0\0\x3c"), (NEXT_PACKET_SIZE, b"\0\0\0\0")], payload(0, 1, 1 << 20)),
+        (zlib, &[(FLAGS, b"\0\0\0\x3e"), (NEXT_PACKET_SIZE, b"\0\0\0\x03")], payload(3, 4, 4 + 4096 + 512)),
+        (zlib, &[(FLAGS, b"\0\0\0\x3e"), (NEXT_PACKET_SIZE, b"\0\0\x12\x05")], payload(4613, 4, 4 + 4096 + 512)),
         (zlib, &[(FLAGS, b"\0\0\0\x08"), (NEXT_PACKET_SIZE, b"\0\0\0\x03")], payload(3, 4, 4 + 4096)),
         (zlib, &[(FLAGS, b"\0\0\0\x10"), (NEXT_PACKET_SIZE, b"\0\0\x10\x05")], payload(4101, 4, 4 + 4096)),
         (device, &[(DEVICE_NEXT_PACKET_SIZE, b"\0\0\0\0")], payload(0, 1, u32::MAX)),
@@ -368,6 +370,7 @@ fn packets_of_our_own() {
         (Method::Zstd, (1 << 20) + 1, 1, 1 << 20),
         (Method::Qpl, 7, 8, 8200),
         (Method::Uadk, 8201, 8, 8200),
+        (Method::Canned, 8713, 8, 8712),
     ] {
         let fault = Fault::PayloadLength {
             found: len,

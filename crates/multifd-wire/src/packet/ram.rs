@@ -423,9 +423,19 @@ fn payload_bounds(
     match method {
         Ok(Method::None) => raw..=raw,
         Ok(Method::Qpl | Method::Uadk) => lengths..=lengths.saturating_add(raw),
+        Ok(Method::Canned) => {
+            lengths
+                ..=lengths
+                    .saturating_add(raw)
+                    .saturating_add(MAX_CANNED_HEAD_LEN)
+        }
         Ok(Method::Zlib | Method::Zstd | Method::Qatzip) | Err(_) => 1..=limit,
     }
 }
+
+/// What a `canned` payload may have before its page lengths: a few numbers, and the code lengths of
+/// a Huffman table, which RFC 1951 never needs more than 290 bytes to write.
+const MAX_CANNED_HEAD_LEN: u32 = 512;
 
 /// Bytes of one page offset.
 pub(crate) const TABLE_ENTRY_LEN: usize = size_of::<u64>();
