@@ -83,6 +83,9 @@ pub struct ReceiveArgs {
     /// A folder without .ram files; it is made if it is missing.
     #[arg(long, value_name = "DIR")]
     pub dump: PathBuf,
+    /// The source has the capability switchover-ack on, and is a QEMU before 11.
+    #[arg(long)]
+    pub switchover_ack: bool,
     /// Print the summary as one JSON object.
     #[arg(long)]
     pub json: bool,
@@ -104,6 +107,9 @@ pub struct RecordArgs {
     /// The file to make; it must not be there yet.
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
+    /// The source has the capability switchover-ack on, and is a QEMU before 11.
+    #[arg(long)]
+    pub switchover_ack: bool,
 }
 
 /// Send a recorded migration to a QEMU which waits for one.

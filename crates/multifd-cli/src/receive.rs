@@ -3,9 +3,9 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use multifd_transport::SourceSettings;
 use multifd_transport::image::Folder;
 use multifd_transport::receive::{ReceiveReport, receive};
-use multifd_wire::Limits;
 use serde::Serialize;
 
 use crate::Outcome;
@@ -16,8 +16,12 @@ use crate::say::{self, Arrived, Progress};
 pub fn run(args: &ReceiveArgs) -> Outcome {
     let folder = Folder::prepare(&args.dump)?;
     let mut acceptor = say::listen(&args.listen)?;
+    let source = SourceSettings {
+        switchover_ack: args.switchover_ack,
+        ..SourceSettings::default()
+    };
     let mut progress = Progress::new();
-    let outcome = receive(&mut acceptor, &folder, Limits::default(), &mut |totals| {
+    let outcome = receive(&mut acceptor, &folder, source, &mut |totals| {
         progress.show(Arrived(totals))
     });
     drop(progress);

@@ -1,7 +1,7 @@
 //! `multifd record`.
 
+use multifd_transport::SourceSettings;
 use multifd_transport::record::{Output, record};
-use multifd_wire::Limits;
 
 use crate::Outcome;
 use crate::args::RecordArgs;
@@ -11,8 +11,12 @@ use crate::say::{self, Arrived, Progress};
 pub fn run(args: &RecordArgs) -> Outcome {
     let output = Output::create(&args.out)?;
     let mut acceptor = say::listen(&args.listen)?;
+    let source = SourceSettings {
+        switchover_ack: args.switchover_ack,
+        ..SourceSettings::default()
+    };
     let mut progress = Progress::new();
-    let outcome = record(&mut acceptor, output, Limits::default(), &mut |totals| {
+    let outcome = record(&mut acceptor, output, source, &mut |totals| {
         progress.show(Arrived(totals))
     });
     drop(progress);

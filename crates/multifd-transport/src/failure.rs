@@ -137,6 +137,12 @@ pub enum SetupFault {
     /// A connection said nothing for [`crate::incoming::HELLO_TIMEOUT`].
     #[error("a connection stayed silent for {} s", crate::incoming::HELLO_TIMEOUT.as_secs())]
     Silent,
+    /// The main channel goes on without its RAM section's setup.
+    #[error("the RAM section's setup did not come within {limit_bytes} bytes of the main channel")]
+    TooLong {
+        /// How many bytes it may take.
+        limit_bytes: usize,
+    },
     /// Two channels with one id.
     #[error("channel id {id} was used twice")]
     ChannelTwice {

@@ -1,13 +1,16 @@
 //! Accepting the connections of one migration: the main channel and all multifd channels.
 //!
-//! A source opens the main connection first, then all multifd connections at once, and sends the first byte of the main channel when all of
-//! them are open (observed with QEMU 7.2 to 11.1). So when that byte is here, every channel is at least waiting to be accepted, and their
-//! number is known although it stands nowhere in the stream. The relay keeps this order when it dials, so it holds behind a relay too.
+//! How many channels there are stands nowhere in the stream. But a source ends the setup part of its RAM section only
+//! when every channel has been opened and has written its hello and a SYNC. So main is read up to there, and every
+//! channel is by then at least waiting to be accepted. (QEMU 8.0 and later open all of them even before main's first
+//! byte; 7.2 with a return path does not.) Nothing that a source does before that point waits for its destination.
+//! The relay passes nothing of main on before, so the rule holds behind a relay too.
 
 use std::io::{self, Read};
 use std::time::{Duration, Instant};
 
-use multifd_wire::{Hello, main_stream};
+use multifd_wire::main_stream::{self, MainEvent, MainReceiver};
+use multifd_wire::{Hello, Limits};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::failure::{Cause, Channel, Failure, Leg, SetupFault};
@@ -27,6 +30,13 @@ const TCP_SETTLE: Duration = Duration::from_millis(20);
 /// How soon to look again at a connection that has sent fewer bytes than tell what it is.
 const PARTIAL_MAGIC_PAUSE: Duration = Duration::from_millis(1);
 
+/// How much of main is read at once before the channels are known.
+const SETUP_PIECE_BYTES: usize = 4 << 10;
+
+/// The most that is kept of main before the channels are known. The list of RAM blocks takes some
+/// hundred bytes; devices that send their state first (virtio-mem) some megabytes.
+const SETUP_LIMIT_BYTES: usize = 64 << 20;
+
 const MAIN_MAGIC: [u8; 4] = main_stream::MAGIC.to_be_bytes();
 /// The record type and major version which every TLS connection begins with (RFC 8446 section 5.1).
 const TLS_HANDSHAKE: [u8; 2] = [0x16, 0x03];
@@ -37,8 +47,10 @@ const MOST_CONNECTIONS: usize = 1 + 256;
 /// All connections of one migration.
 #[derive(Debug)]
 pub struct Incoming {
-    /// The main channel, nothing read yet.
+    /// The main channel.
     pub main: Stream,
+    /// What has been read of it: everything up to some point behind the RAM section's setup.
+    pub main_start: Vec<u8>,
     /// The multifd channels in the order of their ids, which are 0 to N - 1. All belong to one VM.
     pub channels: Vec<IncomingChannel>,
 }
@@ -88,35 +100,88 @@ impl Acceptor {
     /// When a connection is none of a migration, or the channels do not fit together. All of this
     /// migration are closed then, and the next one can be accepted.
     pub fn accept(&mut self) -> Result<Incoming, Failure> {
-        let (main, others) = self.next_group().map_err(unnamed)?;
+        let (main, main_start, others) = self.next_group()?;
         let mut channels = others
             .into_iter()
             .map(read_hello)
             .collect::<Result<Vec<_>, Failure>>()?;
         channels.sort_by_key(|channel| channel.hello.channel);
         check_set(&channels)?;
-        Ok(Incoming { main, channels })
+        Ok(Incoming {
+            main,
+            main_start,
+            channels,
+        })
     }
 
-    /// A main connection which has spoken, and the multifd connections that belong to it.
-    fn next_group(&mut self) -> Result<(Stream, Vec<Stream>), Cause> {
-        let index = self.wait_for_main()?;
-        self.accept_rest().map_err(Cause::Listener)?;
+    /// A main connection with what was read of it, and the multifd connections that belong to it.
+    fn next_group(&mut self) -> Result<(Stream, Vec<u8>, Vec<Stream>), Failure> {
+        let index = self.wait_for_main().map_err(unnamed)?;
         // Over a network, channels may have overtaken their main connection. Behind another one
         // which has not spoken yet they are that one's.
         let overtaken = self.waiting.iter().take(index).all(is_multifd);
         let first = if overtaken { 0 } else { index };
         let main = self.waiting.remove(index);
+        let main_start = self.read_setup(&main);
+        self.accept_rest()
+            .map_err(|error| unnamed(Cause::Listener(error)))?;
         let mut last = index;
         while let Some(stream) = self.waiting.get(last) {
-            match wait_for_kind(stream)? {
+            match wait_for_kind(stream).map_err(unnamed)? {
                 Kind::Multifd => last += 1,
                 Kind::Closed => drop(self.waiting.remove(last)),
                 // The next migration's.
                 Kind::Main | Kind::Unknown(_) => break,
             }
         }
-        Ok((main, self.waiting.drain(first..last).collect()))
+        let channels = self.waiting.drain(first..last).collect();
+        // Only now: the channels of an attempt that has failed here are to go with it.
+        let main_start = main_start.map_err(|cause| Failure {
+            channel: Channel::Main,
+            leg: Leg::Source,
+            block: None,
+            cause,
+        })?;
+        Ok((main, main_start, channels))
+    }
+
+    /// Reads main until the setup part of its RAM section is over. Connections are accepted
+    /// meanwhile: the source may have to wait for that before it goes on.
+    fn read_setup(&mut self, main: &Stream) -> Result<Vec<u8>, Cause> {
+        let mut receiver = MainReceiver::new(Limits::default());
+        let mut start = Vec::new();
+        let mut piece = [0; SETUP_PIECE_BYTES];
+        loop {
+            let room = self.waiting.len() < MOST_CONNECTIONS;
+            let mut sources = vec![PollFd::new(main, PollFlags::IN)];
+            if room {
+                sources.push(PollFd::new(&self.listener, PollFlags::IN));
+            }
+            poll_retrying(&mut sources, None)?;
+            let readable = sources
+                .first()
+                .is_some_and(|main| !main.revents().is_empty());
+            self.accept_waiting().map_err(Cause::Listener)?;
+            if !readable {
+                continue;
+            }
+            let count = main.read_some(&mut piece)?;
+            let mut bytes = piece.get(..count).unwrap_or_default();
+            if bytes.is_empty() {
+                return Err(Cause::Incomplete);
+            }
+            start.extend_from_slice(bytes);
+            if start.len() > SETUP_LIMIT_BYTES {
+                let limit_bytes = SETUP_LIMIT_BYTES;
+                return Err(SetupFault::TooLong { limit_bytes }.into());
+            }
+            while let Some(event) = receiver.push(&mut bytes)? {
+                // A stream without a RAM section has no channels either.
+                if matches!(event, MainEvent::RamEndOfSection | MainEvent::Eof) {
+                    return Ok(start);
+                }
+            }
+        }
     }
 
     /// Waits until a connection shows itself as a main channel; its place in `waiting`.
@@ -337,6 +402,12 @@ mod tests {
     use super::*;
     use std::io::Write;
 
+    /// A main channel up to the end of its RAM section's setup, of one block.
+    const MAIN: &[u8] = b"QEVM\0\0\0\x03\x07\0\0\0\x04none\
+        \x01\0\0\0\x02\x03ram\0\0\0\0\0\0\0\x04\
+        \0\0\0\0\x01\0\0\x04\x06pc.ram\0\0\0\0\x01\0\0\0\
+        \0\0\0\0\0\0\x02\0\0\0\0\0\0\0\0\x10\x7e\0\0\0\x02";
+
     /// Dials and says `bytes`.
     fn dial(acceptor: &Acceptor, bytes: &[u8]) -> Stream {
         dial_at(acceptor.address(), bytes)
@@ -373,17 +444,48 @@ mod tests {
         let (_folder, mut acceptors) = acceptors();
         for acceptor in &mut acceptors {
             let _two = dial(acceptor, &hello(2, 7));
-            let _main = dial(acceptor, b"QEVM");
+            let _main = dial(acceptor, MAIN);
             let _zero = dial(acceptor, &hello(0, 7));
             let _one = dial(acceptor, &hello(1, 7));
             let incoming = acceptor.accept().unwrap();
             let ids: Vec<u8> = incoming.channels.iter().map(|c| c.hello.channel).collect();
             assert_eq!(ids, [0, 1, 2]);
-            assert_eq!(
-                incoming.main.peek(&mut [0; 8]).unwrap(),
-                4,
-                "nothing of main is taken"
+            assert_eq!(incoming.main_start, MAIN);
+        }
+    }
+
+    #[test]
+    fn a_channel_may_come_after_main_has_begun() {
+        let (_folder, mut acceptors) = acceptors();
+        for acceptor in &mut acceptors {
+            let (first, rest) = MAIN.split_at(MAIN.len() - 10);
+            let main = dial(acceptor, first);
+            let address = acceptor.address().clone();
+            std::thread::scope(|scope| {
+                let accepted = scope.spawn(|| acceptor.accept());
+                std::thread::sleep(Duration::from_millis(100));
+                let _channel = dial_at(&address, &hello(0, 1));
+                (&main).write_all(rest).unwrap();
+                assert_eq!(accepted.join().unwrap().unwrap().channels.len(), 1);
+            });
+        }
+    }
+
+    #[test]
+    fn a_source_that_gives_up_in_setup_leaves_nothing_behind() {
+        let (_folder, mut acceptors) = acceptors();
+        for acceptor in &mut acceptors {
+            drop(dial(acceptor, &MAIN[..20]));
+            let _channel = dial(acceptor, &hello(0, 1));
+            let failure = acceptor.accept().unwrap_err();
+            assert!(
+                matches!(failure.cause, Cause::Incomplete),
+                "{}",
+                failure.explain()
             );
+            let _next = (dial(acceptor, MAIN), dial(acceptor, &hello(0, 2)));
+            let incoming = acceptor.accept().unwrap();
+            assert_eq!(incoming.channels[0].hello.uuid, [2; 16]);
         }
     }
 
@@ -394,7 +496,7 @@ mod tests {
             // With the next attempt there already.
             drop(dial(acceptor, b""));
             let _old_channel = dial(acceptor, &hello(0, 1));
-            let _all_at_once = (dial(acceptor, b"QEVM"), dial(acceptor, &hello(0, 2)));
+            let _all_at_once = (dial(acceptor, MAIN), dial(acceptor, &hello(0, 2)));
             let incoming = acceptor.accept().unwrap();
             assert_eq!(incoming.channels.len(), 1);
             assert_eq!(incoming.channels[0].hello.uuid, [2; 16]);
@@ -407,9 +509,9 @@ mod tests {
                 let accepted = scope.spawn(|| acceptor.accept());
                 // The old attempt is to be seen before the new one comes.
                 std::thread::sleep(Duration::from_millis(100));
-                let main = dial_at(&address, b"QE");
+                let main = dial_at(&address, &MAIN[..2]);
                 let _channel = dial_at(&address, &hello(0, 3));
-                (&main).write_all(b"VM").unwrap();
+                (&main).write_all(&MAIN[2..]).unwrap();
                 let incoming = accepted.join().unwrap().unwrap();
                 assert_eq!(incoming.channels.len(), 1);
                 assert_eq!(incoming.channels[0].hello.uuid, [3; 16]);
@@ -421,13 +523,13 @@ mod tests {
     fn migrations_that_wait_together_are_kept_apart() {
         let (_folder, mut acceptors) = acceptors();
         for acceptor in &mut acceptors {
-            let _first = [dial(acceptor, b"QEVM"), dial(acceptor, &hello(0, 1))];
+            let _first = [dial(acceptor, MAIN), dial(acceptor, &hello(0, 1))];
             let silent_main = dial(acceptor, b"");
             let _second = dial(acceptor, &hello(0, 2));
             let incoming = acceptor.accept().unwrap();
             assert_eq!(incoming.channels.len(), 1);
             assert_eq!(incoming.channels[0].hello.uuid, [1; 16]);
-            (&silent_main).write_all(b"QEVM").unwrap();
+            (&silent_main).write_all(MAIN).unwrap();
             let incoming = acceptor.accept().unwrap();
             assert_eq!(incoming.channels.len(), 1);
             assert_eq!(incoming.channels[0].hello.uuid, [2; 16]);
@@ -454,7 +556,7 @@ mod tests {
         ];
         let (_folder, [mut acceptor, _]) = acceptors();
         for (hellos, channel, cause) in cases {
-            let _main = dial(&acceptor, b"QEVM");
+            let _main = dial(&acceptor, MAIN);
             let _channels: Vec<_> = hellos.iter().map(|hello| dial(&acceptor, hello)).collect();
             let failure = acceptor.accept().unwrap_err();
             assert_eq!(failure.channel, channel);
@@ -473,7 +575,7 @@ mod tests {
             failure.explain()
         );
 
-        let _main = dial(&acceptor, b"QEVM");
+        let _main = dial(&acceptor, MAIN);
         let _other = dial(&acceptor, &[b'x'; Hello::LEN]);
         let failure = acceptor.accept().unwrap_err();
         assert!(

@@ -29,3 +29,4 @@ pub use failure::Failure;
 pub use partial::FileError;
 pub use rounds::RoundFault;
 pub use stream::{Listener, Stream};
+pub use taking::SourceSettings;

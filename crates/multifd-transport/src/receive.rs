@@ -16,7 +16,7 @@ use crate::failure::{Cause, Failure};
 use crate::image::{Folder, Image, ImageError, Images};
 use crate::incoming::Acceptor;
 use crate::inlet::{Inlet, Item};
-use crate::taking::{Keeper, Seat, Tally, take};
+use crate::taking::{Keeper, Seat, SourceSettings, Tally, take};
 
 pub use crate::taking::Totals;
 
@@ -64,16 +64,16 @@ pub struct BlockReport {
 pub fn receive(
     acceptor: &mut Acceptor,
     folder: &Folder,
-    limits: Limits,
+    source: SourceSettings,
     progress: &mut dyn FnMut(Totals),
 ) -> Result<ReceiveReport, Failure> {
     let receiver = Receiver {
         folder,
-        limits,
+        limits: source.limits,
         images: OnceLock::new(),
         page_size: OnceLock::new(),
     };
-    let taken = take(acceptor, limits, &receiver, progress)?;
+    let taken = take(acceptor, source, &receiver, progress)?;
     let images = receiver
         .images
         .get()

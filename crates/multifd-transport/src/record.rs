@@ -14,7 +14,7 @@ use crate::failure::{Cause, Channel, Failure, Leg};
 use crate::incoming::Acceptor;
 use crate::partial::{FileError, PartialFile};
 use crate::recording::{Role, Writer};
-use crate::taking::{Keeper, Seat, Tally, take};
+use crate::taking::{Keeper, Seat, SourceSettings, Tally, take};
 
 pub use crate::taking::Totals;
 
@@ -69,18 +69,18 @@ pub struct RecordReport {
 pub fn record(
     acceptor: &mut Acceptor,
     output: Output,
-    limits: Limits,
+    settings: SourceSettings,
     progress: &mut dyn FnMut(Totals),
 ) -> Result<RecordReport, Failure> {
     let file = |source| file_failure(&output, source);
     let writer = Writer::new(BufWriter::new(output.file.file())).map_err(file)?;
     let recorder = Recorder {
         output: &output,
-        limits,
+        limits: settings.limits,
         writer: Mutex::new(writer),
     };
     recorder.writer().open(Role::Main).map_err(file)?;
-    let taken = take(acceptor, limits, &recorder, progress)?;
+    let taken = take(acceptor, settings, &recorder, progress)?;
 
     let mut writer = recorder
         .writer

@@ -1,12 +1,12 @@
 //! Taking a migration without being a QEMU: what receiving and recording have in common.
 //!
 //! All connections are read to their ends at once, one thread each. The main channel says where rounds end, and the
-//! return path is answered as a destination would: PONG for a PING, SWITCHOVER_ACK where a source may wait for it, and at
+//! return path is answered as a destination would: PONG for a PING, SWITCHOVER_ACK where a source waits for it, and at
 //! the end SHUT, with success only when everything has arrived and is kept.
 
 use std::io::{self, Write};
 use std::net::Shutdown;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -24,8 +24,16 @@ use crate::rounds::{RoundFault, Rounds};
 /// The main channel carries little beside multifd, and a guest's whole memory without it.
 const BUFFER_BYTES: usize = 64 << 10;
 
-/// The oldest machine type of a QEMU that knows SWITCHOVER_ACK. An older QEMU fails when it is sent one.
-const ACK_SINCE: (u32, u32) = (8, 1);
+/// What is to be known of a source beforehand.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SourceSettings {
+    /// What it may send.
+    pub limits: Limits,
+    /// It is a QEMU of 8.1 to 10.2 with the capability `switchover-ack`, which it does not tell by itself: it stops a
+    /// running guest only after a SWITCHOVER_ACK. QEMU 11.1 waits only for devices that need time, and fails when it gets
+    /// an answer that it does not wait for.
+    pub switchover_ack: bool,
+}
 
 /// What has arrived so far, over all connections.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -120,20 +128,25 @@ impl Tally {
 /// The first failure of any connection. All are closed then, and a source that listens is told that it failed.
 pub(crate) fn take(
     acceptor: &mut Acceptor,
-    limits: Limits,
+    settings: SourceSettings,
     keeper: &impl Keeper,
     progress: &mut dyn FnMut(Totals),
 ) -> Result<Taken, Failure> {
-    let Incoming { main, channels } = acceptor.accept()?;
+    let Incoming {
+        main,
+        main_start,
+        channels,
+    } = acceptor.accept()?;
     let started = Instant::now();
     let rounds = Rounds::new(channels.len());
     let tally = Tally::default();
     let main = MainChannel {
         stream: &main,
+        start: &main_start,
         keeper,
         rounds: &rounds,
         tally: &tally,
-        answers: Answers::default(),
+        answers: Answers::new(settings.switchover_ack),
     };
     let close_all = || {
         main.answers.refuse(main.stream);
@@ -149,7 +162,7 @@ pub(crate) fn take(
         let (ended, endings) = mpsc::channel();
         let (main, rounds, tally) = (&main, &rounds, &tally);
         let tell = ended.clone();
-        scope.spawn(move || tell.send(main.run(limits)));
+        scope.spawn(move || tell.send(main.run(settings.limits)));
         for (index, IncomingChannel { hello, stream }) in channels.iter().enumerate() {
             let tell = ended.clone();
             let seat = Seat {
@@ -205,6 +218,8 @@ fn sit<K: Keeper>(seat: &Seat<'_>, main: &MainChannel<'_, K>) -> Result<(), Fail
 /// The main channel and its return path.
 struct MainChannel<'a, K> {
     stream: &'a Stream,
+    /// What has been read of it already.
+    start: &'a [u8],
     keeper: &'a K,
     rounds: &'a Rounds,
     tally: &'a Tally,
@@ -235,20 +250,10 @@ impl<K: Keeper> MainChannel<'_, K> {
         let mut outline = Outline::new(limits);
         let mut page = Page::default();
         let mut buffer = vec![0; BUFFER_BYTES];
+        let mut bytes = self.start;
         loop {
-            let count = match self.stream.read_some(&mut buffer) {
-                Ok(count) => count,
-                Err(_) if self.answers.is_settled() => 0,
-                // A source that dies with answers unread resets.
-                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => 0,
-                Err(error) => return Err(error.into()),
-            };
-            if count == 0 {
-                break;
-            }
-            let mut bytes = buffer.get(..count).unwrap_or_default();
             self.keeper.main_bytes(bytes)?;
-            self.tally.bytes_in(count as u64);
+            self.tally.bytes_in(bytes.len() as u64);
             loop {
                 if let Some((index, offset)) = page.place {
                     let mut contents = page.gather(&mut bytes, outline.page_size.bytes());
@@ -277,6 +282,17 @@ impl<K: Keeper> MainChannel<'_, K> {
                     self.rounds.mark().map_err(|fault| blame(fault, culprit))?;
                 }
             }
+            let count = match self.stream.read_some(&mut buffer) {
+                Ok(count) => count,
+                Err(_) if self.answers.is_settled() => 0,
+                // A source that dies with answers unread resets.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => 0,
+                Err(error) => return Err(error.into()),
+            };
+            if count == 0 {
+                break;
+            }
+            bytes = buffer.get(..count).unwrap_or_default();
         }
         match self.answers.is_settled() {
             true => Ok(()),
@@ -401,13 +417,11 @@ impl Page {
 }
 
 /// What is written on the return path.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Answers {
     state: Mutex<AnswerState>,
-    /// SWITCHOVER_ACK has been written.
-    acknowledged: AtomicBool,
-    /// The source is known to understand SWITCHOVER_ACK.
-    understands_ack: AtomicBool,
+    /// The source waits for a SWITCHOVER_ACK.
+    switchover_ack: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -422,32 +436,27 @@ enum AnswerState {
 }
 
 impl Answers {
+    fn new(switchover_ack: bool) -> Self {
+        Self {
+            state: Mutex::default(),
+            switchover_ack,
+        }
+    }
+
     /// Answers what the main channel asks for.
     fn react(&self, event: &MainEvent, stream: &Stream) -> io::Result<()> {
         match event {
             MainEvent::Command(Command::OpenReturnPath) => {
-                self.change(AnswerState::Closed, AnswerState::Open)
+                self.change(AnswerState::Closed, AnswerState::Open);
+                // Nothing here has to be loaded before the guest may stop, so the source is told at once.
+                if self.switchover_ack {
+                    answer(stream, Message::SwitchoverAck)?;
+                }
+                Ok(())
             }
-            MainEvent::Configuration(configuration)
-                if machine_is_since(configuration, ACK_SINCE) =>
-            {
-                self.understands_ack.store(true, Ordering::Relaxed);
+            MainEvent::Command(Command::Ping(value)) if self.state() == AnswerState::Open => {
+                answer(stream, Message::Pong(*value))
             }
-            // Only a QEMU of 8.1 or later writes this mark.
-            MainEvent::Flush => self.understands_ack.store(true, Ordering::Relaxed),
-            _ => {}
-        }
-        if self.state() != AnswerState::Open {
-            return Ok(());
-        }
-        // Nothing here has to be loaded before the guest may stop, so the source is told as soon as it may be.
-        if self.understands_ack.load(Ordering::Relaxed)
-            && !self.acknowledged.swap(true, Ordering::Relaxed)
-        {
-            answer(stream, Message::SwitchoverAck)?;
-        }
-        match event {
-            MainEvent::Command(Command::Ping(value)) => answer(stream, Message::Pong(*value)),
             _ => Ok(()),
         }
     }
@@ -502,14 +511,4 @@ fn answer(mut stream: &Stream, message: Message) -> io::Result<()> {
     let mut bytes = Vec::new();
     message.encode(&mut bytes);
     stream.write_all(&bytes)
-}
-
-/// Whether the machine type names a version, as `pc-q35-10.0` does, and that is `version` or later.
-fn machine_is_since(configuration: &Configuration, version: (u32, u32)) -> bool {
-    let machine = configuration.machine.to_string();
-    machine
-        .rsplit_once('-')
-        .and_then(|(_, version)| version.split_once('.'))
-        .and_then(|(major, minor)| Some((major.parse().ok()?, minor.parse().ok()?)))
-        .is_some_and(|found: (u32, u32)| found >= version)
 }

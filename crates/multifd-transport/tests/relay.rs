@@ -112,17 +112,13 @@ fn main_bytes(return_path: bool) -> Vec<u8> {
     ] {
         bytes.extend_from_slice(part);
     }
-    for part in [
-        b"\x03\0\0\0\x02" as &[u8],
-        &flush,
-        &eos,
-        footer,
-        b"\0\x06\0\0\0\x02{}",
-    ] {
-        bytes.extend_from_slice(part);
-    }
+    bytes.extend(END);
     bytes
 }
+
+/// What follows the setup on the main channel: the RAM section's end, and the description.
+const END: &[u8] = b"\x03\0\0\0\x02\0\0\0\0\0\0\x02\0\0\0\0\0\0\0\0\x10\x7e\0\0\0\x02\
+    \0\x06\0\0\0\x02{}";
 
 fn config(connect: &Address, compression: Method) -> RelayConfig {
     RelayConfig {
@@ -183,8 +179,11 @@ fn take(acceptor: &mut Acceptor, answer: &[u8]) -> Sent {
             })
             .collect();
         // With an answer to give, the source keeps main open until it has it.
-        let mut main = vec![0; main_bytes(!answer.is_empty()).len()];
-        (&incoming.main).read_exact(&mut main).unwrap();
+        let len = main_bytes(!answer.is_empty()).len();
+        let mut main = incoming.main_start;
+        let mut rest = vec![0; len - main.len()];
+        (&incoming.main).read_exact(&mut rest).unwrap();
+        main.append(&mut rest);
         (&incoming.main).write_all(answer).unwrap();
         Sent {
             main,
@@ -325,8 +324,10 @@ fn fails_and_recovers(
 /// Takes migrations until one brings all of `main`. One that failed early may not even be seen here.
 fn take_until_whole(acceptor: &mut Acceptor, main: &[u8]) {
     loop {
-        let incoming = acceptor.accept().unwrap();
-        let mut bytes = Vec::new();
+        let Ok(incoming) = acceptor.accept() else {
+            continue;
+        };
+        let mut bytes = incoming.main_start;
         thread::scope(|scope| {
             for channel in &incoming.channels {
                 scope.spawn(|| (&channel.stream).read_to_end(&mut Vec::new()));
@@ -344,7 +345,7 @@ fn take_until_whole(acceptor: &mut Acceptor, main: &[u8]) {
 fn a_source_that_gives_up_is_no_success() {
     let source = |address: &Address| {
         let mut main = main_bytes(false);
-        main.truncate(main.len() / 2);
+        main.truncate(main.len() - END.len() / 2);
         let mut channel = channel_bytes(0, 2, Method::None);
         channel.truncate(channel.len() - 5000);
         send(
@@ -492,7 +493,8 @@ fn a_stalled_channel_stalls_no_other_and_a_sync_passes_at_once() {
         let small = channel_bytes(1, 0, Method::None);
         let sync_end = Hello::LEN + 320 + 8 * PAGE.pages_per_packet();
         (&only_sync).write_all(&small[..sync_end]).unwrap();
-        (&source_main).write_all(&main[..main.len() / 2]).unwrap();
+        let (main_start, main_rest) = main.split_at(main.len() - END.len() / 2);
+        (&source_main).write_all(main_start).unwrap();
 
         let incoming = destination.accept().unwrap();
         let deadline = Some(Duration::from_secs(10));
@@ -503,14 +505,14 @@ fn a_stalled_channel_stalls_no_other_and_a_sync_passes_at_once() {
             .read_exact(&mut sync)
             .expect("the SYNC passes although channel 0 stalls");
         assert!(sync == small[Hello::LEN..sync_end]);
-        let mut main_start = vec![0; main.len() / 2];
+        let mut rest = vec![0; main_start.len() - incoming.main_start.len()];
         incoming.main.set_read_timeout(deadline).unwrap();
         (&incoming.main)
-            .read_exact(&mut main_start)
+            .read_exact(&mut rest)
             .expect("main passes although channel 0 stalls");
 
         let begun = Instant::now();
-        (&source_main).write_all(&main[main.len() / 2..]).unwrap();
+        (&source_main).write_all(main_rest).unwrap();
         source_main.shutdown(Shutdown::Write).unwrap();
         (&only_sync).write_all(&small[sync_end..]).unwrap();
         only_sync.shutdown(Shutdown::Write).unwrap();

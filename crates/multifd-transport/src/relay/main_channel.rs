@@ -31,6 +31,13 @@ struct Seen {
 }
 
 impl Outline {
+    /// Whether a destination may close a channel in front of a packet. QEMU does so when it has
+    /// the guest: QEMU 8.2 and earlier send an empty packet after the last one that matters.
+    pub(super) fn needs_no_more(&self, packet_has_pages: bool) -> bool {
+        let seen = self.seen();
+        seen.confirmed || seen.complete && !packet_has_pages
+    }
+
     fn see(&self, change: impl FnOnce(&mut Seen)) {
         change(
             &mut self
@@ -48,9 +55,10 @@ impl Outline {
     }
 }
 
-/// Source to destination.
+/// Source to destination. `start` has been read already.
 pub(super) fn forward(
     link: &Link,
+    start: &[u8],
     limits: Limits,
     outline: &Outline,
     counters: &Counters,
@@ -58,6 +66,14 @@ pub(super) fn forward(
     let source = |cause: Cause| (Leg::Source, cause);
     let destination = |error: io::Error| (Leg::Destination, error.into());
     let mut receiver = MainReceiver::new(limits);
+    let mut pass_on = |bytes: &[u8]| {
+        // Before it is passed on: the destination may answer the last byte at once.
+        follow(&mut receiver, bytes, outline);
+        (&link.destination).write_all(bytes).map_err(destination)?;
+        counters.main(bytes.len());
+        Ok(())
+    };
+    pass_on(start)?;
     let mut buffer = vec![0; BUFFER_BYTES];
     loop {
         let count = link
@@ -67,11 +83,7 @@ pub(super) fn forward(
         if count == 0 {
             break;
         }
-        let bytes = buffer.get(..count).unwrap_or_default();
-        // Before it is passed on: the destination may answer the last byte at once.
-        follow(&mut receiver, bytes, outline);
-        (&link.destination).write_all(bytes).map_err(destination)?;
-        counters.main(count);
+        pass_on(buffer.get(..count).unwrap_or_default())?;
     }
     let seen = outline.seen();
     match seen.lost {

@@ -88,8 +88,8 @@ pub(super) fn run(
 ) -> Result<MigrationReport, Failure> {
     let started = Instant::now();
     let channels = incoming.channels.len();
-    // Main first: a destination before QEMU 8.0 takes the first connection for it. All channels before main's first byte: that is how a
-    // receiver knows their number.
+    // Main first: a destination before QEMU 8.0 takes the first connection for it. Nothing is sent on it
+    // before all channels are dialled: that is how a receiver knows their number.
     let main = Link::dial(incoming.main, &config.connect, Channel::Main)?;
     let mut links = Vec::with_capacity(channels);
     for IncomingChannel { hello, stream } in incoming.channels {
@@ -135,11 +135,13 @@ pub(super) fn run(
             block: None,
             cause,
         };
-        let (main, outline, counters) = (&main, &outline, &counters);
+        let (main, start) = (&main, incoming.main_start.as_slice());
+        let (outline, counters) = (&outline, &counters);
         let tell = ended.clone();
         scope.spawn(move || {
             tell.send(
-                main_channel::forward(main, config.limits, outline, counters).map_err(main_failed),
+                main_channel::forward(main, start, config.limits, outline, counters)
+                    .map_err(main_failed),
             )
         });
         let tell = ended.clone();
@@ -147,7 +149,7 @@ pub(super) fn run(
         for pump in pumps {
             let tell = ended.clone();
             scope.spawn(|| drain_back(pump.link));
-            scope.spawn(move || tell.send(pump.run(counters)));
+            scope.spawn(move || tell.send(pump.run(outline, counters)));
         }
         drop(ended);
 
@@ -181,13 +183,17 @@ struct Pump<'s> {
 }
 
 impl Pump<'_> {
-    fn run(mut self, counters: &Counters) -> Result<(), Failure> {
+    fn run(mut self, outline: &Outline, counters: &Counters) -> Result<(), Failure> {
         let mut block = None;
         let (mut bytes_in, mut bytes_out) = (0, 0);
         loop {
-            let went_on = self
-                .pass_on_next(&mut block, counters)
-                .map_err(|(leg, cause)| {
+            let went_on = match self.pass_on_next(&mut block, counters) {
+                Err((Leg::Destination, Cause::Io(error)))
+                    if hung_up(&error) && outline.needs_no_more(block.is_some()) =>
+                {
+                    return self.drain();
+                }
+                other => other.map_err(|(leg, cause)| {
                     let cause = self.plain_cause(leg, cause);
                     Failure {
                         channel: self.channel,
@@ -195,7 +201,8 @@ impl Pump<'_> {
                         block: block.take(),
                         cause,
                     }
-                })?;
+                })?,
+            };
             counters
                 .bytes_in
                 .fetch_add(self.inlet.bytes_in() - bytes_in, Ordering::Relaxed);
@@ -262,6 +269,14 @@ impl Pump<'_> {
         Ok(true)
     }
 
+    /// The destination has the guest and has closed the channel, in front of packets that it does
+    /// not need: the rest is read and forgotten, so that the source can end in peace.
+    fn drain(&self) -> Result<(), Failure> {
+        // However the source ends now, nothing is lost by it.
+        let _ = io::copy(&mut &self.link.source, &mut io::sink());
+        Ok(())
+    }
+
     /// A channel that ends inside a packet is malformed, unless the source has given up the whole migration.
     fn plain_cause(&self, leg: Leg, cause: Cause) -> Cause {
         match cause {
@@ -273,6 +288,12 @@ impl Pump<'_> {
             cause => cause,
         }
     }
+}
+
+/// What writing to a peer that has closed its end looks like.
+fn hung_up(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionReset};
+    matches!(error.kind(), BrokenPipe | ConnectionReset)
 }
 
 /// Destination to source on a multifd channel: QEMU sends nothing there but the end of the stream.
