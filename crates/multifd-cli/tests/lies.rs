@@ -75,7 +75,7 @@ fn lies() -> Vec<Lie> {
         with(All, Method::Zlib, |migration| patch(migration, NEXT_PACKET_SIZE, b"\0\0\0\0"), &[MALFORMED, "0"]),
         with(All, Method::None, |migration| { migration.channels[1] = two_pages(); patch(migration, OFFSETS + 8 + 6, b"\x10") }, &[MALFORMED, "0x1000"]),
         // Payloads.
-        patched(Decoders, FLAGS, b"\0\0\0\x3e", &["channel 1, source side, block pc.ram", "0x3a"]),
+        patched(Decoders, FLAGS, b"\0\0\0\x3a", &["channel 1, source side, block pc.ram", "0x3a"]),
         patched(Decoders, FLAGS, b"\0\0\0\x02", &["channel 1, source side, block pc.ram", "cannot be decoded"]),
         payload(Decoders, 2, 1, &["channel 1, source side, block pc.ram", "cannot be decoded"]),
         payload(Decoders, 1, 2, &["channel 1, source side, block pc.ram", "cannot be decoded"]),
