@@ -1,0 +1,489 @@
+//! A running QEMU.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{OnceLock, mpsc};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::binary::QemuBinary;
+use crate::guest::{Guest, MemoryFault};
+use crate::memory::Ram;
+use crate::migration::{MigrationStatus, Parameters};
+use crate::qmp::{Qmp, QmpError};
+
+/// Guests' memory and sockets: short paths, and never a disk.
+const FOLDER: &str = "/dev/shm";
+
+/// How long a QEMU may take to offer its control socket; loaded machines are slow.
+const START_LIMIT: Duration = Duration::from_secs(20);
+
+/// How often something is looked at that happens by itself.
+const POLL: Duration = Duration::from_millis(3);
+
+/// What can go wrong with a QEMU under test.
+#[derive(Debug, thiserror::Error)]
+pub enum LabError {
+    /// The process could not be started, or its files not be read.
+    #[error("{what}")]
+    Io {
+        /// What was being done.
+        what: &'static str,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// The process has ended.
+    #[error("QEMU ended with {status}, and said: {said}")]
+    Ended {
+        /// How it ended.
+        status: ExitStatus,
+        /// Its standard error.
+        said: String,
+    },
+    /// A QMP command failed.
+    #[error("QEMU said: {said}")]
+    Qmp {
+        /// Its standard error until now.
+        said: String,
+        /// The failure.
+        source: QmpError,
+    },
+    /// Something did not happen in time.
+    #[error("{what} has not come for {limit:?}; last seen: {seen}")]
+    Late {
+        /// What was waited for.
+        what: &'static str,
+        /// For how long.
+        limit: Duration,
+        /// What there was instead.
+        seen: String,
+    },
+    /// The migration did not complete.
+    #[error("the migration {} at the {end}: {}", .status.status, .status.error_desc.as_deref().unwrap_or("no reason given"))]
+    Migration {
+        /// Which end tells.
+        end: &'static str,
+        /// What it tells.
+        status: Box<MigrationStatus>,
+    },
+    /// Memory differs between source and destination.
+    #[error("after the migration {count} pages differ, first page {first}")]
+    Differs {
+        /// Number of differing pages.
+        count: usize,
+        /// The first of them.
+        first: u64,
+    },
+    /// The guest's memory is damaged.
+    #[error(transparent)]
+    Memory(#[from] MemoryFault),
+    /// The guest itself has found a wrong page, or was started anew.
+    #[error("the guest printed {0:?}")]
+    Guest(String),
+}
+
+pub(crate) fn io_error(what: &'static str) -> impl FnOnce(io::Error) -> LabError {
+    move |source| LabError::Io { what, source }
+}
+
+/// How to start a QEMU.
+#[derive(Debug, Clone)]
+pub struct Config {
+    binary: QemuBinary,
+    guest: Guest,
+    machine: String,
+    incoming: bool,
+    paused: bool,
+    uuid: Option<String>,
+}
+
+impl Config {
+    /// A QEMU that runs `guest` on a `q35` machine.
+    #[must_use]
+    pub fn new(binary: &QemuBinary, guest: &Guest) -> Config {
+        Config {
+            binary: binary.clone(),
+            guest: guest.clone(),
+            machine: "q35".to_owned(),
+            incoming: false,
+            paused: false,
+            uuid: None,
+        }
+    }
+
+    /// The machine type. Both ends of a migration need the same; `q35` means each release's newest.
+    #[must_use]
+    pub fn machine(mut self, machine: &str) -> Config {
+        machine.clone_into(&mut self.machine);
+        self
+    }
+
+    /// Wait for a guest to arrive (`-incoming defer`) instead of starting one.
+    #[must_use]
+    pub fn incoming(mut self) -> Config {
+        self.incoming = true;
+        self
+    }
+
+    /// Do not let the guest run until [`Qemu::resume`] (`-S`).
+    #[must_use]
+    pub fn paused(mut self) -> Config {
+        self.paused = true;
+        self
+    }
+
+    /// The machine's UUID, in text form.
+    #[must_use]
+    pub fn uuid(mut self, uuid: &str) -> Config {
+        self.uuid = Some(uuid.to_owned());
+        self
+    }
+
+    /// Starts it.
+    pub fn start(&self) -> Result<Qemu, LabError> {
+        let folder = tempfile::Builder::new()
+            .prefix("qemu-lab-")
+            .tempdir_in(FOLDER)
+            .map_err(io_error("making a folder for a QEMU"))?;
+        let process = self
+            .prepare(folder.path())
+            .map_err(io_error("preparing a guest"))?;
+        let child = spawn(process).map_err(io_error("starting QEMU"))?;
+        let mut starting = Process { child, folder };
+        let qmp = starting.connect()?;
+        let ram =
+            Ram::open(&starting.path("ram")).map_err(io_error("opening the guest's memory"))?;
+        Ok(Qemu {
+            process: starting,
+            qmp,
+            ram,
+            guest: self.guest.clone(),
+            binary: self.binary.clone(),
+        })
+    }
+
+    /// Lays out the files and makes the command line.
+    fn prepare(&self, folder: &Path) -> io::Result<Command> {
+        let file = |name: &str| folder.join(name).display().to_string();
+        let ram = File::create(file("ram"))?;
+        ram.set_len(self.guest.ram_bytes())?;
+        if !self.incoming {
+            self.guest.fill(&ram)?;
+        }
+        fs::write(file("firmware"), self.guest.firmware())?;
+
+        let mib = self.guest.ram_mib;
+        let mut command = tied_to_parent(&self.binary.command());
+        command.args(["-nodefaults", "-no-user-config", "-display", "none"]);
+        // Without ACPI the guest has no tables in its memory but our own program.
+        command.args([
+            "-machine",
+            &format!("{},acpi=off,memory-backend=pc.ram", self.machine),
+        ]);
+        command.args(["-accel", "tcg,tb-size=16", "-m", &format!("{mib}M")]);
+        let backend = format!(
+            "memory-backend-file,id=pc.ram,size={mib}M,share=on,mem-path={}",
+            file("ram")
+        );
+        command.args(["-object", &backend, "-bios", &file("firmware")]);
+        command.args(["-serial", &format!("file:{}", file("serial"))]);
+        command.args(["-qmp", &format!("unix:{},server=on,wait=off", file("qmp"))]);
+        if let Some(uuid) = &self.uuid {
+            command.args(["-uuid", uuid]);
+        }
+        if self.incoming {
+            command.args(["-incoming", "defer"]);
+        }
+        if self.paused {
+            command.arg("-S");
+        }
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(File::create(file("stderr"))?);
+        Ok(command)
+    }
+}
+
+/// A QEMU process with its guest. Dropped, it is killed and its files are gone.
+#[derive(Debug)]
+pub struct Qemu {
+    process: Process,
+    qmp: Qmp,
+    ram: Ram,
+    guest: Guest,
+    binary: QemuBinary,
+}
+
+impl Qemu {
+    /// The program that runs.
+    #[must_use]
+    pub fn binary(&self) -> &QemuBinary {
+        &self.binary
+    }
+
+    /// The guest's memory, as it is now.
+    #[must_use]
+    pub fn ram(&self) -> &Ram {
+        &self.ram
+    }
+
+    /// What the guest has printed in this process.
+    pub fn serial(&self) -> Result<String, LabError> {
+        let text =
+            fs::read(self.process.path("serial")).map_err(io_error("reading the serial port"))?;
+        Ok(String::from_utf8_lossy(&text).into_owned())
+    }
+
+    /// What QEMU has printed on its standard error.
+    #[must_use]
+    pub fn stderr(&self) -> String {
+        self.process.stderr()
+    }
+
+    /// The process id.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.process.child.id()
+    }
+
+    /// A place for a socket of this QEMU's, gone with it.
+    #[must_use]
+    pub fn socket_path(&self, name: &str) -> PathBuf {
+        self.process.path(name)
+    }
+
+    /// Runs a QMP command.
+    pub fn execute(&mut self, command: &str, arguments: Value) -> Result<Value, LabError> {
+        self.qmp
+            .execute(command, arguments)
+            .map_err(|source| match self.process.ended() {
+                Some(ended) => ended,
+                None => LabError::Qmp {
+                    said: self.process.stderr(),
+                    source,
+                },
+            })
+    }
+
+    /// Stops the guest.
+    pub fn stop(&mut self) -> Result<(), LabError> {
+        self.execute("stop", json!({})).map(drop)
+    }
+
+    /// Lets the guest run.
+    pub fn resume(&mut self) -> Result<(), LabError> {
+        self.execute("cont", json!({})).map(drop)
+    }
+
+    /// The state of the machine as QEMU names it: `running`, `paused`, `inmigrate`, `postmigrate`, ...
+    pub fn run_state(&mut self) -> Result<String, LabError> {
+        let answer = self.execute("query-status", json!({}))?;
+        Ok(answer["status"].as_str().unwrap_or_default().to_owned())
+    }
+
+    /// How many passes the guest has completed; it may be running.
+    pub fn pass(&self) -> Result<u32, LabError> {
+        self.guest
+            .pass(&self.ram)
+            .map_err(io_error("reading the guest's memory"))
+    }
+
+    /// Waits until the guest has completed pass number `pass`.
+    pub fn wait_for_pass(&mut self, pass: u32, limit: Duration) -> Result<(), LabError> {
+        let deadline = Instant::now() + limit;
+        loop {
+            let seen = self.pass()?;
+            if seen >= pass {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                let seen = format!("pass {seen}, serial port {:?}", self.serial()?);
+                return Err(LabError::Late {
+                    what: "a pass of the guest",
+                    limit,
+                    seen,
+                });
+            }
+            thread::sleep(POLL);
+        }
+    }
+
+    /// Checks a stopped guest's memory, and that the guest has found nothing wrong itself.
+    pub fn check_guest(&self) -> Result<u32, LabError> {
+        let printed = self.serial()?;
+        if printed.contains('E') || printed.matches('S').count() > 1 {
+            return Err(LabError::Guest(printed));
+        }
+        Ok(self.guest.check_memory(&self.ram)?.pass)
+    }
+
+    /// Sets capabilities and parameters of this end; before [`Qemu::listen`] or [`Qemu::migrate`].
+    pub fn set_migration(&mut self, parameters: &Parameters) -> Result<(), LabError> {
+        self.execute("migrate-set-capabilities", parameters.capabilities())?;
+        self.execute("migrate-set-parameters", parameters.parameters())
+            .map(drop)
+    }
+
+    /// Listens for a guest at `unix:PATH` or `tcp:HOST:PORT`. Gives the address that it really listens at: port 0 is any free one.
+    pub fn listen(&mut self, uri: &str) -> Result<String, LabError> {
+        let mut arguments = json!({ "uri": uri });
+        if self.binary.release() >= (9, 1) {
+            // Older ones exit when a migration fails.
+            arguments["exit-on-error"] = false.into();
+        }
+        self.execute("migrate-incoming", arguments)?;
+        if !uri.starts_with("tcp:") {
+            return Ok(uri.to_owned());
+        }
+        let status = self.execute("query-migrate", json!({}))?;
+        let address = &status["socket-address"][0];
+        match (address["host"].as_str(), address["port"].as_str()) {
+            (Some(host), Some(port)) => Ok(format!("tcp:{host}:{port}")),
+            _ => Ok(uri.to_owned()),
+        }
+    }
+
+    /// Begins to send the guest to an address.
+    pub fn migrate(&mut self, uri: &str) -> Result<(), LabError> {
+        self.execute("migrate", json!({ "uri": uri })).map(drop)
+    }
+
+    /// Gives the migration up.
+    pub fn cancel_migration(&mut self) -> Result<(), LabError> {
+        self.execute("migrate_cancel", json!({})).map(drop)
+    }
+
+    /// Where the migration stands.
+    pub fn migration(&mut self) -> Result<MigrationStatus, LabError> {
+        let answer = self.execute("query-migrate", json!({}))?;
+        serde_json::from_value(answer).map_err(|error| LabError::Qmp {
+            said: self.process.stderr(),
+            source: error.into(),
+        })
+    }
+
+    /// Waits until the migration has completed, failed or been cancelled, and gives its last status.
+    pub fn wait_migration(&mut self, limit: Duration) -> Result<MigrationStatus, LabError> {
+        let deadline = Instant::now() + limit;
+        loop {
+            let status = self.migration()?;
+            if status.is_final() {
+                return Ok(status);
+            }
+            if Instant::now() > deadline {
+                let seen = format!("{status:?}, {}", self.process.stderr());
+                return Err(LabError::Late {
+                    what: "the end of the migration",
+                    limit,
+                    seen,
+                });
+            }
+            thread::sleep(POLL);
+        }
+    }
+}
+
+/// The process and its files. The process is killed before the files go.
+#[derive(Debug)]
+struct Process {
+    child: Child,
+    folder: TempDir,
+}
+
+impl Process {
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn stderr(&self) -> String {
+        fs::read(self.path("stderr"))
+            .map(|text| String::from_utf8_lossy(&text).trim().to_owned())
+            .unwrap_or_default()
+    }
+
+    /// The error for a process that has ended.
+    fn ended(&mut self) -> Option<LabError> {
+        // A process closes its sockets a moment before it can be waited for.
+        for _ in 0..10 {
+            if let Ok(Some(status)) = self.child.try_wait() {
+                return Some(LabError::Ended {
+                    status,
+                    said: self.stderr(),
+                });
+            }
+            thread::sleep(POLL);
+        }
+        None
+    }
+
+    fn connect(&mut self) -> Result<Qmp, LabError> {
+        let deadline = Instant::now() + START_LIMIT;
+        loop {
+            match Qmp::connect(&self.path("qmp")) {
+                Ok(qmp) => return Ok(qmp),
+                Err(QmpError::Io(_)) if Instant::now() < deadline => {}
+                Err(source) => {
+                    return Err(LabError::Qmp {
+                        said: self.stderr(),
+                        source,
+                    });
+                }
+            }
+            if let Ok(Some(status)) = self.child.try_wait() {
+                return Err(LabError::Ended {
+                    status,
+                    said: self.stderr(),
+                });
+            }
+            thread::sleep(POLL);
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // A QEMU that hangs in a broken migration takes notice of nothing else. It may also have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The command, run so that Linux kills it when the thread that has started it ends.
+fn tied_to_parent(command: &Command) -> Command {
+    let mut tied = Command::new("setpriv");
+    tied.args(["--pdeathsig", "KILL"])
+        .arg(command.get_program())
+        .args(command.get_args());
+    tied.envs(
+        command
+            .get_envs()
+            .filter_map(|(name, value)| Some((name, value?))),
+    );
+    tied
+}
+
+/// Starts a process from a thread that lives as long as this process, so that a QEMU never outlives a killed test.
+fn spawn(command: Command) -> io::Result<Child> {
+    type Request = (Command, mpsc::Sender<io::Result<Child>>);
+    static SPAWNER: OnceLock<mpsc::Sender<Request>> = OnceLock::new();
+    let spawner = SPAWNER.get_or_init(|| {
+        let (sender, receiver) = mpsc::channel::<Request>();
+        thread::spawn(move || {
+            for (mut command, answer) in receiver {
+                // Whoever asked waits for the answer, so it can be delivered.
+                let _ = answer.send(command.spawn());
+            }
+        });
+        sender
+    });
+    let gone = || io::Error::other("the thread that starts processes is gone");
+    let (answer, result) = mpsc::channel();
+    spawner.send((command, answer)).map_err(|_| gone())?;
+    result.recv().map_err(|_| gone())?
+}

@@ -1,0 +1,40 @@
+//! The tiny guest on every QEMU.
+
+use std::time::Duration;
+
+use qemu_lab::{Config, Guest, Part, QemuBinary, Version, require};
+
+const LIMIT: Duration = Duration::from_secs(20);
+
+fn runs(version: Version) {
+    if !require(Part::Qemu(version)) {
+        return;
+    }
+    let binary = QemuBinary::find(version).unwrap();
+    let mut qemu = Config::new(&binary, &Guest::default()).start().unwrap();
+    qemu.wait_for_pass(20, LIMIT).unwrap();
+    qemu.stop().unwrap();
+    let pass = qemu.check_guest().unwrap();
+    assert!(pass >= 20);
+    assert!(
+        qemu.serial().unwrap().starts_with("S."),
+        "{:?}",
+        qemu.serial()
+    );
+    assert_eq!(qemu.stderr(), "");
+}
+
+#[test]
+fn runs_on_qemu_7_2() {
+    runs(Version::V7_2);
+}
+
+#[test]
+fn runs_on_qemu_10_0() {
+    runs(Version::V10_0);
+}
+
+#[test]
+fn runs_on_qemu_11_1() {
+    runs(Version::V11_1);
+}
