@@ -28,6 +28,13 @@ impl QemuBinary {
             .or_else(|| Self::from_system().filter(|found| found.release() == version.number()))
     }
 
+    /// The QEMU of a release, for a test that cannot do without it: see [`require`](crate::require()).
+    #[must_use]
+    #[track_caller]
+    pub fn require(version: Version) -> Option<Self> {
+        crate::require(Part::Qemu(version)).then(|| Self::find(version))?
+    }
+
     /// Every QEMU of this machine, oldest release first.
     #[must_use]
     pub fn all() -> Vec<Self> {

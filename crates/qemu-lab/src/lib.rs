@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod binary;
+mod chain;
 mod firmware;
 mod guest;
 mod memory;
@@ -12,6 +13,7 @@ mod qemu;
 mod qmp;
 
 pub use binary::QemuBinary;
+pub use chain::{Chain, Hop, HopReport};
 pub use guest::{Guest, MemoryFault, PAGE, Progress};
 pub use memory::{Ram, compare_ram};
 pub use migration::{MigrationStatus, Parameters, RamStatus};

@@ -64,12 +64,14 @@ pub enum LabError {
         seen: String,
     },
     /// The migration did not complete.
-    #[error("the migration {} at the {end}: {}", .status.status, .status.error_desc.as_deref().unwrap_or("no reason given"))]
+    #[error("the migration {} at the {end}: {} ({said})", .status.status, .status.error_desc.as_deref().unwrap_or("no reason given"))]
     Migration {
         /// Which end tells.
         end: &'static str,
         /// What it tells.
         status: Box<MigrationStatus>,
+        /// What both processes have printed.
+        said: String,
     },
     /// Memory differs between source and destination.
     #[error("after the migration {count} pages differ, first page {first}")]
@@ -164,6 +166,7 @@ impl Config {
             ram,
             guest: self.guest.clone(),
             binary: self.binary.clone(),
+            incoming: self.incoming,
         })
     }
 
@@ -218,6 +221,7 @@ pub struct Qemu {
     ram: Ram,
     guest: Guest,
     binary: QemuBinary,
+    incoming: bool,
 }
 
 impl Qemu {
@@ -231,6 +235,12 @@ impl Qemu {
     #[must_use]
     pub fn ram(&self) -> &Ram {
         &self.ram
+    }
+
+    /// The file behind the guest's memory.
+    #[must_use]
+    pub fn ram_path(&self) -> PathBuf {
+        self.process.path("ram")
     }
 
     /// What the guest has printed in this process.
@@ -317,7 +327,9 @@ impl Qemu {
     /// Checks a stopped guest's memory, and that the guest has found nothing wrong itself.
     pub fn check_guest(&self) -> Result<u32, LabError> {
         let printed = self.serial()?;
-        if printed.contains('E') || printed.matches('S').count() > 1 {
+        // A guest that has come from elsewhere has started there.
+        let starts = usize::from(!self.incoming);
+        if printed.contains('E') || printed.matches('S').count() > starts {
             return Err(LabError::Guest(printed));
         }
         Ok(self.guest.check_memory(&self.ram)?.pass)

@@ -2,15 +2,14 @@
 
 use std::time::Duration;
 
-use qemu_lab::{Config, Guest, Part, QemuBinary, Version, require};
+use qemu_lab::{Config, Guest, QemuBinary, Version};
 
 const LIMIT: Duration = Duration::from_secs(20);
 
 fn runs(version: Version) {
-    if !require(Part::Qemu(version)) {
+    let Some(binary) = QemuBinary::require(version) else {
         return;
-    }
-    let binary = QemuBinary::find(version).unwrap();
+    };
     let mut qemu = Config::new(&binary, &Guest::default()).start().unwrap();
     qemu.wait_for_pass(20, LIMIT).unwrap();
     qemu.stop().unwrap();
