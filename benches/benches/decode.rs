@@ -14,7 +14,7 @@ fn decode(criterion: &mut Criterion) {
             group.bench_function(corpus.name, |bench| {
                 // Both ends of one stream advance together; only the receiving one is timed.
                 let mut encoder = encoder(method, &Settings::default()).unwrap();
-                let mut decoder = decoder(method).unwrap();
+                let mut decoder = decoder(method, &Settings::default()).unwrap();
                 let mut arrived = vec![0; corpus.bytes.len()];
                 bench.iter_batched(
                     || {

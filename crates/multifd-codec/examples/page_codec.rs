@@ -33,7 +33,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     // One of each for a channel: they keep the stream from packet to packet.
     let mut encoder = encoder(method, &Settings::default())?;
-    let mut decoder = decoder(method)?;
+    let mut decoder = decoder(method, &Settings::default())?;
     let mut payload = Vec::new();
     let mut payload_bytes = 0;
     for packet in normal.chunks(page_size.bytes() * page_size.pages_per_packet()) {

@@ -2,7 +2,7 @@
 
 use multifd_wire::{Method, PageSize};
 
-use crate::{DecodeError, Decoder, EncodeError, Encoder, Pages};
+use crate::{Backend, DecodeError, Decoder, EncodeError, Encoder, Engine, Pages, PathCounts};
 
 /// The longest payload a stock QEMU takes: it reads every payload into a buffer of 1 MiB and, up to 10.0 at least, does
 /// not check that it fits. The largest packet is half of that before compression.
@@ -12,7 +12,17 @@ pub const MAX_PAYLOAD_BYTES: usize = 1 << 20;
 pub(crate) trait WritePayload: Send {
     const METHOD: Method;
 
-    fn write_payload(&mut self, pages: &Pages<'_>, out: &mut Vec<u8>) -> Result<(), EncodeError>;
+    /// Also says which way the pages went.
+    fn write_payload(
+        &mut self,
+        pages: &Pages<'_>,
+        out: &mut Vec<u8>,
+    ) -> Result<PathCounts, EncodeError>;
+
+    /// See [`Encoder::backend`].
+    fn backend(&self) -> Backend {
+        Backend::new(Engine::Plain)
+    }
 }
 
 /// What a method does to read a payload. `pages` is at least one whole page.
@@ -24,16 +34,39 @@ pub(crate) trait ReadPayload: Send {
         payload: &[u8],
         page_size: PageSize,
         pages: &mut [u8],
-    ) -> Result<(), DecodeError>;
+    ) -> Result<PathCounts, DecodeError>;
+
+    /// See [`Decoder::backend`].
+    fn backend(&self) -> Backend {
+        Backend::new(Engine::Plain)
+    }
 }
 
-/// One direction of one channel. The stream is gone after its first error, so that nothing can be read out of, or
-/// appended to, a stream with a hole in it.
-pub(crate) struct Channel<S>(Option<S>);
+/// One direction of one channel. After the stream's first error nothing can be read out of, or appended to it: it has a
+/// hole.
+pub(crate) struct Channel<S> {
+    stream: S,
+    is_whole: bool,
+    counts: PathCounts,
+}
 
 impl<S> Channel<S> {
     pub(crate) const fn new(stream: S) -> Self {
-        Self(Some(stream))
+        Self {
+            stream,
+            is_whole: true,
+            counts: PathCounts::raw(0),
+        }
+    }
+
+    /// Whether the stream is whole. It is not from now on, until the packet at hand has gone well.
+    fn begin(&mut self) -> bool {
+        std::mem::replace(&mut self.is_whole, false)
+    }
+
+    fn end(&mut self, counts: PathCounts) {
+        self.counts += counts;
+        self.is_whole = true;
     }
 }
 
@@ -45,14 +78,25 @@ impl<S: WritePayload> Encoder for Channel<S> {
     fn encode(&mut self, pages: &Pages<'_>, out: &mut Vec<u8>) -> Result<(), EncodeError> {
         out.clear();
         let method = S::METHOD;
-        let mut stream = self.0.take().ok_or(EncodeError::Poisoned { method })?;
+        if !self.begin() {
+            return Err(EncodeError::Poisoned { method });
+        }
+        let mut counts = PathCounts::default();
         // A packet without normal pages has no payload, and its compression stream does not notice it.
         if !pages.is_empty() {
-            stream.write_payload(pages, out)?;
+            counts = self.stream.write_payload(pages, out)?;
             check_payload_len(out.len())?;
         }
-        self.0 = Some(stream);
+        self.end(counts);
         Ok(())
+    }
+
+    fn backend(&self) -> Backend {
+        self.stream.backend()
+    }
+
+    fn counts(&self) -> PathCounts {
+        self.counts
     }
 }
 
@@ -68,17 +112,28 @@ impl<S: ReadPayload> Decoder for Channel<S> {
         pages: &mut [u8],
     ) -> Result<(), DecodeError> {
         let method = S::METHOD;
-        let mut stream = self.0.take().ok_or(DecodeError::Poisoned { method })?;
+        if !self.begin() {
+            return Err(DecodeError::Poisoned { method });
+        }
         Pages::private(pages, page_size).map_err(DecodeError::Buffer)?;
+        let mut counts = PathCounts::default();
         if !pages.is_empty() {
-            stream.read_payload(payload, page_size, pages)?;
+            counts = self.stream.read_payload(payload, page_size, pages)?;
         } else if !payload.is_empty() {
             return Err(DecodeError::Trailing {
                 found: payload.len(),
             });
         }
-        self.0 = Some(stream);
+        self.end(counts);
         Ok(())
+    }
+
+    fn backend(&self) -> Backend {
+        self.stream.backend()
+    }
+
+    fn counts(&self) -> PathCounts {
+        self.counts
     }
 }
 
@@ -105,9 +160,9 @@ mod tests {
 
         fn write_payload(
             &mut self,
-            _pages: &Pages<'_>,
+            pages: &Pages<'_>,
             out: &mut Vec<u8>,
-        ) -> Result<(), EncodeError> {
+        ) -> Result<PathCounts, EncodeError> {
             match self.0.remove(0) {
                 0 => Err(EncodeError::Library {
                     method: Method::Zlib,
@@ -115,7 +170,7 @@ mod tests {
                 }),
                 len => {
                     out.resize(len, 1);
-                    Ok(())
+                    Ok(PathCounts::software(pages.len()))
                 }
             }
         }
@@ -156,6 +211,7 @@ mod tests {
             encode(&mut channel),
             Err(EncodeError::Library { .. })
         ));
+        assert_eq!(channel.counts(), PathCounts::software(1));
         for _ in 0..2 {
             assert!(matches!(
                 encode(&mut channel),

@@ -3,8 +3,11 @@
 //! Channel, direction and block are not known here: who calls adds them.
 
 use std::error::Error;
+use std::sync::Arc;
 
 use multifd_wire::Method;
+
+use crate::Accel;
 
 /// An encoder could not turn pages into a payload. It stays refused from then on: its stream has a hole.
 #[derive(Debug, thiserror::Error)]
@@ -111,6 +114,16 @@ pub enum Unsupported {
     Method {
         /// The method asked for.
         method: Method,
+    },
+    /// The method is spoken here, but not with the accelerator asked for.
+    #[error("no {accel} for the {method} method: {reason}")]
+    Accel {
+        /// The method asked for.
+        method: Method,
+        /// Who was to compute.
+        accel: Accel,
+        /// Why that is not to be had.
+        reason: Arc<str>,
     },
     /// The compression library would not be set up.
     #[error("the {method} library refuses its settings")]

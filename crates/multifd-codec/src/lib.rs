@@ -24,7 +24,7 @@
 //! let mut encoder = encoder(Method::Zlib, &Settings::default())?;
 //! let mut payload = Vec::new();
 //! // ... and what its receiver keeps.
-//! let mut decoder = decoder(Method::Zlib)?;
+//! let mut decoder = decoder(Method::Zlib, &Settings::default())?;
 //!
 //! for content in [1, 2, 3] {
 //!     let sent = vec![content; 16 * PageSize::K4.bytes()];
@@ -68,6 +68,7 @@
 pub mod deflate;
 pub mod detect;
 
+mod accel;
 mod channel;
 mod error;
 mod none;
@@ -77,10 +78,11 @@ mod zero;
 mod zlib;
 mod zstd;
 
+pub use accel::{Accel, Backend, Engine, Huffman, PathCounts, UnknownWord};
 pub use channel::MAX_PAYLOAD_BYTES;
 pub use error::{DecodeError, EncodeError, Unsupported};
 pub use page::{GuestPage, Pages, PagesError};
-pub use settings::{Level, LevelError, Settings, ZlibLevel, ZstdLevel};
+pub use settings::{Level, LevelError, Settings, Streams, StreamsError, ZlibLevel, ZstdLevel};
 pub use zero::is_zero;
 
 use multifd_wire::{Method, PageSize};
@@ -103,6 +105,14 @@ pub trait Encoder: Send {
     /// See [`EncodeError`]. After any error the encoder only ever answers [`EncodeError::Poisoned`], and what `out`
     /// holds means nothing.
     fn encode(&mut self, pages: &Pages<'_>, out: &mut Vec<u8>) -> Result<(), EncodeError>;
+
+    /// What does the work now, and why nothing better does: an accelerator may have been given up on the way.
+    fn backend(&self) -> Backend {
+        Backend::new(Engine::Plain)
+    }
+
+    /// Which way the pages went, of all packets that went well.
+    fn counts(&self) -> PathCounts;
 }
 
 /// Turns payloads into packets of pages: the receiving direction of one channel.
@@ -125,6 +135,14 @@ pub trait Decoder: Send {
         page_size: PageSize,
         pages: &mut [u8],
     ) -> Result<(), DecodeError>;
+
+    /// As [`Encoder::backend`].
+    fn backend(&self) -> Backend {
+        Backend::new(Engine::Plain)
+    }
+
+    /// As [`Encoder::counts`].
+    fn counts(&self) -> PathCounts;
 }
 
 /// An encoder for one channel.
@@ -141,12 +159,12 @@ pub fn encoder(method: Method, settings: &Settings) -> Result<Box<dyn Encoder>, 
     })
 }
 
-/// A decoder for one channel.
+/// A decoder for one channel. It reads whatever settings a peer has encoded with.
 ///
 /// # Errors
 ///
 /// [`Unsupported`] when nothing here reads the method.
-pub fn decoder(method: Method) -> Result<Box<dyn Decoder>, Unsupported> {
+pub fn decoder(method: Method, _settings: &Settings) -> Result<Box<dyn Decoder>, Unsupported> {
     Ok(match method {
         Method::None => Box::new(Channel::new(none::Raw)),
         Method::Zlib => Box::new(Channel::new(zlib::Inflate::new())),

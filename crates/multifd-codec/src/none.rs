@@ -3,7 +3,7 @@
 use multifd_wire::{Method, PageSize};
 
 use crate::channel::{ReadPayload, WritePayload};
-use crate::{DecodeError, EncodeError, Pages};
+use crate::{DecodeError, EncodeError, Pages, PathCounts};
 
 /// Both directions: there is no state.
 pub(crate) struct Raw;
@@ -11,9 +11,13 @@ pub(crate) struct Raw;
 impl WritePayload for Raw {
     const METHOD: Method = Method::None;
 
-    fn write_payload(&mut self, pages: &Pages<'_>, out: &mut Vec<u8>) -> Result<(), EncodeError> {
+    fn write_payload(
+        &mut self,
+        pages: &Pages<'_>,
+        out: &mut Vec<u8>,
+    ) -> Result<PathCounts, EncodeError> {
         pages.append_to(out);
-        Ok(())
+        Ok(PathCounts::raw(pages.len()))
     }
 }
 
@@ -23,9 +27,9 @@ impl ReadPayload for Raw {
     fn read_payload(
         &mut self,
         payload: &[u8],
-        _page_size: PageSize,
+        page_size: PageSize,
         pages: &mut [u8],
-    ) -> Result<(), DecodeError> {
+    ) -> Result<PathCounts, DecodeError> {
         if payload.len() != pages.len() {
             return Err(DecodeError::Length {
                 found: payload.len(),
@@ -33,6 +37,6 @@ impl ReadPayload for Raw {
             });
         }
         pages.copy_from_slice(payload);
-        Ok(())
+        Ok(PathCounts::raw(pages.len() / page_size.bytes()))
     }
 }

@@ -1,8 +1,10 @@
-//! What an operator chooses for an encoder.
+//! What an operator chooses for a codec.
 
 use std::fmt;
 
-/// What an encoder is made with. Decoders need none of it.
+use crate::{Accel, Huffman};
+
+/// What a codec is made with. A decoder looks at [`Settings::accel`] only: what it reads is the sender's choice.
 ///
 /// ```
 /// use multifd_codec::{Settings, ZlibLevel};
@@ -18,6 +20,72 @@ pub struct Settings {
     pub zlib_level: ZlibLevel,
     /// QEMU's `multifd-zstd-level`.
     pub zstd_level: ZstdLevel,
+    /// Who computes.
+    pub accel: Accel,
+    /// The Huffman code where an accelerated deflate has the choice.
+    pub huffman: Huffman,
+    /// Independent streams in the channel, for methods and engines that can make them.
+    pub streams: Streams,
+}
+
+/// How many runs a packet's pages are split into, each of which is compressed by itself, at the same time as the
+/// others: 1..=128, by default 1. With fewer pages than runs each page is one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Streams(u8);
+
+impl Streams {
+    /// The most there can be: one for each page of 4 KiB of a packet.
+    pub const MAX: Self = Self(128);
+
+    /// Checks a number of streams.
+    ///
+    /// # Errors
+    ///
+    /// [`StreamsError`] when it is 0 or over [`Streams::MAX`].
+    pub const fn new(streams: u8) -> Result<Self, StreamsError> {
+        if streams == 0 || streams > Self::MAX.0 {
+            return Err(StreamsError {
+                found: streams,
+                allowed: Self::MAX.0,
+            });
+        }
+        Ok(Self(streams))
+    }
+
+    /// The number.
+    #[must_use]
+    pub const fn value(self) -> usize {
+        self.0 as usize
+    }
+
+    /// The lengths of the runs that so many pages are split into, in order: as many as there are streams or pages,
+    /// and no two of them differ by more than one page.
+    pub fn runs(self, pages: usize) -> impl Iterator<Item = usize> {
+        let runs = self.value().min(pages);
+        (0..runs).map(move |run| pages / runs + usize::from(run < pages % runs))
+    }
+}
+
+impl Default for Streams {
+    fn default() -> Self {
+        Self(1)
+    }
+}
+
+impl fmt::Display for Streams {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A number of streams that a channel cannot have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{found} streams in a channel, but there are 1 to {allowed}")]
+pub struct StreamsError {
+    /// The number asked for.
+    pub found: u8,
+    /// The highest number there is.
+    pub allowed: u8,
 }
 
 /// 0..=9, by default 1. Level 0 stores, 9 is the smallest and slowest.
@@ -84,6 +152,25 @@ pub struct LevelError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn runs_are_as_even_as_can_be() {
+        let runs = |streams, pages| {
+            let runs = Streams::new(streams).unwrap().runs(pages);
+            runs.collect::<Vec<_>>()
+        };
+        assert_eq!(runs(1, 128), [128]);
+        assert_eq!(runs(3, 8), [3, 3, 2]);
+        assert_eq!(runs(16, 3), [1, 1, 1]);
+        assert_eq!(runs(16, 0), []);
+        for streams in 1..=Streams::MAX.0 {
+            for pages in 1..=128 {
+                assert_eq!(runs(streams, pages).iter().sum::<usize>(), pages);
+            }
+        }
+        assert!(Streams::new(0).is_err());
+        assert!(Streams::new(129).is_err());
+    }
 
     #[test]
     fn levels_are_qemus() {

@@ -13,7 +13,7 @@ use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, 
 use multifd_wire::{Method, PageSize};
 
 use crate::channel::{ReadPayload, WritePayload, check_payload_len};
-use crate::{DecodeError, EncodeError, Pages, ZlibLevel};
+use crate::{DecodeError, EncodeError, Pages, PathCounts, ZlibLevel};
 
 /// The sending direction.
 pub(crate) struct Deflate {
@@ -33,7 +33,11 @@ impl Deflate {
 impl WritePayload for Deflate {
     const METHOD: Method = Method::Zlib;
 
-    fn write_payload(&mut self, pages: &Pages<'_>, out: &mut Vec<u8>) -> Result<(), EncodeError> {
+    fn write_payload(
+        &mut self,
+        pages: &Pages<'_>,
+        out: &mut Vec<u8>,
+    ) -> Result<PathCounts, EncodeError> {
         let mut input = pages.gather(&mut self.copy);
         out.reserve(expected_bound(input.len()));
         loop {
@@ -48,7 +52,7 @@ impl WritePayload for Deflate {
             // Room left over is deflate's sign that the flush is complete.
             if out.len() < out.capacity() {
                 debug_assert!(input.is_empty());
-                return Ok(());
+                return Ok(PathCounts::software(pages.len()));
             }
             check_payload_len(out.len())?;
             out.reserve(expected_bound(input.len()));
@@ -100,9 +104,9 @@ impl ReadPayload for Inflate {
     fn read_payload(
         &mut self,
         payload: &[u8],
-        _page_size: PageSize,
+        page_size: PageSize,
         pages: &mut [u8],
-    ) -> Result<(), DecodeError> {
+    ) -> Result<PathCounts, DecodeError> {
         let expected = pages.len();
         let mut input = payload;
         let mut found = 0;
@@ -129,7 +133,7 @@ impl ReadPayload for Inflate {
         if !input.is_empty() {
             return Err(DecodeError::Trailing { found: input.len() });
         }
-        Ok(())
+        Ok(PathCounts::software(expected / page_size.bytes()))
     }
 }
 

@@ -13,7 +13,7 @@ use zstd_safe::zstd_sys::ZSTD_EndDirective;
 use zstd_safe::{CCtx, CParameter, DCtx, DParameter, InBuffer, OutBuffer};
 
 use crate::channel::{ReadPayload, WritePayload, check_payload_len};
-use crate::{DecodeError, EncodeError, Pages, Unsupported, ZstdLevel};
+use crate::{DecodeError, EncodeError, Pages, PathCounts, Unsupported, ZstdLevel};
 
 /// The sending direction.
 pub(crate) struct Compress {
@@ -37,7 +37,11 @@ impl Compress {
 impl WritePayload for Compress {
     const METHOD: Method = Method::Zstd;
 
-    fn write_payload(&mut self, pages: &Pages<'_>, out: &mut Vec<u8>) -> Result<(), EncodeError> {
+    fn write_payload(
+        &mut self,
+        pages: &Pages<'_>,
+        out: &mut Vec<u8>,
+    ) -> Result<PathCounts, EncodeError> {
         let bytes = pages.gather(&mut self.copy);
         let mut input = InBuffer::around(bytes);
         out.reserve(zstd_safe::compress_bound(bytes.len()));
@@ -52,7 +56,7 @@ impl WritePayload for Compress {
                     source: Box::new(ZstdError(code)),
                 })?;
             if pending == 0 {
-                return Ok(());
+                return Ok(PathCounts::software(pages.len()));
             }
             check_payload_len(out.len() + pending)?;
             out.reserve(pending);
@@ -134,7 +138,7 @@ impl ReadPayload for Decompress {
         payload: &[u8],
         page_size: PageSize,
         pages: &mut [u8],
-    ) -> Result<(), DecodeError> {
+    ) -> Result<PathCounts, DecodeError> {
         let expected = pages.len();
         let mut input = InBuffer::around(payload);
         let mut output = OutBuffer::around(pages);
@@ -153,7 +157,8 @@ impl ReadPayload for Decompress {
                 return Err(DecodeError::TooShort { found, expected });
             }
         }
-        self.read_tail(&mut input, expected, !ended)
+        self.read_tail(&mut input, expected, !ended)?;
+        Ok(PathCounts::software(expected / page_size.bytes()))
     }
 }
 

@@ -25,6 +25,7 @@ macro_rules! conformance {
                 both_ends_name_their_method
                 round_trip
                 one_page
+                pages_are_counted
                 full_batches_of_the_worst_pages
                 zero_pages
                 an_empty_batch_leaves_the_stream_alone
@@ -84,7 +85,7 @@ fn zstd() -> Subject {
 fn methods_without_a_codec() {
     for method in [Method::Qpl, Method::Uadk, Method::Qatzip, Method::Canned] {
         let encoder = multifd_codec::encoder(method, &Settings::default());
-        let decoder = multifd_codec::decoder(method);
+        let decoder = multifd_codec::decoder(method, &Settings::default());
         for error in [encoder.err(), decoder.err()] {
             assert_eq!(
                 error.unwrap().to_string(),

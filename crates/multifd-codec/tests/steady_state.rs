@@ -65,7 +65,7 @@ fn carries_without_allocating(method: Method) {
         })
         .collect();
     let mut encoder = encoder(method, &Settings::default()).unwrap();
-    let mut decoder = decoder(method).unwrap();
+    let mut decoder = decoder(method, &Settings::default()).unwrap();
     let mut payload = Vec::new();
     let mut arrived = vec![0; page_size.bytes() * count];
     for round in 0..20 {

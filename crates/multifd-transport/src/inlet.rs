@@ -2,7 +2,7 @@
 
 use std::io::{self, Read};
 
-use multifd_codec::Decoder;
+use multifd_codec::{Decoder, Settings};
 use multifd_wire::{ChannelReceiver, Event, Hello, Limits, Method, Packet, RamPacket};
 
 use crate::Stream;
@@ -16,6 +16,7 @@ use crate::failure::Cause;
 pub struct Inlet<'s> {
     stream: &'s Stream,
     receiver: ChannelReceiver,
+    settings: Settings,
     /// The method of the channel's first packet with a payload, and its decoder once one was needed.
     method: Option<Method>,
     decoder: Option<Box<dyn Decoder>>,
@@ -44,17 +45,23 @@ pub enum Item {
 }
 
 impl<'s> Inlet<'s> {
-    /// An inlet on a connection whose hello has been read.
+    /// An inlet on a connection whose hello has been read. Its pages are decoded with `settings`.
     ///
     /// # Errors
     /// When the hello breaks the rules of the format.
-    pub fn new(stream: &'s Stream, hello: &Hello, limits: Limits) -> Result<Self, Cause> {
+    pub fn new(
+        stream: &'s Stream,
+        hello: &Hello,
+        limits: Limits,
+        settings: Settings,
+    ) -> Result<Self, Cause> {
         let mut receiver = ChannelReceiver::new(limits);
         let bytes = hello.to_bytes();
         receiver.push(&mut bytes.as_slice())?;
         Ok(Inlet {
             stream,
             receiver,
+            settings,
             method: None,
             decoder: None,
             head: Vec::new(),
@@ -119,7 +126,7 @@ impl<'s> Inlet<'s> {
         }
         let decoder = match &mut self.decoder {
             Some(decoder) => decoder,
-            none => none.insert(multifd_codec::decoder(method)?),
+            none => none.insert(multifd_codec::decoder(method, &self.settings)?),
         };
         let payload = space(
             &mut self.payload,

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::time::Duration;
 
+use multifd_codec::Settings;
 use multifd_wire::main_stream::MainEvent;
 use multifd_wire::{BlockName, Limits, Packet, PageSize};
 
@@ -127,7 +128,7 @@ impl Receiver<'_> {
 
 impl Keeper for Receiver<'_> {
     fn channel(&self, seat: &Seat<'_>, block: &mut Option<BlockName>) -> Result<(), Cause> {
-        let mut inlet = Inlet::new(seat.stream, seat.hello, self.limits)?;
+        let mut inlet = Inlet::new(seat.stream, seat.hello, self.limits, Settings::default())?;
         let mut in_round = false;
         let mut counted = 0;
         loop {

@@ -20,7 +20,7 @@ const EMPTY_BLOCK: &[u8] = &[0, 0, 0, 0xff, 0xff];
 const SYNC_MARK: &[u8] = &[0, 0, 0xff, 0xff];
 
 fn ours() -> Box<dyn Decoder> {
-    decoder(Method::Zlib).unwrap()
+    decoder(Method::Zlib, &Settings::default()).unwrap()
 }
 
 fn page_size(bytes: u32) -> PageSize {

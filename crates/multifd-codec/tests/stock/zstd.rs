@@ -10,7 +10,7 @@ use crate::pages::{Random, packet};
 const PAGE: usize = PageSize::K4.bytes();
 
 fn ours() -> Box<dyn Decoder> {
-    decoder(Method::Zstd).unwrap()
+    decoder(Method::Zstd, &Settings::default()).unwrap()
 }
 
 /// One channel of a stock receiver: a page stops at a frame's end, and what is left behind the last page is not looked

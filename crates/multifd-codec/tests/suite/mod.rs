@@ -22,7 +22,7 @@ impl Subject {
     }
 
     fn decoder(&self) -> Box<dyn Decoder> {
-        decoder(self.method).unwrap()
+        decoder(self.method, &Settings::default()).unwrap()
     }
 
     fn channel(&self, page_size: PageSize) -> Channel {
@@ -83,6 +83,17 @@ pub fn round_trip(subject: &Subject) {
         let pages = 1 + random.below(PageSize::K4.pages_per_packet());
         channel.carry(&packet(&mut random, pages, 4096));
     }
+}
+
+/// Each page that arrives has gone one of the ways, at both ends.
+pub fn pages_are_counted(subject: &Subject) {
+    let mut random = Random::new(12);
+    let mut channel = subject.channel(PageSize::K4);
+    for pages in [3, 0, 5] {
+        channel.carry(&packet(&mut random, pages, 4096));
+    }
+    assert_eq!(channel.encoder.counts().total(), 8);
+    assert_eq!(channel.decoder.counts().total(), 8);
 }
 
 pub fn one_page(subject: &Subject) {

@@ -26,7 +26,7 @@ pub struct RelayConfig {
     pub connect: Address,
     /// The method which it writes towards `connect`.
     pub compression: Method,
-    /// How that method is driven.
+    /// How that method is driven, and who computes on both legs.
     pub settings: Settings,
     /// What it accepts from a source.
     pub limits: Limits,

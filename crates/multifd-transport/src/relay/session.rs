@@ -107,7 +107,8 @@ pub(super) fn run(
                 cause,
             }
         };
-        let inlet = Inlet::new(&link.source, hello, config.limits).map_err(failed(Leg::Source))?;
+        let inlet = Inlet::new(&link.source, hello, config.limits, config.settings)
+            .map_err(failed(Leg::Source))?;
         let encoder = multifd_codec::encoder(config.compression, &config.settings)
             .map_err(|error| failed(Leg::Destination)(error.into()))?;
         let outlet =

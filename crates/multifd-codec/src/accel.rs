@@ -1,0 +1,314 @@
+//! Who computes: the second axis beside the method.
+//!
+//! The method is what is on the wire and both ends have to agree on it. Who makes it is each end's own affair, is
+//! chosen when the codec is made ([`Accel`]), and can be asked for at any time afterwards ([`Backend`],
+//! [`PathCounts`]): hardware that was hoped for and is not there, or that has failed on the way, is always visible.
+
+use std::fmt;
+use std::ops::{Add, AddAssign};
+use std::str::FromStr;
+use std::sync::Arc;
+
+/// Who is to compute: QEMU's proposed `multifd-compression-accel`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Accel {
+    /// Nobody but the method's ordinary library, as a stock QEMU has it.
+    #[default]
+    None,
+    /// This crate's own deflate, on several processors if there are several streams.
+    Software,
+    /// libqpl: the hardware if it is there, else its software path.
+    Qpl,
+    /// libqpl's hardware path or nothing. A page which the device refuses is still done in software, and counted.
+    QplHardware,
+    /// libqpl's software path or nothing.
+    QplSoftware,
+    /// The best that this machine has for the method.
+    Auto,
+}
+
+impl Accel {
+    /// All of them.
+    pub const ALL: [Self; 6] = [
+        Self::None,
+        Self::Software,
+        Self::Qpl,
+        Self::QplHardware,
+        Self::QplSoftware,
+        Self::Auto,
+    ];
+
+    /// The name on a command line.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Software => "software",
+            Self::Qpl => "qpl",
+            Self::QplHardware => "qpl-hardware",
+            Self::QplSoftware => "qpl-software",
+            Self::Auto => "auto",
+        }
+    }
+}
+
+impl fmt::Display for Accel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+impl FromStr for Accel {
+    type Err = UnknownWord;
+
+    fn from_str(word: &str) -> Result<Self, UnknownWord> {
+        let found = Self::ALL.into_iter().find(|accel| accel.as_str() == word);
+        found.ok_or_else(|| UnknownWord {
+            found: word.to_owned(),
+            allowed: "none, software, qpl, qpl-hardware, qpl-software or auto",
+        })
+    }
+}
+
+/// The Huffman code of an accelerated deflate.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Huffman {
+    /// The format's own code: the fastest, and the largest result.
+    #[default]
+    Fixed,
+    /// A code made from each piece: smaller, at two or three times the work.
+    Dynamic,
+}
+
+impl Huffman {
+    /// The name on a command line.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Fixed => "fixed",
+            Self::Dynamic => "dynamic",
+        }
+    }
+}
+
+impl fmt::Display for Huffman {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+impl FromStr for Huffman {
+    type Err = UnknownWord;
+
+    fn from_str(word: &str) -> Result<Self, UnknownWord> {
+        match word {
+            "fixed" => Ok(Self::Fixed),
+            "dynamic" => Ok(Self::Dynamic),
+            _ => Err(UnknownWord {
+                found: word.to_owned(),
+                allowed: "fixed or dynamic",
+            }),
+        }
+    }
+}
+
+/// A word that names no choice.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{found:?} is not {allowed}")]
+pub struct UnknownWord {
+    /// The word.
+    pub found: String,
+    /// What it could have been.
+    pub allowed: &'static str,
+}
+
+/// What a codec works with, and why with nothing better.
+///
+/// [`Display`](fmt::Display) is short enough for a part of a line, such as `qpl-software (no IAA: idxd module not
+/// loaded)`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Backend {
+    engine: Engine,
+    reason: Option<Arc<str>>,
+}
+
+impl Backend {
+    /// What was asked for.
+    #[must_use]
+    pub const fn new(engine: Engine) -> Self {
+        Self {
+            engine,
+            reason: None,
+        }
+    }
+
+    /// Less than what could have been, and why.
+    #[must_use]
+    pub fn because(engine: Engine, reason: impl Into<Arc<str>>) -> Self {
+        Self {
+            engine,
+            reason: Some(reason.into()),
+        }
+    }
+
+    /// What does the work.
+    #[must_use]
+    pub const fn engine(&self) -> Engine {
+        self.engine
+    }
+
+    /// Why nothing better does it, where something better was asked for.
+    #[must_use]
+    pub fn reason(&self) -> Option<&str> {
+        self.reason.as_deref()
+    }
+}
+
+impl fmt::Display for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.reason {
+            Some(reason) => write!(f, "{} ({reason})", self.engine),
+            None => self.engine.fmt(f),
+        }
+    }
+}
+
+/// What does the work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Engine {
+    /// The method's ordinary library.
+    Plain,
+    /// This crate's own deflate.
+    Software,
+    /// An IAA, through libqpl.
+    QplHardware,
+    /// libqpl's software path.
+    QplSoftware,
+}
+
+impl Engine {
+    /// The name in reports.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Plain => "plain",
+            Self::Software => "software",
+            Self::QplHardware => "qpl-hardware",
+            Self::QplSoftware => "qpl-software",
+        }
+    }
+}
+
+impl fmt::Display for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// How many pages went which way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct PathCounts {
+    /// Compressed or decompressed by an accelerator.
+    pub hardware: u64,
+    /// Compressed or decompressed by a processor.
+    pub software: u64,
+    /// Carried as they are.
+    pub raw: u64,
+}
+
+impl PathCounts {
+    /// `pages` that an accelerator did.
+    #[must_use]
+    pub const fn hardware(pages: usize) -> Self {
+        Self {
+            hardware: pages as u64,
+            software: 0,
+            raw: 0,
+        }
+    }
+
+    /// `pages` that a processor did.
+    #[must_use]
+    pub const fn software(pages: usize) -> Self {
+        Self {
+            hardware: 0,
+            software: pages as u64,
+            raw: 0,
+        }
+    }
+
+    /// `pages` that nobody did.
+    #[must_use]
+    pub const fn raw(pages: usize) -> Self {
+        Self {
+            hardware: 0,
+            software: 0,
+            raw: pages as u64,
+        }
+    }
+
+    /// All pages.
+    #[must_use]
+    pub const fn total(self) -> u64 {
+        self.hardware
+            .saturating_add(self.software)
+            .saturating_add(self.raw)
+    }
+}
+
+impl Add for PathCounts {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            hardware: self.hardware.saturating_add(other.hardware),
+            software: self.software.saturating_add(other.software),
+            raw: self.raw.saturating_add(other.raw),
+        }
+    }
+}
+
+impl AddAssign for PathCounts {
+    fn add_assign(&mut self, other: Self) {
+        *self = *self + other;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_read_as_they_are_printed() {
+        for accel in Accel::ALL {
+            assert_eq!(accel.to_string().parse(), Ok(accel));
+        }
+        for huffman in [Huffman::Fixed, Huffman::Dynamic] {
+            assert_eq!(huffman.to_string().parse(), Ok(huffman));
+        }
+        let error = "qat".parse::<Accel>().unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "\"qat\" is not none, software, qpl, qpl-hardware, qpl-software or auto"
+        );
+    }
+
+    #[test]
+    fn a_backend_says_why_it_is_no_better() {
+        let better = Backend::new(Engine::QplHardware);
+        assert_eq!(better.to_string(), "qpl-hardware");
+        let reason = "no IAA: idxd module not loaded";
+        let lesser = Backend::because(Engine::QplSoftware, reason);
+        assert_eq!(lesser.to_string(), format!("qpl-software ({reason})"));
+    }
+
+    #[test]
+    fn counts_add_up() {
+        let mut counts = PathCounts::hardware(1) + PathCounts::software(2);
+        counts += PathCounts::raw(4);
+        assert_eq!(counts.total(), 7);
+    }
+}
