@@ -122,7 +122,8 @@ fn answered(answer: impl FnOnce(Incoming) + Send) -> Ended {
     thread::scope(|scope| {
         scope.spawn(move || {
             let incoming = acceptor.accept().expect("a migration");
-            let mut main = vec![0; sound(Method::None, true).main.len()];
+            let whole = sound(Method::None, true).main.len();
+            let mut main = vec![0; whole - incoming.main_start.len()];
             (&incoming.main).read_exact(&mut main).expect("all of main");
             for channel in &incoming.channels {
                 (&channel.stream)
@@ -166,7 +167,7 @@ fn a_destination_that_dies_ends_a_replay() {
     let address = Address::Unix(folder.path().join("destination"));
     let mut acceptor = Acceptor::bind(&address).expect("a listener");
     let ended = thread::scope(|scope| {
-        // It has read nothing but the hellos.
+        // It has read no more than the hellos and the setup.
         scope.spawn(move || drop(acceptor.accept().expect("a migration")));
         replay(&file, &address).end()
     });
