@@ -163,7 +163,7 @@ fn the_destination_has_the_last_word() {
 #[test]
 fn a_destination_that_dies_ends_a_replay() {
     let folder = tempfile::tempdir().expect("a folder");
-    let file = recorded(folder.path(), Method::None, false);
+    let file = recorded(folder.path(), Method::None, true);
     let address = Address::Unix(folder.path().join("destination"));
     let mut acceptor = Acceptor::bind(&address).expect("a listener");
     let ended = thread::scope(|scope| {
@@ -172,7 +172,12 @@ fn a_destination_that_dies_ends_a_replay() {
         replay(&file, &address).end()
     });
     assert_eq!(ended.status.code(), Some(1));
-    assert!(ended.stderr.contains("the connection broke"), "{ended:?}");
+    // It depends on how much the sockets have taken when it dies.
+    let said = ["the connection broke", "closed without saying"];
+    assert!(
+        said.iter().any(|said| ended.stderr.contains(said)),
+        "{ended:?}"
+    );
 }
 
 #[test]
