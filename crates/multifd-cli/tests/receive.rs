@@ -69,8 +69,7 @@ fn a_switchover_ack_on_demand() {
     let listen = format!("unix:{}", folder.path().join("s").display());
     let dump = folder.path().join("ram");
     let arguments = ["receive", "--switchover-ack", "--listen", &listen, "--dump"];
-    let mut receiving =
-        Multifd::start(&[&arguments[..], &[dump.to_str().expect("UTF-8")]].concat());
+    let mut receiving = Multifd::start([&arguments[..], &[dump.to_str().expect("UTF-8")]].concat());
     let back = send(&sound(Method::None, true), &receiving.address());
     receiving.end().well();
     assert_eq!(back, [&ACK[..], &PONG, &SHUT_WELL].concat());

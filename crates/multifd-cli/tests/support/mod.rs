@@ -72,6 +72,17 @@ impl Multifd {
         self.stdout.next().expect("a result")
     }
 
+    /// Waits for the next line that it says beside its results.
+    pub fn complaint(&mut self) -> String {
+        self.stderr.next().expect("a complaint")
+    }
+
+    /// Ends it at once.
+    pub fn kill(&mut self) {
+        self.child.kill().expect("a child");
+        self.child.wait().expect("a child");
+    }
+
     /// Waits for its end.
     pub fn end(mut self) -> Ended {
         let deadline = Instant::now() + DEADLINE;
