@@ -8,7 +8,7 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use qemu_lab::{Chain, Config, Guest, Hop, Parameters, Qemu, QemuBinary, Version};
+use qemu_lab::{Chain, Config, Guest, Hop, LabError, Parameters, Qemu, QemuBinary, Version};
 
 use multifd_wire::{ChannelReceiver, Event, Hello, Limits};
 
@@ -109,14 +109,22 @@ impl Lab {
         thread::sleep(Duration::from_millis(500));
         let hop = Hop::to(&self.binary, &Self::parameters());
         let name = self.folder.path().join("destination");
-        let near = self.near.address.clone();
-        self.chain
-            .hop_via(&hop, |listening| {
+        let deadline = Instant::now() + LIMIT;
+        loop {
+            let hopped = self.chain.hop_via(&hop, |listening| {
                 let _ = std::fs::remove_file(&name);
                 symlink(listening.strip_prefix("unix:").unwrap(), &name).unwrap();
-                near
-            })
-            .unwrap_or_else(|error| panic!("{}: {error}", self.binary));
+                self.near.address.clone()
+            });
+            match hopped {
+                Ok(_) => return,
+                // Or it refuses the next one for as long as that takes.
+                Err(LabError::Qmp { .. }) if Instant::now() < deadline => {
+                    thread::sleep(Duration::from_millis(100));
+                }
+                Err(error) => panic!("{}: {error:?}", self.binary),
+            }
+        }
     }
 }
 
