@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+mod multifd;
 mod verbs;
 
 use std::path::{Path, PathBuf};
@@ -26,8 +27,17 @@ enum Verb {
     Detect,
     /// Fetch the real parts from Debian into target/parts; the system stays as it is
     Setup(verbs::setup::Arguments),
+    /// Move a running guest through two relays, and check that it arrives whole
+    Demo(verbs::demo::Arguments),
     /// Run every test, and list by name what could not run here
     Test,
+    /// Measure, beside what it is to be compared with
+    #[command(subcommand)]
+    Bench(verbs::bench::Bench),
+    /// Record anew the migration that demo replays where there is no QEMU
+    Recording,
+    /// Run the fuzzers
+    Fuzz(verbs::fuzz::Arguments),
     /// Formatting, lints, documentation, the line of crates
     Check,
 }
@@ -36,6 +46,10 @@ fn main() -> ExitCode {
     let outcome = match Arguments::parse().verb {
         Verb::Detect => verbs::detect::run(),
         Verb::Setup(arguments) => verbs::setup::run(&arguments),
+        Verb::Demo(arguments) => verbs::demo::run(&arguments),
+        Verb::Bench(bench) => verbs::bench::run(&bench),
+        Verb::Recording => verbs::recording::run(),
+        Verb::Fuzz(arguments) => verbs::fuzz::run(&arguments),
         Verb::Test => verbs::test::run(),
         Verb::Check => verbs::check::run(),
     };

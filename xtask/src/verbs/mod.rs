@@ -1,6 +1,10 @@
 //! One file per verb.
 
+pub mod bench;
 pub mod check;
+pub mod demo;
 pub mod detect;
+pub mod fuzz;
+pub mod recording;
 pub mod setup;
 pub mod test;

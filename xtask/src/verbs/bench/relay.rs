@@ -1,0 +1,131 @@
+//! `cargo xtask bench relay`: what two relays in `none` mode cost between two QEMUs on the loopback.
+
+use std::path::Path;
+
+use qemu_lab::{Chain, Guest, Hop, HopReport, Parameters, QemuBinary, SETUP_COMMAND, Version};
+
+use crate::Result;
+use crate::multifd::{self, RelayPair};
+
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// How many migrations of each kind, in turn
+    #[arg(long, default_value_t = 5)]
+    runs: usize,
+    /// The guest's memory in MiB, three quarters of it in use
+    #[arg(long, default_value_t = 1024)]
+    memory: u32,
+    #[arg(long, default_value_t = 8)]
+    channels: u8,
+    /// Connect by tcp on the loopback instead of unix sockets
+    #[arg(long)]
+    tcp: bool,
+}
+
+/// A relay pair is to carry at least this part of what the QEMUs reach without it.
+const LEAST_PART: f64 = 0.6;
+
+/// A relay is to have at most this resident, with 8 channels.
+const MOST_RESIDENT_KIB: u64 = 64 << 10;
+
+pub fn run(arguments: &Arguments) -> Result<()> {
+    let binary = QemuBinary::find(Version::V10_0)
+        .or_else(|| QemuBinary::all().into_iter().next())
+        .ok_or_else(|| format!("no QEMU here; to have one: {SETUP_COMMAND}"))?;
+    let program = multifd::build()?;
+    let guest = Guest {
+        ram_mib: arguments.memory,
+        counters: 256,
+        blinkers: 0,
+        still: arguments.memory * 192,
+        ..Guest::default()
+    };
+    let parameters = Parameters {
+        return_path: true,
+        ..Parameters::multifd(arguments.channels, "none")
+    };
+    let mut chain = Chain::start(&binary, &guest, "q35")?;
+    // The guest fills its memory before its first pass; what is measured is the sending of it.
+    chain
+        .current()
+        .wait_for_pass(2, std::time::Duration::from_secs(300))?;
+    let hop = Hop {
+        tcp: arguments.tcp,
+        ..Hop::to(&binary, &parameters)
+    };
+
+    let (mut plain, mut through, mut resident) = (Vec::new(), Vec::new(), 0);
+    for run in 1..=arguments.runs {
+        plain.push(megabytes_per_second(&chain.hop(&hop)?));
+        let (report, peak_kib) = hop_through_relays(&mut chain, &hop, &program)?;
+        through.push(megabytes_per_second(&report));
+        resident = resident.max(peak_kib);
+        println!(
+            "run {run}: {:.0} MB/s without relays, {:.0} MB/s through two",
+            plain[run - 1],
+            through[run - 1]
+        );
+    }
+    let part = median(&mut through) / median(&mut plain);
+    println!();
+    println!(
+        "{binary}, guest of {} MiB, {} channels, {}:",
+        arguments.memory,
+        arguments.channels,
+        if arguments.tcp { "tcp" } else { "unix" }
+    );
+    println!("    without relays   {}", spread(&mut plain));
+    println!("    through two      {}", spread(&mut through));
+    println!(
+        "    that is {:.0} % (at least {:.0} % is the aim)",
+        part * 100.0,
+        LEAST_PART * 100.0
+    );
+    println!(
+        "    peak resident memory of a relay: {resident} KiB (at most {MOST_RESIDENT_KIB} is the aim)"
+    );
+    if part < LEAST_PART || resident > MOST_RESIDENT_KIB {
+        return Err("the aim was missed".into());
+    }
+    Ok(())
+}
+
+fn hop_through_relays(
+    chain: &mut Chain,
+    hop: &Hop<'_>,
+    program: &Path,
+) -> Result<(HopReport, u64)> {
+    let folder = tempfile::tempdir()?;
+    let mut started = Err("the migration did not begin".into());
+    let report = chain.hop_via(hop, |destination| {
+        started = RelayPair::start(program, folder.path(), destination, "none", &[]);
+        match &started {
+            Ok(pair) => pair.address.clone(),
+            Err(_) => format!("unix:{}", folder.path().join("nobody").display()),
+        }
+    });
+    let pair = started?;
+    let report = report?;
+    Ok((report, pair.peak_resident_kib()?))
+}
+
+/// What the source has sent in the time that it took, setup aside.
+fn megabytes_per_second(report: &HopReport) -> f64 {
+    let source = &report.source;
+    let milliseconds = source.total_time.saturating_sub(source.setup_time).max(1);
+    source.ram.transferred as f64 / 1e3 / milliseconds as f64
+}
+
+fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+fn spread(values: &mut [f64]) -> String {
+    let median = median(values);
+    let (least, most) = (
+        values.first().unwrap_or(&median),
+        values.last().unwrap_or(&median),
+    );
+    format!("{median:.0} MB/s (median; {least:.0} to {most:.0})")
+}

@@ -1,0 +1,188 @@
+//! `cargo xtask demo`: a running guest moves through two relays. Without a QEMU, a recorded migration does.
+
+use std::fs;
+use std::path::Path;
+use std::time::Instant;
+
+use qemu_lab::{Chain, Guest, Hop, HopReport, Parameters, QemuBinary, SETUP_COMMAND};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+use crate::Result;
+use crate::multifd::{self, Multifd, RelayPair};
+use crate::verbs::recording;
+
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// Replay the recorded migration even if there is a QEMU
+    #[arg(long)]
+    replay: bool,
+}
+
+pub fn run(arguments: &Arguments) -> Result<()> {
+    println!("Building the multifd command ...");
+    let program = multifd::build()?;
+    match newest_qemu() {
+        Some(binary) if !arguments.replay => live(&program, &binary),
+        Some(_) => replay(&program),
+        None => {
+            println!(
+                "No QEMU here (to have some: {SETUP_COMMAND}), so a recorded migration is replayed."
+            );
+            replay(&program)
+        }
+    }
+}
+
+fn newest_qemu() -> Option<QemuBinary> {
+    QemuBinary::all()
+        .into_iter()
+        .max_by_key(QemuBinary::version)
+}
+
+fn live(program: &Path, binary: &QemuBinary) -> Result<()> {
+    // Half of the memory is in use, and some thousand pages change every second: the migration takes several rounds.
+    let guest = Guest {
+        ram_mib: 512,
+        counters: 3000,
+        blinkers: 500,
+        still: 60_000,
+        pages_per_tick: 100,
+        ..Guest::default()
+    };
+    let parameters = Parameters {
+        return_path: true,
+        ..Parameters::multifd(4, "none")
+    };
+    println!(
+        "{binary}: booting a guest of {} MiB under TCG that writes up to {} pages a second ...",
+        guest.ram_mib,
+        guest.pages_per_tick * 100
+    );
+    let mut chain = Chain::start(binary, &guest, "q35")?;
+    let hop = Hop::to(binary, &parameters);
+
+    println!("Migrating it to a second QEMU, without relays ...");
+    let plain = chain.hop(&hop)?;
+
+    println!("Migrating it on to a third one, through two relays with zlib between them ...");
+    let folder = tempfile::tempdir()?;
+    let mut relays = None;
+    let through = chain.hop_via(&hop, |destination| {
+        match RelayPair::start(program, folder.path(), destination, "zlib", &["--once"]) {
+            Ok(pair) => {
+                let address = pair.address.clone();
+                relays = Some(Ok(pair));
+                address
+            }
+            // Nobody listens there, so the migration fails, and this is the reason that is given.
+            Err(error) => {
+                relays = Some(Err(error));
+                format!("unix:{}", folder.path().join("nobody").display())
+            }
+        }
+    });
+    let relays = relays.ok_or("the migration did not begin")??;
+    let through = through?;
+    let [near, _] = relays.end()?;
+    chain
+        .current()
+        .wait_for_pass(through.pass + 2, std::time::Duration::from_secs(60))?;
+
+    println!();
+    println!(
+        "                        total ms  downtime ms   pages sent  zero pages  MB on the link"
+    );
+    line("without relays", &plain, plain.source.ram.transferred);
+    line("two relays, zlib", &through, number(&near, "bytes_out"));
+    println!();
+    println!(
+        "After each migration every byte of memory was the same at both ends and as the guest had left it,"
+    );
+    println!(
+        "and the guest runs on: it has used all its pages {} times.",
+        chain.current().pass()?
+    );
+    println!(
+        "On this one machine the relays share the processors with both QEMUs; the gain is on the link between hosts."
+    );
+    Ok(())
+}
+
+fn line(name: &str, report: &HopReport, link_bytes: u64) {
+    let source = &report.source;
+    println!(
+        "{name:<22}  {:>8}  {:>11}  {:>11}  {:>10}  {:>14.1}",
+        source.total_time,
+        source.downtime,
+        source.ram.normal,
+        source.ram.duplicate,
+        link_bytes as f64 / 1e6
+    );
+}
+
+fn replay(program: &Path) -> Result<()> {
+    let recording = recording::path();
+    let expected = fs::read_to_string(recording.with_extension("sha256"))?;
+    let (expected, image) = expected
+        .trim_end()
+        .split_once("  ")
+        .ok_or("no hash is recorded")?;
+    let folder = tempfile::tempdir()?;
+    let dump = folder.path().join("ram");
+
+    println!(
+        "Replaying a recorded migration through two relays with zlib between them into `multifd receive` ..."
+    );
+    let begun = Instant::now();
+    let listen = format!("unix:{}", folder.path().join("receive").display());
+    let dump_argument = dump
+        .to_str()
+        .ok_or("the temporary folder's name is no text")?;
+    let arguments = [
+        "receive",
+        "--json",
+        "--listen",
+        &listen,
+        "--dump",
+        dump_argument,
+    ];
+    let mut receiver = Multifd::start(program, &arguments)?;
+    let relays = RelayPair::start(
+        program,
+        folder.path(),
+        &receiver.address()?,
+        "zlib",
+        &["--once"],
+    )?;
+    let recording = recording
+        .to_str()
+        .ok_or("the workspace's path is no text")?;
+    Multifd::start(
+        program,
+        &["replay", recording, "--connect", &relays.address],
+    )?
+    .end()?;
+    let [near, _] = relays.end()?;
+    let received = receiver.end()?;
+
+    let found = format!("{:x}", Sha256::digest(fs::read(dump.join(image))?));
+    if found != expected {
+        return Err(format!("the memory has the hash {found}, and {expected} was recorded").into());
+    }
+    println!(
+        "{} channels, {} pages and {} zero pages in {:.2} s; {} bytes became {} on the link.",
+        received["channels"],
+        received["pages"],
+        received["zero_pages"],
+        begun.elapsed().as_secs_f64(),
+        number(&near, "bytes_in"),
+        number(&near, "bytes_out")
+    );
+    println!("The memory that arrived has the recorded hash {expected}.");
+    Ok(())
+}
+
+fn number(report: &Value, name: &str) -> u64 {
+    report[name].as_u64().unwrap_or(0)
+}
