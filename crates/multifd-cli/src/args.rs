@@ -83,7 +83,7 @@ pub struct ReceiveArgs {
     /// A folder without .ram files; it is made if it is missing.
     #[arg(long, value_name = "DIR")]
     pub dump: PathBuf,
-    /// The source has the capability switchover-ack on, and is a QEMU before 11.
+    /// The source has switchover-ack on, and a machine type of before 8.1 or without a version.
     #[arg(long)]
     pub switchover_ack: bool,
     /// Print the summary as one JSON object.
@@ -107,7 +107,7 @@ pub struct RecordArgs {
     /// The file to make; it must not be there yet.
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
-    /// The source has the capability switchover-ack on, and is a QEMU before 11.
+    /// The source has switchover-ack on, and a machine type of before 8.1 or without a version.
     #[arg(long)]
     pub switchover_ack: bool,
 }

@@ -5,6 +5,7 @@
 //! This crate never looks inside a payload and never buffers without bound.
 
 mod address;
+mod answers;
 mod buffer;
 mod endings;
 pub mod failure;

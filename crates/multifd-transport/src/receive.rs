@@ -17,7 +17,7 @@ use crate::failure::{Cause, Failure};
 use crate::image::{Folder, Image, ImageError, Images};
 use crate::incoming::Acceptor;
 use crate::inlet::{Inlet, Item};
-use crate::taking::{Keeper, Seat, SourceSettings, Tally, take};
+use crate::taking::{Keeper, Seat, SourceSettings, take};
 
 pub use crate::taking::Totals;
 
@@ -138,6 +138,7 @@ impl Keeper for Receiver<'_> {
                 Item::Padding { .. } => {}
                 Item::Packet(Packet::DeviceState(_)) => skip_payload(&mut inlet)?,
                 Item::Packet(Packet::Ram(packet)) => {
+                    seat.note(&packet);
                     let (normal, zero) = (packet.normal(), packet.zero());
                     if let (Some(page_size), false) =
                         (packet.page_size(), normal.is_empty() && zero.is_empty())
@@ -152,7 +153,6 @@ impl Keeper for Receiver<'_> {
                         let contents = inlet.read_pages(&packet)?;
                         image.write(normal, page_size.bytes(), contents)?;
                         image.clear(zero, page_size.bytes())?;
-                        seat.tally.pages(normal.len(), zero.len());
                     }
                     if packet.is_sync() {
                         seat.rounds.hold(seat.index)?;
@@ -171,12 +171,7 @@ impl Keeper for Receiver<'_> {
         Ok(())
     }
 
-    fn main_event(
-        &self,
-        event: &MainEvent,
-        tally: &Tally,
-        block: &mut Option<BlockName>,
-    ) -> Result<(), Cause> {
+    fn main_event(&self, event: &MainEvent, block: &mut Option<BlockName>) -> Result<(), Cause> {
         match event {
             MainEvent::RamBlocks(blocks) => {
                 let images = self.folder.create(blocks)?;
@@ -190,7 +185,6 @@ impl Keeper for Receiver<'_> {
                 let page_size = self.page_size.get().copied().unwrap_or(PageSize::K4);
                 self.nth(*index, block)?
                     .clear(&[*offset], page_size.bytes())?;
-                tally.pages(0, 1);
             }
             _ => {}
         }

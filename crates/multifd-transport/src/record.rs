@@ -14,7 +14,7 @@ use crate::failure::{Cause, Channel, Failure, Leg};
 use crate::incoming::Acceptor;
 use crate::partial::{FileError, PartialFile};
 use crate::recording::{Role, Writer};
-use crate::taking::{Keeper, Seat, SourceSettings, Tally, take};
+use crate::taking::{Keeper, Seat, SourceSettings, take};
 
 pub use crate::taking::Totals;
 
@@ -146,7 +146,7 @@ impl Keeper for Recorder<'_> {
                 if let Event::Packet(packet) = event {
                     sync_owed = packet.flags().is_sync();
                     if let Packet::Ram(packet) = packet {
-                        seat.tally.pages(packet.normal().len(), packet.zero().len());
+                        seat.note(&packet);
                         *block = Some(packet.block().clone());
                     }
                 }
@@ -166,7 +166,7 @@ impl Keeper for Recorder<'_> {
         self.file(self.writer().data(MAIN, bytes))
     }
 
-    fn main_event(&self, _: &MainEvent, _: &Tally, _: &mut Option<BlockName>) -> Result<(), Cause> {
+    fn main_event(&self, _: &MainEvent, _: &mut Option<BlockName>) -> Result<(), Cause> {
         Ok(())
     }
 

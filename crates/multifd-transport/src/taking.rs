@@ -1,21 +1,20 @@
 //! Taking a migration without being a QEMU: what receiving and recording have in common.
 //!
-//! All connections are read to their ends at once, one thread each. The main channel says where rounds end, and the
-//! return path is answered as a destination would: PONG for a PING, SWITCHOVER_ACK where a source waits for it, and at
-//! the end SHUT, with success only when everything has arrived and is kept.
+//! All connections are read to their ends at once, one thread each. The main channel says where rounds end, and its
+//! return path is answered as a destination would.
 
-use std::io::{self, Write};
+use std::io;
 use std::net::Shutdown;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError, mpsc};
+use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use multifd_wire::main_stream::{Command, Configuration, MainEvent, MainReceiver};
-use multifd_wire::return_path::Message;
-use multifd_wire::{BlockName, Fault, Hello, Limits, PageSize};
+use multifd_wire::main_stream::{Configuration, MainEvent, MainReceiver};
+use multifd_wire::{BlockName, Fault, Hello, Limits, PageSize, RamPacket};
 
 use crate::Stream;
+use crate::answers::Answers;
 use crate::endings::wait_for;
 use crate::failure::{Cause, Channel, Failure, Leg};
 use crate::incoming::{Acceptor, Incoming, IncomingChannel};
@@ -29,11 +28,16 @@ const BUFFER_BYTES: usize = 64 << 10;
 pub struct SourceSettings {
     /// What it may send.
     pub limits: Limits,
-    /// It is a QEMU of 8.1 to 10.2 with the capability `switchover-ack`, which it does not tell by itself: it stops a
-    /// running guest only after a SWITCHOVER_ACK. QEMU 11.1 waits only for devices that need time, and fails when it gets
-    /// an answer that it does not wait for.
+    /// It has the capability `switchover-ack`, and a machine type whose name does not tell whether it may be sent a
+    /// SWITCHOVER_ACK: one without a version, as those of some distributions, or before 8.1.
     pub switchover_ack: bool,
 }
+
+/// A source that dies or gives up closes its connections one after another; this is how long that may take.
+const CLOSING_TIME: Duration = Duration::from_millis(200);
+
+/// How soon to look again whether it has.
+const CLOSING_PAUSE: Duration = Duration::from_millis(5);
 
 /// What has arrived so far, over all connections.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -65,12 +69,7 @@ pub(crate) trait Keeper: Sync {
     fn main_bytes(&self, bytes: &[u8]) -> Result<(), Cause>;
 
     /// Keeps what the main channel says.
-    fn main_event(
-        &self,
-        event: &MainEvent,
-        tally: &Tally,
-        block: &mut Option<BlockName>,
-    ) -> Result<(), Cause>;
+    fn main_event(&self, event: &MainEvent, block: &mut Option<BlockName>) -> Result<(), Cause>;
 
     /// Keeps a page that came on the main channel, without multifd: at `offset` of the block that is `index` in the list.
     fn main_page(
@@ -92,6 +91,18 @@ pub(crate) struct Seat<'a> {
     pub(crate) stream: &'a Stream,
     pub(crate) rounds: &'a Rounds,
     pub(crate) tally: &'a Tally,
+    answers: &'a Answers,
+}
+
+impl Seat<'_> {
+    /// Takes note of a packet.
+    pub(crate) fn note(&self, packet: &RamPacket) {
+        self.tally.pages(packet.normal().len(), packet.zero().len());
+        // Earlier sources give every packet room for pages, and with it their page size.
+        if packet.page_size().is_none() {
+            self.answers.source_is_recent();
+        }
+    }
 }
 
 /// [`Totals`] while they are counted.
@@ -103,7 +114,7 @@ pub(crate) struct Tally {
 }
 
 impl Tally {
-    pub(crate) fn pages(&self, normal: usize, zero: usize) {
+    fn pages(&self, normal: usize, zero: usize) {
         self.pages.fetch_add(normal as u64, Ordering::Relaxed);
         self.zero_pages.fetch_add(zero as u64, Ordering::Relaxed);
     }
@@ -140,13 +151,14 @@ pub(crate) fn take(
     let started = Instant::now();
     let rounds = Rounds::new(channels.len());
     let tally = Tally::default();
+    let answers = Answers::new(settings.switchover_ack);
     let main = MainChannel {
         stream: &main,
         start: &main_start,
         keeper,
         rounds: &rounds,
         tally: &tally,
-        answers: Answers::new(settings.switchover_ack),
+        answers: &answers,
     };
     let close_all = || {
         main.answers.refuse(main.stream);
@@ -171,6 +183,7 @@ pub(crate) fn take(
                 stream,
                 rounds,
                 tally,
+                answers: main.answers,
             };
             scope.spawn(move || tell.send(sit(&seat, main)));
         }
@@ -202,15 +215,7 @@ fn sit<K: Keeper>(seat: &Seat<'_>, main: &MainChannel<'_, K>) -> Result<(), Fail
     match outcome {
         // Everything has arrived; how the source closes its connections does not matter.
         Err(Cause::Io(_)) if main.answers.is_settled() => Ok(()),
-        Err(cause) => {
-            let cause = main.plain_cause(cause);
-            Err(Failure {
-                channel: Channel::Multifd(seat.hello.channel),
-                leg: Leg::Source,
-                block: block.map(Box::new),
-                cause,
-            })
-        }
+        Err(cause) => Err(main.failure(Channel::Multifd(seat.hello.channel), block, cause)),
         Ok(()) => Ok(()),
     }
 }
@@ -223,20 +228,15 @@ struct MainChannel<'a, K> {
     keeper: &'a K,
     rounds: &'a Rounds,
     tally: &'a Tally,
-    answers: Answers,
+    answers: &'a Answers,
 }
 
 impl<K: Keeper> MainChannel<'_, K> {
     fn run(&self, limits: Limits) -> Result<(), Failure> {
         let mut block = None;
         let mut culprit = Channel::Main;
-        self.follow(limits, &mut block, &mut culprit)
-            .map_err(|cause| Failure {
-                channel: culprit,
-                leg: Leg::Source,
-                block: block.map(Box::new),
-                cause,
-            })
+        let outcome = self.follow(limits, &mut block, &mut culprit);
+        outcome.map_err(|cause| self.failure(culprit, block, cause))
     }
 
     /// Reads to the end. `culprit` becomes the multifd channel that does not fit to the main channel, if one does not.
@@ -270,9 +270,10 @@ impl<K: Keeper> MainChannel<'_, K> {
                     break;
                 };
                 *block = None;
-                self.keeper.main_event(&event, self.tally, block)?;
-                self.answers.react(&event, self.stream)?;
+                self.keeper.main_event(&event, block)?;
+                self.answers.react(&event, self.stream).map_err(gave_up)?;
                 match event {
+                    MainEvent::ZeroPage { .. } => self.tally.pages(0, 1),
                     MainEvent::RamBlocks(_) => self.rounds.open(),
                     MainEvent::Page { block, offset } => page.place = Some((block, offset)),
                     MainEvent::End => self.settle(&outline, culprit)?,
@@ -285,9 +286,7 @@ impl<K: Keeper> MainChannel<'_, K> {
             let count = match self.stream.read_some(&mut buffer) {
                 Ok(count) => count,
                 Err(_) if self.answers.is_settled() => 0,
-                // A source that dies with answers unread resets.
-                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => 0,
-                Err(error) => return Err(error.into()),
+                Err(error) => return Err(gave_up(error)),
             };
             if count == 0 {
                 break;
@@ -311,24 +310,56 @@ impl<K: Keeper> MainChannel<'_, K> {
         let wanted = self.answers.settle()?;
         let kept = self.keeper.keep();
         if wanted {
-            let status = u32::from(kept.is_err());
-            answer(self.stream, Message::Shut(status))?;
+            self.answers
+                .shut(kept.is_ok(), self.stream)
+                .map_err(gave_up)?;
         }
         kept
     }
 
-    /// What breaks off because the source has given up the whole migration is not the channel's fault.
-    fn plain_cause(&self, cause: Cause) -> Cause {
+    /// A failure of `channel`, unless that broke off because the source has given up the whole migration.
+    fn failure(&self, channel: Channel, block: Option<BlockName>, cause: Cause) -> Failure {
         let broken_off = matches!(
             cause,
             Cause::Wire(Fault::Truncated { .. })
                 | Cause::Io(_)
-                | Cause::Round(RoundFault::OpenRound)
+                | Cause::Round(RoundFault::OpenRound | RoundFault::MissingSync { .. })
         );
-        if broken_off && !self.answers.is_settled() && self.stream.peer_has_closed() {
-            return Cause::Incomplete;
+        let leg = Leg::Source;
+        if broken_off && !self.answers.is_settled() && self.source_is_gone() {
+            return Failure {
+                channel: Channel::Main,
+                leg,
+                block: None,
+                cause: Cause::Incomplete,
+            };
         }
-        cause
+        Failure {
+            channel,
+            leg,
+            block: block.map(Box::new),
+            cause,
+        }
+    }
+
+    /// Whether the source closes the main channel too, now that another one has ended.
+    fn source_is_gone(&self) -> bool {
+        let deadline = Instant::now() + CLOSING_TIME;
+        while !self.stream.peer_has_closed() {
+            if Instant::now() >= deadline {
+                return false;
+            }
+            thread::sleep(CLOSING_PAUSE);
+        }
+        true
+    }
+}
+
+/// The cause of a broken main channel: a source that ends its migration closes it, whatever is still under way.
+fn gave_up(error: io::Error) -> Cause {
+    match error.kind() {
+        io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => Cause::Incomplete,
+        _ => error.into(),
     }
 }
 
@@ -414,101 +445,4 @@ impl Page {
             &self.contents
         }
     }
-}
-
-/// What is written on the return path.
-#[derive(Debug)]
-struct Answers {
-    state: Mutex<AnswerState>,
-    /// The source waits for a SWITCHOVER_ACK.
-    switchover_ack: bool,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum AnswerState {
-    /// The source has not opened the return path: nothing may be written.
-    #[default]
-    Closed,
-    Open,
-    /// The last word has been given, or would have been if the source had asked.
-    Settled,
-    Refused,
-}
-
-impl Answers {
-    fn new(switchover_ack: bool) -> Self {
-        Self {
-            state: Mutex::default(),
-            switchover_ack,
-        }
-    }
-
-    /// Answers what the main channel asks for.
-    fn react(&self, event: &MainEvent, stream: &Stream) -> io::Result<()> {
-        match event {
-            MainEvent::Command(Command::OpenReturnPath) => {
-                self.change(AnswerState::Closed, AnswerState::Open);
-                // Nothing here has to be loaded before the guest may stop, so the source is told at once.
-                if self.switchover_ack {
-                    answer(stream, Message::SwitchoverAck)?;
-                }
-                Ok(())
-            }
-            MainEvent::Command(Command::Ping(value)) if self.state() == AnswerState::Open => {
-                answer(stream, Message::Pong(*value))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// Everything has arrived; whether the source wants to hear it.
-    fn settle(&self) -> Result<bool, RoundFault> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        match std::mem::replace(&mut *state, AnswerState::Settled) {
-            AnswerState::Refused => {
-                *state = AnswerState::Refused;
-                Err(RoundFault::Stopped)
-            }
-            before => Ok(before == AnswerState::Open),
-        }
-    }
-
-    /// The migration has failed: tells the source, if it listens, so that its guest goes on at once.
-    fn refuse(&self, stream: &Stream) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = *state;
-        if before == AnswerState::Settled {
-            return;
-        }
-        *state = AnswerState::Refused;
-        drop(state);
-        if before == AnswerState::Open {
-            let mut bytes = Vec::new();
-            Message::Shut(1).encode(&mut bytes);
-            // Without waiting: a source that does not read is told by the closing of the connection.
-            let flags = rustix::net::SendFlags::DONTWAIT | rustix::net::SendFlags::NOSIGNAL;
-            let _ = rustix::net::send(stream, &bytes, flags);
-        }
-    }
-
-    fn is_settled(&self) -> bool {
-        self.state() == AnswerState::Settled
-    }
-
-    fn state(&self) -> AnswerState {
-        *self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn change(&self, from: AnswerState, to: AnswerState) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if *state == from {
-            *state = to;
-        }
-    }
-}
-
-fn answer(mut stream: &Stream, message: Message) -> io::Result<()> {
-    let mut bytes = Vec::new();
-    message.encode(&mut bytes);
-    stream.write_all(&bytes)
 }
