@@ -89,8 +89,9 @@ fn an_address_in_use_is_named() {
 #[test]
 fn a_relay_goes_on_after_a_failure_and_tells_of_each_migration() {
     let folder = tempfile::tempdir().expect("a folder");
-    let images = folder.path().join("ram");
-    let mut receiving = support::receive(&images);
+    // Both listen at the same address, one after the other.
+    let images = ["ram.1", "ram.2"].map(|name| folder.path().join(name));
+    let mut receiving = support::receive(&images[0]);
     let connect = receiving.address().to_string();
     let listen = format!("unix:{}", folder.path().join("s").display());
     let mut relay = Multifd::start([
@@ -109,13 +110,10 @@ fn a_relay_goes_on_after_a_failure_and_tells_of_each_migration() {
     let mut lie = sound(Method::None, false);
     lie.channels[0][64] ^= 1;
     send(&lie, &address);
-    assert_eq!(
-        receiving.end().status.code(),
-        Some(1),
-        "its destination has failed with it"
-    );
+    // It may have heard nothing of the migration that failed, and wait for another.
+    drop(receiving);
 
-    let mut receiving = support::receive(&images);
+    let mut receiving = support::receive(&images[1]);
     receiving.address();
     send(&sound(Method::None, true), &address);
     receiving.end().well();

@@ -164,6 +164,9 @@ pub struct ChannelSummary {
     pub zero: u64,
     /// Bytes of payload.
     pub payload_bytes: u64,
+    /// Bytes of the channel up to the end of the last packet that says anything. What follows are empty packets, which
+    /// QEMU 8.2 and earlier send, and for which no destination waits.
+    pub needed_bytes: u64,
     /// The methods of packets with pages.
     pub methods: BTreeSet<PacketMethod>,
     /// The guest's page size, once it shows.
@@ -252,6 +255,7 @@ impl ChannelSummary {
         self.normal = self.normal.saturating_add(other.normal);
         self.zero = self.zero.saturating_add(other.zero);
         self.payload_bytes = self.payload_bytes.saturating_add(other.payload_bytes);
+        self.needed_bytes = self.needed_bytes.saturating_add(other.needed_bytes);
         self.methods.extend(other.methods);
         self.page_size = self.page_size.or(other.page_size);
         self
@@ -551,6 +555,9 @@ impl Receiver {
                     };
                     summary.count(&sighting.packet);
                     *packet_start = here.saturating_add(u64::from(sighting.packet.payload_len()));
+                    if !is_empty(&sighting.packet) {
+                        summary.needed_bytes = *packet_start;
+                    }
                     return Ok(Some(sighting));
                 }
                 Event::Padding { entries } => {
@@ -561,6 +568,15 @@ impl Receiver {
             }
         }
         Ok(None)
+    }
+}
+
+fn is_empty(packet: &Packet) -> bool {
+    match packet {
+        Packet::DeviceState(_) => false,
+        Packet::Ram(packet) => {
+            !packet.is_sync() && packet.normal().is_empty() && packet.zero().is_empty()
+        }
     }
 }
 

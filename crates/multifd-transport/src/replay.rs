@@ -14,8 +14,9 @@ use multifd_wire::return_path::{Message, ReturnPathReceiver};
 
 use crate::endings::wait_for;
 use crate::failure::{Cause, Channel, Failure, Leg};
-use crate::inspect::{Damage, InspectError, Inspection, StreamFault};
+use crate::inspect::{Damage, InspectError, Inspection, StreamFault, Summary};
 use crate::recording::{Reader, RecordingError};
+use crate::stream::hung_up;
 use crate::{Address, Stream};
 
 /// The messages of the return path have a few bytes each, and there are few.
@@ -34,6 +35,8 @@ pub struct Replay {
 struct Recorded {
     number: u16,
     channel: Channel,
+    /// A destination may close the connection once it has so many bytes.
+    needed_bytes: u64,
 }
 
 /// Why a file cannot be replayed.
@@ -118,6 +121,10 @@ impl Replay {
             streams.push(Recorded {
                 number,
                 channel: stream.summary.channel(),
+                needed_bytes: match &stream.summary {
+                    Summary::Main(_) => stream.bytes,
+                    Summary::Channel(channel) => channel.needed_bytes,
+                },
             });
         }
         // A destination before QEMU 8.0 takes the first connection for the main channel. The others keep their order.
@@ -226,9 +233,21 @@ impl Replay {
         let io = |source| RecordingError::Io { offset: 0, source };
         let file = File::open(&self.path).map_err(io)?;
         let mut reader = Reader::new(BufReader::new(file))?;
-        while let Some(bytes) = reader.next_data_of(recorded.number)? {
-            stream.write_all(bytes)?;
-            sent.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        let mut written: u64 = 0;
+        while let Some(mut bytes) = reader.next_data_of(recorded.number)? {
+            while !bytes.is_empty() {
+                let count = match stream.write(bytes) {
+                    Ok(count) => count,
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
+                    Err(error) if hung_up(&error) && written >= recorded.needed_bytes => {
+                        return Ok(());
+                    }
+                    Err(error) => return Err(error.into()),
+                };
+                bytes = bytes.get(count..).unwrap_or_default();
+                written = written.saturating_add(count as u64);
+                sent.fetch_add(count as u64, Ordering::Relaxed);
+            }
         }
         // A source that waits for an answer closes main only when it has it.
         if recorded.channel != Channel::Main || !self.return_path {

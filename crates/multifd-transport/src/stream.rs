@@ -150,6 +150,12 @@ impl AsFd for Stream {
     }
 }
 
+/// What writing to a peer that has closed its end looks like.
+pub(crate) fn hung_up(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionReset};
+    matches!(error.kind(), BrokenPipe | ConnectionReset)
+}
+
 /// A listening socket. Dropping a unix one removes its file.
 #[derive(Debug)]
 pub struct Listener {

@@ -19,6 +19,7 @@ use crate::endings::wait_for;
 use crate::failure::{Cause, Channel, Failure, Leg};
 use crate::incoming::{Acceptor, Incoming, IncomingChannel};
 use crate::rounds::{RoundFault, Rounds};
+use crate::stream::hung_up;
 
 /// The main channel carries little beside multifd, and a guest's whole memory without it.
 const BUFFER_BYTES: usize = 64 << 10;
@@ -357,9 +358,9 @@ impl<K: Keeper> MainChannel<'_, K> {
 
 /// The cause of a broken main channel: a source that ends its migration closes it, whatever is still under way.
 fn gave_up(error: io::Error) -> Cause {
-    match error.kind() {
-        io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => Cause::Incomplete,
-        _ => error.into(),
+    match hung_up(&error) {
+        true => Cause::Incomplete,
+        false => error.into(),
     }
 }
 

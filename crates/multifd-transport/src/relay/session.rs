@@ -16,6 +16,7 @@ use crate::failure::{Cause, Channel, Failure, Leg};
 use crate::incoming::{Incoming, IncomingChannel};
 use crate::inlet::{Inlet, Item};
 use crate::outlet::Outlet;
+use crate::stream::hung_up;
 use crate::{Address, Stream};
 
 /// The two connections of one channel.
@@ -289,12 +290,6 @@ impl Pump<'_> {
             cause => cause,
         }
     }
-}
-
-/// What writing to a peer that has closed its end looks like.
-fn hung_up(error: &io::Error) -> bool {
-    use io::ErrorKind::{BrokenPipe, ConnectionReset};
-    matches!(error.kind(), BrokenPipe | ConnectionReset)
 }
 
 /// Destination to source on a multifd channel: QEMU sends nothing there but the end of the stream.
