@@ -4,10 +4,35 @@ use std::os::unix::fs::FileExt as _;
 use std::time::Duration;
 
 use qemu_lab::{
-    Chain, Config, Guest, Hop, LabError, MemoryFault, PAGE, Parameters, QemuBinary, Version,
+    Chain, Config, Guest, Hop, HopReport, LabError, MemoryFault, PAGE, Parameters, QemuBinary,
+    Version,
 };
 
 const LIMIT: Duration = Duration::from_secs(20);
+
+/// Hops, and once more if a 7.2 source says that a pipe broke.
+///
+/// In about one of a hundred zlib and zstd migrations 7.2 writes a last, empty packet to a channel which the destination,
+/// now complete, has closed, and calls the migration failed; with and without return path. The guest then runs on at the
+/// source. (A relay in between reads to the end, and the destination's close does not show.)
+fn hop(chain: &mut Chain, hop: &Hop<'_>) -> HopReport {
+    match chain.hop(hop) {
+        Err(LabError::Migration {
+            end: "source",
+            status,
+            ..
+        }) if chain.current().binary().release() == (7, 2)
+            && status
+                .error_desc
+                .as_ref()
+                .is_some_and(|error| error.contains("Broken pipe")) =>
+        {
+            println!("again: {status:?}");
+            chain.hop(hop).unwrap()
+        }
+        other => other.unwrap(),
+    }
+}
 
 /// Moves one running guest from release to release, once per compression method.
 fn moves_along<const N: usize>(machine: &str, versions: [Version; N]) {
@@ -18,9 +43,8 @@ fn moves_along<const N: usize>(machine: &str, versions: [Version; N]) {
     let mut chain = Chain::start(&binaries[0], &Guest::default(), machine).unwrap();
     for destination in &binaries[1..] {
         for compression in ["none", "zlib", "zstd"] {
-            let report = chain
-                .hop(&Hop::to(destination, &Parameters::multifd(2, compression)))
-                .unwrap();
+            let parameters = Parameters::multifd(2, compression);
+            let report = hop(&mut chain, &Hop::to(destination, &parameters));
             println!("{destination}, {compression}: {:?}", report.took);
         }
     }
