@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{OnceLock, mpsc};
+use std::sync::{Once, OnceLock, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -19,6 +19,9 @@ use crate::qmp::{Qmp, QmpError};
 
 /// Guests' memory and sockets: short paths, and never a disk.
 const FOLDER: &str = "/dev/shm";
+
+/// How the folders' names begin; the owner's process id and a dash follow.
+const PREFIX: &str = "qemu-lab-";
 
 /// How long a QEMU may take to offer its control socket; loaded machines are slow.
 const START_LIMIT: Duration = Duration::from_secs(20);
@@ -148,10 +151,7 @@ impl Config {
 
     /// Starts it.
     pub fn start(&self) -> Result<Qemu, LabError> {
-        let folder = tempfile::Builder::new()
-            .prefix("qemu-lab-")
-            .tempdir_in(FOLDER)
-            .map_err(io_error("making a folder for a QEMU"))?;
+        let folder = new_folder().map_err(io_error("making a folder for a QEMU"))?;
         let process = self
             .prepare(folder.path())
             .map_err(io_error("preparing a guest"))?;
@@ -464,6 +464,27 @@ impl Drop for Process {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// A folder that carries this process's id. Folders of processes that were killed before they could tidy up go first:
+/// they hold guests' memory.
+fn new_folder() -> io::Result<TempDir> {
+    static SWEPT: Once = Once::new();
+    SWEPT.call_once(|| {
+        for entry in fs::read_dir(FOLDER).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            let owner = name
+                .to_str()
+                .and_then(|name| name.strip_prefix(PREFIX)?.split_once('-'));
+            if owner.is_some_and(|(id, _)| !Path::new("/proc").join(id).exists()) {
+                // It may belong to another user, or another process may be removing it as well.
+                let _ = fs::remove_dir_all(entry.path());
+            }
+        }
+    });
+    tempfile::Builder::new()
+        .prefix(&format!("{PREFIX}{}-", std::process::id()))
+        .tempdir_in(FOLDER)
 }
 
 /// The command, run so that Linux kills it when the thread that has started it ends.
