@@ -74,6 +74,7 @@ mod error;
 mod none;
 mod page;
 mod settings;
+mod streams;
 mod zero;
 mod zlib;
 mod zstd;
@@ -151,10 +152,23 @@ pub trait Decoder: Send {
 ///
 /// [`Unsupported`] when nothing here writes the method.
 pub fn encoder(method: Method, settings: &Settings) -> Result<Box<dyn Encoder>, Unsupported> {
+    let streams = settings.streams;
     Ok(match method {
         Method::None => Box::new(Channel::new(none::Raw)),
-        Method::Zlib => Box::new(Channel::new(zlib::Deflate::new(settings.zlib_level))),
-        Method::Zstd => Box::new(Channel::new(zstd::Compress::new(settings.zstd_level)?)),
+        Method::Zlib if streams == Streams::default() => {
+            Box::new(Channel::new(zlib::Deflate::new(settings.zlib_level)))
+        }
+        Method::Zlib => {
+            let runs = zlib::DeflateRuns::new(settings.zlib_level, streams);
+            Box::new(Channel::new(runs))
+        }
+        Method::Zstd if streams == Streams::default() => {
+            Box::new(Channel::new(zstd::Compress::new(settings.zstd_level)?))
+        }
+        Method::Zstd => {
+            let runs = zstd::CompressRuns::new(settings.zstd_level, streams)?;
+            Box::new(Channel::new(runs))
+        }
         _ => return Err(Unsupported::Method { method }),
     })
 }
@@ -164,11 +178,11 @@ pub fn encoder(method: Method, settings: &Settings) -> Result<Box<dyn Encoder>, 
 /// # Errors
 ///
 /// [`Unsupported`] when nothing here reads the method.
-pub fn decoder(method: Method, _settings: &Settings) -> Result<Box<dyn Decoder>, Unsupported> {
+pub fn decoder(method: Method, settings: &Settings) -> Result<Box<dyn Decoder>, Unsupported> {
     Ok(match method {
         Method::None => Box::new(Channel::new(none::Raw)),
         Method::Zlib => Box::new(Channel::new(zlib::Inflate::new())),
-        Method::Zstd => Box::new(Channel::new(zstd::Decompress::new()?)),
+        Method::Zstd => Box::new(Channel::new(zstd::Decompress::new(settings.accel)?)),
         _ => return Err(Unsupported::Method { method }),
     })
 }

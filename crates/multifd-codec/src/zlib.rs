@@ -9,13 +9,16 @@
 //! (which is faster, as inflate slows down near the end of its room); what would have to come out behind the
 //! last page, which the stock receiver leaves to trouble the next packet, is an error at once.
 
+use std::convert::Infallible;
+
 use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, Status};
 use multifd_wire::{Method, PageSize};
 
 use crate::channel::{ReadPayload, WritePayload, check_payload_len};
-use crate::{DecodeError, EncodeError, Pages, PathCounts, ZlibLevel};
+use crate::streams::Crew;
+use crate::{DecodeError, EncodeError, Pages, PathCounts, Streams, ZlibLevel};
 
-/// The sending direction.
+/// The sending direction, one stream for the whole channel.
 pub(crate) struct Deflate {
     stream: Compress,
     copy: Vec<u8>,
@@ -38,25 +41,78 @@ impl WritePayload for Deflate {
         pages: &Pages<'_>,
         out: &mut Vec<u8>,
     ) -> Result<PathCounts, EncodeError> {
-        let mut input = pages.gather(&mut self.copy);
-        out.reserve(expected_bound(input.len()));
-        loop {
-            let taken_before = self.stream.total_in();
-            self.stream
-                .compress_vec(input, out, FlushCompress::Sync)
-                .map_err(|error| EncodeError::Library {
-                    method: Method::Zlib,
-                    source: error.into(),
-                })?;
-            input = rest(input, self.stream.total_in() - taken_before);
-            // Room left over is deflate's sign that the flush is complete.
-            if out.len() < out.capacity() {
-                debug_assert!(input.is_empty());
-                return Ok(PathCounts::software(pages.len()));
-            }
-            check_payload_len(out.len())?;
-            out.reserve(expected_bound(input.len()));
+        deflate(&mut self.stream, pages.gather(&mut self.copy), out)?;
+        Ok(PathCounts::software(pages.len()))
+    }
+}
+
+/// The sending direction, a piece of deflate for each run of pages: blocks that do not look back before the run, ended by
+/// a sync flush. Inflate takes one after the other as one stream.
+pub(crate) struct DeflateRuns {
+    crew: Crew<Compress>,
+    streams: Streams,
+    is_started: bool,
+    copy: Vec<u8>,
+}
+
+impl DeflateRuns {
+    pub(crate) fn new(level: ZlibLevel, streams: Streams) -> Self {
+        let stream = || {
+            let level = Compression::new(level.value().into());
+            Ok::<_, Infallible>(Compress::new(level, false))
+        };
+        let Ok(crew) = Crew::new(streams, stream);
+        Self {
+            crew,
+            streams,
+            is_started: false,
+            copy: Vec::new(),
         }
+    }
+}
+
+impl WritePayload for DeflateRuns {
+    const METHOD: Method = Method::Zlib;
+
+    fn write_payload(
+        &mut self,
+        pages: &Pages<'_>,
+        out: &mut Vec<u8>,
+    ) -> Result<PathCounts, EncodeError> {
+        if !std::mem::replace(&mut self.is_started, true) {
+            out.extend_from_slice(&HEADER_32K);
+        }
+        let page_bytes = pages.page_size().bytes();
+        let runs = self.streams.runs(pages.len()).map(|run| run * page_bytes);
+        let bytes = pages.gather(&mut self.copy);
+        self.crew.compress(bytes, runs, out, |stream, run, out| {
+            stream.reset();
+            deflate(stream, run, out)
+        })?;
+        Ok(PathCounts::software(pages.len()))
+    }
+}
+
+/// Appends all of `input` to `out`, compressed and flushed.
+fn deflate(stream: &mut Compress, input: &[u8], out: &mut Vec<u8>) -> Result<(), EncodeError> {
+    let mut input = input;
+    out.reserve(expected_bound(input.len()));
+    loop {
+        let taken_before = stream.total_in();
+        stream
+            .compress_vec(input, out, FlushCompress::Sync)
+            .map_err(|error| EncodeError::Library {
+                method: Method::Zlib,
+                source: error.into(),
+            })?;
+        input = rest(input, stream.total_in() - taken_before);
+        // Room left over is deflate's sign that the flush is complete.
+        if out.len() < out.capacity() {
+            debug_assert!(input.is_empty());
+            return Ok(());
+        }
+        check_payload_len(out.len())?;
+        out.reserve(expected_bound(input.len()));
     }
 }
 
@@ -150,3 +206,6 @@ fn rest(input: &[u8], taken: u64) -> &[u8] {
 const fn expected_bound(len_bytes: usize) -> usize {
     len_bytes + len_bytes / 8 + 1024
 }
+
+/// What opens a stream of pieces (RFC 1950): deflate within a window of 32 KiB, made with little effort.
+const HEADER_32K: [u8; 2] = [0x78, 0x01];

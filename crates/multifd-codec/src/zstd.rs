@@ -1,9 +1,12 @@
-//! Method `zstd` (QEMU 5.0 and later): one zstd frame per channel for the whole migration.
+//! Method `zstd` (QEMU 5.0 and later): one zstd frame per channel for the whole migration, or frames of whole pages.
 //!
 //! The frame is opened by the first payload, with neither content size nor checksum, and never ended; each payload ends
 //! at a block's end (a flush). A stock receiver works page by page and stops a page where a frame ends. So it also
 //! takes frames that end at a page's end, and fails at a frame that ends inside a page or brings none, be it empty or
 //! skippable; what stands behind the frame end that completes the last page it does not look at.
+//!
+//! That is what several streams in a channel are: each packet's pages in runs, and each run a frame, which says how long
+//! its content is.
 
 use std::error::Error;
 use std::fmt;
@@ -13,9 +16,10 @@ use zstd_safe::zstd_sys::ZSTD_EndDirective;
 use zstd_safe::{CCtx, CParameter, DCtx, DParameter, InBuffer, OutBuffer};
 
 use crate::channel::{ReadPayload, WritePayload, check_payload_len};
-use crate::{DecodeError, EncodeError, Pages, PathCounts, Unsupported, ZstdLevel};
+use crate::streams::{Crew, Place};
+use crate::{Accel, DecodeError, EncodeError, Pages, PathCounts, Streams, Unsupported, ZstdLevel};
 
-/// The sending direction.
+/// The sending direction, one frame for the whole channel.
 pub(crate) struct Compress {
     stream: CCtx<'static>,
     copy: Vec<u8>,
@@ -23,12 +27,8 @@ pub(crate) struct Compress {
 
 impl Compress {
     pub(crate) fn new(level: ZstdLevel) -> Result<Self, Unsupported> {
-        let mut stream = CCtx::create();
-        stream
-            .set_parameter(CParameter::CompressionLevel(level.value().into()))
-            .map_err(refused)?;
         Ok(Self {
-            stream,
+            stream: compressor(level)?,
             copy: Vec::new(),
         })
     }
@@ -43,39 +43,120 @@ impl WritePayload for Compress {
         out: &mut Vec<u8>,
     ) -> Result<PathCounts, EncodeError> {
         let bytes = pages.gather(&mut self.copy);
-        let mut input = InBuffer::around(bytes);
-        out.reserve(zstd_safe::compress_bound(bytes.len()));
-        loop {
-            let filled = out.len();
-            let mut output = OutBuffer::around_pos(out, filled);
-            let pending = self
-                .stream
-                .compress_stream2(&mut output, &mut input, ZSTD_EndDirective::ZSTD_e_flush)
-                .map_err(|code| EncodeError::Library {
-                    method: Method::Zstd,
-                    source: Box::new(ZstdError(code)),
-                })?;
-            if pending == 0 {
-                return Ok(PathCounts::software(pages.len()));
-            }
-            check_payload_len(out.len() + pending)?;
-            out.reserve(pending);
+        compress(
+            &mut self.stream,
+            bytes,
+            ZSTD_EndDirective::ZSTD_e_flush,
+            out,
+        )?;
+        Ok(PathCounts::software(pages.len()))
+    }
+}
+
+/// The sending direction, a frame for each run of pages.
+pub(crate) struct CompressRuns {
+    crew: Crew<CCtx<'static>>,
+    streams: Streams,
+    copy: Vec<u8>,
+}
+
+impl CompressRuns {
+    pub(crate) fn new(level: ZstdLevel, streams: Streams) -> Result<Self, Unsupported> {
+        Ok(Self {
+            crew: Crew::new(streams, || compressor(level))?,
+            streams,
+            copy: Vec::new(),
+        })
+    }
+}
+
+impl WritePayload for CompressRuns {
+    const METHOD: Method = Method::Zstd;
+
+    fn write_payload(
+        &mut self,
+        pages: &Pages<'_>,
+        out: &mut Vec<u8>,
+    ) -> Result<PathCounts, EncodeError> {
+        let page_bytes = pages.page_size().bytes();
+        let runs = self.streams.runs(pages.len()).map(|run| run * page_bytes);
+        let bytes = pages.gather(&mut self.copy);
+        self.crew.compress(bytes, runs, out, |stream, run, out| {
+            compress(stream, run, ZSTD_EndDirective::ZSTD_e_end, out)
+        })?;
+        Ok(PathCounts::software(pages.len()))
+    }
+}
+
+fn compressor(level: ZstdLevel) -> Result<CCtx<'static>, Unsupported> {
+    let mut stream = CCtx::create();
+    stream
+        .set_parameter(CParameter::CompressionLevel(level.value().into()))
+        .map_err(refused)?;
+    Ok(stream)
+}
+
+/// Appends all of `bytes` to `out`, compressed, up to and with what `directive` asks for.
+fn compress(
+    stream: &mut CCtx<'static>,
+    bytes: &[u8],
+    directive: ZSTD_EndDirective,
+    out: &mut Vec<u8>,
+) -> Result<(), EncodeError> {
+    let mut input = InBuffer::around(bytes);
+    out.reserve(zstd_safe::compress_bound(bytes.len()));
+    loop {
+        let filled = out.len();
+        let mut output = OutBuffer::around_pos(out, filled);
+        let pending = stream
+            .compress_stream2(&mut output, &mut input, directive)
+            .map_err(|code| EncodeError::Library {
+                method: Method::Zstd,
+                source: Box::new(ZstdError(code)),
+            })?;
+        if pending == 0 {
+            return Ok(());
         }
+        check_payload_len(out.len() + pending)?;
+        out.reserve(pending);
     }
 }
 
 /// The receiving direction.
 pub(crate) struct Decompress {
     stream: DCtx<'static>,
+    in_frame: bool,
+    /// For payloads of several frames, if they are to be read at once.
+    crew: Option<Crew<DCtx<'static>>>,
 }
 
 impl Decompress {
-    pub(crate) fn new() -> Result<Self, Unsupported> {
-        let mut stream = DCtx::create();
-        stream
-            .set_parameter(DParameter::WindowLogMax(WINDOW_BITS))
-            .map_err(refused)?;
-        Ok(Self { stream })
+    pub(crate) fn new(accel: Accel) -> Result<Self, Unsupported> {
+        let crew = || Crew::new(Streams::MAX, decompressor);
+        Ok(Self {
+            stream: decompressor()?,
+            in_frame: false,
+            crew: (accel != Accel::None).then(crew).transpose()?,
+        })
+    }
+
+    /// Reads a payload of several frames, each with the length of its content in its header, at once; false if it is
+    /// none, or one that cannot be read. What is wrong with it then shows when it is read in order.
+    fn read_frames(&mut self, payload: &[u8], page_size: PageSize, pages: &mut [u8]) -> bool {
+        let Some(crew) = self.crew.as_mut().filter(|_| !self.in_frame) else {
+            return false;
+        };
+        let Some(mut frames) = frames(payload, page_size, pages) else {
+            return false;
+        };
+        let read = |stream: &mut DCtx<'static>, frame: &[u8], run: &mut [u8]| {
+            let expected = run.len();
+            match stream.decompress(run, frame) {
+                Ok(found) if found == expected => Ok(()),
+                _ => Err(()),
+            }
+        };
+        crew.decompress(&mut frames, read).is_ok()
     }
 
     /// Decompresses once; `true` when that brought a frame to its end.
@@ -96,12 +177,13 @@ impl Decompress {
     }
 
     /// What stands behind the last page may end the frame or be empty blocks or frames; nothing may come out of it.
+    /// Returns whether a frame is open then.
     fn read_tail(
         &mut self,
         input: &mut InBuffer<'_>,
         expected: usize,
         mut in_frame: bool,
-    ) -> Result<(), DecodeError> {
+    ) -> Result<bool, DecodeError> {
         let payload_len = input.src.len();
         let mut belongs_to = input.pos();
         // In an open frame the decoder may hold output back, so it is asked even when no input is left.
@@ -126,7 +208,7 @@ impl Decompress {
                 found: payload_len - belongs_to,
             });
         }
-        Ok(())
+        Ok(in_frame)
     }
 }
 
@@ -140,6 +222,10 @@ impl ReadPayload for Decompress {
         pages: &mut [u8],
     ) -> Result<PathCounts, DecodeError> {
         let expected = pages.len();
+        let counts = PathCounts::software(expected / page_size.bytes());
+        if self.read_frames(payload, page_size, pages) {
+            return Ok(counts);
+        }
         let mut input = InBuffer::around(payload);
         let mut output = OutBuffer::around(pages);
         let mut last_frame_end = 0;
@@ -157,9 +243,41 @@ impl ReadPayload for Decompress {
                 return Err(DecodeError::TooShort { found, expected });
             }
         }
-        self.read_tail(&mut input, expected, !ended)?;
-        Ok(PathCounts::software(expected / page_size.bytes()))
+        self.in_frame = self.read_tail(&mut input, expected, !ended)?;
+        Ok(counts)
     }
+}
+
+fn decompressor() -> Result<DCtx<'static>, Unsupported> {
+    let mut stream = DCtx::create();
+    stream
+        .set_parameter(DParameter::WindowLogMax(WINDOW_BITS))
+        .map_err(refused)?;
+    Ok(stream)
+}
+
+/// The frames of a payload, each with the place of its pages, if there is more than one and they are exactly these
+/// pages.
+fn frames<'p>(
+    payload: &'p [u8],
+    page_size: PageSize,
+    pages: &'p mut [u8],
+) -> Option<Vec<Place<'p>>> {
+    let (mut payload, mut pages) = (payload, pages);
+    let mut frames = Vec::new();
+    while !payload.is_empty() {
+        let len = zstd_safe::find_frame_compressed_size(payload).ok()?;
+        let (frame, others) = payload.split_at_checked(len)?;
+        let content = zstd_safe::get_frame_content_size(frame).ok()??;
+        let content = usize::try_from(content).ok()?;
+        if content == 0 || !content.is_multiple_of(page_size.bytes()) {
+            return None;
+        }
+        let (run, rest) = pages.split_at_mut_checked(content)?;
+        frames.push((frame, run));
+        (payload, pages) = (others, rest);
+    }
+    (frames.len() > 1 && pages.is_empty()).then_some(frames)
 }
 
 fn refused(code: usize) -> Unsupported {

@@ -4,7 +4,7 @@
 mod pages;
 mod suite;
 
-use multifd_codec::{Settings, ZlibLevel, ZstdLevel};
+use multifd_codec::{Accel, Settings, Streams, ZlibLevel, ZstdLevel};
 use multifd_wire::Method;
 use suite::Subject;
 
@@ -43,7 +43,7 @@ macro_rules! conformance {
     };
 }
 
-conformance! { none zlib zstd }
+conformance! { none zlib zstd zlib_streams zstd_streams }
 
 fn none() -> Subject {
     Subject {
@@ -53,7 +53,7 @@ fn none() -> Subject {
 }
 
 fn zlib() -> Subject {
-    let levels = 0..=ZlibLevel::MAX.value();
+    let levels = [1].into_iter().chain(0..=ZlibLevel::MAX.value());
     Subject {
         method: Method::Zlib,
         settings: levels
@@ -67,7 +67,7 @@ fn zlib() -> Subject {
 }
 
 fn zstd() -> Subject {
-    let levels = 0..=ZstdLevel::MAX.value();
+    let levels = [1].into_iter().chain(0..=ZstdLevel::MAX.value());
     Subject {
         method: Method::Zstd,
         settings: levels
@@ -78,6 +78,31 @@ fn zstd() -> Subject {
             })
             .collect(),
     }
+}
+
+/// What a packet of 128 pages can be split into, from few to many, with no more pages than streams too.
+const STREAMS: [u8; 6] = [16, 2, 4, 8, 32, 128];
+
+fn streams(method: Method) -> Subject {
+    Subject {
+        method,
+        settings: STREAMS
+            .map(|streams| {
+                let mut settings = Settings::default();
+                settings.streams = Streams::new(streams).unwrap();
+                settings.accel = Accel::Auto;
+                settings
+            })
+            .into(),
+    }
+}
+
+fn zlib_streams() -> Subject {
+    streams(Method::Zlib)
+}
+
+fn zstd_streams() -> Subject {
+    streams(Method::Zstd)
 }
 
 /// The methods that are not built in say so.

@@ -7,3 +7,6 @@ mod c_zlib;
 mod pages;
 mod zlib;
 mod zstd;
+
+/// Streams in a channel.
+const STREAMS: [u8; 7] = [1, 2, 4, 8, 16, 32, 128];

@@ -5,9 +5,10 @@ use std::ffi::c_int;
 use libz_sys::{
     Z_BLOCK, Z_FINISH, Z_FULL_FLUSH, Z_NO_FLUSH, Z_OK, Z_PARTIAL_FLUSH, Z_STREAM_END, Z_SYNC_FLUSH,
 };
-use multifd_codec::{DecodeError, Decoder, Pages, Settings, ZlibLevel, decoder, encoder};
+use multifd_codec::{DecodeError, Decoder, Pages, Settings, Streams, ZlibLevel, decoder, encoder};
 use multifd_wire::{Method, PageSize};
 
+use crate::STREAMS;
 use crate::c_zlib::{Deflate, Inflate};
 use crate::pages::{Random, packet};
 
@@ -51,6 +52,27 @@ fn a_stock_receiver_reads_our_payloads() {
             let header = u16::from_be_bytes([payload[0], payload[1]]);
             assert_eq!(payload[0] == 0x78 && header % 31 == 0, round == 0);
             assert!(payload.ends_with(SYNC_MARK));
+        }
+    }
+}
+
+#[test]
+fn a_stock_receiver_reads_all_streams_of_a_channel() {
+    let mut random = Random::new(2);
+    for streams in STREAMS {
+        let mut settings = Settings::default();
+        settings.streams = Streams::new(streams).unwrap();
+        let mut encoder = encoder(Method::Zlib, &settings).unwrap();
+        let mut receiver = Inflate::new(15);
+        let mut payload = Vec::new();
+        for (round, count) in [128, 3, 1, 128, 100].into_iter().enumerate() {
+            let bytes = packet(&mut random, count, PAGE);
+            let pages = Pages::private(&bytes, PageSize::K4).unwrap();
+            encoder.encode(&pages, &mut payload).unwrap();
+            let mut arrived = vec![0; bytes.len()];
+            let left = receiver.stock_packet(&payload, PAGE, &mut arrived);
+            assert_eq!(left, Some(0), "{streams} streams, packet {round}");
+            assert!(arrived == bytes, "{streams} streams, packet {round}");
         }
     }
 }

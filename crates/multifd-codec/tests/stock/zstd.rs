@@ -1,10 +1,13 @@
 //! Method `zstd`: libzstd driven page by page as a stock receiver drives it, against the decoder here.
 
-use multifd_codec::{DecodeError, Decoder, Pages, Settings, ZstdLevel, decoder, encoder};
+use multifd_codec::{
+    Accel, DecodeError, Decoder, Pages, Settings, Streams, ZstdLevel, decoder, encoder,
+};
 use multifd_wire::{Method, PageSize};
 use zstd_safe::zstd_sys::ZSTD_EndDirective::{self, ZSTD_e_continue, ZSTD_e_end, ZSTD_e_flush};
 use zstd_safe::{CCtx, CParameter, DCtx, InBuffer, OutBuffer};
 
+use crate::STREAMS;
 use crate::pages::{Random, packet};
 
 const PAGE: usize = PageSize::K4.bytes();
@@ -125,6 +128,53 @@ fn a_stock_receiver_reads_our_payloads() {
             let opens = payload.starts_with(&[0x28, 0xb5, 0x2f, 0xfd, 0]);
             assert_eq!(opens, round == 0);
         }
+    }
+}
+
+#[test]
+fn a_stock_receiver_reads_all_streams_of_a_channel() {
+    let mut random = Random::new(2);
+    for streams in STREAMS {
+        let mut settings = Settings::default();
+        settings.streams = Streams::new(streams).unwrap();
+        let mut encoder = encoder(Method::Zstd, &settings).unwrap();
+        let mut receiver = StockReceiver::new();
+        let mut payload = Vec::new();
+        for (round, count) in [128, 3, 1, 128, 100].into_iter().enumerate() {
+            let bytes = packet(&mut random, count, PAGE);
+            let pages = Pages::private(&bytes, PageSize::K4).unwrap();
+            encoder.encode(&pages, &mut payload).unwrap();
+            let mut arrived = vec![0; bytes.len()];
+            assert!(receiver.takes(&payload, PAGE, &mut arrived));
+            assert!(arrived == bytes, "{streams} streams, packet {round}");
+        }
+    }
+}
+
+/// Frames that are read at once give the pages that frames read in order give; and what stands between packets of frames
+/// does not matter, a stock sender's stream included.
+#[test]
+fn frames_and_streams_may_follow_each_other() {
+    let mut settings = Settings::default();
+    settings.accel = Accel::Software;
+    let mut decoder = decoder(Method::Zstd, &settings).unwrap();
+    let mut random = Random::new(3);
+    let mut stock = Sender::new(1);
+    for round in 0..8 {
+        let bytes = packet(&mut random, 12, PAGE);
+        let mut payload = Vec::new();
+        if round < 5 {
+            for (index, run) in bytes.chunks(3 * PAGE).enumerate() {
+                payload.extend(frame(run, index % 2 == 0));
+            }
+        } else {
+            stock.packet(&bytes, &mut payload);
+        }
+        let mut arrived = vec![0; bytes.len()];
+        decoder
+            .decode(&payload, PageSize::K4, &mut arrived)
+            .unwrap();
+        assert!(arrived == bytes, "packet {round}");
     }
 }
 

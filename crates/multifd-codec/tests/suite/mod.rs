@@ -10,7 +10,7 @@ use multifd_wire::{Method, PageSize};
 
 use crate::pages::{Random, packet};
 
-/// A codec under test: a method, and the settings that are to behave alike with it.
+/// A codec under test: a method, and the settings that are to behave alike with it, the usual ones first.
 pub struct Subject {
     pub method: Method,
     pub settings: Vec<Settings>,
@@ -18,11 +18,11 @@ pub struct Subject {
 
 impl Subject {
     fn encoder(&self) -> Box<dyn Encoder> {
-        encoder(self.method, &Settings::default()).unwrap()
+        encoder(self.method, &self.settings[0]).unwrap()
     }
 
     fn decoder(&self) -> Box<dyn Decoder> {
-        decoder(self.method, &Settings::default()).unwrap()
+        decoder(self.method, &self.settings[0]).unwrap()
     }
 
     fn channel(&self, page_size: PageSize) -> Channel {

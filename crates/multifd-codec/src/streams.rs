@@ -1,0 +1,263 @@
+//! Several streams in one channel: pieces of a packet that know nothing of each other, all in work at once.
+//!
+//! What comes out of a piece depends on the piece alone, and the results are joined in the pieces' order. So the payload is
+//! the same however many threads there were, and whichever of them was faster.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use rayon::iter::{IntoParallelRefMutIterator, ParallelIterator};
+
+use crate::Streams;
+
+/// As many workers as can be of use, each with tools of its own.
+pub(crate) struct Crew<T> {
+    workers: Vec<Worker<T>>,
+    pieces: Vec<Range<usize>>,
+    ends: Vec<usize>,
+}
+
+struct Worker<T> {
+    tools: T,
+    out: Vec<u8>,
+    /// The pieces done in this packet, and where their results end in `out`.
+    done: Vec<(usize, usize)>,
+}
+
+/// A piece to decompress, and its place.
+pub(crate) type Place<'p> = (&'p [u8], &'p mut [u8]);
+
+/// What one worker decompresses.
+struct Share<'s, 'p, T, E> {
+    tools: &'s mut T,
+    pieces: &'s mut [Place<'p>],
+    outcome: Result<(), E>,
+}
+
+impl<T: Send> Crew<T> {
+    /// A worker for each stream, but no more than there are processors to work at once.
+    ///
+    /// # Errors
+    ///
+    /// What `tools` has said.
+    pub(crate) fn new<E>(
+        streams: Streams,
+        mut tools: impl FnMut() -> Result<T, E>,
+    ) -> Result<Self, E> {
+        let count = match streams.value() {
+            1 => 1,
+            streams => streams.min(rayon::current_num_threads()),
+        };
+        let worker = || {
+            Ok(Worker {
+                tools: tools()?,
+                out: Vec::new(),
+                done: Vec::new(),
+            })
+        };
+        Ok(Self {
+            workers: std::iter::repeat_with(worker)
+                .take(count)
+                .collect::<Result<_, E>>()?,
+            pieces: Vec::new(),
+            ends: Vec::new(),
+        })
+    }
+
+    /// Cuts `input` into pieces of `lengths`, lets `work` append the result of each to a buffer, and appends all results
+    /// to `out`. Returns where in `out` each of them ends.
+    ///
+    /// # Errors
+    ///
+    /// What `work` has said first, in the order of the pieces as far as they were done. What is in `out` then means
+    /// nothing.
+    pub(crate) fn compress<E: Send>(
+        &mut self,
+        input: &[u8],
+        lengths: impl Iterator<Item = usize>,
+        out: &mut Vec<u8>,
+        work: impl Fn(&mut T, &[u8], &mut Vec<u8>) -> Result<(), E> + Sync,
+    ) -> Result<&[usize], E> {
+        self.cut(lengths);
+        self.ends.clear();
+        let pieces = &self.pieces;
+        let piece = |index: usize| Some(input.get(pieces.get(index)?.clone()).unwrap_or_default());
+        if let ([worker], _) | ([worker, ..], [_]) = (&mut *self.workers, &**pieces) {
+            for piece in (0..).map_while(piece) {
+                work(&mut worker.tools, piece, out)?;
+                self.ends.push(out.len());
+            }
+            return Ok(&self.ends);
+        }
+        let next = AtomicUsize::new(0);
+        let outcome = self.workers.par_iter_mut().map(|worker| {
+            worker.out.clear();
+            worker.done.clear();
+            loop {
+                let index = next.fetch_add(1, Ordering::Relaxed);
+                let Some(piece) = piece(index) else {
+                    return Ok(());
+                };
+                work(&mut worker.tools, piece, &mut worker.out).map_err(|error| (index, error))?;
+                worker.done.push((index, worker.out.len()));
+            }
+        });
+        let first_error = |a, b| match (a, b) {
+            (Err((a, first)), Err((b, second))) => {
+                Err(if a < b { (a, first) } else { (b, second) })
+            }
+            (a, b) => a.and(b),
+        };
+        outcome
+            .reduce(|| Ok(()), first_error)
+            .map_err(|(_, error)| error)?;
+        self.join(out);
+        Ok(&self.ends)
+    }
+
+    /// Decompresses each piece into its place; each worker takes neighbours.
+    ///
+    /// # Errors
+    ///
+    /// What `work` has said of the first piece that it could not do.
+    pub(crate) fn decompress<E: Send>(
+        &mut self,
+        pieces: &mut [Place<'_>],
+        work: impl Fn(&mut T, &[u8], &mut [u8]) -> Result<(), E> + Sync,
+    ) -> Result<(), E> {
+        let share = pieces.len().div_ceil(self.workers.len()).max(1);
+        let mut shares: Vec<_> = self
+            .workers
+            .iter_mut()
+            .zip(pieces.chunks_mut(share))
+            .map(|(worker, pieces)| Share {
+                tools: &mut worker.tools,
+                pieces,
+                outcome: Ok(()),
+            })
+            .collect();
+        let all = |share: &mut Share<'_, '_, T, E>| {
+            share.outcome = share
+                .pieces
+                .iter_mut()
+                .try_for_each(|(input, output)| work(share.tools, input, output));
+        };
+        match &mut *shares {
+            [alone] => all(alone),
+            shares => shares.par_iter_mut().for_each(all),
+        }
+        shares.into_iter().try_for_each(|share| share.outcome)
+    }
+
+    fn cut(&mut self, lengths: impl Iterator<Item = usize>) {
+        self.pieces.clear();
+        let mut start = 0;
+        self.pieces.extend(lengths.map(|len| {
+            let piece = start..start + len;
+            start = piece.end;
+            piece
+        }));
+    }
+
+    /// Appends the workers' results in the order of the pieces. Each worker has done its pieces in that order.
+    fn join(&mut self, out: &mut Vec<u8>) {
+        out.reserve(self.workers.iter().map(|worker| worker.out.len()).sum());
+        let mut results: Vec<_> = self
+            .workers
+            .iter()
+            .map(|worker| (worker.done.iter().peekable(), &*worker.out, 0))
+            .collect();
+        for index in 0..self.pieces.len() {
+            for (done, bytes, start) in &mut results {
+                if let Some(&(_, end)) = done.next_if(|(piece, _)| *piece == index) {
+                    out.extend_from_slice(bytes.get(*start..end).unwrap_or_default());
+                    *start = end;
+                    break;
+                }
+            }
+            self.ends.push(out.len());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn crew(workers: usize) -> Crew<()> {
+        let worker = || Worker {
+            tools: (),
+            out: Vec::new(),
+            done: Vec::new(),
+        };
+        Crew {
+            workers: std::iter::repeat_with(worker).take(workers).collect(),
+            pieces: Vec::new(),
+            ends: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn results_are_joined_in_the_pieces_order_whoever_made_them() {
+        let input: Vec<u8> = (0..100).collect();
+        for workers in 1..6 {
+            for pieces in [1, 2, 7, 50] {
+                let mut crew = crew(workers);
+                for _ in 0..3 {
+                    let mut out = vec![200];
+                    let lengths = (0..pieces).map(|_| 100 / pieces);
+                    let work = |(): &mut (), piece: &[u8], out: &mut Vec<u8>| {
+                        out.extend(piece.iter().step_by(2));
+                        Ok::<_, ()>(())
+                    };
+                    let ends = crew.compress(&input, lengths, &mut out, work).unwrap();
+                    assert_eq!(ends.len(), pieces);
+                    assert_eq!(ends.last(), Some(&out.len()));
+                    let len = 100 / pieces;
+                    let expected: Vec<u8> = std::iter::once(200)
+                        .chain((0..pieces).flat_map(|piece| {
+                            (piece * len..(piece + 1) * len)
+                                .step_by(2)
+                                .map(|at| at as u8)
+                        }))
+                        .collect();
+                    assert_eq!(out, expected);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn an_error_of_any_worker_is_the_packets() {
+        let input = [0, 0, 1, 0, 1, 0];
+        for workers in 1..4 {
+            let work = |(): &mut (), piece: &[u8], _: &mut Vec<u8>| match piece {
+                [1] => Err("one"),
+                _ => Ok(()),
+            };
+            let outcome = crew(workers)
+                .compress(&input, [1; 6].into_iter(), &mut Vec::new(), work)
+                .map(<[usize]>::len);
+            assert_eq!(outcome, Err("one"));
+        }
+    }
+
+    #[test]
+    fn every_piece_is_decompressed_into_its_own_place() {
+        for workers in 1..5 {
+            let mut output = [0; 10];
+            let mut pieces: Vec<Place<'_>> = [&[1][..], &[2], &[3], &[4], &[5]]
+                .into_iter()
+                .zip(output.chunks_mut(2))
+                .collect();
+            let work = |(): &mut (), input: &[u8], output: &mut [u8]| {
+                output.fill(input[0]);
+                if input[0] == 9 { Err(()) } else { Ok(()) }
+            };
+            crew(workers).decompress(&mut pieces, work).unwrap();
+            assert_eq!(output, [1, 1, 2, 2, 3, 3, 4, 4, 5, 5]);
+            let mut nine: Vec<Place<'_>> = vec![(&[9], &mut output)];
+            assert_eq!(crew(workers).decompress(&mut nine, work), Err(()));
+        }
+    }
+}
