@@ -1,4 +1,4 @@
-//! `cargo xtask bench relay`: what two relays in `none` mode cost between two QEMUs on the loopback.
+//! `cargo xtask bench relay`: what two relays cost between two QEMUs on the loopback.
 
 use std::path::Path;
 
@@ -17,6 +17,9 @@ pub struct Arguments {
     memory: u32,
     #[arg(long, default_value_t = 8)]
     channels: u8,
+    /// What the relays have between them; the aim is for none
+    #[arg(long, default_value = "none", value_parser = ["none", "zlib", "zstd"])]
+    compression: String,
     /// Connect by tcp on the loopback instead of unix sockets
     #[arg(long)]
     tcp: bool,
@@ -57,7 +60,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let (mut plain, mut through, mut resident) = (Vec::new(), Vec::new(), 0);
     for run in 1..=arguments.runs {
         plain.push(megabytes_per_second(&chain.hop(&hop)?));
-        let (report, peak_kib) = hop_through_relays(&mut chain, &hop, &program)?;
+        let (report, peak_kib) =
+            hop_through_relays(&mut chain, &hop, &program, &arguments.compression)?;
         through.push(megabytes_per_second(&report));
         resident = resident.max(peak_kib);
         println!(
@@ -84,7 +88,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     println!(
         "    peak resident memory of a relay: {resident} KiB (at most {MOST_RESIDENT_KIB} is the aim)"
     );
-    if part < LEAST_PART || resident > MOST_RESIDENT_KIB {
+    let too_slow = arguments.compression == "none" && part < LEAST_PART;
+    if too_slow || resident > MOST_RESIDENT_KIB {
         return Err("the aim was missed".into());
     }
     Ok(())
@@ -94,11 +99,12 @@ fn hop_through_relays(
     chain: &mut Chain,
     hop: &Hop<'_>,
     program: &Path,
+    compression: &str,
 ) -> Result<(HopReport, u64)> {
     let folder = tempfile::tempdir()?;
     let mut started = Err("the migration did not begin".into());
     let report = chain.hop_via(hop, |destination| {
-        started = RelayPair::start(program, folder.path(), destination, "none", &[]);
+        started = RelayPair::start(program, folder.path(), destination, compression, &[]);
         match &started {
             Ok(pair) => pair.address.clone(),
             Err(_) => format!("unix:{}", folder.path().join("nobody").display()),
