@@ -82,7 +82,7 @@ fn two_relays_with_a_method_between_them_change_nothing() {
 #[test]
 fn inspect_counts_what_an_independent_decoder_counted() {
     for capture in captures::all() {
-        let Ok(summary) = std::fs::read_to_string(capture.folder.join("summary.json")) else {
+        let Ok(summary) = std::fs::read_to_string(capture.path.join("summary.json")) else {
             continue;
         };
         let summary: Value = serde_json::from_str(&summary).expect("JSON");
@@ -179,9 +179,9 @@ fn check(capture: &Capture, images: &Path, summary: &Value) {
         blocks.len(),
         "nothing else is left in the folder"
     );
-    for (name, hash) in capture.images() {
+    for (name, hash) in &capture.images {
         assert!(
-            sha256(&images.join(&name)).starts_with(&hash),
+            sha256(&images.join(name)).starts_with(hash),
             "{}: {name} differs",
             capture.name()
         );

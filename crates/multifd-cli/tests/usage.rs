@@ -161,8 +161,8 @@ fn inspect_shows_what_is_readable_and_where_it_ends() {
         "channel 7, packet 0 at 64: SYNC, number 1\n\
          channel 7, packet 1 at 1408: number 2, none, block pc.ram, normal 1, zero 1, payload 4096 bytes\n\
          {cut}: channel 7, packets 2, sync 1, normal 1, zero 1, payload 4096 bytes, method none, page size 4096\n\
-         {main}: main, machine none-10.0, flush 3, eos 3, zero records 0, page records 0, return path\n  \
-         block pc.ram of 1048576 bytes\n"
+         {main}: main channel, machine none-10.0, flush 3, eos 3, zero records 0, page records 0, return path\n  \
+         block pc.ram, 1048576 bytes\n"
     );
     assert_eq!(ended.stdout, expected);
     assert!(

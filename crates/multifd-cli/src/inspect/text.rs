@@ -1,5 +1,6 @@
 //! For people: lines.
 
+use std::fmt::Display;
 use std::io::{self, Write};
 use std::path::PathBuf;
 
@@ -26,18 +27,21 @@ pub fn print(mut out: impl Write, files: &[PathBuf], packets: bool) -> io::Resul
             }
         }
         let report = inspection.finish();
-        write!(out, "{}: ", path.display())?;
-        print_view(&mut out, &View::of_file(&report))?;
-        if report.recording {
-            for stream in &report.streams {
-                write!(
-                    out,
-                    "  {} of {} bytes: ",
-                    stream.summary.channel(),
-                    stream.bytes
-                )?;
-                print_view(&mut out, &View::of_stream(stream))?;
-            }
+        let view = View::of_file(&report);
+        let heading = match report.streams.first().filter(|_| !report.recording) {
+            Some(stream) => stream.summary.channel().to_string(),
+            None => "recording".to_owned(),
+        };
+        print_view(
+            &mut out,
+            format_args!("{}: {heading}", path.display()),
+            &view,
+        )?;
+        print_blocks(&mut out, &view)?;
+        for stream in report.streams.iter().filter(|_| report.recording) {
+            let channel = stream.summary.channel();
+            let heading = format_args!("  {channel}, {} bytes", stream.bytes);
+            print_view(&mut out, heading, &View::of_stream(stream))?;
         }
         faults.extend(fault_of(&report).map(|fault| in_file(path, &fault)));
     }
@@ -76,11 +80,8 @@ fn print_packet(out: &mut impl Write, sighting: &Sighting) -> io::Result<()> {
     }
 }
 
-fn print_view(out: &mut impl Write, view: &View<'_>) -> io::Result<()> {
-    write!(out, "{}", view.kind.unwrap_or_default())?;
-    if let Some(id) = view.channel {
-        write!(out, " {id}")?;
-    }
+fn print_view(out: &mut impl Write, heading: impl Display, view: &View<'_>) -> io::Result<()> {
+    write!(out, "{heading}")?;
     if let Some(channels) = &view.channels {
         print_channels(out, channels)?;
     }
@@ -90,7 +91,10 @@ fn print_view(out: &mut impl Write, view: &View<'_>) -> io::Result<()> {
     if let Some(page_size) = view.page_size {
         write!(out, ", page size {}", page_size.bytes())?;
     }
-    writeln!(out)?;
+    writeln!(out)
+}
+
+fn print_blocks(out: &mut impl Write, view: &View<'_>) -> io::Result<()> {
     for block in view
         .main
         .map(|main| main.blocks.as_slice())
@@ -98,7 +102,7 @@ fn print_view(out: &mut impl Write, view: &View<'_>) -> io::Result<()> {
     {
         writeln!(
             out,
-            "  block {} of {} bytes",
+            "  block {}, {} bytes",
             say::printable(&block.name),
             block.used_length
         )?;
