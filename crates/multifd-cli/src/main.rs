@@ -1,5 +1,16 @@
 //! The `multifd` command: flags and words for people. What it does is in `multifd-transport`.
 
+#![forbid(unsafe_code)]
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::indexing_slicing,
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic
+    )
+)]
+
 mod args;
 mod detect;
 mod inspect;

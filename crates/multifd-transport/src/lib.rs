@@ -4,6 +4,17 @@
 //! failure of any channel stops everything, names the channel and the cause, and closes all connections, so that the source's guest runs on.
 //! This crate never looks inside a payload and never buffers without bound.
 
+#![forbid(unsafe_code)]
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::indexing_slicing,
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic
+    )
+)]
+
 mod address;
 mod answers;
 mod buffer;
