@@ -2,7 +2,7 @@
 
 use multifd_wire::{Method, PageSize};
 
-use crate::{Backend, DecodeError, Decoder, EncodeError, Encoder, Engine, Pages, PathCounts};
+use crate::{Backend, DecodeError, Decoder, EncodeError, Encoder, Pages, PathCounts};
 
 /// The longest payload a stock QEMU takes: it reads every payload into a buffer of 1 MiB and, up to 10.0 at least, does
 /// not check that it fits. The largest packet is half of that before compression.
@@ -19,9 +19,9 @@ pub(crate) trait WritePayload: Send {
         out: &mut Vec<u8>,
     ) -> Result<PathCounts, EncodeError>;
 
-    /// See [`Encoder::backend`].
-    fn backend(&self) -> Backend {
-        Backend::new(Engine::Plain)
+    /// See [`Encoder::backend`], of streams whose back end may change.
+    fn backend(&self) -> Option<Backend> {
+        None
     }
 }
 
@@ -36,9 +36,9 @@ pub(crate) trait ReadPayload: Send {
         pages: &mut [u8],
     ) -> Result<PathCounts, DecodeError>;
 
-    /// See [`Decoder::backend`].
-    fn backend(&self) -> Backend {
-        Backend::new(Engine::Plain)
+    /// See [`Decoder::backend`], of streams whose back end may change.
+    fn backend(&self) -> Option<Backend> {
+        None
     }
 }
 
@@ -46,14 +46,16 @@ pub(crate) trait ReadPayload: Send {
 /// hole.
 pub(crate) struct Channel<S> {
     stream: S,
+    backend: Backend,
     is_whole: bool,
     counts: PathCounts,
 }
 
 impl<S> Channel<S> {
-    pub(crate) const fn new(stream: S) -> Self {
+    pub(crate) const fn new(stream: S, backend: Backend) -> Self {
         Self {
             stream,
+            backend,
             is_whole: true,
             counts: PathCounts::raw(0),
         }
@@ -92,7 +94,8 @@ impl<S: WritePayload> Encoder for Channel<S> {
     }
 
     fn backend(&self) -> Backend {
-        self.stream.backend()
+        let current = self.stream.backend();
+        current.unwrap_or_else(|| self.backend.clone())
     }
 
     fn counts(&self) -> PathCounts {
@@ -129,7 +132,8 @@ impl<S: ReadPayload> Decoder for Channel<S> {
     }
 
     fn backend(&self) -> Backend {
-        self.stream.backend()
+        let current = self.stream.backend();
+        current.unwrap_or_else(|| self.backend.clone())
     }
 
     fn counts(&self) -> PathCounts {
@@ -151,6 +155,7 @@ pub(crate) fn check_payload_len(len_bytes: usize) -> Result<(), EncodeError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Engine;
 
     /// Writes payloads of the lengths given, one after the other; a length of 0 is a failure.
     struct Lengths(Vec<usize>);
@@ -184,12 +189,8 @@ mod tests {
 
     #[test]
     fn a_payload_too_large_for_a_stock_receiver_never_gets_out() {
-        let mut channel = Channel::new(Lengths(vec![
-            7,
-            MAX_PAYLOAD_BYTES,
-            MAX_PAYLOAD_BYTES + 1,
-            7,
-        ]));
+        let lengths = vec![7, MAX_PAYLOAD_BYTES, MAX_PAYLOAD_BYTES + 1, 7];
+        let mut channel = Channel::new(Lengths(lengths), Backend::new(Engine::Plain));
         assert_eq!(encode(&mut channel).unwrap(), 7);
         assert_eq!(encode(&mut channel).unwrap(), MAX_PAYLOAD_BYTES);
         let error = encode(&mut channel).unwrap_err();
@@ -205,7 +206,7 @@ mod tests {
 
     #[test]
     fn an_encoder_that_failed_writes_nothing_more() {
-        let mut channel = Channel::new(Lengths(vec![7, 0, 7, 7]));
+        let mut channel = Channel::new(Lengths(vec![7, 0, 7, 7]), Backend::new(Engine::Plain));
         assert_eq!(encode(&mut channel).unwrap(), 7);
         assert!(matches!(
             encode(&mut channel),

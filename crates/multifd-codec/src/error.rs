@@ -59,6 +59,17 @@ pub enum DecodeError {
         /// Length of the pages.
         allowed: usize,
     },
+    /// The table of page lengths and the pages behind it do not fit together.
+    #[error("the table of page lengths is wrong")]
+    Lengths(#[source] multifd_wire::Fault),
+    /// The compressed form of a page is not one of a page.
+    #[error("page {page} of the packet cannot be decompressed")]
+    Page {
+        /// Which of the packet's normal pages, from 0.
+        page: usize,
+        /// What is wrong with it.
+        source: crate::deflate::InflateError,
+    },
     /// The payload ended before the last page was full.
     #[error("the payload holds {found} bytes of pages instead of {expected}")]
     TooShort {

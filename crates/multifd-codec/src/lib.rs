@@ -70,9 +70,11 @@ pub mod detect;
 
 mod accel;
 mod channel;
+mod choose;
 mod error;
 mod none;
 mod page;
+mod qpl;
 mod settings;
 mod streams;
 mod zero;
@@ -81,14 +83,13 @@ mod zstd;
 
 pub use accel::{Accel, Backend, Engine, Huffman, PathCounts, UnknownWord};
 pub use channel::MAX_PAYLOAD_BYTES;
+pub use choose::{decoder, encoder};
 pub use error::{DecodeError, EncodeError, Unsupported};
 pub use page::{GuestPage, Pages, PagesError};
 pub use settings::{Level, LevelError, Settings, Streams, StreamsError, ZlibLevel, ZstdLevel};
 pub use zero::is_zero;
 
 use multifd_wire::{Method, PageSize};
-
-use crate::channel::Channel;
 
 /// Turns packets of pages into payloads: the sending direction of one channel.
 pub trait Encoder: Send {
@@ -144,45 +145,4 @@ pub trait Decoder: Send {
 
     /// As [`Encoder::counts`].
     fn counts(&self) -> PathCounts;
-}
-
-/// An encoder for one channel.
-///
-/// # Errors
-///
-/// [`Unsupported`] when nothing here writes the method.
-pub fn encoder(method: Method, settings: &Settings) -> Result<Box<dyn Encoder>, Unsupported> {
-    let streams = settings.streams;
-    Ok(match method {
-        Method::None => Box::new(Channel::new(none::Raw)),
-        Method::Zlib if streams == Streams::default() => {
-            Box::new(Channel::new(zlib::Deflate::new(settings.zlib_level)))
-        }
-        Method::Zlib => {
-            let runs = zlib::DeflateRuns::new(settings.zlib_level, streams);
-            Box::new(Channel::new(runs))
-        }
-        Method::Zstd if streams == Streams::default() => {
-            Box::new(Channel::new(zstd::Compress::new(settings.zstd_level)?))
-        }
-        Method::Zstd => {
-            let runs = zstd::CompressRuns::new(settings.zstd_level, streams)?;
-            Box::new(Channel::new(runs))
-        }
-        _ => return Err(Unsupported::Method { method }),
-    })
-}
-
-/// A decoder for one channel. It reads whatever settings a peer has encoded with.
-///
-/// # Errors
-///
-/// [`Unsupported`] when nothing here reads the method.
-pub fn decoder(method: Method, settings: &Settings) -> Result<Box<dyn Decoder>, Unsupported> {
-    Ok(match method {
-        Method::None => Box::new(Channel::new(none::Raw)),
-        Method::Zlib => Box::new(Channel::new(zlib::Inflate::new())),
-        Method::Zstd => Box::new(Channel::new(zstd::Decompress::new(settings.accel)?)),
-        _ => return Err(Unsupported::Method { method }),
-    })
 }

@@ -9,6 +9,7 @@
 #![allow(unsafe_code)]
 
 use std::marker::PhantomData;
+use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -115,10 +116,24 @@ impl<'a> Pages<'a> {
 
     /// Copies the content of all pages, back to back, behind what `out` holds.
     pub fn append_to(&self, out: &mut Vec<u8>) {
+        self.append_range(0..self.len(), out);
+    }
+
+    /// Copies the content of some pages, back to back, behind what `out` holds. Nothing if not all of them are there.
+    pub fn append_range(&self, range: Range<usize>, out: &mut Vec<u8>) {
+        let page_bytes = self.page_size.bytes();
         match self.source {
-            Source::Private(bytes) => out.extend_from_slice(bytes),
+            Source::Private(bytes) => {
+                let bytes = range
+                    .start
+                    .checked_mul(page_bytes)
+                    .zip(range.end.checked_mul(page_bytes))
+                    .and_then(|(start, end)| bytes.get(start..end));
+                out.extend_from_slice(bytes.unwrap_or_default());
+            }
             Source::Guest(pages) => {
-                out.reserve(pages.len() * self.page_size.bytes());
+                let pages = pages.get(range).unwrap_or_default();
+                out.reserve(pages.len() * page_bytes);
                 pages.iter().for_each(|page| page.append_to(out));
             }
         }
@@ -272,6 +287,27 @@ mod tests {
         assert_eq!(out.len(), 3 + 4096);
         assert_eq!(out[..5], [9, 9, 9, 1, 1]);
         assert_eq!(out[3 + 4095], 1);
+    }
+
+    #[test]
+    fn some_of_the_pages_are_copied() {
+        let memory = guest_memory(4);
+        let handles = [0, 1, 2, 3].map(|page| handle(&memory, page));
+        let mut private = Vec::new();
+        let guest = Pages::guest(&handles, PageSize::K4).unwrap();
+        guest.append_to(&mut private);
+        for pages in [guest, Pages::private(&private, PageSize::K4).unwrap()] {
+            for (range, expected) in [
+                (1..3, &private[4096..3 * 4096]),
+                (2..2, &[]),
+                (3..5, &[]),
+                (0..usize::MAX, &[]),
+            ] {
+                let mut out = Vec::new();
+                pages.append_range(range, &mut out);
+                assert!(out == expected);
+            }
+        }
     }
 
     #[test]

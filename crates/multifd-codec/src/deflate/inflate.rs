@@ -597,6 +597,24 @@ impl PageInflater {
         }
     }
 
+    /// Decodes a complete raw deflate stream of a single block as [`PageInflater::inflate`] does, and says how many bits
+    /// of its last byte do not belong to it.
+    pub(crate) fn inflate_block(
+        &mut self,
+        stream: &[u8],
+        page: &mut [u8],
+    ) -> Result<u32, InflateError> {
+        let mut run = Run::new(stream, page, &[]);
+        if !run.block(&mut self.tables, Pairs::Skip)?.is_final {
+            return Err(run.truncated());
+        }
+        let spare_bits = run.input.count % 8;
+        match run.unused() {
+            0 => run.finish().map(|()| spare_bits),
+            found_bytes => Err(InflateError::TrailingData { found_bytes }),
+        }
+    }
+
     /// Decodes one complete raw deflate stream, which must end in the last byte of `stream` and fill `page`.
     ///
     /// After an error the content of `page` is of no use.

@@ -1,0 +1,172 @@
+//! Which codec for a method, given who is to compute.
+
+use std::sync::Arc;
+
+use multifd_wire::Method;
+use qpl_sys::Status;
+
+use crate::channel::Channel;
+use crate::qpl::{self, Compressor, Direction};
+use crate::{
+    Accel, Backend, Decoder, Encoder, Engine, Settings, Streams, Unsupported, none, zlib, zstd,
+};
+
+/// An encoder for one channel.
+///
+/// With [`Accel::None`] it is what a stock QEMU has. Who has asked for libqpl gets it or an error: its hardware path is
+/// replaced by its software path only with [`Accel::Qpl`] and [`Accel::Auto`], and [`Encoder::backend`] tells the
+/// reason. Method `none` has nothing to compute and takes any accelerator.
+///
+/// # Errors
+///
+/// [`Unsupported`] when nothing here writes the method, or not with this accelerator.
+pub fn encoder(method: Method, settings: &Settings) -> Result<Box<dyn Encoder>, Unsupported> {
+    let Settings { accel, streams, .. } = *settings;
+    let plain = Backend::new(Engine::Plain);
+    Ok(match method {
+        Method::None => Box::new(Channel::new(none::Raw, plain)),
+        Method::Zlib => match by_libqpl(method, settings)? {
+            Choice::Libqpl(compressor, backend) => {
+                let stream = qpl::Deflate::new(compressor, settings.huffman, streams);
+                Box::new(Channel::new(stream, backend))
+            }
+            Choice::Own(reason) => {
+                let backend = because(Engine::Plain, reason);
+                if streams == Streams::default() {
+                    let stream = zlib::Deflate::new(settings.zlib_level);
+                    Box::new(Channel::new(stream, backend))
+                } else {
+                    let stream = zlib::DeflateRuns::new(settings.zlib_level, streams);
+                    Box::new(Channel::new(stream, backend))
+                }
+            }
+        },
+        Method::Zstd if wants_libqpl(accel) => return Err(refused(method, accel, NO_ZSTD.into())),
+        Method::Zstd if streams == Streams::default() => {
+            let stream = zstd::Compress::new(settings.zstd_level)?;
+            Box::new(Channel::new(stream, plain))
+        }
+        Method::Zstd => {
+            let stream = zstd::CompressRuns::new(settings.zstd_level, streams)?;
+            Box::new(Channel::new(stream, plain))
+        }
+        Method::Qpl => match by_libqpl(method, settings)? {
+            Choice::Libqpl(compressor, backend) => {
+                Box::new(Channel::new(qpl::WritePages::new(compressor), backend))
+            }
+            Choice::Own(reason) => {
+                let reason = reason.unwrap_or_else(|| "it is written by libqpl only".into());
+                return Err(refused(method, accel, reason));
+            }
+        },
+        _ => return Err(Unsupported::Method { method }),
+    })
+}
+
+/// A decoder for one channel. It reads whatever settings a peer has encoded with.
+///
+/// What arrives is not the choice of who receives, so an accelerator that has no part in the method does not matter:
+/// libqpl reads pages of the `qpl` method only. A `zlib` stream of a stock QEMU has a window of 32 KiB and the device
+/// one of 4 KiB, and in streams of our own nothing tells where a piece begins before all of it has been read.
+///
+/// # Errors
+///
+/// [`Unsupported`] when nothing here reads the method, or for `qpl` when [`Accel::QplHardware`] is not to be had.
+pub fn decoder(method: Method, settings: &Settings) -> Result<Box<dyn Decoder>, Unsupported> {
+    let accel = settings.accel;
+    let plain = |reason: &str| {
+        let reason = wants_libqpl(accel).then(|| reason.into());
+        because(Engine::Plain, reason)
+    };
+    Ok(match method {
+        Method::None => Box::new(Channel::new(none::Raw, Backend::new(Engine::Plain))),
+        Method::Zlib => Box::new(Channel::new(zlib::Inflate::new(), plain(WINDOW))),
+        Method::Zstd => Box::new(Channel::new(zstd::Decompress::new(accel)?, plain(NO_ZSTD))),
+        Method::Qpl => {
+            let (stream, backend) = match accel {
+                Accel::None | Accel::Software => {
+                    let backend = Backend::new(Engine::Software);
+                    (qpl::ReadPages::in_software(), backend)
+                }
+                Accel::QplSoftware => {
+                    let backend = Backend::because(Engine::Software, NOT_STRICT);
+                    (qpl::ReadPages::in_software(), backend)
+                }
+                accel => match qpl::hardware(Direction::Decompress) {
+                    Ok(library) => {
+                        let backend = Backend::new(Engine::QplHardware);
+                        (qpl::ReadPages::on_hardware(library), backend)
+                    }
+                    Err(reason) if accel == Accel::QplHardware => {
+                        return Err(refused(method, accel, reason));
+                    }
+                    Err(reason) => {
+                        let backend = Backend::because(Engine::Software, reason);
+                        (qpl::ReadPages::in_software(), backend)
+                    }
+                },
+            };
+            Box::new(Channel::new(stream, backend))
+        }
+        _ => return Err(Unsupported::Method { method }),
+    })
+}
+
+/// Who deflates.
+enum Choice {
+    Libqpl(Compressor, Backend),
+    /// This crate, because of the reason if something better was asked for.
+    Own(Option<Arc<str>>),
+}
+
+fn by_libqpl(method: Method, settings: &Settings) -> Result<Choice, Unsupported> {
+    let Settings { accel, huffman, .. } = *settings;
+    let unavailable = |reason| refused(method, accel, reason);
+    let broken = |status: Status| Unsupported::Library {
+        method,
+        source: status.to_string().into(),
+    };
+    let reason = match accel {
+        Accel::None | Accel::Software => return Ok(Choice::Own(None)),
+        Accel::QplSoftware => None,
+        Accel::Qpl | Accel::QplHardware | Accel::Auto => {
+            match (qpl::hardware(Direction::Compress), accel) {
+                (Ok(library), _) => {
+                    let compressor = Compressor::on_hardware(library, huffman).map_err(broken)?;
+                    let backend = Backend::new(Engine::QplHardware);
+                    return Ok(Choice::Libqpl(compressor, backend));
+                }
+                (Err(reason), Accel::Auto) => return Ok(Choice::Own(Some(reason))),
+                (Err(reason), Accel::QplHardware) => return Err(unavailable(reason)),
+                (Err(reason), _) => Some(reason),
+            }
+        }
+    };
+    let library = qpl::software().map_err(unavailable)?;
+    let compressor = Compressor::in_software(library, huffman).map_err(broken)?;
+    let backend = because(Engine::QplSoftware, reason);
+    Ok(Choice::Libqpl(compressor, backend))
+}
+
+const fn wants_libqpl(accel: Accel) -> bool {
+    matches!(accel, Accel::Qpl | Accel::QplHardware | Accel::QplSoftware)
+}
+
+fn because(engine: Engine, reason: Option<Arc<str>>) -> Backend {
+    match reason {
+        Some(reason) => Backend::because(engine, reason),
+        None => Backend::new(engine),
+    }
+}
+
+fn refused(method: Method, accel: Accel, reason: Arc<str>) -> Unsupported {
+    Unsupported::Accel {
+        method,
+        accel,
+        reason,
+    }
+}
+
+const NO_ZSTD: &str = "libqpl has no zstd";
+const WINDOW: &str = "the window of a stock stream is 32 KiB and the IAA's 4 KiB";
+const NOT_STRICT: &str = "libqpl's software path does not notice a page that is cut off";

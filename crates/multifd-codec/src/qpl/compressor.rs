@@ -1,0 +1,164 @@
+//! Pieces of a packet, compressed by hardware, by software or not at all.
+
+use std::convert::Infallible;
+use std::ops::Range;
+
+use qpl_sys::{Library, Path, Status};
+
+use super::hardware::{Batch, Hardware, Landed};
+use super::job::{Job, Work};
+use super::outcome::Outcome;
+use crate::{Backend, Engine, Huffman, Pages, PathCounts};
+
+/// One channel's.
+pub(crate) struct Compressor {
+    hardware: Option<Hardware>,
+    /// Does what the hardware does not.
+    software: Job,
+    huffman: Huffman,
+}
+
+/// A piece as it is to be sent.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Piece<'a> {
+    /// One complete raw deflate stream, shorter than the piece.
+    Deflated {
+        stream: &'a [u8],
+        /// What it was made of.
+        content: &'a [u8],
+        /// Bits at the end of its last byte that do not belong to it, as far as whoever made it tells.
+        spare_bits: Option<u32>,
+    },
+    /// The piece as it is.
+    Raw(&'a [u8]),
+}
+
+impl Compressor {
+    /// On the hardware, which [`hardware`](super::hardware) has found.
+    ///
+    /// # Errors
+    /// libqpl's status.
+    pub(crate) fn on_hardware(library: &'static Library, huffman: Huffman) -> Result<Self, Status> {
+        Ok(Self {
+            hardware: Some(Hardware::new(library)),
+            ..Self::in_software(library, huffman)?
+        })
+    }
+
+    /// On the software path.
+    ///
+    /// # Errors
+    /// libqpl's status.
+    pub(crate) fn in_software(library: &'static Library, huffman: Huffman) -> Result<Self, Status> {
+        Ok(Self {
+            hardware: None,
+            software: Job::new(library, Path::SOFTWARE)?,
+            huffman,
+        })
+    }
+
+    /// What does the work in place of hardware that is out of use.
+    pub(super) fn backend(&self) -> Option<Backend> {
+        let reason = self.hardware.as_ref()?.refused()?;
+        Some(Backend::because(Engine::QplSoftware, reason))
+    }
+
+    /// Compresses pieces, each given as a range of `pages`, and hands them to `sink` in their order. `sink` says whether
+    /// it has taken a piece as it was given; if not, it has taken it raw.
+    pub(super) fn run(
+        &mut self,
+        pages: &Pages<'_>,
+        pieces: &[Range<usize>],
+        sink: impl FnMut(Piece<'_>) -> bool,
+    ) -> PathCounts {
+        let mut packet = Packet {
+            pages,
+            pieces,
+            work: Work::Compress(self.huffman),
+            software: &mut self.software,
+            sink,
+            counts: PathCounts::default(),
+        };
+        let Ok(()) = match &mut self.hardware {
+            Some(hardware) => hardware.run(&mut packet),
+            None => (0..pieces.len()).try_for_each(|piece| packet.take(piece, Landed::NotDone)),
+        };
+        packet.counts
+    }
+}
+
+struct Packet<'a, S> {
+    pages: &'a Pages<'a>,
+    pieces: &'a [Range<usize>],
+    work: Work,
+    software: &'a mut Job,
+    sink: S,
+    counts: PathCounts,
+}
+
+impl<S> Packet<'_, S> {
+    fn range(&self, piece: usize) -> Range<usize> {
+        self.pieces.get(piece).cloned().unwrap_or_default()
+    }
+
+    /// As a piece that is not made smaller goes out as it is, a result of its size is one too many.
+    fn room(&self, piece: usize) -> usize {
+        (self.range(piece).len() * self.pages.page_size().bytes()).saturating_sub(1)
+    }
+}
+
+impl<S: FnMut(Piece<'_>) -> bool> Batch for Packet<'_, S> {
+    type Error = Infallible;
+
+    fn len(&self) -> usize {
+        self.pieces.len()
+    }
+
+    fn fill(&self, piece: usize, input: &mut Vec<u8>) -> Option<(Work, usize)> {
+        self.pages.append_range(self.range(piece), input);
+        Some((self.work, self.room(piece)))
+    }
+
+    fn take(&mut self, piece: usize, landed: Landed<'_>) -> Result<(), Infallible> {
+        let pages = self.range(piece).len();
+        let (deflated, counts) = match landed {
+            Landed::Done(product) => (
+                Piece::Deflated {
+                    stream: product.output,
+                    content: product.input,
+                    spare_bits: Some(product.spare_bits),
+                },
+                PathCounts::hardware(pages),
+            ),
+            Landed::NoRoom(content) => (Piece::Raw(content), PathCounts::raw(pages)),
+            Landed::NotDone => {
+                let room = self.room(piece);
+                self.software.input().clear();
+                self.pages
+                    .append_range(self.range(piece), self.software.input());
+                let done = Outcome::of(self.software.run(self.work, room)) == Outcome::Done;
+                match self.software.product().filter(|_| done) {
+                    Some(product) => (
+                        Piece::Deflated {
+                            stream: product.output,
+                            content: product.input,
+                            spare_bits: None,
+                        },
+                        PathCounts::software(pages),
+                    ),
+                    // Whatever the reason was, the page as it is is right.
+                    None => (
+                        Piece::Raw(self.software.last_input()),
+                        PathCounts::raw(pages),
+                    ),
+                }
+            }
+        };
+        self.counts += if (self.sink)(deflated) {
+            counts
+        } else {
+            PathCounts::raw(pages)
+        };
+        Ok(())
+    }
+}

@@ -1,0 +1,161 @@
+//! What of libqpl works here, and why not more.
+
+use std::error::Error;
+use std::path::Path as FilePath;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use qpl_sys::{Library, NumaId, Path, Status};
+
+use super::hardware::await_end;
+use super::job::{Job, Work};
+use crate::Huffman;
+use crate::deflate::PageInflater;
+use crate::detect::{Cause, System, Verdict, detect};
+
+/// What a device is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Direction {
+    Compress,
+    Decompress,
+}
+
+/// libqpl, of which the software path always works.
+///
+/// # Errors
+/// Why not, in a phrase.
+pub(crate) fn software() -> Result<&'static Library, Arc<str>> {
+    Library::open().map_err(|error| {
+        // The loader's own words tell which of the libraries is missing or too old.
+        let words = error.source().map(ToString::to_string);
+        format!("no libqpl: {}", words.unwrap_or_else(|| error.to_string())).into()
+    })
+}
+
+/// libqpl with hardware that has done the work of this direction on one page.
+///
+/// libqpl looks for devices once in a process, and so does this.
+///
+/// # Errors
+/// Why not, in a phrase.
+pub(crate) fn hardware(direction: Direction) -> Result<&'static Library, Arc<str>> {
+    static FOUND: OnceLock<Found> = OnceLock::new();
+
+    let library = software()?;
+    let found = FOUND.get_or_init(|| Found::look(library));
+    let works = match direction {
+        Direction::Compress => &found.compress,
+        Direction::Decompress => &found.decompress,
+    };
+    works.clone().map(|()| library)
+}
+
+/// What a status of the hardware path means on this machine.
+pub(super) fn explain(status: Status) -> Arc<str> {
+    let report = detect(FilePath::new("/"), &System);
+    let cause = report.explain_status(status.0);
+    let phrase = match (&cause, &report.verdict) {
+        // The library's number says less than what stands in the way anyway.
+        (Cause::Unexplained { .. }, Verdict::NotReady { .. }) if status.0 >= 500 => {
+            return report.verdict.to_string().into();
+        }
+        (Cause::Unexplained { .. }, _) => status.to_string(),
+        _ => cause.to_string(),
+    };
+    format!("no IAA: {phrase}").into()
+}
+
+struct Found {
+    compress: Result<(), Arc<str>>,
+    decompress: Result<(), Arc<str>>,
+}
+
+impl Found {
+    fn look(library: &'static Library) -> Self {
+        let compress = try_compress(library);
+        let decompress = try_decompress(library);
+        Self {
+            compress,
+            decompress,
+        }
+    }
+}
+
+/// A page through the device and back in software, with both codes: the result is right, and ends where the device says.
+fn try_compress(library: &'static Library) -> Result<(), Arc<str>> {
+    let page = page();
+    for huffman in [Huffman::Fixed, Huffman::Dynamic] {
+        let Some(job) = run(library, Work::Compress(huffman), &page)? else {
+            return Ok(());
+        };
+        let product = job.product().ok_or("no IAA: it says what cannot be")?;
+        let mut back = vec![0; page.len()];
+        let spare_bits = PageInflater::new().inflate_block(product.output, &mut back);
+        if spare_bits != Ok(product.spare_bits) || back != page {
+            return Err("no IAA: it compresses a page to something else".into());
+        }
+    }
+    Ok(())
+}
+
+/// A page from software through the device.
+fn try_decompress(library: &'static Library) -> Result<(), Arc<str>> {
+    let page = page();
+    let mut job = Job::new(library, Path::SOFTWARE).map_err(explain)?;
+    job.input().extend_from_slice(&page);
+    let status = job.run(Work::Compress(Huffman::Dynamic), page.len());
+    let product = job.product().filter(|_| status == Status::OK);
+    let stream = product
+        .ok_or("no IAA: libqpl cannot compress a page")?
+        .output;
+    let Some(job) = run(library, Work::Decompress, stream)? else {
+        return Ok(());
+    };
+    match job.product() {
+        Some(product) if product.output == page && product.used == stream.len() => Ok(()),
+        _ => Err("no IAA: it decompresses a page to something else".into()),
+    }
+}
+
+/// One job through the device. `None` when its queues are full of somebody else's work, so that there is a device, and
+/// whether it works is found out later.
+fn run(library: &'static Library, work: Work, input: &[u8]) -> Result<Option<Job>, Arc<str>> {
+    let mut job = Job::new(library, Path::HARDWARE).map_err(explain)?;
+    job.input().extend_from_slice(input);
+    let started = Instant::now();
+    loop {
+        // Anywhere: where the thread that works runs in the end is not known here.
+        let ended = match job.submit(work, ROOM, NumaId::ANY) {
+            Ok(flight) => await_end(flight).ok_or("no IAA: it does not answer")?,
+            Err(refused) => refused,
+        };
+        job = match ended {
+            (job, Status::OK) => return Ok(Some(job)),
+            (job, Status::QUEUES_ARE_BUSY) => job,
+            (_, status) => return Err(explain(status)),
+        };
+        if started.elapsed() >= BUSY_FOR {
+            return Ok(None);
+        }
+        if job.reset() != Status::OK {
+            return Ok(None);
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// A page with matches near and far, and bytes that repeat nothing.
+fn page() -> Vec<u8> {
+    let odd = (0_u32..).flat_map(|number| number.wrapping_mul(0x9e37_79b9).to_le_bytes());
+    let even = (0_u32..).flat_map(|number| format!("page {}", number % 37).into_bytes());
+    odd.take(PAGE_BYTES / 4)
+        .chain(even)
+        .take(PAGE_BYTES)
+        .collect()
+}
+
+const PAGE_BYTES: usize = 4096;
+const ROOM: usize = PAGE_BYTES;
+
+/// A queue that is full for longer is left for the codec to try.
+const BUSY_FOR: Duration = Duration::from_millis(50);

@@ -1,0 +1,105 @@
+//! libqpl, a simulated device under it, and channels that use them.
+
+use std::sync::OnceLock;
+
+use iaa_sim::Simulator;
+use multifd_codec::{
+    Accel, Decoder, Encoder, Huffman, Pages, PathCounts, Settings, Streams, decoder, encoder,
+};
+use multifd_wire::{Method, PageSize};
+use qemu_lab::{Part, require};
+
+pub const PAGE: usize = PageSize::K4.bytes();
+
+/// Whether libqpl can be opened. If not, the running test's name is put on record, and with `CI=true` it fails.
+pub fn libqpl() -> bool {
+    let Err(error) = qpl_sys::Library::open() else {
+        return true;
+    };
+    if require(Part::Qpl) {
+        // Unpacked, but not where the dynamic loader looks: `cargo xtask test` runs this program a second time, with it.
+        let test = std::thread::current().name().map(str::to_owned);
+        eprintln!("NOT RUN: {}: {error}", test.unwrap_or_default());
+        assert!(
+            std::env::var_os("CI").is_none_or(|ci| ci != "true"),
+            "{error}, and CI=true"
+        );
+    }
+    false
+}
+
+/// libqpl and a healthy device, which all tests of this process share. Tests which change it run in their own.
+pub fn healthy_device() -> Option<&'static Simulator> {
+    static DEVICE: OnceLock<Simulator> = OnceLock::new();
+    libqpl().then(|| {
+        DEVICE.get_or_init(|| {
+            Simulator::load(&iaa_sim::Settings::default()).expect("Cargo builds the shared object")
+        })
+    })
+}
+
+/// libqpl and a device of this process only.
+pub fn device(settings: &iaa_sim::Settings) -> Simulator {
+    Simulator::load(settings).expect("Cargo builds the shared object")
+}
+
+/// Runs a test in a process of its own, if there is libqpl. `$test` is the function's path in this program.
+macro_rules! alone {
+    ($test:literal, $body:expr) => {
+        if crate::support::libqpl() {
+            iaa_sim::testing::in_own_process($test, $body);
+        }
+    };
+}
+pub(crate) use alone;
+
+pub fn with(accel: Accel) -> Settings {
+    let mut settings = Settings::default();
+    settings.accel = accel;
+    settings
+}
+
+pub fn dynamic(accel: Accel) -> Settings {
+    let mut settings = with(accel);
+    settings.huffman = Huffman::Dynamic;
+    settings
+}
+
+pub fn streams(settings: Settings, streams: u8) -> Settings {
+    let mut settings = settings;
+    settings.streams = Streams::new(streams).unwrap();
+    settings
+}
+
+/// An encoder and a decoder at the other end, made with settings of their own.
+pub struct Channel {
+    pub encoder: Box<dyn Encoder>,
+    pub decoder: Box<dyn Decoder>,
+    payload: Vec<u8>,
+}
+
+impl Channel {
+    pub fn new(method: Method, sender: &Settings, receiver: &Settings) -> Channel {
+        Channel {
+            encoder: encoder(method, sender).unwrap(),
+            decoder: decoder(method, receiver).unwrap(),
+            payload: Vec::new(),
+        }
+    }
+
+    /// Sends pages of 4 KiB and checks what arrives.
+    pub fn carry(&mut self, bytes: &[u8]) -> &[u8] {
+        let pages = Pages::private(bytes, PageSize::K4).unwrap();
+        self.encoder.encode(&pages, &mut self.payload).unwrap();
+        let mut arrived = vec![0xa5; bytes.len()];
+        self.decoder
+            .decode(&self.payload, PageSize::K4, &mut arrived)
+            .unwrap();
+        assert!(arrived == bytes, "other pages than were sent");
+        &self.payload
+    }
+
+    pub fn counts(&self) -> (PathCounts, PathCounts) {
+        (self.encoder.counts(), self.decoder.counts())
+    }
+}
