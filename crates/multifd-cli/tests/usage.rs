@@ -74,6 +74,25 @@ fn what_is_wrong_with_a_command_is_said_with_what_to_do() {
 }
 
 #[test]
+fn every_help_fits_a_screen_and_has_an_example() {
+    let commands = ["relay", "receive", "record", "replay", "inspect", "detect"];
+    for command in commands {
+        let help = Multifd::start([command, "--help"]).end().well();
+        assert!(help.contains("\nExample"), "{help}");
+        assert!(help.lines().count() <= 24, "{help}");
+        assert!(help.lines().all(|line| line.len() <= 120), "{help}");
+    }
+    let help = Multifd::start(["--help"]).end().well();
+    assert!(
+        commands
+            .iter()
+            .all(|command| help.contains(&format!("\n  {command} "))),
+        "{help}"
+    );
+    assert!(help.lines().count() <= 24, "{help}");
+}
+
+#[test]
 fn an_address_in_use_is_named() {
     let folder = tempfile::tempdir().expect("a folder");
     let listen = format!("unix:{}", folder.path().join("s").display());
