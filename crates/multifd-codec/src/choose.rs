@@ -129,20 +129,25 @@ fn by_libqpl(method: Method, settings: &Settings) -> Result<Choice, Unsupported>
     let reason = match accel {
         Accel::None | Accel::Software => return Ok(Choice::Own(None)),
         Accel::QplSoftware => None,
-        Accel::Qpl | Accel::QplHardware | Accel::Auto => {
-            match (qpl::hardware(Direction::Compress), accel) {
-                (Ok(library), _) => {
-                    let compressor = Compressor::on_hardware(library, huffman).map_err(broken)?;
-                    let backend = Backend::new(Engine::QplHardware);
-                    return Ok(Choice::Libqpl(compressor, backend));
-                }
-                (Err(reason), Accel::Auto) => return Ok(Choice::Own(Some(reason))),
-                (Err(reason), Accel::QplHardware) => return Err(unavailable(reason)),
-                (Err(reason), _) => Some(reason),
+        Accel::Qpl | Accel::QplHardware | Accel::Auto => match qpl::hardware(Direction::Compress) {
+            Ok(library) => {
+                let compressor = Compressor::on_hardware(library, huffman).map_err(broken)?;
+                let backend = Backend::new(Engine::QplHardware);
+                return Ok(Choice::Libqpl(compressor, backend));
             }
-        }
+            Err(reason) if accel == Accel::QplHardware => return Err(unavailable(reason)),
+            Err(reason) => Some(reason),
+        },
     };
-    let library = qpl::software().map_err(unavailable)?;
+    // One stream with a window of 32 KiB is better than pieces with 4 KiB, unless hardware makes these.
+    if accel == Accel::Auto && method == Method::Zlib {
+        return Ok(Choice::Own(reason));
+    }
+    let library = match qpl::software() {
+        Ok(library) => library,
+        Err(missing) if accel == Accel::Auto => return Ok(Choice::Own(Some(missing))),
+        Err(missing) => return Err(unavailable(missing)),
+    };
     let compressor = Compressor::in_software(library, huffman).map_err(broken)?;
     let backend = because(Engine::QplSoftware, reason);
     Ok(Choice::Libqpl(compressor, backend))

@@ -127,7 +127,7 @@ pub enum Unsupported {
         method: Method,
     },
     /// The method is spoken here, but not with the accelerator asked for.
-    #[error("no {accel} for the {method} method: {reason}")]
+    #[error("accelerator {accel} is not available for the {method} method: {reason}")]
     Accel {
         /// The method asked for.
         method: Method,

@@ -45,6 +45,7 @@
 //! | `none` | QEMU 4.0 | the pages, back to back in the order of their offsets | nothing more |
 //! | `zlib` | QEMU 5.0 | a piece of a zlib stream, ended by a sync flush (`00 00 ff ff`) | one zlib stream (RFC 1950), which begins with `78 xx` in the first payload and never ends |
 //! | `zstd` | QEMU 5.0 | a piece of a zstd frame, ended by a flush | one zstd frame (RFC 8878) without content size and checksum, which never ends |
+//! | `qpl` | QEMU 9.1 | a table of lengths and then each page by itself, a raw deflate stream or as it is ([`multifd_wire::lengths`]) | nothing more |
 //!
 //! These were learned from the streams of running QEMUs 7.2 and 10.0, and from what they take and refuse when fed with
 //! variations: a decoder takes whatever a stock receiver takes, such as a flush or, with zstd, a frame of its own for
@@ -52,6 +53,21 @@
 //! namely at output beyond the packet's last page.
 //!
 //! A packet without normal pages has no payload in any method; zero pages are only named in its header.
+//!
+//! # Accelerators
+//!
+//! Who computes is a choice of its own ([`Accel`]) and shows on the wire only to who looks closely. libqpl is opened at
+//! run time if it is there, with an Intel IAA if libqpl finds one that works.
+//!
+//! | method | encoder with libqpl | decoder with libqpl |
+//! | --- | --- | --- |
+//! | `qpl` | every page by itself, on hardware or libqpl's software path | on hardware; without it this crate's own inflate, because libqpl's software path does not notice a page that is cut off |
+//! | `zlib` | runs of pages ([`Streams`]) compressed at once, each with a window of 4 KiB, joined to one stream that a stock QEMU reads | as without: the window of a stock stream is too large for the hardware |
+//! | `none`, `zstd` | there is none | as without |
+//!
+//! A page which the device does not do, for whatever reason, is done in software; a device which fails too often, or
+//! never answers, is not asked again; what it still has in hand keeps its memory for ever. [`Encoder::counts`] and
+//! [`Encoder::backend`] tell all of that.
 #![deny(unsafe_code)]
 #![warn(
     clippy::indexing_slicing,

@@ -5,13 +5,16 @@
 #[path = "deflate/pages.rs"]
 #[allow(dead_code, reason = "shared with other tests")]
 mod pages;
+#[path = "qpl/support.rs"]
+#[allow(dead_code, unused, reason = "shared with other tests")]
+mod support;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::ptr::NonNull;
 use std::sync::atomic::AtomicU64;
 
-use multifd_codec::{GuestPage, Pages, Settings, decoder, encoder};
+use multifd_codec::{Accel, GuestPage, Pages, Settings, decoder, encoder};
 use multifd_wire::{Method, PageSize};
 use pages::{Random, packet};
 
@@ -44,7 +47,7 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-fn carries_without_allocating(method: Method) {
+fn carries_without_allocating(method: Method, settings: Settings) {
     let page_size = PageSize::K4;
     let count = page_size.pages_per_packet();
     let mut random = Random::new(1);
@@ -64,8 +67,8 @@ fn carries_without_allocating(method: Method) {
             unsafe { GuestPage::new(NonNull::from(page).cast(), page_size) }
         })
         .collect();
-    let mut encoder = encoder(method, &Settings::default()).unwrap();
-    let mut decoder = decoder(method, &Settings::default()).unwrap();
+    let mut encoder = encoder(method, &settings).unwrap();
+    let mut decoder = decoder(method, &settings).unwrap();
     let mut payload = Vec::new();
     let mut arrived = vec![0; page_size.bytes() * count];
     for round in 0..20 {
@@ -85,15 +88,29 @@ fn carries_without_allocating(method: Method) {
 
 #[test]
 fn none() {
-    carries_without_allocating(Method::None);
+    carries_without_allocating(Method::None, Settings::default());
 }
 
 #[test]
 fn zlib() {
-    carries_without_allocating(Method::Zlib);
+    carries_without_allocating(Method::Zlib, Settings::default());
 }
 
 #[test]
 fn zstd() {
-    carries_without_allocating(Method::Zstd);
+    carries_without_allocating(Method::Zstd, Settings::default());
+}
+
+/// libqpl has an allocator of its own too, and does not use it for a job that is there.
+#[test]
+fn libqpl() {
+    for accel in [Accel::QplSoftware, Accel::QplHardware] {
+        if !support::libqpl() {
+            return;
+        }
+        let _device = support::healthy_device();
+        for method in [Method::Qpl, Method::Zlib] {
+            carries_without_allocating(method, support::with(accel));
+        }
+    }
 }

@@ -2,21 +2,44 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::path::Path;
+use std::process::Command;
 
-use qemu_lab::{MISSING_LOG, SETUP_COMMAND};
+use qemu_lab::{MISSING_LOG, Part, Root, SETUP_COMMAND};
 
 use crate::{Result, cargo, run as run_command, workspace};
+
+/// The crates whose tests use libqpl.
+const USE_QPL: [&str; 3] = ["qpl-sys", "iaa-sim", "multifd-codec"];
+
+/// Of these, the one that also has to work without it.
+const WORKS_WITHOUT_QPL: &str = "multifd-codec";
 
 pub fn run() -> Result<()> {
     let log = workspace().join("target/tests-not-run");
     if log.exists() {
         fs::remove_file(&log)?;
     }
-    let mut outcome = run_command(
-        cargo()
-            .args(["test", "--workspace", "--no-fail-fast"])
-            .env(MISSING_LOG, &log),
-    );
+    let mut outcome = Ok(());
+    let mut everything = cargo();
+    everything
+        .args(["test", "--workspace", "--no-fail-fast"])
+        .env(MISSING_LOG, &log);
+    match Root::of(Part::Qpl) {
+        None => outcome = outcome.and(run_command(&mut everything)),
+        Some(root) => {
+            everything.args(USE_QPL.map(|name| format!("--exclude={name}")));
+            outcome = outcome.and(run_command(&mut everything));
+            // As on a machine without libqpl. What does not run for lack of it runs below, so nothing is missing.
+            let mut without = cargo();
+            without
+                .args(["test", "--no-fail-fast", "--package", WORKS_WITHOUT_QPL])
+                .env_remove("CI");
+            outcome = outcome.and(run_command(&mut without));
+            println!("\n== with libqpl from {}\n", root.dir().display());
+            outcome = outcome.and(run_command(&mut with_qpl(&root, &log)));
+        }
+    }
     let fuzz = workspace().join("fuzz/Cargo.toml");
     if fuzz.is_file() {
         let fuzz_outcome = run_command(
@@ -32,6 +55,27 @@ pub fn run() -> Result<()> {
     print!("{}", summary(&not_run));
     outcome
 }
+
+/// Runs test programs on the root's loader and libraries, among which is libqpl.
+fn with_qpl(root: &Root, log: &Path) -> Command {
+    let loader = root.loader();
+    let runner = format!(
+        "{} --library-path {}",
+        loader.display(),
+        root.library_path()
+    );
+    let mut command = cargo();
+    command
+        .args(["test", "--no-fail-fast", "--tests"])
+        .args(USE_QPL.map(|name| format!("--package={name}")))
+        .env(RUNNER, runner)
+        .env("QPL_INCLUDE", root.dir().join("usr/include"))
+        .env(MISSING_LOG, log);
+    command
+}
+
+/// What cargo starts a test program with. libqpl exists for this target only.
+const RUNNER: &str = "CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER";
 
 /// One paragraph per missing part: the tests that need it and the command that brings it.
 fn summary(not_run: &str) -> String {

@@ -173,6 +173,8 @@ impl Batch for Packet<'_> {
         if data.len() == self.page_bytes {
             return None;
         }
+        // Once for all pages that this job will see.
+        input.reserve(self.page_bytes);
         input.extend_from_slice(data);
         Some((Work::Decompress, self.page_bytes))
     }
