@@ -38,12 +38,13 @@ impl Multifd {
 
     /// Waits until it listens, and says where.
     pub fn address(&mut self) -> Result<String> {
-        let mut line = String::new();
-        self.stderr.read_line(&mut line)?;
-        match line.trim_end().rsplit_once("listening on ") {
-            Some((_, address)) => Ok(address.to_owned()),
-            None => Err(format!("a multifd does not listen: {line}").into()),
+        let mut said = String::new();
+        while self.stderr.read_line(&mut said)? > 0 {
+            if let Some((_, address)) = said.trim_end().rsplit_once("listening on ") {
+                return Ok(address.to_owned());
+            }
         }
+        Err(format!("a multifd does not listen: {}", said.trim_end()).into())
     }
 
     /// The most memory that it has had resident so far, in KiB.

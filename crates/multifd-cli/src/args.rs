@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use multifd_codec::{ZlibLevel, ZstdLevel};
+use multifd_codec::{Accel, Huffman, Streams, ZlibLevel, ZstdLevel};
 use multifd_transport::Address;
 use multifd_wire::Method;
 
@@ -55,6 +55,15 @@ pub struct RelayArgs {
     /// 0 to 20, with --compression zstd.
     #[arg(long, value_name = "N", value_parser = zstd_level)]
     pub zstd_level: Option<ZstdLevel>,
+    /// Who computes: none, software, qpl, qpl-hardware, qpl-software or auto.
+    #[arg(long, value_name = "WHO", default_value_t = Accel::None)]
+    pub accel: Accel,
+    /// Independent streams within a channel, compressed at once: 1 to 128.
+    #[arg(long, value_name = "K", value_parser = streams)]
+    pub streams: Option<Streams>,
+    /// The Huffman code of what libqpl compresses: fixed or dynamic.
+    #[arg(long, value_name = "CODE")]
+    pub huffman: Option<Huffman>,
     /// Stop after one migration; the exit status tells how it went.
     #[arg(long)]
     pub once: bool,
@@ -170,6 +179,8 @@ pub enum Compression {
     Zlib,
     /// QEMU's multifd-compression=zstd.
     Zstd,
+    /// QEMU's multifd-compression=qpl, 9.1 and later.
+    Qpl,
 }
 
 impl From<Compression> for Method {
@@ -178,6 +189,7 @@ impl From<Compression> for Method {
             Compression::None => Method::None,
             Compression::Zlib => Method::Zlib,
             Compression::Zstd => Method::Zstd,
+            Compression::Qpl => Method::Qpl,
         }
     }
 }
@@ -194,6 +206,13 @@ fn zstd_level(text: &str) -> Result<ZstdLevel, String> {
         .parse()
         .map_err(|_| format!("levels are 0 to {}", ZstdLevel::MAX.value()))?;
     ZstdLevel::new(level).map_err(|error| error.to_string())
+}
+
+fn streams(text: &str) -> Result<Streams, String> {
+    let streams = text
+        .parse()
+        .map_err(|_| format!("streams are 1 to {}", Streams::MAX.value()))?;
+    Streams::new(streams).map_err(|error| error.to_string())
 }
 
 #[cfg(test)]

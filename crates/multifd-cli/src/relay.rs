@@ -3,8 +3,9 @@
 use std::fmt;
 
 use multifd_codec::Settings;
-use multifd_transport::relay::{MigrationReport, Relay, RelayConfig, Totals};
-use multifd_wire::Limits;
+use multifd_transport::failure::Cause;
+use multifd_transport::relay::{MigrationReport, Relay, RelayConfig, Totals, Work};
+use multifd_wire::{Limits, Method};
 use serde::Serialize;
 
 use crate::Outcome;
@@ -13,14 +14,19 @@ use crate::say::{self, Progress};
 
 /// Passes migrations on: one, or one after another for ever.
 pub fn run(args: &RelayArgs) -> Outcome {
+    let method = args.compression.into();
     let config = RelayConfig {
         connect: args.connect.clone(),
-        compression: args.compression.into(),
+        compression: method,
         settings: settings(args)?,
         limits: Limits::default(),
     };
+    let backend = config.backend().map_err(|error| error.to_string())?;
     let mut relay = Relay::bind(&args.listen, config)
         .map_err(|error| format!("cannot listen on {}: {error}", args.listen))?;
+    if method != Method::None {
+        say::note(format_args!("writing {method}: {backend}"));
+    }
     say::note(format_args!("listening on {}", relay.address()));
     loop {
         let mut progress = Progress::new();
@@ -32,7 +38,8 @@ pub fn run(args: &RelayArgs) -> Outcome {
                 if args.json {
                     say::json(&say::Failed::new(&failure))?;
                 }
-                if args.once {
+                // Without a listener there will be no next migration either.
+                if args.once || matches!(failure.cause, Cause::Listener(_)) {
                     return Err(failure.into());
                 }
                 say::note(say::chain(&failure));
@@ -50,6 +57,13 @@ fn settings(args: &RelayArgs) -> Result<Settings, String> {
     if let Some(level) = args.zlib_level {
         needs(args, "zlib-level", Compression::Zlib)?;
         settings.zlib_level = level;
+    }
+    settings.accel = args.accel;
+    if let Some(streams) = args.streams {
+        settings.streams = streams;
+    }
+    if let Some(huffman) = args.huffman {
+        settings.huffman = huffman;
     }
     if let Some(level) = args.zstd_level {
         needs(args, "zstd-level", Compression::Zstd)?;
@@ -79,6 +93,40 @@ struct Summary {
     /// How many bytes came in for each that went out.
     ratio: f64,
     seconds: f64,
+    decoded: Option<Done>,
+    encoded: Option<Done>,
+}
+
+/// What the codecs of one direction did.
+#[derive(Serialize)]
+struct Done {
+    method: &'static str,
+    backend: String,
+    hardware: u64,
+    software: u64,
+    raw: u64,
+}
+
+impl From<Work> for Done {
+    fn from(work: Work) -> Self {
+        Self {
+            method: work.method.as_str(),
+            backend: work.backend.to_string(),
+            hardware: work.pages.hardware,
+            software: work.pages.software,
+            raw: work.pages.raw,
+        }
+    }
+}
+
+impl fmt::Display for Done {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} by {}: hardware {}, software {}, raw {}",
+            self.method, self.backend, self.hardware, self.software, self.raw
+        )
+    }
 }
 
 impl From<MigrationReport> for Summary {
@@ -97,6 +145,8 @@ impl From<MigrationReport> for Summary {
             bytes_out,
             ratio: ratio(bytes_in, bytes_out),
             seconds: say::seconds(report.duration),
+            decoded: report.decoded.map(Done::from),
+            encoded: report.encoded.map(Done::from),
         }
     }
 }
@@ -113,7 +163,14 @@ impl fmt::Display for Summary {
             self.bytes_out,
             self.ratio,
             self.seconds
-        )
+        )?;
+        if let Some(done) = &self.decoded {
+            write!(f, ", decoded {done}")?;
+        }
+        if let Some(done) = &self.encoded {
+            write!(f, ", encoded {done}")?;
+        }
+        Ok(())
     }
 }
 

@@ -76,6 +76,11 @@ impl<'s> Inlet<'s> {
         self.bytes_in
     }
 
+    /// The decoder, if one was needed.
+    pub fn decoder(&self) -> Option<&dyn Decoder> {
+        self.decoder.as_deref()
+    }
+
     /// Waits for the next item.
     ///
     /// # Errors

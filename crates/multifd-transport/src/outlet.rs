@@ -49,6 +49,11 @@ impl<'s> Outlet<'s> {
         self.encoder.method()
     }
 
+    /// The encoder.
+    pub fn encoder(&self) -> &dyn Encoder {
+        &*self.encoder
+    }
+
     /// Bytes written so far, the hello included.
     pub fn bytes_out(&self) -> u64 {
         self.bytes_out

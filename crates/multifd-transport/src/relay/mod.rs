@@ -12,7 +12,7 @@ mod session;
 use std::io;
 use std::time::Duration;
 
-use multifd_codec::Settings;
+use multifd_codec::{Backend, PathCounts, Settings, Unsupported};
 use multifd_wire::{Limits, Method};
 
 use crate::Address;
@@ -40,14 +40,29 @@ pub struct Relay {
 }
 
 /// A migration that went through whole.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct MigrationReport {
     /// Multifd channels; 0 for a migration without multifd.
     pub channels: usize,
     /// What went through.
     pub totals: Totals,
+    /// How payloads from the source were decoded, if any were.
+    pub decoded: Option<Work>,
+    /// How payloads for the destination were encoded, if any were. One that has the outgoing method already is passed on.
+    pub encoded: Option<Work>,
     /// From the first connection to the last close.
     pub duration: Duration,
+}
+
+/// What the codecs of one direction did, over all channels.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Work {
+    /// The method read or written.
+    pub method: Method,
+    /// What computed, at the end of the migration; and why nothing better did, where something better was asked for.
+    pub backend: Backend,
+    /// Which way the pages went.
+    pub pages: PathCounts,
 }
 
 /// What has gone through a relay, over all channels.
@@ -61,6 +76,16 @@ pub struct Totals {
     pub bytes_in: u64,
     /// Bytes written to the destination, main channel included.
     pub bytes_out: u64,
+}
+
+impl RelayConfig {
+    /// What will compute what is written, as far as it can be known before the first migration.
+    ///
+    /// # Errors
+    /// When nothing here can write the method, or not with the accelerator asked for.
+    pub fn backend(&self) -> Result<Backend, Unsupported> {
+        Ok(multifd_codec::encoder(self.compression, &self.settings)?.backend())
+    }
 }
 
 impl Relay {

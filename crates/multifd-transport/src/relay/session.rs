@@ -3,14 +3,15 @@
 use std::io;
 use std::net::Shutdown;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc;
+use std::sync::{Mutex, PoisonError, mpsc};
 use std::thread;
 use std::time::Instant;
 
-use multifd_wire::{BlockName, Fault, Packet};
+use multifd_codec::{Backend, PathCounts};
+use multifd_wire::{BlockName, Fault, Method, Packet};
 
 use super::main_channel::{self, Outline};
-use super::{MigrationReport, RelayConfig, Totals};
+use super::{MigrationReport, RelayConfig, Totals, Work};
 use crate::endings::wait_for;
 use crate::failure::{Cause, Channel, Failure, Leg};
 use crate::incoming::{Incoming, IncomingChannel};
@@ -62,6 +63,8 @@ pub(super) struct Counters {
     zero_pages: AtomicU64,
     bytes_in: AtomicU64,
     bytes_out: AtomicU64,
+    decoded: Mutex<Option<Work>>,
+    encoded: Mutex<Option<Work>>,
 }
 
 impl Counters {
@@ -71,6 +74,25 @@ impl Counters {
         self.bytes_out.fetch_add(count as u64, Ordering::Relaxed);
     }
 
+    /// What a channel's codecs did, at its end. One that did nothing has nothing to tell.
+    fn channel_ended(&self, inlet: &Inlet<'_>, outlet: &Outlet<'_>) {
+        let encoder = outlet.encoder();
+        add(
+            &self.encoded,
+            encoder.method(),
+            encoder.backend(),
+            encoder.counts(),
+        );
+        if let Some(decoder) = inlet.decoder() {
+            add(
+                &self.decoded,
+                decoder.method(),
+                decoder.backend(),
+                decoder.counts(),
+            );
+        }
+    }
+
     fn totals(&self) -> Totals {
         Totals {
             pages: self.pages.load(Ordering::Relaxed),
@@ -78,6 +100,23 @@ impl Counters {
             bytes_in: self.bytes_in.load(Ordering::Relaxed),
             bytes_out: self.bytes_out.load(Ordering::Relaxed),
         }
+    }
+}
+
+/// Adds one channel's work. A channel that had to do with less than the others is the one that is told of.
+fn add(sum: &Mutex<Option<Work>>, method: Method, backend: Backend, pages: PathCounts) {
+    if pages.total() == 0 {
+        return;
+    }
+    let mut sum = sum.lock().unwrap_or_else(PoisonError::into_inner);
+    let work = sum.get_or_insert_with(|| Work {
+        method,
+        backend: backend.clone(),
+        pages: PathCounts::default(),
+    });
+    work.pages += pages;
+    if backend.reason().is_some() {
+        work.backend = backend;
     }
 }
 
@@ -170,6 +209,14 @@ pub(super) fn run(
         None => Ok(MigrationReport {
             channels,
             totals: counters.totals(),
+            decoded: counters
+                .decoded
+                .into_inner()
+                .unwrap_or_else(PoisonError::into_inner),
+            encoded: counters
+                .encoded
+                .into_inner()
+                .unwrap_or_else(PoisonError::into_inner),
             duration: started.elapsed(),
         }),
     }
@@ -193,6 +240,7 @@ impl Pump<'_> {
                 Err((Leg::Destination, Cause::Io(error)))
                     if hung_up(&error) && outline.needs_no_more(block.is_some()) =>
                 {
+                    counters.channel_ended(&self.inlet, &self.outlet);
                     return self.drain();
                 }
                 other => other.map_err(|(leg, cause)| {
@@ -213,6 +261,7 @@ impl Pump<'_> {
                 .fetch_add(self.outlet.bytes_out() - bytes_out, Ordering::Relaxed);
             (bytes_in, bytes_out) = (self.inlet.bytes_in(), self.outlet.bytes_out());
             if !went_on {
+                counters.channel_ended(&self.inlet, &self.outlet);
                 return Ok(());
             }
         }
