@@ -36,6 +36,8 @@ enum Verb {
     Bench(verbs::bench::Bench),
     /// Record anew the migration that demo replays where there is no QEMU
     Recording,
+    /// Capture anew migrations between real QEMUs, for the tests
+    Capture(verbs::capture::Arguments),
     /// Run the fuzzers
     Fuzz(verbs::fuzz::Arguments),
     /// Formatting, lints, documentation, the line of crates
@@ -49,6 +51,7 @@ fn main() -> ExitCode {
         Verb::Demo(arguments) => verbs::demo::run(&arguments),
         Verb::Bench(bench) => verbs::bench::run(&bench),
         Verb::Recording => verbs::recording::run(),
+        Verb::Capture(arguments) => verbs::capture::run(&arguments),
         Verb::Fuzz(arguments) => verbs::fuzz::run(&arguments),
         Verb::Test => verbs::test::run(),
         Verb::Check => verbs::check::run(),

@@ -119,11 +119,10 @@ pub fn image(guest: &Guest) -> Vec<u8> {
     asm.jump("pass");
 
     put(&mut asm);
+    segment_table(&mut asm);
     if paced {
-        asm.label("tick");
-        asm.op(&[0x50, 0xb0, 0x20, 0xe6, 0x20, 0x58, 0xcf]); // push eax; mov al, 0x20; out 0x20, al (end of interrupt); pop eax; iret
+        interrupt_table(&mut asm);
     }
-    tables(&mut asm);
 
     let mut image = asm.finish();
     assert!(
@@ -194,14 +193,17 @@ fn put(asm: &mut Assembler) {
     asm.op(&[0x88, 0xe0, 0xee, 0x5a, 0xc3]); // mov al, ah; out dx, al; pop edx; ret
 }
 
-/// The descriptor tables. They lie in read-only memory, so the descriptors carry the "accessed" mark from the start.
-fn tables(asm: &mut Assembler) {
+/// The segments. Their table lies in read-only memory, so the descriptors carry the "accessed" mark from the start.
+fn segment_table(asm: &mut Assembler) {
     asm.label("gdt");
     for descriptor in [0, 0x00cf_9b00_0000_ffff_u64, 0x00cf_9300_0000_ffff] {
         asm.op(&descriptor.to_le_bytes());
     }
     asm.label("gdt pointer").imm16(3 * 8 - 1).address("gdt");
+}
 
+/// What happens on the timer's interrupt: nothing but that the guest goes on.
+fn interrupt_table(asm: &mut Assembler) {
     // Every line of the first interrupt controller, for one that is raised and gone again shows as its last line.
     // A processor exception has no gate: it resets the guest, which then says that it starts anew.
     const LINES: u16 = 8;
@@ -215,6 +217,9 @@ fn tables(asm: &mut Assembler) {
     asm.label("idt pointer")
         .imm16((u16::from(TIMER_INTERRUPT) + LINES) * 8 - 1)
         .address("idt");
+
+    asm.label("tick");
+    asm.op(&[0x50, 0xb0, 0x20, 0xe6, 0x20, 0x58, 0xcf]); // push eax; mov al, 0x20; out 0x20, al (end of interrupt); pop eax; iret
 }
 
 /// Collects machine code, and fills in the places of labels at the end.
@@ -323,6 +328,19 @@ impl Assembler {
 mod tests {
     use super::{BASE, LEN, RESET_VECTOR, image};
     use crate::Guest;
+
+    #[test]
+    fn every_kind_of_guest_has_an_image() {
+        for (counters, blinkers, pages_per_tick) in [(0, 0, 0), (5, 0, 0), (0, 5, 1), (5, 5, 1)] {
+            let guest = Guest {
+                counters,
+                blinkers,
+                pages_per_tick,
+                ..Guest::default()
+            };
+            assert_eq!(image(&guest).len(), LEN);
+        }
+    }
 
     #[test]
     fn the_reset_vector_leads_to_the_first_byte() {

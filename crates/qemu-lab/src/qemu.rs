@@ -180,36 +180,56 @@ impl Config {
         }
         fs::write(file("firmware"), self.guest.firmware())?;
 
-        let mib = self.guest.ram_mib;
         let mut command = tied_to_parent(&self.binary.command());
-        command.args(["-nodefaults", "-no-user-config", "-display", "none"]);
-        // Without ACPI the guest has no tables in its memory but our own program.
-        command.args([
-            "-machine",
-            &format!("{},acpi=off,memory-backend=pc.ram", self.machine),
-        ]);
-        command.args(["-accel", "tcg,tb-size=16", "-m", &format!("{mib}M")]);
-        let backend = format!(
-            "memory-backend-file,id=pc.ram,size={mib}M,share=on,mem-path={}",
-            file("ram")
-        );
-        command.args(["-object", &backend, "-bios", &file("firmware")]);
-        command.args(["-serial", &format!("file:{}", file("serial"))]);
-        command.args(["-qmp", &format!("unix:{},server=on,wait=off", file("qmp"))]);
-        if let Some(uuid) = &self.uuid {
-            command.args(["-uuid", uuid]);
-        }
-        if self.incoming {
-            command.args(["-incoming", "defer"]);
-        }
-        if self.paused {
-            command.arg("-S");
-        }
+        command.args(self.arguments(folder));
         command
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(File::create(file("stderr"))?);
         Ok(command)
+    }
+
+    /// The command line as one would type it in a folder that holds the guest's files.
+    #[must_use]
+    pub fn command_line(&self) -> String {
+        format!(
+            "qemu-system-x86_64 {}",
+            self.arguments(Path::new("")).join(" ")
+        )
+    }
+
+    fn arguments(&self, folder: &Path) -> Vec<String> {
+        let file = |name: &str| folder.join(name).display().to_string();
+        let (machine, mib) = (&self.machine, self.guest.ram_mib);
+        let mut arguments: Vec<String> = ["-nodefaults", "-no-user-config", "-display", "none"]
+            .map(str::to_owned)
+            .into();
+        let mut add = |option: &str, value: String| arguments.extend([option.to_owned(), value]);
+        // Without ACPI the guest has no tables in its memory but our own program.
+        add(
+            "-machine",
+            format!("{machine},acpi=off,memory-backend=pc.ram"),
+        );
+        add("-accel", "tcg,tb-size=16".to_owned());
+        add("-m", format!("{mib}M"));
+        let backend = format!(
+            "memory-backend-file,id=pc.ram,size={mib}M,share=on,mem-path={}",
+            file("ram")
+        );
+        add("-object", backend);
+        add("-bios", file("firmware"));
+        add("-serial", format!("file:{}", file("serial")));
+        add("-qmp", format!("unix:{},server=on,wait=off", file("qmp")));
+        if let Some(uuid) = &self.uuid {
+            add("-uuid", uuid.clone());
+        }
+        if self.incoming {
+            add("-incoming", "defer".to_owned());
+        }
+        if self.paused {
+            arguments.push("-S".to_owned());
+        }
+        arguments
     }
 }
 
@@ -340,6 +360,12 @@ impl Qemu {
         self.execute("migrate-set-capabilities", parameters.capabilities())?;
         self.execute("migrate-set-parameters", parameters.parameters())
             .map(drop)
+    }
+
+    /// Sets how long the guest may stand still in the end, also while it is being sent.
+    pub fn set_downtime_limit(&mut self, limit: Duration) -> Result<(), LabError> {
+        let limit = json!({ "downtime-limit": limit.as_millis() as u64 });
+        self.execute("migrate-set-parameters", limit).map(drop)
     }
 
     /// Listens for a guest at `unix:PATH` or `tcp:HOST:PORT`. Gives the address that it really listens at: port 0 is any free one.

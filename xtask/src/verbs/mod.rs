@@ -1,6 +1,7 @@
 //! One file per verb.
 
 pub mod bench;
+pub mod capture;
 pub mod check;
 pub mod demo;
 pub mod detect;
