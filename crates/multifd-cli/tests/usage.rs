@@ -36,7 +36,7 @@ fn what_is_wrong_with_a_command_is_said_with_what_to_do() {
     refused(
         &with(&["--compression", "lz4"]),
         2,
-        "[possible values: none, zlib, zstd]",
+        "[possible values: none, zlib, zstd, qpl]",
     );
     refused(&with(&["--zlib-level", "10"]), 2, "--zlib-level");
     refused(
