@@ -45,7 +45,7 @@ pub struct RelayArgs {
     /// Where the destination QEMU, or another relay, listens.
     #[arg(long, value_name = "ADDR")]
     pub connect: Address,
-    /// The method written towards --connect: none, zlib or zstd.
+    /// The method written towards --connect: none, zlib, zstd or qpl.
     #[arg(long, value_name = "METHOD", default_value_t = Compression::None)]
     #[arg(value_enum, hide_possible_values = true)]
     pub compression: Compression,

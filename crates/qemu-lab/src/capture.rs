@@ -20,8 +20,11 @@ const LIVE_ROUNDS: u64 = 6;
 /// So narrow that what a restless guest writes is never sent in the blink of an eye, and the rounds remain small.
 const LIVE_BANDWIDTH: u64 = 400_000;
 
-/// A source measures its bandwidth in steps of 100 ms. The first pages go out faster than `max-bandwidth` allows, and with
-/// their figure it would end at once; until then its `downtime-limit` is 0, which no memory fits into.
+/// The bandwidth to begin with: a source that has sent everything before it has measured for the first time ends without
+/// another round.
+const FIRST_BANDWIDTH: u64 = 10_000;
+
+/// A source measures its bandwidth in steps of 100 ms.
 const MEASURED_AFTER: Duration = Duration::from_millis(300);
 
 /// What is to be captured.
@@ -67,8 +70,8 @@ impl CaptureConfig {
         }
         let mut parameters = self.parameters.clone();
         if self.live {
-            parameters.max_bandwidth = Some(LIVE_BANDWIDTH);
-            parameters.downtime_limit = Some(Duration::ZERO);
+            parameters.max_bandwidth = Some(FIRST_BANDWIDTH);
+            parameters.downtime_limit = Some(Duration::from_millis(1));
         }
         source.set_migration(&parameters)?;
         destination.set_migration(&self.parameters)?;
@@ -83,9 +86,9 @@ impl CaptureConfig {
         source.migrate(&format!("unix:{}", near.display()))?;
         if self.live {
             thread::sleep(MEASURED_AFTER);
-            source.set_downtime_limit(Duration::from_millis(1))?;
+            source.set_parameter("max-bandwidth", LIVE_BANDWIDTH)?;
             wait_for_rounds(&mut source)?;
-            source.set_downtime_limit(LIMIT)?;
+            source.set_parameter("downtime-limit", LIMIT.as_millis() as u64)?;
         }
         for end in [&mut source, &mut destination] {
             let status = end.wait_migration(LIMIT)?;

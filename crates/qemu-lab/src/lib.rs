@@ -28,7 +28,6 @@
 //!   this one does (see `firmware.rs`).
 //! - 7.2 as a source of zlib or zstd calls about one migration in a hundred failed ("Broken pipe") after the destination
 //!   has it complete: it writes a last, empty packet to a channel that the destination has closed.
-//! - With a `downtime-limit` of 0 QEMU 10.0 and older never begin a second round.
 
 #![forbid(unsafe_code)]
 

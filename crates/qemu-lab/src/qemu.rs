@@ -362,10 +362,10 @@ impl Qemu {
             .map(drop)
     }
 
-    /// Sets how long the guest may stand still in the end, also while it is being sent.
-    pub fn set_downtime_limit(&mut self, limit: Duration) -> Result<(), LabError> {
-        let limit = json!({ "downtime-limit": limit.as_millis() as u64 });
-        self.execute("migrate-set-parameters", limit).map(drop)
+    /// Sets one of QEMU's migration parameters, also while the guest is being sent.
+    pub fn set_parameter(&mut self, name: &str, value: u64) -> Result<(), LabError> {
+        self.execute("migrate-set-parameters", json!({ name: value }))
+            .map(drop)
     }
 
     /// Listens for a guest at `unix:PATH` or `tcp:HOST:PORT`. Gives the address that it really listens at: port 0 is any free one.
