@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use multifd_codec::Settings;
+use multifd_codec::{Accel, Settings};
 use multifd_transport::failure::Cause;
 use multifd_transport::relay::{MigrationReport, Relay, RelayConfig, Totals, Work};
 use multifd_wire::{Limits, Method};
@@ -51,7 +51,7 @@ pub fn run(args: &RelayArgs) -> Outcome {
     }
 }
 
-/// A level of a method that is not written would be passed over in silence, so it is refused.
+/// What has no effect on what is written would be passed over in silence, so it is refused.
 fn settings(args: &RelayArgs) -> Result<Settings, String> {
     let mut settings = Settings::default();
     if let Some(level) = args.zlib_level {
@@ -60,9 +60,16 @@ fn settings(args: &RelayArgs) -> Result<Settings, String> {
     }
     settings.accel = args.accel;
     if let Some(streams) = args.streams {
+        if args.compression == Compression::None {
+            return Err("--streams has no effect without --compression".to_owned());
+        }
         settings.streams = streams;
     }
     if let Some(huffman) = args.huffman {
+        let deflates = matches!(args.compression, Compression::Zlib | Compression::Qpl);
+        if !deflates || matches!(args.accel, Accel::None | Accel::Software) {
+            return Err("--huffman has no effect here: it is for --compression zlib or qpl with --accel qpl".to_owned());
+        }
         settings.huffman = huffman;
     }
     if let Some(level) = args.zstd_level {

@@ -22,17 +22,17 @@ fn what_is_wrong_with_a_command_is_said_with_what_to_do() {
     let relay = [
         "relay",
         "--listen",
-        "unix:/tmp/a",
+        "unix:a.sock",
         "--connect",
-        "unix:/tmp/b",
+        "unix:b.sock",
     ];
     let with = |more: &[&'static str]| [&relay[..], more].concat();
     refused(
-        &["relay", "--listen", "/tmp/a", "--connect", "unix:/tmp/b"],
+        &["relay", "--listen", "a.sock", "--connect", "unix:b.sock"],
         2,
         "write unix:PATH or tcp:HOST:PORT",
     );
-    refused(&["relay", "--listen", "unix:/tmp/a"], 2, "--connect <ADDR>");
+    refused(&["relay", "--listen", "unix:a.sock"], 2, "--connect <ADDR>");
     refused(
         &with(&["--compression", "lz4"]),
         2,
@@ -49,6 +49,12 @@ fn what_is_wrong_with_a_command_is_said_with_what_to_do() {
         1,
         "add --compression zstd, or leave it out",
     );
+    refused(&with(&["--streams", "4"]), 1, "--streams has no effect");
+    refused(
+        &with(&["--compression", "zlib", "--huffman", "dynamic"]),
+        1,
+        "--huffman has no effect here",
+    );
     refused(
         &["receive", "--listen", "tcp:127.0.0.1:0"],
         2,
@@ -56,7 +62,7 @@ fn what_is_wrong_with_a_command_is_said_with_what_to_do() {
     );
     refused(&["inspect"], 2, "<FILE>");
     refused(
-        &["replay", "/no/such/file", "--connect", "unix:/tmp/b"],
+        &["replay", "/no/such/file", "--connect", "unix:b.sock"],
         1,
         "cannot replay /no/such/file",
     );
@@ -96,10 +102,10 @@ fn every_help_fits_a_screen_and_has_an_example() {
 fn an_address_in_use_is_named() {
     let folder = tempfile::tempdir().expect("a folder");
     let listen = format!("unix:{}", folder.path().join("s").display());
-    let mut first = Multifd::start(["relay", "--listen", &listen, "--connect", "unix:/tmp/b"]);
+    let mut first = Multifd::start(["relay", "--listen", &listen, "--connect", "unix:b.sock"]);
     first.address();
     refused(
-        &["relay", "--listen", &listen, "--connect", "unix:/tmp/b"],
+        &["relay", "--listen", &listen, "--connect", "unix:b.sock"],
         1,
         &format!("cannot listen on {listen}"),
     );
