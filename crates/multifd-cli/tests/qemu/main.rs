@@ -4,8 +4,10 @@
 //! byte, the guest's own record of its memory is checked, and the guest must go on. What a hop gives is what a plain migration gives,
 //! because a plain migration of this guest leaves no page different (shown by the tests of `qemu-lab`).
 
+mod accelerated;
 mod failures;
 mod files;
+mod libqpl;
 mod matrix;
 mod one_sided;
 mod relays;

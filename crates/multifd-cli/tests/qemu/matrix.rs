@@ -6,7 +6,7 @@ use qemu_lab::{Chain, Guest, Hop, Parameters, QemuBinary, Version};
 
 use serde_json::Value;
 
-use crate::relays::{Relay, folder, report};
+use crate::relays::{Relay, hop_through};
 
 /// A header for 4 KiB pages.
 const EMPTY_PACKET_BYTES: u64 = 1344;
@@ -17,22 +17,11 @@ const CHANNELS: [u8; 4] = [1, 2, 4, 8];
 /// Moves the guest through two relays with `between` on the link between them, and checks what they counted.
 fn hop_through_two(chain: &mut Chain, hop: &Hop<'_>, between: &str) {
     let source_release = chain.current().binary().release();
-    let folder = folder();
-    let mut relays = Vec::new();
-    let hopped = chain
-        .hop_via(hop, |destination| {
-            let far = Relay::start(folder.path(), "far", destination, "none", &["--once"]);
-            let near = Relay::start(folder.path(), "near", &far.address, between, &["--once"]);
-            let address = near.address.clone();
-            relays.extend([near, far]);
-            address
-        })
-        .unwrap_or_else(|error| panic!("{hop:?}, {between} between the relays: {error}"));
-    let [near, far] = relays
-        .try_into()
-        .ok()
-        .map(|relays: [Relay; 2]| relays.map(|relay| report(relay.end())))
-        .unwrap();
+    let (hopped, [far, near]) = hop_through(chain, hop, |folder, destination| {
+        let far = Relay::start(folder, "far", destination, "none", &["--once"]);
+        let near = Relay::start(folder, "near", &far.address, between, &["--once"]);
+        [far, near]
+    });
     let parameters = &hop.source_parameters;
     assert_eq!(near["channels"], parameters.channels.unwrap());
     assert_eq!(near["pages"], far["pages"]);

@@ -2,24 +2,18 @@
 
 use qemu_lab::{Chain, Guest, Hop, Parameters, QemuBinary, Version};
 
-use crate::relays::{Relay, folder, report};
+use crate::relays::{Relay, hop_through};
 
 fn hop_through_one(chain: &mut Chain, hop: &Hop<'_>, compression: &str) {
-    let folder = folder();
-    let mut relay = None;
-    chain
-        .hop_via(hop, |destination| {
-            let started = Relay::start(
-                folder.path(),
-                "relay",
-                destination,
-                compression,
-                &["--once"],
-            );
-            relay.insert(started).address.clone()
-        })
-        .unwrap_or_else(|error| panic!("{hop:?}: {error}"));
-    report(relay.unwrap().end());
+    hop_through(chain, hop, |folder, destination| {
+        [Relay::start(
+            folder,
+            "relay",
+            destination,
+            compression,
+            &["--once"],
+        )]
+    });
 }
 
 fn both_ways(from: Version, to: Version, machine: &str) {

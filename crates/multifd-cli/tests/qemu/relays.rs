@@ -1,10 +1,12 @@
 //! Relays for real QEMUs, and what they say.
 
 use std::path::Path;
+use std::process::Command;
 
+use qemu_lab::{Chain, Hop, HopReport};
 use serde_json::Value;
 
-use crate::support::{Ended, Multifd};
+use crate::support::{Ended, Multifd, program};
 
 /// A relay in front of `connect`, listening beside it on a socket of the same kind.
 pub struct Relay {
@@ -15,6 +17,19 @@ pub struct Relay {
 
 impl Relay {
     pub fn start(
+        folder: &Path,
+        name: &str,
+        connect: &str,
+        compression: &str,
+        more: &[&str],
+    ) -> Relay {
+        let command = Command::new(program());
+        Relay::of(command, folder, name, connect, compression, more)
+    }
+
+    /// A relay that is started by a command of its own.
+    pub fn of(
+        mut command: Command,
         folder: &Path,
         name: &str,
         connect: &str,
@@ -36,12 +51,15 @@ impl Relay {
             "--compression",
             compression,
         ];
-        Relay::listening(&[&arguments, more].concat())
+        Relay::once_it_listens(Multifd::spawn(command.args(arguments).args(more)))
     }
 
     /// Any command that listens.
     pub fn listening(arguments: &[&str]) -> Relay {
-        let mut process = Multifd::start(arguments);
+        Relay::once_it_listens(Multifd::start(arguments))
+    }
+
+    fn once_it_listens(mut process: Multifd) -> Relay {
         let address = process.address().to_string();
         Relay { process, address }
     }
@@ -60,6 +78,25 @@ impl Relay {
     pub fn next_complaint(&mut self) -> String {
         self.process.complaint()
     }
+}
+
+/// Moves the guest through relays for this one migration. `start` is given a folder for sockets and the destination's address,
+/// and starts the relay at the destination first; what they report comes in this order too.
+pub fn hop_through<const RELAYS: usize>(
+    chain: &mut Chain,
+    hop: &Hop<'_>,
+    start: impl FnOnce(&Path, &str) -> [Relay; RELAYS],
+) -> (HopReport, [Value; RELAYS]) {
+    let folder = folder();
+    let mut relays = None;
+    let hopped = chain
+        .hop_via(hop, |destination| {
+            let started = relays.insert(start(folder.path(), destination));
+            started.last().expect("a relay").address.clone()
+        })
+        .unwrap_or_else(|error| panic!("{hop:?}: {error}"));
+    let relays = relays.expect("the destination's address was asked for");
+    (hopped, relays.map(|relay| report(relay.end())))
 }
 
 /// The JSON that a command printed which went well.

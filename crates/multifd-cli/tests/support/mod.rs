@@ -18,6 +18,11 @@ use sha2::{Digest, Sha256};
 /// No step of a test takes nearly as long; what does, hangs.
 pub const DEADLINE: Duration = Duration::from_secs(60);
 
+/// The built command.
+pub fn program() -> &'static Path {
+    Path::new(env!("CARGO_BIN_EXE_multifd"))
+}
+
 /// A running `multifd`. Dropped, it is killed.
 pub struct Multifd {
     child: Child,
@@ -41,8 +46,12 @@ pub struct Ended {
 
 impl Multifd {
     pub fn start<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_multifd"))
-            .args(args)
+        Self::spawn(Command::new(program()).args(args))
+    }
+
+    /// Starts a command that is made of [`program`].
+    pub fn spawn(command: &mut Command) -> Self {
+        let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

@@ -1,0 +1,67 @@
+//! The command with the real libqpl, in a process of its own.
+
+use std::process::Command;
+
+use qemu_lab::{Part, Root, require};
+use serde_json::Value;
+
+use crate::support::program;
+
+/// libqpl as `cargo xtask setup` brings it. It needs a newer C library than this program may be running on, so only the
+/// relays run on it.
+pub struct Libqpl(Root);
+
+impl Libqpl {
+    /// libqpl, for a test that cannot do without it: see [`require`].
+    #[track_caller]
+    pub fn require() -> Option<Libqpl> {
+        require(Part::Qpl).then(|| Root::of(Part::Qpl).map(Libqpl))?
+    }
+
+    /// A command that starts `multifd` with libqpl.
+    pub fn multifd(&self) -> Command {
+        self.0.command(program())
+    }
+}
+
+/// What a relay says that its codecs of one direction have done.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Done {
+    pub method: String,
+    pub backend: String,
+    pub hardware: u64,
+    pub software: u64,
+    pub raw: u64,
+}
+
+impl Done {
+    /// How the pages that came were read.
+    pub fn decoding(report: &Value) -> Done {
+        Done::new(report, "decoded")
+    }
+
+    /// How the pages that went out were written.
+    pub fn encoding(report: &Value) -> Done {
+        Done::new(report, "encoded")
+    }
+
+    fn new(report: &Value, direction: &str) -> Done {
+        let done = &report[direction];
+        let text = |key: &str| {
+            let text = done[key].as_str();
+            text.unwrap_or_else(|| panic!("{report}")).to_owned()
+        };
+        let count = |key: &str| done[key].as_u64().unwrap_or_else(|| panic!("{report}"));
+        let done = Done {
+            method: text("method"),
+            backend: text("backend"),
+            hardware: count("hardware"),
+            software: count("software"),
+            raw: count("raw"),
+        };
+        // Each page went one way.
+        let pages = done.hardware + done.software + done.raw;
+        assert_eq!(report["pages"], pages, "{report}");
+        done
+    }
+}
