@@ -48,17 +48,20 @@ pub enum Part {
     Qemu(Version),
     /// Intel's Query Processing Library, with its headers.
     Qpl,
+    /// Intel's Intelligent Storage Acceleration Library: a peer to measure against.
+    IsaL,
     /// The `cargo fuzz` command.
     CargoFuzz,
 }
 
 impl Part {
     /// Every part.
-    pub const ALL: [Part; 5] = [
+    pub const ALL: [Part; 6] = [
         Part::Qemu(Version::V7_2),
         Part::Qemu(Version::V10_0),
         Part::Qemu(Version::V11_1),
         Part::Qpl,
+        Part::IsaL,
         Part::CargoFuzz,
     ];
 
@@ -70,6 +73,7 @@ impl Part {
             Part::Qemu(Version::V10_0) => "qemu-10.0",
             Part::Qemu(Version::V11_1) => "qemu-11.1",
             Part::Qpl => "qpl",
+            Part::IsaL => "isa-l",
             Part::CargoFuzz => "cargo-fuzz",
         }
     }
@@ -80,7 +84,7 @@ impl Part {
         parts_dir().join(match self {
             Part::Qemu(Version::V7_2) => "bookworm",
             Part::Qemu(Version::V10_0) => "bookworm-backports",
-            Part::Qemu(Version::V11_1) | Part::Qpl => "sid",
+            Part::Qemu(Version::V11_1) | Part::Qpl | Part::IsaL => "sid",
             Part::CargoFuzz => "cargo-fuzz",
         })
     }
@@ -175,7 +179,7 @@ pub fn parts_dir() -> PathBuf {
 pub fn require(part: Part) -> bool {
     let there = match part {
         Part::Qemu(version) => crate::QemuBinary::find(version).is_some(),
-        Part::Qpl | Part::CargoFuzz => part.is_set_up(),
+        Part::Qpl | Part::IsaL | Part::CargoFuzz => part.is_set_up(),
     };
     if !there {
         report_missing(part, &test_name(Location::caller()));

@@ -19,7 +19,7 @@ pub fn run() -> Result<()> {
         .filter(|part| !part.is_set_up())
         .map(Part::name)
         .collect();
-    for part in [Part::Qpl, Part::CargoFuzz] {
+    for part in [Part::Qpl, Part::IsaL, Part::CargoFuzz] {
         if part.is_set_up() {
             fact(part.name(), &part.dir().display().to_string());
         }

@@ -1,5 +1,6 @@
 //! `cargo xtask bench`: measurements, each with what it is compared with in the same run.
 
+mod codec;
 mod relay;
 
 use clap::Subcommand;
@@ -8,12 +9,16 @@ use crate::Result;
 
 #[derive(Subcommand)]
 pub enum Bench {
+    /// Every codec this machine has, beside stock zlib and zstd, on pages of a real guest
+    #[command(disable_help_flag = true)]
+    Codec(codec::Arguments),
     /// Migrations through two relays beside migrations without, and the relays' memory
     Relay(relay::Arguments),
 }
 
 pub fn run(bench: &Bench) -> Result<()> {
     match bench {
+        Bench::Codec(arguments) => codec::run(arguments),
         Bench::Relay(arguments) => relay::run(arguments),
     }
 }

@@ -49,6 +49,7 @@ impl Recipe {
             Part::Qemu(Version::V10_0) => (&apt::BOOKWORM_BACKPORTS, &["qemu-system-x86"]),
             Part::Qemu(Version::V11_1) => (&apt::SID, &["qemu-system-x86"]),
             Part::Qpl => (&apt::SID, &["libqpl1", "libqpl-dev"]),
+            Part::IsaL => (&apt::SID, &["libisal2"]),
             Part::CargoFuzz => {
                 return Recipe::Cargo {
                     package: "cargo-fuzz",
