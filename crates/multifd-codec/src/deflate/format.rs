@@ -15,6 +15,12 @@ pub(super) const END_OF_BLOCK: usize = 256;
 /// The farthest a match of any deflate stream may reach back.
 pub(super) const MAX_WINDOW: usize = 32 * 1024;
 
+/// Shortest and longest match.
+pub(super) const MIN_MATCH: usize = 3;
+pub(super) const MAX_MATCH: usize = 258;
+/// Most bytes a stored block holds.
+pub(super) const MAX_STORED: usize = 65_535;
+
 /// Block types, the two bits after the final-block bit.
 pub(super) const STORED: u32 = 0;
 pub(super) const FIXED: u32 = 1;
@@ -29,6 +35,21 @@ pub(super) const LENGTH_BASE: [u16; 29] = [
 pub(super) const LENGTH_EXTRA: [u8; 29] = [
     0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3, 4, 4, 4, 4, 5, 5, 5, 5, 0,
 ];
+/// The symbol of each match length, from 3 on.
+pub(super) const LENGTH_SYMBOL: [u16; MAX_MATCH - MIN_MATCH + 1] = {
+    let mut symbols = [0; MAX_MATCH - MIN_MATCH + 1];
+    let mut length = MIN_MATCH;
+    let mut index = 0;
+    while length <= MAX_MATCH {
+        if index + 1 < LENGTH_BASE.len() && LENGTH_BASE[index + 1] as usize == length {
+            index += 1;
+        }
+        symbols[length - MIN_MATCH] = (END_OF_BLOCK + 1 + index) as u16;
+        length += 1;
+    }
+    symbols
+};
+
 /// Smallest distance of each distance symbol.
 pub(super) const DISTANCE_BASE: [u16; DISTANCE_SYMBOLS] = [
     1, 2, 3, 4, 5, 7, 9, 13, 17, 25, 33, 49, 65, 97, 129, 193, 257, 385, 513, 769, 1025, 1537,

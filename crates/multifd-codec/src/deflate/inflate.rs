@@ -578,6 +578,20 @@ fn value(entry: Entry, bits: u64) -> usize {
     (entry >> 16 & 0x7fff) as usize + extra as usize
 }
 
+/// Decodes the body of a block whose tables are known, which must end in the last byte of `body` and fill `page`.
+pub(super) fn inflate_body(
+    tables: &Tables,
+    body: &[u8],
+    page: &mut [u8],
+) -> Result<(), InflateError> {
+    let mut run = Run::new(body, page, &[]);
+    run.compressed(tables)?;
+    match run.unused() {
+        0 => run.finish(),
+        found_bytes => Err(InflateError::TrailingData { found_bytes }),
+    }
+}
+
 /// Decodes complete deflate streams, page by page.
 pub struct PageInflater {
     tables: Box<Tables>,

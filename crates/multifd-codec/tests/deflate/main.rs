@@ -2,8 +2,10 @@
 //!
 //! `MULTIFD_LONG_TESTS=N` multiplies the number of random cases by N.
 
+mod encode;
 mod inflate;
 mod oracle;
+mod page;
 mod pages;
 mod zlib;
 

@@ -1,0 +1,290 @@
+//! The encoder of streams.
+
+use super::bits::BitWriter;
+use super::choice::{Choice, Habit, SURVEY_UNITS, survey};
+use super::coder::Coder;
+use super::counts::{Counts, Tally};
+use super::effort::{Effort, WindowSize};
+use super::format::{FIXED_DISTANCE_LENGTHS, FIXED_LITLEN_LENGTHS, MAX_STORED, STORED};
+use super::item::Item;
+use super::lengths::Lengths;
+use super::machine::{Machine, prefetch};
+use super::parse::UNIT_ITEMS;
+use super::window::{UNIT, Unit, Window};
+
+/// Makes runs of deflate blocks out of pages, each run continuing the one before.
+///
+/// A run ends on a byte boundary with an empty stored block, as after `Z_SYNC_FLUSH`, and has no final block. So the
+/// runs in their order are a deflate stream without end, and with [`WindowSize::zlib_header`] before the first a zlib
+/// stream. Page boundaries do not matter to it.
+pub struct Deflater {
+    machine: Machine,
+    window: Window,
+    window_bytes: usize,
+    effort: Effort,
+    choice: Choice,
+    /// Units until the next survey.
+    survey_in: usize,
+    coder: Box<Coder>,
+    items: Vec<Item>,
+    /// The units of one block, in their order.
+    units: Vec<Parsed>,
+    /// The bytes of those that stay as they are.
+    raw: Vec<u8>,
+}
+
+/// What became of a unit: a range of the items, or of the raw bytes.
+#[derive(Clone, Copy)]
+struct Parsed {
+    is_raw: bool,
+    from: usize,
+    to: usize,
+}
+
+impl Deflater {
+    /// An encoder at the start of a stream.
+    #[must_use]
+    pub fn new(window: WindowSize, effort: Effort) -> Self {
+        Self::on(Machine::best(), window, effort)
+    }
+
+    fn on(machine: Machine, window: WindowSize, effort: Effort) -> Self {
+        let units = effort.blocks().units;
+        Self {
+            machine,
+            window: Window::new(),
+            window_bytes: window.bytes(),
+            effort,
+            choice: Choice::new(effort),
+            survey_in: units,
+            coder: Coder::new(&FIXED_LITLEN_LENGTHS, &FIXED_DISTANCE_LENGTHS),
+            items: vec![0; units * UNIT_ITEMS],
+            units: Vec::with_capacity(units),
+            raw: Vec::new(),
+        }
+    }
+
+    /// Appends the run of the next pages to `out`.
+    pub fn compress(&mut self, pages: &[u8], out: &mut Vec<u8>) {
+        let mut bits = BitWriter::new(out);
+        for block in pages.chunks(self.effort.blocks().units * UNIT) {
+            self.parse_block(block);
+            self.write_block(&mut bits);
+            self.survey_some();
+        }
+        bits.put(STORED << 1, 3);
+        bits.stored(&[]);
+    }
+
+    /// Appends a run to `out` that refers to nothing before itself: it can be read alone, and depends on nothing but its
+    /// pages and the habit.
+    #[allow(dead_code)]
+    pub(crate) fn compress_alone(&mut self, pages: &[u8], habit: Habit, out: &mut Vec<u8>) {
+        self.window.forget();
+        self.choice.set_habit(habit);
+        self.survey_in = usize::MAX;
+        self.compress(pages, out);
+    }
+
+    /// What suits pages like these. The next run has to refer to nothing before itself.
+    #[allow(dead_code)]
+    pub(crate) fn survey(&mut self, pages: &[u8]) -> Habit {
+        if !self.choice.has_habits() {
+            return Habit::default();
+        }
+        self.window.forget();
+        for unit in pages.chunks(UNIT).take(SURVEY_UNITS) {
+            self.push(unit);
+        }
+        let units = self.window.history()..self.window.end();
+        survey(self.machine, self.window.bytes(), units, self.window_bytes)
+    }
+
+    /// Looks at the units just written, once in a while.
+    fn survey_some(&mut self) {
+        if !self.choice.has_habits() {
+            return;
+        }
+        self.survey_in = self.survey_in.saturating_sub(self.units.len());
+        let (start, end) = (self.window.history(), self.window.end());
+        if self.survey_in == 0 && end - start >= SURVEY_UNITS * UNIT {
+            let units = end - SURVEY_UNITS * UNIT..end;
+            let habit = survey(self.machine, self.window.bytes(), units, self.window_bytes);
+            self.choice.set_habit(habit);
+            self.survey_in = UNITS_BETWEEN_SURVEYS;
+        }
+    }
+
+    /// Takes a unit into the window.
+    fn push(&mut self, unit: &[u8]) -> Unit {
+        let shift = self.window.make_room(unit.len());
+        if shift > 0 {
+            self.choice.slide(shift);
+        }
+        self.window.push(unit)
+    }
+
+    fn parse_block(&mut self, block: &[u8]) {
+        self.units.clear();
+        self.raw.clear();
+        let mut from = 0;
+        let mut units = block.chunks(UNIT).peekable();
+        while let Some(bytes) = units.next() {
+            if let Some(next) = units.peek() {
+                prefetch(next);
+            }
+            let unit = self.push(bytes);
+            let Some(items) = self.items[from..].first_chunk_mut() else {
+                unreachable!("there is room for every unit of a block")
+            };
+            let window = self.window.bytes();
+            match self
+                .choice
+                .parse(self.machine, window, unit, self.window_bytes, items)
+            {
+                Some(count) => {
+                    let to = from + count;
+                    self.units.push(Parsed {
+                        is_raw: false,
+                        from,
+                        to,
+                    });
+                    from = to;
+                }
+                None => {
+                    let from = self.raw.len();
+                    self.raw.extend_from_slice(bytes);
+                    let to = self.raw.len();
+                    self.units.push(Parsed {
+                        is_raw: true,
+                        from,
+                        to,
+                    });
+                }
+            }
+        }
+    }
+
+    /// Writes the units that were parsed: under one code for all of them, interrupted where bytes stay as they are.
+    fn write_block(&mut self, bits: &mut BitWriter<'_>) {
+        let lengths = self.lengths();
+        self.coder.set(&lengths.litlen, &lengths.distance);
+        for run in self.units.chunk_by(|a, b| a.is_raw == b.is_raw) {
+            let (Some(first), Some(last)) = (run.first(), run.last()) else {
+                continue;
+            };
+            if first.is_raw {
+                for bytes in self.raw[first.from..last.to].chunks(MAX_STORED) {
+                    bits.put(STORED << 1, 3);
+                    bits.stored(bytes);
+                }
+            } else {
+                lengths.write_header(false, bits);
+                let items = &self.items[first.from..last.to];
+                self.machine.write(&self.coder, items, bits);
+            }
+        }
+    }
+
+    /// The codes for the units that were parsed.
+    fn lengths(&self) -> Lengths {
+        let coded = || self.units.iter().filter(|unit| !unit.is_raw);
+        let mut tally = Tally::new();
+        // With few units, codes for what does not occur weigh more than counting.
+        let step = self.effort.blocks().step;
+        let is_complete = coded().count() < 2 * step;
+        for (index, unit) in coded().enumerate() {
+            let is_sampled = index % step == step / 2 || unit.to - unit.from > FULL_OF_LITERALS;
+            if is_complete || is_sampled {
+                tally.count(&self.items[unit.from..unit.to]);
+            }
+        }
+        let mut counts = if is_complete {
+            Counts::none()
+        } else {
+            Counts::one_each()
+        };
+        counts.add(&tally);
+        counts.add_ends(1);
+        Lengths::new(&counts)
+    }
+}
+
+/// How the codes of blocks are made, by effort.
+struct Blocks {
+    /// Units under one code at most.
+    units: usize,
+    /// Of so many units one is counted.
+    step: usize,
+}
+
+impl Effort {
+    const fn blocks(self) -> Blocks {
+        match self {
+            Self::Fast => Blocks {
+                units: 128,
+                step: 8,
+            },
+            Self::Balanced => Blocks { units: 64, step: 4 },
+            Self::Dense => Blocks { units: 32, step: 2 },
+        }
+    }
+}
+
+/// A unit of so many items is always counted: codes which do not fit it would make it larger than it was.
+const FULL_OF_LITERALS: usize = 1600;
+/// A survey takes about as long as ten units.
+const UNITS_BETWEEN_SURVEYS: usize = 1024;
+
+#[cfg(test)]
+mod tests {
+    use super::super::oracle::{Ending, Oracle};
+    use super::super::test_pages::{Random, packet};
+    use super::*;
+
+    #[test]
+    fn every_machine_writes_the_same() {
+        let pages = packet(&mut Random::new(20), 200, UNIT);
+        for effort in Effort::ALL {
+            let stream = |machine| {
+                let mut deflater = Deflater::on(machine, WindowSize::ThirtyTwoKiB, effort);
+                let mut out = Vec::new();
+                for packet in pages.chunks(37 * UNIT + 11) {
+                    deflater.compress(packet, &mut out);
+                }
+                out
+            };
+            let plain = stream(Machine::all().next().unwrap());
+            for machine in Machine::all() {
+                assert!(stream(machine) == plain, "{machine:?} {effort}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_compressed_alone_depends_on_nothing_else() {
+        let mut random = Random::new(21);
+        let mut used = Effort::ALL.map(|effort| Deflater::new(WindowSize::FourKiB, effort));
+        for round in 0..40 {
+            let pages = packet(&mut random, 1 + round % 23, UNIT);
+            for (effort, used) in Effort::ALL.into_iter().zip(&mut used) {
+                let mut fresh = Deflater::new(WindowSize::FourKiB, effort);
+                let habit = fresh.survey(&pages);
+                assert_eq!(used.survey(&pages), habit);
+                let mut runs = [Vec::new(), Vec::new()];
+                for habit in [habit, Habit::Long] {
+                    used.compress_alone(&pages, habit, &mut runs[0]);
+                    Deflater::new(WindowSize::FourKiB, effort).compress_alone(
+                        &pages,
+                        habit,
+                        &mut runs[1],
+                    );
+                    assert!(runs[0] == runs[1], "{effort} {habit:?}");
+                    let oracle = Oracle::new(4096, Ending::SyncFlush);
+                    assert!(oracle.decode(&runs[0], pages.len()).unwrap().output == pages);
+                    runs.iter_mut().for_each(Vec::clear);
+                }
+            }
+        }
+    }
+}

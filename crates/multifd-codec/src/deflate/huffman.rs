@@ -1,0 +1,282 @@
+//! Prefix codes out of counts.
+
+use super::format::MAX_CODE_BITS;
+
+/// No alphabet is larger.
+const SYMBOLS: usize = 288;
+
+/// Gives every symbol that counts a code of at most `limit` bits, so that the sum of count times length is small: that
+/// of Huffman's algorithm, and nearly the least possible where the limit bites.
+///
+/// The code is complete: not every decoder takes less, so where fewer than two symbols count, the first ones that do not
+/// get a code as well. At most 2^limit symbols may count.
+pub(super) fn code_lengths(counts: &[u32], limit: usize, lengths: &mut [u8]) {
+    let mut sorted = [0_u64; SYMBOLS];
+    let mut used = 0;
+    for (symbol, &count) in (0_u64..).zip(counts) {
+        if count > 0 {
+            sorted[used] = u64::from(count) << 16 | symbol;
+            used += 1;
+        }
+    }
+    let mut unused = (0_u64..).zip(counts).filter(|&(_, &count)| count == 0);
+    while used < 2
+        && let Some((symbol, _)) = unused.next()
+    {
+        sorted[used] = symbol;
+        used += 1;
+    }
+    let sorted = &mut sorted[..used];
+    debug_assert!((2..=1 << limit).contains(&used) && limit <= MAX_CODE_BITS);
+    sorted.sort_unstable();
+
+    let mut leaves = leaves_by_depth(sorted);
+    if leaves[limit + 1..].iter().any(|&leaves| leaves > 0) {
+        // What is rarer than the longest code is for gets as much as that, so that there is less to repair.
+        let total: u64 = sorted.iter().map(|&entry| entry >> 16).sum();
+        let least = (total >> limit) + 1;
+        for entry in sorted.iter_mut() {
+            *entry = (*entry).max(least << 16 | *entry & 0xffff);
+        }
+        leaves = leaves_by_depth(sorted);
+    }
+    limit_depth(&mut leaves, limit);
+    lengths.fill(0);
+    let mut rarest_first = sorted.iter();
+    for depth in (1..=limit).rev() {
+        for &entry in rarest_first.by_ref().take(leaves[depth]) {
+            lengths[(entry & 0xffff) as usize] = depth as u8;
+        }
+    }
+}
+
+/// How many leaves Huffman's tree has in each depth; the counts are above bit 16 and rise.
+fn leaves_by_depth(sorted: &[u64]) -> [usize; SYMBOLS] {
+    let used = sorted.len();
+    // The inner nodes in the order in which they are made, which is that of their weights.
+    let mut weights = [u64::MAX; SYMBOLS];
+    let mut parents = [0_u16; SYMBOLS];
+    let mut leaf_children = [0_usize; SYMBOLS];
+    let (mut leaf, mut inner) = (0, 0);
+    for node in 0..used - 1 {
+        let mut weight = 0;
+        for _ in 0..2 {
+            let leaf_weight = sorted.get(leaf).map_or(u64::MAX, |&entry| entry >> 16);
+            if leaf_weight <= weights[inner] {
+                weight += leaf_weight;
+                leaf_children[node] += 1;
+                leaf += 1;
+            } else {
+                weight += weights[inner];
+                parents[inner] = node as u16;
+                inner += 1;
+            }
+        }
+        weights[node] = weight;
+    }
+    let mut depths = [0_u16; SYMBOLS];
+    let mut leaves = [0; SYMBOLS];
+    for node in (0..used - 1).rev() {
+        if node < used - 2 {
+            depths[node] = depths[usize::from(parents[node])] + 1;
+        }
+        leaves[usize::from(depths[node]) + 1] += leaf_children[node];
+    }
+    leaves
+}
+
+/// Moves leaves that are too deep up to `limit`, and then repairs the code until it is complete again.
+fn limit_depth(leaves: &mut [usize; SYMBOLS], limit: usize) {
+    let too_deep: usize = leaves[limit + 1..].iter().sum();
+    leaves[limit + 1..].fill(0);
+    leaves[limit] += too_deep;
+    if too_deep == 0 {
+        return;
+    }
+    // In units of the longest code: what the codes take, which is at most `full`.
+    let full = 1 << limit;
+    let mut taken: usize = (1..=limit)
+        .map(|depth| leaves[depth] << (limit - depth))
+        .sum();
+    while taken > full {
+        // The deepest leaf that can still sink frees least. There is one, as 2^limit leaves at the limit would fit.
+        let Some(depth) = (1..limit).rev().find(|&depth| leaves[depth] > 0) else {
+            break;
+        };
+        leaves[depth] -= 1;
+        leaves[depth + 1] += 1;
+        taken -= 1 << (limit - depth - 1);
+    }
+    while taken < full {
+        // The highest leaf whose rise fits. A leaf at the limit always fits.
+        let Some(depth) =
+            (2..=limit).find(|&depth| leaves[depth] > 0 && 1 << (limit - depth) <= full - taken)
+        else {
+            break;
+        };
+        leaves[depth] -= 1;
+        leaves[depth - 1] += 1;
+        taken += 1 << (limit - depth);
+    }
+    debug_assert_eq!(taken, full);
+}
+
+/// The codes that belong to code lengths (RFC 1951 section 3.2.2), bit-reversed, as they are written.
+pub(super) fn codes(lengths: &[u8], codes: &mut [u16]) {
+    let mut next = [0_u16; MAX_CODE_BITS + 2];
+    for &length in lengths.iter().filter(|&&length| length > 0) {
+        next[usize::from(length) + 1] += 1;
+    }
+    for bits in 1..=MAX_CODE_BITS {
+        next[bits + 1] = (next[bits + 1] + next[bits]) << 1;
+    }
+    for (code, &length) in codes.iter_mut().zip(lengths) {
+        if length > 0 {
+            let next = &mut next[usize::from(length)];
+            *code = next.reverse_bits() >> (16 - length);
+            *next += 1;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The least sum of count times length, by package-merge: what is paid for the cheapest 2 n - 2 of the packages of
+    /// the highest of `limit` levels, each a symbol or two packages of the level below.
+    fn least_cost(counts: &[u32], limit: usize) -> u64 {
+        let mut symbols: Vec<u64> = counts
+            .iter()
+            .filter(|&&count| count > 0)
+            .map(|&count| count.into())
+            .collect();
+        symbols.sort_unstable();
+        let mut level = symbols.clone();
+        for _ in 1..limit {
+            let pairs = level.chunks_exact(2).map(|pair| pair[0] + pair[1]);
+            level = symbols.iter().copied().chain(pairs).collect();
+            level.sort_unstable();
+        }
+        level.iter().take(2 * symbols.len() - 2).sum()
+    }
+
+    fn check(counts: &[u32], limit: usize) -> (u64, u64) {
+        let mut lengths = vec![99; counts.len()];
+        code_lengths(counts, limit, &mut lengths);
+        let taken: usize = lengths
+            .iter()
+            .filter(|&&length| length > 0)
+            .map(|&length| (1 << limit) >> length)
+            .sum();
+        assert_eq!(taken, 1 << limit, "{lengths:?}");
+        assert!(lengths.iter().all(|&length| usize::from(length) <= limit));
+        let counting = counts.iter().filter(|&&count| count > 0).count();
+        if counting >= 2 {
+            assert!(
+                counts
+                    .iter()
+                    .zip(&lengths)
+                    .all(|(&count, &length)| (count > 0) == (length > 0))
+            );
+        }
+        let cost = counts
+            .iter()
+            .zip(&lengths)
+            .map(|(&count, &length)| u64::from(count) * u64::from(length))
+            .sum();
+        (cost, least_cost(counts, limit))
+    }
+
+    #[test]
+    fn without_a_limit_that_bites_the_code_is_the_best() {
+        assert_eq!(check(&[1, 1], 1), (2, 2));
+        assert_eq!(check(&[5, 0, 1, 1, 2], 15), (15, 15));
+        let mut state = 1_u32;
+        for symbols in 2..=286 {
+            let counts: Vec<u32> = (0..symbols)
+                .map(|_| {
+                    state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                    state >> 24
+                })
+                .collect();
+            let (cost, least) = check(&counts, 15);
+            assert_eq!(cost, least);
+        }
+    }
+
+    #[test]
+    fn a_limit_costs_hardly_more_than_it_must() {
+        // Fibonacci's numbers make the deepest trees, skewed ones the ones that the limit bites.
+        let mut fibonacci = vec![1_u32, 1];
+        while fibonacci.len() < 40 {
+            fibonacci.push(fibonacci[fibonacci.len() - 1] + fibonacci[fibonacci.len() - 2]);
+        }
+        let mut state = 1_u32;
+        let (mut total, mut total_least) = (0, 0);
+        for limit in [7, 9, 12] {
+            for symbols in 2..=19 + 267 * usize::from(limit == 12) {
+                for skew in [1, 8, 16, 24] {
+                    let counts: Vec<u32> = (0..symbols)
+                        .map(|_| {
+                            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                            (state >> 8) >> (state % skew)
+                        })
+                        .collect();
+                    let (cost, least) = check(&counts, limit);
+                    assert!(least <= cost && cost * 20 <= least * 21, "{cost} {least}");
+                    total += cost;
+                    total_least += least;
+                }
+            }
+            for symbols in 2..=fibonacci.len() {
+                let (cost, least) = check(&fibonacci[..symbols], limit);
+                assert!(least <= cost && cost * 20 <= least * 21, "{cost} {least}");
+            }
+            let one_each = [&vec![1; 250][..], &fibonacci[..36]].concat();
+            if limit == 12 {
+                let (cost, least) = check(&one_each, limit);
+                assert!(least <= cost && cost * 20 <= least * 21, "{cost} {least}");
+            }
+        }
+        assert!(
+            (total - total_least) * 500 <= total_least,
+            "{total} {total_least}"
+        );
+    }
+
+    #[test]
+    fn a_code_has_at_least_two_symbols() {
+        for counts in [
+            [0; 30],
+            std::array::from_fn(|symbol| u32::from(symbol == 0)),
+            std::array::from_fn(|symbol| 7 * u32::from(symbol == 29)),
+        ] {
+            let mut lengths = [99; 30];
+            code_lengths(&counts, 9, &mut lengths);
+            assert_eq!(lengths.iter().filter(|&&length| length == 1).count(), 2);
+            assert_eq!(lengths.iter().filter(|&&length| length == 0).count(), 28);
+            assert!(
+                counts
+                    .iter()
+                    .zip(&lengths)
+                    .all(|(&count, &length)| count == 0 || length == 1)
+            );
+        }
+    }
+
+    #[test]
+    fn codes_are_prefix_codes() {
+        let lengths = [3, 3, 3, 3, 3, 2, 4, 4];
+        let mut found = [0; 8];
+        codes(&lengths, &mut found);
+        // The example of RFC 1951 section 3.2.2, each code read from its other end.
+        let expected = ["010", "011", "100", "101", "110", "00", "1110", "1111"];
+        for ((code, length), expected) in found.iter().zip(lengths).zip(expected) {
+            let bits: String = (0..length)
+                .map(|bit| if code >> bit & 1 == 1 { '1' } else { '0' })
+                .collect();
+            assert_eq!(bits, expected);
+        }
+    }
+}

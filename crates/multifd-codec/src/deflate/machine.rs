@@ -1,0 +1,123 @@
+//! Which instructions this machine has. The loops that matter are compiled for each of its kinds, and chosen here.
+
+use super::bits::BitWriter;
+use super::coder::Coder;
+use super::item::Item;
+use super::parse::{UNIT_ITEMS, parse};
+use super::search::Search;
+#[cfg(target_arch = "x86_64")]
+use super::wide::{Avx2, Sse2};
+use super::wide::{Plain, Wide};
+use super::window::{Unit, WindowBytes};
+
+/// A kind of machine that this one is.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Machine {
+    /// Any.
+    Plain(Plain),
+    #[cfg(target_arch = "x86_64")]
+    /// Any x86-64.
+    Sse2(Sse2),
+    #[cfg(target_arch = "x86_64")]
+    /// An x86-64 of the third level, since 2013.
+    Avx2(Avx2),
+}
+
+impl Machine {
+    /// All kinds this machine is, the best last.
+    pub(super) fn all() -> impl Iterator<Item = Machine> {
+        #[cfg(target_arch = "x86_64")]
+        let vectors = [Some(Machine::Sse2(Sse2)), Avx2::detect().map(Machine::Avx2)];
+        #[cfg(not(target_arch = "x86_64"))]
+        let vectors = [];
+        std::iter::once(Machine::Plain(Plain)).chain(vectors.into_iter().flatten())
+    }
+
+    /// The best kind.
+    pub(super) fn best() -> Self {
+        Self::all().last().unwrap_or(Machine::Plain(Plain))
+    }
+
+    /// See [`parse`].
+    pub(super) fn parse<S: Search>(
+        self,
+        search: &mut S,
+        window: &WindowBytes,
+        unit: Unit,
+        window_bytes: usize,
+        items: &mut [Item; UNIT_ITEMS],
+    ) -> Option<usize> {
+        match self {
+            Self::Plain(wide) => parse_anywhere(wide, search, window, unit, window_bytes, items),
+            #[cfg(target_arch = "x86_64")]
+            Self::Sse2(wide) => parse_anywhere(wide, search, window, unit, window_bytes, items),
+            #[cfg(target_arch = "x86_64")]
+            #[allow(unsafe_code, reason = "a function for this kind of machine")]
+            // SAFETY: a value of `Avx2` proves what the function is compiled for.
+            Self::Avx2(wide) => unsafe {
+                x86::parse(wide, search, window, unit, window_bytes, items)
+            },
+        }
+    }
+
+    /// See [`Coder::write`].
+    pub(super) fn write(self, coder: &Coder, items: &[Item], writer: &mut BitWriter<'_>) {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            #[allow(unsafe_code, reason = "a function for this kind of machine")]
+            // SAFETY: a value of `Avx2` proves what the function is compiled for.
+            Self::Avx2(_) => unsafe { x86::write(coder, items, writer) },
+            _ => coder.write(items, writer),
+        }
+    }
+}
+
+#[inline(never)]
+fn parse_anywhere<W: Wide, S: Search>(
+    wide: W,
+    search: &mut S,
+    window: &WindowBytes,
+    unit: Unit,
+    window_bytes: usize,
+    items: &mut [Item; UNIT_ITEMS],
+) -> Option<usize> {
+    parse(wide, search, window, unit, window_bytes, items)
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use super::*;
+
+    #[target_feature(enable = "avx2,bmi1,bmi2,lzcnt")]
+    pub(super) fn parse<S: Search>(
+        wide: Avx2,
+        search: &mut S,
+        window: &WindowBytes,
+        unit: Unit,
+        window_bytes: usize,
+        items: &mut [Item; UNIT_ITEMS],
+    ) -> Option<usize> {
+        super::parse(wide, search, window, unit, window_bytes, items)
+    }
+
+    #[target_feature(enable = "avx2,bmi1,bmi2,lzcnt")]
+    pub(super) fn write(coder: &Coder, items: &[Item], writer: &mut BitWriter<'_>) {
+        coder.write(items, writer);
+    }
+}
+
+/// Asks for bytes that are needed soon.
+#[inline(always)]
+pub(super) fn prefetch(bytes: &[u8]) {
+    #[cfg(target_arch = "x86_64")]
+    for line in bytes.chunks(64) {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        #[allow(unsafe_code, reason = "a vector instruction that takes a pointer")]
+        // SAFETY: a prefetch reads nothing, whatever the address.
+        unsafe {
+            _mm_prefetch(line.as_ptr().cast(), _MM_HINT_T0);
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = bytes;
+}

@@ -1,0 +1,303 @@
+//! Cuts units into literals and matches.
+//!
+//! Memory is made of words and records: what repeats, mostly repeats at the distance of the match before it, or of the
+//! one before that. So at every position these two distances come first, with matches from three bytes on, and then
+//! the places which a [`Search`] remembers.
+//!
+//! The time goes into branches that cannot be predicted, one or two for a match, and hardly into instructions. What does
+//! without them, and what searches wider for fewer matches, was tried and lost to this plain loop.
+
+#![allow(
+    unsafe_code,
+    reason = "bounds checks in these loops cost a tenth of the encoder's time"
+)]
+
+use super::format::{MAX_MATCH, MIN_MATCH};
+use super::item::{self, Item};
+use super::search::{ALWAYS, Bytes, Find, Search, three_equal};
+use super::wide::Wide;
+use super::window::{SPAN, UNIT, Unit, WindowBytes};
+
+/// Positions after a match that are looked at one by one. Then the two last distances are compared at 30 positions at
+/// once.
+const SINGLY: usize = 8;
+/// Positions for which one comparison of 32 bytes shows whether three bytes are equal.
+const AT_ONCE: usize = 30;
+/// The two last distances at the start of a unit: words repeat words.
+const FIRST_DISTANCES: (usize, usize) = (8, 4);
+/// Literals without any match after which a unit is suspected to be noise.
+const SUSPICIOUS: usize = 512;
+
+/// Room for the items of a unit, and for what wide stores write behind them.
+pub(super) const UNIT_ITEMS: usize = item::most_items(UNIT) + 16;
+
+/// Cuts `unit` into items and returns how many; nothing if the unit looks like noise.
+///
+/// Matches reach back by at most `window_bytes`, and stay inside the unit's history and the unit.
+#[inline(always)]
+pub(super) fn parse<W: Wide, S: Search>(
+    wide: W,
+    search: &mut S,
+    window: &WindowBytes,
+    unit: Unit,
+    window_bytes: usize,
+    items: &mut [Item; UNIT_ITEMS],
+) -> Option<usize> {
+    let Unit {
+        history,
+        start,
+        end,
+    } = unit;
+    assert!(history <= start && start < end && end <= SPAN && end - start <= UNIT);
+    // SAFETY of what is read and written without checks, below:
+    //
+    // - `position` never goes down and is below `end` where it is read at, so below SPAN, and SLACK bytes follow.
+    // - `recent` and `other` never reach back beyond `history`: the first position is at least that far behind it, and
+    //   every later distance was compared with how far behind it the position was, which only grows.
+    // - Items are written behind those of the bytes before `position`, which are at most as many as `most_items` says;
+    //   a wide store ends at most 8 items behind that.
+    let bytes = Bytes(window);
+    let mut items = Items { items, count: 0 };
+    let (mut recent, mut other) = FIRST_DISTANCES;
+    let mut position = start.max(end.min(history + recent.max(other)));
+    let mut written = start;
+    // A match needs three bytes.
+    let last = end.saturating_sub(MIN_MATCH - 1);
+    let mut limit = if end - start == UNIT {
+        start + SUSPICIOUS
+    } else {
+        last
+    };
+    loop {
+        'matches: while position < limit {
+            let reach = |position: usize| window_bytes.min(position - history);
+            let is_match = |find: Find, position: usize| {
+                S::is_match(find.different) && find.distance <= reach(position)
+            };
+            let find = 'found: {
+                let stop = limit.min(position + SINGLY);
+                loop {
+                    // SAFETY: see above.
+                    let word = unsafe { bytes.word(position) };
+                    // SAFETY: see above.
+                    let different = word ^ unsafe { bytes.word(position - recent) };
+                    let at_recent = Find {
+                        distance: recent,
+                        different,
+                    };
+                    if !S::LONGEST && three_equal(different) {
+                        break 'found at_recent;
+                    }
+                    let found = search.look(bytes, position, word, reach(position));
+                    // SAFETY: see above.
+                    let different = word ^ unsafe { bytes.word(position - other) };
+                    let at_other = Find {
+                        distance: other,
+                        different,
+                    };
+                    if !S::LONGEST && three_equal(different) {
+                        other = recent;
+                        recent = at_other.distance;
+                        break 'found at_other;
+                    }
+                    let is_found = is_match(found, position);
+                    if S::LONGEST
+                        && (is_found
+                            || three_equal(at_recent.different)
+                            || three_equal(at_other.different))
+                    {
+                        let mut best = at_recent;
+                        if at_other.merit() > best.merit() {
+                            best = at_other;
+                        }
+                        if is_found && found.merit() > best.merit() {
+                            best = found;
+                        }
+                        if best.distance != recent {
+                            other = recent;
+                            recent = best.distance;
+                        }
+                        break 'found best;
+                    }
+                    if is_found {
+                        other = recent;
+                        recent = found.distance;
+                        break 'found found;
+                    }
+                    position += 1;
+                    if position >= stop {
+                        break;
+                    }
+                }
+                loop {
+                    if position >= limit {
+                        break 'matches;
+                    }
+                    // SAFETY: see above.
+                    let here = unsafe { bytes.array(position) };
+                    // SAFETY: see above.
+                    let at_recent = wide.equal(here, unsafe { bytes.array(position - recent) });
+                    // SAFETY: see above.
+                    let at_other = wide.equal(here, unsafe { bytes.array(position - other) });
+                    let (at_recent, at_other) =
+                        (three_in_a_row(at_recent), three_in_a_row(at_other));
+                    let ahead = (at_recent | at_other | 1 << AT_ONCE).trailing_zeros() as usize;
+                    let stop = limit.min(position + ahead);
+                    let step = if S::PATIENCE == ALWAYS {
+                        1
+                    } else {
+                        1 + (position - written) / S::PATIENCE
+                    };
+                    while position < stop {
+                        // SAFETY: see above.
+                        let word = unsafe { bytes.word(position) };
+                        let found = search.look(bytes, position, word, reach(position));
+                        if is_match(found, position) {
+                            other = recent;
+                            recent = found.distance;
+                            break 'found found;
+                        }
+                        position += step;
+                    }
+                    if S::PATIENCE != ALWAYS {
+                        position = position.min(stop);
+                    }
+                    if position >= limit {
+                        break 'matches;
+                    }
+                    if ahead < AT_ONCE {
+                        if at_recent >> ahead & 1 == 0 {
+                            std::mem::swap(&mut recent, &mut other);
+                        }
+                        // SAFETY: see above.
+                        let word = unsafe { bytes.word(position) };
+                        // SAFETY: see above.
+                        let different = word ^ unsafe { bytes.word(position - recent) };
+                        break 'found Find {
+                            distance: recent,
+                            different,
+                        };
+                    }
+                }
+            };
+            let length = match find.different {
+                // SAFETY: see above.
+                0 => unsafe { extend(bytes, position, find.distance) },
+                different => different.trailing_zeros() as usize / 8,
+            };
+            let length = length.min(end - position);
+            // SAFETY: see above.
+            unsafe { items.literals(wide, bytes, written, position) };
+            // SAFETY: see above.
+            unsafe { items.put(items.count, [item::copy(length, find.distance)]) };
+            items.count += 1;
+            position += length;
+            written = position;
+            // SAFETY: see above; a match is longer than 2 bytes.
+            search.enter(position - 2, unsafe { bytes.word(position - 2) });
+        }
+        if limit == last {
+            break;
+        }
+        if written == start && is_noise(&window[start..end]) {
+            return None;
+        }
+        limit = last;
+    }
+    // SAFETY: see above.
+    unsafe { items.literals(wide, bytes, written, end) };
+    Some(items.count)
+}
+
+/// Where in a mask of equal bytes three follow each other.
+#[inline(always)]
+fn three_in_a_row(equal: u32) -> u32 {
+    equal & equal >> 1 & equal >> 2
+}
+
+/// The length of a match whose first eight bytes are equal.
+///
+/// # Safety
+///
+/// `position` is below `SPAN`, and not below `distance`.
+#[inline(always)]
+unsafe fn extend(bytes: Bytes<'_>, position: usize, distance: usize) -> usize {
+    let mut length = 8;
+    while length < MAX_MATCH {
+        let here = position + length;
+        // SAFETY: SLACK covers the longest match and one more word.
+        let word = unsafe { bytes.word(here) };
+        // SAFETY: the other one lies before it.
+        let different = word ^ unsafe { bytes.word(here - distance) };
+        if different != 0 {
+            return MAX_MATCH.min(length + different.trailing_zeros() as usize / 8);
+        }
+        length += 8;
+    }
+    MAX_MATCH
+}
+
+/// Whether a unit's bytes are spread so evenly that no code could make it smaller; an eighth of them tells.
+#[cold]
+fn is_noise(unit: &[u8]) -> bool {
+    const WORDS: usize = 64;
+    const SAMPLE: u32 = 8 * WORDS as u32;
+    let mut counts = [0_u32; 256];
+    for word in unit.chunks_exact(unit.len() / WORDS) {
+        for &byte in word.iter().take(8) {
+            counts[usize::from(byte)] += 1;
+        }
+    }
+    // The sum of squares tells how often two bytes are the same. For evenly random bytes it is 3 SAMPLE, with a standard
+    // deviation of SAMPLE / 11; at 7.8 bits of entropy for a byte it is 3.3 SAMPLE.
+    let squares: u32 = counts.iter().map(|&count| count * count).sum();
+    squares < SAMPLE * 33 / 10
+}
+
+/// A list of items that is written without checks.
+struct Items<'a> {
+    items: &'a mut [Item; UNIT_ITEMS],
+    count: usize,
+}
+
+impl Items<'_> {
+    /// # Safety
+    ///
+    /// `N` items fit behind `at`.
+    #[inline(always)]
+    unsafe fn put<const N: usize>(&mut self, at: usize, items: [Item; N]) {
+        debug_assert!(at + N <= UNIT_ITEMS);
+        // SAFETY: as the caller says.
+        let first = unsafe { self.items.as_mut_ptr().add(at) };
+        // SAFETY: so there is room, aligned for items.
+        unsafe { first.cast::<[Item; N]>().write(items) };
+    }
+
+    /// # Safety
+    ///
+    /// The bytes are inside the window, with 16 more, `to` is not 0, and items for them fit, with 8 more.
+    #[inline(always)]
+    unsafe fn literals(&mut self, wide: impl Wide, bytes: Bytes<'_>, from: usize, to: usize) {
+        let mut next = from;
+        let mut at = self.count;
+        loop {
+            // SAFETY: as the caller says.
+            let pairs = wide.literals(unsafe { bytes.array(next) });
+            // SAFETY: as the caller says.
+            unsafe { self.put(at, pairs) };
+            next += 16;
+            at += 8;
+            if next >= to {
+                break;
+            }
+        }
+        // An odd one out takes the place of the pair that holds it and a byte of what follows.
+        let run = to - from;
+        self.count += run / 2;
+        // SAFETY: as the caller says.
+        let [byte] = *unsafe { bytes.array(to - 1) };
+        // SAFETY: as the caller says.
+        unsafe { self.put(self.count, [item::literal(byte)]) };
+        self.count += run % 2;
+    }
+}
