@@ -29,7 +29,7 @@ impl Machine {
         #[cfg(target_arch = "x86_64")]
         let vectors = [Some(Machine::Sse2(Sse2)), Avx2::detect().map(Machine::Avx2)];
         #[cfg(not(target_arch = "x86_64"))]
-        let vectors = [];
+        let vectors: [Option<Machine>; 0] = [];
         std::iter::once(Machine::Plain(Plain)).chain(vectors.into_iter().flatten())
     }
 
