@@ -3,8 +3,10 @@
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, Stdio};
+use std::time::Duration;
 use std::{fs, thread};
 
+use qemu_lab::{LinkEnd, cpu_time};
 use serde_json::Value;
 
 use crate::{Result, cargo, run, workspace};
@@ -24,8 +26,39 @@ pub struct Multifd {
 impl Multifd {
     /// Starts the command.
     pub fn start(program: &Path, arguments: &[&str]) -> Result<Multifd> {
-        let mut child = Command::new(program)
-            .args(arguments)
+        Multifd::start_at(None, program, arguments)
+    }
+
+    /// Starts a relay towards `connect`, at an end of a link or wherever this process is, and says where it listens.
+    pub fn relay(
+        at: Option<&LinkEnd>,
+        program: &Path,
+        [listen, connect]: [&str; 2],
+        compression: &str,
+        options: &[&str],
+    ) -> Result<(Multifd, String)> {
+        let arguments = [
+            "relay",
+            "--json",
+            "--listen",
+            listen,
+            "--connect",
+            connect,
+            "--compression",
+            compression,
+        ];
+        let mut relay = Multifd::start_at(at, program, &[&arguments, options].concat())?;
+        let address = relay.address()?;
+        Ok((relay, address))
+    }
+
+    fn start_at(at: Option<&LinkEnd>, program: &Path, arguments: &[&str]) -> Result<Multifd> {
+        let mut command = Command::new(program);
+        command.args(arguments);
+        if let Some(end) = at {
+            command = end.command(&command);
+        }
+        let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -56,7 +89,12 @@ impl Multifd {
     }
 
     /// Waits for its end; the JSON that it printed if it went well.
-    pub fn end(mut self) -> Result<Value> {
+    pub fn end(self) -> Result<Value> {
+        self.end_timed().map(|(printed, _)| printed)
+    }
+
+    /// As [`Multifd::end`], and the processor time that it has used.
+    pub fn end_timed(mut self) -> Result<(Value, Duration)> {
         // Both pipes are read to their ends before waiting, so that neither can fill up.
         let mut stdout = self.child.stdout.take().ok_or("a pipe is missing")?;
         let printed = thread::spawn(move || {
@@ -66,8 +104,11 @@ impl Multifd {
         let mut complaints = String::new();
         self.stderr.read_to_string(&mut complaints)?;
         let printed = printed.join().map_err(|_| "a reader has ended early")??;
+        // A process that has ended keeps its times until somebody has waited for it.
+        let cpu_time = cpu_time(self.child.id())?;
         if self.child.wait()?.success() {
-            Ok(serde_json::from_str(&printed).unwrap_or(Value::Null))
+            let printed = serde_json::from_str(&printed).unwrap_or(Value::Null);
+            Ok((printed, cpu_time))
         } else {
             Err(format!("a multifd failed: {}", complaints.trim_end()).into())
         }
@@ -100,8 +141,11 @@ impl RelayPair {
         compression: &str,
         options: &[&str],
     ) -> Result<RelayPair> {
-        let (far, far_address) = relay(program, folder, "far", destination, "none", options)?;
-        let (near, address) = relay(program, folder, "near", &far_address, compression, options)?;
+        let socket = |name| format!("unix:{}", folder.join(name).display());
+        let ends = [&socket("far"), destination];
+        let (far, far_address) = Multifd::relay(None, program, ends, "none", options)?;
+        let ends = [&socket("near"), far_address.as_str()];
+        let (near, address) = Multifd::relay(None, program, ends, compression, options)?;
         let relays = [near, far];
         Ok(RelayPair { relays, address })
     }
@@ -117,28 +161,4 @@ impl RelayPair {
         let [near, far] = self.relays;
         Ok([near.end()?, far.end()?])
     }
-}
-
-fn relay(
-    program: &Path,
-    folder: &Path,
-    name: &str,
-    connect: &str,
-    compression: &str,
-    options: &[&str],
-) -> Result<(Multifd, String)> {
-    let listen = format!("unix:{}", folder.join(name).display());
-    let arguments = [
-        "relay",
-        "--json",
-        "--listen",
-        &listen,
-        "--connect",
-        connect,
-        "--compression",
-        compression,
-    ];
-    let mut relay = Multifd::start(program, &[&arguments, options].concat())?;
-    let address = relay.address()?;
-    Ok((relay, address))
 }

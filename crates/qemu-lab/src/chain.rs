@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::binary::QemuBinary;
 use crate::guest::Guest;
+use crate::link::LinkEnd;
 use crate::memory::compare_ram;
 use crate::migration::{MigrationStatus, Parameters};
 use crate::qemu::{Config, LabError, Qemu, io_error};
@@ -37,6 +38,8 @@ pub struct Hop<'a> {
     pub destination_parameters: Parameters,
     /// Connect by `tcp` on the loopback instead of a unix socket.
     pub tcp: bool,
+    /// The destination is at this end of a link, and connections go over it.
+    pub over: Option<&'a LinkEnd>,
 }
 
 impl<'a> Hop<'a> {
@@ -48,6 +51,7 @@ impl<'a> Hop<'a> {
             source_parameters: parameters.clone(),
             destination_parameters: parameters.clone(),
             tcp: false,
+            over: None,
         }
     }
 }
@@ -61,6 +65,9 @@ pub struct HopReport {
     pub destination: MigrationStatus,
     /// The pass in which the guest arrived.
     pub pass: u32,
+    /// Processor time of the source and the destination from the moment that the destination listened, without the
+    /// guest's own.
+    pub cpu: [Duration; 2],
     /// The whole hop, from the start of the destination's process to the guest running there, memory checked.
     pub took: Duration,
 }
@@ -68,7 +75,21 @@ pub struct HopReport {
 impl Chain {
     /// Starts a guest. The machine type is the chain's for good, and every QEMU on the way must know it.
     pub fn start(binary: &QemuBinary, guest: &Guest, machine: &str) -> Result<Chain, LabError> {
-        let current = Config::new(binary, guest).machine(machine).start()?;
+        Chain::start_with(Config::new(binary, guest), guest, machine)
+    }
+
+    /// As [`Chain::start`], at an end of a link.
+    pub fn start_at(
+        end: &LinkEnd,
+        binary: &QemuBinary,
+        guest: &Guest,
+        machine: &str,
+    ) -> Result<Chain, LabError> {
+        Chain::start_with(Config::new(binary, guest).at(end), guest, machine)
+    }
+
+    fn start_with(config: Config, guest: &Guest, machine: &str) -> Result<Chain, LabError> {
+        let current = config.machine(machine).start()?;
         Ok(Chain {
             guest: guest.clone(),
             machine: machine.to_owned(),
@@ -98,11 +119,14 @@ impl Chain {
     ) -> Result<HopReport, LabError> {
         let begun = Instant::now();
         // While this process starts, the guest has time for the passes it owes.
-        let mut destination = Config::new(hop.destination, &self.guest)
+        let mut config = Config::new(hop.destination, &self.guest)
             .machine(&self.machine)
             .incoming()
-            .paused()
-            .start()?;
+            .paused();
+        if let Some(end) = hop.over {
+            config = config.at(end);
+        }
+        let mut destination = config.start()?;
         let source = &mut self.current;
         let running = source.run_state()? == "running";
         if running {
@@ -111,12 +135,13 @@ impl Chain {
 
         source.set_migration(&hop.source_parameters)?;
         destination.set_migration(&hop.destination_parameters)?;
-        let uri = if hop.tcp {
-            "tcp:127.0.0.1:0".to_owned()
-        } else {
-            format!("unix:{}", destination.socket_path("incoming").display())
+        let uri = match hop.over {
+            Some(end) => format!("tcp:{}:0", end.address()),
+            None if hop.tcp => "tcp:127.0.0.1:0".to_owned(),
+            None => format!("unix:{}", destination.socket_path("incoming").display()),
         };
         let listening = destination.listen(&uri)?;
+        let cpu_before = [source.cpu_time()?, destination.cpu_time()?];
         source.migrate(&via(&listening))?;
         let sent = source.wait_migration(LIMIT)?;
         if !sent.is_completed() {
@@ -127,6 +152,8 @@ impl Chain {
             return Err(failed("destination", received, source, &destination));
         }
 
+        let cpu_after = [source.cpu_time()?, destination.cpu_time()?];
+        let cpu = [0, 1].map(|end| cpu_after[end].saturating_sub(cpu_before[end]));
         let different =
             compare_ram(source.ram(), destination.ram()).map_err(io_error("comparing memories"))?;
         if let Some(&first) = different.first() {
@@ -146,6 +173,7 @@ impl Chain {
             source: sent,
             destination: received,
             pass,
+            cpu,
             took: begun.elapsed(),
         })
     }

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
+use std::sync::Arc;
 
 use crate::firmware;
 use crate::memory::Ram;
@@ -25,8 +26,7 @@ pub(crate) const BLINK_AT: u32 = 0x800;
 /// A guest that works through its pages for ever, and can tell when one of them is not as it left it.
 ///
 /// Its memory, from 1 MiB on: `counters` pages of content with a counter each, `blinkers` pages of zeros with one byte
-/// each, `still` pages of content which nobody writes, and zeros. The content compresses to about one half: a quarter
-/// text-like, a quarter random, a quarter half random and half zero, a quarter records that resemble each other.
+/// each, `still` pages of content which nobody writes, and zeros.
 ///
 /// In every *pass* the guest takes each counter in turn, checks that it holds the number of the pass, and increments it;
 /// then each blinker, whose byte steps through `0..blink_cycle`, so that the page is all zeros once per cycle. On the
@@ -47,6 +47,28 @@ pub struct Guest {
     pub pages_per_tick: u32,
     /// Passes from one `.` on the serial port to the next, at least 1.
     pub passes_per_report: u32,
+    /// What pages of content hold.
+    pub content: Content,
+}
+
+/// What a guest's pages of content hold, but for the counters.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Content {
+    /// It compresses to about one half: a quarter text-like, a quarter random, a quarter half random and half zero,
+    /// a quarter records that resemble each other.
+    #[default]
+    Mixed,
+    /// These pages again and again; there is at least one.
+    Pages(Arc<[[u8; PAGE]]>),
+}
+
+impl Content {
+    fn fill(&self, number: u32, page: &mut [u8; PAGE]) {
+        match self {
+            Content::Mixed => pattern(number, page),
+            Content::Pages(pages) => *page = pages[number as usize % pages.len()],
+        }
+    }
 }
 
 impl Default for Guest {
@@ -60,6 +82,7 @@ impl Default for Guest {
             still: 700,
             pages_per_tick: 200,
             passes_per_report: 10,
+            content: Content::Mixed,
         }
     }
 }
@@ -186,13 +209,13 @@ impl Guest {
         };
         let passes = progress.pass + u32::from(index < progress.pages);
         if index < self.counters {
-            pattern(number, page);
+            self.content.fill(number, page);
             let counter = usize::from(COUNTER_AT);
             page[counter..counter + 4].copy_from_slice(&passes.to_le_bytes());
         } else if index < self.counters + self.blinkers {
             page[BLINK_AT as usize] = (passes % u32::from(self.blink_cycle)) as u8;
         } else {
-            pattern(number, page);
+            self.content.fill(number, page);
         }
     }
 }

@@ -13,6 +13,7 @@ use tempfile::TempDir;
 
 use crate::binary::QemuBinary;
 use crate::guest::{Guest, MemoryFault};
+use crate::link::LinkEnd;
 use crate::memory::Ram;
 use crate::migration::{MigrationStatus, Parameters};
 use crate::qmp::{Qmp, QmpError};
@@ -105,6 +106,7 @@ pub struct Config {
     incoming: bool,
     paused: bool,
     uuid: Option<String>,
+    link_end: Option<LinkEnd>,
 }
 
 impl Config {
@@ -118,6 +120,7 @@ impl Config {
             incoming: false,
             paused: false,
             uuid: None,
+            link_end: None,
         }
     }
 
@@ -146,6 +149,13 @@ impl Config {
     #[must_use]
     pub fn uuid(mut self, uuid: &str) -> Config {
         self.uuid = Some(uuid.to_owned());
+        self
+    }
+
+    /// Run it at this end of a link.
+    #[must_use]
+    pub fn at(mut self, end: &LinkEnd) -> Config {
+        self.link_end = Some(end.clone());
         self
     }
 
@@ -180,7 +190,11 @@ impl Config {
         }
         fs::write(file("firmware"), self.guest.firmware())?;
 
-        let mut command = tied_to_parent(&self.binary.command());
+        let mut command = self.binary.command();
+        if let Some(end) = &self.link_end {
+            command = end.command(&command);
+        }
+        let mut command = tied_to_parent(&command);
         command.args(self.arguments(folder));
         command
             .stdin(Stdio::null())
@@ -299,6 +313,19 @@ impl Qemu {
                     source,
                 },
             })
+    }
+
+    /// Processor time that the process has used so far, without what the guest itself has used.
+    pub fn cpu_time(&mut self) -> Result<Duration, LabError> {
+        let cpus = self.execute("query-cpus-fast", json!({}))?;
+        let guest = cpus.as_array().into_iter().flatten();
+        let threads = guest.filter_map(|cpu| cpu["thread-id"].as_u64());
+        let id = self.id();
+        let mut ticks = ticks(&format!("/proc/{id}/stat"))?;
+        for thread in threads {
+            ticks = ticks.saturating_sub(self::ticks(&format!("/proc/{id}/task/{thread}/stat"))?);
+        }
+        Ok(Duration::from_millis(ticks * TICK_MS))
     }
 
     /// Stops the guest.
@@ -426,6 +453,28 @@ impl Qemu {
         }
     }
 }
+
+/// Processor time that a process has used, all of its threads together; also of one that has ended and not been waited for.
+///
+/// # Errors
+/// When there is no such process.
+pub fn cpu_time(process: u32) -> Result<Duration, LabError> {
+    Ok(Duration::from_millis(
+        ticks(&format!("/proc/{process}/stat"))? * TICK_MS,
+    ))
+}
+
+/// User and system time in a `stat` file of procfs.
+fn ticks(path: &str) -> Result<u64, LabError> {
+    let stat = fs::read_to_string(path).map_err(io_error("reading a process's times"))?;
+    // The name in brackets may have anything in it; times are fields 14 and 15, and what follows the name is field 3.
+    let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
+    let times = fields.split_whitespace().skip(11).take(2);
+    Ok(times.filter_map(|field| field.parse::<u64>().ok()).sum())
+}
+
+/// The unit of procfs's times, the same on every Linux of today (USER_HZ).
+const TICK_MS: u64 = 10;
 
 /// The process and its files. The process is killed before the files go.
 #[derive(Debug)]

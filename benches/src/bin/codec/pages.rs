@@ -16,25 +16,15 @@ pub struct Corpus {
 
 impl Corpus {
     pub fn read(path: &Path) -> Result<Self> {
-        let bytes = std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()))?;
-        let bytes = if bytes.starts_with(&ZSTD_MAGIC) {
-            zstd_whole(&bytes)?
-        } else {
-            bytes
-        };
         let mut corpus = Self {
             bytes: Vec::new(),
             zero_pages: 0,
         };
-        let pages = bytes.chunks_exact(PAGE_SIZE.bytes());
-        if !pages.remainder().is_empty() {
-            return Err(format!("{} does not end where a page ends", path.display()).into());
-        }
-        for page in pages {
-            if is_zero(page) {
+        for page in qemu_lab::read_pages(path)? {
+            if is_zero(&page) {
                 corpus.zero_pages += 1;
             } else {
-                corpus.bytes.extend_from_slice(page);
+                corpus.bytes.extend_from_slice(&page);
             }
         }
         if corpus.bytes.is_empty() {
@@ -58,24 +48,3 @@ impl Corpus {
         self.bytes.len()
     }
 }
-
-/// All frames of a file.
-fn zstd_whole(file: &[u8]) -> Result<Vec<u8>> {
-    let mut stream = zstd_safe::DCtx::create();
-    let mut input = zstd_safe::InBuffer::around(file);
-    let mut bytes = Vec::new();
-    loop {
-        bytes.reserve(1 << 20);
-        let room = bytes.capacity();
-        let filled = bytes.len();
-        let mut output = zstd_safe::OutBuffer::around_pos(&mut bytes, filled);
-        stream
-            .decompress_stream(&mut output, &mut input)
-            .map_err(zstd_safe::get_error_name)?;
-        if input.pos() == file.len() && bytes.len() < room {
-            return Ok(bytes);
-        }
-    }
-}
-
-const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];

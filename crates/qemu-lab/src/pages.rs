@@ -1,0 +1,70 @@
+//! Files of a guest's pages.
+
+use std::io;
+use std::path::Path;
+
+use crate::guest::PAGE;
+
+/// Reads a file of pages back to back, as they are or compressed with zstd.
+///
+/// # Errors
+/// When the file cannot be read, does not hold whole pages, or holds none.
+pub fn read_pages(path: &Path) -> io::Result<Vec<[u8; PAGE]>> {
+    let place =
+        |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
+    let file = std::fs::read(path).map_err(place)?;
+    let bytes = if file.starts_with(&ZSTD_MAGIC) {
+        zstd_whole(&file).map_err(place)?
+    } else {
+        file
+    };
+    let (pages, rest) = bytes.as_chunks();
+    if pages.is_empty() || !rest.is_empty() {
+        let wrong = format!("{} bytes are not whole pages of {PAGE}", bytes.len());
+        return Err(place(io::Error::new(io::ErrorKind::InvalidData, wrong)));
+    }
+    Ok(pages.to_vec())
+}
+
+/// All frames of a file.
+fn zstd_whole(file: &[u8]) -> io::Result<Vec<u8>> {
+    let mut stream = zstd_safe::DCtx::create();
+    let mut input = zstd_safe::InBuffer::around(file);
+    let mut bytes = Vec::new();
+    loop {
+        bytes.reserve(1 << 20);
+        let room = bytes.capacity();
+        let filled = bytes.len();
+        let mut output = zstd_safe::OutBuffer::around_pos(&mut bytes, filled);
+        stream
+            .decompress_stream(&mut output, &mut input)
+            .map_err(|code| io::Error::other(zstd_safe::get_error_name(code)))?;
+        if input.pos() == file.len() && bytes.len() < room {
+            return Ok(bytes);
+        }
+    }
+}
+
+const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
+
+#[cfg(test)]
+mod tests {
+    use super::{PAGE, read_pages};
+
+    #[test]
+    fn pages_are_read_compressed_or_not() {
+        let pages: Vec<u8> = (0..3 * PAGE)
+            .map(|at| (at / PAGE + at % 251) as u8)
+            .collect();
+        let mut compressed = vec![0; 4 * PAGE];
+        let len = zstd_safe::compress(&mut compressed[..], &pages, 1).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("pages");
+        for bytes in [&pages[..], &compressed[..len]] {
+            std::fs::write(&file, bytes).unwrap();
+            assert_eq!(read_pages(&file).unwrap().as_flattened(), pages);
+        }
+        std::fs::write(&file, &pages[1..]).unwrap();
+        assert!(read_pages(&file).is_err());
+    }
+}

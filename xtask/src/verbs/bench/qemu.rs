@@ -1,0 +1,297 @@
+//! `cargo xtask bench qemu`: a busy guest moved by QEMU's own methods, and through relays.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use qemu_lab::{
+    Chain, Content, Guest, Hop, Link, LinkEnd, Parameters, QemuBinary, SETUP_COMMAND, Version,
+    read_pages,
+};
+use serde_json::{Value, json};
+
+use crate::Result;
+use crate::multifd::{self, Multifd};
+
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// Pages of 4 KiB back to back, as they are or compressed with zstd, which fill the guest
+    #[arg(long, value_name = "FILE")]
+    pages: PathBuf,
+    /// The guest's memory in MiB, three quarters of it in use
+    #[arg(long, default_value_t = 1024)]
+    memory: u32,
+    #[arg(long, default_value_t = 2)]
+    channels: u8,
+    /// Pages that the guest writes each second
+    #[arg(long, default_value_t = 4000)]
+    dirty: u32,
+    /// How many migrations of each kind, in turn
+    #[arg(long, default_value_t = 3)]
+    runs: usize,
+    /// A link of this rate between two network namespaces, such as 1gbit, instead of the loopback; takes root's rights
+    #[arg(long, value_name = "RATE")]
+    link: Option<String>,
+    /// Where the figures go
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+/// A way to move a guest.
+struct Way {
+    name: &'static str,
+    /// What the source writes and what the destination reads.
+    qemu: [&'static str; 2],
+    /// What the relays at the source and at the destination write, where there are any.
+    relays: [Option<&'static str>; 2],
+}
+
+const WAYS: [Way; 6] = [
+    Way::plain("qemu none", "none"),
+    Way::plain("qemu zlib", "zlib"),
+    Way::plain("qemu zstd", "zstd"),
+    Way {
+        name: "relay zlib, stock zlib QEMU",
+        qemu: ["none", "zlib"],
+        relays: [Some("zlib"), None],
+    },
+    Way {
+        name: "two relays, zlib",
+        qemu: ["none", "none"],
+        relays: [Some("zlib"), Some("none")],
+    },
+    Way {
+        name: "two relays, zstd",
+        qemu: ["none", "none"],
+        relays: [Some("zstd"), Some("none")],
+    },
+];
+
+impl Way {
+    const fn plain(name: &'static str, method: &'static str) -> Self {
+        Self {
+            name,
+            qemu: [method, method],
+            relays: [None, None],
+        }
+    }
+}
+
+/// What one migration was like.
+#[derive(Clone, Copy)]
+struct Figures {
+    total_ms: f64,
+    downtime_ms: f64,
+    /// On the wire between the hosts.
+    bytes: f64,
+    /// Of both QEMUs without the guest, and of the relays.
+    qemu_cpu_s: f64,
+    relay_cpu_s: f64,
+}
+
+pub fn run(arguments: &Arguments) -> Result<()> {
+    let binary = QemuBinary::find(Version::V10_0)
+        .or_else(|| QemuBinary::all().into_iter().next())
+        .ok_or_else(|| format!("no QEMU here; to have one: {SETUP_COMMAND}"))?;
+    let program = multifd::build()?;
+    let link = arguments.link.as_deref().map(Link::new).transpose()?;
+    let ends = link.as_ref().map(Link::ends);
+    let guest = Guest {
+        ram_mib: arguments.memory,
+        counters: arguments.memory * 64,
+        blinkers: 0,
+        still: arguments.memory * 128,
+        pages_per_tick: arguments.dirty.div_ceil(100),
+        content: Content::Pages(read_pages(&arguments.pages)?.into()),
+        ..Guest::default()
+    };
+    println!(
+        "{binary} under TCG, guest of {} MiB with three quarters in use, {} pages written a second, {} channels, {}",
+        arguments.memory,
+        guest.pages_per_tick * 100,
+        arguments.channels,
+        arguments.link.as_deref().unwrap_or("loopback"),
+    );
+    let mut chain = match ends {
+        Some([end, _]) => Chain::start_at(end, &binary, &guest, "q35")?,
+        None => Chain::start(&binary, &guest, "q35")?,
+    };
+    let mut seen: Vec<(&Way, Vec<Figures>)> = WAYS.iter().map(|way| (way, Vec::new())).collect();
+    let mut hops = 0;
+    for run in 1..=arguments.runs.max(1) {
+        for (way, figures) in &mut seen {
+            // The guest goes back and forth.
+            let way_there = ends.map(|[a, b]| if hops % 2 == 0 { [a, b] } else { [b, a] });
+            hops += 1;
+            let new = migrate(
+                &mut chain,
+                &binary,
+                &program,
+                arguments.channels,
+                way,
+                way_there,
+            )?;
+            println!(
+                "run {run}: {:<28} {:>6.0} ms, {:>4.0} ms down, {:>5.0} MB",
+                way.name,
+                new.total_ms,
+                new.downtime_ms,
+                new.bytes / 1e6
+            );
+            figures.push(new);
+        }
+    }
+    println!(
+        "\n{:<28} {:>8} {:>15} {:>8} {:>8} {:>10} {:>11}",
+        "medians", "total ms", "(least, most)", "down ms", "MB", "QEMUs' CPU", "relays' CPU"
+    );
+    for (way, figures) in &mut seen {
+        println!("{}", line(way.name, figures));
+    }
+    if let Some(path) = &arguments.json {
+        let rows: Vec<Value> = seen.iter().map(|(way, runs)| row(way.name, runs)).collect();
+        let report = json!({
+            "qemu": binary.to_string(),
+            "memory_mib": arguments.memory,
+            "channels": arguments.channels,
+            "dirty_pages_per_s": guest.pages_per_tick * 100,
+            "link": arguments.link,
+            "rows": rows,
+        });
+        std::fs::write(path, serde_json::to_string_pretty(&report)?)?;
+    }
+    Ok(())
+}
+
+/// Moves the guest once.
+fn migrate(
+    chain: &mut Chain,
+    binary: &QemuBinary,
+    program: &Path,
+    channels: u8,
+    way: &Way,
+    ends: Option<[&LinkEnd; 2]>,
+) -> Result<Figures> {
+    let [source, destination] = way.qemu.map(|method| Parameters {
+        return_path: true,
+        ..Parameters::multifd(channels, method)
+    });
+    let hop = Hop {
+        source_parameters: source,
+        destination_parameters: destination,
+        tcp: true,
+        over: ends.map(|[_, to]| to),
+        ..Hop::to(binary, &Parameters::default())
+    };
+    let folder = tempfile::tempdir()?;
+    let mut relays = Vec::new();
+    let mut failure = None;
+    let report = chain.hop_via(&hop, |listening| {
+        match start_relays(program, folder.path(), way, ends, listening) {
+            Ok((started, address)) => {
+                relays = started;
+                address
+            }
+            Err(error) => {
+                // Nobody listens there, so the migration fails, and this is the reason that is given.
+                failure = Some(error);
+                format!("unix:{}", folder.path().join("nobody").display())
+            }
+        }
+    });
+    if let Some(error) = failure {
+        return Err(error);
+    }
+    let report = report?;
+    let mut bytes = report.source.ram.transferred;
+    let mut relay_cpu = Duration::ZERO;
+    for (index, relay) in relays.into_iter().enumerate() {
+        let (said, cpu) = relay.end_timed()?;
+        relay_cpu += cpu;
+        if index == 0 {
+            bytes = said["bytes_out"]
+                .as_u64()
+                .ok_or("a relay has not reported")?;
+        }
+    }
+    let [source, destination] = report.cpu;
+    Ok(Figures {
+        total_ms: report.source.total_time as f64,
+        downtime_ms: report.source.downtime as f64,
+        bytes: bytes as f64,
+        qemu_cpu_s: (source + destination).as_secs_f64(),
+        relay_cpu_s: relay_cpu.as_secs_f64(),
+    })
+}
+
+/// Starts the relays of a way, the one at the source first in the answer, and says where the source is to connect to.
+fn start_relays(
+    program: &Path,
+    folder: &Path,
+    way: &Way,
+    ends: Option<[&LinkEnd; 2]>,
+    listening: &str,
+) -> Result<(Vec<Multifd>, String)> {
+    let mut relays = Vec::new();
+    let mut address = listening.to_owned();
+    let [near, far] = way.relays;
+    if let Some(compression) = far {
+        let to = ends.map(|[_, to]| to);
+        let host = to.map_or("127.0.0.1", LinkEnd::address);
+        let legs = [&format!("tcp:{host}:0"), address.as_str()];
+        let (relay, at) = Multifd::relay(to, program, legs, compression, &["--once"])?;
+        relays.push(relay);
+        address = at;
+    }
+    if let Some(compression) = near {
+        let socket = format!("unix:{}", folder.join("near").display());
+        let mut options = vec!["--once"];
+        if compression == "zlib" {
+            options.extend(["--accel", "software"]);
+        }
+        let legs = [socket.as_str(), &address];
+        let from = ends.map(|[from, _]| from);
+        let (relay, at) = Multifd::relay(from, program, legs, compression, &options)?;
+        relays.insert(0, relay);
+        address = at;
+    }
+    Ok((relays, address))
+}
+
+fn line(name: &str, runs: &[Figures]) -> String {
+    let total = sorted(runs, |figures| figures.total_ms);
+    format!(
+        "{name:<28} {:>8.0} {:>15} {:>8.0} {:>8.0} {:>8.2} s {:>9.2} s",
+        median(&total),
+        format!("({:.0}, {:.0})", total[0], total[total.len() - 1]),
+        median(&sorted(runs, |figures| figures.downtime_ms)),
+        median(&sorted(runs, |figures| figures.bytes)) / 1e6,
+        median(&sorted(runs, |figures| figures.qemu_cpu_s)),
+        median(&sorted(runs, |figures| figures.relay_cpu_s)),
+    )
+}
+
+fn row(name: &str, runs: &[Figures]) -> Value {
+    let total = sorted(runs, |figures| figures.total_ms);
+    json!({
+        "name": name,
+        "runs": runs.len(),
+        "total_ms": median(&total),
+        "total_ms_least": total[0],
+        "total_ms_most": total[total.len() - 1],
+        "downtime_ms": median(&sorted(runs, |figures| figures.downtime_ms)),
+        "bytes": median(&sorted(runs, |figures| figures.bytes)),
+        "qemu_cpu_s": median(&sorted(runs, |figures| figures.qemu_cpu_s)),
+        "relay_cpu_s": median(&sorted(runs, |figures| figures.relay_cpu_s)),
+    })
+}
+
+/// One figure of all runs, of which there is at least one.
+fn sorted(runs: &[Figures], figure: impl Fn(&Figures) -> f64) -> Vec<f64> {
+    let mut values: Vec<f64> = runs.iter().map(figure).collect();
+    values.sort_by(f64::total_cmp);
+    values
+}
+
+fn median(sorted: &[f64]) -> f64 {
+    sorted[sorted.len() / 2]
+}
