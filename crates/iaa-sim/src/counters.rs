@@ -13,6 +13,12 @@ macro_rules! counters {
         }
 
         impl Counters {
+            /// What has been counted since `earlier`, counters of the same settings.
+            #[must_use]
+            pub fn since(self, earlier: Counters) -> Counters {
+                Counters { $($name: self.$name.saturating_sub(earlier.$name),)* }
+            }
+
             /// The form in which the file has them.
             pub(crate) fn to_bytes(self) -> Vec<u8> {
                 [$(self.$name),*].into_iter().flat_map(u64::to_le_bytes).collect()
@@ -58,6 +64,8 @@ counters! {
     records,
     /// Descriptors swallowed because the settings demanded it.
     lost,
+    /// Descriptors put off because the settings demanded it.
+    late,
 }
 
 #[cfg(test)]
@@ -76,5 +84,10 @@ mod tests {
         let read = Counters::read(&path);
         std::fs::remove_file(&path).unwrap();
         assert_eq!(read.unwrap(), counters);
+        let earlier = Counters {
+            lost: 1,
+            ..Counters::default()
+        };
+        assert_eq!(counters.since(earlier).lost, u64::MAX - 1);
     }
 }

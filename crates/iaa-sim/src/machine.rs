@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use crate::counters::Counters;
 use crate::queue::Queue;
@@ -10,6 +11,13 @@ use crate::settings::{AccelConfig, FaultKind, Settings, VARIABLE};
 
 /// The machine, as the environment describes it until somebody configures it.
 pub(crate) static MACHINE: LazyLock<Machine> = LazyLock::new(Machine::from_environment);
+
+/// What the settings have in store for one descriptor.
+#[derive(Default)]
+pub(crate) struct Turn {
+    pub(crate) latency: Duration,
+    pub(crate) fault: Option<FaultKind>,
+}
 
 pub(crate) struct Machine {
     state: Mutex<State>,
@@ -107,18 +115,26 @@ impl Machine {
         take(&state.unwrap_or_else(PoisonError::into_inner).settings)
     }
 
-    /// It is the next descriptor's turn: what goes wrong with it, if anything.
-    pub(crate) fn next_turn(&self) -> Option<FaultKind> {
+    /// It is the next descriptor's turn: how long it takes, and what goes wrong with it, if anything.
+    pub(crate) fn next_turn(&self) -> Turn {
         let mut state = self.lock();
-        state.turns = state.turns.wrapping_add(1);
-        let turn = state.turns;
+        state.turns = state.turns.saturating_add(1);
         let settings = Arc::clone(&state.settings);
+        let turn = state.turns.saturating_sub(settings.healthy_for);
+        if turn == 0 {
+            return Turn::default();
+        }
         let mut faults = settings.faults.iter().zip(&mut state.befallen);
-        let (fault, befallen) = faults.find(|(fault, befallen)| {
+        let due = faults.find(|(fault, befallen)| {
             turn % fault.every == 0 && (fault.limit == 0 || **befallen < fault.limit)
-        })?;
-        *befallen += 1;
-        Some(fault.kind)
+        });
+        Turn {
+            latency: settings.latency,
+            fault: due.map(|(fault, befallen)| {
+                *befallen += 1;
+                fault.kind
+            }),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -12,6 +12,7 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
@@ -109,23 +110,22 @@ impl Queue {
             MACHINE.opened(self);
             return work.complete(Record::failure(status::SUCCESS, 0));
         }
-        let fault = MACHINE.next_turn();
-        let settings = MACHINE.settings();
-        if !settings.latency.is_zero() {
-            thread::sleep(settings.latency);
+        let turn = MACHINE.next_turn();
+        if !turn.latency.is_zero() {
+            thread::sleep(turn.latency);
         }
         count_operation(work.descriptor());
-        match fault.and_then(|fault| faulty_record(fault, work.descriptor())) {
+        match turn.fault.and_then(|fault| apply(fault, work.descriptor())) {
             Some(Outcome::Record(record)) => work.complete(record),
             Some(Outcome::Lost) => {}
-            None => {
-                let record = engine::execute(&work, settings.max_transfer_bytes);
-                MACHINE.count(|counters| match record.status {
-                    status::SUCCESS => counters.successes += 1,
-                    _ => counters.failures += 1,
+            Some(Outcome::Late(delay)) => {
+                // The process may end before, as it may with a device.
+                thread::spawn(move || {
+                    thread::sleep(delay);
+                    do_work(work);
                 });
-                work.complete(record);
             }
+            None => do_work(work),
         }
     }
 
@@ -159,13 +159,23 @@ impl Queue {
     }
 }
 
+fn do_work(work: Work) {
+    let record = engine::execute(&work, MACHINE.settings().max_transfer_bytes);
+    MACHINE.count(|counters| match record.status {
+        status::SUCCESS => counters.successes += 1,
+        _ => counters.failures += 1,
+    });
+    work.complete(record);
+}
+
 enum Outcome {
     Record(Record),
     Lost,
+    Late(Duration),
 }
 
 /// What the settings' fault makes of a descriptor; `None` when it does not apply.
-fn faulty_record(fault: FaultKind, descriptor: &Descriptor) -> Option<Outcome> {
+fn apply(fault: FaultKind, descriptor: &Descriptor) -> Option<Outcome> {
     let page_fault = |status, fault_address| {
         (!descriptor.has(op_flag::BLOCK_ON_FAULT)).then(|| {
             Outcome::Record(Record {
@@ -185,12 +195,14 @@ fn faulty_record(fault: FaultKind, descriptor: &Descriptor) -> Option<Outcome> {
             Some(Outcome::Record(Record::failure(status, error)))
         }
         FaultKind::Lost => Some(Outcome::Lost),
+        FaultKind::Late(delay) => Some(Outcome::Late(delay)),
     }?;
     MACHINE.count(|counters| match fault {
         FaultKind::ReadPage | FaultKind::ReadPageNowhere => counters.read_faults += 1,
         FaultKind::WritePage | FaultKind::WritePageNowhere => counters.write_faults += 1,
         FaultKind::Record { .. } => counters.records += 1,
         FaultKind::Lost => counters.lost += 1,
+        FaultKind::Late(_) => counters.late += 1,
     });
     Some(outcome)
 }

@@ -50,6 +50,9 @@ pub struct Settings {
     pub latency: Duration,
     /// `order`: which of the waiting descriptors has its turn first.
     pub order: Order,
+    /// `healthy-for`: so many descriptors have no latency and no fault, the queues' probes at opening not
+    /// counted. For what is to go wrong only when a program is at work.
+    pub healthy_for: u32,
     /// `paused`: whether the device takes nothing from its queues.
     pub paused: bool,
     /// `busy`: whether the queues are full of somebody else's descriptors. Implies `paused`.
@@ -79,6 +82,7 @@ impl Default for Settings {
             block_on_fault: false,
             latency: Duration::ZERO,
             order: Order::Queue,
+            healthy_for: 0,
             paused: false,
             busy: false,
             faults: Vec::new(),
@@ -165,7 +169,8 @@ pub struct Fault {
     /// What goes wrong.
     pub kind: FaultKind,
     /// Each how-many-th descriptor it befalls: 1 all, 3 the third, the sixth, ... Counted since the
-    /// settings were made, without the queue's probe at opening, with what libqpl submits again.
+    /// settings were made, or since the machine is healthy no more, without the queue's probe at opening,
+    /// with what libqpl submits again.
     pub every: NonZeroU32,
     /// How often at most, 0 for without end.
     pub limit: u32,
@@ -202,6 +207,9 @@ pub enum FaultKind {
     },
     /// `lost`: no completion record, ever.
     Lost,
+    /// `late:MILLISECONDS`: everything is right, and this much later than it should be. The descriptors
+    /// behind it do not wait.
+    Late(Duration),
 }
 
 /// The text is not that of settings.
@@ -248,7 +256,11 @@ impl fmt::Display for Settings {
             self.latency.as_micros(),
             self.order.word()
         )?;
-        write!(f, ",paused={},busy={}", self.paused, self.busy)?;
+        write!(
+            f,
+            ",healthy-for={},paused={},busy={}",
+            self.healthy_for, self.paused, self.busy
+        )?;
         for fault in &self.faults {
             write!(f, ",fault={fault}")?;
         }
@@ -306,6 +318,7 @@ impl Settings {
             "block-on-fault" => self.block_on_fault = value.parse().ok()?,
             "latency-us" => self.latency = Duration::from_micros(value.parse().ok()?),
             "order" => self.order = Order::from_word(value)?,
+            "healthy-for" => self.healthy_for = value.parse().ok()?,
             "paused" => self.paused = value.parse().ok()?,
             "busy" => self.busy = value.parse().ok()?,
             "fault" => self.faults.push(value.parse().ok()?),
@@ -325,6 +338,7 @@ impl fmt::Display for Fault {
             FaultKind::WritePageNowhere => f.write_str(WRITE_PAGE_NOWHERE)?,
             FaultKind::Record { status, error } => write!(f, "{RECORD}{status:02x}:{error:02x}")?,
             FaultKind::Lost => f.write_str(LOST)?,
+            FaultKind::Late(delay) => write!(f, "{LATE}{}", delay.as_millis())?,
         }
         write!(f, "@{}*{}", self.every, self.limit)
     }
@@ -355,6 +369,10 @@ fn parse_fault(text: &str) -> Option<Fault> {
         WRITE_PAGE => FaultKind::WritePage,
         WRITE_PAGE_NOWHERE => FaultKind::WritePageNowhere,
         LOST => FaultKind::Lost,
+        late if late.starts_with(LATE) => {
+            let delay = late.strip_prefix(LATE)?.parse().ok()?;
+            FaultKind::Late(Duration::from_millis(delay))
+        }
         record => {
             let (status, error) = record.strip_prefix(RECORD)?.split_once(':')?;
             // Status 0 would be a record that is not written yet: that is `lost`.
@@ -394,6 +412,7 @@ const WRITE_PAGE: &str = "write-page";
 const WRITE_PAGE_NOWHERE: &str = "write-page-nowhere";
 const RECORD: &str = "record:";
 const LOST: &str = "lost";
+const LATE: &str = "late:";
 
 #[cfg(test)]
 mod tests {
@@ -417,6 +436,7 @@ mod tests {
             block_on_fault: true,
             latency: Duration::from_micros(250),
             order: Order::Reversed,
+            healthy_for: 12,
             paused: true,
             busy: true,
             faults: vec![
@@ -430,6 +450,7 @@ mod tests {
                     limit: 3,
                 },
                 Fault::always(FaultKind::WritePageNowhere),
+                Fault::always(FaultKind::Late(Duration::from_millis(2500))),
             ],
             counters: Some(PathBuf::from("/somewhere/counters")),
         };
@@ -456,6 +477,7 @@ mod tests {
             "order=random",
             "fault=record:00:00",
             "fault=lost@0",
+            "fault=late",
             "numa=-2",
             "colour=red",
             "depth",

@@ -313,6 +313,34 @@ fn a_lost_job_never_completes() {
 }
 
 #[test]
+fn a_late_job_holds_up_nobody() {
+    let late = Fault {
+        limit: 1,
+        ..Fault::always(FaultKind::Late(Duration::from_millis(300)))
+    };
+    let settings = Settings {
+        healthy_for: 1,
+        ..with_fault(late)
+    };
+    let Some(bench) = Bench::new("a_late_job_holds_up_nobody", &settings) else {
+        return;
+    };
+    let mut jobs: Vec<HardwareJob> = (0..3).map(|_| bench.job()).collect();
+    for job in &mut jobs {
+        job.prepare_compress(Flags::NONE, &pages()[0]);
+        assert_eq!(job.submit(), Status::OK);
+    }
+    for index in [0, 2] {
+        assert_eq!(jobs[index].outcome(PATIENCE), Status::OK);
+    }
+    let counters = bench.device.counters();
+    assert_eq!((counters.late, counters.successes), (1, 2));
+    assert_eq!(jobs[1].check(), Status::BEING_PROCESSED);
+    assert_eq!(jobs[1].outcome(PATIENCE), Status::OK);
+    assert_eq!(inflate(jobs[1].output()), pages()[0]);
+}
+
+#[test]
 fn the_auto_path_hides_what_the_device_says() {
     let record = Fault::always(FaultKind::Record {
         status: 0x0a,

@@ -2,6 +2,7 @@
 
 use std::process::Command;
 
+use iaa_sim::{Settings, VARIABLE, library_path};
 use qemu_lab::{Part, Root, require};
 use serde_json::Value;
 
@@ -21,6 +22,16 @@ impl Libqpl {
     /// A command that starts `multifd` with libqpl.
     pub fn multifd(&self) -> Command {
         self.0.command(program())
+    }
+
+    /// A command that starts `multifd` with libqpl, and on a simulated machine of its own.
+    pub fn multifd_on(&self, machine: &Settings) -> Command {
+        let mut command = self.multifd();
+        let simulator = library_path().expect("Cargo builds the shared object");
+        command
+            .env("LD_PRELOAD", simulator)
+            .env(VARIABLE, machine.to_string());
+        command
     }
 }
 

@@ -5,6 +5,7 @@
 //! because a plain migration of this guest leaves no page different (shown by the tests of `qemu-lab`).
 
 mod accelerated;
+mod device;
 mod failures;
 mod files;
 mod libqpl;

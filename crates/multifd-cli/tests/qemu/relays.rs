@@ -74,6 +74,12 @@ impl Relay {
         self.process.kill();
     }
 
+    /// The JSON that it prints of the next migration.
+    pub fn next_report(&mut self) -> Value {
+        let text = self.process.result();
+        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
+    }
+
     /// What it says of the next migration that fails.
     pub fn next_complaint(&mut self) -> String {
         self.process.complaint()
