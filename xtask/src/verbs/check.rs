@@ -9,14 +9,20 @@ use serde_json::Value;
 use crate::{Result, cargo, output, run as run_command, workspace};
 
 /// The published crates, and which of this workspace's crates each may build upon.
-const LINE: [(&str, &[&str]); 5] = [
+const LINE: [(&str, &[&str]); 6] = [
     ("multifd-wire", &[]),
     ("qpl-sys", &[]),
+    ("multifd-guests", &[]),
     ("multifd-codec", &["multifd-wire", "qpl-sys"]),
     ("multifd-transport", &["multifd-codec", "multifd-wire"]),
     (
         "multifd-cli",
-        &["multifd-transport", "multifd-codec", "multifd-wire"],
+        &[
+            "multifd-transport",
+            "multifd-codec",
+            "multifd-wire",
+            "multifd-guests",
+        ],
     ),
 ];
 
