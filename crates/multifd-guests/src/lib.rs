@@ -38,7 +38,7 @@ mod serve;
 mod spec;
 
 pub use process::{Guest, GuestError};
-pub use serve::{Ram, serve};
+pub use serve::{Ram, fill_memory, serve};
 pub use spec::{Kind, Spec, SpecError};
 
 /// The page size of these guests, which are PCs. Memory is filled in such pages, whatever the host's are.

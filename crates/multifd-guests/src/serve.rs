@@ -33,6 +33,16 @@ pub trait Ram: Sync {
     fn write(&self, offset: u64, bytes: &[u8]) -> io::Result<()>;
 }
 
+/// Writes what a guest's memory holds at the start into a file which is all zero.
+///
+/// # Errors
+///
+/// When there can be no such guest, or a file cannot be read or written.
+pub fn fill_memory(memory: &File, spec: &Spec) -> io::Result<()> {
+    spec.check().map_err(io::Error::other)?;
+    fill(memory, &*content(spec)?)
+}
+
 /// Is a guest: takes orders from `input` and answers at `output` until told to stop, or until `input` ends. `make` makes
 /// its memory, so many bytes, all zero.
 ///
@@ -57,7 +67,7 @@ pub fn serve<R: Ram>(
         .check()
         .map_err(io::Error::other)
         .and_then(|()| make(spec.bytes))
-        .and_then(|ram| fill(ram.file(), &*content(&spec)?).map(|()| ram));
+        .and_then(|ram| fill_memory(ram.file(), &spec).map(|()| ram));
     match filled {
         Ok(ram) => run(&spec, &ram, input, output),
         Err(error) => tell(output, &Answer::Failed(error.to_string())),

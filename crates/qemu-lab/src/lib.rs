@@ -52,7 +52,7 @@ pub use guest::{Content, Guest, MemoryFault, PAGE, Progress};
 pub use link::{Link, LinkEnd};
 pub use memory::{Ram, compare_ram};
 pub use migration::{MigrationStatus, Parameters, RamStatus};
-pub use pages::read_pages;
+pub use pages::guest_pages;
 pub use parts::{MISSING_LOG, Part, Root, SETUP_COMMAND, Version, parts_dir, require};
 pub use qemu::{Config, LabError, Qemu, cpu_time};
 pub use qmp::{Qmp, QmpError};

@@ -1,15 +1,42 @@
-//! Files of a guest's pages.
+//! Pages of guests, from files or made.
 
-use std::io;
+use std::io::{self, Read as _};
 use std::path::Path;
+
+use multifd_guests::{Kind, Spec, fill_memory};
 
 use crate::guest::PAGE;
 
-/// Reads a file of pages back to back, as they are or compressed with zstd.
+/// What is in use of the memory of a made guest, `idle` or `redis`; or a file of pages back to back, as they are or
+/// compressed with zstd.
 ///
 /// # Errors
 /// When the file cannot be read, does not hold whole pages, or holds none.
-pub fn read_pages(path: &Path) -> io::Result<Vec<[u8; PAGE]>> {
+pub fn guest_pages(source: &str) -> io::Result<Vec<[u8; PAGE]>> {
+    let (kind, memory_mib) = match source {
+        "idle" => (Kind::Idle, IDLE_MIB),
+        "redis" => (Kind::Redis, REDIS_MIB),
+        file => return read_pages(Path::new(file)),
+    };
+    let mut memory = tempfile::tempfile()?;
+    memory.set_len(memory_mib << 20)?;
+    fill_memory(&memory, &Spec::new(kind, memory_mib << 20))?;
+    let mut pages = Vec::new();
+    let mut page = [0; PAGE];
+    for _ in 0..(memory_mib << 20) / PAGE as u64 {
+        memory.read_exact(&mut page)?;
+        if page != [0; PAGE] {
+            pages.push(page);
+        }
+    }
+    Ok(pages)
+}
+
+/// Of the one a fifth is in use, of the other a third: some 8000 pages each.
+const IDLE_MIB: u64 = 160;
+const REDIS_MIB: u64 = 96;
+
+fn read_pages(path: &Path) -> io::Result<Vec<[u8; PAGE]>> {
     let place =
         |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
     let file = std::fs::read(path).map_err(place)?;
@@ -49,7 +76,7 @@ const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 
 #[cfg(test)]
 mod tests {
-    use super::{PAGE, read_pages};
+    use super::{PAGE, guest_pages, read_pages};
 
     #[test]
     fn pages_are_read_compressed_or_not() {
@@ -66,5 +93,17 @@ mod tests {
         }
         std::fs::write(&file, &pages[1..]).unwrap();
         assert!(read_pages(&file).is_err());
+    }
+
+    #[test]
+    fn made_guests_have_pages() {
+        for kind in ["idle", "redis"] {
+            let pages = guest_pages(kind).unwrap();
+            assert!(
+                (6000..12000).contains(&pages.len()),
+                "{kind}: {}",
+                pages.len()
+            );
+        }
     }
 }

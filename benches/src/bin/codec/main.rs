@@ -29,9 +29,10 @@ type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
 #[derive(Parser)]
 struct Arguments {
-    /// Pages back to back, as they are or compressed with zstd; zero pages are passed over
+    /// Pages of 4 KiB back to back, as they are or compressed with zstd; or `idle` or `redis`, to make some.
+    /// Zero pages are passed over
     #[arg(long, value_name = "FILE")]
-    pages: PathBuf,
+    pages: String,
     /// Where the figures go
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -52,7 +53,7 @@ fn main() -> Result<()> {
     println!("{}", report::machine());
     println!(
         "{}: {} pages ({} zero pages passed over)",
-        arguments.pages.display(),
+        arguments.pages,
         corpus.len(),
         corpus.zero_pages
     );

@@ -1,7 +1,5 @@
 //! The pages of a guest.
 
-use std::path::Path;
-
 use multifd_benches::PAGE_SIZE;
 use multifd_codec::is_zero;
 
@@ -15,12 +13,12 @@ pub struct Corpus {
 }
 
 impl Corpus {
-    pub fn read(path: &Path) -> Result<Self> {
+    pub fn read(source: &str) -> Result<Self> {
         let mut corpus = Self {
             bytes: Vec::new(),
             zero_pages: 0,
         };
-        for page in qemu_lab::read_pages(path)? {
+        for page in qemu_lab::guest_pages(source)? {
             if is_zero(&page) {
                 corpus.zero_pages += 1;
             } else {
@@ -28,7 +26,7 @@ impl Corpus {
             }
         }
         if corpus.bytes.is_empty() {
-            return Err(format!("{} has no page but zero pages", path.display()).into());
+            return Err(format!("{} has no page but zero pages", source).into());
         }
         Ok(corpus)
     }

@@ -108,7 +108,7 @@ pub fn print(rows: &[Row], absent: &[(String, String)]) {
     }
 }
 
-pub fn write_json(path: &Path, pages: &Path, rows: &[Row]) -> Result<()> {
+pub fn write_json(path: &Path, pages: &str, rows: &[Row]) -> Result<()> {
     let rows: Vec<_> = rows
         .iter()
         .map(|row| {
@@ -135,7 +135,7 @@ pub fn write_json(path: &Path, pages: &Path, rows: &[Row]) -> Result<()> {
         .collect();
     let report = json!({
         "machine": machine(),
-        "pages": pages.display().to_string(),
+        "pages": pages,
         "rows": rows,
     });
     std::fs::write(path, serde_json::to_string_pretty(&report)?)

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use qemu_lab::{
     Chain, Content, Guest, Hop, Link, LinkEnd, Parameters, QemuBinary, SETUP_COMMAND, Version,
-    read_pages,
+    guest_pages,
 };
 use serde_json::{Value, json};
 
@@ -14,9 +14,9 @@ use crate::multifd::{self, Multifd};
 
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// Pages of 4 KiB back to back, as they are or compressed with zstd, which fill the guest
-    #[arg(long, value_name = "FILE")]
-    pages: PathBuf,
+    /// What fills the guest: `redis`, `idle`, or a file of pages of 4 KiB back to back, as they are or compressed with zstd
+    #[arg(long, value_name = "FILE", default_value = "redis")]
+    pages: String,
     /// The guest's memory in MiB, three quarters of it in use
     #[arg(long, default_value_t = 1024)]
     memory: u32,
@@ -101,7 +101,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         blinkers: 0,
         still: arguments.memory * 128,
         pages_per_tick: arguments.dirty.div_ceil(100),
-        content: Content::Pages(read_pages(&arguments.pages)?.into()),
+        content: Content::Pages(guest_pages(&arguments.pages)?.into()),
         ..Guest::default()
     };
     println!(
