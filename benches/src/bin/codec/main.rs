@@ -57,7 +57,8 @@ fn main() -> Result<()> {
         corpus.len(),
         corpus.zero_pages
     );
-    let (mut contenders, absent) = contender::all(&arguments.streams);
+    let (mut contenders, mut absent) = contender::all(&arguments.streams);
+    absent.retain(|(name, _)| name.contains(&arguments.only));
     contenders.retain(|contender| {
         contender.label.is_reference() || contender.label.name.contains(&arguments.only)
     });
