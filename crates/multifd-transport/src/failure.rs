@@ -8,7 +8,7 @@ use multifd_wire::{BlockName, Fault, Method, Misuse, UnknownMethod};
 
 use crate::image::ImageError;
 use crate::recording::RecordingError;
-use crate::{Address, FileError, RoundFault};
+use crate::{Address, EngineFault, FileError, RoundFault};
 
 /// One connection of a migration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -98,6 +98,9 @@ pub enum Cause {
     /// The channels do not agree about the rounds of the migration.
     #[error(transparent)]
     Round(#[from] RoundFault),
+    /// An engine ended the migration.
+    #[error(transparent)]
+    Engine(#[from] EngineFault),
     /// A RAM block cannot be written to its image.
     #[error(transparent)]
     Image(#[from] ImageError),
@@ -143,6 +146,12 @@ pub enum SetupFault {
         /// How many bytes it may take.
         limit_bytes: usize,
     },
+    /// A source engine where a QEMU was awaited.
+    #[error("the peer is a source engine of this project and not a QEMU")]
+    Engine,
+    /// A QEMU where a source engine was awaited.
+    #[error("the peer is a QEMU and not a source engine of this project")]
+    Qemu,
     /// Two channels with one id.
     #[error("channel id {id} was used twice")]
     ChannelTwice {

@@ -10,10 +10,12 @@ use std::io::{self, Read};
 use std::time::{Duration, Instant};
 
 use multifd_wire::main_stream::{self, MainEvent, MainReceiver};
-use multifd_wire::{Hello, Limits};
+use multifd_wire::{Hello, Limits, control};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use crate::failure::{Cause, Channel, Failure, Leg, SetupFault};
+use crate::destination::Peer;
+pub(crate) use crate::failure::SetupFault;
+use crate::failure::{Cause, Channel, Failure, Leg};
 use crate::{Address, Listener, Stream};
 
 /// How long an opened connection may take to say which channel it is. A source says it at once; the time covers a slow network.
@@ -38,6 +40,7 @@ const SETUP_PIECE_BYTES: usize = 4 << 10;
 const SETUP_LIMIT_BYTES: usize = 64 << 20;
 
 const MAIN_MAGIC: [u8; 4] = main_stream::MAGIC.to_be_bytes();
+const ENGINE_MAGIC: [u8; 4] = control::MAGIC.to_be_bytes();
 /// The record type and major version which every TLS connection begins with (RFC 8446 section 5.1).
 const TLS_HANDSHAKE: [u8; 2] = [0x16, 0x03];
 
@@ -73,7 +76,7 @@ pub struct Acceptor {
     listener: Listener,
     /// Accepted and not yet assigned, oldest first: each migration's main connection stands before
     /// its channels.
-    waiting: Vec<Stream>,
+    pub(crate) waiting: Vec<Stream>,
 }
 
 impl Acceptor {
@@ -131,7 +134,7 @@ impl Acceptor {
                 Kind::Multifd => last += 1,
                 Kind::Closed => drop(self.waiting.remove(last)),
                 // The next migration's.
-                Kind::Main | Kind::Unknown(_) => break,
+                Kind::Main | Kind::Engine | Kind::Unknown(_) => break,
             }
         }
         let channels = self.waiting.drain(first..last).collect();
@@ -184,56 +187,73 @@ impl Acceptor {
         }
     }
 
-    /// Waits until a connection shows itself as a main channel; its place in `waiting`.
+    /// Waits until a connection shows itself as a QEMU's main channel; its place in `waiting`.
     fn wait_for_main(&mut self) -> Result<usize, Cause> {
         loop {
-            let mut partial = false;
-            let mut index = 0;
-            while let Some(stream) = self.waiting.get(index) {
-                match kind(stream) {
-                    Ok(Kind::Main) => return Ok(index),
-                    // The oldest connection was to be a main channel: the attempt which it began
-                    // is over, and with it the channels opened before the next attempt.
-                    Ok(Kind::Closed) if index == 0 => {
-                        self.waiting.remove(0);
-                        let next = self.waiting.iter().position(|other| !is_multifd(other));
-                        self.waiting.drain(..next.unwrap_or(self.waiting.len()));
-                    }
-                    Ok(Kind::Closed) => drop(self.waiting.remove(index)),
-                    Ok(Kind::Unknown(count)) => {
-                        partial |= count > 0;
-                        index += 1;
-                    }
-                    Ok(Kind::Multifd) => index += 1,
-                    Err(cause) => {
-                        self.waiting.remove(index);
-                        return Err(cause);
-                    }
+            match self.look_for_main()? {
+                Some((index, Peer::Qemu)) => return Ok(index),
+                Some((index, Peer::Engine)) => {
+                    self.waiting.remove(index);
+                    return Err(SetupFault::Engine.into());
+                }
+                None => {
+                    self.wait_for_news(None).map_err(Cause::Listener)?;
+                    self.accept_waiting().map_err(Cause::Listener)?;
                 }
             }
-            self.wait_for_news(partial).map_err(Cause::Listener)?;
-            self.accept_waiting().map_err(Cause::Listener)?;
         }
     }
 
+    /// The place in `waiting` of a connection that begins a migration, if there is one.
+    pub(crate) fn look_for_main(&mut self) -> Result<Option<(usize, Peer)>, Cause> {
+        let mut index = 0;
+        while let Some(stream) = self.waiting.get(index) {
+            match kind(stream) {
+                Ok(Kind::Main) => return Ok(Some((index, Peer::Qemu))),
+                Ok(Kind::Engine) => return Ok(Some((index, Peer::Engine))),
+                // The oldest connection was to be a main channel: the attempt which it began
+                // is over, and with it the channels opened before the next attempt.
+                Ok(Kind::Closed) if index == 0 => {
+                    self.waiting.remove(0);
+                    let next = self.waiting.iter().position(|other| !is_multifd(other));
+                    self.waiting.drain(..next.unwrap_or(self.waiting.len()));
+                }
+                Ok(Kind::Closed) => drop(self.waiting.remove(index)),
+                Ok(Kind::Unknown(_) | Kind::Multifd) => index += 1,
+                Err(cause) => {
+                    self.waiting.remove(index);
+                    return Err(cause);
+                }
+            }
+        }
+        Ok(None)
+    }
+
     /// Returns when there is a connection to accept, or one that waits has bytes which were not
-    /// there before.
-    fn wait_for_news(&self, partial: bool) -> io::Result<()> {
-        if partial {
+    /// there before; or after `timeout`.
+    pub(crate) fn wait_for_news(&self, timeout: Option<Duration>) -> io::Result<()> {
+        let kinds = self.waiting.iter().map(kind);
+        if kinds
+            .into_iter()
+            .any(|kind| matches!(kind, Ok(Kind::Unknown(1..))))
+        {
             // Such a connection is readable all the time, so polling would not wait.
             std::thread::sleep(PARTIAL_MAGIC_PAUSE);
             return Ok(());
         }
-        // A multifd channel has spoken and waits for main: it is readable, and there is nothing
-        // more to learn from it.
-        let silent = self.waiting.iter().filter(|stream| !is_multifd(stream));
+        // One that has spoken and waits for its turn is readable, and there is nothing more to
+        // learn from it.
+        let silent = self
+            .waiting
+            .iter()
+            .filter(|stream| matches!(kind(stream), Ok(Kind::Unknown(_)) | Err(_)));
         let mut sources: Vec<_> = silent
             .map(|stream| PollFd::new(stream, PollFlags::IN))
             .collect();
         if self.waiting.len() < MOST_CONNECTIONS {
             sources.push(PollFd::new(&self.listener, PollFlags::IN));
         }
-        poll_retrying(&mut sources, None)?;
+        poll_retrying(&mut sources, timeout)?;
         Ok(())
     }
 
@@ -253,7 +273,7 @@ impl Acceptor {
         }
     }
 
-    fn accept_waiting(&mut self) -> io::Result<()> {
+    pub(crate) fn accept_waiting(&mut self) -> io::Result<()> {
         while self.waiting.len() < MOST_CONNECTIONS {
             match self.listener.try_accept()? {
                 Some(stream) => self.waiting.push(stream),
@@ -264,15 +284,19 @@ impl Acceptor {
     }
 }
 
-enum Kind {
+/// What a connection shows itself to be.
+pub(crate) enum Kind {
     /// Not enough bytes to tell; how many there are.
     Unknown(usize),
+    /// The main channel of a QEMU.
     Main,
+    /// The main connection of a source engine.
+    Engine,
     Multifd,
     Closed,
 }
 
-fn kind(stream: &Stream) -> Result<Kind, Cause> {
+pub(crate) fn kind(stream: &Stream) -> Result<Kind, Cause> {
     let mut start = [0; 4];
     let count = match stream.peek(&mut start) {
         Ok(0) => return Ok(Kind::Closed),
@@ -283,6 +307,7 @@ fn kind(stream: &Stream) -> Result<Kind, Cause> {
     };
     match start {
         MAIN_MAGIC => Ok(Kind::Main),
+        ENGINE_MAGIC => Ok(Kind::Engine),
         // Whatever else a whole word holds is for the hello's decoder to name.
         _ if count == start.len() && !start.starts_with(&TLS_HANDSHAKE) => Ok(Kind::Multifd),
         _ if start.starts_with(&TLS_HANDSHAKE) => Err(SetupFault::Tls.into()),
@@ -325,7 +350,7 @@ fn poll_retrying(sources: &mut [PollFd<'_>], timeout: Option<Duration>) -> io::R
     }
 }
 
-fn read_hello(stream: Stream) -> Result<IncomingChannel, Failure> {
+pub(crate) fn read_hello(stream: Stream) -> Result<IncomingChannel, Failure> {
     read_hello_bytes(&stream)
         .and_then(|bytes| Ok(Hello::parse(&bytes)?))
         .map(|hello| IncomingChannel { hello, stream })
@@ -388,7 +413,7 @@ fn check_set(channels: &[IncomingChannel]) -> Result<(), Failure> {
     Ok(())
 }
 
-fn unnamed(cause: Cause) -> Failure {
+pub(crate) fn unnamed(cause: Cause) -> Failure {
     Failure {
         channel: Channel::Unnamed,
         leg: Leg::Source,

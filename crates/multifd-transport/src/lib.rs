@@ -4,7 +4,7 @@
 //! failure of any channel stops everything, names the channel and the cause, and closes all connections, so that the source's guest runs on.
 //! This crate never looks inside a payload and never buffers without bound.
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 #![cfg_attr(
     not(test),
     deny(
@@ -18,13 +18,20 @@
 mod address;
 mod answers;
 mod buffer;
+mod control_link;
+pub mod destination;
+mod digest;
+pub mod dirty;
 mod endings;
+mod engine_fault;
 pub mod failure;
 pub mod image;
 pub mod incoming;
 pub mod inlet;
 pub mod inspect;
+pub mod memory;
 pub mod outlet;
+mod parameters;
 mod partial;
 pub mod receive;
 pub mod record;
@@ -32,13 +39,20 @@ pub mod recording;
 pub mod relay;
 pub mod replay;
 mod rounds;
+pub mod source;
+mod statistics;
 mod stream;
 mod taking;
 mod verbatim;
+mod vm;
 
 pub use address::{Address, AddressError};
+pub use engine_fault::EngineFault;
 pub use failure::Failure;
+pub use parameters::{Cancel, Parameters, UnknownZeroPageDetection, ZeroPageDetection};
 pub use partial::FileError;
 pub use rounds::RoundFault;
+pub use statistics::{Arrived, Phase, Progress, Statistics};
 pub use stream::{Listener, Stream};
 pub use taking::SourceSettings;
+pub use vm::{VmError, VmHandle};

@@ -137,6 +137,11 @@ impl Rounds {
         }
     }
 
+    /// Whether the main channel has marked its last round.
+    pub(crate) fn is_finished(&self) -> bool {
+        self.lock().main == MainState::Finished
+    }
+
     /// `channel` has pages to give; waits until the RAM blocks are known.
     pub(crate) fn enter(&self, channel: usize) -> Result<(), RoundFault> {
         let mut state = self.lock();

@@ -9,9 +9,12 @@ use std::path::Path;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::net::{RecvFlags, recv};
+use rustix::net::{RecvFlags, recv, sockopt};
 
 use crate::Address;
+
+/// How long a peer may be silent when it should answer. Longer than what a network takes to find another way.
+const DEAD_PEER: Duration = Duration::from_secs(30);
 
 /// A connected socket.
 ///
@@ -34,6 +37,21 @@ impl Stream {
                 Stream::from_tcp(stream)
             }
         }
+    }
+
+    /// Dials `address`, waiting at most as long as `timeout`. Only TCP makes anybody wait.
+    pub(crate) fn connect_within(address: &Address, timeout: Duration) -> io::Result<Stream> {
+        let Address::Tcp(host_and_port) = address else {
+            return Stream::connect(address);
+        };
+        let mut outcome = Err(io::ErrorKind::AddrNotAvailable.into());
+        for address in host_and_port.to_socket_addrs()? {
+            outcome = TcpStream::connect_timeout(&address, timeout).and_then(Stream::from_tcp);
+            if outcome.is_ok() {
+                break;
+            }
+        }
+        outcome
     }
 
     /// Packets are written whole, so waiting to fill a segment only delays the last one of a round.
@@ -69,6 +87,28 @@ impl Stream {
             Stream::Unix(stream) => stream.set_read_timeout(timeout),
             Stream::Tcp(stream) => stream.set_read_timeout(timeout),
         }
+    }
+
+    /// Limits how long one read or write waits; `None` waits for ever. Either may then fail with `WouldBlock`.
+    pub(crate) fn set_timeouts(&self, timeout: Option<Duration>) -> io::Result<()> {
+        self.set_read_timeout(timeout)?;
+        match self {
+            Stream::Unix(stream) => stream.set_write_timeout(timeout),
+            Stream::Tcp(stream) => stream.set_write_timeout(timeout),
+        }
+    }
+
+    /// Lets a TCP connection fail when its peer has not answered for half a minute: a host that is gone, or a cut link,
+    /// says nothing by itself.
+    pub(crate) fn notice_dead_peer(&self) -> io::Result<()> {
+        if let Stream::Tcp(stream) = self {
+            sockopt::set_socket_keepalive(stream, true)?;
+            sockopt::set_tcp_keepidle(stream, DEAD_PEER / 3)?;
+            sockopt::set_tcp_keepintvl(stream, DEAD_PEER / 6)?;
+            sockopt::set_tcp_keepcnt(stream, 4)?;
+            sockopt::set_tcp_user_timeout(stream, DEAD_PEER.as_millis() as u32)?;
+        }
+        Ok(())
     }
 
     /// Reads what is there, waiting for at least one byte; 0 is the end of the stream.

@@ -1,0 +1,459 @@
+//! One migration at the destination, from the source's hello to the start of the guest.
+
+use std::net::Shutdown;
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use multifd_codec::decoder;
+use multifd_wire::control::{self, Accepted, Acked, Capabilities, Completion, Message};
+use multifd_wire::{BlockName, Flags, Hello, Limits, Method, Packet, RamPacket};
+
+use super::placing::Places;
+use super::{DestinationSettings, Offer, Received};
+use crate::control_link::{ControlLink, out_of_turn};
+use crate::engine_fault::EngineFault;
+use crate::failure::{Cause, Channel, Failure, Leg};
+use crate::incoming::{Acceptor, HELLO_TIMEOUT};
+use crate::inlet::{Inlet, Item};
+use crate::memory::{GuestMemory, MemoryBlock};
+use crate::parameters::Cancel;
+use crate::rounds::{RoundFault, Rounds};
+use crate::statistics::{Arrived, Tally};
+use crate::stream::hung_up;
+use crate::vm::{VmError, VmHandle};
+use crate::{Stream, digest};
+
+/// How soon a wish to end is noticed, and progress told at the most.
+const TICK: Duration = Duration::from_millis(50);
+
+/// How often progress is told.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
+
+pub(super) fn run<M: GuestMemory>(
+    acceptor: &mut Acceptor,
+    memory: impl FnOnce(&Offer) -> Result<M, VmError>,
+    vm: &mut dyn VmHandle,
+    settings: &DestinationSettings,
+    cancel: &Cancel,
+    observe: &mut dyn FnMut(Arrived),
+) -> Result<Received<M>, Failure> {
+    let main = acceptor.accept_engine(cancel).map_err(on_main)?;
+    let started = Instant::now();
+    main.notice_dead_peer()
+        .map_err(|error| on_main(error.into()))?;
+    let mut link = ControlLink::new(&main, Limits::default()).map_err(on_main)?;
+    let session = Session {
+        settings,
+        cancel,
+        started,
+        main: &main,
+    };
+    let outcome = session.receive(acceptor, memory, vm, &mut link, observe);
+    if let Err(failure) = &outcome {
+        link.give_up(failure);
+    }
+    outcome
+}
+
+struct Session<'a> {
+    settings: &'a DestinationSettings,
+    cancel: &'a Cancel,
+    started: Instant,
+    main: &'a Stream,
+}
+
+/// What has been agreed upon.
+#[derive(Clone, Copy)]
+struct Agreement {
+    hello: control::Hello,
+    method: Method,
+    accepted: Accepted,
+}
+
+impl Session<'_> {
+    fn receive<M: GuestMemory>(
+        &self,
+        acceptor: &mut Acceptor,
+        memory: impl FnOnce(&Offer) -> Result<M, VmError>,
+        vm: &mut dyn VmHandle,
+        link: &mut ControlLink<'_>,
+        observe: &mut dyn FnMut(Arrived),
+    ) -> Result<Received<M>, Failure> {
+        let agreement = self.agree(link).map_err(on_main)?;
+        let channels = acceptor.accept_channels(
+            agreement.hello.session,
+            usize::from(agreement.accepted.channels),
+            &|| self.check(),
+        )?;
+        for (_, stream) in &channels {
+            stream
+                .notice_dead_peer()
+                .map_err(|error| on_main(error.into()))?;
+        }
+        let offer = self.offer(agreement, link).map_err(on_main)?;
+        let memory = memory(&offer).map_err(|source| {
+            let what = "have memory for the guest";
+            on_main(EngineFault::Vm { what, source }.into())
+        })?;
+        let blocks = memory.blocks();
+        let places = Places::new(&blocks, &offer.blocks, offer.page_size)?;
+        let transfer = Transfer {
+            session: self,
+            places: &places,
+            blocks: &blocks,
+            method: offer.method,
+            limits: Limits {
+                block_bytes: longest(&blocks),
+                page_size: Some(offer.page_size),
+                ..Limits::default()
+            },
+            rounds: Rounds::new(channels.len()),
+            tally: Tally::default(),
+        };
+        let (device_state_bytes, digest) = transfer.run(&channels, link, vm, observe)?;
+        let arrived = transfer.tally.so_far();
+        drop(blocks);
+        Ok(Received {
+            memory,
+            offer,
+            channels: channels.len(),
+            arrived,
+            device_state_bytes,
+            duration: self.started.elapsed(),
+            digest,
+        })
+    }
+
+    fn check(&self) -> Result<(), Cause> {
+        match self.cancel.is_cancelled() {
+            true => Err(EngineFault::Cancelled.into()),
+            false => Ok(()),
+        }
+    }
+
+    /// As [`check`](Self::check), while a peer should speak at once.
+    fn check_opening(&self) -> Result<(), Cause> {
+        if self.started.elapsed() > HELLO_TIMEOUT {
+            return Err(crate::failure::SetupFault::Silent.into());
+        }
+        self.check()
+    }
+
+    /// Agrees with the source on what to do, or refuses it.
+    fn agree(&self, link: &mut ControlLink<'_>) -> Result<Agreement, Cause> {
+        let watch = || self.check_opening();
+        // Said in any case: a source that speaks other versions is to know which.
+        link.send_preamble(&watch)?;
+        link.preamble(&watch)?;
+        let hello = match link.receive(&watch)? {
+            Message::Hello(hello) => hello,
+            other => return Err(out_of_turn(&other, "a hello")),
+        };
+        let method = Flags::from_bits(hello.method_bits)
+            .method()
+            .map_err(Cause::from)
+            .and_then(|method| {
+                decoder(method, &self.settings.codec)?;
+                Ok(method)
+            });
+        let method = match method {
+            Ok(method) => method,
+            Err(cause) => {
+                let failure = on_main(cause);
+                let reason = control::reason(&failure.explain());
+                link.send(&Message::Refused(reason), &watch)?;
+                return Err(failure.cause);
+            }
+        };
+        let accepted = Accepted {
+            capabilities: hello.capabilities.intersection(Capabilities::DIGEST),
+            channels: hello
+                .channels
+                .min(self.settings.channels.clamp(1, control::MAX_CHANNELS)),
+        };
+        link.send(&Message::Accepted(accepted), &watch)?;
+        Ok(Agreement {
+            hello,
+            method,
+            accepted,
+        })
+    }
+
+    fn offer(&self, agreement: Agreement, link: &mut ControlLink<'_>) -> Result<Offer, Cause> {
+        let blocks = match link.receive(&|| self.check_opening())? {
+            Message::Blocks(blocks) => blocks,
+            other => return Err(out_of_turn(&other, "a list of RAM blocks")),
+        };
+        let page_size = agreement.hello.page_size;
+        let page_bytes = page_size.bytes();
+        for block in &blocks {
+            let len_bytes = block.len_bytes;
+            if !len_bytes.is_multiple_of(page_bytes as u64) {
+                return Err(EngineFault::NotWholePages {
+                    len_bytes,
+                    page_bytes,
+                }
+                .into());
+            }
+        }
+        Ok(Offer {
+            vm: agreement.hello.vm,
+            page_size,
+            method: agreement.method,
+            blocks,
+        })
+    }
+}
+
+/// The part of a session in which everything is connected.
+struct Transfer<'a> {
+    session: &'a Session<'a>,
+    places: &'a Places<'a>,
+    blocks: &'a [MemoryBlock<'a>],
+    method: Method,
+    limits: Limits,
+    rounds: Rounds,
+    tally: Tally,
+}
+
+impl Transfer<'_> {
+    /// Serves all connections to the end; the length of the devices' state, and the digest.
+    fn run(
+        &self,
+        channels: &[(Hello, Stream)],
+        link: &mut ControlLink<'_>,
+        vm: &mut dyn VmHandle,
+        observe: &mut dyn FnMut(Arrived),
+    ) -> Result<(usize, Option<[u8; 32]>), Failure> {
+        self.rounds.open();
+        let close_all = || {
+            self.rounds.stop();
+            for (_, stream) in channels {
+                // A connection that cannot be shut down is closed already.
+                let _ = stream.shutdown(Shutdown::Both);
+            }
+            // Its other direction is still to say why.
+            let _ = self.session.main.shutdown(Shutdown::Read);
+        };
+        let mut result = (0, None);
+        let failure = thread::scope(|scope| {
+            let (ended, endings) = mpsc::channel();
+            let tell = ended.clone();
+            let result = &mut result;
+            scope.spawn(move || {
+                let outcome = self.serve_main(link, vm).map(|done| *result = done);
+                // Nobody hears it only if the receiver below has panicked; so with the others.
+                let _ = tell.send(outcome);
+            });
+            for (index, (hello, stream)) in channels.iter().enumerate() {
+                let tell = ended.clone();
+                scope.spawn(move || {
+                    let _ = tell.send(self.serve_channel(index, hello, stream));
+                });
+            }
+            drop(ended);
+            self.wait(&endings, observe, close_all)
+        });
+        failure.map_or(Ok(result), Err)
+    }
+
+    /// Waits for all threads. The first failure closes everything; what fails after it does so because of it.
+    fn wait(
+        &self,
+        endings: &mpsc::Receiver<Result<(), Failure>>,
+        observe: &mut dyn FnMut(Arrived),
+        close_all: impl Fn(),
+    ) -> Option<Failure> {
+        let mut first = None;
+        let mut told = Instant::now();
+        loop {
+            let failure = match endings.recv_timeout(TICK) {
+                Ok(ending) => ending.err(),
+                Err(mpsc::RecvTimeoutError::Timeout) => self.session.check().err().map(on_main),
+                Err(mpsc::RecvTimeoutError::Disconnected) => return first,
+            };
+            if let (Some(failure), None) = (failure, &first) {
+                first = Some(failure);
+                close_all();
+            }
+            if told.elapsed() >= PROGRESS_INTERVAL {
+                told = Instant::now();
+                observe(self.tally.so_far());
+            }
+        }
+    }
+
+    fn serve_main(
+        &self,
+        link: &mut ControlLink<'_>,
+        vm: &mut dyn VmHandle,
+    ) -> Result<(usize, Option<[u8; 32]>), Failure> {
+        let mut culprit = Channel::Main;
+        let outcome = self.follow(link, vm, &mut culprit);
+        outcome.map_err(|cause| Failure {
+            channel: culprit,
+            ..on_main(cause)
+        })
+    }
+
+    fn follow(
+        &self,
+        link: &mut ControlLink<'_>,
+        vm: &mut dyn VmHandle,
+        culprit: &mut Channel,
+    ) -> Result<(usize, Option<[u8; 32]>), Cause> {
+        let watch = || Ok(());
+        link.send(&Message::Ack(Acked::Blocks), &watch)?;
+        let mut blame = |(index, fault): (Option<usize>, RoundFault)| {
+            // Channels stand in the order of their ids, which are 0 to N - 1.
+            if let Some(id) = index.and_then(|index| u8::try_from(index).ok()) {
+                *culprit = Channel::Multifd(id);
+            }
+            Cause::from(fault)
+        };
+        let mut round = 0_u64;
+        let mut state = Vec::new();
+        let completion = loop {
+            match link.receive(&watch)? {
+                Message::RoundMark(mark) if mark == round && state.is_empty() => {
+                    self.rounds.mark().map_err(&mut blame)?;
+                    link.send(&Message::Ack(Acked::Round(round)), &watch)?;
+                    round = round.saturating_add(1);
+                }
+                Message::DeviceState(piece) => {
+                    let allowed = self.session.settings.device_state_bytes;
+                    if piece.len() > allowed.saturating_sub(state.len()) {
+                        return Err(EngineFault::DeviceStateTooLong { allowed }.into());
+                    }
+                    state.extend_from_slice(&piece);
+                }
+                Message::Completion(completion) => break completion,
+                other => return Err(out_of_turn(&other, "the end of the round, or of all")),
+            }
+        };
+        self.rounds.finish().map_err(&mut blame)?;
+        self.check_complete(&completion, &state)?;
+        let loaded = vm.load_device_state(&state);
+        loaded.map_err(|source| vm_fault("load the devices' state", source))?;
+        link.send(&Message::Ack(Acked::Completion), &watch)?;
+        match link.receive(&watch)? {
+            Message::Start => {}
+            other => return Err(out_of_turn(&other, "the start")),
+        }
+        let resumed = vm.resume();
+        resumed.map_err(|source| vm_fault("be started", source))?;
+        // The guest runs, whether the source gets to know it or not.
+        let _ = link.send(&Message::Ack(Acked::Start), &watch);
+        Ok((state.len(), completion.digest))
+    }
+
+    fn check_complete(&self, completion: &Completion, state: &[u8]) -> Result<(), Cause> {
+        let found = state.len() as u64;
+        if completion.device_state_bytes != found {
+            return Err(EngineFault::DeviceStateLength {
+                found,
+                expected: completion.device_state_bytes,
+            }
+            .into());
+        }
+        if let Some(theirs) = completion.digest {
+            let ours = digest::of_memory(self.blocks, self.places.page_size());
+            if ours.map_err(EngineFault::from)? != theirs {
+                return Err(EngineFault::Digest.into());
+            }
+        }
+        Ok(())
+    }
+
+    fn serve_channel(&self, index: usize, hello: &Hello, stream: &Stream) -> Result<(), Failure> {
+        let mut block = None;
+        let outcome = self.fill(index, hello, stream, &mut block);
+        let outcome = outcome.and_then(|()| Ok(self.rounds.leave(index)?));
+        outcome.map_err(|cause| Failure {
+            channel: Channel::Multifd(hello.channel),
+            leg: Leg::Source,
+            block: block.map(Box::new),
+            cause,
+        })
+    }
+
+    /// Puts the pages of one channel in their places, to its end.
+    fn fill(
+        &self,
+        index: usize,
+        hello: &Hello,
+        stream: &Stream,
+        block: &mut Option<BlockName>,
+    ) -> Result<(), Cause> {
+        let mut inlet = Inlet::new(stream, hello, self.limits, self.session.settings.codec)?;
+        let mut counted = 0;
+        loop {
+            let item = match inlet.next_item() {
+                // How the source closes its connections does not matter once it is done with them.
+                Err(Cause::Io(error)) if hung_up(&error) && self.rounds.is_finished() => Item::End,
+                other => other?,
+            };
+            match item {
+                Item::Packet(Packet::Ram(packet)) => {
+                    self.place(index, &packet, &mut inlet, block)?;
+                }
+                Item::Packet(Packet::DeviceState(_)) => {
+                    return Err(EngineFault::DevicePacket.into());
+                }
+                Item::Padding { .. } => {}
+                Item::End => return Ok(()),
+            }
+            self.tally.bytes(inlet.bytes_in().saturating_sub(counted));
+            counted = inlet.bytes_in();
+        }
+    }
+
+    fn place(
+        &self,
+        index: usize,
+        packet: &RamPacket,
+        inlet: &mut Inlet<'_>,
+        block: &mut Option<BlockName>,
+    ) -> Result<(), Cause> {
+        if !packet.normal().is_empty() || !packet.zero().is_empty() {
+            *block = Some(packet.block().clone());
+            let place = self.places.of(packet.block())?;
+            let found = packet.method()?;
+            // A packet of zero pages alone has no method.
+            if found != self.method && !packet.normal().is_empty() {
+                let agreed = self.method;
+                return Err(EngineFault::Method { found, agreed }.into());
+            }
+            self.rounds.enter(index)?;
+            place.write(packet.normal(), inlet.read_pages(packet)?)?;
+            place.clear(packet.zero())?;
+            self.tally.pages(packet.normal().len(), packet.zero().len());
+            *block = None;
+        }
+        if packet.is_sync() {
+            self.rounds.hold(index)?;
+        }
+        Ok(())
+    }
+}
+
+/// The longest block: where any page may end at most.
+fn longest(blocks: &[MemoryBlock<'_>]) -> u64 {
+    let lengths = blocks.iter().map(|block| block.range.len_bytes() as u64);
+    lengths.max().unwrap_or(0)
+}
+
+fn vm_fault(what: &'static str, source: VmError) -> Cause {
+    EngineFault::Vm { what, source }.into()
+}
+
+/// A failure that is of no channel in particular.
+pub(super) fn on_main(cause: Cause) -> Failure {
+    Failure {
+        channel: Channel::Main,
+        leg: Leg::Source,
+        block: None,
+        cause,
+    }
+}

@@ -1,0 +1,123 @@
+//! One digest of all memory of a stopped guest, the same at both ends.
+//!
+//! SHA-256 of each leaf of 1 MiB, on several threads, and SHA-256 of all these with the blocks' names and lengths.
+
+use std::num::NonZeroUsize;
+use std::thread;
+
+use multifd_codec::{Pages, is_zero};
+use multifd_wire::PageSize;
+use sha2::{Digest, Sha256};
+
+use crate::memory::{MemoryBlock, OutOfRange};
+
+/// Small enough to stay in a processor's cache while it is copied and hashed.
+const LEAF_BYTES: usize = 1 << 20;
+
+type Sum = [u8; 32];
+
+/// The digest of `blocks`, whose order does not matter, and which are whole numbers of pages.
+pub(crate) fn of_memory(
+    blocks: &[MemoryBlock<'_>],
+    page_size: PageSize,
+) -> Result<Sum, OutOfRange> {
+    let threads = thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    let mut blocks: Vec<_> = blocks.iter().collect();
+    blocks.sort_by(|a, b| a.name.as_bytes().cmp(b.name.as_bytes()));
+    let mut all = Sha256::new();
+    for block in blocks {
+        let len_bytes = block.range.len_bytes();
+        // A name has no NUL, so what follows cannot be taken for a part of it.
+        all.update(block.name.as_bytes());
+        all.update([0]);
+        all.update((len_bytes as u64).to_be_bytes());
+        let mut leaves = vec![Sum::default(); len_bytes.div_ceil(LEAF_BYTES)];
+        let share = leaves.len().div_ceil(threads).max(1);
+        thread::scope(|scope| {
+            let sharers: Vec<_> = leaves
+                .chunks_mut(share)
+                .enumerate()
+                .map(|(index, leaves)| {
+                    let first = index.saturating_mul(share);
+                    scope.spawn(move || fill(block, page_size, first, leaves))
+                })
+                .collect();
+            sharers.into_iter().try_for_each(|sharer| {
+                sharer
+                    .join()
+                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            })
+        })?;
+        leaves.iter().for_each(|leaf| all.update(leaf));
+    }
+    Ok(all.finalize().into())
+}
+
+/// Computes leaves, of which the first is number `first` of the block.
+fn fill(
+    block: &MemoryBlock<'_>,
+    page_size: PageSize,
+    first: usize,
+    leaves: &mut [Sum],
+) -> Result<(), OutOfRange> {
+    let mut bytes = Vec::with_capacity(LEAF_BYTES);
+    let mut zero = None;
+    for (index, leaf) in leaves.iter_mut().enumerate() {
+        let start = first.saturating_add(index).saturating_mul(LEAF_BYTES);
+        let end = start
+            .saturating_add(LEAF_BYTES)
+            .min(block.range.len_bytes());
+        bytes.clear();
+        for offset in (start..end).step_by(page_size.bytes()) {
+            let page = [block.range.page(offset as u64, page_size)?];
+            // One page of the right size makes a packet's worth.
+            if let Ok(pages) = Pages::guest(&page, page_size) {
+                pages.append_to(&mut bytes);
+            }
+        }
+        // Most of an idle guest is zero, and to see that is much faster than to hash it.
+        let sum = || Sum::from(Sha256::digest(&bytes));
+        *leaf = match is_zero(&bytes) && bytes.len() == LEAF_BYTES {
+            true => *zero.get_or_insert_with(sum),
+            false => sum(),
+        };
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::{GuestMemory, MappedMemory, Mapping};
+    use multifd_wire::BlockName;
+
+    fn memory(names: &[&str], len_bytes: usize) -> MappedMemory {
+        let block = |name: &&str| {
+            let mapping = Mapping::memfd(name, len_bytes).unwrap();
+            (BlockName::new(name.as_bytes()).unwrap(), mapping)
+        };
+        MappedMemory::new(names.iter().map(block).collect())
+    }
+
+    fn of(memory: &MappedMemory) -> Sum {
+        of_memory(&memory.blocks(), PageSize::K4).unwrap()
+    }
+
+    #[test]
+    fn the_order_of_blocks_does_not_matter_and_every_word_does() {
+        let len = 3 * LEAF_BYTES + 4096;
+        let (one, other) = (memory(&["a", "b"], len), memory(&["b", "a"], len));
+        assert_eq!(of(&one), of(&other));
+        for offset in [0, LEAF_BYTES - 8, LEAF_BYTES, len - 8] {
+            one.blocks()[0].range.write(offset as u64, &[1; 8]).unwrap();
+            assert_ne!(of(&one), of(&other), "{offset}");
+            other.blocks()[1]
+                .range
+                .write(offset as u64, &[1; 8])
+                .unwrap();
+            assert_eq!(of(&one), of(&other), "{offset}");
+        }
+        assert_ne!(of(&memory(&["a"], len)), of(&memory(&["b"], len)));
+        assert_ne!(of(&memory(&["a"], len)), of(&memory(&["a"], len + 4096)));
+    }
+}

@@ -1,0 +1,324 @@
+//! Linux's own record of which pages of a mapping are written: `PAGEMAP_SCAN` with asynchronous write protection by
+//! userfaultfd, from Linux 6.7 on.
+//!
+//! The two halves may be in two processes. The one whose writes are to be tracked registers its mapping with a
+//! userfaultfd ([`WriteTracking`]): from then on the kernel can write-protect pages there, and takes the protection off
+//! by itself at the first write, without waking anybody. Whoever may read that process's `/proc/PID/pagemap` (itself,
+//! its owner, root: what `ptrace(2)` calls read access) then asks, in one call and without a gap between the two, which
+//! pages are not protected, and protects them anew ([`PagemapLog`]). The mapping runs on meanwhile.
+//!
+//! What is tracked is the mapping, not the file behind it: a write to the same memfd through another mapping, of
+//! another process or of the scanning one, is not seen.
+#![allow(unsafe_code)]
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::fd::OwnedFd;
+
+use rustix::ffi::c_void;
+use rustix::io::Errno;
+use rustix::ioctl::{Ioctl, IoctlOutput, Opcode, ioctl, opcode};
+use rustix::mm::{UserfaultfdFlags, userfaultfd};
+
+use super::{DirtyBitmap, DirtyLog, DirtyLogError};
+use crate::memory::{GuestMemory, HostRange};
+
+/// Mappings of this process that can be tracked, by this process or by another one, until it is dropped.
+#[derive(Debug)]
+pub struct WriteTracking {
+    _userfaultfd: OwnedFd,
+}
+
+impl WriteTracking {
+    /// Registers the mappings of `ranges`, which begin and end where pages of this machine do.
+    ///
+    /// # Errors
+    ///
+    /// [`DirtyLogError::Kernel`] when this kernel cannot, which it says by name; `System` when something else has
+    /// registered a mapping, or the ranges are not whole pages.
+    pub fn register(ranges: &[HostRange<'_>]) -> Result<Self, DirtyLogError> {
+        let flags = UserfaultfdFlags::CLOEXEC | UserfaultfdFlags::from_bits_retain(USER_MODE_ONLY);
+        // SAFETY: with write protection alone, registered memory keeps its content and its addresses; only whether a
+        // page has been written is noted.
+        let userfaultfd = unsafe { userfaultfd(flags) }.map_err(|errno| match errno {
+            Errno::NOSYS => kernel_lacks(TRACKING),
+            errno => refused("make a userfaultfd", errno),
+        })?;
+        let mut api = Api {
+            api: API,
+            features: FEATURES,
+            ioctls: 0,
+        };
+        // SAFETY: the number and the structure belong together (ioctl_userfaultfd(2)).
+        unsafe { ioctl(&userfaultfd, Call(UFFDIO_API, &mut api)) }
+            .map_err(|errno| lacking(errno, Errno::INVAL, "use a userfaultfd"))?;
+        for range in ranges {
+            let addresses = range.addresses();
+            let mut register = Register {
+                start: addresses.start,
+                len: range.len_bytes() as u64,
+                mode: REGISTER_MODE_WP,
+                ioctls: 0,
+            };
+            // SAFETY: as above.
+            unsafe { ioctl(&userfaultfd, Call(UFFDIO_REGISTER, &mut register)) }
+                .map_err(|errno| refused("register guest memory with a userfaultfd", errno))?;
+        }
+        Ok(Self {
+            _userfaultfd: userfaultfd,
+        })
+    }
+}
+
+/// What is written to the mappings of a process, as its page tables tell.
+#[derive(Debug)]
+pub struct PagemapLog {
+    pagemap: File,
+    /// One for each RAM block.
+    ranges: Vec<Range<u64>>,
+    regions: Vec<Region>,
+    /// For mappings of this process.
+    _tracking: Option<WriteTracking>,
+}
+
+impl PagemapLog {
+    /// Tracks what this process writes to `memory`: threads of it that are the guest, or a hypervisor under it.
+    ///
+    /// # Errors
+    ///
+    /// As [`WriteTracking::register`].
+    pub fn of_memory(memory: &dyn GuestMemory) -> Result<Self, DirtyLogError> {
+        let blocks = memory.blocks();
+        let ranges: Vec<_> = blocks.iter().map(|block| block.range).collect();
+        let tracking = WriteTracking::register(&ranges)?;
+        let addresses = ranges.iter().map(HostRange::addresses).collect();
+        let mut log = Self::open("/proc/self/pagemap", addresses)?;
+        log._tracking = Some(tracking);
+        Ok(log)
+    }
+
+    /// Tracks what another process writes to its mappings. `ranges` are addresses there, one range for each RAM block in
+    /// the order of the engine's [`GuestMemory`], and have been registered by that process with a [`WriteTracking`]
+    /// that it keeps.
+    ///
+    /// # Errors
+    ///
+    /// `System` when there is no such process, or its page tables are not for us to read.
+    pub fn of_process(pid: u32, ranges: Vec<Range<u64>>) -> Result<Self, DirtyLogError> {
+        Self::open(&format!("/proc/{pid}/pagemap"), ranges)
+    }
+
+    fn open(path: &str, ranges: Vec<Range<u64>>) -> Result<Self, DirtyLogError> {
+        let pagemap = File::open(path).map_err(|source| DirtyLogError::System {
+            what: "open the page tables of the guest's process",
+            source,
+        })?;
+        Ok(Self {
+            pagemap,
+            ranges,
+            regions: Vec::with_capacity(REGIONS_PER_SCAN),
+            _tracking: None,
+        })
+    }
+
+    /// Finds the pages of `range` that are not protected and protects them; `found` is given their addresses.
+    fn scan(
+        &mut self,
+        range: Range<u64>,
+        mut found: impl FnMut(Range<u64>),
+    ) -> Result<(), DirtyLogError> {
+        let mut start = range.start;
+        while start < range.end {
+            self.regions.clear();
+            let mut scan = Scan {
+                size: size_of::<Scan>() as u64,
+                flags: WP_MATCHING | CHECK_WPASYNC,
+                start,
+                end: range.end,
+                walk_end: 0,
+                regions: self.regions.as_mut_ptr().expose_provenance() as u64,
+                regions_len: REGIONS_PER_SCAN as u64,
+                max_pages: 0,
+                category_inverted: 0,
+                category_mask: PAGE_IS_WRITTEN,
+                category_anyof_mask: 0,
+                return_mask: PAGE_IS_WRITTEN,
+            };
+            // SAFETY: the number and the structure belong together (Documentation/admin-guide/mm/pagemap.rst), and
+            // `regions` points to room for as many regions as `regions_len` says.
+            let count = unsafe { ioctl(&self.pagemap, Call(PAGEMAP_SCAN, &mut scan)) }
+                .map_err(|errno| lacking(errno, Errno::NOTTY, "scan the guest's page tables"))?;
+            // SAFETY: the kernel has filled the first `count` of them, and says never more than there is room for.
+            unsafe { self.regions.set_len(count.min(REGIONS_PER_SCAN)) };
+            self.regions
+                .iter()
+                .for_each(|region| found(region.start..region.end));
+            if scan.walk_end <= start {
+                let stuck = io::Error::from(io::ErrorKind::InvalidData);
+                return Err(DirtyLogError::System {
+                    what: "scan the guest's page tables",
+                    source: stuck,
+                });
+            }
+            start = scan.walk_end;
+        }
+        Ok(())
+    }
+}
+
+impl DirtyLog for PagemapLog {
+    fn start(&mut self) -> Result<(), DirtyLogError> {
+        for range in self.ranges.clone() {
+            self.scan(range, |_| {})?;
+        }
+        Ok(())
+    }
+
+    fn fetch(&mut self, dirty: &mut [DirtyBitmap]) -> Result<(), DirtyLogError> {
+        if dirty.len() != self.ranges.len() {
+            return Err(DirtyLogError::Blocks {
+                found: self.ranges.len(),
+                expected: dirty.len(),
+            });
+        }
+        for (range, dirty) in self.ranges.clone().into_iter().zip(dirty) {
+            let base = range.start;
+            self.scan(range, |written| {
+                dirty.insert_bytes(
+                    written.start.saturating_sub(base)..written.end.saturating_sub(base),
+                );
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Leaves the last protection on: each page loses it at its next write, which costs the guest one short fault.
+    fn stop(&mut self) {}
+}
+
+fn lacking(errno: Errno, telling: Errno, what: &'static str) -> DirtyLogError {
+    match errno == telling {
+        true => kernel_lacks(TRACKING),
+        false => refused(what, errno),
+    }
+}
+
+fn refused(what: &'static str, errno: Errno) -> DirtyLogError {
+    DirtyLogError::System {
+        what,
+        source: errno.into(),
+    }
+}
+
+fn kernel_lacks(what: &'static str) -> DirtyLogError {
+    let found = rustix::system::uname();
+    DirtyLogError::Kernel {
+        what,
+        since: "6.7",
+        config: "CONFIG_USERFAULTFD, CONFIG_HAVE_ARCH_USERFAULTFD_WP and CONFIG_PTE_MARKER_UFFD_WP",
+        found: found.release().to_string_lossy().into_owned(),
+    }
+}
+
+const TRACKING: &str = "tracking writes by PAGEMAP_SCAN";
+
+/// One call returns at most so many stretches of pages: 96 KiB, whatever the memory's size. More make no scan faster.
+const REGIONS_PER_SCAN: usize = 4096;
+
+/// `struct uffdio_api`.
+#[repr(C)]
+struct Api {
+    api: u64,
+    features: u64,
+    ioctls: u64,
+}
+
+/// `struct uffdio_register`.
+#[repr(C)]
+struct Register {
+    start: u64,
+    len: u64,
+    mode: u64,
+    ioctls: u64,
+}
+
+/// `struct pm_scan_arg`.
+#[repr(C)]
+struct Scan {
+    size: u64,
+    flags: u64,
+    start: u64,
+    end: u64,
+    walk_end: u64,
+    regions: u64,
+    regions_len: u64,
+    max_pages: u64,
+    category_inverted: u64,
+    category_mask: u64,
+    category_anyof_mask: u64,
+    return_mask: u64,
+}
+
+/// `struct page_region`.
+#[repr(C)]
+#[derive(Debug)]
+struct Region {
+    start: u64,
+    end: u64,
+    categories: u64,
+}
+
+/// A call with a structure that the kernel reads and answers in. Its result is a number, which the ready-made callers of
+/// ioctls leave out.
+struct Call<'a, T>(Opcode, &'a mut T);
+
+// SAFETY: as far as it depends on this: the pointer is to the structure, which the kernel may change. That the number is
+// one that has such a structure is for each call to say.
+unsafe impl<T> Ioctl for Call<'_, T> {
+    type Output = usize;
+
+    const IS_MUTATING: bool = true;
+
+    fn opcode(&self) -> Opcode {
+        self.0
+    }
+
+    fn as_ptr(&mut self) -> *mut c_void {
+        std::ptr::from_mut(self.1).cast()
+    }
+
+    unsafe fn output_from_ptr(out: IoctlOutput, _: *mut c_void) -> rustix::io::Result<usize> {
+        // Errors are negative and have been dealt with before.
+        Ok(usize::try_from(out).unwrap_or(0))
+    }
+}
+
+/// `UFFD_USER_MODE_ONLY`, with which no privilege is needed. It is about faults that wait for a reader, of which there
+/// are none here: what the kernel writes for the process, as in `read(2)`, is tracked too.
+const USER_MODE_ONLY: u32 = 1;
+const PAGEMAP_SCAN: Opcode = opcode::read_write::<Scan>(b'f', 16);
+const UFFDIO_API: Opcode = opcode::read_write::<Api>(0xaa, 0x3f);
+const UFFDIO_REGISTER: Opcode = opcode::read_write::<Register>(0xaa, 0x00);
+const API: u64 = 0xaa;
+/// Write protection of files in memory, of pages that are not there yet, and without a reader of faults.
+const FEATURES: u64 = 1 << 12 | 1 << 13 | 1 << 15;
+const REGISTER_MODE_WP: u64 = 2;
+const WP_MATCHING: u64 = 1;
+const CHECK_WPASYNC: u64 = 2;
+const PAGE_IS_WRITTEN: u64 = 2;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_old_kernel_is_told_what_it_lacks() {
+        let error = lacking(Errno::NOTTY, Errno::NOTTY, "scan the guest's page tables");
+        let text = error.to_string();
+        assert!(text.starts_with("tracking writes by PAGEMAP_SCAN needs Linux 6.7 or later"));
+        assert!(text.contains("this is "), "{text}");
+        let other = lacking(Errno::PERM, Errno::NOTTY, "scan the guest's page tables");
+        assert_eq!(other.to_string(), "cannot scan the guest's page tables");
+    }
+}

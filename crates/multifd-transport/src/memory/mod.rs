@@ -1,0 +1,48 @@
+//! Guest memory as the engines see it: named RAM blocks that lie somewhere in this process.
+
+mod mapping;
+mod range;
+#[cfg(feature = "vm-memory")]
+mod vm_memory;
+
+use std::sync::Arc;
+
+use multifd_wire::BlockName;
+
+pub use mapping::{MappedMemory, Mapping};
+pub use range::{HostRange, OutOfRange};
+#[cfg(feature = "vm-memory")]
+pub use vm_memory::VmMemory;
+
+/// The memory of a guest.
+///
+/// An engine asks for the blocks once, at the beginning of a migration. Source and destination must have the same
+/// blocks: as many, with the same names and lengths, in any order.
+pub trait GuestMemory: Sync {
+    /// The RAM blocks.
+    fn blocks(&self) -> Vec<MemoryBlock<'_>>;
+}
+
+impl<M: GuestMemory + ?Sized> GuestMemory for &M {
+    fn blocks(&self) -> Vec<MemoryBlock<'_>> {
+        (**self).blocks()
+    }
+}
+
+impl<M: GuestMemory + Send + ?Sized> GuestMemory for Arc<M> {
+    fn blocks(&self) -> Vec<MemoryBlock<'_>> {
+        (**self).blocks()
+    }
+}
+
+/// One RAM block.
+#[derive(Clone, Debug)]
+pub struct MemoryBlock<'a> {
+    /// The name by which the other end knows it.
+    pub name: BlockName,
+    /// Where it lies.
+    pub range: HostRange<'a>,
+    /// Nothing has been written to it since it was made, so all of it is zero. A destination then leaves alone what is
+    /// to be zero, and pages that nobody ever touched take no memory. Says nothing at a source.
+    pub is_fresh: bool,
+}
