@@ -8,12 +8,13 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use multifd_codec::{Encoder, Pages, Settings};
+use multifd_codec::{Accel, Backend, Encoder, Engine, Huffman, Pages, Settings, Streams};
 use multifd_transport::failure::{Cause, Channel, Leg};
 use multifd_transport::incoming::Acceptor;
-use multifd_transport::relay::{MigrationReport, Relay, RelayConfig};
+use multifd_transport::relay::{MigrationReport, Relay, RelayConfig, Work};
 use multifd_transport::{Address, Failure, Stream};
 use multifd_wire::{BlockName, ChannelSender, Hello, Limits, Method, Packet, PageSize, RamPacket};
+use qemu_lab::{Part, require_opened};
 
 const PAGE: PageSize = PageSize::K4;
 
@@ -201,9 +202,23 @@ fn through_two(
     listen: [&Address; 3],
     answer: &[u8],
 ) -> (Sent, Vec<u8>, [MigrationReport; 2]) {
+    through_two_with(sent, between, Settings::default(), listen, answer)
+}
+
+fn through_two_with(
+    sent: &Sent,
+    between: Method,
+    settings: Settings,
+    listen: [&Address; 3],
+    answer: &[u8],
+) -> (Sent, Vec<u8>, [MigrationReport; 2]) {
     let mut destination = Acceptor::bind(listen[2]).unwrap();
     let mut far = Relay::bind(listen[1], config(destination.address(), Method::None)).unwrap();
-    let mut near = Relay::bind(listen[0], config(far.address(), between)).unwrap();
+    let near = RelayConfig {
+        settings,
+        ..config(far.address(), between)
+    };
+    let mut near = Relay::bind(listen[0], near).unwrap();
     thread::scope(|scope| {
         let taken = scope.spawn(|| take(&mut destination, answer));
         let far = scope.spawn(|| far.serve_one(&mut |_| {}));
@@ -247,6 +262,76 @@ fn what_goes_in_comes_out_to_the_byte() {
                 let compressed = near.totals.bytes_out < near.totals.bytes_in * 3 / 4;
                 assert_eq!(compressed, between != Method::None && pages > 0, "{near:?}");
             }
+        }
+    }
+}
+
+/// Carries a migration through two relays with these settings of the first; what that one's encoders did.
+fn computed(method: Method, settings: Settings) -> Work {
+    let folder = tempfile::tempdir().unwrap();
+    let names = ["near", "far", "destination"].map(|name| unix(folder.path(), name));
+    let channels = (0..4).map(|id| channel_bytes(id, 5, Method::None));
+    let sent = Sent {
+        main: main_bytes(false),
+        channels: channels.collect(),
+    };
+    let (taken, _, [near, far]) = through_two_with(&sent, method, settings, names.each_ref(), b"");
+    assert!(taken.channels == sent.channels, "{method}, {settings:?}");
+    let [encoded, decoded] = [near.encoded, far.decoded].map(Option::unwrap);
+    assert_eq!((encoded.method, decoded.method), (method, method));
+    assert_eq!(encoded.pages.total(), near.totals.pages);
+    assert_eq!(decoded.pages.total(), near.totals.pages);
+    assert!(encoded.pages.raw < near.totals.pages / 10, "{encoded:?}");
+    encoded
+}
+
+/// Settings with this accelerator: one stream and several, both Huffman codes.
+fn all_settings(accel: Accel) -> impl Iterator<Item = Settings> {
+    let huffman = [Huffman::Fixed, Huffman::Dynamic];
+    let each = [1, 16].map(|streams| Streams::new(streams).unwrap());
+    each.into_iter().flat_map(move |streams| {
+        huffman.map(|huffman| {
+            let mut settings = Settings::default();
+            settings.accel = accel;
+            settings.streams = streams;
+            settings.huffman = huffman;
+            settings
+        })
+    })
+}
+
+#[test]
+fn software_computes() {
+    for method in [Method::Zlib, Method::Zstd] {
+        for accel in [Accel::None, Accel::Software, Accel::Auto] {
+            for settings in all_settings(accel) {
+                let done = computed(method, settings);
+                assert!(done.pages.software > 0, "{done:?}");
+            }
+        }
+    }
+}
+
+/// Where there is libqpl: `cargo xtask test` runs this program without it and with it.
+#[test]
+fn libqpl_computes() {
+    let mut software = Settings::default();
+    software.accel = Accel::QplSoftware;
+    let opened = multifd_codec::encoder(Method::Qpl, &software);
+    if require_opened(Part::Qpl, opened).is_none() {
+        return;
+    }
+    for method in [Method::Zlib, Method::Qpl] {
+        for settings in all_settings(Accel::QplSoftware) {
+            let done = computed(method, settings);
+            assert_eq!(done.backend, Backend::new(Engine::QplSoftware));
+            assert!(done.pages.software > 0, "{done:?}");
+        }
+        for settings in all_settings(Accel::Qpl) {
+            let done = computed(method, settings);
+            // On the machine's IAA, if it has one; if not, the reason is told.
+            let by_software = done.backend.engine() == Engine::QplSoftware;
+            assert_eq!(done.backend.reason().is_some(), by_software, "{done:?}");
         }
     }
 }

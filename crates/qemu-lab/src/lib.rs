@@ -53,7 +53,9 @@ pub use link::{Link, LinkEnd};
 pub use memory::{Ram, compare_ram};
 pub use migration::{MigrationStatus, Parameters, RamStatus};
 pub use pages::guest_pages;
-pub use parts::{MISSING_LOG, Part, Root, SETUP_COMMAND, Version, parts_dir, require};
+pub use parts::{
+    MISSING_LOG, Part, Root, SETUP_COMMAND, Version, parts_dir, require, require_opened,
+};
 pub use qemu::{Config, LabError, Qemu, cpu_time};
 pub use qmp::{Qmp, QmpError};
 pub use tee::Connection;

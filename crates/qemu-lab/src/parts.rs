@@ -3,6 +3,7 @@
 //! `cargo xtask setup` unpacks Debian packages into one *root* per suite, each with its own C library, so that programs
 //! of several releases run side by side and the system stays as it is. A part is there when its stamp is.
 
+use std::fmt::Display;
 use std::fs::OpenOptions;
 use std::io::Write as _;
 use std::panic::Location;
@@ -187,6 +188,30 @@ pub fn require(part: Part) -> bool {
     there
 }
 
+/// As [`require()`], for a part that the test's own process opens: `opened` is what came of that.
+///
+/// A part may be set up and not be where the dynamic loader looks. Then the test is not put on record, because
+/// `cargo xtask test` runs its program a second time, on the part's libraries; it is named all the same.
+///
+/// # Panics
+/// When the part cannot be opened and the environment has `CI=true`.
+#[track_caller]
+pub fn require_opened<T>(part: Part, opened: Result<T, impl Display>) -> Option<T> {
+    let error = match opened {
+        Ok(opened) => return Some(opened),
+        Err(error) => error,
+    };
+    let caller = Location::caller();
+    if part.is_set_up() {
+        let test = test_name(caller);
+        eprintln!("NOT RUN: {test}: {error}");
+        fail_in_ci(part, &test);
+    } else {
+        report_missing(part, &test_name(caller));
+    }
+    None
+}
+
 /// The running test as `file: path::of::test`: the harness names the thread after the test, unless it runs tests on its main thread.
 fn test_name(caller: &Location<'_>) -> String {
     match std::thread::current().name() {
@@ -214,6 +239,10 @@ fn report_missing(part: Part, test: &str) {
             );
         }
     }
+    fail_in_ci(part, test);
+}
+
+fn fail_in_ci(part: Part, test: &str) {
     assert!(
         std::env::var_os("CI").is_none_or(|ci| ci != "true"),
         "{test} needs {}, and CI=true",

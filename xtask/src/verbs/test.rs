@@ -9,11 +9,11 @@ use qemu_lab::{MISSING_LOG, Part, Root, SETUP_COMMAND};
 
 use crate::{Result, cargo, run as run_command, workspace};
 
-/// The crates whose tests use libqpl.
-const USE_QPL: [&str; 3] = ["qpl-sys", "iaa-sim", "multifd-codec"];
+/// The crates whose tests open libqpl. (Those of `multifd-cli` start relays that do, and run with everything else.)
+const USE_QPL: [&str; 4] = ["qpl-sys", "iaa-sim", "multifd-codec", "multifd-transport"];
 
-/// Of these, the one that also has to work without it.
-const WORKS_WITHOUT_QPL: &str = "multifd-codec";
+/// Of these, the ones that also have to work without it.
+const WORK_WITHOUT_QPL: [&str; 2] = ["multifd-codec", "multifd-transport"];
 
 pub fn run() -> Result<()> {
     let log = workspace().join("target/tests-not-run");
@@ -33,7 +33,8 @@ pub fn run() -> Result<()> {
             // As on a machine without libqpl. What does not run for lack of it runs below, so nothing is missing.
             let mut without = cargo();
             without
-                .args(["test", "--no-fail-fast", "--package", WORKS_WITHOUT_QPL])
+                .args(["test", "--no-fail-fast"])
+                .args(WORK_WITHOUT_QPL.map(|name| format!("--package={name}")))
                 .env_remove("CI");
             outcome = outcome.and(run_command(&mut without));
             println!("\n== with libqpl from {}\n", root.dir().display());

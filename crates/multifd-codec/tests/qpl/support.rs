@@ -7,25 +7,14 @@ use multifd_codec::{
     Accel, Decoder, Encoder, Huffman, Pages, PathCounts, Settings, Streams, decoder, encoder,
 };
 use multifd_wire::{Method, PageSize};
-use qemu_lab::{Part, require};
+use qemu_lab::{Part, require_opened};
 
 pub const PAGE: usize = PageSize::K4.bytes();
 
-/// Whether libqpl can be opened. If not, the running test's name is put on record, and with `CI=true` it fails.
+/// Whether libqpl can be opened. If not, the running test is named, and with `CI=true` it fails.
+#[track_caller]
 pub fn libqpl() -> bool {
-    let Err(error) = qpl_sys::Library::open() else {
-        return true;
-    };
-    if require(Part::Qpl) {
-        // Unpacked, but not where the dynamic loader looks: `cargo xtask test` runs this program a second time, with it.
-        let test = std::thread::current().name().map(str::to_owned);
-        eprintln!("NOT RUN: {}: {error}", test.unwrap_or_default());
-        assert!(
-            std::env::var_os("CI").is_none_or(|ci| ci != "true"),
-            "{error}, and CI=true"
-        );
-    }
-    false
+    require_opened(Part::Qpl, qpl_sys::Library::open()).is_some()
 }
 
 /// libqpl and a healthy device, which all tests of this process share. Tests which change it run in their own.
