@@ -25,6 +25,8 @@ struct Arguments {
 enum Verb {
     /// Say what this machine has: QEMUs, tools, rights
     Detect,
+    /// Build the multifd command for release, and say what it will use on this machine
+    Build,
     /// Fetch the real parts from Debian into target/parts; the system stays as it is
     Setup(verbs::setup::Arguments),
     /// Move a running guest through two relays, and check that it arrives whole
@@ -47,6 +49,7 @@ enum Verb {
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().verb {
         Verb::Detect => verbs::detect::run(),
+        Verb::Build => verbs::build::run(),
         Verb::Setup(arguments) => verbs::setup::run(&arguments),
         Verb::Demo(arguments) => verbs::demo::run(&arguments),
         Verb::Bench(bench) => verbs::bench::run(&bench),

@@ -1,6 +1,7 @@
 //! One file per verb.
 
 pub mod bench;
+pub mod build;
 pub mod capture;
 pub mod check;
 pub mod demo;

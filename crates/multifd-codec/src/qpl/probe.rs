@@ -1,6 +1,7 @@
 //! What of libqpl works here, and why not more.
 
 use std::error::Error;
+use std::iter::successors;
 use std::path::Path as FilePath;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -26,9 +27,10 @@ pub(crate) enum Direction {
 /// Why not, in a phrase.
 pub(crate) fn software() -> Result<&'static Library, Arc<str>> {
     Library::open().map_err(|error| {
-        // The loader's own words tell which of the libraries is missing or too old.
-        let words = error.source().map(ToString::to_string);
-        format!("no libqpl: {}", words.unwrap_or_else(|| error.to_string())).into()
+        // The loader's own words, which come last, tell which of the libraries is missing or too old.
+        let causes = successors(Some(&error as &dyn Error), |&error| error.source());
+        let words = causes.last().map(ToString::to_string);
+        format!("no libqpl: {}", words.unwrap_or_default()).into()
     })
 }
 

@@ -46,6 +46,21 @@ fn without_a_device() {
     });
 }
 
+/// This program runs twice, and once without libqpl.
+#[test]
+fn without_libqpl() {
+    if qpl_sys::Library::open().is_ok() {
+        return;
+    }
+    let [encodes, _] = chosen(Method::Qpl, Accel::QplSoftware);
+    let refusal = "accelerator qpl-software is not available for the qpl method: no libqpl: ";
+    let words = encodes.strip_prefix(refusal);
+    assert!(
+        words.is_some_and(|words| words.starts_with("libqpl.so.1: ")),
+        "{encodes}"
+    );
+}
+
 #[test]
 fn with_a_device() {
     alone!("choice::with_a_device", || {

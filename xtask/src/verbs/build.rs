@@ -1,0 +1,48 @@
+//! `cargo xtask build`: the command, built for release, and what it will use on this machine.
+
+use std::env::consts::ARCH;
+use std::path::Path;
+
+use multifd_codec::detect::{System, Verdict, detect};
+use multifd_codec::{Accel, Settings, Unsupported, encoder};
+use multifd_wire::Method;
+use qemu_lab::{Part, Root};
+
+use crate::{Result, multifd, workspace};
+
+pub fn run() -> Result<()> {
+    println!("Building the multifd command ...");
+    let program = multifd::build()?;
+    let program = program.strip_prefix(workspace()).unwrap_or(&program);
+
+    println!("\n{}", program.display());
+    println!(
+        "One build for every {ARCH} processor: better instructions, libqpl and an IAA are looked for when it runs."
+    );
+    println!("\nWhat it will use here with --accel auto, and in brackets why nothing better:\n");
+    for method in Method::ALL {
+        let mut settings = Settings::default();
+        settings.accel = Accel::Auto;
+        match encoder(method, &settings) {
+            Ok(encoder) => println!("  {:<7}{}", method.as_str(), encoder.backend()),
+            // QEMU's other methods are passed on, never written.
+            Err(Unsupported::Method { .. }) => {}
+            Err(error) => println!("  {:<7}{error}", method.as_str()),
+        }
+    }
+    println!();
+    let verdict = detect(Path::new("/"), &System).verdict;
+    if let Verdict::NotReady { .. } = verdict {
+        println!("{verdict}; what removes that: cargo xtask detect");
+    }
+    if let Some(root) = Root::of(Part::Qpl) {
+        println!(
+            "With the libqpl of `cargo xtask setup`, which is not installed, it is started by\n"
+        );
+        println!("  {} \\", root.loader().display());
+        println!("    --library-path {} \\", root.library_path());
+        println!("    {} relay --accel qpl ...\n", program.display());
+    }
+    println!("Next: {} relay --help", program.display());
+    Ok(())
+}
