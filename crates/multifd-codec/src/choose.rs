@@ -6,16 +6,15 @@ use multifd_wire::Method;
 use qpl_sys::Status;
 
 use crate::channel::Channel;
-use crate::qpl::{self, Compressor, Direction};
+use crate::paged::{self, Own, PageReader};
+use crate::qpl::{self, Compressor, Direction, PageCompressor};
 use crate::{
-    Accel, Backend, Decoder, Encoder, Engine, Settings, Streams, Unsupported, none, software, zlib,
-    zstd,
+    Accel, Backend, Decoder, Encoder, Engine, Settings, Streams, Unsupported, none, zlib, zstd,
 };
 
 /// An encoder for one channel.
 ///
-/// With [`Accel::None`] it is what a stock QEMU has. [`Accel::Software`], and [`Accel::Auto`] without an IAA, write `zlib`
-/// with this crate's own deflate; [`Settings::zlib_level`] means nothing to it. Who has asked for libqpl gets it or an error: its hardware path is
+/// With [`Accel::None`] it is what a stock QEMU has. Who has asked for libqpl gets it or an error: its hardware path is
 /// replaced by its software path only with [`Accel::Qpl`] and [`Accel::Auto`], and [`Encoder::backend`] tells the
 /// reason. Method `none` has nothing to compute and takes any accelerator.
 ///
@@ -29,20 +28,18 @@ pub fn encoder(method: Method, settings: &Settings) -> Result<Box<dyn Encoder>, 
         Method::None => Box::new(Channel::new(none::Raw, plain)),
         Method::Zlib => match by_libqpl(method, settings)? {
             Choice::Libqpl(compressor, backend) => {
-                let stream = qpl::Deflate::new(compressor, settings.huffman, streams);
+                let stream = qpl::Deflate::new(*compressor, settings.huffman, streams);
                 Box::new(Channel::new(stream, backend))
             }
-            Choice::Own(reason) if accel != Accel::None => {
-                let stream = software::Deflate::new(settings.effort, settings.window, streams);
-                Box::new(Channel::new(stream, because(Engine::Software, reason)))
-            }
-            Choice::Own(_) if streams == Streams::default() => {
-                let stream = zlib::Deflate::new(settings.zlib_level);
-                Box::new(Channel::new(stream, plain))
-            }
-            Choice::Own(_) => {
-                let stream = zlib::DeflateRuns::new(settings.zlib_level, streams);
-                Box::new(Channel::new(stream, plain))
+            Choice::Own(reason) => {
+                let backend = because(Engine::Plain, reason);
+                if streams == Streams::default() {
+                    let stream = zlib::Deflate::new(settings.zlib_level);
+                    Box::new(Channel::new(stream, backend))
+                } else {
+                    let stream = zlib::DeflateRuns::new(settings.zlib_level, streams);
+                    Box::new(Channel::new(stream, backend))
+                }
             }
         },
         Method::Zstd if wants_libqpl(accel) => return Err(refused(method, accel, NO_ZSTD.into())),
@@ -56,11 +53,23 @@ pub fn encoder(method: Method, settings: &Settings) -> Result<Box<dyn Encoder>, 
         }
         Method::Qpl => match by_libqpl(method, settings)? {
             Choice::Libqpl(compressor, backend) => {
-                Box::new(Channel::new(qpl::WritePages::new(compressor), backend))
+                let pages = PageCompressor::new(*compressor);
+                let stream = paged::qpl::WritePages::new(pages, settings.huffman);
+                Box::new(Channel::new(stream, backend))
             }
             Choice::Own(reason) => {
-                let reason = reason.unwrap_or_else(|| "it is written by libqpl only".into());
-                return Err(refused(method, accel, reason));
+                let stream = paged::qpl::WritePages::new(Own::new(streams), settings.huffman);
+                Box::new(Channel::new(stream, because(Engine::Software, reason)))
+            }
+        },
+        Method::Canned => match by_libqpl(method, settings)? {
+            Choice::Libqpl(compressor, backend) => {
+                let stream = paged::canned::WritePages::new(PageCompressor::new(*compressor));
+                Box::new(Channel::new(stream, backend))
+            }
+            Choice::Own(reason) => {
+                let stream = paged::canned::WritePages::new(Own::new(streams));
+                Box::new(Channel::new(stream, because(Engine::Software, reason)))
             }
         },
         _ => return Err(Unsupported::Method { method }),
@@ -70,12 +79,12 @@ pub fn encoder(method: Method, settings: &Settings) -> Result<Box<dyn Encoder>, 
 /// A decoder for one channel. It reads whatever settings a peer has encoded with.
 ///
 /// What arrives is not the choice of who receives, so an accelerator that has no part in the method does not matter:
-/// libqpl reads pages of the `qpl` method only. A `zlib` stream of a stock QEMU has a window of 32 KiB and the device
+/// libqpl reads pages of the methods `qpl` and `canned` only. A `zlib` stream of a stock QEMU has a window of 32 KiB and the device
 /// one of 4 KiB, and in streams of our own nothing tells where a piece begins before all of it has been read.
 ///
 /// # Errors
 ///
-/// [`Unsupported`] when nothing here reads the method, or for `qpl` when [`Accel::QplHardware`] is not to be had.
+/// [`Unsupported`] when nothing here reads the method, or for `qpl` and `canned` when [`Accel::QplHardware`] is not to be had.
 pub fn decoder(method: Method, settings: &Settings) -> Result<Box<dyn Decoder>, Unsupported> {
     let accel = settings.accel;
     let plain = |reason: &str| {
@@ -84,55 +93,51 @@ pub fn decoder(method: Method, settings: &Settings) -> Result<Box<dyn Decoder>, 
     };
     Ok(match method {
         Method::None => Box::new(Channel::new(none::Raw, Backend::new(Engine::Plain))),
-        Method::Zlib if accel == Accel::None => Box::new(Channel::new(
-            zlib::Inflate::new(),
-            Backend::new(Engine::Plain),
-        )),
-        Method::Zlib => {
-            let reason = wants_libqpl(accel).then(|| WINDOW.into());
-            let backend = because(Engine::Software, reason);
-            Box::new(Channel::new(software::Inflate::new(), backend))
-        }
+        Method::Zlib => Box::new(Channel::new(zlib::Inflate::new(), plain(WINDOW))),
         Method::Zstd => Box::new(Channel::new(zstd::Decompress::new(accel)?, plain(NO_ZSTD))),
         Method::Qpl => {
-            let (stream, backend) = match accel {
-                Accel::None | Accel::Software => {
-                    let backend = Backend::new(Engine::Software);
-                    (qpl::ReadPages::in_software(), backend)
-                }
-                Accel::QplSoftware => {
-                    let backend = Backend::because(Engine::Software, NOT_STRICT);
-                    (qpl::ReadPages::in_software(), backend)
-                }
-                accel => match qpl::hardware(Direction::Decompress) {
-                    Ok(library) => {
-                        let backend = Backend::new(Engine::QplHardware);
-                        (qpl::ReadPages::on_hardware(library), backend)
-                    }
-                    Err(reason) if accel == Accel::QplHardware => {
-                        return Err(refused(method, accel, reason));
-                    }
-                    Err(reason) => {
-                        let backend = Backend::because(Engine::Software, reason);
-                        (qpl::ReadPages::in_software(), backend)
-                    }
-                },
-            };
-            Box::new(Channel::new(stream, backend))
+            let (reader, backend) = page_reader(method, accel)?;
+            Box::new(Channel::new(paged::qpl::ReadPages::new(reader), backend))
+        }
+        Method::Canned => {
+            let (reader, backend) = page_reader(method, accel)?;
+            Box::new(Channel::new(paged::canned::ReadPages::new(reader), backend))
         }
         _ => return Err(Unsupported::Method { method }),
     })
 }
 
+/// Who inflates pages by themselves.
+fn page_reader(method: Method, accel: Accel) -> Result<(PageReader, Backend), Unsupported> {
+    let in_software = |backend| Ok((PageReader::in_software(), backend));
+    match accel {
+        Accel::None | Accel::Software => in_software(Backend::new(Engine::Software)),
+        Accel::QplSoftware => in_software(Backend::because(Engine::Software, NOT_STRICT)),
+        Accel::Qpl | Accel::QplHardware | Accel::Auto => match qpl::hardware(Direction::Decompress)
+        {
+            Ok(library) => {
+                let backend = Backend::new(Engine::QplHardware);
+                Ok((PageReader::on_hardware(library), backend))
+            }
+            Err(reason) if accel == Accel::QplHardware => Err(refused(method, accel, reason)),
+            Err(reason) => in_software(Backend::because(Engine::Software, reason)),
+        },
+    }
+}
+
 /// Who deflates.
 enum Choice {
-    Libqpl(Compressor, Backend),
+    Libqpl(Box<Compressor>, Backend),
     /// This crate, because of the reason if something better was asked for.
     Own(Option<Arc<str>>),
 }
 
 fn by_libqpl(method: Method, settings: &Settings) -> Result<Choice, Unsupported> {
-    let Settings { accel, huffman, .. } = *settings;
+    let accel = settings.accel;
+    let (direction, software): (_, fn() -> _) = match method {
+        Method::Canned => (Direction::CompressBodies, qpl::software_bodies),
+        _ => (Direction::Compress, qpl::software),
+    };
     let unavailable = |reason| refused(method, accel, reason);
     let broken = |status: Status| Unsupported::Library {
         method,
@@ -141,28 +146,25 @@ fn by_libqpl(method: Method, settings: &Settings) -> Result<Choice, Unsupported>
     let reason = match accel {
         Accel::None | Accel::Software => return Ok(Choice::Own(None)),
         Accel::QplSoftware => None,
-        Accel::Qpl | Accel::QplHardware | Accel::Auto => match qpl::hardware(Direction::Compress) {
+        Accel::Qpl | Accel::QplHardware | Accel::Auto => match qpl::hardware(direction) {
             Ok(library) => {
-                let compressor = Compressor::on_hardware(library, huffman).map_err(broken)?;
+                let compressor = Compressor::on_hardware(library).map_err(broken)?;
                 let backend = Backend::new(Engine::QplHardware);
-                return Ok(Choice::Libqpl(compressor, backend));
+                return Ok(Choice::Libqpl(Box::new(compressor), backend));
             }
             Err(reason) if accel == Accel::QplHardware => return Err(unavailable(reason)),
             Err(reason) => Some(reason),
         },
     };
-    // What this crate makes is better than what libqpl does, unless hardware does it.
-    if accel == Accel::Auto && method == Method::Zlib {
+    // Without hardware there is better than libqpl: for `zlib` one stream with a window of 32 KiB, for pages by themselves
+    // this crate's own deflate.
+    if accel == Accel::Auto {
         return Ok(Choice::Own(reason));
     }
-    let library = match qpl::software() {
-        Ok(library) => library,
-        Err(missing) if accel == Accel::Auto => return Ok(Choice::Own(Some(missing))),
-        Err(missing) => return Err(unavailable(missing)),
-    };
-    let compressor = Compressor::in_software(library, huffman).map_err(broken)?;
+    let library = software().map_err(unavailable)?;
+    let compressor = Compressor::in_software(library).map_err(broken)?;
     let backend = because(Engine::QplSoftware, reason);
-    Ok(Choice::Libqpl(compressor, backend))
+    Ok(Choice::Libqpl(Box::new(compressor), backend))
 }
 
 const fn wants_libqpl(accel: Accel) -> bool {

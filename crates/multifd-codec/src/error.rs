@@ -62,6 +62,9 @@ pub enum DecodeError {
     /// The table of page lengths and the pages behind it do not fit together.
     #[error("the table of page lengths is wrong")]
     Lengths(#[source] multifd_wire::Fault),
+    /// What comes before the pages of a `canned` payload is wrong.
+    #[error("the head of the payload is wrong")]
+    Canned(#[source] crate::CannedFault),
     /// The compressed form of a page is not one of a page.
     #[error("page {page} of the packet cannot be decompressed")]
     Page {

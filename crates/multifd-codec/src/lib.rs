@@ -46,8 +46,9 @@
 //! | `zlib` | QEMU 5.0 | a piece of a zlib stream, ended by a sync flush (`00 00 ff ff`) | one zlib stream (RFC 1950), which begins with `78 xx` in the first payload and never ends |
 //! | `zstd` | QEMU 5.0 | a piece of a zstd frame, ended by a flush | one zstd frame (RFC 8878) without content size and checksum, which never ends |
 //! | `qpl` | QEMU 9.1 | a table of lengths and then each page by itself, a raw deflate stream or as it is ([`multifd_wire::lengths`]) | nothing more |
+//! | `canned` | never: our own, between two of our own ends | what code the pages are in, a new code at times, a table of lengths and then each page by itself, the body of a deflate block in that code or as it is | one code after another |
 //!
-//! These were learned from the streams of running QEMUs 7.2 and 10.0, and from what they take and refuse when fed with
+//! The others were learned from the streams of running QEMUs 7.2 and 10.0, and from what they take and refuse when fed with
 //! variations: a decoder takes whatever a stock receiver takes, such as a flush or, with zstd, a frame of its own for
 //! every page. It is stricter where a stock receiver overlooks something and loses its place in the stream,
 //! namely at output beyond the packet's last page.
@@ -56,17 +57,12 @@
 //!
 //! # Accelerators
 //!
-//! Who computes is a choice of its own ([`Accel`]) and shows on the wire only to who looks closely.
-//!
-//! [`Accel::Software`] writes and reads `zlib` with this crate's own [`deflate`], in a choice of [`Effort`] and [`WindowSize`]. A
-//! payload that its decoder does not understand is read by the ordinary library, so that nothing is refused which a stock
-//! receiver takes.
-//!
-//! libqpl is opened at run time if it is there, with an Intel IAA if libqpl finds one that works.
+//! Who computes is a choice of its own ([`Accel`]) and shows on the wire only to who looks closely. libqpl is opened at
+//! run time if it is there, with an Intel IAA if libqpl finds one that works.
 //!
 //! | method | encoder with libqpl | decoder with libqpl |
 //! | --- | --- | --- |
-//! | `qpl` | every page by itself, on hardware or libqpl's software path | on hardware; without it this crate's own inflate, because libqpl's software path does not notice a page that is cut off |
+//! | `qpl`, `canned` | every page by itself, on hardware or libqpl's software path | on hardware; without it this crate's own inflate, because libqpl's software path does not notice a page that is cut off |
 //! | `zlib` | runs of pages ([`Streams`]) compressed at once, each with a window of 4 KiB, joined to one stream that a stock QEMU reads | as without: the window of a stock stream is too large for the hardware |
 //! | `none`, `zstd` | there is none | as without |
 //!
@@ -95,9 +91,9 @@ mod choose;
 mod error;
 mod none;
 mod page;
+mod paged;
 mod qpl;
 mod settings;
-mod software;
 mod streams;
 mod zero;
 mod zlib;
@@ -106,9 +102,9 @@ mod zstd;
 pub use accel::{Accel, Backend, Engine, Huffman, PathCounts, UnknownWord};
 pub use channel::MAX_PAYLOAD_BYTES;
 pub use choose::{decoder, encoder};
-pub use deflate::{Effort, WindowSize};
 pub use error::{DecodeError, EncodeError, Unsupported};
 pub use page::{GuestPage, Pages, PagesError};
+pub use paged::canned::CannedFault;
 pub use settings::{Level, LevelError, Settings, Streams, StreamsError, ZlibLevel, ZstdLevel};
 pub use zero::is_zero;
 

@@ -5,11 +5,11 @@ mod pages;
 #[macro_use]
 mod suite;
 
-use multifd_codec::{Accel, Effort, Settings, Streams, WindowSize, ZlibLevel, ZstdLevel};
+use multifd_codec::{Accel, Huffman, Settings, Streams, ZlibLevel, ZstdLevel};
 use multifd_wire::Method;
 use suite::Subject;
 
-conformance! { none zlib zlib_software zstd zlib_streams zlib_software_streams zstd_streams }
+conformance! { none zlib zstd qpl canned zlib_streams zstd_streams }
 
 fn subject(method: Method, settings: Vec<Settings>) -> Option<Subject> {
     Some(Subject {
@@ -33,31 +33,6 @@ fn zlib() -> Option<Subject> {
     subject(Method::Zlib, settings.collect())
 }
 
-/// This crate's own deflate.
-fn zlib_software() -> Option<Subject> {
-    software([1].into())
-}
-
-fn zlib_software_streams() -> Option<Subject> {
-    software(STREAMS.into())
-}
-
-fn software(streams: Vec<u8>) -> Option<Subject> {
-    let mut all = Vec::new();
-    for streams in streams {
-        for window in WindowSize::ALL {
-            for effort in Effort::ALL {
-                let mut settings = Settings::default();
-                settings.accel = Accel::Software;
-                settings.streams = Streams::new(streams).unwrap();
-                (settings.window, settings.effort) = (window, effort);
-                all.push(settings);
-            }
-        }
-    }
-    subject(Method::Zlib, all)
-}
-
 fn zstd() -> Option<Subject> {
     let levels = [1].into_iter().chain(0..=ZstdLevel::MAX.value());
     let settings = levels.map(|level| {
@@ -68,6 +43,35 @@ fn zstd() -> Option<Subject> {
     subject(Method::Zstd, settings.collect())
 }
 
+fn qpl() -> Option<Subject> {
+    let codes = [Huffman::Fixed, Huffman::Dynamic];
+    let settings = codes.into_iter().flat_map(|huffman| {
+        own_streams().map(move |mut settings| {
+            settings.huffman = huffman;
+            settings
+        })
+    });
+    subject(Method::Qpl, settings.collect())
+}
+
+fn canned() -> Option<Subject> {
+    subject(Method::Canned, own_streams().collect())
+}
+
+/// This crate's own deflate, by whatever name, and as many streams as may be.
+fn own_streams() -> impl Iterator<Item = Settings> {
+    let accels = [Accel::None, Accel::Software].into_iter();
+    accels
+        .zip([1, 16])
+        .chain([(Accel::Software, 128)])
+        .map(|(accel, streams)| {
+            let mut settings = Settings::default();
+            settings.accel = accel;
+            settings.streams = Streams::new(streams).unwrap();
+            settings
+        })
+}
+
 /// What a packet of 128 pages can be split into, from few to many, with no more pages than streams too.
 const STREAMS: [u8; 6] = [16, 2, 4, 8, 32, 128];
 
@@ -75,6 +79,7 @@ fn streams(method: Method) -> Option<Subject> {
     let settings = STREAMS.map(|streams| {
         let mut settings = Settings::default();
         settings.streams = Streams::new(streams).unwrap();
+        settings.accel = Accel::Auto;
         settings
     });
     subject(method, settings.into())
@@ -91,7 +96,7 @@ fn zstd_streams() -> Option<Subject> {
 /// The methods that are not built in say so.
 #[test]
 fn methods_without_a_codec() {
-    for method in [Method::Uadk, Method::Qatzip, Method::Canned] {
+    for method in [Method::Uadk, Method::Qatzip] {
         let encoder = multifd_codec::encoder(method, &Settings::default());
         let decoder = multifd_codec::decoder(method, &Settings::default());
         for error in [encoder.err(), decoder.err()] {

@@ -241,6 +241,16 @@ impl<'a> Run<'a> {
     }
 
     fn description(&mut self, tables: &mut Tables, pairs: Pairs) -> Result<(), InflateError> {
+        let mut lengths = [0; LITLEN_SYMBOLS + DISTANCE_SYMBOLS];
+        let (litlen, distance) = self.lengths(&mut lengths)?;
+        Ok(tables.build(litlen, distance, pairs)?)
+    }
+
+    /// Reads the lengths that a block describes its codes by: those of literals and lengths, and those of distances.
+    fn lengths<'l>(
+        &mut self,
+        all: &'l mut [u8; LITLEN_SYMBOLS + DISTANCE_SYMBOLS],
+    ) -> Result<(&'l [u8], &'l [u8]), InflateError> {
         let litlens = self.take(5)? as usize + 257;
         let distances = self.take(5)? as usize + 1;
         let described = self.take(4)? as usize + 4;
@@ -253,8 +263,7 @@ impl<'a> Run<'a> {
         }
         let precode = Precode::new(&lengths)?;
 
-        let mut lengths = [0_u8; LITLEN_SYMBOLS + DISTANCE_SYMBOLS];
-        let lengths = &mut lengths[..litlens + distances];
+        let lengths = &mut all[..litlens + distances];
         let mut done = 0;
         while done < lengths.len() {
             self.input.refill();
@@ -278,8 +287,7 @@ impl<'a> Run<'a> {
                 .fill(value);
             done = end;
         }
-        let (litlen, distance) = lengths.split_at(litlens);
-        Ok(tables.build(litlen, distance, pairs)?)
+        Ok(lengths.split_at(litlens))
     }
 
     /// Decodes one token near an end of the input or the output; true at the end of the block.
@@ -590,6 +598,36 @@ pub(super) fn inflate_body(
         0 => run.finish(),
         found_bytes => Err(InflateError::TrailingData { found_bytes }),
     }
+}
+
+/// What the header of a final dynamic block holds.
+pub(super) struct Header<'l> {
+    pub(super) litlen: &'l [u8],
+    pub(super) distance: &'l [u8],
+    /// Bytes behind the one with the header's last bit.
+    pub(super) unused: usize,
+    /// Whether this byte's other bits are 0.
+    pub(super) ends_in_zeros: bool,
+}
+
+/// Reads the header of a final dynamic block that begins with the first bit of `input`; nothing if another block begins there.
+pub(super) fn read_header<'l>(
+    input: &[u8],
+    lengths: &'l mut [u8; LITLEN_SYMBOLS + DISTANCE_SYMBOLS],
+) -> Result<Option<Header<'l>>, InflateError> {
+    let mut run = Run::new(input, &mut [], &[]);
+    if run.take(3)? != 1 | DYNAMIC << 1 {
+        return Ok(None);
+    }
+    let (litlen, distance) = run.lengths(lengths)?;
+    let spare_bits = run.input.count % 8;
+    let ends_in_zeros = run.input.take(spare_bits) == Some(0);
+    Ok(Some(Header {
+        litlen,
+        distance,
+        unused: run.unused(),
+        ends_in_zeros,
+    }))
 }
 
 /// Decodes complete deflate streams, page by page.

@@ -46,13 +46,12 @@ impl Lengths {
         };
         let litlens = used(&self.litlen, END_OF_BLOCK + 1);
         let distances = used(&self.distance, 1);
-        let mut all = [0; LITLEN_SYMBOLS + DISTANCE_SYMBOLS];
-        all[..litlens].copy_from_slice(&self.litlen[..litlens]);
-        all[litlens..litlens + distances].copy_from_slice(&self.distance[..distances]);
-
+        // The two codes apart: a device refuses a repetition that crosses from one to the other.
         let mut description = Description::new();
-        for run in all[..litlens + distances].chunk_by(|a, b| a == b) {
-            description.run(run[0], run.len());
+        for lengths in [&self.litlen[..litlens], &self.distance[..distances]] {
+            for run in lengths.chunk_by(|a, b| a == b) {
+                description.run(run[0], run.len());
+            }
         }
         let mut lengths = [0; PRECODE_SYMBOLS];
         code_lengths(&description.counts, MAX_PRECODE_BITS, &mut lengths);

@@ -7,6 +7,7 @@ mod counts;
 mod effort;
 mod encode;
 mod format;
+mod header;
 mod huffman;
 mod inflate;
 mod item;
@@ -22,9 +23,9 @@ mod table;
 mod wide;
 mod window;
 
-pub(crate) use choice::Habit;
 pub use effort::{Effort, WindowSize};
 pub use encode::Deflater;
+pub use header::HeaderError;
 pub use inflate::{InflateError, PageInflater};
 pub use page::PageDeflater;
 pub use shared::{CodeLengths, CodeLengthsError, Histogram, SharedCode, SharedInflater};

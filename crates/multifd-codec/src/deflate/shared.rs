@@ -2,7 +2,8 @@
 
 use super::coder::Coder;
 use super::counts::{Counts, Tally};
-use super::format::{DISTANCE_SYMBOLS, LITLEN_SYMBOLS, MAX_CODE_BITS};
+use super::format::{DISTANCE_SYMBOLS, END_OF_BLOCK, LITLEN_SYMBOLS, MAX_CODE_BITS};
+use super::huffman::codes;
 use super::inflate::{InflateError, inflate_body};
 use super::lengths::Lengths;
 use super::table::{Pairs, Tables};
@@ -43,12 +44,28 @@ impl Histogram {
         counts.add_ends(self.pages);
         CodeLengths(Lengths::new(&counts))
     }
+
+    /// How many bits the pages' symbols come to under a code. The bits behind lengths and distances, which are the same
+    /// in every code, are left out.
+    #[must_use]
+    pub fn code_bits(&self, code: &CodeLengths) -> u64 {
+        let mut counts = Counts::none();
+        counts.add(&self.tally);
+        counts.add_ends(self.pages);
+        let sum = |counts: &[u32], lengths: &[u8]| -> u64 {
+            let products = counts.iter().zip(lengths);
+            products
+                .map(|(&count, &length)| u64::from(count) * u64::from(length))
+                .sum()
+        };
+        sum(&counts.litlen, &code.0.litlen) + sum(&counts.distance, &code.0.distance)
+    }
 }
 
 /// A complete code in which every symbol of the format has a place, as the number of bits of each: 286 for literals, end
 /// of block and lengths, and 30 for distances.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CodeLengths(Lengths);
+pub struct CodeLengths(pub(super) Lengths);
 
 /// Numbers that are no code for everything.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -98,6 +115,23 @@ impl CodeLengths {
             }
         }
         Ok(Self(lengths))
+    }
+
+    /// The lengths of literals, end of block and match lengths.
+    pub(crate) const fn litlen(&self) -> &[u8; LITLEN_SYMBOLS] {
+        &self.0.litlen
+    }
+
+    /// The lengths of distances.
+    pub(crate) const fn distance(&self) -> &[u8; DISTANCE_SYMBOLS] {
+        &self.0.distance
+    }
+
+    /// The code that ends a block, its first bit lowest, and its length.
+    pub(crate) fn end_of_block(&self) -> (u16, u8) {
+        let mut litlen = [0; LITLEN_SYMBOLS];
+        codes(&self.0.litlen, &mut litlen);
+        (litlen[END_OF_BLOCK], self.0.litlen[END_OF_BLOCK])
     }
 
     /// One byte for each symbol.

@@ -8,20 +8,20 @@ use qpl_sys::{Library, Path, Status};
 use super::hardware::{Batch, Hardware, Landed};
 use super::job::{Job, Work};
 use super::outcome::Outcome;
-use crate::{Backend, Engine, Huffman, Pages, PathCounts};
+use crate::{Backend, Engine, Pages, PathCounts};
 
 /// One channel's.
 pub(crate) struct Compressor {
+    library: &'static Library,
     hardware: Option<Hardware>,
     /// Does what the hardware does not.
     software: Job,
-    huffman: Huffman,
 }
 
 /// A piece as it is to be sent.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Piece<'a> {
-    /// One complete raw deflate stream, shorter than the piece.
+    /// One complete raw deflate stream, or the body of a block, shorter than the piece.
     Deflated {
         stream: &'a [u8],
         /// What it was made of.
@@ -38,10 +38,10 @@ impl Compressor {
     ///
     /// # Errors
     /// libqpl's status.
-    pub(crate) fn on_hardware(library: &'static Library, huffman: Huffman) -> Result<Self, Status> {
+    pub(crate) fn on_hardware(library: &'static Library) -> Result<Self, Status> {
         Ok(Self {
             hardware: Some(Hardware::new(library)),
-            ..Self::in_software(library, huffman)?
+            ..Self::in_software(library)?
         })
     }
 
@@ -49,12 +49,16 @@ impl Compressor {
     ///
     /// # Errors
     /// libqpl's status.
-    pub(crate) fn in_software(library: &'static Library, huffman: Huffman) -> Result<Self, Status> {
+    pub(crate) fn in_software(library: &'static Library) -> Result<Self, Status> {
         Ok(Self {
+            library,
             hardware: None,
             software: Job::new(library, Path::SOFTWARE)?,
-            huffman,
         })
+    }
+
+    pub(super) const fn library(&self) -> &'static Library {
+        self.library
     }
 
     /// What does the work in place of hardware that is out of use.
@@ -64,9 +68,10 @@ impl Compressor {
     }
 
     /// Compresses pieces, each given as a range of `pages`, and hands them to `sink` in their order. `sink` says whether
-    /// it has taken a piece as it was given; if not, it has taken it raw.
+    /// it has taken a piece as it was given; if not, it has taken it raw. `work` is the same kind in all of a compressor's life.
     pub(super) fn run(
         &mut self,
+        work: &Work,
         pages: &Pages<'_>,
         pieces: &[Range<usize>],
         sink: impl FnMut(Piece<'_>) -> bool,
@@ -74,7 +79,7 @@ impl Compressor {
         let mut packet = Packet {
             pages,
             pieces,
-            work: Work::Compress(self.huffman),
+            work,
             software: &mut self.software,
             sink,
             counts: PathCounts::default(),
@@ -90,7 +95,7 @@ impl Compressor {
 struct Packet<'a, S> {
     pages: &'a Pages<'a>,
     pieces: &'a [Range<usize>],
-    work: Work,
+    work: &'a Work,
     software: &'a mut Job,
     sink: S,
     counts: PathCounts,
@@ -116,7 +121,7 @@ impl<S: FnMut(Piece<'_>) -> bool> Batch for Packet<'_, S> {
 
     fn fill(&self, piece: usize, input: &mut Vec<u8>) -> Option<(Work, usize)> {
         self.pages.append_range(self.range(piece), input);
-        Some((self.work, self.room(piece)))
+        Some((self.work.clone(), self.room(piece)))
     }
 
     fn take(&mut self, piece: usize, landed: Landed<'_>) -> Result<(), Infallible> {

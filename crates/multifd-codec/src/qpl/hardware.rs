@@ -12,7 +12,7 @@ use super::job::{Flight, Job, Product, Work};
 use super::outcome::Outcome;
 
 /// A packet's pieces, as the device is given them and gives them back.
-pub(super) trait Batch {
+pub(crate) trait Batch {
     type Error;
 
     /// How many pieces there are.
@@ -28,7 +28,7 @@ pub(super) trait Batch {
 
 /// How a piece comes back from the device.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Landed<'a> {
+pub(crate) enum Landed<'a> {
     /// The device says that it has done the work.
     Done(Product<'a>),
     /// The device says that the result of this input does not fit.
@@ -39,7 +39,7 @@ pub(super) enum Landed<'a> {
 
 /// A channel's jobs on the device.
 #[derive(Debug)]
-pub(super) struct Hardware {
+pub(crate) struct Hardware {
     library: &'static Library,
     idle: Vec<Job>,
     /// Jobs made so far. One that was abandoned is not replaced.
@@ -58,7 +58,7 @@ enum Pending {
 
 impl Hardware {
     /// Without a job yet.
-    pub(super) const fn new(library: &'static Library) -> Self {
+    pub(crate) const fn new(library: &'static Library) -> Self {
         Self {
             library,
             idle: Vec::new(),
@@ -70,7 +70,7 @@ impl Hardware {
     }
 
     /// Why the device is not asked at present, if it is not.
-    pub(super) fn refused(&self) -> Option<Arc<str>> {
+    pub(crate) fn refused(&self) -> Option<Arc<str>> {
         self.given_up.clone().or_else(|| BREAKER.open())
     }
 
@@ -80,7 +80,7 @@ impl Hardware {
     ///
     /// # Errors
     /// The batch's own.
-    pub(super) fn run<B: Batch>(&mut self, batch: &mut B) -> Result<(), B::Error> {
+    pub(crate) fn run<B: Batch>(&mut self, batch: &mut B) -> Result<(), B::Error> {
         let flying = Airborne(self);
         let mut landed = 0;
         for piece in 0..batch.len() {
@@ -111,7 +111,7 @@ impl Hardware {
         };
         let mut attempts = 0;
         loop {
-            match job.submit(work, room, self.numa) {
+            match job.submit(&work, room, self.numa) {
                 Ok(flight) => {
                     BREAKER.submitted(true);
                     return Pending::Flying(flight);

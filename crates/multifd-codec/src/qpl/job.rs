@@ -1,4 +1,4 @@
-//! One libqpl job, its memory and its buffers: the only place that calls libqpl.
+//! One libqpl job, its memory and its buffers.
 //!
 //! A job on the hardware path is memory into which a device writes: the job's own, and the output buffer. So each job
 //! owns its buffers, and a job which the device has is another type ([`Flight`]) than one which it has not ([`Job`]):
@@ -11,19 +11,24 @@ use std::cell::Cell;
 use std::marker::PhantomData;
 use std::mem::ManuallyDrop;
 use std::ptr;
+use std::sync::Arc;
 
 use qpl_sys::{
     CompressionLevel, DecompressEnd, Flags, Library, MiniBlockSize, NumaId, Operation, Path,
     StatisticsMode, Status,
 };
 
+use super::table::Table;
 use crate::Huffman;
 
 /// What a job is to do with its input. Each run is a stream of its own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Work {
+#[derive(Clone, Debug)]
+pub(crate) enum Work {
     /// Deflate.
     Compress(Huffman),
+    /// Deflate the body of a block of these codes, without its header. Not in a job which has written a header since it
+    /// was fresh: on the hardware path that header would come out again.
+    CompressBody(Arc<Table>),
     /// Inflate, to the end of the final block.
     Decompress,
 }
@@ -38,6 +43,8 @@ pub(super) struct Job {
     memory: Vec<Line>,
     input: Vec<u8>,
     output: Vec<u8>,
+    /// What `memory` refers to in the run before.
+    table: Option<Arc<Table>>,
     /// A job may be moved from one thread to another, but is of one thread at a time.
     not_sync: PhantomData<Cell<()>>,
 }
@@ -49,11 +56,11 @@ struct Line(#[expect(dead_code, reason = "libqpl's, through a pointer")] [u8; 64
 
 /// What a job has made of its input.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Product<'a> {
-    pub(super) input: &'a [u8],
-    pub(super) output: &'a [u8],
+pub(crate) struct Product<'a> {
+    pub(crate) input: &'a [u8],
+    pub(crate) output: &'a [u8],
     /// Bytes of the input that were used. Of the hardware path; the software path exaggerates.
-    pub(super) used: usize,
+    pub(crate) used: usize,
     /// Bits at the end of the output's last byte which do not belong to the stream. Of the hardware path; the software
     /// path always says 0.
     pub(super) spare_bits: u32,
@@ -78,6 +85,7 @@ impl Job {
             memory: vec![Line([0; 64]); lines],
             input: Vec::new(),
             output: Vec::new(),
+            table: None,
             not_sync: PhantomData,
         };
         // A job that was refused is a job of the software path in too little memory. It is dropped here, unused.
@@ -100,7 +108,7 @@ impl Job {
     }
 
     /// Does the work here and now, and returns its outcome. For the software path.
-    pub(super) fn run(&mut self, work: Work, room: usize) -> Status {
+    pub(super) fn run(&mut self, work: &Work, room: usize) -> Status {
         debug_assert_eq!(self.path, Path::SOFTWARE);
         if let Err(refused) = self.prepare(work, room, NumaId::ANY) {
             return refused;
@@ -116,7 +124,7 @@ impl Job {
     /// The job, which no device has got, and libqpl's status.
     pub(super) fn submit(
         mut self,
-        work: Work,
+        work: &Work,
         room: usize,
         numa: NumaId,
     ) -> Result<Flight, (Self, Status)> {
@@ -153,7 +161,7 @@ impl Job {
 
     /// Sets every field that libqpl reads, as it leaves them in any state, and touches the pages of the output: a device
     /// that meets a missing page gives up or waits for the kernel. (The input has just been written.)
-    fn prepare(&mut self, work: Work, room: usize, numa: NumaId) -> Result<(), Status> {
+    fn prepare(&mut self, work: &Work, room: usize, numa: NumaId) -> Result<(), Status> {
         let (Ok(available_in), Ok(available_out)) =
             (u32::try_from(self.input.len()), u32::try_from(room))
         else {
@@ -173,14 +181,25 @@ impl Job {
         {
             *last = 0;
         }
-        let (op, flags) = match work {
-            Work::Compress(Huffman::Fixed) => (Operation::COMPRESS, Flags::OMIT_VERIFY),
+        let (op, flags, table) = match work {
+            Work::Compress(Huffman::Fixed) => (Operation::COMPRESS, Flags::OMIT_VERIFY, None),
             Work::Compress(Huffman::Dynamic) => (
                 Operation::COMPRESS,
                 Flags::OMIT_VERIFY | Flags::DYNAMIC_HUFFMAN,
+                None,
             ),
-            Work::Decompress => (Operation::DECOMPRESS, Flags::NONE),
+            Work::CompressBody(table) => (
+                Operation::COMPRESS,
+                Flags::OMIT_VERIFY | Flags::CANNED_MODE,
+                Some(Arc::clone(table)),
+            ),
+            Work::Decompress => (Operation::DECOMPRESS, Flags::NONE, None),
         };
+        self.table = table;
+        let table = self
+            .table
+            .as_ref()
+            .map_or(ptr::null_mut(), |table| table.raw());
         let input = self.input.as_ptr().cast_mut();
         let output = self.output.as_mut_ptr();
         let job = self.pointer();
@@ -195,7 +214,7 @@ impl Job {
         job.decomp_end_processing = DecompressEnd::STOP_AND_CHECK_FOR_BFINAL_EOB;
         job.ignore_start_bits = 0;
         job.ignore_end_bits = 0;
-        job.huffman_table = ptr::null_mut();
+        job.huffman_table = table;
         job.dictionary = ptr::null_mut();
         job.idx_array = ptr::null_mut();
         job.idx_max_size = 0;

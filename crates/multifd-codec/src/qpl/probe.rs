@@ -10,14 +10,18 @@ use qpl_sys::{Library, NumaId, Path, Status};
 
 use super::hardware::await_end;
 use super::job::{Job, Work};
+use super::table::Table;
 use crate::Huffman;
-use crate::deflate::PageInflater;
+use crate::deflate::{CodeLengths, Effort, Histogram, PageDeflater, PageInflater, SharedInflater};
 use crate::detect::{Cause, System, Verdict, detect};
+use crate::paged::push_bits;
 
 /// What a device is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Direction {
     Compress,
+    /// Pages to bodies of blocks.
+    CompressBodies,
     Decompress,
 }
 
@@ -34,6 +38,28 @@ pub(crate) fn software() -> Result<&'static Library, Arc<str>> {
     })
 }
 
+/// libqpl, of which the software path makes bodies of blocks as it is known to.
+///
+/// # Errors
+/// Why not, in a phrase.
+pub(crate) fn software_bodies() -> Result<&'static Library, Arc<str>> {
+    static MAKES_THEM: OnceLock<Result<(), Arc<str>>> = OnceLock::new();
+
+    let library = software()?;
+    let makes_them = MAKES_THEM.get_or_init(|| {
+        let mut job = Job::new(library, Path::SOFTWARE).map_err(explain)?;
+        let bodies = Bodies::new(library)?;
+        job.input().extend_from_slice(&bodies.page);
+        let status = job.run(&bodies.work(), ROOM);
+        let product = job.product().filter(|_| status == Status::OK);
+        match product {
+            Some(product) if bodies.are(product.output, None) => Ok(()),
+            _ => Err("this libqpl's canned mode is not the known one".into()),
+        }
+    });
+    makes_them.clone().map(|()| library)
+}
+
 /// libqpl with hardware that has done the work of this direction on one page.
 ///
 /// libqpl looks for devices once in a process, and so does this.
@@ -47,6 +73,7 @@ pub(crate) fn hardware(direction: Direction) -> Result<&'static Library, Arc<str
     let found = FOUND.get_or_init(|| Found::look(library));
     let works = match direction {
         Direction::Compress => &found.compress,
+        Direction::CompressBodies => &found.compress_bodies,
         Direction::Decompress => &found.decompress,
     };
     works.clone().map(|()| library)
@@ -69,15 +96,18 @@ pub(super) fn explain(status: Status) -> Arc<str> {
 
 struct Found {
     compress: Result<(), Arc<str>>,
+    compress_bodies: Result<(), Arc<str>>,
     decompress: Result<(), Arc<str>>,
 }
 
 impl Found {
     fn look(library: &'static Library) -> Self {
         let compress = try_compress(library);
+        let compress_bodies = compress.clone().and_then(|()| try_compress_body(library));
         let decompress = try_decompress(library);
         Self {
             compress,
+            compress_bodies,
             decompress,
         }
     }
@@ -87,7 +117,7 @@ impl Found {
 fn try_compress(library: &'static Library) -> Result<(), Arc<str>> {
     let page = page();
     for huffman in [Huffman::Fixed, Huffman::Dynamic] {
-        let Some(job) = run(library, Work::Compress(huffman), &page)? else {
+        let Some(job) = run(library, &Work::Compress(huffman), &page)? else {
             return Ok(());
         };
         let product = job.product().ok_or("no IAA: it says what cannot be")?;
@@ -100,17 +130,29 @@ fn try_compress(library: &'static Library) -> Result<(), Arc<str>> {
     Ok(())
 }
 
+/// A page through the device to the body of a block, and back in software.
+fn try_compress_body(library: &'static Library) -> Result<(), Arc<str>> {
+    let bodies = Bodies::new(library)?;
+    let Some(job) = run(library, &bodies.work(), &bodies.page)? else {
+        return Ok(());
+    };
+    match job.product() {
+        Some(product) if bodies.are(product.output, Some(product.spare_bits)) => Ok(()),
+        _ => Err("no IAA: in canned mode it compresses a page to something else".into()),
+    }
+}
+
 /// A page from software through the device.
 fn try_decompress(library: &'static Library) -> Result<(), Arc<str>> {
     let page = page();
     let mut job = Job::new(library, Path::SOFTWARE).map_err(explain)?;
     job.input().extend_from_slice(&page);
-    let status = job.run(Work::Compress(Huffman::Dynamic), page.len());
+    let status = job.run(&Work::Compress(Huffman::Dynamic), page.len());
     let product = job.product().filter(|_| status == Status::OK);
     let stream = product
         .ok_or("no IAA: libqpl cannot compress a page")?
         .output;
-    let Some(job) = run(library, Work::Decompress, stream)? else {
+    let Some(job) = run(library, &Work::Decompress, stream)? else {
         return Ok(());
     };
     match job.product() {
@@ -119,9 +161,47 @@ fn try_decompress(library: &'static Library) -> Result<(), Arc<str>> {
     }
 }
 
+/// A page to make a body of, and a code for it.
+struct Bodies {
+    page: Vec<u8>,
+    lengths: CodeLengths,
+    table: Arc<Table>,
+}
+
+impl Bodies {
+    fn new(library: &'static Library) -> Result<Self, Arc<str>> {
+        let page = page();
+        let mut histogram = Histogram::new();
+        PageDeflater::new(Effort::Fast).count(&page, &mut histogram);
+        let lengths = histogram.code_lengths();
+        let table = Table::new(library, &lengths).map_err(explain)?;
+        Ok(Self {
+            page,
+            lengths,
+            table: Arc::new(table),
+        })
+    }
+
+    fn work(&self) -> Work {
+        Work::CompressBody(Arc::clone(&self.table))
+    }
+
+    /// Whether this is what should come out.
+    fn are(&self, output: &[u8], spare_bits: Option<u32>) -> bool {
+        let Some(bits) = self.table.body_bits(output, spare_bits) else {
+            return false;
+        };
+        let mut body = Vec::new();
+        push_bits(output, bits, &mut body);
+        let mut back = vec![0; self.page.len()];
+        let read = SharedInflater::new(&self.lengths).inflate(&body, &mut back);
+        read.is_ok() && back == self.page
+    }
+}
+
 /// One job through the device. `None` when its queues are full of somebody else's work, so that there is a device, and
 /// whether it works is found out later.
-fn run(library: &'static Library, work: Work, input: &[u8]) -> Result<Option<Job>, Arc<str>> {
+fn run(library: &'static Library, work: &Work, input: &[u8]) -> Result<Option<Job>, Arc<str>> {
     let mut job = Job::new(library, Path::HARDWARE).map_err(explain)?;
     job.input().extend_from_slice(input);
     let started = Instant::now();

@@ -14,6 +14,7 @@ use std::ops::Range;
 use multifd_wire::{Method, PageSize};
 
 use super::compressor::{Compressor, Piece};
+use super::job::Work;
 use crate::channel::WritePayload;
 use crate::deflate::PageInflater;
 use crate::{Backend, EncodeError, Huffman, Pages, PathCounts, Streams};
@@ -59,7 +60,8 @@ impl WritePayload for Deflate {
         self.pieces.clear();
         cut(pages, self.streams, &mut self.pieces);
         let (check, huffman) = (&mut self.check, self.huffman);
-        let counts = self.compressor.run(pages, &self.pieces, |piece| {
+        let work = Work::Compress(huffman);
+        let counts = self.compressor.run(&work, pages, &self.pieces, |piece| {
             let (content, joined) = match piece {
                 Piece::Raw(content) => (content, true),
                 Piece::Deflated {

@@ -25,13 +25,17 @@ fn without_a_device() {
         // As on a machine that has none. What it says is the detection's affair.
         let why = report.explain_status(503);
         let why = format!("no IAA: {why}");
-        for accel in [Accel::Qpl, Accel::Auto] {
-            let [_, decodes] = chosen(Method::Qpl, accel);
-            assert_eq!(decodes, format!("software ({why})"));
-        }
-        for accel in [Accel::Qpl, Accel::Auto] {
-            let [encodes, _] = chosen(Method::Qpl, accel);
-            assert_eq!(encodes, format!("qpl-software ({why})"));
+        for method in [Method::Qpl, Method::Canned] {
+            let software = format!("software ({why})");
+            assert_eq!(
+                chosen(method, Accel::Qpl),
+                [format!("qpl-{software}"), software.clone()]
+            );
+            assert_eq!(
+                chosen(method, Accel::Auto),
+                [software.clone(), software.clone()]
+            );
+            assert_eq!(chosen(method, Accel::QplSoftware)[0], "qpl-software");
         }
         let [encodes, _] = chosen(Method::Zlib, Accel::Qpl);
         assert_eq!(encodes, format!("qpl-software ({why})"));
@@ -66,7 +70,9 @@ fn with_a_device() {
     alone!("choice::with_a_device", || {
         let _device = device(&iaa_sim::Settings::default());
         for accel in [Accel::Qpl, Accel::QplHardware, Accel::Auto] {
-            assert_eq!(chosen(Method::Qpl, accel), ["qpl-hardware", "qpl-hardware"]);
+            for method in [Method::Qpl, Method::Canned] {
+                assert_eq!(chosen(method, accel), ["qpl-hardware", "qpl-hardware"]);
+            }
             let [encodes, decodes] = chosen(Method::Zlib, accel);
             assert_eq!(encodes, "qpl-hardware");
             assert!(decodes.starts_with("plain"), "{decodes}");
@@ -94,7 +100,7 @@ fn what_libqpl_has_no_part_in() {
         let decoder = decoder(Method::Zlib, &with(accel)).unwrap();
         assert_eq!(
             decoder.backend().to_string(),
-            "software (the window of a stock stream is 32 KiB and the IAA's 4 KiB)"
+            "plain (the window of a stock stream is 32 KiB and the IAA's 4 KiB)"
         );
     }
 }

@@ -6,7 +6,11 @@ use multifd_wire::Method;
 use crate::suite::Subject;
 use crate::support::{dynamic, healthy_device, libqpl, streams, with};
 
-conformance! { qpl_in_qpl_software qpl_on_hardware zlib_in_qpl_software zlib_on_hardware }
+conformance! {
+    qpl_in_qpl_software qpl_on_hardware
+    zlib_in_qpl_software zlib_on_hardware
+    canned_in_qpl_software canned_on_hardware
+}
 
 fn qpl_in_qpl_software() -> Option<Subject> {
     libqpl().then(|| subject(Method::Qpl, Accel::QplSoftware))
@@ -22,6 +26,14 @@ fn qpl_on_hardware() -> Option<Subject> {
 
 fn zlib_on_hardware() -> Option<Subject> {
     healthy_device().map(|_| subject(Method::Zlib, Accel::QplHardware))
+}
+
+fn canned_in_qpl_software() -> Option<Subject> {
+    libqpl().then(|| subject(Method::Canned, Accel::QplSoftware))
+}
+
+fn canned_on_hardware() -> Option<Subject> {
+    healthy_device().map(|_| subject(Method::Canned, Accel::QplHardware))
 }
 
 fn subject(method: Method, accel: Accel) -> Subject {

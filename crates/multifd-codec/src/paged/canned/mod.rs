@@ -1,0 +1,167 @@
+//! Method `canned`, our own, between two ends of our own: every page by itself, in a code that both ends know already.
+//!
+//! A payload is, numbers being big-endian:
+//!
+//! | bytes | |
+//! | --- | --- |
+//! | 1 | version of this format: 1 |
+//! | 1 | generation: which code the pages are in. A channel's first code has generation 0, each new one the next number, and 0 again after 255 |
+//! | 2 | length of the code's description; 0 if the code is that of the packet before |
+//! | so many | the code's description |
+//! | the rest | a table of lengths and then the pages ([`multifd_wire::lengths`]) |
+//!
+//! The description is the header of a dynamic deflate block, the final one of its stream: from the block's first bit to the
+//! last of the code lengths (RFC 1951, sections 3.2.3 and 3.2.7), the rest of the last byte being 0. It describes all 286
+//! literals and lengths and all 30 distances; every symbol has a code of 1 to 15 bits, and both codes are complete.
+//! It never has more than 290 bytes. Like every header it can be written in several ways, all of which mean the same.
+//!
+//! A page as long as the page size is there as it is. A shorter one is what follows that header in its block: symbols, the
+//! end of the block, and zeros to the end of the byte. So header and page together, bit behind bit, are a complete deflate
+//! stream. It fills its page exactly, ends in the page's last byte, and no distance in it is over 4096 or reaches back
+//! to before the page, so that an Intel IAA can read it; this is also what libqpl calls *canned mode*.
+//!
+//! The first payload of a channel brings a code. Each may bring one, which then holds for its pages and until the next; codes
+//! are a channel's own. Packets without normal pages have no payload and change nothing.
+//!
+//! A receiver refuses another version, a generation out of its turn, a first payload without code, and a description
+//! that breaks the rules above. Nothing checks what a page says: a page whose bits have changed and which still
+//! ends where it should is taken for what it says, as in the methods of QEMU.
+//!
+//! Which code is best, and when to change it, is the sender's affair ([`plan`]).
+
+mod head;
+mod plan;
+
+pub use head::CannedFault;
+
+use multifd_wire::{Method, PageSize};
+
+use super::read::BodyCode;
+use super::{CompressPages, PageList, PageReader};
+use crate::channel::{ReadPayload, WritePayload};
+use crate::deflate::CodeLengths;
+use crate::{Backend, DecodeError, EncodeError, Pages, PathCounts};
+use head::Head;
+use plan::Planner;
+
+/// The sending direction.
+pub(crate) struct WritePages<C: CompressPages> {
+    compressor: C,
+    planner: Planner,
+    current: Option<Coded<C::Code>>,
+}
+
+/// A code that the other end has.
+struct Coded<C> {
+    generation: u8,
+    lengths: CodeLengths,
+    code: C,
+}
+
+impl<C: CompressPages> WritePages<C> {
+    pub(crate) fn new(compressor: C) -> Self {
+        Self {
+            compressor,
+            planner: Planner::new(),
+            current: None,
+        }
+    }
+}
+
+impl<C: CompressPages> WritePayload for WritePages<C> {
+    const METHOD: Method = Method::Canned;
+
+    fn write_payload(
+        &mut self,
+        pages: &Pages<'_>,
+        out: &mut Vec<u8>,
+    ) -> Result<PathCounts, EncodeError> {
+        let plan = self.planner.plan(pages);
+        let coded = match self.current.take() {
+            Some(coded) if !plan.pays_over(&coded.lengths) => {
+                head::write(coded.generation, &[], out);
+                coded
+            }
+            before => {
+                let generation = head::next(before.map(|coded| coded.generation));
+                head::write(generation, plan.description, out);
+                Coded {
+                    generation,
+                    code: self.compressor.body(&plan.lengths)?,
+                    lengths: plan.lengths,
+                }
+            }
+        };
+        let coded = self.current.insert(coded);
+        let list = PageList::begin(pages.len(), out);
+        Ok(self.compressor.compress(&coded.code, pages, list))
+    }
+
+    fn backend(&self) -> Option<Backend> {
+        self.compressor.backend()
+    }
+}
+
+/// The receiving direction.
+pub(crate) struct ReadPages {
+    reader: PageReader,
+    code: CodeAtHand,
+}
+
+/// The code that holds until the next one comes, and its generation.
+struct CodeAtHand(Option<(u8, BodyCode)>);
+
+impl ReadPages {
+    pub(crate) const fn new(reader: PageReader) -> Self {
+        Self {
+            reader,
+            code: CodeAtHand(None),
+        }
+    }
+}
+
+impl CodeAtHand {
+    /// The code of a payload's pages, which the payload may have brought.
+    fn of(&mut self, head: &Head<'_>) -> Result<&BodyCode, CannedFault> {
+        let at_hand = self.0.take();
+        let generation = at_hand.as_ref().map(|code| code.0);
+        let expected = match head.description {
+            [] => generation.ok_or(CannedFault::NoCode)?,
+            _ => head::next(generation),
+        };
+        if head.generation != expected {
+            return Err(CannedFault::Generation {
+                found: head.generation,
+                expected,
+            });
+        }
+        let code = match at_hand {
+            Some(code) if head.description.is_empty() => code,
+            _ => {
+                let lengths = CodeLengths::read_header(head.description);
+                let lengths = lengths.map_err(CannedFault::Code)?;
+                (expected, BodyCode::new(&lengths))
+            }
+        };
+        Ok(&self.0.insert(code).1)
+    }
+}
+
+impl ReadPayload for ReadPages {
+    const METHOD: Method = Method::Canned;
+
+    fn read_payload(
+        &mut self,
+        payload: &[u8],
+        page_size: PageSize,
+        pages: &mut [u8],
+    ) -> Result<PathCounts, DecodeError> {
+        let (head, list) = Head::read(payload).map_err(DecodeError::Canned)?;
+        let code = self.code.of(&head).map_err(DecodeError::Canned)?;
+        self.reader.read_bodies(list, page_size, pages, code)
+    }
+
+    fn backend(&self) -> Option<Backend> {
+        self.reader.backend()
+    }
+}

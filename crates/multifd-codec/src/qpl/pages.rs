@@ -1,0 +1,76 @@
+//! The pages of a packet, each by itself.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::compressor::{Compressor, Piece};
+use super::job::Work;
+use super::table::Table;
+use crate::deflate::CodeLengths;
+use crate::paged::{CompressPages, PageList};
+use crate::{Backend, EncodeError, Huffman, Pages, PathCounts};
+
+/// Compresses pages by libqpl.
+pub(crate) struct PageCompressor {
+    compressor: Compressor,
+    pieces: Vec<Range<usize>>,
+}
+
+impl PageCompressor {
+    pub(crate) const fn new(compressor: Compressor) -> Self {
+        Self {
+            compressor,
+            pieces: Vec::new(),
+        }
+    }
+}
+
+impl CompressPages for PageCompressor {
+    type Code = Work;
+
+    fn stream(huffman: Huffman) -> Work {
+        Work::Compress(huffman)
+    }
+
+    fn body(&self, lengths: &CodeLengths) -> Result<Work, EncodeError> {
+        let table = Table::new(self.compressor.library(), lengths);
+        let table = table.map_err(|status| EncodeError::Library {
+            method: multifd_wire::Method::Canned,
+            source: status.to_string().into(),
+        })?;
+        Ok(Work::CompressBody(Arc::new(table)))
+    }
+
+    fn compress(&mut self, work: &Work, pages: &Pages<'_>, mut list: PageList<'_>) -> PathCounts {
+        self.pieces.clear();
+        self.pieces
+            .extend((0..pages.len()).map(|page| page..page + 1));
+        self.compressor.run(work, pages, &self.pieces, |piece| {
+            let (content, is_as_given) = match piece {
+                Piece::Raw(content) => (content, true),
+                Piece::Deflated {
+                    stream,
+                    content,
+                    spare_bits,
+                } => {
+                    let bits = match work {
+                        Work::CompressBody(table) => table.body_bits(stream, spare_bits),
+                        _ => Some(8 * stream.len()).filter(|&bits| bits > 0),
+                    };
+                    if let Some(bits) = bits {
+                        list.push_bits(stream, bits);
+                        return true;
+                    }
+                    // Never seen, and would be read as a fault.
+                    (content, false)
+                }
+            };
+            list.push(content);
+            is_as_given
+        })
+    }
+
+    fn backend(&self) -> Option<Backend> {
+        self.compressor.backend()
+    }
+}
