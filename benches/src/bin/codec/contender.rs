@@ -1,7 +1,10 @@
 //! Who takes part.
 
 use multifd_benches::PAGE_SIZE;
-use multifd_codec::{Accel, Decoder, Encoder, Huffman, Pages, Settings, Streams, decoder, encoder};
+use multifd_codec::{
+    Accel, Decoder, Effort, Encoder, Huffman, Pages, Settings, Streams, WindowSize, decoder,
+    encoder,
+};
 use multifd_wire::Method;
 
 use crate::blocks::{LibDeflate, Lz4};
@@ -126,64 +129,110 @@ fn stock(absent: &mut Vec<(String, String)>) -> Vec<Contender> {
 
 /// A codec of this project.
 struct Own {
+    name: String,
     method: Method,
     settings: Settings,
-    huffman: Option<Huffman>,
+    /// Which of the settings matter to it.
+    knobs: Knobs,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Knobs {
+    None,
+    Huffman,
+    EffortAndWindow,
+    HuffmanAndEffort,
+    Effort,
 }
 
 impl Own {
+    fn new(method: Method, accel: Accel) -> Self {
+        let mut settings = Settings::default();
+        settings.accel = accel;
+        Self {
+            name: format!("{method}/{accel}"),
+            method,
+            settings,
+            knobs: Knobs::None,
+        }
+    }
+
     fn label(&self) -> Label {
         let Self {
-            method, settings, ..
-        } = self;
-        let mut name = format!("{method}/{}", settings.accel);
-        if let Some(huffman) = self.huffman {
-            name.push_str(&format!("/{huffman}"));
-        }
-        Label {
             name,
+            method,
+            settings,
+            knobs,
+        } = self;
+        let huffman = matches!(knobs, Knobs::Huffman | Knobs::HuffmanAndEffort);
+        let effort = matches!(
+            knobs,
+            Knobs::EffortAndWindow | Knobs::HuffmanAndEffort | Knobs::Effort
+        );
+        let window = *knobs == Knobs::EffortAndWindow;
+        Label {
+            name: name.clone(),
             method: method.as_str(),
             accel: settings.accel.as_str(),
-            huffman: self.huffman.map(Huffman::as_str),
-            effort: None,
-            window: None,
+            huffman: huffman.then(|| settings.huffman.as_str()),
+            effort: effort.then(|| settings.effort.to_string()),
+            window: window.then(|| settings.window.as_str()),
             streams: 1,
         }
     }
 }
 
+/// By method, and within it by who computes, and within that by how.
 fn own() -> Vec<Own> {
-    let own = |method, accel, huffman: Option<Huffman>| {
-        let mut settings = Settings::default();
-        settings.accel = accel;
-        settings.huffman = huffman.unwrap_or_default();
-        Own {
-            method,
-            settings,
-            huffman,
-        }
-    };
     let mut all = vec![
-        own(Method::None, Accel::None, None),
-        own(Method::Zlib, Accel::None, None),
-        own(Method::Zstd, Accel::None, None),
-        own(Method::Zlib, Accel::Software, None),
+        Own::new(Method::None, Accel::None),
+        Own::new(Method::Zlib, Accel::None),
     ];
-    for method in [Method::Zlib, Method::Qpl] {
-        for accel in [Accel::Software, Accel::QplSoftware, Accel::QplHardware] {
-            if (method, accel) == (Method::Zlib, Accel::Software) {
-                // Its codes are always those of its packets.
-                continue;
+    for window in [WindowSize::ThirtyTwoKiB, WindowSize::FourKiB] {
+        for effort in [Effort::Balanced, Effort::Fast, Effort::Dense] {
+            let mut own = Own::new(Method::Zlib, Accel::Software);
+            own.name.push_str(&format!("/{effort}"));
+            if window != WindowSize::default() {
+                own.name.push_str(&format!("/{window}"));
             }
-            for huffman in [Huffman::Fixed, Huffman::Dynamic] {
-                all.push(own(method, accel, Some(huffman)));
-            }
+            own.settings.effort = effort;
+            own.settings.window = window;
+            own.knobs = Knobs::EffortAndWindow;
+            all.push(own);
         }
+    }
+    for accel in [Accel::QplSoftware, Accel::QplHardware] {
+        all.extend(both_codes(Method::Zlib, accel));
+    }
+    all.push(Own::new(Method::Zstd, Accel::None));
+    for accel in [Accel::Software, Accel::QplSoftware, Accel::QplHardware] {
+        all.extend(both_codes(Method::Qpl, accel));
     }
     for accel in [Accel::Software, Accel::QplSoftware, Accel::QplHardware] {
-        all.push(own(Method::Canned, accel, None));
+        let mut own = Own::new(Method::Canned, accel);
+        if accel == Accel::Software {
+            own.knobs = Knobs::Effort;
+        }
+        all.push(own);
     }
     all
+}
+
+/// The fixed code, and a code for each piece.
+fn both_codes(method: Method, accel: Accel) -> [Own; 2] {
+    [Huffman::Fixed, Huffman::Dynamic].map(|huffman| {
+        let mut own = Own::new(method, accel);
+        own.settings.huffman = huffman;
+        own.knobs = Knobs::Huffman;
+        if accel == Accel::Software {
+            own.knobs = Knobs::HuffmanAndEffort;
+        }
+        // This project's own `qpl` without a word more is that with the fixed code, which QEMU's has.
+        if (accel, huffman) != (Accel::Software, Huffman::Fixed) {
+            own.name.push_str(&format!("/{huffman}"));
+        }
+        own
+    })
 }
 
 struct Channel {
