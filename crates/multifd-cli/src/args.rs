@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use multifd_codec::{Accel, Huffman, Streams, ZlibLevel, ZstdLevel};
+use multifd_codec::{Accel, Effort, Huffman, Streams, WindowSize, ZlibLevel, ZstdLevel};
 use multifd_transport::Address;
 use multifd_wire::Method;
 
@@ -32,8 +32,7 @@ pub enum Command {
 /// Pass migrations on, recompressed.
 #[derive(Args, Debug)]
 #[command(after_help = "\
-Serves one migration after another until it is stopped. Payloads arrive in any method and leave in the one
-of --compression; everything else passes unchanged.
+Serves one migration after another. Payloads of any method leave in --compression's; all else passes unchanged.
 
 Example, between two QEMUs that use no compression:
   multifd relay --listen tcp:0.0.0.0:4444 --connect unix:/run/dst.sock
@@ -49,7 +48,7 @@ pub struct RelayArgs {
     #[arg(long, value_name = "METHOD", default_value_t = Compression::None)]
     #[arg(value_enum, hide_possible_values = true)]
     pub compression: Compression,
-    /// 0 to 9, with --compression zlib.
+    /// 0 to 9, with --compression zlib and --accel none.
     #[arg(long, value_name = "N", value_parser = zlib_level)]
     pub zlib_level: Option<ZlibLevel>,
     /// 0 to 20, with --compression zstd.
@@ -64,6 +63,12 @@ pub struct RelayArgs {
     /// The Huffman code of what libqpl compresses: fixed or dynamic.
     #[arg(long, value_name = "CODE")]
     pub huffman: Option<Huffman>,
+    /// How much time --accel software spends on size: fast, balanced or dense.
+    #[arg(long, value_name = "EFFORT")]
+    pub effort: Option<Effort>,
+    /// How far back --accel software refers: 4k, so that an IAA can read the stream too, or 32k.
+    #[arg(long, value_name = "SIZE")]
+    pub window: Option<WindowSize>,
     /// Stop after one migration; the exit status tells how it went.
     #[arg(long)]
     pub once: bool,

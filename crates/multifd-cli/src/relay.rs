@@ -56,6 +56,9 @@ fn settings(args: &RelayArgs) -> Result<Settings, String> {
     let mut settings = Settings::default();
     if let Some(level) = args.zlib_level {
         needs(args, "zlib-level", Compression::Zlib)?;
+        if args.accel != Accel::None {
+            return Err("--zlib-level has no effect here: it is for --accel none".to_owned());
+        }
         settings.zlib_level = level;
     }
     settings.accel = args.accel;
@@ -72,6 +75,20 @@ fn settings(args: &RelayArgs) -> Result<Settings, String> {
         }
         settings.huffman = huffman;
     }
+    let is_own = args.compression == Compression::Zlib
+        && matches!(args.accel, Accel::Software | Accel::Auto);
+    if (args.effort.is_some() || args.window.is_some()) && !is_own {
+        let option = if args.effort.is_some() {
+            "effort"
+        } else {
+            "window"
+        };
+        return Err(format!(
+            "--{option} has no effect here: it is for --compression zlib with --accel software or auto"
+        ));
+    }
+    settings.effort = args.effort.unwrap_or_default();
+    settings.window = args.window.unwrap_or_default();
     if let Some(level) = args.zstd_level {
         needs(args, "zstd-level", Compression::Zstd)?;
         settings.zstd_level = level;

@@ -55,6 +55,33 @@ fn what_is_wrong_with_a_command_is_said_with_what_to_do() {
         1,
         "--huffman has no effect here",
     );
+    for accel in ["none", "qpl"] {
+        for (option, value) in [("--effort", "dense"), ("--window", "4k")] {
+            refused(
+                &with(&["--compression", "zlib", "--accel", accel, option, value]),
+                1,
+                &format!("{option} has no effect here"),
+            );
+        }
+    }
+    refused(
+        &with(&[
+            "--compression",
+            "zlib",
+            "--accel",
+            "auto",
+            "--zlib-level",
+            "9",
+        ]),
+        1,
+        "--zlib-level has no effect here",
+    );
+    refused(
+        &with(&["--effort", "9"]),
+        2,
+        "\"9\" is not fast, balanced or dense",
+    );
+    refused(&with(&["--window", "8k"]), 2, "\"8k\" is not 4k or 32k");
     refused(
         &["receive", "--listen", "tcp:127.0.0.1:0"],
         2,

@@ -9,7 +9,7 @@
 #[allow(dead_code)]
 mod zlib;
 
-use multifd_codec::deflate::StreamInflater;
+use multifd_codec::deflate::{Deflater, Effort, StreamInflater, WindowSize};
 use std::time::{Duration, Instant};
 
 const PAGE: usize = 4096;
@@ -17,15 +17,15 @@ const PACKET: usize = 128 * PAGE;
 
 /// One way to make a stream: a name, and what makes the packets of one whole stream.
 struct Encoder {
-    name: &'static str,
+    name: String,
     run: Box<Stream>,
 }
 
 type Stream = dyn FnMut(&[&[u8]], &mut [Vec<u8>]);
 
 fn encoders() -> Vec<Encoder> {
-    vec![Encoder {
-        name: "zlib-1",
+    let mut encoders = vec![Encoder {
+        name: "zlib-1".into(),
         run: Box::new(|packets, out| {
             let mut deflate = zlib::Deflate::new(1, 15);
             for (packet, out) in packets.iter().zip(out) {
@@ -33,7 +33,24 @@ fn encoders() -> Vec<Encoder> {
                 deflate.packet(packet, PAGE, out);
             }
         }),
-    }]
+    }];
+    for window in [WindowSize::ThirtyTwoKiB, WindowSize::FourKiB] {
+        for effort in Effort::ALL {
+            encoders.push(Encoder {
+                name: format!("{effort} {window}"),
+                run: Box::new(move |packets, out| {
+                    let mut deflate = Deflater::new(window, effort);
+                    let mut header = &window.zlib_header()[..];
+                    for (packet, out) in packets.iter().zip(out) {
+                        out.clear();
+                        out.extend(std::mem::take(&mut header));
+                        deflate.compress(packet, out);
+                    }
+                }),
+            });
+        }
+    }
+    encoders
 }
 
 fn main() {

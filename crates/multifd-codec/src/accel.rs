@@ -16,8 +16,8 @@ pub enum Accel {
     /// Nobody but the method's ordinary library, as a stock QEMU has it.
     #[default]
     None,
-    /// Rust on this machine's processors, several of them if there are several streams. It reads `qpl` with this crate's own
-    /// inflate; it writes `zlib` and `zstd` with the method's ordinary library, which [`Backend`] then names.
+    /// This crate's own deflate and inflate on this machine's processors, several of them if there are several streams.
+    /// `zstd` stays with its ordinary library, which [`Backend`] then names.
     Software,
     /// libqpl: the hardware if it is there, else its software path.
     Qpl,

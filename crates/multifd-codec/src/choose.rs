@@ -9,14 +9,16 @@ use crate::channel::Channel;
 use crate::paged::{self, Own, PageReader};
 use crate::qpl::{self, Compressor, Direction, PageCompressor};
 use crate::{
-    Accel, Backend, Decoder, Encoder, Engine, Settings, Streams, Unsupported, none, zlib, zstd,
+    Accel, Backend, Decoder, Encoder, Engine, Settings, Streams, Unsupported, none, software, zlib,
+    zstd,
 };
 
 /// An encoder for one channel.
 ///
-/// With [`Accel::None`] it is what a stock QEMU has. Who has asked for libqpl gets it or an error: its hardware path is
-/// replaced by its software path only with [`Accel::Qpl`] and [`Accel::Auto`], and [`Encoder::backend`] tells the
-/// reason. Method `none` has nothing to compute and takes any accelerator.
+/// With [`Accel::None`] it is what a stock QEMU has. [`Accel::Software`], and [`Accel::Auto`] without an IAA, write `zlib`
+/// with this crate's own deflate; [`Settings::zlib_level`] means nothing to it. So are `qpl` and `canned` written
+/// with any of these and with [`Accel::None`]. Who has asked for libqpl gets it or an error: its hardware path is
+/// replaced by its software path only with [`Accel::Qpl`], and [`Encoder::backend`] tells the reason. Method `none` has nothing to compute and takes any accelerator.
 ///
 /// # Errors
 ///
@@ -31,15 +33,17 @@ pub fn encoder(method: Method, settings: &Settings) -> Result<Box<dyn Encoder>, 
                 let stream = qpl::Deflate::new(*compressor, settings.huffman, streams);
                 Box::new(Channel::new(stream, backend))
             }
-            Choice::Own(reason) => {
-                let backend = because(Engine::Plain, reason);
-                if streams == Streams::default() {
-                    let stream = zlib::Deflate::new(settings.zlib_level);
-                    Box::new(Channel::new(stream, backend))
-                } else {
-                    let stream = zlib::DeflateRuns::new(settings.zlib_level, streams);
-                    Box::new(Channel::new(stream, backend))
-                }
+            Choice::Own(reason) if accel != Accel::None => {
+                let stream = software::Deflate::new(settings.effort, settings.window, streams);
+                Box::new(Channel::new(stream, because(Engine::Software, reason)))
+            }
+            Choice::Own(_) if streams == Streams::default() => {
+                let stream = zlib::Deflate::new(settings.zlib_level);
+                Box::new(Channel::new(stream, plain))
+            }
+            Choice::Own(_) => {
+                let stream = zlib::DeflateRuns::new(settings.zlib_level, streams);
+                Box::new(Channel::new(stream, plain))
             }
         },
         Method::Zstd if wants_libqpl(accel) => return Err(refused(method, accel, NO_ZSTD.into())),
@@ -93,7 +97,15 @@ pub fn decoder(method: Method, settings: &Settings) -> Result<Box<dyn Decoder>, 
     };
     Ok(match method {
         Method::None => Box::new(Channel::new(none::Raw, Backend::new(Engine::Plain))),
-        Method::Zlib => Box::new(Channel::new(zlib::Inflate::new(), plain(WINDOW))),
+        Method::Zlib if accel == Accel::None => Box::new(Channel::new(
+            zlib::Inflate::new(),
+            Backend::new(Engine::Plain),
+        )),
+        Method::Zlib => {
+            let reason = wants_libqpl(accel).then(|| WINDOW.into());
+            let backend = because(Engine::Software, reason);
+            Box::new(Channel::new(software::Inflate::new(), backend))
+        }
         Method::Zstd => Box::new(Channel::new(zstd::Decompress::new(accel)?, plain(NO_ZSTD))),
         Method::Qpl => {
             let (reader, backend) = page_reader(method, accel)?;
@@ -156,8 +168,7 @@ fn by_libqpl(method: Method, settings: &Settings) -> Result<Choice, Unsupported>
             Err(reason) => Some(reason),
         },
     };
-    // Without hardware there is better than libqpl: for `zlib` one stream with a window of 32 KiB, for pages by themselves
-    // this crate's own deflate.
+    // What this crate makes is better than what libqpl does, unless hardware does it.
     if accel == Accel::Auto {
         return Ok(Choice::Own(reason));
     }

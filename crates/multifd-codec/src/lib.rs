@@ -57,8 +57,13 @@
 //!
 //! # Accelerators
 //!
-//! Who computes is a choice of its own ([`Accel`]) and shows on the wire only to who looks closely. libqpl is opened at
-//! run time if it is there, with an Intel IAA if libqpl finds one that works.
+//! Who computes is a choice of its own ([`Accel`]) and shows on the wire only to who looks closely.
+//!
+//! [`Accel::Software`] writes and reads `zlib` with this crate's own [`deflate`], in a choice of [`Effort`] and [`WindowSize`]. A
+//! payload that its decoder does not understand is read by the ordinary library, so that nothing is refused which a stock
+//! receiver takes.
+//!
+//! libqpl is opened at run time if it is there, with an Intel IAA if libqpl finds one that works.
 //!
 //! | method | encoder with libqpl | decoder with libqpl |
 //! | --- | --- | --- |
@@ -94,6 +99,7 @@ mod page;
 mod paged;
 mod qpl;
 mod settings;
+mod software;
 mod streams;
 mod zero;
 mod zlib;
@@ -102,6 +108,7 @@ mod zstd;
 pub use accel::{Accel, Backend, Engine, Huffman, PathCounts, UnknownWord};
 pub use channel::MAX_PAYLOAD_BYTES;
 pub use choose::{decoder, encoder};
+pub use deflate::{Effort, WindowSize};
 pub use error::{DecodeError, EncodeError, Unsupported};
 pub use page::{GuestPage, Pages, PagesError};
 pub use paged::canned::CannedFault;

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use crate::deflate::{Effort, WindowSize};
 use crate::{Accel, Huffman};
 
 /// What a codec is made with. A decoder looks at [`Settings::accel`] only: what it reads is the sender's choice.
@@ -24,6 +25,10 @@ pub struct Settings {
     pub accel: Accel,
     /// The Huffman code where an accelerated deflate has the choice.
     pub huffman: Huffman,
+    /// The effort of this crate's own deflate.
+    pub effort: Effort,
+    /// The window of a zlib stream that this crate's own deflate writes.
+    pub window: WindowSize,
     /// Independent streams in the channel, for methods and engines that can make them.
     pub streams: Streams,
 }

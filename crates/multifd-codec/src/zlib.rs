@@ -1,4 +1,4 @@
-//! Method `zlib` (QEMU 5.0 and later): one zlib stream per channel for the whole migration.
+//! Method `zlib` (QEMU 5.0 and later) by its ordinary library: one zlib stream per channel for the whole migration.
 //!
 //! The two bytes of zlib header stand before the first payload only. A payload ends with a sync flush, whose mark
 //! `00 00 ff ff` puts everything before it into the receiver's hands; matches reach back up to 32 KiB across pages and
@@ -125,6 +125,27 @@ impl Inflate {
     pub(crate) fn new() -> Self {
         Self {
             stream: Decompress::new(true),
+        }
+    }
+
+    /// Goes on with a stream that had a byte's end where a packet ended; `history` is the last that came out of it, at most
+    /// 32 KiB.
+    pub(crate) fn after(history: &[u8]) -> Result<Self, DecodeError> {
+        // As if the stream had begun with all of it, in a stored block (RFC 1951, section 3.2.4).
+        let len = history.len() as u16;
+        let mut begun = HEADER_32K.to_vec();
+        begun.push(0);
+        begun.extend_from_slice(&len.to_le_bytes());
+        begun.extend_from_slice(&(!len).to_le_bytes());
+        begun.extend_from_slice(history);
+        let mut inflate = Self::new();
+        let mut room = vec![0; history.len()];
+        match inflate.step(&begun, &mut room, 0)? {
+            (taken, made) if (taken, made) == (begun.len() as u64, history.len()) => Ok(inflate),
+            (_, found) => Err(DecodeError::TooShort {
+                found,
+                expected: history.len(),
+            }),
         }
     }
 

@@ -5,11 +5,14 @@ mod pages;
 #[macro_use]
 mod suite;
 
-use multifd_codec::{Accel, Huffman, Settings, Streams, ZlibLevel, ZstdLevel};
+use multifd_codec::{Accel, Effort, Huffman, Settings, Streams, WindowSize, ZlibLevel, ZstdLevel};
 use multifd_wire::Method;
 use suite::Subject;
 
-conformance! { none zlib zstd qpl canned zlib_streams zstd_streams }
+conformance! {
+    none zlib zlib_software zstd qpl canned
+    zlib_streams zlib_software_streams zstd_streams
+}
 
 fn subject(method: Method, settings: Vec<Settings>) -> Option<Subject> {
     Some(Subject {
@@ -31,6 +34,31 @@ fn zlib() -> Option<Subject> {
         settings
     });
     subject(Method::Zlib, settings.collect())
+}
+
+/// This crate's own deflate.
+fn zlib_software() -> Option<Subject> {
+    software([1].into())
+}
+
+fn zlib_software_streams() -> Option<Subject> {
+    software(STREAMS.into())
+}
+
+fn software(streams: Vec<u8>) -> Option<Subject> {
+    let mut all = Vec::new();
+    for streams in streams {
+        for window in WindowSize::ALL {
+            for effort in Effort::ALL {
+                let mut settings = Settings::default();
+                settings.accel = Accel::Software;
+                settings.streams = Streams::new(streams).unwrap();
+                (settings.window, settings.effort) = (window, effort);
+                all.push(settings);
+            }
+        }
+    }
+    subject(Method::Zlib, all)
 }
 
 fn zstd() -> Option<Subject> {
@@ -79,7 +107,6 @@ fn streams(method: Method) -> Option<Subject> {
     let settings = STREAMS.map(|streams| {
         let mut settings = Settings::default();
         settings.streams = Streams::new(streams).unwrap();
-        settings.accel = Accel::Auto;
         settings
     });
     subject(method, settings.into())

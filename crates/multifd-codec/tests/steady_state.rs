@@ -14,7 +14,7 @@ use std::cell::Cell;
 use std::ptr::NonNull;
 use std::sync::atomic::AtomicU64;
 
-use multifd_codec::{Accel, GuestPage, Pages, Settings, decoder, encoder};
+use multifd_codec::{Accel, Effort, GuestPage, Pages, Settings, decoder, encoder};
 use multifd_wire::{Method, PageSize};
 use pages::{Random, packet};
 
@@ -94,6 +94,16 @@ fn none() {
 #[test]
 fn zlib() {
     carries_without_allocating(Method::Zlib, Settings::default());
+}
+
+#[test]
+fn own_deflate() {
+    let mut settings = Settings::default();
+    settings.accel = Accel::Software;
+    for effort in Effort::ALL {
+        settings.effort = effort;
+        carries_without_allocating(Method::Zlib, settings);
+    }
 }
 
 #[test]

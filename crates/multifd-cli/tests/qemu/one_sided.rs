@@ -2,6 +2,7 @@
 
 use qemu_lab::{Chain, Guest, Hop, Parameters, QemuBinary, Version};
 
+use crate::libqpl::Done;
 use crate::relays::{Relay, hop_through};
 
 fn hop_through_one(chain: &mut Chain, hop: &Hop<'_>, compression: &str) {
@@ -84,4 +85,67 @@ fn from_zstd_to_zlib() {
         ..Hop::to(&binary, &Parameters::multifd(2, "zlib"))
     };
     hop_through_one(&mut chain, &hop, "zlib");
+}
+
+/// Streams of the relay's own deflate, in every effort and window, as one and as many, are inflated by a stock QEMU; and the
+/// relay's own inflate reads what stock QEMUs write.
+fn own_deflate(version: Version, machine: &str) {
+    let Some(binary) = QemuBinary::require(version) else {
+        return;
+    };
+    let mut chain = Chain::start(&binary, &Guest::default(), machine).unwrap();
+    for (index, effort) in ["fast", "balanced", "dense"].into_iter().enumerate() {
+        for window in ["4k", "32k"] {
+            for streams in ["1", "16"] {
+                let parameters = |compression| Parameters {
+                    return_path: streams == "1",
+                    ..Parameters::multifd([1, 2, 4][index], compression)
+                };
+                let hop = Hop {
+                    source_parameters: parameters("none"),
+                    ..Hop::to(&binary, &parameters("zlib"))
+                };
+                let options = [
+                    "--accel",
+                    "software",
+                    "--effort",
+                    effort,
+                    "--window",
+                    window,
+                    "--streams",
+                    streams,
+                    "--once",
+                ];
+                let (_, [report]) = hop_through(&mut chain, &hop, |folder, destination| {
+                    [Relay::start(folder, "relay", destination, "zlib", &options)]
+                });
+                let done = Done::encoding(&report);
+                assert_eq!((&*done.method, &*done.backend), ("zlib", "software"));
+                assert!(done.software > 0 && done.hardware == 0, "{report}");
+                let [bytes_in, bytes_out] =
+                    ["bytes_in", "bytes_out"].map(|key| report[key].as_u64().unwrap());
+                assert!(bytes_out < bytes_in * 4 / 5, "{report}");
+            }
+        }
+    }
+    let hop = Hop {
+        source_parameters: Parameters::multifd(2, "zlib"),
+        ..Hop::to(&binary, &Parameters::multifd(2, "none"))
+    };
+    let options = ["--accel", "software", "--once"];
+    let (_, [report]) = hop_through(&mut chain, &hop, |folder, destination| {
+        [Relay::start(folder, "relay", destination, "none", &options)]
+    });
+    let done = Done::decoding(&report);
+    assert_eq!((&*done.method, &*done.backend), ("zlib", "software"));
+}
+
+#[test]
+fn own_deflate_to_stock_7_2() {
+    own_deflate(Version::V7_2, "pc-q35-7.2");
+}
+
+#[test]
+fn own_deflate_to_stock_10_0() {
+    own_deflate(Version::V10_0, "pc-q35-10.0");
 }

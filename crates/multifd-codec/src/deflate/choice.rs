@@ -2,9 +2,10 @@
 
 use std::ops::Range;
 
-use super::coder::Measure;
+use super::coder::{Coder, Measure};
 use super::counts::{Counts, Tally};
 use super::effort::Effort;
+use super::format::{FIXED_DISTANCE_LENGTHS, FIXED_LITLEN_LENGTHS};
 use super::item::Item;
 use super::lengths::Lengths;
 use super::machine::Machine;
@@ -56,11 +57,6 @@ impl Choice {
         }
     }
 
-    /// Whether habits make a difference.
-    pub(super) fn has_habits(&self) -> bool {
-        matches!(self, Self::Either(_))
-    }
-
     pub(super) fn set_habit(&mut self, habit: Habit) {
         if let Self::Either(either) = self {
             either.habit = habit;
@@ -99,59 +95,88 @@ impl Choice {
     }
 }
 
-/// Units that a survey looks at. The first only fills the tables.
-pub(super) const SURVEY_UNITS: usize = 5;
+/// Finds out which of two searches suits the data.
+pub(super) struct Survey {
+    five: Five,
+    eight: Eight,
+    /// What each makes of the units.
+    items: [Vec<Item>; 2],
+    unit_items: [Item; UNIT_ITEMS],
+    coder: Box<Coder>,
+}
 
-/// Finds out which search suits some units of a window, without regard to what came before them.
-pub(super) fn survey(
-    machine: Machine,
-    window: &WindowBytes,
-    units: Range<usize>,
-    window_bytes: usize,
-) -> Habit {
-    let Range { start, end } = units;
-    let units = || {
-        (start..end).step_by(UNIT).map(|from| Unit {
-            history: start,
-            start: from,
-            end: end.min(from + UNIT),
+impl Survey {
+    /// Units that a survey looks at. The first only fills the tables.
+    pub(super) const UNITS: usize = 5;
+
+    /// Nothing where there is no choice.
+    pub(super) fn new(effort: Effort) -> Option<Box<Self>> {
+        (effort == Effort::Balanced).then(|| {
+            let items = || Vec::with_capacity(Self::UNITS * UNIT_ITEMS);
+            Box::new(Self {
+                five: Five::new(),
+                eight: Eight::new(),
+                items: [items(), items()],
+                unit_items: [0; UNIT_ITEMS],
+                coder: Coder::new(&FIXED_LITLEN_LENGTHS, &FIXED_DISTANCE_LENGTHS),
+            })
         })
-    };
-    let mut tally = Tally::new();
-    let mut trial = |search: &mut dyn FnMut(Unit, &mut [Item; UNIT_ITEMS]) -> Option<usize>| {
-        let mut all = Vec::with_capacity(SURVEY_UNITS * UNIT_ITEMS);
-        let mut items = [0; UNIT_ITEMS];
-        for (index, unit) in units().enumerate() {
-            let count = search(unit, &mut items).unwrap_or(0);
-            if index > 0 {
-                all.extend_from_slice(&items[..count]);
-            }
-        }
-        tally.count(&all);
-        all
-    };
-    let (mut five, mut eight) = (Box::new(Five::new()), Box::new(Eight::new()));
-    let five =
-        trial(&mut |unit, items| machine.parse(&mut *five, window, unit, window_bytes, items));
-    let eight =
-        trial(&mut |unit, items| machine.parse(&mut *eight, window, unit, window_bytes, items));
+    }
 
-    let mut counts = Counts::one_each();
-    counts.add(&tally);
-    let coder = Lengths::new(&counts).coder();
-    let [five, eight] = [five, eight].map(|items| coder.measure(&items));
-    let time = |measure: &Measure| {
-        SURVEY_UNITS * UNIT_CYCLES
-            + measure.matches * MATCH_CYCLES
-            + measure.literals * LITERAL_CYCLES
-    };
-    // A bit more may be written for a fifth of the time that this saves.
-    let saved = time(&five).saturating_sub(time(&eight));
-    let lost = eight.bits.saturating_sub(five.bits);
-    if lost * 5 * time(&five) >= five.bits * saved {
-        Habit::Short
-    } else {
-        Habit::Long
+    /// Looks at a range of a window, without regard to what comes before it.
+    pub(super) fn look(
+        &mut self,
+        machine: Machine,
+        window: &WindowBytes,
+        range: Range<usize>,
+        window_bytes: usize,
+    ) -> Habit {
+        let Range { start, end } = range;
+        self.five = Five::new();
+        self.eight = Eight::new();
+        self.items.iter_mut().for_each(Vec::clear);
+        let [for_five, for_eight] = &mut self.items;
+        for from in (start..end).step_by(UNIT) {
+            let unit = Unit {
+                history: start,
+                start: from,
+                end: end.min(from + UNIT),
+            };
+            let items = &mut self.unit_items;
+            let keep = |kept: &mut Vec<Item>, items: &[Item]| {
+                if from > start {
+                    kept.extend_from_slice(items);
+                }
+            };
+            let count = machine.parse(&mut self.five, window, unit, window_bytes, items);
+            keep(for_five, &items[..count.unwrap_or(0)]);
+            let count = machine.parse(&mut self.eight, window, unit, window_bytes, items);
+            keep(for_eight, &items[..count.unwrap_or(0)]);
+        }
+        self.judge()
+    }
+
+    fn judge(&mut self) -> Habit {
+        let mut tally = Tally::new();
+        self.items.iter().for_each(|items| tally.count(items));
+        let mut counts = Counts::one_each();
+        counts.add(&tally);
+        let lengths = Lengths::new(&counts);
+        self.coder.set(&lengths.litlen, &lengths.distance);
+        let [five, eight] = self.items.each_ref().map(|items| self.coder.measure(items));
+        let time = |measure: &Measure| {
+            Self::UNITS * UNIT_CYCLES
+                + measure.matches * MATCH_CYCLES
+                + measure.literals * LITERAL_CYCLES
+        };
+        // A bit more may be written for a fifth of the time that this saves.
+        let saved = time(&five).saturating_sub(time(&eight));
+        let lost = eight.bits.saturating_sub(five.bits);
+        if lost * 5 * time(&five) >= five.bits * saved {
+            Habit::Short
+        } else {
+            Habit::Long
+        }
     }
 }
 

@@ -119,8 +119,8 @@ impl Coder {
         let mut behind = [0; CHUNK];
         let mut bits_of_two = [0; CHUNK / 2];
         let mut count_of_two = [0; CHUNK / 2];
-        let mut out = Out {
-            bytes: [0; OUT_BYTES],
+        let mut bytes = [0; OUT_BYTES];
+        let mut end = End {
             at: 0,
             pending: writer.bits,
             count: writer.count,
@@ -154,24 +154,24 @@ impl Coder {
                 count_of_two[i] = count_a + count_b;
             }
             for i in 0..CHUNK / 2 {
-                if count_of_two[i] <= Out::MOST_BITS {
-                    out.put(bits_of_two[i], count_of_two[i]);
+                if count_of_two[i] <= End::MOST_BITS {
+                    end = end.put(bits_of_two[i], count_of_two[i], &mut bytes);
                 } else {
                     for i in 2 * i..2 * i + 2 {
                         let (bits, count) = join(first[i], second[i], behind[i]);
-                        out.put(bits, count);
+                        end = end.put(bits, count, &mut bytes);
                     }
                 }
             }
-            if out.at > OUT_BYTES - CHUNK_BYTES || is_last {
+            if end.at > OUT_BYTES - CHUNK_BYTES || is_last {
                 writer
                     .out
-                    .extend_from_slice(&out.bytes[..out.at.min(OUT_BYTES)]);
-                out.at = 0;
+                    .extend_from_slice(&bytes[..end.at.min(OUT_BYTES)]);
+                end.at = 0;
             }
         }
-        writer.bits = out.pending;
-        writer.count = out.count;
+        writer.bits = end.pending;
+        writer.count = end.count;
         writer.put(self.end_of_block.0, self.end_of_block.1);
     }
 }
@@ -186,28 +186,33 @@ fn join(first: u32, second: u32, behind: u32) -> (u64, u32) {
     )
 }
 
-/// Bytes that are being written.
-struct Out {
-    bytes: [u8; OUT_BYTES],
+/// The end of bits that are being written to a buffer. It is handed on by value, so that it stays in registers.
+#[derive(Clone, Copy)]
+struct End {
+    /// Bytes that are complete.
     at: usize,
+    /// Bits that do not fill a byte yet.
     pending: u64,
+    /// How many, at most 7.
     count: u32,
 }
 
-impl Out {
+impl End {
     /// With up to 7 bits pending, the number of bits must stay below 64.
     const MOST_BITS: u32 = 56;
 
     #[inline(always)]
-    fn put(&mut self, bits: u64, count: u32) {
-        self.pending |= bits << (self.count & 7);
-        self.count += count;
-        if let Some(target) = self.bytes.get_mut(self.at..self.at + 8) {
-            target.copy_from_slice(&self.pending.to_le_bytes());
+    fn put(self, bits: u64, count: u32, bytes: &mut [u8; OUT_BYTES]) -> Self {
+        let pending = self.pending | bits << (self.count & 7);
+        let count = self.count + count;
+        if let Some(target) = bytes.get_mut(self.at..self.at + 8) {
+            target.copy_from_slice(&pending.to_le_bytes());
         }
-        self.at += (self.count >> 3) as usize;
-        self.pending >>= self.count & 56;
-        self.count &= 7;
+        Self {
+            at: self.at + (count >> 3) as usize,
+            pending: pending >> (count & 56),
+            count: count & 7,
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! The encoder of streams.
 
 use super::bits::BitWriter;
-use super::choice::{Choice, Habit, SURVEY_UNITS, survey};
+use super::choice::{Choice, Habit, Survey};
 use super::coder::Coder;
 use super::counts::{Counts, Tally};
 use super::effort::{Effort, WindowSize};
@@ -23,6 +23,7 @@ pub struct Deflater {
     window_bytes: usize,
     effort: Effort,
     choice: Choice,
+    survey: Option<Box<Survey>>,
     /// Units until the next survey.
     survey_in: usize,
     coder: Box<Coder>,
@@ -56,6 +57,7 @@ impl Deflater {
             window_bytes: window.bytes(),
             effort,
             choice: Choice::new(effort),
+            survey: Survey::new(effort),
             survey_in: units,
             coder: Coder::new(&FIXED_LITLEN_LENGTHS, &FIXED_DISTANCE_LENGTHS),
             items: vec![0; units * UNIT_ITEMS],
@@ -78,7 +80,6 @@ impl Deflater {
 
     /// Appends a run to `out` that refers to nothing before itself: it can be read alone, and depends on nothing but its
     /// pages and the habit.
-    #[allow(dead_code)]
     pub(crate) fn compress_alone(&mut self, pages: &[u8], habit: Habit, out: &mut Vec<u8>) {
         self.window.forget();
         self.choice.set_habit(habit);
@@ -87,29 +88,29 @@ impl Deflater {
     }
 
     /// What suits pages like these. The next run has to refer to nothing before itself.
-    #[allow(dead_code)]
     pub(crate) fn survey(&mut self, pages: &[u8]) -> Habit {
-        if !self.choice.has_habits() {
-            return Habit::default();
-        }
         self.window.forget();
-        for unit in pages.chunks(UNIT).take(SURVEY_UNITS) {
+        for unit in pages.chunks(UNIT).take(Survey::UNITS) {
             self.push(unit);
         }
-        let units = self.window.history()..self.window.end();
-        survey(self.machine, self.window.bytes(), units, self.window_bytes)
+        let range = self.window.history()..self.window.end();
+        let Some(survey) = &mut self.survey else {
+            return Habit::default();
+        };
+        survey.look(self.machine, self.window.bytes(), range, self.window_bytes)
     }
 
     /// Looks at the units just written, once in a while.
     fn survey_some(&mut self) {
-        if !self.choice.has_habits() {
+        let Some(survey) = &mut self.survey else {
             return;
-        }
+        };
         self.survey_in = self.survey_in.saturating_sub(self.units.len());
-        let (start, end) = (self.window.history(), self.window.end());
-        if self.survey_in == 0 && end - start >= SURVEY_UNITS * UNIT {
-            let units = end - SURVEY_UNITS * UNIT..end;
-            let habit = survey(self.machine, self.window.bytes(), units, self.window_bytes);
+        let end = self.window.end();
+        let start = end.saturating_sub(Survey::UNITS * UNIT);
+        if self.survey_in == 0 && self.window.history() <= start {
+            let window = self.window.bytes();
+            let habit = survey.look(self.machine, window, start..end, self.window_bytes);
             self.choice.set_habit(habit);
             self.survey_in = UNITS_BETWEEN_SURVEYS;
         }

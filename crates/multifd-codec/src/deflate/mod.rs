@@ -23,6 +23,7 @@ mod table;
 mod wide;
 mod window;
 
+pub(crate) use choice::Habit;
 pub use effort::{Effort, WindowSize};
 pub use encode::Deflater;
 pub use header::HeaderError;

@@ -70,59 +70,44 @@ pub(super) fn parse<W: Wide, S: Search>(
     };
     loop {
         'matches: while position < limit {
-            let reach = |position: usize| window_bytes.min(position - history);
-            let is_match = |find: Find, position: usize| {
-                S::is_match(find.different) && find.distance <= reach(position)
-            };
-            let find = 'found: {
+            // Distance, and exclusive or of the next eight bytes here and there.
+            let (distance, different) = 'found: {
                 let stop = limit.min(position + SINGLY);
+                let lowest = history.max(stop.saturating_sub(window_bytes));
                 loop {
                     // SAFETY: see above.
                     let word = unsafe { bytes.word(position) };
                     // SAFETY: see above.
-                    let different = word ^ unsafe { bytes.word(position - recent) };
-                    let at_recent = Find {
-                        distance: recent,
-                        different,
-                    };
-                    if !S::LONGEST && three_equal(different) {
-                        break 'found at_recent;
+                    let at_recent = word ^ unsafe { bytes.word(position - recent) };
+                    if !S::LONGEST && three_equal(at_recent) {
+                        break 'found (recent, at_recent);
                     }
-                    let found = search.look(bytes, position, word, reach(position));
+                    let find = search.look(bytes, position, word, lowest);
                     // SAFETY: see above.
-                    let different = word ^ unsafe { bytes.word(position - other) };
-                    let at_other = Find {
-                        distance: other,
-                        different,
-                    };
-                    if !S::LONGEST && three_equal(different) {
-                        other = recent;
-                        recent = at_other.distance;
-                        break 'found at_other;
+                    let at_other = word ^ unsafe { bytes.word(position - other) };
+                    if !S::LONGEST && three_equal(at_other) {
+                        std::mem::swap(&mut recent, &mut other);
+                        break 'found (recent, at_other);
                     }
-                    let is_found = is_match(found, position);
-                    if S::LONGEST
-                        && (is_found
-                            || three_equal(at_recent.different)
-                            || three_equal(at_other.different))
-                    {
-                        let mut best = at_recent;
-                        if at_other.merit() > best.merit() {
-                            best = at_other;
+                    let is_found = is_match::<S>(find, lowest);
+                    if S::LONGEST && (is_found || three_equal(at_recent) || three_equal(at_other)) {
+                        let mut best = (recent, at_recent);
+                        if equal_bits(at_other) > equal_bits(best.1) {
+                            best = (other, at_other);
                         }
-                        if is_found && found.merit() > best.merit() {
-                            best = found;
+                        if is_found && equal_bits(find.different) > equal_bits(best.1) {
+                            best = (position - find.place, find.different);
                         }
-                        if best.distance != recent {
+                        if best.0 != recent {
                             other = recent;
-                            recent = best.distance;
+                            recent = best.0;
                         }
                         break 'found best;
                     }
                     if is_found {
                         other = recent;
-                        recent = found.distance;
-                        break 'found found;
+                        recent = position - find.place;
+                        break 'found (recent, find.different);
                     }
                     position += 1;
                     if position >= stop {
@@ -139,10 +124,12 @@ pub(super) fn parse<W: Wide, S: Search>(
                     let at_recent = wide.equal(here, unsafe { bytes.array(position - recent) });
                     // SAFETY: see above.
                     let at_other = wide.equal(here, unsafe { bytes.array(position - other) });
-                    let (at_recent, at_other) =
-                        (three_in_a_row(at_recent), three_in_a_row(at_other));
-                    let ahead = (at_recent | at_other | 1 << AT_ONCE).trailing_zeros() as usize;
+                    let at_recent = three_in_a_row(at_recent);
+                    let ahead =
+                        (at_recent | three_in_a_row(at_other) | 1 << AT_ONCE).trailing_zeros();
+                    let ahead = ahead as usize;
                     let stop = limit.min(position + ahead);
+                    let lowest = history.max(stop.saturating_sub(window_bytes));
                     let step = if S::PATIENCE == ALWAYS {
                         1
                     } else {
@@ -151,11 +138,11 @@ pub(super) fn parse<W: Wide, S: Search>(
                     while position < stop {
                         // SAFETY: see above.
                         let word = unsafe { bytes.word(position) };
-                        let found = search.look(bytes, position, word, reach(position));
-                        if is_match(found, position) {
+                        let find = search.look(bytes, position, word, lowest);
+                        if is_match::<S>(find, lowest) {
                             other = recent;
-                            recent = found.distance;
-                            break 'found found;
+                            recent = position - find.place;
+                            break 'found (recent, find.different);
                         }
                         position += step;
                     }
@@ -173,23 +160,20 @@ pub(super) fn parse<W: Wide, S: Search>(
                         let word = unsafe { bytes.word(position) };
                         // SAFETY: see above.
                         let different = word ^ unsafe { bytes.word(position - recent) };
-                        break 'found Find {
-                            distance: recent,
-                            different,
-                        };
+                        break 'found (recent, different);
                     }
                 }
             };
-            let length = match find.different {
+            let length = match different {
                 // SAFETY: see above.
-                0 => unsafe { extend(bytes, position, find.distance) },
-                different => different.trailing_zeros() as usize / 8,
+                0 => unsafe { extend(bytes, position, distance) },
+                different => equal_bits(different) as usize / 8,
             };
             let length = length.min(end - position);
             // SAFETY: see above.
             unsafe { items.literals(wide, bytes, written, position) };
             // SAFETY: see above.
-            unsafe { items.put(items.count, [item::copy(length, find.distance)]) };
+            unsafe { items.put(items.count, [item::copy(length, distance)]) };
             items.count += 1;
             position += length;
             written = position;
@@ -207,6 +191,21 @@ pub(super) fn parse<W: Wide, S: Search>(
     // SAFETY: see above.
     unsafe { items.literals(wide, bytes, written, end) };
     Some(items.count)
+}
+
+/// Whether a find is long enough, and not before `lowest`.
+///
+/// This is one condition, not two: each alone is true and false by turns, and could not be predicted.
+#[inline(always)]
+fn is_match<S: Search>(find: Find, lowest: usize) -> bool {
+    let is_too_low = find.place.wrapping_sub(lowest) >> (usize::BITS - 1);
+    find.different & S::KEY | is_too_low as u64 == 0
+}
+
+/// How many bits of two words are equal, from the lowest on.
+#[inline(always)]
+fn equal_bits(different: u64) -> u32 {
+    different.trailing_zeros()
 }
 
 /// Where in a mask of equal bytes three follow each other.

@@ -41,27 +41,22 @@ impl<'a> Bytes<'a> {
     }
 }
 
-/// A place where the bytes at the current position may have been before.
+/// An earlier place where the bytes at the current position may have been.
 #[derive(Clone, Copy)]
 pub(super) struct Find {
-    /// How far back it is.
-    pub(super) distance: usize,
+    /// Where it is.
+    pub(super) place: usize,
     /// The exclusive or of the next eight bytes here and there.
     pub(super) different: u64,
 }
 
-impl Find {
-    /// How many of the next 64 bits are equal.
-    #[inline(always)]
-    pub(super) fn merit(self) -> u32 {
-        self.different.trailing_zeros()
-    }
-}
+/// The first three of eight bytes.
+const THREE: u64 = 0xff_ffff;
 
 /// Whether three bytes are equal.
 #[inline(always)]
 pub(super) fn three_equal(different: u64) -> bool {
-    different & 0xff_ffff == 0
+    different & THREE == 0
 }
 
 /// A way to find earlier places.
@@ -75,15 +70,15 @@ pub(super) trait Search {
     /// Moves all positions down.
     fn slide(&mut self, by: usize);
 
-    /// Looks the next bytes up and remembers them. The distance of what is returned may be more than `reach`, which is how
-    /// far matches may reach back from here.
-    fn look(&mut self, bytes: Bytes<'_>, position: usize, word: u64, reach: usize) -> Find;
+    /// Looks the next bytes up and remembers them. What is returned may lie before `lowest`, where matches must not
+    /// reach.
+    fn look(&mut self, bytes: Bytes<'_>, position: usize, word: u64, lowest: usize) -> Find;
 
     /// Only remembers the next bytes.
     fn enter(&mut self, position: usize, word: u64);
 
-    /// Whether a find is good enough.
-    fn is_match(different: u64) -> bool;
+    /// Those of eight different bytes that have to be equal in a match.
+    const KEY: u64;
 }
 
 /// No positions are left out.
@@ -145,6 +140,7 @@ impl<const BYTES: u32, const BITS: u32, const ENTRIES: usize, const PATIENCE: us
 impl<const BYTES: u32, const BITS: u32, const ENTRIES: usize, const PATIENCE: usize> Search
     for One<BYTES, BITS, ENTRIES, PATIENCE>
 {
+    const KEY: u64 = 0xffff_ffff;
     const LONGEST: bool = false;
     const PATIENCE: usize = PATIENCE;
 
@@ -156,7 +152,7 @@ impl<const BYTES: u32, const BITS: u32, const ENTRIES: usize, const PATIENCE: us
     fn look(&mut self, bytes: Bytes<'_>, position: usize, word: u64, _: usize) -> Find {
         let seen = std::mem::replace(self.table.entry::<BYTES>(word), position as u16);
         Find {
-            distance: position.wrapping_sub(seen.into()),
+            place: seen.into(),
             different: word ^ bytes.word_at(seen),
         }
     }
@@ -164,11 +160,6 @@ impl<const BYTES: u32, const BITS: u32, const ENTRIES: usize, const PATIENCE: us
     #[inline(always)]
     fn enter(&mut self, position: usize, word: u64) {
         *self.table.entry::<BYTES>(word) = position as u16;
-    }
-
-    #[inline(always)]
-    fn is_match(different: u64) -> bool {
-        different as u32 == 0
     }
 }
 
@@ -191,6 +182,7 @@ impl Two {
 }
 
 impl Search for Two {
+    const KEY: u64 = THREE;
     const LONGEST: bool = true;
     const PATIENCE: usize = ALWAYS;
 
@@ -200,9 +192,9 @@ impl Search for Two {
     }
 
     #[inline(always)]
-    fn look(&mut self, bytes: Bytes<'_>, position: usize, word: u64, reach: usize) -> Find {
+    fn look(&mut self, bytes: Bytes<'_>, position: usize, word: u64, lowest: usize) -> Find {
         let find = |seen: u16| Find {
-            distance: position.wrapping_sub(seen.into()),
+            place: seen.into(),
             different: word ^ bytes.word_at(seen),
         };
         let long = find(std::mem::replace(
@@ -213,13 +205,13 @@ impl Search for Two {
             self.near.entry::<3>(word),
             position as u16,
         ));
-        if long.different == 0 && long.distance <= reach {
+        if long.different == 0 && long.place >= lowest {
             long
-        } else if near.distance <= Self::NEAR {
+        } else if near.place + Self::NEAR >= position {
             near
         } else {
             Find {
-                distance: 0,
+                place: 0,
                 different: !0,
             }
         }
@@ -229,10 +221,5 @@ impl Search for Two {
     fn enter(&mut self, position: usize, word: u64) {
         *self.long.entry::<8>(word) = position as u16;
         *self.near.entry::<3>(word) = position as u16;
-    }
-
-    #[inline(always)]
-    fn is_match(different: u64) -> bool {
-        three_equal(different)
     }
 }

@@ -34,11 +34,11 @@ impl StreamInflater {
     /// The first packet starts with the zlib header. After an error the stream cannot go on, and the content of `pages`
     /// is of no use.
     pub fn inflate(&mut self, payload: &[u8], pages: &mut [u8]) -> Result<(), InflateError> {
-        let mut blocks = payload;
-        if !self.started {
-            blocks = header(payload, pages.len())?;
-            self.started = true;
-        }
+        let blocks = if self.started {
+            payload
+        } else {
+            header(payload, pages.len())?
+        };
         let mut run = Run::new(blocks, pages, &self.history);
         loop {
             let block = run.block(&mut self.tables, Pairs::Build)?;
@@ -50,8 +50,16 @@ impl StreamInflater {
             }
         }
         run.finish()?;
+        self.started = true;
         self.keep(pages);
         Ok(())
+    }
+
+    /// What the packets so far have left for the next to refer to; nothing at the start of a stream.
+    ///
+    /// A packet that was refused has not changed it.
+    pub(crate) fn history(&self) -> Option<&[u8]> {
+        self.started.then_some(&self.history)
     }
 
     fn keep(&mut self, pages: &[u8]) {

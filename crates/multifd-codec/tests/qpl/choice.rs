@@ -100,7 +100,7 @@ fn what_libqpl_has_no_part_in() {
         let decoder = decoder(Method::Zlib, &with(accel)).unwrap();
         assert_eq!(
             decoder.backend().to_string(),
-            "plain (the window of a stock stream is 32 KiB and the IAA's 4 KiB)"
+            "software (the window of a stock stream is 32 KiB and the IAA's 4 KiB)"
         );
     }
 }

@@ -5,7 +5,10 @@ use std::ffi::c_int;
 use libz_sys::{
     Z_BLOCK, Z_FINISH, Z_FULL_FLUSH, Z_NO_FLUSH, Z_OK, Z_PARTIAL_FLUSH, Z_STREAM_END, Z_SYNC_FLUSH,
 };
-use multifd_codec::{DecodeError, Decoder, Pages, Settings, Streams, ZlibLevel, decoder, encoder};
+use multifd_codec::{
+    Accel, DecodeError, Decoder, Effort, Pages, Settings, Streams, WindowSize, ZlibLevel, decoder,
+    encoder,
+};
 use multifd_wire::{Method, PageSize};
 
 use crate::STREAMS;
@@ -20,8 +23,13 @@ const EMPTY_BLOCK: &[u8] = &[0, 0, 0, 0xff, 0xff];
 /// What a sync flush leaves at a payload's end.
 const SYNC_MARK: &[u8] = &[0, 0, 0xff, 0xff];
 
-fn ours() -> Box<dyn Decoder> {
-    decoder(Method::Zlib, &Settings::default()).unwrap()
+/// Who decodes here: the ordinary library, and this crate.
+const DECODERS: [Accel; 2] = [Accel::None, Accel::Software];
+
+fn ours(accel: Accel) -> Box<dyn Decoder> {
+    let mut settings = Settings::default();
+    settings.accel = accel;
+    decoder(Method::Zlib, &settings).unwrap()
 }
 
 fn page_size(bytes: u32) -> PageSize {
@@ -62,18 +70,57 @@ fn a_stock_receiver_reads_all_streams_of_a_channel() {
     for streams in STREAMS {
         let mut settings = Settings::default();
         settings.streams = Streams::new(streams).unwrap();
+        reads(&settings, &mut random, [0x78, 0x01]);
+        settings.accel = Accel::Software;
+        for effort in Effort::ALL {
+            settings.effort = effort;
+            settings.window = WindowSize::ThirtyTwoKiB;
+            reads(&settings, &mut random, [0x78, 0x01]);
+            settings.window = WindowSize::FourKiB;
+            reads(&settings, &mut random, [0x48, 0x0d]);
+        }
+    }
+}
+
+fn reads(settings: &Settings, random: &mut Random, header: [u8; 2]) {
+    let mut encoder = encoder(Method::Zlib, settings).unwrap();
+    let mut receiver = Inflate::new(15);
+    let mut payload = Vec::new();
+    for (round, count) in [128, 3, 1, 128, 100].into_iter().enumerate() {
+        let bytes = packet(random, count, PAGE);
+        let pages = Pages::private(&bytes, PageSize::K4).unwrap();
+        encoder.encode(&pages, &mut payload).unwrap();
+        let mut arrived = vec![0; bytes.len()];
+        let left = receiver.stock_packet(&payload, PAGE, &mut arrived);
+        assert_eq!(left, Some(0), "{settings:?}, packet {round}");
+        assert!(arrived == bytes, "{settings:?}, packet {round}");
+        assert_eq!(payload.starts_with(&header), round == 0);
+        assert!(payload.ends_with(SYNC_MARK));
+    }
+}
+
+/// The payload is the same whoever of the crew was faster.
+#[test]
+fn streams_are_the_same_every_time() {
+    let mut settings = Settings::default();
+    settings.accel = Accel::Software;
+    settings.streams = Streams::new(16).unwrap();
+    let payloads = || {
+        let mut random = Random::new(6);
         let mut encoder = encoder(Method::Zlib, &settings).unwrap();
-        let mut receiver = Inflate::new(15);
-        let mut payload = Vec::new();
-        for (round, count) in [128, 3, 1, 128, 100].into_iter().enumerate() {
-            let bytes = packet(&mut random, count, PAGE);
+        let mut all = Vec::new();
+        for _ in 0..20 {
+            let bytes = packet(&mut random, 128, PAGE);
+            let mut payload = Vec::new();
             let pages = Pages::private(&bytes, PageSize::K4).unwrap();
             encoder.encode(&pages, &mut payload).unwrap();
-            let mut arrived = vec![0; bytes.len()];
-            let left = receiver.stock_packet(&payload, PAGE, &mut arrived);
-            assert_eq!(left, Some(0), "{streams} streams, packet {round}");
-            assert!(arrived == bytes, "{streams} streams, packet {round}");
+            all.extend(payload);
         }
+        all
+    };
+    let first = payloads();
+    for _ in 0..5 {
+        assert!(payloads() == first);
     }
 }
 
@@ -172,11 +219,14 @@ fn flushed(stream: &mut Deflate, bytes: &[u8], between: c_int, last: c_int, out:
 
 #[test]
 fn we_take_what_a_stock_receiver_takes() {
-    for (name, level, window_bits, make) in TAKEN {
+    let cases = TAKEN
+        .iter()
+        .flat_map(|case| DECODERS.map(|accel| (case, accel)));
+    for ((name, level, window_bits, make), accel) in cases {
         let mut random = Random::new(2);
         let mut sender = Deflate::new(*level, *window_bits);
         let mut stock = Inflate::new(15);
-        let mut ours = ours();
+        let mut ours = ours(accel);
         for index in 0..8 {
             let count = 1 + random.below(40);
             let bytes = packet(&mut random, count, PAGE);
@@ -250,11 +300,14 @@ const REFUSED: &[(&str, usize, Maker)] = &[
 
 #[test]
 fn we_refuse_what_a_stock_receiver_refuses() {
-    for (name, shows_at, make) in REFUSED {
+    let cases = REFUSED
+        .iter()
+        .flat_map(|case| DECODERS.map(|accel| (case, accel)));
+    for ((name, shows_at, make), accel) in cases {
         let mut random = Random::new(3);
         let mut sender = Deflate::new(1, 15);
         let mut stock = Inflate::new(15);
-        let mut ours = ours();
+        let mut ours = ours(accel);
         for index in 0..=*shows_at {
             let bytes = packet(&mut random, 6, PAGE);
             let mut payload = Vec::new();
@@ -281,15 +334,17 @@ fn more_than_the_packets_pages() {
     for (bytes, pages) in [(&bytes, 8), (&bomb, 1), (&bomb, 128)] {
         let mut payload = Vec::new();
         Deflate::new(9, 15).packet(bytes, bytes.len(), &mut payload);
-        let mut room = vec![0; pages * PAGE];
-        let error = ours()
-            .decode(&payload, PageSize::K4, &mut room)
-            .unwrap_err();
-        assert!(
-            matches!(error, DecodeError::TooLong { expected } if expected == room.len()),
-            "{error:?}"
-        );
-        assert!(room == bytes[..room.len()]);
+        for accel in DECODERS {
+            let mut room = vec![0; pages * PAGE];
+            let error = ours(accel)
+                .decode(&payload, PageSize::K4, &mut room)
+                .unwrap_err();
+            assert!(
+                matches!(error, DecodeError::TooLong { expected } if expected == room.len()),
+                "{error:?}"
+            );
+            assert!(room == bytes[..room.len()]);
+        }
     }
 }
 
@@ -300,10 +355,11 @@ fn one_byte_more_than_the_packets_pages() {
         let bytes = vec![7; PAGE + extra];
         let mut payload = Vec::new();
         Deflate::new(9, 15).packet(&bytes, bytes.len(), &mut payload);
-        let error = ours()
-            .decode(&payload, PageSize::K4, &mut [0; PAGE])
-            .unwrap_err();
-        assert!(matches!(error, DecodeError::TooLong { .. }), "{error:?}");
+        for accel in DECODERS {
+            let outcome = ours(accel).decode(&payload, PageSize::K4, &mut [0; PAGE]);
+            let error = outcome.unwrap_err();
+            assert!(matches!(error, DecodeError::TooLong { .. }), "{error:?}");
+        }
     }
 }
 
@@ -311,23 +367,25 @@ fn one_byte_more_than_the_packets_pages() {
 fn the_end_of_a_stream_is_named() {
     let mut payload = Vec::new();
     Deflate::new(1, 15).whole(&[1; PAGE], &mut payload);
-    let error = ours()
-        .decode(&payload, PageSize::K4, &mut [0; PAGE])
-        .unwrap_err();
-    assert!(matches!(error, DecodeError::StreamEnd { .. }), "{error:?}");
+    for accel in DECODERS {
+        let outcome = ours(accel).decode(&payload, PageSize::K4, &mut [0; PAGE]);
+        let error = outcome.unwrap_err();
+        assert!(matches!(error, DecodeError::StreamEnd { .. }), "{error:?}");
+    }
 }
 
 #[test]
 fn the_library_says_what_it_met() {
-    let error = ours()
-        .decode(b"no zlib stream", PageSize::K4, &mut [0; PAGE])
-        .unwrap_err();
-    let source = std::error::Error::source(&error).map(ToString::to_string);
-    assert_eq!(
-        error.to_string(),
-        "zlib decompression failed after 0 bytes of pages"
-    );
-    assert!(source.is_some_and(|words| words.contains("header")));
+    for accel in DECODERS {
+        let outcome = ours(accel).decode(b"no zlib stream", PageSize::K4, &mut [0; PAGE]);
+        let error = outcome.unwrap_err();
+        let source = std::error::Error::source(&error).map(ToString::to_string);
+        assert_eq!(
+            error.to_string(),
+            "zlib decompression failed after 0 bytes of pages"
+        );
+        assert!(source.is_some_and(|words| words.contains("header")));
+    }
 }
 
 /// Damaged streams: what we take, a stock receiver takes too and has the same pages; what only it takes is what it
@@ -336,10 +394,10 @@ fn the_library_says_what_it_met() {
 fn damage_is_judged_as_a_stock_receiver_judges_it() {
     let mut random = Random::new(5);
     let mut taken = 0;
-    for _ in 0..3000 {
+    for round in 0..3000 {
         let mut sender = Deflate::new([0, 1, 6][random.below(3)], 15);
         let mut stock = Inflate::new(15);
-        let mut ours = ours();
+        let mut ours = ours(DECODERS[round % 2]);
         for _ in 0..3 {
             let bytes = packet(&mut random, 2, PAGE);
             let mut payload = Vec::new();
