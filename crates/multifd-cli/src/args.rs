@@ -1,10 +1,12 @@
 //! What can be typed.
 
+use std::num::{NonZeroU8, NonZeroU64};
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use multifd_codec::{Accel, Effort, Huffman, Streams, WindowSize, ZlibLevel, ZstdLevel};
-use multifd_transport::Address;
+use multifd_guests::Kind;
+use multifd_transport::{Address, ZeroPageDetection};
 use multifd_wire::Method;
 
 /// Live migration over multifd for unmodified QEMUs.
@@ -22,11 +24,15 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     Relay(RelayArgs),
+    Send(SendArgs),
     Receive(ReceiveArgs),
     Record(RecordArgs),
     Replay(ReplayArgs),
     Inspect(InspectArgs),
     Detect(DetectArgs),
+    /// Be the process of a guest: what `send` starts, and speaks to.
+    #[command(hide = true)]
+    Guest,
 }
 
 /// Pass migrations on, recompressed.
@@ -44,7 +50,20 @@ pub struct RelayArgs {
     /// Where the destination QEMU, or another relay, listens.
     #[arg(long, value_name = "ADDR")]
     pub connect: Address,
-    /// The method written towards --connect: none, zlib, zstd or qpl.
+    #[command(flatten)]
+    pub codec: CodecArgs,
+    /// Stop after one migration; the exit status tells how it went.
+    #[arg(long)]
+    pub once: bool,
+    /// Print one JSON object per migration.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// How pages are compressed.
+#[derive(Args, Clone, Debug)]
+pub struct CodecArgs {
+    /// The method that pages are sent in: none, zlib, zstd or qpl.
     #[arg(long, value_name = "METHOD", default_value_t = Compression::None)]
     #[arg(value_enum, hide_possible_values = true)]
     pub compression: Compression,
@@ -66,34 +85,82 @@ pub struct RelayArgs {
     /// How much time --accel software spends on size: fast, balanced or dense.
     #[arg(long, value_name = "EFFORT")]
     pub effort: Option<Effort>,
-    /// How far back --accel software refers: 4k, so that an IAA can read the stream too, or 32k.
+    /// How far back --accel software refers: 4k, which an IAA can read too, or 32k.
     #[arg(long, value_name = "SIZE")]
     pub window: Option<WindowSize>,
-    /// Stop after one migration; the exit status tells how it went.
+}
+
+/// Send a guest without a hypervisor to a `multifd receive`.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+The guest is a process of its own, in whose memory a Linux is idle or a Redis serves, or which holds a memory
+image. It is moved while it writes, stopped for the last round, and ends with this command. Sizes take K, M or G.
+
+Example:
+  multifd receive --listen tcp:0.0.0.0:4444
+  multifd send --guest redis --memory 4G --connect tcp:dst:4444 --multifd-channels 4 --compression zlib")]
+pub struct SendArgs {
+    /// What the guest holds and does: idle, redis or image:FILE.
+    #[arg(long, value_name = "GUEST")]
+    pub guest: Kind,
+    /// How much memory it has; by default 1G, or what the image has.
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub memory: Option<u64>,
+    /// Operations a second for redis, else writes; by default what is usual.
+    #[arg(long, value_name = "N")]
+    pub guest_rate: Option<u64>,
+    /// Threads that do them.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub guest_threads: u16,
+    /// Where the destination listens.
+    #[arg(long, value_name = "ADDR")]
+    pub connect: Address,
+    /// Connections for pages, 1 to 255.
+    #[arg(long, value_name = "N", default_value = "2")]
+    pub multifd_channels: NonZeroU8,
+    #[command(flatten)]
+    pub codec: CodecArgs,
+    /// How long the guest is to stand still at most, in milliseconds.
+    #[arg(long, value_name = "MS", default_value_t = 300)]
+    pub downtime_limit: u64,
+    /// The most bytes a second on all connections; by default there is no limit.
+    #[arg(long, value_name = "SIZE", value_parser = bandwidth)]
+    pub max_bandwidth: Option<NonZeroU64>,
+    /// Who looks for zero pages: none, legacy or multifd.
+    #[arg(long, value_name = "WHO", default_value_t = ZeroPageDetection::Multifd)]
+    pub zero_page_detection: ZeroPageDetection,
+    /// Give up after so many seconds; the guest runs on.
+    #[arg(long, value_name = "S", default_value_t = 120)]
+    pub timeout: u64,
+    /// Compare a digest of all memory at both ends while the guest is stopped.
     #[arg(long)]
-    pub once: bool,
-    /// Print one JSON object per migration.
+    pub digest: bool,
+    /// Print the summary as one JSON object.
     #[arg(long)]
     pub json: bool,
 }
 
-/// Take a migration from a QEMU and write its RAM to files.
+/// Take a migration: the memory of a QEMU's guest, or a guest of `multifd send`.
 #[derive(Args, Debug)]
 #[command(after_help = "\
-Each RAM block becomes DIR/BLOCK.ram, with `_` for `/`. Until the migration is whole the files end in .partial;
-after a failure there are none. The source's guest stays stopped once the migration has completed.
+Who comes is seen from the first bytes. Each RAM block becomes DIR/BLOCK.ram, with `_` for `/`; until the
+migration is whole the files end in .partial, and after a failure there are none. A QEMU's guest stays stopped
+once it has completed. Without --dump only `multifd send` is served, and its guest is forgotten at the end.
 
 Example:
   multifd receive --listen unix:/run/dump.sock --dump ram/
   then in the source's monitor: migrate unix:/run/dump.sock")]
 pub struct ReceiveArgs {
-    /// Where the source QEMU connects to.
+    /// Where the source connects to.
     #[arg(long, value_name = "ADDR")]
     pub listen: Address,
     /// A folder without .ram files; it is made if it is missing.
     #[arg(long, value_name = "DIR")]
-    pub dump: PathBuf,
-    /// The source has switchover-ack on, and a machine type of before 8.1 or without a version.
+    pub dump: Option<PathBuf>,
+    /// Who decompresses what `multifd send` sends: as with `multifd relay`.
+    #[arg(long, value_name = "WHO", default_value_t = Accel::None)]
+    pub accel: Accel,
+    /// The source is a QEMU with switchover-ack on, and a machine type before 8.1 or without version.
     #[arg(long)]
     pub switchover_ack: bool,
     /// Print the summary as one JSON object.
@@ -175,7 +242,7 @@ pub struct DetectArgs {
     pub json: bool,
 }
 
-/// The methods a relay can write.
+/// The methods that can be written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Compression {
     /// Pages as they are.
@@ -213,6 +280,30 @@ fn zstd_level(text: &str) -> Result<ZstdLevel, String> {
     ZstdLevel::new(level).map_err(|error| error.to_string())
 }
 
+/// A number of bytes, with K, M, G or T for powers of 1024, as QEMU reads them.
+fn size(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let shift = match text.get(digits.len()..).unwrap_or_default() {
+        "" | "B" => 0,
+        "k" | "K" => 10,
+        "M" => 20,
+        "G" => 30,
+        "T" => 40,
+        _ => return Err("sizes are numbers of bytes, or of K, M, G or T".to_owned()),
+    };
+    let number: u64 = digits
+        .parse()
+        .map_err(|_| "sizes are whole numbers, such as 512M or 4G".to_owned())?;
+    number
+        .checked_mul(1 << shift)
+        .ok_or_else(|| "that is more than 64 bits can say".to_owned())
+}
+
+fn bandwidth(text: &str) -> Result<NonZeroU64, String> {
+    NonZeroU64::new(size(text)?)
+        .ok_or_else(|| "nothing could be sent; leave it out for no limit".to_owned())
+}
+
 fn streams(text: &str) -> Result<Streams, String> {
     let streams = text
         .parse()
@@ -228,6 +319,17 @@ mod tests {
     #[test]
     fn the_definition_is_sound() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn sizes_are_in_powers_of_1024() {
+        assert_eq!(size("4096"), Ok(4096));
+        assert_eq!(size("512M"), Ok(512 << 20));
+        assert_eq!(size("4G"), Ok(4 << 30));
+        for text in ["", "G", "1.5G", "-1", "4Gi", "99999999T"] {
+            assert!(size(text).is_err(), "{text}");
+        }
+        assert!(bandwidth("0").is_err());
     }
 
     #[test]

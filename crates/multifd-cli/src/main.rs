@@ -12,13 +12,17 @@
 )]
 
 mod args;
+mod codec;
 mod detect;
+mod guest;
 mod inspect;
+mod own;
 mod receive;
 mod record;
 mod relay;
 mod replay;
 mod say;
+mod send;
 
 use std::error::Error;
 use std::process::ExitCode;
@@ -30,11 +34,13 @@ use crate::args::{Cli, Command};
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Relay(args) => relay::run(&args),
+        Command::Send(args) => send::run(&args),
         Command::Receive(args) => receive::run(&args),
         Command::Record(args) => record::run(&args),
         Command::Replay(args) => replay::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Detect(args) => detect::run(&args),
+        Command::Guest => guest::run(),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -2,23 +2,22 @@
 
 use std::fmt;
 
-use multifd_codec::{Accel, Settings};
 use multifd_transport::failure::Cause;
 use multifd_transport::relay::{MigrationReport, Relay, RelayConfig, Totals, Work};
 use multifd_wire::{Limits, Method};
 use serde::Serialize;
 
 use crate::Outcome;
-use crate::args::{Compression, RelayArgs};
+use crate::args::RelayArgs;
 use crate::say::{self, Progress};
 
 /// Passes migrations on: one, or one after another for ever.
 pub fn run(args: &RelayArgs) -> Outcome {
-    let method = args.compression.into();
+    let method = args.codec.compression.into();
     let config = RelayConfig {
         connect: args.connect.clone(),
         compression: method,
-        settings: settings(args)?,
+        settings: args.codec.settings()?,
         limits: Limits::default(),
     };
     let backend = config.backend().map_err(|error| error.to_string())?;
@@ -49,61 +48,6 @@ pub fn run(args: &RelayArgs) -> Outcome {
             return Ok(());
         }
     }
-}
-
-/// What has no effect on what is written would be passed over in silence, so it is refused.
-fn settings(args: &RelayArgs) -> Result<Settings, String> {
-    let mut settings = Settings::default();
-    if let Some(level) = args.zlib_level {
-        needs(args, "zlib-level", Compression::Zlib)?;
-        if args.accel != Accel::None {
-            return Err("--zlib-level has no effect here: it is for --accel none".to_owned());
-        }
-        settings.zlib_level = level;
-    }
-    settings.accel = args.accel;
-    if let Some(streams) = args.streams {
-        if args.compression == Compression::None {
-            return Err("--streams has no effect without --compression".to_owned());
-        }
-        settings.streams = streams;
-    }
-    if let Some(huffman) = args.huffman {
-        let deflates = matches!(args.compression, Compression::Zlib | Compression::Qpl);
-        if !deflates || matches!(args.accel, Accel::None | Accel::Software) {
-            return Err("--huffman has no effect here: it is for --compression zlib or qpl with --accel qpl".to_owned());
-        }
-        settings.huffman = huffman;
-    }
-    let is_own = args.compression == Compression::Zlib
-        && matches!(args.accel, Accel::Software | Accel::Auto);
-    if (args.effort.is_some() || args.window.is_some()) && !is_own {
-        let option = if args.effort.is_some() {
-            "effort"
-        } else {
-            "window"
-        };
-        return Err(format!(
-            "--{option} has no effect here: it is for --compression zlib with --accel software or auto"
-        ));
-    }
-    settings.effort = args.effort.unwrap_or_default();
-    settings.window = args.window.unwrap_or_default();
-    if let Some(level) = args.zstd_level {
-        needs(args, "zstd-level", Compression::Zstd)?;
-        settings.zstd_level = level;
-    }
-    Ok(settings)
-}
-
-fn needs(args: &RelayArgs, option: &str, method: Compression) -> Result<(), String> {
-    if args.compression == method {
-        return Ok(());
-    }
-    let method = multifd_wire::Method::from(method);
-    Err(format!(
-        "--{option} has no effect here: add --compression {method}, or leave it out"
-    ))
 }
 
 /// What is printed for a migration that went through whole.
@@ -219,6 +163,5 @@ impl fmt::Display for Running {
 }
 
 fn ratio(bytes_in: u64, bytes_out: u64) -> f64 {
-    let exact = bytes_in as f64 / bytes_out.max(1) as f64;
-    (exact * 1000.0).round() / 1000.0
+    say::rounded(bytes_in as f64 / bytes_out.max(1) as f64, 3)
 }

@@ -62,7 +62,13 @@ pub fn chain(error: &dyn Error) -> String {
 
 /// Seconds with milliseconds, as a number for JSON and for people.
 pub fn seconds(duration: Duration) -> f64 {
-    (duration.as_secs_f64() * 1000.0).round() / 1000.0
+    rounded(duration.as_secs_f64(), 3)
+}
+
+/// A number with so many decimals.
+pub fn rounded(number: f64, decimals: i32) -> f64 {
+    let scale = 10_f64.powi(decimals);
+    (number * scale).round() / scale
 }
 
 /// A line on a terminal that is written over and over; nothing where stderr is not a terminal.
@@ -164,6 +170,16 @@ pub fn size(bytes: u64) -> String {
 /// How much of a migration has arrived.
 #[derive(Debug)]
 pub struct Arrived(pub Totals);
+
+impl From<multifd_transport::Arrived> for Arrived {
+    fn from(arrived: multifd_transport::Arrived) -> Self {
+        Self(Totals {
+            pages: arrived.normal,
+            zero_pages: arrived.duplicate,
+            bytes_in: arrived.bytes,
+        })
+    }
+}
 
 impl fmt::Display for Arrived {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

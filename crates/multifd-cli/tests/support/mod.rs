@@ -86,6 +86,11 @@ impl Multifd {
         self.stderr.next().expect("a complaint")
     }
 
+    /// The number of its process.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Ends it at once.
     pub fn kill(&mut self) {
         self.child.kill().expect("a child");

@@ -1,10 +1,11 @@
-//! `multifd receive`.
+//! The memory of a QEMU's guest is received.
 
 use std::fmt;
 use std::path::PathBuf;
 
 use multifd_transport::SourceSettings;
 use multifd_transport::image::Folder;
+use multifd_transport::incoming::Acceptor;
 use multifd_transport::receive::{ReceiveReport, receive};
 use serde::Serialize;
 
@@ -12,28 +13,18 @@ use crate::Outcome;
 use crate::args::ReceiveArgs;
 use crate::say::{self, Arrived, Progress};
 
-/// Takes one migration.
-pub fn run(args: &ReceiveArgs) -> Outcome {
-    let folder = Folder::prepare(&args.dump)?;
-    let mut acceptor = say::listen(&args.listen)?;
+/// Takes the migration that has come.
+pub fn run(args: &ReceiveArgs, acceptor: &mut Acceptor, folder: &Folder) -> Outcome {
     let source = SourceSettings {
         switchover_ack: args.switchover_ack,
         ..SourceSettings::default()
     };
     let mut progress = Progress::new();
-    let outcome = receive(&mut acceptor, &folder, source, &mut |totals| {
+    let outcome = receive(acceptor, folder, source, &mut |totals| {
         progress.show(Arrived(totals))
     });
     drop(progress);
-    match outcome {
-        Ok(report) => Ok(say::summary(&Summary::from(report), args.json)?),
-        Err(failure) => {
-            if args.json {
-                say::json(&say::Failed::new(&failure))?;
-            }
-            Err(failure.into())
-        }
-    }
+    Ok(say::summary(&Summary::from(outcome?), args.json)?)
 }
 
 /// What is printed for a migration that was received whole.

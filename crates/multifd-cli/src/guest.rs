@@ -1,0 +1,54 @@
+//! `multifd guest`: the process of a guest, which `multifd send` starts.
+
+use std::fs::File;
+use std::io;
+
+use multifd_guests::{Ram, serve};
+use multifd_transport::dirty::WriteTracking;
+use multifd_transport::memory::Mapping;
+
+use crate::{Outcome, say};
+
+/// Serves orders on standard input.
+pub fn run() -> Outcome {
+    Ok(serve(
+        &mut io::stdin().lock(),
+        &mut io::stdout(),
+        Mapped::make,
+    )?)
+}
+
+/// A memfd whose mapping the migrating process can track.
+struct Mapped {
+    mapping: Mapping,
+    _tracking: WriteTracking,
+}
+
+impl Mapped {
+    fn make(bytes: u64) -> io::Result<Self> {
+        let bytes = usize::try_from(bytes).map_err(io::Error::other)?;
+        let mapping = Mapping::memfd("multifd-guest", bytes)?;
+        // The other process is told in words.
+        let tracking = WriteTracking::register(&[mapping.range()])
+            .map_err(|error| io::Error::other(say::chain(&error)))?;
+        Ok(Self {
+            mapping,
+            _tracking: tracking,
+        })
+    }
+}
+
+impl Ram for Mapped {
+    fn file(&self) -> &File {
+        self.mapping.file()
+    }
+
+    fn address(&self) -> u64 {
+        self.mapping.range().addresses().start
+    }
+
+    fn write(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        let written = self.mapping.range().write(offset, bytes);
+        written.map_err(io::Error::other)
+    }
+}

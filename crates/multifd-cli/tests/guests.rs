@@ -1,0 +1,202 @@
+//! Guests of our own, from `multifd send` to `multifd receive`.
+
+mod support;
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use multifd_wire::Method;
+use serde_json::Value;
+use support::made::sound;
+use support::{Ended, Multifd, files, sha256};
+
+/// A `multifd receive --json` at `listen`.
+fn receive(listen: &str, more: &[&str]) -> Multifd {
+    Multifd::start([&["receive", "--json", "--listen", listen], more].concat())
+}
+
+/// Sends a guest to `receiver`, and says how both ended.
+fn migrate(mut receiver: Multifd, options: &[&str]) -> (Ended, Ended) {
+    let address = receiver.address().to_string();
+    let sender = Multifd::start([&["send", "--json", "--connect", &address], options].concat());
+    (sender.end(), receiver.end())
+}
+
+fn json(text: &str) -> Value {
+    serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"))
+}
+
+/// The names of an object, in alphabetical order.
+fn names(object: &Value) -> Vec<&str> {
+    let names = object.as_object().expect("an object").keys();
+    names.map(String::as_str).collect()
+}
+
+#[test]
+fn memory_is_the_same_at_both_ends_in_every_method_and_over_every_socket() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let unix = format!("unix:{}", folder.path().join("s").display());
+    let cases = [
+        (
+            unix.as_str(),
+            "redis",
+            "none",
+            &["--zero-page-detection", "legacy"][..],
+        ),
+        ("tcp:127.0.0.1:0", "redis", "zlib", &["--zlib-level", "3"]),
+        (
+            unix.as_str(),
+            "redis",
+            "zlib",
+            &["--accel", "software", "--streams", "4"],
+        ),
+        (
+            "tcp:[::1]:0",
+            "idle",
+            "zstd",
+            &["--zero-page-detection", "none"],
+        ),
+    ];
+    for (listen, guest, method, more) in cases {
+        let guest = ["--guest", guest, "--memory", "64M", "--compression", method];
+        let way = ["--multifd-channels", "3", "--digest"];
+        let (sent, received) = migrate(receive(listen, &[]), &[&guest[..], &way, more].concat());
+        let (sent, received) = (json(&sent.well()), json(&received.well()));
+        assert_eq!(sent["method"], method);
+        assert_eq!(sent["channels"], 3);
+        assert_eq!(received["channels"], 3);
+        assert_eq!(sent["normal"], received["pages"]);
+        assert_eq!(sent["duplicate"], received["zero_pages"]);
+        assert_eq!(received["blocks"][0]["bytes"], 64 << 20);
+        assert_eq!(received["digest"].as_str().map(str::len), Some(64));
+        let compresses = sent["ratio"].as_f64().expect("a number") > 1.3;
+        assert_eq!(compresses, method != "none", "{sent}");
+        let pages = ["hardware", "software", "raw"].map(|way| sent[way].as_u64().expect("a count"));
+        assert_eq!(sent["normal"], pages.iter().sum::<u64>());
+    }
+}
+
+#[test]
+fn what_is_printed_for_machines_stays() {
+    let (sent, received) = migrate(
+        receive("tcp:127.0.0.1:0", &[]),
+        &["--guest", "idle", "--memory", "1M"],
+    );
+    let expected = "backend channels cpu_seconds dirty_sync_count downtime_ms duplicate guest hardware mbps method \
+                    normal pages_per_second ratio raw rounds setup_time_ms software total_time_ms transferred";
+    assert_eq!(names(&json(&sent.well())).join(" "), expected);
+    let expected = "blocks bytes_in channels cpu_seconds digest pages seconds zero_pages";
+    assert_eq!(names(&json(&received.well())).join(" "), expected);
+}
+
+#[test]
+fn an_image_is_sent_and_written_again() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let image = folder.path().join("a b.ram");
+    let contents: Vec<u8> = (0..1_500_000_u32)
+        .map(|index| (index / 700) as u8)
+        .collect();
+    fs::write(&image, &contents).expect("a file");
+    let dump = folder.path().join("ram");
+    let dump_text = dump.to_str().expect("text");
+    let guest = format!("image:{}", image.display());
+    let (sent, received) = migrate(
+        receive("tcp:127.0.0.1:0", &["--dump", dump_text]),
+        &["--guest", &guest, "--compression", "zstd"],
+    );
+    sent.well();
+    let received = json(&received.well());
+    assert_eq!(files(&dump), ["pc.ram.ram"]);
+    let file = Path::new(received["blocks"][0]["file"].as_str().expect("a path"));
+    // Whole pages: what is missing in the last one is zero.
+    let mut padded = contents;
+    padded.resize(padded.len().next_multiple_of(4096), 0);
+    fs::write(&image, padded).expect("a file");
+    assert_eq!(sha256(file), sha256(&image));
+}
+
+#[test]
+fn a_guest_too_fast_for_its_link_ends_in_time_and_says_why() {
+    let (sent, received) = migrate(
+        receive("tcp:127.0.0.1:0", &[]),
+        &[
+            "--guest",
+            "redis",
+            "--memory",
+            "64M",
+            "--guest-rate",
+            "1000000",
+            "--max-bandwidth",
+            "4M",
+            "--downtime-limit",
+            "10",
+            "--timeout",
+            "3",
+        ],
+    );
+    assert_eq!(sent.status.code(), Some(1), "{sent:?}");
+    assert!(
+        sent.stderr.contains("the guest runs on here"),
+        "{}",
+        sent.stderr
+    );
+    let report = json(&sent.stdout);
+    assert_eq!(report["timed_out"], true, "{report}");
+    let total = report["total_time_ms"].as_f64().expect("a number");
+    assert!((3000.0..8000.0).contains(&total), "{report}");
+    assert!(
+        report["error"]
+            .as_str()
+            .expect("text")
+            .contains("not done after 3 s"),
+        "{report}"
+    );
+    assert_eq!(received.status.code(), Some(1));
+    assert!(json(&received.stdout)["error"].is_string());
+}
+
+#[test]
+fn a_killed_guest_ends_the_migration_at_both_ends() {
+    let mut receiver = receive("tcp:127.0.0.1:0", &[]);
+    let address = receiver.address().to_string();
+    let mut sender = Multifd::start([
+        "send",
+        "--connect",
+        &address,
+        "--guest",
+        "redis",
+        "--memory",
+        "64M",
+        "--max-bandwidth",
+        "2M",
+    ]);
+    assert!(sender.complaint().contains("starting a guest"));
+    let deadline = Instant::now() + Duration::from_secs(30);
+    let guest = loop {
+        let children = Command::new("pgrep")
+            .args(["-P", &sender.id().to_string()])
+            .output();
+        let pid = String::from_utf8(children.expect("pgrep").stdout).expect("text");
+        if !pid.is_empty() {
+            break pid;
+        }
+        assert!(Instant::now() < deadline, "there is no guest");
+    };
+    let killed = Command::new("kill").args(["-9", guest.trim()]).status();
+    assert!(killed.expect("kill").success());
+    let sent = sender.end();
+    assert_eq!(sent.status.code(), Some(1));
+    drop(receiver);
+}
+
+#[test]
+fn a_qemu_is_recognised_and_its_memory_needs_a_place() {
+    let mut receiver = receive("tcp:127.0.0.1:0", &[]);
+    support::send(&sound(Method::None, false), &receiver.address());
+    let ended = receiver.end();
+    assert_eq!(ended.status.code(), Some(1));
+    assert!(ended.stderr.contains("add --dump DIR"), "{}", ended.stderr);
+    assert!(json(&ended.stdout)["error"].is_string());
+}
