@@ -8,6 +8,9 @@ use serde_json::Value;
 
 use crate::support::program;
 
+/// Environment variable: a program with options under which the relays run, such as valgrind.
+const UNDER: &str = "MULTIFD_UNDER";
+
 /// libqpl as `cargo xtask setup` brings it. It needs a newer C library than this program may be running on, so only the
 /// relays run on it.
 pub struct Libqpl(Root);
@@ -21,7 +24,15 @@ impl Libqpl {
 
     /// A command that starts `multifd` with libqpl.
     pub fn multifd(&self) -> Command {
-        self.0.command(program())
+        let command = self.0.command(program());
+        let Ok(under) = std::env::var(UNDER) else {
+            return command;
+        };
+        let mut words = under.split_whitespace();
+        let mut outer = Command::new(words.next().expect("a program"));
+        outer.args(words).arg(command.get_program());
+        outer.args(command.get_args());
+        outer
     }
 
     /// A command that starts `multifd` with libqpl, and on a simulated machine of its own.
