@@ -8,6 +8,7 @@ mod support;
 use std::path::Path;
 use std::{fs, io};
 
+use multifd_codec::deflate::{Deflater, Effort, Histogram, PageDeflater, SharedCode, WindowSize};
 use multifd_wire::{BlockName, ChannelSender, Hello, Method, Packet, PageSize, RamPacket};
 use support::vector;
 
@@ -51,7 +52,40 @@ fn main() -> io::Result<()> {
             )?;
         }
     }
-    Ok(())
+    deflate()
+}
+
+/// Something like memory, for the encoder; and what it makes of it, for the decoder.
+fn deflate() -> io::Result<()> {
+    let words: Vec<u8> = (0_u32..12)
+        .flat_map(|word| (0x7f00_1000 + word % 5 * 24).to_le_bytes())
+        .chain(*b"a line of text, and another line of text, ")
+        .chain((0_u8..50).map(|byte| byte.wrapping_mul(151)))
+        .collect();
+    for (name, choice) in [
+        ("fast", [0, 20, 40]),
+        ("balanced", [17, 1, 9]),
+        ("dense", [2, 255, 100]),
+    ] {
+        write("deflate", name, &[&choice, words.as_slice()].concat())?;
+    }
+    let memory = words.repeat(3);
+    let size = (memory.len() as u16).to_le_bytes();
+    let mut run = Vec::new();
+    Deflater::new(WindowSize::ThirtyTwoKiB, Effort::Balanced).compress(&memory, &mut run);
+    write("inflate", "run", &[&size, run.as_slice()].concat())?;
+    let mut deflater = PageDeflater::new(Effort::Dense);
+    let [mut fixed, mut dynamic, mut body] = [size; 3].map(Vec::from);
+    let code = SharedCode::new(&Histogram::new().code_lengths());
+    let smaller = [
+        deflater.fixed_page(&memory, &mut fixed),
+        deflater.dynamic_page(&memory, &mut dynamic),
+        deflater.body(&memory, &code, &mut body),
+    ];
+    assert_eq!(smaller, [true; 3]);
+    write("inflate", "fixed", &fixed)?;
+    write("inflate", "dynamic", &dynamic)?;
+    write("inflate", "shared", &body)
 }
 
 fn write(target: &str, name: &str, bytes: &[u8]) -> io::Result<()> {

@@ -3,10 +3,12 @@
 
 #[path = "../../crates/multifd-wire/tests/support/allocations.rs"]
 mod allocations;
+mod codec;
 #[path = "../../crates/multifd-wire/tests/support/mod.rs"]
 mod support;
 
 use allocations::measure;
+pub use codec::{deflate, inflate};
 use multifd_wire::main_stream::{MainEvent, MainReceiver};
 use multifd_wire::return_path::{Message, ReturnPathReceiver};
 use multifd_wire::{
@@ -320,6 +322,16 @@ mod tests {
     #[test]
     fn main_stream() {
         run(super::main_stream, "main_stream");
+    }
+
+    #[test]
+    fn deflate() {
+        run(super::deflate, "deflate");
+    }
+
+    #[test]
+    fn inflate() {
+        run(super::inflate, "inflate");
     }
 
     #[test]
