@@ -233,7 +233,7 @@ impl Effort {
 }
 
 /// A unit of so many items is always counted: codes which do not fit it would make it larger than it was.
-const FULL_OF_LITERALS: usize = 1600;
+const FULL_OF_LITERALS: usize = 1900;
 /// A survey takes about as long as ten units.
 const UNITS_BETWEEN_SURVEYS: usize = 1024;
 

@@ -2,12 +2,13 @@
 
 use super::bits::BitWriter;
 use super::coder::Coder;
+use super::format::MAX_WINDOW;
 use super::item::Item;
 use super::parse::{UNIT_ITEMS, parse};
 use super::search::Search;
 #[cfg(target_arch = "x86_64")]
-use super::wide::{Avx2, Sse2};
-use super::wide::{Plain, Wide};
+use super::wide::Avx2;
+use super::wide::Plain;
 use super::window::{Unit, WindowBytes};
 
 /// A kind of machine that this one is.
@@ -15,9 +16,6 @@ use super::window::{Unit, WindowBytes};
 pub(super) enum Machine {
     /// Any.
     Plain(Plain),
-    #[cfg(target_arch = "x86_64")]
-    /// Any x86-64.
-    Sse2(Sse2),
     #[cfg(target_arch = "x86_64")]
     /// An x86-64 of the third level, since 2013.
     Avx2(Avx2),
@@ -27,10 +25,10 @@ impl Machine {
     /// All kinds this machine is, the best last.
     pub(super) fn all() -> impl Iterator<Item = Machine> {
         #[cfg(target_arch = "x86_64")]
-        let vectors = [Some(Machine::Sse2(Sse2)), Avx2::detect().map(Machine::Avx2)];
+        let vectors = Avx2::detect().map(Machine::Avx2);
         #[cfg(not(target_arch = "x86_64"))]
-        let vectors: [Option<Machine>; 0] = [];
-        std::iter::once(Machine::Plain(Plain)).chain(vectors.into_iter().flatten())
+        let vectors: Option<Machine> = None;
+        std::iter::once(Machine::Plain(Plain)).chain(vectors)
     }
 
     /// The best kind.
@@ -47,15 +45,30 @@ impl Machine {
         window_bytes: usize,
         items: &mut [Item; UNIT_ITEMS],
     ) -> Option<usize> {
+        if window_bytes == MAX_WINDOW {
+            self.parse_with::<S, true>(search, window, unit, window_bytes, items)
+        } else {
+            self.parse_with::<S, false>(search, window, unit, window_bytes, items)
+        }
+    }
+
+    fn parse_with<S: Search, const FAR: bool>(
+        self,
+        search: &mut S,
+        window: &WindowBytes,
+        unit: Unit,
+        window_bytes: usize,
+        items: &mut [Item; UNIT_ITEMS],
+    ) -> Option<usize> {
         match self {
-            Self::Plain(wide) => parse_anywhere(wide, search, window, unit, window_bytes, items),
-            #[cfg(target_arch = "x86_64")]
-            Self::Sse2(wide) => parse_anywhere(wide, search, window, unit, window_bytes, items),
+            Self::Plain(wide) => {
+                parse::<_, _, FAR>(wide, search, window, unit, window_bytes, items)
+            }
             #[cfg(target_arch = "x86_64")]
             #[allow(unsafe_code, reason = "a function for this kind of machine")]
             // SAFETY: a value of `Avx2` proves what the function is compiled for.
             Self::Avx2(wide) => unsafe {
-                x86::parse(wide, search, window, unit, window_bytes, items)
+                x86::parse::<_, FAR>(wide, search, window, unit, window_bytes, items)
             },
         }
     }
@@ -63,25 +76,13 @@ impl Machine {
     /// See [`Coder::write`].
     pub(super) fn write(self, coder: &Coder, items: &[Item], writer: &mut BitWriter<'_>) {
         match self {
+            Self::Plain(_) => coder.write(items, writer),
             #[cfg(target_arch = "x86_64")]
             #[allow(unsafe_code, reason = "a function for this kind of machine")]
             // SAFETY: a value of `Avx2` proves what the function is compiled for.
             Self::Avx2(_) => unsafe { x86::write(coder, items, writer) },
-            _ => coder.write(items, writer),
         }
     }
-}
-
-#[inline(never)]
-fn parse_anywhere<W: Wide, S: Search>(
-    wide: W,
-    search: &mut S,
-    window: &WindowBytes,
-    unit: Unit,
-    window_bytes: usize,
-    items: &mut [Item; UNIT_ITEMS],
-) -> Option<usize> {
-    parse(wide, search, window, unit, window_bytes, items)
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -89,7 +90,7 @@ mod x86 {
     use super::*;
 
     #[target_feature(enable = "avx2,bmi1,bmi2,lzcnt")]
-    pub(super) fn parse<S: Search>(
+    pub(super) fn parse<S: Search, const FAR: bool>(
         wide: Avx2,
         search: &mut S,
         window: &WindowBytes,
@@ -97,7 +98,7 @@ mod x86 {
         window_bytes: usize,
         items: &mut [Item; UNIT_ITEMS],
     ) -> Option<usize> {
-        super::parse(wide, search, window, unit, window_bytes, items)
+        super::parse::<_, _, FAR>(wide, search, window, unit, window_bytes, items)
     }
 
     #[target_feature(enable = "avx2,bmi1,bmi2,lzcnt")]

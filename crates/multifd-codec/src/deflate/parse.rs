@@ -33,9 +33,10 @@ pub(super) const UNIT_ITEMS: usize = item::most_items(UNIT) + 16;
 
 /// Cuts `unit` into items and returns how many; nothing if the unit looks like noise.
 ///
-/// Matches reach back by at most `window_bytes`, and stay inside the unit's history and the unit.
+/// Matches reach back by at most `window_bytes`, which is all that deflate allows if `FAR`, and stay inside the unit's history
+/// and the unit.
 #[inline(always)]
-pub(super) fn parse<W: Wide, S: Search>(
+pub(super) fn parse<W: Wide, S: Search, const FAR: bool>(
     wide: W,
     search: &mut S,
     window: &WindowBytes,
@@ -89,7 +90,11 @@ pub(super) fn parse<W: Wide, S: Search>(
                         std::mem::swap(&mut recent, &mut other);
                         break 'found (recent, at_other);
                     }
-                    let is_found = is_match::<S>(find, lowest);
+                    let is_found = is_match::<S, FAR>(find, lowest);
+                    if FAR && is_found && find.place < lowest {
+                        position += 1;
+                        continue 'matches;
+                    }
                     if S::LONGEST && (is_found || three_equal(at_recent) || three_equal(at_other)) {
                         let mut best = (recent, at_recent);
                         if equal_bits(at_other) > equal_bits(best.1) {
@@ -139,7 +144,11 @@ pub(super) fn parse<W: Wide, S: Search>(
                         // SAFETY: see above.
                         let word = unsafe { bytes.word(position) };
                         let find = search.look(bytes, position, word, lowest);
-                        if is_match::<S>(find, lowest) {
+                        if is_match::<S, FAR>(find, lowest) {
+                            if FAR && find.place < lowest {
+                                position += 1;
+                                continue 'matches;
+                            }
                             other = recent;
                             recent = position - find.place;
                             break 'found (recent, find.different);
@@ -193,13 +202,15 @@ pub(super) fn parse<W: Wide, S: Search>(
     Some(items.count)
 }
 
-/// Whether a find is long enough, and not before `lowest`.
+/// Whether a find is long enough and, unless that is for the caller to see, not before `lowest`.
 ///
-/// This is one condition, not two: each alone is true and false by turns, and could not be predicted.
+/// Where matches reach `FAR`, hardly any is older, and it can be seen later. Elsewhere it has to be one condition and not
+/// two: each alone is true and false by turns, and could not be predicted.
 #[inline(always)]
-fn is_match<S: Search>(find: Find, lowest: usize) -> bool {
-    let is_too_low = find.place.wrapping_sub(lowest) >> (usize::BITS - 1);
-    find.different & S::KEY | is_too_low as u64 == 0
+fn is_match<S: Search, const FAR: bool>(find: Find, lowest: usize) -> bool {
+    let too_low = find.place.wrapping_sub(lowest) >> (usize::BITS - 1);
+    let too_low = if FAR { 0 } else { too_low as u32 };
+    find.different as u32 & S::KEY | too_low == 0
 }
 
 /// How many bits of two words are equal, from the lowest on.

@@ -51,12 +51,12 @@ pub(super) struct Find {
 }
 
 /// The first three of eight bytes.
-const THREE: u64 = 0xff_ffff;
+const THREE: u32 = 0xff_ffff;
 
 /// Whether three bytes are equal.
 #[inline(always)]
 pub(super) fn three_equal(different: u64) -> bool {
-    different & THREE == 0
+    different as u32 & THREE == 0
 }
 
 /// A way to find earlier places.
@@ -77,8 +77,8 @@ pub(super) trait Search {
     /// Only remembers the next bytes.
     fn enter(&mut self, position: usize, word: u64);
 
-    /// Those of eight different bytes that have to be equal in a match.
-    const KEY: u64;
+    /// Those of the first bytes that have to be equal in a match.
+    const KEY: u32;
 }
 
 /// No positions are left out.
@@ -140,7 +140,7 @@ impl<const BYTES: u32, const BITS: u32, const ENTRIES: usize, const PATIENCE: us
 impl<const BYTES: u32, const BITS: u32, const ENTRIES: usize, const PATIENCE: usize> Search
     for One<BYTES, BITS, ENTRIES, PATIENCE>
 {
-    const KEY: u64 = 0xffff_ffff;
+    const KEY: u32 = 0xffff_ffff;
     const LONGEST: bool = false;
     const PATIENCE: usize = PATIENCE;
 
@@ -182,7 +182,7 @@ impl Two {
 }
 
 impl Search for Two {
-    const KEY: u64 = THREE;
+    const KEY: u32 = THREE;
     const LONGEST: bool = true;
     const PATIENCE: usize = ALWAYS;
 

@@ -36,7 +36,7 @@ impl Wide for Plain {
 }
 
 #[cfg(target_arch = "x86_64")]
-pub(super) use x86::{Avx2, Sse2};
+pub(super) use x86::Avx2;
 
 #[cfg(target_arch = "x86_64")]
 #[allow(
@@ -46,22 +46,10 @@ pub(super) use x86::{Avx2, Sse2};
 mod x86 {
     use super::{Item, Wide};
     use std::arch::x86_64::{
-        __m128i, __m256i, _mm_cmpeq_epi8, _mm_loadu_si128, _mm_movemask_epi8, _mm256_and_si256,
-        _mm256_cmpeq_epi8, _mm256_cvtepu16_epi32, _mm256_loadu_si256, _mm256_movemask_epi8,
-        _mm256_or_si256, _mm256_set1_epi32, _mm256_slli_epi32, _mm256_srli_epi32,
+        __m256i, _mm_loadu_si128, _mm256_and_si256, _mm256_cmpeq_epi8, _mm256_cvtepu16_epi32,
+        _mm256_loadu_si256, _mm256_movemask_epi8, _mm256_or_si256, _mm256_set1_epi32,
+        _mm256_slli_epi32, _mm256_srli_epi32,
     };
-
-    /// Any x86-64.
-    #[derive(Clone, Copy, Debug)]
-    pub(in super::super) struct Sse2;
-
-    impl Wide for Sse2 {
-        #[inline(always)]
-        fn equal(self, a: &[u8; 32], b: &[u8; 32]) -> u32 {
-            // SAFETY: every x86-64 has SSE2.
-            unsafe { equal_by_sse2(a, b) }
-        }
-    }
 
     /// An x86-64 with AVX2, BMI1, BMI2 and LZCNT.
     #[derive(Clone, Copy, Debug)]
@@ -90,18 +78,6 @@ mod x86 {
             // SAFETY: a value of this type proves AVX2.
             unsafe { literals_by_avx2(bytes) }
         }
-    }
-
-    #[target_feature(enable = "sse2")]
-    #[inline]
-    fn equal_by_sse2(a: &[u8; 32], b: &[u8; 32]) -> u32 {
-        let half = |bytes: &[u8; 32], i: usize| -> __m128i {
-            let start = bytes[16 * i..][..16].as_ptr();
-            // SAFETY: 16 bytes are there.
-            unsafe { _mm_loadu_si128(start.cast()) }
-        };
-        let mask = |i| _mm_movemask_epi8(_mm_cmpeq_epi8(half(a, i), half(b, i))) as u32;
-        mask(0) | mask(1) << 16
     }
 
     #[target_feature(enable = "avx2")]
