@@ -91,10 +91,6 @@ pub(super) fn parse<W: Wide, S: Search, const FAR: bool>(
                         break 'found (recent, at_other);
                     }
                     let is_found = is_match::<S, FAR>(find, lowest);
-                    if FAR && is_found && find.place < lowest {
-                        position += 1;
-                        continue 'matches;
-                    }
                     if S::LONGEST && (is_found || three_equal(at_recent) || three_equal(at_other)) {
                         let mut best = (recent, at_recent);
                         if equal_bits(at_other) > equal_bits(best.1) {
@@ -145,10 +141,6 @@ pub(super) fn parse<W: Wide, S: Search, const FAR: bool>(
                         let word = unsafe { bytes.word(position) };
                         let find = search.look(bytes, position, word, lowest);
                         if is_match::<S, FAR>(find, lowest) {
-                            if FAR && find.place < lowest {
-                                position += 1;
-                                continue 'matches;
-                            }
                             other = recent;
                             recent = position - find.place;
                             break 'found (recent, find.different);
@@ -202,15 +194,26 @@ pub(super) fn parse<W: Wide, S: Search, const FAR: bool>(
     Some(items.count)
 }
 
-/// Whether a find is long enough and, unless that is for the caller to see, not before `lowest`.
+/// Whether a find is long enough, and not before `lowest`.
 ///
-/// Where matches reach `FAR`, hardly any is older, and it can be seen later. Elsewhere it has to be one condition and not
-/// two: each alone is true and false by turns, and could not be predicted.
+/// Where matches reach `FAR`, hardly any is older, and this is seen last. Elsewhere it has to be one condition and not two:
+/// each alone is true and false by turns, and could not be predicted.
 #[inline(always)]
 fn is_match<S: Search, const FAR: bool>(find: Find, lowest: usize) -> bool {
-    let too_low = find.place.wrapping_sub(lowest) >> (usize::BITS - 1);
-    let too_low = if FAR { 0 } else { too_low as u32 };
-    find.different as u32 & S::KEY | too_low == 0
+    let different = find.different as u32 & S::KEY;
+    if FAR {
+        different == 0 && (find.place >= lowest || is_too_old())
+    } else {
+        let too_low = find.place.wrapping_sub(lowest) >> (usize::BITS - 1);
+        different | too_low as u32 == 0
+    }
+}
+
+/// False, in a way that keeps the compiler from asking for this first.
+#[cold]
+#[inline(never)]
+fn is_too_old() -> bool {
+    std::hint::black_box(false)
 }
 
 /// How many bits of two words are equal, from the lowest on.
