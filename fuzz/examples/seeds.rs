@@ -12,7 +12,7 @@ use multifd_codec::deflate::{Deflater, Effort, Histogram, PageDeflater, SharedCo
 use multifd_wire::{BlockName, ChannelSender, Hello, Method, Packet, PageSize, RamPacket};
 use support::vector;
 
-/// How `channel`, `main_stream` and `return_path` cut their stream: by one byte, by headers, not at all.
+/// How `channel`, `control`, `main_stream` and `return_path` cut their stream: by one byte, by headers, not at all.
 const CUTS: [(&str, [u8; 8]); 3] = [
     ("bytes", [4; 8]),
     ("headers", [14, 70, 32, 4, 0, 90, 18, 150]),
@@ -38,6 +38,8 @@ fn main() -> io::Result<()> {
         ("channel", "qemu-10.0", qemu_10_0()),
         ("channel", "qemu-7.2", qemu_7_2()),
         ("channel", "pages-64k", pages_64k()),
+        ("control", "source", vector("control-source.txt")),
+        ("control", "destination", vector("control-destination.txt")),
         ("main_stream", "qemu-10.0", vector("main-10.0.txt")),
         ("main_stream", "qemu-7.2", vector("main-7.2.txt")),
         ("return_path", "qemu-10.0", vector("return-path.txt")),

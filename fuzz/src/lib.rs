@@ -9,13 +9,14 @@ mod support;
 
 use allocations::measure;
 pub use codec::{deflate, inflate};
+use multifd_wire::control::{self, ControlReceiver};
 use multifd_wire::main_stream::{MainEvent, MainReceiver};
 use multifd_wire::return_path::{Message, ReturnPathReceiver};
 use multifd_wire::{
     ChannelReceiver, ChannelSender, Event, Fault, Hello, Limits, Method, Packet, PageSize,
     RamPacket, lengths,
 };
-use support::{Joined, channel_events, main_events, pieces};
+use support::{Joined, channel_events, control_events, main_events, pieces};
 
 /// A hello that is taken is written again to the byte.
 pub fn hello(data: &[u8]) {
@@ -122,6 +123,46 @@ pub fn return_path(data: &[u8]) {
     let mut rebuilt = Vec::new();
     before_bitmap.for_each(|message| message.encode(&mut rebuilt));
     assert!(stream.starts_with(&rebuilt));
+}
+
+/// A control connection gives the same messages in every cut, and what was taken of it can be written and is the same when
+/// it is read again. Its machine keeps no more than came.
+///
+/// The first bytes of `data` say how the rest is cut.
+pub fn control(data: &[u8]) {
+    let Some((cut, stream)) = split_cut(data) else {
+        return;
+    };
+    let whole = control_events(stream, &[usize::MAX]);
+    assert_eq!(control_events(stream, &cut), whole);
+
+    // Numbers may be written in more bytes than they need, so not to the byte.
+    let mut rebuilt = Vec::new();
+    for event in &whole.0 {
+        match event {
+            control::Event::Preamble(preamble) => rebuilt.extend(preamble.to_bytes()),
+            control::Event::Message(message) => {
+                message.encode(&mut rebuilt).expect("what was taken");
+            }
+        }
+    }
+    assert!(rebuilt.len() <= stream.len());
+    if !whole.0.is_empty() {
+        assert_eq!(control_events(&rebuilt, &[usize::MAX]), (whole.0, Ok(())));
+    }
+
+    let (most, _) = measure(|| {
+        let mut receiver = ControlReceiver::new(Limits::default());
+        for mut piece in pieces(stream, &cut) {
+            while let Ok(Some(_)) = receiver.push(&mut piece) {}
+        }
+    });
+    // A block has at least 3 bytes in the stream and less than 300 in memory, and stands in lists that may be filled by
+    // half.
+    assert!(
+        most <= (4 << 10) + stream.len() / 3 * 4 * 300,
+        "{most} bytes"
+    );
 }
 
 /// A length table that is taken covers its payload, and is written again to the byte.
@@ -312,6 +353,11 @@ mod tests {
     #[test]
     fn channel() {
         run(super::channel, "channel");
+    }
+
+    #[test]
+    fn control() {
+        run(super::control, "control");
     }
 
     #[test]
