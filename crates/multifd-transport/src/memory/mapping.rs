@@ -11,7 +11,7 @@ use std::sync::atomic::AtomicU64;
 
 use multifd_wire::BlockName;
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
-use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap};
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
 use super::{GuestMemory, HostRange, MemoryBlock};
 
@@ -68,23 +68,6 @@ impl Mapping {
             file,
             memory: PhantomData,
         })
-    }
-
-    /// Asks for huge pages, which the system gives as it is configured and where it can.
-    ///
-    /// # Errors
-    ///
-    /// When it has none at all.
-    pub fn advise_huge_pages(&self) -> io::Result<()> {
-        // SAFETY: the range is this mapping, and the advice changes nothing of what it holds.
-        unsafe {
-            madvise(
-                self.start.as_ptr().cast(),
-                self.len_bytes,
-                Advice::LinuxHugepage,
-            )
-        }?;
-        Ok(())
     }
 
     /// The memory.

@@ -2,3 +2,4 @@
 
 mod equal;
 mod support;
+mod tracking;
