@@ -3,12 +3,13 @@
 use std::io::{self, Read, Write};
 use std::time::{Duration, Instant};
 
-use multifd_wire::Limits;
 use multifd_wire::control::{self, ControlReceiver, Event, Message, Preamble};
+use multifd_wire::{Fault, Limits};
 
 use crate::engine_fault::EngineFault;
-use crate::failure::Cause;
-use crate::{Failure, Stream};
+use crate::failure::{Cause, Channel};
+use crate::stream::hung_up;
+use crate::{Failure, RoundFault, Stream};
 
 /// How soon a wish to end is noticed while a peer is waited for.
 const TICK: Duration = Duration::from_millis(20);
@@ -47,6 +48,11 @@ impl<'s> ControlLink<'s> {
     /// Bytes written so far.
     pub(crate) fn bytes_out(&self) -> u64 {
         self.bytes_out
+    }
+
+    /// Whether the peer has closed the connection; it may have said something before.
+    pub(crate) fn peer_has_closed(&self) -> bool {
+        self.stream.peer_has_closed()
     }
 
     /// Says which versions this end speaks.
@@ -97,8 +103,28 @@ impl<'s> ControlLink<'s> {
         }
     }
 
+    /// The migration has failed here: finds out whether the peer gave up first, and if not tells it why this end does.
+    pub(crate) fn explained(&mut self, failure: Failure) -> Failure {
+        if let Some(cause) = is_broken_off(&failure.cause)
+            .then(|| self.last_words())
+            .flatten()
+        {
+            return Failure {
+                channel: Channel::Main,
+                leg: failure.leg,
+                block: None,
+                cause,
+            };
+        }
+        self.outgoing.clear();
+        let message = Message::Failure(control::reason(&failure.explain()));
+        // Whoever does not take it learns from the closed connection that it is over.
+        let _ = self.send(&message, &|| Err(EngineFault::Closed.into()));
+        failure
+    }
+
     /// What a peer that has hung up on a channel says of it here, if it says anything.
-    pub(crate) fn last_words(&mut self) -> Option<Cause> {
+    fn last_words(&mut self) -> Option<Cause> {
         let deadline = Instant::now() + LAST_WORDS;
         let watch = || match Instant::now() < deadline {
             true => Ok(()),
@@ -111,14 +137,6 @@ impl<'s> ControlLink<'s> {
                 Err(_) => return None,
             }
         }
-    }
-
-    /// Tells the peer why this end gives up, if it takes it at once.
-    pub(crate) fn give_up(&mut self, failure: &Failure) {
-        self.outgoing.clear();
-        let message = Message::Failure(control::reason(&failure.explain()));
-        // Whoever does not take it learns from the closed connection that it is over.
-        let _ = self.send(&message, &|| Err(EngineFault::Closed.into()));
     }
 
     fn write(&mut self, watch: &dyn Fn() -> Result<(), Cause>) -> Result<(), Cause> {
@@ -155,6 +173,17 @@ impl<'s> ControlLink<'s> {
                 Err(error) => return Err(error.into()),
             }
         }
+    }
+}
+
+/// Whether this is what a peer's giving up looks like on its other connections, which it may close first.
+fn is_broken_off(cause: &Cause) -> bool {
+    match cause {
+        Cause::Io(error) => hung_up(error),
+        Cause::Engine(EngineFault::Closed)
+        | Cause::Wire(Fault::Truncated { .. })
+        | Cause::Round(RoundFault::OpenRound | RoundFault::MissingSync { .. }) => true,
+        _ => false,
     }
 }
 

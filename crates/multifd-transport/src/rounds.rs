@@ -210,6 +210,11 @@ impl Rounds {
         }
     }
 
+    /// Whether [`stop`](Self::stop) was called.
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.lock().stopped
+    }
+
     /// Wakes everybody who waits, with an error.
     pub(crate) fn stop(&self) {
         self.lock().stopped = true;

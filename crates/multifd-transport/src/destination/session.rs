@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use multifd_codec::decoder;
 use multifd_wire::control::{self, Accepted, Acked, Capabilities, Completion, Message};
-use multifd_wire::{BlockName, Flags, Hello, Limits, Method, Packet, RamPacket};
+use multifd_wire::{BlockName, Hello, Limits, Method, Packet, RamPacket};
 
 use super::placing::Places;
 use super::{DestinationSettings, Offer, Received};
@@ -47,20 +47,15 @@ pub(super) fn run<M: GuestMemory>(
         settings,
         cancel,
         started,
-        main: &main,
     };
     let outcome = session.receive(acceptor, memory, vm, &mut link, observe);
-    if let Err(failure) = &outcome {
-        link.give_up(failure);
-    }
-    outcome
+    outcome.map_err(|failure| link.explained(failure))
 }
 
 struct Session<'a> {
     settings: &'a DestinationSettings,
     cancel: &'a Cancel,
     started: Instant,
-    main: &'a Stream,
 }
 
 /// What has been agreed upon.
@@ -84,7 +79,10 @@ impl Session<'_> {
         let channels = acceptor.accept_channels(
             agreement.hello.session,
             usize::from(agreement.accepted.channels),
-            &|| self.check(),
+            &|| match link.peer_has_closed() {
+                true => Err(EngineFault::Closed.into()),
+                false => self.check(),
+            },
         )?;
         for (_, stream) in &channels {
             stream
@@ -150,13 +148,10 @@ impl Session<'_> {
             Message::Hello(hello) => hello,
             other => return Err(out_of_turn(&other, "a hello")),
         };
-        let method = Flags::from_bits(hello.method_bits)
-            .method()
-            .map_err(Cause::from)
-            .and_then(|method| {
-                decoder(method, &self.settings.codec)?;
-                Ok(method)
-            });
+        let method = hello.method().map_err(Cause::from).and_then(|method| {
+            decoder(method, &self.settings.codec)?;
+            Ok(method)
+        });
         let method = match method {
             Ok(method) => method,
             Err(cause) => {
@@ -233,8 +228,6 @@ impl Transfer<'_> {
                 // A connection that cannot be shut down is closed already.
                 let _ = stream.shutdown(Shutdown::Both);
             }
-            // Its other direction is still to say why.
-            let _ = self.session.main.shutdown(Shutdown::Read);
         };
         let mut result = (0, None);
         let failure = thread::scope(|scope| {
@@ -303,7 +296,10 @@ impl Transfer<'_> {
         vm: &mut dyn VmHandle,
         culprit: &mut Channel,
     ) -> Result<(usize, Option<[u8; 32]>), Cause> {
-        let watch = || Ok(());
+        let watch = || match self.rounds.is_stopped() {
+            true => Err(RoundFault::Stopped.into()),
+            false => Ok(()),
+        };
         link.send(&Message::Ack(Acked::Blocks), &watch)?;
         let mut blame = |(index, fault): (Option<usize>, RoundFault)| {
             // Channels stand in the order of their ids, which are 0 to N - 1.

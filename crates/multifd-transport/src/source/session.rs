@@ -22,7 +22,6 @@ use crate::memory::MemoryBlock;
 use crate::outlet::Outlet;
 use crate::parameters::{Cancel, Parameters};
 use crate::statistics::{Phase, Progress, Statistics, Tally};
-use crate::stream::hung_up;
 use crate::{Address, Stream, digest};
 
 /// How long one connection may take to be made. A destination that listens answers within a round trip.
@@ -98,7 +97,7 @@ impl Session<'_, '_> {
         let main = self.dial(address).map_err(on_main)?;
         let mut link = ControlLink::new(&main, Limits::default()).map_err(on_main)?;
         let outcome = self.converse(address, encoders, &mut link);
-        outcome.map_err(|failure| self.explained(failure, &mut link))
+        outcome.map_err(|failure| link.explained(failure))
     }
 
     fn encoders(&self) -> Result<Vec<Box<dyn Encoder>>, Cause> {
@@ -122,19 +121,6 @@ impl Session<'_, '_> {
         })?;
         stream.notice_dead_peer()?;
         Ok(stream)
-    }
-
-    /// Finds out what the other end says of a failure, and tells it what this end says.
-    fn explained(&mut self, failure: Failure, link: &mut ControlLink<'_>) -> Failure {
-        let is_broken = match &failure.cause {
-            Cause::Io(error) => hung_up(error),
-            _ => false,
-        };
-        if let Some(cause) = is_broken.then(|| link.last_words()).flatten() {
-            return on_main(cause);
-        }
-        link.give_up(&failure);
-        failure
     }
 
     fn converse(

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use multifd_transport::destination::{self, DestinationSettings, Offer, Received};
 use multifd_transport::dirty::{DirtyLog, PagemapLog};
@@ -272,18 +273,14 @@ pub fn migrate_with(
     observe: &mut dyn FnMut(&Progress),
 ) -> Outcome {
     let address = acceptor.address().clone();
+    let over = Cancel::new();
     thread::scope(|scope| {
+        let over = &over;
         let destination = scope.spawn(move || {
             let mut vm = TestVm::empty();
             let settings = DestinationSettings::default();
-            let received = destination::receive(
-                acceptor,
-                offered,
-                &mut vm,
-                &settings,
-                &Cancel::new(),
-                &mut |_| {},
-            );
+            let received =
+                destination::receive(acceptor, offered, &mut vm, &settings, over, &mut |_| {});
             (received, vm)
         });
         let mut vm = guest.vm();
@@ -294,6 +291,14 @@ pub fn migrate_with(
             vm: &mut vm,
         };
         let source = source::send(&address, guest, parameters, cancel, observe);
+        // A source that failed before it dialled has told nobody.
+        let patience = Instant::now() + Duration::from_millis(500);
+        while source.is_err() && !destination.is_finished() && Instant::now() < patience {
+            thread::sleep(Duration::from_millis(1));
+        }
+        if source.is_err() {
+            over.cancel();
+        }
         let (destination, vm) = destination.join().unwrap();
         Outcome {
             source,

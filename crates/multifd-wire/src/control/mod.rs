@@ -45,6 +45,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use crate::fault::Fault;
+use crate::flags::{Method, UnknownMethod};
 use crate::idstr::BlockName;
 use crate::page_size::PageSize;
 
@@ -185,8 +186,21 @@ pub struct Hello {
     /// How many channels it would open, 1 to [`MAX_CHANNELS`].
     pub channels: u16,
     /// The method in which it will compress, as in a packet's [`Flags`](crate::Flags). A number, because a
-    /// destination that does not know it has to refuse it by its name.
+    /// destination that does not know it is to refuse it, and no fault.
     pub method_bits: u32,
+}
+
+impl Hello {
+    /// The method in which the source will compress.
+    ///
+    /// # Errors
+    /// When it is none that this crate knows.
+    pub fn method(&self) -> Result<Method, UnknownMethod> {
+        let bits = self.method_bits;
+        let mut all = Method::ALL.into_iter();
+        all.find(|method| method.bits() == bits)
+            .ok_or(UnknownMethod { bits })
+    }
 }
 
 /// What a destination agrees to: never more than it was asked for.
