@@ -230,7 +230,7 @@ fn vm_memorys_bitmap_is_read_and_emptied() {
 #[test]
 fn a_process_that_is_not_there_or_has_registered_nothing_is_an_error() {
     assert!(matches!(
-        PagemapLog::of_process(u32::MAX, vec![0..4096]),
+        PagemapLog::of_process(u32::MAX, Vec::new()),
         Err(DirtyLogError::System { .. })
     ));
     let memory = memory(&[("ram", MIB)]);
