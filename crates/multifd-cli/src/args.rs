@@ -9,6 +9,8 @@ use multifd_guests::Kind;
 use multifd_transport::{Address, ZeroPageDetection};
 use multifd_wire::Method;
 
+use crate::bench::{Mode, Rate};
+
 /// Live migration over multifd for unmodified QEMUs.
 ///
 /// ADDR is unix:PATH or tcp:HOST:PORT, as in QEMU's own migration addresses.
@@ -25,6 +27,9 @@ pub struct Cli {
 pub enum Command {
     Relay(RelayArgs),
     Send(SendArgs),
+    /// Measure.
+    #[command(subcommand)]
+    Bench(BenchCommand),
     Receive(ReceiveArgs),
     Record(RecordArgs),
     Replay(ReplayArgs),
@@ -138,6 +143,68 @@ pub struct SendArgs {
     /// Print the summary as one JSON object.
     #[arg(long)]
     pub json: bool,
+}
+
+/// What can be measured.
+#[derive(Debug, Subcommand)]
+pub enum BenchCommand {
+    Migrate(BenchArgs),
+}
+
+/// Move guests in every mode, and print the table of Intel's published measurements for this machine.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+A mode is a method, and who computes it if it is not the method's ordinary library: zlib+software. Source and
+destination are two processes. With the rights for it they have a link of that rate between them, in two network
+namespaces of their own; without, the source keeps to the rate. Guests are those of `multifd send`.
+
+Example:
+  multifd bench migrate --workload redis --channels 2,4 --memory 1G --link 1gbit --modes zlib,zlib+software")]
+pub struct BenchArgs {
+    /// Guests, as for `multifd send`.
+    #[arg(
+        long,
+        value_name = "GUESTS",
+        value_delimiter = ',',
+        default_value = "idle,redis"
+    )]
+    pub workload: Vec<Kind>,
+    /// How many multifd channels.
+    #[arg(
+        long,
+        value_name = "N,...",
+        value_delimiter = ',',
+        default_value = "2,4,8"
+    )]
+    pub channels: Vec<NonZeroU8>,
+    /// The guests' memory.
+    #[arg(long, value_name = "SIZE", value_parser = size, default_value = "4G")]
+    pub memory: u64,
+    /// Methods and accelerators.
+    #[arg(long, value_name = "MODES", value_delimiter = ',')]
+    #[arg(default_value = "zlib,zlib+software,zlib+qpl,qpl,canned,zstd,none")]
+    pub modes: Vec<Mode>,
+    /// What is between source and destination, such as 10gbit; by default the loopback as it is.
+    #[arg(long, value_name = "RATE")]
+    pub link: Option<Rate>,
+    /// How often each is measured, in turn.
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    pub runs: u32,
+    /// As for `multifd send`.
+    #[arg(long, value_name = "N")]
+    pub guest_rate: Option<u64>,
+    /// As for `multifd send`.
+    #[arg(long, value_name = "MS", default_value_t = 300)]
+    pub downtime_limit: u64,
+    /// Seconds after which a migration has failed.
+    #[arg(long, value_name = "S", default_value_t = 120)]
+    pub timeout: u64,
+    /// Where the figures go.
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Where a report for people goes, one HTML file.
+    #[arg(long, value_name = "FILE")]
+    pub report: Option<PathBuf>,
 }
 
 /// Take a migration: the memory of a QEMU's guest, or a guest of `multifd send`.

@@ -12,6 +12,7 @@
 )]
 
 mod args;
+mod bench;
 mod codec;
 mod detect;
 mod guest;
@@ -29,12 +30,13 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use crate::args::{Cli, Command};
+use crate::args::{BenchCommand, Cli, Command};
 
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Relay(args) => relay::run(&args),
         Command::Send(args) => send::run(&args),
+        Command::Bench(BenchCommand::Migrate(args)) => bench::run(&args),
         Command::Receive(args) => receive::run(&args),
         Command::Record(args) => record::run(&args),
         Command::Replay(args) => replay::run(&args),

@@ -15,6 +15,8 @@
 //! up to the program that calls it ([`Ram`]). [`Guest`] starts such a process, hands out its memory as a file to be
 //! mapped, and stops and resumes it as a VMM does with a VM. They speak lines of JSON over the process's standard input
 //! and output.
+//!
+//! [`Link`] is what two hosts have between them, on one machine.
 #![forbid(unsafe_code)]
 #![cfg_attr(
     not(test),
@@ -28,6 +30,7 @@
 
 mod content;
 mod image;
+mod link;
 mod linux;
 mod pace;
 mod process;
@@ -37,6 +40,7 @@ mod redis;
 mod serve;
 mod spec;
 
+pub use link::{Link, LinkEnd};
 pub use process::{Guest, GuestError};
 pub use serve::{Ram, fill_memory, serve};
 pub use spec::{Kind, Spec, SpecError};

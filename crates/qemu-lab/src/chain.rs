@@ -4,10 +4,10 @@ use std::time::{Duration, Instant};
 
 use crate::binary::QemuBinary;
 use crate::guest::Guest;
-use crate::link::LinkEnd;
 use crate::memory::compare_ram;
 use crate::migration::{MigrationStatus, Parameters};
 use crate::qemu::{Config, LabError, Qemu, io_error};
+use multifd_guests::LinkEnd;
 
 /// How long one step of a hop may take. A hop takes a fraction of a second; machines that run tests are loaded.
 const LIMIT: Duration = Duration::from_secs(60);

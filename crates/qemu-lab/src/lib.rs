@@ -36,7 +36,6 @@ mod capture;
 mod chain;
 mod firmware;
 mod guest;
-mod link;
 mod memory;
 mod migration;
 mod pages;
@@ -49,9 +48,9 @@ pub use binary::QemuBinary;
 pub use capture::{Capture, CaptureConfig};
 pub use chain::{Chain, Hop, HopReport};
 pub use guest::{Content, Guest, MemoryFault, PAGE, Progress};
-pub use link::{Link, LinkEnd};
 pub use memory::{Ram, compare_ram};
 pub use migration::{MigrationStatus, Parameters, RamStatus};
+pub use multifd_guests::{Link, LinkEnd};
 pub use pages::guest_pages;
 pub use parts::{
     MISSING_LOG, Part, Root, SETUP_COMMAND, Version, parts_dir, require, require_opened,

@@ -13,10 +13,10 @@ use tempfile::TempDir;
 
 use crate::binary::QemuBinary;
 use crate::guest::{Guest, MemoryFault};
-use crate::link::LinkEnd;
 use crate::memory::Ram;
 use crate::migration::{MigrationStatus, Parameters};
 use crate::qmp::{Qmp, QmpError};
+use multifd_guests::LinkEnd;
 
 /// Guests' memory and sockets: short paths, and never a disk.
 const FOLDER: &str = "/dev/shm";

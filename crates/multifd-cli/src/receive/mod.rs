@@ -7,6 +7,8 @@ use multifd_transport::Cancel;
 use multifd_transport::destination::Peer;
 use multifd_transport::image::Folder;
 
+pub use engine::Summary;
+
 use crate::Outcome;
 use crate::args::ReceiveArgs;
 use crate::say;

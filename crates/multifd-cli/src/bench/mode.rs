@@ -1,0 +1,87 @@
+//! How a guest is moved: a method and who computes it, in the words of the published tables.
+
+use std::fmt;
+use std::str::FromStr;
+
+use multifd_codec::{Accel, Settings, encoder};
+use multifd_wire::Method;
+
+/// A method, and an accelerator if one is asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mode {
+    method: Method,
+    accel: Option<Accel>,
+}
+
+impl Mode {
+    pub const fn method(&self) -> Method {
+        self.method
+    }
+
+    /// Who computes. Methods without a library of their own are computed by the best there is.
+    pub const fn accel(&self) -> Accel {
+        match (self.accel, self.method) {
+            (Some(accel), _) => accel,
+            (None, Method::Qpl | Method::Canned) => Accel::Auto,
+            (None, _) => Accel::None,
+        }
+    }
+
+    /// Why there is no such mode here, if there is none.
+    pub fn missing(&self) -> Option<String> {
+        let mut settings = Settings::default();
+        settings.accel = self.accel();
+        let refused = encoder(self.method, &settings).err();
+        refused.map(|error| error.to_string())
+    }
+}
+
+impl FromStr for Mode {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (method, accel) = match text.split_once('+') {
+            Some((method, accel)) => (method, Some(accel)),
+            None => (text, None),
+        };
+        let accel = accel.map(str::parse::<Accel>).transpose();
+        Ok(Self {
+            method: method
+                .parse()
+                .map_err(|error: multifd_wire::UnknownMethodName| error.to_string())?,
+            accel: accel.map_err(|error| error.to_string())?,
+        })
+    }
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.method)?;
+        match self.accel {
+            Some(accel) => write!(f, "+{accel}"),
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn modes_are_read_as_they_are_printed() {
+        for text in ["zlib", "zlib+software", "zlib+qpl", "qpl", "canned", "none"] {
+            assert_eq!(text.parse::<Mode>().unwrap().to_string(), text);
+        }
+        for text in ["", "zlib+", "lz4", "zlib+qat"] {
+            assert!(text.parse::<Mode>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_missing_is_said() {
+        assert_eq!("zlib".parse::<Mode>().unwrap().missing(), None);
+        let mode = "zstd+qpl".parse::<Mode>().unwrap();
+        assert!(mode.missing().unwrap().contains("libqpl has no zstd"));
+    }
+}
