@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: measurements, each with what it is compared with in the same run.
 
 mod codec;
+mod migrate;
 mod qemu;
 mod relay;
 
@@ -13,6 +14,9 @@ pub enum Bench {
     /// Every codec this machine has, beside stock zlib and zstd, on pages of a real guest
     #[command(disable_help_flag = true)]
     Codec(codec::Arguments),
+    /// Guests without a QEMU, in every mode: the published table for this machine
+    #[command(disable_help_flag = true)]
+    Migrate(migrate::Arguments),
     /// A busy guest between real QEMUs, their own methods beside relays with zlib, also over a link of a chosen rate
     Qemu(qemu::Arguments),
     /// Migrations through two relays beside migrations without, and the relays' memory
@@ -22,6 +26,7 @@ pub enum Bench {
 pub fn run(bench: &Bench) -> Result<()> {
     match bench {
         Bench::Codec(arguments) => codec::run(arguments),
+        Bench::Migrate(arguments) => migrate::run(arguments),
         Bench::Qemu(arguments) => qemu::run(arguments),
         Bench::Relay(arguments) => relay::run(arguments),
     }
