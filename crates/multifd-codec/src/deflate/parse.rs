@@ -26,7 +26,7 @@ const AT_ONCE: usize = 30;
 /// The two last distances at the start of a unit: words repeat words.
 const FIRST_DISTANCES: (usize, usize) = (8, 4);
 /// Literals without any match after which a unit is suspected to be noise.
-const SUSPICIOUS: usize = 512;
+const SUSPICIOUS: usize = 256;
 
 /// Room for the items of a unit, and for what wide stores write behind them.
 pub(super) const UNIT_ITEMS: usize = item::most_items(UNIT) + 16;
