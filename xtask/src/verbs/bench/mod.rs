@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: measurements, each with what it is compared with in the same run.
 
 mod codec;
+mod instructions;
 mod migrate;
 mod qemu;
 mod relay;
@@ -17,6 +18,8 @@ pub enum Bench {
     /// Guests without a QEMU, in every mode: the published table for this machine
     #[command(disable_help_flag = true)]
     Migrate(migrate::Arguments),
+    /// How many instructions the deflate codec takes for a page, counted by valgrind
+    Instructions,
     /// A busy guest between real QEMUs, their own methods beside relays with zlib, also over a link of a chosen rate
     Qemu(qemu::Arguments),
     /// Migrations through two relays beside migrations without, and the relays' memory
@@ -27,6 +30,7 @@ pub fn run(bench: &Bench) -> Result<()> {
     match bench {
         Bench::Codec(arguments) => codec::run(arguments),
         Bench::Migrate(arguments) => migrate::run(arguments),
+        Bench::Instructions => instructions::run(),
         Bench::Qemu(arguments) => qemu::run(arguments),
         Bench::Relay(arguments) => relay::run(arguments),
     }
