@@ -51,18 +51,21 @@ pub enum Part {
     Qpl,
     /// Intel's Intelligent Storage Acceleration Library: a peer to measure against.
     IsaL,
+    /// A Redis server.
+    Redis,
     /// The `cargo fuzz` command.
     CargoFuzz,
 }
 
 impl Part {
     /// Every part.
-    pub const ALL: [Part; 6] = [
+    pub const ALL: [Part; 7] = [
         Part::Qemu(Version::V7_2),
         Part::Qemu(Version::V10_0),
         Part::Qemu(Version::V11_1),
         Part::Qpl,
         Part::IsaL,
+        Part::Redis,
         Part::CargoFuzz,
     ];
 
@@ -75,6 +78,7 @@ impl Part {
             Part::Qemu(Version::V11_1) => "qemu-11.1",
             Part::Qpl => "qpl",
             Part::IsaL => "isa-l",
+            Part::Redis => "redis",
             Part::CargoFuzz => "cargo-fuzz",
         }
     }
@@ -83,7 +87,7 @@ impl Part {
     #[must_use]
     pub fn dir(self) -> PathBuf {
         parts_dir().join(match self {
-            Part::Qemu(Version::V7_2) => "bookworm",
+            Part::Qemu(Version::V7_2) | Part::Redis => "bookworm",
             Part::Qemu(Version::V10_0) => "bookworm-backports",
             Part::Qemu(Version::V11_1) | Part::Qpl | Part::IsaL => "sid",
             Part::CargoFuzz => "cargo-fuzz",
@@ -180,7 +184,7 @@ pub fn parts_dir() -> PathBuf {
 pub fn require(part: Part) -> bool {
     let there = match part {
         Part::Qemu(version) => crate::QemuBinary::find(version).is_some(),
-        Part::Qpl | Part::IsaL | Part::CargoFuzz => part.is_set_up(),
+        Part::Qpl | Part::IsaL | Part::Redis | Part::CargoFuzz => part.is_set_up(),
     };
     if !there {
         report_missing(part, &test_name(Location::caller()));

@@ -50,6 +50,7 @@ impl Recipe {
             Part::Qemu(Version::V11_1) => (&apt::SID, &["qemu-system-x86"]),
             Part::Qpl => (&apt::SID, &["libqpl1", "libqpl-dev"]),
             Part::IsaL => (&apt::SID, &["libisal2"]),
+            Part::Redis => (&apt::BOOKWORM, &["redis-server"]),
             Part::CargoFuzz => {
                 return Recipe::Cargo {
                     package: "cargo-fuzz",
