@@ -1,5 +1,6 @@
 //! Migrations between a source engine and a destination engine: real sockets, guests made of threads.
 
 mod equal;
+mod measure;
 mod support;
 mod tracking;

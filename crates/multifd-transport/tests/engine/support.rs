@@ -1,4 +1,5 @@
 //! Guests without a hypervisor: memory, and threads that write it.
+#![allow(dead_code, reason = "each test program uses its own part")]
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -98,6 +99,11 @@ impl TestGuest {
                 block.range.write(page as u64 * 4096, &bytes).unwrap();
             }
         }
+        Self::of_untouched(memory)
+    }
+
+    /// A guest whose memory stays as it is.
+    pub fn of_untouched(memory: MappedMemory) -> Self {
         Self {
             memory: Arc::new(memory),
             gate: Arc::default(),
