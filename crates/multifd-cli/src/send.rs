@@ -1,7 +1,7 @@
 //! `multifd send`.
 
 use std::fmt;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use multifd_guests::{Guest, Kind, Spec};
 use multifd_transport::dirty::PagemapLog;
@@ -31,7 +31,7 @@ pub fn run(args: &SendArgs) -> Outcome {
     let mapping = Mapping::shared(guest.memory().try_clone()?.into())?;
     let memory = MappedMemory::new(vec![(BlockName::new(BLOCK)?, mapping)]);
     let mut log = PagemapLog::of_process(guest.pid(), vec![guest.addresses()])?;
-    let mut vm = Vm(guest);
+    let mut vm = Vm::new(guest);
     let moved = source::Guest {
         uuid: [0; 16],
         memory: &memory,
@@ -47,7 +47,9 @@ pub fn run(args: &SendArgs) -> Outcome {
         &mut |moment| progress.show(Running(moment)),
     );
     drop(progress);
-    let summary = |statistics: &Statistics| Summary::new(&spec.kind, &parameters, statistics);
+    let guest_rate = vm.rate();
+    let summary =
+        |statistics: &Statistics| Summary::new(&spec.kind, guest_rate, &parameters, statistics);
     match outcome {
         Ok(statistics) => Ok(say::summary(&summary(&statistics)?, args.json)?),
         Err(failure) => {
@@ -99,15 +101,38 @@ fn spec(args: &SendArgs) -> Result<Spec, String> {
 }
 
 /// A guest's process as the engine handles it. There is nothing but its memory.
-struct Vm(Guest);
+struct Vm {
+    guest: Guest,
+    started: Instant,
+    /// How many things it had done when it was stopped, and when that was.
+    stopped: Option<(u64, Instant)>,
+}
+
+impl Vm {
+    fn new(guest: Guest) -> Self {
+        Self {
+            guest,
+            started: Instant::now(),
+            stopped: None,
+        }
+    }
+
+    /// How many things it did in a second until it was stopped. Where processors are short, that is fewer than asked for.
+    fn rate(&self) -> Option<f64> {
+        let (acts, when) = self.stopped?;
+        let seconds = (when - self.started).as_secs_f64();
+        Some(say::rounded(acts as f64 / seconds, 0))
+    }
+}
 
 impl VmHandle for Vm {
     fn pause(&mut self) -> Result<(), VmError> {
-        Ok(self.0.pause().map(|_| ())?)
+        self.stopped = Some((self.guest.pause()?, Instant::now()));
+        Ok(())
     }
 
     fn resume(&mut self) -> Result<(), VmError> {
-        Ok(self.0.resume().map(|_| ())?)
+        Ok(self.guest.resume().map(|_| ())?)
     }
 
     fn save_device_state(&mut self) -> Result<Vec<u8>, VmError> {
@@ -123,6 +148,8 @@ impl VmHandle for Vm {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Summary {
     guest: String,
+    /// What it did in a second, up to its stop: operations for redis, else writes. Nothing if it was never stopped.
+    pub guest_rate: Option<f64>,
     /// QEMU's `multifd-channels`.
     channels: usize,
     method: String,
@@ -160,12 +187,18 @@ pub struct Failed {
 }
 
 impl Summary {
-    fn new(kind: &Kind, parameters: &Parameters, statistics: &Statistics) -> std::io::Result<Self> {
+    fn new(
+        kind: &Kind,
+        guest_rate: Option<f64>,
+        parameters: &Parameters,
+        statistics: &Statistics,
+    ) -> std::io::Result<Self> {
         let method: Method = parameters.multifd_compression;
         let bytes = statistics.normal as f64 * parameters.page_size.bytes() as f64;
         let backend = statistics.backend.as_ref();
         Ok(Self {
             guest: kind.to_string(),
+            guest_rate,
             channels: statistics.channels,
             method: method.to_string(),
             backend: backend.map(ToString::to_string).unwrap_or_default(),

@@ -53,7 +53,7 @@ fn a_table_with_every_mode_and_what_is_missing_by_name() {
     for row in &rows {
         assert_eq!(
             row.matches(" | ").count() + row.matches("| |").count(),
-            9,
+            10,
             "{row}"
         );
         assert_eq!(

@@ -33,7 +33,7 @@ fn line(row: &Row, longest: f64) -> String {
     let failures = row.failures();
     let mut line = match (&row.means, &row.unavailable) {
         (Some(means), _) => format!(
-            "{start}<td>{:.0}<td class=b><i style=\"width:{:.1}%\"></i><td>{:.0}<td>{:.0}<td>{:.0}<td>{failures}<td>{:.1}<td>{:.2}<td>{}",
+            "{start}<td>{:.0}<td class=b><i style=\"width:{:.1}%\"></i><td>{:.0}<td>{:.0}<td>{:.0}<td>{failures}<td>{:.1}<td>{:.2}<td>{:.0}<td>{}",
             means.total_time_ms,
             means.total_time_ms / longest * 100.0,
             means.downtime_ms,
@@ -41,13 +41,14 @@ fn line(row: &Row, longest: f64) -> String {
             means.pages_per_second,
             means.cpu_seconds,
             means.ratio,
+            means.guest_rate,
             escaped(&means.compressed_by())
         ),
-        (None, Some(why)) => format!("{start}<td colspan=9>not here: {}", escaped(why)),
-        (None, None) => format!("{start}<td colspan=5>not moved<td>{failures}<td colspan=3>"),
+        (None, Some(why)) => format!("{start}<td colspan=10>not here: {}", escaped(why)),
+        (None, None) => format!("{start}<td colspan=5>not moved<td>{failures}<td colspan=4>"),
     };
     for error in &row.errors {
-        let _ = write!(line, "<tr><td colspan=11>{}", escaped(error));
+        let _ = write!(line, "<tr><td colspan=12>{}", escaped(error));
     }
     line
 }
@@ -65,4 +66,4 @@ td:last-child,th:last-child,td:nth-child(2),th:nth-child(2){text-align:left}\
 .b{width:12em}.b i{display:block;height:.8em;background:#4a7ab5}</style>";
 
 const HEADER: &str = "<tr><th>channels<th>mode<th>total time (ms)<th><th>downtime (ms)<th>network bandwidth (mbps)\
-<th>pages per second<th>failed<th>CPU (s)<th>ratio<th>compressed by, pages";
+<th>pages per second<th>failed<th>CPU (s)<th>ratio<th>guest's ops/s<th>compressed by, pages";

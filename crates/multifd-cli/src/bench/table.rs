@@ -69,6 +69,8 @@ pub struct Means {
     pub ratio: f64,
     /// Of source and destination together, without the guest's.
     pub cpu_seconds: f64,
+    /// What the guest did in a second until it was stopped.
+    pub guest_rate: f64,
     /// Who compressed, the last time, and how many pages went which way.
     pub backend: String,
     pub hardware: f64,
@@ -128,6 +130,7 @@ impl Means {
             transferred: mean(&|summary| summary.transferred as f64, 0),
             ratio: mean(&|summary| summary.ratio, 3),
             cpu_seconds: say::rounded(cpu / moved.len() as f64, 2),
+            guest_rate: mean(&|summary| summary.guest_rate.unwrap_or(0.0), 0),
             backend: last.backend.clone(),
             hardware: mean(&|summary| summary.hardware as f64, 0),
             software: mean(&|summary| summary.software as f64, 0),
@@ -217,7 +220,7 @@ impl fmt::Display for Report {
             match (&row.means, &row.unavailable) {
                 (Some(means), _) => writeln!(
                     f,
-                    " {:.0} | {:.0} | {:.0} | {:.0} | {} | {:.1} | {:.2} | {} |",
+                    " {:.0} | {:.0} | {:.0} | {:.0} | {} | {:.1} | {:.2} | {:.0} | {} |",
                     means.total_time_ms,
                     means.downtime_ms,
                     means.mbps,
@@ -225,10 +228,11 @@ impl fmt::Display for Report {
                     row.failures(),
                     means.cpu_seconds,
                     means.ratio,
+                    means.guest_rate,
                     means.compressed_by()
                 )?,
-                (None, Some(why)) => writeln!(f, " not here | | | | | | | {why} |")?,
-                (None, None) => writeln!(f, " | | | | {} | | | |", row.failures())?,
+                (None, Some(why)) => writeln!(f, " not here | | | | | | | | {why} |")?,
+                (None, None) => writeln!(f, " | | | | {} | | | | |", row.failures())?,
             }
         }
         for row in &self.rows {
@@ -241,8 +245,8 @@ impl fmt::Display for Report {
 }
 
 const HEADER: &str = "\
-| channels | mode | total time (ms) | downtime (ms) | network bandwidth (mbps) | pages per second | failed | CPU (s) | ratio | compressed by, pages |
-| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |";
+| channels | mode | total time (ms) | downtime (ms) | network bandwidth (mbps) | pages per second | failed | CPU (s) | ratio | guest's ops/s | compressed by, pages |
+| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |";
 
 fn as_text<S: Serializer>(value: &impl fmt::Display, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(value)
