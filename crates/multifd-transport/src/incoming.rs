@@ -197,7 +197,8 @@ impl Acceptor {
                     return Err(SetupFault::Engine.into());
                 }
                 None => {
-                    self.wait_for_news(None).map_err(Cause::Listener)?;
+                    self.wait_for_news(None, is_channel)
+                        .map_err(Cause::Listener)?;
                     self.accept_waiting().map_err(Cause::Listener)?;
                 }
             }
@@ -229,27 +230,27 @@ impl Acceptor {
         Ok(None)
     }
 
-    /// Returns when there is a connection to accept, or one that waits has bytes which were not
-    /// there before; or after `timeout`.
-    pub(crate) fn wait_for_news(&self, timeout: Option<Duration>) -> io::Result<()> {
-        let kinds = self.waiting.iter().map(kind);
-        if kinds
-            .into_iter()
-            .any(|kind| matches!(kind, Ok(Kind::Unknown(1..))))
-        {
-            // Such a connection is readable all the time, so polling would not wait.
-            std::thread::sleep(PARTIAL_MAGIC_PAUSE);
-            return Ok(());
+    /// Returns when there is a connection to accept, or one that waits has something to tell; or after `timeout`. `told`
+    /// says of what a connection has shown itself to be that there is nothing more to learn from it for the caller.
+    ///
+    /// What a connection has said since the caller looked at it counts too.
+    pub(crate) fn wait_for_news(
+        &self,
+        timeout: Option<Duration>,
+        told: impl Fn(&Kind) -> bool,
+    ) -> io::Result<()> {
+        let mut sources = Vec::new();
+        for stream in &self.waiting {
+            match kind(stream) {
+                // Such a connection is readable all the time, so polling would not wait.
+                Ok(Kind::Unknown(1..)) => {
+                    std::thread::sleep(PARTIAL_MAGIC_PAUSE);
+                    return Ok(());
+                }
+                Ok(kind) if told(&kind) => {}
+                _ => sources.push(PollFd::new(stream, PollFlags::IN)),
+            }
         }
-        // One that has spoken and waits for its turn is readable, and there is nothing more to
-        // learn from it.
-        let silent = self
-            .waiting
-            .iter()
-            .filter(|stream| matches!(kind(stream), Ok(Kind::Unknown(_)) | Err(_)));
-        let mut sources: Vec<_> = silent
-            .map(|stream| PollFd::new(stream, PollFlags::IN))
-            .collect();
         if self.waiting.len() < MOST_CONNECTIONS {
             sources.push(PollFd::new(&self.listener, PollFlags::IN));
         }
@@ -316,7 +317,12 @@ pub(crate) fn kind(stream: &Stream) -> Result<Kind, Cause> {
 }
 
 fn is_multifd(stream: &Stream) -> bool {
-    matches!(kind(stream), Ok(Kind::Multifd))
+    kind(stream).is_ok_and(|kind| is_channel(&kind))
+}
+
+/// It waits for its main connection.
+pub(crate) fn is_channel(kind: &Kind) -> bool {
+    matches!(kind, Kind::Multifd)
 }
 
 /// Gives a connection time to tell what it is. A channel's hello was sent at once, so one that stays
@@ -462,6 +468,28 @@ mod tests {
             folder,
             [unix, tcp].map(|address| Acceptor::bind(&address).unwrap()),
         )
+    }
+
+    /// A main connection may speak between the look at it and the wait for it.
+    #[test]
+    fn what_was_said_before_the_wait_is_news() {
+        let (_folder, acceptors) = acceptors();
+        for mut acceptor in acceptors {
+            let _channel = dial(&acceptor, &hello(0, 1));
+            let main = dial(&acceptor, b"");
+            while acceptor.waiting.len() < 2 {
+                acceptor.accept_waiting().unwrap();
+            }
+            while acceptor.look_for_main().unwrap().is_some() || !is_multifd(&acceptor.waiting[0]) {
+            }
+            (&main).write_all(MAIN).unwrap();
+            while acceptor.look_for_main().unwrap().is_none() {}
+            let begun = Instant::now();
+            acceptor
+                .wait_for_news(Some(HELLO_TIMEOUT), is_channel)
+                .unwrap();
+            assert!(begun.elapsed() < HELLO_TIMEOUT);
+        }
     }
 
     #[test]

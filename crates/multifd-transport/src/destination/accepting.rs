@@ -9,7 +9,9 @@ use multifd_wire::Hello;
 use crate::Stream;
 use crate::engine_fault::EngineFault;
 use crate::failure::{Cause, Failure};
-use crate::incoming::{Acceptor, HELLO_TIMEOUT, Kind, SetupFault, kind, read_hello, unnamed};
+use crate::incoming::{
+    Acceptor, HELLO_TIMEOUT, Kind, SetupFault, is_channel, kind, read_hello, unnamed,
+};
 use crate::parameters::Cancel;
 
 /// How soon a wish to end is noticed while nobody comes.
@@ -81,7 +83,8 @@ impl Acceptor {
                 };
                 return Err(unnamed(fault.into()));
             }
-            self.wait_for_news(Some(TICK))
+            let is_next = |kind: &Kind| matches!(kind, Kind::Main | Kind::Engine);
+            self.wait_for_news(Some(TICK), is_next)
                 .map_err(|error| unnamed(Cause::Listener(error)))?;
         }
         channels.sort_by_key(|(hello, _)| hello.channel);
@@ -109,7 +112,8 @@ impl Acceptor {
             if let Some(found) = self.look_for_main()? {
                 return Ok(found);
             }
-            self.wait_for_news(Some(TICK)).map_err(Cause::Listener)?;
+            self.wait_for_news(Some(TICK), is_channel)
+                .map_err(Cause::Listener)?;
             self.accept_waiting().map_err(Cause::Listener)?;
         }
     }
