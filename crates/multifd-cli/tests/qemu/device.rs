@@ -253,8 +253,18 @@ fn records(records: impl IntoIterator<Item = (u8, u8)>) -> Settings {
 
 /// What is reported of a device that was used for everything that it could do, software doing the rest.
 fn assert_in_use(told: &Told) {
-    assert_eq!(told.done.backend, HARDWARE, "{told:?}");
     assert!(told.done.hardware > told.done.software, "{told:?}");
+    if told.done.backend == HARDWARE {
+        assert_eq!(told.done.software, 0, "{told:?}");
+    } else {
+        assert_missed(told, "");
+    }
+}
+
+/// What is reported of a device that is in use and has not done everything, for a reason that begins like this.
+fn assert_missed(told: &Told, reason: &str) {
+    let expected = format!("{HARDWARE} (not all of it: {reason}");
+    assert!(told.done.backend.starts_with(&expected), "{told:?}");
 }
 
 /// What is reported when software has taken over for this reason.
@@ -294,7 +304,7 @@ fn healthy_devices() {
     for machine in [one, several, slow, out_of_order, waiting, elsewhere] {
         for told in lab.all(&machine) {
             assert_eq!(told.done.software, 0, "{machine}: {told:?}");
-            assert_in_use(&told);
+            assert_eq!(told.done.backend, HARDWARE);
         }
         let [written, read] = lab.between_two(&machine, &machine, &[]);
         // A page is a descriptor, so that report and device count the same.
@@ -319,9 +329,12 @@ fn queues_with_too_few_places() {
             ..Settings::default()
         };
         for told in lab.all(&machine) {
-            assert_eq!(told.done.backend, HARDWARE);
             assert!(told.done.hardware > 0, "{told:?}");
-            assert!(told.done.software > 0 || depth > 1, "{told:?}");
+            if told.done.software > 0 {
+                assert_missed(&told, "its queues were full)");
+            } else {
+                assert!(depth > 1, "{told:?}");
+            }
         }
     }
     lab.runs_on();
@@ -338,11 +351,11 @@ fn queues_that_others_keep_full() {
     for told in lab.all(&busy) {
         assert_eq!((told.done.hardware, told.device.successes), (0, 0));
         assert!(told.done.software > 0, "{told:?}");
+        assert_missed(&told, "its queues were full)");
     }
     // For a judgement they have to be full for longer than a migration takes.
     let mut standing = lab.standing(&busy);
-    let done = standing.hop(&mut lab);
-    assert_eq!((&*done.backend, done.hardware), (HARDWARE, 0));
+    assert_eq!(standing.hop(&mut lab).hardware, 0);
     thread::sleep(Duration::from_secs(1));
     let done = standing.hop(&mut lab);
     let reason = "IAA not used for now: its queues were full for 1 s";

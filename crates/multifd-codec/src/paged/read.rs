@@ -55,10 +55,9 @@ impl PageReader {
         }
     }
 
-    /// What does the work in place of hardware that is out of use.
+    /// What does the work, if it is not the hardware alone that was chosen.
     pub(crate) fn backend(&self) -> Option<Backend> {
-        let reason = self.hardware.as_ref()?.refused()?;
-        Some(Backend::because(Engine::Software, reason))
+        self.hardware.as_ref()?.backend(Engine::Software)
     }
 
     /// Reads a list of streams, of whole pages.

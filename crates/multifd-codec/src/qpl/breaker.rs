@@ -73,10 +73,7 @@ impl Breaker {
             .unwrap_or(now);
         if now.saturating_sub(since) >= BUSY_FOR.as_millis() as u64 {
             self.busy_since.store(0, Ordering::Relaxed);
-            self.pause(format!(
-                "IAA not used for now: its queues were full for {} s",
-                BUSY_FOR.as_secs()
-            ));
+            self.pause(format!("its queues were full for {} s", BUSY_FOR.as_secs()));
         }
     }
 
@@ -110,9 +107,7 @@ impl Breaker {
                 Outcome::Fault => "page faults",
                 _ => "failures",
             };
-            self.pause(format!(
-                "IAA not used for now: {FAILURES_IN_A_ROW} {what} in a row"
-            ));
+            self.pause(format!("{FAILURES_IN_A_ROW} {what} in a row"));
         }
     }
 
@@ -134,8 +129,9 @@ impl Breaker {
         self.open_for(FOR_GOOD, format!("IAA given up: {why}"));
     }
 
-    fn pause(&self, reason: String) {
-        self.open_for(self.now() + PAUSE.as_millis() as u64, reason);
+    fn pause(&self, why: String) {
+        let until = self.now() + PAUSE.as_millis() as u64;
+        self.open_for(until, format!("{PAUSED}{why}"));
     }
 
     fn open_for(&self, until: u64, reason: String) {
@@ -157,6 +153,9 @@ impl Breaker {
 fn count(counter: &AtomicU32) -> u32 {
     counter.fetch_add(1, Ordering::Relaxed).saturating_add(1)
 }
+
+/// How the reason begins that is given while what may pass has not passed yet.
+pub(super) const PAUSED: &str = "IAA not used for now: ";
 
 const FOR_GOOD: u64 = u64::MAX;
 

@@ -61,10 +61,9 @@ impl Compressor {
         self.library
     }
 
-    /// What does the work in place of hardware that is out of use.
+    /// What does the work, if it is not the hardware alone that was chosen.
     pub(super) fn backend(&self) -> Option<Backend> {
-        let reason = self.hardware.as_ref()?.refused()?;
-        Some(Backend::because(Engine::QplSoftware, reason))
+        self.hardware.as_ref()?.backend(Engine::QplSoftware)
     }
 
     /// Compresses pieces, each given as a range of `pages`, and hands them to `sink` in their order. `sink` says whether

@@ -1,15 +1,17 @@
 //! The pieces of a packet on the device: all submitted before the first is awaited.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use qpl_sys::{Library, NumaId, Path, Status};
 
-use super::breaker::BREAKER;
+use super::breaker::{BREAKER, PAUSED};
 use super::job::{Flight, Job, Product, Work};
 use super::outcome::Outcome;
+use crate::{Backend, Engine};
 
 /// A packet's pieces, as the device is given them and gives them back.
 pub(crate) trait Batch {
@@ -48,12 +50,38 @@ pub(crate) struct Hardware {
     numa: NumaId,
     /// Why this channel does without the device from now on.
     given_up: Option<Arc<str>>,
+    /// Why the device has not done the last of the pieces that it should have done and has not.
+    missed: Option<Missed>,
 }
 
 #[derive(Debug)]
 enum Pending {
     Flying(Flight),
+    /// The queues are full.
+    Full,
+    /// Not for the device, or not to be had from it.
     Refused,
+}
+
+/// Why the device has not done a piece.
+#[derive(Debug)]
+enum Missed {
+    Full,
+    /// This became of the job.
+    Ended(Status),
+    /// Nobody asked it, for this reason.
+    Unasked(Arc<str>),
+}
+
+impl fmt::Display for Missed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Full => f.write_str("its queues were full"),
+            Self::Ended(status) => status.fmt(f),
+            // It has passed by now.
+            Self::Unasked(reason) => f.write_str(reason.strip_prefix(PAUSED).unwrap_or(reason)),
+        }
+    }
 }
 
 impl Hardware {
@@ -66,11 +94,23 @@ impl Hardware {
             pending: VecDeque::new(),
             numa: NumaId::SOCKET,
             given_up: None,
+            missed: None,
         }
     }
 
+    /// What does the work, unless it is this device that has done all which it could do: `instead` while the device is not
+    /// asked.
+    pub(crate) fn backend(&self, instead: Engine) -> Option<Backend> {
+        if let Some(reason) = self.refused() {
+            return Some(Backend::because(instead, reason));
+        }
+        let missed = self.missed.as_ref()?;
+        let reason = format!("not all of it: {missed}");
+        Some(Backend::because(Engine::QplHardware, reason))
+    }
+
     /// Why the device is not asked at present, if it is not.
-    pub(crate) fn refused(&self) -> Option<Arc<str>> {
+    fn refused(&self) -> Option<Arc<str>> {
         self.given_up.clone().or_else(|| BREAKER.open())
     }
 
@@ -88,7 +128,18 @@ impl Hardware {
                 flying.0.land(landed, batch)?;
                 landed += 1;
             }
-            let pending = flying.0.launch(piece, batch);
+            let mut pending = flying.0.launch(piece, batch);
+            // The queues may be full of our own jobs. Each that has ended makes room, and is sooner done than a piece in
+            // software.
+            while matches!(pending, Pending::Full) && flying.0.is_flying() {
+                flying.0.land(landed, batch)?;
+                landed += 1;
+                pending = flying.0.launch(piece, batch);
+            }
+            if let Pending::Full = pending {
+                BREAKER.submitted(false);
+                flying.0.missed = Some(Missed::Full);
+            }
             flying.0.pending.push_back(pending);
         }
         for piece in landed..batch.len() {
@@ -97,8 +148,14 @@ impl Hardware {
         Ok(())
     }
 
+    fn is_flying(&self) -> bool {
+        let mut pending = self.pending.iter();
+        pending.any(|pending| matches!(pending, Pending::Flying(_)))
+    }
+
     fn launch<B: Batch>(&mut self, piece: usize, batch: &B) -> Pending {
-        if self.refused().is_some() {
+        if let Some(reason) = self.refused() {
+            self.missed = Some(Missed::Unasked(reason));
             return Pending::Refused;
         }
         let Some(mut job) = self.job() else {
@@ -119,8 +176,8 @@ impl Hardware {
                 Err((back, Status::QUEUES_ARE_BUSY)) => {
                     job = back;
                     if attempts == BUSY_RETRIES {
-                        BREAKER.submitted(false);
-                        break;
+                        self.idle.push(job);
+                        return Pending::Full;
                     }
                     attempts += 1;
                 }
@@ -168,11 +225,14 @@ impl Hardware {
         match outcome {
             Outcome::Done | Outcome::NoRoom => return,
             // The second half of a dynamic compression.
-            Outcome::Busy => BREAKER.submitted(false),
+            Outcome::Busy => {
+                BREAKER.submitted(false);
+                self.missed = Some(Missed::Full);
+            }
             Outcome::Config => {
                 self.given_up.get_or_insert_with(|| super::explain(status));
             }
-            _ => {}
+            _ => self.missed = Some(Missed::Ended(status)),
         }
         let reset = job.reset();
         if reset != Status::OK {

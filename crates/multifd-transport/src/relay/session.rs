@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError, mpsc};
 use std::thread;
 use std::time::Instant;
 
-use multifd_codec::{Backend, PathCounts};
+use multifd_codec::{Backend, Engine, PathCounts};
 use multifd_wire::{BlockName, Fault, Method, Packet};
 
 use super::main_channel::{self, Outline};
@@ -115,7 +115,12 @@ fn add(sum: &Mutex<Option<Work>>, method: Method, backend: Backend, pages: PathC
         pages: PathCounts::default(),
     });
     work.pages += pages;
-    if backend.reason().is_some() {
+    let falls_short = |backend: &Backend| match (backend.reason(), backend.engine()) {
+        (None, _) => 0,
+        (Some(_), Engine::QplHardware) => 1,
+        (Some(_), _) => 2,
+    };
+    if falls_short(&backend) >= falls_short(&work.backend) {
         work.backend = backend;
     }
 }
