@@ -62,17 +62,26 @@ pub fn encoder(method: Method, settings: &Settings) -> Result<Box<dyn Encoder>, 
                 Box::new(Channel::new(stream, backend))
             }
             Choice::Own(reason) => {
-                let stream = paged::qpl::WritePages::new(Own::new(streams), settings.huffman);
+                let stream = paged::qpl::WritePages::new(
+                    Own::new(settings.effort, streams),
+                    settings.huffman,
+                );
                 Box::new(Channel::new(stream, because(Engine::Software, reason)))
             }
         },
         Method::Canned => match by_libqpl(method, settings)? {
             Choice::Libqpl(compressor, backend) => {
-                let stream = paged::canned::WritePages::new(PageCompressor::new(*compressor));
+                let stream = paged::canned::WritePages::new(
+                    PageCompressor::new(*compressor),
+                    settings.effort,
+                );
                 Box::new(Channel::new(stream, backend))
             }
             Choice::Own(reason) => {
-                let stream = paged::canned::WritePages::new(Own::new(streams));
+                let stream = paged::canned::WritePages::new(
+                    Own::new(settings.effort, streams),
+                    settings.effort,
+                );
                 Box::new(Channel::new(stream, because(Engine::Software, reason)))
             }
         },

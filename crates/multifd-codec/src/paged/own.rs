@@ -21,8 +21,8 @@ pub(crate) enum Code {
 }
 
 impl Own {
-    pub(crate) fn new(streams: Streams) -> Self {
-        let deflater = || Ok::<_, Infallible>(PageDeflater::new(Effort::Fast));
+    pub(crate) fn new(effort: Effort, streams: Streams) -> Self {
+        let deflater = || Ok::<_, Infallible>(PageDeflater::new(effort));
         let Ok(crew) = Crew::new(streams, deflater);
         Self {
             crew,

@@ -39,7 +39,7 @@ use multifd_wire::{Method, PageSize};
 use super::read::BodyCode;
 use super::{CompressPages, PageList, PageReader};
 use crate::channel::{ReadPayload, WritePayload};
-use crate::deflate::CodeLengths;
+use crate::deflate::{CodeLengths, Effort};
 use crate::{Backend, DecodeError, EncodeError, Pages, PathCounts};
 use head::Head;
 use plan::Planner;
@@ -59,10 +59,11 @@ struct Coded<C> {
 }
 
 impl<C: CompressPages> WritePages<C> {
-    pub(crate) fn new(compressor: C) -> Self {
+    /// `effort` is that of looking at pages for a code; best what the compressor takes too.
+    pub(crate) fn new(compressor: C, effort: Effort) -> Self {
         Self {
             compressor,
-            planner: Planner::new(),
+            planner: Planner::new(effort),
             current: None,
         }
     }

@@ -30,9 +30,9 @@ pub(super) struct Plan<'p> {
 }
 
 impl Planner {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(effort: Effort) -> Self {
         Self {
-            deflater: PageDeflater::new(Effort::Fast),
+            deflater: PageDeflater::new(effort),
             page: Vec::new(),
             description: Vec::new(),
         }
