@@ -68,7 +68,7 @@ pub struct RelayArgs {
 /// How pages are compressed.
 #[derive(Args, Clone, Debug)]
 pub struct CodecArgs {
-    /// The method that pages are sent in: none, zlib, zstd or qpl.
+    /// Of pages: none, zlib, zstd, qpl, or canned (multifd at both ends).
     #[arg(long, value_name = "METHOD", default_value_t = Compression::None)]
     #[arg(value_enum, hide_possible_values = true)]
     pub compression: Compression,
@@ -84,10 +84,10 @@ pub struct CodecArgs {
     /// Independent streams within a channel, compressed at once: 1 to 128.
     #[arg(long, value_name = "K", value_parser = streams)]
     pub streams: Option<Streams>,
-    /// The Huffman code of what libqpl compresses: fixed or dynamic.
+    /// The Huffman code of qpl, and of zlib by libqpl: fixed or dynamic.
     #[arg(long, value_name = "CODE")]
     pub huffman: Option<Huffman>,
-    /// How much time --accel software spends on size: fast, balanced or dense.
+    /// How much time our own deflate spends on size: fast, balanced or dense.
     #[arg(long, value_name = "EFFORT")]
     pub effort: Option<Effort>,
     /// How far back --accel software refers: 4k, which an IAA can read too, or 32k.
@@ -320,6 +320,8 @@ pub enum Compression {
     Zstd,
     /// QEMU's multifd-compression=qpl, 9.1 and later.
     Qpl,
+    /// Our own. No QEMU reads it; who is at the other end is not known before it answers with an error.
+    Canned,
 }
 
 impl From<Compression> for Method {
@@ -329,6 +331,7 @@ impl From<Compression> for Method {
             Compression::Zlib => Method::Zlib,
             Compression::Zstd => Method::Zstd,
             Compression::Qpl => Method::Qpl,
+            Compression::Canned => Method::Canned,
         }
     }
 }

@@ -22,27 +22,29 @@ impl CodecArgs {
             }
             settings.streams = streams;
         }
+        let is_zlib = self.compression == Compression::Zlib;
+        let has_own_zlib = is_zlib && matches!(self.accel, Accel::Software | Accel::Auto);
         if let Some(huffman) = self.huffman {
-            let deflates = matches!(self.compression, Compression::Zlib | Compression::Qpl);
-            if !deflates || matches!(self.accel, Accel::None | Accel::Software) {
-                return Err("--huffman has no effect here: it is for --compression zlib or qpl with --accel qpl".to_owned());
+            let has_libqpl = !matches!(self.accel, Accel::None | Accel::Software);
+            if self.compression != Compression::Qpl && !(is_zlib && has_libqpl) {
+                return Err("--huffman has no effect here: it is for --compression qpl, or zlib with --accel qpl".to_owned());
             }
             settings.huffman = huffman;
         }
-        let is_own = self.compression == Compression::Zlib
-            && matches!(self.accel, Accel::Software | Accel::Auto);
-        if (self.effort.is_some() || self.window.is_some()) && !is_own {
-            let option = if self.effort.is_some() {
-                "effort"
-            } else {
-                "window"
-            };
-            return Err(format!(
-                "--{option} has no effect here: it is for --compression zlib with --accel software or auto"
-            ));
+        if let Some(effort) = self.effort {
+            let has_own_pages = matches!(self.compression, Compression::Qpl | Compression::Canned)
+                && matches!(self.accel, Accel::None | Accel::Software | Accel::Auto);
+            if !has_own_zlib && !has_own_pages {
+                return Err("--effort has no effect here: it is for --compression zlib with --accel software or auto, and qpl or canned without libqpl".to_owned());
+            }
+            settings.effort = effort;
         }
-        settings.effort = self.effort.unwrap_or_default();
-        settings.window = self.window.unwrap_or_default();
+        if let Some(window) = self.window {
+            if !has_own_zlib {
+                return Err("--window has no effect here: it is for --compression zlib with --accel software or auto".to_owned());
+            }
+            settings.window = window;
+        }
         if let Some(level) = self.zstd_level {
             self.needs("zstd-level", Compression::Zstd)?;
             settings.zstd_level = level;

@@ -36,7 +36,7 @@ fn what_is_wrong_with_a_command_is_said_with_what_to_do() {
     refused(
         &with(&["--compression", "lz4"]),
         2,
-        "[possible values: none, zlib, zstd, qpl]",
+        "[possible values: none, zlib, zstd, qpl, canned]",
     );
     refused(&with(&["--zlib-level", "10"]), 2, "--zlib-level");
     refused(
@@ -75,6 +75,24 @@ fn what_is_wrong_with_a_command_is_said_with_what_to_do() {
         ]),
         1,
         "--zlib-level has no effect here",
+    );
+    for compression in ["qpl", "canned"] {
+        let with_libqpl = ["--compression", compression, "--accel", "qpl"];
+        refused(
+            &with(&[&with_libqpl[..], &["--effort", "fast"]].concat()),
+            1,
+            "--effort has no effect here",
+        );
+        refused(
+            &with(&["--compression", compression, "--window", "4k"]),
+            1,
+            "--window has no effect here",
+        );
+    }
+    refused(
+        &with(&["--compression", "canned", "--huffman", "fixed"]),
+        1,
+        "--huffman has no effect here",
     );
     refused(
         &with(&["--effort", "9"]),

@@ -240,7 +240,13 @@ fn what_goes_in_comes_out_to_the_byte() {
     let tcp: Address = "tcp:127.0.0.1:0".parse().unwrap();
     let addresses = [[&names[0], &names[1], &names[2]], [&tcp, &tcp, &tcp]];
     for listen in addresses {
-        for between in [Method::None, Method::Zlib, Method::Zstd] {
+        for between in [
+            Method::None,
+            Method::Zlib,
+            Method::Zstd,
+            Method::Qpl,
+            Method::Canned,
+        ] {
             for channels in [0, 1, 4] {
                 let channels = (0..channels)
                     .map(|id| channel_bytes(id, 5, Method::None))

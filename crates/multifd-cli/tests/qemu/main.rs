@@ -11,6 +11,7 @@ mod files;
 mod libqpl;
 mod matrix;
 mod one_sided;
+mod pages;
 mod relays;
 
 #[path = "../support/mod.rs"]
