@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use qemu_lab::{Chain, Guest, Hop, Parameters, QemuBinary, Version};
 
-use crate::libqpl::{Done, Libqpl};
+use crate::libqpl::{CANNED, DYNAMIC, Done, FIXED, Libqpl};
 use crate::relays::{Relay, hop_through};
 
 const CHANNELS: [u8; 4] = [1, 2, 4, 8];
@@ -113,29 +113,28 @@ fn between_two_relays(version: Version, machine: &str) {
     };
     let mut chain = Chain::start(&binary, &Guest::default(), machine).unwrap();
     for (index, channels) in CHANNELS.into_iter().enumerate() {
-        for huffman in HUFFMAN {
+        for (method, options) in [FIXED, DYNAMIC, CANNED] {
             let parameters = Parameters {
                 return_path: index % 2 == 1,
                 ..Parameters::multifd(channels, "none")
             };
             let hop = Hop::to(&binary, &parameters);
-            let write = ["--accel", "qpl", "--huffman", huffman, "--once"];
+            let write = [&["--accel", "qpl", "--once"], options].concat();
+            let read = ["--accel", "qpl", "--once"];
             running_and_stopped(&mut chain, |chain| {
                 let (_, [far, near]) = hop_through(chain, &hop, |folder, destination| {
-                    let far = match huffman {
-                        "fixed" => Relay::start(folder, "far", destination, "none", &["--once"]),
-                        _ => {
-                            let read = ["--accel", "qpl", "--once"];
-                            let command = libqpl.multifd();
-                            Relay::of(command, folder, "far", destination, "none", &read)
-                        }
+                    let far = if index % 2 == 0 {
+                        Relay::start(folder, "far", destination, "none", &["--once"])
+                    } else {
+                        let command = libqpl.multifd();
+                        Relay::of(command, folder, "far", destination, "none", &read)
                     };
                     let command = libqpl.multifd();
-                    let near = Relay::of(command, folder, "near", &far.address, "qpl", &write);
+                    let near = Relay::of(command, folder, "near", &far.address, method, &write);
                     [far, near]
                 });
                 let (encoded, decoded) = (Done::encoding(&near), Done::decoding(&far));
-                assert_eq!([&*encoded.method, &*decoded.method], ["qpl", "qpl"]);
+                assert_eq!([&*encoded.method, &*decoded.method], [method, method]);
                 assert_by_libqpl(&encoded);
                 assert_smaller(&near);
                 assert_eq!(decoded.raw, encoded.raw);
@@ -148,16 +147,16 @@ fn between_two_relays(version: Version, machine: &str) {
 }
 
 #[test]
-fn qpl_between_two_relays_on_7_2() {
+fn pages_between_two_relays_on_7_2() {
     between_two_relays(Version::V7_2, "pc-q35-7.2");
 }
 
 #[test]
-fn qpl_between_two_relays_on_10_0() {
+fn pages_between_two_relays_on_10_0() {
     between_two_relays(Version::V10_0, "pc-q35-10.0");
 }
 
 #[test]
-fn qpl_between_two_relays_on_11_1() {
+fn pages_between_two_relays_on_11_1() {
     between_two_relays(Version::V11_1, "q35");
 }

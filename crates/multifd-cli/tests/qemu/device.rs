@@ -15,7 +15,7 @@ use iaa_sim::{Counters, Settings};
 use qemu_lab::{Chain, Guest, Hop, Parameters, QemuBinary, Version};
 use tempfile::TempDir;
 
-use crate::libqpl::{Done, Libqpl};
+use crate::libqpl::{CANNED, DYNAMIC, Done, FIXED, Libqpl, Paged};
 use crate::relays::{Relay, folder, hop_through, unix};
 use crate::support::Multifd;
 
@@ -153,7 +153,12 @@ impl Lab {
     }
 
     /// To a plain QEMU, from a relay whose device compresses through one whose device decompresses.
-    fn between_two(&mut self, near: &Settings, far: &Settings, options: &[&str]) -> [Told; 2] {
+    fn between_two(
+        &mut self,
+        near: &Settings,
+        far: &Settings,
+        (method, options): Paged,
+    ) -> [Told; 2] {
         let hop = Hop::to(&self.binary, &self.parameters("none"));
         let mut devices = None;
         let (_, reports) = hop_through(&mut self.chain, &hop, |folder, connect| {
@@ -161,7 +166,7 @@ impl Lab {
             let connect = &far.address;
             let (near, writes) = self
                 .relays
-                .start(near, folder, "near", connect, "qpl", options);
+                .start(near, folder, "near", connect, method, options);
             devices = Some((writes, reads));
             [far, near]
         });
@@ -169,16 +174,18 @@ impl Lab {
         let (writes, reads) = devices.expect("relays were started");
         let written = writes.tells(Done::encoding(&near));
         let read = reads.tells(Done::decoding(&far));
-        assert_eq!([&*written.done.method, &*read.done.method], ["qpl", "qpl"]);
+        for done in [&written.done, &read.done] {
+            assert_eq!(done.method, method);
+        }
         assert_eq!(written.done.raw, read.done.raw);
         [written, read]
     }
 
-    /// A stream whose pieces are of several pages; each page by itself with the fixed code, and with a code of its own.
+    /// A stream whose pieces are of several pages, and each way to send pages by themselves.
     fn all(&mut self, machine: &Settings) -> Vec<Told> {
         let mut all = vec![self.stock_reads(machine, &["--streams", "16"])];
-        for huffman in ["fixed", "dynamic"] {
-            all.extend(self.between_two(machine, machine, &["--huffman", huffman]));
+        for pages in [FIXED, DYNAMIC, CANNED] {
+            all.extend(self.between_two(machine, machine, pages));
         }
         all
     }
@@ -306,7 +313,7 @@ fn healthy_devices() {
             assert_eq!(told.done.software, 0, "{machine}: {told:?}");
             assert_eq!(told.done.backend, HARDWARE);
         }
-        let [written, read] = lab.between_two(&machine, &machine, &[]);
+        let [written, read] = lab.between_two(&machine, &machine, FIXED);
         // A page is a descriptor, so that report and device count the same.
         assert_eq!(written.done.hardware, written.device.successes);
         // This relay tries its device when it first reads, with one page.
@@ -390,7 +397,7 @@ fn now_and_then_a_fault() {
                 assert!(told.done.software > 0, "{kind:?}: {told:?}");
             }
         }
-        let [written, read] = lab.between_two(&machine, &machine, &[]);
+        let [written, read] = lab.between_two(&machine, &machine, FIXED);
         assert_eq!(written.done.hardware, written.device.successes);
         if nowhere.contains(&kind) {
             let faults = read.device.read_faults + read.device.write_faults;
@@ -418,7 +425,7 @@ fn every_error_record_of_a_job() {
         assert_eq!(told.device.records, all.len() as u64, "{told:?}");
         assert!(told.done.software > 0, "{told:?}");
     }
-    let [_, read] = lab.between_two(&machine, &machine, &[]);
+    let [_, read] = lab.between_two(&machine, &machine, FIXED);
     assert_eq!(read.done.software, all.len() as u64);
     lab.runs_on();
 }
@@ -485,7 +492,7 @@ fn jobs_that_never_end() {
         let told = lab.stock_reads(&machine, &["--streams", "16"]);
         assert_taken_over(&told, LOST);
         assert!(told.done.hardware > 0 && told.device.lost > 0, "{told:?}");
-        for told in lab.between_two(&machine, &machine, &[]) {
+        for told in lab.between_two(&machine, &machine, FIXED) {
             assert_taken_over(&told, LOST);
             assert!(told.done.hardware > 0 && told.device.lost > 0, "{told:?}");
         }
@@ -605,7 +612,7 @@ fn devices_that_can_be_used_for_a_part() {
             operations: permitted,
             ..Settings::default()
         };
-        let [written, read] = lab.between_two(&machine, &machine, &[]);
+        let [written, read] = lab.between_two(&machine, &machine, FIXED);
         let (good, bad) = match permitted {
             Operations::Compress => (written, read),
             _ => (read, written),
@@ -619,7 +626,7 @@ fn devices_that_can_be_used_for_a_part() {
         max_transfer_bytes: 16 << 10,
         ..Settings::default()
     };
-    for told in lab.between_two(&small, &small, &[]) {
+    for told in lab.between_two(&small, &small, FIXED) {
         assert_in_use(&told);
     }
     let told = lab.stock_reads(&small, &["--streams", "1"]);

@@ -46,6 +46,15 @@ impl Libqpl {
     }
 }
 
+/// Method and options of a relay that compresses every page by itself.
+pub type Paged = (&'static str, &'static [&'static str]);
+/// In the format's own code.
+pub const FIXED: Paged = ("qpl", &["--huffman", "fixed"]);
+/// In a code of each page's own.
+pub const DYNAMIC: Paged = ("qpl", &["--huffman", "dynamic"]);
+/// In a code that both ends know.
+pub const CANNED: Paged = ("canned", &[]);
+
 /// What a relay says that its codecs of one direction have done.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Done {
