@@ -4,6 +4,7 @@
 
 mod encode;
 mod inflate;
+mod long;
 mod oracle;
 mod page;
 mod pages;
