@@ -19,6 +19,7 @@ fn channels() -> Vec<Channel> {
     vec![
         Channel::new(Method::Qpl, &fixed, &fixed),
         Channel::new(Method::Qpl, &dynamic, &fixed),
+        Channel::new(Method::Canned, &fixed, &fixed),
         Channel::new(Method::Zlib, &streams(fixed, 16), &plain),
         Channel::new(Method::Zlib, &streams(dynamic, 128), &plain),
     ]
@@ -305,9 +306,9 @@ fn a_small_queue() {
             ..Machine::default()
         };
         let device = device(&machine);
-        let [fixed, dynamic, fixed_zlib, dynamic_zlib] =
+        let [fixed, dynamic, canned, fixed_zlib, dynamic_zlib] =
             carry(&device, &machine, 3).try_into().ok().unwrap();
-        for channel in [fixed, fixed_zlib] {
+        for channel in [fixed, canned, fixed_zlib] {
             let (encoded, _) = channel.counts();
             assert_eq!(encoded.software, 0, "{encoded:?}");
             assert_eq!(channel.encoder.backend().to_string(), "qpl-hardware");

@@ -5,12 +5,15 @@
 #[path = "../deflate/zlib.rs"]
 #[allow(dead_code, reason = "shared with the deflate tests")]
 mod c_zlib;
+#[path = "../suite/canned.rs"]
+mod canned_parts;
 #[path = "../deflate/pages.rs"]
 mod pages;
 #[macro_use]
 #[path = "../suite/mod.rs"]
 mod suite;
 
+mod canned;
 mod choice;
 mod conformance;
 mod faults;

@@ -1,0 +1,203 @@
+//! Method `canned`, taken apart: what a second implementer would rely on.
+
+#[path = "deflate/zlib.rs"]
+#[allow(dead_code, reason = "shared with the deflate tests")]
+mod c_zlib;
+#[path = "suite/canned.rs"]
+mod canned;
+#[path = "deflate/pages.rs"]
+mod pages;
+
+use std::error::Error;
+
+use canned::Taken;
+use multifd_codec::deflate::{CodeLengths, HeaderError};
+use multifd_codec::{
+    CannedFault, DecodeError, Decoder, Encoder, MAX_PAYLOAD_BYTES, Pages, Settings, decoder,
+    encoder,
+};
+use multifd_wire::{Method, PageSize};
+use pages::{Random, packet};
+
+const PAGE: usize = PageSize::K4.bytes();
+
+fn sender() -> Box<dyn Encoder> {
+    encoder(Method::Canned, &Settings::default()).unwrap()
+}
+
+fn receiver() -> Box<dyn Decoder> {
+    decoder(Method::Canned, &Settings::default()).unwrap()
+}
+
+fn encode(encoder: &mut dyn Encoder, bytes: &[u8]) -> Vec<u8> {
+    let mut payload = Vec::new();
+    encoder
+        .encode(&Pages::private(bytes, PageSize::K4).unwrap(), &mut payload)
+        .unwrap();
+    assert!(payload.len() <= MAX_PAYLOAD_BYTES);
+    payload
+}
+
+fn decode(decoder: &mut dyn Decoder, payload: &[u8], pages: usize) -> Result<Vec<u8>, DecodeError> {
+    let mut arrived = vec![0; pages * PAGE];
+    decoder.decode(payload, PageSize::K4, &mut arrived)?;
+    Ok(arrived)
+}
+
+fn head_fault(outcome: Result<Vec<u8>, DecodeError>) -> CannedFault {
+    match outcome {
+        Err(DecodeError::Canned(fault)) => fault,
+        other => panic!("{:?}", other.map(|pages| pages.len())),
+    }
+}
+
+/// Pages of few different bytes, which ones depends on `kind`: codes made for one kind are bad for the others.
+fn texture(random: &mut Random, kind: u8, pages: usize) -> Vec<u8> {
+    let byte = |random: &mut Random| kind.wrapping_mul(31).wrapping_add(random.below(9) as u8);
+    (0..pages * PAGE).map(|_| byte(random)).collect()
+}
+
+#[test]
+fn a_payload_is_what_its_description_says() {
+    let mut random = Random::new(1);
+    let mut sender = sender();
+    let mut code = None;
+    for round in 0..30 {
+        let bytes = packet(&mut random, 1 + round % 128, PAGE);
+        let payload = encode(sender.as_mut(), &bytes);
+        let taken = Taken::apart(&payload, bytes.len() / PAGE);
+        if !taken.description.is_empty() {
+            code = Some(taken.description.to_vec());
+        }
+        // With the description in front, every page is a stream that an IAA and the C zlib read.
+        taken.check(code.as_deref().unwrap(), &bytes);
+    }
+}
+
+#[test]
+fn codes_come_in_their_turn_and_only_when_they_pay() {
+    let mut random = Random::new(2);
+    let (mut sender, mut receiver) = (sender(), receiver());
+    let mut expected = 0_u8;
+    for round in 0..600 {
+        // Each texture twice.
+        let bytes = texture(&mut random, (round / 2) as u8, 12);
+        let payload = encode(sender.as_mut(), &bytes);
+        let taken = Taken::apart(&payload, 12);
+        let is_new = !taken.description.is_empty();
+        assert_eq!(is_new, round % 2 == 0, "packet {round}");
+        // 300 codes: numbers begin anew after 255.
+        if is_new && round > 0 {
+            expected = expected.wrapping_add(1);
+        }
+        assert_eq!((taken.version, taken.generation), (1, expected));
+        assert!(decode(receiver.as_mut(), &payload, 12).unwrap() == bytes);
+    }
+}
+
+#[test]
+fn a_code_that_was_missed_is_missed_by_name() {
+    let mut random = Random::new(3);
+    let mut sender = sender();
+    let payloads: Vec<Vec<u8>> = [0, 0, 1, 1, 2]
+        .map(|kind| encode(sender.as_mut(), &texture(&mut random, kind, 12)))
+        .into();
+    let after = |taken: &[usize], next: usize| {
+        let mut receiver = receiver();
+        for &index in taken {
+            decode(receiver.as_mut(), &payloads[index], 12).unwrap();
+        }
+        head_fault(decode(receiver.as_mut(), &payloads[next], 12))
+    };
+    let generation = |found, expected| CannedFault::Generation { found, expected };
+    assert_eq!(after(&[], 1), CannedFault::NoCode);
+    assert_eq!(after(&[], 2), generation(1, 0));
+    assert_eq!(after(&[0], 3), generation(1, 0));
+    assert_eq!(after(&[0, 1], 4), generation(2, 1));
+    assert_eq!(after(&[0, 2], 0), generation(0, 2));
+    assert_eq!(after(&[0, 1, 2], 1), generation(0, 1));
+}
+
+#[test]
+fn what_is_wrong_before_the_pages_is_named() {
+    let bytes = texture(&mut Random::new(4), 0, 3);
+    let payload = encode(sender().as_mut(), &bytes);
+    let described = Taken::apart(&payload, 3).description.len();
+    let fault = |change: &dyn Fn(&mut Vec<u8>)| {
+        let mut payload = payload.clone();
+        change(&mut payload);
+        let outcome = decode(receiver().as_mut(), &payload, 3);
+        if let Err(error) = &outcome {
+            assert_eq!(error.to_string(), "the head of the payload is wrong");
+            assert!(error.source().is_some());
+        }
+        head_fault(outcome)
+    };
+    assert_eq!(
+        fault(&|payload| payload.truncate(3)),
+        CannedFault::Truncated {
+            found: 3,
+            needed: 4
+        }
+    );
+    assert_eq!(
+        fault(&|payload| payload.truncate(20)),
+        CannedFault::Truncated {
+            found: 20,
+            needed: 4 + described
+        }
+    );
+    assert_eq!(
+        fault(&|payload| payload[0] = 2),
+        CannedFault::Version {
+            found: 2,
+            allowed: 1
+        }
+    );
+    assert_eq!(
+        fault(&|payload| payload[1] = 7),
+        CannedFault::Generation {
+            found: 7,
+            expected: 0
+        }
+    );
+    // The fixed code has no description.
+    assert_eq!(
+        fault(&|payload| payload[4] = 0b011),
+        CannedFault::Code(HeaderError::Block)
+    );
+    // Fewer literals and lengths than there are.
+    let fewer = fault(&|payload| payload[4] &= 0b0000_0111);
+    assert!(matches!(fewer, CannedFault::Code(_)), "{fewer}");
+    // A byte more than the description has.
+    let longer = fault(&|payload| {
+        payload[3] += 1;
+        payload.insert(4 + described, 0);
+    });
+    let trailing = HeaderError::Trailing { found_bytes: 1 };
+    assert_eq!(longer, CannedFault::Code(trailing));
+}
+
+/// Every bit of a description turned over: it is refused, or it is another code, and never does anything else happen.
+#[test]
+fn no_description_is_taken_that_does_not_hold() {
+    let payload = encode(sender().as_mut(), &texture(&mut Random::new(5), 0, 3));
+    let description = Taken::apart(&payload, 3).description.to_vec();
+    let whole = CodeLengths::read_header(&description).unwrap();
+    let mut again = Vec::new();
+    whole.write_header(&mut again);
+    assert_eq!(again, description);
+    let mut refused = 0;
+    for bit in 0..8 * description.len() {
+        let mut changed = description.clone();
+        changed[bit / 8] ^= 1 << (bit % 8);
+        match CodeLengths::read_header(&changed) {
+            Ok(other) => assert_ne!(other, whole, "bit {bit}"),
+            Err(_) => refused += 1,
+        }
+    }
+    assert!(refused > 4 * description.len(), "{refused}");
+    for len in 0..description.len() {
+        CodeLengths::read_header(&description[..len]).unwrap_err();
+    }
+}
