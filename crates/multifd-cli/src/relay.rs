@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use multifd_codec::Accel;
 use multifd_transport::failure::Cause;
 use multifd_transport::relay::{MigrationReport, Relay, RelayConfig, Totals, Work};
 use multifd_wire::{Limits, Method};
@@ -20,11 +21,18 @@ pub fn run(args: &RelayArgs) -> Outcome {
         settings: args.codec.settings()?,
         limits: Limits::default(),
     };
-    let backend = config.backend().map_err(|error| error.to_string())?;
+    // A relay that compresses nothing has an accelerator for reading only.
+    let reads = method == Method::None && config.settings.accel != Accel::None;
+    let (does, backend) = if reads {
+        ("reading qpl and canned".to_owned(), config.reader())
+    } else {
+        (format!("writing {method}"), config.backend())
+    };
+    let backend = backend.map_err(|error| error.to_string())?;
     let mut relay = Relay::bind(&args.listen, config)
         .map_err(|error| format!("cannot listen on {}: {error}", args.listen))?;
-    if method != Method::None {
-        say::note(format_args!("writing {method}: {backend}"));
+    if reads || method != Method::None {
+        say::note(format_args!("{does}: {backend}"));
     }
     say::note(format_args!("listening on {}", relay.address()));
     loop {

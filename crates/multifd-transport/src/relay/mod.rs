@@ -86,6 +86,14 @@ impl RelayConfig {
     pub fn backend(&self) -> Result<Backend, Unsupported> {
         Ok(multifd_codec::encoder(self.compression, &self.settings)?.backend())
     }
+
+    /// What will read pages that arrive each by itself, in methods `qpl` and `canned`: an accelerator reads no others.
+    ///
+    /// # Errors
+    /// When the accelerator asked for cannot.
+    pub fn reader(&self) -> Result<Backend, Unsupported> {
+        Ok(multifd_codec::decoder(Method::Qpl, &self.settings)?.backend())
+    }
 }
 
 impl Relay {
