@@ -9,7 +9,7 @@ use super::format::{FIXED, FIXED_DISTANCE_LENGTHS, FIXED_LITLEN_LENGTHS};
 use super::item::Item;
 use super::lengths::Lengths;
 use super::machine::Machine;
-use super::parse::UNIT_ITEMS;
+use super::parse::{UNIT_ITEMS, literals};
 use super::shared::{Histogram, SharedCode};
 use super::window::{UNIT, Window};
 
@@ -122,9 +122,13 @@ impl PageDeflater {
             }
             let unit = self.window.push(bytes);
             let items = self.items[count..].first_chunk_mut()?;
-            count += self
-                .choice
-                .parse(self.machine, self.window.bytes(), unit, UNIT, items)?;
+            let window = self.window.bytes();
+            let parsed = self.choice.parse(self.machine, window, unit, UNIT, items);
+            count += match parsed {
+                // The rest of a larger page may get smaller all the same.
+                None if page.len() > UNIT => literals(bytes, items),
+                parsed => parsed?,
+            };
         }
         Some(count)
     }

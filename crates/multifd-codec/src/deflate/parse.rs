@@ -194,6 +194,19 @@ pub(super) fn parse<W: Wide, S: Search, const FAR: bool>(
     Some(items.count)
 }
 
+/// Takes all bytes of a unit for literals; how many items they are.
+pub(super) fn literals(bytes: &[u8], items: &mut [Item; UNIT_ITEMS]) -> usize {
+    let pairs = bytes.chunks(2).map(|pair| match *pair {
+        [first, second] => item::two_literals(first, second),
+        _ => item::literal(pair[0]),
+    });
+    items
+        .iter_mut()
+        .zip(pairs)
+        .map(|(item, pair)| *item = pair)
+        .count()
+}
+
 /// Whether a find is long enough, and not before `lowest`.
 ///
 /// Where matches reach `FAR`, hardly any is older, and this is seen last. Elsewhere it has to be one condition and not two:

@@ -135,3 +135,14 @@ fn only_codes_for_everything_are_taken() {
         );
     }
 }
+
+#[test]
+fn noise_in_a_large_page_does_not_spoil_the_rest() {
+    let mut random = Random::new(42);
+    let mut page = vec![7; 64 << 10];
+    page[20_000..30_000].fill_with(|| random.byte());
+    let mut out = Vec::new();
+    assert!(PageDeflater::new(Effort::Balanced).dynamic_page(&page, &mut out));
+    assert!(out.len() < 12_000, "{}", out.len());
+    assert!(Oracle::IAA.decode(&out, page.len()).unwrap().output == page);
+}
