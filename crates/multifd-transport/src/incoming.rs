@@ -439,6 +439,22 @@ mod tests {
         \0\0\0\0\x01\0\0\x04\x06pc.ram\0\0\0\0\x01\0\0\0\
         \0\0\0\0\0\0\x02\0\0\0\0\0\0\0\0\x10\x7e\0\0\0\x02";
 
+    #[test]
+    fn who_speaks_after_being_looked_at_is_not_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut acceptor = Acceptor::bind(&Address::Unix(folder.path().join("s"))).unwrap();
+        let patience = Duration::from_secs(60);
+        let started = Instant::now();
+        let main = dial(&acceptor, b"");
+        acceptor.accept_waiting().unwrap();
+        assert!(acceptor.look_for_main().unwrap().is_none());
+        (&main).write_all(&MAIN_MAGIC).unwrap();
+        let news = acceptor.wait_for_news(Some(patience), is_channel);
+        news.unwrap();
+        assert!(started.elapsed() < patience);
+        assert!(acceptor.look_for_main().unwrap().is_some());
+    }
+
     /// Dials and says `bytes`.
     fn dial(acceptor: &Acceptor, bytes: &[u8]) -> Stream {
         dial_at(acceptor.address(), bytes)

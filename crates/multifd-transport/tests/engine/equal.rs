@@ -20,7 +20,8 @@ use crate::support::{MIB, Place, TestGuest, TestVm, assert_equal, memory, migrat
 /// Migrates a guest that writes as fast as it can, and compares.
 fn check(place: &Place, len_bytes: usize, parameters: &Parameters) {
     let mut guest = TestGuest::new(len_bytes);
-    guest.write_everywhere(1, 0.25);
+    // As fast as it can, over as much as can be sent while it stands still.
+    guest.write_everywhere(1, (64.0 * MIB as f64 / len_bytes as f64).min(0.25));
     let outcome = migrate(&guest, place, parameters);
     let statistics = outcome.source.unwrap();
     let received = outcome.destination.unwrap();
