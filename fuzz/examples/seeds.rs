@@ -9,6 +9,7 @@ use std::path::Path;
 use std::{fs, io};
 
 use multifd_codec::deflate::{Deflater, Effort, Histogram, PageDeflater, SharedCode, WindowSize};
+use multifd_codec::{Pages, Settings};
 use multifd_wire::{BlockName, ChannelSender, Hello, Method, Packet, PageSize, RamPacket};
 use support::vector;
 
@@ -54,7 +55,8 @@ fn main() -> io::Result<()> {
             )?;
         }
     }
-    deflate()
+    deflate()?;
+    canned()
 }
 
 /// Something like memory, for the encoder; and what it makes of it, for the decoder.
@@ -88,6 +90,31 @@ fn deflate() -> io::Result<()> {
     write("inflate", "fixed", &fixed)?;
     write("inflate", "dynamic", &dynamic)?;
     write("inflate", "shared", &body)
+}
+
+/// Two packets of two pages of 1 KiB: of one texture, so that the second goes on with the code of the first; and of two.
+fn canned() -> io::Result<()> {
+    let page_size = PageSize::MIN;
+    let pages = |kind: u32| -> Vec<u8> {
+        let noise = (0..2 * page_size.bytes() as u32).map(|at| at.wrapping_mul(0x9e37_79b9) >> 27);
+        noise.map(|bits| (bits * 3 + kind) as u8).collect()
+    };
+    for (name, kinds) in [("one-code", [0, 0]), ("two-codes", [0, 128])] {
+        let mut encoder =
+            multifd_codec::encoder(Method::Canned, &Settings::default()).expect("always there");
+        let payloads = kinds.map(|kind| {
+            let mut payload = Vec::new();
+            let bytes = pages(kind);
+            let pages = Pages::private(&bytes, page_size).expect("two pages");
+            encoder.encode(&pages, &mut payload).expect("a payload");
+            payload
+        });
+        let first = (payloads[0].len() as u16).to_be_bytes();
+        let head = [1, 0, first[0], first[1]];
+        let [first, second] = &payloads;
+        write("canned", name, &[&head, first.as_slice(), second].concat())?;
+    }
+    Ok(())
 }
 
 fn write(target: &str, name: &str, bytes: &[u8]) -> io::Result<()> {

@@ -3,11 +3,13 @@
 
 #[path = "../../crates/multifd-wire/tests/support/allocations.rs"]
 mod allocations;
+mod canned;
 mod codec;
 #[path = "../../crates/multifd-wire/tests/support/mod.rs"]
 mod support;
 
 use allocations::measure;
+pub use canned::canned;
 pub use codec::{deflate, inflate};
 use multifd_wire::control::{self, ControlReceiver};
 use multifd_wire::main_stream::{MainEvent, MainReceiver};
@@ -373,6 +375,11 @@ mod tests {
     #[test]
     fn deflate() {
         run(super::deflate, "deflate");
+    }
+
+    #[test]
+    fn canned() {
+        run(super::canned, "canned");
     }
 
     #[test]
