@@ -48,7 +48,7 @@
 //! | `qpl` | QEMU 9.1 | a table of lengths and then each page by itself, a raw deflate stream or as it is ([`multifd_wire::lengths`]) | nothing more |
 //! | `canned` | never: our own, between two of our own ends | what code the pages are in, a new code at times, a table of lengths and then each page by itself, the body of a deflate block in that code or as it is | one code after another |
 //!
-//! The others were learned from the streams of running QEMUs 7.2 and 10.0, and from what they take and refuse when fed with
+//! `paged/canned/mod.rs` describes `canned` to the bit. The others were learned from the streams of running QEMUs 7.2 and 10.0, and from what they take and refuse when fed with
 //! variations: a decoder takes whatever a stock receiver takes, such as a flush or, with zstd, a frame of its own for
 //! every page. It is stricter where a stock receiver overlooks something and loses its place in the stream,
 //! namely at output beyond the packet's last page.

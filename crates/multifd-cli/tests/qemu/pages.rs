@@ -3,7 +3,7 @@
 use qemu_lab::{Chain, Guest, Hop, Parameters, QemuBinary, Version};
 
 use crate::libqpl::Done;
-use crate::relays::{Relay, hop_through};
+use crate::relays::{Relay, folder, hop_through};
 
 /// A running guest moves through two relays with each of the options at the first.
 fn between_two_relays(method: &str, options: &[&[&str]]) {
@@ -48,4 +48,35 @@ fn canned() {
 fn qpl() {
     let streams = ["--accel", "software", "--streams", "16"];
     between_two_relays("qpl", &[&streams, &["--huffman", "dynamic"]]);
+}
+
+/// Nobody asks who is at the other end: a stock destination ends such a migration, and the guest stays where it is.
+#[test]
+fn a_stock_destination_refuses_canned() {
+    let Some(binary) = QemuBinary::require(Version::V10_0) else {
+        return;
+    };
+    let mut chain = Chain::start(&binary, &Guest::default(), "pc-q35-10.0").unwrap();
+    let folder = folder();
+    let mut relay = None;
+    let parameters = Parameters {
+        return_path: true,
+        ..Parameters::multifd(2, "none")
+    };
+    let hopped = chain.hop_via(&Hop::to(&binary, &parameters), |destination| {
+        let relay = relay.insert(Relay::start(
+            folder.path(),
+            "relay",
+            destination,
+            "canned",
+            &[],
+        ));
+        relay.address.clone()
+    });
+    assert!(hopped.is_err());
+    let complaint = relay.expect("it was started").next_complaint();
+    assert!(complaint.contains("destination side"), "{complaint}");
+    let pass = chain.current().check_guest().unwrap();
+    let limit = std::time::Duration::from_secs(30);
+    chain.current().wait_for_pass(pass + 1, limit).unwrap();
 }
