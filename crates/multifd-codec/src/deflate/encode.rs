@@ -246,7 +246,7 @@ mod tests {
 
     #[test]
     fn every_machine_writes_the_same() {
-        let pages = packet(&mut Random::new(20), if cfg!(miri) { 6 } else { 200 }, UNIT);
+        let pages = packet(&mut Random::new(20), if cfg!(miri) { 2 } else { 200 }, UNIT);
         for effort in Effort::ALL {
             let stream = |machine| {
                 let mut deflater = Deflater::on(machine, WindowSize::ThirtyTwoKiB, effort);
@@ -273,7 +273,7 @@ mod tests {
     fn what_is_compressed_alone_depends_on_nothing_else() {
         let mut random = Random::new(21);
         let mut used = Effort::ALL.map(|effort| Deflater::new(WindowSize::FourKiB, effort));
-        for round in 0..if cfg!(miri) { 2 } else { 40 } {
+        for round in 0..if cfg!(miri) { 1 } else { 40 } {
             let pages = packet(&mut random, 1 + round % 23, UNIT);
             for (effort, used) in Effort::ALL.into_iter().zip(&mut used) {
                 let mut fresh = Deflater::new(WindowSize::FourKiB, effort);

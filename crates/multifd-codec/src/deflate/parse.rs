@@ -54,7 +54,7 @@ pub(super) fn parse<W: Wide, S: Search, const FAR: bool>(
     //
     // - `position` never goes down and is below `end` where it is read at, so below SPAN, and SLACK bytes follow.
     // - `recent` and `other` never reach back beyond `history`: the first position is at least that far behind it, and
-    //   every later distance was compared with how far behind it the position was, which only grows.
+    //   every later distance is that of a place between it (`is_match`) and the position (`distance_of`), which only grows.
     // - Items are written behind those of the bytes before `position`, which are at most as many as `most_items` says;
     //   a wide store ends at most 8 items behind that.
     let bytes = Bytes(window);
@@ -97,7 +97,7 @@ pub(super) fn parse<W: Wide, S: Search, const FAR: bool>(
                             best = (other, at_other);
                         }
                         if is_found && equal_bits(find.different) > equal_bits(best.1) {
-                            best = (position - find.place, find.different);
+                            best = (distance_of(find, position), find.different);
                         }
                         if best.0 != recent {
                             other = recent;
@@ -107,7 +107,7 @@ pub(super) fn parse<W: Wide, S: Search, const FAR: bool>(
                     }
                     if is_found {
                         other = recent;
-                        recent = position - find.place;
+                        recent = distance_of(find, position);
                         break 'found (recent, find.different);
                     }
                     position += 1;
@@ -142,7 +142,7 @@ pub(super) fn parse<W: Wide, S: Search, const FAR: bool>(
                         let find = search.look(bytes, position, word, lowest);
                         if is_match::<S, FAR>(find, lowest) {
                             other = recent;
-                            recent = position - find.place;
+                            recent = distance_of(find, position);
                             break 'found (recent, find.different);
                         }
                         position += step;
@@ -220,6 +220,13 @@ fn is_match<S: Search, const FAR: bool>(find: Find, lowest: usize) -> bool {
         let too_low = find.place.wrapping_sub(lowest) >> (usize::BITS - 1);
         different | too_low as u32 == 0
     }
+}
+
+/// How far back a find is. What is read without checks relies on this.
+#[inline(always)]
+fn distance_of(find: Find, position: usize) -> usize {
+    assert!(find.place < position);
+    position - find.place
 }
 
 /// False, in a way that keeps the compiler from asking for this first.
