@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use multifd_wire::Method;
 use serde_json::Value;
 use support::made::sound;
-use support::{Ended, Multifd, files, sha256};
+use support::{DEADLINE, Ended, Multifd, files, sha256};
 
 /// A `multifd receive --json` at `listen`.
 fn receive(listen: &str, more: &[&str]) -> Multifd {
@@ -157,38 +157,51 @@ fn a_guest_too_fast_for_its_link_ends_in_time_and_says_why() {
     assert!(json(&received.stdout)["error"].is_string());
 }
 
-#[test]
-fn a_killed_guest_ends_the_migration_at_both_ends() {
-    let mut receiver = receive("tcp:127.0.0.1:0", &[]);
+/// A sender that takes its time, and the number of its guest's process.
+fn slow_sender(receiver: &mut Multifd) -> (Multifd, String) {
     let address = receiver.address().to_string();
-    let mut sender = Multifd::start([
-        "send",
-        "--connect",
-        &address,
+    let guest = [
         "--guest",
         "redis",
         "--memory",
         "64M",
         "--max-bandwidth",
         "2M",
-    ]);
+    ];
+    let mut sender = Multifd::start([&["send", "--connect", &address], &guest[..]].concat());
     assert!(sender.complaint().contains("starting a guest"));
-    let deadline = Instant::now() + Duration::from_secs(30);
-    let guest = loop {
+    let deadline = Instant::now() + DEADLINE;
+    loop {
         let children = Command::new("pgrep")
             .args(["-P", &sender.id().to_string()])
             .output();
         let pid = String::from_utf8(children.expect("pgrep").stdout).expect("text");
         if !pid.is_empty() {
-            break pid;
+            return (sender, pid.trim().to_owned());
         }
         assert!(Instant::now() < deadline, "there is no guest");
-    };
-    let killed = Command::new("kill").args(["-9", guest.trim()]).status();
+    }
+}
+
+#[test]
+fn a_killed_guest_ends_its_sender() {
+    let mut receiver = receive("tcp:127.0.0.1:0", &[]);
+    let (sender, guest) = slow_sender(&mut receiver);
+    let killed = Command::new("kill").args(["-9", &guest]).status();
     assert!(killed.expect("kill").success());
-    let sent = sender.end();
-    assert_eq!(sent.status.code(), Some(1));
-    drop(receiver);
+    assert_eq!(sender.end().status.code(), Some(1));
+}
+
+#[test]
+fn a_killed_sender_leaves_no_guest() {
+    let mut receiver = receive("tcp:127.0.0.1:0", &[]);
+    let (mut sender, guest) = slow_sender(&mut receiver);
+    sender.kill();
+    let deadline = Instant::now() + DEADLINE;
+    while Path::new("/proc").join(&guest).exists() {
+        assert!(Instant::now() < deadline, "{guest} is left");
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
 
 #[test]
