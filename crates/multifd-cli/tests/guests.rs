@@ -58,6 +58,8 @@ fn memory_is_the_same_at_both_ends_in_every_method_and_over_every_socket() {
             "zstd",
             &["--zero-page-detection", "none"],
         ),
+        (unix.as_str(), "redis", "qpl", &["--accel", "software"]),
+        ("tcp:127.0.0.1:0", "idle", "canned", &[]),
     ];
     for (listen, guest, method, more) in cases {
         let guest = ["--guest", guest, "--memory", "64M", "--compression", method];
