@@ -177,7 +177,7 @@ impl<'s> ControlLink<'s> {
 }
 
 /// Whether this is what a peer's giving up looks like on its other connections, which it may close first.
-fn is_broken_off(cause: &Cause) -> bool {
+pub(crate) fn is_broken_off(cause: &Cause) -> bool {
     match cause {
         Cause::Io(error) => hung_up(error),
         Cause::Engine(EngineFault::Closed)

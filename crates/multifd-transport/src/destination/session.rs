@@ -11,7 +11,7 @@ use multifd_wire::{BlockName, Hello, Limits, Method, Packet, RamPacket};
 
 use super::placing::Places;
 use super::{DestinationSettings, Offer, Received};
-use crate::control_link::{ControlLink, out_of_turn};
+use crate::control_link::{ControlLink, is_broken_off, out_of_turn};
 use crate::engine_fault::EngineFault;
 use crate::failure::{Cause, Channel, Failure, Leg};
 use crate::incoming::{Acceptor, HELLO_TIMEOUT};
@@ -251,7 +251,8 @@ impl Transfer<'_> {
         failure.map_or(Ok(result), Err)
     }
 
-    /// Waits for all threads. The first failure closes everything; what fails after it does so because of it.
+    /// Waits for all threads. The first failure closes everything; what fails after it does so because of it, unless it
+    /// is the source's own reason.
     fn wait(
         &self,
         endings: &mpsc::Receiver<Result<(), Failure>>,
@@ -266,9 +267,19 @@ impl Transfer<'_> {
                 Err(mpsc::RecvTimeoutError::Timeout) => self.session.check().err().map(on_main),
                 Err(mpsc::RecvTimeoutError::Disconnected) => return first,
             };
-            if let (Some(failure), None) = (failure, &first) {
-                first = Some(failure);
-                close_all();
+            match (failure, &first) {
+                (Some(failure), None) => {
+                    first = Some(failure);
+                    close_all();
+                }
+                // A source that gives up closes its channels, and then says so.
+                (Some(failure), Some(before))
+                    if is_broken_off(&before.cause)
+                        && matches!(failure.cause, Cause::Engine(EngineFault::Peer { .. })) =>
+                {
+                    first = Some(failure);
+                }
+                _ => {}
             }
             if told.elapsed() >= PROGRESS_INTERVAL {
                 told = Instant::now();
