@@ -107,6 +107,11 @@ fn own_deflate() {
 }
 
 #[test]
+fn qpl() {
+    carries_without_allocating(Method::Qpl, support::with(Accel::Software));
+}
+
+#[test]
 fn zstd() {
     carries_without_allocating(Method::Zstd, Settings::default());
 }
