@@ -26,7 +26,7 @@ pub fn deflate(data: &[u8]) {
     let mut inflater = StreamInflater::new();
     let mut blocks = Vec::new();
     let mut header = &window.zlib_header()[..];
-    for pages in memory.chunks(1 + 97 * usize::from(packet)) {
+    for pages in memory.chunks(1 + 97 * usize::from(packet) + memory.len() / 64) {
         let mut payload = header.to_vec();
         deflater.compress(pages, &mut payload);
         let mut arrived = vec![0xaa; pages.len()];
