@@ -1,6 +1,6 @@
 //! Pages to payload and back, with the codec crate alone.
 //!
-//!     cargo run --release -p multifd-codec --example page_codec [none|zlib|zstd] [FILE]
+//!     cargo run --release -p multifd-codec --example page_codec [none|zlib|zstd|qpl|canned] [FILE]
 //!
 //! FILE is taken as memory, a packet's worth of 4 KiB pages at a time; without it, some pages are made up.
 
@@ -16,7 +16,10 @@ fn main() -> Result<(), Box<dyn Error>> {
         Some(path) => std::fs::read(path)?,
         None => made_up_memory(),
     };
+    there_and_back(method, &memory)
+}
 
+fn there_and_back(method: Method, memory: &[u8]) -> Result<(), Box<dyn Error>> {
     let page_size = PageSize::K4;
     let (pages, _) = memory.as_chunks::<{ PageSize::K4.bytes() }>();
     let normal: Vec<u8> = pages
@@ -63,4 +66,17 @@ fn made_up_memory() -> Vec<u8> {
             content.into_iter().cycle().take(PageSize::K4.bytes())
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_method_goes_there_and_back() {
+        let memory = made_up_memory();
+        for method in ["none", "zlib", "zstd", "qpl", "canned"] {
+            there_and_back(method.parse().unwrap(), &memory).unwrap();
+        }
+    }
 }

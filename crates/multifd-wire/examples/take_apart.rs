@@ -5,7 +5,7 @@
 use std::process::ExitCode;
 use std::{env, fs};
 
-use multifd_wire::{ChannelReceiver, Event, Limits, Packet, RamPacket};
+use multifd_wire::{ChannelReceiver, Event, Fault, Limits, Packet, RamPacket};
 
 fn main() -> ExitCode {
     let Some(path) = env::args_os().nth(1) else {
@@ -19,24 +19,27 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let mut rest = bytes.as_slice();
+    match take_apart(&bytes) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err((at, fault)) => {
+            eprintln!("at byte {at}: {fault}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Prints what is in a channel's bytes; where it is wrong, if it is.
+fn take_apart(bytes: &[u8]) -> Result<(), (usize, Fault)> {
+    let mut rest = bytes;
     let mut receiver = ChannelReceiver::new(Limits::default());
     loop {
         let at = bytes.len() - rest.len();
-        match receiver.push(&mut rest) {
-            Ok(Some(event)) => print(&event),
-            Ok(None) => break,
-            Err(fault) => {
-                eprintln!("after byte {at}: {fault}");
-                return ExitCode::FAILURE;
-            }
+        match receiver.push(&mut rest).map_err(|fault| (at, fault))? {
+            Some(event) => print(&event),
+            None => break,
         }
     }
-    if let Err(fault) = receiver.finish() {
-        eprintln!("at the end: {fault}");
-        return ExitCode::FAILURE;
-    }
-    ExitCode::SUCCESS
+    receiver.finish().map_err(|fault| (bytes.len(), fault))
 }
 
 fn print(event: &Event<'_>) {
@@ -69,4 +72,23 @@ fn print_ram(packet: &RamPacket) {
         );
     }
     println!();
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::take_apart;
+
+    #[test]
+    fn a_capture_is_taken_apart() {
+        let capture = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/../../testdata/captures/none2-10.0/mfd1.fwd"
+        );
+        let bytes = fs::read(capture).unwrap();
+        assert_eq!(take_apart(&bytes), Ok(()));
+        let (at, _) = take_apart(&bytes[..bytes.len() - 1]).unwrap_err();
+        assert_eq!(at, bytes.len() - 1);
+    }
 }
