@@ -63,7 +63,14 @@ fn memory_is_the_same_at_both_ends_in_every_method_and_over_every_socket() {
     ];
     for (listen, guest, method, more) in cases {
         let guest = ["--guest", guest, "--memory", "64M", "--compression", method];
-        let way = ["--multifd-channels", "3", "--digest"];
+        // So slow a guest can be sent within the downtime limit by any machine, however much else it has to do.
+        let way = [
+            "--multifd-channels",
+            "3",
+            "--digest",
+            "--guest-rate",
+            "2000",
+        ];
         let (sent, received) = migrate(receive(listen, &[]), &[&guest[..], &way, more].concat());
         let (sent, received) = (json(&sent.well()), json(&received.well()));
         assert_eq!(sent["method"], method);
