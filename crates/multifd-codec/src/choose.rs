@@ -93,7 +93,8 @@ pub fn encoder(method: Method, settings: &Settings) -> Result<Box<dyn Encoder>, 
 ///
 /// What arrives is not the choice of who receives, so an accelerator that has no part in the method does not matter:
 /// libqpl reads pages of the methods `qpl` and `canned` only. A `zlib` stream of a stock QEMU has a window of 32 KiB and the device
-/// one of 4 KiB, and in streams of our own nothing tells where a piece begins before all of it has been read.
+/// one of 4 KiB. Streams of our own that are made of runs are read run by run, at once, with any accelerator but
+/// [`Accel::None`].
 ///
 /// # Errors
 ///

@@ -9,7 +9,7 @@ use multifd_wire::{Method, PageSize};
 
 use crate::channel::{ReadPayload, WritePayload};
 use crate::deflate::{Deflater, Effort, Habit, StreamInflater, WindowSize};
-use crate::streams::Crew;
+use crate::streams::{Crew, Place};
 use crate::{DecodeError, EncodeError, Pages, PathCounts, Streams, zlib};
 
 /// The sending direction.
@@ -105,14 +105,28 @@ pub(crate) struct Inflate {
 }
 
 enum Reader {
-    Own(StreamInflater),
+    Own(Box<Own>),
     Library(zlib::Inflate),
+}
+
+struct Own {
+    stream: StreamInflater,
+    /// For a sender's runs, each of which can be read by itself. None once a packet has shown that the channel has one.
+    crew: Option<Crew<StreamInflater>>,
+    /// Where the payload's runs end.
+    ends: Vec<usize>,
 }
 
 impl Inflate {
     pub(crate) fn new() -> Self {
+        let Ok(crew) = Crew::new(Streams::MAX, || Ok::<_, Infallible>(StreamInflater::new()));
+        let own = Own {
+            stream: StreamInflater::new(),
+            crew: Some(crew),
+            ends: Vec::new(),
+        };
         Self {
-            how: Reader::Own(StreamInflater::new()),
+            how: Reader::Own(Box::new(own)),
         }
     }
 }
@@ -130,16 +144,125 @@ impl ReadPayload for Inflate {
             Reader::Own(own) => own,
             Reader::Library(library) => return library.read_payload(payload, page_size, pages),
         };
-        if own.inflate(payload, pages).is_ok() {
+        if own.runs(payload, page_size, pages).is_some()
+            || own.stream.inflate(payload, pages).is_ok()
+        {
             return Ok(PathCounts::software(pages.len() / page_size.bytes()));
         }
         // It ends within a byte, for one, or is damaged. The library has the last word, from here on.
-        let mut library = match own.history() {
+        let mut library = match own.stream.history() {
             Some(history) => zlib::Inflate::after(history)?,
             None => zlib::Inflate::new(),
         };
         let outcome = library.read_payload(payload, page_size, pages);
         self.how = Reader::Library(library);
         outcome
+    }
+}
+
+impl Own {
+    /// Reads a payload of runs, on as many processors as there are; `None` if that is not what it is.
+    ///
+    /// Nothing tells where a run begins but the empty block in front of it, whose bytes may also be there by chance.
+    /// That does no harm: pieces which are all read to their last byte, each filling its pages without a reference to
+    /// before itself, become the same pages when they are read as one.
+    fn runs(&mut self, payload: &[u8], page_size: PageSize, pages: &mut [u8]) -> Option<()> {
+        let crew = self.crew.as_mut()?;
+        let count = pages.len() / page_size.bytes();
+        if count < 2 {
+            return None;
+        }
+        let blocks = self.stream.blocks(payload, pages.len()).ok()?;
+        let marks = blocks.windows(EMPTY_BLOCK.len()).enumerate();
+        self.ends.clear();
+        self.ends.extend(
+            marks
+                .filter(|(_, bytes)| *bytes == EMPTY_BLOCK)
+                .map(|(at, _)| at + EMPTY_BLOCK.len())
+                .take(count + 1),
+        );
+        if let [_] = *self.ends {
+            // A sender's number of streams is for the whole channel.
+            self.crew = None;
+            return None;
+        }
+        let streams = Streams::new(u8::try_from(self.ends.len()).ok()?).ok()?;
+        let mut pieces: Vec<Place<'_>> = Vec::with_capacity(self.ends.len());
+        let (mut start, mut rest) = (0, &mut *pages);
+        for (&end, run) in self.ends.iter().zip(streams.runs(count)) {
+            let (place, behind) = rest.split_at_mut_checked(run * page_size.bytes())?;
+            pieces.push((blocks.get(start..end)?, place));
+            (start, rest) = (end, behind);
+        }
+        if start != blocks.len() || !rest.is_empty() {
+            return None;
+        }
+        let read = |inflater: &mut StreamInflater, run: &[u8], pages: &mut [u8]| {
+            inflater.inflate_alone(run, pages)
+        };
+        crew.decompress(&mut pieces, read).ok()?;
+        self.stream.go_on(pages);
+        Some(())
+    }
+}
+
+/// What a stored block of no bytes is behind its header and padding (RFC 1951 section 3.2.4).
+const EMPTY_BLOCK: [u8; 4] = [0x00, 0x00, 0xff, 0xff];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn packet(pages: usize, seed: usize) -> Vec<u8> {
+        let text = |page: usize| format!("page {page} of packet {seed}, {} ", page * seed);
+        let noise = |page: usize| {
+            let mut state = page as u64 + 1;
+            let mut next = move || {
+                state ^= state << 13;
+                state ^= state >> 7;
+                state ^= state << 17;
+                state as u8
+            };
+            (0..4096).map(move |_| next()).collect::<Vec<u8>>()
+        };
+        (0..pages)
+            .flat_map(|page| match page % 5 {
+                // A mark where no run ends.
+                4 if seed == 0 => {
+                    [&noise(page)[..2000], &EMPTY_BLOCK, &noise(page)[2004..]].concat()
+                }
+                3 => noise(page),
+                _ => text(page).bytes().cycle().take(4096).collect(),
+            })
+            .collect()
+    }
+
+    #[test]
+    fn runs_are_read_by_themselves() {
+        for streams in [1, 2, 3, 16, 128] {
+            let streams = Streams::new(streams).unwrap();
+            let mut deflate = Deflate::new(Effort::Balanced, WindowSize::default(), streams);
+            let (mut inflate, mut payload) = (Inflate::new(), Vec::new());
+            let Reader::Own(own) = &mut inflate.how else {
+                unreachable!()
+            };
+            let mut together = 0;
+            for (seed, pages) in [128, 1, 7, 2, 64, 128, 3].into_iter().enumerate() {
+                let sent = packet(pages, seed);
+                payload.clear();
+                let pages = Pages::private(&sent, PageSize::K4).unwrap();
+                deflate.write_payload(&pages, &mut payload).unwrap();
+                let mut arrived = vec![0; sent.len()];
+                if own.runs(&payload, PageSize::K4, &mut arrived).is_some() {
+                    together += 1;
+                } else {
+                    own.stream.inflate(&payload, &mut arrived).unwrap();
+                }
+                assert!(arrived == sent, "{streams} streams, packet {seed}");
+            }
+            // All of several pages but the first, in which marks stand by chance.
+            let expected = if streams.value() == 1 { 0 } else { 5 };
+            assert_eq!(together, expected, "{streams}");
+        }
     }
 }

@@ -34,25 +34,37 @@ impl StreamInflater {
     /// The first packet starts with the zlib header. After an error the stream cannot go on, and the content of `pages`
     /// is of no use.
     pub fn inflate(&mut self, payload: &[u8], pages: &mut [u8]) -> Result<(), InflateError> {
-        let blocks = if self.started {
-            payload
-        } else {
-            header(payload, pages.len())?
-        };
-        let mut run = Run::new(blocks, pages, &self.history);
-        loop {
-            let block = run.block(&mut self.tables, Pairs::Build)?;
-            if block.is_final {
-                return Err(InflateError::UnexpectedFinalBlock);
-            }
-            if block.is_empty_stored && run.unused() == 0 {
-                break;
-            }
+        let blocks = self.blocks(payload, pages.len())?;
+        inflate(blocks, pages, &self.history, &mut self.tables)?;
+        self.go_on(pages);
+        Ok(())
+    }
+
+    /// Decodes blocks as [`inflate`](Self::inflate) does, but those of another stream, at its start and behind its header.
+    pub(crate) fn inflate_alone(
+        &mut self,
+        blocks: &[u8],
+        pages: &mut [u8],
+    ) -> Result<(), InflateError> {
+        inflate(blocks, pages, &[], &mut self.tables)
+    }
+
+    /// The blocks of the next packet's payload, which is to become so many bytes.
+    pub(crate) fn blocks<'p>(
+        &self,
+        payload: &'p [u8],
+        expected_bytes: usize,
+    ) -> Result<&'p [u8], InflateError> {
+        match self.started {
+            true => Ok(payload),
+            false => header(payload, expected_bytes),
         }
-        run.finish()?;
+    }
+
+    /// Goes on behind a packet whose blocks have become `pages`.
+    pub(crate) fn go_on(&mut self, pages: &[u8]) {
         self.started = true;
         self.keep(pages);
-        Ok(())
     }
 
     /// What the packets so far have left for the next to refer to; nothing at the start of a stream.
@@ -68,6 +80,26 @@ impl StreamInflater {
         self.history.drain(..surplus);
         self.history.extend_from_slice(&pages[pages.len() - new..]);
     }
+}
+
+/// Decodes blocks that fill `pages` and end with an empty stored one.
+fn inflate(
+    blocks: &[u8],
+    pages: &mut [u8],
+    history: &[u8],
+    tables: &mut Tables,
+) -> Result<(), InflateError> {
+    let mut run = Run::new(blocks, pages, history);
+    loop {
+        let block = run.block(tables, Pairs::Build)?;
+        if block.is_final {
+            return Err(InflateError::UnexpectedFinalBlock);
+        }
+        if block.is_empty_stored && run.unused() == 0 {
+            break;
+        }
+    }
+    run.finish()
 }
 
 /// Takes off the two bytes of RFC 1950: deflate, a window of at most 32 KiB, no dictionary, a good check value.
