@@ -115,6 +115,8 @@ struct Own {
     crew: Option<Crew<StreamInflater>>,
     /// Where the payload's runs end.
     ends: Vec<usize>,
+    /// Room for the runs and their pages; empty between packets.
+    places: Vec<Place<'static>>,
 }
 
 impl Inflate {
@@ -124,6 +126,7 @@ impl Inflate {
             stream: StreamInflater::new(),
             crew: Some(crew),
             ends: Vec::new(),
+            places: Vec::new(),
         };
         Self {
             how: Reader::Own(Box::new(own)),
@@ -187,7 +190,7 @@ impl Own {
             return None;
         }
         let streams = Streams::new(u8::try_from(self.ends.len()).ok()?).ok()?;
-        let mut pieces: Vec<Place<'_>> = Vec::with_capacity(self.ends.len());
+        let mut pieces: Vec<Place<'_>> = std::mem::take(&mut self.places);
         let (mut start, mut rest) = (0, &mut *pages);
         for (&end, run) in self.ends.iter().zip(streams.runs(count)) {
             let (place, behind) = rest.split_at_mut_checked(run * page_size.bytes())?;
@@ -200,7 +203,11 @@ impl Own {
         let read = |inflater: &mut StreamInflater, run: &[u8], pages: &mut [u8]| {
             inflater.inflate_alone(run, pages)
         };
-        crew.decompress(&mut pieces, read).ok()?;
+        let outcome = crew.decompress(&mut pieces, read);
+        // Collecting nothing into a list of the same kind keeps its memory.
+        pieces.clear();
+        self.places = pieces.into_iter().map(|_| Place::default()).collect();
+        outcome.ok()?;
         self.stream.go_on(pages);
         Some(())
     }

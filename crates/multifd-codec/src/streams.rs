@@ -27,13 +27,6 @@ struct Worker<T> {
 /// A piece to decompress, and its place.
 pub(crate) type Place<'p> = (&'p [u8], &'p mut [u8]);
 
-/// What one worker decompresses.
-struct Share<'s, 'p, T, E> {
-    tools: &'s mut T,
-    pieces: &'s mut [Place<'p>],
-    outcome: Result<(), E>,
-}
-
 impl<T: Send> Crew<T> {
     /// A worker for each stream, but no more than there are processors to work at once.
     ///
@@ -125,28 +118,7 @@ impl<T: Send> Crew<T> {
         pieces: &mut [Place<'_>],
         work: impl Fn(&mut T, &[u8], &mut [u8]) -> Result<(), E> + Sync,
     ) -> Result<(), E> {
-        let share = pieces.len().div_ceil(self.workers.len()).max(1);
-        let mut shares: Vec<_> = self
-            .workers
-            .iter_mut()
-            .zip(pieces.chunks_mut(share))
-            .map(|(worker, pieces)| Share {
-                tools: &mut worker.tools,
-                pieces,
-                outcome: Ok(()),
-            })
-            .collect();
-        let all = |share: &mut Share<'_, '_, T, E>| {
-            share.outcome = share
-                .pieces
-                .iter_mut()
-                .try_for_each(|(input, output)| work(share.tools, input, output));
-        };
-        match &mut *shares {
-            [alone] => all(alone),
-            shares => shares.par_iter_mut().for_each(all),
-        }
-        shares.into_iter().try_for_each(|share| share.outcome)
+        decompress(&mut self.workers, pieces, &work)
     }
 
     fn cut(&mut self, lengths: impl Iterator<Item = usize>) {
@@ -178,6 +150,31 @@ impl<T: Send> Crew<T> {
             self.ends.push(out.len());
         }
     }
+}
+
+/// Halves the workers and the pieces until each worker has its share. Nothing is allocated for that.
+fn decompress<T: Send, E: Send>(
+    workers: &mut [Worker<T>],
+    pieces: &mut [Place<'_>],
+    work: &(impl Fn(&mut T, &[u8], &mut [u8]) -> Result<(), E> + Sync),
+) -> Result<(), E> {
+    let half = workers.len().min(pieces.len()) / 2;
+    if half > 0 {
+        let share = pieces.len() * half / workers.len().min(pieces.len());
+        let (first, others) = workers.split_at_mut(half);
+        let (their, rest) = pieces.split_at_mut(share);
+        let (a, b) = rayon::join(
+            || decompress(first, their, work),
+            || decompress(others, rest, work),
+        );
+        return a.and(b);
+    }
+    let Some(worker) = workers.first_mut() else {
+        return Ok(());
+    };
+    pieces
+        .iter_mut()
+        .try_for_each(|(input, output)| work(&mut worker.tools, input, output))
 }
 
 #[cfg(test)]
