@@ -95,11 +95,13 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let program = multifd::build()?;
     let link = arguments.link.as_deref().map(Link::new).transpose()?;
     let ends = link.as_ref().map(Link::ends);
+    let written = arguments.dirty.min(arguments.memory * 192);
     let guest = Guest {
         ram_mib: arguments.memory,
-        counters: arguments.memory * 64,
+        // Every page that is written is written again within a second, as hot pages are.
+        counters: written,
         blinkers: 0,
-        still: arguments.memory * 128,
+        still: arguments.memory * 192 - written,
         pages_per_tick: arguments.dirty.div_ceil(100),
         content: Content::Pages(guest_pages(&arguments.pages)?.into()),
         ..Guest::default()
