@@ -115,6 +115,8 @@ struct Own {
     crew: Option<Crew<StreamInflater>>,
     /// Where the payload's runs end.
     ends: Vec<usize>,
+    /// How many packets in a row looked like runs and were none.
+    misses: u8,
     /// Room for the runs and their pages; empty between packets.
     places: Vec<Place<'static>>,
 }
@@ -126,6 +128,7 @@ impl Inflate {
             stream: StreamInflater::new(),
             crew: Some(crew),
             ends: Vec::new(),
+            misses: 0,
             places: Vec::new(),
         };
         Self {
@@ -207,11 +210,21 @@ impl Own {
         // Collecting nothing into a list of the same kind keeps its memory.
         pieces.clear();
         self.places = pieces.into_iter().map(|_| Place::default()).collect();
-        outcome.ok()?;
+        if outcome.is_err() {
+            self.misses += 1;
+            if self.misses == MOST_MISSES {
+                self.crew = None;
+            }
+            return None;
+        }
+        self.misses = 0;
         self.stream.go_on(pages);
         Some(())
     }
 }
+
+/// A channel whose packets are cut otherwise is read in one go after so many tries, each of which costs as much again.
+const MOST_MISSES: u8 = 2;
 
 /// What a stored block of no bytes is behind its header and padding (RFC 1951 section 3.2.4).
 const EMPTY_BLOCK: [u8; 4] = [0x00, 0x00, 0xff, 0xff];
