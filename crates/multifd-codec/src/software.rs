@@ -8,7 +8,7 @@ use std::convert::Infallible;
 use multifd_wire::{Method, PageSize};
 
 use crate::channel::{ReadPayload, WritePayload};
-use crate::deflate::{Deflater, Effort, Habit, StreamInflater, WindowSize};
+use crate::deflate::{Deflater, Effort, Habit, SYNC_MARK, StreamInflater, WindowSize};
 use crate::streams::{Crew, Place};
 use crate::{DecodeError, EncodeError, Pages, PathCounts, Streams, zlib};
 
@@ -111,11 +111,11 @@ enum Reader {
 
 struct Own {
     stream: StreamInflater,
-    /// For a sender's runs, each of which can be read by itself. None once a packet has shown that the channel has one.
+    /// For a sender's runs, each of which can be read by itself. None once packets have shown that the channel has none.
     crew: Option<Crew<StreamInflater>>,
     /// Where the payload's runs end.
     ends: Vec<usize>,
-    /// How many packets in a row looked like runs and were none.
+    /// How many packets in a row were not made of runs.
     misses: u8,
     /// Room for the runs and their pages; empty between packets.
     places: Vec<Place<'static>>,
@@ -150,8 +150,7 @@ impl ReadPayload for Inflate {
             Reader::Own(own) => own,
             Reader::Library(library) => return library.read_payload(payload, page_size, pages),
         };
-        if own.runs(payload, page_size, pages).is_some()
-            || own.stream.inflate(payload, pages).is_ok()
+        if own.inflate_runs(payload, page_size, pages) || own.stream.inflate(payload, pages).is_ok()
         {
             return Ok(PathCounts::software(pages.len() / page_size.bytes()));
         }
@@ -167,41 +166,44 @@ impl ReadPayload for Inflate {
 }
 
 impl Own {
-    /// Reads a payload of runs, on as many processors as there are; `None` if that is not what it is.
-    ///
+    /// Reads a payload of runs, on as many processors as there are; false if that is not what it is.
+    fn inflate_runs(&mut self, payload: &[u8], page_size: PageSize, pages: &mut [u8]) -> bool {
+        // One page is one run, whatever the channel has.
+        if self.crew.is_none() || pages.len() <= page_size.bytes() {
+            return false;
+        }
+        let are_read = self.try_runs(payload, page_size, pages).is_some();
+        self.misses = if are_read { 0 } else { self.misses + 1 };
+        // A sender's number of streams is for the whole channel.
+        if self.misses == MOST_MISSES {
+            self.crew = None;
+        }
+        are_read
+    }
+
     /// Nothing tells where a run begins but the empty block in front of it, whose bytes may also be there by chance.
     /// That does no harm: pieces which are all read to their last byte, each filling its pages without a reference to
     /// before itself, become the same pages when they are read as one.
-    fn runs(&mut self, payload: &[u8], page_size: PageSize, pages: &mut [u8]) -> Option<()> {
+    fn try_runs(&mut self, payload: &[u8], page_size: PageSize, pages: &mut [u8]) -> Option<()> {
         let crew = self.crew.as_mut()?;
         let count = pages.len() / page_size.bytes();
-        if count < 2 {
-            return None;
-        }
         let blocks = self.stream.blocks(payload, pages.len()).ok()?;
-        let marks = blocks.windows(EMPTY_BLOCK.len()).enumerate();
+        let marks = blocks.windows(SYNC_MARK.len()).enumerate();
+        let marks = marks.filter(|(_, bytes)| *bytes == SYNC_MARK);
         self.ends.clear();
-        self.ends.extend(
-            marks
-                .filter(|(_, bytes)| *bytes == EMPTY_BLOCK)
-                .map(|(at, _)| at + EMPTY_BLOCK.len())
-                .take(count + 1),
-        );
-        if let [_] = *self.ends {
-            // A sender's number of streams is for the whole channel.
-            self.crew = None;
+        self.ends
+            .extend(marks.map(|(at, _)| at + SYNC_MARK.len()).take(count + 1));
+        let runs = self.ends.len();
+        if !(2..=count).contains(&runs) || self.ends.last() != Some(&blocks.len()) {
             return None;
         }
-        let streams = Streams::new(u8::try_from(self.ends.len()).ok()?).ok()?;
+        let streams = Streams::new(u8::try_from(runs).ok()?).ok()?;
         let mut pieces: Vec<Place<'_>> = std::mem::take(&mut self.places);
         let (mut start, mut rest) = (0, &mut *pages);
         for (&end, run) in self.ends.iter().zip(streams.runs(count)) {
             let (place, behind) = rest.split_at_mut_checked(run * page_size.bytes())?;
             pieces.push((blocks.get(start..end)?, place));
             (start, rest) = (end, behind);
-        }
-        if start != blocks.len() || !rest.is_empty() {
-            return None;
         }
         let read = |inflater: &mut StreamInflater, run: &[u8], pages: &mut [u8]| {
             inflater.inflate_alone(run, pages)
@@ -210,24 +212,14 @@ impl Own {
         // Collecting nothing into a list of the same kind keeps its memory.
         pieces.clear();
         self.places = pieces.into_iter().map(|_| Place::default()).collect();
-        if outcome.is_err() {
-            self.misses += 1;
-            if self.misses == MOST_MISSES {
-                self.crew = None;
-            }
-            return None;
-        }
-        self.misses = 0;
+        outcome.ok()?;
         self.stream.go_on(pages);
         Some(())
     }
 }
 
-/// A channel whose packets are cut otherwise is read in one go after so many tries, each of which costs as much again.
+/// A channel is read in one go after so many packets without runs: each try may cost as much again as reading does.
 const MOST_MISSES: u8 = 2;
-
-/// What a stored block of no bytes is behind its header and padding (RFC 1951 section 3.2.4).
-const EMPTY_BLOCK: [u8; 4] = [0x00, 0x00, 0xff, 0xff];
 
 #[cfg(test)]
 mod tests {
@@ -248,9 +240,7 @@ mod tests {
         (0..pages)
             .flat_map(|page| match page % 5 {
                 // A mark where no run ends.
-                4 if seed == 0 => {
-                    [&noise(page)[..2000], &EMPTY_BLOCK, &noise(page)[2004..]].concat()
-                }
+                4 if seed == 0 => [&noise(page)[..2000], &SYNC_MARK, &noise(page)[2004..]].concat(),
                 3 => noise(page),
                 _ => text(page).bytes().cycle().take(4096).collect(),
             })
@@ -273,7 +263,7 @@ mod tests {
                 let pages = Pages::private(&sent, PageSize::K4).unwrap();
                 deflate.write_payload(&pages, &mut payload).unwrap();
                 let mut arrived = vec![0; sent.len()];
-                if own.runs(&payload, PageSize::K4, &mut arrived).is_some() {
+                if own.inflate_runs(&payload, PageSize::K4, &mut arrived) {
                     together += 1;
                 } else {
                     own.stream.inflate(&payload, &mut arrived).unwrap();

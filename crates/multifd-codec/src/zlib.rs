@@ -16,7 +16,7 @@ use multifd_wire::{Method, PageSize};
 
 use crate::channel::{ReadPayload, WritePayload, check_payload_len};
 use crate::streams::Crew;
-use crate::{DecodeError, EncodeError, Pages, PathCounts, Streams, ZlibLevel};
+use crate::{DecodeError, EncodeError, Pages, PathCounts, Streams, WindowSize, ZlibLevel};
 
 /// The sending direction, one stream for the whole channel.
 pub(crate) struct Deflate {
@@ -80,7 +80,7 @@ impl WritePayload for DeflateRuns {
         out: &mut Vec<u8>,
     ) -> Result<PathCounts, EncodeError> {
         if !std::mem::replace(&mut self.is_started, true) {
-            out.extend_from_slice(&HEADER_32K);
+            out.extend_from_slice(&WindowSize::ThirtyTwoKiB.zlib_header());
         }
         let page_bytes = pages.page_size().bytes();
         let runs = self.streams.runs(pages.len()).map(|run| run * page_bytes);
@@ -133,7 +133,7 @@ impl Inflate {
     pub(crate) fn after(history: &[u8]) -> Result<Self, DecodeError> {
         // As if the stream had begun with all of it, in a stored block (RFC 1951, section 3.2.4).
         let len = history.len() as u16;
-        let mut begun = HEADER_32K.to_vec();
+        let mut begun = WindowSize::ThirtyTwoKiB.zlib_header().to_vec();
         begun.push(0);
         begun.extend_from_slice(&len.to_le_bytes());
         begun.extend_from_slice(&(!len).to_le_bytes());
@@ -227,6 +227,3 @@ fn rest(input: &[u8], taken: u64) -> &[u8] {
 const fn expected_bound(len_bytes: usize) -> usize {
     len_bytes + len_bytes / 8 + 1024
 }
-
-/// What opens a stream of pieces (RFC 1950): deflate within a window of 32 KiB, made with little effort.
-const HEADER_32K: [u8; 2] = [0x78, 0x01];

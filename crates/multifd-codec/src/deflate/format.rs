@@ -26,6 +26,10 @@ pub(super) const STORED: u32 = 0;
 pub(super) const FIXED: u32 = 1;
 pub(super) const DYNAMIC: u32 = 2;
 
+/// What an empty stored block is behind its header and padding: its length and the complement of that. It ends each
+/// packet, and each run of one, as after `Z_SYNC_FLUSH`.
+pub(crate) const SYNC_MARK: [u8; 4] = [0x00, 0x00, 0xff, 0xff];
+
 /// Smallest match length of each length symbol, from 257 on.
 pub(super) const LENGTH_BASE: [u16; 29] = [
     3, 4, 5, 6, 7, 8, 9, 10, 11, 13, 15, 17, 19, 23, 27, 31, 35, 43, 51, 59, 67, 83, 99, 115, 131,

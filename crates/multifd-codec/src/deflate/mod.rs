@@ -48,6 +48,7 @@ mod window;
 pub(crate) use choice::Habit;
 pub use effort::{Effort, WindowSize};
 pub use encode::Deflater;
+pub(crate) use format::SYNC_MARK;
 pub use header::HeaderError;
 pub use inflate::{InflateError, PageInflater};
 pub use page::PageDeflater;

@@ -16,8 +16,8 @@ use multifd_wire::{Method, PageSize};
 use super::compressor::{Compressor, Piece};
 use super::job::Work;
 use crate::channel::WritePayload;
-use crate::deflate::PageInflater;
-use crate::{Backend, EncodeError, Huffman, Pages, PathCounts, Streams};
+use crate::deflate::{PageInflater, SYNC_MARK};
+use crate::{Backend, EncodeError, Huffman, Pages, PathCounts, Streams, WindowSize};
 
 /// The sending direction.
 pub(crate) struct Deflate {
@@ -54,7 +54,7 @@ impl WritePayload for Deflate {
         out: &mut Vec<u8>,
     ) -> Result<PathCounts, EncodeError> {
         if !self.started {
-            out.extend_from_slice(&HEADER);
+            out.extend_from_slice(&WindowSize::FourKiB.zlib_header());
             self.started = true;
         }
         self.pieces.clear();
@@ -85,9 +85,9 @@ impl WritePayload for Deflate {
             store(content, out);
             joined
         });
-        if !out.ends_with(&MARK) {
+        if !out.ends_with(&SYNC_MARK) {
             out.push(0);
-            out.extend_from_slice(&MARK);
+            out.extend_from_slice(&SYNC_MARK);
         }
         Ok(counts)
     }
@@ -140,7 +140,7 @@ fn join(stream: &[u8], spare_bits: u32, out: &mut Vec<u8>) {
     if spare_bits < STORED_HEADER_BITS {
         out.push(0);
     }
-    out.extend_from_slice(&MARK);
+    out.extend_from_slice(&SYNC_MARK);
 }
 
 /// Appends bytes as they are.
@@ -169,12 +169,6 @@ impl Check {
         spare_bits.ok().filter(|_| self.content == content)
     }
 }
-
-/// Deflate with a window of 4 KiB, the least effort, no dictionary (RFC 1950, section 2.2).
-const HEADER: [u8; 2] = [0x48, 0x0d];
-
-/// Length and complement of an empty stored block (RFC 1951, section 3.2.4).
-const MARK: [u8; 4] = [0, 0, 0xff, 0xff];
 
 const FINAL_BLOCK: u8 = 1;
 const STORED_HEADER_BITS: u32 = 3;
