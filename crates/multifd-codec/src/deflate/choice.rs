@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::coder::{Coder, Measure};
 use super::counts::{Counts, Tally};
-use super::effort::Effort;
+use super::effort::{Effort, WindowSize};
 use super::format::{FIXED_DISTANCE_LENGTHS, FIXED_LITLEN_LENGTHS};
 use super::item::Item;
 use super::lengths::Lengths;
@@ -17,6 +17,9 @@ use super::window::{UNIT, Unit, WindowBytes};
 type Quick = One<8, 10, 1024, 64>;
 /// The usual choice.
 type Five = One<5, 12, 4096, ALWAYS>;
+/// The usual choice where matches do not reach far. Fewer of the short ones are within reach then: to look for them takes
+/// more time than their bytes are worth.
+type Six = One<6, 12, 4096, 64>;
 /// For memory full of words whose neighbours resemble them: fewer and longer matches, not so far away.
 type Eight = One<8, 10, 1024, ALWAYS>;
 
@@ -29,9 +32,46 @@ pub(super) enum Choice {
 
 /// Two searches of which one is used.
 pub(super) struct Either {
-    five: Five,
-    eight: Eight,
+    short: Short,
+    long: Eight,
     habit: Habit,
+}
+
+/// The search for shorter matches, by how far they reach.
+enum Short {
+    Near(Six),
+    Far(Five),
+}
+
+impl Short {
+    fn new(window: WindowSize) -> Self {
+        match window {
+            WindowSize::FourKiB => Self::Near(Six::new()),
+            WindowSize::ThirtyTwoKiB => Self::Far(Five::new()),
+        }
+    }
+
+    fn slide(&mut self, by: usize) {
+        match self {
+            Self::Near(six) => six.slide(by),
+            Self::Far(five) => five.slide(by),
+        }
+    }
+
+    /// See [`super::parse::parse`].
+    fn parse(
+        &mut self,
+        machine: Machine,
+        window: &WindowBytes,
+        unit: Unit,
+        window_bytes: usize,
+        items: &mut [Item; UNIT_ITEMS],
+    ) -> Option<usize> {
+        match self {
+            Self::Near(six) => machine.parse(six, window, unit, window_bytes, items),
+            Self::Far(five) => machine.parse(five, window, unit, window_bytes, items),
+        }
+    }
 }
 
 /// What suited the data so far.
@@ -45,12 +85,12 @@ pub(crate) enum Habit {
 }
 
 impl Choice {
-    pub(super) fn new(effort: Effort) -> Self {
+    pub(super) fn new(effort: Effort, window: WindowSize) -> Self {
         match effort {
             Effort::Fast => Self::Quick(Box::new(Quick::new())),
             Effort::Balanced => Self::Either(Box::new(Either {
-                five: Five::new(),
-                eight: Eight::new(),
+                short: Short::new(window),
+                long: Eight::new(),
                 habit: Habit::default(),
             })),
             Effort::Dense => Self::Two(Box::new(Two::new())),
@@ -68,8 +108,8 @@ impl Choice {
         match self {
             Self::Quick(quick) => quick.slide(by),
             Self::Either(either) => {
-                either.five.slide(by);
-                either.eight.slide(by);
+                either.short.slide(by);
+                either.long.slide(by);
             }
             Self::Two(two) => two.slide(by),
         }
@@ -88,8 +128,10 @@ impl Choice {
             Self::Quick(quick) => machine.parse(&mut **quick, window, unit, window_bytes, items),
             Self::Two(two) => machine.parse(&mut **two, window, unit, window_bytes, items),
             Self::Either(either) => match either.habit {
-                Habit::Short => machine.parse(&mut either.five, window, unit, window_bytes, items),
-                Habit::Long => machine.parse(&mut either.eight, window, unit, window_bytes, items),
+                Habit::Short => either
+                    .short
+                    .parse(machine, window, unit, window_bytes, items),
+                Habit::Long => machine.parse(&mut either.long, window, unit, window_bytes, items),
             },
         }
     }
@@ -97,8 +139,9 @@ impl Choice {
 
 /// Finds out which of two searches suits the data.
 pub(super) struct Survey {
-    five: Five,
-    eight: Eight,
+    reach: WindowSize,
+    short: Short,
+    long: Eight,
     /// What each makes of the units.
     items: [Vec<Item>; 2],
     unit_items: [Item; UNIT_ITEMS],
@@ -110,12 +153,13 @@ impl Survey {
     pub(super) const UNITS: usize = 5;
 
     /// Nothing where there is no choice.
-    pub(super) fn new(effort: Effort) -> Option<Box<Self>> {
+    pub(super) fn new(effort: Effort, reach: WindowSize) -> Option<Box<Self>> {
         (effort == Effort::Balanced).then(|| {
             let items = || Vec::with_capacity(Self::UNITS * UNIT_ITEMS);
             Box::new(Self {
-                five: Five::new(),
-                eight: Eight::new(),
+                reach,
+                short: Short::new(reach),
+                long: Eight::new(),
                 items: [items(), items()],
                 unit_items: [0; UNIT_ITEMS],
                 coder: Coder::new(&FIXED_LITLEN_LENGTHS, &FIXED_DISTANCE_LENGTHS),
@@ -129,13 +173,13 @@ impl Survey {
         machine: Machine,
         window: &WindowBytes,
         range: Range<usize>,
-        window_bytes: usize,
     ) -> Habit {
         let Range { start, end } = range;
-        self.five = Five::new();
-        self.eight = Eight::new();
+        let window_bytes = self.reach.bytes();
+        self.short = Short::new(self.reach);
+        self.long = Eight::new();
         self.items.iter_mut().for_each(Vec::clear);
-        let [for_five, for_eight] = &mut self.items;
+        let [for_short, for_long] = &mut self.items;
         for from in (start..end).step_by(UNIT) {
             let unit = Unit {
                 history: start,
@@ -148,10 +192,10 @@ impl Survey {
                     kept.extend_from_slice(items);
                 }
             };
-            let count = machine.parse(&mut self.five, window, unit, window_bytes, items);
-            keep(for_five, &items[..count.unwrap_or(0)]);
-            let count = machine.parse(&mut self.eight, window, unit, window_bytes, items);
-            keep(for_eight, &items[..count.unwrap_or(0)]);
+            let count = self.short.parse(machine, window, unit, window_bytes, items);
+            keep(for_short, &items[..count.unwrap_or(0)]);
+            let count = machine.parse(&mut self.long, window, unit, window_bytes, items);
+            keep(for_long, &items[..count.unwrap_or(0)]);
         }
         self.judge()
     }
@@ -163,16 +207,16 @@ impl Survey {
         counts.add(&tally);
         let lengths = Lengths::new(&counts);
         self.coder.set(&lengths.litlen, &lengths.distance);
-        let [five, eight] = self.items.each_ref().map(|items| self.coder.measure(items));
+        let [short, long] = self.items.each_ref().map(|items| self.coder.measure(items));
         let time = |measure: &Measure| {
             Self::UNITS * UNIT_CYCLES
                 + measure.matches * MATCH_CYCLES
                 + measure.literals * LITERAL_CYCLES
         };
         // A bit more may be written for a fifth of the time that this saves.
-        let saved = time(&five).saturating_sub(time(&eight));
-        let lost = eight.bits.saturating_sub(five.bits);
-        if lost * 5 * time(&five) >= five.bits * saved {
+        let saved = time(&short).saturating_sub(time(&long));
+        let lost = long.bits.saturating_sub(short.bits);
+        if lost * 5 * time(&short) >= short.bits * saved {
             Habit::Short
         } else {
             Habit::Long

@@ -78,8 +78,10 @@ impl Coder {
 const CHUNK: usize = 128;
 /// Most bytes a chunk becomes, at 48 bits an item, and what a wide store writes behind them.
 const CHUNK_BYTES: usize = CHUNK * 6 + 8;
-/// Bytes that are copied to the output at once.
-const OUT_BYTES: usize = 1024 + CHUNK_BYTES;
+/// Bytes that are copied to the output at once: a power of two, so that an index is cut to it without a branch.
+const OUT_BYTES: usize = 2048;
+/// What a store at the last of them writes behind it.
+const OUT_SLACK: usize = 7;
 
 /// What some items come to.
 pub(super) struct Measure {
@@ -119,11 +121,11 @@ impl Coder {
         let mut behind = [0; CHUNK];
         let mut bits_of_two = [0; CHUNK / 2];
         let mut count_of_two = [0; CHUNK / 2];
-        let mut bytes = [0; OUT_BYTES];
+        let mut bytes = [0; OUT_BYTES + OUT_SLACK];
         let mut end = End {
             at: 0,
             pending: writer.bits,
-            count: writer.count,
+            count: writer.count & 7,
         };
         let mut chunks = items.chunks_exact(CHUNK);
         let mut last = [item::EMPTY; CHUNK];
@@ -153,14 +155,14 @@ impl Coder {
                 bits_of_two[i] = bits_a | bits_b << (count_a & 63);
                 count_of_two[i] = count_a + count_b;
             }
-            for i in 0..CHUNK / 2 {
-                if count_of_two[i] <= End::MOST_BITS {
-                    end = end.put(bits_of_two[i], count_of_two[i], &mut bytes);
-                } else {
-                    for i in 2 * i..2 * i + 2 {
-                        let (bits, count) = join(first[i], second[i], behind[i]);
-                        end = end.put(bits, count, &mut bytes);
-                    }
+            if count_of_two.iter().copied().fold(0, u32::max) <= End::MOST_BITS {
+                for (&bits, &count) in bits_of_two.iter().zip(&count_of_two) {
+                    end = end.put(bits, count, &mut bytes);
+                }
+            } else {
+                for i in 0..CHUNK {
+                    let (bits, count) = join(first[i], second[i], behind[i]);
+                    end = end.put(bits, count, &mut bytes);
                 }
             }
             if end.at > OUT_BYTES - CHUNK_BYTES || is_last {
@@ -202,12 +204,11 @@ impl End {
     const MOST_BITS: u32 = 56;
 
     #[inline(always)]
-    fn put(self, bits: u64, count: u32, bytes: &mut [u8; OUT_BYTES]) -> Self {
+    fn put(self, bits: u64, count: u32, bytes: &mut [u8; OUT_BYTES + OUT_SLACK]) -> Self {
         let pending = self.pending | bits << (self.count & 7);
         let count = self.count + count;
-        if let Some(target) = bytes.get_mut(self.at..self.at + 8) {
-            target.copy_from_slice(&pending.to_le_bytes());
-        }
+        let at = self.at % OUT_BYTES;
+        bytes[at..at + 8].copy_from_slice(&pending.to_le_bytes());
         Self {
             at: self.at + (count >> 3) as usize,
             pending: pending >> (count & 56),

@@ -56,8 +56,8 @@ impl Deflater {
             window: Window::new(),
             window_bytes: window.bytes(),
             effort,
-            choice: Choice::new(effort),
-            survey: Survey::new(effort),
+            choice: Choice::new(effort, window),
+            survey: Survey::new(effort, window),
             survey_in: units,
             coder: Coder::new(&FIXED_LITLEN_LENGTHS, &FIXED_DISTANCE_LENGTHS),
             items: vec![0; units * UNIT_ITEMS],
@@ -97,7 +97,7 @@ impl Deflater {
         let Some(survey) = &mut self.survey else {
             return Habit::default();
         };
-        survey.look(self.machine, self.window.bytes(), range, self.window_bytes)
+        survey.look(self.machine, self.window.bytes(), range)
     }
 
     /// Looks at the units just written, once in a while.
@@ -109,8 +109,7 @@ impl Deflater {
         let end = self.window.end();
         let start = end.saturating_sub(Survey::UNITS * UNIT);
         if self.survey_in == 0 && self.window.history() <= start {
-            let window = self.window.bytes();
-            let habit = survey.look(self.machine, window, start..end, self.window_bytes);
+            let habit = survey.look(self.machine, self.window.bytes(), start..end);
             self.choice.set_habit(habit);
             self.survey_in = UNITS_BETWEEN_SURVEYS;
         }

@@ -1,6 +1,5 @@
 //! Pages by themselves: each a complete stream, or the body of a block under a code that is known elsewhere.
 
-use super::Effort;
 use super::bits::BitWriter;
 use super::choice::Choice;
 use super::coder::Coder;
@@ -12,6 +11,7 @@ use super::machine::Machine;
 use super::parse::{UNIT_ITEMS, literals};
 use super::shared::{Histogram, SharedCode};
 use super::window::{UNIT, Window};
+use super::{Effort, WindowSize};
 
 /// Makes a deflate stream of one block out of each page, for readers that know nothing but this page.
 ///
@@ -33,7 +33,7 @@ impl PageDeflater {
         Self {
             machine: Machine::best(),
             window: Window::new(),
-            choice: Choice::new(effort),
+            choice: Choice::new(effort, WindowSize::FourKiB),
             fixed: fixed(),
             coder: fixed(),
             items: Vec::new(),

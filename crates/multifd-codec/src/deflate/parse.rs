@@ -167,10 +167,15 @@ pub(super) fn parse<W: Wide, S: Search, const FAR: bool>(
             };
             let length = match different {
                 // SAFETY: see above.
-                0 => unsafe { extend(bytes, position, distance) },
+                0 => unsafe { extend(wide, bytes, position, distance) },
                 different => equal_bits(different) as usize / 8,
             };
-            let length = length.min(end - position);
+            let length = if position + length > end {
+                std::hint::cold_path();
+                end - position
+            } else {
+                length
+            };
             // SAFETY: see above.
             unsafe { items.literals(wide, bytes, written, position) };
             // SAFETY: see above.
@@ -254,18 +259,18 @@ fn three_in_a_row(equal: u32) -> u32 {
 ///
 /// `position` is below `SPAN`, and not below `distance`.
 #[inline(always)]
-unsafe fn extend(bytes: Bytes<'_>, position: usize, distance: usize) -> usize {
+unsafe fn extend(wide: impl Wide, bytes: Bytes<'_>, position: usize, distance: usize) -> usize {
     let mut length = 8;
     while length < MAX_MATCH {
         let here = position + length;
         // SAFETY: SLACK covers the longest match and one more word.
-        let word = unsafe { bytes.word(here) };
+        let a = unsafe { bytes.array(here) };
         // SAFETY: the other one lies before it.
-        let different = word ^ unsafe { bytes.word(here - distance) };
-        if different != 0 {
-            return MAX_MATCH.min(length + different.trailing_zeros() as usize / 8);
+        let equal = wide.equal(a, unsafe { bytes.array(here - distance) });
+        if equal != !0 {
+            return MAX_MATCH.min(length + equal.trailing_ones() as usize);
         }
-        length += 8;
+        length += 32;
     }
     MAX_MATCH
 }
