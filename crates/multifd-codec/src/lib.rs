@@ -94,6 +94,7 @@ mod accel;
 mod channel;
 mod choose;
 mod error;
+mod helpers;
 mod none;
 mod page;
 mod paged;

@@ -5,6 +5,7 @@
 
 use std::convert::Infallible;
 
+use memchr::memmem;
 use multifd_wire::{Method, PageSize};
 
 use crate::channel::{ReadPayload, WritePayload};
@@ -188,11 +189,10 @@ impl Own {
         let crew = self.crew.as_mut()?;
         let count = pages.len() / page_size.bytes();
         let blocks = self.stream.blocks(payload, pages.len()).ok()?;
-        let marks = blocks.windows(SYNC_MARK.len()).enumerate();
-        let marks = marks.filter(|(_, bytes)| *bytes == SYNC_MARK);
+        let marks = memmem::find_iter(blocks, &SYNC_MARK);
         self.ends.clear();
         self.ends
-            .extend(marks.map(|(at, _)| at + SYNC_MARK.len()).take(count + 1));
+            .extend(marks.map(|at| at + SYNC_MARK.len()).take(count + 1));
         let runs = self.ends.len();
         if !(2..=count).contains(&runs) || self.ends.last() != Some(&blocks.len()) {
             return None;

@@ -5,10 +5,10 @@
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
-
-use rayon::iter::{IntoParallelRefMutIterator, ParallelIterator};
+use std::sync::{Mutex, PoisonError};
 
 use crate::Streams;
+use crate::helpers::{processors, share};
 
 /// As many workers as can be of use, each with tools of its own.
 pub(crate) struct Crew<T> {
@@ -39,7 +39,7 @@ impl<T: Send> Crew<T> {
     ) -> Result<Self, E> {
         let count = match streams.value() {
             1 => 1,
-            streams => streams.min(rayon::current_num_threads()),
+            streams => streams.min(processors()),
         };
         let worker = || {
             Ok(Worker {
@@ -82,43 +82,53 @@ impl<T: Send> Crew<T> {
             }
             return Ok(&self.ends);
         }
-        let next = AtomicUsize::new(0);
-        let outcome = self.workers.par_iter_mut().map(|worker| {
+        for worker in &mut self.workers {
             worker.out.clear();
             worker.done.clear();
+        }
+        let next = AtomicUsize::new(0);
+        let first_error = FirstError::none();
+        share(&mut self.workers, |worker| {
             loop {
                 let index = next.fetch_add(1, Ordering::Relaxed);
                 let Some(piece) = piece(index) else {
-                    return Ok(());
+                    return;
                 };
-                work(&mut worker.tools, piece, &mut worker.out).map_err(|error| (index, error))?;
+                if let Err(error) = work(&mut worker.tools, piece, &mut worker.out) {
+                    return first_error.note(index, error);
+                }
                 worker.done.push((index, worker.out.len()));
             }
         });
-        let first_error = |a, b| match (a, b) {
-            (Err((a, first)), Err((b, second))) => {
-                Err(if a < b { (a, first) } else { (b, second) })
-            }
-            (a, b) => a.and(b),
-        };
-        outcome
-            .reduce(|| Ok(()), first_error)
-            .map_err(|(_, error)| error)?;
+        first_error.outcome()?;
         self.join(out);
         Ok(&self.ends)
     }
 
-    /// Decompresses each piece into its place; each worker takes neighbours.
+    /// Decompresses each piece into its place.
     ///
     /// # Errors
     ///
-    /// What `work` has said of the first piece that it could not do.
+    /// What `work` has said first, in the order of the pieces as far as they were done.
     pub(crate) fn decompress<E: Send>(
         &mut self,
         pieces: &mut [Place<'_>],
         work: impl Fn(&mut T, &[u8], &mut [u8]) -> Result<(), E> + Sync,
     ) -> Result<(), E> {
-        decompress(&mut self.workers, pieces, &work)
+        let left = Mutex::new(pieces.iter_mut().enumerate());
+        let first_error = FirstError::none();
+        share(&mut self.workers, |worker| {
+            loop {
+                let next = left.lock().unwrap_or_else(PoisonError::into_inner).next();
+                let Some((index, (input, output))) = next else {
+                    return;
+                };
+                if let Err(error) = work(&mut worker.tools, input, output) {
+                    return first_error.note(index, error);
+                }
+            }
+        });
+        first_error.outcome()
     }
 
     fn cut(&mut self, lengths: impl Iterator<Item = usize>) {
@@ -152,29 +162,25 @@ impl<T: Send> Crew<T> {
     }
 }
 
-/// Halves the workers and the pieces until each worker has its share. Nothing is allocated for that.
-fn decompress<T: Send, E: Send>(
-    workers: &mut [Worker<T>],
-    pieces: &mut [Place<'_>],
-    work: &(impl Fn(&mut T, &[u8], &mut [u8]) -> Result<(), E> + Sync),
-) -> Result<(), E> {
-    let half = workers.len().min(pieces.len()) / 2;
-    if half > 0 {
-        let share = pieces.len() * half / workers.len().min(pieces.len());
-        let (first, others) = workers.split_at_mut(half);
-        let (their, rest) = pieces.split_at_mut(share);
-        let (a, b) = rayon::join(
-            || decompress(first, their, work),
-            || decompress(others, rest, work),
-        );
-        return a.and(b);
+/// What was said of the first of the pieces that could not be done.
+struct FirstError<E>(Mutex<Option<(usize, E)>>);
+
+impl<E> FirstError<E> {
+    const fn none() -> Self {
+        Self(Mutex::new(None))
     }
-    let Some(worker) = workers.first_mut() else {
-        return Ok(());
-    };
-    pieces
-        .iter_mut()
-        .try_for_each(|(input, output)| work(&mut worker.tools, input, output))
+
+    fn note(&self, index: usize, error: E) {
+        let mut first = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if first.as_ref().is_none_or(|(first, _)| index < *first) {
+            *first = Some((index, error));
+        }
+    }
+
+    fn outcome(self) -> Result<(), E> {
+        let first = self.0.into_inner().unwrap_or_else(PoisonError::into_inner);
+        first.map_or(Ok(()), |(_, error)| Err(error))
+    }
 }
 
 #[cfg(test)]
