@@ -30,6 +30,27 @@ impl<'a> BitWriter<'a> {
         }
     }
 
+    /// Begins to write many bits in a row, behind those that are here.
+    #[inline(always)]
+    pub(super) fn begin(&self) -> Burst {
+        Burst {
+            at: 0,
+            pending: self.bits,
+            // The compiler needs to be told.
+            count: self.count & 7,
+        }
+    }
+
+    /// Takes over what a burst has written, which can go on then.
+    #[inline(always)]
+    pub(super) fn take(&mut self, burst: Burst, bytes: &BurstBytes) -> Burst {
+        self.out
+            .extend_from_slice(&bytes[..burst.at.min(Burst::MOST_BYTES)]);
+        self.bits = burst.pending;
+        self.count = burst.count;
+        self.begin()
+    }
+
     /// Appends what follows the header of a stored block: up to 65,535 bytes on a byte boundary, after their number
     /// (RFC 1951 section 3.2.4).
     pub(super) fn stored(&mut self, bytes: &[u8]) {
@@ -47,6 +68,54 @@ impl<'a> BitWriter<'a> {
             self.out.push(self.bits as u8);
             self.bits = 0;
             self.count = 0;
+        }
+    }
+}
+
+/// Where a [`Burst`] writes.
+pub(super) type BurstBytes = [u8; Burst::MOST_BYTES + 7];
+
+/// The end of bits that are being written to a buffer of fixed size, quicker than one by one. It is handed on by value, so
+/// that it stays in registers.
+#[derive(Clone, Copy)]
+pub(super) struct Burst {
+    /// Bytes that are complete.
+    at: usize,
+    /// Bits that do not fill a byte yet.
+    pending: u64,
+    /// How many, at most 7.
+    count: u32,
+}
+
+impl Burst {
+    /// Bytes that can be written before they are taken. A power of two, so that an index is cut to it without a branch.
+    pub(super) const MOST_BYTES: usize = 2048;
+    /// Bits that can be written at once: with up to 7 pending, their number must stay below 64.
+    pub(super) const MOST_BITS: u32 = 56;
+
+    /// Room for a burst.
+    #[inline(always)]
+    pub(super) const fn buffer() -> BurstBytes {
+        [0; Self::MOST_BYTES + 7]
+    }
+
+    /// How many bytes are complete.
+    pub(super) fn len(self) -> usize {
+        self.at
+    }
+
+    /// Writes the lowest `count` bits of `bits`; the others are 0.
+    #[inline(always)]
+    pub(super) fn put(self, bits: u64, count: u32, bytes: &mut BurstBytes) -> Self {
+        debug_assert!(count <= Self::MOST_BITS && self.at < Self::MOST_BYTES);
+        let pending = self.pending | bits << (self.count & 7);
+        let count = self.count + count;
+        let at = self.at % Self::MOST_BYTES;
+        bytes[at..at + 8].copy_from_slice(&pending.to_le_bytes());
+        Self {
+            at: self.at + (count >> 3) as usize,
+            pending: pending >> (count & 56),
+            count: count & 7,
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Items to bits.
 
-use super::bits::BitWriter;
+use super::bits::{BitWriter, Burst};
 use super::format::{
     DISTANCE_EXTRA, END_OF_BLOCK, FIXED_DISTANCE_LENGTHS, FIXED_LITLEN_LENGTHS, LENGTH_BASE,
     LENGTH_EXTRA, LENGTH_SYMBOL, MAX_MATCH, MIN_MATCH,
@@ -76,12 +76,8 @@ impl Coder {
 
 /// Items that go through the stages of coding together: enough that none waits for the one before.
 const CHUNK: usize = 128;
-/// Most bytes a chunk becomes, at 48 bits an item, and what a wide store writes behind them.
-const CHUNK_BYTES: usize = CHUNK * 6 + 8;
-/// Bytes that are copied to the output at once: a power of two, so that an index is cut to it without a branch.
-const OUT_BYTES: usize = 2048;
-/// What a store at the last of them writes behind it.
-const OUT_SLACK: usize = 7;
+/// Most bytes a chunk becomes, at 48 bits an item.
+const CHUNK_BYTES: usize = CHUNK * 6;
 
 /// What some items come to.
 pub(super) struct Measure {
@@ -121,12 +117,8 @@ impl Coder {
         let mut behind = [0; CHUNK];
         let mut bits_of_two = [0; CHUNK / 2];
         let mut count_of_two = [0; CHUNK / 2];
-        let mut bytes = [0; OUT_BYTES + OUT_SLACK];
-        let mut end = End {
-            at: 0,
-            pending: writer.bits,
-            count: writer.count & 7,
-        };
+        let mut bytes = Burst::buffer();
+        let mut burst = writer.begin();
         let mut chunks = items.chunks_exact(CHUNK);
         let mut last = [item::EMPTY; CHUNK];
         last[..chunks.remainder().len()].copy_from_slice(chunks.remainder());
@@ -155,25 +147,20 @@ impl Coder {
                 bits_of_two[i] = bits_a | bits_b << (count_a & 63);
                 count_of_two[i] = count_a + count_b;
             }
-            if count_of_two.iter().copied().fold(0, u32::max) <= End::MOST_BITS {
+            if count_of_two.iter().copied().fold(0, u32::max) <= Burst::MOST_BITS {
                 for (&bits, &count) in bits_of_two.iter().zip(&count_of_two) {
-                    end = end.put(bits, count, &mut bytes);
+                    burst = burst.put(bits, count, &mut bytes);
                 }
             } else {
                 for i in 0..CHUNK {
                     let (bits, count) = join(first[i], second[i], behind[i]);
-                    end = end.put(bits, count, &mut bytes);
+                    burst = burst.put(bits, count, &mut bytes);
                 }
             }
-            if end.at > OUT_BYTES - CHUNK_BYTES || is_last {
-                writer
-                    .out
-                    .extend_from_slice(&bytes[..end.at.min(OUT_BYTES)]);
-                end.at = 0;
+            if burst.len() > Burst::MOST_BYTES - CHUNK_BYTES || is_last {
+                burst = writer.take(burst, &bytes);
             }
         }
-        writer.bits = end.pending;
-        writer.count = end.count;
         writer.put(self.end_of_block.0, self.end_of_block.1);
     }
 }
@@ -186,35 +173,6 @@ fn join(first: u32, second: u32, behind: u32) -> (u64, u32) {
         u64::from(first >> BITS_SHIFT) | u64::from(behind) << count,
         count + (second & COUNT_MASK),
     )
-}
-
-/// The end of bits that are being written to a buffer. It is handed on by value, so that it stays in registers.
-#[derive(Clone, Copy)]
-struct End {
-    /// Bytes that are complete.
-    at: usize,
-    /// Bits that do not fill a byte yet.
-    pending: u64,
-    /// How many, at most 7.
-    count: u32,
-}
-
-impl End {
-    /// With up to 7 bits pending, the number of bits must stay below 64.
-    const MOST_BITS: u32 = 56;
-
-    #[inline(always)]
-    fn put(self, bits: u64, count: u32, bytes: &mut [u8; OUT_BYTES + OUT_SLACK]) -> Self {
-        let pending = self.pending | bits << (self.count & 7);
-        let count = self.count + count;
-        let at = self.at % OUT_BYTES;
-        bytes[at..at + 8].copy_from_slice(&pending.to_le_bytes());
-        Self {
-            at: self.at + (count >> 3) as usize,
-            pending: pending >> (count & 56),
-            count: count & 7,
-        }
-    }
 }
 
 #[cfg(test)]

@@ -26,9 +26,9 @@ pub(super) fn code_lengths(counts: &[u32], limit: usize, lengths: &mut [u8]) {
         sorted[used] = symbol;
         used += 1;
     }
-    let sorted = &mut sorted[..used];
     debug_assert!((2..=1 << limit).contains(&used) && limit <= MAX_CODE_BITS);
-    sorted.sort_unstable();
+    let sorted = &mut sorted[..used];
+    sort_by_count(sorted);
 
     let mut leaves = leaves_by_depth(sorted);
     if leaves[limit + 1..].iter().any(|&leaves| leaves > 0) {
@@ -50,9 +50,35 @@ pub(super) fn code_lengths(counts: &[u32], limit: usize, lengths: &mut [u8]) {
     }
 }
 
+/// Sorts what is above bit 16, byte by byte from the lowest on. Equal counts keep their order.
+fn sort_by_count(entries: &mut [u64]) {
+    let highest = entries.iter().fold(0, |all, entry| all | entry);
+    let mut other = [0; SYMBOLS];
+    let other = &mut other[..entries.len()];
+    for shift in (16..64).step_by(8).take_while(|shift| highest >> shift > 0) {
+        let byte = |entry: u64| (entry >> shift) as usize & 0xff;
+        let mut places = [0_u16; 256];
+        entries.iter().for_each(|&entry| places[byte(entry)] += 1);
+        let mut before = 0;
+        for place in &mut places {
+            before += std::mem::replace(place, before);
+        }
+        for &entry in &*entries {
+            let place = &mut places[byte(entry)];
+            other[usize::from(*place)] = entry;
+            *place += 1;
+        }
+        entries.copy_from_slice(other);
+    }
+}
+
 /// How many leaves Huffman's tree has in each depth; the counts are above bit 16 and rise.
 fn leaves_by_depth(sorted: &[u64]) -> [usize; SYMBOLS] {
     let used = sorted.len();
+    let mut leaf_weights = [u64::MAX; SYMBOLS + 1];
+    for (weight, entry) in leaf_weights.iter_mut().zip(sorted) {
+        *weight = entry >> 16;
+    }
     // The inner nodes in the order in which they are made, which is that of their weights.
     let mut weights = [u64::MAX; SYMBOLS];
     let mut parents = [0_u16; SYMBOLS];
@@ -61,16 +87,14 @@ fn leaves_by_depth(sorted: &[u64]) -> [usize; SYMBOLS] {
     for node in 0..used - 1 {
         let mut weight = 0;
         for _ in 0..2 {
-            let leaf_weight = sorted.get(leaf).map_or(u64::MAX, |&entry| entry >> 16);
-            if leaf_weight <= weights[inner] {
-                weight += leaf_weight;
-                leaf_children[node] += 1;
-                leaf += 1;
-            } else {
-                weight += weights[inner];
-                parents[inner] = node as u16;
-                inner += 1;
-            }
+            // Without a branch, as nobody could predict it. The parent of an inner node that is not taken yet is
+            // noted anew when it is.
+            let is_leaf = leaf_weights[leaf] <= weights[inner];
+            weight += leaf_weights[leaf].min(weights[inner]);
+            parents[inner] = node as u16;
+            leaf_children[node] += usize::from(is_leaf);
+            leaf += usize::from(is_leaf);
+            inner += usize::from(!is_leaf);
         }
         weights[node] = weight;
     }

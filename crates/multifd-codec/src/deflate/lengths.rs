@@ -1,6 +1,6 @@
 //! The code of a block, as the lengths of its codes: made from counts, and described in the block's header.
 
-use super::bits::BitWriter;
+use super::bits::{BitWriter, Burst};
 use super::coder::Coder;
 use super::counts::Counts;
 use super::format::{
@@ -58,26 +58,34 @@ impl Lengths {
         let mut precode = [0; PRECODE_SYMBOLS];
         codes(&lengths, &mut precode);
 
-        bits.put(u32::from(is_final) | DYNAMIC << 1, 3);
-        bits.put(litlens as u32 - 257, 5);
-        bits.put(distances as u32 - 1, 5);
         let order = PRECODE_ORDER.map(|symbol| lengths[usize::from(symbol)]);
         let listed = used(&order, 4);
-        bits.put(listed as u32 - 4, 4);
+        let mut bytes = Burst::buffer();
+        let mut burst = bits.begin();
+        let mut put = |bits: u32, count: u32| burst = burst.put(bits.into(), count, &mut bytes);
+        put(u32::from(is_final) | DYNAMIC << 1, 3);
+        put(litlens as u32 - 257, 5);
+        put(distances as u32 - 1, 5);
+        put(listed as u32 - 4, 4);
         for &length in &order[..listed] {
-            bits.put(length.into(), 3);
+            put(length.into(), 3);
         }
         for &(symbol, repeat) in &description.symbols[..description.count] {
             let symbol = usize::from(symbol);
-            bits.put(precode[symbol].into(), lengths[symbol].into());
+            let length = u32::from(lengths[symbol]);
             let repeat_bits = match symbol {
                 16 => 2,
                 17 => 3,
                 18 => 7,
                 _ => 0,
             };
-            bits.put(repeat.into(), repeat_bits);
+            put(
+                u32::from(precode[symbol]) | u32::from(repeat) << length,
+                length + repeat_bits,
+            );
         }
+        // At most 14 bits for each of 316 symbols.
+        bits.take(burst, &bytes);
     }
 }
 
