@@ -25,8 +25,9 @@ const SINGLY: usize = 8;
 const AT_ONCE: usize = 30;
 /// The two last distances at the start of a unit: words repeat words.
 const FIRST_DISTANCES: (usize, usize) = (8, 4);
-/// Literals without any match after which a unit is suspected to be noise.
-const SUSPICIOUS: usize = 256;
+/// Literals without any match after which a unit is suspected to be noise, and its bytes are counted: few, since noise
+/// costs nothing but them.
+const SUSPICIOUS: usize = 64;
 
 /// Room for the items of a unit, and for what wide stores write behind them.
 pub(super) const UNIT_ITEMS: usize = item::most_items(UNIT) + 16;
