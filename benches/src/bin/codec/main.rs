@@ -1,7 +1,9 @@
 //! Measures every codec of this machine, and what stock QEMUs have, on pages of a real guest.
 //!
-//! One thread (unless streams are asked for), all contenders in turn in every round, medians. A contender keeps its
-//! channel open from the first round to the last, as a migration does. What arrives is compared with what was sent.
+//! One thread (unless streams are asked for), all contenders in turn on every few packets, medians. A machine's speed
+//! changes with its other guests, within seconds: so contenders are compared by their times of the same round. A contender
+//! keeps its channel open from the first round to the last, as a migration does. What arrives is compared with what was
+//! sent.
 
 mod blocks;
 mod contender;
@@ -21,7 +23,7 @@ use clap::Parser;
 use multifd_codec::Streams;
 
 use contender::{Contender, Label};
-use pages::Corpus;
+use pages::{Corpus, packets};
 use report::Row;
 
 /// Errors are words for the person at the terminal.
@@ -39,8 +41,8 @@ struct Arguments {
     /// Measure these numbers of streams per channel, on all processors, instead of one thread
     #[arg(long, value_name = "K,K,...", value_delimiter = ',', value_parser = streams)]
     streams: Vec<Streams>,
-    /// How often each contender's turn comes
-    #[arg(long, default_value_t = 9)]
+    /// How often each contender carries all pages
+    #[arg(long, default_value_t = 15)]
     rounds: usize,
     /// Measure only contenders whose name has this in it, and stock zlib
     #[arg(long, default_value = "")]
@@ -67,11 +69,14 @@ fn main() -> Result<()> {
         runs.push(Run::new(contender, &corpus)?);
     }
     for _ in 0..arguments.rounds.max(1) {
-        for run in &mut runs {
-            run.turn(&corpus)?;
+        runs.iter_mut().for_each(Run::begin_round);
+        for stretch in corpus.stretches() {
+            for run in &mut runs {
+                run.turn(stretch)?;
+            }
         }
     }
-    let rows = Row::all(runs.iter(), &corpus);
+    let rows = Row::all(&runs, &corpus);
     report::print(&rows, &absent);
     if let Some(path) = &arguments.json {
         report::write_json(path, &arguments.pages, &rows)?;
@@ -87,7 +92,7 @@ struct Run {
     /// Of the first pass, in which nothing is known yet of the pages.
     payload_bytes: usize,
     stock_zlib_reads_it: bool,
-    /// Times of one pass over all pages.
+    /// Times for all pages, by round.
     compress: Vec<Duration>,
     decompress: Vec<Duration>,
 }
@@ -97,17 +102,17 @@ impl Run {
     fn new(contender: Contender, corpus: &Corpus) -> Result<Self> {
         let mut run = Self {
             contender,
-            payloads: vec![Vec::new(); corpus.packets().count()],
+            payloads: Vec::new(),
             arrived: Vec::new(),
             payload_bytes: 0,
             stock_zlib_reads_it: false,
             compress: Vec::new(),
             decompress: Vec::new(),
         };
-        run.compress(corpus)?;
+        run.compress(corpus.all())?;
         run.payload_bytes = run.payloads.iter().map(Vec::len).sum();
         run.stock_zlib_reads_it = stock::zlib_reads(&run.payloads, corpus);
-        for (packet, payload) in corpus.packets().zip(&run.payloads) {
+        for (packet, payload) in packets(corpus.all()).zip(&run.payloads) {
             run.arrived.resize(packet.len(), 0);
             run.contender.peer.decode(payload, &mut run.arrived)?;
             if run.arrived != packet {
@@ -117,31 +122,38 @@ impl Run {
         Ok(run)
     }
 
-    /// Measures for a while.
-    fn turn(&mut self, corpus: &Corpus) -> Result<()> {
-        let started = Instant::now();
-        let (mut compress, mut decompress, mut passes) = (Duration::ZERO, Duration::ZERO, 0);
-        while passes == 0 || started.elapsed() < TURN {
-            compress += self.compress(corpus)?;
-            decompress += self.decompress(corpus)?;
-            passes += 1;
+    fn begin_round(&mut self) {
+        self.compress.push(Duration::ZERO);
+        self.decompress.push(Duration::ZERO);
+    }
+
+    /// Measures a part of a round.
+    fn turn(&mut self, pages: &[u8]) -> Result<()> {
+        let times = (self.compress(pages)?, self.decompress(pages)?);
+        for (sums, time) in [
+            (&mut self.compress, times.0),
+            (&mut self.decompress, times.1),
+        ] {
+            *sums.last_mut().ok_or("no round has begun")? += time;
         }
-        self.compress.push(compress / passes);
-        self.decompress.push(decompress / passes);
         Ok(())
     }
 
-    fn compress(&mut self, corpus: &Corpus) -> Result<Duration> {
+    fn compress(&mut self, pages: &[u8]) -> Result<Duration> {
+        let count = packets(pages).count();
+        if self.payloads.len() < count {
+            self.payloads.resize(count, Vec::new());
+        }
         let started = Instant::now();
-        for (packet, payload) in corpus.packets().zip(&mut self.payloads) {
+        for (packet, payload) in packets(pages).zip(&mut self.payloads) {
             self.contender.peer.encode(packet, payload)?;
         }
         Ok(started.elapsed())
     }
 
-    fn decompress(&mut self, corpus: &Corpus) -> Result<Duration> {
+    fn decompress(&mut self, pages: &[u8]) -> Result<Duration> {
         let started = Instant::now();
-        for (packet, payload) in corpus.packets().zip(&self.payloads) {
+        for (packet, payload) in packets(pages).zip(&self.payloads) {
             self.arrived.resize(packet.len(), 0);
             self.contender.peer.decode(payload, &mut self.arrived)?;
         }
@@ -157,6 +169,3 @@ fn streams(text: &str) -> std::result::Result<Streams, String> {
     let number = text.parse().map_err(|_| "not a number".to_owned())?;
     Streams::new(number).map_err(|error| error.to_string())
 }
-
-/// How long a contender's turn is, or one pass over the pages, whichever is more.
-const TURN: Duration = Duration::from_millis(60);

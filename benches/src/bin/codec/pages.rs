@@ -31,10 +31,13 @@ impl Corpus {
         Ok(corpus)
     }
 
-    /// As they are sent: as many at once as a packet takes.
-    pub fn packets(&self) -> impl Iterator<Item = &[u8]> {
-        self.bytes
-            .chunks(PAGE_SIZE.bytes() * PAGE_SIZE.pages_per_packet())
+    pub fn all(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// What each contender carries before it is the next one's turn.
+    pub fn stretches(&self) -> impl Iterator<Item = &[u8]> {
+        self.bytes.chunks(PACKETS_AT_ONCE * PACKET_BYTES)
     }
 
     /// How many pages there are.
@@ -46,3 +49,14 @@ impl Corpus {
         self.bytes.len()
     }
 }
+
+/// As pages are sent: as many at once as a packet takes.
+pub fn packets(pages: &[u8]) -> impl Iterator<Item = &[u8]> {
+    pages.chunks(PACKET_BYTES)
+}
+
+const PACKET_BYTES: usize = PAGE_SIZE.bytes() * PAGE_SIZE.pages_per_packet();
+
+/// A few milliseconds for a fast contender: few enough that all have their turn before the machine has changed, and enough
+/// that what the others have left in its caches does not matter.
+const PACKETS_AT_ONCE: usize = 4;

@@ -26,7 +26,7 @@ pub struct Row {
 struct Speed {
     bytes: usize,
     median: Duration,
-    /// How far the fastest and the slowest turn are from each other, in parts of the median.
+    /// How far the fastest and the slowest round are from each other, in parts of the median.
     spread: f64,
 }
 
@@ -54,29 +54,32 @@ impl Speed {
 }
 
 impl Row {
-    pub fn all<'r>(runs: impl Iterator<Item = &'r Run>, corpus: &Corpus) -> Vec<Self> {
-        let mut rows: Vec<Self> = runs
+    pub fn all(runs: &[Run], corpus: &Corpus) -> Vec<Self> {
+        let reference = runs.iter().find(|run| run.label().is_reference());
+        let times = reference.map_or((&[][..], &[][..]), |run| (&run.compress, &run.decompress));
+        runs.iter()
             .map(|run| Self {
                 label: run.label().clone(),
                 compress: Speed::of(&run.compress, corpus.len_bytes()),
                 decompress: Speed::of(&run.decompress, corpus.len_bytes()),
                 ratio: corpus.len_bytes() as f64 / run.payload_bytes as f64,
-                over_stock_zlib: f64::NAN,
-                over_stock_inflate: f64::NAN,
+                over_stock_zlib: times_faster(times.0, &run.compress),
+                over_stock_inflate: times_faster(times.1, &run.decompress),
                 stock_zlib_reads_it: run.stock_zlib_reads_it,
             })
-            .collect();
-        let reference = rows.iter().find(|row| row.label.is_reference());
-        if let Some((deflate, inflate)) =
-            reference.map(|row| (row.compress.mbps(), row.decompress.mbps()))
-        {
-            for row in &mut rows {
-                row.over_stock_zlib = row.compress.mbps() / deflate;
-                row.over_stock_inflate = row.decompress.mbps() / inflate;
-            }
-        }
-        rows
+            .collect()
     }
+}
+
+/// The median of the rounds.
+fn times_faster(slower: &[Duration], faster: &[Duration]) -> f64 {
+    let mut factors: Vec<f64> = slower
+        .iter()
+        .zip(faster)
+        .map(|(slower, faster)| slower.as_secs_f64() / faster.as_secs_f64())
+        .collect();
+    factors.sort_unstable_by(f64::total_cmp);
+    factors.get(factors.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 /// A table for the terminal. What could not take part is named with the reason.

@@ -8,7 +8,7 @@ use zstd_safe::{CCtx, CParameter, DCtx, InBuffer, OutBuffer};
 use crate::Result;
 use crate::c_zlib;
 use crate::contender::Peer;
-use crate::pages::Corpus;
+use crate::pages::{Corpus, packets};
 
 /// zlib: a stream for the channel, a call for each page, a sync flush with the packet's last.
 pub struct Zlib {
@@ -70,10 +70,12 @@ impl Peer for ZlibReadBy {
 pub fn zlib_reads(payloads: &[Vec<u8>], corpus: &Corpus) -> bool {
     let mut inflate = c_zlib::Inflate::new(15);
     let mut arrived = Vec::new();
-    corpus.packets().zip(payloads).all(|(packet, payload)| {
-        arrived.resize(packet.len(), 0);
-        inflate.packet(payload, PAGE_SIZE.bytes(), &mut arrived) && arrived == packet
-    })
+    packets(corpus.all())
+        .zip(payloads)
+        .all(|(packet, payload)| {
+            arrived.resize(packet.len(), 0);
+            inflate.packet(payload, PAGE_SIZE.bytes(), &mut arrived) && arrived == packet
+        })
 }
 
 /// zstd: a frame for the channel, a call for each page, a flush with the packet's last.
