@@ -13,13 +13,13 @@ use super::parse::UNIT_ITEMS;
 use super::search::{ALWAYS, One, Search, Two};
 use super::window::{UNIT, Unit, WindowBytes};
 
-/// Fast: a small table of long hashes, and less and less of them where nothing is found.
-type Quick = One<8, 10, 1024, 64>;
+/// Fast: a smaller table of longer hashes, and less and less of them where nothing is found.
+type Quick = One<7, 11, 2048, 16>;
 /// The usual choice.
-type Five = One<5, 12, 4096, ALWAYS>;
+type Five = One<5, 12, 4096, 32>;
 /// The usual choice where matches do not reach far. Fewer of the short ones are within reach then: to look for them takes
 /// more time than their bytes are worth.
-type Six = One<6, 12, 4096, 64>;
+type Six = One<6, 12, 4096, 32>;
 /// For memory full of words whose neighbours resemble them: fewer and longer matches, not so far away.
 type Eight = One<8, 10, 1024, ALWAYS>;
 

@@ -225,7 +225,7 @@ impl Effort {
                 units: 128,
                 step: 8,
             },
-            Self::Balanced => Blocks { units: 64, step: 4 },
+            Self::Balanced => Blocks { units: 43, step: 4 },
             Self::Dense => Blocks { units: 32, step: 2 },
         }
     }

@@ -4,6 +4,7 @@ use super::format::{
     DISTANCE_BASE, DISTANCE_EXTRA, END_OF_BLOCK, FIXED_DISTANCE_LENGTHS, FIXED_LITLEN_LENGTHS,
     LENGTH_BASE, LENGTH_EXTRA, MAX_CODE_BITS, MAX_PRECODE_BITS, PRECODE_SYMBOLS,
 };
+use std::hint::select_unpredictable;
 use std::sync::OnceLock;
 
 /// Bits a first look-up for a literal or length takes. Our own encoder writes no longer codes.
@@ -135,10 +136,9 @@ impl Tables {
             let first = first_level[index];
             let second = first_level[index >> (drop_bits(first) & 15)];
             let bits = drop_bits(first) + drop_bits(second);
-            if first & second & LITERAL != 0 && bits as usize <= LITLEN_BITS {
-                first_level[index] =
-                    LITERAL | 2 << 24 | (second & 0xff00) << 8 | first & 0xff00 | bits;
-            }
+            let pair = LITERAL | 2 << 24 | (second & 0xff00) << 8 | first & 0xff00 | bits;
+            let is_pair = (first & second & LITERAL != 0) & (bits as usize <= LITLEN_BITS);
+            first_level[index] = select_unpredictable(is_pair, pair, first);
         }
     }
 }
