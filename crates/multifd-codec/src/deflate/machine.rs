@@ -6,9 +6,9 @@ use super::format::MAX_WINDOW;
 use super::item::Item;
 use super::parse::{UNIT_ITEMS, parse};
 use super::search::Search;
-#[cfg(target_arch = "x86_64")]
-use super::wide::Avx2;
 use super::wide::Plain;
+#[cfg(target_arch = "x86_64")]
+use super::wide::{Avx2, Avx512};
 use super::window::{Unit, WindowBytes};
 
 /// A kind of machine that this one is.
@@ -19,16 +19,22 @@ pub(super) enum Machine {
     #[cfg(target_arch = "x86_64")]
     /// An x86-64 of the third level, since 2013.
     Avx2(Avx2),
+    #[cfg(target_arch = "x86_64")]
+    /// An x86-64 of the fourth level, since 2019.
+    Avx512(Avx512),
 }
 
 impl Machine {
     /// All kinds this machine is, the best last.
     pub(super) fn all() -> impl Iterator<Item = Machine> {
         #[cfg(target_arch = "x86_64")]
-        let vectors = Avx2::detect().map(Machine::Avx2);
+        let vectors = [
+            Avx2::detect().map(Machine::Avx2),
+            Avx512::detect().map(Machine::Avx512),
+        ];
         #[cfg(not(target_arch = "x86_64"))]
-        let vectors: Option<Machine> = None;
-        std::iter::once(Machine::Plain(Plain)).chain(vectors)
+        let vectors: [Option<Machine>; 0] = [];
+        std::iter::once(Machine::Plain(Plain)).chain(vectors.into_iter().flatten())
     }
 
     /// The best kind.
@@ -68,7 +74,13 @@ impl Machine {
             #[allow(unsafe_code, reason = "a function for this kind of machine")]
             // SAFETY: a value of `Avx2` proves what the function is compiled for.
             Self::Avx2(wide) => unsafe {
-                x86::parse::<_, FAR>(wide, search, window, unit, window_bytes, items)
+                x86::parse_by_avx2::<_, FAR>(wide, search, window, unit, window_bytes, items)
+            },
+            #[cfg(target_arch = "x86_64")]
+            #[allow(unsafe_code, reason = "a function for this kind of machine")]
+            // SAFETY: a value of `Avx512` proves what the function is compiled for.
+            Self::Avx512(wide) => unsafe {
+                x86::parse_by_avx512::<_, FAR>(wide, search, window, unit, window_bytes, items)
             },
         }
     }
@@ -80,7 +92,11 @@ impl Machine {
             #[cfg(target_arch = "x86_64")]
             #[allow(unsafe_code, reason = "a function for this kind of machine")]
             // SAFETY: a value of `Avx2` proves what the function is compiled for.
-            Self::Avx2(_) => unsafe { x86::write(coder, items, writer) },
+            Self::Avx2(_) => unsafe { x86::write_by_avx2(coder, items, writer) },
+            #[cfg(target_arch = "x86_64")]
+            #[allow(unsafe_code, reason = "a function for this kind of machine")]
+            // SAFETY: a value of `Avx512` proves what the function is compiled for.
+            Self::Avx512(_) => unsafe { x86::write_by_avx512(coder, items, writer) },
         }
     }
 }
@@ -89,22 +105,35 @@ impl Machine {
 mod x86 {
     use super::*;
 
-    #[target_feature(enable = "avx2,bmi1,bmi2,lzcnt")]
-    pub(super) fn parse<S: Search, const FAR: bool>(
-        wide: Avx2,
-        search: &mut S,
-        window: &WindowBytes,
-        unit: Unit,
-        window_bytes: usize,
-        items: &mut [Item; UNIT_ITEMS],
-    ) -> Option<usize> {
-        super::parse::<_, _, FAR>(wide, search, window, unit, window_bytes, items)
+    /// What one kind of machine has.
+    macro_rules! compile {
+        ($wide:ty, $features:literal, $parse:ident, $write:ident) => {
+            #[target_feature(enable = $features)]
+            pub(super) fn $parse<S: Search, const FAR: bool>(
+                wide: $wide,
+                search: &mut S,
+                window: &WindowBytes,
+                unit: Unit,
+                window_bytes: usize,
+                items: &mut [Item; UNIT_ITEMS],
+            ) -> Option<usize> {
+                super::parse::<_, _, FAR>(wide, search, window, unit, window_bytes, items)
+            }
+
+            #[target_feature(enable = $features)]
+            pub(super) fn $write(coder: &Coder, items: &[Item], writer: &mut BitWriter<'_>) {
+                coder.write(items, writer);
+            }
+        };
     }
 
-    #[target_feature(enable = "avx2,bmi1,bmi2,lzcnt")]
-    pub(super) fn write(coder: &Coder, items: &[Item], writer: &mut BitWriter<'_>) {
-        coder.write(items, writer);
-    }
+    compile!(Avx2, "avx2,bmi1,bmi2,lzcnt", parse_by_avx2, write_by_avx2);
+    compile!(
+        Avx512,
+        "avx2,bmi1,bmi2,lzcnt,avx512f,avx512bw,avx512dq,avx512vl",
+        parse_by_avx512,
+        write_by_avx512
+    );
 }
 
 /// Asks for bytes that are needed soon.
