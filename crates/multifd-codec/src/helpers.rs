@@ -13,22 +13,22 @@ use std::time::{Duration, Instant};
 
 use rayon::{ThreadPool, ThreadPoolBuilder, Yield};
 
-/// Most workers that can be of use to [`share`].
+/// Most workers that can be of use at once.
 pub(crate) fn processors() -> usize {
     thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// Lets the first of `workers` do `part` on this thread, and others do it at the same time on processors that have
-/// nothing else to help with. Which of them there are is left to chance, so that `part` has to take what there is to do
-/// from a common heap.
-pub(crate) fn share<W: Send>(workers: &mut [W], part: impl Fn(&mut W) + Sync) {
-    let Some((first, others)) = workers.split_first_mut() else {
-        return;
-    };
+/// Does `here` on this thread, and at the same time lets `others` do `there` on processors that have nothing else to help
+/// with. Which of them there are is left to chance, so what there is to do has to be taken from a common heap.
+pub(crate) fn share<W: Send, R>(
+    others: &mut [W],
+    there: impl Fn(&mut W) + Sync,
+    here: impl FnOnce() -> R,
+) -> R {
     let Some(pool) = pool().filter(|_| !others.is_empty()) else {
-        return part(first);
+        return here();
     };
-    let (part, helping) = (&part, &AtomicUsize::new(0));
+    let (there, helping) = (&there, &AtomicUsize::new(0));
     pool.in_place_scope(|scope| {
         for other in others {
             let Some(seat) = Seat::take(pool) else {
@@ -36,19 +36,20 @@ pub(crate) fn share<W: Send>(workers: &mut [W], part: impl Fn(&mut W) + Sync) {
             };
             helping.fetch_add(1, Ordering::Relaxed);
             scope.spawn(move |_| {
-                part(other);
+                there(other);
                 drop(seat);
                 helping.fetch_sub(1, Ordering::Release);
                 rayon::spawn(stay_awake);
             });
         }
-        part(first);
+        let done = here();
         // They have at most a piece left to do.
         let since = Instant::now();
         while helping.load(Ordering::Acquire) > 0 && since.elapsed() < AWAKE {
             spin_loop();
         }
-    });
+        done
+    })
 }
 
 /// As many threads as there are processors beside the caller's; nothing if that is none.
@@ -105,40 +106,39 @@ const AWAKE: Duration = Duration::from_micros(100);
 mod tests {
     use super::*;
 
+    /// Takes the numbers below 100, and gives them back in order.
+    fn share_some(others: usize) -> Vec<usize> {
+        let next = AtomicUsize::new(0);
+        let take = |taken: &mut Vec<usize>| {
+            while let piece @ ..100 = next.fetch_add(1, Ordering::Relaxed) {
+                taken.push(piece);
+            }
+        };
+        let mut theirs = vec![Vec::new(); others];
+        let mut mine = Vec::new();
+        share(&mut theirs, take, || take(&mut mine));
+        let mut all = [mine, theirs.concat()].concat();
+        all.sort_unstable();
+        all
+    }
+
     #[test]
     fn all_there_is_to_do_gets_done_once() {
-        for workers in [1, 2, 7] {
-            let next = AtomicUsize::new(0);
-            let mut done = vec![Vec::new(); workers];
-            share(&mut done, |done| {
-                while let piece @ ..100 = next.fetch_add(1, Ordering::Relaxed) {
-                    done.push(piece);
-                }
-            });
-            let mut all = done.concat();
-            all.sort_unstable();
-            assert!(all.into_iter().eq(0..100));
+        for others in [0, 1, 6] {
+            assert!(share_some(others).into_iter().eq(0..100));
         }
-        share(&mut [(); 0], |()| unreachable!());
     }
 
     #[test]
     fn several_callers_at_once_all_get_through() {
-        let share_some = || {
+        let share_often = || {
             for _ in 0..200 {
-                let next = AtomicUsize::new(0);
-                let mut sums = [0_usize; 4];
-                share(&mut sums, |sum| {
-                    while let piece @ ..64 = next.fetch_add(1, Ordering::Relaxed) {
-                        *sum += piece;
-                    }
-                });
-                assert_eq!(sums.iter().sum::<usize>(), 63 * 64 / 2);
+                assert!(share_some(3).into_iter().eq(0..100));
             }
         };
         thread::scope(|scope| {
             for _ in 0..8 {
-                scope.spawn(share_some);
+                scope.spawn(share_often);
             }
         });
         let since = Instant::now();

@@ -4,8 +4,7 @@
 //! the same however many threads there were, and whichever of them was faster.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::Streams;
 use crate::helpers::{processors, share};
@@ -20,8 +19,8 @@ pub(crate) struct Crew<T> {
 struct Worker<T> {
     tools: T,
     out: Vec<u8>,
-    /// The pieces done in this packet, and where their results end in `out`.
-    done: Vec<(usize, usize)>,
+    /// The pieces done in this packet from the last one on, and where their results are in `out`.
+    done: Vec<(usize, Range<usize>)>,
 }
 
 /// A piece to decompress, and its place.
@@ -72,37 +71,59 @@ impl<T: Send> Crew<T> {
         work: impl Fn(&mut T, &[u8], &mut Vec<u8>) -> Result<(), E> + Sync,
     ) -> Result<&[usize], E> {
         self.cut(lengths);
-        self.ends.clear();
-        let pieces = &self.pieces;
-        let piece = |index: usize| Some(input.get(pieces.get(index)?.clone()).unwrap_or_default());
-        if let ([worker], _) | ([worker, ..], [_]) = (&mut *self.workers, &**pieces) {
-            for piece in (0..).map_while(piece) {
-                work(&mut worker.tools, piece, out)?;
-                self.ends.push(out.len());
-            }
-            return Ok(&self.ends);
+        let Self {
+            workers,
+            pieces,
+            ends,
+        } = self;
+        ends.clear();
+        let Some((mine, others)) = workers.split_first_mut() else {
+            return Ok(ends);
+        };
+        let others = match pieces.len() {
+            0 | 1 => &mut [],
+            _ => others,
+        };
+        for other in &mut *others {
+            other.out.clear();
+            other.done.clear();
         }
-        for worker in &mut self.workers {
-            worker.out.clear();
-            worker.done.clear();
-        }
-        let next = AtomicUsize::new(0);
+        let piece = |index: usize| pieces.get(index).and_then(|piece| input.get(piece.clone()));
+        let left = Mutex::new(0..pieces.len());
         let first_error = FirstError::none();
-        share(&mut self.workers, |worker| {
-            loop {
-                let index = next.fetch_add(1, Ordering::Relaxed);
-                let Some(piece) = piece(index) else {
-                    return;
-                };
-                if let Err(error) = work(&mut worker.tools, piece, &mut worker.out) {
+        // Here the first pieces are done, which come into their place at once, elsewhere the last ones. The lock must not be
+        // held meanwhile, as it would be if it was taken in the head of a loop.
+        let (first, last) = (|| lock(&left).next(), || lock(&left).next_back());
+        let there = |other: &mut Worker<T>| {
+            while let Some(index) = last() {
+                let (start, piece) = (other.out.len(), piece(index).unwrap_or_default());
+                if let Err(error) = work(&mut other.tools, piece, &mut other.out) {
                     return first_error.note(index, error);
                 }
-                worker.done.push((index, worker.out.len()));
+                other.done.push((index, start..other.out.len()));
             }
-        });
+        };
+        let here = || {
+            while let Some(index) = first() {
+                if let Err(error) = work(&mut mine.tools, piece(index).unwrap_or_default(), out) {
+                    return first_error.note(index, error);
+                }
+                ends.push(out.len());
+            }
+        };
+        share(others, there, here);
         first_error.outcome()?;
-        self.join(out);
-        Ok(&self.ends)
+        for index in ends.len()..pieces.len() {
+            let is_next = |&mut (done, _): &mut (usize, Range<usize>)| done == index;
+            let found = others
+                .iter_mut()
+                .find_map(|other| Some((other.done.pop_if(is_next)?, &other.out)));
+            if let Some(((_, place), results)) = found {
+                out.extend_from_slice(results.get(place).unwrap_or_default());
+            }
+            ends.push(out.len());
+        }
+        Ok(ends)
     }
 
     /// Decompresses each piece into its place.
@@ -115,19 +136,24 @@ impl<T: Send> Crew<T> {
         pieces: &mut [Place<'_>],
         work: impl Fn(&mut T, &[u8], &mut [u8]) -> Result<(), E> + Sync,
     ) -> Result<(), E> {
+        let Some((mine, others)) = self.workers.split_first_mut() else {
+            return Ok(());
+        };
+        let others = match pieces.len() {
+            0 | 1 => &mut [],
+            _ => others,
+        };
         let left = Mutex::new(pieces.iter_mut().enumerate());
         let first_error = FirstError::none();
-        share(&mut self.workers, |worker| {
-            loop {
-                let next = left.lock().unwrap_or_else(PoisonError::into_inner).next();
-                let Some((index, (input, output))) = next else {
-                    return;
-                };
+        let take_turns = |worker: &mut Worker<T>| {
+            let next = || lock(&left).next();
+            while let Some((index, (input, output))) = next() {
                 if let Err(error) = work(&mut worker.tools, input, output) {
                     return first_error.note(index, error);
                 }
             }
-        });
+        };
+        share(others, take_turns, || take_turns(mine));
         first_error.outcome()
     }
 
@@ -140,26 +166,11 @@ impl<T: Send> Crew<T> {
             piece
         }));
     }
+}
 
-    /// Appends the workers' results in the order of the pieces. Each worker has done its pieces in that order.
-    fn join(&mut self, out: &mut Vec<u8>) {
-        out.reserve(self.workers.iter().map(|worker| worker.out.len()).sum());
-        let mut results: Vec<_> = self
-            .workers
-            .iter()
-            .map(|worker| (worker.done.iter().peekable(), &*worker.out, 0))
-            .collect();
-        for index in 0..self.pieces.len() {
-            for (done, bytes, start) in &mut results {
-                if let Some(&(_, end)) = done.next_if(|(piece, _)| *piece == index) {
-                    out.extend_from_slice(bytes.get(*start..end).unwrap_or_default());
-                    *start = end;
-                    break;
-                }
-            }
-            self.ends.push(out.len());
-        }
-    }
+/// Nothing that is locked here can be left half done.
+fn lock<L>(lock: &Mutex<L>) -> MutexGuard<'_, L> {
+    lock.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What was said of the first of the pieces that could not be done.
@@ -171,7 +182,7 @@ impl<E> FirstError<E> {
     }
 
     fn note(&self, index: usize, error: E) {
-        let mut first = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut first = lock(&self.0);
         if first.as_ref().is_none_or(|(first, _)| index < *first) {
             *first = Some((index, error));
         }
