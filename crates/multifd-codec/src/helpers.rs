@@ -38,16 +38,17 @@ pub(crate) fn share<W: Send, R>(
             scope.spawn(move |_| {
                 there(other);
                 drop(seat);
-                helping.fetch_sub(1, Ordering::Release);
                 rayon::spawn(stay_awake);
+                helping.fetch_sub(1, Ordering::Release);
             });
         }
         let done = here();
-        // They have at most a piece left to do.
+        // They have at most a piece left to do, and what follows that in rayon is a matter of nanoseconds.
         let since = Instant::now();
-        while helping.load(Ordering::Acquire) > 0 && since.elapsed() < AWAKE {
+        while helping.load(Ordering::Acquire) > 0 && since.elapsed() < A_PIECE {
             spin_loop();
         }
+        (0..16).for_each(|_| spin_loop());
         done
     })
 }
@@ -101,6 +102,8 @@ fn stay_awake() {
 
 /// About what it takes to wake a processor: to wait for longer would cost more than it could save.
 const AWAKE: Duration = Duration::from_micros(100);
+/// About the time that half a packet takes. Who has not finished then has been interrupted, and may be for long.
+const A_PIECE: Duration = Duration::from_micros(300);
 
 #[cfg(test)]
 mod tests {
