@@ -13,8 +13,8 @@ use super::parse::UNIT_ITEMS;
 use super::search::{ALWAYS, One, Search, Two};
 use super::window::{UNIT, Unit, WindowBytes};
 
-/// Fast: a smaller table of longer hashes, and less and less of them where nothing is found.
-type Quick = One<7, 11, 2048, 16>;
+/// Fast: a small table of longer hashes, and soon only a few of them where nothing is found.
+type Quick = One<7, 10, 1024, 4>;
 /// The usual choice.
 type Five = One<5, 12, 4096, 32>;
 /// The usual choice where matches do not reach far. Fewer of the short ones are within reach then: to look for them takes
