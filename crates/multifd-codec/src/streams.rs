@@ -77,12 +77,8 @@ impl<T: Send> Crew<T> {
             ends,
         } = self;
         ends.clear();
-        let Some((mine, others)) = workers.split_first_mut() else {
+        let Some((mine, others)) = first_and_useful(workers, pieces.len()) else {
             return Ok(ends);
-        };
-        let others = match pieces.len() {
-            0 | 1 => &mut [],
-            _ => others,
         };
         for other in &mut *others {
             other.out.clear();
@@ -118,6 +114,7 @@ impl<T: Send> Crew<T> {
             let found = others
                 .iter_mut()
                 .find_map(|other| Some((other.done.pop_if(is_next)?, &other.out)));
+            debug_assert!(found.is_some(), "all pieces have been done");
             if let Some(((_, place), results)) = found {
                 out.extend_from_slice(results.get(place).unwrap_or_default());
             }
@@ -136,12 +133,8 @@ impl<T: Send> Crew<T> {
         pieces: &mut [Place<'_>],
         work: impl Fn(&mut T, &[u8], &mut [u8]) -> Result<(), E> + Sync,
     ) -> Result<(), E> {
-        let Some((mine, others)) = self.workers.split_first_mut() else {
+        let Some((mine, others)) = first_and_useful(&mut self.workers, pieces.len()) else {
             return Ok(());
-        };
-        let others = match pieces.len() {
-            0 | 1 => &mut [],
-            _ => others,
         };
         let left = Mutex::new(pieces.iter_mut().enumerate());
         let first_error = FirstError::none();
@@ -166,6 +159,16 @@ impl<T: Send> Crew<T> {
             piece
         }));
     }
+}
+
+/// The worker of this thread, and those others who could have a piece to do.
+fn first_and_useful<T>(
+    workers: &mut [Worker<T>],
+    pieces: usize,
+) -> Option<(&mut Worker<T>, &mut [Worker<T>])> {
+    let (first, others) = workers.split_first_mut()?;
+    let useful = others.len().min(pieces.saturating_sub(1));
+    Some((first, others.get_mut(..useful).unwrap_or_default()))
 }
 
 /// Nothing that is locked here can be left half done.
@@ -196,6 +199,10 @@ impl<E> FirstError<E> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::thread;
+    use std::time::{Duration, Instant};
+
     use super::*;
 
     fn crew(workers: usize) -> Crew<()> {
@@ -239,6 +246,54 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// Compresses bytes one by one, again until another thread has done so many of them. A byte 255 is an error.
+    fn compress_with_help(crew: &mut Crew<()>, input: &[u8], there: usize) -> Result<Vec<u8>, u8> {
+        let caller = thread::current().id();
+        for _ in 0..1000 {
+            let helped = AtomicUsize::new(0);
+            let work = |(): &mut (), piece: &[u8], out: &mut Vec<u8>| {
+                let since = Instant::now();
+                if thread::current().id() != caller {
+                    helped.fetch_add(1, Ordering::Relaxed);
+                } else {
+                    let is_alone = || helped.load(Ordering::Relaxed) < there;
+                    while is_alone() && since.elapsed() < Duration::from_millis(10) {
+                        thread::yield_now();
+                    }
+                }
+                out.extend_from_slice(piece);
+                match piece {
+                    [255] => Err(255),
+                    _ => Ok(()),
+                }
+            };
+            let mut out = Vec::new();
+            let lengths = std::iter::repeat_n(1, input.len());
+            let outcome = crew.compress(input, lengths, &mut out, work);
+            let outcome = outcome.map(|ends| ends.iter().copied().eq(1..=input.len()));
+            if helped.load(Ordering::Relaxed) >= there || processors() == 1 {
+                assert_ne!(outcome, Ok(false));
+                return outcome.map(|_| out);
+            }
+        }
+        unreachable!("nobody helps")
+    }
+
+    #[test]
+    fn what_is_done_elsewhere_comes_into_its_place() {
+        let mut crew = crew(2);
+        for input in [[1, 2, 3, 4, 5, 6], [7, 8, 9, 10, 11, 12]] {
+            let output = compress_with_help(&mut crew, &input, 3);
+            assert_eq!(output, Ok(input.to_vec()));
+        }
+        // Others begin with the last piece.
+        for (input, there) in [([1, 2, 3, 255], 1), ([255, 2, 3, 4], 3)] {
+            assert_eq!(compress_with_help(&mut crew, &input, there), Err(255));
+        }
+        let input = [1, 2, 3];
+        assert_eq!(compress_with_help(&mut crew, &input, 1), Ok(input.to_vec()));
     }
 
     #[test]

@@ -68,10 +68,13 @@ fn main() -> Result<()> {
     for contender in contenders {
         runs.push(Run::new(contender, &corpus)?);
     }
-    for _ in 0..arguments.rounds.max(1) {
+    for round in 0..arguments.rounds.max(1) {
         runs.iter_mut().for_each(Run::begin_round);
+        // Not always after the same neighbour.
+        let first = round % runs.len().max(1);
+        let (others, first) = runs.split_at_mut(first);
         for stretch in corpus.stretches() {
-            for run in &mut runs {
+            for run in first.iter_mut().chain(&mut *others) {
                 run.turn(stretch)?;
             }
         }

@@ -16,7 +16,7 @@ use super::window::{UNIT, Unit, WindowBytes};
 /// Fast: a small table of longer hashes, and soon only a few of them where nothing is found.
 type Quick = One<7, 10, 1024, 4>;
 /// The usual choice.
-type Five = One<5, 12, 4096, 32>;
+type Five = One<5, 12, 4096, 64>;
 /// The usual choice where matches do not reach far. Fewer of the short ones are within reach then: to look for them takes
 /// more time than their bytes are worth.
 type Six = One<6, 12, 4096, 32>;

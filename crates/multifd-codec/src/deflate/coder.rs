@@ -78,6 +78,7 @@ impl Coder {
 const CHUNK: usize = 128;
 /// Most bytes a chunk becomes, at 48 bits an item.
 const CHUNK_BYTES: usize = CHUNK * 6;
+const _: () = assert!(CHUNK_BYTES < Burst::MOST_BYTES);
 
 /// What some items come to.
 pub(super) struct Measure {
@@ -213,7 +214,7 @@ mod tests {
         (items, bytes)
     }
 
-    /// Writes the items in groups, so that each comes into every place of a chunk and next to others, and reads them again.
+    /// Writes the items and reads them again.
     fn check(items: &[Item], bytes: &[u8], litlen: &[u8], distance: &[u8]) {
         let coder = Coder::new(litlen, distance);
         let mut tables = Tables::new();

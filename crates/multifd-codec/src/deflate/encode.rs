@@ -225,7 +225,7 @@ impl Effort {
                 units: 128,
                 step: 8,
             },
-            Self::Balanced => Blocks { units: 43, step: 4 },
+            Self::Balanced => Blocks { units: 64, step: 4 },
             Self::Dense => Blocks { units: 32, step: 2 },
         }
     }
@@ -246,11 +246,12 @@ mod tests {
     #[test]
     fn every_machine_writes_the_same() {
         let pages = packet(&mut Random::new(20), if cfg!(miri) { 2 } else { 200 }, UNIT);
-        for effort in Effort::ALL {
+        let both = WindowSize::ALL.into_iter();
+        for (window, effort) in both.flat_map(|window| Effort::ALL.map(|effort| (window, effort))) {
             let stream = |machine| {
-                let mut deflater = Deflater::on(machine, WindowSize::ThirtyTwoKiB, effort);
+                let mut deflater = Deflater::on(machine, window, effort);
                 let mut inflater = StreamInflater::new();
-                let mut out = WindowSize::ThirtyTwoKiB.zlib_header().to_vec();
+                let mut out = window.zlib_header().to_vec();
                 let mut start = 0;
                 for packet in pages.chunks(37 * UNIT + 11) {
                     deflater.compress(packet, &mut out);
@@ -263,33 +264,31 @@ mod tests {
             };
             let plain = stream(Machine::all().next().unwrap());
             for machine in Machine::all() {
-                assert!(stream(machine) == plain, "{machine:?} {effort}");
+                assert!(stream(machine) == plain, "{machine:?} {window} {effort}");
             }
         }
     }
 
     #[test]
     fn what_is_compressed_alone_depends_on_nothing_else() {
-        let mut random = Random::new(21);
-        let mut used = Effort::ALL.map(|effort| Deflater::new(WindowSize::FourKiB, effort));
-        for round in 0..if cfg!(miri) { 1 } else { 40 } {
-            let pages = packet(&mut random, 1 + round % 23, UNIT);
-            for (effort, used) in Effort::ALL.into_iter().zip(&mut used) {
-                let mut fresh = Deflater::new(WindowSize::FourKiB, effort);
-                let habit = fresh.survey(&pages);
-                assert_eq!(used.survey(&pages), habit);
-                let mut runs = [Vec::new(), Vec::new()];
-                for habit in [habit, Habit::Long] {
-                    used.compress_alone(&pages, habit, &mut runs[0]);
-                    Deflater::new(WindowSize::FourKiB, effort).compress_alone(
-                        &pages,
-                        habit,
-                        &mut runs[1],
-                    );
-                    assert!(runs[0] == runs[1], "{effort} {habit:?}");
-                    let oracle = Oracle::new(4096, Ending::SyncFlush);
-                    assert!(oracle.decode(&runs[0], pages.len()).unwrap().output == pages);
-                    runs.iter_mut().for_each(Vec::clear);
+        for window in WindowSize::ALL {
+            let mut random = Random::new(21);
+            let mut used = Effort::ALL.map(|effort| Deflater::new(window, effort));
+            for round in 0..if cfg!(miri) { 1 } else { 40 } {
+                let pages = packet(&mut random, 1 + round % 23, UNIT);
+                for used in &mut used {
+                    let mut fresh = Deflater::new(window, used.effort);
+                    let habit = fresh.survey(&pages);
+                    assert_eq!(used.survey(&pages), habit);
+                    for habit in [habit, Habit::Long] {
+                        let mut fresh = Deflater::new(window, used.effort);
+                        let mut runs = [Vec::new(), Vec::new()];
+                        used.compress_alone(&pages, habit, &mut runs[0]);
+                        fresh.compress_alone(&pages, habit, &mut runs[1]);
+                        assert!(runs[0] == runs[1], "{window} {} {habit:?}", used.effort);
+                        let oracle = Oracle::new(window.bytes(), Ending::SyncFlush);
+                        assert!(oracle.decode(&runs[0], pages.len()).unwrap().output == pages);
+                    }
                 }
             }
         }

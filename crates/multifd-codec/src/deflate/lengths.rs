@@ -84,15 +84,18 @@ impl Lengths {
                 length + repeat_bits,
             );
         }
-        // At most 14 bits for each of 316 symbols.
+        const { assert!((3 + 14 + 3 * PRECODE_SYMBOLS + 14 * SYMBOLS).div_ceil(8) < Burst::MOST_BYTES) };
         bits.take(burst, &bytes);
     }
 }
 
+/// Symbols with a length to describe.
+const SYMBOLS: usize = LITLEN_SYMBOLS + DISTANCE_SYMBOLS;
+
 /// Code lengths as the format describes them: symbols, some of which repeat a length.
 struct Description {
     /// The symbols, and the bits that say how often they repeat.
-    symbols: [(u8, u8); LITLEN_SYMBOLS + DISTANCE_SYMBOLS],
+    symbols: [(u8, u8); SYMBOLS],
     count: usize,
     counts: [u32; PRECODE_SYMBOLS],
 }
@@ -100,7 +103,7 @@ struct Description {
 impl Description {
     fn new() -> Self {
         Self {
-            symbols: [(0, 0); LITLEN_SYMBOLS + DISTANCE_SYMBOLS],
+            symbols: [(0, 0); SYMBOLS],
             count: 0,
             counts: [0; PRECODE_SYMBOLS],
         }

@@ -20,12 +20,12 @@ pub(super) enum Machine {
     /// An x86-64 of the third level, since 2013.
     Avx2(Avx2),
     #[cfg(target_arch = "x86_64")]
-    /// An x86-64 of the fourth level that gathers fast, since 2023.
+    /// An x86-64 of the fourth level, since 2017.
     Avx512(Avx512),
 }
 
 impl Machine {
-    /// All kinds this machine is, the best last.
+    /// All kinds this machine is, the simplest first.
     pub(super) fn all() -> impl Iterator<Item = Machine> {
         #[cfg(target_arch = "x86_64")]
         let vectors = [
@@ -37,9 +37,15 @@ impl Machine {
         std::iter::once(Machine::Plain(Plain)).chain(vectors.into_iter().flatten())
     }
 
-    /// The best kind.
+    /// The kind for which the loops are fastest.
     pub(super) fn best() -> Self {
-        Self::all().last().unwrap_or(Machine::Plain(Plain))
+        let is_fast = |machine: &Self| match machine {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512(_) => Avx512::is_fast(),
+            _ => true,
+        };
+        let best = Self::all().filter(is_fast).last();
+        best.unwrap_or(Machine::Plain(Plain))
     }
 
     /// See [`parse`].

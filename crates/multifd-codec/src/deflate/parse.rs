@@ -264,7 +264,7 @@ unsafe fn extend(wide: impl Wide, bytes: Bytes<'_>, position: usize, distance: u
     let mut length = 8;
     while length < MAX_MATCH {
         let here = position + length;
-        // SAFETY: SLACK covers the longest match and one more word.
+        // SAFETY: the last of these loads begins 8 + 7 * 32 bytes behind `position`, and SLACK covers its end.
         let a = unsafe { bytes.array(here) };
         // SAFETY: the other one lies before it.
         let equal = wide.equal(a, unsafe { bytes.array(here - distance) });

@@ -64,7 +64,8 @@ pub(super) trait Search {
     /// Whether it is asked for something longer even where a match at one of the two last distances is at hand.
     const LONGEST: bool;
     /// Once so many literals came in a row, every second position is left out, after twice as many two of three, and so
-    /// on.
+    /// on. The positions that the parser looks at one by one are never left out, and it counts before each comparison of
+    /// many bytes.
     const PATIENCE: usize;
 
     /// Moves all positions down.

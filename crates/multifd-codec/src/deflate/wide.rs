@@ -80,9 +80,8 @@ mod x86 {
         }
     }
 
-    /// An x86-64 with AVX-512 that gathers as fast as it loads: an Intel from 2023 on (Sapphire Rapids), which FP16 tells
-    /// from those before, where the protection against Downfall makes gathers slow, and from others, where they are slower
-    /// than loads. The compiler makes gathers of the coder's table look-ups; what is written here by hand is that of AVX2.
+    /// An x86-64 with the usual parts of AVX-512. The compiler makes better loops for it; what is written here by hand is
+    /// that of AVX2.
     #[derive(Clone, Copy, Debug)]
     pub(in super::super) struct Avx512(Avx2);
 
@@ -92,9 +91,15 @@ mod x86 {
             let all = is_x86_feature_detected!("avx512f")
                 && is_x86_feature_detected!("avx512bw")
                 && is_x86_feature_detected!("avx512dq")
-                && is_x86_feature_detected!("avx512vl")
-                && is_x86_feature_detected!("avx512fp16");
+                && is_x86_feature_detected!("avx512vl");
             Avx2::detect().filter(|_| all).map(Self)
+        }
+
+        /// Whether it is faster than with AVX2 alone. What is gained, is gained by gathers, of which the compiler makes
+        /// the coder's table look-ups. They are as fast as loads on Intel's processors from 2023 on (Sapphire Rapids),
+        /// which FP16 tells from those before, where protection against Downfall makes them slow, and from AMD's.
+        pub(in super::super) fn is_fast() -> bool {
+            is_x86_feature_detected!("avx512fp16")
         }
     }
 
