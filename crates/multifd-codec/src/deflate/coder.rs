@@ -148,6 +148,7 @@ impl Coder {
                 bits_of_two[i] = bits_a | bits_b << (count_a & 63);
                 count_of_two[i] = count_a + count_b;
             }
+            // Hardly any chunk has items with so many bits side by side, and one look is less than one for every two.
             if count_of_two.iter().copied().fold(0, u32::max) <= Burst::MOST_BITS {
                 for (&bits, &count) in bits_of_two.iter().zip(&count_of_two) {
                     burst = burst.put(bits, count, &mut bytes);

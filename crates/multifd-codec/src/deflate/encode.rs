@@ -30,11 +30,9 @@ pub struct Deflater {
     items: Vec<Item>,
     /// The units of one block, in their order.
     units: Vec<Parsed>,
-    /// The bytes of those that stay as they are.
-    raw: Vec<u8>,
 }
 
-/// What became of a unit: a range of the items, or of the raw bytes.
+/// What became of a unit: a range of the items, or of the block's bytes if they stay as they are.
 #[derive(Clone, Copy)]
 struct Parsed {
     is_raw: bool,
@@ -62,7 +60,6 @@ impl Deflater {
             coder: Coder::new(&FIXED_LITLEN_LENGTHS, &FIXED_DISTANCE_LENGTHS),
             items: vec![0; units * UNIT_ITEMS],
             units: Vec::with_capacity(units),
-            raw: Vec::new(),
         }
     }
 
@@ -71,7 +68,7 @@ impl Deflater {
         let mut bits = BitWriter::new(out);
         for block in pages.chunks(self.effort.blocks().units * UNIT) {
             self.parse_block(block);
-            self.write_block(&mut bits);
+            self.write_block(block, &mut bits);
             self.survey_some();
         }
         bits.put(STORED << 1, 3);
@@ -126,11 +123,10 @@ impl Deflater {
 
     fn parse_block(&mut self, block: &[u8]) {
         self.units.clear();
-        self.raw.clear();
         let mut from = 0;
-        let mut units = block.chunks(UNIT).peekable();
-        while let Some(bytes) = units.next() {
-            if let Some(next) = units.peek() {
+        let mut units = block.chunks(UNIT).enumerate().peekable();
+        while let Some((index, bytes)) = units.next() {
+            if let Some((_, next)) = units.peek() {
                 prefetch(next);
             }
             let unit = self.push(bytes);
@@ -152,9 +148,8 @@ impl Deflater {
                     from = to;
                 }
                 None => {
-                    let from = self.raw.len();
-                    self.raw.extend_from_slice(bytes);
-                    let to = self.raw.len();
+                    let from = index * UNIT;
+                    let to = from + bytes.len();
                     self.units.push(Parsed {
                         is_raw: true,
                         from,
@@ -166,7 +161,7 @@ impl Deflater {
     }
 
     /// Writes the units that were parsed: under one code for all of them, interrupted where bytes stay as they are.
-    fn write_block(&mut self, bits: &mut BitWriter<'_>) {
+    fn write_block(&mut self, block: &[u8], bits: &mut BitWriter<'_>) {
         let lengths = self.lengths();
         self.coder.set(&lengths.litlen, &lengths.distance);
         for run in self.units.chunk_by(|a, b| a.is_raw == b.is_raw) {
@@ -174,7 +169,7 @@ impl Deflater {
                 continue;
             };
             if first.is_raw {
-                for bytes in self.raw[first.from..last.to].chunks(MAX_STORED) {
+                for bytes in block[first.from..last.to].chunks(MAX_STORED) {
                     bits.put(STORED << 1, 3);
                     bits.stored(bytes);
                 }

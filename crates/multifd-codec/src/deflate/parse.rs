@@ -171,6 +171,7 @@ pub(super) fn parse<W: Wide, S: Search, const FAR: bool>(
                 0 => unsafe { extend(wide, bytes, position, distance) },
                 different => equal_bits(different) as usize / 8,
             };
+            // The next position waits for this, and less for a branch that is hardly ever taken than for a minimum.
             let length = if position + length > end {
                 std::hint::cold_path();
                 end - position
