@@ -22,7 +22,8 @@ pub(crate) fn processors() -> usize {
 /// Does `here` on this thread, and at the same time lets `others` do `there` on processors that have nothing else to help
 /// with. Which of them there are is left to chance, so what there is to do has to be taken from a common heap.
 ///
-/// Returns when all have finished. So there should be no more `others` than can have something to do.
+/// Returns when all have finished. So there should be no more `others` than can have something to do. Each that helps
+/// takes two small allocations of rayon's.
 pub(crate) fn share<W: Send, R>(
     others: &mut [W],
     there: impl Fn(&mut W) + Sync,
