@@ -123,31 +123,18 @@ impl<T: Send> Crew<T> {
         Ok(ends)
     }
 
-    /// Decompresses each piece into its place.
+    /// Decompresses each piece into its place; each worker takes neighbours. Nothing is allocated for that, which
+    /// [`share`] cannot do without.
     ///
     /// # Errors
     ///
-    /// What `work` has said first, in the order of the pieces as far as they were done.
+    /// What `work` has said of the first piece that it could not do.
     pub(crate) fn decompress<E: Send>(
         &mut self,
         pieces: &mut [Place<'_>],
         work: impl Fn(&mut T, &[u8], &mut [u8]) -> Result<(), E> + Sync,
     ) -> Result<(), E> {
-        let Some((mine, others)) = first_and_useful(&mut self.workers, pieces.len()) else {
-            return Ok(());
-        };
-        let left = Mutex::new(pieces.iter_mut().enumerate());
-        let first_error = FirstError::none();
-        let take_turns = |worker: &mut Worker<T>| {
-            let next = || lock(&left).next();
-            while let Some((index, (input, output))) = next() {
-                if let Err(error) = work(&mut worker.tools, input, output) {
-                    return first_error.note(index, error);
-                }
-            }
-        };
-        share(others, take_turns, || take_turns(mine));
-        first_error.outcome()
+        decompress(&mut self.workers, pieces, &work)
     }
 
     fn cut(&mut self, lengths: impl Iterator<Item = usize>) {
@@ -159,6 +146,31 @@ impl<T: Send> Crew<T> {
             piece
         }));
     }
+}
+
+/// Halves the workers and the pieces until each worker has its share.
+fn decompress<T: Send, E: Send>(
+    workers: &mut [Worker<T>],
+    pieces: &mut [Place<'_>],
+    work: &(impl Fn(&mut T, &[u8], &mut [u8]) -> Result<(), E> + Sync),
+) -> Result<(), E> {
+    let half = workers.len().min(pieces.len()) / 2;
+    if half > 0 {
+        let share = pieces.len() * half / workers.len().min(pieces.len());
+        let (first, others) = workers.split_at_mut(half);
+        let (their, rest) = pieces.split_at_mut(share);
+        let (a, b) = rayon::join(
+            || decompress(first, their, work),
+            || decompress(others, rest, work),
+        );
+        return a.and(b);
+    }
+    let Some(worker) = workers.first_mut() else {
+        return Ok(());
+    };
+    pieces
+        .iter_mut()
+        .try_for_each(|(input, output)| work(&mut worker.tools, input, output))
 }
 
 /// The worker of this thread, and those others who could have a piece to do.
