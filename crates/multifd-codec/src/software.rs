@@ -208,12 +208,7 @@ impl Own {
         let read = |inflater: &mut StreamInflater, run: &[u8], pages: &mut [u8]| {
             inflater.inflate_alone(run, pages)
         };
-        // Every page by itself is what libqpl makes of a channel with one stream, which does without allocations.
-        let outcome = if runs == count {
-            crew.decompress_halves(&mut pieces, read)
-        } else {
-            crew.decompress(&mut pieces, read)
-        };
+        let outcome = crew.decompress(&mut pieces, read);
         // Collecting nothing into a list of the same kind keeps its memory.
         pieces.clear();
         self.places = pieces.into_iter().map(|_| Place::default()).collect();

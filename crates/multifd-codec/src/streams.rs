@@ -123,44 +123,18 @@ impl<T: Send> Crew<T> {
         Ok(ends)
     }
 
-    /// Decompresses each piece into its place.
+    /// Decompresses each piece into its place; each worker takes neighbours. Nothing is allocated for that, which
+    /// [`share`] cannot do without.
     ///
     /// # Errors
     ///
-    /// What `work` has said first, in the order of the pieces as far as they were done.
+    /// What `work` has said of the first piece that it could not do.
     pub(crate) fn decompress<E: Send>(
         &mut self,
         pieces: &mut [Place<'_>],
         work: impl Fn(&mut T, &[u8], &mut [u8]) -> Result<(), E> + Sync,
     ) -> Result<(), E> {
-        let Some((mine, others)) = first_and_useful(&mut self.workers, pieces.len()) else {
-            return Ok(());
-        };
-        let left = Mutex::new(pieces.iter_mut().enumerate());
-        let first_error = FirstError::none();
-        let take_turns = |worker: &mut Worker<T>| {
-            let next = || lock(&left).next();
-            while let Some((index, (input, output))) = next() {
-                if let Err(error) = work(&mut worker.tools, input, output) {
-                    return first_error.note(index, error);
-                }
-            }
-        };
-        share(others, take_turns, || take_turns(mine));
-        first_error.outcome()
-    }
-
-    /// The same, but each worker takes neighbours, and nothing is allocated: slower than [`share`], which cannot do without.
-    ///
-    /// # Errors
-    ///
-    /// What `work` has said of the first piece that it could not do.
-    pub(crate) fn decompress_halves<E: Send>(
-        &mut self,
-        pieces: &mut [Place<'_>],
-        work: impl Fn(&mut T, &[u8], &mut [u8]) -> Result<(), E> + Sync,
-    ) -> Result<(), E> {
-        decompress_halves(&mut self.workers, pieces, &work)
+        decompress(&mut self.workers, pieces, &work)
     }
 
     fn cut(&mut self, lengths: impl Iterator<Item = usize>) {
@@ -175,7 +149,7 @@ impl<T: Send> Crew<T> {
 }
 
 /// Halves the workers and the pieces until each worker has its share.
-fn decompress_halves<T: Send, E: Send>(
+fn decompress<T: Send, E: Send>(
     workers: &mut [Worker<T>],
     pieces: &mut [Place<'_>],
     work: &(impl Fn(&mut T, &[u8], &mut [u8]) -> Result<(), E> + Sync),
@@ -186,8 +160,8 @@ fn decompress_halves<T: Send, E: Send>(
         let (first, others) = workers.split_at_mut(half);
         let (their, rest) = pieces.split_at_mut(share);
         let (a, b) = rayon::join(
-            || decompress_halves(first, their, work),
-            || decompress_halves(others, rest, work),
+            || decompress(first, their, work),
+            || decompress(others, rest, work),
         );
         return a.and(b);
     }
@@ -362,15 +336,9 @@ mod tests {
                 if input[0] == 9 { Err(()) } else { Ok(()) }
             };
             crew(workers).decompress(&mut pieces, work).unwrap();
-            for (_, place) in &mut pieces {
-                assert!(place.iter().all(|&byte| byte > 0));
-                place.fill(0);
-            }
-            crew(workers).decompress_halves(&mut pieces, work).unwrap();
             assert_eq!(output, [1, 1, 2, 2, 3, 3, 4, 4, 5, 5]);
             let mut nine: Vec<Place<'_>> = vec![(&[9], &mut output)];
             assert_eq!(crew(workers).decompress(&mut nine, work), Err(()));
-            assert_eq!(crew(workers).decompress_halves(&mut nine, work), Err(()));
         }
     }
 }
