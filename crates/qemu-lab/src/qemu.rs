@@ -91,6 +91,9 @@ pub enum LabError {
     /// The guest itself has found a wrong page, or was started anew.
     #[error("the guest printed {0:?}")]
     Guest(String),
+    /// A guest that runs writes while its memory is read.
+    #[error("only a stopped guest's memory can be checked, and this guest is running")]
+    Running,
 }
 
 pub(crate) fn io_error(what: &'static str) -> impl FnOnce(io::Error) -> LabError {
@@ -372,7 +375,10 @@ impl Qemu {
     }
 
     /// Checks a stopped guest's memory, and that the guest has found nothing wrong itself.
-    pub fn check_guest(&self) -> Result<u32, LabError> {
+    pub fn check_guest(&mut self) -> Result<u32, LabError> {
+        if self.run_state()? == "running" {
+            return Err(LabError::Running);
+        }
         let printed = self.serial()?;
         // A guest that has come from elsewhere has started there.
         let starts = usize::from(!self.incoming);
@@ -380,6 +386,32 @@ impl Qemu {
             return Err(LabError::Guest(printed));
         }
         Ok(self.guest.check_memory(&self.ram)?.pass)
+    }
+
+    /// Waits until the guest runs, after a migration that has failed at whatever moment, and has gone on for some passes
+    /// since; then checks it as [`Qemu::check_guest`] does and lets it run again.
+    pub fn check_goes_on(&mut self, limit: Duration) -> Result<(), LabError> {
+        let deadline = Instant::now() + limit;
+        loop {
+            let seen = self.run_state()?;
+            if seen == "running" {
+                break;
+            }
+            if Instant::now() > deadline {
+                return Err(LabError::Late {
+                    what: "the guest's going on",
+                    limit,
+                    seen,
+                });
+            }
+            thread::sleep(POLL);
+        }
+        let pass = self.pass()?;
+        // The pass at hand may have begun before, and the next one finds what was damaged in it.
+        self.wait_for_pass(pass + 3, limit)?;
+        self.stop()?;
+        self.check_guest()?;
+        self.resume()
     }
 
     /// Sets capabilities and parameters of this end; before [`Qemu::listen`] or [`Qemu::migrate`].

@@ -136,6 +136,7 @@ fn a_changed_byte_is_found() {
         Err(LabError::Memory(MemoryFault::Damaged { first: 257, .. }))
     ));
     qemu.resume().unwrap();
+    assert!(matches!(qemu.check_guest(), Err(LabError::Running)));
     let pass = qemu.pass().unwrap();
     qemu.wait_for_pass(pass + 2, LIMIT).unwrap();
     qemu.stop().unwrap();

@@ -90,16 +90,7 @@ impl Lab {
         let source = self.chain.current();
         let ended = source.wait_migration(LIMIT).unwrap();
         assert!(status.contains(&ended.status.as_str()), "{ended:?}");
-        let deadline = Instant::now() + LIMIT;
-        while source.run_state().unwrap() != "running" {
-            assert!(Instant::now() < deadline, "the guest does not run on");
-            thread::sleep(Duration::from_millis(2));
-        }
-        let pass = source.pass().unwrap();
-        source.wait_for_pass(pass + 3, LIMIT).unwrap();
-        source.stop().unwrap();
-        source.check_guest().unwrap();
-        source.resume().unwrap();
+        source.check_goes_on(LIMIT).unwrap();
     }
 
     /// The same relays carry the next migration.
