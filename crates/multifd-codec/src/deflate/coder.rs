@@ -3,7 +3,7 @@
 use super::bits::{BitWriter, Burst};
 use super::format::{
     DISTANCE_EXTRA, END_OF_BLOCK, FIXED_DISTANCE_LENGTHS, FIXED_LITLEN_LENGTHS, LENGTH_BASE,
-    LENGTH_EXTRA, LENGTH_SYMBOL, MAX_MATCH, MIN_MATCH,
+    LENGTH_EXTRA, MAX_MATCH, MIN_MATCH,
 };
 use super::huffman::codes;
 use super::item::{self, Item};
@@ -45,24 +45,28 @@ impl Coder {
         };
         let mut litlen = [0; FIXED_LITLEN_LENGTHS.len()];
         codes(litlen_bits, &mut litlen);
-        let literals = litlen.iter().zip(litlen_bits).take(END_OF_BLOCK);
-        for (literal, (&code, &length)) in literals.enumerate() {
-            let entry = entry(code.into(), length, length);
-            self.first[literal] = entry;
-            self.second[literal] = entry;
+        let literals = litlen[..END_OF_BLOCK].iter().zip(litlen_bits);
+        for (place, (&code, &length)) in self.first.iter_mut().zip(literals) {
+            *place = entry(code.into(), length, length);
         }
+        self.second[..END_OF_BLOCK].copy_from_slice(&self.first[..END_OF_BLOCK]);
         self.end_of_block = (
             litlen[END_OF_BLOCK].into(),
             litlen_bits[END_OF_BLOCK].into(),
         );
-        for length in MIN_MATCH..=MAX_MATCH {
-            let symbol = usize::from(LENGTH_SYMBOL[length - MIN_MATCH]);
-            let index = symbol - END_OF_BLOCK - 1;
+        let lengths = &mut self.first[item::LENGTHS..=item::LENGTHS + MAX_MATCH - MIN_MATCH];
+        for (index, &base) in LENGTH_BASE.iter().enumerate() {
+            let symbol = END_OF_BLOCK + 1 + index;
             let code_bits = litlen_bits[symbol];
-            let extra = (length - usize::from(LENGTH_BASE[index])) as u32;
-            let bits = u32::from(litlen[symbol]) | extra << code_bits;
-            let count = code_bits + LENGTH_EXTRA[index];
-            self.first[item::LENGTHS + length - MIN_MATCH] = entry(bits, 0, count);
+            let first = entry(litlen[symbol].into(), 0, code_bits + LENGTH_EXTRA[index]);
+            // The longest match is none of those of the symbol before it.
+            let end = LENGTH_BASE
+                .get(index + 1)
+                .map_or(MAX_MATCH + 1, |&next| next.into());
+            let places = &mut lengths[usize::from(base) - MIN_MATCH..end - MIN_MATCH];
+            for (extra, place) in (0_u32..).zip(places) {
+                *place = first + (extra << code_bits << BITS_SHIFT);
+            }
         }
         let mut distance = [0; FIXED_DISTANCE_LENGTHS.len()];
         codes(distance_bits, &mut distance);

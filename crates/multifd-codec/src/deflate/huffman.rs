@@ -14,10 +14,9 @@ pub(super) fn code_lengths(counts: &[u32], limit: usize, lengths: &mut [u8]) {
     let mut sorted = [0_u64; SYMBOLS];
     let mut used = 0;
     for (symbol, &count) in (0_u64..).zip(counts) {
-        if count > 0 {
-            sorted[used] = u64::from(count) << 16 | symbol;
-            used += 1;
-        }
+        // Without a branch: what does not count is written over.
+        sorted[used] = u64::from(count) << 16 | symbol;
+        used += usize::from(count > 0);
     }
     let mut unused = (0_u64..).zip(counts).filter(|&(_, &count)| count == 0);
     while used < 2
@@ -30,17 +29,19 @@ pub(super) fn code_lengths(counts: &[u32], limit: usize, lengths: &mut [u8]) {
     let sorted = &mut sorted[..used];
     sort_by_count(sorted);
 
-    let mut leaves = leaves_by_depth(sorted);
-    if leaves[limit + 1..].iter().any(|&leaves| leaves > 0) {
+    let (mut leaves, mut deepest) = leaves_by_depth(sorted);
+    if deepest > limit {
         // What is rarer than the longest code is for gets as much as that, so that there is less to repair.
         let total: u64 = sorted.iter().map(|&entry| entry >> 16).sum();
         let least = (total >> limit) + 1;
         for entry in sorted.iter_mut() {
             *entry = (*entry).max(least << 16 | *entry & 0xffff);
         }
-        leaves = leaves_by_depth(sorted);
+        (leaves, deepest) = leaves_by_depth(sorted);
     }
-    limit_depth(&mut leaves, limit);
+    if deepest > limit {
+        limit_depth(&mut leaves, limit);
+    }
     lengths.fill(0);
     let mut rarest_first = sorted.iter();
     for depth in (1..=limit).rev() {
@@ -72,41 +73,45 @@ fn sort_by_count(entries: &mut [u64]) {
     }
 }
 
-/// How many leaves Huffman's tree has in each depth; the counts are above bit 16 and rise.
-fn leaves_by_depth(sorted: &[u64]) -> [usize; SYMBOLS] {
-    let used = sorted.len();
-    let mut leaf_weights = [u64::MAX; SYMBOLS + 1];
+/// How many leaves Huffman's tree has in each depth, and the depth of the deepest; the counts are above bit 16 and rise.
+fn leaves_by_depth(sorted: &[u64]) -> ([usize; SYMBOLS], usize) {
+    // One more than there are, as two are looked at. A power of two, so that an index is cut to it without a branch.
+    const ROOM: usize = 512;
+    const { assert!(ROOM > SYMBOLS) };
+    let inner_nodes = sorted.len() - 1;
+    let mut leaf_weights = [u64::MAX; ROOM];
     for (weight, entry) in leaf_weights.iter_mut().zip(sorted) {
         *weight = entry >> 16;
     }
     // The inner nodes in the order in which they are made, which is that of their weights.
-    let mut weights = [u64::MAX; SYMBOLS];
-    let mut parents = [0_u16; SYMBOLS];
-    let mut leaf_children = [0_usize; SYMBOLS];
+    let mut weights = [u64::MAX; ROOM];
+    let mut leaf_children = [0_u8; ROOM];
     let (mut leaf, mut inner) = (0, 0);
-    for node in 0..used - 1 {
-        let mut weight = 0;
-        for _ in 0..2 {
-            // Without a branch, as nobody could predict it. The parent of an inner node that is not taken yet is
-            // noted anew when it is.
-            let is_leaf = leaf_weights[leaf] <= weights[inner];
-            weight += leaf_weights[leaf].min(weights[inner]);
-            parents[inner] = node as u16;
-            leaf_children[node] += usize::from(is_leaf);
-            leaf += usize::from(is_leaf);
-            inner += usize::from(!is_leaf);
-        }
-        weights[node] = weight;
+    for node in 0..inner_nodes {
+        // Without a branch, as nobody could predict it: the two lightest are the first of either kind or two of one.
+        let (leaf_a, leaf_b) = (leaf_weights[leaf % ROOM], leaf_weights[(leaf + 1) % ROOM]);
+        let (inner_a, inner_b) = (weights[inner % ROOM], weights[(inner + 1) % ROOM]);
+        let two_leaves = leaf_a.saturating_add(leaf_b);
+        let one_leaf = leaf_a.saturating_add(inner_a);
+        let no_leaf = inner_a.saturating_add(inner_b);
+        let leaves = 1 + usize::from(leaf_b <= inner_a) - usize::from(inner_b < leaf_a);
+        weights[node % ROOM] = two_leaves.min(one_leaf).min(no_leaf);
+        leaf_children[node % ROOM] = leaves as u8;
+        leaf += leaves;
+        inner += 2 - leaves;
     }
-    let mut depths = [0_u16; SYMBOLS];
+    // Inner nodes are taken in the order in which they are made, so those of one depth stand side by side, the root last.
     let mut leaves = [0; SYMBOLS];
-    for node in (0..used - 1).rev() {
-        if node < used - 2 {
-            depths[node] = depths[usize::from(parents[node])] + 1;
-        }
-        leaves[usize::from(depths[node]) + 1] += leaf_children[node];
+    let mut levels = (1..).zip(&mut leaves[1..]);
+    let (mut rest, mut nodes, mut deepest) = (&leaf_children[..inner_nodes], 1, 0);
+    while nodes > 0
+        && let Some((depth, leaves)) = levels.next()
+    {
+        let (higher, level) = rest.split_at(rest.len() - nodes);
+        *leaves = level.iter().map(|&leaves| usize::from(leaves)).sum();
+        (rest, nodes, deepest) = (higher, 2 * nodes - *leaves, depth);
     }
-    leaves
+    (leaves, deepest)
 }
 
 /// Moves leaves that are too deep up to `limit`, and then repairs the code until it is complete again.
@@ -114,9 +119,6 @@ fn limit_depth(leaves: &mut [usize; SYMBOLS], limit: usize) {
     let too_deep: usize = leaves[limit + 1..].iter().sum();
     leaves[limit + 1..].fill(0);
     leaves[limit] += too_deep;
-    if too_deep == 0 {
-        return;
-    }
     // In units of the longest code: what the codes take, which is at most `full`.
     let full = 1 << limit;
     let mut taken: usize = (1..=limit)
@@ -145,21 +147,43 @@ fn limit_depth(leaves: &mut [usize; SYMBOLS], limit: usize) {
     debug_assert_eq!(taken, full);
 }
 
-/// The codes that belong to code lengths (RFC 1951 section 3.2.2), bit-reversed, as they are written.
+/// The codes that belong to code lengths (RFC 1951 section 3.2.2), bit-reversed, as they are written. There are as many
+/// codes as lengths, or more. What has no length has the code 0.
 pub(super) fn codes(lengths: &[u8], codes: &mut [u16]) {
-    let mut next = [0_u16; MAX_CODE_BITS + 2];
-    for &length in lengths.iter().filter(|&&length| length > 0) {
-        next[usize::from(length) + 1] += 1;
-    }
-    for bits in 1..=MAX_CODE_BITS {
-        next[bits + 1] = (next[bits + 1] + next[bits]) << 1;
-    }
-    for (code, &length) in codes.iter_mut().zip(lengths) {
-        if length > 0 {
-            let next = &mut next[usize::from(length)];
-            *code = next.reverse_bits() >> (16 - length);
-            *next += 1;
+    // The symbols in four parts, each with counters of its own: to count the same twice in a row is slow.
+    const PARTS: usize = 4;
+    let part = lengths.len().div_ceil(PARTS);
+    let mut next = [[0_u16; MAX_CODE_BITS + 1]; PARTS];
+    for at in 0..part {
+        for (index, next) in next.iter_mut().enumerate() {
+            if let Some(&length) = lengths.get(index * part + at) {
+                next[usize::from(length) % (MAX_CODE_BITS + 1)] += 1;
+            }
         }
+    }
+    // The bits of a code are the upper ones here, so that to turn it around is the same for all lengths.
+    let step = |length: usize| (0x1_0000_u32 >> length) as u16;
+    let mut free = 0_u16;
+    for length in 1..=MAX_CODE_BITS {
+        for next in &mut next {
+            let count = std::mem::replace(&mut next[length], free);
+            // Behind the last code of a complete code is 2^16.
+            free = free.wrapping_add(count.wrapping_mul(step(length)));
+        }
+    }
+    next.iter_mut().for_each(|next| next[0] = 0);
+    for at in 0..part {
+        for (index, next) in next.iter_mut().enumerate() {
+            let symbol = index * part + at;
+            if let (Some(&length), Some(code)) = (lengths.get(symbol), codes.get_mut(symbol)) {
+                let length = usize::from(length) % (MAX_CODE_BITS + 1);
+                *code = next[length];
+                next[length] = next[length].wrapping_add(step(length));
+            }
+        }
+    }
+    for code in codes {
+        *code = code.reverse_bits();
     }
 }
 

@@ -73,15 +73,9 @@ impl Lengths {
         for &(symbol, repeat) in &description.symbols[..description.count] {
             let symbol = usize::from(symbol);
             let length = u32::from(lengths[symbol]);
-            let repeat_bits = match symbol {
-                16 => 2,
-                17 => 3,
-                18 => 7,
-                _ => 0,
-            };
             put(
                 u32::from(precode[symbol]) | u32::from(repeat) << length,
-                length + repeat_bits,
+                length + REPEAT_BITS[symbol],
             );
         }
         const { assert!((3 + 14 + 3 * PRECODE_SYMBOLS + 14 * SYMBOLS).div_ceil(8) < Burst::MOST_BYTES) };
@@ -89,6 +83,9 @@ impl Lengths {
     }
 }
 
+/// How many bits say how often a symbol of the precode repeats a length.
+const REPEAT_BITS: [u32; PRECODE_SYMBOLS] =
+    [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 3, 7];
 /// Symbols with a length to describe.
 const SYMBOLS: usize = LITLEN_SYMBOLS + DISTANCE_SYMBOLS;
 
