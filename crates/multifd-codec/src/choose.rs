@@ -20,6 +20,9 @@ use crate::{
 /// with any of these and with [`Accel::None`]. Who has asked for libqpl gets it or an error: its hardware path is
 /// replaced by its software path only with [`Accel::Qpl`], and [`Encoder::backend`] tells the reason. Method `none` has nothing to compute and takes any accelerator.
 ///
+/// [`Settings::streams`] are written on several processors at once: those which the thread that makes the encoder may run
+/// on, as far as they have nothing else to help with.
+///
 /// # Errors
 ///
 /// [`Unsupported`] when nothing here writes the method, or not with this accelerator.
@@ -93,8 +96,11 @@ pub fn encoder(method: Method, settings: &Settings) -> Result<Box<dyn Encoder>, 
 ///
 /// What arrives is not the choice of who receives, so an accelerator that has no part in the method does not matter:
 /// libqpl reads pages of the methods `qpl` and `canned` only. A `zlib` stream of a stock QEMU has a window of 32 KiB and the device
-/// one of 4 KiB. Streams of our own that are made of runs are read run by run, at once, with any accelerator but
+/// one of 4 KiB. Streams of our own that are made of runs are read run by run, with any accelerator but
 /// [`Accel::None`].
+///
+/// What can be read piece by piece here, runs and pages, is read on several processors at once: those which the thread that
+/// makes the decoder may run on, as far as they have nothing else to help with.
 ///
 /// # Errors
 ///

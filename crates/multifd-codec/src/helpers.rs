@@ -1,18 +1,24 @@
 //! Other processors, which help with parts of a packet.
 //!
 //! A packet is work for half a millisecond or so, and a processor that sleeps takes a tenth of that to wake. So the
-//! caller's own thread, which is awake, takes part instead of waiting, and a thread that has helped stays awake for a
-//! moment, in which the next packet may come. By the ordinary ways of rayon, in which the caller sleeps meanwhile, two
-//! processors did 1.4 times the work of one, and this way they do 1.7 times.
+//! caller's own thread, which is awake, takes part instead of waiting; a thread that has helped stays awake for a moment,
+//! in which the next packet may come; and one that has not woken before all is done is not waited for.
+//!
+//! Nothing is allocated for a packet, and an order is a word that another processor looks at. A pool for tasks of any
+//! kind does both in a way that costs more than what it would save here.
+#![allow(
+    unsafe_code,
+    reason = "other threads work on what the caller has borrowed, see `Order::new`"
+)]
 
-use std::cell::Cell;
+use std::any::Any;
 use std::hint::spin_loop;
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread;
+use std::marker::PhantomData;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
-
-use rayon::{ThreadPool, ThreadPoolBuilder, Yield};
 
 /// Most workers that can be of use at once.
 pub(crate) fn processors() -> usize {
@@ -22,109 +28,223 @@ pub(crate) fn processors() -> usize {
 /// Does `here` on this thread, and at the same time lets `others` do `there` on processors that have nothing else to help
 /// with. Which of them there are is left to chance, so what there is to do has to be taken from a common heap.
 ///
-/// Returns when all have finished. So there should be no more `others` than can have something to do. Each that helps
-/// takes two small allocations of rayon's.
+/// Returns when all who have begun have finished.
+///
+/// # Panics
+///
+/// With the panic of `here`, or else with the first one of `there`.
 pub(crate) fn share<W: Send, R>(
     others: &mut [W],
     there: impl Fn(&mut W) + Sync,
     here: impl FnOnce() -> R,
 ) -> R {
-    let Some(pool) = pool().filter(|_| !others.is_empty()) else {
-        return here();
+    let count = others.len();
+    let others = Mutex::new(others.iter_mut());
+    let help = || {
+        // The lock must not be held meanwhile.
+        let other = lock(&others).next();
+        if let Some(other) = other {
+            there(other);
+        }
     };
-    let (there, helping) = (&there, &AtomicUsize::new(0));
-    pool.in_place_scope(|scope| {
-        for other in others {
-            let Some(seat) = Counted::within(&TAKEN_SEATS, pool.current_num_threads()) else {
-                break;
-            };
-            let Some(is_helping) = Counted::within(helping, usize::MAX) else {
-                break;
-            };
-            scope.spawn(move |_| {
-                let counted = (seat, is_helping);
-                there(other);
-                if !IS_AWAKE.get() {
-                    rayon::spawn(stay_awake);
-                }
-                drop(counted);
+    let order = Order::new(&help, count);
+    let done = here();
+    if let Some(panic) = order.finish() {
+        resume_unwind(panic);
+    }
+    done
+}
+
+/// What a helper is asked to do, for as long as this is there.
+struct Order<'w> {
+    seats: [Option<&'static Seat>; MOST_HELPERS],
+    /// It has borrowed what helpers work on.
+    work: PhantomData<&'w (dyn Fn() + Sync)>,
+}
+
+/// No channel has more streams, and one of them is the caller's.
+const MOST_HELPERS: usize = 127;
+
+type Panic = Box<dyn Any + Send>;
+
+impl<'w> Order<'w> {
+    /// Asks for the help of those who are in the first free seats, up to `most`. They stay awake if it is always them.
+    fn new(work: &'w (dyn Fn() + Sync), most: usize) -> Self {
+        let mut order = Self {
+            seats: [None; MOST_HELPERS],
+            work: PhantomData,
+        };
+        if most == 0 {
+            return order;
+        }
+        // SAFETY: only seats of this order get the longer life, and it is not used once they are let go: a helper calls it
+        // between `OFFERED` and `DONE`, and `finish`, which is called by `drop` at the latest, returns when no seat of this
+        // order is in between. The order is dropped before `'w` ends, as nobody but `share` has one and can forget it.
+        let work = unsafe {
+            std::mem::transmute::<&'w (dyn Fn() + Sync), &'static (dyn Fn() + Sync)>(work)
+        };
+        let caller = thread::current();
+        let free = seats().iter().filter(|seat| seat.step(FREE, TAKEN));
+        for (place, seat) in order.seats.iter_mut().take(most).zip(free) {
+            *place = Some(seat);
+            *lock(&seat.offer) = Some(Offer {
+                work,
+                caller: caller.clone(),
             });
+            seat.state.store(OFFERED, Ordering::Release);
+            // Nothing but a word to set if it is awake.
+            if let Some(helper) = seat.helper.get() {
+                helper.unpark();
+            }
         }
-        let done = here();
-        // Rayon would put this thread to sleep until they have finished, which takes longer to wake from than they need.
-        let since = Instant::now();
-        while helping.load(Ordering::Acquire) > 0 && since.elapsed() < A_PIECE {
-            spin_loop();
+        order
+    }
+
+    /// Takes the order back from those who have not begun, and waits for the others. Returns the first panic of theirs.
+    fn finish(mut self) -> Option<Panic> {
+        self.let_go()
+    }
+
+    fn let_go(&mut self) -> Option<Panic> {
+        let mut first = None;
+        for seat in self.seats.iter_mut().map_while(Option::take) {
+            if seat.step(OFFERED, TAKEN) {
+                *lock(&seat.offer) = None;
+            } else {
+                seat.wait();
+                first = first.or(lock(&seat.panic).take());
+            }
+            seat.state.store(FREE, Ordering::Release);
         }
-        // Between what they count down and what rayon looks at are some of its instructions.
-        (0..16).for_each(|_| spin_loop());
-        done
-    })
-}
-
-/// As many threads as there are processors beside the caller's; nothing if that is none.
-fn pool() -> Option<&'static ThreadPool> {
-    static POOL: OnceLock<Option<ThreadPool>> = OnceLock::new();
-    POOL.get_or_init(|| {
-        let threads = processors() - 1;
-        let builder = ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .thread_name(|number| format!("multifd-help-{number}"));
-        // Without them everything is done by the caller.
-        (threads > 0).then(|| builder.build().ok()).flatten()
-    })
-    .as_ref()
-}
-
-/// The pool's threads that are spoken for. Nobody takes more of them than there are, so that nobody waits for one.
-static TAKEN_SEATS: AtomicUsize = AtomicUsize::new(0);
-
-/// One more, until it is dropped.
-struct Counted<'c>(&'c AtomicUsize);
-
-impl<'c> Counted<'c> {
-    fn within(count: &'c AtomicUsize, most: usize) -> Option<Self> {
-        let one_more = |count: usize| (count < most).then_some(count + 1);
-        count
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more)
-            .ok()
-            .map(|_| Self(count))
+        first
     }
 }
 
-impl Drop for Counted<'_> {
+impl Drop for Order<'_> {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Release);
+        // This thread is in a panic of its own if there is anything left.
+        self.let_go();
     }
 }
 
-thread_local! {
-    /// Whether this thread is in [`stay_awake`], perhaps with other work on top of it.
-    static IS_AWAKE: Cell<bool> = const { Cell::new(false) };
+/// A helper's place, which one caller at a time can take.
+#[repr(align(128))]
+struct Seat {
+    state: AtomicU8,
+    offer: Mutex<Option<Offer>>,
+    panic: Mutex<Option<Panic>>,
+    helper: OnceLock<Thread>,
 }
 
-/// Looks for work for a moment before the thread goes to sleep.
-fn stay_awake() {
-    if IS_AWAKE.replace(true) {
-        return;
-    }
-    let mut since = Instant::now();
-    while since.elapsed() < AWAKE {
-        if rayon::yield_now() == Some(Yield::Executed) {
-            since = Instant::now();
+/// What there is to do, and who waits for it.
+struct Offer {
+    work: &'static (dyn Fn() + Sync),
+    caller: Thread,
+}
+
+// The states of a seat, in this order: a caller takes it and offers work; the helper begins and is done; the caller frees
+// it. What is offered and not begun can be taken back.
+const FREE: u8 = 0;
+const TAKEN: u8 = 1;
+const OFFERED: u8 = 2;
+const BEGUN: u8 = 3;
+const DONE: u8 = 4;
+
+impl Seat {
+    const fn new() -> Self {
+        Self {
+            state: AtomicU8::new(FREE),
+            offer: Mutex::new(None),
+            panic: Mutex::new(None),
+            helper: OnceLock::new(),
         }
-        spin_loop();
     }
-    IS_AWAKE.set(false);
+
+    /// Whether it was in the state `from`, which is then `to`.
+    fn step(&self, from: u8, to: u8) -> bool {
+        // Not to take the word from its processor's cache for nothing.
+        self.state.load(Ordering::Relaxed) == from
+            && self
+                .state
+                .compare_exchange(from, to, Ordering::Acquire, Ordering::Relaxed)
+                .is_ok()
+    }
+
+    /// Waits until the helper is done.
+    fn wait(&self) {
+        let since = Instant::now();
+        while self.state.load(Ordering::Acquire) != DONE {
+            if since.elapsed() < A_PIECE {
+                spin_loop();
+            } else {
+                thread::park();
+            }
+        }
+    }
+
+    /// What the helper does.
+    fn help(&self) -> ! {
+        let mut since = Instant::now();
+        loop {
+            if self.step(OFFERED, BEGUN) {
+                let offer = lock(&self.offer).take();
+                debug_assert!(offer.is_some(), "an offer is made before it is announced");
+                if let Some(Offer { work, caller }) = offer {
+                    if let Err(panic) = catch_unwind(AssertUnwindSafe(work)) {
+                        *lock(&self.panic) = Some(panic);
+                    }
+                    // From here on `work` may be gone.
+                    self.state.store(DONE, Ordering::Release);
+                    caller.unpark();
+                }
+                since = Instant::now();
+            } else if since.elapsed() < AWAKE {
+                // Whoever else wants this processor shall have it.
+                (0..SPINS).for_each(|_| spin_loop());
+                thread::yield_now();
+            } else {
+                thread::park();
+            }
+        }
+    }
 }
 
-/// About what it takes to wake a processor: to wait for longer would cost more than it could save.
-const AWAKE: Duration = Duration::from_micros(100);
+/// A seat for every processor beside the caller's. They are there as long as the process is.
+fn seats() -> &'static [Seat] {
+    static SEATS: OnceLock<&[Seat]> = OnceLock::new();
+    SEATS.get_or_init(|| {
+        let count = (processors() - 1).min(MOST_HELPERS);
+        let seats: &'static [Seat] = std::iter::repeat_with(Seat::new)
+            .take(count)
+            .collect::<Vec<_>>()
+            .leak();
+        let is_manned = |(number, seat): (usize, &'static Seat)| {
+            let builder = thread::Builder::new().name(format!("multifd-help-{number}"));
+            let helper = builder.spawn(|| seat.help()).ok()?;
+            seat.helper.set(helper.thread().clone()).ok()
+        };
+        // Without them everything is done by the caller.
+        let manned = seats.iter().enumerate().map_while(is_manned).count();
+        seats.get(..manned).unwrap_or_default()
+    })
+}
+
+/// Nothing that is locked here can be left half done.
+fn lock<L>(lock: &Mutex<L>) -> MutexGuard<'_, L> {
+    lock.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A bit more than what lies between two packets of a busy channel: one is written and the next one read.
+const AWAKE: Duration = Duration::from_micros(200);
 /// About the time that half a packet takes. Who has not finished then has been interrupted, and may be for long.
 const A_PIECE: Duration = Duration::from_micros(300);
+/// About a microsecond.
+const SPINS: usize = 16;
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicUsize;
+
     use super::*;
 
     /// Takes the numbers below 100, and gives them back in order.
@@ -145,7 +265,7 @@ mod tests {
 
     #[test]
     fn all_there_is_to_do_gets_done_once() {
-        for others in [0, 1, 6] {
+        for others in [0, 1, 6, 300] {
             assert!(share_some(others).into_iter().eq(0..100));
         }
     }
@@ -164,27 +284,81 @@ mod tests {
         });
     }
 
+    /// Waits until a helper has come, for which there is time enough.
+    fn wait_for(helped: &AtomicUsize, before: usize) {
+        let since = Instant::now();
+        while helped.load(Ordering::Relaxed) == before
+            && since.elapsed() < Duration::from_millis(20)
+        {
+            thread::yield_now();
+        }
+    }
+
     #[test]
-    fn a_panic_of_a_helper_is_the_callers_and_its_seat_is_free_again() {
+    fn helpers_come_and_are_waited_for() {
+        if processors() == 1 {
+            return;
+        }
+        let helped = AtomicUsize::new(0);
+        let mut finished = 0;
+        for _ in 0..50 {
+            let before = helped.load(Ordering::Relaxed);
+            let mut others = [false];
+            let there = |finished: &mut bool| {
+                helped.fetch_add(1, Ordering::Relaxed);
+                // Longer than the caller spins.
+                thread::sleep(2 * A_PIECE);
+                *finished = true;
+            };
+            share(&mut others, there, || wait_for(&helped, before));
+            let has_helped = helped.load(Ordering::Relaxed) > before;
+            assert_eq!(others, [has_helped]);
+            finished += usize::from(has_helped);
+        }
+        assert!(finished > 0, "nobody helps");
+    }
+
+    #[test]
+    fn a_panic_of_a_helper_is_the_callers() {
         let helped = AtomicUsize::new(0);
         let there = |_: &mut ()| {
             helped.fetch_add(1, Ordering::Relaxed);
-            std::panic::resume_unwind(Box::new("as it should"));
+            resume_unwind(Box::new("as it should"));
         };
-        let here = || thread::sleep(Duration::from_millis(1));
         for _ in 0..50 {
             let before = helped.load(Ordering::Relaxed);
-            let call = || share(&mut [(); 1], there, here);
-            let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(call));
+            let call = || share(&mut [(); 1], there, || wait_for(&helped, before));
+            let outcome = catch_unwind(AssertUnwindSafe(call));
             assert_eq!(outcome.is_err(), helped.load(Ordering::Relaxed) > before);
         }
-        // Other tests take seats meanwhile, and give them back.
-        let is_free = |_: usize| {
-            let is_free =
-                processors() == 1 || TAKEN_SEATS.load(Ordering::Relaxed) < processors() - 1;
-            thread::sleep(Duration::from_millis(u64::from(!is_free)));
-            is_free
+    }
+
+    #[test]
+    fn a_panic_of_the_caller_waits_for_helpers_and_frees_their_seats() {
+        let (begun, ended) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let there = |_: &mut ()| {
+            begun.fetch_add(1, Ordering::Relaxed);
+            thread::sleep(Duration::from_millis(1));
+            ended.fetch_add(1, Ordering::Relaxed);
         };
-        assert!((0..10_000).any(is_free), "a seat is lost");
+        for _ in 0..50 {
+            let before = begun.load(Ordering::Relaxed);
+            let here = || {
+                wait_for(&begun, before);
+                resume_unwind(Box::new("as it should"));
+            };
+            let call = || share(&mut [(); 1], there, here);
+            let outcome = catch_unwind(AssertUnwindSafe(call));
+            assert!(outcome.is_err());
+            assert_eq!(begun.load(Ordering::Relaxed), ended.load(Ordering::Relaxed));
+        }
+        // Other tests take seats meanwhile, and give them back.
+        for seat in seats() {
+            let is_free = |_| {
+                thread::sleep(Duration::from_millis(1));
+                seat.state.load(Ordering::Relaxed) == FREE
+            };
+            assert!((0..10_000).any(is_free), "a seat is lost");
+        }
     }
 }

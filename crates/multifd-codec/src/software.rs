@@ -10,7 +10,7 @@ use multifd_wire::{Method, PageSize};
 
 use crate::channel::{ReadPayload, WritePayload};
 use crate::deflate::{Deflater, Effort, Habit, SYNC_MARK, StreamInflater, WindowSize};
-use crate::streams::{Crew, Place};
+use crate::streams::Crew;
 use crate::{DecodeError, EncodeError, Pages, PathCounts, Streams, zlib};
 
 /// The sending direction.
@@ -118,19 +118,16 @@ struct Own {
     ends: Vec<usize>,
     /// How many packets in a row were not made of runs.
     misses: u8,
-    /// Room for the runs and their pages; empty between packets.
-    places: Vec<Place<'static>>,
 }
 
 impl Inflate {
     pub(crate) fn new() -> Self {
-        let Ok(crew) = Crew::new(Streams::MAX, || Ok::<_, Infallible>(StreamInflater::new()));
+        let Ok(crew) = Crew::of_readers(|| Ok::<_, Infallible>(StreamInflater::new()));
         let own = Own {
             stream: StreamInflater::new(),
             crew: Some(crew),
             ends: Vec::new(),
             misses: 0,
-            places: Vec::new(),
         };
         Self {
             how: Reader::Own(Box::new(own)),
@@ -198,7 +195,7 @@ impl Own {
             return None;
         }
         let streams = Streams::new(u8::try_from(runs).ok()?).ok()?;
-        let mut pieces: Vec<Place<'_>> = std::mem::take(&mut self.places);
+        let mut pieces = crew.no_pieces();
         let (mut start, mut rest) = (0, &mut *pages);
         for (&end, run) in self.ends.iter().zip(streams.runs(count)) {
             let (place, behind) = rest.split_at_mut_checked(run * page_size.bytes())?;
@@ -208,11 +205,7 @@ impl Own {
         let read = |inflater: &mut StreamInflater, run: &[u8], pages: &mut [u8]| {
             inflater.inflate_alone(run, pages)
         };
-        let outcome = crew.decompress(&mut pieces, read);
-        // Collecting nothing into a list of the same kind keeps its memory.
-        pieces.clear();
-        self.places = pieces.into_iter().map(|_| Place::default()).collect();
-        outcome.ok()?;
+        crew.decompress(pieces, read).ok()?;
         self.stream.go_on(pages);
         Some(())
     }

@@ -14,6 +14,8 @@ pub(crate) struct Crew<T> {
     workers: Vec<Worker<T>>,
     pieces: Vec<Range<usize>>,
     ends: Vec<usize>,
+    /// Room for pieces to decompress; empty between packets.
+    places: Vec<Place<'static>>,
 }
 
 struct Worker<T> {
@@ -22,6 +24,10 @@ struct Worker<T> {
     /// The pieces done in this packet from the last one on, and where their results are in `out`.
     done: Vec<(usize, Range<usize>)>,
 }
+
+/// A packet is read in a millisecond by one processor. With so many, to wake them takes longer than another one could
+/// save.
+const MOST_READERS: usize = 8;
 
 /// A piece to decompress, and its place.
 pub(crate) type Place<'p> = (&'p [u8], &'p mut [u8]);
@@ -32,14 +38,24 @@ impl<T: Send> Crew<T> {
     /// # Errors
     ///
     /// What `tools` has said.
-    pub(crate) fn new<E>(
-        streams: Streams,
-        mut tools: impl FnMut() -> Result<T, E>,
-    ) -> Result<Self, E> {
+    pub(crate) fn new<E>(streams: Streams, tools: impl FnMut() -> Result<T, E>) -> Result<Self, E> {
         let count = match streams.value() {
             1 => 1,
             streams => streams.min(processors()),
         };
+        Self::of(count, tools)
+    }
+
+    /// For whoever reads what others have cut into pieces.
+    ///
+    /// # Errors
+    ///
+    /// What `tools` has said.
+    pub(crate) fn of_readers<E>(tools: impl FnMut() -> Result<T, E>) -> Result<Self, E> {
+        Self::of(processors().min(MOST_READERS), tools)
+    }
+
+    fn of<E>(count: usize, mut tools: impl FnMut() -> Result<T, E>) -> Result<Self, E> {
         let worker = || {
             Ok(Worker {
                 tools: tools()?,
@@ -53,6 +69,7 @@ impl<T: Send> Crew<T> {
                 .collect::<Result<_, E>>()?,
             pieces: Vec::new(),
             ends: Vec::new(),
+            places: Vec::new(),
         })
     }
 
@@ -75,6 +92,7 @@ impl<T: Send> Crew<T> {
             workers,
             pieces,
             ends,
+            ..
         } = self;
         ends.clear();
         let Some((mine, others)) = first_and_useful(workers, pieces.len()) else {
@@ -108,7 +126,7 @@ impl<T: Send> Crew<T> {
             }
         };
         share(others, there, here);
-        first_error.outcome()?;
+        first_error.outcome().map_err(|(_, error)| error)?;
         for index in ends.len()..pieces.len() {
             let is_next = |&mut (done, _): &mut (usize, Range<usize>)| done == index;
             let found = others
@@ -123,18 +141,53 @@ impl<T: Send> Crew<T> {
         Ok(ends)
     }
 
-    /// Decompresses each piece into its place; each worker takes neighbours. Nothing is allocated for that, which
-    /// [`share`] cannot do without.
+    /// An empty list for [`Self::decompress`], with the room that the last one had.
+    pub(crate) fn no_pieces<'p>(&mut self) -> Vec<Place<'p>> {
+        std::mem::take(&mut self.places)
+    }
+
+    /// Decompresses each piece into its place.
     ///
     /// # Errors
     ///
-    /// What `work` has said of the first piece that it could not do.
+    /// The first of the pieces, as far as they were done, of which `work` has said something, and what it was.
     pub(crate) fn decompress<E: Send>(
+        &mut self,
+        mut pieces: Vec<Place<'_>>,
+        work: impl Fn(&mut T, &[u8], &mut [u8]) -> Result<(), E> + Sync,
+    ) -> Result<(), (usize, E)> {
+        let outcome = self.decompress_all(&mut pieces, work);
+        // Collecting nothing into a list of the same kind keeps its memory.
+        pieces.clear();
+        self.places = pieces.into_iter().map(|_| Place::default()).collect();
+        outcome
+    }
+
+    fn decompress_all<E: Send>(
         &mut self,
         pieces: &mut [Place<'_>],
         work: impl Fn(&mut T, &[u8], &mut [u8]) -> Result<(), E> + Sync,
-    ) -> Result<(), E> {
-        decompress(&mut self.workers, pieces, &work)
+    ) -> Result<(), (usize, E)> {
+        let Some((mine, others)) = first_and_useful(&mut self.workers, pieces.len()) else {
+            return Ok(());
+        };
+        let left = Mutex::new(pieces.iter_mut().enumerate());
+        let first_error = FirstError::none();
+        let work = |worker: &mut Worker<T>| {
+            loop {
+                // The lock must not be held meanwhile.
+                let next = lock(&left).next();
+                let Some((index, (input, output))) = next else {
+                    return;
+                };
+                if let Err(error) = work(&mut worker.tools, input, output) {
+                    return first_error.note(index, error);
+                }
+            }
+        };
+        let here = || work(mine);
+        share(others, work, here);
+        first_error.outcome()
     }
 
     fn cut(&mut self, lengths: impl Iterator<Item = usize>) {
@@ -146,31 +199,6 @@ impl<T: Send> Crew<T> {
             piece
         }));
     }
-}
-
-/// Halves the workers and the pieces until each worker has its share.
-fn decompress<T: Send, E: Send>(
-    workers: &mut [Worker<T>],
-    pieces: &mut [Place<'_>],
-    work: &(impl Fn(&mut T, &[u8], &mut [u8]) -> Result<(), E> + Sync),
-) -> Result<(), E> {
-    let half = workers.len().min(pieces.len()) / 2;
-    if half > 0 {
-        let share = pieces.len() * half / workers.len().min(pieces.len());
-        let (first, others) = workers.split_at_mut(half);
-        let (their, rest) = pieces.split_at_mut(share);
-        let (a, b) = rayon::join(
-            || decompress(first, their, work),
-            || decompress(others, rest, work),
-        );
-        return a.and(b);
-    }
-    let Some(worker) = workers.first_mut() else {
-        return Ok(());
-    };
-    pieces
-        .iter_mut()
-        .try_for_each(|(input, output)| work(&mut worker.tools, input, output))
 }
 
 /// The worker of this thread, and those others who could have a piece to do.
@@ -203,9 +231,9 @@ impl<E> FirstError<E> {
         }
     }
 
-    fn outcome(self) -> Result<(), E> {
+    fn outcome(self) -> Result<(), (usize, E)> {
         let first = self.0.into_inner().unwrap_or_else(PoisonError::into_inner);
-        first.map_or(Ok(()), |(_, error)| Err(error))
+        first.map_or(Ok(()), Err)
     }
 }
 
@@ -227,6 +255,7 @@ mod tests {
             workers: std::iter::repeat_with(worker).take(workers).collect(),
             pieces: Vec::new(),
             ends: Vec::new(),
+            places: Vec::new(),
         }
     }
 
@@ -327,7 +356,7 @@ mod tests {
     fn every_piece_is_decompressed_into_its_own_place() {
         for workers in 1..5 {
             let mut output = [0; 10];
-            let mut pieces: Vec<Place<'_>> = [&[1][..], &[2], &[3], &[4], &[5]]
+            let pieces = [&[1][..], &[2], &[3], &[4], &[5]]
                 .into_iter()
                 .zip(output.chunks_mut(2))
                 .collect();
@@ -335,10 +364,13 @@ mod tests {
                 output.fill(input[0]);
                 if input[0] == 9 { Err(()) } else { Ok(()) }
             };
-            crew(workers).decompress(&mut pieces, work).unwrap();
+            crew(workers).decompress(pieces, work).unwrap();
             assert_eq!(output, [1, 1, 2, 2, 3, 3, 4, 4, 5, 5]);
-            let mut nine: Vec<Place<'_>> = vec![(&[9], &mut output)];
-            assert_eq!(crew(workers).decompress(&mut nine, work), Err(()));
+            let [first, second, third, ..] = &mut output;
+            let nines = [(&[1][..], first), (&[9], second), (&[9], third)]
+                .map(|(input, byte)| (input, std::slice::from_mut(byte)));
+            let outcome = crew(workers).decompress(nines.into(), work);
+            assert!(matches!(outcome, Err((1 | 2, ()))), "{outcome:?}");
         }
     }
 }

@@ -132,7 +132,7 @@ pub(crate) struct Decompress {
 
 impl Decompress {
     pub(crate) fn new(accel: Accel) -> Result<Self, Unsupported> {
-        let crew = || Crew::new(Streams::MAX, decompressor);
+        let crew = || Crew::of_readers(decompressor);
         Ok(Self {
             stream: decompressor()?,
             in_frame: false,
@@ -146,7 +146,7 @@ impl Decompress {
         let Some(crew) = self.crew.as_mut().filter(|_| !self.in_frame) else {
             return false;
         };
-        let Some(mut frames) = frames(payload, page_size, pages) else {
+        let Some(frames) = frames(payload, page_size, pages, crew.no_pieces()) else {
             return false;
         };
         let read = |stream: &mut DCtx<'static>, frame: &[u8], run: &mut [u8]| {
@@ -156,7 +156,7 @@ impl Decompress {
                 _ => Err(()),
             }
         };
-        crew.decompress(&mut frames, read).is_ok()
+        crew.decompress(frames, read).is_ok()
     }
 
     /// Decompresses once; `true` when that brought a frame to its end.
@@ -256,15 +256,15 @@ fn decompressor() -> Result<DCtx<'static>, Unsupported> {
     Ok(stream)
 }
 
-/// The frames of a payload, each with the place of its pages, if there is more than one and they are exactly these
-/// pages.
+/// Adds the frames of a payload to a list, each with the place of its pages, if there is more than one and they are exactly
+/// these pages.
 fn frames<'p>(
     payload: &'p [u8],
     page_size: PageSize,
     pages: &'p mut [u8],
+    mut frames: Vec<Place<'p>>,
 ) -> Option<Vec<Place<'p>>> {
     let (mut payload, mut pages) = (payload, pages);
-    let mut frames = Vec::new();
     while !payload.is_empty() {
         let len = zstd_safe::find_frame_compressed_size(payload).ok()?;
         let (frame, others) = payload.split_at_checked(len)?;

@@ -14,7 +14,7 @@ use std::cell::Cell;
 use std::ptr::NonNull;
 use std::sync::atomic::AtomicU64;
 
-use multifd_codec::{Accel, Effort, GuestPage, Pages, Settings, decoder, encoder};
+use multifd_codec::{Accel, Effort, GuestPage, Pages, Settings, Streams, decoder, encoder};
 use multifd_wire::{Method, PageSize};
 use pages::{Random, packet};
 
@@ -109,6 +109,18 @@ fn own_deflate() {
 #[test]
 fn qpl() {
     carries_without_allocating(Method::Qpl, support::with(Accel::Software));
+}
+
+/// Whoever else helps with it.
+#[test]
+fn several_streams() {
+    let mut settings = support::with(Accel::Software);
+    for streams in [2, 16, 128] {
+        settings.streams = Streams::new(streams).unwrap();
+        for method in [Method::Zlib, Method::Qpl, Method::Zstd] {
+            carries_without_allocating(method, settings);
+        }
+    }
 }
 
 #[test]

@@ -6,6 +6,7 @@ use multifd_codec::{
     encoder,
 };
 use multifd_wire::Method;
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use crate::blocks::{LibDeflate, Lz4};
 use crate::isal::IsaL;
@@ -62,12 +63,10 @@ pub fn all(streams: &[Streams]) -> (Vec<Contender>, Vec<(String, String)>) {
                 label.name.push_str(&format!("/{count}"));
                 label.streams = count.value();
             }
-            let ends = encoder(own.method, &settings)
-                .and_then(|encoder| Ok((encoder, decoder(own.method, &settings)?)));
-            match ends {
-                Ok((encoder, decoder)) => contenders.push(Contender {
+            match Channel::new(own.method, &settings) {
+                Ok(channel) => contenders.push(Contender {
                     label,
-                    peer: Box::new(Channel { encoder, decoder }),
+                    peer: Box::new(channel),
                 }),
                 Err(error) => {
                     absent.push((own.label().name, error.to_string()));
@@ -238,6 +237,35 @@ fn both_codes(method: Method, accel: Accel) -> [Own; 2] {
 struct Channel {
     encoder: Box<dyn Encoder>,
     decoder: Box<dyn Decoder>,
+}
+
+impl Channel {
+    fn new(method: Method, settings: &Settings) -> Result<Self> {
+        let make = || -> Result<Self> {
+            Ok(Self {
+                encoder: encoder(method, settings)?,
+                decoder: decoder(method, settings)?,
+            })
+        };
+        if settings.streams == Streams::default() {
+            on_one_processor(make)
+        } else {
+            make()
+        }
+    }
+}
+
+/// What is made here keeps to one thread afterwards: codecs have help from as many processors as who makes them may use.
+fn on_one_processor<T>(make: impl FnOnce() -> Result<T>) -> Result<T> {
+    let allowed = sched_getaffinity(None)?;
+    let mut one = CpuSet::new();
+    if let Some(first) = (0..CpuSet::MAX_CPU).find(|&processor| allowed.is_set(processor)) {
+        one.set(first);
+    }
+    sched_setaffinity(None, &one)?;
+    let made = make();
+    sched_setaffinity(None, &allowed)?;
+    made
 }
 
 impl Peer for Channel {

@@ -38,7 +38,7 @@ struct Arguments {
     /// Where the figures go
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Measure these numbers of streams per channel, on all processors, instead of one thread
+    /// Measure these numbers of streams per channel, on all processors where it is not 1
     #[arg(long, value_name = "K,K,...", value_delimiter = ',', value_parser = streams)]
     streams: Vec<Streams>,
     /// How often each contender carries all pages
@@ -68,12 +68,17 @@ fn main() -> Result<()> {
     for contender in contenders {
         runs.push(Run::new(contender, &corpus)?);
     }
+    let packets_at_once = if arguments.streams.is_empty() {
+        pages::PACKETS_AT_ONCE
+    } else {
+        pages::PACKETS_AT_ONCE_WITH_HELP
+    };
     for round in 0..arguments.rounds.max(1) {
         runs.iter_mut().for_each(Run::begin_round);
         // Not always after the same neighbour.
         let first = round % runs.len().max(1);
         let (others, first) = runs.split_at_mut(first);
-        for stretch in corpus.stretches() {
+        for stretch in corpus.stretches(packets_at_once) {
             for run in first.iter_mut().chain(&mut *others) {
                 run.turn(stretch)?;
             }

@@ -35,9 +35,9 @@ impl Corpus {
         &self.bytes
     }
 
-    /// What each contender carries before it is the next one's turn.
-    pub fn stretches(&self) -> impl Iterator<Item = &[u8]> {
-        self.bytes.chunks(PACKETS_AT_ONCE * PACKET_BYTES)
+    /// What each contender carries before it is the next one's turn: so many packets.
+    pub fn stretches(&self, packets: usize) -> impl Iterator<Item = &[u8]> {
+        self.bytes.chunks(packets * PACKET_BYTES)
     }
 
     /// How many pages there are.
@@ -59,4 +59,6 @@ const PACKET_BYTES: usize = PAGE_SIZE.bytes() * PAGE_SIZE.pages_per_packet();
 
 /// A few milliseconds for a fast contender: few enough that all have their turn before the machine has changed, and enough
 /// that what the others have left in its caches does not matter.
-const PACKETS_AT_ONCE: usize = 4;
+pub const PACKETS_AT_ONCE: usize = 4;
+/// With several streams, whose helpers fall asleep while it is the others' turn. Those of a busy channel do not.
+pub const PACKETS_AT_ONCE_WITH_HELP: usize = 16;

@@ -10,6 +10,7 @@
 //! The device gets a body as the stream that it is with its header in front. libqpl could leave the header out, with a
 //! table that the device has made beforehand, for which libqpl waits without limit.
 
+use std::convert::Infallible;
 use std::ops::Range;
 
 use multifd_wire::PageSize;
@@ -19,11 +20,19 @@ use qpl_sys::Library;
 use super::write::LENGTH_BYTES;
 use crate::deflate::{CodeLengths, InflateError, PageInflater, SharedInflater};
 use crate::qpl::{Batch, Hardware, Landed, Work};
+use crate::streams::Crew;
 use crate::{Backend, DecodeError, Engine, PathCounts};
 
 /// Reads lists of pages.
-pub(crate) struct PageReader {
-    hardware: Option<Hardware>,
+pub(crate) struct PageReader(Reader);
+
+enum Reader {
+    Device(Box<OnDevice>),
+    Here(Crew<PageInflater>),
+}
+
+struct OnDevice {
+    hardware: Hardware,
     inflater: PageInflater,
     /// Where the packet's pages lie in its payload.
     places: Vec<Range<usize>>,
@@ -40,24 +49,25 @@ pub(crate) struct BodyCode {
 impl PageReader {
     /// On the hardware, which [`crate::qpl::hardware`] has found.
     pub(crate) fn on_hardware(library: &'static Library) -> Self {
-        Self {
-            hardware: Some(Hardware::new(library)),
-            ..Self::in_software()
-        }
-    }
-
-    /// Without libqpl.
-    pub(crate) fn in_software() -> Self {
-        Self {
-            hardware: None,
+        Self(Reader::Device(Box::new(OnDevice {
+            hardware: Hardware::new(library),
             inflater: PageInflater::new(),
             places: Vec::new(),
-        }
+        })))
+    }
+
+    /// Without libqpl, on as many processors as have nothing else to do.
+    pub(crate) fn in_software() -> Self {
+        let Ok(crew) = Crew::of_readers(|| Ok::<_, Infallible>(PageInflater::new()));
+        Self(Reader::Here(crew))
     }
 
     /// What does the work, if it is not the hardware alone that was chosen.
     pub(crate) fn backend(&self) -> Option<Backend> {
-        self.hardware.as_ref()?.backend(Engine::Software)
+        match &self.0 {
+            Reader::Device(device) => device.hardware.backend(Engine::Software),
+            Reader::Here(_) => None,
+        }
     }
 
     /// Reads a list of streams, of whole pages.
@@ -88,12 +98,27 @@ impl PageReader {
         pages: &mut [u8],
         code: Option<&BodyCode>,
     ) -> Result<PathCounts, DecodeError> {
-        let page_bytes = page_size.bytes();
-        let count = pages.len() / page_bytes;
+        let count = pages.len() / page_size.bytes();
         let table = lengths::parse(list, count, page_size).map_err(DecodeError::Lengths)?;
+        match &mut self.0 {
+            Reader::Device(device) => device.read(list, table, page_size.bytes(), pages, code),
+            Reader::Here(crew) => read_here(crew, table, page_size.bytes(), pages, code),
+        }
+    }
+}
+
+impl OnDevice {
+    fn read<'a>(
+        &mut self,
+        list: &[u8],
+        table: impl ExactSizeIterator<Item = PageData<'a>>,
+        page_bytes: usize,
+        pages: &mut [u8],
+        code: Option<&BodyCode>,
+    ) -> Result<PathCounts, DecodeError> {
         self.places.clear();
-        let mut end = count * LENGTH_BYTES;
-        self.places.extend(table.map(|page: PageData<'_>| {
+        let mut end = table.len() * LENGTH_BYTES;
+        self.places.extend(table.map(|page| {
             let start = end;
             end += page.bytes().len();
             start..end
@@ -107,11 +132,48 @@ impl PageReader {
             inflater: &mut self.inflater,
             counts: PathCounts::default(),
         };
-        match &mut self.hardware {
-            Some(hardware) => hardware.run(&mut packet)?,
-            None => (0..count).try_for_each(|page| packet.take(page, Landed::NotDone))?,
-        }
+        self.hardware.run(&mut packet)?;
         Ok(packet.counts)
+    }
+}
+
+fn read_here<'a>(
+    crew: &mut Crew<PageInflater>,
+    table: impl Iterator<Item = PageData<'a>>,
+    page_bytes: usize,
+    pages: &mut [u8],
+    code: Option<&BodyCode>,
+) -> Result<PathCounts, DecodeError> {
+    let mut counts = PathCounts::default();
+    let mut pieces = crew.no_pieces();
+    for (page, place) in table.zip(pages.chunks_exact_mut(page_bytes)) {
+        counts += match page {
+            PageData::Raw(_) => PathCounts::raw(1),
+            PageData::Compressed(_) => PathCounts::software(1),
+        };
+        pieces.push((page.bytes(), place));
+    }
+    let read = |inflater: &mut PageInflater, data: &[u8], page: &mut [u8]| {
+        if data.len() == page.len() {
+            page.copy_from_slice(data);
+            return Ok(());
+        }
+        inflate(inflater, code, data, page)
+    };
+    let outcome = crew.decompress(pieces, read);
+    outcome.map_err(|(page, source)| DecodeError::Page { page, source })?;
+    Ok(counts)
+}
+
+fn inflate(
+    inflater: &mut PageInflater,
+    code: Option<&BodyCode>,
+    data: &[u8],
+    page: &mut [u8],
+) -> Result<(), InflateError> {
+    match code {
+        Some(code) => code.inflater.inflate(data, page),
+        None => inflater.inflate(data, page),
     }
 }
 
@@ -207,11 +269,8 @@ impl Batch for Packet<'_> {
             }
             // Refused by the device, or not beyond doubt.
             _ => {
-                let inflated: Result<(), InflateError> = match self.code {
-                    Some(code) => code.inflater.inflate(data, target),
-                    None => self.inflater.inflate(data, target),
-                };
-                inflated.map_err(|source| DecodeError::Page { page, source })?;
+                inflate(self.inflater, self.code, data, target)
+                    .map_err(|source| DecodeError::Page { page, source })?;
                 PathCounts::software(1)
             }
         };
