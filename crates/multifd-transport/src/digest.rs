@@ -1,12 +1,13 @@
 //! One digest of all memory of a stopped guest, the same at both ends.
 //!
-//! SHA-256 of each leaf of 1 MiB, on several threads, and SHA-256 of all these with the blocks' names and lengths.
+//! SHA-256 of each leaf of 1 MiB, on all processors, and SHA-256 of all these with the blocks' names and lengths.
 
-use std::num::NonZeroUsize;
-use std::thread;
+use std::sync::LazyLock;
 
 use multifd_codec::{Pages, is_zero};
 use multifd_wire::PageSize;
+use rayon::ThreadPoolBuilder;
+use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use crate::memory::{MemoryBlock, OutOfRange};
@@ -16,12 +17,18 @@ const LEAF_BYTES: usize = 1 << 20;
 
 type Sum = [u8; 32];
 
+/// Most of an idle guest is zero, and to see that is much faster than to hash it.
+static ZERO_LEAF: LazyLock<Sum> = LazyLock::new(|| Sha256::digest(vec![0; LEAF_BYTES]).into());
+
 /// The digest of `blocks`, whose order does not matter, and which are whole numbers of pages.
 pub(crate) fn of_memory(
     blocks: &[MemoryBlock<'_>],
     page_size: PageSize,
 ) -> Result<Sum, OutOfRange> {
-    let threads = thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    // A pool of its own, so that no threads are left behind.
+    let pool = ThreadPoolBuilder::new()
+        .thread_name(|number| format!("digest-{number}"))
+        .build();
     let mut blocks: Vec<_> = blocks.iter().collect();
     blocks.sort_by(|a, b| a.name.as_bytes().cmp(b.name.as_bytes()));
     let mut all = Sha256::new();
@@ -31,58 +38,46 @@ pub(crate) fn of_memory(
         all.update(block.name.as_bytes());
         all.update([0]);
         all.update((len_bytes as u64).to_be_bytes());
-        let mut leaves = vec![Sum::default(); len_bytes.div_ceil(LEAF_BYTES)];
-        let share = leaves.len().div_ceil(threads).max(1);
-        thread::scope(|scope| {
-            let sharers: Vec<_> = leaves
-                .chunks_mut(share)
-                .enumerate()
-                .map(|(index, leaves)| {
-                    let first = index.saturating_mul(share);
-                    scope.spawn(move || fill(block, page_size, first, leaves))
-                })
-                .collect();
-            sharers.into_iter().try_for_each(|sharer| {
-                sharer
-                    .join()
-                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-            })
-        })?;
+        let numbers = 0..len_bytes.div_ceil(LEAF_BYTES);
+        let buffer = || Vec::with_capacity(LEAF_BYTES);
+        let fill = |bytes: &mut Vec<u8>, index| leaf(block, page_size, index, bytes);
+        let leaves: Result<Vec<Sum>, _> = match &pool {
+            Ok(pool) => pool.install(|| numbers.into_par_iter().map_init(buffer, fill).collect()),
+            // Where there are no threads to be had, it takes longer.
+            Err(_) => {
+                let mut bytes = buffer();
+                numbers.map(|index| fill(&mut bytes, index)).collect()
+            }
+        };
+        let leaves = leaves?;
         leaves.iter().for_each(|leaf| all.update(leaf));
     }
     Ok(all.finalize().into())
 }
 
-/// Computes leaves, of which the first is number `first` of the block.
-fn fill(
+/// Computes leaf number `index` of a block, by a copy in `bytes`.
+fn leaf(
     block: &MemoryBlock<'_>,
     page_size: PageSize,
-    first: usize,
-    leaves: &mut [Sum],
-) -> Result<(), OutOfRange> {
-    let mut bytes = Vec::with_capacity(LEAF_BYTES);
-    let mut zero = None;
-    for (index, leaf) in leaves.iter_mut().enumerate() {
-        let start = first.saturating_add(index).saturating_mul(LEAF_BYTES);
-        let end = start
-            .saturating_add(LEAF_BYTES)
-            .min(block.range.len_bytes());
-        bytes.clear();
-        for offset in (start..end).step_by(page_size.bytes()) {
-            let page = [block.range.page(offset as u64, page_size)?];
-            // One page of the right size makes a packet's worth.
-            if let Ok(pages) = Pages::guest(&page, page_size) {
-                pages.append_to(&mut bytes);
-            }
+    index: usize,
+    bytes: &mut Vec<u8>,
+) -> Result<Sum, OutOfRange> {
+    let start = index.saturating_mul(LEAF_BYTES);
+    let end = start
+        .saturating_add(LEAF_BYTES)
+        .min(block.range.len_bytes());
+    bytes.clear();
+    for offset in (start..end).step_by(page_size.bytes()) {
+        let page = [block.range.page(offset as u64, page_size)?];
+        // One page of the right size makes a packet's worth.
+        if let Ok(pages) = Pages::guest(&page, page_size) {
+            pages.append_to(bytes);
         }
-        // Most of an idle guest is zero, and to see that is much faster than to hash it.
-        let sum = || Sum::from(Sha256::digest(&bytes));
-        *leaf = match is_zero(&bytes) && bytes.len() == LEAF_BYTES {
-            true => *zero.get_or_insert_with(sum),
-            false => sum(),
-        };
     }
-    Ok(())
+    if bytes.len() == LEAF_BYTES && is_zero(bytes) {
+        return Ok(*ZERO_LEAF);
+    }
+    Ok(Sha256::digest(&bytes).into())
 }
 
 #[cfg(test)]
