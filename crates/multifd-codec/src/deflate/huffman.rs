@@ -29,14 +29,23 @@ pub(super) fn code_lengths(counts: &[u32], limit: usize, lengths: &mut [u8]) {
     let sorted = &mut sorted[..used];
     sort_by_count(sorted);
 
-    let (mut leaves, mut deepest) = leaves_by_depth(sorted);
-    if deepest > limit {
-        // What is rarer than the longest code is for gets as much as that, so that there is less to repair.
-        let total: u64 = sorted.iter().map(|&entry| entry >> 16).sum();
-        let least = (total >> limit) + 1;
-        for entry in sorted.iter_mut() {
+    // What is rarer than the longest code is for gets as much as that, so that there is less to repair.
+    let total: u64 = sorted.iter().map(|&entry| entry >> 16).sum();
+    let least = (total >> limit) + 1;
+    let raise = |sorted: &mut [u64]| {
+        for entry in sorted {
             *entry = (*entry).max(least << 16 | *entry & 0xffff);
         }
+    };
+    let rarest = sorted.first().map_or(0, |entry| entry >> 16);
+    // The tree would be too deep.
+    let is_raised = 2 * rarest < least;
+    if is_raised {
+        raise(sorted);
+    }
+    let (mut leaves, mut deepest) = leaves_by_depth(sorted);
+    if deepest > limit && !is_raised {
+        raise(sorted);
         (leaves, deepest) = leaves_by_depth(sorted);
     }
     if deepest > limit {
