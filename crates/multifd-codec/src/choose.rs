@@ -20,8 +20,8 @@ use crate::{
 /// with any of these and with [`Accel::None`]. Who has asked for libqpl gets it or an error: its hardware path is
 /// replaced by its software path only with [`Accel::Qpl`], and [`Encoder::backend`] tells the reason. Method `none` has nothing to compute and takes any accelerator.
 ///
-/// [`Settings::streams`] are written on several processors at once: those which the thread that makes the encoder may run
-/// on, as far as they have nothing else to help with.
+/// [`Settings::streams`] are written on several processors at once, but on no more than the thread that makes the encoder
+/// may run on, and with help only from those that do not help elsewhere.
 ///
 /// # Errors
 ///
@@ -99,8 +99,8 @@ pub fn encoder(method: Method, settings: &Settings) -> Result<Box<dyn Encoder>, 
 /// one of 4 KiB. Streams of our own that are made of runs are read run by run, with any accelerator but
 /// [`Accel::None`].
 ///
-/// What can be read piece by piece here, runs and pages, is read on several processors at once: those which the thread that
-/// makes the decoder may run on, as far as they have nothing else to help with.
+/// What can be read piece by piece here, runs and pages, is read on several processors at once, but on no more than the
+/// thread that makes the decoder may run on, and with help only from those that do not help elsewhere.
 ///
 /// # Errors
 ///

@@ -1,6 +1,6 @@
 //! Other processors, which help with parts of a packet.
 //!
-//! A packet is work for half a millisecond or so, and a processor that sleeps takes a tenth of that to wake. So the
+//! A packet is work for a millisecond or so, and a processor that sleeps takes up to a tenth of that to wake. So the
 //! caller's own thread, which is awake, takes part instead of waiting; a thread that has helped stays awake for a moment,
 //! in which the next packet may come; and one that has not woken before all is done is not waited for.
 //!
@@ -15,7 +15,7 @@ use std::any::Any;
 use std::hint::spin_loop;
 use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
@@ -38,6 +38,9 @@ pub(crate) fn share<W: Send, R>(
     there: impl Fn(&mut W) + Sync,
     here: impl FnOnce() -> R,
 ) -> R {
+    if others.is_empty() {
+        return here();
+    }
     let count = others.len();
     let others = Mutex::new(others.iter_mut());
     let help = || {
@@ -55,46 +58,44 @@ pub(crate) fn share<W: Send, R>(
     done
 }
 
-/// What a helper is asked to do, for as long as this is there.
+/// What helpers are asked to do, for as long as this is there.
 struct Order<'w> {
-    seats: [Option<&'static Seat>; MOST_HELPERS],
+    /// The seats that have to be let go, a bit for each.
+    taken: SeatBits,
     /// It has borrowed what helpers work on.
     work: PhantomData<&'w (dyn Fn() + Sync)>,
 }
 
-/// No channel has more streams, and one of them is the caller's.
-const MOST_HELPERS: usize = 127;
-
+type SeatBits = u64;
 type Panic = Box<dyn Any + Send>;
 
 impl<'w> Order<'w> {
-    /// Asks for the help of those who are in the first free seats, up to `most`. They stay awake if it is always them.
+    /// Asks for the help of those in the first free seats, up to `most`. So on a large machine it is always the same ones
+    /// who stay awake.
     fn new(work: &'w (dyn Fn() + Sync), most: usize) -> Self {
         let mut order = Self {
-            seats: [None; MOST_HELPERS],
+            taken: 0,
             work: PhantomData,
         };
-        if most == 0 {
-            return order;
-        }
         // SAFETY: only seats of this order get the longer life, and it is not used once they are let go: a helper calls it
-        // between `OFFERED` and `DONE`, and `finish`, which is called by `drop` at the latest, returns when no seat of this
-        // order is in between. The order is dropped before `'w` ends, as nobody but `share` has one and can forget it.
+        // between `OFFERED` and `DONE`, and `let_go`, which is called by `drop` at the latest, returns when no seat of this
+        // order is in between. The order is dropped before `'w` ends, as nobody but `share` has one and could forget it.
         let work = unsafe {
             std::mem::transmute::<&'w (dyn Fn() + Sync), &'static (dyn Fn() + Sync)>(work)
         };
         let caller = thread::current();
-        let free = seats().iter().filter(|seat| seat.step(FREE, TAKEN));
-        for (place, seat) in order.seats.iter_mut().take(most).zip(free) {
-            *place = Some(seat);
-            *lock(&seat.offer) = Some(Offer {
-                work,
-                caller: caller.clone(),
-            });
-            seat.state.store(OFFERED, Ordering::Release);
-            // Nothing but a word to set if it is awake.
-            if let Some(helper) = seat.helper.get() {
-                helper.unpark();
+        let mut left = most;
+        for (number, seat) in seats().iter().enumerate() {
+            if left == 0 {
+                break;
+            }
+            if seat.step(FREE, TAKEN) {
+                order.taken |= 1 << number;
+                left -= 1;
+                seat.offer(Offer {
+                    work,
+                    caller: caller.clone(),
+                });
             }
         }
         order
@@ -107,14 +108,14 @@ impl<'w> Order<'w> {
 
     fn let_go(&mut self) -> Option<Panic> {
         let mut first = None;
-        for seat in self.seats.iter_mut().map_while(Option::take) {
-            if seat.step(OFFERED, TAKEN) {
-                *lock(&seat.offer) = None;
-            } else {
-                seat.wait();
-                first = first.or(lock(&seat.panic).take());
+        while self.taken != 0 {
+            let number = self.taken.trailing_zeros();
+            if let Some(seat) = seats().get(number as usize) {
+                let panic = seat.let_go();
+                self.taken &= !(1 << number);
+                // To forget a further one may be a panic itself: `drop` then goes on with the next seat.
+                first = first.or(panic);
             }
-            seat.state.store(FREE, Ordering::Release);
         }
         first
     }
@@ -131,6 +132,8 @@ impl Drop for Order<'_> {
 #[repr(align(128))]
 struct Seat {
     state: AtomicU8,
+    /// Whether the helper has to be woken.
+    sleeps: AtomicBool,
     offer: Mutex<Option<Offer>>,
     panic: Mutex<Option<Panic>>,
     helper: OnceLock<Thread>,
@@ -154,6 +157,7 @@ impl Seat {
     const fn new() -> Self {
         Self {
             state: AtomicU8::new(FREE),
+            sleeps: AtomicBool::new(false),
             offer: Mutex::new(None),
             panic: Mutex::new(None),
             helper: OnceLock::new(),
@@ -168,6 +172,31 @@ impl Seat {
                 .state
                 .compare_exchange(from, to, Ordering::Acquire, Ordering::Relaxed)
                 .is_ok()
+    }
+
+    /// Offers work to the helper, in a seat that the caller has taken.
+    fn offer(&self, offer: Offer) {
+        *lock(&self.offer) = Some(offer);
+        // Before it is looked whether the helper sleeps, as the helper says so before it looks for an offer.
+        self.state.store(OFFERED, Ordering::SeqCst);
+        if self.sleeps.load(Ordering::SeqCst)
+            && let Some(helper) = self.helper.get()
+        {
+            helper.unpark();
+        }
+    }
+
+    /// Frees a seat that the caller has taken, when what was offered is done or will not be.
+    fn let_go(&self) -> Option<Panic> {
+        let mut panic = None;
+        if self.step(OFFERED, TAKEN) {
+            *lock(&self.offer) = None;
+        } else {
+            self.wait();
+            panic = lock(&self.panic).take();
+        }
+        self.state.store(FREE, Ordering::Release);
+        panic
     }
 
     /// Waits until the helper is done.
@@ -187,37 +216,53 @@ impl Seat {
         let mut since = Instant::now();
         loop {
             if self.step(OFFERED, BEGUN) {
-                let offer = lock(&self.offer).take();
-                debug_assert!(offer.is_some(), "an offer is made before it is announced");
-                if let Some(Offer { work, caller }) = offer {
-                    if let Err(panic) = catch_unwind(AssertUnwindSafe(work)) {
-                        *lock(&self.panic) = Some(panic);
-                    }
-                    // From here on `work` may be gone.
-                    self.state.store(DONE, Ordering::Release);
-                    caller.unpark();
-                }
+                self.take_offer();
                 since = Instant::now();
             } else if since.elapsed() < AWAKE {
                 // Whoever else wants this processor shall have it.
                 (0..SPINS).for_each(|_| spin_loop());
                 thread::yield_now();
             } else {
-                thread::park();
+                self.sleeps.store(true, Ordering::SeqCst);
+                if self.state.load(Ordering::SeqCst) != OFFERED {
+                    thread::park();
+                }
+                self.sleeps.store(false, Ordering::Relaxed);
+                // Who was woken too late will not be too late for the next packet.
+                since = Instant::now();
             }
         }
     }
+
+    fn take_offer(&self) {
+        let offer = lock(&self.offer).take();
+        debug_assert!(offer.is_some(), "an offer is made before it is announced");
+        let caller = offer.map(|Offer { work, caller }| {
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(work)) {
+                *lock(&self.panic) = Some(panic);
+            }
+            caller
+        });
+        // From here on `work` may be gone.
+        self.state.store(DONE, Ordering::Release);
+        if let Some(caller) = caller {
+            caller.unpark();
+        }
+    }
+}
+
+/// Starts the helpers, if that has not been done. They may run where this thread may.
+pub(crate) fn start() {
+    seats();
 }
 
 /// A seat for every processor beside the caller's. They are there as long as the process is.
 fn seats() -> &'static [Seat] {
     static SEATS: OnceLock<&[Seat]> = OnceLock::new();
     SEATS.get_or_init(|| {
-        let count = (processors() - 1).min(MOST_HELPERS);
-        let seats: &'static [Seat] = std::iter::repeat_with(Seat::new)
-            .take(count)
-            .collect::<Vec<_>>()
-            .leak();
+        let count = (processors() - 1).min(SeatBits::BITS as usize);
+        let seats = std::iter::repeat_with(Seat::new).take(count);
+        let seats: &'static [Seat] = seats.collect::<Vec<_>>().leak();
         let is_manned = |(number, seat): (usize, &'static Seat)| {
             let builder = thread::Builder::new().name(format!("multifd-help-{number}"));
             let helper = builder.spawn(|| seat.help()).ok()?;
@@ -236,7 +281,7 @@ fn lock<L>(lock: &Mutex<L>) -> MutexGuard<'_, L> {
 
 /// A bit more than what lies between two packets of a busy channel: one is written and the next one read.
 const AWAKE: Duration = Duration::from_micros(200);
-/// About the time that half a packet takes. Who has not finished then has been interrupted, and may be for long.
+/// About the time that a quarter of a packet takes. Who has not finished then may have been interrupted, and for long.
 const A_PIECE: Duration = Duration::from_micros(300);
 /// About a microsecond.
 const SPINS: usize = 16;

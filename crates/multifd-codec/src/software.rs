@@ -164,7 +164,7 @@ impl ReadPayload for Inflate {
 }
 
 impl Own {
-    /// Reads a payload of runs, on as many processors as there are; false if that is not what it is.
+    /// Reads a payload of runs, on several processors; false if that is not what it is.
     fn inflate_runs(&mut self, payload: &[u8], page_size: PageSize, pages: &mut [u8]) -> bool {
         // One page is one run, whatever the channel has.
         if self.crew.is_none() || pages.len() <= page_size.bytes() {

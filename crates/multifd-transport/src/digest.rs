@@ -25,7 +25,7 @@ pub(crate) fn of_memory(
     blocks: &[MemoryBlock<'_>],
     page_size: PageSize,
 ) -> Result<Sum, OutOfRange> {
-    // A pool of its own, so that no threads are left behind.
+    // A pool of its own, whose threads end with it.
     let pool = ThreadPoolBuilder::new()
         .thread_name(|number| format!("digest-{number}"))
         .build();

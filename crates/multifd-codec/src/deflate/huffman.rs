@@ -4,6 +4,8 @@ use super::format::MAX_CODE_BITS;
 
 /// No alphabet is larger.
 const SYMBOLS: usize = 288;
+/// Only alphabets of literals and lengths are larger.
+const SMALL: usize = 64;
 
 /// Gives every symbol that counts a code of at most `limit` bits, so that the sum of count times length is small: that
 /// of Huffman's algorithm, and nearly the least possible where the limit bites.
@@ -38,8 +40,8 @@ pub(super) fn code_lengths(counts: &[u32], limit: usize, lengths: &mut [u8]) {
         }
     };
     let rarest = sorted.first().map_or(0, |entry| entry >> 16);
-    // The tree would be too deep.
-    let is_raised = 2 * rarest < least;
+    // The tree will hardly fit then. A small one does now and then, and is soon made twice.
+    let is_raised = 2 * rarest < least && used > SMALL;
     if is_raised {
         raise(sorted);
     }
@@ -191,7 +193,7 @@ pub(super) fn codes(lengths: &[u8], codes: &mut [u16]) {
             }
         }
     }
-    for code in codes {
+    for code in codes.iter_mut().take(lengths.len()) {
         *code = code.reverse_bits();
     }
 }
@@ -260,6 +262,10 @@ mod tests {
             let (cost, least) = check(&counts, 15);
             assert_eq!(cost, least);
         }
+        // Rarer than the longest code is for, and yet no deeper.
+        let rare = [&[1, 1, 2, 4][..], &[16; 7], &[17; 8]].concat();
+        let (cost, least) = check(&rare, 7);
+        assert_eq!(cost, least);
     }
 
     #[test]

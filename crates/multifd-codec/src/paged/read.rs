@@ -56,7 +56,7 @@ impl PageReader {
         })))
     }
 
-    /// Without libqpl, on as many processors as have nothing else to do.
+    /// Without libqpl, on several processors.
     pub(crate) fn in_software() -> Self {
         let Ok(crew) = Crew::of_readers(|| Ok::<_, Infallible>(PageInflater::new()));
         Self(Reader::Here(crew))
