@@ -5,11 +5,11 @@ use super::choice::{Choice, Habit, Survey};
 use super::coder::Coder;
 use super::counts::{Counts, Tally};
 use super::effort::{Effort, WindowSize};
-use super::format::{FIXED_DISTANCE_LENGTHS, FIXED_LITLEN_LENGTHS, MAX_STORED, STORED};
+use super::format::{FIXED_DISTANCE_LENGTHS, FIXED_LITLEN_LENGTHS, MAX_STORED, MAX_WINDOW, STORED};
 use super::item::Item;
 use super::lengths::Lengths;
 use super::machine::{Machine, prefetch};
-use super::parse::UNIT_ITEMS;
+use super::parse::{UNIT_ITEMS, is_noise};
 use super::window::{UNIT, Unit, Window};
 
 /// Makes runs of deflate blocks out of pages, each run continuing the one before.
@@ -30,6 +30,8 @@ pub struct Deflater {
     items: Vec<Item>,
     /// The units of one block, in their order.
     units: Vec<Parsed>,
+    /// So many units in a row were noise.
+    noise: usize,
 }
 
 /// What became of a unit: a range of the items, or of the block's bytes if they stay as they are.
@@ -60,6 +62,7 @@ impl Deflater {
             coder: Coder::new(&FIXED_LITLEN_LENGTHS, &FIXED_DISTANCE_LENGTHS),
             items: vec![0; units * UNIT_ITEMS],
             units: Vec::with_capacity(units),
+            noise: 0,
         }
     }
 
@@ -79,6 +82,7 @@ impl Deflater {
     /// pages and the habit.
     pub(crate) fn compress_alone(&mut self, pages: &[u8], habit: Habit, out: &mut Vec<u8>) {
         self.window.forget();
+        self.noise = 0;
         self.choice.set_habit(habit);
         self.survey_in = usize::MAX;
         self.compress(pages, out);
@@ -129,6 +133,16 @@ impl Deflater {
             if let Some((_, next)) = units.peek() {
                 prefetch(next);
             }
+            let as_it_is = Parsed {
+                is_raw: true,
+                from: index * UNIT,
+                to: index * UNIT + bytes.len(),
+            };
+            // More of it need not come into the window, and that takes most of its time.
+            if self.noise >= NOISY && bytes.len() == UNIT && is_noise(bytes) {
+                self.units.push(as_it_is);
+                continue;
+            }
             let unit = self.push(bytes);
             let Some(items) = self.items[from..].first_chunk_mut() else {
                 unreachable!("there is room for every unit of a block")
@@ -146,15 +160,14 @@ impl Deflater {
                         to,
                     });
                     from = to;
+                    self.noise = 0;
                 }
                 None => {
-                    let from = index * UNIT;
-                    let to = from + bytes.len();
-                    self.units.push(Parsed {
-                        is_raw: true,
-                        from,
-                        to,
-                    });
+                    self.units.push(as_it_is);
+                    self.noise += 1;
+                    if self.noise == NOISY {
+                        self.window.forget();
+                    }
                 }
             }
         }
@@ -162,8 +175,7 @@ impl Deflater {
 
     /// Writes the units that were parsed: under one code for all of them, interrupted where bytes stay as they are.
     fn write_block(&mut self, block: &[u8], bits: &mut BitWriter<'_>) {
-        let lengths = self.lengths();
-        self.coder.set(&lengths.litlen, &lengths.distance);
+        let mut code = None;
         for run in self.units.chunk_by(|a, b| a.is_raw == b.is_raw) {
             let (Some(first), Some(last)) = (run.first(), run.last()) else {
                 continue;
@@ -173,11 +185,19 @@ impl Deflater {
                     bits.put(STORED << 1, 3);
                     bits.stored(bytes);
                 }
-            } else {
-                lengths.write_header(false, bits);
-                let items = &self.items[first.from..last.to];
-                self.machine.write(&self.coder, items, bits);
+                continue;
             }
+            let lengths = match &code {
+                Some(lengths) => lengths,
+                None => {
+                    let lengths = self.lengths();
+                    self.coder.set(&lengths.litlen, &lengths.distance);
+                    code.insert(lengths)
+                }
+            };
+            lengths.write_header(false, bits);
+            let items = &self.items[first.from..last.to];
+            self.machine.write(&self.coder, items, bits);
         }
     }
 
@@ -228,6 +248,8 @@ impl Effort {
 
 /// A unit of so many items is always counted: codes which do not fit it would make it larger than it was.
 const FULL_OF_LITERALS: usize = 1900;
+/// After so many units of noise in a row there is nothing else that a match could reach.
+const NOISY: usize = MAX_WINDOW / UNIT;
 /// A survey takes about as long as ten units.
 const UNITS_BETWEEN_SURVEYS: usize = 1024;
 
@@ -285,6 +307,53 @@ mod tests {
                         assert!(oracle.decode(&runs[0], pages.len()).unwrap().output == pages);
                     }
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn what_follows_noise_does_not_look_back_into_it() {
+        let mut random = Random::new(22);
+        let mut pages: Vec<u8> = Vec::new();
+        let mut noise = 0;
+        for run in [1, NOISY - 1, NOISY, NOISY + 1, 3 * NOISY, 2, NOISY + 3] {
+            let start = pages.len();
+            pages.extend((0..run * UNIT).map(|_| random.byte()));
+            noise += run;
+            // The last of it once more, a bit of it within something else, and that again.
+            let last = pages[pages.len() - UNIT..].to_vec();
+            pages.extend_from_slice(&last);
+            for _ in 0..2 {
+                let mut page = b"words of a page, ".repeat(UNIT / 16);
+                page.truncate(UNIT);
+                page[1000..1800].copy_from_slice(&pages[start..start + 800]);
+                pages.extend_from_slice(&page);
+            }
+        }
+        // And a unit that is not whole.
+        pages.extend((0..NOISY * UNIT + 100).map(|_| random.byte()));
+        noise += NOISY;
+        let packets = || pages.chunks(if cfg!(miri) { usize::MAX } else { 29 * UNIT });
+        for window in WindowSize::ALL {
+            for effort in Effort::ALL {
+                let mut deflater = Deflater::new(window, effort);
+                let mut inflater = StreamInflater::new();
+                let mut stream = window.zlib_header().to_vec();
+                let header = stream.len();
+                let mut start = 0;
+                for packet in packets() {
+                    deflater.compress(packet, &mut stream);
+                    let mut decoded = vec![0; packet.len()];
+                    inflater.inflate(&stream[start..], &mut decoded).unwrap();
+                    assert!(decoded == packet, "{window} {effort}");
+                    start = stream.len();
+                }
+                let oracle = Oracle::new(window.bytes(), Ending::SyncFlush);
+                let decoded = oracle.decode(&stream[header..], pages.len()).unwrap();
+                assert!(decoded.output == pages, "{window} {effort}");
+                // With what is there once more and bits of noise in the pages of words, and hardly a byte beside.
+                let most = (noise + 7) * UNIT + 14 * 1000;
+                assert!((noise * UNIT..most).contains(&stream.len()));
             }
         }
     }

@@ -279,7 +279,7 @@ unsafe fn extend(wide: impl Wide, bytes: Bytes<'_>, position: usize, distance: u
 
 /// Whether a unit's bytes are spread so evenly that no code could make it smaller; an eighth of them tells.
 #[cold]
-fn is_noise(unit: &[u8]) -> bool {
+pub(super) fn is_noise(unit: &[u8]) -> bool {
     const WORDS: usize = 64;
     const SAMPLE: u32 = 8 * WORDS as u32;
     let mut counts = [0_u32; 256];
