@@ -317,7 +317,8 @@ mod tests {
         let mut pages: Vec<u8> = Vec::new();
         let mut noise = 0;
         for run in [1, NOISY - 1, NOISY, NOISY + 1, 3 * NOISY, 2, NOISY + 3] {
-            let start = pages.len();
+            // Where the last unit begins that came into the window, and what the parser has seen of it.
+            let start = pages.len() + (run.min(NOISY) - 1) * UNIT;
             pages.extend((0..run * UNIT).map(|_| random.byte()));
             noise += run;
             // The last of it once more, a bit of it within something else, and that again.
