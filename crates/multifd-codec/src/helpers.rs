@@ -110,12 +110,10 @@ impl<'w> Order<'w> {
         let mut first = None;
         while self.taken != 0 {
             let number = self.taken.trailing_zeros();
-            if let Some(seat) = seats().get(number as usize) {
-                let panic = seat.let_go();
-                self.taken &= !(1 << number);
-                // To forget a further one may be a panic itself: `drop` then goes on with the next seat.
-                first = first.or(panic);
-            }
+            let panic = seats().get(number as usize).and_then(Seat::let_go);
+            self.taken &= !(1 << number);
+            // To forget a further one may be a panic itself: `drop` then goes on with the next seat.
+            first = first.or(panic);
         }
         first
     }
