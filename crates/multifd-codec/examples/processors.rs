@@ -1,0 +1,205 @@
+//! What a machine's processors are worth to one channel with several streams, beside as many channels as there are
+//! processors, which have nothing to do with each other: more than these can do, nobody can.
+//!
+//!     cargo run --release -p multifd-codec --example processors -- FILE [STREAMS...]
+//!
+//! FILE is taken as memory, a packet's worth of 4 KiB pages at a time. All take turns; "over" is the median of each round's
+//! comparison with one channel of one stream, with its quarter points.
+
+use std::error::Error;
+use std::sync::Barrier;
+use std::thread;
+use std::time::Instant;
+
+use multifd_codec::{Accel, Decoder, Encoder, Pages, Settings, Streams, decoder, encoder, is_zero};
+use multifd_wire::{Method, PageSize};
+
+const PAGE: PageSize = PageSize::K4;
+/// Enough that threads start in next to no time, few enough that a machine with neighbours stays as it is.
+const PACKETS_A_TURN: usize = 32;
+const ROUNDS: usize = 31;
+
+type Failure = Box<dyn Error + Send + Sync>;
+
+fn main() -> Result<(), Failure> {
+    let mut arguments = std::env::args().skip(1);
+    let path = arguments.next().ok_or("which FILE?")?;
+    let memory = std::fs::read(&path).map_err(|error| format!("{path}: {error}"))?;
+    let mut streams = Vec::new();
+    for argument in arguments {
+        streams.push(Streams::new(argument.parse()?)?);
+    }
+    if streams.is_empty() {
+        streams = [2, 4, 8, 16]
+            .map(Streams::new)
+            .into_iter()
+            .collect::<Result<_, _>>()?;
+    }
+    for line in compare(&memory, &streams, ROUNDS)? {
+        println!("{line}");
+    }
+    Ok(())
+}
+
+/// A line for each contender.
+fn compare(memory: &[u8], streams: &[Streams], rounds: usize) -> Result<Vec<String>, Failure> {
+    let pages = memory
+        .chunks_exact(PAGE.bytes())
+        .filter(|page| !is_zero(page));
+    let pages: Vec<u8> = pages.flatten().copied().collect();
+    let packets = pages.chunks_exact(PAGE.bytes() * PAGE.pages_per_packet());
+    if packets.len() == 0 {
+        return Err("there are not enough pages for a packet".into());
+    }
+    let packets: Vec<&[u8]> = packets.cycle().take(PACKETS_A_TURN).collect();
+
+    let one = Streams::default();
+    let mut contenders = vec![Contender::new("1 channel, 1 stream".to_owned(), 1, one)?];
+    for &streams in streams {
+        let name = format!("1 channel, {streams} streams");
+        contenders.push(Contender::new(name, 1, streams)?);
+    }
+    let processors = thread::available_parallelism()?.get();
+    let name = format!("{processors} channels, 1 stream each");
+    contenders.push(Contender::new(name, processors, one)?);
+
+    for round in 0..=rounds {
+        for contender in &mut contenders {
+            let speeds = [
+                contender.timed(&packets, Channel::write)?,
+                contender.timed(&packets, Channel::read)?,
+            ];
+            // The first time fills buffers.
+            if round > 0 {
+                contender.speeds.push(speeds);
+            }
+        }
+    }
+    let first = contenders[0].speeds.clone();
+    Ok(contenders
+        .iter()
+        .map(|contender| contender.line(&first))
+        .collect())
+}
+
+struct Contender {
+    name: String,
+    channels: Vec<Channel>,
+    /// MB/s of pages of all channels together, written and read, by round.
+    speeds: Vec<[f64; 2]>,
+}
+
+struct Channel {
+    encoder: Box<dyn Encoder>,
+    decoder: Box<dyn Decoder>,
+    payloads: Vec<Vec<u8>>,
+    arrived: Vec<u8>,
+}
+
+impl Contender {
+    fn new(name: String, channels: usize, streams: Streams) -> Result<Self, Failure> {
+        let mut settings = Settings::default();
+        settings.accel = Accel::Software;
+        settings.streams = streams;
+        let channel = || {
+            Ok(Channel {
+                encoder: encoder(Method::Zlib, &settings)?,
+                decoder: decoder(Method::Zlib, &settings)?,
+                payloads: vec![Vec::new(); PACKETS_A_TURN],
+                arrived: vec![0; PAGE.bytes() * PAGE.pages_per_packet()],
+            })
+        };
+        let channels = std::iter::repeat_with(channel).take(channels);
+        Ok(Self {
+            name,
+            channels: channels.collect::<Result<_, Failure>>()?,
+            speeds: Vec::new(),
+        })
+    }
+
+    /// Lets each channel do `step` with the packets, all at once.
+    fn timed(&mut self, packets: &[&[u8]], step: Step) -> Result<f64, Failure> {
+        let bytes = self.channels.len() * packets.iter().map(|packet| packet.len()).sum::<usize>();
+        let seconds = if let [channel] = &mut *self.channels {
+            let since = Instant::now();
+            step(channel, packets)?;
+            since.elapsed().as_secs_f64()
+        } else {
+            let together = &Barrier::new(self.channels.len());
+            thread::scope(|scope| {
+                let run = |channel| {
+                    scope.spawn(move || -> Result<f64, Failure> {
+                        together.wait();
+                        let since = Instant::now();
+                        step(channel, packets)?;
+                        Ok(since.elapsed().as_secs_f64())
+                    })
+                };
+                let threads: Vec<_> = self.channels.iter_mut().map(run).collect();
+                threads.into_iter().try_fold(0.0, |longest: f64, thread| {
+                    let seconds = thread
+                        .join()
+                        .map_err(|_| "a channel's thread has panicked")??;
+                    Ok::<_, Failure>(longest.max(seconds))
+                })
+            })?
+        };
+        Ok(bytes as f64 / 1e6 / seconds)
+    }
+
+    fn line(&self, first: &[[f64; 2]]) -> String {
+        let [written, read] = [0, 1].map(|way| {
+            let mut speeds: Vec<f64> = self.speeds.iter().map(|speeds| speeds[way]).collect();
+            let mut over: Vec<f64> = std::iter::zip(&self.speeds, first)
+                .map(|(speeds, first)| speeds[way] / first[way])
+                .collect();
+            speeds.sort_by(f64::total_cmp);
+            over.sort_by(f64::total_cmp);
+            let at = |quarter| over[over.len() * quarter / 4];
+            format!(
+                "{:5.0} MB/s, over {:.2}x ({:.2} to {:.2})",
+                speeds[speeds.len() / 2],
+                at(2),
+                at(1),
+                at(3)
+            )
+        });
+        format!("{:<26} written at {written}, read at {read}", self.name)
+    }
+}
+
+type Step = fn(&mut Channel, &[&[u8]]) -> Result<(), Failure>;
+
+impl Channel {
+    fn write(&mut self, packets: &[&[u8]]) -> Result<(), Failure> {
+        for (packet, payload) in packets.iter().zip(&mut self.payloads) {
+            self.encoder
+                .encode(&Pages::private(packet, PAGE)?, payload)?;
+        }
+        Ok(())
+    }
+
+    /// Reads what was written last.
+    fn read(&mut self, packets: &[&[u8]]) -> Result<(), Failure> {
+        for (packet, payload) in packets.iter().zip(&self.payloads) {
+            self.decoder.decode(payload, PAGE, &mut self.arrived)?;
+            if self.arrived != *packet {
+                return Err("other pages have come out".into());
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_contender_has_a_line() {
+        let memory: Vec<u8> = (0..200 * PAGE.bytes()).map(|at| (at / 7) as u8).collect();
+        let lines = compare(&memory, &[Streams::new(4).unwrap()], 1).unwrap();
+        assert_eq!(lines.len(), 3, "{lines:?}");
+        assert!(lines[0].contains("over 1.00x"), "{lines:?}");
+    }
+}
