@@ -62,26 +62,33 @@ pub(super) fn code_lengths(counts: &[u32], limit: usize, lengths: &mut [u8]) {
     }
 }
 
-/// Sorts what is above bit 16, byte by byte from the lowest on. Equal counts keep their order.
+/// Sorts by what is above bit 16: by its lowest byte, and then the few that have more than one.
 fn sort_by_count(entries: &mut [u64]) {
-    let highest = entries.iter().fold(0, |all, entry| all | entry);
-    let mut other = [0; SYMBOLS];
-    let other = &mut other[..entries.len()];
-    for shift in (16..64).step_by(8).take_while(|shift| highest >> shift > 0) {
-        let byte = |entry: u64| (entry >> shift) as usize & 0xff;
-        let mut places = [0_u16; 256];
-        entries.iter().for_each(|&entry| places[byte(entry)] += 1);
-        let mut before = 0;
-        for place in &mut places {
-            before += std::mem::replace(place, before);
-        }
-        for &entry in &*entries {
-            let place = &mut places[byte(entry)];
-            other[usize::from(*place)] = entry;
-            *place += 1;
-        }
-        entries.copy_from_slice(other);
+    let mut by_byte = [0; SYMBOLS];
+    let byte = |entry: u64| (entry >> 16) as usize & 0xff;
+    let mut places = [0_u16; 256];
+    entries.iter().for_each(|&entry| places[byte(entry)] += 1);
+    let mut before = 0;
+    for place in &mut places {
+        before += std::mem::replace(place, before);
     }
+    for &entry in &*entries {
+        let place = &mut places[byte(entry)];
+        by_byte[usize::from(*place)] = entry;
+        *place += 1;
+    }
+    let mut large = [0; SYMBOLS];
+    let (mut smalls, mut larges) = (0, 0);
+    for &entry in &by_byte[..entries.len()] {
+        // Without a branch: what does not belong to a list is written over.
+        entries[smalls] = entry;
+        large[larges] = entry;
+        let is_large = usize::from(entry >> 24 > 0);
+        larges += is_large;
+        smalls += 1 - is_large;
+    }
+    large[..larges].sort_unstable();
+    entries[smalls..].copy_from_slice(&large[..larges]);
 }
 
 /// How many leaves Huffman's tree has in each depth, and the depth of the deepest; the counts are above bit 16 and rise.
