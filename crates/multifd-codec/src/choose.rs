@@ -77,6 +77,7 @@ pub fn encoder(method: Method, settings: &Settings) -> Result<Box<dyn Encoder>, 
                 let stream = paged::canned::WritePages::new(
                     PageCompressor::new(*compressor),
                     settings.effort,
+                    streams,
                 );
                 Box::new(Channel::new(stream, backend))
             }
@@ -84,6 +85,7 @@ pub fn encoder(method: Method, settings: &Settings) -> Result<Box<dyn Encoder>, 
                 let stream = paged::canned::WritePages::new(
                     Own::new(settings.effort, streams),
                     settings.effort,
+                    streams,
                 );
                 Box::new(Channel::new(stream, because(Engine::Software, reason)))
             }

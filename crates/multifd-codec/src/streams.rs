@@ -203,6 +203,30 @@ impl<T: Send> Crew<T> {
         first_error.outcome()
     }
 
+    /// Does `work` for each number below `count`, none of which matters to another one. Returns the tools of all, for what
+    /// they have collected.
+    pub(crate) fn each(
+        &mut self,
+        count: usize,
+        work: impl Fn(&mut T, usize) + Sync,
+    ) -> impl Iterator<Item = &mut T> {
+        if let Some((mine, others)) = first_and_others(&mut self.workers, count) {
+            let left = Mutex::new(0..count);
+            let work = |worker: &mut Worker<T>| {
+                loop {
+                    // The lock must not be held meanwhile.
+                    let next = lock(&left).next();
+                    let Some(number) = next else {
+                        return;
+                    };
+                    work(&mut worker.tools, number);
+                }
+            };
+            share(others, work, || work(mine));
+        }
+        self.workers.iter_mut().map(|worker| &mut worker.tools)
+    }
+
     fn cut(&mut self, lengths: impl Iterator<Item = usize>) {
         self.pieces.clear();
         let mut start = 0;
@@ -258,9 +282,9 @@ mod tests {
 
     use super::*;
 
-    fn crew(workers: usize) -> Crew<()> {
+    fn crew<T: Default>(workers: usize) -> Crew<T> {
         let worker = || Worker {
-            tools: (),
+            tools: T::default(),
             out: Vec::new(),
             done: Vec::new(),
         };
@@ -363,6 +387,19 @@ mod tests {
                 .compress(&input, [1; 6].into_iter(), &mut Vec::new(), work)
                 .map(<[usize]>::len);
             assert_eq!(outcome, Err("one"));
+        }
+    }
+
+    #[test]
+    fn every_number_is_dealt_with_once() {
+        for workers in 1..5 {
+            let mut crew: Crew<Vec<usize>> = crew(workers);
+            for count in [0, 1, 20] {
+                let tools = crew.each(count, |seen, number| seen.push(number));
+                let mut seen: Vec<usize> = tools.flat_map(std::mem::take).collect();
+                seen.sort_unstable();
+                assert!(seen.into_iter().eq(0..count));
+            }
         }
     }
 

@@ -78,6 +78,17 @@ impl Tally {
         }
     }
 
+    /// Adds what another one has counted.
+    pub(super) fn add(&mut self, other: &Self) {
+        let first = self.first.as_flattened_mut().iter_mut();
+        let second = self.second.as_flattened_mut().iter_mut();
+        let others = other.first.as_flattened().iter();
+        let others = others.chain(other.second.as_flattened());
+        for (count, other) in first.chain(second).zip(others) {
+            *count += other;
+        }
+    }
+
     fn first(&self, index: usize) -> u32 {
         self.first.iter().map(|part| part[index]).sum()
     }

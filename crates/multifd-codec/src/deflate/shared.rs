@@ -36,6 +36,15 @@ impl Histogram {
         self.pages += 1;
     }
 
+    /// Adds what another one has counted, which is then of no pages.
+    pub(crate) fn take(&mut self, other: &mut Self) {
+        if other.pages > 0 {
+            self.tally.add(&other.tally);
+            self.pages += other.pages;
+            *other = Self::new();
+        }
+    }
+
     /// A code for pages that resemble those counted, with no code longer than 12 bits.
     #[must_use]
     pub fn code_lengths(&self) -> CodeLengths {

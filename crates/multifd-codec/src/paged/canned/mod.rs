@@ -40,7 +40,7 @@ use super::read::BodyCode;
 use super::{CompressPages, PageList, PageReader};
 use crate::channel::{ReadPayload, WritePayload};
 use crate::deflate::{CodeLengths, Effort};
-use crate::{Backend, DecodeError, EncodeError, Pages, PathCounts};
+use crate::{Backend, DecodeError, EncodeError, Pages, PathCounts, Streams};
 use head::Head;
 use plan::Planner;
 
@@ -59,11 +59,12 @@ struct Coded<C> {
 }
 
 impl<C: CompressPages> WritePages<C> {
-    /// `effort` is that of looking at pages for a code; best what the compressor takes too.
-    pub(crate) fn new(compressor: C, effort: Effort) -> Self {
+    /// `effort` is that of looking at pages for a code, and `streams` how many are looked at at once; best what the
+    /// compressor takes too.
+    pub(crate) fn new(compressor: C, effort: Effort, streams: Streams) -> Self {
         Self {
             compressor,
-            planner: Planner::new(effort),
+            planner: Planner::new(effort, streams),
             current: None,
         }
     }

@@ -9,14 +9,23 @@
 //! What remains has to be twice the length of the description, as an estimate is none the less; this also keeps two codes that
 //! are almost as good from taking turns.
 
-use crate::Pages;
+use std::convert::Infallible;
+
 use crate::deflate::{CodeLengths, Effort, Histogram, PageDeflater};
+use crate::streams::Crew;
+use crate::{Pages, Streams};
 
 /// Makes plans for a channel's packets.
 pub(super) struct Planner {
+    crew: Crew<Scout>,
+    description: Vec<u8>,
+}
+
+/// Who looks at pages, and what was seen.
+struct Scout {
     deflater: PageDeflater,
     page: Vec<u8>,
-    description: Vec<u8>,
+    sample: Histogram,
 }
 
 /// The best code for a packet, as far as can be told.
@@ -30,24 +39,35 @@ pub(super) struct Plan<'p> {
 }
 
 impl Planner {
-    pub(super) fn new(effort: Effort) -> Self {
+    /// As many look at a packet as write its streams.
+    pub(super) fn new(effort: Effort, streams: Streams) -> Self {
+        let scout = || {
+            Ok::<_, Infallible>(Scout {
+                deflater: PageDeflater::new(effort),
+                page: Vec::new(),
+                sample: Histogram::new(),
+            })
+        };
+        let Ok(crew) = Crew::new(streams, scout);
         Self {
-            deflater: PageDeflater::new(effort),
-            page: Vec::new(),
+            crew,
             description: Vec::new(),
         }
     }
 
     /// Looks at some of the pages.
     pub(super) fn plan(&mut self, pages: &Pages<'_>) -> Plan<'_> {
-        let mut sample = Histogram::new();
         let sampled = pages.len().div_ceil(PAGES_PER_SAMPLE);
-        for part in 0..sampled {
+        let look = |scout: &mut Scout, part: usize| {
             // In the middle of its part of the packet.
             let page = (2 * part + 1) * pages.len() / (2 * sampled);
-            self.page.clear();
-            pages.append_range(page..page + 1, &mut self.page);
-            self.deflater.count(&self.page, &mut sample);
+            scout.page.clear();
+            pages.append_range(page..page + 1, &mut scout.page);
+            scout.deflater.count(&scout.page, &mut scout.sample);
+        };
+        let mut sample = Histogram::new();
+        for scout in self.crew.each(sampled, look) {
+            sample.take(&mut scout.sample);
         }
         let lengths = sample.code_lengths();
         self.description.clear();
