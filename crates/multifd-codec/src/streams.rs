@@ -181,25 +181,14 @@ impl<T: Send> Crew<T> {
     ) -> Result<(), (usize, E)> {
         let bytes: usize = pieces.iter().map(|(_, place)| place.len()).sum();
         let most = pieces.len().min(bytes / self.least_bytes);
-        let Some((mine, others)) = first_and_others(&mut self.workers, most) else {
-            return Ok(());
-        };
-        let left = Mutex::new(pieces.iter_mut().enumerate());
         let first_error = FirstError::none();
-        let work = |worker: &mut Worker<T>| {
-            loop {
-                // The lock must not be held meanwhile.
-                let next = lock(&left).next();
-                let Some((index, (input, output))) = next else {
-                    return;
-                };
-                if let Err(error) = work(&mut worker.tools, input, output) {
-                    return first_error.note(index, error);
-                }
-            }
-        };
-        let here = || work(mine);
-        share(others, work, here);
+        let pieces = pieces.iter_mut().enumerate();
+        hand_out(&mut self.workers, most, pieces, |tools, (index, piece)| {
+            let (input, output) = piece;
+            work(tools, input, output)
+                .map_err(|error| first_error.note(index, error))
+                .is_ok()
+        });
         first_error.outcome()
     }
 
@@ -210,20 +199,10 @@ impl<T: Send> Crew<T> {
         count: usize,
         work: impl Fn(&mut T, usize) + Sync,
     ) -> impl Iterator<Item = &mut T> {
-        if let Some((mine, others)) = first_and_others(&mut self.workers, count) {
-            let left = Mutex::new(0..count);
-            let work = |worker: &mut Worker<T>| {
-                loop {
-                    // The lock must not be held meanwhile.
-                    let next = lock(&left).next();
-                    let Some(number) = next else {
-                        return;
-                    };
-                    work(&mut worker.tools, number);
-                }
-            };
-            share(others, work, || work(mine));
-        }
+        hand_out(&mut self.workers, count, 0..count, |tools, number| {
+            work(tools, number);
+            true
+        });
         self.workers.iter_mut().map(|worker| &mut worker.tools)
     }
 
@@ -236,6 +215,31 @@ impl<T: Send> Crew<T> {
             piece
         }));
     }
+}
+
+/// Lets workers, no more than `most`, take things to do in their order, each until `work` says that it is of no use to go on.
+fn hand_out<T: Send, I>(
+    workers: &mut [Worker<T>],
+    most: usize,
+    things: impl Iterator<Item = I> + Send,
+    work: impl Fn(&mut T, I) -> bool + Sync,
+) {
+    let Some((mine, others)) = first_and_others(workers, most) else {
+        return;
+    };
+    let left = Mutex::new(things);
+    let work = |worker: &mut Worker<T>| {
+        loop {
+            // The lock must not be held meanwhile.
+            let next = lock(&left).next();
+            let goes_on = next.is_some_and(|thing| work(&mut worker.tools, thing));
+            if !goes_on {
+                return;
+            }
+        }
+    };
+    let here = || work(mine);
+    share(others, work, here);
 }
 
 /// The worker of this thread, and others as long as there are no more than `most` in all.
