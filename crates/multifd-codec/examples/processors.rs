@@ -11,7 +11,7 @@ use std::sync::Barrier;
 use std::thread;
 use std::time::Instant;
 
-use multifd_codec::{Accel, Decoder, Encoder, Pages, Settings, Streams, decoder, encoder, is_zero};
+use multifd_codec::{Accel, Decoder, Encoder, Flow, Settings, Streams, decoder, encoder, is_zero};
 use multifd_wire::{Method, PageSize};
 
 const PAGE: PageSize = PageSize::K4;
@@ -54,20 +54,25 @@ fn compare(memory: &[u8], streams: &[Streams], rounds: usize) -> Result<Vec<Stri
     let packets: Vec<&[u8]> = packets.cycle().take(PACKETS_A_TURN).collect();
 
     let one = Streams::default();
-    let mut contenders = vec![Contender::new("1 channel, 1 stream".to_owned(), 1, one)?];
+    let mut contenders = vec![Contender::new(
+        "1 channel, 1 stream".to_owned(),
+        1,
+        one,
+        &packets,
+    )?];
     for &streams in streams {
         let name = format!("1 channel, {streams} streams");
-        contenders.push(Contender::new(name, 1, streams)?);
+        contenders.push(Contender::new(name, 1, streams, &packets)?);
     }
     let processors = thread::available_parallelism()?.get();
     let name = format!("{processors} channels, 1 stream each");
-    contenders.push(Contender::new(name, processors, one)?);
+    contenders.push(Contender::new(name, processors, one, &packets)?);
 
     for round in 0..=rounds {
         for contender in &mut contenders {
             let speeds = [
-                contender.timed(&packets, Channel::write)?,
-                contender.timed(&packets, Channel::read)?,
+                contender.timed(Channel::write)?,
+                contender.timed(Channel::read)?,
             ];
             // The first time fills buffers.
             if round > 0 {
@@ -92,12 +97,19 @@ struct Contender {
 struct Channel {
     encoder: Box<dyn Encoder>,
     decoder: Box<dyn Decoder>,
+    /// A turn's packets; out of their places while they are in work.
+    packets: Vec<Vec<u8>>,
     payloads: Vec<Vec<u8>>,
     arrived: Vec<u8>,
 }
 
 impl Contender {
-    fn new(name: String, channels: usize, streams: Streams) -> Result<Self, Failure> {
+    fn new(
+        name: String,
+        channels: usize,
+        streams: Streams,
+        packets: &[&[u8]],
+    ) -> Result<Self, Failure> {
         let mut settings = Settings::default();
         settings.accel = Accel::Software;
         settings.streams = streams;
@@ -105,6 +117,7 @@ impl Contender {
             Ok(Channel {
                 encoder: encoder(Method::Zlib, &settings)?,
                 decoder: decoder(Method::Zlib, &settings)?,
+                packets: packets.iter().map(|packet| packet.to_vec()).collect(),
                 payloads: vec![Vec::new(); PACKETS_A_TURN],
                 arrived: vec![0; PAGE.bytes() * PAGE.pages_per_packet()],
             })
@@ -118,11 +131,12 @@ impl Contender {
     }
 
     /// Lets each channel do `step` with the packets, all at once.
-    fn timed(&mut self, packets: &[&[u8]], step: Step) -> Result<f64, Failure> {
-        let bytes = self.channels.len() * packets.iter().map(|packet| packet.len()).sum::<usize>();
+    fn timed(&mut self, step: Step) -> Result<f64, Failure> {
+        let packets = self.channels.iter().flat_map(|channel| &channel.packets);
+        let bytes = packets.map(Vec::len).sum::<usize>();
         let seconds = if let [channel] = &mut *self.channels {
             let since = Instant::now();
-            step(channel, packets)?;
+            step(channel)?;
             since.elapsed().as_secs_f64()
         } else {
             let together = &Barrier::new(self.channels.len());
@@ -131,7 +145,7 @@ impl Contender {
                     scope.spawn(move || -> Result<f64, Failure> {
                         together.wait();
                         let since = Instant::now();
-                        step(channel, packets)?;
+                        step(channel)?;
                         Ok(since.elapsed().as_secs_f64())
                     })
                 };
@@ -168,26 +182,51 @@ impl Contender {
     }
 }
 
-type Step = fn(&mut Channel, &[&[u8]]) -> Result<(), Failure>;
+type Step = fn(&mut Channel) -> Result<(), Failure>;
 
 impl Channel {
-    fn write(&mut self, packets: &[&[u8]]) -> Result<(), Failure> {
-        for (packet, payload) in packets.iter().zip(&mut self.payloads) {
-            self.encoder
-                .encode(&Pages::private(packet, PAGE)?, payload)?;
-        }
-        Ok(())
+    fn write(&mut self) -> Result<(), Failure> {
+        let mut turn = Turn {
+            packets: &mut self.packets,
+            payloads: &mut self.payloads,
+            brought: 0,
+            taken: 0,
+        };
+        Ok(self.encoder.encode_flow(&mut turn, PAGE)?)
     }
 
     /// Reads what was written last.
-    fn read(&mut self, packets: &[&[u8]]) -> Result<(), Failure> {
-        for (packet, payload) in packets.iter().zip(&self.payloads) {
+    fn read(&mut self) -> Result<(), Failure> {
+        for (packet, payload) in self.packets.iter().zip(&self.payloads) {
             self.decoder.decode(payload, PAGE, &mut self.arrived)?;
             if self.arrived != *packet {
                 return Err("other pages have come out".into());
             }
         }
         Ok(())
+    }
+}
+
+/// The packets of a turn, as a channel has them one after the other.
+struct Turn<'t> {
+    packets: &'t mut [Vec<u8>],
+    payloads: &'t mut [Vec<u8>],
+    brought: usize,
+    taken: usize,
+}
+
+impl Flow for Turn<'_> {
+    fn next(&mut self) -> Option<Vec<u8>> {
+        let packet = self.packets.get_mut(self.brought)?;
+        self.brought += 1;
+        Some(std::mem::take(packet))
+    }
+
+    fn done(&mut self, pages: Vec<u8>, payload: &mut Vec<u8>) -> bool {
+        self.packets[self.taken] = pages;
+        std::mem::swap(&mut self.payloads[self.taken], payload);
+        self.taken += 1;
+        true
     }
 }
 

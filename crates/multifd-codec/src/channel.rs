@@ -2,7 +2,7 @@
 
 use multifd_wire::{Method, PageSize};
 
-use crate::{Backend, DecodeError, Decoder, EncodeError, Encoder, Pages, PathCounts};
+use crate::{Backend, DecodeError, Decoder, EncodeError, Encoder, Flow, Pages, PathCounts};
 
 /// The longest payload a stock QEMU takes: it reads every payload into a buffer of 1 MiB and, up to 10.0 at least, does
 /// not check that it fits. The largest packet is half of that before compression.
@@ -18,6 +18,25 @@ pub(crate) trait WritePayload: Send {
         pages: &Pages<'_>,
         out: &mut Vec<u8>,
     ) -> Result<PathCounts, EncodeError>;
+
+    /// The same for all packets of a flow, whose payloads [`give`] hands over.
+    fn write_flow(
+        &mut self,
+        flow: &mut dyn Flow,
+        page_size: PageSize,
+    ) -> Result<PathCounts, EncodeError> {
+        let mut counts = PathCounts::default();
+        let mut payload = Vec::new();
+        while let Some(bytes) = flow.next() {
+            payload.clear();
+            let pages = Pages::private(&bytes, page_size).map_err(EncodeError::Buffer)?;
+            if !pages.is_empty() {
+                counts += self.write_payload(&pages, &mut payload)?;
+            }
+            give(flow, Self::METHOD, bytes, &mut payload)?;
+        }
+        Ok(counts)
+    }
 
     /// See [`Encoder::backend`], of streams whose back end may change.
     fn backend(&self) -> Option<Backend> {
@@ -93,6 +112,16 @@ impl<S: WritePayload> Encoder for Channel<S> {
         Ok(())
     }
 
+    fn encode_flow(&mut self, flow: &mut dyn Flow, page_size: PageSize) -> Result<(), EncodeError> {
+        let method = S::METHOD;
+        if !self.begin() {
+            return Err(EncodeError::Poisoned { method });
+        }
+        let counts = self.stream.write_flow(flow, page_size)?;
+        self.end(counts);
+        Ok(())
+    }
+
     fn backend(&self) -> Backend {
         let current = self.stream.backend();
         current.unwrap_or_else(|| self.backend.clone())
@@ -138,6 +167,21 @@ impl<S: ReadPayload> Decoder for Channel<S> {
 
     fn counts(&self) -> PathCounts {
         self.counts
+    }
+}
+
+/// Hands a payload over, if it is one that a receiver takes.
+pub(crate) fn give(
+    flow: &mut dyn Flow,
+    method: Method,
+    pages: Vec<u8>,
+    payload: &mut Vec<u8>,
+) -> Result<(), EncodeError> {
+    check_payload_len(payload.len())?;
+    if flow.done(pages, payload) {
+        Ok(())
+    } else {
+        Err(EncodeError::Stopped { method })
     }
 }
 

@@ -37,16 +37,23 @@ pub fn encoder(method: Method, settings: &Settings) -> Result<Box<dyn Encoder>, 
                 Box::new(Channel::new(stream, backend))
             }
             Choice::Own(reason) if accel != Accel::None => {
-                let stream = software::Deflate::new(settings.effort, settings.window, streams);
-                Box::new(Channel::new(stream, because(Engine::Software, reason)))
+                let (effort, window) = (settings.effort, settings.window);
+                let backend = because(Engine::Software, reason);
+                if streams == Streams::default() {
+                    let stream = software::Deflate::new(effort, window);
+                    Box::new(Channel::new(stream, backend))
+                } else {
+                    let runs = software::DeflateRuns::on(effort, window, streams);
+                    Box::new(Channel::new(runs, backend))
+                }
             }
             Choice::Own(_) if streams == Streams::default() => {
                 let stream = zlib::Deflate::new(settings.zlib_level);
                 Box::new(Channel::new(stream, plain))
             }
             Choice::Own(_) => {
-                let stream = zlib::DeflateRuns::new(settings.zlib_level, streams);
-                Box::new(Channel::new(stream, plain))
+                let runs = zlib::DeflateRuns::on(settings.zlib_level, streams);
+                Box::new(Channel::new(runs, plain))
             }
         },
         Method::Zstd if wants_libqpl(accel) => return Err(refused(method, accel, NO_ZSTD.into())),
@@ -55,8 +62,8 @@ pub fn encoder(method: Method, settings: &Settings) -> Result<Box<dyn Encoder>, 
             Box::new(Channel::new(stream, plain))
         }
         Method::Zstd => {
-            let stream = zstd::CompressRuns::new(settings.zstd_level, streams)?;
-            Box::new(Channel::new(stream, plain))
+            let runs = zstd::CompressRuns::on(settings.zstd_level, streams)?;
+            Box::new(Channel::new(runs, plain))
         }
         Method::Qpl => match by_libqpl(method, settings)? {
             Choice::Libqpl(compressor, backend) => {

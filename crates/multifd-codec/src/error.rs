@@ -19,6 +19,15 @@ pub enum EncodeError {
         /// The encoder's method.
         method: Method,
     },
+    /// What was given is not a packet's worth of whole pages.
+    #[error("cannot encode this")]
+    Buffer(#[source] crate::PagesError),
+    /// Whoever takes the payloads wants no more.
+    #[error("the {method} stream was given up")]
+    Stopped {
+        /// The encoder's method.
+        method: Method,
+    },
     /// The payload would not fit into a stock receiver's buffer.
     #[error("a payload of {found} bytes or more, but a stock receiver takes {allowed}")]
     TooLarge {

@@ -1,4 +1,4 @@
-//! Other processors, which help with parts of a packet.
+//! Other processors, which help with parts of packets.
 //!
 //! A packet is work for a millisecond or so, and a processor that sleeps takes up to a tenth of that to wake. So the
 //! caller's own thread, which is awake, takes part instead of waiting; a thread that has helped stays awake for a moment,
@@ -16,7 +16,7 @@ use std::hint::spin_loop;
 use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
@@ -25,8 +25,9 @@ pub(crate) fn processors() -> usize {
     thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// Does `here` on this thread, and at the same time lets `others` do `there` on processors that have nothing else to help
-/// with. Which of them there are is left to chance, so what there is to do has to be taken from a common heap.
+/// Does `here` on this thread, which may ask for help meanwhile: others then do `there` on processors that have nothing else
+/// to help with, each with one of `others`. Which of them there are is left to chance, so what there is to do has to be
+/// taken from a common heap.
 ///
 /// Returns when all who have begun have finished.
 ///
@@ -34,96 +35,140 @@ pub(crate) fn processors() -> usize {
 ///
 /// With the panic of `here`, or else with the first one of `there`.
 pub(crate) fn share<W: Send, R>(
-    others: &mut [W],
+    others: &[Mutex<W>],
     there: impl Fn(&mut W) + Sync,
-    here: impl FnOnce() -> R,
+    here: impl FnOnce(&mut Help<'_>) -> R,
 ) -> R {
-    if others.is_empty() {
-        return here();
-    }
-    let count = others.len();
-    let others = Mutex::new(others.iter_mut());
     let help = || {
-        // The lock must not be held meanwhile.
-        let other = lock(&others).next();
-        if let Some(other) = other {
-            there(other);
+        // There is one for everybody who was asked.
+        let other = others.iter().find_map(|other| match other.try_lock() {
+            Ok(other) => Some(other),
+            Err(TryLockError::Poisoned(other)) => Some(other.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        });
+        if let Some(mut other) = other {
+            there(&mut other);
         }
     };
-    let order = Order::new(&help, count);
-    let done = here();
-    if let Some(panic) = order.finish() {
+    let mut help = Help::new(&help, others.len());
+    let done = here(&mut help);
+    if let Some(panic) = help.finish() {
         resume_unwind(panic);
     }
     done
 }
 
-/// What helpers are asked to do, for as long as this is there.
-struct Order<'w> {
+/// What others can be asked to do, for as long as this is there.
+pub(crate) struct Help<'w> {
+    /// See [`Help::new`].
+    work: &'static (dyn Fn() + Sync),
+    /// So many can be asked at once.
+    most: usize,
     /// The seats that have to be let go, a bit for each.
     taken: SeatBits,
+    /// The first one there was.
+    panic: Option<Panic>,
     /// It has borrowed what helpers work on.
-    work: PhantomData<&'w (dyn Fn() + Sync)>,
+    borrowed: PhantomData<&'w (dyn Fn() + Sync)>,
 }
 
 type SeatBits = u64;
 type Panic = Box<dyn Any + Send>;
 
-impl<'w> Order<'w> {
-    /// Asks for the help of those in the first free seats, up to `most`. So on a large machine it is always the same ones
-    /// who stay awake.
+impl<'w> Help<'w> {
     fn new(work: &'w (dyn Fn() + Sync), most: usize) -> Self {
-        let mut order = Self {
-            taken: 0,
-            work: PhantomData,
-        };
-        // SAFETY: only seats of this order get the longer life, and it is not used once they are let go: a helper calls it
-        // between `OFFERED` and `DONE`, and `let_go`, which is called by `drop` at the latest, returns when no seat of this
-        // order is in between. The order is dropped before `'w` ends, as nobody but `share` has one and could forget it.
+        // SAFETY: only seats taken for this get the longer life, and it is not used once they are let go: a helper calls it
+        // between `OFFERED` and `DONE`, and `let_go`, which is called for each of them by `drop` at the latest, returns when
+        // the seat is not in between. This is dropped before `'w` ends, as nobody but `share` has one and could forget it:
+        // `here` is lent it, with a lifetime that leaves it nothing to put in its place.
         let work = unsafe {
             std::mem::transmute::<&'w (dyn Fn() + Sync), &'static (dyn Fn() + Sync)>(work)
         };
-        let caller = thread::current();
-        let mut left = most;
+        Self {
+            work,
+            most,
+            taken: 0,
+            panic: None,
+            borrowed: PhantomData,
+        }
+    }
+
+    /// Sees to it that up to `count` others help, if there are so many with nothing else to do: those in the first seats,
+    /// so that on a large machine it is always the same ones who stay awake.
+    pub(crate) fn ask(&mut self, count: usize) {
+        let mut missing = count.min(self.most);
         for (number, seat) in seats().iter().enumerate() {
-            if left == 0 {
-                break;
+            if missing == 0 {
+                return;
+            }
+            let bit = 1 << number;
+            if self.taken & bit != 0 {
+                if seat.state.load(Ordering::Acquire) != DONE {
+                    missing -= 1;
+                    continue;
+                }
+                self.let_go(number);
             }
             if seat.step(FREE, TAKEN) {
-                order.taken |= 1 << number;
-                left -= 1;
+                self.taken |= bit;
+                missing -= 1;
                 seat.offer(Offer {
-                    work,
-                    caller: caller.clone(),
+                    work: self.work,
+                    caller: thread::current(),
                 });
             }
         }
-        order
     }
 
-    /// Takes the order back from those who have not begun, and waits for the others. Returns the first panic of theirs.
-    fn finish(mut self) -> Option<Panic> {
-        self.let_go()
-    }
-
-    fn let_go(&mut self) -> Option<Panic> {
-        let mut first = None;
-        while self.taken != 0 {
-            let number = self.taken.trailing_zeros();
-            let panic = seats().get(number as usize).and_then(Seat::let_go);
-            self.taken &= !(1 << number);
-            // To forget a further one may be a panic itself: `drop` then goes on with the next seat.
-            first = first.or(panic);
+    /// Lets those go who have finished: others may need them before there is more to do here.
+    pub(crate) fn let_idle_go(&mut self) {
+        for number in bits(self.taken) {
+            let is_done = |seat: &Seat| seat.state.load(Ordering::Acquire) == DONE;
+            if seats().get(number).is_some_and(is_done) {
+                self.let_go(number);
+            }
         }
-        first
+    }
+
+    /// Waits for what a helper does before it finishes.
+    pub(crate) fn wait_until(&self, is_done: impl Fn() -> bool) {
+        let since = Instant::now();
+        while !is_done() {
+            if since.elapsed() < A_PIECE {
+                spin_loop();
+            } else {
+                thread::park();
+            }
+        }
+    }
+
+    /// Takes the work back from those who have not begun, and waits for the others. Returns the first panic of theirs.
+    fn finish(mut self) -> Option<Panic> {
+        bits(self.taken).for_each(|number| self.let_go(number));
+        self.panic.take()
+    }
+
+    fn let_go(&mut self, number: usize) {
+        let panic = seats().get(number).and_then(Seat::let_go);
+        self.taken &= !(1 << number);
+        // To forget a further one may be a panic itself: `drop` then goes on with the next seat.
+        self.panic = self.panic.take().or(panic);
     }
 }
 
-impl Drop for Order<'_> {
+impl Drop for Help<'_> {
     fn drop(&mut self) {
         // This thread is in a panic of its own if there is anything left.
-        self.let_go();
+        bits(self.taken).for_each(|number| self.let_go(number));
     }
+}
+
+fn bits(mut bits: SeatBits) -> impl Iterator<Item = usize> {
+    std::iter::from_fn(move || {
+        let first = bits.trailing_zeros();
+        bits &= bits.checked_sub(1)?;
+        Some(first as usize)
+    })
 }
 
 /// A helper's place, which one caller at a time can take.
@@ -272,8 +317,8 @@ fn seats() -> &'static [Seat] {
     })
 }
 
-/// Nothing that is locked here can be left half done.
-fn lock<L>(lock: &Mutex<L>) -> MutexGuard<'_, L> {
+/// Nothing that is locked in this crate can be left half done.
+pub(crate) fn lock<L>(lock: &Mutex<L>) -> MutexGuard<'_, L> {
     lock.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -298,10 +343,18 @@ mod tests {
                 taken.push(piece);
             }
         };
-        let mut theirs = vec![Vec::new(); others];
+        let theirs: Vec<_> = std::iter::repeat_with(Mutex::default)
+            .take(others)
+            .collect();
         let mut mine = Vec::new();
-        share(&mut theirs, take, || take(&mut mine));
-        let mut all = [mine, theirs.concat()].concat();
+        share(&theirs, take, |help| {
+            help.ask(others);
+            take(&mut mine);
+        });
+        let mut all = mine;
+        for theirs in theirs {
+            all.extend(theirs.into_inner().unwrap());
+        }
         all.sort_unstable();
         all
     }
@@ -346,16 +399,19 @@ mod tests {
         let mut finished = 0;
         for _ in 0..50 {
             let before = helped.load(Ordering::Relaxed);
-            let mut others = [false];
+            let others = [Mutex::new(false)];
             let there = |finished: &mut bool| {
                 helped.fetch_add(1, Ordering::Relaxed);
                 // Longer than the caller spins.
                 thread::sleep(2 * A_PIECE);
                 *finished = true;
             };
-            share(&mut others, there, || wait_for(&helped, before));
+            share(&others, there, |help| {
+                help.ask(1);
+                wait_for(&helped, before);
+            });
             let has_helped = helped.load(Ordering::Relaxed) > before;
-            assert_eq!(others, [has_helped]);
+            assert_eq!(*others[0].lock().unwrap(), has_helped);
             finished += usize::from(has_helped);
         }
         assert!(finished > 0, "nobody helps");
@@ -370,7 +426,12 @@ mod tests {
         };
         for _ in 0..50 {
             let before = helped.load(Ordering::Relaxed);
-            let call = || share(&mut [(); 1], there, || wait_for(&helped, before));
+            let call = || {
+                share(&[Mutex::new(())], there, |help| {
+                    help.ask(1);
+                    wait_for(&helped, before);
+                });
+            };
             let outcome = catch_unwind(AssertUnwindSafe(call));
             assert_eq!(outcome.is_err(), helped.load(Ordering::Relaxed) > before);
         }
@@ -386,11 +447,12 @@ mod tests {
         };
         for _ in 0..50 {
             let before = begun.load(Ordering::Relaxed);
-            let here = || {
+            let here = |help: &mut Help<'_>| {
+                help.ask(1);
                 wait_for(&begun, before);
                 resume_unwind(Box::new("as it should"));
             };
-            let call = || share(&mut [(); 1], there, here);
+            let call = || share(&[Mutex::new(())], there, here);
             let outcome = catch_unwind(AssertUnwindSafe(call));
             assert!(outcome.is_err());
             assert_eq!(begun.load(Ordering::Relaxed), ended.load(Ordering::Relaxed));

@@ -98,7 +98,9 @@ mod helpers;
 mod none;
 mod page;
 mod paged;
+mod pipeline;
 mod qpl;
+mod runs;
 mod settings;
 mod software;
 mod streams;
@@ -135,6 +137,16 @@ pub trait Encoder: Send {
     /// holds means nothing.
     fn encode(&mut self, pages: &Pages<'_>, out: &mut Vec<u8>) -> Result<(), EncodeError>;
 
+    /// Makes the payloads of the channel's next packets, for as long as `flow` has some: the same ones as [`Self::encode`]
+    /// makes one by one. Where several processors share the work, a few packets are in work at once, so that none
+    /// of them waits for the others, nor for whoever brings packets and takes payloads.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::encode`]; packets that were brought and not taken are lost then. [`EncodeError::Stopped`] when `flow` has
+    /// asked for it.
+    fn encode_flow(&mut self, flow: &mut dyn Flow, page_size: PageSize) -> Result<(), EncodeError>;
+
     /// What does the work now, and why nothing better does: an accelerator may have been given up on the way.
     fn backend(&self) -> Backend {
         Backend::new(Engine::Plain)
@@ -142,6 +154,17 @@ pub trait Encoder: Send {
 
     /// Which way the pages went, of all packets that went well.
     fn counts(&self) -> PathCounts;
+}
+
+/// Where an [`Encoder`]'s packets come from and where their payloads go, both in the order in which the channel sends them.
+pub trait Flow {
+    /// The pages of the next packet, back to back and at most as many as a packet takes; `None` when there is none at
+    /// the moment, which is asked for again after a payload was taken.
+    fn next(&mut self) -> Option<Vec<u8>>;
+
+    /// Takes the payload of the packet that has waited longest, and its pages' memory back. What is left in `payload`
+    /// is memory for another one. False to go no further.
+    fn done(&mut self, pages: Vec<u8>, payload: &mut Vec<u8>) -> bool;
 }
 
 /// Turns payloads into packets of pages: the receiving direction of one channel.

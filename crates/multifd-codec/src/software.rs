@@ -10,51 +10,22 @@ use multifd_wire::{Method, PageSize};
 
 use crate::channel::{ReadPayload, WritePayload};
 use crate::deflate::{Deflater, Effort, Habit, SYNC_MARK, StreamInflater, WindowSize};
+use crate::runs::{CompressRun, WriteRuns};
 use crate::streams::Crew;
 use crate::{DecodeError, EncodeError, Pages, PathCounts, Streams, zlib};
 
-/// The sending direction.
+/// The sending direction, one stream for the whole channel.
 pub(crate) struct Deflate {
-    window: WindowSize,
-    how: How,
-    is_started: bool,
+    deflater: Box<Deflater>,
+    header: Header,
     copy: Vec<u8>,
 }
 
-enum How {
-    One(Box<Deflater>),
-    Runs(Runs),
-}
-
-/// The sending direction, run by run.
-struct Runs {
-    crew: Crew<Deflater>,
-    streams: Streams,
-    /// Looks at packets for all of the crew: what a run becomes must not depend on whose turn it is.
-    scout: Box<Deflater>,
-    habit: Habit,
-    packets: usize,
-}
-
 impl Deflate {
-    pub(crate) fn new(effort: Effort, window: WindowSize, streams: Streams) -> Self {
-        let deflater = || Deflater::new(window, effort);
-        let how = if streams == Streams::default() {
-            How::One(Box::new(deflater()))
-        } else {
-            let Ok(crew) = Crew::new(streams, || Ok::<_, Infallible>(deflater()));
-            How::Runs(Runs {
-                crew,
-                streams,
-                scout: Box::new(deflater()),
-                habit: Habit::default(),
-                packets: 0,
-            })
-        };
+    pub(crate) fn new(effort: Effort, window: WindowSize) -> Self {
         Self {
-            window,
-            how,
-            is_started: false,
+            deflater: Box::new(Deflater::new(window, effort)),
+            header: Header(Some(window)),
             copy: Vec::new(),
         }
     }
@@ -68,34 +39,71 @@ impl WritePayload for Deflate {
         pages: &Pages<'_>,
         out: &mut Vec<u8>,
     ) -> Result<PathCounts, EncodeError> {
-        if !std::mem::replace(&mut self.is_started, true) {
-            out.extend_from_slice(&self.window.zlib_header());
-        }
-        let bytes = pages.gather(&mut self.copy);
-        match &mut self.how {
-            How::One(deflater) => deflater.compress(bytes, out),
-            How::Runs(runs) => runs.compress(bytes, pages, out),
-        }
+        self.header.write(out);
+        self.deflater.compress(pages.gather(&mut self.copy), out);
         Ok(PathCounts::software(pages.len()))
     }
 }
 
-impl Runs {
+/// The sending direction, run by run.
+pub(crate) struct DeflateRuns {
+    header: Header,
+    /// Looks at packets for all who compress runs: what a run becomes must not depend on whose turn it is.
+    scout: Box<Deflater>,
+    habit: Habit,
+    packets: usize,
+}
+
+impl DeflateRuns {
     /// A survey takes about as long as ten pages.
     const PACKETS_BETWEEN_SURVEYS: usize = 8;
 
-    fn compress(&mut self, bytes: &[u8], pages: &Pages<'_>, out: &mut Vec<u8>) {
+    pub(crate) fn on(effort: Effort, window: WindowSize, streams: Streams) -> WriteRuns<Self> {
+        let deflater = || Deflater::new(window, effort);
+        let codec = Self {
+            header: Header(Some(window)),
+            scout: Box::new(deflater()),
+            habit: Habit::default(),
+            packets: 0,
+        };
+        let Ok(runs) = WriteRuns::new(codec, streams, || Ok::<_, Infallible>(deflater()));
+        runs
+    }
+}
+
+impl CompressRun for DeflateRuns {
+    const METHOD: Method = Method::Zlib;
+    type Tools = Deflater;
+    type Context = Habit;
+
+    fn begin(&mut self, pages: &[u8], payload: &mut Vec<u8>) -> Habit {
+        self.header.write(payload);
         if self.packets.is_multiple_of(Self::PACKETS_BETWEEN_SURVEYS) {
-            self.habit = self.scout.survey(bytes);
+            self.habit = self.scout.survey(pages);
         }
         self.packets += 1;
-        let habit = self.habit;
-        let page_bytes = pages.page_size().bytes();
-        let runs = self.streams.runs(pages.len()).map(|run| run * page_bytes);
-        let Ok(_) = self.crew.compress(bytes, runs, out, |deflater, run, out| {
-            deflater.compress_alone(run, habit, out);
-            Ok::<_, Infallible>(())
-        });
+        self.habit
+    }
+
+    fn compress(
+        deflater: &mut Deflater,
+        habit: &Habit,
+        run: &[u8],
+        payload: &mut Vec<u8>,
+    ) -> Result<(), EncodeError> {
+        deflater.compress_alone(run, *habit, payload);
+        Ok(())
+    }
+}
+
+/// The header of a channel's stream, until it is written.
+struct Header(Option<WindowSize>);
+
+impl Header {
+    fn write(&mut self, payload: &mut Vec<u8>) {
+        if let Some(window) = self.0.take() {
+            payload.extend_from_slice(&window.zlib_header());
+        }
     }
 }
 
@@ -195,7 +203,7 @@ impl Own {
             return None;
         }
         let streams = Streams::new(u8::try_from(runs).ok()?).ok()?;
-        let mut pieces = crew.no_pieces();
+        let mut pieces = crew.no_places();
         let (mut start, mut rest) = (0, &mut *pages);
         for (&end, run) in self.ends.iter().zip(streams.runs(count)) {
             let (place, behind) = rest.split_at_mut_checked(run * page_size.bytes())?;
@@ -244,7 +252,7 @@ mod tests {
     fn runs_are_read_by_themselves() {
         for streams in [1, 2, 3, 16, 128] {
             let streams = Streams::new(streams).unwrap();
-            let mut deflate = Deflate::new(Effort::Balanced, WindowSize::default(), streams);
+            let mut deflate = DeflateRuns::on(Effort::Balanced, WindowSize::default(), streams);
             let (mut inflate, mut payload) = (Inflate::new(), Vec::new());
             let Reader::Own(own) = &mut inflate.how else {
                 unreachable!()

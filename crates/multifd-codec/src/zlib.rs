@@ -15,7 +15,7 @@ use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, 
 use multifd_wire::{Method, PageSize};
 
 use crate::channel::{ReadPayload, WritePayload, check_payload_len};
-use crate::streams::Crew;
+use crate::runs::{CompressRun, WriteRuns};
 use crate::{DecodeError, EncodeError, Pages, PathCounts, Streams, WindowSize, ZlibLevel};
 
 /// The sending direction, one stream for the whole channel.
@@ -49,47 +49,39 @@ impl WritePayload for Deflate {
 /// The sending direction, a piece of deflate for each run of pages: blocks that do not look back before the run, ended by
 /// a sync flush. Inflate takes one after the other as one stream.
 pub(crate) struct DeflateRuns {
-    crew: Crew<Compress>,
-    streams: Streams,
     is_started: bool,
-    copy: Vec<u8>,
 }
 
 impl DeflateRuns {
-    pub(crate) fn new(level: ZlibLevel, streams: Streams) -> Self {
+    pub(crate) fn on(level: ZlibLevel, streams: Streams) -> WriteRuns<Self> {
         let stream = || {
             let level = Compression::new(level.value().into());
             Ok::<_, Infallible>(Compress::new(level, false))
         };
-        let Ok(crew) = Crew::new(streams, stream);
-        Self {
-            crew,
-            streams,
-            is_started: false,
-            copy: Vec::new(),
-        }
+        let Ok(runs) = WriteRuns::new(Self { is_started: false }, streams, stream);
+        runs
     }
 }
 
-impl WritePayload for DeflateRuns {
+impl CompressRun for DeflateRuns {
     const METHOD: Method = Method::Zlib;
+    type Tools = Compress;
+    type Context = ();
 
-    fn write_payload(
-        &mut self,
-        pages: &Pages<'_>,
-        out: &mut Vec<u8>,
-    ) -> Result<PathCounts, EncodeError> {
+    fn begin(&mut self, _: &[u8], payload: &mut Vec<u8>) {
         if !std::mem::replace(&mut self.is_started, true) {
-            out.extend_from_slice(&WindowSize::ThirtyTwoKiB.zlib_header());
+            payload.extend_from_slice(&WindowSize::ThirtyTwoKiB.zlib_header());
         }
-        let page_bytes = pages.page_size().bytes();
-        let runs = self.streams.runs(pages.len()).map(|run| run * page_bytes);
-        let bytes = pages.gather(&mut self.copy);
-        self.crew.compress(bytes, runs, out, |stream, run, out| {
-            stream.reset();
-            deflate(stream, run, out)
-        })?;
-        Ok(PathCounts::software(pages.len()))
+    }
+
+    fn compress(
+        stream: &mut Compress,
+        (): &(),
+        run: &[u8],
+        payload: &mut Vec<u8>,
+    ) -> Result<(), EncodeError> {
+        stream.reset();
+        deflate(stream, run, payload)
     }
 }
 

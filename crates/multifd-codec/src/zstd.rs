@@ -16,6 +16,7 @@ use zstd_safe::zstd_sys::ZSTD_EndDirective;
 use zstd_safe::{CCtx, CParameter, DCtx, DParameter, InBuffer, OutBuffer};
 
 use crate::channel::{ReadPayload, WritePayload, check_payload_len};
+use crate::runs::{CompressRun, WriteRuns};
 use crate::streams::{Crew, Place};
 use crate::{Accel, DecodeError, EncodeError, Pages, PathCounts, Streams, Unsupported, ZstdLevel};
 
@@ -54,37 +55,28 @@ impl WritePayload for Compress {
 }
 
 /// The sending direction, a frame for each run of pages.
-pub(crate) struct CompressRuns {
-    crew: Crew<CCtx<'static>>,
-    streams: Streams,
-    copy: Vec<u8>,
-}
+pub(crate) struct CompressRuns;
 
 impl CompressRuns {
-    pub(crate) fn new(level: ZstdLevel, streams: Streams) -> Result<Self, Unsupported> {
-        Ok(Self {
-            crew: Crew::new(streams, || compressor(level))?,
-            streams,
-            copy: Vec::new(),
-        })
+    pub(crate) fn on(level: ZstdLevel, streams: Streams) -> Result<WriteRuns<Self>, Unsupported> {
+        WriteRuns::new(Self, streams, || compressor(level))
     }
 }
 
-impl WritePayload for CompressRuns {
+impl CompressRun for CompressRuns {
     const METHOD: Method = Method::Zstd;
+    type Tools = CCtx<'static>;
+    type Context = ();
 
-    fn write_payload(
-        &mut self,
-        pages: &Pages<'_>,
-        out: &mut Vec<u8>,
-    ) -> Result<PathCounts, EncodeError> {
-        let page_bytes = pages.page_size().bytes();
-        let runs = self.streams.runs(pages.len()).map(|run| run * page_bytes);
-        let bytes = pages.gather(&mut self.copy);
-        self.crew.compress(bytes, runs, out, |stream, run, out| {
-            compress(stream, run, ZSTD_EndDirective::ZSTD_e_end, out)
-        })?;
-        Ok(PathCounts::software(pages.len()))
+    fn begin(&mut self, _: &[u8], _: &mut Vec<u8>) {}
+
+    fn compress(
+        stream: &mut CCtx<'static>,
+        (): &(),
+        run: &[u8],
+        payload: &mut Vec<u8>,
+    ) -> Result<(), EncodeError> {
+        compress(stream, run, ZSTD_EndDirective::ZSTD_e_end, payload)
     }
 }
 
@@ -146,7 +138,7 @@ impl Decompress {
         let Some(crew) = self.crew.as_mut().filter(|_| !self.in_frame) else {
             return false;
         };
-        let Some(frames) = frames(payload, page_size, pages, crew.no_pieces()) else {
+        let Some(frames) = frames(payload, page_size, pages, crew.no_places()) else {
             return false;
         };
         let read = |stream: &mut DCtx<'static>, frame: &[u8], run: &mut [u8]| {

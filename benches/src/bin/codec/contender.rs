@@ -2,7 +2,7 @@
 
 use multifd_benches::PAGE_SIZE;
 use multifd_codec::{
-    Accel, Decoder, Effort, Encoder, Huffman, Pages, Settings, Streams, WindowSize, decoder,
+    Accel, Decoder, Effort, Encoder, Flow, Huffman, Pages, Settings, Streams, WindowSize, decoder,
     encoder,
 };
 use multifd_wire::Method;
@@ -15,6 +15,15 @@ use crate::{Result, stock};
 /// Both ends of a channel.
 pub trait Peer {
     fn encode(&mut self, pages: &[u8], payload: &mut Vec<u8>) -> Result<()>;
+
+    /// Packets one after the other, which are there again when it is over.
+    fn encode_all(&mut self, packets: &mut [Vec<u8>], payloads: &mut [Vec<u8>]) -> Result<()> {
+        for (packet, payload) in packets.iter().zip(payloads) {
+            self.encode(packet, payload)?;
+        }
+        Ok(())
+    }
+
     fn decode(&mut self, payload: &[u8], pages: &mut [u8]) -> Result<()>;
 }
 
@@ -274,8 +283,41 @@ impl Peer for Channel {
         Ok(self.encoder.encode(&pages, payload)?)
     }
 
+    fn encode_all(&mut self, packets: &mut [Vec<u8>], payloads: &mut [Vec<u8>]) -> Result<()> {
+        let mut turn = Turn {
+            packets,
+            payloads,
+            brought: 0,
+            taken: 0,
+        };
+        Ok(self.encoder.encode_flow(&mut turn, PAGE_SIZE)?)
+    }
+
     fn decode(&mut self, payload: &[u8], pages: &mut [u8]) -> Result<()> {
         Ok(self.decoder.decode(payload, PAGE_SIZE, pages)?)
+    }
+}
+
+/// Packets that are there already, for as long as they last.
+struct Turn<'t> {
+    packets: &'t mut [Vec<u8>],
+    payloads: &'t mut [Vec<u8>],
+    brought: usize,
+    taken: usize,
+}
+
+impl Flow for Turn<'_> {
+    fn next(&mut self) -> Option<Vec<u8>> {
+        let packet = self.packets.get_mut(self.brought)?;
+        self.brought += 1;
+        Some(std::mem::take(packet))
+    }
+
+    fn done(&mut self, pages: Vec<u8>, payload: &mut Vec<u8>) -> bool {
+        self.packets[self.taken] = pages;
+        std::mem::swap(&mut self.payloads[self.taken], payload);
+        self.taken += 1;
+        true
     }
 }
 

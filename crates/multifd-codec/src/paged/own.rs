@@ -4,6 +4,7 @@ use std::convert::Infallible;
 
 use super::write::{CompressPages, PageList};
 use crate::deflate::{CodeLengths, Effort, PageDeflater, SharedCode};
+use crate::pipeline::{One, Packet};
 use crate::streams::Crew;
 use crate::{EncodeError, Huffman, Pages, PathCounts, Streams};
 
@@ -11,6 +12,8 @@ use crate::{EncodeError, Huffman, Pages, PathCounts, Streams};
 pub(crate) struct Own {
     crew: Crew<PageDeflater>,
     copy: Vec<u8>,
+    /// Where pages end in the payload.
+    ends: Vec<usize>,
 }
 
 /// What pages are written in.
@@ -27,6 +30,7 @@ impl Own {
         Self {
             crew,
             copy: Vec::new(),
+            ends: Vec::new(),
         }
     }
 }
@@ -48,9 +52,13 @@ impl CompressPages for Own {
     fn compress(&mut self, code: &Code, pages: &Pages<'_>, mut list: PageList<'_>) -> PathCounts {
         let page_bytes = pages.page_size().bytes();
         let bytes = pages.gather(&mut self.copy);
-        let lengths = std::iter::repeat_n(page_bytes, pages.len());
-        let mut start = list.out.len();
-        let compress = |deflater: &mut PageDeflater, page: &[u8], out: &mut Vec<u8>| {
+        let packet = Packet {
+            bytes,
+            part_bytes: page_bytes,
+            runs: pages.len(),
+            context: (),
+        };
+        let compress = |deflater: &mut PageDeflater, (): &(), page: &[u8], out: &mut Vec<u8>| {
             let is_shorter = match code {
                 Code::Fixed => deflater.fixed_page(page, out),
                 Code::Dynamic => deflater.dynamic_page(page, out),
@@ -61,9 +69,13 @@ impl CompressPages for Own {
             }
             Ok::<_, Infallible>(())
         };
-        let Ok(ends) = self.crew.compress(bytes, lengths, list.out, compress);
+        let mut start = list.out.len();
+        self.ends.clear();
+        let note = |ends: &[usize]| self.ends.extend_from_slice(ends);
+        let mut one = One::new(packet, list.out, note);
+        let Ok(()) = self.crew.compress(&mut one, compress);
         let mut counts = PathCounts::default();
-        for &end in ends {
+        for &end in &self.ends {
             let length = end - start;
             counts += if length == page_bytes {
                 PathCounts::raw(1)

@@ -145,7 +145,7 @@ fn read_here<'a>(
     code: Option<&BodyCode>,
 ) -> Result<PathCounts, DecodeError> {
     let mut counts = PathCounts::default();
-    let mut pieces = crew.no_pieces();
+    let mut pieces = crew.no_places();
     for (page, place) in table.zip(pages.chunks_exact_mut(page_bytes)) {
         counts += match page {
             PageData::Raw(_) => PathCounts::raw(1),

@@ -4,7 +4,8 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 
 use multifd_codec::{
-    DecodeError, Decoder, Encoder, GuestPage, MAX_PAYLOAD_BYTES, Pages, Settings, decoder, encoder,
+    DecodeError, Decoder, EncodeError, Encoder, Flow, GuestPage, MAX_PAYLOAD_BYTES, Pages,
+    Settings, decoder, encoder,
 };
 use multifd_wire::{Method, PageSize};
 
@@ -37,6 +38,8 @@ macro_rules! conformance {
                 page_sizes
                 a_thousand_packets
                 all_settings
+                a_flow_is_its_packets_one_by_one
+                a_flow_that_ends_early
                 truncation
                 corruption
                 garbage
@@ -216,6 +219,96 @@ pub fn all_settings(subject: &Subject) {
 }
 
 /// A payload that is cut off either fails, or has lost nothing but marks behind the last page.
+/// The pages of some packets, and what has become of them.
+struct Packets {
+    packets: Vec<Vec<u8>>,
+    brought: usize,
+    payloads: Vec<Vec<u8>>,
+    /// Wants no more payloads than so many.
+    most: usize,
+}
+
+impl Packets {
+    fn new(packets: &[Vec<u8>]) -> Self {
+        Self {
+            packets: packets.to_vec(),
+            brought: 0,
+            payloads: Vec::new(),
+            most: usize::MAX,
+        }
+    }
+}
+
+impl Flow for Packets {
+    fn next(&mut self) -> Option<Vec<u8>> {
+        // Now and then there is none at the moment, though there is one when the last one is done.
+        if self.brought % 5 == 4 && self.brought > self.payloads.len() {
+            return None;
+        }
+        let packet = self.packets.get_mut(self.brought)?;
+        self.brought += 1;
+        Some(std::mem::take(packet))
+    }
+
+    fn done(&mut self, pages: Vec<u8>, payload: &mut Vec<u8>) -> bool {
+        assert!(self.payloads.len() < self.most, "called after it said no");
+        self.packets[self.payloads.len()] = pages;
+        self.payloads.push(std::mem::take(payload));
+        self.payloads.len() < self.most
+    }
+}
+
+pub fn a_flow_is_its_packets_one_by_one(subject: &Subject) {
+    let mut random = Random::new(31);
+    let lengths = [0, 128, 3, 0, 128, 128, 1, 128, 50, 0, 2, 128, 17];
+    let packets = lengths.map(|pages| packet(&mut random, pages, 4096));
+    for settings in &subject.settings {
+        let mut one_by_one = encoder(subject.method, settings).unwrap();
+        let mut in_a_flow = encoder(subject.method, settings).unwrap();
+        let expected: Vec<_> = packets
+            .iter()
+            .map(|packet| encode(&mut *one_by_one, packet, PageSize::K4))
+            .collect();
+        let mut flow = Packets::new(&packets);
+        in_a_flow.encode_flow(&mut flow, PageSize::K4).unwrap();
+        assert!(flow.payloads == expected, "{settings:?}");
+        assert!(flow.packets == packets, "{settings:?}");
+        assert_eq!(in_a_flow.counts(), one_by_one.counts(), "{settings:?}");
+
+        // And both go on.
+        let next = encode(&mut *one_by_one, &packets[1], PageSize::K4);
+        let mut flow = Packets::new(&packets[1..2]);
+        in_a_flow.encode_flow(&mut flow, PageSize::K4).unwrap();
+        assert!(flow.payloads == [next], "{settings:?}");
+    }
+}
+
+pub fn a_flow_that_ends_early(subject: &Subject) {
+    let mut random = Random::new(32);
+    let mut packets = vec![packet(&mut random, 20, 4096); 6];
+    for settings in &subject.settings {
+        let mut stopped = encoder(subject.method, settings).unwrap();
+        let mut flow = Packets::new(&packets);
+        flow.most = 2;
+        let error = stopped.encode_flow(&mut flow, PageSize::K4).unwrap_err();
+        assert!(matches!(error, EncodeError::Stopped { .. }), "{error:?}");
+        let error = stopped.encode_flow(&mut flow, PageSize::K4).unwrap_err();
+        assert!(matches!(error, EncodeError::Poisoned { .. }), "{error:?}");
+    }
+    packets[3].pop();
+    for settings in &subject.settings {
+        let mut encoder = encoder(subject.method, settings).unwrap();
+        let mut flow = Packets::new(&packets);
+        let error = encoder.encode_flow(&mut flow, PageSize::K4).unwrap_err();
+        assert!(matches!(error, EncodeError::Buffer(_)), "{error:?}");
+        assert!(flow.payloads.len() <= 3);
+        let mut payload = Vec::new();
+        let pages = Pages::private(&packets[0], PageSize::K4).unwrap();
+        let error = encoder.encode(&pages, &mut payload).unwrap_err();
+        assert!(matches!(error, EncodeError::Poisoned { .. }), "{error:?}");
+    }
+}
+
 pub fn truncation(subject: &Subject) {
     let bytes = packet(&mut Random::new(8), 3, 4096);
     let payload = encode(subject.encoder().as_mut(), &bytes, PageSize::K4);
