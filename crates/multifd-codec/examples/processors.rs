@@ -11,7 +11,9 @@ use std::sync::Barrier;
 use std::thread;
 use std::time::Instant;
 
-use multifd_codec::{Accel, Decoder, Encoder, Flow, Settings, Streams, decoder, encoder, is_zero};
+use multifd_codec::{
+    Accel, Decoder, Encoder, Flow, PageBuffer, Settings, Streams, decoder, encoder, is_zero,
+};
 use multifd_wire::{Method, PageSize};
 
 const PAGE: PageSize = PageSize::K4;
@@ -216,14 +218,14 @@ struct Turn<'t> {
 }
 
 impl Flow for Turn<'_> {
-    fn next(&mut self) -> Option<Vec<u8>> {
+    fn next(&mut self) -> Option<PageBuffer> {
         let packet = self.packets.get_mut(self.brought)?;
         self.brought += 1;
-        Some(std::mem::take(packet))
+        Some(std::mem::take(packet).into())
     }
 
-    fn done(&mut self, pages: Vec<u8>, payload: &mut Vec<u8>) -> bool {
-        self.packets[self.taken] = pages;
+    fn done(&mut self, pages: PageBuffer, payload: &mut Vec<u8>) -> bool {
+        self.packets[self.taken] = pages.into();
         std::mem::swap(&mut self.payloads[self.taken], payload);
         self.taken += 1;
         true

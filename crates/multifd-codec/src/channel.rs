@@ -2,7 +2,9 @@
 
 use multifd_wire::{Method, PageSize};
 
-use crate::{Backend, DecodeError, Decoder, EncodeError, Encoder, Flow, Pages, PathCounts};
+use crate::{
+    Backend, DecodeError, Decoder, EncodeError, Encoder, Flow, PageBuffer, Pages, PathCounts,
+};
 
 /// The longest payload a stock QEMU takes: it reads every payload into a buffer of 1 MiB and, up to 10.0 at least, does
 /// not check that it fits. The largest packet is half of that before compression.
@@ -29,7 +31,7 @@ pub(crate) trait WritePayload: Send {
         let mut payload = Vec::new();
         while let Some(bytes) = flow.next() {
             payload.clear();
-            let pages = Pages::private(&bytes, page_size).map_err(EncodeError::Buffer)?;
+            let pages = Pages::private(bytes.as_ref(), page_size).map_err(EncodeError::Buffer)?;
             if !pages.is_empty() {
                 counts += self.write_payload(&pages, &mut payload)?;
             }
@@ -174,7 +176,7 @@ impl<S: ReadPayload> Decoder for Channel<S> {
 pub(crate) fn give(
     flow: &mut dyn Flow,
     method: Method,
-    pages: Vec<u8>,
+    pages: PageBuffer,
     payload: &mut Vec<u8>,
 ) -> Result<(), EncodeError> {
     check_payload_len(payload.len())?;

@@ -113,7 +113,7 @@ pub use channel::MAX_PAYLOAD_BYTES;
 pub use choose::{decoder, encoder};
 pub use deflate::{Effort, WindowSize};
 pub use error::{DecodeError, EncodeError, Unsupported};
-pub use page::{GuestPage, Pages, PagesError};
+pub use page::{GuestPage, PageBuffer, Pages, PagesError};
 pub use paged::canned::CannedFault;
 pub use settings::{Level, LevelError, Settings, Streams, StreamsError, ZlibLevel, ZstdLevel};
 pub use zero::is_zero;
@@ -158,13 +158,13 @@ pub trait Encoder: Send {
 
 /// Where an [`Encoder`]'s packets come from and where their payloads go, both in the order in which the channel sends them.
 pub trait Flow {
-    /// The pages of the next packet, back to back and at most as many as a packet takes; `None` when there is none at
-    /// the moment, which is asked for again after a payload was taken.
-    fn next(&mut self) -> Option<Vec<u8>>;
+    /// The pages of the next packet, at most as many as a packet takes, or none at all; `None` when there is no packet at
+    /// the moment. After a payload was taken it is asked for again.
+    fn next(&mut self) -> Option<PageBuffer>;
 
     /// Takes the payload of the packet that has waited longest, and its pages' memory back. What is left in `payload`
     /// is memory for another one. False to go no further.
-    fn done(&mut self, pages: Vec<u8>, payload: &mut Vec<u8>) -> bool;
+    fn done(&mut self, pages: PageBuffer, payload: &mut Vec<u8>) -> bool;
 }
 
 /// Turns payloads into packets of pages: the receiving direction of one channel.

@@ -140,6 +140,48 @@ impl<'a> Pages<'a> {
     }
 }
 
+/// A packet's pages, back to back in memory of their own, which serves for one packet after the other and is never
+/// cleared in between.
+#[derive(Clone, Debug, Default)]
+pub struct PageBuffer {
+    memory: Vec<u8>,
+    len_bytes: usize,
+}
+
+impl PageBuffer {
+    /// Makes it `len_bytes` long. Whatever was in its memory before is there until it is overwritten.
+    pub fn space(&mut self, len_bytes: usize) -> &mut [u8] {
+        if self.memory.len() < len_bytes {
+            self.memory.resize(len_bytes, 0);
+        }
+        self.len_bytes = len_bytes;
+        self.memory.get_mut(..len_bytes).unwrap_or_default()
+    }
+}
+
+impl AsRef<[u8]> for PageBuffer {
+    fn as_ref(&self) -> &[u8] {
+        self.memory.get(..self.len_bytes).unwrap_or_default()
+    }
+}
+
+impl From<Vec<u8>> for PageBuffer {
+    fn from(memory: Vec<u8>) -> Self {
+        Self {
+            len_bytes: memory.len(),
+            memory,
+        }
+    }
+}
+
+impl From<PageBuffer> for Vec<u8> {
+    fn from(buffer: PageBuffer) -> Self {
+        let mut memory = buffer.memory;
+        memory.truncate(buffer.len_bytes);
+        memory
+    }
+}
+
 /// Where one page of a guest's memory lies: an address, and the promise that it can be read.
 #[derive(Clone, Copy, Debug)]
 pub struct GuestPage<'a> {

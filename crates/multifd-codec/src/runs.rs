@@ -5,7 +5,7 @@ use multifd_wire::{Method, PageSize};
 use crate::channel::{WritePayload, give};
 use crate::pipeline::{Ends, One, Packet};
 use crate::streams::Crew;
-use crate::{EncodeError, Flow, Pages, PathCounts, Streams};
+use crate::{EncodeError, Flow, PageBuffer, Pages, PathCounts, Streams};
 
 /// How a method compresses a run.
 pub(crate) trait CompressRun: Send {
@@ -111,34 +111,34 @@ struct FlowEnds<'f, R> {
 }
 
 impl<R: CompressRun> Ends for FlowEnds<'_, R> {
-    type Bytes = Vec<u8>;
+    type Bytes = PageBuffer;
     type Context = R::Context;
     type Error = EncodeError;
 
     fn next(
         &mut self,
         payload: &mut Vec<u8>,
-    ) -> Result<Option<Packet<Vec<u8>, R::Context>>, EncodeError> {
+    ) -> Result<Option<Packet<PageBuffer, R::Context>>, EncodeError> {
         let Some(bytes) = self.flow.next() else {
             return Ok(None);
         };
-        let pages = Pages::private(&bytes, self.page_size).map_err(EncodeError::Buffer)?;
+        let pages = Pages::private(bytes.as_ref(), self.page_size).map_err(EncodeError::Buffer)?;
         // A packet without pages has no payload.
         let context = if pages.is_empty() {
             R::Context::default()
         } else {
-            self.codec.begin(&bytes, payload)
+            self.codec.begin(bytes.as_ref(), payload)
         };
         Ok(Some(cut(bytes, self.page_size, self.streams, context)))
     }
 
     fn done(
         &mut self,
-        bytes: Vec<u8>,
+        bytes: PageBuffer,
         payload: &mut Vec<u8>,
         _: &[usize],
     ) -> Result<(), EncodeError> {
-        let pages = bytes.len() / self.page_size.bytes();
+        let pages = bytes.as_ref().len() / self.page_size.bytes();
         give(self.flow, R::METHOD, bytes, payload)?;
         self.counts += PathCounts::software(pages);
         Ok(())

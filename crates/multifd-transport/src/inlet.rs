@@ -2,7 +2,7 @@
 
 use std::io::{self, Read};
 
-use multifd_codec::{Decoder, Settings};
+use multifd_codec::{Decoder, PageBuffer, Settings};
 use multifd_wire::{ChannelReceiver, Event, Hello, Limits, Method, Packet, RamPacket};
 
 use crate::Stream;
@@ -22,7 +22,7 @@ pub struct Inlet<'s> {
     decoder: Option<Box<dyn Decoder>>,
     head: Vec<u8>,
     payload: Vec<u8>,
-    pages: Vec<u8>,
+    pages: PageBuffer,
     bytes_in: u64,
 }
 
@@ -66,7 +66,7 @@ impl<'s> Inlet<'s> {
             decoder: None,
             head: Vec::new(),
             payload: Vec::new(),
-            pages: Vec::new(),
+            pages: PageBuffer::default(),
             bytes_in: bytes.len() as u64,
         })
     }
@@ -117,17 +117,41 @@ impl<'s> Inlet<'s> {
         Ok(payload)
     }
 
+    /// Whether something has arrived that was not read yet, be it the end.
+    pub(crate) fn has_more(&self) -> bool {
+        self.stream.peek(&mut [0]).is_ok()
+    }
+
     /// Reads and decodes the payload which follows `packet`: its normal pages in the order of their offsets.
     ///
     /// # Errors
     /// When the payload does not give exactly these pages, or the channel's method is not one that can be read here.
     pub fn read_pages(&mut self, packet: &RamPacket) -> Result<&[u8], Cause> {
+        let mut pages = std::mem::take(&mut self.pages);
+        let outcome = self.read_pages_into(packet, &mut pages);
+        self.pages = pages;
+        outcome.map(|()| self.pages.as_ref())
+    }
+
+    /// The same, into `pages`.
+    pub(crate) fn read_pages_into(
+        &mut self,
+        packet: &RamPacket,
+        pages: &mut PageBuffer,
+    ) -> Result<(), Cause> {
         let method = self.method_of(packet)?;
         let (Some(page_size), false) = (packet.page_size(), packet.normal().is_empty()) else {
-            return Ok(&[]);
+            pages.space(0);
+            return Ok(());
         };
+        // A checked packet has at most as many pages as its size allows, 512 KiB in all.
+        let len = packet.normal().len() * page_size.bytes();
         if method == Method::None {
-            return self.read_payload();
+            // A checked packet's payload has the length of its pages.
+            let payload = pages.space(self.receiver.payload_remaining() as usize);
+            fill(self.stream, payload, &mut self.receiver)?;
+            self.bytes_in += payload.len() as u64;
+            return Ok(());
         }
         let decoder = match &mut self.decoder {
             Some(decoder) => decoder,
@@ -139,10 +163,8 @@ impl<'s> Inlet<'s> {
         );
         fill(self.stream, payload, &mut self.receiver)?;
         self.bytes_in += payload.len() as u64;
-        // A checked packet has at most as many pages as its size allows, 512 KiB in all.
-        let pages = space(&mut self.pages, packet.normal().len() * page_size.bytes());
-        decoder.decode(payload, page_size, pages)?;
-        Ok(pages)
+        decoder.decode(payload, page_size, pages.space(len))?;
+        Ok(())
     }
 
     /// The method of `packet`, which must be that of all packets with a payload before it.

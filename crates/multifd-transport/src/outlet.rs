@@ -1,9 +1,10 @@
 //! The outlet: packets and their pages become one multifd channel's bytes.
 
+use std::collections::VecDeque;
 use std::io::Write;
 
-use multifd_codec::{Encoder, Pages};
-use multifd_wire::{ChannelSender, Hello, Method, Packet, PageSize, RamPacket};
+use multifd_codec::{Encoder, Flow, PageBuffer};
+use multifd_wire::{BlockName, ChannelSender, Hello, Method, Packet, PageSize, RamPacket};
 
 use crate::Stream;
 use crate::failure::{Cause, Leg};
@@ -14,13 +15,43 @@ use crate::verbatim::Conduit;
 ///
 /// Every packet is written at once, header and payload together: a peer waits for a SYNC.
 pub struct Outlet<'s> {
+    encoder: Box<dyn Encoder>,
+    wire: Wire<'s>,
+    conduit: Conduit,
+    /// What goes round in a flow: empty between flows.
+    waiting: VecDeque<RamPacket>,
+    /// Memory for the pages of further packets.
+    spare: Vec<PageBuffer>,
+}
+
+/// The connection, and what has been said on it.
+struct Wire<'s> {
     stream: &'s Stream,
     sender: ChannelSender,
-    encoder: Box<dyn Encoder>,
-    conduit: Conduit,
     head: Vec<u8>,
-    payload: Vec<u8>,
     bytes_out: u64,
+}
+
+/// Where packets come from that are written one after the other.
+pub trait Supply {
+    /// Why there is no next packet.
+    type Error;
+
+    /// The next packet, if there is one now, its normal pages' contents in `pages` in the order of their offsets. It may
+    /// be asked for when the packets before it are still being encoded.
+    fn next(&mut self, pages: &mut PageBuffer) -> Result<Option<RamPacket>, Self::Error>;
+
+    /// The packet that has waited longest was written, `bytes` in all.
+    fn sent(&mut self, normal_pages: usize, zero_pages: usize, bytes: u64);
+}
+
+/// Why not all packets were written.
+#[derive(Debug)]
+pub enum FlowFailure<E> {
+    /// There is no next packet. All before it were written.
+    Supply(E),
+    /// The packet that was due could not be encoded or written. It has pages of this block, if it has any.
+    Outlet(Cause, Option<Box<BlockName>>),
 }
 
 impl<'s> Outlet<'s> {
@@ -31,16 +62,19 @@ impl<'s> Outlet<'s> {
         encoder: Box<dyn Encoder>,
     ) -> Result<Self, Cause> {
         let mut outlet = Outlet {
-            stream,
-            sender: ChannelSender::new(),
             encoder,
+            wire: Wire {
+                stream,
+                sender: ChannelSender::new(),
+                head: Vec::new(),
+                bytes_out: 0,
+            },
             conduit: Conduit::default(),
-            head: Vec::new(),
-            payload: Vec::new(),
-            bytes_out: 0,
+            waiting: VecDeque::new(),
+            spare: Vec::new(),
         };
-        outlet.sender.hello(hello, &mut outlet.head)?;
-        outlet.write_head()?;
+        outlet.wire.sender.hello(hello, &mut outlet.wire.head)?;
+        outlet.wire.write_head()?;
         Ok(outlet)
     }
 
@@ -56,39 +90,47 @@ impl<'s> Outlet<'s> {
 
     /// Bytes written so far, the hello included.
     pub fn bytes_out(&self) -> u64 {
-        self.bytes_out
+        self.wire.bytes_out
     }
 
     /// Writes a packet without a payload: a SYNC, or only zero pages.
     pub fn write_packet(&mut self, packet: &Packet) -> Result<(), Cause> {
-        self.sender.packet(packet, &mut self.head)?;
-        self.write_head()
+        self.wire.write_packet(packet)
     }
 
     /// Writes more of the offset table of the packet before: [`crate::inlet::Item::Padding`].
     pub fn write_padding(&mut self, entries: usize) -> Result<(), Cause> {
-        self.sender.padding(entries, &mut self.head)?;
-        self.write_head()
+        self.wire.sender.padding(entries, &mut self.wire.head)?;
+        self.wire.write_head()
     }
 
-    /// Encodes `pages`, the contents of the packet's normal pages in the order of their offsets, and writes the packet with them.
-    pub fn write_pages(
+    /// Encodes and writes packets for as long as `supply` has some.
+    ///
+    /// # Errors
+    /// The first failure. Packets that were taken and not written then are lost.
+    pub fn write_flow<S: Supply>(
         &mut self,
-        mut packet: RamPacket,
-        pages: &[u8],
+        supply: &mut S,
         page_size: PageSize,
-    ) -> Result<(), Cause> {
-        let pages = Pages::private(pages, page_size)?;
-        self.encoder.encode(&pages, &mut self.payload)?;
-        // A packet's pages are 512 KiB and hardly grow; a length that did not fit would be refused as too long.
-        let len = u32::try_from(self.payload.len()).unwrap_or(u32::MAX);
-        packet.set_payload(self.encoder.method(), len)?;
-        self.sender.packet(&Packet::Ram(packet), &mut self.head)?;
-        self.stream.write_all_of_two(&self.head, &self.payload)?;
-        self.sender.payload_sent(self.payload.len())?;
-        self.bytes_out += (self.head.len() + self.payload.len()) as u64;
-        self.head.clear();
-        Ok(())
+    ) -> Result<(), FlowFailure<S::Error>> {
+        self.waiting.clear();
+        let mut through = Through {
+            supply,
+            method: self.encoder.method(),
+            wire: &mut self.wire,
+            waiting: &mut self.waiting,
+            spare: &mut self.spare,
+            failure: None,
+        };
+        let outcome = self.encoder.encode_flow(&mut through, page_size);
+        match (through.failure, outcome) {
+            (Some(failure), _) => Err(failure),
+            (None, Ok(())) => Ok(()),
+            (None, Err(error)) => {
+                let block = self.waiting.front().and_then(block_of);
+                Err(FlowFailure::Outlet(error.into(), block))
+            }
+        }
     }
 
     /// Writes a packet whose payload comes from `inlet` as it is. An error says on which leg it happened.
@@ -99,10 +141,11 @@ impl<'s> Outlet<'s> {
     ) -> Result<(), (Leg, Cause)> {
         let here = |cause| (Leg::Destination, cause);
         self.write_packet(packet).map_err(here)?;
+        let wire = &mut self.wire;
         let (from, len) = inlet.payload_source();
         let moved = self
             .conduit
-            .transfer(from, self.stream, len)
+            .transfer(from, wire.stream, len)
             .map_err(|(leg, error)| (leg, error.into()))?;
         inlet
             .payload_moved(moved)
@@ -110,10 +153,26 @@ impl<'s> Outlet<'s> {
         if moved < len {
             inlet.ended().map_err(|cause| (Leg::Source, cause))?;
         }
-        self.sender
+        wire.sender
             .payload_sent(moved)
             .map_err(|fault| here(fault.into()))?;
-        self.bytes_out += moved as u64;
+        wire.bytes_out += moved as u64;
+        Ok(())
+    }
+}
+
+impl Wire<'_> {
+    fn write_packet(&mut self, packet: &Packet) -> Result<(), Cause> {
+        self.sender.packet(packet, &mut self.head)?;
+        self.write_head()
+    }
+
+    fn write_with(&mut self, packet: &Packet, payload: &[u8]) -> Result<(), Cause> {
+        self.sender.packet(packet, &mut self.head)?;
+        self.stream.write_all_of_two(&self.head, payload)?;
+        self.sender.payload_sent(payload.len())?;
+        self.bytes_out += (self.head.len() + payload.len()) as u64;
+        self.head.clear();
         Ok(())
     }
 
@@ -123,4 +182,68 @@ impl<'s> Outlet<'s> {
         self.head.clear();
         Ok(())
     }
+}
+
+/// Packets on their way from a supply through the encoder to the wire.
+struct Through<'f, 's, S: Supply> {
+    supply: &'f mut S,
+    method: Method,
+    wire: &'f mut Wire<'s>,
+    /// Those whose pages the encoder has.
+    waiting: &'f mut VecDeque<RamPacket>,
+    spare: &'f mut Vec<PageBuffer>,
+    failure: Option<FlowFailure<S::Error>>,
+}
+
+impl<S: Supply> Flow for Through<'_, '_, S> {
+    fn next(&mut self) -> Option<PageBuffer> {
+        if self.failure.is_some() {
+            return None;
+        }
+        let mut pages = self.spare.pop().unwrap_or_default();
+        match self.supply.next(&mut pages) {
+            Ok(Some(packet)) => {
+                self.waiting.push_back(packet);
+                return Some(pages);
+            }
+            Ok(None) => {}
+            Err(error) => self.failure = Some(FlowFailure::Supply(error)),
+        }
+        self.spare.push(pages);
+        None
+    }
+
+    fn done(&mut self, pages: PageBuffer, payload: &mut Vec<u8>) -> bool {
+        self.spare.push(pages);
+        let Some(mut packet) = self.waiting.pop_front() else {
+            unreachable!("the encoder gives back what it was given")
+        };
+        let (normal, zero) = (packet.normal().len(), packet.zero().len());
+        let block = block_of(&packet);
+        let before = self.wire.bytes_out;
+        // A packet's pages are 512 KiB and hardly grow; a length that did not fit would be refused as too long.
+        let len = u32::try_from(payload.len()).unwrap_or(u32::MAX);
+        let written = match packet.set_payload(self.method, len) {
+            Ok(()) => self.wire.write_with(&Packet::Ram(packet), payload),
+            Err(fault) => Err(fault.into()),
+        };
+        match written {
+            Ok(()) => {
+                let bytes = self.wire.bytes_out - before;
+                self.supply.sent(normal, zero, bytes);
+                true
+            }
+            Err(cause) => {
+                // A supply that has failed already has failed behind this packet.
+                self.failure = Some(FlowFailure::Outlet(cause, block));
+                false
+            }
+        }
+    }
+}
+
+/// The block of a packet's pages, if it has any.
+pub(crate) fn block_of(packet: &RamPacket) -> Option<Box<BlockName>> {
+    let has_pages = !packet.normal().is_empty() || !packet.zero().is_empty();
+    has_pages.then(|| Box::new(packet.block().clone()))
 }

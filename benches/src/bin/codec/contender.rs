@@ -2,8 +2,8 @@
 
 use multifd_benches::PAGE_SIZE;
 use multifd_codec::{
-    Accel, Decoder, Effort, Encoder, Flow, Huffman, Pages, Settings, Streams, WindowSize, decoder,
-    encoder,
+    Accel, Decoder, Effort, Encoder, Flow, Huffman, PageBuffer, Pages, Settings, Streams,
+    WindowSize, decoder, encoder,
 };
 use multifd_wire::Method;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
@@ -307,14 +307,14 @@ struct Turn<'t> {
 }
 
 impl Flow for Turn<'_> {
-    fn next(&mut self) -> Option<Vec<u8>> {
+    fn next(&mut self) -> Option<PageBuffer> {
         let packet = self.packets.get_mut(self.brought)?;
         self.brought += 1;
-        Some(std::mem::take(packet))
+        Some(std::mem::take(packet).into())
     }
 
-    fn done(&mut self, pages: Vec<u8>, payload: &mut Vec<u8>) -> bool {
-        self.packets[self.taken] = pages;
+    fn done(&mut self, pages: PageBuffer, payload: &mut Vec<u8>) -> bool {
+        self.packets[self.taken] = pages.into();
         std::mem::swap(&mut self.payloads[self.taken], payload);
         self.taken += 1;
         true

@@ -4,8 +4,8 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 
 use multifd_codec::{
-    DecodeError, Decoder, EncodeError, Encoder, Flow, GuestPage, MAX_PAYLOAD_BYTES, Pages,
-    Settings, decoder, encoder,
+    DecodeError, Decoder, EncodeError, Encoder, Flow, GuestPage, MAX_PAYLOAD_BYTES, PageBuffer,
+    Pages, Settings, decoder, encoder,
 };
 use multifd_wire::{Method, PageSize};
 
@@ -240,19 +240,19 @@ impl Packets {
 }
 
 impl Flow for Packets {
-    fn next(&mut self) -> Option<Vec<u8>> {
+    fn next(&mut self) -> Option<PageBuffer> {
         // Now and then there is none at the moment, though there is one when the last one is done.
         if self.brought % 5 == 4 && self.brought > self.payloads.len() {
             return None;
         }
         let packet = self.packets.get_mut(self.brought)?;
         self.brought += 1;
-        Some(std::mem::take(packet))
+        Some(std::mem::take(packet).into())
     }
 
-    fn done(&mut self, pages: Vec<u8>, payload: &mut Vec<u8>) -> bool {
+    fn done(&mut self, pages: PageBuffer, payload: &mut Vec<u8>) -> bool {
         assert!(self.payloads.len() < self.most, "called after it said no");
-        self.packets[self.payloads.len()] = pages;
+        self.packets[self.payloads.len()] = pages.into();
         self.payloads.push(std::mem::take(payload));
         self.payloads.len() < self.most
     }

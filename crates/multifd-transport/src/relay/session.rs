@@ -7,8 +7,8 @@ use std::sync::{Mutex, PoisonError, mpsc};
 use std::thread;
 use std::time::Instant;
 
-use multifd_codec::{Backend, Engine, PathCounts};
-use multifd_wire::{BlockName, Fault, Method, Packet};
+use multifd_codec::{Backend, Engine, PageBuffer, PathCounts};
+use multifd_wire::{BlockName, Fault, Method, Packet, PageSize, RamPacket};
 
 use super::main_channel::{self, Outline};
 use super::{MigrationReport, RelayConfig, Totals, Work};
@@ -16,7 +16,7 @@ use crate::endings::wait_for;
 use crate::failure::{Cause, Channel, Failure, Leg};
 use crate::incoming::{Incoming, IncomingChannel};
 use crate::inlet::{Inlet, Item};
-use crate::outlet::Outlet;
+use crate::outlet::{FlowFailure, Outlet, Supply, block_of};
 use crate::stream::hung_up;
 use crate::{Address, Stream};
 
@@ -238,10 +238,10 @@ struct Pump<'s> {
 
 impl Pump<'_> {
     fn run(mut self, outline: &Outline, counters: &Counters) -> Result<(), Failure> {
-        let mut block = None;
-        let (mut bytes_in, mut bytes_out) = (0, 0);
+        let mut tally = Tally::new(counters);
+        let (mut next, mut block) = (None, None);
         loop {
-            let went_on = match self.pass_on_next(&mut block, counters) {
+            let went_on = match self.pass_on(&mut next, &mut block, &mut tally) {
                 Err((Leg::Destination, Cause::Io(error)))
                     if hung_up(&error) && outline.needs_no_more(block.is_some()) =>
                 {
@@ -258,13 +258,8 @@ impl Pump<'_> {
                     }
                 })?,
             };
-            counters
-                .bytes_in
-                .fetch_add(self.inlet.bytes_in() - bytes_in, Ordering::Relaxed);
-            counters
-                .bytes_out
-                .fetch_add(self.outlet.bytes_out() - bytes_out, Ordering::Relaxed);
-            (bytes_in, bytes_out) = (self.inlet.bytes_in(), self.outlet.bytes_out());
+            tally.read(&self.inlet);
+            tally.wrote(self.outlet.bytes_out());
             if !went_on {
                 counters.channel_ended(&self.inlet, &self.outlet);
                 return Ok(());
@@ -272,16 +267,22 @@ impl Pump<'_> {
         }
     }
 
-    /// One packet; `false` at the channel's end. `block` becomes the packet's block.
-    fn pass_on_next(
+    /// The next item, which may have been read already; `false` at the channel's end. Of packets whose pages are transcoded, as
+    /// many as there are. `block` becomes that of the last packet, or of the one which has failed.
+    fn pass_on(
         &mut self,
+        next: &mut Option<Item>,
         block: &mut Option<Box<BlockName>>,
-        counters: &Counters,
+        tally: &mut Tally<'_>,
     ) -> Result<bool, (Leg, Cause)> {
         let source = |cause| (Leg::Source, cause);
         let destination = |cause| (Leg::Destination, cause);
         *block = None;
-        match self.inlet.next_item().map_err(source)? {
+        let item = match next.take() {
+            Some(item) => item,
+            None => self.inlet.next_item().map_err(source)?,
+        };
+        match item {
             Item::End => {
                 self.link
                     .destination
@@ -294,32 +295,37 @@ impl Pump<'_> {
                 self.outlet.forward(&packet, &mut self.inlet)?
             }
             Item::Packet(Packet::Ram(mut packet)) => {
+                *block = block_of(&packet);
+                let method = self.outlet.method();
+                if let Some(page_size) = packet.page_size()
+                    && !packet.normal().is_empty()
+                    && self.inlet.method_of(&packet).map_err(source)? != method
+                {
+                    let mut arriving = Arriving {
+                        inlet: &mut self.inlet,
+                        first: Some(packet),
+                        behind: next,
+                        method,
+                        page_size,
+                        block,
+                        tally,
+                    };
+                    let outcome = self.outlet.write_flow(&mut arriving, page_size);
+                    return match outcome {
+                        Ok(()) => Ok(true),
+                        Err(FlowFailure::Supply(cause)) => Err(source(cause)),
+                        Err(FlowFailure::Outlet(cause, failed)) => {
+                            *block = failed;
+                            Err(destination(cause))
+                        }
+                    };
+                }
                 let (pages, zero_pages) = (packet.normal().len(), packet.zero().len());
-                if pages + zero_pages > 0 {
-                    *block = Some(Box::new(packet.block().clone()));
-                }
-                match packet.page_size() {
-                    Some(page_size)
-                        if pages > 0
-                            && self.inlet.method_of(&packet).map_err(source)?
-                                != self.outlet.method() =>
-                    {
-                        let pages = self.inlet.read_pages(&packet).map_err(source)?;
-                        self.outlet
-                            .write_pages(packet, pages, page_size)
-                            .map_err(destination)?;
-                    }
-                    _ => {
-                        packet
-                            .set_payload(self.outlet.method(), packet.payload_len())
-                            .map_err(|fault| source(fault.into()))?;
-                        self.outlet.forward(&Packet::Ram(packet), &mut self.inlet)?;
-                    }
-                }
-                counters.pages.fetch_add(pages as u64, Ordering::Relaxed);
-                counters
-                    .zero_pages
-                    .fetch_add(zero_pages as u64, Ordering::Relaxed);
+                packet
+                    .set_payload(method, packet.payload_len())
+                    .map_err(|fault| source(fault.into()))?;
+                self.outlet.forward(&Packet::Ram(packet), &mut self.inlet)?;
+                tally.pages(pages, zero_pages);
             }
         }
         Ok(true)
@@ -343,6 +349,97 @@ impl Pump<'_> {
             }
             cause => cause,
         }
+    }
+}
+
+/// Packets that are transcoded, as long as there are some which need not be waited for.
+struct Arriving<'p, 's, 'c> {
+    inlet: &'p mut Inlet<'s>,
+    first: Option<RamPacket>,
+    /// What came behind them and is none of them.
+    behind: &'p mut Option<Item>,
+    /// That of the outlet.
+    method: Method,
+    page_size: PageSize,
+    /// That of the last packet.
+    block: &'p mut Option<Box<BlockName>>,
+    tally: &'p mut Tally<'c>,
+}
+
+impl Supply for Arriving<'_, '_, '_> {
+    type Error = Cause;
+
+    fn next(&mut self, pages: &mut PageBuffer) -> Result<Option<RamPacket>, Cause> {
+        let packet = match self.first.take() {
+            Some(first) => first,
+            None if self.behind.is_some() || !self.inlet.has_more() => return Ok(None),
+            None => {
+                *self.block = None;
+                match self.inlet.next_item()? {
+                    Item::Packet(Packet::Ram(packet)) if self.is_one(&packet)? => packet,
+                    other => {
+                        *self.behind = Some(other);
+                        return Ok(None);
+                    }
+                }
+            }
+        };
+        *self.block = block_of(&packet);
+        self.inlet.read_pages_into(&packet, pages)?;
+        self.tally.read(self.inlet);
+        Ok(Some(packet))
+    }
+
+    fn sent(&mut self, normal_pages: usize, zero_pages: usize, bytes: u64) {
+        self.tally.pages(normal_pages, zero_pages);
+        self.tally.wrote(self.tally.bytes_out + bytes);
+    }
+}
+
+impl Arriving<'_, '_, '_> {
+    /// Whether it is to be transcoded, or has nothing to transcode.
+    fn is_one(&mut self, packet: &RamPacket) -> Result<bool, Cause> {
+        let fits = packet.page_size() == Some(self.page_size);
+        let has_payload = !packet.normal().is_empty();
+        Ok(fits && (!has_payload || self.inlet.method_of(packet)? != self.method))
+    }
+}
+
+/// What a channel adds to the counters.
+struct Tally<'c> {
+    counters: &'c Counters,
+    bytes_in: u64,
+    bytes_out: u64,
+}
+
+impl<'c> Tally<'c> {
+    const fn new(counters: &'c Counters) -> Self {
+        Self {
+            counters,
+            bytes_in: 0,
+            bytes_out: 0,
+        }
+    }
+
+    fn pages(&self, normal: usize, zero: usize) {
+        let counters = self.counters;
+        counters.pages.fetch_add(normal as u64, Ordering::Relaxed);
+        counters
+            .zero_pages
+            .fetch_add(zero as u64, Ordering::Relaxed);
+    }
+
+    fn read(&mut self, inlet: &Inlet<'_>) {
+        let more = inlet.bytes_in() - self.bytes_in;
+        self.counters.bytes_in.fetch_add(more, Ordering::Relaxed);
+        self.bytes_in += more;
+    }
+
+    /// `bytes_out` in all.
+    fn wrote(&mut self, bytes_out: u64) {
+        let more = bytes_out - self.bytes_out;
+        self.counters.bytes_out.fetch_add(more, Ordering::Relaxed);
+        self.bytes_out += more;
     }
 }
 

@@ -9,7 +9,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use multifd_codec::{Pages, is_zero};
+use multifd_codec::{PageBuffer, Pages, is_zero};
 use multifd_wire::{BlockName, Packet, PageSize, RamPacket};
 
 use super::pacing::Pacer;
@@ -17,7 +17,7 @@ use crate::dirty::DirtyBitmap;
 use crate::engine_fault::EngineFault;
 use crate::failure::{Cause, Channel, Failure, Leg};
 use crate::memory::MemoryBlock;
-use crate::outlet::Outlet;
+use crate::outlet::{FlowFailure, Outlet, Supply};
 use crate::statistics::Tally;
 use crate::{Stream, ZeroPageDetection};
 
@@ -39,10 +39,15 @@ pub(super) struct Lane<'s> {
     pub(super) id: u8,
     pub(super) stream: &'s Stream,
     pub(super) outlet: Outlet<'s>,
+    buffers: Buffers,
+}
+
+/// What a channel needs to take a packet.
+#[derive(Default)]
+struct Buffers {
     offsets: Vec<u64>,
     normal: Vec<u64>,
     zero: Vec<u64>,
-    contents: Vec<u8>,
 }
 
 /// One round while it runs.
@@ -127,120 +132,134 @@ impl<'s> Lane<'s> {
             id,
             stream,
             outlet,
-            offsets: Vec::new(),
-            normal: Vec::new(),
-            zero: Vec::new(),
-            contents: Vec::new(),
+            buffers: Buffers::default(),
         }
     }
 
     fn run(&mut self, round: &Round<'_>) -> Result<(), Failure> {
-        let mut block = None;
-        self.send_all(round, &mut block).map_err(|cause| Failure {
+        self.send_all(round).map_err(|(block, cause)| Failure {
             channel: Channel::Multifd(self.id),
             leg: Leg::Destination,
-            block: block.cloned().map(Box::new),
+            block,
             cause,
         })
     }
 
-    fn send_all<'r>(
-        &mut self,
-        round: &Round<'r>,
-        block: &mut Option<&'r BlockName>,
-    ) -> Result<(), Cause> {
-        while let Some(at) = self.take(round)? {
-            *block = Some(&at.name);
-            self.send(&at.name, round)?;
+    fn send_all(&mut self, round: &Round<'_>) -> Result<(), (Option<Box<BlockName>>, Cause)> {
+        let page_size = round.work.page_size;
+        let mut pages = Taking {
+            round,
+            buffers: &mut self.buffers,
+            block: None,
+        };
+        match self.outlet.write_flow(&mut pages, page_size) {
+            Ok(()) => {}
+            Err(FlowFailure::Supply(cause)) => {
+                return Err((pages.block.cloned().map(Box::new), cause));
+            }
+            Err(FlowFailure::Outlet(cause, block)) => return Err((block, cause)),
         }
-        *block = None;
-        let sync = RamPacket::sync(round.work.page_size, round.work.packet_num());
+        let sync = RamPacket::sync(page_size, round.work.packet_num());
         let before = self.outlet.bytes_out();
-        self.outlet.write_packet(&Packet::Ram(sync))?;
-        self.spend(before, round);
+        self.outlet
+            .write_packet(&Packet::Ram(sync))
+            .map_err(|cause| (None, cause))?;
+        round.spend(self.outlet.bytes_out() - before);
         Ok(())
     }
+}
 
-    /// Takes the next packet's worth of pages, and a private copy of what is in those that are not zero. `None` when the
-    /// round has no more.
-    fn take<'r>(&mut self, round: &Round<'r>) -> Result<Option<&'r MemoryBlock<'r>>, Cause> {
+/// The packets that a channel takes of a round.
+struct Taking<'l, 'r> {
+    round: &'l Round<'r>,
+    buffers: &'l mut Buffers,
+    /// That of the last one.
+    block: Option<&'r BlockName>,
+}
+
+impl Supply for Taking<'_, '_> {
+    type Error = Cause;
+
+    /// Takes the next packet's worth of pages, and a private copy of what is in those that are not zero.
+    fn next(&mut self, pages: &mut PageBuffer) -> Result<Option<RamPacket>, Cause> {
+        let round = self.round;
         let mut cursor = round.lock();
         if round.stopped.load(Ordering::Relaxed) {
             return Err(EngineFault::Cancelled.into());
         }
-        let Some(block) = cursor.take(round, &mut self.offsets) else {
+        let offsets = &mut self.buffers.offsets;
+        let Some(block) = cursor.take(round, offsets) else {
             return Ok(None);
         };
+        self.block = Some(&block.name);
+        let work = round.work;
         round
             .remaining
-            .fetch_sub(self.offsets.len() as u64, Ordering::Relaxed);
+            .fetch_sub(offsets.len() as u64, Ordering::Relaxed);
         // Holding the cursor while pages are tested is what makes it one thread at a time.
-        if round.work.zero_page_detection != ZeroPageDetection::Legacy {
+        if work.zero_page_detection != ZeroPageDetection::Legacy {
             drop(cursor);
         }
-        self.sort(block, round.work)?;
-        Ok(Some(block))
+        let contents = self
+            .buffers
+            .sort(block, work, std::mem::take(pages).into())?;
+        *pages = contents.into();
+        let Buffers { normal, zero, .. } = &*self.buffers;
+        let number = work.packet_num();
+        let packet = RamPacket::new(work.page_size, block.name.clone(), normal, zero, number)?;
+        Ok(Some(packet))
     }
 
-    fn sort(&mut self, block: &MemoryBlock<'_>, work: &Work<'_>) -> Result<(), Cause> {
+    fn sent(&mut self, normal_pages: usize, zero_pages: usize, bytes: u64) {
+        self.round.work.tally.pages(normal_pages, zero_pages);
+        self.round.spend(bytes);
+    }
+}
+
+impl Buffers {
+    /// Sorts the pages at `offsets` into normal and zero ones. Returns the contents of the normal ones.
+    fn sort(
+        &mut self,
+        block: &MemoryBlock<'_>,
+        work: &Work<'_>,
+        mut contents: Vec<u8>,
+    ) -> Result<Vec<u8>, Cause> {
         self.normal.clear();
         self.zero.clear();
-        self.contents.clear();
+        contents.clear();
         let page_size = work.page_size;
         for &offset in &self.offsets {
             let page = [block
                 .range
                 .page(offset, page_size)
                 .map_err(EngineFault::from)?];
-            let before = self.contents.len();
+            let before = contents.len();
             // What is tested is what is sent: the guest may write the page at any time.
-            Pages::guest(&page, page_size)?.append_to(&mut self.contents);
-            let copy = self.contents.get(before..).unwrap_or_default();
+            Pages::guest(&page, page_size)?.append_to(&mut contents);
+            let copy = contents.get(before..).unwrap_or_default();
             if work.zero_page_detection != ZeroPageDetection::None && is_zero(copy) {
-                self.contents.truncate(before);
+                contents.truncate(before);
                 self.zero.push(offset);
             } else {
                 self.normal.push(offset);
             }
         }
-        Ok(())
+        Ok(contents)
     }
+}
 
-    fn send(&mut self, name: &BlockName, round: &Round<'_>) -> Result<(), Cause> {
-        let work = round.work;
-        let packet = RamPacket::new(
-            work.page_size,
-            name.clone(),
-            &self.normal,
-            &self.zero,
-            work.packet_num(),
-        )?;
-        let before = self.outlet.bytes_out();
-        if self.normal.is_empty() {
-            self.outlet.write_packet(&Packet::Ram(packet))?;
-        } else {
-            self.outlet
-                .write_pages(packet, &self.contents, work.page_size)?;
-        }
-        work.tally.pages(self.normal.len(), self.zero.len());
-        self.spend(before, round);
-        Ok(())
-    }
-
-    /// Counts what was sent since `before`, and waits until there is budget for more.
-    fn spend(&self, before: u64, round: &Round<'_>) {
-        let bytes = self.outlet.bytes_out().saturating_sub(before);
-        round.work.tally.bytes(bytes);
-        let mut left = round.work.pacer.spend(bytes, Instant::now());
-        while !left.is_zero() && !round.stopped.load(Ordering::Relaxed) {
+impl Round<'_> {
+    /// Counts what was sent, and waits until there is budget for more.
+    fn spend(&self, bytes: u64) {
+        self.work.tally.bytes(bytes);
+        let mut left = self.work.pacer.spend(bytes, Instant::now());
+        while !left.is_zero() && !self.stopped.load(Ordering::Relaxed) {
             let nap = left.min(TICK);
             thread::sleep(nap);
             left = left.saturating_sub(nap);
         }
     }
-}
 
-impl Round<'_> {
     // A panic in between leaves a cursor that stands somewhere in the bitmaps, which is all it ever does.
     fn lock(&self) -> MutexGuard<'_, Cursor> {
         self.cursor.lock().unwrap_or_else(PoisonError::into_inner)
