@@ -13,7 +13,10 @@ use multifd_transport::failure::{Cause, Channel, Leg};
 use multifd_transport::incoming::Acceptor;
 use multifd_transport::relay::{MigrationReport, Relay, RelayConfig, Work};
 use multifd_transport::{Address, Failure, Stream};
-use multifd_wire::{BlockName, ChannelSender, Hello, Limits, Method, Packet, PageSize, RamPacket};
+use multifd_wire::{
+    BlockName, ChannelReceiver, ChannelSender, DeviceStatePacket, Event, Hello, IdStr, Limits,
+    Method, Packet, PageSize, RamPacket,
+};
 use qemu_lab::{Part, require_opened};
 
 const PAGE: PageSize = PageSize::K4;
@@ -21,21 +24,8 @@ const PAGE: PageSize = PageSize::K4;
 /// One channel's bytes: hello, a SYNC, `packets` packets of pages that compress about 2:1, zero pages, a SYNC.
 fn channel_bytes(id: u8, packets: usize, method: Method) -> Vec<u8> {
     let mut encoder = multifd_codec::encoder(method, &Settings::default()).unwrap();
-    let mut sender = ChannelSender::new();
-    let (mut bytes, mut payload) = (Vec::new(), Vec::new());
-    sender
-        .hello(
-            &Hello {
-                uuid: [0; 16],
-                channel: id,
-                reserved: [0; 39],
-            },
-            &mut bytes,
-        )
-        .unwrap();
-    sender
-        .packet(&Packet::Ram(RamPacket::sync(PAGE, 0)), &mut bytes)
-        .unwrap();
+    let (mut sender, mut bytes) = begin_channel(id);
+    let mut payload = Vec::new();
     for number in 0..packets as u64 {
         let pages = PAGE.pages_per_packet() as u64 / 2;
         let start = number * pages * 2;
@@ -67,6 +57,21 @@ fn channel_bytes(id: u8, packets: usize, method: Method) -> Vec<u8> {
         .packet(&Packet::Ram(RamPacket::sync(PAGE, 99)), &mut bytes)
         .unwrap();
     bytes
+}
+
+/// A channel's hello and its first SYNC.
+fn begin_channel(id: u8) -> (ChannelSender, Vec<u8>) {
+    let mut sender = ChannelSender::new();
+    let mut bytes = Vec::new();
+    let hello = Hello {
+        uuid: [0; 16],
+        channel: id,
+        reserved: [0; 39],
+    };
+    sender.hello(&hello, &mut bytes).unwrap();
+    let sync = RamPacket::sync(PAGE, 0);
+    sender.packet(&Packet::Ram(sync), &mut bytes).unwrap();
+    (sender, bytes)
 }
 
 fn encode(encoder: &mut dyn Encoder, pages: &[u8], payload: &mut Vec<u8>) {
@@ -269,6 +274,128 @@ fn what_goes_in_comes_out_to_the_byte() {
                 assert_eq!(compressed, between != Method::None && pages > 0, "{near:?}");
             }
         }
+    }
+}
+
+/// One channel's bytes: packets of all kinds among each other. Also where the last one begins, which has pages.
+fn mixed_channel_bytes() -> (Vec<u8>, usize) {
+    let (mut sender, mut bytes) = begin_channel(0);
+    let mut last = 0;
+    for number in 0..40_u64 {
+        let offsets = |pages: u64| (0..pages).map(|page| page * 4096).collect::<Vec<u64>>();
+        let packet = |normal: &[u64], zero: &[u64]| {
+            RamPacket::new(
+                PAGE,
+                BlockName::new(b"pc.ram").unwrap(),
+                normal,
+                zero,
+                number,
+            )
+            .unwrap()
+        };
+        match number % 8 {
+            2 => {
+                let packet = packet(&[], &offsets(128));
+                sender.packet(&Packet::Ram(packet), &mut bytes).unwrap();
+            }
+            4 => {
+                let sync = RamPacket::sync(PAGE, number);
+                sender.packet(&Packet::Ram(sync), &mut bytes).unwrap();
+            }
+            6 if number % 16 == 6 => {
+                let name = IdStr::new(b"a device").unwrap();
+                let state = DeviceStatePacket::new(name, number as u32, 5).unwrap();
+                sender
+                    .packet(&Packet::DeviceState(state), &mut bytes)
+                    .unwrap();
+                bytes.extend_from_slice(b"state");
+                sender.payload_sent(5).unwrap();
+            }
+            _ => {
+                last = bytes.len();
+                let pages = [128, 1, 0, 50, 0, 128, 3, 127][number as usize % 8];
+                let contents = contents(0, number, pages as usize);
+                let mut packet = packet(&offsets(pages), &[]);
+                packet
+                    .set_payload(Method::None, contents.len() as u32)
+                    .unwrap();
+                sender.packet(&Packet::Ram(packet), &mut bytes).unwrap();
+                bytes.extend_from_slice(&contents);
+                sender.payload_sent(contents.len()).unwrap();
+            }
+        }
+    }
+    (bytes, last)
+}
+
+/// How many packets there are in a channel's bytes behind its hello.
+fn count_packets(mut bytes: &[u8]) -> usize {
+    let mut receiver = ChannelReceiver::new(Limits::default());
+    let (_, hello) = begin_channel(0);
+    receiver.push(&mut &hello[..Hello::LEN]).unwrap();
+    let mut packets = 0;
+    while !bytes.is_empty() {
+        if let Some(Event::Packet(_)) = receiver.push(&mut bytes).unwrap() {
+            packets += 1;
+        }
+    }
+    receiver.finish().unwrap();
+    packets
+}
+
+#[test]
+fn packets_of_all_kinds_keep_their_order() {
+    let folder = tempfile::tempdir().unwrap();
+    let names = ["near", "far", "destination"].map(|name| unix(folder.path(), name));
+    let sent = Sent {
+        main: main_bytes(false),
+        channels: vec![mixed_channel_bytes().0],
+    };
+    for method in [Method::Zlib, Method::Zstd, Method::Qpl] {
+        for settings in all_settings(Accel::Auto) {
+            let (taken, _, [near, far]) =
+                through_two_with(&sent, method, settings, names.each_ref(), b"");
+            assert!(taken.channels == sent.channels, "{method}, {settings:?}");
+            assert_eq!(near.totals.pages, far.totals.pages);
+            assert_eq!(near.totals.bytes_out, far.totals.bytes_in);
+            assert_eq!(near.totals.bytes_in, far.totals.bytes_out);
+        }
+    }
+}
+
+#[test]
+fn what_precedes_a_malformed_packet_goes_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let names = ["relay", "destination"].map(|name| unix(folder.path(), name));
+    let (sound, last) = mixed_channel_bytes();
+    for settings in all_settings(Accel::Auto) {
+        let mut acceptor = Acceptor::bind(&names[1]).unwrap();
+        let config = RelayConfig {
+            settings,
+            ..config(acceptor.address(), Method::Zlib)
+        };
+        let mut relay = Relay::bind(&names[0], config).unwrap();
+        let mut bytes = sound.clone();
+        bytes[last] ^= 1;
+        let sent = Sent {
+            main: main_bytes(false),
+            channels: vec![bytes],
+        };
+        let arrived = thread::scope(|scope| {
+            let arrived = scope.spawn(|| {
+                let incoming = acceptor.accept().unwrap();
+                let mut bytes = Vec::new();
+                let _ = (&incoming.channels[0].stream).read_to_end(&mut bytes);
+                bytes
+            });
+            scope.spawn(|| send(&names[0], &sent));
+            let failure = relay.serve_one(&mut |_| {}).unwrap_err();
+            assert_eq!(failure.leg, Leg::Source, "{}", failure.explain());
+            assert!(matches!(failure.cause, Cause::Wire(_)));
+            arrived.join().unwrap()
+        });
+        let all = count_packets(&sound[Hello::LEN..]);
+        assert_eq!(count_packets(&arrived), all - 1, "{settings:?}");
     }
 }
 
