@@ -13,18 +13,20 @@ use super::parse::UNIT_ITEMS;
 use super::search::{ALWAYS, One, Search, Two};
 use super::window::{UNIT, Unit, WindowBytes};
 
-// Numbers of bytes, table sizes and patience were tried on pages of two guests and of three processes' heaps. What is twice
-// or half of them costs more size than it saves time, or the other way round.
+// Numbers of bytes, table sizes and patience were tried on pages of two guests, of three processes' heaps, of a library and
+// of source texts. What is twice or half of them costs more size than it saves time, or the other way round.
 
-/// Fast: a small table of longer hashes, and soon only a few of them where nothing is found.
-type Quick = One<7, 10, 1024, 4>;
+/// Fast: soon only a few of the hashes where nothing is found.
+type Quick = One<6, 12, 4096, 6>;
 /// The usual choice.
 type Five = One<5, 12, 4096, 64>;
 /// The usual choice where matches do not reach far. Fewer of the short ones are within reach then: to look for them takes
 /// more time than their bytes are worth.
 type Six = One<6, 12, 4096, 32>;
-/// For memory full of words whose neighbours resemble them: fewer and longer matches, not so far away.
-type Eight = One<8, 10, 1024, ALWAYS>;
+/// For programs, and whatever else is full of short matches.
+type Four = One<4, 12, 4096, ALWAYS>;
+/// For memory full of words whose neighbours resemble them: fewer and longer matches.
+type Seven = One<7, 12, 4096, 8>;
 
 /// The search of one encoder.
 pub(super) enum Choice {
@@ -33,10 +35,11 @@ pub(super) enum Choice {
     Two(Box<Two>),
 }
 
-/// Two searches of which one is used.
+/// Searches of which one is used.
 pub(super) struct Either {
+    shortest: Four,
     short: Short,
-    long: Eight,
+    long: Seven,
     habit: Habit,
 }
 
@@ -51,6 +54,15 @@ impl Short {
         match window {
             WindowSize::FourKiB => Self::Near(Six::new()),
             WindowSize::ThirtyTwoKiB => Self::Far(Five::new()),
+        }
+    }
+
+    /// To look for still shorter matches takes a tenth more time, or a quarter where they do not reach far. It pays when it
+    /// saves one bit of so many.
+    const fn bits_for_one_saved(&self) -> usize {
+        match self {
+            Self::Near(_) => 25,
+            Self::Far(_) => 80,
         }
     }
 
@@ -77,10 +89,12 @@ impl Short {
     }
 }
 
-/// What suited the data so far.
+/// What suited the data so far: matches of which length are looked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Habit {
-    /// Shorter matches, which are found everywhere.
+    /// Four bytes and more.
+    Shortest,
+    /// The usual.
     #[default]
     Short,
     /// Longer ones.
@@ -92,8 +106,9 @@ impl Choice {
         match effort {
             Effort::Fast => Self::Quick(Box::new(Quick::new())),
             Effort::Balanced => Self::Either(Box::new(Either {
+                shortest: Four::new(),
                 short: Short::new(window),
-                long: Eight::new(),
+                long: Seven::new(),
                 habit: Habit::default(),
             })),
             Effort::Dense => Self::Two(Box::new(Two::new())),
@@ -111,6 +126,7 @@ impl Choice {
         match self {
             Self::Quick(quick) => quick.slide(by),
             Self::Either(either) => {
+                either.shortest.slide(by);
                 either.short.slide(by);
                 either.long.slide(by);
             }
@@ -131,6 +147,9 @@ impl Choice {
             Self::Quick(quick) => machine.parse(&mut **quick, window, unit, window_bytes, items),
             Self::Two(two) => machine.parse(&mut **two, window, unit, window_bytes, items),
             Self::Either(either) => match either.habit {
+                Habit::Shortest => {
+                    machine.parse(&mut either.shortest, window, unit, window_bytes, items)
+                }
                 Habit::Short => either
                     .short
                     .parse(machine, window, unit, window_bytes, items),
@@ -140,13 +159,14 @@ impl Choice {
     }
 }
 
-/// Finds out which of two searches suits the data.
+/// Finds out which search suits the data.
 pub(super) struct Survey {
     reach: WindowSize,
+    shortest: Four,
     short: Short,
-    long: Eight,
+    long: Seven,
     /// What each makes of the units.
-    items: [Vec<Item>; 2],
+    items: [Vec<Item>; 3],
     unit_items: [Item; UNIT_ITEMS],
     coder: Box<Coder>,
 }
@@ -161,9 +181,10 @@ impl Survey {
             let items = || Vec::with_capacity(Self::UNITS * UNIT_ITEMS);
             Box::new(Self {
                 reach,
+                shortest: Four::new(),
                 short: Short::new(reach),
-                long: Eight::new(),
-                items: [items(), items()],
+                long: Seven::new(),
+                items: [items(), items(), items()],
                 unit_items: [0; UNIT_ITEMS],
                 coder: Coder::new(&FIXED_LITLEN_LENGTHS, &FIXED_DISTANCE_LENGTHS),
             })
@@ -179,10 +200,11 @@ impl Survey {
     ) -> Habit {
         let Range { start, end } = range;
         let window_bytes = self.reach.bytes();
+        self.shortest = Four::new();
         self.short = Short::new(self.reach);
-        self.long = Eight::new();
+        self.long = Seven::new();
         self.items.iter_mut().for_each(Vec::clear);
-        let [for_short, for_long] = &mut self.items;
+        let [for_shortest, for_short, for_long] = &mut self.items;
         for from in (start..end).step_by(UNIT) {
             let unit = Unit {
                 history: start,
@@ -195,6 +217,9 @@ impl Survey {
                     kept.extend_from_slice(items);
                 }
             };
+            let shortest = &mut self.shortest;
+            let count = machine.parse(shortest, window, unit, window_bytes, items);
+            keep(for_shortest, &items[..count.unwrap_or(0)]);
             let count = self.short.parse(machine, window, unit, window_bytes, items);
             keep(for_short, &items[..count.unwrap_or(0)]);
             let count = machine.parse(&mut self.long, window, unit, window_bytes, items);
@@ -210,13 +235,17 @@ impl Survey {
         counts.add(&tally);
         let lengths = Lengths::new(&counts);
         self.coder.set(&lengths.litlen, &lengths.distance);
-        let [short, long] = self.items.each_ref().map(|items| self.coder.measure(items));
+        let [shortest, short, long] = self.items.each_ref().map(|items| self.coder.measure(items));
         let time = |measure: &Measure| {
             Self::UNITS * UNIT_CYCLES
                 + measure.matches * MATCH_CYCLES
                 + measure.literals * LITERAL_CYCLES
         };
         // A bit more may be written for a fifth of the time that this saves.
+        let gained = short.bits.saturating_sub(shortest.bits);
+        if gained * self.short.bits_for_one_saved() > short.bits {
+            return Habit::Shortest;
+        }
         let saved = time(&short).saturating_sub(time(&long));
         let lost = long.bits.saturating_sub(short.bits);
         if lost * 5 * time(&short) >= short.bits * saved {

@@ -167,12 +167,12 @@ impl<const BYTES: u32, const BITS: u32, const ENTRIES: usize, const PATIENCE: us
 /// Two tables: of the places where the next eight bytes were, and of near ones with the next three.
 pub(super) struct Two {
     long: Table<12, 4096>,
-    near: Table<11, 2048>,
+    near: Table<12, 4096>,
 }
 
 impl Two {
     /// From farther away, three bytes cost more as a match than as literals.
-    const NEAR: usize = 1024;
+    const NEAR: usize = 4096;
 
     pub(super) const fn new() -> Self {
         Self {
