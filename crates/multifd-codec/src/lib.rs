@@ -55,6 +55,12 @@
 //!
 //! A packet without normal pages has no payload in any method; zero pages are only named in its header.
 //!
+//! # Several processors
+//!
+//! With more than one stream ([`Streams`]) other processors help with a channel's packets, which are cut into runs that know
+//! nothing of each other. [`Encoder::encode`] shares one packet among them; [`Encoder::encode_flow`] has a few in
+//! work at once, so that nobody waits for the last run of each. Both make the same payloads.
+//!
 //! # Accelerators
 //!
 //! Who computes is a choice of its own ([`Accel`]) and shows on the wire only to who looks closely.
