@@ -21,23 +21,26 @@ pub(crate) trait WritePayload: Send {
         out: &mut Vec<u8>,
     ) -> Result<PathCounts, EncodeError>;
 
-    /// The same for all packets of a flow, whose payloads [`give`] hands over.
+    /// The same for all packets of a flow, whose payloads [`give`] hands over. `counts` grows with every packet that is.
+    /// `payload` is memory.
     fn write_flow(
         &mut self,
         flow: &mut dyn Flow,
         page_size: PageSize,
-    ) -> Result<PathCounts, EncodeError> {
-        let mut counts = PathCounts::default();
-        let mut payload = Vec::new();
+        counts: &mut PathCounts,
+        payload: &mut Vec<u8>,
+    ) -> Result<(), EncodeError> {
         while let Some(bytes) = flow.next() {
             payload.clear();
             let pages = Pages::private(bytes.as_ref(), page_size).map_err(EncodeError::Buffer)?;
+            let mut ways = PathCounts::default();
             if !pages.is_empty() {
-                counts += self.write_payload(&pages, &mut payload)?;
+                ways = self.write_payload(&pages, payload)?;
             }
-            give(flow, Self::METHOD, bytes, &mut payload)?;
+            give(flow, Self::METHOD, bytes, payload)?;
+            *counts += ways;
         }
-        Ok(counts)
+        Ok(())
     }
 
     /// See [`Encoder::backend`], of streams whose back end may change.
@@ -70,6 +73,8 @@ pub(crate) struct Channel<S> {
     backend: Backend,
     is_whole: bool,
     counts: PathCounts,
+    /// A flow's payloads, one after the other.
+    payload: Vec<u8>,
 }
 
 impl<S> Channel<S> {
@@ -79,6 +84,7 @@ impl<S> Channel<S> {
             backend,
             is_whole: true,
             counts: PathCounts::raw(0),
+            payload: Vec::new(),
         }
     }
 
@@ -119,8 +125,14 @@ impl<S: WritePayload> Encoder for Channel<S> {
         if !self.begin() {
             return Err(EncodeError::Poisoned { method });
         }
-        let counts = self.stream.write_flow(flow, page_size)?;
-        self.end(counts);
+        let Self {
+            stream,
+            counts,
+            payload,
+            ..
+        } = self;
+        stream.write_flow(flow, page_size, counts, payload)?;
+        self.is_whole = true;
         Ok(())
     }
 

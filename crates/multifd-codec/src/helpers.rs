@@ -8,15 +8,14 @@
 //! kind does both in a way that costs more than what it would save here.
 #![allow(
     unsafe_code,
-    reason = "other threads work on what the caller has borrowed, see `Order::new`"
+    reason = "other threads work on what the caller has borrowed, see `Help::new`"
 )]
 
-use std::any::Any;
 use std::hint::spin_loop;
 use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
@@ -33,26 +32,29 @@ pub(crate) fn processors() -> usize {
 ///
 /// # Panics
 ///
-/// With the panic of `here`, or else with the first one of `there`.
+/// With the panic of `here`, or else with the first one of `there`. What that one was given is nobody's any more.
 pub(crate) fn share<W: Send, R>(
     others: &[Mutex<W>],
     there: impl Fn(&mut W) + Sync,
     here: impl FnOnce(&mut Help<'_>) -> R,
 ) -> R {
+    let first_panic = Mutex::new(None);
+    let there = &there;
     let help = || {
-        // There is one for everybody who was asked.
-        let other = others.iter().find_map(|other| match other.try_lock() {
-            Ok(other) => Some(other),
-            Err(TryLockError::Poisoned(other)) => Some(other.into_inner()),
-            Err(TryLockError::WouldBlock) => None,
-        });
-        if let Some(mut other) = other {
-            there(&mut other);
+        // No more are asked than there are.
+        let other = others.iter().find_map(|other| other.try_lock().ok());
+        let Some(mut other) = other else { return };
+        let call = AssertUnwindSafe(move || there(&mut other));
+        if let Err(panic) = catch_unwind(call) {
+            // To forget a further one may be a panic itself, which this thread must not have.
+            match &mut *lock(&first_panic) {
+                none @ None => *none = Some(panic),
+                Some(_) => std::mem::forget(panic),
+            }
         }
     };
-    let mut help = Help::new(&help, others.len());
-    let done = here(&mut help);
-    if let Some(panic) = help.finish() {
+    let done = here(&mut Help::new(&help, others.len()));
+    if let Some(panic) = own(first_panic) {
         resume_unwind(panic);
     }
     done
@@ -64,68 +66,65 @@ pub(crate) struct Help<'w> {
     work: &'static (dyn Fn() + Sync),
     /// So many can be asked at once.
     most: usize,
-    /// The seats that have to be let go, a bit for each.
-    taken: SeatBits,
-    /// The first one there was.
-    panic: Option<Panic>,
+    /// The seats of those who may be at work, a bit for each, and for which time they were offered it.
+    asked: SeatBits,
+    times: [u64; MOST_SEATS],
     /// It has borrowed what helpers work on.
     borrowed: PhantomData<&'w (dyn Fn() + Sync)>,
 }
 
 type SeatBits = u64;
-type Panic = Box<dyn Any + Send>;
+const MOST_SEATS: usize = SeatBits::BITS as usize;
 
 impl<'w> Help<'w> {
     fn new(work: &'w (dyn Fn() + Sync), most: usize) -> Self {
-        // SAFETY: only seats taken for this get the longer life, and it is not used once they are let go: a helper calls it
-        // between `OFFERED` and `DONE`, and `let_go`, which is called for each of them by `drop` at the latest, returns when
-        // the seat is not in between. This is dropped before `'w` ends, as nobody but `share` has one and could forget it:
-        // `here` is lent it, with a lifetime that leaves it nothing to put in its place.
+        // SAFETY: only seats taken for this get the longer life, and a helper calls it between `OFFERED` and the end of that
+        // time of its seat. `drop` takes it back or waits for that end, for every seat that was asked. This is dropped
+        // before `'w` ends, as nobody but `share` has one and could forget it: `here` is lent it, with a lifetime that
+        // leaves it nothing to put in its place.
         let work = unsafe {
             std::mem::transmute::<&'w (dyn Fn() + Sync), &'static (dyn Fn() + Sync)>(work)
         };
         Self {
             work,
             most,
-            taken: 0,
-            panic: None,
+            asked: 0,
+            times: [0; MOST_SEATS],
             borrowed: PhantomData,
         }
+    }
+
+    /// Whether there is anybody who could help.
+    pub(crate) fn is_there(&self) -> bool {
+        self.most > 0 && !seats().is_empty()
     }
 
     /// Sees to it that up to `count` others help, if there are so many with nothing else to do: those in the first seats,
     /// so that on a large machine it is always the same ones who stay awake.
     pub(crate) fn ask(&mut self, count: usize) {
         let mut missing = count.min(self.most);
+        if missing == 0 {
+            return;
+        }
+        for number in bits(self.asked) {
+            if self.seat(number).is_some() {
+                missing = missing.saturating_sub(1);
+            } else {
+                self.asked &= !(1 << number);
+            }
+        }
         for (number, seat) in seats().iter().enumerate() {
             if missing == 0 {
                 return;
             }
-            let bit = 1 << number;
-            if self.taken & bit != 0 {
-                if seat.state.load(Ordering::Acquire) != DONE {
-                    missing -= 1;
-                    continue;
-                }
-                self.let_go(number);
-            }
-            if seat.step(FREE, TAKEN) {
-                self.taken |= bit;
+            let offer = || Offer {
+                work: self.work,
+                caller: thread::current(),
+            };
+            if let (Some(time), Some(place)) = (seat.offer(offer), self.times.get_mut(number)) {
+                *place = time;
+                self.asked |= 1 << number;
                 missing -= 1;
-                seat.offer(Offer {
-                    work: self.work,
-                    caller: thread::current(),
-                });
-            }
-        }
-    }
-
-    /// Lets those go who have finished: others may need them before there is more to do here.
-    pub(crate) fn let_idle_go(&mut self) {
-        for number in bits(self.taken) {
-            let is_done = |seat: &Seat| seat.state.load(Ordering::Acquire) == DONE;
-            if seats().get(number).is_some_and(is_done) {
-                self.let_go(number);
             }
         }
     }
@@ -142,24 +141,23 @@ impl<'w> Help<'w> {
         }
     }
 
-    /// Takes the work back from those who have not begun, and waits for the others. Returns the first panic of theirs.
-    fn finish(mut self) -> Option<Panic> {
-        bits(self.taken).for_each(|number| self.let_go(number));
-        self.panic.take()
-    }
-
-    fn let_go(&mut self, number: usize) {
-        let panic = seats().get(number).and_then(Seat::let_go);
-        self.taken &= !(1 << number);
-        // To forget a further one may be a panic itself: `drop` then goes on with the next seat.
-        self.panic = self.panic.take().or(panic);
+    /// A seat whose helper has not finished, and the time it was asked.
+    fn seat(&self, number: usize) -> Option<(&'static Seat, u64)> {
+        let (seat, &time) = (seats().get(number)?, self.times.get(number)?);
+        seat.is_in(time).then_some((seat, time))
     }
 }
 
 impl Drop for Help<'_> {
+    /// Takes the work back from those who have not begun, and waits for the others.
     fn drop(&mut self) {
-        // This thread is in a panic of its own if there is anything left.
-        bits(self.taken).for_each(|number| self.let_go(number));
+        for number in bits(self.asked) {
+            if let Some((seat, time)) = self.seat(number)
+                && !seat.take_back(time)
+            {
+                self.wait_until(|| !seat.is_in(time));
+            }
+        }
     }
 }
 
@@ -171,14 +169,14 @@ fn bits(mut bits: SeatBits) -> impl Iterator<Item = usize> {
     })
 }
 
-/// A helper's place, which one caller at a time can take.
+/// A helper's place, where one caller at a time can have help.
 #[repr(align(128))]
 struct Seat {
-    state: AtomicU8,
+    /// How often work was offered or done here, times [`STATES`], and the state.
+    state: AtomicU64,
     /// Whether the helper has to be woken.
     sleeps: AtomicBool,
     offer: Mutex<Option<Offer>>,
-    panic: Mutex<Option<Panic>>,
     helper: OnceLock<Thread>,
 }
 
@@ -188,78 +186,81 @@ struct Offer {
     caller: Thread,
 }
 
-// The states of a seat, in this order: a caller takes it and offers work; the helper begins and is done; the caller frees
-// it. What is offered and not begun can be taken back.
-const FREE: u8 = 0;
-const TAKEN: u8 = 1;
-const OFFERED: u8 = 2;
-const BEGUN: u8 = 3;
-const DONE: u8 = 4;
+// The states of a seat, in this order: a caller takes it and offers work; the helper begins; when it has finished, the seat is
+// free, for the next time. What is offered and not begun can be taken back.
+const FREE: u64 = 0;
+const TAKEN: u64 = 1;
+const OFFERED: u64 = 2;
+const BEGUN: u64 = 3;
+const STATES: u64 = BEGUN + 1;
 
 impl Seat {
     const fn new() -> Self {
         Self {
-            state: AtomicU8::new(FREE),
+            state: AtomicU64::new(FREE),
             sleeps: AtomicBool::new(false),
             offer: Mutex::new(None),
-            panic: Mutex::new(None),
             helper: OnceLock::new(),
         }
     }
 
-    /// Whether it was in the state `from`, which is then `to`.
-    fn step(&self, from: u8, to: u8) -> bool {
+    /// Steps to the next state if it is in the state `from`; the time.
+    fn step(&self, from: u64) -> Option<u64> {
         // Not to take the word from its processor's cache for nothing.
-        self.state.load(Ordering::Relaxed) == from
+        let found = self.state.load(Ordering::Relaxed);
+        (found % STATES == from
             && self
                 .state
-                .compare_exchange(from, to, Ordering::Acquire, Ordering::Relaxed)
-                .is_ok()
+                .compare_exchange(found, found + 1, Ordering::Acquire, Ordering::Relaxed)
+                .is_ok())
+        .then_some(found / STATES)
     }
 
-    /// Offers work to the helper, in a seat that the caller has taken.
-    fn offer(&self, offer: Offer) {
-        *lock(&self.offer) = Some(offer);
+    /// Whether that time is not over.
+    fn is_in(&self, time: u64) -> bool {
+        self.state.load(Ordering::Acquire) / STATES == time
+    }
+
+    /// Offers work to the helper, if it has none. Returns the time for which it has.
+    fn offer(&self, offer: impl FnOnce() -> Offer) -> Option<u64> {
+        let time = self.step(FREE)?;
+        *lock(&self.offer) = Some(offer());
         // Before it is looked whether the helper sleeps, as the helper says so before it looks for an offer.
-        self.state.store(OFFERED, Ordering::SeqCst);
+        self.state.store(time * STATES + OFFERED, Ordering::SeqCst);
         if self.sleeps.load(Ordering::SeqCst)
             && let Some(helper) = self.helper.get()
         {
             helper.unpark();
         }
+        Some(time)
     }
 
-    /// Frees a seat that the caller has taken, when what was offered is done or will not be.
-    fn let_go(&self) -> Option<Panic> {
-        let mut panic = None;
-        if self.step(OFFERED, TAKEN) {
+    /// Takes back what was offered, if the helper has not begun.
+    fn take_back(&self, time: u64) -> bool {
+        let (offered, taken) = (time * STATES + OFFERED, time * STATES + TAKEN);
+        let is_back = self
+            .state
+            .compare_exchange(offered, taken, Ordering::Acquire, Ordering::Relaxed)
+            .is_ok();
+        if is_back {
             *lock(&self.offer) = None;
-        } else {
-            self.wait();
-            panic = lock(&self.panic).take();
+            self.free(time);
         }
-        self.state.store(FREE, Ordering::Release);
-        panic
+        is_back
     }
 
-    /// Waits until the helper is done.
-    fn wait(&self) {
-        let since = Instant::now();
-        while self.state.load(Ordering::Acquire) != DONE {
-            if since.elapsed() < A_PIECE {
-                spin_loop();
-            } else {
-                thread::park();
-            }
-        }
+    /// Ends that time.
+    fn free(&self, time: u64) {
+        self.state
+            .store((time + 1) * STATES + FREE, Ordering::Release);
     }
 
     /// What the helper does.
     fn help(&self) -> ! {
         let mut since = Instant::now();
         loop {
-            if self.step(OFFERED, BEGUN) {
-                self.take_offer();
+            if let Some(time) = self.step(OFFERED) {
+                self.take_offer(time);
                 since = Instant::now();
             } else if since.elapsed() < AWAKE {
                 // Whoever else wants this processor shall have it.
@@ -267,7 +268,7 @@ impl Seat {
                 thread::yield_now();
             } else {
                 self.sleeps.store(true, Ordering::SeqCst);
-                if self.state.load(Ordering::SeqCst) != OFFERED {
+                if self.state.load(Ordering::SeqCst) % STATES != OFFERED {
                     thread::park();
                 }
                 self.sleeps.store(false, Ordering::Relaxed);
@@ -277,17 +278,15 @@ impl Seat {
         }
     }
 
-    fn take_offer(&self) {
+    fn take_offer(&self, time: u64) {
         let offer = lock(&self.offer).take();
         debug_assert!(offer.is_some(), "an offer is made before it is announced");
         let caller = offer.map(|Offer { work, caller }| {
-            if let Err(panic) = catch_unwind(AssertUnwindSafe(work)) {
-                *lock(&self.panic) = Some(panic);
-            }
+            work();
             caller
         });
         // From here on `work` may be gone.
-        self.state.store(DONE, Ordering::Release);
+        self.free(time);
         if let Some(caller) = caller {
             caller.unpark();
         }
@@ -303,7 +302,7 @@ pub(crate) fn start() {
 fn seats() -> &'static [Seat] {
     static SEATS: OnceLock<&[Seat]> = OnceLock::new();
     SEATS.get_or_init(|| {
-        let count = (processors() - 1).min(SeatBits::BITS as usize);
+        let count = (processors() - 1).min(MOST_SEATS);
         let seats = std::iter::repeat_with(Seat::new).take(count);
         let seats: &'static [Seat] = seats.collect::<Vec<_>>().leak();
         let is_manned = |(number, seat): (usize, &'static Seat)| {
@@ -320,6 +319,10 @@ fn seats() -> &'static [Seat] {
 /// Nothing that is locked in this crate can be left half done.
 pub(crate) fn lock<L>(lock: &Mutex<L>) -> MutexGuard<'_, L> {
     lock.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+pub(crate) fn own<L>(lock: Mutex<L>) -> L {
+    lock.into_inner().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A bit more than what lies between two packets of a busy channel: one is written and the next one read.
@@ -461,7 +464,7 @@ mod tests {
         for seat in seats() {
             let is_free = |_| {
                 thread::sleep(Duration::from_millis(1));
-                seat.state.load(Ordering::Relaxed) == FREE
+                seat.state.load(Ordering::Relaxed) % STATES == FREE
             };
             assert!((0..10_000).any(is_free), "a seat is lost");
         }

@@ -146,13 +146,14 @@ struct Pipeline<'r, E: Ends> {
     places: [Place<'r, E>; PLACES],
     left: Mutex<Left>,
     spare: &'r Mutex<Vec<Vec<u8>>>,
-    error: Mutex<Option<E::Error>>,
 }
 
 struct Place<'r, E: Ends> {
     /// Changed only while nobody is at work on it.
     packet: RwLock<Option<Packet<E::Bytes, E::Context>>>,
     unfinished: AtomicUsize,
+    /// Why one of its pieces cannot be had.
+    error: Mutex<Option<E::Error>>,
     elsewhere: &'r Elsewhere,
 }
 
@@ -175,7 +176,8 @@ struct Begun<'p, 'r, E: Ends> {
 ///
 /// # Errors
 ///
-/// What `work` has said, or `ends`. Packets in work are lost then.
+/// What `work` has said of the first packet that cannot be compressed, when all before it have been taken; or what `ends` has
+/// said. Packets in work are lost then.
 pub(crate) fn compress<T: Send, E: Ends>(
     mine: &mut T,
     others: &[Mutex<T>],
@@ -191,7 +193,6 @@ pub(crate) fn compress<T: Send, E: Ends>(
         places: room.elsewhere.each_ref().map(Place::new),
         left: Mutex::default(),
         spare: &room.spare,
-        error: Mutex::new(None),
     };
     let there = |tools: &mut T| {
         while let Some(begun) = pipeline.begin_last() {
@@ -199,7 +200,7 @@ pub(crate) fn compress<T: Send, E: Ends>(
             out.clear();
             match begun.compress(|context, bytes| work(tools, context, bytes, &mut out)) {
                 Ok(()) => lock(begun.place.elsewhere).push((begun.piece, out)),
-                Err(error) => pipeline.fail(error),
+                Err(error) => begun.fail(error),
             }
         }
     };
@@ -222,9 +223,12 @@ impl<E: Ends> Pipeline<'_, E> {
         ends: &mut E,
         mut work: impl FnMut(&E::Context, &[u8], &mut Vec<u8>) -> Result<(), E::Error>,
     ) -> Result<(), E::Error> {
+        // Alone it would not be faster with several.
+        let places = if help.is_there() { PLACES } else { 1 };
         let (mut first, mut count) = (0, 0);
         loop {
-            while count < PLACES {
+            // What is ready is not held back by what has only begun to come.
+            while count < places && !(count > 0 && self.is_over(first)) {
                 let number = (first + count) % PLACES;
                 let Made {
                     payload,
@@ -232,8 +236,6 @@ impl<E: Ends> Pipeline<'_, E> {
                 } = at(made, number);
                 payload.clear();
                 stops.clear();
-                // Who brings and takes packets may have to wait for them.
-                help.let_idle_go();
                 let Some(packet) = ends.next(payload)? else {
                     break;
                 };
@@ -253,18 +255,19 @@ impl<E: Ends> Pipeline<'_, E> {
                     payload,
                     ends: stops,
                 } = at(made, begun.number);
-                begun.compress(|context, bytes| work(context, bytes, payload))?;
-                stops.push(payload.len());
+                match begun.compress(|context, bytes| work(context, bytes, payload)) {
+                    Ok(()) => stops.push(payload.len()),
+                    Err(error) => begun.fail(error),
+                }
             }
-            if let Some(error) = lock(&self.error).take() {
+            if let Some(error) = lock(&self.place(first).error).take() {
                 return Err(error);
             }
             let made = at(made, first);
             let Some(packet) = self.take_out(first, made) else {
-                // A helper has panicked, and so will this thread.
+                // A helper has panicked, which is now up to this thread.
                 return Ok(());
             };
-            help.let_idle_go();
             ends.done(packet.bytes, &mut made.payload, &made.ends)?;
             first = (first + 1) % PLACES;
             count -= 1;
@@ -290,12 +293,11 @@ impl<E: Ends> Pipeline<'_, E> {
         let packet = write(&place.packet).take()?;
         let mut pieces = lock(place.elsewhere);
         pieces.sort_unstable_by_key(|(piece, _)| *piece);
-        let mut spare = lock(self.spare);
-        for (_, bytes) in pieces.drain(..) {
-            made.payload.extend_from_slice(&bytes);
+        for (_, bytes) in &*pieces {
+            made.payload.extend_from_slice(bytes);
             made.ends.push(made.payload.len());
-            spare.push(bytes);
         }
+        lock(self.spare).extend(pieces.drain(..).map(|(_, bytes)| bytes));
         lock(&self.left).first = (number + 1) % PLACES;
         (made.ends.len() == packet.runs).then_some(packet)
     }
@@ -336,11 +338,6 @@ impl<'r, E: Ends> Pipeline<'r, E> {
         self.place(number).unfinished.load(Ordering::Acquire) == 0
     }
 
-    fn fail(&self, error: E::Error) {
-        lock(&self.error).get_or_insert(error);
-        self.close();
-    }
-
     /// Lets nobody begin anything any more.
     fn close(&self) {
         let mut left = lock(&self.left);
@@ -356,12 +353,18 @@ impl<'r, E: Ends> Place<'r, E> {
         Self {
             packet: RwLock::new(None),
             unfinished: AtomicUsize::new(0),
+            error: Mutex::new(None),
             elsewhere,
         }
     }
 }
 
 impl<E: Ends> Begun<'_, '_, E> {
+    /// Its packet is lost, but not those before it.
+    fn fail(&self, error: E::Error) {
+        lock(&self.place.error).get_or_insert(error);
+    }
+
     fn compress(
         &self,
         work: impl FnOnce(&E::Context, &[u8]) -> Result<(), E::Error>,
@@ -568,27 +571,74 @@ mod tests {
                 let is_there = bad % 16 < 8;
                 let outcome = compress(&mut (), &others, &mut room, &mut ends, work);
                 assert_eq!(outcome, if is_there { Err("bad") } else { Ok(()) });
-                assert!(ends.taken <= if is_there { usize::from(bad) / 16 } else { 8 });
+                // All before it are there.
+                assert_eq!(ends.taken, if is_there { usize::from(bad) / 16 } else { 8 });
             }
             let mut ends = Packets::new(&[(8, 8); 8]);
             ends.stop_at = 3;
-            let work = |(): &mut (), context: &u8, run: &[u8], payload: &mut Vec<u8>| {
-                parts(*context, run, payload);
-                Ok(())
-            };
-            let outcome = compress(&mut (), &others, &mut room, &mut ends, work);
-            assert_eq!(outcome, Err("stop"));
+            let outcome = compress(&mut (), &others, &mut room, &mut ends, whole);
+            assert_eq!((outcome, ends.taken), (Err("stop"), 3));
+        }
+    }
+
+    fn whole(
+        (): &mut (),
+        context: &u8,
+        run: &[u8],
+        payload: &mut Vec<u8>,
+    ) -> Result<(), &'static str> {
+        parts(*context, run, payload);
+        Ok(())
+    }
+
+    /// When a piece is done at last, what is ready has been taken: it does not wait for more packets to come.
+    #[test]
+    fn what_is_ready_is_taken_before_more_is_asked_for() {
+        /// Counts how many were ready when it was asked for another one.
+        struct Late(Packets, usize);
+
+        impl Ends for Late {
+            type Bytes = Vec<u8>;
+            type Context = u8;
+            type Error = &'static str;
+
+            fn next(&mut self, payload: &mut Vec<u8>) -> Result<NextPacket<Self>, &'static str> {
+                let Self(packets, most) = self;
+                // A packet without pages is ready as soon as it is there.
+                let ready =
+                    (packets.taken..packets.brought).take_while(|&at| packets.packets[at].1 == 0);
+                *most = ready.count().max(*most);
+                packets.next(payload)
+            }
+
+            fn done(
+                &mut self,
+                bytes: Vec<u8>,
+                payload: &mut Vec<u8>,
+                ends: &[usize],
+            ) -> Result<(), &'static str> {
+                self.0.done(bytes, payload, ends)
+            }
+        }
+
+        let mut room = Room::default();
+        for others in 0..3 {
+            let kinds = [(0, 0), (8, 8), (0, 0), (0, 0), (1, 1), (0, 0)];
+            let mut late = Late(Packets::new(&kinds), 0);
+            compress(&mut (), &crew(others), &mut room, &mut late, whole).unwrap();
+            assert_eq!((late.0.taken, late.1), (kinds.len(), 0));
         }
     }
 
     #[test]
     fn a_panic_of_anyone_is_the_callers_and_leaves_nothing_behind() {
         let caller = thread::current().id();
-        let (others, mut room) = (crew(1), Room::default());
+        let mut room = Room::default();
         let panics = AtomicUsize::new(0);
         for round in 0..40 {
+            // What a panic was given is used no more.
+            let others = crew(1);
             let helped = AtomicUsize::new(0);
-            let before = panics.load(Ordering::Relaxed);
             let work = |(): &mut (), context: &u8, run: &[u8], payload: &mut Vec<u8>| {
                 let is_here = thread::current().id() == caller;
                 if !is_here {
@@ -600,9 +650,9 @@ mod tests {
                     panics.fetch_add(1, Ordering::Relaxed);
                     resume_unwind(Box::new("as it should"));
                 }
-                parts(*context, run, payload);
-                Ok(())
+                whole(&mut (), context, run, payload)
             };
+            let before = panics.load(Ordering::Relaxed);
             let mut ends = Packets::new(&[(8, 8); 3]);
             let call = || compress(&mut (), &others, &mut room, &mut ends, work);
             let outcome = catch_unwind(AssertUnwindSafe(call));
@@ -610,12 +660,56 @@ mod tests {
             assert_eq!(outcome.is_err(), has_panicked);
 
             let mut ends = Packets::new(&[(8, 8); 3]);
-            let work = |(): &mut (), context: &u8, run: &[u8], payload: &mut Vec<u8>| {
-                parts(*context, run, payload);
-                Ok(())
-            };
-            compress(&mut (), &others, &mut room, &mut ends, work).unwrap();
+            compress(&mut (), &others, &mut room, &mut ends, whole).unwrap();
         }
         assert!(panics.into_inner() > 0, "nobody has panicked");
+    }
+
+    /// Whoever brings packets or takes payloads panics while others are at work.
+    #[test]
+    fn a_panic_at_an_end_waits_for_helpers() {
+        struct Panics(Packets, usize);
+
+        impl Ends for Panics {
+            type Bytes = Vec<u8>;
+            type Context = u8;
+            type Error = &'static str;
+
+            fn next(&mut self, payload: &mut Vec<u8>) -> Result<NextPacket<Self>, &'static str> {
+                if self.0.brought == self.1 {
+                    resume_unwind(Box::new("as it should"));
+                }
+                self.0.next(payload)
+            }
+
+            fn done(
+                &mut self,
+                bytes: Vec<u8>,
+                payload: &mut Vec<u8>,
+                ends: &[usize],
+            ) -> Result<(), &'static str> {
+                if self.0.taken + 10 == self.1 {
+                    resume_unwind(Box::new("as it should"));
+                }
+                self.0.done(bytes, payload, ends)
+            }
+        }
+
+        let (others, mut room) = (crew(2), Room::default());
+        let at_work = AtomicUsize::new(0);
+        let work = |(): &mut (), context: &u8, run: &[u8], payload: &mut Vec<u8>| {
+            at_work.fetch_add(1, Ordering::SeqCst);
+            thread::sleep(Duration::from_micros(50));
+            at_work.fetch_sub(1, Ordering::SeqCst);
+            whole(&mut (), context, run, payload)
+        };
+        for at in [1, 3, 10, 11, 12] {
+            for _ in 0..10 {
+                let mut ends = Panics(Packets::new(&[(8, 8); 6]), at);
+                let call = || compress(&mut (), &others, &mut room, &mut ends, work);
+                assert!(catch_unwind(AssertUnwindSafe(call)).is_err());
+                assert_eq!(at_work.load(Ordering::SeqCst), 0);
+            }
+        }
     }
 }

@@ -73,16 +73,17 @@ impl<R: CompressRun> WritePayload for WriteRuns<R> {
         &mut self,
         flow: &mut dyn Flow,
         page_size: PageSize,
-    ) -> Result<PathCounts, EncodeError> {
+        counts: &mut PathCounts,
+        _: &mut Vec<u8>,
+    ) -> Result<(), EncodeError> {
         let mut ends = FlowEnds {
             codec: &mut self.codec,
             flow,
             page_size,
             streams: self.streams,
-            counts: PathCounts::default(),
+            counts,
         };
-        self.crew.compress(&mut ends, R::compress)?;
-        Ok(ends.counts)
+        self.crew.compress(&mut ends, R::compress)
     }
 }
 
@@ -107,7 +108,7 @@ struct FlowEnds<'f, R> {
     flow: &'f mut dyn Flow,
     page_size: PageSize,
     streams: Streams,
-    counts: PathCounts,
+    counts: &'f mut PathCounts,
 }
 
 impl<R: CompressRun> Ends for FlowEnds<'_, R> {
@@ -140,7 +141,7 @@ impl<R: CompressRun> Ends for FlowEnds<'_, R> {
     ) -> Result<(), EncodeError> {
         let pages = bytes.as_ref().len() / self.page_size.bytes();
         give(self.flow, R::METHOD, bytes, payload)?;
-        self.counts += PathCounts::software(pages);
+        *self.counts += PathCounts::software(pages);
         Ok(())
     }
 }

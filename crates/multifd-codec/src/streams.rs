@@ -73,7 +73,8 @@ impl<T: Send> Crew<T> {
     ///
     /// # Errors
     ///
-    /// What `work` has said, or `ends`. Packets that were in work then are lost.
+    /// What `work` has said of the first packet that cannot be compressed, or what `ends` has said. Packets in work are lost
+    /// then.
     pub(crate) fn compress<E: Ends>(
         &mut self,
         ends: &mut E,

@@ -14,7 +14,9 @@ use std::cell::Cell;
 use std::ptr::NonNull;
 use std::sync::atomic::AtomicU64;
 
-use multifd_codec::{Accel, Effort, GuestPage, Pages, Settings, Streams, decoder, encoder};
+use multifd_codec::{
+    Accel, Effort, Flow, GuestPage, PageBuffer, Pages, Settings, Streams, decoder, encoder,
+};
 use multifd_wire::{Method, PageSize};
 use pages::{Random, packet};
 
@@ -83,6 +85,35 @@ fn carries_without_allocating(method: Method, settings: Settings) {
         if round >= 4 {
             assert_eq!(ALLOCATIONS.get(), before, "in packet {round}");
         }
+    }
+    let mut flow = OnePacket {
+        pages: None,
+        taken: packets[0].clone().into(),
+    };
+    for round in 0..20 {
+        let before = ALLOCATIONS.get();
+        flow.pages = Some(std::mem::take(&mut flow.taken));
+        encoder.encode_flow(&mut flow, page_size).unwrap();
+        if round >= 4 {
+            assert_eq!(ALLOCATIONS.get(), before, "in flow {round}");
+        }
+    }
+}
+
+/// As a packet that comes after a pause.
+struct OnePacket {
+    pages: Option<PageBuffer>,
+    taken: PageBuffer,
+}
+
+impl Flow for OnePacket {
+    fn next(&mut self) -> Option<PageBuffer> {
+        self.pages.take()
+    }
+
+    fn done(&mut self, pages: PageBuffer, _: &mut Vec<u8>) -> bool {
+        self.taken = pages;
+        true
     }
 }
 

@@ -117,9 +117,9 @@ impl<'s> Inlet<'s> {
         Ok(payload)
     }
 
-    /// Whether something has arrived that was not read yet, be it the end.
+    /// Whether there is something to read now, be it the end or an error.
     pub(crate) fn has_more(&self) -> bool {
-        self.stream.peek(&mut [0]).is_ok()
+        self.stream.is_readable()
     }
 
     /// Reads and decodes the payload which follows `packet`: its normal pages in the order of their offsets.
@@ -139,11 +139,11 @@ impl<'s> Inlet<'s> {
         packet: &RamPacket,
         pages: &mut PageBuffer,
     ) -> Result<(), Cause> {
-        let method = self.method_of(packet)?;
         let (Some(page_size), false) = (packet.page_size(), packet.normal().is_empty()) else {
             pages.space(0);
             return Ok(());
         };
+        let method = self.method_of(packet)?;
         // A checked packet has at most as many pages as its size allows, 512 KiB in all.
         let len = packet.normal().len() * page_size.bytes();
         if method == Method::None {

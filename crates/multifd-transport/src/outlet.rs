@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::io::Write;
 
-use multifd_codec::{Encoder, Flow, PageBuffer};
+use multifd_codec::{EncodeError, Encoder, Flow, PageBuffer};
 use multifd_wire::{BlockName, ChannelSender, Hello, Method, Packet, PageSize, RamPacket};
 
 use crate::Stream;
@@ -123,10 +123,12 @@ impl<'s> Outlet<'s> {
             failure: None,
         };
         let outcome = self.encoder.encode_flow(&mut through, page_size);
-        match (through.failure, outcome) {
-            (Some(failure), _) => Err(failure),
-            (None, Ok(())) => Ok(()),
-            (None, Err(error)) => {
+        match (outcome, through.failure) {
+            // The encoder was told to stop.
+            (Err(EncodeError::Stopped { .. }) | Ok(()), Some(failure)) => Err(failure),
+            (Ok(()), None) => Ok(()),
+            // A supply that has failed did so behind this packet.
+            (Err(error), _) => {
                 let block = self.waiting.front().and_then(block_of);
                 Err(FlowFailure::Outlet(error.into(), block))
             }
@@ -219,21 +221,22 @@ impl<S: Supply> Flow for Through<'_, '_, S> {
             unreachable!("the encoder gives back what it was given")
         };
         let (normal, zero) = (packet.normal().len(), packet.zero().len());
-        let block = block_of(&packet);
         let before = self.wire.bytes_out;
         // A packet's pages are 512 KiB and hardly grow; a length that did not fit would be refused as too long.
         let len = u32::try_from(payload.len()).unwrap_or(u32::MAX);
-        let written = match packet.set_payload(self.method, len) {
-            Ok(()) => self.wire.write_with(&Packet::Ram(packet), payload),
-            Err(fault) => Err(fault.into()),
-        };
-        match written {
+        let has_payload = packet.set_payload(self.method, len).map_err(Cause::from);
+        let packet = Packet::Ram(packet);
+        match has_payload.and_then(|()| self.wire.write_with(&packet, payload)) {
             Ok(()) => {
                 let bytes = self.wire.bytes_out - before;
                 self.supply.sent(normal, zero, bytes);
                 true
             }
             Err(cause) => {
+                let block = match &packet {
+                    Packet::Ram(packet) => block_of(packet),
+                    Packet::DeviceState(_) => None,
+                };
                 // A supply that has failed already has failed behind this packet.
                 self.failure = Some(FlowFailure::Outlet(cause, block));
                 false

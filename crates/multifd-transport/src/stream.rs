@@ -121,6 +121,16 @@ impl Stream {
         }
     }
 
+    /// Whether a read would not wait, as there are bytes, the end or an error. Takes none of them.
+    pub(crate) fn is_readable(&self) -> bool {
+        let mut source = [PollFd::new(self, PollFlags::IN)];
+        let no_wait = Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        poll(&mut source, Some(&no_wait)).is_ok_and(|ready| ready > 0)
+    }
+
     /// Whether the peer has closed its sending side, although bytes from before may still wait to be read.
     pub fn peer_has_closed(&self) -> bool {
         let closed = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;

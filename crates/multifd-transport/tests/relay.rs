@@ -5,10 +5,13 @@
 use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::path::Path;
+use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use multifd_codec::{Accel, Backend, Encoder, Engine, Huffman, Pages, Settings, Streams};
+use multifd_codec::{
+    Accel, Backend, Encoder, Engine, Huffman, Pages, Settings, Streams, ZlibLevel,
+};
 use multifd_transport::failure::{Cause, Channel, Leg};
 use multifd_transport::incoming::Acceptor;
 use multifd_transport::relay::{MigrationReport, Relay, RelayConfig, Work};
@@ -18,6 +21,7 @@ use multifd_wire::{
     Method, Packet, PageSize, RamPacket,
 };
 use qemu_lab::{Part, require_opened};
+use rustix::net::sockopt;
 
 const PAGE: PageSize = PageSize::K4;
 
@@ -397,6 +401,80 @@ fn what_precedes_a_malformed_packet_goes_out() {
         let all = count_packets(&sound[Hello::LEN..]);
         assert_eq!(count_packets(&arrived), all - 1, "{settings:?}");
     }
+}
+
+/// A connection that is reset between two packets, while the relay has others in work, is no end of its channel.
+#[test]
+fn a_reset_between_packets_is_a_failure() {
+    let tcp: Address = "tcp:127.0.0.1:0".parse().unwrap();
+    // Without the last SYNC, so that the last packet is one that takes a while, at this level.
+    let sync_len = channel_bytes(0, 0, Method::None).len() - begin_channel(0).1.len();
+    let mut bytes = channel_bytes(0, 4, Method::None);
+    bytes.truncate(bytes.len() - sync_len);
+    for pause in [5, 10, 20, 40, 80].map(Duration::from_millis) {
+        for streams in [1, 4] {
+            let mut settings = Settings::default();
+            settings.zlib_level = ZlibLevel::MAX;
+            settings.streams = Streams::new(streams).unwrap();
+            let mut acceptor = Acceptor::bind(&tcp).unwrap();
+            let config = RelayConfig {
+                settings,
+                ..config(acceptor.address(), Method::Zlib)
+            };
+            let mut relay = Relay::bind(&tcp, config).unwrap();
+            let address = relay.address().clone();
+            let (accepted, is_accepted) = mpsc::channel();
+            let failure = thread::scope(|scope| {
+                scope.spawn(move || {
+                    let incoming = acceptor.accept().unwrap();
+                    accepted.send(()).unwrap();
+                    let mut bytes = Vec::new();
+                    let _ = (&incoming.channels[0].stream).read_to_end(&mut bytes);
+                });
+                let bytes = &bytes;
+                scope.spawn(move || {
+                    let main = Stream::connect(&address).unwrap();
+                    let channel = Stream::connect(&address).unwrap();
+                    (&channel).write_all(bytes).unwrap();
+                    (&main).write_all(&main_bytes(false)).unwrap();
+                    is_accepted.recv().unwrap();
+                    thread::sleep(pause);
+                    // Closing it says so at once then, whatever was not read yet.
+                    sockopt::set_socket_linger(&channel, Some(Duration::ZERO)).unwrap();
+                    drop(channel);
+                    let _ = (&main).read_to_end(&mut Vec::new());
+                });
+                relay.serve_one(&mut |_| {})
+            });
+            // All of it may have been through by then, but for the end.
+            let failure = failure.expect_err("a reset is no end");
+            let explained = failure.explain();
+            assert_eq!(failure.leg, Leg::Source, "{explained}");
+            assert_eq!(failure.channel, Channel::Multifd(0), "{explained}");
+        }
+    }
+}
+
+#[test]
+fn a_method_that_changes_names_the_block() {
+    let (mut sender, mut bytes) = begin_channel(0);
+    for (number, method) in [(0, Method::None), (1, Method::Zstd)] {
+        let block = BlockName::new(b"pc.ram").unwrap();
+        let mut packet = RamPacket::new(PAGE, block, &[0], &[], number).unwrap();
+        packet.set_payload(method, 4096).unwrap();
+        sender.packet(&Packet::Ram(packet), &mut bytes).unwrap();
+        bytes.extend([1; 4096]);
+        sender.payload_sent(4096).unwrap();
+    }
+    let source = |address: &Address| {
+        let main = main_bytes(false);
+        let channels = vec![bytes.clone()];
+        send(address, &Sent { main, channels });
+    };
+    let failure = fails_and_recovers(source, |_| ());
+    assert_eq!(failure.leg, Leg::Source);
+    assert_eq!(failure.block.unwrap().as_bytes(), b"pc.ram");
+    assert!(matches!(failure.cause, Cause::MethodChanged { .. }));
 }
 
 /// Carries a migration through two relays with these settings of the first; what that one's encoders did.

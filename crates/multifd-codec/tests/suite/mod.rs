@@ -218,7 +218,6 @@ pub fn all_settings(subject: &Subject) {
     }
 }
 
-/// A payload that is cut off either fails, or has lost nothing but marks behind the last page.
 /// The pages of some packets, and what has become of them.
 struct Packets {
     packets: Vec<Vec<u8>>,
@@ -292,6 +291,8 @@ pub fn a_flow_that_ends_early(subject: &Subject) {
         flow.most = 2;
         let error = stopped.encode_flow(&mut flow, PageSize::K4).unwrap_err();
         assert!(matches!(error, EncodeError::Stopped { .. }), "{error:?}");
+        // That of the one whose payload was taken gladly.
+        assert_eq!(stopped.counts().total(), 20, "{settings:?}");
         let error = stopped.encode_flow(&mut flow, PageSize::K4).unwrap_err();
         assert!(matches!(error, EncodeError::Poisoned { .. }), "{error:?}");
     }
@@ -309,6 +310,7 @@ pub fn a_flow_that_ends_early(subject: &Subject) {
     }
 }
 
+/// A payload that is cut off either fails, or has lost nothing but marks behind the last page.
 pub fn truncation(subject: &Subject) {
     let bytes = packet(&mut Random::new(8), 3, 4096);
     let payload = encode(subject.encoder().as_mut(), &bytes, PageSize::K4);

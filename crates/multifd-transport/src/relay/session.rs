@@ -375,7 +375,11 @@ impl Supply for Arriving<'_, '_, '_> {
             None if self.behind.is_some() || !self.inlet.has_more() => return Ok(None),
             None => {
                 *self.block = None;
-                match self.inlet.next_item()? {
+                let item = self.inlet.next_item()?;
+                if let Item::Packet(Packet::Ram(packet)) = &item {
+                    *self.block = block_of(packet);
+                }
+                match item {
                     Item::Packet(Packet::Ram(packet)) if self.is_one(&packet)? => packet,
                     other => {
                         *self.behind = Some(other);
@@ -384,7 +388,6 @@ impl Supply for Arriving<'_, '_, '_> {
                 }
             }
         };
-        *self.block = block_of(&packet);
         self.inlet.read_pages_into(&packet, pages)?;
         self.tally.read(self.inlet);
         Ok(Some(packet))
