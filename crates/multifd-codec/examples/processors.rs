@@ -19,7 +19,7 @@ use multifd_wire::{Method, PageSize};
 const PAGE: PageSize = PageSize::K4;
 /// Enough that threads start in next to no time, few enough that a machine with neighbours stays as it is.
 const PACKETS_A_TURN: usize = 32;
-const ROUNDS: usize = 31;
+const ROUNDS: usize = 61;
 
 type Failure = Box<dyn Error + Send + Sync>;
 

@@ -113,7 +113,8 @@ impl<'w> Help<'w> {
                 self.asked &= !(1 << number);
             }
         }
-        for (number, seat) in seats().iter().enumerate() {
+        let seats = seats().iter().zip(&mut self.times).enumerate();
+        for (number, (seat, asked_at)) in seats {
             if missing == 0 {
                 return;
             }
@@ -121,8 +122,8 @@ impl<'w> Help<'w> {
                 work: self.work,
                 caller: thread::current(),
             };
-            if let (Some(time), Some(place)) = (seat.offer(offer), self.times.get_mut(number)) {
-                *place = time;
+            if let Some(time) = seat.offer(offer) {
+                *asked_at = time;
                 self.asked |= 1 << number;
                 missing -= 1;
             }

@@ -55,7 +55,7 @@ pub(crate) struct DeflateRuns {
 }
 
 impl DeflateRuns {
-    /// A survey takes about as long as ten pages.
+    /// A survey takes about as long as fifteen pages.
     const PACKETS_BETWEEN_SURVEYS: usize = 8;
 
     pub(crate) fn on(effort: Effort, window: WindowSize, streams: Streams) -> WriteRuns<Self> {

@@ -12,7 +12,7 @@ use crate::failure::Cause;
 /// Reads one multifd channel, packet by packet.
 ///
 /// After a packet with a payload the caller takes the payload, decoded ([`Inlet::read_pages`]) or as it is ([`Inlet::read_payload`]), before it
-/// asks for the next item. Memory: one packet's payload and one packet's pages, reused.
+/// asks for the next item. Memory: one packet's payload and, for [`Inlet::read_pages`], one packet's pages, reused.
 pub struct Inlet<'s> {
     stream: &'s Stream,
     receiver: ChannelReceiver,

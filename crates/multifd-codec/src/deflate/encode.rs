@@ -250,7 +250,7 @@ impl Effort {
 const FULL_OF_LITERALS: usize = 1900;
 /// After so many units of noise in a row there is nothing else that a match could reach.
 const NOISY: usize = MAX_WINDOW / UNIT;
-/// A survey takes about as long as ten units.
+/// A survey takes about as long as fifteen units.
 const UNITS_BETWEEN_SURVEYS: usize = 1024;
 
 #[cfg(test)]
