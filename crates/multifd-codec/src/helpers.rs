@@ -54,7 +54,7 @@ pub(crate) fn share<W: Send, R>(
         }
     };
     let done = here(&mut Help::new(&help, others.len()));
-    if let Some(panic) = own(first_panic) {
+    if let Some(panic) = into_inner(first_panic) {
         resume_unwind(panic);
     }
     done
@@ -322,8 +322,12 @@ pub(crate) fn lock<L>(lock: &Mutex<L>) -> MutexGuard<'_, L> {
     lock.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-pub(crate) fn own<L>(lock: Mutex<L>) -> L {
+pub(crate) fn into_inner<L>(lock: Mutex<L>) -> L {
     lock.into_inner().unwrap_or_else(PoisonError::into_inner)
+}
+
+pub(crate) fn get_mut<L>(lock: &mut Mutex<L>) -> &mut L {
+    lock.get_mut().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A bit more than what lies between two packets of a busy channel: one is written and the next one read.

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError, RwLock, RwLockWriteGuard};
 
 use crate::Streams;
-use crate::helpers::{Help, lock, share};
+use crate::helpers::{Help, get_mut, lock, share};
 use crate::streams::LEAST_BYTES;
 
 /// Where packets come from and payloads go to, all on the caller's thread.
@@ -125,9 +125,9 @@ impl Room {
     /// Makes lists for the results of as many pieces as there can be, so that they never grow.
     pub(crate) fn make_ready(&mut self) {
         for pieces in &mut self.elsewhere {
-            own(pieces).reserve(Streams::MAX.value());
+            get_mut(pieces).reserve(Streams::MAX.value());
         }
-        own(&mut self.spare).reserve(PLACES * Streams::MAX.value());
+        get_mut(&mut self.spare).reserve(PLACES * Streams::MAX.value());
     }
 }
 
@@ -188,7 +188,7 @@ pub(crate) fn compress<T: Send, E: Ends>(
     // Whoever panicked has left something behind.
     room.elsewhere
         .iter_mut()
-        .for_each(|pieces| own(pieces).clear());
+        .for_each(|pieces| get_mut(pieces).clear());
     let pipeline = Pipeline::<E> {
         places: room.elsewhere.each_ref().map(Place::new),
         left: Mutex::default(),
@@ -389,10 +389,6 @@ fn at<T>(places: &mut [T; PLACES], number: usize) -> &mut T {
         Some(place) => place,
         None => unreachable!("places are numbered round the ring"),
     }
-}
-
-fn own<T>(lock: &mut Mutex<T>) -> &mut T {
-    lock.get_mut().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn write<T>(packet: &RwLock<T>) -> RwLockWriteGuard<'_, T> {

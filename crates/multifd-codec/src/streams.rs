@@ -1,12 +1,11 @@
-//! Several streams in one channel: pieces of a packet that know nothing of each other, all in work at once.
+//! Who works on pieces that know nothing of each other: the channel's thread and others, each with tools of its own.
 //!
-//! What comes out of a piece depends on the piece alone, and the results are joined in the pieces' order. So the payload is
-//! the same however many threads there were, and whichever of them was faster.
+//! What comes out of a piece must depend on the piece alone, and never on whose tools it was made with.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use crate::Streams;
-use crate::helpers::{self, lock, processors, share};
+use crate::helpers::{self, get_mut, into_inner, lock, processors, share};
 use crate::pipeline::{self, Ends, Room};
 
 /// As many workers as can be of use: this thread and others, each with tools of its own.
@@ -134,11 +133,7 @@ impl<T: Send> Crew<T> {
             work(tools, number);
             true
         });
-        let others = self.others.iter_mut().map(|tools| {
-            let tools = tools.get_mut();
-            tools.unwrap_or_else(PoisonError::into_inner)
-        });
-        std::iter::once(&mut self.mine).chain(others)
+        std::iter::once(&mut self.mine).chain(self.others.iter_mut().map(get_mut))
     }
 
     /// Lets workers, no more than `most`, take things to do in their order, each until `work` says that it is of no use to go on.
@@ -182,8 +177,7 @@ impl<E> FirstError<E> {
     }
 
     fn outcome(self) -> Result<(), (usize, E)> {
-        let first = self.0.into_inner().unwrap_or_else(PoisonError::into_inner);
-        first.map_or(Ok(()), Err)
+        into_inner(self.0).map_or(Ok(()), Err)
     }
 }
 

@@ -123,26 +123,26 @@ impl Stream {
 
     /// Whether a read would not wait, as there are bytes, the end or an error. Takes none of them.
     pub(crate) fn is_readable(&self) -> bool {
-        let mut source = [PollFd::new(self, PollFlags::IN)];
-        let no_wait = Timespec {
-            tv_sec: 0,
-            tv_nsec: 0,
-        };
-        poll(&mut source, Some(&no_wait)).is_ok_and(|ready| ready > 0)
+        !self.poll_now(PollFlags::IN).is_empty()
     }
 
     /// Whether the peer has closed its sending side, although bytes from before may still wait to be read.
     pub fn peer_has_closed(&self) -> bool {
         let closed = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;
-        let mut source = [PollFd::new(self, PollFlags::RDHUP)];
+        self.poll_now(PollFlags::RDHUP).intersects(closed)
+    }
+
+    /// Which of `events`, or of those that are always told, there are at the moment.
+    fn poll_now(&self, events: PollFlags) -> PollFlags {
+        let mut source = [PollFd::new(self, events)];
         let no_wait = Timespec {
             tv_sec: 0,
             tv_nsec: 0,
         };
-        poll(&mut source, Some(&no_wait)).is_ok()
-            && source
-                .iter()
-                .any(|source| source.revents().intersects(closed))
+        match poll(&mut source, Some(&no_wait)) {
+            Ok(_) => source[0].revents(),
+            Err(_) => PollFlags::empty(),
+        }
     }
 
     /// Writes `head` and then `body` with as few system calls as the socket allows.
