@@ -64,6 +64,8 @@ impl Parameters {
             ("multifd", self.channels.is_some()),
             ("return-path", self.return_path),
             ("validate-uuid", self.validate_uuid),
+            // Whoever waits for the end is told of it, and need not ask in the meantime.
+            ("events", true),
         ];
         let list: Vec<Value> = states
             .iter()

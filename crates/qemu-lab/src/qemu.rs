@@ -30,6 +30,9 @@ const START_LIMIT: Duration = Duration::from_secs(20);
 /// How often something is looked at that happens by itself.
 const POLL: Duration = Duration::from_millis(3);
 
+/// How often it is asked where a migration stands of whose end QEMU tells: only for an end that it keeps to itself.
+const LOOK: Duration = Duration::from_millis(200);
+
 /// What can go wrong with a QEMU under test.
 #[derive(Debug, thiserror::Error)]
 pub enum LabError {
@@ -307,15 +310,8 @@ impl Qemu {
 
     /// Runs a QMP command.
     pub fn execute(&mut self, command: &str, arguments: Value) -> Result<Value, LabError> {
-        self.qmp
-            .execute(command, arguments)
-            .map_err(|source| match self.process.ended() {
-                Some(ended) => ended,
-                None => LabError::Qmp {
-                    said: self.process.stderr(),
-                    source,
-                },
-            })
+        let answer = self.qmp.execute(command, arguments);
+        answer.map_err(|source| self.process.broken(source))
     }
 
     /// Processor time that the process has used so far, without what the guest itself has used.
@@ -481,7 +477,9 @@ impl Qemu {
                     seen,
                 });
             }
-            thread::sleep(POLL);
+            // Asking again and again would take a noticeable part of QEMU's time, and of what is measured.
+            let event = self.qmp.wait_event(LOOK);
+            event.map_err(|source| self.process.broken(source))?;
         }
     }
 }
@@ -524,6 +522,14 @@ impl Process {
         fs::read(self.path("stderr"))
             .map(|text| String::from_utf8_lossy(&text).trim().to_owned())
             .unwrap_or_default()
+    }
+
+    /// The error for a control connection that has failed, most often since the process has ended.
+    fn broken(&mut self, source: QmpError) -> LabError {
+        self.ended().unwrap_or_else(|| LabError::Qmp {
+            said: self.stderr(),
+            source,
+        })
     }
 
     /// The error for a process that has ended.

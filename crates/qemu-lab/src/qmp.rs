@@ -42,6 +42,8 @@ pub enum QmpError {
 pub struct Qmp {
     stream: UnixStream,
     received: Vec<u8>,
+    /// Whether an event has come that [`Qmp::wait_event`] has not told of.
+    has_event: bool,
 }
 
 impl Qmp {
@@ -51,6 +53,7 @@ impl Qmp {
         let mut qmp = Qmp {
             stream,
             received: Vec::new(),
+            has_event: false,
         };
         qmp.execute("qmp_capabilities", json!({}))?;
         Ok(qmp)
@@ -64,7 +67,13 @@ impl Qmp {
         let deadline = Instant::now() + ANSWER_LIMIT;
         loop {
             // The greeting and events come between a command and its answer.
-            let mut message = self.message(command, deadline)?;
+            let Some(mut message) = self.message(deadline)? else {
+                return Err(QmpError::Hangs {
+                    command: command.to_owned(),
+                    limit: ANSWER_LIMIT,
+                });
+            };
+            self.has_event |= message.get("event").is_some();
             if let Some(returned) = message.get_mut("return") {
                 return Ok(returned.take());
             }
@@ -78,26 +87,36 @@ impl Qmp {
         }
     }
 
-    fn message(&mut self, command: &str, deadline: Instant) -> Result<Value, QmpError> {
+    /// Waits until QEMU tells of an event, or has told of one since the last time, but not longer than `limit`.
+    pub fn wait_event(&mut self, limit: Duration) -> Result<(), QmpError> {
+        let deadline = Instant::now() + limit;
+        while !self.has_event {
+            match self.message(deadline)? {
+                Some(message) => self.has_event = message.get("event").is_some(),
+                None => return Ok(()),
+            }
+        }
+        self.has_event = false;
+        Ok(())
+    }
+
+    /// The next message, if it comes in time.
+    fn message(&mut self, deadline: Instant) -> Result<Option<Value>, QmpError> {
         loop {
             if let Some(end) = self.received.iter().position(|&byte| byte == b'\n') {
                 let line: Vec<u8> = self.received.drain(..=end).collect();
-                return Ok(serde_json::from_slice(&line)?);
+                return Ok(Some(serde_json::from_slice(&line)?));
             }
-            let hangs = || QmpError::Hangs {
-                command: command.to_owned(),
-                limit: ANSWER_LIMIT,
-            };
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return Err(hangs());
+                return Ok(None);
             }
             self.stream.set_read_timeout(Some(left))?;
             let mut piece = [0; 4096];
             match self.stream.read(&mut piece) {
                 Ok(0) => return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
                 Ok(len) => self.received.extend_from_slice(&piece[..len]),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(hangs()),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error.into()),
             }

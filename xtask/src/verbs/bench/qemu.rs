@@ -31,6 +31,14 @@ pub struct Arguments {
     /// A link of this rate between two network namespaces, such as 1gbit, instead of the loopback; takes root's rights
     #[arg(long, value_name = "RATE")]
     link: Option<String>,
+    /// Only the ways whose name has this in it, such as `relay zlib`
+    #[arg(
+        long,
+        value_name = "WORDS",
+        default_value = "",
+        hide_default_value = true
+    )]
+    only: String,
     /// Where the figures go
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -89,6 +97,19 @@ struct Figures {
 }
 
 pub fn run(arguments: &Arguments) -> Result<()> {
+    let mut seen: Vec<(&Way, Vec<Figures>)> = WAYS
+        .iter()
+        .filter(|way| way.name.contains(&arguments.only))
+        .map(|way| (way, Vec::new()))
+        .collect();
+    if seen.is_empty() {
+        let names: Vec<&str> = WAYS.iter().map(|way| way.name).collect();
+        return Err(format!(
+            "no way has that in its name; there are: {}",
+            names.join("; ")
+        )
+        .into());
+    }
     let binary = QemuBinary::find(Version::V10_0)
         .or_else(|| QemuBinary::all().into_iter().next())
         .ok_or_else(|| format!("no QEMU here; to have one: {SETUP_COMMAND}"))?;
@@ -117,7 +138,6 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         Some([end, _]) => Chain::start_at(end, &binary, &guest, "q35")?,
         None => Chain::start(&binary, &guest, "q35")?,
     };
-    let mut seen: Vec<(&Way, Vec<Figures>)> = WAYS.iter().map(|way| (way, Vec::new())).collect();
     let mut hops = 0;
     for run in 1..=arguments.runs.max(1) {
         for (way, figures) in &mut seen {
