@@ -17,7 +17,7 @@ use super::window::{UNIT, Unit, WindowBytes};
 // of source texts. What is twice or half of them costs more size than it saves time, or the other way round.
 
 /// Fast: longer matches, and soon only a few of the hashes where nothing is found.
-type Quick = One<7, 12, 4096, 6>;
+type Quick = One<6, 12, 4096, 6>;
 /// The usual choice.
 type Five = One<5, 12, 4096, 64>;
 /// The usual choice where matches do not reach far. Fewer of the short ones are within reach then: to look for them takes
