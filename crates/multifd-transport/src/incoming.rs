@@ -356,6 +356,12 @@ fn poll_retrying(sources: &mut [PollFd<'_>], timeout: Option<Duration>) -> io::R
     }
 }
 
+/// Whether reading a channel's hello would not wait.
+pub(crate) fn has_hello(stream: &Stream) -> bool {
+    let mut hello = [0; Hello::LEN];
+    matches!(stream.peek(&mut hello), Ok(Hello::LEN))
+}
+
 pub(crate) fn read_hello(stream: Stream) -> Result<IncomingChannel, Failure> {
     read_hello_bytes(&stream)
         .and_then(|bytes| Ok(Hello::parse(&bytes)?))

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use multifd_wire::return_path::{Message, ReturnPathReceiver};
 
-use crate::endings::wait_for;
+use crate::endings::{told, wait_for};
 use crate::failure::{Cause, Channel, Failure, Leg};
 use crate::inspect::{Damage, InspectError, Inspection, StreamFault, Summary};
 use crate::recording::{Reader, RecordingError};
@@ -183,17 +183,21 @@ impl Replay {
         };
         let first = thread::scope(|scope| {
             let (ended, endings) = mpsc::channel();
-            let (sent, verdict) = (&sent, &verdict);
+            let (sent, verdict, close_all) = (&sent, &verdict, &close_all);
             for (recorded, stream) in &links {
                 let channel = recorded.channel;
                 let tell = ended.clone();
                 scope.spawn(move || {
-                    tell.send(self.write(recorded, stream, sent).map_err(failed(channel)))
+                    told(&tell, close_all, || {
+                        self.write(recorded, stream, sent).map_err(failed(channel))
+                    })
                 });
                 if channel == Channel::Main {
                     let tell = ended.clone();
                     scope.spawn(move || {
-                        tell.send(self.read_answers(stream, verdict).map_err(failed(channel)))
+                        told(&tell, close_all, || {
+                            self.read_answers(stream, verdict).map_err(failed(channel))
+                        })
                     });
                 }
             }

@@ -13,7 +13,7 @@ use rustix::net::{RecvFlags, recv, sockopt};
 
 use crate::Address;
 
-/// How long a peer may be silent when it should answer. Longer than what a network takes to find another way.
+/// How long a peer's host may be silent when it should answer. Longer than what a network takes to find another way.
 const DEAD_PEER: Duration = Duration::from_secs(30);
 
 /// A connected socket.
@@ -54,9 +54,14 @@ impl Stream {
         outcome
     }
 
-    /// Packets are written whole, so waiting to fill a segment only delays the last one of a round.
+    /// Packets are written whole, so waiting to fill a segment only delays the last one of a round. And who waits for a
+    /// host that is gone, or behind a cut link, learns of it after half a minute; such a host says nothing by itself.
     fn from_tcp(stream: TcpStream) -> io::Result<Stream> {
         stream.set_nodelay(true)?;
+        sockopt::set_socket_keepalive(&stream, true)?;
+        sockopt::set_tcp_keepidle(&stream, DEAD_PEER / 3)?;
+        sockopt::set_tcp_keepintvl(&stream, DEAD_PEER / 6)?;
+        sockopt::set_tcp_keepcnt(&stream, 4)?;
         Ok(Stream::Tcp(stream))
     }
 
@@ -98,14 +103,10 @@ impl Stream {
         }
     }
 
-    /// Lets a TCP connection fail when its peer has not answered for half a minute: a host that is gone, or a cut link,
-    /// says nothing by itself.
-    pub(crate) fn notice_dead_peer(&self) -> io::Result<()> {
+    /// Lets a TCP connection also fail when its peer takes nothing for half a minute, as an engine never does. A QEMU may:
+    /// one that a debugger holds, for one.
+    pub(crate) fn notice_stalled_peer(&self) -> io::Result<()> {
         if let Stream::Tcp(stream) = self {
-            sockopt::set_socket_keepalive(stream, true)?;
-            sockopt::set_tcp_keepidle(stream, DEAD_PEER / 3)?;
-            sockopt::set_tcp_keepintvl(stream, DEAD_PEER / 6)?;
-            sockopt::set_tcp_keepcnt(stream, 4)?;
             sockopt::set_tcp_user_timeout(stream, DEAD_PEER.as_millis() as u32)?;
         }
         Ok(())

@@ -15,7 +15,7 @@ use multifd_wire::{BlockName, Fault, Hello, Limits, PageSize, RamPacket};
 
 use crate::Stream;
 use crate::answers::Answers;
-use crate::endings::wait_for;
+use crate::endings::{told, wait_for};
 use crate::failure::{Cause, Channel, Failure, Leg};
 use crate::incoming::{Acceptor, Incoming, IncomingChannel};
 use crate::rounds::{RoundFault, Rounds};
@@ -173,9 +173,9 @@ pub(crate) fn take(
     };
     let failure = thread::scope(|scope| {
         let (ended, endings) = mpsc::channel();
-        let (main, rounds, tally) = (&main, &rounds, &tally);
+        let (main, rounds, tally, close_all) = (&main, &rounds, &tally, &close_all);
         let tell = ended.clone();
-        scope.spawn(move || tell.send(main.run(settings.limits)));
+        scope.spawn(move || told(&tell, close_all, || main.run(settings.limits)));
         for (index, IncomingChannel { hello, stream }) in channels.iter().enumerate() {
             let tell = ended.clone();
             let seat = Seat {
@@ -186,7 +186,7 @@ pub(crate) fn take(
                 tally,
                 answers: main.answers,
             };
-            scope.spawn(move || tell.send(sit(&seat, main)));
+            scope.spawn(move || told(&tell, close_all, || sit(&seat, main)));
         }
         drop(ended);
         wait_for(

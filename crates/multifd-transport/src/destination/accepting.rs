@@ -10,7 +10,7 @@ use crate::Stream;
 use crate::engine_fault::EngineFault;
 use crate::failure::{Cause, Failure};
 use crate::incoming::{
-    Acceptor, HELLO_TIMEOUT, Kind, SetupFault, is_channel, kind, read_hello, unnamed,
+    Acceptor, HELLO_TIMEOUT, Kind, SetupFault, has_hello, is_channel, kind, read_hello, unnamed,
 };
 use crate::parameters::Cancel;
 
@@ -56,16 +56,51 @@ impl Acceptor {
         count: usize,
         watch: &dyn Fn() -> Result<(), Cause>,
     ) -> Result<Vec<(Hello, Stream)>, Failure> {
+        let channels = self.find_channels(session, count, watch);
+        // A stranger among them has closed, or said something and no more; or was too late.
+        self.waiting.retain(|stream| {
+            matches!(
+                kind(stream),
+                Ok(Kind::Main | Kind::Engine | Kind::Unknown(_))
+            )
+        });
+        let channels = channels?;
+        for (index, (hello, _)) in channels.iter().enumerate() {
+            let id = hello.channel;
+            if usize::from(id) != index {
+                let fault = match usize::from(id) < index {
+                    true => SetupFault::ChannelTwice { id },
+                    false => SetupFault::ChannelId {
+                        found: id,
+                        channels: count,
+                    },
+                };
+                return Err(unnamed(fault.into()));
+            }
+        }
+        Ok(channels)
+    }
+
+    /// Waits for so many, in the order of their ids.
+    fn find_channels(
+        &mut self,
+        session: [u8; 16],
+        count: usize,
+        watch: &dyn Fn() -> Result<(), Cause>,
+    ) -> Result<Vec<(Hello, Stream)>, Failure> {
         let mut channels: Vec<(Hello, Stream)> = Vec::new();
         let deadline = Instant::now() + HELLO_TIMEOUT;
         while channels.len() < count {
             self.accept_waiting()
                 .map_err(|error| unnamed(Cause::Listener(error)))?;
-            let found = self.waiting.iter().position(|stream| {
-                matches!(kind(stream), Ok(Kind::Multifd | Kind::Closed) | Err(_))
+            let found = self.waiting.iter().position(|stream| match kind(stream) {
+                // Nobody waits for one that begins to say something.
+                Ok(Kind::Multifd) => has_hello(stream),
+                Ok(Kind::Closed) | Err(_) => true,
+                Ok(Kind::Main | Kind::Engine | Kind::Unknown(_)) => false,
             });
             if let Some(index) = found {
-                // One that says something else, or no more, is not one of these; nobody waits for it.
+                // One that says something else is not one of these.
                 let Ok(channel) = read_hello(self.waiting.remove(index)) else {
                     continue;
                 };
@@ -83,24 +118,12 @@ impl Acceptor {
                 };
                 return Err(unnamed(fault.into()));
             }
-            let is_next = |kind: &Kind| matches!(kind, Kind::Main | Kind::Engine);
-            self.wait_for_news(Some(TICK), is_next)
+            // The rest of a hello is looked for after a while.
+            let has_spoken = |kind: &Kind| !matches!(kind, Kind::Unknown(_));
+            self.wait_for_news(Some(TICK), has_spoken)
                 .map_err(|error| unnamed(Cause::Listener(error)))?;
         }
         channels.sort_by_key(|(hello, _)| hello.channel);
-        for (index, (hello, _)) in channels.iter().enumerate() {
-            let id = hello.channel;
-            if usize::from(id) != index {
-                let fault = match usize::from(id) < index {
-                    true => SetupFault::ChannelTwice { id },
-                    false => SetupFault::ChannelId {
-                        found: id,
-                        channels: count,
-                    },
-                };
-                return Err(unnamed(fault.into()));
-            }
-        }
         Ok(channels)
     }
 

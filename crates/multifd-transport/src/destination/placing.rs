@@ -7,7 +7,7 @@ use multifd_wire::{BlockName, PageSize};
 
 use crate::engine_fault::EngineFault;
 use crate::failure::{Cause, Failure};
-use crate::memory::{MemoryBlock, OutOfRange};
+use crate::memory::MemoryBlock;
 
 /// The guest's memory while it is filled. Any number of channels may write to it at once.
 pub(super) struct Places<'a> {
@@ -102,9 +102,9 @@ impl<'a> Place<'a> {
     pub(super) fn write(&self, offsets: &[u64], contents: &[u8]) -> Result<(), Cause> {
         let pages = contents.chunks_exact(self.page_bytes);
         for (&offset, page) in offsets.iter().zip(pages) {
-            self.note(offset);
             let written = self.block.range.write(offset, page);
             written.map_err(EngineFault::from)?;
+            self.note(offset);
         }
         Ok(())
     }
@@ -112,11 +112,13 @@ impl<'a> Place<'a> {
     /// Makes pages zero: those that are so already are left alone, and take no memory.
     pub(super) fn clear(&self, offsets: &[u64]) -> Result<(), Cause> {
         for &offset in offsets {
-            if self.may_hold_something(offset) {
-                let cleared: Result<(), OutOfRange> =
-                    self.block.range.clear(offset, self.page_bytes);
-                cleared.map_err(EngineFault::from)?;
-            }
+            let range = &self.block.range;
+            let outcome = if self.may_hold_something(offset) {
+                range.clear(offset, self.page_bytes)
+            } else {
+                range.check(offset, self.page_bytes)
+            };
+            outcome.map_err(EngineFault::from)?;
         }
         Ok(())
     }
@@ -130,7 +132,6 @@ impl<'a> Place<'a> {
     fn may_hold_something(&self, offset: u64) -> bool {
         match self.bit(offset) {
             Some((word, bit)) => word.load(Ordering::Relaxed) & bit != 0,
-            // Not known to be zero; or outside, which the memory itself refuses.
             None => true,
         }
     }
@@ -180,8 +181,11 @@ mod tests {
         let mut bytes = vec![1; 4 * 4096];
         std::os::unix::fs::FileExt::read_exact_at(file, &mut bytes, 0).unwrap();
         assert!(bytes == [vec![0; 3 * 4096], vec![5; 4096]].concat());
-        assert!(place.write(&[4 * 4096], &[5; 4096]).is_err());
-        assert!(place.clear(&[4 * 4096]).is_err());
+        for outside in [4 * 4096, 63 * 4096, 64 * 4096, u64::MAX - 4095] {
+            assert!(place.clear(&[outside]).is_err());
+            assert!(place.write(&[outside], &[5; 4096]).is_err());
+            assert!(place.clear(&[outside]).is_err());
+        }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! One migration at the destination, from the source's hello to the start of the guest.
 
 use std::net::Shutdown;
-use std::sync::mpsc;
+use std::sync::{OnceLock, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -12,6 +12,7 @@ use multifd_wire::{BlockName, Hello, Limits, Method, Packet, RamPacket};
 use super::placing::Places;
 use super::{DestinationSettings, Offer, Received};
 use crate::control_link::{ControlLink, is_broken_off, out_of_turn};
+use crate::endings::told;
 use crate::engine_fault::EngineFault;
 use crate::failure::{Cause, Channel, Failure, Leg};
 use crate::incoming::{Acceptor, HELLO_TIMEOUT};
@@ -40,7 +41,7 @@ pub(super) fn run<M: GuestMemory>(
 ) -> Result<Received<M>, Failure> {
     let main = acceptor.accept_engine(cancel).map_err(on_main)?;
     let started = Instant::now();
-    main.notice_dead_peer()
+    main.notice_stalled_peer()
         .map_err(|error| on_main(error.into()))?;
     let mut link = ControlLink::new(&main, Limits::default()).map_err(on_main)?;
     let session = Session {
@@ -86,7 +87,7 @@ impl Session<'_> {
         )?;
         for (_, stream) in &channels {
             stream
-                .notice_dead_peer()
+                .notice_stalled_peer()
                 .map_err(|error| on_main(error.into()))?;
         }
         let offer = self.offer(agreement, link).map_err(on_main)?;
@@ -108,6 +109,7 @@ impl Session<'_> {
             },
             rounds: Rounds::new(channels.len()),
             tally: Tally::default(),
+            fate: OnceLock::new(),
         };
         let (device_state_bytes, digest) = transfer.run(&channels, link, vm, observe)?;
         let arrived = transfer.tally.so_far();
@@ -210,17 +212,36 @@ struct Transfer<'a> {
     limits: Limits,
     rounds: Rounds,
     tally: Tally,
+    fate: OnceLock<Fate>,
+}
+
+/// What becomes of the guest, decided once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    /// The source has given it away: it is started here, and what happens to connections from then on does not matter.
+    Starts,
+    /// It stays where it is.
+    Stays,
+}
+
+/// The length of the devices' state, and the digest.
+type Done = (usize, Option<[u8; 32]>);
+
+/// How a thread has ended.
+enum Ending {
+    Main(Result<Done, Failure>),
+    Channel(Result<(), Failure>),
 }
 
 impl Transfer<'_> {
-    /// Serves all connections to the end; the length of the devices' state, and the digest.
+    /// Serves all connections to the end.
     fn run(
         &self,
         channels: &[(Hello, Stream)],
         link: &mut ControlLink<'_>,
         vm: &mut dyn VmHandle,
         observe: &mut dyn FnMut(Arrived),
-    ) -> Result<(usize, Option<[u8; 32]>), Failure> {
+    ) -> Result<Done, Failure> {
         self.rounds.open();
         let close_all = || {
             self.rounds.stop();
@@ -229,44 +250,54 @@ impl Transfer<'_> {
                 let _ = stream.shutdown(Shutdown::Both);
             }
         };
-        let mut result = (0, None);
-        let failure = thread::scope(|scope| {
+        thread::scope(|scope| {
             let (ended, endings) = mpsc::channel();
+            let close_all = &close_all;
             let tell = ended.clone();
-            let result = &mut result;
             scope.spawn(move || {
-                let outcome = self.serve_main(link, vm).map(|done| *result = done);
-                // Nobody hears it only if the receiver below has panicked; so with the others.
-                let _ = tell.send(outcome);
+                told(&tell, close_all, || Ending::Main(self.serve_main(link, vm)));
             });
             for (index, (hello, stream)) in channels.iter().enumerate() {
                 let tell = ended.clone();
                 scope.spawn(move || {
-                    let _ = tell.send(self.serve_channel(index, hello, stream));
+                    told(&tell, close_all, || {
+                        Ending::Channel(self.serve_channel(index, hello, stream))
+                    });
                 });
             }
             drop(ended);
             self.wait(&endings, observe, close_all)
-        });
-        failure.map_or(Ok(result), Err)
+        })
     }
 
     /// Waits for all threads. The first failure closes everything; what fails after it does so because of it, unless it
     /// is the source's own reason.
     fn wait(
         &self,
-        endings: &mpsc::Receiver<Result<(), Failure>>,
+        endings: &mpsc::Receiver<Ending>,
         observe: &mut dyn FnMut(Arrived),
         close_all: impl Fn(),
-    ) -> Option<Failure> {
+    ) -> Result<Done, Failure> {
+        let mut done = (0, None);
         let mut first = None;
         let mut told = Instant::now();
         loop {
-            let failure = match endings.recv_timeout(TICK) {
-                Ok(ending) => ending.err(),
-                Err(mpsc::RecvTimeoutError::Timeout) => self.session.check().err().map(on_main),
-                Err(mpsc::RecvTimeoutError::Disconnected) => return first,
+            let (failure, is_mains) = match endings.recv_timeout(TICK) {
+                Ok(Ending::Main(Ok(outcome))) => {
+                    done = outcome;
+                    // The guest runs. Channels may wait for a source that is gone.
+                    close_all();
+                    (None, true)
+                }
+                Ok(Ending::Main(Err(failure))) => (Some(failure), true),
+                Ok(Ending::Channel(outcome)) => (outcome.err(), false),
+                Err(mpsc::RecvTimeoutError::Timeout) => {
+                    (self.session.check().err().map(on_main), false)
+                }
+                Err(mpsc::RecvTimeoutError::Disconnected) => return first.map_or(Ok(done), Err),
             };
+            let failure = failure
+                .filter(|_| is_mains || *self.fate.get_or_init(|| Fate::Stays) == Fate::Stays);
             match (failure, &first) {
                 (Some(failure), None) => {
                     first = Some(failure);
@@ -292,7 +323,7 @@ impl Transfer<'_> {
         &self,
         link: &mut ControlLink<'_>,
         vm: &mut dyn VmHandle,
-    ) -> Result<(usize, Option<[u8; 32]>), Failure> {
+    ) -> Result<Done, Failure> {
         let mut culprit = Channel::Main;
         let outcome = self.follow(link, vm, &mut culprit);
         outcome.map_err(|cause| Failure {
@@ -306,7 +337,7 @@ impl Transfer<'_> {
         link: &mut ControlLink<'_>,
         vm: &mut dyn VmHandle,
         culprit: &mut Channel,
-    ) -> Result<(usize, Option<[u8; 32]>), Cause> {
+    ) -> Result<Done, Cause> {
         let watch = || match self.rounds.is_stopped() {
             true => Err(RoundFault::Stopped.into()),
             false => Ok(()),
@@ -347,6 +378,9 @@ impl Transfer<'_> {
         match link.receive(&watch)? {
             Message::Start => {}
             other => return Err(out_of_turn(&other, "the start")),
+        }
+        if *self.fate.get_or_init(|| Fate::Starts) == Fate::Stays {
+            return Err(RoundFault::Stopped.into());
         }
         let resumed = vm.resume();
         resumed.map_err(|source| vm_fault("be started", source))?;

@@ -113,6 +113,11 @@ impl<'a> HostRange<'a> {
         Ok(())
     }
 
+    /// Whether `len_bytes` at `offset` are all inside, and both whole words.
+    pub(crate) fn check(&self, offset: u64, len_bytes: usize) -> Result<(), OutOfRange> {
+        self.word(offset, len_bytes).map(drop)
+    }
+
     /// The word at `offset`, behind which `len_bytes` lie inside the range.
     fn word(&self, offset: u64, len_bytes: usize) -> Result<NonNull<u64>, OutOfRange> {
         let outside = OutOfRange {

@@ -86,15 +86,17 @@ pub(super) fn forward(
         pass_on(buffer.get(..count).unwrap_or_default())?;
     }
     let seen = outline.seen();
-    match seen.lost {
-        // The destination's word counts more than our own reading.
-        Some(fault) if !seen.confirmed => Err(source(fault.into())),
-        None if receiver.finish().is_err() => Err(source(Cause::Incomplete)),
-        _ => link
-            .destination
-            .shutdown(Shutdown::Write)
-            .map_err(destination),
+    // The destination's word counts more than our own reading.
+    if !seen.confirmed {
+        if let Some(fault) = seen.lost {
+            return Err(source(fault.into()));
+        }
+        if receiver.finish().is_err() {
+            return Err(source(Cause::Incomplete));
+        }
     }
+    let closed = link.destination.shutdown(Shutdown::Write);
+    closed.map_err(destination)
 }
 
 fn follow(receiver: &mut MainReceiver, mut bytes: &[u8], outline: &Outline) {
@@ -114,6 +116,21 @@ fn follow(receiver: &mut MainReceiver, mut bytes: &[u8], outline: &Outline) {
     }
 }
 
+fn listen(
+    receiver: &mut ReturnPathReceiver,
+    mut bytes: &[u8],
+    outline: &Outline,
+) -> Result<(), Cause> {
+    while let Some(message) = receiver.push(&mut bytes)? {
+        match message {
+            Message::Shut(0) => outline.see(|seen| seen.confirmed = true),
+            Message::Shut(status) => return Err(Cause::Refused { status }),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
 /// Destination to source: the return path.
 pub(super) fn back(link: &Link, outline: &Outline) -> Result<(), (Leg, Cause)> {
     let destination = |cause: Cause| (Leg::Destination, cause);
@@ -129,19 +146,12 @@ pub(super) fn back(link: &Link, outline: &Outline) -> Result<(), (Leg, Cause)> {
         if count == 0 {
             break;
         }
-        let mut bytes = buffer.get(..count).unwrap_or_default();
+        let bytes = buffer.get(..count).unwrap_or_default();
+        // Before it is passed on: the source may answer the last byte at once, by closing.
+        let heard = listen(&mut receiver, bytes, outline);
         // A source that has gone already needs no answer; the forward direction tells of it.
         let _ = (&link.source).write_all(bytes);
-        while let Some(message) = receiver
-            .push(&mut bytes)
-            .map_err(|fault| destination(fault.into()))?
-        {
-            match message {
-                Message::Shut(0) => outline.see(|seen| seen.confirmed = true),
-                Message::Shut(status) => return Err(destination(Cause::Refused { status })),
-                _ => {}
-            }
-        }
+        heard.map_err(destination)?;
     }
     let seen = outline.seen();
     if seen.return_path && !seen.confirmed {

@@ -12,7 +12,7 @@ use multifd_wire::{BlockName, Fault, Method, Packet, PageSize, RamPacket};
 
 use super::main_channel::{self, Outline};
 use super::{MigrationReport, RelayConfig, Totals, Work};
-use crate::endings::wait_for;
+use crate::endings::{told, wait_for};
 use crate::failure::{Cause, Channel, Failure, Leg};
 use crate::incoming::{Incoming, IncomingChannel};
 use crate::inlet::{Inlet, Item};
@@ -182,20 +182,24 @@ pub(super) fn run(
             cause,
         };
         let (main, start) = (&main, incoming.main_start.as_slice());
-        let (outline, counters) = (&outline, &counters);
+        let (outline, counters, close_all) = (&outline, &counters, &close_all);
         let tell = ended.clone();
         scope.spawn(move || {
-            tell.send(
+            told(&tell, close_all, || {
                 main_channel::forward(main, start, config.limits, outline, counters)
-                    .map_err(main_failed),
-            )
+                    .map_err(main_failed)
+            })
         });
         let tell = ended.clone();
-        scope.spawn(move || tell.send(main_channel::back(main, outline).map_err(main_failed)));
+        scope.spawn(move || {
+            told(&tell, close_all, || {
+                main_channel::back(main, outline).map_err(main_failed)
+            })
+        });
         for pump in pumps {
             let tell = ended.clone();
             scope.spawn(|| drain_back(pump.link));
-            scope.spawn(move || tell.send(pump.run(outline, counters)));
+            scope.spawn(move || told(&tell, close_all, || pump.run(outline, counters)));
         }
         drop(ended);
 

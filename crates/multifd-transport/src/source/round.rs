@@ -14,6 +14,7 @@ use multifd_wire::{BlockName, Packet, PageSize, RamPacket};
 
 use super::pacing::Pacer;
 use crate::dirty::DirtyBitmap;
+use crate::endings::told;
 use crate::engine_fault::EngineFault;
 use crate::failure::{Cause, Channel, Failure, Leg};
 use crate::memory::MemoryBlock;
@@ -98,11 +99,8 @@ pub(super) fn send(
     thread::scope(|scope| {
         let (ended, endings) = mpsc::channel();
         for lane in lanes {
-            let (round, ended) = (&round, ended.clone());
-            scope.spawn(move || {
-                // Nobody hears it only if the receiver below has panicked.
-                let _ = ended.send(lane.run(round));
-            });
+            let (round, ended, close_all) = (&round, ended.clone(), &close_all);
+            scope.spawn(move || told(&ended, close_all, || lane.run(round)));
         }
         drop(ended);
         let mut first = None;

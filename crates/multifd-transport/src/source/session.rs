@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Read};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
@@ -64,10 +65,18 @@ pub(super) fn run(
         custody: Custody::Running,
         is_tracked: false,
     };
-    let outcome = session.connect(address);
+    // Whatever has gone wrong here, the guest goes on.
+    let outcome = catch_unwind(AssertUnwindSafe(|| session.connect(address)));
     if session.is_tracked {
         session.guest.dirty.stop();
     }
+    let outcome = outcome.unwrap_or_else(|panic| {
+        if let Custody::Paused(_) = session.custody {
+            // There is nobody to tell of it.
+            let _ = session.guest.vm.resume();
+        }
+        resume_unwind(panic)
+    });
     session.statistics.total_time = session.watch.elapsed();
     let state = match (&outcome, session.custody) {
         (Ok(()), _) | (Err(_), Custody::Running) => GuestState::Runs,
@@ -119,7 +128,7 @@ impl Session<'_, '_> {
             address: address.clone(),
             source,
         })?;
-        stream.notice_dead_peer()?;
+        stream.notice_stalled_peer()?;
         Ok(stream)
     }
 

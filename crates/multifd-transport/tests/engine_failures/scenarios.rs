@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::Write;
 use std::num::{NonZeroU8, NonZeroU64};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -31,6 +32,8 @@ const SCENARIOS: &[(&str, fn())] = &[
     ("destination cancelled", destination_cancelled),
     ("a destination that stalls", peers::destination_stalls),
     ("VMs that fail", vms_that_fail),
+    ("a source that panics", a_source_that_panics),
+    ("nothing undoes a start", nothing_undoes_a_start),
     ("a guest faster than the link", a_guest_faster_than_the_link),
     ("other blocks", other_blocks),
     ("a log that loses writes", a_log_that_loses_writes),
@@ -373,6 +376,123 @@ fn vms_that_fail() {
     }
 }
 
+/// Whoever takes the panic has a guest that runs.
+fn a_source_that_panics() {
+    struct Panicking<'a>(&'a mut TestVm);
+
+    impl VmHandle for Panicking<'_> {
+        fn pause(&mut self) -> Result<(), VmError> {
+            self.0.pause()
+        }
+
+        fn resume(&mut self) -> Result<(), VmError> {
+            self.0.resume()
+        }
+
+        fn save_device_state(&mut self) -> Result<Vec<u8>, VmError> {
+            resume_unwind(Box::new("as it should"))
+        }
+
+        fn load_device_state(&mut self, _: &[u8]) -> Result<(), VmError> {
+            unreachable!("this is a source's")
+        }
+    }
+
+    let guest = busy_guest();
+    let place = Place::unix();
+    let mut acceptor = Acceptor::bind(&place.address).unwrap();
+    thread::scope(|scope| {
+        let destination = scope.spawn(|| {
+            let (vm, settings) = (&mut TestVm::empty(), DestinationSettings::default());
+            let none = &mut |_| {};
+            destination::receive(&mut acceptor, offered, vm, &settings, &Cancel::new(), none)
+        });
+        let mut log = PagemapLog::of_memory(&guest.memory).unwrap();
+        let source = Guest {
+            uuid: [7; 16],
+            memory: &guest.memory,
+            dirty: &mut log,
+            vm: &mut Panicking(&mut guest.vm()),
+        };
+        let none = &mut |_: &_| {};
+        let send = || {
+            source::send(
+                &place.address,
+                source,
+                &Parameters::default(),
+                &Cancel::new(),
+                none,
+            )
+        };
+        assert!(catch_unwind(AssertUnwindSafe(send)).is_err());
+        assert!(destination.join().unwrap().is_err());
+    });
+    check_next_attempt(&guest);
+}
+
+/// From its start on the guest is the destination's, whatever becomes of connections, and of wishes.
+fn nothing_undoes_a_start() {
+    struct Starting<'a>(&'a Cancel, &'a mut TestVm);
+
+    impl VmHandle for Starting<'_> {
+        fn pause(&mut self) -> Result<(), VmError> {
+            self.1.pause()
+        }
+
+        fn resume(&mut self) -> Result<(), VmError> {
+            self.0.cancel();
+            // Long enough to be noticed.
+            thread::sleep(Duration::from_millis(200));
+            self.1.resume()
+        }
+
+        fn save_device_state(&mut self) -> Result<Vec<u8>, VmError> {
+            self.1.save_device_state()
+        }
+
+        fn load_device_state(&mut self, state: &[u8]) -> Result<(), VmError> {
+            self.1.load_device_state(state)
+        }
+    }
+
+    let guest = busy_guest();
+    let place = Place::unix();
+    let mut acceptor = Acceptor::bind(&place.address).unwrap();
+    let outcome = thread::scope(|scope| {
+        let destination = scope.spawn(|| {
+            let (mut vm, cancel) = (TestVm::empty(), Cancel::new());
+            let starting = &mut Starting(&cancel, &mut vm);
+            let (settings, none) = (DestinationSettings::default(), &mut |_| {});
+            let received =
+                destination::receive(&mut acceptor, offered, starting, &settings, &cancel, none);
+            (received, vm)
+        });
+        let mut log = PagemapLog::of_memory(&guest.memory).unwrap();
+        let source = Guest {
+            uuid: [7; 16],
+            memory: &guest.memory,
+            dirty: &mut log,
+            vm: &mut guest.vm(),
+        };
+        let none = &mut |_: &_| {};
+        let source = source::send(
+            &place.address,
+            source,
+            &Parameters::default(),
+            &Cancel::new(),
+            none,
+        );
+        let (destination, vm) = destination.join().unwrap();
+        Outcome {
+            source,
+            destination,
+            vm,
+        }
+    });
+    assert!(outcome.source.is_ok());
+    check_one_guest(&guest, &outcome);
+}
+
 fn a_guest_faster_than_the_link() {
     let mut guest = TestGuest::new(8 * MIB);
     guest.write_everywhere(1, 1.0);
@@ -565,6 +685,10 @@ fn strangers_among_the_channels() {
     old.iter()
         .for_each(|mut stream| stream.write_all(&hello.to_bytes()).unwrap());
     let silent = Stream::connect(&place.address).unwrap();
+    // And one that stops in the middle of its word.
+    let stalled = Stream::connect(&place.address).unwrap();
+    let beginning = &hello.to_bytes()[..10];
+    (&stalled).write_all(beginning).unwrap();
     drop(Stream::connect(&place.address).unwrap());
     let mut log = PagemapLog::of_memory(&guest.memory).unwrap();
     let outcome = migrate_with(
@@ -581,6 +705,8 @@ fn strangers_among_the_channels() {
         outcome.source.unwrap_err().failure.explain()
     );
     check_one_guest(&guest, &outcome);
+    // It was let go with the others.
+    assert!(stalled.peer_has_closed());
     drop(silent);
 }
 

@@ -16,6 +16,7 @@ use multifd_transport::{Address, Failure, Stream};
 use multifd_wire::{BlockName, ChannelSender, Hello, Limits, Method, Packet, PageSize, RamPacket};
 use qemu_lab::{Part, require_opened};
 
+mod confirmed;
 mod flows;
 
 const PAGE: PageSize = PageSize::K4;
