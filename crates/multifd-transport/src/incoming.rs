@@ -10,7 +10,7 @@ use std::io::{self, Read};
 use std::time::{Duration, Instant};
 
 use multifd_wire::main_stream::{self, MainEvent, MainReceiver};
-use multifd_wire::{Hello, Limits, control};
+use multifd_wire::{Fault, Hello, Limits, control};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::destination::Peer;
@@ -40,6 +40,7 @@ const SETUP_PIECE_BYTES: usize = 4 << 10;
 const SETUP_LIMIT_BYTES: usize = 64 << 20;
 
 const MAIN_MAGIC: [u8; 4] = main_stream::MAGIC.to_be_bytes();
+const CHANNEL_MAGIC: [u8; 4] = multifd_wire::MAGIC.to_be_bytes();
 const ENGINE_MAGIC: [u8; 4] = control::MAGIC.to_be_bytes();
 /// The record type and major version which every TLS connection begins with (RFC 8446 section 5.1).
 const TLS_HANDSHAKE: [u8; 2] = [0x16, 0x03];
@@ -97,7 +98,8 @@ impl Acceptor {
 
     /// Waits for a migration and accepts it whole.
     ///
-    /// Connections that close without having said anything are passed over.
+    /// Connections that close without having said anything, or begin as none of a migration does, are passed over: they
+    /// are closed. But one that comes with a migration is an error.
     ///
     /// # Errors
     /// When a connection is none of a migration, or the channels do not fit together. All of this
@@ -133,6 +135,10 @@ impl Acceptor {
             match wait_for_kind(stream).map_err(unnamed)? {
                 Kind::Multifd => last += 1,
                 Kind::Closed => drop(self.waiting.remove(last)),
+                Kind::Stranger(fault) => {
+                    self.waiting.drain(first..=last);
+                    return Err(unnamed(fault.into()));
+                }
                 // The next migration's.
                 Kind::Main | Kind::Engine | Kind::Unknown(_) => break,
             }
@@ -219,7 +225,7 @@ impl Acceptor {
                     let next = self.waiting.iter().position(|other| !is_multifd(other));
                     self.waiting.drain(..next.unwrap_or(self.waiting.len()));
                 }
-                Ok(Kind::Closed) => drop(self.waiting.remove(index)),
+                Ok(Kind::Closed | Kind::Stranger(_)) => drop(self.waiting.remove(index)),
                 Ok(Kind::Unknown(_) | Kind::Multifd) => index += 1,
                 Err(cause) => {
                     self.waiting.remove(index);
@@ -294,6 +300,8 @@ pub(crate) enum Kind {
     /// The main connection of a source engine.
     Engine,
     Multifd,
+    /// None of a migration, and how that shows.
+    Stranger(Fault),
     Closed,
 }
 
@@ -309,9 +317,14 @@ pub(crate) fn kind(stream: &Stream) -> Result<Kind, Cause> {
     match start {
         MAIN_MAGIC => Ok(Kind::Main),
         ENGINE_MAGIC => Ok(Kind::Engine),
-        // Whatever else a whole word holds is for the hello's decoder to name.
-        _ if count == start.len() && !start.starts_with(&TLS_HANDSHAKE) => Ok(Kind::Multifd),
+        CHANNEL_MAGIC => Ok(Kind::Multifd),
         _ if start.starts_with(&TLS_HANDSHAKE) => Err(SetupFault::Tls.into()),
+        _ if count == start.len() => Ok(Kind::Stranger(Fault::Magic {
+            found: u32::from_be_bytes(start),
+            allowed: multifd_wire::MAGIC,
+        })),
+        // No more will come.
+        _ if stream.peer_has_closed() => Ok(Kind::Closed),
         _ => Ok(Kind::Unknown(count)),
     }
 }
@@ -636,6 +649,27 @@ mod tests {
             let failure = acceptor.accept().unwrap_err();
             assert_eq!(failure.channel, channel);
             assert_eq!(failure.cause.to_string(), cause.to_string());
+        }
+    }
+
+    #[test]
+    fn strangers_before_a_migration_are_passed_over() {
+        let (_folder, mut acceptors) = acceptors();
+        for acceptor in &mut acceptors {
+            // What asks for a page and waits, what has said too little to tell and gone, and more than there is room for.
+            let asks = dial(acceptor, b"GET / HTTP/1.0\r\n\r\n");
+            drop(dial(acceptor, b"hi"));
+            for _ in 0..=MOST_CONNECTIONS / 100 {
+                for _ in 0..100 {
+                    drop(dial(acceptor, b"HELO"));
+                }
+                acceptor.accept_waiting().unwrap();
+                assert!(acceptor.look_for_main().unwrap().is_none());
+            }
+            let _next = (dial(acceptor, MAIN), dial(acceptor, &hello(0, 2)));
+            let incoming = acceptor.accept().unwrap();
+            assert_eq!(incoming.channels.len(), 1);
+            assert!(asks.peer_has_closed());
         }
     }
 

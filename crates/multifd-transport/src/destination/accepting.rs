@@ -96,12 +96,16 @@ impl Acceptor {
             let found = self.waiting.iter().position(|stream| match kind(stream) {
                 // Nobody waits for one that begins to say something.
                 Ok(Kind::Multifd) => has_hello(stream),
-                Ok(Kind::Closed) | Err(_) => true,
+                Ok(Kind::Closed | Kind::Stranger(_)) | Err(_) => true,
                 Ok(Kind::Main | Kind::Engine | Kind::Unknown(_)) => false,
             });
             if let Some(index) = found {
+                let stream = self.waiting.remove(index);
+                if !has_hello(&stream) {
+                    continue;
+                }
                 // One that says something else is not one of these.
-                let Ok(channel) = read_hello(self.waiting.remove(index)) else {
+                let Ok(channel) = read_hello(stream) else {
                     continue;
                 };
                 if channel.hello.uuid == session {
