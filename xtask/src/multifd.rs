@@ -9,12 +9,21 @@ use std::{fs, thread};
 use qemu_lab::{LinkEnd, cpu_time};
 use serde_json::Value;
 
-use crate::{Result, cargo, run, workspace};
+use crate::{Result, cargo, output, run};
 
 /// Builds the command and says where it is.
 pub fn build() -> Result<PathBuf> {
     run(cargo().args(["build", "--quiet", "--release", "--package", "multifd-cli"]))?;
-    Ok(workspace().join("target/release/multifd"))
+    release("multifd")
+}
+
+/// Where a program is that was built for release.
+pub fn release(program: &str) -> Result<PathBuf> {
+    let metadata = output(cargo().args(["metadata", "--no-deps", "--format-version", "1"]))?;
+    let metadata: Value = serde_json::from_str(&metadata)?;
+    let target = metadata["target_directory"].as_str();
+    let target = target.ok_or("cargo does not say where it builds")?;
+    Ok(Path::new(target).join("release").join(program))
 }
 
 /// A running `multifd`. Dropped, it is killed.

@@ -13,7 +13,7 @@ use crate::bench::{Mode, Rate};
 
 /// Live migration over multifd for unmodified QEMUs.
 ///
-/// ADDR is unix:PATH or tcp:HOST:PORT, as in QEMU's own migration addresses.
+/// ADDR is unix:PATH or tcp:HOST:PORT.
 #[derive(Debug, Parser)]
 #[command(name = "multifd", version, max_term_width = 100)]
 pub struct Cli {

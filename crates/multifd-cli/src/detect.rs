@@ -8,6 +8,9 @@ use crate::say;
 
 /// Looks at the machine.
 pub fn run(args: &DetectArgs) -> Outcome {
+    if !args.root.is_dir() {
+        return Err(format!("{} is no folder", args.root.display()).into());
+    }
     let report = detect(&args.root, &System);
     if args.json {
         say::json(&report)?;

@@ -1,9 +1,10 @@
 //! `multifd relay`.
 
-use std::fmt;
+use std::{fmt, io};
 
 use multifd_codec::Accel;
-use multifd_transport::failure::Cause;
+use multifd_transport::Failure;
+use multifd_transport::failure::{Cause, Leg};
 use multifd_transport::relay::{MigrationReport, Relay, RelayConfig, Totals, Work};
 use multifd_wire::{Limits, Method};
 use serde::Serialize;
@@ -14,6 +15,9 @@ use crate::say::{self, Progress};
 
 /// Passes migrations on: one, or one after another for ever.
 pub fn run(args: &RelayArgs) -> Outcome {
+    if args.listen == args.connect {
+        return Err(format!("{} would be connected to itself", args.listen).into());
+    }
     let method = args.codec.compression.into();
     let config = RelayConfig {
         connect: args.connect.clone(),
@@ -45,6 +49,11 @@ pub fn run(args: &RelayArgs) -> Outcome {
                 if args.json {
                     say::json(&say::Failed::new(&failure))?;
                 }
+                if method != Method::None && was_not_understood(&failure) {
+                    say::note(format_args!(
+                        "the destination closed a channel: has it multifd-compression {method}?"
+                    ));
+                }
                 // Without a listener there will be no next migration either.
                 if args.once || matches!(failure.cause, Cause::Listener(_)) {
                     return Err(failure.into());
@@ -56,6 +65,17 @@ pub fn run(args: &RelayArgs) -> Outcome {
             return Ok(());
         }
     }
+}
+
+/// A QEMU that is sent what it does not expect closes the channel, and says why at its own end only.
+fn was_not_understood(failure: &Failure) -> bool {
+    let closed = [
+        io::ErrorKind::BrokenPipe,
+        io::ErrorKind::ConnectionReset,
+        io::ErrorKind::UnexpectedEof,
+    ];
+    failure.leg == Leg::Destination
+        && matches!(&failure.cause, Cause::Io(error) if closed.contains(&error.kind()))
 }
 
 /// What is printed for a migration that went through whole.

@@ -4,8 +4,6 @@
 //! A [`GuestPage`] is only an address; its content is copied once, word by word, and everything after that works on
 //! the private copy. What a guest writes during the copy may or may not be in it: such a page is dirty again
 //! and is sent again.
-//!
-//! This is the only file of the crate's base with `unsafe` in it.
 #![allow(unsafe_code)]
 
 use std::marker::PhantomData;
@@ -197,7 +195,8 @@ impl GuestPage<'_> {
     ///
     /// During the whole lifetime of the handle and its copies
     ///
-    /// - the bytes are mapped and may be read from any thread,
+    /// - the bytes are mapped, and may be read and written from any thread (nothing is written through a handle; that is
+    ///   what a reference to an atomic demands),
     /// - `start` is aligned to 8 bytes,
     /// - there is no `&mut` to any of the bytes, and nobody in this program writes them but through atomic (or, as is
     ///   usual for guest memory, volatile) accesses. The guest itself, devices and other processes may write as they

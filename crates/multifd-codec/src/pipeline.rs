@@ -13,6 +13,7 @@ use std::sync::{Mutex, PoisonError, RwLock, RwLockWriteGuard};
 
 use crate::Streams;
 use crate::helpers::{Help, get_mut, lock, share};
+use crate::settings::run;
 use crate::streams::LEAST_BYTES;
 
 /// Where packets come from and payloads go to, all on the caller's thread.
@@ -57,12 +58,9 @@ pub(crate) struct Packet<B, C> {
 impl<B: AsRef<[u8]>, C> Packet<B, C> {
     fn run(&self, index: usize) -> &[u8] {
         let bytes = self.bytes.as_ref();
-        let parts = bytes.len() / self.part_bytes;
-        let (length, longer) = (parts / self.runs, parts % self.runs);
-        let start = |index: usize| (index * length + index.min(longer)) * self.part_bytes;
-        bytes
-            .get(start(index)..start(index + 1))
-            .unwrap_or_default()
+        let parts = run(index, self.runs, bytes.len() / self.part_bytes);
+        let places = parts.start * self.part_bytes..parts.end * self.part_bytes;
+        bytes.get(places).unwrap_or_default()
     }
 }
 

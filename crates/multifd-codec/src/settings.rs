@@ -1,6 +1,7 @@
 //! What an operator chooses for a codec.
 
 use std::fmt;
+use std::ops::Range;
 
 use crate::deflate::{Effort, WindowSize};
 use crate::{Accel, Huffman};
@@ -67,8 +68,15 @@ impl Streams {
     /// and no two of them differ by more than one page.
     pub fn runs(self, pages: usize) -> impl Iterator<Item = usize> {
         let runs = self.value().min(pages);
-        (0..runs).map(move |run| pages / runs + usize::from(run < pages % runs))
+        (0..runs).map(move |index| run(index, runs, pages).len())
     }
+}
+
+/// The run of a number, of so many that pages are split into.
+pub(crate) fn run(index: usize, runs: usize, pages: usize) -> Range<usize> {
+    let (length, longer) = (pages / runs, pages % runs);
+    let start = |index: usize| index * length + index.min(longer);
+    start(index)..start(index + 1)
 }
 
 impl Default for Streams {

@@ -11,6 +11,7 @@ mod support;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
+use std::collections::VecDeque;
 use std::ptr::NonNull;
 use std::sync::atomic::AtomicU64;
 
@@ -86,33 +87,35 @@ fn carries_without_allocating(method: Method, settings: Settings) {
             assert_eq!(ALLOCATIONS.get(), before, "in packet {round}");
         }
     }
-    let mut flow = OnePacket {
-        pages: None,
-        taken: packets[0].clone().into(),
+    let mut flow = Turns {
+        left: 0,
+        idle: packets.into_iter().map(PageBuffer::from).collect(),
     };
     for round in 0..20 {
         let before = ALLOCATIONS.get();
-        flow.pages = Some(std::mem::take(&mut flow.taken));
+        // Now one packet, as after a pause, now more than are in work at once.
+        flow.left = 1 + round % 2 * 8;
         encoder.encode_flow(&mut flow, page_size).unwrap();
-        if round >= 4 {
+        if round >= 8 {
             assert_eq!(ALLOCATIONS.get(), before, "in flow {round}");
         }
     }
 }
 
-/// As a packet that comes after a pause.
-struct OnePacket {
-    pages: Option<PageBuffer>,
-    taken: PageBuffer,
+/// The same packets again and again.
+struct Turns {
+    left: usize,
+    idle: VecDeque<PageBuffer>,
 }
 
-impl Flow for OnePacket {
+impl Flow for Turns {
     fn next(&mut self) -> Option<PageBuffer> {
-        self.pages.take()
+        self.left = self.left.checked_sub(1)?;
+        self.idle.pop_front()
     }
 
     fn done(&mut self, pages: PageBuffer, _: &mut Vec<u8>) -> bool {
-        self.taken = pages;
+        self.idle.push_back(pages);
         true
     }
 }

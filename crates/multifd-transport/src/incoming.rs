@@ -214,6 +214,8 @@ impl Acceptor {
     /// The place in `waiting` of a connection that begins a migration, if there is one.
     pub(crate) fn look_for_main(&mut self) -> Result<Option<(usize, Peer)>, Cause> {
         let mut index = 0;
+        // Somebody who has not spoken may be a main channel, which what stands behind comes with.
+        let mut may_be_with_main = false;
         while let Some(stream) = self.waiting.get(index) {
             match kind(stream) {
                 Ok(Kind::Main) => return Ok(Some((index, Peer::Qemu))),
@@ -225,8 +227,13 @@ impl Acceptor {
                     let next = self.waiting.iter().position(|other| !is_multifd(other));
                     self.waiting.drain(..next.unwrap_or(self.waiting.len()));
                 }
-                Ok(Kind::Closed | Kind::Stranger(_)) => drop(self.waiting.remove(index)),
-                Ok(Kind::Unknown(_) | Kind::Multifd) => index += 1,
+                Ok(Kind::Closed) => drop(self.waiting.remove(index)),
+                Ok(Kind::Stranger(_)) if !may_be_with_main => drop(self.waiting.remove(index)),
+                Ok(Kind::Stranger(_) | Kind::Multifd) => index += 1,
+                Ok(Kind::Unknown(_)) => {
+                    may_be_with_main = true;
+                    index += 1;
+                }
                 Err(cause) => {
                     self.waiting.remove(index);
                     return Err(cause);
@@ -253,6 +260,7 @@ impl Acceptor {
                     std::thread::sleep(PARTIAL_MAGIC_PAUSE);
                     return Ok(());
                 }
+                Ok(Kind::Stranger(_)) => {}
                 Ok(kind) if told(&kind) => {}
                 _ => sources.push(PollFd::new(stream, PollFlags::IN)),
             }

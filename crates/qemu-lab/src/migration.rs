@@ -8,7 +8,8 @@ use serde_json::{Map, Value, json};
 /// More than any link or memory carries: QEMU's own default of 128 MiB/s would decide how long everything takes.
 const NO_BANDWIDTH_LIMIT: u64 = 1 << 40;
 
-/// Settings of one end of a migration, under QEMU's names.
+/// Settings of one end of a migration, under QEMU's names. Where one is `None` it stays what it was in that process, QEMU's
+/// own unless an earlier migration has set it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Parameters {
     /// `multifd-channels`; `None` leaves multifd off.
@@ -27,7 +28,7 @@ pub struct Parameters {
     pub validate_uuid: bool,
     /// `max-bandwidth` in bytes a second; `None` means none that matters.
     pub max_bandwidth: Option<u64>,
-    /// `downtime-limit`; `None` leaves QEMU's own.
+    /// `downtime-limit`.
     pub downtime_limit: Option<Duration>,
 }
 

@@ -5,7 +5,8 @@ use std::process::Command;
 
 use qemu_lab::{Part, Root};
 
-use crate::{Result, cargo, run as run_command, workspace};
+use crate::multifd::release;
+use crate::{Result, cargo, run as run_command};
 
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -18,7 +19,7 @@ pub struct Arguments {
 /// ISA-L from Debian it runs on that release's C library.
 pub fn run(arguments: &Arguments) -> Result<()> {
     run_command(cargo().args(BUILD))?;
-    let program = workspace().join("target/release/codec");
+    let program = release("codec")?;
     let mut command = match Root::of(Part::Qpl).or_else(|| Root::of(Part::IsaL)) {
         Some(root) => root.command(&program),
         None => Command::new(program),

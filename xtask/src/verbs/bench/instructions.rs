@@ -2,7 +2,8 @@
 
 use std::process::Command;
 
-use crate::{Result, cargo, output, run as run_command, workspace};
+use crate::multifd::release;
+use crate::{Result, cargo, output, run as run_command};
 
 pub fn run() -> Result<()> {
     if Command::new("valgrind").arg("--version").output().is_err() {
@@ -12,7 +13,7 @@ pub fn run() -> Result<()> {
         return Ok(());
     }
     run_command(cargo().args(BUILD))?;
-    let program = workspace().join("target/release/instructions");
+    let program = release("instructions")?;
     println!("Instructions for a page of 4 KiB, of pages made up in benches/src/lib.rs:");
     for case in output(&mut Command::new(&program))?.lines() {
         let words: Vec<_> = case.split(' ').collect();
