@@ -51,7 +51,7 @@ pub fn run(args: &RelayArgs) -> Outcome {
                 }
                 if method != Method::None && was_not_understood(&failure) {
                     say::note(format_args!(
-                        "the destination closed a channel: has it multifd-compression {method}?"
+                        "the destination closed a connection: has it multifd-compression {method}?"
                     ));
                 }
                 // Without a listener there will be no next migration either.

@@ -60,6 +60,7 @@ pub fn run(args: &SendArgs) -> Outcome {
                     summary: summary(&failure.statistics)?,
                 })?;
             }
+            say::note("the guest was made for this command and ends with it");
             Err(failure.into())
         }
     }

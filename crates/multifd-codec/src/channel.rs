@@ -30,17 +30,7 @@ pub(crate) trait WritePayload: Send {
         counts: &mut PathCounts,
         payload: &mut Vec<u8>,
     ) -> Result<(), EncodeError> {
-        while let Some(bytes) = flow.next() {
-            payload.clear();
-            let pages = Pages::private(bytes.as_ref(), page_size).map_err(EncodeError::Buffer)?;
-            let mut ways = PathCounts::default();
-            if !pages.is_empty() {
-                ways = self.write_payload(&pages, payload)?;
-            }
-            give(flow, Self::METHOD, bytes, payload)?;
-            *counts += ways;
-        }
-        Ok(())
+        write_one_by_one(self, flow, page_size, counts, payload)
     }
 
     /// See [`Encoder::backend`], of streams whose back end may change.
@@ -182,6 +172,27 @@ impl<S: ReadPayload> Decoder for Channel<S> {
     fn counts(&self) -> PathCounts {
         self.counts
     }
+}
+
+/// Writes a flow's packets without having more than one in work.
+pub(crate) fn write_one_by_one<S: WritePayload + ?Sized>(
+    stream: &mut S,
+    flow: &mut dyn Flow,
+    page_size: PageSize,
+    counts: &mut PathCounts,
+    payload: &mut Vec<u8>,
+) -> Result<(), EncodeError> {
+    while let Some(bytes) = flow.next() {
+        payload.clear();
+        let pages = Pages::private(bytes.as_ref(), page_size).map_err(EncodeError::Buffer)?;
+        let mut ways = PathCounts::default();
+        if !pages.is_empty() {
+            ways = stream.write_payload(&pages, payload)?;
+        }
+        give(flow, S::METHOD, bytes, payload)?;
+        *counts += ways;
+    }
+    Ok(())
 }
 
 /// Hands a payload over, if it is one that a receiver takes.

@@ -68,20 +68,18 @@ pub fn encoder(method: Method, settings: &Settings) -> Result<Box<dyn Encoder>, 
         Method::Qpl => match by_libqpl(method, settings)? {
             Choice::Libqpl(compressor, backend) => {
                 let pages = PageCompressor::new(*compressor);
-                let stream = paged::qpl::WritePages::new(pages, settings.huffman);
+                let stream = paged::qpl::write_pages(pages, settings.huffman);
                 Box::new(Channel::new(stream, backend))
             }
             Choice::Own(reason) => {
-                let stream = paged::qpl::WritePages::new(
-                    Own::new(settings.effort, streams),
-                    settings.huffman,
-                );
+                let stream =
+                    paged::qpl::write_pages(Own::new(settings.effort, streams), settings.huffman);
                 Box::new(Channel::new(stream, because(Engine::Software, reason)))
             }
         },
         Method::Canned => match by_libqpl(method, settings)? {
             Choice::Libqpl(compressor, backend) => {
-                let stream = paged::canned::WritePages::new(
+                let stream = paged::canned::write_pages(
                     PageCompressor::new(*compressor),
                     settings.effort,
                     streams,
@@ -89,7 +87,7 @@ pub fn encoder(method: Method, settings: &Settings) -> Result<Box<dyn Encoder>, 
                 Box::new(Channel::new(stream, backend))
             }
             Choice::Own(reason) => {
-                let stream = paged::canned::WritePages::new(
+                let stream = paged::canned::write_pages(
                     Own::new(settings.effort, streams),
                     settings.effort,
                     streams,

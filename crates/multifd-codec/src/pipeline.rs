@@ -39,7 +39,7 @@ pub(crate) trait Ends {
     /// When nothing more shall be done.
     fn done(
         &mut self,
-        bytes: Self::Bytes,
+        packet: Packet<Self::Bytes, Self::Context>,
         payload: &mut Vec<u8>,
         ends: &[usize],
     ) -> Result<(), Self::Error>;
@@ -101,7 +101,12 @@ impl<'o, C: Send + Sync, E: Send, F: FnMut(&[usize])> Ends for One<'o, C, F, E> 
         Ok(packet)
     }
 
-    fn done(&mut self, _: &'o [u8], payload: &mut Vec<u8>, ends: &[usize]) -> Result<(), E> {
+    fn done(
+        &mut self,
+        _: Packet<&'o [u8], C>,
+        payload: &mut Vec<u8>,
+        ends: &[usize],
+    ) -> Result<(), E> {
         std::mem::swap(payload, self.payload);
         (self.note)(ends);
         Ok(())
@@ -266,7 +271,7 @@ impl<E: Ends> Pipeline<'_, E> {
                 // A helper has panicked, which is now up to this thread.
                 return Ok(());
             };
-            ends.done(packet.bytes, &mut made.payload, &made.ends)?;
+            ends.done(packet, &mut made.payload, &made.ends)?;
             first = (first + 1) % PLACES;
             count -= 1;
         }
@@ -456,13 +461,14 @@ mod tests {
 
         fn done(
             &mut self,
-            bytes: Vec<u8>,
+            packet: Packet<Vec<u8>, u8>,
             payload: &mut Vec<u8>,
             ends: &[usize],
         ) -> Result<(), &'static str> {
             if self.taken == self.stop_at {
                 return Err("stop");
             }
+            let bytes = packet.bytes;
             assert!(bytes == self.content(self.taken));
             let (parts, runs) = self.packets[self.taken];
             self.taken += 1;
@@ -607,11 +613,11 @@ mod tests {
 
             fn done(
                 &mut self,
-                bytes: Vec<u8>,
+                packet: Packet<Vec<u8>, u8>,
                 payload: &mut Vec<u8>,
                 ends: &[usize],
             ) -> Result<(), &'static str> {
-                self.0.done(bytes, payload, ends)
+                self.0.done(packet, payload, ends)
             }
         }
 
@@ -678,14 +684,14 @@ mod tests {
 
             fn done(
                 &mut self,
-                bytes: Vec<u8>,
+                packet: Packet<Vec<u8>, u8>,
                 payload: &mut Vec<u8>,
                 ends: &[usize],
             ) -> Result<(), &'static str> {
                 if self.0.taken + 10 == self.1 {
                     resume_unwind(Box::new("as it should"));
                 }
-                self.0.done(bytes, payload, ends)
+                self.0.done(packet, payload, ends)
             }
         }
 

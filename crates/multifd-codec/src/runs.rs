@@ -135,12 +135,12 @@ impl<R: CompressRun> Ends for FlowEnds<'_, R> {
 
     fn done(
         &mut self,
-        bytes: PageBuffer,
+        packet: Packet<PageBuffer, R::Context>,
         payload: &mut Vec<u8>,
         _: &[usize],
     ) -> Result<(), EncodeError> {
-        let pages = bytes.as_ref().len() / self.page_size.bytes();
-        give(self.flow, R::METHOD, bytes, payload)?;
+        let pages = packet.bytes.as_ref().len() / self.page_size.bytes();
+        give(self.flow, R::METHOD, packet.bytes, payload)?;
         *self.counts += PathCounts::software(pages);
         Ok(())
     }

@@ -134,7 +134,7 @@ fn guests(program: &Path) -> Result<()> {
     );
     println!();
     println!("                        total ms  downtime ms  pages sent  MB sent  ratio  CPU s");
-    for (name, accel) in [("stock zlib's way", "none"), ("accelerated", "software")] {
+    for (name, accel) in [("by zlib-rs", "none"), ("accelerated", "software")] {
         let mut receiver = Multifd::start(
             program,
             &["receive", "--json", "--listen", "tcp:127.0.0.1:0"],

@@ -3,41 +3,37 @@
 //! A payload is a table of lengths and then the pages ([`multifd_wire::lengths`]). A page that does not get shorter is
 //! sent as it is, which its length tells. A stock receiver takes any deflate, so the Huffman code is the sender's choice.
 
+use std::sync::Arc;
+
 use multifd_wire::{Method, PageSize};
 
-use super::{CompressPages, PageList, PageReader};
-use crate::channel::{ReadPayload, WritePayload};
+use super::write::{Heads, WritePages};
+use super::{CompressPages, PageReader};
+use crate::channel::ReadPayload;
+use crate::deflate::CodeLengths;
 use crate::{Backend, DecodeError, EncodeError, Huffman, Pages, PathCounts};
 
 /// The sending direction.
-pub(crate) struct WritePages<C: CompressPages> {
+pub(crate) fn write_pages<C: CompressPages>(
     compressor: C,
-    code: C::Code,
+    huffman: Huffman,
+) -> WritePages<C, NoHead<C::Code>> {
+    WritePages::with(compressor, NoHead(Arc::new(C::stream(huffman))))
 }
 
-impl<C: CompressPages> WritePages<C> {
-    pub(crate) fn new(compressor: C, huffman: Huffman) -> Self {
-        Self {
-            compressor,
-            code: C::stream(huffman),
-        }
-    }
-}
+/// Pages are all written in the same, and nothing is said of it.
+pub(crate) struct NoHead<Code>(Arc<Code>);
 
-impl<C: CompressPages> WritePayload for WritePages<C> {
+impl<Code: Send + Sync> Heads<Code> for NoHead<Code> {
     const METHOD: Method = Method::Qpl;
 
-    fn write_payload(
+    fn write_head(
         &mut self,
-        pages: &Pages<'_>,
-        out: &mut Vec<u8>,
-    ) -> Result<PathCounts, EncodeError> {
-        let list = PageList::begin(pages.len(), out);
-        Ok(self.compressor.compress(&self.code, pages, list))
-    }
-
-    fn backend(&self) -> Option<Backend> {
-        self.compressor.backend()
+        _: &Pages<'_>,
+        _: &dyn Fn(&CodeLengths) -> Result<Code, EncodeError>,
+        _: &mut Vec<u8>,
+    ) -> Result<Arc<Code>, EncodeError> {
+        Ok(Arc::clone(&self.0))
     }
 }
 

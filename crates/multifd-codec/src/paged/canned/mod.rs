@@ -34,50 +34,55 @@ mod plan;
 
 pub use head::CannedFault;
 
+use std::sync::Arc;
+
 use multifd_wire::{Method, PageSize};
 
 use super::read::BodyCode;
-use super::{CompressPages, PageList, PageReader};
-use crate::channel::{ReadPayload, WritePayload};
+use super::write::{Heads, WritePages};
+use super::{CompressPages, PageReader};
+use crate::channel::ReadPayload;
 use crate::deflate::{CodeLengths, Effort};
 use crate::{Backend, DecodeError, EncodeError, Pages, PathCounts, Streams};
 use head::Head;
 use plan::Planner;
 
-/// The sending direction.
-pub(crate) struct WritePages<C: CompressPages> {
+/// The sending direction. `effort` is that of looking at pages for a code, and `streams` how many are looked at at once; best
+/// what the compressor takes too.
+pub(crate) fn write_pages<C: CompressPages>(
     compressor: C,
+    effort: Effort,
+    streams: Streams,
+) -> WritePages<C, CodeHeads<C::Code>> {
+    let heads = CodeHeads {
+        planner: Planner::new(effort, streams),
+        current: None,
+    };
+    WritePages::with(compressor, heads)
+}
+
+/// Which code pages are in, and that code where it is new.
+pub(crate) struct CodeHeads<Code> {
     planner: Planner,
-    current: Option<Coded<C::Code>>,
+    current: Option<Coded<Code>>,
 }
 
 /// A code that the other end has.
 struct Coded<C> {
     generation: u8,
     lengths: CodeLengths,
-    code: C,
+    code: Arc<C>,
 }
 
-impl<C: CompressPages> WritePages<C> {
-    /// `effort` is that of looking at pages for a code, and `streams` how many are looked at at once; best what the
-    /// compressor takes too.
-    pub(crate) fn new(compressor: C, effort: Effort, streams: Streams) -> Self {
-        Self {
-            compressor,
-            planner: Planner::new(effort, streams),
-            current: None,
-        }
-    }
-}
-
-impl<C: CompressPages> WritePayload for WritePages<C> {
+impl<Code: Send + Sync> Heads<Code> for CodeHeads<Code> {
     const METHOD: Method = Method::Canned;
 
-    fn write_payload(
+    fn write_head(
         &mut self,
         pages: &Pages<'_>,
+        body: &dyn Fn(&CodeLengths) -> Result<Code, EncodeError>,
         out: &mut Vec<u8>,
-    ) -> Result<PathCounts, EncodeError> {
+    ) -> Result<Arc<Code>, EncodeError> {
         let plan = self.planner.plan(pages);
         let coded = match self.current.take() {
             Some(coded) if !plan.pays_over(&coded.lengths) => {
@@ -89,18 +94,12 @@ impl<C: CompressPages> WritePayload for WritePages<C> {
                 head::write(generation, plan.description, out);
                 Coded {
                     generation,
-                    code: self.compressor.body(&plan.lengths)?,
+                    code: Arc::new(body(&plan.lengths)?),
                     lengths: plan.lengths,
                 }
             }
         };
-        let coded = self.current.insert(coded);
-        let list = PageList::begin(pages.len(), out);
-        Ok(self.compressor.compress(&coded.code, pages, list))
-    }
-
-    fn backend(&self) -> Option<Backend> {
-        self.compressor.backend()
+        Ok(Arc::clone(&self.current.insert(coded).code))
     }
 }
 
