@@ -58,8 +58,8 @@
 //! # Several processors
 //!
 //! With more than one stream ([`Streams`]) other processors help with a channel's packets, which are cut into runs that know
-//! nothing of each other. [`Encoder::encode`] shares one packet among them; [`Encoder::encode_flow`] has a few of `zlib` or
-//! `zstd` in work at once, so that nobody waits for the last run of each. Both make the same payloads.
+//! nothing of each other, or into pages. [`Encoder::encode`] shares one packet among them; [`Encoder::encode_flow`] has a few
+//! in work at once, so that nobody waits for the last run of each (libqpl has jobs instead). Both make the same payloads.
 //!
 //! # Accelerators
 //!
