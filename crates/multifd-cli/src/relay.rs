@@ -49,16 +49,12 @@ pub fn run(args: &RelayArgs) -> Outcome {
                 if args.json {
                     say::json(&say::Failed::new(&failure))?;
                 }
-                if method != Method::None && was_not_understood(&failure) {
-                    say::note(format_args!(
-                        "the destination closed a connection: has it multifd-compression {method}?"
-                    ));
-                }
+                let told = say::chain(&failure) + advice(method, &failure);
                 // Without a listener there will be no next migration either.
                 if args.once || matches!(failure.cause, Cause::Listener(_)) {
-                    return Err(failure.into());
+                    return Err(told.into());
                 }
-                say::note(say::chain(&failure));
+                say::note(told);
             }
         }
         if args.once {
@@ -67,15 +63,23 @@ pub fn run(args: &RelayArgs) -> Outcome {
     }
 }
 
-/// A QEMU that is sent what it does not expect closes the channel, and says why at its own end only.
-fn was_not_understood(failure: &Failure) -> bool {
-    let closed = [
-        io::ErrorKind::BrokenPipe,
-        io::ErrorKind::ConnectionReset,
-        io::ErrorKind::UnexpectedEof,
-    ];
-    failure.leg == Leg::Destination
-        && matches!(&failure.cause, Cause::Io(error) if closed.contains(&error.kind()))
+/// What may be behind a failure. A QEMU that is sent what it does not expect closes the channel, and says why at its own end
+/// only.
+fn advice(method: Method, failure: &Failure) -> &'static str {
+    use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+    match &failure.cause {
+        Cause::Io(error)
+            if failure.leg == Leg::Destination
+                && matches!(error.kind(), BrokenPipe | ConnectionReset | UnexpectedEof) => {}
+        _ => return "",
+    }
+    match method {
+        Method::None => "",
+        Method::Canned => " (canned is read by a multifd only, and by no QEMU)",
+        _ => {
+            " (if the destination is a QEMU, its multifd-compression has to be that of this relay)"
+        }
+    }
 }
 
 /// What is printed for a migration that went through whole.

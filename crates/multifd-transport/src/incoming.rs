@@ -216,6 +216,7 @@ impl Acceptor {
         let mut index = 0;
         // Somebody who has not spoken may be a main channel, which what stands behind comes with.
         let mut may_be_with_main = false;
+        let is_full = self.waiting.len() >= MOST_CONNECTIONS;
         while let Some(stream) = self.waiting.get(index) {
             match kind(stream) {
                 Ok(Kind::Main) => return Ok(Some((index, Peer::Qemu))),
@@ -228,7 +229,9 @@ impl Acceptor {
                     self.waiting.drain(..next.unwrap_or(self.waiting.len()));
                 }
                 Ok(Kind::Closed) => drop(self.waiting.remove(index)),
-                Ok(Kind::Stranger(_)) if !may_be_with_main => drop(self.waiting.remove(index)),
+                Ok(Kind::Stranger(_)) if !may_be_with_main || is_full => {
+                    self.waiting.remove(index);
+                }
                 Ok(Kind::Stranger(_) | Kind::Multifd) => index += 1,
                 Ok(Kind::Unknown(_)) => {
                     may_be_with_main = true;
