@@ -277,37 +277,39 @@ pub fn send_to(address: &Address, guest: &TestGuest, parameters: &Parameters) ->
     source::send(address, source, parameters, &Cancel::new(), &mut |_| {}).unwrap_err()
 }
 
-/// A VM of which one call fails.
-struct Failing<'a>(&'static str, &'a mut TestVm);
+/// A VM, and what happens before each call to it, which is told its name.
+struct Before<'a>(
+    &'a (dyn Fn(&str) -> Result<(), VmError> + Sync),
+    &'a mut TestVm,
+);
 
-impl Failing<'_> {
-    fn or_else<T>(
-        &mut self,
-        what: &str,
-        act: impl FnOnce(&mut TestVm) -> Result<T, VmError>,
-    ) -> Result<T, VmError> {
-        match self.0 == what {
-            true => Err(format!("{what} is broken").into()),
-            false => act(self.1),
-        }
-    }
-}
-
-impl VmHandle for Failing<'_> {
+impl VmHandle for Before<'_> {
     fn pause(&mut self) -> Result<(), VmError> {
-        self.or_else("pause", VmHandle::pause)
+        self.0("pause")?;
+        self.1.pause()
     }
 
     fn resume(&mut self) -> Result<(), VmError> {
-        self.or_else("resume", VmHandle::resume)
+        self.0("resume")?;
+        self.1.resume()
     }
 
     fn save_device_state(&mut self) -> Result<Vec<u8>, VmError> {
-        self.or_else("save", VmHandle::save_device_state)
+        self.0("save")?;
+        self.1.save_device_state()
     }
 
     fn load_device_state(&mut self, state: &[u8]) -> Result<(), VmError> {
-        self.or_else("load", |vm| vm.load_device_state(state))
+        self.0("load")?;
+        self.1.load_device_state(state)
+    }
+}
+
+/// Lets one call fail.
+fn fails(what: &str) -> impl Fn(&str) -> Result<(), VmError> + Sync {
+    move |call| match call == what {
+        true => Err(format!("{what} is broken").into()),
+        false => Ok(()),
     }
 }
 
@@ -336,7 +338,7 @@ fn vms_that_fail() {
                         "memory" => Err("memory is broken".into()),
                         _ => offered(offer),
                     },
-                    &mut Failing(there, &mut vm),
+                    &mut Before(&fails(there), &mut vm),
                     &settings,
                     &Cancel::new(),
                     &mut |_| {},
@@ -348,7 +350,7 @@ fn vms_that_fail() {
                 uuid: [7; 16],
                 memory: &guest.memory,
                 dirty: &mut log,
-                vm: &mut Failing(here, &mut guest.vm()),
+                vm: &mut Before(&fails(here), &mut guest.vm()),
             };
             let source = source::send(
                 &place.address,
@@ -378,26 +380,10 @@ fn vms_that_fail() {
 
 /// Whoever takes the panic has a guest that runs.
 fn a_source_that_panics() {
-    struct Panicking<'a>(&'a mut TestVm);
-
-    impl VmHandle for Panicking<'_> {
-        fn pause(&mut self) -> Result<(), VmError> {
-            self.0.pause()
-        }
-
-        fn resume(&mut self) -> Result<(), VmError> {
-            self.0.resume()
-        }
-
-        fn save_device_state(&mut self) -> Result<Vec<u8>, VmError> {
-            resume_unwind(Box::new("as it should"))
-        }
-
-        fn load_device_state(&mut self, _: &[u8]) -> Result<(), VmError> {
-            unreachable!("this is a source's")
-        }
-    }
-
+    let panics = |call: &str| match call {
+        "save" => resume_unwind(Box::new("as it should")),
+        _ => Ok(()),
+    };
     let guest = busy_guest();
     let place = Place::unix();
     let mut acceptor = Acceptor::bind(&place.address).unwrap();
@@ -412,7 +398,7 @@ fn a_source_that_panics() {
             uuid: [7; 16],
             memory: &guest.memory,
             dirty: &mut log,
-            vm: &mut Panicking(&mut guest.vm()),
+            vm: &mut Before(&panics, &mut guest.vm()),
         };
         let none = &mut |_: &_| {};
         let send = || {
@@ -432,36 +418,21 @@ fn a_source_that_panics() {
 
 /// From its start on the guest is the destination's, whatever becomes of connections, and of wishes.
 fn nothing_undoes_a_start() {
-    struct Starting<'a>(&'a Cancel, &'a mut TestVm);
-
-    impl VmHandle for Starting<'_> {
-        fn pause(&mut self) -> Result<(), VmError> {
-            self.1.pause()
-        }
-
-        fn resume(&mut self) -> Result<(), VmError> {
-            self.0.cancel();
-            // Long enough to be noticed.
-            thread::sleep(Duration::from_millis(200));
-            self.1.resume()
-        }
-
-        fn save_device_state(&mut self) -> Result<Vec<u8>, VmError> {
-            self.1.save_device_state()
-        }
-
-        fn load_device_state(&mut self, state: &[u8]) -> Result<(), VmError> {
-            self.1.load_device_state(state)
-        }
-    }
-
     let guest = busy_guest();
     let place = Place::unix();
     let mut acceptor = Acceptor::bind(&place.address).unwrap();
     let outcome = thread::scope(|scope| {
         let destination = scope.spawn(|| {
             let (mut vm, cancel) = (TestVm::empty(), Cancel::new());
-            let starting = &mut Starting(&cancel, &mut vm);
+            let before = |call: &str| {
+                if call == "resume" {
+                    cancel.cancel();
+                    // Long enough to be noticed.
+                    thread::sleep(Duration::from_millis(200));
+                }
+                Ok(())
+            };
+            let starting = &mut Before(&before, &mut vm);
             let (settings, none) = (DestinationSettings::default(), &mut |_| {});
             let received =
                 destination::receive(&mut acceptor, offered, starting, &settings, &cancel, none);
