@@ -1,6 +1,6 @@
 //! What can be typed.
 
-use std::num::{NonZeroU8, NonZeroU64};
+use std::num::{NonZeroU8, NonZeroU32, NonZeroU64};
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -10,6 +10,7 @@ use multifd_transport::{Address, ZeroPageDetection};
 use multifd_wire::Method;
 
 use crate::bench::{Mode, Rate};
+use crate::relay::Route;
 
 /// Live migration over multifd for unmodified QEMUs.
 ///
@@ -43,7 +44,7 @@ pub enum Command {
 /// Pass migrations on, recompressed.
 #[derive(Args, Debug)]
 #[command(after_help = "\
-Serves one migration after another. Payloads of any method leave in --compression's; all else passes unchanged.
+Serves any number of migrations at once. Payloads of any method leave in --compression's; all else passes unchanged.
 
 Example, between two QEMUs that use no compression:
   multifd relay --listen tcp:0.0.0.0:4444 --connect unix:/run/dst.sock
@@ -51,10 +52,19 @@ Example, between two QEMUs that use no compression:
 pub struct RelayArgs {
     /// Where the source QEMU, or another relay, connects to.
     #[arg(long, value_name = "ADDR")]
-    pub listen: Address,
+    pub listen: Option<Address>,
     /// Where the destination QEMU, or another relay, listens.
     #[arg(long, value_name = "ADDR")]
-    pub connect: Address,
+    pub connect: Option<Address>,
+    /// One more pair of both, as often as you like.
+    #[arg(long, value_name = "LISTEN=CONNECT", value_parser = Route::parse)]
+    pub route: Vec<Route>,
+    /// A file with a LISTEN=CONNECT on each line.
+    #[arg(long, value_name = "FILE")]
+    pub routes: Option<PathBuf>,
+    /// How many seconds one connection to the destination may take.
+    #[arg(long, value_name = "S", default_value = "10")]
+    pub dial_timeout: NonZeroU32,
     #[command(flatten)]
     pub codec: CodecArgs,
     /// Stop after one migration; the exit status tells how it went.

@@ -1,6 +1,6 @@
 //! `multifd record`.
 
-use multifd_transport::SourceSettings;
+use multifd_transport::{Cancel, SourceSettings};
 use multifd_transport::record::{Output, record};
 
 use crate::Outcome;
@@ -11,12 +11,10 @@ use crate::say::{self, Arrived, Progress};
 pub fn run(args: &RecordArgs) -> Outcome {
     let output = Output::create(&args.out)?;
     let mut acceptor = say::listen(&args.listen)?;
-    let source = SourceSettings {
-        switchover_ack: args.switchover_ack,
-        ..SourceSettings::default()
-    };
+    let mut source = SourceSettings::default();
+    source.switchover_ack = args.switchover_ack;
     let mut progress = Progress::new();
-    let outcome = record(&mut acceptor, output, source, &mut |totals| {
+    let outcome = record(&mut acceptor, output, source, &Cancel::new(), &mut |totals| {
         progress.show(Arrived(totals))
     });
     drop(progress);

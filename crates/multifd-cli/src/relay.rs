@@ -1,199 +1,295 @@
 //! `multifd relay`.
 
-use std::{fmt, io};
+mod report;
+mod routes;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use multifd_codec::Accel;
-use multifd_transport::Failure;
-use multifd_transport::failure::{Cause, Leg};
-use multifd_transport::relay::{MigrationReport, Relay, RelayConfig, Totals, Work};
+use multifd_transport::failure::Cause;
+use multifd_transport::incoming::Incoming;
+use multifd_transport::relay::{MigrationReport, Relay, RelayConfig, Totals, Update, pass_on};
+use multifd_transport::{Cancel, Failure};
 use multifd_wire::{Limits, Method};
-use serde::Serialize;
 
+use self::report::{Failed, Running, Summary, advice};
+pub use self::routes::Route;
 use crate::Outcome;
 use crate::args::RelayArgs;
 use crate::say::{self, Progress};
 
-/// Passes migrations on: one, or one after another for ever.
-pub fn run(args: &RelayArgs) -> Outcome {
-    if args.listen == args.connect {
-        return Err(format!("{} would be connected to itself", args.listen).into());
-    }
-    let method = args.codec.compression.into();
-    let config = RelayConfig {
-        connect: args.connect.clone(),
-        compression: method,
-        settings: args.codec.settings()?,
-        limits: Limits::default(),
-    };
-    // A relay that compresses nothing has an accelerator for reading only.
-    let reads = method == Method::None && config.settings.accel != Accel::None;
-    let (does, backend) = if reads {
-        ("reading qpl and canned".to_owned(), config.reader())
-    } else {
-        (format!("writing {method}"), config.backend())
-    };
-    let backend = backend.map_err(|error| error.to_string())?;
-    let mut relay = Relay::bind(&args.listen, config)
-        .map_err(|error| format!("cannot listen on {}: {error}", args.listen))?;
-    if reads || method != Method::None {
-        say::note(format_args!("{does}: {backend}"));
-    }
-    say::note(format_args!("listening on {}", relay.address()));
-    loop {
-        let mut progress = Progress::new();
-        let outcome = relay.serve_one(&mut |totals| progress.show(Running(totals)));
-        drop(progress);
-        match outcome {
-            Ok(report) => say::summary(&Summary::from(report), args.json)?,
-            Err(failure) => {
-                if args.json {
-                    say::json(&say::Failed::new(&failure))?;
-                }
-                let told = say::chain(&failure) + advice(method, &failure);
-                // Without a listener there will be no next migration either.
-                if args.once || matches!(failure.cause, Cause::Listener(_)) {
-                    return Err(told.into());
-                }
-                say::note(told);
-            }
-        }
-        if args.once {
-            return Ok(());
-        }
-    }
+/// How soon a wish to end is noticed.
+const TICK: Duration = Duration::from_millis(100);
+
+/// Migrations that run at once, over all addresses. Each has two threads, and one more for each of its channels.
+const MOST_MIGRATIONS: usize = 256;
+
+/// What the threads of a relay tell the one that prints.
+enum Event {
+    Note(String),
+    Begun(Migration),
+    Update(u64, Update),
+    Ended(u64, Box<Result<MigrationReport, Ended>>),
+    /// No more migrations can be accepted at an address.
+    Closed(String),
 }
 
-/// What may be behind a failure. A QEMU that is sent what it does not expect closes the channel, and says why at its own end
-/// only.
-fn advice(method: Method, failure: &Failure) -> &'static str {
-    use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
-    match &failure.cause {
-        Cause::Io(error)
-            if failure.leg == Leg::Destination
-                && matches!(error.kind(), BrokenPipe | ConnectionReset | UnexpectedEof) => {}
-        _ => return "",
-    }
-    match method {
-        Method::None => "",
-        Method::Canned => " (canned is read by a multifd only, and by no QEMU)",
-        _ => {
-            " (if the destination is a QEMU, its multifd-compression has to be that of this relay)"
-        }
-    }
-}
-
-/// What is printed for a migration that went through whole.
-#[derive(Serialize)]
-struct Summary {
-    channels: usize,
-    pages: u64,
-    zero_pages: u64,
-    bytes_in: u64,
-    bytes_out: u64,
-    /// How many bytes came in for each that went out.
-    ratio: f64,
-    seconds: f64,
-    decoded: Option<Done>,
-    encoded: Option<Done>,
-}
-
-/// What the codecs of one direction did.
-#[derive(Serialize)]
-struct Done {
-    method: &'static str,
-    backend: String,
-    hardware: u64,
-    software: u64,
-    raw: u64,
-}
-
-impl From<Work> for Done {
-    fn from(work: Work) -> Self {
-        Self {
-            method: work.method.as_str(),
-            backend: work.backend.to_string(),
-            hardware: work.pages.hardware,
-            software: work.pages.software,
-            raw: work.pages.raw,
-        }
-    }
-}
-
-impl fmt::Display for Done {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{} by {}: hardware {}, software {}, raw {}",
-            self.method, self.backend, self.hardware, self.software, self.raw
-        )
-    }
-}
-
-impl From<MigrationReport> for Summary {
-    fn from(report: MigrationReport) -> Self {
-        let Totals {
-            pages,
-            zero_pages,
-            bytes_in,
-            bytes_out,
-        } = report.totals;
-        Self {
-            channels: report.channels,
-            pages,
-            zero_pages,
-            bytes_in,
-            bytes_out,
-            ratio: ratio(bytes_in, bytes_out),
-            seconds: say::seconds(report.duration),
-            decoded: report.decoded.map(Done::from),
-            encoded: report.encoded.map(Done::from),
-        }
-    }
-}
-
-impl fmt::Display for Summary {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "channels {}, pages {}, zero pages {}, bytes in {}, bytes out {}, ratio {:.3}, seconds {:.3}",
-            self.channels,
-            self.pages,
-            self.zero_pages,
-            self.bytes_in,
-            self.bytes_out,
-            self.ratio,
-            self.seconds
-        )?;
-        if let Some(done) = &self.decoded {
-            write!(f, ", decoded {done}")?;
-        }
-        if let Some(done) = &self.encoded {
-            write!(f, ", encoded {done}")?;
-        }
-        Ok(())
-    }
+/// Why a migration did not go through.
+enum Ended {
+    Failed(Failure),
+    /// A defect of this program, in this migration alone.
+    Panicked,
 }
 
 /// A migration under way.
-struct Running(Totals);
+struct Migration {
+    number: u64,
+    route: Arc<Route>,
+    peer: String,
+    begun: Instant,
+    totals: Totals,
+}
 
-impl fmt::Display for Running {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Totals {
-            pages,
-            zero_pages,
-            bytes_in,
-            bytes_out,
-        } = self.0;
-        write!(
-            f,
-            "{pages} pages, {zero_pages} zero pages, {} in, {} out",
-            say::size(bytes_in),
-            say::size(bytes_out)
-        )
+/// Passes migrations on, any number at once: one, or one after another for ever.
+pub fn run(args: &RelayArgs) -> Outcome {
+    let method = args.codec.compression.into();
+    let routes = routes::of(args)?;
+    let mut relays = Vec::new();
+    for route in routes {
+        let mut config = RelayConfig::new(route.connect.clone(), method);
+        config.settings = args.codec.settings()?;
+        config.limits = Limits::default();
+        config.dial_timeout = Duration::from_secs(args.dial_timeout.get().into());
+        if relays.is_empty() {
+            announce(&config)?;
+        }
+        let relay = Relay::bind(&route.listen, config)
+            .map_err(|error| format!("cannot listen on {}: {}", route.listen, say::chain(&error)))?;
+        relays.push((relay, route));
+    }
+    let (tell, events) = mpsc::channel();
+    let cancel = Cancel::new();
+    let several = relays.len() > 1;
+    for (relay, route) in relays {
+        match several {
+            true => say::note(format_args!("listening on {}, for {}", relay.address(), route.connect)),
+            false => say::note(format_args!("listening on {}", relay.address())),
+        }
+        let route = Arc::new(Route { listen: relay.address().clone(), connect: route.connect });
+        let (tell, cancel) = (tell.clone(), cancel.clone());
+        let notes = tell.clone();
+        relay.acceptor().on_note(move |note| {
+            // Nobody prints any more once this command ends.
+            let _ = notes.send(Event::Note(note.to_string()));
+        });
+        thread::Builder::new().spawn(move || accept(relay, &route, &tell, &cancel))?;
+    }
+    drop(tell);
+    Printer::new(args, method, several).run(&events, &cancel)
+}
+
+/// Says what will compute, as far as it is known before the first migration.
+fn announce(config: &RelayConfig) -> Outcome {
+    let method = config.compression;
+    // A relay that compresses nothing has an accelerator for reading only.
+    let reads = method == Method::None && config.settings.accel != Accel::None;
+    let (does, backend) = match reads {
+        true => ("reading qpl and canned".to_owned(), config.reader()),
+        false => (format!("writing {method}"), config.backend()),
+    };
+    let backend = backend.map_err(|error| error.to_string())?;
+    if reads || method != Method::None {
+        say::note(format_args!("{does}: {backend}"));
+    }
+    Ok(())
+}
+
+/// Accepts the migrations of one address, and passes each on in a thread of its own.
+fn accept(mut relay: Relay, route: &Arc<Route>, tell: &Sender<Event>, cancel: &Cancel) {
+    use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+    static NUMBER: AtomicU64 = AtomicU64::new(1);
+    static RUNNING: AtomicUsize = AtomicUsize::new(0);
+    let config = Arc::new(relay.config().clone());
+    loop {
+        let incoming = match relay.accept(cancel) {
+            Ok(incoming) => incoming,
+            Err(_) if cancel.is_cancelled() => return,
+            Err(failure) => {
+                let _ = tell.send(Event::Closed(say::chain(&failure)));
+                return;
+            }
+        };
+        if RUNNING.fetch_add(1, Ordering::AcqRel) >= MOST_MIGRATIONS {
+            RUNNING.fetch_sub(1, Ordering::AcqRel);
+            let note = format!("{} migrations run already: one more was refused", MOST_MIGRATIONS);
+            let _ = tell.send(Event::Note(note));
+            continue;
+        }
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let begun = Event::Begun(Migration {
+            number,
+            route: Arc::clone(route),
+            peer: incoming.peer.clone(),
+            begun: Instant::now(),
+            totals: Totals::default(),
+        });
+        let _ = tell.send(begun);
+        let (ended, updates, config) = (tell.clone(), tell.clone(), Arc::clone(&config));
+        let migration = move || {
+            let outcome = pass(incoming, &config, number, &updates);
+            RUNNING.fetch_sub(1, Ordering::AcqRel);
+            let _ = updates.send(Event::Ended(number, Box::new(outcome)));
+        };
+        if let Err(error) = thread::Builder::new().spawn(migration) {
+            RUNNING.fetch_sub(1, Ordering::AcqRel);
+            let failure = Failure::here(Cause::Thread(error));
+            let _ = ended.send(Event::Ended(number, Box::new(Err(Ended::Failed(failure)))));
+        }
     }
 }
 
-fn ratio(bytes_in: u64, bytes_out: u64) -> f64 {
-    say::rounded(bytes_in as f64 / bytes_out.max(1) as f64, 3)
+fn pass(
+    incoming: Incoming,
+    config: &RelayConfig,
+    number: u64,
+    updates: &Sender<Event>,
+) -> Result<MigrationReport, Ended> {
+    let mut observe = |update| {
+        let _ = updates.send(Event::Update(number, update));
+    };
+    // A defect ends one migration, and no other.
+    match catch_unwind(AssertUnwindSafe(|| pass_on(incoming, config, &mut observe))) {
+        Ok(outcome) => outcome.map_err(Ended::Failed),
+        Err(_) => Err(Ended::Panicked),
+    }
+}
+
+/// Prints what happens, and decides when it is over.
+struct Printer<'a> {
+    args: &'a RelayArgs,
+    method: Method,
+    /// There are several addresses, so that each line says which.
+    several: bool,
+    running: Vec<Migration>,
+    progress: Progress,
+}
+
+impl<'a> Printer<'a> {
+    fn new(args: &'a RelayArgs, method: Method, several: bool) -> Self {
+        Self {
+            args,
+            method,
+            several,
+            running: Vec::new(),
+            progress: Progress::new(),
+        }
+    }
+
+    fn run(mut self, events: &Receiver<Event>, cancel: &Cancel) -> Outcome {
+        loop {
+            let event = match events.recv_timeout(TICK) {
+                Ok(event) => event,
+                Err(RecvTimeoutError::Timeout) => continue,
+                Err(RecvTimeoutError::Disconnected) => return Ok(()),
+            };
+            match event {
+                Event::Note(note) => self.note(&note),
+                Event::Begun(migration) => self.begun(migration),
+                Event::Update(number, update) => self.update(number, update),
+                Event::Closed(reason) => {
+                    cancel.cancel();
+                    return Err(reason.into());
+                }
+                Event::Ended(number, outcome) => {
+                    let outcome = self.ended(number, *outcome);
+                    if self.args.once {
+                        cancel.cancel();
+                        return outcome;
+                    }
+                    if let Err(error) = outcome {
+                        self.note(&error.to_string());
+                    }
+                }
+            }
+        }
+    }
+
+    fn note(&mut self, note: &str) {
+        self.progress.clear();
+        say::note(note);
+    }
+
+    /// A line about one of several migrations, or the only one.
+    fn of(&self, migration: &Migration) -> String {
+        match self.several || migration.number > 1 || self.running.len() > 1 {
+            true => format!("migration {} ({}): ", migration.number, migration.route),
+            false => String::new(),
+        }
+    }
+
+    fn begun(&mut self, migration: Migration) {
+        let text = format!("{}a migration begins, from {}", self.of(&migration), migration.peer);
+        self.running.push(migration);
+        self.note(&text);
+    }
+
+    fn update(&mut self, number: u64, update: Update) {
+        let Some(index) = self.running.iter().position(|migration| migration.number == number) else {
+            return;
+        };
+        match update {
+            Update::Progress(totals) => {
+                if let Some(migration) = self.running.get_mut(index) {
+                    migration.totals = totals;
+                }
+                let totals: Vec<Totals> = self.running.iter().map(|migration| migration.totals).collect();
+                self.progress.show(Running(&totals));
+            }
+            Update::Note(note) => {
+                let of = self.running.get(index).map(|migration| self.of(migration));
+                self.note(&format!("{}{note}", of.unwrap_or_default()));
+            }
+            _ => {}
+        }
+    }
+
+    fn ended(&mut self, number: u64, outcome: Result<MigrationReport, Ended>) -> Outcome {
+        let index = self.running.iter().position(|migration| migration.number == number);
+        let of = index.and_then(|index| self.running.get(index)).map(|migration| self.of(migration));
+        let migration = index.map(|index| self.running.remove(index));
+        self.progress.clear();
+        let of = of.unwrap_or_default();
+        match outcome {
+            Ok(report) => {
+                let summary = Summary::new(report, migration.as_ref().map(|migration| &*migration.route));
+                for remark in &summary.remarks {
+                    say::note(format_args!("{of}{remark}"));
+                }
+                say::summary(&summary, self.args.json)?;
+                Ok(())
+            }
+            Err(ended) => {
+                let failed = match &ended {
+                    Ended::Failed(failure) => Failed::new(
+                        say::chain(failure),
+                        advice(self.method, failure),
+                        migration.as_ref(),
+                    ),
+                    Ended::Panicked => Failed::new(
+                        "a defect of this program ended this migration".to_owned(),
+                        None,
+                        migration.as_ref(),
+                    ),
+                };
+                if self.args.json {
+                    say::json(&failed)?;
+                }
+                Err(format!("{of}{failed}").into())
+            }
+        }
+    }
 }

@@ -87,6 +87,14 @@ impl Progress {
         }
     }
 
+    /// Takes the line away, for others to be printed.
+    pub fn clear(&mut self) {
+        if self.shown {
+            self.shown = false;
+            let _ = write!(io::stderr(), "\r{CLEAR_TO_END}");
+        }
+    }
+
     /// Shows `line` instead of the one before.
     pub fn show(&mut self, line: impl Display) {
         if self.terminal {

@@ -48,6 +48,7 @@ pub(crate) struct Answers {
 
 #[derive(Clone, Copy, Debug, Default)]
 struct State {
+    asked: bool,
     stage: Stage,
     ack: Ack,
 }
@@ -97,6 +98,7 @@ impl Answers {
                 }
                 MainEvent::Command(Command::OpenReturnPath) if state.stage == Stage::Closed => {
                     state.stage = Stage::Open;
+                    state.asked = true;
                 }
                 _ => {}
             }
@@ -167,6 +169,11 @@ impl Answers {
             // Without waiting: a source that does not read is told by the closing of the connection.
             let _ = send(stream, &bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
         }
+    }
+
+    /// Whether the source has opened the return path, so that it waits for the last word.
+    pub(crate) fn was_asked(&self) -> bool {
+        self.change(|state| state.asked)
     }
 
     /// Whether everything had arrived.

@@ -2,10 +2,12 @@
 
 use std::fmt;
 use std::io;
+use std::time::Duration;
 
 use multifd_codec::{DecodeError, EncodeError, PagesError, Unsupported};
 use multifd_wire::{BlockName, Fault, Method, Misuse, UnknownMethod};
 
+use crate::coverage::CoverageFault;
 use crate::image::ImageError;
 use crate::recording::RecordingError;
 use crate::{Address, EngineFault, FileError, RoundFault};
@@ -28,6 +30,8 @@ pub enum Leg {
     Source,
     /// Towards the QEMU which takes the guest.
     Destination,
+    /// This host: what it lacks is no fault of a peer's.
+    Here,
 }
 
 /// The first thing that went wrong in a migration. Whatever failed afterwards failed because of it.
@@ -121,6 +125,42 @@ pub enum Cause {
         /// The number that it gave; 0 would have been success.
         status: u32,
     },
+    /// The source closed before the destination had said that it has the guest, so the guest runs on at the source.
+    #[error(
+        "the source closed before the destination had said that it has the guest, and goes on with its guest; \
+         the destination was cut off, see that it does not run"
+    )]
+    TakenBack,
+    /// The destination has the guest, and the source could not be told.
+    #[error(
+        "the destination has the guest, but the source closed before it was told: \
+         the guest may run at both ends, stop one of them now"
+    )]
+    NotTold,
+    /// A connection broke while the guest's memory was at both ends.
+    #[error(
+        "a connection broke in postcopy; the guest goes on once it is recovered \
+         (at the destination migrate-recover, at the source migrate with resume)"
+    )]
+    PostcopyBroke,
+    /// A migration that may switch to postcopy, where there is no guest to switch to.
+    #[error(
+        "the source may switch to postcopy, which needs a running destination: \
+         switch it off at the source (migrate_set_capability postcopy-ram off)"
+    )]
+    Postcopy,
+    /// A stream without the description of devices, whose end cannot be told from a pause.
+    #[error(
+        "the stream has no description of devices (suppress-vmdesc), so its end cannot be told: \
+         record from a machine type with it, or without return path"
+    )]
+    NoEnd,
+    /// Pages are missing, or do not fit to the list of blocks.
+    #[error(transparent)]
+    Coverage(#[from] CoverageFault),
+    /// No thread could be had.
+    #[error("cannot start a thread; raise the limit of threads (ulimit -u, or the service's TasksMax)")]
+    Thread(#[source] io::Error),
     /// The destination closed without the answer that the source had asked for.
     #[error(
         "the destination closed without saying that it has the guest; see the destination's own log"
@@ -137,18 +177,18 @@ pub enum SetupFault {
         "the peer speaks TLS, which is not ended here: let the QEMUs migrate without tls-creds"
     )]
     Tls,
-    /// A connection said nothing for [`crate::incoming::HELLO_TIMEOUT`].
-    #[error("a connection stayed silent for {} s", crate::incoming::HELLO_TIMEOUT.as_secs())]
-    Silent,
-    /// The main channel goes on without its RAM section's setup.
-    #[error("the RAM section's setup did not come within {limit_bytes} bytes of the main channel")]
-    TooLong {
-        /// How many bytes it may take.
-        limit_bytes: usize,
+    /// A connection said nothing for as long as it may.
+    #[error("a connection stayed silent for {} s", within.as_secs())]
+    Silent {
+        /// How long that is.
+        within: Duration,
     },
     /// A source engine where a QEMU was awaited.
     #[error("the peer is a source engine of this project and not a QEMU")]
     Engine,
+    /// Another migration is being taken, and only one is.
+    #[error("another migration is under way here, which takes only one")]
+    Busy,
     /// A QEMU where a source engine was awaited.
     #[error("the peer is a QEMU and not a source engine of this project")]
     Qemu,
@@ -166,21 +206,42 @@ pub enum SetupFault {
         /// How many channels there are.
         channels: usize,
     },
-    /// Channels of different VMs.
-    #[error("the channel belongs to VM {}, the others to {}", Uuid(.found), Uuid(.expected))]
-    Uuid {
-        /// What this channel said.
-        found: [u8; 16],
-        /// What the channel before it said.
-        expected: [u8; 16],
+    /// Migrations that run at once at one address, and whose connections cannot be told apart.
+    #[error(
+        "several migrations at once at one address, and a channel of VM {} may belong to any of them: \
+         migrate one after another, or give each VM an address of its own, \
+         or its own -uuid with the capability validate-uuid", Uuid(.uuid)
+    )]
+    Alike {
+        /// The VM that the channel named.
+        uuid: [u8; 16],
+    },
+    /// A main channel says that it has multifd channels, and they do not come.
+    #[error("its set-up says multifd, but {} within {} s", Missing(.missing), within.as_secs())]
+    ChannelsMissing {
+        /// The id of the first channel that is missing between others; none when not one came.
+        missing: Option<u8>,
+        /// How long was waited for it.
+        within: Duration,
     },
 }
 
 impl Failure {
+    /// A failure of this host, which no connection is to blame for.
+    pub fn here(cause: Cause) -> Self {
+        Self {
+            channel: Channel::Main,
+            leg: Leg::Here,
+            block: None,
+            cause,
+        }
+    }
+
     fn place(&self) -> String {
         let side = match self.leg {
             Leg::Source => "source",
             Leg::Destination => "destination",
+            Leg::Here => return format!("{}, this host", self.channel),
         };
         match &self.block {
             Some(block) => format!("{}, {side} side, block {block}", self.channel),
@@ -211,7 +272,19 @@ impl fmt::Display for Channel {
     }
 }
 
-struct Uuid<'a>(&'a [u8; 16]);
+struct Missing<'a>(&'a Option<u8>);
+
+impl fmt::Display for Missing<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(id) => write!(f, "channel {id} did not come"),
+            None => f.write_str("no channel came"),
+        }
+    }
+}
+
+/// A UUID in its usual form.
+pub(crate) struct Uuid<'a>(pub(crate) &'a [u8; 16]);
 
 impl fmt::Display for Uuid<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -159,6 +159,18 @@ impl Images {
         &self.images
     }
 
+    /// The same, and leaves out blocks that the source has not sent.
+    pub(crate) fn keep_but(&self, left_out: &[BlockName]) -> Result<(), ImageError> {
+        let kept = || self.images.iter().filter(|image| !left_out.contains(&image.block));
+        for image in kept() {
+            image.file.sync()?;
+        }
+        for image in kept() {
+            image.file.publish()?;
+        }
+        Ok(())
+    }
+
     /// Brings the images to the disk and gives them their names: from now on they are whole.
     ///
     /// # Errors

@@ -117,6 +117,11 @@ impl<'s> Inlet<'s> {
         Ok(payload)
     }
 
+    /// [`ChannelReceiver::open_table`].
+    pub(crate) fn open_table(&self) -> Option<usize> {
+        self.receiver.open_table()
+    }
+
     /// Whether there is something to read now, be it the end or an error.
     pub(crate) fn has_more(&self) -> bool {
         self.stream.is_readable()

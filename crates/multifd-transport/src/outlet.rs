@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::io::Write;
 
 use multifd_codec::{EncodeError, Encoder, Flow, PageBuffer};
-use multifd_wire::{BlockName, ChannelSender, Hello, Method, Packet, PageSize, RamPacket};
+use multifd_wire::{BlockName, ChannelSender, Hello, Method, Misuse, Packet, PageSize, RamPacket};
 
 use crate::Stream;
 use crate::failure::{Cause, Leg};
@@ -42,7 +42,7 @@ pub trait Supply {
     fn next(&mut self, pages: &mut PageBuffer) -> Result<Option<RamPacket>, Self::Error>;
 
     /// The packet that has waited longest was written, `bytes` in all.
-    fn sent(&mut self, normal_pages: usize, zero_pages: usize, bytes: u64);
+    fn sent(&mut self, packet: &RamPacket, bytes: u64);
 }
 
 /// Why not all packets were written.
@@ -218,27 +218,28 @@ impl<S: Supply> Flow for Through<'_, '_, S> {
     fn done(&mut self, pages: PageBuffer, payload: &mut Vec<u8>) -> bool {
         self.spare.push(pages);
         let Some(mut packet) = self.waiting.pop_front() else {
-            unreachable!("the encoder gives back what it was given")
+            let found = payload.len();
+            let cause = Misuse::PayloadExceeded { found, remaining: 0 }.into();
+            self.failure = Some(FlowFailure::Outlet(cause, None));
+            return false;
         };
-        let (normal, zero) = (packet.normal().len(), packet.zero().len());
         let before = self.wire.bytes_out;
         // A packet's pages are 512 KiB and hardly grow; a length that did not fit would be refused as too long.
         let len = u32::try_from(payload.len()).unwrap_or(u32::MAX);
         let has_payload = packet.set_payload(self.method, len).map_err(Cause::from);
         let packet = Packet::Ram(packet);
-        match has_payload.and_then(|()| self.wire.write_with(&packet, payload)) {
+        let written = has_payload.and_then(|()| self.wire.write_with(&packet, payload));
+        let Packet::Ram(packet) = packet else {
+            return false;
+        };
+        match written {
             Ok(()) => {
-                let bytes = self.wire.bytes_out - before;
-                self.supply.sent(normal, zero, bytes);
+                self.supply.sent(&packet, self.wire.bytes_out - before);
                 true
             }
             Err(cause) => {
-                let block = match &packet {
-                    Packet::Ram(packet) => block_of(packet),
-                    Packet::DeviceState(_) => None,
-                };
                 // A supply that has failed already has failed behind this packet.
-                self.failure = Some(FlowFailure::Outlet(cause, block));
+                self.failure = Some(FlowFailure::Outlet(cause, block_of(&packet)));
                 false
             }
         }

@@ -9,13 +9,14 @@ use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use multifd_codec::Settings;
 use multifd_wire::main_stream::MainEvent;
-use multifd_wire::{BlockName, Limits, Packet, PageSize};
+use multifd_wire::{BlockName, Packet, PageSize, RamPacket};
 
 use crate::failure::{Cause, Failure};
 use crate::image::{Folder, Image, ImageError, Images};
 use crate::incoming::Acceptor;
+use crate::parameters::Cancel;
+use crate::rounds::Entry;
 use crate::inlet::{Inlet, Item};
 use crate::taking::{Keeper, Seat, SourceSettings, take};
 
@@ -29,6 +30,10 @@ const SKIP_BYTES: usize = 64 << 10;
 pub struct ReceiveReport {
     /// The RAM blocks, in the source's order.
     pub blocks: Vec<BlockReport>,
+    /// Blocks that the source shares with its destination and has not sent (`x-ignore-shared`). They have no images.
+    pub left_out: Vec<BlockName>,
+    /// `true`: the source has heard that everything is kept. `None`: it did not ask.
+    pub confirmed: Option<bool>,
     /// Multifd channels; 0 for a migration without multifd.
     pub channels: usize,
     /// What arrived.
@@ -55,8 +60,8 @@ pub struct BlockReport {
 /// Waits for a migration at `acceptor` and writes its RAM blocks to `folder`. `progress` is called about twice a second
 /// meanwhile.
 ///
-/// Device state is read and dropped. A source that asks for an answer gets it once the images are on the disk: its guest
-/// stays stopped then.
+/// Device state is read and dropped. A source that asks for an answer gets it once every page of every block has come and
+/// the images are on the disk: its guest stays stopped then.
 ///
 /// # Errors
 ///
@@ -66,22 +71,29 @@ pub fn receive(
     acceptor: &mut Acceptor,
     folder: &Folder,
     source: SourceSettings,
+    cancel: &Cancel,
     progress: &mut dyn FnMut(Totals),
 ) -> Result<ReceiveReport, Failure> {
     let receiver = Receiver {
         folder,
-        limits: source.limits,
+        source,
         images: OnceLock::new(),
         page_size: OnceLock::new(),
     };
-    let taken = take(acceptor, source, &receiver, progress)?;
+    let taken = take(acceptor, source, cancel, &receiver, progress)?;
     let images = receiver
         .images
         .get()
         .map(Images::as_slice)
         .unwrap_or_default();
     Ok(ReceiveReport {
-        blocks: images.iter().map(BlockReport::of).collect(),
+        blocks: images
+            .iter()
+            .filter(|image| !taken.left_out.contains(image.block()))
+            .map(BlockReport::of)
+            .collect(),
+        left_out: taken.left_out,
+        confirmed: taken.confirmed,
         channels: taken.channels,
         totals: taken.totals,
         duration: taken.duration,
@@ -102,7 +114,7 @@ impl BlockReport {
 
 struct Receiver<'a> {
     folder: &'a Folder,
-    limits: Limits,
+    source: SourceSettings,
     /// There from the list of blocks on.
     images: OnceLock<Images>,
     /// What the channels have shown of the guest's page size.
@@ -128,8 +140,13 @@ impl Receiver<'_> {
 
 impl Keeper for Receiver<'_> {
     fn channel(&self, seat: &Seat<'_>, block: &mut Option<BlockName>) -> Result<(), Cause> {
-        let mut inlet = Inlet::new(seat.stream, seat.hello, self.limits, Settings::default())?;
-        let mut in_round = false;
+        let mut inlet = Inlet::new(
+            seat.stream,
+            seat.hello,
+            self.source.limits,
+            self.source.codec,
+        )?;
+        let mut in_round = None;
         let mut counted = 0;
         loop {
             *block = None;
@@ -145,18 +162,24 @@ impl Keeper for Receiver<'_> {
                     {
                         *block = Some(packet.block().clone());
                         self.page_size.get_or_init(|| page_size);
-                        if !in_round {
-                            seat.rounds.enter(seat.index)?;
-                            in_round = true;
-                        }
+                        let entry = match in_round {
+                            Some(entry) => entry,
+                            None => *in_round.insert(seat.rounds.enter(seat.index)?),
+                        };
                         let image = self.images()?.of(packet.block())?;
                         let contents = inlet.read_pages(&packet)?;
-                        image.write(normal, page_size.bytes(), contents)?;
-                        image.clear(zero, page_size.bytes())?;
+                        match entry {
+                            Entry::InTime => {
+                                image.write(normal, page_size.bytes(), contents)?;
+                                image.clear(zero, page_size.bytes())?;
+                            }
+                            Entry::Behind => write_behind(seat, image, &packet, page_size, contents)?,
+                        }
+                        seat.came(&packet)?;
                     }
                     if packet.is_sync() {
                         seat.rounds.hold(seat.index)?;
-                        in_round = false;
+                        in_round = None;
                     }
                 }
             }
@@ -203,9 +226,32 @@ impl Keeper for Receiver<'_> {
             .write(&[offset], contents.len(), contents)?)
     }
 
-    fn keep(&self) -> Result<(), Cause> {
-        Ok(self.images()?.keep()?)
+    fn keep(&self, left_out: &[BlockName]) -> Result<(), Cause> {
+        Ok(self.images()?.keep_but(left_out)?)
     }
+
+    const NEEDS_MEMORY_ONLY: bool = true;
+}
+
+/// Writes pages of a round that others have gone beyond: a page that has come already is as new or newer.
+fn write_behind(
+    seat: &Seat<'_>,
+    image: &Image,
+    packet: &RamPacket,
+    page_size: PageSize,
+    contents: &[u8],
+) -> Result<(), ImageError> {
+    let bytes = page_size.bytes();
+    let is_new = |offset: u64| !seat.coverage.has(packet.block(), page_size, offset);
+    for (&offset, contents) in packet.normal().iter().zip(contents.chunks_exact(bytes)) {
+        if is_new(offset) {
+            image.write(&[offset], bytes, contents)?;
+        }
+    }
+    for &offset in packet.zero().iter().filter(|&&offset| is_new(offset)) {
+        image.clear(&[offset], bytes)?;
+    }
+    Ok(())
 }
 
 /// Reads past the payload of the packet in hand, which may be long.

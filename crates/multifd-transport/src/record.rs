@@ -8,10 +8,11 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use multifd_wire::main_stream::MainEvent;
-use multifd_wire::{BlockName, ChannelReceiver, Event, Limits, Packet};
+use multifd_wire::{BlockName, ChannelReceiver, Event, Limits, Packet, RamPacket};
 
 use crate::failure::{Cause, Channel, Failure, Leg};
 use crate::incoming::Acceptor;
+use crate::parameters::Cancel;
 use crate::partial::{FileError, PartialFile};
 use crate::recording::{Role, Writer};
 use crate::taking::{Keeper, Seat, SourceSettings, take};
@@ -50,6 +51,8 @@ pub struct RecordReport {
     pub file: PathBuf,
     /// Its length in bytes.
     pub file_bytes: u64,
+    /// `true`: the source has heard that everything is kept. `None`: it did not ask.
+    pub confirmed: Option<bool>,
     /// Multifd channels; 0 for a migration without multifd.
     pub channels: usize,
     /// What arrived.
@@ -70,6 +73,7 @@ pub fn record(
     acceptor: &mut Acceptor,
     output: Output,
     settings: SourceSettings,
+    cancel: &Cancel,
     progress: &mut dyn FnMut(Totals),
 ) -> Result<RecordReport, Failure> {
     let file = |source| file_failure(&output, source);
@@ -80,7 +84,7 @@ pub fn record(
         writer: Mutex::new(writer),
     };
     recorder.writer().open(Role::Main).map_err(file)?;
-    let taken = take(acceptor, settings, &recorder, progress)?;
+    let taken = take(acceptor, settings, cancel, &recorder, progress)?;
 
     let mut writer = recorder
         .writer
@@ -94,6 +98,7 @@ pub fn record(
     Ok(RecordReport {
         file: output.file.path().to_owned(),
         file_bytes,
+        confirmed: taken.confirmed,
         channels: taken.channels,
         totals: taken.totals,
         duration: taken.duration,
@@ -134,6 +139,7 @@ impl Keeper for Recorder<'_> {
         let mut buffer = vec![0; BUFFER_BYTES];
         // A SYNC may carry pages, which have to be there before it counts.
         let mut sync_owed = false;
+        let mut in_hand: Option<RamPacket> = None;
         loop {
             let count = seat.stream.read_some(&mut buffer)?;
             if count == 0 {
@@ -148,9 +154,13 @@ impl Keeper for Recorder<'_> {
                     if let Packet::Ram(packet) = packet {
                         seat.note(&packet);
                         *block = Some(packet.block().clone());
+                        in_hand = Some(packet);
                     }
                 }
                 if receiver.payload_remaining() == 0 {
+                    if let Some(packet) = in_hand.take() {
+                        seat.came(&packet)?;
+                    }
                     *block = None;
                     if mem::take(&mut sync_owed) {
                         seat.rounds.arrive(seat.index);
@@ -180,7 +190,9 @@ impl Keeper for Recorder<'_> {
         Ok(())
     }
 
-    fn keep(&self) -> Result<(), Cause> {
+    const NEEDS_MEMORY_ONLY: bool = false;
+
+    fn keep(&self, _: &[BlockName]) -> Result<(), Cause> {
         self.output.file.stay();
         self.file(self.writer().flush())?;
         Ok(self.output.file.sync()?)

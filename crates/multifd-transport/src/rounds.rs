@@ -5,7 +5,9 @@
 //! not matter there; the next round may send it again. A receiver that applies pages therefore lets no channel into round
 //! k + 1 before all channels and the main channel have come to the end of round k.
 
+use std::collections::BTreeMap;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 /// Channels which do not agree about the rounds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -29,9 +31,31 @@ pub enum RoundFault {
         "the channel has pages after its last SYNC, in a round that no mark on the main channel ends"
     )]
     OpenRound,
+    /// A channel came, with pages of a round that had ended without it, and which others may have sent again since.
+    #[error("the channel came after round {found}, to which it has pages, had ended without it")]
+    Late {
+        /// The round's number.
+        found: u64,
+    },
     /// Another channel failed, so this one was stopped. Never the first failure of a migration.
     #[error("stopped, because another channel failed")]
     Stopped,
+}
+
+/// How long the end of a round is waited for on a channel that gives nothing.
+const SYNC_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How soon those who wait look at the clock.
+const TICK: Duration = Duration::from_millis(500);
+
+/// How a channel enters a round.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Entry {
+    /// With all others.
+    InTime,
+    /// The round had ended without it: it came late. It is the first round with pages, so no page of it is newer than one
+    /// that has come already.
+    Behind,
 }
 
 /// Where every channel is. One thread per channel and one for the main channel share it.
@@ -46,7 +70,10 @@ struct State {
     main: MainState,
     /// Rounds which the main channel has marked the end of.
     marks: u64,
-    channels: Vec<ChannelState>,
+    /// Rounds which all channels that had come have ended too.
+    ended: u64,
+    /// By their ids.
+    channels: BTreeMap<usize, ChannelState>,
     stopped: bool,
 }
 
@@ -59,25 +86,60 @@ enum MainState {
     Finished,
 }
 
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 struct ChannelState {
+    /// When it gave something for the last time.
+    active: Instant,
     syncs: u64,
     /// It has given pages since its last SYNC.
     in_round: bool,
     ended: bool,
 }
 
+impl ChannelState {
+    fn new() -> Self {
+        Self {
+            active: Instant::now(),
+            syncs: 0,
+            in_round: false,
+            ended: false,
+        }
+    }
+}
+
 impl Rounds {
+    /// With so many channels from the start.
     pub(crate) fn new(channels: usize) -> Self {
+        let channels = (0..channels).map(|id| (id, ChannelState::new()));
         let state = State {
             main: MainState::Opening,
             marks: 0,
-            channels: vec![ChannelState::default(); channels],
+            ended: 0,
+            channels: channels.collect(),
             stopped: false,
         };
         Self {
             state: Mutex::new(state),
             changed: Condvar::new(),
+        }
+    }
+
+    /// One more channel has come.
+    pub(crate) fn join(&self, channel: usize) {
+        let mut state = self.lock();
+        state.channels.insert(channel, ChannelState::new());
+        self.changed.notify_all();
+    }
+
+    /// The ids of the channels that have come.
+    pub(crate) fn channels(&self) -> Vec<usize> {
+        self.lock().channels.keys().copied().collect()
+    }
+
+    /// A channel gives something.
+    pub(crate) fn touch(&self, channel: usize) {
+        if let Some(channel) = self.lock().channels.get_mut(&channel) {
+            channel.active = Instant::now();
         }
     }
 
@@ -93,6 +155,7 @@ impl Rounds {
     ///
     /// The index of the channel that will not come to it, and why.
     pub(crate) fn mark(&self) -> Result<(), (Option<usize>, RoundFault)> {
+        let since = Instant::now();
         let mut state = self.lock();
         state.marks = state.marks.saturating_add(1);
         self.changed.notify_all();
@@ -104,11 +167,13 @@ impl Rounds {
             let mut behind = state
                 .channels
                 .iter()
-                .enumerate()
                 .filter(|(_, channel)| channel.syncs < wanted);
-            if let Some((index, channel)) = behind.clone().find(|(_, channel)| channel.ended) {
+            let is_lost = |channel: &ChannelState| {
+                channel.ended || channel.active.max(since).elapsed() >= SYNC_TIMEOUT
+            };
+            if let Some((&id, channel)) = behind.clone().find(|(_, channel)| is_lost(channel)) {
                 return Err((
-                    Some(index),
+                    Some(id),
                     RoundFault::MissingSync {
                         found: channel.syncs,
                         wanted,
@@ -116,6 +181,7 @@ impl Rounds {
                 ));
             }
             if behind.next().is_none() {
+                state.ended = wanted;
                 return Ok(());
             }
             state = self.wait(state);
@@ -131,8 +197,9 @@ impl Rounds {
         let mut state = self.lock();
         state.main = MainState::Finished;
         self.changed.notify_all();
-        match state.channels.iter().position(|channel| channel.in_round) {
-            Some(index) => Err((Some(index), RoundFault::OpenRound)),
+        let open = state.channels.iter().find(|(_, channel)| channel.in_round);
+        match open {
+            Some((&id, _)) => Err((Some(id), RoundFault::OpenRound)),
             None => Ok(()),
         }
     }
@@ -143,7 +210,7 @@ impl Rounds {
     }
 
     /// `channel` has pages to give; waits until the RAM blocks are known.
-    pub(crate) fn enter(&self, channel: usize) -> Result<(), RoundFault> {
+    pub(crate) fn enter(&self, channel: usize) -> Result<Entry, RoundFault> {
         let mut state = self.lock();
         loop {
             match state.main {
@@ -153,17 +220,25 @@ impl Rounds {
                 MainState::Opening => state = self.wait(state),
             }
         }
-        if let Some(channel) = state.channels.get_mut(channel) {
-            channel.in_round = true;
+        let ended = state.ended;
+        let Some(channel) = state.channels.get_mut(&channel) else {
+            return Ok(Entry::InTime);
+        };
+        channel.in_round = true;
+        match channel.syncs {
+            syncs if syncs >= ended => Ok(Entry::InTime),
+            // The set-up ends the round before it, which has no pages.
+            0 | 1 => Ok(Entry::Behind),
+            found => Err(RoundFault::Late { found }),
         }
-        Ok(())
     }
 
     /// `channel` has come to a SYNC.
     pub(crate) fn arrive(&self, channel: usize) -> u64 {
         let mut state = self.lock();
-        let syncs = match state.channels.get_mut(channel) {
+        let syncs = match state.channels.get_mut(&channel) {
             Some(channel) => {
+                channel.active = Instant::now();
                 channel.syncs = channel.syncs.saturating_add(1);
                 channel.in_round = false;
                 channel.syncs
@@ -184,7 +259,7 @@ impl Rounds {
             if state.stopped {
                 return Err(RoundFault::Stopped);
             }
-            let all_here = || state.channels.iter().all(|channel| channel.syncs >= syncs);
+            let all_here = || state.channels.values().all(|channel| channel.syncs >= syncs);
             if state.main == MainState::Finished || (state.marks >= syncs && all_here()) {
                 return Ok(());
             }
@@ -200,7 +275,7 @@ impl Rounds {
     pub(crate) fn leave(&self, channel: usize) -> Result<(), RoundFault> {
         let mut state = self.lock();
         self.changed.notify_all();
-        match state.channels.get_mut(channel) {
+        match state.channels.get_mut(&channel) {
             Some(channel) if channel.in_round => Err(RoundFault::OpenRound),
             Some(channel) => {
                 channel.ended = true;
@@ -227,9 +302,8 @@ impl Rounds {
     }
 
     fn wait<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
-        self.changed
-            .wait(state)
-            .unwrap_or_else(PoisonError::into_inner)
+        let outcome = self.changed.wait_timeout(state, TICK);
+        outcome.unwrap_or_else(PoisonError::into_inner).0
     }
 }
 
@@ -329,6 +403,25 @@ mod tests {
         rounds.enter(0).unwrap();
         assert_eq!(rounds.leave(0), Err(RoundFault::OpenRound));
         assert_eq!(rounds.finish(), Err((Some(0), RoundFault::OpenRound)));
+    }
+
+    #[test]
+    fn a_late_channel_is_behind_in_its_first_round_and_too_late_in_another() {
+        let rounds = Rounds::new(1);
+        rounds.open();
+        for _ in 0..3 {
+            rounds.arrive(0);
+            rounds.mark().unwrap();
+        }
+        rounds.join(1);
+        assert_eq!(rounds.enter(0), Ok(Entry::InTime));
+        rounds.arrive(0);
+        rounds.arrive(1);
+        assert_eq!(rounds.enter(1), Ok(Entry::Behind));
+        rounds.arrive(1);
+        assert_eq!(rounds.enter(1), Err(RoundFault::Late { found: 2 }));
+        rounds.arrive(1);
+        assert_eq!(rounds.enter(1), Ok(Entry::InTime), "it has caught up");
     }
 
     #[test]

@@ -6,32 +6,54 @@
 use std::io;
 use std::net::Shutdown;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc;
-use std::thread;
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, Scope};
 use std::time::{Duration, Instant};
 
-use multifd_wire::main_stream::{Configuration, MainEvent, MainReceiver};
+use multifd_codec::Settings;
+use multifd_wire::main_stream::{Command, Configuration, MainEvent, MainReceiver};
 use multifd_wire::{BlockName, Fault, Hello, Limits, PageSize, RamPacket};
 
 use crate::Stream;
 use crate::answers::Answers;
-use crate::endings::{told, wait_for};
-use crate::failure::{Cause, Channel, Failure, Leg};
-use crate::incoming::{Acceptor, Incoming, IncomingChannel};
+use crate::coverage::{Coverage, CoverageFault};
+use crate::endings::told;
+use crate::failure::{Cause, Channel, Failure, Leg, SetupFault};
+use crate::incoming::{Acceptor, Arrival, Incoming, IncomingChannel};
+use crate::marks::Marks;
+use crate::parameters::Cancel;
 use crate::rounds::{RoundFault, Rounds};
 use crate::stream::hung_up;
 
 /// The main channel carries little beside multifd, and a guest's whole memory without it.
 const BUFFER_BYTES: usize = 64 << 10;
 
+/// How often progress is told.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
+
+/// How soon those who wait look around.
+const TICK: Duration = Duration::from_millis(20);
+
+/// How long channels that have not come, and the rest of those that have, are waited for at the end of the main channel. The
+/// source has sent all of it before.
+const LATE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long the main channel is silent behind what may be its end, where only that tells the end: a stream without the
+/// description of devices. The source waits for its answer then.
+const END_SILENCE: Duration = Duration::from_secs(1);
+
 /// What is to be known of a source beforehand.
 #[derive(Clone, Copy, Debug, Default)]
+#[non_exhaustive]
 pub struct SourceSettings {
     /// What it may send.
     pub limits: Limits,
     /// It has the capability `switchover-ack`, and a machine type whose name does not tell whether it may be sent a
     /// SWITCHOVER_ACK: one without a version, as those of some distributions, or before 8.1.
     pub switchover_ack: bool,
+    /// How its pages are decoded, where they are.
+    pub codec: Settings,
 }
 
 /// A source that dies or gives up closes its connections one after another; this is how long that may take.
@@ -52,11 +74,15 @@ pub struct Totals {
 }
 
 /// A migration that was taken whole.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Taken {
     pub(crate) channels: usize,
     pub(crate) totals: Totals,
     pub(crate) duration: Duration,
+    /// The source waited for our word, and has heard that we have the guest.
+    pub(crate) confirmed: Option<bool>,
+    /// Blocks that the source shares and does not send (`x-ignore-shared`).
+    pub(crate) left_out: Vec<BlockName>,
 }
 
 /// What becomes of a migration.
@@ -81,8 +107,11 @@ pub(crate) trait Keeper: Sync {
         block: &mut Option<BlockName>,
     ) -> Result<(), Cause>;
 
-    /// Makes what was kept last: everything has arrived, and the source may forget it.
-    fn keep(&self) -> Result<(), Cause>;
+    /// Makes what was kept last: everything has arrived but the blocks that are `left_out`, and the source may forget it.
+    fn keep(&self, left_out: &[BlockName]) -> Result<(), Cause>;
+
+    /// Whether everything that is kept was there once all memory was.
+    const NEEDS_MEMORY_ONLY: bool;
 }
 
 /// One multifd channel in a migration that is being taken.
@@ -92,17 +121,32 @@ pub(crate) struct Seat<'a> {
     pub(crate) stream: &'a Stream,
     pub(crate) rounds: &'a Rounds,
     pub(crate) tally: &'a Tally,
+    pub(crate) coverage: &'a Coverage,
     answers: &'a Answers,
 }
 
 impl Seat<'_> {
-    /// Takes note of a packet.
+    /// Takes note of a packet's header.
     pub(crate) fn note(&self, packet: &RamPacket) {
         self.tally.pages(packet.normal().len(), packet.zero().len());
+        self.rounds.touch(self.index);
         // Earlier sources give every packet room for pages, and with it their page size.
         if packet.page_size().is_none() {
             self.answers.source_is_recent();
         }
+    }
+
+    /// All pages of a packet have come.
+    pub(crate) fn came(&self, packet: &RamPacket) -> Result<(), CoverageFault> {
+        let Some(page_size) = packet.page_size() else {
+            return Ok(());
+        };
+        for offsets in [packet.normal(), packet.zero()] {
+            if !offsets.is_empty() {
+                self.coverage.note(packet.block(), page_size, offsets)?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -133,6 +177,56 @@ impl Tally {
     }
 }
 
+/// What happens to a migration.
+enum Event {
+    Arrival(Arrival),
+    /// A thread has ended.
+    Ended(Result<(), Failure>),
+}
+
+/// The connections of a migration, to be closed together.
+#[derive(Default)]
+struct Connections(Mutex<(Vec<Arc<Stream>>, bool)>);
+
+impl Connections {
+    fn add(&self, stream: &Arc<Stream>) {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.1 {
+            close(stream);
+        }
+        state.0.push(Arc::clone(stream));
+    }
+
+    fn close(&self) {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        state.1 = true;
+        state.0.iter().for_each(|stream| close(stream));
+    }
+}
+
+fn close(stream: &Stream) {
+    // A connection that cannot be shut down is closed already.
+    let _ = stream.shutdown(Shutdown::Both);
+}
+
+/// Starts a thread that tells how it ended.
+fn spawn<'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    tell: &Sender<Event>,
+    close_all: impl Fn() + Send + 'scope,
+    work: impl FnOnce() -> Result<(), Failure> + Send + 'scope,
+) -> Result<(), Failure> {
+    let tell = tell.clone();
+    let thread = move || told(&tell, close_all, || Event::Ended(work()));
+    let spawned = thread::Builder::new().spawn_scoped(scope, thread);
+    spawned.map(drop).map_err(|error| Failure {
+        channel: Channel::Main,
+        leg: Leg::Here,
+        block: None,
+        cause: Cause::Thread(error),
+    })
+}
+
 /// Waits for a migration at `acceptor` and hands it to `keeper`. `progress` is called about twice a second meanwhile.
 ///
 /// # Errors
@@ -141,67 +235,114 @@ impl Tally {
 pub(crate) fn take(
     acceptor: &mut Acceptor,
     settings: SourceSettings,
+    cancel: &Cancel,
     keeper: &impl Keeper,
     progress: &mut dyn FnMut(Totals),
 ) -> Result<Taken, Failure> {
-    let Incoming {
-        main,
-        main_start,
-        channels,
-    } = acceptor.accept()?;
+    let Incoming { main, main_start, channels: inbox, has_channels, ticket: _ticket, .. } = loop {
+        let incoming = acceptor.accept(cancel)?;
+        match incoming.is_recovery {
+            true => acceptor.pass_over_recovery(&incoming),
+            false => break incoming,
+        }
+    };
     let started = Instant::now();
-    let rounds = Rounds::new(channels.len());
+    let rounds = Rounds::new(0);
     let tally = Tally::default();
+    let coverage = Coverage::default();
     let answers = Answers::new(settings.switchover_ack);
+    let connections = Connections::default();
+    let main_stream = Arc::new(main);
+    connections.add(&main_stream);
     let main = MainChannel {
-        stream: &main,
+        stream: &main_stream,
         start: &main_start,
+        has_channels,
         keeper,
         rounds: &rounds,
         tally: &tally,
+        coverage: &coverage,
         answers: &answers,
+        left_out: Mutex::default(),
     };
     let close_all = || {
         main.answers.refuse(main.stream);
         rounds.stop();
-        for stream in
-            std::iter::once(main.stream).chain(channels.iter().map(|channel| &channel.stream))
-        {
-            // A connection that cannot be shut down is closed already.
-            let _ = stream.shutdown(Shutdown::Both);
-        }
+        connections.close();
     };
+    let (tell, events) = mpsc::channel();
+    let arrivals = tell.clone();
+    inbox.deliver_to(Box::new(move |arrival| {
+        // A migration that is over needs no more connections.
+        let _ = arrivals.send(Event::Arrival(arrival));
+    }));
     let failure = thread::scope(|scope| {
-        let (ended, endings) = mpsc::channel();
-        let (main, rounds, tally, close_all) = (&main, &rounds, &tally, &close_all);
-        let tell = ended.clone();
-        scope.spawn(move || told(&tell, close_all, || main.run(settings.limits)));
-        for (index, IncomingChannel { hello, stream }) in channels.iter().enumerate() {
-            let tell = ended.clone();
-            let seat = Seat {
-                index,
-                hello,
-                stream,
-                rounds,
-                tally,
-                answers: main.answers,
-            };
-            scope.spawn(move || told(&tell, close_all, || sit(&seat, main)));
+        let (main, rounds, tally, coverage) = (&main, &rounds, &tally, &coverage);
+        let close_all = &close_all;
+        let work = move || main.run(settings.limits);
+        let mut failure = spawn(scope, &tell, close_all, work).err();
+        let mut running = usize::from(failure.is_none());
+        let mut told_progress = Instant::now();
+        if failure.is_some() {
+            close_all();
         }
-        drop(ended);
-        wait_for(
-            channels.len().saturating_add(1),
-            &endings,
-            || progress(tally.totals()),
-            close_all,
-        )
+        while running > 0 {
+            let fault = match events.recv_timeout(PROGRESS_INTERVAL) {
+                Ok(Event::Ended(outcome)) => {
+                    running = running.saturating_sub(1);
+                    outcome.err()
+                }
+                Ok(Event::Arrival(Arrival::Channel(IncomingChannel { hello, stream }))) => {
+                    let index = usize::from(hello.channel);
+                    rounds.join(index);
+                    let stream = Arc::new(stream);
+                    connections.add(&stream);
+                    let work = move || {
+                        let seat = Seat {
+                            index,
+                            hello: &hello,
+                            stream: &stream,
+                            rounds,
+                            tally,
+                            coverage,
+                            answers: main.answers,
+                        };
+                        sit(&seat, main)
+                    };
+                    let spawned = spawn(scope, &tell, close_all, work);
+                    running = running.saturating_add(usize::from(spawned.is_ok()));
+                    spawned.err()
+                }
+                Ok(Event::Arrival(Arrival::Refused(fault))) => Some(Failure {
+                    channel: Channel::Main,
+                    leg: Leg::Source,
+                    block: None,
+                    cause: fault.into(),
+                }),
+                Ok(Event::Arrival(Arrival::Preempt(_))) | Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => break,
+            };
+            if let (Some(fault), None) = (fault, &failure) {
+                failure = Some(fault);
+                close_all();
+            }
+            if told_progress.elapsed() >= PROGRESS_INTERVAL {
+                told_progress = Instant::now();
+                progress(tally.totals());
+                acceptor.pass_over_others();
+            }
+        }
+        failure
     });
+    inbox.deliver_to(Box::new(drop));
     match failure {
         Some(failure) => Err(failure),
         None => Ok(Taken {
-            channels: channels.len(),
+            channels: rounds.channels().len(),
             totals: tally.totals(),
             duration: started.elapsed(),
+            confirmed: answers.was_asked().then_some(true),
+            left_out: main.left_out.into_inner().unwrap_or_else(PoisonError::into_inner),
         }),
     }
 }
@@ -226,10 +367,14 @@ struct MainChannel<'a, K> {
     stream: &'a Stream,
     /// What has been read of it already.
     start: &'a [u8],
+    /// Its set-up says that there are multifd channels.
+    has_channels: bool,
     keeper: &'a K,
     rounds: &'a Rounds,
     tally: &'a Tally,
+    coverage: &'a Coverage,
     answers: &'a Answers,
+    left_out: Mutex<Vec<BlockName>>,
 }
 
 impl<K: Keeper> MainChannel<'_, K> {
@@ -263,6 +408,7 @@ impl<K: Keeper> MainChannel<'_, K> {
                     }
                     self.keeper.main_page(index, offset, contents, block)?;
                     self.tally.pages(1, 0);
+                    self.coverage.note_nth(index, outline.page_size, offset)?;
                     // The reader crosses the contents and says nothing to them.
                     receiver.push(&mut contents)?;
                     page.place = None;
@@ -271,17 +417,35 @@ impl<K: Keeper> MainChannel<'_, K> {
                     break;
                 };
                 *block = None;
+                if matches!(event, MainEvent::Command(Command::PostcopyAdvise)) {
+                    return Err(Cause::Postcopy);
+                }
                 self.keeper.main_event(&event, block)?;
                 self.answers.react(&event, self.stream).map_err(gave_up)?;
                 match event {
-                    MainEvent::ZeroPage { .. } => self.tally.pages(0, 1),
-                    MainEvent::RamBlocks(_) => self.rounds.open(),
+                    MainEvent::ZeroPage { block, offset } => {
+                        self.tally.pages(0, 1);
+                        self.coverage.note_nth(block, outline.page_size, offset)?;
+                    }
+                    MainEvent::RamBlocks(ref blocks) => {
+                        self.coverage.list(blocks);
+                        self.rounds.open();
+                    }
                     MainEvent::Page { block, offset } => page.place = Some((block, offset)),
                     MainEvent::End => self.settle(&outline, culprit)?,
                     _ => {}
                 }
                 if outline.ends_round(&event) {
+                    self.wait_for_channels()?;
                     self.rounds.mark().map_err(|fault| blame(fault, culprit))?;
+                }
+            }
+            let may_end = receiver.finish().is_ok() && !self.answers.is_settled();
+            if may_end && !self.stream.is_readable_within(END_SILENCE)? {
+                // Only the end of the connection would tell more, and the source waits for an answer first.
+                match K::NEEDS_MEMORY_ONLY {
+                    true => self.settle(&outline, culprit)?,
+                    false => return Err(Cause::NoEnd),
                 }
             }
             let count = match self.stream.read_some(&mut buffer) {
@@ -290,6 +454,10 @@ impl<K: Keeper> MainChannel<'_, K> {
                 Err(error) => return Err(gave_up(error)),
             };
             if count == 0 {
+                // A stream without the description of devices ends here.
+                if may_end {
+                    self.settle(&outline, culprit)?;
+                }
                 break;
             }
             bytes = buffer.get(..count).unwrap_or_default();
@@ -300,22 +468,64 @@ impl<K: Keeper> MainChannel<'_, K> {
         }
     }
 
-    /// Everything has arrived: keeps it and tells the source.
+    /// At the end of a round: waits for the channels that the set-up says there are, and for those between others.
+    fn wait_for_channels(&self) -> Result<(), Cause> {
+        let deadline = Instant::now() + LATE_TIMEOUT;
+        loop {
+            let channels = self.rounds.channels();
+            let gap = channels.iter().zip(0_u8..).find(|(id, wanted)| **id != usize::from(*wanted));
+            let missing = gap.map(|(_, wanted)| wanted);
+            if missing.is_none() && (!channels.is_empty() || !self.has_channels) {
+                return Ok(());
+            }
+            if self.rounds.is_stopped() {
+                return Err(RoundFault::Stopped.into());
+            }
+            if Instant::now() >= deadline {
+                let within = LATE_TIMEOUT;
+                return Err(SetupFault::ChannelsMissing { missing, within }.into());
+            }
+            thread::sleep(TICK);
+        }
+    }
+
+    /// The main channel has ended: keeps everything once it has come, and tells the source. What is missing then is on a
+    /// channel that is late, or does not come.
     fn settle(&self, outline: &Outline, culprit: &mut Channel) -> Result<(), Cause> {
         if !outline.ram_ended {
             return Err(RoundFault::NoRam.into());
         }
+        let deadline = Instant::now() + LATE_TIMEOUT;
+        while let Err(fault) = self.coverage.check(outline.ignores_shared) {
+            if self.rounds.is_stopped() {
+                return Err(RoundFault::Stopped.into());
+            }
+            if Instant::now() >= deadline || self.source_has_ended() {
+                return Err(fault.into());
+            }
+            thread::sleep(TICK);
+        }
         self.rounds
             .finish()
             .map_err(|fault| blame(fault, culprit))?;
+        let left_out = match outline.ignores_shared {
+            true => self.coverage.untouched(),
+            false => Vec::new(),
+        };
         let wanted = self.answers.settle()?;
-        let kept = self.keeper.keep();
+        let kept = self.keeper.keep(&left_out);
+        *self.left_out.lock().unwrap_or_else(PoisonError::into_inner) = left_out;
         if wanted {
             self.answers
                 .shut(kept.is_ok(), self.stream)
                 .map_err(gave_up)?;
         }
         kept
+    }
+
+    /// Whether a source that waits for our word has closed: nothing more comes then, and nobody is to be told.
+    fn source_has_ended(&self) -> bool {
+        self.answers.was_asked() && self.stream.peer_has_closed()
     }
 
     /// A failure of `channel`, unless that broke off because the source has given up the whole migration.
@@ -374,17 +584,14 @@ fn blame((index, fault): (Option<usize>, RoundFault), culprit: &mut Channel) -> 
 }
 
 /// What has to be known of the main channel to find the ends of rounds and of RAM in it.
-///
-/// A source of QEMU 8.1 or later, with a machine type as new, writes a flush mark where a round ends, the first of them
-/// before the set-up of the RAM section ends. All others end a round wherever a body of the RAM section ends.
 #[derive(Debug)]
 struct Outline {
     page_size: PageSize,
     ram: Option<u32>,
     ram_ended: bool,
-    flush_seen: bool,
-    /// Known from the end of the set-up on.
-    per_section: Option<bool>,
+    /// Blocks which are shared between source and destination are listed and not sent.
+    ignores_shared: bool,
+    marks: Marks,
 }
 
 impl Outline {
@@ -393,32 +600,29 @@ impl Outline {
             page_size: limits.page_size.unwrap_or(PageSize::K4),
             ram: None,
             ram_ended: false,
-            flush_seen: false,
-            per_section: None,
+            ignores_shared: false,
+            marks: Marks::default(),
         }
     }
 
     /// Takes note of `event`; whether it ends a round.
     fn ends_round(&mut self, event: &MainEvent) -> bool {
         match event {
-            MainEvent::Configuration(Configuration {
-                page_size: Some(page_size),
-                ..
-            }) => {
-                self.page_size = *page_size;
-            }
+            MainEvent::Configuration(configuration) => self.configure(configuration),
             MainEvent::SectionStart(section) if section.name.as_bytes() == b"ram" => {
                 self.ram = Some(section.id)
             }
             MainEvent::SectionEnd { id } if self.ram == Some(*id) => self.ram_ended = true,
-            MainEvent::Flush => {
-                self.flush_seen = true;
-                return true;
-            }
-            MainEvent::RamEndOfSection => return *self.per_section.get_or_insert(!self.flush_seen),
             _ => {}
         }
-        false
+        self.marks.ends_round(event)
+    }
+
+    fn configure(&mut self, configuration: &Configuration) {
+        self.page_size = configuration.page_size.unwrap_or(self.page_size);
+        let mut capabilities = configuration.capabilities.iter();
+        self.ignores_shared =
+            capabilities.any(|capability| capability.as_bytes() == b"x-ignore-shared");
     }
 }
 

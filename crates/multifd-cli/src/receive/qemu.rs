@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use multifd_transport::SourceSettings;
+use multifd_transport::{Cancel, SourceSettings};
 use multifd_transport::image::Folder;
 use multifd_transport::incoming::Acceptor;
 use multifd_transport::receive::{ReceiveReport, receive};
@@ -15,12 +15,11 @@ use crate::say::{self, Arrived, Progress};
 
 /// Takes the migration that has come.
 pub fn run(args: &ReceiveArgs, acceptor: &mut Acceptor, folder: &Folder) -> Outcome {
-    let source = SourceSettings {
-        switchover_ack: args.switchover_ack,
-        ..SourceSettings::default()
-    };
+    let mut source = SourceSettings::default();
+    source.switchover_ack = args.switchover_ack;
+    source.codec.accel = args.accel;
     let mut progress = Progress::new();
-    let outcome = receive(acceptor, folder, source, &mut |totals| {
+    let outcome = receive(acceptor, folder, source, &Cancel::new(), &mut |totals| {
         progress.show(Arrived(totals))
     });
     drop(progress);
@@ -31,6 +30,10 @@ pub fn run(args: &ReceiveArgs, acceptor: &mut Acceptor, folder: &Folder) -> Outc
 #[derive(Serialize)]
 struct Summary {
     blocks: Vec<Block>,
+    /// Blocks that the source shares and has not sent.
+    left_out: Vec<String>,
+    /// The source has heard that everything is kept; `null` where it did not ask.
+    confirmed: Option<bool>,
     channels: usize,
     pages: u64,
     zero_pages: u64,
@@ -58,6 +61,8 @@ impl From<ReceiveReport> for Summary {
         });
         Self {
             blocks: blocks.collect(),
+            left_out: report.left_out.iter().map(ToString::to_string).collect(),
+            confirmed: report.confirmed,
             channels: report.channels,
             pages: report.totals.pages,
             zero_pages: report.totals.zero_pages,
@@ -79,6 +84,12 @@ impl fmt::Display for Summary {
                 block.zero_pages,
                 block.file.display()
             )?;
+        }
+        for block in &self.left_out {
+            writeln!(f, "block {block}, shared by the source and not sent (x-ignore-shared)")?;
+        }
+        if self.confirmed.is_none() {
+            f.write_str("whole, not confirmed to the source: no return path; ")?;
         }
         write!(
             f,

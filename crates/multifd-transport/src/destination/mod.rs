@@ -4,7 +4,6 @@
 //! with the source. Memory beside the guest's own: a packet's pages for each channel, the devices' state up to a limit,
 //! and one bit for each page.
 
-mod accepting;
 mod placing;
 mod session;
 
@@ -21,7 +20,7 @@ use crate::parameters::Cancel;
 use crate::statistics::Arrived;
 use crate::vm::{VmError, VmHandle};
 
-pub use accepting::Peer;
+pub use crate::incoming::Peer;
 
 /// What a destination takes.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -135,7 +135,8 @@ impl Session<'_> {
     /// As [`check`](Self::check), while a peer should speak at once.
     fn check_opening(&self) -> Result<(), Cause> {
         if self.started.elapsed() > HELLO_TIMEOUT {
-            return Err(crate::failure::SetupFault::Silent.into());
+            let within = HELLO_TIMEOUT;
+            return Err(crate::failure::SetupFault::Silent { within }.into());
         }
         self.check()
     }

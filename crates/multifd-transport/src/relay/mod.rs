@@ -1,26 +1,38 @@
 //! The relay: a transcoder between two standard multifd endpoints.
 //!
-//! It accepts a migration from a source, dials the destination with as many connections, and passes everything on: the main channel as it is,
-//! both ways, and each multifd channel packet by packet, with the payloads in the method of its outgoing leg. Channels map one to one, the
-//! order inside a channel is kept, and no channel ever waits for another: the destination alone pairs SYNC packets with the main channel.
+//! It accepts a migration from a source, dials the destination once for each of its connections, main first, and passes
+//! everything on: the main channel as it is, both ways, and each multifd channel packet by packet, with the payloads in the
+//! method of its outgoing leg. Channels map one to one, and the order inside a channel is kept. No channel waits for
+//! another; the main channel waits, at the end of each round, until all channels have passed the round's end on.
 //!
 //! What arrives is recognised packet by packet. A payload that already has the outgoing method is passed on as it is.
 
+mod counters;
+mod gate;
+mod link;
 mod main_channel;
+mod pump;
 mod session;
+mod watch;
 
+use std::fmt;
 use std::io;
 use std::time::Duration;
 
 use multifd_codec::{Backend, PathCounts, Settings, Unsupported};
-use multifd_wire::{Limits, Method};
+use multifd_wire::{Fault, Limits, Method};
 
+use self::gate::CHANNELS_TIMEOUT;
+pub use self::watch::MigrationNote;
 use crate::Address;
+use crate::dial::DIAL_TIMEOUT;
 use crate::failure::Failure;
-use crate::incoming::Acceptor;
+use crate::incoming::{Acceptor, Incoming};
+use crate::parameters::Cancel;
 
 /// What a relay does.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct RelayConfig {
     /// Where it dials for every migration.
     pub connect: Address,
@@ -30,6 +42,8 @@ pub struct RelayConfig {
     pub settings: Settings,
     /// What it accepts from a source.
     pub limits: Limits,
+    /// How long one connection to the destination may take.
+    pub dial_timeout: Duration,
 }
 
 /// A relay, listening.
@@ -39,13 +53,21 @@ pub struct Relay {
     config: RelayConfig,
 }
 
-/// A migration that went through whole.
+/// A migration that was delivered.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct MigrationReport {
+    /// Who the source is, as far as the system names it.
+    pub peer: String,
     /// Multifd channels; 0 for a migration without multifd.
     pub channels: usize,
     /// What went through.
     pub totals: Totals,
+    /// `true`: the destination has said that it has the guest. `None`: it could not say so, as the source has no return
+    /// path.
+    pub confirmed: Option<bool>,
+    /// What was out of the ordinary.
+    pub remarks: Vec<Remark>,
     /// How payloads from the source were decoded, if any were.
     pub decoded: Option<Work>,
     /// How payloads for the destination were encoded, if any were. One that has the outgoing method already is passed on.
@@ -78,7 +100,65 @@ pub struct Totals {
     pub bytes_out: u64,
 }
 
+/// What was out of the ordinary in a migration that was passed on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Remark {
+    /// The main channel could not be followed beyond some point.
+    NotFollowed(Fault),
+    /// The main channel ended behind all memory, and not where it was understood to end.
+    EndNotSeen,
+    /// The return path could not be followed.
+    ReturnPathNotFollowed(Fault),
+    /// It switched to postcopy.
+    Postcopy,
+    /// Postcopy's own connection was passed on.
+    Preempt,
+    /// COLO began.
+    Colo,
+}
+
+impl fmt::Display for Remark {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotFollowed(fault) => {
+                write!(f, "the main channel could not be followed, and was passed on ({fault})")
+            }
+            Self::EndNotSeen => f.write_str(
+                "the main channel ended where no end was understood: it was passed on, or the source gave up",
+            ),
+            Self::ReturnPathNotFollowed(fault) => {
+                write!(f, "the return path could not be followed, and was passed on ({fault})")
+            }
+            Self::Postcopy => f.write_str("it switched to postcopy, whose pages are not compressed"),
+            Self::Preempt => f.write_str("postcopy's own connection was passed on"),
+            Self::Colo => f.write_str("COLO began, which is passed on and not followed"),
+        }
+    }
+}
+
+/// What happens while a migration is passed on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Update {
+    /// How far it is: about twice a second.
+    Progress(Totals),
+    /// Something that an operator may want to mend.
+    Note(MigrationNote),
+}
+
 impl RelayConfig {
+    /// Everything as usual.
+    pub fn new(connect: Address, compression: Method) -> Self {
+        Self {
+            connect,
+            compression,
+            settings: Settings::default(),
+            limits: Limits::default(),
+            dial_timeout: DIAL_TIMEOUT,
+        }
+    }
+
     /// What will compute what is written, as far as it can be known before the first migration.
     ///
     /// # Errors
@@ -113,17 +193,46 @@ impl Relay {
         self.acceptor.address()
     }
 
-    /// Waits for the next migration and passes it through. `progress` is called about twice a second meanwhile.
-    ///
-    /// Further migrations wait to be accepted until the next call.
+    /// What it does.
+    pub fn config(&self) -> &RelayConfig {
+        &self.config
+    }
+
+    /// Its acceptor, to be told of connections that are passed over.
+    pub fn acceptor(&self) -> &Acceptor {
+        &self.acceptor
+    }
+
+    /// Waits for the next migration. [`pass_on`] passes it on: any number may be passed on at once.
     ///
     /// # Errors
-    /// The first failure of any channel ends the migration: both legs of all channels are closed, so that the source's guest goes on running.
+    /// [`crate::EngineFault::Cancelled`].
+    pub fn accept(&mut self, cancel: &Cancel) -> Result<Incoming, Failure> {
+        self.acceptor.accept(cancel)
+    }
+
+    /// Waits for the next migration and passes it on.
+    ///
+    /// # Errors
+    /// As [`pass_on`].
     pub fn serve_one(
         &mut self,
-        progress: &mut dyn FnMut(Totals),
+        observe: &mut dyn FnMut(Update),
     ) -> Result<MigrationReport, Failure> {
-        let incoming = self.acceptor.accept()?;
-        session::run(incoming, &self.config, progress)
+        let incoming = self.acceptor.accept(&Cancel::new())?;
+        pass_on(incoming, &self.config, observe)
     }
+}
+
+/// Passes a migration on.
+///
+/// # Errors
+/// The first failure of any channel ends the migration: both legs of all channels are closed, so that the source's guest
+/// goes on running.
+pub fn pass_on(
+    incoming: Incoming,
+    config: &RelayConfig,
+    observe: &mut dyn FnMut(Update),
+) -> Result<MigrationReport, Failure> {
+    session::run(incoming, config, observe)
 }

@@ -2,457 +2,439 @@
 
 use std::io;
 use std::net::Shutdown;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError, mpsc};
-use std::thread;
-use std::time::Instant;
+use std::sync::Arc;
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::thread::{self, Scope};
+use std::time::{Duration, Instant};
 
-use multifd_codec::{Backend, Engine, PageBuffer, PathCounts};
-use multifd_wire::{BlockName, Fault, Method, Packet, PageSize, RamPacket};
+use multifd_wire::main_stream::MainReceiver;
 
-use super::main_channel::{self, Outline};
-use super::{MigrationReport, RelayConfig, Totals, Work};
-use crate::endings::{told, wait_for};
-use crate::failure::{Cause, Channel, Failure, Leg};
-use crate::incoming::{Incoming, IncomingChannel};
-use crate::inlet::{Inlet, Item};
-use crate::outlet::{FlowFailure, Outlet, Supply, block_of};
-use crate::stream::hung_up;
-use crate::{Address, Stream};
+use super::counters::Counters;
+use super::gate::Gate;
+use super::link::{Link, Links};
+use super::main_channel::{self, Forward, Outline};
+use super::pump::{self, Shared};
+use super::watch::Watch;
+use super::{CHANNELS_TIMEOUT, MigrationReport, RelayConfig, Remark, Update};
+use crate::Stream;
+use crate::dial::{DialError, Target, is_ours};
+use crate::endings::told;
+use crate::failure::{Cause, Channel, Failure, Leg, SetupFault};
+use crate::incoming::{Arrival, Incoming, IncomingChannel};
 
-/// The two connections of one channel.
-pub(super) struct Link {
-    pub(super) source: Stream,
-    pub(super) destination: Stream,
+/// How soon an end of the source is noticed while nothing else happens.
+const TICK: Duration = Duration::from_millis(100);
+
+/// How often progress is told.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
+
+/// How long a peer may take to close after everything was said, and delivered.
+const CLOSING_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The most that is read of a main channel whose source has gone before its destination was dialled.
+const REMNANT_LIMIT_BYTES: usize = 64 << 20;
+
+/// What happens to a migration.
+enum Event {
+    Arrival(Arrival),
+    /// A thread has ended.
+    Ended(Role, Result<(), Failure>),
 }
 
-impl Link {
-    fn dial(source: Stream, address: &Address, channel: Channel) -> Result<Link, Failure> {
-        match Stream::connect(address) {
-            Ok(destination) => Ok(Link {
-                source,
-                destination,
-            }),
-            Err(error) => {
-                let cause = Cause::Dial {
-                    address: address.clone(),
-                    source: error,
-                };
-                Err(Failure {
-                    channel,
-                    leg: Leg::Destination,
-                    block: None,
-                    cause,
-                })
-            }
-        }
-    }
-
-    /// Ends every read and write on both connections, here and at the peers.
-    fn close(&self) {
-        // A connection that cannot be shut down is closed already.
-        let _ = self.source.shutdown(Shutdown::Both);
-        let _ = self.destination.shutdown(Shutdown::Both);
-    }
-}
-
-/// Sums over all channels, counted as packets pass.
-#[derive(Default)]
-pub(super) struct Counters {
-    pages: AtomicU64,
-    zero_pages: AtomicU64,
-    bytes_in: AtomicU64,
-    bytes_out: AtomicU64,
-    decoded: Mutex<Option<Work>>,
-    encoded: Mutex<Option<Work>>,
-}
-
-impl Counters {
-    /// Bytes of the main channel, passed on as they are.
-    pub(super) fn main(&self, count: usize) {
-        self.bytes_in.fetch_add(count as u64, Ordering::Relaxed);
-        self.bytes_out.fetch_add(count as u64, Ordering::Relaxed);
-    }
-
-    /// What a channel's codecs did, at its end. One that did nothing has nothing to tell.
-    fn channel_ended(&self, inlet: &Inlet<'_>, outlet: &Outlet<'_>) {
-        let encoder = outlet.encoder();
-        add(
-            &self.encoded,
-            encoder.method(),
-            encoder.backend(),
-            encoder.counts(),
-        );
-        if let Some(decoder) = inlet.decoder() {
-            add(
-                &self.decoded,
-                decoder.method(),
-                decoder.backend(),
-                decoder.counts(),
-            );
-        }
-    }
-
-    fn totals(&self) -> Totals {
-        Totals {
-            pages: self.pages.load(Ordering::Relaxed),
-            zero_pages: self.zero_pages.load(Ordering::Relaxed),
-            bytes_in: self.bytes_in.load(Ordering::Relaxed),
-            bytes_out: self.bytes_out.load(Ordering::Relaxed),
-        }
-    }
-}
-
-/// Adds one channel's work. A channel that had to do with less than the others is the one that is told of.
-fn add(sum: &Mutex<Option<Work>>, method: Method, backend: Backend, pages: PathCounts) {
-    if pages.total() == 0 {
-        return;
-    }
-    let mut sum = sum.lock().unwrap_or_else(PoisonError::into_inner);
-    let work = sum.get_or_insert_with(|| Work {
-        method,
-        backend: backend.clone(),
-        pages: PathCounts::default(),
-    });
-    work.pages += pages;
-    let falls_short = |backend: &Backend| match (backend.reason(), backend.engine()) {
-        (None, _) => 0,
-        (Some(_), Engine::QplHardware) => 1,
-        (Some(_), _) => 2,
-    };
-    if falls_short(&backend) >= falls_short(&work.backend) {
-        work.backend = backend;
-    }
+/// What a thread does.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Role {
+    /// Main, source to destination.
+    Forward,
+    /// Main, destination to source.
+    Back,
+    Channel,
+    /// One direction of postcopy's own connection.
+    Preempt,
 }
 
 /// Passes one migration through.
 pub(super) fn run(
     incoming: Incoming,
     config: &RelayConfig,
-    progress: &mut dyn FnMut(Totals),
+    observe: &mut dyn FnMut(Update),
 ) -> Result<MigrationReport, Failure> {
     let started = Instant::now();
-    let channels = incoming.channels.len();
-    // Main first: a destination before QEMU 8.0 takes the first connection for it. Nothing is sent on it
-    // before all channels are dialled: that is how a receiver knows their number.
-    let main = Link::dial(incoming.main, &config.connect, Channel::Main)?;
-    let mut links = Vec::with_capacity(channels);
-    for IncomingChannel { hello, stream } in incoming.channels {
-        let link = Link::dial(stream, &config.connect, Channel::Multifd(hello.channel))?;
-        links.push((hello, link));
-    }
-    let mut pumps = Vec::with_capacity(channels);
-    for (hello, link) in &links {
-        let channel = Channel::Multifd(hello.channel);
-        let failed = |leg| {
-            move |cause| Failure {
-                channel,
-                leg,
-                block: None,
-                cause,
-            }
-        };
-        let inlet = Inlet::new(&link.source, hello, config.limits, config.settings)
-            .map_err(failed(Leg::Source))?;
-        let encoder = multifd_codec::encoder(config.compression, &config.settings)
-            .map_err(|error| failed(Leg::Destination)(error.into()))?;
-        let outlet =
-            Outlet::open(&link.destination, hello, encoder).map_err(failed(Leg::Destination))?;
-        pumps.push(Pump {
-            channel,
-            inlet,
-            outlet,
-            link,
-            main: &main,
-        });
-    }
-
-    let outline = Outline::default();
-    let counters = Counters::default();
-    let close_all = || {
-        main.close();
-        links.iter().for_each(|(_, link)| link.close());
+    let mut opening = Opening {
+        source: incoming.main,
+        start: incoming.main_start,
+        early: Vec::new(),
+        config,
     };
-    let failure = thread::scope(|scope| {
-        let (ended, endings) = mpsc::channel::<Result<(), Failure>>();
-        let main_failed = |(leg, cause)| Failure {
-            channel: Channel::Main,
-            leg,
-            block: None,
-            cause,
-        };
-        let (main, start) = (&main, incoming.main_start.as_slice());
-        let (outline, counters, close_all) = (&outline, &counters, &close_all);
-        let tell = ended.clone();
-        scope.spawn(move || {
-            told(&tell, close_all, || {
-                main_channel::forward(main, start, config.limits, outline, counters)
-                    .map_err(main_failed)
-            })
-        });
-        let tell = ended.clone();
-        scope.spawn(move || {
-            told(&tell, close_all, || {
-                main_channel::back(main, outline).map_err(main_failed)
-            })
-        });
-        for pump in pumps {
-            let tell = ended.clone();
-            scope.spawn(|| drain_back(pump.link));
-            scope.spawn(move || told(&tell, close_all, || pump.run(outline, counters)));
-        }
-        drop(ended);
-
-        // Both directions of main and the forward one of each channel. The backward one of a channel carries nothing and ends with the others.
-        let failure = wait_for(
-            channels + 2,
-            &endings,
-            || progress(counters.totals()),
-            close_all,
-        );
-        close_all();
-        failure
+    opening.wait_for_channel(&incoming.channels, incoming.has_channels)?;
+    let (target, main) = opening.dial()?;
+    let session = Session {
+        config,
+        target: &target,
+        main: &Arc::new(main),
+        links: &Links::default(),
+        outline: &Outline::default(),
+        gate: &Gate::default(),
+        counters: &Counters::default(),
+        is_recovery: incoming.is_recovery,
+    };
+    session.links.add(session.main);
+    let (tell, events) = mpsc::channel();
+    for channel in opening.early {
+        // The receiver lives until the end of this function.
+        let _ = tell.send(Event::Arrival(Arrival::Channel(channel)));
+    }
+    let arrivals = tell.clone();
+    incoming.channels.deliver_to(Box::new(move |arrival| {
+        // A migration that is over needs no more connections.
+        let _ = arrivals.send(Event::Arrival(arrival));
+    }));
+    let settle = || incoming.ticket.settle();
+    let outcome = session.run(&opening.start, &tell, &events, &settle, observe);
+    // Connections that are still on their way to this migration close with it.
+    incoming.channels.deliver_to(Box::new(drop));
+    outcome?;
+    let (confirmed, remarks) = session.outline.look(|seen| {
+        let confirmed = seen.confirmed.then_some(true);
+        (confirmed, seen.remarks.clone())
     });
-    match failure {
-        Some(failure) => Err(failure),
-        None => Ok(MigrationReport {
-            channels,
-            totals: counters.totals(),
-            decoded: counters
-                .decoded
-                .into_inner()
-                .unwrap_or_else(PoisonError::into_inner),
-            encoded: counters
-                .encoded
-                .into_inner()
-                .unwrap_or_else(PoisonError::into_inner),
-            duration: started.elapsed(),
-        }),
-    }
+    Ok(MigrationReport {
+        peer: incoming.peer,
+        channels: session.gate.channels(),
+        totals: session.counters.totals(),
+        confirmed,
+        remarks,
+        decoded: session.counters.decoded(),
+        encoded: session.counters.encoded(),
+        duration: started.elapsed(),
+    })
 }
 
-/// The forward direction of one multifd channel.
-struct Pump<'s> {
-    channel: Channel,
-    inlet: Inlet<'s>,
-    outlet: Outlet<'s>,
-    link: &'s Link,
-    main: &'s Link,
+/// A migration before its destination was dialled.
+struct Opening<'a> {
+    source: Stream,
+    start: Vec<u8>,
+    /// Channels that have come.
+    early: Vec<IncomingChannel>,
+    config: &'a RelayConfig,
 }
 
-impl Pump<'_> {
-    fn run(mut self, outline: &Outline, counters: &Counters) -> Result<(), Failure> {
-        let mut tally = Tally::new(counters);
-        let (mut next, mut block) = (None, None);
-        loop {
-            let went_on = match self.pass_on(&mut next, &mut block, &mut tally) {
-                Err((Leg::Destination, Cause::Io(error)))
-                    if hung_up(&error) && outline.needs_no_more(block.is_some()) =>
-                {
-                    counters.channel_ended(&self.inlet, &self.outlet);
-                    return self.drain();
-                }
-                other => other.map_err(|(leg, cause)| {
-                    let cause = self.plain_cause(leg, cause);
-                    Failure {
-                        channel: self.channel,
-                        leg,
-                        block: block.take(),
-                        cause,
-                    }
-                })?,
-            };
-            tally.read(&self.inlet);
-            tally.wrote(self.outlet.bytes_out());
-            if !went_on {
-                counters.channel_ended(&self.inlet, &self.outlet);
-                return Ok(());
-            }
-        }
-    }
-
-    /// The next item, which may have been read already; `false` at the channel's end. Of packets whose pages are transcoded, as
-    /// many as there are. `block` becomes that of the last packet, or of the one which has failed.
-    fn pass_on(
+impl Opening<'_> {
+    /// Waits for the first channel where the set-up says that there are channels: a destination is dialled in vain
+    /// otherwise, and QEMU takes one migration only.
+    fn wait_for_channel(
         &mut self,
-        next: &mut Option<Item>,
-        block: &mut Option<Box<BlockName>>,
-        tally: &mut Tally<'_>,
-    ) -> Result<bool, (Leg, Cause)> {
-        let source = |cause| (Leg::Source, cause);
-        let destination = |cause| (Leg::Destination, cause);
-        *block = None;
-        let item = match next.take() {
-            Some(item) => item,
-            None => self.inlet.next_item().map_err(source)?,
-        };
-        match item {
-            Item::End => {
-                self.link
-                    .destination
-                    .shutdown(Shutdown::Write)
-                    .map_err(|error| destination(error.into()))?;
-                return Ok(false);
+        channels: &crate::incoming::Inbox,
+        has_channels: bool,
+    ) -> Result<(), Failure> {
+        let deadline = Instant::now() + CHANNELS_TIMEOUT;
+        let failed = |fault: SetupFault| Err(main_channel::failed(Leg::Source, fault.into()));
+        while has_channels && self.early.is_empty() {
+            match channels.next_within(TICK) {
+                Some(Arrival::Channel(channel)) => self.early.push(channel),
+                Some(Arrival::Refused(fault)) => return failed(fault),
+                Some(Arrival::Preempt(_)) | None => {}
             }
-            Item::Padding { entries } => self.outlet.write_padding(entries).map_err(destination)?,
-            Item::Packet(packet @ Packet::DeviceState(_)) => {
-                self.outlet.forward(&packet, &mut self.inlet)?
-            }
-            Item::Packet(Packet::Ram(mut packet)) => {
-                *block = block_of(&packet);
-                let method = self.outlet.method();
-                if let Some(page_size) = packet.page_size()
-                    && !packet.normal().is_empty()
-                    && self.inlet.method_of(&packet).map_err(source)? != method
-                {
-                    let mut arriving = Arriving {
-                        inlet: &mut self.inlet,
-                        first: Some(packet),
-                        behind: next,
-                        method,
-                        page_size,
-                        block,
-                        tally,
-                    };
-                    let outcome = self.outlet.write_flow(&mut arriving, page_size);
-                    return match outcome {
-                        Ok(()) => Ok(true),
-                        Err(FlowFailure::Supply(cause)) => Err(source(cause)),
-                        Err(FlowFailure::Outlet(cause, failed)) => {
-                            *block = failed;
-                            Err(destination(cause))
-                        }
-                    };
+            if self.early.is_empty() {
+                self.check_source()?;
+                if Instant::now() >= deadline {
+                    let (missing, within) = (None, CHANNELS_TIMEOUT);
+                    return failed(SetupFault::ChannelsMissing { missing, within });
                 }
-                let (pages, zero_pages) = (packet.normal().len(), packet.zero().len());
-                packet
-                    .set_payload(method, packet.payload_len())
-                    .map_err(|fault| source(fault.into()))?;
-                self.outlet.forward(&Packet::Ram(packet), &mut self.inlet)?;
-                tally.pages(pages, zero_pages);
             }
         }
-        Ok(true)
-    }
-
-    /// The destination has the guest and has closed the channel, in front of packets that it does
-    /// not need: the rest is read and forgotten, so that the source can end in peace.
-    fn drain(&self) -> Result<(), Failure> {
-        // However the source ends now, nothing is lost by it.
-        let _ = io::copy(&mut &self.link.source, &mut io::sink());
         Ok(())
     }
 
-    /// A channel that ends inside a packet is malformed, unless the source has given up the whole migration.
-    fn plain_cause(&self, leg: Leg, cause: Cause) -> Cause {
-        match cause {
-            Cause::Wire(Fault::Truncated { .. })
-                if leg == Leg::Source && self.main.source.peer_has_closed() =>
-            {
-                Cause::Incomplete
+    /// Fails where the source has closed a stream that is not whole. One without a return path may have sent everything.
+    fn check_source(&mut self) -> Result<(), Failure> {
+        if !self.source.peer_has_closed() {
+            return Ok(());
+        }
+        let gone = || main_channel::failed(Leg::Source, Cause::Incomplete);
+        while self.start.len() < REMNANT_LIMIT_BYTES {
+            let mut piece = [0; 4096];
+            match self.source.read_some(&mut piece) {
+                Ok(0) => break,
+                Ok(count) => self.start.extend_from_slice(piece.get(..count).unwrap_or_default()),
+                Err(_) => return Err(gone()),
             }
-            cause => cause,
+        }
+        let mut receiver = MainReceiver::new(self.config.limits);
+        let mut bytes = self.start.as_slice();
+        let mut facts = main_channel::Facts::default();
+        loop {
+            match receiver.push(&mut bytes) {
+                Ok(Some(event)) => facts.note(&event),
+                Ok(None) => break,
+                // What cannot be followed is passed on.
+                Err(_) => return Ok(()),
+            }
+        }
+        let whole = receiver.finish().is_ok() || facts.ram_ended;
+        match whole && !facts.return_path {
+            true => Ok(()),
+            false => Err(gone()),
+        }
+    }
+
+    /// Dials main, which a destination before QEMU 8.0 takes the first connection for.
+    fn dial(&mut self) -> Result<(Target, Link), Failure> {
+        self.check_source()?;
+        let target = Target::resolve(&self.config.connect).map_err(|error| {
+            let cause = Cause::Dial {
+                address: self.config.connect.clone(),
+                source: error,
+            };
+            main_channel::failed(Leg::Destination, cause)
+        })?;
+        loop {
+            let had_closed = self.source.peer_has_closed();
+            let source = &self.source;
+            let given_up = || !had_closed && source.peer_has_closed();
+            match target.dial(self.config.dial_timeout, &given_up) {
+                Ok(destination) => {
+                    // The source goes into the link, and is not needed here any more.
+                    let source = self.source.try_clone().map_err(|error| {
+                        main_channel::failed(Leg::Here, error.into())
+                    })?;
+                    return Ok((target, Link { source, destination }));
+                }
+                // It may have sent everything, and ended.
+                Err(DialError::GivenUp) => self.check_source()?,
+                Err(error) => return Err(dial_failure(error, &target, Channel::Main)),
+            }
         }
     }
 }
 
-/// Packets that are transcoded, as long as there are some which need not be waited for.
-struct Arriving<'p, 's, 'c> {
-    inlet: &'p mut Inlet<'s>,
-    first: Option<RamPacket>,
-    /// What came behind them and is none of them.
-    behind: &'p mut Option<Item>,
-    /// That of the outlet.
-    method: Method,
-    page_size: PageSize,
-    /// That of the last packet.
-    block: &'p mut Option<Box<BlockName>>,
-    tally: &'p mut Tally<'c>,
+/// A migration under way.
+struct Session<'a> {
+    config: &'a RelayConfig,
+    target: &'a Target,
+    main: &'a Arc<Link>,
+    links: &'a Links,
+    outline: &'a Outline,
+    gate: &'a Gate,
+    counters: &'a Counters,
+    is_recovery: bool,
 }
 
-impl Supply for Arriving<'_, '_, '_> {
-    type Error = Cause;
+/// Threads that run.
+#[derive(Default)]
+struct Running {
+    forward: bool,
+    back: bool,
+    channels: usize,
+    preempt: usize,
+}
 
-    fn next(&mut self, pages: &mut PageBuffer) -> Result<Option<RamPacket>, Cause> {
-        let packet = match self.first.take() {
-            Some(first) => first,
-            None if self.behind.is_some() || !self.inlet.has_more() => return Ok(None),
-            None => {
-                *self.block = None;
-                let item = self.inlet.next_item()?;
-                if let Item::Packet(Packet::Ram(packet)) = &item {
-                    *self.block = block_of(packet);
-                }
-                match item {
-                    Item::Packet(Packet::Ram(packet)) if self.is_one(&packet)? => packet,
-                    other => {
-                        *self.behind = Some(other);
-                        return Ok(None);
+impl Running {
+    fn count(&mut self, role: Role, more: bool) {
+        match role {
+            Role::Forward => self.forward = more,
+            Role::Back => self.back = more,
+            Role::Channel if more => self.channels += 1,
+            Role::Channel => self.channels = self.channels.saturating_sub(1),
+            Role::Preempt if more => self.preempt += 1,
+            Role::Preempt => self.preempt = self.preempt.saturating_sub(1),
+        }
+    }
+
+    fn any(&self) -> bool {
+        self.forward || self.back || self.channels > 0 || self.preempt > 0
+    }
+}
+
+impl<'env> Session<'env> {
+    fn run(
+        &'env self,
+        start: &[u8],
+        tell: &Sender<Event>,
+        events: &mpsc::Receiver<Event>,
+        settle: &dyn Fn(),
+        observe: &mut dyn FnMut(Update),
+    ) -> Result<(), Failure> {
+        thread::scope(|scope| {
+            let mut running = Running::default();
+            let forward = Forward {
+                link: self.main,
+                limits: self.config.limits,
+                outline: self.outline,
+                gate: self.gate,
+                counters: self.counters,
+            };
+            let mut failure = self
+                .spawn(scope, tell, Role::Back, &mut running, || {
+                    main_channel::back(self.main, self.outline, self.gate)
+                })
+                .and_then(|()| {
+                    let is_recovery = self.is_recovery;
+                    let work = move || forward.run(start, is_recovery);
+                    self.spawn(scope, tell, Role::Forward, &mut running, work)
+                })
+                .err();
+            if failure.is_some() {
+                self.close();
+            }
+            let mut watch = Watch::new();
+            let mut told = Instant::now();
+            let mut settled = false;
+            let mut over_since: Option<Instant> = None;
+            while running.any() {
+                let fault = match events.recv_timeout(TICK) {
+                    Ok(Event::Ended(role, outcome)) => {
+                        running.count(role, false);
+                        outcome.err()
                     }
+                    Ok(Event::Arrival(arrival)) if failure.is_none() => {
+                        self.arrived(scope, tell, arrival, &mut running).err()
+                    }
+                    Ok(Event::Arrival(_)) | Err(RecvTimeoutError::Timeout) => None,
+                    Err(RecvTimeoutError::Disconnected) => break,
+                };
+                let fault = fault.or_else(|| self.look_at_source());
+                if let Some(fault) = fault {
+                    if failure.is_none() {
+                        self.close();
+                    }
+                    failure = Some(worse(failure, fault));
+                }
+                if !settled && self.gate.has_begun() {
+                    settled = true;
+                    settle();
+                }
+                if told.elapsed() >= PROGRESS_INTERVAL {
+                    told = Instant::now();
+                    observe(Update::Progress(self.counters.totals()));
+                    let facts = watch.facts(self.counters, self.gate, self.outline);
+                    watch.look(&facts).into_iter().for_each(|note| observe(Update::Note(note)));
+                }
+                // Everything was said and delivered: a peer that does not close is not waited for without end.
+                let is_over = failure.is_none() && !running.forward && running.channels == 0;
+                let confirmed = self.outline.look(|seen| seen.confirmed);
+                match is_over || confirmed {
+                    true if over_since.is_none() && self.links.are_delivered() => {
+                        over_since = Some(Instant::now());
+                    }
+                    true if over_since.is_some_and(|since| since.elapsed() >= CLOSING_TIMEOUT) => {
+                        self.gate.stop();
+                        self.links.end();
+                    }
+                    _ => {}
                 }
             }
-        };
-        self.inlet.read_pages_into(&packet, pages)?;
-        self.tally.read(self.inlet);
-        Ok(Some(packet))
+            match failure {
+                // What fails behind the destination's word, with everything said, fails for no reason of ours.
+                Some(failure) => Err(failure),
+                None => {
+                    self.links.end();
+                    Ok(())
+                }
+            }
+        })
     }
 
-    fn sent(&mut self, normal_pages: usize, zero_pages: usize, bytes: u64) {
-        self.tally.pages(normal_pages, zero_pages);
-        self.tally.wrote(self.tally.bytes_out + bytes);
+    /// A source that waits for the destination's word and closes before it has come has taken its guest back.
+    fn look_at_source(&self) -> Option<Failure> {
+        let gone = self.outline.is_taken_back() && self.main.source.peer_has_closed();
+        (gone && !self.gate.is_stopped()).then(|| main_channel::failed(Leg::Source, Cause::TakenBack))
     }
-}
 
-impl Arriving<'_, '_, '_> {
-    /// Whether it is to be transcoded, or has nothing to transcode.
-    fn is_one(&mut self, packet: &RamPacket) -> Result<bool, Cause> {
-        let fits = packet.page_size() == Some(self.page_size);
-        let has_payload = !packet.normal().is_empty();
-        Ok(fits && (!has_payload || self.inlet.method_of(packet)? != self.method))
+    fn close(&self) {
+        self.gate.stop();
+        self.links.close();
     }
-}
 
-/// What a channel adds to the counters.
-struct Tally<'c> {
-    counters: &'c Counters,
-    bytes_in: u64,
-    bytes_out: u64,
-}
-
-impl<'c> Tally<'c> {
-    const fn new(counters: &'c Counters) -> Self {
-        Self {
-            counters,
-            bytes_in: 0,
-            bytes_out: 0,
+    fn arrived<'scope>(
+        &'env self,
+        scope: &'scope Scope<'scope, 'env>,
+        tell: &Sender<Event>,
+        arrival: Arrival,
+        running: &mut Running,
+    ) -> Result<(), Failure> {
+        match arrival {
+            Arrival::Channel(channel) => {
+                self.gate.channel_came(channel.hello.channel);
+                let shared = Shared {
+                    config: self.config,
+                    target: self.target,
+                    links: self.links,
+                    main: self.main,
+                    outline: self.outline,
+                    gate: self.gate,
+                    counters: self.counters,
+                };
+                self.spawn(scope, tell, Role::Channel, running, move || pump::run(channel, shared))
+            }
+            Arrival::Preempt(source) => {
+                let given_up = || self.gate.is_stopped();
+                let destination = self
+                    .target
+                    .dial(self.config.dial_timeout, &given_up)
+                    .map_err(|error| dial_failure(error, self.target, Channel::Unnamed))?;
+                self.outline.remark(Remark::Preempt);
+                let link = Arc::new(Link { source, destination });
+                self.links.add(&link);
+                let there = Arc::clone(&link);
+                self.spawn(scope, tell, Role::Preempt, running, move || {
+                    pipe(&there.source, &there.destination);
+                    Ok(())
+                })?;
+                self.spawn(scope, tell, Role::Preempt, running, move || {
+                    pipe(&link.destination, &link.source);
+                    Ok(())
+                })
+            }
+            Arrival::Refused(fault) => Err(main_channel::failed(Leg::Source, fault.into())),
         }
     }
 
-    fn pages(&self, normal: usize, zero: usize) {
-        let counters = self.counters;
-        counters.pages.fetch_add(normal as u64, Ordering::Relaxed);
-        counters
-            .zero_pages
-            .fetch_add(zero as u64, Ordering::Relaxed);
-    }
-
-    fn read(&mut self, inlet: &Inlet<'_>) {
-        let more = inlet.bytes_in() - self.bytes_in;
-        self.counters.bytes_in.fetch_add(more, Ordering::Relaxed);
-        self.bytes_in += more;
-    }
-
-    /// `bytes_out` in all.
-    fn wrote(&mut self, bytes_out: u64) {
-        let more = bytes_out - self.bytes_out;
-        self.counters.bytes_out.fetch_add(more, Ordering::Relaxed);
-        self.bytes_out += more;
+    fn spawn<'scope>(
+        &'env self,
+        scope: &'scope Scope<'scope, 'env>,
+        tell: &Sender<Event>,
+        role: Role,
+        running: &mut Running,
+        work: impl FnOnce() -> Result<(), Failure> + Send + 'scope,
+    ) -> Result<(), Failure> {
+        let tell = tell.clone();
+        let close = || self.close();
+        let thread = move || told(&tell, close, || Event::Ended(role, work()));
+        thread::Builder::new()
+            .spawn_scoped(scope, thread)
+            .map_err(|error| main_channel::failed(Leg::Here, Cause::Thread(error)))?;
+        running.count(role, true);
+        Ok(())
     }
 }
 
-/// Destination to source on a multifd channel: QEMU sends nothing there but the end of the stream.
-fn drain_back(link: &Link) {
-    // Whatever ends this direction ends it quietly: the forward direction tells whether the channel is broken.
-    let _ = io::copy(&mut &link.destination, &mut &link.source);
-    let _ = link.source.shutdown(Shutdown::Write);
+/// Passes bytes on as they are, and their end.
+fn pipe(from: &Stream, to: &Stream) {
+    // Whatever ends it ends it: the main channel tells what became of the migration.
+    let _ = io::copy(&mut &*from, &mut &*to);
+    let _ = to.shutdown(Shutdown::Write);
+}
+
+/// The failure to keep: the first one, unless another says that the guest may run twice.
+fn worse(first: Option<Failure>, then: Failure) -> Failure {
+    match first {
+        Some(first) if !matches!(then.cause, Cause::NotTold) => first,
+        _ => then,
+    }
+}
+
+pub(super) fn dial_failure(error: DialError, target: &Target, channel: Channel) -> Failure {
+    let source = io::Error::from(error);
+    let leg = match is_ours(&source) {
+        true => Leg::Here,
+        false => Leg::Destination,
+    };
+    let address = target.address().clone();
+    Failure {
+        channel,
+        leg,
+        block: None,
+        cause: Cause::Dial { address, source },
+    }
 }

@@ -208,7 +208,8 @@ impl Supply for Taking<'_, '_> {
         Ok(Some(packet))
     }
 
-    fn sent(&mut self, normal_pages: usize, zero_pages: usize, bytes: u64) {
+    fn sent(&mut self, packet: &RamPacket, bytes: u64) {
+        let (normal_pages, zero_pages) = (packet.normal().len(), packet.zero().len());
         self.round.work.tally.pages(normal_pages, zero_pages);
         self.round.spend(bytes);
     }

@@ -177,6 +177,16 @@ impl ChannelReceiver {
         self.page_size
     }
 
+    /// Entries so far of a table whose end has not shown: that of a channel's first SYNC, whose length depends on the page
+    /// size. It may end where this is a power of two.
+    #[must_use]
+    pub fn open_table(&self) -> Option<usize> {
+        match self.state {
+            State::Padding { entries } => Some(entries),
+            _ => None,
+        }
+    }
+
     /// Says whether the stream may end here: after the hello, or after any whole packet.
     ///
     /// # Errors

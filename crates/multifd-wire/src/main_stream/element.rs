@@ -73,12 +73,17 @@ pub(super) fn command(reader: &mut Reader<'_>) -> Result<CommandHead, Stop> {
             Command::PostcopyAdvise
         }
         SWITCHOVER_START => Command::SwitchoverStart,
+        POSTCOPY_LISTEN => Command::PostcopyListen,
+        POSTCOPY_RUN => Command::PostcopyRun,
+        ENABLE_COLO => Command::EnableColo,
+        POSTCOPY_RESUME => Command::PostcopyResume,
+        PACKAGED => {
+            // The length of the elements stands in the command's payload.
+            skip = reader.be32()?;
+            Command::Packaged { len: skip }
+        }
         _ => {
-            skip = match id {
-                // Elements within a command; their length stands in its payload.
-                PACKAGED => reader.be32()?,
-                _ => u32::from(len),
-            };
+            skip = u32::from(len);
             Command::Other { id, len: skip }
         }
     };

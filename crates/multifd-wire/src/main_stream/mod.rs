@@ -132,6 +132,19 @@ pub enum Command {
     Ping(u32),
     /// Postcopy may follow.
     PostcopyAdvise,
+    /// The destination serves page requests from here on.
+    PostcopyListen,
+    /// The guest runs at the destination from here on, and its missing pages follow.
+    PostcopyRun,
+    /// Elements within a command. QEMU sends the switch to postcopy this way, and nothing else.
+    Packaged {
+        /// Bytes of elements, which are crossed.
+        len: u32,
+    },
+    /// COLO follows: two guests that run side by side. Its messages are none of a migration's.
+    EnableColo,
+    /// A broken postcopy migration goes on.
+    PostcopyResume,
     /// The guest is stopped from here on. QEMU 10.0 and later with a machine type as new.
     SwitchoverStart,
     /// Any other command; its payload is crossed.

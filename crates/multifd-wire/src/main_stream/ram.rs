@@ -18,6 +18,15 @@ pub(super) struct Ram {
     current: Option<usize>,
 }
 
+/// What an entry of the list of blocks has beside its name and length.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct EntryLayout {
+    /// The block's address in the guest: with `x-ignore-shared`.
+    pub(super) has_address: bool,
+    /// The page size of some blocks, one of these bits: with postcopy and huge pages.
+    pub(super) page_sizes: Option<u64>,
+}
+
 /// One record: a word whose low bits say what it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Record {
@@ -81,12 +90,17 @@ impl Ram {
         &mut self,
         reader: &mut Reader<'_>,
         remaining: u64,
-        has_address: bool,
+        layout: EntryLayout,
         limits: &Limits,
     ) -> Result<u64, Stop> {
         let name = IdStr::take_counted(reader)?;
         let found = reader.be64()?;
-        if has_address {
+        if let Some(page_sizes) = layout.page_sizes
+            && states_page_size(reader, page_sizes, found == remaining)?
+        {
+            let _page_size = reader.be64()?;
+        }
+        if layout.has_address {
             let _guest_physical = reader.be64()?;
         }
         let allowed = limits.block_bytes.min(remaining);
@@ -142,6 +156,17 @@ impl Ram {
             }),
         }
     }
+}
+
+/// Whether the next number is the page size of the block before it. Else it is the next block's
+/// name, whose length is not zero, or behind the `last` block a record, whose low bits are not zero.
+fn states_page_size(reader: &Reader<'_>, page_sizes: u64, last: bool) -> Result<bool, Stop> {
+    let mut ahead = reader.ahead();
+    if !last && ahead.ahead().u8()? != 0 {
+        return Ok(false);
+    }
+    let next = ahead.be64()?;
+    Ok(next.is_power_of_two() && next & FLAGS == 0 && next & page_sizes != 0)
 }
 
 /// The low bits of a word, below the smallest page.

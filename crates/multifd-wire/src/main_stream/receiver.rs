@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 use super::element::{
     COMMAND, CONFIGURATION, EOF, FOOTER, SUBSECTION, SectionKind, VM_DESCRIPTION, command, heading,
 };
-use super::ram::{Ram, Record};
+use super::ram::{EntryLayout, Ram, Record};
 use super::scan::{Scan, scan};
 use super::{Block, Configuration, MAGIC, MainEvent, VERSION};
 use crate::fault::Fault;
@@ -29,8 +29,11 @@ use crate::reader::{Carry, Reader, Stop};
 /// size is stated neither by the stream nor by [`Limits::page_size`] it is taken to be 4 KiB. With
 /// multifd nothing depends on that.
 ///
-/// Not read: `mapped-ram` files, postcopy of blocks with huge pages, and the end of a stream without
-/// the description of devices (`suppress-vmdesc`).
+/// A stream without the description of devices (`suppress-vmdesc`) ends at its EOF byte, which only
+/// the end of the connection shows: [`finish`](Self::finish) allows for it, and no event tells it.
+///
+/// Not read: `mapped-ram` files, and postcopy of blocks with huge pages together with
+/// `x-ignore-shared`.
 #[derive(Debug)]
 pub struct MainReceiver {
     carry: Carry,
@@ -74,7 +77,8 @@ impl MainReceiver {
         self.machine.ram.blocks()
     }
 
-    /// Says whether the stream may end here: after [`MainEvent::End`].
+    /// Says whether the stream may end here: after [`MainEvent::End`], or after the EOF byte of a
+    /// stream without a description.
     ///
     /// # Errors
     /// [`Fault::Truncated`] anywhere else; the fault itself after one.
@@ -82,6 +86,9 @@ impl MainReceiver {
         match self.machine.state {
             State::Failed(fault) => Err(fault),
             State::End => Ok(()),
+            State::AfterEof if self.carry.bytes().is_empty() => Ok(()),
+            // A footer and the EOF byte, with nothing behind them that would have confirmed them.
+            State::Opaque { id, .. } if ends_with_eof(self.carry.bytes(), id) => Ok(()),
             _ => Err(Fault::Truncated {
                 missing: self.carry.missing(),
             }),
@@ -413,13 +420,13 @@ impl Machine {
         id: u32,
         remaining: u64,
     ) -> Result<Option<MainEvent>, Stop> {
-        let ignores_shared = self.configuration.as_ref().is_some_and(|configuration| {
-            let mut capabilities = configuration.capabilities.iter();
-            capabilities.any(|capability| capability.as_bytes() == b"x-ignore-shared")
-        });
+        let layout = EntryLayout {
+            has_address: self.ignores_shared(),
+            page_sizes: self.page_sizes.filter(|sizes| !are_ordinary(*sizes)),
+        };
         let remaining = self
             .ram
-            .list_block(reader, remaining, ignores_shared, &self.limits)?;
+            .list_block(reader, remaining, layout, &self.limits)?;
         Ok(self.go_on(State::Blocks { id, remaining }))
     }
 
@@ -469,17 +476,35 @@ impl Machine {
         self.limits.page_size.or(configured)
     }
 
-    /// With postcopy, a block whose pages are larger than the host's has one more number in the
-    /// list. Nothing says which blocks these are, but when all blocks have pages of one ordinary
-    /// size there is none.
+    /// With postcopy, a block whose pages are larger than the host's has its page size in the list.
+    /// Nothing says which blocks these are. A page size begins with a zero byte, as no name does;
+    /// but so does the address of `x-ignore-shared`.
     fn check_page_sizes(&self) -> Result<(), Fault> {
         match self.page_sizes {
-            Some(found) if !found.is_power_of_two() || found > PageSize::MAX.bytes() as u64 => {
+            Some(found) if !are_ordinary(found) && self.ignores_shared() => {
                 Err(Fault::PostcopyPageSizes { found })
             }
             _ => Ok(()),
         }
     }
+
+    fn ignores_shared(&self) -> bool {
+        self.configuration.as_ref().is_some_and(|configuration| {
+            let mut capabilities = configuration.capabilities.iter();
+            capabilities.any(|capability| capability.as_bytes() == b"x-ignore-shared")
+        })
+    }
+}
+
+/// Whether no block of a list with these page sizes, one bit each, states its own.
+fn are_ordinary(page_sizes: u64) -> bool {
+    page_sizes.is_power_of_two() && page_sizes <= PageSize::MAX.bytes() as u64
+}
+
+/// Whether `bytes` are the footer of section `id` and the EOF byte.
+fn ends_with_eof(bytes: &[u8], id: u32) -> bool {
+    let id = id.to_be_bytes();
+    matches!(bytes, [FOOTER, footer @ .., EOF] if *footer == id)
 }
 
 fn check_version(found: u32, allowed: u32) -> Result<(), Fault> {

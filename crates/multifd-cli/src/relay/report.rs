@@ -1,0 +1,209 @@
+//! What is printed about a migration through a relay.
+
+use std::{fmt, io};
+
+use multifd_transport::Failure;
+use multifd_transport::failure::{Cause, Leg};
+use multifd_transport::relay::{MigrationReport, Totals, Work};
+use multifd_wire::Method;
+use serde::Serialize;
+
+use super::Migration;
+use super::routes::Route;
+use crate::say;
+
+/// What may be behind a failure. A QEMU that is sent what it does not expect closes the channel, and says why at its own end
+/// only.
+pub fn advice(method: Method, failure: &Failure) -> Option<&'static str> {
+    use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+    match &failure.cause {
+        Cause::Unconfirmed => {}
+        Cause::Io(error)
+            if failure.leg == Leg::Destination
+                && matches!(error.kind(), BrokenPipe | ConnectionReset | UnexpectedEof) => {}
+        _ => return None,
+    }
+    Some(match method {
+        Method::None => {
+            "if the destination is a QEMU, its multifd-compression has to be none; \
+             if it is a relay, see what that says"
+        }
+        Method::Canned => "canned is read by another multifd only, and by no QEMU",
+        _ => {
+            "if the destination is a QEMU, its multifd-compression has to be that of this relay; \
+             if it is a relay, see what that says"
+        }
+    })
+}
+
+/// What is printed for a migration that was delivered.
+#[derive(Serialize)]
+pub struct Summary {
+    route: Option<String>,
+    peer: String,
+    /// The destination has said that it has the guest; `null` where it could not say so.
+    confirmed: Option<bool>,
+    channels: usize,
+    pages: u64,
+    zero_pages: u64,
+    bytes_in: u64,
+    bytes_out: u64,
+    /// How many bytes came in for each that went out.
+    ratio: f64,
+    seconds: f64,
+    decoded: Option<Done>,
+    encoded: Option<Done>,
+    pub remarks: Vec<String>,
+}
+
+/// What the codecs of one direction did.
+#[derive(Serialize)]
+struct Done {
+    method: &'static str,
+    backend: String,
+    hardware: u64,
+    software: u64,
+    raw: u64,
+}
+
+impl From<Work> for Done {
+    fn from(work: Work) -> Self {
+        Self {
+            method: work.method.as_str(),
+            backend: work.backend.to_string(),
+            hardware: work.pages.hardware,
+            software: work.pages.software,
+            raw: work.pages.raw,
+        }
+    }
+}
+
+impl fmt::Display for Done {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} by {}: hardware {}, software {}, raw {}",
+            self.method, self.backend, self.hardware, self.software, self.raw
+        )
+    }
+}
+
+impl Summary {
+    pub fn new(report: MigrationReport, route: Option<&Route>) -> Self {
+        let Totals {
+            pages,
+            zero_pages,
+            bytes_in,
+            bytes_out,
+        } = report.totals;
+        Self {
+            route: route.map(Route::to_string),
+            peer: report.peer,
+            confirmed: report.confirmed,
+            channels: report.channels,
+            pages,
+            zero_pages,
+            bytes_in,
+            bytes_out,
+            ratio: ratio(bytes_in, bytes_out),
+            seconds: say::seconds(report.duration),
+            decoded: report.decoded.map(Done::from),
+            encoded: report.encoded.map(Done::from),
+            remarks: report.remarks.iter().map(ToString::to_string).collect(),
+        }
+    }
+}
+
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.confirmed {
+            Some(true) => "the destination has the guest",
+            _ => "not confirmed: no return path, so only the destination can say that it has the guest",
+        })?;
+        write!(
+            f,
+            "; channels {}, pages {}, zero pages {}, bytes in {}, bytes out {}, ratio {:.3}, seconds {:.3}",
+            self.channels,
+            self.pages,
+            self.zero_pages,
+            self.bytes_in,
+            self.bytes_out,
+            self.ratio,
+            self.seconds
+        )?;
+        if let Some(done) = &self.decoded {
+            write!(f, ", decoded {done}")?;
+        }
+        if let Some(done) = &self.encoded {
+            write!(f, ", encoded {done}")?;
+        }
+        Ok(())
+    }
+}
+
+/// What is printed for a migration that failed.
+#[derive(Serialize)]
+pub struct Failed {
+    route: Option<String>,
+    peer: Option<String>,
+    confirmed: bool,
+    error: String,
+    advice: Option<&'static str>,
+    pages: u64,
+    zero_pages: u64,
+    bytes_in: u64,
+    bytes_out: u64,
+    seconds: f64,
+}
+
+impl Failed {
+    pub fn new(error: String, advice: Option<&'static str>, migration: Option<&Migration>) -> Self {
+        let totals = migration.map(|migration| migration.totals).unwrap_or_default();
+        Self {
+            route: migration.map(|migration| migration.route.to_string()),
+            peer: migration.map(|migration| migration.peer.clone()),
+            confirmed: false,
+            error,
+            advice,
+            pages: totals.pages,
+            zero_pages: totals.zero_pages,
+            bytes_in: totals.bytes_in,
+            bytes_out: totals.bytes_out,
+            seconds: migration.map_or(0.0, |migration| say::seconds(migration.begun.elapsed())),
+        }
+    }
+}
+
+impl fmt::Display for Failed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.error)?;
+        match self.advice {
+            Some(advice) => write!(f, " ({advice})"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Migrations under way.
+pub struct Running<'a>(pub &'a [Totals]);
+
+impl fmt::Display for Running<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let sum = |count: fn(&Totals) -> u64| self.0.iter().map(count).sum::<u64>();
+        if self.0.len() > 1 {
+            write!(f, "{} migrations, ", self.0.len())?;
+        }
+        write!(
+            f,
+            "{} pages, {} zero pages, {} in, {} out",
+            sum(|totals| totals.pages),
+            sum(|totals| totals.zero_pages),
+            say::size(sum(|totals| totals.bytes_in)),
+            say::size(sum(|totals| totals.bytes_out))
+        )
+    }
+}
+
+fn ratio(bytes_in: u64, bytes_out: u64) -> f64 {
+    say::rounded(bytes_in as f64 / bytes_out.max(1) as f64, 3)
+}

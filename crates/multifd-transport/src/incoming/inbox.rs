@@ -1,0 +1,93 @@
+//! What a migration is told by its acceptor after it has begun: its further connections, and a refusal.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use multifd_wire::Hello;
+
+use super::SetupFault;
+use crate::Stream;
+
+/// A multifd connection whose hello has been read.
+#[derive(Debug)]
+pub struct IncomingChannel {
+    /// What it said of itself.
+    pub hello: Hello,
+    /// The connection, standing behind the hello.
+    pub stream: Stream,
+}
+
+/// One more connection of a migration, or the end of it.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Arrival {
+    /// A multifd channel.
+    Channel(IncomingChannel),
+    /// The connection which postcopy opens for urgent pages (`postcopy-preempt`). It has no mark of its own.
+    Preempt(Stream),
+    /// The migration's connections do not fit together: it has to end.
+    Refused(SetupFault),
+}
+
+type Sink = Box<dyn FnMut(Arrival) + Send>;
+
+#[derive(Default)]
+struct State {
+    waiting: VecDeque<Arrival>,
+    sink: Option<Sink>,
+}
+
+/// Takes the connections of a migration, whenever they come.
+#[derive(Clone, Default)]
+pub struct Inbox(Arc<(Mutex<State>, Condvar)>);
+
+impl Inbox {
+    /// The next connection; `None` when there is none `within` this time.
+    pub fn next_within(&self, within: Duration) -> Option<Arrival> {
+        let deadline = Instant::now() + within;
+        let mut state = self.lock();
+        loop {
+            if let Some(arrival) = state.waiting.pop_front() {
+                return Some(arrival);
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return None;
+            }
+            let (_, changed) = &*self.0;
+            let outcome = changed.wait_timeout(state, left);
+            state = outcome.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// From now on every connection goes to `sink`, those that wait first.
+    pub(crate) fn deliver_to(&self, mut sink: Sink) {
+        let mut state = self.lock();
+        while let Some(arrival) = state.waiting.pop_front() {
+            sink(arrival);
+        }
+        state.sink = Some(sink);
+    }
+
+    pub(super) fn put(&self, arrival: Arrival) {
+        let mut state = self.lock();
+        match &mut state.sink {
+            Some(sink) => sink(arrival),
+            None => state.waiting.push_back(arrival),
+        }
+        self.0.1.notify_all();
+    }
+
+    /// Every change is one call, so a thread that panicked has left nothing half done.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Inbox {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Inbox").field("waiting", &self.lock().waiting).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,70 @@
+//! What a connection shows itself to be by its first bytes, which stay in the socket.
+
+use std::io;
+
+use multifd_wire::{Hello, control, main_stream};
+
+use crate::Stream;
+
+const MAIN_MAGIC: [u8; 4] = main_stream::MAGIC.to_be_bytes();
+const CHANNEL_MAGIC: [u8; 4] = multifd_wire::MAGIC.to_be_bytes();
+const ENGINE_MAGIC: [u8; 4] = control::MAGIC.to_be_bytes();
+/// The record type and major version which every TLS connection begins with (RFC 8446 section 5.1).
+const TLS_HANDSHAKE: [u8; 2] = [0x16, 0x03];
+/// A command of the main stream: a postcopy migration that goes on after a break begins with one, and nothing else does.
+const COMMAND: [u8; 2] = [0x08, 0x00];
+
+/// What a connection shows itself to be.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// It has said nothing so far.
+    Silent,
+    /// It has begun to say something, and too little to tell what.
+    Partial,
+    /// The main channel of a QEMU.
+    Main,
+    /// The main connection of a source engine.
+    Engine,
+    /// A multifd channel, with its whole hello.
+    Channel([u8; Hello::LEN]),
+    /// The main channel of a postcopy migration that goes on after a break.
+    Recovery,
+    /// A TLS handshake.
+    Tls,
+    /// None of these; its first four bytes.
+    Unmarked([u8; 4]),
+    /// Its peer has closed it before it said enough.
+    Closed,
+}
+
+/// Looks at what has come, without waiting.
+pub(super) fn kind(stream: &Stream) -> io::Result<Kind> {
+    let mut start = [0; Hello::LEN];
+    let count = match stream.peek(&mut start) {
+        Ok(0) => return Ok(Kind::Closed),
+        Ok(count) => count,
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Kind::Silent),
+        Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(Kind::Partial),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(Kind::Closed),
+        Err(error) => return Err(error),
+    };
+    let Some(said) = start.first_chunk::<4>().filter(|_| count >= 4) else {
+        return Ok(more_or_closed(stream));
+    };
+    Ok(match *said {
+        MAIN_MAGIC => Kind::Main,
+        ENGINE_MAGIC => Kind::Engine,
+        CHANNEL_MAGIC if count == Hello::LEN => Kind::Channel(start),
+        CHANNEL_MAGIC => more_or_closed(stream),
+        _ if said.starts_with(&TLS_HANDSHAKE) => Kind::Tls,
+        _ if said.starts_with(&COMMAND) => Kind::Recovery,
+        other => Kind::Unmarked(other),
+    })
+}
+
+fn more_or_closed(stream: &Stream) -> Kind {
+    match stream.peer_has_closed() {
+        true => Kind::Closed,
+        false => Kind::Partial,
+    }
+}

@@ -1,0 +1,516 @@
+//! Which multifd channel belongs to which main channel.
+//!
+//! A hello names the VM's UUID; a main channel names it only with `validate-uuid`. So a channel goes to the main channel
+//! that can be its own, as long as that is one alone. Where several could be, who connected tells them apart if it can; else
+//! all of them are refused while each source still has its guest. Nothing is decided by the order in which connections come.
+//!
+//! This is a state machine without IO and without a clock of its own.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use super::SetupFault;
+
+/// A connection, as its owner counts them.
+pub type Id = u64;
+
+/// How long a channel's hello waits for its main channel, counted from when none could be its own any more.
+pub const ORPHAN_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a channel waits whose id is taken. A source that has just given up leaves channels of the attempt before.
+pub const CONFLICT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How long after the set-up part of its stream a migration's channels may come without a doubt about whose they are.
+pub const LATE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Who opened a connection, as far as the system tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PeerId {
+    /// A process of this host, over a unix socket.
+    Process(i32),
+    /// A host, over TCP.
+    Host(IpAddr),
+    /// The system does not tell.
+    Unknown,
+}
+
+/// What is to be done with a connection.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// The channel belongs to this main channel.
+    Give {
+        /// The channel.
+        channel: Id,
+        /// Its main channel.
+        main: Id,
+    },
+    /// The channel belongs to nobody.
+    Drop {
+        /// The channel.
+        channel: Id,
+    },
+    /// The migration cannot go on.
+    Refuse {
+        /// Its main channel.
+        main: Id,
+        /// Why.
+        fault: SetupFault,
+    },
+}
+
+/// What the set-up part of a main channel says about its channels.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stated {
+    /// The VM's UUID, with `validate-uuid`.
+    pub uuid: Option<[u8; 16]>,
+    /// It has a multifd flush mark, so there are channels.
+    pub has_channels: bool,
+    /// It may switch to postcopy.
+    pub postcopy: bool,
+}
+
+/// The main channels and the channels without one.
+#[derive(Debug, Default)]
+pub struct Matching {
+    mains: Vec<Main>,
+    orphans: Vec<Orphan>,
+}
+
+#[derive(Debug)]
+struct Main {
+    id: Id,
+    peer: PeerId,
+    /// When its set-up part was read, and what that said.
+    ready: Option<(Instant, Stated)>,
+    /// Of the channels that it has.
+    uuid: Option<[u8; 16]>,
+    channels: BTreeSet<u8>,
+    /// All its channels have come, for certain.
+    settled: bool,
+    /// An engine's: it owns its UUID and no other.
+    engine: bool,
+    has_preempt: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Orphan {
+    id: Id,
+    uuid: [u8; 16],
+    channel: u8,
+    peer: PeerId,
+    /// Its peer has closed it.
+    closed: bool,
+    since: Instant,
+    /// When a main channel could be its own for the last time.
+    hope: Instant,
+}
+
+enum Verdict {
+    Wait { hope: bool },
+    Give(Id),
+    Drop,
+    Refuse(Vec<Id>, SetupFault),
+}
+
+impl Matching {
+    /// A main channel has shown itself.
+    pub fn main_came(&mut self, id: Id, peer: PeerId) {
+        self.mains.push(Main {
+            id,
+            peer,
+            ready: None,
+            uuid: None,
+            channels: BTreeSet::new(),
+            settled: false,
+            engine: false,
+            has_preempt: false,
+        });
+    }
+
+    /// The set-up part of a main channel has been read.
+    pub fn main_ready(&mut self, id: Id, stated: Stated, now: Instant) {
+        if let Some(main) = self.main(id) {
+            main.ready = Some((now, stated));
+        }
+    }
+
+    /// An engine awaits the channels that say `uuid`, which is its own.
+    pub fn engine_ready(&mut self, id: Id, uuid: [u8; 16], now: Instant) {
+        self.main_came(id, PeerId::Unknown);
+        self.main_ready(id, Stated::default(), now);
+        if let Some(main) = self.main(id) {
+            main.uuid = Some(uuid);
+            main.engine = true;
+        }
+    }
+
+    /// All channels of a migration have come, for certain: who comes later is another's.
+    pub fn settle(&mut self, id: Id) {
+        if let Some(main) = self.main(id) {
+            main.settled = true;
+        }
+    }
+
+    /// A migration is over.
+    pub fn end(&mut self, id: Id) {
+        self.mains.retain(|main| main.id != id);
+    }
+
+    /// A channel has said hello.
+    pub fn channel_came(&mut self, id: Id, uuid: [u8; 16], channel: u8, peer: PeerId, now: Instant) {
+        self.orphans.push(Orphan {
+            id,
+            uuid,
+            channel,
+            peer,
+            closed: false,
+            since: now,
+            hope: now,
+        });
+    }
+
+    /// A channel without a main channel was closed by its peer; what it has said can still be read.
+    pub fn channel_closed(&mut self, id: Id) {
+        for orphan in self.orphans.iter_mut().filter(|orphan| orphan.id == id) {
+            orphan.closed = true;
+        }
+    }
+
+    /// The channels without a main channel.
+    pub fn orphans(&self) -> impl Iterator<Item = Id> {
+        self.orphans.iter().map(|orphan| orphan.id)
+    }
+
+    /// How many migrations there are, those being set up included.
+    pub fn migrations(&self) -> usize {
+        self.mains.len()
+    }
+
+    /// The migration to which a connection without any mark belongs: postcopy's own connection has none. It is the one
+    /// migration of its peer that may switch to postcopy and has no such connection yet.
+    pub fn preempt_came(&mut self, peer: PeerId) -> Option<Id> {
+        let mut candidates = self.mains.iter_mut().filter(|main| {
+            let postcopy = main.ready.is_some_and(|(_, stated)| stated.postcopy);
+            postcopy && !main.has_preempt && (main.peer == peer || main.peer == PeerId::Unknown)
+        });
+        let main = candidates.next()?;
+        if candidates.next().is_some() {
+            return None;
+        }
+        main.has_preempt = true;
+        Some(main.id)
+    }
+
+    /// What can be decided now.
+    pub fn decide(&mut self, now: Instant) -> Vec<Decision> {
+        let mut decisions = Vec::new();
+        let mut index = 0;
+        while let Some(orphan) = self.orphans.get(index).copied() {
+            match self.judge(&orphan, now) {
+                Verdict::Wait { hope } => {
+                    if let (true, Some(orphan)) = (hope, self.orphans.get_mut(index)) {
+                        orphan.hope = now;
+                    }
+                    index += 1;
+                    continue;
+                }
+                Verdict::Give(id) => {
+                    if let Some(main) = self.main(id) {
+                        main.uuid = Some(orphan.uuid);
+                        main.channels.insert(orphan.channel);
+                    }
+                    let (channel, main) = (orphan.id, id);
+                    decisions.push(Decision::Give { channel, main });
+                    self.orphans.remove(index);
+                }
+                Verdict::Drop => {
+                    decisions.push(Decision::Drop { channel: orphan.id });
+                    self.orphans.remove(index);
+                }
+                Verdict::Refuse(mains, fault) => {
+                    for main in mains {
+                        self.end(main);
+                        decisions.push(Decision::Refuse { main, fault });
+                    }
+                    let (theirs, others) = self
+                        .orphans
+                        .iter()
+                        .partition::<Vec<Orphan>, _>(|other| other.uuid == orphan.uuid);
+                    self.orphans = others;
+                    decisions.extend(theirs.iter().map(|orphan| Decision::Drop { channel: orphan.id }));
+                }
+            }
+            // What was decided may decide others.
+            index = 0;
+        }
+        decisions
+    }
+
+    fn judge(&self, orphan: &Orphan, now: Instant) -> Verdict {
+        // What is left of an attempt that its source has given up, where the next attempt is here already.
+        let renewed = |other: &Orphan| {
+            other.id != orphan.id
+                && (other.uuid, other.channel) == (orphan.uuid, orphan.channel)
+                && !other.closed
+        };
+        if orphan.closed && self.orphans.iter().any(renewed) {
+            return Verdict::Drop;
+        }
+        let claimants = self.claimants(orphan, now);
+        match claimants.as_slice() {
+            [] => match self.late_for(orphan, now) {
+                Some(main) => Verdict::Give(main.id),
+                None if now.duration_since(orphan.hope) >= ORPHAN_TIMEOUT => Verdict::Drop,
+                None => Verdict::Wait { hope: false },
+            },
+            [main] if main.ready.is_none() => Verdict::Wait { hope: true },
+            [main] if !main.channels.contains(&orphan.channel) => Verdict::Give(main.id),
+            [_] if orphan.closed => Verdict::Drop,
+            [main] if now.duration_since(orphan.since) >= CONFLICT_TIMEOUT => {
+                let id = orphan.channel;
+                Verdict::Refuse(vec![main.id], SetupFault::ChannelTwice { id })
+            }
+            [_] => Verdict::Wait { hope: true },
+            several if several.iter().any(|main| main.ready.is_none()) => Verdict::Wait { hope: true },
+            several => {
+                let mains = several.iter().map(|main| main.id).collect();
+                Verdict::Refuse(mains, SetupFault::Alike { uuid: orphan.uuid })
+            }
+        }
+    }
+
+    /// The main channels that the channel may belong to.
+    fn claimants(&self, orphan: &Orphan, now: Instant) -> Vec<&Main> {
+        let mut claimants: Vec<_> = self
+            .mains
+            .iter()
+            .filter(|main| !main.is_settled(now) && main.may_own(orphan.uuid))
+            .collect();
+        // A UUID that was given on purpose is one VM's.
+        if orphan.uuid != [0; 16] {
+            narrow(&mut claimants, |main| main.names(orphan.uuid));
+        }
+        narrow(&mut claimants, |main| main.peer == orphan.peer);
+        if claimants.iter().all(|main| main.ready.is_some()) {
+            narrow(&mut claimants, |main| {
+                main.uuid.is_some() || main.ready.is_some_and(|(_, stated)| stated.has_channels)
+            });
+        }
+        claimants
+    }
+
+    /// The one migration of this UUID that can still take the channel, where no other can.
+    fn late_for(&self, orphan: &Orphan, now: Instant) -> Option<&Main> {
+        let mut mains = self.mains.iter().filter(|main| {
+            let missing = !main.channels.contains(&orphan.channel);
+            !main.settled && main.is_settled(now) && missing && main.may_own(orphan.uuid)
+        });
+        let main = mains.next()?;
+        mains.next().is_none().then_some(main)
+    }
+
+    fn main(&mut self, id: Id) -> Option<&mut Main> {
+        self.mains.iter_mut().find(|main| main.id == id)
+    }
+}
+
+impl Main {
+    fn uuids(&self) -> impl Iterator<Item = [u8; 16]> {
+        let stated = self.ready.and_then(|(_, stated)| stated.uuid);
+        [self.uuid, stated].into_iter().flatten()
+    }
+
+    fn may_own(&self, uuid: [u8; 16]) -> bool {
+        self.uuids().all(|own| own == uuid)
+    }
+
+    fn names(&self, uuid: [u8; 16]) -> bool {
+        self.uuids().any(|own| own == uuid)
+    }
+
+    /// Whether who comes now is more likely another's. A migration with gaps among its channels waits for them.
+    fn is_settled(&self, now: Instant) -> bool {
+        let Some((since, stated)) = self.ready else {
+            return false;
+        };
+        let gapless = self.channels.len() == self.channels.last().map_or(0, |&last| usize::from(last) + 1);
+        let complete = gapless && (!self.channels.is_empty() || !stated.has_channels);
+        self.settled || !self.engine && complete && now.duration_since(since) >= LATE_TIMEOUT
+    }
+}
+
+/// Keeps those for which `is_right` holds, unless that leaves none.
+fn narrow<T>(items: &mut Vec<T>, is_right: impl Fn(&T) -> bool) {
+    if items.iter().any(&is_right) {
+        items.retain(is_right);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const UNIX: PeerId = PeerId::Process(7);
+    const MULTIFD: Stated = Stated {
+        uuid: None,
+        has_channels: true,
+        postcopy: false,
+    };
+
+    fn give(channel: Id, main: Id) -> Decision {
+        Decision::Give { channel, main }
+    }
+
+    fn alike(main: Id, uuid: [u8; 16]) -> Decision {
+        let fault = SetupFault::Alike { uuid };
+        Decision::Refuse { main, fault }
+    }
+
+    #[test]
+    fn channels_wait_for_the_set_up_of_their_main_channel() {
+        let (mut matching, now) = (Matching::default(), Instant::now());
+        matching.channel_came(1, [0; 16], 1, UNIX, now);
+        assert_eq!(matching.decide(now), []);
+        matching.main_came(10, UNIX);
+        assert_eq!(matching.decide(now), []);
+        // Long set-ups are no reason to lose a channel.
+        let later = now + 3 * ORPHAN_TIMEOUT;
+        assert_eq!(matching.decide(later), []);
+        matching.main_ready(10, MULTIFD, later);
+        assert_eq!(matching.decide(later), [give(1, 10)]);
+        matching.channel_came(2, [0; 16], 0, UNIX, later);
+        assert_eq!(matching.decide(later), [give(2, 10)]);
+    }
+
+    #[test]
+    fn a_channel_without_a_main_channel_goes_after_a_while() {
+        let (mut matching, now) = (Matching::default(), Instant::now());
+        matching.channel_came(1, [0; 16], 1, UNIX, now);
+        assert_eq!(matching.decide(now + ORPHAN_TIMEOUT / 2), []);
+        assert_eq!(matching.decide(now + ORPHAN_TIMEOUT), [Decision::Drop { channel: 1 }]);
+    }
+
+    #[test]
+    fn two_at_once_that_cannot_be_told_apart_are_both_refused() {
+        for uuids in [[[0; 16]; 2], [[1; 16], [2; 16]]] {
+            let (mut matching, now) = (Matching::default(), Instant::now());
+            for main in [10, 20] {
+                matching.main_came(main, UNIX);
+                matching.main_ready(main, MULTIFD, now);
+            }
+            matching.channel_came(1, uuids[0], 0, UNIX, now);
+            let drop = Decision::Drop { channel: 1 };
+            assert_eq!(matching.decide(now), [alike(10, uuids[0]), alike(20, uuids[0]), drop]);
+        }
+    }
+
+    #[test]
+    fn the_peer_and_a_stated_uuid_tell_apart() {
+        let (mut matching, now) = (Matching::default(), Instant::now());
+        let hosts = [1, 2].map(|last| PeerId::Host([192, 0, 2, last].into()));
+        for (main, host) in [(10, hosts[0]), (20, hosts[1])] {
+            matching.main_came(main, host);
+            matching.main_ready(main, MULTIFD, now);
+        }
+        matching.channel_came(1, [0; 16], 0, hosts[1], now);
+        matching.channel_came(2, [0; 16], 0, hosts[0], now);
+        assert_eq!(matching.decide(now), [give(1, 20), give(2, 10)]);
+
+        let mut matching = Matching::default();
+        for (main, uuid) in [(10, [1; 16]), (20, [2; 16])] {
+            matching.main_came(main, UNIX);
+            let uuid = Some(uuid);
+            matching.main_ready(main, Stated { uuid, ..MULTIFD }, now);
+        }
+        matching.channel_came(1, [2; 16], 0, UNIX, now);
+        matching.channel_came(2, [1; 16], 0, UNIX, now);
+        assert_eq!(matching.decide(now), [give(1, 20), give(2, 10)]);
+    }
+
+    #[test]
+    fn a_migration_that_has_all_its_channels_leaves_the_others_to_the_next() {
+        let (mut matching, now) = (Matching::default(), Instant::now());
+        matching.main_came(10, UNIX);
+        matching.main_ready(10, MULTIFD, now);
+        matching.channel_came(1, [0; 16], 0, UNIX, now);
+        assert_eq!(matching.decide(now), [give(1, 10)]);
+        matching.settle(10);
+        matching.channel_came(2, [0; 16], 1, UNIX, now);
+        assert_eq!(matching.decide(now), []);
+        matching.main_came(20, UNIX);
+        matching.main_ready(20, MULTIFD, now);
+        matching.channel_came(3, [0; 16], 0, UNIX, now);
+        assert_eq!(matching.decide(now), [give(2, 20), give(3, 20)]);
+    }
+
+    #[test]
+    fn a_late_channel_is_taken_where_nobody_else_can_be_meant() {
+        let (mut matching, now) = (Matching::default(), Instant::now());
+        matching.main_came(10, UNIX);
+        matching.main_ready(10, MULTIFD, now);
+        matching.channel_came(1, [0; 16], 0, UNIX, now);
+        assert_eq!(matching.decide(now), [give(1, 10)]);
+        let late = now + 2 * LATE_TIMEOUT;
+        matching.channel_came(2, [0; 16], 1, UNIX, late);
+        assert_eq!(matching.decide(late), [give(2, 10)]);
+    }
+
+    #[test]
+    fn a_channel_id_used_twice_is_refused_and_a_stale_one_is_dropped() {
+        let (mut matching, now) = (Matching::default(), Instant::now());
+        matching.main_came(10, UNIX);
+        matching.main_ready(10, MULTIFD, now);
+        for id in [1, 2, 3] {
+            matching.channel_came(id, [0; 16], 0, UNIX, now);
+        }
+        matching.channel_closed(1);
+        // The closed one is a remnant, as the same channel is here anew.
+        let drop = |channel| Decision::Drop { channel };
+        assert_eq!(matching.decide(now), [drop(1), give(2, 10)]);
+        let after = now + CONFLICT_TIMEOUT;
+        let fault = SetupFault::ChannelTwice { id: 0 };
+        assert_eq!(matching.decide(after), [Decision::Refuse { main: 10, fault }, drop(3)]);
+    }
+
+    #[test]
+    fn an_attempt_that_is_over_leaves_its_place_to_the_next() {
+        let (mut matching, now) = (Matching::default(), Instant::now());
+        matching.main_came(10, UNIX);
+        matching.main_ready(10, MULTIFD, now);
+        matching.channel_came(1, [0; 16], 0, UNIX, now);
+        assert_eq!(matching.decide(now), [give(1, 10)]);
+        matching.channel_came(2, [0; 16], 0, UNIX, now);
+        assert_eq!(matching.decide(now), []);
+        matching.end(10);
+        matching.main_came(20, UNIX);
+        matching.main_ready(20, MULTIFD, now);
+        assert_eq!(matching.decide(now), [give(2, 20)]);
+    }
+
+    #[test]
+    fn an_engines_channels_are_its_own() {
+        let (mut matching, now) = (Matching::default(), Instant::now());
+        matching.engine_ready(10, [9; 16], now);
+        matching.main_came(20, UNIX);
+        matching.main_ready(20, MULTIFD, now);
+        matching.channel_came(1, [0; 16], 0, UNIX, now);
+        matching.channel_came(2, [9; 16], 0, UNIX, now);
+        let decisions = matching.decide(now);
+        assert_eq!(decisions, [give(1, 20), give(2, 10)]);
+    }
+
+    #[test]
+    fn postcopys_connection_goes_to_the_one_migration_of_its_peer() {
+        let (mut matching, now) = (Matching::default(), Instant::now());
+        assert_eq!(matching.preempt_came(UNIX), None);
+        matching.main_came(10, UNIX);
+        matching.main_ready(10, MULTIFD, now);
+        assert_eq!(matching.preempt_came(UNIX), None, "without postcopy");
+        let postcopy = Stated { postcopy: true, ..MULTIFD };
+        matching.main_ready(10, postcopy, now);
+        assert_eq!(matching.preempt_came(PeerId::Process(8)), None, "a stranger");
+        assert_eq!(matching.preempt_came(UNIX), Some(10));
+        assert_eq!(matching.preempt_came(UNIX), None, "there is one already");
+    }
+}

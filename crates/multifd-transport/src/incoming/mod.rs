@@ -1,0 +1,387 @@
+//! Accepting migrations: the main channel and all multifd channels of each, among everything else that connects.
+//!
+//! One thread per listener finds out what each connection is from its first bytes, under a time limit, and brings those of
+//! one migration together by what they say: never by the order in which they come, and never by waiting for a while. How
+//! many channels a migration has stands nowhere in its stream, so a migration begins with its main channel, and its
+//! channels follow through an [`Inbox`], whenever they come.
+//!
+//! A migration is told of once the set-up part of its RAM section has been read: until then it may be a stranger who knows
+//! how a main channel begins. Nothing that a source does before that point waits for its destination.
+
+mod desk;
+mod inbox;
+mod kind;
+mod matching;
+mod note;
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::mpsc::{self, Sender};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use multifd_wire::{Hello, Limits};
+use rustix::event::{EventfdFlags, eventfd};
+
+use self::desk::Desk;
+pub use self::inbox::{Arrival, Inbox, IncomingChannel};
+pub use self::matching::{Decision, Id, LATE_TIMEOUT, Matching, PeerId, Stated};
+pub use self::note::{Note, Reason, SetUpFault};
+pub(crate) use crate::failure::SetupFault;
+use crate::failure::{Cause, Channel, Failure, Leg};
+use crate::parameters::Cancel;
+use crate::{Address, EngineFault, Listener, Stream};
+
+/// How long an opened connection may take to say what it is. A source says it at once; the time covers a slow network.
+pub const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How soon a wish to end is noticed while nobody comes.
+const TICK: Duration = Duration::from_millis(50);
+
+/// A migration that has begun.
+#[derive(Debug)]
+pub struct Incoming {
+    /// The main channel.
+    pub main: Stream,
+    /// What has been read of it: everything up to some point behind the RAM section's set-up.
+    pub main_start: Vec<u8>,
+    /// Its multifd channels, whenever they come.
+    pub channels: Inbox,
+    /// Its set-up says that it has multifd channels. Sources with machine types before 8.1 do not say so.
+    pub has_channels: bool,
+    /// Its set-up says that it may switch to postcopy.
+    pub may_be_postcopy: bool,
+    /// Who opened the main channel, as far as the system names it.
+    pub peer: String,
+    /// It is a postcopy migration that goes on after a break: its stream has no beginning.
+    pub is_recovery: bool,
+    /// Its place with the acceptor, which keeps it until this is dropped.
+    pub ticket: Ticket,
+}
+
+/// Who begins a migration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Peer {
+    /// A QEMU, whose migration [`receive::receive`](crate::receive::receive) or
+    /// [`record::record`](crate::record::record) takes.
+    Qemu,
+    /// A source engine, whose guest [`destination::receive`](crate::destination::receive) takes.
+    Engine,
+}
+
+/// A migration's place with its acceptor. Dropped at the migration's end.
+#[derive(Debug)]
+pub struct Ticket {
+    id: Id,
+    shared: Arc<Shared>,
+}
+
+/// Accepts migrations, any number at once.
+///
+/// Further migrations are accepted, and wait here, while one is served.
+#[derive(Debug)]
+pub struct Acceptor {
+    address: Address,
+    shared: Arc<Shared>,
+    desk: Option<JoinHandle<()>>,
+}
+
+/// What the desk and its migrations share.
+struct Shared {
+    front: Mutex<Front>,
+    changed: Condvar,
+    /// Wakes the desk out of its poll.
+    wake: OwnedFd,
+    notes: Mutex<Option<Box<dyn Fn(&Note) + Send>>>,
+}
+
+#[derive(Default)]
+struct Front {
+    ready: VecDeque<Ready>,
+    orders: Vec<Order>,
+    stop: bool,
+}
+
+/// Who has begun a migration.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "there are a few of them at any time"
+)]
+enum Ready {
+    Qemu(Incoming),
+    Engine(Stream),
+}
+
+/// What a migration asks of the desk.
+enum Order {
+    Settle(Id),
+    End(Id),
+    Expect {
+        uuid: [u8; 16],
+        inbox: Inbox,
+        reply: Sender<Id>,
+    },
+}
+
+impl Acceptor {
+    /// Listens on `address`.
+    ///
+    /// # Errors
+    /// When the address cannot be listened on, or there is no thread to be had.
+    pub fn bind(address: &Address) -> io::Result<Acceptor> {
+        Acceptor::on(Listener::bind(address)?)
+    }
+
+    /// Accepts what comes to `listener`.
+    ///
+    /// # Errors
+    /// When there is no thread to be had.
+    pub fn on(listener: Listener) -> io::Result<Acceptor> {
+        let address = listener.address().clone();
+        let shared = Arc::new(Shared {
+            front: Mutex::default(),
+            changed: Condvar::new(),
+            wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+            notes: Mutex::new(None),
+        });
+        let desk = Desk::new(listener, Arc::clone(&shared), Limits::default());
+        let desk = thread::Builder::new()
+            .name("accept".to_owned())
+            .spawn(move || desk.run())?;
+        Ok(Acceptor {
+            address,
+            shared,
+            desk: Some(desk),
+        })
+    }
+
+    /// Where it listens: the port is real even if 0 was asked for.
+    pub fn address(&self) -> &Address {
+        &self.address
+    }
+
+    /// Tells `listen` of connections that are passed over, a few in a second at most.
+    pub fn on_note(&self, listen: impl Fn(&Note) + Send + 'static) {
+        *lock(&self.shared.notes) = Some(Box::new(listen));
+    }
+
+    /// Waits for a QEMU's migration, whose channels come through its [`Inbox`]. Engines are passed over.
+    ///
+    /// # Errors
+    /// [`EngineFault::Cancelled`].
+    pub fn accept(&mut self, cancel: &Cancel) -> Result<Incoming, Failure> {
+        loop {
+            match self.next(cancel).map_err(unnamed)? {
+                Ready::Qemu(incoming) => return Ok(incoming),
+                Ready::Engine(stream) => self.pass_over(&stream, SetupFault::Engine),
+            }
+        }
+    }
+
+    /// Waits until somebody begins a migration, and says who. Nothing is taken: what takes it comes next.
+    ///
+    /// # Errors
+    /// [`EngineFault::Cancelled`].
+    pub fn peer(&mut self, cancel: &Cancel) -> Result<Peer, Failure> {
+        let peer = self.wait_for(cancel, |front| {
+            front.ready.front().map(|ready| match ready {
+                Ready::Qemu(_) => Peer::Qemu,
+                Ready::Engine(_) => Peer::Engine,
+            })
+        });
+        peer.map_err(unnamed)
+    }
+
+    /// Waits for the main connection of a source engine. QEMUs are passed over.
+    pub(crate) fn accept_engine(&mut self, cancel: &Cancel) -> Result<Stream, Cause> {
+        loop {
+            match self.next(cancel)? {
+                Ready::Engine(stream) => return Ok(stream),
+                Ready::Qemu(incoming) => self.pass_over(&incoming.main, SetupFault::Qemu),
+            }
+        }
+    }
+
+    /// Waits for `count` channels whose hellos name this session, in the order of their ids.
+    pub(crate) fn accept_channels(
+        &mut self,
+        session: [u8; 16],
+        count: usize,
+        watch: &dyn Fn() -> Result<(), Cause>,
+    ) -> Result<Vec<(Hello, Stream)>, Failure> {
+        let (inbox, _ticket) = self.expect(session);
+        let deadline = Instant::now() + HELLO_TIMEOUT;
+        let mut channels: Vec<(Hello, Stream)> = Vec::new();
+        while channels.len() < count {
+            match inbox.next_within(TICK) {
+                Some(Arrival::Channel(channel)) => {
+                    let id = channel.hello.channel;
+                    if usize::from(id) >= count {
+                        let (found, channels) = (id, count);
+                        return Err(unnamed(SetupFault::ChannelId { found, channels }.into()));
+                    }
+                    channels.push((channel.hello, channel.stream));
+                }
+                Some(Arrival::Refused(fault)) => return Err(unnamed(fault.into())),
+                Some(Arrival::Preempt(_)) | None => {}
+            }
+            watch().map_err(unnamed)?;
+            if channels.len() < count && Instant::now() >= deadline {
+                let fault = EngineFault::Channels {
+                    found: channels.len(),
+                    expected: count,
+                    within: HELLO_TIMEOUT,
+                };
+                return Err(unnamed(fault.into()));
+            }
+        }
+        channels.sort_by_key(|(hello, _)| hello.channel);
+        Ok(channels)
+    }
+
+    /// A connection for each channel that says `uuid`.
+    fn expect(&self, uuid: [u8; 16]) -> (Inbox, Option<Ticket>) {
+        let inbox = Inbox::default();
+        let (reply, id) = mpsc::channel();
+        let order = Order::Expect {
+            uuid,
+            inbox: inbox.clone(),
+            reply,
+        };
+        self.shared.order(order);
+        let shared = Arc::clone(&self.shared);
+        // The desk answers as soon as it wakes, unless it has died; no channel will come then.
+        let ticket = id.recv().ok().map(|id| Ticket { id, shared });
+        (inbox, ticket)
+    }
+
+    fn next(&mut self, cancel: &Cancel) -> Result<Ready, Cause> {
+        self.wait_for(cancel, |front| front.ready.pop_front())
+    }
+
+    fn wait_for<T>(
+        &self,
+        cancel: &Cancel,
+        mut find: impl FnMut(&mut Front) -> Option<T>,
+    ) -> Result<T, Cause> {
+        let mut front = lock(&self.shared.front);
+        loop {
+            if cancel.is_cancelled() {
+                return Err(EngineFault::Cancelled.into());
+            }
+            if let Some(found) = find(&mut front) {
+                return Ok(found);
+            }
+            if self.desk.as_ref().is_none_or(JoinHandle::is_finished) {
+                return Err(Cause::Listener(io::Error::other("the accepting thread has ended")));
+            }
+            let outcome = self.shared.changed.wait_timeout(front, TICK);
+            front = outcome.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Passes over a migration that only goes on after a break.
+    pub(crate) fn pass_over_recovery(&self, incoming: &Incoming) {
+        let peer = incoming.peer.clone();
+        let reason = Reason::Recovery;
+        self.shared.note(&Note::PassedOver { peer, reason });
+    }
+
+    /// Passes over what has come while one migration is taken, and only one is.
+    pub(crate) fn pass_over_others(&self) {
+        let others = std::mem::take(&mut lock(&self.shared.front).ready);
+        for other in others {
+            match other {
+                Ready::Qemu(incoming) => self.pass_over(&incoming.main, SetupFault::Busy),
+                Ready::Engine(stream) => self.pass_over(&stream, SetupFault::Busy),
+            }
+        }
+    }
+
+    fn pass_over(&self, stream: &Stream, fault: SetupFault) {
+        let peer = desk::describe(stream);
+        let reason = Reason::OtherKind(fault);
+        self.shared.note(&Note::PassedOver { peer, reason });
+    }
+}
+
+impl Drop for Acceptor {
+    fn drop(&mut self) {
+        lock(&self.shared.front).stop = true;
+        self.shared.wake_desk();
+        if let Some(desk) = self.desk.take() {
+            // A desk that has panicked has nothing left to clean up.
+            let _ = desk.join();
+        }
+    }
+}
+
+impl Ticket {
+    fn new(id: Id, shared: Arc<Shared>) -> Self {
+        Self { id, shared }
+    }
+
+    /// All channels of the migration have come, for certain: who comes later is another's.
+    pub fn settle(&self) {
+        self.shared.order(Order::Settle(self.id));
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        self.shared.order(Order::End(self.id));
+    }
+}
+
+impl Shared {
+    fn put(&self, ready: Ready) {
+        lock(&self.front).ready.push_back(ready);
+        self.changed.notify_all();
+    }
+
+    fn order(&self, order: Order) {
+        lock(&self.front).orders.push(order);
+        self.wake_desk();
+    }
+
+    fn take_orders(&self) -> (bool, Vec<Order>) {
+        // The counter only says that there is something.
+        let _ = rustix::io::read(&self.wake, &mut [0; 8]);
+        let mut front = lock(&self.front);
+        (front.stop, std::mem::take(&mut front.orders))
+    }
+
+    fn wake_desk(&self) {
+        // It fails only when the counter is full: then the desk is woken already.
+        let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
+    }
+
+    fn note(&self, note: &Note) {
+        if let Some(listen) = &*lock(&self.notes) {
+            listen(note);
+        }
+    }
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared").finish_non_exhaustive()
+    }
+}
+
+/// Every change under these locks is one assignment, so a thread that panicked has left nothing half done.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+pub(crate) fn unnamed(cause: Cause) -> Failure {
+    Failure {
+        channel: Channel::Unnamed,
+        leg: Leg::Source,
+        block: None,
+        cause,
+    }
+}

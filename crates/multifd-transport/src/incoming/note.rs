@@ -1,0 +1,157 @@
+//! What an acceptor has to tell beside migrations: connections that it passed over, and why.
+
+use std::fmt;
+use std::io;
+use std::time::Duration;
+
+use super::SetupFault;
+
+/// Something that happened to a connection which is part of no migration.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Note {
+    /// A connection was closed by us.
+    PassedOver {
+        /// The other end, as far as the system names it.
+        peer: String,
+        /// Why.
+        reason: Reason,
+    },
+    /// As many more connections were closed within a second, without a note each.
+    Further {
+        /// How many.
+        connections: u64,
+    },
+    /// No connection can be accepted at the moment. Accepting goes on as soon as the system allows.
+    CannotAccept(io::Error),
+}
+
+/// Why a connection was passed over.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Reason {
+    /// It did not say what it is.
+    Silent {
+        /// For how long.
+        within: Duration,
+    },
+    /// There were too many connections that had not said what they are, and this was the oldest.
+    Crowded,
+    /// It began a TLS handshake.
+    Tls,
+    /// It began with bytes that no connection of a migration begins with.
+    Unmarked([u8; 4]),
+    /// It began as a multifd channel, with a hello that is none.
+    Hello(multifd_wire::Fault),
+    /// A multifd channel whose main channel did not come, or has gone.
+    NoMain {
+        /// The VM that it named.
+        uuid: [u8; 16],
+        /// Its id.
+        channel: u8,
+    },
+    /// A main channel that ended, stopped or broke in its set-up.
+    SetUp(SetUpFault),
+    /// The main channel of a migration that is refused.
+    Refused(SetupFault),
+    /// An engine where only QEMUs are served, or a QEMU where only engines are.
+    OtherKind(SetupFault),
+    /// A postcopy migration that goes on after a break, where it cannot be carried.
+    Recovery,
+    /// The socket failed.
+    Io(io::Error),
+}
+
+/// Why the set-up part of a main channel was given up.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum SetUpFault {
+    /// The source closed it.
+    Ended,
+    /// Nothing came for a while.
+    Stalled {
+        /// For how long.
+        within: Duration,
+    },
+    /// It took too long altogether.
+    Slow {
+        /// The limit.
+        within: Duration,
+    },
+    /// It is no main stream.
+    Wire(multifd_wire::Fault),
+    /// Together with those of others it takes too much memory.
+    TooMuch {
+        /// The most bytes that all set-ups may take.
+        limit_bytes: usize,
+    },
+    /// The socket failed.
+    Io(io::Error),
+}
+
+impl fmt::Display for Note {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Note::PassedOver { peer, reason } => {
+                write!(f, "passed over a connection from {peer}: {reason}")
+            }
+            Note::Further { connections } => {
+                write!(f, "passed over {connections} more connections")
+            }
+            Note::CannotAccept(error) => write!(
+                f,
+                "cannot accept connections for the moment ({error}); trying again"
+            ),
+        }
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Reason::Silent { within } => {
+                write!(f, "it did not say what it is within {} s", within.as_secs())
+            }
+            Reason::Crowded => f.write_str("too many connections have not said what they are"),
+            Reason::Tls => write!(f, "{}", SetupFault::Tls),
+            Reason::Unmarked(bytes) => write!(
+                f,
+                "it begins with {:#010x}, which no connection of a migration does",
+                u32::from_be_bytes(*bytes)
+            ),
+            Reason::Hello(fault) => write!(f, "its hello is malformed: {fault}"),
+            Reason::NoMain { uuid, channel } => write!(
+                f,
+                "channel {channel} of VM {} has no main channel here",
+                crate::failure::Uuid(uuid)
+            ),
+            Reason::SetUp(fault) => write!(f, "a migration that had not begun: {fault}"),
+            Reason::Refused(fault) | Reason::OtherKind(fault) => write!(f, "{fault}"),
+            Reason::Recovery => f.write_str(
+                "a broken postcopy migration that goes on, which can only be passed on by a relay",
+            ),
+            Reason::Io(error) => write!(f, "{error}"),
+        }
+    }
+}
+
+impl fmt::Display for SetUpFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            SetUpFault::Ended => f.write_str("the source closed it in its set-up"),
+            SetUpFault::Stalled { within } => {
+                write!(f, "nothing came for {} s in its set-up", within.as_secs())
+            }
+            SetUpFault::Slow { within } => {
+                write!(f, "its set-up took more than {} s", within.as_secs())
+            }
+            SetUpFault::Wire(fault) => write!(f, "{fault}"),
+            SetUpFault::TooMuch { limit_bytes } => write!(
+                f,
+                "all set-ups together would take more than {} MiB",
+                limit_bytes >> 20
+            ),
+            SetUpFault::Io(error) => write!(f, "{error}"),
+        }
+    }
+}

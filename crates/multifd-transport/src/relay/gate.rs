@@ -1,0 +1,312 @@
+//! What the connections of a migration wait for in a relay.
+//!
+//! A source writes a mark on its main channel only after each of its channels has written a SYNC. A destination that reads
+//! the mark waits for these SYNCs, and a QEMU waits for ever if one does not come. So a mark is held back until every
+//! channel has passed its SYNC on: whatever breaks then, the destination sees an end and not a silence.
+//!
+//! And until the destination has begun to load, nothing behind the set-up is passed on, or read: a source that could give
+//! everything to relays would stop its guest for a destination that still waits for channels.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How long channels are waited for, once the set-up has said that there are some. They were opened before; over a link
+/// that loses packets, the first bytes of one may come that much later.
+pub(super) const CHANNELS_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long a mark is held for a SYNC while its channel has nothing to read. It was sent before the mark.
+const SYNC_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How soon those who wait look around.
+const TICK: Duration = Duration::from_millis(100);
+
+#[derive(Debug, Default)]
+pub(super) struct Gate {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    channels: BTreeMap<u8, Progress>,
+    /// The destination loads.
+    begun: bool,
+    /// Marks are not held any more.
+    open: bool,
+    stopped: bool,
+}
+
+#[derive(Debug, Default)]
+struct Progress {
+    /// SYNCs that were passed on.
+    syncs: u64,
+    end: Option<End>,
+    /// It waits for its source, since then.
+    idle: Option<Instant>,
+}
+
+/// How a channel ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    /// The source closed it at the end of a packet.
+    Closed,
+    /// The destination closed it.
+    Abandoned(io::ErrorKind),
+}
+
+/// Why a mark cannot be passed on.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Held {
+    /// The migration ends.
+    Stopped,
+    /// Channels that the set-up speaks of do not come; the id of the first that is missing between others.
+    Missing(Option<u8>),
+    /// A channel ended, or is idle, in front of the SYNC that the mark is about.
+    NoSync { channel: u8, found: u64, end: Option<End> },
+}
+
+impl Gate {
+    /// A channel is here.
+    pub(super) fn channel_came(&self, id: u8) {
+        self.change(|state| {
+            state.channels.entry(id).or_default();
+        });
+    }
+
+    /// How many channels have come.
+    pub(super) fn channels(&self) -> usize {
+        self.lock().channels.len()
+    }
+
+    /// A channel has passed a SYNC on.
+    pub(super) fn synced(&self, id: u8) {
+        self.change(|state| {
+            let channel = state.channels.entry(id).or_default();
+            channel.syncs = channel.syncs.saturating_add(1);
+        });
+    }
+
+    /// A channel waits for its source, or has something in hand.
+    pub(super) fn idle(&self, id: u8, idle: bool) {
+        let mut state = self.lock();
+        if let Some(channel) = state.channels.get_mut(&id) {
+            channel.idle = idle.then(Instant::now);
+        }
+    }
+
+    /// Whether every channel waits for its source.
+    pub(super) fn all_idle(&self) -> bool {
+        let state = self.lock();
+        state.channels.values().all(|channel| channel.idle.is_some() || channel.end.is_some())
+    }
+
+    /// A channel is over.
+    pub(super) fn ended(&self, id: u8, end: End) {
+        self.change(|state| {
+            state.channels.entry(id).or_default().end = Some(end);
+        });
+    }
+
+    /// The destination has begun to load.
+    pub(super) fn begin(&self) {
+        self.change(|state| state.begun = true);
+    }
+
+    pub(super) fn has_begun(&self) -> bool {
+        self.lock().begun
+    }
+
+    /// Marks are passed on at once from now on: in postcopy channels have no SYNCs.
+    pub(super) fn open(&self) {
+        self.change(|state| state.open = true);
+    }
+
+    /// Wakes everybody; the migration ends.
+    pub(super) fn stop(&self) {
+        self.change(|state| state.stopped = true);
+    }
+
+    pub(super) fn is_stopped(&self) -> bool {
+        self.lock().stopped
+    }
+
+    /// Waits until the destination has begun to load, and looks `whether` it has by itself now and then. `false` when the
+    /// migration ends.
+    pub(super) fn wait_begun(&self, whether: impl Fn() -> bool) -> bool {
+        let mut state = self.lock();
+        let mut pause = Duration::from_millis(1);
+        loop {
+            if state.stopped || state.begun {
+                return !state.stopped;
+            }
+            drop(state);
+            if whether() {
+                self.begin();
+            }
+            state = self.lock();
+            if !state.begun && !state.stopped {
+                state = self.wait(state, pause);
+                pause = (pause * 2).min(TICK);
+            }
+        }
+    }
+
+    /// Waits until every channel has passed on as many SYNCs as the main channel has marks with this one. The first mark
+    /// waits for channels too, which `has_channels` says there are.
+    pub(super) fn hold(&self, mark: u64, has_channels: bool) -> Result<(), Held> {
+        let since = Instant::now();
+        let mut state = self.lock();
+        loop {
+            if state.stopped {
+                return Err(Held::Stopped);
+            }
+            if state.open {
+                return Ok(());
+            }
+            let missing = state.missing(has_channels);
+            if missing.is_none() || mark > 1 {
+                match state.behind(mark) {
+                    None => return Ok(()),
+                    Some(Err(held)) => return Err(held),
+                    Some(Ok(())) => {}
+                }
+            } else if let (Some(missing), true) = (missing, since.elapsed() >= CHANNELS_TIMEOUT) {
+                return Err(Held::Missing(missing));
+            }
+            state = self.wait(state, TICK);
+        }
+    }
+
+    fn change(&self, change: impl FnOnce(&mut State)) {
+        change(&mut self.lock());
+        self.changed.notify_all();
+    }
+
+    fn wait<'a>(&self, state: MutexGuard<'a, State>, most: Duration) -> MutexGuard<'a, State> {
+        let outcome = self.changed.wait_timeout(state, most);
+        outcome.unwrap_or_else(PoisonError::into_inner).0
+    }
+
+    /// Every change is one assignment, so a thread that panicked has left nothing half done.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// The first channel that has to come still. `Some(None)`: not one has come.
+    fn missing(&self, has_channels: bool) -> Option<Option<u8>> {
+        if self.channels.is_empty() {
+            return has_channels.then_some(None);
+        }
+        let gap = self.channels.keys().zip(0_u8..).find(|(found, wanted)| **found != *wanted);
+        gap.map(|(_, wanted)| Some(wanted))
+    }
+
+    /// Whether a channel is behind `mark`, and why it will not come to it if that is so.
+    fn behind(&self, mark: u64) -> Option<Result<(), Held>> {
+        let mut behind = self.channels.iter().filter(|(_, channel)| channel.syncs < mark).peekable();
+        behind.peek()?;
+        let lost = behind.find(|(_, channel)| {
+            channel.end.is_some() || channel.idle.is_some_and(|since| since.elapsed() >= SYNC_TIMEOUT)
+        });
+        let held = lost.map(|(&id, channel)| {
+            let (found, end) = (channel.syncs, channel.end);
+            Held::NoSync { channel: id, found, end }
+        });
+        Some(held.map_or(Ok(()), Err))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::thread;
+
+    /// Long enough for a thread that does not wait to have passed.
+    const A_WHILE: Duration = Duration::from_millis(50);
+
+    #[test]
+    fn a_mark_waits_for_the_sync_of_every_channel() {
+        let gate = Gate::default();
+        gate.channel_came(0);
+        gate.channel_came(1);
+        let passed = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                gate.hold(1, true).unwrap();
+                passed.store(true, Ordering::SeqCst);
+            });
+            gate.synced(0);
+            thread::sleep(A_WHILE);
+            assert!(!passed.load(Ordering::SeqCst), "channel 1 is behind");
+            gate.synced(1);
+        });
+        assert!(passed.into_inner());
+    }
+
+    #[test]
+    fn the_first_mark_waits_for_channels_that_are_late() {
+        let gate = Gate::default();
+        let passed = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                gate.hold(1, true).unwrap();
+                passed.store(true, Ordering::SeqCst);
+            });
+            thread::sleep(A_WHILE);
+            assert!(!passed.load(Ordering::SeqCst), "no channel has come");
+            gate.channel_came(1);
+            gate.synced(1);
+            thread::sleep(A_WHILE);
+            assert!(!passed.load(Ordering::SeqCst), "channel 0 has not come");
+            gate.channel_came(0);
+            gate.synced(0);
+        });
+        assert!(passed.into_inner());
+    }
+
+    #[test]
+    fn a_channel_that_ends_before_its_sync_is_named() {
+        let gate = Gate::default();
+        gate.channel_came(0);
+        gate.channel_came(1);
+        gate.synced(0);
+        gate.ended(1, End::Closed);
+        let (channel, found, end) = (1, 0, Some(End::Closed));
+        assert_eq!(gate.hold(1, true), Err(Held::NoSync { channel, found, end }));
+        gate.synced(0);
+        gate.synced(1);
+        assert_eq!(gate.hold(1, true), Ok(()), "it had its SYNC");
+    }
+
+    #[test]
+    fn without_channels_nothing_is_held() {
+        assert_eq!(Gate::default().hold(1, false), Ok(()));
+    }
+
+    #[test]
+    fn postcopy_and_an_end_open_it() {
+        for end in [false, true] {
+            let gate = Gate::default();
+            gate.channel_came(0);
+            thread::scope(|scope| {
+                let holding = scope.spawn(|| gate.hold(1, true));
+                let waiting = scope.spawn(|| gate.wait_begun(|| false));
+                thread::sleep(A_WHILE);
+                match end {
+                    true => gate.stop(),
+                    false => {
+                        gate.open();
+                        gate.begin();
+                    }
+                }
+                assert_eq!(holding.join().unwrap().is_ok(), !end);
+                assert_eq!(waiting.join().unwrap(), !end);
+            });
+        }
+    }
+}

@@ -1,0 +1,339 @@
+//! One multifd channel: what its source sends, on to the destination, packet by packet.
+
+use std::io;
+use std::net::Shutdown;
+use std::sync::Arc;
+use std::time::Duration;
+
+use multifd_codec::PageBuffer;
+use multifd_wire::{BlockName, Fault, Method, Packet, PageSize, RamPacket};
+
+use super::RelayConfig;
+use super::counters::{Counters, Tally};
+use super::gate::{End, Gate};
+use super::link::{Link, Links};
+use super::main_channel::Outline;
+use crate::dial::Target;
+use crate::failure::{Cause, Channel, Failure, Leg};
+use crate::incoming::IncomingChannel;
+use crate::inlet::{Inlet, Item};
+use crate::outlet::{FlowFailure, Outlet, Supply, block_of};
+use crate::stream::hung_up;
+
+/// Entries of a table for pages of 4 KiB: where a first SYNC with as many ends, all that is usual has come.
+const USUAL_ENTRIES: usize = 128;
+
+/// How long the rest of a first SYNC is waited for, where its end does not show. It was written at once.
+const SYNC_REST: Duration = Duration::from_millis(100);
+
+/// What a channel shares with the others of its migration.
+#[derive(Clone, Copy)]
+pub(super) struct Shared<'a> {
+    pub(super) config: &'a RelayConfig,
+    pub(super) target: &'a Target,
+    pub(super) links: &'a Links,
+    pub(super) main: &'a Link,
+    pub(super) outline: &'a Outline,
+    pub(super) gate: &'a Gate,
+    pub(super) counters: &'a Counters,
+}
+
+/// Passes one channel on, to its end.
+pub(super) fn run(incoming: IncomingChannel, shared: Shared<'_>) -> Result<(), Failure> {
+    let id = incoming.hello.channel;
+    let failed = |leg, cause| Failure {
+        channel: Channel::Multifd(id),
+        leg,
+        block: None,
+        cause,
+    };
+    let IncomingChannel { hello, stream } = incoming;
+    // A hello goes on together with the SYNC behind it: a destination that has all hellos reads main, and waits for SYNCs.
+    shared.gate.idle(id, true);
+    let is_ours = |cause: io::Error| failed(Leg::Source, cause.into());
+    let has_more = wait_for_packet(&stream, shared.gate).map_err(is_ours)?;
+    shared.gate.idle(id, false);
+    if !has_more {
+        shared.gate.ended(id, End::Closed);
+        return Ok(());
+    }
+    let given_up = || shared.gate.is_stopped();
+    let dialled = shared.target.dial(shared.config.dial_timeout, &given_up);
+    let destination = dialled.map_err(|error| super::session::dial_failure(error, shared.target, Channel::Multifd(id)))?;
+    let link = Arc::new(Link {
+        source: stream,
+        destination,
+    });
+    shared.links.add(&link);
+    let config = shared.config;
+    let inlet = Inlet::new(&link.source, &hello, config.limits, config.settings)
+        .map_err(|cause| failed(Leg::Source, cause))?;
+    let encoder = multifd_codec::encoder(config.compression, &config.settings)
+        .map_err(|error| failed(Leg::Here, error.into()))?;
+    let outlet = Outlet::open(&link.destination, &hello, encoder)
+        .map_err(|cause| failed(Leg::Destination, cause))?;
+    let pump = Pump {
+        id,
+        inlet,
+        outlet,
+        link: &link,
+        shared,
+        has_synced: false,
+    };
+    pump.run()
+}
+
+/// Waits until a channel has the beginning of a packet; `false` when it ends before.
+fn wait_for_packet(stream: &crate::Stream, gate: &Gate) -> io::Result<bool> {
+    const PAUSE: Duration = Duration::from_millis(100);
+    loop {
+        if stream.is_readable_within(PAUSE)? {
+            return match stream.peek(&mut [0]) {
+                Ok(count) => Ok(count > 0),
+                Err(error) => Err(error),
+            };
+        }
+        if gate.is_stopped() {
+            return Ok(false);
+        }
+    }
+}
+
+/// The forward direction of one multifd channel.
+struct Pump<'s> {
+    id: u8,
+    inlet: Inlet<'s>,
+    outlet: Outlet<'s>,
+    link: &'s Link,
+    shared: Shared<'s>,
+    /// The channel's first SYNC was passed on.
+    has_synced: bool,
+}
+
+impl Pump<'_> {
+    fn run(mut self) -> Result<(), Failure> {
+        let Shared { outline, gate, counters, .. } = self.shared;
+        let mut tally = Tally::new(counters);
+        let (mut next, mut block) = (None, None);
+        loop {
+            let went_on = match self.pass_on(&mut next, &mut block, &mut tally) {
+                Err((Leg::Destination, Cause::Io(error)))
+                    if hung_up(&error) && outline.needs_no_more(block.is_some()) =>
+                {
+                    gate.ended(self.id, End::Abandoned(error.kind()));
+                    counters.channel_ended(&self.inlet, &self.outlet);
+                    return self.drain();
+                }
+                other => other.map_err(|(leg, cause)| {
+                    let cause = self.plain_cause(leg, cause);
+                    Failure {
+                        channel: Channel::Multifd(self.id),
+                        leg,
+                        block: block.take(),
+                        cause,
+                    }
+                })?,
+            };
+            tally.read(&self.inlet);
+            tally.wrote(self.outlet.bytes_out());
+            if !went_on {
+                counters.channel_ended(&self.inlet, &self.outlet);
+                gate.ended(self.id, End::Closed);
+                return Ok(());
+            }
+        }
+    }
+
+    /// The next item, which may have been read already; `false` at the channel's end. Of packets whose pages are transcoded, as
+    /// many as there are. `block` becomes that of the last packet, or of the one which has failed.
+    fn pass_on(
+        &mut self,
+        next: &mut Option<Item>,
+        block: &mut Option<Box<BlockName>>,
+        tally: &mut Tally<'_>,
+    ) -> Result<bool, (Leg, Cause)> {
+        let source = |cause| (Leg::Source, cause);
+        let destination = |cause| (Leg::Destination, cause);
+        *block = None;
+        let item = match next.take() {
+            Some(item) => item,
+            None => {
+                self.shared.gate.idle(self.id, true);
+                let item = self.inlet.next_item().map_err(source)?;
+                self.shared.gate.idle(self.id, false);
+                item
+            }
+        };
+        match item {
+            Item::End => {
+                self.link
+                    .destination
+                    .shutdown(Shutdown::Write)
+                    .map_err(|error| destination(error.into()))?;
+                return Ok(false);
+            }
+            Item::Padding { entries } => self.outlet.write_padding(entries).map_err(destination)?,
+            Item::Packet(packet @ Packet::DeviceState(_)) => {
+                self.outlet.forward(&packet, &mut self.inlet)?
+            }
+            Item::Packet(Packet::Ram(mut packet)) => {
+                *block = block_of(&packet);
+                let method = self.outlet.method();
+                if let Some(page_size) = packet.page_size()
+                    && !packet.normal().is_empty()
+                    && self.inlet.method_of(&packet).map_err(source)? != method
+                {
+                    let mut arriving = Arriving {
+                        id: self.id,
+                        gate: self.shared.gate,
+                        inlet: &mut self.inlet,
+                        first: Some(packet),
+                        behind: next,
+                        method,
+                        page_size,
+                        block,
+                        tally,
+                    };
+                    let outcome = self.outlet.write_flow(&mut arriving, page_size);
+                    return match outcome {
+                        Ok(()) => Ok(true),
+                        Err(FlowFailure::Supply(cause)) => Err(source(cause)),
+                        Err(FlowFailure::Outlet(cause, failed)) => {
+                            *block = failed;
+                            Err(destination(cause))
+                        }
+                    };
+                }
+                let (pages, zero_pages) = (packet.normal().len(), packet.zero().len());
+                packet
+                    .set_payload(method, packet.payload_len())
+                    .map_err(|fault| source(fault.into()))?;
+                let is_sync = packet.is_sync();
+                self.outlet.forward(&Packet::Ram(packet), &mut self.inlet)?;
+                tally.pages(pages, zero_pages);
+                if is_sync {
+                    self.synced(next)?;
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    /// A SYNC was passed on. The first one may have a table whose end does not show, and behind it nothing is read before
+    /// the destination loads.
+    fn synced(&mut self, next: &mut Option<Item>) -> Result<(), (Leg, Cause)> {
+        if !self.has_synced {
+            self.has_synced = true;
+            while let Some(entries) = self.inlet.open_table() {
+                let may_end = entries.is_power_of_two();
+                let is_usual = may_end && entries >= USUAL_ENTRIES;
+                let source = |cause| (Leg::Source, cause);
+                let more = |within| {
+                    let readable = self.link.source.is_readable_within(within);
+                    readable.map_err(|error| source(error.into()))
+                };
+                if is_usual || may_end && !more(SYNC_REST)? {
+                    break;
+                }
+                match self.inlet.next_item().map_err(source)? {
+                    Item::Padding { entries } => {
+                        let written = self.outlet.write_padding(entries);
+                        written.map_err(|cause| (Leg::Destination, cause))?;
+                    }
+                    other => {
+                        *next = Some(other);
+                        break;
+                    }
+                }
+            }
+            self.shared.gate.synced(self.id);
+            // An end of the migration shows in the connections too.
+            self.shared.gate.wait_begun(|| false);
+            return Ok(());
+        }
+        self.shared.gate.synced(self.id);
+        Ok(())
+    }
+
+    /// The destination has hung up in front of what it does not need, or has failed, which its word on main tells: the
+    /// rest is read and forgotten, so that the source can wait for that word.
+    fn drain(&self) -> Result<(), Failure> {
+        // However the source ends now, nothing is lost by it.
+        let _ = io::copy(&mut &self.link.source, &mut io::sink());
+        Ok(())
+    }
+
+    /// A channel that ends inside a packet is malformed, unless the source has given up the whole migration.
+    fn plain_cause(&self, leg: Leg, cause: Cause) -> Cause {
+        match cause {
+            Cause::Wire(Fault::Truncated { .. })
+                if leg == Leg::Source && self.shared.main.source.peer_has_closed() =>
+            {
+                Cause::Incomplete
+            }
+            cause => cause,
+        }
+    }
+}
+
+/// Packets that are transcoded, as long as there are some which need not be waited for.
+struct Arriving<'p, 's, 'c> {
+    id: u8,
+    gate: &'p Gate,
+    inlet: &'p mut Inlet<'s>,
+    first: Option<RamPacket>,
+    /// What came behind them and is none of them.
+    behind: &'p mut Option<Item>,
+    /// That of the outlet.
+    method: Method,
+    page_size: PageSize,
+    /// That of the last packet.
+    block: &'p mut Option<Box<BlockName>>,
+    tally: &'p mut Tally<'c>,
+}
+
+impl Supply for Arriving<'_, '_, '_> {
+    type Error = Cause;
+
+    fn next(&mut self, pages: &mut PageBuffer) -> Result<Option<RamPacket>, Cause> {
+        let packet = match self.first.take() {
+            Some(first) => first,
+            None if self.behind.is_some() || !self.inlet.has_more() => return Ok(None),
+            None => {
+                *self.block = None;
+                let item = self.inlet.next_item()?;
+                if let Item::Packet(Packet::Ram(packet)) = &item {
+                    *self.block = block_of(packet);
+                }
+                match item {
+                    Item::Packet(Packet::Ram(packet)) if self.is_one(&packet)? => packet,
+                    other => {
+                        *self.behind = Some(other);
+                        return Ok(None);
+                    }
+                }
+            }
+        };
+        self.inlet.read_pages_into(&packet, pages)?;
+        self.tally.read(self.inlet);
+        Ok(Some(packet))
+    }
+
+    fn sent(&mut self, packet: &RamPacket, bytes: u64) {
+        self.tally.pages(packet.normal().len(), packet.zero().len());
+        self.tally.wrote_more(bytes);
+        // QEMU 8.2 and earlier: a SYNC with pages.
+        if packet.is_sync() {
+            self.gate.synced(self.id);
+        }
+    }
+}
+
+impl Arriving<'_, '_, '_> {
+    /// Whether it is to be transcoded, or has nothing to transcode.
+    fn is_one(&mut self, packet: &RamPacket) -> Result<bool, Cause> {
+        let fits = packet.page_size() == Some(self.page_size);
+        let has_payload = !packet.normal().is_empty();
+        Ok(fits && (!has_payload || self.inlet.method_of(packet)? != self.method))
+    }
+}

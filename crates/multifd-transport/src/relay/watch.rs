@@ -1,0 +1,226 @@
+//! What a relay notices about a migration while it runs, for its operator to mend.
+
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use super::counters::Counters;
+use super::gate::Gate;
+use super::main_channel::Outline;
+
+/// How long nothing may go out, with something to be sent, before it is worth a word.
+const STALL: Duration = Duration::from_secs(5);
+
+/// How long a migration may be without multifd channels before it is worth a word: they may be late.
+const WITHOUT_CHANNELS: Duration = Duration::from_secs(2);
+
+/// QEMU's `max-bandwidth` where nobody has set it, in bytes a second. A source counts what it gives to a relay.
+const DEFAULT_BANDWIDTH: f64 = 134_217_728.0;
+
+/// How near to that a source has to be, and for how long, to be held by it.
+const BANDWIDTH_TOLERANCE: f64 = 0.06;
+const BANDWIDTH_TIME: Duration = Duration::from_secs(4);
+
+/// Something that an operator may want to mend while the migration runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum MigrationNote {
+    /// The destination has taken the connections and does not load.
+    NotBegun {
+        /// How many multifd channels the source has.
+        channels: usize,
+    },
+    /// The destination takes nothing.
+    Stalled {
+        /// For how long.
+        seconds: u64,
+    },
+    /// It takes something again.
+    GoesOn,
+    /// There are no multifd channels, so nothing is compressed.
+    NoMultifd,
+    /// The source keeps to QEMU's default `max-bandwidth`, which counts what it gives to the relay.
+    MaxBandwidth,
+}
+
+impl fmt::Display for MigrationNote {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotBegun { channels: 0 } => f.write_str(
+                "the destination does not begin to load: it has multifd on, and the source has not? \
+                 Both need the same (migrate_set_capability multifd on)",
+            ),
+            Self::NotBegun { channels } => write!(
+                f,
+                "the destination does not begin to load: does it have multifd on, and {channels} channels as the \
+                 source? (migrate_set_parameter multifd-channels {channels})"
+            ),
+            Self::Stalled { seconds } => write!(f, "the destination has taken nothing for {seconds} s"),
+            Self::GoesOn => f.write_str("the destination takes pages again"),
+            Self::NoMultifd => f.write_str(
+                "the source has no multifd channels, so nothing is compressed \
+                 (at both ends: migrate_set_capability multifd on)",
+            ),
+            Self::MaxBandwidth => f.write_str(
+                "the source sends 128 MiB/s, QEMU's default max-bandwidth, which counts before compression \
+                 (at the source: migrate_set_parameter max-bandwidth 0)",
+            ),
+        }
+    }
+}
+
+/// What is looked at, about twice a second.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Facts {
+    now: Instant,
+    bytes_in: u64,
+    bytes_out: u64,
+    channels: usize,
+    has_begun: bool,
+    /// Everything that has come was passed on.
+    is_idle: bool,
+    is_postcopy: bool,
+}
+
+/// Remembers what was said.
+#[derive(Debug)]
+pub(super) struct Watch {
+    started: Option<Instant>,
+    moved: Option<(Instant, u64)>,
+    window: Option<(Instant, u64)>,
+    stalled: bool,
+    not_begun: bool,
+    no_multifd: bool,
+    capped: bool,
+}
+
+impl Watch {
+    pub(super) fn new() -> Self {
+        Self {
+            started: None,
+            moved: None,
+            window: None,
+            stalled: false,
+            not_begun: false,
+            no_multifd: false,
+            capped: false,
+        }
+    }
+
+    pub(super) fn facts(&self, counters: &Counters, gate: &Gate, outline: &Outline) -> Facts {
+        let totals = counters.totals();
+        Facts {
+            now: Instant::now(),
+            bytes_in: totals.bytes_in,
+            bytes_out: totals.bytes_out,
+            channels: gate.channels(),
+            has_begun: gate.has_begun(),
+            is_idle: counters.is_main_idle() && gate.all_idle(),
+            is_postcopy: outline.look(|seen| seen.postcopy),
+        }
+    }
+
+    /// What there is to say now, each thing once.
+    pub(super) fn look(&mut self, facts: &Facts) -> Vec<MigrationNote> {
+        let mut notes = Vec::new();
+        let started = *self.started.get_or_insert(facts.now);
+        let (since, bytes) = *self.moved.get_or_insert((facts.now, facts.bytes_out));
+        if bytes != facts.bytes_out || facts.is_idle {
+            self.moved = Some((facts.now, facts.bytes_out));
+            if self.stalled && bytes != facts.bytes_out {
+                self.stalled = false;
+                notes.push(MigrationNote::GoesOn);
+            }
+        } else if facts.now.duration_since(since) >= STALL && !facts.is_postcopy {
+            if !facts.has_begun && !self.not_begun {
+                self.not_begun = true;
+                let channels = facts.channels;
+                notes.push(MigrationNote::NotBegun { channels });
+            } else if facts.has_begun && !self.stalled {
+                self.stalled = true;
+                let seconds = STALL.as_secs();
+                notes.push(MigrationNote::Stalled { seconds });
+            }
+        }
+        let lasts = facts.now.duration_since(started) >= WITHOUT_CHANNELS;
+        if lasts && facts.channels == 0 && facts.has_begun && !self.no_multifd {
+            self.no_multifd = true;
+            notes.push(MigrationNote::NoMultifd);
+        }
+        if self.is_capped(facts) && !self.capped {
+            self.capped = true;
+            notes.push(MigrationNote::MaxBandwidth);
+        }
+        notes
+    }
+
+    /// Whether the source has kept to the default bandwidth in every second of a while.
+    fn is_capped(&mut self, facts: &Facts) -> bool {
+        let (since, bytes) = *self.window.get_or_insert((facts.now, facts.bytes_in));
+        let seconds = facts.now.duration_since(since).as_secs_f64();
+        if seconds < 1.0 {
+            return false;
+        }
+        let rate = facts.bytes_in.saturating_sub(bytes) as f64 / seconds;
+        if (rate / DEFAULT_BANDWIDTH - 1.0).abs() > BANDWIDTH_TOLERANCE {
+            self.window = Some((facts.now, facts.bytes_in));
+            return false;
+        }
+        facts.now.duration_since(since) >= BANDWIDTH_TIME
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn facts(start: Instant, seconds: f64, megabytes: (u64, u64)) -> Facts {
+        Facts {
+            now: start + Duration::from_secs_f64(seconds),
+            bytes_in: megabytes.0 << 20,
+            bytes_out: megabytes.1 << 20,
+            channels: 2,
+            has_begun: true,
+            is_idle: false,
+            is_postcopy: false,
+        }
+    }
+
+    fn said(facts: &[Facts]) -> Vec<MigrationNote> {
+        let mut watch = Watch::new();
+        facts.iter().flat_map(|facts| watch.look(facts)).collect()
+    }
+
+    #[test]
+    fn a_destination_that_takes_nothing_is_told_of_once_and_when_it_goes_on() {
+        let start = Instant::now();
+        let still = (0..20).map(|half| facts(start, f64::from(half) / 2.0, (9, 9)));
+        let on = facts(start, 10.0, (10, 10));
+        let all: Vec<_> = still.chain([on]).collect();
+        let seconds = STALL.as_secs();
+        assert_eq!(said(&all), [MigrationNote::Stalled { seconds }, MigrationNote::GoesOn]);
+        let idle: Vec<_> = all.iter().map(|facts| Facts { is_idle: true, ..*facts }).collect();
+        assert_eq!(said(&idle), [], "the source has nothing to say");
+        let early: Vec<_> = all.iter().map(|facts| Facts { has_begun: false, ..*facts }).collect();
+        assert_eq!(said(&early)[0], MigrationNote::NotBegun { channels: 2 });
+    }
+
+    #[test]
+    fn a_migration_without_multifd_is_told_of() {
+        let start = Instant::now();
+        let all: Vec<_> = (0..9)
+            .map(|half| Facts { channels: 0, ..facts(start, f64::from(half) / 2.0, (half as u64, half as u64)) })
+            .collect();
+        assert_eq!(said(&all), [MigrationNote::NoMultifd]);
+    }
+
+    #[test]
+    fn the_default_bandwidth_is_recognised_and_others_are_not() {
+        let start = Instant::now();
+        for (rate, is_default) in [(128, true), (100, false), (150, false), (1000, false)] {
+            let all: Vec<_> = (0..20)
+                .map(|half| facts(start, f64::from(half) / 2.0, (half as u64 * rate / 2, half as u64)))
+                .collect();
+            assert_eq!(said(&all).contains(&MigrationNote::MaxBandwidth), is_default, "{rate}");
+        }
+    }
+}
