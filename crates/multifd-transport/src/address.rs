@@ -1,8 +1,13 @@
 //! Addresses as a user types them: `unix:PATH` and `tcp:HOST:PORT`.
 
+use std::ffi::OsStr;
 use std::fmt;
+use std::net::Ipv6Addr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+
+use crate::escape::printable_path;
 
 /// Where a migration is listened for or dialled, in QEMU's notation.
 ///
@@ -17,7 +22,8 @@ use std::str::FromStr;
 pub enum Address {
     /// A unix stream socket.
     Unix(PathBuf),
-    /// A TCP host and port, resolved when it is used. An IPv6 host stands in brackets.
+    /// A TCP host and port, resolved when it is used. An IPv6 address stands in brackets, with its interface if it needs one. Without
+    /// a host it is every address of this host for a listener, and this host for a caller.
     Tcp(String),
 }
 
@@ -34,12 +40,45 @@ pub enum AddressError {
     /// `unix:` without a path.
     #[error("unix: needs a path, as in unix:/run/migration.sock")]
     NoPath,
-    /// `tcp:` without a host and a port of 0 to 65535.
-    #[error("`tcp:{found}` needs a host and a port, as in tcp:192.0.2.1:4444 or tcp:[::1]:4444")]
+    /// `tcp:` without a port of 0 to 65535.
+    #[error(
+        "`tcp:{found}` needs a host and a port, as in tcp:192.0.2.1:4444, tcp:[::1]:4444 or, for all addresses, tcp::4444"
+    )]
     NoPort {
         /// What followed `tcp:`.
         found: String,
     },
+    /// A colon in a host which stands in no brackets: it may be an IPv6 address.
+    #[error("`tcp:{found}`: an IPv6 address stands in brackets, as in tcp:[::1]:4444")]
+    NoBrackets {
+        /// What followed `tcp:`.
+        found: String,
+    },
+    /// Brackets around what is no IPv6 address.
+    #[error(
+        "`{found}` is no IPv6 address; names and IPv4 addresses stand without brackets, as in tcp:192.0.2.1:4444"
+    )]
+    NoIpv6 {
+        /// What stood in the brackets.
+        found: String,
+    },
+    /// An IPv6 address which each interface has its own hosts for.
+    #[error("`{found}` needs the interface that it is reached by, as in tcp:[{found}%eth0]:4444")]
+    NoInterface {
+        /// What stood in the brackets.
+        found: String,
+    },
+}
+
+/// The host of a TCP address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Host<'a> {
+    /// None was given.
+    Any,
+    /// A name, or an IPv4 address.
+    Named(&'a str),
+    /// An IPv6 address, with the name or number of its interface.
+    V6(Ipv6Addr, Option<&'a str>),
 }
 
 impl Address {
@@ -49,6 +88,58 @@ impl Address {
             Address::Unix(path) => Some(path),
             Address::Tcp(_) => None,
         }
+    }
+
+    /// Reads an address in which the path of a unix socket need not be UTF-8.
+    ///
+    /// # Errors
+    /// When it is no address.
+    pub fn from_os_str(text: &OsStr) -> Result<Address, AddressError> {
+        match (text.to_str(), text.as_bytes().strip_prefix(b"unix:")) {
+            (Some(text), _) => text.parse(),
+            (None, Some(path)) => Ok(Address::Unix(PathBuf::from(OsStr::from_bytes(path)))),
+            (None, None) => Err(AddressError::Scheme {
+                found: crate::escape::printable_bytes(text.as_bytes()),
+            }),
+        }
+    }
+}
+
+/// Takes `HOST:PORT` apart.
+pub(crate) fn host_and_port(text: &str) -> Result<(Host<'_>, u16), AddressError> {
+    let found = || text.to_owned();
+    let no_port = || AddressError::NoPort { found: found() };
+    let (host, port) = text.rsplit_once(':').ok_or_else(no_port)?;
+    // A sign would be read as a part of the number.
+    if !port.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(no_port());
+    }
+    let port = port.parse().map_err(|_| no_port())?;
+    if host.is_empty() {
+        return Ok((Host::Any, port));
+    }
+    let Some(inside) = host
+        .strip_prefix('[')
+        .and_then(|host| host.strip_suffix(']'))
+    else {
+        return if host.contains(':') {
+            Err(AddressError::NoBrackets { found: found() })
+        } else {
+            Ok((Host::Named(host), port))
+        };
+    };
+    let (number, interface) = match inside.split_once('%') {
+        Some((number, interface)) => (number, Some(interface)),
+        None => (inside, None),
+    };
+    let found = || inside.to_owned();
+    let Ok(number) = number.parse::<Ipv6Addr>() else {
+        return Err(AddressError::NoIpv6 { found: found() });
+    };
+    match interface {
+        Some("") => Err(AddressError::NoIpv6 { found: found() }),
+        None if number.is_unicast_link_local() => Err(AddressError::NoInterface { found: found() }),
+        _ => Ok((Host::V6(number, interface), port)),
     }
 }
 
@@ -67,14 +158,7 @@ impl FromStr for Address {
                 found: text.to_owned(),
             });
         };
-        let has_port = rest
-            .rsplit_once(':')
-            .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok());
-        if !has_port {
-            return Err(AddressError::NoPort {
-                found: rest.to_owned(),
-            });
-        }
+        host_and_port(rest)?;
         Ok(Address::Tcp(rest.to_owned()))
     }
 }
@@ -82,7 +166,7 @@ impl FromStr for Address {
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Address::Unix(path) => write!(f, "unix:{}", path.display()),
+            Address::Unix(path) => write!(f, "unix:{}", printable_path(path)),
             Address::Tcp(host_and_port) => write!(f, "tcp:{host_and_port}"),
         }
     }
@@ -97,11 +181,27 @@ mod tests {
         for text in [
             "unix:/run/a b.sock",
             "tcp:localhost:4444",
+            "tcp::4444",
             "tcp:[::1]:0",
+            "tcp:[fe80::1%eth0]:4444",
+            "tcp:[fe80::1%2]:4444",
             "tcp:192.0.2.7:65535",
         ] {
             assert_eq!(text.parse::<Address>().unwrap().to_string(), text);
         }
+    }
+
+    #[test]
+    fn a_path_need_not_be_utf8_and_is_the_same_file() {
+        let text = OsStr::from_bytes(b"unix:/run/\xff.sock");
+        let address = Address::from_os_str(text).unwrap();
+        assert_eq!(
+            address.unix_path().unwrap().as_os_str().as_bytes(),
+            b"/run/\xff.sock"
+        );
+        assert_eq!(address.to_string(), "unix:/run/\\xff.sock");
+        let error = Address::from_os_str(OsStr::from_bytes(b"tcp:\xff:1")).unwrap_err();
+        assert!(matches!(error, AddressError::Scheme { .. }));
     }
 
     #[test]
@@ -112,14 +212,29 @@ mod tests {
         let port = |found: &str| AddressError::NoPort {
             found: found.into(),
         };
+        let no_ipv6 = |found: &str| AddressError::NoIpv6 {
+            found: found.into(),
+        };
+        let no_brackets = |found: &str| AddressError::NoBrackets {
+            found: found.into(),
+        };
+        let no_interface = |found: &str| AddressError::NoInterface {
+            found: found.into(),
+        };
         let cases = [
             ("", scheme("")),
             ("/run/a.sock", scheme("/run/a.sock")),
             ("unix:", AddressError::NoPath),
             ("tcp:", port("")),
             ("tcp:host", port("host")),
-            ("tcp::4444", port(":4444")),
+            ("tcp:host:+1", port("host:+1")),
+            ("tcp:host:", port("host:")),
             ("tcp:host:65536", port("host:65536")),
+            ("tcp:::1:4444", no_brackets("::1:4444")),
+            ("tcp:[host]:4444", no_ipv6("host")),
+            ("tcp:[192.0.2.1]:4444", no_ipv6("192.0.2.1")),
+            ("tcp:[fe80::1%]:4444", no_ipv6("fe80::1%")),
+            ("tcp:[fe80::1]:4444", no_interface("fe80::1")),
         ];
         for (text, error) in cases {
             assert_eq!(text.parse::<Address>(), Err(error), "{text}");

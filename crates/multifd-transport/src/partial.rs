@@ -3,11 +3,17 @@
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with};
 use rustix::io::Errno;
+
+use crate::cleanup::Temporary;
+use crate::escape::printable_path;
+
+/// Guest memory is its owner's alone, whatever the umask.
+const MODE: u32 = 0o600;
 
 /// What a file is called, after its own name, until it is whole.
 pub const PARTIAL_SUFFIX: &str = ".partial";
@@ -17,13 +23,34 @@ pub const PARTIAL_SUFFIX: &str = ".partial";
 #[non_exhaustive]
 pub enum FileError {
     /// There is such a file, which is not overwritten.
-    #[error("{} is there already: remove it, or choose another name", path.display())]
+    #[error(
+        "{} is there already: remove it, or choose another name",
+        printable_path(path)
+    )]
     Occupied {
         /// The file that is in the way.
         path: PathBuf,
     },
+    /// An earlier run was killed while it wrote the file.
+    #[error(
+        "{0} is left of a run that was killed, and is not whole: remove it (rm '{0}'), or choose another name",
+        printable_path(path)
+    )]
+    Abandoned {
+        /// The unfinished file.
+        path: PathBuf,
+    },
+    /// Another process writes the file at the moment.
+    #[error(
+        "{} is being written by another process: wait for its end, or choose another name",
+        printable_path(path)
+    )]
+    Busy {
+        /// The unfinished file.
+        path: PathBuf,
+    },
     /// The system cannot.
-    #[error("cannot write {}", path.display())]
+    #[error("cannot write {}", printable_path(path))]
     Io {
         /// The file.
         path: PathBuf,
@@ -38,7 +65,7 @@ pub(crate) struct PartialFile {
     file: File,
     partial: PathBuf,
     path: PathBuf,
-    stays: AtomicBool,
+    temporary: Temporary,
 }
 
 impl PartialFile {
@@ -46,7 +73,7 @@ impl PartialFile {
     ///
     /// # Errors
     ///
-    /// `Occupied` when there is a file of either name.
+    /// When there is a file of either name.
     pub(crate) fn create(path: &Path) -> Result<Self, FileError> {
         if path.symlink_metadata().is_ok() {
             return Err(FileError::Occupied {
@@ -56,21 +83,45 @@ impl PartialFile {
         let mut partial = OsString::from(path);
         partial.push(PARTIAL_SUFFIX);
         let partial = PathBuf::from(partial);
-        match File::create_new(&partial) {
-            Ok(file) => Ok(Self {
-                file,
-                partial,
-                path: path.to_owned(),
-                stays: AtomicBool::new(false),
-            }),
+        let made = Temporary::make(&partial, || {
+            let mut options = File::options();
+            options.write(true).create_new(true).mode(MODE);
+            options.open(&partial)
+        });
+        match made {
+            Ok((file, temporary)) => {
+                let made = Self {
+                    file,
+                    partial,
+                    path: path.to_owned(),
+                    temporary,
+                };
+                made.claim().map_err(|source| made.failed(source))?;
+                Ok(made)
+            }
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                Err(FileError::Occupied { path: partial })
+                Err(if is_claimed(&partial) {
+                    FileError::Busy { path: partial }
+                } else {
+                    FileError::Abandoned { path: partial }
+                })
             }
             Err(source) => Err(FileError::Io {
                 path: partial,
                 source,
             }),
         }
+    }
+
+    /// Tells other processes that somebody writes the file, and gives it its mode if the umask took some of that away.
+    fn claim(&self) -> io::Result<()> {
+        // A file system without locks only makes what is said about a file that is in the way less exact.
+        let _ = flock(&self.file, FlockOperation::NonBlockingLockExclusive);
+        if self.file.metadata()?.permissions().mode() & 0o777 != MODE {
+            self.file
+                .set_permissions(fs::Permissions::from_mode(MODE))?;
+        }
+        Ok(())
     }
 
     /// The file itself.
@@ -90,7 +141,7 @@ impl PartialFile {
 
     /// From now on the file is not removed, whole or not.
     pub(crate) fn stay(&self) {
-        self.stays.store(true, Ordering::Release);
+        self.temporary.keep();
     }
 
     /// Gives the file its name, which must still be free.
@@ -132,13 +183,11 @@ impl PartialFile {
     }
 }
 
-impl Drop for PartialFile {
-    fn drop(&mut self) {
-        if !self.stays.load(Ordering::Acquire) {
-            // The failure is told; that the file is gone already, or stays, adds nothing to it.
-            let _ = fs::remove_file(&self.partial);
-        }
-    }
+/// Whether a process writes this unfinished file.
+fn is_claimed(partial: &Path) -> bool {
+    File::open(partial).is_ok_and(|file| {
+        flock(&file, FlockOperation::NonBlockingLockShared) == Err(Errno::WOULDBLOCK)
+    })
 }
 
 #[cfg(test)]
@@ -153,6 +202,8 @@ mod tests {
         let partial = PartialFile::create(&path).unwrap();
         partial.file().write_all(b"x").unwrap();
         assert!(!path.exists() && dir.path().join("f.partial").exists());
+        let mode = partial.file().metadata().unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
         partial.sync().unwrap();
         partial.publish().unwrap();
         drop(partial);
@@ -175,15 +226,22 @@ mod tests {
     fn nothing_is_overwritten() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("f");
-        for name in ["f", "f.partial"] {
-            fs::write(dir.path().join(name), "mine").unwrap();
-            assert!(matches!(
-                PartialFile::create(&path),
-                Err(FileError::Occupied { .. })
-            ));
-            fs::remove_file(dir.path().join(name)).unwrap();
-        }
+        let refused = || PartialFile::create(&path).unwrap_err();
+        fs::write(&path, "mine").unwrap();
+        assert!(matches!(refused(), FileError::Occupied { .. }));
+        fs::remove_file(&path).unwrap();
+        let left = dir.path().join("f.partial");
+        fs::write(&left, "mine").unwrap();
+        let error = refused();
+        assert!(matches!(error, FileError::Abandoned { .. }), "{error}");
+        let remedy = format!("rm '{}'", left.display());
+        assert!(error.to_string().contains(&remedy), "{error}");
+        assert_eq!(fs::read(&left).unwrap(), b"mine");
+        fs::remove_file(&left).unwrap();
         let partial = PartialFile::create(&path).unwrap();
+        let error = refused();
+        assert!(matches!(error, FileError::Busy { .. }), "{error}");
+        assert!(left.exists());
         fs::write(&path, "mine").unwrap();
         assert!(matches!(partial.publish(), Err(FileError::Occupied { .. })));
         drop(partial);

@@ -1,17 +1,16 @@
-//! Sockets: one type over unix and TCP, connected or listening.
+//! Connected sockets: one type over unix and TCP.
 
 use std::io::{self, IoSlice, Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream, ToSocketAddrs};
+use std::net::{Shutdown, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::FileTypeExt;
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
-use std::time::Duration;
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{RecvFlags, recv, sockopt};
 
 use crate::Address;
+use crate::dial::{DIAL_TIMEOUT, Target};
 
 /// How long a peer's host may be silent when it should answer. Longer than what a network takes to find another way.
 const DEAD_PEER: Duration = Duration::from_secs(30);
@@ -28,35 +27,25 @@ pub enum Stream {
 }
 
 impl Stream {
-    /// Dials `address`, waiting as long as the system does.
+    /// Calls `address`, waiting at most as long as [`DIAL_TIMEOUT`]. For several connections to one destination there is
+    /// [`Target`].
+    ///
+    /// # Errors
+    /// When nobody is reached.
     pub fn connect(address: &Address) -> io::Result<Stream> {
-        match address {
-            Address::Unix(path) => UnixStream::connect(path).map(Stream::Unix),
-            Address::Tcp(host_and_port) => {
-                let stream = TcpStream::connect(host_and_port.as_str())?;
-                Stream::from_tcp(stream)
-            }
-        }
+        Self::connect_within(address, DIAL_TIMEOUT)
     }
 
-    /// Dials `address`, waiting at most as long as `timeout`. Only TCP makes anybody wait.
+    /// Calls `address`, waiting at most as long as `timeout`.
     pub(crate) fn connect_within(address: &Address, timeout: Duration) -> io::Result<Stream> {
-        let Address::Tcp(host_and_port) = address else {
-            return Stream::connect(address);
-        };
-        let mut outcome = Err(io::ErrorKind::AddrNotAvailable.into());
-        for address in host_and_port.to_socket_addrs()? {
-            outcome = TcpStream::connect_timeout(&address, timeout).and_then(Stream::from_tcp);
-            if outcome.is_ok() {
-                break;
-            }
-        }
-        outcome
+        let start = Instant::now();
+        let target = Target::resolve_within(address, timeout, &|| false)?;
+        Ok(target.dial(timeout.saturating_sub(start.elapsed()), &|| false)?)
     }
 
     /// Packets are written whole, so waiting to fill a segment only delays the last one of a round. And who waits for a
     /// host that is gone, or behind a cut link, learns of it after half a minute; such a host says nothing by itself.
-    fn from_tcp(stream: TcpStream) -> io::Result<Stream> {
+    pub(crate) fn from_tcp(stream: TcpStream) -> io::Result<Stream> {
         stream.set_nodelay(true)?;
         sockopt::set_socket_keepalive(&stream, true)?;
         sockopt::set_tcp_keepidle(&stream, DEAD_PEER / 3)?;
@@ -207,155 +196,13 @@ pub(crate) fn hung_up(error: &io::Error) -> bool {
     matches!(error.kind(), BrokenPipe | ConnectionReset)
 }
 
-/// A listening socket. Dropping a unix one removes its file.
-#[derive(Debug)]
-pub struct Listener {
-    socket: ListeningSocket,
-    address: Address,
-}
-
-#[derive(Debug)]
-enum ListeningSocket {
-    Unix(UnixListener),
-    Tcp(TcpListener),
-}
-
-impl Listener {
-    /// Listens on `address`. A unix socket file which nobody serves any more is replaced; one that somebody serves, or a file of another
-    /// kind, is an error.
-    pub fn bind(address: &Address) -> io::Result<Listener> {
-        let (socket, address) = match address {
-            Address::Unix(path) => {
-                remove_abandoned_socket(path)?;
-                (
-                    ListeningSocket::Unix(UnixListener::bind(path)?),
-                    address.clone(),
-                )
-            }
-            Address::Tcp(host_and_port) => {
-                let wanted: Vec<_> = host_and_port.as_str().to_socket_addrs()?.collect();
-                let listener = TcpListener::bind(wanted.as_slice())?;
-                let bound = Address::Tcp(listener.local_addr()?.to_string());
-                (ListeningSocket::Tcp(listener), bound)
-            }
-        };
-        let listener = Listener { socket, address };
-        // Accepting is always preceded by a poll; a connection that vanished in between must not block.
-        match &listener.socket {
-            ListeningSocket::Unix(socket) => socket.set_nonblocking(true)?,
-            ListeningSocket::Tcp(socket) => socket.set_nonblocking(true)?,
-        }
-        Ok(listener)
-    }
-
-    /// The address in use: for `tcp:HOST:0` with the port that the system chose.
-    pub fn address(&self) -> &Address {
-        &self.address
-    }
-
-    /// Takes a connection that is waiting, or `None`.
-    pub fn try_accept(&self) -> io::Result<Option<Stream>> {
-        let accepted = match &self.socket {
-            ListeningSocket::Unix(socket) => socket.accept().and_then(|(stream, _)| {
-                stream.set_nonblocking(false)?;
-                Ok(Stream::Unix(stream))
-            }),
-            ListeningSocket::Tcp(socket) => socket.accept().and_then(|(stream, _)| {
-                stream.set_nonblocking(false)?;
-                Stream::from_tcp(stream)
-            }),
-        };
-        match accepted {
-            Ok(stream) => Ok(Some(stream)),
-            Err(error) if is_transient(&error) => Ok(None),
-            Err(error) => Err(error),
-        }
-    }
-}
-
-/// Errors of `accept` that concern one connection, not the listener: nothing is waiting, or what waited has gone.
-fn is_transient(error: &io::Error) -> bool {
-    use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted, WouldBlock};
-    matches!(
-        error.kind(),
-        WouldBlock | ConnectionAborted | ConnectionReset | Interrupted
-    )
-}
-
-fn remove_abandoned_socket(path: &Path) -> io::Result<()> {
-    let is_socket = std::fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket());
-    if !is_socket {
-        return Ok(());
-    }
-    match UnixStream::connect(path) {
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            std::fs::remove_file(path)
-        }
-        // Somebody answers: `bind` says that the address is in use.
-        _ => Ok(()),
-    }
-}
-
-impl AsFd for Listener {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        match &self.socket {
-            ListeningSocket::Unix(socket) => socket.as_fd(),
-            ListeningSocket::Tcp(socket) => socket.as_fd(),
-        }
-    }
-}
-
-impl Drop for Listener {
-    fn drop(&mut self) {
-        if let Some(path) = self.address.unix_path() {
-            // Nothing can be done about a file that somebody else has removed already.
-            let _ = std::fs::remove_file(path);
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn in_folder(name: &str) -> (tempfile::TempDir, Address) {
-        let folder = tempfile::tempdir().unwrap();
-        let address = Address::Unix(folder.path().join(name));
-        (folder, address)
-    }
+    use crate::Listener;
 
     #[test]
-    fn a_served_socket_is_not_taken_over_and_an_abandoned_one_is() {
-        let (_folder, address) = in_folder("s");
-        let first = Listener::bind(&address).unwrap();
-        assert_eq!(
-            Listener::bind(&address).unwrap_err().kind(),
-            io::ErrorKind::AddrInUse
-        );
-        drop(first);
-        assert!(
-            !address.unix_path().unwrap().exists(),
-            "dropping removes the file"
-        );
-
-        drop(UnixListener::bind(address.unix_path().unwrap()).unwrap());
-        assert!(address.unix_path().unwrap().exists());
-        Listener::bind(&address).unwrap();
-    }
-
-    #[test]
-    fn a_file_that_is_no_socket_is_left_alone() {
-        let (_folder, address) = in_folder("s");
-        std::fs::write(address.unix_path().unwrap(), "mine").unwrap();
-        assert!(Listener::bind(&address).is_err());
-        assert_eq!(
-            std::fs::read(address.unix_path().unwrap()).unwrap(),
-            b"mine"
-        );
-    }
-
-    #[test]
-    fn a_port_of_zero_becomes_the_real_one_and_two_parts_arrive_in_order() {
+    fn two_parts_arrive_in_order() {
         let listener = Listener::bind(&"tcp:127.0.0.1:0".parse().unwrap()).unwrap();
         let sender = Stream::connect(listener.address()).unwrap();
         let receiver = loop {

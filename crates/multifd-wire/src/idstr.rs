@@ -1,12 +1,12 @@
 //! QEMU's `idstr`: the name of a RAM block, of a device, of a section.
 
-use alloc::string::String;
 use alloc::vec::Vec;
 use core::borrow::Borrow;
 use core::cmp::Ordering;
 use core::fmt;
 use core::hash::{Hash, Hasher};
 
+use crate::escape::Printable;
 use crate::fault::Fault;
 use crate::reader::{Reader, Stop};
 
@@ -174,10 +174,10 @@ impl TryFrom<&str> for IdStr {
     }
 }
 
-/// Bytes which are not UTF-8 appear as the replacement character.
+/// A peer chooses the name, so what could command a terminal is escaped: see [`Printable`].
 impl fmt::Display for IdStr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(&String::from_utf8_lossy(self.as_bytes()))
+        Printable(self.as_bytes()).fmt(f)
     }
 }
 
@@ -227,6 +227,9 @@ mod tests {
     #[test]
     fn shows_itself_as_text() {
         assert_eq!(IdStr::new(b"pc.ram").unwrap().to_string(), "pc.ram");
-        assert_eq!(IdStr::new(b"a\xff").unwrap().to_string(), "a\u{fffd}");
+        assert_eq!(
+            IdStr::new(b"a\xff\x1b\n").unwrap().to_string(),
+            r"a\xff\u{1b}\n"
+        );
     }
 }

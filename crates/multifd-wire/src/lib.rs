@@ -108,6 +108,7 @@ extern crate std;
 mod bytes;
 mod channel;
 pub mod control;
+mod escape;
 mod fault;
 mod flags;
 mod hello;
@@ -121,6 +122,7 @@ mod reader;
 pub mod return_path;
 
 pub use channel::{ChannelReceiver, ChannelSender, Event};
+pub use escape::Printable;
 pub use fault::{Fault, Misuse};
 pub use flags::{Flags, Method, UnknownMethod, UnknownMethodName};
 pub use hello::{Hello, MAGIC, VERSION};

@@ -1,0 +1,157 @@
+//! Files that must not outlive the process: sockets, and files that are not whole yet.
+//!
+//! Dropping a [`crate::Listener`] or an unfinished file removes it. A process that is told to end at once drops nothing,
+//! so all such files are also listed here, and [`exit`] removes them.
+
+use std::fs::{self, Metadata};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
+use std::thread::sleep;
+use std::time::Duration;
+
+/// How long [`exit`] waits for a file that is being made at the moment, on a file system that does not answer for one.
+const MOST_WAIT: Duration = Duration::from_secs(2);
+
+const PAUSE: Duration = Duration::from_millis(10);
+
+/// All files that go when the process does. Those that are made are listed before the lock is released.
+static FILES: Mutex<Vec<Listed>> = Mutex::new(Vec::new());
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Listed {
+    path: PathBuf,
+    file: Identity,
+}
+
+/// Which file it is, whatever it is called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Identity {
+    device: u64,
+    inode: u64,
+}
+
+impl Identity {
+    fn of(metadata: &Metadata) -> Self {
+        Self {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+        }
+    }
+}
+
+impl Listed {
+    /// Removes the file, unless another one has its name by now.
+    fn remove(&self) {
+        let now = fs::symlink_metadata(&self.path);
+        if now.is_ok_and(|now| Identity::of(&now) == self.file) {
+            // The failure that led here is told; that the file stays adds nothing to it.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// A file of this process. Dropped, the file is removed, unless it was [kept](Self::keep).
+#[derive(Debug)]
+pub(crate) struct Temporary(Listed);
+
+impl Temporary {
+    /// Lets `make` make the file `path`, and takes charge of it.
+    pub(crate) fn make<T>(
+        path: &Path,
+        make: impl FnOnce() -> io::Result<T>,
+    ) -> io::Result<(T, Temporary)> {
+        let mut files = lock();
+        let made = make()?;
+        let listed = Listed {
+            path: path.to_owned(),
+            file: Identity::of(&fs::symlink_metadata(path)?),
+        };
+        files.push(listed.clone());
+        Ok((made, Temporary(listed)))
+    }
+
+    /// From now on the file is not removed.
+    pub(crate) fn keep(&self) {
+        lock().retain(|listed| *listed != self.0);
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        let mut files = lock();
+        if let Some(index) = files.iter().position(|listed| *listed == self.0) {
+            files.swap_remove(index).remove();
+        }
+    }
+}
+
+/// Ends the process at once with `status`. No socket stays behind, and no file that is not whole.
+pub fn exit(status: i32) -> ! {
+    let mut waited = Duration::ZERO;
+    // Held until the end, so that no further file is made.
+    let files = loop {
+        match FILES.try_lock() {
+            Ok(files) => break Some(files),
+            Err(TryLockError::Poisoned(poisoned)) => break Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) if waited >= MOST_WAIT => break None,
+            Err(TryLockError::WouldBlock) => {
+                sleep(PAUSE);
+                waited += PAUSE;
+            }
+        }
+    };
+    for listed in files.iter().flat_map(|files| files.iter()) {
+        listed.remove();
+    }
+    std::process::exit(status)
+}
+
+fn lock() -> MutexGuard<'static, Vec<Listed>> {
+    // The list is whole whenever the lock is released.
+    FILES.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn make(path: &Path) -> Temporary {
+        Temporary::make(path, || fs::write(path, "mine")).unwrap().1
+    }
+
+    #[test]
+    fn a_file_goes_unless_it_is_kept_or_is_anothers() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("f");
+        let is_listed = |path: &Path| lock().iter().any(|listed| listed.path == path);
+
+        let file = make(&path);
+        assert!(is_listed(&path));
+        drop(file);
+        assert!(!path.exists() && !is_listed(&path));
+
+        let kept = make(&path);
+        kept.keep();
+        assert!(!is_listed(&path));
+        drop(kept);
+        assert!(path.exists());
+
+        fs::remove_file(&path).unwrap();
+        let replaced = make(&path);
+        // Made while the first one is there still, so that it is no other by its number either.
+        let other = folder.path().join("other");
+        fs::write(&other, "another's").unwrap();
+        fs::rename(&other, &path).unwrap();
+        drop(replaced);
+        assert_eq!(fs::read(&path).unwrap(), b"another's");
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_made_is_not_listed() {
+        let missing = Path::new("/no/such/folder/f");
+        assert!(Temporary::make(missing, || fs::write(missing, "")).is_err());
+        assert!(lock().iter().all(|listed| listed.path != missing));
+    }
+}
