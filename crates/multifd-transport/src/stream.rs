@@ -116,6 +116,24 @@ impl Stream {
         !self.poll_now(PollFlags::IN).is_empty()
     }
 
+    /// The same, waiting for it as long as `within`.
+    pub(crate) fn is_readable_within(&self, within: Duration) -> io::Result<bool> {
+        let mut source = [PollFd::new(self, PollFlags::IN)];
+        // A few seconds at most, so they fit a timespec.
+        let within = Timespec::try_from(within).ok();
+        match poll(&mut source, within.as_ref()) {
+            Ok(count) => Ok(count > 0),
+            Err(rustix::io::Errno::INTR) => Ok(self.is_readable()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Bytes that were written and are still in this host: over TCP those that the peer's host has not acknowledged, over
+    /// a unix socket those that the peer has not read. None, where the system does not tell.
+    pub(crate) fn unsent_bytes(&self) -> u64 {
+        crate::unsent::unsent_bytes(self).unwrap_or(0)
+    }
+
     /// Whether the peer has closed its sending side, although bytes from before may still wait to be read.
     pub fn peer_has_closed(&self) -> bool {
         let closed = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;

@@ -252,7 +252,7 @@ pub(crate) fn take(
     let coverage = Coverage::default();
     let answers = Answers::new(settings.switchover_ack);
     let connections = Connections::default();
-    let main_stream = Arc::new(main);
+    let main_stream = main;
     connections.add(&main_stream);
     let main = MainChannel {
         stream: &main_stream,

@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use multifd_wire::main_stream::{Command, MainEvent, MainReceiver};
@@ -60,6 +60,8 @@ pub(super) struct Desk {
     setups: Vec<SetUp>,
     orphans: HashMap<Id, IncomingChannel>,
     inboxes: HashMap<Id, Inbox>,
+    /// The main channels of migrations that have begun, for as long as these go on.
+    mains: HashMap<Id, Weak<Stream>>,
     matching: Matching,
     next_id: Id,
     paused_until: Option<Instant>,
@@ -102,6 +104,7 @@ impl Desk {
             setups: Vec::new(),
             orphans: HashMap::new(),
             inboxes: HashMap::new(),
+            mains: HashMap::new(),
             matching: Matching::default(),
             next_id: 0,
             paused_until: None,
@@ -134,6 +137,7 @@ impl Desk {
                 Order::End(id) => {
                     self.matching.end(id);
                     self.inboxes.remove(&id);
+                    self.mains.remove(&id);
                 }
                 Order::Expect { uuid, inbox, reply } => {
                     let id = self.id();
@@ -283,6 +287,8 @@ impl Desk {
         self.inboxes.insert(id, inbox.clone());
         let ticket = Ticket::new(id, Arc::clone(&self.shared));
         let peer = describe(&main);
+        let main = Arc::new(main);
+        self.mains.insert(id, Arc::downgrade(&main));
         self.shared.put(Ready::Qemu(Incoming {
             main,
             main_start,
@@ -302,12 +308,20 @@ impl Desk {
     }
 
     fn match_up(&mut self) {
+        let now = Instant::now();
         for id in self.matching.orphans().collect::<Vec<_>>() {
             if self.orphans.get(&id).is_some_and(|channel| channel.stream.peer_has_closed()) {
-                self.matching.channel_closed(id);
+                self.matching.channel_closed(id, now);
             }
         }
-        for decision in self.matching.decide(Instant::now()) {
+        if !self.orphans.is_empty() {
+            for (&id, main) in &self.mains {
+                if main.upgrade().is_none_or(|main| main.peer_has_closed()) {
+                    self.matching.main_closed(id);
+                }
+            }
+        }
+        for decision in self.matching.decide(now) {
             match decision {
                 Decision::Give { channel, main } => {
                     if let Some(channel) = self.orphans.remove(&channel) {

@@ -91,6 +91,8 @@ struct Main {
     /// An engine's: it owns its UUID and no other.
     engine: bool,
     has_preempt: bool,
+    /// Its peer has closed it.
+    closed: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -99,8 +101,8 @@ struct Orphan {
     uuid: [u8; 16],
     channel: u8,
     peer: PeerId,
-    /// Its peer has closed it.
-    closed: bool,
+    /// When its peer was found to have closed it.
+    closed: Option<Instant>,
     since: Instant,
     /// When a main channel could be its own for the last time.
     hope: Instant,
@@ -125,6 +127,7 @@ impl Matching {
             settled: false,
             engine: false,
             has_preempt: false,
+            closed: false,
         });
     }
 
@@ -164,16 +167,23 @@ impl Matching {
             uuid,
             channel,
             peer,
-            closed: false,
+            closed: None,
             since: now,
             hope: now,
         });
     }
 
+    /// A main channel was closed by its peer.
+    pub fn main_closed(&mut self, id: Id) {
+        if let Some(main) = self.main(id) {
+            main.closed = true;
+        }
+    }
+
     /// A channel without a main channel was closed by its peer; what it has said can still be read.
-    pub fn channel_closed(&mut self, id: Id) {
+    pub fn channel_closed(&mut self, id: Id, now: Instant) {
         for orphan in self.orphans.iter_mut().filter(|orphan| orphan.id == id) {
-            orphan.closed = true;
+            orphan.closed.get_or_insert(now);
         }
     }
 
@@ -252,9 +262,9 @@ impl Matching {
         let renewed = |other: &Orphan| {
             other.id != orphan.id
                 && (other.uuid, other.channel) == (orphan.uuid, orphan.channel)
-                && !other.closed
+                && other.closed.is_none()
         };
-        if orphan.closed && self.orphans.iter().any(renewed) {
+        if orphan.closed.is_some() && self.orphans.iter().any(renewed) {
             return Verdict::Drop;
         }
         let claimants = self.claimants(orphan, now);
@@ -265,8 +275,10 @@ impl Matching {
                 None => Verdict::Wait { hope: false },
             },
             [main] if main.ready.is_none() => Verdict::Wait { hope: true },
+            // It may be left from an attempt before, whose successor is about to come.
+            [main] if !main.closed && orphan.is_closed_anew(now) => Verdict::Wait { hope: true },
             [main] if !main.channels.contains(&orphan.channel) => Verdict::Give(main.id),
-            [_] if orphan.closed => Verdict::Drop,
+            [_] if orphan.closed.is_some() => Verdict::Drop,
             [main] if now.duration_since(orphan.since) >= CONFLICT_TIMEOUT => {
                 let id = orphan.channel;
                 Verdict::Refuse(vec![main.id], SetupFault::ChannelTwice { id })
@@ -337,6 +349,12 @@ impl Main {
         let gapless = self.channels.len() == self.channels.last().map_or(0, |&last| usize::from(last) + 1);
         let complete = gapless && (!self.channels.is_empty() || !stated.has_channels);
         self.settled || !self.engine && complete && now.duration_since(since) >= LATE_TIMEOUT
+    }
+}
+
+impl Orphan {
+    fn is_closed_anew(&self, now: Instant) -> bool {
+        self.closed.is_some_and(|closed| now.duration_since(closed) < CONFLICT_TIMEOUT)
     }
 }
 
@@ -464,13 +482,34 @@ mod tests {
         for id in [1, 2, 3] {
             matching.channel_came(id, [0; 16], 0, UNIX, now);
         }
-        matching.channel_closed(1);
+        matching.channel_closed(1, now);
         // The closed one is a remnant, as the same channel is here anew.
         let drop = |channel| Decision::Drop { channel };
         assert_eq!(matching.decide(now), [drop(1), give(2, 10)]);
         let after = now + CONFLICT_TIMEOUT;
         let fault = SetupFault::ChannelTwice { id: 0 };
         assert_eq!(matching.decide(after), [Decision::Refuse { main: 10, fault }, drop(3)]);
+    }
+
+    #[test]
+    fn a_closed_channel_waits_for_a_successor_while_its_main_channel_is_open() {
+        for (main_closes, renewed) in [(false, false), (false, true), (true, false)] {
+            let (mut matching, now) = (Matching::default(), Instant::now());
+            matching.channel_came(1, [0; 16], 0, UNIX, now);
+            matching.channel_closed(1, now);
+            matching.main_came(10, UNIX);
+            matching.main_ready(10, MULTIFD, now);
+            assert_eq!(matching.decide(now), []);
+            if main_closes {
+                matching.main_closed(10);
+                assert_eq!(matching.decide(now), [give(1, 10)]);
+            } else if renewed {
+                matching.channel_came(2, [0; 16], 0, UNIX, now);
+                assert_eq!(matching.decide(now), [Decision::Drop { channel: 1 }, give(2, 10)]);
+            } else {
+                assert_eq!(matching.decide(now + CONFLICT_TIMEOUT), [give(1, 10)]);
+            }
+        }
     }
 
     #[test]

@@ -45,7 +45,7 @@ const TICK: Duration = Duration::from_millis(50);
 #[derive(Debug)]
 pub struct Incoming {
     /// The main channel.
-    pub main: Stream,
+    pub main: Arc<Stream>,
     /// What has been read of it: everything up to some point behind the RAM section's set-up.
     pub main_start: Vec<u8>,
     /// Its multifd channels, whenever they come.

@@ -1,7 +1,7 @@
 //! The two connections of one channel, and how they end.
 
 use std::net::Shutdown;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::net::connect_unspec;
 
@@ -10,7 +10,7 @@ use crate::Stream;
 /// The two connections of one channel.
 #[derive(Debug)]
 pub(super) struct Link {
-    pub(super) source: Stream,
+    pub(super) source: Arc<Stream>,
     pub(super) destination: Stream,
 }
 
@@ -45,12 +45,12 @@ pub(super) struct Links(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
-    links: Vec<std::sync::Arc<Link>>,
+    links: Vec<Arc<Link>>,
     closed: bool,
 }
 
 impl Links {
-    pub(super) fn add(&self, link: &std::sync::Arc<Link>) {
+    pub(super) fn add(&self, link: &Arc<Link>) {
         let mut state = self.lock();
         if state.closed {
             link.close();
@@ -81,7 +81,7 @@ impl Links {
         self.lock().links.iter().all(|link| link.is_delivered())
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -119,7 +119,17 @@ struct Follower {
     marks: Marks,
     facts: Facts,
     passed: u64,
+    /// The first body of the RAM section has ended.
+    is_set_up: bool,
     lost: bool,
+}
+
+/// A place where the main channel is held.
+struct Pause {
+    /// Until every channel has passed its SYNC on.
+    is_mark: bool,
+    /// Until the destination loads.
+    ends_setup: bool,
 }
 
 impl Forward<'_> {
@@ -129,6 +139,7 @@ impl Forward<'_> {
             receiver: MainReceiver::new(self.limits),
             marks: Marks::default(),
             passed: 0,
+            is_set_up: false,
             facts: Facts::default(),
             lost: false,
         };
@@ -187,37 +198,41 @@ impl Forward<'_> {
         }
     }
 
-    /// Passes `bytes` on, up to each mark, and the mark's last byte once it may pass.
+    /// Passes `bytes` on, up to each mark, and the mark's last byte once it may pass; and behind the set-up only once the
+    /// destination loads.
     fn pass_on(&self, follower: &mut Follower, bytes: &[u8]) -> Result<(), Failure> {
         let mut rest = bytes;
         let mut written = 0;
-        while self.follow(follower, &mut rest) {
-            let before = bytes.len().saturating_sub(rest.len()).saturating_sub(1);
-            self.write(bytes.get(written..before).unwrap_or_default())?;
-            written = before.max(written);
-            follower.passed = follower.passed.saturating_add(1);
-            self.hold(follower.passed)?;
-            if follower.passed == 1 {
-                self.write(bytes.get(written..=before).unwrap_or_default())?;
-                written = before.saturating_add(1);
+        while let Some(pause) = self.follow(follower, &mut rest) {
+            let end = bytes.len().saturating_sub(rest.len());
+            if pause.is_mark {
+                let before = end.saturating_sub(1).max(written);
+                self.write(bytes.get(written..before).unwrap_or_default())?;
+                written = before;
+                follower.passed = follower.passed.saturating_add(1);
+                self.hold(follower.passed)?;
+            }
+            if pause.ends_setup {
+                self.write(bytes.get(written..end).unwrap_or_default())?;
+                written = end;
                 self.wait_begun()?;
             }
         }
         self.write(bytes.get(written..).unwrap_or_default())
     }
 
-    /// Follows the stream to the next mark; whether there is one in `bytes`.
-    fn follow(&self, follower: &mut Follower, bytes: &mut &[u8]) -> bool {
+    /// Follows the stream to the next place where it is to be held, if there is one in `bytes`.
+    fn follow(&self, follower: &mut Follower, bytes: &mut &[u8]) -> Option<Pause> {
         while !follower.lost {
             let event = match follower.receiver.push(bytes) {
                 Ok(Some(event)) => event,
-                Ok(None) => return false,
+                Ok(None) => return None,
                 Err(fault) => {
                     self.outline.remark(Remark::NotFollowed(fault));
                     follower.lost = true;
                     self.gate.open();
                     self.gate.begin();
-                    return false;
+                    return None;
                 }
             };
             follower.facts.note(&event);
@@ -228,11 +243,14 @@ impl Forward<'_> {
                 MainEvent::Eof => self.outline.see(|seen| seen.complete = true),
                 _ => {}
             }
-            if follower.marks.ends_round(&event) {
-                return true;
+            let is_mark = follower.marks.ends_round(&event);
+            let ends_setup = !follower.is_set_up && matches!(event, MainEvent::RamEndOfSection);
+            follower.is_set_up |= ends_setup;
+            if is_mark || ends_setup {
+                return Some(Pause { is_mark, ends_setup });
             }
         }
-        false
+        None
     }
 
     fn command(&self, command: Command) {
@@ -331,7 +349,7 @@ pub(super) fn back(link: &Link, outline: &Outline, gate: &Gate) -> Result<(), Fa
         // Before it is passed on: the source may answer the last byte at once, by closing.
         let had_gone = link.source.peer_has_closed();
         let heard = listen(&mut receiver, bytes, outline);
-        let told = (&link.source).write_all(bytes);
+        let told = (&*link.source).write_all(bytes);
         match heard {
             Some(0) if had_gone || told.is_err() => return Err(destination(Cause::NotTold)),
             None | Some(0) => {}

@@ -61,7 +61,7 @@ pub(super) fn run(incoming: IncomingChannel, shared: Shared<'_>) -> Result<(), F
     let dialled = shared.target.dial(shared.config.dial_timeout, &given_up);
     let destination = dialled.map_err(|error| super::session::dial_failure(error, shared.target, Channel::Multifd(id)))?;
     let link = Arc::new(Link {
-        source: stream,
+        source: Arc::new(stream),
         destination,
     });
     shared.links.add(&link);
@@ -259,7 +259,7 @@ impl Pump<'_> {
     /// rest is read and forgotten, so that the source can wait for that word.
     fn drain(&self) -> Result<(), Failure> {
         // However the source ends now, nothing is lost by it.
-        let _ = io::copy(&mut &self.link.source, &mut io::sink());
+        let _ = io::copy(&mut &*self.link.source, &mut io::sink());
         Ok(())
     }
 

@@ -112,7 +112,7 @@ pub(super) fn run(
 
 /// A migration before its destination was dialled.
 struct Opening<'a> {
-    source: Stream,
+    source: Arc<Stream>,
     start: Vec<u8>,
     /// Channels that have come.
     early: Vec<IncomingChannel>,
@@ -194,10 +194,7 @@ impl Opening<'_> {
             let given_up = || !had_closed && source.peer_has_closed();
             match target.dial(self.config.dial_timeout, &given_up) {
                 Ok(destination) => {
-                    // The source goes into the link, and is not needed here any more.
-                    let source = self.source.try_clone().map_err(|error| {
-                        main_channel::failed(Leg::Here, error.into())
-                    })?;
+                    let source = Arc::clone(&self.source);
                     return Ok((target, Link { source, destination }));
                 }
                 // It may have sent everything, and ended.
@@ -374,6 +371,7 @@ impl<'env> Session<'env> {
                     .dial(self.config.dial_timeout, &given_up)
                     .map_err(|error| dial_failure(error, self.target, Channel::Unnamed))?;
                 self.outline.remark(Remark::Preempt);
+                let source = Arc::new(source);
                 let link = Arc::new(Link { source, destination });
                 self.links.add(&link);
                 let there = Arc::clone(&link);

@@ -8,7 +8,7 @@ use multifd_transport::incoming::Acceptor;
 use multifd_transport::relay::Relay;
 use multifd_wire::Method;
 
-use super::{END, channel_bytes, config, main_bytes, unix};
+use super::{END, PONG, Whole, accept, channel_bytes, config, main_bytes, unix};
 
 /// All is well.
 const CONFIRMATION: &[u8] = b"\0\x01\0\x04\0\0\0\0";
@@ -34,18 +34,19 @@ fn the_destinations_word_counts_more_than_what_is_understood() {
                     let other = Stream::connect(&listen).unwrap();
                     (&stream).write_all(&main).unwrap();
                     (&other).write_all(&channel).unwrap();
-                    let mut answer = vec![0; CONFIRMATION.len()];
+                    let mut answer = vec![0; PONG.len() + CONFIRMATION.len()];
                     (&stream).read_exact(&mut answer).unwrap();
-                    assert_eq!(answer, CONFIRMATION);
+                    assert_eq!(answer, [PONG, CONFIRMATION].concat());
                 });
                 scope.spawn(|| {
-                    let incoming = destination.accept().unwrap();
+                    let Whole { incoming, channels } = accept(&mut destination, 1);
+                    (&*incoming.main).write_all(PONG).unwrap();
                     let mut rest = vec![0; main.len() - incoming.main_start.len()];
-                    (&incoming.main).read_exact(&mut rest).unwrap();
-                    (&incoming.main).write_all(CONFIRMATION).unwrap();
-                    let mut pages = Vec::new();
-                    let stream = &incoming.channels[0].stream;
-                    (&*stream).read_to_end(&mut pages).unwrap();
+                    thread::scope(|scope| {
+                        scope.spawn(|| (&channels[0].stream).read_to_end(&mut Vec::new()).unwrap());
+                        (&*incoming.main).read_exact(&mut rest).unwrap();
+                        (&*incoming.main).write_all(CONFIRMATION).unwrap();
+                    });
                 });
                 let outcome = relay.serve_one(&mut |_| {});
                 assert!(

@@ -3,7 +3,7 @@
 use std::sync::mpsc;
 
 use multifd_codec::ZlibLevel;
-use multifd_wire::{ChannelReceiver, DeviceStatePacket, Event, IdStr};
+use multifd_wire::{ChannelReceiver, DeviceStatePacket, Event, IdStr, Limits};
 use rustix::net::sockopt;
 
 use super::*;
@@ -101,10 +101,8 @@ fn what_precedes_a_malformed_packet_goes_out() {
     let (sound, last) = mixed_channel_bytes();
     for settings in all_settings(Accel::Auto) {
         let mut acceptor = Acceptor::bind(&names[1]).unwrap();
-        let config = RelayConfig {
-            settings,
-            ..config(acceptor.address(), Method::Zlib)
-        };
+        let mut config = config(acceptor.address(), Method::Zlib);
+        config.settings = settings;
         let mut relay = Relay::bind(&names[0], config).unwrap();
         let mut bytes = sound.clone();
         bytes[last] ^= 1;
@@ -114,9 +112,9 @@ fn what_precedes_a_malformed_packet_goes_out() {
         };
         let arrived = thread::scope(|scope| {
             let arrived = scope.spawn(|| {
-                let incoming = acceptor.accept().unwrap();
+                let whole = accept(&mut acceptor, 1);
                 let mut bytes = Vec::new();
-                let _ = (&incoming.channels[0].stream).read_to_end(&mut bytes);
+                let _ = (&whole.channels[0].stream).read_to_end(&mut bytes);
                 bytes
             });
             scope.spawn(|| send(&names[0], &sent));
@@ -144,19 +142,17 @@ fn a_reset_between_packets_is_a_failure() {
             settings.zlib_level = ZlibLevel::MAX;
             settings.streams = Streams::new(streams).unwrap();
             let mut acceptor = Acceptor::bind(&tcp).unwrap();
-            let config = RelayConfig {
-                settings,
-                ..config(acceptor.address(), Method::Zlib)
-            };
+            let mut config = config(acceptor.address(), Method::Zlib);
+            config.settings = settings;
             let mut relay = Relay::bind(&tcp, config).unwrap();
             let address = relay.address().clone();
             let (accepted, is_accepted) = mpsc::channel();
             let failure = thread::scope(|scope| {
                 scope.spawn(move || {
-                    let incoming = acceptor.accept().unwrap();
+                    let whole = accept(&mut acceptor, 1);
                     accepted.send(()).unwrap();
                     let mut bytes = Vec::new();
-                    let _ = (&incoming.channels[0].stream).read_to_end(&mut bytes);
+                    let _ = (&whole.channels[0].stream).read_to_end(&mut bytes);
                 });
                 let bytes = &bytes;
                 scope.spawn(move || {

@@ -5,15 +5,17 @@
 use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use multifd_codec::{Accel, Backend, Encoder, Engine, Huffman, Pages, Settings, Streams};
 use multifd_transport::failure::{Cause, Channel, Leg};
-use multifd_transport::incoming::Acceptor;
+use multifd_transport::incoming::{Acceptor, Arrival, Incoming, IncomingChannel};
 use multifd_transport::relay::{MigrationReport, Relay, RelayConfig, Work};
-use multifd_transport::{Address, Failure, Stream};
-use multifd_wire::{BlockName, ChannelSender, Hello, Limits, Method, Packet, PageSize, RamPacket};
+use multifd_transport::{Address, Cancel, Failure, Stream};
+use multifd_wire::return_path::{Message, ReturnPathReceiver};
+use multifd_wire::{BlockName, ChannelSender, Hello, Method, Packet, PageSize, RamPacket};
 use qemu_lab::{Part, require_opened};
 
 mod confirmed;
@@ -127,12 +129,7 @@ const END: &[u8] = b"\x03\0\0\0\x02\0\0\0\0\0\0\x02\0\0\0\0\0\0\0\0\x10\x7e\0\0\
     \0\x06\0\0\0\x02{}";
 
 fn config(connect: &Address, compression: Method) -> RelayConfig {
-    RelayConfig {
-        connect: connect.clone(),
-        compression,
-        settings: Settings::default(),
-        limits: Limits::default(),
-    }
+    RelayConfig::new(connect.clone(), compression)
 }
 
 fn unix(folder: &Path, name: &str) -> Address {
@@ -145,7 +142,8 @@ struct Sent {
     channels: Vec<Vec<u8>>,
 }
 
-/// Dials `address` and sends everything, each connection from a thread of its own, then half-closes. Returns what came back on main.
+/// Dials `address` and sends everything, each connection from a thread of its own, then half-closes; with a return path only
+/// once the destination has said its last word. Returns what came back on main.
 fn send(address: &Address, sent: &Sent) -> Vec<u8> {
     let main = Stream::connect(address).unwrap();
     let channels: Vec<_> = sent
@@ -153,28 +151,76 @@ fn send(address: &Address, sent: &Sent) -> Vec<u8> {
         .iter()
         .map(|_| Stream::connect(address).unwrap())
         .collect();
+    let has_return_path = sent.main.windows(OPEN_RETURN_PATH.len()).any(|part| part == OPEN_RETURN_PATH);
     thread::scope(|scope| {
         for (stream, bytes) in channels.iter().zip(&sent.channels) {
             scope.spawn(move || {
                 // A broken connection is for the relay to tell of.
                 let _ = (&mut &*stream).write_all(bytes);
-                let _ = stream.shutdown(Shutdown::Write);
+                if !has_return_path {
+                    let _ = stream.shutdown(Shutdown::Write);
+                }
             });
         }
         let _ = (&main).write_all(&sent.main);
-        let _ = main.shutdown(Shutdown::Write);
         let mut back = Vec::new();
+        if has_return_path {
+            let mut piece = [0; 64];
+            while !has_last_word(&back) {
+                match main.read_some(&mut piece) {
+                    Ok(count @ 1..) => back.extend_from_slice(&piece[..count]),
+                    _ => break,
+                }
+            }
+        }
+        for stream in channels.iter().filter(|_| has_return_path).chain([&main]) {
+            let _ = stream.shutdown(Shutdown::Write);
+        }
         let _ = (&main).read_to_end(&mut back);
         back
     })
 }
 
+const OPEN_RETURN_PATH: &[u8] = b"\x08\0\x01\0\0";
+
+/// What a destination answers as soon as it loads.
+const PONG: &[u8] = b"\0\x02\0\x04\0\0\0\x01";
+
+/// Whether a return path has come to its SHUT.
+fn has_last_word(mut back: &[u8]) -> bool {
+    let mut receiver = ReturnPathReceiver::new();
+    while let Ok(Some(message)) = receiver.push(&mut back) {
+        if matches!(message, Message::Shut(_)) {
+            return true;
+        }
+    }
+    false
+}
+
+/// A migration with its channels, of which it has `count`.
+struct Whole {
+    incoming: Incoming,
+    channels: Vec<IncomingChannel>,
+}
+
+fn accept(acceptor: &mut Acceptor, count: usize) -> Whole {
+    let incoming = acceptor.accept(&Cancel::new()).unwrap();
+    let mut channels = Vec::new();
+    while channels.len() < count {
+        match incoming.channels.next_within(Duration::from_secs(60)) {
+            Some(Arrival::Channel(channel)) => channels.push(channel),
+            other => panic!("{other:?} instead of channel {} of {count}", channels.len()),
+        }
+    }
+    channels.sort_by_key(|channel| channel.hello.channel);
+    Whole { incoming, channels }
+}
+
 /// Takes a migration, says `answer` on main when all has been read, and returns the bytes of main and of each channel.
-fn take(acceptor: &mut Acceptor, answer: &[u8]) -> Sent {
-    let incoming = acceptor.accept().unwrap();
+fn take(acceptor: &mut Acceptor, channels: usize, answer: &[u8]) -> Sent {
+    let Whole { incoming, channels } = accept(acceptor, channels);
     thread::scope(|scope| {
-        let readers: Vec<_> = incoming
-            .channels
+        let readers: Vec<_> = channels
             .iter()
             .map(|channel| {
                 scope.spawn(|| {
@@ -186,11 +232,14 @@ fn take(acceptor: &mut Acceptor, answer: &[u8]) -> Sent {
             .collect();
         // With an answer to give, the source keeps main open until it has it.
         let len = main_bytes(!answer.is_empty()).len();
+        if !answer.is_empty() {
+            (&*incoming.main).write_all(PONG).unwrap();
+        }
         let mut main = incoming.main_start;
         let mut rest = vec![0; len - main.len()];
-        (&incoming.main).read_exact(&mut rest).unwrap();
+        (&*incoming.main).read_exact(&mut rest).unwrap();
         main.append(&mut rest);
-        (&incoming.main).write_all(answer).unwrap();
+        (&*incoming.main).write_all(answer).unwrap();
         Sent {
             main,
             channels: readers
@@ -219,13 +268,11 @@ fn through_two_with(
 ) -> (Sent, Vec<u8>, [MigrationReport; 2]) {
     let mut destination = Acceptor::bind(listen[2]).unwrap();
     let mut far = Relay::bind(listen[1], config(destination.address(), Method::None)).unwrap();
-    let near = RelayConfig {
-        settings,
-        ..config(far.address(), between)
-    };
+    let mut near = config(far.address(), between);
+    near.settings = settings;
     let mut near = Relay::bind(listen[0], near).unwrap();
     thread::scope(|scope| {
-        let taken = scope.spawn(|| take(&mut destination, answer));
+        let taken = scope.spawn(|| take(&mut destination, sent.channels.len(), answer));
         let far = scope.spawn(|| far.serve_one(&mut |_| {}));
         let near_address = near.address().clone();
         let back = scope.spawn(move || send(&near_address, sent));
@@ -368,7 +415,7 @@ fn a_method_that_arrives_is_recognised() {
 fn the_return_path_comes_back() {
     let folder = tempfile::tempdir().unwrap();
     let names = ["near", "far", "destination"].map(|name| unix(folder.path(), name));
-    let answer = b"\0\x02\0\x04\0\0\0\x01\0\x01\0\x04\0\0\0\0";
+    let answer = b"\0\x01\0\x04\0\0\0\0";
     let sent = Sent {
         main: main_bytes(true),
         channels: vec![channel_bytes(0, 1, Method::None)],
@@ -379,7 +426,7 @@ fn the_return_path_comes_back() {
         [&names[0], &names[1], &names[2]],
         answer,
     );
-    assert_eq!(back, answer);
+    assert_eq!(back, [PONG, answer].concat());
 }
 
 /// A relay between `source` and `destination`, of which one spoils the migration: the failure. Then a sound migration must go through.
@@ -420,16 +467,20 @@ fn fails_and_recovers(
 /// Takes migrations until one brings all of `main`. One that failed early may not even be seen here.
 fn take_until_whole(acceptor: &mut Acceptor, main: &[u8]) {
     loop {
-        let Ok(incoming) = acceptor.accept() else {
-            continue;
-        };
+        let incoming = acceptor.accept(&Cancel::new()).unwrap();
         let mut bytes = incoming.main_start;
+        let (channels, is_over) = (incoming.channels, AtomicBool::new(false));
         thread::scope(|scope| {
-            for channel in &incoming.channels {
-                scope.spawn(|| (&channel.stream).read_to_end(&mut Vec::new()));
-            }
+            scope.spawn(|| {
+                while !is_over.load(Ordering::SeqCst) {
+                    if let Some(Arrival::Channel(channel)) = channels.next_within(Duration::from_millis(10)) {
+                        scope.spawn(move || (&channel.stream).read_to_end(&mut Vec::new()));
+                    }
+                }
+            });
             // Whether the migration is whole or not, both legs of all channels end: this returns.
-            let _ = (&incoming.main).read_to_end(&mut bytes);
+            let _ = (&*incoming.main).read_to_end(&mut bytes);
+            is_over.store(true, Ordering::SeqCst);
         });
         if bytes == main {
             return;
@@ -503,8 +554,9 @@ fn a_destination_that_dies_ends_it() {
         );
     };
     let destination = |acceptor: &mut Acceptor| {
-        let incoming = acceptor.accept().unwrap();
-        (&incoming.channels[0].stream)
+        let Whole { incoming, channels } = accept(acceptor, 1);
+        (&*incoming.main).write_all(PONG).unwrap();
+        (&channels[0].stream)
             .read_exact(&mut [0; 1 << 20])
             .unwrap();
     };
@@ -525,9 +577,9 @@ fn a_refusal_reaches_the_source_and_is_a_failure() {
             main: main_bytes(true),
             channels: vec![channel_bytes(0, 1, Method::None)],
         };
-        assert_eq!(send(address, &sent), refusal);
+        assert_eq!(send(address, &sent), [PONG, refusal].concat());
     };
-    let failure = fails_and_recovers(source, |acceptor| drop(take(acceptor, refusal)));
+    let failure = fails_and_recovers(source, |acceptor| drop(take(acceptor, 1, refusal)));
     assert_eq!(
         (failure.channel, failure.leg),
         (Channel::Main, Leg::Destination)
@@ -589,13 +641,14 @@ fn a_stalled_channel_stalls_no_other_and_a_sync_passes_at_once() {
         let small = channel_bytes(1, 0, Method::None);
         let sync_end = Hello::LEN + 320 + 8 * PAGE.pages_per_packet();
         (&only_sync).write_all(&small[..sync_end]).unwrap();
-        let (main_start, main_rest) = main.split_at(main.len() - END.len() / 2);
+        // Main waits at the end of a round only.
+        let (main_start, main_rest) = main.split_at(main.len() - END.len());
         (&source_main).write_all(main_start).unwrap();
 
-        let incoming = destination.accept().unwrap();
+        let Whole { incoming, channels } = accept(&mut destination, 2);
         let deadline = Some(Duration::from_secs(10));
         let mut sync = vec![0; sync_end - Hello::LEN];
-        let sync_reader = &incoming.channels[1].stream;
+        let sync_reader = &channels[1].stream;
         sync_reader.set_read_timeout(deadline).unwrap();
         (&mut &*sync_reader)
             .read_exact(&mut sync)
@@ -603,7 +656,7 @@ fn a_stalled_channel_stalls_no_other_and_a_sync_passes_at_once() {
         assert!(sync == small[Hello::LEN..sync_end]);
         let mut rest = vec![0; main_start.len() - incoming.main_start.len()];
         incoming.main.set_read_timeout(deadline).unwrap();
-        (&incoming.main)
+        (&*incoming.main)
             .read_exact(&mut rest)
             .expect("main passes although channel 0 stalls");
 
@@ -613,7 +666,7 @@ fn a_stalled_channel_stalls_no_other_and_a_sync_passes_at_once() {
         (&only_sync).write_all(&small[sync_end..]).unwrap();
         only_sync.shutdown(Shutdown::Write).unwrap();
         let mut rest = Vec::new();
-        (&incoming.channels[0].stream)
+        (&channels[0].stream)
             .read_to_end(&mut rest)
             .unwrap();
         assert!(rest == big[Hello::LEN..]);
