@@ -612,15 +612,15 @@ mod tests {
             method: Method::None,
             accepted,
         };
+        source.send_preamble(&|| Ok(())).unwrap();
+        link.preamble(&|| Ok(())).unwrap();
         // Not there yet when it is asked for.
         let offer = thread::scope(|scope| {
             scope.spawn(|| {
-                thread::sleep(2 * TICK);
-                source.send_preamble(&|| Ok(())).unwrap();
+                thread::sleep(4 * TICK);
                 let blocks = Message::Blocks(Vec::new());
                 source.send(&blocks, &|| Ok(())).unwrap();
             });
-            link.preamble(&|| Ok(())).unwrap();
             session.offer(agreement, &mut link)
         });
         assert!(offer.unwrap().blocks.is_empty());
