@@ -110,6 +110,8 @@ pub fn main() -> Result<(), VmError> {
     let address = acceptor.address().clone();
     here.clone().resume()?;
     let over = Cancel::new();
+    // Here as there, all regions have to be mapped and aligned.
+    let memory = VmMemory::fresh(&*there.memory)?;
     thread::scope(|scope| {
         // Either guest's virtual CPU.
         for vmm in [&here, &there] {
@@ -121,7 +123,6 @@ pub fn main() -> Result<(), VmError> {
             });
         }
         let destination = scope.spawn(|| {
-            let memory = VmMemory::fresh(&*there.memory);
             let mut vm = there.clone();
             let settings = DestinationSettings::default();
             let received = destination::receive(
@@ -139,7 +140,7 @@ pub fn main() -> Result<(), VmError> {
         parameters.multifd_compression = Method::Zstd;
         let guest = Guest {
             uuid: [0; 16],
-            memory: &VmMemory::new(&*here.memory),
+            memory: &VmMemory::new(&*here.memory)?,
             dirty: &mut AtomicBitmapLog::new(&*here.memory),
             vm: &mut here.clone(),
         };

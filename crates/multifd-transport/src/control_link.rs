@@ -29,6 +29,9 @@ pub(crate) struct ControlLink<'s> {
     unread: std::ops::Range<usize>,
     outgoing: Vec<u8>,
     bytes_out: u64,
+    /// The peer has the beginning of a message whose end it will never get. Nothing may follow: the peer would read it
+    /// as that end.
+    is_cut: bool,
 }
 
 impl<'s> ControlLink<'s> {
@@ -42,6 +45,7 @@ impl<'s> ControlLink<'s> {
             unread: 0..0,
             outgoing: Vec::new(),
             bytes_out: 0,
+            is_cut: false,
         })
     }
 
@@ -60,6 +64,7 @@ impl<'s> ControlLink<'s> {
         &mut self,
         watch: &dyn Fn() -> Result<(), Cause>,
     ) -> Result<(), Cause> {
+        self.outgoing.clear();
         self.outgoing.extend_from_slice(&Preamble::OURS.to_bytes());
         self.write(watch)
     }
@@ -79,6 +84,7 @@ impl<'s> ControlLink<'s> {
         message: &Message,
         watch: &dyn Fn() -> Result<(), Cause>,
     ) -> Result<(), Cause> {
+        self.outgoing.clear();
         message.encode(&mut self.outgoing)?;
         self.write(watch)
     }
@@ -116,9 +122,8 @@ impl<'s> ControlLink<'s> {
                 cause,
             };
         }
-        self.outgoing.clear();
         let message = Message::Failure(control::reason(&failure.explain()));
-        // Whoever does not take it learns from the closed connection that it is over.
+        // A peer that does not take it learns from the closed connection that it is over.
         let _ = self.send(&message, &|| Err(EngineFault::Closed.into()));
         failure
     }
@@ -139,19 +144,36 @@ impl<'s> ControlLink<'s> {
         }
     }
 
+    /// Writes what is outgoing. After an error no part of it has an effect at the peer, and never will have: either
+    /// nothing was written, or the peer has the beginning of a message, which stays the last thing it gets.
     fn write(&mut self, watch: &dyn Fn() -> Result<(), Cause>) -> Result<(), Cause> {
-        let mut rest = self.outgoing.as_slice();
-        while !rest.is_empty() {
+        if self.is_cut {
+            return Err(EngineFault::Closed.into());
+        }
+        let mut written = 0;
+        let outcome = self.write_all(&mut written, watch);
+        self.is_cut = outcome.is_err() && written > 0;
+        self.bytes_out += written as u64;
+        outcome
+    }
+
+    fn write_all(
+        &self,
+        written: &mut usize,
+        watch: &dyn Fn() -> Result<(), Cause>,
+    ) -> Result<(), Cause> {
+        loop {
+            let rest = self.outgoing.get(*written..).unwrap_or_default();
+            if rest.is_empty() {
+                return Ok(());
+            }
             match (&mut &*self.stream).write(rest) {
                 Ok(0) => return Err(io::Error::from(io::ErrorKind::WriteZero).into()),
-                Ok(count) => rest = rest.get(count..).unwrap_or_default(),
+                Ok(count) => *written = written.saturating_add(count),
                 Err(error) if is_tick(&error) => watch()?,
                 Err(error) => return Err(error.into()),
             }
         }
-        self.bytes_out += self.outgoing.len() as u64;
-        self.outgoing.clear();
-        Ok(())
     }
 
     fn event(&mut self, watch: &dyn Fn() -> Result<(), Cause>) -> Result<Event, Cause> {
@@ -209,4 +231,88 @@ pub(crate) fn out_of_turn(message: &Message, wanted: &'static str) -> Cause {
 fn is_tick(error: &io::Error) -> bool {
     use io::ErrorKind::{Interrupted, TimedOut, WouldBlock};
     matches!(error.kind(), Interrupted | TimedOut | WouldBlock)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use multifd_wire::control::MAX_PIECE_LEN;
+    use std::os::unix::net::UnixStream;
+
+    /// Two ends, of which the first cannot send much that the second has not read.
+    fn pair() -> (Stream, Stream) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        rustix::net::sockopt::set_socket_send_buffer_size(&ours, 4096).unwrap();
+        (Stream::Unix(ours), Stream::Unix(theirs))
+    }
+
+    fn failed() -> Failure {
+        Failure {
+            channel: Channel::Main,
+            leg: crate::failure::Leg::Source,
+            block: None,
+            cause: EngineFault::Cancelled.into(),
+        }
+    }
+
+    fn rest_of(stream: &Stream) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        (&mut &*stream).read_to_end(&mut bytes).unwrap();
+        bytes
+    }
+
+    /// Where both ends are of the same make, the beginning of one message and the whole of another can make a third.
+    #[test]
+    fn nothing_follows_the_beginning_of_a_message() {
+        let (ours, theirs) = pair();
+        let mut link = ControlLink::new(&ours, Limits::default()).unwrap();
+        let piece = Message::DeviceState(vec![7; MAX_PIECE_LEN]);
+        let mut whole = Vec::new();
+        piece.encode(&mut whole).unwrap();
+        // As many as the peer's buffer takes, and a part of the one behind them.
+        let mut sent = 0;
+        let given_up = || Err(EngineFault::Cancelled.into());
+        while link.send(&piece, &given_up).is_ok() {
+            sent += 1;
+        }
+        let written = usize::try_from(link.bytes_out()).unwrap();
+        assert!(written > sent * whole.len(), "a part of a message");
+        // The peer reads on, so that there is room again.
+        theirs.set_read_timeout(Some(TICK)).unwrap();
+        let mut got = Vec::new();
+        let mut piece = vec![0; 1 << 20];
+        while let Ok(count @ 1..) = theirs.read_some(&mut piece) {
+            got.extend_from_slice(&piece[..count]);
+        }
+        assert_eq!(got.len(), written);
+        link.explained(failed());
+        let start = link.send(&Message::Start, &|| Ok(()));
+        assert!(matches!(start, Err(Cause::Engine(EngineFault::Closed))));
+        assert_eq!(usize::try_from(link.bytes_out()).unwrap(), written);
+        drop(ours);
+        assert!(rest_of(&theirs).is_empty(), "nothing came behind it");
+        // What came is whole messages and the beginning of one.
+        let (messages, beginning) = got.split_at(sent * whole.len());
+        assert!(messages.chunks(whole.len()).all(|message| message == whole));
+        assert!(whole.starts_with(beginning) && !beginning.is_empty());
+    }
+
+    #[test]
+    fn a_message_of_which_nothing_was_written_leaves_the_link_as_it_was() {
+        let (ours, theirs) = pair();
+        let mut link = ControlLink::new(&ours, Limits::default()).unwrap();
+        // The peer takes nothing more.
+        let mut filled = 0;
+        while let Ok(count @ 1..) = (&ours).write(&[0; 4096]) {
+            filled += count;
+        }
+        let given_up = || Err(EngineFault::Cancelled.into());
+        assert!(link.send(&Message::Start, &given_up).is_err());
+        assert_eq!(link.bytes_out(), 0);
+        (&theirs).read_exact(&mut vec![0; filled]).unwrap();
+        link.explained(failed());
+        drop(ours);
+        let said = String::from_utf8_lossy(&rest_of(&theirs)).into_owned();
+        assert!(said.contains("cancelled"), "{said}");
+    }
 }

@@ -2,18 +2,22 @@
 //!
 //! SHA-256 of each leaf of 1 MiB, on all processors, and SHA-256 of all these with the blocks' names and lengths.
 
+use std::num::NonZeroUsize;
 use std::sync::LazyLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 
 use multifd_codec::{Pages, is_zero};
 use multifd_wire::PageSize;
-use rayon::ThreadPoolBuilder;
-use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use crate::memory::{MemoryBlock, OutOfRange};
 
 /// Small enough to stay in a processor's cache while it is copied and hashed.
 const LEAF_BYTES: usize = 1 << 20;
+
+/// A thread is worth making for so many leaves: some milliseconds of work.
+const LEAVES_FOR_A_THREAD: usize = 8;
 
 type Sum = [u8; 32];
 
@@ -25,10 +29,6 @@ pub(crate) fn of_memory(
     blocks: &[MemoryBlock<'_>],
     page_size: PageSize,
 ) -> Result<Sum, OutOfRange> {
-    // A pool of its own, whose threads end with it.
-    let pool = ThreadPoolBuilder::new()
-        .thread_name(|number| format!("digest-{number}"))
-        .build();
     let mut blocks: Vec<_> = blocks.iter().collect();
     blocks.sort_by(|a, b| a.name.as_bytes().cmp(b.name.as_bytes()));
     let mut all = Sha256::new();
@@ -38,21 +38,44 @@ pub(crate) fn of_memory(
         all.update(block.name.as_bytes());
         all.update([0]);
         all.update((len_bytes as u64).to_be_bytes());
-        let numbers = 0..len_bytes.div_ceil(LEAF_BYTES);
-        let buffer = || Vec::with_capacity(LEAF_BYTES);
-        let fill = |bytes: &mut Vec<u8>, index| leaf(block, page_size, index, bytes);
-        let leaves: Result<Vec<Sum>, _> = match &pool {
-            Ok(pool) => pool.install(|| numbers.into_par_iter().map_init(buffer, fill).collect()),
-            // Where there are no threads to be had, it takes longer.
-            Err(_) => {
-                let mut bytes = buffer();
-                numbers.map(|index| fill(&mut bytes, index)).collect()
-            }
-        };
-        let leaves = leaves?;
-        leaves.iter().for_each(|leaf| all.update(leaf));
+        let sums = leaves(block, page_size)?;
+        sums.iter().for_each(|sum| all.update(sum));
     }
     Ok(all.finalize().into())
+}
+
+/// The sums of all leaves of a block, in their order. Threads are made for a large block only, and as few as it can use.
+fn leaves(block: &MemoryBlock<'_>, page_size: PageSize) -> Result<Vec<Sum>, OutOfRange> {
+    let count = block.range.len_bytes().div_ceil(LEAF_BYTES);
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let mut bytes = Vec::with_capacity(LEAF_BYTES);
+        let mut sums = Vec::new();
+        loop {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            if index >= count {
+                return Ok(sums);
+            }
+            sums.push((index, leaf(block, page_size, index, &mut bytes)?));
+        }
+    };
+    let processors = thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    let helpers = (count / LEAVES_FOR_A_THREAD).min(processors.saturating_sub(1));
+    let mut sums = thread::scope(|scope| {
+        // Where there are no threads to be had, it takes longer.
+        let spawn = |_| thread::Builder::new().spawn_scoped(scope, work).ok();
+        let helpers: Vec<_> = (0..helpers).filter_map(spawn).collect();
+        let mut sums: Vec<(usize, Sum)> = work()?;
+        for helper in helpers {
+            match helper.join() {
+                Ok(more) => sums.extend(more?),
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        }
+        Ok(sums)
+    })?;
+    sums.sort_unstable_by_key(|(index, _)| *index);
+    Ok(sums.into_iter().map(|(_, sum)| sum).collect())
 }
 
 /// Computes leaf number `index` of a block, by a copy in `bytes`.

@@ -1,9 +1,10 @@
 //! What can go wrong between a source and a destination engine, beside what can go wrong with any channel.
 
+use std::io;
 use std::time::Duration;
 
-use multifd_wire::Method;
 use multifd_wire::control::Preamble;
+use multifd_wire::{BlockName, Method};
 
 use crate::dirty::DirtyLogError;
 use crate::memory::OutOfRange;
@@ -138,6 +139,30 @@ pub enum EngineFault {
     /// The guest's writes cannot be tracked.
     #[error("the guest's writes cannot be tracked")]
     DirtyLog(#[from] DirtyLogError),
+    /// This machine has no thread for a channel.
+    #[error("cannot start a thread")]
+    Thread {
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The other end has sent nothing for a while, although it was its turn.
+    #[error("the other end has sent nothing for {} s", .within.as_secs())]
+    Idle {
+        /// How long it had.
+        within: Duration,
+    },
+    /// The source has ended without every page of the guest.
+    #[error("{missing} of {pages} pages of block {block:?} never came, the first is at {first:#x}")]
+    PagesMissing {
+        /// The block they belong to.
+        block: Box<BlockName>,
+        /// How many did not come.
+        missing: u64,
+        /// How many pages the block has.
+        pages: u64,
+        /// Where the first of the missing ones is, in bytes.
+        first: u64,
+    },
     /// The VM does not do what it should.
     #[error("the VM cannot {what}")]
     Vm {

@@ -9,7 +9,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStringExt;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -74,7 +74,7 @@ pub struct Folder {
 }
 
 impl Folder {
-    /// Makes the folder unless it is there, and looks for images of an earlier migration, whole or partial.
+    /// Makes the folder unless it is there, for its owner alone, and looks for images of an earlier migration, whole or partial.
     ///
     /// # Errors
     ///
@@ -84,7 +84,12 @@ impl Folder {
             path: path.to_owned(),
             source,
         };
-        fs::create_dir_all(path).map_err(failed)?;
+        // Guest memory is secret. A folder that is there already has the mode that somebody gave it.
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(path)
+            .map_err(failed)?;
         for entry in fs::read_dir(path).map_err(failed)? {
             let entry = entry.map_err(failed)?;
             let name = entry.file_name();
@@ -159,30 +164,52 @@ impl Images {
         &self.images
     }
 
-    /// The same, and leaves out blocks that the source has not sent.
-    pub(crate) fn keep_but(&self, left_out: &[BlockName]) -> Result<(), ImageError> {
-        let kept = || self.images.iter().filter(|image| !left_out.contains(&image.block));
-        for image in kept() {
-            image.file.sync()?;
-        }
-        for image in kept() {
-            image.file.publish()?;
-        }
-        Ok(())
-    }
-
     /// Brings the images to the disk and gives them their names: from now on they are whole.
     ///
     /// # Errors
     ///
-    /// When the system cannot.
+    /// As [`sync`](Self::sync) and [`publish`](Self::publish).
     pub fn keep(&self) -> Result<(), ImageError> {
-        // None has its name before all are there.
+        self.sync()?;
+        self.publish()
+    }
+
+    /// Brings the images to the disk, under the names of partial ones still.
+    ///
+    /// # Errors
+    ///
+    /// When the system cannot.
+    pub fn sync(&self) -> Result<(), ImageError> {
         for image in &self.images {
             image.file.sync()?;
         }
-        for image in &self.images {
-            image.file.publish()?;
+        Ok(())
+    }
+
+    /// Gives all images their names, or none.
+    ///
+    /// # Errors
+    ///
+    /// When a name is taken, or the system cannot. No image is left then.
+    pub fn publish(&self) -> Result<(), ImageError> {
+        self.publish_but(&[])
+    }
+
+    /// The same, leaving out blocks that the source has not sent: they have no image.
+    ///
+    /// # Errors
+    ///
+    /// The same.
+    pub fn publish_but(&self, left_out: &[BlockName]) -> Result<(), ImageError> {
+        let kept = || {
+            let mut images = self.images.iter();
+            std::iter::from_fn(move || images.find(|image| !left_out.contains(&image.block)))
+        };
+        for (index, image) in kept().enumerate() {
+            if let Err(error) = image.file.publish() {
+                kept().take(index.saturating_add(1)).for_each(Image::withdraw);
+                return Err(error.into());
+            }
         }
         Ok(())
     }
@@ -211,6 +238,17 @@ impl Image {
             pages: AtomicU64::new(0),
             zero_pages: AtomicU64::new(0),
         })
+    }
+
+    /// Removes an image that was given its name for nothing. One that still has the name of a partial one removes itself,
+    /// and the file that has the name then is somebody else's.
+    fn withdraw(&self) {
+        let mut partial = OsString::from(self.path());
+        partial.push(PARTIAL_SUFFIX);
+        if !Path::new(&partial).exists() {
+            // The failure that led here is told.
+            let _ = fs::remove_file(self.path());
+        }
     }
 
     /// The block's name.
@@ -488,6 +526,40 @@ mod tests {
             ));
             assert_eq!(fs::read(dir.path().join(name)).unwrap(), b"mine");
         }
+    }
+
+    #[test]
+    fn all_images_are_published_or_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let blocks = ["a", "b", "c"].map(|name| block(name, 4096));
+        let images = Folder::prepare(dir.path())
+            .unwrap()
+            .create(&blocks)
+            .unwrap();
+        images.sync().unwrap();
+        // Somebody takes a name meanwhile.
+        fs::write(dir.path().join("b.ram"), "mine").unwrap();
+        assert!(matches!(
+            images.publish(),
+            Err(ImageError::File(FileError::Occupied { .. }))
+        ));
+        drop(images);
+        assert_eq!(files(dir.path()), ["b.ram"]);
+        assert_eq!(fs::read(dir.path().join("b.ram")).unwrap(), b"mine");
+    }
+
+    #[test]
+    fn folders_that_are_made_are_for_their_owner_alone() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        let inner = dir.path().join("a/b");
+        Folder::prepare(&inner).unwrap();
+        assert_eq!((mode(&dir.path().join("a")), mode(&inner)), (0o700, 0o700));
+        // One that was there stays what it was.
+        fs::set_permissions(&inner, fs::Permissions::from_mode(0o755)).unwrap();
+        Folder::prepare(&inner).unwrap();
+        assert_eq!(mode(&inner), 0o755);
     }
 
     #[test]

@@ -227,7 +227,9 @@ impl Keeper for Receiver<'_> {
     }
 
     fn keep(&self, left_out: &[BlockName]) -> Result<(), Cause> {
-        Ok(self.images()?.keep_but(left_out)?)
+        let images = self.images()?;
+        images.sync()?;
+        Ok(images.publish_but(left_out)?)
     }
 
     const NEEDS_MEMORY_ONLY: bool = true;

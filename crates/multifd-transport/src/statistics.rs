@@ -72,7 +72,8 @@ pub struct Progress {
     pub normal_per_second: Option<f64>,
     /// QEMU's `dirty-pages-rate`: pages the guest has written per second. `None` before the log was read.
     pub dirty_pages_rate: Option<f64>,
-    /// QEMU's `expected-downtime`, were the guest stopped now. `None` before the end of the first round.
+    /// QEMU's `expected-downtime`, were the guest stopped now. `None` until a page with contents has been sent in a whole
+    /// round: the guest is not stopped before.
     pub expected_downtime: Option<Duration>,
 }
 

@@ -74,8 +74,8 @@ impl GuestMemory for Shared {
     }
 }
 
-/// Stands for the VM. What arrives is kept before the source is told that all has arrived: if it cannot be kept, the
-/// source has its guest still.
+/// Stands for the VM. What arrives is on the disk before the source is told that all has arrived: if it cannot be kept,
+/// the source has its guest still. It gets its names once the guest has been given.
 struct Keeper<'a>(&'a OnceLock<(Shared, Option<Images>)>);
 
 impl VmHandle for Keeper<'_> {
@@ -84,7 +84,10 @@ impl VmHandle for Keeper<'_> {
     }
 
     fn resume(&mut self) -> Result<(), VmError> {
-        Ok(())
+        match self.0.get() {
+            Some((_, Some(images))) => Ok(images.publish()?),
+            _ => Ok(()),
+        }
     }
 
     fn save_device_state(&mut self) -> Result<Vec<u8>, VmError> {
@@ -109,7 +112,7 @@ impl VmHandle for Keeper<'_> {
                 offset += piece.len() as u64;
             }
         }
-        Ok(images.keep()?)
+        Ok(images.sync()?)
     }
 }
 
@@ -189,3 +192,51 @@ impl fmt::Display for Summary {
 }
 
 const PIECE_BYTES: usize = 64 << 10;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use multifd_wire::BlockName;
+    use std::path::Path;
+
+    fn files(folder: &Path) -> Vec<String> {
+        let entries = std::fs::read_dir(folder).unwrap();
+        let name = |entry: std::io::Result<std::fs::DirEntry>| entry.unwrap().file_name();
+        let mut names: Vec<_> = entries
+            .map(|entry| name(entry).into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+
+    /// A source that takes its guest back after everything has come leaves no image.
+    #[test]
+    fn images_have_their_names_once_the_guest_has_been_given() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = Folder::prepare(dir.path()).unwrap();
+        let mapping = Mapping::memfd("ram", 8192).unwrap();
+        mapping.range().write(4096, &[7; 4096]).unwrap();
+        let name = BlockName::new(b"ram").unwrap();
+        let block = ImageBlock {
+            name: name.clone(),
+            used_length: 8192,
+        };
+        for is_given in [false, true] {
+            let memory = Mapping::shared(mapping.file().try_clone().unwrap().into()).unwrap();
+            let memory = MappedMemory::new(vec![(name.clone(), memory)]);
+            let images = folder.create(std::slice::from_ref(&block)).unwrap();
+            let kept = OnceLock::from((Shared(Arc::new(memory)), Some(images)));
+            let mut keeper = Keeper(&kept);
+            keeper.load_device_state(&[]).unwrap();
+            assert_eq!(files(dir.path()), ["ram.ram.partial"]);
+            if is_given {
+                keeper.resume().unwrap();
+            }
+            drop(kept);
+            let left: &[&str] = if is_given { &["ram.ram"] } else { &[] };
+            assert_eq!(files(dir.path()), left);
+        }
+        let image = std::fs::read(dir.path().join("ram.ram")).unwrap();
+        assert!(image == [[0; 4096], [7; 4096]].concat());
+    }
+}

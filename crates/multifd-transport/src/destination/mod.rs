@@ -1,8 +1,9 @@
 //! The destination engine: takes a guest that a [`source`](crate::source) sends.
 //!
 //! The guest is started when everything has arrived and the source has given it away; until then, any failure leaves it
-//! with the source. Memory beside the guest's own: a packet's pages for each channel, the devices' state up to a limit,
-//! and one bit for each page.
+//! with the source. Everything is every page of every block, as contents or as zero, and the devices' state. Memory
+//! beside the guest's own: a packet's pages for each channel, the devices' state up to a limit, and two bits for each
+//! page.
 
 mod placing;
 mod session;
@@ -32,6 +33,9 @@ pub struct DestinationSettings {
     pub channels: u16,
     /// The most device state it keeps, in bytes, by default 64 MiB.
     pub device_state_bytes: usize,
+    /// How long the source may send nothing at all while it is its turn, by default 120 s; then the guest stays with it.
+    /// A source is silent while it saves its devices' state, and while it computes a digest of all memory.
+    pub idle_timeout: Duration,
 }
 
 impl Default for DestinationSettings {
@@ -40,6 +44,7 @@ impl Default for DestinationSettings {
             codec: Settings::default(),
             channels: multifd_wire::control::MAX_CHANNELS,
             device_state_bytes: 64 << 20,
+            idle_timeout: Duration::from_secs(120),
         }
     }
 }

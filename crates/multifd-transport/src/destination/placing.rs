@@ -20,9 +20,14 @@ pub(super) struct Places<'a> {
 pub(super) struct Place<'a> {
     block: &'a MemoryBlock<'a>,
     page_bytes: usize,
-    /// For a block that was all zero: one bit for each page that is so no more.
-    written: Option<Vec<AtomicU64>>,
+    /// The pages that have come, as contents or as zero.
+    came: PageBits,
+    /// For a block that was all zero: the pages that are so no more.
+    written: Option<PageBits>,
 }
+
+/// One bit for each page of a block. Any number of channels may change it at once.
+struct PageBits(Vec<AtomicU64>);
 
 impl<'a> Places<'a> {
     /// The places of `ours`, which must be what the source calls `theirs`.
@@ -76,6 +81,11 @@ impl<'a> Places<'a> {
             .ok_or(EngineFault::UnknownBlock)
     }
 
+    /// Whether every page of every block has come.
+    pub(super) fn check_all_came(&self) -> Result<(), EngineFault> {
+        self.blocks.iter().try_for_each(Place::check_all_came)
+    }
+
     /// The size of all pages.
     pub(super) const fn page_size(&self) -> PageSize {
         self.page_size
@@ -85,12 +95,11 @@ impl<'a> Places<'a> {
 impl<'a> Place<'a> {
     fn new(block: &'a MemoryBlock<'a>, page_size: PageSize) -> Self {
         let pages = block.range.len_bytes().div_ceil(page_size.bytes());
-        let words = pages.div_ceil(u64::BITS as usize);
-        let none = || std::iter::repeat_with(|| AtomicU64::new(0)).take(words);
         Self {
             block,
             page_bytes: page_size.bytes(),
-            written: block.is_fresh.then(|| none().collect()),
+            came: PageBits::new(pages),
+            written: block.is_fresh.then(|| PageBits::new(pages)),
         }
     }
 
@@ -104,7 +113,10 @@ impl<'a> Place<'a> {
         for (&offset, page) in offsets.iter().zip(pages) {
             let written = self.block.range.write(offset, page);
             written.map_err(EngineFault::from)?;
-            self.note(offset);
+            self.came.insert(self.page_of(offset));
+            if let Some(written) = &self.written {
+                written.insert(self.page_of(offset));
+            }
         }
         Ok(())
     }
@@ -113,34 +125,72 @@ impl<'a> Place<'a> {
     pub(super) fn clear(&self, offsets: &[u64]) -> Result<(), Cause> {
         for &offset in offsets {
             let range = &self.block.range;
-            let outcome = if self.may_hold_something(offset) {
-                range.clear(offset, self.page_bytes)
-            } else {
-                range.check(offset, self.page_bytes)
+            let page = self.page_of(offset);
+            let is_zero = (self.written.as_ref()).is_some_and(|written| !written.contains(page));
+            let outcome = match is_zero {
+                true => range.check(offset, self.page_bytes),
+                false => range.clear(offset, self.page_bytes),
             };
             outcome.map_err(EngineFault::from)?;
+            self.came.insert(page);
         }
         Ok(())
     }
 
-    fn note(&self, offset: u64) {
-        if let Some((word, bit)) = self.bit(offset) {
+    fn page_of(&self, offset: u64) -> u64 {
+        offset / self.page_bytes as u64
+    }
+
+    fn check_all_came(&self) -> Result<(), EngineFault> {
+        let pages = (self.block.range.len_bytes() / self.page_bytes) as u64;
+        let missing = pages.saturating_sub(self.came.count());
+        if missing == 0 {
+            return Ok(());
+        }
+        let first = (0..pages).find(|&page| !self.came.contains(page));
+        Err(EngineFault::PagesMissing {
+            block: Box::new(self.block.name.clone()),
+            missing,
+            pages,
+            first: first
+                .unwrap_or(pages)
+                .saturating_mul(self.page_bytes as u64),
+        })
+    }
+}
+
+impl PageBits {
+    fn new(pages: usize) -> Self {
+        let words = pages.div_ceil(u64::BITS as usize);
+        Self(
+            std::iter::repeat_with(AtomicU64::default)
+                .take(words)
+                .collect(),
+        )
+    }
+
+    fn insert(&self, page: u64) {
+        if let Some((word, bit)) = self.bit(page) {
             word.fetch_or(bit, Ordering::Relaxed);
         }
     }
 
-    fn may_hold_something(&self, offset: u64) -> bool {
-        match self.bit(offset) {
-            Some((word, bit)) => word.load(Ordering::Relaxed) & bit != 0,
-            None => true,
-        }
+    fn contains(&self, page: u64) -> bool {
+        let bit = self.bit(page);
+        bit.is_some_and(|(word, bit)| word.load(Ordering::Relaxed) & bit != 0)
     }
 
-    fn bit(&self, offset: u64) -> Option<(&AtomicU64, u64)> {
-        let page = offset / self.page_bytes as u64;
+    fn count(&self) -> u64 {
+        let ones = self
+            .0
+            .iter()
+            .map(|word| word.load(Ordering::Relaxed).count_ones());
+        ones.map(u64::from).sum()
+    }
+
+    fn bit(&self, page: u64) -> Option<(&AtomicU64, u64)> {
         let index = usize::try_from(page / u64::from(u64::BITS)).ok()?;
-        let word = self.written.as_ref()?.get(index)?;
-        Some((word, 1 << (page % u64::from(u64::BITS))))
+        Some((self.0.get(index)?, 1 << (page % u64::from(u64::BITS))))
     }
 }
 
@@ -186,6 +236,30 @@ mod tests {
             assert!(place.write(&[outside], &[5; 4096]).is_err());
             assert!(place.clear(&[outside]).is_err());
         }
+    }
+
+    #[test]
+    fn a_page_that_never_came_is_named() {
+        let memory = memory();
+        let blocks = memory.blocks();
+        let theirs = [block("a", 4 * 4096), block("b", 4 * 4096)];
+        let places = Places::new(&blocks, &theirs, PageSize::K4).unwrap();
+        let (a, b) = (
+            places.of(&name("a")).unwrap(),
+            places.of(&name("b")).unwrap(),
+        );
+        a.write(&[0, 4096, 8192, 12288], &[5; 4 * 4096]).unwrap();
+        b.clear(&[0, 12288]).unwrap();
+        // One that is outside is none of the block.
+        assert!(b.clear(&[16384]).is_err());
+        b.write(&[4096], &[5; 4096]).unwrap();
+        assert!(matches!(
+            places.check_all_came(),
+            Err(EngineFault::PagesMissing { block, missing: 1, pages: 4, first: 8192 })
+                if *block == name("b")
+        ));
+        b.clear(&[8192]).unwrap();
+        places.check_all_came().unwrap();
     }
 
     #[test]

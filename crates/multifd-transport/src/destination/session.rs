@@ -1,6 +1,7 @@
 //! One migration at the destination, from the source's hello to the start of the guest.
 
 use std::net::Shutdown;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{OnceLock, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -27,6 +28,9 @@ use crate::{Stream, digest};
 
 /// How soon a wish to end is noticed, and progress told at the most.
 const TICK: Duration = Duration::from_millis(50);
+
+/// How long a source may take to take the word that its guest runs here.
+const LAST_WORD_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How often progress is told.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
@@ -109,6 +113,8 @@ impl Session<'_> {
             },
             rounds: Rounds::new(channels.len()),
             tally: Tally::default(),
+            messages: AtomicU64::new(0),
+            at_work: AtomicBool::new(false),
             fate: OnceLock::new(),
         };
         let (device_state_bytes, digest) = transfer.run(&channels, link, vm, observe)?;
@@ -132,18 +138,17 @@ impl Session<'_> {
         }
     }
 
-    /// As [`check`](Self::check), while a peer should speak at once.
-    fn check_opening(&self) -> Result<(), Cause> {
-        if self.started.elapsed() > HELLO_TIMEOUT {
-            let within = HELLO_TIMEOUT;
-            return Err(crate::failure::SetupFault::Silent { within }.into());
+    /// As [`check`](Self::check), while a peer should speak at once: it has been its turn since then.
+    fn check_opening(&self, since: Instant) -> Result<(), Cause> {
+        if since.elapsed() > HELLO_TIMEOUT {
+            return Err(crate::failure::SetupFault::Silent { within: HELLO_TIMEOUT }.into());
         }
         self.check()
     }
 
     /// Agrees with the source on what to do, or refuses it.
     fn agree(&self, link: &mut ControlLink<'_>) -> Result<Agreement, Cause> {
-        let watch = || self.check_opening();
+        let watch = || self.check_opening(self.started);
         // Said in any case: a source that speaks other versions is to know which.
         link.send_preamble(&watch)?;
         link.preamble(&watch)?;
@@ -179,7 +184,9 @@ impl Session<'_> {
     }
 
     fn offer(&self, agreement: Agreement, link: &mut ControlLink<'_>) -> Result<Offer, Cause> {
-        let blocks = match link.receive(&|| self.check_opening())? {
+        // The time that channels took to come is not the block list's.
+        let since = Instant::now();
+        let blocks = match link.receive(&|| self.check_opening(since))? {
             Message::Blocks(blocks) => blocks,
             other => return Err(out_of_turn(&other, "a list of RAM blocks")),
         };
@@ -213,6 +220,10 @@ struct Transfer<'a> {
     limits: Limits,
     rounds: Rounds,
     tally: Tally,
+    /// Messages that came on the main connection.
+    messages: AtomicU64,
+    /// It is this end's turn: the source waits.
+    at_work: AtomicBool,
     fate: OnceLock<Fate>,
 }
 
@@ -228,10 +239,27 @@ enum Fate {
 /// The length of the devices' state, and the digest.
 type Done = (usize, Option<[u8; 32]>);
 
+/// What had come when, at the last look at which there was something new.
+struct Idle {
+    heard: (u64, u64),
+    since: Instant,
+}
+
+impl Default for Idle {
+    fn default() -> Self {
+        Self {
+            heard: (0, 0),
+            since: Instant::now(),
+        }
+    }
+}
+
 /// How a thread has ended.
 enum Ending {
     Main(Result<Done, Failure>),
     Channel(Result<(), Failure>),
+    /// None has: this end cannot go on.
+    Own(Failure),
 }
 
 impl Transfer<'_> {
@@ -255,16 +283,27 @@ impl Transfer<'_> {
             let (ended, endings) = mpsc::channel();
             let close_all = &close_all;
             let tell = ended.clone();
-            scope.spawn(move || {
+            let main = move || {
                 told(&tell, close_all, || Ending::Main(self.serve_main(link, vm)));
-            });
+            };
+            let mut started = thread::Builder::new().spawn_scoped(scope, main).map(drop);
             for (index, (hello, stream)) in channels.iter().enumerate() {
                 let tell = ended.clone();
-                scope.spawn(move || {
+                let channel = move || {
                     told(&tell, close_all, || {
                         Ending::Channel(self.serve_channel(index, hello, stream))
                     });
-                });
+                };
+                if started.is_ok() {
+                    let thread = thread::Builder::new().spawn_scoped(scope, channel);
+                    started = thread.map(drop);
+                }
+            }
+            if let Err(source) = started {
+                // The guest cannot have been started: that takes a SYNC from every channel.
+                let failure = on_main(EngineFault::Thread { source }.into());
+                // Nobody waits for it yet, and nobody can have gone.
+                let _ = ended.send(Ending::Own(failure));
             }
             drop(ended);
             self.wait(&endings, observe, close_all)
@@ -282,6 +321,7 @@ impl Transfer<'_> {
         let mut done = (0, None);
         let mut first = None;
         let mut told = Instant::now();
+        let mut idle = Idle::default();
         loop {
             let (failure, is_mains) = match endings.recv_timeout(TICK) {
                 Ok(Ending::Main(Ok(outcome))) => {
@@ -292,8 +332,13 @@ impl Transfer<'_> {
                 }
                 Ok(Ending::Main(Err(failure))) => (Some(failure), true),
                 Ok(Ending::Channel(outcome)) => (outcome.err(), false),
+                Ok(Ending::Own(failure)) => (Some(failure), false),
                 Err(mpsc::RecvTimeoutError::Timeout) => {
-                    (self.session.check().err().map(on_main), false)
+                    let check = self
+                        .session
+                        .check()
+                        .and_then(|()| self.check_idle(&mut idle));
+                    (check.err().map(on_main), false)
                 }
                 Err(mpsc::RecvTimeoutError::Disconnected) => return first.map_or(Ok(done), Err),
             };
@@ -317,6 +362,25 @@ impl Transfer<'_> {
                 told = Instant::now();
                 observe(self.tally.so_far());
             }
+        }
+    }
+
+    /// Whether the source still sends anything, be it slowly.
+    fn check_idle(&self, idle: &mut Idle) -> Result<(), Cause> {
+        let heard = (
+            self.tally.so_far().bytes,
+            self.messages.load(Ordering::Relaxed),
+        );
+        if heard != idle.heard || self.at_work.load(Ordering::Relaxed) {
+            *idle = Idle {
+                heard,
+                since: Instant::now(),
+            };
+        }
+        let within = self.session.settings.idle_timeout;
+        match idle.since.elapsed() > within {
+            true => Err(EngineFault::Idle { within }.into()),
+            false => Ok(()),
         }
     }
 
@@ -354,7 +418,9 @@ impl Transfer<'_> {
         let mut round = 0_u64;
         let mut state = Vec::new();
         let completion = loop {
-            match link.receive(&watch)? {
+            let message = link.receive(&watch)?;
+            self.messages.fetch_add(1, Ordering::Relaxed);
+            match message {
                 Message::RoundMark(mark) if mark == round && state.is_empty() => {
                     self.rounds.mark().map_err(&mut blame)?;
                     link.send(&Message::Ack(Acked::Round(round)), &watch)?;
@@ -372,9 +438,11 @@ impl Transfer<'_> {
             }
         };
         self.rounds.finish().map_err(&mut blame)?;
+        self.at_work.store(true, Ordering::Relaxed);
         self.check_complete(&completion, &state)?;
         let loaded = vm.load_device_state(&state);
         loaded.map_err(|source| vm_fault("load the devices' state", source))?;
+        self.at_work.store(false, Ordering::Relaxed);
         link.send(&Message::Ack(Acked::Completion), &watch)?;
         match link.receive(&watch)? {
             Message::Start => {}
@@ -385,7 +453,12 @@ impl Transfer<'_> {
         }
         let resumed = vm.resume();
         resumed.map_err(|source| vm_fault("be started", source))?;
-        // The guest runs, whether the source gets to know it or not.
+        // The guest runs, whether the source gets to know it or not. A source that takes nothing is not waited for.
+        let deadline = Instant::now() + LAST_WORD_TIMEOUT;
+        let watch = || match Instant::now() < deadline {
+            true => Ok(()),
+            false => Err(EngineFault::Closed.into()),
+        };
         let _ = link.send(&Message::Ack(Acked::Start), &watch);
         Ok((state.len(), completion.digest))
     }
@@ -399,6 +472,8 @@ impl Transfer<'_> {
             }
             .into());
         }
+        // A source that has not sent everything is not believed that it has.
+        self.places.check_all_came()?;
         if let Some(theirs) = completion.digest {
             let ours = digest::of_memory(self.blocks, self.places.page_size());
             if ours.map_err(EngineFault::from)? != theirs {
@@ -497,5 +572,57 @@ pub(super) fn on_main(cause: Cause) -> Failure {
         leg: Leg::Source,
         block: None,
         cause,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A source whose channels took long to come has as much time for its block list as any other.
+    #[test]
+    fn every_part_of_the_opening_has_its_own_time() {
+        let (settings, cancel) = (DestinationSettings::default(), Cancel::new());
+        let long_ago = Instant::now().checked_sub(HELLO_TIMEOUT * 2).unwrap();
+        let session = Session {
+            settings: &settings,
+            cancel: &cancel,
+            started: long_ago,
+        };
+        assert!(session.check_opening(long_ago).is_err());
+        assert!(session.check_opening(Instant::now()).is_ok());
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        let (ours, theirs) = (Stream::Unix(ours), Stream::Unix(theirs));
+        let mut link = ControlLink::new(&ours, Limits::default()).unwrap();
+        let mut source = ControlLink::new(&theirs, Limits::default()).unwrap();
+        let hello = control::Hello {
+            capabilities: Capabilities::default(),
+            vm: [0; 16],
+            session: [0; 16],
+            page_size: multifd_wire::PageSize::K4,
+            channels: 1,
+            method_bits: 0,
+        };
+        let accepted = Accepted {
+            capabilities: Capabilities::default(),
+            channels: 1,
+        };
+        let agreement = Agreement {
+            hello,
+            method: Method::None,
+            accepted,
+        };
+        source.send_preamble(&|| Ok(())).unwrap();
+        link.preamble(&|| Ok(())).unwrap();
+        // Not there yet when it is asked for.
+        let offer = thread::scope(|scope| {
+            scope.spawn(|| {
+                thread::sleep(4 * TICK);
+                let blocks = Message::Blocks(Vec::new());
+                source.send(&blocks, &|| Ok(())).unwrap();
+            });
+            session.offer(agreement, &mut link)
+        });
+        assert!(offer.unwrap().blocks.is_empty());
     }
 }

@@ -72,6 +72,12 @@ impl DirtyBitmap {
         word >> (page % WORD_BITS) & 1 == 1
     }
 
+    /// Whether the page in which the byte at `offset` lies is in.
+    pub(crate) fn contains_byte(&self, offset: u64) -> bool {
+        let page = offset / self.page_size.bytes() as u64;
+        usize::try_from(page).is_ok_and(|page| self.contains(page))
+    }
+
     /// The first page from `page` on that is in.
     #[must_use]
     pub fn next(&self, page: usize) -> Option<usize> {

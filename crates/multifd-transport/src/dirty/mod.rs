@@ -1,6 +1,7 @@
 //! Which pages a guest has written: bitmaps, and the logs that fill them.
 
 mod bitmap;
+mod marks;
 mod pagemap;
 #[cfg(feature = "vm-memory")]
 mod vm_memory;
@@ -9,14 +10,42 @@ use std::error::Error;
 use std::io;
 
 pub use bitmap::DirtyBitmap;
+pub use marks::{MarkedLog, Marks};
+pub(crate) use pagemap::ResidentPages;
 pub use pagemap::{PagemapLog, WriteTracking};
 #[cfg(feature = "vm-memory")]
 pub use vm_memory::AtomicBitmapLog;
 
-/// A record of what the guest writes, kept by someone: the kernel, a hypervisor, a VMM.
+/// A record of what changes in guest memory, kept by someone: the kernel, a hypervisor, a VMM.
 ///
-/// A page that is written between two fetches must be in the second, whatever else happens at the time; what is written
-/// during a fetch must be in it or in the next. That a page is reported although nobody wrote it costs only time.
+/// A page that is written between two fetches must be in the second, whatever else happens at the time. A page that is
+/// written during a fetch must be in that fetch or in the next. A page that is reported although nobody wrote it costs
+/// only time.
+///
+/// # Who tells of what
+///
+/// Guest memory changes in more ways than any one log sees. A page that nobody reports is old at the destination; only
+/// [`Parameters::digest`](crate::Parameters::digest) would notice, and then the migration fails.
+///
+/// | change | [`PagemapLog`] | `AtomicBitmapLog` | a hypervisor's log (KVM) |
+/// | --- | --- | --- | --- |
+/// | write through the tracked mapping, by a thread, a virtual CPU or the kernel | yes | no | by a virtual CPU |
+/// | write through the `vm-memory` crate | yes | yes | no |
+/// | write through another mapping of the same file: vhost-user, another process | no | no | no |
+/// | `pwrite(2)` to the file behind the memory | no | no | no |
+/// | page discarded in private memory (`MADV_DONTNEED`) | yes | by the engine | by the engine |
+/// | page discarded in shared memory (`FALLOC_FL_PUNCH_HOLE`, `MADV_REMOVE`) | by the engine | by the engine | by the engine |
+///
+/// **Writes** that the log does not see are told with [`Marks`], which any thread of the VMM may hold.
+///
+/// **Discarded pages** are those that the guest gives back and the VMM frees: by a balloon, by virtio-mem, by free page
+/// reporting. They read as zero from then on, and nobody has written them. Unless the log
+/// [reports them](Self::reports_discards), the source engine looks for them after every fetch, in the page tables of its
+/// own process: where a page was sent with contents and is not mapped any more, it looks whether the page is zero now.
+/// One kind escapes it: a page of *shared* memory that was discarded and then *read* before the next fetch, through the
+/// same mapping that the engine reads. It is mapped again and nothing tells it from the page before. A VMM whose guest
+/// runs on the mapping that the engine reads therefore marks what it discards. A VMM whose guest runs in another
+/// process than the engine need not.
 pub trait DirtyLog: Send {
     /// Begins to take notice. What was written before need not be reported.
     ///
@@ -33,8 +62,33 @@ pub trait DirtyLog: Send {
     /// When the log cannot be read.
     fn fetch(&mut self, dirty: &mut [DirtyBitmap]) -> Result<(), DirtyLogError>;
 
-    /// Takes no more notice. Called once after each `start` that went well, however the migration ended.
+    /// Takes no more notice. Called once after each `start` that went well, however the migration ended. A guest that
+    /// stays is running again by then.
     fn stop(&mut self);
+
+    /// Whether `fetch` also reports every page that was discarded. The source engine then does not look for them, and
+    /// needs no `/proc`.
+    fn reports_discards(&self) -> bool {
+        false
+    }
+}
+
+impl<L: DirtyLog + ?Sized> DirtyLog for &mut L {
+    fn start(&mut self) -> Result<(), DirtyLogError> {
+        (**self).start()
+    }
+
+    fn fetch(&mut self, dirty: &mut [DirtyBitmap]) -> Result<(), DirtyLogError> {
+        (**self).fetch(dirty)
+    }
+
+    fn stop(&mut self) {
+        (**self).stop();
+    }
+
+    fn reports_discards(&self) -> bool {
+        (**self).reports_discards()
+    }
 }
 
 /// A log that cannot be kept or read.

@@ -7,14 +7,14 @@
 //! its owner, root: what `ptrace(2)` calls read access) then asks, in one call and without a gap between the two, which
 //! pages are not protected, and protects them anew ([`PagemapLog`]). The mapping runs on meanwhile.
 //!
-//! What is tracked is the mapping, not the file behind it: a write to the same memfd through another mapping, of
-//! another process or of the scanning one, is not seen.
+//! What is tracked is the mapping, not the file behind it. See [`PagemapLog`] for what that leaves out.
 #![allow(unsafe_code)]
 
 use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
 
 use rustix::ffi::c_void;
 use rustix::io::Errno;
@@ -72,6 +72,15 @@ impl WriteTracking {
 }
 
 /// What is written to the mappings of a process, as its page tables tell.
+///
+/// It sees every write through these mappings: of the process's threads, of virtual CPUs that run on them, and of the
+/// kernel on behalf of the process (`read(2)` into guest memory, vhost in the kernel). In private anonymous memory it
+/// also sees pages that are discarded.
+///
+/// It does not see what happens to the file behind a shared mapping in another way: a write through another mapping of
+/// the same file (a vhost-user back end), `pwrite(2)` to the file, and a page that is discarded
+/// (`FALLOC_FL_PUNCH_HOLE`, `MADV_REMOVE`). The source engine finds discarded pages by itself, as
+/// [`DirtyLog`] says. The VMM tells of the writes with [`Marks`](super::Marks).
 #[derive(Debug)]
 pub struct PagemapLog {
     pagemap: File,
@@ -126,42 +135,167 @@ impl PagemapLog {
     fn scan(
         &mut self,
         range: Range<u64>,
-        mut found: impl FnMut(Range<u64>),
+        found: impl FnMut(Range<u64>),
     ) -> Result<(), DirtyLogError> {
-        let mut start = range.start;
-        while start < range.end {
-            self.regions.clear();
-            let mut scan = Scan {
-                size: size_of::<Scan>() as u64,
-                flags: WP_MATCHING | CHECK_WPASYNC,
-                start,
-                end: range.end,
-                walk_end: 0,
-                regions: self.regions.as_mut_ptr().expose_provenance() as u64,
-                regions_len: REGIONS_PER_SCAN as u64,
-                max_pages: 0,
-                category_inverted: 0,
-                category_mask: PAGE_IS_WRITTEN,
-                category_anyof_mask: 0,
-                return_mask: PAGE_IS_WRITTEN,
-            };
-            // SAFETY: the number and the structure belong together (Documentation/admin-guide/mm/pagemap.rst), and
-            // `regions` points to room for as many regions as `regions_len` says.
-            let count = unsafe { ioctl(&self.pagemap, Call(PAGEMAP_SCAN, &mut scan)) }
-                .map_err(|errno| lacking(errno, Errno::NOTTY, "scan the guest's page tables"))?;
-            // SAFETY: the kernel has filled the first `count` of them, and says never more than there is room for.
-            unsafe { self.regions.set_len(count.min(REGIONS_PER_SCAN)) };
-            self.regions
-                .iter()
-                .for_each(|region| found(region.start..region.end));
-            if scan.walk_end <= start {
-                let stuck = io::Error::from(io::ErrorKind::InvalidData);
-                return Err(DirtyLogError::System {
-                    what: "scan the guest's page tables",
-                    source: stuck,
-                });
+        scan(&self.pagemap, &WRITTEN, range, &mut self.regions, found)
+            .map_err(|errno| lacking(errno, Errno::NOTTY, SCAN))
+    }
+}
+
+/// What to look for in page tables, and what to do where it is found.
+struct Query {
+    flags: u64,
+    category_inverted: u64,
+    category_mask: u64,
+}
+
+/// Pages that were written since they were protected last, which are protected again.
+const WRITTEN: Query = Query {
+    flags: WP_MATCHING | CHECK_WPASYNC,
+    category_inverted: 0,
+    category_mask: PAGE_IS_WRITTEN,
+};
+
+/// Pages that have memory of their own.
+const PRESENT: Query = Query {
+    flags: 0,
+    category_inverted: PAGE_IS_PFNZERO,
+    category_mask: PAGE_IS_PRESENT | PAGE_IS_PFNZERO,
+};
+
+/// Gives `found` the addresses of all pages in `range` that answer `query`, in their order.
+fn scan(
+    pagemap: &File,
+    query: &Query,
+    range: Range<u64>,
+    regions: &mut Vec<Region>,
+    mut found: impl FnMut(Range<u64>),
+) -> rustix::io::Result<()> {
+    let mut start = range.start;
+    while start < range.end {
+        regions.clear();
+        regions.reserve(REGIONS_PER_SCAN);
+        let mut scan = Scan {
+            size: size_of::<Scan>() as u64,
+            flags: query.flags,
+            start,
+            end: range.end,
+            walk_end: 0,
+            regions: regions.as_mut_ptr().expose_provenance() as u64,
+            regions_len: REGIONS_PER_SCAN as u64,
+            max_pages: 0,
+            category_inverted: query.category_inverted,
+            category_mask: query.category_mask,
+            category_anyof_mask: 0,
+            // The kernel joins neighbours only when they agree in what is returned.
+            return_mask: query.category_mask & PAGE_IS_WRITTEN,
+        };
+        // SAFETY: the number and the structure belong together (Documentation/admin-guide/mm/pagemap.rst), and
+        // `regions` points to room for as many regions as `regions_len` says.
+        let count = unsafe { ioctl(pagemap, Call(PAGEMAP_SCAN, &mut scan)) }?;
+        // SAFETY: the kernel has filled the first `count` of them, and says never more than there is room for.
+        unsafe { regions.set_len(count.min(REGIONS_PER_SCAN)) };
+        regions
+            .iter()
+            .for_each(|region| found(region.start..region.end));
+        if scan.walk_end <= start {
+            return Err(Errno::IO);
+        }
+        start = scan.walk_end;
+    }
+    Ok(())
+}
+
+/// Which pages of this process's mappings have memory: what its page tables say, of any kind of mapping.
+#[derive(Debug)]
+pub(crate) struct ResidentPages {
+    pagemap: File,
+    page_bytes: u64,
+    regions: Vec<Region>,
+    /// Whether the kernel has `PAGEMAP_SCAN`. Without it the page tables are read entry by entry.
+    has_scan: bool,
+}
+
+impl ResidentPages {
+    pub(crate) fn open() -> Result<Self, DirtyLogError> {
+        let pagemap = File::open("/proc/self/pagemap").map_err(|source| DirtyLogError::System {
+            what: "open the page tables of this process, to find discarded pages",
+            source,
+        })?;
+        Ok(Self {
+            pagemap,
+            page_bytes: rustix::param::page_size() as u64,
+            regions: Vec::new(),
+            has_scan: true,
+        })
+    }
+
+    /// Gives `absent` the addresses in `range` where nothing is mapped, or only the page of zeros that the kernel
+    /// shares: pages that were discarded, swapped out or never touched.
+    pub(crate) fn absent(
+        &mut self,
+        range: Range<u64>,
+        mut absent: impl FnMut(Range<u64>),
+    ) -> Result<(), DirtyLogError> {
+        // Ranges need not begin where pages do.
+        let page_bytes = self.page_bytes;
+        let whole = range.start / page_bytes * page_bytes
+            ..range.end.div_ceil(page_bytes).saturating_mul(page_bytes);
+        let mut next = whole.start;
+        let mut present = |found: Range<u64>| {
+            if next < found.start {
+                absent(next.max(range.start)..found.start.min(range.end));
             }
-            start = scan.walk_end;
+            next = next.max(found.end);
+        };
+        let refused_scan = |errno| refused(SCAN, errno);
+        if self.has_scan {
+            let scanned = scan(
+                &self.pagemap,
+                &PRESENT,
+                whole.clone(),
+                &mut self.regions,
+                &mut present,
+            );
+            match scanned {
+                // Nothing was given to `present` before.
+                Err(Errno::NOTTY) => self.has_scan = false,
+                other => other.map_err(refused_scan)?,
+            }
+        }
+        if !self.has_scan {
+            self.read_entries(whole.clone(), &mut present)
+                .map_err(|source| DirtyLogError::System { what: SCAN, source })?;
+        }
+        if next < whole.end {
+            absent(next.max(range.start)..range.end);
+        }
+        Ok(())
+    }
+
+    /// The same by `read(2)`: 64 bits for each page, which do not tell the page of zeros from others.
+    fn read_entries(
+        &self,
+        range: Range<u64>,
+        mut present: impl FnMut(Range<u64>),
+    ) -> io::Result<()> {
+        let mut entries = vec![0; ENTRIES_PER_READ * ENTRY_BYTES];
+        let mut at = range.start;
+        while at < range.end {
+            let pages = ((range.end - at) / self.page_bytes).min(ENTRIES_PER_READ as u64);
+            let wanted = entries
+                .get_mut(..pages as usize * ENTRY_BYTES)
+                .unwrap_or_default();
+            let offset = at / self.page_bytes * ENTRY_BYTES as u64;
+            self.pagemap.read_exact_at(wanted, offset)?;
+            let (words, _) = wanted.as_chunks::<ENTRY_BYTES>();
+            for word in words {
+                let end = at.saturating_add(self.page_bytes);
+                if u64::from_ne_bytes(*word) & ENTRY_IS_PRESENT != 0 {
+                    present(at..end);
+                }
+                at = end;
+            }
         }
         Ok(())
     }
@@ -222,6 +356,7 @@ fn kernel_lacks(what: &'static str) -> DirtyLogError {
 }
 
 const TRACKING: &str = "tracking writes by PAGEMAP_SCAN";
+const SCAN: &str = "scan the guest's page tables";
 
 /// One call returns at most so many stretches of pages: 96 KiB, whatever the memory's size. More make no scan faster.
 const REGIONS_PER_SCAN: usize = 4096;
@@ -307,6 +442,12 @@ const REGISTER_MODE_WP: u64 = 2;
 const WP_MATCHING: u64 = 1;
 const CHECK_WPASYNC: u64 = 2;
 const PAGE_IS_WRITTEN: u64 = 2;
+const PAGE_IS_PRESENT: u64 = 8;
+const PAGE_IS_PFNZERO: u64 = 32;
+/// What `/proc/PID/pagemap` holds for each page, and its bit for a page that is there.
+const ENTRY_BYTES: usize = size_of::<u64>();
+const ENTRY_IS_PRESENT: u64 = 1 << 63;
+const ENTRIES_PER_READ: usize = 4096;
 
 #[cfg(test)]
 mod tests {
@@ -320,5 +461,31 @@ mod tests {
         assert!(text.contains("this is "), "{text}");
         let other = lacking(Errno::PERM, Errno::NOTTY, "scan the guest's page tables");
         assert_eq!(other.to_string(), "cannot scan the guest's page tables");
+    }
+
+    #[test]
+    fn both_ways_to_read_page_tables_find_the_same_pages() {
+        let mapping = crate::memory::Mapping::memfd("guest", 64 * 4096).unwrap();
+        let range = mapping.range();
+        let touched = [0, 3, 4, 5, 40, 63];
+        for page in touched {
+            range.write(page * 4096, &[1; 4096]).unwrap();
+        }
+        let addresses = range.addresses();
+        for has_scan in [true, false] {
+            let mut resident = ResidentPages::open().unwrap();
+            resident.has_scan = has_scan;
+            let mut pages = Vec::new();
+            let absent = |found: Range<u64>| {
+                pages.extend(found.step_by(4096).map(|at| (at - addresses.start) / 4096));
+            };
+            // In part of a page, which counts as the page does.
+            resident
+                .absent(addresses.start + 8..addresses.end - 8, absent)
+                .unwrap();
+            let wanted: Vec<_> = (0..64).filter(|page| !touched.contains(page)).collect();
+            assert_eq!(pages, wanted, "with PAGEMAP_SCAN: {has_scan}");
+            assert_eq!(resident.has_scan, has_scan);
+        }
     }
 }

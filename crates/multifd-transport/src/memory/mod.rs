@@ -12,12 +12,14 @@ use multifd_wire::BlockName;
 pub use mapping::{MappedMemory, Mapping};
 pub use range::{HostRange, OutOfRange};
 #[cfg(feature = "vm-memory")]
-pub use vm_memory::VmMemory;
+pub use vm_memory::{VmMemory, VmMemoryError};
 
 /// The memory of a guest.
 ///
 /// An engine asks for the blocks once, at the beginning of a migration. Source and destination must have the same
-/// blocks: as many, with the same names and lengths, in any order.
+/// blocks: as many, with the same names and lengths, in any order. They are all of the guest's memory: what is in no
+/// block is not moved, and if both ends leave out the same, neither can notice. So memory that cannot be a block is an
+/// error where the value is made, and never left out.
 pub trait GuestMemory: Sync {
     /// The RAM blocks.
     fn blocks(&self) -> Vec<MemoryBlock<'_>>;

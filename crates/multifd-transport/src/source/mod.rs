@@ -5,6 +5,7 @@
 //! said that it gives the guest away, any failure leaves it here, running.
 
 mod convergence;
+mod discards;
 mod pacing;
 mod round;
 mod session;

@@ -9,9 +9,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use multifd_codec::{PageBuffer, Pages, is_zero};
+use multifd_codec::{PageBuffer, Pages};
 use multifd_wire::{BlockName, Packet, PageSize, RamPacket};
 
+use super::discards::Contents;
 use super::pacing::Pacer;
 use crate::dirty::DirtyBitmap;
 use crate::endings::told;
@@ -28,6 +29,8 @@ const TICK: Duration = Duration::from_millis(20);
 /// What stays the same in all rounds of a migration.
 pub(super) struct Work<'a> {
     pub(super) blocks: &'a [MemoryBlock<'a>],
+    /// What the destination has of each block.
+    pub(super) contents: Vec<Contents>,
     pub(super) page_size: PageSize,
     pub(super) zero_page_detection: ZeroPageDetection,
     pub(super) pacer: Pacer,
@@ -98,12 +101,17 @@ pub(super) fn send(
     };
     thread::scope(|scope| {
         let (ended, endings) = mpsc::channel();
+        let mut first = None;
         for lane in lanes {
             let (round, ended, close_all) = (&round, ended.clone(), &close_all);
-            scope.spawn(move || told(&ended, close_all, || lane.run(round)));
+            let run = move || told(&ended, close_all, || lane.run(round));
+            if let Err(source) = thread::Builder::new().spawn_scoped(scope, run) {
+                first = Some(super::on_main(EngineFault::Thread { source }.into()));
+                close_all();
+                break;
+            }
         }
         drop(ended);
-        let mut first = None;
         loop {
             let failure = match endings.recv_timeout(TICK) {
                 Ok(Ok(())) => continue,
@@ -186,7 +194,7 @@ impl Supply for Taking<'_, '_> {
             return Err(EngineFault::Cancelled.into());
         }
         let offsets = &mut self.buffers.offsets;
-        let Some(block) = cursor.take(round, offsets) else {
+        let Some((block, contents)) = cursor.take(round, offsets) else {
             return Ok(None);
         };
         self.block = Some(&block.name);
@@ -198,10 +206,10 @@ impl Supply for Taking<'_, '_> {
         if work.zero_page_detection != ZeroPageDetection::Legacy {
             drop(cursor);
         }
-        let contents = self
+        let copies = self
             .buffers
-            .sort(block, work, std::mem::take(pages).into())?;
-        *pages = contents.into();
+            .sort(block, contents, work, std::mem::take(pages).into())?;
+        *pages = copies.into();
         let Buffers { normal, zero, .. } = &*self.buffers;
         let number = work.packet_num();
         let packet = RamPacket::new(work.page_size, block.name.clone(), normal, zero, number)?;
@@ -216,34 +224,35 @@ impl Supply for Taking<'_, '_> {
 }
 
 impl Buffers {
-    /// Sorts the pages at `offsets` into normal and zero ones. Returns the contents of the normal ones.
+    /// Sorts the pages at `offsets` into normal and zero ones. Returns copies of the normal ones.
     fn sort(
         &mut self,
         block: &MemoryBlock<'_>,
+        contents: &Contents,
         work: &Work<'_>,
-        mut contents: Vec<u8>,
+        mut copies: Vec<u8>,
     ) -> Result<Vec<u8>, Cause> {
         self.normal.clear();
         self.zero.clear();
-        contents.clear();
+        copies.clear();
         let page_size = work.page_size;
         for &offset in &self.offsets {
             let page = [block
                 .range
                 .page(offset, page_size)
                 .map_err(EngineFault::from)?];
-            let before = contents.len();
+            let before = copies.len();
             // What is tested is what is sent: the guest may write the page at any time.
-            Pages::guest(&page, page_size)?.append_to(&mut contents);
-            let copy = contents.get(before..).unwrap_or_default();
-            if work.zero_page_detection != ZeroPageDetection::None && is_zero(copy) {
-                contents.truncate(before);
+            Pages::guest(&page, page_size)?.append_to(&mut copies);
+            let is_zero = contents.note(offset, copies.get(before..).unwrap_or_default());
+            if work.zero_page_detection != ZeroPageDetection::None && is_zero {
+                copies.truncate(before);
                 self.zero.push(offset);
             } else {
                 self.normal.push(offset);
             }
         }
-        Ok(contents)
+        Ok(copies)
     }
 }
 
@@ -277,12 +286,13 @@ impl Cursor {
         &mut self,
         round: &Round<'r>,
         offsets: &mut Vec<u64>,
-    ) -> Option<&'r MemoryBlock<'r>> {
+    ) -> Option<(&'r MemoryBlock<'r>, &'r Contents)> {
         offsets.clear();
         let page_size = round.work.page_size;
         loop {
             let dirty = round.dirty.get(self.block)?;
             let block = round.work.blocks.get(self.block)?;
+            let contents = round.work.contents.get(self.block)?;
             while let Some(page) = dirty.next(self.page) {
                 self.page = page.saturating_add(1);
                 offsets.push((page as u64).saturating_mul(page_size.bytes() as u64));
@@ -291,7 +301,7 @@ impl Cursor {
                 }
             }
             if !offsets.is_empty() {
-                return Some(block);
+                return Some((block, contents));
             }
             self.block = self.block.saturating_add(1);
             self.page = 0;

@@ -11,6 +11,7 @@ use multifd_wire::control::{self, Accepted, Acked, Block, Capabilities, Completi
 use multifd_wire::{Hello, Limits};
 
 use super::convergence::Convergence;
+use super::discards::{Contents, Discards};
 use super::pacing::Pacer;
 use super::round::{self, Lane, Work};
 use super::watch::Watch;
@@ -23,7 +24,7 @@ use crate::memory::MemoryBlock;
 use crate::outlet::Outlet;
 use crate::parameters::{Cancel, Parameters};
 use crate::statistics::{Phase, Progress, Statistics, Tally};
-use crate::{Address, Stream, digest};
+use crate::{Address, Stream, VmError, digest};
 
 /// How long one connection may take to be made. A destination that listens answers within a round trip.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -67,39 +68,41 @@ pub(super) fn run(
     };
     // Whatever has gone wrong here, the guest goes on.
     let outcome = catch_unwind(AssertUnwindSafe(|| session.connect(address)));
-    if session.is_tracked {
-        session.guest.dirty.stop();
-    }
-    let outcome = outcome.unwrap_or_else(|panic| {
-        if let Custody::Paused(_) = session.custody {
-            // There is nobody to tell of it.
-            let _ = session.guest.vm.resume();
-        }
-        resume_unwind(panic)
-    });
-    session.statistics.total_time = session.watch.elapsed();
-    let state = match (&outcome, session.custody) {
-        (Ok(()), _) | (Err(_), Custody::Running) => GuestState::Runs,
-        (Err(_), Custody::GivenAway(_)) => GuestState::Unknown,
-        (Err(_), Custody::Paused(since)) => {
-            let resumed = session.guest.vm.resume();
+    let failed = !matches!(outcome, Ok(Ok(())));
+    let state = match session.custody {
+        Custody::Paused(since) if failed => {
+            let resumed = session.resume();
             session.statistics.downtime = since.elapsed();
             resumed.map_or_else(GuestState::Stopped, |()| GuestState::Runs)
         }
+        Custody::GivenAway(_) => GuestState::Unknown,
+        Custody::Running | Custody::Paused(_) => GuestState::Runs,
     };
+    if session.is_tracked {
+        // Where the guest is, is known by now. That matters more than a log that panics when it is put away.
+        let _ = catch_unwind(AssertUnwindSafe(|| session.guest.dirty.stop()));
+    }
+    session.statistics.total_time = session.watch.elapsed();
     session.statistics.finish();
     let statistics = session.statistics;
     match outcome {
-        Ok(()) => Ok(statistics),
-        Err(failure) => Err(SourceFailure {
+        Ok(Ok(())) => Ok(statistics),
+        Ok(Err(failure)) => Err(SourceFailure {
             failure,
             guest: state,
             statistics: Box::new(statistics),
         }),
+        Err(panic) => resume_unwind(panic),
     }
 }
 
 impl Session<'_, '_> {
+    /// Lets the guest go on.
+    fn resume(&mut self) -> Result<(), VmError> {
+        let resumed = catch_unwind(AssertUnwindSafe(|| self.guest.vm.resume()));
+        resumed.unwrap_or_else(|_| Err("it panicked when it was to be resumed".into()))
+    }
+
     fn connect(&mut self, address: &Address) -> Result<(), Failure> {
         // What cannot be encoded need not disturb a destination.
         let encoders = self.encoders().map_err(on_main)?;
@@ -157,16 +160,26 @@ impl Session<'_, '_> {
         self.statistics.channels = lanes.len();
         self.introduce(&blocks, link).map_err(on_main)?;
 
+        let page_size = self.parameters.page_size;
+        let contents = |block: &MemoryBlock<'_>| Contents::new(block.range.len_bytes(), page_size);
         let work = Work {
             blocks: &blocks,
-            page_size: self.parameters.page_size,
+            contents: blocks.iter().map(contents).collect(),
+            page_size,
             zero_page_detection: self.parameters.zero_page_detection,
             pacer: Pacer::new(self.parameters.max_bandwidth),
             tally: Tally::default(),
             packets: AtomicU64::new(0),
         };
+        let discards = match self.guest.dirty.reports_discards() {
+            true => None,
+            false => {
+                Some(Discards::new().map_err(|error| on_main(EngineFault::from(error).into()))?)
+            }
+        };
         let mut migration = Migration {
             session: self,
+            discards,
             link,
             work: &work,
             lanes: &mut lanes,
@@ -277,6 +290,8 @@ struct Migration<'m, 'a, 'g, 'l, 's> {
     lanes: &'m mut [Lane<'s>],
     bitmaps: &'m mut [DirtyBitmap],
     convergence: &'m mut Convergence,
+    /// Unless the log reports them.
+    discards: Option<Discards>,
     /// When the log was read last.
     fetched: Instant,
     round: u64,
@@ -293,8 +308,9 @@ impl Migration<'_, '_, '_, '_, '_> {
         self.send_round(Phase::Bulk)?;
         loop {
             let remaining = self.fetch().map_err(on_main)?;
+            let limit = self.session.parameters.downtime_limit;
             let expected = self.convergence.expected_downtime(remaining);
-            if remaining == 0 || expected <= self.session.parameters.downtime_limit {
+            if remaining == 0 || expected.is_some_and(|expected| expected <= limit) {
                 break;
             }
             self.send_round(Phase::Dirty)?;
@@ -302,11 +318,17 @@ impl Migration<'_, '_, '_, '_, '_> {
         self.switch_over(digest)
     }
 
-    /// Adds what the log says to the bitmaps; how many pages are to be sent.
+    /// Adds what the log says to the bitmaps, and what has been discarded; how many pages are to be sent.
     fn fetch(&mut self) -> Result<u64, Cause> {
         let (since, begun, before) = (self.fetched, Instant::now(), self.pages());
         let fetched = self.session.guest.dirty.fetch(self.bitmaps);
         fetched.map_err(EngineFault::from)?;
+        if let Some(discards) = &mut self.discards {
+            let sent = self.work.blocks.iter().zip(&self.work.contents);
+            for ((block, contents), dirty) in sent.zip(self.bitmaps.iter_mut()) {
+                discards.find(block, contents, dirty)?;
+            }
+        }
         self.fetched = Instant::now();
         self.session.statistics.dirty_sync_count += 1;
         let pages = self.pages();
@@ -337,8 +359,14 @@ impl Migration<'_, '_, '_, '_, '_> {
         acknowledged(Acked::Round(self.round), self.link, &check).map_err(on_main)?;
         self.bitmaps.iter_mut().for_each(DirtyBitmap::clear);
         let after = work.tally.so_far();
-        let normal = after.normal.saturating_sub(before.normal);
-        self.convergence.round(normal, begun.elapsed());
+        let (normal, took) = (after.normal.saturating_sub(before.normal), begun.elapsed());
+        match phase {
+            Phase::Bulk => self.convergence.bulk_round(normal, took),
+            _ => {
+                let zero = after.duplicate.saturating_sub(before.duplicate);
+                self.convergence.dirty_round(normal, zero, took);
+            }
+        }
         watch.sent(0, after);
         watch.learned(self.convergence, 0);
         self.round += 1;
@@ -351,9 +379,11 @@ impl Migration<'_, '_, '_, '_, '_> {
         let stopped = Instant::now();
         self.session.custody = Custody::Paused(stopped);
         self.vm("be stopped", |vm| vm.pause())?;
+        // Saving the state may write memory, so the last look at what was written comes after it. One round for both:
+        // what the guest wrote before its stop is sent no sooner by a round of its own.
+        let state = self.vm("tell its state", |vm| vm.save_device_state())?;
         self.fetch().map_err(on_main)?;
         self.send_round(Phase::SwitchOver)?;
-        let state = self.vm("tell its state", |vm| vm.save_device_state())?;
         let outcome = self.complete(&state, digest);
         outcome.map_err(on_main)?;
 

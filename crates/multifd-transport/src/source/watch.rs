@@ -107,7 +107,7 @@ impl<'a> Watch<'a> {
             progress.remaining_pages = remaining_pages;
             progress.normal_per_second = convergence.normal_per_second();
             progress.dirty_pages_rate = convergence.dirty_rate();
-            progress.expected_downtime = Some(convergence.expected_downtime(remaining_pages));
+            progress.expected_downtime = convergence.expected_downtime(remaining_pages);
         });
     }
 

@@ -134,7 +134,7 @@ fn pagemap_scan_loses_no_first_write_to_a_page_that_was_read() {
 fn pagemap_scan_loses_no_write_to_huge_pages() {
     let ours: GuestMemoryMmap<()> =
         GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 32 * MIB)]).unwrap();
-    let memory = VmMemory::new(&ours);
+    let memory = VmMemory::new(&ours).unwrap();
     advise_huge_pages(&memory);
     no_write_is_lost(&memory, 100, true);
 }
@@ -183,7 +183,7 @@ fn fetched(log: &mut dyn DirtyLog, len_bytes: usize) -> BTreeSet<usize> {
 fn what_the_kernel_writes_for_the_guest_is_seen() {
     let memory: GuestMemoryMmap<()> =
         GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 16 * PAGE)]).unwrap();
-    let mut log = PagemapLog::of_memory(&VmMemory::new(&memory)).unwrap();
+    let mut log = PagemapLog::of_memory(&VmMemory::new(&memory).unwrap()).unwrap();
     // Private, anonymous memory of which two pages are there.
     memory.write_slice(&[1; 2 * PAGE], GuestAddress(0)).unwrap();
     log.start().unwrap();

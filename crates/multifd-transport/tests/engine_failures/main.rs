@@ -3,6 +3,7 @@
 //! All of it is one test: it counts threads and descriptors of the process.
 
 mod cut;
+mod logs;
 mod peers;
 mod scenarios;
 #[path = "../engine/support.rs"]

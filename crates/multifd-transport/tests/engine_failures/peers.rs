@@ -213,3 +213,167 @@ pub fn a_channel_that_breaks_the_rules_is_named() {
         "channel 0, source side, block rom: this guest has no block of that name"
     );
 }
+
+/// A source made of bytes: all that it says on its main connection up to the block list, of one block `ram`, and as many
+/// channels as it was asked for.
+fn made_source(place: &Place, pages: u64, channels: u8) -> (Stream, Vec<Stream>) {
+    let main = Stream::connect(&place.address).unwrap();
+    let mut bytes = Preamble::OURS.to_bytes().to_vec();
+    let hello = multifd_wire::control::Hello {
+        capabilities: Default::default(),
+        vm: [0; 16],
+        session: [1; 16],
+        page_size: multifd_wire::PageSize::K4,
+        channels: channels.into(),
+        method_bits: 0,
+    };
+    Message::Hello(hello).encode(&mut bytes).unwrap();
+    let block = multifd_wire::control::Block {
+        name: crate::support::name("ram"),
+        len_bytes: pages * 4096,
+    };
+    Message::Blocks(vec![block]).encode(&mut bytes).unwrap();
+    (&main).write_all(&bytes).unwrap();
+    let channels = (0..channels).map(|id| {
+        let channel = Stream::connect(&place.address).unwrap();
+        let hello = multifd_wire::Hello {
+            uuid: [1; 16],
+            channel: id,
+            reserved: [0; 39],
+        };
+        (&channel).write_all(&hello.to_bytes()).unwrap();
+        channel
+    });
+    (main, channels.collect())
+}
+
+/// Zero pages in one packet, and a SYNC behind it.
+fn zero_pages(channel: &Stream, offsets: &[u64]) {
+    use multifd_wire::{Packet, PageSize, RamPacket};
+    let name = crate::support::name("ram");
+    let packet = RamPacket::new(PageSize::K4, name, &[], offsets, 0).unwrap();
+    let mut bytes = Vec::new();
+    Packet::Ram(packet).encode(&mut bytes);
+    Packet::Ram(RamPacket::sync(PageSize::K4, 1)).encode(&mut bytes);
+    (&*channel).write_all(&bytes).unwrap();
+}
+
+fn say(main: &Stream, messages: &[Message]) {
+    let mut bytes = Vec::new();
+    for message in messages {
+        message.encode(&mut bytes).unwrap();
+    }
+    (&*main).write_all(&bytes).unwrap();
+}
+
+/// Everything that the destination says until it closes.
+fn said(main: &Stream) -> String {
+    let mut bytes = Vec::new();
+    // It may close before it has read all that was said to it, which is a reset.
+    let _ = (&*main).read_to_end(&mut bytes);
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+fn whole(device_state_bytes: u64) -> Message {
+    Message::Completion(multifd_wire::control::Completion {
+        device_state_bytes,
+        digest: None,
+    })
+}
+
+/// It says that all is sent. The destination looks whether that is so, and would load nothing.
+pub fn a_source_that_leaves_pages_out() {
+    let place = Place::unix();
+    let mut acceptor = Acceptor::bind(&place.address).unwrap();
+    let offsets = |pages: &[u64]| pages.iter().map(|page| page * 4096).collect::<Vec<_>>();
+    for (pages, missing) in [
+        (&[0, 1, 2, 3][..], None),
+        (&[0, 1, 3], Some((1, 8192))),
+        (&[], Some((4, 0))),
+    ] {
+        let (outcome, vm) = thread::scope(|scope| {
+            let destination = scope.spawn(|| {
+                let mut vm = TestVm::empty();
+                let (settings, none) = (DestinationSettings::default(), &mut |_| {});
+                let cancel = Cancel::new();
+                let outcome =
+                    destination::receive(&mut acceptor, offered, &mut vm, &settings, &cancel, none);
+                (outcome, vm)
+            });
+            let (main, channels) = made_source(&place, 4, 1);
+            zero_pages(&channels[0], &offsets(pages));
+            say(&main, &[Message::RoundMark(0), whole(0), Message::Start]);
+            let said = said(&main);
+            assert_eq!(said.contains("never came"), missing.is_some(), "{said}");
+            destination.join().unwrap()
+        });
+        assert_eq!(
+            vm.runs.load(std::sync::atomic::Ordering::SeqCst),
+            missing.is_none()
+        );
+        match (outcome, missing) {
+            (Ok(_), None) => {}
+            (Err(failure), Some((missing_pages, at))) => assert!(matches!(
+                engine_fault(&failure),
+                EngineFault::PagesMissing { missing, pages: 4, first, .. }
+                    if (*missing, *first) == (missing_pages, at)
+            )),
+            (outcome, missing) => panic!("{missing:?}: {outcome:?}"),
+        }
+    }
+}
+
+/// In each place where it is the source's turn.
+pub fn sources_that_fall_silent() {
+    let place = Place::unix();
+    let mut acceptor = Acceptor::bind(&place.address).unwrap();
+    let mut settings = DestinationSettings::default();
+    settings.idle_timeout = Duration::from_millis(300);
+    let behind_its_round = |main: &Stream, channels: &[Stream]| {
+        for channel in channels {
+            zero_pages(channel, &[0, 4096, 8192, 12288]);
+        }
+        say(main, &[Message::RoundMark(0)]);
+    };
+    type Says<'a> = &'a (dyn Fn(&Stream, &[Stream]) + Sync);
+    let cases: &[(&str, Says<'_>)] = &[
+        ("before any page", &|_, _| {}),
+        ("before a SYNC", &|main, channels| {
+            zero_pages(&channels[0], &[0]);
+            say(main, &[Message::RoundMark(0)]);
+        }),
+        ("inside a packet", &|_, channels| {
+            (&channels[1]).write_all(&[0x11, 0x22]).unwrap();
+        }),
+        ("behind a round", &behind_its_round),
+        ("inside a message", &|main, channels| {
+            behind_its_round(main, channels);
+            (&*main).write_all(&[0]).unwrap();
+        }),
+        ("before the start", &|main, channels| {
+            behind_its_round(main, channels);
+            say(main, &[whole(0)]);
+        }),
+    ];
+    for (place_of_silence, says) in cases {
+        thread::scope(|scope| {
+            let destination = scope.spawn(|| {
+                let (vm, none) = (&mut TestVm::empty(), &mut |_| {});
+                destination::receive(&mut acceptor, offered, vm, &settings, &Cancel::new(), none)
+            });
+            let (main, channels) = made_source(&place, 4, 2);
+            says(&main, &channels);
+            let said = said(&main);
+            assert!(
+                said.contains("the other end has sent nothing"),
+                "{place_of_silence}: {said}"
+            );
+            let failure = destination.join().unwrap().unwrap_err();
+            assert!(
+                matches!(engine_fault(&failure), EngineFault::Idle { .. }),
+                "{place_of_silence}: {}",
+                failure.explain()
+            );
+        });
+    }
+}

@@ -22,7 +22,7 @@ use multifd_wire::control::Preamble;
 use crate::support::{
     MIB, Outcome, Place, TestGuest, TestVm, assert_equal, memory, migrate, migrate_with, offered,
 };
-use crate::{cut, peers};
+use crate::{cut, logs, peers};
 
 /// The scenarios, by name.
 const SCENARIOS: &[(&str, fn())] = &[
@@ -33,6 +33,9 @@ const SCENARIOS: &[(&str, fn())] = &[
     ("a destination that stalls", peers::destination_stalls),
     ("VMs that fail", vms_that_fail),
     ("a source that panics", a_source_that_panics),
+    ("logs that panic", logs::that_panic),
+    ("the guest before its log", logs::the_guest_goes_on_first),
+    ("a guest that cannot go on", logs::a_guest_that_cannot_go_on),
     ("nothing undoes a start", nothing_undoes_a_start),
     ("a guest faster than the link", a_guest_faster_than_the_link),
     ("other blocks", other_blocks),
@@ -42,6 +45,11 @@ const SCENARIOS: &[(&str, fn())] = &[
         "a channel that breaks the rules",
         peers::a_channel_that_breaks_the_rules_is_named,
     ),
+    (
+        "a source that leaves pages out",
+        peers::a_source_that_leaves_pages_out,
+    ),
+    ("sources that fall silent", peers::sources_that_fall_silent),
     ("nobody listens", nobody_listens),
     ("QEMUs and engines", qemus_and_engines),
     ("strangers among the channels", strangers_among_the_channels),
@@ -278,9 +286,9 @@ pub fn send_to(address: &Address, guest: &TestGuest, parameters: &Parameters) ->
 }
 
 /// A VM, and what happens before each call to it, which is told its name.
-struct Before<'a>(
-    &'a (dyn Fn(&str) -> Result<(), VmError> + Sync),
-    &'a mut TestVm,
+pub struct Before<'a>(
+    pub &'a (dyn Fn(&str) -> Result<(), VmError> + Sync),
+    pub &'a mut TestVm,
 );
 
 impl VmHandle for Before<'_> {
