@@ -10,7 +10,7 @@ use crate::say::{self, Arrived, Progress};
 /// Takes one migration.
 pub fn run(args: &RecordArgs) -> Outcome {
     let output = Output::create(&args.out)?;
-    let mut acceptor = say::listen(&args.listen)?;
+    let mut acceptor = say::listen_with(&args.listen, args.mode)?;
     let source = SourceSettings {
         switchover_ack: args.switchover_ack,
         ..SourceSettings::default()
@@ -21,15 +21,15 @@ pub fn run(args: &RecordArgs) -> Outcome {
     });
     drop(progress);
     let report = outcome?;
-    say::result(format_args!(
+    say::report_line(format_args!(
         "channels {}, pages {}, zero pages {}, bytes in {}, seconds {:.3}, file {} of {} bytes",
         report.channels,
         report.totals.pages,
         report.totals.zero_pages,
         report.totals.bytes_in,
         say::seconds(report.duration),
-        report.file.display(),
+        say::printable_path(&report.file),
         report.file_bytes
-    ))?;
+    ));
     Ok(())
 }

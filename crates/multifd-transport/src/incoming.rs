@@ -86,7 +86,14 @@ impl Acceptor {
     /// # Errors
     /// When the address cannot be listened on.
     pub fn bind(address: &Address) -> io::Result<Acceptor> {
-        let listener = Listener::bind(address)?;
+        Acceptor::on(Listener::bind(address)?)
+    }
+
+    /// Accepts what comes to `listener`.
+    ///
+    /// # Errors
+    /// None so far.
+    pub fn on(listener: Listener) -> io::Result<Acceptor> {
         let waiting = Vec::new();
         Ok(Acceptor { listener, waiting })
     }

@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
 use multifd_codec::is_zero;
@@ -131,7 +130,7 @@ pub struct Summary {
 struct Block {
     name: String,
     bytes: u64,
-    file: Option<PathBuf>,
+    file: Option<say::FilePath>,
 }
 
 impl Summary {
@@ -141,7 +140,7 @@ impl Summary {
             bytes: block.len_bytes,
             file: images
                 .and_then(|images| images.of(&block.name).ok())
-                .map(|image| image.path().to_owned()),
+                .map(|image| image.path().to_owned().into()),
         };
         let hex = |digest: [u8; 32]| digest.iter().map(|byte| format!("{byte:02x}")).collect();
         Ok(Self {
@@ -167,7 +166,7 @@ impl fmt::Display for Summary {
                 block.bytes
             )?;
             match &block.file {
-                Some(file) => writeln!(f, ", file {}", file.display())?,
+                Some(file) => writeln!(f, ", file {file}")?,
                 None => writeln!(f)?,
             }
         }

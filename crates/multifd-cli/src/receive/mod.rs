@@ -16,7 +16,7 @@ use crate::say;
 /// Takes one migration, whoever it comes from.
 pub fn run(args: &ReceiveArgs) -> Outcome {
     let folder = args.dump.as_deref().map(Folder::prepare).transpose()?;
-    let mut acceptor = say::listen(&args.listen)?;
+    let mut acceptor = say::listen_with(&args.listen, args.mode)?;
     let outcome = match (acceptor.peer(&Cancel::new())?, &folder) {
         (Peer::Engine, folder) => engine::run(args, &mut acceptor, folder.as_ref()),
         (Peer::Qemu, Some(folder)) => qemu::run(args, &mut acceptor, folder),

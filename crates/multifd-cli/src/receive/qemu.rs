@@ -1,7 +1,6 @@
 //! The memory of a QEMU's guest is received.
 
 use std::fmt;
-use std::path::PathBuf;
 
 use multifd_transport::SourceSettings;
 use multifd_transport::image::Folder;
@@ -42,7 +41,7 @@ struct Summary {
 struct Block {
     name: String,
     bytes: u64,
-    file: PathBuf,
+    file: say::FilePath,
     pages: u64,
     zero_pages: u64,
 }
@@ -52,7 +51,7 @@ impl From<ReceiveReport> for Summary {
         let blocks = report.blocks.into_iter().map(|block| Block {
             name: block.name.to_string(),
             bytes: block.bytes,
-            file: block.file,
+            file: block.file.into(),
             pages: block.pages,
             zero_pages: block.zero_pages,
         });
@@ -73,11 +72,7 @@ impl fmt::Display for Summary {
             writeln!(
                 f,
                 "block {}, bytes {}, pages {}, zero pages {}, file {}",
-                block.name,
-                block.bytes,
-                block.pages,
-                block.zero_pages,
-                block.file.display()
+                block.name, block.bytes, block.pages, block.zero_pages, block.file
             )?;
         }
         write!(
