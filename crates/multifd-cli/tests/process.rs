@@ -42,6 +42,11 @@ fn wait_for(what: &str, is_there: impl Fn() -> bool) {
     }
 }
 
+/// Where the words that say so cannot be read.
+fn wait_for_listener(address: &Address) {
+    wait_for("a listener", || Stream::connect(address).is_ok());
+}
+
 fn signal(multifd: &Multifd, signal: Signal) {
     let pid = Pid::from_raw(multifd.id() as i32).expect("a process");
     kill_process(pid, signal).expect("it runs");
@@ -224,7 +229,7 @@ fn names_need_not_be_text() {
         let listen = listen(b"s\xff");
         let args = [&case[..], &[OsStr::new("--listen"), &listen]].concat();
         let multifd = Multifd::start(args);
-        wait_for("a socket", || socket.exists());
+        wait_for_listener(&Address::Unix(socket.clone()));
         let back = send(&sound(Method::None, true), &Address::Unix(socket.clone()));
         assert!(
             back.ends_with(&[0; 4]),
@@ -316,10 +321,7 @@ fn a_migration_does_not_wait_for_readers() {
                 .stderr(stderr.try_clone().expect("a pipe"))
                 .spawn()
                 .expect("the built command");
-            let socket = address.unix_path().expect("a path");
-            wait_for("a socket", || {
-                Stream::connect(&Address::Unix(socket.to_owned())).is_ok()
-            });
+            wait_for_listener(&address);
             send(&sound(Method::None, true), &address);
             let start = Instant::now();
             let status = loop {
