@@ -3,6 +3,7 @@
 use std::num::{NonZeroU8, NonZeroU32, NonZeroU64};
 use std::path::PathBuf;
 
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use multifd_codec::{Accel, Effort, Huffman, Streams, WindowSize, ZlibLevel, ZstdLevel};
 use multifd_guests::Kind;
@@ -51,20 +52,26 @@ Example, between two QEMUs that use no compression:
   multifd relay --listen unix:/run/src.sock --connect tcp:dst:4444 --compression zstd")]
 pub struct RelayArgs {
     /// Where the source QEMU, or another relay, connects to.
-    #[arg(long, value_name = "ADDR")]
+    #[arg(long, value_name = "ADDR", value_parser = address())]
     pub listen: Option<Address>,
     /// Where the destination QEMU, or another relay, listens.
-    #[arg(long, value_name = "ADDR")]
+    #[arg(long, value_name = "ADDR", value_parser = address())]
     pub connect: Option<Address>,
     /// One more pair of both, as often as you like.
-    #[arg(long, value_name = "LISTEN=CONNECT", value_parser = Route::parse)]
+    #[arg(long, value_name = "LISTEN=CONNECT", value_parser = Route::parser())]
     pub route: Vec<Route>,
     /// A file with a LISTEN=CONNECT on each line.
     #[arg(long, value_name = "FILE")]
     pub routes: Option<PathBuf>,
-    /// How many seconds one connection to the destination may take.
+    /// Seconds that one connection to the destination may take.
     #[arg(long, value_name = "S", default_value = "10")]
     pub dial_timeout: NonZeroU32,
+    /// Seconds that migrations under way have to end after SIGTERM or SIGINT.
+    #[arg(long, value_name = "S", default_value = "80")]
+    pub drain: u32,
+    /// Who may connect to a unix socket that is listened on, as a file's mode.
+    #[arg(long, value_name = "OCTAL", default_value = "600", value_parser = mode)]
+    pub mode: u32,
     #[command(flatten)]
     pub codec: CodecArgs,
     /// Stop after one migration; the exit status tells how it went.
@@ -128,7 +135,7 @@ pub struct SendArgs {
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub guest_threads: u16,
     /// Where the destination listens.
-    #[arg(long, value_name = "ADDR")]
+    #[arg(long, value_name = "ADDR", value_parser = address())]
     pub connect: Address,
     /// Connections for pages, 1 to 255.
     #[arg(long, value_name = "N", default_value = "2")]
@@ -229,11 +236,14 @@ Example:
   then in the source's monitor: migrate unix:/run/dump.sock")]
 pub struct ReceiveArgs {
     /// Where the source connects to.
-    #[arg(long, value_name = "ADDR")]
+    #[arg(long, value_name = "ADDR", value_parser = address())]
     pub listen: Address,
     /// A folder without .ram files; it is made if it is missing.
     #[arg(long, value_name = "DIR")]
     pub dump: Option<PathBuf>,
+    /// Who may connect to a unix socket, as a file's mode in octal; by default its owner.
+    #[arg(long, value_name = "OCTAL", value_parser = mode, default_value = "600")]
+    pub mode: u32,
     /// Who decompresses what `multifd send` sends: as with `multifd relay`.
     #[arg(long, value_name = "WHO", default_value_t = Accel::None)]
     pub accel: Accel,
@@ -256,11 +266,14 @@ Example:
   then in the source's monitor: migrate unix:/run/rec.sock")]
 pub struct RecordArgs {
     /// Where the source QEMU connects to.
-    #[arg(long, value_name = "ADDR")]
+    #[arg(long, value_name = "ADDR", value_parser = address())]
     pub listen: Address,
     /// The file to make; it must not be there yet.
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
+    /// Who may connect to a unix socket, as a file's mode in octal; by default its owner.
+    #[arg(long, value_name = "OCTAL", value_parser = mode, default_value = "600")]
+    pub mode: u32,
     /// The source has switchover-ack on, and a machine type of before 8.1 or without a version.
     #[arg(long)]
     pub switchover_ack: bool,
@@ -278,7 +291,7 @@ pub struct ReplayArgs {
     /// A file made by `multifd record`.
     pub file: PathBuf,
     /// Where the destination QEMU listens.
-    #[arg(long, value_name = "ADDR")]
+    #[arg(long, value_name = "ADDR", value_parser = address())]
     pub connect: Address,
 }
 
@@ -346,6 +359,20 @@ impl From<Compression> for Method {
     }
 }
 
+/// An address in which a path need not be UTF-8.
+pub fn address() -> impl TypedValueParser<Value = Address> {
+    OsStringValueParser::new().try_map(|text| Address::from_os_str(&text))
+}
+
+/// The mode of a file, as chmod takes it.
+pub fn mode(text: &str) -> Result<u32, String> {
+    let is_octal = text.bytes().all(|byte| (b'0'..=b'7').contains(&byte));
+    let mode = u32::from_str_radix(text, 8);
+    mode.ok()
+        .filter(|mode| is_octal && *mode <= 0o777)
+        .ok_or_else(|| "modes are 000 to 777 in octal, such as 660".to_owned())
+}
+
 fn zlib_level(text: &str) -> Result<ZlibLevel, String> {
     let level = text
         .parse()
@@ -410,6 +437,15 @@ mod tests {
             assert!(size(text).is_err(), "{text}");
         }
         assert!(bandwidth("0").is_err());
+    }
+
+    #[test]
+    fn modes_are_octal() {
+        assert_eq!(mode("660"), Ok(0o660));
+        assert_eq!(mode("0600"), Ok(0o600));
+        for text in ["", "8", "1777", "+600", "rw", "-1", "99999999999"] {
+            assert!(mode(text).is_err(), "{text}");
+        }
     }
 
     #[test]

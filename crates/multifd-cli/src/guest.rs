@@ -7,10 +7,11 @@ use multifd_guests::{Ram, serve};
 use multifd_transport::dirty::WriteTracking;
 use multifd_transport::memory::Mapping;
 
-use crate::{Outcome, say};
+use crate::{Outcome, say, signals};
 
 /// Serves orders on standard input.
 pub fn run() -> Outcome {
+    signals::leave_to_parent()?;
     Ok(serve(
         &mut io::stdin().lock(),
         &mut io::stdout(),

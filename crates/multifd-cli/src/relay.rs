@@ -21,6 +21,7 @@ pub use self::routes::Route;
 use crate::Outcome;
 use crate::args::RelayArgs;
 use crate::say::{self, Progress};
+use crate::signals::Signals;
 
 /// How soon a wish to end is noticed.
 const TICK: Duration = Duration::from_millis(100);
@@ -67,29 +68,55 @@ pub fn run(args: &RelayArgs) -> Outcome {
         if relays.is_empty() {
             announce(&config)?;
         }
-        let relay = Relay::bind(&route.listen, config)
-            .map_err(|error| format!("cannot listen on {}: {}", route.listen, say::chain(&error)))?;
-        relays.push((relay, route));
+        let listener = say::listener(&route.listen, args.mode)?;
+        relays.push((Relay::on(listener, config)?, route));
     }
     let (tell, events) = mpsc::channel();
-    let cancel = Cancel::new();
+    let ends = Ends::default();
     let several = relays.len() > 1;
+    let mut accepting = Vec::new();
     for (relay, route) in relays {
         match several {
-            true => say::note(format_args!("listening on {}, for {}", relay.address(), route.connect)),
+            true => say::note(format_args!(
+                "listening on {}, for {}",
+                relay.address(),
+                route.connect
+            )),
             false => say::note(format_args!("listening on {}", relay.address())),
         }
-        let route = Arc::new(Route { listen: relay.address().clone(), connect: route.connect });
-        let (tell, cancel) = (tell.clone(), cancel.clone());
+        let route = Arc::new(Route {
+            listen: relay.address().clone(),
+            connect: route.connect,
+        });
+        let (tell, ends) = (tell.clone(), ends.clone());
         let notes = tell.clone();
         relay.acceptor().on_note(move |note| {
             // Nobody prints any more once this command ends.
             let _ = notes.send(Event::Note(note.to_string()));
         });
-        thread::Builder::new().spawn(move || accept(relay, &route, &tell, &cancel))?;
+        let work = move || accept(relay, &route, &tell, &ends);
+        accepting.push(thread::Builder::new().spawn(work)?);
     }
     drop(tell);
-    Printer::new(args, method, several).run(&events, &cancel)
+    let outcome = Printer::new(args, method, several).run(&events, &ends, &Signals::install()?);
+    ends.accepting.cancel();
+    ends.over.cancel();
+    for thread in accepting {
+        // Its panic was told of, and nothing is left of it.
+        let _ = thread.join();
+    }
+    outcome
+}
+
+/// How a relay ends, step by step.
+#[derive(Clone, Default)]
+struct Ends {
+    /// No more migrations are accepted.
+    accepting: Cancel,
+    /// Those under way are ended.
+    migrations: Cancel,
+    /// Nothing is left, and the addresses are given back.
+    over: Cancel,
 }
 
 /// Says what will compute, as far as it is known before the first migration.
@@ -109,15 +136,22 @@ fn announce(config: &RelayConfig) -> Outcome {
 }
 
 /// Accepts the migrations of one address, and passes each on in a thread of its own.
-fn accept(mut relay: Relay, route: &Arc<Route>, tell: &Sender<Event>, cancel: &Cancel) {
+fn accept(mut relay: Relay, route: &Arc<Route>, tell: &Sender<Event>, ends: &Ends) {
     use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
     static NUMBER: AtomicU64 = AtomicU64::new(1);
     static RUNNING: AtomicUsize = AtomicUsize::new(0);
     let config = Arc::new(relay.config().clone());
     loop {
-        let incoming = match relay.accept(cancel) {
+        let incoming = match relay.accept(&ends.accepting) {
             Ok(incoming) => incoming,
-            Err(_) if cancel.is_cancelled() => return,
+            Err(_) if ends.accepting.is_cancelled() => {
+                // Migrations under way may have connections to come.
+                relay.acceptor().refuse_new();
+                while !ends.over.is_cancelled() {
+                    thread::sleep(TICK);
+                }
+                return;
+            }
             Err(failure) => {
                 let _ = tell.send(Event::Closed(say::chain(&failure)));
                 return;
@@ -125,7 +159,10 @@ fn accept(mut relay: Relay, route: &Arc<Route>, tell: &Sender<Event>, cancel: &C
         };
         if RUNNING.fetch_add(1, Ordering::AcqRel) >= MOST_MIGRATIONS {
             RUNNING.fetch_sub(1, Ordering::AcqRel);
-            let note = format!("{} migrations run already: one more was refused", MOST_MIGRATIONS);
+            let note = format!(
+                "{} migrations run already: one more was refused",
+                MOST_MIGRATIONS
+            );
             let _ = tell.send(Event::Note(note));
             continue;
         }
@@ -139,8 +176,9 @@ fn accept(mut relay: Relay, route: &Arc<Route>, tell: &Sender<Event>, cancel: &C
         });
         let _ = tell.send(begun);
         let (ended, updates, config) = (tell.clone(), tell.clone(), Arc::clone(&config));
+        let cancel = ends.migrations.clone();
         let migration = move || {
-            let outcome = pass(incoming, &config, number, &updates);
+            let outcome = pass(incoming, &config, &cancel, number, &updates);
             RUNNING.fetch_sub(1, Ordering::AcqRel);
             let _ = updates.send(Event::Ended(number, Box::new(outcome)));
         };
@@ -155,6 +193,7 @@ fn accept(mut relay: Relay, route: &Arc<Route>, tell: &Sender<Event>, cancel: &C
 fn pass(
     incoming: Incoming,
     config: &RelayConfig,
+    cancel: &Cancel,
     number: u64,
     updates: &Sender<Event>,
 ) -> Result<MigrationReport, Ended> {
@@ -162,7 +201,9 @@ fn pass(
         let _ = updates.send(Event::Update(number, update));
     };
     // A defect ends one migration, and no other.
-    match catch_unwind(AssertUnwindSafe(|| pass_on(incoming, config, &mut observe))) {
+    match catch_unwind(AssertUnwindSafe(|| {
+        pass_on(incoming, config, cancel, &mut observe)
+    })) {
         Ok(outcome) => outcome.map_err(Ended::Failed),
         Err(_) => Err(Ended::Panicked),
     }
@@ -189,8 +230,23 @@ impl<'a> Printer<'a> {
         }
     }
 
-    fn run(mut self, events: &Receiver<Event>, cancel: &Cancel) -> Outcome {
+    fn run(mut self, events: &Receiver<Event>, ends: &Ends, signals: &Signals) -> Outcome {
+        let mut deadline = None;
         loop {
+            if signals.first() && self.running.is_empty() {
+                return Ok(());
+            }
+            if signals.first() && deadline.is_none() {
+                deadline = Some(Instant::now() + Duration::from_secs(self.args.drain.into()));
+                ends.accepting.cancel();
+                let (running, drain) = (self.running.len(), self.args.drain);
+                self.note(&format!(
+                    "no more migrations are accepted; those under way ({running}) have {drain} s to end"
+                ));
+            }
+            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                ends.migrations.cancel();
+            }
             let event = match events.recv_timeout(TICK) {
                 Ok(event) => event,
                 Err(RecvTimeoutError::Timeout) => continue,
@@ -200,14 +256,10 @@ impl<'a> Printer<'a> {
                 Event::Note(note) => self.note(&note),
                 Event::Begun(migration) => self.begun(migration),
                 Event::Update(number, update) => self.update(number, update),
-                Event::Closed(reason) => {
-                    cancel.cancel();
-                    return Err(reason.into());
-                }
+                Event::Closed(reason) => return Err(reason.into()),
                 Event::Ended(number, outcome) => {
                     let outcome = self.ended(number, *outcome);
                     if self.args.once {
-                        cancel.cancel();
                         return outcome;
                     }
                     if let Err(error) = outcome {
@@ -232,13 +284,21 @@ impl<'a> Printer<'a> {
     }
 
     fn begun(&mut self, migration: Migration) {
-        let text = format!("{}a migration begins, from {}", self.of(&migration), migration.peer);
+        let text = format!(
+            "{}a migration begins, from {}",
+            self.of(&migration),
+            migration.peer
+        );
         self.running.push(migration);
         self.note(&text);
     }
 
     fn update(&mut self, number: u64, update: Update) {
-        let Some(index) = self.running.iter().position(|migration| migration.number == number) else {
+        let Some(index) = self
+            .running
+            .iter()
+            .position(|migration| migration.number == number)
+        else {
             return;
         };
         match update {
@@ -246,7 +306,11 @@ impl<'a> Printer<'a> {
                 if let Some(migration) = self.running.get_mut(index) {
                     migration.totals = totals;
                 }
-                let totals: Vec<Totals> = self.running.iter().map(|migration| migration.totals).collect();
+                let totals: Vec<Totals> = self
+                    .running
+                    .iter()
+                    .map(|migration| migration.totals)
+                    .collect();
                 self.progress.show(Running(&totals));
             }
             Update::Note(note) => {
@@ -258,18 +322,26 @@ impl<'a> Printer<'a> {
     }
 
     fn ended(&mut self, number: u64, outcome: Result<MigrationReport, Ended>) -> Outcome {
-        let index = self.running.iter().position(|migration| migration.number == number);
-        let of = index.and_then(|index| self.running.get(index)).map(|migration| self.of(migration));
+        let index = self
+            .running
+            .iter()
+            .position(|migration| migration.number == number);
+        let of = index
+            .and_then(|index| self.running.get(index))
+            .map(|migration| self.of(migration));
         let migration = index.map(|index| self.running.remove(index));
         self.progress.clear();
         let of = of.unwrap_or_default();
         match outcome {
             Ok(report) => {
-                let summary = Summary::new(report, migration.as_ref().map(|migration| &*migration.route));
+                let summary = Summary::new(
+                    report,
+                    migration.as_ref().map(|migration| &*migration.route),
+                );
                 for remark in &summary.remarks {
                     say::note(format_args!("{of}{remark}"));
                 }
-                say::summary(&summary, self.args.json)?;
+                say::report(&summary, self.args.json);
                 Ok(())
             }
             Err(ended) => {
@@ -286,7 +358,7 @@ impl<'a> Printer<'a> {
                     ),
                 };
                 if self.args.json {
-                    say::json(&failed)?;
+                    say::report_json(&failed);
                 }
                 Err(format!("{of}{failed}").into())
             }

@@ -3,49 +3,119 @@
 use std::error::Error;
 use std::fmt::{self, Display};
 use std::io::{self, IsTerminal, Write};
+use std::path::PathBuf;
 use std::time::Duration;
 
-use multifd_transport::Address;
+pub use multifd_transport::escape::{printable, printable_path};
 use multifd_transport::incoming::Acceptor;
 use multifd_transport::receive::Totals;
-use serde::Serialize;
+use multifd_transport::{Address, ListenOptions, Listener};
+use multifd_wire::IdStr;
+use serde::{Deserialize, Serialize, Serializer};
 
-/// Prints a result.
+use crate::{json, out};
+
+/// How long the end of the process waits for readers of what it has said.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// Prints what a command is there to print, and waits until it is printed. What a migration came to is
+/// [reported](report) instead.
 ///
 /// # Errors
 ///
 /// When stdout is closed.
 pub fn result(line: impl Display) -> io::Result<()> {
     let mut out = io::stdout().lock();
-    writeln!(out, "{line}")?;
+    writeln!(out, "{}", out::escaped(&line.to_string()))?;
     out.flush()
 }
 
-/// Prints a result as one line of JSON.
+/// Prints what a command is there to print, as one line of JSON.
 ///
 /// # Errors
 ///
 /// When stdout is closed.
 pub fn json(value: &impl Serialize) -> io::Result<()> {
-    result(serde_json::to_string(value)?)
+    let mut out = io::stdout().lock();
+    writeln!(out, "{}", json::to_string(value)?)?;
+    out.flush()
+}
+
+/// Prints what a migration came to. It is over, so nothing that befalls the words makes another thing of it: of those that
+/// cannot be printed a note tells.
+pub fn report(summary: &(impl Serialize + Display), json: bool) {
+    if json {
+        report_json(summary);
+    } else {
+        report_line(summary);
+    }
+}
+
+/// Prints a line about a migration, as [`report`] does.
+pub fn report_line(line: impl Display) {
+    print(format!("{}\n", out::escaped(&line.to_string())));
+}
+
+/// Prints one line of JSON about a migration, as [`report`] does.
+pub fn report_json(value: &impl Serialize) {
+    match json::to_string(value) {
+        Ok(line) => print(line + "\n"),
+        Err(error) => note(format_args!(
+            "what came of it cannot be said in JSON: {error}"
+        )),
+    }
+}
+
+fn print(line: String) {
+    if out::STDOUT.push(line).is_err() {
+        note("nobody reads what is printed: results are dropped");
+    }
 }
 
 /// Tells about something that is no result.
 pub fn note(line: impl Display) {
-    // There is nobody to tell when stderr is closed.
-    let _ = writeln!(io::stderr(), "multifd: {line}");
+    // If too many wait, it is told how many were dropped.
+    let _ = out::STDERR.push(format!("multifd: {}\n", printable(line)));
 }
 
-/// Listens, and says so: a source can be started now.
+/// Waits until all that was said has been written, at most as long as `timeout` for each of both streams.
+pub fn flush(timeout: Duration) {
+    if !out::STDOUT.flush(timeout) {
+        note("nobody reads what is printed: results are lost");
+    }
+    out::STDERR.flush(timeout);
+}
+
+/// Waits for readers as the end of the process does.
+pub fn last_words() {
+    flush(LAST_WORDS);
+}
+
+/// Listens, and says so: a source can be started now. A unix socket gets this mode.
 ///
 /// # Errors
 ///
 /// When it cannot, with the address.
-pub fn listen(address: &Address) -> Result<Acceptor, String> {
-    let acceptor =
-        Acceptor::bind(address).map_err(|error| format!("cannot listen on {address}: {error}"))?;
+pub fn listen_with(address: &Address, mode: u32) -> Result<Acceptor, String> {
+    let acceptor = listener(address, mode)
+        .and_then(|listener| Acceptor::on(listener).map_err(cannot_listen(address)))?;
     note(format_args!("listening on {}", acceptor.address()));
     Ok(acceptor)
+}
+
+/// Listens. A unix socket gets this mode.
+///
+/// # Errors
+///
+/// When it cannot, with the address.
+pub fn listener(address: &Address, mode: u32) -> Result<Listener, String> {
+    let mut options = ListenOptions::default();
+    options.mode = mode;
+    Listener::bind_with(address, &options).map_err(cannot_listen(address))
+}
+
+fn cannot_listen<E: Error>(address: &Address) -> impl Fn(E) -> String + '_ {
+    move |error| format!("cannot listen on {address}: {}", chain(&error))
 }
 
 /// An error and its causes on one line.
@@ -87,44 +157,25 @@ impl Progress {
         }
     }
 
-    /// Takes the line away, for others to be printed.
-    pub fn clear(&mut self) {
-        if self.shown {
-            self.shown = false;
-            let _ = write!(io::stderr(), "\r{CLEAR_TO_END}");
-        }
-    }
-
     /// Shows `line` instead of the one before.
     pub fn show(&mut self, line: impl Display) {
         if self.terminal {
             self.shown = true;
-            let _ = write!(io::stderr(), "\r{line}{CLEAR_TO_END}");
+            out::STDERR.show(format!("\r{}{}", printable(line), out::CLEAR_TO_END));
+        }
+    }
+
+    /// Takes the line away.
+    pub fn clear(&mut self) {
+        if std::mem::take(&mut self.shown) {
+            out::STDERR.clear();
         }
     }
 }
 
 impl Drop for Progress {
     fn drop(&mut self) {
-        if self.shown {
-            let _ = write!(io::stderr(), "\r{CLEAR_TO_END}");
-        }
-    }
-}
-
-/// ECMA-48 EL: what is right of the cursor goes.
-const CLEAR_TO_END: &str = "\x1b[K";
-
-/// Prints what a migration came to.
-///
-/// # Errors
-///
-/// When stdout is closed.
-pub fn summary(summary: &(impl Serialize + Display), json: bool) -> io::Result<()> {
-    if json {
-        self::json(summary)
-    } else {
-        result(summary)
+        self.clear();
     }
 }
 
@@ -143,18 +194,32 @@ impl Failed {
     }
 }
 
-/// A name from outside, without what could command a terminal.
-pub fn printable(name: &impl Display) -> String {
-    name.to_string()
-        .chars()
-        .map(|c| {
-            if c.is_control() {
-                char::REPLACEMENT_CHARACTER
-            } else {
-                c
-            }
-        })
-        .collect()
+/// A name for JSON, where it is data: with its letters, and what stands for none replaced.
+pub fn data(name: &IdStr) -> String {
+    String::from_utf8_lossy(name.as_bytes()).into_owned()
+}
+
+/// A file's name, for people and for JSON, though it may be no text.
+#[derive(Debug, Deserialize)]
+#[serde(transparent)]
+pub struct FilePath(PathBuf);
+
+impl From<PathBuf> for FilePath {
+    fn from(path: PathBuf) -> Self {
+        Self(path)
+    }
+}
+
+impl Serialize for FilePath {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0.to_string_lossy())
+    }
+}
+
+impl Display for FilePath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&printable_path(&self.0))
+    }
 }
 
 /// A number of bytes, short.

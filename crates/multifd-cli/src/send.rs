@@ -9,13 +9,14 @@ use multifd_transport::failure::Cause;
 use multifd_transport::memory::{MappedMemory, Mapping};
 use multifd_transport::source::{self, SourceFailure};
 use multifd_transport::{
-    Cancel, EngineFault, Parameters, Phase, Progress as Moment, Statistics, VmError, VmHandle,
+    EngineFault, Parameters, Phase, Progress as Moment, Statistics, VmError, VmHandle,
 };
 use multifd_wire::{BlockName, Method, PageSize};
 use serde::{Deserialize, Serialize};
 
 use crate::args::SendArgs;
 use crate::say::{self, Progress};
+use crate::signals::Signals;
 use crate::{Outcome, own};
 
 /// Starts a guest and sends it away.
@@ -43,7 +44,7 @@ pub fn run(args: &SendArgs) -> Outcome {
         &args.connect,
         moved,
         &parameters,
-        &Cancel::new(),
+        &Signals::install()?.cancel(),
         &mut |moment| progress.show(Running(moment)),
     );
     drop(progress);
@@ -51,14 +52,17 @@ pub fn run(args: &SendArgs) -> Outcome {
     let summary =
         |statistics: &Statistics| Summary::new(&spec.kind, guest_rate, &parameters, statistics);
     match outcome {
-        Ok(statistics) => Ok(say::summary(&summary(&statistics)?, args.json)?),
+        Ok(statistics) => {
+            say::report(&summary(&statistics)?, args.json);
+            Ok(())
+        }
         Err(failure) => {
             if args.json {
-                say::json(&Failed {
+                say::report_json(&Failed {
                     error: say::chain(&failure),
                     timed_out: timed_out(&failure),
                     summary: summary(&failure.statistics)?,
-                })?;
+                });
             }
             say::note("the guest was made for this command and ends with it");
             Err(failure.into())

@@ -33,6 +33,26 @@ fn what_is_wrong_with_a_command_is_said_with_what_to_do() {
         "write unix:PATH or tcp:HOST:PORT",
     );
     refused(&["relay", "--listen", "unix:a.sock"], 2, "--connect <ADDR>");
+    let record = |listen| ["record", "--out", "/no/such/folder/f", "--listen", listen];
+    refused(&record("tcp:::1:4444"), 2, "as in tcp:[::1]:4444");
+    refused(&record("tcp:[fe80::1]:4444"), 2, "tcp:[fe80::1%eth0]:4444");
+    refused(
+        &[&record("unix:a.sock")[..], &["--mode", "rw"]].concat(),
+        2,
+        "modes are 000 to 777 in octal",
+    );
+    let receive = |listen| ["receive", "--listen", listen];
+    refused(&receive("unix:/"), 1, "/ is a folder and no socket");
+    refused(
+        &receive("tcp:[fe80::1%nosuch0]:4444"),
+        1,
+        "no network interface `nosuch0`",
+    );
+    refused(
+        &receive(&format!("unix:/{}", "x".repeat(107))),
+        1,
+        "the path has 108 bytes, and a socket's can have 107",
+    );
     refused(
         &with(&["--compression", "lz4"]),
         2,

@@ -118,7 +118,8 @@ impl Coverage {
     /// Whether the page has come.
     pub(crate) fn has(&self, block: &BlockName, page_size: PageSize, offset: u64) -> bool {
         let page = offset / page_size.bytes() as u64;
-        self.find(block).is_ok_and(|covered| covered.lock().has(page))
+        self.find(block)
+            .is_ok_and(|covered| covered.lock().has(page))
     }
 
     /// The first block of which pages have not come. With `x-ignore-shared`, blocks of which none has come are the shared
@@ -135,7 +136,9 @@ impl Coverage {
             if pieces.count == pages || pieces.count == 0 && ignores_shared {
                 continue;
             }
-            let first = pieces.first_missing().saturating_mul(page_size.bytes() as u64);
+            let first = pieces
+                .first_missing()
+                .saturating_mul(page_size.bytes() as u64);
             return Err(CoverageFault::Missing {
                 block: Box::new(covered.block.name.clone()),
                 missing: pages.saturating_sub(pieces.count),
@@ -153,7 +156,9 @@ impl Coverage {
             let pages = covered.block.used_length;
             pages > 0 && covered.lock().count == 0
         });
-        untouched.map(|covered| covered.block.name.clone()).collect()
+        untouched
+            .map(|covered| covered.block.name.clone())
+            .collect()
     }
 
     fn find(&self, block: &BlockName) -> Result<&Covered, CoverageFault> {
@@ -177,8 +182,14 @@ impl Coverage {
         let block_bytes = covered.block.used_length;
         let mut pieces = covered.lock();
         for &offset in offsets {
-            if offset.checked_add(bytes).is_none_or(|end| end > block_bytes) {
-                return Err(CoverageFault::Outside { offset, block_bytes });
+            if offset
+                .checked_add(bytes)
+                .is_none_or(|end| end > block_bytes)
+            {
+                return Err(CoverageFault::Outside {
+                    offset,
+                    block_bytes,
+                });
             }
             pieces.set(offset / bytes);
         }
@@ -200,7 +211,10 @@ impl Covered {
 impl Pieces {
     fn set(&mut self, page: u64) {
         let (piece, word, bit) = place(page);
-        let bits = self.bits.entry(piece).or_insert_with(|| Box::new([0; PIECE_WORDS]));
+        let bits = self
+            .bits
+            .entry(piece)
+            .or_insert_with(|| Box::new([0; PIECE_WORDS]));
         if let Some(word) = bits.get_mut(word) {
             self.count += u64::from(*word & bit == 0);
             *word |= bit;
@@ -232,7 +246,11 @@ impl Pieces {
 /// A page's piece, its word there, and its bit.
 const fn place(page: u64) -> (u64, usize, u64) {
     let within = page % PIECE_PAGES;
-    (page / PIECE_PAGES, (within / 64) as usize, 1 << (within % 64))
+    (
+        page / PIECE_PAGES,
+        (within / 64) as usize,
+        1 << (within % 64),
+    )
 }
 
 #[cfg(test)]
@@ -257,13 +275,20 @@ mod tests {
         let all: Vec<u64> = (0..pages).map(|page| page * 4096).collect();
         for skipped in [0, 5, PIECE_PAGES, pages - 1] {
             let (coverage, ram) = self::coverage(pages * 4096);
-            let offsets: Vec<u64> = all.iter().copied().filter(|&offset| offset != skipped * 4096).collect();
+            let offsets: Vec<u64> = all
+                .iter()
+                .copied()
+                .filter(|&offset| offset != skipped * 4096)
+                .collect();
             coverage.note(&ram, PageSize::K4, &offsets).unwrap();
             let first = skipped * 4096;
             let fault = coverage.check(false).unwrap_err();
             let found = matches!(fault, CoverageFault::Missing { missing: 1, first: at, .. } if at == first);
             assert!(found, "{fault}");
-            assert!(coverage.check(true).is_err(), "a block that came in part is not a shared one");
+            assert!(
+                coverage.check(true).is_err(),
+                "a block that came in part is not a shared one"
+            );
         }
         coverage.note(&ram, PageSize::K4, &all).unwrap();
         coverage.note(&ram, PageSize::K4, &all).unwrap();

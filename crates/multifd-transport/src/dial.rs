@@ -56,7 +56,7 @@ pub enum DialError {
     /// Nobody answered.
     #[error(
         "no answer within {} s from {tried}; see that the destination accepts connections and that no firewall is in between",
-        within.as_secs_f32()
+        seconds(*within)
     )]
     TimedOut {
         /// How long the call was to take at most.
@@ -67,6 +67,11 @@ pub enum DialError {
     /// The caller wanted it no longer.
     #[error("the source gave up before the destination answered")]
     GivenUp,
+}
+
+/// Tenths are exact enough for people.
+pub(crate) fn seconds(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 10.0).round() / 10.0
 }
 
 impl From<DialError> for io::Error {

@@ -159,7 +159,9 @@ pub enum Cause {
     #[error(transparent)]
     Coverage(#[from] CoverageFault),
     /// No thread could be had.
-    #[error("cannot start a thread; raise the limit of threads (ulimit -u, or the service's TasksMax)")]
+    #[error(
+        "cannot start a thread; raise the limit of threads (ulimit -u, or the service's TasksMax)"
+    )]
     Thread(#[source] io::Error),
     /// The destination closed without the answer that the source had asked for.
     #[error(
@@ -186,6 +188,9 @@ pub enum SetupFault {
     /// A source engine where a QEMU was awaited.
     #[error("the peer is a source engine of this project and not a QEMU")]
     Engine,
+    /// This program was told to end, and takes no new migrations.
+    #[error("this multifd is ending and takes no new migrations")]
+    Ending,
     /// Another migration is being taken, and only one is.
     #[error("another migration is under way here, which takes only one")]
     Busy,

@@ -207,7 +207,9 @@ impl Images {
         };
         for (index, image) in kept().enumerate() {
             if let Err(error) = image.file.publish() {
-                kept().take(index.saturating_add(1)).for_each(Image::withdraw);
+                kept()
+                    .take(index.saturating_add(1))
+                    .for_each(Image::withdraw);
                 return Err(error.into());
             }
         }

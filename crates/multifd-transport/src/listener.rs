@@ -456,8 +456,13 @@ mod tests {
 
     /// Waits for a connection as the users of a listener do.
     fn accept(listener: &Listener) -> Stream {
+        let minute = rustix::event::Timespec {
+            tv_sec: 60,
+            tv_nsec: 0,
+        };
         loop {
-            poll(&mut [PollFd::new(listener, PollFlags::IN)], None).unwrap();
+            let mut waiting = [PollFd::new(listener, PollFlags::IN)];
+            assert_ne!(poll(&mut waiting, Some(&minute)), Ok(0), "nobody called");
             if let Some(stream) = listener.try_accept().unwrap() {
                 return stream;
             }

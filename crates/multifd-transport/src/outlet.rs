@@ -219,7 +219,11 @@ impl<S: Supply> Flow for Through<'_, '_, S> {
         self.spare.push(pages);
         let Some(mut packet) = self.waiting.pop_front() else {
             let found = payload.len();
-            let cause = Misuse::PayloadExceeded { found, remaining: 0 }.into();
+            let cause = Misuse::PayloadExceeded {
+                found,
+                remaining: 0,
+            }
+            .into();
             self.failure = Some(FlowFailure::Outlet(cause, None));
             return false;
         };

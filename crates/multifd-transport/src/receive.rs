@@ -15,9 +15,9 @@ use multifd_wire::{BlockName, Packet, PageSize, RamPacket};
 use crate::failure::{Cause, Failure};
 use crate::image::{Folder, Image, ImageError, Images};
 use crate::incoming::Acceptor;
+use crate::inlet::{Inlet, Item};
 use crate::parameters::Cancel;
 use crate::rounds::Entry;
-use crate::inlet::{Inlet, Item};
 use crate::taking::{Keeper, Seat, SourceSettings, take};
 
 pub use crate::taking::Totals;
@@ -173,7 +173,9 @@ impl Keeper for Receiver<'_> {
                                 image.write(normal, page_size.bytes(), contents)?;
                                 image.clear(zero, page_size.bytes())?;
                             }
-                            Entry::Behind => write_behind(seat, image, &packet, page_size, contents)?,
+                            Entry::Behind => {
+                                write_behind(seat, image, &packet, page_size, contents)?
+                            }
                         }
                         seat.came(&packet)?;
                     }

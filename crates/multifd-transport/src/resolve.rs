@@ -12,6 +12,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
 use crate::AddressError;
 use crate::address::{Host, host_and_port};
+use crate::dial::seconds;
 use crate::escape::printable;
 
 /// How often a wait asks whether it is still wanted.
@@ -43,7 +44,7 @@ pub enum ResolveError {
     /// The look-up takes too long.
     #[error(
         "looking up the name `{host}` took longer than {} s; write the host's number, or see why the DNS does not answer",
-        within.as_secs_f32()
+        seconds(*within)
     )]
     Slow {
         /// The name.

@@ -259,7 +259,12 @@ impl Rounds {
             if state.stopped {
                 return Err(RoundFault::Stopped);
             }
-            let all_here = || state.channels.values().all(|channel| channel.syncs >= syncs);
+            let all_here = || {
+                state
+                    .channels
+                    .values()
+                    .all(|channel| channel.syncs >= syncs)
+            };
             if state.main == MainState::Finished || (state.marks >= syncs && all_here()) {
                 return Ok(());
             }

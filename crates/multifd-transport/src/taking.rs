@@ -239,7 +239,14 @@ pub(crate) fn take(
     keeper: &impl Keeper,
     progress: &mut dyn FnMut(Totals),
 ) -> Result<Taken, Failure> {
-    let Incoming { main, main_start, channels: inbox, has_channels, ticket: _ticket, .. } = loop {
+    let Incoming {
+        main,
+        main_start,
+        channels: inbox,
+        has_channels,
+        ticket: _ticket,
+        ..
+    } = loop {
         let incoming = acceptor.accept(cancel)?;
         match incoming.is_recovery {
             true => acceptor.pass_over_recovery(&incoming),
@@ -342,7 +349,10 @@ pub(crate) fn take(
             totals: tally.totals(),
             duration: started.elapsed(),
             confirmed: answers.was_asked().then_some(true),
-            left_out: main.left_out.into_inner().unwrap_or_else(PoisonError::into_inner),
+            left_out: main
+                .left_out
+                .into_inner()
+                .unwrap_or_else(PoisonError::into_inner),
         }),
     }
 }
@@ -473,7 +483,10 @@ impl<K: Keeper> MainChannel<'_, K> {
         let deadline = Instant::now() + LATE_TIMEOUT;
         loop {
             let channels = self.rounds.channels();
-            let gap = channels.iter().zip(0_u8..).find(|(id, wanted)| **id != usize::from(*wanted));
+            let gap = channels
+                .iter()
+                .zip(0_u8..)
+                .find(|(id, wanted)| **id != usize::from(*wanted));
             let missing = gap.map(|(_, wanted)| wanted);
             if missing.is_none() && (!channels.is_empty() || !self.has_channels) {
                 return Ok(());

@@ -17,12 +17,24 @@ const STEP: usize = 1 << 20;
 const COPY_STEP: usize = 256 << 10;
 
 /// Moves bytes between sockets, inside the kernel where it can: `splice` hands on the pages that hold them.
-#[derive(Default)]
 pub(crate) struct Conduit {
     pipe: Option<Pipe>,
-    /// Set when the kernel has refused to splice these sockets: bytes are then copied through `buffer`.
+    make_pipe: fn() -> io::Result<Pipe>,
+    /// Set when the kernel has refused to splice these sockets, or has no descriptors for a pipe: bytes are then copied
+    /// through `buffer`.
     copies: bool,
     buffer: Vec<u8>,
+}
+
+impl Default for Conduit {
+    fn default() -> Self {
+        Self {
+            pipe: None,
+            make_pipe: Pipe::new,
+            copies: false,
+            buffer: Vec::new(),
+        }
+    }
 }
 
 /// Which socket failed, and how.
@@ -57,11 +69,13 @@ impl Conduit {
         if self.copies {
             return copy(from, to, space(&mut self.buffer, most.min(COPY_STEP)));
         }
-        let pipe = match &self.pipe {
-            Some(pipe) => pipe,
-            None => self
-                .pipe
-                .insert(Pipe::new().map_err(|error| (Leg::Source, error))?),
+        let pipe = match self.pipe.take().map_or_else(self.make_pipe, Ok) {
+            Ok(pipe) => self.pipe.insert(pipe),
+            // Neither peer has to do with it, and copying needs no descriptor.
+            Err(_) => {
+                self.copies = true;
+                return self.step(from, to, most);
+            }
         };
         match retrying(|| {
             splice(
@@ -168,6 +182,21 @@ mod tests {
             (&from).read_exact(&mut rest).unwrap();
             assert_eq!(&rest, b"rest");
         }
+    }
+
+    #[test]
+    fn without_descriptors_for_a_pipe_bytes_are_copied() {
+        let (source, from) = pair();
+        let (to, destination) = pair();
+        (&source).write_all(b"some").unwrap();
+        let mut conduit = Conduit {
+            make_pipe: || Err(Errno::MFILE.into()),
+            ..Conduit::default()
+        };
+        assert_eq!(conduit.transfer(&from, &to, 4).unwrap(), 4);
+        let mut arrived = [0; 4];
+        (&destination).read_exact(&mut arrived).unwrap();
+        assert_eq!(&arrived, b"some");
     }
 
     #[test]

@@ -18,6 +18,14 @@ use core::fmt::{self, Write};
 #[derive(Clone, Copy, Debug)]
 pub struct Printable<'a>(pub &'a [u8]);
 
+impl Printable<'_> {
+    /// Whether all of it is shown as it is.
+    #[must_use]
+    pub fn is_plain(&self) -> bool {
+        core::str::from_utf8(self.0).is_ok_and(|text| !text.chars().any(commands))
+    }
+}
+
 impl fmt::Display for Printable<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut text = String::with_capacity(self.0.len());
@@ -65,6 +73,7 @@ mod tests {
             );
             let shown = Printable(c.to_string().as_bytes()).to_string();
             assert_eq!(shown != c.to_string(), is_command, "{number:x}");
+            assert_eq!(Printable(c.to_string().as_bytes()).is_plain(), !is_command);
             assert!(!shown.contains(c) || !is_command, "{number:x}");
         }
     }

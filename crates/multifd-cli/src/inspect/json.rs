@@ -16,7 +16,7 @@ use serde::ser::{SerializeMap, SerializeSeq};
 use serde::{Serialize, Serializer};
 
 use super::{View, fault_of, in_file};
-use crate::say;
+use crate::{json, say};
 
 /// Prints all files; answers what is wrong with them.
 pub fn print(mut out: impl Write, files: &[PathBuf], packets: bool) -> io::Result<Vec<String>> {
@@ -25,7 +25,7 @@ pub fn print(mut out: impl Write, files: &[PathBuf], packets: bool) -> io::Resul
         packets,
         faults: RefCell::default(),
     };
-    serde_json::to_writer(&mut out, &document)?;
+    json::to_writer(&mut out, &document)?;
     writeln!(out)?;
     out.flush()?;
     Ok(document.faults.into_inner())
@@ -143,7 +143,7 @@ struct Block {
 impl Block {
     fn of(block: &main_stream::Block) -> Self {
         Self {
-            name: block.name.to_string(),
+            name: say::data(&block.name),
             bytes: block.used_length,
         }
     }
@@ -203,7 +203,7 @@ impl Entry {
             sync: flags.is_sync(),
             method: with_pages.map(|_| PacketMethod::of(flags).to_string()),
             packet_num: ram.map(|packet| packet.packet_num()),
-            block: with_pages.map(|packet| packet.block().to_string()),
+            block: with_pages.map(|packet| say::data(packet.block())),
             normal,
             zero,
             payload_bytes: sighting.packet.payload_len(),

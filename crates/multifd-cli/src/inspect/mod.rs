@@ -118,5 +118,5 @@ fn fault_of(report: &Report) -> Option<String> {
 
 /// A fault with the file that has it.
 fn in_file(path: &Path, fault: &str) -> String {
-    format!("{}: {fault}", path.display())
+    format!("{}: {fault}", say::printable_path(path))
 }

@@ -34,7 +34,7 @@ pub fn print(mut out: impl Write, files: &[PathBuf], packets: bool) -> io::Resul
         };
         print_view(
             &mut out,
-            format_args!("{}: {heading}", path.display()),
+            format_args!("{}: {heading}", say::printable_path(path)),
             &view,
         )?;
         print_blocks(&mut out, &view)?;
@@ -71,7 +71,7 @@ fn print_packet(out: &mut impl Write, sighting: &Sighting) -> io::Result<()> {
                     out,
                     ", {}, block {}, normal {normal}, zero {zero}, payload {} bytes",
                     PacketMethod::of(packet.flags()),
-                    say::printable(packet.block()),
+                    packet.block(),
                     packet.payload_len()
                 )?;
             }
@@ -100,12 +100,7 @@ fn print_blocks(out: &mut impl Write, view: &View<'_>) -> io::Result<()> {
         .map(|main| main.blocks.as_slice())
         .unwrap_or_default()
     {
-        writeln!(
-            out,
-            "  block {}, {} bytes",
-            say::printable(&block.name),
-            block.used_length
-        )?;
+        writeln!(out, "  block {}, {} bytes", block.name, block.used_length)?;
     }
     Ok(())
 }

@@ -2,24 +2,43 @@
 
 use std::fmt;
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
 use multifd_codec::is_zero;
 use multifd_transport::destination::{DestinationSettings, Offer, Received, receive};
+use multifd_transport::failure::Cause;
 use multifd_transport::image::{Folder, Images};
 use multifd_transport::incoming::Acceptor;
 use multifd_transport::memory::{GuestMemory, MappedMemory, Mapping, MemoryBlock};
-use multifd_transport::{Cancel, VmError, VmHandle};
+use multifd_transport::{Cancel, EngineFault, Failure, VmError, VmHandle};
 use multifd_wire::main_stream::Block as ImageBlock;
 use serde::{Deserialize, Serialize};
 
 use crate::args::ReceiveArgs;
+use crate::own;
 use crate::say::{self, Arrived, Progress};
-use crate::{Outcome, own};
+
+/// Why no guest was received.
+#[derive(Debug, thiserror::Error)]
+pub enum Fault {
+    /// A connection that was none of an engine's, or broke off before anything was agreed on.
+    #[error("passed over an engine's connection")]
+    Opening(#[source] Failure),
+    /// The migration failed.
+    #[error(transparent)]
+    Failed(#[from] Failure),
+    /// What there is to say about it cannot be had.
+    #[error(transparent)]
+    Io(#[from] std::io::Error),
+}
 
 /// Takes the guest that has come.
-pub fn run(args: &ReceiveArgs, acceptor: &mut Acceptor, folder: Option<&Folder>) -> Outcome {
+pub fn run(
+    args: &ReceiveArgs,
+    acceptor: &mut Acceptor,
+    folder: Option<&Folder>,
+    cancel: &Cancel,
+) -> Result<(), Fault> {
     let mut settings = DestinationSettings::default();
     settings.codec.accel = args.accel;
     let kept = OnceLock::new();
@@ -35,13 +54,28 @@ pub fn run(args: &ReceiveArgs, acceptor: &mut Acceptor, folder: Option<&Folder>)
         make,
         &mut Keeper(&kept),
         &settings,
-        &Cancel::new(),
+        cancel,
         &mut |arrived| progress.show(Arrived::from(arrived)),
     );
     drop(progress);
-    let received = outcome?;
+    let received =
+        outcome.map_err(
+            |failure| match kept.get().is_none() && is_broken_off(&failure) {
+                true => Fault::Opening(failure),
+                false => Fault::Failed(failure),
+            },
+        )?;
     let images = kept.get().and_then(|(_, images)| images.as_ref());
-    Ok(say::summary(&Summary::new(&received, images)?, args.json)?)
+    say::report(&Summary::new(&received, images)?, args.json);
+    Ok(())
+}
+
+/// Whether a failure says nothing about a guest: somebody connected, and spoke too little or something else.
+fn is_broken_off(failure: &Failure) -> bool {
+    matches!(
+        failure.cause,
+        Cause::Io(_) | Cause::Wire(_) | Cause::Setup(_) | Cause::Engine(EngineFault::Closed)
+    )
 }
 
 fn create(folder: &Folder, offer: &Offer) -> Result<Images, VmError> {
@@ -134,7 +168,7 @@ pub struct Summary {
 struct Block {
     name: String,
     bytes: u64,
-    file: Option<PathBuf>,
+    file: Option<say::FilePath>,
 }
 
 impl Summary {
@@ -144,7 +178,7 @@ impl Summary {
             bytes: block.len_bytes,
             file: images
                 .and_then(|images| images.of(&block.name).ok())
-                .map(|image| image.path().to_owned()),
+                .map(|image| image.path().to_owned().into()),
         };
         let hex = |digest: [u8; 32]| digest.iter().map(|byte| format!("{byte:02x}")).collect();
         Ok(Self {
@@ -170,7 +204,7 @@ impl fmt::Display for Summary {
                 block.bytes
             )?;
             match &block.file {
-                Some(file) => writeln!(f, ", file {}", file.display())?,
+                Some(file) => writeln!(f, ", file {file}")?,
                 None => writeln!(f)?,
             }
         }

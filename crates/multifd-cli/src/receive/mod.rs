@@ -3,7 +3,6 @@
 mod engine;
 mod qemu;
 
-use multifd_transport::Cancel;
 use multifd_transport::destination::Peer;
 use multifd_transport::image::Folder;
 
@@ -12,20 +11,40 @@ pub use engine::Summary;
 use crate::Outcome;
 use crate::args::ReceiveArgs;
 use crate::say;
+use crate::signals::Signals;
 
 /// Takes one migration, whoever it comes from.
 pub fn run(args: &ReceiveArgs) -> Outcome {
-    let folder = args.dump.as_deref().map(Folder::prepare).transpose()?;
-    let mut acceptor = say::listen(&args.listen)?;
-    let outcome = match (acceptor.peer(&Cancel::new())?, &folder) {
-        (Peer::Engine, folder) => engine::run(args, &mut acceptor, folder.as_ref()),
-        (Peer::Qemu, Some(folder)) => qemu::run(args, &mut acceptor, folder),
-        (Peer::Qemu, None) => {
-            Err("a QEMU comes, whose memory would be lost: add --dump DIR".into())
-        }
-    };
+    let outcome = take(args);
     if let (Err(failure), true) = (&outcome, args.json) {
-        say::json(&say::Failed::new(failure.as_ref()))?;
+        say::report_json(&say::Failed::new(failure.as_ref()));
     }
     outcome
+}
+
+fn take(args: &ReceiveArgs) -> Outcome {
+    let folder = args.dump.as_deref().map(Folder::prepare).transpose()?;
+    let mut acceptor = say::listen_with(&args.listen, args.mode)?;
+    acceptor.on_note(|note| say::note(note));
+    let cancel = Signals::install()?.cancel();
+    loop {
+        match (acceptor.peer(&cancel)?, &folder) {
+            (Peer::Engine, folder) => {
+                match engine::run(args, &mut acceptor, folder.as_ref(), &cancel) {
+                    // A connection that has agreed on nothing was no migration.
+                    Err(engine::Fault::Opening(failure)) if !cancel.is_cancelled() => {
+                        say::note(say::chain(&failure));
+                    }
+                    Err(fault) => return Err(fault.into()),
+                    Ok(()) => return Ok(()),
+                }
+            }
+            (Peer::Qemu, Some(folder)) => return qemu::run(args, &mut acceptor, folder, &cancel),
+            (Peer::Qemu, None) => {
+                // It keeps its guest, as nothing is answered.
+                drop(acceptor.accept(&cancel)?);
+                say::note("a QEMU came, whose memory would be lost: add --dump DIR");
+            }
+        }
+    }
 }

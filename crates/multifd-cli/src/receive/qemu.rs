@@ -1,12 +1,11 @@
 //! The memory of a QEMU's guest is received.
 
 use std::fmt;
-use std::path::PathBuf;
 
-use multifd_transport::{Cancel, SourceSettings};
 use multifd_transport::image::Folder;
 use multifd_transport::incoming::Acceptor;
 use multifd_transport::receive::{ReceiveReport, receive};
+use multifd_transport::{Cancel, SourceSettings};
 use serde::Serialize;
 
 use crate::Outcome;
@@ -14,16 +13,22 @@ use crate::args::ReceiveArgs;
 use crate::say::{self, Arrived, Progress};
 
 /// Takes the migration that has come.
-pub fn run(args: &ReceiveArgs, acceptor: &mut Acceptor, folder: &Folder) -> Outcome {
+pub fn run(
+    args: &ReceiveArgs,
+    acceptor: &mut Acceptor,
+    folder: &Folder,
+    cancel: &Cancel,
+) -> Outcome {
     let mut source = SourceSettings::default();
     source.switchover_ack = args.switchover_ack;
     source.codec.accel = args.accel;
     let mut progress = Progress::new();
-    let outcome = receive(acceptor, folder, source, &Cancel::new(), &mut |totals| {
+    let outcome = receive(acceptor, folder, source, cancel, &mut |totals| {
         progress.show(Arrived(totals))
     });
     drop(progress);
-    Ok(say::summary(&Summary::from(outcome?), args.json)?)
+    say::report(&Summary::from(outcome?), args.json);
+    Ok(())
 }
 
 /// What is printed for a migration that was received whole.
@@ -45,7 +50,7 @@ struct Summary {
 struct Block {
     name: String,
     bytes: u64,
-    file: PathBuf,
+    file: say::FilePath,
     pages: u64,
     zero_pages: u64,
 }
@@ -55,7 +60,7 @@ impl From<ReceiveReport> for Summary {
         let blocks = report.blocks.into_iter().map(|block| Block {
             name: block.name.to_string(),
             bytes: block.bytes,
-            file: block.file,
+            file: block.file.into(),
             pages: block.pages,
             zero_pages: block.zero_pages,
         });
@@ -78,15 +83,14 @@ impl fmt::Display for Summary {
             writeln!(
                 f,
                 "block {}, bytes {}, pages {}, zero pages {}, file {}",
-                block.name,
-                block.bytes,
-                block.pages,
-                block.zero_pages,
-                block.file.display()
+                block.name, block.bytes, block.pages, block.zero_pages, block.file
             )?;
         }
         for block in &self.left_out {
-            writeln!(f, "block {block}, shared by the source and not sent (x-ignore-shared)")?;
+            writeln!(
+                f,
+                "block {block}, shared by the source and not sent (x-ignore-shared)"
+            )?;
         }
         if self.confirmed.is_none() {
             f.write_str("whole, not confirmed to the source: no return path; ")?;

@@ -158,7 +158,9 @@ pub struct Failed {
 
 impl Failed {
     pub fn new(error: String, advice: Option<&'static str>, migration: Option<&Migration>) -> Self {
-        let totals = migration.map(|migration| migration.totals).unwrap_or_default();
+        let totals = migration
+            .map(|migration| migration.totals)
+            .unwrap_or_default();
         Self {
             route: migration.map(|migration| migration.route.to_string()),
             peer: migration.map(|migration| migration.peer.clone()),

@@ -1,11 +1,15 @@
 //! Which address leads where.
 
+use std::ffi::OsStr;
 use std::fmt;
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use multifd_transport::Address;
 
 use crate::args::RelayArgs;
+use crate::say;
 
 /// An address that is listened on, and the one that its migrations go to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,22 +25,33 @@ impl fmt::Display for Route {
 }
 
 impl Route {
-    /// Reads LISTEN=CONNECT.
-    pub fn parse(text: &str) -> Result<Self, String> {
-        let (listen, connect) = text
-            .split_once("=unix:")
-            .map(|(listen, path)| (listen, format!("unix:{path}")))
-            .or_else(|| {
-                text.split_once("=tcp:")
-                    .map(|(listen, host)| (listen, format!("tcp:{host}")))
-            })
-            .ok_or_else(|| {
-                format!("`{text}` is no route: write LISTEN=CONNECT, as in tcp:0.0.0.0:4444=unix:/run/vm.sock")
-            })?;
-        let address = |text: &str| text.parse::<Address>().map_err(|error| error.to_string());
+    /// Reads LISTEN=CONNECT from the command line, where a path need not be text.
+    pub fn parser() -> impl TypedValueParser<Value = Route> {
+        OsStringValueParser::new().try_map(|text| Route::parse(&text))
+    }
+
+    /// Reads LISTEN=CONNECT. The first `=` behind which an address stands parts them.
+    ///
+    /// # Errors
+    ///
+    /// What to write instead.
+    pub fn parse(text: &OsStr) -> Result<Self, String> {
+        let bytes = text.as_bytes();
+        let is_split = |at: &usize| {
+            let rest = bytes.get(*at..).unwrap_or_default();
+            rest.starts_with(b"=unix:") || rest.starts_with(b"=tcp:")
+        };
+        let at = (0..bytes.len()).find(is_split).ok_or_else(|| {
+            let text = text.to_string_lossy();
+            format!("`{text}` is no route: write LISTEN=CONNECT, as in tcp:0.0.0.0:4444=unix:/run/vm.sock")
+        })?;
+        let (listen, connect) = bytes.split_at(at);
+        let address = |bytes: &[u8]| {
+            Address::from_os_str(OsStr::from_bytes(bytes)).map_err(|error| error.to_string())
+        };
         Ok(Self {
             listen: address(listen)?,
-            connect: address(&connect)?,
+            connect: address(connect.get(1..).unwrap_or_default())?,
         })
     }
 }
@@ -53,25 +68,34 @@ pub fn of(args: &RelayArgs) -> Result<Vec<Route>, String> {
         _ => return Err("--listen and --connect go together".to_owned()),
     }
     if let Some(file) = &args.routes {
-        let text = fs::read_to_string(file)
-            .map_err(|error| format!("cannot read {}: {error}", file.display()))?;
-        for (index, line) in text.lines().enumerate() {
-            let line = line.split('#').next().unwrap_or_default().trim();
-            if !line.is_empty() {
-                let route = Route::parse(line)
-                    .map_err(|error| format!("{}, line {}: {error}", file.display(), index + 1))?;
+        let name = say::printable_path(file);
+        let bytes = fs::read(file).map_err(|error| format!("cannot read {name}: {error}"))?;
+        for (index, line) in bytes.split(|&byte| byte == b'\n').enumerate() {
+            let line = line.trim_ascii();
+            if !line.is_empty() && !line.starts_with(b"#") {
+                let route = Route::parse(OsStr::from_bytes(line))
+                    .map_err(|error| format!("{name}, line {}: {error}", index + 1))?;
                 routes.push(route);
             }
         }
     }
     if routes.is_empty() {
-        return Err("say where to listen and where to connect: --listen ADDR --connect ADDR".to_owned());
+        return Err(
+            "say where to listen and where to connect: --listen ADDR --connect ADDR".to_owned(),
+        );
     }
     for (index, route) in routes.iter().enumerate() {
         if let Some(other) = routes.iter().find(|other| other.listen == route.connect) {
-            return Err(format!("{} would be connected to this relay itself", other.listen));
+            return Err(format!(
+                "{} would be connected to this relay itself",
+                other.listen
+            ));
         }
-        if routes.iter().skip(index + 1).any(|other| other.listen == route.listen && !is_any_port(&route.listen)) {
+        if routes
+            .iter()
+            .skip(index + 1)
+            .any(|other| other.listen == route.listen && !is_any_port(&route.listen))
+        {
             return Err(format!("{} is listened on twice", route.listen));
         }
     }
@@ -89,13 +113,14 @@ mod tests {
 
     #[test]
     fn routes_are_pairs_of_addresses() {
-        let route = Route::parse("tcp:0.0.0.0:4444=unix:/run/a=b.sock").unwrap();
+        let parse = |text: &str| Route::parse(OsStr::new(text));
+        let route = parse("tcp:0.0.0.0:4444=unix:/run/a=b.sock").unwrap();
         assert_eq!(route.listen.to_string(), "tcp:0.0.0.0:4444");
         assert_eq!(route.connect.to_string(), "unix:/run/a=b.sock");
-        let route = Route::parse("unix:/run/a=b=tcp:dst:1").unwrap();
+        let route = parse("unix:/run/a=b=tcp:dst:1").unwrap();
         assert_eq!(route.listen.to_string(), "unix:/run/a=b");
         for text in ["", "unix:/a", "unix:/a=/b", "=unix:/a"] {
-            assert!(Route::parse(text).is_err(), "{text}");
+            assert!(parse(text).is_err(), "{text}");
         }
     }
 }

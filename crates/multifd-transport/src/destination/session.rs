@@ -141,7 +141,10 @@ impl Session<'_> {
     /// As [`check`](Self::check), while a peer should speak at once: it has been its turn since then.
     fn check_opening(&self, since: Instant) -> Result<(), Cause> {
         if since.elapsed() > HELLO_TIMEOUT {
-            return Err(crate::failure::SetupFault::Silent { within: HELLO_TIMEOUT }.into());
+            return Err(crate::failure::SetupFault::Silent {
+                within: HELLO_TIMEOUT,
+            }
+            .into());
         }
         self.check()
     }

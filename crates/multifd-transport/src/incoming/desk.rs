@@ -18,7 +18,7 @@ use super::inbox::{Arrival, Inbox, IncomingChannel};
 use super::kind::{Kind, kind};
 use super::matching::{Decision, Id, Matching, PeerId, Stated};
 use super::note::{Note, Reason, SetUpFault};
-use super::{HELLO_TIMEOUT, Incoming, Order, Ready, Shared, Ticket};
+use super::{HELLO_TIMEOUT, Incoming, Order, Ready, SetupFault, Shared, Ticket};
 use crate::{Listener, Stream};
 
 /// Connections that have not said what they are, of which the oldest goes when there are more. Many more than a source has
@@ -65,6 +65,7 @@ pub(super) struct Desk {
     matching: Matching,
     next_id: Id,
     paused_until: Option<Instant>,
+    refuses_new: bool,
     notes: Notes,
 }
 
@@ -108,6 +109,7 @@ impl Desk {
             matching: Matching::default(),
             next_id: 0,
             paused_until: None,
+            refuses_new: false,
             notes: Notes::default(),
         }
     }
@@ -139,6 +141,7 @@ impl Desk {
                     self.inboxes.remove(&id);
                     self.mains.remove(&id);
                 }
+                Order::RefuseNew => self.refuses_new = true,
                 Order::Expect { uuid, inbox, reply } => {
                     let id = self.id();
                     self.matching.engine_ready(id, uuid, Instant::now());
@@ -166,7 +169,12 @@ impl Desk {
                     }
                     let peer = peer_of(&stream);
                     let (since, partial) = (now, false);
-                    self.unspoken.push(Unspoken { stream, peer, since, partial });
+                    self.unspoken.push(Unspoken {
+                        stream,
+                        peer,
+                        since,
+                        partial,
+                    });
                 }
                 Ok(None) => return,
                 Err(error) => {
@@ -188,7 +196,9 @@ impl Desk {
             unspoken.partial = matches!(kind, Ok(Kind::Partial));
             if matches!(kind, Ok(Kind::Silent | Kind::Partial)) && waited < HELLO_TIMEOUT {
                 let silent = !unspoken.partial && waited >= PREEMPT_SILENCE;
-                let preempt = silent.then(|| self.matching.preempt_came(unspoken.peer)).flatten();
+                let preempt = silent
+                    .then(|| self.matching.preempt_came(unspoken.peer))
+                    .flatten();
                 match preempt {
                     Some(id) => {
                         let unspoken = self.unspoken.remove(index);
@@ -207,6 +217,9 @@ impl Desk {
     fn assign(&mut self, unspoken: Unspoken, kind: io::Result<Kind>, now: Instant) {
         let Unspoken { stream, peer, .. } = unspoken;
         let reason = match kind {
+            Ok(Kind::Main | Kind::Engine | Kind::Recovery) if self.refuses_new => {
+                Reason::OtherKind(SetupFault::Ending)
+            }
             Ok(Kind::Main) => {
                 let id = self.id();
                 self.matching.main_came(id, peer);
@@ -218,14 +231,18 @@ impl Desk {
                 let id = self.id();
                 self.matching.main_came(id, peer);
                 let postcopy = true;
-                let stated = Stated { postcopy, ..Stated::default() };
+                let stated = Stated {
+                    postcopy,
+                    ..Stated::default()
+                };
                 self.matching.main_ready(id, stated, now);
                 return self.ready(id, stream, Vec::new(), stated, true);
             }
             Ok(Kind::Channel(bytes)) => match take_hello(&stream, &bytes) {
                 Ok(hello) => {
                     let id = self.id();
-                    self.matching.channel_came(id, hello.uuid, hello.channel, peer, now);
+                    self.matching
+                        .channel_came(id, hello.uuid, hello.channel, peer, now);
                     self.orphans.insert(id, IncomingChannel { hello, stream });
                     return;
                 }
@@ -236,7 +253,9 @@ impl Desk {
                 None => Reason::Unmarked(said),
             },
             Ok(Kind::Tls) => Reason::Tls,
-            Ok(Kind::Silent | Kind::Partial) => Reason::Silent { within: HELLO_TIMEOUT },
+            Ok(Kind::Silent | Kind::Partial) => Reason::Silent {
+                within: HELLO_TIMEOUT,
+            },
             // A probe that has said nothing worth a word.
             Ok(Kind::Closed) => return,
             Err(error) => Reason::Io(error),
@@ -310,7 +329,11 @@ impl Desk {
     fn match_up(&mut self) {
         let now = Instant::now();
         for id in self.matching.orphans().collect::<Vec<_>>() {
-            if self.orphans.get(&id).is_some_and(|channel| channel.stream.peer_has_closed()) {
+            if self
+                .orphans
+                .get(&id)
+                .is_some_and(|channel| channel.stream.peer_has_closed())
+            {
                 self.matching.channel_closed(id, now);
             }
         }
@@ -380,7 +403,10 @@ impl Desk {
             if connections > 0 {
                 self.shared.note(&Note::Further { connections });
             }
-            self.notes = Notes { second: Some(now), said: 0 };
+            self.notes = Notes {
+                second: Some(now),
+                said: 0,
+            };
         }
         self.notes.said += 1;
         if self.notes.said <= NOTES_A_SECOND {
@@ -436,7 +462,9 @@ impl SetUp {
                 Ok(Some(MainEvent::Configuration(configuration))) => {
                     self.stated.uuid = configuration.uuid;
                 }
-                Ok(Some(MainEvent::Command(Command::PostcopyAdvise))) => self.stated.postcopy = true,
+                Ok(Some(MainEvent::Command(Command::PostcopyAdvise))) => {
+                    self.stated.postcopy = true
+                }
                 Ok(Some(MainEvent::RamBlocks(_))) => self.has_blocks = true,
                 Ok(Some(MainEvent::Flush)) => self.stated.has_channels = true,
                 // A stream without a RAM section has no channels either.
@@ -454,10 +482,14 @@ impl SetUp {
 
     fn check_time(&self, now: Instant) -> Result<(), SetUpFault> {
         if now.duration_since(self.last) >= SETUP_SILENCE {
-            return Err(SetUpFault::Stalled { within: SETUP_SILENCE });
+            return Err(SetUpFault::Stalled {
+                within: SETUP_SILENCE,
+            });
         }
         if now.duration_since(self.since) >= SETUP_TIMEOUT {
-            return Err(SetUpFault::Slow { within: SETUP_TIMEOUT });
+            return Err(SetUpFault::Slow {
+                within: SETUP_TIMEOUT,
+            });
         }
         Ok(())
     }
@@ -476,9 +508,9 @@ fn take_hello(stream: &Stream, bytes: &[u8; Hello::LEN]) -> Result<Hello, Reason
 
 fn peer_of(stream: &Stream) -> PeerId {
     match stream {
-        Stream::Tcp(stream) => stream
-            .peer_addr()
-            .map_or(PeerId::Unknown, |peer| PeerId::Host(peer.ip().to_canonical())),
+        Stream::Tcp(stream) => stream.peer_addr().map_or(PeerId::Unknown, |peer| {
+            PeerId::Host(peer.ip().to_canonical())
+        }),
         Stream::Unix(stream) => sockopt::socket_peercred(stream).map_or(PeerId::Unknown, |peer| {
             PeerId::Process(peer.pid.as_raw_nonzero().get())
         }),
@@ -488,9 +520,10 @@ fn peer_of(stream: &Stream) -> PeerId {
 /// The other end of a connection, for people.
 pub(super) fn describe(stream: &Stream) -> String {
     match stream {
-        Stream::Tcp(stream) => stream
-            .peer_addr()
-            .map_or_else(|_| "a host that has gone".to_owned(), |peer| peer.to_string()),
+        Stream::Tcp(stream) => stream.peer_addr().map_or_else(
+            |_| "a host that has gone".to_owned(),
+            |peer| peer.to_string(),
+        ),
         Stream::Unix(stream) => sockopt::socket_peercred(stream).map_or_else(
             |_| "a process".to_owned(),
             |peer| format!("process {}", peer.pid.as_raw_nonzero()),

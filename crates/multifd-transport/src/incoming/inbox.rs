@@ -88,6 +88,8 @@ impl Inbox {
 
 impl fmt::Debug for Inbox {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Inbox").field("waiting", &self.lock().waiting).finish_non_exhaustive()
+        f.debug_struct("Inbox")
+            .field("waiting", &self.lock().waiting)
+            .finish_non_exhaustive()
     }
 }

@@ -161,7 +161,14 @@ impl Matching {
     }
 
     /// A channel has said hello.
-    pub fn channel_came(&mut self, id: Id, uuid: [u8; 16], channel: u8, peer: PeerId, now: Instant) {
+    pub fn channel_came(
+        &mut self,
+        id: Id,
+        uuid: [u8; 16],
+        channel: u8,
+        peer: PeerId,
+        now: Instant,
+    ) {
         self.orphans.push(Orphan {
             id,
             uuid,
@@ -248,7 +255,11 @@ impl Matching {
                         .iter()
                         .partition::<Vec<Orphan>, _>(|other| other.uuid == orphan.uuid);
                     self.orphans = others;
-                    decisions.extend(theirs.iter().map(|orphan| Decision::Drop { channel: orphan.id }));
+                    decisions.extend(
+                        theirs
+                            .iter()
+                            .map(|orphan| Decision::Drop { channel: orphan.id }),
+                    );
                 }
             }
             // What was decided may decide others.
@@ -284,7 +295,9 @@ impl Matching {
                 Verdict::Refuse(vec![main.id], SetupFault::ChannelTwice { id })
             }
             [_] => Verdict::Wait { hope: true },
-            several if several.iter().any(|main| main.ready.is_none()) => Verdict::Wait { hope: true },
+            several if several.iter().any(|main| main.ready.is_none()) => {
+                Verdict::Wait { hope: true }
+            }
             several => {
                 let mains = several.iter().map(|main| main.id).collect();
                 Verdict::Refuse(mains, SetupFault::Alike { uuid: orphan.uuid })
@@ -346,7 +359,11 @@ impl Main {
         let Some((since, stated)) = self.ready else {
             return false;
         };
-        let gapless = self.channels.len() == self.channels.last().map_or(0, |&last| usize::from(last) + 1);
+        let gapless = self.channels.len()
+            == self
+                .channels
+                .last()
+                .map_or(0, |&last| usize::from(last) + 1);
         let complete = gapless && (!self.channels.is_empty() || !stated.has_channels);
         self.settled || !self.engine && complete && now.duration_since(since) >= LATE_TIMEOUT
     }
@@ -354,7 +371,8 @@ impl Main {
 
 impl Orphan {
     fn is_closed_anew(&self, now: Instant) -> bool {
-        self.closed.is_some_and(|closed| now.duration_since(closed) < CONFLICT_TIMEOUT)
+        self.closed
+            .is_some_and(|closed| now.duration_since(closed) < CONFLICT_TIMEOUT)
     }
 }
 
@@ -406,7 +424,10 @@ mod tests {
         let (mut matching, now) = (Matching::default(), Instant::now());
         matching.channel_came(1, [0; 16], 1, UNIX, now);
         assert_eq!(matching.decide(now + ORPHAN_TIMEOUT / 2), []);
-        assert_eq!(matching.decide(now + ORPHAN_TIMEOUT), [Decision::Drop { channel: 1 }]);
+        assert_eq!(
+            matching.decide(now + ORPHAN_TIMEOUT),
+            [Decision::Drop { channel: 1 }]
+        );
     }
 
     #[test]
@@ -419,7 +440,10 @@ mod tests {
             }
             matching.channel_came(1, uuids[0], 0, UNIX, now);
             let drop = Decision::Drop { channel: 1 };
-            assert_eq!(matching.decide(now), [alike(10, uuids[0]), alike(20, uuids[0]), drop]);
+            assert_eq!(
+                matching.decide(now),
+                [alike(10, uuids[0]), alike(20, uuids[0]), drop]
+            );
         }
     }
 
@@ -488,7 +512,10 @@ mod tests {
         assert_eq!(matching.decide(now), [drop(1), give(2, 10)]);
         let after = now + CONFLICT_TIMEOUT;
         let fault = SetupFault::ChannelTwice { id: 0 };
-        assert_eq!(matching.decide(after), [Decision::Refuse { main: 10, fault }, drop(3)]);
+        assert_eq!(
+            matching.decide(after),
+            [Decision::Refuse { main: 10, fault }, drop(3)]
+        );
     }
 
     #[test]
@@ -505,7 +532,10 @@ mod tests {
                 assert_eq!(matching.decide(now), [give(1, 10)]);
             } else if renewed {
                 matching.channel_came(2, [0; 16], 0, UNIX, now);
-                assert_eq!(matching.decide(now), [Decision::Drop { channel: 1 }, give(2, 10)]);
+                assert_eq!(
+                    matching.decide(now),
+                    [Decision::Drop { channel: 1 }, give(2, 10)]
+                );
             } else {
                 assert_eq!(matching.decide(now + CONFLICT_TIMEOUT), [give(1, 10)]);
             }
@@ -546,9 +576,16 @@ mod tests {
         matching.main_came(10, UNIX);
         matching.main_ready(10, MULTIFD, now);
         assert_eq!(matching.preempt_came(UNIX), None, "without postcopy");
-        let postcopy = Stated { postcopy: true, ..MULTIFD };
+        let postcopy = Stated {
+            postcopy: true,
+            ..MULTIFD
+        };
         matching.main_ready(10, postcopy, now);
-        assert_eq!(matching.preempt_came(PeerId::Process(8)), None, "a stranger");
+        assert_eq!(
+            matching.preempt_came(PeerId::Process(8)),
+            None,
+            "a stranger"
+        );
         assert_eq!(matching.preempt_came(UNIX), Some(10));
         assert_eq!(matching.preempt_came(UNIX), None, "there is one already");
     }

@@ -119,6 +119,7 @@ enum Ready {
 enum Order {
     Settle(Id),
     End(Id),
+    RefuseNew,
     Expect {
         uuid: [u8; 16],
         inbox: Inbox,
@@ -276,11 +277,20 @@ impl Acceptor {
                 return Ok(found);
             }
             if self.desk.as_ref().is_none_or(JoinHandle::is_finished) {
-                return Err(Cause::Listener(io::Error::other("the accepting thread has ended")));
+                return Err(Cause::Listener(io::Error::other(
+                    "the accepting thread has ended",
+                )));
             }
             let outcome = self.shared.changed.wait_timeout(front, TICK);
             front = outcome.unwrap_or_else(PoisonError::into_inner).0;
         }
+    }
+
+    /// From now on no migration begins here; those under way go on.
+    pub fn refuse_new(&self) {
+        self.shared.order(Order::RefuseNew);
+        let others = std::mem::take(&mut lock(&self.shared.front).ready);
+        drop(others);
     }
 
     /// Passes over a migration that only goes on after a break.

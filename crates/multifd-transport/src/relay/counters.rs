@@ -67,11 +67,17 @@ impl Counters {
     }
 
     pub(super) fn decoded(&self) -> Option<Work> {
-        self.decoded.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.decoded
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     pub(super) fn encoded(&self) -> Option<Work> {
-        self.encoded.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.encoded
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 }
 

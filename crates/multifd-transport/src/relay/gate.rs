@@ -64,7 +64,11 @@ pub(super) enum Held {
     /// Channels that the set-up speaks of do not come; the id of the first that is missing between others.
     Missing(Option<u8>),
     /// A channel ended, or is idle, in front of the SYNC that the mark is about.
-    NoSync { channel: u8, found: u64, end: Option<End> },
+    NoSync {
+        channel: u8,
+        found: u64,
+        end: Option<End>,
+    },
 }
 
 impl Gate {
@@ -99,7 +103,10 @@ impl Gate {
     /// Whether every channel waits for its source.
     pub(super) fn all_idle(&self) -> bool {
         let state = self.lock();
-        state.channels.values().all(|channel| channel.idle.is_some() || channel.end.is_some())
+        state
+            .channels
+            .values()
+            .all(|channel| channel.idle.is_some() || channel.end.is_some())
     }
 
     /// A channel is over.
@@ -201,20 +208,35 @@ impl State {
         if self.channels.is_empty() {
             return has_channels.then_some(None);
         }
-        let gap = self.channels.keys().zip(0_u8..).find(|(found, wanted)| **found != *wanted);
+        let gap = self
+            .channels
+            .keys()
+            .zip(0_u8..)
+            .find(|(found, wanted)| **found != *wanted);
         gap.map(|(_, wanted)| Some(wanted))
     }
 
     /// Whether a channel is behind `mark`, and why it will not come to it if that is so.
     fn behind(&self, mark: u64) -> Option<Result<(), Held>> {
-        let mut behind = self.channels.iter().filter(|(_, channel)| channel.syncs < mark).peekable();
+        let mut behind = self
+            .channels
+            .iter()
+            .filter(|(_, channel)| channel.syncs < mark)
+            .peekable();
         behind.peek()?;
         let lost = behind.find(|(_, channel)| {
-            channel.end.is_some() || channel.idle.is_some_and(|since| since.elapsed() >= SYNC_TIMEOUT)
+            channel.end.is_some()
+                || channel
+                    .idle
+                    .is_some_and(|since| since.elapsed() >= SYNC_TIMEOUT)
         });
         let held = lost.map(|(&id, channel)| {
             let (found, end) = (channel.syncs, channel.end);
-            Held::NoSync { channel: id, found, end }
+            Held::NoSync {
+                channel: id,
+                found,
+                end,
+            }
         });
         Some(held.map_or(Ok(()), Err))
     }
@@ -277,7 +299,14 @@ mod tests {
         gate.synced(0);
         gate.ended(1, End::Closed);
         let (channel, found, end) = (1, 0, Some(End::Closed));
-        assert_eq!(gate.hold(1, true), Err(Held::NoSync { channel, found, end }));
+        assert_eq!(
+            gate.hold(1, true),
+            Err(Held::NoSync {
+                channel,
+                found,
+                end
+            })
+        );
         gate.synced(0);
         gate.synced(1);
         assert_eq!(gate.hold(1, true), Ok(()), "it had its SYNC");

@@ -5,9 +5,9 @@ use std::io::{self, Write};
 use std::net::Shutdown;
 use std::sync::{Mutex, PoisonError};
 
+use multifd_wire::Limits;
 use multifd_wire::main_stream::{Command, MainEvent, MainReceiver};
 use multifd_wire::return_path::{Message, ReturnPathReceiver};
-use multifd_wire::Limits;
 
 use super::counters::Counters;
 use super::gate::{End, Gate, Held};
@@ -247,7 +247,10 @@ impl Forward<'_> {
             let ends_setup = !follower.is_set_up && matches!(event, MainEvent::RamEndOfSection);
             follower.is_set_up |= ends_setup;
             if is_mark || ends_setup {
-                return Some(Pause { is_mark, ends_setup });
+                return Some(Pause {
+                    is_mark,
+                    ends_setup,
+                });
             }
         }
         None
@@ -284,17 +287,29 @@ impl Forward<'_> {
                 let fault = SetupFault::ChannelsMissing { missing, within };
                 (Channel::Main, Leg::Source, fault.into())
             }
-            Held::NoSync { channel, end: Some(End::Abandoned(kind)), .. } => {
+            Held::NoSync {
+                channel,
+                end: Some(End::Abandoned(kind)),
+                ..
+            } => {
                 let cause = io::Error::from(kind).into();
                 (Channel::Multifd(channel), Leg::Destination, cause)
             }
             Held::NoSync { channel, found, .. } => {
-                let fault = RoundFault::MissingSync { found, wanted: mark };
+                let fault = RoundFault::MissingSync {
+                    found,
+                    wanted: mark,
+                };
                 (Channel::Multifd(channel), Leg::Source, fault.into())
             }
         };
         let block = None;
-        Err(Failure { channel, leg, block, cause })
+        Err(Failure {
+            channel,
+            leg,
+            block,
+            cause,
+        })
     }
 
     /// Waits until the destination shows that it loads, where it can show it: it answers a ping on the return path, and
@@ -362,7 +377,8 @@ pub(super) fn back(link: &Link, outline: &Outline, gate: &Gate) -> Result<(), Fa
             false => Cause::Unconfirmed,
         }));
     }
-    let is_early = outline.look(|seen| !seen.complete && !seen.confirmed && !seen.ended && seen.remarks.is_empty());
+    let is_early = outline
+        .look(|seen| !seen.complete && !seen.confirmed && !seen.ended && seen.remarks.is_empty());
     if is_early {
         let end = io::Error::from(io::ErrorKind::UnexpectedEof);
         return Err(destination(end.into()));

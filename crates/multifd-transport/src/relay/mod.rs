@@ -24,11 +24,11 @@ use multifd_wire::{Fault, Limits, Method};
 
 use self::gate::CHANNELS_TIMEOUT;
 pub use self::watch::MigrationNote;
-use crate::Address;
 use crate::dial::DIAL_TIMEOUT;
 use crate::failure::Failure;
 use crate::incoming::{Acceptor, Incoming};
 use crate::parameters::Cancel;
+use crate::{Address, Listener};
 
 /// What a relay does.
 #[derive(Clone, Debug)]
@@ -188,6 +188,15 @@ impl Relay {
         })
     }
 
+    /// Serves what comes to `listener`.
+    ///
+    /// # Errors
+    /// When there is no thread to be had.
+    pub fn on(listener: Listener, config: RelayConfig) -> io::Result<Relay> {
+        let acceptor = Acceptor::on(listener)?;
+        Ok(Relay { acceptor, config })
+    }
+
     /// Where it listens: the port is real even if 0 was asked for.
     pub fn address(&self) -> &Address {
         self.acceptor.address()
@@ -219,12 +228,13 @@ impl Relay {
         &mut self,
         observe: &mut dyn FnMut(Update),
     ) -> Result<MigrationReport, Failure> {
-        let incoming = self.acceptor.accept(&Cancel::new())?;
-        pass_on(incoming, &self.config, observe)
+        let cancel = Cancel::new();
+        let incoming = self.acceptor.accept(&cancel)?;
+        pass_on(incoming, &self.config, &cancel, observe)
     }
 }
 
-/// Passes a migration on.
+/// Passes a migration on, unless `cancel` ends it before its destination has said that it has the guest.
 ///
 /// # Errors
 /// The first failure of any channel ends the migration: both legs of all channels are closed, so that the source's guest
@@ -232,7 +242,8 @@ impl Relay {
 pub fn pass_on(
     incoming: Incoming,
     config: &RelayConfig,
+    cancel: &Cancel,
     observe: &mut dyn FnMut(Update),
 ) -> Result<MigrationReport, Failure> {
-    session::run(incoming, config, observe)
+    session::run(incoming, config, cancel, observe)
 }

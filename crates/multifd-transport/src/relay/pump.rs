@@ -59,7 +59,9 @@ pub(super) fn run(incoming: IncomingChannel, shared: Shared<'_>) -> Result<(), F
     }
     let given_up = || shared.gate.is_stopped();
     let dialled = shared.target.dial(shared.config.dial_timeout, &given_up);
-    let destination = dialled.map_err(|error| super::session::dial_failure(error, shared.target, Channel::Multifd(id)))?;
+    let destination = dialled.map_err(|error| {
+        super::session::dial_failure(error, shared.target, Channel::Multifd(id))
+    })?;
     let link = Arc::new(Link {
         source: Arc::new(stream),
         destination,
@@ -112,7 +114,12 @@ struct Pump<'s> {
 
 impl Pump<'_> {
     fn run(mut self) -> Result<(), Failure> {
-        let Shared { outline, gate, counters, .. } = self.shared;
+        let Shared {
+            outline,
+            gate,
+            counters,
+            ..
+        } = self.shared;
         let mut tally = Tally::new(counters);
         let (mut next, mut block) = (None, None);
         loop {

@@ -16,11 +16,12 @@ use super::main_channel::{self, Forward, Outline};
 use super::pump::{self, Shared};
 use super::watch::Watch;
 use super::{CHANNELS_TIMEOUT, MigrationReport, RelayConfig, Remark, Update};
-use crate::Stream;
 use crate::dial::{DialError, Target, is_ours};
 use crate::endings::told;
 use crate::failure::{Cause, Channel, Failure, Leg, SetupFault};
 use crate::incoming::{Arrival, Incoming, IncomingChannel};
+use crate::parameters::Cancel;
+use crate::{EngineFault, Stream};
 
 /// How soon an end of the source is noticed while nothing else happens.
 const TICK: Duration = Duration::from_millis(100);
@@ -57,6 +58,7 @@ enum Role {
 pub(super) fn run(
     incoming: Incoming,
     config: &RelayConfig,
+    cancel: &Cancel,
     observe: &mut dyn FnMut(Update),
 ) -> Result<MigrationReport, Failure> {
     let started = Instant::now();
@@ -65,6 +67,7 @@ pub(super) fn run(
         start: incoming.main_start,
         early: Vec::new(),
         config,
+        cancel,
     };
     opening.wait_for_channel(&incoming.channels, incoming.has_channels)?;
     let (target, main) = opening.dial()?;
@@ -76,6 +79,7 @@ pub(super) fn run(
         outline: &Outline::default(),
         gate: &Gate::default(),
         counters: &Counters::default(),
+        cancel,
         is_recovery: incoming.is_recovery,
     };
     session.links.add(session.main);
@@ -117,6 +121,7 @@ struct Opening<'a> {
     /// Channels that have come.
     early: Vec<IncomingChannel>,
     config: &'a RelayConfig,
+    cancel: &'a Cancel,
 }
 
 impl Opening<'_> {
@@ -136,6 +141,7 @@ impl Opening<'_> {
                 Some(Arrival::Preempt(_)) | None => {}
             }
             if self.early.is_empty() {
+                self.check_cancel()?;
                 self.check_source()?;
                 if Instant::now() >= deadline {
                     let (missing, within) = (None, CHANNELS_TIMEOUT);
@@ -144,6 +150,13 @@ impl Opening<'_> {
             }
         }
         Ok(())
+    }
+
+    fn check_cancel(&self) -> Result<(), Failure> {
+        match self.cancel.is_cancelled() {
+            true => Err(Failure::here(EngineFault::Cancelled.into())),
+            false => Ok(()),
+        }
     }
 
     /// Fails where the source has closed a stream that is not whole. One without a return path may have sent everything.
@@ -156,7 +169,9 @@ impl Opening<'_> {
             let mut piece = [0; 4096];
             match self.source.read_some(&mut piece) {
                 Ok(0) => break,
-                Ok(count) => self.start.extend_from_slice(piece.get(..count).unwrap_or_default()),
+                Ok(count) => self
+                    .start
+                    .extend_from_slice(piece.get(..count).unwrap_or_default()),
                 Err(_) => return Err(gone()),
             }
         }
@@ -191,14 +206,24 @@ impl Opening<'_> {
         loop {
             let had_closed = self.source.peer_has_closed();
             let source = &self.source;
-            let given_up = || !had_closed && source.peer_has_closed();
+            let cancel = self.cancel;
+            let given_up = || cancel.is_cancelled() || !had_closed && source.peer_has_closed();
             match target.dial(self.config.dial_timeout, &given_up) {
                 Ok(destination) => {
                     let source = Arc::clone(&self.source);
-                    return Ok((target, Link { source, destination }));
+                    return Ok((
+                        target,
+                        Link {
+                            source,
+                            destination,
+                        },
+                    ));
                 }
                 // It may have sent everything, and ended.
-                Err(DialError::GivenUp) => self.check_source()?,
+                Err(DialError::GivenUp) => {
+                    self.check_cancel()?;
+                    self.check_source()?;
+                }
                 Err(error) => return Err(dial_failure(error, &target, Channel::Main)),
             }
         }
@@ -214,6 +239,7 @@ struct Session<'a> {
     outline: &'a Outline,
     gate: &'a Gate,
     counters: &'a Counters,
+    cancel: &'a Cancel,
     is_recovery: bool,
 }
 
@@ -305,7 +331,10 @@ impl<'env> Session<'env> {
                     told = Instant::now();
                     observe(Update::Progress(self.counters.totals()));
                     let facts = watch.facts(self.counters, self.gate, self.outline);
-                    watch.look(&facts).into_iter().for_each(|note| observe(Update::Note(note)));
+                    watch
+                        .look(&facts)
+                        .into_iter()
+                        .for_each(|note| observe(Update::Note(note)));
                 }
                 // Everything was said and delivered: a peer that does not close is not waited for without end.
                 let is_over = failure.is_none() && !running.forward && running.channels == 0;
@@ -334,8 +363,13 @@ impl<'env> Session<'env> {
 
     /// A source that waits for the destination's word and closes before it has come has taken its guest back.
     fn look_at_source(&self) -> Option<Failure> {
+        let confirmed = self.outline.look(|seen| seen.confirmed);
+        if self.cancel.is_cancelled() && !confirmed && !self.gate.is_stopped() {
+            return Some(Failure::here(EngineFault::Cancelled.into()));
+        }
         let gone = self.outline.is_taken_back() && self.main.source.peer_has_closed();
-        (gone && !self.gate.is_stopped()).then(|| main_channel::failed(Leg::Source, Cause::TakenBack))
+        (gone && !self.gate.is_stopped())
+            .then(|| main_channel::failed(Leg::Source, Cause::TakenBack))
     }
 
     fn close(&self) {
@@ -362,7 +396,9 @@ impl<'env> Session<'env> {
                     gate: self.gate,
                     counters: self.counters,
                 };
-                self.spawn(scope, tell, Role::Channel, running, move || pump::run(channel, shared))
+                self.spawn(scope, tell, Role::Channel, running, move || {
+                    pump::run(channel, shared)
+                })
             }
             Arrival::Preempt(source) => {
                 let given_up = || self.gate.is_stopped();
@@ -372,7 +408,10 @@ impl<'env> Session<'env> {
                     .map_err(|error| dial_failure(error, self.target, Channel::Unnamed))?;
                 self.outline.remark(Remark::Preempt);
                 let source = Arc::new(source);
-                let link = Arc::new(Link { source, destination });
+                let link = Arc::new(Link {
+                    source,
+                    destination,
+                });
                 self.links.add(&link);
                 let there = Arc::clone(&link);
                 self.spawn(scope, tell, Role::Preempt, running, move || {

@@ -197,10 +197,25 @@ mod tests {
         let on = facts(start, 10.0, (10, 10));
         let all: Vec<_> = still.chain([on]).collect();
         let seconds = STALL.as_secs();
-        assert_eq!(said(&all), [MigrationNote::Stalled { seconds }, MigrationNote::GoesOn]);
-        let idle: Vec<_> = all.iter().map(|facts| Facts { is_idle: true, ..*facts }).collect();
+        assert_eq!(
+            said(&all),
+            [MigrationNote::Stalled { seconds }, MigrationNote::GoesOn]
+        );
+        let idle: Vec<_> = all
+            .iter()
+            .map(|facts| Facts {
+                is_idle: true,
+                ..*facts
+            })
+            .collect();
         assert_eq!(said(&idle), [], "the source has nothing to say");
-        let early: Vec<_> = all.iter().map(|facts| Facts { has_begun: false, ..*facts }).collect();
+        let early: Vec<_> = all
+            .iter()
+            .map(|facts| Facts {
+                has_begun: false,
+                ..*facts
+            })
+            .collect();
         assert_eq!(said(&early)[0], MigrationNote::NotBegun { channels: 2 });
     }
 
@@ -208,7 +223,10 @@ mod tests {
     fn a_migration_without_multifd_is_told_of() {
         let start = Instant::now();
         let all: Vec<_> = (0..9)
-            .map(|half| Facts { channels: 0, ..facts(start, f64::from(half) / 2.0, (half as u64, half as u64)) })
+            .map(|half| Facts {
+                channels: 0,
+                ..facts(start, f64::from(half) / 2.0, (half as u64, half as u64))
+            })
             .collect();
         assert_eq!(said(&all), [MigrationNote::NoMultifd]);
     }
@@ -218,9 +236,19 @@ mod tests {
         let start = Instant::now();
         for (rate, is_default) in [(128, true), (100, false), (150, false), (1000, false)] {
             let all: Vec<_> = (0..20)
-                .map(|half| facts(start, f64::from(half) / 2.0, (half as u64 * rate / 2, half as u64)))
+                .map(|half| {
+                    facts(
+                        start,
+                        f64::from(half) / 2.0,
+                        (half as u64 * rate / 2, half as u64),
+                    )
+                })
                 .collect();
-            assert_eq!(said(&all).contains(&MigrationNote::MaxBandwidth), is_default, "{rate}");
+            assert_eq!(
+                said(&all).contains(&MigrationNote::MaxBandwidth),
+                is_default,
+                "{rate}"
+            );
         }
     }
 }

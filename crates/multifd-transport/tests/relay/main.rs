@@ -151,7 +151,10 @@ fn send(address: &Address, sent: &Sent) -> Vec<u8> {
         .iter()
         .map(|_| Stream::connect(address).unwrap())
         .collect();
-    let has_return_path = sent.main.windows(OPEN_RETURN_PATH.len()).any(|part| part == OPEN_RETURN_PATH);
+    let has_return_path = sent
+        .main
+        .windows(OPEN_RETURN_PATH.len())
+        .any(|part| part == OPEN_RETURN_PATH);
     thread::scope(|scope| {
         for (stream, bytes) in channels.iter().zip(&sent.channels) {
             scope.spawn(move || {
@@ -473,7 +476,9 @@ fn take_until_whole(acceptor: &mut Acceptor, main: &[u8]) {
         thread::scope(|scope| {
             scope.spawn(|| {
                 while !is_over.load(Ordering::SeqCst) {
-                    if let Some(Arrival::Channel(channel)) = channels.next_within(Duration::from_millis(10)) {
+                    if let Some(Arrival::Channel(channel)) =
+                        channels.next_within(Duration::from_millis(10))
+                    {
                         scope.spawn(move || (&channel.stream).read_to_end(&mut Vec::new()));
                     }
                 }
@@ -556,9 +561,7 @@ fn a_destination_that_dies_ends_it() {
     let destination = |acceptor: &mut Acceptor| {
         let Whole { incoming, channels } = accept(acceptor, 1);
         (&*incoming.main).write_all(PONG).unwrap();
-        (&channels[0].stream)
-            .read_exact(&mut [0; 1 << 20])
-            .unwrap();
+        (&channels[0].stream).read_exact(&mut [0; 1 << 20]).unwrap();
     };
     let failure = fails_and_recovers(source, destination);
     assert_eq!(failure.leg, Leg::Destination);
@@ -666,9 +669,7 @@ fn a_stalled_channel_stalls_no_other_and_a_sync_passes_at_once() {
         (&only_sync).write_all(&small[sync_end..]).unwrap();
         only_sync.shutdown(Shutdown::Write).unwrap();
         let mut rest = Vec::new();
-        (&channels[0].stream)
-            .read_to_end(&mut rest)
-            .unwrap();
+        (&channels[0].stream).read_to_end(&mut rest).unwrap();
         assert!(rest == big[Hello::LEN..]);
         assert!(begun.elapsed() < Duration::from_secs(60));
     });
