@@ -8,6 +8,7 @@ use std::sync::Arc;
 use multifd_wire::Method;
 
 use crate::Accel;
+use crate::pipeline::Incomplete;
 
 /// An encoder could not turn pages into a payload. It stays refused from then on: its stream has a hole.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +37,10 @@ pub enum EncodeError {
         /// [`MAX_PAYLOAD_BYTES`](crate::MAX_PAYLOAD_BYTES).
         allowed: usize,
     },
+    /// A part of the packet was not compressed and nobody has said why: a fault of this crate,
+    /// which must not become a wrong payload.
+    #[error("a part of the packet was not compressed")]
+    Incomplete,
     /// The compression library refused.
     #[error("{method} compression failed")]
     Library {
@@ -44,6 +49,12 @@ pub enum EncodeError {
         /// The library's own words.
         source: Box<dyn Error + Send + Sync>,
     },
+}
+
+impl From<Incomplete> for EncodeError {
+    fn from(_: Incomplete) -> Self {
+        Self::Incomplete
+    }
 }
 
 /// A decoder could not turn a payload into pages. It stays refused from then on: what follows in the stream depends on

@@ -255,7 +255,7 @@ mod tests {
             let mut deflate = DeflateRuns::on(Effort::Balanced, WindowSize::default(), streams);
             let (mut inflate, mut payload) = (Inflate::new(), Vec::new());
             let Reader::Own(own) = &mut inflate.how else {
-                unreachable!()
+                panic!("no packet has been read")
             };
             let mut together = 0;
             for (seed, pages) in [128, 1, 7, 2, 64, 128, 3].into_iter().enumerate() {

@@ -97,6 +97,7 @@
         clippy::unwrap_used,
         clippy::expect_used,
         clippy::panic,
+        clippy::unreachable,
         clippy::arithmetic_side_effects
     )
 )]
