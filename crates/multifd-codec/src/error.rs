@@ -121,6 +121,27 @@ pub enum DecodeError {
         /// Bytes of pages of this packet before the end.
         found: usize,
     },
+    /// A zstd frame asks for a larger window than any level of QEMU's has.
+    #[error("a zstd frame asks for a window of {found} bytes, but at most {allowed} are taken")]
+    Window {
+        /// The window asked for, in bytes.
+        found: u64,
+        /// [`MAX_WINDOW_BYTES`](crate::window_memory::MAX_WINDOW_BYTES).
+        allowed: u64,
+    },
+    /// There is no room for a zstd frame's window beside those of the process's other channels.
+    #[error(
+        "a zstd frame asks for a window of {window} bytes, \
+         but {left} are left of the {allowed} for all channels of this process"
+    )]
+    WindowMemory {
+        /// The window asked for, in bytes. What it takes is a little more.
+        window: u64,
+        /// Bytes that all other decoders have left.
+        left: u64,
+        /// [`limit`](crate::window_memory::limit).
+        allowed: u64,
+    },
     /// All pages are there, and something is left that belongs to no page.
     #[error("{found} bytes of payload belong to no page")]
     Trailing {

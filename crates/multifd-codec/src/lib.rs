@@ -99,6 +99,7 @@
 )]
 pub mod deflate;
 pub mod detect;
+pub mod window_memory;
 
 mod accel;
 mod channel;
