@@ -124,7 +124,7 @@ pub mod return_path;
 pub use channel::{ChannelReceiver, ChannelSender, Event};
 pub use fault::{Fault, Misuse};
 pub use flags::{Flags, Method, UnknownMethod, UnknownMethodName};
-pub use hello::{Hello, MAGIC, VERSION};
+pub use hello::{Hello, MAGIC, MAX_CHANNELS, VERSION};
 pub use idstr::{BlockName, IdStr, IdStrError};
 pub use limits::Limits;
 pub use packet::{DeviceStatePacket, Packet, RamPacket};
