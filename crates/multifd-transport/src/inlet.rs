@@ -1,6 +1,6 @@
 //! The inlet: one multifd channel's bytes become packets and their pages.
 
-use std::io::{self, Read};
+use std::io;
 
 use multifd_codec::{Decoder, MAX_PAYLOAD_BYTES, PageBuffer, Settings};
 use multifd_wire::{ChannelReceiver, Event, Fault, Hello, Limits, Method, Packet, RamPacket};
@@ -129,8 +129,7 @@ impl<'s> Inlet<'s> {
             return Err(Fault::PayloadLength { found, least, most }.into());
         }
         let payload = space(&mut self.payload, len as usize);
-        fill(self.stream, payload, &mut self.receiver)?;
-        self.bytes_in += payload.len() as u64;
+        fill(self.stream, payload, &mut self.receiver, &mut self.bytes_in)?;
         Ok(payload)
     }
 
@@ -166,8 +165,7 @@ impl<'s> Inlet<'s> {
         if method == Method::None {
             // A checked packet's payload has the length of its pages.
             let payload = pages.space(self.receiver.payload_remaining() as usize);
-            fill(self.stream, payload, &mut self.receiver)?;
-            self.bytes_in += payload.len() as u64;
+            fill(self.stream, payload, &mut self.receiver, &mut self.bytes_in)?;
             return Ok(());
         }
         let decoder = match &mut self.decoder {
@@ -178,8 +176,7 @@ impl<'s> Inlet<'s> {
             &mut self.payload,
             self.receiver.payload_remaining() as usize,
         );
-        fill(self.stream, payload, &mut self.receiver)?;
-        self.bytes_in += payload.len() as u64;
+        fill(self.stream, payload, &mut self.receiver, &mut self.bytes_in)?;
         decoder.decode(payload, page_size, pages.space(len))?;
         Ok(())
     }
@@ -218,22 +215,24 @@ impl<'s> Inlet<'s> {
 
 /// Reads the rest of the payload in hand, `payload.len()` bytes.
 fn fill(
-    mut stream: &Stream,
+    stream: &Stream,
     payload: &mut [u8],
     receiver: &mut ChannelReceiver,
+    bytes_in: &mut u64,
 ) -> Result<(), Cause> {
-    match stream.read_exact(payload) {
-        Ok(()) => {
-            receiver.payload_taken(payload.len())?;
-            Ok(())
-        }
-        // The receiver knows how much is missing; it was not told of what came.
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+    let mut rest = payload;
+    while !rest.is_empty() {
+        let count = stream.read_some(rest)?;
+        if count == 0 {
+            // It knows how much is missing.
             receiver.finish()?;
-            Err(error.into())
+            return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
         }
-        Err(error) => Err(error.into()),
+        receiver.payload_taken(count)?;
+        *bytes_in += count as u64;
+        rest = rest.get_mut(count..).unwrap_or_default();
     }
+    Ok(())
 }
 
 /// How much of what nobody wants is read at once. Every piece of a header is shorter.
@@ -323,6 +322,22 @@ mod tests {
             assert!(inlet.payload.capacity() <= MAX_PAYLOAD_BYTES);
             assert_eq!(inlet.read_payload().unwrap(), [2; 4096]);
             assert!(matches!(inlet.next_item().unwrap(), Item::End));
+        });
+    }
+
+    #[test]
+    fn what_is_missing_of_a_payload_is_counted() {
+        let write = |mut far: UnixStream| {
+            let packet = one_page(0);
+            far.write_all(&packet[..packet.len() - 96]).unwrap();
+        };
+        with_inlet(write, |inlet| {
+            assert!(matches!(inlet.next_item().unwrap(), Item::Packet(_)));
+            let error = inlet.read_payload().unwrap_err();
+            assert!(
+                matches!(error, Cause::Wire(Fault::Truncated { missing: 96 })),
+                "{error:?}"
+            );
         });
     }
 

@@ -412,73 +412,67 @@ impl<R: Read> Reader<R> {
         let (kind, head, stored) = self.chunks_in.head()?;
         let stream = head.stream;
         self.chunks_in.body_of(&head, stored)?;
-        let body = self.chunks_in.body.as_slice();
+        let Chunks {
+            input,
+            offset: end,
+            body,
+        } = &mut self.chunks_in;
+        let body = body.as_slice();
         let wrong = |what| RecordingError::Nonsense { offset, what };
-        let chunk =
-            match kind {
-                Kind::Open => {
-                    if usize::from(stream) != self.open.len() || self.open.len() >= MAX_STREAMS {
-                        return Err(wrong("a stream is opened out of turn"));
-                    }
-                    let role = body
-                        .first()
-                        .copied()
-                        .and_then(Role::from_byte)
-                        .ok_or_else(|| wrong("a stream is neither main nor channel"))?;
-                    if role == Role::Main && self.main.replace(stream).is_some() {
-                        return Err(wrong("a second main channel is opened"));
-                    }
-                    self.open.push(true);
-                    Some(Chunk::Open { stream, role })
+        let chunk = match kind {
+            Kind::Open => {
+                if usize::from(stream) != self.open.len() || self.open.len() >= MAX_STREAMS {
+                    return Err(wrong("a stream is opened out of turn"));
                 }
-                Kind::Data | Kind::Eof => {
-                    let open = self
-                        .open
-                        .get_mut(usize::from(stream))
-                        .filter(|open| **open)
-                        .ok_or_else(|| wrong("it is of a stream that is not open"))?;
-                    if kind == Kind::Eof {
-                        *open = false;
-                        Some(Chunk::Eof { stream })
-                    } else {
-                        self.data_bytes = self.data_bytes.saturating_add(body.len() as u64);
-                        Some(Chunk::Data {
-                            stream,
-                            bytes: body,
-                        })
-                    }
+                let role = body
+                    .first()
+                    .copied()
+                    .and_then(Role::from_byte)
+                    .ok_or_else(|| wrong("a stream is neither main nor channel"))?;
+                if role == Role::Main && self.main.replace(stream).is_some() {
+                    return Err(wrong("a second main channel is opened"));
                 }
-                Kind::End => {
-                    if self.open.contains(&true) {
-                        return Err(wrong("the recording ends while a stream is open"));
-                    }
-                    if self.main.is_none() {
-                        return Err(wrong("the recording ends without a main channel"));
-                    }
-                    let mut totals = Vec::with_capacity(TOTALS_LEN);
-                    totals.extend_from_slice(&self.chunks.to_be_bytes());
-                    totals.extend_from_slice(&self.data_bytes.to_be_bytes());
-                    if body != totals {
-                        return Err(wrong("its totals are not those of the recording"));
-                    }
-                    let mut beyond = [0];
-                    let after = self.chunks_in.offset;
-                    if self.chunks_in.input.read(&mut beyond).map_err(|source| {
-                        RecordingError::Io {
-                            offset: after,
-                            source,
-                        }
-                    })? != 0
-                    {
-                        return Err(RecordingError::Nonsense {
-                            offset: after,
-                            what: "it comes after the end of the recording",
-                        });
-                    }
-                    self.ended = true;
-                    None
+                self.open.push(true);
+                Some(Chunk::Open { stream, role })
+            }
+            Kind::Data | Kind::Eof => {
+                let open = self
+                    .open
+                    .get_mut(usize::from(stream))
+                    .filter(|open| **open)
+                    .ok_or_else(|| wrong("it is of a stream that is not open"))?;
+                if kind == Kind::Eof {
+                    *open = false;
+                    Some(Chunk::Eof { stream })
+                } else {
+                    self.data_bytes = self.data_bytes.saturating_add(body.len() as u64);
+                    Some(Chunk::Data {
+                        stream,
+                        bytes: body,
+                    })
                 }
-            };
+            }
+            Kind::End => {
+                if stream != 0 {
+                    return Err(wrong("its end is that of a stream"));
+                }
+                if self.open.contains(&true) {
+                    return Err(wrong("the recording ends while a stream is open"));
+                }
+                if self.main.is_none() {
+                    return Err(wrong("the recording ends without a main channel"));
+                }
+                let mut totals = Vec::with_capacity(TOTALS_LEN);
+                totals.extend_from_slice(&self.chunks.to_be_bytes());
+                totals.extend_from_slice(&self.data_bytes.to_be_bytes());
+                if body != totals {
+                    return Err(wrong("its totals are not those of the recording"));
+                }
+                check_end(input, *end)?;
+                self.ended = true;
+                None
+            }
+        };
         self.chunks = self.chunks.saturating_add(1);
         Ok(chunk)
     }
@@ -606,6 +600,18 @@ fn checksum(head: &[u8], body: &[u8]) -> u32 {
     hasher.update(head);
     hasher.update(body);
     hasher.finalize()
+}
+
+/// Nothing may stand behind the last chunk, which ends at `offset`.
+fn check_end<R: Read>(input: &mut R, offset: u64) -> Result<(), RecordingError> {
+    match input.read(&mut [0]) {
+        Ok(0) => Ok(()),
+        Ok(_) => Err(RecordingError::Nonsense {
+            offset,
+            what: "it comes after the end of the recording",
+        }),
+        Err(source) => Err(RecordingError::Io { offset, source }),
+    }
 }
 
 /// Where the chunk behind the one at `offset` starts.
@@ -765,7 +771,10 @@ mod tests {
     #[test]
     fn nonsense_is_refused() {
         type Script = fn(&mut Writer<Vec<u8>>) -> io::Result<()>;
-        let cases: [(&str, Script); 6] = [
+        let cases: [(&str, Script); 7] = [
+            ("its end is that of a stream", |w| {
+                w.chunk(Kind::End, 1, &[0; TOTALS_LEN])
+            }),
             ("a second main channel is opened", |w| {
                 w.open(Role::Main)?;
                 w.open(Role::Main).map(|_| ())
