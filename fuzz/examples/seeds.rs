@@ -1,4 +1,5 @@
-//! Writes the seeds, `fuzz/seeds/TARGET/*`, from the vectors in `testdata/wire`:
+//! Writes the seeds, `fuzz/seeds/TARGET/*`, from the vectors in `testdata/wire` and the captures in
+//! `testdata/captures`:
 //!
 //!     cd fuzz && cargo run --example seeds
 
@@ -10,7 +11,9 @@ use std::{fs, io};
 
 use multifd_codec::deflate::{Deflater, Effort, Histogram, PageDeflater, SharedCode, WindowSize};
 use multifd_codec::{Pages, Settings};
+use multifd_transport::recording::{Role, Writer};
 use multifd_wire::{BlockName, ChannelSender, Hello, Method, Packet, PageSize, RamPacket};
+use support::plain::PlainChannel;
 use support::vector;
 
 /// How `channel`, `control`, `main_stream` and `return_path` cut their stream: by one byte, by headers, not at all.
@@ -56,7 +59,89 @@ fn main() -> io::Result<()> {
         }
     }
     deflate()?;
-    canned()
+    canned()?;
+    inlet()?;
+    recording()
+}
+
+/// The beginnings of captured channels, a few packets each, with pages in three methods.
+fn inlet() -> io::Result<()> {
+    let captures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../testdata/captures");
+    let channels = [
+        ("none2-11.1", 0_u8),
+        ("zlib2-10.0", 4),
+        ("zlib2-7.2", 1),
+        ("zlib2-live-11.1", 7),
+        ("zstd2-10.0", 0),
+        ("zstd2-7.2", 6),
+        ("zstd2-11.1", 4),
+    ];
+    for (index, (name, choice)) in channels.into_iter().enumerate() {
+        let bytes = fs::read(captures.join(name).join("mfd0.fwd"))?;
+        let channel = PlainChannel::read(&bytes, 4096);
+        // From the first packet with contents on, as many as make a small seed.
+        let first = channel.packets.iter().position(|packet| packet.payload > 0);
+        let first = first.expect("a packet with contents");
+        let starts = channel.packets.iter().map(|packet| packet.at);
+        let ends = starts.skip(1).chain([bytes.len()]);
+        let end = ends
+            .enumerate()
+            .skip(first)
+            .take_while(|(number, end)| {
+                *number == first || *end - channel.packets[first].at < 12_000
+            })
+            .map(|(_, end)| end)
+            .last()
+            .expect("a packet");
+        let (_, cut) = CUTS[1 + index % 2];
+        let hello = &bytes[..Hello::LEN];
+        let packets = &bytes[channel.packets[first].at..end];
+        write(
+            "inlet",
+            name,
+            &[&cut, &[choice][..], hello, packets].concat(),
+        )?;
+    }
+    for (name, stream) in [("pages-64k", pages_64k()), ("device-state", qemu_10_0())] {
+        for choice in 0..4 {
+            let data = [&CUTS[1].1, &[choice][..], &stream].concat();
+            write("inlet", &format!("{name}-{choice}"), &data)?;
+        }
+    }
+    Ok(())
+}
+
+/// A migration with two channels; one without; one that ends before its streams do.
+fn recording() -> io::Result<()> {
+    let main = vector("main-10.0.txt");
+    let mut writer = Writer::new(Vec::new())?;
+    let streams = [
+        (Role::Channel, qemu_7_2()),
+        (Role::Main, main.clone()),
+        (Role::Channel, pages_64k()),
+    ];
+    let mut numbers = Vec::new();
+    for (role, _) in &streams {
+        numbers.push(writer.open(*role)?);
+    }
+    for half in 0..2 {
+        for (number, (_, bytes)) in numbers.iter().zip(&streams) {
+            let (first, second) = bytes.split_at(bytes.len() / 2);
+            writer.data(*number, [first, second][half])?;
+        }
+    }
+    for number in numbers {
+        writer.eof(number)?;
+    }
+    write("recording", "two-channels", &writer.finish()?)?;
+
+    let mut writer = Writer::new(Vec::new())?;
+    let number = writer.open(Role::Main)?;
+    writer.data(number, &main)?;
+    writer.eof(number)?;
+    let whole = writer.finish()?;
+    write("recording", "main", &whole)?;
+    write("recording", "cut-short", &whole[..whole.len() - 40])
 }
 
 /// Something like memory, for the encoder; and what it makes of it, for the decoder.

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use multifd_wire::Method;
 
 use crate::Accel;
+use crate::pipeline::Incomplete;
 
 /// An encoder could not turn pages into a payload. It stays refused from then on: its stream has a hole.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +37,10 @@ pub enum EncodeError {
         /// [`MAX_PAYLOAD_BYTES`](crate::MAX_PAYLOAD_BYTES).
         allowed: usize,
     },
+    /// A part of the packet was not compressed and nobody has said why: a fault of this crate,
+    /// which must not become a wrong payload.
+    #[error("a part of the packet was not compressed")]
+    Incomplete,
     /// The compression library refused.
     #[error("{method} compression failed")]
     Library {
@@ -44,6 +49,12 @@ pub enum EncodeError {
         /// The library's own words.
         source: Box<dyn Error + Send + Sync>,
     },
+}
+
+impl From<Incomplete> for EncodeError {
+    fn from(_: Incomplete) -> Self {
+        Self::Incomplete
+    }
 }
 
 /// A decoder could not turn a payload into pages. It stays refused from then on: what follows in the stream depends on
@@ -109,6 +120,27 @@ pub enum DecodeError {
     FrameEnd {
         /// Bytes of pages of this packet before the end.
         found: usize,
+    },
+    /// A zstd frame asks for a larger window than any level of QEMU's has.
+    #[error("a zstd frame asks for a window of {found} bytes, but at most {allowed} are taken")]
+    Window {
+        /// The window asked for, in bytes.
+        found: u64,
+        /// [`MAX_WINDOW_BYTES`](crate::window_memory::MAX_WINDOW_BYTES).
+        allowed: u64,
+    },
+    /// There is no room for a zstd frame's window beside those of the process's other channels.
+    #[error(
+        "a zstd frame asks for a window of {window} bytes, \
+         but {left} are left of the {allowed} for all channels of this process"
+    )]
+    WindowMemory {
+        /// The window asked for, in bytes. What it takes is a little more.
+        window: u64,
+        /// Bytes that all other decoders have left.
+        left: u64,
+        /// [`limit`](crate::window_memory::limit).
+        allowed: u64,
     },
     /// All pages are there, and something is left that belongs to no page.
     #[error("{found} bytes of payload belong to no page")]

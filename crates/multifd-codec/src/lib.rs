@@ -85,9 +85,13 @@
     clippy::indexing_slicing,
     clippy::unwrap_used,
     clippy::expect_used,
-    clippy::panic
+    clippy::panic,
+    clippy::unreachable
 )]
-#![cfg_attr(test, allow(clippy::indexing_slicing, clippy::unwrap_used))]
+#![cfg_attr(
+    test,
+    allow(clippy::indexing_slicing, clippy::unwrap_used, clippy::panic)
+)]
 
 #[allow(
     clippy::indexing_slicing,
@@ -95,6 +99,7 @@
 )]
 pub mod deflate;
 pub mod detect;
+pub mod window_memory;
 
 mod accel;
 mod channel;

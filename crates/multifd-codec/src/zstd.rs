@@ -18,6 +18,7 @@ use zstd_safe::{CCtx, CParameter, DCtx, DParameter, InBuffer, OutBuffer};
 use crate::channel::{ReadPayload, WritePayload, check_payload_len};
 use crate::runs::{CompressRun, WriteRuns};
 use crate::streams::{Crew, Place};
+use crate::window_memory::{MAX_WINDOW_BYTES, Share, window_of};
 use crate::{Accel, DecodeError, EncodeError, Pages, PathCounts, Streams, Unsupported, ZstdLevel};
 
 /// The sending direction, one frame for the whole channel.
@@ -81,7 +82,7 @@ impl CompressRun for CompressRuns {
 }
 
 fn compressor(level: ZstdLevel) -> Result<CCtx<'static>, Unsupported> {
-    let mut stream = CCtx::create();
+    let mut stream = CCtx::try_create().ok_or_else(no_memory)?;
     stream
         .set_parameter(CParameter::CompressionLevel(level.value().into()))
         .map_err(refused)?;
@@ -118,6 +119,8 @@ fn compress(
 pub(crate) struct Decompress {
     stream: DCtx<'static>,
     in_frame: bool,
+    /// Of what the process has for windows.
+    share: Share,
     /// For payloads of several frames, if they are to be read at once.
     crew: Option<Crew<DCtx<'static>>>,
 }
@@ -128,6 +131,7 @@ impl Decompress {
         Ok(Self {
             stream: decompressor()?,
             in_frame: false,
+            share: Share::default(),
             crew: (accel != Accel::None).then(crew).transpose()?,
         })
     }
@@ -149,6 +153,13 @@ impl Decompress {
             }
         };
         crew.decompress(frames, read).is_ok()
+    }
+
+    /// Sees to it that there may be a window for the frame which begins here. All of its header is
+    /// in this payload, or it is an error that it is not.
+    fn begin_frame(&mut self, input: &InBuffer<'_>) -> Result<(), DecodeError> {
+        self.share
+            .admit(input.src.get(input.pos()..).unwrap_or_default())
     }
 
     /// Decompresses once; `true` when that brought a frame to its end.
@@ -188,6 +199,9 @@ impl Decompress {
                 return Err(DecodeError::TooLong { expected });
             }
             in_frame &= !ended;
+            if ended {
+                self.begin_frame(input)?;
+            }
             if ended || in_frame {
                 belongs_to = input.pos();
             }
@@ -220,6 +234,9 @@ impl ReadPayload for Decompress {
         }
         let mut input = InBuffer::around(payload);
         let mut output = OutBuffer::around(pages);
+        if !self.in_frame {
+            self.begin_frame(&input)?;
+        }
         let mut last_frame_end = 0;
         let mut ended = false;
         while output.pos() < expected {
@@ -231,6 +248,7 @@ impl ReadPayload for Decompress {
                     return Err(DecodeError::FrameEnd { found });
                 }
                 last_frame_end = found;
+                self.begin_frame(&input)?;
             } else if (input.pos(), found) == before {
                 return Err(DecodeError::TooShort { found, expected });
             }
@@ -241,7 +259,7 @@ impl ReadPayload for Decompress {
 }
 
 fn decompressor() -> Result<DCtx<'static>, Unsupported> {
-    let mut stream = DCtx::create();
+    let mut stream = DCtx::try_create().ok_or_else(no_memory)?;
     stream
         .set_parameter(DParameter::WindowLogMax(WINDOW_BITS))
         .map_err(refused)?;
@@ -261,6 +279,10 @@ fn frames<'p>(
         let len = zstd_safe::find_frame_compressed_size(payload).ok()?;
         let (frame, others) = payload.split_at_checked(len)?;
         let content = zstd_safe::get_frame_content_size(frame).ok()??;
+        // They are read without a window of their own, but not if read in order.
+        if window_of(frame)? > MAX_WINDOW_BYTES {
+            return None;
+        }
         let content = usize::try_from(content).ok()?;
         if content == 0 || !content.is_multiple_of(page_size.bytes()) {
             return None;
@@ -270,6 +292,13 @@ fn frames<'p>(
         (payload, pages) = (others, rest);
     }
     (frames.len() > 1 && pages.is_empty()).then_some(frames)
+}
+
+fn no_memory() -> Unsupported {
+    Unsupported::Library {
+        method: Method::Zstd,
+        source: "no memory for it".into(),
+    }
 }
 
 fn refused(code: usize) -> Unsupported {
@@ -291,6 +320,6 @@ impl fmt::Display for ZstdError {
 
 impl Error for ZstdError {}
 
-/// The largest window a peer may ask for, as a power of two: the limit of a stock receiver, 128 MiB. It holds whatever
-/// default the linked libzstd has, as the window is memory that a peer's number sizes.
-const WINDOW_BITS: u32 = 27;
+/// As a power of two. Larger ones are refused before libzstd sees them; this holds whatever default
+/// the linked libzstd has.
+const WINDOW_BITS: u32 = MAX_WINDOW_BYTES.ilog2();

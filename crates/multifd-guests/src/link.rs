@@ -183,34 +183,3 @@ const DEVICE: &str = "veth";
 
 /// A bucket that takes a few of the 64 KiB pieces that TCP hands down, and a queue of some milliseconds, as a switch has.
 const BUCKET: [&str; 4] = ["burst", "512kb", "latency", "20ms"];
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::path::Path;
-
-    #[test]
-    fn a_link_has_a_rate_and_leaves_nothing() {
-        let link = match Link::new("100mbit") {
-            Ok(link) => link,
-            Err(error) => {
-                eprintln!("NOT RUN: a link takes rights that are missing here: {error}");
-                assert!(!error.to_string().is_empty());
-                return;
-            }
-        };
-        for end in link.ends() {
-            let shown = end
-                .command(Command::new("tc").args(["qdisc", "show", "dev", DEVICE]))
-                .output();
-            let shown = String::from_utf8(shown.unwrap().stdout).unwrap();
-            assert!(
-                shown.contains("tbf") && shown.contains("100Mbit"),
-                "{shown}"
-            );
-        }
-        let namespaces = link.ends().clone().map(|end| end.namespace);
-        drop(link);
-        assert!(namespaces.iter().all(|path| !Path::new(path).exists()));
-    }
-}

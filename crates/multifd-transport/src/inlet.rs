@@ -1,9 +1,9 @@
 //! The inlet: one multifd channel's bytes become packets and their pages.
 
-use std::io::{self, Read};
+use std::io;
 
-use multifd_codec::{Decoder, PageBuffer, Settings};
-use multifd_wire::{ChannelReceiver, Event, Hello, Limits, Method, Packet, RamPacket};
+use multifd_codec::{Decoder, MAX_PAYLOAD_BYTES, PageBuffer, Settings};
+use multifd_wire::{ChannelReceiver, Event, Fault, Hello, Limits, Method, Packet, RamPacket};
 
 use crate::Stream;
 use crate::buffer::space;
@@ -11,11 +11,17 @@ use crate::failure::Cause;
 
 /// Reads one multifd channel, packet by packet.
 ///
-/// After a packet with a payload the caller takes the payload, decoded ([`Inlet::read_pages`]) or as it is ([`Inlet::read_payload`]), before it
-/// asks for the next item. Memory: one packet's payload and, for [`Inlet::read_pages`], one packet's pages, reused.
+/// After a packet with a payload the caller takes the payload, decoded ([`Inlet::read_pages`]) or
+/// as it is ([`Inlet::read_payload`]); what it does not take is passed over with the next item.
+///
+/// Memory: one packet's payload and, for [`Inlet::read_pages`], one packet's pages, reused. No
+/// payload is longer than [`MAX_PAYLOAD_BYTES`] or what [`Limits`] set instead, and a device's
+/// state is passed over in pieces.
 pub struct Inlet<'s> {
     stream: &'s Stream,
     receiver: ChannelReceiver,
+    /// The longest payload that is read at once.
+    most_payload: u32,
     settings: Settings,
     /// The method of the channel's first packet with a payload, and its decoder once one was needed.
     method: Option<Method>,
@@ -61,6 +67,9 @@ impl<'s> Inlet<'s> {
         Ok(Inlet {
             stream,
             receiver,
+            most_payload: limits
+                .compressed_payload_bytes
+                .max(MAX_PAYLOAD_BYTES as u32),
             settings,
             method: None,
             decoder: None,
@@ -81,14 +90,15 @@ impl<'s> Inlet<'s> {
         self.decoder.as_deref()
     }
 
-    /// Waits for the next item.
+    /// Waits for the next item. What was not taken of the payload before is read and forgotten.
     ///
     /// # Errors
-    /// When the stream breaks the rules or ends inside a packet, or the payload before was not taken.
+    /// When the stream breaks the rules or ends inside a packet.
     pub fn next_item(&mut self) -> Result<Item, Cause> {
         loop {
-            // A header's piece; never more than the packet at hand, so nothing of the payload is read here.
-            let wanted = self.receiver.wanted();
+            // A header's piece, so that nothing of a payload is read here but what nobody has
+            // taken.
+            let wanted = self.receiver.wanted().min(PIECE_BYTES);
             let head = space(&mut self.head, wanted);
             let count = self.stream.read_some(head)?;
             if count == 0 {
@@ -106,14 +116,20 @@ impl<'s> Inlet<'s> {
         }
     }
 
-    /// Reads the payload which follows `packet`, as it is on the wire.
+    /// Reads the rest of the payload of the packet that came last, as it is on the wire.
+    ///
+    /// # Errors
+    /// When the channel ends in it, or when it is a device's state that is longer than any payload
+    /// of pages: such a one is left to [`Inlet::next_item`], which passes over it.
     pub fn read_payload(&mut self) -> Result<&[u8], Cause> {
-        let payload = space(
-            &mut self.payload,
-            self.receiver.payload_remaining() as usize,
-        );
-        fill(self.stream, payload, &mut self.receiver)?;
-        self.bytes_in += payload.len() as u64;
+        let len = self.receiver.payload_remaining();
+        if len > self.most_payload {
+            let (least, most) = (0, self.most_payload);
+            let found = len;
+            return Err(Fault::PayloadLength { found, least, most }.into());
+        }
+        let payload = space(&mut self.payload, len as usize);
+        fill(self.stream, payload, &mut self.receiver, &mut self.bytes_in)?;
         Ok(payload)
     }
 
@@ -154,8 +170,7 @@ impl<'s> Inlet<'s> {
         if method == Method::None {
             // A checked packet's payload has the length of its pages.
             let payload = pages.space(self.receiver.payload_remaining() as usize);
-            fill(self.stream, payload, &mut self.receiver)?;
-            self.bytes_in += payload.len() as u64;
+            fill(self.stream, payload, &mut self.receiver, &mut self.bytes_in)?;
             return Ok(());
         }
         let decoder = match &mut self.decoder {
@@ -166,8 +181,7 @@ impl<'s> Inlet<'s> {
             &mut self.payload,
             self.receiver.payload_remaining() as usize,
         );
-        fill(self.stream, payload, &mut self.receiver)?;
-        self.bytes_in += payload.len() as u64;
+        fill(self.stream, payload, &mut self.receiver, &mut self.bytes_in)?;
         decoder.decode(payload, page_size, pages.space(len))?;
         Ok(())
     }
@@ -206,20 +220,146 @@ impl<'s> Inlet<'s> {
 
 /// Reads the rest of the payload in hand, `payload.len()` bytes.
 fn fill(
-    mut stream: &Stream,
+    stream: &Stream,
     payload: &mut [u8],
     receiver: &mut ChannelReceiver,
+    bytes_in: &mut u64,
 ) -> Result<(), Cause> {
-    match stream.read_exact(payload) {
-        Ok(()) => {
-            receiver.payload_taken(payload.len())?;
-            Ok(())
-        }
-        // The receiver knows how much is missing; it was not told of what came.
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+    let mut rest = payload;
+    while !rest.is_empty() {
+        let count = stream.read_some(rest)?;
+        if count == 0 {
+            // It knows how much is missing.
             receiver.finish()?;
-            Err(error.into())
+            return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
         }
-        Err(error) => Err(error.into()),
+        receiver.payload_taken(count)?;
+        *bytes_in += count as u64;
+        rest = rest.get_mut(count..).unwrap_or_default();
+    }
+    Ok(())
+}
+
+/// How much of what nobody wants is read at once. Every piece of a header is shorter.
+const PIECE_BYTES: usize = 64 << 10;
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::os::unix::net::UnixStream;
+    use std::thread;
+
+    use multifd_wire::{BlockName, DeviceStatePacket, PageSize};
+
+    use super::*;
+
+    const HELLO: Hello = Hello {
+        uuid: [0; 16],
+        channel: 0,
+        reserved: [0; 39],
+    };
+
+    fn encoded(packet: impl Into<Packet>) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        packet.into().encode(&mut bytes);
+        bytes
+    }
+
+    fn one_page(number: u64) -> Vec<u8> {
+        let block = BlockName::new(b"pc.ram").unwrap();
+        let packet = RamPacket::new(PageSize::K4, block, &[4096], &[], number).unwrap();
+        [encoded(packet), vec![number as u8; 4096]].concat()
+    }
+
+    fn device_state(len: u32) -> Vec<u8> {
+        let idstr = BlockName::new(b"vfio").unwrap();
+        encoded(DeviceStatePacket::new(idstr, 0, len).unwrap())
+    }
+
+    /// An inlet at whose other end `write` writes.
+    fn with_inlet(write: impl FnOnce(UnixStream) + Send, read: impl FnOnce(&mut Inlet<'_>)) {
+        let (near, far) = UnixStream::pair().unwrap();
+        thread::scope(|scope| {
+            scope.spawn(|| write(far));
+            let near = Stream::Unix(near);
+            let settings = Settings::default();
+            let mut inlet = Inlet::new(&near, &HELLO, Limits::default(), settings).unwrap();
+            read(&mut inlet);
+        });
+    }
+
+    fn number_of(item: &Item) -> Option<u64> {
+        match item {
+            Item::Packet(Packet::Ram(packet)) => Some(packet.packet_num()),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn a_payload_that_nobody_takes_is_passed_over_in_pieces() {
+        const STATE_BYTES: u32 = 40 << 20;
+        let write = |mut far: UnixStream| {
+            far.write_all(&one_page(0)).unwrap();
+            far.write_all(&device_state(STATE_BYTES)).unwrap();
+            let piece = vec![0x11; 1 << 20];
+            for _ in 0..STATE_BYTES >> 20 {
+                far.write_all(&piece).unwrap();
+            }
+            far.write_all(&one_page(2)).unwrap();
+        };
+        with_inlet(write, |inlet| {
+            assert_eq!(number_of(&inlet.next_item().unwrap()), Some(0));
+            // Whose page is not taken either.
+            let item = inlet.next_item().unwrap();
+            assert!(
+                matches!(item, Item::Packet(Packet::DeviceState(_))),
+                "{item:?}"
+            );
+            // It is not taken whole, which would be up to 4 GiB.
+            let error = inlet.read_payload().unwrap_err();
+            let found = STATE_BYTES;
+            assert!(
+                matches!(error, Cause::Wire(Fault::PayloadLength { found: is, .. }) if is == found),
+                "{error:?}"
+            );
+            assert_eq!(number_of(&inlet.next_item().unwrap()), Some(2));
+            assert!(inlet.head.capacity() <= 2 * PIECE_BYTES);
+            assert!(inlet.payload.capacity() <= MAX_PAYLOAD_BYTES);
+            assert_eq!(inlet.read_payload().unwrap(), [2; 4096]);
+            assert!(matches!(inlet.next_item().unwrap(), Item::End));
+        });
+    }
+
+    #[test]
+    fn what_is_missing_of_a_payload_is_counted() {
+        let write = |mut far: UnixStream| {
+            let packet = one_page(0);
+            far.write_all(&packet[..packet.len() - 96]).unwrap();
+        };
+        with_inlet(write, |inlet| {
+            assert!(matches!(inlet.next_item().unwrap(), Item::Packet(_)));
+            let error = inlet.read_payload().unwrap_err();
+            assert!(
+                matches!(error, Cause::Wire(Fault::Truncated { missing: 96 })),
+                "{error:?}"
+            );
+        });
+    }
+
+    #[test]
+    fn a_channel_that_ends_in_what_nobody_takes_ends_early() {
+        let write = |mut far: UnixStream| {
+            far.write_all(&device_state(1 << 30)).unwrap();
+            far.write_all(&[1; 100_000]).unwrap();
+        };
+        with_inlet(write, |inlet| {
+            assert!(matches!(inlet.next_item().unwrap(), Item::Packet(_)));
+            let error = inlet.next_item().unwrap_err();
+            let missing = (1 << 30) - 100_000;
+            assert!(
+                matches!(error, Cause::Wire(Fault::Truncated { missing: is }) if is == missing),
+                "{error:?}"
+            );
+        });
     }
 }

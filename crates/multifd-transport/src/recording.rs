@@ -28,14 +28,16 @@
 
 use std::io::{self, Read, Seek, Write};
 
+use multifd_wire::MAX_CHANNELS;
+
 /// The first bytes of every recording. The first is not ASCII, so that no text file and no captured channel starts so.
 pub const MAGIC: [u8; 8] = *b"\x89multifd";
 
 /// The most bytes of one stream in one chunk: what bounds the memory of whoever reads a recording.
 pub const MAX_DATA_BYTES: usize = 256 * 1024;
 
-/// QEMU allows 255 multifd channels beside the main channel.
-const MAX_STREAMS: usize = 256;
+/// The most connections of one migration: the main channel and the multifd channels.
+pub const MAX_STREAMS: usize = 1 + MAX_CHANNELS;
 
 const VERSION: u32 = 1;
 const FILE_HEADER_LEN: usize = 16;
@@ -172,7 +174,7 @@ impl<W: Write> Writer<W> {
         if usize::from(self.streams) >= MAX_STREAMS {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
-                "a recording holds at most 256 connections",
+                format!("a recording holds at most {MAX_STREAMS} connections"),
             ));
         }
         let stream = self.streams;
@@ -250,12 +252,12 @@ impl<W: Write> Writer<W> {
     }
 }
 
-/// Reads a recording from its start, checking everything it passes.
+/// Reads a recording from its start to its end, checking everything it passes.
+///
+/// Memory: one chunk's body, up to [`MAX_DATA_BYTES`].
 #[derive(Debug)]
 pub struct Reader<R> {
-    input: R,
-    offset: u64,
-    body: Vec<u8>,
+    chunks_in: Chunks<R>,
     /// Whether each stream opened so far is still open.
     open: Vec<bool>,
     main: Option<u16>,
@@ -264,13 +266,28 @@ pub struct Reader<R> {
     ended: bool,
 }
 
-impl<R: Read + Seek> Reader<R> {
-    /// Starts to read: the header is read and checked. `input` should be buffered.
-    ///
-    /// # Errors
-    ///
-    /// When the header is not a recording's.
-    pub fn new(mut input: R) -> Result<Self, RecordingError> {
+/// Reads one stream of a recording, and passes over all others unread.
+///
+/// It is for many readers of one file which a [`Reader`] has found whole before: only what belongs
+/// to the stream is checked. Memory: one chunk's body, up to [`MAX_DATA_BYTES`].
+#[derive(Debug)]
+pub struct StreamReader<R> {
+    chunks_in: Chunks<R>,
+    stream: u16,
+    ended: bool,
+}
+
+/// A recording's chunks, each with a header that makes sense and a checksum.
+#[derive(Debug)]
+struct Chunks<R> {
+    input: R,
+    /// Where the next one starts.
+    offset: u64,
+    body: Vec<u8>,
+}
+
+impl<R: Read> Chunks<R> {
+    fn new(mut input: R) -> Result<Self, RecordingError> {
         let mut header = [0; FILE_HEADER_LEN];
         read_exact_at(&mut input, &mut header, 0)?;
         let [
@@ -315,132 +332,7 @@ impl<R: Read + Seek> Reader<R> {
             input,
             offset: FILE_HEADER_LEN as u64,
             body: Vec::new(),
-            open: Vec::new(),
-            main: None,
-            chunks: 0,
-            data_bytes: 0,
-            ended: false,
         })
-    }
-
-    /// The next chunk; `None` once the recording has ended whole.
-    ///
-    /// # Errors
-    ///
-    /// When the file is damaged, cut short or breaks a rule of the format. Do not go on after an error.
-    pub fn next_chunk(&mut self) -> Result<Option<Chunk<'_>>, RecordingError> {
-        if self.ended {
-            return Ok(None);
-        }
-        let offset = self.offset;
-        let (kind, head, stored) = self.head()?;
-        let stream = head.stream;
-        self.body_of(&head, stored)?;
-        let wrong = |what| RecordingError::Nonsense { offset, what };
-        let chunk = match kind {
-            Kind::Open => {
-                if usize::from(stream) != self.open.len() || self.open.len() >= MAX_STREAMS {
-                    return Err(wrong("a stream is opened out of turn"));
-                }
-                let role = self
-                    .body
-                    .first()
-                    .copied()
-                    .and_then(Role::from_byte)
-                    .ok_or_else(|| wrong("a stream is neither main nor channel"))?;
-                if role == Role::Main && self.main.replace(stream).is_some() {
-                    return Err(wrong("a second main channel is opened"));
-                }
-                self.open.push(true);
-                Some(Chunk::Open { stream, role })
-            }
-            Kind::Data | Kind::Eof => {
-                let open = self
-                    .open
-                    .get_mut(usize::from(stream))
-                    .filter(|open| **open)
-                    .ok_or_else(|| wrong("it is of a stream that is not open"))?;
-                if kind == Kind::Eof {
-                    *open = false;
-                    Some(Chunk::Eof { stream })
-                } else {
-                    self.data_bytes = self.data_bytes.saturating_add(self.body.len() as u64);
-                    Some(Chunk::Data {
-                        stream,
-                        bytes: &self.body,
-                    })
-                }
-            }
-            Kind::End => {
-                if self.open.contains(&true) {
-                    return Err(wrong("the recording ends while a stream is open"));
-                }
-                if self.main.is_none() {
-                    return Err(wrong("the recording ends without a main channel"));
-                }
-                let mut totals = Vec::with_capacity(TOTALS_LEN);
-                totals.extend_from_slice(&self.chunks.to_be_bytes());
-                totals.extend_from_slice(&self.data_bytes.to_be_bytes());
-                if self.body != totals {
-                    return Err(wrong("its totals are not those of the recording"));
-                }
-                let mut beyond = [0];
-                let after = self.offset;
-                if self
-                    .input
-                    .read(&mut beyond)
-                    .map_err(|source| RecordingError::Io {
-                        offset: after,
-                        source,
-                    })?
-                    != 0
-                {
-                    return Err(RecordingError::Nonsense {
-                        offset: after,
-                        what: "it comes after the end of the recording",
-                    });
-                }
-                self.ended = true;
-                None
-            }
-        };
-        self.chunks = self.chunks.saturating_add(1);
-        Ok(chunk)
-    }
-
-    /// The next bytes of one stream, passing over all others unread; `None` where that stream ends.
-    ///
-    /// For many walkers over one file which [`next_chunk`](Self::next_chunk) has found whole before: only what belongs
-    /// to `wanted` is checked. Use either method on a reader, not both.
-    ///
-    /// # Errors
-    ///
-    /// When the file is damaged or cut short where it was read.
-    pub fn next_data_of(&mut self, wanted: u16) -> Result<Option<&[u8]>, RecordingError> {
-        loop {
-            let (kind, head, stored) = self.head()?;
-            match kind {
-                Kind::Data | Kind::Eof if head.stream == wanted => {
-                    self.body_of(&head, stored)?;
-                    return Ok((kind == Kind::Data).then_some(&self.body));
-                }
-                Kind::End => return Ok(None),
-                Kind::Open | Kind::Data | Kind::Eof => {
-                    self.input
-                        .seek_relative(i64::from(head.len))
-                        .map_err(|source| RecordingError::Io {
-                            offset: self.offset,
-                            source,
-                        })?;
-                    self.advance(&head);
-                }
-            }
-        }
-    }
-
-    /// Where the next chunk starts, in bytes from the start of the file.
-    pub fn offset(&self) -> u64 {
-        self.offset
     }
 
     /// Reads a chunk's header and checks its kind and length, so that its body may be read or passed over.
@@ -484,13 +376,164 @@ impl<R: Read + Seek> Reader<R> {
                 computed,
             });
         }
-        self.advance(head);
+        self.offset = after(self.offset, head);
         Ok(())
     }
+}
 
-    fn advance(&mut self, head: &ChunkHead) {
-        let len = u64::from(head.len).saturating_add(CHUNK_HEADER_LEN as u64);
-        self.offset = self.offset.saturating_add(len);
+impl<R: Read> Reader<R> {
+    /// Starts to read: the header is read and checked. `input` should be buffered.
+    ///
+    /// # Errors
+    ///
+    /// When the header is not a recording's.
+    pub fn new(input: R) -> Result<Self, RecordingError> {
+        Ok(Self {
+            chunks_in: Chunks::new(input)?,
+            open: Vec::new(),
+            main: None,
+            chunks: 0,
+            data_bytes: 0,
+            ended: false,
+        })
+    }
+
+    /// The next chunk; `None` once the recording has ended whole.
+    ///
+    /// # Errors
+    ///
+    /// When the file is damaged, cut short or breaks a rule of the format. Do not go on after an
+    /// error.
+    pub fn next_chunk(&mut self) -> Result<Option<Chunk<'_>>, RecordingError> {
+        if self.ended {
+            return Ok(None);
+        }
+        let offset = self.chunks_in.offset;
+        let (kind, head, stored) = self.chunks_in.head()?;
+        let stream = head.stream;
+        self.chunks_in.body_of(&head, stored)?;
+        let Chunks {
+            input,
+            offset: end,
+            body,
+        } = &mut self.chunks_in;
+        let body = body.as_slice();
+        let wrong = |what| RecordingError::Nonsense { offset, what };
+        let chunk = match kind {
+            Kind::Open => {
+                if usize::from(stream) != self.open.len() || self.open.len() >= MAX_STREAMS {
+                    return Err(wrong("a stream is opened out of turn"));
+                }
+                let role = body
+                    .first()
+                    .copied()
+                    .and_then(Role::from_byte)
+                    .ok_or_else(|| wrong("a stream is neither main nor channel"))?;
+                if role == Role::Main && self.main.replace(stream).is_some() {
+                    return Err(wrong("a second main channel is opened"));
+                }
+                self.open.push(true);
+                Some(Chunk::Open { stream, role })
+            }
+            Kind::Data | Kind::Eof => {
+                let open = self
+                    .open
+                    .get_mut(usize::from(stream))
+                    .filter(|open| **open)
+                    .ok_or_else(|| wrong("it is of a stream that is not open"))?;
+                if kind == Kind::Eof {
+                    *open = false;
+                    Some(Chunk::Eof { stream })
+                } else {
+                    self.data_bytes = self.data_bytes.saturating_add(body.len() as u64);
+                    Some(Chunk::Data {
+                        stream,
+                        bytes: body,
+                    })
+                }
+            }
+            Kind::End => {
+                if stream != 0 {
+                    return Err(wrong("its end is that of a stream"));
+                }
+                if self.open.contains(&true) {
+                    return Err(wrong("the recording ends while a stream is open"));
+                }
+                if self.main.is_none() {
+                    return Err(wrong("the recording ends without a main channel"));
+                }
+                let mut totals = Vec::with_capacity(TOTALS_LEN);
+                totals.extend_from_slice(&self.chunks.to_be_bytes());
+                totals.extend_from_slice(&self.data_bytes.to_be_bytes());
+                if body != totals {
+                    return Err(wrong("its totals are not those of the recording"));
+                }
+                check_end(input, *end)?;
+                self.ended = true;
+                None
+            }
+        };
+        self.chunks = self.chunks.saturating_add(1);
+        Ok(chunk)
+    }
+
+    /// Where the next chunk starts, in bytes from the start of the file.
+    pub fn offset(&self) -> u64 {
+        self.chunks_in.offset
+    }
+}
+
+impl<R: Read + Seek> StreamReader<R> {
+    /// Starts to read `stream`: the recording's header is read and checked. `input` should be
+    /// buffered.
+    ///
+    /// # Errors
+    ///
+    /// When the header is not a recording's.
+    pub fn new(input: R, stream: u16) -> Result<Self, RecordingError> {
+        Ok(Self {
+            chunks_in: Chunks::new(input)?,
+            stream,
+            ended: false,
+        })
+    }
+
+    /// The stream's next bytes; `None` where it ends.
+    ///
+    /// # Errors
+    ///
+    /// When the file is damaged or cut short where it was read.
+    pub fn next_data(&mut self) -> Result<Option<&[u8]>, RecordingError> {
+        let chunks = &mut self.chunks_in;
+        while !self.ended {
+            let (kind, head, stored) = chunks.head()?;
+            match kind {
+                Kind::Data if head.stream == self.stream => {
+                    chunks.body_of(&head, stored)?;
+                    return Ok(Some(&chunks.body));
+                }
+                Kind::Eof if head.stream == self.stream => {
+                    chunks.body_of(&head, stored)?;
+                    self.ended = true;
+                }
+                Kind::End => self.ended = true,
+                Kind::Open | Kind::Data | Kind::Eof => chunks.pass_over(&head)?,
+            }
+        }
+        Ok(None)
+    }
+}
+
+impl<R: Seek> Chunks<R> {
+    fn pass_over(&mut self, head: &ChunkHead) -> Result<(), RecordingError> {
+        self.input
+            .seek_relative(i64::from(head.len))
+            .map_err(|source| RecordingError::Io {
+                offset: self.offset,
+                source,
+            })?;
+        self.offset = after(self.offset, head);
+        Ok(())
     }
 }
 
@@ -557,6 +600,24 @@ fn checksum(head: &[u8], body: &[u8]) -> u32 {
     hasher.update(head);
     hasher.update(body);
     hasher.finalize()
+}
+
+/// Nothing may stand behind the last chunk, which ends at `offset`.
+fn check_end<R: Read>(input: &mut R, offset: u64) -> Result<(), RecordingError> {
+    match input.read(&mut [0]) {
+        Ok(0) => Ok(()),
+        Ok(_) => Err(RecordingError::Nonsense {
+            offset,
+            what: "it comes after the end of the recording",
+        }),
+        Err(source) => Err(RecordingError::Io { offset, source }),
+    }
+}
+
+/// Where the chunk behind the one at `offset` starts.
+fn after(offset: u64, head: &ChunkHead) -> u64 {
+    let len = u64::from(head.len).saturating_add(CHUNK_HEADER_LEN as u64);
+    offset.saturating_add(len)
 }
 
 /// Fills `buffer` with bytes of the chunk which starts at `offset`.
@@ -630,18 +691,41 @@ mod tests {
     #[test]
     fn one_stream_is_walked_alone() {
         let bytes = sample();
-        let mut reader = Reader::new(Cursor::new(&bytes)).unwrap();
+        let mut reader = StreamReader::new(Cursor::new(&bytes), 0).unwrap();
         let mut seen = Vec::new();
-        while let Some(data) = reader.next_data_of(0).unwrap() {
+        while let Some(data) = reader.next_data().unwrap() {
             seen.extend_from_slice(data);
         }
         assert_eq!(seen, b"helloagain");
-        let mut reader = Reader::new(Cursor::new(&bytes)).unwrap();
+        // It stays at its end.
+        assert_eq!(reader.next_data().unwrap(), None);
+        let mut reader = StreamReader::new(Cursor::new(&bytes), 1).unwrap();
         let mut len = 0;
-        while let Some(data) = reader.next_data_of(1).unwrap() {
+        while let Some(data) = reader.next_data().unwrap() {
             len += data.len();
         }
         assert_eq!(len, MAX_DATA_BYTES + 1);
+        let mut reader = StreamReader::new(Cursor::new(&bytes), 2).unwrap();
+        assert_eq!(reader.next_data().unwrap(), None);
+    }
+
+    #[test]
+    fn as_many_channels_as_there_are_ids_are_recorded() {
+        let mut writer = Writer::new(Vec::new()).unwrap();
+        for _ in 0..MAX_CHANNELS {
+            writer.open(Role::Channel).unwrap();
+        }
+        let main = writer.open(Role::Main).unwrap();
+        let error = writer.open(Role::Channel).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "a recording holds at most 257 connections"
+        );
+        for stream in 0..=main {
+            writer.eof(stream).unwrap();
+        }
+        let chunks = read(&writer.finish().unwrap()).unwrap();
+        assert_eq!(chunks.len(), 2 * MAX_STREAMS);
     }
 
     #[test]
@@ -663,10 +747,7 @@ mod tests {
             for bit in 0..8 {
                 let mut damaged = bytes.clone();
                 damaged[at] ^= 1 << bit;
-                assert!(
-                    read(&damaged).is_err(),
-                    "bit {bit} of byte {at} was not missed"
-                );
+                assert!(read(&damaged).is_err(), "bit {bit} of byte {at} was missed");
             }
         }
     }
@@ -690,7 +771,10 @@ mod tests {
     #[test]
     fn nonsense_is_refused() {
         type Script = fn(&mut Writer<Vec<u8>>) -> io::Result<()>;
-        let cases: [(&str, Script); 6] = [
+        let cases: [(&str, Script); 7] = [
+            ("its end is that of a stream", |w| {
+                w.chunk(Kind::End, 1, &[0; TOTALS_LEN])
+            }),
             ("a second main channel is opened", |w| {
                 w.open(Role::Main)?;
                 w.open(Role::Main).map(|_| ())

@@ -15,7 +15,7 @@ use multifd_wire::return_path::{Message, ReturnPathReceiver};
 use crate::endings::{told, wait_for};
 use crate::failure::{Cause, Channel, Failure, Leg};
 use crate::inspect::{Damage, InspectError, Inspection, StreamFault, Summary};
-use crate::recording::{Reader, RecordingError};
+use crate::recording::{RecordingError, StreamReader};
 use crate::stream::hung_up;
 use crate::{Address, Stream};
 
@@ -236,11 +236,13 @@ impl Replay {
     ) -> Result<(), Cause> {
         let io = |source| RecordingError::Io { offset: 0, source };
         let file = File::open(&self.path).map_err(io)?;
-        let mut reader = Reader::new(BufReader::new(file))?;
+        let mut reader = StreamReader::new(BufReader::new(file), recorded.number)?;
         let mut written: u64 = 0;
-        while let Some(mut bytes) = reader.next_data_of(recorded.number)? {
+        while let Some(mut bytes) = reader.next_data()? {
             while !bytes.is_empty() {
                 let count = match stream.write(bytes) {
+                    // It would be asked for ever.
+                    Ok(0) => return Err(io::Error::from(io::ErrorKind::WriteZero).into()),
                     Ok(count) => count,
                     Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
                     Err(error) if hung_up(&error) && written >= recorded.needed_bytes => {

@@ -19,6 +19,10 @@ pub struct Hello {
     pub reserved: [u8; 39],
 }
 
+/// As many multifd channels as a migration can have: the number of a channel is one byte. QEMU's
+/// `multifd-channels` ends at 255.
+pub const MAX_CHANNELS: usize = 1 << u8::BITS;
+
 impl Hello {
     /// Bytes of a hello on the wire.
     pub const LEN: usize = 64;

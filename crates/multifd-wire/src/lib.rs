@@ -97,6 +97,7 @@
         clippy::unwrap_used,
         clippy::expect_used,
         clippy::panic,
+        clippy::unreachable,
         clippy::arithmetic_side_effects
     )
 )]
@@ -125,7 +126,7 @@ pub use channel::{ChannelReceiver, ChannelSender, Event};
 pub use escape::Printable;
 pub use fault::{Fault, Misuse};
 pub use flags::{Flags, Method, UnknownMethod, UnknownMethodName};
-pub use hello::{Hello, MAGIC, VERSION};
+pub use hello::{Hello, MAGIC, MAX_CHANNELS, VERSION};
 pub use idstr::{BlockName, IdStr, IdStrError};
 pub use limits::Limits;
 pub use packet::{DeviceStatePacket, Packet, RamPacket};

@@ -439,3 +439,44 @@ fn what_a_sender_sends_a_receiver_takes() {
         );
     }
 }
+
+/// What was let in may be passed on as it is, and what a stock QEMU takes may be written, whatever
+/// was let in.
+#[test]
+fn a_payload_may_be_as_long_as_the_limits_allow() {
+    const STOCK: u32 = 1 << 20;
+    for (limit, allowed) in [(3 * STOCK, 3 * STOCK), (STOCK, STOCK), (1000, STOCK)] {
+        let limits = Limits {
+            compressed_payload_bytes: limit,
+            ..Limits::default()
+        };
+        let block = IdStr::new(b"pc.ram").unwrap();
+        let mut packet = RamPacket::new(PageSize::K4, block, &[0], &[], 0).unwrap();
+        packet.set_payload(Method::Zlib, limit.min(STOCK)).unwrap();
+        let mut bytes = Vec::new();
+        Packet::from(packet.clone()).encode(&mut bytes);
+        // The field for the payload's length.
+        bytes[20..24].copy_from_slice(&limit.to_be_bytes());
+        let hello = vector("hello.txt");
+        let mut receiver = ChannelReceiver::new(limits);
+        receiver.push(&mut hello.as_slice()).unwrap();
+        let Ok(Some(Event::Packet(Packet::Ram(mut taken)))) = receiver.push(&mut bytes.as_slice())
+        else {
+            panic!("{limit}: not taken")
+        };
+        assert_eq!(taken.payload_len(), limit);
+        for method in [Method::Zlib, Method::Zstd] {
+            taken.set_payload(method, limit).unwrap();
+            taken.set_payload(method, allowed).unwrap();
+            let too_long = taken.set_payload(method, allowed + 1);
+            let (found, least, most) = (allowed + 1, 1, allowed);
+            assert_eq!(too_long, Err(Fault::PayloadLength { found, least, most }));
+        }
+        // The limit is nothing that a packet says.
+        packet
+            .set_payload(Method::Zstd, allowed.min(STOCK))
+            .unwrap();
+        taken.set_payload(Method::Zstd, allowed.min(STOCK)).unwrap();
+        assert_eq!(taken, packet);
+    }
+}

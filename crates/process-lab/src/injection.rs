@@ -45,7 +45,7 @@ impl<'a> Tracee<'a> {
         let tracee = stopped_in_call(pid, memory).map(|saved| Self { pid, memory, saved });
         if tracee.is_err() {
             // The error that there is already is the one to be told.
-            let _ = trace(libc::PTRACE_DETACH, pid, ptr::null_mut());
+            let _ = detach(pid);
         }
         tracee
     }
@@ -101,6 +101,16 @@ impl Drop for Tracee<'_> {
         );
         let _ = trace(libc::PTRACE_DETACH, self.pid, ptr::null_mut());
     }
+}
+
+/// Lets a traced process go. It can be let go only while it stands still.
+fn detach(pid: pid_t) -> io::Result<()> {
+    let detach = || trace(libc::PTRACE_DETACH, pid, ptr::null_mut());
+    detach().or_else(|_| {
+        trace(libc::PTRACE_INTERRUPT, pid, ptr::null_mut())?;
+        wait(pid)?;
+        detach()
+    })
 }
 
 /// Stops a seized process until it is in a system call; its registers then.
@@ -167,3 +177,42 @@ const API: u64 = 0xaa;
 /// Write protection of pages that are not there yet, and without a reader of faults.
 const FEATURES: u64 = 1 << 13 | 1 << 15;
 const REGISTER_MODE_WP: u64 = 2;
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::process::{Command, Stdio};
+
+    use super::*;
+
+    fn tracer_of(pid: u32) -> String {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let line = status.lines().find(|line| line.starts_with("TracerPid:"));
+        line.unwrap().split_whitespace().nth(1).unwrap().to_owned()
+    }
+
+    /// A process that only computes is never in a system call. It is left as it was found.
+    #[test]
+    fn a_process_that_cannot_be_used_is_let_go() {
+        let mut busy = Command::new("sh")
+            .args(["-c", "echo; while :; do :; done"])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // It has begun to loop, or is about to.
+        let mut line = [0];
+        io::Read::read_exact(busy.stdout.as_mut().unwrap(), &mut line).unwrap();
+        thread::sleep(Duration::from_millis(50));
+        let pid = busy.id();
+        let memory = File::open(format!("/proc/{pid}/mem")).unwrap();
+        let outcome = register(pid, &memory, &[]);
+        let tracer = tracer_of(pid);
+        busy.kill().unwrap();
+        busy.wait().unwrap();
+        assert_eq!(
+            outcome.unwrap_err().to_string(),
+            "the process is never in a system call"
+        );
+        assert_eq!(tracer, "0", "it is still traced");
+    }
+}

@@ -90,12 +90,12 @@ impl CaptureConfig {
             wait_for_rounds(&mut source)?;
             source.set_parameter("downtime-limit", LIMIT.as_millis() as u64)?;
         }
-        for end in [&mut source, &mut destination] {
+        for (name, end) in [("source", &mut source), ("destination", &mut destination)] {
             let status = end.wait_migration(LIMIT)?;
             if !status.is_completed() {
                 let said = end.stderr();
                 return Err(LabError::Migration {
-                    end: "capture",
+                    end: name,
                     status: Box::new(status),
                     said,
                 });

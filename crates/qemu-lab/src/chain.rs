@@ -105,7 +105,7 @@ impl Chain {
 
     /// Moves the guest without anything in between.
     pub fn hop(&mut self, hop: &Hop<'_>) -> Result<HopReport, LabError> {
-        self.hop_via(hop, |listening| listening.to_owned())
+        self.hop_via(hop, str::to_owned)
     }
 
     /// Moves the guest, running or stopped as it is. `via` is told where the destination listens, and says where the
@@ -117,6 +117,18 @@ impl Chain {
         hop: &Hop<'_>,
         via: impl FnOnce(&str) -> String,
     ) -> Result<HopReport, LabError> {
+        self.try_hop_via(hop, |listening| Ok(via(listening)))
+    }
+
+    /// As [`Chain::hop_via`], where what stands in between may not start.
+    ///
+    /// # Errors
+    /// What `via` has said, in front of the migration; or as [`Chain::hop_via`].
+    pub fn try_hop_via<E: From<LabError>>(
+        &mut self,
+        hop: &Hop<'_>,
+        via: impl FnOnce(&str) -> Result<String, E>,
+    ) -> Result<HopReport, E> {
         let begun = Instant::now();
         // While this process starts, the guest has time for the passes it owes.
         let mut config = Config::new(hop.destination, &self.guest)
@@ -142,14 +154,14 @@ impl Chain {
         };
         let listening = destination.listen(&uri)?;
         let cpu_before = [source.cpu_time()?, destination.cpu_time()?];
-        source.migrate(&via(&listening))?;
+        source.migrate(&via(&listening)?)?;
         let sent = source.wait_migration(LIMIT)?;
         if !sent.is_completed() {
-            return Err(failed("source", sent, source, &destination));
+            return Err(failed("source", sent, source, &destination).into());
         }
         let received = destination.wait_migration(LIMIT)?;
         if !received.is_completed() {
-            return Err(failed("destination", received, source, &destination));
+            return Err(failed("destination", received, source, &destination).into());
         }
 
         let cpu_after = [source.cpu_time()?, destination.cpu_time()?];
@@ -157,10 +169,10 @@ impl Chain {
         let different =
             compare_ram(source.ram(), destination.ram()).map_err(io_error("comparing memories"))?;
         if let Some(&first) = different.first() {
-            return Err(LabError::Differs {
+            return Err(E::from(LabError::Differs {
                 count: different.len(),
                 first,
-            });
+            }));
         }
         source.check_guest()?;
         let pass = destination.check_guest()?;

@@ -53,7 +53,7 @@ pub use migration::{MigrationStatus, Parameters, RamStatus};
 pub use multifd_guests::{Link, LinkEnd};
 pub use pages::guest_pages;
 pub use parts::{
-    MISSING_LOG, Part, Root, SETUP_COMMAND, Version, parts_dir, require, require_opened,
+    MISSING_LOG, Part, Root, SETUP_COMMAND, Version, not_run, parts_dir, require, require_opened,
 };
 pub use qemu::{Config, LabError, Qemu, cpu_time};
 pub use qmp::{Qmp, QmpError};

@@ -63,11 +63,15 @@ fn zstd_whole(file: &[u8]) -> io::Result<Vec<u8>> {
         let room = bytes.capacity();
         let filled = bytes.len();
         let mut output = zstd_safe::OutBuffer::around_pos(&mut bytes, filled);
-        stream
+        let missing = stream
             .decompress_stream(&mut output, &mut input)
             .map_err(|code| io::Error::other(zstd_safe::get_error_name(code)))?;
         if input.pos() == file.len() && bytes.len() < room {
-            return Ok(bytes);
+            // A file that breaks off may do so where a page ends.
+            return match missing {
+                0 => Ok(bytes),
+                _ => Err(io::ErrorKind::UnexpectedEof.into()),
+            };
         }
     }
 }
@@ -93,6 +97,14 @@ mod tests {
         }
         std::fs::write(&file, &pages[1..]).unwrap();
         assert!(read_pages(&file).is_err());
+        // Two frames of whole pages, of which the second breaks off.
+        let twice = [&compressed[..len], &compressed[..len]].concat();
+        std::fs::write(&file, &twice).unwrap();
+        assert_eq!(read_pages(&file).unwrap().len(), 6);
+        for kept in len + 1..twice.len() {
+            std::fs::write(&file, &twice[..kept]).unwrap();
+            assert!(read_pages(&file).is_err(), "{kept} of {}", twice.len());
+        }
     }
 
     #[test]

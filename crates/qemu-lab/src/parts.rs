@@ -10,7 +10,8 @@ use std::panic::Location;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Environment variable: a file that collects the tests which could not run, one `part<TAB>test` per line.
+/// Environment variable: a file that collects the tests which could not run, one `part<TAB>test`
+/// per line. In the place of a part may be what [`not_run`] was told.
 pub const MISSING_LOG: &str = "QEMU_LAB_MISSING";
 
 /// The command that brings every part.
@@ -216,6 +217,20 @@ pub fn require_opened<T>(part: Part, opened: Result<T, impl Display>) -> Option<
     None
 }
 
+/// Puts on record that a test cannot run here, for lack of something that no command brings: a
+/// right, or a kind of machine.
+///
+/// With `CI=true` this is no failure, because it could not be mended there.
+///
+/// # Panics
+/// When it cannot be recorded.
+#[track_caller]
+pub fn not_run(lacks: &str) {
+    let test = test_name(Location::caller());
+    eprintln!("NOT RUN: {test}: needs {lacks}");
+    record(lacks, &test);
+}
+
 /// The running test as `file: path::of::test`: the harness names the thread after the test, unless it runs tests on its main thread.
 fn test_name(caller: &Location<'_>) -> String {
     match std::thread::current().name() {
@@ -229,8 +244,14 @@ fn report_missing(part: Part, test: &str) {
         "NOT RUN: {test}: needs {}, which `{SETUP_COMMAND} {0}` brings",
         part.name()
     );
+    record(part.name(), test);
+    fail_in_ci(part, test);
+}
+
+/// One line in the log, if there is one.
+fn record(lacks: &str, test: &str) {
     if let Some(path) = std::env::var_os(MISSING_LOG) {
-        let line = format!("{}\t{test}\n", part.name());
+        let line = format!("{lacks}\t{test}\n");
         let written = OpenOptions::new()
             .create(true)
             .append(true)
@@ -243,7 +264,6 @@ fn report_missing(part: Part, test: &str) {
             );
         }
     }
-    fail_in_ci(part, test);
 }
 
 fn fail_in_ci(part: Part, test: &str) {

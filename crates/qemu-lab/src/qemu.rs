@@ -21,8 +21,11 @@ use multifd_guests::LinkEnd;
 /// Guests' memory and sockets: short paths, and never a disk.
 const FOLDER: &str = "/dev/shm";
 
-/// How the folders' names begin; the owner's process id and a dash follow.
+/// How the folders' names begin.
 const PREFIX: &str = "qemu-lab-";
+
+/// The file in a folder that its owner has locked.
+const IN_USE: &str = "in-use";
 
 /// How long a QEMU may take to offer its control socket; loaded machines are slow.
 const START_LIMIT: Duration = Duration::from_secs(20);
@@ -169,7 +172,7 @@ impl Config {
     pub fn start(&self) -> Result<Qemu, LabError> {
         let folder = new_folder().map_err(io_error("making a folder for a QEMU"))?;
         let process = self
-            .prepare(folder.path())
+            .prepare(folder.dir.path())
             .map_err(io_error("preparing a guest"))?;
         let child = spawn(process).map_err(io_error("starting QEMU"))?;
         let mut starting = Process { child, folder };
@@ -510,12 +513,12 @@ const TICK_MS: u64 = 10;
 #[derive(Debug)]
 struct Process {
     child: Child,
-    folder: TempDir,
+    folder: Folder,
 }
 
 impl Process {
     fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
+        self.folder.dir.path().join(name)
     }
 
     fn stderr(&self) -> String {
@@ -579,25 +582,44 @@ impl Drop for Process {
     }
 }
 
-/// A folder that carries this process's id. Folders of processes that were killed before they could tidy up go first:
-/// they hold guests' memory.
-fn new_folder() -> io::Result<TempDir> {
+/// A folder for a process's files, and the lock that says that it is in use.
+#[derive(Debug)]
+struct Folder {
+    dir: TempDir,
+    _in_use: File,
+}
+
+/// A new folder. Folders of owners that were killed before they could tidy up go first: they hold
+/// guests' memory.
+fn new_folder() -> io::Result<Folder> {
     static SWEPT: Once = Once::new();
-    SWEPT.call_once(|| {
-        for entry in fs::read_dir(FOLDER).into_iter().flatten().flatten() {
-            let name = entry.file_name();
-            let owner = name
-                .to_str()
-                .and_then(|name| name.strip_prefix(PREFIX)?.split_once('-'));
-            if owner.is_some_and(|(id, _)| !Path::new("/proc").join(id).exists()) {
-                // It may belong to another user, or another process may be removing it as well.
-                let _ = fs::remove_dir_all(entry.path());
-            }
+    SWEPT.call_once(sweep);
+    let dir = tempfile::Builder::new().prefix(PREFIX).tempdir_in(FOLDER)?;
+    // It has its name when it is locked, so that nobody sees it unlocked.
+    let making = dir.path().join("making");
+    let in_use = File::create(&making)?;
+    in_use.lock()?;
+    fs::rename(making, dir.path().join(IN_USE))?;
+    Ok(Folder {
+        dir,
+        _in_use: in_use,
+    })
+}
+
+/// Removes the folders that nobody has locked. A lock ends with its owner, in whatever container
+/// that is; a process id would mean nothing outside of its own.
+fn sweep() {
+    for entry in fs::read_dir(FOLDER).into_iter().flatten().flatten() {
+        let is_ours = entry.file_name().to_string_lossy().starts_with(PREFIX);
+        if !is_ours {
+            continue;
         }
-    });
-    tempfile::Builder::new()
-        .prefix(&format!("{PREFIX}{}-", std::process::id()))
-        .tempdir_in(FOLDER)
+        let lock = File::open(entry.path().join(IN_USE));
+        if lock.is_ok_and(|lock| lock.try_lock().is_ok()) {
+            // It may belong to another user, or another process may be removing it as well.
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
 }
 
 /// The command, run so that Linux kills it when the thread that has started it ends.
@@ -632,4 +654,21 @@ fn spawn(command: Command) -> io::Result<Child> {
     let (answer, result) = mpsc::channel();
     spawner.send((command, answer)).map_err(|_| gone())?;
     result.recv().map_err(|_| gone())?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Folder, new_folder, sweep};
+
+    #[test]
+    fn only_folders_that_nobody_uses_are_removed() {
+        let used = new_folder().unwrap();
+        let Folder { dir, _in_use } = new_folder().unwrap();
+        sweep();
+        assert!(used.dir.path().exists() && dir.path().exists());
+        // As if its owner had been killed.
+        drop(_in_use);
+        sweep();
+        assert!(used.dir.path().exists() && !dir.path().exists());
+    }
 }

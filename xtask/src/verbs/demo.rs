@@ -73,22 +73,12 @@ fn live(program: &Path, binary: &QemuBinary) -> Result<()> {
     println!("Migrating it on to a third one, through two relays with zlib between them ...");
     let folder = tempfile::tempdir()?;
     let mut relays = None;
-    let through = chain.hop_via(&hop, |destination| {
-        match RelayPair::start(program, folder.path(), destination, "zlib", &["--once"]) {
-            Ok(pair) => {
-                let address = pair.address.clone();
-                relays = Some(Ok(pair));
-                address
-            }
-            // Nobody listens there, so the migration fails, and this is the reason that is given.
-            Err(error) => {
-                relays = Some(Err(error));
-                format!("unix:{}", folder.path().join("nobody").display())
-            }
-        }
-    });
-    let relays = relays.ok_or("the migration did not begin")??;
-    let through = through?;
+    let through = chain.try_hop_via(&hop, |destination| {
+        let options = ["--once"];
+        let pair = RelayPair::start(program, folder.path(), destination, "zlib", &options)?;
+        Ok::<_, crate::Error>(relays.insert(pair).address.clone())
+    })?;
+    let relays = relays.ok_or("the migration did not begin")?;
     let [near, _] = relays.end()?;
     chain
         .current()

@@ -91,9 +91,12 @@ fn summary(not_run: &str) -> String {
     for (part, mut tests) in by_part {
         tests.sort_unstable();
         tests.dedup();
-        text.push_str(&format!(
-            "\nNOT RUN, for lack of {part} (to have it: {SETUP_COMMAND} {part}):\n"
-        ));
+        let remedy = if Part::ALL.iter().any(|known| known.name() == part) {
+            format!(" (to have it: {SETUP_COMMAND} {part})")
+        } else {
+            String::new()
+        };
+        text.push_str(&format!("\nNOT RUN, for lack of {part}{remedy}:\n"));
         for test in tests {
             text.push_str(&format!("    {test}\n"));
         }
@@ -110,6 +113,10 @@ mod tests {
         let log = "qpl\tb.rs: two\nqemu-7.2\ta.rs: one\nqpl\tb.rs: two\n";
         let expected = "\nNOT RUN, for lack of qemu-7.2 (to have it: cargo xtask setup qemu-7.2):\n    a.rs: one\n\
                         \nNOT RUN, for lack of qpl (to have it: cargo xtask setup qpl):\n    b.rs: two\n";
+        assert_eq!(summary(log), expected);
+        let log = "the right to make network namespaces\tc.rs: three\n";
+        let expected =
+            "\nNOT RUN, for lack of the right to make network namespaces:\n    c.rs: three\n";
         assert_eq!(summary(log), expected);
         assert_eq!(summary(""), "\nEvery test ran.\n");
     }

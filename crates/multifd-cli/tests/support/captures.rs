@@ -1,15 +1,16 @@
-//! Captured migrations of real QEMUs.
+//! Captured migrations of real QEMUs, from `testdata`.
 //!
-//! Those in the repository are recordings: `testdata/recordings/NAME.mfd` with `NAME.sha256` beside it, which says in the
-//! format of sha256sum what the images of RAM blocks must be. The folder which the environment variable
-//! `MULTIFD_CAPTURES` names may hold more: folders with `main.fwd` and `mfdN.fwd`, what the source wrote on each
-//! connection, and `main.back` where there was a return path.
+//! Recordings are files `recordings/NAME.mfd`. Captures are folders `captures/NAME` with `main.fwd`
+//! and `mfdN.fwd`, what the source wrote on each connection, and `main.back` where there was a
+//! return path. Beside each stand, in the format of sha256sum, the hashes of the images of RAM
+//! blocks.
 
+use std::fs;
 use std::path::{Path, PathBuf};
-use std::{env, fs};
 
 use multifd_transport::inspect::Inspection;
 use multifd_transport::recording::{Chunk, Reader, Role};
+use serde_json::Value;
 
 use super::Migration;
 
@@ -17,33 +18,26 @@ pub struct Capture {
     /// The recording, or the folder.
     pub path: PathBuf,
     pub migration: Migration,
-    /// What the images must be: their names, and how their hashes begin.
+    /// What the images must be: their names and their hashes.
     pub images: Vec<(String, String)>,
 }
 
 impl Capture {
-    fn of_folder(folder: &Path) -> Option<Self> {
-        let main = fs::read(folder.join("main.fwd")).ok()?;
-        let channels = (0..=255).map_while(|id| fs::read(folder.join(format!("mfd{id}.fwd"))).ok());
-        let migration = Migration {
-            channels: channels.collect(),
-            closed: None,
-            return_path: folder.join("main.back").exists(),
-            main,
-        };
-        // All guests that stood still show the same memory.
-        let name = folder.file_name()?.to_str()?;
-        let image = match name {
-            _ if name.contains("live") => None,
-            _ if name.starts_with("sparc64") => Some("sun4u.ram.ram"),
-            _ => Some("pc.ram.ram"),
-        };
-        let images = image.map(|image| (image.to_owned(), PAUSED.to_owned()));
-        Some(Self {
+    fn of_folder(folder: &Path) -> Self {
+        let read = |file: &str| fs::read(folder.join(file)).expect("a part of a capture");
+        let meta: Value = serde_json::from_slice(&read("meta.json")).expect("JSON");
+        let channels = &meta["migrate_set_parameters"]["multifd-channels"];
+        let channels = 0..channels.as_u64().expect("a number");
+        Self {
             path: folder.to_owned(),
-            migration,
-            images: images.into_iter().collect(),
-        })
+            migration: Migration {
+                channels: channels.map(|id| read(&format!("mfd{id}.fwd"))).collect(),
+                closed: None,
+                return_path: folder.join("main.back").exists(),
+                main: read("main.fwd"),
+            },
+            images: images(&folder.join("ram.sha256")),
+        }
     }
 
     fn of_recording(file: &Path) -> Self {
@@ -64,8 +58,6 @@ impl Capture {
             let streams = streams.iter().filter(move |(role, _)| *role == wanted);
             streams.map(|(_, bytes)| bytes.clone())
         };
-        let hashes = fs::read_to_string(file.with_extension("sha256")).expect("hashes");
-        let images = hashes.lines().filter_map(|line| line.split_once("  "));
         Self {
             path: file.to_owned(),
             migration: Migration {
@@ -74,9 +66,7 @@ impl Capture {
                 return_path: report.main().is_some_and(|main| main.return_path),
                 closed: None,
             },
-            images: images
-                .map(|(hash, name)| (name.to_owned(), hash.to_owned()))
-                .collect(),
+            images: images(&file.with_extension("sha256")),
         }
     }
 
@@ -96,29 +86,51 @@ impl Capture {
     }
 }
 
-/// All captures there are.
+/// All captures there are, of which there are at least one of each kind.
 pub fn all() -> Vec<Capture> {
-    let recordings = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata/recordings");
-    let recordings = entries(&recordings)
-        .into_iter()
-        .filter(|path| path.extension().is_some_and(|extension| extension == "mfd"))
-        .map(|path| Capture::of_recording(&path));
-    let folders = env::var_os("MULTIFD_CAPTURES").map(|root| entries(Path::new(&root)));
-    let folders = folders.unwrap_or_default();
-    let folders = folders
-        .iter()
-        .filter_map(|folder| Capture::of_folder(folder));
-    recordings.chain(folders).collect()
+    let recordings = recordings();
+    let folders = folders();
+    recordings.into_iter().chain(folders).collect()
 }
 
-fn entries(folder: &Path) -> Vec<PathBuf> {
-    let entries = fs::read_dir(folder).expect("a folder");
+/// Those that are one file.
+pub fn recordings() -> Vec<Capture> {
+    let files = entries("recordings").into_iter();
+    let files = files.filter(|path| path.extension().is_some_and(|extension| extension == "mfd"));
+    let recordings: Vec<_> = files.map(|path| Capture::of_recording(&path)).collect();
+    assert!(!recordings.is_empty(), "no recordings");
+    recordings
+}
+
+/// Those with a file for each connection.
+pub fn folders() -> Vec<Capture> {
+    let folders = entries("captures");
+    assert!(folders.len() >= 23, "only {} captures", folders.len());
+    folders
+        .iter()
+        .map(|path| Capture::of_folder(path))
+        .collect()
+}
+
+fn images(hashes: &Path) -> Vec<(String, String)> {
+    let hashes = fs::read_to_string(hashes).expect("hashes");
+    let images: Vec<_> = hashes
+        .lines()
+        .map(|line| {
+            let (hash, name) = line.split_once("  ").expect("a hash and a name");
+            (name.to_owned(), hash.to_owned())
+        })
+        .collect();
+    assert!(!images.is_empty());
+    images
+}
+
+fn entries(folder: &str) -> Vec<PathBuf> {
+    let testdata = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata");
+    let entries = fs::read_dir(testdata.join(folder)).expect("a folder of testdata");
     let mut entries: Vec<_> = entries
         .map(|entry| entry.expect("an entry").path())
         .collect();
     entries.sort();
     entries
 }
-
-/// How the SHA-256 of 16 MiB of RAM with the pattern of the captures in `MULTIFD_CAPTURES` begins.
-const PAUSED: &str = "265be71ab323666d";

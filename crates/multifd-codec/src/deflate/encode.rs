@@ -144,8 +144,10 @@ impl Deflater {
                 continue;
             }
             let unit = self.push(bytes);
+            // There is room for every unit of a block.
             let Some(items) = self.items[from..].first_chunk_mut() else {
-                unreachable!("there is room for every unit of a block")
+                self.units.push(as_it_is);
+                continue;
             };
             let window = self.window.bytes();
             match self

@@ -42,8 +42,9 @@ fn remedy(facts: &Facts, cause: &Cause) -> Vec<String> {
         Cause::NodesNotOpened { nodes, user } => open_nodes(nodes, *user),
         Cause::PortalsRefused { .. } => vec![
             install_qpl(facts.distribution),
-            comment("or let the program map portals:"),
-            "setcap cap_sys_rawio+ep \"$(command -v multifd)\"".to_owned(),
+            comment("or let the program map portals, with a capability that is as good as root:"),
+            comment("(it also opens /dev/mem, I/O ports and model-specific registers)"),
+            comment("setcap cap_sys_rawio+ep PROGRAM"),
         ],
         Cause::OtherSocket { nodes, .. } => serve_nodes(facts, nodes),
         Cause::OperationsDisabled { queues } => reconfigure(facts, queues, |_, queue| {

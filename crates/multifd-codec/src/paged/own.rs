@@ -53,7 +53,12 @@ impl CompressPages for Own {
         body(lengths)
     }
 
-    fn compress(&mut self, code: &Code, pages: &Pages<'_>, list: PageList<'_>) -> PathCounts {
+    fn compress(
+        &mut self,
+        code: &Code,
+        pages: &Pages<'_>,
+        list: PageList<'_>,
+    ) -> Result<PathCounts, EncodeError> {
         let page_bytes = pages.page_size().bytes();
         let packet = Packet {
             bytes: pages.gather(&mut self.copy),
@@ -65,11 +70,11 @@ impl CompressPages for Own {
         self.ends.clear();
         let note = |ends: &[usize]| self.ends.extend_from_slice(ends);
         let mut one = One::new(packet, &mut *list.out, note);
-        let Ok(()) = self.crew.compress(&mut one, |deflater, code, page, out| {
+        self.crew.compress(&mut one, |deflater, code, page, out| {
             code.write(deflater, page, out);
-            Ok::<_, Infallible>(())
-        });
-        note_lengths(entry, &self.ends, page_bytes, list.out)
+            Ok::<_, EncodeError>(())
+        })?;
+        Ok(note_lengths(entry, &self.ends, page_bytes, list.out))
     }
 
     fn compress_flow<H: Heads<Code>>(

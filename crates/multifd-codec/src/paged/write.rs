@@ -32,7 +32,7 @@ impl<C: CompressPages, H: Heads<C::Code>> WritePayload for WritePages<C, H> {
         let body = |lengths: &CodeLengths| self.compressor.body(lengths);
         let code = self.heads.write_head(pages, &body, out)?;
         let list = PageList::begin(pages.len(), out);
-        Ok(self.compressor.compress(&code, pages, list))
+        self.compressor.compress(&code, pages, list)
     }
 
     fn write_flow(
@@ -90,7 +90,16 @@ pub(crate) trait CompressPages: Send {
     fn body(&self, lengths: &CodeLengths) -> Result<Self::Code, EncodeError>;
 
     /// Puts the pages on the list, in their order. All of a channel's pages are written either as streams or as bodies.
-    fn compress(&mut self, code: &Self::Code, pages: &Pages<'_>, list: PageList<'_>) -> PathCounts;
+    ///
+    /// # Errors
+    ///
+    /// When not all of them are on the list.
+    fn compress(
+        &mut self,
+        code: &Self::Code,
+        pages: &Pages<'_>,
+        list: PageList<'_>,
+    ) -> Result<PathCounts, EncodeError>;
 
     /// Does so with the packets of a flow, several at a time. Nothing if it does no more than one at a time.
     fn compress_flow<H: Heads<Self::Code>>(

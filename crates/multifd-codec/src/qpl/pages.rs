@@ -41,11 +41,16 @@ impl CompressPages for PageCompressor {
         Ok(Work::CompressBody(Arc::new(table)))
     }
 
-    fn compress(&mut self, work: &Work, pages: &Pages<'_>, mut list: PageList<'_>) -> PathCounts {
+    fn compress(
+        &mut self,
+        work: &Work,
+        pages: &Pages<'_>,
+        mut list: PageList<'_>,
+    ) -> Result<PathCounts, EncodeError> {
         self.pieces.clear();
         self.pieces
             .extend((0..pages.len()).map(|page| page..page + 1));
-        self.compressor.run(work, pages, &self.pieces, |piece| {
+        let counts = self.compressor.run(work, pages, &self.pieces, |piece| {
             let (content, is_as_given) = match piece {
                 Piece::Raw(content) => (content, true),
                 Piece::Deflated {
@@ -67,7 +72,8 @@ impl CompressPages for PageCompressor {
             };
             list.push(content);
             is_as_given
-        })
+        });
+        Ok(counts)
     }
 
     fn backend(&self) -> Option<Backend> {

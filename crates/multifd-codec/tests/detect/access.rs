@@ -81,8 +81,9 @@ fn cause_10_portal_refused_and_old_libqpl() {
         "portal mapping refused, libqpl 1.5 needs it",
         &[
             "apt install libqpl1",
-            "# or let the program map portals:",
-            "setcap cap_sys_rawio+ep \"$(command -v multifd)\"",
+            "# or let the program map portals, with a capability that is as good as root:",
+            "# (it also opens /dev/mem, I/O ports and model-specific registers)",
+            "# setcap cap_sys_rawio+ep PROGRAM",
         ],
     );
     // A newer libqpl does without, and a portal that maps does for the older one.

@@ -267,11 +267,27 @@ fn window(bits: u8) -> Vec<u8> {
     .concat()
 }
 
-/// What a stock receiver fails at in the first packet, and our word for it.
-const REFUSED: &[(&str, &str, Maker)] = &[
+/// Whether an error is the one meant.
+type IsIt = fn(&DecodeError) -> bool;
+
+const FRAME_END: IsIt = |error| matches!(error, DecodeError::FrameEnd { .. });
+const TOO_SHORT: IsIt = |error| matches!(error, DecodeError::TooShort { .. });
+const TOO_LONG: IsIt = |error| matches!(error, DecodeError::TooLong { .. });
+const LIBRARY: IsIt = |error| {
+    matches!(
+        error,
+        DecodeError::Library {
+            method: Method::Zstd,
+            ..
+        }
+    )
+};
+
+/// What a stock receiver fails at in the first packet, and what we say of it.
+const REFUSED: &[(&str, IsIt, Maker)] = &[
     (
         "a skippable frame in front",
-        "FrameEnd",
+        FRAME_END,
         |stream, bytes, out| {
             out.extend(skippable_frame());
             stream.packet(bytes, out);
@@ -279,7 +295,7 @@ const REFUSED: &[(&str, &str, Maker)] = &[
     ),
     (
         "a skippable frame between pages",
-        "FrameEnd",
+        FRAME_END,
         |stream, bytes, out| {
             stream.call(&bytes[..PAGE], ZSTD_e_end, out);
             out.extend(skippable_frame());
@@ -288,7 +304,7 @@ const REFUSED: &[(&str, &str, Maker)] = &[
     ),
     (
         "an empty frame in front",
-        "FrameEnd",
+        FRAME_END,
         |stream, bytes, out| {
             out.extend(frame(&[], false));
             stream.packet(bytes, out);
@@ -296,22 +312,24 @@ const REFUSED: &[(&str, &str, Maker)] = &[
     ),
     (
         "a frame that ends inside a page",
-        "FrameEnd",
+        FRAME_END,
         |stream, bytes, out| {
             stream.call(&bytes[..PAGE + 100], ZSTD_e_end, out);
             stream.packet(&bytes[PAGE + 100..], out);
         },
     ),
-    ("a page too few", "TooShort", |stream, bytes, out| {
+    ("a page too few", TOO_SHORT, |stream, bytes, out| {
         stream.packet(&bytes[PAGE..], out)
     }),
-    ("a window of 256 MiB", "Library", |_, _, out| {
-        out.extend(window(28))
-    }),
-    ("no zstd frame", "Library", |_, bytes, out| {
+    (
+        "a window of 256 MiB",
+        |error| matches!(error, DecodeError::Window { found, .. } if *found == 256 << 20),
+        |_, _, out| out.extend(window(28)),
+    ),
+    ("no zstd frame", LIBRARY, |_, bytes, out| {
         out.extend([0x78, 0x01, bytes[0]])
     }),
-    ("a dictionary", "Library", |_, bytes, out| {
+    ("a dictionary", LIBRARY, |_, bytes, out| {
         out.extend(frame(bytes, false));
         // The descriptor's dictionary flag, and one byte of identifier behind the descriptor and the content size.
         out[4] |= 1;
@@ -321,7 +339,7 @@ const REFUSED: &[(&str, &str, Maker)] = &[
 
 #[test]
 fn we_refuse_what_a_stock_receiver_refuses() {
-    for (name, word, make) in REFUSED {
+    for (name, is_it, make) in REFUSED {
         let bytes = packet(&mut Random::new(3), 6, PAGE);
         let mut payload = Vec::new();
         make(&mut Sender::new(1), &bytes, &mut payload);
@@ -333,7 +351,7 @@ fn we_refuse_what_a_stock_receiver_refuses() {
         let error = ours()
             .decode(&payload, PageSize::K4, &mut arrived)
             .expect_err(name);
-        assert!(format!("{error:?}").starts_with(word), "{name}: {error:?}");
+        assert!(is_it(&error), "{name}: {error:?}");
     }
 }
 
@@ -341,54 +359,55 @@ fn we_refuse_what_a_stock_receiver_refuses() {
 #[test]
 fn we_refuse_what_a_stock_receiver_overlooks() {
     let bytes = packet(&mut Random::new(4), 6, PAGE);
-    let makers: &[(&str, &str, Maker)] = &[
-        ("a page too many", "TooLong", |stream, bytes, out| {
+    let makers: &[(&str, IsIt, Maker)] = &[
+        ("a page too many", TOO_LONG, |stream, bytes, out| {
             stream.packet(bytes, out);
             stream.packet(&bytes[..PAGE], out);
         }),
         (
             "a page too many in the same block",
-            "TooLong",
+            TOO_LONG,
             |stream, bytes, out| {
                 stream.packet(&[bytes, &bytes[..PAGE]].concat(), out);
             },
         ),
-        ("a byte too many", "TooLong", |stream, bytes, out| {
+        ("a byte too many", TOO_LONG, |stream, bytes, out| {
             stream.call(&[bytes, &[1]].concat(), ZSTD_e_flush, out);
         }),
-        ("a frame too many", "TooLong", |_, bytes, out| {
+        ("a frame too many", TOO_LONG, |_, bytes, out| {
             out.extend(frame(bytes, false));
             out.extend(frame(&bytes[..PAGE], false));
         }),
         (
             "half a frame header",
-            "Trailing { found: 3 }",
+            |error| matches!(error, DecodeError::Trailing { found: 3 }),
             |_, bytes, out| {
                 out.extend(frame(bytes, false));
                 out.extend(&frame(bytes, false)[..3]);
             },
         ),
-        ("junk behind a frame", "Library", |_, bytes, out| {
+        ("junk behind a frame", LIBRARY, |_, bytes, out| {
             out.extend(frame(bytes, false));
             out.extend(b"junk junk junk");
         }),
     ];
-    for (name, word, make) in makers {
+    for (name, is_it, make) in makers {
         let mut payload = Vec::new();
         make(&mut Sender::new(1), &bytes, &mut payload);
         let error = ours()
             .decode(&payload, PageSize::K4, &mut vec![0; bytes.len()])
             .expect_err(name);
-        assert!(format!("{error:?}").starts_with(word), "{name}: {error:?}");
+        assert!(is_it(&error), "{name}: {error:?}");
     }
 }
 
+/// A stock receiver takes windows up to four times as large, which no QEMU sends; see `memory.rs`.
 #[test]
-fn the_largest_window_of_a_stock_receiver_is_taken() {
+fn the_largest_window_of_a_stock_sender_is_taken() {
     let bytes = [7; PAGE];
     // The page as a raw block: its length above three bits of type and end mark.
     let header = (PAGE as u32) << 3;
-    let payload = [&window(27)[..], &header.to_le_bytes()[..3], &bytes].concat();
+    let payload = [&window(25)[..], &header.to_le_bytes()[..3], &bytes].concat();
     let mut arrived = [0; PAGE];
     ours().decode(&payload, PageSize::K4, &mut arrived).unwrap();
     assert_eq!(arrived, bytes);

@@ -264,8 +264,8 @@ pub fn reason(words: &str) -> String {
     words.get(..end).unwrap_or_default().into()
 }
 
-/// A channel's id is one byte.
-pub const MAX_CHANNELS: u16 = 256;
+/// [`multifd_wire::MAX_CHANNELS`](crate::MAX_CHANNELS), as messages state it.
+pub const MAX_CHANNELS: u16 = crate::MAX_CHANNELS as u16;
 /// The most of the devices' state in one message: large enough that its header costs nothing.
 pub const MAX_PIECE_LEN: usize = 64 << 10;
 /// The longest words for people: a chain of causes with a path in it.

@@ -43,7 +43,33 @@ pub(crate) struct FixedPart {
     block: BlockName,
     /// Known whenever the packet has pages.
     page_size: Option<PageSize>,
+    most_payload: MostPayload,
 }
+
+/// The longest compressed payload that the packet may be given. It belongs to who handles the
+/// packet and not to the packet, so packets that differ in nothing else are equal.
+#[derive(Debug, Clone)]
+struct MostPayload(u32);
+
+impl MostPayload {
+    /// Whatever `limits` let in may be passed on; and what a stock QEMU takes may be written
+    /// however little is let in.
+    fn under(limits: &Limits) -> Self {
+        Self(
+            limits
+                .compressed_payload_bytes
+                .max(COMPRESSED_PAYLOAD_BYTES),
+        )
+    }
+}
+
+impl PartialEq for MostPayload {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for MostPayload {}
 
 impl RamPacket {
     /// A packet of pages of `block`, not compressed: its payload are the normal pages in the order
@@ -82,6 +108,7 @@ impl RamPacket {
             reserved: [0; RESERVED_LEN],
             block,
             page_size: Some(page_size),
+            most_payload: MostPayload(COMPRESSED_PAYLOAD_BYTES),
         };
         Ok(Self { fixed, offsets })
     }
@@ -99,6 +126,7 @@ impl RamPacket {
             reserved: [0; RESERVED_LEN],
             block: IdStr::EMPTY,
             page_size: Some(page_size),
+            most_payload: MostPayload(COMPRESSED_PAYLOAD_BYTES),
         };
         Self {
             fixed,
@@ -183,12 +211,16 @@ impl RamPacket {
     /// pages too, as QEMU does it). A length without payload, left over by QEMU 8.2 and earlier,
     /// becomes 0, because QEMU 9.0 and later abort on it.
     ///
+    /// A compressed payload may be as long as the [`Limits`] allow with which the packet was
+    /// received, and in any case as long as a stock QEMU takes, which is 1 MiB.
+    ///
     /// # Errors
     /// [`Fault::PayloadLength`] when the pages cannot have that length in that method; the packet
     /// is as before.
     pub fn set_payload(&mut self, method: Method, len: u32) -> Result<(), Fault> {
         let fixed = &mut self.fixed;
-        fixed.check_payload_len(Ok(method), len, COMPRESSED_PAYLOAD_BYTES)?;
+        let MostPayload(most) = fixed.most_payload;
+        fixed.check_payload_len(Ok(method), len, most)?;
         if fixed.has_pages() {
             fixed.flags = fixed.flags.with_method(method);
         }
@@ -237,6 +269,7 @@ impl FixedPart {
             reserved: array(header, RESERVED_FIELD),
             block: IdStr::from_field(array(header, RAMBLOCK_FIELD)),
             page_size,
+            most_payload: MostPayload::under(limits),
         };
         if fixed.has_pages() && fixed.block.is_empty() {
             return Err(Fault::EmptyName);

@@ -1,6 +1,8 @@
 //! What several tests need.
 #![allow(dead_code, reason = "each test uses its own part")]
 
+pub mod plain;
+
 use std::fs;
 use std::path::Path;
 

@@ -206,24 +206,11 @@ fn migrate(
     };
     let folder = tempfile::tempdir()?;
     let mut relays = Vec::new();
-    let mut failure = None;
-    let report = chain.hop_via(&hop, |listening| {
-        match start_relays(program, folder.path(), way, ends, listening) {
-            Ok((started, address)) => {
-                relays = started;
-                address
-            }
-            Err(error) => {
-                // Nobody listens there, so the migration fails, and this is the reason that is given.
-                failure = Some(error);
-                format!("unix:{}", folder.path().join("nobody").display())
-            }
-        }
-    });
-    if let Some(error) = failure {
-        return Err(error);
-    }
-    let report = report?;
+    let report = chain.try_hop_via(&hop, |listening| {
+        let address;
+        (relays, address) = start_relays(program, folder.path(), way, ends, listening)?;
+        Ok::<_, crate::Error>(address)
+    })?;
     let mut bytes = report.source.ram.transferred;
     let mut relay_cpu = Duration::ZERO;
     for (index, relay) in relays.into_iter().enumerate() {

@@ -102,16 +102,12 @@ fn hop_through_relays(
     compression: &str,
 ) -> Result<(HopReport, u64)> {
     let folder = tempfile::tempdir()?;
-    let mut started = Err("the migration did not begin".into());
-    let report = chain.hop_via(hop, |destination| {
-        started = RelayPair::start(program, folder.path(), destination, compression, &[]);
-        match &started {
-            Ok(pair) => pair.address.clone(),
-            Err(_) => format!("unix:{}", folder.path().join("nobody").display()),
-        }
-    });
-    let pair = started?;
-    let report = report?;
+    let mut started = None;
+    let report = chain.try_hop_via(hop, |destination| {
+        let pair = RelayPair::start(program, folder.path(), destination, compression, &[])?;
+        Ok::<_, crate::Error>(started.insert(pair).address.clone())
+    })?;
+    let pair = started.ok_or("the migration did not begin")?;
     Ok((report, pair.peak_resident_kib()?))
 }
 
