@@ -35,9 +35,13 @@ const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
 /// How soon those who wait look around.
 const TICK: Duration = Duration::from_millis(20);
 
-/// How long channels that have not come, and the rest of those that have, are waited for at the end of the main channel. The
-/// source has sent all of it before.
-const LATE_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long channels are waited for at the end of a round, where the set-up says that there are some, or where ids are missing
+/// between others. They were opened before.
+const CHANNELS_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long pages are waited for at the end of the main channel while nothing comes. The source has sent them before, and its
+/// guest stands still meanwhile.
+const PAGES_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long the main channel is silent behind what may be its end, where only that tells the end: a stream without the
 /// description of devices. The source waits for its answer then.
@@ -480,7 +484,7 @@ impl<K: Keeper> MainChannel<'_, K> {
 
     /// At the end of a round: waits for the channels that the set-up says there are, and for those between others.
     fn wait_for_channels(&self) -> Result<(), Cause> {
-        let deadline = Instant::now() + LATE_TIMEOUT;
+        let deadline = Instant::now() + CHANNELS_TIMEOUT;
         loop {
             let channels = self.rounds.channels();
             let gap = channels
@@ -495,7 +499,7 @@ impl<K: Keeper> MainChannel<'_, K> {
                 return Err(RoundFault::Stopped.into());
             }
             if Instant::now() >= deadline {
-                let within = LATE_TIMEOUT;
+                let within = CHANNELS_TIMEOUT;
                 return Err(SetupFault::ChannelsMissing { missing, within }.into());
             }
             thread::sleep(TICK);
@@ -508,15 +512,20 @@ impl<K: Keeper> MainChannel<'_, K> {
         if !outline.ram_ended {
             return Err(RoundFault::NoRam.into());
         }
-        let deadline = Instant::now() + LATE_TIMEOUT;
+        let arrived = || (self.rounds.channels().len(), self.tally.totals());
+        let mut last = (Instant::now(), arrived());
         while let Err(fault) = self.coverage.check(outline.ignores_shared) {
             if self.rounds.is_stopped() {
                 return Err(RoundFault::Stopped.into());
             }
-            if Instant::now() >= deadline || self.source_has_ended() {
+            if last.0.elapsed() >= PAGES_TIMEOUT || self.source_has_ended() {
                 return Err(fault.into());
             }
             thread::sleep(TICK);
+            let so_far = arrived();
+            if so_far != last.1 {
+                last = (Instant::now(), so_far);
+            }
         }
         self.rounds
             .finish()

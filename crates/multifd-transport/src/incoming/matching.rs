@@ -21,6 +21,9 @@ pub const ORPHAN_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a channel waits whose id is taken. A source that has just given up leaves channels of the attempt before.
 pub const CONFLICT_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// How long channels of several VMs wait for a second main channel.
+pub const RIVAL_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// How long after the set-up part of its stream a migration's channels may come without a doubt about whose they are.
 pub const LATE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -270,12 +273,14 @@ impl Matching {
 
     fn judge(&self, orphan: &Orphan, now: Instant) -> Verdict {
         // What is left of an attempt that its source has given up, where the next attempt is here already.
-        let renewed = |other: &Orphan| {
-            other.id != orphan.id
-                && (other.uuid, other.channel) == (orphan.uuid, orphan.channel)
-                && other.closed.is_none()
+        let renewed = |closed: Instant| {
+            self.orphans.iter().any(|other| {
+                other.id != orphan.id
+                    && (other.uuid, other.channel) == (orphan.uuid, orphan.channel)
+                    && (other.closed.is_none() || closed <= other.since)
+            })
         };
-        if orphan.closed.is_some() && self.orphans.iter().any(renewed) {
+        if orphan.closed.is_some_and(renewed) {
             return Verdict::Drop;
         }
         let claimants = self.claimants(orphan, now);
@@ -288,6 +293,13 @@ impl Matching {
             [main] if main.ready.is_none() => Verdict::Wait { hope: true },
             // It may be left from an attempt before, whose successor is about to come.
             [main] if !main.closed && orphan.is_closed_anew(now) => Verdict::Wait { hope: true },
+            // Channels of several VMs, and one main channel that does not say whose it is: the others may be about to come.
+            [main] if self.has_rivals(main, orphan, now) => {
+                match now.duration_since(orphan.since) >= RIVAL_TIMEOUT {
+                    true => Verdict::Refuse(vec![main.id], SetupFault::Alike { uuid: orphan.uuid }),
+                    false => Verdict::Wait { hope: true },
+                }
+            }
             [main] if !main.channels.contains(&orphan.channel) => Verdict::Give(main.id),
             [_] if orphan.closed.is_some() => Verdict::Drop,
             [main] if now.duration_since(orphan.since) >= CONFLICT_TIMEOUT => {
@@ -323,6 +335,15 @@ impl Matching {
             });
         }
         claimants
+    }
+
+    /// Whether channels of another VM may belong to `main`, which has none so far.
+    fn has_rivals(&self, main: &Main, orphan: &Orphan, now: Instant) -> bool {
+        let is_rival = |other: &Orphan| {
+            let claimants = self.claimants(other, now);
+            other.uuid != orphan.uuid && claimants.iter().any(|claimant| claimant.id == main.id)
+        };
+        main.uuids().next().is_none() && self.orphans.iter().any(is_rival)
     }
 
     /// The one migration of this UUID that can still take the channel, where no other can.
@@ -445,6 +466,31 @@ mod tests {
                 [alike(10, uuids[0]), alike(20, uuids[0]), drop]
             );
         }
+    }
+
+    #[test]
+    fn channels_of_two_vms_and_one_main_channel_are_no_guess() {
+        let uuids = [[1; 16], [2; 16]];
+        let (mut matching, now) = (Matching::default(), Instant::now());
+        matching.main_came(10, UNIX);
+        matching.main_ready(10, MULTIFD, now);
+        for (id, uuid) in (1..).zip(uuids) {
+            matching.channel_came(id, uuid, 0, UNIX, now);
+        }
+        assert_eq!(matching.decide(now), []);
+        matching.main_came(20, UNIX);
+        matching.main_ready(20, MULTIFD, now);
+        let decisions = matching.decide(now);
+        assert_eq!(decisions[..2], [alike(10, uuids[0]), alike(20, uuids[0])]);
+
+        let mut matching = Matching::default();
+        matching.main_came(10, UNIX);
+        matching.main_ready(10, MULTIFD, now);
+        for (id, uuid) in (1..).zip(uuids) {
+            matching.channel_came(id, uuid, 0, UNIX, now);
+        }
+        let decisions = matching.decide(now + RIVAL_TIMEOUT);
+        assert_eq!(decisions[0], alike(10, uuids[0]), "the second one did not come");
     }
 
     #[test]
