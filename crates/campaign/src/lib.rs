@@ -4,6 +4,7 @@
 pub mod campaign;
 pub mod codec;
 pub mod destination;
+pub mod ends;
 pub mod link;
 pub mod net;
 pub mod plan;

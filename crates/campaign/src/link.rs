@@ -33,6 +33,8 @@ pub enum Happening {
     Stall(Duration),
     /// A byte is changed.
     Flip(u8),
+    /// So many bytes vanish, and nobody sees it.
+    Lose(u64),
 }
 
 /// A network between two parts.
@@ -214,6 +216,7 @@ impl Passing<'_> {
         let mut faults = faults.into_iter().peekable();
         let mut at = 0_u64;
         let mut held = first;
+        let mut lost = 0;
         loop {
             let mut start = 0;
             while start < held {
@@ -242,13 +245,16 @@ impl Passing<'_> {
                             }
                             Happening::Stall(time) => self.stop.sleep(time),
                             Happening::Flip(bits) => buffer[start] ^= bits,
+                            Happening::Lose(bytes) => lost = bytes,
                         }
                         faults.next();
                         continue;
                     }
                     end = end.min(start + usize::try_from(left).unwrap_or(usize::MAX));
                 }
-                if far.write_all(&buffer[start..end]).is_err() {
+                let gone = usize::try_from(lost).unwrap_or(usize::MAX).min(end - start);
+                lost -= gone as u64;
+                if far.write_all(&buffer[start + gone..end]).is_err() {
                     // As where a network passes a reset on.
                     return near.reset();
                 }

@@ -11,15 +11,16 @@ use std::time::{Duration, Instant};
 use multifd_wire::Method;
 
 use crate::campaign::Bench;
-use crate::destination::{self, DestinationBehaviour, DestinationEnd, DestinationReport};
+use crate::destination::DestinationEnd;
+use crate::ends::{Ends, migrate};
 use crate::link::{self, LinkBehaviour, Target};
 use crate::net::{Address, Listener, Socket, Stop, Trigger};
 use crate::plan::{Plan, hello};
 use crate::process::{Bounds, Counts, Multifd};
 use crate::random::Random;
 use crate::scenario::{Kind, Scenario, Victim};
-use crate::source::{self, SourceEnd, SourceReport};
-use crate::verdict::{Class, Evidence, Excuse, Part, Report, judge};
+use crate::source::SourceEnd;
+use crate::verdict::{Class, Part, Report, judge};
 
 /// What tells one relay of a pool from another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -238,12 +239,6 @@ pub fn run(
     if faults.is_empty() { outcome } else { Err(faults) }
 }
 
-/// What the ends of one migration came to.
-struct Ends {
-    source: SourceReport,
-    destination: DestinationReport,
-}
-
 fn carried(
     bench: &Bench,
     scenario: &Scenario,
@@ -293,14 +288,14 @@ fn carried(
     {
         faults.extend(serves_on(bench, relays, bounds));
     }
-    let verdict = judge(&evidence(plan, scenario.excuse, &ends, parts, hang));
+    let verdict = judge(&ends.evidence(plan.shape.return_path, scenario.excuse, parts, hang));
     let mut class = Class::Delivered;
     match verdict {
         Ok(of) => class = of,
         Err(more) => faults.extend(more),
     }
     for (plan, ends) in &beside {
-        if let Err(more) = judge(&evidence(plan, scenario.excuse, ends, Vec::new(), None)) {
+        if let Err(more) = judge(&ends.evidence(plan.shape.return_path, scenario.excuse, Vec::new(), None)) {
             faults.extend(more.into_iter().map(|fault| format!("{fault} (second migration)")));
         }
     }
@@ -317,28 +312,6 @@ fn carried(
     Ok(class)
 }
 
-fn evidence(
-    plan: &Plan,
-    excuse: Excuse,
-    ends: &Ends,
-    parts: Vec<Part>,
-    hang: Option<String>,
-) -> Evidence {
-    Evidence {
-        excuse,
-        return_path: plan.shape.return_path,
-        source: ends.source.end,
-        source_ended: ends.source.at,
-        wrote_all: ends.source.wrote_all,
-        impatient: ends.source.impatient,
-        destination: ends.destination.end.clone(),
-        said: ends.destination.said,
-        parts,
-        leftovers: Vec::new(),
-        hang,
-    }
-}
-
 /// The ends of a run, those of the migration beside it, and what hung.
 type RunEnds = (Ends, Vec<(Plan, Ends)>, Option<String>);
 
@@ -353,7 +326,7 @@ impl Run {
     ) -> Result<RunEnds, String> {
         let text = |error: std::io::Error| error.to_string();
         let folder = bench.folder()?;
-        let (stop, give_up, done) = (Stop::default(), Stop::default(), Stop::default());
+        let (stop, done) = (Stop::default(), Stop::default());
         let broken = [Stop::default(), Stop::default(), Stop::default()];
         let mut listeners = Vec::new();
         for (_, relay) in relays.iter() {
@@ -467,38 +440,14 @@ impl Run {
                     thread::sleep(Duration::from_millis(10));
                 }
             });
-            let (stop, give_up, passed, address) = (&stop, &give_up, &passed, &address);
-            let one = move |plan: &Plan,
-                            source: &source::SourceBehaviour,
-                            destination: &DestinationBehaviour,
-                            listener: &Listener,
-                            passed: &[Arc<Trigger>]| {
-                thread::scope(|scope| {
-                    let there = scope.spawn(|| {
-                        destination::receive(plan, destination, listener, stop, give_up, &[])
-                    });
-                    let source = source::send(plan, source, address, stop, passed);
-                    if source.end != SourceEnd::Gave || source.impatient {
-                        // What is on its way may still arrive.
-                        stop.sleep(Duration::from_millis(150));
-                    } else if !there.is_finished() {
-                        wait(|| there.is_finished() || stop.is_set(), Duration::from_secs(2));
-                    }
-                    give_up.stop();
-                    let destination = there.join().map_err(|_| "a destination panicked")?;
-                    Ok::<_, String>(Ends {
-                        source,
-                        destination,
-                    })
-                })
-            };
+            let (stop, address) = (&stop, &address);
             let other = beside.as_ref().map(|beside| {
                 let Beside { plan, scenario, listener } = beside;
-                scope.spawn(move || {
-                    one(plan, &scenario.source, &scenario.destination, listener, &[])
-                })
+                let behaviour = (&scenario.source, &scenario.destination);
+                scope.spawn(move || migrate(plan, behaviour, address, listener, stop, &[]))
             });
-            let first = one(plan, &scenario.source, &scenario.destination, destination_at, passed);
+            let behaviour = (&scenario.source, &scenario.destination);
+            let first = migrate(plan, behaviour, address, destination_at, stop, &passed);
             let second = other.map(|other| other.join().map_err(|_| "a thread panicked"));
             done.stop();
             stop.stop();
@@ -514,13 +463,6 @@ impl Run {
         // The links' sockets go with it.
         let _ = fs::remove_dir_all(&folder);
         Ok((first, second, crate::locked(&hang).take()))
-    }
-}
-
-fn wait(until: impl Fn() -> bool, limit: Duration) {
-    let deadline = Instant::now() + limit;
-    while !until() && Instant::now() < deadline {
-        thread::sleep(Duration::from_millis(2));
     }
 }
 

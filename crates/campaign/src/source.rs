@@ -106,6 +106,7 @@ pub fn send(
             stop,
             passed: &passed,
             deadline: Instant::now() + behaviour.patience,
+            shut: false,
             connections: (0..=plan.hellos.len()).map(|_| None).collect(),
         };
         let outcome = source.run(scope, address);
@@ -153,6 +154,7 @@ struct Source<'a> {
     stop: &'a Stop,
     passed: &'a [Arc<Trigger>],
     deadline: Instant,
+    shut: bool,
     /// Main, then each channel.
     connections: Vec<Option<Connection>>,
 }
@@ -194,13 +196,10 @@ impl<'a> Source<'a> {
         if !self.plan.shape.return_path {
             return Ok(());
         }
-        loop {
-            match self.event()? {
-                Event::Shut(0) => return Ok(()),
-                Event::Shut(code) => return Err(gave_up(format!("SHUT({code})"))),
-                _ => {}
-            }
+        while !self.shut {
+            self.take()?;
         }
+        Ok(())
     }
 
     fn dial<'s>(
@@ -255,29 +254,40 @@ impl<'a> Source<'a> {
     fn wait_written(&mut self, count: usize) -> Result<(), Stopped> {
         let mut left = count;
         while left > 0 {
-            match self.event()? {
-                Event::Done => left -= 1,
-                Event::Shut(0) => {}
-                Event::Shut(code) => return Err(gave_up(format!("SHUT({code})"))),
-                _ => {}
-            }
+            left -= self.take()?;
         }
         Ok(())
     }
 
+    /// Takes an event, and answers how many writes it says to be done.
+    fn take(&mut self) -> Result<usize, Stopped> {
+        match self.event()? {
+            Event::Done => return Ok(1),
+            // QEMU heeds it also when it comes early.
+            Event::Shut(0) => self.shut = true,
+            Event::Shut(code) => return Err(gave_up(format!("SHUT({code})"))),
+            Event::Failed(_) | Event::Cancel | Event::Kill => {}
+        }
+        Ok(0)
+    }
+
     /// The next event that does not end the source.
     fn event(&mut self) -> Result<Event, Stopped> {
-        let left = self.deadline.saturating_duration_since(Instant::now());
-        if self.stop.is_set() {
-            return Err(Stopped::Impatient);
-        }
-        match self.events.recv_timeout(left) {
-            Ok(Event::Failed(why)) => Err(gave_up(why)),
-            Ok(Event::Cancel) => Err(gave_up("it was cancelled".to_owned())),
-            Ok(Event::Kill) => Err(Stopped::Killed),
-            Ok(event) => Ok(event),
-            Err(RecvTimeoutError::Timeout) => Err(Stopped::Impatient),
-            Err(RecvTimeoutError::Disconnected) => Err(gave_up("no thread left".to_owned())),
+        loop {
+            let left = self.deadline.saturating_duration_since(Instant::now());
+            let event = self.events.recv_timeout(left.min(Duration::from_millis(50)));
+            // A run that is given up closes the sockets: that is no failure of theirs.
+            if self.stop.is_set() || left.is_zero() {
+                return Err(Stopped::Impatient);
+            }
+            return match event {
+                Ok(Event::Failed(why)) => Err(gave_up(why)),
+                Ok(Event::Cancel) => Err(gave_up("it was cancelled".to_owned())),
+                Ok(Event::Kill) => Err(Stopped::Killed),
+                Ok(event) => Ok(event),
+                Err(RecvTimeoutError::Timeout) => continue,
+                Err(RecvTimeoutError::Disconnected) => Err(gave_up("no thread left".to_owned())),
+            };
         }
     }
 
