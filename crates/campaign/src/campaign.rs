@@ -11,6 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::locked;
+use crate::receivers;
 use crate::relays::{self, Pool};
 use crate::scenario::{Kind, Scenario};
 use crate::verdict::Class;
@@ -185,6 +186,7 @@ fn one(
     let (scenario, plan) = Scenario::new(seed, &options.kinds);
     let outcome = match scenario.kind {
         Kind::Relay | Kind::Relays => relays::run(bench, pool, &scenario, &plan),
+        Kind::Receive | Kind::Record => receivers::run(bench, &scenario, &plan),
         _ => Err(vec!["campaign: not yet".to_owned()]),
     };
     let took = begun.elapsed();

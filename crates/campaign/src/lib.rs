@@ -1,6 +1,7 @@
 //! Migrations with faults at random places, and a verdict on each.
 #![forbid(unsafe_code)]
 
+pub mod around;
 pub mod campaign;
 pub mod codec;
 pub mod destination;
@@ -10,6 +11,7 @@ pub mod net;
 pub mod plan;
 pub mod process;
 pub mod random;
+pub mod receivers;
 pub mod relays;
 pub mod scenario;
 pub mod source;

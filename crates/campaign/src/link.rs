@@ -48,6 +48,8 @@ pub struct LinkBehaviour {
     pub slow: Option<(usize, Duration)>,
     /// Everything is cut so long after so many bytes.
     pub cut_all: Option<(u64, Duration)>,
+    /// What passes counts for these too.
+    pub passed: Vec<Arc<Trigger>>,
 }
 
 /// Where connections are passed on to.
@@ -183,7 +185,8 @@ impl Passing<'_> {
             }
         }
         let who = match &buffer[..first] {
-            bytes if bytes.starts_with(b"QEVM") || bytes.first() == Some(&b'Q') => Who::Main,
+            // A QEMU's main connection, or an engine's.
+            [b'Q' | b'M', ..] => Who::Main,
             bytes => Who::Channel(bytes.get(24).copied().unwrap_or(u8::MAX)),
         };
         if let Some((_, delay)) = self.behaviour.late.iter().find(|(of, _)| *of == who) {
@@ -258,7 +261,7 @@ impl Passing<'_> {
                     // As where a network passes a reset on.
                     return near.reset();
                 }
-                if let Some(trigger) = &self.trigger {
+                for trigger in self.trigger.iter().chain(&self.behaviour.passed) {
                     trigger.add(end - start);
                 }
                 at += (end - start) as u64;

@@ -4,18 +4,18 @@ use std::collections::HashMap;
 use std::ffi::OsString;
 use std::fs;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use multifd_wire::Method;
 
+use crate::around::Around;
 use crate::campaign::Bench;
 use crate::destination::DestinationEnd;
 use crate::ends::{Ends, migrate};
 use crate::link::{self, LinkBehaviour, Target};
-use crate::net::{Address, Listener, Socket, Stop, Trigger};
-use crate::plan::{Plan, hello};
+use crate::net::{Address, Listener, Stop};
+use crate::plan::Plan;
 use crate::process::{Bounds, Counts, Multifd};
 use crate::random::Random;
 use crate::scenario::{Kind, Scenario, Victim};
@@ -326,8 +326,8 @@ impl Run {
     ) -> Result<RunEnds, String> {
         let text = |error: std::io::Error| error.to_string();
         let folder = bench.folder()?;
-        let (stop, done) = (Stop::default(), Stop::default());
-        let broken = [Stop::default(), Stop::default(), Stop::default()];
+        let around = Around::default();
+        let broken = [Stop::default(), Stop::default()];
         let mut listeners = Vec::new();
         for (_, relay) in relays.iter() {
             listeners.push(relay.listen()?);
@@ -366,91 +366,35 @@ impl Run {
             _ => None,
         };
         let destination_at = own.as_ref().or(port(last)).ok_or("no listener")?;
-        let mut address = relays[0].1.address.clone();
-        let hang = std::sync::Mutex::new(None);
-        let kill = scenario.kill.map(|(victim, at, delay)| (victim, Trigger::new(at), delay));
-        let kill = kill.map(|(victim, trigger, delay)| (victim, Arc::new(trigger), delay));
-        let passed: Vec<_> = kill.iter().map(|(_, trigger, _)| Arc::clone(trigger)).collect();
+        let parts: Vec<_> = relays.iter().map(|(_, r)| (&r.process, r.address.clone())).collect();
         let default_link = LinkBehaviour::default();
 
         let ends = thread::scope(|scope| -> Result<_, String> {
             if let Some((outer, target)) = &sorting {
                 let outer = outer.as_ref().or(port(last)).ok_or("no listener")?;
                 let target = target.clone();
-                link::run(scope, &sorted, outer, target, &stop, &broken[2]);
+                link::run(scope, &sorted, outer, target, &around.stop, &broken[0]);
             }
             if last > 0 {
                 let trunk = trunk.as_ref().and_then(Option::as_ref).or(port(0));
                 let target = Target::One(relays[last].1.address.clone());
                 let behaviour = scenario.links[1].as_ref().unwrap_or(&default_link);
                 let trunk = trunk.ok_or("no trunk")?;
-                link::run(scope, behaviour, trunk, target, &stop, &broken[1]);
+                link::run(scope, behaviour, trunk, target, &around.stop, &broken[1]);
             }
-            if let Some(behaviour) = &scenario.links[0] {
-                let listener = if scenario.tcp[0] {
-                    Listener::tcp()
-                } else {
-                    Listener::unix(&folder.join("link"))
-                };
-                let listener = listener.map_err(text)?;
-                let here = listener.address().map_err(text)?;
-                let target = Target::One(std::mem::replace(&mut address, here));
-                link::run_owned(scope, behaviour, listener, target, &stop, &broken[0]);
-            }
-            for (victim, stranger) in &scenario.strangers {
-                let index = if *victim == Victim::Far { last } else { 0 };
-                stranger.come(scope, &relays[index].1.address, &stop);
-            }
-            if let Some((victim, trigger, delay)) = &kill {
-                let index = if *victim == Victim::Far { last } else { 0 };
-                let process = &relays[index].1.process;
-                let done = &done;
-                scope.spawn(move || {
-                    if trigger.wait(done) {
-                        done.sleep(*delay);
-                        process.kill();
-                    }
-                });
-            }
-            if let Some(delay) = scenario.duplicate {
-                let (address, stop) = (address.clone(), &stop);
-                let hello = hello(plan.shape.uuid, 0);
-                scope.spawn(move || {
-                    stop.sleep(delay);
-                    if let Ok(socket) = Socket::connect(&address, false) {
-                        let socket = stop.keep(socket);
-                        // It may be refused already.
-                        let _ = socket.write_all(&hello);
-                        stop.sleep(Duration::from_secs(3600));
-                    }
-                });
-            }
-            // Nothing of a run may last longer.
-            scope.spawn(|| {
-                let deadline = Instant::now() + bench.limit;
-                while !done.is_set() {
-                    if Instant::now() > deadline {
-                        *crate::locked(&hang) = Some(format!("not over after {:?}", bench.limit));
-                        for (_, relay) in relays.iter() {
-                            relay.process.kill();
-                        }
-                        stop.stop();
-                        return;
-                    }
-                    thread::sleep(Duration::from_millis(10));
-                }
-            });
-            let (stop, address) = (&stop, &address);
+            let (address, passed) =
+                around.start(scope, scenario, plan, &folder, &parts, bench.limit)?;
+            let stop = &around.stop;
             let other = beside.as_ref().map(|beside| {
                 let Beside { plan, scenario, listener } = beside;
                 let behaviour = (&scenario.source, &scenario.destination);
-                scope.spawn(move || migrate(plan, behaviour, address, listener, stop, &[]))
+                let address = address.clone();
+                scope.spawn(move || migrate(plan, behaviour, &address, listener, stop, &[]))
             });
             let behaviour = (&scenario.source, &scenario.destination);
-            let first = migrate(plan, behaviour, address, destination_at, stop, &passed);
+            let first = migrate(plan, behaviour, &address, destination_at, stop, &passed);
             let second = other.map(|other| other.join().map_err(|_| "a thread panicked"));
-            done.stop();
-            stop.stop();
+            around.end();
             let second = match second {
                 Some(second) => Some(second??),
                 None => None,
@@ -462,7 +406,7 @@ impl Run {
         drop(own);
         // The links' sockets go with it.
         let _ = fs::remove_dir_all(&folder);
-        Ok((first, second, crate::locked(&hang).take()))
+        Ok((first, second, crate::locked(&around.hang).take()))
     }
 }
 
