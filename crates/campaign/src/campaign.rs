@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::engines;
 use crate::locked;
 use crate::receivers;
 use crate::relays::{self, Pool};
@@ -73,11 +74,22 @@ impl Summary {
         kinds.dedup();
         for kind in kinds {
             let ends = self.classes.iter().filter(|((of, _), _)| *of == kind);
-            let ends: Vec<_> = ends.map(|((_, class), runs)| format!("{class} {runs}")).collect();
+            let ends: Vec<_> = ends
+                .map(|((_, class), runs)| format!("{class} {runs}"))
+                .collect();
             let broken = self.broken.get(&kind).copied().unwrap_or(0);
-            let runs = broken + self.classes.iter().filter(|((of, _), _)| *of == kind).map(|(_, runs)| runs).sum::<u64>();
+            let runs = broken
+                + self
+                    .classes
+                    .iter()
+                    .filter(|((of, _), _)| *of == kind)
+                    .map(|(_, runs)| runs)
+                    .sum::<u64>();
             let ends = ends.join(", ");
-            let _ = writeln!(text, "{kind:<8} {runs:>6} runs: {ends}; broken promises: {broken}");
+            let _ = writeln!(
+                text,
+                "{kind:<8} {runs:>6} runs: {ends}; broken promises: {broken}"
+            );
         }
         let _ = writeln!(
             text,
@@ -164,12 +176,18 @@ pub fn run(options: &Options, tell: &(dyn Fn(&str) + Sync)) -> Result<Summary, S
                 for fault in left {
                     tell(&format!("at the end: {fault}"));
                     *summary.broken.entry(Kind::Relay).or_default() += 1;
-                    summary.promises.entry((promise(&fault), "the end")).or_default().push(0);
+                    summary
+                        .promises
+                        .entry((promise(&fault), "the end"))
+                        .or_default()
+                        .push(0);
                 }
             });
         }
     });
-    let mut summary = summary.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let mut summary = summary
+        .into_inner()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
     summary.took = begun.elapsed();
     Ok(summary)
 }
@@ -187,7 +205,8 @@ fn one(
     let outcome = match scenario.kind {
         Kind::Relay | Kind::Relays => relays::run(bench, pool, &scenario, &plan),
         Kind::Receive | Kind::Record => receivers::run(bench, &scenario, &plan),
-        _ => Err(vec!["campaign: not yet".to_owned()]),
+        Kind::Engines => engines::run(bench, &scenario, &plan),
+        Kind::Qemu => Err(vec!["campaign: not yet".to_owned()]),
     };
     let took = begun.elapsed();
     let mut summary = locked(summary);
@@ -200,14 +219,23 @@ fn one(
                 let key = (promise(fault), scenario.fault);
                 summary.promises.entry(key).or_default().push(seed);
             }
-            let only: Vec<_> = options.kinds.iter().map(|kind| format!(" --only {kind}")).collect();
-            let only = if options.kinds.len() < 5 { only.concat() } else { String::new() };
+            let only: Vec<_> = options
+                .kinds
+                .iter()
+                .map(|kind| format!(" --only {kind}"))
+                .collect();
+            let only = if options.kinds.len() < 5 {
+                only.concat()
+            } else {
+                String::new()
+            };
             tell(&format!(
-                "seed {seed}: {}, {}: {:.1} s (--seed {seed} --runs 1{only})\n  {}",
+                "seed {seed}: {}, {}: {:.1} s (--seed {seed} --runs 1{only})\n  {}\n    {}",
                 scenario.kind,
                 scenario.fault,
                 took.as_secs_f64(),
-                faults.join("\n  ")
+                faults.join("\n  "),
+                scenario.brief()
             ));
         }
     }

@@ -37,7 +37,10 @@ impl Encoder {
             Self::Zlib(stream) => {
                 out.reserve(pages.len() + pages.len() / 100 + 1024);
                 let status = stream.compress_vec(pages, out, FlushCompress::Sync);
-                assert!(status.is_ok() && out.len() < out.capacity(), "room is enough");
+                assert!(
+                    status.is_ok() && out.len() < out.capacity(),
+                    "room is enough"
+                );
             }
             Self::Zstd(stream) => {
                 out.reserve(zstd_safe::compress_bound(pages.len()));
@@ -107,7 +110,10 @@ impl Decoder {
         if pages.len() == len {
             Ok(pages)
         } else {
-            Err(format!("a payload of {} bytes of pages, not {len}", pages.len()))
+            Err(format!(
+                "a payload of {} bytes of pages, not {len}",
+                pages.len()
+            ))
         }
     }
 }

@@ -83,7 +83,9 @@ pub fn receive(
     passed: &[Arc<Trigger>],
 ) -> DestinationReport {
     let own = Arc::new(Stop::default());
-    let kill = behaviour.kill.map(|(at, delay)| (Arc::new(Trigger::new(at)), delay));
+    let kill = behaviour
+        .kill
+        .map(|(at, delay)| (Arc::new(Trigger::new(at)), delay));
     let pause = behaviour.pause.map(|(at, _)| Arc::new(Trigger::new(at)));
     let mut passed = passed.to_vec();
     passed.extend(kill.iter().map(|(trigger, _)| Arc::clone(trigger)));
@@ -415,7 +417,9 @@ impl Shared<'_> {
         };
         let mut receiver = ChannelReceiver::new(limits);
         let mut hello = &crate::plan::hello(self.plan.shape.uuid, id)[..];
-        receiver.push(&mut hello).map_err(|fault| fault.to_string())?;
+        receiver
+            .push(&mut hello)
+            .map_err(|fault| fault.to_string())?;
         let mut decoder = Decoder::new(self.behaviour.method);
         let (mut at, mut syncs) = (Hello::LEN as u64, 0_u64);
         let mut packet = None;
@@ -439,8 +443,9 @@ impl Shared<'_> {
                 return Ok("killed".to_owned());
             }
             let mut rest = &buffer[..read];
-            while let Some(event) =
-                receiver.push(&mut rest).map_err(|fault| format!("{fault} at {at}"))?
+            while let Some(event) = receiver
+                .push(&mut rest)
+                .map_err(|fault| format!("{fault} at {at}"))?
             {
                 match event {
                     Event::Packet(Packet::Ram(ram)) => packet = Some(ram),
@@ -515,7 +520,9 @@ impl Shared<'_> {
 
     /// Bytes to read at once.
     fn most(&self, room: usize) -> usize {
-        self.behaviour.slow.map_or(room, |(bytes, _)| bytes.min(room))
+        self.behaviour
+            .slow
+            .map_or(room, |(bytes, _)| bytes.min(room))
     }
 
     /// Bytes were read from a connection: what is to happen there happens.
@@ -537,7 +544,9 @@ impl Shared<'_> {
         {
             socket.reset();
         }
-        locked(&self.state).killed.then_some(DestinationEnd::Killed(false))
+        locked(&self.state)
+            .killed
+            .then_some(DestinationEnd::Killed(false))
     }
 
     fn die(&self) {

@@ -31,9 +31,8 @@ pub fn migrate(
     let give_up = Stop::default();
     let (source, destination) = behaviour;
     thread::scope(|scope| {
-        let there = scope.spawn(|| {
-            destination::receive(plan, destination, listener, stop, &give_up, &[])
-        });
+        let there =
+            scope.spawn(|| destination::receive(plan, destination, listener, stop, &give_up, &[]));
         let source = source::send(plan, source, address, stop, passed);
         let patience = match source.end {
             // What is on its way may still arrive.

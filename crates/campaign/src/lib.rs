@@ -6,6 +6,7 @@ pub mod campaign;
 pub mod codec;
 pub mod destination;
 pub mod ends;
+pub mod engines;
 pub mod link;
 pub mod net;
 pub mod plan;

@@ -90,7 +90,11 @@ impl Memory {
         let mut found = Vec::new();
         for ((name, bytes), (_, wanted)) in self.blocks.iter().zip(&expected.blocks) {
             if bytes.len() != wanted.len() {
-                found.push(format!("{name} has {} bytes of {}", bytes.len(), wanted.len()));
+                found.push(format!(
+                    "{name} has {} bytes of {}",
+                    bytes.len(),
+                    wanted.len()
+                ));
             }
             let pages = bytes.chunks(PAGE).zip(wanted.chunks(PAGE));
             for (index, _) in pages.enumerate().filter(|(_, (a, b))| a != b) {
@@ -103,7 +107,10 @@ impl Memory {
 
 impl fmt::Debug for Memory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let pages = self.blocks.iter().map(|(name, bytes)| (name, bytes.len() / PAGE));
+        let pages = self
+            .blocks
+            .iter()
+            .map(|(name, bytes)| (name, bytes.len() / PAGE));
         f.debug_map().entries(pages).finish()
     }
 }
@@ -158,7 +165,9 @@ impl Plan {
         let encoders = (0..shape.channels).map(|_| Encoder::new(shape.method));
         Maker {
             plan: Self {
-                hellos: (0..shape.channels).map(|id| hello(shape.uuid, id)).collect(),
+                hellos: (0..shape.channels)
+                    .map(|id| hello(shape.uuid, id))
+                    .collect(),
                 steps: Vec::new(),
                 tail: Vec::new(),
                 acts: Vec::new(),
@@ -177,7 +186,11 @@ impl Plan {
     /// All of main's bytes.
     #[must_use]
     pub fn main(&self) -> Vec<u8> {
-        let mut main: Vec<u8> = self.steps.iter().flat_map(|step| step.main.clone()).collect();
+        let mut main: Vec<u8> = self
+            .steps
+            .iter()
+            .flat_map(|step| step.main.clone())
+            .collect();
         main.extend_from_slice(&self.tail);
         main
     }
@@ -186,7 +199,11 @@ impl Plan {
     #[must_use]
     pub fn bytes(&self) -> u64 {
         let channel = |step: &Step| step.channels.iter().map(Vec::len).sum::<usize>();
-        let steps: usize = self.steps.iter().map(|step| step.main.len() + channel(step)).sum();
+        let steps: usize = self
+            .steps
+            .iter()
+            .map(|step| step.main.len() + channel(step))
+            .sum();
         (steps + self.tail.len() + self.hellos.len() * Hello::LEN) as u64
     }
 
@@ -372,7 +389,11 @@ impl Maker<'_> {
 
     fn zero_record(&mut self, block: usize, offset: u64, main: &mut Vec<u8>) {
         let name = self.plan.memory.blocks[block].0.clone();
-        let same = if self.last_block == Some(block) { 0x20 } else { 0 };
+        let same = if self.last_block == Some(block) {
+            0x20
+        } else {
+            0
+        };
         main.extend_from_slice(&(offset | 0x02 | same).to_be_bytes());
         if same == 0 {
             main.push(name.len() as u8);
@@ -387,18 +408,25 @@ impl Maker<'_> {
     fn packet(&mut self, channel: usize, block: usize, pages: &[u64], out: &mut Vec<u8>) {
         let (mut normal, mut zero) = (Vec::new(), Vec::new());
         for &offset in pages {
-            let list = if self.is_zero(block, offset) { &mut zero } else { &mut normal };
+            let list = if self.is_zero(block, offset) {
+                &mut zero
+            } else {
+                &mut normal
+            };
             list.push(offset);
         }
         let name = BlockName::new(self.plan.memory.blocks[block].0.as_bytes());
         self.number += 1;
-        let packet = name.ok().and_then(|name| {
-            RamPacket::new(PageSize::K4, name, &normal, &zero, self.number).ok()
-        });
+        let packet = name
+            .ok()
+            .and_then(|name| RamPacket::new(PageSize::K4, name, &normal, &zero, self.number).ok());
         let mut packet = packet.expect("offsets of pages are sound");
         let mut payload = Vec::new();
         if !normal.is_empty() {
-            let parts: Vec<&[u8]> = normal.iter().map(|&offset| self.page(block, offset)).collect();
+            let parts: Vec<&[u8]> = normal
+                .iter()
+                .map(|&offset| self.page(block, offset))
+                .collect();
             let contents = parts.concat();
             self.encoders[channel].encode(&contents, &mut payload);
         }
@@ -432,9 +460,16 @@ impl Maker<'_> {
     fn finish(&mut self) {
         let mut tail = Vec::new();
         let mut left = self.plan.shape.devices;
-        for (index, name) in ["timer", "cpu_common", "cpu", "globalstate"].iter().enumerate() {
+        for (index, name) in ["timer", "cpu_common", "cpu", "globalstate"]
+            .iter()
+            .enumerate()
+        {
             let id = 10 + index as u32;
-            let len = if index == 3 { left } else { self.random.index(left + 1) };
+            let len = if index == 3 {
+                left
+            } else {
+                self.random.index(left + 1)
+            };
             left -= len;
             tail.push(0x04);
             tail.extend_from_slice(&id.to_be_bytes());

@@ -41,7 +41,10 @@ impl Bounds {
                     return Err(format!("chown ended with {done}"));
                 }
                 words.extend(["setpriv", "--clear-groups", "--inh-caps=-all"].map(Into::into));
-                words.extend(["--bounding-set=-all".into(), format!("--reuid={user}").into()]);
+                words.extend([
+                    "--bounding-set=-all".into(),
+                    format!("--reuid={user}").into(),
+                ]);
                 user
             } else {
                 rustix::process::geteuid().as_raw()
@@ -51,7 +54,10 @@ impl Bounds {
         }
         let mut limits = Vec::new();
         limits.extend(self.files.map(|files| format!("--nofile={files}:{files}")));
-        limits.extend(self.file_bytes.map(|bytes| format!("--fsize={bytes}:{bytes}")));
+        limits.extend(
+            self.file_bytes
+                .map(|bytes| format!("--fsize={bytes}:{bytes}")),
+        );
         if !limits.is_empty() {
             words.push("prlimit".into());
             words.extend(limits.into_iter().map(Into::into));
@@ -144,7 +150,10 @@ impl Multifd {
         let deadline = Instant::now() + LIMIT;
         let mut said = locked(&self.said.0);
         loop {
-            let line = said.stderr.iter().find_map(|line| line.split_once("listening on "));
+            let line = said
+                .stderr
+                .iter()
+                .find_map(|line| line.split_once("listening on "));
             if let Some((_, address)) = line {
                 let address = address.split_whitespace().next().unwrap_or_default();
                 return Address::parse(address);
@@ -261,7 +270,10 @@ fn read_lines(
 ) {
     let said = Arc::clone(said);
     thread::spawn(move || {
-        for line in stream.into_iter().flat_map(|stream| BufReader::new(stream).split(b'\n')) {
+        for line in stream
+            .into_iter()
+            .flat_map(|stream| BufReader::new(stream).split(b'\n'))
+        {
             let Ok(line) = line else { break };
             let line = String::from_utf8_lossy(&line).into_owned();
             of(&mut locked(&said.0)).push(line);

@@ -53,7 +53,9 @@ impl Disk {
         if let Some(bytes) = scenario.disk {
             if rustix::process::geteuid().is_root() {
                 let mut mount = Command::new("mount");
-                mount.args(["-t", "tmpfs", "-o"]).arg(format!("size={bytes},mode=777"));
+                mount
+                    .args(["-t", "tmpfs", "-o"])
+                    .arg(format!("size={bytes},mode=777"));
                 mount.arg("campaign").arg(&disk.folder);
                 disk.mounted = mount.status().is_ok_and(|status| status.success());
             }
@@ -97,7 +99,12 @@ fn received(
     let mut arguments: Vec<OsString> = if records {
         vec!["record".into(), "--out".into(), output.clone().into()]
     } else {
-        vec!["receive".into(), "--json".into(), "--dump".into(), output.clone().into()]
+        vec![
+            "receive".into(),
+            "--json".into(),
+            "--dump".into(),
+            output.clone().into(),
+        ]
     };
     arguments.extend(["--listen".into(), listen.into()]);
     let process = Multifd::start(&bench.program, &arguments, disk.bounds, folder);
@@ -114,18 +121,26 @@ fn received(
             other.shape.uuid[15] ^= 0x77;
         }
         other.source.dials[0].1 = second.delay;
-        let plan = Plan::new(other.shape.clone(), &mut Random::new(scenario.seed ^ 0x5ec0));
+        let plan = Plan::new(
+            other.shape.clone(),
+            &mut Random::new(scenario.seed ^ 0x5ec0),
+        );
         (plan, other.source)
     });
     let mut ended = None;
     let sources = thread::scope(|scope| -> Result<_, String> {
-        let (address, passed) =
-            around.start(scope, scenario, plan, folder, &parts, bench.limit)?;
+        let (address, passed) = around.start(scope, scenario, plan, folder, &parts, bench.limit)?;
         let other = beside.as_ref().map(|(plan, behaviour)| {
             let (address, stop) = (address.clone(), &around.stop);
             scope.spawn(move || send(plan, behaviour, &address, stop, &[]))
         });
-        let mut sources = vec![send(plan, &scenario.source, &address, &around.stop, &passed)];
+        let mut sources = vec![send(
+            plan,
+            &scenario.source,
+            &address,
+            &around.stop,
+            &passed,
+        )];
         if let Some(other) = other {
             sources.push(other.join().map_err(|_| "a source panicked")?);
         }
@@ -158,7 +173,11 @@ fn received(
         faults.push(format!("    source: {:?}: {}", source.end, source.why));
     }
     let last = |lines: &[String]| lines[lines.len().saturating_sub(3)..].join(" / ");
-    faults.push(format!("    {status:?}: {} | {}", last(&stdout), last(&stderr)));
+    faults.push(format!(
+        "    {status:?}: {} | {}",
+        last(&stdout),
+        last(&stderr)
+    ));
     Err(faults)
 }
 
@@ -207,17 +226,23 @@ impl Receiver<'_> {
     ) -> Option<Class> {
         let success = self.status.is_some_and(|status| status.success()) && !self.asked;
         let mut ends = vec![DestinationEnd::Failed("it ended with a failure".to_owned())];
-        ends.extend(self.beside.map(|_| DestinationEnd::Failed("another came first".to_owned())));
+        ends.extend(
+            self.beside
+                .map(|_| DestinationEnd::Failed("another came first".to_owned())),
+        );
         if self.status.is_none() {
             faults.push("hang: it has not ended".to_owned());
         }
         if success {
             let plans = std::iter::once(self.plan).chain(self.beside);
             let found: Vec<_> = plans.map(|plan| self.found(plan)).collect();
-            let best = found.iter().enumerate().min_by_key(|(_, found)| match found {
-                Ok(wrong) => wrong.len(),
-                Err(_) => usize::MAX,
-            });
+            let best = found
+                .iter()
+                .enumerate()
+                .min_by_key(|(_, found)| match found {
+                    Ok(wrong) => wrong.len(),
+                    Err(_) => usize::MAX,
+                });
             if let Some((index, found)) = best {
                 ends[index] = match found {
                     Ok(wrong) => DestinationEnd::Loaded(wrong.clone()),
@@ -249,8 +274,7 @@ impl Receiver<'_> {
                     end,
                 },
             };
-            let evidence =
-                ends.evidence(plan.shape.return_path, excuse, Vec::new(), hang.clone());
+            let evidence = ends.evidence(plan.shape.return_path, excuse, Vec::new(), hang.clone());
             match judge(&evidence) {
                 Ok(of) => class = class.or(Some(of)),
                 Err(more) => faults.extend(more),
@@ -305,8 +329,12 @@ impl Receiver<'_> {
             "--connect".into(),
             Address::Unix(path).to_string().into(),
         ];
-        let replay =
-            Multifd::start(&self.bench.program, &arguments, Bounds::default(), self.folder)?;
+        let replay = Multifd::start(
+            &self.bench.program,
+            &arguments,
+            Bounds::default(),
+            self.folder,
+        )?;
         let (stop, give_up) = (Arc::new(Stop::default()), Stop::default());
         let status = Mutex::new(None);
         let report = thread::scope(|scope| {
@@ -328,7 +356,9 @@ impl Receiver<'_> {
             }
             end => {
                 let words = replay.printed().1.join(" / ");
-                Err(format!("a recording cannot be replayed: {end:?}, {status:?}: {words}"))
+                Err(format!(
+                    "a recording cannot be replayed: {end:?}, {status:?}: {words}"
+                ))
             }
         }
     }
@@ -354,12 +384,21 @@ impl Receiver<'_> {
             faults.push(format!("ended: by {:?}", self.status));
         }
         let (stdout, _) = self.process.printed();
-        let said = stdout.iter().any(|line| serde_json::from_str::<serde_json::Value>(line).is_ok());
+        let said = stdout
+            .iter()
+            .any(|line| serde_json::from_str::<serde_json::Value>(line).is_ok());
         if self.scenario.kind == Kind::Receive && !said && !self.killed && !self.asked && !by_signal
         {
             faults.push("words: receive --json prints no JSON".to_owned());
         }
     }
+}
+
+/// A socket that a process has left which was not killed.
+#[must_use]
+pub fn left(folder: &Path, killed: bool) -> Option<String> {
+    let socket = folder.join("in");
+    (!killed && socket.exists()).then(|| "a socket".to_owned())
 }
 
 /// All files and sockets below a folder.

@@ -59,12 +59,7 @@ pub struct Pool {
 }
 
 impl Pool {
-    fn take(
-        &mut self,
-        bench: &Bench,
-        key: Key,
-        bounds: Bounds,
-    ) -> Result<Relay, String> {
+    fn take(&mut self, bench: &Bench, key: Key, bounds: Bounds) -> Result<Relay, String> {
         if bounds == Bounds::default()
             && let Some(relay) = self.relays.remove(&key)
         {
@@ -99,7 +94,9 @@ impl Pool {
         ];
         let arguments: Vec<OsString> = arguments.into_iter().map(Into::into).collect();
         let process = Multifd::start(&bench.program, &arguments, bounds, &folder)?;
-        let address = process.address().map_err(|error| format!("{name}: {error}"))?;
+        let address = process
+            .address()
+            .map_err(|error| format!("{name}: {error}"))?;
         Ok(Relay {
             idle: settled(&process, Duration::from_millis(5)),
             name,
@@ -126,7 +123,9 @@ impl Relay {
             Out::Path(path) => {
                 // A run that was given up may have left it.
                 let _ = fs::remove_file(path);
-                Listener::unix(path).map(Some).map_err(|error| error.to_string())
+                Listener::unix(path)
+                    .map(Some)
+                    .map_err(|error| error.to_string())
             }
             Out::Port(listener) => {
                 listener.drain();
@@ -137,11 +136,19 @@ impl Relay {
 
     /// Asks it to end, idle as it is.
     fn end(self) -> Vec<String> {
-        let Self { name, process, address, out, .. } = self;
+        let Self {
+            name,
+            process,
+            address,
+            out,
+            ..
+        } = self;
         let mut faults = Vec::new();
         process.terminate();
         if process.wait(Duration::from_secs(60)).is_none() {
-            faults.push(format!("hang: {name} is idle and has not ended 60 s after SIGTERM"));
+            faults.push(format!(
+                "hang: {name} is idle and has not ended 60 s after SIGTERM"
+            ));
             process.kill();
         }
         drop(out);
@@ -212,9 +219,14 @@ pub fn run(
         tcp_out: tcp_destination,
     };
     let harness = |error: String| vec![format!("campaign: {error}")];
-    let near = pool.take(bench, near_key, scenario.bounds).map_err(harness)?;
+    let near = pool
+        .take(bench, near_key, scenario.bounds)
+        .map_err(harness)?;
     let far = if two {
-        Some(pool.take(bench, far_key, Bounds::default()).map_err(harness)?)
+        Some(
+            pool.take(bench, far_key, Bounds::default())
+                .map_err(harness)?,
+        )
     } else {
         None
     };
@@ -236,7 +248,11 @@ pub fn run(
             faults.extend(relay.end());
         }
     }
-    if faults.is_empty() { outcome } else { Err(faults) }
+    if faults.is_empty() {
+        outcome
+    } else {
+        Err(faults)
+    }
 }
 
 fn carried(
@@ -255,9 +271,17 @@ fn carried(
     let loads = loads.filter(|ends| ends.destination.said.is_some()).count();
     let delivered = ends.source.end == SourceEnd::Gave && ends.destination.said.is_some();
     for (index, (_, relay)) in relays.iter_mut().enumerate() {
-        let victim = if index == 0 { Victim::Near } else { Victim::Far };
+        let victim = if index == 0 {
+            Victim::Near
+        } else {
+            Victim::Far
+        };
         let killed = scenario.kill.is_some_and(|(of, ..)| of == victim);
-        let limit = if hang.is_some() { Duration::ZERO } else { SETTLE };
+        let limit = if hang.is_some() {
+            Duration::ZERO
+        } else {
+            SETTLE
+        };
         let after = counts_after(&relay.process, relay.idle, limit);
         let mut reports = relay.process.reports(relay.seen);
         let deadline = Instant::now() + Duration::from_secs(5);
@@ -269,9 +293,14 @@ fn carried(
         let ended = relay.process.ended().is_some();
         let words = || relay.process.printed().1.join(" / ");
         let reports: Vec<_> = reports.iter().map(Report::of).collect();
-        let successes = reports.iter().filter(|report| matches!(report, Report::Success(_)));
+        let successes = reports
+            .iter()
+            .filter(|report| matches!(report, Report::Success(_)));
         if several && successes.count() > loads {
-            faults.push(format!("words: {} says success more often than guests moved", relay.name));
+            faults.push(format!(
+                "words: {} says success more often than guests moved",
+                relay.name
+            ));
         }
         parts.push(Part {
             name: relay.name.clone(),
@@ -295,17 +324,30 @@ fn carried(
         Err(more) => faults.extend(more),
     }
     for (plan, ends) in &beside {
-        if let Err(more) = judge(&ends.evidence(plan.shape.return_path, scenario.excuse, Vec::new(), None)) {
-            faults.extend(more.into_iter().map(|fault| format!("{fault} (second migration)")));
+        if let Err(more) =
+            judge(&ends.evidence(plan.shape.return_path, scenario.excuse, Vec::new(), None))
+        {
+            faults.extend(
+                more.into_iter()
+                    .map(|fault| format!("{fault} (second migration)")),
+            );
         }
     }
     if !faults.is_empty() {
-        faults.push(format!("    source: {:?}: {}", ends.source.end, ends.source.why));
+        faults.push(format!(
+            "    source: {:?}: {}",
+            ends.source.end, ends.source.why
+        ));
         faults.push(format!("    destination: {:?}", ends.destination.end));
         for (_, relay) in relays.iter() {
             let (stdout, stderr) = relay.process.printed();
             let last = |lines: &[String]| lines[lines.len().saturating_sub(3)..].join(" / ");
-            faults.push(format!("    {}: {} | {}", relay.name, last(&stdout), last(&stderr)));
+            faults.push(format!(
+                "    {}: {} | {}",
+                relay.name,
+                last(&stdout),
+                last(&stderr)
+            ));
         }
         return Err(faults);
     }
@@ -366,7 +408,10 @@ impl Run {
             _ => None,
         };
         let destination_at = own.as_ref().or(port(last)).ok_or("no listener")?;
-        let parts: Vec<_> = relays.iter().map(|(_, r)| (&r.process, r.address.clone())).collect();
+        let parts: Vec<_> = relays
+            .iter()
+            .map(|(_, r)| (&r.process, r.address.clone()))
+            .collect();
         let default_link = LinkBehaviour::default();
 
         let ends = thread::scope(|scope| -> Result<_, String> {
@@ -386,7 +431,11 @@ impl Run {
                 around.start(scope, scenario, plan, &folder, &parts, bench.limit)?;
             let stop = &around.stop;
             let other = beside.as_ref().map(|beside| {
-                let Beside { plan, scenario, listener } = beside;
+                let Beside {
+                    plan,
+                    scenario,
+                    listener,
+                } = beside;
                 let behaviour = (&scenario.source, &scenario.destination);
                 let address = address.clone();
                 scope.spawn(move || migrate(plan, behaviour, &address, listener, stop, &[]))
@@ -402,7 +451,11 @@ impl Run {
             Ok((first?, second))
         });
         let (first, second) = ends?;
-        let second = beside.map(|beside| beside.plan).zip(second).into_iter().collect();
+        let second = beside
+            .map(|beside| beside.plan)
+            .zip(second)
+            .into_iter()
+            .collect();
         drop(own);
         // The links' sockets go with it.
         let _ = fs::remove_dir_all(&folder);
@@ -418,7 +471,11 @@ fn serves_on(bench: &Bench, relays: &mut [(Key, Relay)], bounds: Bounds) -> Vec<
     }
     let (mut scenario, _) = Scenario::new(1, &[Kind::Relay]);
     scenario.clear(1);
-    scenario.kind = if relays.len() > 1 { Kind::Relays } else { Kind::Relay };
+    scenario.kind = if relays.len() > 1 {
+        Kind::Relays
+    } else {
+        Kind::Relay
+    };
     scenario.destination.method = relays[relays.len() - 1].0.method;
     let plan = Plan::new(scenario.shape.clone(), &mut Random::new(1));
     match Run::of(bench, &scenario, &plan, relays) {

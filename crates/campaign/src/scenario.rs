@@ -196,7 +196,11 @@ impl Scenario {
                 resets: None,
                 pause: None,
                 slow: None,
-                gap: random.pick(&[Duration::ZERO, Duration::from_millis(3), Duration::from_millis(30)]),
+                gap: random.pick(&[
+                    Duration::ZERO,
+                    Duration::from_millis(3),
+                    Duration::from_millis(30),
+                ]),
                 says_failure: random.percent(50),
             },
             links: [None, None],
@@ -250,7 +254,12 @@ impl Scenario {
         if matches!(self.kind, Kind::Receive | Kind::Record) {
             faults.push((6, "full disk"));
         }
-        faults.push((5, "second"));
+        if self.kind == Kind::Engines {
+            // Nothing of a made source's own is in them.
+            faults.retain(|(_, fault)| !matches!(*fault, "duplicate hello" | "stale hello"));
+        } else {
+            faults.push((5, "second"));
+        }
         let all = faults.iter().map(|(weight, _)| weight).sum();
         let mut left = random.below(all);
         for (weight, fault) in faults {
@@ -278,6 +287,44 @@ impl Scenario {
             Kind::Relay | Kind::Relays => self.out,
             _ => self.shape.method,
         };
+    }
+
+    /// What it is made of, on a few lines.
+    #[must_use]
+    pub fn brief(&self) -> String {
+        let shape = &self.shape;
+        let leg = |tcp: bool| if tcp { "tcp" } else { "unix" };
+        let legs = self.tcp.map(leg).join(", ");
+        let mut text = format!(
+            "{} channels, {:?}, {} rounds, {:?} pages, return path {}, {} / {} / {}, legs {legs}\n    {:?}\n    {:?}",
+            shape.channels,
+            shape.mode,
+            shape.rounds,
+            shape.blocks,
+            shape.return_path,
+            shape.method,
+            self.trunk,
+            self.out,
+            self.source,
+            self.destination
+        );
+        for link in self.links.iter().flatten() {
+            text += &format!("\n    {link:?}");
+        }
+        if !self.strangers.is_empty() {
+            text += &format!("\n    {:?}", self.strangers);
+        }
+        let rest = (
+            self.duplicate,
+            self.second,
+            self.kill,
+            self.bounds,
+            self.disk,
+        );
+        if rest != (None, None, None, Bounds::default(), None) {
+            text += &format!("\n    {rest:?}");
+        }
+        text
     }
 
     /// Takes all faults out, and leaves so many channels.
@@ -310,7 +357,11 @@ impl Scenario {
             0 => (all, Duration::from_micros(random.below(6000))),
             _ => (random.below(all), Duration::from_micros(random.below(1000))),
         };
-        let leg = if self.kind == Kind::Relays { random.index(2) } else { 0 };
+        let leg = if self.kind == Kind::Relays {
+            random.index(2)
+        } else {
+            0
+        };
         let mut link = LinkBehaviour::default();
         let mut linked = true;
         match self.fault {
@@ -319,7 +370,8 @@ impl Scenario {
                 for _ in 0..random.between(1, 5) {
                     let stranger = stranger(random);
                     let far = self.kind == Kind::Relays && random.percent(30);
-                    self.strangers.push((if far { Victim::Far } else { Victim::Near }, stranger));
+                    self.strangers
+                        .push((if far { Victim::Far } else { Victim::Near }, stranger));
                 }
             }
             "late" => {
@@ -351,7 +403,8 @@ impl Scenario {
                     self.source.pause = Some((who, place, time));
                     linked = false;
                 } else {
-                    link.faults.push(fault(anyone(random), plan, random, Happening::Stall(time)));
+                    link.faults
+                        .push(fault(anyone(random), plan, random, Happening::Stall(time)));
                 }
             }
             "slow link" => {
@@ -453,7 +506,11 @@ impl Scenario {
             }
             "kill near" | "kill far" => {
                 linked = false;
-                let victim = if self.fault == "kill far" { Victim::Far } else { Victim::Near };
+                let victim = if self.fault == "kill far" {
+                    Victim::Far
+                } else {
+                    Victim::Near
+                };
                 let (at, delay) = moment(random);
                 self.kill = Some((victim, at, delay));
                 self.broken();
@@ -543,6 +600,8 @@ fn stranger(random: &mut Random) -> Stranger {
     Stranger {
         says,
         delay: Duration::from_millis(random.pick(&[0, 0, 1, 2, 5, 20])),
-        stays: random.percent(30).then(|| Duration::from_millis(random.below(60))),
+        stays: random
+            .percent(30)
+            .then(|| Duration::from_millis(random.below(60))),
     }
 }

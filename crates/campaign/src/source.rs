@@ -2,8 +2,8 @@
 
 use std::io;
 use std::net::Shutdown;
-use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::sync::Arc;
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::thread::{self, Scope};
 use std::time::{Duration, Instant};
 
@@ -77,8 +77,15 @@ pub fn send(
 ) -> SourceReport {
     let (tell, events) = mpsc::channel();
     let over = Stop::default();
-    let cancel = behaviour.cancel.map(|when| (when, (|| Event::Cancel) as fn() -> Event));
-    let triggers = [cancel, behaviour.kill.map(|when| (when, (|| Event::Kill) as fn() -> Event))];
+    let cancel = behaviour
+        .cancel
+        .map(|when| (when, (|| Event::Cancel) as fn() -> Event));
+    let triggers = [
+        cancel,
+        behaviour
+            .kill
+            .map(|when| (when, (|| Event::Kill) as fn() -> Event)),
+    ];
     let triggers = triggers.into_iter().flatten();
     let triggers: Vec<_> = triggers
         .map(|((at, delay), event)| (Arc::new(Trigger::new(at)), delay, event))
@@ -120,9 +127,11 @@ pub fn send(
         let (end, impatient, why) = match outcome {
             Ok(()) => (SourceEnd::Gave, false, "it has completed".to_owned()),
             Err(Stopped::GaveUp(why)) => (SourceEnd::Kept, false, why),
-            Err(Stopped::Impatient) => {
-                (SourceEnd::Kept, true, "its user has lost patience".to_owned())
-            }
+            Err(Stopped::Impatient) => (
+                SourceEnd::Kept,
+                true,
+                "its user has lost patience".to_owned(),
+            ),
             Err(Stopped::Killed) => (SourceEnd::Killed, false, "it was killed".to_owned()),
         };
         SourceReport {
@@ -275,7 +284,9 @@ impl<'a> Source<'a> {
     fn event(&mut self) -> Result<Event, Stopped> {
         loop {
             let left = self.deadline.saturating_duration_since(Instant::now());
-            let event = self.events.recv_timeout(left.min(Duration::from_millis(50)));
+            let event = self
+                .events
+                .recv_timeout(left.min(Duration::from_millis(50)));
             // A run that is given up closes the sockets: that is no failure of theirs.
             if self.stop.is_set() || left.is_zero() {
                 return Err(Stopped::Impatient);

@@ -163,7 +163,12 @@ pub fn judge(evidence: &Evidence) -> Result<Class, Vec<String>> {
         faults.push("failed: nothing was broken, and the guest was not delivered".to_owned());
     }
     faults.extend(evidence.hang.iter().map(|hang| format!("hang: {hang}")));
-    faults.extend(evidence.leftovers.iter().map(|left| format!("left over: {left}")));
+    faults.extend(
+        evidence
+            .leftovers
+            .iter()
+            .map(|left| format!("left over: {left}")),
+    );
     match class {
         Some(class) if faults.is_empty() => Ok(class),
         _ => Err(faults),
@@ -197,7 +202,9 @@ fn ends(evidence: &Evidence, faults: &mut Vec<String>) -> Option<Class> {
         (SourceEnd::Gave, false) if !evidence.return_path && excuse.failure => Class::Unknown,
         (SourceEnd::Gave, false) => {
             let end = &evidence.destination;
-            faults.push(format!("neither: the source gave its guest up, destination: {end:?}"));
+            faults.push(format!(
+                "neither: the source gave its guest up, destination: {end:?}"
+            ));
             return None;
         }
         (SourceEnd::Kept, true) if evidence.return_path && evidence.wrote_all && excuse.gap => {
@@ -219,11 +226,15 @@ fn judge_part(evidence: &Evidence, class: Option<Class>, part: &Part, faults: &m
     if let Some([before, after]) = part.counts {
         if after.files > before.files {
             let (before, after) = (before.files, after.files);
-            faults.push(format!("leak: {name} has {after} descriptors, before: {before}"));
+            faults.push(format!(
+                "leak: {name} has {after} descriptors, before: {before}"
+            ));
         }
         if after.threads > before.threads {
             let (before, after) = (before.threads, after.threads);
-            faults.push(format!("leak: {name} has {after} threads, before: {before}"));
+            faults.push(format!(
+                "leak: {name} has {after} threads, before: {before}"
+            ));
         }
     }
     if part.killed {
@@ -234,7 +245,9 @@ fn judge_part(evidence: &Evidence, class: Option<Class>, part: &Part, faults: &m
         match report {
             Report::Failure(error) => {
                 if class == Some(Class::Delivered) && !evidence.excuse.failure {
-                    faults.push(format!("words: {name} calls a good migration failed: {error}"));
+                    faults.push(format!(
+                        "words: {name} calls a good migration failed: {error}"
+                    ));
                 }
             }
             Report::Success(confirmed) => {
@@ -244,7 +257,9 @@ fn judge_part(evidence: &Evidence, class: Option<Class>, part: &Part, faults: &m
         }
     }
     if class == Some(Class::Delivered) && !evidence.excuse.failure && successes == 0 {
-        faults.push(format!("words: {name} says nothing of a migration that went through"));
+        faults.push(format!(
+            "words: {name} says nothing of a migration that went through"
+        ));
     }
 }
 
@@ -264,13 +279,19 @@ fn judge_success(
         None => evidence.return_path || class != Some(Class::Delivered),
     };
     if !evidence.return_path && confirmed == Some(Confirmed::Yes) {
-        faults.push(format!("words: {name} says confirmed, and there is no return path"));
+        faults.push(format!(
+            "words: {name} says confirmed, and there is no return path"
+        ));
     } else if claims && evidence.said.is_none() {
-        faults.push(format!("words: {name} says success, and the destination never did"));
+        faults.push(format!(
+            "words: {name} says success, and the destination never did"
+        ));
     } else if claims && class == Some(Class::Gap) && part.near {
         let said = evidence.said.unwrap_or(evidence.source_ended);
         if said > evidence.source_ended + GRACE {
-            faults.push(format!("words: {name} says success, and the source had taken its guest back"));
+            faults.push(format!(
+                "words: {name} says success, and the source had taken its guest back"
+            ));
         }
     }
 }
@@ -324,7 +345,10 @@ mod tests {
     #[track_caller]
     fn assert_fault(evidence: &Evidence, word: &str) {
         let faults = judge(evidence).expect_err("a promise is broken");
-        assert!(faults.iter().any(|fault| fault.starts_with(word)), "{word}: {faults:?}");
+        assert!(
+            faults.iter().any(|fault| fault.starts_with(word)),
+            "{word}: {faults:?}"
+        );
     }
 
     #[test]
@@ -452,11 +476,17 @@ mod tests {
     fn reports_are_read_whatever_else_they_hold() {
         let report = |text: &str| Report::of(&serde_json::from_str(text).expect("JSON"));
         assert_eq!(report(r#"{"pages":1}"#), Report::Success(None));
-        assert_eq!(report(r#"{"confirmed":null}"#), Report::Success(Some(Confirmed::Unknown)));
+        assert_eq!(
+            report(r#"{"confirmed":null}"#),
+            Report::Success(Some(Confirmed::Unknown))
+        );
         assert_eq!(
             report(r#"{"error":null,"confirmed":true}"#),
             Report::Success(Some(Confirmed::Yes))
         );
-        assert!(matches!(report(r#"{"error":"x","confirmed":false}"#), Report::Failure(_)));
+        assert!(matches!(
+            report(r#"{"error":"x","confirmed":false}"#),
+            Report::Failure(_)
+        ));
     }
 }

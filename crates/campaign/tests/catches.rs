@@ -52,7 +52,14 @@ impl Lab {
             let (behaviour, broken) = (behaviour.clone(), Stop::default());
             scope.spawn(move || {
                 thread::scope(|scope| {
-                    link::run(scope, &behaviour, &listener, Target::One(target), stop, &broken);
+                    link::run(
+                        scope,
+                        &behaviour,
+                        &listener,
+                        Target::One(target),
+                        stop,
+                        &broken,
+                    );
                 });
             });
         })
@@ -136,7 +143,10 @@ fn confirmed() -> Report {
 #[track_caller]
 fn assert_fault(outcome: Result<Class, Vec<String>>, word: &str) {
     let faults = outcome.expect_err("a promise is broken");
-    assert!(faults.iter().any(|fault| fault.starts_with(word)), "{word}: {faults:?}");
+    assert!(
+        faults.iter().any(|fault| fault.starts_with(word)),
+        "{word}: {faults:?}"
+    );
 }
 
 #[test]
@@ -235,12 +245,7 @@ fn liar(lab: &Lab, lie: Lie) -> Ends {
     })
 }
 
-fn lying<'s>(
-    scope: &'s thread::Scope<'s, '_>,
-    lie: Lie,
-    near: &Arc<Socket>,
-    far: &Arc<Socket>,
-) {
+fn lying<'s>(scope: &'s thread::Scope<'s, '_>, lie: Lie, near: &Arc<Socket>, far: &Arc<Socket>) {
     const SHUT: &[u8] = b"\0\x01\0\x04\0\0\0\0";
     let (back_near, back_far) = (Arc::clone(near), Arc::clone(far));
     scope.spawn(move || {
@@ -275,7 +280,11 @@ fn a_guest_at_both_ends_is_found() {
     let lab = Lab::new(true);
     let ends = liar(&lab, Lie::Swallows);
     assert_eq!(ends.source.end, SourceEnd::Kept, "{ends:?}");
-    assert_eq!(ends.destination.end, DestinationEnd::Loaded(Vec::new()), "{ends:?}");
+    assert_eq!(
+        ends.destination.end,
+        DestinationEnd::Loaded(Vec::new()),
+        "{ends:?}"
+    );
     assert_fault(lab.judge(&ends, confirmed(), Excuse::default()), "both");
 }
 
@@ -310,7 +319,10 @@ fn a_descriptor_and_a_thread_that_stay_are_found() {
     let process = process.expect("a shell");
     process.address().expect("it listens");
     let before = process.counts();
-    assert_eq!(counts_after(&process, before, Duration::from_millis(100)), before);
+    assert_eq!(
+        counts_after(&process, before, Duration::from_millis(100)),
+        before
+    );
     process.terminate();
     let deadline = Instant::now() + Duration::from_secs(20);
     while process.counts().files == before.files && Instant::now() < deadline {
@@ -336,8 +348,21 @@ fn a_descriptor_and_a_thread_that_stay_are_found() {
 /// campaign finds is not of its own making.
 #[test]
 fn the_ends_alone_break_no_promise() {
-    let here = ["none", "late", "reordered", "stall", "slow link", "cancel", "kill source"];
-    let there = ["refuses", "destination pauses", "slow reader", "kill destination"];
+    let here = [
+        "none",
+        "late",
+        "reordered",
+        "stall",
+        "slow link",
+        "cancel",
+        "kill source",
+    ];
+    let there = [
+        "refuses",
+        "destination pauses",
+        "slow reader",
+        "kill destination",
+    ];
     let mut seen: BTreeMap<&str, BTreeMap<Class, u32>> = BTreeMap::new();
     let folder = tempfile::tempdir().expect("a folder");
     let bench = Bench::new(Path::new("none"), folder.path(), Duration::from_secs(60));
@@ -365,7 +390,11 @@ fn the_ends_alone_break_no_promise() {
         };
         let parts = vec![Part {
             name: "network".to_owned(),
-            reports: if ends.destination.said.is_some() { vec![report] } else { Vec::new() },
+            reports: if ends.destination.said.is_some() {
+                vec![report]
+            } else {
+                Vec::new()
+            },
             killed: true,
             died: None,
             counts: None,
@@ -374,7 +403,11 @@ fn the_ends_alone_break_no_promise() {
         let evidence = ends.evidence(lab.plan.shape.return_path, scenario.excuse, parts, None);
         let class = judge(&evidence);
         let class = class.unwrap_or_else(|faults| panic!("seed {seed}: {faults:?}: {ends:?}"));
-        *seen.entry(scenario.fault).or_default().entry(class).or_default() += 1;
+        *seen
+            .entry(scenario.fault)
+            .or_default()
+            .entry(class)
+            .or_default() += 1;
     }
     for fault in here.iter().chain(&there) {
         assert!(seen.contains_key(fault), "no seed has {fault}: {seen:?}");
