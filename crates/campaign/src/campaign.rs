@@ -12,8 +12,9 @@ use std::time::{Duration, Instant};
 
 use crate::engines;
 use crate::locked;
+use crate::pool::Pool;
 use crate::receivers;
-use crate::relays::{self, Pool};
+use crate::relays;
 use crate::scenario::{Kind, Scenario};
 use crate::verdict::Class;
 

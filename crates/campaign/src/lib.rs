@@ -10,6 +10,7 @@ pub mod engines;
 pub mod link;
 pub mod net;
 pub mod plan;
+pub mod pool;
 pub mod process;
 pub mod random;
 pub mod receivers;
