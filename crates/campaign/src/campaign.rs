@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use crate::engines;
 use crate::locked;
 use crate::pool::Pool;
+use crate::qemu;
 use crate::receivers;
 use crate::relays;
 use crate::scenario::{Kind, Scenario};
@@ -207,7 +208,7 @@ fn one(
         Kind::Relay | Kind::Relays => relays::run(bench, pool, &scenario, &plan),
         Kind::Receive | Kind::Record => receivers::run(bench, &scenario, &plan),
         Kind::Engines => engines::run(bench, &scenario, &plan),
-        Kind::Qemu => Err(vec!["campaign: not yet".to_owned()]),
+        Kind::Qemu => qemu::run(bench, pool, &scenario, &plan),
     };
     let took = begun.elapsed();
     let mut summary = locked(summary);

@@ -12,6 +12,7 @@ pub mod net;
 pub mod plan;
 pub mod pool;
 pub mod process;
+pub mod qemu;
 pub mod random;
 pub mod receivers;
 pub mod relays;

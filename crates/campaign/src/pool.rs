@@ -104,12 +104,8 @@ impl Pool {
     }
 
     /// The relays of a run, from the source's on.
-    pub fn relays(
-        &mut self,
-        bench: &Bench,
-        scenario: &Scenario,
-        two: bool,
-    ) -> Result<Relays, String> {
+    pub fn relays(&mut self, bench: &Bench, scenario: &Scenario) -> Result<Relays, String> {
+        let two = scenario.two;
         let [tcp_in, tcp_trunk, tcp_out] = scenario.tcp;
         let near = Key {
             near: true,

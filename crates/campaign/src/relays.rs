@@ -31,8 +31,7 @@ pub fn run(
     scenario: &Scenario,
     plan: &Plan,
 ) -> Result<Class, Vec<String>> {
-    let two = scenario.kind == Kind::Relays;
-    let mut relays = match pool.relays(bench, scenario, two) {
+    let mut relays = match pool.relays(bench, scenario) {
         Ok(relays) => relays,
         // With so little it may say so and end before anybody dials.
         Err(_) if scenario.bounds != Bounds::default() => return Ok(Class::Kept),
@@ -220,11 +219,6 @@ fn serves_on(bench: &Bench, relays: &mut Relays, bounds: Bounds) -> Vec<String> 
     }
     let (mut scenario, _) = Scenario::new(1, &[Kind::Relay]);
     scenario.clear(1);
-    scenario.kind = if relays.iter().count() > 1 {
-        Kind::Relays
-    } else {
-        Kind::Relay
-    };
     match relays.method() {
         Ok(method) => scenario.destination.method = method,
         Err(error) => return vec![error],

@@ -87,6 +87,8 @@ pub struct Scenario {
     pub seed: u64,
     /// What stands between.
     pub kind: Kind,
+    /// Whether there are two relays.
+    pub two: bool,
     /// What is broken.
     pub fault: &'static str,
     /// What that excuses.
@@ -172,6 +174,7 @@ impl Scenario {
         Self {
             seed,
             kind,
+            two: kind == Kind::Relays || (kind == Kind::Qemu && random.percent(60)),
             fault: "none",
             excuse: Excuse::default(),
             trunk: random.pick(&methods),
@@ -248,13 +251,29 @@ impl Scenario {
                 (5, "kill destination"),
             ]);
         }
-        if self.kind == Kind::Relays {
+        if self.kind == Kind::Qemu {
+            let made = [
+                "flip",
+                "duplicate hello",
+                "stale hello",
+                "no descriptors",
+                "no threads",
+            ];
+            faults.retain(|(_, fault)| !made.contains(fault));
+            faults.extend([
+                (10, "cancel"),
+                (4, "few channels"),
+                (8, "destination pauses"),
+                (5, "kill destination"),
+            ]);
+        }
+        if self.two {
             faults.push((5, "kill far"));
         }
         if matches!(self.kind, Kind::Receive | Kind::Record) {
             faults.push((6, "full disk"));
         }
-        if self.kind == Kind::Engines {
+        if matches!(self.kind, Kind::Engines | Kind::Qemu) {
             // Nothing of a made source's own is in them.
             faults.retain(|(_, fault)| !matches!(*fault, "duplicate hello" | "stale hello"));
         } else {
@@ -357,11 +376,7 @@ impl Scenario {
             0 => (all, Duration::from_micros(random.below(6000))),
             _ => (random.below(all), Duration::from_micros(random.below(1000))),
         };
-        let leg = if self.kind == Kind::Relays {
-            random.index(2)
-        } else {
-            0
-        };
+        let leg = if self.two { random.index(2) } else { 0 };
         let mut link = LinkBehaviour::default();
         let mut linked = true;
         match self.fault {
@@ -373,7 +388,7 @@ impl Scenario {
                     if stranger.says == Says::OtherHello && !plan.shape.states_uuid {
                         self.excuse.failure = true;
                     }
-                    let far = self.kind == Kind::Relays && random.percent(30);
+                    let far = self.two && random.percent(30);
                     self.strangers
                         .push((if far { Victim::Far } else { Victim::Near }, stranger));
                 }
@@ -566,8 +581,34 @@ impl Scenario {
             }
             _ => linked = false,
         }
+        if self.kind == Kind::Qemu {
+            self.stretch(&mut link, random);
+        }
         if linked {
             self.links[leg] = Some(link);
+        }
+    }
+
+    /// A real guest sends more than a plan: so that faults meet all of it, their places go further apart.
+    fn stretch(&mut self, link: &mut LinkBehaviour, random: &mut Random) {
+        let by = random.between(1, 6);
+        for fault in &mut link.faults {
+            fault.after *= if fault.after < 70 { 1 } else { by };
+        }
+        link.slow = link.slow.map(|(bytes, pause)| (bytes * by as usize, pause));
+        let moments = [
+            link.cut_all.as_mut().map(|(at, _)| at),
+            self.source.cancel.as_mut().map(|(at, _)| at),
+            self.source.kill.as_mut().map(|(at, _)| at),
+            self.destination.kill.as_mut().map(|(at, _)| at),
+            self.destination.pause.as_mut().map(|(at, _)| at),
+            self.kill.as_mut().map(|(_, at, _)| at),
+        ];
+        for at in moments.into_iter().flatten() {
+            *at *= by;
+        }
+        if let Some((_, time)) = &mut self.destination.pause {
+            *time *= 4;
         }
     }
 
