@@ -27,7 +27,8 @@ pub enum Happening {
     Reset,
     /// Both ends see a clean end.
     Cut,
-    /// The destination's side sees a clean end; the source's side sees nothing, its bytes vanish.
+    /// The destination's side sees a clean end; the source's side sees nothing until the destination's side closes, and
+    /// its bytes vanish.
     HalfClose,
     /// Nothing passes for a while.
     Stall(Duration),
@@ -281,7 +282,8 @@ fn back(far: &Socket, near: &Socket, silent: &Mutex<bool>) {
     let mut buffer = [0; 4096];
     loop {
         match far.read(&mut buffer) {
-            Ok(0) if *locked(silent) => return,
+            // The source learns of a half-closed connection when the other end closes it altogether.
+            Ok(0) if *locked(silent) => return near.shutdown(Shutdown::Both),
             Ok(0) => return near.shutdown(Shutdown::Write),
             Ok(read) => {
                 if near.write_all(&buffer[..read]).is_err() {

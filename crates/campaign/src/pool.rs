@@ -270,7 +270,19 @@ impl Relays {
             };
             let killed = scenario.kill.is_some_and(|(of, ..)| of == victim);
             let limit = if hangs { Duration::ZERO } else { SETTLE };
-            let after = counts_after(&relay.process, relay.idle, limit);
+            let deadline = Instant::now() + limit;
+            let after = loop {
+                // Nobody accepts at a port any more, which its connections could not see.
+                if let Some(listener) = relay.port() {
+                    listener.drain();
+                }
+                let moment = Duration::from_millis(20).min(limit);
+                let after = counts_after(&relay.process, relay.idle, moment);
+                let more = after.files > relay.idle.files || after.threads > relay.idle.threads;
+                if !more || Instant::now() > deadline || relay.process.ended().is_some() {
+                    break after;
+                }
+            };
             let mut reports = relay.process.reports(relay.seen);
             let deadline = Instant::now() + Duration::from_secs(5);
             while delivered && reports.is_empty() && !killed && Instant::now() < deadline {
@@ -306,7 +318,8 @@ impl Relays {
 }
 
 /// What a process has open when that does not change for a moment.
-fn settled(process: &Multifd, moment: Duration) -> Counts {
+#[must_use]
+pub fn settled(process: &Multifd, moment: Duration) -> Counts {
     let deadline = Instant::now() + Duration::from_secs(2);
     let mut last = process.counts();
     loop {

@@ -101,7 +101,7 @@ fn start(binary: &QemuBinary, random: &mut Random) -> Result<Machines, LabError>
     let guest = Guest::default();
     let mut config = Config::new(binary, &guest).machine("q35");
     if random.percent(60) {
-        let (a, b) = (random.next() as u32, random.next() & 0xffff_ffff_ffff);
+        let (a, b) = (random.word() as u32, random.word() & 0xffff_ffff_ffff);
         config = config.uuid(&format!("{a:08x}-1111-4222-8333-{b:012x}"));
     }
     let incoming = config.clone().incoming().paused();
@@ -336,8 +336,17 @@ impl Machines {
             }
             Err(error) => {
                 report.why = format!("{error:?}");
+                let hangs = matches!(
+                    error,
+                    LabError::Qmp {
+                        source: QmpError::Hangs { .. },
+                        ..
+                    }
+                );
                 if killed {
                     report.end = SourceEnd::Killed;
+                } else if hangs {
+                    faults.push(format!("frozen: the source: {error}"));
                 } else {
                     faults.push(format!("ended: the source: {error:?}"));
                 }

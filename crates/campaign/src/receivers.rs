@@ -378,7 +378,7 @@ impl Receiver<'_> {
         files(self.folder, &mut left);
         left.retain(|path| !path.ends_with("link") && !path.ends_with("replay"));
         // A process that was killed cannot tidy up.
-        if !self.killed && !(by_signal && !self.asked) {
+        if !self.killed && (self.asked || !by_signal) {
             for path in left {
                 let name = path.display().to_string();
                 let whole = success && !name.ends_with(".partial") && path.starts_with(self.output);

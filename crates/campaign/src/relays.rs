@@ -15,7 +15,7 @@ use crate::process::Bounds;
 use crate::random::Random;
 use crate::scenario::{Kind, Scenario};
 use crate::source::SourceEnd;
-use crate::verdict::{Class, Report, judge};
+use crate::verdict::{Class, Confirmed, Report, judge};
 
 /// A second migration beside the first.
 struct Beside {
@@ -65,7 +65,9 @@ fn carried(
         // Whose line it is cannot be told where there are several migrations.
         for part in &mut parts {
             let reports = std::mem::take(&mut part.reports);
-            let success = |report: &&Report| matches!(report, Report::Success(_));
+            // A success that nobody can confirm claims nothing.
+            let success =
+                |report: &&Report| matches!(report, Report::Success(None | Some(Confirmed::Yes)));
             if reports.iter().filter(success).count() > loads {
                 let name = &part.name;
                 faults.push(format!(

@@ -131,17 +131,23 @@ impl Scenario {
     /// Makes a run of one of these kinds, and what its source sends.
     #[must_use]
     pub fn new(seed: u64, kinds: &[Kind]) -> (Self, Plan) {
+        let (mut scenario, mut random) = Self::chosen(seed, kinds);
+        // Some faults change the shape, and all of them depend on the lengths of what is sent.
+        scenario.reshape();
+        let plan = Plan::new(scenario.shape.clone(), &mut random);
+        scenario.apply(&plan, &mut random);
+        (scenario, plan)
+    }
+
+    /// A run with its fault, which is not at its place yet.
+    fn chosen(seed: u64, kinds: &[Kind]) -> (Self, Random) {
         let mut random = Random::new(seed);
         let any = random.index(kinds.len().max(1));
         let kind = kinds.get(any).copied().unwrap_or(Kind::Relay);
         let mut scenario = Self::sound(seed, kind, &mut random);
         let fault = scenario.choose(&mut random);
         scenario.fault = fault;
-        // Some faults change the shape, and all of them depend on the lengths of what is sent.
-        scenario.reshape();
-        let plan = Plan::new(scenario.shape.clone(), &mut random);
-        scenario.apply(&plan, &mut random);
-        (scenario, plan)
+        (scenario, random)
     }
 
     fn sound(seed: u64, kind: Kind, random: &mut Random) -> Self {
@@ -648,5 +654,48 @@ fn stranger(random: &mut Random) -> Stranger {
         stays: random
             .percent(30)
             .then(|| Duration::from_millis(random.below(60))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::{Kind, Scenario};
+
+    #[test]
+    fn a_seed_is_one_run() {
+        for seed in [0, 1, 77, u64::MAX] {
+            let (a, plan) = Scenario::new(seed, &Kind::ALL);
+            let (b, again) = Scenario::new(seed, &Kind::ALL);
+            assert_eq!(a.brief(), b.brief());
+            assert_eq!(plan.main(), again.main());
+            assert_eq!(plan.bytes(), again.bytes());
+        }
+        let briefs = (0..50).map(|seed| Scenario::new(seed, &Kind::ALL).0.brief());
+        assert_eq!(briefs.collect::<BTreeSet<_>>().len(), 50);
+    }
+
+    #[test]
+    fn every_fault_comes() {
+        let faults = |kind| {
+            let all = (0..2000).map(|seed| Scenario::chosen(seed, &[kind]).0.fault);
+            all.collect::<BTreeSet<_>>()
+        };
+        let relays = faults(Kind::Relays);
+        for fault in [
+            "none",
+            "kill near",
+            "kill far",
+            "kill destination",
+            "second",
+            "flip",
+        ] {
+            assert!(relays.contains(fault), "{fault}: {relays:?}");
+        }
+        assert_eq!(relays.len(), 27, "{relays:?}");
+        assert!(faults(Kind::Receive).contains("full disk"));
+        assert!(!faults(Kind::Engines).contains("duplicate hello"));
+        assert!(faults(Kind::Qemu).contains("destination pauses"));
     }
 }

@@ -13,7 +13,7 @@ use campaign::ends::{Ends, migrate};
 use campaign::link::{self, Happening, LinkBehaviour, LinkFault, Target};
 use campaign::net::{Listener, Socket, Stop};
 use campaign::plan::{Plan, Who};
-use campaign::pool::counts_after;
+use campaign::pool::{counts_after, settled};
 use campaign::process::{Bounds, Multifd};
 use campaign::random::Random;
 use campaign::scenario::{Kind, Scenario};
@@ -318,14 +318,16 @@ fn a_descriptor_and_a_thread_that_stay_are_found() {
     let process = Multifd::start(shell, &arguments, Bounds::default(), folder.path());
     let process = process.expect("a shell");
     process.address().expect("it listens");
-    let before = process.counts();
+    let before = settled(&process, Duration::from_millis(100));
     assert_eq!(
         counts_after(&process, before, Duration::from_millis(100)),
         before
     );
     process.terminate();
     let deadline = Instant::now() + Duration::from_secs(20);
-    while process.counts().files == before.files && Instant::now() < deadline {
+    while settled(&process, Duration::from_millis(100)).files == before.files
+        && Instant::now() < deadline
+    {
         thread::sleep(Duration::from_millis(5));
     }
     let after = counts_after(&process, before, Duration::from_millis(100));
