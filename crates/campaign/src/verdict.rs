@@ -6,13 +6,14 @@
 //! | has it | has seen a failure, refused, or never began | either | when something was broken | kept |
 //! | gave up | has not | yes | never: neither end has the guest | |
 //! | gave up | has not | no | when something was broken, and nobody says success | unknown |
-//! | has it | has it | yes | when the source took its guest back, after its last byte, while SHUT was on its way | gap |
+//! | has it | has it | either | when the source took its guest back after its last byte had been written | gap |
 //! | killed | has not | either | when the source was killed by the campaign | gone |
 //! | any | frozen | either | when the destination's own connection was broken | |
 //! | any | was given other bytes | either | never | |
 //!
-//! The gap is QEMU's own: the destination starts the guest before the source has heard of it. No relay can close it, and
-//! none may call it a success once it has seen the source go.
+//! The gap is QEMU's own: the destination starts the guest before the source has heard of it, and a source can be cancelled
+//! between its last byte and its completion. No relay can close it, and none may call it a success once it has seen the
+//! source go.
 //!
 //! Beside the ends, each part between them is looked at. It says success only where the destination said SHUT(0), or
 //! where it says itself that nobody has confirmed it. It has as many descriptors and threads as before. It leaves no
@@ -207,9 +208,7 @@ fn ends(evidence: &Evidence, faults: &mut Vec<String>) -> Option<Class> {
             ));
             return None;
         }
-        (SourceEnd::Kept, true) if evidence.return_path && evidence.wrote_all && excuse.gap => {
-            Class::Gap
-        }
+        (SourceEnd::Kept, true) if evidence.wrote_all && excuse.gap => Class::Gap,
         (SourceEnd::Kept, true) => {
             faults.push("both: the guest runs at both ends".to_owned());
             return None;
