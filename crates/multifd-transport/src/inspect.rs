@@ -150,6 +150,8 @@ pub struct MainSummary {
     pub page_records: u64,
     /// Whether the source opened the return path.
     pub return_path: bool,
+    /// Whether the source could have switched to postcopy.
+    pub postcopy: bool,
 }
 
 /// What is on a multifd channel, or on several together.
@@ -300,6 +302,7 @@ impl MainSummary {
             MainEvent::ZeroPage { .. } => self.zero_records = self.zero_records.saturating_add(1),
             MainEvent::Page { .. } => self.page_records = self.page_records.saturating_add(1),
             MainEvent::Command(Command::OpenReturnPath) => self.return_path = true,
+            MainEvent::Command(Command::PostcopyAdvise) => self.postcopy = true,
             _ => {}
         }
     }

@@ -114,6 +114,9 @@ pub(crate) trait Keeper: Sync {
     /// Makes what was kept last: everything has arrived but the blocks that are `left_out`, and the source may forget it.
     fn keep(&self, left_out: &[BlockName]) -> Result<(), Cause>;
 
+    /// Forgets what was kept: the source closed before it could be told, and has its guest.
+    fn withdraw(&self);
+
     /// Whether everything that is kept was there once all memory was.
     const NEEDS_MEMORY_ONLY: bool;
 }
@@ -538,9 +541,14 @@ impl<K: Keeper> MainChannel<'_, K> {
         let kept = self.keeper.keep(&left_out);
         *self.left_out.lock().unwrap_or_else(PoisonError::into_inner) = left_out;
         if wanted {
-            self.answers
-                .shut(kept.is_ok(), self.stream)
-                .map_err(gave_up)?;
+            let told = match self.stream.peer_has_closed() {
+                true => Err(Cause::Incomplete),
+                false => self.answers.shut(kept.is_ok(), self.stream).map_err(gave_up),
+            };
+            if told.is_err() && kept.is_ok() {
+                self.keeper.withdraw();
+                return told;
+            }
         }
         kept
     }

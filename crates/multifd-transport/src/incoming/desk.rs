@@ -34,6 +34,9 @@ const TICK: Duration = Duration::from_millis(250);
 /// How long a main channel may say nothing within its set-up.
 const SETUP_SILENCE: Duration = Duration::from_secs(10);
 
+/// How long it may say nothing before channels do not wait for it any more, if they can be another's.
+const SETUP_STALL: Duration = Duration::from_millis(250);
+
 /// How long a set-up may take. Devices that send their state first (virtio-mem) send some megabytes, also over slow links.
 const SETUP_TIMEOUT: Duration = Duration::from_secs(120);
 
@@ -278,7 +281,13 @@ impl Desk {
                 other => other,
             };
             match outcome {
-                Ok(false) => index += 1,
+                Ok(false) => {
+                    if let Some(setup) = self.setups.get(index) {
+                        let stalls = now.duration_since(setup.last) >= SETUP_STALL;
+                        self.matching.main_stalls(setup.id, stalls);
+                    }
+                    index += 1;
+                }
                 Ok(true) => {
                     let setup = self.setups.remove(index);
                     self.matching.main_ready(setup.id, setup.stated, now);

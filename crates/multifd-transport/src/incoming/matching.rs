@@ -96,6 +96,8 @@ struct Main {
     has_preempt: bool,
     /// Its peer has closed it.
     closed: bool,
+    /// It has said nothing for a while, in its set-up.
+    stalls: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -131,6 +133,7 @@ impl Matching {
             engine: false,
             has_preempt: false,
             closed: false,
+            stalls: false,
         });
     }
 
@@ -181,6 +184,14 @@ impl Matching {
             since: now,
             hope: now,
         });
+    }
+
+    /// A main channel says nothing, in its set-up, or goes on. A source sends its set-up at once, so one that stalls is more
+    /// likely a stranger's, for whom nobody is to wait.
+    pub fn main_stalls(&mut self, id: Id, stalls: bool) {
+        if let Some(main) = self.main(id) {
+            main.stalls = stalls;
+        }
     }
 
     /// A main channel was closed by its peer.
@@ -329,6 +340,7 @@ impl Matching {
             narrow(&mut claimants, |main| main.names(orphan.uuid));
         }
         narrow(&mut claimants, |main| main.peer == orphan.peer);
+        narrow(&mut claimants, |main| !main.stalls);
         if claimants.iter().all(|main| main.ready.is_some()) {
             narrow(&mut claimants, |main| {
                 main.uuid.is_some() || main.ready.is_some_and(|(_, stated)| stated.has_channels)
@@ -530,6 +542,18 @@ mod tests {
         matching.main_ready(20, MULTIFD, now);
         matching.channel_came(3, [0; 16], 0, UNIX, now);
         assert_eq!(matching.decide(now), [give(2, 20), give(3, 20)]);
+    }
+
+    #[test]
+    fn nobody_waits_for_a_stranger_that_stalls_in_its_set_up() {
+        let (mut matching, now) = (Matching::default(), Instant::now());
+        matching.main_came(10, UNIX);
+        matching.main_came(20, UNIX);
+        matching.main_ready(20, MULTIFD, now);
+        matching.channel_came(1, [0; 16], 0, UNIX, now);
+        assert_eq!(matching.decide(now), [], "the other one may go on");
+        matching.main_stalls(10, true);
+        assert_eq!(matching.decide(now), [give(1, 20)]);
     }
 
     #[test]
