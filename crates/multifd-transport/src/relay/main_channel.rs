@@ -359,7 +359,7 @@ pub(super) fn back(link: &Link, outline: &Outline, gate: &Gate) -> Result<(), Fa
         if count == 0 {
             break;
         }
-        gate.begin();
+        gate.answered();
         let bytes = buffer.get(..count).unwrap_or_default();
         // Before it is passed on: the source may answer the last byte at once, by closing.
         let had_gone = link.source.peer_has_closed();

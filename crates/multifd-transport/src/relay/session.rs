@@ -323,7 +323,7 @@ impl<'env> Session<'env> {
                     }
                     failure = Some(worse(failure, fault));
                 }
-                if !settled && self.gate.has_begun() {
+                if !settled && self.gate.has_answered() {
                     settled = true;
                     settle();
                 }
