@@ -194,6 +194,19 @@ impl Matching {
         }
     }
 
+    /// Whether a channel which may be this main channel's is to be decided about within a moment: its peer has closed it, as
+    /// that of a short migration does, or of an attempt before.
+    pub fn is_undecided(&self, main: Id, now: Instant) -> bool {
+        let mut closed = self
+            .orphans
+            .iter()
+            .filter(|orphan| orphan.is_closed_anew(now));
+        closed.any(|orphan| {
+            let claimants = self.claimants(orphan, now);
+            claimants.iter().any(|claimant| claimant.id == main)
+        })
+    }
+
     /// The channels without a main channel.
     pub fn orphans(&self) -> impl Iterator<Item = Id> {
         self.orphans.iter().map(|orphan| orphan.id)
