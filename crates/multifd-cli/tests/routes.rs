@@ -9,9 +9,7 @@ use multifd_transport::Address;
 use multifd_wire::Method;
 use serde_json::{Value, json};
 use support::made::{Channel, Shape, short};
-use support::peers::{
-    Destination, Limits, Role, SHUT_WELL, Source, dial, dial_from, end_of, write,
-};
+use support::peers::{Destination, Limits, Role, SHUT_WELL, Source, dial, dial_from};
 use support::{Migration, Multifd, record, replay, send};
 
 fn parse(text: &str) -> Value {
@@ -221,6 +219,7 @@ fn both_end_well(
         assert!(source.hears(&SHUT_WELL).ends_with(&SHUT_WELL));
         source.finish();
     }
+    destination.forget();
     let mut pages = [0, 1].map(|_| {
         let report = parse(&relay.result());
         assert_eq!(report["confirmed"], true, "{report}");
@@ -343,6 +342,7 @@ fn two_processes_at_one_socket() {
     }));
     destination.say_all(Role::Main, &SHUT_WELL);
     for replay in replaying {
+        // It has its word, and closes.
         assert!(
             replay
                 .end()
@@ -350,12 +350,13 @@ fn two_processes_at_one_socket() {
                 .contains("the destination has the guest")
         );
     }
+    destination.forget();
     let mut pages = [0, 1].map(|_| parse(&relay.result())["pages"].as_u64().expect("a number"));
     pages.sort();
     assert_eq!(pages, [2, 3]);
 }
 
-/// A destination that takes nothing more holds up its own migration.
+/// From a host of its own, with a channel that lies.
 #[test]
 fn one_that_fails_at_an_address_fails_alone() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -395,7 +396,6 @@ fn one_that_fails_at_an_address_fails_alone() {
     destination.say(Role::Main, &SHUT_WELL);
     assert!(endless.hears(&SHUT_WELL).ends_with(&SHUT_WELL));
     endless.finish();
-    end_of(&endless.main);
+    destination.forget();
     assert_eq!(parse(&relay.result())["confirmed"], true);
-    write(&lying.main, b"");
 }

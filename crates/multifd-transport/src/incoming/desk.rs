@@ -358,6 +358,8 @@ impl Desk {
                 }
             }
         }
+        let unspoken = self.unspoken.iter().map(|unspoken| unspoken.peer);
+        self.matching.set_unspoken(unspoken);
         for decision in self.matching.decide(now) {
             match decision {
                 Decision::Give { channel, main } => {
@@ -395,7 +397,13 @@ impl Desk {
         self.begun = undecided;
         let begun: Vec<Ready> = begun;
         for ready in begun {
-            self.shared.put(ready);
+            match ready {
+                Ready::Qemu(incoming) if self.refuses_new => {
+                    let reason = Reason::OtherKind(SetupFault::Ending);
+                    self.pass_over(&incoming.main, reason);
+                }
+                other => self.shared.put(other),
+            }
         }
     }
 
