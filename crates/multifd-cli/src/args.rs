@@ -52,10 +52,11 @@ Example, between two QEMUs that use no compression:
   multifd relay --listen unix:/run/src.sock --connect tcp:dst:4444 --compression zstd")]
 pub struct RelayArgs {
     /// Where the source QEMU, or another relay, connects to.
-    #[arg(long, value_name = "ADDR", value_parser = address())]
+    #[arg(long, value_name = "ADDR", value_parser = address(), requires = "connect")]
+    #[arg(required_unless_present_any = ["route", "routes"])]
     pub listen: Option<Address>,
     /// Where the destination QEMU, or another relay, listens.
-    #[arg(long, value_name = "ADDR", value_parser = address())]
+    #[arg(long, value_name = "ADDR", value_parser = address(), requires = "listen")]
     pub connect: Option<Address>,
     /// One more pair of both, as often as you like.
     #[arg(long, value_name = "LISTEN=CONNECT", value_parser = Route::parser())]

@@ -77,6 +77,9 @@ fn two_relays_with_a_method_between_them_change_nothing() {
                     "{}",
                     capture.name()
                 );
+                let confirmed = capture.migration.return_path.then_some(true);
+                assert_eq!(report["confirmed"], Value::from(confirmed), "{report}");
+                assert_eq!(report["remarks"], Value::Array(Vec::new()), "{report}");
             }
         }
     }

@@ -45,7 +45,7 @@ fn every_method_with_and_without_a_return_path() {
                     &summary["pages"],
                     &summary["zero_pages"]
                 ),
-                (&json!(2), &json!(5), &json!(3))
+                (&json!(2), &json!(5), &json!(4))
             );
             assert_eq!(
                 (&block["name"], &block["pages"]),
@@ -54,6 +54,9 @@ fn every_method_with_and_without_a_return_path() {
             let bytes =
                 migration.main.len() + migration.channels.iter().map(Vec::len).sum::<usize>();
             assert_eq!(summary["bytes_in"], bytes);
+            let confirmed = return_path.then_some(true);
+            assert_eq!(summary["confirmed"], json!(confirmed), "{summary}");
+            assert_eq!(summary["left_out"], json!([]), "{summary}");
             assert_eq!(made::pages(&images.join(IMAGE), 6), made::SOUND_PAGES);
             assert_eq!(files(&images), [IMAGE]);
             let answers = [&ACK[..], &PONG, &SHUT_WELL].concat();
@@ -102,7 +105,7 @@ fn a_machine_from_before_flush_marks() {
     let bodies: [&[u8]; 4] = [
         &[],
         &zero_record(0),
-        &[zero_record(4096), zero_record(12288)].concat(),
+        &[4096, 12288, 16384, 20480].map(zero_record).concat(),
         &[],
     ];
     let migration = Migration {
@@ -145,7 +148,14 @@ fn a_machine_from_before_flush_marks() {
 #[test]
 fn without_multifd_all_pages_come_on_the_main_channel() {
     let folder = tempfile::tempdir().expect("a folder");
-    let first = [page_record(0, 5), zero_record(4096), page_record(8192, 6)].concat();
+    let rest = [12288, 16384, 20480].map(zero_record).concat();
+    let first = [
+        page_record(0, 5),
+        zero_record(4096),
+        page_record(8192, 6),
+        rest,
+    ]
+    .concat();
     let second = [zero_record(0), page_record(4096, 7)].concat();
     let migration = Migration {
         main: Main {
@@ -191,7 +201,7 @@ fn no_channel_gets_ahead_of_a_round() {
     let fast_bytes = Channel::new(1, Method::None)
         .sync()
         .sync()
-        .pages(&[(0, 2)], &[4096])
+        .pages(&[(0, 2)], &[4096, 8192, 12288, 16384, 20480])
         .sync()
         .bytes();
     let bodies: [&[u8]; 3] = [&FLUSH, &FLUSH, &FLUSH];
@@ -237,6 +247,7 @@ fn a_page_behind_the_last_sync_is_refused() {
     let mut migration = sound(Method::None, true);
     let late = Channel::new(1, Method::None)
         .sync()
+        .pages(&[(12288, 3)], &[16384, 20480])
         .sync()
         .sync()
         .pages(&[(0, 1)], &[]);
@@ -341,10 +352,10 @@ fn over_tcp_on_a_port_that_the_system_chooses() {
     send(&sound(Method::Zstd, true), &receiving.address());
     let text = receiving.end().well();
     let lines: Vec<_> = text.lines().collect();
-    let block = format!("block pc.ram, bytes 1048576, pages 5, zero pages 3, file {dump}/{IMAGE}");
+    let block = format!("block pc.ram, bytes 24576, pages 5, zero pages 4, file {dump}/{IMAGE}");
     assert_eq!(lines[0], block);
     assert!(
-        lines[1].starts_with("channels 2, pages 5, zero pages 3, bytes in "),
+        lines[1].starts_with("channels 2, pages 5, zero pages 4, bytes in "),
         "{}",
         lines[1]
     );

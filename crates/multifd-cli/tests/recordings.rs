@@ -3,14 +3,12 @@
 mod support;
 
 use std::fs;
-use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
-use std::thread;
 
 use multifd_transport::Address;
-use multifd_transport::incoming::{Acceptor, Incoming};
 use multifd_wire::Method;
 use support::made::{self, Channel, sound};
+use support::peers::{Destination, Limits, Role, Seen};
 use support::{Ended, Migration, Multifd, files, receive, record, replay, send};
 
 /// A recording of a sound migration.
@@ -20,7 +18,7 @@ fn recorded(folder: &Path, method: Method, return_path: bool) -> PathBuf {
     let back = send(&sound(method, return_path), &recording.address());
     let text = recording.end().well();
     assert!(
-        text.starts_with("channels 2, pages 5, zero pages 3, bytes in "),
+        text.starts_with("channels 2, pages 5, zero pages 4, bytes in "),
         "{text}"
     );
     assert_eq!(back.is_empty(), !return_path);
@@ -114,33 +112,21 @@ fn a_damaged_recording_is_refused_before_anybody_is_dialled() {
 }
 
 /// Replays a recording with a return path to a destination which takes everything and then does as `answer` says.
-fn answered(answer: impl FnOnce(Incoming) + Send) -> Ended {
+fn answered(answer: impl FnOnce(&Destination)) -> Ended {
     let folder = tempfile::tempdir().expect("a folder");
     let file = recorded(folder.path(), Method::None, true);
-    let address = Address::Unix(folder.path().join("destination"));
-    let mut acceptor = Acceptor::bind(&address).expect("a listener");
-    thread::scope(|scope| {
-        scope.spawn(move || {
-            let incoming = acceptor.accept().expect("a migration");
-            let whole = sound(Method::None, true).main.len();
-            let mut main = vec![0; whole - incoming.main_start.len()];
-            (&incoming.main).read_exact(&mut main).expect("all of main");
-            for channel in &incoming.channels {
-                (&channel.stream)
-                    .read_to_end(&mut Vec::new())
-                    .expect("all of a channel");
-            }
-            answer(incoming);
-        });
-        replay(&file, &address).end()
-    })
+    let destination = Destination::new(folder.path(), 2).silent();
+    let replaying = replay(&file, &destination.address);
+    let whole = sound(Method::None, true);
+    drop(destination.wait("a whole migration", |seen| seen.has_all(&whole)));
+    answer(&destination);
+    replaying.end()
 }
 
 #[test]
 fn the_destination_has_the_last_word() {
-    let says = |bytes: &'static [u8]| {
-        move |incoming: Incoming| (&incoming.main).write_all(bytes).expect("a reader")
-    };
+    let says =
+        |bytes: &'static [u8]| move |destination: &Destination| destination.say(Role::Main, bytes);
     answered(says(b"\0\x02\0\x04\0\0\0\x01\0\x01\0\x04\0\0\0\0")).well();
 
     let refused = answered(says(b"\0\x01\0\x04\0\0\0\x05"));
@@ -152,7 +138,7 @@ fn the_destination_has_the_last_word() {
         "{refused:?}"
     );
 
-    let silent = answered(drop);
+    let silent = answered(Destination::close_all);
     assert_eq!(silent.status.code(), Some(1));
     assert!(
         silent.stderr.contains("closed without saying"),
@@ -160,42 +146,44 @@ fn the_destination_has_the_last_word() {
     );
 }
 
-/// Replays a recording of `migration` to a destination which takes all of main and channel 1 and the first bytes of
-/// channel 0, then closes everything.
+/// Replays a recording of `migration` to a destination which takes all of main and the first bytes of each channel, then
+/// closes everything.
 fn deserted(migration: &Migration, taken: usize) -> Ended {
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("guest.mfd");
     let mut recording = record(&file);
     send(migration, &recording.address());
     recording.end().well();
+    let limits = Limits {
+        channel: taken,
+        ..Limits::default()
+    };
     let address = Address::Unix(folder.path().join("destination"));
-    let mut acceptor = Acceptor::bind(&address).expect("a listener");
-    thread::scope(|scope| {
-        scope.spawn(move || {
-            let incoming = acceptor.accept().expect("a migration");
-            let [zero, one] = &incoming.channels[..] else {
-                panic!("two channels")
-            };
-            (&one.stream)
-                .read_to_end(&mut Vec::new())
-                .expect("a writer");
-            let mut bytes = vec![0; taken];
-            (&zero.stream).read_exact(&mut bytes).expect("a writer");
-        });
-        replay(&file, &address).end()
-    })
+    let destination = Destination::at(&address, 2, limits);
+    let replaying = replay(&file, &address);
+    let has_read = |seen: &Seen, role, most: usize| {
+        seen.of(role)
+            .is_some_and(|connection| connection.bytes.len() >= most)
+    };
+    drop(destination.wait("its share", |seen| {
+        let channels = migration.channels.iter().zip(0..);
+        let mut channels =
+            channels.map(|(bytes, id)| has_read(seen, Role::Channel(id), bytes.len().min(taken)));
+        has_read(seen, Role::Main, migration.main.len()) && channels.all(|has_read| has_read)
+    }));
+    destination.close_all();
+    replaying.end()
 }
 
 #[test]
 fn a_destination_that_dies_ends_a_replay() {
     let mut migration = sound(Method::None, false);
-    let pages: Vec<_> = (0..128).map(|page| (page * 4096, 1)).collect();
-    let long = Channel::new(0, Method::None)
-        .sync()
-        .pages(&pages, &[])
-        .sync()
-        .sync();
-    migration.channels[0] = long.bytes();
+    let pages: Vec<_> = (0..6).map(|page| (page * 4096, 1)).collect();
+    let mut long = Channel::new(0, Method::None).sync();
+    for _ in 0..40 {
+        long = long.pages(&pages, &[]);
+    }
+    migration.channels[0] = long.sync().sync().bytes();
     let ended = deserted(&migration, 10_000);
     assert_eq!(ended.status.code(), Some(1));
     assert!(
@@ -210,7 +198,7 @@ fn a_destination_that_dies_ends_a_replay() {
 #[test]
 fn a_destination_needs_no_empty_packets() {
     let mut migration = sound(Method::None, false);
-    let needed = migration.channels[0].len() - 64;
+    let needed = migration.channels[0].len();
     let mut empty = Channel::new(0, Method::None).sync().bytes().split_off(64);
     empty[11] = 0;
     // More than the system buffers.
@@ -231,12 +219,12 @@ fn inspect_sees_all_streams_of_a_recording() {
         (&report["packets"], &report["sync"]),
         (&10.into(), &6.into())
     );
-    assert_eq!((&report["normal"], &report["zero"]), (&5.into(), &3.into()));
+    assert_eq!((&report["normal"], &report["zero"]), (&5.into(), &4.into()));
     assert_eq!(
         (&report["flush"], &report["methods"][0]),
         (&3.into(), &"zlib".into())
     );
-    assert_eq!(report["blocks"][0]["bytes"], 1 << 20);
+    assert_eq!(report["blocks"][0]["bytes"], 6 << 12);
     let streams = report["streams"].as_array().expect("streams");
     assert_eq!(streams.len(), 3);
     assert_eq!(

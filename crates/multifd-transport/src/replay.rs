@@ -4,12 +4,13 @@ use std::fs::File;
 use std::io::{self, BufReader, Write};
 use std::net::Shutdown;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
+use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use multifd_wire::Hello;
 use multifd_wire::return_path::{Message, ReturnPathReceiver};
 
 use crate::dial::{DIAL_TIMEOUT, Target};
@@ -20,6 +21,30 @@ use crate::inspect::{Damage, InspectError, Inspection, StreamFault, Summary};
 use crate::recording::{RecordingError, StreamReader};
 use crate::stream::hung_up;
 use crate::{Address, Stream};
+
+/// Channels that have said hello, or never will.
+#[derive(Default)]
+struct Hellos(Mutex<usize>, Condvar);
+
+impl Hellos {
+    /// Every channel's writer comes to it, or ends.
+    fn wait(&self, channels: usize) {
+        let said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let outcome = self.1.wait_while(said, |said| *said < channels);
+        drop(outcome.unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+/// Dropped, a channel has said hello.
+struct Told<'a>(&'a Hellos);
+
+impl Drop for Told<'_> {
+    fn drop(&mut self) {
+        let mut said = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *said = said.saturating_add(1);
+        self.0.1.notify_all();
+    }
+}
 
 /// The messages of the return path have a few bytes each, and there are few.
 const ANSWER_BYTES: usize = 512;
@@ -176,7 +201,7 @@ impl Replay {
                 cause,
             }
         };
-        // All are open before the first byte of main: that is how a receiver knows how many there are.
+        // All are open, and have said hello, before the first byte of main: so it is with a source too.
         let mut links = Vec::new();
         let cannot_dial = |source| Cause::Dial {
             address: connect.clone(),
@@ -193,6 +218,7 @@ impl Replay {
             links.push((recorded, stream));
         }
         let sent = AtomicU64::new(0);
+        let hellos = Hellos::default();
         let verdict = OnceLock::new();
         let close_all = || {
             for (_, stream) in &links {
@@ -203,12 +229,21 @@ impl Replay {
         let first = thread::scope(|scope| {
             let (ended, endings) = mpsc::channel();
             let (sent, verdict, close_all) = (&sent, &verdict, &close_all);
+            let hellos = &hellos;
             for (recorded, stream) in &links {
                 let channel = recorded.channel;
                 let tell = ended.clone();
                 scope.spawn(move || {
                     told(&tell, close_all, || {
-                        self.write(recorded, stream, sent).map_err(failed(channel))
+                        let told = match channel {
+                            Channel::Main => {
+                                hellos.wait(self.channels());
+                                None
+                            }
+                            _ => Some(Told(hellos)),
+                        };
+                        self.write(recorded, stream, sent, told)
+                            .map_err(failed(channel))
                     })
                 });
                 if channel == Channel::Main {
@@ -252,6 +287,7 @@ impl Replay {
         recorded: &Recorded,
         mut stream: &Stream,
         sent: &AtomicU64,
+        mut hello: Option<Told<'_>>,
     ) -> Result<(), Cause> {
         let io = |source| RecordingError::Io { offset: 0, source };
         let file = File::open(&self.path).map_err(io)?;
@@ -272,8 +308,12 @@ impl Replay {
                 bytes = bytes.get(count..).unwrap_or_default();
                 written = written.saturating_add(count as u64);
                 sent.fetch_add(count as u64, Ordering::Relaxed);
+                if written >= Hello::LEN as u64 {
+                    hello = None;
+                }
             }
         }
+        drop(hello);
         // A source that waits for an answer closes main only when it has it.
         if recorded.channel != Channel::Main || !self.return_path {
             stream.shutdown(Shutdown::Write)?;

@@ -204,6 +204,34 @@ impl Rounds {
         }
     }
 
+    /// Waits until the main channel has named the RAM blocks.
+    ///
+    /// # Errors
+    ///
+    /// [`RoundFault::Stopped`].
+    pub(crate) fn wait_open(&self) -> Result<(), RoundFault> {
+        let mut state = self.lock();
+        while state.main == MainState::Opening {
+            if state.stopped {
+                return Err(RoundFault::Stopped);
+            }
+            state = self.wait(state);
+        }
+        Ok(())
+    }
+
+    /// A channel that has ended short of a round's end, if there is one.
+    pub(crate) fn lost(&self) -> Option<(usize, RoundFault)> {
+        let state = self.lock();
+        let wanted = state.marks;
+        let mut channels = state.channels.iter();
+        let lost = channels.find(|(_, channel)| channel.ended && channel.syncs < wanted);
+        lost.map(|(&id, channel)| {
+            let found = channel.syncs;
+            (id, RoundFault::MissingSync { found, wanted })
+        })
+    }
+
     /// Whether the main channel has marked its last round.
     pub(crate) fn is_finished(&self) -> bool {
         self.lock().main == MainState::Finished
@@ -333,6 +361,42 @@ mod tests {
 
     /// Long enough for a thread that does not wait to have passed.
     const A_WHILE: Duration = Duration::from_millis(50);
+
+    #[test]
+    fn pages_wait_for_the_list_of_blocks() {
+        let rounds = Rounds::new(1);
+        let waited = AtomicUsize::new(0);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                rounds.wait_open().unwrap();
+                waited.fetch_add(1, Ordering::SeqCst);
+            });
+            thread::sleep(A_WHILE);
+            assert_eq!(waited.load(Ordering::SeqCst), 0);
+            rounds.open();
+        });
+        assert_eq!(waited.into_inner(), 1);
+        let stopped = Rounds::new(1);
+        stopped.stop();
+        assert_eq!(stopped.wait_open(), Err(RoundFault::Stopped));
+    }
+
+    #[test]
+    fn a_late_channel_that_ends_early_is_named() {
+        let rounds = Rounds::new(1);
+        rounds.open();
+        rounds.arrive(0);
+        rounds.mark().unwrap();
+        assert_eq!(rounds.lost(), None);
+        rounds.join(1);
+        assert_eq!(rounds.lost(), None, "it may go on");
+        rounds.leave(1).unwrap();
+        let (found, wanted) = (0, 1);
+        assert_eq!(
+            rounds.lost(),
+            Some((1, RoundFault::MissingSync { found, wanted }))
+        );
+    }
 
     #[test]
     fn nobody_passes_before_all_are_there() {

@@ -15,9 +15,8 @@ use multifd_codec::Settings;
 use multifd_wire::main_stream::{Command, Configuration, MainEvent, MainReceiver};
 use multifd_wire::{BlockName, Fault, Hello, Limits, PageSize, RamPacket};
 
-use crate::Stream;
 use crate::answers::Answers;
-use crate::coverage::{Coverage, CoverageFault};
+use crate::coverage::Coverage;
 use crate::endings::told;
 use crate::failure::{Cause, Channel, Failure, Leg, SetupFault};
 use crate::incoming::{Acceptor, Arrival, Incoming, IncomingChannel};
@@ -25,6 +24,7 @@ use crate::marks::Marks;
 use crate::parameters::Cancel;
 use crate::rounds::{RoundFault, Rounds};
 use crate::stream::hung_up;
+use crate::{EngineFault, Stream};
 
 /// The main channel carries little beside multifd, and a guest's whole memory without it.
 const BUFFER_BYTES: usize = 64 << 10;
@@ -143,11 +143,14 @@ impl Seat<'_> {
         }
     }
 
-    /// All pages of a packet have come.
-    pub(crate) fn came(&self, packet: &RamPacket) -> Result<(), CoverageFault> {
+    /// All pages of a packet have come. The blocks that it names may still be on their way to the list of them.
+    pub(crate) fn came(&self, packet: &RamPacket) -> Result<(), Cause> {
         let Some(page_size) = packet.page_size() else {
             return Ok(());
         };
+        if !packet.normal().is_empty() || !packet.zero().is_empty() {
+            self.rounds.wait_open()?;
+        }
         for offsets in [packet.normal(), packet.zero()] {
             if !offsets.is_empty() {
                 self.coverage.note(packet.block(), page_size, offsets)?;
@@ -293,6 +296,15 @@ pub(crate) fn take(
     let failure = thread::scope(|scope| {
         let (main, rounds, tally, coverage) = (&main, &rounds, &tally, &coverage);
         let close_all = &close_all;
+        // Channels that have come already are there before the first mark is read.
+        let mut early = Vec::new();
+        while let Ok(event) = events.try_recv() {
+            if let Event::Arrival(Arrival::Channel(channel)) = &event {
+                rounds.join(usize::from(channel.hello.channel));
+            }
+            early.push(event);
+        }
+        let mut early = early.into_iter();
         let work = move || main.run(settings.limits);
         let mut failure = spawn(scope, &tell, close_all, work).err();
         let mut running = usize::from(failure.is_none());
@@ -301,13 +313,17 @@ pub(crate) fn take(
             close_all();
         }
         while running > 0 {
-            let fault = match events.recv_timeout(PROGRESS_INTERVAL) {
+            let next = early
+                .next()
+                .map_or_else(|| events.recv_timeout(PROGRESS_INTERVAL), Ok);
+            let fault = match next {
                 Ok(Event::Ended(outcome)) => {
                     running = running.saturating_sub(1);
                     outcome.err()
                 }
                 Ok(Event::Arrival(Arrival::Channel(IncomingChannel { hello, stream }))) => {
                     let index = usize::from(hello.channel);
+                    // Nothing of it has been counted so far.
                     rounds.join(index);
                     let stream = Arc::new(stream);
                     connections.add(&stream);
@@ -336,6 +352,9 @@ pub(crate) fn take(
                 Ok(Event::Arrival(Arrival::Preempt(_))) | Err(RecvTimeoutError::Timeout) => None,
                 Err(RecvTimeoutError::Disconnected) => break,
             };
+            let is_unwanted = cancel.is_cancelled() && !main.answers.is_settled();
+            let unwanted = || Failure::here(EngineFault::Cancelled.into());
+            let fault = fault.or_else(|| is_unwanted.then(unwanted));
             if let (Some(fault), None) = (fault, &failure) {
                 failure = Some(fault);
                 close_all();
@@ -520,6 +539,9 @@ impl<K: Keeper> MainChannel<'_, K> {
         while let Err(fault) = self.coverage.check(outline.ignores_shared) {
             if self.rounds.is_stopped() {
                 return Err(RoundFault::Stopped.into());
+            }
+            if let Some((index, fault)) = self.rounds.lost() {
+                return Err(blame((Some(index), fault), culprit));
             }
             if last.0.elapsed() >= PAGES_TIMEOUT || self.source_has_ended() {
                 return Err(fault.into());

@@ -10,7 +10,8 @@ use super::Migration;
 pub const PAGE: PageSize = PageSize::K4;
 pub const PAGE_BYTES: usize = 4096;
 pub const BLOCK: &str = "pc.ram";
-pub const BLOCK_BYTES: u64 = 1 << 20;
+/// As many pages as [`sound`] sends: a receiver wants every page of a block.
+pub const BLOCK_BYTES: u64 = 6 << 12;
 
 /// A record which says that all channels have synchronised.
 pub const FLUSH: [u8; 8] = 0x200_u64.to_be_bytes();
@@ -51,6 +52,106 @@ impl Main<'_> {
     }
 }
 
+/// The main channel of a migration that is out of the ordinary.
+pub struct Shape<'a> {
+    /// What the configuration lists.
+    pub capabilities: &'a [&'a str],
+    /// With `validate-uuid`.
+    pub uuid: Option<[u8; 16]>,
+    pub return_path: bool,
+    /// POSTCOPY_ADVISE, with the sizes of the host's pages, one bit each.
+    pub advise: Option<u64>,
+    /// Each with its length, and the size of its pages where that is told.
+    pub blocks: &'a [(&'a str, u64, Option<u64>)],
+    /// Stands behind the first body of the RAM section.
+    pub behind_setup: &'a [u8],
+    /// Stands behind the last one.
+    pub end: &'a [u8],
+}
+
+/// As a QEMU ends a stream.
+pub const END: &[u8] = b"\0\x06\0\0\0\x02{}";
+
+impl Default for Shape<'_> {
+    fn default() -> Self {
+        Self {
+            capabilities: &[],
+            uuid: None,
+            return_path: false,
+            advise: None,
+            blocks: &[(BLOCK, BLOCK_BYTES, None)],
+            behind_setup: &[],
+            end: END,
+        }
+    }
+}
+
+impl Shape<'_> {
+    /// With a flush mark in its set-up and so many behind it.
+    pub fn bytes(&self, marks: usize) -> Vec<u8> {
+        let mut bytes = self.set_up();
+        bytes.extend_from_slice(self.behind_setup);
+        for left in (0..marks).rev() {
+            bytes.push(if left == 0 { 3 } else { 2 });
+            bytes.extend_from_slice(&[0, 0, 0, 2]);
+            bytes.extend_from_slice(&FLUSH);
+            bytes.extend_from_slice(BODY_END);
+        }
+        bytes.extend_from_slice(self.end);
+        bytes
+    }
+
+    /// Up to the end of the first body of the RAM section.
+    pub fn set_up(&self) -> Vec<u8> {
+        let mut bytes = b"QEVM\0\0\0\x03\x07\0\0\0\x04none".to_vec();
+        let mut subsection = |name: &str, data: &[u8]| {
+            bytes.extend_from_slice(&[5, name.len() as u8]);
+            bytes.extend_from_slice(name.as_bytes());
+            bytes.extend_from_slice(&1_u32.to_be_bytes());
+            bytes.extend_from_slice(data);
+        };
+        if !self.capabilities.is_empty() {
+            let mut list = (self.capabilities.len() as u32).to_be_bytes().to_vec();
+            for name in self.capabilities {
+                list.push(name.len() as u8);
+                list.extend_from_slice(name.as_bytes());
+            }
+            subsection("configuration/capabilities", &list);
+        }
+        if let Some(uuid) = self.uuid {
+            subsection("configuration/uuid", &uuid);
+        }
+        if self.return_path {
+            bytes.extend_from_slice(b"\x08\0\x01\0\0\x08\0\x02\0\x04\0\0\0\x01");
+        }
+        if let Some(page_sizes) = self.advise {
+            bytes.extend_from_slice(b"\x08\0\x03\0\x10");
+            bytes.extend_from_slice(&page_sizes.to_be_bytes());
+            bytes.extend_from_slice(&4096_u64.to_be_bytes());
+        }
+        let total: u64 = self.blocks.iter().map(|(_, length, _)| length).sum();
+        bytes.extend_from_slice(b"\x01\0\0\0\x02\x03ram\0\0\0\0\0\0\0\x04");
+        bytes.extend_from_slice(&(total | 0x04).to_be_bytes());
+        for (index, (name, length, page_size)) in self.blocks.iter().enumerate() {
+            bytes.push(name.len() as u8);
+            bytes.extend_from_slice(name.as_bytes());
+            bytes.extend_from_slice(&length.to_be_bytes());
+            if let Some(page_size) = page_size {
+                bytes.extend_from_slice(&page_size.to_be_bytes());
+            }
+            if self.capabilities.contains(&"x-ignore-shared") {
+                bytes.extend_from_slice(&(index as u64 * (1 << 30)).to_be_bytes());
+            }
+        }
+        bytes.extend_from_slice(&FLUSH);
+        bytes.extend_from_slice(BODY_END);
+        bytes
+    }
+}
+
+/// The end of a body of the RAM section.
+const BODY_END: &[u8] = b"\0\0\0\0\0\0\0\x10\x7e\0\0\0\x02";
+
 /// A record of a zero page.
 pub fn zero_record(offset: u64) -> Vec<u8> {
     let mut record = (offset | 0x02).to_be_bytes().to_vec();
@@ -76,8 +177,13 @@ pub struct Channel {
 
 impl Channel {
     pub fn new(id: u8, method: Method) -> Self {
+        Self::of_vm([0; 16], id, method)
+    }
+
+    /// A channel of the VM with this UUID.
+    pub fn of_vm(uuid: [u8; 16], id: u8, method: Method) -> Self {
         let hello = Hello {
-            uuid: [0; 16],
+            uuid,
             channel: id,
             reserved: [0; 39],
         };
@@ -162,7 +268,7 @@ pub fn sound(method: Method, return_path: bool) -> Migration {
                 .sync()
                 .pages(&[(12288, 3)], &[])
                 .sync()
-                .pages(&[(16384, 4)], &[0, 12288])
+                .pages(&[(16384, 4)], &[0, 12288, 20480])
                 .sync()
                 .bytes(),
         ],
@@ -170,6 +276,49 @@ pub fn sound(method: Method, return_path: bool) -> Migration {
         closed: None,
     }
 }
+
+/// A migration on two channels that are too long for the buffers of sockets, with a mark behind the set-up and one at the end.
+pub fn long(shape: &Shape<'_>) -> Migration {
+    let channel = |id| {
+        let pages =
+            |number: u64| -> Vec<_> { (0..6).map(|page| (page << 12, number as u8)).collect() };
+        let mut channel = Channel::new(id, Method::None).sync();
+        for number in 0..60 {
+            channel = channel.pages(&pages(number), &[]);
+        }
+        channel.sync().bytes()
+    };
+    Migration {
+        main: shape.bytes(1),
+        channels: vec![channel(0), channel(1)],
+        return_path: shape.return_path,
+        closed: None,
+    }
+}
+
+/// A migration of six pages on two channels, with one mark behind the set-up.
+pub fn short(shape: &Shape<'_>) -> Migration {
+    let uuid = shape.uuid.unwrap_or_default();
+    let channel = |id| Channel::of_vm(uuid, id, Method::None).sync();
+    Migration {
+        main: shape.bytes(1),
+        channels: vec![
+            channel(0)
+                .pages(&[(0, 1), (4096, 2)], &[8192])
+                .sync()
+                .bytes(),
+            channel(1)
+                .pages(&[(12288, 3)], &[16384, 20480])
+                .sync()
+                .bytes(),
+        ],
+        return_path: shape.return_path,
+        closed: None,
+    }
+}
+
+/// The pages of the block after [`short`].
+pub const SHORT_PAGES: [u8; 6] = [1, 2, 0, 3, 0, 0];
 
 /// One byte of each of the first `count` pages of an image.
 pub fn pages(image: &Path, count: usize) -> Vec<u8> {

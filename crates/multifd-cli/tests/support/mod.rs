@@ -3,6 +3,7 @@
 
 pub mod captures;
 pub mod made;
+pub mod peers;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::Shutdown;
@@ -13,6 +14,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use multifd_transport::{Address, Stream};
+use multifd_wire::Hello;
 use sha2::{Digest, Sha256};
 
 /// No step of a test takes nearly as long; what does, hangs.
@@ -213,7 +215,8 @@ pub struct Migration {
     pub closed: Option<usize>,
 }
 
-/// Sends a migration as a QEMU does: all connections are open before main's first byte, each is written by itself.
+/// Sends a migration as a QEMU does: all connections are open, and each channel has said hello, before main's first byte;
+/// then each is written by itself.
 /// Answers what came back on main.
 pub fn send(migration: &Migration, address: &Address) -> Vec<u8> {
     let dial = || {
@@ -223,6 +226,10 @@ pub fn send(migration: &Migration, address: &Address) -> Vec<u8> {
     };
     let main = dial();
     let channels: Vec<_> = migration.channels.iter().map(|_| dial()).collect();
+    let hello_of = |bytes: &[u8]| bytes.len().min(Hello::LEN);
+    for (mut stream, bytes) in channels.iter().zip(&migration.channels) {
+        let _ = stream.write_all(&bytes[..hello_of(bytes)]);
+    }
     // A receiver that fails closes everything; what it says of that is what a test looks at.
     let write = |mut stream: &Stream, bytes: &[u8], closed| {
         let _ = stream.write_all(bytes);
@@ -233,7 +240,8 @@ pub fn send(migration: &Migration, address: &Address) -> Vec<u8> {
     let mut back = Vec::new();
     thread::scope(|scope| {
         for (index, (stream, bytes)) in channels.iter().zip(&migration.channels).enumerate() {
-            scope.spawn(move || write(stream, bytes, migration.closed == Some(index)));
+            let rest = &bytes[hello_of(bytes)..];
+            scope.spawn(move || write(stream, rest, migration.closed == Some(index)));
         }
         scope.spawn(|| write(&main, &migration.main, false));
         read_answers(&main, migration.return_path, &mut back);

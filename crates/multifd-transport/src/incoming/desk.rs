@@ -25,7 +25,8 @@ use crate::{Listener, Stream};
 /// channels: each of these is to be listened to while others flood in.
 const MOST_UNSPOKEN: usize = 1024;
 
-/// How soon to look again at a connection that has said too little: it is readable, so a poll would not wait.
+/// How soon to look again at a connection that has said too little: it is readable, so a poll would not wait. And at one
+/// that was closed.
 const PARTIAL_PAUSE: Duration = Duration::from_millis(20);
 
 /// How long the poll waits at most. What has no wake-up of its own (a conflict that passes, a hope that ends) is looked at then.
@@ -61,6 +62,8 @@ pub(super) struct Desk {
     limits: Limits,
     unspoken: Vec<Unspoken>,
     setups: Vec<SetUp>,
+    /// Migrations that begin, until the channels that are here were given to them.
+    begun: Vec<Ready>,
     orphans: HashMap<Id, IncomingChannel>,
     inboxes: HashMap<Id, Inbox>,
     /// The main channels of migrations that have begun, for as long as these go on.
@@ -106,6 +109,7 @@ impl Desk {
             limits,
             unspoken: Vec::new(),
             setups: Vec::new(),
+            begun: Vec::new(),
             orphans: HashMap::new(),
             inboxes: HashMap::new(),
             mains: HashMap::new(),
@@ -122,8 +126,14 @@ impl Desk {
         while !self.orders() {
             self.accept();
             self.hear();
-            self.read_setups();
+            if self.read_setups() {
+                // A source's channels have said hello before its set-up ends, so they are here by now if they are of this
+                // host, and begin with their main channel.
+                self.accept();
+                self.hear();
+            }
             self.match_up();
+            self.begin();
             self.wait();
         }
     }
@@ -266,8 +276,10 @@ impl Desk {
         self.pass_over(&stream, reason);
     }
 
-    fn read_setups(&mut self) {
+    /// Reads what main channels say in their set-up; whether that of one is over.
+    fn read_setups(&mut self) -> bool {
         let now = Instant::now();
+        let mut is_over = false;
         let mut index = 0;
         while let Some(setup) = self.setups.get_mut(index) {
             let before = setup.start.len();
@@ -289,6 +301,7 @@ impl Desk {
                     index += 1;
                 }
                 Ok(true) => {
+                    is_over = true;
                     let setup = self.setups.remove(index);
                     self.matching.main_ready(setup.id, setup.stated, now);
                     self.ready(setup.id, setup.stream, setup.start, setup.stated, false);
@@ -300,6 +313,7 @@ impl Desk {
                 }
             }
         }
+        is_over
     }
 
     /// A migration begins: whoever accepts it takes over its main channel.
@@ -317,7 +331,7 @@ impl Desk {
         let peer = describe(&main);
         let main = Arc::new(main);
         self.mains.insert(id, Arc::downgrade(&main));
-        self.shared.put(Ready::Qemu(Incoming {
+        self.begun.push(Ready::Qemu(Incoming {
             main,
             main_start,
             channels: inbox,
@@ -353,6 +367,8 @@ impl Desk {
                 }
             }
         }
+        let unspoken = self.unspoken.iter().map(|unspoken| unspoken.peer);
+        self.matching.set_unspoken(unspoken);
         for decision in self.matching.decide(now) {
             match decision {
                 Decision::Give { channel, main } => {
@@ -377,9 +393,35 @@ impl Desk {
         }
     }
 
+    /// Tells of the migrations that begin. One whose channels are being decided about begins with these: its rounds would
+    /// go on without them.
+    fn begin(&mut self) {
+        let now = Instant::now();
+        let (undecided, begun) = std::mem::take(&mut self.begun)
+            .into_iter()
+            .partition(|ready| match ready {
+                Ready::Qemu(incoming) => self.matching.is_undecided(incoming.ticket.id, now),
+                Ready::Engine(_) => false,
+            });
+        self.begun = undecided;
+        let begun: Vec<Ready> = begun;
+        for ready in begun {
+            match ready {
+                Ready::Qemu(incoming) if self.refuses_new => {
+                    let reason = Reason::OtherKind(SetupFault::Ending);
+                    self.pass_over(&incoming.main, reason);
+                }
+                other => self.shared.put(other),
+            }
+        }
+    }
+
     fn wait(&mut self) {
         let now = Instant::now();
-        let mut timeout = TICK;
+        let mut timeout = match self.begun.is_empty() {
+            true => TICK,
+            false => PARTIAL_PAUSE,
+        };
         let mut sources = vec![PollFd::new(&self.shared.wake, PollFlags::IN)];
         match self.paused_until {
             Some(until) => timeout = timeout.min(until.saturating_duration_since(now)),

@@ -78,6 +78,8 @@ pub struct Stated {
 pub struct Matching {
     mains: Vec<Main>,
     orphans: Vec<Orphan>,
+    /// Whose connections have not said what they are.
+    unspoken: Vec<PeerId>,
 }
 
 #[derive(Debug)]
@@ -161,6 +163,12 @@ impl Matching {
         }
     }
 
+    /// Who has connections that have not said what they are, each of which may be a main channel.
+    pub fn set_unspoken(&mut self, peers: impl Iterator<Item = PeerId>) {
+        self.unspoken.clear();
+        self.unspoken.extend(peers);
+    }
+
     /// A migration is over.
     pub fn end(&mut self, id: Id) {
         self.mains.retain(|main| main.id != id);
@@ -206,6 +214,19 @@ impl Matching {
         for orphan in self.orphans.iter_mut().filter(|orphan| orphan.id == id) {
             orphan.closed.get_or_insert(now);
         }
+    }
+
+    /// Whether a channel which may be this main channel's is to be decided about within a moment: its peer has closed it, as
+    /// that of a short migration does, or of an attempt before.
+    pub fn is_undecided(&self, main: Id, now: Instant) -> bool {
+        let mut closed = self
+            .orphans
+            .iter()
+            .filter(|orphan| orphan.is_closed_anew(now));
+        closed.any(|orphan| {
+            let claimants = self.claimants(orphan, now);
+            claimants.iter().any(|claimant| claimant.id == main)
+        })
     }
 
     /// The channels without a main channel.
@@ -295,6 +316,17 @@ impl Matching {
             return Verdict::Drop;
         }
         let claimants = self.claimants(orphan, now);
+        // Another's main channel is not its own while one that may be has still to speak: sources open that first.
+        let is_named = orphan.uuid != [0; 16];
+        let is_anothers =
+            |main: &&Main| main.peer != orphan.peer && !(is_named && main.names(orphan.uuid));
+        if !claimants.is_empty()
+            && claimants.iter().all(is_anothers)
+            && orphan.peer != PeerId::Unknown
+            && self.unspoken.contains(&orphan.peer)
+        {
+            return Verdict::Wait { hope: true };
+        }
         match claimants.as_slice() {
             [] => match self.late_for(orphan, now) {
                 Some(main) => Verdict::Give(main.id),
@@ -450,6 +482,32 @@ mod tests {
         assert_eq!(matching.decide(later), [give(1, 10)]);
         matching.channel_came(2, [0; 16], 0, UNIX, later);
         assert_eq!(matching.decide(later), [give(2, 10)]);
+    }
+
+    #[test]
+    fn a_channel_whose_own_main_channel_has_still_to_speak_is_no_others() {
+        let (mut matching, now) = (Matching::default(), Instant::now());
+        let other = PeerId::Process(8);
+        for peer in [UNIX, other] {
+            matching.set_unspoken([peer].into_iter());
+            matching.main_came(10, UNIX);
+            matching.main_ready(10, MULTIFD, now);
+            matching.channel_came(5, [0; 16], 1, UNIX, now);
+            matching.channel_came(1, [0; 16], 0, other, now);
+            let expected: &[Decision] = match peer == other {
+                true => &[give(5, 10)],
+                // A proxy has many processes.
+                false => &[give(5, 10), give(1, 10)],
+            };
+            assert_eq!(matching.decide(now), expected);
+            if peer == other {
+                matching.set_unspoken([].into_iter());
+                matching.main_came(20, other);
+                matching.main_ready(20, MULTIFD, now);
+                assert_eq!(matching.decide(now), [give(1, 20)]);
+            }
+            matching.end(10);
+        }
     }
 
     #[test]

@@ -289,8 +289,7 @@ impl Acceptor {
     /// From now on no migration begins here; those under way go on.
     pub fn refuse_new(&self) {
         self.shared.order(Order::RefuseNew);
-        let others = std::mem::take(&mut lock(&self.shared.front).ready);
-        drop(others);
+        self.pass_over_all(SetupFault::Ending);
     }
 
     /// Passes over a migration that only goes on after a break.
@@ -302,11 +301,15 @@ impl Acceptor {
 
     /// Passes over what has come while one migration is taken, and only one is.
     pub(crate) fn pass_over_others(&self) {
+        self.pass_over_all(SetupFault::Busy);
+    }
+
+    fn pass_over_all(&self, fault: SetupFault) {
         let others = std::mem::take(&mut lock(&self.shared.front).ready);
         for other in others {
             match other {
-                Ready::Qemu(incoming) => self.pass_over(&incoming.main, SetupFault::Busy),
-                Ready::Engine(stream) => self.pass_over(&stream, SetupFault::Busy),
+                Ready::Qemu(incoming) => self.pass_over(&incoming.main, fault),
+                Ready::Engine(stream) => self.pass_over(&stream, fault),
             }
         }
     }

@@ -33,8 +33,6 @@ struct State {
     channels: BTreeMap<u8, Progress>,
     /// The destination loads, or cannot show whether it does.
     begun: bool,
-    /// It has said so, which it does once it has all channels.
-    answered: bool,
     /// Marks are not held any more.
     open: bool,
     stopped: bool,
@@ -121,19 +119,6 @@ impl Gate {
     /// The destination has begun to load.
     pub(super) fn begin(&self) {
         self.change(|state| state.begun = true);
-    }
-
-    /// The destination has answered, so that it has all channels.
-    pub(super) fn answered(&self) {
-        let mut state = self.lock();
-        if !state.answered {
-            (state.begun, state.answered) = (true, true);
-            self.changed.notify_all();
-        }
-    }
-
-    pub(super) fn has_answered(&self) -> bool {
-        self.lock().answered
     }
 
     pub(super) fn has_begun(&self) -> bool {

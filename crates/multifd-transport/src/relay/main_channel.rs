@@ -34,6 +34,8 @@ pub(super) struct Seen {
     pub(super) return_path: bool,
     /// The destination answers this as soon as it loads.
     pinged: bool,
+    /// The destination has said something.
+    answered: bool,
     /// The set-up has a multifd flush mark.
     pub(super) has_flush: bool,
     /// Everything that makes the guest has been read; at most its description is to come.
@@ -53,6 +55,12 @@ impl Outline {
     /// send an empty packet after the last one that matters.
     pub(super) fn needs_no_more(&self, packet_has_pages: bool) -> bool {
         self.look(|seen| seen.confirmed || seen.complete || !packet_has_pages)
+    }
+
+    /// The destination has answered the ping, so it has all the channels that it waits for. One that only reads what it is
+    /// sent, as another relay does, shows nothing of the kind.
+    pub(super) fn has_pong(&self) -> bool {
+        self.look(|seen| seen.pinged && seen.answered)
     }
 
     pub(super) fn look<T>(&self, look: impl FnOnce(&Seen) -> T) -> T {
@@ -359,7 +367,8 @@ pub(super) fn back(link: &Link, outline: &Outline, gate: &Gate) -> Result<(), Fa
         if count == 0 {
             break;
         }
-        gate.answered();
+        outline.see(|seen| seen.answered = true);
+        gate.begin();
         let bytes = buffer.get(..count).unwrap_or_default();
         // Before it is passed on: the source may answer the last byte at once, by closing.
         let had_gone = link.source.peer_has_closed();

@@ -280,6 +280,15 @@ impl<'env> Session<'env> {
     ) -> Result<(), Failure> {
         thread::scope(|scope| {
             let mut running = Running::default();
+            // Channels that have come already are there before the first mark is read.
+            let mut early = Vec::new();
+            while let Ok(event) = events.try_recv() {
+                if let Event::Arrival(Arrival::Channel(channel)) = &event {
+                    self.gate.channel_came(channel.hello.channel);
+                }
+                early.push(event);
+            }
+            let mut early = early.into_iter();
             let forward = Forward {
                 link: self.main,
                 limits: self.config.limits,
@@ -305,7 +314,8 @@ impl<'env> Session<'env> {
             let mut settled = false;
             let mut over_since: Option<Instant> = None;
             while running.any() {
-                let fault = match events.recv_timeout(TICK) {
+                let next = early.next().map_or_else(|| events.recv_timeout(TICK), Ok);
+                let fault = match next {
                     Ok(Event::Ended(role, outcome)) => {
                         running.count(role, false);
                         outcome.err()
@@ -323,7 +333,7 @@ impl<'env> Session<'env> {
                     }
                     failure = Some(worse(failure, fault));
                 }
-                if !settled && self.gate.has_answered() {
+                if !settled && self.outline.has_pong() {
                     settled = true;
                     settle();
                 }
