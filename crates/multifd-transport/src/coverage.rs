@@ -311,7 +311,8 @@ mod tests {
         assert!(coverage.has(&ram, PageSize::K4, last) && !coverage.has(&ram, PageSize::K4, 0));
         let outside = coverage.note(&ram, PageSize::K4, &[1 << 60]);
         assert!(matches!(outside, Err(CoverageFault::Outside { .. })));
-        let other = coverage.note(&ram, PageSize::K64, &[0]);
+        let larger = PageSize::new(64 << 10).unwrap();
+        let other = coverage.note(&ram, larger, &[0]);
         assert!(matches!(other, Err(CoverageFault::PageSize { .. })));
     }
 }

@@ -325,8 +325,16 @@ impl Forward<'_> {
             self.gate.begin();
         }
         // Another relay reads its set-up before its own destination does, so the answer counts where there is to be one.
-        let has_read = || !pinged && destination.unsent_bytes() == 0;
-        match self.gate.wait_begun(has_read) {
+        let look = |gate: &Gate| {
+            if !pinged && destination.unsent_bytes() == 0 {
+                gate.begin();
+            }
+            // Nothing more comes of a source that waits for no word and has closed. What it has sent is passed on.
+            if self.link.source.peer_has_closed() && !self.outline.is_taken_back() {
+                gate.begin();
+            }
+        };
+        match self.gate.wait_begun(look) {
             true => Ok(()),
             false => Err(failed(Leg::Here, RoundFault::Stopped.into())),
         }
@@ -359,7 +367,7 @@ pub(super) fn back(link: &Link, outline: &Outline, gate: &Gate) -> Result<(), Fa
         if count == 0 {
             break;
         }
-        gate.begin();
+        gate.loads();
         let bytes = buffer.get(..count).unwrap_or_default();
         // Before it is passed on: the source may answer the last byte at once, by closing.
         let had_gone = link.source.peer_has_closed();
