@@ -264,20 +264,20 @@ impl Matching {
                     continue;
                 }
                 Verdict::Refuse(mains, fault) => {
+                    let theirs: Vec<Id> = self
+                        .orphans
+                        .iter()
+                        .filter(|other| self.is_of(other, &mains, orphan.peer, now))
+                        .map(|other| other.id)
+                        .collect();
                     for main in mains {
                         self.end(main);
                         decisions.push(Decision::Refuse { main, fault });
                     }
-                    let (theirs, others) = self
-                        .orphans
-                        .iter()
-                        .partition::<Vec<Orphan>, _>(|other| other.uuid == orphan.uuid);
-                    self.orphans = others;
-                    decisions.extend(
-                        theirs
-                            .iter()
-                            .map(|orphan| Decision::Drop { channel: orphan.id }),
-                    );
+                    for channel in theirs {
+                        self.forget_channel(channel);
+                        decisions.push(Decision::Drop { channel });
+                    }
                 }
             }
             // What was decided may decide others.
@@ -345,6 +345,13 @@ impl Matching {
             });
         }
         claimants
+    }
+
+    /// Whether the channel can be no other migration's than one of `mains`, whose channels come from `peer`.
+    fn is_of(&self, orphan: &Orphan, mains: &[Id], peer: PeerId, now: Instant) -> bool {
+        let claimants = self.claimants(orphan, now);
+        let are_they = claimants.iter().all(|main| mains.contains(&main.id));
+        are_they && (!claimants.is_empty() || orphan.peer == peer)
     }
 
     /// The one migration of this UUID that can still take the channel, where no other can.
@@ -483,6 +490,27 @@ mod tests {
                 [alike(10, uuids[0]), alike(20, uuids[0]), drop]
             );
         }
+    }
+
+    #[test]
+    fn a_refusal_costs_nobody_else_a_channel() {
+        let (mut matching, now) = (Matching::default(), Instant::now());
+        let other = PeerId::Process(8);
+        for (main, peer) in [(10, UNIX), (20, UNIX), (30, other)] {
+            matching.main_came(main, peer);
+        }
+        matching.channel_came(1, [0; 16], 0, UNIX, now);
+        matching.channel_came(2, [0; 16], 0, other, now);
+        for main in [10, 20] {
+            matching.main_ready(main, MULTIFD, now);
+        }
+        let (uuid, drop) = ([0; 16], Decision::Drop { channel: 1 });
+        assert_eq!(
+            matching.decide(now),
+            [alike(10, uuid), alike(20, uuid), drop]
+        );
+        matching.main_ready(30, MULTIFD, now);
+        assert_eq!(matching.decide(now), [give(2, 30)]);
     }
 
     #[test]
