@@ -109,10 +109,6 @@ struct Front {
 }
 
 /// Who has begun a migration.
-#[expect(
-    clippy::large_enum_variant,
-    reason = "there are a few of them at any time"
-)]
 enum Ready {
     Qemu(Incoming),
     Engine(Stream),

@@ -92,10 +92,12 @@ pub enum SetUpFault {
 /// Notes of one second; more are only counted.
 const NOTES_A_SECOND: u64 = 8;
 
+type Listen = Box<dyn Fn(&Note) + Send>;
+
 /// Limits what strangers can make us say.
 #[derive(Default)]
 pub(super) struct Notes {
-    listen: Option<Box<dyn Fn(&Note) + Send>>,
+    listen: Option<Listen>,
     second: Option<Instant>,
     said: u64,
     /// Connections of this second that were not told of.
@@ -104,7 +106,7 @@ pub(super) struct Notes {
 }
 
 impl Notes {
-    pub(super) fn listen_to(&mut self, listen: Box<dyn Fn(&Note) + Send>) {
+    pub(super) fn listen_to(&mut self, listen: Listen) {
         self.listen = Some(listen);
     }
 

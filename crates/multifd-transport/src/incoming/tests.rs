@@ -213,8 +213,10 @@ fn strangers_of_all_kinds_are_told_of_and_spoil_nothing() {
         (b"\x08\0", "it did not say what it is within"),
         (b"", "it did not say what it is within"),
     ];
-    let mut bounds = Bounds::default();
-    bounds.hello = Duration::from_millis(500);
+    let bounds = Bounds {
+        hello: Duration::from_millis(500),
+        ..Bounds::default()
+    };
     let (_folder, acceptors) = acceptors(bounds);
     for mut acceptor in acceptors {
         let address = acceptor.address().clone();
@@ -257,8 +259,10 @@ fn strangers_of_all_kinds_are_told_of_and_spoil_nothing() {
 
 #[test]
 fn more_silent_ones_than_there_is_room_for_cost_the_oldest_its_place() {
-    let mut bounds = Bounds::default();
-    bounds.waiting = 20;
+    let bounds = Bounds {
+        waiting: 20,
+        ..Bounds::default()
+    };
     let (_folder, acceptors) = acceptors(bounds);
     for mut acceptor in acceptors {
         let address = acceptor.address().clone();
@@ -277,10 +281,12 @@ fn more_silent_ones_than_there_is_room_for_cost_the_oldest_its_place() {
 
 #[test]
 fn a_set_up_that_stalls_or_never_ends_is_given_up_and_holds_nobody_up() {
-    let mut bounds = Bounds::default();
-    bounds.setup_silence = Duration::from_millis(300);
-    bounds.setup = Duration::from_millis(900);
-    bounds.setups = 20;
+    let bounds = Bounds {
+        setup_silence: Duration::from_millis(300),
+        setup: Duration::from_millis(900),
+        setups: 20,
+        ..Bounds::default()
+    };
     let (_folder, acceptors) = acceptors(bounds);
     for mut acceptor in acceptors {
         let address = acceptor.address().clone();
@@ -308,8 +314,10 @@ fn a_set_up_that_stalls_or_never_ends_is_given_up_and_holds_nobody_up() {
 /// The longest set-up is to blame, however it is cut, and not the one that says its next byte.
 #[test]
 fn set_ups_take_no_more_memory_than_is_allowed() {
-    let mut bounds = Bounds::default();
-    bounds.setup_bytes = 1 << 20;
+    let bounds = Bounds {
+        setup_bytes: 1 << 20,
+        ..Bounds::default()
+    };
     let (_folder, acceptors) = acceptors(bounds);
     for mut acceptor in acceptors {
         let address = acceptor.address().clone();

@@ -134,12 +134,15 @@ impl Opening<'_> {
     ) -> Result<(), Failure> {
         let deadline = Instant::now() + CHANNELS_TIMEOUT;
         let failed = |fault: SetupFault| Err(main_channel::failed(Leg::Source, fault.into()));
-        while has_channels {
+        if !has_channels {
+            return Ok(());
+        }
+        loop {
             match channels.next_within(TICK) {
                 Some(Arrival::Refused(fault)) => return failed(fault),
                 Some(channel @ Arrival::Channel(_)) => {
                     self.early.push(channel);
-                    break;
+                    return Ok(());
                 }
                 Some(preempt @ Arrival::Preempt(_)) => self.early.push(preempt),
                 None => {}
@@ -151,7 +154,6 @@ impl Opening<'_> {
                 return failed(SetupFault::ChannelsMissing { missing, within });
             }
         }
-        Ok(())
     }
 
     fn check_cancel(&self) -> Result<(), Failure> {
