@@ -237,18 +237,6 @@ impl Rounds {
         self.lock().main == MainState::Finished
     }
 
-    /// Waits until the RAM blocks are known.
-    pub(crate) fn wait_open(&self) -> Result<(), RoundFault> {
-        let mut state = self.lock();
-        while state.main == MainState::Opening {
-            if state.stopped {
-                return Err(RoundFault::Stopped);
-            }
-            state = self.wait(state);
-        }
-        Ok(())
-    }
-
     /// `channel` has pages to give; waits until the RAM blocks are known.
     pub(crate) fn enter(&self, channel: usize) -> Result<Entry, RoundFault> {
         let mut state = self.lock();

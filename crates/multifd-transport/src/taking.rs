@@ -5,7 +5,7 @@
 
 use std::io;
 use std::net::Shutdown;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, Scope};
@@ -65,6 +65,9 @@ const CLOSING_TIME: Duration = Duration::from_millis(200);
 
 /// How soon to look again whether it has.
 const CLOSING_PAUSE: Duration = Duration::from_millis(5);
+
+/// How long a source that has heard that everything is kept may take to close.
+const GOODBYE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What has arrived so far, over all connections.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -238,6 +241,7 @@ fn spawn<'scope>(
 }
 
 /// Waits for a migration at `acceptor` and hands it to `keeper`. `progress` is called about twice a second meanwhile.
+/// `cancel` ends it before everything has come.
 ///
 /// # Errors
 ///
@@ -269,6 +273,7 @@ pub(crate) fn take(
     let coverage = Coverage::default();
     let answers = Answers::new(settings.switchover_ack);
     let connections = Connections::default();
+    let kept = AtomicBool::new(false);
     let main_stream = main;
     connections.add(&main_stream);
     let main = MainChannel {
@@ -280,6 +285,7 @@ pub(crate) fn take(
         tally: &tally,
         coverage: &coverage,
         answers: &answers,
+        kept: &kept,
         left_out: Mutex::default(),
     };
     let close_all = || {
@@ -309,6 +315,7 @@ pub(crate) fn take(
         let mut failure = spawn(scope, &tell, close_all, work).err();
         let mut running = usize::from(failure.is_none());
         let mut told_progress = Instant::now();
+        let mut kept_since: Option<Instant> = None;
         if failure.is_some() {
             close_all();
         }
@@ -352,12 +359,18 @@ pub(crate) fn take(
                 Ok(Event::Arrival(Arrival::Preempt(_))) | Err(RecvTimeoutError::Timeout) => None,
                 Err(RecvTimeoutError::Disconnected) => break,
             };
-            let is_unwanted = cancel.is_cancelled() && !main.answers.is_settled();
-            let unwanted = || Failure::here(EngineFault::Cancelled.into());
-            let fault = fault.or_else(|| is_unwanted.then(unwanted));
+            let is_settled = main.answers.is_settled();
+            let is_cancelled = || !is_settled && cancel.is_cancelled();
+            let fault = fault
+                .or_else(|| is_cancelled().then(|| Failure::here(EngineFault::Cancelled.into())));
             if let (Some(fault), None) = (fault, &failure) {
                 failure = Some(fault);
                 close_all();
+            }
+            // Nothing is missing any more, so a source that does not close is not waited for without end.
+            let is_kept = kept.load(Ordering::Relaxed);
+            if is_kept && kept_since.get_or_insert_with(Instant::now).elapsed() >= GOODBYE_TIMEOUT {
+                connections.close();
             }
             if told_progress.elapsed() >= PROGRESS_INTERVAL {
                 told_progress = Instant::now();
@@ -392,7 +405,9 @@ fn sit<K: Keeper>(seat: &Seat<'_>, main: &MainChannel<'_, K>) -> Result<(), Fail
         .and_then(|()| Ok(seat.rounds.leave(seat.index)?));
     match outcome {
         // Everything has arrived; how the source closes its connections does not matter.
-        Err(Cause::Io(_)) if main.answers.is_settled() => Ok(()),
+        Err(Cause::Io(_) | Cause::Wire(Fault::Truncated { .. })) if main.answers.is_settled() => {
+            Ok(())
+        }
         Err(cause) => Err(main.failure(Channel::Multifd(seat.hello.channel), block, cause)),
         Ok(()) => Ok(()),
     }
@@ -410,6 +425,8 @@ struct MainChannel<'a, K> {
     tally: &'a Tally,
     coverage: &'a Coverage,
     answers: &'a Answers,
+    /// Everything is kept, and a source that wants to know it was told.
+    kept: &'a AtomicBool,
     left_out: Mutex<Vec<BlockName>>,
 }
 
@@ -449,8 +466,12 @@ impl<K: Keeper> MainChannel<'_, K> {
                     receiver.push(&mut contents)?;
                     page.place = None;
                 }
-                let Some(event) = receiver.push(&mut bytes)? else {
-                    break;
+                let event = match receiver.push(&mut bytes) {
+                    Ok(Some(event)) => event,
+                    Ok(None) => break,
+                    // Everything is kept, and the source has been told.
+                    Err(_) if self.answers.is_settled() => break,
+                    Err(fault) => return Err(fault.into()),
                 };
                 *block = None;
                 if matches!(event, MainEvent::Command(Command::PostcopyAdvise)) {
@@ -572,6 +593,7 @@ impl<K: Keeper> MainChannel<'_, K> {
                 return told;
             }
         }
+        self.kept.store(kept.is_ok(), Ordering::Relaxed);
         kept
     }
 
