@@ -37,7 +37,7 @@ const TICK: Duration = Duration::from_millis(20);
 
 /// How long channels are waited for at the end of a round, where the set-up says that there are some, or where ids are missing
 /// between others. They were opened before.
-const CHANNELS_TIMEOUT: Duration = Duration::from_secs(30);
+const CHANNELS_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// How long pages are waited for at the end of the main channel while nothing comes. The source has sent them before, and its
 /// guest stands still meanwhile.
@@ -286,6 +286,7 @@ pub(crate) fn take(
         coverage: &coverage,
         answers: &answers,
         kept: &kept,
+        in_doubt: AtomicBool::new(false),
         left_out: Mutex::default(),
     };
     let close_all = || {
@@ -356,6 +357,10 @@ pub(crate) fn take(
                     block: None,
                     cause: fault.into(),
                 }),
+                Ok(Event::Arrival(Arrival::Doubt(doubt))) => {
+                    main.in_doubt.store(doubt, Ordering::Relaxed);
+                    None
+                }
                 Ok(Event::Arrival(Arrival::Preempt(_))) | Err(RecvTimeoutError::Timeout) => None,
                 Err(RecvTimeoutError::Disconnected) => break,
             };
@@ -427,6 +432,8 @@ struct MainChannel<'a, K> {
     answers: &'a Answers,
     /// Everything is kept, and a source that wants to know it was told.
     kept: &'a AtomicBool,
+    /// Channels may be another migration's.
+    in_doubt: AtomicBool,
     left_out: Mutex<Vec<BlockName>>,
 }
 
@@ -572,6 +579,13 @@ impl<K: Keeper> MainChannel<'_, K> {
             if so_far != last.1 {
                 last = (Instant::now(), so_far);
             }
+        }
+        // Whatever ends the doubt ends this: the channel that raises it goes, or the migration does.
+        while self.in_doubt.load(Ordering::Relaxed) {
+            if self.rounds.is_stopped() {
+                return Err(RoundFault::Stopped.into());
+            }
+            thread::sleep(TICK);
         }
         self.rounds
             .finish()

@@ -425,6 +425,7 @@ impl Desk {
                         self.pass_over(&stream, Reason::NoMain { uuid, channel });
                     }
                 }
+                Decision::Doubt { main, doubt } => self.give(main, Arrival::Doubt(doubt)),
                 Decision::Refuse { main, fault } => {
                     self.give(main, Arrival::Refused(fault));
                     if let Some(index) = self.setups.iter().position(|setup| setup.id == main) {

@@ -27,6 +27,8 @@ pub enum Arrival {
     Channel(IncomingChannel),
     /// The connection which postcopy opens for urgent pages (`postcopy-preempt`). It has no mark of its own.
     Preempt(Stream),
+    /// Whether it is in doubt that these channels are the migration's own: nothing is to be made final while it is.
+    Doubt(bool),
     /// The migration's connections do not fit together: it has to end.
     Refused(SetupFault),
 }

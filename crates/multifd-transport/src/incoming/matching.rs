@@ -56,6 +56,14 @@ pub enum Decision {
         /// The channel.
         channel: Id,
     },
+    /// It is in doubt whether the migration has its own channels: nothing of it is to be made final meanwhile. Or it is not
+    /// in doubt any more.
+    Doubt {
+        /// Its main channel.
+        main: Id,
+        /// Whether it is.
+        doubt: bool,
+    },
     /// The migration cannot go on.
     Refuse {
         /// Its main channel.
@@ -103,6 +111,8 @@ struct Main {
     closed: bool,
     /// It has said nothing for a while, in its set-up.
     stalls: bool,
+    /// A channel waits whose id one of its channels has.
+    in_doubt: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -122,6 +132,8 @@ struct Orphan {
 
 enum Verdict {
     Wait { hope: bool },
+    /// As the channel may be this main channel's, and another that it has, or may get, says to be the same.
+    Conflict(Id),
     Give(Id),
     Drop,
     Refuse(Vec<Id>, SetupFault),
@@ -141,6 +153,7 @@ impl Matching {
             has_preempt: false,
             closed: false,
             stalls: false,
+            in_doubt: false,
         });
     }
 
@@ -272,11 +285,20 @@ impl Matching {
     /// What can be decided now.
     pub fn decide(&mut self, now: Instant) -> Vec<Decision> {
         let mut decisions = Vec::new();
+        let mut conflicts = BTreeSet::new();
         let mut index = 0;
         while let Some(orphan) = self.orphans.get(index).copied() {
             match self.judge(&orphan, now) {
                 Verdict::Wait { hope } => {
                     if let (true, Some(orphan)) = (hope, self.orphans.get_mut(index)) {
+                        orphan.hope = now;
+                    }
+                    index += 1;
+                    continue;
+                }
+                Verdict::Conflict(main) => {
+                    conflicts.insert(main);
+                    if let Some(orphan) = self.orphans.get_mut(index) {
                         orphan.hope = now;
                     }
                     index += 1;
@@ -316,6 +338,14 @@ impl Matching {
             }
             // What was decided may decide others.
             index = 0;
+            conflicts.clear();
+        }
+        for main in &mut self.mains {
+            let doubt = conflicts.contains(&main.id);
+            if doubt != main.in_doubt {
+                main.in_doubt = doubt;
+                decisions.push(Decision::Doubt { main: main.id, doubt });
+            }
         }
         decisions
     }
@@ -360,13 +390,17 @@ impl Matching {
                     false => Verdict::Wait { hope: true },
                 }
             }
-            [main] if !main.channels.contains(&orphan.channel) => Verdict::Give(main.id),
-            [_] if orphan.closed.is_some() => Verdict::Drop,
+            [main] if !main.channels.contains(&orphan.channel) && !self.is_doubled(orphan) => {
+                Verdict::Give(main.id)
+            }
+            [main] if orphan.closed.is_some() && main.channels.contains(&orphan.channel) => {
+                Verdict::Drop
+            }
             [main] if now.duration_since(orphan.since) >= CONFLICT_TIMEOUT => {
                 let id = orphan.channel;
                 Verdict::Refuse(vec![main.id], SetupFault::ChannelTwice { id })
             }
-            [_] => Verdict::Wait { hope: true },
+            [main] => Verdict::Conflict(main.id),
             several if several.iter().any(|main| main.ready.is_none()) => {
                 Verdict::Wait { hope: true }
             }
@@ -400,6 +434,15 @@ impl Matching {
             });
         }
         claimants
+    }
+
+    /// Whether another channel that waits says to be the same one. One of both is another migration's.
+    fn is_doubled(&self, orphan: &Orphan) -> bool {
+        orphan.closed.is_none()
+            && self.orphans.iter().any(|other| {
+                let is_same = (other.uuid, other.channel) == (orphan.uuid, orphan.channel);
+                is_same && other.id != orphan.id && other.peer == orphan.peer && other.closed.is_none()
+            })
     }
 
     /// Whether channels of another VM may belong to `main`, which has none so far.

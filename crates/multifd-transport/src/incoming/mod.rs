@@ -230,7 +230,7 @@ impl Acceptor {
                     channels.push((channel.hello, channel.stream));
                 }
                 Some(Arrival::Refused(fault)) => return Err(unnamed(fault.into())),
-                Some(Arrival::Preempt(_)) | None => {}
+                Some(Arrival::Preempt(_) | Arrival::Doubt(_)) | None => {}
             }
             watch().map_err(unnamed)?;
             if channels.len() < count && Instant::now() >= deadline {

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 /// How long channels are waited for, once the set-up has said that there are some. They were opened before; over a link
 /// that loses packets, the first bytes of one may come that much later.
-pub(super) const CHANNELS_TIMEOUT: Duration = Duration::from_secs(30);
+pub(super) const CHANNELS_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// How long a mark is held for a SYNC while its channel has nothing to read. It was sent before the mark.
 const SYNC_TIMEOUT: Duration = Duration::from_secs(30);
@@ -35,6 +35,8 @@ struct State {
     begun: bool,
     /// The destination loads, for certain: it has all channels then.
     loads: bool,
+    /// Channels may be another migration's: no mark passes.
+    in_doubt: bool,
     /// Marks are not held any more.
     open: bool,
     stopped: bool,
@@ -140,6 +142,11 @@ impl Gate {
         self.lock().begun
     }
 
+    /// Whether channels may be another migration's.
+    pub(super) fn doubt(&self, doubt: bool) {
+        self.change(|state| state.in_doubt = doubt);
+    }
+
     /// Marks are passed on at once from now on: in postcopy channels have no SYNCs.
     pub(super) fn open(&self) {
         self.change(|state| state.open = true);
@@ -184,6 +191,10 @@ impl Gate {
             }
             if state.open {
                 return Ok(());
+            }
+            if state.in_doubt {
+                state = self.wait(state, TICK);
+                continue;
             }
             let missing = state.missing(has_channels);
             if missing.is_none() || mark > 1 {

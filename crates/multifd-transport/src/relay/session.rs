@@ -144,7 +144,7 @@ impl Opening<'_> {
                     self.early.push(channel);
                     return Ok(());
                 }
-                Some(preempt @ Arrival::Preempt(_)) => self.early.push(preempt),
+                Some(other @ (Arrival::Preempt(_) | Arrival::Doubt(_))) => self.early.push(other),
                 None => {}
             }
             self.check_cancel()?;
@@ -418,6 +418,10 @@ impl<'env> Session<'env> {
                 self.preempt(source);
                 Ok(())
             }),
+            Arrival::Doubt(doubt) => {
+                self.gate.doubt(doubt);
+                Ok(())
+            }
             Arrival::Refused(fault) => Err(main_channel::failed(Leg::Source, fault.into())),
         }
     }
