@@ -330,6 +330,13 @@ impl Matching {
             several if several.iter().any(|main| main.ready.is_none()) => {
                 Verdict::Wait { hope: true }
             }
+            // An attempt that its source has given up ends within a moment, and the next one may be here already.
+            several
+                if several.iter().any(|main| main.closed)
+                    && now.duration_since(orphan.since) < CONFLICT_TIMEOUT =>
+            {
+                Verdict::Wait { hope: true }
+            }
             several => {
                 let mains = several.iter().map(|main| main.id).collect();
                 Verdict::Refuse(mains, SetupFault::Alike { uuid: orphan.uuid })
@@ -449,6 +456,20 @@ mod tests {
         assert_eq!(matching.decide(later), [give(1, 10)]);
         matching.channel_came(2, [0; 16], 0, UNIX, later);
         assert_eq!(matching.decide(later), [give(2, 10)]);
+    }
+
+    #[test]
+    fn an_attempt_that_was_given_up_is_waited_for() {
+        let (mut matching, now) = (Matching::default(), Instant::now());
+        for main in [10, 20] {
+            matching.main_came(main, UNIX);
+            matching.main_ready(main, MULTIFD, now);
+        }
+        matching.main_closed(10);
+        matching.channel_came(1, [0; 16], 0, UNIX, now);
+        assert_eq!(matching.decide(now), []);
+        matching.end(10);
+        assert_eq!(matching.decide(now), [give(1, 20)]);
     }
 
     #[test]

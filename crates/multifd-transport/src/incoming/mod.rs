@@ -95,8 +95,11 @@ struct Shared {
     changed: Condvar,
     /// Wakes the desk out of its poll.
     wake: OwnedFd,
-    notes: Mutex<Option<Box<dyn Fn(&Note) + Send>>>,
+    notes: Mutex<Option<Listen>>,
 }
+
+/// Is told of notes.
+type Listen = Box<dyn Fn(&Note) + Send>;
 
 #[derive(Default)]
 struct Front {
@@ -106,10 +109,6 @@ struct Front {
 }
 
 /// Who has begun a migration.
-#[expect(
-    clippy::large_enum_variant,
-    reason = "there are a few of them at any time"
-)]
 enum Ready {
     Qemu(Incoming),
     Engine(Stream),
