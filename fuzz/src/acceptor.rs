@@ -177,6 +177,7 @@ impl World {
                 Decision::Drop { channel } => {
                     self.waiting.remove(&channel).expect("dropped once");
                 }
+                Decision::Doubt { main, .. } => assert!(self.mains.contains_key(&main)),
                 Decision::Refuse { main, .. } => {
                     self.mains.remove(&main).expect("refused once");
                 }
