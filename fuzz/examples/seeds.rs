@@ -23,6 +23,79 @@ const CUTS: [(&str, [u8; 8]); 3] = [
     ("whole", [255; 8]),
 ];
 
+/// Scripts of `acceptor`: what happens, to whom, and more of it with a pause behind.
+const ACCEPTOR: [(&str, &[[u8; 3]]); 6] = [
+    (
+        "one",
+        &[
+            [0, 1, 0],
+            [2, 0, 4],
+            [5, 0, 1],
+            [5, 16, 1],
+            [12, 0, 0],
+            [11, 0, 0],
+        ],
+    ),
+    (
+        "alike",
+        &[
+            [0, 1, 0],
+            [0, 1, 0],
+            [2, 0, 4],
+            [2, 1, 4],
+            [5, 0, 1],
+            [5, 0, 1],
+        ],
+    ),
+    (
+        "stated",
+        &[
+            [0, 1, 0],
+            [0, 1, 0],
+            [5, 2, 1],
+            [2, 0, 21],
+            [2, 1, 37],
+            [5, 1, 1],
+        ],
+    ),
+    (
+        "peers",
+        &[
+            [0, 1, 0],
+            [5, 0, 2],
+            [2, 0, 4],
+            [0, 2, 0],
+            [2, 1, 4],
+            [5, 16, 1],
+        ],
+    ),
+    (
+        "again",
+        &[
+            [0, 1, 0],
+            [2, 0, 4],
+            [5, 0, 1],
+            [5, 0, 1],
+            [10, 0, 0],
+            [9, 0, 90],
+            [0, 1, 0],
+            [2, 1, 4],
+        ],
+    ),
+    (
+        "engine",
+        &[
+            [14, 3, 0],
+            [0, 5, 0],
+            [2, 1, 6],
+            [5, 3, 0],
+            [5, 0, 5],
+            [13, 5, 0],
+            [15, 0, 1],
+        ],
+    ),
+];
+
 fn main() -> io::Result<()> {
     write("hello", "qemu-10.0", &vector("hello.txt"))?;
     for packet in [
@@ -37,6 +110,9 @@ fn main() -> io::Result<()> {
     }
     let payload = vector("qpl-payload.txt");
     write("lengths", "qpl", &[&[3, 2], payload.as_slice()].concat())?;
+    for (name, script) in ACCEPTOR {
+        write("acceptor", name, &script.concat())?;
+    }
     write("lengths", "short", b"\x02\x00\0\0\0\x01\0\0\0\x02abc")?;
     let streams = [
         ("channel", "qemu-10.0", qemu_10_0()),
@@ -46,6 +122,7 @@ fn main() -> io::Result<()> {
         ("control", "destination", vector("control-destination.txt")),
         ("main_stream", "qemu-10.0", vector("main-10.0.txt")),
         ("main_stream", "qemu-7.2", vector("main-7.2.txt")),
+        ("main_stream", "postcopy", vector("main-postcopy.txt")),
         ("return_path", "qemu-10.0", vector("return-path.txt")),
         ("return_path", "bitmap", b"\0\x05\0\x07\x06pc.ram\0\0\0\0\0\0\0\x03abc\x01\x23\x45\x67\x89\xab\xcd\xef\0\x06\0\x04\0\0\0\x01".to_vec()),
     ];

@@ -89,12 +89,14 @@ fn over_a_socket(
     let queue = near.try_clone().expect("a descriptor");
     let done = AtomicBool::new(false);
     thread::scope(|scope| {
-        scope.spawn(|| write(far, &queue, stream, cut, &done));
+        let writer = scope.spawn(|| write(far, &queue, stream, cut, &done));
         let near = Stream::Unix(near);
         let mut seen = Vec::new();
         let (most, _) = measure(|| seen = read(hello, &near, taking, settings));
         done.store(true, Ordering::Relaxed);
         near.shutdown(Shutdown::Both).expect("a socket");
+        // The end of a scope does not wait for what a thread leaves to the system to be gone.
+        writer.join().expect("a writer");
         // A payload, pages, and what decoders have for each of eight helpers, beside what was seen.
         let bound = (8 << 20) + 8 * stream.len();
         assert!(most <= bound, "{most} bytes");

@@ -1,6 +1,7 @@
 //! What the fuzz targets check: each function takes any bytes, and panics only when the code under
 //! test is wrong. The seeds run through the same functions as plain tests.
 
+mod acceptor;
 #[path = "../../crates/multifd-wire/tests/support/allocations.rs"]
 mod allocations;
 mod canned;
@@ -10,6 +11,7 @@ mod recording;
 #[path = "../../crates/multifd-wire/tests/support/mod.rs"]
 mod support;
 
+pub use acceptor::acceptor;
 use allocations::measure;
 pub use canned::canned;
 pub use codec::{deflate, inflate};
@@ -397,6 +399,11 @@ mod tests {
     }
 
     /// Each takes two socket pairs and a thread.
+    #[test]
+    fn acceptor() {
+        run(super::acceptor, "acceptor");
+    }
+
     #[test]
     fn inlet() {
         run_some(super::inlet, "inlet", 250);

@@ -40,6 +40,8 @@ enum Verb {
     Recording,
     /// Capture anew migrations between real QEMUs, for the tests
     Capture(verbs::capture::Arguments),
+    /// Migrations with faults at random places, and a verdict on each
+    Campaign(verbs::campaign::Arguments),
     /// Run the fuzzers
     Fuzz(verbs::fuzz::Arguments),
     /// Formatting, lints, documentation, the line of crates
@@ -55,6 +57,7 @@ fn main() -> ExitCode {
         Verb::Bench(bench) => verbs::bench::run(&bench),
         Verb::Recording => verbs::recording::run(),
         Verb::Capture(arguments) => verbs::capture::run(&arguments),
+        Verb::Campaign(arguments) => verbs::campaign::run(&arguments),
         Verb::Fuzz(arguments) => verbs::fuzz::run(&arguments),
         Verb::Test => verbs::test::run(),
         Verb::Check => verbs::check::run(),

@@ -76,6 +76,8 @@ fn prepare() {
     std::panic::set_hook(Box::new(|panic| {
         say::note(format_args!("a defect of this program: {panic}"));
     }));
+    out::STDERR.start();
+    out::STDOUT.start();
     if let Err(error) = Signals::watch() {
         say::note(format_args!(
             "signals will end this at once, and sockets may stay: {error}"

@@ -76,6 +76,11 @@ impl Queue {
         }
     }
 
+    /// Starts the thread that writes, so that none is made in the middle of something.
+    pub fn start(&'static self) {
+        self.wake(self.lock());
+    }
+
     /// Has a line written, with those before it.
     ///
     /// # Errors

@@ -75,15 +75,12 @@ pub fn run(args: &RelayArgs) -> Outcome {
     let ends = Ends::default();
     let several = relays.len() > 1;
     let mut accepting = Vec::new();
+    let mut listening = Vec::new();
     for (relay, route) in relays {
-        match several {
-            true => say::note(format_args!(
-                "listening on {}, for {}",
-                relay.address(),
-                route.connect
-            )),
-            false => say::note(format_args!("listening on {}", relay.address())),
-        }
+        listening.push(match several {
+            true => format!("listening on {}, for {}", relay.address(), route.connect),
+            false => format!("listening on {}", relay.address()),
+        });
         let route = Arc::new(Route {
             listen: relay.address().clone(),
             connect: route.connect,
@@ -95,8 +92,11 @@ pub fn run(args: &RelayArgs) -> Outcome {
             let _ = notes.send(Event::Note(note.to_string()));
         });
         let work = move || accept(relay, &route, &tell, &ends);
-        accepting.push(thread::Builder::new().spawn(work)?);
+        let thread = thread::Builder::new().spawn(work);
+        accepting.push(thread.map_err(|error| say::chain(&Failure::here(Cause::Thread(error))))?);
     }
+    // Only now can a source be started.
+    listening.iter().for_each(say::note);
     drop(tell);
     let outcome = Printer::new(args, method, several).run(&events, &ends, &Signals::install()?);
     ends.accepting.cancel();

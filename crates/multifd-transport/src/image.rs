@@ -195,7 +195,12 @@ impl Images {
         self.publish_but(&[])
     }
 
-    /// The same, leaving out blocks that the source has not sent: they have no image.
+    /// Removes all images, those that have their names too: nobody relies on them.
+    pub(crate) fn withdraw(&self) {
+        self.images.iter().for_each(Image::withdraw);
+    }
+
+    /// The same as [`publish`](Self::publish), leaving out blocks that the source has not sent: they have no image.
     ///
     /// # Errors
     ///
@@ -242,15 +247,9 @@ impl Image {
         })
     }
 
-    /// Removes an image that was given its name for nothing. One that still has the name of a partial one removes itself,
-    /// and the file that has the name then is somebody else's.
+    /// Removes an image that was given its name for nothing.
     fn withdraw(&self) {
-        let mut partial = OsString::from(self.path());
-        partial.push(PARTIAL_SUFFIX);
-        if !Path::new(&partial).exists() {
-            // The failure that led here is told.
-            let _ = fs::remove_file(self.path());
-        }
+        self.file.withdraw();
     }
 
     /// The block's name.

@@ -24,7 +24,12 @@ const BUFFER_BYTES: usize = 256 << 10;
 /// One table entry of a packet, in bytes.
 const TABLE_ENTRY_BYTES: u64 = 8;
 
-/// A file that is being looked through: an iterator over the packets in it. [`finish`](Self::finish) gives the totals.
+/// A file that is being looked through: an iterator over the packets in it.
+/// [`finish`](Self::finish) gives the totals.
+///
+/// Memory, whatever is in the file: a buffer of up to 512 KiB, a chunk of a recording of up to
+/// 256 KiB, some 5 KiB for each of at most [`MAX_STREAMS`](recording::MAX_STREAMS) streams, and the
+/// list of RAM blocks, which has at most [`Limits::blocks`] entries of less than 300 bytes.
 #[derive(Debug)]
 pub struct Inspection {
     source: Source,
@@ -145,6 +150,8 @@ pub struct MainSummary {
     pub page_records: u64,
     /// Whether the source opened the return path.
     pub return_path: bool,
+    /// Whether the source could have switched to postcopy.
+    pub postcopy: bool,
 }
 
 /// What is on a multifd channel, or on several together.
@@ -295,6 +302,7 @@ impl MainSummary {
             MainEvent::ZeroPage { .. } => self.zero_records = self.zero_records.saturating_add(1),
             MainEvent::Page { .. } => self.page_records = self.page_records.saturating_add(1),
             MainEvent::Command(Command::OpenReturnPath) => self.return_path = true,
+            MainEvent::Command(Command::PostcopyAdvise) => self.postcopy = true,
             _ => {}
         }
     }

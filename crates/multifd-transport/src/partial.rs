@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with};
@@ -157,6 +157,18 @@ impl PartialFile {
         })?;
         self.stay();
         Ok(())
+    }
+
+    /// Removes the file again, whatever it is called by now: nobody relies on it. A file of somebody else's stays.
+    pub(crate) fn withdraw(&self) {
+        let ours = self.file.metadata().map(|ours| (ours.dev(), ours.ino()));
+        for path in [&self.path, &self.partial] {
+            let there = path.symlink_metadata().map(|there| (there.dev(), there.ino()));
+            if matches!((&ours, &there), (Ok(ours), Ok(there)) if ours == there) {
+                // The failure that led here is told; that the file stays adds nothing to it.
+                let _ = fs::remove_file(path);
+            }
+        }
     }
 
     /// An error of the file's, with its name.

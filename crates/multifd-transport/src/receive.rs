@@ -234,6 +234,12 @@ impl Keeper for Receiver<'_> {
         Ok(images.publish_but(left_out)?)
     }
 
+    fn withdraw(&self) {
+        if let Some(images) = self.images.get() {
+            images.withdraw();
+        }
+    }
+
     const NEEDS_MEMORY_ONLY: bool = true;
 }
 

@@ -1,11 +1,13 @@
 //! A migration becomes a file.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, BufWriter};
 use std::mem;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use multifd_wire::main_stream::MainEvent;
 use multifd_wire::{BlockName, ChannelReceiver, Event, Limits, Packet, RamPacket};
@@ -15,6 +17,7 @@ use crate::incoming::Acceptor;
 use crate::parameters::Cancel;
 use crate::partial::{FileError, PartialFile};
 use crate::recording::{Role, Writer};
+use crate::rounds::RoundFault;
 use crate::taking::{Keeper, Seat, SourceSettings, take};
 
 pub use crate::taking::Totals;
@@ -24,8 +27,8 @@ const BUFFER_BYTES: usize = 128 << 10;
 
 /// The file of a recording that is being made: `NAME.partial` until the migration is whole.
 ///
-/// It is removed when the migration fails before everything has arrived. After that it stays, whatever happens: the
-/// source may have stopped its guest for good.
+/// It is whole, and has its name, before the source hears that it may forget its guest. It is removed when the migration
+/// fails before that, and when the source closes before it can be told.
 #[derive(Debug)]
 pub struct Output {
     file: PartialFile,
@@ -77,23 +80,19 @@ pub fn record(
     progress: &mut dyn FnMut(Totals),
 ) -> Result<RecordReport, Failure> {
     let file = |source| file_failure(&output, source);
-    let writer = Writer::new(BufWriter::new(output.file.file())).map_err(file)?;
+    let mut writer = Writer::new(BufWriter::new(output.file.file())).map_err(file)?;
+    let main = writer.open(Role::Main).map_err(file)?;
     let recorder = Recorder {
         output: &output,
         limits: settings.limits,
-        writer: Mutex::new(writer),
+        state: Mutex::new(State {
+            writer: Some(writer),
+            open: vec![main],
+            inside: BTreeSet::new(),
+            last: Instant::now(),
+        }),
     };
-    recorder.writer().open(Role::Main).map_err(file)?;
     let taken = take(acceptor, settings, cancel, &recorder, progress)?;
-
-    let mut writer = recorder
-        .writer
-        .into_inner()
-        .unwrap_or_else(PoisonError::into_inner);
-    writer.eof(MAIN).map_err(file)?;
-    writer.finish().map_err(file)?;
-    let finished = output.file.sync().and_then(|()| output.file.publish());
-    finished.map_err(|error| main_failure(error.into()))?;
     let file_bytes = output.file.file().metadata().map_err(file)?.len();
     Ok(RecordReport {
         file: output.file.path().to_owned(),
@@ -108,19 +107,96 @@ pub fn record(
 /// Main is the first stream that is opened.
 const MAIN: u16 = 0;
 
+/// How long the channels are silent once nothing more comes: a source says on main that it has ended when it has written
+/// everything on the channels too, and over a network main may be ahead.
+const SILENCE: Duration = Duration::from_millis(200);
+
+/// How long the rest of a packet is waited for then.
+const REST_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How soon to look again.
+const PAUSE: Duration = Duration::from_millis(10);
+
 struct Recorder<'a> {
     output: &'a Output,
     limits: Limits,
-    writer: Mutex<Writer<BufWriter<&'a File>>>,
+    state: Mutex<State<'a>>,
+}
+
+struct State<'a> {
+    /// None once the recording is whole: what comes then says nothing more.
+    writer: Option<Writer<BufWriter<&'a File>>>,
+    /// Streams that have not ended.
+    open: Vec<u16>,
+    /// Streams that are inside a packet.
+    inside: BTreeSet<u16>,
+    /// When something came last.
+    last: Instant,
 }
 
 impl<'a> Recorder<'a> {
-    fn writer(&self) -> MutexGuard<'_, Writer<BufWriter<&'a File>>> {
-        self.writer.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, State<'a>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn file<T>(&self, outcome: io::Result<T>) -> Result<T, Cause> {
         outcome.map_err(|source| self.output.file.failed(source).into())
+    }
+
+    fn open(&self) -> Result<u16, Cause> {
+        let mut state = self.lock();
+        let writer = state.writer.as_mut().ok_or(RoundFault::OpenRound)?;
+        let stream = self.file(writer.open(Role::Channel))?;
+        state.open.push(stream);
+        Ok(stream)
+    }
+
+    /// Writes bytes of a stream, unless the recording is whole.
+    fn data(&self, stream: u16, bytes: &[u8]) -> Result<(), Cause> {
+        let mut state = self.lock();
+        state.last = Instant::now();
+        match &mut state.writer {
+            Some(writer) => self.file(writer.data(stream, bytes)),
+            None => Ok(()),
+        }
+    }
+
+    /// A stream has come to the end of what was read of it, inside a packet or between two.
+    fn paused(&self, stream: u16, inside: bool) {
+        let mut state = self.lock();
+        match inside {
+            true => state.inside.insert(stream),
+            false => state.inside.remove(&stream),
+        };
+    }
+
+    fn ended(&self, stream: u16) -> Result<(), Cause> {
+        let mut state = self.lock();
+        state.open.retain(|open| *open != stream);
+        match &mut state.writer {
+            Some(writer) => self.file(writer.eof(stream)),
+            None => Ok(()),
+        }
+    }
+
+    /// Waits until the channels have given everything.
+    fn wait_for_rest(&self) -> Result<(), Cause> {
+        let deadline = Instant::now() + REST_TIMEOUT;
+        loop {
+            let state = self.lock();
+            let is_whole = state.inside.is_empty();
+            if is_whole && state.last.elapsed() >= SILENCE {
+                return Ok(());
+            }
+            if Instant::now() >= deadline {
+                return match is_whole {
+                    true => Ok(()),
+                    false => Err(RoundFault::OpenRound.into()),
+                };
+            }
+            drop(state);
+            thread::sleep(PAUSE);
+        }
     }
 }
 
@@ -130,12 +206,8 @@ impl Keeper for Recorder<'_> {
         let hello = seat.hello.to_bytes();
         receiver.push(&mut hello.as_slice())?;
         seat.tally.bytes_in(hello.len() as u64);
-        let stream = {
-            let mut writer = self.writer();
-            let stream = self.file(writer.open(Role::Channel))?;
-            self.file(writer.data(stream, &hello))?;
-            stream
-        };
+        let stream = self.open()?;
+        self.data(stream, &hello)?;
         let mut buffer = vec![0; BUFFER_BYTES];
         // A SYNC may carry pages, which have to be there before it counts.
         let mut sync_owed = false;
@@ -147,7 +219,7 @@ impl Keeper for Recorder<'_> {
             }
             let mut bytes = buffer.get(..count).unwrap_or_default();
             seat.tally.bytes_in(count as u64);
-            self.file(self.writer().data(stream, bytes))?;
+            self.data(stream, bytes)?;
             while let Some(event) = receiver.push(&mut bytes)? {
                 if let Event::Packet(packet) = event {
                     sync_owed = packet.flags().is_sync();
@@ -159,6 +231,8 @@ impl Keeper for Recorder<'_> {
                 }
                 if receiver.payload_remaining() == 0 {
                     if let Some(packet) = in_hand.take() {
+                        // Over a network a channel may be ahead of the main channel.
+                        seat.rounds.wait_open()?;
                         seat.came(&packet)?;
                     }
                     *block = None;
@@ -167,13 +241,14 @@ impl Keeper for Recorder<'_> {
                     }
                 }
             }
+            self.paused(stream, receiver.finish().is_err());
         }
         receiver.finish()?;
-        self.file(self.writer().eof(stream))
+        self.ended(stream)
     }
 
     fn main_bytes(&self, bytes: &[u8]) -> Result<(), Cause> {
-        self.file(self.writer().data(MAIN, bytes))
+        self.data(MAIN, bytes)
     }
 
     fn main_event(&self, _: &MainEvent, _: &mut Option<BlockName>) -> Result<(), Cause> {
@@ -193,9 +268,20 @@ impl Keeper for Recorder<'_> {
     const NEEDS_MEMORY_ONLY: bool = false;
 
     fn keep(&self, _: &[BlockName]) -> Result<(), Cause> {
-        self.output.file.stay();
-        self.file(self.writer().flush())?;
-        Ok(self.output.file.sync()?)
+        self.wait_for_rest()?;
+        let mut state = self.lock();
+        if let Some(mut writer) = state.writer.take() {
+            for stream in mem::take(&mut state.open) {
+                self.file(writer.eof(stream))?;
+            }
+            self.file(writer.finish())?;
+        }
+        self.output.file.sync()?;
+        Ok(self.output.file.publish()?)
+    }
+
+    fn withdraw(&self) {
+        self.output.file.withdraw();
     }
 }
 

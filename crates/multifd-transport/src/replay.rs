@@ -13,7 +13,9 @@ use std::time::{Duration, Instant};
 use multifd_wire::Hello;
 use multifd_wire::return_path::{Message, ReturnPathReceiver};
 
+use crate::dial::{DIAL_TIMEOUT, Target};
 use crate::endings::{told, wait_for};
+use crate::escape::printable_path;
 use crate::failure::{Cause, Channel, Failure, Leg};
 use crate::inspect::{Damage, InspectError, Inspection, StreamFault, Summary};
 use crate::recording::{RecordingError, StreamReader};
@@ -90,6 +92,15 @@ pub enum ReplayError {
         /// What is wrong with it.
         source: Damage,
     },
+    /// The recorded source could have switched to postcopy, for which a destination waits.
+    #[error(
+        "cannot replay {}: its source had postcopy on, and the destination would wait for it; \
+         record anew with migrate_set_capability postcopy-ram off", printable_path(path)
+    )]
+    Postcopy {
+        /// The file.
+        path: PathBuf,
+    },
     /// The recorded migration is one that no destination could load.
     #[error("cannot replay {}", path.display())]
     Stream {
@@ -154,6 +165,9 @@ impl Replay {
         }
         // A destination before QEMU 8.0 takes the first connection for the main channel. The others keep their order.
         streams.sort_by_key(|stream| stream.channel != Channel::Main);
+        if report.main().is_some_and(|main| main.postcopy) {
+            return Err(ReplayError::Postcopy { path: owned() });
+        }
         let return_path = report.main().is_some_and(|main| main.return_path);
         Ok(Self {
             path: owned(),
@@ -189,12 +203,17 @@ impl Replay {
         };
         // All are open, and have said hello, before the first byte of main: so it is with a source too.
         let mut links = Vec::new();
+        let cannot_dial = |source| Cause::Dial {
+            address: connect.clone(),
+            source,
+        };
+        let target = Target::resolve(connect)
+            .map_err(cannot_dial)
+            .map_err(failed(Channel::Main))?;
         for recorded in &self.streams {
-            let stream = Stream::connect(connect)
-                .map_err(|source| Cause::Dial {
-                    address: connect.clone(),
-                    source,
-                })
+            let stream = target
+                .dial(DIAL_TIMEOUT, &|| false)
+                .map_err(|error| cannot_dial(error.into()))
                 .map_err(failed(recorded.channel))?;
             links.push((recorded, stream));
         }

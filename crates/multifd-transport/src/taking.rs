@@ -5,7 +5,7 @@
 
 use std::io;
 use std::net::Shutdown;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, Scope};
@@ -35,9 +35,13 @@ const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
 /// How soon those who wait look around.
 const TICK: Duration = Duration::from_millis(20);
 
-/// How long channels that have not come, and the rest of those that have, are waited for at the end of the main channel. The
-/// source has sent all of it before.
-const LATE_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long channels are waited for at the end of a round, where the set-up says that there are some, or where ids are missing
+/// between others. They were opened before.
+const CHANNELS_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long pages are waited for at the end of the main channel while nothing comes. The source has sent them before, and its
+/// guest stands still meanwhile.
+const PAGES_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long the main channel is silent behind what may be its end, where only that tells the end: a stream without the
 /// description of devices. The source waits for its answer then.
@@ -61,6 +65,9 @@ const CLOSING_TIME: Duration = Duration::from_millis(200);
 
 /// How soon to look again whether it has.
 const CLOSING_PAUSE: Duration = Duration::from_millis(5);
+
+/// How long a source that has heard that everything is kept may take to close.
+const GOODBYE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What has arrived so far, over all connections.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -109,6 +116,9 @@ pub(crate) trait Keeper: Sync {
 
     /// Makes what was kept last: everything has arrived but the blocks that are `left_out`, and the source may forget it.
     fn keep(&self, left_out: &[BlockName]) -> Result<(), Cause>;
+
+    /// Forgets what was kept: the source closed before it could be told, and has its guest.
+    fn withdraw(&self);
 
     /// Whether everything that is kept was there once all memory was.
     const NEEDS_MEMORY_ONLY: bool;
@@ -231,6 +241,7 @@ fn spawn<'scope>(
 }
 
 /// Waits for a migration at `acceptor` and hands it to `keeper`. `progress` is called about twice a second meanwhile.
+/// `cancel` ends it before everything has come.
 ///
 /// # Errors
 ///
@@ -262,6 +273,7 @@ pub(crate) fn take(
     let coverage = Coverage::default();
     let answers = Answers::new(settings.switchover_ack);
     let connections = Connections::default();
+    let kept = AtomicBool::new(false);
     let main_stream = main;
     connections.add(&main_stream);
     let main = MainChannel {
@@ -273,6 +285,7 @@ pub(crate) fn take(
         tally: &tally,
         coverage: &coverage,
         answers: &answers,
+        kept: &kept,
         left_out: Mutex::default(),
     };
     let close_all = || {
@@ -302,6 +315,7 @@ pub(crate) fn take(
         let mut failure = spawn(scope, &tell, close_all, work).err();
         let mut running = usize::from(failure.is_none());
         let mut told_progress = Instant::now();
+        let mut kept_since: Option<Instant> = None;
         if failure.is_some() {
             close_all();
         }
@@ -345,12 +359,18 @@ pub(crate) fn take(
                 Ok(Event::Arrival(Arrival::Preempt(_))) | Err(RecvTimeoutError::Timeout) => None,
                 Err(RecvTimeoutError::Disconnected) => break,
             };
-            let is_unwanted = cancel.is_cancelled() && !main.answers.is_settled();
-            let unwanted = || Failure::here(EngineFault::Cancelled.into());
-            let fault = fault.or_else(|| is_unwanted.then(unwanted));
+            let is_settled = main.answers.is_settled();
+            let is_cancelled = || !is_settled && cancel.is_cancelled();
+            let fault = fault
+                .or_else(|| is_cancelled().then(|| Failure::here(EngineFault::Cancelled.into())));
             if let (Some(fault), None) = (fault, &failure) {
                 failure = Some(fault);
                 close_all();
+            }
+            // Nothing is missing any more, so a source that does not close is not waited for without end.
+            let is_kept = kept.load(Ordering::Relaxed);
+            if is_kept && kept_since.get_or_insert_with(Instant::now).elapsed() >= GOODBYE_TIMEOUT {
+                connections.close();
             }
             if told_progress.elapsed() >= PROGRESS_INTERVAL {
                 told_progress = Instant::now();
@@ -385,7 +405,9 @@ fn sit<K: Keeper>(seat: &Seat<'_>, main: &MainChannel<'_, K>) -> Result<(), Fail
         .and_then(|()| Ok(seat.rounds.leave(seat.index)?));
     match outcome {
         // Everything has arrived; how the source closes its connections does not matter.
-        Err(Cause::Io(_)) if main.answers.is_settled() => Ok(()),
+        Err(Cause::Io(_) | Cause::Wire(Fault::Truncated { .. })) if main.answers.is_settled() => {
+            Ok(())
+        }
         Err(cause) => Err(main.failure(Channel::Multifd(seat.hello.channel), block, cause)),
         Ok(()) => Ok(()),
     }
@@ -403,6 +425,8 @@ struct MainChannel<'a, K> {
     tally: &'a Tally,
     coverage: &'a Coverage,
     answers: &'a Answers,
+    /// Everything is kept, and a source that wants to know it was told.
+    kept: &'a AtomicBool,
     left_out: Mutex<Vec<BlockName>>,
 }
 
@@ -442,8 +466,12 @@ impl<K: Keeper> MainChannel<'_, K> {
                     receiver.push(&mut contents)?;
                     page.place = None;
                 }
-                let Some(event) = receiver.push(&mut bytes)? else {
-                    break;
+                let event = match receiver.push(&mut bytes) {
+                    Ok(Some(event)) => event,
+                    Ok(None) => break,
+                    // Everything is kept, and the source has been told.
+                    Err(_) if self.answers.is_settled() => break,
+                    Err(fault) => return Err(fault.into()),
                 };
                 *block = None;
                 if matches!(event, MainEvent::Command(Command::PostcopyAdvise)) {
@@ -499,7 +527,7 @@ impl<K: Keeper> MainChannel<'_, K> {
 
     /// At the end of a round: waits for the channels that the set-up says there are, and for those between others.
     fn wait_for_channels(&self) -> Result<(), Cause> {
-        let deadline = Instant::now() + LATE_TIMEOUT;
+        let deadline = Instant::now() + CHANNELS_TIMEOUT;
         loop {
             let channels = self.rounds.channels();
             let gap = channels
@@ -514,7 +542,7 @@ impl<K: Keeper> MainChannel<'_, K> {
                 return Err(RoundFault::Stopped.into());
             }
             if Instant::now() >= deadline {
-                let within = LATE_TIMEOUT;
+                let within = CHANNELS_TIMEOUT;
                 return Err(SetupFault::ChannelsMissing { missing, within }.into());
             }
             thread::sleep(TICK);
@@ -527,7 +555,8 @@ impl<K: Keeper> MainChannel<'_, K> {
         if !outline.ram_ended {
             return Err(RoundFault::NoRam.into());
         }
-        let deadline = Instant::now() + LATE_TIMEOUT;
+        let arrived = || (self.rounds.channels().len(), self.tally.totals());
+        let mut last = (Instant::now(), arrived());
         while let Err(fault) = self.coverage.check(outline.ignores_shared) {
             if self.rounds.is_stopped() {
                 return Err(RoundFault::Stopped.into());
@@ -535,10 +564,14 @@ impl<K: Keeper> MainChannel<'_, K> {
             if let Some((index, fault)) = self.rounds.lost() {
                 return Err(blame((Some(index), fault), culprit));
             }
-            if Instant::now() >= deadline || self.source_has_ended() {
+            if last.0.elapsed() >= PAGES_TIMEOUT || self.source_has_ended() {
                 return Err(fault.into());
             }
             thread::sleep(TICK);
+            let so_far = arrived();
+            if so_far != last.1 {
+                last = (Instant::now(), so_far);
+            }
         }
         self.rounds
             .finish()
@@ -551,10 +584,16 @@ impl<K: Keeper> MainChannel<'_, K> {
         let kept = self.keeper.keep(&left_out);
         *self.left_out.lock().unwrap_or_else(PoisonError::into_inner) = left_out;
         if wanted {
-            self.answers
-                .shut(kept.is_ok(), self.stream)
-                .map_err(gave_up)?;
+            let told = match self.stream.peer_has_closed() {
+                true => Err(Cause::Incomplete),
+                false => self.answers.shut(kept.is_ok(), self.stream).map_err(gave_up),
+            };
+            if told.is_err() && kept.is_ok() {
+                self.keeper.withdraw();
+                return told;
+            }
         }
+        self.kept.store(kept.is_ok(), Ordering::Relaxed);
         kept
     }
 

@@ -497,13 +497,34 @@ fn main_streams_against_limits() {
 
 #[test]
 fn main_streams_cut_short() {
-    for file in ["main-10.0.txt", "main-7.2.txt"] {
+    // A device's state can look like the end: a footer with its section's id, and the EOF byte.
+    let likenesses = [
+        ("main-10.0.txt", 2),
+        ("main-7.2.txt", 0),
+        ("main-postcopy.txt", 0),
+    ];
+    for (file, likenesses) in likenesses {
         let stream = vector(file);
-        for len in 0..stream.len() {
+        let mut ends = Vec::new();
+        for len in 0..=stream.len() {
             let (_, end) = support::main_events(&stream[..len], &[usize::MAX]);
-            let truncated = matches!(end, Err(Fault::Truncated { missing: 1.. }));
-            assert!(truncated, "{file}, {len} bytes: {end:?}");
+            match end {
+                Ok(()) => ends.push(len),
+                Err(fault) => {
+                    let truncated = matches!(fault, Fault::Truncated { missing: 1.. });
+                    assert!(truncated, "{file}, {len} bytes: {fault:?}");
+                }
+            }
         }
+        let has_description = !stream.ends_with(b"\x7e\0\0\0\x07\0");
+        let all = likenesses + 1 + usize::from(has_description);
+        assert_eq!(ends.len(), all, "{file}: {ends:?}");
+        assert_eq!(ends.last(), Some(&stream.len()));
+        let ends_so = |&len: &usize| {
+            let end = &stream[len - 6..len];
+            end.starts_with(b"\x7e") && end.ends_with(b"\0")
+        };
+        assert!(ends[..=likenesses].iter().all(ends_so), "{file}: {ends:?}");
     }
 }
 

@@ -239,6 +239,88 @@ fn main_stream_of_qemu_7_2() {
 }
 
 #[test]
+fn main_stream_of_postcopy_with_huge_pages() {
+    let expected = [
+        MainEvent::Header { version: 3 },
+        MainEvent::Configuration(Configuration {
+            machine: name("pc-q35-10.0"),
+            page_size: None,
+            capabilities: vec![],
+            uuid: None,
+        }),
+        MainEvent::Command(Command::OpenReturnPath),
+        MainEvent::Command(Command::Ping(1)),
+        MainEvent::Command(Command::PostcopyAdvise),
+        MainEvent::SectionStart(section(2, "ram", 4)),
+        MainEvent::RamBlocks(vec![
+            block("pc.ram", 0x8000_0000),
+            block("pc.bios", 0x4_0000),
+            block("dm0", 0x20_0000),
+            block("vram", 0x1_0000),
+        ]),
+        MainEvent::Flush,
+        MainEvent::RamEndOfSection,
+        MainEvent::SectionPart { id: 2 },
+        MainEvent::RamEndOfSection,
+        MainEvent::Command(Command::Other { id: 6, len: 3 }),
+        MainEvent::Command(Command::Packaged { len: 10 }),
+        MainEvent::Command(Command::PostcopyListen),
+        MainEvent::Command(Command::PostcopyRun),
+        MainEvent::Command(Command::PostcopyResume),
+        MainEvent::Command(Command::EnableColo),
+        MainEvent::RamEndOfSection,
+        MainEvent::SectionEnd { id: 2 },
+        MainEvent::Opaque(section(7, "cpu", 12)),
+    ];
+    check_main("main-postcopy.txt", &expected);
+}
+
+/// The page size of the last block is told from the records behind the list.
+#[test]
+fn a_list_whose_last_block_has_huge_pages() {
+    let bytes = vector("main-postcopy.txt");
+    let vram = b"\x04vram\0\0\0\0\0\x01\0\0";
+    let place = bytes.windows(vram.len()).position(|part| part == vram);
+    let place = place.expect("the last block");
+    let mut without = bytes.clone();
+    without.drain(place..place + vram.len());
+    // Its total.
+    let total = without
+        .windows(8)
+        .position(|part| part == b"\0\0\0\0\x80\x25\0\x04");
+    without[total.expect("a total") + 5] = 0x24;
+    for cut in CUTS {
+        let (events, end) = main_events(&without, cut);
+        assert_eq!(end, Ok(()), "cut {cut:?}");
+        let names = events.iter().find_map(|event| match event {
+            MainEvent::RamBlocks(blocks) => Some(blocks.len()),
+            _ => None,
+        });
+        assert_eq!(names, Some(3), "cut {cut:?}");
+        assert!(events.contains(&MainEvent::Flush));
+    }
+}
+
+/// Without the description of devices a stream ends at its EOF byte, and there alone.
+#[test]
+fn a_stream_without_a_description_may_end() {
+    for (file, description) in [
+        ("main-10.0.txt", 7),
+        ("main-7.2.txt", 23),
+        ("main-postcopy.txt", 0),
+    ] {
+        let bytes = vector(file);
+        let whole = &bytes[..bytes.len() - description];
+        for cut in CUTS {
+            let (_, end) = main_events(whole, cut);
+            assert_eq!(end, Ok(()), "{file}, cut {cut:?}");
+            let (_, end) = main_events(&whole[..whole.len() - 1], cut);
+            assert!(end.is_err(), "{file}, cut {cut:?}");
+        }
+    }
+}
+
+#[test]
 fn return_path() {
     let bytes = vector("return-path.txt");
     let block = name("pc.ram");

@@ -2,6 +2,7 @@
 
 pub mod bench;
 pub mod build;
+pub mod campaign;
 pub mod capture;
 pub mod check;
 pub mod demo;

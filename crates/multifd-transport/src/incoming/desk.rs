@@ -21,10 +21,6 @@ use super::note::{Note, Reason, SetUpFault};
 use super::{HELLO_TIMEOUT, Incoming, Order, Ready, SetupFault, Shared, Ticket};
 use crate::{Listener, Stream};
 
-/// Connections that have not said what they are, of which the oldest goes when there are more. Many more than a source has
-/// channels: each of these is to be listened to while others flood in.
-const MOST_UNSPOKEN: usize = 1024;
-
 /// How soon to look again at a connection that has said too little: it is readable, so a poll would not wait. And at one
 /// that was closed.
 const PARTIAL_PAUSE: Duration = Duration::from_millis(20);
@@ -32,17 +28,12 @@ const PARTIAL_PAUSE: Duration = Duration::from_millis(20);
 /// How long the poll waits at most. What has no wake-up of its own (a conflict that passes, a hope that ends) is looked at then.
 const TICK: Duration = Duration::from_millis(250);
 
-/// How long a main channel may say nothing within its set-up.
-const SETUP_SILENCE: Duration = Duration::from_secs(10);
+/// How long a main channel may say nothing in its set-up before channels do not wait for it any more, if they can be another's.
+const SETUP_STALL: Duration = Duration::from_millis(250);
 
-/// How long a set-up may take. Devices that send their state first (virtio-mem) send some megabytes, also over slow links.
-const SETUP_TIMEOUT: Duration = Duration::from_secs(120);
-
-/// The most that is kept of all main channels in their set-up. One takes some hundred bytes, or some megabytes with virtio-mem.
-const SETUP_LIMIT_BYTES: usize = 256 << 20;
-
-/// How much of a main channel is read at once.
+/// How much of a main channel is read at once, and how often before the others are looked at.
 const SETUP_PIECE_BYTES: usize = 4 << 10;
+const SETUP_PIECES: usize = 16;
 
 /// How long no connection is accepted after the system has refused to accept one.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -50,13 +41,44 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How long a connection may be silent before it is taken for postcopy's own, where one is awaited.
 const PREEMPT_SILENCE: Duration = Duration::from_secs(1);
 
-/// Notes of strangers within one second; more are only counted.
-const NOTES_A_SECOND: u64 = 8;
+/// What connections may take before they are part of a migration.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Bounds {
+    /// How long a connection may take to say what it is.
+    pub(super) hello: Duration,
+    /// How long a main channel may say nothing within its set-up.
+    pub(super) setup_silence: Duration,
+    /// How long a set-up may take. Devices that send their state first (virtio-mem) send some megabytes, also over slow
+    /// links.
+    pub(super) setup: Duration,
+    /// The most that is kept of all main channels in their set-up. One takes some hundred bytes, or some megabytes with
+    /// virtio-mem.
+    pub(super) setup_bytes: usize,
+    /// Main channels in their set-up, of which the one that has been silent for the longest goes when there are more.
+    pub(super) setups: usize,
+    /// Connections that have not said what they are, and channels without a main channel, of which the oldest goes when
+    /// there are more. Many more than a source has channels: each of these is to be listened to while others flood in.
+    pub(super) waiting: usize,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Self {
+            hello: HELLO_TIMEOUT,
+            setup_silence: Duration::from_secs(10),
+            setup: Duration::from_secs(120),
+            setup_bytes: 256 << 20,
+            setups: 256,
+            waiting: 1024,
+        }
+    }
+}
 
 pub(super) struct Desk {
     listener: Listener,
     shared: Arc<Shared>,
     limits: Limits,
+    bounds: Bounds,
     unspoken: Vec<Unspoken>,
     setups: Vec<SetUp>,
     /// Migrations that begin, until the channels that are here were given to them.
@@ -69,7 +91,6 @@ pub(super) struct Desk {
     next_id: Id,
     paused_until: Option<Instant>,
     refuses_new: bool,
-    notes: Notes,
 }
 
 struct Unspoken {
@@ -91,19 +112,13 @@ struct SetUp {
     last: Instant,
 }
 
-/// Limits what strangers can make us say.
-#[derive(Default)]
-struct Notes {
-    second: Option<Instant>,
-    said: u64,
-}
-
 impl Desk {
-    pub(super) fn new(listener: Listener, shared: Arc<Shared>, limits: Limits) -> Self {
+    pub(super) fn new(listener: Listener, shared: Arc<Shared>, bounds: Bounds) -> Self {
         Self {
             listener,
             shared,
-            limits,
+            limits: Limits::default(),
+            bounds,
             unspoken: Vec::new(),
             setups: Vec::new(),
             begun: Vec::new(),
@@ -114,7 +129,6 @@ impl Desk {
             next_id: 0,
             paused_until: None,
             refuses_new: false,
-            notes: Notes::default(),
         }
     }
 
@@ -131,6 +145,7 @@ impl Desk {
             }
             self.match_up();
             self.begin();
+            self.shared.sum_up_notes();
             self.wait();
         }
     }
@@ -151,7 +166,14 @@ impl Desk {
                     self.inboxes.remove(&id);
                     self.mains.remove(&id);
                 }
-                Order::RefuseNew => self.refuses_new = true,
+                Order::RefuseNew => {
+                    self.refuses_new = true;
+                    for setup in std::mem::take(&mut self.setups) {
+                        self.matching.end(setup.id);
+                        self.pass_over(&setup.stream, Reason::OtherKind(SetupFault::Ending));
+                    }
+                    self.shared.pass_over_ready(SetupFault::Ending);
+                }
                 Order::Expect { uuid, inbox, reply } => {
                     let id = self.id();
                     self.matching.engine_ready(id, uuid, Instant::now());
@@ -173,7 +195,7 @@ impl Desk {
         loop {
             match self.listener.try_accept() {
                 Ok(Some(stream)) => {
-                    if self.unspoken.len() >= MOST_UNSPOKEN {
+                    if self.unspoken.len() >= self.bounds.waiting {
                         let oldest = self.unspoken.remove(0);
                         self.pass_over(&oldest.stream, Reason::Crowded);
                     }
@@ -189,7 +211,7 @@ impl Desk {
                 Ok(None) => return,
                 Err(error) => {
                     self.paused_until = Some(now + ACCEPT_PAUSE);
-                    self.note(Note::CannotAccept(error));
+                    self.shared.note(&Note::CannotAccept(error));
                     return;
                 }
             }
@@ -204,7 +226,7 @@ impl Desk {
             let waited = now.duration_since(unspoken.since);
             let kind = kind(&unspoken.stream);
             unspoken.partial = matches!(kind, Ok(Kind::Partial));
-            if matches!(kind, Ok(Kind::Silent | Kind::Partial)) && waited < HELLO_TIMEOUT {
+            if matches!(kind, Ok(Kind::Silent | Kind::Partial)) && waited < self.bounds.hello {
                 let silent = !unspoken.partial && waited >= PREEMPT_SILENCE;
                 let preempt = silent
                     .then(|| self.matching.preempt_came(unspoken.peer))
@@ -231,6 +253,12 @@ impl Desk {
                 Reason::OtherKind(SetupFault::Ending)
             }
             Ok(Kind::Main) => {
+                let longest = self.setups.iter().enumerate();
+                if self.setups.len() >= self.bounds.setups
+                    && let Some((index, _)) = longest.min_by_key(|(_, setup)| setup.last)
+                {
+                    self.give_up_setup(index, Reason::Crowded);
+                }
                 let id = self.id();
                 self.matching.main_came(id, peer);
                 self.setups.push(SetUp::new(id, stream, self.limits, now));
@@ -246,6 +274,8 @@ impl Desk {
                     ..Stated::default()
                 };
                 self.matching.main_ready(id, stated, now);
+                // Its channels were of the migration that broke.
+                self.matching.settle(id);
                 return self.ready(id, stream, Vec::new(), stated, true);
             }
             Ok(Kind::Channel(bytes)) => match take_hello(&stream, &bytes) {
@@ -254,6 +284,9 @@ impl Desk {
                     self.matching
                         .channel_came(id, hello.uuid, hello.channel, peer, now);
                     self.orphans.insert(id, IncomingChannel { hello, stream });
+                    if self.orphans.len() > self.bounds.waiting {
+                        self.give_up_oldest_orphan();
+                    }
                     return;
                 }
                 Err(reason) => reason,
@@ -264,7 +297,7 @@ impl Desk {
             },
             Ok(Kind::Tls) => Reason::Tls,
             Ok(Kind::Silent | Kind::Partial) => Reason::Silent {
-                within: HELLO_TIMEOUT,
+                within: self.bounds.hello,
             },
             // A probe that has said nothing worth a word.
             Ok(Kind::Closed) => return,
@@ -279,32 +312,51 @@ impl Desk {
         let mut is_over = false;
         let mut index = 0;
         while let Some(setup) = self.setups.get_mut(index) {
-            let before = setup.start.len();
-            let outcome = setup.read(now);
-            let added = setup.start.len() - before;
-            let kept: usize = self.setups.iter().map(|setup| setup.start.len()).sum();
-            let outcome = match outcome {
-                Ok(false) if added > 0 && kept > SETUP_LIMIT_BYTES => Err(SetUpFault::TooMuch {
-                    limit_bytes: SETUP_LIMIT_BYTES,
-                }),
-                other => other,
-            };
-            match outcome {
-                Ok(false) => index += 1,
+            match setup.read(now, &self.bounds) {
+                Ok(false) => {
+                    let stalls = now.duration_since(setup.last) >= SETUP_STALL;
+                    self.matching.main_stalls(setup.id, stalls);
+                    index += 1;
+                }
                 Ok(true) => {
                     is_over = true;
                     let setup = self.setups.remove(index);
                     self.matching.main_ready(setup.id, setup.stated, now);
                     self.ready(setup.id, setup.stream, setup.start, setup.stated, false);
                 }
-                Err(fault) => {
-                    let setup = self.setups.remove(index);
-                    self.matching.end(setup.id);
-                    self.pass_over(&setup.stream, Reason::SetUp(fault));
-                }
+                Err(fault) => self.give_up_setup(index, Reason::SetUp(fault)),
             }
+            self.bound_setups();
         }
         is_over
+    }
+
+    /// Gives up the longest set-up while all together take too much: the short ones are not to blame.
+    fn bound_setups(&mut self) {
+        let limit_bytes = self.bounds.setup_bytes;
+        while self.setups.iter().map(SetUp::bytes).sum::<usize>() > limit_bytes {
+            let longest = self.setups.iter().enumerate();
+            let Some((index, _)) = longest.max_by_key(|(_, setup)| setup.bytes()) else {
+                return;
+            };
+            self.give_up_setup(index, Reason::SetUp(SetUpFault::TooMuch { limit_bytes }));
+        }
+    }
+
+    fn give_up_setup(&mut self, index: usize, reason: Reason) {
+        let setup = self.setups.remove(index);
+        self.matching.end(setup.id);
+        self.pass_over(&setup.stream, reason);
+    }
+
+    fn give_up_oldest_orphan(&mut self) {
+        let Some(oldest) = self.matching.orphans().next() else {
+            return;
+        };
+        self.matching.forget_channel(oldest);
+        if let Some(channel) = self.orphans.remove(&oldest) {
+            self.pass_over(&channel.stream, Reason::Crowded);
+        }
     }
 
     /// A migration begins: whoever accepts it takes over its main channel.
@@ -376,8 +428,7 @@ impl Desk {
                 Decision::Refuse { main, fault } => {
                     self.give(main, Arrival::Refused(fault));
                     if let Some(index) = self.setups.iter().position(|setup| setup.id == main) {
-                        let setup = self.setups.remove(index);
-                        self.pass_over(&setup.stream, Reason::Refused(fault));
+                        self.give_up_setup(index, Reason::Refused(fault));
                     }
                 }
             }
@@ -432,28 +483,9 @@ impl Desk {
         let _ = poll(&mut sources, timeout.as_ref());
     }
 
-    fn pass_over(&mut self, stream: &Stream, reason: Reason) {
+    fn pass_over(&self, stream: &Stream, reason: Reason) {
         let peer = describe(stream);
-        self.note(Note::PassedOver { peer, reason });
-    }
-
-    fn note(&mut self, note: Note) {
-        let now = Instant::now();
-        let is_over = |second: Instant| now.duration_since(second) >= Duration::from_secs(1);
-        if self.notes.second.is_none_or(is_over) {
-            let connections = self.notes.said.saturating_sub(NOTES_A_SECOND);
-            if connections > 0 {
-                self.shared.note(&Note::Further { connections });
-            }
-            self.notes = Notes {
-                second: Some(now),
-                said: 0,
-            };
-        }
-        self.notes.said += 1;
-        if self.notes.said <= NOTES_A_SECOND {
-            self.shared.note(&note);
-        }
+        self.shared.note(&Note::PassedOver { peer, reason });
     }
 }
 
@@ -472,13 +504,13 @@ impl SetUp {
     }
 
     /// Reads what there is; whether the set-up part is over.
-    fn read(&mut self, now: Instant) -> Result<bool, SetUpFault> {
+    fn read(&mut self, now: Instant, bounds: &Bounds) -> Result<bool, SetUpFault> {
         let mut piece = [0; SETUP_PIECE_BYTES];
-        loop {
+        for _ in 0..SETUP_PIECES {
             let count = match recv(&self.stream, &mut piece, RecvFlags::DONTWAIT) {
                 Ok((count, _)) => count,
                 Err(rustix::io::Errno::INTR) => continue,
-                Err(rustix::io::Errno::AGAIN) => return self.check_time(now).map(|()| false),
+                Err(rustix::io::Errno::AGAIN) => break,
                 Err(error) => return Err(SetUpFault::Io(error.into())),
             };
             if count == 0 {
@@ -490,11 +522,13 @@ impl SetUp {
             if self.follow(&mut bytes)? {
                 return Ok(true);
             }
-            // The others are looked at too.
-            if self.start.len().is_multiple_of(SETUP_PIECE_BYTES << 4) {
-                return Ok(false);
-            }
         }
+        self.check_time(now, bounds).map(|()| false)
+    }
+
+    /// The memory that it takes.
+    fn bytes(&self) -> usize {
+        self.start.capacity()
     }
 
     fn follow(&mut self, bytes: &mut &[u8]) -> Result<bool, SetUpFault> {
@@ -522,16 +556,14 @@ impl SetUp {
         }
     }
 
-    fn check_time(&self, now: Instant) -> Result<(), SetUpFault> {
-        if now.duration_since(self.last) >= SETUP_SILENCE {
-            return Err(SetUpFault::Stalled {
-                within: SETUP_SILENCE,
-            });
+    fn check_time(&self, now: Instant, bounds: &Bounds) -> Result<(), SetUpFault> {
+        let within = bounds.setup_silence;
+        if now.duration_since(self.last) >= within {
+            return Err(SetUpFault::Stalled { within });
         }
-        if now.duration_since(self.since) >= SETUP_TIMEOUT {
-            return Err(SetUpFault::Slow {
-                within: SETUP_TIMEOUT,
-            });
+        let within = bounds.setup;
+        if now.duration_since(self.since) >= within {
+            return Err(SetUpFault::Slow { within });
         }
         Ok(())
     }

@@ -21,6 +21,12 @@ pub const ORPHAN_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a channel waits whose id is taken. A source that has just given up leaves channels of the attempt before.
 pub const CONFLICT_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// How long channels of several VMs wait for a second main channel.
+pub const RIVAL_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a channel waits for a main channel of its own peer, before it may be that of another. One that was sent again,
+/// as it was lost on its way, comes within this time.
+pub const FOREIGN_TIMEOUT: Duration = Duration::from_secs(4);
+
 /// How long after the set-up part of its stream a migration's channels may come without a doubt about whose they are.
 pub const LATE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -95,6 +101,8 @@ struct Main {
     has_preempt: bool,
     /// Its peer has closed it.
     closed: bool,
+    /// It has said nothing for a while, in its set-up.
+    stalls: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -105,6 +113,8 @@ struct Orphan {
     peer: PeerId,
     /// When its peer was found to have closed it.
     closed: Option<Instant>,
+    /// A migration that is over may have been its own.
+    doubtful: bool,
     since: Instant,
     /// When a main channel could be its own for the last time.
     hope: Instant,
@@ -130,6 +140,7 @@ impl Matching {
             engine: false,
             has_preempt: false,
             closed: false,
+            stalls: false,
         });
     }
 
@@ -165,7 +176,11 @@ impl Matching {
 
     /// A migration is over.
     pub fn end(&mut self, id: Id) {
-        self.mains.retain(|main| main.id != id);
+        for main in self.mains.extract_if(.., |main| main.id == id) {
+            for orphan in &mut self.orphans {
+                orphan.doubtful |= main.peer == orphan.peer && main.may_own(orphan.uuid);
+            }
+        }
     }
 
     /// A channel has said hello.
@@ -183,9 +198,18 @@ impl Matching {
             channel,
             peer,
             closed: None,
+            doubtful: false,
             since: now,
             hope: now,
         });
+    }
+
+    /// A main channel says nothing, in its set-up, or goes on. A source sends its set-up at once, so one that stalls is more
+    /// likely a stranger's, for whom nobody is to wait.
+    pub fn main_stalls(&mut self, id: Id, stalls: bool) {
+        if let Some(main) = self.main(id) {
+            main.stalls = stalls;
+        }
     }
 
     /// A main channel was closed by its peer.
@@ -215,7 +239,12 @@ impl Matching {
         })
     }
 
-    /// The channels without a main channel.
+    /// A channel without a main channel is given up by its owner.
+    pub fn forget_channel(&mut self, id: Id) {
+        self.orphans.retain(|orphan| orphan.id != id);
+    }
+
+    /// The channels without a main channel, the oldest first.
     pub fn orphans(&self) -> impl Iterator<Item = Id> {
         self.orphans.iter().map(|orphan| orphan.id)
     }
@@ -265,22 +294,24 @@ impl Matching {
                 Verdict::Drop => {
                     decisions.push(Decision::Drop { channel: orphan.id });
                     self.orphans.remove(index);
+                    // Of many that go at once, each is looked at once.
+                    continue;
                 }
                 Verdict::Refuse(mains, fault) => {
+                    let theirs: Vec<Id> = self
+                        .orphans
+                        .iter()
+                        .filter(|other| self.is_of(other, &mains, orphan.peer, now))
+                        .map(|other| other.id)
+                        .collect();
                     for main in mains {
                         self.end(main);
                         decisions.push(Decision::Refuse { main, fault });
                     }
-                    let (theirs, others) = self
-                        .orphans
-                        .iter()
-                        .partition::<Vec<Orphan>, _>(|other| other.uuid == orphan.uuid);
-                    self.orphans = others;
-                    decisions.extend(
-                        theirs
-                            .iter()
-                            .map(|orphan| Decision::Drop { channel: orphan.id }),
-                    );
+                    for channel in theirs {
+                        self.forget_channel(channel);
+                        decisions.push(Decision::Drop { channel });
+                    }
                 }
             }
             // What was decided may decide others.
@@ -291,12 +322,14 @@ impl Matching {
 
     fn judge(&self, orphan: &Orphan, now: Instant) -> Verdict {
         // What is left of an attempt that its source has given up, where the next attempt is here already.
-        let renewed = |other: &Orphan| {
-            other.id != orphan.id
-                && (other.uuid, other.channel) == (orphan.uuid, orphan.channel)
-                && other.closed.is_none()
+        let renewed = |closed: Instant| {
+            self.orphans.iter().any(|other| {
+                other.id != orphan.id
+                    && (other.uuid, other.channel) == (orphan.uuid, orphan.channel)
+                    && (other.closed.is_none() || closed <= other.since)
+            })
         };
-        if orphan.closed.is_some() && self.orphans.iter().any(renewed) {
+        if orphan.closed.is_some_and(|closed| orphan.doubtful || renewed(closed)) {
             return Verdict::Drop;
         }
         let claimants = self.claimants(orphan, now);
@@ -320,6 +353,13 @@ impl Matching {
             [main] if main.ready.is_none() => Verdict::Wait { hope: true },
             // It may be left from an attempt before, whose successor is about to come.
             [main] if !main.closed && orphan.is_closed_anew(now) => Verdict::Wait { hope: true },
+            // Channels of several VMs, and one main channel that does not say whose it is: the others may be about to come.
+            [main] if self.has_rivals(main, orphan, now) => {
+                match now.duration_since(orphan.since) >= RIVAL_TIMEOUT {
+                    true => Verdict::Refuse(vec![main.id], SetupFault::Alike { uuid: orphan.uuid }),
+                    false => Verdict::Wait { hope: true },
+                }
+            }
             [main] if !main.channels.contains(&orphan.channel) => Verdict::Give(main.id),
             [_] if orphan.closed.is_some() => Verdict::Drop,
             [main] if now.duration_since(orphan.since) >= CONFLICT_TIMEOUT => {
@@ -328,13 +368,6 @@ impl Matching {
             }
             [_] => Verdict::Wait { hope: true },
             several if several.iter().any(|main| main.ready.is_none()) => {
-                Verdict::Wait { hope: true }
-            }
-            // An attempt that its source has given up ends within a moment, and the next one may be here already.
-            several
-                if several.iter().any(|main| main.closed)
-                    && now.duration_since(orphan.since) < CONFLICT_TIMEOUT =>
-            {
                 Verdict::Wait { hope: true }
             }
             several => {
@@ -349,13 +382,18 @@ impl Matching {
         let mut claimants: Vec<_> = self
             .mains
             .iter()
-            .filter(|main| !main.is_settled(now) && main.may_own(orphan.uuid))
+            .filter(|main| !main.is_settled(now) && main.may_take(orphan, now))
             .collect();
         // A UUID that was given on purpose is one VM's.
         if orphan.uuid != [0; 16] {
             narrow(&mut claimants, |main| main.names(orphan.uuid));
         }
         narrow(&mut claimants, |main| main.peer == orphan.peer);
+        narrow(&mut claimants, |main| !main.stalls);
+        // A source that has closed its main channel is done, and the next attempt may be here before that is.
+        if orphan.closed.is_none() {
+            narrow(&mut claimants, |main| !main.closed);
+        }
         if claimants.iter().all(|main| main.ready.is_some()) {
             narrow(&mut claimants, |main| {
                 main.uuid.is_some() || main.ready.is_some_and(|(_, stated)| stated.has_channels)
@@ -364,11 +402,27 @@ impl Matching {
         claimants
     }
 
+    /// Whether channels of another VM may belong to `main`, which has none so far.
+    fn has_rivals(&self, main: &Main, orphan: &Orphan, now: Instant) -> bool {
+        let is_rival = |other: &Orphan| {
+            let claimants = self.claimants(other, now);
+            other.uuid != orphan.uuid && claimants.iter().any(|claimant| claimant.id == main.id)
+        };
+        main.uuids().next().is_none() && self.orphans.iter().any(is_rival)
+    }
+
+    /// Whether the channel can be no other migration's than one of `mains`, whose channels come from `peer`.
+    fn is_of(&self, orphan: &Orphan, mains: &[Id], peer: PeerId, now: Instant) -> bool {
+        let claimants = self.claimants(orphan, now);
+        let are_they = claimants.iter().all(|main| mains.contains(&main.id));
+        are_they && (!claimants.is_empty() || orphan.peer == peer)
+    }
+
     /// The one migration of this UUID that can still take the channel, where no other can.
     fn late_for(&self, orphan: &Orphan, now: Instant) -> Option<&Main> {
         let mut mains = self.mains.iter().filter(|main| {
             let missing = !main.channels.contains(&orphan.channel);
-            !main.settled && main.is_settled(now) && missing && main.may_own(orphan.uuid)
+            !main.settled && main.is_settled(now) && missing && main.may_take(orphan, now)
         });
         let main = mains.next()?;
         mains.next().is_none().then_some(main)
@@ -387,6 +441,24 @@ impl Main {
 
     fn may_own(&self, uuid: [u8; 16]) -> bool {
         self.uuids().all(|own| own == uuid)
+    }
+
+    fn may_take(&self, orphan: &Orphan, now: Instant) -> bool {
+        self.may_own(orphan.uuid) && !self.is_foreign(orphan, now)
+    }
+
+    /// Whether the channel is another's, as another host opened it. A host may have several addresses, so this holds only for
+    /// a while; and for good where the channel is closed, as one is that an attempt which has failed leaves behind.
+    fn is_foreign(&self, orphan: &Orphan, now: Instant) -> bool {
+        // A UUID that was given on purpose is one VM's.
+        let is_named = orphan.uuid != [0; 16] && self.names(orphan.uuid);
+        // A proxy on this host may well be a process for each connection.
+        let differ = matches!(
+            (self.peer, orphan.peer),
+            (PeerId::Host(ours), PeerId::Host(theirs)) if ours != theirs
+        );
+        let is_recent = now.duration_since(orphan.since) < FOREIGN_TIMEOUT;
+        differ && !is_named && (is_recent || orphan.closed.is_some())
     }
 
     fn names(&self, uuid: [u8; 16]) -> bool {
@@ -459,20 +531,6 @@ mod tests {
     }
 
     #[test]
-    fn an_attempt_that_was_given_up_is_waited_for() {
-        let (mut matching, now) = (Matching::default(), Instant::now());
-        for main in [10, 20] {
-            matching.main_came(main, UNIX);
-            matching.main_ready(main, MULTIFD, now);
-        }
-        matching.main_closed(10);
-        matching.channel_came(1, [0; 16], 0, UNIX, now);
-        assert_eq!(matching.decide(now), []);
-        matching.end(10);
-        assert_eq!(matching.decide(now), [give(1, 20)]);
-    }
-
-    #[test]
     fn a_channel_whose_own_main_channel_has_still_to_speak_is_no_others() {
         let (mut matching, now) = (Matching::default(), Instant::now());
         let other = PeerId::Process(8);
@@ -527,6 +585,52 @@ mod tests {
     }
 
     #[test]
+    fn channels_of_two_vms_and_one_main_channel_are_no_guess() {
+        let uuids = [[1; 16], [2; 16]];
+        let (mut matching, now) = (Matching::default(), Instant::now());
+        matching.main_came(10, UNIX);
+        matching.main_ready(10, MULTIFD, now);
+        for (id, uuid) in (1..).zip(uuids) {
+            matching.channel_came(id, uuid, 0, UNIX, now);
+        }
+        assert_eq!(matching.decide(now), []);
+        matching.main_came(20, UNIX);
+        matching.main_ready(20, MULTIFD, now);
+        let decisions = matching.decide(now);
+        assert_eq!(decisions[..2], [alike(10, uuids[0]), alike(20, uuids[0])]);
+
+        let mut matching = Matching::default();
+        matching.main_came(10, UNIX);
+        matching.main_ready(10, MULTIFD, now);
+        for (id, uuid) in (1..).zip(uuids) {
+            matching.channel_came(id, uuid, 0, UNIX, now);
+        }
+        let decisions = matching.decide(now + RIVAL_TIMEOUT);
+        assert_eq!(decisions[0], alike(10, uuids[0]), "the second one did not come");
+    }
+
+    #[test]
+    fn a_refusal_costs_nobody_else_a_channel() {
+        let (mut matching, now) = (Matching::default(), Instant::now());
+        let other = PeerId::Process(8);
+        for (main, peer) in [(10, UNIX), (20, UNIX), (30, other)] {
+            matching.main_came(main, peer);
+        }
+        matching.channel_came(1, [0; 16], 0, UNIX, now);
+        matching.channel_came(2, [0; 16], 0, other, now);
+        for main in [10, 20] {
+            matching.main_ready(main, MULTIFD, now);
+        }
+        let (uuid, drop) = ([0; 16], Decision::Drop { channel: 1 });
+        assert_eq!(
+            matching.decide(now),
+            [alike(10, uuid), alike(20, uuid), drop]
+        );
+        matching.main_ready(30, MULTIFD, now);
+        assert_eq!(matching.decide(now), [give(2, 30)]);
+    }
+
+    #[test]
     fn the_peer_and_a_stated_uuid_tell_apart() {
         let (mut matching, now) = (Matching::default(), Instant::now());
         let hosts = [1, 2].map(|last| PeerId::Host([192, 0, 2, last].into()));
@@ -563,6 +667,18 @@ mod tests {
         matching.main_ready(20, MULTIFD, now);
         matching.channel_came(3, [0; 16], 0, UNIX, now);
         assert_eq!(matching.decide(now), [give(2, 20), give(3, 20)]);
+    }
+
+    #[test]
+    fn nobody_waits_for_a_stranger_that_stalls_in_its_set_up() {
+        let (mut matching, now) = (Matching::default(), Instant::now());
+        matching.main_came(10, UNIX);
+        matching.main_came(20, UNIX);
+        matching.main_ready(20, MULTIFD, now);
+        matching.channel_came(1, [0; 16], 0, UNIX, now);
+        assert_eq!(matching.decide(now), [], "the other one may go on");
+        matching.main_stalls(10, true);
+        assert_eq!(matching.decide(now), [give(1, 20)]);
     }
 
     #[test]
@@ -637,6 +753,18 @@ mod tests {
     }
 
     #[test]
+    fn an_attempt_whose_source_has_closed_is_not_taken_for_the_next() {
+        let (mut matching, now) = (Matching::default(), Instant::now());
+        for main in [10, 20] {
+            matching.main_came(main, UNIX);
+            matching.main_ready(main, MULTIFD, now);
+        }
+        matching.main_closed(10);
+        matching.channel_came(1, [0; 16], 0, UNIX, now);
+        assert_eq!(matching.decide(now), [give(1, 20)]);
+    }
+
+    #[test]
     fn an_engines_channels_are_its_own() {
         let (mut matching, now) = (Matching::default(), Instant::now());
         matching.engine_ready(10, [9; 16], now);
@@ -667,5 +795,258 @@ mod tests {
         );
         assert_eq!(matching.preempt_came(UNIX), Some(10));
         assert_eq!(matching.preempt_came(UNIX), None, "there is one already");
+    }
+
+    /// Numbers that look random and are the same in every run.
+    struct Random(u64);
+
+    impl Random {
+        fn below(&mut self, limit: u64) -> u64 {
+            self.0 = self
+                .0
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            (self.0 >> 33) % limit
+        }
+    }
+
+    /// Connections of migrations in a random order.
+    #[derive(Clone, Copy, Debug)]
+    enum Step {
+        Main(u64),
+        Ready(u64),
+        Channel(u64, u8),
+        Closed(u64, u8),
+        /// The source gives up: its channels close.
+        End(u64),
+    }
+
+    fn channel_id(migration: u64, channel: u8) -> Id {
+        100 * (migration + 1) + u64::from(channel)
+    }
+
+    /// Plays a script; what was given to each main channel, and which were refused.
+    fn play(
+        script: &[Step],
+        peers: &[PeerId],
+        uuids: &[[u8; 16]],
+        stated: bool,
+        random: &mut Random,
+    ) -> (Vec<(Id, u64)>, Vec<u64>) {
+        let (mut matching, mut now) = (Matching::default(), Instant::now());
+        let (mut given, mut refused, mut over) = (Vec::new(), Vec::new(), BTreeSet::new());
+        let mut here = BTreeSet::new();
+        // Less than any time limit in all.
+        let pause = CONFLICT_TIMEOUT / (script.len() as u32 + 1);
+        for step in script {
+            now += pause * random.below(2) as u32;
+            match *step {
+                Step::Main(of) => matching.main_came(of, peers[of as usize]),
+                Step::Ready(of) => {
+                    let uuid = stated.then_some(uuids[of as usize]);
+                    matching.main_ready(of, Stated { uuid, ..MULTIFD }, now);
+                }
+                // A source that was refused opens no more.
+                Step::Channel(of, _) if refused.contains(&of) => {}
+                Step::Channel(of, id) => {
+                    let (uuid, peer) = (uuids[of as usize], peers[of as usize]);
+                    here.insert((of, id));
+                    matching.channel_came(channel_id(of, id), uuid, id, peer, now);
+                }
+                Step::Closed(of, id) => matching.channel_closed(channel_id(of, id), now),
+                Step::End(of) => {
+                    matching.end(of);
+                    over.insert(of);
+                    for &(_, id) in here.iter().filter(|(its, _)| *its == of) {
+                        matching.channel_closed(channel_id(of, id), now);
+                    }
+                }
+            }
+            decide(&mut matching, now, &mut given, &mut refused);
+            over.extend(&refused);
+            for &(of, id) in here.iter().filter(|(of, _)| over.contains(of)) {
+                matching.channel_closed(channel_id(of, id), now);
+            }
+        }
+        for later in [
+            CONFLICT_TIMEOUT,
+            FOREIGN_TIMEOUT,
+            LATE_TIMEOUT,
+            ORPHAN_TIMEOUT,
+        ] {
+            now += later;
+            decide(&mut matching, now, &mut given, &mut refused);
+        }
+        assert_eq!(matching.orphans().count(), 0, "nothing waits for ever");
+        (given, refused)
+    }
+
+    fn decide(
+        matching: &mut Matching,
+        now: Instant,
+        given: &mut Vec<(Id, u64)>,
+        refused: &mut Vec<u64>,
+    ) {
+        for decision in matching.decide(now) {
+            match decision {
+                Decision::Give { channel, main } => given.push((channel, main)),
+                Decision::Refuse { main, .. } => refused.push(main),
+                Decision::Drop { .. } => {}
+            }
+        }
+    }
+
+    /// A random order of `steps` in which no step comes before those that it follows in its own migration.
+    fn shuffled(
+        mut steps: Vec<Step>,
+        random: &mut Random,
+        follows: fn(Step, Step) -> bool,
+    ) -> Vec<Step> {
+        let mut script = Vec::new();
+        while !steps.is_empty() {
+            let index = random.below(steps.len() as u64) as usize;
+            let step = steps[index];
+            if !steps.iter().any(|&other| follows(step, other)) {
+                script.push(steps.remove(index));
+            }
+        }
+        script
+    }
+
+    fn of(step: Step) -> u64 {
+        let (Step::Main(of) | Step::Ready(of) | Step::End(of)) = step else {
+            let (Step::Channel(of, _) | Step::Closed(of, _)) = step else {
+                unreachable!("all steps are of one of these kinds");
+            };
+            return of;
+        };
+        of
+    }
+
+    #[test]
+    fn in_every_order_a_channel_goes_to_its_own_main_channel_or_to_none() {
+        let mut random = Random(1);
+        let mut all = 0;
+        for round in 0..3000 {
+            let migrations = 1 + random.below(4);
+            let stated = round % 2 == 0;
+            let peers: Vec<_> = (0..migrations as u8)
+                .map(|of| match (stated, round % 4) {
+                    (true, _) => UNIX,
+                    (false, 1) => PeerId::Host([192, 0, 2, of + 1].into()),
+                    (false, _) => PeerId::Host([192, 0, 2, of].into()),
+                })
+                .collect();
+            let uuids: Vec<_> = (0..migrations as u8)
+                .map(|of| match stated {
+                    true => [of + 1; 16],
+                    false => [(random.below(2) as u8) * (of + 1); 16],
+                })
+                .collect();
+            let (mut steps, mut sound) = (Vec::new(), Vec::new());
+            for of in 0..migrations {
+                let channels = 1 + random.below(4) as u8;
+                steps.extend([Step::Main(of), Step::Ready(of)]);
+                steps.extend((0..channels).map(|id| Step::Channel(of, id)));
+                match random.below(4) {
+                    0 => steps.push(Step::End(of)),
+                    1 => steps.push(Step::Closed(of, random.below(u64::from(channels)) as u8)),
+                    _ => sound.push((of, channels)),
+                }
+            }
+            let script = shuffled(steps, &mut random, |step, other| {
+                of(step) == of(other)
+                    && match step {
+                        Step::Ready(_) => matches!(other, Step::Main(_)),
+                        Step::End(_) => matches!(other, Step::Main(_) | Step::Ready(_)),
+                        Step::Closed(_, id) => matches!(other, Step::Channel(_, its) if its == id),
+                        Step::Main(_) | Step::Channel(..) => false,
+                    }
+            });
+            let (given, refused) = play(&script, &peers, &uuids, stated, &mut random);
+            let once: BTreeSet<_> = given.iter().map(|(channel, _)| channel).collect();
+            assert_eq!(once.len(), given.len(), "{script:?}");
+            for &(channel, main) in &given {
+                assert_eq!(channel / 100 - 1, main, "{script:?}, {peers:?}, {uuids:?}");
+            }
+            assert!(
+                refused.is_empty(),
+                "{refused:?}: {script:?}, {peers:?}, {uuids:?}"
+            );
+            for (of, channels) in sound {
+                let its = given.iter().filter(|(_, main)| *main == of).count();
+                assert_eq!(
+                    its,
+                    usize::from(channels),
+                    "{of}: {script:?}, {peers:?}, {uuids:?}"
+                );
+                all += 1;
+            }
+        }
+        assert!(all > 1000, "{all} sound migrations");
+    }
+
+    #[test]
+    fn those_that_cannot_be_told_apart_are_never_mixed() {
+        let mut random = Random(2);
+        let mut whole = 0;
+        for _ in 0..3000 {
+            let migrations = 2 + random.below(3);
+            let (peers, uuids) = ([UNIX; 4], [[0; 16]; 4]);
+            let mut steps = Vec::new();
+            for of in 0..migrations {
+                steps.extend([Step::Main(of), Step::Ready(of)]);
+                steps.extend((0..=random.below(4) as u8).map(|id| Step::Channel(of, id)));
+                // Those before are over, mostly: then there is no doubt.
+                if random.below(4) > 0 {
+                    steps.push(Step::End(of));
+                }
+            }
+            // A source opens its main channel first.
+            let script = shuffled(steps, &mut random, |step, other| {
+                of(step) == of(other)
+                    && match step {
+                        Step::Main(_) => false,
+                        Step::Ready(_) | Step::Channel(..) => matches!(other, Step::Main(_)),
+                        Step::Closed(..) | Step::End(_) => !matches!(other, Step::End(_)),
+                    }
+            });
+            let (given, refused) = play(&script, &peers, &uuids, false, &mut random);
+            let once: BTreeSet<_> = given.iter().map(|(channel, _)| channel).collect();
+            assert_eq!(once.len(), given.len(), "given twice: {script:?}");
+            for main in (0..migrations).filter(|main| !refused.contains(main)) {
+                let sources: BTreeSet<_> = given
+                    .iter()
+                    .filter(|(_, to)| *to == main)
+                    .map(|(channel, _)| channel / 100 - 1)
+                    .collect();
+                assert!(
+                    sources.is_empty() || sources == BTreeSet::from([main]),
+                    "{main} has channels of {sources:?}: {script:?}"
+                );
+                whole += sources.len();
+            }
+        }
+        assert!(whole > 100, "{whole} were whole");
+    }
+
+    #[test]
+    fn a_channel_waits_a_while_for_a_main_channel_of_its_own_peer() {
+        for closes in [false, true] {
+            let (mut matching, now) = (Matching::default(), Instant::now());
+            let hosts = [1, 2].map(|last| PeerId::Host([192, 0, 2, last].into()));
+            matching.main_came(10, hosts[0]);
+            matching.main_ready(10, MULTIFD, now);
+            matching.channel_came(1, [0; 16], 0, hosts[1], now);
+            assert_eq!(matching.decide(now), []);
+            if closes {
+                matching.channel_closed(1, now);
+            }
+            let own = match closes {
+                true => vec![],
+                false => vec![give(1, 10)],
+            };
+            assert_eq!(matching.decide(now + FOREIGN_TIMEOUT), own);
+        }
     }
 }

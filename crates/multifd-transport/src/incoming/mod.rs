@@ -13,6 +13,8 @@ mod inbox;
 mod kind;
 mod matching;
 mod note;
+#[cfg(test)]
+mod tests;
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -23,12 +25,13 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use multifd_wire::{Hello, Limits};
+use multifd_wire::Hello;
 use rustix::event::{EventfdFlags, eventfd};
 
-use self::desk::Desk;
+use self::desk::{Bounds, Desk};
 pub use self::inbox::{Arrival, Inbox, IncomingChannel};
 pub use self::matching::{Decision, Id, LATE_TIMEOUT, Matching, PeerId, Stated};
+use self::note::Notes;
 pub use self::note::{Note, Reason, SetUpFault};
 pub(crate) use crate::failure::SetupFault;
 use crate::failure::{Cause, Channel, Failure, Leg};
@@ -95,11 +98,8 @@ struct Shared {
     changed: Condvar,
     /// Wakes the desk out of its poll.
     wake: OwnedFd,
-    notes: Mutex<Option<Listen>>,
+    notes: Mutex<Notes>,
 }
-
-/// Is told of notes.
-type Listen = Box<dyn Fn(&Note) + Send>;
 
 #[derive(Default)]
 struct Front {
@@ -140,14 +140,18 @@ impl Acceptor {
     /// # Errors
     /// When there is no thread to be had.
     pub fn on(listener: Listener) -> io::Result<Acceptor> {
+        Self::within(listener, Bounds::default())
+    }
+
+    fn within(listener: Listener, bounds: Bounds) -> io::Result<Acceptor> {
         let address = listener.address().clone();
         let shared = Arc::new(Shared {
             front: Mutex::default(),
             changed: Condvar::new(),
             wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
-            notes: Mutex::new(None),
+            notes: Mutex::default(),
         });
-        let desk = Desk::new(listener, Arc::clone(&shared), Limits::default());
+        let desk = Desk::new(listener, Arc::clone(&shared), bounds);
         let desk = thread::Builder::new()
             .name("accept".to_owned())
             .spawn(move || desk.run())?;
@@ -163,9 +167,9 @@ impl Acceptor {
         &self.address
     }
 
-    /// Tells `listen` of connections that are passed over, a few in a second at most.
+    /// Tells `listen` of connections that are passed over, a few in a second at most. Nothing is accepted while it runs.
     pub fn on_note(&self, listen: impl Fn(&Note) + Send + 'static) {
-        *lock(&self.shared.notes) = Some(Box::new(listen));
+        lock(&self.shared.notes).listen_to(Box::new(listen));
     }
 
     /// Waits for a QEMU's migration, whose channels come through its [`Inbox`]. Engines are passed over.
@@ -176,7 +180,7 @@ impl Acceptor {
         loop {
             match self.next(cancel).map_err(unnamed)? {
                 Ready::Qemu(incoming) => return Ok(incoming),
-                Ready::Engine(stream) => self.pass_over(&stream, SetupFault::Engine),
+                Ready::Engine(stream) => self.shared.pass_over(&stream, SetupFault::Engine),
             }
         }
     }
@@ -200,7 +204,7 @@ impl Acceptor {
         loop {
             match self.next(cancel)? {
                 Ready::Engine(stream) => return Ok(stream),
-                Ready::Qemu(incoming) => self.pass_over(&incoming.main, SetupFault::Qemu),
+                Ready::Qemu(incoming) => self.shared.pass_over(&incoming.main, SetupFault::Qemu),
             }
         }
     }
@@ -252,10 +256,14 @@ impl Acceptor {
             reply,
         };
         self.shared.order(order);
-        let shared = Arc::clone(&self.shared);
         // The desk answers as soon as it wakes, unless it has died; no channel will come then.
-        let ticket = id.recv().ok().map(|id| Ticket { id, shared });
-        (inbox, ticket)
+        while self.desk.as_ref().is_some_and(|desk| !desk.is_finished()) {
+            if let Ok(id) = id.recv_timeout(TICK) {
+                let shared = Arc::clone(&self.shared);
+                return (inbox, Some(Ticket { id, shared }));
+            }
+        }
+        (inbox, None)
     }
 
     fn next(&mut self, cancel: &Cancel) -> Result<Ready, Cause> {
@@ -288,7 +296,6 @@ impl Acceptor {
     /// From now on no migration begins here; those under way go on.
     pub fn refuse_new(&self) {
         self.shared.order(Order::RefuseNew);
-        self.pass_over_all(SetupFault::Ending);
     }
 
     /// Passes over a migration that only goes on after a break.
@@ -300,23 +307,7 @@ impl Acceptor {
 
     /// Passes over what has come while one migration is taken, and only one is.
     pub(crate) fn pass_over_others(&self) {
-        self.pass_over_all(SetupFault::Busy);
-    }
-
-    fn pass_over_all(&self, fault: SetupFault) {
-        let others = std::mem::take(&mut lock(&self.shared.front).ready);
-        for other in others {
-            match other {
-                Ready::Qemu(incoming) => self.pass_over(&incoming.main, fault),
-                Ready::Engine(stream) => self.pass_over(&stream, fault),
-            }
-        }
-    }
-
-    fn pass_over(&self, stream: &Stream, fault: SetupFault) {
-        let peer = desk::describe(stream);
-        let reason = Reason::OtherKind(fault);
-        self.shared.note(&Note::PassedOver { peer, reason });
+        self.shared.pass_over_ready(SetupFault::Busy);
     }
 }
 
@@ -328,6 +319,9 @@ impl Drop for Acceptor {
             // A desk that has panicked has nothing left to clean up.
             let _ = desk.join();
         }
+        // Each of these holds what holds it here: they would never be closed.
+        let others = std::mem::take(&mut lock(&self.shared.front).ready);
+        drop(others);
     }
 }
 
@@ -372,9 +366,28 @@ impl Shared {
     }
 
     fn note(&self, note: &Note) {
-        if let Some(listen) = &*lock(&self.notes) {
-            listen(note);
+        lock(&self.notes).take(note, Instant::now());
+    }
+
+    fn sum_up_notes(&self) {
+        lock(&self.notes).sum_up(Instant::now());
+    }
+
+    /// Passes over everything that waits to be accepted.
+    fn pass_over_ready(&self, fault: SetupFault) {
+        let others = std::mem::take(&mut lock(&self.front).ready);
+        for other in others {
+            match other {
+                Ready::Qemu(incoming) => self.pass_over(&incoming.main, fault),
+                Ready::Engine(stream) => self.pass_over(&stream, fault),
+            }
         }
+    }
+
+    fn pass_over(&self, stream: &Stream, fault: SetupFault) {
+        let peer = desk::describe(stream);
+        let reason = Reason::OtherKind(fault);
+        self.note(&Note::PassedOver { peer, reason });
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::SetupFault;
 
@@ -87,6 +87,66 @@ pub enum SetUpFault {
     },
     /// The socket failed.
     Io(io::Error),
+}
+
+/// Notes of one second; more are only counted.
+const NOTES_A_SECOND: u64 = 8;
+
+type Listen = Box<dyn Fn(&Note) + Send>;
+
+/// Limits what strangers can make us say.
+#[derive(Default)]
+pub(super) struct Notes {
+    listen: Option<Listen>,
+    second: Option<Instant>,
+    said: u64,
+    /// Connections of this second that were not told of.
+    further: u64,
+    cannot_accept: bool,
+}
+
+impl Notes {
+    pub(super) fn listen_to(&mut self, listen: Listen) {
+        self.listen = Some(listen);
+    }
+
+    pub(super) fn take(&mut self, note: &Note, now: Instant) {
+        self.sum_up(now);
+        self.second.get_or_insert(now);
+        let is_told = match note {
+            // It is tried again many times in a second.
+            Note::CannotAccept(_) => !std::mem::replace(&mut self.cannot_accept, true),
+            _ => self.said < NOTES_A_SECOND,
+        };
+        match (note, is_told) {
+            (Note::CannotAccept(_), _) => {}
+            (_, true) => self.said += 1,
+            (_, false) => self.further += 1,
+        }
+        if is_told {
+            self.tell(note);
+        }
+    }
+
+    /// Tells of those that were only counted, once their second is over.
+    pub(super) fn sum_up(&mut self, now: Instant) {
+        let is_over = |second| now.duration_since(second) >= Duration::from_secs(1);
+        if !self.second.is_some_and(is_over) {
+            return;
+        }
+        let connections = self.further;
+        (self.second, self.said, self.further) = (None, 0, 0);
+        self.cannot_accept = false;
+        if connections > 0 {
+            self.tell(&Note::Further { connections });
+        }
+    }
+
+    fn tell(&self, note: &Note) {
+        if let Some(listen) = &self.listen {
+            listen(note);
+        }
+    }
 }
 
 impl fmt::Display for Note {

@@ -31,8 +31,10 @@ pub(super) struct Gate {
 #[derive(Debug, Default)]
 struct State {
     channels: BTreeMap<u8, Progress>,
-    /// The destination loads.
+    /// What is behind the set-up may pass.
     begun: bool,
+    /// The destination loads, for certain: it has all channels then.
+    loads: bool,
     /// Marks are not held any more.
     open: bool,
     stopped: bool,
@@ -116,9 +118,22 @@ impl Gate {
         });
     }
 
-    /// The destination has begun to load.
+    /// What is behind the set-up may pass: the destination loads, or does not show whether it does.
     pub(super) fn begin(&self) {
         self.change(|state| state.begun = true);
+    }
+
+    /// The destination has shown that it loads.
+    pub(super) fn loads(&self) {
+        self.change(|state| {
+            state.begun = true;
+            state.loads = true;
+        });
+    }
+
+    /// Whether the destination has shown that it loads.
+    pub(super) fn is_loading(&self) -> bool {
+        self.lock().loads
     }
 
     pub(super) fn has_begun(&self) -> bool {
@@ -139,9 +154,9 @@ impl Gate {
         self.lock().stopped
     }
 
-    /// Waits until the destination has begun to load, and looks `whether` it has by itself now and then. `false` when the
-    /// migration ends.
-    pub(super) fn wait_begun(&self, whether: impl Fn() -> bool) -> bool {
+    /// Waits until what is behind the set-up may pass; `look` is called now and then, to see whether it may by now.
+    /// `false` when the migration ends.
+    pub(super) fn wait_begun(&self, look: impl Fn(&Self)) -> bool {
         let mut state = self.lock();
         let mut pause = Duration::from_millis(1);
         loop {
@@ -149,9 +164,7 @@ impl Gate {
                 return !state.stopped;
             }
             drop(state);
-            if whether() {
-                self.begin();
-            }
+            look(self);
             state = self.lock();
             if !state.begun && !state.stopped {
                 state = self.wait(state, pause);
@@ -324,7 +337,7 @@ mod tests {
             gate.channel_came(0);
             thread::scope(|scope| {
                 let holding = scope.spawn(|| gate.hold(1, true));
-                let waiting = scope.spawn(|| gate.wait_begun(|| false));
+                let waiting = scope.spawn(|| gate.wait_begun(|_| ()));
                 thread::sleep(A_WHILE);
                 match end {
                     true => gate.stop(),

@@ -34,8 +34,6 @@ pub(super) struct Seen {
     pub(super) return_path: bool,
     /// The destination answers this as soon as it loads.
     pinged: bool,
-    /// The destination has said something.
-    answered: bool,
     /// The set-up has a multifd flush mark.
     pub(super) has_flush: bool,
     /// Everything that makes the guest has been read; at most its description is to come.
@@ -55,12 +53,6 @@ impl Outline {
     /// send an empty packet after the last one that matters.
     pub(super) fn needs_no_more(&self, packet_has_pages: bool) -> bool {
         self.look(|seen| seen.confirmed || seen.complete || !packet_has_pages)
-    }
-
-    /// The destination has answered the ping, so it has all the channels that it waits for. One that only reads what it is
-    /// sent, as another relay does, shows nothing of the kind.
-    pub(super) fn has_pong(&self) -> bool {
-        self.look(|seen| seen.pinged && seen.answered)
     }
 
     pub(super) fn look<T>(&self, look: impl FnOnce(&Seen) -> T) -> T {
@@ -333,8 +325,16 @@ impl Forward<'_> {
             self.gate.begin();
         }
         // Another relay reads its set-up before its own destination does, so the answer counts where there is to be one.
-        let has_read = || !pinged && destination.unsent_bytes() == 0;
-        match self.gate.wait_begun(has_read) {
+        let look = |gate: &Gate| {
+            if !pinged && destination.unsent_bytes() == 0 {
+                gate.begin();
+            }
+            // Nothing more comes of a source that waits for no word and has closed. What it has sent is passed on.
+            if self.link.source.peer_has_closed() && !self.outline.is_taken_back() {
+                gate.begin();
+            }
+        };
+        match self.gate.wait_begun(look) {
             true => Ok(()),
             false => Err(failed(Leg::Here, RoundFault::Stopped.into())),
         }
@@ -367,8 +367,7 @@ pub(super) fn back(link: &Link, outline: &Outline, gate: &Gate) -> Result<(), Fa
         if count == 0 {
             break;
         }
-        outline.see(|seen| seen.answered = true);
-        gate.begin();
+        gate.loads();
         let bytes = buffer.get(..count).unwrap_or_default();
         // Before it is passed on: the source may answer the last byte at once, by closing.
         let had_gone = link.source.peer_has_closed();

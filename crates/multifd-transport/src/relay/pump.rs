@@ -255,7 +255,7 @@ impl Pump<'_> {
             }
             self.shared.gate.synced(self.id);
             // An end of the migration shows in the connections too.
-            self.shared.gate.wait_begun(|| false);
+            self.shared.gate.wait_begun(|_| ());
             return Ok(());
         }
         self.shared.gate.synced(self.id);

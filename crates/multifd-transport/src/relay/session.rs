@@ -19,7 +19,7 @@ use super::{CHANNELS_TIMEOUT, MigrationReport, RelayConfig, Remark, Update};
 use crate::dial::{DialError, Target, is_ours};
 use crate::endings::told;
 use crate::failure::{Cause, Channel, Failure, Leg, SetupFault};
-use crate::incoming::{Arrival, Incoming, IncomingChannel};
+use crate::incoming::{Arrival, Incoming};
 use crate::parameters::Cancel;
 use crate::{EngineFault, Stream};
 
@@ -50,7 +50,7 @@ enum Role {
     /// Main, destination to source.
     Back,
     Channel,
-    /// One direction of postcopy's own connection.
+    /// Postcopy's own connection.
     Preempt,
 }
 
@@ -84,9 +84,9 @@ pub(super) fn run(
     };
     session.links.add(session.main);
     let (tell, events) = mpsc::channel();
-    for channel in opening.early {
+    for arrival in opening.early {
         // The receiver lives until the end of this function.
-        let _ = tell.send(Event::Arrival(Arrival::Channel(channel)));
+        let _ = tell.send(Event::Arrival(arrival));
     }
     let arrivals = tell.clone();
     incoming.channels.deliver_to(Box::new(move |arrival| {
@@ -118,8 +118,8 @@ pub(super) fn run(
 struct Opening<'a> {
     source: Arc<Stream>,
     start: Vec<u8>,
-    /// Channels that have come.
-    early: Vec<IncomingChannel>,
+    /// Connections that have come.
+    early: Vec<Arrival>,
     config: &'a RelayConfig,
     cancel: &'a Cancel,
 }
@@ -134,22 +134,26 @@ impl Opening<'_> {
     ) -> Result<(), Failure> {
         let deadline = Instant::now() + CHANNELS_TIMEOUT;
         let failed = |fault: SetupFault| Err(main_channel::failed(Leg::Source, fault.into()));
-        while has_channels && self.early.is_empty() {
+        if !has_channels {
+            return Ok(());
+        }
+        loop {
             match channels.next_within(TICK) {
-                Some(Arrival::Channel(channel)) => self.early.push(channel),
                 Some(Arrival::Refused(fault)) => return failed(fault),
-                Some(Arrival::Preempt(_)) | None => {}
-            }
-            if self.early.is_empty() {
-                self.check_cancel()?;
-                self.check_source()?;
-                if Instant::now() >= deadline {
-                    let (missing, within) = (None, CHANNELS_TIMEOUT);
-                    return failed(SetupFault::ChannelsMissing { missing, within });
+                Some(channel @ Arrival::Channel(_)) => {
+                    self.early.push(channel);
+                    return Ok(());
                 }
+                Some(preempt @ Arrival::Preempt(_)) => self.early.push(preempt),
+                None => {}
+            }
+            self.check_cancel()?;
+            self.check_source()?;
+            if Instant::now() >= deadline {
+                let (missing, within) = (None, CHANNELS_TIMEOUT);
+                return failed(SetupFault::ChannelsMissing { missing, within });
             }
         }
-        Ok(())
     }
 
     fn check_cancel(&self) -> Result<(), Failure> {
@@ -333,7 +337,7 @@ impl<'env> Session<'env> {
                     }
                     failure = Some(worse(failure, fault));
                 }
-                if !settled && self.outline.has_pong() {
+                if !settled && self.gate.is_loading() {
                     settled = true;
                     settle();
                 }
@@ -361,7 +365,6 @@ impl<'env> Session<'env> {
                 }
             }
             match failure {
-                // What fails behind the destination's word, with everything said, fails for no reason of ours.
                 Some(failure) => Err(failure),
                 None => {
                     self.links.end();
@@ -377,7 +380,8 @@ impl<'env> Session<'env> {
         if self.cancel.is_cancelled() && !confirmed && !self.gate.is_stopped() {
             return Some(Failure::here(EngineFault::Cancelled.into()));
         }
-        let gone = self.outline.is_taken_back() && self.main.source.peer_has_closed();
+        // In this order: the source closes at once when it has been told the destination's word.
+        let gone = self.main.source.peer_has_closed() && self.outline.is_taken_back();
         (gone && !self.gate.is_stopped())
             .then(|| main_channel::failed(Leg::Source, Cause::TakenBack))
     }
@@ -410,31 +414,32 @@ impl<'env> Session<'env> {
                     pump::run(channel, shared)
                 })
             }
-            Arrival::Preempt(source) => {
-                let given_up = || self.gate.is_stopped();
-                let destination = self
-                    .target
-                    .dial(self.config.dial_timeout, &given_up)
-                    .map_err(|error| dial_failure(error, self.target, Channel::Unnamed))?;
-                self.outline.remark(Remark::Preempt);
-                let source = Arc::new(source);
-                let link = Arc::new(Link {
-                    source,
-                    destination,
-                });
-                self.links.add(&link);
-                let there = Arc::clone(&link);
-                self.spawn(scope, tell, Role::Preempt, running, move || {
-                    pipe(&there.source, &there.destination);
-                    Ok(())
-                })?;
-                self.spawn(scope, tell, Role::Preempt, running, move || {
-                    pipe(&link.destination, &link.source);
-                    Ok(())
-                })
-            }
+            Arrival::Preempt(source) => self.spawn(scope, tell, Role::Preempt, running, || {
+                self.preempt(source);
+                Ok(())
+            }),
             Arrival::Refused(fault) => Err(main_channel::failed(Leg::Source, fault.into())),
         }
+    }
+
+    /// Passes postcopy's own connection on, both ways. It has no mark, so a stranger may have been taken for it: it fails
+    /// for itself alone, and a source that needs it takes its guest back.
+    fn preempt(&self, source: Stream) {
+        let given_up = || self.gate.is_stopped();
+        let Ok(destination) = self.target.dial(self.config.dial_timeout, &given_up) else {
+            return;
+        };
+        self.outline.remark(Remark::Preempt);
+        let source = Arc::new(source);
+        let link = Arc::new(Link {
+            source,
+            destination,
+        });
+        self.links.add(&link);
+        thread::scope(|scope| {
+            scope.spawn(|| pipe(&link.source, &link.destination));
+            pipe(&link.destination, &link.source);
+        });
     }
 
     fn spawn<'scope>(
@@ -463,11 +468,20 @@ fn pipe(from: &Stream, to: &Stream) {
     let _ = to.shutdown(Shutdown::Write);
 }
 
-/// The failure to keep: the first one, unless another says that the guest may run twice.
+/// The failure to keep: the first one, unless another says that the guest may run twice, or why the connections were closed
+/// whose end is the first.
 fn worse(first: Option<Failure>, then: Failure) -> Failure {
-    match first {
-        Some(first) if !matches!(then.cause, Cause::NotTold) => first,
-        _ => then,
+    let Some(first) = first else {
+        return then;
+    };
+    let is_an_end = matches!(
+        first.cause,
+        Cause::TakenBack | Cause::Incomplete | Cause::Io(_)
+    );
+    match then.cause {
+        Cause::NotTold => then,
+        Cause::Refused { .. } if is_an_end => then,
+        _ => first,
     }
 }
 

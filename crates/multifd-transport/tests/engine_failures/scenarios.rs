@@ -5,13 +5,14 @@ use std::io::Write;
 use std::num::{NonZeroU8, NonZeroU64};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::Ordering;
+use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use multifd_transport::destination::{self, DestinationSettings};
 use multifd_transport::dirty::{DirtyBitmap, DirtyLog, DirtyLogError, PagemapLog};
 use multifd_transport::failure::{Cause, SetupFault};
-use multifd_transport::incoming::Acceptor;
+use multifd_transport::incoming::{Acceptor, Note, Peer, Reason};
 use multifd_transport::source::{self, Guest, GuestState, SourceFailure};
 use multifd_transport::{
     Address, Cancel, EngineFault, Failure, Listener, Parameters, Phase, Stream, VmError, VmHandle,
@@ -624,28 +625,58 @@ fn nobody_listens() {
     check_next_attempt(&guest);
 }
 
+/// A QEMU's main channel up to the end of its RAM section's set-up: one block of 64 KiB, and no multifd flush mark.
+const QEMU_SETUP: &[u8] = b"QEVM\0\0\0\x03\x07\0\0\0\x04none\
+    \x01\0\0\0\x02\x03ram\0\0\0\0\0\0\0\x04\
+    \0\0\0\0\0\x01\0\x04\x06pc.ram\0\0\0\0\0\x01\0\0\
+    \0\0\0\0\0\0\0\x10\x7e\0\0\0\x02";
+
+/// What is passed over for being of the other kind; the first of it cancels.
+fn other_kinds(acceptor: &Acceptor) -> (Cancel, mpsc::Receiver<SetupFault>) {
+    let cancel = Cancel::new();
+    let (passed_over, faults) = mpsc::channel();
+    let enough = cancel.clone();
+    acceptor.on_note(move |note| {
+        if let Note::PassedOver { reason, .. } = note
+            && let Reason::OtherKind(fault) = reason
+        {
+            passed_over.send(*fault).unwrap();
+            enough.cancel();
+        }
+    });
+    (cancel, faults)
+}
+
+/// Each kind is told from the other, and passed over with a word where only the other is served.
 fn qemus_and_engines() {
-    use multifd_transport::destination::Peer;
     let place = Place::unix();
     let mut acceptor = Acceptor::bind(&place.address).unwrap();
+    let is_cancelled =
+        |failure: &Failure| matches!(failure.cause, Cause::Engine(EngineFault::Cancelled));
+
+    let (cancel, faults) = other_kinds(&acceptor);
     let qemu = Stream::connect(&place.address).unwrap();
-    (&qemu).write_all(b"QEVM\0\0\0\x03").unwrap();
+    (&qemu).write_all(QEMU_SETUP).unwrap();
     assert_eq!(acceptor.peer(&Cancel::new()).unwrap(), Peer::Qemu);
-    let failure = destination::receive(
+    let outcome = destination::receive(
         &mut acceptor,
         offered,
         &mut TestVm::empty(),
         &DestinationSettings::default(),
-        &Cancel::new(),
+        &cancel,
         &mut |_| {},
-    )
-    .unwrap_err();
-    assert!(matches!(failure.cause, Cause::Setup(SetupFault::Qemu)));
+    );
+    assert!(is_cancelled(&outcome.unwrap_err()));
+    assert_eq!(faults.try_recv(), Ok(SetupFault::Qemu));
+    assert!(qemu.peer_has_closed());
+
+    let (cancel, faults) = other_kinds(&acceptor);
     let engine = Stream::connect(&place.address).unwrap();
     (&engine).write_all(&Preamble::OURS.to_bytes()).unwrap();
     assert_eq!(acceptor.peer(&Cancel::new()).unwrap(), Peer::Engine);
-    let failure = acceptor.accept().unwrap_err();
-    assert!(matches!(failure.cause, Cause::Setup(SetupFault::Engine)));
+    assert!(is_cancelled(&acceptor.accept(&cancel).unwrap_err()));
+    assert_eq!(faults.try_recv(), Ok(SetupFault::Engine));
+    assert!(engine.peer_has_closed());
 }
 
 fn strangers_among_the_channels() {
@@ -684,9 +715,9 @@ fn strangers_among_the_channels() {
         outcome.source.unwrap_err().failure.explain()
     );
     check_one_guest(&guest, &outcome);
-    // It was let go with the others.
-    assert!(stalled.peer_has_closed());
-    drop(silent);
+    // They have their time to say what they are, and no longer than the acceptor is there.
+    drop(acceptor);
+    assert!(stalled.peer_has_closed() && silent.peer_has_closed());
 }
 
 fn bandwidth_holds() {

@@ -1,0 +1,29 @@
+//! Migrations with faults at random places, and a verdict on each.
+#![forbid(unsafe_code)]
+
+pub mod around;
+pub mod campaign;
+pub mod codec;
+pub mod destination;
+pub mod ends;
+pub mod engines;
+pub mod link;
+pub mod net;
+pub mod plan;
+pub mod pool;
+pub mod process;
+pub mod qemu;
+pub mod random;
+pub mod receivers;
+pub mod relays;
+pub mod scenario;
+pub mod source;
+pub mod stranger;
+pub mod verdict;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// What a mutex holds, also after a thread has panicked with it.
+pub(crate) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,349 @@
+//! Relays that serve many runs in a row.
+
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use multifd_wire::Method;
+
+use crate::campaign::Bench;
+use crate::net::{Address, Listener};
+use crate::process::{Bounds, Counts, Multifd};
+use crate::scenario::{Scenario, Victim};
+use crate::verdict::{Part, Report};
+
+/// What tells one relay of a pool from another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Key {
+    near: bool,
+    method: Method,
+    tcp_in: bool,
+    tcp_out: bool,
+}
+
+/// A relay that is there for many runs.
+#[derive(Debug)]
+pub struct Relay {
+    /// What faults call it.
+    pub name: String,
+    /// The process.
+    pub process: Multifd,
+    /// Where it listens.
+    pub address: Address,
+    out: Out,
+    idle: Counts,
+    /// Lines that it has printed in earlier runs.
+    seen: usize,
+}
+
+/// Where a relay dials.
+#[derive(Debug)]
+enum Out {
+    /// Each run listens at this path by itself.
+    Path(PathBuf),
+    /// A port has to stay.
+    Port(Listener),
+}
+
+/// The relays of one worker.
+#[derive(Debug, Default)]
+pub struct Pool {
+    relays: HashMap<Key, Relay>,
+}
+
+impl Pool {
+    fn take(&mut self, bench: &Bench, key: Key, bounds: Bounds) -> Result<Relay, String> {
+        if bounds == Bounds::default()
+            && let Some(relay) = self.relays.remove(&key)
+        {
+            return Ok(relay);
+        }
+        let folder = bench.folder()?;
+        let end = if key.near { "near" } else { "far" };
+        let name = format!("{end} relay ({})", key.method);
+        let listen = if key.tcp_in {
+            "tcp:127.0.0.1:0".to_owned()
+        } else {
+            format!("unix:{}", folder.join("in").display())
+        };
+        let out = if key.tcp_out {
+            Out::Port(Listener::tcp().map_err(|error| error.to_string())?)
+        } else {
+            Out::Path(folder.join("out"))
+        };
+        let connect = match &out {
+            Out::Path(path) => Address::Unix(path.clone()),
+            Out::Port(listener) => listener.address().map_err(|error| error.to_string())?,
+        };
+        let arguments = [
+            "relay",
+            "--json",
+            "--listen",
+            &listen,
+            "--connect",
+            &connect.to_string(),
+            "--compression",
+            key.method.as_str(),
+        ];
+        let arguments: Vec<OsString> = arguments.into_iter().map(Into::into).collect();
+        let process = Multifd::start(&bench.program, &arguments, bounds, &folder)?;
+        let address = process
+            .address()
+            .map_err(|error| format!("{name}: {error}"))?;
+        Ok(Relay {
+            idle: settled(&process, Duration::from_millis(5)),
+            name,
+            process,
+            address,
+            out,
+            seen: 0,
+        })
+    }
+
+    /// The relays of a run, from the source's on.
+    pub fn relays(&mut self, bench: &Bench, scenario: &Scenario) -> Result<Relays, String> {
+        let two = scenario.two;
+        let [tcp_in, tcp_trunk, tcp_out] = scenario.tcp;
+        let near = Key {
+            near: true,
+            method: if two { scenario.trunk } else { scenario.out },
+            tcp_in,
+            tcp_out: if two { tcp_trunk } else { tcp_out },
+        };
+        let mut all = vec![(near, self.take(bench, near, scenario.bounds)?)];
+        if two {
+            let far = Key {
+                near: false,
+                method: scenario.out,
+                tcp_in: tcp_trunk,
+                tcp_out,
+            };
+            all.push((far, self.take(bench, far, Bounds::default())?));
+        }
+        Ok(Relays { all })
+    }
+
+    /// Takes relays back after a run with these faults. What has failed is not used again: the next run shall fail by
+    /// itself.
+    pub fn put_back(&mut self, relays: Relays, scenario: &Scenario, faults: &mut Vec<String>) {
+        let keep = faults.is_empty() && scenario.bounds == Bounds::default();
+        for (key, relay) in relays.all {
+            if relay.process.ended().is_some() {
+                let _ = fs::remove_dir_all(&relay.process.folder);
+            } else if keep {
+                self.relays.insert(key, relay);
+            } else if faults.iter().any(|fault| fault.starts_with("hang")) {
+                relay.process.kill();
+                let _ = fs::remove_dir_all(&relay.process.folder);
+            } else {
+                // What an ended relay leaves is looked at once, at the end.
+                let left = relay.end();
+                faults.extend(left.into_iter().filter(|fault| fault.starts_with("hang")));
+            }
+        }
+    }
+
+    /// Ends all relays, and says what they leave.
+    pub fn end(&mut self) -> Vec<String> {
+        let mut faults = Vec::new();
+        for (_, relay) in self.relays.drain() {
+            faults.extend(relay.end());
+        }
+        faults
+    }
+}
+
+impl Relay {
+    /// The port that it dials, if it is one.
+    #[must_use]
+    pub fn port(&self) -> Option<&Listener> {
+        match &self.out {
+            Out::Port(listener) => Some(listener),
+            Out::Path(_) => None,
+        }
+    }
+
+    /// The path that it dials, if it is one.
+    #[must_use]
+    pub fn path(&self) -> Option<&Path> {
+        match &self.out {
+            Out::Port(_) => None,
+            Out::Path(path) => Some(path),
+        }
+    }
+
+    /// Listens where it dials; a port is there already.
+    pub fn listen(&self) -> Result<Option<Listener>, String> {
+        match &self.out {
+            Out::Path(path) => {
+                // A run that was given up may have left it.
+                let _ = fs::remove_file(path);
+                Listener::unix(path)
+                    .map(Some)
+                    .map_err(|error| error.to_string())
+            }
+            Out::Port(listener) => {
+                listener.drain();
+                Ok(None)
+            }
+        }
+    }
+
+    /// Asks it to end, idle as it is.
+    fn end(self) -> Vec<String> {
+        let Self {
+            name,
+            process,
+            address,
+            out,
+            ..
+        } = self;
+        let mut faults = Vec::new();
+        process.terminate();
+        if process.wait(Duration::from_secs(60)).is_none() {
+            faults.push(format!(
+                "hang: {name} is idle and has not ended 60 s after SIGTERM"
+            ));
+            process.kill();
+        }
+        drop(out);
+        if let Address::Unix(path) = &address
+            && path.exists()
+        {
+            faults.push(format!("left over: the socket of {name}, after SIGTERM"));
+        }
+        // What is still there belongs to nobody.
+        let _ = fs::remove_dir_all(&process.folder);
+        faults
+    }
+}
+
+/// The relays of one run, from the source's on.
+#[derive(Debug)]
+pub struct Relays {
+    all: Vec<(Key, Relay)>,
+}
+
+impl Relays {
+    /// One after the other.
+    pub fn iter(&self) -> impl Iterator<Item = &Relay> {
+        self.all.iter().map(|(_, relay)| relay)
+    }
+
+    /// The one that the source dials.
+    pub fn near(&self) -> Result<&Relay, String> {
+        self.iter().next().ok_or_else(|| "no relay".to_owned())
+    }
+
+    /// The one that dials the destination.
+    pub fn last(&self) -> Result<&Relay, String> {
+        self.iter().last().ok_or_else(|| "no relay".to_owned())
+    }
+
+    /// Their processes, and where they listen.
+    #[must_use]
+    pub fn parts(&self) -> Vec<(&Multifd, Address)> {
+        self.iter()
+            .map(|relay| (&relay.process, relay.address.clone()))
+            .collect()
+    }
+
+    /// The method that the destination gets.
+    pub fn method(&self) -> Result<Method, String> {
+        self.all
+            .last()
+            .map(|(key, _)| key.method)
+            .ok_or_else(|| "no relay".to_owned())
+    }
+
+    /// What they have come to. A report is waited for where the guest was delivered.
+    pub fn judged(&mut self, scenario: &Scenario, delivered: bool, hangs: bool) -> Vec<Part> {
+        let mut parts = Vec::new();
+        for (index, (_, relay)) in self.all.iter_mut().enumerate() {
+            let victim = if index == 0 {
+                Victim::Near
+            } else {
+                Victim::Far
+            };
+            let killed = scenario.kill.is_some_and(|(of, ..)| of == victim);
+            let limit = if hangs { Duration::ZERO } else { SETTLE };
+            let deadline = Instant::now() + limit;
+            let after = loop {
+                // Nobody accepts at a port any more, which its connections could not see.
+                if let Some(listener) = relay.port() {
+                    listener.drain();
+                }
+                let moment = Duration::from_millis(20).min(limit);
+                let after = counts_after(&relay.process, relay.idle, moment);
+                let more = after.files > relay.idle.files || after.threads > relay.idle.threads;
+                if !more || Instant::now() > deadline || relay.process.ended().is_some() {
+                    break after;
+                }
+            };
+            let mut reports = relay.process.reports(relay.seen);
+            let deadline = Instant::now() + Duration::from_secs(5);
+            while delivered && reports.is_empty() && !killed && Instant::now() < deadline {
+                thread::sleep(Duration::from_millis(2));
+                reports = relay.process.reports(relay.seen);
+            }
+            relay.seen += reports.len();
+            // One that was killed because of a hang has not ended by itself.
+            let ended = relay.process.ended().is_some();
+            let words = || relay.process.printed().1.join(" / ");
+            parts.push(Part {
+                name: relay.name.clone(),
+                reports: reports.iter().map(Report::of).collect(),
+                killed,
+                died: (ended && !killed && !hangs).then(words),
+                counts: (!ended).then_some([relay.idle, after]),
+                near: index == 0,
+            });
+        }
+        parts
+    }
+
+    /// The last words of each, for whoever looks into a fault.
+    #[must_use]
+    pub fn words(&self) -> Vec<String> {
+        let words = |relay: &Relay| {
+            let (stdout, stderr) = relay.process.printed();
+            let last = |lines: &[String]| lines[lines.len().saturating_sub(3)..].join(" / ");
+            format!("    {}: {} | {}", relay.name, last(&stdout), last(&stderr))
+        };
+        self.iter().map(words).collect()
+    }
+}
+
+/// What a process has open when that does not change for a moment.
+#[must_use]
+pub fn settled(process: &Multifd, moment: Duration) -> Counts {
+    let deadline = Instant::now() + Duration::from_secs(2);
+    let mut last = process.counts();
+    loop {
+        thread::sleep(moment);
+        let now = process.counts();
+        if now == last || Instant::now() > deadline {
+            return now;
+        }
+        last = now;
+    }
+}
+
+/// Waits until a process has no more open than before, and answers what it has.
+pub fn counts_after(process: &Multifd, before: Counts, limit: Duration) -> Counts {
+    let deadline = Instant::now() + limit;
+    loop {
+        let now = process.counts();
+        let more = now.files > before.files || now.threads > before.threads;
+        if !more || Instant::now() > deadline || process.ended().is_some() {
+            return now;
+        }
+        thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// How long closed connections may take to be gone.
+const SETTLE: Duration = Duration::from_secs(20);

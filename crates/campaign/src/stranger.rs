@@ -1,0 +1,105 @@
+//! Those who connect and belong to no migration.
+
+use std::net::Shutdown;
+use std::thread::Scope;
+use std::time::Duration;
+
+use crate::net::{Address, Socket, Stop};
+use crate::plan::hello;
+
+/// What a stranger says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Says {
+    /// Nothing.
+    Nothing,
+    /// What a main connection begins with.
+    Qevm,
+    /// The beginning of a hello.
+    HalfHello(usize),
+    /// A whole hello of a VM that nobody moves.
+    OtherHello,
+    /// What a TLS client begins with.
+    Tls,
+    /// What a web client asks.
+    Http,
+    /// Noise.
+    Garbage,
+    /// One byte at a time, slowly.
+    Drops,
+    /// Nothing, and it closes at once.
+    Goodbye,
+    /// A whole hello of the same VM, and it closes at once: left over from an earlier attempt.
+    StaleHello([u8; 16]),
+}
+
+/// A stranger.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stranger {
+    /// What it says.
+    pub says: Says,
+    /// When it comes; strangers of no delay come before the source.
+    pub delay: Duration,
+    /// How long it stays; for ever if not said.
+    pub stays: Option<Duration>,
+}
+
+impl Stranger {
+    /// Connects and stays; the run's end closes the connection.
+    pub fn come<'s>(&self, scope: &'s Scope<'s, '_>, address: &Address, stop: &'s Stop) {
+        let (stranger, address) = (*self, address.clone());
+        if self.delay.is_zero() {
+            let socket = stranger.knock(&address);
+            scope.spawn(move || stranger.stay(socket, stop));
+        } else {
+            scope.spawn(move || {
+                stop.sleep(stranger.delay);
+                let socket = stranger.knock(&address);
+                stranger.stay(socket, stop);
+            });
+        }
+    }
+
+    fn knock(&self, address: &Address) -> Option<Socket> {
+        let socket = Socket::connect(address, false).ok()?;
+        let said = match self.says {
+            Says::Nothing | Says::Goodbye | Says::Drops => Vec::new(),
+            Says::Qevm => b"QEVM".to_vec(),
+            Says::HalfHello(bytes) => hello([0; 16], 0)[..bytes].to_vec(),
+            Says::OtherHello => hello([0x5a; 16], 0).to_vec(),
+            Says::StaleHello(uuid) => hello(uuid, 0).to_vec(),
+            Says::Tls => {
+                let mut bytes = b"\x16\x03\x01\0\xc8\x01\0\0\xc4\x03\x03".to_vec();
+                bytes.resize(205, 7);
+                bytes
+            }
+            Says::Http => b"GET / HTTP/1.1\r\nHost: migration\r\n\r\n".to_vec(),
+            Says::Garbage => (0..300_u32).map(|n| (n * 179 + 31) as u8).collect(),
+        };
+        // It may have been sent away already.
+        let _ = socket.write_all(&said);
+        if matches!(self.says, Says::Goodbye | Says::StaleHello(_)) {
+            socket.shutdown(Shutdown::Both);
+            return None;
+        }
+        Some(socket)
+    }
+
+    fn stay(&self, socket: Option<Socket>, stop: &Stop) {
+        let Some(socket) = socket else {
+            return;
+        };
+        let socket = stop.keep(socket);
+        if self.says == Says::Drops {
+            for byte in b"\x11\x22\x33\x44\0\0\0\x01" {
+                stop.sleep(Duration::from_millis(30));
+                if socket.write_all(&[*byte]).is_err() {
+                    return;
+                }
+            }
+        }
+        match self.stays {
+            Some(time) => stop.sleep(time),
+            None => stop.sleep(Duration::from_secs(3600)),
+        }
+    }
+}

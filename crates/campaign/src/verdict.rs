@@ -1,0 +1,491 @@
+//! What is allowed to come of a migration.
+//!
+//! | source | destination | return path | allowed | called |
+//! | --- | --- | --- | --- | --- |
+//! | gave its guest up | has it, whole | either | always | delivered |
+//! | has it | has seen a failure, refused, or never began | either | when something was broken | kept |
+//! | gave up | has not | yes | never: neither end has the guest | |
+//! | gave up | has not | no | when something was broken, and nobody says success | unknown |
+//! | has it | has it | either | when the source took its guest back after its last byte had been written | gap |
+//! | killed | has not | either | when the source was killed by the campaign | gone |
+//! | any | frozen | either | when the destination's own connection was broken | |
+//! | any | was given other bytes | either | never | |
+//!
+//! The gap is QEMU's own: the destination starts the guest before the source has heard of it, and a source can be cancelled
+//! between its last byte and its completion. No relay can close it, and none may call it a success once it has seen the
+//! source go.
+//!
+//! Beside the ends, each part between them is looked at. It says success only where the destination said SHUT(0), or
+//! where it says itself that nobody has confirmed it. It has as many descriptors and threads as before. It leaves no
+//! file behind.
+
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::destination::DestinationEnd;
+use crate::process::Counts;
+use crate::source::SourceEnd;
+
+/// What the faults of a run excuse.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Excuse {
+    /// The migration may fail.
+    pub failure: bool,
+    /// It may stand still until the source's user loses patience.
+    pub standstill: bool,
+    /// The destination's own connections were broken, so it may freeze.
+    pub freeze: bool,
+    /// Bytes were changed where nothing protects them: so many pages may be wrong.
+    pub wrong_pages: usize,
+    /// The source may take its guest back while the destination's word is on its way.
+    pub gap: bool,
+}
+
+/// What a part said about a migration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Report {
+    /// That it failed.
+    Failure(String),
+    /// That it went well: confirmed, not confirmed, or nothing about that.
+    Success(Option<Confirmed>),
+}
+
+/// Who confirms a success.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Confirmed {
+    /// The destination.
+    Yes,
+    /// The destination has refused.
+    No,
+    /// Nobody can.
+    Unknown,
+}
+
+impl Report {
+    /// Reads a line of JSON, whatever else it holds.
+    #[must_use]
+    pub fn of(line: &Value) -> Self {
+        if let Some(error) = line.get("error").filter(|error| !error.is_null()) {
+            return Self::Failure(error.to_string());
+        }
+        Self::Success(line.get("confirmed").map(|confirmed| match confirmed {
+            Value::Bool(true) => Confirmed::Yes,
+            Value::Bool(false) => Confirmed::No,
+            _ => Confirmed::Unknown,
+        }))
+    }
+}
+
+/// A part between the ends.
+#[derive(Debug, Clone)]
+pub struct Part {
+    /// Its name.
+    pub name: String,
+    /// What it said about this migration.
+    pub reports: Vec<Report>,
+    /// It was killed by the campaign.
+    pub killed: bool,
+    /// It ended by itself, saying this.
+    pub died: Option<String>,
+    /// What it had open before and after.
+    pub counts: Option<[Counts; 2]>,
+    /// It is the part next to the source.
+    pub near: bool,
+}
+
+/// What was seen of a migration.
+#[derive(Debug, Clone)]
+pub struct Evidence {
+    /// What may go wrong.
+    pub excuse: Excuse,
+    /// Whether the destination answers.
+    pub return_path: bool,
+    /// Where the source's guest is.
+    pub source: SourceEnd,
+    /// When the source ended.
+    pub source_ended: Instant,
+    /// Whether it had written every byte.
+    pub wrote_all: bool,
+    /// Its user lost patience.
+    pub impatient: bool,
+    /// How the destination ended.
+    pub destination: DestinationEnd,
+    /// When the destination said that it has the guest.
+    pub said: Option<Instant>,
+    /// Parts between them.
+    pub parts: Vec<Part>,
+    /// Files that nobody needs any more.
+    pub leftovers: Vec<String>,
+    /// What had not ended within the limit.
+    pub hang: Option<String>,
+}
+
+/// Where the guest is after a run that broke no promise.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Class {
+    /// At the destination.
+    Delivered,
+    /// At the source.
+    Kept,
+    /// Nobody can know, and nobody says success.
+    Unknown,
+    /// At both, as QEMU alone would have it.
+    Gap,
+    /// It went with its source, which was killed.
+    Gone,
+}
+
+impl fmt::Display for Class {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Delivered => "delivered",
+            Self::Kept => "kept",
+            Self::Unknown => "unknown",
+            Self::Gap => "gap",
+            Self::Gone => "gone",
+        })
+    }
+}
+
+/// Says where the guest is, or which promises were broken.
+pub fn judge(evidence: &Evidence) -> Result<Class, Vec<String>> {
+    let mut faults = Vec::new();
+    let class = ends(evidence, &mut faults);
+    for part in &evidence.parts {
+        judge_part(evidence, class, part, &mut faults);
+    }
+    let excuse = evidence.excuse;
+    if evidence.impatient && !excuse.standstill {
+        faults.push("hang: nothing moved until the source's user cancelled".to_owned());
+    }
+    if !excuse.failure && class.is_some_and(|class| class != Class::Delivered) {
+        faults.push("failed: nothing was broken, and the guest was not delivered".to_owned());
+    }
+    faults.extend(evidence.hang.iter().map(|hang| format!("hang: {hang}")));
+    faults.extend(
+        evidence
+            .leftovers
+            .iter()
+            .map(|left| format!("left over: {left}")),
+    );
+    match class {
+        Some(class) if faults.is_empty() => Ok(class),
+        _ => Err(faults),
+    }
+}
+
+/// The two ends.
+fn ends(evidence: &Evidence, faults: &mut Vec<String>) -> Option<Class> {
+    let excuse = evidence.excuse;
+    match &evidence.destination {
+        DestinationEnd::Frozen(why) if !excuse.freeze => {
+            faults.push(format!("frozen: {why}"));
+        }
+        DestinationEnd::Corrupt(why) => faults.push(format!("corrupt: {why}")),
+        DestinationEnd::Stuck(why) => faults.push(format!("hang: the destination: {why}")),
+        DestinationEnd::Loaded(wrong) if wrong.len() > excuse.wrong_pages => {
+            let some: Vec<_> = wrong.iter().take(5).cloned().collect();
+            faults.push(format!("wrong: {} pages: {}", wrong.len(), some.join(", ")));
+        }
+        _ => {}
+    }
+    let there = match &evidence.destination {
+        DestinationEnd::Loaded(_) => true,
+        DestinationEnd::Killed(had) => *had,
+        _ => false,
+    };
+    let class = match (evidence.source, there) {
+        (SourceEnd::Gave | SourceEnd::Killed, true) => Class::Delivered,
+        (SourceEnd::Kept, false) => Class::Kept,
+        (SourceEnd::Killed, false) => Class::Gone,
+        (SourceEnd::Gave, false) if !evidence.return_path && excuse.failure => Class::Unknown,
+        (SourceEnd::Gave, false) => {
+            let end = &evidence.destination;
+            faults.push(format!(
+                "neither: the source gave its guest up, destination: {end:?}"
+            ));
+            return None;
+        }
+        (SourceEnd::Kept, true) if evidence.wrote_all && excuse.gap => Class::Gap,
+        (SourceEnd::Kept, true) => {
+            faults.push("both: the guest runs at both ends".to_owned());
+            return None;
+        }
+    };
+    Some(class)
+}
+
+fn judge_part(evidence: &Evidence, class: Option<Class>, part: &Part, faults: &mut Vec<String>) {
+    let name = &part.name;
+    if let Some(words) = &part.died {
+        faults.push(format!("ended: {name} ended by itself: {words}"));
+    }
+    if let Some([before, after]) = part.counts {
+        if after.files > before.files {
+            let (before, after) = (before.files, after.files);
+            faults.push(format!(
+                "leak: {name} has {after} descriptors, before: {before}"
+            ));
+        }
+        if after.threads > before.threads {
+            let (before, after) = (before.threads, after.threads);
+            faults.push(format!(
+                "leak: {name} has {after} threads, before: {before}"
+            ));
+        }
+    }
+    if part.killed {
+        return;
+    }
+    let mut successes = 0;
+    for report in &part.reports {
+        match report {
+            Report::Failure(error) => {
+                if class == Some(Class::Delivered) && !evidence.excuse.failure {
+                    faults.push(format!(
+                        "words: {name} calls a good migration failed: {error}"
+                    ));
+                }
+            }
+            Report::Success(confirmed) => {
+                successes += 1;
+                judge_success(evidence, class, part, *confirmed, faults);
+            }
+        }
+    }
+    if class == Some(Class::Delivered) && !evidence.excuse.failure && successes == 0 {
+        faults.push(format!(
+            "words: {name} says nothing of a migration that went through"
+        ));
+    }
+}
+
+fn judge_success(
+    evidence: &Evidence,
+    class: Option<Class>,
+    part: &Part,
+    confirmed: Option<Confirmed>,
+    faults: &mut Vec<String>,
+) {
+    let name = &part.name;
+    // Without a return path nobody says SHUT, and a success without the word "unconfirmed" is a claim.
+    let claims = match confirmed {
+        Some(Confirmed::Yes) => true,
+        Some(Confirmed::Unknown) => evidence.return_path,
+        Some(Confirmed::No) => false,
+        None => evidence.return_path || class != Some(Class::Delivered),
+    };
+    if !evidence.return_path && confirmed == Some(Confirmed::Yes) {
+        faults.push(format!(
+            "words: {name} says confirmed, and there is no return path"
+        ));
+    } else if claims && evidence.said.is_none() {
+        faults.push(format!(
+            "words: {name} says success, and the destination never did"
+        ));
+    } else if claims && class == Some(Class::Gap) && part.near {
+        let said = evidence.said.unwrap_or(evidence.source_ended);
+        if said > evidence.source_ended + GRACE {
+            faults.push(format!(
+                "words: {name} says success, and the source had taken its guest back"
+            ));
+        }
+    }
+}
+
+/// A relay learns of what happens at one end a moment before or after the other; machines that run this are loaded.
+const GRACE: Duration = Duration::from_millis(300);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sound() -> Evidence {
+        let now = Instant::now();
+        let counts = Counts {
+            files: 8,
+            threads: 2,
+        };
+        Evidence {
+            excuse: Excuse::default(),
+            return_path: true,
+            source: SourceEnd::Gave,
+            source_ended: now,
+            wrote_all: true,
+            impatient: false,
+            destination: DestinationEnd::Loaded(Vec::new()),
+            said: Some(now),
+            parts: vec![Part {
+                name: "relay".to_owned(),
+                reports: vec![Report::Success(Some(Confirmed::Yes))],
+                killed: false,
+                died: None,
+                counts: Some([counts; 2]),
+                near: true,
+            }],
+            leftovers: Vec::new(),
+            hang: None,
+        }
+    }
+
+    fn broken() -> Evidence {
+        let mut evidence = sound();
+        evidence.excuse.failure = true;
+        evidence.excuse.gap = true;
+        evidence.source = SourceEnd::Kept;
+        evidence.destination = DestinationEnd::Failed("a reset".to_owned());
+        evidence.said = None;
+        evidence.parts[0].reports = vec![Report::Failure("a reset".to_owned())];
+        evidence
+    }
+
+    #[track_caller]
+    fn assert_fault(evidence: &Evidence, word: &str) {
+        let faults = judge(evidence).expect_err("a promise is broken");
+        assert!(
+            faults.iter().any(|fault| fault.starts_with(word)),
+            "{word}: {faults:?}"
+        );
+    }
+
+    #[test]
+    fn the_three_allowed_ends_are_told_apart() {
+        assert_eq!(judge(&sound()), Ok(Class::Delivered));
+        assert_eq!(judge(&broken()), Ok(Class::Kept));
+        let mut unknown = broken();
+        unknown.return_path = false;
+        unknown.source = SourceEnd::Gave;
+        assert_eq!(judge(&unknown), Ok(Class::Unknown));
+        unknown.parts[0].reports = vec![Report::Success(Some(Confirmed::Unknown))];
+        assert_eq!(judge(&unknown), Ok(Class::Unknown));
+    }
+
+    #[test]
+    fn a_wrong_page_is_found() {
+        let mut evidence = sound();
+        evidence.destination = DestinationEnd::Loaded(vec!["pc.ram page 7".to_owned()]);
+        assert_fault(&evidence, "wrong");
+        evidence.excuse.wrong_pages = 1;
+        assert_eq!(judge(&evidence), Ok(Class::Delivered));
+        evidence.destination = DestinationEnd::Corrupt("a block that does not exist".to_owned());
+        assert_fault(&evidence, "corrupt");
+    }
+
+    #[test]
+    fn a_guest_at_both_ends_or_at_neither_is_found() {
+        let mut both = sound();
+        both.source = SourceEnd::Kept;
+        assert_fault(&both, "both");
+        both.excuse.failure = true;
+        both.excuse.gap = true;
+        assert_eq!(judge(&both), Ok(Class::Gap));
+        both.wrote_all = false;
+        assert_fault(&both, "both");
+
+        let mut neither = broken();
+        neither.source = SourceEnd::Gave;
+        assert_fault(&neither, "neither");
+        neither.return_path = false;
+        neither.excuse.failure = false;
+        assert_fault(&neither, "neither");
+    }
+
+    #[test]
+    fn success_without_the_destinations_word_is_found() {
+        let mut claimed = broken();
+        for confirmed in [None, Some(Confirmed::Yes), Some(Confirmed::Unknown)] {
+            claimed.parts[0].reports = vec![Report::Success(confirmed)];
+            assert_fault(&claimed, "words");
+        }
+        let mut without = sound();
+        without.return_path = false;
+        assert_fault(&without, "words");
+        without.parts[0].reports = vec![Report::Success(Some(Confirmed::Unknown))];
+        assert_eq!(judge(&without), Ok(Class::Delivered));
+        let mut lost = broken();
+        lost.return_path = false;
+        lost.source = SourceEnd::Gave;
+        lost.parts[0].reports = vec![Report::Success(None)];
+        assert_fault(&lost, "words");
+    }
+
+    #[test]
+    fn a_success_after_the_source_has_gone_is_found() {
+        let mut evidence = sound();
+        evidence.source = SourceEnd::Kept;
+        evidence.excuse = broken().excuse;
+        evidence.said = Some(evidence.source_ended + 2 * GRACE);
+        assert_fault(&evidence, "words");
+        evidence.parts[0].reports = vec![Report::Failure("the source has gone".to_owned())];
+        assert_eq!(judge(&evidence), Ok(Class::Gap));
+    }
+
+    #[test]
+    fn a_good_migration_that_is_called_failed_or_not_mentioned_is_found() {
+        let mut evidence = sound();
+        evidence.parts[0].reports.clear();
+        assert_fault(&evidence, "words");
+        evidence.parts[0].reports = vec![Report::Failure("something".to_owned())];
+        assert_fault(&evidence, "words");
+    }
+
+    #[test]
+    fn hangs_are_found() {
+        let mut evidence = broken();
+        evidence.impatient = true;
+        assert_fault(&evidence, "hang");
+        evidence.excuse.standstill = true;
+        assert_eq!(judge(&evidence), Ok(Class::Kept));
+        evidence.hang = Some("a relay".to_owned());
+        assert_fault(&evidence, "hang");
+        let mut stuck = broken();
+        stuck.destination = DestinationEnd::Stuck("main waits".to_owned());
+        assert_fault(&stuck, "hang");
+        stuck.destination = DestinationEnd::Frozen("channel 1".to_owned());
+        assert_fault(&stuck, "frozen");
+    }
+
+    #[test]
+    fn what_is_left_is_found() {
+        let mut evidence = sound();
+        evidence.leftovers = vec!["pc.ram.partial".to_owned()];
+        assert_fault(&evidence, "left over");
+        for (files, threads) in [(1, 0), (0, 1)] {
+            let mut evidence = sound();
+            let counts = evidence.parts[0].counts.as_mut().expect("counts");
+            counts[1].files += files;
+            counts[1].threads += threads;
+            assert_fault(&evidence, "leak");
+        }
+        let mut evidence = sound();
+        evidence.parts[0].died = Some("a panic".to_owned());
+        assert_fault(&evidence, "ended");
+    }
+
+    #[test]
+    fn a_failure_without_a_cause_is_found() {
+        let mut evidence = broken();
+        evidence.excuse = Excuse::default();
+        assert_fault(&evidence, "failed");
+    }
+
+    #[test]
+    fn reports_are_read_whatever_else_they_hold() {
+        let report = |text: &str| Report::of(&serde_json::from_str(text).expect("JSON"));
+        assert_eq!(report(r#"{"pages":1}"#), Report::Success(None));
+        assert_eq!(
+            report(r#"{"confirmed":null}"#),
+            Report::Success(Some(Confirmed::Unknown))
+        );
+        assert_eq!(
+            report(r#"{"error":null,"confirmed":true}"#),
+            Report::Success(Some(Confirmed::Yes))
+        );
+        assert!(matches!(
+            report(r#"{"error":"x","confirmed":false}"#),
+            Report::Failure(_)
+        ));
+    }
+}

@@ -1,0 +1,75 @@
+//! `cargo xtask campaign`: migrations with faults at random places, and a verdict on each.
+
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use campaign::campaign::{Options, run as run_campaign};
+use campaign::scenario::Kind;
+
+use crate::Result;
+use crate::multifd;
+
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// No run begins after so many seconds
+    #[arg(long, value_name = "N", default_value_t = 60)]
+    seconds: u64,
+    /// Of the first run; each further one has the next. By default the clock says
+    #[arg(long, value_name = "S")]
+    seed: Option<u64>,
+    /// No more runs than this
+    #[arg(long, value_name = "N")]
+    runs: Option<u64>,
+    /// Real QEMUs instead of made peers
+    #[arg(long)]
+    qemu: bool,
+    /// Only this kind: relay, relays, receive, record, engines or qemu; repeatable
+    #[arg(long, value_name = "KIND", value_parser = kind)]
+    only: Vec<Kind>,
+    /// Runs at once
+    #[arg(long, value_name = "N", default_value_t = 4)]
+    workers: usize,
+    /// What has not ended after so many seconds hangs
+    #[arg(long, value_name = "S", default_value_t = 60)]
+    limit: u64,
+    /// A multifd that is built already, instead of this tree's for release
+    #[arg(long, value_name = "FILE")]
+    program: Option<PathBuf>,
+}
+
+pub fn run(arguments: &Arguments) -> Result<()> {
+    let program = match &arguments.program {
+        Some(program) => program.clone(),
+        None => multifd::build()?,
+    };
+    let clock = SystemTime::now().duration_since(UNIX_EPOCH)?.as_millis() as u64;
+    let seed = arguments.seed.unwrap_or(clock);
+    let mut kinds = arguments.only.clone();
+    if kinds.is_empty() {
+        kinds = Kind::ALL.to_vec();
+        kinds.retain(|kind| (*kind == Kind::Qemu) == arguments.qemu);
+    }
+    let names: Vec<_> = kinds.iter().map(ToString::to_string).collect();
+    println!("seed {seed}, {}", names.join(", "));
+    let options = Options {
+        program,
+        time: Duration::from_secs(arguments.seconds),
+        runs: arguments.runs,
+        seed,
+        kinds,
+        workers: arguments.workers,
+        limit: Duration::from_secs(arguments.limit),
+    };
+    let summary = run_campaign(&options, &|line| println!("{line}"))?;
+    print!("{}", summary.text());
+    match (summary.runs(), summary.failures()) {
+        (0, _) => Err("nothing was run".into()),
+        (_, 0) => Ok(()),
+        (_, failures) => Err(format!("{failures} runs broke a promise").into()),
+    }
+}
+
+fn kind(name: &str) -> std::result::Result<Kind, String> {
+    let found = Kind::ALL.into_iter().find(|kind| kind.name() == name);
+    found.ok_or_else(|| format!("{name} is none of {}", Kind::ALL.map(Kind::name).join(", ")))
+}
