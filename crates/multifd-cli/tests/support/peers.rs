@@ -266,7 +266,10 @@ impl Destination {
         if migration.return_path {
             self.say(Role::Main, &SHUT_WELL);
         }
-        drop(self.wait("the end of main", |seen| seen.main().end.is_some()));
+        let connections = 1 + migration.channels.len();
+        drop(self.wait("the end of all", |seen| {
+            seen.connections.len() >= connections && seen.is_over()
+        }));
         self.close_all();
     }
 

@@ -412,13 +412,6 @@ impl Matching {
             several if several.iter().any(|main| main.ready.is_none()) => {
                 Verdict::Wait { hope: true }
             }
-            // An attempt that its source has given up ends within a moment, and the next one may be here already.
-            several
-                if several.iter().any(|main| main.closed)
-                    && now.duration_since(orphan.since) < CONFLICT_TIMEOUT =>
-            {
-                Verdict::Wait { hope: true }
-            }
             several => {
                 let mains = several.iter().map(|main| main.id).collect();
                 Verdict::Refuse(mains, SetupFault::Alike { uuid: orphan.uuid })
