@@ -14,22 +14,24 @@ use multifd_wire::{ChannelReceiver, Event, Hello, Limits};
 
 use crate::relays::{Relay, folder, unix};
 
-const LIMIT: Duration = Duration::from_secs(30);
+/// No step of a test takes nearly as long.
+pub const LIMIT: Duration = Duration::from_secs(30);
 
 /// Slow enough to be broken in the middle.
 const SLOW: u64 = 4 << 20;
 
 /// Two relays with zlib between them, for as many migrations as there are; each QEMU that waits for a guest does so at `destination`.
-struct Lab {
-    binary: QemuBinary,
-    folder: tempfile::TempDir,
-    chain: Chain,
-    near: Relay,
-    far: Relay,
+pub struct Lab {
+    pub binary: QemuBinary,
+    pub folder: tempfile::TempDir,
+    pub chain: Chain,
+    pub near: Relay,
+    pub far: Relay,
 }
 
 impl Lab {
-    fn new(version: Version) -> Option<Lab> {
+    #[track_caller]
+    pub fn new(version: Version) -> Option<Lab> {
         let binary = QemuBinary::require(version)?;
         let chain = Chain::start(&binary, &Guest::default(), "q35").unwrap();
         let folder = folder();
@@ -52,6 +54,11 @@ impl Lab {
 
     /// Begins a slow migration, and returns the destination when some of the memory has been sent.
     fn begin(&mut self) -> Qemu {
+        self.begin_to(1 << 20)
+    }
+
+    /// Begins a slow migration, and returns the destination when so many bytes have been sent.
+    pub fn begin_to(&mut self, transferred: u64) -> Qemu {
         let slow = Parameters {
             max_bandwidth: Some(SLOW),
             ..Self::parameters()
@@ -71,7 +78,7 @@ impl Lab {
         source.set_migration(&slow).unwrap();
         source.migrate(&self.near.address).unwrap();
         let deadline = Instant::now() + LIMIT;
-        while source.migration().unwrap().ram.transferred < 1 << 20 {
+        while source.migration().unwrap().ram.transferred < transferred {
             assert!(Instant::now() < deadline, "{:?}", source.migration());
             thread::sleep(Duration::from_millis(2));
         }
@@ -86,7 +93,7 @@ impl Lab {
     }
 
     /// The migration ends with one of `status`, and the guest runs on as if nothing had been.
-    fn source_goes_on(&mut self, status: &[&str]) {
+    pub fn source_goes_on(&mut self, status: &[&str]) {
         let source = self.chain.current();
         let ended = source.wait_migration(LIMIT).unwrap();
         assert!(status.contains(&ended.status.as_str()), "{ended:?}");
@@ -94,7 +101,7 @@ impl Lab {
     }
 
     /// The same relays carry the next migration.
-    fn next_succeeds(&mut self) {
+    pub fn next_succeeds(&mut self) {
         // QEMU says that a migration has failed a moment before it has done with it, and crashes if the next one begins in
         // between (10.0.2: "migration_iteration_finish: Unknown ending state"). Nothing tells when that is over.
         thread::sleep(Duration::from_millis(500));
@@ -119,11 +126,11 @@ impl Lab {
     }
 }
 
-fn near(folder: &Path) -> Relay {
+pub fn near(folder: &Path) -> Relay {
     Relay::start(folder, "near", &unix(folder, "far"), "zlib", &[])
 }
 
-fn far(folder: &Path) -> Relay {
+pub fn far(folder: &Path) -> Relay {
     Relay::start(folder, "far", &unix(folder, "destination"), "none", &[])
 }
 
