@@ -167,7 +167,10 @@ fn moved(
     let default_link = LinkBehaviour::default();
     // With one relay, what it dials is the destination's to listen on.
     let trunk = match scenario.two {
-        true => relays.near().and_then(|near| near.listen()).map_err(harness)?,
+        true => relays
+            .near()
+            .and_then(|near| near.listen())
+            .map_err(harness)?,
         false => None,
     };
     let parts = relays.parts();

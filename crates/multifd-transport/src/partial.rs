@@ -163,7 +163,9 @@ impl PartialFile {
     pub(crate) fn withdraw(&self) {
         let ours = self.file.metadata().map(|ours| (ours.dev(), ours.ino()));
         for path in [&self.path, &self.partial] {
-            let there = path.symlink_metadata().map(|there| (there.dev(), there.ino()));
+            let there = path
+                .symlink_metadata()
+                .map(|there| (there.dev(), there.ino()));
             if matches!((&ours, &there), (Ok(ours), Ok(there)) if ours == there) {
                 // The failure that led here is told; that the file stays adds nothing to it.
                 let _ = fs::remove_file(path);

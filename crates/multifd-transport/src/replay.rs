@@ -95,7 +95,8 @@ pub enum ReplayError {
     /// The recorded source could have switched to postcopy, for which a destination waits.
     #[error(
         "cannot replay {}: its source had postcopy on, and the destination would wait for it; \
-         record anew with migrate_set_capability postcopy-ram off", printable_path(path)
+         record anew with migrate_set_capability postcopy-ram off",
+        printable_path(path)
     )]
     Postcopy {
         /// The file.

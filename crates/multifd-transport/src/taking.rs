@@ -586,7 +586,10 @@ impl<K: Keeper> MainChannel<'_, K> {
         if wanted {
             let told = match self.stream.peer_has_closed() {
                 true => Err(Cause::Incomplete),
-                false => self.answers.shut(kept.is_ok(), self.stream).map_err(gave_up),
+                false => self
+                    .answers
+                    .shut(kept.is_ok(), self.stream)
+                    .map_err(gave_up),
             };
             if told.is_err() && kept.is_ok() {
                 self.keeper.withdraw();

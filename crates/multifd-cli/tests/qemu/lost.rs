@@ -52,7 +52,10 @@ fn wait_sent(source: &mut Qemu, bytes: u64) {
             assert_eq!(status.status, "active");
             return;
         }
-        assert!(Instant::now() < deadline && !status.is_final(), "{status:?}");
+        assert!(
+            Instant::now() < deadline && !status.is_final(),
+            "{status:?}"
+        );
         thread::sleep(Duration::from_millis(2));
     }
 }

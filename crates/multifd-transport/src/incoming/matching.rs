@@ -329,7 +329,10 @@ impl Matching {
                     && (other.closed.is_none() || closed <= other.since)
             })
         };
-        if orphan.closed.is_some_and(|closed| orphan.doubtful || renewed(closed)) {
+        if orphan
+            .closed
+            .is_some_and(|closed| orphan.doubtful || renewed(closed))
+        {
             return Verdict::Drop;
         }
         let claimants = self.claimants(orphan, now);
@@ -606,7 +609,11 @@ mod tests {
             matching.channel_came(id, uuid, 0, UNIX, now);
         }
         let decisions = matching.decide(now + RIVAL_TIMEOUT);
-        assert_eq!(decisions[0], alike(10, uuids[0]), "the second one did not come");
+        assert_eq!(
+            decisions[0],
+            alike(10, uuids[0]),
+            "the second one did not come"
+        );
     }
 
     #[test]
