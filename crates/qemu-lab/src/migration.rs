@@ -30,6 +30,8 @@ pub struct Parameters {
     pub max_bandwidth: Option<u64>,
     /// `downtime-limit`.
     pub downtime_limit: Option<Duration>,
+    /// Capabilities that are on besides, such as `postcopy-ram`.
+    pub capabilities: Vec<&'static str>,
 }
 
 impl Default for Parameters {
@@ -44,6 +46,7 @@ impl Default for Parameters {
             validate_uuid: false,
             max_bandwidth: None,
             downtime_limit: None,
+            capabilities: Vec::new(),
         }
     }
 }
@@ -69,7 +72,8 @@ impl Parameters {
             ("events", true),
         ];
         let list: Vec<Value> = states
-            .iter()
+            .into_iter()
+            .chain(self.capabilities.iter().map(|&name| (name, true)))
             .map(|(capability, state)| json!({"capability": capability, "state": state}))
             .collect();
         json!({ "capabilities": list })

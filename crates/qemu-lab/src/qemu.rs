@@ -450,6 +450,11 @@ impl Qemu {
         self.execute("migrate", json!({ "uri": uri })).map(drop)
     }
 
+    /// Lets the guest go to the destination now, and its pages follow: with `postcopy-ram` on at both ends.
+    pub fn start_postcopy(&mut self) -> Result<(), LabError> {
+        self.execute("migrate-start-postcopy", json!({})).map(drop)
+    }
+
     /// Gives the migration up.
     pub fn cancel_migration(&mut self) -> Result<(), LabError> {
         self.execute("migrate_cancel", json!({})).map(drop)

@@ -14,22 +14,24 @@ use multifd_wire::{ChannelReceiver, Event, Hello, Limits};
 
 use crate::relays::{Relay, folder, unix};
 
-const LIMIT: Duration = Duration::from_secs(30);
+/// No step of a test takes nearly as long.
+pub const LIMIT: Duration = Duration::from_secs(30);
 
 /// Slow enough to be broken in the middle.
 const SLOW: u64 = 4 << 20;
 
 /// Two relays with zlib between them, for as many migrations as there are; each QEMU that waits for a guest does so at `destination`.
-struct Lab {
-    binary: QemuBinary,
-    folder: tempfile::TempDir,
-    chain: Chain,
-    near: Relay,
-    far: Relay,
+pub struct Lab {
+    pub binary: QemuBinary,
+    pub folder: tempfile::TempDir,
+    pub chain: Chain,
+    pub near: Relay,
+    pub far: Relay,
 }
 
 impl Lab {
-    fn new(version: Version) -> Option<Lab> {
+    #[track_caller]
+    pub fn new(version: Version) -> Option<Lab> {
         let binary = QemuBinary::require(version)?;
         let chain = Chain::start(&binary, &Guest::default(), "q35").unwrap();
         let folder = folder();
@@ -52,6 +54,11 @@ impl Lab {
 
     /// Begins a slow migration, and returns the destination when some of the memory has been sent.
     fn begin(&mut self) -> Qemu {
+        self.begin_to(1 << 20)
+    }
+
+    /// Begins a slow migration, and returns the destination when so many bytes have been sent.
+    pub fn begin_to(&mut self, transferred: u64) -> Qemu {
         let slow = Parameters {
             max_bandwidth: Some(SLOW),
             ..Self::parameters()
@@ -71,7 +78,7 @@ impl Lab {
         source.set_migration(&slow).unwrap();
         source.migrate(&self.near.address).unwrap();
         let deadline = Instant::now() + LIMIT;
-        while source.migration().unwrap().ram.transferred < 1 << 20 {
+        while source.migration().unwrap().ram.transferred < transferred {
             assert!(Instant::now() < deadline, "{:?}", source.migration());
             thread::sleep(Duration::from_millis(2));
         }
@@ -86,7 +93,7 @@ impl Lab {
     }
 
     /// The migration ends with one of `status`, and the guest runs on as if nothing had been.
-    fn source_goes_on(&mut self, status: &[&str]) {
+    pub fn source_goes_on(&mut self, status: &[&str]) {
         let source = self.chain.current();
         let ended = source.wait_migration(LIMIT).unwrap();
         assert!(status.contains(&ended.status.as_str()), "{ended:?}");
@@ -94,7 +101,7 @@ impl Lab {
     }
 
     /// The same relays carry the next migration.
-    fn next_succeeds(&mut self) {
+    pub fn next_succeeds(&mut self) {
         // QEMU says that a migration has failed a moment before it has done with it, and crashes if the next one begins in
         // between (10.0.2: "migration_iteration_finish: Unknown ending state"). Nothing tells when that is over.
         thread::sleep(Duration::from_millis(500));
@@ -119,11 +126,11 @@ impl Lab {
     }
 }
 
-fn near(folder: &Path) -> Relay {
+pub fn near(folder: &Path) -> Relay {
     Relay::start(folder, "near", &unix(folder, "far"), "zlib", &[])
 }
 
-fn far(folder: &Path) -> Relay {
+pub fn far(folder: &Path) -> Relay {
     Relay::start(folder, "far", &unix(folder, "destination"), "none", &[])
 }
 
@@ -200,12 +207,13 @@ enum Target {
     DeflateBlock,
 }
 
-/// Looks for the target in a channel that comes in pieces, and holds back what comes before it.
+/// Looks for the target in a channel that comes in pieces, and changes it on its way. Nothing is held back: a relay passes its
+/// main channel on as far as its channels have come.
 struct Corrupter {
     target: Target,
     receiver: ChannelReceiver,
-    held: Vec<u8>,
-    parsed: usize,
+    passed: usize,
+    place: Option<usize>,
 }
 
 impl Corrupter {
@@ -214,32 +222,36 @@ impl Corrupter {
         Corrupter {
             target,
             receiver,
-            held: Vec::new(),
-            parsed: 0,
+            passed: 0,
+            place: None,
         }
     }
 
-    /// Takes the next piece; gives everything so far when the target is among it, and has been changed.
-    fn push(&mut self, piece: &[u8]) -> Option<Vec<u8>> {
-        self.held.extend_from_slice(piece);
+    /// Takes the next piece; whether the target was in it, and has been changed.
+    fn corrupts(&mut self, piece: &mut [u8]) -> bool {
         let (place, flip) = match self.target {
-            Target::Magic => (Hello::LEN, 0x40),
-            Target::DeflateBlock => (self.first_payload()? + 2, 0x06),
+            Target::Magic => (Some(Hello::LEN), 0x40),
+            Target::DeflateBlock => (self.first_payload(piece).map(|at| at + 2), 0x06),
         };
-        *self.held.get_mut(place)? |= flip;
-        Some(std::mem::take(&mut self.held))
+        let begin = self.passed;
+        self.passed += piece.len();
+        match place.and_then(|place| piece.get_mut(place.checked_sub(begin)?)) {
+            Some(byte) => *byte |= flip,
+            None => return false,
+        }
+        true
     }
 
-    /// Where the first payload begins.
-    fn first_payload(&mut self) -> Option<usize> {
-        loop {
-            let mut rest = &self.held[self.parsed..];
+    /// Where the first payload begins in the channel, once its packet has come.
+    fn first_payload(&mut self, piece: &[u8]) -> Option<usize> {
+        let mut rest = piece;
+        while self.place.is_none() {
             let event = self.receiver.push(&mut rest).unwrap()?;
-            self.parsed = self.held.len() - rest.len();
             if matches!(event, Event::Packet(packet) if packet.payload_len() > 0) {
-                return Some(self.parsed);
+                self.place = Some(self.passed + piece.len() - rest.len());
             }
         }
+        self.place
     }
 }
 
@@ -302,29 +314,22 @@ fn lab_begin_unobserved(lab: &mut Lab) -> Qemu {
 fn pump(mut from: UnixStream, mut to: UnixStream, mut corrupter: Option<Corrupter>) {
     thread::spawn(move || {
         let mut buffer = vec![0; 1 << 16];
-        let mut passed = 0;
         loop {
             let count = from.read(&mut buffer).unwrap_or(0);
             if count == 0 {
                 break;
             }
-            let mut bytes = buffer[..count].to_vec();
-            if passed == 0 && bytes.starts_with(b"QEVM") {
+            let bytes = &mut buffer[..count];
+            if bytes.starts_with(b"QEVM") {
                 corrupter = None;
             }
-            if let Some(corrupting) = &mut corrupter {
-                match corrupting.push(&bytes) {
-                    Some(mut corrupted) => {
-                        bytes = corrupted.split_off(passed);
-                        corrupter = None;
-                    }
-                    // The hello is waited for; what follows it can be held back.
-                    None if passed == 0 => bytes.truncate(Hello::LEN),
-                    None => continue,
-                }
+            if corrupter
+                .as_mut()
+                .is_some_and(|corrupter| corrupter.corrupts(bytes))
+            {
+                corrupter = None;
             }
-            passed += bytes.len();
-            if to.write_all(&bytes).is_err() {
+            if to.write_all(bytes).is_err() {
                 break;
             }
         }

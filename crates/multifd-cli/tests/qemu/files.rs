@@ -30,7 +30,7 @@ fn send(source: &mut Qemu, address: &str) {
 }
 
 /// The image that is as long as the guest's memory: machines name the block each in its way.
-fn image_of_ram(folder: &Path) -> PathBuf {
+pub fn image_of_ram(folder: &Path) -> PathBuf {
     let ram_bytes = Guest::default().ram_bytes();
     let mut images = fs::read_dir(folder)
         .unwrap()

@@ -9,6 +9,7 @@ mod device;
 mod failures;
 mod files;
 mod libqpl;
+mod lost;
 mod matrix;
 mod one_sided;
 mod pages;

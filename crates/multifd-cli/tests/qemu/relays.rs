@@ -80,9 +80,14 @@ impl Relay {
         serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
     }
 
-    /// What it says of the next migration that fails.
+    /// Why the next migration fails, which it reports in JSON.
     pub fn next_complaint(&mut self) -> String {
-        self.process.complaint()
+        let report = self.next_report();
+        assert_eq!(report["confirmed"], false, "{report}");
+        let error = report["error"].as_str();
+        error
+            .unwrap_or_else(|| panic!("this is no failure: {report}"))
+            .to_owned()
     }
 }
 

@@ -76,6 +76,17 @@ impl Outline {
         self.look(|seen| seen.return_path && !seen.confirmed)
     }
 
+    /// Why a source that has taken its guest back was no success. Where not all that makes a guest was read, no destination
+    /// can have it.
+    pub(super) fn taken_back(&self) -> Cause {
+        self.look(|seen| match () {
+            () if seen.postcopy => Cause::PostcopyBroke,
+            // A stream that could not be followed may have been complete.
+            () if seen.complete || !seen.remarks.is_empty() => Cause::TakenBack,
+            () => Cause::Incomplete,
+        })
+    }
+
     /// Every change is one assignment, so a thread that panicked has left nothing half done.
     fn lock(&self) -> std::sync::MutexGuard<'_, Seen> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
@@ -156,7 +167,7 @@ impl Forward<'_> {
             let outcome = self.link.source.read_some(&mut buffer);
             self.counters.main_idle(false);
             let count = outcome.map_err(|error| match self.outline.is_taken_back() {
-                true => failed(Leg::Source, Cause::TakenBack),
+                true => failed(Leg::Source, self.outline.taken_back()),
                 false => failed(Leg::Source, error.into()),
             })?;
             if count == 0 {
@@ -171,11 +182,7 @@ impl Forward<'_> {
     fn end(&self, follower: &Follower) -> Result<(), Failure> {
         let seen = self.outline.look(Seen::clone);
         if self.outline.is_taken_back() {
-            let cause = match seen.complete {
-                true => Cause::TakenBack,
-                false => Cause::Incomplete,
-            };
-            return Err(failed(Leg::Source, cause));
+            return Err(failed(Leg::Source, self.outline.taken_back()));
         }
         // What was short of a mark has begun now or never.
         self.gate.begin();

@@ -383,7 +383,7 @@ impl<'env> Session<'env> {
         // In this order: the source closes at once when it has been told the destination's word.
         let gone = self.main.source.peer_has_closed() && self.outline.is_taken_back();
         (gone && !self.gate.is_stopped())
-            .then(|| main_channel::failed(Leg::Source, Cause::TakenBack))
+            .then(|| main_channel::failed(Leg::Source, self.outline.taken_back()))
     }
 
     fn close(&self) {
