@@ -317,6 +317,8 @@ impl<'env> Session<'env> {
             let mut told = Instant::now();
             let mut settled = false;
             let mut over_since: Option<Instant> = None;
+            // What breaks once we have closed everything ourselves is no failure.
+            let mut is_closed = false;
             while running.any() {
                 let next = early.next().map_or_else(|| events.recv_timeout(TICK), Ok);
                 let fault = match next {
@@ -331,7 +333,7 @@ impl<'env> Session<'env> {
                     Err(RecvTimeoutError::Disconnected) => break,
                 };
                 let fault = fault.or_else(|| self.look_at_source());
-                if let Some(fault) = fault {
+                if let (Some(fault), false) = (fault, is_closed) {
                     if failure.is_none() {
                         self.close();
                     }
@@ -358,6 +360,7 @@ impl<'env> Session<'env> {
                         over_since = Some(Instant::now());
                     }
                     true if over_since.is_some_and(|since| since.elapsed() >= CLOSING_TIMEOUT) => {
+                        is_closed = true;
                         self.gate.stop();
                         self.links.end();
                     }
