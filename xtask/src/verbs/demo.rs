@@ -80,6 +80,9 @@ fn live(program: &Path, binary: &QemuBinary) -> Result<()> {
     })?;
     let relays = relays.ok_or("the migration did not begin")?;
     let [near, _] = relays.end()?;
+    if near["confirmed"] != true {
+        return Err(format!("the relays do not say that the guest has arrived: {near}").into());
+    }
     chain
         .current()
         .wait_for_pass(through.pass + 2, std::time::Duration::from_secs(60))?;
