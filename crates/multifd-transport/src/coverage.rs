@@ -2,17 +2,24 @@
 //!
 //! A source sends every page of every block that it lists at least once, with contents or as zero. So a receiver that has
 //! seen each of them has seen all channels, however many there were.
+//!
+//! Of each page the round is known in which it came last. A channel that comes late has pages of rounds that have ended, and
+//! what came in a later round is newer.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{
+    Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
+};
 
 use multifd_wire::main_stream::Block;
 use multifd_wire::{BlockName, PageSize};
 
-/// Pages in one piece of a bitmap: 4 KiB of bits, for 128 MiB of pages of 4 KiB. Pieces are made as pages come, so that the
-/// length which a source states takes no memory.
+/// Pages in one piece of what is known: two bytes each, and 64 KiB for 128 MiB of pages of 4 KiB. Pieces are made as pages
+/// come, so that the length which a source states takes no memory.
 const PIECE_PAGES: u64 = 1 << 15;
-const PIECE_WORDS: usize = (PIECE_PAGES / 64) as usize;
+
+/// The last round that is told apart from later ones. Nobody comes as late as that.
+const LAST_ROUND: u64 = u16::MAX as u64 - 1;
 
 /// Pages that do not fit to the list of blocks.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -59,6 +66,8 @@ pub enum CoverageFault {
 pub(crate) struct Coverage {
     blocks: OnceLock<Vec<Covered>>,
     page_size: OnceLock<PageSize>,
+    /// Held while a page is made and noted: by one alone where it depends on what has been noted.
+    order: RwLock<()>,
 }
 
 #[derive(Debug)]
@@ -69,8 +78,9 @@ struct Covered {
 
 #[derive(Debug, Default)]
 struct Pieces {
-    bits: BTreeMap<u64, Box<[u64; PIECE_WORDS]>>,
-    /// How many bits are set.
+    /// Of each page one more than the round in which it came last, or 0.
+    rounds: BTreeMap<u64, Box<[u16]>>,
+    /// How many pages have come.
     count: u64,
 }
 
@@ -95,9 +105,20 @@ impl Coverage {
         block: &BlockName,
         page_size: PageSize,
         offsets: &[u64],
+        round: u64,
     ) -> Result<(), CoverageFault> {
         let covered = self.find(block)?;
-        self.note_in(covered, page_size, offsets)
+        self.note_in(covered, page_size, offsets, round)
+    }
+
+    /// Held by those who write pages of a round in which all are, from before they write until they have noted them.
+    pub(crate) fn in_time(&self) -> RwLockReadGuard<'_, ()> {
+        self.order.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Held by one who writes pages of a round that has ended, from before looking whether they are newer.
+    pub(crate) fn behind(&self) -> RwLockWriteGuard<'_, ()> {
+        self.order.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The same, for the block that is `index` in the list.
@@ -109,17 +130,25 @@ impl Coverage {
         index: usize,
         page_size: PageSize,
         offset: u64,
+        round: u64,
     ) -> Result<(), CoverageFault> {
         let blocks = self.blocks.get().map(Vec::as_slice).unwrap_or_default();
         let covered = blocks.get(index).ok_or(CoverageFault::UnknownBlock)?;
-        self.note_in(covered, page_size, &[offset])
+        self.note_in(covered, page_size, &[offset], round)
     }
 
-    /// Whether the page has come.
-    pub(crate) fn has(&self, block: &BlockName, page_size: PageSize, offset: u64) -> bool {
+    /// Whether the page has come in a later round than this one.
+    pub(crate) fn is_newer(
+        &self,
+        block: &BlockName,
+        page_size: PageSize,
+        offset: u64,
+        round: u64,
+    ) -> bool {
         let page = offset / page_size.bytes() as u64;
-        self.find(block)
-            .is_ok_and(|covered| covered.lock().has(page))
+        let covered = self.find(block).ok();
+        let last = covered.and_then(|covered| covered.lock().last(page));
+        last.is_some_and(|last| last > round.min(LAST_ROUND))
     }
 
     /// The first block of which pages have not come. With `x-ignore-shared`, blocks of which none has come are the shared
@@ -172,6 +201,7 @@ impl Coverage {
         covered: &Covered,
         page_size: PageSize,
         offsets: &[u64],
+        round: u64,
     ) -> Result<(), CoverageFault> {
         let allowed = *self.page_size.get_or_init(|| page_size);
         if page_size != allowed {
@@ -191,7 +221,7 @@ impl Coverage {
                     block_bytes,
                 });
             }
-            pieces.set(offset / bytes);
+            pieces.set(offset / bytes, round);
         }
         Ok(())
     }
@@ -209,33 +239,31 @@ impl Covered {
 }
 
 impl Pieces {
-    fn set(&mut self, page: u64) {
-        let (piece, word, bit) = place(page);
-        let bits = self
-            .bits
-            .entry(piece)
-            .or_insert_with(|| Box::new([0; PIECE_WORDS]));
-        if let Some(word) = bits.get_mut(word) {
-            self.count += u64::from(*word & bit == 0);
-            *word |= bit;
+    fn set(&mut self, page: u64, round: u64) {
+        let (piece, index) = place(page);
+        let rounds = self.rounds.entry(piece);
+        let rounds = rounds.or_insert_with(|| vec![0; PIECE_PAGES as usize].into());
+        if let Some(last) = rounds.get_mut(index) {
+            self.count += u64::from(*last == 0);
+            // It fits, as it is at most the last round.
+            *last = (*last).max(round.min(LAST_ROUND) as u16 + 1);
         }
     }
 
-    fn has(&self, page: u64) -> bool {
-        let (piece, word, bit) = place(page);
-        let word = self.bits.get(&piece).and_then(|bits| bits.get(word));
-        word.is_some_and(|word| word & bit != 0)
+    fn last(&self, page: u64) -> Option<u64> {
+        let (piece, index) = place(page);
+        let last = *self.rounds.get(&piece)?.get(index)?;
+        u64::from(last).checked_sub(1)
     }
 
     fn first_missing(&self) -> u64 {
         let mut expected = 0;
-        for (&piece, bits) in &self.bits {
+        for (&piece, rounds) in &self.rounds {
             if piece != expected {
                 break;
             }
-            if let Some(word) = bits.iter().position(|&word| word != u64::MAX) {
-                let bit = bits.get(word).map_or(0, |word| word.trailing_ones());
-                return piece * PIECE_PAGES + word as u64 * 64 + u64::from(bit);
+            if let Some(index) = rounds.iter().position(|&last| last == 0) {
+                return piece * PIECE_PAGES + index as u64;
             }
             expected += 1;
         }
@@ -243,14 +271,9 @@ impl Pieces {
     }
 }
 
-/// A page's piece, its word there, and its bit.
-const fn place(page: u64) -> (u64, usize, u64) {
-    let within = page % PIECE_PAGES;
-    (
-        page / PIECE_PAGES,
-        (within / 64) as usize,
-        1 << (within % 64),
-    )
+/// A page's piece, and its place there.
+const fn place(page: u64) -> (u64, usize) {
+    (page / PIECE_PAGES, (page % PIECE_PAGES) as usize)
 }
 
 #[cfg(test)]
@@ -280,7 +303,7 @@ mod tests {
                 .copied()
                 .filter(|&offset| offset != skipped * 4096)
                 .collect();
-            coverage.note(&ram, PageSize::K4, &offsets).unwrap();
+            coverage.note(&ram, PageSize::K4, &offsets, 0).unwrap();
             let first = skipped * 4096;
             let fault = coverage.check(false).unwrap_err();
             let found = matches!(fault, CoverageFault::Missing { missing: 1, first: at, .. } if at == first);
@@ -290,8 +313,8 @@ mod tests {
                 "a block that came in part is not a shared one"
             );
         }
-        coverage.note(&ram, PageSize::K4, &all).unwrap();
-        coverage.note(&ram, PageSize::K4, &all).unwrap();
+        coverage.note(&ram, PageSize::K4, &all, 0).unwrap();
+        coverage.note(&ram, PageSize::K4, &all, 0).unwrap();
         assert_eq!(coverage.check(false), Ok(()));
     }
 
@@ -307,11 +330,29 @@ mod tests {
     fn a_length_that_is_only_stated_takes_no_memory() {
         let (coverage, ram) = coverage(1 << 60);
         let last = (1 << 60) - 4096;
-        coverage.note(&ram, PageSize::K4, &[last]).unwrap();
-        assert!(coverage.has(&ram, PageSize::K4, last) && !coverage.has(&ram, PageSize::K4, 0));
-        let outside = coverage.note(&ram, PageSize::K4, &[1 << 60]);
+        coverage.note(&ram, PageSize::K4, &[last], 0).unwrap();
+        assert!(matches!(
+            coverage.check(false),
+            Err(CoverageFault::Missing { first: 0, .. })
+        ));
+        let outside = coverage.note(&ram, PageSize::K4, &[1 << 60], 0);
         assert!(matches!(outside, Err(CoverageFault::Outside { .. })));
-        let other = coverage.note(&ram, PageSize::MAX, &[0]);
+        let other = coverage.note(&ram, PageSize::MAX, &[0], 0);
         assert!(matches!(other, Err(CoverageFault::PageSize { .. })));
+    }
+
+    #[test]
+    fn what_came_in_a_later_round_is_newer() {
+        let (coverage, ram) = coverage(8192);
+        let is_newer = |round| coverage.is_newer(&ram, PageSize::K4, 4096, round);
+        assert!(!is_newer(0));
+        coverage.note(&ram, PageSize::K4, &[4096], 2).unwrap();
+        assert!(is_newer(1) && !is_newer(2) && !is_newer(3));
+        coverage.note(&ram, PageSize::K4, &[4096], 1).unwrap();
+        assert!(is_newer(1), "what is old makes nothing older");
+        coverage
+            .note(&ram, PageSize::K4, &[4096], u64::MAX)
+            .unwrap();
+        assert!(is_newer(2) && !is_newer(u64::MAX));
     }
 }

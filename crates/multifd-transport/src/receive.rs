@@ -168,16 +168,16 @@ impl Keeper for Receiver<'_> {
                         };
                         let image = self.images()?.of(packet.block())?;
                         let contents = inlet.read_pages(&packet)?;
-                        match entry {
-                            Entry::InTime => {
-                                image.write(normal, page_size.bytes(), contents)?;
-                                image.clear(zero, page_size.bytes())?;
-                            }
-                            Entry::Behind => {
-                                write_behind(seat, image, &packet, page_size, contents)?
-                            }
+                        if entry.is_behind {
+                            let _alone = seat.coverage.behind();
+                            write_behind(seat, image, &packet, (page_size, entry), contents)?;
+                            seat.came(&packet, entry.round)?;
+                        } else {
+                            let _in_time = seat.coverage.in_time();
+                            image.write(normal, page_size.bytes(), contents)?;
+                            image.clear(zero, page_size.bytes())?;
+                            seat.came(&packet, entry.round)?;
                         }
-                        seat.came(&packet)?;
                     }
                     if packet.is_sync() {
                         seat.rounds.hold(seat.index)?;
@@ -243,16 +243,17 @@ impl Keeper for Receiver<'_> {
     const NEEDS_MEMORY_ONLY: bool = true;
 }
 
-/// Writes pages of a round that others have gone beyond: a page that has come already is as new or newer.
+/// Writes pages of a round that others have gone beyond, but those that have come again since.
 fn write_behind(
     seat: &Seat<'_>,
     image: &Image,
     packet: &RamPacket,
-    page_size: PageSize,
+    (page_size, entry): (PageSize, Entry),
     contents: &[u8],
 ) -> Result<(), ImageError> {
     let bytes = page_size.bytes();
-    let is_new = |offset: u64| !seat.coverage.has(packet.block(), page_size, offset);
+    let (block, round) = (packet.block(), entry.round);
+    let is_new = |offset: u64| !seat.coverage.is_newer(block, page_size, offset, round);
     for (&offset, contents) in packet.normal().iter().zip(contents.chunks_exact(bytes)) {
         if is_new(offset) {
             image.write(&[offset], bytes, contents)?;

@@ -233,7 +233,7 @@ impl Keeper for Recorder<'_> {
                     if let Some(packet) = in_hand.take() {
                         // Over a network a channel may be ahead of the main channel.
                         seat.rounds.wait_open()?;
-                        seat.came(&packet)?;
+                        seat.came(&packet, 0)?;
                     }
                     *block = None;
                     if mem::take(&mut sync_owed) {

@@ -31,12 +31,6 @@ pub enum RoundFault {
         "the channel has pages after its last SYNC, in a round that no mark on the main channel ends"
     )]
     OpenRound,
-    /// A channel came, with pages of a round that had ended without it, and which others may have sent again since.
-    #[error("the channel came after round {found}, to which it has pages, had ended without it")]
-    Late {
-        /// The round's number.
-        found: u64,
-    },
     /// Another channel failed, so this one was stopped. Never the first failure of a migration.
     #[error("stopped, because another channel failed")]
     Stopped,
@@ -50,12 +44,11 @@ const TICK: Duration = Duration::from_millis(500);
 
 /// How a channel enters a round.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Entry {
-    /// With all others.
-    InTime,
-    /// The round had ended without it: it came late. It is the first round with pages, so no page of it is newer than one
-    /// that has come already.
-    Behind,
+pub(crate) struct Entry {
+    /// The round's number, by the channel's own count.
+    pub(crate) round: u64,
+    /// The round had ended without the channel, which came late: others may have sent its pages again since.
+    pub(crate) is_behind: bool,
 }
 
 /// Where every channel is. One thread per channel and one for the main channel share it.
@@ -249,16 +242,18 @@ impl Rounds {
             }
         }
         let ended = state.ended;
-        let Some(channel) = state.channels.get_mut(&channel) else {
-            return Ok(Entry::InTime);
-        };
-        channel.in_round = true;
-        match channel.syncs {
-            syncs if syncs >= ended => Ok(Entry::InTime),
-            // The set-up ends the round before it, which has no pages.
-            0 | 1 => Ok(Entry::Behind),
-            found => Err(RoundFault::Late { found }),
-        }
+        let channel = state.channels.get_mut(&channel);
+        let round = channel.map_or(ended, |channel| {
+            channel.in_round = true;
+            channel.syncs
+        });
+        let is_behind = round < ended;
+        Ok(Entry { round, is_behind })
+    }
+
+    /// How many rounds the main channel has ended.
+    pub(crate) fn marks(&self) -> u64 {
+        self.lock().marks
     }
 
     /// `channel` has come to a SYNC.
@@ -475,7 +470,7 @@ mod tests {
     }
 
     #[test]
-    fn a_late_channel_is_behind_in_its_first_round_and_too_late_in_another() {
+    fn a_late_channel_is_behind_until_it_has_caught_up() {
         let rounds = Rounds::new(1);
         rounds.open();
         for _ in 0..3 {
@@ -483,14 +478,15 @@ mod tests {
             rounds.mark().unwrap();
         }
         rounds.join(1);
-        assert_eq!(rounds.enter(0), Ok(Entry::InTime));
+        let entry = |round, is_behind| Ok(Entry { round, is_behind });
+        assert_eq!(rounds.enter(0), entry(3, false));
         rounds.arrive(0);
+        for round in 1..3 {
+            rounds.arrive(1);
+            assert_eq!(rounds.enter(1), entry(round, true));
+        }
         rounds.arrive(1);
-        assert_eq!(rounds.enter(1), Ok(Entry::Behind));
-        rounds.arrive(1);
-        assert_eq!(rounds.enter(1), Err(RoundFault::Late { found: 2 }));
-        rounds.arrive(1);
-        assert_eq!(rounds.enter(1), Ok(Entry::InTime), "it has caught up");
+        assert_eq!(rounds.enter(1), entry(3, false), "it has caught up");
     }
 
     #[test]

@@ -146,8 +146,8 @@ impl Seat<'_> {
         }
     }
 
-    /// All pages of a packet have come. The blocks that it names may still be on their way to the list of them.
-    pub(crate) fn came(&self, packet: &RamPacket) -> Result<(), Cause> {
+    /// All pages of a packet have come, in this round. The blocks that it names may still be on their way to the list of them.
+    pub(crate) fn came(&self, packet: &RamPacket, round: u64) -> Result<(), Cause> {
         let Some(page_size) = packet.page_size() else {
             return Ok(());
         };
@@ -156,7 +156,8 @@ impl Seat<'_> {
         }
         for offsets in [packet.normal(), packet.zero()] {
             if !offsets.is_empty() {
-                self.coverage.note(packet.block(), page_size, offsets)?;
+                self.coverage
+                    .note(packet.block(), page_size, offsets, round)?;
             }
         }
         Ok(())
@@ -466,9 +467,12 @@ impl<K: Keeper> MainChannel<'_, K> {
                     if contents.is_empty() {
                         break;
                     }
+                    let _in_time = self.coverage.in_time();
                     self.keeper.main_page(index, offset, contents, block)?;
                     self.tally.pages(1, 0);
-                    self.coverage.note_nth(index, outline.page_size, offset)?;
+                    let round = self.rounds.marks();
+                    self.coverage
+                        .note_nth(index, outline.page_size, offset, round)?;
                     // The reader crosses the contents and says nothing to them.
                     receiver.push(&mut contents)?;
                     page.place = None;
@@ -484,12 +488,17 @@ impl<K: Keeper> MainChannel<'_, K> {
                 if matches!(event, MainEvent::Command(Command::PostcopyAdvise)) {
                     return Err(Cause::Postcopy);
                 }
+                let is_page = matches!(event, MainEvent::ZeroPage { .. });
+                let in_time = is_page.then(|| self.coverage.in_time());
                 self.keeper.main_event(&event, block)?;
                 self.answers.react(&event, self.stream).map_err(gave_up)?;
                 match event {
                     MainEvent::ZeroPage { block, offset } => {
                         self.tally.pages(0, 1);
-                        self.coverage.note_nth(block, outline.page_size, offset)?;
+                        let round = self.rounds.marks();
+                        self.coverage
+                            .note_nth(block, outline.page_size, offset, round)?;
+                        drop(in_time);
                     }
                     MainEvent::RamBlocks(ref blocks) => {
                         self.coverage.list(blocks);
