@@ -587,3 +587,18 @@ fn a_channel_waits_a_while_for_a_main_channel_of_its_own_peer() {
         assert_eq!(matching.decide(now + FOREIGN_TIMEOUT), own);
     }
 }
+
+#[test]
+fn what_another_peer_sends_makes_nothing_stale() {
+    let (mut matching, now) = (Matching::default(), Instant::now());
+    let other = PeerId::Process(8);
+    matching.channel_came(1, [0; 16], 0, UNIX, now);
+    matching.channel_closed(1, now);
+    matching.channel_came(2, [0; 16], 0, other, now);
+    for (main, peer) in [(10, UNIX), (20, other)] {
+        matching.main_came(main, peer);
+        matching.main_ready(main, MULTIFD, now);
+    }
+    assert_eq!(matching.decide(now), [give(2, 20)]);
+    assert_eq!(matching.decide(now + CONFLICT_TIMEOUT), [give(1, 10)]);
+}
