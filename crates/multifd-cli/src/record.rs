@@ -11,9 +11,8 @@ use crate::signals::Signals;
 /// Takes one migration.
 pub fn run(args: &RecordArgs) -> Outcome {
     let output = Output::create(&args.out)?;
-    let mut acceptor = say::listen_with(&args.listen, args.mode)?;
-    acceptor.on_note(|note| say::note(note));
     let cancel = Signals::install()?.cancel();
+    let mut acceptor = say::listen_with(&args.listen, args.mode)?;
     let mut source = SourceSettings::default();
     source.switchover_ack = args.switchover_ack;
     let mut progress = Progress::new();

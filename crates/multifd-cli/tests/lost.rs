@@ -323,7 +323,7 @@ fn what_never_comes_is_missed_and_no_success_is_said() {
         (
             "a channel of another VM",
             |migration| migration.channels[1][8] = 1,
-            &["channel 1 of VM 01000000-", "never came"],
+            &["channel 1 of VM 01000000-", "or its own -uuid"],
         ),
     ];
     thread::scope(|scope| {

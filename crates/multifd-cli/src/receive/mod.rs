@@ -24,9 +24,9 @@ pub fn run(args: &ReceiveArgs) -> Outcome {
 
 fn take(args: &ReceiveArgs) -> Outcome {
     let folder = args.dump.as_deref().map(Folder::prepare).transpose()?;
-    let mut acceptor = say::listen_with(&args.listen, args.mode)?;
-    acceptor.on_note(|note| say::note(note));
+    // Before anybody can know that it runs: from here on a signal ends it with words.
     let cancel = Signals::install()?.cancel();
+    let mut acceptor = say::listen_with(&args.listen, args.mode)?;
     loop {
         match (acceptor.peer(&cancel)?, &folder) {
             (Peer::Engine, folder) => {

@@ -19,6 +19,9 @@ pub const PONG: [u8; 8] = [0, 2, 0, 4, 0, 0, 0, 1];
 pub const SHUT_WELL: [u8; 8] = [0, 1, 0, 4, 0, 0, 0, 0];
 pub const SHUT_FAILED: [u8; 8] = [0, 1, 0, 4, 0, 0, 0, 1];
 
+/// What a destination says to itself.
+const FENCE: &[u8] = b"fence";
+
 /// What a connection shows itself to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
@@ -245,6 +248,14 @@ impl Destination {
 
     /// Keeps nothing of what has come so far. All of it has to be over.
     pub fn forget(&self) {
+        // Connections are accepted in their order: behind this one there are none.
+        let fence = dial(&self.address);
+        write(&fence, FENCE);
+        drop(self.wait("the last connection", |seen| {
+            let mut connections = seen.connections.iter();
+            connections.any(|connection| connection.bytes == FENCE)
+        }));
+        drop(fence);
         self.close_all();
         let mut seen = self.wait("the end of all", Seen::is_over);
         seen.connections.clear();

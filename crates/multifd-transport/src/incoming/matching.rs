@@ -360,6 +360,7 @@ impl Matching {
         let renewed = |closed: Instant| {
             self.orphans.iter().any(|other| {
                 other.id != orphan.id
+                    && other.peer == orphan.peer
                     && (other.uuid, other.channel) == (orphan.uuid, orphan.channel)
                     && (other.closed.is_none() || closed <= other.since)
             })

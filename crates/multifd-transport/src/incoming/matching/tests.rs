@@ -587,3 +587,18 @@ fn a_channel_waits_a_while_for_a_main_channel_of_its_own_peer() {
         assert_eq!(matching.decide(now + FOREIGN_TIMEOUT), own);
     }
 }
+
+#[test]
+fn a_channel_that_ended_early_is_not_replaced_by_that_of_another_source() {
+    for other in [UNIX, PeerId::Process(8)] {
+        let (mut matching, now) = (Matching::default(), Instant::now());
+        matching.channel_came(1, [0; 16], 0, UNIX, now);
+        matching.channel_closed(1, now);
+        matching.channel_came(2, [0; 16], 0, other, now);
+        let expected: &[Decision] = match other == UNIX {
+            true => &[Decision::Drop { channel: 1 }],
+            false => &[],
+        };
+        assert_eq!(matching.decide(now), expected);
+    }
+}
