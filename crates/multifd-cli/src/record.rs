@@ -13,7 +13,6 @@ pub fn run(args: &RecordArgs) -> Outcome {
     let output = Output::create(&args.out)?;
     let cancel = Signals::install()?.cancel();
     let mut acceptor = say::listen_with(&args.listen, args.mode)?;
-    acceptor.on_note(|note| say::note(note));
     let mut source = SourceSettings::default();
     source.switchover_ack = args.switchover_ack;
     let mut progress = Progress::new();

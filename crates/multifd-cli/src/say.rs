@@ -99,6 +99,8 @@ pub fn last_words() {
 pub fn listen_with(address: &Address, mode: u32) -> Result<Acceptor, String> {
     let acceptor = listener(address, mode)
         .and_then(|listener| Acceptor::on(listener).map_err(cannot_listen(address)))?;
+    // Before anybody knows that it listens, so that no line is lost.
+    acceptor.on_note(|passed_over| note(passed_over));
     note(format_args!("listening on {}", acceptor.address()));
     Ok(acceptor)
 }

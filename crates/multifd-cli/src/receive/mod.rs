@@ -27,7 +27,6 @@ fn take(args: &ReceiveArgs) -> Outcome {
     // Before anybody can know that it runs: from here on a signal ends it with words.
     let cancel = Signals::install()?.cancel();
     let mut acceptor = say::listen_with(&args.listen, args.mode)?;
-    acceptor.on_note(|note| say::note(note));
     loop {
         match (acceptor.peer(&cancel)?, &folder) {
             (Peer::Engine, folder) => {
