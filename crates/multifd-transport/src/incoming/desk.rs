@@ -253,9 +253,9 @@ impl Desk {
                 Reason::OtherKind(SetupFault::Ending)
             }
             Ok(Kind::Main) => {
-                let longest = self.setups.iter().enumerate();
+                let all = self.setups.iter().enumerate();
                 if self.setups.len() >= self.bounds.setups
-                    && let Some((index, _)) = longest.min_by_key(|(_, setup)| setup.last)
+                    && let Some((index, _)) = all.min_by_key(|(_, setup)| setup.last)
                 {
                     self.give_up_setup(index, Reason::Crowded);
                 }

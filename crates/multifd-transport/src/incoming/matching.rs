@@ -318,8 +318,10 @@ impl Matching {
                 Verdict::Drop => {
                     decisions.push(Decision::Drop { channel: orphan.id });
                     self.orphans.remove(index);
-                    // Of many that go at once, each is looked at once.
-                    continue;
+                    // Of many that go at once, each is looked at once, unless one of them was what raised a doubt.
+                    if conflicts.is_empty() {
+                        continue;
+                    }
                 }
                 Verdict::Refuse(mains, fault) => {
                     let theirs: Vec<Id> = self
@@ -460,11 +462,16 @@ impl Matching {
     /// Whether channels of another VM may belong to `main`, which has none so far.
     fn has_rivals(&self, main: &Main, orphan: &Orphan, now: Instant) -> bool {
         let is_rival = |other: &Orphan| {
-            let claimants = self.claimants(other, now);
             // What a source leaves behind is closed, and what it has of a migration under way is not.
             let is_left = other.closed.is_some() && !main.closed;
-            let claims = claimants.iter().any(|claimant| claimant.id == main.id);
-            other.uuid != orphan.uuid && claims && !is_left
+            // What the main channel's own peer sends comes before what others do.
+            let is_strangers = orphan.peer == main.peer && other.peer != main.peer;
+            let may_be = other.uuid != orphan.uuid && !is_left && !is_strangers;
+            may_be
+                && self
+                    .claimants(other, now)
+                    .iter()
+                    .any(|claimant| claimant.id == main.id)
         };
         main.uuids().next().is_none() && self.orphans.iter().any(is_rival)
     }

@@ -602,3 +602,27 @@ fn what_another_peer_sends_makes_nothing_stale() {
     assert_eq!(matching.decide(now), [give(2, 20)]);
     assert_eq!(matching.decide(now + CONFLICT_TIMEOUT), [give(1, 10)]);
 }
+
+#[test]
+fn a_strangers_hello_is_no_rival_of_the_main_channels_own_peer() {
+    let (mut matching, now) = (Matching::default(), Instant::now());
+    matching.channel_came(1, [9; 16], 0, PeerId::Process(8), now);
+    matching.channel_came(2, [0; 16], 0, UNIX, now);
+    matching.main_came(10, UNIX);
+    matching.main_ready(10, MULTIFD, now);
+    assert_eq!(matching.decide(now), [give(2, 10)]);
+}
+
+#[test]
+fn a_doubt_is_over_as_soon_as_what_raised_it_goes() {
+    let (mut matching, now) = (Matching::default(), Instant::now());
+    matching.main_came(10, UNIX);
+    matching.main_ready(10, MULTIFD, now);
+    matching.channel_came(1, [0; 16], 0, UNIX, now);
+    matching.channel_came(2, [0; 16], 0, UNIX, now);
+    assert_eq!(matching.decide(now), [doubt(10, true)]);
+    matching.channel_closed(2, now);
+    let decisions = matching.decide(now);
+    assert!(decisions.contains(&give(1, 10)) && decisions.contains(&doubt(10, false)));
+    assert_eq!(matching.decide(now), []);
+}
