@@ -221,6 +221,10 @@ fn moved(
         around.end();
         Ok(seen)
     });
+    // A relay waits for a destination that is there, as long as it has something for it.
+    if matches!(&seen, Ok((ends, _)) if ends.destination.end == DestinationEnd::Waiting) {
+        signal(machines.destination.id(), Signal::KILL);
+    }
     drop((parts, trunk));
     // The links' sockets go with it.
     let _ = fs::remove_dir_all(&folder);

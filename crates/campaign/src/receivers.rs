@@ -311,6 +311,14 @@ impl Receiver<'_> {
         Ok(Memory { blocks: blocks? }.differences(&plan.memory))
     }
 
+    /// How many channels it says that it has recorded.
+    fn recorded(&self) -> Option<u8> {
+        let (stdout, _) = self.process.printed();
+        let line = stdout.last()?;
+        let (_, rest) = line.split_once("channels ")?;
+        rest.split(',').next()?.parse().ok()
+    }
+
     /// What a destination gets from a recording.
     fn replayed(&self, plan: &Plan) -> Result<Vec<String>, String> {
         if !self.output.exists() {
@@ -321,7 +329,10 @@ impl Receiver<'_> {
         let _ = fs::remove_file(&path);
         let listener = Listener::unix(&path).map_err(|error| error.to_string())?;
         let behaviour = DestinationBehaviour {
-            channels: plan.shape.channels,
+            // A channel that was cut off and had no pages is not in it, and it says so.
+            channels: self
+                .recorded()
+                .ok_or("it does not say how many channels it has")?,
             method: plan.shape.method,
             refuses: false,
             kill: None,

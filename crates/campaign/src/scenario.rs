@@ -121,8 +121,8 @@ pub struct Scenario {
     pub disk: Option<u64>,
 }
 
-/// Nothing stands still for so long unless it hangs.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Nothing stands still for so long unless it hangs: a destination that does not begin is waited for 30 s.
+const PATIENCE: Duration = Duration::from_secs(45);
 
 /// How soon a user cancels what cannot begin.
 const IMPATIENCE: Duration = Duration::from_millis(700);

@@ -221,6 +221,17 @@ pub enum SetupFault {
         /// The VM that the channel named.
         uuid: [u8; 16],
     },
+    /// The destination has taken the connections, and does not load.
+    #[error(
+        "the destination did not begin to load within {} s: does it have multifd on, and {channels} channels as the source? \
+         (migrate_set_parameter multifd-channels {channels})", within.as_secs()
+    )]
+    NotBegun {
+        /// How many multifd channels the source has.
+        channels: usize,
+        /// How long was waited for it.
+        within: Duration,
+    },
     /// A main channel says that it has multifd channels, and they do not come.
     #[error("its set-up says multifd, but {} within {} s", Missing(.missing), within.as_secs())]
     ChannelsMissing {

@@ -163,15 +163,18 @@ impl Gate {
 
     /// Waits until what is behind the set-up may pass; `look` is called now and then, to see whether it may by now.
     /// `false` when the migration ends.
-    pub(super) fn wait_begun(&self, look: impl Fn(&Self)) -> bool {
+    ///
+    /// # Errors
+    /// Those of `look`.
+    pub(super) fn wait_begun<E>(&self, look: impl Fn(&Self) -> Result<(), E>) -> Result<bool, E> {
         let mut state = self.lock();
         let mut pause = Duration::from_millis(1);
         loop {
             if state.stopped || state.begun {
-                return !state.stopped;
+                return Ok(!state.stopped);
             }
             drop(state);
-            look(self);
+            look(self)?;
             state = self.lock();
             if !state.begun && !state.stopped {
                 state = self.wait(state, pause);
@@ -269,6 +272,7 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::convert::Infallible;
     use std::sync::atomic::{AtomicBool, Ordering};
     use std::thread;
 
@@ -348,7 +352,7 @@ mod tests {
             gate.channel_came(0);
             thread::scope(|scope| {
                 let holding = scope.spawn(|| gate.hold(1, true));
-                let waiting = scope.spawn(|| gate.wait_begun(|_| ()));
+                let waiting = scope.spawn(|| gate.wait_begun(|_| Ok::<_, Infallible>(())));
                 thread::sleep(A_WHILE);
                 match end {
                     true => gate.stop(),
@@ -358,7 +362,7 @@ mod tests {
                     }
                 }
                 assert_eq!(holding.join().unwrap().is_ok(), !end);
-                assert_eq!(waiting.join().unwrap(), !end);
+                assert_eq!(waiting.join().unwrap(), Ok(!end));
             });
         }
     }

@@ -6,10 +6,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use rustix::net::connect_unspec;
 
 use crate::Stream;
+use crate::failure::Channel;
 
 /// The two connections of one channel.
 #[derive(Debug)]
 pub(super) struct Link {
+    pub(super) channel: Channel,
     pub(super) source: Arc<Stream>,
     pub(super) destination: Stream,
 }
@@ -75,6 +77,14 @@ impl Links {
         let mut state = self.lock();
         state.closed = true;
         state.links.iter().for_each(|link| link.close());
+    }
+
+    /// A channel whose destination has closed it.
+    pub(super) fn hung_up(&self) -> Option<Channel> {
+        let state = self.lock();
+        let mut channels = state.links.iter().skip(1);
+        let closed = channels.find(|link| link.destination.peer_has_closed());
+        closed.map(|link| link.channel)
     }
 
     pub(super) fn are_delivered(&self) -> bool {

@@ -4,6 +4,7 @@
 use std::io::{self, Write};
 use std::net::Shutdown;
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use multifd_wire::Limits;
 use multifd_wire::main_stream::{Command, MainEvent, MainReceiver};
@@ -36,6 +37,8 @@ pub(super) struct Seen {
     pinged: bool,
     /// The set-up has a multifd flush mark.
     pub(super) has_flush: bool,
+    /// All memory has been read.
+    ram_ended: bool,
     /// Everything that makes the guest has been read; at most its description is to come.
     complete: bool,
     /// Postcopy has begun: the guest is at both ends.
@@ -97,6 +100,8 @@ impl Outline {
 pub(super) struct Forward<'a> {
     pub(super) link: &'a Link,
     pub(super) limits: Limits,
+    /// How long the destination may take to begin, once it has the set-up.
+    pub(super) begin_timeout: Duration,
     pub(super) outline: &'a Outline,
     pub(super) gate: &'a Gate,
     pub(super) counters: &'a Counters,
@@ -243,6 +248,9 @@ impl Forward<'_> {
                 }
             };
             follower.facts.note(&event);
+            if follower.facts.ram_ended {
+                self.outline.see(|seen| seen.ram_ended = true);
+            }
             match &event {
                 MainEvent::Command(command) => self.command(*command),
                 MainEvent::Flush => self.outline.see(|seen| seen.has_flush = true),
@@ -332,6 +340,8 @@ impl Forward<'_> {
             self.gate.begin();
         }
         // Another relay reads its set-up before its own destination does, so the answer counts where there is to be one.
+        let since = Instant::now();
+        let within = self.begin_timeout;
         let look = |gate: &Gate| {
             if !pinged && destination.unsent_bytes() == 0 {
                 gate.begin();
@@ -340,8 +350,14 @@ impl Forward<'_> {
             if self.link.source.peer_has_closed() && !self.outline.is_taken_back() {
                 gate.begin();
             }
+            if since.elapsed() < within {
+                return Ok(());
+            }
+            let channels = gate.channels();
+            let fault = SetupFault::NotBegun { channels, within };
+            Err(failed(Leg::Destination, fault.into()))
         };
-        match self.gate.wait_begun(look) {
+        match self.gate.wait_begun(look)? {
             true => Ok(()),
             false => Err(failed(Leg::Here, RoundFault::Stopped.into())),
         }
@@ -392,8 +408,12 @@ pub(super) fn back(link: &Link, outline: &Outline, gate: &Gate) -> Result<(), Fa
             false => Cause::Unconfirmed,
         }));
     }
-    let is_early = outline
-        .look(|seen| !seen.complete && !seen.confirmed && !seen.ended && seen.remarks.is_empty());
+    // Behind all memory an end may not be understood, and the source's own end tells. A destination that fails there
+    // shows when more is written to it.
+    let is_early = outline.look(|seen| {
+        let may_be_over = seen.ram_ended || seen.complete || seen.ended;
+        !may_be_over && !seen.confirmed && seen.remarks.is_empty()
+    });
     if is_early {
         let end = io::Error::from(io::ErrorKind::UnexpectedEof);
         return Err(destination(end.into()));
@@ -434,5 +454,38 @@ pub(super) fn failed(leg: Leg, cause: Cause) -> Failure {
         leg,
         block: None,
         cause,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::UnixStream;
+    use std::sync::Arc;
+
+    #[test]
+    fn a_destination_that_does_not_begin_is_not_waited_for_without_end() {
+        let (_source, ours) = UnixStream::pair().unwrap();
+        let (there, _destination) = UnixStream::pair().unwrap();
+        let link = Link {
+            channel: Channel::Main,
+            source: Arc::new(Stream::Unix(ours)),
+            destination: Stream::Unix(there),
+        };
+        let forward = Forward {
+            link: &link,
+            limits: Limits::default(),
+            begin_timeout: Duration::from_millis(20),
+            outline: &Outline::default(),
+            gate: &Gate::default(),
+            counters: &Counters::default(),
+        };
+        forward.write(b"a set-up that nobody reads").unwrap();
+        let failure = forward.wait_begun().unwrap_err();
+        assert_eq!(failure.leg, Leg::Destination);
+        assert!(matches!(
+            failure.cause,
+            Cause::Setup(SetupFault::NotBegun { channels: 0, .. })
+        ));
     }
 }

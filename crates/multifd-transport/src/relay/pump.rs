@@ -1,5 +1,6 @@
 //! One multifd channel: what its source sends, on to the destination, packet by packet.
 
+use std::convert::Infallible;
 use std::io;
 use std::net::Shutdown;
 use std::sync::Arc;
@@ -63,6 +64,7 @@ pub(super) fn run(incoming: IncomingChannel, shared: Shared<'_>) -> Result<(), F
         super::session::dial_failure(error, shared.target, Channel::Multifd(id))
     })?;
     let link = Arc::new(Link {
+        channel: Channel::Multifd(id),
         source: Arc::new(stream),
         destination,
     });
@@ -255,7 +257,7 @@ impl Pump<'_> {
             }
             self.shared.gate.synced(self.id);
             // An end of the migration shows in the connections too.
-            self.shared.gate.wait_begun(|_| ());
+            let Ok(_) = self.shared.gate.wait_begun(|_| Ok::<_, Infallible>(()));
             return Ok(());
         }
         self.shared.gate.synced(self.id);

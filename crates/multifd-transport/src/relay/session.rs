@@ -32,6 +32,9 @@ const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
 /// How long a peer may take to close after everything was said, and delivered.
 const CLOSING_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// How long a channel may be closed before its main channel is to say why.
+const HUNG_UP: Duration = Duration::from_millis(500);
+
 /// The most that is read of a main channel whose source has gone before its destination was dialled.
 const REMNANT_LIMIT_BYTES: usize = 64 << 20;
 
@@ -215,13 +218,12 @@ impl Opening<'_> {
             match target.dial(self.config.dial_timeout, &given_up) {
                 Ok(destination) => {
                     let source = Arc::clone(&self.source);
-                    return Ok((
-                        target,
-                        Link {
-                            source,
-                            destination,
-                        },
-                    ));
+                    let link = Link {
+                        channel: Channel::Main,
+                        source,
+                        destination,
+                    };
+                    return Ok((target, link));
                 }
                 // It may have sent everything, and ended.
                 Err(DialError::GivenUp) => {
@@ -296,6 +298,8 @@ impl<'env> Session<'env> {
             let forward = Forward {
                 link: self.main,
                 limits: self.config.limits,
+                // Its last channel may be dialled as late as that.
+                begin_timeout: CHANNELS_TIMEOUT + self.config.dial_timeout,
                 outline: self.outline,
                 gate: self.gate,
                 counters: self.counters,
@@ -317,6 +321,7 @@ impl<'env> Session<'env> {
             let mut told = Instant::now();
             let mut settled = false;
             let mut over_since: Option<Instant> = None;
+            let mut hung_up_since: Option<Instant> = None;
             // What breaks once we have closed everything ourselves is no failure.
             let mut is_closed = false;
             while running.any() {
@@ -332,7 +337,9 @@ impl<'env> Session<'env> {
                     Ok(Event::Arrival(_)) | Err(RecvTimeoutError::Timeout) => None,
                     Err(RecvTimeoutError::Disconnected) => break,
                 };
-                let fault = fault.or_else(|| self.look_at_source());
+                let fault = fault
+                    .or_else(|| self.look_at_source())
+                    .or_else(|| self.look_at_channels(&mut hung_up_since));
                 if let (Some(fault), false) = (fault, is_closed) {
                     if failure.is_none() {
                         self.close();
@@ -389,6 +396,23 @@ impl<'env> Session<'env> {
             .then(|| main_channel::failed(Leg::Source, self.outline.taken_back()))
     }
 
+    /// While the destination has not begun nothing more is written to channels, so one that it has lost shows only here, and
+    /// it would wait for that channel without end. Where it fails as a whole its main channel says so first.
+    fn look_at_channels(&self, since: &mut Option<Instant>) -> Option<Failure> {
+        let waits = !self.gate.has_begun() && !self.gate.is_stopped();
+        let Some(channel) = waits.then(|| self.links.hung_up()).flatten() else {
+            *since = None;
+            return None;
+        };
+        let since = *since.get_or_insert_with(Instant::now);
+        (since.elapsed() >= HUNG_UP).then(|| Failure {
+            channel,
+            leg: Leg::Destination,
+            block: None,
+            cause: io::Error::from(io::ErrorKind::ConnectionReset).into(),
+        })
+    }
+
     fn close(&self) {
         self.gate.stop();
         self.links.close();
@@ -439,6 +463,7 @@ impl<'env> Session<'env> {
         self.outline.remark(Remark::Preempt);
         let source = Arc::new(source);
         let link = Arc::new(Link {
+            channel: Channel::Unnamed,
             source,
             destination,
         });

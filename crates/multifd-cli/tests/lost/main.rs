@@ -1,7 +1,10 @@
 //! No guest is lost: whatever comes late, in between, too little or not at all, either everything arrives and success is said,
 //! or the source keeps its guest and everybody says failure.
 
+#[path = "../support/mod.rs"]
 mod support;
+
+mod postcopy;
 
 use std::path::Path;
 use std::thread;
@@ -666,116 +669,40 @@ fn a_destination_with_fewer_channels_holds_the_source_back() {
     fails_with(&relay.end(), &["source side"]);
 }
 
+/// What it has lost is waited for there without end, as it accepts all channels before it begins.
 #[test]
-fn postcopy_is_refused_where_there_is_no_guest_to_switch_to() {
-    let huge = &[("pc.ram", 2 << 20, Some(2 << 20))];
-    for taker in [Taker::Receive, Taker::Record] {
-        for (page_sizes, blocks) in [(0x1000, Shape::default().blocks), (0x20_1000, huge)] {
-            let migration = short(&Shape {
-                return_path: true,
-                advise: Some(page_sizes),
-                blocks,
-                ..Shape::default()
-            });
-            let taking = Taking::start(taker);
-            let source = Source::begin(&taking.address, &migration);
-            let heard = source.hears(&SHUT_FAILED);
-            assert!(heard.ends_with(&SHUT_FAILED), "{heard:?}");
-            taking.fails(&[
-                "may switch to postcopy",
-                "migrate_set_capability postcopy-ram off",
-            ]);
-        }
-    }
+fn a_channel_that_the_destination_loses_before_it_begins_ends_the_migration() {
+    let migration = &both()[1];
+    let folder = tempfile::tempdir().expect("a folder");
+    let destination = Destination::new(folder.path(), 2).silent();
+    let mut relay = relay(folder.path(), &destination.address, &["--once"]);
+    let source = Source::begin(&relay.address(), migration);
+    drop(destination.wait("the second SYNC", |seen| {
+        let channel = seen.of(Role::Channel(1));
+        channel.is_some_and(|channel| channel.bytes.len() >= CHANNEL_START)
+    }));
+    destination.close(Role::Channel(1));
+    source.wait_for_end();
+    fails_with(&relay.end(), &["channel 1, destination side"]);
 }
 
+/// Its end was not understood, so only the source's own end shows that nothing more was to come.
 #[test]
-fn postcopy_that_is_never_used_goes_through_a_relay() {
-    let huge = &[("pc.ram", 2 << 20, Some(2 << 20))];
-    for (page_sizes, blocks) in [(0x1000, Shape::default().blocks), (0x20_1000, huge)] {
-        let migration = short(&Shape {
-            return_path: true,
-            advise: Some(page_sizes),
-            blocks,
-            ..Shape::default()
-        });
-        let taking = Taking::start(Taker::Relay);
-        let source = Source::begin(&taking.address, &migration);
-        taking.takes(&migration, &source);
-    }
-}
-
-#[test]
-fn postcopys_own_connection_is_passed_on_both_ways() {
+fn a_destination_that_closes_first_behind_what_could_not_be_followed_is_no_failure() {
     let migration = short(&Shape {
-        return_path: true,
-        advise: Some(0x1000),
+        end: b"\x04\0\0\0\x03\x03dev\0\0\0\0\0\0\0\x01 state",
         ..Shape::default()
     });
-    // It may say nothing for long, or at once what no other connection begins with.
-    for says in [b"".as_slice(), b"\0\0\0\0\0\0\x10\x08page"] {
-        let folder = tempfile::tempdir().expect("a folder");
-        let destination = Destination::new(folder.path(), 2);
-        let mut relay = relay(folder.path(), &destination.address, &["--once"]);
-        let from = relay.address();
-        let source = Source::begin(&from, &migration);
-        drop(destination.wait("all of it", |seen| seen.has_all(&migration)));
-        let preempt = dial(&from);
-        write(&preempt, says);
-        drop(destination.wait("a connection more", |seen| seen.connections.len() == 4));
-        write(&preempt, b"urgent");
-        let there = [says, b"urgent"].concat();
-        drop(destination.wait("what it says", |seen| {
-            let preempt = seen.of(Role::Other);
-            preempt.is_some_and(|preempt| preempt.bytes == there)
-        }));
-        destination.say(Role::Other, b"answer");
-        let mut heard = [0; 6];
-        std::io::Read::read_exact(&mut &preempt, &mut heard).expect("an answer");
-        assert_eq!(&heard, b"answer");
-        destination.say(Role::Main, &SHUT_WELL);
-        assert!(source.hears(&SHUT_WELL).ends_with(&SHUT_WELL));
-        source.finish();
-        drop(preempt);
-        drop(destination.wait("the end of main", |seen| seen.main().end.is_some()));
-        destination.close_all();
-        let report = parse(&relay.end().well());
-        assert_eq!(report["confirmed"], true, "{report}");
-        assert_eq!(
-            report["remarks"],
-            json!(["postcopy's own connection was passed on"])
-        );
-    }
-}
-
-/// COMMAND POSTCOPY_RESUME: a migration that goes on after a break.
-const RESUME: &[u8] = b"\x08\0\x09\0\0";
-
-#[test]
-fn a_recovery_is_passed_on_by_a_relay_and_named_by_others() {
-    let taking = Taking::start(Taker::Relay);
-    let source = Source::dial(&taking.address, 0);
-    write(&source.main, RESUME);
-    let destination = taking.destination.as_ref().expect("a relay has one");
-    drop(destination.wait("it", |seen| {
-        let first = seen.connections.first();
-        first.is_some_and(|connection| connection.bytes == RESUME)
-    }));
-    destination.say(Role::Other, b"\0\x06\0\x04\0\0\0\x01");
-    assert_eq!(source.hears(b"\0\0\0\x01"), b"\0\x06\0\x04\0\0\0\x01");
-
-    for taker in [Taker::Receive, Taker::Record] {
-        let mut taking = Taking::start(taker);
-        let recovery = dial(&taking.address);
-        write(&recovery, RESUME);
-        end_of(&recovery);
-        let note = taking.multifd.complaint();
-        assert!(
-            note.contains("a broken postcopy migration that goes on"),
-            "{note}"
-        );
-        let migration = &both()[1];
-        let source = Source::begin(&taking.address, migration);
-        taking.takes(migration, &source);
-    }
+    let folder = tempfile::tempdir().expect("a folder");
+    let destination = Destination::new(folder.path(), 2);
+    let mut relay = relay(folder.path(), &destination.address, &["--once"]);
+    let source = Source::begin(&relay.address(), &migration);
+    drop(destination.wait("all of it", |seen| seen.has_all(&migration)));
+    destination.close(Role::Main);
+    a_while();
+    source.finish();
+    drop(destination.wait("the channels' end", |seen| seen.is_over()));
+    destination.close_all();
+    let report = parse(&relay.end().well());
+    assert_eq!(report["confirmed"], Value::Null, "{report}");
 }

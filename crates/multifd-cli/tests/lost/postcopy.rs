@@ -1,0 +1,119 @@
+//! Postcopy: carried by a relay, refused where there is no guest to switch to.
+
+use super::support::made::{Shape, short};
+use super::support::peers::*;
+use super::*;
+
+#[test]
+fn postcopy_is_refused_where_there_is_no_guest_to_switch_to() {
+    let huge = &[("pc.ram", 2 << 20, Some(2 << 20))];
+    for taker in [Taker::Receive, Taker::Record] {
+        for (page_sizes, blocks) in [(0x1000, Shape::default().blocks), (0x20_1000, huge)] {
+            let migration = short(&Shape {
+                return_path: true,
+                advise: Some(page_sizes),
+                blocks,
+                ..Shape::default()
+            });
+            let taking = Taking::start(taker);
+            let source = Source::begin(&taking.address, &migration);
+            let heard = source.hears(&SHUT_FAILED);
+            assert!(heard.ends_with(&SHUT_FAILED), "{heard:?}");
+            taking.fails(&[
+                "may switch to postcopy",
+                "migrate_set_capability postcopy-ram off",
+            ]);
+        }
+    }
+}
+
+#[test]
+fn postcopy_that_is_never_used_goes_through_a_relay() {
+    let huge = &[("pc.ram", 2 << 20, Some(2 << 20))];
+    for (page_sizes, blocks) in [(0x1000, Shape::default().blocks), (0x20_1000, huge)] {
+        let migration = short(&Shape {
+            return_path: true,
+            advise: Some(page_sizes),
+            blocks,
+            ..Shape::default()
+        });
+        let taking = Taking::start(Taker::Relay);
+        let source = Source::begin(&taking.address, &migration);
+        taking.takes(&migration, &source);
+    }
+}
+
+#[test]
+fn postcopys_own_connection_is_passed_on_both_ways() {
+    let migration = short(&Shape {
+        return_path: true,
+        advise: Some(0x1000),
+        ..Shape::default()
+    });
+    // It may say nothing for long, or at once what no other connection begins with.
+    for says in [b"".as_slice(), b"\0\0\0\0\0\0\x10\x08page"] {
+        let folder = tempfile::tempdir().expect("a folder");
+        let destination = Destination::new(folder.path(), 2);
+        let mut relay = relay(folder.path(), &destination.address, &["--once"]);
+        let from = relay.address();
+        let source = Source::begin(&from, &migration);
+        drop(destination.wait("all of it", |seen| seen.has_all(&migration)));
+        let preempt = dial(&from);
+        write(&preempt, says);
+        drop(destination.wait("a connection more", |seen| seen.connections.len() == 4));
+        write(&preempt, b"urgent");
+        let there = [says, b"urgent"].concat();
+        drop(destination.wait("what it says", |seen| {
+            let preempt = seen.of(Role::Other);
+            preempt.is_some_and(|preempt| preempt.bytes == there)
+        }));
+        destination.say(Role::Other, b"answer");
+        let mut heard = [0; 6];
+        std::io::Read::read_exact(&mut &preempt, &mut heard).expect("an answer");
+        assert_eq!(&heard, b"answer");
+        destination.say(Role::Main, &SHUT_WELL);
+        assert!(source.hears(&SHUT_WELL).ends_with(&SHUT_WELL));
+        source.finish();
+        drop(preempt);
+        drop(destination.wait("the end of main", |seen| seen.main().end.is_some()));
+        destination.close_all();
+        let report = parse(&relay.end().well());
+        assert_eq!(report["confirmed"], true, "{report}");
+        assert_eq!(
+            report["remarks"],
+            json!(["postcopy's own connection was passed on"])
+        );
+    }
+}
+
+/// COMMAND POSTCOPY_RESUME: a migration that goes on after a break.
+const RESUME: &[u8] = b"\x08\0\x09\0\0";
+
+#[test]
+fn a_recovery_is_passed_on_by_a_relay_and_named_by_others() {
+    let taking = Taking::start(Taker::Relay);
+    let source = Source::dial(&taking.address, 0);
+    write(&source.main, RESUME);
+    let destination = taking.destination.as_ref().expect("a relay has one");
+    drop(destination.wait("it", |seen| {
+        let first = seen.connections.first();
+        first.is_some_and(|connection| connection.bytes == RESUME)
+    }));
+    destination.say(Role::Other, b"\0\x06\0\x04\0\0\0\x01");
+    assert_eq!(source.hears(b"\0\0\0\x01"), b"\0\x06\0\x04\0\0\0\x01");
+
+    for taker in [Taker::Receive, Taker::Record] {
+        let mut taking = Taking::start(taker);
+        let recovery = dial(&taking.address);
+        write(&recovery, RESUME);
+        end_of(&recovery);
+        let note = taking.multifd.complaint();
+        assert!(
+            note.contains("a broken postcopy migration that goes on"),
+            "{note}"
+        );
+        let migration = &both()[1];
+        let source = Source::begin(&taking.address, migration);
+        taking.takes(migration, &source);
+    }
+}
