@@ -62,6 +62,9 @@ pub enum DestinationEnd {
     Stuck(String),
 }
 
+/// How it begins to say that main is another one than its source has sent.
+pub const ANOTHER_MAIN: &str = "main has another byte";
+
 /// What became of a destination.
 #[derive(Debug, Clone)]
 pub struct DestinationReport {
@@ -327,7 +330,7 @@ impl Shared<'_> {
                 }
                 Ok(read) => {
                     if buffer[..read] != expected[at..at + read] {
-                        let text = format!("main has another byte at {at} or soon after");
+                        let text = format!("{ANOTHER_MAIN} at {at} or soon after");
                         return DestinationEnd::Corrupt(text);
                     }
                     at += read;

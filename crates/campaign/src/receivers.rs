@@ -197,7 +197,8 @@ fn end_of(
     limit: Duration,
 ) -> Option<Ended> {
     let gave = sources.iter().any(|source| source.end == SourceEnd::Gave);
-    let patience = if gave { limit } else { Duration::from_secs(1) };
+    // Where a source cannot be told that nobody has taken its guest, the receiver waits for another.
+    let patience = if gave { limit / 2 } else { Duration::from_secs(1) };
     if let Some(status) = process.wait(patience) {
         return Some((Some(status), false));
     }

@@ -5,7 +5,7 @@ use std::thread;
 
 use crate::around::Around;
 use crate::campaign::Bench;
-use crate::destination::DestinationEnd;
+use crate::destination::{ANOTHER_MAIN, DestinationEnd};
 use crate::ends::{Ends, migrate};
 use crate::link::{self, LinkBehaviour, Target};
 use crate::net::{Address, Listener, Stop};
@@ -13,7 +13,7 @@ use crate::plan::Plan;
 use crate::pool::{Pool, Relays};
 use crate::process::Bounds;
 use crate::random::Random;
-use crate::scenario::{Kind, Scenario};
+use crate::scenario::{Kind, Scenario, Second};
 use crate::source::SourceEnd;
 use crate::verdict::{Class, Confirmed, Report, judge};
 
@@ -55,7 +55,15 @@ fn carried(
 ) -> Result<Class, Vec<String>> {
     let harness = |error: String| vec![format!("campaign: {error}")];
     let run = Run::of(bench, scenario, plan, relays).map_err(harness)?;
-    let (ends, beside, hang) = run;
+    let (mut ends, beside, hang) = run;
+    if let (Some(Second { same: true, .. }), DestinationEnd::Corrupt(why)) =
+        (scenario.second, &ends.destination.end)
+        && why.starts_with(ANOTHER_MAIN)
+    {
+        // Where nothing tells two sources apart, the second one comes through once the first has failed. Were their channels
+        // mixed, the first one's main would have met them as often as not.
+        ends.destination.end = DestinationEnd::Failed("the second source came".to_owned());
+    }
     let mut faults = Vec::new();
     let loads = std::iter::once(&ends).chain(beside.iter().map(|(_, ends)| ends));
     let loads = loads.filter(|ends| ends.destination.said.is_some()).count();
