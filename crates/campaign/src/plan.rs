@@ -297,13 +297,11 @@ impl Maker<'_> {
             main.extend_from_slice(name.as_bytes());
             main.extend_from_slice(&(bytes.len() as u64).to_be_bytes());
         }
-        let channels = (0..self.encoders.len()).map(|_| {
-            let mut bytes = Vec::new();
-            self.number += 1;
-            sync(self.plan.shape.mode, self.number, &mut bytes);
-            bytes
-        });
-        let channels = channels.collect();
+        let mut channels = vec![Vec::new(); self.encoders.len()];
+        for bytes in &mut channels {
+            let number = self.next_number();
+            sync(self.plan.shape.mode, number, bytes);
+        }
         self.end_of_body(&mut main, true);
         self.push(channels, main);
     }
@@ -357,16 +355,16 @@ impl Maker<'_> {
         }
         if marked {
             for (bytes, last) in channels.iter_mut().zip(last_data) {
-                self.number += 1;
+                let number = self.next_number();
                 match last {
                     // QEMU 7.2 marks the packet that it has at hand, and has an empty one at hand next.
                     Some(start) if self.plan.shape.mode == Mode::Old => {
                         bytes[start + 11] |= 1;
                         if self.random.percent(50) {
-                            empty(self.number, false, bytes);
+                            empty(number, false, bytes);
                         }
                     }
-                    _ => sync(self.plan.shape.mode, self.number, bytes),
+                    _ => sync(self.plan.shape.mode, number, bytes),
                 }
             }
         }
@@ -405,6 +403,13 @@ impl Maker<'_> {
         self.plan.acts.push((at, Act::Zero(name, offset)));
     }
 
+    /// As a source counts: over all channels, from 0 on.
+    fn next_number(&mut self) -> u64 {
+        let number = self.number;
+        self.number += 1;
+        number
+    }
+
     fn packet(&mut self, channel: usize, block: usize, pages: &[u64], out: &mut Vec<u8>) {
         let (mut normal, mut zero) = (Vec::new(), Vec::new());
         for &offset in pages {
@@ -416,10 +421,10 @@ impl Maker<'_> {
             list.push(offset);
         }
         let name = BlockName::new(self.plan.memory.blocks[block].0.as_bytes());
-        self.number += 1;
+        let number = self.next_number();
         let packet = name
             .ok()
-            .and_then(|name| RamPacket::new(PageSize::K4, name, &normal, &zero, self.number).ok());
+            .and_then(|name| RamPacket::new(PageSize::K4, name, &normal, &zero, number).ok());
         let mut packet = packet.expect("offsets of pages are sound");
         let mut payload = Vec::new();
         if !normal.is_empty() {

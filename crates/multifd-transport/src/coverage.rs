@@ -59,6 +59,16 @@ pub enum CoverageFault {
         /// The offset of the first that has not come, in bytes.
         first: u64,
     },
+    /// Not every packet has come, as the source has numbered them.
+    #[error(
+        "only {found} of {packets} packets came, as the source has numbered them: a channel is missing"
+    )]
+    Packets {
+        /// How many came.
+        found: u64,
+        /// How many there are at least.
+        packets: u64,
+    },
 }
 
 /// Which pages of each block have come. Many threads may note at once.

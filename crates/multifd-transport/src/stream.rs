@@ -111,6 +111,12 @@ impl Stream {
         }
     }
 
+    /// Reads to nowhere, until the peer closes or this socket is shut down.
+    pub(crate) fn drain(&self) {
+        // However it ends, nothing is lost by it.
+        let _ = io::copy(&mut &*self, &mut io::sink());
+    }
+
     /// Whether a read would not wait, as there are bytes, the end or an error. Takes none of them.
     pub(crate) fn is_readable(&self) -> bool {
         !self.poll_now(PollFlags::IN).is_empty()

@@ -4,7 +4,6 @@
 //! return path is answered as a destination would.
 
 use std::io;
-use std::net::Shutdown;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,11 +15,13 @@ use multifd_wire::main_stream::{Command, Configuration, MainEvent, MainReceiver}
 use multifd_wire::{BlockName, Fault, Hello, Limits, PageSize, RamPacket};
 
 use crate::answers::Answers;
+use crate::connections::Connections;
 use crate::coverage::Coverage;
 use crate::endings::told;
 use crate::failure::{Cause, Channel, Failure, Leg, SetupFault};
 use crate::incoming::{Acceptor, Arrival, Incoming, IncomingChannel};
 use crate::marks::Marks;
+use crate::numbers::Numbers;
 use crate::parameters::Cancel;
 use crate::rounds::{RoundFault, Rounds};
 use crate::stream::hung_up;
@@ -132,6 +133,7 @@ pub(crate) struct Seat<'a> {
     pub(crate) rounds: &'a Rounds,
     pub(crate) tally: &'a Tally,
     pub(crate) coverage: &'a Coverage,
+    numbers: &'a Numbers,
     answers: &'a Answers,
 }
 
@@ -140,6 +142,7 @@ impl Seat<'_> {
     pub(crate) fn note(&self, packet: &RamPacket) {
         self.tally.pages(packet.normal().len(), packet.zero().len());
         self.rounds.touch(self.index);
+        self.numbers.note(packet);
         // Earlier sources give every packet room for pages, and with it their page size.
         if packet.page_size().is_none() {
             self.answers.source_is_recent();
@@ -194,33 +197,10 @@ impl Tally {
 /// What happens to a migration.
 enum Event {
     Arrival(Arrival),
+    /// A channel has failed, and its thread goes on until its source closes it.
+    Failed(Failure),
     /// A thread has ended.
     Ended(Result<(), Failure>),
-}
-
-/// The connections of a migration, to be closed together.
-#[derive(Default)]
-struct Connections(Mutex<(Vec<Arc<Stream>>, bool)>);
-
-impl Connections {
-    fn add(&self, stream: &Arc<Stream>) {
-        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if state.1 {
-            close(stream);
-        }
-        state.0.push(Arc::clone(stream));
-    }
-
-    fn close(&self) {
-        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        state.1 = true;
-        state.0.iter().for_each(|stream| close(stream));
-    }
-}
-
-fn close(stream: &Stream) {
-    // A connection that cannot be shut down is closed already.
-    let _ = stream.shutdown(Shutdown::Both);
 }
 
 /// Starts a thread that tells how it ended.
@@ -231,7 +211,13 @@ fn spawn<'scope>(
     work: impl FnOnce() -> Result<(), Failure> + Send + 'scope,
 ) -> Result<(), Failure> {
     let tell = tell.clone();
-    let thread = move || told(&tell, close_all, || Event::Ended(work()));
+    let ended = tell.clone();
+    // A thread that panics ends too.
+    let panicked = move || {
+        close_all();
+        let _ = ended.send(Event::Ended(Ok(())));
+    };
+    let thread = move || told(&tell, panicked, || Event::Ended(work()));
     let spawned = thread::Builder::new().spawn_scoped(scope, thread);
     spawned.map(drop).map_err(|error| Failure {
         channel: Channel::Main,
@@ -272,6 +258,7 @@ pub(crate) fn take(
     let rounds = Rounds::new(0);
     let tally = Tally::default();
     let coverage = Coverage::default();
+    let numbers = Numbers::default();
     let answers = Answers::new(settings.switchover_ack);
     let connections = Connections::default();
     let kept = AtomicBool::new(false);
@@ -285,6 +272,7 @@ pub(crate) fn take(
         rounds: &rounds,
         tally: &tally,
         coverage: &coverage,
+        numbers: &numbers,
         answers: &answers,
         kept: &kept,
         in_doubt: AtomicBool::new(false),
@@ -293,7 +281,7 @@ pub(crate) fn take(
     let close_all = || {
         main.answers.refuse(main.stream);
         rounds.stop();
-        connections.close();
+        connections.fail();
     };
     let (tell, events) = mpsc::channel();
     let arrivals = tell.clone();
@@ -322,9 +310,11 @@ pub(crate) fn take(
             close_all();
         }
         while running > 0 {
-            let next = early
-                .next()
-                .map_or_else(|| events.recv_timeout(PROGRESS_INTERVAL), Ok);
+            let tick = match failure {
+                Some(_) => TICK,
+                None => PROGRESS_INTERVAL,
+            };
+            let next = early.next().map_or_else(|| events.recv_timeout(tick), Ok);
             let fault = match next {
                 Ok(Event::Ended(outcome)) => {
                     running = running.saturating_sub(1);
@@ -336,6 +326,7 @@ pub(crate) fn take(
                     rounds.join(index);
                     let stream = Arc::new(stream);
                     connections.add(&stream);
+                    let tell_failure = tell.clone();
                     let work = move || {
                         let seat = Seat {
                             index,
@@ -344,14 +335,21 @@ pub(crate) fn take(
                             rounds,
                             tally,
                             coverage,
+                            numbers: main.numbers,
                             answers: main.answers,
                         };
-                        sit(&seat, main)
+                        if let Err(failure) = sit(&seat, main) {
+                            // Who would hear it has panicked otherwise.
+                            let _ = tell_failure.send(Event::Failed(failure));
+                            stream.drain();
+                        }
+                        Ok(())
                     };
                     let spawned = spawn(scope, &tell, close_all, work);
                     running = running.saturating_add(usize::from(spawned.is_ok()));
                     spawned.err()
                 }
+                Ok(Event::Failed(failure)) => Some(failure),
                 Ok(Event::Arrival(Arrival::Refused(fault))) => Some(Failure {
                     channel: Channel::Main,
                     leg: Leg::Source,
@@ -365,6 +363,7 @@ pub(crate) fn take(
                 Ok(Event::Arrival(Arrival::Preempt(_))) | Err(RecvTimeoutError::Timeout) => None,
                 Err(RecvTimeoutError::Disconnected) => break,
             };
+            connections.go_on_closing();
             let is_settled = main.answers.is_settled();
             let is_cancelled = || !is_settled && cancel.is_cancelled();
             let fault = fault
@@ -430,6 +429,7 @@ struct MainChannel<'a, K> {
     rounds: &'a Rounds,
     tally: &'a Tally,
     coverage: &'a Coverage,
+    numbers: &'a Numbers,
     answers: &'a Answers,
     /// Everything is kept, and a source that wants to know it was told.
     kept: &'a AtomicBool,
@@ -573,7 +573,11 @@ impl<K: Keeper> MainChannel<'_, K> {
         }
         let arrived = || (self.rounds.channels().len(), self.tally.totals());
         let mut last = (Instant::now(), arrived());
-        while let Err(fault) = self.coverage.check(outline.ignores_shared) {
+        let complete = || {
+            let pages = self.coverage.check(outline.ignores_shared);
+            pages.and_then(|()| self.numbers.check())
+        };
+        while let Err(fault) = complete() {
             if self.rounds.is_stopped() {
                 return Err(RoundFault::Stopped.into());
             }

@@ -201,8 +201,7 @@ impl Channel {
     }
 
     pub fn sync(mut self) -> Self {
-        self.number += 1;
-        let packet = Packet::Ram(RamPacket::sync(PAGE, self.number));
+        let packet = Packet::Ram(RamPacket::sync(PAGE, self.next_number()));
         self.sender
             .packet(&packet, &mut self.bytes)
             .expect("in turn");
@@ -220,9 +219,9 @@ impl Channel {
     }
 
     pub fn packet(mut self, block: &str, normal: &[u64], zero: &[u64], contents: &[u8]) -> Self {
-        self.number += 1;
         let block = BlockName::try_from(block).expect("a name");
-        let mut packet = RamPacket::new(PAGE, block, normal, zero, self.number).expect("a packet");
+        let number = self.next_number();
+        let mut packet = RamPacket::new(PAGE, block, normal, zero, number).expect("a packet");
         let mut payload = Vec::new();
         if !normal.is_empty() {
             let pages = Pages::private(contents, PAGE).expect("pages");
@@ -239,6 +238,18 @@ impl Channel {
         self.bytes.extend_from_slice(&payload);
         self.sender.payload_sent(payload.len()).expect("in turn");
         self
+    }
+
+    /// Leaves numbers out, which are those of another channel's packets.
+    pub fn skip(mut self, packets: u64) -> Self {
+        self.number += packets;
+        self
+    }
+
+    fn next_number(&mut self) -> u64 {
+        let number = self.number;
+        self.number += 1;
+        number
     }
 
     pub fn bytes(self) -> Vec<u8> {

@@ -395,12 +395,14 @@ impl Desk {
     fn match_up(&mut self) {
         let now = Instant::now();
         for id in self.matching.orphans().collect::<Vec<_>>() {
-            if self
-                .orphans
-                .get(&id)
-                .is_some_and(|channel| channel.stream.peer_has_closed())
-            {
+            let closed = self.orphans.get(&id);
+            let Some(channel) = closed.filter(|channel| channel.stream.peer_has_closed()) else {
+                continue;
+            };
+            if channel.stream.peek(&mut [0]).is_ok_and(|count| count > 0) {
                 self.matching.channel_closed(id, now);
+            } else {
+                self.matching.channel_closed_empty(id, now);
             }
         }
         if !self.orphans.is_empty() {

@@ -123,6 +123,8 @@ struct Orphan {
     peer: PeerId,
     /// When its peer was found to have closed it.
     closed: Option<Instant>,
+    /// It was closed behind its hello.
+    empty: bool,
     /// A migration that is over may have been its own.
     doubtful: bool,
     since: Instant,
@@ -213,6 +215,7 @@ impl Matching {
             channel,
             peer,
             closed: None,
+            empty: false,
             doubtful: false,
             since: now,
             hope: now,
@@ -238,6 +241,14 @@ impl Matching {
     pub fn channel_closed(&mut self, id: Id, now: Instant) {
         for orphan in self.orphans.iter_mut().filter(|orphan| orphan.id == id) {
             orphan.closed.get_or_insert(now);
+        }
+    }
+
+    /// The same, of one that has said nothing behind its hello: no migration needs it.
+    pub fn channel_closed_empty(&mut self, id: Id, now: Instant) {
+        self.channel_closed(id, now);
+        for orphan in self.orphans.iter_mut().filter(|orphan| orphan.id == id) {
+            orphan.empty = true;
         }
     }
 
@@ -364,7 +375,10 @@ impl Matching {
                 other.id != orphan.id
                     && other.peer == orphan.peer
                     && (other.uuid, other.channel) == (orphan.uuid, orphan.channel)
-                    && (other.closed.is_none() || closed <= other.since)
+                    && match orphan.empty {
+                        true => !other.empty,
+                        false => other.closed.is_none() || closed <= other.since,
+                    }
             })
         };
         if orphan
@@ -393,7 +407,9 @@ impl Matching {
             },
             [main] if main.ready.is_none() => Verdict::Wait { hope: true },
             // It may be left from an attempt before, whose successor is about to come.
-            [main] if !main.closed && orphan.is_closed_anew(now) => Verdict::Wait { hope: true },
+            [main] if (!main.closed || orphan.empty) && orphan.is_closed_anew(now) => {
+                Verdict::Wait { hope: true }
+            }
             // Channels of several VMs, and one main channel that does not say whose it is: the others may be about to come.
             [main] if self.has_rivals(main, orphan, now) => {
                 match now.duration_since(orphan.since) >= RIVAL_TIMEOUT {

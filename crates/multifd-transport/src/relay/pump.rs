@@ -7,16 +7,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use multifd_codec::PageBuffer;
-use multifd_wire::{BlockName, Fault, Method, Packet, PageSize, RamPacket};
+use multifd_wire::{BlockName, Fault, Hello, Method, Packet, PageSize, RamPacket};
 
 use super::RelayConfig;
 use super::counters::{Counters, Tally};
 use super::gate::{End, Gate};
 use super::link::{Link, Links};
 use super::main_channel::Outline;
+use crate::Stream;
 use crate::dial::Target;
 use crate::failure::{Cause, Channel, Failure, Leg};
-use crate::incoming::IncomingChannel;
 use crate::inlet::{Inlet, Item};
 use crate::outlet::{FlowFailure, Outlet, Supply, block_of};
 use crate::stream::hung_up;
@@ -40,19 +40,18 @@ pub(super) struct Shared<'a> {
 }
 
 /// Passes one channel on, to its end.
-pub(super) fn run(incoming: IncomingChannel, shared: Shared<'_>) -> Result<(), Failure> {
-    let id = incoming.hello.channel;
+pub(super) fn run(hello: Hello, source: &Arc<Stream>, shared: Shared<'_>) -> Result<(), Failure> {
+    let id = hello.channel;
     let failed = |leg, cause| Failure {
         channel: Channel::Multifd(id),
         leg,
         block: None,
         cause,
     };
-    let IncomingChannel { hello, stream } = incoming;
     // A hello goes on together with the SYNC behind it: a destination that has all hellos reads main, and waits for SYNCs.
     shared.gate.idle(id, true);
     let is_ours = |cause: io::Error| failed(Leg::Source, cause.into());
-    let has_more = wait_for_packet(&stream, shared.gate).map_err(is_ours)?;
+    let has_more = wait_for_packet(source, shared.gate).map_err(is_ours)?;
     shared.gate.idle(id, false);
     if !has_more {
         shared.gate.ended(id, End::Closed);
@@ -65,7 +64,7 @@ pub(super) fn run(incoming: IncomingChannel, shared: Shared<'_>) -> Result<(), F
     })?;
     let link = Arc::new(Link {
         channel: Channel::Multifd(id),
-        source: Arc::new(stream),
+        source: Arc::clone(source),
         destination,
     });
     shared.links.add(&link);
@@ -88,7 +87,7 @@ pub(super) fn run(incoming: IncomingChannel, shared: Shared<'_>) -> Result<(), F
 }
 
 /// Waits until a channel has the beginning of a packet; `false` when it ends before.
-fn wait_for_packet(stream: &crate::Stream, gate: &Gate) -> io::Result<bool> {
+fn wait_for_packet(stream: &Stream, gate: &Gate) -> io::Result<bool> {
     const PAUSE: Duration = Duration::from_millis(100);
     loop {
         if stream.is_readable_within(PAUSE)? {
@@ -131,7 +130,9 @@ impl Pump<'_> {
                 {
                     gate.ended(self.id, End::Abandoned(error.kind()));
                     counters.channel_ended(&self.inlet, &self.outlet);
-                    return self.drain();
+                    // It does not need the rest, or has failed, which its word on main tells: the source can wait for that.
+                    self.link.source.drain();
+                    return Ok(());
                 }
                 other => other.map_err(|(leg, cause)| {
                     let cause = self.plain_cause(leg, cause);
@@ -261,14 +262,6 @@ impl Pump<'_> {
             return Ok(());
         }
         self.shared.gate.synced(self.id);
-        Ok(())
-    }
-
-    /// The destination has hung up in front of what it does not need, or has failed, which its word on main tells: the
-    /// rest is read and forgotten, so that the source can wait for that word.
-    fn drain(&self) -> Result<(), Failure> {
-        // However the source ends now, nothing is lost by it.
-        let _ = io::copy(&mut &*self.link.source, &mut io::sink());
         Ok(())
     }
 

@@ -1,5 +1,6 @@
 //! One migration through the relay: its connections, its threads, its end.
 
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::net::Shutdown;
 use std::sync::Arc;
@@ -19,12 +20,15 @@ use super::{CHANNELS_TIMEOUT, MigrationReport, RelayConfig, Remark, Update};
 use crate::dial::{DialError, Target, is_ours};
 use crate::endings::told;
 use crate::failure::{Cause, Channel, Failure, Leg, SetupFault};
-use crate::incoming::{Arrival, Incoming};
+use crate::incoming::{Arrival, Incoming, IncomingChannel};
 use crate::parameters::Cancel;
 use crate::{EngineFault, Stream};
 
 /// How soon an end of the source is noticed while nothing else happens.
 const TICK: Duration = Duration::from_millis(100);
+
+/// The same, where a migration that has failed is closed.
+const CLOSING_TICK: Duration = Duration::from_millis(20);
 
 /// How often progress is told.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
@@ -41,6 +45,8 @@ const REMNANT_LIMIT_BYTES: usize = 64 << 20;
 /// What happens to a migration.
 enum Event {
     Arrival(Arrival),
+    /// A channel has failed, and its thread goes on until its source closes it.
+    Failed(Failure),
     /// A thread has ended.
     Ended(Role, Result<(), Failure>),
 }
@@ -68,6 +74,7 @@ pub(super) fn run(
     let mut opening = Opening {
         source: incoming.main,
         start: incoming.main_start,
+        is_whole: false,
         early: Vec::new(),
         config,
         cancel,
@@ -121,6 +128,8 @@ pub(super) fn run(
 struct Opening<'a> {
     source: Arc<Stream>,
     start: Vec<u8>,
+    /// The source has closed, and what it has sent is to be passed on.
+    is_whole: bool,
     /// Connections that have come.
     early: Vec<Arrival>,
     config: &'a RelayConfig,
@@ -168,7 +177,7 @@ impl Opening<'_> {
 
     /// Fails where the source has closed a stream that is not whole. One without a return path may have sent everything.
     fn check_source(&mut self) -> Result<(), Failure> {
-        if !self.source.peer_has_closed() {
+        if self.is_whole || !self.source.peer_has_closed() {
             return Ok(());
         }
         let gone = || main_channel::failed(Leg::Source, Cause::Incomplete);
@@ -190,11 +199,15 @@ impl Opening<'_> {
                 Ok(Some(event)) => facts.note(&event),
                 Ok(None) => break,
                 // What cannot be followed is passed on.
-                Err(_) => return Ok(()),
+                Err(_) => {
+                    self.is_whole = true;
+                    return Ok(());
+                }
             }
         }
-        let whole = receiver.finish().is_ok() || facts.ram_ended;
-        match whole && !facts.return_path {
+        let has_ended = receiver.finish().is_ok() || facts.ram_ended;
+        self.is_whole = has_ended && !facts.return_path;
+        match self.is_whole {
             true => Ok(()),
             false => Err(gone()),
         }
@@ -210,28 +223,30 @@ impl Opening<'_> {
             };
             main_channel::failed(Leg::Destination, cause)
         })?;
-        loop {
-            let had_closed = self.source.peer_has_closed();
-            let source = &self.source;
-            let cancel = self.cancel;
-            let given_up = || cancel.is_cancelled() || !had_closed && source.peer_has_closed();
-            match target.dial(self.config.dial_timeout, &given_up) {
-                Ok(destination) => {
-                    let source = Arc::clone(&self.source);
-                    let link = Link {
-                        channel: Channel::Main,
-                        source,
-                        destination,
-                    };
-                    return Ok((target, link));
-                }
-                // It may have sent everything, and ended.
-                Err(DialError::GivenUp) => {
-                    self.check_cancel()?;
-                    self.check_source()?;
-                }
-                Err(error) => return Err(dial_failure(error, &target, Channel::Main)),
+        let (source, timeout) = (Arc::clone(&self.source), self.config.dial_timeout);
+        // A call is given up only where the migration has failed: a destination takes each of them for a connection of its
+        // source, and a source that has closed may have sent everything.
+        let failure = Cell::new(None);
+        let opening = RefCell::new(self);
+        let given_up = || {
+            let mut opening = opening.borrow_mut();
+            let fault = opening.check_cancel().and_then(|()| opening.check_source());
+            let given_up = fault.is_err();
+            failure.set(fault.err());
+            given_up
+        };
+        match (target.dial(timeout, &given_up), failure.take()) {
+            (Ok(destination), _) => {
+                let channel = Channel::Main;
+                let link = Link {
+                    channel,
+                    source,
+                    destination,
+                };
+                Ok((target, link))
             }
+            (Err(DialError::GivenUp), Some(failure)) => Err(failure),
+            (Err(error), _) => Err(dial_failure(error, &target, Channel::Main)),
         }
     }
 }
@@ -325,12 +340,17 @@ impl<'env> Session<'env> {
             // What breaks once we have closed everything ourselves is no failure.
             let mut is_closed = false;
             while running.any() {
-                let next = early.next().map_or_else(|| events.recv_timeout(TICK), Ok);
+                let tick = match failure {
+                    Some(_) => CLOSING_TICK,
+                    None => TICK,
+                };
+                let next = early.next().map_or_else(|| events.recv_timeout(tick), Ok);
                 let fault = match next {
                     Ok(Event::Ended(role, outcome)) => {
                         running.count(role, false);
                         outcome.err()
                     }
+                    Ok(Event::Failed(failure)) => Some(failure),
                     Ok(Event::Arrival(arrival)) if failure.is_none() => {
                         self.arrived(scope, tell, arrival, &mut running).err()
                     }
@@ -346,6 +366,7 @@ impl<'env> Session<'env> {
                     }
                     failure = Some(worse(failure, fault));
                 }
+                self.links.go_on_closing();
                 if !settled && self.gate.is_loading() {
                     settled = true;
                     settle();
@@ -437,8 +458,18 @@ impl<'env> Session<'env> {
                     gate: self.gate,
                     counters: self.counters,
                 };
+                let tell_failure = tell.clone();
+                let IncomingChannel { hello, stream } = channel;
                 self.spawn(scope, tell, Role::Channel, running, move || {
-                    pump::run(channel, shared)
+                    let source = Arc::new(stream);
+                    if let Err(failure) = pump::run(hello, &source, shared) {
+                        // Who would hear it has panicked otherwise.
+                        let _ = tell_failure.send(Event::Failed(failure));
+                        source.drain();
+                    } else if shared.gate.is_stopped() {
+                        source.drain();
+                    }
+                    Ok(())
                 })
             }
             Arrival::Preempt(source) => self.spawn(scope, tell, Role::Preempt, running, || {
@@ -483,7 +514,12 @@ impl<'env> Session<'env> {
         work: impl FnOnce() -> Result<(), Failure> + Send + 'scope,
     ) -> Result<(), Failure> {
         let tell = tell.clone();
-        let close = || self.close();
+        let ended = tell.clone();
+        // A thread that panics ends too.
+        let close = move || {
+            self.close();
+            let _ = ended.send(Event::Ended(role, Ok(())));
+        };
         let thread = move || told(&tell, close, || Event::Ended(role, work()));
         thread::Builder::new()
             .spawn_scoped(scope, thread)

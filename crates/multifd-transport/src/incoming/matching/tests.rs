@@ -569,6 +569,32 @@ fn those_that_cannot_be_told_apart_are_never_mixed() {
 }
 
 #[test]
+fn an_empty_channel_stands_in_nobodys_way() {
+    for main_closes in [false, true] {
+        let (mut matching, now) = (Matching::default(), Instant::now());
+        matching.channel_came(1, [0; 16], 0, UNIX, now);
+        matching.channel_closed_empty(1, now);
+        matching.main_came(10, UNIX);
+        matching.main_ready(10, MULTIFD, now);
+        if main_closes {
+            matching.main_closed(10);
+        }
+        assert_eq!(matching.decide(now), [], "its own may still come");
+        matching.channel_came(2, [0; 16], 0, UNIX, now);
+        if main_closes {
+            matching.channel_closed(2, now);
+        }
+        let drop = Decision::Drop { channel: 1 };
+        let mut decisions = matching.decide(now);
+        if main_closes {
+            // What is closed waits for a successor itself, but not of a main channel that is closed.
+            decisions.extend(matching.decide(now + CONFLICT_TIMEOUT));
+        }
+        assert_eq!(decisions, [drop, give(2, 10)]);
+    }
+}
+
+#[test]
 fn a_channel_waits_a_while_for_a_main_channel_of_its_own_peer() {
     for closes in [false, true] {
         let (mut matching, now) = (Matching::default(), Instant::now());
