@@ -121,7 +121,7 @@ pub struct Scenario {
     pub disk: Option<u64>,
 }
 
-/// Nothing stands still for so long unless it hangs: a destination that does not begin is waited for 30 s.
+/// Nothing stands still for so long unless it hangs: a destination that does not begin is waited for 15 s.
 const PATIENCE: Duration = Duration::from_secs(45);
 
 /// How soon a user cancels what cannot begin.

@@ -31,6 +31,7 @@ pub(super) struct Gate {
 #[derive(Debug, Default)]
 struct State {
     channels: BTreeMap<u8, Progress>,
+    moved: Option<Instant>,
     /// What is behind the set-up may pass.
     begun: bool,
     /// The destination loads, for certain: it has all channels then.
@@ -80,7 +81,13 @@ impl Gate {
     pub(super) fn channel_came(&self, id: u8) {
         self.change(|state| {
             state.channels.entry(id).or_default();
+            state.moved = Some(Instant::now());
         });
+    }
+
+    /// When a channel came, or passed a SYNC on, for the last time.
+    pub(super) fn moved(&self) -> Option<Instant> {
+        self.lock().moved
     }
 
     /// How many channels have come.
@@ -93,6 +100,7 @@ impl Gate {
         self.change(|state| {
             let channel = state.channels.entry(id).or_default();
             channel.syncs = channel.syncs.saturating_add(1);
+            state.moved = Some(Instant::now());
         });
     }
 

@@ -100,7 +100,7 @@ impl Outline {
 pub(super) struct Forward<'a> {
     pub(super) link: &'a Link,
     pub(super) limits: Limits,
-    /// How long the destination may take to begin, once it has the set-up.
+    /// How long the destination may take to begin, once it has the set-up and the last channel.
     pub(super) begin_timeout: Duration,
     pub(super) outline: &'a Outline,
     pub(super) gate: &'a Gate,
@@ -350,6 +350,7 @@ impl Forward<'_> {
             if self.link.source.peer_has_closed() && !self.outline.is_taken_back() {
                 gate.begin();
             }
+            let since = gate.moved().map_or(since, |moved| since.max(moved));
             if since.elapsed() < within {
                 return Ok(());
             }
