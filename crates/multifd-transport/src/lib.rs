@@ -18,6 +18,7 @@
 mod address;
 mod answers;
 mod buffer;
+mod circle;
 pub mod cleanup;
 mod control_link;
 mod coverage;
@@ -56,6 +57,7 @@ mod verbatim;
 mod vm;
 
 pub use address::{Address, AddressError};
+pub use circle::Circle;
 pub use coverage::CoverageFault;
 pub use dial::{DialError, Target};
 pub use engine_fault::EngineFault;

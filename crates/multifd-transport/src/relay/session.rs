@@ -21,7 +21,7 @@ use crate::endings::told;
 use crate::failure::{Cause, Channel, Failure, Leg, SetupFault};
 use crate::incoming::{Arrival, Incoming};
 use crate::parameters::Cancel;
-use crate::{EngineFault, Stream};
+use crate::{EngineFault, Stream, circle};
 
 /// How soon an end of the source is noticed while nothing else happens.
 const TICK: Duration = Duration::from_millis(100);
@@ -214,6 +214,10 @@ impl Opening<'_> {
             let given_up = || cancel.is_cancelled() || !had_closed && source.peer_has_closed();
             match target.dial(self.config.dial_timeout, &given_up) {
                 Ok(destination) => {
+                    let (address, within) = (target.address(), self.config.dial_timeout);
+                    // Nothing was passed on, so the source has its guest.
+                    circle::look_behind(&destination, address, within, &given_up)
+                        .map_err(|circle| Failure::here(circle.into()))?;
                     let source = Arc::clone(&self.source);
                     return Ok((
                         target,
