@@ -8,6 +8,7 @@
 //! What arrives is recognised packet by packet. A payload that already has the outgoing method is passed on as it is.
 
 mod counters;
+mod first;
 mod gate;
 mod link;
 mod main_channel;
