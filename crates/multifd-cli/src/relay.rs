@@ -71,6 +71,10 @@ pub fn run(args: &RelayArgs) -> Outcome {
         let listener = say::listener(&route.listen, args.mode)?;
         relays.push((Relay::on(listener, config)?, route));
     }
+    // Each may lead to another one, so all of them have to be there.
+    for (relay, _) in &relays {
+        relay.check_way().map_err(|circle| circle.to_string())?;
+    }
     let (tell, events) = mpsc::channel();
     let ends = Ends::default();
     let several = relays.len() > 1;

@@ -165,7 +165,7 @@ fn routes_stand_in_a_file() {
     refused(&format!("{a}\n{a}\n"), "is listened on twice");
     refused(
         &route(folder.path(), "a", "a"),
-        "would be connected to this relay itself",
+        "leads back to this relay itself",
     );
     refused("# nothing\n", "say where to listen and where to connect");
     let ended = Multifd::start(["relay", "--routes", "/no/such/file"]).end();

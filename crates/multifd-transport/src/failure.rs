@@ -10,7 +10,7 @@ use multifd_wire::{BlockName, Fault, Method, Misuse, UnknownMethod};
 use crate::coverage::CoverageFault;
 use crate::image::ImageError;
 use crate::recording::RecordingError;
-use crate::{Address, EngineFault, FileError, RoundFault};
+use crate::{Address, Circle, EngineFault, FileError, RoundFault};
 
 /// One connection of a migration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -67,6 +67,9 @@ pub enum Cause {
         /// What the system said.
         source: io::Error,
     },
+    /// The destination is the relay itself.
+    #[error(transparent)]
+    Circle(#[from] Circle),
     /// The peer breaks the rules of the format.
     #[error("the stream is malformed")]
     Wire(#[from] Fault),

@@ -18,6 +18,7 @@
 mod address;
 mod answers;
 mod buffer;
+mod circle;
 pub mod cleanup;
 mod connections;
 mod control_link;
@@ -58,6 +59,7 @@ mod verbatim;
 mod vm;
 
 pub use address::{Address, AddressError};
+pub use circle::Circle;
 pub use coverage::CoverageFault;
 pub use dial::{DialError, Target};
 pub use engine_fault::EngineFault;

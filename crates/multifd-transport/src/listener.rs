@@ -17,6 +17,7 @@ use rustix::net::{
 };
 
 use crate::address::host_and_port;
+use crate::circle::{Listing, Place};
 use crate::cleanup::Temporary;
 use crate::dial::{DIAL_TIMEOUT, UNIX_PATH_BYTES, open, unix_advice};
 use crate::escape::printable_path;
@@ -138,6 +139,7 @@ pub struct Listener {
     /// Whose turn it is to be asked first, so that a crowd at one socket keeps no other from being served.
     turn: AtomicUsize,
     address: Address,
+    listing: Listing,
     _file: Option<Temporary>,
 }
 
@@ -174,20 +176,28 @@ impl Listener {
         match address {
             Address::Unix(path) => {
                 let (socket, file) = bind_unix(path, options.mode)?;
+                let listing = Listing::new(address, vec![Place::Unix(file.identity())]);
                 Ok(Listener {
                     sockets: Sockets::One(ListeningSocket::Unix(socket)),
                     turn: AtomicUsize::new(0),
                     address: address.clone(),
+                    listing,
                     _file: Some(file),
                 })
             }
             Address::Tcp(text) => {
                 let (sockets, port) = bind_tcp(text)?;
                 let host = text.rsplit_once(':').map_or("", |(host, _)| host);
+                let address = Address::Tcp(format!("{host}:{port}"));
+                let places = sockets
+                    .iter()
+                    .map(|socket| Ok(Place::Tcp(socket.local_addr()?)));
+                let listing = Listing::new(&address, places.collect::<io::Result<_>>()?);
                 Ok(Listener {
                     sockets: Sockets::of(sockets).map_err(io::Error::from)?,
                     turn: AtomicUsize::new(0),
-                    address: Address::Tcp(format!("{host}:{port}")),
+                    address,
+                    listing,
                     _file: None,
                 })
             }
@@ -197,6 +207,11 @@ impl Listener {
     /// The address in use: for `tcp:HOST:0` with the port that the system chose.
     pub fn address(&self) -> &Address {
         &self.address
+    }
+
+    /// What it accepts will be passed on to `connect`.
+    pub(crate) fn leads_to(&self, connect: &Address) {
+        self.listing.leads_to(connect);
     }
 
     /// The descriptors of all its sockets. Polling the listener's own is as good.

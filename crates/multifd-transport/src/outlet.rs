@@ -28,7 +28,10 @@ pub struct Outlet<'s> {
 struct Wire<'s> {
     stream: &'s Stream,
     sender: ChannelSender,
+    /// What is to be written next.
     head: Vec<u8>,
+    /// Nothing is written until the first packet is whole.
+    holds: bool,
     bytes_out: u64,
 }
 
@@ -61,12 +64,26 @@ impl<'s> Outlet<'s> {
         hello: &Hello,
         encoder: Box<dyn Encoder>,
     ) -> Result<Self, Cause> {
+        let mut outlet = Self::open_later(stream, hello, encoder)?;
+        outlet.release()?;
+        Ok(outlet)
+    }
+
+    /// Opens the channel with its first packet: `hello`, and what is written without a payload, are kept until
+    /// [`Outlet::release`]. A QEMU that has all hellos reads its main channel and waits for SYNCs, for ever if one does not
+    /// come whole; so what breaks must find both with it, or neither.
+    pub(crate) fn open_later(
+        stream: &'s Stream,
+        hello: &Hello,
+        encoder: Box<dyn Encoder>,
+    ) -> Result<Self, Cause> {
         let mut outlet = Outlet {
             encoder,
             wire: Wire {
                 stream,
                 sender: ChannelSender::new(),
                 head: Vec::new(),
+                holds: true,
                 bytes_out: 0,
             },
             conduit: Conduit::default(),
@@ -74,8 +91,12 @@ impl<'s> Outlet<'s> {
             spare: Vec::new(),
         };
         outlet.wire.sender.hello(hello, &mut outlet.wire.head)?;
-        outlet.wire.write_head()?;
         Ok(outlet)
+    }
+
+    /// Writes what was kept, in one call. From now on everything is written at once.
+    pub(crate) fn release(&mut self) -> Result<(), Cause> {
+        self.wire.release()
     }
 
     /// The method which this outlet writes.
@@ -145,6 +166,9 @@ impl<'s> Outlet<'s> {
         self.write_packet(packet).map_err(here)?;
         let wire = &mut self.wire;
         let (from, len) = inlet.payload_source();
+        if len > 0 {
+            wire.release().map_err(here)?;
+        }
         let moved = self
             .conduit
             .transfer(from, wire.stream, len)
@@ -175,10 +199,19 @@ impl Wire<'_> {
         self.sender.payload_sent(payload.len())?;
         self.bytes_out += (self.head.len() + payload.len()) as u64;
         self.head.clear();
+        self.holds = false;
         Ok(())
     }
 
+    fn release(&mut self) -> Result<(), Cause> {
+        self.holds = false;
+        self.write_head()
+    }
+
     fn write_head(&mut self) -> Result<(), Cause> {
+        if self.holds {
+            return Ok(());
+        }
         (&mut &*self.stream).write_all(&self.head)?;
         self.bytes_out += self.head.len() as u64;
         self.head.clear();

@@ -85,12 +85,6 @@ pub fn of(args: &RelayArgs) -> Result<Vec<Route>, String> {
         );
     }
     for (index, route) in routes.iter().enumerate() {
-        if let Some(other) = routes.iter().find(|other| other.listen == route.connect) {
-            return Err(format!(
-                "{} would be connected to this relay itself",
-                other.listen
-            ));
-        }
         if routes
             .iter()
             .skip(index + 1)

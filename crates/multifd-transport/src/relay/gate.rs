@@ -209,7 +209,7 @@ impl Gate {
             }
             let missing = state.missing(has_channels);
             if missing.is_none() || mark > 1 {
-                match state.behind(mark) {
+                match state.behind(mark, since) {
                     None => return Ok(()),
                     Some(Err(held)) => return Err(held),
                     Some(Ok(())) => {}
@@ -251,8 +251,9 @@ impl State {
         gap.map(|(_, wanted)| Some(wanted))
     }
 
-    /// Whether a channel is behind `mark`, and why it will not come to it if that is so.
-    fn behind(&self, mark: u64) -> Option<Result<(), Held>> {
+    /// Whether a channel is behind `mark`, which is held since then, and why it will not come to it if that is so. How long it
+    /// had nothing to do before says nothing.
+    fn behind(&self, mark: u64, since: Instant) -> Option<Result<(), Held>> {
         let mut behind = self
             .channels
             .iter()
@@ -263,7 +264,7 @@ impl State {
             channel.end.is_some()
                 || channel
                     .idle
-                    .is_some_and(|since| since.elapsed() >= SYNC_TIMEOUT)
+                    .is_some_and(|idle| idle.max(since).elapsed() >= SYNC_TIMEOUT)
         });
         let held = lost.map(|(&id, channel)| {
             let (found, end) = (channel.syncs, channel.end);
@@ -346,6 +347,32 @@ mod tests {
         gate.synced(0);
         gate.synced(1);
         assert_eq!(gate.hold(1, true), Ok(()), "it had its SYNC");
+    }
+
+    /// A round may take longer than a SYNC: over a link that loses packets, its mark comes before the SYNC then as well.
+    #[test]
+    fn a_channel_that_was_idle_before_the_mark_still_has_its_time() {
+        let gate = Gate::default();
+        gate.channel_came(0);
+        gate.synced(0);
+        let long_ago = Instant::now().checked_sub(SYNC_TIMEOUT * 2);
+        let idle = long_ago.expect("a machine that runs for a minute");
+        gate.lock().channels.get_mut(&0).unwrap().idle = Some(idle);
+        thread::scope(|scope| {
+            let holding = scope.spawn(|| gate.hold(2, true));
+            thread::sleep(A_WHILE);
+            gate.synced(0);
+            assert_eq!(holding.join().unwrap(), Ok(()));
+        });
+        // Both have been for so long.
+        let held = gate.lock().behind(3, idle);
+        let (channel, found, end) = (0, 2, None);
+        let lost = Held::NoSync {
+            channel,
+            found,
+            end,
+        };
+        assert_eq!(held, Some(Err(lost)));
     }
 
     #[test]

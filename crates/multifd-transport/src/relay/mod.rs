@@ -8,6 +8,7 @@
 //! What arrives is recognised packet by packet. A payload that already has the outgoing method is passed on as it is.
 
 mod counters;
+mod first;
 mod gate;
 mod link;
 mod main_channel;
@@ -28,7 +29,7 @@ use crate::dial::DIAL_TIMEOUT;
 use crate::failure::Failure;
 use crate::incoming::{Acceptor, Incoming};
 use crate::parameters::Cancel;
-use crate::{Address, Listener};
+use crate::{Address, Circle, Listener, circle};
 
 /// What a relay does.
 #[derive(Clone, Debug)]
@@ -182,10 +183,7 @@ impl Relay {
     /// # Errors
     /// When the address cannot be listened on.
     pub fn bind(listen: &Address, config: RelayConfig) -> io::Result<Relay> {
-        Ok(Relay {
-            acceptor: Acceptor::bind(listen)?,
-            config,
-        })
+        Self::on(Listener::bind(listen)?, config)
     }
 
     /// Serves what comes to `listener`.
@@ -193,6 +191,7 @@ impl Relay {
     /// # Errors
     /// When there is no thread to be had.
     pub fn on(listener: Listener, config: RelayConfig) -> io::Result<Relay> {
+        listener.leads_to(&config.connect);
         let acceptor = Acceptor::on(listener)?;
         Ok(Relay { acceptor, config })
     }
@@ -205,6 +204,15 @@ impl Relay {
     /// What it does.
     pub fn config(&self) -> &RelayConfig {
         &self.config
+    }
+
+    /// Fails where migrations would come back here, under whatever name and through whichever other relays of this process. What
+    /// only a call can show, a migration fails of, before anything of it is passed on.
+    ///
+    /// # Errors
+    /// The way that migrations would take.
+    pub fn check_way(&self) -> Result<(), Circle> {
+        circle::look_ahead(&self.config.connect)
     }
 
     /// Its acceptor, to be told of connections that are passed over.

@@ -4,13 +4,13 @@ use std::convert::Infallible;
 use std::io;
 use std::net::Shutdown;
 use std::sync::Arc;
-use std::time::Duration;
 
 use multifd_codec::PageBuffer;
 use multifd_wire::{BlockName, Fault, Hello, Method, Packet, PageSize, RamPacket};
 
 use super::RelayConfig;
 use super::counters::{Counters, Tally};
+use super::first::{self, SYNC_REST, Start};
 use super::gate::{End, Gate};
 use super::link::{Link, Links};
 use super::main_channel::Outline;
@@ -20,12 +20,6 @@ use crate::failure::{Cause, Channel, Failure, Leg};
 use crate::inlet::{Inlet, Item};
 use crate::outlet::{FlowFailure, Outlet, Supply, block_of};
 use crate::stream::hung_up;
-
-/// Entries of a table for pages of 4 KiB: where a first SYNC with as many ends, all that is usual has come.
-const USUAL_ENTRIES: usize = 128;
-
-/// How long the rest of a first SYNC is waited for, where its end does not show. It was written at once.
-const SYNC_REST: Duration = Duration::from_millis(100);
 
 /// What a channel shares with the others of its migration.
 #[derive(Clone, Copy)]
@@ -48,17 +42,27 @@ pub(super) fn run(hello: Hello, source: &Arc<Stream>, shared: Shared<'_>) -> Res
         block: None,
         cause,
     };
-    // A hello goes on together with the SYNC behind it: a destination that has all hellos reads main, and waits for SYNCs.
+    let config = shared.config;
+    // A hello goes on together with the whole SYNC behind it.
     shared.gate.idle(id, true);
-    let is_ours = |cause: io::Error| failed(Leg::Source, cause.into());
-    let has_more = wait_for_packet(source, shared.gate).map_err(is_ours)?;
-    shared.gate.idle(id, false);
-    if !has_more {
-        shared.gate.ended(id, End::Closed);
-        return Ok(());
+    let start = first::wait(source, &hello, config.limits, shared.gate);
+    match start.map_err(|cause: io::Error| failed(Leg::Source, cause.into()))? {
+        Start::Whole => shared.gate.idle(id, false),
+        Start::Nothing => {
+            shared.gate.ended(id, End::Closed);
+            return Ok(());
+        }
+        Start::Cut { missing } => {
+            let cause = plain_cause(
+                Leg::Source,
+                Fault::Truncated { missing }.into(),
+                shared.main,
+            );
+            return Err(failed(Leg::Source, cause));
+        }
     }
     let given_up = || shared.gate.is_stopped();
-    let dialled = shared.target.dial(shared.config.dial_timeout, &given_up);
+    let dialled = shared.target.dial(config.dial_timeout, &given_up);
     let destination = dialled.map_err(|error| {
         super::session::dial_failure(error, shared.target, Channel::Multifd(id))
     })?;
@@ -68,12 +72,11 @@ pub(super) fn run(hello: Hello, source: &Arc<Stream>, shared: Shared<'_>) -> Res
         destination,
     });
     shared.links.add(&link);
-    let config = shared.config;
     let inlet = Inlet::new(&link.source, &hello, config.limits, config.settings)
         .map_err(|cause| failed(Leg::Source, cause))?;
     let encoder = multifd_codec::encoder(config.compression, &config.settings)
         .map_err(|error| failed(Leg::Here, error.into()))?;
-    let outlet = Outlet::open(&link.destination, &hello, encoder)
+    let outlet = Outlet::open_later(&link.destination, &hello, encoder)
         .map_err(|cause| failed(Leg::Destination, cause))?;
     let pump = Pump {
         id,
@@ -84,22 +87,6 @@ pub(super) fn run(hello: Hello, source: &Arc<Stream>, shared: Shared<'_>) -> Res
         has_synced: false,
     };
     pump.run()
-}
-
-/// Waits until a channel has the beginning of a packet; `false` when it ends before.
-fn wait_for_packet(stream: &Stream, gate: &Gate) -> io::Result<bool> {
-    const PAUSE: Duration = Duration::from_millis(100);
-    loop {
-        if stream.is_readable_within(PAUSE)? {
-            return match stream.peek(&mut [0]) {
-                Ok(count) => Ok(count > 0),
-                Err(error) => Err(error),
-            };
-        }
-        if gate.is_stopped() {
-            return Ok(false);
-        }
-    }
 }
 
 /// The forward direction of one multifd channel.
@@ -135,7 +122,7 @@ impl Pump<'_> {
                     return Ok(());
                 }
                 other => other.map_err(|(leg, cause)| {
-                    let cause = self.plain_cause(leg, cause);
+                    let cause = plain_cause(leg, cause, self.shared.main);
                     Failure {
                         channel: Channel::Multifd(self.id),
                         leg,
@@ -184,7 +171,8 @@ impl Pump<'_> {
             }
             Item::Padding { entries } => self.outlet.write_padding(entries).map_err(destination)?,
             Item::Packet(packet @ Packet::DeviceState(_)) => {
-                self.outlet.forward(&packet, &mut self.inlet)?
+                self.outlet.forward(&packet, &mut self.inlet)?;
+                self.outlet.release().map_err(destination)?;
             }
             Item::Packet(Packet::Ram(mut packet)) => {
                 *block = block_of(&packet);
@@ -221,8 +209,9 @@ impl Pump<'_> {
                 let is_sync = packet.is_sync();
                 self.outlet.forward(&Packet::Ram(packet), &mut self.inlet)?;
                 tally.pages(pages, zero_pages);
-                if is_sync {
-                    self.synced(next)?;
+                match is_sync {
+                    true => self.synced(next)?,
+                    false => self.outlet.release().map_err(destination)?,
                 }
             }
         }
@@ -235,14 +224,13 @@ impl Pump<'_> {
         if !self.has_synced {
             self.has_synced = true;
             while let Some(entries) = self.inlet.open_table() {
-                let may_end = entries.is_power_of_two();
-                let is_usual = may_end && entries >= USUAL_ENTRIES;
+                let may_end = first::may_end(entries);
                 let source = |cause| (Leg::Source, cause);
                 let more = |within| {
                     let readable = self.link.source.is_readable_within(within);
                     readable.map_err(|error| source(error.into()))
                 };
-                if is_usual || may_end && !more(SYNC_REST)? {
+                if first::ends(entries) || may_end && !more(SYNC_REST)? {
                     break;
                 }
                 match self.inlet.next_item().map_err(source)? {
@@ -256,6 +244,8 @@ impl Pump<'_> {
                     }
                 }
             }
+            let released = self.outlet.release();
+            released.map_err(|cause| (Leg::Destination, cause))?;
             self.shared.gate.synced(self.id);
             // An end of the migration shows in the connections too.
             let Ok(_) = self.shared.gate.wait_begun(|_| Ok::<_, Infallible>(()));
@@ -264,17 +254,17 @@ impl Pump<'_> {
         self.shared.gate.synced(self.id);
         Ok(())
     }
+}
 
-    /// A channel that ends inside a packet is malformed, unless the source has given up the whole migration.
-    fn plain_cause(&self, leg: Leg, cause: Cause) -> Cause {
-        match cause {
-            Cause::Wire(Fault::Truncated { .. })
-                if leg == Leg::Source && self.shared.main.source.peer_has_closed() =>
-            {
-                Cause::Incomplete
-            }
-            cause => cause,
+/// A channel that ends inside a packet is malformed, unless the source has given up the whole migration.
+fn plain_cause(leg: Leg, cause: Cause, main: &Link) -> Cause {
+    match cause {
+        Cause::Wire(Fault::Truncated { .. })
+            if leg == Leg::Source && main.source.peer_has_closed() =>
+        {
+            Cause::Incomplete
         }
+        cause => cause,
     }
 }
 

@@ -22,7 +22,7 @@ use crate::endings::told;
 use crate::failure::{Cause, Channel, Failure, Leg, SetupFault};
 use crate::incoming::{Arrival, Incoming, IncomingChannel};
 use crate::parameters::Cancel;
-use crate::{EngineFault, Stream};
+use crate::{EngineFault, Stream, circle};
 
 /// How soon an end of the source is noticed while nothing else happens.
 const TICK: Duration = Duration::from_millis(100);
@@ -242,6 +242,9 @@ impl Opening<'_> {
         };
         match (target.dial(timeout, &given_up), failure.take()) {
             (Ok(destination), _) => {
+                // Nothing was passed on, so the source has its guest.
+                circle::look_behind(&destination, target.address(), timeout, &given_up)
+                    .map_err(|circle| Failure::here(circle.into()))?;
                 let channel = Channel::Main;
                 let link = Link {
                     channel,
