@@ -125,6 +125,15 @@ pub struct UnknownWord {
     pub allowed: &'static str,
 }
 
+impl From<page_deflate::ParseChoiceError> for UnknownWord {
+    fn from(error: page_deflate::ParseChoiceError) -> Self {
+        Self {
+            found: error.found,
+            allowed: error.allowed,
+        }
+    }
+}
+
 /// What a codec works with, and why with nothing better.
 ///
 /// [`Display`](fmt::Display) is short enough for a part of a line, such as `qpl-software (no IAA: idxd module not
