@@ -198,7 +198,11 @@ fn end_of(
 ) -> Option<Ended> {
     let gave = sources.iter().any(|source| source.end == SourceEnd::Gave);
     // Where a source cannot be told that nobody has taken its guest, the receiver waits for another.
-    let patience = if gave { limit / 2 } else { Duration::from_secs(1) };
+    let patience = if gave {
+        limit / 2
+    } else {
+        Duration::from_secs(1)
+    };
     if let Some(status) = process.wait(patience) {
         return Some((Some(status), false));
     }
