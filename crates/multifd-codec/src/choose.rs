@@ -19,7 +19,7 @@ use crate::{
 /// An encoder for one channel.
 ///
 /// With [`Accel::None`] it is what a stock QEMU has. [`Accel::Software`], and [`Accel::Auto`] without an IAA, write `zlib`
-/// with this crate's own deflate; [`Settings::zlib_level`] means nothing to it. So are `qpl` and `canned` written
+/// with `page-deflate`; [`Settings::zlib_level`] means nothing to it. So are `qpl` and `canned` written
 /// with any of these and with [`Accel::None`]. Who has asked for libqpl gets it or an error: its hardware path is
 /// replaced by its software path only with [`Accel::Qpl`], and [`Encoder::backend`] tells the reason. Method `none` has nothing to compute and takes any accelerator.
 ///

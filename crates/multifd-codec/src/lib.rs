@@ -72,7 +72,7 @@
 //!
 //! | method | encoder with libqpl | decoder with libqpl |
 //! | --- | --- | --- |
-//! | `qpl`, `canned` | every page by itself, on hardware or libqpl's software path | on hardware; without it this crate's own inflate, because libqpl's software path does not notice a page that is cut off |
+//! | `qpl`, `canned` | every page by itself, on hardware or libqpl's software path | on hardware; without it `page-deflate`'s inflate, because libqpl's software path does not notice a page that is cut off |
 //! | `zlib` | runs of pages ([`Streams`]) compressed at once, each with a window of 4 KiB, joined to one stream that a stock QEMU reads | as without: the window of a stock stream is too large for the hardware |
 //! | `none`, `zstd` | there is none | as without |
 //!

@@ -27,9 +27,9 @@ pub struct Settings {
     pub accel: Accel,
     /// The Huffman code where an accelerated deflate has the choice.
     pub huffman: Huffman,
-    /// The effort of this crate's own deflate.
+    /// The effort of `page-deflate`.
     pub effort: Effort,
-    /// The window of a zlib stream that this crate's own deflate writes.
+    /// The window of a zlib stream that `page-deflate` writes.
     pub window: WindowSize,
     /// Independent streams in the channel, for methods and engines that can make them.
     pub streams: Streams,

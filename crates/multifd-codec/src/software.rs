@@ -1,4 +1,4 @@
-//! Method `zlib` by this crate's own deflate, which is made for pages: streams that a stock QEMU reads as its own.
+//! Method `zlib` by `page-deflate`, which is made for pages: streams that a stock QEMU reads as its own.
 //!
 //! With one stream a packet's blocks refer to the packets before, as those of a stock sender do. With several, each run of
 //! pages is compressed by itself, at the same time as the others, and inflate takes one after the other as one stream.

@@ -1,14 +1,15 @@
-//! Measures the page deflate codec beside the C zlib on files of concatenated 4 KiB pages.
+//! Measures this crate beside the C zlib on files of concatenated 4 KiB pages, or on made-up ones.
 //!
-//! `cargo run --release -p page-deflate --example deflate -- [--rounds N] [--packets N] FILE...`
+//! `cargo run --release -p page-deflate --example deflate -- [--rounds N] [--packets N] [FILE...]`
 //!
 //! All contenders run interleaved, one packet stream per round each; printed are medians and the spread between the
 //! quarter points. Pages of zeros are left out, as a sender leaves them out.
 
-use testkit::zlib;
+use std::time::{Duration, Instant};
 
 use page_deflate::{Deflater, Effort, StreamInflater, WindowSize};
-use std::time::{Duration, Instant};
+use testkit::pages::{Random, packet};
+use testkit::zlib;
 
 const PAGE: usize = 4096;
 const PACKET: usize = 128 * PAGE;
@@ -63,13 +64,17 @@ fn main() {
             _ => files.push(arg),
         }
     }
+    if files.is_empty() {
+        let pages = packet(&mut Random::new(1), 8 * 128, PAGE);
+        measure("made-up pages", pages, rounds, limit);
+    }
     for file in files {
-        measure(&file, rounds, limit);
+        let pages = std::fs::read(&file).expect("a file of pages");
+        measure(&file, pages, rounds, limit);
     }
 }
 
-fn measure(file: &str, rounds: usize, limit: usize) {
-    let mut bytes = std::fs::read(file).expect("a file of pages");
+fn measure(name: &str, mut bytes: Vec<u8>, rounds: usize, limit: usize) {
     let mut kept = 0;
     for page in 0..bytes.len() / PAGE {
         let page = page * PAGE..(page + 1) * PAGE;
@@ -82,7 +87,7 @@ fn measure(file: &str, rounds: usize, limit: usize) {
     let step = all.len().div_ceil(limit).max(1);
     let packets: Vec<&[u8]> = all.into_iter().step_by(step).collect();
     let total = packets.len() * PACKET;
-    println!("{file}: {} packets of 128 pages", packets.len());
+    println!("{name}: {} packets of 128 pages", packets.len());
 
     let mut encoders = encoders();
     let mut streams = vec![vec![Vec::new(); packets.len()]; encoders.len()];

@@ -90,8 +90,8 @@ impl Deflater {
     /// [`RunInflater`](crate::RunInflater)s can read them at the same time. A zlib that does not know
     /// where runs begin reads them one after the other.
     ///
-    /// The encoder keeps to this way of writing once it was used: [`Deflater::compress`] would
-    /// neither refer to earlier runs of other encoders nor survey the pages it writes.
+    /// The next run refers to nothing before itself either, whichever way it is written.
+    /// [`Deflater::compress`] keeps to the habit from then on.
     ///
     /// ```
     /// use page_deflate::{Deflater, Effort, RunInflater, StreamInflater, WindowSize};
@@ -125,20 +125,24 @@ impl Deflater {
         self.choice.set_habit(habit);
         self.survey_in = usize::MAX;
         self.compress(pages, out);
+        // Runs of other encoders may come before the next one of this encoder.
+        self.window.forget();
     }
 
     /// Looks at some of the pages and says which habit suits them, for
     /// [`Deflater::compress_alone`].
     ///
-    /// A survey takes as long as compressing some fifteen pages. It forgets what the encoder has
-    /// written, so an encoder that surveys must not write a stream by [`Deflater::compress`].
-    /// [`Deflater::compress`] makes surveys of its own.
+    /// A survey takes as long as compressing some fifteen pages, and the encoder forgets what it has
+    /// written: its next run refers to nothing before itself. [`Deflater::compress`] makes surveys of
+    /// its own, which forget nothing.
     pub fn survey(&mut self, pages: &[u8]) -> Habit {
         self.window.forget();
         for unit in pages.chunks(UNIT).take(Survey::UNITS) {
             self.push(unit);
         }
         let range = self.window.history()..self.window.end();
+        // These pages are in no run.
+        self.window.forget();
         let Some(survey) = &mut self.survey else {
             return Habit::default();
         };
@@ -353,6 +357,41 @@ mod tests {
                         assert!(oracle.decode(&runs[0], pages.len()).unwrap().output == pages);
                     }
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn runs_of_all_kinds_make_one_stream() {
+        let mut random = Random::new(23);
+        let window = WindowSize::default();
+        for effort in Effort::ALL {
+            let mut deflater = Deflater::new(window, effort);
+            let mut inflater = StreamInflater::new();
+            let mut out = window.zlib_header().to_vec();
+            for round in 0..if cfg!(miri) { 4 } else { 60 } {
+                let pages = packet(&mut random, 1 + round % 7, UNIT);
+                match random.below(4) {
+                    0 => {
+                        // Pages that are in no run, but would be found.
+                        let habit = deflater.survey(&pages);
+                        deflater.compress_alone(&pages, habit, &mut out);
+                    }
+                    1 => {
+                        deflater.survey(&pages);
+                        deflater.compress(&pages, &mut out);
+                    }
+                    2 => {
+                        // A run that goes elsewhere.
+                        deflater.compress_alone(&pages, Habit::Short, &mut Vec::new());
+                        deflater.compress(&pages, &mut out);
+                    }
+                    _ => deflater.compress(&pages, &mut out),
+                }
+                let mut decoded = vec![0; pages.len()];
+                inflater.inflate(&out, &mut decoded).unwrap();
+                assert!(decoded == pages, "{effort}, round {round}");
+                out.clear();
             }
         }
     }

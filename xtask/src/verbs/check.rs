@@ -40,7 +40,7 @@ const OUTSIDE: [(&str, &[&str]); 3] = [
     ("iaa-detect", &["libloading", "rustix", "serde"]),
 ];
 
-/// Dependencies that are C or need a library of the system: each is behind a feature of its name.
+/// Dependencies that are C or need a library of the system: each is behind a feature.
 const OPTIONAL: [(&str, &str); 3] = [
     ("multifd-codec", "zstd-safe"),
     ("multifd-codec", "qpl-sys"),
@@ -98,6 +98,7 @@ pub fn run() -> Result<()> {
     println!("== the line of crates, file lengths");
     let metadata = output(cargo().args(["metadata", "--no-deps", "--format-version", "1"]))?;
     let mut faults = line_faults(&serde_json::from_str(&metadata)?);
+    faults.extend(c_without_features()?);
     faults.extend(long_files()?);
     if faults.is_empty() {
         Ok(())
@@ -163,6 +164,24 @@ fn line_faults(metadata: &Value) -> Vec<String> {
         }
     }
     faults
+}
+
+/// Without its features the codec is Rust alone: no crate that it builds calls a C compiler.
+fn c_without_features() -> Result<Vec<String>> {
+    let tree = output(cargo().args([
+        "tree",
+        "--package=multifd-codec",
+        "--no-default-features",
+        "--edges=normal,build",
+        "--prefix=none",
+        "--format={p}",
+    ]))?;
+    let names = tree.lines().filter_map(|line| line.split(' ').next());
+    let c = names.filter(|name| *name == "cc" || name.ends_with("-sys"));
+    Ok(
+        c.map(|name| format!("multifd-codec without features builds {name}"))
+            .collect(),
+    )
 }
 
 /// What a crate may use from outside, if that is limited.
