@@ -110,15 +110,17 @@ fn what_libqpl_has_no_part_in() {
     let libqpl = [Accel::Qpl, Accel::QplHardware, Accel::QplSoftware];
     for accel in libqpl {
         assert_eq!(chosen(Method::None, accel), ["plain", "plain"]);
-        assert_eq!(
-            chosen(Method::Zstd, accel),
-            [
-                format!(
-                    "accelerator {accel} is not available for the zstd method: libqpl has no zstd"
-                ),
-                "plain (libqpl has no zstd)".to_owned()
-            ]
-        );
+        if cfg!(feature = "zstd") {
+            assert_eq!(
+                chosen(Method::Zstd, accel),
+                [
+                    format!(
+                        "accelerator {accel} is not available for the zstd method: libqpl has no zstd"
+                    ),
+                    "plain (libqpl has no zstd)".to_owned()
+                ]
+            );
+        }
         // Not the encoder: it would look for a device, for which another test may not be ready.
         let decoder = decoder(Method::Zlib, &with(accel)).unwrap();
         assert_eq!(
