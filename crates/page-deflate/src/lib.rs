@@ -59,6 +59,7 @@
 
 #![deny(unsafe_code)]
 #![warn(
+    missing_debug_implementations,
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
@@ -97,3 +98,18 @@ pub use inflate::{InflateError, PageInflater};
 pub use page::PageDeflater;
 pub use shared::{CodeLengths, CodeLengthsError, Histogram, SharedCode, SharedInflater};
 pub use stream::{RunInflater, StreamInflater};
+
+/// What is inside is tables and buffers, which would help nobody in a message.
+macro_rules! opaque {
+    ($($name:ident)*) => {
+        $(impl std::fmt::Debug for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.debug_struct(stringify!($name)).finish_non_exhaustive()
+            }
+        })*
+    };
+}
+
+opaque! {
+    Deflater Histogram PageDeflater PageInflater RunInflater SharedCode SharedInflater StreamInflater
+}

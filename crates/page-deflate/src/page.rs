@@ -17,6 +17,31 @@ use super::{Effort, WindowSize};
 ///
 /// No match reaches back by more than 4 KiB or to before its page, whatever the page size, so Intel's IAA can read it.
 /// What does not make a page smaller is not written.
+///
+/// ```
+/// use page_deflate::{Effort, Histogram, PageDeflater, PageInflater, SharedCode, SharedInflater};
+///
+/// let page = b"memory repeats. ".repeat(256);
+/// let mut deflater = PageDeflater::new(Effort::Balanced);
+/// let mut arrived = vec![0; page.len()];
+///
+/// // A stream with a code of its own, ...
+/// let mut stream = Vec::new();
+/// assert!(deflater.dynamic_page(&page, &mut stream));
+/// PageInflater::new().inflate(&stream, &mut arrived)?;
+/// assert_eq!(arrived, page);
+///
+/// // ... or nothing but a body, under a code that was made from such pages and that both ends have.
+/// let mut histogram = Histogram::new();
+/// deflater.count(&page, &mut histogram);
+/// let lengths = histogram.code_lengths();
+/// let mut body = Vec::new();
+/// assert!(deflater.body(&page, &SharedCode::new(&lengths), &mut body));
+/// assert!(body.len() < stream.len());
+/// SharedInflater::new(&lengths).inflate(&body, &mut arrived)?;
+/// assert_eq!(arrived, page);
+/// # Ok::<(), page_deflate::InflateError>(())
+/// ```
 pub struct PageDeflater {
     machine: Machine,
     window: Window,
@@ -28,6 +53,7 @@ pub struct PageDeflater {
 
 impl PageDeflater {
     /// An encoder of pages.
+    #[must_use]
     pub fn new(effort: Effort) -> Self {
         let fixed = || Coder::new(&FIXED_LITLEN_LENGTHS, &FIXED_DISTANCE_LENGTHS);
         Self {
