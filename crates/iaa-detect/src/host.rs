@@ -81,8 +81,8 @@ fn innermost(mut error: &dyn Error) -> String {
 #[allow(unsafe_code)]
 fn qpl_version() -> Result<String, libloading::Error> {
     // SAFETY: libqpl's initialisers are those of a C++ library without demands on who loads it.
-    // Whoever set up the loader's search path vouches for the file of this name, as for every
-    // library that a program is linked with.
+    // The loader's search path decides which file this is, as for every library that a program is
+    // linked with.
     let library = unsafe { libloading::Library::new("libqpl.so.1") }?;
     for function in QPL_FUNCTIONS {
         // SAFETY: the symbol is never called, so its type does not matter; only its presence is told.
@@ -134,7 +134,7 @@ fn map_portal(node: &fs::File) -> io::Result<()> {
 }
 
 const QPL_VERSION: &str = "qpl_get_library_version";
-/// What a program needs to have a job done, with and without a table. Every release has them.
+/// The functions that a program needs for jobs and tables. Every release has them.
 const QPL_FUNCTIONS: [&str; 15] = [
     "qpl_get_job_size",
     "qpl_init_job",

@@ -1,4 +1,4 @@
-//! Why an Intel IAA can be used here or not, and what removes the obstacle.
+//! Tells why an Intel IAA can or cannot be used on a machine, and how to remove the obstacle.
 //!
 //! Intel's In-Memory Analytics Accelerator compresses and decompresses deflate, and programs reach it
 //! through the library libqpl.

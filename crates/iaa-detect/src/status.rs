@@ -1,6 +1,6 @@
 //! libqpl's status numbers: those that tell of the machine, and the names of all.
 
-/// What a libqpl function returns (C: `qpl_status`). Any number may come.
+/// The result of a libqpl function (C: `qpl_status`). Any number may come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Status(pub(super) u32);
 

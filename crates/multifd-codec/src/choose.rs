@@ -155,7 +155,7 @@ pub fn decoder(method: Method, settings: &Settings) -> Result<Box<dyn Decoder>, 
     })
 }
 
-/// Who inflates pages by themselves.
+/// The reader of pages by themselves, without libqpl.
 #[cfg(not(feature = "qpl"))]
 fn page_reader(method: Method, accel: Accel) -> Result<(PageReader, Backend), Unsupported> {
     let backend = match accel {
@@ -168,7 +168,7 @@ fn page_reader(method: Method, accel: Accel) -> Result<(PageReader, Backend), Un
     Ok((PageReader::in_software(), backend))
 }
 
-/// Who inflates pages by themselves.
+/// The reader of pages by themselves, on the device if it works.
 #[cfg(feature = "qpl")]
 fn page_reader(method: Method, accel: Accel) -> Result<(PageReader, Backend), Unsupported> {
     let in_software = |backend| Ok((PageReader::in_software(), backend));

@@ -87,7 +87,7 @@
 //! | feature | brings | without it |
 //! | --- | --- | --- |
 //! | `zstd` | the method `zstd`, by libzstd, whose C source is built | [`Unsupported::NotBuilt`] for that method |
-//! | `qpl` | libqpl, opened at run time, and the reasons why there is no IAA | [`Unsupported::Accel`] for whoever asks for libqpl; [`Accel::Auto`] is software |
+//! | `qpl` | libqpl, opened at run time, and the reasons why there is no IAA | an accelerator of libqpl is [`Unsupported::Accel`]; [`Accel::Auto`] is software |
 #![deny(unsafe_code)]
 #![warn(
     clippy::indexing_slicing,

@@ -156,7 +156,7 @@ fn a_method_that_was_not_built() {
     }
 }
 
-/// Without libqpl whoever asks for it is refused, and `auto` computes in software and says why.
+/// Without libqpl its accelerators are refused, and `auto` computes in software and says why.
 #[cfg(not(feature = "qpl"))]
 #[test]
 fn libqpl_was_not_built() {

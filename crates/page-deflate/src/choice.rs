@@ -90,7 +90,7 @@ impl Short {
 }
 
 /// Which matches the encoder of [`Effort::Balanced`] looks for. [`Deflater::survey`](crate::Deflater::survey)
-/// finds out what suits the pages; other efforts take no notice.
+/// chooses one for the pages. Other efforts ignore it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Habit {

@@ -116,7 +116,7 @@ impl FromStr for WindowSize {
 pub struct ParseChoiceError {
     /// The word.
     pub found: String,
-    /// What it could have been.
+    /// The words that exist.
     pub allowed: &'static str,
 }
 

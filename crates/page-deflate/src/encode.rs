@@ -70,8 +70,8 @@ impl Deflater {
 
     /// Appends the run of the next pages to `out`. Its matches may refer to the runs before it.
     ///
-    /// `pages` can have any length; whole pages of 4 KiB suit best. `out` grows by what is written
-    /// and is otherwise left alone.
+    /// `pages` can have any length; whole pages of 4 KiB suit best. The content of
+    /// `out` stays.
     pub fn compress(&mut self, pages: &[u8], out: &mut Vec<u8>) {
         let mut bits = BitWriter::new(out);
         for block in pages.chunks(self.effort.blocks().units * UNIT) {
@@ -85,7 +85,7 @@ impl Deflater {
 
     /// Appends a run to `out` that refers to nothing before itself.
     ///
-    /// The run depends on nothing but its pages, the habit, and what the encoder was made with. So
+    /// The run depends only on its pages, the habit, and the encoder's window and effort. So
     /// several encoders can write the runs of one stream at the same time, and
     /// [`RunInflater`](crate::RunInflater)s can read them at the same time. A zlib that does not know
     /// where runs begin reads them one after the other.
@@ -101,7 +101,7 @@ impl Deflater {
     /// let window = WindowSize::default();
     /// let deflater = || Deflater::new(window, Effort::Balanced);
     ///
-    /// // All runs are written for what one encoder has seen in the pages.
+    /// // One encoder surveys the pages, and all runs are written for its result.
     /// let habit = deflater().survey(&pages);
     /// let (mut first, mut second) = (Vec::new(), Vec::new());
     /// deflater().compress_alone(one, habit, &mut first);
@@ -129,11 +129,11 @@ impl Deflater {
         self.window.forget();
     }
 
-    /// Looks at some of the pages and says which habit suits them, for
+    /// Looks at some of the pages and returns the habit that suits them, for
     /// [`Deflater::compress_alone`].
     ///
-    /// A survey takes as long as compressing some fifteen pages, and the encoder forgets what it has
-    /// written: its next run refers to nothing before itself. [`Deflater::compress`] makes surveys of
+    /// A survey takes as long as compressing some fifteen pages. The encoder forgets its earlier
+    /// runs: the next run refers to nothing before itself. [`Deflater::compress`] makes surveys of
     /// its own, which forget nothing.
     pub fn survey(&mut self, pages: &[u8]) -> Habit {
         self.window.forget();

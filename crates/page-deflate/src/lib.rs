@@ -1,10 +1,10 @@
 //! Deflate for pages of memory: faster than zlib's first level, about as small, read by every zlib.
 //!
-//! Memory comes in pages, its contents repeat in words of eight bytes, and it has to be compressed
-//! while somebody waits. This crate writes and reads deflate (RFC 1951) for that case. It is pure
-//! Rust, and it picks AVX2 or AVX-512 when it runs.
+//! Pages of memory repeat words of eight bytes, and they are often compressed while a program waits.
+//! This crate writes and reads deflate (RFC 1951) for that case. It is pure Rust, and it picks AVX2
+//! or AVX-512 when it runs.
 //!
-//! | to write | to read | what it is for |
+//! | to write | to read | use |
 //! | --- | --- | --- |
 //! | [`Deflater::compress`] | [`StreamInflater`] | one zlib stream without end, in runs of pages that follow each other |
 //! | [`Deflater::compress_alone`] | [`RunInflater`] | runs that can be written and read in parallel, and are still one stream for zlib |
@@ -33,10 +33,10 @@
 //!
 //! # Sizes
 //!
-//! Input is cut into units of 4 KiB, and a whole page of 4 KiB is the best input. Any length is
+//! Input is cut into units of 4 KiB, and whole pages of 4 KiB are the best input. Any length is
 //! allowed. Pages of noise become stored blocks, which add five bytes to up to 65,535 bytes, and the
-//! end of a run takes five bytes. A decoder is told the size of its output, and never writes or allocates
-//! more: no number in the compressed data sizes a buffer.
+//! end of a run takes five bytes. The caller gives a decoder its output buffer, and no number in the
+//! compressed data sizes any other.
 //!
 //! | | holds |
 //! | --- | --- |
@@ -45,17 +45,17 @@
 //! | [`StreamInflater`] | 54 KiB |
 //! | [`RunInflater`], [`PageInflater`], [`SharedInflater`] | 22 KiB |
 //!
-//! All of it is allocated when they are made.
+//! All of it is allocated when they are made, or with the first page.
 //!
 //! # Errors
 //!
-//! Encoders do not fail. Decoders refuse whatever is not exactly the output that was asked for, with
-//! an [`InflateError`] that says what is wrong. Afterwards the content of the output buffer means
-//! nothing, and a stream cannot go on.
+//! Encoders do not fail. A decoder succeeds only if the data gives exactly the output that was asked
+//! for; otherwise it returns an [`InflateError`] with the reason. After an error the content of the
+//! output buffer means nothing, and a stream cannot go on.
 //!
 //! # Panics
 //!
-//! Nothing here panics, whatever the compressed data holds.
+//! No compressed data makes a decoder panic.
 
 #![deny(unsafe_code)]
 #![warn(
@@ -99,7 +99,7 @@ pub use page::PageDeflater;
 pub use shared::{CodeLengths, CodeLengthsError, Histogram, SharedCode, SharedInflater};
 pub use stream::{RunInflater, StreamInflater};
 
-/// What is inside is tables and buffers, which would help nobody in a message.
+/// These types hold tables and buffers, which do not help in a message.
 macro_rules! opaque {
     ($($name:ident)*) => {
         $(impl std::fmt::Debug for $name {

@@ -37,8 +37,8 @@ impl StreamInflater {
     ///
     /// # Errors
     ///
-    /// [`InflateError`]. The stream cannot go on then, and the content of `pages` is of no use. What
-    /// [`StreamInflater::history`] gives has not changed, so another decoder can try.
+    /// [`InflateError`]. The stream cannot go on then, and the content of `pages` is of no use.
+    /// [`StreamInflater::history`] has not changed, so another decoder can try.
     pub fn inflate(&mut self, run: &[u8], pages: &mut [u8]) -> Result<(), InflateError> {
         let blocks = self.blocks(run, pages.len())?;
         inflate(blocks, pages, &self.history, &mut self.tables)?;
@@ -64,7 +64,7 @@ impl StreamInflater {
         }
     }
 
-    /// Goes on behind a run that somebody else has decoded to `pages`, such as a [`RunInflater`].
+    /// Goes on behind a run that another decoder has decoded to `pages`, such as a [`RunInflater`].
     pub fn skip(&mut self, pages: &[u8]) {
         self.started = true;
         self.keep(pages);

@@ -1,4 +1,4 @@
-//! What encoders and decoders hold, as the documentation says, and that they allocate nothing more.
+//! Encoders and decoders hold as much memory as the documentation says, and allocate nothing more.
 
 use page_deflate::{Deflater, Effort, PageDeflater, PageInflater, StreamInflater, WindowSize};
 use testkit::allocations::{Counting, live_bytes, on_this_thread};
@@ -9,7 +9,7 @@ static ALLOCATOR: Counting = Counting;
 
 const KIB: usize = 1024;
 
-/// What making it has allocated.
+/// Makes a value, and counts the bytes that this has allocated.
 fn held<T>(make: impl FnOnce() -> T) -> (T, usize) {
     let before = live_bytes();
     let made = make();

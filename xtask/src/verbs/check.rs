@@ -32,8 +32,8 @@ const LINE: [(&str, &[&str]); 8] = [
     ),
 ];
 
-/// Crates whose outside dependencies are all listed here. `multifd-wire` does without `std`, and whoever takes
-/// `page-deflate` or `iaa-detect` for a program of their own takes little else with it.
+/// Crates with a limited list of outside dependencies. `multifd-wire` does without `std`; `page-deflate` and
+/// `iaa-detect` shall bring little else into the programs of others.
 const OUTSIDE: [(&str, &[&str]); 3] = [
     ("multifd-wire", &["postcard", "serde", "thiserror"]),
     ("page-deflate", &["thiserror"]),
@@ -184,7 +184,7 @@ fn c_without_features() -> Result<Vec<String>> {
     )
 }
 
-/// What a crate may use from outside, if that is limited.
+/// The outside dependencies that a crate may have, if they are limited.
 fn outside(name: &str) -> Option<&'static [&'static str]> {
     let limited = OUTSIDE.iter().find(|(crate_name, _)| *crate_name == name);
     limited.map(|&(_, may_use)| may_use)

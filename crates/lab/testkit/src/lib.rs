@@ -1,4 +1,4 @@
-//! What several crates' tests share.
+//! Helpers that the tests of several crates share.
 //!
 //! - [`pages`] makes random numbers and pages with the texture of memory.
 //! - [`zlib`] drives the C zlib as a reference.
@@ -7,7 +7,7 @@
 //!
 //! With the feature `codec`:
 //!
-//! - `suite` is the list of what every codec has to do.
+//! - `suite` has the tests that every codec must pass.
 //! - `canned` takes a payload of the method `canned` apart.
 //! - `libqpl` gives libqpl, a simulated device under it, and channels that use them.
 //!

@@ -215,7 +215,7 @@ pub fn a_thousand_packets(subject: &Subject) {
     }
 }
 
-/// Whatever the sender has set, the receiver reads.
+/// The receiver reads payloads of all settings.
 pub fn all_settings(subject: &Subject) {
     for settings in &subject.settings {
         let mut random = Random::new(7);
@@ -294,7 +294,7 @@ pub fn a_flow_is_its_packets_one_by_one(subject: &Subject) {
     }
 }
 
-/// A flow can be stopped, and the encoder is of no use then.
+/// After a flow was stopped the encoder answers with an error.
 pub fn a_flow_that_ends_early(subject: &Subject) {
     let mut random = Random::new(32);
     let mut packets = vec![packet(&mut random, 20, 4096); 6];

@@ -14,7 +14,7 @@ use super::write::LENGTH_BYTES;
 use crate::qpl::{Batch, Hardware, Landed, Work};
 use crate::{Backend, DecodeError, Engine, PathCounts};
 
-/// Reads pages on the device, and here what it refuses.
+/// Reads pages on the device. Pages that the device refuses are read in software.
 pub(super) struct OnDevice {
     hardware: Hardware,
     inflater: PageInflater,
@@ -31,7 +31,7 @@ impl OnDevice {
         }
     }
 
-    /// What does the work, if it is not the hardware alone.
+    /// The backend, if it is not the hardware alone.
     pub(super) fn backend(&self) -> Option<Backend> {
         self.hardware.backend(Engine::Software)
     }
