@@ -1,10 +1,10 @@
 //! The target of the method `canned`.
 
-use multifd_codec::deflate::CodeLengths;
-use multifd_codec::deflate::oracle::{Ending, Oracle};
 use multifd_codec::{DecodeError, Settings, decoder};
 use multifd_wire::lengths::{self, PageData};
 use multifd_wire::{Method, PageSize};
+use page_deflate::CodeLengths;
+use testkit::oracle::{Ending, Oracle};
 
 /// Payloads that are taken hold, behind the description of their code, streams which the judge reads the same; after one
 /// that is refused none is taken.

@@ -1,10 +1,10 @@
 //! The targets of the page deflate codec.
 
-use multifd_codec::deflate::oracle::{Ending, Oracle};
-use multifd_codec::deflate::{
+use page_deflate::{
     Deflater, Effort, Histogram, PageDeflater, PageInflater, SharedCode, SharedInflater,
     StreamInflater, WindowSize,
 };
+use testkit::oracle::{Ending, Oracle};
 
 const PAGE: usize = 4096;
 /// Enough for an encoder's window to slide.

@@ -2,9 +2,7 @@
 //! `cargo xtask bench instructions` runs this under callgrind, which counts inside [`counted`] only.
 
 use multifd_benches::corpora;
-use multifd_codec::deflate::{
-    Deflater, Effort, PageDeflater, PageInflater, StreamInflater, WindowSize,
-};
+use page_deflate::{Deflater, Effort, PageDeflater, PageInflater, StreamInflater, WindowSize};
 
 const PAGE_BYTES: usize = multifd_benches::PAGE_SIZE.bytes();
 const WINDOW: WindowSize = WindowSize::ThirtyTwoKiB;

@@ -1,6 +1,6 @@
 //! `multifd detect`.
 
-use multifd_codec::detect::{System, detect};
+use iaa_detect::{System, detect};
 
 use crate::Outcome;
 use crate::args::DetectArgs;

@@ -76,7 +76,10 @@ mod tests {
     fn every_method_goes_there_and_back() {
         let memory = made_up_memory();
         for method in ["none", "zlib", "zstd", "qpl", "canned"] {
-            there_and_back(method.parse().unwrap(), &memory).unwrap();
+            let method: Method = method.parse().unwrap();
+            if method != Method::Zstd || cfg!(feature = "zstd") {
+                there_and_back(method, &memory).unwrap();
+            }
         }
     }
 }

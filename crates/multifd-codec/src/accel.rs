@@ -16,7 +16,7 @@ pub enum Accel {
     /// Nobody but the method's ordinary library, as a stock QEMU has it.
     #[default]
     None,
-    /// This crate's own deflate and inflate on this machine's processors, several of them if there are several streams.
+    /// `page-deflate` on this machine's processors, several of them if there are several streams.
     /// `zstd` stays with its ordinary library, which [`Backend`] then names.
     Software,
     /// libqpl: the hardware if it is there, else its software path.
@@ -125,6 +125,15 @@ pub struct UnknownWord {
     pub allowed: &'static str,
 }
 
+impl From<page_deflate::ParseChoiceError> for UnknownWord {
+    fn from(error: page_deflate::ParseChoiceError) -> Self {
+        Self {
+            found: error.found,
+            allowed: error.allowed,
+        }
+    }
+}
+
 /// What a codec works with, and why with nothing better.
 ///
 /// [`Display`](fmt::Display) is short enough for a part of a line, such as `qpl-software (no IAA: idxd module not
@@ -182,7 +191,7 @@ impl fmt::Display for Backend {
 pub enum Engine {
     /// The method's ordinary library.
     Plain,
-    /// This crate's own deflate.
+    /// `page-deflate`.
     Software,
     /// An IAA, through libqpl.
     QplHardware,

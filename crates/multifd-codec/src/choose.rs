@@ -3,20 +3,23 @@
 use std::sync::Arc;
 
 use multifd_wire::Method;
+#[cfg(feature = "qpl")]
 use qpl_sys::Status;
 
 use crate::channel::Channel;
 use crate::paged::{self, Own, PageReader};
+#[cfg(feature = "qpl")]
 use crate::qpl::{self, Compressor, Direction, PageCompressor};
+#[cfg(feature = "zstd")]
+use crate::zstd;
 use crate::{
     Accel, Backend, Decoder, Encoder, Engine, Settings, Streams, Unsupported, none, software, zlib,
-    zstd,
 };
 
 /// An encoder for one channel.
 ///
 /// With [`Accel::None`] it is what a stock QEMU has. [`Accel::Software`], and [`Accel::Auto`] without an IAA, write `zlib`
-/// with this crate's own deflate; [`Settings::zlib_level`] means nothing to it. So are `qpl` and `canned` written
+/// with `page-deflate`; [`Settings::zlib_level`] means nothing to it. So are `qpl` and `canned` written
 /// with any of these and with [`Accel::None`]. Who has asked for libqpl gets it or an error: its hardware path is
 /// replaced by its software path only with [`Accel::Qpl`], and [`Encoder::backend`] tells the reason. Method `none` has nothing to compute and takes any accelerator.
 ///
@@ -32,6 +35,7 @@ pub fn encoder(method: Method, settings: &Settings) -> Result<Box<dyn Encoder>, 
     Ok(match method {
         Method::None => Box::new(Channel::new(none::Raw, plain)),
         Method::Zlib => match by_libqpl(method, settings)? {
+            #[cfg(feature = "qpl")]
             Choice::Libqpl(compressor, backend) => {
                 let stream = qpl::Deflate::new(*compressor, settings.huffman, streams);
                 Box::new(Channel::new(stream, backend))
@@ -57,15 +61,20 @@ pub fn encoder(method: Method, settings: &Settings) -> Result<Box<dyn Encoder>, 
             }
         },
         Method::Zstd if wants_libqpl(accel) => return Err(refused(method, accel, NO_ZSTD.into())),
+        #[cfg(not(feature = "zstd"))]
+        Method::Zstd => return Err(ZSTD_NOT_BUILT),
+        #[cfg(feature = "zstd")]
         Method::Zstd if streams == Streams::default() => {
             let stream = zstd::Compress::new(settings.zstd_level)?;
             Box::new(Channel::new(stream, plain))
         }
+        #[cfg(feature = "zstd")]
         Method::Zstd => {
             let runs = zstd::CompressRuns::on(settings.zstd_level, streams)?;
             Box::new(Channel::new(runs, plain))
         }
         Method::Qpl => match by_libqpl(method, settings)? {
+            #[cfg(feature = "qpl")]
             Choice::Libqpl(compressor, backend) => {
                 let pages = PageCompressor::new(*compressor);
                 let stream = paged::qpl::write_pages(pages, settings.huffman);
@@ -78,6 +87,7 @@ pub fn encoder(method: Method, settings: &Settings) -> Result<Box<dyn Encoder>, 
             }
         },
         Method::Canned => match by_libqpl(method, settings)? {
+            #[cfg(feature = "qpl")]
             Choice::Libqpl(compressor, backend) => {
                 let stream = paged::canned::write_pages(
                     PageCompressor::new(*compressor),
@@ -114,10 +124,6 @@ pub fn encoder(method: Method, settings: &Settings) -> Result<Box<dyn Encoder>, 
 /// [`Unsupported`] when nothing here reads the method, or for `qpl` and `canned` when [`Accel::QplHardware`] is not to be had.
 pub fn decoder(method: Method, settings: &Settings) -> Result<Box<dyn Decoder>, Unsupported> {
     let accel = settings.accel;
-    let plain = |reason: &str| {
-        let reason = wants_libqpl(accel).then(|| reason.into());
-        because(Engine::Plain, reason)
-    };
     Ok(match method {
         Method::None => Box::new(Channel::new(none::Raw, Backend::new(Engine::Plain))),
         Method::Zlib if accel == Accel::None => Box::new(Channel::new(
@@ -129,7 +135,14 @@ pub fn decoder(method: Method, settings: &Settings) -> Result<Box<dyn Decoder>, 
             let backend = because(Engine::Software, reason);
             Box::new(Channel::new(software::Inflate::new(), backend))
         }
-        Method::Zstd => Box::new(Channel::new(zstd::Decompress::new(accel)?, plain(NO_ZSTD))),
+        #[cfg(not(feature = "zstd"))]
+        Method::Zstd => return Err(ZSTD_NOT_BUILT),
+        #[cfg(feature = "zstd")]
+        Method::Zstd => {
+            let reason = wants_libqpl(accel).then(|| NO_ZSTD.into());
+            let backend = because(Engine::Plain, reason);
+            Box::new(Channel::new(zstd::Decompress::new(accel)?, backend))
+        }
         Method::Qpl => {
             let (reader, backend) = page_reader(method, accel)?;
             Box::new(Channel::new(paged::qpl::ReadPages::new(reader), backend))
@@ -142,7 +155,21 @@ pub fn decoder(method: Method, settings: &Settings) -> Result<Box<dyn Decoder>, 
     })
 }
 
-/// Who inflates pages by themselves.
+/// The reader of pages by themselves, without libqpl.
+#[cfg(not(feature = "qpl"))]
+fn page_reader(method: Method, accel: Accel) -> Result<(PageReader, Backend), Unsupported> {
+    let backend = match accel {
+        Accel::None | Accel::Software => Backend::new(Engine::Software),
+        Accel::Qpl | Accel::QplSoftware | Accel::Auto => {
+            Backend::because(Engine::Software, NO_LIBQPL)
+        }
+        Accel::QplHardware => return Err(refused(method, accel, NO_LIBQPL.into())),
+    };
+    Ok((PageReader::in_software(), backend))
+}
+
+/// The reader of pages by themselves, on the device if it works.
+#[cfg(feature = "qpl")]
 fn page_reader(method: Method, accel: Accel) -> Result<(PageReader, Backend), Unsupported> {
     let in_software = |backend| Ok((PageReader::in_software(), backend));
     match accel {
@@ -162,11 +189,24 @@ fn page_reader(method: Method, accel: Accel) -> Result<(PageReader, Backend), Un
 
 /// Who deflates.
 enum Choice {
+    #[cfg(feature = "qpl")]
     Libqpl(Box<Compressor>, Backend),
     /// This crate, because of the reason if something better was asked for.
     Own(Option<Arc<str>>),
 }
 
+#[cfg(not(feature = "qpl"))]
+fn by_libqpl(method: Method, settings: &Settings) -> Result<Choice, Unsupported> {
+    match settings.accel {
+        Accel::None | Accel::Software => Ok(Choice::Own(None)),
+        Accel::Auto => Ok(Choice::Own(Some(NO_LIBQPL.into()))),
+        accel @ (Accel::Qpl | Accel::QplHardware | Accel::QplSoftware) => {
+            Err(refused(method, accel, NO_LIBQPL.into()))
+        }
+    }
+}
+
+#[cfg(feature = "qpl")]
 fn by_libqpl(method: Method, settings: &Settings) -> Result<Choice, Unsupported> {
     let accel = settings.accel;
     let (direction, software): (_, fn() -> _) = match method {
@@ -222,4 +262,12 @@ fn refused(method: Method, accel: Accel, reason: Arc<str>) -> Unsupported {
 
 const NO_ZSTD: &str = "libqpl has no zstd";
 const WINDOW: &str = "the window of a stock stream is 32 KiB and the IAA's 4 KiB";
+#[cfg(feature = "qpl")]
 const NOT_STRICT: &str = "libqpl's software path does not notice a page that is cut off";
+#[cfg(not(feature = "qpl"))]
+const NO_LIBQPL: &str = "this build has no libqpl: it was made without the feature `qpl`";
+#[cfg(not(feature = "zstd"))]
+const ZSTD_NOT_BUILT: Unsupported = Unsupported::NotBuilt {
+    method: Method::Zstd,
+    feature: "zstd",
+};

@@ -91,7 +91,7 @@ pub enum DecodeError {
         /// Which of the packet's normal pages, from 0.
         page: usize,
         /// What is wrong with it.
-        source: crate::deflate::InflateError,
+        source: page_deflate::InflateError,
     },
     /// The payload ended before the last page was full.
     #[error("the payload holds {found} bytes of pages instead of {expected}")]
@@ -126,7 +126,7 @@ pub enum DecodeError {
     Window {
         /// The window asked for, in bytes.
         found: u64,
-        /// [`MAX_WINDOW_BYTES`](crate::window_memory::MAX_WINDOW_BYTES).
+        /// `window_memory::MAX_WINDOW_BYTES`.
         allowed: u64,
     },
     /// There is no room for a zstd frame's window beside those of the process's other channels.
@@ -139,7 +139,7 @@ pub enum DecodeError {
         window: u64,
         /// Bytes that all other decoders have left.
         left: u64,
-        /// [`limit`](crate::window_memory::limit).
+        /// `window_memory::limit`.
         allowed: u64,
     },
     /// All pages are there, and something is left that belongs to no page.
@@ -169,6 +169,16 @@ pub enum Unsupported {
     Method {
         /// The method asked for.
         method: Method,
+    },
+    /// This crate speaks the method, but was built without the feature that brings it.
+    #[error(
+        "this build cannot use the {method} method: it was made without the feature `{feature}`"
+    )]
+    NotBuilt {
+        /// The method asked for.
+        method: Method,
+        /// The Cargo feature of this crate.
+        feature: &'static str,
     },
     /// The method is spoken here, but not with the accelerator asked for.
     #[error("accelerator {accel} is not available for the {method} method: {reason}")]

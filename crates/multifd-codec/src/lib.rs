@@ -5,8 +5,7 @@
 //!
 //! - what a packet's worth of pages is, private or in the memory of a running guest ([`Pages`], [`GuestPage`]),
 //! - what each method puts on the wire, and what a stock QEMU reads of it ([`encoder`], [`decoder`]),
-//! - whether a page is zero, so that it needs no payload ([`is_zero`]),
-//! - whether this machine has an Intel IAA that libqpl can use, and if not why not ([`detect`]).
+//! - whether a page is zero, so that it needs no payload ([`is_zero`]).
 //!
 //! It never sees a socket or a packet's header, never makes a Rust slice of live guest memory, never lets a peer's
 //! number size a buffer, and never goes on after an error: a stream with a hole in it gives no more pages.
@@ -65,7 +64,7 @@
 //!
 //! Who computes is a choice of its own ([`Accel`]) and shows on the wire only to who looks closely.
 //!
-//! [`Accel::Software`] writes and reads `zlib` with this crate's own [`deflate`], in a choice of [`Effort`] and [`WindowSize`]. A
+//! [`Accel::Software`] writes and reads `zlib` with [`page_deflate`], in a choice of [`Effort`] and [`WindowSize`]. A
 //! payload that its decoder does not understand is read by the ordinary library, so that nothing is refused which a stock
 //! receiver takes.
 //!
@@ -73,13 +72,22 @@
 //!
 //! | method | encoder with libqpl | decoder with libqpl |
 //! | --- | --- | --- |
-//! | `qpl`, `canned` | every page by itself, on hardware or libqpl's software path | on hardware; without it this crate's own inflate, because libqpl's software path does not notice a page that is cut off |
+//! | `qpl`, `canned` | every page by itself, on hardware or libqpl's software path | on hardware; without it `page-deflate`'s inflate, because libqpl's software path does not notice a page that is cut off |
 //! | `zlib` | runs of pages ([`Streams`]) compressed at once, each with a window of 4 KiB, joined to one stream that a stock QEMU reads | as without: the window of a stock stream is too large for the hardware |
 //! | `none`, `zstd` | there is none | as without |
 //!
 //! A page which the device does not do, for whatever reason, is done in software; a device which fails too often, or
 //! never answers, is not asked again; what it still has in hand keeps its memory for ever. [`Encoder::counts`] and
 //! [`Encoder::backend`] tell all of that.
+//!
+//! # Features
+//!
+//! Both are on by default, and each only adds. Without them no C is compiled.
+//!
+//! | feature | brings | without it |
+//! | --- | --- | --- |
+//! | `zstd` | the method `zstd`, by libzstd, whose C source is built | [`Unsupported::NotBuilt`] for that method |
+//! | `qpl` | libqpl, opened at run time, and the reasons why there is no IAA | an accelerator of libqpl is [`Unsupported::Accel`]; [`Accel::Auto`] is software |
 #![deny(unsafe_code)]
 #![warn(
     clippy::indexing_slicing,
@@ -93,12 +101,7 @@
     allow(clippy::indexing_slicing, clippy::unwrap_used, clippy::panic)
 )]
 
-#[allow(
-    clippy::indexing_slicing,
-    reason = "its tables are indexed by symbols and positions it has bounded itself"
-)]
-pub mod deflate;
-pub mod detect;
+#[cfg(feature = "zstd")]
 pub mod window_memory;
 
 mod accel;
@@ -110,6 +113,7 @@ mod none;
 mod page;
 mod paged;
 mod pipeline;
+#[cfg(feature = "qpl")]
 mod qpl;
 mod runs;
 mod settings;
@@ -117,14 +121,15 @@ mod software;
 mod streams;
 mod zero;
 mod zlib;
+#[cfg(feature = "zstd")]
 mod zstd;
 
 pub use accel::{Accel, Backend, Engine, Huffman, PathCounts, UnknownWord};
 pub use channel::MAX_PAYLOAD_BYTES;
 pub use choose::{decoder, encoder};
-pub use deflate::{Effort, WindowSize};
 pub use error::{DecodeError, EncodeError, Unsupported};
 pub use page::{GuestPage, PageBuffer, Pages, PagesError};
+pub use page_deflate::{Effort, WindowSize};
 pub use paged::canned::CannedFault;
 pub use settings::{Level, LevelError, Settings, Streams, StreamsError, ZlibLevel, ZstdLevel};
 pub use zero::is_zero;

@@ -3,7 +3,8 @@
 use std::fmt;
 use std::ops::Range;
 
-use crate::deflate::{Effort, WindowSize};
+use page_deflate::{Effort, WindowSize};
+
 use crate::{Accel, Huffman};
 
 /// What a codec is made with. A decoder looks at [`Settings::accel`] only: what it reads is the sender's choice.
@@ -26,9 +27,9 @@ pub struct Settings {
     pub accel: Accel,
     /// The Huffman code where an accelerated deflate has the choice.
     pub huffman: Huffman,
-    /// The effort of this crate's own deflate.
+    /// The effort of `page-deflate`.
     pub effort: Effort,
-    /// The window of a zlib stream that this crate's own deflate writes.
+    /// The window of a zlib stream that `page-deflate` writes.
     pub window: WindowSize,
     /// Independent streams in the channel, for methods and engines that can make them.
     pub streams: Streams,
@@ -109,7 +110,7 @@ pub type ZlibLevel = Level<9>;
 /// An encoder holds memory by its level, for each channel (and for each processor that helps, with
 /// several [`Streams`]): 2 MiB at level 1, 4 MiB at level 3, 16 MiB at level 9, 60 MiB at level 18
 /// and 200 MiB at level 20. A decoder holds the window, which is 512 KiB at level 1, 8 MiB at level
-/// 18 and 32 MiB at level 20; see [`window_memory`](crate::window_memory).
+/// 18 and 32 MiB at level 20; see `window_memory`.
 pub type ZstdLevel = Level<20>;
 
 /// A compression level from 0 to `MAX`, by default 1: the ranges and the default of QEMU's parameters.

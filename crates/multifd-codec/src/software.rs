@@ -1,4 +1,4 @@
-//! Method `zlib` by this crate's own deflate, which is made for pages: streams that a stock QEMU reads as its own.
+//! Method `zlib` by `page-deflate`, which is made for pages: streams that a stock QEMU reads as its own.
 //!
 //! With one stream a packet's blocks refer to the packets before, as those of a stock sender do. With several, each run of
 //! pages is compressed by itself, at the same time as the others, and inflate takes one after the other as one stream.
@@ -7,9 +7,9 @@ use std::convert::Infallible;
 
 use memchr::memmem;
 use multifd_wire::{Method, PageSize};
+use page_deflate::{Deflater, Effort, Habit, RunInflater, SYNC_MARK, StreamInflater, WindowSize};
 
 use crate::channel::{ReadPayload, WritePayload};
-use crate::deflate::{Deflater, Effort, Habit, SYNC_MARK, StreamInflater, WindowSize};
 use crate::runs::{CompressRun, WriteRuns};
 use crate::streams::Crew;
 use crate::{DecodeError, EncodeError, Pages, PathCounts, Streams, zlib};
@@ -121,7 +121,7 @@ enum Reader {
 struct Own {
     stream: StreamInflater,
     /// For a sender's runs, each of which can be read by itself.
-    crew: Crew<StreamInflater>,
+    crew: Crew<RunInflater>,
     /// Where the payload's runs end.
     ends: Vec<usize>,
     patience: Patience,
@@ -162,7 +162,7 @@ impl Patience {
 
 impl Inflate {
     pub(crate) fn new() -> Self {
-        let Ok(crew) = Crew::of_readers(|| Ok::<_, Infallible>(StreamInflater::new()));
+        let Ok(crew) = Crew::of_readers(|| Ok::<_, Infallible>(RunInflater::new()));
         let own = Own {
             stream: StreamInflater::new(),
             crew,
@@ -238,11 +238,10 @@ impl Own {
             pieces.push((blocks.get(start..end)?, place));
             (start, rest) = (end, behind);
         }
-        let read = |inflater: &mut StreamInflater, run: &[u8], pages: &mut [u8]| {
-            inflater.inflate_alone(run, pages)
-        };
+        let read =
+            |inflater: &mut RunInflater, run: &[u8], pages: &mut [u8]| inflater.inflate(run, pages);
         crew.decompress(pieces, read).ok()?;
-        self.stream.go_on(pages);
+        self.stream.skip(pages);
         Some(())
     }
 }

@@ -1,23 +1,15 @@
 //! Method `canned`, taken apart: what a second implementer would rely on.
 
-#[path = "deflate/zlib.rs"]
-#[allow(dead_code, reason = "shared with the deflate tests")]
-mod c_zlib;
-#[path = "suite/canned.rs"]
-mod canned;
-#[path = "deflate/pages.rs"]
-mod pages;
-
 use std::error::Error;
 
-use canned::Taken;
-use multifd_codec::deflate::{CodeLengths, HeaderError};
 use multifd_codec::{
     CannedFault, DecodeError, Decoder, Encoder, MAX_PAYLOAD_BYTES, Pages, Settings, decoder,
     encoder,
 };
 use multifd_wire::{Method, PageSize};
-use pages::{Random, packet};
+use page_deflate::{CodeLengths, HeaderError};
+use testkit::canned::Taken;
+use testkit::pages::{Random, packet};
 
 const PAGE: usize = PageSize::K4.bytes();
 

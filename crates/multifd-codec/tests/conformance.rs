@@ -1,17 +1,18 @@
 //! One suite, run for every method: what all codecs have to do, see `suite`.
 
-#[path = "deflate/pages.rs"]
-mod pages;
-#[macro_use]
-mod suite;
-
-use multifd_codec::{Accel, Effort, Huffman, Settings, Streams, WindowSize, ZlibLevel, ZstdLevel};
+#[cfg(feature = "zstd")]
+use multifd_codec::ZstdLevel;
+use multifd_codec::{Accel, Effort, Huffman, Settings, Streams, WindowSize, ZlibLevel};
 use multifd_wire::Method;
-use suite::Subject;
+use testkit::suite::Subject;
 
-conformance! {
-    none zlib zlib_software zstd qpl canned
-    zlib_streams zlib_software_streams zstd_streams
+testkit::conformance! {
+    none zlib zlib_software qpl canned
+    zlib_streams zlib_software_streams
+}
+#[cfg(feature = "zstd")]
+testkit::conformance! {
+    zstd zstd_streams
 }
 
 fn subject(method: Method, settings: Vec<Settings>) -> Option<Subject> {
@@ -61,6 +62,7 @@ fn software(streams: Vec<u8>) -> Option<Subject> {
     subject(Method::Zlib, all)
 }
 
+#[cfg(feature = "zstd")]
 fn zstd() -> Option<Subject> {
     let levels = [1].into_iter().chain(0..=ZstdLevel::MAX.value());
     let settings = levels.map(|level| {
@@ -116,6 +118,7 @@ fn zlib_streams() -> Option<Subject> {
     streams(Method::Zlib)
 }
 
+#[cfg(feature = "zstd")]
 fn zstd_streams() -> Option<Subject> {
     streams(Method::Zstd)
 }
@@ -132,5 +135,39 @@ fn methods_without_a_codec() {
                 format!("no codec for the {method} method")
             );
         }
+    }
+}
+
+/// A method that was left out of the build says which feature brings it.
+#[cfg(not(feature = "zstd"))]
+#[test]
+fn a_method_that_was_not_built() {
+    let encoder = multifd_codec::encoder(Method::Zstd, &Settings::default());
+    let decoder = multifd_codec::decoder(Method::Zstd, &Settings::default());
+    for error in [encoder.err(), decoder.err()] {
+        let error = error.unwrap();
+        assert!(matches!(
+            error,
+            multifd_codec::Unsupported::NotBuilt {
+                feature: "zstd",
+                ..
+            }
+        ));
+    }
+}
+
+/// Without libqpl its accelerators are refused, and `auto` computes in software and says why.
+#[cfg(not(feature = "qpl"))]
+#[test]
+fn libqpl_was_not_built() {
+    let why = "this build has no libqpl: it was made without the feature `qpl`";
+    let mut settings = Settings::default();
+    for method in [Method::Zlib, Method::Qpl, Method::Canned] {
+        settings.accel = Accel::Qpl;
+        let refused = multifd_codec::encoder(method, &settings).err().unwrap();
+        assert!(refused.to_string().contains(why), "{refused}");
+        settings.accel = Accel::Auto;
+        let encoder = multifd_codec::encoder(method, &settings).unwrap();
+        assert_eq!(encoder.backend().reason(), Some(why));
     }
 }

@@ -4,12 +4,6 @@
 //! Each test has the process to itself. What goes through Rust's allocator is counted; libzstd has
 //! one of its own, so there the process's resident memory is what counts.
 
-#[path = "deflate/pages.rs"]
-#[allow(dead_code, reason = "shared with other tests")]
-mod pages;
-
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use multifd_codec::window_memory::{self, DEFAULT_LIMIT, MAX_WINDOW_BYTES};
@@ -17,30 +11,12 @@ use multifd_codec::{
     Accel, DecodeError, Decoder, Pages, Settings, Streams, ZstdLevel, decoder, encoder,
 };
 use multifd_wire::{Method, PageSize};
-use pages::{Random, packet};
+use testkit::allocations::{Counting, live_bytes};
+use testkit::pages::{Random, packet};
 use zstd_safe::zstd_sys::ZSTD_EndDirective::ZSTD_e_flush;
 use zstd_safe::{CCtx, CParameter, InBuffer, OutBuffer};
 
 const PACKET: usize = 512 << 10;
-
-static LIVE: AtomicUsize = AtomicUsize::new(0);
-
-struct Counting;
-
-// SAFETY: everything is handed on to the system's allocator as it came.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        LIVE.fetch_add(layout.size(), Ordering::Relaxed);
-        // SAFETY: the caller's promise is the same.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        LIVE.fetch_sub(layout.size(), Ordering::Relaxed);
-        // SAFETY: the caller's promise is the same.
-        unsafe { System.dealloc(block, layout) }
-    }
-}
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
@@ -345,14 +321,14 @@ fn a_channel_holds_no_more_than_it_says() {
                     payload
                 })
                 .collect();
-            let before = LIVE.load(Ordering::Relaxed);
+            let before = live_bytes();
             let mut receiver = decoder(method, &settings).unwrap();
             for payload in &payloads {
                 receiver
                     .decode(payload, PageSize::K4, &mut arrived)
                     .unwrap();
             }
-            let held = LIVE.load(Ordering::Relaxed) - before;
+            let held = live_bytes() - before;
             println!("{method} {accel}: {held} bytes with {helpers} helpers");
             // The box and its lists are small.
             let allowed = own + helpers * of_helper + 8 * KIB;

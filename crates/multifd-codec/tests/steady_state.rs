@@ -2,15 +2,6 @@
 //!
 //! Counted is what goes through Rust's allocator, which includes zlib-rs. libzstd has an allocator of its own.
 
-#[path = "deflate/pages.rs"]
-#[allow(dead_code, reason = "shared with other tests")]
-mod pages;
-#[path = "qpl/support.rs"]
-#[allow(dead_code, unused, reason = "shared with other tests")]
-mod support;
-
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 use std::collections::VecDeque;
 use std::ptr::NonNull;
 use std::sync::atomic::AtomicU64;
@@ -19,33 +10,9 @@ use multifd_codec::{
     Accel, Effort, Flow, GuestPage, PageBuffer, Pages, Settings, Streams, decoder, encoder,
 };
 use multifd_wire::{Method, PageSize};
-use pages::{Random, packet};
-
-thread_local! {
-    static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
-}
-
-struct Counting;
-
-// SAFETY: everything is handed on to the system's allocator as it came.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.set(ALLOCATIONS.get() + 1);
-        // SAFETY: the caller's promise is the same.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn realloc(&self, block: *mut u8, layout: Layout, len: usize) -> *mut u8 {
-        ALLOCATIONS.set(ALLOCATIONS.get() + 1);
-        // SAFETY: the caller's promise is the same.
-        unsafe { System.realloc(block, layout, len) }
-    }
-
-    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promise is the same.
-        unsafe { System.dealloc(block, layout) }
-    }
-}
+use testkit::allocations::{Counting, on_this_thread};
+use testkit::libqpl;
+use testkit::pages::{Random, packet};
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
@@ -75,7 +42,7 @@ fn carries_without_allocating(method: Method, settings: Settings) {
     let mut payload = Vec::new();
     let mut arrived = vec![0; page_size.bytes() * count];
     for round in 0..20 {
-        let before = ALLOCATIONS.get();
+        let before = on_this_thread();
         let pages = if round % 2 == 0 {
             Pages::guest(&handles, page_size).unwrap()
         } else {
@@ -84,7 +51,7 @@ fn carries_without_allocating(method: Method, settings: Settings) {
         encoder.encode(&pages, &mut payload).unwrap();
         decoder.decode(&payload, page_size, &mut arrived).unwrap();
         if round >= 4 {
-            assert_eq!(ALLOCATIONS.get(), before, "in packet {round}");
+            assert_eq!(on_this_thread(), before, "in packet {round}");
         }
     }
     let mut flow = Turns {
@@ -92,12 +59,12 @@ fn carries_without_allocating(method: Method, settings: Settings) {
         idle: packets.into_iter().map(PageBuffer::from).collect(),
     };
     for round in 0..20 {
-        let before = ALLOCATIONS.get();
+        let before = on_this_thread();
         // Now one packet, as after a pause, now more than are in work at once.
         flow.left = 1 + round % 2 * 8;
         encoder.encode_flow(&mut flow, page_size).unwrap();
         if round >= 8 {
-            assert_eq!(ALLOCATIONS.get(), before, "in flow {round}");
+            assert_eq!(on_this_thread(), before, "in flow {round}");
         }
     }
 }
@@ -142,13 +109,13 @@ fn own_deflate() {
 
 #[test]
 fn qpl() {
-    carries_without_allocating(Method::Qpl, support::with(Accel::Software));
+    carries_without_allocating(Method::Qpl, libqpl::with(Accel::Software));
 }
 
 /// Whoever else helps with it.
 #[test]
 fn several_streams() {
-    let mut settings = support::with(Accel::Software);
+    let mut settings = libqpl::with(Accel::Software);
     for streams in [2, 16, 128] {
         settings.streams = Streams::new(streams).unwrap();
         for method in [Method::Zlib, Method::Qpl, Method::Zstd] {
@@ -166,12 +133,12 @@ fn zstd() {
 #[test]
 fn libqpl() {
     for accel in [Accel::QplSoftware, Accel::QplHardware] {
-        if !support::libqpl() {
+        if !libqpl::libqpl() {
             return;
         }
-        let _device = support::healthy_device();
+        let _device = libqpl::healthy_device();
         for method in [Method::Qpl, Method::Zlib] {
-            carries_without_allocating(method, support::with(accel));
+            carries_without_allocating(method, libqpl::with(accel));
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::env::consts::ARCH;
 use std::path::Path;
 
-use multifd_codec::detect::{System, Verdict, detect};
+use iaa_detect::{System, Verdict, detect};
 use multifd_codec::{Accel, Settings, Unsupported, encoder};
 use multifd_wire::Method;
 use qemu_lab::{Part, Root};

@@ -9,11 +9,16 @@ use serde_json::Value;
 use crate::{Result, cargo, output, run as run_command, workspace};
 
 /// The published crates, and which of this workspace's crates each may build upon.
-const LINE: [(&str, &[&str]); 6] = [
+const LINE: [(&str, &[&str]); 8] = [
     ("multifd-wire", &[]),
+    ("page-deflate", &[]),
+    ("iaa-detect", &[]),
     ("qpl-sys", &[]),
     ("multifd-guests", &[]),
-    ("multifd-codec", &["multifd-wire", "qpl-sys"]),
+    (
+        "multifd-codec",
+        &["multifd-wire", "page-deflate", "iaa-detect", "qpl-sys"],
+    ),
     ("multifd-transport", &["multifd-codec", "multifd-wire"]),
     (
         "multifd-cli",
@@ -21,13 +26,26 @@ const LINE: [(&str, &[&str]); 6] = [
             "multifd-transport",
             "multifd-codec",
             "multifd-wire",
+            "iaa-detect",
             "multifd-guests",
         ],
     ),
 ];
 
-/// The only outside crates of the wire crate: they do without `std`.
-const WIRE_MAY_USE: [&str; 3] = ["postcard", "serde", "thiserror"];
+/// Crates with a limited list of outside dependencies. `multifd-wire` does without `std`; `page-deflate` and
+/// `iaa-detect` shall bring little else into the programs of others.
+const OUTSIDE: [(&str, &[&str]); 3] = [
+    ("multifd-wire", &["postcard", "serde", "thiserror"]),
+    ("page-deflate", &["thiserror"]),
+    ("iaa-detect", &["libloading", "rustix", "serde"]),
+];
+
+/// Dependencies that are C or need a library of the system: each is behind a feature.
+const OPTIONAL: [(&str, &str); 3] = [
+    ("multifd-codec", "zstd-safe"),
+    ("multifd-codec", "qpl-sys"),
+    ("multifd-codec", "iaa-detect"),
+];
 
 /// A Rust file longer than this holds more than one idea, unless it is listed in `LONG_FILES`.
 const LINES_PER_FILE: usize = 800;
@@ -67,9 +85,20 @@ pub fn run() -> Result<()> {
             .env("RUSTDOCFLAGS", "-D warnings"),
     )?;
 
+    println!("== multifd-codec with fewer features");
+    for features in ["", "qpl", "zstd"] {
+        run_command(
+            cargo()
+                .args(["clippy", "--quiet", "--package", "multifd-codec"])
+                .args(["--no-default-features", "--features", features])
+                .args(["--", "-D", "warnings"]),
+        )?;
+    }
+
     println!("== the line of crates, file lengths");
     let metadata = output(cargo().args(["metadata", "--no-deps", "--format-version", "1"]))?;
     let mut faults = line_faults(&serde_json::from_str(&metadata)?);
+    faults.extend(c_without_features()?);
     faults.extend(long_files()?);
     if faults.is_empty() {
         Ok(())
@@ -119,15 +148,46 @@ fn line_faults(metadata: &Value) -> Vec<String> {
                 faults.push(format!(
                     "{name} depends on {target}, against the line of crates"
                 ));
-            } else if name == "multifd-wire" && !WIRE_MAY_USE.contains(&target.as_str()) {
+            } else if let Some(may_use) = outside(&name)
+                && !own.contains(&target)
+                && !may_use.contains(&target.as_str())
+            {
                 faults.push(format!(
                     "{name} depends on {target}; it may use {} only",
-                    WIRE_MAY_USE.join(", ")
+                    may_use.join(", ")
                 ));
+            } else if OPTIONAL.contains(&(name.as_str(), target.as_str()))
+                && dependency["optional"] != true
+            {
+                faults.push(format!("{name} cannot be built without {target}"));
             }
         }
     }
     faults
+}
+
+/// Without its features the codec is Rust alone: no crate that it builds calls a C compiler.
+fn c_without_features() -> Result<Vec<String>> {
+    let tree = output(cargo().args([
+        "tree",
+        "--package=multifd-codec",
+        "--no-default-features",
+        "--edges=normal,build",
+        "--prefix=none",
+        "--format={p}",
+    ]))?;
+    let names = tree.lines().filter_map(|line| line.split(' ').next());
+    let c = names.filter(|name| *name == "cc" || name.ends_with("-sys"));
+    Ok(
+        c.map(|name| format!("multifd-codec without features builds {name}"))
+            .collect(),
+    )
+}
+
+/// The outside dependencies that a crate may have, if they are limited.
+fn outside(name: &str) -> Option<&'static [&'static str]> {
+    let limited = OUTSIDE.iter().find(|(crate_name, _)| *crate_name == name);
+    limited.map(|&(_, may_use)| may_use)
 }
 
 fn long_files() -> Result<Vec<String>> {
@@ -186,6 +246,27 @@ mod tests {
             line_faults(&workspace_where("multifd-wire", other)).len(),
             1
         );
+    }
+
+    #[test]
+    fn crates_for_others_bring_little_with_them() {
+        for (name, allowed) in [("page-deflate", "thiserror"), ("iaa-detect", "libloading")] {
+            for (target, expected) in [(allowed, 0), ("flate2", 1), ("multifd-transport", 1)] {
+                let dependency = json!({"name": target, "kind": null, "req": "^1"});
+                let faults = line_faults(&workspace_where(name, dependency));
+                assert_eq!(faults.len(), expected, "{name} {target}: {faults:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_codec_can_be_built_without_c() {
+        for (is_optional, expected) in [(true, 0), (false, 1)] {
+            let libzstd =
+                json!({"name": "zstd-safe", "kind": null, "req": "^8", "optional": is_optional});
+            let faults = line_faults(&workspace_where("multifd-codec", libzstd));
+            assert_eq!(faults.len(), expected, "{faults:?}");
+        }
     }
 
     #[test]

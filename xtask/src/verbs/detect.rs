@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use multifd_codec::detect::{System, detect};
+use iaa_detect::{System, detect};
 use qemu_lab::{Part, QemuBinary, SETUP_COMMAND};
 
 use crate::Result;

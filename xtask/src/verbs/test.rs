@@ -10,10 +10,16 @@ use qemu_lab::{MISSING_LOG, Part, Root, SETUP_COMMAND};
 use crate::{Result, cargo, run as run_command, workspace};
 
 /// The crates whose tests open libqpl. (Those of `multifd-cli` start relays that do, and run with everything else.)
-const USE_QPL: [&str; 4] = ["qpl-sys", "iaa-sim", "multifd-codec", "multifd-transport"];
+const USE_QPL: [&str; 5] = [
+    "qpl-sys",
+    "iaa-detect",
+    "iaa-sim",
+    "multifd-codec",
+    "multifd-transport",
+];
 
 /// Of these, the ones that also have to work without it.
-const WORK_WITHOUT_QPL: [&str; 2] = ["multifd-codec", "multifd-transport"];
+const WORK_WITHOUT_QPL: [&str; 3] = ["iaa-detect", "multifd-codec", "multifd-transport"];
 
 pub fn run() -> Result<()> {
     let log = workspace().join("target/tests-not-run");

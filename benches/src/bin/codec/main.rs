@@ -12,10 +12,6 @@ mod pages;
 mod report;
 mod stock;
 
-#[path = "../../../../crates/multifd-codec/tests/deflate/zlib.rs"]
-#[allow(dead_code, reason = "shared with the codec's tests")]
-mod c_zlib;
-
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};

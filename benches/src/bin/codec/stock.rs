@@ -2,25 +2,25 @@
 
 use multifd_benches::PAGE_SIZE;
 use multifd_codec::Decoder;
+use testkit::zlib;
 use zstd_safe::zstd_sys::ZSTD_EndDirective::{ZSTD_e_continue, ZSTD_e_flush};
 use zstd_safe::{CCtx, CParameter, DCtx, InBuffer, OutBuffer};
 
 use crate::Result;
-use crate::c_zlib;
 use crate::contender::Peer;
 use crate::pages::{Corpus, packets};
 
 /// zlib: a stream for the channel, a call for each page, a sync flush with the packet's last.
 pub struct Zlib {
-    deflate: c_zlib::Deflate,
-    inflate: c_zlib::Inflate,
+    deflate: zlib::Deflate,
+    inflate: zlib::Inflate,
 }
 
 impl Zlib {
     pub fn new(level: i32) -> Self {
         Self {
-            deflate: c_zlib::Deflate::new(level, 15),
-            inflate: c_zlib::Inflate::new(15),
+            deflate: zlib::Deflate::new(level, 15),
+            inflate: zlib::Inflate::new(15),
         }
     }
 }
@@ -68,7 +68,7 @@ impl Peer for ZlibReadBy {
 
 /// Whether these payloads are to a stock receiver what a stock sender's are.
 pub fn zlib_reads(payloads: &[Vec<u8>], corpus: &Corpus) -> bool {
-    let mut inflate = c_zlib::Inflate::new(15);
+    let mut inflate = zlib::Inflate::new(15);
     let mut arrived = Vec::new();
     packets(corpus.all())
         .zip(payloads)

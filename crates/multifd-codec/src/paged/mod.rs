@@ -1,16 +1,18 @@
 //! Methods that compress every page by itself: `qpl`, and `canned` between two ends of our own.
 //!
 //! - [`write`] makes the list of pages that both have in common, by whoever compresses them ([`CompressPages`]);
-//! - [`read`] reads it, by an IAA or here;
-//! - [`own`] compresses pages here, libqpl does it in [`crate::qpl`];
+//! - [`read`] reads it, by an IAA (`device`) or here;
+//! - [`own`] compresses pages here, libqpl does it in `crate::qpl`;
 //! - [`qpl`] is the one method, [`canned`] the other.
 
 pub(crate) mod canned;
+#[cfg(feature = "qpl")]
+mod device;
 mod own;
 pub(crate) mod qpl;
 mod read;
-mod write;
+pub(crate) mod write;
 
 pub(crate) use own::Own;
 pub(crate) use read::PageReader;
-pub(crate) use write::{CompressPages, PageList, push_bits};
+pub(crate) use write::CompressPages;

@@ -4,10 +4,10 @@ use std::convert::Infallible;
 use std::sync::Arc;
 
 use multifd_wire::PageSize;
+use page_deflate::{CodeLengths, Effort, PageDeflater, SharedCode};
 
 use super::write::{CompressPages, Heads, LENGTH_BYTES, PageList};
 use crate::channel::give;
-use crate::deflate::{CodeLengths, Effort, PageDeflater, SharedCode};
 use crate::pipeline::{Ends, One, Packet};
 use crate::streams::Crew;
 use crate::{EncodeError, Flow, Huffman, PageBuffer, Pages, PathCounts, Streams};

@@ -6,11 +6,11 @@
 use std::sync::Arc;
 
 use multifd_wire::{Method, PageSize};
+use page_deflate::CodeLengths;
 
 use super::write::{Heads, WritePages};
 use super::{CompressPages, PageReader};
 use crate::channel::ReadPayload;
-use crate::deflate::CodeLengths;
 use crate::{Backend, DecodeError, EncodeError, Huffman, Pages, PathCounts};
 
 /// The sending direction.

@@ -4,9 +4,9 @@
 use std::sync::Arc;
 
 use multifd_wire::{Method, PageSize};
+use page_deflate::CodeLengths;
 
 use crate::channel::{WritePayload, write_one_by_one};
-use crate::deflate::CodeLengths;
 use crate::{Backend, EncodeError, Flow, Huffman, Pages, PathCounts};
 
 /// The sending direction of a method.
@@ -144,18 +144,6 @@ impl<'o> PageList<'o> {
         self.entry
     }
 
-    /// Appends a page, compressed or not.
-    pub(crate) fn push(&mut self, page: &[u8]) {
-        self.out.extend_from_slice(page);
-        self.note(page.len());
-    }
-
-    /// Appends a page that is so many bits of these bytes.
-    pub(crate) fn push_bits(&mut self, bytes: &[u8], bits: usize) {
-        push_bits(bytes, bits, self.out);
-        self.note(bits.div_ceil(8));
-    }
-
     /// Notes the length of a page that is in `out` already.
     pub(crate) fn note(&mut self, length: usize) {
         // At most a page.
@@ -165,14 +153,6 @@ impl<'o> PageList<'o> {
             place.copy_from_slice(&length);
         }
         self.entry = end;
-    }
-}
-
-/// Appends the first `bits` bits of `bytes`, which has as many, and zeros to the end of the byte.
-pub(crate) fn push_bits(bytes: &[u8], bits: usize, out: &mut Vec<u8>) {
-    out.extend_from_slice(bytes.get(..bits.div_ceil(8)).unwrap_or(bytes));
-    if let Some(last) = out.last_mut().filter(|_| !bits.is_multiple_of(8)) {
-        *last &= (1 << (bits % 8)) - 1;
     }
 }
 

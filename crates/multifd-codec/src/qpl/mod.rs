@@ -7,6 +7,7 @@
 //! - [`probe`] finds out what there is, with reasons;
 //! - [`pages`] compresses page by page, [`zlib`] is the `zlib` method made by libqpl.
 
+mod bits;
 mod breaker;
 mod compressor;
 mod hardware;

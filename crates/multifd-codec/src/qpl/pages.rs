@@ -3,11 +3,14 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use page_deflate::CodeLengths;
+
+use super::bits::push_bits;
 use super::compressor::{Compressor, Piece};
 use super::job::Work;
 use super::table::Table;
-use crate::deflate::CodeLengths;
-use crate::paged::{CompressPages, PageList};
+use crate::paged::CompressPages;
+use crate::paged::write::PageList;
 use crate::{Backend, EncodeError, Huffman, Pages, PathCounts};
 
 /// Compresses pages by libqpl.
@@ -63,14 +66,16 @@ impl CompressPages for PageCompressor {
                         _ => Some(8 * stream.len()).filter(|&bits| bits > 0),
                     };
                     if let Some(bits) = bits {
-                        list.push_bits(stream, bits);
+                        push_bits(stream, bits, list.out);
+                        list.note(bits.div_ceil(8));
                         return true;
                     }
                     // Never seen, and would be read as a fault.
                     (content, false)
                 }
             };
-            list.push(content);
+            list.out.extend_from_slice(content);
+            list.note(content.len());
             is_as_given
         });
         Ok(counts)

@@ -6,15 +6,15 @@ use std::path::Path as FilePath;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use iaa_detect::{Cause, System, Verdict, detect};
+use page_deflate::{CodeLengths, Effort, Histogram, PageDeflater, PageInflater, SharedInflater};
 use qpl_sys::{Library, NumaId, Path, Status};
 
+use super::bits::push_bits;
 use super::hardware::await_end;
 use super::job::{Job, Work};
 use super::table::Table;
 use crate::Huffman;
-use crate::deflate::{CodeLengths, Effort, Histogram, PageDeflater, PageInflater, SharedInflater};
-use crate::detect::{Cause, System, Verdict, detect};
-use crate::paged::push_bits;
 
 /// What a device is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -11,9 +11,8 @@
 use std::ffi::c_void;
 use std::ptr;
 
+use page_deflate::CodeLengths;
 use qpl_sys::{Allocator, Histogram, HuffmanTable, Library, Path, Status, TableType};
-
-use crate::deflate::CodeLengths;
 
 /// A table for compression. Every symbol has a code.
 #[derive(Debug)]

@@ -12,11 +12,11 @@
 use std::ops::Range;
 
 use multifd_wire::{Method, PageSize};
+use page_deflate::{PageInflater, SYNC_MARK};
 
 use super::compressor::{Compressor, Piece};
 use super::job::Work;
 use crate::channel::WritePayload;
-use crate::deflate::{PageInflater, SYNC_MARK};
 use crate::{Backend, EncodeError, Huffman, Pages, PathCounts, Streams, WindowSize};
 
 /// The sending direction.

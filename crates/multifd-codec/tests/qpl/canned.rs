@@ -3,9 +3,10 @@
 use multifd_codec::{Accel, Engine, Pages, Settings, encoder};
 use multifd_wire::{Method, PageSize};
 
-use crate::canned_parts::Taken;
-use crate::pages::{Random, packet};
-use crate::support::{Channel, PAGE, alone, device, healthy_device, libqpl, streams, with};
+use testkit::alone;
+use testkit::canned::Taken;
+use testkit::libqpl::{Channel, PAGE, device, healthy_device, libqpl, streams, with};
+use testkit::pages::{Random, packet};
 
 /// Settings of every sender that there is here.
 fn senders() -> Vec<Settings> {

@@ -3,10 +3,10 @@
 use multifd_codec::Accel;
 use multifd_wire::Method;
 
-use crate::suite::Subject;
-use crate::support::{dynamic, healthy_device, libqpl, streams, with};
+use testkit::libqpl::{dynamic, healthy_device, libqpl, streams, with};
+use testkit::suite::Subject;
 
-conformance! {
+testkit::conformance! {
     qpl_in_qpl_software qpl_on_hardware
     zlib_in_qpl_software zlib_on_hardware
     canned_in_qpl_software canned_on_hardware

@@ -8,8 +8,9 @@ use iaa_sim::{Settings as Machine, Simulator};
 use multifd_codec::{Accel, Engine, PathCounts, Settings};
 use multifd_wire::Method;
 
-use crate::pages::{Random, packet};
-use crate::support::{Channel, PAGE, alone, device, dynamic, streams, with};
+use testkit::alone;
+use testkit::libqpl::{Channel, PAGE, device, dynamic, streams, with};
+use testkit::pages::{Random, packet};
 
 /// Channels of both methods, with both codes and several streams.
 fn channels() -> Vec<Channel> {

@@ -1,13 +1,13 @@
 //! Who reads whom: libqpl's two paths, the decoders here, the C zlib, and the judge of what an IAA would read.
 
-use multifd_codec::deflate::oracle::{Ending, Oracle};
 use multifd_codec::{Accel, Pages, Settings, decoder, encoder};
 use multifd_wire::lengths::{self, PageData};
 use multifd_wire::{Method, PageSize};
+use testkit::oracle::{Ending, Oracle};
 
-use crate::c_zlib::Inflate;
-use crate::pages::{Random, packet};
-use crate::support::{Channel, PAGE, dynamic, healthy_device, libqpl, streams, with};
+use testkit::libqpl::{Channel, PAGE, dynamic, healthy_device, libqpl, streams, with};
+use testkit::pages::{Random, packet};
+use testkit::zlib::Inflate;
 
 /// Settings of every accelerator there is here, each with both codes.
 fn senders() -> Vec<Settings> {

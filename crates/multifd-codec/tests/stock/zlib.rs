@@ -12,8 +12,8 @@ use multifd_codec::{
 use multifd_wire::{Method, PageSize};
 
 use crate::STREAMS;
-use crate::c_zlib::{Deflate, Inflate};
-use crate::pages::{Random, packet};
+use testkit::pages::{Random, packet};
+use testkit::zlib::{Deflate, Inflate};
 
 const PAGE: usize = PageSize::K4.bytes();
 

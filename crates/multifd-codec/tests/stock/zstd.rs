@@ -8,7 +8,7 @@ use zstd_safe::zstd_sys::ZSTD_EndDirective::{self, ZSTD_e_continue, ZSTD_e_end, 
 use zstd_safe::{CCtx, CParameter, DCtx, InBuffer, OutBuffer};
 
 use crate::STREAMS;
-use crate::pages::{Random, packet};
+use testkit::pages::{Random, packet};
 
 const PAGE: usize = PageSize::K4.bytes();
 

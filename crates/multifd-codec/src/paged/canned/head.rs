@@ -1,6 +1,6 @@
 //! What comes before the pages.
 
-use crate::deflate::HeaderError;
+use page_deflate::HeaderError;
 
 /// The beginning of a payload, as it stands there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -37,12 +37,12 @@ pub use head::CannedFault;
 use std::sync::Arc;
 
 use multifd_wire::{Method, PageSize};
+use page_deflate::{CodeLengths, Effort};
 
 use super::read::BodyCode;
 use super::write::{Heads, WritePages};
 use super::{CompressPages, PageReader};
 use crate::channel::ReadPayload;
-use crate::deflate::{CodeLengths, Effort};
 use crate::{Backend, DecodeError, EncodeError, Pages, PathCounts, Streams};
 use head::Head;
 use plan::Planner;

@@ -11,7 +11,8 @@
 
 use std::convert::Infallible;
 
-use crate::deflate::{CodeLengths, Effort, Histogram, PageDeflater};
+use page_deflate::{CodeLengths, Effort, Histogram, PageDeflater};
+
 use crate::streams::Crew;
 use crate::{Pages, Streams};
 
@@ -67,7 +68,7 @@ impl Planner {
         };
         let mut sample = Histogram::new();
         for scout in self.crew.each(sampled, look) {
-            sample.take(&mut scout.sample);
+            sample.append(&mut scout.sample);
         }
         let lengths = sample.code_lengths();
         self.description.clear();

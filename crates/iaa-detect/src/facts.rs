@@ -1,0 +1,665 @@
+//! What was found: plain values, each as the kernel or a library states it.
+
+use std::fmt;
+
+#[cfg(feature = "serde")]
+use serde::{Serialize, Serializer};
+
+/// Everything detection looked at. What is `None` is not there, or is among the oddities.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct Facts {
+    /// The processor.
+    pub cpu: Cpu,
+    /// The running kernel.
+    pub kernel: Kernel,
+    /// Which family of distributions this is, for the names of packages.
+    pub distribution: Distribution,
+    /// This process, its rights and where it may run.
+    pub process: Process,
+    /// NUMA nodes, in rising order.
+    pub nodes: Vec<Node>,
+    /// IAA functions on the PCI bus, with or without a driver.
+    pub functions: Vec<PciFunction>,
+    /// IAA devices of the idxd driver, in rising order.
+    pub devices: Vec<Device>,
+    /// libqpl.
+    pub qpl: Qpl,
+    /// libaccel-config, through which libqpl finds devices.
+    pub accel_config: AccelConfig,
+    /// The command `accel-config` is installed.
+    pub accel_config_tool: bool,
+    /// Files that are not what the kernel documents. At most [`Oddity::MOST`] are kept.
+    pub oddities: Vec<Oddity>,
+}
+
+/// The processor.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct Cpu {
+    /// The model's name.
+    pub model: Option<String>,
+    /// The instruction that submits to a shared work queue. The kernel hides the flag where shared virtual memory is
+    /// not possible.
+    pub enqcmd: bool,
+    /// The instruction that submits to a dedicated work queue.
+    pub movdir64b: bool,
+    /// Five-level page tables.
+    pub la57: bool,
+    /// This is a virtual machine.
+    pub hypervisor: bool,
+}
+
+/// The running kernel.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct Kernel {
+    /// Its full release, as `uname -r` prints it.
+    pub release: Option<String>,
+    /// The numbers at the front of the release.
+    pub version: Option<Version>,
+    /// What it was booted with.
+    pub command_line: Option<String>,
+    /// The bus `dsa` of the idxd driver is there: the driver is loaded or built in.
+    pub idxd: bool,
+    /// The module `iaa_crypto` is loaded.
+    pub iaa_crypto: bool,
+}
+
+/// The first two numbers of a release.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Version {
+    /// The first.
+    pub major: u32,
+    /// The second.
+    pub minor: u32,
+}
+
+impl Version {
+    /// Reads `6.12` from the front of `6.12.9-amd64`.
+    pub(super) fn parse(text: &str) -> Option<Version> {
+        let mut numbers = text.split(|c: char| !c.is_ascii_digit());
+        let major = numbers.next()?.parse().ok()?;
+        let minor = numbers.next()?.parse().ok()?;
+        Some(Version { major, minor })
+    }
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.major, self.minor)
+    }
+}
+
+/// A family of distributions, from `/etc/os-release`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
+#[non_exhaustive]
+pub enum Distribution {
+    /// Debian, Ubuntu and what is made of them.
+    Debian,
+    /// Fedora, RHEL and what is made of them.
+    Fedora,
+    /// Another one.
+    #[default]
+    Other,
+}
+
+/// This process.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct Process {
+    /// The effective user.
+    pub user: Option<u32>,
+    /// The effective group and the supplementary ones.
+    pub groups: Vec<u32>,
+    /// `CAP_SYS_RAWIO` is effective. Kernels since mid-2024 let nobody else map a portal of the first IAA generation.
+    pub raw_io: Option<bool>,
+    /// The processors it may run on.
+    pub cpus: Option<CpuSet>,
+}
+
+/// A NUMA node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct Node {
+    /// Its number.
+    pub id: u32,
+    /// Its processors.
+    pub cpus: Option<CpuSet>,
+    /// The socket these are in. Sub-NUMA clustering puts several nodes into one socket.
+    pub socket: Option<u32>,
+}
+
+/// An IAA function on the PCI bus.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct PciFunction {
+    /// As `0000:6a:02.0`.
+    pub address: String,
+    /// The PCI device id; the vendor is always 8086.
+    #[cfg_attr(feature = "serde", serde(serialize_with = "hexadecimal"))]
+    pub id: Option<u16>,
+    /// The driver it is bound to.
+    pub driver: Option<String>,
+}
+
+/// An IAA device of the idxd driver.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct Device {
+    /// Its name.
+    pub id: DeviceId,
+    /// Enabled or not. Queues and engines can be configured only while it is not.
+    pub state: Option<State>,
+    /// The NUMA node; -1 where the firmware does not say.
+    pub numa_node: Option<i32>,
+    /// Shared virtual memory works for this device.
+    pub pasid_enabled: Option<bool>,
+    /// The largest transfer of any of its queues, in bytes.
+    pub max_transfer_bytes: Option<u64>,
+    /// Entries for all its queues together.
+    pub max_queue_entries: Option<u32>,
+    /// The generation: 0x100, 0x200, ...
+    #[cfg_attr(feature = "serde", serde(serialize_with = "hexadecimal"))]
+    pub version: Option<u32>,
+    /// The last command's error; 0 is none.
+    #[cfg_attr(feature = "serde", serde(serialize_with = "hexadecimal"))]
+    pub cmd_status: Option<u32>,
+    /// The numbers of its engines, in rising order.
+    pub engines: Vec<Engine>,
+    /// Its work queues, in rising order.
+    pub queues: Vec<Queue>,
+}
+
+/// An engine of a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct Engine {
+    /// The number after the dot of `engine1.0`.
+    pub index: u32,
+    /// The group it works for; -1 is none.
+    pub group: Option<i32>,
+}
+
+/// A work queue of a device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct Queue {
+    /// Its name.
+    pub id: QueueId,
+    /// Enabled or not.
+    pub state: Option<State>,
+    /// Shared or dedicated.
+    pub mode: Option<Mode>,
+    /// Who may use it.
+    #[cfg_attr(feature = "serde", serde(rename = "type"))]
+    pub kind: Option<QueueType>,
+    /// The name its owner gave it; may be empty.
+    pub name: Option<String>,
+    /// The driver it is meant for; may be empty. Kernels before 6.7 have no such attribute.
+    pub driver_name: Option<String>,
+    /// Entries.
+    pub size: Option<u32>,
+    /// Entries that may be taken without privilege.
+    pub threshold: Option<u32>,
+    /// The device waits for pages that are not resident.
+    pub block_on_fault: Option<bool>,
+    /// The largest transfer, in bytes.
+    pub max_transfer_bytes: Option<u64>,
+    /// The operations it accepts. Absent where the device cannot restrict them.
+    pub op_config: Option<OpConfig>,
+    /// The group it belongs to; -1 is none.
+    pub group: Option<i32>,
+    /// What came of opening its node.
+    pub node: NodeAccess,
+}
+
+/// A device's name: `iax1`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct DeviceId(pub u32);
+
+impl fmt::Display for DeviceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "iax{}", self.0)
+    }
+}
+
+/// A work queue's name, as accel-config spells it: `iax1/wq1.0`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct QueueId {
+    /// The device.
+    pub device: DeviceId,
+    /// The number after the dot.
+    pub index: u32,
+}
+
+impl QueueId {
+    /// The path of its node: `/dev/iax/wq1.0`.
+    pub fn node(self) -> String {
+        format!("/dev/iax/wq{}.{}", self.device.0, self.index)
+    }
+}
+
+impl fmt::Display for QueueId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/wq{}.{}", self.device, self.device.0, self.index)
+    }
+}
+
+/// The state of a device or queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
+pub enum State {
+    /// In use, and not to be configured.
+    Enabled,
+    /// Out of use.
+    Disabled,
+}
+
+/// The mode of a queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
+pub enum Mode {
+    /// Any number of processes submit to it. libqpl takes no other.
+    Shared,
+    /// One process has it.
+    Dedicated,
+}
+
+/// Who may use a queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
+pub enum QueueType {
+    /// Nobody: it is not configured.
+    None,
+    /// The kernel.
+    Kernel,
+    /// Programs, through a node.
+    User,
+}
+
+macro_rules! display_as_the_kernel_does {
+    ($($type:ident: $($variant:ident $word:literal)*;)*) => {
+        $(impl fmt::Display for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(match self { $($type::$variant => $word),* })
+            }
+        })*
+    };
+}
+
+display_as_the_kernel_does! {
+    State: Enabled "enabled" Disabled "disabled";
+    Mode: Shared "shared" Dedicated "dedicated";
+    QueueType: None "none" Kernel "kernel" User "user";
+}
+
+/// What came of opening a queue's node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "kebab-case", tag = "access"))]
+#[non_exhaustive]
+pub enum NodeAccess {
+    /// Not tried: it is not an enabled, shared queue for programs. Opening a dedicated queue would take it away from
+    /// others.
+    NotTried,
+    /// It opens.
+    Opened {
+        /// Whether its portal can be mapped.
+        portal: Portal,
+    },
+    /// There is no such file.
+    Missing,
+    /// The file is not a character device.
+    NotADevice,
+    /// The rights do not suffice.
+    Denied,
+    /// Opening fails for another reason.
+    Failed {
+        /// The system's words.
+        error: String,
+    },
+}
+
+impl fmt::Display for NodeAccess {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            NodeAccess::NotTried => f.write_str("not tried"),
+            NodeAccess::Opened { portal } => write!(f, "opens, {portal}"),
+            NodeAccess::Missing => f.write_str("is missing"),
+            NodeAccess::NotADevice => f.write_str("is not a device"),
+            NodeAccess::Denied => f.write_str("permission denied"),
+            NodeAccess::Failed { error } => f.write_str(error),
+        }
+    }
+}
+
+/// Whether a queue's portal, the page to which descriptors are submitted, can be mapped.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "kebab-case", tag = "portal"))]
+pub enum Portal {
+    /// It can.
+    Mapped,
+    /// It cannot; libqpl from 1.6 on writes descriptors to the node instead.
+    Refused {
+        /// The system's words.
+        error: String,
+    },
+}
+
+impl fmt::Display for Portal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Portal::Mapped => "portal maps",
+            Portal::Refused { .. } => "portal refused",
+        })
+    }
+}
+
+/// libqpl, opened by the dynamic loader's rules.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "kebab-case", tag = "state"))]
+pub enum Qpl {
+    /// It opens.
+    Loaded {
+        /// As it says itself: `1.9.0`.
+        version: String,
+    },
+    /// It does not.
+    Missing {
+        /// The loader's words.
+        error: String,
+    },
+}
+
+impl Qpl {
+    /// Its version, when it is there and says one.
+    pub fn version(&self) -> Option<Version> {
+        match self {
+            Qpl::Loaded { version } => Version::parse(version),
+            Qpl::Missing { .. } => None,
+        }
+    }
+}
+
+/// libaccel-config, opened as libqpl opens it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "kebab-case", tag = "state"))]
+pub enum AccelConfig {
+    /// It opens. It has no function that tells its version.
+    Loaded {
+        /// It knows the capabilities of the second IAA generation. libqpl does not use such devices without.
+        iaa_cap: bool,
+    },
+    /// It does not.
+    Missing {
+        /// The loader's words.
+        error: String,
+    },
+}
+
+/// A file that is not what the kernel documents.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+pub struct Oddity {
+    /// Its path below the root.
+    pub path: String,
+    /// What is odd.
+    #[cfg_attr(feature = "serde", serde(flatten))]
+    pub problem: Problem,
+}
+
+impl Oddity {
+    /// How many are kept. A healthy machine has none, and a person reads no more.
+    pub const MOST: usize = 64;
+}
+
+impl fmt::Display for Oddity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.path, self.problem)
+    }
+}
+
+/// What is odd about a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "kebab-case", tag = "problem"))]
+#[non_exhaustive]
+pub enum Problem {
+    /// It cannot be read.
+    Unreadable {
+        /// The system's words.
+        error: String,
+    },
+    /// It is a directory, a pipe, ...
+    NotAFile,
+    /// It is longer than any attribute.
+    TooLong {
+        /// What was allowed.
+        allowed_bytes: usize,
+    },
+    /// A directory has more entries than are looked at.
+    TooMany {
+        /// What was allowed.
+        allowed: usize,
+    },
+    /// It is not printable UTF-8.
+    NotText,
+    /// It is text, but not a value of this attribute.
+    Malformed {
+        /// The text, or its beginning.
+        found: String,
+    },
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Problem::Unreadable { error } => f.write_str(error),
+            Problem::NotAFile => f.write_str("not a regular file"),
+            Problem::TooLong { allowed_bytes } => write!(f, "longer than {allowed_bytes} bytes"),
+            Problem::TooMany { allowed } => write!(f, "more than {allowed} entries"),
+            Problem::NotText => f.write_str("not printable text"),
+            Problem::Malformed { found } => write!(f, "unexpected value {found:?}"),
+        }
+    }
+}
+
+/// The operations a queue accepts, one bit for each opcode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OpConfig {
+    /// 32 bits each, the lowest opcodes first.
+    words: [u32; OpConfig::WORDS],
+}
+
+impl OpConfig {
+    /// 256 opcodes.
+    const WORDS: usize = 8;
+
+    /// Reads what the kernel prints: hexadecimal words of 32 bits, the highest first, with commas between.
+    pub(super) fn parse(text: &str) -> Option<OpConfig> {
+        let mut words = [0; OpConfig::WORDS];
+        let mut left = words.iter_mut();
+        for digits in text.trim().rsplit(',') {
+            *left.next()? = u32::from_str_radix(digits, 16).ok()?;
+        }
+        Some(OpConfig { words })
+    }
+
+    /// Whether the queue accepts this opcode.
+    pub fn allows(&self, opcode: u8) -> bool {
+        let (word, bit) = (opcode / 32, opcode % 32);
+        self.words
+            .get(usize::from(word))
+            .is_some_and(|word| word & (1 << bit) != 0)
+    }
+
+    /// The same with one more opcode.
+    #[must_use]
+    pub(super) fn with(mut self, opcode: u8) -> OpConfig {
+        let (word, bit) = (opcode / 32, opcode % 32);
+        if let Some(word) = self.words.get_mut(usize::from(word)) {
+            *word |= 1 << bit;
+        }
+        self
+    }
+}
+
+impl fmt::Display for OpConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (position, word) in self.words.iter().rev().enumerate() {
+            let comma = if position == 0 { "" } else { "," };
+            write!(f, "{comma}{word:08x}")?;
+        }
+        Ok(())
+    }
+}
+
+/// A set of processors, in the kernel's notation: `0-55,112-167`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CpuSet {
+    /// First and last of each run.
+    runs: Vec<(u32, u32)>,
+}
+
+impl CpuSet {
+    pub(super) fn parse(text: &str) -> Option<CpuSet> {
+        let run = |run: &str| {
+            let (first, last) = run.split_once('-').unwrap_or((run, run));
+            let (first, last) = (first.parse().ok()?, last.parse().ok()?);
+            (first <= last).then_some((first, last))
+        };
+        let text = text.trim();
+        // A node of memory alone has an empty list.
+        let runs = if text.is_empty() {
+            Some(Vec::new())
+        } else {
+            text.split(',').map(run).collect()
+        };
+        Some(CpuSet { runs: runs? })
+    }
+
+    /// The lowest.
+    pub(super) fn first(&self) -> Option<u32> {
+        self.runs.iter().map(|&(first, _)| first).min()
+    }
+
+    /// Whether a processor is in both.
+    pub fn overlaps(&self, other: &CpuSet) -> bool {
+        self.runs.iter().any(|&(first, last)| {
+            other
+                .runs
+                .iter()
+                .any(|&(other_first, other_last)| first <= other_last && other_first <= last)
+        })
+    }
+}
+
+impl fmt::Display for CpuSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (position, (first, last)) in self.runs.iter().enumerate() {
+            let comma = if position == 0 { "" } else { "," };
+            if first == last {
+                write!(f, "{comma}{first}")?;
+            } else {
+                write!(f, "{comma}{first}-{last}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(feature = "serde")]
+fn hexadecimal<T, S>(value: &Option<T>, serializer: S) -> Result<S::Ok, S::Error>
+where
+    T: fmt::LowerHex,
+    S: Serializer,
+{
+    match value {
+        Some(value) => serializer.collect_str(&format_args!("{value:#x}")),
+        None => serializer.serialize_none(),
+    }
+}
+
+macro_rules! serialize_as_displayed {
+    ($($type:ty),*) => {
+        $(#[cfg(feature = "serde")]
+        impl Serialize for $type {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.collect_str(self)
+            }
+        })*
+    };
+}
+
+serialize_as_displayed!(Version, DeviceId, QueueId, OpConfig, CpuSet);
+
+#[cfg(test)]
+mod tests {
+    use super::{CpuSet, OpConfig, Version};
+
+    #[test]
+    fn versions() {
+        let parse = |text| Version::parse(text).map(|version| version.to_string());
+        assert_eq!(parse("6.12.9-amd64").as_deref(), Some("6.12"));
+        assert_eq!(parse("1.9").as_deref(), Some("1.9"));
+        assert!(Version::parse("1.10") > Version::parse("1.9"));
+        for text in ["", "6", "6.", "v6.12", "6.99999999999"] {
+            assert_eq!(Version::parse(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn op_configs() {
+        let full = "00000000,00000000,00000000,00000000,00000000,007f331c,00000000,0000000d";
+        let config = OpConfig::parse(full).unwrap();
+        assert_eq!(config.to_string(), full);
+        let allowed: Vec<u8> = (0..=255).filter(|opcode| config.allows(*opcode)).collect();
+        assert_eq!(
+            allowed,
+            [
+                0, 2, 3, 0x42, 0x43, 0x44, 0x48, 0x49, 0x4c, 0x4d, 0x50, 0x51, 0x52, 0x53, 0x54,
+                0x55, 0x56
+            ]
+        );
+        let highest = OpConfig::parse("80000000,0,0,0,0,0,0,0").unwrap();
+        assert!(highest.allows(255) && !highest.allows(254));
+        assert_eq!(OpConfig::parse("0").unwrap().with(255), highest);
+        for text in ["", ",", "1,,0", "0,0,0,0,0,0,0,0,0", "100000000", "g"] {
+            assert_eq!(OpConfig::parse(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn cpu_sets() {
+        for text in ["", "0", "0-3", "0-3,8,10-11"] {
+            assert_eq!(CpuSet::parse(text).unwrap().to_string(), text);
+        }
+        for text in [",", "3-1", "1-", "-1", "a", "0-3-5", "0 1"] {
+            assert_eq!(CpuSet::parse(text), None, "{text}");
+        }
+        let set = |text| CpuSet::parse(text).unwrap();
+        assert!(set("0-3,8").overlaps(&set("8-9")));
+        assert!(set("5").overlaps(&set("0-10")));
+        assert!(!set("0-3,8").overlaps(&set("4-7,9")));
+        assert!(!set("").overlaps(&set("0-10")));
+        assert_eq!(set("8,0-3").first(), Some(0));
+    }
+}

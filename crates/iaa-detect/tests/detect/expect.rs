@@ -1,0 +1,74 @@
+//! What tests of causes have in common.
+
+use iaa_detect::{Cause, DeviceId, QueueId, Report, Verdict};
+
+/// The devices of all of a machine's NUMA nodes that come after the first of each.
+pub const LIKEWISE: &str = "# likewise iax3, iax5, iax7, iax11, iax13, iax15";
+
+pub fn devices(numbers: &[u32]) -> Vec<DeviceId> {
+    numbers.iter().copied().map(DeviceId).collect()
+}
+
+pub fn queue(device: u32, index: u32) -> QueueId {
+    QueueId {
+        device: DeviceId(device),
+        index,
+    }
+}
+
+/// The first queue of each device.
+pub fn queues(numbers: &[u32]) -> Vec<QueueId> {
+    numbers.iter().map(|device| queue(*device, 0)).collect()
+}
+
+#[track_caller]
+pub fn assert_cause(report: &Report, expected: &Cause, short: &str, commands: &[&str]) {
+    let Verdict::NotReady {
+        cause,
+        summary,
+        explanation,
+        mend,
+    } = &report.verdict
+    else {
+        panic!("{}", report.verdict);
+    };
+    assert_eq!(cause, expected);
+    assert_eq!(summary, short);
+    assert_eq!(report.verdict.to_string(), format!("no IAA: {short}"));
+    assert_sentence(explanation);
+    assert_eq!(mend, commands);
+    // A refusal by libqpl means the same.
+    for status in 500..=503 {
+        assert_eq!(&report.explain_status(status), expected);
+    }
+}
+
+#[track_caller]
+pub fn assert_sentence(text: &str) {
+    assert!(text.ends_with('.') && !text.contains('\n'), "{text}");
+}
+
+/// Not from the files alone.
+#[track_caller]
+pub fn assert_explained(
+    report: &Report,
+    status: u32,
+    expected: &Cause,
+    short: &str,
+    commands: &[&str],
+) {
+    let cause = report.explain_status(status);
+    assert_eq!(&cause, expected);
+    assert_eq!(cause.to_string(), short);
+    assert_sentence(&cause.explanation());
+    assert_eq!(report.mend(&cause), commands);
+}
+
+#[track_caller]
+pub fn assert_ready(report: &Report) {
+    assert!(
+        matches!(report.verdict, Verdict::Ready { .. }),
+        "{}",
+        report.verdict
+    );
+}

@@ -1,0 +1,45 @@
+//! What is tried rather than read, on the machine that runs the tests.
+
+use std::path::Path;
+
+use iaa_detect::{Host as _, NodeAccess, Portal, System, Verdict, detect};
+
+/// There is a report on any machine, with or without an IAA.
+#[test]
+fn this_machine() {
+    let report = detect(Path::new("/"), &System);
+    println!("{report}");
+    assert!(report.facts.process.user.is_some());
+    assert!(report.facts.process.cpus.is_some());
+    assert!(report.facts.kernel.version.is_some());
+    match &report.verdict {
+        Verdict::Ready { queues, .. } => assert!(!queues.is_empty()),
+        Verdict::NotReady { mend, .. } => assert!(!mend.is_empty()),
+    }
+}
+
+/// Two devices which every Linux has stand in for a work queue: one maps, the other does not.
+#[test]
+fn opening_and_mapping() {
+    assert_eq!(
+        System.node(Path::new("/dev/zero")),
+        NodeAccess::Opened {
+            portal: Portal::Mapped
+        }
+    );
+    let NodeAccess::Opened {
+        portal: Portal::Refused { error },
+    } = System.node(Path::new("/dev/null"))
+    else {
+        panic!("/dev/null maps");
+    };
+    assert!(error.contains("No such device"), "{error}");
+    assert_eq!(
+        System.node(Path::new("/dev/iax/wq4294967295.0")),
+        NodeAccess::Missing
+    );
+    assert_eq!(
+        System.node(Path::new("/proc/self/status")),
+        NodeAccess::NotADevice
+    );
+}

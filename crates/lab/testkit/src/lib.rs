@@ -1,0 +1,38 @@
+//! Helpers that the tests of several crates share.
+//!
+//! - [`pages`] makes random numbers and pages with the texture of memory.
+//! - [`zlib`] drives the C zlib as a reference.
+//! - [`oracle`] judges deflate data by the rules of the format and of Intel's IAA.
+//! - [`allocations`] is an allocator that counts.
+//!
+//! With the feature `codec`:
+//!
+//! - `suite` has the tests that every codec must pass.
+//! - `canned` takes a payload of the method `canned` apart.
+//! - `libqpl` gives libqpl, a simulated device under it, and channels that use them.
+//!
+//! This crate depends on no crate that uses it without that feature, so the unit tests of
+//! `page-deflate` can use it too.
+
+pub mod allocations;
+pub mod oracle;
+pub mod pages;
+pub mod zlib;
+
+#[cfg(feature = "codec")]
+pub mod canned;
+#[cfg(feature = "codec")]
+pub mod libqpl;
+#[cfg(feature = "codec")]
+pub mod suite;
+
+mod rfc1951;
+
+/// How many random cases a test tries: `usual`, or `MULTIFD_LONG_TESTS` times as many.
+#[must_use]
+pub fn iterations(usual: usize) -> usize {
+    let factor = std::env::var("MULTIFD_LONG_TESTS")
+        .ok()
+        .and_then(|n| n.parse().ok());
+    usual * factor.unwrap_or(1)
+}

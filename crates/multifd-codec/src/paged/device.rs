@@ -1,0 +1,174 @@
+//! Pages out of a list, by an IAA.
+//!
+//! The device gets a body as the stream that it is with its header in front. libqpl could leave the header out, with a
+//! table that the device has made beforehand, for which libqpl waits without limit.
+
+use std::ops::Range;
+
+use multifd_wire::lengths::PageData;
+use page_deflate::{CodeLengths, PageInflater};
+use qpl_sys::Library;
+
+use super::read::{BodyCode, inflate};
+use super::write::LENGTH_BYTES;
+use crate::qpl::{Batch, Hardware, Landed, Work};
+use crate::{Backend, DecodeError, Engine, PathCounts};
+
+/// Reads pages on the device. Pages that the device refuses are read in software.
+pub(super) struct OnDevice {
+    hardware: Hardware,
+    inflater: PageInflater,
+    /// Where the packet's pages lie in its payload.
+    places: Vec<Range<usize>>,
+}
+
+impl OnDevice {
+    pub(super) fn new(library: &'static Library) -> Self {
+        Self {
+            hardware: Hardware::new(library),
+            inflater: PageInflater::new(),
+            places: Vec::new(),
+        }
+    }
+
+    /// The backend, if it is not the hardware alone.
+    pub(super) fn backend(&self) -> Option<Backend> {
+        self.hardware.backend(Engine::Software)
+    }
+
+    /// Reads a list of pages whose lengths are `table`.
+    pub(super) fn read<'a>(
+        &mut self,
+        list: &[u8],
+        table: impl ExactSizeIterator<Item = PageData<'a>>,
+        page_bytes: usize,
+        pages: &mut [u8],
+        code: Option<&BodyCode>,
+    ) -> Result<PathCounts, DecodeError> {
+        self.places.clear();
+        let mut end = table.len() * LENGTH_BYTES;
+        self.places.extend(table.map(|page| {
+            let start = end;
+            end += page.bytes().len();
+            start..end
+        }));
+        let mut packet = Packet {
+            list,
+            places: &self.places,
+            pages,
+            page_bytes,
+            code,
+            inflater: &mut self.inflater,
+            counts: PathCounts::default(),
+        };
+        self.hardware.run(&mut packet)?;
+        Ok(packet.counts)
+    }
+}
+
+/// The header of a block whose bodies come without it.
+pub(super) struct StreamHead {
+    header: Vec<u8>,
+    /// Bits of the header in its last byte; 0 if they fill it.
+    last_bits: usize,
+}
+
+impl StreamHead {
+    pub(super) fn new(lengths: &CodeLengths) -> Self {
+        let mut header = Vec::new();
+        let bits = lengths.write_header(&mut header);
+        Self {
+            header,
+            last_bits: bits % 8,
+        }
+    }
+
+    /// Appends a body with its header in front.
+    fn append_stream(&self, body: &[u8], out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.header);
+        if self.last_bits == 0 {
+            out.extend_from_slice(body);
+            return;
+        }
+        let mut pending = u16::from(out.pop().unwrap_or_default());
+        out.extend(body.iter().map(|&byte| {
+            pending |= u16::from(byte) << self.last_bits;
+            let whole = pending as u8;
+            pending >>= 8;
+            whole
+        }));
+        // The end of the body, or nothing but what filled its last byte.
+        out.push(pending as u8);
+    }
+}
+
+struct Packet<'a> {
+    list: &'a [u8],
+    places: &'a [Range<usize>],
+    pages: &'a mut [u8],
+    page_bytes: usize,
+    code: Option<&'a BodyCode>,
+    inflater: &'a mut PageInflater,
+    counts: PathCounts,
+}
+
+impl Packet<'_> {
+    fn data(&self, page: usize) -> &[u8] {
+        let place = self.places.get(page).cloned();
+        place
+            .and_then(|place| self.list.get(place))
+            .unwrap_or_default()
+    }
+}
+
+impl Batch for Packet<'_> {
+    type Error = DecodeError;
+
+    fn len(&self) -> usize {
+        self.places.len()
+    }
+
+    fn fill(&self, page: usize, input: &mut Vec<u8>) -> Option<(Work, usize)> {
+        let data = self.data(page);
+        if data.len() == self.page_bytes {
+            return None;
+        }
+        // Once for all pages that this job will see.
+        let header_bytes = self.code.map_or(0, |code| code.head.header.len() + 1);
+        input.reserve(self.page_bytes + header_bytes);
+        match self.code {
+            Some(code) => code.head.append_stream(data, input),
+            None => input.extend_from_slice(data),
+        }
+        Some((Work::Decompress, self.page_bytes))
+    }
+
+    fn take(&mut self, page: usize, landed: Landed<'_>) -> Result<(), DecodeError> {
+        let place = self.places.get(page).cloned().unwrap_or_default();
+        let data = self.list.get(place).unwrap_or_default();
+        let start = page * self.page_bytes;
+        let target = self
+            .pages
+            .get_mut(start..start + self.page_bytes)
+            .unwrap_or_default();
+        self.counts += match landed {
+            _ if data.len() == target.len() => {
+                target.copy_from_slice(data);
+                PathCounts::raw(1)
+            }
+            Landed::Done(product)
+                if product.output.len() == target.len() && product.used == product.input.len() =>
+            {
+                target.copy_from_slice(product.output);
+                PathCounts::hardware(1)
+            }
+            // Refused by the device, or not beyond doubt.
+            _ => {
+                inflate(self.inflater, self.code, data, target)
+                    .map_err(|source| DecodeError::Page { page, source })?;
+                PathCounts::software(1)
+            }
+        };
+        Ok(())
+    }
+}

@@ -1,0 +1,115 @@
+//! Deflate for pages of memory: faster than zlib's first level, about as small, read by every zlib.
+//!
+//! Pages of memory repeat words of eight bytes, and they are often compressed while a program waits.
+//! This crate writes and reads deflate (RFC 1951) for that case. It is pure Rust, and it picks AVX2
+//! or AVX-512 when it runs.
+//!
+//! | to write | to read | use |
+//! | --- | --- | --- |
+//! | [`Deflater::compress`] | [`StreamInflater`] | one zlib stream without end, in runs of pages that follow each other |
+//! | [`Deflater::compress_alone`] | [`RunInflater`] | runs that can be written and read in parallel, and are still one stream for zlib |
+//! | [`PageDeflater`] | [`PageInflater`] | a complete deflate stream for each page, which Intel's IAA can read |
+//! | [`PageDeflater::body`], [`SharedCode`] | [`SharedInflater`] | pages without a code of their own, under a code that both ends know |
+//!
+//! # Example
+//!
+//! ```
+//! use page_deflate::{Deflater, Effort, StreamInflater, WindowSize};
+//!
+//! let pages = b"memory repeats ".repeat(1000);
+//! let window = WindowSize::ThirtyTwoKiB;
+//!
+//! // A zlib stream begins with its header, once.
+//! let mut stream = window.zlib_header().to_vec();
+//! let mut deflater = Deflater::new(window, Effort::Balanced);
+//! deflater.compress(&pages, &mut stream);
+//! assert!(stream.len() < 300);
+//!
+//! let mut arrived = vec![0; pages.len()];
+//! StreamInflater::new().inflate(&stream, &mut arrived)?;
+//! assert_eq!(arrived, pages);
+//! # Ok::<(), page_deflate::InflateError>(())
+//! ```
+//!
+//! # Sizes
+//!
+//! Input is cut into units of 4 KiB, and whole pages of 4 KiB are the best input. Any length is
+//! allowed. Pages of noise become stored blocks, which add five bytes to up to 65,535 bytes, and the
+//! end of a run takes five bytes. The caller gives a decoder its output buffer, and no number in the
+//! compressed data sizes any other.
+//!
+//! | | holds |
+//! | --- | --- |
+//! | [`Deflater`] of [`Effort::Fast`], `Balanced`, `Dense` | 1.1 MiB, 0.8 MiB, 0.4 MiB |
+//! | [`PageDeflater`] | 0.1 MiB |
+//! | [`StreamInflater`] | 54 KiB |
+//! | [`RunInflater`], [`PageInflater`], [`SharedInflater`] | 22 KiB |
+//!
+//! All of it is allocated when they are made, or with the first page.
+//!
+//! # Errors
+//!
+//! Encoders do not fail. A decoder succeeds only if the data gives exactly the output that was asked
+//! for; otherwise it returns an [`InflateError`] with the reason. After an error the content of the
+//! output buffer means nothing, and a stream cannot go on.
+//!
+//! # Panics
+//!
+//! No compressed data makes a decoder panic.
+
+#![deny(unsafe_code)]
+#![warn(
+    missing_debug_implementations,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unreachable
+)]
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::panic))]
+
+mod bits;
+mod choice;
+mod coder;
+mod counts;
+mod effort;
+mod encode;
+mod format;
+mod header;
+mod huffman;
+mod inflate;
+mod item;
+mod lengths;
+mod machine;
+mod page;
+mod parse;
+mod search;
+mod shared;
+mod stream;
+mod table;
+mod wide;
+mod window;
+
+pub use choice::Habit;
+pub use effort::{Effort, ParseChoiceError, WindowSize};
+pub use encode::Deflater;
+pub use format::SYNC_MARK;
+pub use header::HeaderError;
+pub use inflate::{InflateError, PageInflater};
+pub use page::PageDeflater;
+pub use shared::{CodeLengths, CodeLengthsError, Histogram, SharedCode, SharedInflater};
+pub use stream::{RunInflater, StreamInflater};
+
+/// These types hold tables and buffers, which do not help in a message.
+macro_rules! opaque {
+    ($($name:ident)*) => {
+        $(impl std::fmt::Debug for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.debug_struct(stringify!($name)).finish_non_exhaustive()
+            }
+        })*
+    };
+}
+
+opaque! {
+    Deflater Histogram PageDeflater PageInflater RunInflater SharedCode SharedInflater StreamInflater
+}
