@@ -192,7 +192,7 @@ impl Gate {
     }
 
     /// Waits until every channel has passed on as many SYNCs as the main channel has marks with this one. The first mark
-    /// waits for channels too, which `has_channels` says there are.
+    /// waits for all channels up to the highest that has come, and each for at least one where `has_channels`.
     pub(super) fn hold(&self, mark: u64, has_channels: bool) -> Result<(), Held> {
         let since = Instant::now();
         let mut state = self.lock();
@@ -208,7 +208,8 @@ impl Gate {
                 continue;
             }
             let missing = state.missing(has_channels);
-            if missing.is_none() || mark > 1 {
+            let has_some = !state.channels.is_empty();
+            if missing.is_none() || mark > 1 && has_some {
                 match state.behind(mark, since) {
                     None => return Ok(()),
                     Some(Err(held)) => return Err(held),
@@ -376,8 +377,16 @@ mod tests {
     }
 
     #[test]
-    fn without_channels_nothing_is_held() {
+    fn without_channels_nothing_is_held_unless_there_are_some() {
         assert_eq!(Gate::default().hold(1, false), Ok(()));
+        let gate = Gate::default();
+        thread::scope(|scope| {
+            let holding = scope.spawn(|| gate.hold(2, true));
+            thread::sleep(A_WHILE);
+            assert!(!holding.is_finished(), "no channel has come");
+            gate.stop();
+            assert_eq!(holding.join().unwrap(), Err(Held::Stopped));
+        });
     }
 
     #[test]

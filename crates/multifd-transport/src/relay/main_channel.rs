@@ -137,7 +137,26 @@ struct Follower {
     passed: u64,
     /// The first body of the RAM section has ended.
     is_set_up: bool,
+    /// A page with contents was on main itself.
+    has_pages: bool,
+    /// Blocks may be left out that both ends share.
+    ignores_shared: bool,
     lost: bool,
+}
+
+impl Follower {
+    fn new(limits: Limits) -> Self {
+        Self {
+            receiver: MainReceiver::new(limits),
+            marks: Marks::default(),
+            facts: Facts::default(),
+            passed: 0,
+            is_set_up: false,
+            has_pages: false,
+            ignores_shared: false,
+            lost: false,
+        }
+    }
 }
 
 /// A place where the main channel is held.
@@ -151,14 +170,7 @@ struct Pause {
 impl Forward<'_> {
     /// Passes everything on, `start` first, which has been read already, and the source's end last.
     pub(super) fn run(&self, start: &[u8], is_recovery: bool) -> Result<(), Failure> {
-        let mut follower = Follower {
-            receiver: MainReceiver::new(self.limits),
-            marks: Marks::default(),
-            passed: 0,
-            is_set_up: false,
-            facts: Facts::default(),
-            lost: false,
-        };
+        let mut follower = Follower::new(self.limits);
         if is_recovery {
             // Elements follow, as in a stream that has begun.
             self.follow(&mut follower, &mut STREAM_START.as_slice());
@@ -222,7 +234,7 @@ impl Forward<'_> {
                 self.write(bytes.get(written..before).unwrap_or_default())?;
                 written = before;
                 follower.passed = follower.passed.saturating_add(1);
-                self.hold(follower.passed)?;
+                self.hold(follower)?;
             }
             if pause.ends_setup {
                 self.write(bytes.get(written..end).unwrap_or_default())?;
@@ -254,6 +266,12 @@ impl Forward<'_> {
             match &event {
                 MainEvent::Command(command) => self.command(*command),
                 MainEvent::Flush => self.outline.see(|seen| seen.has_flush = true),
+                MainEvent::Page { .. } => follower.has_pages = true,
+                MainEvent::Configuration(configuration) => {
+                    let mut capabilities = configuration.capabilities.iter();
+                    follower.ignores_shared =
+                        capabilities.any(|name| name.as_bytes() == b"x-ignore-shared");
+                }
                 // Before it is passed on: the destination may answer the last byte at once.
                 MainEvent::Eof => self.outline.see(|seen| seen.complete = true),
                 _ => {}
@@ -289,9 +307,13 @@ impl Forward<'_> {
         }
     }
 
-    fn hold(&self, mark: u64) -> Result<(), Failure> {
-        let has_flush = self.outline.look(|seen| seen.has_flush);
-        let held = match self.gate.hold(mark, has_flush) {
+    fn hold(&self, follower: &Follower) -> Result<(), Failure> {
+        // Machine types before 8.1 do not say that there are channels. Behind the set-up a source has sent pages, and where
+        // none but zero pages was on main, the others are on channels.
+        let mark = follower.passed;
+        let has_none_here = mark > 1 && !follower.has_pages && !follower.ignores_shared;
+        let has_channels = has_none_here || self.outline.look(|seen| seen.has_flush);
+        let held = match self.gate.hold(mark, has_channels) {
             Ok(()) => return Ok(()),
             Err(held) => held,
         };
@@ -463,16 +485,22 @@ mod tests {
     use super::*;
     use std::os::unix::net::UnixStream;
     use std::sync::Arc;
+    use std::thread;
 
-    #[test]
-    fn a_destination_that_does_not_begin_is_not_waited_for_without_end() {
-        let (_source, ours) = UnixStream::pair().unwrap();
-        let (there, _destination) = UnixStream::pair().unwrap();
+    fn link() -> (Link, [UnixStream; 2]) {
+        let (source, ours) = UnixStream::pair().unwrap();
+        let (there, destination) = UnixStream::pair().unwrap();
         let link = Link {
             channel: Channel::Main,
             source: Arc::new(Stream::Unix(ours)),
             destination: Stream::Unix(there),
         };
+        (link, [source, destination])
+    }
+
+    #[test]
+    fn a_destination_that_does_not_begin_is_not_waited_for_without_end() {
+        let (link, _ends) = link();
         let forward = Forward {
             link: &link,
             limits: Limits::default(),
@@ -488,5 +516,40 @@ mod tests {
             failure.cause,
             Cause::Setup(SetupFault::NotBegun { channels: 0, .. })
         ));
+    }
+
+    #[test]
+    fn a_round_without_pages_waits_for_the_channels_that_have_them() {
+        let (link, _ends) = link();
+        for (has_pages, ignores_shared, passes) in [
+            (true, false, true),
+            (false, true, true),
+            (false, false, false),
+        ] {
+            let gate = Gate::default();
+            let forward = Forward {
+                link: &link,
+                limits: Limits::default(),
+                begin_timeout: Duration::ZERO,
+                outline: &Outline::default(),
+                gate: &gate,
+                counters: &Counters::default(),
+            };
+            let follower = Follower {
+                passed: 2,
+                has_pages,
+                ignores_shared,
+                ..Follower::new(Limits::default())
+            };
+            thread::scope(|scope| {
+                let holding = scope.spawn(|| forward.hold(&follower));
+                if !passes {
+                    thread::sleep(Duration::from_millis(50));
+                    assert!(!holding.is_finished(), "no channel has come");
+                    gate.stop();
+                }
+                assert_eq!(holding.join().unwrap().is_ok(), passes);
+            });
+        }
     }
 }
