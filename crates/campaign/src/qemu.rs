@@ -39,6 +39,13 @@ pub fn run(
     // A QEMU makes its own socket where the last relay dials.
     scenario.tcp[2] = false;
     // Its main channel does not say which VM's it is.
+    // Its guest may write faster than a slow link takes, until its user gives up.
+    let is_slow =
+        |link: &Option<LinkBehaviour>| link.as_ref().is_some_and(|link| link.slow.is_some());
+    if scenario.links.iter().any(is_slow) {
+        scenario.excuse.failure = true;
+        scenario.excuse.standstill = true;
+    }
     let is_another = |(_, stranger): &(_, Stranger)| stranger.says == Says::OtherHello;
     scenario.excuse.failure |= scenario.strangers.iter().any(is_another);
     let mut relays = pool.relays(bench, &scenario).map_err(harness)?;

@@ -61,6 +61,10 @@ pub struct SourceSettings {
     pub codec: Settings,
 }
 
+/// How long no connection may be accepted, for lack of descriptors: the next one may be a channel of this migration, and its
+/// source waits for it.
+const STARVED: Duration = Duration::from_secs(10);
+
 /// A source that dies or gives up closes its connections one after another; this is how long that may take.
 const CLOSING_TIME: Duration = Duration::from_millis(200);
 
@@ -364,6 +368,10 @@ pub(crate) fn take(
                 Err(RecvTimeoutError::Disconnected) => break,
             };
             connections.go_on_closing();
+            let fault = fault.or_else(|| {
+                let starved = acceptor.starved(STARVED)?;
+                Some(Failure::here(Cause::Listener(starved)))
+            });
             let is_settled = main.answers.is_settled();
             let is_cancelled = || !is_settled && cancel.is_cancelled();
             let fault = fault

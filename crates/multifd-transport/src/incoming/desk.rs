@@ -208,9 +208,16 @@ impl Desk {
                         partial,
                     });
                 }
-                Ok(None) => return,
+                Ok(None) => {
+                    super::lock(&self.shared.front).starved = None;
+                    return;
+                }
                 Err(error) => {
                     self.paused_until = Some(now + ACCEPT_PAUSE);
+                    let reason = error.raw_os_error();
+                    super::lock(&self.shared.front)
+                        .starved
+                        .get_or_insert((now, reason));
                     self.shared.note(&Note::CannotAccept(error));
                     return;
                 }

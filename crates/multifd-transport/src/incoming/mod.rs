@@ -106,6 +106,8 @@ struct Front {
     ready: VecDeque<Ready>,
     orders: Vec<Order>,
     stop: bool,
+    /// Since when nothing can be accepted, and the system's reason.
+    starved: Option<(Instant, Option<i32>)>,
 }
 
 /// Who has begun a migration.
@@ -303,6 +305,16 @@ impl Acceptor {
         let peer = incoming.peer.clone();
         let reason = Reason::Recovery;
         self.shared.note(&Note::PassedOver { peer, reason });
+    }
+
+    /// Why nothing has been accepted for so long, if that is so: this host has no descriptors left, or no memory.
+    pub(crate) fn starved(&self, least: Duration) -> Option<io::Error> {
+        let starved = lock(&self.shared.front).starved;
+        let (_, reason) = starved.filter(|(since, _)| since.elapsed() >= least)?;
+        Some(reason.map_or(
+            io::ErrorKind::OutOfMemory.into(),
+            io::Error::from_raw_os_error,
+        ))
     }
 
     /// Passes over what has come while one migration is taken, and only one is.
