@@ -291,6 +291,26 @@ fn too_few_descriptors_cost_the_migration_that_needs_them_and_no_other() {
     assert_eq!(parse(&relay.result())["confirmed"], true);
 }
 
+/// A source waits for each of its channels, so what this host cannot accept would hold it without end.
+#[test]
+fn a_receiver_without_descriptors_says_so_while_the_source_has_its_guest() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let images = folder.path().join("ram").display().to_string();
+    let args = ["receive", "--listen", "tcp:127.0.0.1:0", "--dump", &images];
+    let mut receiving = with_descriptors(16, args.map(str::to_owned).to_vec());
+    let mut wide = ordinary();
+    let channel = |id| Channel::new(id, Method::None).sync().bytes();
+    wide.channels = (0..20).map(channel).collect();
+    let source = Source::begin(&receiving.address(), &wide);
+    source.wait_for_end();
+    let ended = receiving.end();
+    assert_eq!(ended.status.code(), Some(1), "{ended:?}");
+    assert!(
+        ended.stderr.contains("main channel, this host"),
+        "{ended:?}"
+    );
+}
+
 #[test]
 fn all_the_channels_there_may_be_need_no_more_than_usual_descriptors() {
     raise_descriptors();
