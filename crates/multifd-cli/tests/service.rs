@@ -297,7 +297,7 @@ fn a_receiver_without_descriptors_says_so_while_the_source_has_its_guest() {
     let folder = tempfile::tempdir().expect("a folder");
     let images = folder.path().join("ram").display().to_string();
     let args = ["receive", "--listen", "tcp:127.0.0.1:0", "--dump", &images];
-    let mut receiving = with_descriptors(16, args.map(str::to_owned).to_vec());
+    let mut receiving = with_descriptors(20, args.map(str::to_owned).to_vec());
     let mut wide = ordinary();
     let channel = |id| Channel::new(id, Method::None).sync().bytes();
     wide.channels = (0..20).map(channel).collect();

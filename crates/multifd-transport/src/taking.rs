@@ -648,7 +648,11 @@ impl<K: Keeper> MainChannel<'_, K> {
                 | Cause::Io(_)
                 | Cause::Round(RoundFault::OpenRound | RoundFault::MissingSync { .. })
         );
-        let leg = Leg::Source;
+        // A file that cannot be written is no fault of a source's.
+        let leg = match cause {
+            Cause::Image(_) | Cause::File(_) => Leg::Here,
+            _ => Leg::Source,
+        };
         if broken_off && !self.answers.is_settled() && self.source_is_gone() {
             return Failure {
                 channel: Channel::Main,
