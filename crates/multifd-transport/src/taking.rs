@@ -19,6 +19,7 @@ use crate::connections::Connections;
 use crate::coverage::Coverage;
 use crate::endings::told;
 use crate::failure::{Cause, Channel, Failure, Leg, SetupFault};
+use crate::image::ImageError;
 use crate::incoming::{Acceptor, Arrival, Incoming, IncomingChannel};
 use crate::marks::Marks;
 use crate::numbers::Numbers;
@@ -650,7 +651,9 @@ impl<K: Keeper> MainChannel<'_, K> {
         );
         // A file that cannot be written is no fault of a source's.
         let leg = match cause {
-            Cause::Image(_) | Cause::File(_) => Leg::Here,
+            Cause::Image(ImageError::File(_) | ImageError::Folder { .. }) | Cause::File(_) => {
+                Leg::Here
+            }
             _ => Leg::Source,
         };
         if broken_off && !self.answers.is_settled() && self.source_is_gone() {
