@@ -61,6 +61,8 @@ pub(super) struct Links(Mutex<State>);
 #[derive(Debug, Default)]
 struct State {
     links: Vec<Arc<Link>>,
+    /// Of channels, whether or not they have a destination by now.
+    sources: Vec<Arc<Stream>>,
     /// Since when.
     closed: Option<Instant>,
 }
@@ -72,6 +74,11 @@ impl Links {
             link.close();
         }
         state.links.push(link.clone());
+    }
+
+    /// A channel has come, which may be read to nowhere before it has a link.
+    pub(super) fn add_source(&self, source: &Arc<Stream>) {
+        self.lock().sources.push(Arc::clone(source));
     }
 
     /// Begins to close all: the main channel now, and with a reset, so that the destination cannot take for whole what is
@@ -99,6 +106,9 @@ impl Links {
                 let _ = link.source.shutdown(Shutdown::Both);
             }
         }
+        for source in state.sources.iter().filter(|_| since >= SOURCES_AFTER) {
+            let _ = source.shutdown(Shutdown::Both);
+        }
     }
 
     /// Closes all after a migration that is over.
@@ -106,6 +116,9 @@ impl Links {
         let mut state = self.lock();
         state.closed.get_or_insert_with(Instant::now);
         state.links.iter().for_each(|link| link.close());
+        for source in &state.sources {
+            let _ = source.shutdown(Shutdown::Both);
+        }
     }
 
     /// A channel whose destination has closed it.

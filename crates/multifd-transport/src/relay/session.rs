@@ -467,8 +467,9 @@ impl<'env> Session<'env> {
                 };
                 let tell_failure = tell.clone();
                 let IncomingChannel { hello, stream } = channel;
+                let source = Arc::new(stream);
+                self.links.add_source(&source);
                 self.spawn(scope, tell, Role::Channel, running, move || {
-                    let source = Arc::new(stream);
                     if let Err(failure) = pump::run(hello, &source, shared) {
                         // Who would hear it has panicked otherwise.
                         let _ = tell_failure.send(Event::Failed(failure));
