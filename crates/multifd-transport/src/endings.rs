@@ -9,7 +9,7 @@ const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Does a thread's work, and tells how it ended. A panic tells nothing: it closes everything, so that none of the other
 /// threads goes on waiting, and comes out where the threads are joined.
-pub(crate) fn told<T>(tell: &Sender<T>, close_all: impl Fn(), work: impl FnOnce() -> T) {
+pub fn told<T>(tell: &Sender<T>, close_all: impl Fn(), work: impl FnOnce() -> T) {
     struct Closing<F: Fn()>(F);
 
     impl<F: Fn()> Drop for Closing<F> {
@@ -27,7 +27,7 @@ pub(crate) fn told<T>(tell: &Sender<T>, close_all: impl Fn(), work: impl FnOnce(
 
 /// Waits for `count` endings. The first failure is kept and closes everything; what ends with a failure after it does so
 /// because of it.
-pub(crate) fn wait_for<E>(
+pub fn wait_for<E>(
     mut count: usize,
     endings: &Receiver<Result<(), E>>,
     mut progress: impl FnMut(),

@@ -19,9 +19,8 @@ pub struct IncomingChannel {
     pub stream: Stream,
 }
 
-/// One more connection of a migration, or the end of it.
+/// One more connection of a migration, or the end of it. A user has to treat each of them, so a new one is a new version.
 #[derive(Debug)]
-#[non_exhaustive]
 pub enum Arrival {
     /// A multifd channel.
     Channel(IncomingChannel),
@@ -33,7 +32,8 @@ pub enum Arrival {
     Refused(SetupFault),
 }
 
-type Sink = Box<dyn FnMut(Arrival) + Send>;
+/// Takes connections as they come.
+pub type Sink = Box<dyn FnMut(Arrival) + Send>;
 
 #[derive(Default)]
 struct State {
@@ -65,7 +65,7 @@ impl Inbox {
     }
 
     /// From now on every connection goes to `sink`, those that wait first.
-    pub(crate) fn deliver_to(&self, mut sink: Sink) {
+    pub fn deliver_to(&self, mut sink: Sink) {
         let mut state = self.lock();
         while let Some(arrival) = state.waiting.pop_front() {
             sink(arrival);
