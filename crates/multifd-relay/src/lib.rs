@@ -21,6 +21,7 @@
 mod answers;
 mod connections;
 mod coverage;
+mod endings;
 pub mod failure;
 pub mod image;
 pub mod inspect;

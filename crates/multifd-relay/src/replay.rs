@@ -11,13 +11,14 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use multifd_transport::dial::{DIAL_TIMEOUT, Target};
-use multifd_transport::endings::{told, wait_for};
+use multifd_transport::endings::told;
 use multifd_transport::escape::printable_path;
 use multifd_transport::failure::Cause as TransportCause;
 use multifd_transport::{Address, Stream, hung_up};
 use multifd_wire::Hello;
 use multifd_wire::return_path::{Message, ReturnPathReceiver};
 
+use crate::endings::wait_for;
 use crate::failure::{Cause, Channel, Failure, Leg};
 use crate::inspect::{Damage, InspectError, Inspection, StreamFault, Summary};
 use crate::recording::{RecordingError, StreamReader};

@@ -286,10 +286,10 @@ pub(crate) fn take(
     };
     let (tell, events) = mpsc::channel();
     let arrivals = tell.clone();
-    inbox.deliver_to(Box::new(move |arrival| {
+    inbox.deliver_to(move |arrival| {
         // A migration that is over needs no more connections.
         let _ = arrivals.send(Event::Arrival(arrival));
-    }));
+    });
     let failure = thread::scope(|scope| {
         let (main, rounds, tally, coverage) = (&main, &rounds, &tally, &coverage);
         let close_all = &close_all;
@@ -387,7 +387,7 @@ pub(crate) fn take(
         }
         failure
     });
-    inbox.deliver_to(Box::new(drop));
+    inbox.deliver_to(drop);
     match failure {
         Some(failure) => Err(failure),
         None => Ok(Taken {

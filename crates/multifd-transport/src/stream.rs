@@ -127,7 +127,7 @@ impl Stream {
     }
 
     /// Whether a read would not wait, as there are bytes, the end or an error. Takes none of them.
-    pub fn is_readable(&self) -> bool {
+    pub(crate) fn is_readable(&self) -> bool {
         !self.poll_now(PollFlags::IN).is_empty()
     }
 
@@ -169,7 +169,7 @@ impl Stream {
     }
 
     /// Writes `head` and then `body` with as few system calls as the socket allows.
-    pub fn write_all_of_two(&self, head: &[u8], body: &[u8]) -> io::Result<()> {
+    pub(crate) fn write_all_of_two(&self, head: &[u8], body: &[u8]) -> io::Result<()> {
         let mut parts = [IoSlice::new(head), IoSlice::new(body)];
         let mut left = &mut parts[..];
         IoSlice::advance_slices(&mut left, 0);

@@ -104,14 +104,14 @@ pub(super) fn run(
         let _ = tell.send(Event::Arrival(arrival));
     }
     let arrivals = tell.clone();
-    incoming.channels.deliver_to(Box::new(move |arrival| {
+    incoming.channels.deliver_to(move |arrival| {
         // A migration that is over needs no more connections.
         let _ = arrivals.send(Event::Arrival(arrival));
-    }));
+    });
     let settle = || incoming.ticket.settle();
     let outcome = session.run(&opening.start, &tell, &events, &settle, observe);
     // Connections that are still on their way to this migration close with it.
-    incoming.channels.deliver_to(Box::new(drop));
+    incoming.channels.deliver_to(drop);
     outcome?;
     let (confirmed, remarks) = session.outline.look(|seen| {
         let confirmed = seen.confirmed.then_some(true);

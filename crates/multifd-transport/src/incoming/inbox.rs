@@ -32,8 +32,7 @@ pub enum Arrival {
     Refused(SetupFault),
 }
 
-/// Takes connections as they come.
-pub type Sink = Box<dyn FnMut(Arrival) + Send>;
+type Sink = Box<dyn FnMut(Arrival) + Send>;
 
 #[derive(Default)]
 struct State {
@@ -65,12 +64,12 @@ impl Inbox {
     }
 
     /// From now on every connection goes to `sink`, those that wait first.
-    pub fn deliver_to(&self, mut sink: Sink) {
+    pub fn deliver_to(&self, mut sink: impl FnMut(Arrival) + Send + 'static) {
         let mut state = self.lock();
         while let Some(arrival) = state.waiting.pop_front() {
             sink(arrival);
         }
-        state.sink = Some(sink);
+        state.sink = Some(Box::new(sink));
     }
 
     pub(super) fn put(&self, arrival: Arrival) {

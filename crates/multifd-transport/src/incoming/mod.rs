@@ -28,9 +28,11 @@ use std::time::{Duration, Instant};
 use rustix::event::{EventfdFlags, eventfd};
 
 use self::desk::{Bounds, Desk};
-pub use self::inbox::{Arrival, Inbox, IncomingChannel, Sink};
+pub use self::inbox::{Arrival, Inbox, IncomingChannel};
 pub use self::kind::ENGINE_MAGIC;
-pub use self::matching::{Decision, Id, LATE_TIMEOUT, Matching, PeerId, Stated};
+// For the fuzz targets, which have a workspace of their own.
+#[doc(hidden)]
+pub use self::matching::{Decision, Id, Matching, PeerId, Stated};
 use self::note::Notes;
 pub use self::note::{Note, Reason, SetUpFault};
 use crate::failure::{Cause, Channel, Failure, Leg, SetupFault};
