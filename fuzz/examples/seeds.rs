@@ -10,7 +10,7 @@ use std::path::Path;
 use std::{fs, io};
 
 use multifd_codec::{Pages, Settings};
-use multifd_transport::recording::{Role, Writer};
+use multifd_relay::recording::{Role, Writer};
 use multifd_wire::{BlockName, ChannelSender, Hello, Method, Packet, PageSize, RamPacket};
 use page_deflate::{Deflater, Effort, Histogram, PageDeflater, SharedCode, WindowSize};
 use support::plain::PlainChannel;

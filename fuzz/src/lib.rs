@@ -16,7 +16,7 @@ use allocations::measure;
 pub use canned::canned;
 pub use codec::{deflate, inflate};
 pub use inlet::inlet;
-use multifd_wire::control::{self, ControlReceiver};
+use multifd_engine::control::{self, ControlFault, ControlReceiver};
 use multifd_wire::main_stream::{MainEvent, MainReceiver};
 use multifd_wire::return_path::{Message, ReturnPathReceiver};
 use multifd_wire::{
@@ -24,7 +24,7 @@ use multifd_wire::{
     RamPacket, lengths,
 };
 pub use recording::recording;
-use support::{Joined, channel_events, control_events, main_events, pieces};
+use support::{Joined, channel_events, main_events, pieces};
 
 /// A hello that is taken is written again to the byte.
 pub fn hello(data: &[u8]) {
@@ -171,6 +171,22 @@ pub fn control(data: &[u8]) {
         most <= (4 << 10) + stream.len() / 3 * 4 * 300,
         "{most} bytes"
     );
+}
+
+/// The events of a control connection given in pieces of the lengths `cut`, and how it ended.
+fn control_events(bytes: &[u8], cut: &[usize]) -> (Vec<control::Event>, Result<(), ControlFault>) {
+    let mut receiver = ControlReceiver::new(Limits::default());
+    let mut events = Vec::new();
+    for mut piece in pieces(bytes, cut) {
+        loop {
+            match receiver.push(&mut piece) {
+                Ok(Some(event)) => events.push(event),
+                Ok(None) => break,
+                Err(fault) => return (events, Err(fault)),
+            }
+        }
+    }
+    (events, receiver.finish())
 }
 
 /// A length table that is taken covers its payload, and is written again to the byte.

@@ -6,11 +6,11 @@ use std::fs;
 use std::io::Cursor;
 use std::path::PathBuf;
 
-use multifd_transport::inspect::{Damage, InspectError, Inspection, Summary};
-use multifd_transport::recording::{
+use multifd_relay::inspect::{Damage, InspectError, Inspection, Summary};
+use multifd_relay::recording::{
     Chunk, MAX_DATA_BYTES, Reader, RecordingError, StreamReader, Writer,
 };
-use multifd_transport::replay::Replay;
+use multifd_relay::replay::Replay;
 
 use crate::allocations::measure;
 

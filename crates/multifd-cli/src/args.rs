@@ -6,8 +6,9 @@ use std::path::PathBuf;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use multifd_codec::{Accel, Effort, Huffman, Streams, WindowSize, ZlibLevel, ZstdLevel};
+use multifd_engine::ZeroPageDetection;
 use multifd_guests::Kind;
-use multifd_transport::{Address, ZeroPageDetection};
+use multifd_transport::Address;
 use multifd_wire::Method;
 
 use crate::bench::{Mode, Rate};

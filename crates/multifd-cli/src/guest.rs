@@ -3,9 +3,9 @@
 use std::fs::File;
 use std::io;
 
+use multifd_engine::dirty::WriteTracking;
+use multifd_engine::memory::Mapping;
 use multifd_guests::{Ram, serve};
-use multifd_transport::dirty::WriteTracking;
-use multifd_transport::memory::Mapping;
 
 use crate::{Outcome, say, signals};
 

@@ -1,7 +1,7 @@
 //! `multifd record`.
 
-use multifd_transport::SourceSettings;
-use multifd_transport::record::{Output, record};
+use multifd_relay::SourceSettings;
+use multifd_relay::record::{Output, record};
 
 use crate::Outcome;
 use crate::args::RecordArgs;

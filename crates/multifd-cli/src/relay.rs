@@ -10,10 +10,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use multifd_codec::Accel;
-use multifd_transport::failure::Cause;
+use multifd_relay::Failure;
+use multifd_relay::relay::{MigrationReport, Relay, RelayConfig, Totals, Update, pass_on};
+use multifd_transport::Cancel;
+use multifd_transport::failure::Cause as TransportCause;
 use multifd_transport::incoming::Incoming;
-use multifd_transport::relay::{MigrationReport, Relay, RelayConfig, Totals, Update, pass_on};
-use multifd_transport::{Cancel, Failure};
 use multifd_wire::{Limits, Method};
 
 use self::report::{Failed, Running, Summary, advice};
@@ -97,7 +98,11 @@ pub fn run(args: &RelayArgs) -> Outcome {
         });
         let work = move || accept(relay, &route, &tell, &ends);
         let thread = thread::Builder::new().spawn(work);
-        accepting.push(thread.map_err(|error| say::chain(&Failure::here(Cause::Thread(error))))?);
+        accepting.push(
+            thread.map_err(|error| {
+                say::chain(&Failure::here(TransportCause::Thread(error).into()))
+            })?,
+        );
     }
     // Only now can a source be started.
     listening.iter().for_each(say::note);
@@ -188,7 +193,7 @@ fn accept(mut relay: Relay, route: &Arc<Route>, tell: &Sender<Event>, ends: &End
         };
         if let Err(error) = thread::Builder::new().spawn(migration) {
             RUNNING.fetch_sub(1, Ordering::AcqRel);
-            let failure = Failure::here(Cause::Thread(error));
+            let failure = Failure::here(TransportCause::Thread(error).into());
             let _ = ended.send(Event::Ended(number, Box::new(Err(Ended::Failed(failure)))));
         }
     }

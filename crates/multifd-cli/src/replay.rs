@@ -1,6 +1,6 @@
 //! `multifd replay`.
 
-use multifd_transport::replay::Replay;
+use multifd_relay::replay::Replay;
 
 use crate::Outcome;
 use crate::args::ReplayArgs;

@@ -6,9 +6,9 @@ use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use multifd_relay::receive::Totals;
 pub use multifd_transport::escape::{printable, printable_path};
 use multifd_transport::incoming::Acceptor;
-use multifd_transport::receive::Totals;
 use multifd_transport::{Address, ListenOptions, Listener};
 use multifd_wire::IdStr;
 use serde::{Deserialize, Serialize, Serializer};
@@ -246,8 +246,8 @@ pub fn size(bytes: u64) -> String {
 #[derive(Debug)]
 pub struct Arrived(pub Totals);
 
-impl From<multifd_transport::Arrived> for Arrived {
-    fn from(arrived: multifd_transport::Arrived) -> Self {
+impl From<multifd_engine::Arrived> for Arrived {
+    fn from(arrived: multifd_engine::Arrived) -> Self {
         Self(Totals {
             pages: arrived.normal,
             zero_pages: arrived.duplicate,

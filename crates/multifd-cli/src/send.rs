@@ -3,14 +3,14 @@
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use multifd_guests::{Guest, Kind, Spec};
-use multifd_transport::dirty::PagemapLog;
-use multifd_transport::failure::Cause;
-use multifd_transport::memory::{MappedMemory, Mapping};
-use multifd_transport::source::{self, SourceFailure};
-use multifd_transport::{
+use multifd_engine::dirty::PagemapLog;
+use multifd_engine::failure::Cause;
+use multifd_engine::memory::{MappedMemory, Mapping};
+use multifd_engine::source::{self, SourceFailure};
+use multifd_engine::{
     EngineFault, Parameters, Phase, Progress as Moment, Statistics, VmError, VmHandle,
 };
+use multifd_guests::{Guest, Kind, Spec};
 use multifd_wire::{BlockName, Method, PageSize};
 use serde::{Deserialize, Serialize};
 

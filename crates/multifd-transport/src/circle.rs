@@ -117,7 +117,7 @@ impl Drop for Listing {
 
 /// Fails where a migration that goes to `connect` would never leave this process, as far as that is known before it is
 /// called: of a name with several addresses, another process may be the one that answers.
-pub(crate) fn look_ahead(connect: &Address) -> Result<(), Circle> {
+pub fn look_ahead(connect: &Address) -> Result<(), Circle> {
     let listed = lock().listed.clone();
     let look = Look {
         listed: &listed,
@@ -134,7 +134,7 @@ pub(crate) fn look_ahead(connect: &Address) -> Result<(), Circle> {
 
 /// Fails where `stream`, which was dialled to get to `connect`, leads back to where its migration came from. Names on the way
 /// are looked up within a time, as long as `given_up` does not answer true.
-pub(crate) fn look_behind(
+pub fn look_behind(
     stream: &Stream,
     connect: &Address,
     within: Duration,

@@ -54,11 +54,11 @@ impl Listed {
 
 /// A file of this process. Dropped, the file is removed, unless it was [kept](Self::keep).
 #[derive(Debug)]
-pub(crate) struct Temporary(Listed);
+pub struct Temporary(Listed);
 
 impl Temporary {
     /// Lets `make` make the file `path`, and takes charge of it.
-    pub(crate) fn make<T>(
+    pub fn make<T>(
         path: &Path,
         make: impl FnOnce() -> io::Result<T>,
     ) -> io::Result<(T, Temporary)> {
@@ -78,7 +78,7 @@ impl Temporary {
     }
 
     /// From now on the file is not removed.
-    pub(crate) fn keep(&self) {
+    pub fn keep(&self) {
         lock().retain(|listed| *listed != self.0);
     }
 }

@@ -142,7 +142,7 @@ impl Target {
     ///
     /// # Errors
     /// When there is no such host, or nobody says so in time.
-    pub fn resolve_within(
+    pub(crate) fn resolve_within(
         address: &Address,
         within: Duration,
         given_up: &dyn Fn() -> bool,

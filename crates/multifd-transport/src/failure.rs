@@ -1,5 +1,6 @@
-//! What went wrong, and where: the error of a migration.
+//! What went wrong, and where: the errors of connections.
 
+use std::error::Error;
 use std::fmt;
 use std::io;
 use std::time::Duration;
@@ -7,10 +8,7 @@ use std::time::Duration;
 use multifd_codec::{DecodeError, EncodeError, PagesError, Unsupported};
 use multifd_wire::{BlockName, Fault, Method, Misuse, UnknownMethod};
 
-use crate::coverage::CoverageFault;
-use crate::image::ImageError;
-use crate::recording::RecordingError;
-use crate::{Address, Circle, EngineFault, FileError, RoundFault};
+use crate::{Address, RoundFault};
 
 /// One connection of a migration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -34,10 +32,10 @@ pub enum Leg {
     Here,
 }
 
-/// The first thing that went wrong in a migration. Whatever failed afterwards failed because of it.
+/// A failure and its place. Each crate has causes of its own; the place is the same for all.
 #[derive(Debug, thiserror::Error)]
 #[error("{}", self.place())]
-pub struct Failure {
+pub struct Located<C: Error + 'static> {
     /// The connection it happened on.
     pub channel: Channel,
     /// The side it happened on.
@@ -46,8 +44,11 @@ pub struct Failure {
     pub block: Option<Box<BlockName>>,
     /// What happened.
     #[source]
-    pub cause: Cause,
+    pub cause: C,
 }
+
+/// A failure of a connection.
+pub type Failure = Located<Cause>;
 
 /// What can go wrong on a connection.
 #[derive(Debug, thiserror::Error)]
@@ -67,9 +68,6 @@ pub enum Cause {
         /// What the system said.
         source: io::Error,
     },
-    /// The destination is the relay itself.
-    #[error(transparent)]
-    Circle(#[from] Circle),
     /// The peer breaks the rules of the format.
     #[error("the stream is malformed")]
     Wire(#[from] Fault),
@@ -105,72 +103,14 @@ pub enum Cause {
     /// The channels do not agree about the rounds of the migration.
     #[error(transparent)]
     Round(#[from] RoundFault),
-    /// An engine ended the migration.
-    #[error(transparent)]
-    Engine(#[from] EngineFault),
-    /// A RAM block cannot be written to its image.
-    #[error(transparent)]
-    Image(#[from] ImageError),
-    /// What arrives cannot be written to its file.
-    #[error(transparent)]
-    File(#[from] FileError),
-    /// What is to be sent cannot be read from its recording.
-    #[error(transparent)]
-    Recording(#[from] RecordingError),
-    /// The source closed before the migration was complete: it was cancelled, or the source died.
-    #[error("the source ended the migration before it was complete (cancelled there, or it died)")]
-    Incomplete,
-    /// The destination answered that it could not load the guest.
-    #[error(
-        "the destination could not load the guest (status {status}); see the destination's own log"
-    )]
-    Refused {
-        /// The number that it gave; 0 would have been success.
-        status: u32,
-    },
-    /// The source closed before the destination had said that it has the guest, so the guest runs on at the source.
-    #[error(
-        "the source closed before the destination had said that it has the guest, and goes on with its guest; \
-         the destination was cut off, see that it does not run"
-    )]
-    TakenBack,
-    /// The destination has the guest, and the source could not be told.
-    #[error(
-        "the destination has the guest, but the source closed before it was told: \
-         the guest may run at both ends, stop one of them now"
-    )]
-    NotTold,
-    /// A connection broke while the guest's memory was at both ends.
-    #[error(
-        "a connection broke in postcopy; the guest goes on once it is recovered \
-         (at the destination migrate-recover, at the source migrate with resume)"
-    )]
-    PostcopyBroke,
-    /// A migration that may switch to postcopy, where there is no guest to switch to.
-    #[error(
-        "the source may switch to postcopy, which needs a running destination: \
-         switch it off at the source (migrate_set_capability postcopy-ram off)"
-    )]
-    Postcopy,
-    /// A stream without the description of devices, whose end cannot be told from a pause.
-    #[error(
-        "the stream has no description of devices (suppress-vmdesc), so its end cannot be told: \
-         record from a machine type with it, or without return path"
-    )]
-    NoEnd,
-    /// Pages are missing, or do not fit to the list of blocks.
-    #[error(transparent)]
-    Coverage(#[from] CoverageFault),
+    /// The caller asked for the end.
+    #[error("cancelled")]
+    Cancelled,
     /// No thread could be had.
     #[error(
         "cannot start a thread; raise the limit of threads (ulimit -u, or the service's TasksMax)"
     )]
     Thread(#[source] io::Error),
-    /// The destination closed without the answer that the source had asked for.
-    #[error(
-        "the destination closed without saying that it has the guest; see the destination's own log"
-    )]
-    Unconfirmed,
 }
 
 /// Connections of one migration that do not fit together.
@@ -245,14 +185,24 @@ pub enum SetupFault {
     },
 }
 
-impl Failure {
+impl<C: Error + 'static> Located<C> {
     /// A failure of this host, which no connection is to blame for.
-    pub fn here(cause: Cause) -> Self {
+    pub fn here(cause: C) -> Self {
         Self {
             channel: Channel::Main,
             leg: Leg::Here,
             block: None,
             cause,
+        }
+    }
+
+    /// The same failure with its cause as one of another crate's.
+    pub fn widened<D: From<C> + Error + 'static>(self) -> Located<D> {
+        Located {
+            channel: self.channel,
+            leg: self.leg,
+            block: self.block,
+            cause: self.cause.into(),
         }
     }
 
@@ -271,7 +221,7 @@ impl Failure {
     /// The whole chain of causes on one line, for logs.
     pub fn explain(&self) -> String {
         let mut text = self.to_string();
-        let mut next = std::error::Error::source(self);
+        let mut next = Error::source(self);
         while let Some(cause) = next {
             text.push_str(": ");
             text.push_str(&cause.to_string());

@@ -134,12 +134,12 @@ impl<'s> Inlet<'s> {
     }
 
     /// [`ChannelReceiver::open_table`].
-    pub(crate) fn open_table(&self) -> Option<usize> {
+    pub fn open_table(&self) -> Option<usize> {
         self.receiver.open_table()
     }
 
     /// Whether there is something to read now, be it the end or an error.
-    pub(crate) fn has_more(&self) -> bool {
+    pub fn has_more(&self) -> bool {
         self.stream.is_readable()
     }
 
@@ -155,7 +155,7 @@ impl<'s> Inlet<'s> {
     }
 
     /// The same, into `pages`.
-    pub(crate) fn read_pages_into(
+    pub fn read_pages_into(
         &mut self,
         packet: &RamPacket,
         pages: &mut PageBuffer,
@@ -187,7 +187,7 @@ impl<'s> Inlet<'s> {
     }
 
     /// The method of `packet`, which must be that of all packets with a payload before it.
-    pub(crate) fn method_of(&mut self, packet: &RamPacket) -> Result<Method, Cause> {
+    pub fn method_of(&mut self, packet: &RamPacket) -> Result<Method, Cause> {
         let method = packet.method()?;
         if packet.payload_len() == 0 {
             return Ok(method);
@@ -204,6 +204,27 @@ impl<'s> Inlet<'s> {
     /// For whoever moves the payload past this inlet: the connection, and how much is to be moved.
     pub(crate) fn payload_source(&self) -> (&'s Stream, usize) {
         (self.stream, self.receiver.payload_remaining() as usize)
+    }
+
+    /// Reads past the payload of the packet in hand, which may be long.
+    ///
+    /// # Errors
+    /// When the channel ends in it.
+    pub fn skip_payload(&mut self) -> Result<(), Cause> {
+        let mut buffer = vec![0; PIECE_BYTES];
+        loop {
+            let (stream, left) = self.payload_source();
+            if left == 0 {
+                return Ok(());
+            }
+            let piece = buffer.len().min(left);
+            let count = stream.read_some(buffer.get_mut(..piece).unwrap_or_default())?;
+            if count == 0 {
+                self.ended()?;
+                return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+            }
+            self.payload_moved(count)?;
+        }
     }
 
     /// `count` bytes of the payload were moved.

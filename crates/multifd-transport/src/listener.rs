@@ -210,7 +210,7 @@ impl Listener {
     }
 
     /// What it accepts will be passed on to `connect`.
-    pub(crate) fn leads_to(&self, connect: &Address) {
+    pub fn leads_to(&self, connect: &Address) {
         self.listing.leads_to(connect);
     }
 

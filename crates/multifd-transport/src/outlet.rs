@@ -72,7 +72,7 @@ impl<'s> Outlet<'s> {
     /// Opens the channel with its first packet: `hello`, and what is written without a payload, are kept until
     /// [`Outlet::release`]. A QEMU that has all hellos reads its main channel and waits for SYNCs, for ever if one does not
     /// come whole; so what breaks must find both with it, or neither.
-    pub(crate) fn open_later(
+    pub fn open_later(
         stream: &'s Stream,
         hello: &Hello,
         encoder: Box<dyn Encoder>,
@@ -95,7 +95,7 @@ impl<'s> Outlet<'s> {
     }
 
     /// Writes what was kept, in one call. From now on everything is written at once.
-    pub(crate) fn release(&mut self) -> Result<(), Cause> {
+    pub fn release(&mut self) -> Result<(), Cause> {
         self.wire.release()
     }
 
@@ -157,11 +157,7 @@ impl<'s> Outlet<'s> {
     }
 
     /// Writes a packet whose payload comes from `inlet` as it is. An error says on which leg it happened.
-    pub(crate) fn forward(
-        &mut self,
-        packet: &Packet,
-        inlet: &mut Inlet<'_>,
-    ) -> Result<(), (Leg, Cause)> {
+    pub fn forward(&mut self, packet: &Packet, inlet: &mut Inlet<'_>) -> Result<(), (Leg, Cause)> {
         let here = |cause| (Leg::Destination, cause);
         self.write_packet(packet).map_err(here)?;
         let wire = &mut self.wire;
@@ -284,7 +280,7 @@ impl<S: Supply> Flow for Through<'_, '_, S> {
 }
 
 /// The block of a packet's pages, if it has any.
-pub(crate) fn block_of(packet: &RamPacket) -> Option<Box<BlockName>> {
+pub fn block_of(packet: &RamPacket) -> Option<Box<BlockName>> {
     let has_pages = !packet.normal().is_empty() || !packet.zero().is_empty();
     has_pages.then(|| Box::new(packet.block().clone()))
 }

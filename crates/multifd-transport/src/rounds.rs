@@ -44,16 +44,16 @@ const TICK: Duration = Duration::from_millis(500);
 
 /// How a channel enters a round.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Entry {
+pub struct Entry {
     /// The round's number, by the channel's own count.
-    pub(crate) round: u64,
+    pub round: u64,
     /// The round had ended without the channel, which came late: others may have sent its pages again since.
-    pub(crate) is_behind: bool,
+    pub is_behind: bool,
 }
 
 /// Where every channel is. One thread per channel and one for the main channel share it.
 #[derive(Debug)]
-pub(crate) struct Rounds {
+pub struct Rounds {
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -102,7 +102,7 @@ impl ChannelState {
 
 impl Rounds {
     /// With so many channels from the start.
-    pub(crate) fn new(channels: usize) -> Self {
+    pub fn new(channels: usize) -> Self {
         let channels = (0..channels).map(|id| (id, ChannelState::new()));
         let state = State {
             main: MainState::Opening,
@@ -118,26 +118,26 @@ impl Rounds {
     }
 
     /// One more channel has come.
-    pub(crate) fn join(&self, channel: usize) {
+    pub fn join(&self, channel: usize) {
         let mut state = self.lock();
         state.channels.insert(channel, ChannelState::new());
         self.changed.notify_all();
     }
 
     /// The ids of the channels that have come.
-    pub(crate) fn channels(&self) -> Vec<usize> {
+    pub fn channels(&self) -> Vec<usize> {
         self.lock().channels.keys().copied().collect()
     }
 
     /// A channel gives something.
-    pub(crate) fn touch(&self, channel: usize) {
+    pub fn touch(&self, channel: usize) {
         if let Some(channel) = self.lock().channels.get_mut(&channel) {
             channel.active = Instant::now();
         }
     }
 
     /// The main channel has named the RAM blocks: channels may give pages.
-    pub(crate) fn open(&self) {
+    pub fn open(&self) {
         self.lock().main = MainState::Running;
         self.changed.notify_all();
     }
@@ -147,7 +147,7 @@ impl Rounds {
     /// # Errors
     ///
     /// The index of the channel that will not come to it, and why.
-    pub(crate) fn mark(&self) -> Result<(), (Option<usize>, RoundFault)> {
+    pub fn mark(&self) -> Result<(), (Option<usize>, RoundFault)> {
         let since = Instant::now();
         let mut state = self.lock();
         state.marks = state.marks.saturating_add(1);
@@ -186,7 +186,7 @@ impl Rounds {
     /// # Errors
     ///
     /// The index of a channel that is inside another round already.
-    pub(crate) fn finish(&self) -> Result<(), (Option<usize>, RoundFault)> {
+    pub fn finish(&self) -> Result<(), (Option<usize>, RoundFault)> {
         let mut state = self.lock();
         state.main = MainState::Finished;
         self.changed.notify_all();
@@ -202,7 +202,7 @@ impl Rounds {
     /// # Errors
     ///
     /// [`RoundFault::Stopped`].
-    pub(crate) fn wait_open(&self) -> Result<(), RoundFault> {
+    pub fn wait_open(&self) -> Result<(), RoundFault> {
         let mut state = self.lock();
         while state.main == MainState::Opening {
             if state.stopped {
@@ -214,7 +214,7 @@ impl Rounds {
     }
 
     /// A channel that has ended short of a round's end, if there is one.
-    pub(crate) fn lost(&self) -> Option<(usize, RoundFault)> {
+    pub fn lost(&self) -> Option<(usize, RoundFault)> {
         let state = self.lock();
         let wanted = state.marks;
         let mut channels = state.channels.iter();
@@ -226,12 +226,12 @@ impl Rounds {
     }
 
     /// Whether the main channel has marked its last round.
-    pub(crate) fn is_finished(&self) -> bool {
+    pub fn is_finished(&self) -> bool {
         self.lock().main == MainState::Finished
     }
 
     /// `channel` has pages to give; waits until the RAM blocks are known.
-    pub(crate) fn enter(&self, channel: usize) -> Result<Entry, RoundFault> {
+    pub fn enter(&self, channel: usize) -> Result<Entry, RoundFault> {
         let mut state = self.lock();
         loop {
             match state.main {
@@ -252,12 +252,12 @@ impl Rounds {
     }
 
     /// How many rounds the main channel has ended.
-    pub(crate) fn marks(&self) -> u64 {
+    pub fn marks(&self) -> u64 {
         self.lock().marks
     }
 
     /// `channel` has come to a SYNC.
-    pub(crate) fn arrive(&self, channel: usize) -> u64 {
+    pub fn arrive(&self, channel: usize) -> u64 {
         let mut state = self.lock();
         let syncs = match state.channels.get_mut(&channel) {
             Some(channel) => {
@@ -275,7 +275,7 @@ impl Rounds {
     /// Like [`arrive`](Self::arrive), and waits for all other channels and the main channel to come there too.
     ///
     /// A SYNC which the main channel does not know of by its end is let pass: nothing can come after it.
-    pub(crate) fn hold(&self, channel: usize) -> Result<(), RoundFault> {
+    pub fn hold(&self, channel: usize) -> Result<(), RoundFault> {
         let syncs = self.arrive(channel);
         let mut state = self.lock();
         loop {
@@ -300,7 +300,7 @@ impl Rounds {
     /// # Errors
     ///
     /// `OpenRound` when it did so inside a round.
-    pub(crate) fn leave(&self, channel: usize) -> Result<(), RoundFault> {
+    pub fn leave(&self, channel: usize) -> Result<(), RoundFault> {
         let mut state = self.lock();
         self.changed.notify_all();
         match state.channels.get_mut(&channel) {
@@ -314,12 +314,12 @@ impl Rounds {
     }
 
     /// Whether [`stop`](Self::stop) was called.
-    pub(crate) fn is_stopped(&self) -> bool {
+    pub fn is_stopped(&self) -> bool {
         self.lock().stopped
     }
 
     /// Wakes everybody who waits, with an error.
-    pub(crate) fn stop(&self) {
+    pub fn stop(&self) {
         self.lock().stopped = true;
         self.changed.notify_all();
     }

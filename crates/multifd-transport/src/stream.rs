@@ -45,7 +45,7 @@ impl Stream {
     }
 
     /// Calls `address`, waiting at most as long as `timeout`.
-    pub(crate) fn connect_within(address: &Address, timeout: Duration) -> io::Result<Stream> {
+    pub fn connect_within(address: &Address, timeout: Duration) -> io::Result<Stream> {
         let start = Instant::now();
         let target = Target::resolve_within(address, timeout, &|| false)?;
         Ok(target.dial(timeout.saturating_sub(start.elapsed()), &|| false)?)
@@ -93,7 +93,7 @@ impl Stream {
     }
 
     /// Limits how long one read or write waits; `None` waits for ever. Either may then fail with `WouldBlock`.
-    pub(crate) fn set_timeouts(&self, timeout: Option<Duration>) -> io::Result<()> {
+    pub fn set_timeouts(&self, timeout: Option<Duration>) -> io::Result<()> {
         self.set_read_timeout(timeout)?;
         match self {
             Stream::Unix(stream) => stream.set_write_timeout(timeout),
@@ -103,7 +103,7 @@ impl Stream {
 
     /// Lets a TCP connection also fail when its peer takes nothing for half a minute, as an engine never does. A QEMU may:
     /// one that a debugger holds, for one.
-    pub(crate) fn notice_stalled_peer(&self) -> io::Result<()> {
+    pub fn notice_stalled_peer(&self) -> io::Result<()> {
         if let Stream::Tcp(stream) = self {
             sockopt::set_tcp_user_timeout(stream, DEAD_PEER.as_millis() as u32)?;
         }
@@ -121,7 +121,7 @@ impl Stream {
     }
 
     /// Reads to nowhere, until the peer closes or this socket is shut down.
-    pub(crate) fn drain(&self) {
+    pub fn drain(&self) {
         // However it ends, nothing is lost by it.
         let _ = io::copy(&mut &*self, &mut io::sink());
     }
@@ -132,7 +132,7 @@ impl Stream {
     }
 
     /// The same, waiting for it as long as `within`.
-    pub(crate) fn is_readable_within(&self, within: Duration) -> io::Result<bool> {
+    pub fn is_readable_within(&self, within: Duration) -> io::Result<bool> {
         let mut source = [PollFd::new(self, PollFlags::IN)];
         // A few seconds at most, so they fit a timespec.
         let within = Timespec::try_from(within).ok();
@@ -145,7 +145,7 @@ impl Stream {
 
     /// Bytes that were written and are still in this host: over TCP those that the peer's host has not acknowledged, over
     /// a unix socket those that the peer has not read. None, where the system does not tell.
-    pub(crate) fn unsent_bytes(&self) -> u64 {
+    pub fn unsent_bytes(&self) -> u64 {
         crate::unsent::unsent_bytes(self).unwrap_or(0)
     }
 
@@ -169,7 +169,7 @@ impl Stream {
     }
 
     /// Writes `head` and then `body` with as few system calls as the socket allows.
-    pub fn write_all_of_two(&self, head: &[u8], body: &[u8]) -> io::Result<()> {
+    pub(crate) fn write_all_of_two(&self, head: &[u8], body: &[u8]) -> io::Result<()> {
         let mut parts = [IoSlice::new(head), IoSlice::new(body)];
         let mut left = &mut parts[..];
         IoSlice::advance_slices(&mut left, 0);
@@ -224,7 +224,7 @@ impl AsFd for Stream {
 }
 
 /// What writing to a peer that has closed its end looks like.
-pub(crate) fn hung_up(error: &io::Error) -> bool {
+pub fn hung_up(error: &io::Error) -> bool {
     use io::ErrorKind::{BrokenPipe, ConnectionReset};
     matches!(error.kind(), BrokenPipe | ConnectionReset)
 }

@@ -263,42 +263,6 @@ pub enum Fault {
         /// The only word allowed.
         allowed: u64,
     },
-    /// A control message of a kind that its version does not have.
-    #[error("control message of kind {found}")]
-    ControlKind {
-        /// The kind.
-        found: u16,
-    },
-    /// A control message is longer than its kind may be.
-    #[error("control message of kind {kind} with {found} bytes, {allowed} are allowed")]
-    ControlLength {
-        /// The kind.
-        kind: u16,
-        /// The length stated.
-        found: usize,
-        /// The longest allowed.
-        allowed: usize,
-    },
-    /// What is in a control message is not what its kind has.
-    #[error("the body of a control message of kind {kind} is malformed")]
-    ControlBody {
-        /// The kind.
-        kind: u16,
-    },
-    /// A control message states a page size that this crate does not have.
-    #[error("pages of {found} bytes")]
-    PageBytes {
-        /// Bytes stated.
-        found: u32,
-    },
-    /// A control message states no channel, or more than there can be.
-    #[error("{found} channels, 1 to {allowed} are allowed")]
-    Channels {
-        /// Number stated.
-        found: u16,
-        /// Most allowed.
-        allowed: u16,
-    },
 }
 
 /// The caller asked for something out of turn. A defect of the program, not of the peer.

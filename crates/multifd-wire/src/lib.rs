@@ -71,11 +71,6 @@
 //! every device: the RAM blocks, the marks at which the channels synchronise, the end. What the
 //! destination answers is in [`return_path`].
 //!
-//! # Between two ends of our own
-//!
-//! [`control`] has the messages which a source and a destination that are no QEMU exchange on their
-//! main connection. Their channels are the same.
-//!
 //! # What a peer can do
 //!
 //! Nothing but be refused. Every number from the wire is compared with a limit of the format or of
@@ -108,7 +103,6 @@ extern crate std;
 
 mod bytes;
 mod channel;
-pub mod control;
 mod escape;
 mod fault;
 mod flags;

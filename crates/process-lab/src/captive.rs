@@ -7,9 +7,9 @@ use std::os::unix::fs::FileExt;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use multifd_transport::dirty::{DirtyBitmap, DirtyLog, DirtyLogError, PagemapLog};
-use multifd_transport::memory::{GuestMemory, MappedMemory, Mapping, MemoryBlock};
-use multifd_transport::{VmError, VmHandle};
+use multifd_engine::dirty::{DirtyBitmap, DirtyLog, DirtyLogError, PagemapLog};
+use multifd_engine::memory::{GuestMemory, MappedMemory, Mapping, MemoryBlock};
+use multifd_engine::{VmError, VmHandle};
 use multifd_wire::{BlockName, PageSize};
 use rustix::process::{Pid, Signal, kill_process};
 

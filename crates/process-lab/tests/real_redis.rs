@@ -10,11 +10,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use multifd_codec::Accel;
-use multifd_transport::destination::{self, DestinationSettings, Offer};
+use multifd_engine::destination::{self, DestinationSettings, Offer};
+use multifd_engine::memory::{MappedMemory, Mapping};
+use multifd_engine::source::{self, Guest};
+use multifd_engine::{Parameters, VmError, VmHandle};
 use multifd_transport::incoming::Acceptor;
-use multifd_transport::memory::{MappedMemory, Mapping};
-use multifd_transport::source::{self, Guest};
-use multifd_transport::{Address, Cancel, Parameters, VmError, VmHandle};
+use multifd_transport::{Address, Cancel};
 use multifd_wire::Method;
 use process_lab::Captive;
 use qemu_lab::{Part, Root, require};
@@ -149,7 +150,7 @@ impl VmHandle for Nobody {
 }
 
 fn empty(offer: &Offer) -> Result<MappedMemory, VmError> {
-    let block = |block: &multifd_wire::control::Block| {
+    let block = |block: &multifd_engine::control::Block| {
         let mapping = Mapping::memfd("received", usize::try_from(block.len_bytes)?)?;
         Ok((block.name.clone(), mapping))
     };

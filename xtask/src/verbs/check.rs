@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::{Result, cargo, output, run as run_command, workspace};
 
 /// The published crates, and which of this workspace's crates each may build upon.
-const LINE: [(&str, &[&str]); 8] = [
+const LINE: [(&str, &[&str]); 10] = [
     ("multifd-wire", &[]),
     ("page-deflate", &[]),
     ("iaa-detect", &[]),
@@ -21,8 +21,18 @@ const LINE: [(&str, &[&str]); 8] = [
     ),
     ("multifd-transport", &["multifd-codec", "multifd-wire"]),
     (
+        "multifd-relay",
+        &["multifd-transport", "multifd-codec", "multifd-wire"],
+    ),
+    (
+        "multifd-engine",
+        &["multifd-transport", "multifd-codec", "multifd-wire"],
+    ),
+    (
         "multifd-cli",
         &[
+            "multifd-relay",
+            "multifd-engine",
             "multifd-transport",
             "multifd-codec",
             "multifd-wire",
@@ -35,7 +45,7 @@ const LINE: [(&str, &[&str]); 8] = [
 /// Crates with a limited list of outside dependencies. `multifd-wire` does without `std`; `page-deflate` and
 /// `iaa-detect` shall bring little else into the programs of others.
 const OUTSIDE: [(&str, &[&str]); 3] = [
-    ("multifd-wire", &["postcard", "serde", "thiserror"]),
+    ("multifd-wire", &["thiserror"]),
     ("page-deflate", &["thiserror"]),
     ("iaa-detect", &["libloading", "rustix", "serde"]),
 ];
@@ -223,6 +233,7 @@ mod tests {
         json!({"packages": [
             {"name": name, "publish": null, "dependencies": [dependency]},
             {"name": "multifd-transport", "publish": null, "dependencies": []},
+            {"name": "multifd-engine", "publish": null, "dependencies": []},
             {"name": "qemu-lab", "publish": [], "dependencies": []},
         ]})
     }
@@ -238,14 +249,26 @@ mod tests {
     }
 
     #[test]
+    fn relay_and_engine_do_not_know_each_other() {
+        let engine = json!({"name": "multifd-engine", "kind": null, "req": "^0.1"});
+        assert_eq!(
+            line_faults(&workspace_where("multifd-relay", engine.clone())).len(),
+            1
+        );
+        assert!(line_faults(&workspace_where("multifd-cli", engine)).is_empty());
+    }
+
+    #[test]
     fn the_wire_crate_uses_only_what_needs_no_std() {
         let errors = json!({"name": "thiserror", "kind": null, "req": "^2"});
         assert!(line_faults(&workspace_where("multifd-wire", errors)).is_empty());
-        let other = json!({"name": "flate2", "kind": null, "req": "^1"});
-        assert_eq!(
-            line_faults(&workspace_where("multifd-wire", other)).len(),
-            1
-        );
+        for other in ["flate2", "serde", "postcard"] {
+            let other = json!({"name": other, "kind": null, "req": "^1"});
+            assert_eq!(
+                line_faults(&workspace_where("multifd-wire", other)).len(),
+                1
+            );
+        }
     }
 
     #[test]

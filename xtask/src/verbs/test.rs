@@ -15,11 +15,11 @@ const USE_QPL: [&str; 5] = [
     "iaa-detect",
     "iaa-sim",
     "multifd-codec",
-    "multifd-transport",
+    "multifd-relay",
 ];
 
 /// Of these, the ones that also have to work without it.
-const WORK_WITHOUT_QPL: [&str; 3] = ["iaa-detect", "multifd-codec", "multifd-transport"];
+const WORK_WITHOUT_QPL: [&str; 3] = ["iaa-detect", "multifd-codec", "multifd-relay"];
 
 pub fn run() -> Result<()> {
     let log = workspace().join("target/tests-not-run");

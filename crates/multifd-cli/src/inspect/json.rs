@@ -6,8 +6,8 @@ use std::cell::RefCell;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use multifd_transport::failure::Channel;
-use multifd_transport::inspect::{
+use multifd_relay::failure::Channel;
+use multifd_relay::inspect::{
     ChannelSummary, InspectError, Inspection, MainSummary, PacketMethod, Sighting, StreamReport,
 };
 use multifd_wire::Packet;

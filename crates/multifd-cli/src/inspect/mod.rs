@@ -6,7 +6,7 @@ mod text;
 use std::io::{self, BufWriter};
 use std::path::Path;
 
-use multifd_transport::inspect::{ChannelSummary, MainSummary, Report, StreamReport, Summary};
+use multifd_relay::inspect::{ChannelSummary, MainSummary, Report, StreamReport, Summary};
 use multifd_wire::PageSize;
 
 use crate::Outcome;

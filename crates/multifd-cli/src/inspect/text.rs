@@ -4,7 +4,7 @@ use std::fmt::Display;
 use std::io::{self, Write};
 use std::path::PathBuf;
 
-use multifd_transport::inspect::{ChannelSummary, Inspection, MainSummary, PacketMethod, Sighting};
+use multifd_relay::inspect::{ChannelSummary, Inspection, MainSummary, PacketMethod, Sighting};
 use multifd_wire::Packet;
 
 use super::{View, fault_of, in_file};

@@ -5,12 +5,14 @@ use std::os::unix::fs::FileExt;
 use std::sync::{Arc, OnceLock};
 
 use multifd_codec::is_zero;
-use multifd_transport::destination::{DestinationSettings, Offer, Received, receive};
-use multifd_transport::failure::Cause;
-use multifd_transport::image::{Folder, Images};
+use multifd_engine::destination::{DestinationSettings, Offer, Received, receive};
+use multifd_engine::failure::{Cause, Failure};
+use multifd_engine::memory::{GuestMemory, MappedMemory, Mapping, MemoryBlock};
+use multifd_engine::{EngineFault, VmError, VmHandle};
+use multifd_relay::image::{Folder, Images};
+use multifd_transport::Cancel;
+use multifd_transport::failure::Cause as TransportCause;
 use multifd_transport::incoming::Acceptor;
-use multifd_transport::memory::{GuestMemory, MappedMemory, Mapping, MemoryBlock};
-use multifd_transport::{Cancel, EngineFault, Failure, VmError, VmHandle};
 use multifd_wire::main_stream::Block as ImageBlock;
 use serde::{Deserialize, Serialize};
 
@@ -74,7 +76,10 @@ pub fn run(
 fn is_broken_off(failure: &Failure) -> bool {
     matches!(
         failure.cause,
-        Cause::Io(_) | Cause::Wire(_) | Cause::Setup(_) | Cause::Engine(EngineFault::Closed)
+        Cause::Transport(
+            TransportCause::Io(_) | TransportCause::Wire(_) | TransportCause::Setup(_)
+        ) | Cause::Control(_)
+            | Cause::Engine(EngineFault::Closed)
     )
 }
 
@@ -92,7 +97,7 @@ struct Shared(Arc<MappedMemory>);
 
 impl Shared {
     fn make(offer: &Offer) -> Result<Self, VmError> {
-        let block = |block: &multifd_wire::control::Block| {
+        let block = |block: &multifd_engine::control::Block| {
             let bytes = usize::try_from(block.len_bytes)?;
             let mapping = Mapping::memfd("multifd-received", bytes)?;
             Ok((block.name.clone(), mapping))
@@ -173,7 +178,7 @@ struct Block {
 
 impl Summary {
     fn new(received: &Received<Shared>, images: Option<&Images>) -> std::io::Result<Self> {
-        let block = |block: &multifd_wire::control::Block| Block {
+        let block = |block: &multifd_engine::control::Block| Block {
             name: block.name.to_string(),
             bytes: block.len_bytes,
             file: images

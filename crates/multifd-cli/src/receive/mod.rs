@@ -3,8 +3,8 @@
 mod engine;
 mod qemu;
 
-use multifd_transport::destination::Peer;
-use multifd_transport::image::Folder;
+use multifd_relay::image::Folder;
+use multifd_transport::incoming::Peer;
 
 pub use engine::Summary;
 

@@ -2,10 +2,11 @@
 
 use std::fmt;
 
-use multifd_transport::image::Folder;
+use multifd_relay::SourceSettings;
+use multifd_relay::image::Folder;
+use multifd_relay::receive::{ReceiveReport, receive};
+use multifd_transport::Cancel;
 use multifd_transport::incoming::Acceptor;
-use multifd_transport::receive::{ReceiveReport, receive};
-use multifd_transport::{Cancel, SourceSettings};
 use serde::Serialize;
 
 use crate::Outcome;

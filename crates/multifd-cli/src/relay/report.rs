@@ -2,9 +2,10 @@
 
 use std::{fmt, io};
 
-use multifd_transport::Failure;
-use multifd_transport::failure::{Cause, Leg};
-use multifd_transport::relay::{MigrationReport, Totals, Work};
+use multifd_relay::Failure;
+use multifd_relay::failure::{Cause, Leg};
+use multifd_relay::relay::{MigrationReport, Totals, Work};
+use multifd_transport::failure::Cause as TransportCause;
 use multifd_wire::Method;
 use serde::Serialize;
 
@@ -18,7 +19,7 @@ pub fn advice(method: Method, failure: &Failure) -> Option<&'static str> {
     use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
     match &failure.cause {
         Cause::Unconfirmed => {}
-        Cause::Io(error)
+        Cause::Transport(TransportCause::Io(error))
             if failure.leg == Leg::Destination
                 && matches!(error.kind(), BrokenPipe | ConnectionReset | UnexpectedEof) => {}
         _ => return None,

@@ -8,8 +8,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use multifd_transport::inspect::Inspection;
-use multifd_transport::recording::{Chunk, Reader, Role};
+use multifd_relay::inspect::Inspection;
+use multifd_relay::recording::{Chunk, Reader, Role};
 use serde_json::Value;
 
 use super::Migration;

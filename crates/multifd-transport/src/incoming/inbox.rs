@@ -19,9 +19,8 @@ pub struct IncomingChannel {
     pub stream: Stream,
 }
 
-/// One more connection of a migration, or the end of it.
+/// One more connection of a migration, or the end of it. A user has to treat each of them, so a new one is a new version.
 #[derive(Debug)]
-#[non_exhaustive]
 pub enum Arrival {
     /// A multifd channel.
     Channel(IncomingChannel),
@@ -65,12 +64,12 @@ impl Inbox {
     }
 
     /// From now on every connection goes to `sink`, those that wait first.
-    pub(crate) fn deliver_to(&self, mut sink: Sink) {
+    pub fn deliver_to(&self, mut sink: impl FnMut(Arrival) + Send + 'static) {
         let mut state = self.lock();
         while let Some(arrival) = state.waiting.pop_front() {
             sink(arrival);
         }
-        state.sink = Some(sink);
+        state.sink = Some(Box::new(sink));
     }
 
     pub(super) fn put(&self, arrival: Arrival) {

@@ -2,13 +2,16 @@
 
 use std::io;
 
-use multifd_wire::{Hello, control, main_stream};
+use multifd_wire::{Hello, main_stream};
 
 use crate::Stream;
 
+/// The first word of the main connection of a source that is no QEMU: "MFDC". The rest of what it says is its own.
+pub const ENGINE_MAGIC: u32 = 0x4d46_4443;
+
 const MAIN_MAGIC: [u8; 4] = main_stream::MAGIC.to_be_bytes();
 const CHANNEL_MAGIC: [u8; 4] = multifd_wire::MAGIC.to_be_bytes();
-const ENGINE_MAGIC: [u8; 4] = control::MAGIC.to_be_bytes();
+const ENGINE_START: [u8; 4] = ENGINE_MAGIC.to_be_bytes();
 /// The record type and major version which every TLS connection begins with (RFC 8446 section 5.1).
 const TLS_HANDSHAKE: [u8; 2] = [0x16, 0x03];
 /// A command of the main stream: a postcopy migration that goes on after a break begins with one, and nothing else does.
@@ -53,7 +56,7 @@ pub(super) fn kind(stream: &Stream) -> io::Result<Kind> {
     };
     Ok(match *said {
         MAIN_MAGIC => Kind::Main,
-        ENGINE_MAGIC => Kind::Engine,
+        ENGINE_START => Kind::Engine,
         CHANNEL_MAGIC if count == Hello::LEN => Kind::Channel(start),
         CHANNEL_MAGIC => more_or_closed(stream),
         _ if said.starts_with(&TLS_HANDSHAKE) => Kind::Tls,

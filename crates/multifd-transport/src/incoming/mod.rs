@@ -25,18 +25,18 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use multifd_wire::Hello;
 use rustix::event::{EventfdFlags, eventfd};
 
 use self::desk::{Bounds, Desk};
 pub use self::inbox::{Arrival, Inbox, IncomingChannel};
-pub use self::matching::{Decision, Id, LATE_TIMEOUT, Matching, PeerId, Stated};
+pub use self::kind::ENGINE_MAGIC;
+// For the fuzz targets, which have a workspace of their own.
+#[doc(hidden)]
+pub use self::matching::{Decision, Id, Matching, PeerId, Stated};
 use self::note::Notes;
 pub use self::note::{Note, Reason, SetUpFault};
-pub(crate) use crate::failure::SetupFault;
-use crate::failure::{Cause, Channel, Failure, Leg};
-use crate::parameters::Cancel;
-use crate::{Address, EngineFault, Listener, Stream};
+use crate::failure::{Cause, Channel, Failure, Leg, SetupFault};
+use crate::{Address, Cancel, Listener, Stream};
 
 /// How long an opened connection may take to say what it is. A source says it at once; the time covers a slow network.
 pub const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
@@ -68,10 +68,9 @@ pub struct Incoming {
 /// Who begins a migration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Peer {
-    /// A QEMU, whose migration [`receive::receive`](crate::receive::receive) or
-    /// [`record::record`](crate::record::record) takes.
+    /// A QEMU, whose migration [`Acceptor::accept`] takes.
     Qemu,
-    /// A source engine, whose guest [`destination::receive`](crate::destination::receive) takes.
+    /// A source engine: its main connection begins with [`ENGINE_MAGIC`]. [`Acceptor::accept_engine`] takes it.
     Engine,
 }
 
@@ -177,7 +176,7 @@ impl Acceptor {
     /// Waits for a QEMU's migration, whose channels come through its [`Inbox`]. Engines are passed over.
     ///
     /// # Errors
-    /// [`EngineFault::Cancelled`].
+    /// [`Cause::Cancelled`].
     pub fn accept(&mut self, cancel: &Cancel) -> Result<Incoming, Failure> {
         loop {
             match self.next(cancel).map_err(unnamed)? {
@@ -190,7 +189,7 @@ impl Acceptor {
     /// Waits until somebody begins a migration, and says who. Nothing is taken: what takes it comes next.
     ///
     /// # Errors
-    /// [`EngineFault::Cancelled`].
+    /// [`Cause::Cancelled`].
     pub fn peer(&mut self, cancel: &Cancel) -> Result<Peer, Failure> {
         let peer = self.wait_for(cancel, |front| {
             front.ready.front().map(|ready| match ready {
@@ -201,8 +200,11 @@ impl Acceptor {
         peer.map_err(unnamed)
     }
 
-    /// Waits for the main connection of a source engine. QEMUs are passed over.
-    pub(crate) fn accept_engine(&mut self, cancel: &Cancel) -> Result<Stream, Cause> {
+    /// Waits for the main connection of a source engine, of which nothing is read. QEMUs are passed over.
+    ///
+    /// # Errors
+    /// [`Cause::Cancelled`].
+    pub fn accept_engine(&mut self, cancel: &Cancel) -> Result<Stream, Cause> {
         loop {
             match self.next(cancel)? {
                 Ready::Engine(stream) => return Ok(stream),
@@ -211,45 +213,9 @@ impl Acceptor {
         }
     }
 
-    /// Waits for `count` channels whose hellos name this session, in the order of their ids.
-    pub(crate) fn accept_channels(
-        &mut self,
-        session: [u8; 16],
-        count: usize,
-        watch: &dyn Fn() -> Result<(), Cause>,
-    ) -> Result<Vec<(Hello, Stream)>, Failure> {
-        let (inbox, _ticket) = self.expect(session);
-        let deadline = Instant::now() + HELLO_TIMEOUT;
-        let mut channels: Vec<(Hello, Stream)> = Vec::new();
-        while channels.len() < count {
-            match inbox.next_within(TICK) {
-                Some(Arrival::Channel(channel)) => {
-                    let id = channel.hello.channel;
-                    if usize::from(id) >= count {
-                        let (found, channels) = (id, count);
-                        return Err(unnamed(SetupFault::ChannelId { found, channels }.into()));
-                    }
-                    channels.push((channel.hello, channel.stream));
-                }
-                Some(Arrival::Refused(fault)) => return Err(unnamed(fault.into())),
-                Some(Arrival::Preempt(_) | Arrival::Doubt(_)) | None => {}
-            }
-            watch().map_err(unnamed)?;
-            if channels.len() < count && Instant::now() >= deadline {
-                let fault = EngineFault::Channels {
-                    found: channels.len(),
-                    expected: count,
-                    within: HELLO_TIMEOUT,
-                };
-                return Err(unnamed(fault.into()));
-            }
-        }
-        channels.sort_by_key(|(hello, _)| hello.channel);
-        Ok(channels)
-    }
-
-    /// A connection for each channel that says `uuid`.
-    fn expect(&self, uuid: [u8; 16]) -> (Inbox, Option<Ticket>) {
+    /// The channels whose hellos say `uuid`, which belong to no QEMU, from now on. They come as long as the ticket is
+    /// kept; there is none when nothing can come any more.
+    pub fn expect(&self, uuid: [u8; 16]) -> (Inbox, Option<Ticket>) {
         let inbox = Inbox::default();
         let (reply, id) = mpsc::channel();
         let order = Order::Expect {
@@ -280,7 +246,7 @@ impl Acceptor {
         let mut front = lock(&self.shared.front);
         loop {
             if cancel.is_cancelled() {
-                return Err(EngineFault::Cancelled.into());
+                return Err(Cause::Cancelled);
             }
             if let Some(found) = find(&mut front) {
                 return Ok(found);
@@ -301,14 +267,14 @@ impl Acceptor {
     }
 
     /// Passes over a migration that only goes on after a break.
-    pub(crate) fn pass_over_recovery(&self, incoming: &Incoming) {
+    pub fn pass_over_recovery(&self, incoming: &Incoming) {
         let peer = incoming.peer.clone();
         let reason = Reason::Recovery;
         self.shared.note(&Note::PassedOver { peer, reason });
     }
 
     /// Why nothing has been accepted for so long, if that is so: this host has no descriptors left, or no memory.
-    pub(crate) fn starved(&self, least: Duration) -> Option<io::Error> {
+    pub fn starved(&self, least: Duration) -> Option<io::Error> {
         let starved = lock(&self.shared.front).starved;
         let (_, reason) = starved.filter(|(since, _)| since.elapsed() >= least)?;
         Some(reason.map_or(
@@ -318,7 +284,7 @@ impl Acceptor {
     }
 
     /// Passes over what has come while one migration is taken, and only one is.
-    pub(crate) fn pass_over_others(&self) {
+    pub fn pass_over_others(&self) {
         self.shared.pass_over_ready(SetupFault::Busy);
     }
 }
@@ -414,7 +380,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-pub(crate) fn unnamed(cause: Cause) -> Failure {
+fn unnamed(cause: Cause) -> Failure {
     Failure {
         channel: Channel::Unnamed,
         leg: Leg::Source,

@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::sync::mpsc::Receiver;
 
+use multifd_wire::Hello;
+
 use super::*;
 
 /// A main channel up to the end of its RAM section's set-up, of one block and with a multifd flush mark.
@@ -427,7 +429,7 @@ fn no_migration_begins_once_new_ones_are_refused() {
         wait_for_close(&waiting);
         wait_for_close(&in_setup);
         wait_for_close(&dial(&address, MAIN));
-        let engine = multifd_wire::control::Preamble::OURS.to_bytes();
+        let engine = [&ENGINE_MAGIC.to_be_bytes()[..], &[0, 1, 0, 1]].concat();
         wait_for_close(&dial(&address, &engine));
         let _late = dial(&address, &hello(0, 0));
         assert_eq!(next_channel(&incoming), (0, 0), "the one under way goes on");

@@ -6,7 +6,6 @@ pub mod plain;
 use std::fs;
 use std::path::Path;
 
-use multifd_wire::control::{self, ControlReceiver};
 use multifd_wire::main_stream::{MainEvent, MainReceiver};
 use multifd_wire::{ChannelReceiver, Event, Fault, Hello, Limits, Packet};
 
@@ -61,22 +60,6 @@ fn join(events: &mut Vec<Joined>, event: Event<'_>) {
 /// The events of a main stream given in pieces of the lengths `cut`, and how it ended.
 pub fn main_events(bytes: &[u8], cut: &[usize]) -> (Vec<MainEvent>, Result<(), Fault>) {
     let mut receiver = MainReceiver::new(Limits::default());
-    let mut events = Vec::new();
-    for mut piece in pieces(bytes, cut) {
-        loop {
-            match receiver.push(&mut piece) {
-                Ok(Some(event)) => events.push(event),
-                Ok(None) => break,
-                Err(fault) => return (events, Err(fault)),
-            }
-        }
-    }
-    (events, receiver.finish())
-}
-
-/// The events of a control connection given in pieces of the lengths `cut`, and how it ended.
-pub fn control_events(bytes: &[u8], cut: &[usize]) -> (Vec<control::Event>, Result<(), Fault>) {
-    let mut receiver = ControlReceiver::new(Limits::default());
     let mut events = Vec::new();
     for mut piece in pieces(bytes, cut) {
         loop {

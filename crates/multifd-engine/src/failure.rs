@@ -1,0 +1,55 @@
+//! What can go wrong in a migration between two engines.
+
+use std::io;
+
+use multifd_codec::{DecodeError, EncodeError, PagesError, Unsupported};
+use multifd_transport::RoundFault;
+use multifd_transport::failure::{Cause as TransportCause, Located};
+use multifd_wire::{Fault, Misuse, UnknownMethod};
+
+use crate::EngineFault;
+use crate::control::ControlFault;
+
+pub use multifd_transport::failure::{Channel, Leg, SetupFault};
+
+/// The first thing that went wrong in a migration. Whatever failed afterwards failed because of it.
+pub type Failure = Located<Cause>;
+
+/// What can go wrong in a migration.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Cause {
+    /// A connection failed.
+    #[error(transparent)]
+    Transport(#[from] TransportCause),
+    /// An engine ended the migration.
+    #[error(transparent)]
+    Engine(#[from] EngineFault),
+    /// The peer breaks the rules of the control messages.
+    #[error("the stream is malformed")]
+    Control(#[from] ControlFault),
+}
+
+/// Every error that a connection's cause is made of becomes this crate's in one step.
+macro_rules! through_transport {
+    ($($error:ty),* $(,)?) => {
+        $(impl From<$error> for Cause {
+            fn from(error: $error) -> Self {
+                Self::Transport(error.into())
+            }
+        })*
+    };
+}
+
+through_transport!(
+    io::Error,
+    Fault,
+    SetupFault,
+    DecodeError,
+    EncodeError,
+    Unsupported,
+    UnknownMethod,
+    Misuse,
+    PagesError,
+    RoundFault,
+);

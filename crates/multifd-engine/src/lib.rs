@@ -1,0 +1,39 @@
+//! Live migration for VMMs that are not QEMU: a source and a destination that move a running guest over multifd channels.
+//!
+//! [`source`] sends a guest, [`destination`] takes it. A VMM lends its [`memory`], a log of what its guest writes
+//! ([`dirty`]), and a [`VmHandle`] to stop, start, save and load the rest. [`control`] has the messages which the two ends
+//! exchange on their main connection; the channels are QEMU's.
+//!
+//! Blocking threads, one per channel; every channel has its own bounded buffers, so back-pressure reaches the source. The
+//! first failure of any channel stops everything, names the channel and the cause, and closes all connections, so that
+//! the source's guest runs on.
+
+#![deny(unsafe_code)]
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::indexing_slicing,
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic
+    )
+)]
+
+pub mod control;
+mod control_link;
+pub mod destination;
+mod digest;
+pub mod dirty;
+mod engine_fault;
+pub mod failure;
+pub mod memory;
+mod parameters;
+pub mod source;
+mod statistics;
+mod vm;
+
+pub use engine_fault::EngineFault;
+pub use failure::Failure;
+pub use parameters::{Parameters, UnknownZeroPageDetection, ZeroPageDetection};
+pub use statistics::{Arrived, Phase, Progress, Statistics};
+pub use vm::{VmError, VmHandle};

@@ -1,0 +1,312 @@
+//! One round: every page of a set of bitmaps, over all channels at once.
+//!
+//! There is no queue. A channel that can send takes the next pages from a cursor over the bitmaps; one whose connection
+//! is full takes none.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use multifd_codec::{PageBuffer, Pages};
+use multifd_transport::Stream;
+use multifd_transport::endings::told;
+use multifd_transport::failure::Cause as TransportCause;
+use multifd_transport::outlet::{FlowFailure, Outlet, Supply};
+use multifd_wire::{BlockName, Packet, PageSize, RamPacket};
+
+use super::discards::Contents;
+use super::pacing::Pacer;
+use crate::ZeroPageDetection;
+use crate::dirty::DirtyBitmap;
+use crate::engine_fault::EngineFault;
+use crate::failure::{Cause, Channel, Failure, Leg};
+use crate::memory::MemoryBlock;
+use crate::statistics::Tally;
+
+/// How soon a wish to end, or a deadline, is noticed while channels send.
+const TICK: Duration = Duration::from_millis(20);
+
+/// What stays the same in all rounds of a migration.
+pub(super) struct Work<'a> {
+    pub(super) blocks: &'a [MemoryBlock<'a>],
+    /// What the destination has of each block.
+    pub(super) contents: Vec<Contents>,
+    pub(super) page_size: PageSize,
+    pub(super) zero_page_detection: ZeroPageDetection,
+    pub(super) pacer: Pacer,
+    pub(super) tally: Tally,
+    pub(super) packets: AtomicU64,
+}
+
+/// One channel and its buffers.
+pub(super) struct Lane<'s> {
+    pub(super) id: u8,
+    pub(super) stream: &'s Stream,
+    pub(super) outlet: Outlet<'s>,
+    buffers: Buffers,
+}
+
+/// What a channel needs to take a packet.
+#[derive(Default)]
+struct Buffers {
+    offsets: Vec<u64>,
+    normal: Vec<u64>,
+    zero: Vec<u64>,
+}
+
+/// One round while it runs.
+struct Round<'a> {
+    work: &'a Work<'a>,
+    dirty: &'a [DirtyBitmap],
+    cursor: Mutex<Cursor>,
+    /// Pages not yet handed out.
+    remaining: AtomicU64,
+    stopped: AtomicBool,
+}
+
+/// The next page to look at.
+#[derive(Default)]
+struct Cursor {
+    block: usize,
+    page: usize,
+}
+
+/// Sends the pages of `dirty` and a SYNC behind them on every channel. `watch` is asked now and then whether to go on,
+/// and told how many pages are left.
+///
+/// # Errors
+///
+/// The first failure of any channel, or that of `watch`. All channels are closed then.
+pub(super) fn send(
+    work: &Work<'_>,
+    lanes: &mut [Lane<'_>],
+    dirty: &[DirtyBitmap],
+    watch: &mut dyn FnMut(u64) -> Result<(), Cause>,
+) -> Result<(), Failure> {
+    let pages: usize = dirty.iter().map(DirtyBitmap::count).sum();
+    let round = Round {
+        work,
+        dirty,
+        cursor: Mutex::default(),
+        remaining: AtomicU64::new(pages as u64),
+        stopped: AtomicBool::new(false),
+    };
+    let streams: Vec<&Stream> = lanes.iter().map(|lane| lane.stream).collect();
+    let close_all = || {
+        round.stopped.store(true, Ordering::Relaxed);
+        for stream in &streams {
+            // A connection that cannot be shut down is closed already.
+            let _ = stream.shutdown(std::net::Shutdown::Both);
+        }
+    };
+    thread::scope(|scope| {
+        let (ended, endings) = mpsc::channel();
+        let mut first = None;
+        for lane in lanes {
+            let (round, ended, close_all) = (&round, ended.clone(), &close_all);
+            let run = move || told(&ended, close_all, || lane.run(round));
+            if let Err(source) = thread::Builder::new().spawn_scoped(scope, run) {
+                first = Some(super::on_main(EngineFault::Thread { source }.into()));
+                close_all();
+                break;
+            }
+        }
+        drop(ended);
+        loop {
+            let failure = match endings.recv_timeout(TICK) {
+                Ok(Ok(())) => continue,
+                Ok(Err(failure)) => Some(failure),
+                Err(RecvTimeoutError::Timeout) => {
+                    let left = round.remaining.load(Ordering::Relaxed);
+                    watch(left).err().map(super::on_main)
+                }
+                Err(RecvTimeoutError::Disconnected) => break,
+            };
+            // What fails after the first failure does so because of it.
+            if let (Some(failure), None) = (failure, &first) {
+                first = Some(failure);
+                close_all();
+            }
+        }
+        first.map_or(Ok(()), Err)
+    })
+}
+
+impl<'s> Lane<'s> {
+    pub(super) fn new(id: u8, stream: &'s Stream, outlet: Outlet<'s>) -> Self {
+        Self {
+            id,
+            stream,
+            outlet,
+            buffers: Buffers::default(),
+        }
+    }
+
+    fn run(&mut self, round: &Round<'_>) -> Result<(), Failure> {
+        self.send_all(round).map_err(|(block, cause)| Failure {
+            channel: Channel::Multifd(self.id),
+            leg: Leg::Destination,
+            block,
+            cause,
+        })
+    }
+
+    fn send_all(&mut self, round: &Round<'_>) -> Result<(), (Option<Box<BlockName>>, Cause)> {
+        let page_size = round.work.page_size;
+        let mut pages = Taking {
+            round,
+            buffers: &mut self.buffers,
+            block: None,
+        };
+        match self.outlet.write_flow(&mut pages, page_size) {
+            Ok(()) => {}
+            Err(FlowFailure::Supply(cause)) => {
+                return Err((pages.block.cloned().map(Box::new), cause));
+            }
+            Err(FlowFailure::Outlet(cause, block)) => return Err((block, cause.into())),
+        }
+        let sync = RamPacket::sync(page_size, round.work.packet_num());
+        let before = self.outlet.bytes_out();
+        self.outlet
+            .write_packet(&Packet::Ram(sync))
+            .map_err(|cause| (None, cause.into()))?;
+        round.spend(self.outlet.bytes_out() - before);
+        Ok(())
+    }
+}
+
+/// The packets that a channel takes of a round.
+struct Taking<'l, 'r> {
+    round: &'l Round<'r>,
+    buffers: &'l mut Buffers,
+    /// That of the last one.
+    block: Option<&'r BlockName>,
+}
+
+impl Supply for Taking<'_, '_> {
+    type Error = Cause;
+
+    /// Takes the next packet's worth of pages, and a private copy of what is in those that are not zero.
+    fn next(&mut self, pages: &mut PageBuffer) -> Result<Option<RamPacket>, Cause> {
+        let round = self.round;
+        let mut cursor = round.lock();
+        if round.stopped.load(Ordering::Relaxed) {
+            return Err(TransportCause::Cancelled.into());
+        }
+        let offsets = &mut self.buffers.offsets;
+        let Some((block, contents)) = cursor.take(round, offsets) else {
+            return Ok(None);
+        };
+        self.block = Some(&block.name);
+        let work = round.work;
+        round
+            .remaining
+            .fetch_sub(offsets.len() as u64, Ordering::Relaxed);
+        // Holding the cursor while pages are tested is what makes it one thread at a time.
+        if work.zero_page_detection != ZeroPageDetection::Legacy {
+            drop(cursor);
+        }
+        let copies = self
+            .buffers
+            .sort(block, contents, work, std::mem::take(pages).into())?;
+        *pages = copies.into();
+        let Buffers { normal, zero, .. } = &*self.buffers;
+        let number = work.packet_num();
+        let packet = RamPacket::new(work.page_size, block.name.clone(), normal, zero, number)?;
+        Ok(Some(packet))
+    }
+
+    fn sent(&mut self, packet: &RamPacket, bytes: u64) {
+        let (normal_pages, zero_pages) = (packet.normal().len(), packet.zero().len());
+        self.round.work.tally.pages(normal_pages, zero_pages);
+        self.round.spend(bytes);
+    }
+}
+
+impl Buffers {
+    /// Sorts the pages at `offsets` into normal and zero ones. Returns copies of the normal ones.
+    fn sort(
+        &mut self,
+        block: &MemoryBlock<'_>,
+        contents: &Contents,
+        work: &Work<'_>,
+        mut copies: Vec<u8>,
+    ) -> Result<Vec<u8>, Cause> {
+        self.normal.clear();
+        self.zero.clear();
+        copies.clear();
+        let page_size = work.page_size;
+        for &offset in &self.offsets {
+            let page = [block
+                .range
+                .page(offset, page_size)
+                .map_err(EngineFault::from)?];
+            let before = copies.len();
+            // What is tested is what is sent: the guest may write the page at any time.
+            Pages::guest(&page, page_size)?.append_to(&mut copies);
+            let is_zero = contents.note(offset, copies.get(before..).unwrap_or_default());
+            if work.zero_page_detection != ZeroPageDetection::None && is_zero {
+                copies.truncate(before);
+                self.zero.push(offset);
+            } else {
+                self.normal.push(offset);
+            }
+        }
+        Ok(copies)
+    }
+}
+
+impl Round<'_> {
+    /// Counts what was sent, and waits until there is budget for more.
+    fn spend(&self, bytes: u64) {
+        self.work.tally.bytes(bytes);
+        let mut left = self.work.pacer.spend(bytes, Instant::now());
+        while !left.is_zero() && !self.stopped.load(Ordering::Relaxed) {
+            let nap = left.min(TICK);
+            thread::sleep(nap);
+            left = left.saturating_sub(nap);
+        }
+    }
+
+    // A panic in between leaves a cursor that stands somewhere in the bitmaps, which is all it ever does.
+    fn lock(&self) -> MutexGuard<'_, Cursor> {
+        self.cursor.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Work<'_> {
+    fn packet_num(&self) -> u64 {
+        self.packets.fetch_add(1, Ordering::Relaxed)
+    }
+}
+
+impl Cursor {
+    /// The offsets of the next pages, as many as a packet takes and all of one block.
+    fn take<'r>(
+        &mut self,
+        round: &Round<'r>,
+        offsets: &mut Vec<u64>,
+    ) -> Option<(&'r MemoryBlock<'r>, &'r Contents)> {
+        offsets.clear();
+        let page_size = round.work.page_size;
+        loop {
+            let dirty = round.dirty.get(self.block)?;
+            let block = round.work.blocks.get(self.block)?;
+            let contents = round.work.contents.get(self.block)?;
+            while let Some(page) = dirty.next(self.page) {
+                self.page = page.saturating_add(1);
+                offsets.push((page as u64).saturating_mul(page_size.bytes() as u64));
+                if offsets.len() == page_size.pages_per_packet() {
+                    break;
+                }
+            }
+            if !offsets.is_empty() {
+                return Some((block, contents));
+            }
+            self.block = self.block.saturating_add(1);
+            self.page = 0;
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! What can go wrong in a migration that is relayed, kept or replayed.
+
+use std::io;
+
+use multifd_codec::{DecodeError, EncodeError, PagesError, Unsupported};
+use multifd_transport::RoundFault;
+use multifd_transport::failure::{Cause as TransportCause, Located};
+use multifd_wire::{Fault, Misuse, UnknownMethod};
+
+use crate::coverage::CoverageFault;
+use crate::image::ImageError;
+use crate::partial::FileError;
+use crate::recording::RecordingError;
+
+pub use multifd_transport::Circle;
+pub use multifd_transport::failure::{Channel, Leg, SetupFault};
+
+/// The first thing that went wrong in a migration. Whatever failed afterwards failed because of it.
+pub type Failure = Located<Cause>;
+
+/// What can go wrong in a migration.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Cause {
+    /// A connection failed.
+    #[error(transparent)]
+    Transport(#[from] TransportCause),
+    /// The destination is the relay itself.
+    #[error(transparent)]
+    Circle(#[from] Circle),
+    /// A RAM block cannot be written to its image.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// What arrives cannot be written to its file.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// What is to be sent cannot be read from its recording.
+    #[error(transparent)]
+    Recording(#[from] RecordingError),
+    /// The source closed before the migration was complete: it was cancelled, or the source died.
+    #[error("the source ended the migration before it was complete (cancelled there, or it died)")]
+    Incomplete,
+    /// The destination answered that it could not load the guest.
+    #[error(
+        "the destination could not load the guest (status {status}); see the destination's own log"
+    )]
+    Refused {
+        /// The number that it gave; 0 would have been success.
+        status: u32,
+    },
+    /// The source closed before the destination had said that it has the guest, so the guest runs on at the source.
+    #[error(
+        "the source closed before the destination had said that it has the guest, and goes on with its guest; \
+         the destination was cut off, see that it does not run"
+    )]
+    TakenBack,
+    /// The destination has the guest, and the source could not be told.
+    #[error(
+        "the destination has the guest, but the source closed before it was told: \
+         the guest may run at both ends, stop one of them now"
+    )]
+    NotTold,
+    /// A connection broke while the guest's memory was at both ends.
+    #[error(
+        "a connection broke in postcopy; the guest goes on once it is recovered \
+         (at the destination migrate-recover, at the source migrate with resume)"
+    )]
+    PostcopyBroke,
+    /// A migration that may switch to postcopy, where there is no guest to switch to.
+    #[error(
+        "the source may switch to postcopy, which needs a running destination: \
+         switch it off at the source (migrate_set_capability postcopy-ram off)"
+    )]
+    Postcopy,
+    /// A stream without the description of devices, whose end cannot be told from a pause.
+    #[error(
+        "the stream has no description of devices (suppress-vmdesc), so its end cannot be told: \
+         record from a machine type with it, or without return path"
+    )]
+    NoEnd,
+    /// Pages are missing, or do not fit to the list of blocks.
+    #[error(transparent)]
+    Coverage(#[from] CoverageFault),
+    /// The destination closed without the answer that the source had asked for.
+    #[error(
+        "the destination closed without saying that it has the guest; see the destination's own log"
+    )]
+    Unconfirmed,
+}
+
+/// Every error that a connection's cause is made of becomes this crate's in one step.
+macro_rules! through_transport {
+    ($($error:ty),* $(,)?) => {
+        $(impl From<$error> for Cause {
+            fn from(error: $error) -> Self {
+                Self::Transport(error.into())
+            }
+        })*
+    };
+}
+
+through_transport!(
+    io::Error,
+    Fault,
+    SetupFault,
+    DecodeError,
+    EncodeError,
+    Unsupported,
+    UnknownMethod,
+    Misuse,
+    PagesError,
+    RoundFault,
+);

@@ -1,0 +1,41 @@
+//! QEMU's multifd migrations passed on, kept, replayed and looked into.
+//!
+//! [`relay`] stands between two QEMUs, [`receive`] writes a guest's memory to files, [`record`] keeps a migration as its
+//! source sent it, [`replay`] sends it again, and [`inspect`] says what is in it.
+//!
+//! Blocking threads, one per channel and direction; every channel has its own bounded buffers, so back-pressure reaches
+//! the source. The first failure of any channel stops everything, names the channel and the cause, and closes all
+//! connections, so that the source's guest runs on.
+
+#![deny(unsafe_code)]
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::indexing_slicing,
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic
+    )
+)]
+
+mod answers;
+mod connections;
+mod coverage;
+mod endings;
+pub mod failure;
+pub mod image;
+pub mod inspect;
+mod marks;
+mod numbers;
+mod partial;
+pub mod receive;
+pub mod record;
+pub mod recording;
+pub mod relay;
+pub mod replay;
+mod taking;
+
+pub use coverage::CoverageFault;
+pub use failure::Failure;
+pub use partial::FileError;
+pub use taking::SourceSettings;

@@ -1,0 +1,265 @@
+//! Files that have their names only once they are whole.
+
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with};
+use rustix::io::Errno;
+
+use multifd_transport::cleanup::Temporary;
+use multifd_transport::escape::printable_path;
+
+/// Guest memory is its owner's alone, whatever the umask.
+const MODE: u32 = 0o600;
+
+/// What a file is called, after its own name, until it is whole.
+pub const PARTIAL_SUFFIX: &str = ".partial";
+
+/// Why a file could not be made.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum FileError {
+    /// There is such a file, which is not overwritten.
+    #[error(
+        "{} is there already: remove it, or choose another name",
+        printable_path(path)
+    )]
+    Occupied {
+        /// The file that is in the way.
+        path: PathBuf,
+    },
+    /// An earlier run was killed while it wrote the file.
+    #[error(
+        "{0} is left of a run that was killed, and is not whole: remove it (rm '{0}'), or choose another name",
+        printable_path(path)
+    )]
+    Abandoned {
+        /// The unfinished file.
+        path: PathBuf,
+    },
+    /// Another process writes the file at the moment.
+    #[error(
+        "{} is being written by another process: wait for its end, or choose another name",
+        printable_path(path)
+    )]
+    Busy {
+        /// The unfinished file.
+        path: PathBuf,
+    },
+    /// The system cannot.
+    #[error("cannot write {}", printable_path(path))]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// A file which is called `NAME.partial` until it is kept. Dropped before that, it is removed.
+#[derive(Debug)]
+pub(crate) struct PartialFile {
+    file: File,
+    partial: PathBuf,
+    path: PathBuf,
+    temporary: Temporary,
+}
+
+impl PartialFile {
+    /// Makes an empty file that will be called `path`.
+    ///
+    /// # Errors
+    ///
+    /// When there is a file of either name.
+    pub(crate) fn create(path: &Path) -> Result<Self, FileError> {
+        if path.symlink_metadata().is_ok() {
+            return Err(FileError::Occupied {
+                path: path.to_owned(),
+            });
+        }
+        let mut partial = OsString::from(path);
+        partial.push(PARTIAL_SUFFIX);
+        let partial = PathBuf::from(partial);
+        let made = Temporary::make(&partial, || {
+            let mut options = File::options();
+            options.write(true).create_new(true).mode(MODE);
+            options.open(&partial)
+        });
+        match made {
+            Ok((file, temporary)) => {
+                let made = Self {
+                    file,
+                    partial,
+                    path: path.to_owned(),
+                    temporary,
+                };
+                made.claim().map_err(|source| made.failed(source))?;
+                Ok(made)
+            }
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                Err(if is_claimed(&partial) {
+                    FileError::Busy { path: partial }
+                } else {
+                    FileError::Abandoned { path: partial }
+                })
+            }
+            Err(source) => Err(FileError::Io {
+                path: partial,
+                source,
+            }),
+        }
+    }
+
+    /// Tells other processes that somebody writes the file, and gives it its mode if the umask took some of that away.
+    fn claim(&self) -> io::Result<()> {
+        // A file system without locks only makes what is said about a file that is in the way less exact.
+        let _ = flock(&self.file, FlockOperation::NonBlockingLockExclusive);
+        if self.file.metadata()?.permissions().mode() & 0o777 != MODE {
+            self.file
+                .set_permissions(fs::Permissions::from_mode(MODE))?;
+        }
+        Ok(())
+    }
+
+    /// The file itself.
+    pub(crate) fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// What the file will be called.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Brings the contents to the disk.
+    pub(crate) fn sync(&self) -> Result<(), FileError> {
+        self.file.sync_data().map_err(|source| self.failed(source))
+    }
+
+    /// From now on the file is not removed, whole or not.
+    pub(crate) fn stay(&self) {
+        self.temporary.keep();
+    }
+
+    /// Gives the file its name, which must still be free.
+    pub(crate) fn publish(&self) -> Result<(), FileError> {
+        self.rename().map_err(|source| match source.kind() {
+            io::ErrorKind::AlreadyExists => FileError::Occupied {
+                path: self.path.clone(),
+            },
+            _ => FileError::Io {
+                path: self.path.clone(),
+                source,
+            },
+        })?;
+        self.stay();
+        Ok(())
+    }
+
+    /// Removes the file again, whatever it is called by now: nobody relies on it. A file of somebody else's stays.
+    pub(crate) fn withdraw(&self) {
+        let ours = self.file.metadata().map(|ours| (ours.dev(), ours.ino()));
+        for path in [&self.path, &self.partial] {
+            let there = path
+                .symlink_metadata()
+                .map(|there| (there.dev(), there.ino()));
+            if matches!((&ours, &there), (Ok(ours), Ok(there)) if ours == there) {
+                // The failure that led here is told; that the file stays adds nothing to it.
+                let _ = fs::remove_file(path);
+            }
+        }
+    }
+
+    /// An error of the file's, with its name.
+    pub(crate) fn failed(&self, source: io::Error) -> FileError {
+        FileError::Io {
+            path: self.partial.clone(),
+            source,
+        }
+    }
+
+    fn rename(&self) -> io::Result<()> {
+        match renameat_with(CWD, &self.partial, CWD, &self.path, RenameFlags::NOREPLACE) {
+            // A file system without this flag (NFS is one) leaves a moment in which another's new file is replaced.
+            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
+                fs::rename(&self.partial, &self.path)?
+            }
+            other => other?,
+        }
+        let folder = match self.path.parent() {
+            Some(folder) if folder != Path::new("") => folder,
+            _ => Path::new("."),
+        };
+        File::open(folder)?.sync_all()
+    }
+}
+
+/// Whether a process writes this unfinished file.
+fn is_claimed(partial: &Path) -> bool {
+    File::open(partial).is_ok_and(|file| {
+        flock(&file, FlockOperation::NonBlockingLockShared) == Err(Errno::WOULDBLOCK)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    #[test]
+    fn a_file_has_its_name_once_it_is_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        let partial = PartialFile::create(&path).unwrap();
+        partial.file().write_all(b"x").unwrap();
+        assert!(!path.exists() && dir.path().join("f.partial").exists());
+        let mode = partial.file().metadata().unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        partial.sync().unwrap();
+        partial.publish().unwrap();
+        drop(partial);
+        assert!(!dir.path().join("f.partial").exists());
+        assert_eq!(fs::read(&path).unwrap(), b"x");
+    }
+
+    #[test]
+    fn a_file_that_never_becomes_whole_is_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(PartialFile::create(&dir.path().join("f")).unwrap());
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+        let staying = PartialFile::create(&dir.path().join("f")).unwrap();
+        staying.stay();
+        drop(staying);
+        assert!(dir.path().join("f.partial").exists());
+    }
+
+    #[test]
+    fn nothing_is_overwritten() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        let refused = || PartialFile::create(&path).unwrap_err();
+        fs::write(&path, "mine").unwrap();
+        assert!(matches!(refused(), FileError::Occupied { .. }));
+        fs::remove_file(&path).unwrap();
+        let left = dir.path().join("f.partial");
+        fs::write(&left, "mine").unwrap();
+        let error = refused();
+        assert!(matches!(error, FileError::Abandoned { .. }), "{error}");
+        let remedy = format!("rm '{}'", left.display());
+        assert!(error.to_string().contains(&remedy), "{error}");
+        assert_eq!(fs::read(&left).unwrap(), b"mine");
+        fs::remove_file(&left).unwrap();
+        let partial = PartialFile::create(&path).unwrap();
+        let error = refused();
+        assert!(matches!(error, FileError::Busy { .. }), "{error}");
+        assert!(left.exists());
+        fs::write(&path, "mine").unwrap();
+        assert!(matches!(partial.publish(), Err(FileError::Occupied { .. })));
+        drop(partial);
+        assert_eq!(fs::read(&path).unwrap(), b"mine");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+}

@@ -1,0 +1,147 @@
+//! What a migration through a relay adds up to.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use multifd_codec::{Backend, Engine, PathCounts};
+use multifd_transport::inlet::Inlet;
+use multifd_transport::outlet::Outlet;
+use multifd_wire::Method;
+
+use super::{Totals, Work};
+
+/// Sums over all channels, counted as packets pass.
+#[derive(Default)]
+pub(super) struct Counters {
+    pages: AtomicU64,
+    zero_pages: AtomicU64,
+    bytes_in: AtomicU64,
+    bytes_out: AtomicU64,
+    /// The main channel waits for its source.
+    main_idle: AtomicBool,
+    decoded: Mutex<Option<Work>>,
+    encoded: Mutex<Option<Work>>,
+}
+
+impl Counters {
+    /// Bytes of the main channel, passed on as they are.
+    pub(super) fn main(&self, count: usize) {
+        self.bytes_in.fetch_add(count as u64, Ordering::Relaxed);
+        self.bytes_out.fetch_add(count as u64, Ordering::Relaxed);
+    }
+
+    pub(super) fn main_idle(&self, idle: bool) {
+        self.main_idle.store(idle, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_main_idle(&self) -> bool {
+        self.main_idle.load(Ordering::Relaxed)
+    }
+
+    /// What a channel's codecs did, at its end. One that did nothing has nothing to tell.
+    pub(super) fn channel_ended(&self, inlet: &Inlet<'_>, outlet: &Outlet<'_>) {
+        let encoder = outlet.encoder();
+        add(
+            &self.encoded,
+            encoder.method(),
+            encoder.backend(),
+            encoder.counts(),
+        );
+        if let Some(decoder) = inlet.decoder() {
+            add(
+                &self.decoded,
+                decoder.method(),
+                decoder.backend(),
+                decoder.counts(),
+            );
+        }
+    }
+
+    pub(super) fn totals(&self) -> Totals {
+        Totals {
+            pages: self.pages.load(Ordering::Relaxed),
+            zero_pages: self.zero_pages.load(Ordering::Relaxed),
+            bytes_in: self.bytes_in.load(Ordering::Relaxed),
+            bytes_out: self.bytes_out.load(Ordering::Relaxed),
+        }
+    }
+
+    pub(super) fn decoded(&self) -> Option<Work> {
+        self.decoded
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    pub(super) fn encoded(&self) -> Option<Work> {
+        self.encoded
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+}
+
+/// Adds one channel's work. If channels used different back ends, the weakest is the one reported.
+fn add(sum: &Mutex<Option<Work>>, method: Method, backend: Backend, pages: PathCounts) {
+    if pages.total() == 0 {
+        return;
+    }
+    let mut sum = sum.lock().unwrap_or_else(PoisonError::into_inner);
+    let work = sum.get_or_insert_with(|| Work {
+        method,
+        backend: backend.clone(),
+        pages: PathCounts::default(),
+    });
+    work.pages += pages;
+    let falls_short = |backend: &Backend| match (backend.reason(), backend.engine()) {
+        (None, _) => 0,
+        (Some(_), Engine::QplHardware) => 1,
+        (Some(_), _) => 2,
+    };
+    if falls_short(&backend) >= falls_short(&work.backend) {
+        work.backend = backend;
+    }
+}
+
+/// What a channel adds to the counters.
+pub(super) struct Tally<'c> {
+    counters: &'c Counters,
+    bytes_in: u64,
+    bytes_out: u64,
+}
+
+impl<'c> Tally<'c> {
+    pub(super) const fn new(counters: &'c Counters) -> Self {
+        Self {
+            counters,
+            bytes_in: 0,
+            bytes_out: 0,
+        }
+    }
+
+    pub(super) fn pages(&self, normal: usize, zero: usize) {
+        let counters = self.counters;
+        counters.pages.fetch_add(normal as u64, Ordering::Relaxed);
+        counters
+            .zero_pages
+            .fetch_add(zero as u64, Ordering::Relaxed);
+    }
+
+    pub(super) fn read(&mut self, inlet: &Inlet<'_>) {
+        let more = inlet.bytes_in() - self.bytes_in;
+        self.counters.bytes_in.fetch_add(more, Ordering::Relaxed);
+        self.bytes_in += more;
+    }
+
+    /// `bytes_out` in all.
+    pub(super) fn wrote(&mut self, bytes_out: u64) {
+        let more = bytes_out - self.bytes_out;
+        self.counters.bytes_out.fetch_add(more, Ordering::Relaxed);
+        self.bytes_out += more;
+    }
+
+    /// So many bytes more.
+    pub(super) fn wrote_more(&mut self, bytes: u64) {
+        self.wrote(self.bytes_out + bytes);
+    }
+}

@@ -1,0 +1,559 @@
+//! The main channel: passed on byte for byte, both ways, and followed as far as needed to know where rounds end and
+//! whether the migration went through whole.
+
+use std::io::{self, Write};
+use std::net::Shutdown;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use multifd_transport::Stream;
+use multifd_transport::rounds::RoundFault;
+use multifd_wire::Limits;
+use multifd_wire::main_stream::{Command, MainEvent, MainReceiver};
+use multifd_wire::return_path::{Message, ReturnPathReceiver};
+
+use super::counters::Counters;
+use super::gate::{End, Gate, Held};
+use super::link::Link;
+use super::{CHANNELS_TIMEOUT, Remark};
+use crate::failure::{Cause, Channel, Failure, Leg, SetupFault};
+use crate::marks::Marks;
+
+/// The main channel carries little beside multifd, and a guest's whole memory without it.
+const BUFFER_BYTES: usize = 64 << 10;
+
+/// The beginning of a main stream, for a reader of one that goes on after a break.
+const STREAM_START: [u8; 8] = *b"QEVM\0\0\0\x03";
+
+/// What both directions have shown so far.
+#[derive(Debug, Default)]
+pub(super) struct Outline(Mutex<Seen>);
+
+#[derive(Clone, Debug, Default)]
+pub(super) struct Seen {
+    /// The source waits for the destination's word.
+    pub(super) return_path: bool,
+    /// The destination answers this as soon as it loads.
+    pinged: bool,
+    /// The set-up has a multifd flush mark.
+    pub(super) has_flush: bool,
+    /// All memory has been read.
+    ram_ended: bool,
+    /// Everything that makes the guest has been read; at most its description is to come.
+    complete: bool,
+    /// Postcopy has begun: the guest is at both ends.
+    pub(super) postcopy: bool,
+    /// The destination has said that it has the guest.
+    pub(super) confirmed: bool,
+    /// What could not be followed. It was passed on all the same.
+    pub(super) remarks: Vec<Remark>,
+    /// The source's end was read, and passed on.
+    pub(super) ended: bool,
+}
+
+impl Outline {
+    /// Whether a destination may hang up in front of a packet. QEMU does so when it has the guest: QEMU 8.2 and earlier
+    /// send an empty packet after the last one that matters.
+    pub(super) fn needs_no_more(&self, packet_has_pages: bool) -> bool {
+        self.look(|seen| seen.confirmed || seen.complete || !packet_has_pages)
+    }
+
+    pub(super) fn look<T>(&self, look: impl FnOnce(&Seen) -> T) -> T {
+        look(&self.lock())
+    }
+
+    fn see<T>(&self, change: impl FnOnce(&mut Seen) -> T) -> T {
+        change(&mut self.lock())
+    }
+
+    pub(super) fn remark(&self, remark: Remark) {
+        self.see(|seen| {
+            if !seen.remarks.contains(&remark) {
+                seen.remarks.push(remark);
+            }
+        });
+    }
+
+    /// The source has closed, or may have: whether it has taken its guest back, as it waited for a word that did not come.
+    pub(super) fn is_taken_back(&self) -> bool {
+        self.look(|seen| seen.return_path && !seen.confirmed)
+    }
+
+    /// Why a source that has taken its guest back was no success. Where not all that makes a guest was read, no destination
+    /// can have it.
+    pub(super) fn taken_back(&self) -> Cause {
+        self.look(|seen| match () {
+            () if seen.postcopy => Cause::PostcopyBroke,
+            // A stream that could not be followed may have been complete.
+            () if seen.complete || !seen.remarks.is_empty() => Cause::TakenBack,
+            () => Cause::Incomplete,
+        })
+    }
+
+    /// Every change is one assignment, so a thread that panicked has left nothing half done.
+    fn lock(&self) -> std::sync::MutexGuard<'_, Seen> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Source to destination.
+pub(super) struct Forward<'a> {
+    pub(super) link: &'a Link,
+    pub(super) limits: Limits,
+    /// How long the destination may take to begin, once it has the set-up and the last channel.
+    pub(super) begin_timeout: Duration,
+    pub(super) outline: &'a Outline,
+    pub(super) gate: &'a Gate,
+    pub(super) counters: &'a Counters,
+}
+
+/// What a main stream has shown.
+#[derive(Default)]
+pub(super) struct Facts {
+    pub(super) return_path: bool,
+    ram: Option<u32>,
+    /// Its RAM section is whole.
+    pub(super) ram_ended: bool,
+}
+
+impl Facts {
+    pub(super) fn note(&mut self, event: &MainEvent) {
+        match event {
+            MainEvent::Command(Command::OpenReturnPath) => self.return_path = true,
+            MainEvent::SectionStart(section) if section.name.as_bytes() == b"ram" => {
+                self.ram = Some(section.id);
+            }
+            MainEvent::SectionEnd { id } if self.ram == Some(*id) => self.ram_ended = true,
+            _ => {}
+        }
+    }
+}
+
+/// How far the main stream was followed.
+struct Follower {
+    receiver: MainReceiver,
+    marks: Marks,
+    facts: Facts,
+    passed: u64,
+    /// The first body of the RAM section has ended.
+    is_set_up: bool,
+    /// A page with contents was on main itself.
+    has_pages: bool,
+    /// Blocks may be left out that both ends share.
+    ignores_shared: bool,
+    lost: bool,
+}
+
+impl Follower {
+    fn new(limits: Limits) -> Self {
+        Self {
+            receiver: MainReceiver::new(limits),
+            marks: Marks::default(),
+            facts: Facts::default(),
+            passed: 0,
+            is_set_up: false,
+            has_pages: false,
+            ignores_shared: false,
+            lost: false,
+        }
+    }
+}
+
+/// A place where the main channel is held.
+struct Pause {
+    /// Until every channel has passed its SYNC on.
+    is_mark: bool,
+    /// Until the destination loads.
+    ends_setup: bool,
+}
+
+impl Forward<'_> {
+    /// Passes everything on, `start` first, which has been read already, and the source's end last.
+    pub(super) fn run(&self, start: &[u8], is_recovery: bool) -> Result<(), Failure> {
+        let mut follower = Follower::new(self.limits);
+        if is_recovery {
+            // Elements follow, as in a stream that has begun.
+            self.follow(&mut follower, &mut STREAM_START.as_slice());
+            self.gate.open();
+            self.gate.begin();
+        }
+        self.pass_on(&mut follower, start)?;
+        let mut buffer = vec![0; BUFFER_BYTES];
+        loop {
+            self.counters.main_idle(true);
+            let outcome = self.link.source.read_some(&mut buffer);
+            self.counters.main_idle(false);
+            let count = outcome.map_err(|error| match self.outline.is_taken_back() {
+                true => failed(Leg::Source, self.outline.taken_back()),
+                false => failed(Leg::Source, error.into()),
+            })?;
+            if count == 0 {
+                break;
+            }
+            self.pass_on(&mut follower, buffer.get(..count).unwrap_or_default())?;
+        }
+        self.end(&follower)
+    }
+
+    /// The source has closed.
+    fn end(&self, follower: &Follower) -> Result<(), Failure> {
+        let seen = self.outline.look(Seen::clone);
+        if self.outline.is_taken_back() {
+            return Err(failed(Leg::Source, self.outline.taken_back()));
+        }
+        // What was short of a mark has begun now or never.
+        self.gate.begin();
+        // A clean end is passed on as one, whatever was understood of the stream.
+        self.link
+            .destination
+            .shutdown(Shutdown::Write)
+            .map_err(|error| failed(Leg::Destination, error.into()))?;
+        self.outline.see(|seen| seen.ended = true);
+        // The destination's word counts more than our own reading.
+        match follower.receiver.finish() {
+            _ if seen.confirmed || follower.lost => Ok(()),
+            // A device's state can look like what it is not. All memory was there, so everything is passed on.
+            Err(_) if follower.facts.ram_ended => {
+                self.outline.remark(Remark::EndNotSeen);
+                Ok(())
+            }
+            Err(_) => Err(failed(Leg::Source, Cause::Incomplete)),
+            Ok(()) => Ok(()),
+        }
+    }
+
+    /// Passes `bytes` on, up to each mark, and the mark's last byte once it may pass; and behind the set-up only once the
+    /// destination loads.
+    fn pass_on(&self, follower: &mut Follower, bytes: &[u8]) -> Result<(), Failure> {
+        let mut rest = bytes;
+        let mut written = 0;
+        while let Some(pause) = self.follow(follower, &mut rest) {
+            let end = bytes.len().saturating_sub(rest.len());
+            if pause.is_mark {
+                let before = end.saturating_sub(1).max(written);
+                self.write(bytes.get(written..before).unwrap_or_default())?;
+                written = before;
+                follower.passed = follower.passed.saturating_add(1);
+                self.hold(follower)?;
+            }
+            if pause.ends_setup {
+                self.write(bytes.get(written..end).unwrap_or_default())?;
+                written = end;
+                self.wait_begun()?;
+            }
+        }
+        self.write(bytes.get(written..).unwrap_or_default())
+    }
+
+    /// Follows the stream to the next place where it is to be held, if there is one in `bytes`.
+    fn follow(&self, follower: &mut Follower, bytes: &mut &[u8]) -> Option<Pause> {
+        while !follower.lost {
+            let event = match follower.receiver.push(bytes) {
+                Ok(Some(event)) => event,
+                Ok(None) => return None,
+                Err(fault) => {
+                    self.outline.remark(Remark::NotFollowed(fault));
+                    follower.lost = true;
+                    self.gate.open();
+                    self.gate.begin();
+                    return None;
+                }
+            };
+            follower.facts.note(&event);
+            if follower.facts.ram_ended {
+                self.outline.see(|seen| seen.ram_ended = true);
+            }
+            match &event {
+                MainEvent::Command(command) => self.command(*command),
+                MainEvent::Flush => self.outline.see(|seen| seen.has_flush = true),
+                MainEvent::Page { .. } => follower.has_pages = true,
+                MainEvent::Configuration(configuration) => {
+                    let mut capabilities = configuration.capabilities.iter();
+                    follower.ignores_shared =
+                        capabilities.any(|name| name.as_bytes() == b"x-ignore-shared");
+                }
+                // Before it is passed on: the destination may answer the last byte at once.
+                MainEvent::Eof => self.outline.see(|seen| seen.complete = true),
+                _ => {}
+            }
+            let is_mark = follower.marks.ends_round(&event);
+            let ends_setup = !follower.is_set_up && matches!(event, MainEvent::RamEndOfSection);
+            follower.is_set_up |= ends_setup;
+            if is_mark || ends_setup {
+                return Some(Pause {
+                    is_mark,
+                    ends_setup,
+                });
+            }
+        }
+        None
+    }
+
+    fn command(&self, command: Command) {
+        match command {
+            Command::OpenReturnPath => self.outline.see(|seen| seen.return_path = true),
+            Command::Ping(_) => self.outline.see(|seen| seen.pinged |= seen.return_path),
+            // The switch to postcopy: from here on pages come when they are asked for.
+            Command::PostcopyListen | Command::PostcopyRun | Command::Packaged { .. } => {
+                self.outline.see(|seen| seen.postcopy = true);
+                self.outline.remark(Remark::Postcopy);
+                self.gate.open();
+            }
+            Command::EnableColo => {
+                self.outline.remark(Remark::Colo);
+                self.gate.open();
+            }
+            _ => {}
+        }
+    }
+
+    fn hold(&self, follower: &Follower) -> Result<(), Failure> {
+        // Machine types before 8.1 do not say that there are channels. Behind the set-up a source has sent pages, and where
+        // none but zero pages was on main, the others are on channels.
+        let mark = follower.passed;
+        let has_none_here = mark > 1 && !follower.has_pages && !follower.ignores_shared;
+        let has_channels = has_none_here || self.outline.look(|seen| seen.has_flush);
+        let held = match self.gate.hold(mark, has_channels) {
+            Ok(()) => return Ok(()),
+            Err(held) => held,
+        };
+        let (channel, leg, cause) = match held {
+            Held::Stopped => (Channel::Main, Leg::Here, RoundFault::Stopped.into()),
+            Held::Missing(missing) => {
+                let within = CHANNELS_TIMEOUT;
+                let fault = SetupFault::ChannelsMissing { missing, within };
+                (Channel::Main, Leg::Source, fault.into())
+            }
+            Held::NoSync {
+                channel,
+                end: Some(End::Abandoned(kind)),
+                ..
+            } => {
+                let cause = io::Error::from(kind).into();
+                (Channel::Multifd(channel), Leg::Destination, cause)
+            }
+            Held::NoSync { channel, found, .. } => {
+                let fault = RoundFault::MissingSync {
+                    found,
+                    wanted: mark,
+                };
+                (Channel::Multifd(channel), Leg::Source, fault.into())
+            }
+        };
+        let block = None;
+        Err(Failure {
+            channel,
+            leg,
+            block,
+            cause,
+        })
+    }
+
+    /// Waits until the destination shows that it loads, where it can show it: it answers a ping on the return path, and
+    /// reads a unix socket empty.
+    fn wait_begun(&self) -> Result<(), Failure> {
+        let pinged = self.outline.look(|seen| seen.pinged);
+        let destination = &self.link.destination;
+        let shows = match destination {
+            Stream::Unix(_) => true,
+            Stream::Tcp(_) => pinged,
+        };
+        if !shows {
+            self.gate.begin();
+        }
+        // Another relay reads its set-up before its own destination does, so the answer counts where there is to be one.
+        let since = Instant::now();
+        let within = self.begin_timeout;
+        let look = |gate: &Gate| {
+            if !pinged && destination.unsent_bytes() == 0 {
+                gate.begin();
+            }
+            // Nothing more comes of a source that waits for no word and has closed. What it has sent is passed on.
+            if self.link.source.peer_has_closed() && !self.outline.is_taken_back() {
+                gate.begin();
+            }
+            let since = gate.moved().map_or(since, |moved| since.max(moved));
+            if since.elapsed() < within {
+                return Ok(());
+            }
+            let channels = gate.channels();
+            let fault = SetupFault::NotBegun { channels, within };
+            Err(failed(Leg::Destination, fault.into()))
+        };
+        match self.gate.wait_begun(look)? {
+            true => Ok(()),
+            false => Err(failed(Leg::Here, RoundFault::Stopped.into())),
+        }
+    }
+
+    fn write(&self, bytes: &[u8]) -> Result<(), Failure> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        (&self.link.destination)
+            .write_all(bytes)
+            .map_err(|error| failed(Leg::Destination, error.into()))?;
+        self.counters.main(bytes.len());
+        Ok(())
+    }
+}
+
+/// Destination to source: the return path.
+pub(super) fn back(link: &Link, outline: &Outline, gate: &Gate) -> Result<(), Failure> {
+    let destination = |cause| failed(Leg::Destination, cause);
+    let mut receiver = Some(ReturnPathReceiver::new());
+    let mut buffer = vec![0; BUFFER_BYTES];
+    loop {
+        let count = match link.destination.read_some(&mut buffer) {
+            Ok(count) => count,
+            // A destination that closes with something unread resets: no more will come either way.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => 0,
+            Err(error) => return Err(destination(error.into())),
+        };
+        if count == 0 {
+            break;
+        }
+        gate.loads();
+        let bytes = buffer.get(..count).unwrap_or_default();
+        // Before it is passed on: the source may answer the last byte at once, by closing.
+        let had_gone = link.source.peer_has_closed();
+        let heard = listen(&mut receiver, bytes, outline);
+        let told = (&*link.source).write_all(bytes);
+        match heard {
+            Some(0) if had_gone || told.is_err() => return Err(destination(Cause::NotTold)),
+            None | Some(0) => {}
+            Some(status) => return Err(destination(Cause::Refused { status })),
+        }
+    }
+    if outline.is_taken_back() {
+        return Err(destination(match outline.look(|seen| seen.postcopy) {
+            true => Cause::PostcopyBroke,
+            false => Cause::Unconfirmed,
+        }));
+    }
+    // Behind all memory an end may not be understood, and the source's own end tells. A destination that fails there
+    // shows when more is written to it.
+    let is_early = outline.look(|seen| {
+        let may_be_over = seen.ram_ended || seen.complete || seen.ended;
+        !may_be_over && !seen.confirmed && seen.remarks.is_empty()
+    });
+    if is_early {
+        let end = io::Error::from(io::ErrorKind::UnexpectedEof);
+        return Err(destination(end.into()));
+    }
+    // The source may have closed by now.
+    let _ = link.source.shutdown(Shutdown::Write);
+    Ok(())
+}
+
+/// Follows the return path as long as it is one; the destination's last word, if this was it.
+fn listen(
+    receiver: &mut Option<ReturnPathReceiver>,
+    mut bytes: &[u8],
+    outline: &Outline,
+) -> Option<u32> {
+    let mut word = None;
+    while let Some(following) = receiver {
+        match following.push(&mut bytes) {
+            Ok(Some(Message::Shut(status))) => {
+                word = Some(status);
+                outline.see(|seen| seen.confirmed |= status == 0);
+            }
+            Ok(Some(_)) => {}
+            Ok(None) => break,
+            // COLO speaks of other things here. The source judges for itself.
+            Err(fault) => {
+                outline.remark(Remark::ReturnPathNotFollowed(fault));
+                *receiver = None;
+            }
+        }
+    }
+    word
+}
+
+pub(super) fn failed(leg: Leg, cause: Cause) -> Failure {
+    Failure {
+        channel: Channel::Main,
+        leg,
+        block: None,
+        cause,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use multifd_transport::failure::Cause as TransportCause;
+    use std::os::unix::net::UnixStream;
+    use std::sync::Arc;
+    use std::thread;
+
+    fn link() -> (Link, [UnixStream; 2]) {
+        let (source, ours) = UnixStream::pair().unwrap();
+        let (there, destination) = UnixStream::pair().unwrap();
+        let link = Link {
+            channel: Channel::Main,
+            source: Arc::new(Stream::Unix(ours)),
+            destination: Stream::Unix(there),
+        };
+        (link, [source, destination])
+    }
+
+    #[test]
+    fn a_destination_that_does_not_begin_is_not_waited_for_without_end() {
+        let (link, _ends) = link();
+        let forward = Forward {
+            link: &link,
+            limits: Limits::default(),
+            begin_timeout: Duration::from_millis(20),
+            outline: &Outline::default(),
+            gate: &Gate::default(),
+            counters: &Counters::default(),
+        };
+        forward.write(b"a set-up that nobody reads").unwrap();
+        let failure = forward.wait_begun().unwrap_err();
+        assert_eq!(failure.leg, Leg::Destination);
+        assert!(matches!(
+            failure.cause,
+            Cause::Transport(TransportCause::Setup(SetupFault::NotBegun {
+                channels: 0,
+                ..
+            }))
+        ));
+    }
+
+    #[test]
+    fn a_round_without_pages_waits_for_the_channels_that_have_them() {
+        let (link, _ends) = link();
+        for (has_pages, ignores_shared, passes) in [
+            (true, false, true),
+            (false, true, true),
+            (false, false, false),
+        ] {
+            let gate = Gate::default();
+            let forward = Forward {
+                link: &link,
+                limits: Limits::default(),
+                begin_timeout: Duration::ZERO,
+                outline: &Outline::default(),
+                gate: &gate,
+                counters: &Counters::default(),
+            };
+            let follower = Follower {
+                passed: 2,
+                has_pages,
+                ignores_shared,
+                ..Follower::new(Limits::default())
+            };
+            thread::scope(|scope| {
+                let holding = scope.spawn(|| forward.hold(&follower));
+                if !passes {
+                    thread::sleep(Duration::from_millis(50));
+                    assert!(!holding.is_finished(), "no channel has come");
+                    gate.stop();
+                }
+                assert_eq!(holding.join().unwrap().is_ok(), passes);
+            });
+        }
+    }
+}

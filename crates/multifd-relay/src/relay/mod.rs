@@ -1,0 +1,259 @@
+//! The relay: a transcoder between two standard multifd endpoints.
+//!
+//! It accepts a migration from a source, dials the destination once for each of its connections, main first, and passes
+//! everything on: the main channel as it is, both ways, and each multifd channel packet by packet, with the payloads in the
+//! method of its outgoing leg. Channels map one to one, and the order inside a channel is kept. No channel waits for
+//! another; the main channel waits, at the end of each round, until all channels have passed the round's end on.
+//!
+//! What arrives is recognised packet by packet. A payload that already has the outgoing method is passed on as it is.
+
+mod counters;
+mod first;
+mod gate;
+mod link;
+mod main_channel;
+mod pump;
+mod session;
+mod watch;
+
+use std::fmt;
+use std::io;
+use std::time::Duration;
+
+use multifd_codec::{Backend, PathCounts, Settings, Unsupported};
+use multifd_wire::{Fault, Limits, Method};
+
+use self::gate::CHANNELS_TIMEOUT;
+pub use self::watch::MigrationNote;
+use crate::failure::Failure;
+use multifd_transport::Cancel;
+use multifd_transport::dial::DIAL_TIMEOUT;
+use multifd_transport::incoming::{Acceptor, Incoming};
+use multifd_transport::{Address, Circle, Listener, circle};
+
+/// What a relay does.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct RelayConfig {
+    /// Where it dials for every migration.
+    pub connect: Address,
+    /// The method which it writes towards `connect`.
+    pub compression: Method,
+    /// How that method is driven, and who computes on both legs.
+    pub settings: Settings,
+    /// What it accepts from a source.
+    pub limits: Limits,
+    /// How long one connection to the destination may take.
+    pub dial_timeout: Duration,
+}
+
+/// A relay, listening.
+#[derive(Debug)]
+pub struct Relay {
+    acceptor: Acceptor,
+    config: RelayConfig,
+}
+
+/// A migration that was delivered.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct MigrationReport {
+    /// Who the source is, as far as the system names it.
+    pub peer: String,
+    /// Multifd channels; 0 for a migration without multifd.
+    pub channels: usize,
+    /// What went through.
+    pub totals: Totals,
+    /// `true`: the destination has said that it has the guest. `None`: it could not say so, as the source has no return
+    /// path.
+    pub confirmed: Option<bool>,
+    /// What was out of the ordinary.
+    pub remarks: Vec<Remark>,
+    /// How payloads from the source were decoded, if any were.
+    pub decoded: Option<Work>,
+    /// How payloads for the destination were encoded, if any were. One that has the outgoing method already is passed on.
+    pub encoded: Option<Work>,
+    /// From the first connection to the last close.
+    pub duration: Duration,
+}
+
+/// What the codecs of one direction did, over all channels.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Work {
+    /// The method read or written.
+    pub method: Method,
+    /// What computed, at the end of the migration; and why nothing better did, where something better was asked for.
+    pub backend: Backend,
+    /// Which way the pages went.
+    pub pages: PathCounts,
+}
+
+/// What has gone through a relay, over all channels.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Pages with contents on multifd channels.
+    pub pages: u64,
+    /// Zero pages on multifd channels.
+    pub zero_pages: u64,
+    /// Bytes read from the source, main channel included.
+    pub bytes_in: u64,
+    /// Bytes written to the destination, main channel included.
+    pub bytes_out: u64,
+}
+
+/// What was out of the ordinary in a migration that was passed on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Remark {
+    /// The main channel could not be followed beyond some point.
+    NotFollowed(Fault),
+    /// The main channel ended behind all memory, and not where it was understood to end.
+    EndNotSeen,
+    /// The return path could not be followed.
+    ReturnPathNotFollowed(Fault),
+    /// It switched to postcopy.
+    Postcopy,
+    /// Postcopy's own connection was passed on.
+    Preempt,
+    /// COLO began.
+    Colo,
+}
+
+impl fmt::Display for Remark {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotFollowed(fault) => {
+                write!(f, "the main channel could not be followed, and was passed on ({fault})")
+            }
+            Self::EndNotSeen => f.write_str(
+                "the main channel ended where no end was understood: it was passed on, or the source gave up",
+            ),
+            Self::ReturnPathNotFollowed(fault) => {
+                write!(f, "the return path could not be followed, and was passed on ({fault})")
+            }
+            Self::Postcopy => f.write_str("it switched to postcopy, whose pages are not compressed"),
+            Self::Preempt => f.write_str("postcopy's own connection was passed on"),
+            Self::Colo => f.write_str("COLO began, which is passed on and not followed"),
+        }
+    }
+}
+
+/// What happens while a migration is passed on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Update {
+    /// How far it is: about twice a second.
+    Progress(Totals),
+    /// Something that an operator may want to mend.
+    Note(MigrationNote),
+}
+
+impl RelayConfig {
+    /// Everything as usual.
+    pub fn new(connect: Address, compression: Method) -> Self {
+        Self {
+            connect,
+            compression,
+            settings: Settings::default(),
+            limits: Limits::default(),
+            dial_timeout: DIAL_TIMEOUT,
+        }
+    }
+
+    /// What will compute what is written, as far as it can be known before the first migration.
+    ///
+    /// # Errors
+    /// When nothing here can write the method, or not with the accelerator asked for.
+    pub fn backend(&self) -> Result<Backend, Unsupported> {
+        Ok(multifd_codec::encoder(self.compression, &self.settings)?.backend())
+    }
+
+    /// What will read pages that arrive each by itself, in methods `qpl` and `canned`: an accelerator reads no others.
+    ///
+    /// # Errors
+    /// When the accelerator asked for cannot.
+    pub fn reader(&self) -> Result<Backend, Unsupported> {
+        Ok(multifd_codec::decoder(Method::Qpl, &self.settings)?.backend())
+    }
+}
+
+impl Relay {
+    /// Listens on `listen`.
+    ///
+    /// # Errors
+    /// When the address cannot be listened on.
+    pub fn bind(listen: &Address, config: RelayConfig) -> io::Result<Relay> {
+        Self::on(Listener::bind(listen)?, config)
+    }
+
+    /// Serves what comes to `listener`.
+    ///
+    /// # Errors
+    /// When there is no thread to be had.
+    pub fn on(listener: Listener, config: RelayConfig) -> io::Result<Relay> {
+        listener.leads_to(&config.connect);
+        let acceptor = Acceptor::on(listener)?;
+        Ok(Relay { acceptor, config })
+    }
+
+    /// Where it listens: the port is real even if 0 was asked for.
+    pub fn address(&self) -> &Address {
+        self.acceptor.address()
+    }
+
+    /// What it does.
+    pub fn config(&self) -> &RelayConfig {
+        &self.config
+    }
+
+    /// Fails where migrations would come back here, under whatever name and through whichever other relays of this process. What
+    /// only a call can show, a migration fails of, before anything of it is passed on.
+    ///
+    /// # Errors
+    /// The way that migrations would take.
+    pub fn check_way(&self) -> Result<(), Circle> {
+        circle::look_ahead(&self.config.connect)
+    }
+
+    /// Its acceptor, to be told of connections that are passed over.
+    pub fn acceptor(&self) -> &Acceptor {
+        &self.acceptor
+    }
+
+    /// Waits for the next migration. [`pass_on`] passes it on: any number may be passed on at once.
+    ///
+    /// # Errors
+    /// When `cancel` ends the wait, or nothing can be accepted any more.
+    pub fn accept(&mut self, cancel: &Cancel) -> Result<Incoming, Failure> {
+        self.acceptor
+            .accept(cancel)
+            .map_err(multifd_transport::Failure::widened)
+    }
+
+    /// Waits for the next migration and passes it on.
+    ///
+    /// # Errors
+    /// As [`pass_on`].
+    pub fn serve_one(
+        &mut self,
+        observe: &mut dyn FnMut(Update),
+    ) -> Result<MigrationReport, Failure> {
+        let cancel = Cancel::new();
+        let incoming = self.accept(&cancel)?;
+        pass_on(incoming, &self.config, &cancel, observe)
+    }
+}
+
+/// Passes a migration on, unless `cancel` ends it before its destination has said that it has the guest.
+///
+/// # Errors
+/// The first failure of any channel ends the migration: both legs of all channels are closed, so that the source's guest
+/// goes on running.
+pub fn pass_on(
+    incoming: Incoming,
+    config: &RelayConfig,
+    cancel: &Cancel,
+    observe: &mut dyn FnMut(Update),
+) -> Result<MigrationReport, Failure> {
+    session::run(incoming, config, cancel, observe)
+}

@@ -1,0 +1,579 @@
+//! One migration through the relay: its connections, its threads, its end.
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::net::Shutdown;
+use std::sync::Arc;
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::thread::{self, Scope};
+use std::time::{Duration, Instant};
+
+use multifd_transport::dial::{DialError, Target, is_ours};
+use multifd_transport::endings::told;
+use multifd_transport::failure::Cause as TransportCause;
+use multifd_transport::incoming::{Arrival, Incoming, IncomingChannel};
+use multifd_transport::{Cancel, Stream, circle};
+use multifd_wire::main_stream::MainReceiver;
+
+use super::counters::Counters;
+use super::gate::Gate;
+use super::link::{Link, Links};
+use super::main_channel::{self, Forward, Outline};
+use super::pump::{self, Shared};
+use super::watch::Watch;
+use super::{CHANNELS_TIMEOUT, MigrationReport, RelayConfig, Remark, Update};
+use crate::failure::{Cause, Channel, Failure, Leg, SetupFault};
+
+/// How soon an end of the source is noticed while nothing else happens.
+const TICK: Duration = Duration::from_millis(100);
+
+/// The same, where a migration that has failed is closed.
+const CLOSING_TICK: Duration = Duration::from_millis(20);
+
+/// How often progress is told.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
+
+/// How long a peer may take to close after everything was said, and delivered.
+const CLOSING_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long a destination may take to begin. It answers at once when it has all channels; over a link that loses a fifth of
+/// all packets, one answer in 15,000 takes 13 s. A source whose guest is small may be in its last round by then:
+/// its guest, and its monitor, stand still as long as it is held.
+const BEGIN_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// How long a channel may be closed before its main channel is to say why.
+const HUNG_UP: Duration = Duration::from_millis(500);
+
+/// The most that is read of a main channel whose source has gone before its destination was dialled.
+const REMNANT_LIMIT_BYTES: usize = 64 << 20;
+
+/// What happens to a migration.
+enum Event {
+    Arrival(Arrival),
+    /// A channel has failed, and its thread goes on until its source closes it.
+    Failed(Failure),
+    /// A thread has ended.
+    Ended(Role, Result<(), Failure>),
+}
+
+/// What a thread does.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Role {
+    /// Main, source to destination.
+    Forward,
+    /// Main, destination to source.
+    Back,
+    Channel,
+    /// Postcopy's own connection.
+    Preempt,
+}
+
+/// Passes one migration through.
+pub(super) fn run(
+    incoming: Incoming,
+    config: &RelayConfig,
+    cancel: &Cancel,
+    observe: &mut dyn FnMut(Update),
+) -> Result<MigrationReport, Failure> {
+    let started = Instant::now();
+    let mut opening = Opening {
+        source: incoming.main,
+        start: incoming.main_start,
+        is_whole: false,
+        early: Vec::new(),
+        config,
+        cancel,
+    };
+    opening.wait_for_channel(&incoming.channels, incoming.has_channels)?;
+    let (target, main) = opening.dial()?;
+    let session = Session {
+        config,
+        target: &target,
+        main: &Arc::new(main),
+        links: &Links::default(),
+        outline: &Outline::default(),
+        gate: &Gate::default(),
+        counters: &Counters::default(),
+        cancel,
+        is_recovery: incoming.is_recovery,
+    };
+    session.links.add(session.main);
+    let (tell, events) = mpsc::channel();
+    for arrival in opening.early {
+        // The receiver lives until the end of this function.
+        let _ = tell.send(Event::Arrival(arrival));
+    }
+    let arrivals = tell.clone();
+    incoming.channels.deliver_to(move |arrival| {
+        // A migration that is over needs no more connections.
+        let _ = arrivals.send(Event::Arrival(arrival));
+    });
+    let settle = || incoming.ticket.settle();
+    let outcome = session.run(&opening.start, &tell, &events, &settle, observe);
+    // Connections that are still on their way to this migration close with it.
+    incoming.channels.deliver_to(drop);
+    outcome?;
+    let (confirmed, remarks) = session.outline.look(|seen| {
+        let confirmed = seen.confirmed.then_some(true);
+        (confirmed, seen.remarks.clone())
+    });
+    Ok(MigrationReport {
+        peer: incoming.peer,
+        channels: session.gate.channels(),
+        totals: session.counters.totals(),
+        confirmed,
+        remarks,
+        decoded: session.counters.decoded(),
+        encoded: session.counters.encoded(),
+        duration: started.elapsed(),
+    })
+}
+
+/// A migration before its destination was dialled.
+struct Opening<'a> {
+    source: Arc<Stream>,
+    start: Vec<u8>,
+    /// The source has closed, and what it has sent is to be passed on.
+    is_whole: bool,
+    /// Connections that have come.
+    early: Vec<Arrival>,
+    config: &'a RelayConfig,
+    cancel: &'a Cancel,
+}
+
+impl Opening<'_> {
+    /// Waits for the first channel where the set-up says that there are channels: a destination is dialled in vain
+    /// otherwise, and QEMU takes one migration only.
+    fn wait_for_channel(
+        &mut self,
+        channels: &multifd_transport::incoming::Inbox,
+        has_channels: bool,
+    ) -> Result<(), Failure> {
+        let deadline = Instant::now() + CHANNELS_TIMEOUT;
+        let failed = |fault: SetupFault| Err(main_channel::failed(Leg::Source, fault.into()));
+        if !has_channels {
+            return Ok(());
+        }
+        loop {
+            match channels.next_within(TICK) {
+                Some(Arrival::Refused(fault)) => return failed(fault),
+                Some(channel @ Arrival::Channel(_)) => {
+                    self.early.push(channel);
+                    return Ok(());
+                }
+                Some(other @ (Arrival::Preempt(_) | Arrival::Doubt(_))) => self.early.push(other),
+                None => {}
+            }
+            self.check_cancel()?;
+            self.check_source()?;
+            if Instant::now() >= deadline {
+                let (missing, within) = (None, CHANNELS_TIMEOUT);
+                return failed(SetupFault::ChannelsMissing { missing, within });
+            }
+        }
+    }
+
+    fn check_cancel(&self) -> Result<(), Failure> {
+        match self.cancel.is_cancelled() {
+            true => Err(Failure::here(TransportCause::Cancelled.into())),
+            false => Ok(()),
+        }
+    }
+
+    /// Fails where the source has closed a stream that is not whole. One without a return path may have sent everything.
+    fn check_source(&mut self) -> Result<(), Failure> {
+        if self.is_whole || !self.source.peer_has_closed() {
+            return Ok(());
+        }
+        let gone = || main_channel::failed(Leg::Source, Cause::Incomplete);
+        while self.start.len() < REMNANT_LIMIT_BYTES {
+            let mut piece = [0; 4096];
+            match self.source.read_some(&mut piece) {
+                Ok(0) => break,
+                Ok(count) => self
+                    .start
+                    .extend_from_slice(piece.get(..count).unwrap_or_default()),
+                Err(_) => return Err(gone()),
+            }
+        }
+        let mut receiver = MainReceiver::new(self.config.limits);
+        let mut bytes = self.start.as_slice();
+        let mut facts = main_channel::Facts::default();
+        loop {
+            match receiver.push(&mut bytes) {
+                Ok(Some(event)) => facts.note(&event),
+                Ok(None) => break,
+                // What cannot be followed is passed on.
+                Err(_) => {
+                    self.is_whole = true;
+                    return Ok(());
+                }
+            }
+        }
+        let has_ended = receiver.finish().is_ok() || facts.ram_ended;
+        self.is_whole = has_ended && !facts.return_path;
+        match self.is_whole {
+            true => Ok(()),
+            false => Err(gone()),
+        }
+    }
+
+    /// Dials main, which a destination before QEMU 8.0 takes the first connection for.
+    fn dial(&mut self) -> Result<(Target, Link), Failure> {
+        self.check_source()?;
+        let target = Target::resolve(&self.config.connect).map_err(|error| {
+            let cause = TransportCause::Dial {
+                address: self.config.connect.clone(),
+                source: error,
+            };
+            main_channel::failed(Leg::Destination, cause.into())
+        })?;
+        let (source, timeout) = (Arc::clone(&self.source), self.config.dial_timeout);
+        // A call is given up only where the migration has failed: a destination takes each of them for a connection of its
+        // source, and a source that has closed may have sent everything.
+        let failure = Cell::new(None);
+        let opening = RefCell::new(self);
+        let given_up = || {
+            let mut opening = opening.borrow_mut();
+            let fault = opening.check_cancel().and_then(|()| opening.check_source());
+            let given_up = fault.is_err();
+            failure.set(fault.err());
+            given_up
+        };
+        match (target.dial(timeout, &given_up), failure.take()) {
+            (Ok(destination), _) => {
+                // Nothing was passed on, so the source has its guest.
+                circle::look_behind(&destination, target.address(), timeout, &given_up)
+                    .map_err(|circle| Failure::here(circle.into()))?;
+                let channel = Channel::Main;
+                let link = Link {
+                    channel,
+                    source,
+                    destination,
+                };
+                Ok((target, link))
+            }
+            (Err(DialError::GivenUp), Some(failure)) => Err(failure),
+            (Err(error), _) => Err(dial_failure(error, &target, Channel::Main)),
+        }
+    }
+}
+
+/// A migration under way.
+struct Session<'a> {
+    config: &'a RelayConfig,
+    target: &'a Target,
+    main: &'a Arc<Link>,
+    links: &'a Links,
+    outline: &'a Outline,
+    gate: &'a Gate,
+    counters: &'a Counters,
+    cancel: &'a Cancel,
+    is_recovery: bool,
+}
+
+/// Threads that run.
+#[derive(Default)]
+struct Running {
+    forward: bool,
+    back: bool,
+    channels: usize,
+    preempt: usize,
+}
+
+impl Running {
+    fn count(&mut self, role: Role, more: bool) {
+        match role {
+            Role::Forward => self.forward = more,
+            Role::Back => self.back = more,
+            Role::Channel if more => self.channels += 1,
+            Role::Channel => self.channels = self.channels.saturating_sub(1),
+            Role::Preempt if more => self.preempt += 1,
+            Role::Preempt => self.preempt = self.preempt.saturating_sub(1),
+        }
+    }
+
+    fn any(&self) -> bool {
+        self.forward || self.back || self.channels > 0 || self.preempt > 0
+    }
+}
+
+impl<'env> Session<'env> {
+    fn run(
+        &'env self,
+        start: &[u8],
+        tell: &Sender<Event>,
+        events: &mpsc::Receiver<Event>,
+        settle: &dyn Fn(),
+        observe: &mut dyn FnMut(Update),
+    ) -> Result<(), Failure> {
+        thread::scope(|scope| {
+            let mut running = Running::default();
+            // Channels that have come already are there before the first mark is read.
+            let mut early = Vec::new();
+            while let Ok(event) = events.try_recv() {
+                if let Event::Arrival(Arrival::Channel(channel)) = &event {
+                    self.gate.channel_came(channel.hello.channel);
+                }
+                early.push(event);
+            }
+            let mut early = early.into_iter();
+            let forward = Forward {
+                link: self.main,
+                limits: self.config.limits,
+                begin_timeout: BEGIN_TIMEOUT.max(self.config.dial_timeout),
+                outline: self.outline,
+                gate: self.gate,
+                counters: self.counters,
+            };
+            let mut failure = self
+                .spawn(scope, tell, Role::Back, &mut running, || {
+                    main_channel::back(self.main, self.outline, self.gate)
+                })
+                .and_then(|()| {
+                    let is_recovery = self.is_recovery;
+                    let work = move || forward.run(start, is_recovery);
+                    self.spawn(scope, tell, Role::Forward, &mut running, work)
+                })
+                .err();
+            if failure.is_some() {
+                self.close();
+            }
+            let mut watch = Watch::new();
+            let mut told = Instant::now();
+            let mut settled = false;
+            let mut over_since: Option<Instant> = None;
+            let mut hung_up_since: Option<Instant> = None;
+            // What breaks once we have closed everything ourselves is no failure.
+            let mut is_closed = false;
+            while running.any() {
+                let tick = match failure {
+                    Some(_) => CLOSING_TICK,
+                    None => TICK,
+                };
+                let next = early.next().map_or_else(|| events.recv_timeout(tick), Ok);
+                let fault = match next {
+                    Ok(Event::Ended(role, outcome)) => {
+                        running.count(role, false);
+                        outcome.err()
+                    }
+                    Ok(Event::Failed(failure)) => Some(failure),
+                    Ok(Event::Arrival(arrival)) if failure.is_none() => {
+                        self.arrived(scope, tell, arrival, &mut running).err()
+                    }
+                    Ok(Event::Arrival(_)) | Err(RecvTimeoutError::Timeout) => None,
+                    Err(RecvTimeoutError::Disconnected) => break,
+                };
+                let fault = fault
+                    .or_else(|| self.look_at_source())
+                    .or_else(|| self.look_at_channels(&mut hung_up_since));
+                if let (Some(fault), false) = (fault, is_closed) {
+                    if failure.is_none() {
+                        self.close();
+                    }
+                    failure = Some(worse(failure, fault));
+                }
+                self.links.go_on_closing();
+                if !settled && self.gate.is_loading() {
+                    settled = true;
+                    settle();
+                }
+                if told.elapsed() >= PROGRESS_INTERVAL {
+                    told = Instant::now();
+                    observe(Update::Progress(self.counters.totals()));
+                    let facts = watch.facts(self.counters, self.gate, self.outline);
+                    watch
+                        .look(&facts)
+                        .into_iter()
+                        .for_each(|note| observe(Update::Note(note)));
+                }
+                // Everything was said and delivered: a peer that does not close is not waited for without end.
+                let is_over = failure.is_none() && !running.forward && running.channels == 0;
+                let confirmed = self.outline.look(|seen| seen.confirmed);
+                match is_over || confirmed {
+                    true if over_since.is_none() && self.links.are_delivered() => {
+                        over_since = Some(Instant::now());
+                    }
+                    true if over_since.is_some_and(|since| since.elapsed() >= CLOSING_TIMEOUT) => {
+                        is_closed = true;
+                        self.gate.stop();
+                        self.links.end();
+                    }
+                    _ => {}
+                }
+            }
+            match failure {
+                Some(failure) => Err(failure),
+                None => {
+                    self.links.end();
+                    Ok(())
+                }
+            }
+        })
+    }
+
+    /// A source that waits for the destination's word and closes before it has come has taken its guest back.
+    fn look_at_source(&self) -> Option<Failure> {
+        let confirmed = self.outline.look(|seen| seen.confirmed);
+        if self.cancel.is_cancelled() && !confirmed && !self.gate.is_stopped() {
+            return Some(Failure::here(TransportCause::Cancelled.into()));
+        }
+        // In this order: the source closes at once when it has been told the destination's word.
+        let gone = self.main.source.peer_has_closed() && self.outline.is_taken_back();
+        (gone && !self.gate.is_stopped())
+            .then(|| main_channel::failed(Leg::Source, self.outline.taken_back()))
+    }
+
+    /// While the destination has not begun nothing more is written to channels, so one that it has lost shows only here, and
+    /// it would wait for that channel without end. Where it fails as a whole its main channel says so first.
+    fn look_at_channels(&self, since: &mut Option<Instant>) -> Option<Failure> {
+        let waits = !self.gate.has_begun() && !self.gate.is_stopped();
+        let Some(channel) = waits.then(|| self.links.hung_up()).flatten() else {
+            *since = None;
+            return None;
+        };
+        let since = *since.get_or_insert_with(Instant::now);
+        (since.elapsed() >= HUNG_UP).then(|| Failure {
+            channel,
+            leg: Leg::Destination,
+            block: None,
+            cause: io::Error::from(io::ErrorKind::ConnectionReset).into(),
+        })
+    }
+
+    fn close(&self) {
+        self.gate.stop();
+        self.links.close();
+    }
+
+    fn arrived<'scope>(
+        &'env self,
+        scope: &'scope Scope<'scope, 'env>,
+        tell: &Sender<Event>,
+        arrival: Arrival,
+        running: &mut Running,
+    ) -> Result<(), Failure> {
+        match arrival {
+            Arrival::Channel(channel) => {
+                self.gate.channel_came(channel.hello.channel);
+                let shared = Shared {
+                    config: self.config,
+                    target: self.target,
+                    links: self.links,
+                    main: self.main,
+                    outline: self.outline,
+                    gate: self.gate,
+                    counters: self.counters,
+                };
+                let tell_failure = tell.clone();
+                let IncomingChannel { hello, stream } = channel;
+                let source = Arc::new(stream);
+                self.links.add_source(&source);
+                self.spawn(scope, tell, Role::Channel, running, move || {
+                    if let Err(failure) = pump::run(hello, &source, shared) {
+                        // Who would hear it has panicked otherwise.
+                        let _ = tell_failure.send(Event::Failed(failure));
+                        source.drain();
+                    } else if shared.gate.is_stopped() {
+                        source.drain();
+                    }
+                    Ok(())
+                })
+            }
+            Arrival::Preempt(source) => self.spawn(scope, tell, Role::Preempt, running, || {
+                self.preempt(source);
+                Ok(())
+            }),
+            Arrival::Doubt(doubt) => {
+                self.gate.doubt(doubt);
+                Ok(())
+            }
+            Arrival::Refused(fault) => Err(main_channel::failed(Leg::Source, fault.into())),
+        }
+    }
+
+    /// Passes postcopy's own connection on, both ways. It has no mark, so a stranger may have been taken for it: it fails
+    /// for itself alone, and a source that needs it takes its guest back.
+    fn preempt(&self, source: Stream) {
+        let given_up = || self.gate.is_stopped();
+        let Ok(destination) = self.target.dial(self.config.dial_timeout, &given_up) else {
+            return;
+        };
+        self.outline.remark(Remark::Preempt);
+        let source = Arc::new(source);
+        let link = Arc::new(Link {
+            channel: Channel::Unnamed,
+            source,
+            destination,
+        });
+        self.links.add(&link);
+        thread::scope(|scope| {
+            scope.spawn(|| pipe(&link.source, &link.destination));
+            pipe(&link.destination, &link.source);
+        });
+    }
+
+    fn spawn<'scope>(
+        &'env self,
+        scope: &'scope Scope<'scope, 'env>,
+        tell: &Sender<Event>,
+        role: Role,
+        running: &mut Running,
+        work: impl FnOnce() -> Result<(), Failure> + Send + 'scope,
+    ) -> Result<(), Failure> {
+        let tell = tell.clone();
+        let ended = tell.clone();
+        // A thread that panics ends too.
+        let close = move || {
+            self.close();
+            let _ = ended.send(Event::Ended(role, Ok(())));
+        };
+        let thread = move || told(&tell, close, || Event::Ended(role, work()));
+        thread::Builder::new()
+            .spawn_scoped(scope, thread)
+            .map_err(|error| {
+                main_channel::failed(Leg::Here, TransportCause::Thread(error).into())
+            })?;
+        running.count(role, true);
+        Ok(())
+    }
+}
+
+/// Passes bytes on as they are, and their end.
+fn pipe(from: &Stream, to: &Stream) {
+    // Whatever ends it ends it: the main channel tells what became of the migration.
+    let _ = io::copy(&mut &*from, &mut &*to);
+    let _ = to.shutdown(Shutdown::Write);
+}
+
+/// The failure to keep: the first one, unless another says that the guest may run twice, or why the connections were closed
+/// whose end is the first.
+fn worse(first: Option<Failure>, then: Failure) -> Failure {
+    let Some(first) = first else {
+        return then;
+    };
+    let is_an_end = matches!(
+        first.cause,
+        Cause::TakenBack | Cause::Incomplete | Cause::Transport(TransportCause::Io(_))
+    );
+    match then.cause {
+        Cause::NotTold => then,
+        Cause::Refused { .. } if is_an_end => then,
+        _ => first,
+    }
+}
+
+pub(super) fn dial_failure(error: DialError, target: &Target, channel: Channel) -> Failure {
+    let source = io::Error::from(error);
+    let leg = match is_ours(&source) {
+        true => Leg::Here,
+        false => Leg::Destination,
+    };
+    let address = target.address().clone();
+    Failure {
+        channel,
+        leg,
+        block: None,
+        cause: TransportCause::Dial { address, source }.into(),
+    }
+}

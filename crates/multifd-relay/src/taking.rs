@@ -1,0 +1,776 @@
+//! Taking a migration without being a QEMU: what receiving and recording have in common.
+//!
+//! All connections are read to their ends at once, one thread each. The main channel says where rounds end, and its
+//! return path is answered as a destination would.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, Scope};
+use std::time::{Duration, Instant};
+
+use multifd_codec::Settings;
+use multifd_transport::endings::told;
+use multifd_transport::failure::Cause as TransportCause;
+use multifd_transport::incoming::{Acceptor, Arrival, Incoming, IncomingChannel};
+use multifd_transport::rounds::{RoundFault, Rounds};
+use multifd_transport::{Cancel, Stream, hung_up};
+use multifd_wire::main_stream::{Command, Configuration, MainEvent, MainReceiver};
+use multifd_wire::{BlockName, Fault, Hello, Limits, PageSize, RamPacket};
+
+use crate::answers::Answers;
+use crate::connections::Connections;
+use crate::coverage::Coverage;
+use crate::failure::{Cause, Channel, Failure, Leg, SetupFault};
+use crate::image::ImageError;
+use crate::marks::Marks;
+use crate::numbers::Numbers;
+
+/// The main channel carries little beside multifd, and a guest's whole memory without it.
+const BUFFER_BYTES: usize = 64 << 10;
+
+/// How often progress is told.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
+
+/// How soon those who wait look around.
+const TICK: Duration = Duration::from_millis(20);
+
+/// How long channels are waited for at the end of a round, where the set-up says that there are some, or where ids are missing
+/// between others. They were opened before.
+const CHANNELS_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// How long pages are waited for at the end of the main channel while nothing comes. The source has sent them before, and its
+/// guest stands still meanwhile.
+const PAGES_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long the main channel is silent behind what may be its end, where only that tells the end: a stream without the
+/// description of devices. The source waits for its answer then.
+const END_SILENCE: Duration = Duration::from_secs(1);
+
+/// What is to be known of a source beforehand.
+#[derive(Clone, Copy, Debug, Default)]
+#[non_exhaustive]
+pub struct SourceSettings {
+    /// What it may send.
+    pub limits: Limits,
+    /// It has the capability `switchover-ack`, and a machine type whose name does not tell whether it may be sent a
+    /// SWITCHOVER_ACK: one without a version, as those of some distributions, or before 8.1.
+    pub switchover_ack: bool,
+    /// How its pages are decoded, where they are.
+    pub codec: Settings,
+}
+
+/// How long no connection may be accepted, for lack of descriptors: the next one may be a channel of this migration, and its
+/// source waits for it.
+const STARVED: Duration = Duration::from_secs(10);
+
+/// A source that dies or gives up closes its connections one after another; this is how long that may take.
+const CLOSING_TIME: Duration = Duration::from_millis(200);
+
+/// How soon to look again whether it has.
+const CLOSING_PAUSE: Duration = Duration::from_millis(5);
+
+/// How long a source that has heard that everything is kept may take to close.
+const GOODBYE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// What has arrived so far, over all connections.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Pages with contents.
+    pub pages: u64,
+    /// Zero pages.
+    pub zero_pages: u64,
+    /// Bytes read, of the main channel and all multifd channels.
+    pub bytes_in: u64,
+}
+
+/// A migration that was taken whole.
+#[derive(Clone, Debug)]
+pub(crate) struct Taken {
+    pub(crate) channels: usize,
+    pub(crate) totals: Totals,
+    pub(crate) duration: Duration,
+    /// The source waited for our word, and has heard that we have the guest.
+    pub(crate) confirmed: Option<bool>,
+    /// Blocks that the source shares and does not send (`x-ignore-shared`).
+    pub(crate) left_out: Vec<BlockName>,
+}
+
+/// What becomes of a migration.
+///
+/// `block` is where a method notes the RAM block that it has in hand, for an error to name.
+pub(crate) trait Keeper: Sync {
+    /// Keeps one multifd channel, whose hello has been read, up to its end.
+    fn channel(&self, seat: &Seat<'_>, block: &mut Option<BlockName>) -> Result<(), Cause>;
+
+    /// Keeps bytes of the main channel, before they are looked at.
+    fn main_bytes(&self, bytes: &[u8]) -> Result<(), Cause>;
+
+    /// Keeps what the main channel says.
+    fn main_event(&self, event: &MainEvent, block: &mut Option<BlockName>) -> Result<(), Cause>;
+
+    /// Keeps a page that came on the main channel, without multifd: at `offset` of the block that is `index` in the list.
+    fn main_page(
+        &self,
+        index: usize,
+        offset: u64,
+        contents: &[u8],
+        block: &mut Option<BlockName>,
+    ) -> Result<(), Cause>;
+
+    /// Makes what was kept last: everything has arrived but the blocks that are `left_out`, and the source may forget it.
+    fn keep(&self, left_out: &[BlockName]) -> Result<(), Cause>;
+
+    /// Forgets what was kept: the source closed before it could be told, and has its guest.
+    fn withdraw(&self);
+
+    /// Whether everything that is kept was there once all memory was.
+    const NEEDS_MEMORY_ONLY: bool;
+}
+
+/// One multifd channel in a migration that is being taken.
+pub(crate) struct Seat<'a> {
+    pub(crate) index: usize,
+    pub(crate) hello: &'a Hello,
+    pub(crate) stream: &'a Stream,
+    pub(crate) rounds: &'a Rounds,
+    pub(crate) tally: &'a Tally,
+    pub(crate) coverage: &'a Coverage,
+    numbers: &'a Numbers,
+    answers: &'a Answers,
+}
+
+impl Seat<'_> {
+    /// Takes note of a packet's header.
+    pub(crate) fn note(&self, packet: &RamPacket) {
+        self.tally.pages(packet.normal().len(), packet.zero().len());
+        self.rounds.touch(self.index);
+        self.numbers.note(packet);
+        // Earlier sources give every packet room for pages, and with it their page size.
+        if packet.page_size().is_none() {
+            self.answers.source_is_recent();
+        }
+    }
+
+    /// All pages of a packet have come, in this round. The blocks that it names may still be on their way to the list of them.
+    pub(crate) fn came(&self, packet: &RamPacket, round: u64) -> Result<(), Cause> {
+        let Some(page_size) = packet.page_size() else {
+            return Ok(());
+        };
+        if !packet.normal().is_empty() || !packet.zero().is_empty() {
+            self.rounds.wait_open()?;
+        }
+        for offsets in [packet.normal(), packet.zero()] {
+            if !offsets.is_empty() {
+                self.coverage
+                    .note(packet.block(), page_size, offsets, round)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// [`Totals`] while they are counted.
+#[derive(Debug, Default)]
+pub(crate) struct Tally {
+    pages: AtomicU64,
+    zero_pages: AtomicU64,
+    bytes_in: AtomicU64,
+}
+
+impl Tally {
+    fn pages(&self, normal: usize, zero: usize) {
+        self.pages.fetch_add(normal as u64, Ordering::Relaxed);
+        self.zero_pages.fetch_add(zero as u64, Ordering::Relaxed);
+    }
+
+    pub(crate) fn bytes_in(&self, count: u64) {
+        self.bytes_in.fetch_add(count, Ordering::Relaxed);
+    }
+
+    fn totals(&self) -> Totals {
+        Totals {
+            pages: self.pages.load(Ordering::Relaxed),
+            zero_pages: self.zero_pages.load(Ordering::Relaxed),
+            bytes_in: self.bytes_in.load(Ordering::Relaxed),
+        }
+    }
+}
+
+/// What happens to a migration.
+enum Event {
+    Arrival(Arrival),
+    /// A channel has failed, and its thread goes on until its source closes it.
+    Failed(Failure),
+    /// A thread has ended.
+    Ended(Result<(), Failure>),
+}
+
+/// Starts a thread that tells how it ended.
+fn spawn<'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    tell: &Sender<Event>,
+    close_all: impl Fn() + Send + 'scope,
+    work: impl FnOnce() -> Result<(), Failure> + Send + 'scope,
+) -> Result<(), Failure> {
+    let tell = tell.clone();
+    let ended = tell.clone();
+    // A thread that panics ends too.
+    let panicked = move || {
+        close_all();
+        let _ = ended.send(Event::Ended(Ok(())));
+    };
+    let thread = move || told(&tell, panicked, || Event::Ended(work()));
+    let spawned = thread::Builder::new().spawn_scoped(scope, thread);
+    spawned.map(drop).map_err(|error| Failure {
+        channel: Channel::Main,
+        leg: Leg::Here,
+        block: None,
+        cause: TransportCause::Thread(error).into(),
+    })
+}
+
+/// Waits for a migration at `acceptor` and hands it to `keeper`. `progress` is called about twice a second meanwhile.
+/// `cancel` ends it before everything has come.
+///
+/// # Errors
+///
+/// The first failure of any connection. All are closed then, and a source that listens is told that it failed.
+pub(crate) fn take(
+    acceptor: &mut Acceptor,
+    settings: SourceSettings,
+    cancel: &Cancel,
+    keeper: &impl Keeper,
+    progress: &mut dyn FnMut(Totals),
+) -> Result<Taken, Failure> {
+    let Incoming {
+        main,
+        main_start,
+        channels: inbox,
+        has_channels,
+        ticket: _ticket,
+        ..
+    } = loop {
+        let incoming = acceptor
+            .accept(cancel)
+            .map_err(multifd_transport::Failure::widened)?;
+        match incoming.is_recovery {
+            true => acceptor.pass_over_recovery(&incoming),
+            false => break incoming,
+        }
+    };
+    let started = Instant::now();
+    let rounds = Rounds::new(0);
+    let tally = Tally::default();
+    let coverage = Coverage::default();
+    let numbers = Numbers::default();
+    let answers = Answers::new(settings.switchover_ack);
+    let connections = Connections::default();
+    let kept = AtomicBool::new(false);
+    let main_stream = main;
+    connections.add(&main_stream);
+    let main = MainChannel {
+        stream: &main_stream,
+        start: &main_start,
+        has_channels,
+        keeper,
+        rounds: &rounds,
+        tally: &tally,
+        coverage: &coverage,
+        numbers: &numbers,
+        answers: &answers,
+        kept: &kept,
+        in_doubt: AtomicBool::new(false),
+        left_out: Mutex::default(),
+    };
+    let close_all = || {
+        main.answers.refuse(main.stream);
+        rounds.stop();
+        connections.fail();
+    };
+    let (tell, events) = mpsc::channel();
+    let arrivals = tell.clone();
+    inbox.deliver_to(move |arrival| {
+        // A migration that is over needs no more connections.
+        let _ = arrivals.send(Event::Arrival(arrival));
+    });
+    let failure = thread::scope(|scope| {
+        let (main, rounds, tally, coverage) = (&main, &rounds, &tally, &coverage);
+        let close_all = &close_all;
+        // Channels that have come already are there before the first mark is read.
+        let mut early = Vec::new();
+        while let Ok(event) = events.try_recv() {
+            if let Event::Arrival(Arrival::Channel(channel)) = &event {
+                rounds.join(usize::from(channel.hello.channel));
+            }
+            early.push(event);
+        }
+        let mut early = early.into_iter();
+        let work = move || main.run(settings.limits);
+        let mut failure = spawn(scope, &tell, close_all, work).err();
+        let mut running = usize::from(failure.is_none());
+        let mut told_progress = Instant::now();
+        let mut kept_since: Option<Instant> = None;
+        if failure.is_some() {
+            close_all();
+        }
+        while running > 0 {
+            let tick = match failure {
+                Some(_) => TICK,
+                None => PROGRESS_INTERVAL,
+            };
+            let next = early.next().map_or_else(|| events.recv_timeout(tick), Ok);
+            let fault = match next {
+                Ok(Event::Ended(outcome)) => {
+                    running = running.saturating_sub(1);
+                    outcome.err()
+                }
+                Ok(Event::Arrival(Arrival::Channel(IncomingChannel { hello, stream }))) => {
+                    let index = usize::from(hello.channel);
+                    // Nothing of it has been counted so far.
+                    rounds.join(index);
+                    let stream = Arc::new(stream);
+                    connections.add(&stream);
+                    let tell_failure = tell.clone();
+                    let work = move || {
+                        let seat = Seat {
+                            index,
+                            hello: &hello,
+                            stream: &stream,
+                            rounds,
+                            tally,
+                            coverage,
+                            numbers: main.numbers,
+                            answers: main.answers,
+                        };
+                        if let Err(failure) = sit(&seat, main) {
+                            // Who would hear it has panicked otherwise.
+                            let _ = tell_failure.send(Event::Failed(failure));
+                            stream.drain();
+                        }
+                        Ok(())
+                    };
+                    let spawned = spawn(scope, &tell, close_all, work);
+                    running = running.saturating_add(usize::from(spawned.is_ok()));
+                    spawned.err()
+                }
+                Ok(Event::Failed(failure)) => Some(failure),
+                Ok(Event::Arrival(Arrival::Refused(fault))) => Some(Failure {
+                    channel: Channel::Main,
+                    leg: Leg::Source,
+                    block: None,
+                    cause: fault.into(),
+                }),
+                Ok(Event::Arrival(Arrival::Doubt(doubt))) => {
+                    main.in_doubt.store(doubt, Ordering::Relaxed);
+                    None
+                }
+                Ok(Event::Arrival(Arrival::Preempt(_))) | Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => break,
+            };
+            connections.go_on_closing();
+            let fault = fault.or_else(|| {
+                let starved = acceptor.starved(STARVED)?;
+                Some(Failure::here(TransportCause::Listener(starved).into()))
+            });
+            let is_settled = main.answers.is_settled();
+            let is_cancelled = || !is_settled && cancel.is_cancelled();
+            let fault = fault.or_else(|| {
+                is_cancelled().then(|| Failure::here(TransportCause::Cancelled.into()))
+            });
+            if let (Some(fault), None) = (fault, &failure) {
+                failure = Some(fault);
+                close_all();
+            }
+            // Nothing is missing any more, so a source that does not close is not waited for without end.
+            let is_kept = kept.load(Ordering::Relaxed);
+            if is_kept && kept_since.get_or_insert_with(Instant::now).elapsed() >= GOODBYE_TIMEOUT {
+                connections.close();
+            }
+            if told_progress.elapsed() >= PROGRESS_INTERVAL {
+                told_progress = Instant::now();
+                progress(tally.totals());
+                acceptor.pass_over_others();
+            }
+        }
+        failure
+    });
+    inbox.deliver_to(drop);
+    match failure {
+        Some(failure) => Err(failure),
+        None => Ok(Taken {
+            channels: rounds.channels().len(),
+            totals: tally.totals(),
+            duration: started.elapsed(),
+            confirmed: answers.was_asked().then_some(true),
+            left_out: main
+                .left_out
+                .into_inner()
+                .unwrap_or_else(PoisonError::into_inner),
+        }),
+    }
+}
+
+/// One multifd channel, to its end.
+fn sit<K: Keeper>(seat: &Seat<'_>, main: &MainChannel<'_, K>) -> Result<(), Failure> {
+    let mut block = None;
+    let outcome = main
+        .keeper
+        .channel(seat, &mut block)
+        .and_then(|()| Ok(seat.rounds.leave(seat.index)?));
+    match outcome {
+        // Everything has arrived; how the source closes its connections does not matter.
+        Err(Cause::Transport(
+            TransportCause::Io(_) | TransportCause::Wire(Fault::Truncated { .. }),
+        )) if main.answers.is_settled() => Ok(()),
+        Err(cause) => Err(main.failure(Channel::Multifd(seat.hello.channel), block, cause)),
+        Ok(()) => Ok(()),
+    }
+}
+
+/// The main channel and its return path.
+struct MainChannel<'a, K> {
+    stream: &'a Stream,
+    /// What has been read of it already.
+    start: &'a [u8],
+    /// Its set-up says that there are multifd channels.
+    has_channels: bool,
+    keeper: &'a K,
+    rounds: &'a Rounds,
+    tally: &'a Tally,
+    coverage: &'a Coverage,
+    numbers: &'a Numbers,
+    answers: &'a Answers,
+    /// Everything is kept, and a source that wants to know it was told.
+    kept: &'a AtomicBool,
+    /// Channels may be another migration's.
+    in_doubt: AtomicBool,
+    left_out: Mutex<Vec<BlockName>>,
+}
+
+impl<K: Keeper> MainChannel<'_, K> {
+    fn run(&self, limits: Limits) -> Result<(), Failure> {
+        let mut block = None;
+        let mut culprit = Channel::Main;
+        let outcome = self.follow(limits, &mut block, &mut culprit);
+        outcome.map_err(|cause| self.failure(culprit, block, cause))
+    }
+
+    /// Reads to the end. `culprit` becomes the multifd channel that does not fit to the main channel, if one does not.
+    fn follow(
+        &self,
+        limits: Limits,
+        block: &mut Option<BlockName>,
+        culprit: &mut Channel,
+    ) -> Result<(), Cause> {
+        let mut receiver = MainReceiver::new(limits);
+        let mut outline = Outline::new(limits);
+        let mut page = Page::default();
+        let mut buffer = vec![0; BUFFER_BYTES];
+        let mut bytes = self.start;
+        loop {
+            self.keeper.main_bytes(bytes)?;
+            self.tally.bytes_in(bytes.len() as u64);
+            loop {
+                if let Some((index, offset)) = page.place {
+                    let mut contents = page.gather(&mut bytes, outline.page_size.bytes());
+                    if contents.is_empty() {
+                        break;
+                    }
+                    let _in_time = self.coverage.in_time();
+                    self.keeper.main_page(index, offset, contents, block)?;
+                    self.tally.pages(1, 0);
+                    let round = self.rounds.marks();
+                    self.coverage
+                        .note_nth(index, outline.page_size, offset, round)?;
+                    // The reader crosses the contents and says nothing to them.
+                    receiver.push(&mut contents)?;
+                    page.place = None;
+                }
+                let event = match receiver.push(&mut bytes) {
+                    Ok(Some(event)) => event,
+                    Ok(None) => break,
+                    // Everything is kept, and the source has been told.
+                    Err(_) if self.answers.is_settled() => break,
+                    Err(fault) => return Err(fault.into()),
+                };
+                *block = None;
+                if matches!(event, MainEvent::Command(Command::PostcopyAdvise)) {
+                    return Err(Cause::Postcopy);
+                }
+                let is_page = matches!(event, MainEvent::ZeroPage { .. });
+                let in_time = is_page.then(|| self.coverage.in_time());
+                self.keeper.main_event(&event, block)?;
+                self.answers.react(&event, self.stream).map_err(gave_up)?;
+                match event {
+                    MainEvent::ZeroPage { block, offset } => {
+                        self.tally.pages(0, 1);
+                        let round = self.rounds.marks();
+                        self.coverage
+                            .note_nth(block, outline.page_size, offset, round)?;
+                        drop(in_time);
+                    }
+                    MainEvent::RamBlocks(ref blocks) => {
+                        self.coverage.list(blocks);
+                        self.rounds.open();
+                    }
+                    MainEvent::Page { block, offset } => page.place = Some((block, offset)),
+                    MainEvent::End => self.settle(&outline, culprit)?,
+                    _ => {}
+                }
+                if outline.ends_round(&event) {
+                    self.wait_for_channels()?;
+                    self.rounds.mark().map_err(|fault| blame(fault, culprit))?;
+                }
+            }
+            let may_end = receiver.finish().is_ok() && !self.answers.is_settled();
+            if may_end && !self.stream.is_readable_within(END_SILENCE)? {
+                // Only the end of the connection would tell more, and the source waits for an answer first.
+                match K::NEEDS_MEMORY_ONLY {
+                    true => self.settle(&outline, culprit)?,
+                    false => return Err(Cause::NoEnd),
+                }
+            }
+            let count = match self.stream.read_some(&mut buffer) {
+                Ok(count) => count,
+                Err(_) if self.answers.is_settled() => 0,
+                Err(error) => return Err(gave_up(error)),
+            };
+            if count == 0 {
+                // A stream without the description of devices ends here.
+                if may_end {
+                    self.settle(&outline, culprit)?;
+                }
+                break;
+            }
+            bytes = buffer.get(..count).unwrap_or_default();
+        }
+        match self.answers.is_settled() {
+            true => Ok(()),
+            false => Err(Cause::Incomplete),
+        }
+    }
+
+    /// At the end of a round: waits for the channels that the set-up says there are, and for those between others.
+    fn wait_for_channels(&self) -> Result<(), Cause> {
+        let deadline = Instant::now() + CHANNELS_TIMEOUT;
+        loop {
+            let channels = self.rounds.channels();
+            let gap = channels
+                .iter()
+                .zip(0_u8..)
+                .find(|(id, wanted)| **id != usize::from(*wanted));
+            let missing = gap.map(|(_, wanted)| wanted);
+            if missing.is_none() && (!channels.is_empty() || !self.has_channels) {
+                return Ok(());
+            }
+            if self.rounds.is_stopped() {
+                return Err(RoundFault::Stopped.into());
+            }
+            if Instant::now() >= deadline {
+                let within = CHANNELS_TIMEOUT;
+                return Err(SetupFault::ChannelsMissing { missing, within }.into());
+            }
+            thread::sleep(TICK);
+        }
+    }
+
+    /// The main channel has ended: keeps everything once it has come, and tells the source. What is missing then is on a
+    /// channel that is late, or does not come.
+    fn settle(&self, outline: &Outline, culprit: &mut Channel) -> Result<(), Cause> {
+        if !outline.ram_ended {
+            return Err(RoundFault::NoRam.into());
+        }
+        let arrived = || (self.rounds.channels().len(), self.tally.totals());
+        let mut last = (Instant::now(), arrived());
+        let complete = || {
+            let pages = self.coverage.check(outline.ignores_shared);
+            pages.and_then(|()| self.numbers.check())
+        };
+        while let Err(fault) = complete() {
+            if self.rounds.is_stopped() {
+                return Err(RoundFault::Stopped.into());
+            }
+            if let Some((index, fault)) = self.rounds.lost() {
+                return Err(blame((Some(index), fault), culprit));
+            }
+            if last.0.elapsed() >= PAGES_TIMEOUT || self.source_has_ended() {
+                return Err(fault.into());
+            }
+            thread::sleep(TICK);
+            let so_far = arrived();
+            if so_far != last.1 {
+                last = (Instant::now(), so_far);
+            }
+        }
+        // Whatever ends the doubt ends this: the channel that raises it goes, or the migration does.
+        while self.in_doubt.load(Ordering::Relaxed) {
+            if self.rounds.is_stopped() {
+                return Err(RoundFault::Stopped.into());
+            }
+            thread::sleep(TICK);
+        }
+        self.rounds
+            .finish()
+            .map_err(|fault| blame(fault, culprit))?;
+        let left_out = match outline.ignores_shared {
+            true => self.coverage.untouched(),
+            false => Vec::new(),
+        };
+        let wanted = self.answers.settle()?;
+        let kept = self.keeper.keep(&left_out);
+        *self.left_out.lock().unwrap_or_else(PoisonError::into_inner) = left_out;
+        if wanted {
+            let told = match self.stream.peer_has_closed() {
+                true => Err(Cause::Incomplete),
+                false => self
+                    .answers
+                    .shut(kept.is_ok(), self.stream)
+                    .map_err(gave_up),
+            };
+            if told.is_err() && kept.is_ok() {
+                self.keeper.withdraw();
+                return told;
+            }
+        }
+        self.kept.store(kept.is_ok(), Ordering::Relaxed);
+        kept
+    }
+
+    /// Whether a source that waits for our word has closed: nothing more comes then, and nobody is to be told.
+    fn source_has_ended(&self) -> bool {
+        self.answers.was_asked() && self.stream.peer_has_closed()
+    }
+
+    /// A failure of `channel`, unless that broke off because the source has given up the whole migration.
+    fn failure(&self, channel: Channel, block: Option<BlockName>, cause: Cause) -> Failure {
+        let broken_off = matches!(
+            cause,
+            Cause::Transport(
+                TransportCause::Wire(Fault::Truncated { .. })
+                    | TransportCause::Io(_)
+                    | TransportCause::Round(RoundFault::OpenRound | RoundFault::MissingSync { .. })
+            )
+        );
+        // A file that cannot be written is no fault of a source's.
+        let leg = match cause {
+            Cause::Image(ImageError::File(_) | ImageError::Folder { .. }) | Cause::File(_) => {
+                Leg::Here
+            }
+            _ => Leg::Source,
+        };
+        if broken_off && !self.answers.is_settled() && self.source_is_gone() {
+            return Failure {
+                channel: Channel::Main,
+                leg,
+                block: None,
+                cause: Cause::Incomplete,
+            };
+        }
+        Failure {
+            channel,
+            leg,
+            block: block.map(Box::new),
+            cause,
+        }
+    }
+
+    /// Whether the source closes the main channel too, now that another one has ended.
+    fn source_is_gone(&self) -> bool {
+        let deadline = Instant::now() + CLOSING_TIME;
+        while !self.stream.peer_has_closed() {
+            if Instant::now() >= deadline {
+                return false;
+            }
+            thread::sleep(CLOSING_PAUSE);
+        }
+        true
+    }
+}
+
+/// The cause of a broken main channel: a source that ends its migration closes it, whatever is still under way.
+fn gave_up(error: io::Error) -> Cause {
+    match hung_up(&error) {
+        true => Cause::Incomplete,
+        false => error.into(),
+    }
+}
+
+/// The cause of a fault of rounds; `culprit` becomes the multifd channel at fault, if it is one's.
+fn blame((index, fault): (Option<usize>, RoundFault), culprit: &mut Channel) -> Cause {
+    // Channels stand in the order of their ids, which are 0 to N - 1.
+    if let Some(id) = index.and_then(|index| u8::try_from(index).ok()) {
+        *culprit = Channel::Multifd(id);
+    }
+    fault.into()
+}
+
+/// What has to be known of the main channel to find the ends of rounds and of RAM in it.
+#[derive(Debug)]
+struct Outline {
+    page_size: PageSize,
+    ram: Option<u32>,
+    ram_ended: bool,
+    /// Blocks which are shared between source and destination are listed and not sent.
+    ignores_shared: bool,
+    marks: Marks,
+}
+
+impl Outline {
+    fn new(limits: Limits) -> Self {
+        Self {
+            page_size: limits.page_size.unwrap_or(PageSize::K4),
+            ram: None,
+            ram_ended: false,
+            ignores_shared: false,
+            marks: Marks::default(),
+        }
+    }
+
+    /// Takes note of `event`; whether it ends a round.
+    fn ends_round(&mut self, event: &MainEvent) -> bool {
+        match event {
+            MainEvent::Configuration(configuration) => self.configure(configuration),
+            MainEvent::SectionStart(section) if section.name.as_bytes() == b"ram" => {
+                self.ram = Some(section.id)
+            }
+            MainEvent::SectionEnd { id } if self.ram == Some(*id) => self.ram_ended = true,
+            _ => {}
+        }
+        self.marks.ends_round(event)
+    }
+
+    fn configure(&mut self, configuration: &Configuration) {
+        self.page_size = configuration.page_size.unwrap_or(self.page_size);
+        let mut capabilities = configuration.capabilities.iter();
+        self.ignores_shared =
+            capabilities.any(|capability| capability.as_bytes() == b"x-ignore-shared");
+    }
+}
+
+/// A page on the main channel whose contents are being read.
+#[derive(Debug, Default)]
+struct Page {
+    /// The block's place in the list, and the page's in the block.
+    place: Option<(usize, u64)>,
+    contents: Vec<u8>,
+}
+
+impl Page {
+    /// Takes contents from the front of `bytes`. Empty until all `len` bytes are there.
+    fn gather(&mut self, bytes: &mut &[u8], len: usize) -> &[u8] {
+        if self.contents.len() >= len {
+            self.contents.clear();
+        }
+        let missing = len.saturating_sub(self.contents.len());
+        let (taken, rest) = bytes.split_at_checked(missing).unwrap_or((bytes, &[]));
+        self.contents.extend_from_slice(taken);
+        *bytes = rest;
+        if taken.len() < missing {
+            &[]
+        } else {
+            &self.contents
+        }
+    }
+}
