@@ -163,8 +163,8 @@ impl Root {
 /// `target/parts` of this workspace.
 #[must_use]
 pub fn parts_dir() -> PathBuf {
-    // This crate lies two folders below the top.
-    let top = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2);
+    // This crate lies three folders below the top.
+    let top = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(3);
     top.map(|top| top.join("target/parts")).unwrap_or_default()
 }
 
