@@ -24,6 +24,8 @@ use crate::verdict::Class;
 pub struct Options {
     /// The `multifd` under test.
     pub program: PathBuf,
+    /// The `multifd-bench` that sends guests to it.
+    pub sender: PathBuf,
     /// No run begins after that.
     pub time: Duration,
     /// No more runs than this.
@@ -116,8 +118,10 @@ impl Summary {
 /// What all runs of a worker need.
 #[derive(Debug)]
 pub struct Bench {
-    /// The program under test.
+    /// The `multifd` under test.
     pub program: PathBuf,
+    /// The `multifd-bench` that sends guests to it.
+    pub sender: PathBuf,
     /// What has not ended by then hangs.
     pub limit: Duration,
     base: PathBuf,
@@ -125,11 +129,12 @@ pub struct Bench {
 }
 
 impl Bench {
-    /// Of a program, with its files in a folder.
+    /// For `multifd` and `multifd-bench`, with the runs' files in a folder.
     #[must_use]
-    pub fn new(program: &Path, base: &Path, limit: Duration) -> Self {
+    pub fn new([program, sender]: [&Path; 2], base: &Path, limit: Duration) -> Self {
         Self {
             program: program.to_owned(),
+            sender: sender.to_owned(),
             limit,
             base: base.to_owned(),
             folders: AtomicUsize::new(0),
@@ -150,18 +155,19 @@ pub fn run(options: &Options, tell: &(dyn Fn(&str) + Sync)) -> Result<Summary, S
     let base = tempfile::Builder::new().prefix("campaign").tempdir();
     let base = base.map_err(|error| format!("no temporary folder: {error}"))?;
     let text = |error: std::io::Error| error.to_string();
-    // Parts may run as another user, and the program may be built anew meanwhile.
+    // Parts may run as another user, and the programs may be built anew meanwhile.
     fs::set_permissions(base.path(), fs::Permissions::from_mode(0o755)).map_err(text)?;
-    let program = base.path().join("multifd");
-    fs::copy(&options.program, &program)
-        .map_err(|error| format!("{}: {error}", options.program.display()))?;
+    let [program, sender] = ["multifd", "multifd-bench"].map(|name| base.path().join(name));
+    for (from, to) in [(&options.program, &program), (&options.sender, &sender)] {
+        fs::copy(from, to).map_err(|error| format!("{}: {error}", from.display()))?;
+    }
     let begun = Instant::now();
     let next = AtomicU64::new(0);
     let summary = Mutex::new(Summary::default());
     thread::scope(|scope| {
         for worker in 0..options.workers.max(1) {
             let folder = base.path().join(format!("w{worker}"));
-            let bench = Bench::new(&program, &folder, options.limit);
+            let bench = Bench::new([&program, &sender], &folder, options.limit);
             let (next, summary) = (&next, &summary);
             scope.spawn(move || {
                 let mut pool = Pool::default();

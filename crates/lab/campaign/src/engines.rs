@@ -1,4 +1,4 @@
-//! Runs between `multifd send` and `multifd receive`.
+//! Runs between `multifd-bench send` and `multifd receive`.
 
 use std::ffi::OsString;
 use std::fs;
@@ -130,7 +130,7 @@ fn moved(
             &address.to_string(),
         ];
         let arguments: Vec<OsString> = arguments.into_iter().map(Into::into).collect();
-        let sender = Multifd::start(&bench.program, &arguments, Bounds::default(), folder)?;
+        let sender = Multifd::start(&bench.sender, &arguments, Bounds::default(), folder)?;
         let sender = Arc::new(sender);
         for ((of_sender, delay), trigger) in whens.into_iter().flatten().zip(triggers) {
             let (sender, done) = (Arc::clone(&sender), &around.done);

@@ -1,17 +1,15 @@
 //! Processes of the `multifd` under test.
 
 use std::ffi::OsString;
-use std::io::{BufRead, BufReader, Read};
+use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Condvar, Mutex};
-use std::time::{Duration, Instant};
-use std::{fs, thread};
+use std::process::{Command, ExitStatus};
+use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
+use testkit::process::{Pipe, Process};
 
-use crate::locked;
 use crate::net::Address;
 
 /// What a process may have.
@@ -97,20 +95,10 @@ pub struct Counts {
     pub threads: usize,
 }
 
-/// What a process says, line by line.
-#[derive(Debug, Default)]
-struct Said {
-    stdout: Vec<String>,
-    stderr: Vec<String>,
-    open: usize,
-}
-
-/// A running `multifd`. Dropped, it is killed.
+/// A running `multifd` or `multifd-bench`. Dropped, it is killed.
 #[derive(Debug)]
 pub struct Multifd {
-    child: Mutex<Child>,
-    pid: u32,
-    said: Arc<(Mutex<Said>, Condvar)>,
+    process: Process,
     /// Sockets and files that it may make.
     pub folder: PathBuf,
 }
@@ -124,70 +112,39 @@ impl Multifd {
         folder: &Path,
     ) -> Result<Self, String> {
         let mut command = bounds.command(program, folder)?;
-        let child = command
-            .args(arguments)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn();
-        let mut child =
-            child.map_err(|error| format!("cannot start {}: {error}", program.display()))?;
-        let said = Arc::new((Mutex::new(Said::default()), Condvar::new()));
-        let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
-        locked(&said.0).open = 2;
-        read_lines(stdout, &said, |said| &mut said.stdout);
-        read_lines(stderr, &said, |said| &mut said.stderr);
+        let process = Process::start(command.args(arguments));
         Ok(Self {
-            pid: child.id(),
-            child: Mutex::new(child),
-            said,
+            process: process
+                .map_err(|error| format!("cannot start {}: {error}", program.display()))?,
             folder: folder.to_owned(),
         })
     }
 
     /// Waits until it listens, and says where.
     pub fn address(&self) -> Result<Address, String> {
-        let deadline = Instant::now() + LIMIT;
-        let mut said = locked(&self.said.0);
-        loop {
-            let line = said
-                .stderr
-                .iter()
-                .find_map(|line| line.split_once("listening on "));
-            if let Some((_, address)) = line {
-                let address = address.split_whitespace().next().unwrap_or_default();
-                return Address::parse(address);
-            }
-            if said.open == 0 || Instant::now() > deadline {
-                return Err(format!("it does not listen: {}", said.stderr.join(" / ")));
-            }
-            said = self.changed(said);
+        match self.process.address(LIMIT) {
+            Ok(address) => Address::parse(address.split_whitespace().next().unwrap_or_default()),
+            Err(fault) => Err(format!("it does not listen: {fault}")),
         }
-    }
-
-    fn changed<'a>(
-        &'a self,
-        guard: std::sync::MutexGuard<'a, Said>,
-    ) -> std::sync::MutexGuard<'a, Said> {
-        let wait = self.said.1.wait_timeout(guard, Duration::from_millis(20));
-        wait.map_or_else(|poisoned| poisoned.into_inner().0, |(guard, _)| guard)
     }
 
     /// Its process.
     pub fn pid(&self) -> u32 {
-        self.pid
+        self.process.pid()
     }
 
     /// What it has printed since the beginning: results, and words for people.
     pub fn printed(&self) -> (Vec<String>, Vec<String>) {
-        let said = locked(&self.said.0);
-        (said.stdout.clone(), said.stderr.clone())
+        (
+            self.process.lines(Pipe::Stdout),
+            self.process.lines(Pipe::Stderr),
+        )
     }
 
     /// The JSON lines that it has printed from line `from` on.
     pub fn reports(&self, from: usize) -> Vec<Value> {
-        let said = locked(&self.said.0);
-        let lines = said.stdout.iter().skip(from);
+        let lines = self.process.lines(Pipe::Stdout);
+        let lines = lines.iter().skip(from);
         lines
             .map(|line| serde_json::from_str(line).unwrap_or_else(|_| Value::from(line.as_str())))
             .collect()
@@ -196,7 +153,7 @@ impl Multifd {
     /// What it has open now.
     pub fn counts(&self) -> Counts {
         let entries = |name: &str| {
-            let folder = format!("/proc/{}/{name}", self.pid);
+            let folder = format!("/proc/{}/{name}", self.pid());
             fs::read_dir(folder).map_or(0, Iterator::count)
         };
         Counts {
@@ -207,21 +164,18 @@ impl Multifd {
 
     /// Ends it at once, as nothing else can.
     pub fn kill(&self) {
-        let mut child = locked(&self.child);
-        // It may have ended already.
-        let _ = child.kill();
-        let _ = child.wait();
+        self.process.kill();
     }
 
     /// Whether it has ended, and how.
     pub fn ended(&self) -> Option<ExitStatus> {
-        locked(&self.child).try_wait().ok().flatten()
+        self.process.ended()
     }
 
     /// Asks it to end.
     pub fn terminate(&self) {
         if self.ended().is_none()
-            && let Some(pid) = Pid::from_raw(self.pid as i32)
+            && let Some(pid) = Pid::from_raw(self.pid() as i32)
         {
             // It may end at this moment.
             let _ = kill_process(pid, Signal::TERM);
@@ -230,7 +184,7 @@ impl Multifd {
 
     /// Stops or continues it.
     pub fn signal(&self, signal: Signal) {
-        if let Some(pid) = Pid::from_raw(self.pid as i32) {
+        if let Some(pid) = Pid::from_raw(self.pid() as i32) {
             // It may have ended.
             let _ = kill_process(pid, signal);
         }
@@ -238,50 +192,8 @@ impl Multifd {
 
     /// Waits for its end, and for all that it has said.
     pub fn wait(&self, limit: Duration) -> Option<ExitStatus> {
-        let deadline = Instant::now() + limit;
-        loop {
-            if let Some(status) = self.ended() {
-                let mut said = locked(&self.said.0);
-                // A process of its own may hold the pipes a moment longer.
-                let deadline = Instant::now() + Duration::from_secs(5);
-                while said.open > 0 && Instant::now() < deadline {
-                    said = self.changed(said);
-                }
-                return Some(status);
-            }
-            if Instant::now() > deadline {
-                return None;
-            }
-            thread::sleep(Duration::from_millis(2));
-        }
+        self.process.wait(limit)
     }
-}
-
-impl Drop for Multifd {
-    fn drop(&mut self) {
-        self.kill();
-    }
-}
-
-fn read_lines(
-    stream: Option<impl Read + Send + 'static>,
-    said: &Arc<(Mutex<Said>, Condvar)>,
-    of: fn(&mut Said) -> &mut Vec<String>,
-) {
-    let said = Arc::clone(said);
-    thread::spawn(move || {
-        for line in stream
-            .into_iter()
-            .flat_map(|stream| BufReader::new(stream).split(b'\n'))
-        {
-            let Ok(line) = line else { break };
-            let line = String::from_utf8_lossy(&line).into_owned();
-            of(&mut locked(&said.0)).push(line);
-            said.1.notify_all();
-        }
-        locked(&said.0).open -= 1;
-        said.1.notify_all();
-    });
 }
 
 /// Starting takes milliseconds; machines that run this are loaded.

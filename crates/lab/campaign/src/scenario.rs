@@ -25,7 +25,7 @@ pub enum Kind {
     Receive,
     /// `multifd record`, and a replay of what it kept.
     Record,
-    /// `multifd send` to `multifd receive`.
+    /// `multifd-bench send` to `multifd receive`.
     Engines,
     /// Real QEMUs at both ends of one or two relays.
     Qemu,

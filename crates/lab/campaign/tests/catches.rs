@@ -367,7 +367,11 @@ fn the_ends_alone_break_no_promise() {
     ];
     let mut seen: BTreeMap<&str, BTreeMap<Class, u32>> = BTreeMap::new();
     let folder = tempfile::tempdir().expect("a folder");
-    let bench = Bench::new(Path::new("none"), folder.path(), Duration::from_secs(60));
+    let bench = Bench::new(
+        [Path::new("none"); 2],
+        folder.path(),
+        Duration::from_secs(60),
+    );
     for seed in 0..150 {
         let (mut scenario, _) = Scenario::new(seed, &[Kind::Relay]);
         if !here.contains(&scenario.fault) && !there.contains(&scenario.fault) {

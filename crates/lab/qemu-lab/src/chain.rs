@@ -7,7 +7,7 @@ use crate::guest::Guest;
 use crate::memory::compare_ram;
 use crate::migration::{MigrationStatus, Parameters};
 use crate::qemu::{Config, LabError, Qemu, io_error};
-use multifd_guests::LinkEnd;
+use multifd_bench::links::LinkEnd;
 
 /// How long one step of a hop may take. A hop takes a fraction of a second; machines that run tests are loaded.
 const LIMIT: Duration = Duration::from_secs(60);

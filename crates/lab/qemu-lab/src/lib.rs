@@ -50,7 +50,6 @@ pub use chain::{Chain, Hop, HopReport};
 pub use guest::{Content, Guest, MemoryFault, PAGE, Progress};
 pub use memory::{Ram, compare_ram};
 pub use migration::{MigrationStatus, Parameters, RamStatus};
-pub use multifd_guests::{Link, LinkEnd};
 pub use pages::guest_pages;
 pub use parts::{
     MISSING_LOG, Part, Root, SETUP_COMMAND, Version, not_run, parts_dir, require, require_opened,

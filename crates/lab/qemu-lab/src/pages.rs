@@ -3,7 +3,7 @@
 use std::io::{self, Read as _};
 use std::path::Path;
 
-use multifd_guests::{Kind, Spec, fill_memory};
+use multifd_bench::guests::{Kind, Spec, fill_memory};
 
 use crate::guest::PAGE;
 

@@ -16,7 +16,7 @@ use crate::guest::{Guest, MemoryFault};
 use crate::memory::Ram;
 use crate::migration::{MigrationStatus, Parameters};
 use crate::qmp::{Qmp, QmpError};
-use multifd_guests::LinkEnd;
+use multifd_bench::links::LinkEnd;
 
 /// Guests' memory and sockets: short paths, and never a disk.
 const FOLDER: &str = "/dev/shm";

@@ -4,6 +4,7 @@
 //! - [`zlib`] drives the C zlib as a reference.
 //! - [`oracle`] judges deflate data by the rules of the format and of Intel's IAA.
 //! - [`allocations`] is an allocator that counts.
+//! - [`process`] starts a command, and tells what it prints and how it ends.
 //!
 //! With the feature `codec`:
 //!
@@ -17,6 +18,7 @@
 pub mod allocations;
 pub mod oracle;
 pub mod pages;
+pub mod process;
 pub mod zlib;
 
 #[cfg(feature = "codec")]

@@ -8,8 +8,8 @@ use multifd_transport::image::Folder;
 
 pub use engine::Summary;
 
-use crate::Outcome;
 use crate::args::ReceiveArgs;
+use crate::process::Outcome;
 use crate::say;
 use crate::signals::Signals;
 

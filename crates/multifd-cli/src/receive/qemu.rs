@@ -8,8 +8,8 @@ use multifd_transport::receive::{ReceiveReport, receive};
 use multifd_transport::{Cancel, SourceSettings};
 use serde::Serialize;
 
-use crate::Outcome;
 use crate::args::ReceiveArgs;
+use crate::process::Outcome;
 use crate::say::{self, Arrived, Progress};
 
 /// Takes the migration that has come.

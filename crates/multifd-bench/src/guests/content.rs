@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
-use crate::PAGE_BYTES;
+use crate::guests::PAGE_BYTES;
 
 /// What a guest's memory holds at the start, in pieces that are made one by one in any order.
 pub trait Content: Sync {

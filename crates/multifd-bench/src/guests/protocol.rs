@@ -5,7 +5,7 @@ use std::io::{self, BufRead, Write};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::Spec;
+use crate::guests::Spec;
 
 /// What a guest is told. Each gets one [`Answer`].
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,4 +1,4 @@
-//! `multifd bench migrate`: the published table, on this machine.
+//! `multifd-bench migrate`: the published table, on this machine.
 
 mod html;
 mod link;
@@ -11,15 +11,16 @@ pub use mode::Mode;
 
 use std::fs;
 
-use crate::Outcome;
-use crate::args::BenchArgs;
-use crate::say::{self, Progress};
+use multifd_cli::process::Outcome;
+use multifd_cli::say::{self, Progress};
+
+use crate::args::MigrateArgs;
 use link::Path;
 use run::Run;
 use table::{Machine, Report, Row};
 
 /// Moves guests in every mode, in turn, and prints what it came to.
-pub fn run(args: &BenchArgs) -> Outcome {
+pub fn run(args: &MigrateArgs) -> Outcome {
     let path = Path::new(args.link)?;
     say::note(format_args!("{path}"));
     let mut rows = Vec::new();
@@ -58,7 +59,7 @@ pub fn run(args: &BenchArgs) -> Outcome {
     Ok(say::result(report)?)
 }
 
-fn migrate(args: &BenchArgs, path: &Path, number: u32, row: &mut Row) -> Outcome {
+fn migrate(args: &MigrateArgs, path: &Path, number: u32, row: &mut Row) -> Outcome {
     let run = Run {
         guest: row.workload.clone(),
         channels: row.channels,

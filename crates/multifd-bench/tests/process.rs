@@ -7,7 +7,7 @@ use std::process::{Command, ExitCode};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use multifd_guests::{Guest, GuestError, Kind, Ram, Spec, serve};
+use multifd_bench::guests::{Guest, GuestError, Kind, Ram, Spec, serve};
 
 fn main() -> ExitCode {
     if std::env::args().nth(1).as_deref() == Some(SERVE) {

@@ -15,23 +15,9 @@
 //! up to the program that calls it ([`Ram`]). [`Guest`] starts such a process, hands out its memory as a file to be
 //! mapped, and stops and resumes it as a VMM does with a VM. They speak lines of JSON over the process's standard input
 //! and output.
-//!
-//! [`Link`] is what two hosts have between them, on one machine.
-#![forbid(unsafe_code)]
-#![cfg_attr(
-    not(test),
-    warn(
-        clippy::indexing_slicing,
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::panic,
-        clippy::unreachable
-    )
-)]
 
 mod content;
 mod image;
-mod link;
 mod linux;
 mod pace;
 mod process;
@@ -41,7 +27,6 @@ mod redis;
 mod serve;
 mod spec;
 
-pub use link::{Link, LinkEnd};
 pub use process::{Guest, GuestError};
 pub use serve::{Ram, fill_memory, serve};
 pub use spec::{Kind, Spec, SpecError};

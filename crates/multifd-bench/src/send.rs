@@ -1,9 +1,12 @@
-//! `multifd send`.
+//! `multifd-bench send`.
 
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use multifd_guests::{Guest, Kind, Spec};
+use multifd_bench::guests::{Guest, Kind, Spec};
+use multifd_cli::process::{Outcome, cpu_seconds};
+use multifd_cli::say::{self, Progress};
+use multifd_cli::signals::Signals;
 use multifd_transport::dirty::PagemapLog;
 use multifd_transport::failure::Cause;
 use multifd_transport::memory::{MappedMemory, Mapping};
@@ -15,9 +18,7 @@ use multifd_wire::{BlockName, Method, PageSize};
 use serde::{Deserialize, Serialize};
 
 use crate::args::SendArgs;
-use crate::say::{self, Progress};
-use crate::signals::Signals;
-use crate::{Outcome, own};
+use crate::own;
 
 /// Starts a guest and sends it away.
 pub fn run(args: &SendArgs) -> Outcome {
@@ -221,7 +222,7 @@ impl Summary {
             hardware: statistics.path_counts.hardware,
             software: statistics.path_counts.software,
             raw: statistics.path_counts.raw,
-            cpu_seconds: own::cpu_seconds()?,
+            cpu_seconds: cpu_seconds()?,
         })
     }
 }

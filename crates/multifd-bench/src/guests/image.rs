@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-use crate::content::Content;
+use crate::guests::content::Content;
 
 /// What a file holds. Where it ends before the guest's memory does, the rest is zero.
 #[derive(Debug)]

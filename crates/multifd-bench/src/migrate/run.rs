@@ -6,12 +6,13 @@ use std::num::NonZeroU8;
 use std::process::{Child, Stdio};
 use std::thread::{self, JoinHandle};
 
-use multifd_guests::Kind;
+use multifd_bench::guests::Kind;
+use multifd_cli::receive;
 use serde::de::DeserializeOwned;
 
 use super::link::Path;
 use super::mode::Mode;
-use crate::{own, receive, send};
+use crate::{own, send};
 
 /// What is to be moved, and how.
 pub struct Run {
@@ -71,8 +72,9 @@ impl Run {
                 Ok(failed) => Attempt::Failed(failed.error),
                 Err(_) => {
                     let said = String::from_utf8_lossy(&ended.stderr);
-                    let is_reason =
-                        |line: &&str| line.starts_with("multifd: ") || line.starts_with("error: ");
+                    let is_reason = |line: &&str| {
+                        line.starts_with("multifd-bench: ") || line.starts_with("error: ")
+                    };
                     let why = said.lines().rfind(is_reason);
                     Attempt::Failed(why.unwrap_or("it says nothing").to_owned())
                 }
@@ -103,7 +105,7 @@ impl fmt::Display for Attempt {
     }
 }
 
-/// A `multifd receive`. Dropped, it is killed.
+/// A `multifd-bench receive`. Dropped, it is killed.
 struct Destination {
     child: Child,
     address: String,

@@ -4,12 +4,12 @@ use std::fmt;
 use std::fs;
 use std::num::NonZeroU8;
 
-use multifd_guests::Kind;
+use multifd_bench::guests::Kind;
+use multifd_cli::say;
 use serde::{Serialize, Serializer};
 
 use super::mode::Mode;
 use super::run::Attempt;
-use crate::say;
 use crate::send::Summary;
 
 /// All that was measured.

@@ -3,7 +3,8 @@
 use std::path::Path;
 use std::process::Command;
 
-use qemu_lab::{Link, LinkEnd, not_run};
+use multifd_bench::links::{Link, LinkEnd};
+use qemu_lab::not_run;
 
 /// The path by which the end's namespace is found, as `nsenter` is told it.
 fn namespace(end: &LinkEnd) -> String {

@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::PAGE_BYTES;
+use crate::guests::PAGE_BYTES;
 
 /// A guest to be started.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -8,12 +8,12 @@
 use std::io;
 use std::time::Duration;
 
-use crate::PAGE_BYTES;
-use crate::content::Content;
-use crate::linux::Linux;
-use crate::pace::Worker;
-use crate::random::{Random, Zipfian, mix};
-use crate::serve::Ram;
+use crate::guests::PAGE_BYTES;
+use crate::guests::content::Content;
+use crate::guests::linux::Linux;
+use crate::guests::pace::Worker;
+use crate::guests::random::{Random, Zipfian, mix};
+use crate::guests::serve::Ram;
 
 /// Where everything is.
 ///
@@ -349,7 +349,7 @@ const LINUX_USED_PERCENT: u64 = 80;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::content::tests::{ratio, used_pages};
+    use crate::guests::content::tests::{ratio, used_pages};
 
     #[test]
     fn a_third_is_in_use_and_compresses_as_a_real_redis_does() {

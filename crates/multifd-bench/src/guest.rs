@@ -1,16 +1,29 @@
-//! `multifd guest`: the process of a guest, which `multifd send` starts.
+//! `multifd-bench guest`: the process of a guest, which `multifd-bench send` starts.
 
 use std::fs::File;
 use std::io;
+use std::process::ExitCode;
 
-use multifd_guests::{Ram, serve};
+use multifd_bench::guests::{Ram, serve};
+use multifd_cli::process::Outcome;
+use multifd_cli::{say, signals};
 use multifd_transport::dirty::WriteTracking;
 use multifd_transport::memory::Mapping;
 
-use crate::{Outcome, say, signals};
+/// Serves orders on standard input, in the program with this name.
+pub fn run(program: &'static str) -> ExitCode {
+    say::set_program(program);
+    match serve_orders() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            say::note(say::chain(failure.as_ref()));
+            say::last_words();
+            ExitCode::FAILURE
+        }
+    }
+}
 
-/// Serves orders on standard input.
-pub fn run() -> Outcome {
+fn serve_orders() -> Outcome {
     signals::leave_to_parent()?;
     Ok(serve(
         &mut io::stdin().lock(),

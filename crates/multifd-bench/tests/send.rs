@@ -1,26 +1,28 @@
-//! Guests of our own, from `multifd send` to `multifd receive`.
+//! Guests from `multifd-bench send` to what `multifd receive` runs too.
 
 mod support;
 
 use std::fs;
+use std::io::{Read, Write};
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use multifd_wire::Method;
+use multifd_transport::{Address, Listener, Stream};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
-use support::made::sound;
-use support::{DEADLINE, Ended, Multifd, files, sha256};
+use support::bench;
+use testkit::process::{DEADLINE, Ended, Tested};
 
-/// A `multifd receive --json` at `listen`.
-fn receive(listen: &str, more: &[&str]) -> Multifd {
-    Multifd::start([&["receive", "--json", "--listen", listen], more].concat())
+/// A receiver at `listen`.
+fn receive(listen: &str, more: &[&str]) -> Tested {
+    bench([&["receive", "--json", "--listen", listen], more].concat())
 }
 
 /// Sends a guest to `receiver`, and says how both ended.
-fn migrate(mut receiver: Multifd, options: &[&str]) -> (Ended, Ended) {
-    let address = receiver.address().to_string();
-    let sender = Multifd::start([&["send", "--json", "--connect", &address], options].concat());
+fn migrate(mut receiver: Tested, options: &[&str]) -> (Ended, Ended) {
+    let address = receiver.address::<String>();
+    let sender = bench([&["send", "--json", "--connect", &address], options].concat());
     (sender.end(), receiver.end())
 }
 
@@ -117,13 +119,15 @@ fn an_image_is_sent_and_written_again() {
     );
     sent.well();
     let received = json(&received.well());
-    assert_eq!(files(&dump), ["pc.ram.ram"]);
+    let files = fs::read_dir(&dump).expect("a folder");
+    let files: Vec<_> = files.map(|entry| entry.expect("an entry").path()).collect();
     let file = Path::new(received["blocks"][0]["file"].as_str().expect("a path"));
+    assert_eq!(files, [dump.join("pc.ram.ram")]);
+    assert_eq!(files, [file]);
     // Whole pages: what is missing in the last one is zero.
     let mut padded = contents;
     padded.resize(padded.len().next_multiple_of(4096), 0);
-    fs::write(&image, padded).expect("a file");
-    assert_eq!(sha256(file), sha256(&image));
+    assert!(fs::read(file).expect("a file") == padded, "another memory");
 }
 
 #[test]
@@ -167,8 +171,8 @@ fn a_guest_too_fast_for_its_link_ends_in_time_and_says_why() {
 }
 
 /// A sender that takes its time, and the number of its guest's process.
-fn slow_sender(receiver: &mut Multifd) -> (Multifd, String) {
-    let address = receiver.address().to_string();
+fn slow_sender(receiver: &mut Tested) -> (Tested, String) {
+    let address = receiver.address::<String>();
     let guest = [
         "--guest",
         "redis",
@@ -177,7 +181,7 @@ fn slow_sender(receiver: &mut Multifd) -> (Multifd, String) {
         "--max-bandwidth",
         "2M",
     ];
-    let mut sender = Multifd::start([&["send", "--connect", &address], &guest[..]].concat());
+    let mut sender = bench([&["send", "--connect", &address], &guest[..]].concat());
     assert!(sender.complaint().contains("starting a guest"));
     let deadline = Instant::now() + DEADLINE;
     loop {
@@ -204,7 +208,7 @@ fn a_killed_guest_ends_its_sender() {
 #[test]
 fn a_killed_sender_leaves_no_guest() {
     let mut receiver = receive("tcp:127.0.0.1:0", &[]);
-    let (mut sender, guest) = slow_sender(&mut receiver);
+    let (sender, guest) = slow_sender(&mut receiver);
     sender.kill();
     let deadline = Instant::now() + DEADLINE;
     while Path::new("/proc").join(&guest).exists() {
@@ -216,16 +220,118 @@ fn a_killed_sender_leaves_no_guest() {
 #[test]
 fn a_qemu_whose_memory_has_no_place_keeps_its_guest_and_is_in_nobodys_way() {
     let mut receiver = receive("tcp:127.0.0.1:0", &[]);
-    let address = receiver.address();
-    let back = support::send(&sound(Method::None, true), &address);
+    let address: Address = receiver.address();
+    let mut main = &Stream::connect(&address).expect("a listener");
+    main.write_all(b"QEVM\0\0\0\x03\x07").expect("a reader");
+    let mut back = Vec::new();
+    // The receiver closes it with bytes unread, which resets the connection.
+    let _ = main.read_to_end(&mut back);
     assert!(back.is_empty(), "nothing is promised to it: {back:?}");
     let note = receiver.complaint();
     assert!(note.contains("add --dump DIR"), "{note}");
     let connect = address.to_string();
     let guest = ["--guest", "idle", "--memory", "1M", "--connect", &connect];
-    Multifd::start([&["send"], &guest[..]].concat())
-        .end()
-        .well();
+    bench([&["send"], &guest[..]].concat()).end().well();
     let received = json(&receiver.end().well());
     assert_eq!(received["blocks"][0]["bytes"], 1 << 20, "{received}");
+}
+
+/// Exit status 2 is for what was typed, 1 for what became of it.
+fn refused(args: &[&str], status: i32, says: &str) {
+    let ended = bench(args).end();
+    assert_eq!(ended.status.code(), Some(status), "{args:?}: {ended:?}");
+    assert!(ended.stderr.contains(says), "{args:?}: {}", ended.stderr);
+    assert_eq!(ended.stdout, "", "{args:?}");
+}
+
+#[test]
+fn what_is_wrong_with_a_command_is_said_with_what_to_do() {
+    let send = ["send", "--connect", "unix:/no/such/b.sock", "--guest"];
+    let with = |more: &[&'static str]| [&send[..], more].concat();
+    refused(&with(&["vax"]), 2, "write idle, redis or image:FILE");
+    refused(
+        &with(&["idle", "--memory", "1.5G"]),
+        2,
+        "such as 512M or 4G",
+    );
+    refused(
+        &with(&["idle", "--memory", "4K"]),
+        1,
+        "at least 1048576 bytes",
+    );
+    refused(
+        &with(&["idle", "--multifd-channels", "0"]),
+        2,
+        "--multifd-channels",
+    );
+    refused(
+        &with(&["idle", "--streams", "4"]),
+        1,
+        "--streams has no effect",
+    );
+    refused(
+        &with(&["image:/no/such/file"]),
+        1,
+        "cannot open /no/such/file",
+    );
+    refused(
+        &with(&["idle", "--memory", "1M"]),
+        1,
+        "cannot connect to unix:/no/such/b.sock",
+    );
+}
+
+#[test]
+fn every_help_fits_a_screen_and_has_an_example() {
+    // A guest and all of a migration's parameters take more than the lines of an old terminal.
+    for (command, most) in [("send", 34), ("migrate", 40)] {
+        let help = bench([command, "--help"]).end().well();
+        assert!(help.contains("\nExample"), "{help}");
+        assert!(help.lines().count() <= most, "{help}");
+        assert!(help.lines().all(|line| line.len() <= 120), "{help}");
+    }
+    let help = bench(["--help"]).end().well();
+    assert!(
+        help.contains("\n  send ") && help.contains("\n  migrate "),
+        "{help}"
+    );
+    assert!(
+        !help.contains("\n  guest ") && !help.contains("\n  receive "),
+        "{help}"
+    );
+}
+
+#[test]
+fn a_sender_that_is_told_to_end_cancels_its_migration() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let address = Address::Unix(folder.path().join("s"));
+    // A destination that never answers.
+    let listener = Listener::bind(&address).expect("an address");
+    let connect = address.to_string();
+    let args = [
+        "send",
+        "--guest",
+        "idle",
+        "--memory",
+        "1M",
+        "--json",
+        "--connect",
+        &connect,
+    ];
+    let sending = bench(args);
+    let mut connection = None;
+    while connection.is_none() {
+        connection = listener.try_accept().expect("a listener");
+        std::thread::yield_now();
+    }
+    let pid = Pid::from_raw(sending.id() as i32).expect("a process");
+    kill_process(pid, Signal::TERM).expect("it runs");
+    let ended = sending.end();
+    assert_eq!(ended.status.code(), Some(128 + 15), "{ended:?}");
+    let failed: Value = serde_json::from_str(&ended.stdout).expect("JSON");
+    assert!(failed["error"].is_string(), "{failed}");
+    assert!(
+        ended.stderr.contains("multifd-bench: SIGTERM: "),
+        "{ended:?}"
+    );
 }

@@ -21,7 +21,7 @@ pub fn page(report: &Report) -> String {
         body.push_str(&line(row, longest));
     }
     let conditions = escaped(&report.conditions());
-    format!("{HEAD}<h1>multifd bench migrate</h1><p>{conditions}</p>{body}</table></html>\n")
+    format!("{HEAD}<h1>multifd-bench migrate</h1><p>{conditions}</p>{body}</table></html>\n")
 }
 
 fn line(row: &Row, longest: f64) -> String {
@@ -59,7 +59,7 @@ fn escaped(text: &str) -> String {
         .replace('>', "&gt;")
 }
 
-const HEAD: &str = "<!doctype html><html lang=en><meta charset=utf-8><title>multifd bench migrate</title><style>\
+const HEAD: &str = "<!doctype html><html lang=en><meta charset=utf-8><title>multifd-bench migrate</title><style>\
 body{font:15px system-ui,sans-serif;margin:2em;color:#222}table{border-collapse:collapse}\
 td,th{padding:.2em .7em;text-align:right;border-bottom:1px solid #ddd}th{font-weight:600}\
 td:last-child,th:last-child,td:nth-child(2),th:nth-child(2){text-align:left}\

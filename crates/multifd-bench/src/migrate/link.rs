@@ -4,7 +4,7 @@ use std::fmt;
 use std::process::Command;
 use std::str::FromStr;
 
-use multifd_guests::{Link, LinkEnd};
+use multifd_bench::links::{Link, LinkEnd};
 
 /// The rate of a link, in bits per second.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -8,14 +8,14 @@ use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
-use crate::content::{Content, fill};
-use crate::image::Image;
-use crate::linux::Idle;
-use crate::pace::{Gate, Worker};
-use crate::protocol::{Answer, Order, hear, tell};
-use crate::random::Random;
-use crate::redis::{Layout, Loaded, Server};
-use crate::{Kind, PAGE_BYTES, Spec};
+use crate::guests::content::{Content, fill};
+use crate::guests::image::Image;
+use crate::guests::linux::Idle;
+use crate::guests::pace::{Gate, Worker};
+use crate::guests::protocol::{Answer, Order, hear, tell};
+use crate::guests::random::Random;
+use crate::guests::redis::{Layout, Loaded, Server};
+use crate::guests::{Kind, PAGE_BYTES, Spec};
 
 /// A guest's memory: a file that is mapped in this process.
 pub trait Ram: Sync {

@@ -7,9 +7,9 @@
 
 use std::io;
 
-use crate::PAGE_BYTES;
-use crate::content::Content;
-use crate::random::{Random, mix};
+use crate::guests::PAGE_BYTES;
+use crate::guests::content::Content;
+use crate::guests::random::{Random, mix};
 
 /// Part of the memory of a Linux, as long as is wanted.
 #[derive(Debug)]
@@ -193,7 +193,7 @@ const PIECE_PAGES: u64 = 64;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::content::tests::{ratio, used_pages};
+    use crate::guests::content::tests::{ratio, used_pages};
 
     #[test]
     fn it_is_mostly_zero_and_the_rest_compresses_as_a_real_guest_does() {

@@ -5,8 +5,8 @@ use std::io::{self, BufReader};
 use std::ops::Range;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
-use crate::Spec;
-use crate::protocol::{Answer, Order, hear, tell};
+use crate::guests::Spec;
+use crate::guests::protocol::{Answer, Order, hear, tell};
 
 /// A guest in a process of its own. Dropped, it is killed.
 #[derive(Debug)]
@@ -37,7 +37,7 @@ pub enum GuestError {
 }
 
 impl Guest {
-    /// Starts `command`, whose program calls [`serve`](crate::serve) with its standard input and output, and waits until
+    /// Starts `command`, whose program calls [`serve`](crate::guests::serve) with its standard input and output, and waits until
     /// the guest runs.
     ///
     /// # Errors

@@ -1,4 +1,4 @@
-//! `multifd bench migrate`, with guests too small to measure anything.
+//! `multifd-bench migrate`, with guests too small to measure anything.
 
 mod support;
 
@@ -9,10 +9,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use support::{DEADLINE, Multifd};
+use support::bench;
+use testkit::process::DEADLINE;
 
-const TINY: [&str; 8] = [
-    "bench",
+const TINY: [&str; 7] = [
     "migrate",
     "--memory",
     "2M",
@@ -34,9 +34,7 @@ fn a_table_with_every_mode_and_what_is_missing_by_name() {
         "zlib,zlib+software,zstd+qpl,none",
     ];
     let files = ["--json", &json, "--report", &report];
-    let printed = Multifd::start([&TINY[..], &options, &files].concat())
-        .end()
-        .well();
+    let printed = bench([&TINY[..], &options, &files].concat()).end().well();
     assert!(
         printed.starts_with(|c: char| c.is_ascii_digit()),
         "{printed}"
@@ -94,7 +92,7 @@ fn a_table_with_every_mode_and_what_is_missing_by_name() {
 #[test]
 fn over_a_link_and_nothing_is_left_of_it_when_it_is_killed() {
     let link = ["--link", "250mbit", "--modes", "none", "--workload", "idle"];
-    let ended = Multifd::start([&TINY[..], &link].concat()).end();
+    let ended = bench([&TINY[..], &link].concat()).end();
     let shaped = ended
         .stderr
         .contains("a 250mbit link between two network namespaces");
@@ -108,17 +106,17 @@ fn over_a_link_and_nothing_is_left_of_it_when_it_is_killed() {
         return;
     }
     let many = ["--runs", "1000"];
-    let mut bench = Multifd::start([&TINY[..4], &link, &many].concat());
-    while !bench.complaint().contains("run 1 of") {}
+    let mut running = bench([&TINY[..3], &link, &many].concat());
+    while !running.complaint().contains("run 1 of") {}
     let children = Command::new("pgrep")
-        .args(["-P", &bench.id().to_string()])
+        .args(["-P", &running.id().to_string()])
         .output();
     let children = String::from_utf8(children.expect("pgrep").stdout).expect("text");
     assert!(
         children.lines().count() >= 2,
         "the link's holders: {children}"
     );
-    bench.kill();
+    running.kill();
     let deadline = Instant::now() + DEADLINE;
     for child in children.lines() {
         while Path::new("/proc").join(child).exists() {
@@ -137,7 +135,7 @@ fn what_is_no_mode_or_rate_is_refused() {
         ("--channels", "0", "--channels"),
         ("--workload", "vax", "write idle, redis or image:FILE"),
     ] {
-        let ended = Multifd::start(["bench", "migrate", option, value]).end();
+        let ended = bench(["migrate", option, value]).end();
         assert_eq!(ended.status.code(), Some(2), "{ended:?}");
         assert!(ended.stderr.contains(says), "{}", ended.stderr);
     }
