@@ -9,6 +9,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use multifd_transport::{Address, Listener, Stream};
+use multifd_wire::Hello;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use support::bench;
@@ -221,11 +222,22 @@ fn a_killed_sender_leaves_no_guest() {
 fn a_qemu_whose_memory_has_no_place_keeps_its_guest_and_is_in_nobodys_way() {
     let mut receiver = receive("tcp:127.0.0.1:0", &[]);
     let address: Address = receiver.address();
-    let mut main = &Stream::connect(&address).expect("a listener");
-    main.write_all(b"QEVM\0\0\0\x03\x07").expect("a reader");
+    let capture = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata/captures/none2-10.0");
+    // The hellos of the channels, and then all of main.
+    let files = [
+        ("mfd0.fwd", Hello::LEN),
+        ("mfd1.fwd", Hello::LEN),
+        ("main.fwd", usize::MAX),
+    ];
+    let connections = files.map(|(file, most)| {
+        let bytes = fs::read(capture.join(file)).expect("a capture");
+        let stream = Stream::connect(&address).expect("a listener");
+        // The receiver may close it before it has read everything.
+        let _ = (&stream).write_all(&bytes[..bytes.len().min(most)]);
+        stream
+    });
     let mut back = Vec::new();
-    // The receiver closes it with bytes unread, which resets the connection.
-    let _ = main.read_to_end(&mut back);
+    let _ = (&connections[2]).read_to_end(&mut back);
     assert!(back.is_empty(), "nothing is promised to it: {back:?}");
     let note = receiver.complaint();
     assert!(note.contains("add --dump DIR"), "{note}");

@@ -160,6 +160,12 @@ pub struct Progress {
     terminal: bool,
 }
 
+impl Default for Progress {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Progress {
     /// Nothing is shown yet.
     pub fn new() -> Self {

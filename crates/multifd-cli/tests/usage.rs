@@ -249,8 +249,8 @@ fn inspect_shows_what_is_readable_and_where_it_ends() {
     let ended = Multifd::start(["inspect", "--packets", cut, main]).end();
     assert_eq!(ended.status.code(), Some(1));
     let expected = format!(
-        "channel 7, packet 0 at 64: SYNC, number 1\n\
-         channel 7, packet 1 at 1408: number 2, none, block pc.ram, normal 1, zero 1, payload 4096 bytes\n\
+        "channel 7, packet 0 at 64: SYNC, number 0\n\
+         channel 7, packet 1 at 1408: number 1, none, block pc.ram, normal 1, zero 1, payload 4096 bytes\n\
          {cut}: channel 7, packets 2, sync 1, normal 1, zero 1, payload 4096 bytes, method none, page size 4096\n\
          {main}: main channel, machine none-10.0, flush 3, eos 3, zero records 0, page records 0, return path\n  \
          block pc.ram, 24576 bytes\n"
