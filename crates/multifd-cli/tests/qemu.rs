@@ -4,16 +4,18 @@
 //! byte, the guest's own record of its memory is checked, and the guest must go on. What a hop gives is what a plain migration gives,
 //! because a plain migration of this guest leaves no page different (shown by the tests of `qemu-lab`).
 
-mod accelerated;
-mod device;
-mod failures;
-mod files;
-mod libqpl;
-mod lost;
-mod matrix;
-mod one_sided;
-mod pages;
-mod relays;
-
-#[path = "../support/mod.rs"]
 mod support;
+
+/// One file for each subject.
+mod qemu {
+    mod accelerated;
+    mod device;
+    mod failures;
+    mod files;
+    mod libqpl;
+    mod lost;
+    mod matrix;
+    mod one_sided;
+    mod pages;
+    mod relays;
+}

@@ -1,10 +1,12 @@
 //! No guest is lost: whatever comes late, in between, too little or not at all, either everything arrives and success is said,
 //! or the source keeps its guest and everybody says failure.
 
-#[path = "../support/mod.rs"]
 mod support;
 
-mod postcopy;
+/// Cases of postcopy.
+mod lost {
+    mod postcopy;
+}
 
 use std::path::Path;
 use std::thread;
