@@ -1,16 +1,15 @@
 //! Control messages: their bytes, and what is refused.
 
-#[path = "support/allocations.rs"]
-mod allocations;
-mod support;
-
-use allocations::measure;
 use multifd_wire::control::{
     Accepted, Acked, Block, Capabilities, Completion, ControlReceiver, Event, Hello, MAX_PIECE_LEN,
     MAX_REASON_LEN, Message, Preamble, reason,
 };
 use multifd_wire::{BlockName, Fault, Limits, Method, PageSize};
-use support::{CUTS, control_events, vector};
+use testkit::allocations::{Counting, measure};
+use testkit::wire::{CUTS, control_events, vector};
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
 
 fn block(name: &str, len_bytes: u64) -> Block {
     Block {

@@ -6,6 +6,10 @@
 //! - [`allocations`] is an allocator that counts.
 //! - [`process`] starts a command, and tells what it prints and how it ends.
 //!
+//! - [`plain`] is a second decoder of multifd channels.
+//!
+//! With the feature `wire`: `wire` cuts streams, takes them apart, and reads the vectors of `testdata/wire`.
+//!
 //! With the feature `codec`:
 //!
 //! - `suite` has the tests that every codec must pass.
@@ -18,6 +22,7 @@
 pub mod allocations;
 pub mod oracle;
 pub mod pages;
+pub mod plain;
 pub mod process;
 pub mod zlib;
 
@@ -27,6 +32,8 @@ pub mod canned;
 pub mod libqpl;
 #[cfg(feature = "codec")]
 pub mod suite;
+#[cfg(feature = "wire")]
+pub mod wire;
 
 mod rfc1951;
 

@@ -1,7 +1,4 @@
-//! What several tests need.
-#![allow(dead_code, reason = "each test uses its own part")]
-
-pub mod plain;
+//! Streams for tests of the wire format: cut into pieces, taken apart, read from `testdata/wire`.
 
 use std::fs;
 use std::path::Path;
@@ -24,9 +21,13 @@ pub const CUTS: &[&[usize]] = &[
 /// An event with its contents, pieces joined.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Joined {
+    /// The hello.
     Hello(Hello),
+    /// A header.
     Packet(Box<Packet>),
+    /// So many unused entries of a table.
     Padding(usize),
+    /// A payload, or what there is of it.
     Payload(Vec<u8>),
 }
 
@@ -108,7 +109,6 @@ pub fn pieces<'a>(mut bytes: &'a [u8], cut: &[usize]) -> impl Iterator<Item = &'
 
 /// The bytes of a vector in `testdata/wire`, whose README says how they are written.
 pub fn vector(name: &str) -> Vec<u8> {
-    // The fuzz targets' seeds are made of the same vectors, from another folder.
     let above = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors();
     let mut folders = above.map(|folder| folder.join("testdata/wire"));
     let folder = folders

@@ -3,33 +3,44 @@
 //!
 //! The rules it follows: a hello has 64 bytes. A RAM packet's header has 320 bytes and eight for
 //! each page of a full packet, and is followed by a payload if it has normal pages.
-#![allow(dead_code, reason = "each test uses its own part")]
 
 /// What was found in a channel.
 #[derive(Debug, PartialEq)]
 pub struct PlainChannel {
+    /// The UUID of the hello.
     pub uuid: [u8; 16],
+    /// The number of the channel.
     pub id: u8,
+    /// All packets, in their order.
     pub packets: Vec<PlainPacket>,
 }
 
+/// A RAM packet.
 #[derive(Debug, PartialEq)]
 pub struct PlainPacket {
+    /// The flags of its header.
     pub flags: u32,
+    /// Its number.
     pub number: u64,
+    /// The name of its block.
     pub block: String,
+    /// Offsets of pages with contents.
     pub normal: Vec<u64>,
+    /// Offsets of zero pages.
     pub zero: Vec<u64>,
+    /// The length of its payload in bytes.
     pub payload: usize,
     /// Where the header begins.
     pub at: usize,
 }
 
 impl PlainPacket {
+    /// Whether it is a SYNC.
     pub fn is_sync(&self) -> bool {
         self.flags & 1 != 0
     }
 
+    /// Whether it has pages.
     pub fn has_pages(&self) -> bool {
         !self.normal.is_empty() || !self.zero.is_empty()
     }
@@ -79,14 +90,17 @@ impl PlainChannel {
         }
     }
 
+    /// Pages with contents in all packets.
     pub fn normal(&self) -> usize {
         self.packets.iter().map(|packet| packet.normal.len()).sum()
     }
 
+    /// Zero pages in all packets.
     pub fn zero(&self) -> usize {
         self.packets.iter().map(|packet| packet.zero.len()).sum()
     }
 
+    /// The bytes of all payloads.
     pub fn payload(&self) -> usize {
         self.packets.iter().map(|packet| packet.payload).sum()
     }
