@@ -3,9 +3,6 @@
 //!
 //!     cd fuzz && cargo run --example seeds
 
-#[path = "../../crates/multifd-wire/tests/support/mod.rs"]
-mod support;
-
 use std::path::Path;
 use std::{fs, io};
 
@@ -13,8 +10,8 @@ use multifd_codec::{Pages, Settings};
 use multifd_relay::recording::{Role, Writer};
 use multifd_wire::{BlockName, ChannelSender, Hello, Method, Packet, PageSize, RamPacket};
 use page_deflate::{Deflater, Effort, Histogram, PageDeflater, SharedCode, WindowSize};
-use support::plain::PlainChannel;
-use support::vector;
+use testkit::plain::PlainChannel;
+use testkit::wire::vector;
 
 /// How `channel`, `control`, `main_stream` and `return_path` cut their stream: by one byte, by headers, not at all.
 const CUTS: [(&str, [u8; 8]); 3] = [

@@ -13,9 +13,9 @@ use multifd_transport::failure::Cause;
 use multifd_transport::inlet::{Inlet, Item};
 use multifd_wire::{Fault, Hello, Limits, Method, Packet};
 
-use crate::allocations::measure;
 use crate::split_cut;
-use crate::support::{Joined, channel_events, pieces};
+use testkit::allocations::measure;
+use testkit::wire::{Joined, channel_events, pieces};
 
 /// What the inlet's caller does with payloads.
 #[derive(Clone, Copy, PartialEq)]

@@ -2,17 +2,12 @@
 //! test is wrong. The seeds run through the same functions as plain tests.
 
 mod acceptor;
-#[path = "../../crates/multifd-wire/tests/support/allocations.rs"]
-mod allocations;
 mod canned;
 mod codec;
 mod inlet;
 mod recording;
-#[path = "../../crates/multifd-wire/tests/support/mod.rs"]
-mod support;
 
 pub use acceptor::acceptor;
-use allocations::measure;
 pub use canned::canned;
 pub use codec::{deflate, inflate};
 pub use inlet::inlet;
@@ -24,7 +19,12 @@ use multifd_wire::{
     RamPacket, lengths,
 };
 pub use recording::recording;
-use support::{Joined, channel_events, main_events, pieces};
+use testkit::allocations::{Counting, measure};
+use testkit::wire::{Joined, channel_events, main_events, pieces};
+
+/// Counts what the code under test allocates.
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
 
 /// A hello that is taken is written again to the byte.
 pub fn hello(data: &[u8]) {

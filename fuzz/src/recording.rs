@@ -12,7 +12,7 @@ use multifd_relay::recording::{
 };
 use multifd_relay::replay::Replay;
 
-use crate::allocations::measure;
+use testkit::allocations::measure;
 
 const FILE_HEADER_LEN: usize = 16;
 const CHUNK_HEADER_LEN: usize = 12;

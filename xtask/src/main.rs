@@ -25,7 +25,7 @@ struct Arguments {
 enum Verb {
     /// Say what this machine has: QEMUs, tools, rights
     Detect,
-    /// Build the multifd command for release, and say what it will use on this machine
+    /// Build multifd and multifd-bench for release, and say what it will use on this machine
     Build,
     /// Fetch the real parts from Debian into target/parts; the system stays as it is
     Setup(verbs::setup::Arguments),

@@ -1,20 +1,31 @@
 //! Processes of the `multifd` command, built for release.
 
-use std::io::{BufRead, BufReader, Read};
+use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStderr, Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
-use std::{fs, thread};
 
-use qemu_lab::{LinkEnd, cpu_time};
+use multifd_bench::links::LinkEnd;
+use qemu_lab::cpu_time;
 use serde_json::Value;
+use testkit::process::{Pipe, Process};
 
 use crate::{Result, cargo, output, run};
 
-/// Builds the command and says where it is.
+/// Builds the command `multifd`, and says where it is.
 pub fn build() -> Result<PathBuf> {
-    run(cargo().args(["build", "--quiet", "--release", "--package", "multifd-cli"]))?;
-    release("multifd")
+    build_program("multifd-cli", "multifd")
+}
+
+/// Builds the command `multifd-bench`, and says where it is.
+pub fn build_bench() -> Result<PathBuf> {
+    build_program("multifd-bench", "multifd-bench")
+}
+
+fn build_program(package: &str, program: &str) -> Result<PathBuf> {
+    let build = ["build", "--quiet", "--release", "--package", package];
+    run(cargo().args(build))?;
+    release(program)
 }
 
 /// Where a program is that was built for release.
@@ -26,11 +37,8 @@ pub fn release(program: &str) -> Result<PathBuf> {
     Ok(Path::new(target).join("release").join(program))
 }
 
-/// A running `multifd`. Dropped, it is killed.
-pub struct Multifd {
-    child: Child,
-    stderr: BufReader<ChildStderr>,
-}
+/// A running `multifd` or `multifd-bench`. Dropped, it is killed.
+pub struct Multifd(Process);
 
 impl Multifd {
     /// Starts the command.
@@ -56,7 +64,7 @@ impl Multifd {
             "--compression",
             compression,
         ];
-        let mut relay = Multifd::start_at(at, program, &[&arguments, options].concat())?;
+        let relay = Multifd::start_at(at, program, &[&arguments, options].concat())?;
         let address = relay.address()?;
         Ok((relay, address))
     }
@@ -67,31 +75,19 @@ impl Multifd {
         if let Some(end) = at {
             command = end.command(&command);
         }
-        let mut child = command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
+        let process = Process::start(&mut command)
             .map_err(|error| format!("cannot start {}: {error}", program.display()))?;
-        let stderr = child.stderr.take().ok_or("a pipe is missing")?;
-        let stderr = BufReader::new(stderr);
-        Ok(Multifd { child, stderr })
+        Ok(Multifd(process))
     }
 
     /// Waits until it listens, and says where.
-    pub fn address(&mut self) -> Result<String> {
-        let mut said = String::new();
-        while self.stderr.read_line(&mut said)? > 0 {
-            if let Some((_, address)) = said.trim_end().rsplit_once("listening on ") {
-                return Ok(address.to_owned());
-            }
-        }
-        Err(format!("a multifd does not listen: {}", said.trim_end()).into())
+    pub fn address(&self) -> Result<String> {
+        Ok(self.0.address(PATIENCE)?)
     }
 
     /// The most memory that it has had resident so far, in KiB.
     pub fn peak_resident_kib(&self) -> Result<u64> {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
+        let status = fs::read_to_string(format!("/proc/{}/status", self.0.pid()))?;
         let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
         let number = peak.and_then(|text| text.split_whitespace().next());
         Ok(number.ok_or("no VmHWM")?.parse()?)
@@ -103,34 +99,24 @@ impl Multifd {
     }
 
     /// As [`Multifd::end`], and the processor time that it has used.
-    pub fn end_timed(mut self) -> Result<(Value, Duration)> {
-        // Both pipes are read to their ends before waiting, so that neither can fill up.
-        let mut stdout = self.child.stdout.take().ok_or("a pipe is missing")?;
-        let printed = thread::spawn(move || {
-            let mut text = String::new();
-            stdout.read_to_string(&mut text).map(|_| text)
-        });
-        let mut complaints = String::new();
-        self.stderr.read_to_string(&mut complaints)?;
-        let printed = printed.join().map_err(|_| "a reader has ended early")??;
+    pub fn end_timed(self) -> Result<(Value, Duration)> {
+        self.0.wait_for_output(Duration::MAX);
         // A process that has ended keeps its times until somebody has waited for it.
-        let cpu_time = cpu_time(self.child.id())?;
-        if self.child.wait()?.success() {
+        let cpu_time = cpu_time(self.0.pid())?;
+        let status = self.0.wait(PATIENCE);
+        if status.is_some_and(|status| status.success()) {
+            let printed = self.0.lines(Pipe::Stdout).join("\n");
             let printed = serde_json::from_str(&printed).unwrap_or(Value::Null);
             Ok((printed, cpu_time))
         } else {
-            Err(format!("a multifd failed: {}", complaints.trim_end()).into())
+            let complaints = self.0.lines(Pipe::Stderr).join("\n");
+            Err(format!("a multifd failed: {complaints}").into())
         }
     }
 }
 
-impl Drop for Multifd {
-    fn drop(&mut self) {
-        // It may have ended already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
+/// How long a process may take to begin or, after its last words, to end.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Two relays in a row.
 pub struct RelayPair {

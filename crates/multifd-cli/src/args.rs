@@ -1,17 +1,14 @@
 //! What can be typed.
 
-use std::num::{NonZeroU8, NonZeroU32, NonZeroU64};
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use multifd_codec::{Accel, Effort, Huffman, Streams, WindowSize, ZlibLevel, ZstdLevel};
-use multifd_engine::ZeroPageDetection;
-use multifd_guests::Kind;
 use multifd_transport::Address;
 use multifd_wire::Method;
 
-use crate::bench::{Mode, Rate};
 use crate::relay::Route;
 
 /// Live migration over multifd for unmodified QEMUs.
@@ -29,18 +26,11 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     Relay(RelayArgs),
-    Send(SendArgs),
-    /// Measure.
-    #[command(subcommand)]
-    Bench(BenchCommand),
     Receive(ReceiveArgs),
     Record(RecordArgs),
     Replay(ReplayArgs),
     Inspect(InspectArgs),
     Detect(DetectArgs),
-    /// Be the process of a guest: what `send` starts, and speaks to.
-    #[command(hide = true)]
-    Guest,
 }
 
 /// Pass migrations on, recompressed.
@@ -114,124 +104,12 @@ pub struct CodecArgs {
     pub window: Option<WindowSize>,
 }
 
-/// Send a guest without a hypervisor to a `multifd receive`.
-#[derive(Args, Debug)]
-#[command(after_help = "\
-The guest is a process of its own, in whose memory a Linux is idle or a Redis serves, or which holds a memory
-image. It is moved while it writes, stopped for the last round, and ends with this command. Sizes take K, M or G.
-
-Example:
-  multifd receive --listen tcp:0.0.0.0:4444
-  multifd send --guest redis --memory 4G --connect tcp:dst:4444 --multifd-channels 4 --compression zlib")]
-pub struct SendArgs {
-    /// What the guest holds and does: idle, redis or image:FILE.
-    #[arg(long, value_name = "GUEST")]
-    pub guest: Kind,
-    /// How much memory it has; by default 1G, or what the image has.
-    #[arg(long, value_name = "SIZE", value_parser = size)]
-    pub memory: Option<u64>,
-    /// Operations a second for redis, else writes; by default what is usual.
-    #[arg(long, value_name = "N")]
-    pub guest_rate: Option<u64>,
-    /// Threads that do them.
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    pub guest_threads: u16,
-    /// Where the destination listens.
-    #[arg(long, value_name = "ADDR", value_parser = address())]
-    pub connect: Address,
-    /// Connections for pages, 1 to 255.
-    #[arg(long, value_name = "N", default_value = "2")]
-    pub multifd_channels: NonZeroU8,
-    #[command(flatten)]
-    pub codec: CodecArgs,
-    /// How long the guest is to stand still at most, in milliseconds.
-    #[arg(long, value_name = "MS", default_value_t = 300)]
-    pub downtime_limit: u64,
-    /// The most bytes a second on all connections; by default there is no limit.
-    #[arg(long, value_name = "SIZE", value_parser = bandwidth)]
-    pub max_bandwidth: Option<NonZeroU64>,
-    /// Who looks for zero pages: none, legacy or multifd.
-    #[arg(long, value_name = "WHO", default_value_t = ZeroPageDetection::Multifd)]
-    pub zero_page_detection: ZeroPageDetection,
-    /// Give up after so many seconds; the guest runs on.
-    #[arg(long, value_name = "S", default_value_t = 120)]
-    pub timeout: u64,
-    /// Compare a digest of all memory at both ends while the guest is stopped.
-    #[arg(long)]
-    pub digest: bool,
-    /// Print the summary as one JSON object.
-    #[arg(long)]
-    pub json: bool,
-}
-
-/// What can be measured.
-#[derive(Debug, Subcommand)]
-pub enum BenchCommand {
-    Migrate(BenchArgs),
-}
-
-/// Move guests in every mode, and print the table of Intel's published measurements for this machine.
-#[derive(Args, Debug)]
-#[command(after_help = "\
-A mode is a method, and who computes it if it is not the method's ordinary library: zlib+software. Source and
-destination are two processes. With the rights for it they have a link of that rate between them, in two network
-namespaces of their own; without, the source keeps to the rate. Guests are those of `multifd send`.
-
-Example:
-  multifd bench migrate --workload redis --channels 2,4 --memory 1G --link 1gbit --modes zlib,zlib+software")]
-pub struct BenchArgs {
-    /// Guests, as for `multifd send`.
-    #[arg(
-        long,
-        value_name = "GUESTS",
-        value_delimiter = ',',
-        default_value = "idle,redis"
-    )]
-    pub workload: Vec<Kind>,
-    /// How many multifd channels.
-    #[arg(
-        long,
-        value_name = "N,...",
-        value_delimiter = ',',
-        default_value = "2,4,8"
-    )]
-    pub channels: Vec<NonZeroU8>,
-    /// The guests' memory.
-    #[arg(long, value_name = "SIZE", value_parser = size, default_value = "4G")]
-    pub memory: u64,
-    /// Methods and accelerators.
-    #[arg(long, value_name = "MODES", value_delimiter = ',')]
-    #[arg(default_value = "zlib,zlib+software,zlib+qpl,qpl,canned,zstd,none")]
-    pub modes: Vec<Mode>,
-    /// What is between source and destination, such as 10gbit; by default the loopback as it is.
-    #[arg(long, value_name = "RATE")]
-    pub link: Option<Rate>,
-    /// How often each is measured, in turn.
-    #[arg(long, value_name = "N", default_value_t = 3)]
-    pub runs: u32,
-    /// As for `multifd send`.
-    #[arg(long, value_name = "N")]
-    pub guest_rate: Option<u64>,
-    /// As for `multifd send`.
-    #[arg(long, value_name = "MS", default_value_t = 300)]
-    pub downtime_limit: u64,
-    /// Seconds after which a migration has failed.
-    #[arg(long, value_name = "S", default_value_t = 120)]
-    pub timeout: u64,
-    /// Where the figures go.
-    #[arg(long, value_name = "FILE")]
-    pub json: Option<PathBuf>,
-    /// Where a report for people goes, one HTML file.
-    #[arg(long, value_name = "FILE")]
-    pub report: Option<PathBuf>,
-}
-
-/// Take a migration: the memory of a QEMU's guest, or a guest of `multifd send`.
+/// Take a migration: the memory of a QEMU's guest, or a guest of `multifd-bench send`.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Who comes is seen from the first bytes. Each RAM block becomes DIR/BLOCK.ram, with `_` for `/`; until the
 migration is whole the files end in .partial, and after a failure there are none. A QEMU's guest stays stopped
-once it has completed. Without --dump only `multifd send` is served, and its guest is forgotten at the end.
+once it has completed. Without --dump only `multifd-bench send` is served, and its guest is forgotten at the end.
 
 Example:
   multifd receive --listen unix:/run/dump.sock --dump ram/
@@ -246,7 +124,7 @@ pub struct ReceiveArgs {
     /// Who may connect to a unix socket, as a file's mode in octal; by default its owner.
     #[arg(long, value_name = "OCTAL", value_parser = mode, default_value = "600")]
     pub mode: u32,
-    /// Who decompresses what `multifd send` sends: as with `multifd relay`.
+    /// Who decompresses what `multifd-bench send` sends: as with `multifd relay`.
     #[arg(long, value_name = "WHO", default_value_t = Accel::None)]
     pub accel: Accel,
     /// The source is a QEMU with switchover-ack on, and a machine type before 8.1 or without version.
@@ -389,30 +267,6 @@ fn zstd_level(text: &str) -> Result<ZstdLevel, String> {
     ZstdLevel::new(level).map_err(|error| error.to_string())
 }
 
-/// A number of bytes, with K, M, G or T for powers of 1024, as QEMU reads them.
-fn size(text: &str) -> Result<u64, String> {
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let shift = match text.get(digits.len()..).unwrap_or_default() {
-        "" | "B" => 0,
-        "k" | "K" => 10,
-        "M" => 20,
-        "G" => 30,
-        "T" => 40,
-        _ => return Err("sizes are numbers of bytes, or of K, M, G or T".to_owned()),
-    };
-    let number: u64 = digits
-        .parse()
-        .map_err(|_| "sizes are whole numbers, such as 512M or 4G".to_owned())?;
-    number
-        .checked_mul(1 << shift)
-        .ok_or_else(|| "that is more than 64 bits can say".to_owned())
-}
-
-fn bandwidth(text: &str) -> Result<NonZeroU64, String> {
-    NonZeroU64::new(size(text)?)
-        .ok_or_else(|| "nothing could be sent; leave it out for no limit".to_owned())
-}
-
 fn streams(text: &str) -> Result<Streams, String> {
     let streams = text
         .parse()
@@ -428,17 +282,6 @@ mod tests {
     #[test]
     fn the_definition_is_sound() {
         Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn sizes_are_in_powers_of_1024() {
-        assert_eq!(size("4096"), Ok(4096));
-        assert_eq!(size("512M"), Ok(512 << 20));
-        assert_eq!(size("4G"), Ok(4 << 30));
-        for text in ["", "G", "1.5G", "-1", "4Gi", "99999999T"] {
-            assert!(size(text).is_err(), "{text}");
-        }
-        assert!(bandwidth("0").is_err());
     }
 
     #[test]

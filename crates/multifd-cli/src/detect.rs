@@ -2,8 +2,8 @@
 
 use iaa_detect::{System, detect};
 
-use crate::Outcome;
 use crate::args::DetectArgs;
+use crate::process::Outcome;
 use crate::say;
 
 /// Looks at the machine.

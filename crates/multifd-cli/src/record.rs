@@ -3,8 +3,8 @@
 use multifd_relay::SourceSettings;
 use multifd_relay::record::{Output, record};
 
-use crate::Outcome;
 use crate::args::RecordArgs;
+use crate::process::Outcome;
 use crate::say::{self, Arrived, Progress};
 use crate::signals::Signals;
 

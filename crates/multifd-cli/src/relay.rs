@@ -19,8 +19,8 @@ use multifd_wire::{Limits, Method};
 
 use self::report::{Failed, Running, Summary, advice};
 pub use self::routes::Route;
-use crate::Outcome;
 use crate::args::RelayArgs;
+use crate::process::Outcome;
 use crate::say::{self, Progress};
 use crate::signals::Signals;
 

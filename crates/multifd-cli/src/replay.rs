@@ -2,8 +2,8 @@
 
 use multifd_relay::replay::Replay;
 
-use crate::Outcome;
 use crate::args::ReplayArgs;
+use crate::process::Outcome;
 use crate::say::{self, Progress};
 
 /// Checks a recording, then sends it.

@@ -4,10 +4,11 @@ use std::error::Error;
 use std::fmt::{self, Display};
 use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use multifd_relay::receive::Totals;
-pub use multifd_transport::escape::{printable, printable_path};
+pub(crate) use multifd_transport::escape::{printable, printable_path};
 use multifd_transport::incoming::Acceptor;
 use multifd_transport::{Address, ListenOptions, Listener};
 use multifd_wire::IdStr;
@@ -15,8 +16,16 @@ use serde::{Deserialize, Serialize, Serializer};
 
 use crate::{json, out};
 
+/// The name that stands before each note.
+static PROGRAM: OnceLock<&str> = OnceLock::new();
+
 /// How long the end of the process waits for readers of what it has said.
 const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// Sets the name that stands before each note. Only the first call has an effect.
+pub fn set_program(name: &'static str) {
+    let _ = PROGRAM.set(name);
+}
 
 /// Prints what a command is there to print, and waits until it is printed. What a migration came to is
 /// [reported](report) instead.
@@ -52,7 +61,7 @@ pub fn report(summary: &(impl Serialize + Display), json: bool) {
 }
 
 /// Prints a line about a migration, as [`report`] does.
-pub fn report_line(line: impl Display) {
+pub(crate) fn report_line(line: impl Display) {
     print(format!("{}\n", out::escaped(&line.to_string())));
 }
 
@@ -75,11 +84,12 @@ fn print(line: String) {
 /// Tells about something that is no result.
 pub fn note(line: impl Display) {
     // If too many wait, it is told how many were dropped.
-    let _ = out::STDERR.push(format!("multifd: {}\n", printable(line)));
+    let program = PROGRAM.get().unwrap_or(&"multifd");
+    let _ = out::STDERR.push(format!("{program}: {}\n", printable(line)));
 }
 
 /// Waits until all that was said has been written, at most as long as `timeout` for each of both streams.
-pub fn flush(timeout: Duration) {
+pub(crate) fn flush(timeout: Duration) {
     if !out::STDOUT.flush(timeout) {
         note("nobody reads what is printed: results are lost");
     }
@@ -96,7 +106,7 @@ pub fn last_words() {
 /// # Errors
 ///
 /// When it cannot, with the address.
-pub fn listen_with(address: &Address, mode: u32) -> Result<Acceptor, String> {
+pub(crate) fn listen_with(address: &Address, mode: u32) -> Result<Acceptor, String> {
     let acceptor = listener(address, mode)
         .and_then(|listener| Acceptor::on(listener).map_err(cannot_listen(address)))?;
     // Before anybody knows that it listens, so that no line is lost.
@@ -110,7 +120,7 @@ pub fn listen_with(address: &Address, mode: u32) -> Result<Acceptor, String> {
 /// # Errors
 ///
 /// When it cannot, with the address.
-pub fn listener(address: &Address, mode: u32) -> Result<Listener, String> {
+pub(crate) fn listener(address: &Address, mode: u32) -> Result<Listener, String> {
     let mut options = ListenOptions::default();
     options.mode = mode;
     Listener::bind_with(address, &options).map_err(cannot_listen(address))
@@ -150,6 +160,12 @@ pub struct Progress {
     terminal: bool,
 }
 
+impl Default for Progress {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Progress {
     /// Nothing is shown yet.
     pub fn new() -> Self {
@@ -183,13 +199,13 @@ impl Drop for Progress {
 
 /// A migration that failed, for readers of JSON.
 #[derive(Serialize)]
-pub struct Failed {
+pub(crate) struct Failed {
     error: String,
 }
 
 impl Failed {
     /// With all causes of `error`.
-    pub fn new(error: &dyn Error) -> Self {
+    pub(crate) fn new(error: &dyn Error) -> Self {
         Self {
             error: chain(error),
         }
@@ -197,14 +213,14 @@ impl Failed {
 }
 
 /// A name for JSON, where it is data: with its letters, and what stands for none replaced.
-pub fn data(name: &IdStr) -> String {
+pub(crate) fn data(name: &IdStr) -> String {
     String::from_utf8_lossy(name.as_bytes()).into_owned()
 }
 
 /// A file's name, for people and for JSON, though it may be no text.
 #[derive(Debug, Deserialize)]
 #[serde(transparent)]
-pub struct FilePath(PathBuf);
+pub(crate) struct FilePath(PathBuf);
 
 impl From<PathBuf> for FilePath {
     fn from(path: PathBuf) -> Self {
@@ -244,7 +260,7 @@ pub fn size(bytes: u64) -> String {
 
 /// How much of a migration has arrived.
 #[derive(Debug)]
-pub struct Arrived(pub Totals);
+pub(crate) struct Arrived(pub(crate) Totals);
 
 impl From<multifd_engine::Arrived> for Arrived {
     fn from(arrived: multifd_engine::Arrived) -> Self {

@@ -21,7 +21,7 @@ static SIGNALS: OnceLock<Signals> = OnceLock::new();
 
 /// The signals that this process is told to end by.
 ///
-/// A loop asks [`first`](Signals::first); what takes a [`Cancel`] takes [`cancel`](Signals::cancel).
+/// A loop asks whether the first one has come; work that takes a [`Cancel`] takes [`cancel`](Signals::cancel).
 #[derive(Clone)]
 pub struct Signals(Arc<Shared>);
 
@@ -40,7 +40,7 @@ impl Signals {
     /// # Errors
     ///
     /// When the system has no descriptor or no thread for it.
-    pub fn watch() -> io::Result<Signals> {
+    pub(crate) fn watch() -> io::Result<Signals> {
         if let Some(signals) = SIGNALS.get() {
             return Ok(signals.clone());
         }
@@ -69,7 +69,7 @@ impl Signals {
     ///
     /// # Errors
     ///
-    /// As [`Signals::watch`].
+    /// When the system has no descriptor or no thread for it.
     pub fn install() -> io::Result<Signals> {
         let signals = Self::watch()?;
         signals.0.is_in_charge.store(true, Ordering::Release);
@@ -77,7 +77,7 @@ impl Signals {
     }
 
     /// Whether the first signal has come.
-    pub fn first(&self) -> bool {
+    pub(crate) fn first(&self) -> bool {
         self.0.stop.is_requested()
     }
 
@@ -93,12 +93,12 @@ impl Signals {
     }
 
     /// The name of the first signal, if it has come.
-    pub fn told() -> Option<&'static str> {
+    pub(crate) fn told() -> Option<&'static str> {
         Self::number().map(name)
     }
 
     /// The exit status of a process that was ended by the first signal, if it has come.
-    pub fn status() -> Option<u8> {
+    pub(crate) fn status() -> Option<u8> {
         Self::number().and_then(|signal| u8::try_from(128 + signal).ok())
     }
 

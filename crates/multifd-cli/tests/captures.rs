@@ -1,16 +1,14 @@
 //! Captured migrations of real QEMUs, sent to the built command again.
 
-#[path = "../../multifd-wire/tests/support/plain.rs"]
-mod plain;
 mod support;
 
 use std::path::Path;
 
 use multifd_transport::Address;
-use plain::{PlainChannel, description};
 use serde_json::Value;
 use support::captures::{self, Capture};
 use support::{Multifd, files, receive, record, replay, send, sha256};
+use testkit::plain::{PlainChannel, description};
 
 #[test]
 fn receive_writes_the_memory_of_the_captured_guest() {

@@ -11,7 +11,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
 
-use multifd_transport::{Address, Listener, Stream};
+use multifd_transport::{Address, Stream};
 use multifd_wire::Method;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
@@ -121,37 +121,6 @@ fn a_signal_that_was_ignored_stays_ignored() {
     // It is served still, and so was not ended by the signal.
     send(&sound(Method::None, true), &address);
     multifd.end().well();
-}
-
-#[test]
-fn a_sender_that_is_told_to_end_cancels_its_migration() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let address = Address::Unix(folder.path().join("s"));
-    // A destination that never answers.
-    let listener = Listener::bind(&address).expect("an address");
-    let connect = address.to_string();
-    let args = [
-        "send",
-        "--guest",
-        "idle",
-        "--memory",
-        "1M",
-        "--json",
-        "--connect",
-        &connect,
-    ];
-    let sending = Multifd::start(args);
-    let mut connection = None;
-    while connection.is_none() {
-        connection = listener.try_accept().expect("a listener");
-        std::thread::yield_now();
-    }
-    signal(&sending, Signal::TERM);
-    let ended = sending.end();
-    assert_eq!(ended.status.code(), Some(128 + 15), "{ended:?}");
-    let failed: Value = serde_json::from_str(&ended.stdout).expect("JSON");
-    assert!(failed["error"].is_string(), "{failed}");
-    assert!(ended.stderr.contains("multifd: SIGTERM: "), "{ended:?}");
 }
 
 #[test]

@@ -1,17 +1,15 @@
 //! Control messages: their bytes, and what is refused.
 
-#[path = "../../multifd-wire/tests/support/allocations.rs"]
-mod allocations;
-#[path = "../../multifd-wire/tests/support/mod.rs"]
-mod support;
-
-use allocations::measure;
 use multifd_engine::control::{
     Accepted, Acked, Block, Capabilities, Completion, ControlFault, ControlReceiver, Event, Hello,
     MAX_PIECE_LEN, MAX_REASON_LEN, Message, Preamble, reason,
 };
 use multifd_wire::{BlockName, Fault, Limits, Method, PageSize};
-use support::{CUTS, pieces, vector};
+use testkit::allocations::{Counting, measure};
+use testkit::wire::{CUTS, pieces, vector};
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
 
 /// The events of a control connection given in pieces of the lengths `cut`, and how it ended.
 fn control_events(bytes: &[u8], cut: &[usize]) -> (Vec<Event>, Result<(), ControlFault>) {

@@ -2,9 +2,7 @@
 //!
 //! A capture is a folder of `testdata/captures`: the bytes of each connection, what the QEMUs
 //! counted themselves (`meta.json`), and the hash of the guest's memory. What is found here is
-//! compared with these, and with a second decoder (`support/plain.rs`).
-
-mod support;
+//! compared with these, and with a second decoder (`testkit::plain`).
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -15,8 +13,8 @@ use multifd_wire::return_path::ReturnPathReceiver;
 use multifd_wire::{ChannelReceiver, ChannelSender, Event, Hello, Limits, Packet, PageSize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
-use support::plain::{PlainChannel, PlainPacket, description};
-use support::{CUTS, Joined, channel_events, main_events};
+use testkit::plain::{PlainChannel, PlainPacket, description};
+use testkit::wire::{CUTS, Joined, channel_events, main_events};
 
 #[test]
 fn channels_are_rebuilt_to_the_byte_and_read_as_a_second_decoder_reads_them() {
@@ -91,7 +89,7 @@ fn main_streams_say_what_the_machine_is() {
                 }
                 MainEvent::Opaque(_) => devices += 1,
                 MainEvent::VmDescription { len } => {
-                    let is = support::plain::description(&bytes).len();
+                    let is = testkit::plain::description(&bytes).len();
                     assert_eq!(*len as usize, is, "{name}");
                 }
                 _ => {}

@@ -1,13 +1,11 @@
 //! The machines of a channel: every state with every kind of input, and the order of calls.
 
-mod support;
-
 use Outcome::{Failed, Hello as Greeted, Packet as Header, Padding, Payload, Wants};
 use multifd_wire::{
     ChannelReceiver, ChannelSender, DeviceStatePacket, Event, Fault, Hello, IdStr, Limits, MAGIC,
     Method, Misuse, Packet, PageSize, RamPacket,
 };
-use support::vector;
+use testkit::wire::vector;
 
 /// What a push leads to: an event, or how many bytes are wanted after it, or a fault.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -428,13 +426,13 @@ fn what_a_sender_sends_a_receiver_takes() {
             .expect("in turn");
         sender.packet(&packet, &mut stream).expect("in turn");
         stream.extend(b"abc");
-        let (events, end) = support::channel_events(&stream, &[usize::MAX]);
+        let (events, end) = testkit::wire::channel_events(&stream, &[usize::MAX]);
         assert_eq!(end, Ok(()));
         assert_eq!(
             events[1..],
             [
-                support::Joined::Packet(Box::new(packet)),
-                support::Joined::Payload(b"abc".to_vec())
+                testkit::wire::Joined::Packet(Box::new(packet)),
+                testkit::wire::Joined::Payload(b"abc".to_vec())
             ]
         );
     }

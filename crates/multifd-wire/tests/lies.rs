@@ -1,8 +1,6 @@
 //! Streams that lie. Each is a sound vector with a few bytes changed, and has exactly one answer,
 //! in whatever cut it comes.
 
-mod support;
-
 use multifd_wire::lengths::{self, PageData};
 use multifd_wire::main_stream::MainReceiver;
 use multifd_wire::return_path::ReturnPathReceiver;
@@ -10,7 +8,7 @@ use multifd_wire::{
     ChannelReceiver, DeviceStatePacket, Event, Fault, IdStr, Limits, MAGIC, Method, PageSize,
     RamPacket,
 };
-use support::{CUTS, pieces, vector};
+use testkit::wire::{CUTS, pieces, vector};
 
 /// Bytes to change: where, and to what.
 type Patch = (usize, &'static [u8]);
@@ -258,7 +256,7 @@ fn streams_cut_short() {
     ]
     .concat();
     for len in 0..=stream.len() {
-        let (_, end) = support::channel_events(&stream[..len], &[usize::MAX]);
+        let (_, end) = testkit::wire::channel_events(&stream[..len], &[usize::MAX]);
         if whole.contains(&len) {
             assert_eq!(end, Ok(()), "{len} bytes");
         } else {
@@ -447,7 +445,7 @@ fn main_streams() {
     for (file, from, to, fault) in lies {
         let bytes = replaced(&vector(file), from, to);
         for cut in CUTS {
-            let (_, end) = support::main_events(&bytes, cut);
+            let (_, end) = testkit::wire::main_events(&bytes, cut);
             assert_eq!(end, Err(*fault), "{file} {} cut {cut:?}", to.escape_ascii());
         }
     }
@@ -507,7 +505,7 @@ fn main_streams_cut_short() {
         let stream = vector(file);
         let mut ends = Vec::new();
         for len in 0..=stream.len() {
-            let (_, end) = support::main_events(&stream[..len], &[usize::MAX]);
+            let (_, end) = testkit::wire::main_events(&stream[..len], &[usize::MAX]);
             match end {
                 Ok(()) => ends.push(len),
                 Err(fault) => {

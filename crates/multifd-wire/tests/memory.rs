@@ -1,14 +1,13 @@
 //! No number of a peer's sizes an allocation: the machines keep little, whatever a stream states.
 
-#[path = "support/allocations.rs"]
-mod allocations;
-mod support;
-
-use allocations::measure;
 use multifd_wire::main_stream::MainReceiver;
 use multifd_wire::return_path::ReturnPathReceiver;
 use multifd_wire::{ChannelReceiver, Event, Limits, Packet, lengths};
-use support::{pieces, vector};
+use testkit::allocations::{Counting, measure};
+use testkit::wire::{pieces, vector};
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
 
 /// Every single allocation is at most the longest table, or the list of blocks which really came.
 const LARGEST_ALLOCATION: usize = 16 << 10;

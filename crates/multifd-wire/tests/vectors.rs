@@ -1,7 +1,5 @@
 //! Every vector in `testdata/wire`, taken apart field by field and rebuilt to the byte.
 
-mod support;
-
 use multifd_wire::lengths::{self, PageData};
 use multifd_wire::main_stream::{Block, Command, Configuration, MainEvent, Section};
 use multifd_wire::return_path::{Message, ReturnPathReceiver};
@@ -9,7 +7,7 @@ use multifd_wire::{
     ChannelReceiver, Event, Flags, Hello, IdStr, Limits, Method, Packet, PageSize, RamPacket,
     UnknownMethod,
 };
-use support::{CUTS, main_events, vector};
+use testkit::wire::{CUTS, main_events, vector};
 
 #[test]
 fn hello() {
@@ -347,7 +345,7 @@ fn return_path() {
     for cut in CUTS {
         let mut receiver = ReturnPathReceiver::new();
         let mut messages = Vec::new();
-        for mut piece in support::pieces(&bytes, cut) {
+        for mut piece in testkit::wire::pieces(&bytes, cut) {
             while let Some(message) = receiver.push(&mut piece).expect("a sound return path") {
                 messages.push(message);
             }

@@ -1,4 +1,4 @@
-//! `cargo xtask build`: the command, built for release, and what it will use on this machine.
+//! `cargo xtask build`: both commands, built for release, and what it will use on this machine.
 
 use std::env::consts::ARCH;
 use std::path::Path;
@@ -11,11 +11,12 @@ use qemu_lab::{Part, Root};
 use crate::{Result, multifd, workspace};
 
 pub fn run() -> Result<()> {
-    println!("Building the multifd command ...");
-    let program = multifd::build()?;
-    let program = program.strip_prefix(workspace()).unwrap_or(&program);
+    println!("Building multifd and multifd-bench ...");
+    let [program, bench] = [multifd::build()?, multifd::build_bench()?];
+    let [program, bench] =
+        [&program, &bench].map(|path| path.strip_prefix(workspace()).unwrap_or(path));
 
-    println!("\n{}", program.display());
+    println!("\n{}\n{}", program.display(), bench.display());
     println!(
         "One build for every {ARCH} processor: better instructions, libqpl and an IAA are looked for when it runs."
     );

@@ -35,12 +35,19 @@ pub struct Arguments {
     /// A multifd that is built already, instead of this tree's for release
     #[arg(long, value_name = "FILE")]
     program: Option<PathBuf>,
+    /// A multifd-bench that is built already, instead of this tree's for release
+    #[arg(long, value_name = "FILE")]
+    sender: Option<PathBuf>,
 }
 
 pub fn run(arguments: &Arguments) -> Result<()> {
     let program = match &arguments.program {
         Some(program) => program.clone(),
         None => multifd::build()?,
+    };
+    let sender = match &arguments.sender {
+        Some(sender) => sender.clone(),
+        None => multifd::build_bench()?,
     };
     let clock = SystemTime::now().duration_since(UNIX_EPOCH)?.as_millis() as u64;
     let seed = arguments.seed.unwrap_or(clock);
@@ -53,6 +60,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     println!("seed {seed}, {}", names.join(", "));
     let options = Options {
         program,
+        sender,
         time: Duration::from_secs(arguments.seconds),
         runs: arguments.runs,
         seed,

@@ -14,7 +14,6 @@ const LINE: [(&str, &[&str]); 10] = [
     ("page-deflate", &[]),
     ("iaa-detect", &[]),
     ("qpl-sys", &[]),
-    ("multifd-guests", &[]),
     (
         "multifd-codec",
         &["multifd-wire", "page-deflate", "iaa-detect", "qpl-sys"],
@@ -37,7 +36,15 @@ const LINE: [(&str, &[&str]); 10] = [
             "multifd-codec",
             "multifd-wire",
             "iaa-detect",
-            "multifd-guests",
+        ],
+    ),
+    (
+        "multifd-bench",
+        &[
+            "multifd-cli",
+            "multifd-transport",
+            "multifd-codec",
+            "multifd-wire",
         ],
     ),
 ];

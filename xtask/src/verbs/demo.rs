@@ -31,10 +31,10 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     }
     match newest_qemu() {
         Some(binary) if !arguments.no_qemu => live(&program, &binary),
-        Some(_) => guests(&program),
+        Some(_) => guests(&program, &multifd::build_bench()?),
         None => {
             println!("No QEMU here (to have some: {SETUP_COMMAND}), so it is done without.");
-            guests(&program)
+            guests(&program, &multifd::build_bench()?)
         }
     }
 }
@@ -120,7 +120,7 @@ fn line(name: &str, report: &HopReport, link_bytes: u64) {
 }
 
 /// A busy guest from one process to another, with zlib by two who compute it.
-fn guests(program: &Path) -> Result<()> {
+fn guests(program: &Path, bench: &Path) -> Result<()> {
     println!(
         "A guest of 512 MiB in a process of its own, in which a Redis serves 50000 operations a second, is moved to another \
          process: twice, over two channels with zlib."
@@ -128,7 +128,7 @@ fn guests(program: &Path) -> Result<()> {
     println!();
     println!("                        total ms  downtime ms  pages sent  MB sent  ratio  CPU s");
     for (name, accel) in [("by zlib-rs", "none"), ("accelerated", "software")] {
-        let mut receiver = Multifd::start(
+        let receiver = Multifd::start(
             program,
             &["receive", "--json", "--listen", "tcp:127.0.0.1:0"],
         )?;
@@ -137,7 +137,7 @@ fn guests(program: &Path) -> Result<()> {
         let guest = ["--guest", "redis", "--memory", "512M"];
         let codec = ["--compression", "zlib", "--accel", accel];
         let (sent, _) =
-            Multifd::start(program, &[&arguments[..], &guest, &codec].concat())?.end_timed()?;
+            Multifd::start(bench, &[&arguments[..], &guest, &codec].concat())?.end_timed()?;
         let (received, _) = receiver.end_timed()?;
         let figure = |name: &str| sent[name].as_f64().unwrap_or(f64::NAN);
         println!(
@@ -191,7 +191,7 @@ fn replay(program: &Path) -> Result<()> {
         "--dump",
         dump_argument,
     ];
-    let mut receiver = Multifd::start(program, &arguments)?;
+    let receiver = Multifd::start(program, &arguments)?;
     let relays = RelayPair::start(
         program,
         folder.path(),

@@ -44,7 +44,7 @@ pub fn run() -> Result<()> {
     let _ = fs::remove_file(&file);
     let listen = format!("unix:{}", source.socket_path("record").display());
     let out = file.to_str().ok_or("the workspace's path is no text")?;
-    let mut recorder = Multifd::start(&program, &["record", "--listen", &listen, "--out", out])?;
+    let recorder = Multifd::start(&program, &["record", "--listen", &listen, "--out", out])?;
     source.migrate(&recorder.address()?)?;
     let status = source.wait_migration(LIMIT)?;
     if !status.is_completed() {

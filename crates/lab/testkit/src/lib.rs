@@ -4,6 +4,11 @@
 //! - [`zlib`] drives the C zlib as a reference.
 //! - [`oracle`] judges deflate data by the rules of the format and of Intel's IAA.
 //! - [`allocations`] is an allocator that counts.
+//! - [`process`] starts a command, and tells what it prints and how it ends.
+//!
+//! - [`plain`] is a second decoder of multifd channels.
+//!
+//! With the feature `wire`: `wire` cuts streams, takes them apart, and reads the vectors of `testdata/wire`.
 //!
 //! With the feature `codec`:
 //!
@@ -17,6 +22,8 @@
 pub mod allocations;
 pub mod oracle;
 pub mod pages;
+pub mod plain;
+pub mod process;
 pub mod zlib;
 
 #[cfg(feature = "codec")]
@@ -25,6 +32,8 @@ pub mod canned;
 pub mod libqpl;
 #[cfg(feature = "codec")]
 pub mod suite;
+#[cfg(feature = "wire")]
+pub mod wire;
 
 mod rfc1951;
 

@@ -9,8 +9,8 @@ use std::path::Path;
 use multifd_relay::inspect::{ChannelSummary, MainSummary, Report, StreamReport, Summary};
 use multifd_wire::PageSize;
 
-use crate::Outcome;
 use crate::args::InspectArgs;
+use crate::process::Outcome;
 use crate::say;
 
 /// Looks through all files. What is wrong with one does not keep the next from being read.

@@ -17,7 +17,7 @@ use multifd_wire::main_stream::Block as ImageBlock;
 use serde::{Deserialize, Serialize};
 
 use crate::args::ReceiveArgs;
-use crate::own;
+use crate::process::cpu_seconds;
 use crate::say::{self, Arrived, Progress};
 
 /// Why no guest was received.
@@ -166,6 +166,7 @@ pub struct Summary {
     seconds: f64,
     /// The digest of its memory, if the source wanted one; it was the same there.
     pub digest: Option<String>,
+    /// Of this process.
     pub cpu_seconds: f64,
 }
 
@@ -194,7 +195,7 @@ impl Summary {
             bytes_in: received.arrived.bytes,
             seconds: say::seconds(received.duration),
             digest: received.digest.map(hex),
-            cpu_seconds: own::cpu_seconds()?,
+            cpu_seconds: cpu_seconds()?,
         })
     }
 }

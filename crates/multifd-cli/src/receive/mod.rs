@@ -8,8 +8,8 @@ use multifd_transport::incoming::Peer;
 
 pub use engine::Summary;
 
-use crate::Outcome;
 use crate::args::ReceiveArgs;
+use crate::process::Outcome;
 use crate::say;
 use crate::signals::Signals;
 

@@ -9,8 +9,8 @@ use multifd_transport::Cancel;
 use multifd_transport::incoming::Acceptor;
 use serde::Serialize;
 
-use crate::Outcome;
 use crate::args::ReceiveArgs;
+use crate::process::Outcome;
 use crate::say::{self, Arrived, Progress};
 
 /// Takes the migration that has come.

@@ -1,8 +1,8 @@
 //! Postcopy: carried by a relay, refused where there is no guest to switch to.
 
-use super::support::made::{Shape, short};
-use super::support::peers::*;
-use super::*;
+use crate::support::made::{Shape, short};
+use crate::support::peers::*;
+use crate::*;
 
 #[test]
 fn postcopy_is_refused_where_there_is_no_guest_to_switch_to() {

@@ -4,8 +4,8 @@ use std::time::Instant;
 
 use qemu_lab::{Chain, Guest, Hop, Parameters, QemuBinary, Version};
 
-use crate::libqpl::{CANNED, DYNAMIC, Done, FIXED, Libqpl};
-use crate::relays::{Relay, hop_through};
+use super::libqpl::{CANNED, DYNAMIC, Done, FIXED, Libqpl};
+use super::relays::{Relay, hop_through};
 
 const CHANNELS: [u8; 4] = [1, 2, 4, 8];
 const STREAMS: [&str; 2] = ["1", "16"];

@@ -15,8 +15,8 @@ use iaa_sim::{Counters, Settings};
 use qemu_lab::{Chain, Guest, Hop, Parameters, QemuBinary, Version};
 use tempfile::TempDir;
 
-use crate::libqpl::{CANNED, DYNAMIC, Done, FIXED, Libqpl, Paged};
-use crate::relays::{Relay, folder, hop_through, unix};
+use super::libqpl::{CANNED, DYNAMIC, Done, FIXED, Libqpl, Paged};
+use super::relays::{Relay, folder, hop_through, unix};
 use crate::support::Multifd;
 
 const LIMIT: Duration = Duration::from_secs(30);

@@ -12,7 +12,7 @@ use qemu_lab::{Chain, Config, Guest, Hop, LabError, Parameters, Qemu, QemuBinary
 
 use multifd_wire::{ChannelReceiver, Event, Hello, Limits};
 
-use crate::relays::{Relay, folder, unix};
+use super::relays::{Relay, folder, unix};
 
 /// No step of a test takes nearly as long.
 pub const LIMIT: Duration = Duration::from_secs(30);

@@ -8,7 +8,7 @@ use qemu_lab::{Config, Guest, Parameters, Qemu, QemuBinary, Ram, Version, compar
 
 use serde_json::json;
 
-use crate::relays::{Relay, folder, report, unix};
+use super::relays::{Relay, folder, report, unix};
 use crate::support::Multifd;
 
 const LIMIT: Duration = Duration::from_secs(30);

@@ -12,9 +12,9 @@ use qemu_lab::{
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use crate::failures::{LIMIT, Lab, far, near};
-use crate::files::image_of_ram;
-use crate::relays::{Relay, folder, hop_through, report, unix};
+use super::failures::{LIMIT, Lab, far, near};
+use super::files::image_of_ram;
+use super::relays::{Relay, folder, hop_through, report, unix};
 use crate::support::Multifd;
 
 /// Slow enough that something can happen meanwhile.

@@ -6,7 +6,7 @@ use qemu_lab::{Chain, Guest, Hop, Parameters, QemuBinary, Version};
 
 use serde_json::Value;
 
-use crate::relays::{Relay, hop_through};
+use super::relays::{Relay, hop_through};
 
 /// A header for 4 KiB pages.
 const EMPTY_PACKET_BYTES: u64 = 1344;

@@ -2,8 +2,8 @@
 
 use qemu_lab::{Chain, Guest, Hop, Parameters, QemuBinary, Version};
 
-use crate::libqpl::Done;
-use crate::relays::{Relay, hop_through};
+use super::libqpl::Done;
+use super::relays::{Relay, hop_through};
 
 fn hop_through_one(chain: &mut Chain, hop: &Hop<'_>, compression: &str) {
     hop_through(chain, hop, |folder, destination| {

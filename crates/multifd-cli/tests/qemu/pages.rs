@@ -2,8 +2,8 @@
 
 use qemu_lab::{Chain, Guest, Hop, Parameters, QemuBinary, Version};
 
-use crate::libqpl::Done;
-use crate::relays::{Relay, folder, hop_through};
+use super::libqpl::Done;
+use super::relays::{Relay, folder, hop_through};
 
 /// A running guest moves through two relays with each of the options at the first.
 fn between_two_relays(method: &str, options: &[&[&str]]) {

@@ -5,20 +5,19 @@ pub mod captures;
 pub mod made;
 pub mod peers;
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::ffi::OsStr;
+use std::io::{Read, Write};
 use std::net::Shutdown;
+use std::ops::{Deref, DerefMut};
 use std::path::Path;
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::process::Command;
 use std::thread;
-use std::time::{Duration, Instant};
 
 use multifd_transport::{Address, Stream};
 use multifd_wire::Hello;
 use sha2::{Digest, Sha256};
-
-/// No step of a test takes nearly as long; what does, hangs.
-pub const DEADLINE: Duration = Duration::from_secs(60);
+use testkit::process::Tested;
+pub use testkit::process::{DEADLINE, Ended};
 
 /// The built command.
 pub fn program() -> &'static Path {
@@ -26,145 +25,41 @@ pub fn program() -> &'static Path {
 }
 
 /// A running `multifd`. Dropped, it is killed.
-pub struct Multifd {
-    child: Child,
-    stdout: Lines,
-    stderr: Lines,
-}
-
-/// What it says on one stream, line by line.
-struct Lines {
-    coming: Receiver<String>,
-    said: String,
-}
-
-/// How a `multifd` ended.
 #[derive(Debug)]
-pub struct Ended {
-    pub status: ExitStatus,
-    pub stdout: String,
-    pub stderr: String,
-}
+pub struct Multifd(Tested);
 
 impl Multifd {
-    pub fn start<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> Self {
+    pub fn start<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Self {
         Self::spawn(Command::new(program()).args(args))
     }
 
     /// Starts a command that is made of [`program`].
     pub fn spawn(command: &mut Command) -> Self {
-        let mut child = command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("the built command");
-        let stdout = Lines::of(child.stdout.take().expect("a pipe"));
-        let stderr = Lines::of(child.stderr.take().expect("a pipe"));
-        Self {
-            child,
-            stdout,
-            stderr,
-        }
+        Self(Tested::spawn(command))
     }
 
-    /// Waits until it listens, and says where.
+    /// Waits until it listens. Returns where.
     pub fn address(&mut self) -> Address {
-        loop {
-            let line = self.stderr.next().expect("it listens");
-            if let Some(address) = line.strip_prefix("multifd: listening on ") {
-                return address.parse().expect("an address");
-            }
-        }
-    }
-
-    /// Waits for the next line of its results.
-    pub fn result(&mut self) -> String {
-        self.stdout.next().expect("a result")
-    }
-
-    /// Waits for the next line that it says beside its results.
-    pub fn complaint(&mut self) -> String {
-        self.stderr.next().expect("a complaint")
-    }
-
-    /// The number of its process.
-    pub fn id(&self) -> u32 {
-        self.child.id()
-    }
-
-    /// Ends it at once.
-    pub fn kill(&mut self) {
-        self.child.kill().expect("a child");
-        self.child.wait().expect("a child");
+        self.0.address()
     }
 
     /// Waits for its end.
-    pub fn end(mut self) -> Ended {
-        let deadline = Instant::now() + DEADLINE;
-        let status = loop {
-            match self.child.try_wait().expect("a child") {
-                Some(status) => break status,
-                None if Instant::now() < deadline => thread::sleep(Duration::from_millis(5)),
-                None => panic!("it hangs, having said: {}", self.stderr.said),
-            }
-        };
-        Ended {
-            status,
-            stdout: self.stdout.rest(),
-            stderr: self.stderr.rest(),
-        }
+    pub fn end(self) -> Ended {
+        self.0.end()
     }
 }
 
-impl Lines {
-    fn of(stream: impl Read + Send + 'static) -> Self {
-        let (tell, coming) = mpsc::channel();
-        thread::spawn(move || {
-            for line in BufReader::new(stream).lines() {
-                // Nobody listens any more when the test has ended.
-                let _ = tell.send(line.expect("text"));
-            }
-        });
-        Self {
-            coming,
-            said: String::new(),
-        }
-    }
+impl Deref for Multifd {
+    type Target = Tested;
 
-    /// The next line, or none if the stream has ended.
-    fn next(&mut self) -> Option<String> {
-        match self.coming.recv_timeout(DEADLINE) {
-            Ok(line) => {
-                self.said.push_str(&line);
-                self.said.push('\n');
-                Some(line)
-            }
-            Err(RecvTimeoutError::Disconnected) => None,
-            Err(RecvTimeoutError::Timeout) => panic!("it hangs, having said: {}", self.said),
-        }
-    }
-
-    /// Everything up to the end.
-    fn rest(&mut self) -> String {
-        while self.next().is_some() {}
-        std::mem::take(&mut self.said)
+    fn deref(&self) -> &Tested {
+        &self.0
     }
 }
 
-impl Drop for Multifd {
-    fn drop(&mut self) {
-        // It has ended already unless the test has failed.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-impl Ended {
-    /// What it printed, if it went well.
-    pub fn well(self) -> String {
-        assert!(self.status.success(), "{self:?}");
-        self.stdout
+impl DerefMut for Multifd {
+    fn deref_mut(&mut self) -> &mut Tested {
+        &mut self.0
     }
 }
 

@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use multifd_bench::links::{Link, LinkEnd};
 use qemu_lab::{
-    Chain, Content, Guest, Hop, Link, LinkEnd, Parameters, QemuBinary, SETUP_COMMAND, Version,
-    guest_pages,
+    Chain, Content, Guest, Hop, Parameters, QemuBinary, SETUP_COMMAND, Version, guest_pages,
 };
 use serde_json::{Value, json};
 

@@ -1,0 +1,200 @@
+//! Processes of the `multifd` under test.
+
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use testkit::process::{Pipe, Process};
+
+use crate::net::Address;
+
+/// What a process may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Bounds {
+    /// Descriptors.
+    pub files: Option<u64>,
+    /// Threads.
+    pub threads: Option<u64>,
+    /// Bytes in a file.
+    pub file_bytes: Option<u64>,
+}
+
+impl Bounds {
+    /// The command under these bounds.
+    fn command(self, program: &Path, folder: &Path) -> Result<Command, String> {
+        let mut words: Vec<OsString> = Vec::new();
+        if let Some(threads) = self.threads {
+            // The kernel counts a user's threads, and does not count root's.
+            let user = if rustix::process::geteuid().is_root() {
+                let user = 61_000 + std::process::id() % 1000;
+                let folder = folder.as_os_str().to_owned();
+                let mut chown = Command::new("chown");
+                chown.arg(user.to_string()).arg(&folder);
+                let done = chown.status().map_err(|error| format!("chown: {error}"))?;
+                if !done.success() {
+                    return Err(format!("chown ended with {done}"));
+                }
+                words.extend(["setpriv", "--clear-groups", "--inh-caps=-all"].map(Into::into));
+                words.extend([
+                    "--bounding-set=-all".into(),
+                    format!("--reuid={user}").into(),
+                ]);
+                user
+            } else {
+                rustix::process::geteuid().as_raw()
+            };
+            let most = threads_of(user) + threads;
+            words.extend(["prlimit".into(), format!("--nproc={most}:{most}").into()]);
+        }
+        let mut limits = Vec::new();
+        limits.extend(self.files.map(|files| format!("--nofile={files}:{files}")));
+        limits.extend(
+            self.file_bytes
+                .map(|bytes| format!("--fsize={bytes}:{bytes}")),
+        );
+        if !limits.is_empty() {
+            words.push("prlimit".into());
+            words.extend(limits.into_iter().map(Into::into));
+        }
+        words.push(program.into());
+        let mut words = words.into_iter();
+        let mut command = Command::new(words.next().unwrap_or_default());
+        command.args(words);
+        Ok(command)
+    }
+}
+
+/// Threads that a user has.
+fn threads_of(user: u32) -> u64 {
+    let mut threads = 0;
+    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let Ok(status) = fs::read_to_string(entry.path().join("status")) else {
+            continue;
+        };
+        let field = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+            line.split_whitespace().next()?.parse::<u64>().ok()
+        };
+        if field("Uid:") == Some(u64::from(user)) {
+            threads += field("Threads:").unwrap_or(0);
+        }
+    }
+    threads
+}
+
+/// What a process has open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counts {
+    /// Descriptors.
+    pub files: usize,
+    /// Threads.
+    pub threads: usize,
+}
+
+/// A running `multifd` or `multifd-bench`. Dropped, it is killed.
+#[derive(Debug)]
+pub struct Multifd {
+    process: Process,
+    /// Sockets and files that it may make.
+    pub folder: PathBuf,
+}
+
+impl Multifd {
+    /// Starts it.
+    pub fn start(
+        program: &Path,
+        arguments: &[OsString],
+        bounds: Bounds,
+        folder: &Path,
+    ) -> Result<Self, String> {
+        let mut command = bounds.command(program, folder)?;
+        let process = Process::start(command.args(arguments));
+        Ok(Self {
+            process: process
+                .map_err(|error| format!("cannot start {}: {error}", program.display()))?,
+            folder: folder.to_owned(),
+        })
+    }
+
+    /// Waits until it listens, and says where.
+    pub fn address(&self) -> Result<Address, String> {
+        match self.process.address(LIMIT) {
+            Ok(address) => Address::parse(address.split_whitespace().next().unwrap_or_default()),
+            Err(fault) => Err(format!("it does not listen: {fault}")),
+        }
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
+    /// What it has printed since the beginning: results, and words for people.
+    pub fn printed(&self) -> (Vec<String>, Vec<String>) {
+        (
+            self.process.lines(Pipe::Stdout),
+            self.process.lines(Pipe::Stderr),
+        )
+    }
+
+    /// The JSON lines that it has printed from line `from` on.
+    pub fn reports(&self, from: usize) -> Vec<Value> {
+        let lines = self.process.lines(Pipe::Stdout);
+        let lines = lines.iter().skip(from);
+        lines
+            .map(|line| serde_json::from_str(line).unwrap_or_else(|_| Value::from(line.as_str())))
+            .collect()
+    }
+
+    /// What it has open now.
+    pub fn counts(&self) -> Counts {
+        let entries = |name: &str| {
+            let folder = format!("/proc/{}/{name}", self.pid());
+            fs::read_dir(folder).map_or(0, Iterator::count)
+        };
+        Counts {
+            files: entries("fd"),
+            threads: entries("task"),
+        }
+    }
+
+    /// Ends it at once, as nothing else can.
+    pub fn kill(&self) {
+        self.process.kill();
+    }
+
+    /// Whether it has ended, and how.
+    pub fn ended(&self) -> Option<ExitStatus> {
+        self.process.ended()
+    }
+
+    /// Asks it to end.
+    pub fn terminate(&self) {
+        if self.ended().is_none()
+            && let Some(pid) = Pid::from_raw(self.pid() as i32)
+        {
+            // It may end at this moment.
+            let _ = kill_process(pid, Signal::TERM);
+        }
+    }
+
+    /// Stops or continues it.
+    pub fn signal(&self, signal: Signal) {
+        if let Some(pid) = Pid::from_raw(self.pid() as i32) {
+            // It may have ended.
+            let _ = kill_process(pid, signal);
+        }
+    }
+
+    /// Waits for its end, and for all that it has said.
+    pub fn wait(&self, limit: Duration) -> Option<ExitStatus> {
+        self.process.wait(limit)
+    }
+}
+
+/// Starting takes milliseconds; machines that run this are loaded.
+const LIMIT: Duration = Duration::from_secs(30);

@@ -1,0 +1,701 @@
+//! What a seed makes of a run.
+
+use std::fmt;
+use std::time::Duration;
+
+use multifd_wire::{Hello, Method};
+
+use crate::destination::DestinationBehaviour;
+use crate::link::{Happening, LinkBehaviour, LinkFault};
+use crate::plan::{Mode, PAGE, Plan, Shape, Who};
+use crate::process::Bounds;
+use crate::random::Random;
+use crate::source::SourceBehaviour;
+use crate::stranger::{Says, Stranger};
+use crate::verdict::Excuse;
+
+/// What stands between the ends, or instead of one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    /// One relay.
+    Relay,
+    /// Two relays.
+    Relays,
+    /// `multifd receive` is the destination.
+    Receive,
+    /// `multifd record`, and a replay of what it kept.
+    Record,
+    /// `multifd-bench send` to `multifd receive`.
+    Engines,
+    /// Real QEMUs at both ends of one or two relays.
+    Qemu,
+}
+
+impl Kind {
+    /// All kinds.
+    pub const ALL: [Self; 6] = [
+        Self::Relay,
+        Self::Relays,
+        Self::Receive,
+        Self::Record,
+        Self::Engines,
+        Self::Qemu,
+    ];
+
+    /// Its name on the command line.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Relay => "relay",
+            Self::Relays => "relays",
+            Self::Receive => "receive",
+            Self::Record => "record",
+            Self::Engines => "engines",
+            Self::Qemu => "qemu",
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Who is killed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Victim {
+    /// The part next to the source.
+    Near,
+    /// The relay next to the destination.
+    Far,
+}
+
+/// A second source at the same time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Second {
+    /// Nothing tells its connections from the first one's.
+    pub same: bool,
+    /// How long after the first it dials.
+    pub delay: Duration,
+}
+
+/// A run.
+#[derive(Debug, Clone)]
+pub struct Scenario {
+    /// What it was made from.
+    pub seed: u64,
+    /// What stands between.
+    pub kind: Kind,
+    /// Whether there are two relays.
+    pub two: bool,
+    /// What is broken.
+    pub fault: &'static str,
+    /// What that excuses.
+    pub excuse: Excuse,
+    /// What is sent.
+    pub shape: Shape,
+    /// The method between two relays.
+    pub trunk: Method,
+    /// The method that the destination reads.
+    pub out: Method,
+    /// Whether each leg is TCP: source, trunk, destination.
+    pub tcp: [bool; 3],
+    /// The source.
+    pub source: SourceBehaviour,
+    /// The destination.
+    pub destination: DestinationBehaviour,
+    /// The networks of the source's leg and of the trunk, where there is something to them.
+    pub links: [Option<LinkBehaviour>; 2],
+    /// Who comes uninvited: to the near part, or to the far one.
+    pub strangers: Vec<(Victim, Stranger)>,
+    /// A connection that says the same as one of the channels.
+    pub duplicate: Option<Duration>,
+    /// A second migration.
+    pub second: Option<Second>,
+    /// Who is killed, so long after so many bytes.
+    pub kill: Option<(Victim, u64, Duration)>,
+    /// What the near part may have.
+    pub bounds: Bounds,
+    /// The disk of a receiver has so many bytes.
+    pub disk: Option<u64>,
+}
+
+/// Nothing stands still for so long unless it hangs: a destination that does not begin is waited for 15 s.
+const PATIENCE: Duration = Duration::from_secs(45);
+
+/// How soon a user cancels what cannot begin.
+const IMPATIENCE: Duration = Duration::from_millis(700);
+
+impl Scenario {
+    /// Makes a run of one of these kinds, and what its source sends.
+    #[must_use]
+    pub fn new(seed: u64, kinds: &[Kind]) -> (Self, Plan) {
+        let (mut scenario, mut random) = Self::chosen(seed, kinds);
+        // Some faults change the shape, and all of them depend on the lengths of what is sent.
+        scenario.reshape();
+        let plan = Plan::new(scenario.shape.clone(), &mut random);
+        scenario.apply(&plan, &mut random);
+        (scenario, plan)
+    }
+
+    /// A run with its fault, which is not at its place yet.
+    fn chosen(seed: u64, kinds: &[Kind]) -> (Self, Random) {
+        let mut random = Random::new(seed);
+        let any = random.index(kinds.len().max(1));
+        let kind = kinds.get(any).copied().unwrap_or(Kind::Relay);
+        let mut scenario = Self::sound(seed, kind, &mut random);
+        let fault = scenario.choose(&mut random);
+        scenario.fault = fault;
+        (scenario, random)
+    }
+
+    fn sound(seed: u64, kind: Kind, random: &mut Random) -> Self {
+        let methods = [Method::None, Method::Zlib, Method::Zstd];
+        let mode = random.pick(&[Mode::PerRound, Mode::PerRound, Mode::PerSection, Mode::Old]);
+        let channels = random.pick(&[1, 1, 2, 2, 2, 3, 4, 4, 6, 8]);
+        let mut blocks = vec![random.pick(&[16, 60, 120, 200, 300, 700])];
+        blocks.extend((0..random.below(4)).map(|_| random.pick(&[1, 5, 40])));
+        let mut uuid = [0; 16];
+        if random.percent(60) {
+            random.fill(&mut uuid);
+        }
+        let shape = Shape {
+            blocks,
+            channels,
+            method: random.pick(&methods),
+            mode,
+            return_path: random.percent(65),
+            description: random.percent(75),
+            legacy_zero: random.percent(25),
+            rounds: random.between(1, 5) as usize,
+            uuid,
+            states_uuid: uuid != [0; 16] && random.percent(30),
+            devices: random.pick(&[100, 3000, 60_000]),
+        };
+        let mut dials = vec![(Who::Main, Duration::ZERO)];
+        let mut ids: Vec<u8> = (0..channels).collect();
+        random.shuffle(&mut ids);
+        dials.extend(ids.into_iter().map(|id| (Who::Channel(id), Duration::ZERO)));
+        Self {
+            seed,
+            kind,
+            two: kind == Kind::Relays || (kind == Kind::Qemu && random.percent(60)),
+            fault: "none",
+            excuse: Excuse::default(),
+            trunk: random.pick(&methods),
+            out: random.pick(&methods),
+            tcp: [random.percent(40), random.percent(60), random.percent(40)],
+            source: SourceBehaviour {
+                dials,
+                early: random.percent(30),
+                small: random.percent(40),
+                cancel: None,
+                kill: None,
+                patience: PATIENCE,
+                flip: None,
+                pause: None,
+            },
+            destination: DestinationBehaviour {
+                channels,
+                method: Method::None,
+                small: random.percent(40),
+                refuses: false,
+                kill: None,
+                resets: None,
+                pause: None,
+                slow: None,
+                gap: random.pick(&[
+                    Duration::ZERO,
+                    Duration::from_millis(3),
+                    Duration::from_millis(30),
+                ]),
+                says_failure: random.percent(50),
+            },
+            links: [None, None],
+            strangers: Vec::new(),
+            duplicate: None,
+            second: None,
+            kill: None,
+            bounds: Bounds::default(),
+            disk: None,
+            shape,
+        }
+    }
+
+    /// Which fault, of those that this kind knows.
+    fn choose(&self, random: &mut Random) -> &'static str {
+        let relay = matches!(self.kind, Kind::Relay | Kind::Relays);
+        let mut faults = vec![
+            (10, "none"),
+            (12, "strangers"),
+            (8, "late"),
+            (8, "reordered"),
+            (6, "stall"),
+            (4, "slow link"),
+            (8, "reset"),
+            (6, "cut"),
+            (6, "half-close"),
+            (5, "all cut"),
+            (6, "flip"),
+            (10, "cancel"),
+            (4, "kill source"),
+            (5, "kill near"),
+            (4, "duplicate hello"),
+            (4, "stale hello"),
+            (2, "no descriptors"),
+            (2, "no threads"),
+        ];
+        if relay {
+            faults.extend([
+                (3, "few channels"),
+                (3, "many channels"),
+                (4, "refuses"),
+                (4, "destination resets"),
+                (5, "destination pauses"),
+                (4, "slow reader"),
+                (5, "kill destination"),
+            ]);
+        }
+        if self.kind == Kind::Qemu {
+            let made = [
+                "flip",
+                "duplicate hello",
+                "stale hello",
+                "no descriptors",
+                "no threads",
+            ];
+            faults.retain(|(_, fault)| !made.contains(fault));
+            faults.extend([
+                (10, "cancel"),
+                (4, "few channels"),
+                (8, "destination pauses"),
+                (5, "kill destination"),
+            ]);
+        }
+        if self.two {
+            faults.push((5, "kill far"));
+        }
+        if matches!(self.kind, Kind::Receive | Kind::Record) {
+            faults.push((6, "full disk"));
+        }
+        if matches!(self.kind, Kind::Engines | Kind::Qemu) {
+            // Nothing of a made source's own is in them.
+            faults.retain(|(_, fault)| !matches!(*fault, "duplicate hello" | "stale hello"));
+        } else {
+            faults.push((5, "second"));
+        }
+        let all = faults.iter().map(|(weight, _)| weight).sum();
+        let mut left = random.below(all);
+        for (weight, fault) in faults {
+            if left < weight {
+                return fault;
+            }
+            left -= weight;
+        }
+        "none"
+    }
+
+    /// Makes what is sent fit the fault.
+    fn reshape(&mut self) {
+        match self.fault {
+            // What an earlier source of the same VM left would be told from this one's by nothing else.
+            "no descriptors" | "no threads" => self.set_channels(8),
+            "many channels" => self.set_channels(self.shape.channels.max(2)),
+            _ => {}
+        }
+        if matches!(self.kind, Kind::Receive | Kind::Record) {
+            // Their ends are found from the description.
+            self.shape.description = true;
+        }
+        self.destination.method = match self.kind {
+            Kind::Relay | Kind::Relays => self.out,
+            _ => self.shape.method,
+        };
+    }
+
+    /// What it is made of, on a few lines.
+    #[must_use]
+    pub fn brief(&self) -> String {
+        let shape = &self.shape;
+        let leg = |tcp: bool| if tcp { "tcp" } else { "unix" };
+        let legs = self.tcp.map(leg).join(", ");
+        let mut text = format!(
+            "{} channels, {:?}, {} rounds, {:?} pages, return path {}, {} / {} / {}, legs {legs}\n    {:?}\n    {:?}",
+            shape.channels,
+            shape.mode,
+            shape.rounds,
+            shape.blocks,
+            shape.return_path,
+            shape.method,
+            self.trunk,
+            self.out,
+            self.source,
+            self.destination
+        );
+        for link in self.links.iter().flatten() {
+            text += &format!("\n    {link:?}");
+        }
+        if !self.strangers.is_empty() {
+            text += &format!("\n    {:?}", self.strangers);
+        }
+        let rest = (
+            self.duplicate,
+            self.second,
+            self.kill,
+            self.bounds,
+            self.disk,
+        );
+        if rest != (None, None, None, Bounds::default(), None) {
+            text += &format!("\n    {rest:?}");
+        }
+        text
+    }
+
+    /// Takes all faults out, and leaves so many channels.
+    pub fn clear(&mut self, channels: u8) {
+        let mut random = Random::new(self.seed);
+        let kind = self.kind;
+        *self = Self::sound(self.seed, kind, &mut random);
+        self.set_channels(channels);
+        self.shape.return_path = true;
+    }
+
+    fn set_channels(&mut self, channels: u8) {
+        self.shape.channels = channels;
+        self.destination.channels = channels;
+        let ids = (0..channels).map(Who::Channel);
+        let all = std::iter::once(Who::Main).chain(ids);
+        self.source.dials = all.map(|who| (who, Duration::ZERO)).collect();
+    }
+
+    /// Puts the fault at its random place.
+    fn apply(&mut self, plan: &Plan, random: &mut Random) {
+        let ms = Duration::from_millis;
+        let all = plan.bytes();
+        let anyone = |random: &mut Random| match random.below(u64::from(plan.shape.channels) + 2) {
+            0 | 1 => Who::Main,
+            id => Who::Channel(id as u8 - 2),
+        };
+        // A third of all moments is the very end, where both ends could have the guest or neither.
+        let moment = |random: &mut Random| match random.below(3) {
+            0 => (all, Duration::from_micros(random.below(6000))),
+            _ => (random.below(all), Duration::from_micros(random.below(1000))),
+        };
+        let leg = if self.two { random.index(2) } else { 0 };
+        let mut link = LinkBehaviour::default();
+        let mut linked = true;
+        match self.fault {
+            "strangers" => {
+                linked = false;
+                for _ in 0..random.between(1, 5) {
+                    let stranger = stranger(random);
+                    // Main does not say which VM's it is, so a channel of another VM may belong to it: never guess.
+                    if stranger.says == Says::OtherHello && !plan.shape.states_uuid {
+                        self.excuse.failure = true;
+                    }
+                    let far = self.two && random.percent(30);
+                    self.strangers
+                        .push((if far { Victim::Far } else { Victim::Near }, stranger));
+                }
+            }
+            "late" => {
+                let delay = ms(random.between(5, 150));
+                if random.percent(50) {
+                    let last = self.source.dials.len() - 1;
+                    self.source.dials[random.between(1, last as u64) as usize].1 = delay;
+                    self.source.early = true;
+                    linked = false;
+                } else {
+                    link.late.push((anyone(random), delay));
+                }
+            }
+            "reordered" => {
+                if random.percent(50) {
+                    random.shuffle(&mut self.source.dials);
+                    linked = false;
+                } else {
+                    for (who, _) in &self.source.dials {
+                        link.late.push((*who, ms(random.below(40))));
+                    }
+                }
+            }
+            "stall" => {
+                let time = ms(random.between(20, 400));
+                if random.percent(50) {
+                    let who = anyone(random);
+                    let place = random.below(plan.bytes_of(who));
+                    self.source.pause = Some((who, place, time));
+                    linked = false;
+                } else {
+                    link.faults
+                        .push(fault(anyone(random), plan, random, Happening::Stall(time)));
+                }
+            }
+            "slow link" => {
+                let pieces = random.between(20, 60);
+                link.slow = Some(((all / pieces) as usize + 1, ms(random.between(1, 8))));
+            }
+            "reset" | "cut" | "half-close" => {
+                let what = match self.fault {
+                    "reset" => Happening::Reset,
+                    "cut" => Happening::Cut,
+                    _ => Happening::HalfClose,
+                };
+                link.faults.push(fault(anyone(random), plan, random, what));
+                self.broken();
+            }
+            "all cut" => {
+                link.cut_all = Some(moment(random));
+                self.broken();
+            }
+            "flip" => {
+                self.excuse.failure = true;
+                self.excuse.gap = true;
+                let id = random.below(u64::from(plan.shape.channels)) as u8;
+                let bits = 1 << random.below(8);
+                // The magics of a hello and of the first packet are the same on every leg.
+                let base = random.pick(&[0, Hello::LEN as u64]);
+                let place = base + random.below(4);
+                if leg == 0 && random.percent(50) {
+                    self.source.flip = Some((Who::Channel(id), place, bits));
+                    linked = false;
+                } else if base > 0 {
+                    link.faults.push(LinkFault {
+                        who: Who::Channel(id),
+                        after: place,
+                        what: Happening::Flip(bits),
+                    });
+                } else {
+                    self.source.flip = Some((Who::Main, random.below(4), bits));
+                    linked = false;
+                }
+                // Whose connection it is cannot be seen, so nobody is to blame for waiting.
+                self.excuse.standstill = true;
+                self.source.patience = IMPATIENCE;
+            }
+            "cancel" => {
+                linked = false;
+                self.source.cancel = Some(moment(random));
+                self.broken();
+            }
+            "few channels" => {
+                linked = false;
+                self.destination.channels += 1;
+                self.excuse.failure = true;
+                self.excuse.standstill = true;
+                self.source.patience = IMPATIENCE;
+            }
+            "many channels" => {
+                linked = false;
+                self.destination.channels -= 1;
+                // A destination that has all it wants closes one too many, and with it what is in the socket: so QEMU
+                // itself loses pages that no relay has seen refused.
+                self.excuse.wrong_pages = usize::MAX;
+                self.excuse.failure = true;
+                self.excuse.standstill = true;
+                self.excuse.gap = true;
+                self.source.patience = IMPATIENCE;
+            }
+            "refuses" => {
+                linked = false;
+                self.destination.refuses = true;
+                self.excuse.failure = true;
+            }
+            "destination resets" => {
+                linked = false;
+                let who = anyone(random);
+                self.destination.resets = Some((who, random.below(plan.bytes_of(who))));
+                self.broken();
+                self.excuse.freeze = true;
+            }
+            "destination pauses" => {
+                linked = false;
+                self.destination.pause = Some((random.below(all), ms(random.between(20, 600))));
+            }
+            "slow reader" => {
+                linked = false;
+                let pieces = random.between(20, 60);
+                let pause = ms(random.between(1, 6));
+                self.destination.slow = Some(((all / pieces) as usize + 1, pause));
+            }
+            "kill source" => {
+                linked = false;
+                self.source.kill = Some(moment(random));
+                self.broken();
+            }
+            "kill destination" => {
+                linked = false;
+                self.destination.kill = Some(moment(random));
+                self.broken();
+            }
+            "kill near" | "kill far" => {
+                linked = false;
+                let victim = if self.fault == "kill far" {
+                    Victim::Far
+                } else {
+                    Victim::Near
+                };
+                let (at, delay) = moment(random);
+                self.kill = Some((victim, at, delay));
+                self.broken();
+            }
+            "duplicate hello" => {
+                linked = false;
+                self.duplicate = Some(ms(random.below(15)));
+                self.excuse.failure = true;
+                self.excuse.gap = true;
+                self.excuse.standstill = true;
+                self.source.patience = IMPATIENCE;
+            }
+            "stale hello" => {
+                linked = false;
+                let stale = Stranger {
+                    says: Says::StaleHello(plan.shape.uuid),
+                    delay: Duration::ZERO,
+                    stays: None,
+                };
+                self.strangers.push((Victim::Near, stale));
+            }
+            "second" => {
+                linked = false;
+                let same = plan.shape.uuid == [0; 16] || !plan.shape.states_uuid;
+                let delay = ms(random.pick(&[0, 0, 2, 10, 40]));
+                self.second = Some(Second { same, delay });
+                if same {
+                    self.excuse.failure = true;
+                    self.excuse.gap = true;
+                    self.excuse.standstill = true;
+                    self.source.patience = IMPATIENCE;
+                }
+            }
+            "no descriptors" => {
+                linked = false;
+                self.bounds.files = Some(random.between(14, 44));
+                self.broken();
+            }
+            "no threads" => {
+                linked = false;
+                self.bounds.threads = Some(random.between(4, 20));
+                self.broken();
+            }
+            "full disk" => {
+                linked = false;
+                let pages: usize = plan.shape.blocks.iter().sum();
+                self.disk = Some(random.between(8192, (pages * PAGE) as u64 + 40_000));
+                self.broken();
+            }
+            _ => linked = false,
+        }
+        if self.kind == Kind::Qemu {
+            self.stretch(&mut link, random);
+        }
+        if linked {
+            self.links[leg] = Some(link);
+        }
+    }
+
+    /// A real guest sends more than a plan: so that faults meet all of it, their places go further apart.
+    fn stretch(&mut self, link: &mut LinkBehaviour, random: &mut Random) {
+        let by = random.between(1, 6);
+        for fault in &mut link.faults {
+            fault.after *= if fault.after < 70 { 1 } else { by };
+        }
+        link.slow = link.slow.map(|(bytes, pause)| (bytes * by as usize, pause));
+        let moments = [
+            link.cut_all.as_mut().map(|(at, _)| at),
+            self.source.cancel.as_mut().map(|(at, _)| at),
+            self.source.kill.as_mut().map(|(at, _)| at),
+            self.destination.kill.as_mut().map(|(at, _)| at),
+            self.destination.pause.as_mut().map(|(at, _)| at),
+            self.kill.as_mut().map(|(_, at, _)| at),
+        ];
+        for at in moments.into_iter().flatten() {
+            *at *= by;
+        }
+        if let Some((_, time)) = &mut self.destination.pause {
+            *time *= 4;
+        }
+    }
+
+    /// Something is broken: the migration may fail, at any moment.
+    fn broken(&mut self) {
+        self.excuse.failure = true;
+        self.excuse.gap = true;
+    }
+}
+
+/// Something happens to a connection at a random place; often at its very beginning or end.
+fn fault(who: Who, plan: &Plan, random: &mut Random, what: Happening) -> LinkFault {
+    let bytes = plan.bytes_of(who);
+    let after = match random.below(6) {
+        0 => random.below(70),
+        1 => bytes.saturating_sub(random.below(30)),
+        _ => random.below(bytes),
+    };
+    LinkFault { who, after, what }
+}
+
+fn stranger(random: &mut Random) -> Stranger {
+    let says = match random.below(9) {
+        0 => Says::Nothing,
+        1 => Says::Qevm,
+        2 => Says::HalfHello(random.between(1, 63) as usize),
+        3 => Says::OtherHello,
+        4 => Says::Tls,
+        5 => Says::Http,
+        6 => Says::Garbage,
+        7 => Says::Drops,
+        _ => Says::Goodbye,
+    };
+    Stranger {
+        says,
+        delay: Duration::from_millis(random.pick(&[0, 0, 1, 2, 5, 20])),
+        stays: random
+            .percent(30)
+            .then(|| Duration::from_millis(random.below(60))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::{Kind, Scenario};
+
+    #[test]
+    fn a_seed_is_one_run() {
+        for seed in [0, 1, 77, u64::MAX] {
+            let (a, plan) = Scenario::new(seed, &Kind::ALL);
+            let (b, again) = Scenario::new(seed, &Kind::ALL);
+            assert_eq!(a.brief(), b.brief());
+            assert_eq!(plan.main(), again.main());
+            assert_eq!(plan.bytes(), again.bytes());
+        }
+        let briefs = (0..50).map(|seed| Scenario::new(seed, &Kind::ALL).0.brief());
+        assert_eq!(briefs.collect::<BTreeSet<_>>().len(), 50);
+    }
+
+    #[test]
+    fn every_fault_comes() {
+        let faults = |kind| {
+            let all = (0..2000).map(|seed| Scenario::chosen(seed, &[kind]).0.fault);
+            all.collect::<BTreeSet<_>>()
+        };
+        let relays = faults(Kind::Relays);
+        for fault in [
+            "none",
+            "kill near",
+            "kill far",
+            "kill destination",
+            "second",
+            "flip",
+        ] {
+            assert!(relays.contains(fault), "{fault}: {relays:?}");
+        }
+        assert_eq!(relays.len(), 27, "{relays:?}");
+        assert!(faults(Kind::Receive).contains("full disk"));
+        assert!(!faults(Kind::Engines).contains("duplicate hello"));
+        assert!(faults(Kind::Qemu).contains("destination pauses"));
+    }
+}

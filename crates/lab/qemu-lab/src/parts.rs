@@ -1,0 +1,275 @@
+//! The real parts (`target/parts`), and how a test says that one is missing.
+//!
+//! `cargo xtask setup` unpacks Debian packages into one *root* per suite, each with its own C library, so that programs
+//! of several releases run side by side and the system stays as it is. A part is there when its stamp is.
+
+use std::fmt::Display;
+use std::fs::OpenOptions;
+use std::io::Write as _;
+use std::panic::Location;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Environment variable: a file that collects the tests which could not run, one `part<TAB>test`
+/// per line. In the place of a part may be what [`not_run`] was told.
+pub const MISSING_LOG: &str = "QEMU_LAB_MISSING";
+
+/// The command that brings every part.
+pub const SETUP_COMMAND: &str = "cargo xtask setup";
+
+/// A QEMU release that tests are written for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Version {
+    /// 7.2 of Debian 12: SYNC packets with data and stale fields, no zero-page detection in multifd.
+    V7_2,
+    /// 10.0 of Debian 12's backports.
+    V10_0,
+    /// 11.1 of Debian unstable.
+    V11_1,
+}
+
+impl Version {
+    /// Every release, oldest first.
+    pub const ALL: [Version; 3] = [Version::V7_2, Version::V10_0, Version::V11_1];
+
+    /// Major and minor number.
+    #[must_use]
+    pub fn number(self) -> (u32, u32) {
+        match self {
+            Version::V7_2 => (7, 2),
+            Version::V10_0 => (10, 0),
+            Version::V11_1 => (11, 1),
+        }
+    }
+}
+
+/// Something real that tests and benches use and a checkout does not contain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Part {
+    /// A QEMU that emulates an x86-64 PC.
+    Qemu(Version),
+    /// Intel's Query Processing Library, with its headers.
+    Qpl,
+    /// Intel's Intelligent Storage Acceleration Library: a peer to measure against.
+    IsaL,
+    /// A Redis server.
+    Redis,
+    /// The `cargo fuzz` command.
+    CargoFuzz,
+}
+
+impl Part {
+    /// Every part.
+    pub const ALL: [Part; 7] = [
+        Part::Qemu(Version::V7_2),
+        Part::Qemu(Version::V10_0),
+        Part::Qemu(Version::V11_1),
+        Part::Qpl,
+        Part::IsaL,
+        Part::Redis,
+        Part::CargoFuzz,
+    ];
+
+    /// The name used on command lines and in messages.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Part::Qemu(Version::V7_2) => "qemu-7.2",
+            Part::Qemu(Version::V10_0) => "qemu-10.0",
+            Part::Qemu(Version::V11_1) => "qemu-11.1",
+            Part::Qpl => "qpl",
+            Part::IsaL => "isa-l",
+            Part::Redis => "redis",
+            Part::CargoFuzz => "cargo-fuzz",
+        }
+    }
+
+    /// The folder that holds the part; parts of one Debian suite share theirs.
+    #[must_use]
+    pub fn dir(self) -> PathBuf {
+        parts_dir().join(match self {
+            Part::Qemu(Version::V7_2) | Part::Redis => "bookworm",
+            Part::Qemu(Version::V10_0) => "bookworm-backports",
+            Part::Qemu(Version::V11_1) | Part::Qpl | Part::IsaL => "sid",
+            Part::CargoFuzz => "cargo-fuzz",
+        })
+    }
+
+    /// The file whose presence says that the part is complete, and whose text says what it was made from.
+    #[must_use]
+    pub fn stamp(self) -> PathBuf {
+        parts_dir().join(format!("{}.stamp", self.name()))
+    }
+
+    /// Whether `cargo xtask setup` has brought this part.
+    #[must_use]
+    pub fn is_set_up(self) -> bool {
+        self.stamp().is_file()
+    }
+}
+
+/// A folder of unpacked Debian packages which bring their own C library.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Root {
+    dir: PathBuf,
+}
+
+impl Root {
+    /// The root that holds `part`, when it is set up.
+    #[must_use]
+    pub fn of(part: Part) -> Option<Root> {
+        part.is_set_up().then(|| Root { dir: part.dir() })
+    }
+
+    /// The folder itself.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The root's own dynamic loader: nothing in the root runs on the system's C library.
+    #[must_use]
+    pub fn loader(&self) -> PathBuf {
+        // Newer releases have all of /lib under /usr; older packages still unpack into /lib.
+        let merged = self
+            .dir
+            .join("usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2");
+        if merged.exists() {
+            merged
+        } else {
+            self.dir.join("lib/x86_64-linux-gnu/ld-linux-x86-64.so.2")
+        }
+    }
+
+    /// What the loader's `--library-path` needs.
+    #[must_use]
+    pub fn library_path(&self) -> String {
+        let dir = self.dir.display();
+        format!("{dir}/usr/lib/x86_64-linux-gnu:{dir}/lib/x86_64-linux-gnu")
+    }
+
+    /// A command that runs `program` (any x86-64 binary, in the root or not) on the root's libraries.
+    #[must_use]
+    pub fn command(&self, program: &Path) -> Command {
+        let mut command = Command::new(self.loader());
+        command
+            .arg("--library-path")
+            .arg(self.library_path())
+            .arg(program);
+        command
+    }
+}
+
+/// `target/parts` of this workspace.
+#[must_use]
+pub fn parts_dir() -> PathBuf {
+    // This crate lies three folders below the top.
+    let top = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(3);
+    top.map(|top| top.join("target/parts")).unwrap_or_default()
+}
+
+/// Says whether a test that needs `part` can run. When it cannot, the test's name is put on record, and with `CI=true`
+/// that is a failure.
+///
+/// ```no_run
+/// # use qemu_lab::{Part, Version, require};
+/// if !require(Part::Qemu(Version::V10_0)) {
+///     return;
+/// }
+/// ```
+///
+/// # Panics
+/// When the part is missing and the environment has `CI=true`.
+#[must_use]
+#[track_caller]
+pub fn require(part: Part) -> bool {
+    let there = match part {
+        Part::Qemu(version) => crate::QemuBinary::find(version).is_some(),
+        Part::Qpl | Part::IsaL | Part::Redis | Part::CargoFuzz => part.is_set_up(),
+    };
+    if !there {
+        report_missing(part, &test_name(Location::caller()));
+    }
+    there
+}
+
+/// As [`require()`], for a part that the test's own process opens: `opened` is what came of that.
+///
+/// A part may be set up and not be where the dynamic loader looks. Then the test is not put on record, because
+/// `cargo xtask test` runs its program a second time, on the part's libraries; it is named all the same.
+///
+/// # Panics
+/// When the part cannot be opened and the environment has `CI=true`.
+#[track_caller]
+pub fn require_opened<T>(part: Part, opened: Result<T, impl Display>) -> Option<T> {
+    let error = match opened {
+        Ok(opened) => return Some(opened),
+        Err(error) => error,
+    };
+    let caller = Location::caller();
+    if part.is_set_up() {
+        let test = test_name(caller);
+        eprintln!("NOT RUN: {test}: {error}");
+        fail_in_ci(part, &test);
+    } else {
+        report_missing(part, &test_name(caller));
+    }
+    None
+}
+
+/// Puts on record that a test cannot run here, for lack of something that no command brings: a
+/// right, or a kind of machine.
+///
+/// With `CI=true` this is no failure, because it could not be mended there.
+///
+/// # Panics
+/// When it cannot be recorded.
+#[track_caller]
+pub fn not_run(lacks: &str) {
+    let test = test_name(Location::caller());
+    eprintln!("NOT RUN: {test}: needs {lacks}");
+    record(lacks, &test);
+}
+
+/// The running test as `file: path::of::test`: the harness names the thread after the test, unless it runs tests on its main thread.
+fn test_name(caller: &Location<'_>) -> String {
+    match std::thread::current().name() {
+        Some(name) if name != "main" => format!("{}: {name}", caller.file()),
+        _ => format!("{}:{}", caller.file(), caller.line()),
+    }
+}
+
+fn report_missing(part: Part, test: &str) {
+    eprintln!(
+        "NOT RUN: {test}: needs {}, which `{SETUP_COMMAND} {0}` brings",
+        part.name()
+    );
+    record(part.name(), test);
+    fail_in_ci(part, test);
+}
+
+/// One line in the log, if there is one.
+fn record(lacks: &str, test: &str) {
+    if let Some(path) = std::env::var_os(MISSING_LOG) {
+        let line = format!("{lacks}\t{test}\n");
+        let written = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&path)
+            .and_then(|mut file| file.write_all(line.as_bytes()));
+        if let Err(error) = written {
+            panic!(
+                "cannot record a test that did not run in {}: {error}",
+                path.display()
+            );
+        }
+    }
+}
+
+fn fail_in_ci(part: Part, test: &str) {
+    assert!(
+        std::env::var_os("CI").is_none_or(|ci| ci != "true"),
+        "{test} needs {}, and CI=true",
+        part.name()
+    );
+}

@@ -1,0 +1,66 @@
+//! What a guest's process and whoever started it say to each other: one object of JSON per line.
+
+use std::io::{self, BufRead, Write};
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::guests::Spec;
+
+/// What a guest is told. Each gets one [`Answer`].
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Order {
+    /// The first one: be this guest, and run.
+    Start(Spec),
+    /// Stop writing.
+    Pause,
+    /// Go on.
+    Resume,
+    /// Pass the memory through SHA-256.
+    Digest,
+    /// End. The end of the input means the same.
+    Stop,
+}
+
+/// What a guest answers.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Answer {
+    /// It runs.
+    Started {
+        /// Its memory's file descriptor, in its process.
+        descriptor: i32,
+        /// Where its memory lies in its process.
+        address: u64,
+    },
+    /// The order has been carried out.
+    Done {
+        /// How many things the guest has done so far.
+        acts: u64,
+    },
+    /// The digest in hexadecimal digits.
+    Digest(String),
+    /// It cannot, and why.
+    Failed(String),
+}
+
+/// Writes a line.
+pub fn tell(to: &mut impl Write, what: &impl Serialize) -> io::Result<()> {
+    let mut line = serde_json::to_vec(what)?;
+    line.push(b'\n');
+    to.write_all(&line)?;
+    to.flush()
+}
+
+/// Reads a line; `None` at the end.
+pub fn hear<T: DeserializeOwned>(from: &mut impl BufRead) -> io::Result<Option<T>> {
+    let mut line = String::new();
+    if io::Read::take(&mut *from, MAX_LINE_BYTES).read_line(&mut line)? == 0 {
+        return Ok(None);
+    }
+    Ok(Some(serde_json::from_str(&line)?))
+}
+
+/// The longest line has a path in it.
+const MAX_LINE_BYTES: u64 = 64 << 10;

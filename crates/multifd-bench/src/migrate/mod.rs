@@ -1,0 +1,86 @@
+//! `multifd-bench migrate`: the published table, on this machine.
+
+mod html;
+mod link;
+mod mode;
+mod run;
+mod table;
+
+pub use link::Rate;
+pub use mode::Mode;
+
+use std::fs;
+
+use multifd_cli::process::Outcome;
+use multifd_cli::say::{self, Progress};
+
+use crate::args::MigrateArgs;
+use link::Path;
+use run::Run;
+use table::{Machine, Report, Row};
+
+/// Moves guests in every mode, in turn, and prints what it came to.
+pub fn run(args: &MigrateArgs) -> Outcome {
+    let path = Path::new(args.link)?;
+    say::note(format_args!("{path}"));
+    let mut rows = Vec::new();
+    for workload in &args.workload {
+        for &channels in &args.channels {
+            rows.extend(
+                args.modes
+                    .iter()
+                    .map(|mode| Row::new(workload, channels, mode)),
+            );
+        }
+    }
+    // What goes wrong for a while so goes wrong for all alike.
+    for number in 1..=args.runs {
+        for row in &mut rows {
+            if row.unavailable.is_none() {
+                migrate(args, &path, number, row)?;
+            }
+        }
+    }
+    let report = Report {
+        machine: Machine::this(),
+        memory_bytes: args.memory,
+        path: path.to_string(),
+        runs: args.runs,
+        timeout_s: args.timeout,
+        downtime_limit_ms: args.downtime_limit,
+        rows,
+    };
+    if let Some(file) = &args.json {
+        write(file, &serde_json::to_string_pretty(&report)?)?;
+    }
+    if let Some(file) = &args.report {
+        write(file, &html::page(&report))?;
+    }
+    Ok(say::result(report)?)
+}
+
+fn migrate(args: &MigrateArgs, path: &Path, number: u32, row: &mut Row) -> Outcome {
+    let run = Run {
+        guest: row.workload.clone(),
+        channels: row.channels,
+        mode: row.mode.clone(),
+        memory_bytes: args.memory,
+        guest_rate: args.guest_rate,
+        downtime_limit_ms: args.downtime_limit,
+        timeout_s: args.timeout,
+    };
+    let mut progress = Progress::new();
+    progress.show(format_args!("run {number} of {}: {row}", args.runs));
+    let attempt = run.migrate(path)?;
+    drop(progress);
+    say::note(format_args!(
+        "run {number} of {}: {row}: {attempt}",
+        args.runs
+    ));
+    row.add(attempt);
+    Ok(())
+}
+
+fn write(file: &std::path::Path, text: &str) -> Result<(), String> {
+    fs::write(file, text).map_err(|error| format!("cannot write {}: {error}", file.display()))
+}

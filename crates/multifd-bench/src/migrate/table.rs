@@ -1,0 +1,253 @@
+//! The rows and columns of the published table, and some more.
+
+use std::fmt;
+use std::fs;
+use std::num::NonZeroU8;
+
+use multifd_bench::guests::Kind;
+use multifd_cli::say;
+use serde::{Serialize, Serializer};
+
+use super::mode::Mode;
+use super::run::Attempt;
+use crate::send::Summary;
+
+/// All that was measured.
+#[derive(Serialize)]
+pub struct Report {
+    pub machine: Machine,
+    pub memory_bytes: u64,
+    /// What was between source and destination.
+    pub path: String,
+    /// How often each was moved.
+    pub runs: u32,
+    pub timeout_s: u64,
+    pub downtime_limit_ms: u64,
+    pub rows: Vec<Row>,
+}
+
+/// Where it was measured.
+#[derive(Serialize)]
+pub struct Machine {
+    processor: String,
+    processors: usize,
+    kernel: String,
+}
+
+/// A guest moved in one way, some times.
+#[derive(Serialize)]
+pub struct Row {
+    #[serde(serialize_with = "as_text")]
+    pub workload: Kind,
+    pub channels: NonZeroU8,
+    #[serde(serialize_with = "as_text")]
+    pub mode: Mode,
+    /// Why this machine cannot do it, if it cannot.
+    pub unavailable: Option<String>,
+    pub attempts: u32,
+    /// Those that did not end in time.
+    pub timed_out: u32,
+    /// What went wrong otherwise, each time it did.
+    pub errors: Vec<String>,
+    /// Means of those that went well; none if none did.
+    pub means: Option<Means>,
+    #[serde(skip)]
+    moved: Vec<(Summary, f64)>,
+}
+
+/// Means over some migrations.
+#[derive(Clone, Debug, Serialize)]
+pub struct Means {
+    pub total_time_ms: f64,
+    pub total_time_ms_least: f64,
+    pub total_time_ms_most: f64,
+    pub downtime_ms: f64,
+    pub mbps: f64,
+    pub pages_per_second: f64,
+    pub rounds: f64,
+    pub transferred: f64,
+    pub ratio: f64,
+    /// Of source and destination together, without the guest's.
+    pub cpu_seconds: f64,
+    /// What the guest did in a second until it was stopped.
+    pub guest_rate: f64,
+    /// Who compressed, the last time, and how many pages went which way.
+    pub backend: String,
+    pub hardware: f64,
+    pub software: f64,
+    pub raw: f64,
+}
+
+impl Row {
+    pub fn new(workload: &Kind, channels: NonZeroU8, mode: &Mode) -> Self {
+        Self {
+            workload: workload.clone(),
+            channels,
+            mode: mode.clone(),
+            unavailable: mode.missing(),
+            attempts: 0,
+            timed_out: 0,
+            errors: Vec::new(),
+            means: None,
+            moved: Vec::new(),
+        }
+    }
+
+    pub fn add(&mut self, attempt: Attempt) {
+        self.attempts += 1;
+        match attempt {
+            Attempt::Moved { sent, cpu_seconds } => self.moved.push((*sent, cpu_seconds)),
+            Attempt::TimedOut => self.timed_out += 1,
+            Attempt::Failed(why) => self.errors.push(why),
+        }
+        self.means = Means::of(&self.moved);
+    }
+
+    /// Failures out of attempts.
+    pub fn failures(&self) -> String {
+        let failures = self.timed_out as usize + self.errors.len();
+        format!("{failures} of {}", self.attempts)
+    }
+}
+
+impl Means {
+    fn of(moved: &[(Summary, f64)]) -> Option<Self> {
+        let (last, _) = moved.last()?;
+        let mean = |figure: &dyn Fn(&Summary) -> f64, decimals| {
+            let sum: f64 = moved.iter().map(|(summary, _)| figure(summary)).sum();
+            say::rounded(sum / moved.len() as f64, decimals)
+        };
+        let totals = moved.iter().map(|(summary, _)| summary.total_time_ms);
+        let cpu: f64 = moved.iter().map(|(_, cpu)| cpu).sum();
+        Some(Self {
+            total_time_ms: mean(&|summary| summary.total_time_ms, 1),
+            total_time_ms_least: totals.clone().fold(f64::INFINITY, f64::min),
+            total_time_ms_most: totals.fold(0.0, f64::max),
+            downtime_ms: mean(&|summary| summary.downtime_ms, 1),
+            mbps: mean(&|summary| summary.mbps, 1),
+            pages_per_second: mean(&|summary| summary.pages_per_second, 0),
+            rounds: mean(&|summary| summary.rounds as f64, 1),
+            transferred: mean(&|summary| summary.transferred as f64, 0),
+            ratio: mean(&|summary| summary.ratio, 3),
+            cpu_seconds: say::rounded(cpu / moved.len() as f64, 2),
+            guest_rate: mean(&|summary| summary.guest_rate.unwrap_or(0.0), 0),
+            backend: last.backend.clone(),
+            hardware: mean(&|summary| summary.hardware as f64, 0),
+            software: mean(&|summary| summary.software as f64, 0),
+            raw: mean(&|summary| summary.raw as f64, 0),
+        })
+    }
+
+    /// Which way the pages went, and why.
+    pub fn compressed_by(&self) -> String {
+        let ways = [
+            (self.hardware, "hardware"),
+            (self.software, "software"),
+            (self.raw, "raw"),
+        ];
+        let ways: Vec<_> = ways
+            .iter()
+            .filter(|(pages, _)| *pages > 0.0)
+            .map(|(pages, way)| format!("{way} {pages:.0}"))
+            .collect();
+        format!("{}: {}", self.backend, ways.join(", "))
+    }
+}
+
+impl Machine {
+    /// This one, as far as it tells.
+    pub fn this() -> Self {
+        let read = |path| fs::read_to_string(path).unwrap_or_default();
+        let info = read("/proc/cpuinfo");
+        let model = info
+            .lines()
+            .find_map(|line| line.strip_prefix("model name"));
+        let name = model.map(|rest| rest.trim_start_matches([' ', '\t', ':']));
+        Self {
+            processor: name.unwrap_or("unknown processor").to_owned(),
+            processors: std::thread::available_parallelism().map_or(1, usize::from),
+            kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
+        }
+    }
+}
+
+impl fmt::Display for Machine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} processors ({}), Linux {}",
+            self.processors, self.processor, self.kernel
+        )
+    }
+}
+
+impl fmt::Display for Row {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{}, {} channels, {}",
+            self.workload, self.channels, self.mode
+        )
+    }
+}
+
+impl Report {
+    /// What was measured and how, in one line.
+    pub fn conditions(&self) -> String {
+        format!(
+            "{}; guests of {}; {}; means of {} runs; downtime limit {} ms, time limit {} s",
+            self.machine,
+            say::size(self.memory_bytes),
+            self.path,
+            self.runs,
+            self.downtime_limit_ms,
+            self.timeout_s
+        )
+    }
+}
+
+/// Markdown.
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}", self.conditions())?;
+        let mut workload = None;
+        for row in &self.rows {
+            if workload != Some(&row.workload) {
+                workload = Some(&row.workload);
+                writeln!(f, "\n{}:\n\n{HEADER}", row.workload)?;
+            }
+            write!(f, "| {} | {} |", row.channels, row.mode)?;
+            match (&row.means, &row.unavailable) {
+                (Some(means), _) => writeln!(
+                    f,
+                    " {:.0} | {:.0} | {:.0} | {:.0} | {} | {:.1} | {:.2} | {:.0} | {} |",
+                    means.total_time_ms,
+                    means.downtime_ms,
+                    means.mbps,
+                    means.pages_per_second,
+                    row.failures(),
+                    means.cpu_seconds,
+                    means.ratio,
+                    means.guest_rate,
+                    means.compressed_by()
+                )?,
+                (None, Some(why)) => writeln!(f, " not here | | | | | | | | {why} |")?,
+                (None, None) => writeln!(f, " | | | | {} | | | | |", row.failures())?,
+            }
+        }
+        for row in &self.rows {
+            for error in &row.errors {
+                writeln!(f, "\n{row} failed: {error}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+const HEADER: &str = "\
+| channels | mode | total time (ms) | downtime (ms) | network bandwidth (mbps) | pages per second | failed | CPU (s) | ratio | guest's ops/s | compressed by, pages |
+| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |";
+
+fn as_text<S: Serializer>(value: &impl fmt::Display, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(value)
+}

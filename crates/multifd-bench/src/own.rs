@@ -1,0 +1,39 @@
+//! The command that starts this program once more.
+
+use std::ffi::OsString;
+use std::fs;
+use std::io;
+use std::os::unix::ffi::OsStringExt;
+use std::process::Command;
+
+/// A command that starts this program once more: with the same dynamic loader, if it was started by one by name.
+///
+/// # Errors
+///
+/// When the system does not tell how this process was started.
+pub fn command() -> io::Result<Command> {
+    let line = fs::read("/proc/self/cmdline")?;
+    let mut words: Vec<OsString> = line
+        .strip_suffix(b"\0")
+        .unwrap_or(&line)
+        .split(|byte| *byte == 0)
+        .map(|word| OsString::from_vec(word.to_vec()))
+        .collect();
+    // The system's list begins with a loader and what it was told, which the program itself does not see.
+    words.truncate((words.len() + 1).saturating_sub(std::env::args_os().count()));
+    let mut command = Command::new(std::env::current_exe()?);
+    command.args(words.into_iter().skip(1));
+    Ok(command)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_program_is_started_without_its_arguments() {
+        let command = command().unwrap();
+        assert_eq!(command.get_program(), std::env::current_exe().unwrap());
+        assert_eq!(command.get_args().count(), 0);
+    }
+}

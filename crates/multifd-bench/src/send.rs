@@ -1,0 +1,301 @@
+//! `multifd-bench send`.
+
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use multifd_bench::guests::{Guest, Kind, Spec};
+use multifd_cli::process::{Outcome, cpu_seconds};
+use multifd_cli::say::{self, Progress};
+use multifd_cli::signals::Signals;
+use multifd_engine::dirty::PagemapLog;
+use multifd_engine::failure::Cause;
+use multifd_engine::memory::{MappedMemory, Mapping};
+use multifd_engine::source::{self, SourceFailure};
+use multifd_engine::{
+    EngineFault, Parameters, Phase, Progress as Moment, Statistics, VmError, VmHandle,
+};
+use multifd_wire::{BlockName, Method, PageSize};
+use serde::{Deserialize, Serialize};
+
+use crate::args::SendArgs;
+use crate::own;
+
+/// Starts a guest and sends it away.
+pub fn run(args: &SendArgs) -> Outcome {
+    let parameters = parameters(args)?;
+    let spec = spec(args)?;
+    say::note(format_args!(
+        "starting a guest: {}, {}",
+        spec.kind,
+        say::size(spec.bytes)
+    ));
+    let guest = Guest::start(own::command()?.arg("guest"), &spec)?;
+    let mapping = Mapping::shared(guest.memory().try_clone()?.into())?;
+    let memory = MappedMemory::new(vec![(BlockName::new(BLOCK)?, mapping)]);
+    let mut log = PagemapLog::of_process(guest.pid(), vec![guest.addresses()])?;
+    let mut vm = Vm::new(guest);
+    let moved = source::Guest {
+        uuid: [0; 16],
+        memory: &memory,
+        dirty: &mut log,
+        vm: &mut vm,
+    };
+    let mut progress = Progress::new();
+    let outcome = source::send(
+        &args.connect,
+        moved,
+        &parameters,
+        &Signals::install()?.cancel(),
+        &mut |moment| progress.show(Running(moment)),
+    );
+    drop(progress);
+    let guest_rate = vm.rate();
+    let summary =
+        |statistics: &Statistics| Summary::new(&spec.kind, guest_rate, &parameters, statistics);
+    match outcome {
+        Ok(statistics) => {
+            say::report(&summary(&statistics)?, args.json);
+            Ok(())
+        }
+        Err(failure) => {
+            if args.json {
+                say::report_json(&Failed {
+                    error: say::chain(&failure),
+                    timed_out: timed_out(&failure),
+                    summary: summary(&failure.statistics)?,
+                });
+            }
+            say::note("the guest was made for this command and ends with it");
+            Err(failure.into())
+        }
+    }
+}
+
+fn parameters(args: &SendArgs) -> Result<Parameters, String> {
+    let mut parameters = Parameters::default();
+    parameters.multifd_channels = args.multifd_channels;
+    parameters.multifd_compression = args.codec.compression.into();
+    parameters.codec = args.codec.settings()?;
+    parameters.downtime_limit = Duration::from_millis(args.downtime_limit);
+    parameters.max_bandwidth = args.max_bandwidth;
+    parameters.zero_page_detection = args.zero_page_detection;
+    parameters.timeout = Duration::from_secs(args.timeout);
+    parameters.digest = args.digest;
+    // Before a guest is started for nothing.
+    multifd_codec::encoder(parameters.multifd_compression, &parameters.codec)
+        .map_err(|error| error.to_string())?;
+    Ok(parameters)
+}
+
+fn spec(args: &SendArgs) -> Result<Spec, String> {
+    let bytes = match (args.memory, &args.guest) {
+        (Some(bytes), _) => bytes,
+        (None, Kind::Image(file)) => std::fs::metadata(file)
+            .map_err(|error| format!("cannot open {}: {error}", file.display()))?
+            .len()
+            .next_multiple_of(PageSize::K4.bytes() as u64)
+            .max(Spec::MIN_BYTES),
+        (None, _) => USUAL_BYTES,
+    };
+    let mut spec = Spec::new(args.guest.clone(), bytes);
+    spec.threads = args.guest_threads;
+    if let Some(rate) = args.guest_rate {
+        spec.rate = rate;
+    }
+    spec.check().map_err(|error| error.to_string())?;
+    Ok(spec)
+}
+
+/// A guest's process as the engine handles it. There is nothing but its memory.
+struct Vm {
+    guest: Guest,
+    started: Instant,
+    /// How many things it had done when it was stopped, and when that was.
+    stopped: Option<(u64, Instant)>,
+}
+
+impl Vm {
+    fn new(guest: Guest) -> Self {
+        Self {
+            guest,
+            started: Instant::now(),
+            stopped: None,
+        }
+    }
+
+    /// How many things it did in a second until it was stopped. Where processors are short, that is fewer than asked for.
+    fn rate(&self) -> Option<f64> {
+        let (acts, when) = self.stopped?;
+        let seconds = (when - self.started).as_secs_f64();
+        Some(say::rounded(acts as f64 / seconds, 0))
+    }
+}
+
+impl VmHandle for Vm {
+    fn pause(&mut self) -> Result<(), VmError> {
+        self.stopped = Some((self.guest.pause()?, Instant::now()));
+        Ok(())
+    }
+
+    fn resume(&mut self) -> Result<(), VmError> {
+        Ok(self.guest.resume().map(|_| ())?)
+    }
+
+    fn save_device_state(&mut self) -> Result<Vec<u8>, VmError> {
+        Ok(Vec::new())
+    }
+
+    fn load_device_state(&mut self, _: &[u8]) -> Result<(), VmError> {
+        Err("this guest is only ever sent".into())
+    }
+}
+
+/// What is printed of a migration. Names are those of QEMU's `query-migrate`, units added.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Summary {
+    guest: String,
+    /// What it did in a second, up to its stop: operations for redis, else writes. Nothing if it was never stopped.
+    pub guest_rate: Option<f64>,
+    /// QEMU's `multifd-channels`.
+    channels: usize,
+    method: String,
+    /// Who compressed, and why nobody better did.
+    pub backend: String,
+    pub total_time_ms: f64,
+    pub downtime_ms: f64,
+    setup_time_ms: f64,
+    pub mbps: f64,
+    pub pages_per_second: f64,
+    normal: u64,
+    duplicate: u64,
+    pub transferred: u64,
+    dirty_sync_count: u64,
+    pub rounds: u64,
+    /// How many bytes of pages with contents went into each byte that was sent.
+    pub ratio: f64,
+    /// Pages that an accelerator compressed, that a processor did, and that went as they were.
+    pub hardware: u64,
+    pub software: u64,
+    pub raw: u64,
+    /// Of this process, without the guest's.
+    pub cpu_seconds: f64,
+}
+
+/// What is printed of a migration that failed.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Failed {
+    pub error: String,
+    /// It took longer than it was given.
+    pub timed_out: bool,
+    /// How far it came.
+    #[serde(flatten)]
+    pub summary: Summary,
+}
+
+impl Summary {
+    fn new(
+        kind: &Kind,
+        guest_rate: Option<f64>,
+        parameters: &Parameters,
+        statistics: &Statistics,
+    ) -> std::io::Result<Self> {
+        let method: Method = parameters.multifd_compression;
+        let bytes = statistics.normal as f64 * parameters.page_size.bytes() as f64;
+        let backend = statistics.backend.as_ref();
+        Ok(Self {
+            guest: kind.to_string(),
+            guest_rate,
+            channels: statistics.channels,
+            method: method.to_string(),
+            backend: backend.map(ToString::to_string).unwrap_or_default(),
+            total_time_ms: milliseconds(statistics.total_time),
+            downtime_ms: milliseconds(statistics.downtime),
+            setup_time_ms: milliseconds(statistics.setup_time),
+            mbps: say::rounded(statistics.mbps, 1),
+            pages_per_second: say::rounded(statistics.pages_per_second, 0),
+            normal: statistics.normal,
+            duplicate: statistics.duplicate,
+            transferred: statistics.transferred,
+            dirty_sync_count: statistics.dirty_sync_count,
+            rounds: statistics.rounds,
+            ratio: say::rounded(bytes / statistics.transferred.max(1) as f64, 3),
+            hardware: statistics.path_counts.hardware,
+            software: statistics.path_counts.software,
+            raw: statistics.path_counts.raw,
+            cpu_seconds: cpu_seconds()?,
+        })
+    }
+}
+
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "total time {} ms, downtime {} ms, setup {} ms, {} mbps, {} pages/s, normal {}, duplicate {}, transferred {}, \
+             rounds {}, ratio {:.3}, channels {}, {} by {}: hardware {}, software {}, raw {}, cpu {:.2} s",
+            self.total_time_ms,
+            self.downtime_ms,
+            self.setup_time_ms,
+            self.mbps,
+            self.pages_per_second,
+            self.normal,
+            self.duplicate,
+            self.transferred,
+            self.rounds,
+            self.ratio,
+            self.channels,
+            self.method,
+            self.backend,
+            self.hardware,
+            self.software,
+            self.raw,
+            self.cpu_seconds
+        )
+    }
+}
+
+/// A migration under way.
+struct Running<'a>(&'a Moment);
+
+impl fmt::Display for Running<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let moment = self.0;
+        let phase = match moment.phase {
+            Phase::Setup => "setting up",
+            Phase::Bulk => "all pages",
+            Phase::Dirty => "written pages",
+            Phase::SwitchOver => "guest stopped",
+            _ => "under way",
+        };
+        write!(
+            f,
+            "{phase}, round {}, {} pages left, {} sent",
+            moment.round,
+            moment.remaining_pages,
+            say::size(moment.transferred)
+        )?;
+        if let Some(dirty) = moment.dirty_pages_rate {
+            write!(f, ", {dirty:.0} pages/s written")?;
+        }
+        if let Some(downtime) = moment.expected_downtime {
+            write!(f, ", expected downtime {} ms", downtime.as_millis())?;
+        }
+        Ok(())
+    }
+}
+
+fn timed_out(failure: &SourceFailure) -> bool {
+    matches!(
+        failure.failure.cause,
+        Cause::Engine(EngineFault::Timeout { .. })
+    )
+}
+
+fn milliseconds(duration: Duration) -> f64 {
+    say::rounded(duration.as_secs_f64() * 1e3, 1)
+}
+
+/// QEMU's name for the memory of a PC.
+const BLOCK: &[u8] = b"pc.ram";
+
+const USUAL_BYTES: u64 = 1 << 30;

@@ -1,0 +1,51 @@
+//! The command `multifd`: flags and words for people. The work is done in the crates below.
+//!
+//! The library exists for the command `multifd-bench`. Both commands share [options of the codec](CodecArgs), the
+//! [frame of a process](process), [output](say), [signals], and the [receiver](receive) of a guest. It changes with the
+//! commands, and promises nothing to other programs.
+
+#![forbid(unsafe_code)]
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::indexing_slicing,
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::unreachable
+    )
+)]
+
+mod args;
+mod codec;
+mod detect;
+mod inspect;
+mod json;
+mod out;
+pub mod process;
+pub mod receive;
+mod record;
+mod relay;
+mod replay;
+pub mod say;
+pub mod signals;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::args::{Cli, Command};
+pub use crate::args::{CodecArgs, Compression, ReceiveArgs, address};
+
+/// The command `multifd`.
+pub fn main() -> ExitCode {
+    let command = Cli::parse().command;
+    process::run("multifd", || match command {
+        Command::Relay(args) => relay::run(&args),
+        Command::Receive(args) => receive::run(&args),
+        Command::Record(args) => record::run(&args),
+        Command::Replay(args) => replay::run(&args),
+        Command::Inspect(args) => inspect::run(&args),
+        Command::Detect(args) => detect::run(&args),
+    })
+}
