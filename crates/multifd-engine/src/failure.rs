@@ -30,7 +30,7 @@ pub enum Cause {
     Control(#[from] ControlFault),
 }
 
-/// Every error that a connection's cause is made of becomes this crate's in one step.
+/// Turns each error that a transport cause can hold into a cause of this crate, so that `?` takes it.
 macro_rules! through_transport {
     ($($error:ty),* $(,)?) => {
         $(impl From<$error> for Cause {
