@@ -30,7 +30,7 @@ pub enum Cause {
     Control(#[from] ControlFault),
 }
 
-/// Every error that a connection's cause is made of becomes this crate's in one step.
+/// Turns each error that a transport cause can hold into a cause of this crate, so that `?` takes it.
 macro_rules! through_transport {
     ($($error:ty),* $(,)?) => {
         $(impl From<$error> for Cause {
@@ -53,3 +53,25 @@ through_transport!(
     PagesError,
     RoundFault,
 );
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_nested_cause_adds_no_words() {
+        let words = |cause: Cause| Failure::here(cause).explain();
+        let cancelled = words(TransportCause::Cancelled.into());
+        assert_eq!(cancelled, "main channel, this host: cancelled");
+        let malformed = "main channel, this host: the stream is malformed: ";
+        let ended = Fault::Truncated { missing: 3 };
+        assert_eq!(words(ended.into()), format!("{malformed}{ended}"));
+        let ended = ControlFault::from(ended);
+        assert_eq!(words(ended.into()), format!("{malformed}{ended}"));
+        let unknown = ControlFault::Kind { found: 11 };
+        assert_eq!(
+            words(unknown.into()),
+            format!("{malformed}control message of kind 11")
+        );
+    }
+}

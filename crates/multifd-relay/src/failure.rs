@@ -88,7 +88,7 @@ pub enum Cause {
     Unconfirmed,
 }
 
-/// Every error that a connection's cause is made of becomes this crate's in one step.
+/// Turns each error that a transport cause can hold into a cause of this crate, so that `?` takes it.
 macro_rules! through_transport {
     ($($error:ty),* $(,)?) => {
         $(impl From<$error> for Cause {
@@ -111,3 +111,18 @@ through_transport!(
     PagesError,
     RoundFault,
 );
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_nested_cause_adds_no_words() {
+        let broken = || io::Error::other("gone");
+        let below = Located::here(TransportCause::Io(broken()));
+        let words = "main channel, this host: the connection broke: gone";
+        assert_eq!(below.explain(), words);
+        assert_eq!(Failure::here(broken().into()).explain(), words);
+        assert_eq!(below.widened::<Cause>().explain(), words);
+    }
+}

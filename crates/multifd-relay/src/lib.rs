@@ -7,7 +7,7 @@
 //! the source. The first failure of any channel stops everything, names the channel and the cause, and closes all
 //! connections, so that the source's guest runs on.
 
-#![deny(unsafe_code)]
+#![forbid(unsafe_code)]
 #![cfg_attr(
     not(test),
     deny(

@@ -31,7 +31,7 @@ pub struct ControlReceiver {
 enum State {
     Preamble,
     Header,
-    /// The header is in hand; the kind and the length of the body that follows it.
+    /// The header has come. It states this kind and this length of the body.
     Body(u16, usize),
     Failed(ControlFault),
 }
@@ -127,7 +127,7 @@ impl ControlReceiver {
         }
     }
 
-    /// The preamble or message in hand is done with; the next begins.
+    /// Forgets the preamble or message in hand, and begins the next.
     fn next(&mut self) {
         self.held.clear();
         self.state = State::Header;

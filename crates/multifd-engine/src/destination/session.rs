@@ -570,7 +570,7 @@ fn accept_channels(
     count: usize,
     watch: &dyn Fn() -> Result<(), Cause>,
 ) -> Result<Vec<(Hello, Stream)>, Failure> {
-    let (inbox, _ticket) = acceptor.expect(session);
+    let (inbox, _ticket) = acceptor.expect_channels(session);
     let deadline = Instant::now() + HELLO_TIMEOUT;
     let mut channels: Vec<(Hello, Stream)> = Vec::new();
     while channels.len() < count {

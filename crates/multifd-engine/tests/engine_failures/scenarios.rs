@@ -85,7 +85,7 @@ pub fn busy_guest() -> TestGuest {
     guest
 }
 
-/// Whether it is that the caller asked for the end.
+/// Whether the caller ended the migration.
 fn is_cancelled(failure: &Failure) -> bool {
     matches!(failure.cause, Cause::Transport(TransportCause::Cancelled))
 }

@@ -19,7 +19,8 @@ pub struct IncomingChannel {
     pub stream: Stream,
 }
 
-/// One more connection of a migration, or the end of it. A user has to treat each of them, so a new one is a new version.
+/// One more connection of a migration, or the end of it. A program has to handle
+/// each kind, so a new kind comes with a new version of this crate.
 #[derive(Debug)]
 pub enum Arrival {
     /// A multifd channel.

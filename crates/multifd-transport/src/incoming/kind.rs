@@ -6,7 +6,7 @@ use multifd_wire::{Hello, main_stream};
 
 use crate::Stream;
 
-/// The first word of the main connection of a source that is no QEMU: "MFDC". The rest of what it says is its own.
+/// The first word that a source engine sends on its main connection: "MFDC". This crate does not read further.
 pub const ENGINE_MAGIC: u32 = 0x4d46_4443;
 
 const MAIN_MAGIC: [u8; 4] = main_stream::MAGIC.to_be_bytes();

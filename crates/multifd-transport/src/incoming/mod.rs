@@ -213,9 +213,9 @@ impl Acceptor {
         }
     }
 
-    /// The channels whose hellos say `uuid`, which belong to no QEMU, from now on. They come as long as the ticket is
-    /// kept; there is none when nothing can come any more.
-    pub fn expect(&self, uuid: [u8; 16]) -> (Inbox, Option<Ticket>) {
+    /// Claims the channels whose hellos name `uuid` for a source engine. They come through the inbox while the ticket is
+    /// kept. Without a ticket none can come, because the accepting thread has ended.
+    pub fn expect_channels(&self, uuid: [u8; 16]) -> (Inbox, Option<Ticket>) {
         let inbox = Inbox::default();
         let (reply, id) = mpsc::channel();
         let order = Order::Expect {

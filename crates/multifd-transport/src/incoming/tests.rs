@@ -458,6 +458,6 @@ fn an_engine_waits_for_no_dead_desk() {
     let (_folder, [acceptor, _]) = acceptors(Bounds::default());
     acceptor.on_note(|_| panic!("the listener of notes panics"));
     wait_for_close(&dial(acceptor.address(), b"HELO"));
-    let (inbox, ticket) = acceptor.expect([1; 16]);
+    let (inbox, ticket) = acceptor.expect_channels([1; 16]);
     assert!(ticket.is_none() && inbox.next_within(Duration::ZERO).is_none());
 }
