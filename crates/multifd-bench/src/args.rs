@@ -38,9 +38,9 @@ pub enum Command {
 /// Move guests in every mode, and print the table of Intel's published measurements for this machine.
 #[derive(Args, Debug)]
 #[command(after_help = "\
-A mode is a method, and who computes it if it is not the method's ordinary library: zlib+software. Source and
-destination are two processes. With the rights for it they have a link of that rate between them, in two network
-namespaces of their own; without, the source keeps to the rate. Guests are those of `multifd-bench send`.
+A mode is METHOD or METHOD+ACCEL, such as zlib+software. Source and destination are two processes. As root, a link of
+that rate is set up in two network namespaces. Otherwise the source limits its own rate. Guests are those of
+`multifd-bench send`.
 
 Example:
   multifd-bench migrate --workload redis --channels 2,4 --memory 1G --link 1gbit --modes zlib,zlib+software")]
@@ -53,7 +53,7 @@ pub struct MigrateArgs {
         default_value = "idle,redis"
     )]
     pub workload: Vec<Kind>,
-    /// How many multifd channels.
+    /// Numbers of multifd channels.
     #[arg(
         long,
         value_name = "N,...",
@@ -68,10 +68,10 @@ pub struct MigrateArgs {
     #[arg(long, value_name = "MODES", value_delimiter = ',')]
     #[arg(default_value = "zlib,zlib+software,zlib+qpl,qpl,canned,zstd,none")]
     pub modes: Vec<Mode>,
-    /// What is between source and destination, such as 10gbit; by default the loopback as it is.
+    /// Rate of the link between source and destination, such as 10gbit (default: plain loopback).
     #[arg(long, value_name = "RATE")]
     pub link: Option<Rate>,
-    /// How often each is measured, in turn.
+    /// Measurements of each mode, in turns.
     #[arg(long, value_name = "N", default_value_t = 3)]
     pub runs: u32,
     /// As for `multifd-bench send`.
@@ -83,10 +83,10 @@ pub struct MigrateArgs {
     /// Seconds after which a migration has failed.
     #[arg(long, value_name = "S", default_value_t = 120)]
     pub timeout: u64,
-    /// Where the figures go.
+    /// File for the figures.
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
-    /// Where a report for people goes, one HTML file.
+    /// File for a report in HTML.
     #[arg(long, value_name = "FILE")]
     pub report: Option<PathBuf>,
 }
@@ -94,8 +94,8 @@ pub struct MigrateArgs {
 /// Send a guest without a hypervisor to a `multifd receive`.
 #[derive(Args, Debug)]
 #[command(after_help = "\
-The guest is a process of its own, in whose memory a Linux is idle or a Redis serves, or which holds a memory
-image. It is moved while it writes, stopped for the last round, and ends with this command. Sizes take K, M or G.
+The guest is a process. Its memory behaves like an idle Linux or a busy Redis, or holds an image. It moves while it
+writes, stops for the last round, and ends with this command. Sizes take K, M or G.
 
 Example:
   multifd receive --listen tcp:0.0.0.0:4444
@@ -107,13 +107,13 @@ pub struct SendArgs {
     /// How much memory it has; by default 1G, or what the image has.
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub memory: Option<u64>,
-    /// Operations a second for redis, else writes; by default what is usual.
+    /// Operations per second (redis) or page writes per second (others).
     #[arg(long, value_name = "N")]
     pub guest_rate: Option<u64>,
     /// Threads that do them.
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub guest_threads: u16,
-    /// Where the destination listens.
+    /// Address that the destination listens on.
     #[arg(long, value_name = "ADDR", value_parser = address())]
     pub connect: Address,
     /// Connections for pages, 1 to 255.
@@ -121,13 +121,13 @@ pub struct SendArgs {
     pub multifd_channels: NonZeroU8,
     #[command(flatten)]
     pub codec: CodecArgs,
-    /// How long the guest is to stand still at most, in milliseconds.
+    /// Longest time that the guest may be stopped, in milliseconds.
     #[arg(long, value_name = "MS", default_value_t = 300)]
     pub downtime_limit: u64,
     /// The most bytes a second on all connections; by default there is no limit.
     #[arg(long, value_name = "SIZE", value_parser = bandwidth)]
     pub max_bandwidth: Option<NonZeroU64>,
-    /// Who looks for zero pages: none, legacy or multifd.
+    /// Where zero pages are found: none, legacy or multifd.
     #[arg(long, value_name = "WHO", default_value_t = ZeroPageDetection::Multifd)]
     pub zero_page_detection: ZeroPageDetection,
     /// Give up after so many seconds; the guest runs on.

@@ -33,13 +33,14 @@ pub enum Command {
     Detect(DetectArgs),
 }
 
-/// Pass migrations on, recompressed.
+/// Relay migrations and recompress their pages.
 #[derive(Args, Debug)]
 #[command(after_help = "\
-Serves any number of migrations at once. Payloads of any method leave in --compression's; all else passes unchanged.
+Serves any number of migrations at once. It reads pages of any method and writes --compression. Everything
+else passes unchanged.
 
 Example, between two QEMUs that use no compression:
-  multifd relay --listen tcp:0.0.0.0:4444 --connect unix:/run/dst.sock
+  multifd relay --listen tcp:192.0.2.2:4444 --connect unix:/run/dst.sock
   multifd relay --listen unix:/run/src.sock --connect tcp:dst:4444 --compression zstd")]
 pub struct RelayArgs {
     /// Where the source QEMU, or another relay, connects to.
@@ -49,24 +50,24 @@ pub struct RelayArgs {
     /// Where the destination QEMU, or another relay, listens.
     #[arg(long, value_name = "ADDR", value_parser = address(), requires = "listen")]
     pub connect: Option<Address>,
-    /// One more pair of both, as often as you like.
+    /// Another listening and destination address; repeatable.
     #[arg(long, value_name = "LISTEN=CONNECT", value_parser = Route::parser())]
     pub route: Vec<Route>,
     /// A file with a LISTEN=CONNECT on each line.
     #[arg(long, value_name = "FILE")]
     pub routes: Option<PathBuf>,
-    /// Seconds that one connection to the destination may take.
+    /// Time limit for one connection to the destination, in seconds.
     #[arg(long, value_name = "S", default_value = "10")]
     pub dial_timeout: NonZeroU32,
-    /// Seconds that migrations under way have to end after SIGTERM or SIGINT.
+    /// Seconds to let running migrations finish after SIGTERM, SIGINT or SIGHUP.
     #[arg(long, value_name = "S", default_value = "80")]
     pub drain: u32,
-    /// Who may connect to a unix socket that is listened on, as a file's mode.
+    /// Permissions of listening unix sockets, in octal.
     #[arg(long, value_name = "OCTAL", default_value = "600", value_parser = mode)]
     pub mode: u32,
     #[command(flatten)]
     pub codec: CodecArgs,
-    /// Stop after one migration; the exit status tells how it went.
+    /// Exit after one migration: status 0 if it was delivered, 1 if it failed.
     #[arg(long)]
     pub once: bool,
     /// Print one JSON object per migration.
@@ -77,7 +78,7 @@ pub struct RelayArgs {
 /// How pages are compressed.
 #[derive(Args, Clone, Debug)]
 pub struct CodecArgs {
-    /// Of pages: none, zlib, zstd, qpl, or canned (multifd at both ends).
+    /// Page compression: none, zlib, zstd, qpl, or canned (multifd at both ends).
     #[arg(long, value_name = "METHOD", default_value_t = Compression::None)]
     #[arg(value_enum, hide_possible_values = true)]
     pub compression: Compression,
@@ -87,19 +88,19 @@ pub struct CodecArgs {
     /// 0 to 20, with --compression zstd.
     #[arg(long, value_name = "N", value_parser = zstd_level)]
     pub zstd_level: Option<ZstdLevel>,
-    /// Who computes: none, software, qpl, qpl-hardware, qpl-software or auto.
-    #[arg(long, value_name = "WHO", default_value_t = Accel::None)]
+    /// Accelerator: none, software, qpl, qpl-hardware, qpl-software or auto.
+    #[arg(long, value_name = "ACCEL", default_value_t = Accel::None)]
     pub accel: Accel,
-    /// Independent streams within a channel, compressed at once: 1 to 128.
+    /// Independent streams within a channel, compressed in parallel: 1 to 128.
     #[arg(long, value_name = "K", value_parser = streams)]
     pub streams: Option<Streams>,
-    /// The Huffman code of qpl, and of zlib by libqpl: fixed or dynamic.
+    /// Huffman code of qpl, and of zlib by libqpl: fixed (faster) or dynamic (smaller).
     #[arg(long, value_name = "CODE")]
     pub huffman: Option<Huffman>,
-    /// How much time our own deflate spends on size: fast, balanced or dense.
+    /// Speed against size of --accel software: fast, balanced or dense.
     #[arg(long, value_name = "EFFORT")]
     pub effort: Option<Effort>,
-    /// How far back --accel software refers: 4k, which an IAA can read too, or 32k.
+    /// Deflate window of --accel software: 4k (an IAA can read it) or 32k.
     #[arg(long, value_name = "SIZE")]
     pub window: Option<WindowSize>,
 }
@@ -107,9 +108,9 @@ pub struct CodecArgs {
 /// Take a migration: the memory of a QEMU's guest, or a guest of `multifd-bench send`.
 #[derive(Args, Debug)]
 #[command(after_help = "\
-Who comes is seen from the first bytes. Each RAM block becomes DIR/BLOCK.ram, with `_` for `/`; until the
-migration is whole the files end in .partial, and after a failure there are none. A QEMU's guest stays stopped
-once it has completed. Without --dump only `multifd-bench send` is served, and its guest is forgotten at the end.
+The first bytes show whether the source is a QEMU or multifd-bench. Each RAM block becomes DIR/BLOCK.ram, with
+`_` for `/`. The files end in .partial until the migration is complete; after a failure they are removed. QEMU's
+guest stays stopped then. Without --dump only `multifd-bench send` is served, and its guest is dropped at the end.
 
 Example:
   multifd receive --listen unix:/run/dump.sock --dump ram/
@@ -118,16 +119,16 @@ pub struct ReceiveArgs {
     /// Where the source connects to.
     #[arg(long, value_name = "ADDR", value_parser = address())]
     pub listen: Address,
-    /// A folder without .ram files; it is made if it is missing.
+    /// Folder for the images. It must hold no .ram files; it is created if missing.
     #[arg(long, value_name = "DIR")]
     pub dump: Option<PathBuf>,
-    /// Who may connect to a unix socket, as a file's mode in octal; by default its owner.
+    /// Permissions of the unix socket, in octal.
     #[arg(long, value_name = "OCTAL", value_parser = mode, default_value = "600")]
     pub mode: u32,
-    /// Who decompresses what `multifd-bench send` sends: as with `multifd relay`.
-    #[arg(long, value_name = "WHO", default_value_t = Accel::None)]
+    /// Accelerator for decompression; values as for `multifd relay`.
+    #[arg(long, value_name = "ACCEL", default_value_t = Accel::None)]
     pub accel: Accel,
-    /// The source is a QEMU with switchover-ack on, and a machine type before 8.1 or without version.
+    /// Set this if the source has switchover-ack on, and its machine type is before 8.1 or has no version.
     #[arg(long)]
     pub switchover_ack: bool,
     /// Print the summary as one JSON object.
@@ -138,8 +139,8 @@ pub struct ReceiveArgs {
 /// Take a migration from a QEMU and keep it, byte for byte, in one file.
 #[derive(Args, Debug)]
 #[command(after_help = "\
-Until the migration is whole the file ends in .partial; after a failure there is none. The source's guest
-stays stopped once the migration has completed: it lives on in the file.
+The file ends in .partial until the migration is complete; after a failure it is removed. Then the source's
+guest stays stopped: it lives on in the file.
 
 Example:
   multifd record --listen unix:/run/rec.sock --out guest.mfd
@@ -148,18 +149,18 @@ pub struct RecordArgs {
     /// Where the source QEMU connects to.
     #[arg(long, value_name = "ADDR", value_parser = address())]
     pub listen: Address,
-    /// The file to make; it must not be there yet.
+    /// The file to create. It must not exist.
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
-    /// Who may connect to a unix socket, as a file's mode in octal; by default its owner.
+    /// Permissions of the unix socket, in octal.
     #[arg(long, value_name = "OCTAL", value_parser = mode, default_value = "600")]
     pub mode: u32,
-    /// The source has switchover-ack on, and a machine type of before 8.1 or without a version.
+    /// Set this if the source has switchover-ack on, and its machine type is before 8.1 or has no version.
     #[arg(long)]
     pub switchover_ack: bool,
 }
 
-/// Send a recorded migration to a QEMU which waits for one.
+/// Send a recorded migration to a waiting QEMU.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 The recording is checked whole before anything is sent. The destination needs the recorded machine, number of
@@ -175,7 +176,7 @@ pub struct ReplayArgs {
     pub connect: Address,
 }
 
-/// Say what is in captured channels and recordings.
+/// Show what captured channels and recordings hold.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 A file is one direction of one connection (the main channel or a multifd channel) or a recording; its first
@@ -196,15 +197,15 @@ pub struct InspectArgs {
     pub json: bool,
 }
 
-/// Say whether this machine has an Intel IAA that libqpl can use.
+/// Check whether libqpl can use an Intel IAA here.
 #[derive(Args, Debug)]
 #[command(after_help = "\
-If not, the first thing in the way is named, with the commands that remove it. Nothing is changed.
+If not, it names the first obstacle and the commands that remove it. It changes nothing.
 
 Example:
   multifd detect --json")]
 pub struct DetectArgs {
-    /// Where the machine's /sys, /proc, /dev and /etc are, as seen from a container.
+    /// Folder that holds the machine's /sys, /proc, /dev and /etc, for use in a container.
     #[arg(long, value_name = "DIR", default_value = "/")]
     pub root: PathBuf,
     /// Print all that was found as one JSON object.
@@ -223,7 +224,7 @@ pub enum Compression {
     Zstd,
     /// QEMU's multifd-compression=qpl, 9.1 and later.
     Qpl,
-    /// Our own. No QEMU reads it; who is at the other end is not known before it answers with an error.
+    /// Our own. No QEMU reads it, and a relay learns that only from the QEMU's error.
     Canned,
 }
 

@@ -42,7 +42,7 @@ fn prepare() {
     out::STDOUT.start();
     if let Err(error) = Signals::watch() {
         say::note(format_args!(
-            "signals will end this at once, and sockets may stay: {error}"
+            "a signal ends multifd at once and may leave sockets behind: {error}"
         ));
     }
     if let Err(error) = raise_descriptors() {

@@ -69,15 +69,13 @@ pub(crate) fn report_line(line: impl Display) {
 pub fn report_json(value: &impl Serialize) {
     match json::to_string(value) {
         Ok(line) => print(line + "\n"),
-        Err(error) => note(format_args!(
-            "what came of it cannot be said in JSON: {error}"
-        )),
+        Err(error) => note(format_args!("cannot write the result as JSON: {error}")),
     }
 }
 
 fn print(line: String) {
     if out::STDOUT.push(line).is_err() {
-        note("nobody reads what is printed: results are dropped");
+        note("standard output is blocked: dropping results");
     }
 }
 

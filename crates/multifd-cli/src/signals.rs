@@ -121,7 +121,7 @@ impl Signals {
             return;
         }
         say::note(format_args!(
-            "{}: ended; what was under way has failed",
+            "{}: ended; running migrations have failed",
             name(signal)
         ));
         say::flush(LAST_WORDS);

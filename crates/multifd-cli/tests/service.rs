@@ -119,7 +119,7 @@ fn strangers_hold_up_nobody() {
         }
         let ended = multifd.end();
         assert_eq!(ended.status.code(), Some(0), "{ended:?}");
-        for words in ["speaks TLS", "which no connection of a migration does"] {
+        for words in ["uses TLS", "which no connection of a migration does"] {
             assert!(ended.stderr.contains(words), "{words}: {ended:?}");
         }
     }

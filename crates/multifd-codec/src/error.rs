@@ -143,7 +143,7 @@ pub enum DecodeError {
         allowed: u64,
     },
     /// All pages are there, and something is left that belongs to no page.
-    #[error("{found} bytes of payload belong to no page")]
+    #[error("{found} extra bytes are behind the payload's last page")]
     Trailing {
         /// Bytes left.
         found: usize,

@@ -50,8 +50,8 @@ pub enum Cause {
     },
     /// The source closed before the destination had said that it has the guest, so the guest runs on at the source.
     #[error(
-        "the source closed before the destination had said that it has the guest, and goes on with its guest; \
-         the destination was cut off, see that it does not run"
+        "the source closed before the destination had said that it has the guest, and goes on with its guest. \
+         The destination was disconnected: check that it does not run"
     )]
     TakenBack,
     /// The destination has the guest, and the source could not be told.
@@ -74,7 +74,7 @@ pub enum Cause {
     Postcopy,
     /// A stream without the description of devices, whose end cannot be told from a pause.
     #[error(
-        "the stream has no description of devices (suppress-vmdesc), so its end cannot be told: \
+        "the end of this stream cannot be detected, as the source leaves out its device description (suppress-vmdesc): \
          record from a machine type with it, or without return path"
     )]
     NoEnd,

@@ -118,9 +118,7 @@ pub enum Cause {
 #[non_exhaustive]
 pub enum SetupFault {
     /// The connection begins with a TLS handshake.
-    #[error(
-        "the peer speaks TLS, which is not ended here: let the QEMUs migrate without tls-creds"
-    )]
+    #[error("the peer uses TLS, which a relay cannot read: unset tls-creds in both QEMUs")]
     Tls,
     /// A connection said nothing for as long as it may.
     #[error("a connection stayed silent for {} s", within.as_secs())]

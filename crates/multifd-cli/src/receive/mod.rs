@@ -43,7 +43,7 @@ fn take(args: &ReceiveArgs) -> Outcome {
             (Peer::Qemu, None) => {
                 // It keeps its guest, as nothing is answered.
                 drop(acceptor.accept(&cancel)?);
-                say::note("a QEMU came, whose memory would be lost: add --dump DIR");
+                say::note("refused a QEMU: without --dump DIR its memory would be lost");
             }
         }
     }

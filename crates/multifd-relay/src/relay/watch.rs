@@ -46,8 +46,8 @@ impl fmt::Display for MigrationNote {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NotBegun { channels: 0 } => f.write_str(
-                "the destination does not begin to load: it has multifd on, and the source has not? \
-                 Both need the same (migrate_set_capability multifd on)",
+                "the destination does not begin to load: is multifd on at the destination and off at the source? \
+                 Set it alike at both ends (migrate_set_capability multifd on)",
             ),
             Self::NotBegun { channels } => write!(
                 f,

@@ -187,9 +187,9 @@ impl fmt::Display for Reason {
             ),
             Reason::SetUp(fault) => write!(f, "a migration that had not begun: {fault}"),
             Reason::Refused(fault) | Reason::OtherKind(fault) => write!(f, "{fault}"),
-            Reason::Recovery => f.write_str(
-                "a broken postcopy migration that goes on, which can only be passed on by a relay",
-            ),
+            Reason::Recovery => {
+                f.write_str("it recovers a postcopy migration; only `multifd relay` can carry that")
+            }
             Reason::Io(error) => write!(f, "{error}"),
         }
     }
