@@ -7,7 +7,7 @@
 
 use std::sync::{Arc, Mutex};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use multifd_engine::destination::{self, DestinationSettings};
 use multifd_engine::dirty::AtomicBitmapLog;
@@ -148,8 +148,12 @@ pub fn main() -> Result<(), VmError> {
         let sent = source::send(&address, guest, &parameters, &Cancel::new(), &mut |_| {});
         let arrived = destination.join();
         let counted = here.register();
-        // Long enough for the guest to count on.
+        // The guest counts on at one end only. A busy host may take long to let it.
+        let deadline = Instant::now() + Duration::from_secs(10);
         thread::sleep(Duration::from_millis(20));
+        while there.register() <= counted && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(1));
+        }
         over.cancel();
 
         let statistics = sent?;
