@@ -259,8 +259,8 @@ impl Ended {
 
 /// The address in the line that says so.
 fn listening(line: &str) -> Option<&str> {
-    line.split_once(": listening on ")
-        .map(|(_, address)| address)
+    let (program, address) = line.split_once("listening on ")?;
+    (program.is_empty() || program.ends_with(": ")).then_some(address)
 }
 
 /// How long the pipes of a process that has ended may stay open.
@@ -343,11 +343,11 @@ mod tests {
 
     #[test]
     fn lines_and_end_are_told() {
-        let words = "echo one; echo at: listening on unix:x >&2; echo two; exit 3";
+        let words = "echo one; echo at: listening on unix:x >&2; echo more >&2; echo two; exit 3";
         let mut process = Tested::spawn(&mut shell(words));
         assert_eq!(process.address::<String>(), "unix:x");
         assert_eq!(process.result(), "one");
-        assert_eq!(process.complaint(), "at: listening on unix:x");
+        assert_eq!(process.complaint(), "more");
         let ended = process.end();
         assert_eq!(ended.status.code(), Some(3));
         assert_eq!(ended.stdout, "one\ntwo\n");
