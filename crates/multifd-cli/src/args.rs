@@ -36,8 +36,7 @@ pub enum Command {
 /// Relay migrations and recompress their pages.
 #[derive(Args, Debug)]
 #[command(after_help = "\
-Serves any number of migrations at once. It reads pages of any method and writes --compression. Everything
-else passes unchanged.
+Serves any number of migrations at once. It reads any method, writes --compression and passes on the rest unchanged.
 
 Example, between two QEMUs that use no compression:
   multifd relay --listen tcp:192.0.2.2:4444 --connect unix:/run/dst.sock
@@ -78,7 +77,7 @@ pub struct RelayArgs {
 /// How pages are compressed.
 #[derive(Args, Clone, Debug)]
 pub struct CodecArgs {
-    /// Page compression: none, zlib, zstd, qpl, or canned (multifd at both ends).
+    /// Method: none, zlib, zstd, qpl, or canned (multifd at both ends).
     #[arg(long, value_name = "METHOD", default_value_t = Compression::None)]
     #[arg(value_enum, hide_possible_values = true)]
     pub compression: Compression,
@@ -128,7 +127,7 @@ pub struct ReceiveArgs {
     /// Accelerator for decompression; values as for `multifd relay`.
     #[arg(long, value_name = "ACCEL", default_value_t = Accel::None)]
     pub accel: Accel,
-    /// Set this if the source has switchover-ack on, and its machine type is before 8.1 or has no version.
+    /// Set this if the source has switchover-ack on and a machine type before 8.1 or without version.
     #[arg(long)]
     pub switchover_ack: bool,
     /// Print the summary as one JSON object.
@@ -155,7 +154,7 @@ pub struct RecordArgs {
     /// Permissions of the unix socket, in octal.
     #[arg(long, value_name = "OCTAL", value_parser = mode, default_value = "600")]
     pub mode: u32,
-    /// Set this if the source has switchover-ack on, and its machine type is before 8.1 or has no version.
+    /// Set this if the source has switchover-ack on and a machine type before 8.1 or without version.
     #[arg(long)]
     pub switchover_ack: bool,
 }

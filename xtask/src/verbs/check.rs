@@ -42,6 +42,7 @@ const LINE: [(&str, &[&str]); 10] = [
         "multifd-bench",
         &[
             "multifd-cli",
+            "multifd-engine",
             "multifd-transport",
             "multifd-codec",
             "multifd-wire",

@@ -43,7 +43,7 @@ fn take(args: &ReceiveArgs) -> Outcome {
             (Peer::Qemu, None) => {
                 // It keeps its guest, as nothing is answered.
                 drop(acceptor.accept(&cancel)?);
-                say::note("refused a QEMU: without --dump DIR its memory would be lost");
+                say::note("refused a QEMU: add --dump DIR, or its memory would be lost");
             }
         }
     }

@@ -126,12 +126,20 @@ fn main_bytes(return_path: bool) -> Vec<u8> {
     bytes
 }
 
-/// The same of a source without multifd, which has no channels to flush.
+/// The same of a source without multifd, which has no channels to flush, and its pages on main.
 fn without_flush(main: &[u8]) -> Vec<u8> {
     let mut main = main.to_vec();
     let flush = 0x200_u64.to_be_bytes();
-    while let Some(place) = main.windows(flush.len()).position(|part| part == flush) {
-        main.drain(place..place + flush.len());
+    let page = [
+        &0x08_u64.to_be_bytes(),
+        b"\x06pc.ram".as_slice(),
+        &[7; 4096],
+    ]
+    .concat();
+    for record in [&[], page.as_slice()] {
+        let place = main.windows(flush.len()).position(|part| part == flush);
+        let place = place.expect("two marks");
+        main.splice(place..place + flush.len(), record.iter().copied());
     }
     main
 }
