@@ -18,6 +18,12 @@ use testkit::pages::{Random, packet};
 static ALLOCATOR: Counting = Counting;
 
 fn carries_without_allocating(method: Method, settings: Settings) {
+    let (packets, flows) = late_allocations(method, settings, 20);
+    assert_eq!((packets, flows), (0, 0), "in packets, and in flows");
+}
+
+/// What this thread has allocated in as many packets and as many flows, each behind the first ones.
+fn late_allocations(method: Method, settings: Settings, rounds: usize) -> (usize, usize) {
     let page_size = PageSize::K4;
     let count = page_size.pages_per_packet();
     let mut random = Random::new(1);
@@ -41,7 +47,8 @@ fn carries_without_allocating(method: Method, settings: Settings) {
     let mut decoder = decoder(method, &settings).unwrap();
     let mut payload = Vec::new();
     let mut arrived = vec![0; page_size.bytes() * count];
-    for round in 0..20 {
+    let mut late = (0, 0);
+    for round in 0..rounds {
         let before = on_this_thread();
         let pages = if round % 2 == 0 {
             Pages::guest(&handles, page_size).unwrap()
@@ -51,22 +58,23 @@ fn carries_without_allocating(method: Method, settings: Settings) {
         encoder.encode(&pages, &mut payload).unwrap();
         decoder.decode(&payload, page_size, &mut arrived).unwrap();
         if round >= 4 {
-            assert_eq!(on_this_thread(), before, "in packet {round}");
+            late.0 += on_this_thread() - before;
         }
     }
     let mut flow = Turns {
         left: 0,
         idle: packets.into_iter().map(PageBuffer::from).collect(),
     };
-    for round in 0..20 {
+    for round in 0..rounds {
         let before = on_this_thread();
         // Now one packet, as after a pause, now more than are in work at once.
         flow.left = 1 + round % 2 * 8;
         encoder.encode_flow(&mut flow, page_size).unwrap();
         if round >= 8 {
-            assert_eq!(on_this_thread(), before, "in flow {round}");
+            late.1 += on_this_thread() - before;
         }
     }
+    late
 }
 
 /// The same packets again and again.
@@ -112,14 +120,18 @@ fn qpl() {
     carries_without_allocating(Method::Qpl, libqpl::with(Accel::Software));
 }
 
-/// Whoever else helps with it.
+/// Each buffer is made by the first thread that needs it, and which thread that is, and when, is a matter of time. So a few
+/// allocations may be late, and one for each packet or flow may not be.
 #[test]
 fn several_streams() {
+    const ROUNDS: usize = 100;
+    const FEW: usize = ROUNDS / 4;
     let mut settings = libqpl::with(Accel::Software);
     for streams in [2, 16, 128] {
         settings.streams = Streams::new(streams).unwrap();
         for method in [Method::Zlib, Method::Qpl, Method::Zstd] {
-            carries_without_allocating(method, settings);
+            let (packets, flows) = late_allocations(method, settings, ROUNDS);
+            assert!(packets + flows <= FEW, "{method}: {packets}, {flows}");
         }
     }
 }
