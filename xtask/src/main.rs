@@ -87,6 +87,12 @@ fn cargo() -> Command {
     command
 }
 
+/// Where cargo builds: the fuzz targets' workspace shares it with this one.
+fn target_dir() -> std::path::PathBuf {
+    let named = std::env::var_os("CARGO_TARGET_DIR");
+    named.map_or_else(|| workspace().join("target"), |dir| workspace().join(dir))
+}
+
 /// Runs a command with its output on the terminal.
 fn run(command: &mut Command) -> Result<()> {
     let status = command

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use crate::{Result, cargo, output, run as run_command, workspace};
+use crate::{Result, cargo, output, run as run_command, target_dir, workspace};
 
 /// The published crates, and which of this workspace's crates each may build upon.
 const LINE: [(&str, &[&str]); 10] = [
@@ -93,6 +93,9 @@ pub fn run() -> Result<()> {
                     "--manifest-path",
                 ])
                 .arg(manifest)
+                // What the fuzz targets are built upon is there already.
+                .arg("--target-dir")
+                .arg(target_dir())
                 .args(["--", "-D", "warnings"]),
         )?;
     }

@@ -7,7 +7,7 @@ use std::process::Command;
 
 use qemu_lab::{MISSING_LOG, Part, Root, SETUP_COMMAND};
 
-use crate::{Result, cargo, run as run_command, workspace};
+use crate::{Result, cargo, run as run_command, target_dir, workspace};
 
 /// The crates whose tests open libqpl. (Those of `multifd-cli` start relays that do, and run with everything else.)
 const USE_QPL: [&str; 5] = [
@@ -54,6 +54,8 @@ pub fn run() -> Result<()> {
                 .arg("test")
                 .arg("--manifest-path")
                 .arg(fuzz)
+                .arg("--target-dir")
+                .arg(target_dir())
                 .env(MISSING_LOG, &log),
         );
         outcome = outcome.and(fuzz_outcome);
