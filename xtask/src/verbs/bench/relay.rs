@@ -1,6 +1,6 @@
 //! `cargo xtask bench relay`: what two relays cost between two QEMUs on the loopback.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use qemu_lab::{Chain, Guest, Hop, HopReport, Parameters, QemuBinary, SETUP_COMMAND, Version};
 
@@ -23,6 +23,9 @@ pub struct Arguments {
     /// Connect by tcp on the loopback instead of unix sockets
     #[arg(long)]
     tcp: bool,
+    /// Another multifd, such as an older one, to be measured in turn with this tree's
+    #[arg(long, value_name = "FILE")]
+    against: Option<PathBuf>,
 }
 
 /// A relay pair is to carry at least this part of what the QEMUs reach without it.
@@ -57,7 +60,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         ..Hop::to(&binary, &parameters)
     };
 
-    let (mut plain, mut through, mut resident) = (Vec::new(), Vec::new(), 0);
+    let (mut plain, mut through, mut against, mut resident) = (vec![], vec![], vec![], 0);
     for run in 1..=arguments.runs {
         plain.push(megabytes_per_second(&chain.hop(&hop)?));
         let (report, peak_kib) =
@@ -69,6 +72,10 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             plain[run - 1],
             through[run - 1]
         );
+        if let Some(other) = &arguments.against {
+            let (report, _) = hop_through_relays(&mut chain, &hop, other, &arguments.compression)?;
+            against.push(megabytes_per_second(&report));
+        }
     }
     let part = median(&mut through) / median(&mut plain);
     println!();
@@ -80,6 +87,9 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     );
     println!("    without relays   {}", spread(&mut plain));
     println!("    through two      {}", spread(&mut through));
+    if !against.is_empty() {
+        println!("    of the other     {}", spread(&mut against));
+    }
     println!(
         "    that is {:.0} % (at least {:.0} % is the aim)",
         part * 100.0,
