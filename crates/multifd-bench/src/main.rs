@@ -22,6 +22,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use multifd_cli::process;
+use rustix::process::{Signal, set_parent_process_death_signal};
 
 use crate::args::{Cli, Command};
 
@@ -31,7 +32,11 @@ fn main() -> ExitCode {
         Command::Guest => guest::run(NAME),
         Command::Migrate(args) => process::run(NAME, || migrate::run(&args)),
         Command::Send(args) => process::run(NAME, || send::run(&args)),
-        Command::Receive(args) => process::run(NAME, || multifd_cli::receive::run(&args)),
+        Command::Receive(args) => process::run(NAME, || {
+            // It waits for a source that comes from `migrate` alone, and so ends with that.
+            set_parent_process_death_signal(Some(Signal::KILL))?;
+            multifd_cli::receive::run(&args)
+        }),
     }
 }
 
