@@ -149,9 +149,6 @@ impl Queue {
         loop {
             let text = self.next(&mut shown);
             let outcome = self.write(text.as_bytes());
-            let mut state = self.lock();
-            state.is_writing = false;
-            drop(state);
             match outcome {
                 Ok(()) => told = false,
                 // Of stderr's own trouble nobody can be told.
@@ -161,6 +158,8 @@ impl Queue {
                 }
                 Err(_) => {}
             }
+            // Last, so that the end of the process waits for what was to be told.
+            self.lock().is_writing = false;
             self.changed.notify_all();
         }
     }
