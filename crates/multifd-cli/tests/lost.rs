@@ -744,3 +744,35 @@ fn a_channel_that_never_came_is_missed_by_its_packets_numbers() {
         }
     });
 }
+
+/// The destination's word is on its way to the source, or has been read there: only main can tell which.
+#[test]
+fn what_breaks_behind_the_destinations_word_does_not_hide_it() {
+    let migration = &both()[1];
+    for is_read in [false, true] {
+        let folder = tempfile::tempdir().expect("a folder");
+        let destination = Destination::new(folder.path(), 2);
+        let mut relay = relay(folder.path(), &destination.address, &["--once"]);
+        let source = Source::begin(&relay.address(), migration);
+        drop(destination.wait("all of it", |seen| seen.has_all(migration)));
+        if is_read {
+            // The first answer is read, so that nothing but the word is behind it.
+            source.hears(&PONG);
+        }
+        destination.say(Role::Main, &SHUT_WELL);
+        a_while();
+        if is_read {
+            source.hears(&SHUT_WELL);
+            // A channel breaks with half a packet in it.
+            write(&source.channels[1], b"\x11\x22");
+        }
+        drop(source);
+        drop(destination.wait("the end of main", |seen| seen.main().end.is_some()));
+        destination.close_all();
+        let ended = relay.end();
+        match is_read {
+            true => assert_eq!(parse(&ended.well())["confirmed"], true),
+            false => fails_with(&ended, &["the destination has the guest", "at both ends"]),
+        }
+    }
+}

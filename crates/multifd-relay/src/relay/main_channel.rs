@@ -58,6 +58,11 @@ impl Outline {
         self.look(|seen| seen.confirmed || seen.complete || !packet_has_pages)
     }
 
+    /// Whether the destination has said that it has the guest, behind all memory: nothing else makes a failure of that.
+    pub(super) fn is_delivered(&self) -> bool {
+        self.look(|seen| seen.confirmed && (seen.complete || seen.ram_ended))
+    }
+
     pub(super) fn look<T>(&self, look: impl FnOnce(&Seen) -> T) -> T {
         look(&self.lock())
     }
@@ -183,9 +188,15 @@ impl Forward<'_> {
             self.counters.main_idle(true);
             let outcome = self.link.source.read_some(&mut buffer);
             self.counters.main_idle(false);
-            let count = outcome.map_err(|error| match self.outline.is_taken_back() {
-                true => failed(Leg::Source, self.outline.taken_back()),
-                false => failed(Leg::Source, error.into()),
+            let count = outcome.map_err(|error| {
+                if self.outline.is_taken_back() {
+                    failed(Leg::Source, self.outline.taken_back())
+                } else if self.outline.look(|seen| seen.confirmed) {
+                    // It closed with something unread, and that may be the destination's word.
+                    failed(Leg::Destination, Cause::NotTold)
+                } else {
+                    failed(Leg::Source, error.into())
+                }
             })?;
             if count == 0 {
                 break;

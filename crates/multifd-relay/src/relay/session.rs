@@ -366,7 +366,8 @@ impl<'env> Session<'env> {
                 };
                 let fault = fault
                     .or_else(|| self.look_at_source())
-                    .or_else(|| self.look_at_channels(&mut hung_up_since));
+                    .or_else(|| self.look_at_channels(&mut hung_up_since))
+                    .filter(|fault| self.matters(fault));
                 if let (Some(fault), false) = (fault, is_closed) {
                     if failure.is_none() {
                         self.close();
@@ -422,6 +423,12 @@ impl<'env> Session<'env> {
         let gone = self.main.source.peer_has_closed() && self.outline.is_taken_back();
         (gone && !self.gate.is_stopped())
             .then(|| main_channel::failed(Leg::Source, self.outline.taken_back()))
+    }
+
+    /// Whether a fault is one: how connections end does not matter once the destination has the guest and has said so.
+    fn matters(&self, fault: &Failure) -> bool {
+        let is_its_word = matches!(fault.cause, Cause::NotTold | Cause::Refused { .. });
+        is_its_word || !self.outline.is_delivered()
     }
 
     /// While the destination has not begun nothing more is written to channels, so one that it has lost shows only here, and
