@@ -20,7 +20,7 @@ use multifd_wire::{
 };
 pub use recording::recording;
 use testkit::allocations::{Counting, measure};
-use testkit::wire::{Joined, channel_events, main_events, pieces};
+use testkit::wire::{Joined, channel_events, events, main_events, pieces};
 
 /// Counts what the code under test allocates.
 #[global_allocator]
@@ -176,17 +176,8 @@ pub fn control(data: &[u8]) {
 /// The events of a control connection given in pieces of the lengths `cut`, and how it ended.
 fn control_events(bytes: &[u8], cut: &[usize]) -> (Vec<control::Event>, Result<(), ControlFault>) {
     let mut receiver = ControlReceiver::new(Limits::default());
-    let mut events = Vec::new();
-    for mut piece in pieces(bytes, cut) {
-        loop {
-            match receiver.push(&mut piece) {
-                Ok(Some(event)) => events.push(event),
-                Ok(None) => break,
-                Err(fault) => return (events, Err(fault)),
-            }
-        }
-    }
-    (events, receiver.finish())
+    let (events, outcome) = events(bytes, cut, |piece| receiver.push(piece));
+    (events, outcome.and_then(|()| receiver.finish()))
 }
 
 /// A length table that is taken covers its payload, and is written again to the byte.

@@ -3,8 +3,9 @@
 
 mod support;
 
-/// Cases of postcopy.
+/// Cases of one kind each.
 mod lost {
+    mod marks;
     mod postcopy;
 }
 

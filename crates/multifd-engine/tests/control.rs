@@ -6,7 +6,7 @@ use multifd_engine::control::{
 };
 use multifd_wire::{BlockName, Fault, Limits, Method, PageSize};
 use testkit::allocations::{Counting, measure};
-use testkit::wire::{CUTS, pieces, vector};
+use testkit::wire::{CUTS, events, vector};
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
@@ -14,17 +14,8 @@ static ALLOCATOR: Counting = Counting;
 /// The events of a control connection given in pieces of the lengths `cut`, and how it ended.
 fn control_events(bytes: &[u8], cut: &[usize]) -> (Vec<Event>, Result<(), ControlFault>) {
     let mut receiver = ControlReceiver::new(Limits::default());
-    let mut events = Vec::new();
-    for mut piece in pieces(bytes, cut) {
-        loop {
-            match receiver.push(&mut piece) {
-                Ok(Some(event)) => events.push(event),
-                Ok(None) => break,
-                Err(fault) => return (events, Err(fault)),
-            }
-        }
-    }
-    (events, receiver.finish())
+    let (events, outcome) = events(bytes, cut, |piece| receiver.push(piece));
+    (events, outcome.and_then(|()| receiver.finish()))
 }
 
 fn block(name: &str, len_bytes: u64) -> Block {

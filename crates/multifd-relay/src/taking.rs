@@ -345,7 +345,7 @@ pub(crate) fn take(
                             answers: main.answers,
                         };
                         if let Err(failure) = sit(&seat, main) {
-                            // Who would hear it has panicked otherwise.
+                            // Its receiver is gone only if that thread has panicked.
                             let _ = tell_failure.send(Event::Failed(failure));
                             stream.drain();
                         }

@@ -61,17 +61,27 @@ fn join(events: &mut Vec<Joined>, event: Event<'_>) {
 /// The events of a main stream given in pieces of the lengths `cut`, and how it ended.
 pub fn main_events(bytes: &[u8], cut: &[usize]) -> (Vec<MainEvent>, Result<(), Fault>) {
     let mut receiver = MainReceiver::new(Limits::default());
+    let (events, outcome) = events(bytes, cut, |piece| receiver.push(piece));
+    (events, outcome.and_then(|()| receiver.finish()))
+}
+
+/// What a receiver's `push` makes of bytes that come in pieces of the lengths `cut`, up to its first fault.
+pub fn events<E, F>(
+    bytes: &[u8],
+    cut: &[usize],
+    mut push: impl FnMut(&mut &[u8]) -> Result<Option<E>, F>,
+) -> (Vec<E>, Result<(), F>) {
     let mut events = Vec::new();
     for mut piece in pieces(bytes, cut) {
         loop {
-            match receiver.push(&mut piece) {
+            match push(&mut piece) {
                 Ok(Some(event)) => events.push(event),
                 Ok(None) => break,
                 Err(fault) => return (events, Err(fault)),
             }
         }
     }
-    (events, receiver.finish())
+    (events, Ok(()))
 }
 
 /// `bytes` in pieces of the lengths `cut`, over and over.

@@ -59,7 +59,7 @@ impl Outline {
     }
 
     /// Whether the destination has said that it has the guest, behind all memory: nothing else makes a failure of that.
-    pub(super) fn is_delivered(&self) -> bool {
+    pub(super) fn guest_has_arrived(&self) -> bool {
         self.look(|seen| seen.confirmed && (seen.complete || seen.ram_ended))
     }
 

@@ -184,6 +184,7 @@ impl Pump<'_> {
                 {
                     let mut arriving = Arriving {
                         id: self.id,
+                        destination: &self.link.destination,
                         gate: self.shared.gate,
                         inlet: &mut self.inlet,
                         first: Some(packet),
@@ -252,10 +253,19 @@ impl Pump<'_> {
             }
             let released = self.outlet.release();
             released.map_err(destination_side)?;
-            self.shared.gate.synced(self.id);
+            self.count_sync()?;
             // An end of the migration shows in the connections too.
             let Ok(_) = self.shared.gate.wait_begun(|_| Ok::<_, Infallible>(()));
             return Ok(());
+        }
+        self.count_sync()
+    }
+
+    /// Counts a SYNC, unless it went into a connection that its peer has closed: the system takes it there, and nobody reads it.
+    fn count_sync(&self) -> Result<(), (Leg, Cause)> {
+        if self.link.destination.peer_has_closed() {
+            let closed = io::Error::from(io::ErrorKind::BrokenPipe);
+            return Err((Leg::Destination, closed.into()));
         }
         self.shared.gate.synced(self.id);
         Ok(())
@@ -285,6 +295,7 @@ fn plain_cause(leg: Leg, cause: Cause, main: &Link) -> Cause {
 /// Packets that are transcoded, as long as there are some which need not be waited for.
 struct Arriving<'p, 's, 'c> {
     id: u8,
+    destination: &'p Stream,
     gate: &'p Gate,
     inlet: &'p mut Inlet<'s>,
     first: Option<RamPacket>,
@@ -328,8 +339,8 @@ impl Supply for Arriving<'_, '_, '_> {
     fn sent(&mut self, packet: &RamPacket, bytes: u64) {
         self.tally.pages(packet.normal().len(), packet.zero().len());
         self.tally.wrote_more(bytes);
-        // QEMU 8.2 and earlier: a SYNC with pages.
-        if packet.is_sync() {
+        // QEMU 8.2 and earlier: a SYNC with pages. A mark waits in vain for one that nobody reads, and says so.
+        if packet.is_sync() && !self.destination.peer_has_closed() {
             self.gate.synced(self.id);
         }
     }

@@ -388,11 +388,13 @@ impl<'env> Session<'env> {
                         .into_iter()
                         .for_each(|note| observe(Update::Note(note)));
                 }
-                // Everything was said and delivered: a peer that does not close is not waited for without end.
+                // Everything was said and delivered, or the guest has arrived, and nobody needs the rest: a peer that does
+                // not close is not waited for without end.
                 let is_over = failure.is_none() && !running.forward && running.channels == 0;
                 let confirmed = self.outline.look(|seen| seen.confirmed);
+                let needs_rest = !self.outline.guest_has_arrived();
                 match is_over || confirmed {
-                    true if over_since.is_none() && self.links.are_delivered() => {
+                    true if over_since.is_none() && (!needs_rest || self.links.are_delivered()) => {
                         over_since = Some(Instant::now());
                     }
                     true if over_since.is_some_and(|since| since.elapsed() >= CLOSING_TIMEOUT) => {
@@ -428,7 +430,7 @@ impl<'env> Session<'env> {
     /// Whether a fault is one: how connections end does not matter once the destination has the guest and has said so.
     fn matters(&self, fault: &Failure) -> bool {
         let is_its_word = matches!(fault.cause, Cause::NotTold | Cause::Refused { .. });
-        is_its_word || !self.outline.is_delivered()
+        is_its_word || !self.outline.guest_has_arrived()
     }
 
     /// While the destination has not begun nothing more is written to channels, so one that it has lost shows only here, and
@@ -478,7 +480,7 @@ impl<'env> Session<'env> {
                 self.links.add_source(&source);
                 self.spawn(scope, tell, Role::Channel, running, move || {
                     if let Err(failure) = pump::run(hello, &source, shared) {
-                        // Who would hear it has panicked otherwise.
+                        // Its receiver is gone only if the session has panicked.
                         let _ = tell_failure.send(Event::Failed(failure));
                         source.drain();
                     } else if shared.gate.is_stopped() {
