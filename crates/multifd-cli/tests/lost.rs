@@ -6,6 +6,7 @@ mod support;
 /// Cases of one kind each.
 mod lost {
     mod marks;
+    mod numbers;
     mod postcopy;
 }
 
@@ -708,42 +709,6 @@ fn a_destination_that_closes_first_behind_what_could_not_be_followed_is_no_failu
     destination.close_all();
     let report = parse(&relay.end().well());
     assert_eq!(report["confirmed"], Value::Null, "{report}");
-}
-
-/// All pages have come once, and the channel that did not come may have had newer contents of some.
-#[test]
-fn a_channel_that_never_came_is_missed_by_its_packets_numbers() {
-    let shape = Shape {
-        return_path: true,
-        ..Shape::default()
-    };
-    let all = [(0, 1), (4096, 2), (12288, 3)];
-    let channel = Channel::new(0, Method::None).sync().skip(1);
-    let migration = Migration {
-        main: shape.bytes(2),
-        channels: vec![
-            channel
-                .pages(&all, &[8192, 16384, 20480])
-                .sync()
-                .skip(3)
-                .sync()
-                .bytes(),
-        ],
-        return_path: true,
-        closed: None,
-    };
-    thread::scope(|scope| {
-        for taker in [Taker::Receive, Taker::Record] {
-            let migration = &migration;
-            scope.spawn(move || {
-                let taking = Taking::start(taker);
-                let source = Source::begin(&taking.address, migration);
-                let heard = source.hears(&SHUT_FAILED);
-                assert!(heard.ends_with(&SHUT_FAILED), "{taker:?}: {heard:?}");
-                taking.fails(&["only 4 of 8 packets came"]);
-            });
-        }
-    });
 }
 
 /// The destination's word is on its way to the source, or has been read there: only main can tell which.

@@ -146,7 +146,7 @@ impl Seat<'_> {
     pub(crate) fn note(&self, packet: &RamPacket) {
         self.tally.pages(packet.normal().len(), packet.zero().len());
         self.rounds.touch(self.index);
-        self.numbers.note(packet);
+        self.numbers.note(self.index, packet);
         // Earlier sources give every packet room for pages, and with it their page size.
         if packet.page_size().is_none() {
             self.answers.source_is_recent();

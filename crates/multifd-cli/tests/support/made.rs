@@ -208,6 +208,15 @@ impl Channel {
         self
     }
 
+    /// A SYNC as sources before QEMU 9.0 send it: with room for pages.
+    pub fn early_sync(self) -> Self {
+        let at = self.bytes.len();
+        let mut channel = self.packet(BLOCK, &[], &[], &[]);
+        // The lowest bit of the packet's flags.
+        *channel.bytes.get_mut(at + 11).expect("a packet") |= 1;
+        channel
+    }
+
     /// Pages filled with one byte each, and zero pages.
     pub fn pages(self, normal: &[(u64, u8)], zero: &[u64]) -> Self {
         let contents: Vec<u8> = normal
