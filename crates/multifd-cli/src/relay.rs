@@ -43,6 +43,8 @@ enum Event {
 /// Why a migration did not go through.
 enum Ended {
     Failed(Failure),
+    /// [`MOST_MIGRATIONS`] run already.
+    TooMany,
     /// A defect of this program, in this migration alone.
     Panicked,
 }
@@ -166,15 +168,6 @@ fn accept(mut relay: Relay, route: &Arc<Route>, tell: &Sender<Event>, ends: &End
                 return;
             }
         };
-        if RUNNING.fetch_add(1, Ordering::AcqRel) >= MOST_MIGRATIONS {
-            RUNNING.fetch_sub(1, Ordering::AcqRel);
-            let note = format!(
-                "{} migrations run already: one more was refused",
-                MOST_MIGRATIONS
-            );
-            let _ = tell.send(Event::Note(note));
-            continue;
-        }
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let begun = Event::Begun(Migration {
             number,
@@ -184,6 +177,12 @@ fn accept(mut relay: Relay, route: &Arc<Route>, tell: &Sender<Event>, ends: &End
             totals: Totals::default(),
         });
         let _ = tell.send(begun);
+        if RUNNING.fetch_add(1, Ordering::AcqRel) >= MOST_MIGRATIONS {
+            RUNNING.fetch_sub(1, Ordering::AcqRel);
+            drop(incoming);
+            let _ = tell.send(Event::Ended(number, Box::new(Err(Ended::TooMany))));
+            continue;
+        }
         let (ended, updates, config) = (tell.clone(), tell.clone(), Arc::clone(&config));
         let cancel = ends.migrations.clone();
         let migration = move || {
@@ -358,6 +357,14 @@ impl<'a> Printer<'a> {
                     Ended::Failed(failure) => Failed::new(
                         say::chain(failure),
                         advice(self.method, failure),
+                        migration.as_ref(),
+                    ),
+                    Ended::TooMany => Failed::new(
+                        format!(
+                            "{MOST_MIGRATIONS} migrations run already, and no more are taken: its guest stays at the source; \
+                             start it again when others have ended"
+                        ),
+                        None,
                         migration.as_ref(),
                     ),
                     Ended::Panicked => Failed::new(
