@@ -90,7 +90,7 @@ fn over_a_socket(
     let done = AtomicBool::new(false);
     thread::scope(|scope| {
         let writer = scope.spawn(|| write(far, &queue, stream, cut, &done));
-        let near = Stream::Unix(near);
+        let near = Stream::from(near);
         let mut seen = Vec::new();
         let (most, _) = measure(|| seen = read(hello, &near, taking, settings));
         done.store(true, Ordering::Relaxed);

@@ -246,7 +246,7 @@ mod tests {
     fn pair() -> (Stream, Stream) {
         let (ours, theirs) = UnixStream::pair().unwrap();
         rustix::net::sockopt::set_socket_send_buffer_size(&ours, 4096).unwrap();
-        (Stream::Unix(ours), Stream::Unix(theirs))
+        (Stream::from(ours), Stream::from(theirs))
     }
 
     fn failed() -> Failure {

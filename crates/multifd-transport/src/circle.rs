@@ -19,6 +19,7 @@ use std::time::Duration;
 use crate::address::host_and_port;
 use crate::cleanup::Identity;
 use crate::resolve::{Purpose, resolve};
+use crate::stream::Socket;
 use crate::{Address, Stream};
 
 /// How long looking a name up may take before there is a migration: what is not known in time is found out by the first one.
@@ -140,10 +141,10 @@ pub fn look_behind(
     within: Duration,
     given_up: &dyn Fn() -> bool,
 ) -> Result<(), Circle> {
-    let place = match (stream, connect) {
-        (Stream::Tcp(stream), _) => stream.peer_addr().ok().map(Place::Tcp),
-        (Stream::Unix(_), Address::Unix(path)) => Place::of_file(path),
-        (Stream::Unix(_), Address::Tcp(_)) => None,
+    let place = match (stream.socket(), connect) {
+        (Socket::Tcp(stream), _) => stream.peer_addr().ok().map(Place::Tcp),
+        (Socket::Unix(_), Address::Unix(path)) => Place::of_file(path),
+        (Socket::Unix(_), Address::Tcp(_)) => None,
     };
     let Some(place) = place else {
         return Ok(());

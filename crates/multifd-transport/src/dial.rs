@@ -297,7 +297,7 @@ fn dial_unix(
     }
     let stream = UnixStream::from(socket);
     stream.set_nonblocking(false)?;
-    Ok(Stream::Unix(stream))
+    Ok(Stream::from(stream))
 }
 
 /// A stream socket that does not block.

@@ -302,7 +302,7 @@ mod tests {
         let (near, far) = UnixStream::pair().unwrap();
         thread::scope(|scope| {
             scope.spawn(|| write(far));
-            let near = Stream::Unix(near);
+            let near = Stream::from(near);
             let settings = Settings::default();
             let mut inlet = Inlet::new(&near, &HELLO, Limits::default(), settings).unwrap();
             read(&mut inlet);

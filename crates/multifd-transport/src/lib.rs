@@ -43,4 +43,4 @@ pub use listener::{ListenError, ListenOptions, Listener};
 pub use resolve::ResolveError;
 pub use rounds::RoundFault;
 pub use stop::Stop;
-pub use stream::{Stream, hung_up};
+pub use stream::{Connection, Stream, hung_up};

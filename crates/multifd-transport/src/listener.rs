@@ -269,7 +269,7 @@ impl ListeningSocket {
             ListeningSocket::Unix(socket) => {
                 let (stream, _) = socket.accept()?;
                 stream.set_nonblocking(false)?;
-                Ok(Stream::Unix(stream))
+                Ok(Stream::from(stream))
             }
             ListeningSocket::Tcp(socket) => {
                 let (stream, _) = socket.accept()?;

@@ -1,5 +1,6 @@
 //! Connected sockets: one type over unix and TCP.
 
+use std::fmt;
 use std::io::{self, IoSlice, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -7,7 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::net::{RecvFlags, recv, sockopt};
+use rustix::net::{RecvFlags, connect_unspec, recv, sockopt};
 
 use crate::Address;
 use crate::dial::{DIAL_TIMEOUT, Target};
@@ -23,15 +24,57 @@ const QUIET: Duration = Duration::from_secs(10);
 /// which is far too often for a migration of many channels; of twenty, once in a thousand million.
 const ASK_EVERY: Duration = Duration::from_secs(1);
 
-/// A connected socket.
+/// A connection: a socket, or what runs over one.
 ///
-/// Reading and writing take `&Stream`, as with the standard library's sockets, so that two threads can serve the two directions.
+/// Reading and writing take `&Stream`, as with the standard library's sockets, so that two threads can serve the two
+/// directions.
 #[derive(Debug)]
-pub enum Stream {
-    /// A unix stream socket.
+pub struct Stream(Kind);
+
+#[derive(Debug)]
+enum Kind {
     Unix(UnixStream),
-    /// A TCP connection.
     Tcp(TcpStream),
+    Layered(Box<dyn Connection>),
+}
+
+/// A connection with a protocol of its own between a socket and what is carried: TLS, for one.
+///
+/// One thread reads and another one writes at the same time; neither holds up the other.
+pub trait Connection: fmt::Debug + Send + Sync {
+    /// What it runs over.
+    fn under(&self) -> &Stream;
+
+    /// Reads what is there. With `wait`, it waits for at least one byte. `Ok(0)` is the end that the peer has said.
+    ///
+    /// # Errors
+    /// `WouldBlock` without `wait` when nothing is there yet. `ConnectionReset` where the connection has ended and the peer
+    /// has not said so, and others.
+    fn read(&self, buffer: &mut [u8], wait: bool) -> io::Result<usize>;
+
+    /// Looks at bytes that [`read`](Self::read) gives next, without waiting.
+    ///
+    /// # Errors
+    /// As those of `read`.
+    fn peek(&self, buffer: &mut [u8]) -> io::Result<usize>;
+
+    /// Whether a read would not wait although the socket may have nothing.
+    fn has_more(&self) -> bool;
+
+    /// Writes all of both parts.
+    ///
+    /// # Errors
+    /// Those of the socket.
+    fn write_all_of_two(&self, head: &[u8], body: &[u8]) -> io::Result<()>;
+
+    /// Says that nothing more is written. The socket's direction is closed after that.
+    ///
+    /// # Errors
+    /// Those of the socket.
+    fn end(&self) -> io::Result<()>;
+
+    /// Says why the connection is about to be closed, if its protocol can and the socket takes it at once.
+    fn explain(&self, _words: &str) {}
 }
 
 impl Stream {
@@ -60,14 +103,45 @@ impl Stream {
         sockopt::set_tcp_keepidle(&stream, QUIET)?;
         sockopt::set_tcp_keepintvl(&stream, ASK_EVERY)?;
         sockopt::set_tcp_keepcnt(&stream, questions as u32)?;
-        Ok(Stream::Tcp(stream))
+        Ok(Stream(Kind::Tcp(stream)))
     }
 
-    /// Closes one or both directions, for every handle of this socket. A socket that the peer has closed already counts as success.
+    /// A connection that runs over another one.
+    pub fn layered(connection: impl Connection + 'static) -> Stream {
+        Stream(Kind::Layered(Box::new(connection)))
+    }
+
+    /// The unix socket, if it is one and nothing runs over it.
+    pub fn unix(&self) -> Option<&UnixStream> {
+        match &self.0 {
+            Kind::Unix(stream) => Some(stream),
+            Kind::Tcp(_) | Kind::Layered(_) => None,
+        }
+    }
+
+    /// Whether it is a socket over which nothing runs.
+    pub(crate) fn is_bare(&self) -> bool {
+        !matches!(self.0, Kind::Layered(_))
+    }
+
+    /// The socket that everything runs over.
+    pub(crate) fn socket(&self) -> Socket<'_> {
+        match &self.0 {
+            Kind::Unix(stream) => Socket::Unix(stream),
+            Kind::Tcp(stream) => Socket::Tcp(stream),
+            Kind::Layered(connection) => connection.under().socket(),
+        }
+    }
+
+    /// Closes one or both directions, for every handle of this socket. A socket that the peer has closed already counts as
+    /// success.
     pub fn shutdown(&self, how: Shutdown) -> io::Result<()> {
-        let result = match self {
-            Stream::Unix(stream) => stream.shutdown(how),
-            Stream::Tcp(stream) => stream.shutdown(how),
+        if let (Kind::Layered(connection), Shutdown::Write) = (&self.0, how) {
+            connection.end()?;
+        }
+        let result = match self.socket() {
+            Socket::Unix(stream) => stream.shutdown(how),
+            Socket::Tcp(stream) => stream.shutdown(how),
         };
         match result {
             Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(()),
@@ -75,36 +149,52 @@ impl Stream {
         }
     }
 
+    /// Closes both directions, and takes back what is on its way to the peer as far as the system can: the peer sees a
+    /// broken connection and no end. `words` say why, to a peer that can hear them.
+    pub fn reset(&self, words: Option<&str>) {
+        if let (Kind::Layered(connection), Some(words)) = (&self.0, words) {
+            connection.explain(words);
+        } else if let Socket::Tcp(stream) = self.socket() {
+            // A connection that is gone already needs no reset.
+            let _ = connect_unspec(stream);
+        }
+        // A connection that cannot be shut down is closed already.
+        let _ = self.shutdown(Shutdown::Both);
+    }
+
     /// Looks at up to `buffer.len()` bytes without taking them and without waiting. `Ok(0)` is the end of the stream.
     ///
     /// # Errors
     /// `WouldBlock` when nothing is there yet.
     pub fn peek(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        if let Kind::Layered(connection) = &self.0 {
+            return connection.peek(buffer);
+        }
         let (count, _) = recv(self, buffer, RecvFlags::PEEK | RecvFlags::DONTWAIT)?;
         Ok(count)
     }
 
     /// Limits how long one read waits; `None` waits for ever.
     pub fn set_read_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
-        match self {
-            Stream::Unix(stream) => stream.set_read_timeout(timeout),
-            Stream::Tcp(stream) => stream.set_read_timeout(timeout),
+        match self.socket() {
+            Socket::Unix(stream) => stream.set_read_timeout(timeout),
+            Socket::Tcp(stream) => stream.set_read_timeout(timeout),
         }
     }
 
     /// Limits how long one read or write waits; `None` waits for ever. Either may then fail with `WouldBlock`.
     pub fn set_timeouts(&self, timeout: Option<Duration>) -> io::Result<()> {
         self.set_read_timeout(timeout)?;
-        match self {
-            Stream::Unix(stream) => stream.set_write_timeout(timeout),
-            Stream::Tcp(stream) => stream.set_write_timeout(timeout),
+        match self.socket() {
+            Socket::Unix(stream) => stream.set_write_timeout(timeout),
+            Socket::Tcp(stream) => stream.set_write_timeout(timeout),
         }
     }
 
     /// Lets a TCP connection also fail when its peer takes nothing for half a minute, as an engine never does. A QEMU may:
     /// one that a debugger holds, for one.
     pub fn notice_stalled_peer(&self) -> io::Result<()> {
-        if let Stream::Tcp(stream) = self {
+        if let Socket::Tcp(stream) = self.socket() {
             sockopt::set_tcp_user_timeout(stream, DEAD_PEER.as_millis() as u32)?;
         }
         Ok(())
@@ -120,6 +210,18 @@ impl Stream {
         }
     }
 
+    /// The same without waiting.
+    ///
+    /// # Errors
+    /// `WouldBlock` when nothing is there yet.
+    pub fn read_now(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        if let Kind::Layered(connection) = &self.0 {
+            return connection.read(buffer, false);
+        }
+        let (count, _) = recv(self, buffer, RecvFlags::DONTWAIT)?;
+        Ok(count)
+    }
+
     /// Reads to nowhere, until the peer closes or this socket is shut down.
     pub fn drain(&self) {
         // However it ends, nothing is lost by it.
@@ -128,11 +230,14 @@ impl Stream {
 
     /// Whether a read would not wait, as there are bytes, the end or an error. Takes none of them.
     pub(crate) fn is_readable(&self) -> bool {
-        !self.poll_now(PollFlags::IN).is_empty()
+        self.has_more() || !self.poll_now(PollFlags::IN).is_empty()
     }
 
     /// The same, waiting for it as long as `within`.
     pub fn is_readable_within(&self, within: Duration) -> io::Result<bool> {
+        if self.has_more() {
+            return Ok(true);
+        }
         let mut source = [PollFd::new(self, PollFlags::IN)];
         // A few seconds at most, so they fit a timespec.
         let within = Timespec::try_from(within).ok();
@@ -140,6 +245,14 @@ impl Stream {
             Ok(count) => Ok(count > 0),
             Err(rustix::io::Errno::INTR) => Ok(self.is_readable()),
             Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Whether something waits that was taken from the socket already.
+    fn has_more(&self) -> bool {
+        match &self.0 {
+            Kind::Layered(connection) => connection.has_more(),
+            Kind::Unix(_) | Kind::Tcp(_) => false,
         }
     }
 
@@ -169,7 +282,10 @@ impl Stream {
     }
 
     /// Writes `head` and then `body` with as few system calls as the socket allows.
-    pub(crate) fn write_all_of_two(&self, head: &[u8], body: &[u8]) -> io::Result<()> {
+    pub fn write_all_of_two(&self, head: &[u8], body: &[u8]) -> io::Result<()> {
+        if let Kind::Layered(connection) = &self.0 {
+            return connection.write_all_of_two(head, body);
+        }
         let mut parts = [IoSlice::new(head), IoSlice::new(body)];
         let mut left = &mut parts[..];
         IoSlice::advance_slices(&mut left, 0);
@@ -187,25 +303,34 @@ impl Stream {
 
 impl Read for &Stream {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Stream::Unix(stream) => (&mut &*stream).read(buffer),
-            Stream::Tcp(stream) => (&mut &*stream).read(buffer),
+        match &self.0 {
+            Kind::Unix(stream) => (&mut &*stream).read(buffer),
+            Kind::Tcp(stream) => (&mut &*stream).read(buffer),
+            Kind::Layered(connection) => connection.read(buffer, true),
         }
     }
 }
 
 impl Write for &Stream {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match self {
-            Stream::Unix(stream) => (&mut &*stream).write(bytes),
-            Stream::Tcp(stream) => (&mut &*stream).write(bytes),
+        match &self.0 {
+            Kind::Unix(stream) => (&mut &*stream).write(bytes),
+            Kind::Tcp(stream) => (&mut &*stream).write(bytes),
+            Kind::Layered(connection) => {
+                connection.write_all_of_two(bytes, &[])?;
+                Ok(bytes.len())
+            }
         }
     }
 
     fn write_vectored(&mut self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
-        match self {
-            Stream::Unix(stream) => (&mut &*stream).write_vectored(parts),
-            Stream::Tcp(stream) => (&mut &*stream).write_vectored(parts),
+        match &self.0 {
+            Kind::Unix(stream) => (&mut &*stream).write_vectored(parts),
+            Kind::Tcp(stream) => (&mut &*stream).write_vectored(parts),
+            Kind::Layered(_) => match parts.iter().find(|part| !part.is_empty()) {
+                Some(part) => self.write(part),
+                None => Ok(0),
+            },
         }
     }
 
@@ -214,12 +339,33 @@ impl Write for &Stream {
     }
 }
 
+/// A socket that everything else runs over.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Socket<'s> {
+    Unix(&'s UnixStream),
+    Tcp(&'s TcpStream),
+}
+
 impl AsFd for Stream {
+    /// The socket's descriptor, to poll. What it carries may need [`Connection::read`] to be understood.
     fn as_fd(&self) -> BorrowedFd<'_> {
-        match self {
-            Stream::Unix(stream) => stream.as_fd(),
-            Stream::Tcp(stream) => stream.as_fd(),
+        match self.socket() {
+            Socket::Unix(stream) => stream.as_fd(),
+            Socket::Tcp(stream) => stream.as_fd(),
         }
+    }
+}
+
+impl From<UnixStream> for Stream {
+    fn from(stream: UnixStream) -> Self {
+        Stream(Kind::Unix(stream))
+    }
+}
+
+/// The connection as it is: [`Stream::connect`] also asks a quiet peer whether it is there.
+impl From<TcpStream> for Stream {
+    fn from(stream: TcpStream) -> Self {
+        Stream(Kind::Tcp(stream))
     }
 }
 
@@ -265,12 +411,13 @@ mod tests {
     #[test]
     fn a_peer_is_asked_often_enough_for_a_lossy_link() {
         let listener = Listener::bind(&"tcp:127.0.0.1:0".parse().unwrap()).unwrap();
-        let Stream::Tcp(stream) = Stream::connect(listener.address()).unwrap() else {
+        let stream = Stream::connect(listener.address()).unwrap();
+        let Socket::Tcp(stream) = stream.socket() else {
             panic!("a TCP connection");
         };
-        let asked = sockopt::tcp_keepcnt(&stream).unwrap();
-        let time = sockopt::tcp_keepidle(&stream).unwrap()
-            + sockopt::tcp_keepintvl(&stream).unwrap() * asked;
+        let asked = sockopt::tcp_keepcnt(stream).unwrap();
+        let time = sockopt::tcp_keepidle(stream).unwrap()
+            + sockopt::tcp_keepintvl(stream).unwrap() * asked;
         assert_eq!(time, DEAD_PEER);
         // For 256 channels of two relays which are quiet for an hour.
         let questions = 256 * 3 * 3600 / 10;

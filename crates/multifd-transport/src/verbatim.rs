@@ -66,7 +66,7 @@ impl Conduit {
 
     /// Moves at least one byte and at most `most`; 0 is the end of `from`.
     fn step(&mut self, from: &Stream, to: &Stream, most: usize) -> Result<usize, TransferError> {
-        if self.copies {
+        if self.copies || !from.is_bare() || !to.is_bare() {
             return copy(from, to, space(&mut self.buffer, most.min(COPY_STEP)));
         }
         let pipe = match self.pipe.take().map_or_else(self.make_pipe, Ok) {
@@ -150,7 +150,7 @@ mod tests {
 
     fn pair() -> (Stream, Stream) {
         let (a, b) = UnixStream::pair().unwrap();
-        (Stream::Unix(a), Stream::Unix(b))
+        (Stream::from(a), Stream::from(b))
     }
 
     #[test]

@@ -168,7 +168,7 @@ impl Destination {
                 let listener = UnixListener::bind(path).expect("a socket");
                 thread::spawn(move || {
                     for stream in listener.incoming() {
-                        serve(&there, Stream::Unix(stream.expect("a connection")));
+                        serve(&there, Stream::from(stream.expect("a connection")));
                     }
                 });
                 address.clone()
@@ -178,7 +178,7 @@ impl Destination {
                 let address = format!("tcp:{}", listener.local_addr().expect("a port"));
                 thread::spawn(move || {
                     for stream in listener.incoming() {
-                        serve(&there, Stream::Tcp(stream.expect("a connection")));
+                        serve(&there, Stream::from(stream.expect("a connection")));
                     }
                 });
                 address.parse().expect("an address")
@@ -460,7 +460,7 @@ pub fn dial_from(host: [u8; 4], address: &Address) -> Stream {
     connect(&socket, &to).expect("a listener");
     let stream = TcpStream::from(socket);
     stream.set_read_timeout(Some(DEADLINE)).expect("a socket");
-    Stream::Tcp(stream)
+    Stream::from(stream)
 }
 
 /// Writes what a peer may have no wish to read.

@@ -645,7 +645,7 @@ mod tests {
         assert!(session.check_opening(long_ago).is_err());
         assert!(session.check_opening(Instant::now()).is_ok());
         let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
-        let (ours, theirs) = (Stream::Unix(ours), Stream::Unix(theirs));
+        let (ours, theirs) = (Stream::from(ours), Stream::from(theirs));
         let mut link = ControlLink::new(&ours, Limits::default()).unwrap();
         let mut source = ControlLink::new(&theirs, Limits::default()).unwrap();
         let hello = control::Hello {

@@ -158,7 +158,7 @@ mod tests {
 
     fn pair() -> (UnixStream, Stream) {
         let (far, near) = UnixStream::pair().unwrap();
-        (far, Stream::Unix(near))
+        (far, Stream::from(near))
     }
 
     fn start(stream: &Stream, gate: &Gate) -> Start {

@@ -10,7 +10,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use multifd_transport::Stream;
-use rustix::net::connect_unspec;
 
 use crate::failure::Channel;
 
@@ -41,10 +40,7 @@ impl Link {
     /// The same, but what is on its way to the destination is taken back as far as the system can, and the destination
     /// sees a broken connection and no end.
     pub(super) fn reset(&self) {
-        if let Stream::Tcp(stream) = &self.destination {
-            // A connection that is gone already needs no reset.
-            let _ = connect_unspec(stream);
-        }
+        self.destination.reset(None);
         self.close();
     }
 

@@ -6,7 +6,6 @@ use std::net::Shutdown;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use multifd_transport::Stream;
 use multifd_transport::rounds::RoundFault;
 use multifd_wire::Limits;
 use multifd_wire::main_stream::{Command, MainEvent, MainReceiver};
@@ -365,10 +364,7 @@ impl Forward<'_> {
     fn wait_begun(&self) -> Result<(), Failure> {
         let pinged = self.outline.look(|seen| seen.pinged);
         let destination = &self.link.destination;
-        let shows = match destination {
-            Stream::Unix(_) => true,
-            Stream::Tcp(_) => pinged,
-        };
+        let shows = pinged || destination.unix().is_some();
         if !shows {
             self.gate.begin();
         }
@@ -494,6 +490,7 @@ pub(super) fn failed(leg: Leg, cause: Cause) -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use multifd_transport::Stream;
     use multifd_transport::failure::Cause as TransportCause;
     use std::os::unix::net::UnixStream;
     use std::sync::Arc;
@@ -504,8 +501,8 @@ mod tests {
         let (there, destination) = UnixStream::pair().unwrap();
         let link = Link {
             channel: Channel::Main,
-            source: Arc::new(Stream::Unix(ours)),
-            destination: Stream::Unix(there),
+            source: Arc::new(Stream::from(ours)),
+            destination: Stream::from(there),
         };
         (link, [source, destination])
     }

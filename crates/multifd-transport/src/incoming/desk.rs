@@ -19,6 +19,7 @@ use super::kind::{Kind, kind};
 use super::matching::{Decision, Id, Matching, PeerId, Stated};
 use super::note::{Note, Reason, SetUpFault};
 use super::{HELLO_TIMEOUT, Incoming, Order, Ready, SetupFault, Shared, Ticket};
+use crate::stream::Socket;
 use crate::{Listener, Stream};
 
 /// How soon to look again at a connection that has said too little: it is readable, so a poll would not wait. And at one
@@ -591,11 +592,11 @@ fn take_hello(stream: &Stream, bytes: &[u8; Hello::LEN]) -> Result<Hello, Reason
 }
 
 fn peer_of(stream: &Stream) -> PeerId {
-    match stream {
-        Stream::Tcp(stream) => stream.peer_addr().map_or(PeerId::Unknown, |peer| {
+    match stream.socket() {
+        Socket::Tcp(stream) => stream.peer_addr().map_or(PeerId::Unknown, |peer| {
             PeerId::Host(peer.ip().to_canonical())
         }),
-        Stream::Unix(stream) => sockopt::socket_peercred(stream).map_or(PeerId::Unknown, |peer| {
+        Socket::Unix(stream) => sockopt::socket_peercred(stream).map_or(PeerId::Unknown, |peer| {
             PeerId::Process(peer.pid.as_raw_nonzero().get())
         }),
     }
@@ -603,12 +604,12 @@ fn peer_of(stream: &Stream) -> PeerId {
 
 /// The other end of a connection, for people.
 pub(super) fn describe(stream: &Stream) -> String {
-    match stream {
-        Stream::Tcp(stream) => stream.peer_addr().map_or_else(
+    match stream.socket() {
+        Socket::Tcp(stream) => stream.peer_addr().map_or_else(
             |_| "a host that has gone".to_owned(),
             |peer| peer.to_string(),
         ),
-        Stream::Unix(stream) => sockopt::socket_peercred(stream).map_or_else(
+        Socket::Unix(stream) => sockopt::socket_peercred(stream).map_or_else(
             |_| "a process".to_owned(),
             |peer| format!("process {}", peer.pid.as_raw_nonzero()),
         ),
