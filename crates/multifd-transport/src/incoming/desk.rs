@@ -12,13 +12,13 @@ use std::time::{Duration, Instant};
 use multifd_wire::main_stream::{Command, MainEvent, MainReceiver};
 use multifd_wire::{Fault, Hello, Limits};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::net::{RecvFlags, recv, sockopt};
+use rustix::net::sockopt;
 
 use super::inbox::{Arrival, Inbox, IncomingChannel};
 use super::kind::{Kind, kind};
 use super::matching::{Decision, Id, Matching, PeerId, Stated};
 use super::note::{Note, Reason, SetUpFault};
-use super::{HELLO_TIMEOUT, Incoming, Order, Ready, SetupFault, Shared, Ticket};
+use super::{HELLO_TIMEOUT, Holder, Incoming, Order, Ready, SetupFault, Shared, Ticket};
 use crate::stream::Socket;
 use crate::{Listener, Stream};
 
@@ -175,6 +175,7 @@ impl Desk {
                     }
                     self.shared.pass_over_ready(SetupFault::Ending);
                 }
+                Order::Hear(stream) => self.listen_to(stream, Instant::now()),
                 Order::Expect { uuid, inbox, reply } => {
                     let id = self.id();
                     self.matching.engine_ready(id, uuid, Instant::now());
@@ -195,20 +196,7 @@ impl Desk {
         self.paused_until = None;
         loop {
             match self.listener.try_accept() {
-                Ok(Some(stream)) => {
-                    if self.unspoken.len() >= self.bounds.waiting {
-                        let oldest = self.unspoken.remove(0);
-                        self.pass_over(&oldest.stream, Reason::Crowded);
-                    }
-                    let peer = peer_of(&stream);
-                    let (since, partial) = (now, false);
-                    self.unspoken.push(Unspoken {
-                        stream,
-                        peer,
-                        since,
-                        partial,
-                    });
-                }
+                Ok(Some(stream)) => self.listen_to(stream, now),
                 Ok(None) => {
                     super::lock(&self.shared.front).starved = None;
                     return;
@@ -224,6 +212,22 @@ impl Desk {
                 }
             }
         }
+    }
+
+    /// Waits for what a connection says.
+    fn listen_to(&mut self, stream: Stream, now: Instant) {
+        if self.unspoken.len() >= self.bounds.waiting {
+            let oldest = self.unspoken.remove(0);
+            self.pass_over(&oldest.stream, Reason::Crowded);
+        }
+        let peer = peer_of(&stream);
+        let (since, partial) = (now, false);
+        self.unspoken.push(Unspoken {
+            stream,
+            peer,
+            since,
+            partial,
+        });
     }
 
     /// Looks at what each unspoken connection has said.
@@ -256,6 +260,13 @@ impl Desk {
     /// Puts a connection that has spoken, or has had its time, where it belongs.
     fn assign(&mut self, unspoken: Unspoken, kind: io::Result<Kind>, now: Instant) {
         let Unspoken { stream, peer, .. } = unspoken;
+        if let Ok(Kind::Unmarked(said) | Kind::Tls(said)) = &kind
+            && stream.is_bare()
+            && let Some(claim) = &mut *super::lock(&self.shared.claim)
+            && (claim.is_wanted)(said)
+        {
+            return (claim.take)(stream);
+        }
         let reason = match kind {
             Ok(Kind::Main | Kind::Engine | Kind::Recovery) if self.refuses_new => {
                 Reason::OtherKind(SetupFault::Ending)
@@ -303,7 +314,7 @@ impl Desk {
                 Some(id) => return self.give(id, Arrival::Preempt(stream)),
                 None => Reason::Unmarked(said),
             },
-            Ok(Kind::Tls) => Reason::Tls,
+            Ok(Kind::Tls(_)) => Reason::Tls,
             Ok(Kind::Silent | Kind::Partial) => Reason::Silent {
                 within: self.bounds.hello,
             },
@@ -378,7 +389,7 @@ impl Desk {
     ) {
         let inbox = Inbox::default();
         self.inboxes.insert(id, inbox.clone());
-        let ticket = Ticket::new(id, Arc::clone(&self.shared));
+        let ticket = Ticket::new(id, Arc::clone(&self.shared) as Arc<dyn Holder>);
         let peer = describe(&main);
         let main = Arc::new(main);
         self.mains.insert(id, Arc::downgrade(&main));
@@ -390,6 +401,7 @@ impl Desk {
             may_be_postcopy: stated.postcopy,
             peer,
             is_recovery,
+            name: None,
             ticket,
         }));
     }
@@ -481,12 +493,15 @@ impl Desk {
             None => sources.push(PollFd::new(&self.listener, PollFlags::IN)),
         }
         for unspoken in &self.unspoken {
-            match unspoken.partial {
+            match unspoken.partial || !unspoken.stream.is_bare() {
                 true => timeout = timeout.min(PARTIAL_PAUSE),
                 false => sources.push(PollFd::new(&unspoken.stream, PollFlags::IN)),
             }
         }
         for setup in &self.setups {
+            if !setup.stream.is_bare() {
+                timeout = timeout.min(PARTIAL_PAUSE);
+            }
             sources.push(PollFd::new(&setup.stream, PollFlags::IN));
         }
         // Less than a second, so it fits a timespec. A poll that fails is made anew, after what there is to do.
@@ -518,11 +533,11 @@ impl SetUp {
     fn read(&mut self, now: Instant, bounds: &Bounds) -> Result<bool, SetUpFault> {
         let mut piece = [0; SETUP_PIECE_BYTES];
         for _ in 0..SETUP_PIECES {
-            let count = match recv(&self.stream, &mut piece, RecvFlags::DONTWAIT) {
-                Ok((count, _)) => count,
-                Err(rustix::io::Errno::INTR) => continue,
-                Err(rustix::io::Errno::AGAIN) => break,
-                Err(error) => return Err(SetUpFault::Io(error.into())),
+            let count = match self.stream.read_now(&mut piece) {
+                Ok(count) => count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) => return Err(SetUpFault::Io(error)),
             };
             if count == 0 {
                 return Err(SetUpFault::Ended);
@@ -584,10 +599,10 @@ impl SetUp {
 fn take_hello(stream: &Stream, bytes: &[u8; Hello::LEN]) -> Result<Hello, Reason> {
     let hello = Hello::parse(bytes).map_err(Reason::Hello)?;
     let mut taken = [0; Hello::LEN];
-    match recv(stream, &mut taken, RecvFlags::DONTWAIT) {
-        Ok((Hello::LEN, _)) => Ok(hello),
+    match stream.read_now(&mut taken) {
+        Ok(Hello::LEN) => Ok(hello),
         Ok(_) => Err(Reason::Io(io::ErrorKind::UnexpectedEof.into())),
-        Err(error) => Err(Reason::Io(error.into())),
+        Err(error) => Err(Reason::Io(error)),
     }
 }
 

@@ -73,7 +73,8 @@ impl Inbox {
         state.sink = Some(Box::new(sink));
     }
 
-    pub(super) fn put(&self, arrival: Arrival) {
+    /// One more connection has come.
+    pub fn put(&self, arrival: Arrival) {
         let mut state = self.lock();
         match &mut state.sink {
             Some(sink) => sink(arrival),

@@ -32,8 +32,8 @@ pub(super) enum Kind {
     Channel([u8; Hello::LEN]),
     /// The main channel of a postcopy migration that goes on after a break.
     Recovery,
-    /// A TLS handshake.
-    Tls,
+    /// A TLS handshake; its first four bytes.
+    Tls([u8; 4]),
     /// None of these; its first four bytes.
     Unmarked([u8; 4]),
     /// Its peer has closed it before it said enough.
@@ -59,7 +59,7 @@ pub(super) fn kind(stream: &Stream) -> io::Result<Kind> {
         ENGINE_START => Kind::Engine,
         CHANNEL_MAGIC if count == Hello::LEN => Kind::Channel(start),
         CHANNEL_MAGIC => more_or_closed(stream),
-        _ if said.starts_with(&TLS_HANDSHAKE) => Kind::Tls,
+        _ if said.starts_with(&TLS_HANDSHAKE) => Kind::Tls(*said),
         _ if said.starts_with(&COMMAND) => Kind::Recovery,
         other => Kind::Unmarked(other),
     })

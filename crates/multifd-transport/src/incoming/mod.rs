@@ -9,6 +9,7 @@
 //! how a main channel begins. Nothing that a source does before that point waits for its destination.
 
 mod desk;
+mod door;
 mod inbox;
 mod kind;
 mod matching;
@@ -28,6 +29,8 @@ use std::time::{Duration, Instant};
 use rustix::event::{EventfdFlags, eventfd};
 
 use self::desk::{Bounds, Desk};
+use self::door::Claim;
+pub use self::door::Door;
 pub use self::inbox::{Arrival, Inbox, IncomingChannel};
 pub use self::kind::ENGINE_MAGIC;
 // For the fuzz targets, which have a workspace of their own.
@@ -61,6 +64,8 @@ pub struct Incoming {
     pub peer: String,
     /// It is a postcopy migration that goes on after a break: its stream has no beginning.
     pub is_recovery: bool,
+    /// Which of several destinations it is for, where the way that it came says so.
+    pub name: Option<String>,
     /// Its place with the acceptor, which keeps it until this is dropped.
     pub ticket: Ticket,
 }
@@ -75,10 +80,19 @@ pub enum Peer {
 }
 
 /// A migration's place with its acceptor. Dropped at the migration's end.
-#[derive(Debug)]
 pub struct Ticket {
+    /// Its number at a desk, or 0.
     id: Id,
-    shared: Arc<Shared>,
+    holder: Arc<dyn Holder>,
+}
+
+/// Keeps a migration's place.
+pub trait Holder: Send + Sync {
+    /// All channels of the migration have come, for certain.
+    fn settle(&self, id: u64);
+
+    /// The migration is over.
+    fn end(&self, id: u64);
 }
 
 /// Accepts migrations, any number at once.
@@ -98,6 +112,7 @@ struct Shared {
     /// Wakes the desk out of its poll.
     wake: OwnedFd,
     notes: Mutex<Notes>,
+    claim: Mutex<Option<Claim>>,
 }
 
 #[derive(Default)]
@@ -120,6 +135,7 @@ enum Order {
     Settle(Id),
     End(Id),
     RefuseNew,
+    Hear(Stream),
     Expect {
         uuid: [u8; 16],
         inbox: Inbox,
@@ -151,6 +167,7 @@ impl Acceptor {
             changed: Condvar::new(),
             wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
             notes: Mutex::default(),
+            claim: Mutex::default(),
         });
         let desk = Desk::new(listener, Arc::clone(&shared), bounds);
         let desk = thread::Builder::new()
@@ -171,6 +188,11 @@ impl Acceptor {
     /// Tells `listen` of connections that are passed over, a few in a second at most. Nothing is accepted while it runs.
     pub fn on_note(&self, listen: impl Fn(&Note) + Send + 'static) {
         lock(&self.shared.notes).listen_to(Box::new(listen));
+    }
+
+    /// A way in for those who read other protocols.
+    pub fn door(&self) -> Door {
+        Door::new(Arc::clone(&self.shared))
     }
 
     /// Waits for a QEMU's migration, whose channels come through its [`Inbox`]. Engines are passed over.
@@ -227,8 +249,8 @@ impl Acceptor {
         // The desk answers as soon as it wakes, unless it has died; no channel will come then.
         while self.desk.as_ref().is_some_and(|desk| !desk.is_finished()) {
             if let Ok(id) = id.recv_timeout(TICK) {
-                let shared = Arc::clone(&self.shared);
-                return (inbox, Some(Ticket { id, shared }));
+                let ticket = Ticket::new(id, Arc::clone(&self.shared) as Arc<dyn Holder>);
+                return (inbox, Some(ticket));
             }
         }
         (inbox, None)
@@ -304,19 +326,38 @@ impl Drop for Acceptor {
 }
 
 impl Ticket {
-    fn new(id: Id, shared: Arc<Shared>) -> Self {
-        Self { id, shared }
+    /// A place that `holder` keeps under this number.
+    pub fn new(id: u64, holder: Arc<dyn Holder>) -> Self {
+        Self { id, holder }
     }
 
     /// All channels of the migration have come, for certain: who comes later is another's.
     pub fn settle(&self) {
-        self.shared.order(Order::Settle(self.id));
+        self.holder.settle(self.id);
     }
 }
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        self.shared.order(Order::End(self.id));
+        self.holder.end(self.id);
+    }
+}
+
+impl fmt::Debug for Ticket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Ticket")
+            .field("id", &self.id)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Holder for Shared {
+    fn settle(&self, id: Id) {
+        self.order(Order::Settle(id));
+    }
+
+    fn end(&self, id: Id) {
+        self.order(Order::End(id));
     }
 }
 

@@ -39,6 +39,8 @@ pub enum Reason {
     Crowded,
     /// It began a TLS handshake.
     Tls,
+    /// It came by way of another protocol, whose reader says why.
+    Other(String),
     /// It began with bytes that no connection of a migration begins with.
     Unmarked([u8; 4]),
     /// It began as a multifd channel, with a hello that is none.
@@ -174,6 +176,7 @@ impl fmt::Display for Reason {
             }
             Reason::Crowded => f.write_str("too many connections have not said what they are"),
             Reason::Tls => write!(f, "{}", SetupFault::Tls),
+            Reason::Other(words) => f.write_str(words),
             Reason::Unmarked(bytes) => write!(
                 f,
                 "it begins with {:#010x}, which no connection of a migration does",
