@@ -34,6 +34,7 @@ pub mod recording;
 pub mod relay;
 pub mod replay;
 mod taking;
+pub mod trunk;
 
 pub use coverage::CoverageFault;
 pub use failure::Failure;

@@ -1,0 +1,135 @@
+//! What a preface and an answer are sent in: a magic number, a length, a body.
+
+use super::{Answer, HandshakeFault, Preface};
+
+/// The longest body of a preface or an answer, in bytes, for ever: four times the longest refusal.
+pub const MAX_HANDSHAKE_BODY_LEN: usize = 4096;
+
+/// Reads the preface that begins a connection. It does no IO.
+#[derive(Debug, Default)]
+pub struct PrefaceReceiver(Envelope);
+
+impl PrefaceReceiver {
+    /// Bytes which complete the next step. Reading no more than that leaves in the socket what follows the preface.
+    #[must_use]
+    pub fn wanted(&self) -> usize {
+        self.0.wanted(PREFACE_MAGIC)
+    }
+
+    /// Takes what it can use from the front of `input`. `None`: all of `input` is used and more is needed. The receiver is
+    /// used up once it has given a preface or an error.
+    ///
+    /// # Errors
+    /// [`HandshakeFault`]; [`Refusal::from`](super::Refusal) makes an answer of it.
+    pub fn push(&mut self, input: &mut &[u8]) -> Result<Option<Preface>, HandshakeFault> {
+        self.0
+            .push(PREFACE_MAGIC, input)?
+            .map(Preface::parse)
+            .transpose()
+    }
+
+    /// What it is when the connection ends before the preface is whole.
+    #[must_use]
+    pub fn truncated(&self) -> HandshakeFault {
+        let missing = self.wanted();
+        HandshakeFault::Truncated { missing }
+    }
+}
+
+/// Reads the server's answer. It does no IO.
+#[derive(Debug, Default)]
+pub struct AnswerReceiver(Envelope);
+
+impl AnswerReceiver {
+    /// Bytes which complete the next step. Reading no more than that leaves in the socket what follows the answer.
+    #[must_use]
+    pub fn wanted(&self) -> usize {
+        self.0.wanted(ANSWER_MAGIC)
+    }
+
+    /// Takes what it can use from the front of `input`. `None`: all of `input` is used and more is needed. The receiver is
+    /// used up once it has given an answer or an error.
+    ///
+    /// # Errors
+    /// [`HandshakeFault`].
+    pub fn push(&mut self, input: &mut &[u8]) -> Result<Option<Answer>, HandshakeFault> {
+        self.0
+            .push(ANSWER_MAGIC, input)?
+            .map(Answer::parse)
+            .transpose()
+    }
+
+    /// What it is when the connection ends before the answer is whole.
+    #[must_use]
+    pub fn truncated(&self) -> HandshakeFault {
+        let missing = self.wanted();
+        HandshakeFault::Truncated { missing }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Envelope {
+    /// At most [`HEAD_LEN`] and [`MAX_HANDSHAKE_BODY_LEN`] bytes.
+    gathered: Vec<u8>,
+}
+
+impl Envelope {
+    fn wanted(&self, magic: [u8; 4]) -> usize {
+        let len = match self.body_len(magic) {
+            Ok(Some(body)) => HEAD_LEN.saturating_add(body),
+            Ok(None) => HEAD_LEN,
+            Err(_) => 0,
+        };
+        len.saturating_sub(self.gathered.len())
+    }
+
+    /// The body, as soon as it is whole.
+    fn push(&mut self, magic: [u8; 4], input: &mut &[u8]) -> Result<Option<&[u8]>, HandshakeFault> {
+        // First the head, then the body, whose length the head states.
+        for _ in 0..2 {
+            let wanted = self.wanted(magic);
+            let (taken, rest) = input.split_at_checked(wanted).unwrap_or((input, &[]));
+            self.gathered.extend_from_slice(taken);
+            *input = rest;
+            self.body_len(magic)?;
+        }
+        let whole = self.body_len(magic)?.is_some() && self.wanted(magic) == 0;
+        Ok(whole.then(|| self.gathered.get(HEAD_LEN..).unwrap_or_default()))
+    }
+
+    /// The length that the head states, once the head is there.
+    fn body_len(&self, magic: [u8; 4]) -> Result<Option<usize>, HandshakeFault> {
+        let Some(&[m0, m1, m2, m3, high, low]) = self.gathered.first_chunk::<HEAD_LEN>() else {
+            return Ok(None);
+        };
+        let found = [m0, m1, m2, m3];
+        if found != magic {
+            let allowed = magic;
+            return Err(HandshakeFault::Magic { found, allowed });
+        }
+        let len = usize::from(u16::from_be_bytes([high, low]));
+        check_len(len)?;
+        Ok(Some(len))
+    }
+}
+
+/// The magic number, the length and the body.
+pub(super) fn seal(magic: [u8; 4], body: &[u8]) -> Result<Vec<u8>, HandshakeFault> {
+    check_len(body.len())?;
+    let len = u16::try_from(body.len()).unwrap_or(u16::MAX);
+    Ok([magic.as_slice(), &len.to_be_bytes(), body].concat())
+}
+
+fn check_len(found: usize) -> Result<(), HandshakeFault> {
+    let allowed = MAX_HANDSHAKE_BODY_LEN;
+    match found <= allowed {
+        true => Ok(()),
+        false => Err(HandshakeFault::Length { found, allowed }),
+    }
+}
+
+pub(super) const PREFACE_MAGIC: [u8; 4] = *b"MFDT";
+pub(super) const ANSWER_MAGIC: [u8; 4] = *b"MFDA";
+
+/// The magic number and the length.
+const HEAD_LEN: usize = 6;

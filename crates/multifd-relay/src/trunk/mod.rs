@@ -1,0 +1,73 @@
+//! The trunk: the protocol that two relays speak between them. `docs/trunk.md` describes its bytes.
+//!
+//! A trunk connection carries one connection of a QEMU: main, a multifd channel, or postcopy's preempt connection. No
+//! QEMU speaks this. This module does no IO: it makes bytes and takes bytes apart.
+//!
+//! ```text
+//! client (the source's relay)              server (the destination's relay)
+//! Preface                              ->
+//!                                      <-  Answer: Accepted, or Refused and nothing more
+//! frames                              <->  frames
+//! ```
+//!
+//! * The server reads a [`Preface`] with a [`PrefaceReceiver`], lets [`choose`] find what both ends understand, and sends
+//!   an [`Answer`].
+//! * The client reads it with an [`AnswerReceiver`]. [`Accepted::chosen`] compares it with the preface.
+//! * Then each end has a [`FrameWriter`] and a [`FrameReader`], which both count frames. The frame's number is the seed of
+//!   its digest, so a lost, repeated, swapped or changed frame is found before a byte of it is given out.
+
+mod answer;
+mod body;
+mod choose;
+mod digest;
+mod envelope;
+mod fault;
+mod frame;
+mod name;
+mod preface;
+mod reader;
+mod words;
+mod writer;
+mod zstd;
+
+pub use self::answer::{Accepted, Answer, Refusal, RefusalCode};
+pub use self::choose::{Abilities, Chosen, Compression, choose};
+pub use self::digest::Digest;
+pub use self::envelope::{AnswerReceiver, MAX_HANDSHAKE_BODY_LEN, PrefaceReceiver};
+pub use self::fault::{Choice, FrameFault, HandshakeFault, Misuse, NoCompression};
+pub use self::frame::{Failure, FailureCode, Frame, HEADER_LEN, MAX_BODY_LEN};
+pub use self::name::{Name, NameFault};
+pub use self::preface::{Connection, Extension, MAX_CODES, MAX_EXTENSIONS, Offers, Preface};
+pub use self::reader::FrameReader;
+pub use self::words::Words;
+pub use self::writer::FrameWriter;
+
+/// A range of versions of the trunk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Versions {
+    /// The oldest.
+    pub oldest: u16,
+    /// The newest.
+    pub newest: u16,
+}
+
+impl Versions {
+    /// What this crate speaks.
+    pub const OURS: Self = Self {
+        oldest: 1,
+        newest: 1,
+    };
+
+    /// The newest version that both have; `None` too when either range is upside down.
+    #[must_use]
+    pub fn common(self, other: Self) -> Option<u16> {
+        let newest = self.newest.min(other.newest);
+        (newest >= self.oldest.max(other.oldest)).then_some(newest)
+    }
+
+    /// Whether `version` is in the range.
+    #[must_use]
+    pub fn contains(self, version: u16) -> bool {
+        (self.oldest..=self.newest).contains(&version)
+    }
+}

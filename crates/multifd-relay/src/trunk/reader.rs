@@ -1,0 +1,311 @@
+//! Takes frames apart.
+
+use super::digest::Digest;
+use super::frame::{Failure, Frame, HEADER_LEN, Head, Kind, MAX_BODY_LEN, RAW_LEN_LEN};
+use super::zstd::{Decompressor, MAX_WINDOW_LOG, Wrong};
+use super::{Compression, FrameFault, NoCompression};
+
+/// Takes the frames of one direction of one connection apart. It does no IO.
+///
+/// There are two ways to drive it, which can be mixed:
+///
+/// * [`push`](Self::push) takes bytes in any cut.
+/// * The caller reads from its socket into [`space`](Self::space), and [`filled`](Self::filled) says how many bytes came.
+///   So they land where they stay.
+///
+/// It holds one frame. The frame's memory grows with the bytes that have come: a header alone brings 64 KiB. It is kept for
+/// the next frame: at most [`HEADER_LEN`] + [`MAX_BODY_LEN`] bytes, with compression [`MAX_BODY_LEN`] more.
+///
+/// After a [`FrameFault`] the reader stays at it.
+#[derive(Debug)]
+pub struct FrameReader {
+    digest: Digest,
+    decompressor: Option<Decompressor>,
+    /// Of the frame that is due.
+    number: u64,
+    state: State,
+    /// The header and the body. It stays as long as it once was, so that it is filled with zeros once only.
+    buffer: Vec<u8>,
+    /// Bytes of the present frame in `buffer`.
+    held: usize,
+    /// The content of the last compressed frame, at the front.
+    raw: Vec<u8>,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum State {
+    Header,
+    /// All of the header is there; the number is its digest.
+    Body(Head, u64),
+    /// After the frame that ends the direction.
+    Ended,
+    Failed(FrameFault),
+}
+
+/// A whole frame. Its bytes are in the reader.
+enum Whole {
+    Data { len: usize },
+    Raw { len: usize },
+    End,
+    Failure(Failure),
+    Alive,
+    Begun,
+    Unknown,
+}
+
+impl FrameReader {
+    /// A reader at the beginning of its direction.
+    ///
+    /// # Errors
+    /// When this build or this machine has no such compression.
+    pub fn new(digest: Digest, compression: Compression) -> Result<Self, NoCompression> {
+        let decompressor = match compression {
+            Compression::None => None,
+            Compression::Zstd => Some(Decompressor::new()?),
+        };
+        Ok(Self {
+            digest,
+            decompressor,
+            number: 0,
+            state: State::Header,
+            buffer: Vec::new(),
+            held: 0,
+            raw: Vec::new(),
+        })
+    }
+
+    /// Bytes which complete the present header or body; 0 after the end and after a fault.
+    #[must_use]
+    pub fn wanted(&self) -> usize {
+        self.step_end().saturating_sub(self.held)
+    }
+
+    /// Where the next bytes belong: at most what is [`wanted`](Self::wanted), at least one byte when that is not 0.
+    pub fn space(&mut self) -> &mut [u8] {
+        let growth = self.held.max(LEAST_GROWTH);
+        let known = self.buffer.len().max(self.held.saturating_add(growth));
+        let end = self.step_end().min(known);
+        if let Some(more) = end.checked_sub(self.buffer.len()) {
+            // No more than is needed, where `resize` alone would double.
+            self.buffer.reserve_exact(more);
+            self.buffer.resize(end, 0);
+        }
+        self.buffer.get_mut(self.held..end).unwrap_or_default()
+    }
+
+    /// The caller has put `len` bytes at the front of [`space`](Self::space): gives the frame that they complete, if they do.
+    /// Its bytes stay until the reader is used again.
+    ///
+    /// # Errors
+    /// When a frame breaks a rule. [`FrameFault::Overfilled`] when there was no space for so many.
+    pub fn filled(&mut self, len: usize) -> Result<Option<Frame<'_>>, FrameFault> {
+        match self.take(len) {
+            Ok(whole) => Ok(whole.and_then(|whole| self.give(whole))),
+            Err(fault) => Err(self.fail(fault)),
+        }
+    }
+
+    /// Takes what it can use from the front of `input`, up to the end of the next frame. `None`: all of `input` is used and
+    /// more is needed.
+    ///
+    /// # Errors
+    /// When a frame breaks a rule, and for bytes after the last frame.
+    pub fn push(&mut self, input: &mut &[u8]) -> Result<Option<Frame<'_>>, FrameFault> {
+        loop {
+            if let State::Failed(fault) = self.state {
+                return Err(fault);
+            }
+            if input.is_empty() {
+                return Ok(None);
+            }
+            if matches!(self.state, State::Ended) {
+                return Err(self.fail(FrameFault::AfterEnd));
+            }
+            let space = self.space();
+            let (taken, rest) = input.split_at_checked(space.len()).unwrap_or((input, &[]));
+            space
+                .iter_mut()
+                .zip(taken)
+                .for_each(|(to, from)| *to = *from);
+            *input = rest;
+            match self.take(taken.len()) {
+                Ok(None | Some(Whole::Unknown)) => {}
+                Ok(Some(whole)) => return Ok(self.give(whole)),
+                Err(fault) => return Err(self.fail(fault)),
+            }
+        }
+    }
+
+    /// Says whether the connection may end here: after the frame that ends its direction.
+    ///
+    /// # Errors
+    /// [`FrameFault::NoEnd`] anywhere else; the fault itself after one.
+    pub fn finish(&self) -> Result<(), FrameFault> {
+        match self.state {
+            State::Ended => Ok(()),
+            State::Failed(fault) => Err(fault),
+            State::Header | State::Body(..) => Err(FrameFault::NoEnd),
+        }
+    }
+
+    /// Whether the frame has come that ends this direction: [`Frame::End`] or [`Frame::Failure`].
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        matches!(self.state, State::Ended)
+    }
+
+    /// How many whole frames have come, those of unknown kinds too.
+    #[must_use]
+    pub fn frames(&self) -> u64 {
+        self.number
+    }
+
+    fn fail(&mut self, fault: FrameFault) -> FrameFault {
+        self.state = State::Failed(fault);
+        fault
+    }
+
+    /// Where in the buffer the present step ends.
+    fn step_end(&self) -> usize {
+        match self.state {
+            State::Header => HEADER_LEN,
+            State::Body(head, _) => HEADER_LEN.saturating_add(head.len as usize),
+            State::Ended | State::Failed(_) => 0,
+        }
+    }
+
+    /// Goes on with `len` more bytes in the buffer; answers the frame that they complete.
+    fn take(&mut self, len: usize) -> Result<Option<Whole>, FrameFault> {
+        if let State::Failed(fault) = self.state {
+            return Err(fault);
+        }
+        let offered = self.buffer.len().saturating_sub(self.held);
+        let allowed = self.wanted().min(offered);
+        if len > allowed {
+            let found = len;
+            return Err(FrameFault::Overfilled { found, allowed });
+        }
+        self.held = self.held.saturating_add(len);
+        if self.held < self.step_end() {
+            return Ok(None);
+        }
+        match self.state {
+            State::Header => {
+                self.begin()?;
+                match self.state {
+                    State::Body(head, stated) if head.len == 0 => {
+                        self.complete(head, stated).map(Some)
+                    }
+                    _ => Ok(None),
+                }
+            }
+            State::Body(head, stated) => self.complete(head, stated).map(Some),
+            State::Ended | State::Failed(_) => Ok(None),
+        }
+    }
+
+    /// All of a header has come.
+    fn begin(&mut self) -> Result<(), FrameFault> {
+        let number = self.number;
+        let header = self.buffer.first_chunk().copied().unwrap_or_default();
+        let (head, stated) = Head::parse(number, header)?;
+        if head.kind == Kind::Compressed && self.decompressor.is_none() {
+            return Err(FrameFault::NotChosen { number });
+        }
+        // The head moves behind the digest, so that what the digest covers is in one piece.
+        let to = self.buffer.iter_mut().skip(DIGEST_LEN);
+        to.zip(head.to_bytes()).for_each(|(to, from)| *to = from);
+        self.state = State::Body(head, stated);
+        Ok(())
+    }
+
+    /// All of a frame has come.
+    fn complete(&mut self, head: Head, found: u64) -> Result<Whole, FrameFault> {
+        let number = self.number;
+        let len = head.len as usize;
+        let covered = self.buffer.get(DIGEST_LEN..self.held).unwrap_or_default();
+        let computed = self.digest.of(number, covered);
+        if found != computed {
+            return Err(FrameFault::Digest {
+                number,
+                found,
+                computed,
+            });
+        }
+        let whole = match head.kind {
+            Kind::Data => Whole::Data { len },
+            Kind::Compressed => self.decompress()?,
+            Kind::End => Whole::End,
+            Kind::Failure => {
+                let failure = Failure::parse(self.body(len));
+                Whole::Failure(failure.map_err(|_| FrameFault::Failure { number })?)
+            }
+            Kind::Alive => Whole::Alive,
+            Kind::Begun => Whole::Begun,
+            Kind::Unknown(_) => Whole::Unknown,
+        };
+        self.state = match whole {
+            Whole::End | Whole::Failure(_) => State::Ended,
+            _ => State::Header,
+        };
+        self.number = number.wrapping_add(1);
+        self.held = 0;
+        Ok(whole)
+    }
+
+    fn decompress(&mut self) -> Result<Whole, FrameFault> {
+        let number = self.number;
+        let Some(decompressor) = &mut self.decompressor else {
+            return Err(FrameFault::NotChosen { number });
+        };
+        let body = self.buffer.get(HEADER_LEN..self.held).unwrap_or_default();
+        let (raw_len, frame) = body.split_at_checked(RAW_LEN_LEN).unwrap_or_default();
+        let raw_len = raw_len.first_chunk().copied().unwrap_or_default();
+        let expected = u32::from_be_bytes(raw_len);
+        let len = expected as usize;
+        if len == 0 || len > MAX_BODY_LEN {
+            return Err(FrameFault::RawLength {
+                number,
+                found: expected,
+                allowed: MAX_BODY_LEN as u32,
+            });
+        }
+        if let Some(more) = len.checked_sub(self.raw.len()) {
+            self.raw.reserve_exact(more);
+            self.raw.resize(len, 0);
+        }
+        let raw = self.raw.get_mut(..len).unwrap_or_default();
+        match decompressor.decompress(frame, raw) {
+            Ok(()) => Ok(Whole::Raw { len }),
+            Err(Wrong::Window) => Err(FrameFault::Window {
+                number,
+                allowed: MAX_WINDOW_LOG,
+            }),
+            Err(Wrong::Content) => Err(FrameFault::Compressed { number, expected }),
+        }
+    }
+
+    /// Of a frame that has come.
+    fn body(&self, len: usize) -> &[u8] {
+        let body = self.buffer.get(HEADER_LEN..).unwrap_or_default();
+        body.get(..len).unwrap_or_default()
+    }
+
+    fn give(&self, whole: Whole) -> Option<Frame<'_>> {
+        Some(match whole {
+            Whole::Data { len } => Frame::Data(self.body(len)),
+            Whole::Raw { len } => Frame::Data(self.raw.get(..len).unwrap_or_default()),
+            Whole::End => Frame::End,
+            Whole::Failure(failure) => Frame::Failure(failure),
+            Whole::Alive => Frame::Alive,
+            Whole::Begun => Frame::Begun,
+            Whole::Unknown => return None,
+        })
+    }
+}
+
+/// Of a digest in a header, and of the head before it: each is half of the header.
+const DIGEST_LEN: usize = HEADER_LEN / 2;
+
+/// What the buffer grows by at least, so that a frame is read in few pieces.
+const LEAST_GROWTH: usize = 64 << 10;

@@ -1,0 +1,206 @@
+//! Makes frames.
+
+use super::digest::Digest;
+use super::frame::{HEADER_LEN, Head, Kind, MAX_BODY_LEN, RAW_LEN_LEN};
+use super::zstd::Compressor;
+use super::{Compression, Failure, Misuse, NoCompression};
+
+/// Makes the frames of one direction of one connection. It does no IO.
+///
+/// Every header and every frame that it gives must be written, in that order: it has been counted.
+#[derive(Debug)]
+pub struct FrameWriter {
+    digest: Digest,
+    compressor: Option<Compressor>,
+    /// Of the next frame.
+    number: u64,
+    ended: bool,
+}
+
+impl FrameWriter {
+    /// A writer at the beginning of its direction. With zstd it holds libzstd's context for level 1, about 1 MiB once it has
+    /// been used.
+    ///
+    /// # Errors
+    /// When this build or this machine has no such compression.
+    pub fn new(digest: Digest, compression: Compression) -> Result<Self, NoCompression> {
+        let compressor = match compression {
+            Compression::None => None,
+            Compression::Zstd => Some(Compressor::new()?),
+        };
+        Ok(Self {
+            digest,
+            compressor,
+            number: 0,
+            ended: false,
+        })
+    }
+
+    /// The header of a data frame; the caller writes it, then the parts. They are not copied.
+    ///
+    /// # Errors
+    /// [`Misuse`], also when the parts have no byte or more than [`MAX_BODY_LEN`]: [`FrameWriter::append`] cuts.
+    pub fn data(&mut self, parts: &[&[u8]]) -> Result<[u8; HEADER_LEN], Misuse> {
+        let found = parts
+            .iter()
+            .fold(0_usize, |sum, part| sum.saturating_add(part.len()));
+        if found == 0 || found > MAX_BODY_LEN {
+            let allowed = MAX_BODY_LEN;
+            return Err(Misuse::Length { found, allowed });
+        }
+        self.header(Kind::Data, found, parts)
+    }
+
+    /// Appends `bytes` to `out` in as many data frames as they need: none for no bytes.
+    ///
+    /// # Errors
+    /// [`Misuse::Ended`].
+    pub fn append(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> Result<(), Misuse> {
+        for piece in bytes.chunks(MAX_BODY_LEN) {
+            let header = self.data(&[piece])?;
+            out.extend_from_slice(&header);
+            out.extend_from_slice(piece);
+        }
+        Ok(())
+    }
+
+    /// Appends `bytes` to `out` in compressed frames, as many as they need, when this is smaller than data frames; answers
+    /// whether it was. If it was not, or no compression was chosen, nothing has changed.
+    ///
+    /// # Errors
+    /// [`Misuse::Ended`] and [`Misuse::Compressor`]; nothing is changed then.
+    pub fn compressed(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> Result<bool, Misuse> {
+        let (start, number) = (out.len(), self.number);
+        let outcome = self.compress(bytes, out);
+        if !matches!(outcome, Ok(true)) {
+            out.truncate(start);
+            self.number = number;
+        }
+        outcome
+    }
+
+    /// A whole frame: this direction ends cleanly.
+    ///
+    /// # Errors
+    /// [`Misuse::Ended`].
+    pub fn end(&mut self) -> Result<[u8; HEADER_LEN], Misuse> {
+        let header = self.header(Kind::End, 0, &[])?;
+        self.ended = true;
+        Ok(header)
+    }
+
+    /// Appends a frame that ends the migration. This direction ends with it.
+    ///
+    /// # Errors
+    /// [`Misuse::Ended`].
+    pub fn failure(&mut self, failure: &Failure, out: &mut Vec<u8>) -> Result<(), Misuse> {
+        let body = failure.to_body();
+        let header = self.header(Kind::Failure, body.len(), &[&body])?;
+        out.extend_from_slice(&header);
+        out.extend_from_slice(&body);
+        self.ended = true;
+        Ok(())
+    }
+
+    /// A whole frame that says nothing, so that a connection does not seem dead.
+    ///
+    /// # Errors
+    /// [`Misuse::Ended`].
+    pub fn alive(&mut self) -> Result<[u8; HEADER_LEN], Misuse> {
+        self.header(Kind::Alive, 0, &[])
+    }
+
+    /// A whole frame: the destination behind the server loads the guest now.
+    ///
+    /// # Errors
+    /// [`Misuse::Ended`].
+    pub fn begun(&mut self) -> Result<[u8; HEADER_LEN], Misuse> {
+        self.header(Kind::Begun, 0, &[])
+    }
+
+    /// Whether this direction has been ended.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.ended
+    }
+
+    /// How many frames there have been.
+    #[must_use]
+    pub fn frames(&self) -> u64 {
+        self.number
+    }
+
+    /// Counts a frame. `len` is at most [`MAX_BODY_LEN`], and what the parts have.
+    fn header(
+        &mut self,
+        kind: Kind,
+        len: usize,
+        parts: &[&[u8]],
+    ) -> Result<[u8; HEADER_LEN], Misuse> {
+        let number = self.next()?;
+        let len = len as u32;
+        let head = Head { kind, len };
+        let digest = self.digest.of_parts(number, head.to_bytes(), parts);
+        Ok(head.with_digest(digest))
+    }
+
+    fn next(&mut self) -> Result<u64, Misuse> {
+        if self.ended {
+            return Err(Misuse::Ended);
+        }
+        let number = self.number;
+        self.number = number.wrapping_add(1);
+        Ok(number)
+    }
+
+    fn compress(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> Result<bool, Misuse> {
+        if self.ended {
+            return Err(Misuse::Ended);
+        }
+        let start = out.len();
+        let mut plain = 0_usize;
+        for piece in bytes.chunks(MAX_BODY_LEN) {
+            plain = plain.saturating_add(HEADER_LEN.saturating_add(piece.len()));
+            if !self.compress_piece(piece, out)? {
+                self.append(piece, out)?;
+            }
+        }
+        Ok(out.len().saturating_sub(start) < plain)
+    }
+
+    fn compress_piece(&mut self, piece: &[u8], out: &mut Vec<u8>) -> Result<bool, Misuse> {
+        let Some(compressor) = &mut self.compressor else {
+            return Ok(false);
+        };
+        let start = out.len();
+        let body_at = start.saturating_add(HEADER_LEN);
+        // At most `MAX_BODY_LEN`.
+        let raw_len = piece.len() as u32;
+        out.extend_from_slice(&[0; HEADER_LEN]);
+        out.extend_from_slice(&raw_len.to_be_bytes());
+        let compressed = compressor.compress(piece, out);
+        let len = out.len().saturating_sub(body_at);
+        if !matches!(compressed, Ok(true)) || len >= piece.len() {
+            out.truncate(start);
+            return compressed.map(|_| false);
+        }
+        let head = Head {
+            kind: Kind::Compressed,
+            len: len as u32,
+        };
+        let number = self.next()?;
+        // The head stands directly before the body while the digest is computed over both.
+        put(out, body_at.saturating_sub(8), &head.to_bytes());
+        let covered = out.get(body_at.saturating_sub(8)..).unwrap_or_default();
+        let digest = self.digest.of(number, covered);
+        put(out, start, &head.with_digest(digest));
+        Ok(true)
+    }
+}
+
+fn put(out: &mut [u8], at: usize, bytes: &[u8]) {
+    let to = out.get_mut(at..).unwrap_or_default();
+    to.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);
+}
+
+const _: () = assert!(MAX_BODY_LEN <= u32::MAX as usize && RAW_LEN_LEN == size_of::<u32>());

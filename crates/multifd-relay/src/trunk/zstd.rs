@@ -1,0 +1,166 @@
+//! Compression of byte streams: one zstd frame for each frame of the trunk.
+
+#[cfg(feature = "zstd")]
+pub(super) use built::{Compressor, Decompressor};
+#[cfg(not(feature = "zstd"))]
+pub(super) use missing::{Compressor, Decompressor};
+
+use super::frame::MAX_BODY_LEN;
+
+/// The largest window, as a power of two: the least one that holds the longest content.
+pub(super) const MAX_WINDOW_LOG: u32 = 21;
+const _: () = assert!(1 << MAX_WINDOW_LOG >= MAX_BODY_LEN);
+const _: () = assert!(1 << (MAX_WINDOW_LOG - 1) < MAX_BODY_LEN);
+
+/// What is wrong with a compressed body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(
+    not(feature = "zstd"),
+    expect(dead_code, reason = "nothing is decompressed without zstd")
+)]
+pub(super) enum Wrong {
+    Window,
+    Content,
+}
+
+#[cfg(feature = "zstd")]
+mod built {
+    use std::fmt;
+
+    use zstd_safe::zstd_sys::ZSTD_EndDirective;
+    use zstd_safe::{CCtx, CParameter, DCtx, InBuffer, OutBuffer};
+
+    use super::super::{Misuse, NoCompression};
+    use super::{MAX_WINDOW_LOG, Wrong};
+
+    /// The fastest of libzstd's own levels: the trunk compresses beside a running guest.
+    const LEVEL: i32 = 1;
+
+    pub(in super::super) struct Compressor(CCtx<'static>);
+
+    impl Compressor {
+        pub(in super::super) fn new() -> Result<Self, NoCompression> {
+            let mut context = CCtx::try_create().ok_or(NoCompression::NoMemory)?;
+            context
+                .set_parameter(CParameter::CompressionLevel(LEVEL))
+                .map_err(|_| NoCompression::NoMemory)?;
+            Ok(Self(context))
+        }
+
+        /// Appends one zstd frame with all of `bytes`; `false` when it would not be one frame of the room that zstd says it
+        /// needs, which does not happen.
+        pub(in super::super) fn compress(
+            &mut self,
+            bytes: &[u8],
+            out: &mut Vec<u8>,
+        ) -> Result<bool, Misuse> {
+            out.reserve(zstd_safe::compress_bound(bytes.len()));
+            let filled = out.len();
+            let mut input = InBuffer::around(bytes);
+            let mut output = OutBuffer::around_pos(out, filled);
+            // All of the input at once: so the frame states the length of its content and has no larger window.
+            let end = ZSTD_EndDirective::ZSTD_e_end;
+            let pending = self
+                .0
+                .compress_stream2(&mut output, &mut input, end)
+                .map_err(|_| Misuse::Compressor)?;
+            Ok(pending == 0)
+        }
+    }
+
+    impl fmt::Debug for Compressor {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("Compressor")
+        }
+    }
+
+    pub(in super::super) struct Decompressor(DCtx<'static>);
+
+    impl Decompressor {
+        pub(in super::super) fn new() -> Result<Self, NoCompression> {
+            let context = DCtx::try_create().ok_or(NoCompression::NoMemory)?;
+            Ok(Self(context))
+        }
+
+        /// Decompresses the one zstd frame that `frame` must be. Its content must fill `raw`.
+        pub(in super::super) fn decompress(
+            &mut self,
+            frame: &[u8],
+            raw: &mut [u8],
+        ) -> Result<(), Wrong> {
+            match window_bytes(frame) {
+                Some(window) if window <= 1 << MAX_WINDOW_LOG => {}
+                _ => return Err(Wrong::Window),
+            }
+            if zstd_safe::find_frame_compressed_size(frame) != Ok(frame.len()) {
+                return Err(Wrong::Content);
+            }
+            // It decompresses in place, so it has no window of its own.
+            match self.0.decompress(raw, frame) {
+                Ok(len) if len == raw.len() => Ok(()),
+                _ => Err(Wrong::Content),
+            }
+        }
+    }
+
+    impl fmt::Debug for Decompressor {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("Decompressor")
+        }
+    }
+
+    /// The window that a frame's header asks for, as RFC 8878, sections 3.1.1.1.1 and 3.1.1.1.2, has it.
+    fn window_bytes(frame: &[u8]) -> Option<u64> {
+        const MAGIC: [u8; 4] = 0xfd2f_b528_u32.to_le_bytes();
+        const SINGLE_SEGMENT: u8 = 1 << 5;
+        let (&[m0, m1, m2, m3, descriptor], rest) = frame.split_first_chunk()?;
+        if [m0, m1, m2, m3] != MAGIC {
+            return None;
+        }
+        if descriptor & SINGLE_SEGMENT != 0 {
+            // All of the content.
+            return zstd_safe::get_frame_content_size(frame).ok()?;
+        }
+        let window = *rest.first()?;
+        let base = 1_u64 << (10 + u32::from(window >> 3));
+        Some(base.saturating_add((base >> 3).saturating_mul(u64::from(window & 7))))
+    }
+}
+
+#[cfg(not(feature = "zstd"))]
+mod missing {
+    use super::super::{Misuse, NoCompression};
+    use super::Wrong;
+
+    /// There is none.
+    #[derive(Debug)]
+    pub(in super::super) enum Compressor {}
+
+    impl Compressor {
+        pub(in super::super) fn new() -> Result<Self, NoCompression> {
+            Err(NoCompression::NotBuilt)
+        }
+
+        pub(in super::super) fn compress(
+            &mut self,
+            _: &[u8],
+            _: &mut Vec<u8>,
+        ) -> Result<bool, Misuse> {
+            match *self {}
+        }
+    }
+
+    /// There is none.
+    #[derive(Debug)]
+    pub(in super::super) enum Decompressor {}
+
+    impl Decompressor {
+        pub(in super::super) fn new() -> Result<Self, NoCompression> {
+            Err(NoCompression::NotBuilt)
+        }
+
+        pub(in super::super) fn decompress(&mut self, _: &[u8], _: &mut [u8]) -> Result<(), Wrong> {
+            match *self {}
+        }
+    }
+}
