@@ -9,6 +9,7 @@ use multifd_wire::{Fault, Misuse, UnknownMethod};
 
 use crate::coverage::CoverageFault;
 use crate::image::ImageError;
+use crate::leg::{LegAddress, LegAddressError};
 use crate::partial::FileError;
 use crate::recording::RecordingError;
 
@@ -28,6 +29,17 @@ pub enum Cause {
     /// The destination is the relay itself.
     #[error(transparent)]
     Circle(#[from] Circle),
+    /// The destination cannot be reached.
+    #[error("cannot connect to {address}")]
+    Dial {
+        /// Who was called.
+        address: LegAddress,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The destination has no address.
+    #[error(transparent)]
+    Leg(#[from] LegAddressError),
     /// A RAM block cannot be written to its image.
     #[error(transparent)]
     Image(#[from] ImageError),

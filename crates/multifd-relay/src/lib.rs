@@ -25,6 +25,7 @@ mod endings;
 pub mod failure;
 pub mod image;
 pub mod inspect;
+pub mod leg;
 mod marks;
 mod numbers;
 mod partial;

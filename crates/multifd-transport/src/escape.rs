@@ -18,7 +18,7 @@ pub fn printable(text: impl Display) -> String {
 }
 
 /// Bytes from outside, which need not be text.
-pub(crate) fn printable_bytes(bytes: &[u8]) -> String {
+pub fn printable_bytes(bytes: &[u8]) -> String {
     Printable(bytes).to_string()
 }
 

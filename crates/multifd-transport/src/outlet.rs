@@ -94,6 +94,17 @@ impl<'s> Outlet<'s> {
         Ok(outlet)
     }
 
+    /// The same for a channel whose `hello` was said in another way.
+    pub fn open_behind(
+        stream: &'s Stream,
+        hello: &Hello,
+        encoder: Box<dyn Encoder>,
+    ) -> Result<Self, Cause> {
+        let mut outlet = Self::open_later(stream, hello, encoder)?;
+        outlet.wire.head.clear();
+        Ok(outlet)
+    }
+
     /// Writes what was kept, in one call. From now on everything is written at once.
     pub fn release(&mut self) -> Result<(), Cause> {
         self.wire.release()

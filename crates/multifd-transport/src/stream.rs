@@ -149,11 +149,18 @@ impl Stream {
         }
     }
 
+    /// Says why the connection is about to be closed, to a peer that can hear it.
+    pub fn explain(&self, words: &str) {
+        if let Kind::Layered(connection) = &self.0 {
+            connection.explain(words);
+        }
+    }
+
     /// Closes both directions, and takes back what is on its way to the peer as far as the system can: the peer sees a
     /// broken connection and no end. `words` say why, to a peer that can hear them.
     pub fn reset(&self, words: Option<&str>) {
-        if let (Kind::Layered(connection), Some(words)) = (&self.0, words) {
-            connection.explain(words);
+        if let (Kind::Layered(_), Some(words)) = (&self.0, words) {
+            self.explain(words);
         } else if let Socket::Tcp(stream) = self.socket() {
             // A connection that is gone already needs no reset.
             let _ = connect_unspec(stream);

@@ -39,8 +39,10 @@ impl Link {
 
     /// The same, but what is on its way to the destination is taken back as far as the system can, and the destination
     /// sees a broken connection and no end.
-    pub(super) fn reset(&self) {
-        self.destination.reset(None);
+    /// Peers that are relays hear why.
+    pub(super) fn reset(&self, words: &str) {
+        self.destination.reset(Some(words));
+        self.source.explain(words);
         self.close();
     }
 
@@ -89,11 +91,11 @@ impl Links {
 
     /// Begins to close all: the main channel now, and with a reset, so that the destination cannot take for whole what is
     /// not. [`go_on_closing`](Self::go_on_closing) does the rest.
-    pub(super) fn close(&self) {
+    pub(super) fn close(&self, words: &str) {
         let mut state = self.lock();
         if state.closed.is_none() {
             state.closed = Some(Instant::now());
-            state.links.first().inspect(|main| main.reset());
+            state.links.first().inspect(|main| main.reset(words));
         }
     }
 

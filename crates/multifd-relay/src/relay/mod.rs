@@ -31,12 +31,17 @@ use multifd_transport::dial::DIAL_TIMEOUT;
 use multifd_transport::incoming::{Acceptor, Incoming};
 use multifd_transport::{Address, Circle, Listener, circle};
 
+use crate::leg::{Greeter, LegAddress, Protocol};
+use crate::trunk::Name;
+
 /// What a relay does.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct RelayConfig {
-    /// Where it dials for every migration.
-    pub connect: Address,
+    /// Where it dials for every migration, and what is spoken there.
+    pub connect: LegAddress,
+    /// The name of its migrations, for a relay that several destinations are behind. One that came with a name keeps it.
+    pub name: Option<Name>,
     /// The method which it writes towards `connect`.
     pub compression: Method,
     /// How that method is driven, and who computes on both legs.
@@ -50,7 +55,10 @@ pub struct RelayConfig {
 /// A relay, listening.
 #[derive(Debug)]
 pub struct Relay {
+    /// Goes before the acceptor, whose door it stands at.
+    greeter: Greeter,
     acceptor: Acceptor,
+    protocol: Protocol,
     config: RelayConfig,
 }
 
@@ -150,9 +158,10 @@ pub enum Update {
 
 impl RelayConfig {
     /// Everything as usual.
-    pub fn new(connect: Address, compression: Method) -> Self {
+    pub fn new(connect: impl Into<LegAddress>, compression: Method) -> Self {
         Self {
-            connect,
+            connect: connect.into(),
+            name: None,
             compression,
             settings: Settings::default(),
             limits: Limits::default(),
@@ -182,18 +191,26 @@ impl Relay {
     ///
     /// # Errors
     /// When the address cannot be listened on.
-    pub fn bind(listen: &Address, config: RelayConfig) -> io::Result<Relay> {
-        Self::on(Listener::bind(listen)?, config)
+    pub fn bind(listen: &LegAddress, config: RelayConfig) -> io::Result<Relay> {
+        Self::on(Listener::bind(&listen.address)?, listen.protocol, config)
     }
 
-    /// Serves what comes to `listener`.
+    /// Serves what comes to `listener` and speaks `protocol`.
     ///
     /// # Errors
     /// When there is no thread to be had.
-    pub fn on(listener: Listener, config: RelayConfig) -> io::Result<Relay> {
-        listener.leads_to(&config.connect);
+    pub fn on(listener: Listener, protocol: Protocol, config: RelayConfig) -> io::Result<Relay> {
+        if !config.connect.needs_name() {
+            listener.leads_to(&config.connect.address);
+        }
         let acceptor = Acceptor::on(listener)?;
-        Ok(Relay { acceptor, config })
+        let greeter = Greeter::start(acceptor.door(), protocol, &config.settings)?;
+        Ok(Relay {
+            greeter,
+            acceptor,
+            protocol,
+            config,
+        })
     }
 
     /// Where it listens: the port is real even if 0 was asked for.
@@ -212,7 +229,25 @@ impl Relay {
     /// # Errors
     /// The way that migrations would take.
     pub fn check_way(&self) -> Result<(), Circle> {
-        circle::look_ahead(&self.config.connect)
+        match self.config.connect.needs_name() {
+            true => Ok(()),
+            false => circle::look_ahead(&self.config.connect.address),
+        }
+    }
+
+    /// From now on no migration begins here; those under way go on.
+    pub fn refuse_new(&self) {
+        self.acceptor.refuse_new();
+        self.greeter.refuse_new();
+    }
+
+    /// Where it listens, and what is spoken there.
+    pub fn leg(&self) -> LegAddress {
+        let address = self.acceptor.address().clone();
+        match self.protocol {
+            Protocol::Qemu => LegAddress::qemu(address),
+            Protocol::Trunk => LegAddress::clear_trunk(address),
+        }
     }
 
     /// Its acceptor, to be told of connections that are passed over.

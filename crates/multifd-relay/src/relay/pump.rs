@@ -6,7 +6,6 @@ use std::net::Shutdown;
 use std::sync::Arc;
 
 use multifd_codec::PageBuffer;
-use multifd_transport::dial::Target;
 use multifd_transport::failure::Cause as TransportCause;
 use multifd_transport::inlet::{Inlet, Item};
 use multifd_transport::outlet::{FlowFailure, Outlet, Supply, block_of};
@@ -20,12 +19,13 @@ use super::gate::{End, Gate};
 use super::link::{Link, Links};
 use super::main_channel::Outline;
 use crate::failure::{Cause, Channel, Failure, Leg};
+use crate::leg::Caller;
 
 /// What a channel shares with the others of its migration.
 #[derive(Clone, Copy)]
 pub(super) struct Shared<'a> {
     pub(super) config: &'a RelayConfig,
-    pub(super) target: &'a Target,
+    pub(super) target: &'a Caller,
     pub(super) links: &'a Links,
     pub(super) main: &'a Link,
     pub(super) outline: &'a Outline,
@@ -62,7 +62,9 @@ pub(super) fn run(hello: Hello, source: &Arc<Stream>, shared: Shared<'_>) -> Res
         }
     }
     let given_up = || shared.gate.is_stopped();
-    let dialled = shared.target.dial(config.dial_timeout, &given_up);
+    let dialled = shared
+        .target
+        .channel(&hello, config.dial_timeout, &given_up);
     let destination = dialled.map_err(|error| {
         super::session::dial_failure(error, shared.target, Channel::Multifd(id))
     })?;
@@ -76,8 +78,11 @@ pub(super) fn run(hello: Hello, source: &Arc<Stream>, shared: Shared<'_>) -> Res
         .map_err(|cause| failed(source_side(cause)))?;
     let encoder = multifd_codec::encoder(config.compression, &config.settings)
         .map_err(|error| failed((Leg::Here, error.into())))?;
-    let outlet = Outlet::open_later(&link.destination, &hello, encoder)
-        .map_err(|cause| failed(destination_side(cause)))?;
+    let outlet = match shared.target.says_hello() {
+        true => Outlet::open_behind(&link.destination, &hello, encoder),
+        false => Outlet::open_later(&link.destination, &hello, encoder),
+    };
+    let outlet = outlet.map_err(|cause| failed(destination_side(cause)))?;
     let pump = Pump {
         id,
         inlet,

@@ -8,7 +8,7 @@ use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::thread::{self, Scope};
 use std::time::{Duration, Instant};
 
-use multifd_transport::dial::{DialError, Target, is_ours};
+use multifd_transport::dial::{DialError, is_ours};
 use multifd_transport::endings::told;
 use multifd_transport::failure::Cause as TransportCause;
 use multifd_transport::incoming::{Arrival, Incoming, IncomingChannel};
@@ -23,6 +23,8 @@ use super::pump::{self, Shared};
 use super::watch::Watch;
 use super::{CHANNELS_TIMEOUT, MigrationReport, RelayConfig, Remark, Update};
 use crate::failure::{Cause, Channel, Failure, Leg, SetupFault};
+use crate::leg::{Caller, Introduction};
+use crate::trunk::Name;
 
 /// How soon an end of the source is noticed while nothing else happens.
 const TICK: Duration = Duration::from_millis(100);
@@ -76,16 +78,23 @@ pub(super) fn run(
     observe: &mut dyn FnMut(Update),
 ) -> Result<MigrationReport, Failure> {
     let started = Instant::now();
+    let introduction = introduction(&incoming, config);
     let mut opening = Opening {
         source: incoming.main,
+        introduction,
         start: incoming.main_start,
         is_whole: false,
         early: Vec::new(),
         config,
         cancel,
     };
-    opening.wait_for_channel(&incoming.channels, incoming.has_channels)?;
-    let (target, main) = opening.dial()?;
+    let opened = opening
+        .wait_for_channel(&incoming.channels, incoming.has_channels)
+        .and_then(|()| opening.dial());
+    let (target, main) = opened.inspect_err(|failure| {
+        // A source that is a relay hears why.
+        opening.source.explain(&failure.explain());
+    })?;
     let session = Session {
         config,
         target: &target,
@@ -129,9 +138,24 @@ pub(super) fn run(
     })
 }
 
+/// What the destination is told of a migration, where it can be told.
+fn introduction(incoming: &Incoming, config: &RelayConfig) -> Introduction {
+    let origin = incoming.origin.as_ref();
+    let name = origin.and_then(|origin| Name::new(&origin.name).ok());
+    Introduction {
+        name: name.or_else(|| config.name.clone()),
+        migration: origin.map(|origin| origin.migration),
+        method: config.compression,
+        has_channels: incoming.has_channels,
+        may_be_postcopy: incoming.may_be_postcopy,
+        is_recovery: incoming.is_recovery,
+    }
+}
+
 /// A migration before its destination was dialled.
 struct Opening<'a> {
     source: Arc<Stream>,
+    introduction: Introduction,
     start: Vec<u8>,
     /// The source has closed, and what it has sent is to be passed on.
     is_whole: bool,
@@ -219,14 +243,16 @@ impl Opening<'_> {
     }
 
     /// Dials main, which a destination before QEMU 8.0 takes the first connection for.
-    fn dial(&mut self) -> Result<(Target, Link), Failure> {
+    fn dial(&mut self) -> Result<(Caller, Link), Failure> {
         self.check_source()?;
-        let target = Target::resolve(&self.config.connect).map_err(|error| {
-            let cause = TransportCause::Dial {
-                address: self.config.connect.clone(),
-                source: error,
-            };
-            main_channel::failed(Leg::Destination, cause.into())
+        let address = self
+            .config
+            .connect
+            .of(self.introduction.name.as_ref())
+            .map_err(|error| main_channel::failed(Leg::Source, error.into()))?;
+        let target = Caller::resolve(address.clone(), &self.introduction).map_err(|source| {
+            let cause = Cause::Dial { address, source };
+            main_channel::failed(Leg::Destination, cause)
         })?;
         let (source, timeout) = (Arc::clone(&self.source), self.config.dial_timeout);
         // A call is given up only where the migration has failed: a destination takes each of them for a connection of its
@@ -240,10 +266,10 @@ impl Opening<'_> {
             failure.set(fault.err());
             given_up
         };
-        match (target.dial(timeout, &given_up), failure.take()) {
+        match (target.main(timeout, &given_up), failure.take()) {
             (Ok(destination), _) => {
                 // Nothing was passed on, so the source has its guest.
-                circle::look_behind(&destination, target.address(), timeout, &given_up)
+                circle::look_behind(&destination, target.socket_address(), timeout, &given_up)
                     .map_err(|circle| Failure::here(circle.into()))?;
                 let channel = Channel::Main;
                 let link = Link {
@@ -262,7 +288,7 @@ impl Opening<'_> {
 /// A migration under way.
 struct Session<'a> {
     config: &'a RelayConfig,
-    target: &'a Target,
+    target: &'a Caller,
     main: &'a Arc<Link>,
     links: &'a Links,
     outline: &'a Outline,
@@ -336,8 +362,8 @@ impl<'env> Session<'env> {
                     self.spawn(scope, tell, Role::Forward, &mut running, work)
                 })
                 .err();
-            if failure.is_some() {
-                self.close();
+            if let Some(failure) = &failure {
+                self.close(&failure.explain());
             }
             let mut watch = Watch::new();
             let mut told = Instant::now();
@@ -370,7 +396,7 @@ impl<'env> Session<'env> {
                     .filter(|fault| self.matters(fault));
                 if let (Some(fault), false) = (fault, is_closed) {
                     if failure.is_none() {
-                        self.close();
+                        self.close(&fault.explain());
                     }
                     failure = Some(worse(failure, fault));
                 }
@@ -450,9 +476,10 @@ impl<'env> Session<'env> {
         })
     }
 
-    fn close(&self) {
+    /// Closes what has failed. `words` say why, to another relay.
+    fn close(&self, words: &str) {
         self.gate.stop();
-        self.links.close();
+        self.links.close(words);
     }
 
     fn arrived<'scope>(
@@ -505,7 +532,7 @@ impl<'env> Session<'env> {
     /// for itself alone, and a source that needs it takes its guest back.
     fn preempt(&self, source: Stream) {
         let given_up = || self.gate.is_stopped();
-        let Ok(destination) = self.target.dial(self.config.dial_timeout, &given_up) else {
+        let Ok(destination) = self.target.preempt(self.config.dial_timeout, &given_up) else {
             return;
         };
         self.outline.remark(Remark::Preempt);
@@ -534,7 +561,7 @@ impl<'env> Session<'env> {
         let ended = tell.clone();
         // A thread that panics ends too.
         let close = move || {
-            self.close();
+            self.close("a defect of this program");
             let _ = ended.send(Event::Ended(role, Ok(())));
         };
         let thread = move || told(&tell, close, || Event::Ended(role, work()));
@@ -572,7 +599,7 @@ fn worse(first: Option<Failure>, then: Failure) -> Failure {
     }
 }
 
-pub(super) fn dial_failure(error: DialError, target: &Target, channel: Channel) -> Failure {
+pub(super) fn dial_failure(error: DialError, target: &Caller, channel: Channel) -> Failure {
     let source = io::Error::from(error);
     let leg = match is_ours(&source) {
         true => Leg::Here,
@@ -583,6 +610,6 @@ pub(super) fn dial_failure(error: DialError, target: &Target, channel: Channel) 
         channel,
         leg,
         block: None,
-        cause: TransportCause::Dial { address, source }.into(),
+        cause: Cause::Dial { address, source },
     }
 }

@@ -128,7 +128,7 @@ fn check_len(found: usize) -> Result<(), HandshakeFault> {
     }
 }
 
-pub(super) const PREFACE_MAGIC: [u8; 4] = *b"MFDT";
+pub(crate) const PREFACE_MAGIC: [u8; 4] = *b"MFDT";
 pub(super) const ANSWER_MAGIC: [u8; 4] = *b"MFDA";
 
 /// The magic number and the length.

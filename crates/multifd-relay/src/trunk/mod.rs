@@ -33,6 +33,7 @@ mod zstd;
 pub use self::answer::{Accepted, Answer, Refusal, RefusalCode};
 pub use self::choose::{Abilities, Chosen, Compression, choose};
 pub use self::digest::Digest;
+pub(crate) use self::envelope::PREFACE_MAGIC;
 pub use self::envelope::{AnswerReceiver, MAX_HANDSHAKE_BODY_LEN, PrefaceReceiver};
 pub use self::fault::{Choice, FrameFault, HandshakeFault, Misuse, NoCompression};
 pub use self::frame::{Failure, FailureCode, Frame, HEADER_LEN, MAX_BODY_LEN};

@@ -260,14 +260,21 @@ impl Desk {
     /// Puts a connection that has spoken, or has had its time, where it belongs.
     fn assign(&mut self, unspoken: Unspoken, kind: io::Result<Kind>, now: Instant) {
         let Unspoken { stream, peer, .. } = unspoken;
-        if let Ok(Kind::Unmarked(said) | Kind::Tls(said)) = &kind
-            && stream.is_bare()
+        let mut others = None;
+        if stream.is_bare()
             && let Some(claim) = &mut *super::lock(&self.shared.claim)
-            && (claim.is_wanted)(said)
         {
-            return (claim.take)(stream);
+            if let Ok(Kind::Unmarked(said) | Kind::Tls(said)) = &kind
+                && (claim.is_wanted)(said)
+            {
+                return (claim.take)(stream);
+            }
+            others = claim.others;
         }
         let reason = match kind {
+            Ok(
+                Kind::Main | Kind::Engine | Kind::Recovery | Kind::Channel(_) | Kind::Unmarked(_),
+            ) if others.is_some() => Reason::Other(others.unwrap_or_default().to_owned()),
             Ok(Kind::Main | Kind::Engine | Kind::Recovery) if self.refuses_new => {
                 Reason::OtherKind(SetupFault::Ending)
             }
@@ -401,7 +408,7 @@ impl Desk {
             may_be_postcopy: stated.postcopy,
             peer,
             is_recovery,
-            name: None,
+            origin: None,
             ticket,
         }));
     }
@@ -618,7 +625,7 @@ fn peer_of(stream: &Stream) -> PeerId {
 }
 
 /// The other end of a connection, for people.
-pub(super) fn describe(stream: &Stream) -> String {
+pub fn describe(stream: &Stream) -> String {
     match stream.socket() {
         Socket::Tcp(stream) => stream.peer_addr().map_or_else(
             |_| "a host that has gone".to_owned(),

@@ -9,6 +9,8 @@ use crate::Stream;
 /// Takes the connections that begin in a certain way.
 pub(super) struct Claim {
     pub(super) is_wanted: fn(&[u8; 4]) -> bool,
+    /// Why other connections are passed over, if they are.
+    pub(super) others: Option<&'static str>,
     pub(super) take: Box<dyn FnMut(Stream) + Send>,
 }
 
@@ -24,14 +26,20 @@ impl Door {
     }
 
     /// Takes all connections whose first four bytes are wanted. Nothing of them has been read. Nothing is accepted while
-    /// `take` runs.
+    /// `take` runs. With `others`, all other connections are passed over for this reason; not so those that come by
+    /// [`hear`](Self::hear).
     pub fn claim(
         &self,
         is_wanted: fn(&[u8; 4]) -> bool,
+        others: Option<&'static str>,
         take: impl FnMut(Stream) + Send + 'static,
     ) {
         let take = Box::new(take);
-        *lock(&self.shared.claim) = Some(Claim { is_wanted, take });
+        *lock(&self.shared.claim) = Some(Claim {
+            is_wanted,
+            others,
+            take,
+        });
     }
 
     /// Lets nobody take connections any more.

@@ -28,6 +28,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, eventfd};
 
+pub use self::desk::describe;
 use self::desk::{Bounds, Desk};
 use self::door::Claim;
 pub use self::door::Door;
@@ -64,10 +65,19 @@ pub struct Incoming {
     pub peer: String,
     /// It is a postcopy migration that goes on after a break: its stream has no beginning.
     pub is_recovery: bool,
-    /// Which of several destinations it is for, where the way that it came says so.
-    pub name: Option<String>,
+    /// What another relay has said of it, where it came from one.
+    pub origin: Option<Origin>,
     /// Its place with the acceptor, which keeps it until this is dropped.
     pub ticket: Ticket,
+}
+
+/// What another relay says of a migration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Origin {
+    /// Which of several destinations it is for.
+    pub name: String,
+    /// A number that no other migration has.
+    pub migration: [u8; 16],
 }
 
 /// Who begins a migration.

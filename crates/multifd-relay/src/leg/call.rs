@@ -1,0 +1,217 @@
+//! Calling the destination of a leg: dialling, and on a trunk what is agreed upon first.
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use multifd_transport::dial::{DialError, Target};
+use multifd_transport::{Address, Stream};
+use multifd_wire::{Hello, Method};
+
+use super::carried::Carried;
+use super::{LegAddress, Protocol, abilities, process, random};
+use crate::trunk::{Answer, AnswerReceiver, Connection, Name, Offers, Preface, Refusal, Versions};
+
+/// How soon a wish to end is noticed while an answer is awaited.
+const TICK: Duration = Duration::from_millis(50);
+
+/// The name of a migration that nobody has named.
+const UNNAMED: &str = "vm";
+
+/// What a migration is, for the one that is called.
+#[derive(Clone, Debug)]
+pub(crate) struct Introduction {
+    pub(crate) name: Option<Name>,
+    /// The number that it came with, over a trunk.
+    pub(crate) migration: Option<[u8; 16]>,
+    /// The method that payloads will be written in.
+    pub(crate) method: Method,
+    pub(crate) has_channels: bool,
+    pub(crate) may_be_postcopy: bool,
+    pub(crate) is_recovery: bool,
+}
+
+/// Calls one destination, for each connection of a migration.
+#[derive(Debug)]
+pub(crate) struct Caller {
+    address: LegAddress,
+    target: Target,
+    preface: Option<Preface>,
+}
+
+/// The other relay does not take the migration.
+#[derive(Debug, thiserror::Error)]
+#[error("the relay there refuses: {refusal}")]
+struct Refused {
+    refusal: Refusal,
+}
+
+impl Caller {
+    /// Looks the destination up.
+    ///
+    /// # Errors
+    /// When there is no such host, or the system has no random numbers.
+    pub(crate) fn resolve(address: LegAddress, introduction: &Introduction) -> io::Result<Self> {
+        let target = Target::resolve(&address.address)?;
+        let preface = match address.protocol {
+            Protocol::Qemu => None,
+            Protocol::Trunk => Some(introduction.preface()?),
+        };
+        Ok(Self {
+            address,
+            target,
+            preface,
+        })
+    }
+
+    /// Whom it calls.
+    pub(crate) fn address(&self) -> &LegAddress {
+        &self.address
+    }
+
+    /// The socket's address.
+    pub(crate) fn socket_address(&self) -> &Address {
+        self.target.address()
+    }
+
+    /// Whether a channel's hello is said in its preface, and not in its stream.
+    pub(crate) fn says_hello(&self) -> bool {
+        self.preface.is_some()
+    }
+
+    /// Calls for the main channel.
+    ///
+    /// # Errors
+    /// As [`Target::dial`]; and when the other relay refuses.
+    pub(crate) fn main(
+        &self,
+        within: Duration,
+        given_up: &dyn Fn() -> bool,
+    ) -> Result<Stream, DialError> {
+        self.call(None, within, given_up)
+    }
+
+    /// Calls for a multifd channel.
+    ///
+    /// # Errors
+    /// The same.
+    pub(crate) fn channel(
+        &self,
+        hello: &Hello,
+        within: Duration,
+        given_up: &dyn Fn() -> bool,
+    ) -> Result<Stream, DialError> {
+        self.call(Some(Connection::Channel(*hello)), within, given_up)
+    }
+
+    /// Calls for postcopy's preempt connection.
+    ///
+    /// # Errors
+    /// The same.
+    pub(crate) fn preempt(
+        &self,
+        within: Duration,
+        given_up: &dyn Fn() -> bool,
+    ) -> Result<Stream, DialError> {
+        self.call(Some(Connection::Preempt), within, given_up)
+    }
+
+    fn call(
+        &self,
+        connection: Option<Connection>,
+        within: Duration,
+        given_up: &dyn Fn() -> bool,
+    ) -> Result<Stream, DialError> {
+        let since = Instant::now();
+        let stream = self.target.dial(within, given_up)?;
+        let Some(preface) = &self.preface else {
+            return Ok(stream);
+        };
+        let preface = Preface {
+            connection: connection.unwrap_or(preface.connection),
+            ..preface.clone()
+        };
+        let silent = || DialError::TimedOut {
+            within,
+            tried: self.address.to_string(),
+        };
+        let deadline = since + within;
+        agree(stream, &preface, deadline, given_up)?.ok_or_else(silent)
+    }
+}
+
+impl Introduction {
+    fn preface(&self) -> io::Result<Preface> {
+        let name = match &self.name {
+            Some(name) => name.clone(),
+            None => Name::new(UNNAMED).map_err(io::Error::other)?,
+        };
+        Ok(Preface {
+            versions: Versions::OURS,
+            migration: self.migration.map_or_else(random, Ok)?,
+            process: process()?,
+            name,
+            connection: Connection::Main {
+                has_channels: self.has_channels,
+                may_be_postcopy: self.may_be_postcopy,
+                is_recovery: self.is_recovery,
+            },
+            offers: Offers::of(&abilities(vec![self.method])),
+            extensions: Vec::new(),
+        })
+    }
+}
+
+/// Says the preface and waits for the answer. `None`: none came in time.
+fn agree(
+    stream: Stream,
+    preface: &Preface,
+    deadline: Instant,
+    given_up: &dyn Fn() -> bool,
+) -> Result<Option<Stream>, DialError> {
+    let bytes = preface.encode().map_err(io::Error::other)?;
+    stream.write_all_of_two(&bytes, &[])?;
+    let mut receiver = AnswerReceiver::default();
+    let mut buffer = [0; 512];
+    let answer = loop {
+        if given_up() {
+            return Err(DialError::GivenUp);
+        }
+        if Instant::now() >= deadline {
+            return Ok(None);
+        }
+        if !stream.is_readable_within(TICK)? {
+            continue;
+        }
+        let most = receiver.wanted().min(buffer.len());
+        let space = buffer.get_mut(..most).unwrap_or_default();
+        let count = match stream.read_now(space) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+            other => other?,
+        };
+        if count == 0 {
+            let words = "it closed without an answer: does a relay listen there, for a trunk?";
+            return Err(io::Error::new(io::ErrorKind::ConnectionReset, words).into());
+        }
+        let mut said = buffer.get(..count).unwrap_or_default();
+        let taken = receiver.push(&mut said);
+        if let Some(answer) =
+            taken.map_err(|fault| io::Error::new(io::ErrorKind::InvalidData, fault))?
+        {
+            break answer;
+        }
+    };
+    match answer {
+        Answer::Refused(refusal) => {
+            let refused = Refused { refusal };
+            Err(io::Error::new(io::ErrorKind::ConnectionRefused, refused).into())
+        }
+        Answer::Accepted(accepted) => {
+            let chosen = accepted
+                .chosen(preface, &[])
+                .map_err(|fault| io::Error::new(io::ErrorKind::InvalidData, fault))?;
+            let is_stream = !matches!(preface.connection, Connection::Channel(_));
+            let carried = Carried::new(stream, &chosen, is_stream).map_err(io::Error::other)?;
+            Ok(Some(Stream::layered(carried)))
+        }
+    }
+}

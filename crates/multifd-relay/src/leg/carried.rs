@@ -1,0 +1,395 @@
+//! One connection of a QEMU as a trunk carries it: bytes in frames.
+
+use std::fmt;
+use std::io;
+use std::net::Shutdown;
+use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
+use std::time::Duration;
+
+use multifd_transport::{Connection, Stream};
+
+use crate::trunk::{
+    Chosen, Compression, Failure, FailureCode, Frame, FrameReader, FrameWriter, HEADER_LEN,
+    MAX_BODY_LEN, NoCompression, Words,
+};
+
+/// Fewer bytes than this are not compressed: a handshake or an answer gains nothing.
+const LEAST_COMPRESSED: usize = 512;
+
+/// How long a last word to the other relay may take. Its connection is closed then.
+const LAST_WORD: Duration = Duration::from_millis(500);
+
+/// The other relay has ended the migration, and said why.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the other relay ended the migration: {words}")]
+pub struct FarFailure {
+    /// Its reason, which the other host has chosen freely.
+    pub words: Words,
+}
+
+/// A connection in frames.
+pub(super) struct Carried {
+    under: Stream,
+    reading: Mutex<Reading>,
+    writing: Mutex<Writing>,
+}
+
+struct Reading {
+    frames: FrameReader,
+    /// What a frame has brought and nobody has read, from `at` on.
+    rest: Vec<u8>,
+    at: usize,
+    end: Option<End>,
+}
+
+#[derive(Clone)]
+enum End {
+    Clean,
+    Failed(FarFailure),
+}
+
+struct Writing {
+    frames: FrameWriter,
+    /// Whole frames, or the start of one.
+    front: Vec<u8>,
+    /// Bytes that are compressed.
+    joined: Vec<u8>,
+    compresses: bool,
+}
+
+impl Carried {
+    /// A connection behind its preface and answer. `is_stream`: it carries what may be compressed; other connections bring
+    /// pages that are compressed already.
+    pub(super) fn new(
+        under: Stream,
+        chosen: &Chosen,
+        is_stream: bool,
+    ) -> Result<Self, NoCompression> {
+        let compression = match is_stream {
+            true => chosen.compression,
+            false => Compression::None,
+        };
+        let reading = Reading {
+            frames: FrameReader::new(chosen.digest, compression)?,
+            rest: Vec::new(),
+            at: 0,
+            end: None,
+        };
+        let writing = Writing {
+            frames: FrameWriter::new(chosen.digest, compression)?,
+            front: Vec::new(),
+            joined: Vec::new(),
+            compresses: compression != Compression::None,
+        };
+        Ok(Self {
+            under,
+            reading: Mutex::new(reading),
+            writing: Mutex::new(writing),
+        })
+    }
+
+    /// A thread that panicked has ended its migration, whose connections are closed.
+    fn reading(&self) -> MutexGuard<'_, Reading> {
+        self.reading.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn writing(&self) -> MutexGuard<'_, Writing> {
+        self.writing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Reading {
+    fn has_rest(&self) -> bool {
+        self.at < self.rest.len()
+    }
+
+    /// Gives what was brought before.
+    fn take_rest(&mut self, buffer: &mut [u8], keeps: bool) -> usize {
+        let rest = self.rest.get(self.at..).unwrap_or_default();
+        let count = copy(rest, buffer);
+        if !keeps {
+            self.at = self.at.saturating_add(count);
+        }
+        count
+    }
+
+    fn ended(&self) -> Option<io::Result<usize>> {
+        Some(match self.end.as_ref()? {
+            End::Clean => Ok(0),
+            End::Failed(failure) => Err(io::Error::other(failure.clone())),
+        })
+    }
+
+    /// Reads frames until one brings something. What it brings is put into `buffer`, as far as there is room.
+    fn fill(&mut self, under: &Stream, buffer: &mut [u8], wait: bool) -> io::Result<usize> {
+        loop {
+            let space = self.frames.space();
+            let count = match wait {
+                true => under.read_some(space)?,
+                false => under.read_now(space)?,
+            };
+            if count == 0 {
+                return Err(io::Error::new(
+                    io::ErrorKind::ConnectionReset,
+                    "the other relay has gone",
+                ));
+            }
+            let frame = self.frames.filled(count);
+            match frame.map_err(|fault| io::Error::new(io::ErrorKind::InvalidData, fault))? {
+                Some(Frame::Data(bytes)) => {
+                    let count = copy(bytes, buffer);
+                    self.rest.clear();
+                    self.rest
+                        .extend_from_slice(bytes.get(count..).unwrap_or_default());
+                    self.at = 0;
+                    return Ok(count);
+                }
+                Some(Frame::End) => self.end = Some(End::Clean),
+                Some(Frame::Failure(failure)) => {
+                    let words = failure.words;
+                    self.end = Some(End::Failed(FarFailure { words }));
+                }
+                Some(Frame::Alive | Frame::Begun) | None => {}
+            }
+            if let Some(end) = self.ended() {
+                return end;
+            }
+        }
+    }
+}
+
+fn copy(from: &[u8], to: &mut [u8]) -> usize {
+    let count = from.len().min(to.len());
+    if let (Some(from), Some(to)) = (from.get(..count), to.get_mut(..count)) {
+        to.copy_from_slice(from);
+    }
+    count
+}
+
+impl Connection for Carried {
+    fn under(&self) -> &Stream {
+        &self.under
+    }
+
+    fn read(&self, buffer: &mut [u8], wait: bool) -> io::Result<usize> {
+        let mut reading = self.reading();
+        if buffer.is_empty() {
+            return Ok(0);
+        }
+        if reading.has_rest() {
+            return Ok(reading.take_rest(buffer, false));
+        }
+        match reading.ended() {
+            Some(end) => end,
+            None => reading.fill(&self.under, buffer, wait),
+        }
+    }
+
+    fn peek(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        let mut reading = self.reading();
+        if !reading.has_rest() {
+            if let Some(end) = reading.ended() {
+                return end;
+            }
+            // All of the frame goes to the rest, as there is no room for it elsewhere.
+            reading.fill(&self.under, &mut [], false)?;
+        }
+        Ok(reading.take_rest(buffer, true))
+    }
+
+    fn has_more(&self) -> bool {
+        match self.reading.try_lock() {
+            Ok(reading) => reading.has_rest() || reading.end.is_some(),
+            // Another thread waits in it for what comes next.
+            Err(TryLockError::WouldBlock) => false,
+            Err(TryLockError::Poisoned(_)) => true,
+        }
+    }
+
+    fn write_all_of_two(&self, head: &[u8], body: &[u8]) -> io::Result<()> {
+        let mut writing = self.writing();
+        let writing = &mut *writing;
+        let mut parts = (head, body);
+        loop {
+            let (head, body) = parts;
+            let now = (
+                head.get(..MAX_BODY_LEN).unwrap_or(head),
+                body.get(..MAX_BODY_LEN.saturating_sub(head.len()))
+                    .unwrap_or(body),
+            );
+            let left = (
+                head.get(now.0.len()..).unwrap_or_default(),
+                body.get(now.1.len()..).unwrap_or_default(),
+            );
+            writing.write(&self.under, now.0, now.1)?;
+            if left.0.is_empty() && left.1.is_empty() {
+                return Ok(());
+            }
+            parts = left;
+        }
+    }
+
+    fn end(&self) -> io::Result<()> {
+        let mut writing = self.writing();
+        if writing.frames.has_ended() {
+            return Ok(());
+        }
+        let header = writing.frames.end().map_err(io::Error::other)?;
+        self.under.write_all_of_two(&header, &[])?;
+        self.under.shutdown(Shutdown::Write)
+    }
+
+    fn explain(&self, words: &str) {
+        // A thread that stands in a write has no room for more.
+        let Ok(mut writing) = self.writing.try_lock() else {
+            return;
+        };
+        if writing.frames.has_ended() {
+            return;
+        }
+        let failure = Failure {
+            code: FailureCode::OTHER,
+            words: Words::new(words),
+        };
+        let mut bytes = Vec::new();
+        let said = writing.frames.failure(&failure, &mut bytes).is_ok();
+        // The connection is closed next, whatever becomes of this.
+        let _ = self.under.set_timeouts(Some(LAST_WORD));
+        let _ = said.then(|| self.under.write_all_of_two(&bytes, &[]));
+    }
+}
+
+impl Writing {
+    /// Writes at most [`MAX_BODY_LEN`] bytes.
+    fn write(&mut self, under: &Stream, head: &[u8], body: &[u8]) -> io::Result<()> {
+        let len = head.len().saturating_add(body.len());
+        if len == 0 {
+            return Ok(());
+        }
+        self.front.clear();
+        if self.compresses && len >= LEAST_COMPRESSED {
+            self.joined.clear();
+            self.joined.extend_from_slice(head);
+            self.joined.extend_from_slice(body);
+            let compressed = self.frames.compressed(&self.joined, &mut self.front);
+            if compressed.map_err(io::Error::other)? {
+                return under.write_all_of_two(&self.front, &[]);
+            }
+        }
+        let header: [u8; HEADER_LEN] = self.frames.data(&[head, body]).map_err(io::Error::other)?;
+        self.front.extend_from_slice(&header);
+        self.front.extend_from_slice(head);
+        under.write_all_of_two(&self.front, body)
+    }
+}
+
+impl fmt::Debug for Carried {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Carried")
+            .field("under", &self.under)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream;
+    use std::thread;
+
+    use multifd_wire::Method;
+
+    use crate::trunk::Digest;
+
+    fn chosen() -> Chosen {
+        Chosen {
+            version: 1,
+            method: Method::None,
+            digest: Digest::Xxh3,
+            compression: Compression::available()[0],
+        }
+    }
+
+    fn pair(is_stream: bool) -> (Stream, Stream, UnixStream) {
+        let (a, b) = UnixStream::pair().unwrap();
+        let raw = a.try_clone().unwrap();
+        let carried =
+            |end: UnixStream| Carried::new(Stream::from(end), &chosen(), is_stream).unwrap();
+        let streams = (Stream::layered(carried(a)), Stream::layered(carried(b)));
+        (streams.0, streams.1, raw)
+    }
+
+    #[test]
+    fn bytes_and_their_end_arrive() {
+        for is_stream in [false, true] {
+            let (ours, theirs, _) = pair(is_stream);
+            let sent: Vec<u8> = (0..5_000_000_u32).map(|n| (n / 777) as u8).collect();
+            thread::scope(|scope| {
+                scope.spawn(|| {
+                    (&ours).write_all(&sent[..3]).unwrap();
+                    ours.write_all_of_two(&sent[3..1344], &sent[1344..3_000_000])
+                        .unwrap();
+                    (&ours).write_all(&sent[3_000_000..]).unwrap();
+                    ours.shutdown(Shutdown::Write).unwrap();
+                });
+                let mut all = Vec::new();
+                (&theirs).read_to_end(&mut all).unwrap();
+                assert!(all == sent);
+            });
+            // The other direction is open still.
+            (&theirs).write_all(b"thanks").unwrap();
+            let mut word = [0; 6];
+            (&ours).read_exact(&mut word).unwrap();
+            assert_eq!(&word, b"thanks");
+        }
+    }
+
+    #[test]
+    fn what_is_looked_at_stays() {
+        let (ours, theirs, _) = pair(true);
+        let mut buffer = [0; 4];
+        let nothing = theirs.peek(&mut buffer).unwrap_err();
+        assert_eq!(nothing.kind(), io::ErrorKind::WouldBlock);
+        (&ours).write_all(b"0123456789").unwrap();
+        assert!(theirs.is_readable_within(Duration::ZERO).unwrap());
+        assert_eq!(theirs.peek(&mut buffer).unwrap(), 4);
+        assert_eq!(theirs.read_now(&mut buffer).unwrap(), 4);
+        assert_eq!(&buffer, b"0123");
+        let mut rest = [0; 6];
+        (&theirs).read_exact(&mut rest).unwrap();
+        assert_eq!(&rest, b"456789");
+    }
+
+    #[test]
+    fn an_end_that_was_not_said_is_a_broken_connection() {
+        let (ours, theirs, raw) = pair(false);
+        (&ours).write_all(b"half").unwrap();
+        raw.shutdown(Shutdown::Both).unwrap();
+        let mut word = [0; 4];
+        (&theirs).read_exact(&mut word).unwrap();
+        let error = (&theirs).read(&mut word).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+    }
+
+    #[test]
+    fn a_reason_travels() {
+        let (ours, theirs, _) = pair(false);
+        ours.reset(Some("dial unix:/run/vm1.sock: no such file"));
+        for _ in 0..2 {
+            let error = (&theirs).read(&mut [0; 4]).unwrap_err();
+            let failure = error.get_ref().unwrap().downcast_ref::<FarFailure>();
+            let words = failure.unwrap().words.to_string();
+            assert_eq!(words, "dial unix:/run/vm1.sock: no such file");
+        }
+    }
+
+    #[test]
+    fn a_changed_byte_is_never_given() {
+        let (ours, theirs, mut raw) = pair(false);
+        raw.write_all(&[0; 3]).unwrap();
+        (&ours).write_all(b"contents").unwrap();
+        let error = (&theirs).read(&mut [0; 8]).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+    }
+}

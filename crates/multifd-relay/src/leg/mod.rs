@@ -1,0 +1,76 @@
+//! Legs: the two sides of a relay, and what is spoken there.
+//!
+//! A QEMU leg speaks QEMU's own protocol. A trunk is the leg between two relays: each of its connections carries one of a
+//! QEMU's, in frames of [`crate::trunk`].
+
+mod address;
+mod call;
+mod carried;
+mod greeter;
+
+use std::io;
+use std::sync::OnceLock;
+
+use multifd_codec::Unsupported;
+use multifd_wire::Method;
+use rustix::rand::{GetRandomFlags, getrandom};
+
+pub use self::address::{LegAddress, LegAddressError, Protocol};
+pub(crate) use self::call::{Caller, Introduction};
+pub use self::carried::FarFailure;
+pub(crate) use self::greeter::Greeter;
+use crate::trunk::{Abilities, Compression, Digest};
+
+/// What this host understands of a trunk, and writes in `methods`.
+fn abilities(methods: Vec<Method>) -> Abilities {
+    Abilities {
+        methods,
+        digests: vec![Digest::Xxh3],
+        compressions: Compression::available().to_vec(),
+        extensions: Vec::new(),
+    }
+}
+
+/// Methods that this host can read, by `settings`.
+fn readable(settings: &multifd_codec::Settings) -> Vec<Method> {
+    let can_read = |method: &Method| -> bool {
+        let decoder: Result<_, Unsupported> = multifd_codec::decoder(*method, settings);
+        decoder.is_ok()
+    };
+    let all = [
+        Method::Zstd,
+        Method::Zlib,
+        Method::Canned,
+        Method::Qpl,
+        Method::None,
+    ];
+    all.into_iter().filter(can_read).collect()
+}
+
+/// A number that is drawn once for this process.
+///
+/// # Errors
+/// As [`random`].
+fn process() -> io::Result<[u8; 16]> {
+    static PROCESS: OnceLock<[u8; 16]> = OnceLock::new();
+    match PROCESS.get() {
+        Some(process) => Ok(*process),
+        None => {
+            let drawn = random()?;
+            Ok(*PROCESS.get_or_init(|| drawn))
+        }
+    }
+}
+
+/// A number that nobody else draws.
+///
+/// # Errors
+/// When the system has no random numbers.
+fn random() -> io::Result<[u8; 16]> {
+    let mut number = [0; 16];
+    // So few bytes come all at once (getrandom(2)).
+    match getrandom(&mut number[..], GetRandomFlags::empty())? {
+        16 => Ok(number),
+        _ => Err(io::Error::other("the system has no random numbers")),
+    }
+}
