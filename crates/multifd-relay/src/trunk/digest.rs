@@ -67,7 +67,7 @@ mod tests {
 
     #[test]
     fn parts_and_whole_have_the_same_digest() {
-        let body: Vec<u8> = (0..5000_u32).map(|at| (at * at >> 3) as u8).collect();
+        let body: Vec<u8> = (0..5000_u32).map(|at| ((at * at) >> 3) as u8).collect();
         let head = *b"\0\0\0\0\0\0\x13\x88";
         for len in [0, 1, 8, 9, 120, 121, 232, 233, 300, 1024, 5000] {
             let (left, right) = body[..len].split_at(len / 3);

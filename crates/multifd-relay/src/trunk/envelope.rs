@@ -16,16 +16,13 @@ impl PrefaceReceiver {
         self.0.wanted(PREFACE_MAGIC)
     }
 
-    /// Takes what it can use from the front of `input`. `None`: all of `input` is used and more is needed. The receiver is
-    /// used up once it has given a preface or an error.
+    /// Takes what it can use from the front of `input`. `None`: all of `input` is used and more is needed. After the
+    /// preface it takes nothing and answers `None`; after an error it stays at it.
     ///
     /// # Errors
     /// [`HandshakeFault`]; [`Refusal::from`](super::Refusal) makes an answer of it.
     pub fn push(&mut self, input: &mut &[u8]) -> Result<Option<Preface>, HandshakeFault> {
-        self.0
-            .push(PREFACE_MAGIC, input)?
-            .map(Preface::parse)
-            .transpose()
+        self.0.push(PREFACE_MAGIC, input, Preface::parse)
     }
 
     /// What it is when the connection ends before the preface is whole.
@@ -47,16 +44,13 @@ impl AnswerReceiver {
         self.0.wanted(ANSWER_MAGIC)
     }
 
-    /// Takes what it can use from the front of `input`. `None`: all of `input` is used and more is needed. The receiver is
-    /// used up once it has given an answer or an error.
+    /// Takes what it can use from the front of `input`. `None`: all of `input` is used and more is needed. After the
+    /// answer it takes nothing and answers `None`; after an error it stays at it.
     ///
     /// # Errors
     /// [`HandshakeFault`].
     pub fn push(&mut self, input: &mut &[u8]) -> Result<Option<Answer>, HandshakeFault> {
-        self.0
-            .push(ANSWER_MAGIC, input)?
-            .map(Answer::parse)
-            .transpose()
+        self.0.push(ANSWER_MAGIC, input, Answer::parse)
     }
 
     /// What it is when the connection ends before the answer is whole.
@@ -71,6 +65,7 @@ impl AnswerReceiver {
 struct Envelope {
     /// At most [`HEAD_LEN`] and [`MAX_HANDSHAKE_BODY_LEN`] bytes.
     gathered: Vec<u8>,
+    given: bool,
 }
 
 impl Envelope {
@@ -83,8 +78,16 @@ impl Envelope {
         len.saturating_sub(self.gathered.len())
     }
 
-    /// The body, as soon as it is whole.
-    fn push(&mut self, magic: [u8; 4], input: &mut &[u8]) -> Result<Option<&[u8]>, HandshakeFault> {
+    /// What `parse` makes of the body, as soon as that is whole.
+    fn push<T>(
+        &mut self,
+        magic: [u8; 4],
+        input: &mut &[u8],
+        parse: impl Fn(&[u8]) -> Result<T, HandshakeFault>,
+    ) -> Result<Option<T>, HandshakeFault> {
+        if self.given {
+            return Ok(None);
+        }
         // First the head, then the body, whose length the head states.
         for _ in 0..2 {
             let wanted = self.wanted(magic);
@@ -93,8 +96,12 @@ impl Envelope {
             *input = rest;
             self.body_len(magic)?;
         }
-        let whole = self.body_len(magic)?.is_some() && self.wanted(magic) == 0;
-        Ok(whole.then(|| self.gathered.get(HEAD_LEN..).unwrap_or_default()))
+        if self.wanted(magic) != 0 {
+            return Ok(None);
+        }
+        let parsed = parse(self.gathered.get(HEAD_LEN..).unwrap_or_default())?;
+        self.given = true;
+        Ok(Some(parsed))
     }
 
     /// The length that the head states, once the head is there.

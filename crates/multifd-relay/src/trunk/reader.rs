@@ -14,7 +14,8 @@ use super::{Compression, FrameFault, NoCompression};
 ///   So they land where they stay.
 ///
 /// It holds one frame. The frame's memory grows with the bytes that have come: a header alone brings 64 KiB. It is kept for
-/// the next frame: at most [`HEADER_LEN`] + [`MAX_BODY_LEN`] bytes, with compression [`MAX_BODY_LEN`] more.
+/// the next frame: at most [`HEADER_LEN`] + [`MAX_BODY_LEN`] bytes, twice while it grows; with compression [`MAX_BODY_LEN`]
+/// more.
 ///
 /// After a [`FrameFault`] the reader stays at it.
 #[derive(Debug)]
