@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use multifd_codec::{Accel, Effort, Huffman, Streams, WindowSize, ZlibLevel, ZstdLevel};
+use multifd_relay::leg::LegAddress;
+use multifd_relay::trunk::Name;
 use multifd_transport::Address;
 use multifd_wire::Method;
 
@@ -43,12 +45,18 @@ Example, between two QEMUs that use no compression:
   multifd relay --listen unix:/run/src.sock --connect tcp:dst:4444 --compression zstd")]
 pub struct RelayArgs {
     /// Where the source QEMU, or another relay, connects to.
-    #[arg(long, value_name = "ADDR", value_parser = address(), requires = "connect")]
+    #[arg(long, value_name = "LEG", value_parser = leg(), requires = "connect")]
     #[arg(required_unless_present_any = ["route", "routes"])]
-    pub listen: Option<Address>,
-    /// Where the destination QEMU, or another relay, listens.
-    #[arg(long, value_name = "ADDR", value_parser = address(), requires = "listen")]
-    pub connect: Option<Address>,
+    pub listen: Option<LegAddress>,
+    /// Where the destination QEMU, or another relay, listens. {name} stands for the migration's name.
+    #[arg(long, value_name = "LEG", value_parser = leg(), requires = "listen")]
+    pub connect: Option<LegAddress>,
+    /// The migration's name on a trunk: letters, digits, `.`, `_` and `-`.
+    #[arg(long, value_name = "NAME", value_parser = name)]
+    pub name: Option<Name>,
+    /// Allow a trunk in clear to other hosts: everybody in between can read the guest's memory.
+    #[arg(long)]
+    pub insecure: bool,
     /// Another listening and destination address; repeatable.
     #[arg(long, value_name = "LISTEN=CONNECT", value_parser = Route::parser())]
     pub route: Vec<Route>,
@@ -242,6 +250,15 @@ impl From<Compression> for Method {
 /// An address in which a path need not be UTF-8.
 pub fn address() -> impl TypedValueParser<Value = Address> {
     OsStringValueParser::new().try_map(|text| Address::from_os_str(&text))
+}
+
+/// Reads the address of a leg in which the path of a socket need not be UTF-8.
+pub fn leg() -> impl TypedValueParser<Value = LegAddress> {
+    OsStringValueParser::new().try_map(|text| LegAddress::from_os_str(&text))
+}
+
+fn name(text: &str) -> Result<Name, String> {
+    Name::new(text).map_err(|fault| fault.to_string())
 }
 
 /// The mode of a file, as chmod takes it.

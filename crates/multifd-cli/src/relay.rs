@@ -71,8 +71,11 @@ pub fn run(args: &RelayArgs) -> Outcome {
         if relays.is_empty() {
             announce(&config)?;
         }
-        let listener = say::listener(&route.listen, args.mode)?;
-        relays.push((Relay::on(listener, config)?, route));
+        config.name = args.name.clone();
+        check_legs(&route, args.insecure)?;
+        let listener = say::listener(&route.listen.address, args.mode)?;
+        let relay = Relay::on(listener, route.listen.protocol, config)?;
+        relays.push((relay, route));
     }
     // Each may lead to another one, so all of them have to be there.
     for (relay, _) in &relays {
@@ -85,11 +88,11 @@ pub fn run(args: &RelayArgs) -> Outcome {
     let mut listening = Vec::new();
     for (relay, route) in relays {
         listening.push(match several {
-            true => format!("listening on {}, for {}", relay.address(), route.connect),
-            false => format!("listening on {}", relay.address()),
+            true => format!("listening on {}, for {}", relay.leg(), route.connect),
+            false => format!("listening on {}", relay.leg()),
         });
         let route = Arc::new(Route {
-            listen: relay.address().clone(),
+            listen: relay.leg(),
             connect: route.connect,
         });
         let (tell, ends) = (tell.clone(), ends.clone());
@@ -117,6 +120,26 @@ pub fn run(args: &RelayArgs) -> Outcome {
         let _ = thread.join();
     }
     outcome
+}
+
+/// Refuses what this build cannot do, and what would show a guest's memory to a network.
+fn check_legs(route: &Route, insecure: bool) -> Outcome {
+    for leg in [&route.listen, &route.connect] {
+        if leg.tls {
+            return Err(format!("{leg}: this build has no TLS").into());
+        }
+        if leg.is_exposed() && !insecure {
+            return Err(format!(
+                "{leg} would carry the guest's memory over a network in clear: \
+                 use trunk: with --tls-dir, or --insecure where the network is trusted"
+            )
+            .into());
+        }
+    }
+    if route.listen.needs_name() {
+        return Err(format!("{}: a listening address has no {{name}}", route.listen).into());
+    }
+    Ok(())
 }
 
 /// How a relay ends, step by step.
@@ -157,7 +180,7 @@ fn accept(mut relay: Relay, route: &Arc<Route>, tell: &Sender<Event>, ends: &End
             Ok(incoming) => incoming,
             Err(_) if ends.accepting.is_cancelled() => {
                 // Migrations under way may have connections to come.
-                relay.acceptor().refuse_new();
+                relay.refuse_new();
                 while !ends.over.is_cancelled() {
                     thread::sleep(TICK);
                 }

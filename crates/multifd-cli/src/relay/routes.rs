@@ -6,7 +6,7 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt;
 
 use clap::builder::{OsStringValueParser, TypedValueParser};
-use multifd_transport::Address;
+use multifd_relay::leg::LegAddress;
 
 use crate::args::RelayArgs;
 use crate::say;
@@ -14,8 +14,8 @@ use crate::say;
 /// An address that is listened on, and the one that its migrations go to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Route {
-    pub listen: Address,
-    pub connect: Address,
+    pub listen: LegAddress,
+    pub connect: LegAddress,
 }
 
 impl fmt::Display for Route {
@@ -39,7 +39,8 @@ impl Route {
         let bytes = text.as_bytes();
         let is_split = |at: &usize| {
             let rest = bytes.get(*at..).unwrap_or_default();
-            rest.starts_with(b"=unix:") || rest.starts_with(b"=tcp:")
+            let words: [&[u8]; 5] = [b"=unix:", b"=tcp:", b"=tls:", b"=trunk:", b"=trunk+"];
+            words.iter().any(|word| rest.starts_with(word))
         };
         let at = (0..bytes.len()).find(is_split).ok_or_else(|| {
             let text = text.to_string_lossy();
@@ -47,7 +48,7 @@ impl Route {
         })?;
         let (listen, connect) = bytes.split_at(at);
         let address = |bytes: &[u8]| {
-            Address::from_os_str(OsStr::from_bytes(bytes)).map_err(|error| error.to_string())
+            LegAddress::from_os_str(OsStr::from_bytes(bytes)).map_err(|error| error.to_string())
         };
         Ok(Self {
             listen: address(listen)?,
@@ -85,11 +86,9 @@ pub fn of(args: &RelayArgs) -> Result<Vec<Route>, String> {
         );
     }
     for (index, route) in routes.iter().enumerate() {
-        if routes
-            .iter()
-            .skip(index + 1)
-            .any(|other| other.listen == route.listen && !is_any_port(&route.listen))
-        {
+        if routes.iter().skip(index + 1).any(|other| {
+            other.listen.address == route.listen.address && !is_any_port(&route.listen)
+        }) {
             return Err(format!("{} is listened on twice", route.listen));
         }
     }
@@ -97,8 +96,8 @@ pub fn of(args: &RelayArgs) -> Result<Vec<Route>, String> {
 }
 
 /// Port 0 is another one every time.
-fn is_any_port(address: &Address) -> bool {
-    address.unix_path().is_none() && address.to_string().ends_with(":0")
+fn is_any_port(leg: &LegAddress) -> bool {
+    leg.address.unix_path().is_none() && leg.to_string().ends_with(":0")
 }
 
 #[cfg(test)]
@@ -111,6 +110,9 @@ mod tests {
         let route = parse("tcp:0.0.0.0:4444=unix:/run/a=b.sock").unwrap();
         assert_eq!(route.listen.to_string(), "tcp:0.0.0.0:4444");
         assert_eq!(route.connect.to_string(), "unix:/run/a=b.sock");
+        let route = parse("trunk+tcp::1=unix:/run/{name}.sock").unwrap();
+        assert_eq!(route.listen.to_string(), "trunk+tcp::1");
+        assert!(route.connect.needs_name());
         let route = parse("unix:/run/a=b=tcp:dst:1").unwrap();
         assert_eq!(route.listen.to_string(), "unix:/run/a=b");
         for text in ["", "unix:/a", "unix:/a=/b", "=unix:/a"] {

@@ -207,6 +207,12 @@ impl fmt::Display for LegAddress {
     }
 }
 
+impl From<&Address> for LegAddress {
+    fn from(address: &Address) -> Self {
+        Self::qemu(address.clone())
+    }
+}
+
 impl From<Address> for LegAddress {
     fn from(address: Address) -> Self {
         Self::qemu(address)

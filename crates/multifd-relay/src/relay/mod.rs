@@ -191,7 +191,8 @@ impl Relay {
     ///
     /// # Errors
     /// When the address cannot be listened on.
-    pub fn bind(listen: &LegAddress, config: RelayConfig) -> io::Result<Relay> {
+    pub fn bind(listen: impl Into<LegAddress>, config: RelayConfig) -> io::Result<Relay> {
+        let listen = listen.into();
         Self::on(Listener::bind(&listen.address)?, listen.protocol, config)
     }
 

@@ -465,7 +465,7 @@ fn fails_and_recovers(
     let folder = tempfile::tempdir().unwrap();
     let mut acceptor = Acceptor::bind(&unix(folder.path(), "destination")).unwrap();
     let mut relay = Relay::bind(
-        &unix(folder.path(), "relay"),
+        unix(folder.path(), "relay"),
         config(acceptor.address(), Method::Zlib),
     )
     .unwrap();
@@ -626,7 +626,7 @@ fn a_refusal_reaches_the_source_and_is_a_failure() {
 fn nobody_at_the_destination_closes_the_source() {
     let folder = tempfile::tempdir().unwrap();
     let mut relay = Relay::bind(
-        &unix(folder.path(), "relay"),
+        unix(folder.path(), "relay"),
         config(&unix(folder.path(), "nobody"), Method::None),
     )
     .unwrap();
@@ -639,7 +639,7 @@ fn nobody_at_the_destination_closes_the_source() {
         let back = scope.spawn(move || send(&address, &sent));
         let failure = relay.serve_one(&mut |_| {}).unwrap_err();
         assert!(
-            matches!(failure.cause, Cause::Transport(TransportCause::Dial { .. })),
+            matches!(failure.cause, Cause::Dial { .. }),
             "{}",
             failure.explain()
         );
@@ -654,7 +654,7 @@ fn a_stalled_channel_stalls_no_other_and_a_sync_passes_at_once() {
     let folder = tempfile::tempdir().unwrap();
     let mut destination = Acceptor::bind(&unix(folder.path(), "destination")).unwrap();
     let mut relay = Relay::bind(
-        &unix(folder.path(), "relay"),
+        unix(folder.path(), "relay"),
         config(destination.address(), Method::None),
     )
     .unwrap();
