@@ -9,7 +9,7 @@ use multifd_wire::{Fault, Misuse, UnknownMethod};
 
 use crate::coverage::CoverageFault;
 use crate::image::ImageError;
-use crate::leg::{LegAddress, LegAddressError};
+use crate::leg::{FarFailure, LegAddress, LegAddressError};
 use crate::partial::FileError;
 use crate::recording::RecordingError;
 
@@ -40,6 +40,9 @@ pub enum Cause {
     /// The destination has no address.
     #[error(transparent)]
     Leg(#[from] LegAddressError),
+    /// The other relay has ended the migration.
+    #[error(transparent)]
+    Far(#[from] FarFailure),
     /// A RAM block cannot be written to its image.
     #[error(transparent)]
     Image(#[from] ImageError),
@@ -98,6 +101,17 @@ pub enum Cause {
         "the destination closed without saying that it has the guest; see the destination's own log"
     )]
     Unconfirmed,
+}
+
+impl Cause {
+    /// The cause of a broken connection: the other relay's reason, if it has said one.
+    pub(crate) fn of_connection(error: io::Error) -> Self {
+        let inner = error.get_ref().and_then(|inner| inner.downcast_ref());
+        match inner.map(FarFailure::clone) {
+            Some(failure) => failure.into(),
+            None => error.into(),
+        }
+    }
 }
 
 /// Turns each error that a transport cause can hold into a cause of this crate, so that `?` takes it.

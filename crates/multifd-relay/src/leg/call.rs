@@ -73,8 +73,8 @@ impl Caller {
         self.target.address()
     }
 
-    /// Whether a channel's hello is said in its preface, and not in its stream.
-    pub(crate) fn says_hello(&self) -> bool {
+    /// Whether it calls another relay, over a trunk. A channel's hello is said in its preface then, and not in its stream.
+    pub(crate) fn is_relay(&self) -> bool {
         self.preface.is_some()
     }
 

@@ -194,7 +194,7 @@ impl Forward<'_> {
                     // It closed with something unread, and that may be the destination's word.
                     failed(Leg::Destination, Cause::NotTold)
                 } else {
-                    failed(Leg::Source, error.into())
+                    failed(Leg::Source, Cause::of_connection(error))
                 }
             })?;
             if count == 0 {
@@ -415,7 +415,7 @@ pub(super) fn back(link: &Link, outline: &Outline, gate: &Gate) -> Result<(), Fa
             Ok(count) => count,
             // A destination that closes with something unread resets: no more will come either way.
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => 0,
-            Err(error) => return Err(destination(error.into())),
+            Err(error) => return Err(destination(Cause::of_connection(error))),
         };
         if count == 0 {
             break;

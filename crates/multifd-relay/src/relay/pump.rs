@@ -78,7 +78,7 @@ pub(super) fn run(hello: Hello, source: &Arc<Stream>, shared: Shared<'_>) -> Res
         .map_err(|cause| failed(source_side(cause)))?;
     let encoder = multifd_codec::encoder(config.compression, &config.settings)
         .map_err(|error| failed((Leg::Here, error.into())))?;
-    let outlet = match shared.target.says_hello() {
+    let outlet = match shared.target.is_relay() {
         true => Outlet::open_behind(&link.destination, &hello, encoder),
         false => Outlet::open_later(&link.destination, &hello, encoder),
     };

@@ -23,7 +23,7 @@ use super::pump::{self, Shared};
 use super::watch::Watch;
 use super::{CHANNELS_TIMEOUT, MigrationReport, RelayConfig, Remark, Update};
 use crate::failure::{Cause, Channel, Failure, Leg, SetupFault};
-use crate::leg::{Caller, Introduction};
+use crate::leg::{Caller, FarFailure, Introduction};
 use crate::trunk::Name;
 
 /// How soon an end of the source is noticed while nothing else happens.
@@ -42,6 +42,9 @@ const CLOSING_TIMEOUT: Duration = Duration::from_secs(30);
 /// all packets, one answer in 15,000 takes 13 s. A source whose guest is small may be in its last round by then:
 /// its guest, and its monitor, stand still as long as it is held.
 const BEGIN_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// How long another relay's reason is waited for, once a connection to it has broken. It is on its way on main.
+const REASON_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// How long a channel may be closed before its main channel is to say why.
 const HUNG_UP: Duration = Duration::from_millis(500);
@@ -370,6 +373,8 @@ impl<'env> Session<'env> {
             let mut settled = false;
             let mut over_since: Option<Instant> = None;
             let mut hung_up_since: Option<Instant> = None;
+            // When what has failed is closed.
+            let mut closing: Option<Instant> = None;
             // What breaks once we have closed everything ourselves is no failure.
             let mut is_closed = false;
             while running.any() {
@@ -395,10 +400,18 @@ impl<'env> Session<'env> {
                     .or_else(|| self.look_at_channels(&mut hung_up_since))
                     .filter(|fault| self.matters(fault));
                 if let (Some(fault), false) = (fault, is_closed) {
-                    if failure.is_none() {
-                        self.close(&fault.explain());
-                    }
+                    let patience = match self.target.is_relay() && is_an_end(&fault.cause) {
+                        true => REASON_TIMEOUT,
+                        false => Duration::ZERO,
+                    };
+                    let closes_at = Instant::now() + patience;
+                    closing = closing.map(|at| at.min(closes_at)).or(Some(closes_at));
                     failure = Some(worse(failure, fault));
+                }
+                if let Some(failure) = &failure
+                    && closing.is_some_and(|at| at <= Instant::now())
+                {
+                    self.close(&failure.explain());
                 }
                 self.links.go_on_closing();
                 if !settled && self.gate.is_loading() {
@@ -588,15 +601,31 @@ fn worse(first: Option<Failure>, then: Failure) -> Failure {
     let Some(first) = first else {
         return then;
     };
-    let is_an_end = matches!(
-        first.cause,
-        Cause::TakenBack | Cause::Incomplete | Cause::Transport(TransportCause::Io(_))
-    );
     match then.cause {
         Cause::NotTold => then,
-        Cause::Refused { .. } if is_an_end => then,
+        Cause::Refused { .. } if is_an_end(&first.cause) => then,
+        _ if is_an_end(&first.cause) && has_reason(&then.cause) => then,
         _ => first,
     }
+}
+
+/// Whether it is the end of a connection, of which another one may tell why.
+fn is_an_end(cause: &Cause) -> bool {
+    let is_end = matches!(
+        cause,
+        Cause::TakenBack | Cause::Incomplete | Cause::Transport(TransportCause::Io(_))
+    );
+    is_end && !has_reason(cause)
+}
+
+/// Whether the other relay has said why it ended the migration.
+fn has_reason(cause: &Cause) -> bool {
+    let Cause::Transport(TransportCause::Io(error)) = cause else {
+        return false;
+    };
+    error
+        .get_ref()
+        .is_some_and(|inner| inner.is::<FarFailure>())
 }
 
 pub(super) fn dial_failure(error: DialError, target: &Caller, channel: Channel) -> Failure {

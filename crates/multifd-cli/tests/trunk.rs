@@ -1,0 +1,325 @@
+//! Two relays with a trunk between them: what arrives, what is refused, and what both ends say.
+
+mod support;
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::path::Path;
+use std::thread;
+
+use multifd_relay::leg::{LegAddress, Protocol};
+use multifd_relay::trunk::{
+    Answer, AnswerReceiver, Connection, Name, Offers, Preface, RefusalCode, Versions,
+};
+use multifd_transport::Address;
+use serde_json::Value;
+use support::made::{Shape, long, short};
+use support::peers::{Destination, Role, SHUT_FAILED, SHUT_WELL, Source, dial, write};
+use support::{Ended, Migration, Multifd};
+
+/// A relay, with a trunk on one side.
+fn relay(listen: &str, connect: &str, more: &[&str]) -> Multifd {
+    let args = ["relay", "--json", "--listen", listen, "--connect", connect];
+    Multifd::start([&args, more].concat())
+}
+
+/// Two relays, for one migration.
+struct Pair {
+    near: Multifd,
+    far: Multifd,
+    address: Address,
+}
+
+impl Pair {
+    /// With the trunk at `trunk`, which is `unix` or `tcp`.
+    fn new(folder: &Path, trunk: &str, destination: &Address, more: &[&str]) -> Self {
+        let listen = match trunk {
+            "unix" => format!("trunk+unix:{}", folder.join("trunk").display()),
+            _ => "trunk+tcp:127.0.0.1:0".to_owned(),
+        };
+        let mut far = relay(&listen, &destination.to_string(), &["--once"]);
+        let connect = format!("trunk+{}", trunk_of(&mut far));
+        let mut near = relay("tcp:127.0.0.1:0", &connect, &[&["--once"], more].concat());
+        let address = near.address();
+        Self { near, far, address }
+    }
+}
+
+/// Where a relay listens for a trunk.
+fn trunk_of(relay: &mut Multifd) -> Address {
+    let leg: LegAddress = (**relay).address();
+    assert_eq!(leg.protocol, Protocol::Trunk);
+    leg.address
+}
+
+fn report(ended: &Ended) -> Value {
+    let text = ended.stdout.trim();
+    serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {ended:?}"))
+}
+
+fn says(ended: &Ended, words: &str) {
+    assert_eq!(ended.status.code(), Some(1), "{ended:?}");
+    assert!(ended.stderr.contains(words), "{words:?}: {ended:?}");
+}
+
+fn both(make: fn(&Shape<'_>) -> Migration) -> [Migration; 2] {
+    [false, true].map(|return_path| {
+        make(&Shape {
+            return_path,
+            ..Shape::default()
+        })
+    })
+}
+
+#[test]
+fn a_guest_passes_through_a_trunk() {
+    for trunk in ["unix", "tcp"] {
+        for make in [short, long] {
+            for migration in both(make) {
+                let folder = tempfile::tempdir().expect("a folder");
+                let destination = Destination::new(folder.path(), 2);
+                let pair = Pair::new(folder.path(), trunk, &destination.address, &[]);
+                let source = Source::begin(&pair.address, &migration);
+                drop(destination.wait("all of it", |seen| seen.has_all(&migration)));
+                if migration.return_path {
+                    destination.say(Role::Main, &SHUT_WELL);
+                    let heard = source.hears(&SHUT_WELL);
+                    assert!(heard.ends_with(&SHUT_WELL), "{trunk}: {heard:?}");
+                }
+                source.finish();
+                drop(destination.wait("the end of main", |seen| seen.main().end.is_some()));
+                destination.close_all();
+                let confirmed = match migration.return_path {
+                    true => Value::Bool(true),
+                    false => Value::Null,
+                };
+                for ended in [pair.near.end(), pair.far.end()] {
+                    assert!(ended.status.success(), "{ended:?}");
+                    assert_eq!(report(&ended)["confirmed"], confirmed, "{ended:?}");
+                }
+            }
+        }
+    }
+}
+
+/// The destination's refusal passes through as it is, and so does the end of a source that gives up.
+#[test]
+fn a_destination_that_refuses_and_a_source_that_gives_up_are_heard() {
+    let migration = &both(short)[1];
+    for refuses in [true, false] {
+        let folder = tempfile::tempdir().expect("a folder");
+        let destination = Destination::new(folder.path(), 2);
+        let pair = Pair::new(folder.path(), "tcp", &destination.address, &[]);
+        let source = Source::begin(&pair.address, migration);
+        drop(destination.wait("all of it", |seen| seen.has_all(migration)));
+        if refuses {
+            destination.say(Role::Main, &SHUT_FAILED);
+            let heard = source.hears(&SHUT_FAILED);
+            assert!(heard.ends_with(&SHUT_FAILED), "{heard:?}");
+        }
+        drop(source);
+        drop(destination.wait("the end of main", |seen| seen.main().end.is_some()));
+        destination.close_all();
+        for ended in [pair.near.end(), pair.far.end()] {
+            assert_eq!(ended.status.code(), Some(1), "{ended:?}");
+        }
+    }
+}
+
+/// What fails at the destination's host is read at the source's.
+#[test]
+fn words_travel() {
+    let migration = &both(short)[1];
+    let folder = tempfile::tempdir().expect("a folder");
+    let sockets = format!("unix:{}", folder.path().join("{name}.sock").display());
+    let mut far = relay("trunk+tcp:127.0.0.1:0", &sockets, &[]);
+    let connect = format!("trunk+{}", trunk_of(&mut far));
+    let more = ["--once", "--name", "vm1"];
+    let mut near = relay("tcp:127.0.0.1:0", &connect, &more);
+    let source = Source::begin(&near.address(), migration);
+    source.wait_for_end();
+    let ended = near.end();
+    says(&ended, "the other relay ended the migration: ");
+    says(&ended, "vm1.sock");
+    says(&ended, "is no such file");
+    // The far relay serves the next one, which has a destination.
+    let address = Address::Unix(folder.path().join("vm2.sock"));
+    let destination = Destination::at(&address, 2, support::peers::Limits::default());
+    let mut near = relay("tcp:127.0.0.1:0", &connect, &["--once", "--name", "vm2"]);
+    let source = Source::begin(&near.address(), migration);
+    destination.take(migration);
+    source.hears(&SHUT_WELL);
+    source.finish();
+    assert!(near.end().status.success());
+}
+
+/// Any number of guests at once, told apart by their names, with strangers among them.
+#[test]
+fn many_guests_pass_through_one_port() {
+    const GUESTS: usize = 8;
+    let folder = tempfile::tempdir().expect("a folder");
+    let sockets = format!("unix:{}", folder.path().join("{name}").display());
+    let mut far = relay("trunk+tcp:127.0.0.1:0", &sockets, &[]);
+    let port = trunk_of(&mut far);
+    let connect = format!("trunk+{port}");
+    let strangers: Vec<_> = (0..40).map(|_| dial(&port)).collect();
+    for (index, stranger) in strangers.iter().enumerate() {
+        match index % 4 {
+            0 => write(stranger, b"MFDT"),
+            1 => write(stranger, b"MFDT\xff\xff"),
+            2 => write(stranger, b"GET / HTTP/1.1\r\n\r\n"),
+            _ => {}
+        }
+    }
+    let migrations = both(long);
+    thread::scope(|scope| {
+        for guest in 0..GUESTS {
+            let (connect, folder) = (&connect, folder.path());
+            let migration = &migrations[guest % 2];
+            scope.spawn(move || {
+                let name = format!("vm{guest}");
+                let address = Address::Unix(folder.join(&name));
+                let destination = Destination::at(&address, 2, support::peers::Limits::default());
+                let more = ["--once", "--name", &name];
+                let mut near = relay("tcp:127.0.0.1:0", connect, &more);
+                let source = Source::begin(&near.address(), migration);
+                drop(destination.wait("all of it", |seen| seen.has_all(migration)));
+                if migration.return_path {
+                    destination.say(Role::Main, &SHUT_WELL);
+                    source.hears(&SHUT_WELL);
+                }
+                source.finish();
+                drop(destination.wait("the end of main", |seen| seen.main().end.is_some()));
+                destination.close_all();
+                let ended = near.end();
+                assert!(ended.status.success(), "{name}: {ended:?}");
+            });
+        }
+    });
+    drop(strangers);
+}
+
+/// A byte that changes on the way ends the migration with the guest at its source, and is never passed on.
+#[test]
+fn a_changed_byte_is_never_passed_on() {
+    let migration = &both(long)[1];
+    for at in [200, 3000, 40_000] {
+        let folder = tempfile::tempdir().expect("a folder");
+        let destination = Destination::new(folder.path(), 2);
+        let mut far = relay(
+            "trunk+tcp:127.0.0.1:0",
+            &destination.address.to_string(),
+            &["--once"],
+        );
+        let between = changing(&trunk_of(&mut far), at);
+        let mut near = relay("tcp:127.0.0.1:0", &format!("trunk+{between}"), &["--once"]);
+        let source = Source::begin(&near.address(), migration);
+        source.wait_for_end();
+        let (near, far) = (near.end(), far.end());
+        assert_eq!(near.status.code(), Some(1), "{near:?}");
+        assert_eq!(far.status.code(), Some(1), "{far:?}");
+        assert!(!destination.seen().has_all(migration), "byte {at}");
+    }
+}
+
+/// Passes connections on to `address`, and changes the byte that is `at` in each.
+fn changing(address: &Address, at: usize) -> Address {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let own = format!("tcp:{}", listener.local_addr().expect("a port"));
+    let there = address.to_string();
+    let there = there.trim_start_matches("tcp:").to_owned();
+    thread::spawn(move || {
+        for from in listener.incoming() {
+            let from = from.expect("a connection");
+            let to = TcpStream::connect(&there).expect("the relay");
+            let (back, forth) = (from.try_clone().unwrap(), to.try_clone().unwrap());
+            thread::spawn(move || pass(from, to, Some(at)));
+            thread::spawn(move || pass(forth, back, None));
+        }
+    });
+    own.parse().expect("an address")
+}
+
+fn pass(mut from: TcpStream, mut to: TcpStream, at: Option<usize>) {
+    let mut buffer = [0; 16 << 10];
+    let mut passed = 0;
+    while let Ok(count) = from.read(&mut buffer) {
+        let piece = &mut buffer[..count];
+        if let Some(at) = at.filter(|at| (passed..passed + count).contains(at)) {
+            piece[at - passed] ^= 0x10;
+        }
+        passed += count;
+        if count == 0 || to.write_all(piece).is_err() {
+            break;
+        }
+    }
+    let _ = to.shutdown(Shutdown::Write);
+    let _ = from.shutdown(Shutdown::Read);
+}
+
+/// Each kind of address says what it is for.
+#[test]
+fn the_wrong_protocol_is_refused_with_words() {
+    let migration = &both(short)[1];
+    let folder = tempfile::tempdir().expect("a folder");
+    let destination = Destination::new(folder.path(), 2);
+    let destination = destination.address.to_string();
+    // A relay's trunk meets an address for QEMUs.
+    let mut far = relay("tcp:127.0.0.1:0", &destination, &[]);
+    let connect = format!("trunk+{}", far.address());
+    let mut near = relay("tcp:127.0.0.1:0", &connect, &["--once"]);
+    let source = Source::begin(&near.address(), migration);
+    source.wait_for_end();
+    says(&near.end(), "this address is a QEMU's: listen with trunk:");
+    // A QEMU meets an address for trunks.
+    let mut far = relay("trunk+tcp:127.0.0.1:0", &destination, &[]);
+    let source = Source::begin(&trunk_of(&mut far), migration);
+    source.wait_for_end();
+    let line = far.complaint();
+    assert!(line.contains("this address is a trunk's"), "{line}");
+}
+
+/// A trunk in clear to another host is asked for by name.
+#[test]
+fn guest_memory_crosses_no_network_in_clear_unasked() {
+    let args = ["trunk+tcp:192.0.2.1:4444", "trunk+tcp:0.0.0.0:0"];
+    for (listen, connect) in [("tcp:127.0.0.1:0", args[0]), (args[1], "tcp:127.0.0.1:1")] {
+        let ended = relay(listen, connect, &[]).end();
+        says(&ended, "in clear");
+        says(&ended, "--insecure");
+    }
+    let mut allowed = relay("tcp:127.0.0.1:0", args[0], &["--insecure"]);
+    allowed.address();
+}
+
+/// A channel whose main channel never came belongs to nobody.
+#[test]
+fn a_channel_of_no_migration_is_refused() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let destination = Destination::new(folder.path(), 2);
+    let destination = destination.address.to_string();
+    let mut far = relay("trunk+tcp:127.0.0.1:0", &destination, &[]);
+    let stranger = dial(&trunk_of(&mut far));
+    let preface = Preface {
+        versions: Versions::OURS,
+        migration: [7; 16],
+        process: [8; 16],
+        name: Name::new("vm").expect("a name"),
+        connection: Connection::Preempt,
+        offers: Offers {
+            methods: vec![0],
+            digests: vec![1],
+            compressions: vec![0],
+        },
+        extensions: Vec::new(),
+    };
+    write(&stranger, &preface.encode().expect("a preface"));
+    let mut answer = Vec::new();
+    (&stranger).read_to_end(&mut answer).expect("an answer");
+    let mut receiver = AnswerReceiver::default();
+    let answer = receiver.push(&mut answer.as_slice()).expect("an answer");
+    let Some(Answer::Refused(refusal)) = answer else {
+        panic!("{answer:?}");
+    };
+    assert_eq!(refusal.code, RefusalCode::UNKNOWN_MIGRATION);
+}
