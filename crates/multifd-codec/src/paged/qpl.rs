@@ -8,25 +8,21 @@ use std::sync::Arc;
 use multifd_wire::{Method, PageSize};
 use page_deflate::CodeLengths;
 
-use super::write::{Heads, WritePages};
-use super::{CompressPages, PageReader};
-use crate::channel::ReadPayload;
-use crate::{Backend, DecodeError, EncodeError, Huffman, Pages, PathCounts};
+use super::PageReader;
+use super::write::Heads;
+use crate::channel::{Arrived, ReadPayload};
+use crate::{Backend, DecodeError, EncodeError, Pages, PathCounts};
 
-/// The sending direction.
-pub(crate) fn write_pages<C: CompressPages>(
-    compressor: C,
-    huffman: Huffman,
-) -> WritePages<C, NoHead<C::Code>> {
-    WritePages::with(compressor, NoHead(Arc::new(C::stream(huffman))))
-}
-
-/// Pages are all written in the same, and nothing is said of it.
+/// Pages are all written in the same code, and nothing precedes their list.
 pub(crate) struct NoHead<Code>(Arc<Code>);
 
-impl<Code: Send + Sync> Heads<Code> for NoHead<Code> {
-    const METHOD: Method = Method::Qpl;
+impl<Code> NoHead<Code> {
+    pub(crate) fn new(code: Code) -> Self {
+        Self(Arc::new(code))
+    }
+}
 
+impl<Code: Send + Sync> Heads<Code> for NoHead<Code> {
     fn write_head(
         &mut self,
         _: &Pages<'_>,
@@ -51,11 +47,10 @@ impl ReadPayload for ReadPages {
 
     fn read_payload(
         &mut self,
-        payload: &[u8],
+        packet: &mut Arrived,
         page_size: PageSize,
-        pages: &mut [u8],
     ) -> Result<PathCounts, DecodeError> {
-        self.0.read_streams(payload, page_size, pages)
+        self.0.read_streams(packet, page_size)
     }
 
     fn backend(&self) -> Option<Backend> {

@@ -5,13 +5,13 @@ use std::io;
 use std::net::Shutdown;
 use std::sync::Arc;
 
-use multifd_codec::PageBuffer;
+use multifd_codec::Encoder;
 use multifd_transport::dial::Target;
 use multifd_transport::failure::Cause as TransportCause;
 use multifd_transport::inlet::{Inlet, Item};
-use multifd_transport::outlet::{FlowFailure, Outlet, Supply, block_of};
+use multifd_transport::outlet::{Outlet, Unwritten, Written, block_of};
 use multifd_transport::{Stream, hung_up};
-use multifd_wire::{BlockName, Fault, Hello, Method, Packet, PageSize, RamPacket};
+use multifd_wire::{BlockName, Fault, Hello, Packet, PageSize, RamPacket};
 
 use super::RelayConfig;
 use super::counters::{Counters, Tally};
@@ -36,11 +36,11 @@ pub(super) struct Shared<'a> {
 /// Passes one channel on, to its end.
 pub(super) fn run(hello: Hello, source: &Arc<Stream>, shared: Shared<'_>) -> Result<(), Failure> {
     let id = hello.channel;
-    let failed = |(leg, cause)| Failure {
+    let failed = |broken: Broken| Failure {
         channel: Channel::Multifd(id),
-        leg,
-        block: None,
-        cause,
+        leg: broken.leg,
+        block: broken.block,
+        cause: broken.cause,
     };
     let config = shared.config;
     // A hello goes on together with the whole SYNC behind it.
@@ -58,7 +58,7 @@ pub(super) fn run(hello: Hello, source: &Arc<Stream>, shared: Shared<'_>) -> Res
                 Fault::Truncated { missing }.into(),
                 shared.main,
             );
-            return Err(failed((Leg::Source, cause)));
+            return Err(failed(source_side(cause)));
         }
     }
     let given_up = || shared.gate.is_stopped();
@@ -74,8 +74,8 @@ pub(super) fn run(hello: Hello, source: &Arc<Stream>, shared: Shared<'_>) -> Res
     shared.links.add(&link);
     let inlet = Inlet::new(&link.source, &hello, config.limits, config.settings)
         .map_err(|cause| failed(source_side(cause)))?;
-    let encoder = multifd_codec::encoder(config.compression, &config.settings)
-        .map_err(|error| failed((Leg::Here, error.into())))?;
+    let encoder = Encoder::new(config.compression, &config.settings)
+        .map_err(|error| failed(on_leg(Leg::Here, error)))?;
     let outlet = Outlet::open_later(&link.destination, &hello, encoder)
         .map_err(|cause| failed(destination_side(cause)))?;
     let pump = Pump {
@@ -84,6 +84,8 @@ pub(super) fn run(hello: Hello, source: &Arc<Stream>, shared: Shared<'_>) -> Res
         outlet,
         link: &link,
         shared,
+        tally: Tally::new(shared.counters),
+        behind: None,
         has_synced: false,
     };
     pump.run()
@@ -96,8 +98,25 @@ struct Pump<'s> {
     outlet: Outlet<'s>,
     link: &'s Link,
     shared: Shared<'s>,
+    tally: Tally<'s>,
+    /// The next item, or why there is none, if it was read with the packets before.
+    behind: Option<Result<Item, Broken>>,
     /// The channel's first SYNC was passed on.
     has_synced: bool,
+}
+
+/// What went wrong, on which leg, and the block of the packet in hand.
+struct Broken {
+    leg: Leg,
+    block: Option<Box<BlockName>>,
+    cause: Cause,
+}
+
+impl Broken {
+    fn in_packet(self, packet: &RamPacket) -> Self {
+        let block = block_of(packet);
+        Self { block, ..self }
+    }
 }
 
 impl Pump<'_> {
@@ -108,31 +127,28 @@ impl Pump<'_> {
             counters,
             ..
         } = self.shared;
-        let mut tally = Tally::new(counters);
-        let (mut next, mut block) = (None, None);
         loop {
-            let went_on = match self.pass_on(&mut next, &mut block, &mut tally) {
-                Err((Leg::Destination, Cause::Transport(TransportCause::Io(error))))
-                    if hung_up(&error) && outline.needs_no_more(block.is_some()) =>
-                {
+            let went_on = match self.pass_on() {
+                Err(Broken {
+                    leg: Leg::Destination,
+                    block,
+                    cause: Cause::Transport(TransportCause::Io(error)),
+                }) if hung_up(&error) && outline.needs_no_more(block.is_some()) => {
                     gate.ended(self.id, End::Abandoned(error.kind()));
                     counters.channel_ended(&self.inlet, &self.outlet);
                     // It does not need the rest, or has failed, which its word on main tells: the source can wait for that.
                     self.link.source.drain();
                     return Ok(());
                 }
-                other => other.map_err(|(leg, cause)| {
-                    let cause = plain_cause(leg, cause, self.shared.main);
-                    Failure {
-                        channel: Channel::Multifd(self.id),
-                        leg,
-                        block: block.take(),
-                        cause,
-                    }
+                other => other.map_err(|broken| Failure {
+                    channel: Channel::Multifd(self.id),
+                    leg: broken.leg,
+                    block: broken.block,
+                    cause: plain_cause(broken.leg, broken.cause, self.shared.main),
                 })?,
             };
-            tally.read(&self.inlet);
-            tally.wrote(self.outlet.bytes_out());
+            self.tally.read(&self.inlet);
+            self.tally.wrote(self.outlet.bytes_out());
             if !went_on {
                 counters.channel_ended(&self.inlet, &self.outlet);
                 gate.ended(self.id, End::Closed);
@@ -141,17 +157,10 @@ impl Pump<'_> {
         }
     }
 
-    /// The next item, which may have been read already; `false` at the channel's end. Of packets whose pages are transcoded, as
-    /// many as there are. `block` becomes that of the last packet, or of the one which has failed.
-    fn pass_on(
-        &mut self,
-        next: &mut Option<Item>,
-        block: &mut Option<Box<BlockName>>,
-        tally: &mut Tally<'_>,
-    ) -> Result<bool, (Leg, Cause)> {
-        *block = None;
-        let item = match next.take() {
-            Some(item) => item,
+    /// Passes the next item on; `false` at the channel's end.
+    fn pass_on(&mut self) -> Result<bool, Broken> {
+        let item = match self.behind.take() {
+            Some(item) => item?,
             None => {
                 self.shared.gate.idle(self.id, true);
                 let item = self.inlet.next_item().map_err(source_side)?;
@@ -161,74 +170,129 @@ impl Pump<'_> {
         };
         match item {
             Item::End => {
-                self.link
-                    .destination
-                    .shutdown(Shutdown::Write)
-                    .map_err(destination_side)?;
+                let closed = self.link.destination.shutdown(Shutdown::Write);
+                closed.map_err(destination_side)?;
                 return Ok(false);
             }
-            Item::Padding { entries } => self
-                .outlet
-                .write_padding(entries)
-                .map_err(destination_side)?,
+            Item::Padding { entries } => {
+                let written = self.outlet.write_padding(entries);
+                written.map_err(destination_side)?;
+            }
             Item::Packet(packet @ Packet::DeviceState(_)) => {
                 self.forward(&packet)?;
                 self.outlet.release().map_err(destination_side)?;
             }
-            Item::Packet(Packet::Ram(mut packet)) => {
-                *block = block_of(&packet);
-                let method = self.outlet.method();
-                if let Some(page_size) = packet.page_size()
-                    && !packet.normal().is_empty()
-                    && self.inlet.method_of(&packet).map_err(source_side)? != method
-                {
-                    let mut arriving = Arriving {
-                        id: self.id,
-                        destination: &self.link.destination,
-                        gate: self.shared.gate,
-                        inlet: &mut self.inlet,
-                        first: Some(packet),
-                        behind: next,
-                        method,
-                        page_size,
-                        block,
-                        tally,
-                    };
-                    let outcome = self.outlet.write_flow(&mut arriving, page_size);
-                    return match outcome {
-                        Ok(()) => Ok(true),
-                        Err(FlowFailure::Supply(cause)) => Err(source_side(cause)),
-                        Err(FlowFailure::Outlet(cause, failed)) => {
-                            *block = failed;
-                            Err(destination_side(cause))
-                        }
-                    };
+            Item::Packet(Packet::Ram(packet)) => match packet.page_size() {
+                Some(page_size) if self.has_other_method(&packet)? => {
+                    self.transcode(packet, page_size)?;
                 }
-                let (pages, zero_pages) = (packet.normal().len(), packet.zero().len());
-                packet
-                    .set_payload(method, packet.payload_len())
-                    .map_err(source_side)?;
-                let is_sync = packet.is_sync();
-                self.forward(&Packet::Ram(packet))?;
-                tally.pages(pages, zero_pages);
-                match is_sync {
-                    true => self.synced(next)?,
-                    false => self.outlet.release().map_err(destination_side)?,
-                }
-            }
+                _ => self.pass_as_it_is(packet)?,
+            },
         }
         Ok(true)
     }
 
+    /// Takes packets the whole way from the source to the destination, with their pages in the
+    /// outlet's method: `first`, and all like it that need not be waited for. It reads while the
+    /// encoder has room. Then it encodes and writes the packet that has waited longest. When nothing
+    /// is there to be read, it writes what it has.
+    fn transcode(&mut self, first: RamPacket, page_size: PageSize) -> Result<(), Broken> {
+        let mut first = Some(first);
+        loop {
+            while first.is_some() || self.outlet.room() > 0 && self.behind.is_none() {
+                let packet = match first.take() {
+                    Some(packet) => packet,
+                    None if !self.inlet.has_more() => break,
+                    None => match self.next_alike(page_size) {
+                        Ok(packet) => packet,
+                        Err(other) => {
+                            self.behind = Some(other);
+                            break;
+                        }
+                    },
+                };
+                let mut pages = self.outlet.page_buffer();
+                if let Err(cause) = self.inlet.read_pages_into(&packet, &mut pages) {
+                    // The packets before this one are written first.
+                    self.behind = Some(Err(source_side(cause).in_packet(&packet)));
+                    break;
+                }
+                self.tally.read(&self.inlet);
+                self.outlet.push(packet, pages);
+            }
+            let Some(Written { packet, .. }) = self.outlet.pop_and_write()? else {
+                return Ok(());
+            };
+            self.tally.pages(packet.normal().len(), packet.zero().len());
+            self.tally.wrote(self.outlet.bytes_out());
+            // QEMU 8.2 and earlier: a SYNC with pages. A mark waits in vain for one that nobody reads, and says so.
+            if packet.is_sync() && !self.link.destination.peer_has_closed() {
+                self.shared.gate.synced(self.id);
+            }
+            self.inlet.recycle(packet);
+        }
+    }
+
+    /// Reads the next packet, if it is to be transcoded too or has nothing to transcode. Otherwise what
+    /// came instead, or why nothing came.
+    fn next_alike(&mut self, page_size: PageSize) -> Result<RamPacket, Result<Item, Broken>> {
+        let item = self.inlet.next_item();
+        match item.map_err(|cause| Err(source_side(cause)))? {
+            Item::Packet(Packet::Ram(packet)) => {
+                let is_alike = packet.page_size() == Some(page_size)
+                    && (packet.normal().is_empty()
+                        || self.has_other_method(&packet).map_err(Err)?);
+                match is_alike {
+                    true => Ok(packet),
+                    false => Err(Ok(Item::Packet(Packet::Ram(packet)))),
+                }
+            }
+            other => Err(Ok(other)),
+        }
+    }
+
+    /// Whether a packet has pages in another method than the outlet's.
+    fn has_other_method(&mut self, packet: &RamPacket) -> Result<bool, Broken> {
+        if packet.normal().is_empty() {
+            return Ok(false);
+        }
+        let method = self.inlet.method_of(packet);
+        let method = method.map_err(|cause| source_side(cause).in_packet(packet))?;
+        Ok(method != self.outlet.method())
+    }
+
+    /// Passes a packet on whose pages stay as they are.
+    fn pass_as_it_is(&mut self, mut packet: RamPacket) -> Result<(), Broken> {
+        let method = self.outlet.method();
+        packet
+            .set_payload(method, packet.payload_len())
+            .map_err(|cause| source_side(cause).in_packet(&packet))?;
+        let (is_sync, packet) = (packet.is_sync(), Packet::Ram(packet));
+        let outcome = self.forward(&packet);
+        let Packet::Ram(packet) = packet else {
+            return outcome;
+        };
+        let outcome = outcome.and_then(|()| {
+            self.tally.pages(packet.normal().len(), packet.zero().len());
+            match is_sync {
+                true => self.synced(),
+                false => self.outlet.release().map_err(destination_side),
+            }
+        });
+        outcome.map_err(|broken| broken.in_packet(&packet))?;
+        self.inlet.recycle(packet);
+        Ok(())
+    }
+
     /// Passes a packet on with its payload as it is.
-    fn forward(&mut self, packet: &Packet) -> Result<(), (Leg, Cause)> {
+    fn forward(&mut self, packet: &Packet) -> Result<(), Broken> {
         let outcome = self.outlet.forward(packet, &mut self.inlet);
-        outcome.map_err(|(leg, cause)| (leg, cause.into()))
+        outcome.map_err(|(leg, cause)| on_leg(leg, cause))
     }
 
     /// A SYNC was passed on. The first one may have a table whose end does not show, and behind it nothing is read before
     /// the destination loads.
-    fn synced(&mut self, next: &mut Option<Item>) -> Result<(), (Leg, Cause)> {
+    fn synced(&mut self) -> Result<(), Broken> {
         if !self.has_synced {
             self.has_synced = true;
             while let Some(entries) = self.inlet.open_table() {
@@ -246,7 +310,7 @@ impl Pump<'_> {
                         written.map_err(destination_side)?;
                     }
                     other => {
-                        *next = Some(other);
+                        self.behind = Some(Ok(other));
                         break;
                     }
                 }
@@ -262,22 +326,40 @@ impl Pump<'_> {
     }
 
     /// Counts a SYNC, unless it went into a connection that its peer has closed: the system takes it there, and nobody reads it.
-    fn count_sync(&self) -> Result<(), (Leg, Cause)> {
+    fn count_sync(&self) -> Result<(), Broken> {
         if self.link.destination.peer_has_closed() {
             let closed = io::Error::from(io::ErrorKind::BrokenPipe);
-            return Err((Leg::Destination, closed.into()));
+            return Err(destination_side(closed));
         }
         self.shared.gate.synced(self.id);
         Ok(())
     }
 }
 
-fn source_side(cause: impl Into<Cause>) -> (Leg, Cause) {
-    (Leg::Source, cause.into())
+fn source_side(cause: impl Into<Cause>) -> Broken {
+    on_leg(Leg::Source, cause)
 }
 
-fn destination_side(cause: impl Into<Cause>) -> (Leg, Cause) {
-    (Leg::Destination, cause.into())
+fn destination_side(cause: impl Into<Cause>) -> Broken {
+    on_leg(Leg::Destination, cause)
+}
+
+fn on_leg(leg: Leg, cause: impl Into<Cause>) -> Broken {
+    Broken {
+        leg,
+        block: None,
+        cause: cause.into(),
+    }
+}
+
+impl From<Unwritten> for Broken {
+    fn from(unwritten: Unwritten) -> Self {
+        Self {
+            leg: Leg::Destination,
+            block: unwritten.block,
+            cause: unwritten.cause.into(),
+        }
+    }
 }
 
 /// A channel that ends inside a packet is malformed, unless the source has given up the whole migration.
@@ -289,68 +371,5 @@ fn plain_cause(leg: Leg, cause: Cause, main: &Link) -> Cause {
             Cause::Incomplete
         }
         cause => cause,
-    }
-}
-
-/// Packets that are transcoded, as long as there are some which need not be waited for.
-struct Arriving<'p, 's, 'c> {
-    id: u8,
-    destination: &'p Stream,
-    gate: &'p Gate,
-    inlet: &'p mut Inlet<'s>,
-    first: Option<RamPacket>,
-    /// What came behind them and is none of them.
-    behind: &'p mut Option<Item>,
-    /// That of the outlet.
-    method: Method,
-    page_size: PageSize,
-    /// That of the last packet.
-    block: &'p mut Option<Box<BlockName>>,
-    tally: &'p mut Tally<'c>,
-}
-
-impl Supply for Arriving<'_, '_, '_> {
-    type Error = Cause;
-
-    fn next(&mut self, pages: &mut PageBuffer) -> Result<Option<RamPacket>, Cause> {
-        let packet = match self.first.take() {
-            Some(first) => first,
-            None if self.behind.is_some() || !self.inlet.has_more() => return Ok(None),
-            None => {
-                *self.block = None;
-                let item = self.inlet.next_item()?;
-                if let Item::Packet(Packet::Ram(packet)) = &item {
-                    *self.block = block_of(packet);
-                }
-                match item {
-                    Item::Packet(Packet::Ram(packet)) if self.is_one(&packet)? => packet,
-                    other => {
-                        *self.behind = Some(other);
-                        return Ok(None);
-                    }
-                }
-            }
-        };
-        self.inlet.read_pages_into(&packet, pages)?;
-        self.tally.read(self.inlet);
-        Ok(Some(packet))
-    }
-
-    fn sent(&mut self, packet: &RamPacket, bytes: u64) {
-        self.tally.pages(packet.normal().len(), packet.zero().len());
-        self.tally.wrote_more(bytes);
-        // QEMU 8.2 and earlier: a SYNC with pages. A mark waits in vain for one that nobody reads, and says so.
-        if packet.is_sync() && !self.destination.peer_has_closed() {
-            self.gate.synced(self.id);
-        }
-    }
-}
-
-impl Arriving<'_, '_, '_> {
-    /// Whether it is to be transcoded, or has nothing to transcode.
-    fn is_one(&mut self, packet: &RamPacket) -> Result<bool, Cause> {
-        let fits = packet.page_size() == Some(self.page_size);
-        let has_payload = !packet.normal().is_empty();
-        Ok(fits && (!has_payload || self.inlet.method_of(packet)? != self.method))
     }
 }
