@@ -373,3 +373,150 @@ fn plain_cause(leg: Leg, cause: Cause, main: &Link) -> Cause {
         cause => cause,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{self, Write};
+    use std::os::unix::net::UnixStream;
+    use std::sync::mpsc;
+    use std::thread;
+
+    use multifd_codec::{Accel, Pages, Settings, Streams};
+    use multifd_transport::Address;
+    use multifd_wire::{ChannelSender, Method, PageSize};
+    use testkit::allocations::{Counting, on_this_thread};
+    use testkit::pages::{Random, packet};
+
+    use super::*;
+
+    #[global_allocator]
+    static ALLOCATOR: Counting = Counting;
+
+    const PAGE: PageSize = PageSize::K4;
+    const HELLO: Hello = Hello {
+        uuid: [0; 16],
+        channel: 0,
+        reserved: [0; 39],
+    };
+    const WARM_UP: usize = 32;
+    const PACKETS: usize = 64;
+
+    /// What a source sends behind its hello, to be cut into so many pieces: packets of pages that are
+    /// not in order, with zero pages among them, and now and then a SYNC.
+    fn sent<const PIECES: usize>(method: Method, packets: [usize; PIECES]) -> [Vec<u8>; PIECES] {
+        let mut encoder = multifd_codec::encoder(method, &Settings::default()).unwrap();
+        let (mut sender, mut payload) = (ChannelSender::new(), Vec::new());
+        sender.hello(&HELLO, &mut Vec::new()).unwrap();
+        let pages = packet(&mut Random::new(1), 100, PAGE.bytes());
+        let normal: Vec<u64> = (0..100).rev().map(|page| page * 4096).collect();
+        let zero: Vec<u64> = (100..128).map(|page| page * 4096).collect();
+        packets.map(|count| {
+            let mut bytes = Vec::new();
+            for number in 0..count as u64 {
+                let block = BlockName::new(b"pc.ram").unwrap();
+                let mut packet = RamPacket::new(PAGE, block, &normal, &zero, number).unwrap();
+                let content = Pages::private(&pages, PAGE).unwrap();
+                encoder.encode(&content, &mut payload).unwrap();
+                packet.set_payload(method, payload.len() as u32).unwrap();
+                sender.ram_packet(&packet, &mut bytes).unwrap();
+                bytes.extend_from_slice(&payload);
+                sender.payload_sent(payload.len()).unwrap();
+                if number % 8 == 7 {
+                    let sync = RamPacket::sync(PAGE, number);
+                    sender.ram_packet(&sync, &mut bytes).unwrap();
+                }
+            }
+            bytes
+        })
+    }
+
+    /// How often the channel's thread allocates for packets in the middle of a migration.
+    fn allocations(from: Method, to: Method, settings: Settings) -> usize {
+        let pieces = sent(from, [WARM_UP, PACKETS]);
+        let mut config = RelayConfig::new(Address::Unix("/nowhere".into()), to);
+        config.settings = settings;
+        let [(source, near), (far, destination)] = [(); 2].map(|()| UnixStream::pair().unwrap());
+        let link = Link {
+            channel: Channel::Multifd(0),
+            source: Arc::new(Stream::Unix(near)),
+            destination: Stream::Unix(far),
+        };
+        let (gate, target) = (Gate::default(), Target::resolve(&config.connect).unwrap());
+        gate.channel_came(0);
+        gate.begin();
+        let shared = Shared {
+            config: &config,
+            target: &target,
+            links: &Links::default(),
+            main: &link,
+            outline: &Outline::default(),
+            gate: &gate,
+            counters: &Counters::default(),
+        };
+        let encoder = Encoder::new(to, &settings).unwrap();
+        let mut pump = Pump {
+            id: 0,
+            inlet: Inlet::new(&link.source, &HELLO, config.limits, settings).unwrap(),
+            outlet: Outlet::open(&link.destination, &HELLO, encoder).unwrap(),
+            link: &link,
+            shared,
+            tally: Tally::new(shared.counters),
+            behind: None,
+            has_synced: true,
+        };
+        thread::scope(|scope| {
+            scope.spawn(|| io::copy(&mut &destination, &mut io::sink()).unwrap());
+            let (begin, begins) = mpsc::channel();
+            let (source, pieces) = (&source, &pieces);
+            scope.spawn(move || {
+                for piece in pieces {
+                    begins.recv().unwrap();
+                    (&mut &*source).write_all(piece).unwrap();
+                }
+            });
+            let mut counts = pieces.each_ref().map(|piece| {
+                begin.send(()).unwrap();
+                let end = pump.inlet.bytes_in() + piece.len() as u64;
+                let before = on_this_thread();
+                while pump.inlet.bytes_in() < end {
+                    assert!(pump.pass_on().is_ok_and(|went_on| went_on));
+                }
+                on_this_thread() - before
+            });
+            link.close();
+            let [_, late] = &mut counts;
+            *late
+        })
+    }
+
+    #[test]
+    fn nothing_is_allocated_for_a_packet() {
+        for accel in [Accel::None, Accel::Software] {
+            let mut settings = Settings::default();
+            settings.accel = accel;
+            for (from, to) in [
+                (Method::None, Method::Zlib),
+                (Method::Zlib, Method::None),
+                (Method::Zlib, Method::Zlib),
+                (Method::None, Method::None),
+                (Method::None, Method::Qpl),
+            ] {
+                let found = allocations(from, to, settings);
+                assert_eq!(found, 0, "{from} to {to}, {accel}");
+            }
+        }
+    }
+
+    /// Which buffers grow, and when, is a matter of time where helpers take part. So a few allocations
+    /// may be late, and one for each packet may not be.
+    #[test]
+    fn next_to_nothing_is_allocated_with_helpers() {
+        let mut settings = Settings::default();
+        settings.accel = Accel::Software;
+        settings.streams = Streams::new(4).unwrap();
+        for (from, to) in [(Method::None, Method::Zlib), (Method::Zlib, Method::None)] {
+            let found = allocations(from, to, settings);
+            assert!(found <= PACKETS / 4, "{from} to {to}: {found}");
+        }
+    }
+}
