@@ -4,8 +4,9 @@ use multifd_wire::{Method, PageSize};
 
 use crate::{Backend, DecodeError, Decoder, EncodeError, PageBuffer, Pages, PathCounts};
 
-/// The longest payload a stock QEMU takes: it reads every payload into a buffer of 1 MiB and, up to 10.0 at least, does
-/// not check that it fits. The largest packet is half of that before compression.
+/// The longest payload a stock QEMU takes: it reads every payload into a buffer of 1 MiB and, up to
+/// 10.0 at least, does not check that it fits. The largest packet is half of that before
+/// compression.
 pub const MAX_PAYLOAD_BYTES: usize = 1 << 20;
 
 /// A packet whose payload is to be read: the payload, and pages of the length that it has to fill.
@@ -31,8 +32,8 @@ pub(crate) trait ReadPayload: Send {
     }
 }
 
-/// The receiving direction of one channel. After the stream's first error nothing can be read out of
-/// it: it has a hole.
+/// The receiving direction of one channel. After the stream's first error nothing can be read out
+/// of it: it has a hole.
 pub(crate) struct Channel<S> {
     stream: S,
     backend: Backend,

@@ -9,12 +9,13 @@ use crate::{Backend, EncodeError, PageBuffer, Pages, PathCounts, Settings, Unsup
 
 /// Turns packets of pages into payloads: the sending direction of one channel.
 ///
-/// It is a machine that packets are pushed into and payloads come out of, both in the order in which
-/// the channel sends them. `T` is what the caller keeps with a packet; it comes back with the payload.
+/// It is a machine that packets are pushed into and payloads come out of, both in the order in
+/// which the channel sends them. `T` is what the caller keeps with a packet; it comes back with the
+/// payload.
 ///
 /// Where several processors share the work, the packets that were pushed are in work at once, while
-/// the caller reads the next one or writes a payload. Where they do not, a packet is in work when its
-/// payload is taken. The payloads are the same.
+/// the caller reads the next one or writes a payload. Where they do not, a packet is in work when
+/// its payload is taken. The payloads are the same.
 ///
 /// ```
 /// use multifd_codec::{Encoder, Settings};
@@ -165,8 +166,8 @@ impl<T> Encoder<T> {
     }
 
     /// Takes the pages of the channel's next packet: at most as many as a packet takes, or none at
-    /// all. There must be [room](Self::room). If the packet cannot be encoded, [`Self::pop`] says so
-    /// when its turn comes.
+    /// all. There must be [room](Self::room). If the packet cannot be encoded, [`Self::pop`] says
+    /// so when its turn comes.
     pub fn push(&mut self, pages: PageBuffer, page_size: PageSize, tag: T) {
         self.tags.push_back(tag);
         if !self.is_whole || self.refused.is_some() {
@@ -187,8 +188,8 @@ impl<T> Encoder<T> {
     ///
     /// # Errors
     ///
-    /// Why this packet cannot be encoded: see [`EncodeError`]. After any error the encoder only ever
-    /// answers [`EncodeError::Poisoned`], and what `payload` holds means nothing.
+    /// Why this packet cannot be encoded: see [`EncodeError`]. After any error the encoder only
+    /// ever answers [`EncodeError::Poisoned`], and what `payload` holds means nothing.
     pub fn pop(&mut self, payload: &mut Vec<u8>) -> Result<Option<(PageBuffer, T)>, Failed<T>> {
         let Some(tag) = self.tags.pop_front() else {
             return Ok(None);
@@ -228,7 +229,8 @@ impl<T> Encoder<T> {
         Ok(())
     }
 
-    /// What does the work now, and why nothing better does: an accelerator may have been given up on the way.
+    /// What does the work now, and why nothing better does: an accelerator may have been given up
+    /// on the way.
     #[must_use]
     pub fn backend(&self) -> Backend {
         let current = match &self.machine {
@@ -261,7 +263,8 @@ impl Encoder {
             return Err(no_room(self.method));
         }
         let counts = match &mut self.machine {
-            // A packet without normal pages has no payload, and its compression stream does not notice it.
+            // A packet without normal pages has no payload, and its compression stream does not
+            // notice it.
             _ if pages.is_empty() => PathCounts::default(),
             Machine::OneByOne { stream, .. } => stream.write_payload(pages, out)?,
             Machine::Together(packets) => {

@@ -1,15 +1,15 @@
 //! Other processors, which help with parts of packets.
 //!
-//! A packet is work for a millisecond or so, and a processor that sleeps takes up to a tenth of that
-//! to wake. So the caller's own thread, which is awake, takes part instead of waiting; a thread that
-//! has helped stays awake for a moment, in which the next packet may come; and a thread that has not
-//! woken before all is done is not waited for.
+//! A packet is work for a millisecond or so, and a processor that sleeps takes up to a tenth of
+//! that to wake. So the caller's own thread, which is awake, takes part instead of waiting; a
+//! thread that has helped stays awake for a moment, in which the next packet may come; and a thread
+//! that has not woken before all is done is not waited for.
 //!
 //! Helpers borrow nothing. They hold a share ([`Arc`]) of what they work on, so the caller may come
 //! and go: it asks for help when it has work, and later looks whether a part of the work is done.
 //!
-//! Nothing is allocated for a packet, and an order is a word that another processor looks at. A pool
-//! for tasks of any kind does both in a way that costs more than what it would save here.
+//! Nothing is allocated for a packet, and an order is a word that another processor looks at. A
+//! pool for tasks of any kind does both in a way that costs more than what it would save here.
 
 use std::any::Any;
 use std::hint::spin_loop;
@@ -207,8 +207,9 @@ struct Seat {
     helper: OnceLock<Thread>,
 }
 
-// The states of a seat, in this order: a caller takes it and offers work; the helper begins; when it
-// has finished, the seat is free for the next time. An offer that is not begun can be taken back.
+// The states of a seat, in this order: a caller takes it and offers work; the helper begins; when
+// it has finished, the seat is free for the next time. An offer that is not begun can be taken
+// back.
 const FREE: u64 = 0;
 const TAKEN: u64 = 1;
 const OFFERED: u64 = 2;
@@ -246,7 +247,8 @@ impl Seat {
     fn offer(&self, offer: impl FnOnce() -> Arc<dyn Work>) -> Option<u64> {
         let time = self.step(FREE)?;
         *lock(&self.offer) = Some(offer());
-        // Before it is looked whether the helper sleeps, as the helper says so before it looks for an offer.
+        // Before it is looked whether the helper sleeps, as the helper says so before it looks for
+        // an offer.
         self.state.store(time * STATES + OFFERED, Ordering::SeqCst);
         if self.sleeps.load(Ordering::SeqCst)
             && let Some(helper) = self.helper.get()
@@ -339,10 +341,11 @@ pub(crate) fn lock<L>(lock: &Mutex<L>) -> MutexGuard<'_, L> {
     lock.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A bit more than what lies between two packets of a busy channel: one is written and the next one read.
+/// A bit more than what lies between two packets of a busy channel: one is written and the next one
+/// read.
 const AWAKE: Duration = Duration::from_micros(200);
-/// About the time that a quarter of a packet takes. A helper that has not finished then may have been
-/// interrupted, and for long.
+/// About the time that a quarter of a packet takes. A helper that has not finished then may have
+/// been interrupted, and for long.
 const A_PIECE: Duration = Duration::from_micros(300);
 /// About a microsecond.
 const SPINS: usize = 16;

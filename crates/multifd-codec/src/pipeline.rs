@@ -1,10 +1,11 @@
 //! Packets that are compressed in pieces, several packets at a time.
 //!
-//! While the last pieces of one packet are done, the first ones of the next are begun, and while its
-//! payload is written others go on. So nobody waits for anybody as long as there are packets.
+//! While the last pieces of one packet are done, the first ones of the next are begun, and while
+//! its payload is written others go on. So nobody waits for anybody as long as there are packets.
 //!
-//! The result of a piece depends on the piece alone, and the results are joined in the pieces' order.
-//! So a payload is the same however many threads there were, and whichever of them were faster.
+//! The result of a piece depends on the piece alone, and the results are joined in the pieces'
+//! order. So a payload is the same however many threads there were, and whichever of them were
+//! faster.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -183,8 +184,8 @@ impl<T: Send + 'static, C: Send + Sync + 'static> Pipeline<T, C> {
     }
 
     /// How many more packets it takes now: 1 at a time without helpers, which would not be faster
-    /// with several. None while a payload is whole, so that it is not held back by packets that have
-    /// only begun to come.
+    /// with several. None while a payload is whole, so that it is not held back by packets that
+    /// have only begun to come.
     pub(crate) fn room(&self) -> usize {
         if self.count > 0 && self.shared.is_over(self.first) {
             return 0;

@@ -12,8 +12,8 @@ use crate::channel::Arrived;
 use crate::helpers::{self, Common, Help, Work, lock, processors};
 use crate::page::Parts;
 
-// One processor takes about a millisecond for a packet, to write it or to read it. With so many, to wake them takes longer
-// than another one could save.
+// One processor takes about a millisecond for a packet, to write it or to read it. With so many, to
+// wake them takes longer than another one could save.
 const MOST_WRITERS: usize = 16;
 const MOST_READERS: usize = 8;
 /// What one processor has done by the time that another one has woken.
@@ -232,8 +232,8 @@ impl<T: Send + 'static, X: Default + Send + Sync + 'static, E: Send + 'static> R
         })
     }
 
-    /// Reads a packet whose pieces `list` lists. The readers have the packet's payload and pages while
-    /// they read. None if `list` says no: then nothing is read.
+    /// Reads a packet whose pieces `list` lists. The readers have the packet's payload and pages
+    /// while they read. None if `list` says no: then nothing is read.
     ///
     /// # Errors
     ///
@@ -273,8 +273,8 @@ impl<T: Send + 'static, X: Default + Send + Sync + 'static, E: Send + 'static> R
 }
 
 impl Pieces<'_> {
-    /// Adds a piece that is there in the payload, and becomes the next `len_bytes` of pages. Nothing
-    /// if there are not so many.
+    /// Adds a piece that is there in the payload, and becomes the next `len_bytes` of pages.
+    /// Nothing if there are not so many.
     pub(crate) fn push(&mut self, piece: Range<usize>, len_bytes: usize) -> Option<()> {
         self.parts.push(len_bytes)?;
         self.pieces.push(piece);

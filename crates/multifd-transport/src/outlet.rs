@@ -12,8 +12,8 @@ use crate::verbatim::Conduit;
 
 /// Writes one multifd channel with one method.
 ///
-/// Every packet is written at once, header and payload together: a peer waits for a SYNC. Packets that
-/// are to be encoded are pushed, as many as there is room for, and written in their order:
+/// Every packet is written at once, header and payload together: a peer waits for a SYNC. Packets
+/// that are to be encoded are pushed, as many as there is room for, and written in their order:
 ///
 /// ```
 /// use multifd_transport::failure::Cause;
@@ -91,9 +91,10 @@ impl<'s> Outlet<'s> {
         Ok(outlet)
     }
 
-    /// Opens the channel with its first packet: `hello`, and what is written without a payload, are kept until
-    /// [`Outlet::release`]. A QEMU that has all hellos reads its main channel and waits for SYNCs, for ever if one does not
-    /// come whole; so what breaks must find both with it, or neither.
+    /// Opens the channel with its first packet: `hello`, and what is written without a payload, are
+    /// kept until [`Outlet::release`]. A QEMU that has all hellos reads its main channel and waits
+    /// for SYNCs, for ever if one does not come whole; so what breaks must find both with it, or
+    /// neither.
     pub fn open_later(
         stream: &'s Stream,
         hello: &Hello,
@@ -163,8 +164,8 @@ impl<'s> Outlet<'s> {
         self.spare.push(pages);
     }
 
-    /// Takes a packet to encode, with the contents of its normal pages in the order of their offsets.
-    /// There must be [room](Self::room).
+    /// Takes a packet to encode, with the contents of its normal pages in the order of their
+    /// offsets. There must be [room](Self::room).
     pub fn push(&mut self, packet: RamPacket, pages: PageBuffer) {
         // A packet that does not tell the page size has no pages.
         let page_size = packet.page_size().unwrap_or(PageSize::K4);
@@ -183,7 +184,8 @@ impl<'s> Outlet<'s> {
         };
         self.spare.push(pages);
         let before = self.wire.bytes_out;
-        // A packet's pages are 512 KiB and hardly grow; a length that did not fit would be refused as too long.
+        // A packet's pages are 512 KiB and hardly grow; a length that did not fit would be refused
+        // as too long.
         let len = u32::try_from(self.payload.len()).unwrap_or(u32::MAX);
         packet
             .set_payload(self.encoder.method(), len)
@@ -194,7 +196,8 @@ impl<'s> Outlet<'s> {
         Ok(Some(Written { packet, bytes }))
     }
 
-    /// Writes a packet whose payload comes from `inlet` as it is. An error says on which leg it happened.
+    /// Writes a packet whose payload comes from `inlet` as it is. An error says on which leg it
+    /// happened.
     pub fn forward(&mut self, packet: &Packet, inlet: &mut Inlet<'_>) -> Result<(), (Leg, Cause)> {
         let here = |cause| (Leg::Destination, cause);
         self.write_packet(packet).map_err(here)?;

@@ -1,7 +1,9 @@
-//! Method `qpl` (QEMU 9.1 and later): every page by itself, a complete raw deflate stream with a window of 4 KiB.
+//! Method `qpl` (QEMU 9.1 and later): every page by itself, a complete raw deflate stream with a
+//! window of 4 KiB.
 //!
-//! A payload is a table of lengths and then the pages ([`multifd_wire::lengths`]). A page that does not get shorter is
-//! sent as it is, which its length tells. A stock receiver takes any deflate, so the Huffman code is the sender's choice.
+//! A payload is a table of lengths and then the pages ([`multifd_wire::lengths`]). A page that does
+//! not get shorter is sent as it is, which its length tells. A stock receiver takes any deflate, so
+//! the Huffman code is the sender's choice.
 
 use std::sync::Arc;
 

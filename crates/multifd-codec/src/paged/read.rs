@@ -1,11 +1,12 @@
 //! Pages out of a list, by an IAA or here.
 //!
-//! Nothing on the wire checks a page, so a decoder has to be strict about what it takes for one: a stream has to be
-//! complete, to fill its page exactly, and to end in its last byte. The device's own record says all of that. libqpl's
-//! software path does not: it takes a stream that is cut off for a whole one, and does not tell where a stream has
-//! ended. To be sure of its result one would have to decode again by other means, and whoever does that has the page.
-//! So pages are decompressed by the device or by [`PageInflater`] and [`SharedInflater`], which also have the last word on
-//! what the device refuses.
+//! Nothing on the wire checks a page, so a decoder has to be strict about what it takes for one: a
+//! stream has to be complete, to fill its page exactly, and to end in its last byte. The device's
+//! own record says all of that. libqpl's software path does not: it takes a stream that is cut off
+//! for a whole one, and does not tell where a stream has ended. To be sure of its result one would
+//! have to decode again by other means, and whoever does that has the page. So pages are
+//! decompressed by the device or by [`PageInflater`] and [`SharedInflater`], which also have the
+//! last word on what the device refuses.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -29,7 +30,7 @@ pub(crate) struct PageReader(Reader);
 enum Reader {
     #[cfg(feature = "qpl")]
     Device(Box<OnDevice>),
-    Here(Here),
+    Here(Box<Here>),
 }
 
 type Here = Readers<PageInflater, Option<Arc<BodyCode>>, InflateError>;
@@ -52,7 +53,7 @@ impl PageReader {
     pub(crate) fn in_software() -> Self {
         let inflater = || Ok::<_, Infallible>(PageInflater::new());
         let Ok(readers) = Readers::new(inflater, read_page);
-        Self(Reader::Here(readers))
+        Self(Reader::Here(Box::new(readers)))
     }
 
     /// What does the work, if it is not the hardware alone that was chosen.

@@ -1,5 +1,5 @@
-//! The sending direction: what a method puts before its pages, a table of lengths and then the pages
-//! ([`multifd_wire::lengths`]).
+//! The sending direction: what a method puts before its pages, a table of lengths and then the
+//! pages ([`multifd_wire::lengths`]).
 
 use std::sync::Arc;
 
@@ -71,7 +71,8 @@ pub(crate) trait CompressPages: Send {
     /// Those of a library.
     fn body(&self, lengths: &CodeLengths) -> Result<Self::Code, EncodeError>;
 
-    /// Puts the pages on the list, in their order. All of a channel's pages are written either as streams or as bodies.
+    /// Puts the pages on the list, in their order. All of a channel's pages are written either as
+    /// streams or as bodies.
     ///
     /// # Errors
     ///
@@ -87,7 +88,8 @@ pub(crate) trait CompressPages: Send {
     fn backend(&self) -> Option<Backend>;
 }
 
-/// The pages of a payload that is being written. The table of their lengths comes first on the wire and is known last.
+/// The pages of a payload that is being written. The table of their lengths comes first on the wire
+/// and is known last.
 pub(crate) struct PageList<'o> {
     /// The payload, to which pages are appended.
     pub(crate) out: &'o mut Vec<u8>,

@@ -1,7 +1,7 @@
 //! One round: every page of a set of bitmaps, over all channels at once.
 //!
-//! There is no queue. A channel that can send takes the next pages from a cursor over the bitmaps; one whose connection
-//! is full takes none.
+//! There is no queue. A channel that can send takes the next pages from a cursor over the bitmaps;
+//! one whose connection is full takes none.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -73,8 +73,8 @@ struct Cursor {
     page: usize,
 }
 
-/// Sends the pages of `dirty` and a SYNC behind them on every channel. `watch` is asked now and then whether to go on,
-/// and told how many pages are left.
+/// Sends the pages of `dirty` and a SYNC behind them on every channel. `watch` is asked now and
+/// then whether to go on, and told how many pages are left.
 ///
 /// # Errors
 ///
@@ -270,7 +270,8 @@ impl Round<'_> {
         }
     }
 
-    // A panic in between leaves a cursor that stands somewhere in the bitmaps, which is all it ever does.
+    // A panic in between leaves a cursor that stands somewhere in the bitmaps, which is all it ever
+    // does.
     fn lock(&self) -> MutexGuard<'_, Cursor> {
         self.cursor.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -136,7 +136,8 @@ impl Pump<'_> {
                 }) if hung_up(&error) && outline.needs_no_more(block.is_some()) => {
                     gate.ended(self.id, End::Abandoned(error.kind()));
                     counters.channel_ended(&self.inlet, &self.outlet);
-                    // It does not need the rest, or has failed, which its word on main tells: the source can wait for that.
+                    // It does not need the rest, or has failed, which its word on main tells: the
+                    // source can wait for that.
                     self.link.source.drain();
                     return Ok(());
                 }
@@ -194,22 +195,18 @@ impl Pump<'_> {
 
     /// Takes packets the whole way from the source to the destination, with their pages in the
     /// outlet's method: `first`, and all like it that need not be waited for. It reads while the
-    /// encoder has room. Then it encodes and writes the packet that has waited longest. When nothing
-    /// is there to be read, it writes what it has.
+    /// encoder has room. Then it encodes and writes the packet that has waited longest. When
+    /// nothing is there to be read, it writes what it has.
     fn transcode(&mut self, first: RamPacket, page_size: PageSize) -> Result<(), Broken> {
         let mut first = Some(first);
         loop {
             while first.is_some() || self.outlet.room() > 0 && self.behind.is_none() {
-                let packet = match first.take() {
-                    Some(packet) => packet,
-                    None if !self.inlet.has_more() => break,
-                    None => match self.next_alike(page_size) {
-                        Ok(packet) => packet,
-                        Err(other) => {
-                            self.behind = Some(other);
-                            break;
-                        }
-                    },
+                let next = match first.take() {
+                    None if self.inlet.has_more() => self.next_alike(page_size),
+                    first => first,
+                };
+                let Some(packet) = next else {
+                    break;
                 };
                 let mut pages = self.outlet.page_buffer();
                 if let Err(cause) = self.inlet.read_pages_into(&packet, &mut pages) {
@@ -225,7 +222,8 @@ impl Pump<'_> {
             };
             self.tally.pages(packet.normal().len(), packet.zero().len());
             self.tally.wrote(self.outlet.bytes_out());
-            // QEMU 8.2 and earlier: a SYNC with pages. A mark waits in vain for one that nobody reads, and says so.
+            // QEMU 8.2 and earlier: a SYNC with pages. A mark waits in vain for one that nobody
+            // reads, and says so.
             if packet.is_sync() && !self.link.destination.peer_has_closed() {
                 self.shared.gate.synced(self.id);
             }
@@ -233,22 +231,24 @@ impl Pump<'_> {
         }
     }
 
-    /// Reads the next packet, if it is to be transcoded too or has nothing to transcode. Otherwise what
-    /// came instead, or why nothing came.
-    fn next_alike(&mut self, page_size: PageSize) -> Result<RamPacket, Result<Item, Broken>> {
-        let item = self.inlet.next_item();
-        match item.map_err(|cause| Err(source_side(cause)))? {
-            Item::Packet(Packet::Ram(packet)) => {
-                let is_alike = packet.page_size() == Some(page_size)
-                    && (packet.normal().is_empty()
-                        || self.has_other_method(&packet).map_err(Err)?);
-                match is_alike {
-                    true => Ok(packet),
-                    false => Err(Ok(Item::Packet(Packet::Ram(packet)))),
-                }
-            }
-            other => Err(Ok(other)),
-        }
+    /// Reads the next packet, if it is to be transcoded too or has nothing to transcode. Otherwise
+    /// what came instead, or why nothing came, is behind the packets in hand.
+    fn next_alike(&mut self, page_size: PageSize) -> Option<RamPacket> {
+        let behind = match self.inlet.next_item().map_err(source_side) {
+            Ok(Item::Packet(Packet::Ram(packet))) => match self.is_alike(&packet, page_size) {
+                Ok(true) => return Some(packet),
+                Ok(false) => Ok(Item::Packet(Packet::Ram(packet))),
+                Err(broken) => Err(broken),
+            },
+            other => other,
+        };
+        self.behind = Some(behind);
+        None
+    }
+
+    fn is_alike(&mut self, packet: &RamPacket, page_size: PageSize) -> Result<bool, Broken> {
+        let fits = packet.page_size() == Some(page_size);
+        Ok(fits && (packet.normal().is_empty() || self.has_other_method(packet)?))
     }
 
     /// Whether a packet has pages in another method than the outlet's.
@@ -290,8 +290,8 @@ impl Pump<'_> {
         outcome.map_err(|(leg, cause)| on_leg(leg, cause))
     }
 
-    /// A SYNC was passed on. The first one may have a table whose end does not show, and behind it nothing is read before
-    /// the destination loads.
+    /// A SYNC was passed on. The first one may have a table whose end does not show, and behind it
+    /// nothing is read before the destination loads.
     fn synced(&mut self) -> Result<(), Broken> {
         if !self.has_synced {
             self.has_synced = true;
@@ -325,7 +325,8 @@ impl Pump<'_> {
         self.count_sync()
     }
 
-    /// Counts a SYNC, unless it went into a connection that its peer has closed: the system takes it there, and nobody reads it.
+    /// Counts a SYNC, unless it went into a connection that its peer has closed: the system takes
+    /// it there, and nobody reads it.
     fn count_sync(&self) -> Result<(), Broken> {
         if self.link.destination.peer_has_closed() {
             let closed = io::Error::from(io::ErrorKind::BrokenPipe);
@@ -362,7 +363,8 @@ impl From<Unwritten> for Broken {
     }
 }
 
-/// A channel that ends inside a packet is malformed, unless the source has given up the whole migration.
+/// A channel that ends inside a packet is malformed, unless the source has given up the whole
+/// migration.
 fn plain_cause(leg: Leg, cause: Cause, main: &Link) -> Cause {
     match cause {
         Cause::Transport(TransportCause::Wire(Fault::Truncated { .. }))
@@ -401,8 +403,8 @@ mod tests {
     const WARM_UP: usize = 32;
     const PACKETS: usize = 64;
 
-    /// What a source sends behind its hello, to be cut into so many pieces: packets of pages that are
-    /// not in order, with zero pages among them, and now and then a SYNC.
+    /// What a source sends behind its hello, to be cut into so many pieces: packets of pages that
+    /// are not in order, with zero pages among them, and now and then a SYNC.
     fn sent<const PIECES: usize>(method: Method, packets: [usize; PIECES]) -> [Vec<u8>; PIECES] {
         let mut encoder = multifd_codec::encoder(method, &Settings::default()).unwrap();
         let (mut sender, mut payload) = (ChannelSender::new(), Vec::new());
@@ -507,8 +509,8 @@ mod tests {
         }
     }
 
-    /// Which buffers grow, and when, is a matter of time where helpers take part. So a few allocations
-    /// may be late, and one for each packet may not be.
+    /// Which buffers grow, and when, is a matter of time where helpers take part. So a few
+    /// allocations may be late, and one for each packet may not be.
     #[test]
     fn next_to_nothing_is_allocated_with_helpers() {
         let mut settings = Settings::default();

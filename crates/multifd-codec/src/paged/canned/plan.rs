@@ -1,13 +1,15 @@
 //! Which code a packet's pages are written in.
 //!
-//! Memory changes its texture from one place to the next, and a code costs about a hundred bytes and some microseconds.
-//! So every packet is asked anew: a sixteenth of its pages, spread evenly, are cut into symbols, and if the
-//! code that is best for these pages saves more than it costs over the packet at hand, it is sent.
+//! Memory changes its texture from one place to the next, and a code costs about a hundred bytes
+//! and some microseconds. So every packet is asked anew: a sixteenth of its pages, spread evenly,
+//! are cut into symbols, and if the code that is best for these pages saves more than it costs over
+//! the packet at hand, it is sent.
 //!
-//! What a code saves on the pages it was made of is flattered: it follows what is chance in them. As in all such fits that
-//! comes to about a bit for each number that was fitted, which is subtracted before the sum is extrapolated to all pages.
-//! What remains has to be twice the length of the description, as an estimate is none the less; this also keeps two codes that
-//! are almost as good from taking turns.
+//! What a code saves on the pages it was made of is flattered: it follows what is chance in them.
+//! As in all such fits that comes to about a bit for each number that was fitted, which is
+//! subtracted before the sum is extrapolated to all pages. What remains has to be twice the length
+//! of the description, as an estimate is none the less; this also keeps two codes that are almost
+//! as good from taking turns.
 
 use std::convert::Infallible;
 
