@@ -141,7 +141,7 @@ fn words_travel() {
     let ended = near.end();
     says(&ended, "the other relay ended the migration: ");
     says(&ended, "vm1.sock");
-    says(&ended, "is no such file");
+    says(&ended, "No such file");
     // The far relay serves the next one, which has a destination.
     let address = Address::Unix(folder.path().join("vm2.sock"));
     let destination = Destination::at(&address, 2, support::peers::Limits::default());

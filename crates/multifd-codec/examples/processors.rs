@@ -11,9 +11,7 @@ use std::sync::Barrier;
 use std::thread;
 use std::time::Instant;
 
-use multifd_codec::{
-    Accel, Decoder, Encoder, Flow, PageBuffer, Settings, Streams, decoder, encoder, is_zero,
-};
+use multifd_codec::{Accel, Decoder, Encoder, PageBuffer, Settings, Streams, decoder, is_zero};
 use multifd_wire::{Method, PageSize};
 
 const PAGE: PageSize = PageSize::K4;
@@ -106,12 +104,12 @@ struct Contender {
 }
 
 struct Channel {
-    encoder: Box<dyn Encoder>,
+    encoder: Encoder<usize>,
     decoder: Box<dyn Decoder>,
     /// A turn's packets; out of their places while they are in work.
-    packets: Vec<Vec<u8>>,
+    packets: Vec<PageBuffer>,
     payloads: Vec<Vec<u8>>,
-    arrived: Vec<Vec<u8>>,
+    arrived: Vec<PageBuffer>,
 }
 
 impl Contender {
@@ -127,11 +125,17 @@ impl Contender {
         settings.streams = streams;
         let channel = || {
             Ok(Channel {
-                encoder: encoder(method, &settings)?,
+                encoder: Encoder::new(method, &settings)?,
                 decoder: decoder(method, &settings)?,
-                packets: packets.iter().map(|packet| packet.to_vec()).collect(),
+                packets: packets
+                    .iter()
+                    .map(|packet| packet.to_vec().into())
+                    .collect(),
                 payloads: vec![Vec::new(); PACKETS_A_TURN],
-                arrived: packets.iter().map(|packet| vec![0; packet.len()]).collect(),
+                arrived: packets
+                    .iter()
+                    .map(|packet| vec![0; packet.len()].into())
+                    .collect(),
             })
         };
         let channels = std::iter::repeat_with(channel).take(channels);
@@ -145,7 +149,7 @@ impl Contender {
     /// Lets each channel do `step` with the packets, all at once.
     fn timed(&mut self, step: Step) -> Result<f64, Failure> {
         let packets = self.channels.iter().flat_map(|channel| &channel.packets);
-        let bytes = packets.map(Vec::len).sum::<usize>();
+        let bytes = packets.map(|packet| packet.as_ref().len()).sum::<usize>();
         let seconds = if let [channel] = &mut *self.channels {
             let since = Instant::now();
             step(channel)?;
@@ -176,7 +180,9 @@ impl Contender {
     /// Checks what was read last.
     fn check(&self) -> Result<(), Failure> {
         let mut channels = self.channels.iter();
-        if channels.any(|channel| channel.arrived != channel.packets) {
+        let is_other =
+            |(arrived, packet): (&PageBuffer, &PageBuffer)| arrived.as_ref() != packet.as_ref();
+        if channels.any(|channel| channel.arrived.iter().zip(&channel.packets).any(is_other)) {
             return Err("other pages have come out".into());
         }
         Ok(())
@@ -207,44 +213,28 @@ type Step = fn(&mut Channel) -> Result<(), Failure>;
 
 impl Channel {
     fn write(&mut self) -> Result<(), Failure> {
-        let mut turn = Turn {
-            packets: &mut self.packets,
-            payloads: &mut self.payloads,
-            brought: 0,
-            taken: 0,
-        };
-        Ok(self.encoder.encode_flow(&mut turn, PAGE)?)
+        let (mut number, mut payload) = (0, Vec::new());
+        loop {
+            while self.encoder.room() > 0
+                && let Some(packet) = self.packets.get_mut(number)
+            {
+                self.encoder.push(std::mem::take(packet), PAGE, number);
+                number += 1;
+            }
+            let Some((packet, number)) = self.encoder.pop(&mut payload)? else {
+                return Ok(());
+            };
+            self.packets[number] = packet;
+            std::mem::swap(&mut self.payloads[number], &mut payload);
+        }
     }
 
     /// Reads what was written last.
     fn read(&mut self) -> Result<(), Failure> {
-        for (payload, arrived) in self.payloads.iter().zip(&mut self.arrived) {
-            self.decoder.decode(payload, PAGE, arrived)?;
+        for (payload, arrived) in self.payloads.iter_mut().zip(&mut self.arrived) {
+            self.decoder.decode_owned(payload, PAGE, arrived)?;
         }
         Ok(())
-    }
-}
-
-/// The packets of a turn, as a channel has them one after the other.
-struct Turn<'t> {
-    packets: &'t mut [Vec<u8>],
-    payloads: &'t mut [Vec<u8>],
-    brought: usize,
-    taken: usize,
-}
-
-impl Flow for Turn<'_> {
-    fn next(&mut self) -> Option<PageBuffer> {
-        let packet = self.packets.get_mut(self.brought)?;
-        self.brought += 1;
-        Some(std::mem::take(packet).into())
-    }
-
-    fn done(&mut self, pages: PageBuffer, payload: &mut Vec<u8>) -> bool {
-        self.packets[self.taken] = pages.into();
-        std::mem::swap(&mut self.payloads[self.taken], payload);
-        self.taken += 1;
-        true
     }
 }
 

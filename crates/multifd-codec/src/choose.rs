@@ -7,7 +7,12 @@ use multifd_wire::Method;
 use qpl_sys::Status;
 
 use crate::channel::Channel;
-use crate::paged::{self, Own, PageReader};
+use crate::encoder::Machine;
+#[cfg(feature = "qpl")]
+use crate::paged::WritePages;
+use crate::paged::canned::CodeHeads;
+use crate::paged::qpl::NoHead;
+use crate::paged::{self, Code, OwnPages, PageReader};
 #[cfg(feature = "qpl")]
 use crate::qpl::{self, Compressor, Direction, PageCompressor};
 #[cfg(feature = "zstd")]
@@ -29,35 +34,46 @@ use crate::{
 /// # Errors
 ///
 /// [`Unsupported`] when nothing here writes the method, or not with this accelerator.
-pub fn encoder(method: Method, settings: &Settings) -> Result<Box<dyn Encoder>, Unsupported> {
-    let Settings { accel, streams, .. } = *settings;
+pub fn encoder(method: Method, settings: &Settings) -> Result<Encoder, Unsupported> {
+    Encoder::new(method, settings)
+}
+
+/// The machine of an encoder, and what does its work.
+pub(crate) fn machine(
+    method: Method,
+    settings: &Settings,
+) -> Result<(Machine, Backend), Unsupported> {
+    let Settings {
+        accel,
+        streams,
+        effort,
+        window,
+        ..
+    } = *settings;
     let plain = Backend::new(Engine::Plain);
     Ok(match method {
-        Method::None => Box::new(Channel::new(none::Raw, plain)),
+        Method::None => (Machine::one_by_one(none::Raw), plain),
         Method::Zlib => match by_libqpl(method, settings)? {
             #[cfg(feature = "qpl")]
             Choice::Libqpl(compressor, backend) => {
                 let stream = qpl::Deflate::new(*compressor, settings.huffman, streams);
-                Box::new(Channel::new(stream, backend))
+                (Machine::one_by_one(stream), backend)
             }
             Choice::Own(reason) if accel != Accel::None => {
-                let (effort, window) = (settings.effort, settings.window);
-                let backend = because(Engine::Software, reason);
-                if streams == Streams::default() {
-                    let stream = software::Deflate::new(effort, window);
-                    Box::new(Channel::new(stream, backend))
+                let machine = if streams == Streams::default() {
+                    Machine::one_by_one(software::Deflate::new(effort, window))
                 } else {
-                    let runs = software::DeflateRuns::on(effort, window, streams);
-                    Box::new(Channel::new(runs, backend))
-                }
+                    Machine::together(software::DeflateRuns::on(effort, window, streams))
+                };
+                (machine, because(Engine::Software, reason))
             }
             Choice::Own(_) if streams == Streams::default() => {
                 let stream = zlib::Deflate::new(settings.zlib_level);
-                Box::new(Channel::new(stream, plain))
+                (Machine::one_by_one(stream), plain)
             }
             Choice::Own(_) => {
                 let runs = zlib::DeflateRuns::on(settings.zlib_level, streams);
-                Box::new(Channel::new(runs, plain))
+                (Machine::together(runs), plain)
             }
         },
         Method::Zstd if wants_libqpl(accel) => return Err(refused(method, accel, NO_ZSTD.into())),
@@ -66,43 +82,36 @@ pub fn encoder(method: Method, settings: &Settings) -> Result<Box<dyn Encoder>, 
         #[cfg(feature = "zstd")]
         Method::Zstd if streams == Streams::default() => {
             let stream = zstd::Compress::new(settings.zstd_level)?;
-            Box::new(Channel::new(stream, plain))
+            (Machine::one_by_one(stream), plain)
         }
         #[cfg(feature = "zstd")]
         Method::Zstd => {
             let runs = zstd::CompressRuns::on(settings.zstd_level, streams)?;
-            Box::new(Channel::new(runs, plain))
+            (Machine::together(runs), plain)
         }
         Method::Qpl => match by_libqpl(method, settings)? {
             #[cfg(feature = "qpl")]
             Choice::Libqpl(compressor, backend) => {
-                let pages = PageCompressor::new(*compressor);
-                let stream = paged::qpl::write_pages(pages, settings.huffman);
-                Box::new(Channel::new(stream, backend))
+                let head = NoHead::new(qpl::Work::Compress(settings.huffman));
+                let pages = WritePages::new(PageCompressor::new(*compressor), head);
+                (Machine::one_by_one(pages), backend)
             }
             Choice::Own(reason) => {
-                let stream =
-                    paged::qpl::write_pages(Own::new(settings.effort, streams), settings.huffman);
-                Box::new(Channel::new(stream, because(Engine::Software, reason)))
+                let head = NoHead::new(Code::stream(settings.huffman));
+                let pages = OwnPages::new(effort, streams, head);
+                (Machine::together(pages), because(Engine::Software, reason))
             }
         },
         Method::Canned => match by_libqpl(method, settings)? {
             #[cfg(feature = "qpl")]
             Choice::Libqpl(compressor, backend) => {
-                let stream = paged::canned::write_pages(
-                    PageCompressor::new(*compressor),
-                    settings.effort,
-                    streams,
-                );
-                Box::new(Channel::new(stream, backend))
+                let heads = CodeHeads::new(effort, streams);
+                let pages = WritePages::new(PageCompressor::new(*compressor), heads);
+                (Machine::one_by_one(pages), backend)
             }
             Choice::Own(reason) => {
-                let stream = paged::canned::write_pages(
-                    Own::new(settings.effort, streams),
-                    settings.effort,
-                    streams,
-                );
-                Box::new(Channel::new(stream, because(Engine::Software, reason)))
+                let pages = OwnPages::new(effort, streams, CodeHeads::new(effort, streams));
+                (Machine::together(pages), because(Engine::Software, reason))
             }
         },
         _ => return Err(Unsupported::Method { method }),

@@ -8,7 +8,6 @@ use std::sync::Arc;
 use multifd_wire::Method;
 
 use crate::Accel;
-use crate::pipeline::Incomplete;
 
 /// An encoder could not turn pages into a payload. It stays refused from then on: its stream has a hole.
 #[derive(Debug, thiserror::Error)]
@@ -23,9 +22,9 @@ pub enum EncodeError {
     /// What was given is not a packet's worth of whole pages.
     #[error("cannot encode this")]
     Buffer(#[source] crate::PagesError),
-    /// Whoever takes the payloads wants no more.
-    #[error("the {method} stream was given up")]
-    Stopped {
+    /// More packets were pushed than the encoder had room for. That is a fault of the caller.
+    #[error("the {method} encoder has no room for another packet")]
+    NoRoom {
         /// The encoder's method.
         method: Method,
     },
@@ -49,12 +48,6 @@ pub enum EncodeError {
         /// The library's own words.
         source: Box<dyn Error + Send + Sync>,
     },
-}
-
-impl From<Incomplete> for EncodeError {
-    fn from(_: Incomplete) -> Self {
-        Self::Incomplete
-    }
 }
 
 /// A decoder could not turn a payload into pages. It stays refused from then on: what follows in the stream depends on

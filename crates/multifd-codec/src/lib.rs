@@ -57,8 +57,10 @@
 //! # Several processors
 //!
 //! With more than one stream ([`Streams`]) other processors help with a channel's packets, which are cut into runs that know
-//! nothing of each other, or into pages. [`Encoder::encode`] shares one packet among them; [`Encoder::encode_flow`] has a few
-//! in work at once, so that nobody waits for the last run of each (libqpl has jobs instead). Both make the same payloads.
+//! nothing of each other, or into pages. [`Encoder::encode`] shares one packet among them; with
+//! [`Encoder::push`] and [`Encoder::pop`] a few are in work at once, so that nobody waits for the last
+//! run of each (libqpl has jobs instead). Both make the same payloads. Helpers borrow nothing: they
+//! share what the codec owns. So [`Decoder::decode_owned`] takes buffers instead of slices.
 //!
 //! # Accelerators
 //!
@@ -107,6 +109,7 @@ pub mod window_memory;
 mod accel;
 mod channel;
 mod choose;
+mod encoder;
 mod error;
 mod helpers;
 mod none;
@@ -127,6 +130,7 @@ mod zstd;
 pub use accel::{Accel, Backend, Engine, Huffman, PathCounts, UnknownWord};
 pub use channel::MAX_PAYLOAD_BYTES;
 pub use choose::{decoder, encoder};
+pub use encoder::{Encoder, Failed};
 pub use error::{DecodeError, EncodeError, Unsupported};
 pub use page::{GuestPage, PageBuffer, Pages, PagesError};
 pub use page_deflate::{Effort, WindowSize};
@@ -136,59 +140,13 @@ pub use zero::is_zero;
 
 use multifd_wire::{Method, PageSize};
 
-/// Turns packets of pages into payloads: the sending direction of one channel.
-pub trait Encoder: Send {
-    /// The method whose payloads this makes.
-    fn method(&self) -> Method;
-
-    /// Makes the payload of the channel's next packet with normal pages.
-    ///
-    /// `out` is emptied first and then holds the payload, which is never longer than [`MAX_PAYLOAD_BYTES`]. Packets
-    /// have to be encoded in the order in which the channel sends them. Without pages the payload is empty and
-    /// the stream stays as it is.
-    ///
-    /// # Errors
-    ///
-    /// See [`EncodeError`]. After any error the encoder only ever answers [`EncodeError::Poisoned`], and what `out`
-    /// holds means nothing.
-    fn encode(&mut self, pages: &Pages<'_>, out: &mut Vec<u8>) -> Result<(), EncodeError>;
-
-    /// Makes the payloads of the channel's next packets, for as long as `flow` has some: the same ones as [`Self::encode`]
-    /// makes one by one. Where several processors share the work, a few packets are in work at once, so that none
-    /// of them waits for the others, nor for whoever brings packets and takes payloads.
-    ///
-    /// # Errors
-    ///
-    /// As [`Self::encode`]; packets that were brought and not taken are lost then. [`EncodeError::Stopped`] when `flow` has
-    /// asked for it.
-    fn encode_flow(&mut self, flow: &mut dyn Flow, page_size: PageSize) -> Result<(), EncodeError>;
-
-    /// What does the work now, and why nothing better does: an accelerator may have been given up on the way.
-    fn backend(&self) -> Backend {
-        Backend::new(Engine::Plain)
-    }
-
-    /// Which way the pages went, of all packets that went well.
-    fn counts(&self) -> PathCounts;
-}
-
-/// Where an [`Encoder`]'s packets come from and where their payloads go, both in the order in which the channel sends them.
-pub trait Flow {
-    /// The pages of the next packet, at most as many as a packet takes, or none at all; `None` when there is no packet at
-    /// the moment. After a payload was taken it is asked for again.
-    fn next(&mut self) -> Option<PageBuffer>;
-
-    /// Takes the payload of the packet that has waited longest, and its pages' memory back. What is left in `payload`
-    /// is memory for another one. False to go no further.
-    fn done(&mut self, pages: PageBuffer, payload: &mut Vec<u8>) -> bool;
-}
-
 /// Turns payloads into packets of pages: the receiving direction of one channel.
 pub trait Decoder: Send {
     /// The method whose payloads this reads.
     fn method(&self) -> Method;
 
-    /// Reads the payload of the channel's next packet with normal pages into `pages`.
+    /// Reads the payload of the channel's next packet with normal pages into `pages`, over copies of
+    /// both. [`Self::decode_owned`] needs no copies.
     ///
     /// `pages` has the length of all of the packet's pages; they come to lie back to back in the order of their offsets.
     /// Exactly that much has to come out of the payload.
@@ -202,6 +160,19 @@ pub trait Decoder: Send {
         payload: &[u8],
         page_size: PageSize,
         pages: &mut [u8],
+    ) -> Result<(), DecodeError>;
+
+    /// As [`Self::decode`], with buffers that the decoder and its helpers have meanwhile. They are
+    /// there again when it returns; only a panic keeps them.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::decode`].
+    fn decode_owned(
+        &mut self,
+        payload: &mut Vec<u8>,
+        page_size: PageSize,
+        pages: &mut PageBuffer,
     ) -> Result<(), DecodeError>;
 
     /// As [`Encoder::backend`].

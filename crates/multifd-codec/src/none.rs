@@ -2,15 +2,14 @@
 
 use multifd_wire::{Method, PageSize};
 
-use crate::channel::{ReadPayload, WritePayload};
+use crate::channel::{Arrived, ReadPayload};
+use crate::encoder::WritePayload;
 use crate::{DecodeError, EncodeError, Pages, PathCounts};
 
 /// Both directions: there is no state.
 pub(crate) struct Raw;
 
 impl WritePayload for Raw {
-    const METHOD: Method = Method::None;
-
     fn write_payload(
         &mut self,
         pages: &Pages<'_>,
@@ -26,10 +25,10 @@ impl ReadPayload for Raw {
 
     fn read_payload(
         &mut self,
-        payload: &[u8],
+        packet: &mut Arrived,
         page_size: PageSize,
-        pages: &mut [u8],
     ) -> Result<PathCounts, DecodeError> {
+        let (payload, pages) = (&*packet.payload, packet.pages.as_mut());
         if payload.len() != pages.len() {
             return Err(DecodeError::Length {
                 found: payload.len(),

@@ -4,12 +4,14 @@
 //! A [`GuestPage`] is only an address; its content is copied once, word by word, and everything after that works on
 //! the private copy. What a guest writes during the copy may or may not be in it: such a page is dirty again
 //! and is sent again.
+//!
+//! [`Parts`] lets several threads fill one buffer, each a part of its own.
 #![allow(unsafe_code)]
 
 use std::marker::PhantomData;
 use std::ops::Range;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use multifd_wire::PageSize;
 
@@ -155,6 +157,18 @@ impl PageBuffer {
         self.len_bytes = len_bytes;
         self.memory.get_mut(..len_bytes).unwrap_or_default()
     }
+
+    pub(crate) fn as_mut(&mut self) -> &mut [u8] {
+        self.memory.get_mut(..self.len_bytes).unwrap_or_default()
+    }
+
+    /// Makes it a copy of these pages.
+    pub(crate) fn copy_from(&mut self, pages: &Pages<'_>) {
+        let mut memory: Vec<u8> = std::mem::take(self).into();
+        memory.clear();
+        pages.append_to(&mut memory);
+        *self = memory.into();
+    }
 }
 
 impl AsRef<[u8]> for PageBuffer {
@@ -179,6 +193,95 @@ impl From<PageBuffer> for Vec<u8> {
         memory
     }
 }
+
+/// A buffer that several threads fill at once, each a part of its own.
+#[derive(Default)]
+pub(crate) struct Parts {
+    /// Not looked at while threads have parts of it.
+    buffer: PageBuffer,
+    /// The buffer's memory, once there is a buffer.
+    start: Option<NonNull<u8>>,
+    /// One behind the other, all of them within `len_bytes`.
+    parts: Vec<Part>,
+    len_bytes: usize,
+}
+
+/// A part, and whether somebody has it.
+struct Part {
+    place: Range<usize>,
+    is_taken: AtomicBool,
+}
+
+impl Parts {
+    /// Forgets all parts. Those of a buffer of `len_bytes` follow.
+    pub(crate) fn begin(&mut self, len_bytes: usize) {
+        self.take_back();
+        self.parts.clear();
+        self.len_bytes = len_bytes;
+    }
+
+    /// The next `len_bytes` are a part. Nothing if there are not so many.
+    pub(crate) fn push(&mut self, len_bytes: usize) -> Option<()> {
+        let start = self.end();
+        let end = start.checked_add(len_bytes)?;
+        (end <= self.len_bytes).then(|| {
+            self.parts.push(Part {
+                place: start..end,
+                is_taken: AtomicBool::new(false),
+            });
+        })
+    }
+
+    /// Where the last part ends.
+    fn end(&self) -> usize {
+        self.parts.last().map_or(0, |part| part.place.end)
+    }
+
+    /// Whether the parts are all of the buffer.
+    pub(crate) fn are_all(&self) -> bool {
+        self.end() == self.len_bytes
+    }
+
+    /// Bytes of all parts.
+    pub(crate) fn len_bytes(&self) -> usize {
+        self.end()
+    }
+
+    /// Takes the buffer, which has the length that was said, and leaves an empty one. From now on
+    /// its parts can be taken.
+    pub(crate) fn fill(&mut self, buffer: &mut PageBuffer) {
+        self.buffer = std::mem::take(buffer);
+        let memory = self.buffer.space(self.len_bytes);
+        self.start = Some(NonNull::from(memory).cast());
+    }
+
+    /// A part, by its number: once, as it belongs to whoever takes it.
+    #[expect(clippy::mut_from_ref, reason = "no part is given twice")]
+    pub(crate) fn take(&self, number: usize) -> Option<&mut [u8]> {
+        let (start, part) = (self.start?, self.parts.get(number)?);
+        if part.is_taken.swap(true, Ordering::Relaxed) {
+            return None;
+        }
+        // SAFETY: `push` has seen to it that the part ends within the `len_bytes` that `fill` has
+        // made of the buffer.
+        let first = unsafe { start.add(part.place.start) };
+        // SAFETY: the bytes are there and initialised, as said above. `buffer` keeps them for as
+        // long as `self` is borrowed, and is not touched meanwhile. No other slice has any of them:
+        // parts follow one another without overlap, and a flag lets each be given out once.
+        Some(unsafe { NonNull::slice_from_raw_parts(first, part.place.len()).as_mut() })
+    }
+
+    /// Gives the buffer back. Its parts cannot be taken any more.
+    pub(crate) fn take_back(&mut self) -> PageBuffer {
+        self.start = None;
+        std::mem::take(&mut self.buffer)
+    }
+}
+
+// SAFETY: `start` points to what `buffer` owns, so both go from thread to thread together.
+unsafe impl Send for Parts {}
+// SAFETY: what `take` gives out of a shared `Parts` are bytes that nobody else has.
+unsafe impl Sync for Parts {}
 
 /// Where one page of a guest's memory lies: an address, and the promise that it can be read.
 #[derive(Clone, Copy, Debug)]
@@ -349,6 +452,37 @@ mod tests {
                 assert!(out == expected);
             }
         }
+    }
+
+    #[test]
+    fn every_part_is_given_once_to_whoever_comes_first() {
+        let mut parts = Parts::default();
+        let mut buffer = PageBuffer::from(vec![0; 100]);
+        parts.begin(100);
+        for len_bytes in [10, 0, 50] {
+            parts.push(len_bytes).unwrap();
+        }
+        assert!(parts.push(41).is_none());
+        assert!(!parts.are_all());
+        assert!(parts.take(0).is_none(), "there is no buffer");
+        parts.fill(&mut buffer);
+        assert!(buffer.as_ref().is_empty());
+        std::thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| {
+                    for number in 0..4 {
+                        if let Some(part) = parts.take(number) {
+                            part.iter_mut().for_each(|byte| *byte += number as u8 + 1);
+                        }
+                    }
+                });
+            }
+        });
+        let filled = parts.take_back();
+        assert!(parts.take(2).is_none());
+        assert_eq!(filled.as_ref()[..10], [1; 10]);
+        assert_eq!(filled.as_ref()[10..60], [3; 50]);
+        assert_eq!(filled.as_ref()[60..], [0; 40]);
     }
 
     #[test]

@@ -7,11 +7,14 @@ use std::convert::Infallible;
 
 use memchr::memmem;
 use multifd_wire::{Method, PageSize};
-use page_deflate::{Deflater, Effort, Habit, RunInflater, SYNC_MARK, StreamInflater, WindowSize};
+use page_deflate::{
+    Deflater, Effort, Habit, InflateError, RunInflater, SYNC_MARK, StreamInflater, WindowSize,
+};
 
-use crate::channel::{ReadPayload, WritePayload};
-use crate::runs::{CompressRun, WriteRuns};
-use crate::streams::Crew;
+use crate::channel::{Arrived, ReadPayload};
+use crate::encoder::WritePayload;
+use crate::runs::{BeginRuns, WriteRuns};
+use crate::streams::Readers;
 use crate::{DecodeError, EncodeError, Pages, PathCounts, Streams, zlib};
 
 /// The sending direction, one stream for the whole channel.
@@ -32,8 +35,6 @@ impl Deflate {
 }
 
 impl WritePayload for Deflate {
-    const METHOD: Method = Method::Zlib;
-
     fn write_payload(
         &mut self,
         pages: &Pages<'_>,
@@ -66,13 +67,13 @@ impl DeflateRuns {
             habit: Habit::default(),
             packets: 0,
         };
-        let Ok(runs) = WriteRuns::new(codec, streams, || Ok::<_, Infallible>(deflater()));
+        let tools = || Ok::<_, Infallible>(deflater());
+        let Ok(runs) = WriteRuns::new(codec, streams, tools, deflate_run);
         runs
     }
 }
 
-impl CompressRun for DeflateRuns {
-    const METHOD: Method = Method::Zlib;
+impl BeginRuns for DeflateRuns {
     type Tools = Deflater;
     type Context = Habit;
 
@@ -84,16 +85,17 @@ impl CompressRun for DeflateRuns {
         self.packets += 1;
         self.habit
     }
+}
 
-    fn compress(
-        deflater: &mut Deflater,
-        habit: &Habit,
-        run: &[u8],
-        payload: &mut Vec<u8>,
-    ) -> Result<(), EncodeError> {
-        deflater.compress_alone(run, *habit, payload);
-        Ok(())
-    }
+#[expect(clippy::unnecessary_wraps, reason = "runs of other methods can fail")]
+fn deflate_run(
+    deflater: &mut Deflater,
+    habit: &Habit,
+    run: &[u8],
+    payload: &mut Vec<u8>,
+) -> Result<(), EncodeError> {
+    deflater.compress_alone(run, *habit, payload);
+    Ok(())
 }
 
 /// The header of a channel's stream, until it is written.
@@ -121,7 +123,7 @@ enum Reader {
 struct Own {
     stream: StreamInflater,
     /// For a sender's runs, each of which can be read by itself.
-    crew: Crew<RunInflater>,
+    readers: Readers<RunInflater, (), InflateError>,
     /// Where the payload's runs end.
     ends: Vec<usize>,
     patience: Patience,
@@ -162,10 +164,13 @@ impl Patience {
 
 impl Inflate {
     pub(crate) fn new() -> Self {
-        let Ok(crew) = Crew::of_readers(|| Ok::<_, Infallible>(RunInflater::new()));
+        let inflater = || Ok::<_, Infallible>(RunInflater::new());
+        let Ok(readers) = Readers::new(inflater, |inflater, (), run, pages| {
+            inflater.inflate(run, pages)
+        });
         let own = Own {
             stream: StreamInflater::new(),
-            crew,
+            readers,
             ends: Vec::new(),
             patience: Patience::default(),
         };
@@ -180,37 +185,43 @@ impl ReadPayload for Inflate {
 
     fn read_payload(
         &mut self,
-        payload: &[u8],
+        packet: &mut Arrived,
         page_size: PageSize,
-        pages: &mut [u8],
     ) -> Result<PathCounts, DecodeError> {
         let own = match &mut self.how {
             Reader::Own(own) => own,
-            Reader::Library(library) => return library.read_payload(payload, page_size, pages),
+            Reader::Library(library) => return library.read_payload(packet, page_size),
         };
-        if own.inflate_runs(payload, page_size, pages) || own.stream.inflate(payload, pages).is_ok()
-        {
-            return Ok(PathCounts::software(pages.len() / page_size.bytes()));
+        if own.inflate_runs(packet, page_size) || own.inflate_stream(packet) {
+            let pages = packet.pages.as_ref().len() / page_size.bytes();
+            return Ok(PathCounts::software(pages));
         }
         // It ends within a byte, for one, or is damaged. The library has the last word, from here on.
         let mut library = match own.stream.history() {
             Some(history) => zlib::Inflate::after(history)?,
             None => zlib::Inflate::new(),
         };
-        let outcome = library.read_payload(payload, page_size, pages);
+        let outcome = library.read_payload(packet, page_size);
         self.how = Reader::Library(library);
         outcome
     }
 }
 
 impl Own {
+    /// Reads a payload in one go; false if it is for the library to say what it is.
+    fn inflate_stream(&mut self, packet: &mut Arrived) -> bool {
+        let pages = packet.pages.as_mut();
+        self.stream.inflate(&packet.payload, pages).is_ok()
+    }
+
     /// Reads a payload of runs, on several processors; false if that is not what it is.
-    fn inflate_runs(&mut self, payload: &[u8], page_size: PageSize, pages: &mut [u8]) -> bool {
+    fn inflate_runs(&mut self, packet: &mut Arrived, page_size: PageSize) -> bool {
         // One page is one run, whatever the channel has.
-        if pages.len() <= page_size.bytes() || !self.patience.is_worth_a_try() {
+        let is_one = packet.pages.as_ref().len() <= page_size.bytes();
+        if is_one || !self.patience.is_worth_a_try() {
             return false;
         }
-        let are_read = self.try_runs(payload, page_size, pages).is_some();
+        let are_read = self.try_runs(packet, page_size).is_some();
         self.patience.note(are_read);
         are_read
     }
@@ -218,30 +229,36 @@ impl Own {
     /// Nothing tells where a run begins but the empty block in front of it, whose bytes may also be there by chance.
     /// That does no harm: pieces which are all read to their last byte, each filling its pages without a reference to
     /// before itself, become the same pages when they are read as one.
-    fn try_runs(&mut self, payload: &[u8], page_size: PageSize, pages: &mut [u8]) -> Option<()> {
-        let crew = &mut self.crew;
-        let count = pages.len() / page_size.bytes();
-        let blocks = self.stream.blocks(payload, pages.len()).ok()?;
-        let marks = memmem::find_iter(blocks, &SYNC_MARK);
-        self.ends.clear();
-        self.ends
-            .extend(marks.map(|at| at + SYNC_MARK.len()).take(count + 1));
-        let runs = self.ends.len();
-        if !(2..=count).contains(&runs) || self.ends.last() != Some(&blocks.len()) {
-            return None;
-        }
-        let streams = Streams::new(u8::try_from(runs).ok()?).ok()?;
-        let mut pieces = crew.no_places();
-        let (mut start, mut rest) = (0, &mut *pages);
-        for (&end, run) in self.ends.iter().zip(streams.runs(count)) {
-            let (place, behind) = rest.split_at_mut_checked(run * page_size.bytes())?;
-            pieces.push((blocks.get(start..end)?, place));
-            (start, rest) = (end, behind);
-        }
-        let read =
-            |inflater: &mut RunInflater, run: &[u8], pages: &mut [u8]| inflater.inflate(run, pages);
-        crew.decompress(pieces, read).ok()?;
-        self.stream.skip(pages);
+    fn try_runs(&mut self, packet: &mut Arrived, page_size: PageSize) -> Option<()> {
+        let Self {
+            stream,
+            readers,
+            ends,
+            ..
+        } = self;
+        let len_bytes = packet.pages.as_ref().len();
+        let count = len_bytes / page_size.bytes();
+        let outcome = readers.read(packet, (), |payload, pieces| {
+            let blocks = stream.blocks(payload, len_bytes).ok()?;
+            let marks = memmem::find_iter(blocks, &SYNC_MARK);
+            ends.clear();
+            ends.extend(marks.map(|at| at + SYNC_MARK.len()).take(count + 1));
+            let runs = ends.len();
+            if !(2..=count).contains(&runs) || ends.last() != Some(&blocks.len()) {
+                return None;
+            }
+            let streams = Streams::new(u8::try_from(runs).ok()?).ok()?;
+            // The blocks are what is behind the header.
+            let header = payload.len().checked_sub(blocks.len())?;
+            let mut start = 0;
+            for (&end, run) in ends.iter().zip(streams.runs(count)) {
+                pieces.push(header + start..header + end, run * page_size.bytes())?;
+                start = end;
+            }
+            Some(())
+        });
+        outcome.ok()??;
+        self.stream.skip(packet.pages.as_ref());
         Some(())
     }
 }
@@ -256,6 +273,7 @@ const MOST_PAUSE: u8 = 64;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::encoder::WriteTogether;
 
     fn packet(pages: usize, seed: usize) -> Vec<u8> {
         let text = |page: usize| format!("page {page} of packet {seed}, {} ", page * seed);
@@ -279,12 +297,23 @@ mod tests {
             .collect()
     }
 
+    /// The packet as it arrives.
+    fn write(deflate: &mut WriteRuns<DeflateRuns>, sent: &[u8]) -> Arrived {
+        let mut arrived = Arrived {
+            payload: Vec::new(),
+            pages: vec![0; sent.len()].into(),
+        };
+        deflate.push(sent.to_vec().into(), PageSize::K4).unwrap();
+        deflate.pop(&mut arrived.payload).unwrap().unwrap();
+        arrived
+    }
+
     /// Marks that stand in two packets by chance do not end it for the channel.
     #[test]
     fn bad_luck_passes() {
         let streams = Streams::new(3).unwrap();
         let mut deflate = DeflateRuns::on(Effort::Balanced, WindowSize::default(), streams);
-        let (mut inflate, mut payload) = (Inflate::new(), Vec::new());
+        let mut inflate = Inflate::new();
         let Reader::Own(own) = &mut inflate.how else {
             panic!("no packet has been read")
         };
@@ -293,16 +322,13 @@ mod tests {
             // Noise with a mark in it is in the first three.
             let seed = if number < 3 { 0 } else { number };
             let sent = packet(64, seed);
-            payload.clear();
-            let pages = Pages::private(&sent, PageSize::K4).unwrap();
-            deflate.write_payload(&pages, &mut payload).unwrap();
-            let mut arrived = vec![0; sent.len()];
-            if own.inflate_runs(&payload, PageSize::K4, &mut arrived) {
+            let mut arrived = write(&mut deflate, &sent);
+            if own.inflate_runs(&mut arrived, PageSize::K4) {
                 read_at_once.push(number);
             } else {
-                own.stream.inflate(&payload, &mut arrived).unwrap();
+                assert!(own.inflate_stream(&mut arrived));
             }
-            assert!(arrived == sent, "packet {number}");
+            assert!(arrived.pages.as_ref() == sent, "packet {number}");
         }
         // Two misses, a pause, and then every one.
         let first = 2 + usize::from(LEAST_PAUSE);
@@ -334,23 +360,21 @@ mod tests {
         for streams in [1, 2, 3, 16, 128] {
             let streams = Streams::new(streams).unwrap();
             let mut deflate = DeflateRuns::on(Effort::Balanced, WindowSize::default(), streams);
-            let (mut inflate, mut payload) = (Inflate::new(), Vec::new());
+            let mut inflate = Inflate::new();
             let Reader::Own(own) = &mut inflate.how else {
                 panic!("no packet has been read")
             };
             let mut together = 0;
             for (seed, pages) in [128, 1, 7, 2, 64, 128, 3].into_iter().enumerate() {
                 let sent = packet(pages, seed);
-                payload.clear();
-                let pages = Pages::private(&sent, PageSize::K4).unwrap();
-                deflate.write_payload(&pages, &mut payload).unwrap();
-                let mut arrived = vec![0; sent.len()];
-                if own.inflate_runs(&payload, PageSize::K4, &mut arrived) {
+                let mut arrived = write(&mut deflate, &sent);
+                if own.inflate_runs(&mut arrived, PageSize::K4) {
                     together += 1;
                 } else {
-                    own.stream.inflate(&payload, &mut arrived).unwrap();
+                    assert!(own.inflate_stream(&mut arrived));
                 }
-                assert!(arrived == sent, "{streams} streams, packet {seed}");
+                let arrived = arrived.pages;
+                assert!(arrived.as_ref() == sent, "{streams} streams, packet {seed}");
             }
             // All of several pages but the first, in which marks stand by chance.
             let expected = if streams.value() == 1 { 0 } else { 5 };

@@ -1,231 +1,393 @@
-//! Who works on pieces that know nothing of each other: the channel's thread and others, each with tools of its own.
+//! Workers on pieces that know nothing of each other: the channel's thread and others, each with
+//! tools of its own.
 //!
-//! What comes out of a piece must depend on the piece alone, and never on whose tools it was made with.
+//! The result of a piece must depend on the piece alone, and never on whose tools it was made with.
 
-use std::sync::Mutex;
+use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockWriteGuard};
 
 use crate::Streams;
-use crate::helpers::{self, get_mut, into_inner, lock, processors, share};
-use crate::pipeline::{self, Ends, Room};
+use crate::channel::Arrived;
+use crate::helpers::{self, Common, Help, Work, lock, processors};
+use crate::page::Parts;
 
-/// As many workers as can be of use: this thread and others, each with tools of its own.
-pub(crate) struct Crew<T> {
-    mine: T,
-    others: Vec<Mutex<T>>,
-    room: Box<Room>,
-    /// Room for pieces to decompress; empty between packets.
-    places: Vec<Place<'static>>,
-}
-
-// One processor takes about a millisecond for a packet, to write it or to read it. With so many, to wake them takes longer
-// than another one could save.
+// One processor takes about a millisecond for a packet, to write it or to read it. With so many, to
+// wake them takes longer than another one could save.
 const MOST_WRITERS: usize = 16;
 const MOST_READERS: usize = 8;
 /// What one processor has done by the time that another one has woken.
 pub(crate) const LEAST_BYTES: usize = 32 << 10;
 
-/// A piece to decompress, and its place.
-pub(crate) type Place<'p> = (&'p [u8], &'p mut [u8]);
-
-impl<T: Send> Crew<T> {
-    /// A worker for each stream, but no more than this thread may have processors, or than are of use.
-    ///
-    /// # Errors
-    ///
-    /// What `tools` has said.
-    pub(crate) fn new<E>(streams: Streams, tools: impl FnMut() -> Result<T, E>) -> Result<Self, E> {
-        let count = match streams.value() {
-            1 => 1,
-            streams => streams.min(processors()).min(MOST_WRITERS),
-        };
-        let mut crew = Self::of(count, tools)?;
-        if count > 1 {
-            crew.room.make_ready();
-        }
-        Ok(crew)
-    }
-
-    /// For whoever reads what others have cut into pieces.
-    ///
-    /// # Errors
-    ///
-    /// What `tools` has said.
-    pub(crate) fn of_readers<E>(tools: impl FnMut() -> Result<T, E>) -> Result<Self, E> {
-        Self::of(processors().min(MOST_READERS), tools)
-    }
-
-    fn of<E>(count: usize, mut tools: impl FnMut() -> Result<T, E>) -> Result<Self, E> {
-        if count > 1 {
-            helpers::start();
-        }
-        Ok(Self {
-            mine: tools()?,
-            others: std::iter::repeat_with(|| tools().map(Mutex::new))
-                .take(count - 1)
-                .collect::<Result<_, E>>()?,
-            room: Box::default(),
-            places: Vec::new(),
-        })
-    }
-
-    /// Compresses packets, several at a time, for as long as `ends` has some.
-    ///
-    /// # Errors
-    ///
-    /// What `work` has said of the first packet that cannot be compressed, or what `ends` has said. Packets in work are lost
-    /// then.
-    pub(crate) fn compress<E: Ends>(
-        &mut self,
-        ends: &mut E,
-        work: impl Fn(&mut T, &E::Context, &[u8], &mut Vec<u8>) -> Result<(), E::Error> + Sync,
-    ) -> Result<(), E::Error> {
-        pipeline::compress(&mut self.mine, &self.others, &mut self.room, ends, work)
-    }
-
-    /// An empty list for [`Self::decompress`], with the room that the last one had.
-    pub(crate) fn no_places<'p>(&mut self) -> Vec<Place<'p>> {
-        std::mem::take(&mut self.places)
-    }
-
-    /// Decompresses each piece into its place.
-    ///
-    /// # Errors
-    ///
-    /// The first of the pieces of which `work` has said something, and what it was.
-    pub(crate) fn decompress<E: Send>(
-        &mut self,
-        mut pieces: Vec<Place<'_>>,
-        work: impl Fn(&mut T, &[u8], &mut [u8]) -> Result<(), E> + Sync,
-    ) -> Result<(), (usize, E)> {
-        let outcome = self.decompress_all(&mut pieces, work);
-        // Collecting nothing into a list of the same kind keeps its memory.
-        pieces.clear();
-        self.places = pieces.into_iter().map(|_| Place::default()).collect();
-        outcome
-    }
-
-    fn decompress_all<E: Send>(
-        &mut self,
-        pieces: &mut [Place<'_>],
-        work: impl Fn(&mut T, &[u8], &mut [u8]) -> Result<(), E> + Sync,
-    ) -> Result<(), (usize, E)> {
-        let bytes: usize = pieces.iter().map(|(_, place)| place.len()).sum();
-        let most = pieces.len().min(bytes / LEAST_BYTES);
-        let first_error = FirstError::none();
-        let pieces = pieces.iter_mut().enumerate();
-        self.hand_out(most, pieces, |tools, (index, piece)| {
-            let (input, output) = piece;
-            work(tools, input, output)
-                .map_err(|error| first_error.note(index, error))
-                .is_ok()
-        });
-        first_error.outcome()
-    }
-
-    /// Does `work` for each number below `count`, none of which matters to another one. Returns the tools of all, for what
-    /// they have collected.
-    pub(crate) fn each(
-        &mut self,
-        count: usize,
-        work: impl Fn(&mut T, usize) + Sync,
-    ) -> impl Iterator<Item = &mut T> {
-        self.hand_out(count, 0..count, |tools, number| {
-            work(tools, number);
-            true
-        });
-        std::iter::once(&mut self.mine).chain(self.others.iter_mut().map(get_mut))
-    }
-
-    /// Lets workers, no more than `most`, take things to do in their order, each until `work` says that it is of no use to go on.
-    fn hand_out<I>(
-        &mut self,
-        most: usize,
-        things: impl Iterator<Item = I> + Send,
-        work: impl Fn(&mut T, I) -> bool + Sync,
-    ) {
-        let left = Mutex::new(things);
-        let work = |tools: &mut T| {
-            loop {
-                // The lock must not be held meanwhile.
-                let next = lock(&left).next();
-                let goes_on = next.is_some_and(|thing| work(tools, thing));
-                if !goes_on {
-                    return;
-                }
-            }
-        };
-        share(&self.others, work, |help| {
-            help.ask(most.saturating_sub(1));
-            work(&mut self.mine);
-        });
+/// A worker for each stream, but no more than this thread may have processors, or than are of use.
+pub(crate) fn writers(streams: Streams) -> usize {
+    match streams.value() {
+        1 => 1,
+        streams => streams.min(processors()).min(MOST_WRITERS),
     }
 }
 
-/// What was said of the first of the pieces that could not be done.
-struct FirstError<E>(Mutex<Option<(usize, E)>>);
+/// As many workers as can be of use, and what they do with the pieces of a job.
+pub(crate) struct Crew<T: Send + 'static, J: Send + Sync + 'static> {
+    mine: T,
+    shared: Arc<Shared<T, J>>,
+    help: Help,
+}
 
-impl<E> FirstError<E> {
-    const fn none() -> Self {
-        Self(Mutex::new(None))
+/// Does a piece, by its number. False if it is of no use to go on.
+type DoPiece<T, J> = fn(tools: &mut T, job: &J, piece: usize) -> bool;
+
+/// What the caller and its helpers work on.
+struct Shared<T, J> {
+    do_piece: DoPiece<T, J>,
+    common: Common<T>,
+    /// Changed only while nobody is at work on it.
+    job: RwLock<J>,
+    /// The pieces that nobody has begun.
+    left: Mutex<Range<usize>>,
+    unfinished: AtomicUsize,
+}
+
+/// A piece that somebody has begun. When this is dropped the work on it is over, however it has
+/// ended.
+struct Begun<'s, T, J> {
+    shared: &'s Shared<T, J>,
+    piece: usize,
+}
+
+impl<T: Send + 'static, J: Default + Send + Sync + 'static> Crew<T, J> {
+    /// A crew of so many.
+    ///
+    /// # Errors
+    ///
+    /// Those of `tools`.
+    pub(crate) fn new<E>(
+        workers: usize,
+        mut tools: impl FnMut() -> Result<T, E>,
+        do_piece: DoPiece<T, J>,
+    ) -> Result<Self, E> {
+        let mine = tools()?;
+        let others = std::iter::repeat_with(tools).take(workers.saturating_sub(1));
+        let others = others.collect::<Result<Vec<_>, E>>()?;
+        if !others.is_empty() {
+            helpers::start();
+        }
+        Ok(Self {
+            mine,
+            shared: Arc::new(Shared {
+                do_piece,
+                common: Common::new(others),
+                job: RwLock::default(),
+                left: Mutex::new(0..0),
+                unfinished: AtomicUsize::new(0),
+            }),
+            help: Help::new(),
+        })
     }
 
-    fn note(&self, index: usize, error: E) {
-        let mut first = lock(&self.0);
-        if first.as_ref().is_none_or(|(first, _)| index < *first) {
-            *first = Some((index, error));
+    /// Does all pieces of a job, on this thread and on as many others that there are `most` in all.
+    /// The workers take pieces in their order. When one says that it is of no use to go on, they
+    /// finish what they have begun.
+    ///
+    /// # Panics
+    ///
+    /// With the panic of a helper. The job is lost then.
+    pub(crate) fn run(&mut self, job: &mut J, pieces: usize, most: usize) {
+        let shared = &*self.shared;
+        std::mem::swap(job, &mut *shared.write());
+        shared.unfinished.store(pieces, Ordering::Relaxed);
+        *lock(&shared.left) = 0..pieces;
+        let others = most.saturating_sub(1).min(shared.common.tools().len());
+        self.help.ask(others, &self.shared);
+        while let Some(begun) = shared.begin() {
+            begun.work(&mut self.mine);
+        }
+        shared.common.wait_until(|| shared.is_over());
+        self.help.take_back();
+        shared.common.resume_panic();
+        std::mem::swap(job, &mut *shared.write());
+    }
+
+    /// Looks at everybody's tools, for what they have collected.
+    pub(crate) fn each_tools(&mut self, mut look: impl FnMut(&mut T)) {
+        look(&mut self.mine);
+        for tools in self.shared.common.tools() {
+            look(&mut lock(tools));
         }
     }
+}
 
-    fn outcome(self) -> Result<(), (usize, E)> {
-        into_inner(self.0).map_or(Ok(()), Err)
+impl<T, J> Shared<T, J> {
+    fn begin(&self) -> Option<Begun<'_, T, J>> {
+        let piece = lock(&self.left).next()?;
+        Some(Begun {
+            shared: self,
+            piece,
+        })
+    }
+
+    fn is_over(&self) -> bool {
+        self.unfinished.load(Ordering::Acquire) == 0
+    }
+
+    /// Lets nobody begin anything any more.
+    fn close(&self) {
+        let mut left = lock(&self.left);
+        self.unfinished.fetch_sub(left.len(), Ordering::Release);
+        *left = 0..0;
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, J> {
+        self.job.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<T: Send, J: Send + Sync> Work for Shared<T, J> {
+    fn help(&self) {
+        let Some(mut tools) = self.common.free_tools() else {
+            return;
+        };
+        while let Some(begun) = self.begin() {
+            if self.common.guarded(|| begun.work(&mut tools)).is_none() {
+                self.close();
+                return;
+            }
+        }
+    }
+}
+
+impl<T, J> Begun<'_, T, J> {
+    fn work(&self, tools: &mut T) {
+        let job = self.shared.job.read();
+        let job = job.unwrap_or_else(PoisonError::into_inner);
+        if !(self.shared.do_piece)(tools, &job, self.piece) {
+            self.shared.close();
+        }
+    }
+}
+
+impl<T, J> Drop for Begun<'_, T, J> {
+    fn drop(&mut self) {
+        if self.shared.unfinished.fetch_sub(1, Ordering::Release) == 1 {
+            self.shared.common.wake();
+        }
+    }
+}
+
+/// Reads the pieces of a payload, each into its own part of the packet's pages. `X` is what has to
+/// be known of the packet, `E` what can be wrong with a piece.
+pub(crate) struct Readers<T: Send + 'static, X: Send + Sync + 'static, E: Send + 'static> {
+    crew: Crew<T, Reading<T, X, E>>,
+    job: Reading<T, X, E>,
+    read: ReadPiece<T, X, E>,
+}
+
+/// Reads one piece.
+pub(crate) type ReadPiece<T, X, E> =
+    fn(tools: &mut T, context: &X, piece: &[u8], pages: &mut [u8]) -> Result<(), E>;
+
+/// A packet that is read.
+struct Reading<T, X, E> {
+    payload: Vec<u8>,
+    /// Where the pieces are in the payload.
+    pieces: Vec<Range<usize>>,
+    /// Where their pages belong.
+    parts: Parts,
+    context: X,
+    read: Option<ReadPiece<T, X, E>>,
+    /// How many pieces are read.
+    done: AtomicUsize,
+    /// What is wrong with the first of the pieces that cannot be read.
+    first_error: Mutex<Option<(usize, E)>>,
+}
+
+/// The pieces of a payload, to be listed one behind the other.
+pub(crate) struct Pieces<'l> {
+    pieces: &'l mut Vec<Range<usize>>,
+    parts: &'l mut Parts,
+}
+
+impl<T: Send + 'static, X: Default + Send + Sync + 'static, E: Send + 'static> Readers<T, X, E> {
+    /// As many readers as can be of use.
+    ///
+    /// # Errors
+    ///
+    /// Those of `tools`.
+    pub(crate) fn new<F>(
+        tools: impl FnMut() -> Result<T, F>,
+        read: ReadPiece<T, X, E>,
+    ) -> Result<Self, F> {
+        Self::of(processors().min(MOST_READERS), tools, read)
+    }
+
+    fn of<F>(
+        workers: usize,
+        tools: impl FnMut() -> Result<T, F>,
+        read: ReadPiece<T, X, E>,
+    ) -> Result<Self, F> {
+        Ok(Self {
+            crew: Crew::new(workers, tools, Reading::read)?,
+            job: Reading::default(),
+            read,
+        })
+    }
+
+    /// Reads a packet whose pieces `list` lists. The readers have the packet's payload and pages
+    /// while they read. None if `list` says no: then nothing is read.
+    ///
+    /// # Errors
+    ///
+    /// The first of the pieces that cannot be read, and what is wrong with it.
+    pub(crate) fn read(
+        &mut self,
+        packet: &mut Arrived,
+        context: X,
+        list: impl FnOnce(&[u8], &mut Pieces<'_>) -> Option<()>,
+    ) -> Result<Option<()>, (usize, E)> {
+        let job = &mut self.job;
+        job.pieces.clear();
+        job.parts.begin(packet.pages.as_ref().len());
+        let mut pieces = Pieces {
+            pieces: &mut job.pieces,
+            parts: &mut job.parts,
+        };
+        if list(&packet.payload, &mut pieces).is_none() {
+            return Ok(None);
+        }
+        job.context = context;
+        job.done = AtomicUsize::new(0);
+        job.read = Some(self.read);
+        std::mem::swap(&mut job.payload, &mut packet.payload);
+        job.parts.fill(&mut packet.pages);
+        let (count, bytes) = (job.pieces.len(), job.parts.len_bytes());
+        self.crew.run(job, count, count.min(bytes / LEAST_BYTES));
+        std::mem::swap(&mut job.payload, &mut packet.payload);
+        packet.pages = job.parts.take_back();
+        job.context = X::default();
+        match lock(&job.first_error).take() {
+            Some(error) => Err(error),
+            // A piece that nobody has read has its error, or it would be no piece of this packet.
+            None => Ok((job.done.load(Ordering::Acquire) == count).then_some(())),
+        }
+    }
+}
+
+impl Pieces<'_> {
+    /// Adds a piece that is there in the payload, and becomes the next `len_bytes` of pages.
+    /// Nothing if there are not so many.
+    pub(crate) fn push(&mut self, piece: Range<usize>, len_bytes: usize) -> Option<()> {
+        self.parts.push(len_bytes)?;
+        self.pieces.push(piece);
+        Some(())
+    }
+
+    /// How many there are.
+    pub(crate) const fn len(&self) -> usize {
+        self.pieces.len()
+    }
+
+    /// Whether they fill all of the pages.
+    pub(crate) fn are_all(&self) -> bool {
+        self.parts.are_all()
+    }
+}
+
+impl<T, X: Default, E> Default for Reading<T, X, E> {
+    fn default() -> Self {
+        Self {
+            payload: Vec::new(),
+            pieces: Vec::new(),
+            parts: Parts::default(),
+            context: X::default(),
+            read: None,
+            done: AtomicUsize::new(0),
+            first_error: Mutex::new(None),
+        }
+    }
+}
+
+impl<T, X, E> Reading<T, X, E> {
+    fn read(tools: &mut T, job: &Self, number: usize) -> bool {
+        let piece = job.pieces.get(number).cloned();
+        let piece = piece.and_then(|piece| job.payload.get(piece));
+        // Nobody else has this number.
+        let (Some(read), Some(piece), Some(part)) = (job.read, piece, job.parts.take(number))
+        else {
+            return false;
+        };
+        let outcome = read(tools, &job.context, piece, part);
+        match outcome {
+            Ok(()) => job.done.fetch_add(1, Ordering::Release),
+            Err(error) => {
+                job.note(number, error);
+                return false;
+            }
+        };
+        true
+    }
+
+    fn note(&self, number: usize, error: E) {
+        let mut first = lock(&self.first_error);
+        if first.as_ref().is_none_or(|(first, _)| number < *first) {
+            *first = Some((number, error));
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::convert::Infallible;
 
-    fn crew<T: Default + Send>(workers: usize) -> Crew<T> {
-        let Ok(crew) = Crew::of(workers, || Ok::<_, std::convert::Infallible>(T::default()));
-        crew
-    }
+    use super::*;
 
     #[test]
     fn every_number_is_dealt_with_once() {
+        fn see(seen: &mut Vec<usize>, (): &(), number: usize) -> bool {
+            seen.push(number);
+            true
+        }
         for workers in 1..5 {
-            let mut crew: Crew<Vec<usize>> = crew(workers);
+            let Ok(mut crew) = Crew::new(workers, || Ok::<_, Infallible>(Vec::new()), see);
             for count in [0, 1, 20] {
-                let tools = crew.each(count, |seen, number| seen.push(number));
-                let mut seen: Vec<usize> = tools.flat_map(std::mem::take).collect();
-                seen.sort_unstable();
-                assert!(seen.into_iter().eq(0..count));
+                crew.run(&mut (), count, count);
+                let mut all = Vec::new();
+                crew.each_tools(|seen| all.append(seen));
+                all.sort_unstable();
+                assert!(all.into_iter().eq(0..count));
             }
         }
     }
 
     #[test]
-    fn every_piece_is_decompressed_into_its_own_place() {
+    fn every_piece_is_read_into_its_own_part() {
         const LEN: usize = LEAST_BYTES;
+        fn fill((): &mut (), (): &(), piece: &[u8], pages: &mut [u8]) -> Result<(), &'static str> {
+            pages.fill(piece[0]);
+            if piece[0] == 9 { Err("nine") } else { Ok(()) }
+        }
+        fn list(_: &[u8], pieces: &mut Pieces<'_>) -> Option<()> {
+            (0..5).try_for_each(|at| pieces.push(at..at + 1, LEN))
+        }
         for workers in 1..5 {
-            let mut output = vec![0; 5 * LEN];
-            let pieces = [&[1][..], &[2], &[3], &[4], &[5]]
-                .into_iter()
-                .zip(output.chunks_mut(LEN))
-                .collect();
-            let work = |(): &mut (), input: &[u8], output: &mut [u8]| {
-                output.fill(input[0]);
-                if input[0] == 9 { Err(()) } else { Ok(()) }
+            let Ok(mut readers) = Readers::of(workers, || Ok::<_, Infallible>(()), fill);
+            let mut packet = Arrived {
+                payload: vec![1, 2, 3, 4, 5],
+                pages: vec![0; 5 * LEN].into(),
             };
-            crew(workers).decompress(pieces, work).unwrap();
-            for (place, number) in output.chunks(LEN).zip(1..) {
+            assert_eq!(readers.read(&mut packet, (), list), Ok(Some(())));
+            assert_eq!(packet.payload, [1, 2, 3, 4, 5]);
+            for (place, number) in packet.pages.as_ref().chunks(LEN).zip(1..) {
                 assert!(place.iter().all(|&byte| byte == number));
             }
-            let nines = [&[1][..], &[9], &[9]]
-                .into_iter()
-                .zip(output.chunks_mut(LEN))
-                .collect();
-            let outcome = crew(workers).decompress(nines, work);
-            assert_eq!(outcome, Err((1, ())));
+            packet.payload = vec![1, 9, 9, 1, 1];
+            assert_eq!(readers.read(&mut packet, (), list), Err((1, "nine")));
+            // Nothing of it is left for the next one.
+            packet.payload = vec![5, 4, 3, 2, 1];
+            assert_eq!(readers.read(&mut packet, (), list), Ok(Some(())));
+            // More than there is room for.
+            let more = |_: &[u8], pieces: &mut Pieces<'_>| pieces.push(0..1, 6 * LEN);
+            assert_eq!(readers.read(&mut packet, (), more), Ok(None));
+            assert_eq!(packet.pages.as_ref().len(), 5 * LEN);
         }
     }
 }

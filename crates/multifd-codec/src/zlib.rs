@@ -14,8 +14,9 @@ use std::convert::Infallible;
 use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, Status};
 use multifd_wire::{Method, PageSize};
 
-use crate::channel::{ReadPayload, WritePayload, check_payload_len};
-use crate::runs::{CompressRun, WriteRuns};
+use crate::channel::{Arrived, ReadPayload, check_payload_len};
+use crate::encoder::WritePayload;
+use crate::runs::{BeginRuns, WriteRuns};
 use crate::{DecodeError, EncodeError, Pages, PathCounts, Streams, WindowSize, ZlibLevel};
 
 /// The sending direction, one stream for the whole channel.
@@ -34,8 +35,6 @@ impl Deflate {
 }
 
 impl WritePayload for Deflate {
-    const METHOD: Method = Method::Zlib;
-
     fn write_payload(
         &mut self,
         pages: &Pages<'_>,
@@ -58,13 +57,13 @@ impl DeflateRuns {
             let level = Compression::new(level.value().into());
             Ok::<_, Infallible>(Compress::new(level, false))
         };
-        let Ok(runs) = WriteRuns::new(Self { is_started: false }, streams, stream);
+        let codec = Self { is_started: false };
+        let Ok(runs) = WriteRuns::new(codec, streams, stream, deflate_run);
         runs
     }
 }
 
-impl CompressRun for DeflateRuns {
-    const METHOD: Method = Method::Zlib;
+impl BeginRuns for DeflateRuns {
     type Tools = Compress;
     type Context = ();
 
@@ -73,16 +72,16 @@ impl CompressRun for DeflateRuns {
             payload.extend_from_slice(&WindowSize::ThirtyTwoKiB.zlib_header());
         }
     }
+}
 
-    fn compress(
-        stream: &mut Compress,
-        (): &(),
-        run: &[u8],
-        payload: &mut Vec<u8>,
-    ) -> Result<(), EncodeError> {
-        stream.reset();
-        deflate(stream, run, payload)
-    }
+fn deflate_run(
+    stream: &mut Compress,
+    (): &(),
+    run: &[u8],
+    payload: &mut Vec<u8>,
+) -> Result<(), EncodeError> {
+    stream.reset();
+    deflate(stream, run, payload)
 }
 
 /// Appends all of `input` to `out`, compressed and flushed.
@@ -172,10 +171,10 @@ impl ReadPayload for Inflate {
 
     fn read_payload(
         &mut self,
-        payload: &[u8],
+        packet: &mut Arrived,
         page_size: PageSize,
-        pages: &mut [u8],
     ) -> Result<PathCounts, DecodeError> {
+        let (payload, pages) = (&*packet.payload, packet.pages.as_mut());
         let expected = pages.len();
         let mut input = payload;
         let mut found = 0;

@@ -15,9 +15,10 @@ use multifd_wire::{Method, PageSize};
 use zstd_safe::zstd_sys::ZSTD_EndDirective;
 use zstd_safe::{CCtx, CParameter, DCtx, DParameter, InBuffer, OutBuffer};
 
-use crate::channel::{ReadPayload, WritePayload, check_payload_len};
-use crate::runs::{CompressRun, WriteRuns};
-use crate::streams::{Crew, Place};
+use crate::channel::{Arrived, ReadPayload, check_payload_len};
+use crate::encoder::WritePayload;
+use crate::runs::{BeginRuns, WriteRuns};
+use crate::streams::{Pieces, Readers};
 use crate::window_memory::{MAX_WINDOW_BYTES, Share, window_of};
 use crate::{Accel, DecodeError, EncodeError, Pages, PathCounts, Streams, Unsupported, ZstdLevel};
 
@@ -37,8 +38,6 @@ impl Compress {
 }
 
 impl WritePayload for Compress {
-    const METHOD: Method = Method::Zstd;
-
     fn write_payload(
         &mut self,
         pages: &Pages<'_>,
@@ -60,25 +59,24 @@ pub(crate) struct CompressRuns;
 
 impl CompressRuns {
     pub(crate) fn on(level: ZstdLevel, streams: Streams) -> Result<WriteRuns<Self>, Unsupported> {
-        WriteRuns::new(Self, streams, || compressor(level))
+        WriteRuns::new(Self, streams, || compressor(level), compress_run)
     }
 }
 
-impl CompressRun for CompressRuns {
-    const METHOD: Method = Method::Zstd;
+impl BeginRuns for CompressRuns {
     type Tools = CCtx<'static>;
     type Context = ();
 
     fn begin(&mut self, _: &[u8], _: &mut Vec<u8>) {}
+}
 
-    fn compress(
-        stream: &mut CCtx<'static>,
-        (): &(),
-        run: &[u8],
-        payload: &mut Vec<u8>,
-    ) -> Result<(), EncodeError> {
-        compress(stream, run, ZSTD_EndDirective::ZSTD_e_end, payload)
-    }
+fn compress_run(
+    stream: &mut CCtx<'static>,
+    (): &(),
+    run: &[u8],
+    payload: &mut Vec<u8>,
+) -> Result<(), EncodeError> {
+    compress(stream, run, ZSTD_EndDirective::ZSTD_e_end, payload)
 }
 
 fn compressor(level: ZstdLevel) -> Result<CCtx<'static>, Unsupported> {
@@ -122,37 +120,28 @@ pub(crate) struct Decompress {
     /// Of what the process has for windows.
     share: Share,
     /// For payloads of several frames, if they are to be read at once.
-    crew: Option<Crew<DCtx<'static>>>,
+    readers: Option<Readers<DCtx<'static>, (), ()>>,
 }
 
 impl Decompress {
     pub(crate) fn new(accel: Accel) -> Result<Self, Unsupported> {
-        let crew = || Crew::of_readers(decompressor);
+        let readers = || Readers::new(decompressor, read_frame);
         Ok(Self {
             stream: decompressor()?,
             in_frame: false,
             share: Share::default(),
-            crew: (accel != Accel::None).then(crew).transpose()?,
+            readers: (accel != Accel::None).then(readers).transpose()?,
         })
     }
 
     /// Reads a payload of several frames, each with the length of its content in its header, at once; false if it is
     /// none, or one that cannot be read. What is wrong with it then shows when it is read in order.
-    fn read_frames(&mut self, payload: &[u8], page_size: PageSize, pages: &mut [u8]) -> bool {
-        let Some(crew) = self.crew.as_mut().filter(|_| !self.in_frame) else {
+    fn read_frames(&mut self, packet: &mut Arrived, page_size: PageSize) -> bool {
+        let Some(readers) = self.readers.as_mut().filter(|_| !self.in_frame) else {
             return false;
         };
-        let Some(frames) = frames(payload, page_size, pages, crew.no_places()) else {
-            return false;
-        };
-        let read = |stream: &mut DCtx<'static>, frame: &[u8], run: &mut [u8]| {
-            let expected = run.len();
-            match stream.decompress(run, frame) {
-                Ok(found) if found == expected => Ok(()),
-                _ => Err(()),
-            }
-        };
-        crew.decompress(frames, read).is_ok()
+        let list = |payload: &[u8], frames: &mut Pieces<'_>| list(payload, page_size, frames);
+        matches!(readers.read(packet, (), list), Ok(Some(())))
     }
 
     /// Sees to it that there may be a window for the frame which begins here. All of its header is
@@ -223,17 +212,16 @@ impl ReadPayload for Decompress {
 
     fn read_payload(
         &mut self,
-        payload: &[u8],
+        packet: &mut Arrived,
         page_size: PageSize,
-        pages: &mut [u8],
     ) -> Result<PathCounts, DecodeError> {
-        let expected = pages.len();
+        let expected = packet.pages.as_ref().len();
         let counts = PathCounts::software(expected / page_size.bytes());
-        if self.read_frames(payload, page_size, pages) {
+        if self.read_frames(packet, page_size) {
             return Ok(counts);
         }
-        let mut input = InBuffer::around(payload);
-        let mut output = OutBuffer::around(pages);
+        let mut input = InBuffer::around(packet.payload.as_slice());
+        let mut output = OutBuffer::around(packet.pages.as_mut());
         if !self.in_frame {
             self.begin_frame(&input)?;
         }
@@ -266,18 +254,13 @@ fn decompressor() -> Result<DCtx<'static>, Unsupported> {
     Ok(stream)
 }
 
-/// Adds the frames of a payload to a list, each with the place of its pages, if there is more than one and they are exactly
-/// these pages.
-fn frames<'p>(
-    payload: &'p [u8],
-    page_size: PageSize,
-    pages: &'p mut [u8],
-    mut frames: Vec<Place<'p>>,
-) -> Option<Vec<Place<'p>>> {
-    let (mut payload, mut pages) = (payload, pages);
-    while !payload.is_empty() {
-        let len = zstd_safe::find_frame_compressed_size(payload).ok()?;
-        let (frame, others) = payload.split_at_checked(len)?;
+/// Lists the frames of a payload, each with the length of its pages, if there is more than one and
+/// they are exactly the packet's pages.
+fn list(payload: &[u8], page_size: PageSize, frames: &mut Pieces<'_>) -> Option<()> {
+    let mut start = 0;
+    while let Some(rest) = payload.get(start..).filter(|rest| !rest.is_empty()) {
+        let len = zstd_safe::find_frame_compressed_size(rest).ok()?;
+        let frame = rest.get(..len)?;
         let content = zstd_safe::get_frame_content_size(frame).ok()??;
         // They are read without a window of their own, but not if read in order.
         if window_of(frame)? > MAX_WINDOW_BYTES {
@@ -287,11 +270,18 @@ fn frames<'p>(
         if content == 0 || !content.is_multiple_of(page_size.bytes()) {
             return None;
         }
-        let (run, rest) = pages.split_at_mut_checked(content)?;
-        frames.push((frame, run));
-        (payload, pages) = (others, rest);
+        frames.push(start..start + len, content)?;
+        start += len;
     }
-    (frames.len() > 1 && pages.is_empty()).then_some(frames)
+    (frames.len() > 1 && frames.are_all()).then_some(())
+}
+
+fn read_frame(stream: &mut DCtx<'static>, (): &(), frame: &[u8], run: &mut [u8]) -> Result<(), ()> {
+    let expected = run.len();
+    match stream.decompress(run, frame) {
+        Ok(found) if found == expected => Ok(()),
+        _ => Err(()),
+    }
 }
 
 fn no_memory() -> Unsupported {

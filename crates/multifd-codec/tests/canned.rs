@@ -13,7 +13,7 @@ use testkit::pages::{Random, packet};
 
 const PAGE: usize = PageSize::K4.bytes();
 
-fn sender() -> Box<dyn Encoder> {
+fn sender() -> Encoder {
     encoder(Method::Canned, &Settings::default()).unwrap()
 }
 
@@ -21,7 +21,7 @@ fn receiver() -> Box<dyn Decoder> {
     decoder(Method::Canned, &Settings::default()).unwrap()
 }
 
-fn encode(encoder: &mut dyn Encoder, bytes: &[u8]) -> Vec<u8> {
+fn encode(encoder: &mut Encoder, bytes: &[u8]) -> Vec<u8> {
     let mut payload = Vec::new();
     encoder
         .encode(&Pages::private(bytes, PageSize::K4).unwrap(), &mut payload)
@@ -56,7 +56,7 @@ fn a_payload_is_what_its_description_says() {
     let mut code = None;
     for round in 0..30 {
         let bytes = packet(&mut random, 1 + round % 128, PAGE);
-        let payload = encode(sender.as_mut(), &bytes);
+        let payload = encode(&mut sender, &bytes);
         let taken = Taken::apart(&payload, bytes.len() / PAGE);
         if !taken.description.is_empty() {
             code = Some(taken.description.to_vec());
@@ -74,7 +74,7 @@ fn codes_come_in_their_turn_and_only_when_they_pay() {
     for round in 0..600 {
         // Each texture twice.
         let bytes = texture(&mut random, (round / 2) as u8, 12);
-        let payload = encode(sender.as_mut(), &bytes);
+        let payload = encode(&mut sender, &bytes);
         let taken = Taken::apart(&payload, 12);
         let is_new = !taken.description.is_empty();
         assert_eq!(is_new, round % 2 == 0, "packet {round}");
@@ -92,7 +92,7 @@ fn a_code_that_was_missed_is_missed_by_name() {
     let mut random = Random::new(3);
     let mut sender = sender();
     let payloads: Vec<Vec<u8>> = [0, 0, 1, 1, 2]
-        .map(|kind| encode(sender.as_mut(), &texture(&mut random, kind, 12)))
+        .map(|kind| encode(&mut sender, &texture(&mut random, kind, 12)))
         .into();
     let after = |taken: &[usize], next: usize| {
         let mut receiver = receiver();
@@ -113,7 +113,7 @@ fn a_code_that_was_missed_is_missed_by_name() {
 #[test]
 fn what_is_wrong_before_the_pages_is_named() {
     let bytes = texture(&mut Random::new(4), 0, 3);
-    let payload = encode(sender().as_mut(), &bytes);
+    let payload = encode(&mut sender(), &bytes);
     let described = Taken::apart(&payload, 3).description.len();
     let fault = |change: &dyn Fn(&mut Vec<u8>)| {
         let mut payload = payload.clone();
@@ -173,7 +173,7 @@ fn what_is_wrong_before_the_pages_is_named() {
 /// Every bit of a description turned over: it is refused, or it is another code, and never does anything else happen.
 #[test]
 fn no_description_is_taken_that_does_not_hold() {
-    let payload = encode(sender().as_mut(), &texture(&mut Random::new(5), 0, 3));
+    let payload = encode(&mut sender(), &texture(&mut Random::new(5), 0, 3));
     let description = Taken::apart(&payload, 3).description.to_vec();
     let whole = CodeLengths::read_header(&description).unwrap();
     let mut again = Vec::new();

@@ -8,7 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use multifd_codec::window_memory::{self, DEFAULT_LIMIT, MAX_WINDOW_BYTES};
 use multifd_codec::{
-    Accel, DecodeError, Decoder, Pages, Settings, Streams, ZstdLevel, decoder, encoder,
+    Accel, DecodeError, Decoder, PageBuffer, Pages, Settings, Streams, ZstdLevel, decoder, encoder,
 };
 use multifd_wire::{Method, PageSize};
 use testkit::allocations::{Counting, live_bytes};
@@ -120,15 +120,17 @@ fn as_many_channels_as_there_can_be_at_level_1_are_no_trouble() {
     let mut sender = encoder(Method::Zstd, &settings).unwrap();
     let before = resident();
     let mut channels: Vec<_> = (0..255).map(|_| zstd()).collect();
-    let mut pages = vec![0; PACKET];
+    let mut pages = PageBuffer::from(vec![0; PACKET]);
     for bytes in &packets {
         let mut payload = Vec::new();
         sender
             .encode(&Pages::private(bytes, PageSize::K4).unwrap(), &mut payload)
             .unwrap();
         for channel in &mut channels {
-            channel.decode(&payload, PageSize::K4, &mut pages).unwrap();
-            assert!(pages == *bytes);
+            channel
+                .decode_owned(&mut payload, PageSize::K4, &mut pages)
+                .unwrap();
+            assert!(pages.as_ref() == bytes);
         }
     }
     // Five such migrations at once.
@@ -302,7 +304,7 @@ fn a_channel_holds_no_more_than_it_says() {
         let mut settings = Settings::default();
         settings.accel = accel;
         let mut random = Random::new(5);
-        let mut arrived = vec![0; PACKET];
+        let mut arrived = PageBuffer::from(vec![0; PACKET]);
         // All that others have to be made for is made.
         drop(decoder(method, &settings).unwrap());
         let mut senders = [1, 16].map(|streams| {
@@ -312,7 +314,7 @@ fn a_channel_holds_no_more_than_it_says() {
         });
         let sent: Vec<_> = (0..4).map(|_| packet(&mut random, 128, 4096)).collect();
         for sender in &mut senders {
-            let payloads: Vec<Vec<u8>> = sent
+            let mut payloads: Vec<Vec<u8>> = sent
                 .iter()
                 .map(|bytes| {
                     let mut payload = Vec::new();
@@ -323,9 +325,9 @@ fn a_channel_holds_no_more_than_it_says() {
                 .collect();
             let before = live_bytes();
             let mut receiver = decoder(method, &settings).unwrap();
-            for payload in &payloads {
+            for payload in &mut payloads {
                 receiver
-                    .decode(payload, PageSize::K4, &mut arrived)
+                    .decode_owned(payload, PageSize::K4, &mut arrived)
                     .unwrap();
             }
             let held = live_bytes() - before;

@@ -7,7 +7,7 @@ use std::ptr::NonNull;
 use std::sync::atomic::AtomicU64;
 
 use multifd_codec::{
-    Accel, Effort, Flow, GuestPage, PageBuffer, Pages, Settings, Streams, decoder, encoder,
+    Accel, Effort, Encoder, GuestPage, PageBuffer, Pages, Settings, Streams, decoder,
 };
 use multifd_wire::{Method, PageSize};
 use testkit::allocations::{Counting, on_this_thread};
@@ -18,11 +18,12 @@ use testkit::pages::{Random, packet};
 static ALLOCATOR: Counting = Counting;
 
 fn carries_without_allocating(method: Method, settings: Settings) {
-    let (packets, flows) = late_allocations(method, settings, 20);
-    assert_eq!((packets, flows), (0, 0), "in packets, and in flows");
+    let late = late_allocations(method, settings, 20);
+    assert_eq!(late, (0, 0), "one by one, and several at a time");
 }
 
-/// What this thread has allocated in as many packets and as many flows, each behind the first ones.
+/// What this thread has allocated in as many packets one by one, and in as many turns of packets in
+/// work at the same time, each behind the first ones.
 fn late_allocations(method: Method, settings: Settings, rounds: usize) -> (usize, usize) {
     let page_size = PageSize::K4;
     let count = page_size.pages_per_packet();
@@ -43,10 +44,10 @@ fn late_allocations(method: Method, settings: Settings, rounds: usize) -> (usize
             unsafe { GuestPage::new(NonNull::from(page).cast(), page_size) }
         })
         .collect();
-    let mut encoder = encoder(method, &settings).unwrap();
+    let mut encoder = Encoder::new(method, &settings).unwrap();
     let mut decoder = decoder(method, &settings).unwrap();
     let mut payload = Vec::new();
-    let mut arrived = vec![0; page_size.bytes() * count];
+    let mut arrived = PageBuffer::from(vec![0; page_size.bytes() * count]);
     let mut late = (0, 0);
     for round in 0..rounds {
         let before = on_this_thread();
@@ -56,43 +57,36 @@ fn late_allocations(method: Method, settings: Settings, rounds: usize) -> (usize
             Pages::private(&packets[round % packets.len()], page_size).unwrap()
         };
         encoder.encode(&pages, &mut payload).unwrap();
-        decoder.decode(&payload, page_size, &mut arrived).unwrap();
+        decoder
+            .decode_owned(&mut payload, page_size, &mut arrived)
+            .unwrap();
         if round >= 4 {
             late.0 += on_this_thread() - before;
         }
     }
-    let mut flow = Turns {
-        left: 0,
-        idle: packets.into_iter().map(PageBuffer::from).collect(),
-    };
+    let mut idle: VecDeque<PageBuffer> = packets.into_iter().map(PageBuffer::from).collect();
     for round in 0..rounds {
         let before = on_this_thread();
         // Now one packet, as after a pause, now more than are in work at once.
-        flow.left = 1 + round % 2 * 8;
-        encoder.encode_flow(&mut flow, page_size).unwrap();
+        let mut left = 1 + round % 2 * 8;
+        loop {
+            while left > 0
+                && encoder.room() > 0
+                && let Some(pages) = idle.pop_front()
+            {
+                encoder.push(pages, page_size, ());
+                left -= 1;
+            }
+            let Some((pages, ())) = encoder.pop(&mut payload).unwrap() else {
+                break;
+            };
+            idle.push_back(pages);
+        }
         if round >= 8 {
             late.1 += on_this_thread() - before;
         }
     }
     late
-}
-
-/// The same packets again and again.
-struct Turns {
-    left: usize,
-    idle: VecDeque<PageBuffer>,
-}
-
-impl Flow for Turns {
-    fn next(&mut self) -> Option<PageBuffer> {
-        self.left = self.left.checked_sub(1)?;
-        self.idle.pop_front()
-    }
-
-    fn done(&mut self, pages: PageBuffer, _: &mut Vec<u8>) -> bool {
-        self.idle.push_back(pages);
-        true
-    }
 }
 
 #[test]
@@ -121,7 +115,7 @@ fn qpl() {
 }
 
 /// Each buffer is made by the first thread that needs it, and which thread that is, and when, is a matter of time. So a few
-/// allocations may be late, and one for each packet or flow may not be.
+/// allocations may be late, and one for each packet or turn may not be.
 #[test]
 fn several_streams() {
     const ROUNDS: usize = 100;
@@ -130,8 +124,8 @@ fn several_streams() {
     for streams in [2, 16, 128] {
         settings.streams = Streams::new(streams).unwrap();
         for method in [Method::Zlib, Method::Qpl, Method::Zstd] {
-            let (packets, flows) = late_allocations(method, settings, ROUNDS);
-            assert!(packets + flows <= FEW, "{method}: {packets}, {flows}");
+            let (packets, turns) = late_allocations(method, settings, ROUNDS);
+            assert!(packets + turns <= FEW, "{method}: {packets}, {turns}");
         }
     }
 }

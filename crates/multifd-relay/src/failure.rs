@@ -106,8 +106,9 @@ pub enum Cause {
 impl Cause {
     /// The cause of a broken connection: the other relay's reason, if it has said one.
     pub(crate) fn of_connection(error: io::Error) -> Self {
-        let inner = error.get_ref().and_then(|inner| inner.downcast_ref());
-        match inner.map(FarFailure::clone) {
+        let inner = error.get_ref();
+        let failure = inner.and_then(|inner| inner.downcast_ref::<FarFailure>());
+        match failure.cloned() {
             Some(failure) => failure.into(),
             None => error.into(),
         }

@@ -116,6 +116,11 @@ impl<'s> Inlet<'s> {
         }
     }
 
+    /// Takes back a packet that is not needed any more: a further one gets its memory.
+    pub fn recycle(&mut self, packet: RamPacket) {
+        self.receiver.recycle(packet);
+    }
+
     /// Reads the rest of the payload of the packet that came last, as it is on the wire.
     ///
     /// # Errors
@@ -177,12 +182,12 @@ impl<'s> Inlet<'s> {
             Some(decoder) => decoder,
             none => none.insert(multifd_codec::decoder(method, &self.settings)?),
         };
-        let payload = space(
-            &mut self.payload,
-            self.receiver.payload_remaining() as usize,
-        );
+        let payload_len = self.receiver.payload_remaining() as usize;
+        let payload = space(&mut self.payload, payload_len);
         fill(self.stream, payload, &mut self.receiver, &mut self.bytes_in)?;
-        decoder.decode(payload, page_size, pages.space(len))?;
+        pages.space(len);
+        self.payload.truncate(payload_len);
+        decoder.decode_owned(&mut self.payload, page_size, pages)?;
         Ok(())
     }
 

@@ -1,10 +1,9 @@
 //! The outlet: packets and their pages become one multifd channel's bytes.
 
-use std::collections::VecDeque;
 use std::io::Write;
 
-use multifd_codec::{EncodeError, Encoder, Flow, PageBuffer};
-use multifd_wire::{BlockName, ChannelSender, Hello, Method, Misuse, Packet, PageSize, RamPacket};
+use multifd_codec::{Encoder, PageBuffer};
+use multifd_wire::{BlockName, ChannelSender, Hello, Method, Packet, PageSize, RamPacket};
 
 use crate::Stream;
 use crate::failure::{Cause, Leg};
@@ -13,13 +12,40 @@ use crate::verbatim::Conduit;
 
 /// Writes one multifd channel with one method.
 ///
-/// Every packet is written at once, header and payload together: a peer waits for a SYNC.
+/// Every packet is written at once, header and payload together: a peer waits for a SYNC. Packets
+/// that are to be encoded are pushed, as many as there is room for, and written in their order:
+///
+/// ```
+/// use multifd_transport::failure::Cause;
+/// use multifd_transport::outlet::Outlet;
+/// use multifd_wire::RamPacket;
+///
+/// /// Writes packets, whose pages `read` reads, for as long as it has some.
+/// fn write_all(
+///     outlet: &mut Outlet<'_>,
+///     mut read: impl FnMut(&mut [u8]) -> Option<RamPacket>,
+/// ) -> Result<(), Cause> {
+///     loop {
+///         while outlet.room() > 0 {
+///             let mut pages = outlet.page_buffer();
+///             let Some(packet) = read(pages.space(4096)) else {
+///                 break;
+///             };
+///             outlet.push(packet, pages);
+///         }
+///         let written = outlet.pop_and_write().map_err(|unwritten| unwritten.cause)?;
+///         if written.is_none() {
+///             return Ok(());
+///         }
+///     }
+/// }
+/// ```
 pub struct Outlet<'s> {
-    encoder: Box<dyn Encoder>,
+    encoder: Encoder<RamPacket>,
     wire: Wire<'s>,
     conduit: Conduit,
-    /// What goes round in a flow: empty between flows.
-    waiting: VecDeque<RamPacket>,
+    /// The payload that is written next.
+    payload: Vec<u8>,
     /// Memory for the pages of further packets.
     spare: Vec<PageBuffer>,
 }
@@ -35,26 +61,22 @@ struct Wire<'s> {
     bytes_out: u64,
 }
 
-/// Where packets come from that are written one after the other.
-pub trait Supply {
-    /// Why there is no next packet.
-    type Error;
-
-    /// The next packet, if there is one now, its normal pages' contents in `pages` in the order of their offsets. It may
-    /// be asked for when the packets before it are still being encoded.
-    fn next(&mut self, pages: &mut PageBuffer) -> Result<Option<RamPacket>, Self::Error>;
-
-    /// The packet that has waited longest was written, `bytes` in all.
-    fn sent(&mut self, packet: &RamPacket, bytes: u64);
+/// A packet that was written.
+#[derive(Debug)]
+pub struct Written {
+    /// The packet.
+    pub packet: RamPacket,
+    /// Bytes written, the hello included if it was kept until now.
+    pub bytes: u64,
 }
 
-/// Why not all packets were written.
+/// A packet that could not be encoded or written. All before it were written.
 #[derive(Debug)]
-pub enum FlowFailure<E> {
-    /// There is no next packet. All before it were written.
-    Supply(E),
-    /// The packet that was due could not be encoded or written. It has pages of this block, if it has any.
-    Outlet(Cause, Option<Box<BlockName>>),
+pub struct Unwritten {
+    /// The block of the packet's pages, if it has any.
+    pub block: Option<Box<BlockName>>,
+    /// What went wrong.
+    pub cause: Cause,
 }
 
 impl<'s> Outlet<'s> {
@@ -62,20 +84,21 @@ impl<'s> Outlet<'s> {
     pub fn open(
         stream: &'s Stream,
         hello: &Hello,
-        encoder: Box<dyn Encoder>,
+        encoder: Encoder<RamPacket>,
     ) -> Result<Self, Cause> {
         let mut outlet = Self::open_later(stream, hello, encoder)?;
         outlet.release()?;
         Ok(outlet)
     }
 
-    /// Opens the channel with its first packet: `hello`, and what is written without a payload, are kept until
-    /// [`Outlet::release`]. A QEMU that has all hellos reads its main channel and waits for SYNCs, for ever if one does not
-    /// come whole; so what breaks must find both with it, or neither.
+    /// Opens the channel with its first packet: `hello`, and what is written without a payload, are
+    /// kept until [`Outlet::release`]. A QEMU that has all hellos reads its main channel and waits
+    /// for SYNCs, for ever if one does not come whole; so what breaks must find both with it, or
+    /// neither.
     pub fn open_later(
         stream: &'s Stream,
         hello: &Hello,
-        encoder: Box<dyn Encoder>,
+        encoder: Encoder<RamPacket>,
     ) -> Result<Self, Cause> {
         let mut outlet = Outlet {
             encoder,
@@ -87,7 +110,7 @@ impl<'s> Outlet<'s> {
                 bytes_out: 0,
             },
             conduit: Conduit::default(),
-            waiting: VecDeque::new(),
+            payload: Vec::new(),
             spare: Vec::new(),
         };
         outlet.wire.sender.hello(hello, &mut outlet.wire.head)?;
@@ -98,7 +121,7 @@ impl<'s> Outlet<'s> {
     pub fn open_behind(
         stream: &'s Stream,
         hello: &Hello,
-        encoder: Box<dyn Encoder>,
+        encoder: Encoder<RamPacket>,
     ) -> Result<Self, Cause> {
         let mut outlet = Self::open_later(stream, hello, encoder)?;
         outlet.wire.head.clear();
@@ -116,8 +139,8 @@ impl<'s> Outlet<'s> {
     }
 
     /// The encoder.
-    pub fn encoder(&self) -> &dyn Encoder {
-        &*self.encoder
+    pub fn encoder(&self) -> &Encoder<RamPacket> {
+        &self.encoder
     }
 
     /// Bytes written so far, the hello included.
@@ -136,38 +159,56 @@ impl<'s> Outlet<'s> {
         self.wire.write_head()
     }
 
-    /// Encodes and writes packets for as long as `supply` has some.
-    ///
-    /// # Errors
-    /// The first failure. Packets that were taken and not written then are lost.
-    pub fn write_flow<S: Supply>(
-        &mut self,
-        supply: &mut S,
-        page_size: PageSize,
-    ) -> Result<(), FlowFailure<S::Error>> {
-        self.waiting.clear();
-        let mut through = Through {
-            supply,
-            method: self.encoder.method(),
-            wire: &mut self.wire,
-            waiting: &mut self.waiting,
-            spare: &mut self.spare,
-            failure: None,
-        };
-        let outcome = self.encoder.encode_flow(&mut through, page_size);
-        match (outcome, through.failure) {
-            // The encoder was told to stop.
-            (Err(EncodeError::Stopped { .. }) | Ok(()), Some(failure)) => Err(failure),
-            (Ok(()), None) => Ok(()),
-            // A supply that has failed did so behind this packet.
-            (Err(error), _) => {
-                let block = self.waiting.front().and_then(block_of);
-                Err(FlowFailure::Outlet(error.into(), block))
-            }
-        }
+    /// How many packets may be pushed now: see [`Encoder::room`].
+    pub fn room(&self) -> usize {
+        self.encoder.room()
     }
 
-    /// Writes a packet whose payload comes from `inlet` as it is. An error says on which leg it happened.
+    /// A buffer for the pages of the next packet. Give it back with [`Self::push`], or with
+    /// [`Self::spare`].
+    pub fn page_buffer(&mut self) -> PageBuffer {
+        self.spare.pop().unwrap_or_default()
+    }
+
+    /// Takes back a buffer that is not needed.
+    pub fn spare(&mut self, pages: PageBuffer) {
+        self.spare.push(pages);
+    }
+
+    /// Takes a packet to encode, with the contents of its normal pages in the order of their
+    /// offsets. There must be [room](Self::room).
+    pub fn push(&mut self, packet: RamPacket, pages: PageBuffer) {
+        // A packet that does not tell the page size has no pages.
+        let page_size = packet.page_size().unwrap_or(PageSize::K4);
+        self.encoder.push(pages, page_size, packet);
+    }
+
+    /// Encodes and writes the packet that has waited longest. None if there is no packet.
+    ///
+    /// # Errors
+    /// Why this packet could not be written. Packets behind it are lost.
+    pub fn pop_and_write(&mut self) -> Result<Option<Written>, Unwritten> {
+        let popped = self.encoder.pop(&mut self.payload);
+        let popped = popped.map_err(|failed| unwritten(&failed.tag, failed.error.into()))?;
+        let Some((pages, mut packet)) = popped else {
+            return Ok(None);
+        };
+        self.spare.push(pages);
+        let before = self.wire.bytes_out;
+        // A packet's pages are 512 KiB and hardly grow; a length that did not fit would be refused
+        // as too long.
+        let len = u32::try_from(self.payload.len()).unwrap_or(u32::MAX);
+        packet
+            .set_payload(self.encoder.method(), len)
+            .map_err(Cause::from)
+            .and_then(|()| self.wire.write_with(&packet, &self.payload))
+            .map_err(|cause| unwritten(&packet, cause))?;
+        let bytes = self.wire.bytes_out - before;
+        Ok(Some(Written { packet, bytes }))
+    }
+
+    /// Writes a packet whose payload comes from `inlet` as it is. An error says on which leg it
+    /// happened.
     pub fn forward(&mut self, packet: &Packet, inlet: &mut Inlet<'_>) -> Result<(), (Leg, Cause)> {
         let here = |cause| (Leg::Destination, cause);
         self.write_packet(packet).map_err(here)?;
@@ -200,8 +241,8 @@ impl Wire<'_> {
         self.write_head()
     }
 
-    fn write_with(&mut self, packet: &Packet, payload: &[u8]) -> Result<(), Cause> {
-        self.sender.packet(packet, &mut self.head)?;
+    fn write_with(&mut self, packet: &RamPacket, payload: &[u8]) -> Result<(), Cause> {
+        self.sender.ram_packet(packet, &mut self.head)?;
         self.stream.write_all_of_two(&self.head, payload)?;
         self.sender.payload_sent(payload.len())?;
         self.bytes_out += (self.head.len() + payload.len()) as u64;
@@ -226,68 +267,9 @@ impl Wire<'_> {
     }
 }
 
-/// Packets on their way from a supply through the encoder to the wire.
-struct Through<'f, 's, S: Supply> {
-    supply: &'f mut S,
-    method: Method,
-    wire: &'f mut Wire<'s>,
-    /// Those whose pages the encoder has.
-    waiting: &'f mut VecDeque<RamPacket>,
-    spare: &'f mut Vec<PageBuffer>,
-    failure: Option<FlowFailure<S::Error>>,
-}
-
-impl<S: Supply> Flow for Through<'_, '_, S> {
-    fn next(&mut self) -> Option<PageBuffer> {
-        if self.failure.is_some() {
-            return None;
-        }
-        let mut pages = self.spare.pop().unwrap_or_default();
-        match self.supply.next(&mut pages) {
-            Ok(Some(packet)) => {
-                self.waiting.push_back(packet);
-                return Some(pages);
-            }
-            Ok(None) => {}
-            Err(error) => self.failure = Some(FlowFailure::Supply(error)),
-        }
-        self.spare.push(pages);
-        None
-    }
-
-    fn done(&mut self, pages: PageBuffer, payload: &mut Vec<u8>) -> bool {
-        self.spare.push(pages);
-        let Some(mut packet) = self.waiting.pop_front() else {
-            let found = payload.len();
-            let cause = Misuse::PayloadExceeded {
-                found,
-                remaining: 0,
-            }
-            .into();
-            self.failure = Some(FlowFailure::Outlet(cause, None));
-            return false;
-        };
-        let before = self.wire.bytes_out;
-        // A packet's pages are 512 KiB and hardly grow; a length that did not fit would be refused as too long.
-        let len = u32::try_from(payload.len()).unwrap_or(u32::MAX);
-        let has_payload = packet.set_payload(self.method, len).map_err(Cause::from);
-        let packet = Packet::Ram(packet);
-        let written = has_payload.and_then(|()| self.wire.write_with(&packet, payload));
-        let Packet::Ram(packet) = packet else {
-            return false;
-        };
-        match written {
-            Ok(()) => {
-                self.supply.sent(&packet, self.wire.bytes_out - before);
-                true
-            }
-            Err(cause) => {
-                // A supply that has failed already has failed behind this packet.
-                self.failure = Some(FlowFailure::Outlet(cause, block_of(&packet)));
-                false
-            }
-        }
-    }
+fn unwritten(packet: &RamPacket, cause: Cause) -> Unwritten {
+    let block = block_of(packet);
+    Unwritten { block, cause }
 }
 
 /// The block of a packet's pages, if it has any.

@@ -2,8 +2,7 @@
 
 use multifd_benches::PAGE_SIZE;
 use multifd_codec::{
-    Accel, Decoder, Effort, Encoder, Flow, Huffman, PageBuffer, Pages, Settings, Streams,
-    WindowSize, decoder, encoder,
+    Accel, Decoder, Effort, Encoder, Huffman, PageBuffer, Settings, Streams, WindowSize, decoder,
 };
 use multifd_wire::Method;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
@@ -17,14 +16,20 @@ pub trait Peer {
     fn encode(&mut self, pages: &[u8], payload: &mut Vec<u8>) -> Result<()>;
 
     /// Packets one after the other, which are there again when it is over.
-    fn encode_all(&mut self, packets: &mut [Vec<u8>], payloads: &mut [Vec<u8>]) -> Result<()> {
+    fn encode_all(&mut self, packets: &mut [PageBuffer], payloads: &mut [Vec<u8>]) -> Result<()> {
         for (packet, payload) in packets.iter().zip(payloads) {
-            self.encode(packet, payload)?;
+            self.encode(packet.as_ref(), payload)?;
         }
         Ok(())
     }
 
     fn decode(&mut self, payload: &[u8], pages: &mut [u8]) -> Result<()>;
+
+    /// The same with buffers that are there again when it is over.
+    fn decode_owned(&mut self, payload: &mut Vec<u8>, pages: &mut PageBuffer) -> Result<()> {
+        let len_bytes = pages.as_ref().len();
+        self.decode(payload, pages.space(len_bytes))
+    }
 }
 
 /// What a contender is called and what it is.
@@ -244,7 +249,9 @@ fn both_codes(method: Method, accel: Accel) -> [Own; 2] {
 }
 
 struct Channel {
-    encoder: Box<dyn Encoder>,
+    encoder: Encoder<usize>,
+    /// Memory for the next payload.
+    payload: Vec<u8>,
     decoder: Box<dyn Decoder>,
 }
 
@@ -252,7 +259,8 @@ impl Channel {
     fn new(method: Method, settings: &Settings) -> Result<Self> {
         let make = || -> Result<Self> {
             Ok(Self {
-                encoder: encoder(method, settings)?,
+                encoder: Encoder::new(method, settings)?,
+                payload: Vec::new(),
                 decoder: decoder(method, settings)?,
             })
         };
@@ -279,45 +287,32 @@ fn on_one_processor<T>(make: impl FnOnce() -> Result<T>) -> Result<T> {
 
 impl Peer for Channel {
     fn encode(&mut self, pages: &[u8], payload: &mut Vec<u8>) -> Result<()> {
-        let pages = Pages::private(pages, PAGE_SIZE)?;
-        Ok(self.encoder.encode(&pages, payload)?)
+        self.encode_all(&mut [pages.to_vec().into()], std::slice::from_mut(payload))
     }
 
-    fn encode_all(&mut self, packets: &mut [Vec<u8>], payloads: &mut [Vec<u8>]) -> Result<()> {
-        let mut turn = Turn {
-            packets,
-            payloads,
-            brought: 0,
-            taken: 0,
-        };
-        Ok(self.encoder.encode_flow(&mut turn, PAGE_SIZE)?)
+    fn encode_all(&mut self, packets: &mut [PageBuffer], payloads: &mut [Vec<u8>]) -> Result<()> {
+        let mut next = 0;
+        loop {
+            while self.encoder.room() > 0
+                && let Some(packet) = packets.get_mut(next)
+            {
+                self.encoder.push(std::mem::take(packet), PAGE_SIZE, next);
+                next += 1;
+            }
+            let Some((packet, number)) = self.encoder.pop(&mut self.payload)? else {
+                return Ok(());
+            };
+            packets[number] = packet;
+            std::mem::swap(&mut payloads[number], &mut self.payload);
+        }
     }
 
     fn decode(&mut self, payload: &[u8], pages: &mut [u8]) -> Result<()> {
         Ok(self.decoder.decode(payload, PAGE_SIZE, pages)?)
     }
-}
 
-/// Packets that are there already, for as long as they last.
-struct Turn<'t> {
-    packets: &'t mut [Vec<u8>],
-    payloads: &'t mut [Vec<u8>],
-    brought: usize,
-    taken: usize,
-}
-
-impl Flow for Turn<'_> {
-    fn next(&mut self) -> Option<PageBuffer> {
-        let packet = self.packets.get_mut(self.brought)?;
-        self.brought += 1;
-        Some(std::mem::take(packet).into())
-    }
-
-    fn done(&mut self, pages: PageBuffer, payload: &mut Vec<u8>) -> bool {
-        self.packets[self.taken] = pages.into();
-        std::mem::swap(&mut self.payloads[self.taken], payload);
-        self.taken += 1;
-        true
+    fn decode_owned(&mut self, payload: &mut Vec<u8>, pages: &mut PageBuffer) -> Result<()> {
+        Ok(self.decoder.decode_owned(payload, PAGE_SIZE, pages)?)
     }
 }
 

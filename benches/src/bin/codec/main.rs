@@ -17,7 +17,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use multifd_codec::Streams;
+use multifd_codec::{PageBuffer, Streams};
 
 use contender::{Contender, Label};
 use pages::{Corpus, packets};
@@ -72,7 +72,7 @@ fn run(arguments: &Arguments) -> Result<()> {
     });
     let mut runs = Vec::new();
     for contender in contenders {
-        runs.push(Run::new(contender, &corpus, !arguments.streams.is_empty())?);
+        runs.push(Run::new(contender, &corpus)?);
     }
     let packets_at_once = if arguments.streams.is_empty() {
         pages::PACKETS_AT_ONCE
@@ -101,11 +101,10 @@ fn run(arguments: &Arguments) -> Result<()> {
 /// A contender and its times.
 struct Run {
     contender: Contender,
-    /// Whether packets are given to it together, as those with several streams want it.
-    in_flow: bool,
-    flow: Vec<Vec<u8>>,
+    /// Copies of a turn's packets, which contenders take and give back.
+    packets: Vec<PageBuffer>,
     payloads: Vec<Vec<u8>>,
-    arrived: Vec<u8>,
+    arrived: PageBuffer,
     /// Of the first pass, in which nothing is known yet of the pages.
     payload_bytes: usize,
     stock_zlib_reads_it: bool,
@@ -116,13 +115,12 @@ struct Run {
 
 impl Run {
     /// Carries all pages once, unmeasured, and looks at what comes out.
-    fn new(contender: Contender, corpus: &Corpus, in_flow: bool) -> Result<Self> {
+    fn new(contender: Contender, corpus: &Corpus) -> Result<Self> {
         let mut run = Self {
             contender,
-            in_flow,
-            flow: Vec::new(),
+            packets: Vec::new(),
             payloads: Vec::new(),
-            arrived: Vec::new(),
+            arrived: PageBuffer::default(),
             payload_bytes: 0,
             stock_zlib_reads_it: false,
             compress: Vec::new(),
@@ -131,10 +129,11 @@ impl Run {
         run.compress(corpus.all())?;
         run.payload_bytes = run.payloads.iter().map(Vec::len).sum();
         run.stock_zlib_reads_it = stock::zlib_reads(&run.payloads, corpus);
-        for (packet, payload) in packets(corpus.all()).zip(&run.payloads) {
-            run.arrived.resize(packet.len(), 0);
-            run.contender.peer.decode(payload, &mut run.arrived)?;
-            if run.arrived != packet {
+        for (packet, payload) in packets(corpus.all()).zip(&mut run.payloads) {
+            run.arrived.space(packet.len());
+            let peer = &mut run.contender.peer;
+            peer.decode_owned(payload, &mut run.arrived)?;
+            if run.arrived.as_ref() != packet {
                 return Err(format!("{} gives other pages", run.contender.label.name).into());
             }
         }
@@ -164,27 +163,22 @@ impl Run {
             self.payloads.resize(count, Vec::new());
         }
         let payloads = &mut self.payloads[..count];
-        if self.in_flow {
-            self.flow.resize(count, Vec::new());
-            for (packet, own) in packets(pages).zip(&mut self.flow) {
-                packet.clone_into(own);
-            }
-            let started = Instant::now();
-            self.contender.peer.encode_all(&mut self.flow, payloads)?;
-            return Ok(started.elapsed());
+        self.packets.resize_with(count, PageBuffer::default);
+        for (packet, own) in packets(pages).zip(&mut self.packets) {
+            own.space(packet.len()).copy_from_slice(packet);
         }
+        let peer = &mut self.contender.peer;
         let started = Instant::now();
-        for (packet, payload) in packets(pages).zip(payloads) {
-            self.contender.peer.encode(packet, payload)?;
-        }
+        peer.encode_all(&mut self.packets, payloads)?;
         Ok(started.elapsed())
     }
 
     fn decompress(&mut self, pages: &[u8]) -> Result<Duration> {
         let started = Instant::now();
-        for (packet, payload) in packets(pages).zip(&self.payloads) {
-            self.arrived.resize(packet.len(), 0);
-            self.contender.peer.decode(payload, &mut self.arrived)?;
+        for (packet, payload) in packets(pages).zip(&mut self.payloads) {
+            self.arrived.space(packet.len());
+            let peer = &mut self.contender.peer;
+            peer.decode_owned(payload, &mut self.arrived)?;
         }
         Ok(started.elapsed())
     }

@@ -1,7 +1,7 @@
 //! What a stock QEMU has: the C libraries, driven as it drives them.
 
 use multifd_benches::PAGE_SIZE;
-use multifd_codec::Decoder;
+use multifd_codec::{Decoder, PageBuffer};
 use testkit::zlib;
 use zstd_safe::zstd_sys::ZSTD_EndDirective::{ZSTD_e_continue, ZSTD_e_flush};
 use zstd_safe::{CCtx, CParameter, DCtx, InBuffer, OutBuffer};
@@ -63,6 +63,10 @@ impl Peer for ZlibReadBy {
 
     fn decode(&mut self, payload: &[u8], pages: &mut [u8]) -> Result<()> {
         Ok(self.decoder.decode(payload, PAGE_SIZE, pages)?)
+    }
+
+    fn decode_owned(&mut self, payload: &mut Vec<u8>, pages: &mut PageBuffer) -> Result<()> {
+        Ok(self.decoder.decode_owned(payload, PAGE_SIZE, pages)?)
     }
 }
 

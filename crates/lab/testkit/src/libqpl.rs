@@ -68,7 +68,7 @@ pub fn streams(settings: Settings, streams: u8) -> Settings {
 /// An encoder and a decoder at the other end, made with settings of their own.
 pub struct Channel {
     /// The sending end.
-    pub encoder: Box<dyn Encoder>,
+    pub encoder: Encoder,
     /// The receiving end.
     pub decoder: Box<dyn Decoder>,
     payload: Vec<u8>,

@@ -4,8 +4,8 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 
 use multifd_codec::{
-    DecodeError, Decoder, EncodeError, Encoder, Flow, GuestPage, MAX_PAYLOAD_BYTES, PageBuffer,
-    Pages, Settings, decoder, encoder,
+    DecodeError, Decoder, EncodeError, Encoder, GuestPage, MAX_PAYLOAD_BYTES, Pages, Settings,
+    decoder, encoder,
 };
 use multifd_wire::{Method, PageSize};
 
@@ -39,8 +39,8 @@ macro_rules! conformance {
                 page_sizes
                 a_thousand_packets
                 all_settings
-                a_flow_is_its_packets_one_by_one
-                a_flow_that_ends_early
+                packets_in_work_are_as_one_by_one
+                a_packet_that_fails_comes_behind_the_others
                 truncation
                 corruption
                 garbage
@@ -63,7 +63,7 @@ pub struct Subject {
 }
 
 impl Subject {
-    fn encoder(&self) -> Box<dyn Encoder> {
+    fn encoder(&self) -> Encoder {
         encoder(self.method, &self.settings[0]).unwrap()
     }
 
@@ -83,7 +83,7 @@ impl Subject {
 
 /// An encoder and the decoder at the other end.
 struct Channel {
-    encoder: Box<dyn Encoder>,
+    encoder: Encoder,
     decoder: Box<dyn Decoder>,
     page_size: PageSize,
     payload: Vec<u8>,
@@ -95,16 +95,18 @@ impl Channel {
         let pages = Pages::private(bytes, self.page_size).unwrap();
         self.encoder.encode(&pages, &mut self.payload).unwrap();
         assert!(self.payload.len() <= MAX_PAYLOAD_BYTES);
-        let mut arrived = vec![0xa5; bytes.len()];
+        let mut arrived = vec![0xa5; bytes.len()].into();
+        let len = self.payload.len();
         self.decoder
-            .decode(&self.payload, self.page_size, &mut arrived)
+            .decode_owned(&mut self.payload, self.page_size, &mut arrived)
             .unwrap();
-        assert!(arrived == bytes, "other pages than were sent");
+        assert_eq!(self.payload.len(), len);
+        assert!(arrived.as_ref() == bytes, "other pages than were sent");
         self.payload.len()
     }
 }
 
-fn encode(encoder: &mut dyn Encoder, bytes: &[u8], page_size: PageSize) -> Vec<u8> {
+fn encode(encoder: &mut Encoder, bytes: &[u8], page_size: PageSize) -> Vec<u8> {
     let mut payload = b"what was in the buffer before".to_vec();
     encoder
         .encode(&Pages::private(bytes, page_size).unwrap(), &mut payload)
@@ -229,96 +231,80 @@ pub fn all_settings(subject: &Subject) {
     }
 }
 
-/// The pages of some packets, and what has become of them.
-struct Packets {
-    packets: Vec<Vec<u8>>,
-    brought: usize,
-    payloads: Vec<Vec<u8>>,
-    /// Wants no more payloads than so many.
-    most: usize,
-}
-
-impl Packets {
-    fn new(packets: &[Vec<u8>]) -> Self {
-        Self {
-            packets: packets.to_vec(),
-            brought: 0,
-            payloads: Vec::new(),
-            most: usize::MAX,
+/// Encodes packets, as many at a time as there is room for, and now and then fewer. Checks that their
+/// pages come back. Returns the payloads, up to the first error.
+fn encode_all(
+    encoder: &mut Encoder<usize>,
+    packets: &[Vec<u8>],
+) -> (Vec<Vec<u8>>, Result<(), EncodeError>) {
+    let mut payloads = Vec::new();
+    let mut pushed = 0;
+    loop {
+        while encoder.room() > 0
+            && let Some(packet) = packets.get(pushed)
+        {
+            encoder.push(packet.clone().into(), PageSize::K4, pushed);
+            pushed += 1;
+            if pushed % 5 == 4 {
+                break;
+            }
+        }
+        let mut payload = b"what was in the buffer before".to_vec();
+        match encoder.pop(&mut payload) {
+            Ok(Some((pages, number))) => {
+                assert_eq!(number, payloads.len());
+                assert!(pages.as_ref() == packets[number]);
+                payloads.push(payload);
+            }
+            Ok(None) => return (payloads, Ok(())),
+            Err(failed) => {
+                assert_eq!(failed.tag, payloads.len());
+                return (payloads, Err(failed.error));
+            }
         }
     }
 }
 
-impl Flow for Packets {
-    fn next(&mut self) -> Option<PageBuffer> {
-        // Now and then there is none at the moment, though there is one when the last one is done.
-        if self.brought % 5 == 4 && self.brought > self.payloads.len() {
-            return None;
-        }
-        let packet = self.packets.get_mut(self.brought)?;
-        self.brought += 1;
-        Some(std::mem::take(packet).into())
-    }
-
-    fn done(&mut self, pages: PageBuffer, payload: &mut Vec<u8>) -> bool {
-        assert!(self.payloads.len() < self.most, "called after it said no");
-        self.packets[self.payloads.len()] = pages.into();
-        self.payloads.push(std::mem::take(payload));
-        self.payloads.len() < self.most
-    }
-}
-
-/// A flow has the payloads of its packets one by one.
-pub fn a_flow_is_its_packets_one_by_one(subject: &Subject) {
+/// Packets in work at the same time have the payloads that they have one by one.
+pub fn packets_in_work_are_as_one_by_one(subject: &Subject) {
     let mut random = Random::new(31);
     let lengths = [0, 128, 3, 0, 128, 128, 1, 128, 50, 0, 2, 128, 17];
     let packets = lengths.map(|pages| packet(&mut random, pages, 4096));
     for settings in &subject.settings {
         let mut one_by_one = encoder(subject.method, settings).unwrap();
-        let mut in_a_flow = encoder(subject.method, settings).unwrap();
-        let expected: Vec<_> = packets
-            .iter()
-            .map(|packet| encode(&mut *one_by_one, packet, PageSize::K4))
-            .collect();
-        let mut flow = Packets::new(&packets);
-        in_a_flow.encode_flow(&mut flow, PageSize::K4).unwrap();
-        assert!(flow.payloads == expected, "{settings:?}");
-        assert!(flow.packets == packets, "{settings:?}");
-        assert_eq!(in_a_flow.counts(), one_by_one.counts(), "{settings:?}");
-
-        // And both go on.
-        let next = encode(&mut *one_by_one, &packets[1], PageSize::K4);
-        let mut flow = Packets::new(&packets[1..2]);
-        in_a_flow.encode_flow(&mut flow, PageSize::K4).unwrap();
-        assert!(flow.payloads == [next], "{settings:?}");
+        let mut together = Encoder::new(subject.method, settings).unwrap();
+        // Twice, as both go on.
+        for _ in 0..2 {
+            let expected: Vec<_> = packets
+                .iter()
+                .map(|packet| encode(&mut one_by_one, packet, PageSize::K4))
+                .collect();
+            let (payloads, outcome) = encode_all(&mut together, &packets);
+            outcome.unwrap();
+            assert!(payloads == expected, "{settings:?}");
+            assert_eq!(together.counts(), one_by_one.counts(), "{settings:?}");
+        }
     }
 }
 
-/// After a flow was stopped the encoder answers with an error.
-pub fn a_flow_that_ends_early(subject: &Subject) {
+/// The packets before one that fails have their payloads, and those behind it are refused.
+pub fn a_packet_that_fails_comes_behind_the_others(subject: &Subject) {
     let mut random = Random::new(32);
     let mut packets = vec![packet(&mut random, 20, 4096); 6];
-    for settings in &subject.settings {
-        let mut stopped = encoder(subject.method, settings).unwrap();
-        let mut flow = Packets::new(&packets);
-        flow.most = 2;
-        let error = stopped.encode_flow(&mut flow, PageSize::K4).unwrap_err();
-        assert!(matches!(error, EncodeError::Stopped { .. }), "{error:?}");
-        // That of the one whose payload was taken gladly.
-        assert_eq!(stopped.counts().total(), 20, "{settings:?}");
-        let error = stopped.encode_flow(&mut flow, PageSize::K4).unwrap_err();
-        assert!(matches!(error, EncodeError::Poisoned { .. }), "{error:?}");
-    }
     packets[3].pop();
     for settings in &subject.settings {
-        let mut encoder = encoder(subject.method, settings).unwrap();
-        let mut flow = Packets::new(&packets);
-        let error = encoder.encode_flow(&mut flow, PageSize::K4).unwrap_err();
+        let mut encoder = Encoder::new(subject.method, settings).unwrap();
+        let (payloads, outcome) = encode_all(&mut encoder, &packets);
+        let error = outcome.unwrap_err();
         assert!(matches!(error, EncodeError::Buffer(_)), "{error:?}");
-        assert!(flow.payloads.len() <= 3);
-        let mut payload = Vec::new();
-        let pages = Pages::private(&packets[0], PageSize::K4).unwrap();
-        let error = encoder.encode(&pages, &mut payload).unwrap_err();
+        assert_eq!(payloads.len(), 3);
+        assert_eq!(encoder.counts().total(), 60, "{settings:?}");
+        let (payloads, outcome) = encode_all(&mut encoder, &packets);
+        assert!(payloads.is_empty());
+        // Without room nothing is pushed, and nothing comes.
+        outcome.unwrap();
+        encoder.push(packets[0].clone().into(), PageSize::K4, 0);
+        let error = encoder.pop(&mut Vec::new()).unwrap_err().error;
         assert!(matches!(error, EncodeError::Poisoned { .. }), "{error:?}");
     }
 }
@@ -326,7 +312,7 @@ pub fn a_flow_that_ends_early(subject: &Subject) {
 /// A payload that is cut off either fails, or has lost nothing but marks behind the last page.
 pub fn truncation(subject: &Subject) {
     let bytes = packet(&mut Random::new(8), 3, 4096);
-    let payload = encode(subject.encoder().as_mut(), &bytes, PageSize::K4);
+    let payload = encode(&mut subject.encoder(), &bytes, PageSize::K4);
     let mut cut_pages = 0;
     let mut tried = 0;
     for len in (0..payload.len()).rev().step_by(subject.damage_every) {
@@ -349,8 +335,8 @@ pub fn truncation(subject: &Subject) {
 pub fn corruption(subject: &Subject) {
     let bytes = packet(&mut Random::new(9), 2, 4096);
     let mut encoder = subject.encoder();
-    let mut payload = encode(encoder.as_mut(), &bytes, PageSize::K4);
-    let next = encode(encoder.as_mut(), &bytes, PageSize::K4);
+    let mut payload = encode(&mut encoder, &bytes, PageSize::K4);
+    let next = encode(&mut encoder, &bytes, PageSize::K4);
     let mut pages = vec![0; bytes.len()];
     for bit in (0..payload.len() * 8).step_by(subject.damage_every) {
         payload[bit / 8] ^= 1 << (bit % 8);
@@ -373,7 +359,7 @@ pub fn garbage(subject: &Subject) {
         let mut payload: Vec<u8> = (0..len).map(|_| random.byte()).collect();
         if random.next().is_multiple_of(2) {
             // Past the first gate, where the header is checked.
-            let head = encode(subject.encoder().as_mut(), &[1; 4096], PageSize::K4);
+            let head = encode(&mut subject.encoder(), &[1; 4096], PageSize::K4);
             let keep = head.len().min(payload.len()).min(6);
             payload[..keep].copy_from_slice(&head[..keep]);
         }
@@ -384,7 +370,7 @@ pub fn garbage(subject: &Subject) {
 /// A payload of three pages is one of three pages only.
 pub fn more_or_fewer_pages_than_there_are(subject: &Subject) {
     let bytes = packet(&mut Random::new(11), 3, 4096);
-    let payload = encode(subject.encoder().as_mut(), &bytes, PageSize::K4);
+    let payload = encode(&mut subject.encoder(), &bytes, PageSize::K4);
     for pages in [0, 1, 2, 4, 128] {
         let mut decoder = subject.decoder();
         let mut room = vec![0; pages * 4096];
@@ -413,7 +399,7 @@ pub fn more_or_fewer_pages_than_there_are(subject: &Subject) {
 
 /// Buffers that are not whole pages, or too many, are refused.
 pub fn a_buffer_that_is_no_packets_pages(subject: &Subject) {
-    let payload = encode(subject.encoder().as_mut(), &[0; 4096], PageSize::K4);
+    let payload = encode(&mut subject.encoder(), &[0; 4096], PageSize::K4);
     for len in [1, 4095, 4097, 129 * 4096] {
         let mut decoder = subject.decoder();
         let error = decoder

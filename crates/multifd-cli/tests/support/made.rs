@@ -170,7 +170,7 @@ pub fn page_record(offset: u64, fill: u8) -> Vec<u8> {
 /// A multifd channel under construction.
 pub struct Channel {
     sender: ChannelSender,
-    encoder: Box<dyn Encoder>,
+    encoder: Encoder,
     number: u64,
     bytes: Vec<u8>,
 }

@@ -1,6 +1,6 @@
 //! Methods that compress every page by itself: `qpl`, and `canned` between two ends of our own.
 //!
-//! - [`write`] makes the list of pages that both have in common, by whoever compresses them ([`CompressPages`]);
+//! - [`write`] makes the list of pages that both have in common;
 //! - [`read`] reads it, by an IAA (`device`) or here;
 //! - [`own`] compresses pages here, libqpl does it in `crate::qpl`;
 //! - [`qpl`] is the one method, [`canned`] the other.
@@ -13,6 +13,7 @@ pub(crate) mod qpl;
 mod read;
 pub(crate) mod write;
 
-pub(crate) use own::Own;
+pub(crate) use own::{Code, OwnPages};
 pub(crate) use read::PageReader;
-pub(crate) use write::CompressPages;
+#[cfg(feature = "qpl")]
+pub(crate) use write::{CompressPages, WritePages};

@@ -6,18 +6,16 @@ use std::sync::Arc;
 use multifd_wire::PageSize;
 use page_deflate::{CodeLengths, Effort, PageDeflater, SharedCode};
 
-use super::write::{CompressPages, Heads, LENGTH_BYTES, PageList};
-use crate::channel::give;
-use crate::pipeline::{Ends, One, Packet};
-use crate::streams::Crew;
-use crate::{EncodeError, Flow, Huffman, PageBuffer, Pages, PathCounts, Streams};
+use super::write::{Heads, LENGTH_BYTES, PageList};
+use crate::encoder::WriteTogether;
+use crate::pipeline::{Packet, Pipeline, Whole};
+use crate::{EncodeError, Huffman, PageBuffer, Pages, PathCounts, Streams};
 
-/// On as many processors as there are streams.
-pub(crate) struct Own {
-    crew: Crew<PageDeflater>,
-    copy: Vec<u8>,
-    /// Where pages end in the payload.
-    ends: Vec<usize>,
+/// The sending direction of a method, on as many processors as there are streams. Packets are cut
+/// into pages.
+pub(crate) struct OwnPages<H> {
+    heads: H,
+    pipeline: Pipeline<PageDeflater, Option<Head>>,
 }
 
 /// What pages are written in.
@@ -27,84 +25,92 @@ pub(crate) enum Code {
     Body(Box<SharedCode>),
 }
 
-impl Own {
-    pub(crate) fn new(effort: Effort, streams: Streams) -> Self {
+/// What is known of a packet with pages.
+struct Head {
+    code: Arc<Code>,
+    /// Where its table of lengths is.
+    entry: usize,
+}
+
+impl<H: Heads<Code>> OwnPages<H> {
+    pub(crate) fn new(effort: Effort, streams: Streams, heads: H) -> Self {
         let deflater = || Ok::<_, Infallible>(PageDeflater::new(effort));
-        let Ok(crew) = Crew::new(streams, deflater);
-        Self {
-            crew,
-            copy: Vec::new(),
-            ends: Vec::new(),
-        }
+        let Ok(pipeline) = Pipeline::new(streams, deflater, write_page);
+        Self { heads, pipeline }
     }
 }
 
-impl CompressPages for Own {
-    type Code = Code;
-
-    fn stream(huffman: Huffman) -> Code {
-        match huffman {
-            Huffman::Fixed => Code::Fixed,
-            Huffman::Dynamic => Code::Dynamic,
-        }
+impl<H: Heads<Code>> WriteTogether for OwnPages<H> {
+    fn room(&self) -> usize {
+        self.pipeline.room()
     }
 
-    fn body(&self, lengths: &CodeLengths) -> Result<Code, EncodeError> {
-        body(lengths)
+    fn has_place(&self) -> bool {
+        self.pipeline.has_place()
     }
 
-    fn compress(
-        &mut self,
-        code: &Code,
-        pages: &Pages<'_>,
-        list: PageList<'_>,
-    ) -> Result<PathCounts, EncodeError> {
-        let page_bytes = pages.page_size().bytes();
-        let packet = Packet {
-            bytes: pages.gather(&mut self.copy),
-            part_bytes: page_bytes,
-            runs: pages.len(),
-            context: code,
+    fn push(&mut self, bytes: PageBuffer, page_size: PageSize) -> Result<(), EncodeError> {
+        let payload = self.pipeline.next_payload();
+        let pages = Pages::private(bytes.as_ref(), page_size).map_err(EncodeError::Buffer)?;
+        let runs = pages.len();
+        let context = if pages.is_empty() {
+            None
+        } else {
+            let code = self.heads.write_head(&pages, &body, payload)?;
+            let entry = PageList::begin(runs, payload).entry();
+            Some(Head { code, entry })
         };
-        let entry = list.entry();
-        self.ends.clear();
-        let note = |ends: &[usize]| self.ends.extend_from_slice(ends);
-        let mut one = One::new(packet, &mut *list.out, note);
-        self.crew.compress(&mut one, |deflater, code, page, out| {
-            code.write(deflater, page, out);
-            Ok::<_, EncodeError>(())
-        })?;
-        Ok(note_lengths(entry, &self.ends, page_bytes, list.out))
-    }
-
-    fn compress_flow<H: Heads<Code>>(
-        &mut self,
-        heads: &mut H,
-        flow: &mut dyn Flow,
-        page_size: PageSize,
-        counts: &mut PathCounts,
-    ) -> Option<Result<(), EncodeError>> {
-        let mut ends = FlowEnds {
-            heads,
-            flow,
-            page_size,
-            counts,
-        };
-        let outcome = self.crew.compress(&mut ends, |deflater, head, page, out| {
-            if let Some(head) = head {
-                head.code.write(deflater, page, out);
-            }
-            Ok(())
+        self.pipeline.push(Packet {
+            pages: bytes,
+            part_bytes: page_size.bytes(),
+            runs,
+            context,
         });
-        Some(outcome)
+        Ok(())
+    }
+
+    fn pop(
+        &mut self,
+        payload: &mut Vec<u8>,
+    ) -> Result<Option<(PageBuffer, PathCounts)>, EncodeError> {
+        let Some(Whole { packet, ends }) = self.pipeline.pop(payload)? else {
+            return Ok(None);
+        };
+        let counts = match &packet.context {
+            Some(head) => note_lengths(head.entry, ends, packet.part_bytes, payload),
+            None => PathCounts::default(),
+        };
+        Ok(Some((packet.pages, counts)))
     }
 }
 
+#[expect(clippy::unnecessary_wraps, reason = "libqpl's bodies can fail")]
 fn body(lengths: &CodeLengths) -> Result<Code, EncodeError> {
     Ok(Code::Body(Box::new(SharedCode::new(lengths))))
 }
 
+#[expect(clippy::unnecessary_wraps, reason = "pieces of other methods can fail")]
+fn write_page(
+    deflater: &mut PageDeflater,
+    head: &Option<Head>,
+    page: &[u8],
+    out: &mut Vec<u8>,
+) -> Result<(), EncodeError> {
+    if let Some(head) = head {
+        head.code.write(deflater, page, out);
+    }
+    Ok(())
+}
+
 impl Code {
+    /// A complete deflate stream of each page.
+    pub(crate) const fn stream(huffman: Huffman) -> Self {
+        match huffman {
+            Huffman::Fixed => Self::Fixed,
+            Huffman::Dynamic => Self::Dynamic,
+        }
+    }
+
     /// Appends a page, as it is if it does not get shorter.
     fn write(&self, deflater: &mut PageDeflater, page: &[u8], out: &mut Vec<u8>) {
         let is_shorter = match self {
@@ -134,65 +140,4 @@ fn note_lengths(entry: usize, ends: &[usize], page_bytes: usize, out: &mut Vec<u
         start = end;
     }
     counts
-}
-
-/// A flow's packets, cut into pages.
-struct FlowEnds<'f, H> {
-    heads: &'f mut H,
-    flow: &'f mut dyn Flow,
-    page_size: PageSize,
-    counts: &'f mut PathCounts,
-}
-
-/// What is known of a packet with pages.
-struct Head {
-    code: Arc<Code>,
-    /// Where its table of lengths is.
-    entry: usize,
-}
-
-impl<H: Heads<Code>> Ends for FlowEnds<'_, H> {
-    type Bytes = PageBuffer;
-    type Context = Option<Head>;
-    type Error = EncodeError;
-
-    fn next(
-        &mut self,
-        payload: &mut Vec<u8>,
-    ) -> Result<Option<Packet<PageBuffer, Option<Head>>>, EncodeError> {
-        let Some(bytes) = self.flow.next() else {
-            return Ok(None);
-        };
-        let pages = Pages::private(bytes.as_ref(), self.page_size).map_err(EncodeError::Buffer)?;
-        let runs = pages.len();
-        // A packet without pages has no payload.
-        let context = if pages.is_empty() {
-            None
-        } else {
-            let code = self.heads.write_head(&pages, &body, payload)?;
-            let entry = PageList::begin(runs, payload).entry();
-            Some(Head { code, entry })
-        };
-        Ok(Some(Packet {
-            bytes,
-            part_bytes: self.page_size.bytes(),
-            runs,
-            context,
-        }))
-    }
-
-    fn done(
-        &mut self,
-        packet: Packet<PageBuffer, Option<Head>>,
-        payload: &mut Vec<u8>,
-        ends: &[usize],
-    ) -> Result<(), EncodeError> {
-        let mut counts = PathCounts::default();
-        if let Some(head) = packet.context {
-            counts = note_lengths(head.entry, ends, packet.part_bytes, payload);
-        }
-        give(self.flow, H::METHOD, packet.bytes, payload)?;
-        *self.counts += counts;
-        Ok(())
-    }
 }

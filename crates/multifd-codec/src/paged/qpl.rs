@@ -1,32 +1,30 @@
-//! Method `qpl` (QEMU 9.1 and later): every page by itself, a complete raw deflate stream with a window of 4 KiB.
+//! Method `qpl` (QEMU 9.1 and later): every page by itself, a complete raw deflate stream with a
+//! window of 4 KiB.
 //!
-//! A payload is a table of lengths and then the pages ([`multifd_wire::lengths`]). A page that does not get shorter is
-//! sent as it is, which its length tells. A stock receiver takes any deflate, so the Huffman code is the sender's choice.
+//! A payload is a table of lengths and then the pages ([`multifd_wire::lengths`]). A page that does
+//! not get shorter is sent as it is, which its length tells. A stock receiver takes any deflate, so
+//! the Huffman code is the sender's choice.
 
 use std::sync::Arc;
 
 use multifd_wire::{Method, PageSize};
 use page_deflate::CodeLengths;
 
-use super::write::{Heads, WritePages};
-use super::{CompressPages, PageReader};
-use crate::channel::ReadPayload;
-use crate::{Backend, DecodeError, EncodeError, Huffman, Pages, PathCounts};
+use super::PageReader;
+use super::write::Heads;
+use crate::channel::{Arrived, ReadPayload};
+use crate::{Backend, DecodeError, EncodeError, Pages, PathCounts};
 
-/// The sending direction.
-pub(crate) fn write_pages<C: CompressPages>(
-    compressor: C,
-    huffman: Huffman,
-) -> WritePages<C, NoHead<C::Code>> {
-    WritePages::with(compressor, NoHead(Arc::new(C::stream(huffman))))
-}
-
-/// Pages are all written in the same, and nothing is said of it.
+/// Pages are all written in the same code, and nothing precedes their list.
 pub(crate) struct NoHead<Code>(Arc<Code>);
 
-impl<Code: Send + Sync> Heads<Code> for NoHead<Code> {
-    const METHOD: Method = Method::Qpl;
+impl<Code> NoHead<Code> {
+    pub(crate) fn new(code: Code) -> Self {
+        Self(Arc::new(code))
+    }
+}
 
+impl<Code: Send + Sync> Heads<Code> for NoHead<Code> {
     fn write_head(
         &mut self,
         _: &Pages<'_>,
@@ -51,11 +49,10 @@ impl ReadPayload for ReadPages {
 
     fn read_payload(
         &mut self,
-        payload: &[u8],
+        packet: &mut Arrived,
         page_size: PageSize,
-        pages: &mut [u8],
     ) -> Result<PathCounts, DecodeError> {
-        self.0.read_streams(payload, page_size, pages)
+        self.0.read_streams(packet, page_size)
     }
 
     fn backend(&self) -> Option<Backend> {

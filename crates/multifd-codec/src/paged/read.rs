@@ -1,13 +1,15 @@
 //! Pages out of a list, by an IAA or here.
 //!
-//! Nothing on the wire checks a page, so a decoder has to be strict about what it takes for one: a stream has to be
-//! complete, to fill its page exactly, and to end in its last byte. The device's own record says all of that. libqpl's
-//! software path does not: it takes a stream that is cut off for a whole one, and does not tell where a stream has
-//! ended. To be sure of its result one would have to decode again by other means, and whoever does that has the page.
-//! So pages are decompressed by the device or by [`PageInflater`] and [`SharedInflater`], which also have the last word on
-//! what the device refuses.
+//! Nothing on the wire checks a page, so a decoder has to be strict about what it takes for one: a
+//! stream has to be complete, to fill its page exactly, and to end in its last byte. The device's
+//! own record says all of that. libqpl's software path does not: it takes a stream that is cut off
+//! for a whole one, and does not tell where a stream has ended. To be sure of its result one would
+//! have to decode again by other means, and whoever does that has the page. So pages are
+//! decompressed by the device or by [`PageInflater`] and [`SharedInflater`], which also have the
+//! last word on what the device refuses.
 
 use std::convert::Infallible;
+use std::sync::Arc;
 
 use multifd_wire::PageSize;
 use multifd_wire::lengths::{self, PageData};
@@ -17,7 +19,9 @@ use qpl_sys::Library;
 
 #[cfg(feature = "qpl")]
 use super::device::{OnDevice, StreamHead};
-use crate::streams::Crew;
+use super::write::LENGTH_BYTES;
+use crate::channel::Arrived;
+use crate::streams::Readers;
 use crate::{Backend, DecodeError, PathCounts};
 
 /// Reads lists of pages.
@@ -26,8 +30,10 @@ pub(crate) struct PageReader(Reader);
 enum Reader {
     #[cfg(feature = "qpl")]
     Device(Box<OnDevice>),
-    Here(Crew<PageInflater>),
+    Here(Box<Here>),
 }
+
+type Here = Readers<PageInflater, Option<Arc<BodyCode>>, InflateError>;
 
 /// What bodies of blocks are read with.
 pub(crate) struct BodyCode {
@@ -45,8 +51,9 @@ impl PageReader {
 
     /// Without libqpl, on several processors.
     pub(crate) fn in_software() -> Self {
-        let Ok(crew) = Crew::of_readers(|| Ok::<_, Infallible>(PageInflater::new()));
-        Self(Reader::Here(crew))
+        let inflater = || Ok::<_, Infallible>(PageInflater::new());
+        let Ok(readers) = Readers::new(inflater, read_page);
+        Self(Reader::Here(Box::new(readers)))
     }
 
     /// What does the work, if it is not the hardware alone that was chosen.
@@ -58,70 +65,101 @@ impl PageReader {
         }
     }
 
-    /// Reads a list of streams, of whole pages.
+    /// Reads a payload that is a list of streams, of whole pages.
     pub(crate) fn read_streams(
         &mut self,
-        list: &[u8],
+        packet: &mut Arrived,
         page_size: PageSize,
-        pages: &mut [u8],
     ) -> Result<PathCounts, DecodeError> {
-        self.read(list, page_size, pages, None)
+        self.read(packet, 0, page_size, None)
     }
 
-    /// Reads a list of bodies.
+    /// Reads a payload that is a list of bodies behind a head of `head_len` bytes.
     pub(crate) fn read_bodies(
         &mut self,
-        list: &[u8],
+        packet: &mut Arrived,
+        head_len: usize,
         page_size: PageSize,
-        pages: &mut [u8],
-        code: &BodyCode,
+        code: &Arc<BodyCode>,
     ) -> Result<PathCounts, DecodeError> {
-        self.read(list, page_size, pages, Some(code))
+        self.read(packet, head_len, page_size, Some(code))
     }
 
     fn read(
         &mut self,
-        list: &[u8],
+        packet: &mut Arrived,
+        head_len: usize,
         page_size: PageSize,
-        pages: &mut [u8],
-        code: Option<&BodyCode>,
+        code: Option<&Arc<BodyCode>>,
     ) -> Result<PathCounts, DecodeError> {
-        let count = pages.len() / page_size.bytes();
-        let table = lengths::parse(list, count, page_size).map_err(DecodeError::Lengths)?;
         match &mut self.0 {
             #[cfg(feature = "qpl")]
-            Reader::Device(device) => device.read(list, table, page_size.bytes(), pages, code),
-            Reader::Here(crew) => read_here(crew, table, page_size.bytes(), pages, code),
+            Reader::Device(device) => {
+                let pages = packet.pages.as_mut();
+                let list = packet.payload.get(head_len..).unwrap_or_default();
+                let count = pages.len() / page_size.bytes();
+                let table = lengths::parse(list, count, page_size).map_err(DecodeError::Lengths)?;
+                device.read(
+                    list,
+                    table,
+                    page_size.bytes(),
+                    pages,
+                    code.map(|code| &**code),
+                )
+            }
+            Reader::Here(readers) => read_here(readers, packet, head_len, page_size, code),
         }
     }
 }
 
-fn read_here<'a>(
-    crew: &mut Crew<PageInflater>,
-    table: impl Iterator<Item = PageData<'a>>,
-    page_bytes: usize,
-    pages: &mut [u8],
-    code: Option<&BodyCode>,
+fn read_here(
+    readers: &mut Here,
+    packet: &mut Arrived,
+    head_len: usize,
+    page_size: PageSize,
+    code: Option<&Arc<BodyCode>>,
 ) -> Result<PathCounts, DecodeError> {
-    let mut counts = PathCounts::default();
-    let mut pieces = crew.no_places();
-    for (page, place) in table.zip(pages.chunks_exact_mut(page_bytes)) {
-        counts += match page {
-            PageData::Raw(_) => PathCounts::raw(1),
-            PageData::Compressed(_) => PathCounts::software(1),
-        };
-        pieces.push((page.bytes(), place));
-    }
-    let read = |inflater: &mut PageInflater, data: &[u8], page: &mut [u8]| {
-        if data.len() == page.len() {
-            page.copy_from_slice(data);
-            return Ok(());
+    let expected = packet.pages.as_ref().len();
+    let count = expected / page_size.bytes();
+    let mut counts = Ok(PathCounts::default());
+    let outcome = readers.read(packet, code.cloned(), |payload, pieces| {
+        let list = payload.get(head_len..).unwrap_or_default();
+        let table = lengths::parse(list, count, page_size)
+            .map_err(|fault| counts = Err(DecodeError::Lengths(fault)))
+            .ok()?;
+        let mut start = head_len + count * LENGTH_BYTES;
+        let mut ways = PathCounts::default();
+        for page in table {
+            ways += match page {
+                PageData::Raw(_) => PathCounts::raw(1),
+                PageData::Compressed(_) => PathCounts::software(1),
+            };
+            let end = start + page.bytes().len();
+            pieces.push(start..end, page_size.bytes())?;
+            start = end;
         }
-        inflate(inflater, code, data, page)
-    };
-    let outcome = crew.decompress(pieces, read);
-    outcome.map_err(|(page, source)| DecodeError::Page { page, source })?;
+        counts = Ok(ways);
+        Some(())
+    });
+    let are_read = outcome.map_err(|(page, source)| DecodeError::Page { page, source })?;
+    let counts = counts?;
+    // The list has exactly the packet's pages.
+    let found = 0;
+    are_read.ok_or(DecodeError::TooShort { found, expected })?;
     Ok(counts)
+}
+
+fn read_page(
+    inflater: &mut PageInflater,
+    code: &Option<Arc<BodyCode>>,
+    data: &[u8],
+    page: &mut [u8],
+) -> Result<(), InflateError> {
+    if data.len() == page.len() {
+        page.copy_from_slice(data);
+        return Ok(());
+    }
+    inflate(inflater, code.as_deref(), data, page)
 }
 
 pub(super) fn inflate(

@@ -1,29 +1,32 @@
-//! The sending direction: what a method puts before its pages, a table of lengths and then the pages
-//! ([`multifd_wire::lengths`]).
+//! The sending direction: what a method puts before its pages, a table of lengths and then the
+//! pages ([`multifd_wire::lengths`]).
 
 use std::sync::Arc;
 
-use multifd_wire::{Method, PageSize};
 use page_deflate::CodeLengths;
 
-use crate::channel::{WritePayload, write_one_by_one};
-use crate::{Backend, EncodeError, Flow, Huffman, Pages, PathCounts};
+#[cfg(feature = "qpl")]
+use crate::encoder::WritePayload;
+#[cfg(feature = "qpl")]
+use crate::{Backend, PathCounts};
+use crate::{EncodeError, Pages};
 
-/// The sending direction of a method.
-pub(crate) struct WritePages<C: CompressPages, H> {
+/// The sending direction of a method, with a compressor that has one packet in work.
+#[cfg(feature = "qpl")]
+pub(crate) struct WritePages<C, H> {
     compressor: C,
     heads: H,
 }
 
+#[cfg(feature = "qpl")]
 impl<C: CompressPages, H: Heads<C::Code>> WritePages<C, H> {
-    pub(super) const fn with(compressor: C, heads: H) -> Self {
+    pub(crate) const fn new(compressor: C, heads: H) -> Self {
         Self { compressor, heads }
     }
 }
 
+#[cfg(feature = "qpl")]
 impl<C: CompressPages, H: Heads<C::Code>> WritePayload for WritePages<C, H> {
-    const METHOD: Method = H::METHOD;
-
     fn write_payload(
         &mut self,
         pages: &Pages<'_>,
@@ -35,23 +38,6 @@ impl<C: CompressPages, H: Heads<C::Code>> WritePayload for WritePages<C, H> {
         self.compressor.compress(&code, pages, list)
     }
 
-    fn write_flow(
-        &mut self,
-        flow: &mut dyn Flow,
-        page_size: PageSize,
-        counts: &mut PathCounts,
-        payload: &mut Vec<u8>,
-    ) -> Result<(), EncodeError> {
-        let heads = &mut self.heads;
-        match self
-            .compressor
-            .compress_flow(heads, flow, page_size, counts)
-        {
-            Some(outcome) => outcome,
-            None => write_one_by_one(self, flow, page_size, counts, payload),
-        }
-    }
-
     fn backend(&self) -> Option<Backend> {
         self.compressor.backend()
     }
@@ -59,8 +45,6 @@ impl<C: CompressPages, H: Heads<C::Code>> WritePayload for WritePages<C, H> {
 
 /// What a method puts before the list of a packet's pages.
 pub(crate) trait Heads<Code>: Send {
-    const METHOD: Method;
-
     /// Appends it, and says what the pages are written in. `body` makes a code that is new.
     ///
     /// # Errors
@@ -74,22 +58,21 @@ pub(crate) trait Heads<Code>: Send {
     ) -> Result<Arc<Code>, EncodeError>;
 }
 
-/// Who compresses the pages of a packet, each by itself and as long as it gets shorter.
+/// Compresses the pages of a packet, each by itself and as long as it gets shorter.
+#[cfg(feature = "qpl")]
 pub(crate) trait CompressPages: Send {
     /// What pages are written in.
     type Code: Send + Sync;
-
-    /// A complete deflate stream of each page.
-    fn stream(huffman: Huffman) -> Self::Code;
 
     /// The body of a block of these codes of each page, without the block's header.
     ///
     /// # Errors
     ///
-    /// What a library has said.
+    /// Those of a library.
     fn body(&self, lengths: &CodeLengths) -> Result<Self::Code, EncodeError>;
 
-    /// Puts the pages on the list, in their order. All of a channel's pages are written either as streams or as bodies.
+    /// Puts the pages on the list, in their order. All of a channel's pages are written either as
+    /// streams or as bodies.
     ///
     /// # Errors
     ///
@@ -101,24 +84,12 @@ pub(crate) trait CompressPages: Send {
         list: PageList<'_>,
     ) -> Result<PathCounts, EncodeError>;
 
-    /// Does so with the packets of a flow, several at a time. Nothing if it does no more than one at a time.
-    fn compress_flow<H: Heads<Self::Code>>(
-        &mut self,
-        _heads: &mut H,
-        _flow: &mut dyn Flow,
-        _page_size: PageSize,
-        _counts: &mut PathCounts,
-    ) -> Option<Result<(), EncodeError>> {
-        None
-    }
-
     /// See [`Encoder::backend`](crate::Encoder::backend), if it is not as it was chosen.
-    fn backend(&self) -> Option<Backend> {
-        None
-    }
+    fn backend(&self) -> Option<Backend>;
 }
 
-/// The pages of a payload that is being written. The table of their lengths comes first on the wire and is known last.
+/// The pages of a payload that is being written. The table of their lengths comes first on the wire
+/// and is known last.
 pub(crate) struct PageList<'o> {
     /// The payload, to which pages are appended.
     pub(crate) out: &'o mut Vec<u8>,

@@ -11,7 +11,7 @@ use super::job::Work;
 use super::table::Table;
 use crate::paged::CompressPages;
 use crate::paged::write::PageList;
-use crate::{Backend, EncodeError, Huffman, Pages, PathCounts};
+use crate::{Backend, EncodeError, Pages, PathCounts};
 
 /// Compresses pages by libqpl.
 pub(crate) struct PageCompressor {
@@ -30,10 +30,6 @@ impl PageCompressor {
 
 impl CompressPages for PageCompressor {
     type Code = Work;
-
-    fn stream(huffman: Huffman) -> Work {
-        Work::Compress(huffman)
-    }
 
     fn body(&self, lengths: &CodeLengths) -> Result<Work, EncodeError> {
         let table = Table::new(self.compressor.library(), lengths);

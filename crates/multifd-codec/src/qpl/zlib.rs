@@ -11,12 +11,12 @@
 
 use std::ops::Range;
 
-use multifd_wire::{Method, PageSize};
+use multifd_wire::PageSize;
 use page_deflate::{PageInflater, SYNC_MARK};
 
 use super::compressor::{Compressor, Piece};
 use super::job::Work;
-use crate::channel::WritePayload;
+use crate::encoder::WritePayload;
 use crate::{Backend, EncodeError, Huffman, Pages, PathCounts, Streams, WindowSize};
 
 /// The sending direction.
@@ -46,8 +46,6 @@ impl Deflate {
 }
 
 impl WritePayload for Deflate {
-    const METHOD: Method = Method::Zlib;
-
     fn write_payload(
         &mut self,
         pages: &Pages<'_>,

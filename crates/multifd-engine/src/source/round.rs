@@ -1,7 +1,7 @@
 //! One round: every page of a set of bitmaps, over all channels at once.
 //!
-//! There is no queue. A channel that can send takes the next pages from a cursor over the bitmaps; one whose connection
-//! is full takes none.
+//! There is no queue. A channel that can send takes the next pages from a cursor over the bitmaps;
+//! one whose connection is full takes none.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -13,7 +13,7 @@ use multifd_codec::{PageBuffer, Pages};
 use multifd_transport::Stream;
 use multifd_transport::endings::told;
 use multifd_transport::failure::Cause as TransportCause;
-use multifd_transport::outlet::{FlowFailure, Outlet, Supply};
+use multifd_transport::outlet::{Outlet, Written};
 use multifd_wire::{BlockName, Packet, PageSize, RamPacket};
 
 use super::discards::Contents;
@@ -73,8 +73,8 @@ struct Cursor {
     page: usize,
 }
 
-/// Sends the pages of `dirty` and a SYNC behind them on every channel. `watch` is asked now and then whether to go on,
-/// and told how many pages are left.
+/// Sends the pages of `dirty` and a SYNC behind them on every channel. `watch` is asked now and
+/// then whether to go on, and told how many pages are left.
 ///
 /// # Errors
 ///
@@ -154,19 +154,28 @@ impl<'s> Lane<'s> {
     }
 
     fn send_all(&mut self, round: &Round<'_>) -> Result<(), (Option<Box<BlockName>>, Cause)> {
-        let page_size = round.work.page_size;
-        let mut pages = Taking {
-            round,
-            buffers: &mut self.buffers,
-            block: None,
-        };
-        match self.outlet.write_flow(&mut pages, page_size) {
-            Ok(()) => {}
-            Err(FlowFailure::Supply(cause)) => {
-                return Err((pages.block.cloned().map(Box::new), cause));
+        // The end of the pages, or why there are no more. What was taken before is sent first.
+        let mut end = None;
+        loop {
+            while end.is_none() && self.outlet.room() > 0 {
+                let mut pages = self.outlet.page_buffer();
+                match self.buffers.take(round, &mut pages) {
+                    Ok(Some(packet)) => self.outlet.push(packet, pages),
+                    Ok(None) => end = Some(Ok(())),
+                    Err((block, cause)) => end = Some(Err((block.cloned().map(Box::new), cause))),
+                }
             }
-            Err(FlowFailure::Outlet(cause, block)) => return Err((block, cause.into())),
+            let written = self.outlet.pop_and_write();
+            let written = written.map_err(|unwritten| (unwritten.block, unwritten.cause.into()))?;
+            let Some(Written { packet, bytes }) = written else {
+                break;
+            };
+            let (normal_pages, zero_pages) = (packet.normal().len(), packet.zero().len());
+            round.work.tally.pages(normal_pages, zero_pages);
+            round.spend(bytes);
         }
+        end.unwrap_or(Ok(()))?;
+        let page_size = round.work.page_size;
         let sync = RamPacket::sync(page_size, round.work.packet_num());
         let before = self.outlet.bytes_out();
         self.outlet
@@ -177,55 +186,46 @@ impl<'s> Lane<'s> {
     }
 }
 
-/// The packets that a channel takes of a round.
-struct Taking<'l, 'r> {
-    round: &'l Round<'r>,
-    buffers: &'l mut Buffers,
-    /// That of the last one.
-    block: Option<&'r BlockName>,
-}
-
-impl Supply for Taking<'_, '_> {
-    type Error = Cause;
-
-    /// Takes the next packet's worth of pages, and a private copy of what is in those that are not zero.
-    fn next(&mut self, pages: &mut PageBuffer) -> Result<Option<RamPacket>, Cause> {
-        let round = self.round;
+impl Buffers {
+    /// Takes the next packet's worth of pages, and a private copy of what is in those that are not
+    /// zero. None at the end of the round. An error names the block, if it is about one.
+    fn take<'r>(
+        &mut self,
+        round: &Round<'r>,
+        pages: &mut PageBuffer,
+    ) -> Result<Option<RamPacket>, (Option<&'r BlockName>, Cause)> {
         let mut cursor = round.lock();
         if round.stopped.load(Ordering::Relaxed) {
-            return Err(TransportCause::Cancelled.into());
+            return Err((None, TransportCause::Cancelled.into()));
         }
-        let offsets = &mut self.buffers.offsets;
-        let Some((block, contents)) = cursor.take(round, offsets) else {
+        let Some((block, contents)) = cursor.take(round, &mut self.offsets) else {
             return Ok(None);
         };
-        self.block = Some(&block.name);
         let work = round.work;
         round
             .remaining
-            .fetch_sub(offsets.len() as u64, Ordering::Relaxed);
+            .fetch_sub(self.offsets.len() as u64, Ordering::Relaxed);
         // Holding the cursor while pages are tested is what makes it one thread at a time.
         if work.zero_page_detection != ZeroPageDetection::Legacy {
             drop(cursor);
         }
+        let name = &block.name;
+        let in_block = |cause| (Some(name), cause);
         let copies = self
-            .buffers
-            .sort(block, contents, work, std::mem::take(pages).into())?;
+            .sort(block, contents, work, std::mem::take(pages).into())
+            .map_err(in_block)?;
         *pages = copies.into();
-        let Buffers { normal, zero, .. } = &*self.buffers;
         let number = work.packet_num();
-        let packet = RamPacket::new(work.page_size, block.name.clone(), normal, zero, number)?;
-        Ok(Some(packet))
+        let packet = RamPacket::new(
+            work.page_size,
+            name.clone(),
+            &self.normal,
+            &self.zero,
+            number,
+        );
+        packet.map(Some).map_err(|fault| in_block(fault.into()))
     }
 
-    fn sent(&mut self, packet: &RamPacket, bytes: u64) {
-        let (normal_pages, zero_pages) = (packet.normal().len(), packet.zero().len());
-        self.round.work.tally.pages(normal_pages, zero_pages);
-        self.round.spend(bytes);
-    }
-}
-
-impl Buffers {
     /// Sorts the pages at `offsets` into normal and zero ones. Returns copies of the normal ones.
     fn sort(
         &mut self,
@@ -270,7 +270,8 @@ impl Round<'_> {
         }
     }
 
-    // A panic in between leaves a cursor that stands somewhere in the bitmaps, which is all it ever does.
+    // A panic in between leaves a cursor that stands somewhere in the bitmaps, which is all it ever
+    // does.
     fn lock(&self) -> MutexGuard<'_, Cursor> {
         self.cursor.lock().unwrap_or_else(PoisonError::into_inner)
     }

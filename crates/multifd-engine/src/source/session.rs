@@ -6,11 +6,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
-use multifd_codec::{Encoder, PathCounts, encoder};
+use multifd_codec::{Encoder, PathCounts};
 use multifd_transport::failure::Cause as TransportCause;
 use multifd_transport::outlet::Outlet;
 use multifd_transport::{Address, Cancel, Stream};
-use multifd_wire::{Hello, Limits};
+use multifd_wire::{Hello, Limits, RamPacket};
 
 use super::convergence::Convergence;
 use super::discards::{Contents, Discards};
@@ -114,9 +114,9 @@ impl Session<'_, '_> {
         outcome.map_err(|failure| link.explained(failure))
     }
 
-    fn encoders(&self) -> Result<Vec<Box<dyn Encoder>>, Cause> {
+    fn encoders(&self) -> Result<Vec<Encoder<RamPacket>>, Cause> {
         let parameters = self.parameters;
-        let one = |_| encoder(parameters.multifd_compression, &parameters.codec);
+        let one = |_| Encoder::new(parameters.multifd_compression, &parameters.codec);
         let channels = parameters.multifd_channels.get();
         Ok((0..channels).map(one).collect::<Result<_, _>>()?)
     }
@@ -140,7 +140,7 @@ impl Session<'_, '_> {
     fn converse(
         &mut self,
         address: &Address,
-        encoders: Vec<Box<dyn Encoder>>,
+        encoders: Vec<Encoder<RamPacket>>,
         link: &mut ControlLink<'_>,
     ) -> Result<(), Failure> {
         let session = random().map_err(|error| on_main(error.into()))?;
@@ -441,7 +441,7 @@ fn open<'s>(
     id: u8,
     stream: &'s Stream,
     session: [u8; 16],
-    encoder: Box<dyn Encoder>,
+    encoder: Encoder<RamPacket>,
 ) -> Result<Lane<'s>, Failure> {
     let hello = Hello {
         uuid: session,

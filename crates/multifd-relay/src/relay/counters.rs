@@ -139,9 +139,4 @@ impl<'c> Tally<'c> {
         self.counters.bytes_out.fetch_add(more, Ordering::Relaxed);
         self.bytes_out += more;
     }
-
-    /// So many bytes more.
-    pub(super) fn wrote_more(&mut self, bytes: u64) {
-        self.wrote(self.bytes_out + bytes);
-    }
 }

@@ -23,7 +23,7 @@ use super::pump::{self, Shared};
 use super::watch::Watch;
 use super::{CHANNELS_TIMEOUT, MigrationReport, RelayConfig, Remark, Update};
 use crate::failure::{Cause, Channel, Failure, Leg, SetupFault};
-use crate::leg::{Caller, FarFailure, Introduction};
+use crate::leg::{Caller, Introduction};
 use crate::trunk::Name;
 
 /// How soon an end of the source is noticed while nothing else happens.
@@ -603,29 +603,17 @@ fn worse(first: Option<Failure>, then: Failure) -> Failure {
     };
     match then.cause {
         Cause::NotTold => then,
-        Cause::Refused { .. } if is_an_end(&first.cause) => then,
-        _ if is_an_end(&first.cause) && has_reason(&then.cause) => then,
+        Cause::Refused { .. } | Cause::Far(_) if is_an_end(&first.cause) => then,
         _ => first,
     }
 }
 
 /// Whether it is the end of a connection, of which another one may tell why.
 fn is_an_end(cause: &Cause) -> bool {
-    let is_end = matches!(
+    matches!(
         cause,
         Cause::TakenBack | Cause::Incomplete | Cause::Transport(TransportCause::Io(_))
-    );
-    is_end && !has_reason(cause)
-}
-
-/// Whether the other relay has said why it ended the migration.
-fn has_reason(cause: &Cause) -> bool {
-    let Cause::Transport(TransportCause::Io(error)) = cause else {
-        return false;
-    };
-    error
-        .get_ref()
-        .is_some_and(|inner| inner.is::<FarFailure>())
+    )
 }
 
 pub(super) fn dial_failure(error: DialError, target: &Caller, channel: Channel) -> Failure {

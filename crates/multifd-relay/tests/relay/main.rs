@@ -48,7 +48,7 @@ fn channel_bytes(id: u8, packets: usize, method: Method) -> Vec<u8> {
         )
         .unwrap();
         encode(
-            &mut *encoder,
+            &mut encoder,
             &contents(id, number, normal.len()),
             &mut payload,
         );
@@ -78,7 +78,7 @@ fn begin_channel(id: u8) -> (ChannelSender, Vec<u8>) {
     (sender, bytes)
 }
 
-fn encode(encoder: &mut dyn Encoder, pages: &[u8], payload: &mut Vec<u8>) {
+fn encode(encoder: &mut Encoder, pages: &[u8], payload: &mut Vec<u8>) {
     encoder
         .encode(&Pages::private(pages, PAGE).unwrap(), payload)
         .unwrap();

@@ -9,7 +9,7 @@ use crate::hello::{Hello, check_magic};
 use crate::limits::Limits;
 use crate::packet::{
     COMMON_LEN, DeviceStatePacket, FixedPart, MAX_TABLE_ENTRIES, MIN_TABLE_ENTRIES, Packet,
-    TABLE_ENTRY_LEN, parse_common,
+    RamPacket, TABLE_ENTRY_LEN, parse_common,
 };
 use crate::page_size::PageSize;
 
@@ -61,6 +61,8 @@ pub struct ChannelReceiver {
     state: State,
     /// The bytes of the present step, fewer than it needs: never more than the longest table has.
     gathered: Vec<u8>,
+    /// Memory for the tables of further packets.
+    tables: Vec<Vec<u64>>,
 }
 
 /// What a channel consists of, in the order of the wire.
@@ -120,6 +122,7 @@ impl ChannelReceiver {
             page_size: limits.page_size,
             state: State::Hello,
             gathered: Vec::with_capacity(MAX_STEP_LEN),
+            tables: Vec::new(),
         }
     }
 
@@ -169,6 +172,13 @@ impl ChannelReceiver {
             self.state = payload_or_boundary(left);
         }
         Ok(())
+    }
+
+    /// Takes back a packet that is not needed any more: a further one gets its memory.
+    pub fn recycle(&mut self, packet: RamPacket) {
+        if self.tables.len() < MOST_TABLES {
+            self.tables.push(packet.into_table());
+        }
     }
 
     /// The guest's page size, as soon as it is known.
@@ -283,7 +293,8 @@ impl ChannelReceiver {
                 Ok(None)
             }
             State::RamTable(fixed) => {
-                let packet = fixed.with_table(&self.gathered, &self.limits)?;
+                let table = self.tables.pop().unwrap_or_default();
+                let packet = fixed.with_table(table, &self.gathered, &self.limits)?;
                 self.gathered.clear();
                 self.page_size = packet.page_size();
                 self.state = match self.page_size {
@@ -360,6 +371,8 @@ fn padding_step(entries: usize) -> usize {
     }
 }
 
+/// As many tables as a caller is likely to have in hand at once, of 4 KiB at most.
+const MOST_TABLES: usize = 8;
 /// Bytes of the longest step that is gathered: the longest table.
 const MAX_STEP_LEN: usize = MAX_TABLE_ENTRIES * TABLE_ENTRY_LEN;
 const _: () = assert!(MAX_STEP_LEN > FixedPart::LEN && MIN_TABLE_ENTRIES.is_power_of_two());

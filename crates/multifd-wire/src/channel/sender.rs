@@ -4,7 +4,7 @@ use alloc::vec::Vec;
 
 use crate::fault::Misuse;
 use crate::hello::Hello;
-use crate::packet::{MAX_TABLE_ENTRIES, Packet, TABLE_ENTRY_LEN};
+use crate::packet::{MAX_TABLE_ENTRIES, Packet, RamPacket, TABLE_ENTRY_LEN};
 
 /// The sending twin of [`ChannelReceiver`](crate::ChannelReceiver): writes headers to a buffer of
 /// the caller's and keeps the order of the wire, which is a hello, then packets, each followed by
@@ -61,34 +61,48 @@ impl ChannelSender {
     /// When it is out of turn, or has another page size than the packets before; nothing is written
     /// then.
     pub fn packet(&mut self, packet: &Packet, out: &mut Vec<u8>) -> Result<(), Misuse> {
-        match self.state {
-            State::Hello => return Err(Misuse::Hello),
-            State::Payload { remaining } => return Err(Misuse::PayloadOwed { remaining }),
-            State::Boundary | State::Padding => {}
+        match packet {
+            Packet::Ram(packet) => self.ram_packet(packet, out),
+            Packet::DeviceState(state) => {
+                self.check_turn()?;
+                packet.encode(out);
+                self.state = payload_or_boundary(state.payload_len());
+                Ok(())
+            }
         }
-        let mut next = match packet.payload_len() {
-            0 => State::Boundary,
-            remaining => State::Payload { remaining },
+    }
+
+    /// As [`packet`](Self::packet), for a packet of guest memory.
+    ///
+    /// # Errors
+    /// As [`packet`](Self::packet).
+    pub fn ram_packet(&mut self, packet: &RamPacket, out: &mut Vec<u8>) -> Result<(), Misuse> {
+        self.check_turn()?;
+        let entries = packet.table_entries();
+        let first = self.table.is_none();
+        let fits = match packet.page_size() {
+            Some(_) => first || self.table == Some(entries),
+            None => first,
         };
-        self.check_table()?;
-        if let Packet::Ram(ram) = packet {
-            let entries = ram.table_entries();
-            let first = self.table.is_none();
-            let fits = match ram.page_size() {
-                Some(_) => first || self.table == Some(entries),
-                None => first,
-            };
-            if !fits {
-                return Err(Misuse::TableLength { found: entries });
-            }
-            if ram.page_size().is_none() {
-                next = State::Padding;
-            }
-            self.table = Some(entries);
+        if !fits {
+            return Err(Misuse::TableLength { found: entries });
         }
+        self.table = Some(entries);
         packet.encode(out);
-        self.state = next;
+        self.state = match packet.page_size() {
+            Some(_) => payload_or_boundary(packet.payload_len()),
+            None => State::Padding,
+        };
         Ok(())
+    }
+
+    /// Whether a packet may begin here.
+    fn check_turn(&self) -> Result<(), Misuse> {
+        match self.state {
+            State::Hello => Err(Misuse::Hello),
+            State::Payload { remaining } => Err(Misuse::PayloadOwed { remaining }),
+            State::Boundary | State::Padding => self.check_table(),
+        }
     }
 
     /// Appends `entries` more entries to the table of the first RAM packet, as
@@ -154,6 +168,13 @@ impl ChannelSender {
             Some(found) if !found.is_power_of_two() => Err(Misuse::TableLength { found }),
             _ => Ok(()),
         }
+    }
+}
+
+const fn payload_or_boundary(len: u32) -> State {
+    match len {
+        0 => State::Boundary,
+        remaining => State::Payload { remaining },
     }
 }
 

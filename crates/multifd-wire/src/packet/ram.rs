@@ -228,6 +228,11 @@ impl RamPacket {
         Ok(())
     }
 
+    /// The memory of the table.
+    pub(crate) fn into_table(self) -> Vec<u64> {
+        self.offsets
+    }
+
     /// Entries of the table of offsets as far as this packet has it.
     pub(crate) fn table_entries(&self) -> usize {
         self.offsets.len()
@@ -290,13 +295,19 @@ impl FixedPart {
         entries.saturating_mul(TABLE_ENTRY_LEN)
     }
 
-    /// Completes the packet. `table` has [`table_len`](Self::table_len) bytes.
-    pub(crate) fn with_table(self, table: &[u8], limits: &Limits) -> Result<RamPacket, Fault> {
+    /// Completes the packet. `table` has [`table_len`](Self::table_len) bytes, and `offsets` is
+    /// memory for what it says.
+    pub(crate) fn with_table(
+        self,
+        mut offsets: Vec<u64>,
+        table: &[u8],
+        limits: &Limits,
+    ) -> Result<RamPacket, Fault> {
         let (entries, _) = table.as_chunks();
-        let packet = RamPacket {
-            offsets: entries.iter().copied().map(u64::from_be_bytes).collect(),
-            fixed: self,
-        };
+        offsets.clear();
+        offsets.extend(entries.iter().copied().map(u64::from_be_bytes));
+        let fixed = self;
+        let packet = RamPacket { fixed, offsets };
         if let Some(page_size) = packet.page_size() {
             let used = packet
                 .fixed

@@ -39,32 +39,29 @@ use std::sync::Arc;
 use multifd_wire::{Method, PageSize};
 use page_deflate::{CodeLengths, Effort};
 
+use super::PageReader;
 use super::read::BodyCode;
-use super::write::{Heads, WritePages};
-use super::{CompressPages, PageReader};
-use crate::channel::ReadPayload;
+use super::write::Heads;
+use crate::channel::{Arrived, ReadPayload};
 use crate::{Backend, DecodeError, EncodeError, Pages, PathCounts, Streams};
 use head::Head;
 use plan::Planner;
-
-/// The sending direction. `effort` is that of looking at pages for a code, and `streams` how many are looked at at once; best
-/// what the compressor takes too.
-pub(crate) fn write_pages<C: CompressPages>(
-    compressor: C,
-    effort: Effort,
-    streams: Streams,
-) -> WritePages<C, CodeHeads<C::Code>> {
-    let heads = CodeHeads {
-        planner: Planner::new(effort, streams),
-        current: None,
-    };
-    WritePages::with(compressor, heads)
-}
 
 /// Which code pages are in, and that code where it is new.
 pub(crate) struct CodeHeads<Code> {
     planner: Planner,
     current: Option<Coded<Code>>,
+}
+
+impl<Code> CodeHeads<Code> {
+    /// `effort` is that of looking at pages for a code, and `streams` how many are looked at at once;
+    /// best what the compressor takes too.
+    pub(crate) fn new(effort: Effort, streams: Streams) -> Self {
+        Self {
+            planner: Planner::new(effort, streams),
+            current: None,
+        }
+    }
 }
 
 /// A code that the other end has.
@@ -75,8 +72,6 @@ struct Coded<C> {
 }
 
 impl<Code: Send + Sync> Heads<Code> for CodeHeads<Code> {
-    const METHOD: Method = Method::Canned;
-
     fn write_head(
         &mut self,
         pages: &Pages<'_>,
@@ -110,7 +105,7 @@ pub(crate) struct ReadPages {
 }
 
 /// The code that holds until the next one comes, and its generation.
-struct CodeAtHand(Option<(u8, BodyCode)>);
+struct CodeAtHand(Option<(u8, Arc<BodyCode>)>);
 
 impl ReadPages {
     pub(crate) const fn new(reader: PageReader) -> Self {
@@ -123,7 +118,7 @@ impl ReadPages {
 
 impl CodeAtHand {
     /// The code of a payload's pages, which the payload may have brought.
-    fn of(&mut self, head: &Head<'_>) -> Result<&BodyCode, CannedFault> {
+    fn of(&mut self, head: &Head<'_>) -> Result<&Arc<BodyCode>, CannedFault> {
         let at_hand = self.0.take();
         let generation = at_hand.as_ref().map(|code| code.0);
         let expected = match head.description {
@@ -141,7 +136,7 @@ impl CodeAtHand {
             _ => {
                 let lengths = CodeLengths::read_header(head.description);
                 let lengths = lengths.map_err(CannedFault::Code)?;
-                (expected, BodyCode::new(&lengths))
+                (expected, Arc::new(BodyCode::new(&lengths)))
             }
         };
         Ok(&self.0.insert(code).1)
@@ -153,13 +148,14 @@ impl ReadPayload for ReadPages {
 
     fn read_payload(
         &mut self,
-        payload: &[u8],
+        packet: &mut Arrived,
         page_size: PageSize,
-        pages: &mut [u8],
     ) -> Result<PathCounts, DecodeError> {
-        let (head, list) = Head::read(payload).map_err(DecodeError::Canned)?;
+        let (head, list) = Head::read(&packet.payload).map_err(DecodeError::Canned)?;
+        // The list is what is behind the head.
+        let head_len = packet.payload.len().saturating_sub(list.len());
         let code = self.code.of(&head).map_err(DecodeError::Canned)?;
-        self.reader.read_bodies(list, page_size, pages, code)
+        self.reader.read_bodies(packet, head_len, page_size, code)
     }
 
     fn backend(&self) -> Option<Backend> {

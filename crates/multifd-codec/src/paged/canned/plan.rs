@@ -1,32 +1,41 @@
 //! Which code a packet's pages are written in.
 //!
-//! Memory changes its texture from one place to the next, and a code costs about a hundred bytes and some microseconds.
-//! So every packet is asked anew: a sixteenth of its pages, spread evenly, are cut into symbols, and if the
-//! code that is best for these pages saves more than it costs over the packet at hand, it is sent.
+//! Memory changes its texture from one place to the next, and a code costs about a hundred bytes
+//! and some microseconds. So every packet is asked anew: a sixteenth of its pages, spread evenly,
+//! are cut into symbols, and if the code that is best for these pages saves more than it costs over
+//! the packet at hand, it is sent.
 //!
-//! What a code saves on the pages it was made of is flattered: it follows what is chance in them. As in all such fits that
-//! comes to about a bit for each number that was fitted, which is subtracted before the sum is extrapolated to all pages.
-//! What remains has to be twice the length of the description, as an estimate is none the less; this also keeps two codes that
-//! are almost as good from taking turns.
+//! What a code saves on the pages it was made of is flattered: it follows what is chance in them.
+//! As in all such fits that comes to about a bit for each number that was fitted, which is
+//! subtracted before the sum is extrapolated to all pages. What remains has to be twice the length
+//! of the description, as an estimate is none the less; this also keeps two codes that are almost
+//! as good from taking turns.
 
 use std::convert::Infallible;
 
 use page_deflate::{CodeLengths, Effort, Histogram, PageDeflater};
 
-use crate::streams::Crew;
+use crate::streams::{Crew, writers};
 use crate::{Pages, Streams};
 
 /// Makes plans for a channel's packets.
 pub(super) struct Planner {
-    crew: Crew<Scout>,
+    crew: Crew<Scout, Sampled>,
+    sampled: Sampled,
     description: Vec<u8>,
 }
 
-/// Who looks at pages, and what was seen.
+/// Looks at pages, and has seen some.
 struct Scout {
     deflater: PageDeflater,
-    page: Vec<u8>,
     sample: Histogram,
+}
+
+/// Copies of the pages that are looked at.
+#[derive(Default)]
+struct Sampled {
+    pages: Vec<u8>,
+    page_bytes: usize,
 }
 
 /// The best code for a packet, as far as can be told.
@@ -45,13 +54,13 @@ impl Planner {
         let scout = || {
             Ok::<_, Infallible>(Scout {
                 deflater: PageDeflater::new(effort),
-                page: Vec::new(),
                 sample: Histogram::new(),
             })
         };
-        let Ok(crew) = Crew::new(streams, scout);
+        let Ok(crew) = Crew::new(writers(streams), scout, Scout::look);
         Self {
             crew,
+            sampled: Sampled::default(),
             description: Vec::new(),
         }
     }
@@ -59,17 +68,18 @@ impl Planner {
     /// Looks at some of the pages.
     pub(super) fn plan(&mut self, pages: &Pages<'_>) -> Plan<'_> {
         let sampled = pages.len().div_ceil(PAGES_PER_SAMPLE);
-        let look = |scout: &mut Scout, part: usize| {
+        let copies = &mut self.sampled;
+        copies.pages.clear();
+        copies.page_bytes = pages.page_size().bytes();
+        for part in 0..sampled {
             // In the middle of its part of the packet.
             let page = (2 * part + 1) * pages.len() / (2 * sampled);
-            scout.page.clear();
-            pages.append_range(page..page + 1, &mut scout.page);
-            scout.deflater.count(&scout.page, &mut scout.sample);
-        };
-        let mut sample = Histogram::new();
-        for scout in self.crew.each(sampled, look) {
-            sample.append(&mut scout.sample);
+            pages.append_range(page..page + 1, &mut copies.pages);
         }
+        self.crew.run(copies, sampled, sampled);
+        let mut sample = Histogram::new();
+        self.crew
+            .each_tools(|scout| sample.append(&mut scout.sample));
         let lengths = sample.code_lengths();
         self.description.clear();
         lengths.write_header(&mut self.description);
@@ -80,6 +90,16 @@ impl Planner {
             sampled,
             pages: pages.len(),
         }
+    }
+}
+
+impl Scout {
+    fn look(&mut self, sampled: &Sampled, number: usize) -> bool {
+        let mut pages = sampled.pages.chunks_exact(sampled.page_bytes);
+        if let Some(page) = pages.nth(number) {
+            self.deflater.count(page, &mut self.sample);
+        }
+        true
     }
 }
 
