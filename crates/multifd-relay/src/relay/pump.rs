@@ -395,6 +395,7 @@ mod tests {
     use testkit::pages::{Random, packet};
 
     use super::*;
+    use crate::leg::Introduction;
 
     #[global_allocator]
     static ALLOCATOR: Counting = Counting;
@@ -445,10 +446,19 @@ mod tests {
         let [(source, near), (far, destination)] = [(); 2].map(|()| UnixStream::pair().unwrap());
         let link = Link {
             channel: Channel::Multifd(0),
-            source: Arc::new(Stream::Unix(near)),
-            destination: Stream::Unix(far),
+            source: Arc::new(Stream::from(near)),
+            destination: Stream::from(far),
         };
-        let (gate, target) = (Gate::default(), Target::resolve(&config.connect).unwrap());
+        let introduction = Introduction {
+            name: None,
+            migration: None,
+            method: config.compression,
+            has_channels: true,
+            may_be_postcopy: false,
+            is_recovery: false,
+        };
+        let target = Caller::resolve(config.connect.clone(), &introduction).unwrap();
+        let gate = Gate::default();
         gate.channel_came(0);
         gate.begin();
         let shared = Shared {
