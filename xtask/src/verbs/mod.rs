@@ -7,6 +7,7 @@ pub mod capture;
 pub mod check;
 pub mod demo;
 pub mod detect;
+pub mod dist;
 pub mod fuzz;
 pub mod recording;
 pub mod setup;
