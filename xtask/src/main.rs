@@ -45,6 +45,8 @@ enum Verb {
     Capture(verbs::capture::Arguments),
     /// Migrations with faults at random places, and a verdict on each
     Campaign(verbs::campaign::Arguments),
+    /// Long runs and measurements of the engines
+    Soak(verbs::soak::Arguments),
     /// Run the fuzzers
     Fuzz(verbs::fuzz::Arguments),
     /// Formatting, lints, documentation, the line of crates
@@ -62,6 +64,7 @@ fn main() -> ExitCode {
         Verb::Recording => verbs::recording::run(),
         Verb::Capture(arguments) => verbs::capture::run(&arguments),
         Verb::Campaign(arguments) => verbs::campaign::run(&arguments),
+        Verb::Soak(arguments) => verbs::soak::run(&arguments),
         Verb::Fuzz(arguments) => verbs::fuzz::run(&arguments),
         Verb::Test => verbs::test::run(),
         Verb::Check => verbs::check::run(),

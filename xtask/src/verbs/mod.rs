@@ -11,4 +11,5 @@ pub mod dist;
 pub mod fuzz;
 pub mod recording;
 pub mod setup;
+pub mod soak;
 pub mod test;
