@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod multifd;
+mod tools;
 mod verbs;
 
 use std::path::{Path, PathBuf};
@@ -27,6 +28,8 @@ enum Verb {
     Detect,
     /// Build multifd and multifd-bench for release, and say what it will use on this machine
     Build,
+    /// Make manual pages, completions and a Debian package, in target/dist
+    Dist(verbs::dist::Arguments),
     /// Fetch the real parts from Debian into target/parts; the system stays as it is
     Setup(verbs::setup::Arguments),
     /// Move a running guest through two relays, and check that it arrives whole
@@ -42,6 +45,8 @@ enum Verb {
     Capture(verbs::capture::Arguments),
     /// Migrations with faults at random places, and a verdict on each
     Campaign(verbs::campaign::Arguments),
+    /// Long runs and measurements of the engines
+    Soak(verbs::soak::Arguments),
     /// Run the fuzzers
     Fuzz(verbs::fuzz::Arguments),
     /// Formatting, lints, documentation, the line of crates
@@ -52,12 +57,14 @@ fn main() -> ExitCode {
     let outcome = match Arguments::parse().verb {
         Verb::Detect => verbs::detect::run(),
         Verb::Build => verbs::build::run(),
+        Verb::Dist(arguments) => verbs::dist::run(&arguments),
         Verb::Setup(arguments) => verbs::setup::run(&arguments),
         Verb::Demo(arguments) => verbs::demo::run(&arguments),
         Verb::Bench(bench) => verbs::bench::run(&bench),
         Verb::Recording => verbs::recording::run(),
         Verb::Capture(arguments) => verbs::capture::run(&arguments),
         Verb::Campaign(arguments) => verbs::campaign::run(&arguments),
+        Verb::Soak(arguments) => verbs::soak::run(&arguments),
         Verb::Fuzz(arguments) => verbs::fuzz::run(&arguments),
         Verb::Test => verbs::test::run(),
         Verb::Check => verbs::check::run(),

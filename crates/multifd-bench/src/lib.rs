@@ -3,13 +3,13 @@
 //! - [`guests`] are processes whose memory is filled and written as a real guest's is.
 //! - [`links`] makes what two hosts have between them, on one machine.
 //!
-//! The command `multifd-bench` moves such guests over such links. It is behind the feature `command`, which is on by
-//! default; the library alone needs little else.
+//! The command `multifd-bench` moves such guests over such links. It is the module `command`, behind the feature
+//! `command`, which is on by default; the rest of the library needs little else.
 
 #![forbid(unsafe_code)]
 #![cfg_attr(
     not(test),
-    warn(
+    deny(
         clippy::indexing_slicing,
         clippy::unwrap_used,
         clippy::expect_used,
@@ -18,5 +18,7 @@
     )
 )]
 
+#[cfg(feature = "command")]
+pub mod command;
 pub mod guests;
 pub mod links;

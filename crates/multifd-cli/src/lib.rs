@@ -32,7 +32,7 @@ pub mod signals;
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 
 use crate::args::{Cli, Command};
 pub use crate::args::{CodecArgs, Compression, ReceiveArgs, address};
@@ -48,4 +48,10 @@ pub fn main() -> ExitCode {
         Command::Inspect(args) => inspect::run(&args),
         Command::Detect(args) => detect::run(&args),
     })
+}
+
+/// What can be typed, as clap has it: man pages and completions are made from this.
+#[must_use]
+pub fn definition() -> clap::Command {
+    Cli::command()
 }

@@ -31,10 +31,10 @@ const MEMORY_BYTES: usize = 32 << 20;
 const WRITES: u64 = 64;
 
 /// The argument that makes this program the VMM.
-pub const VMM: &str = "--vmm";
+const VMM: &str = "--vmm";
 
 /// The VMM: a guest that writes all over its memory, and a conversation over stdin and stdout.
-pub fn vmm() -> Outcome<()> {
+fn vmm() -> Outcome<()> {
     use std::os::fd::AsRawFd;
     let memory = Mapping::memfd("guest", MEMORY_BYTES)?;
     let _tracking = WriteTracking::register(&[memory.range()])?;
@@ -137,7 +137,7 @@ impl VmHandle for Taken {
 }
 
 /// The daemon. `vmm` starts the VMM.
-pub fn daemon(mut vmm: Command) -> Outcome<()> {
+fn daemon(mut vmm: Command) -> Outcome<()> {
     let mut process = vmm.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
     let requests = process.stdin.take().ok_or("no stdin")?;
     let mut answers = BufReader::new(process.stdout.take().ok_or("no stdout")?);
@@ -230,8 +230,6 @@ fn memory_for(offer: &Offer) -> Result<MappedMemory, VmError> {
     Ok(MappedMemory::new(blocks.collect::<Result<_, VmError>>()?))
 }
 
-/// Runs the example.
-#[allow(dead_code, reason = "a test has its own")]
 fn main() -> Outcome<()> {
     if std::env::args().nth(1).as_deref() == Some(VMM) {
         return vmm();

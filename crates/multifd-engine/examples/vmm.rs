@@ -104,8 +104,7 @@ impl VmHandle for Vmm {
     }
 }
 
-/// Runs the example.
-pub fn main() -> Result<(), VmError> {
+fn main() -> Result<(), VmError> {
     let (here, there) = (Vmm::new()?, Vmm::new()?);
     let mut acceptor = Acceptor::bind(&"tcp:127.0.0.1:0".parse()?)?;
     let address = acceptor.address().clone();

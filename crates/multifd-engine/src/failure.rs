@@ -1,11 +1,6 @@
 //! What can go wrong in a migration between two engines.
 
-use std::io;
-
-use multifd_codec::{DecodeError, EncodeError, PagesError, Unsupported};
-use multifd_transport::RoundFault;
 use multifd_transport::failure::{Cause as TransportCause, Located};
-use multifd_wire::{Fault, Misuse, UnknownMethod};
 
 use crate::EngineFault;
 use crate::control::ControlFault;
@@ -30,32 +25,12 @@ pub enum Cause {
     Control(#[from] ControlFault),
 }
 
-/// Turns each error that a transport cause can hold into a cause of this crate, so that `?` takes it.
-macro_rules! through_transport {
-    ($($error:ty),* $(,)?) => {
-        $(impl From<$error> for Cause {
-            fn from(error: $error) -> Self {
-                Self::Transport(error.into())
-            }
-        })*
-    };
-}
-
-through_transport!(
-    io::Error,
-    Fault,
-    SetupFault,
-    DecodeError,
-    EncodeError,
-    Unsupported,
-    UnknownMethod,
-    Misuse,
-    PagesError,
-    RoundFault,
-);
+multifd_transport::nest_transport_causes!(Cause);
 
 #[cfg(test)]
 mod tests {
+    use multifd_wire::Fault;
+
     use super::*;
 
     #[test]

@@ -1,11 +1,6 @@
 //! What can go wrong in a migration that is relayed, kept or replayed.
 
-use std::io;
-
-use multifd_codec::{DecodeError, EncodeError, PagesError, Unsupported};
-use multifd_transport::RoundFault;
 use multifd_transport::failure::{Cause as TransportCause, Located};
-use multifd_wire::{Fault, Misuse, UnknownMethod};
 
 use crate::coverage::CoverageFault;
 use crate::image::ImageError;
@@ -115,32 +110,12 @@ impl Cause {
     }
 }
 
-/// Turns each error that a transport cause can hold into a cause of this crate, so that `?` takes it.
-macro_rules! through_transport {
-    ($($error:ty),* $(,)?) => {
-        $(impl From<$error> for Cause {
-            fn from(error: $error) -> Self {
-                Self::Transport(error.into())
-            }
-        })*
-    };
-}
-
-through_transport!(
-    io::Error,
-    Fault,
-    SetupFault,
-    DecodeError,
-    EncodeError,
-    Unsupported,
-    UnknownMethod,
-    Misuse,
-    PagesError,
-    RoundFault,
-);
+multifd_transport::nest_transport_causes!(Cause);
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+
     use super::*;
 
     #[test]

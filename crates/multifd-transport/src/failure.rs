@@ -113,6 +113,42 @@ pub enum Cause {
     Thread(#[source] io::Error),
 }
 
+/// Turns each error that a transport [`Cause`] can hold into the cause of another crate, so that `?` takes it there.
+/// That cause has a variant `Transport`. For the crates of this workspace alone.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! nest_transport_causes {
+    ($cause:ty) => {
+        $crate::nest_transport_causes! {
+            $cause:
+            ::std::io::Error,
+            $crate::failure::errors::DecodeError,
+            $crate::failure::errors::EncodeError,
+            $crate::failure::errors::Fault,
+            $crate::failure::errors::Misuse,
+            $crate::failure::errors::PagesError,
+            $crate::failure::errors::UnknownMethod,
+            $crate::failure::errors::Unsupported,
+            $crate::failure::SetupFault,
+            $crate::RoundFault,
+        }
+    };
+    ($cause:ty: $($error:ty,)*) => {
+        $(impl ::std::convert::From<$error> for $cause {
+            fn from(error: $error) -> Self {
+                Self::Transport(error.into())
+            }
+        })*
+    };
+}
+
+/// The errors of crates below that `nest_transport_causes` names.
+#[doc(hidden)]
+pub mod errors {
+    pub use multifd_codec::{DecodeError, EncodeError, PagesError, Unsupported};
+    pub use multifd_wire::{Fault, Misuse, UnknownMethod};
+}
+
 /// Connections of one migration that do not fit together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]

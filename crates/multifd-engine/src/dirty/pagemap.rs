@@ -88,7 +88,11 @@ pub struct PagemapLog {
     ranges: Vec<Range<u64>>,
     regions: Vec<Region>,
     /// For mappings of this process.
-    _tracking: Option<WriteTracking>,
+    #[expect(
+        dead_code,
+        reason = "kept, because the tracking ends when it is dropped"
+    )]
+    tracking: Option<WriteTracking>,
 }
 
 impl PagemapLog {
@@ -102,9 +106,7 @@ impl PagemapLog {
         let ranges: Vec<_> = blocks.iter().map(|block| block.range).collect();
         let tracking = WriteTracking::register(&ranges)?;
         let addresses = ranges.iter().map(HostRange::addresses).collect();
-        let mut log = Self::open("/proc/self/pagemap", addresses)?;
-        log._tracking = Some(tracking);
-        Ok(log)
+        Self::open("/proc/self/pagemap", addresses, Some(tracking))
     }
 
     /// Tracks what another process writes to its mappings. `ranges` are addresses there, one range for each RAM block in
@@ -115,10 +117,14 @@ impl PagemapLog {
     ///
     /// `System` when there is no such process, or its page tables are not for us to read.
     pub fn of_process(pid: u32, ranges: Vec<Range<u64>>) -> Result<Self, DirtyLogError> {
-        Self::open(&format!("/proc/{pid}/pagemap"), ranges)
+        Self::open(&format!("/proc/{pid}/pagemap"), ranges, None)
     }
 
-    fn open(path: &str, ranges: Vec<Range<u64>>) -> Result<Self, DirtyLogError> {
+    fn open(
+        path: &str,
+        ranges: Vec<Range<u64>>,
+        tracking: Option<WriteTracking>,
+    ) -> Result<Self, DirtyLogError> {
         let pagemap = File::open(path).map_err(|source| DirtyLogError::System {
             what: "open the page tables of the guest's process",
             source,
@@ -127,7 +133,7 @@ impl PagemapLog {
             pagemap,
             ranges,
             regions: Vec::with_capacity(REGIONS_PER_SCAN),
-            _tracking: None,
+            tracking,
         })
     }
 

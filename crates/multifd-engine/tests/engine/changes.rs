@@ -18,7 +18,7 @@ use rustix::mm::{Advice, madvise};
 use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-use crate::support::{MIB, Place, TestVm, assert_equal, memory, offered};
+use testkit::engine::{MIB, Place, TestVm, assert_equal, memory, offered};
 
 const PAGE: u64 = 4096;
 

@@ -2,9 +2,7 @@
 
 use std::num::NonZeroU8;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::thread;
-use std::time::Duration;
 
 use multifd_codec::{Accel, Streams, encoder};
 use multifd_engine::destination::{self, DestinationSettings};
@@ -16,27 +14,7 @@ use multifd_transport::Cancel;
 use multifd_transport::incoming::Acceptor;
 use multifd_wire::{Method, PageSize};
 
-use crate::support::{MIB, Place, TestGuest, TestVm, assert_equal, memory, migrate};
-
-/// Migrates a guest that writes as fast as it can, and compares.
-fn check(place: &Place, len_bytes: usize, parameters: &Parameters) {
-    let mut guest = TestGuest::new(len_bytes);
-    // As fast as it can, over as much as can be sent while it stands still.
-    guest.write_everywhere(1, (64.0 * MIB as f64 / len_bytes as f64).min(0.25));
-    let outcome = migrate(&guest, place, parameters);
-    let statistics = outcome.source.unwrap();
-    let received = outcome.destination.unwrap();
-    assert!(!guest.gate.is_open(), "the guest stands still here");
-    assert!(outcome.vm.runs.load(Ordering::SeqCst), "and runs there");
-    assert_equal(&guest.memory, &received.memory);
-    assert_eq!(outcome.vm.state, guest.vm().state);
-    assert_eq!(
-        received.channels,
-        usize::from(parameters.multifd_channels.get())
-    );
-    assert_eq!(received.arrived.normal, statistics.normal);
-    assert_eq!(received.arrived.duplicate, statistics.duplicate);
-}
+use testkit::engine::{MIB, Place, TestGuest, TestVm, assert_equal, memory, migrates_whole};
 
 #[test]
 fn methods_and_accelerators() {
@@ -61,7 +39,7 @@ fn methods_and_accelerators() {
                 0 => Place::unix(),
                 _ => Place::tcp(),
             };
-            check(&place, 8 * MIB, &parameters);
+            migrates_whole(&place, 8 * MIB, &parameters);
         }
     }
 }
@@ -73,7 +51,7 @@ fn several_streams() {
         parameters.multifd_compression = method;
         parameters.codec.accel = Accel::Software;
         parameters.codec.streams = Streams::new(8).unwrap();
-        check(&Place::unix(), 8 * MIB, &parameters);
+        migrates_whole(&Place::unix(), 8 * MIB, &parameters);
     }
 }
 
@@ -82,7 +60,7 @@ fn wherever_zero_pages_are_looked_for() {
     for detection in ZeroPageDetection::ALL {
         let mut parameters = Parameters::default();
         parameters.zero_page_detection = detection;
-        check(&Place::unix(), 8 * MIB, &parameters);
+        migrates_whole(&Place::unix(), 8 * MIB, &parameters);
     }
 }
 
@@ -135,7 +113,7 @@ fn channels() {
     for channels in [1, 2, 3, 4, 8, 16] {
         let mut parameters = Parameters::default();
         parameters.multifd_channels = NonZeroU8::new(channels).unwrap();
-        check(&Place::unix(), 8 * MIB, &parameters);
+        migrates_whole(&Place::unix(), 8 * MIB, &parameters);
     }
 }
 
@@ -146,27 +124,12 @@ fn page_sizes() {
         parameters.page_size = PageSize::new(page_bytes).unwrap();
         parameters.multifd_compression = Method::Zlib;
         for len_bytes in [MIB, 16 * MIB] {
-            check(&Place::unix(), len_bytes, &parameters);
+            migrates_whole(&Place::unix(), len_bytes, &parameters);
         }
     }
 }
 
 #[test]
 fn a_quarter_of_a_gibibyte() {
-    check(&Place::unix(), 256 * MIB, &Parameters::default());
-}
-
-/// Large guests, which CI has no memory for: their sizes in MiB, such as `MULTIFD_TEST_MIB=1024,8192`.
-#[test]
-#[ignore = "takes as much memory as it is told to, twice: run by hand"]
-fn large_guests() {
-    let sizes = std::env::var("MULTIFD_TEST_MIB").unwrap_or_else(|_| "8192".to_owned());
-    for mib in sizes.split(',') {
-        let mib: usize = mib.parse().expect("MiB");
-        let mut parameters = Parameters::default();
-        parameters.multifd_channels = NonZeroU8::new(4).unwrap();
-        parameters.downtime_limit = Duration::from_secs(2);
-        check(&Place::unix(), mib * MIB, &parameters);
-        println!("{mib} MiB: equal");
-    }
+    migrates_whole(&Place::unix(), 256 * MIB, &Parameters::default());
 }

@@ -2,7 +2,5 @@
 
 mod changes;
 mod equal;
-mod measure;
 mod regions;
-mod support;
 mod tracking;

@@ -14,7 +14,7 @@ use multifd_transport::incoming::Acceptor;
 use multifd_transport::{Address, Cancel, Listener, Stream};
 
 use crate::scenarios::{busy_guest, check_next_attempt, check_one_guest};
-use crate::support::{Outcome, Place, TestGuest, TestVm, offered};
+use testkit::engine::{Outcome, Place, TestGuest, TestVm, offered};
 
 /// Passes connections on to `to` and cuts all of them once so many bytes have come through, in both directions together.
 /// Ends when `over` is set.

@@ -12,7 +12,7 @@ use multifd_transport::Cancel;
 use multifd_transport::incoming::Acceptor;
 
 use crate::scenarios::{Before, busy_guest, check_next_attempt};
-use crate::support::{Place, TestGuest, TestVm, offered};
+use testkit::engine::{Place, TestGuest, TestVm, offered};
 
 /// A log that sees nothing, and says before each call what it is.
 struct Told<F>(F);
@@ -104,7 +104,7 @@ pub fn that_panic() {
             resume_unwind(Box::new("as it should"));
         }
     });
-    let idle = TestGuest::of(crate::support::memory(&[("ram", crate::support::MIB)]));
+    let idle = TestGuest::of(testkit::engine::memory(&[("ram", testkit::engine::MIB)]));
     let (sent, received) = send(&idle, &mut log, &mut idle.vm(), "");
     assert!(sent.unwrap().is_ok() && received.is_ok());
     assert!(!idle.gate.is_open() && guest.gate.is_open());

@@ -6,8 +6,6 @@ mod cut;
 mod logs;
 mod peers;
 mod scenarios;
-#[path = "../engine/support.rs"]
-mod support;
 
 #[test]
 fn one_guest_a_reason_and_nothing_left_behind() {

@@ -14,7 +14,7 @@ use multifd_transport::{Cancel, Listener, Stream};
 use multifd_wire::Method;
 
 use crate::scenarios::{busy_guest, check_next_attempt, engine_fault, send_to};
-use crate::support::{Place, TestVm, offered};
+use testkit::engine::{Place, TestVm, offered};
 
 /// Agrees to everything as a destination would, up to the block list, and hands over what it has.
 fn accept_all(listener: &Listener, channels: usize) -> (Stream, Vec<Stream>) {
@@ -179,7 +179,7 @@ pub fn a_channel_that_breaks_the_rules_is_named() {
         };
         Message::Hello(hello).encode(&mut bytes).unwrap();
         let block = multifd_engine::control::Block {
-            name: crate::support::name("ram"),
+            name: testkit::engine::name("ram"),
             len_bytes: 4 << 20,
         };
         Message::Blocks(vec![block]).encode(&mut bytes).unwrap();
@@ -197,7 +197,7 @@ pub fn a_channel_that_breaks_the_rules_is_named() {
         });
         let packet = multifd_wire::RamPacket::new(
             multifd_wire::PageSize::K4,
-            crate::support::name("rom"),
+            testkit::engine::name("rom"),
             &[],
             &[0],
             0,
@@ -230,7 +230,7 @@ fn made_source(place: &Place, pages: u64, channels: u8) -> (Stream, Vec<Stream>)
     };
     Message::Hello(hello).encode(&mut bytes).unwrap();
     let block = multifd_engine::control::Block {
-        name: crate::support::name("ram"),
+        name: testkit::engine::name("ram"),
         len_bytes: pages * 4096,
     };
     Message::Blocks(vec![block]).encode(&mut bytes).unwrap();
@@ -251,7 +251,7 @@ fn made_source(place: &Place, pages: u64, channels: u8) -> (Stream, Vec<Stream>)
 /// Zero pages in one packet, and a SYNC behind it.
 fn zero_pages(channel: &Stream, offsets: &[u64]) {
     use multifd_wire::{Packet, PageSize, RamPacket};
-    let name = crate::support::name("ram");
+    let name = testkit::engine::name("ram");
     let packet = RamPacket::new(PageSize::K4, name, &[], offsets, 0).unwrap();
     let mut bytes = Vec::new();
     Packet::Ram(packet).encode(&mut bytes);

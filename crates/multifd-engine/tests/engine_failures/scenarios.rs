@@ -20,10 +20,10 @@ use multifd_transport::incoming::{Acceptor, Note, Peer, Reason};
 use multifd_transport::{Address, Cancel, Listener, Stream};
 use multifd_wire::Method;
 
-use crate::support::{
+use crate::{cut, logs, peers};
+use testkit::engine::{
     MIB, Outcome, Place, TestGuest, TestVm, assert_equal, memory, migrate, migrate_with, offered,
 };
-use crate::{cut, logs, peers};
 
 /// The scenarios, by name.
 const SCENARIOS: &[(&str, fn())] = &[

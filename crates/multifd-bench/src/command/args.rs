@@ -3,13 +3,13 @@
 use std::num::{NonZeroU8, NonZeroU64};
 use std::path::PathBuf;
 
+use crate::guests::Kind;
 use clap::{Args, Parser, Subcommand};
-use multifd_bench::guests::Kind;
 use multifd_cli::{CodecArgs, ReceiveArgs, address};
 use multifd_engine::ZeroPageDetection;
 use multifd_transport::Address;
 
-use crate::migrate::{Mode, Rate};
+use super::migrate::{Mode, Rate};
 
 /// Live migration measured without a VM: guests are processes.
 ///

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::process::ExitCode;
 
-use multifd_bench::guests::{Ram, serve};
+use crate::guests::{Ram, serve};
 use multifd_cli::process::Outcome;
 use multifd_cli::{say, signals};
 use multifd_engine::dirty::WriteTracking;

@@ -6,13 +6,13 @@ use std::num::NonZeroU8;
 use std::process::{Child, Stdio};
 use std::thread::{self, JoinHandle};
 
-use multifd_bench::guests::Kind;
+use crate::guests::Kind;
 use multifd_cli::receive;
 use serde::de::DeserializeOwned;
 
 use super::link::Path;
 use super::mode::Mode;
-use crate::{own, send};
+use crate::command::{own, send};
 
 /// What is to be moved, and how.
 pub struct Run {

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use multifd_bench::guests::{Guest, Kind, Spec};
+use crate::guests::{Guest, Kind, Spec};
 use multifd_cli::process::{Outcome, cpu_seconds};
 use multifd_cli::say::{self, Progress};
 use multifd_cli::signals::Signals;
@@ -17,8 +17,8 @@ use multifd_engine::{
 use multifd_wire::{BlockName, Method, PageSize};
 use serde::{Deserialize, Serialize};
 
-use crate::args::SendArgs;
-use crate::own;
+use super::args::SendArgs;
+use super::own;
 
 /// Starts a guest and sends it away.
 pub fn run(args: &SendArgs) -> Outcome {

@@ -1,5 +1,8 @@
-//! Guests without a hypervisor: memory, and threads that write it.
-#![allow(dead_code, reason = "each test program uses its own part")]
+//! Guests without a hypervisor, for the engines: memory, and threads that write it.
+
+mod writes;
+
+pub use writes::{PAGE, no_write_is_lost};
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -16,16 +19,19 @@ use multifd_transport::incoming::Acceptor;
 use multifd_transport::{Address, Cancel};
 use multifd_wire::BlockName;
 
+use crate::pages::Random;
+
+/// A mebibyte.
 pub const MIB: usize = 1 << 20;
 
 /// What stops and starts a guest's threads.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub struct Gate {
     state: Mutex<GateState>,
     changed: Condvar,
 }
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct GateState {
     closed: bool,
     over: bool,
@@ -63,15 +69,20 @@ impl Gate {
         );
     }
 
+    /// Whether the guest runs.
     pub fn is_open(&self) -> bool {
         !self.state.lock().unwrap().closed
     }
 }
 
 /// A guest that runs in threads of this process.
+#[derive(Debug)]
 pub struct TestGuest {
+    /// Its memory.
     pub memory: Arc<MappedMemory>,
+    /// What stops its threads.
     pub gate: Arc<Gate>,
+    /// How many steps its threads have made.
     pub steps: Arc<AtomicU64>,
     threads: Vec<JoinHandle<()>>,
 }
@@ -82,13 +93,14 @@ impl TestGuest {
         Self::of(memory(&[("ram", len_bytes)]))
     }
 
+    /// As [`new`](Self::new), in memory of any blocks.
     pub fn of(memory: MappedMemory) -> Self {
         for block in memory.blocks() {
             for page in 0..block.range.len_bytes() / 4096 {
                 let mut random = Random::new(page as u64);
                 let bytes: Vec<u8> = match page % 3 {
                     0 => continue,
-                    1 => (0..4096).map(|_| random.next() as u8).collect(),
+                    1 => (0..4096).map(|_| random.byte()).collect(),
                     _ => format!("line {page} of a guest's memory\n")
                         .bytes()
                         .cycle()
@@ -133,13 +145,13 @@ impl TestGuest {
         let mut random = Random::new(seed);
         self.run(move |memory| {
             let range = memory.mappings()[0].1.range();
-            let pages = (range.len_bytes() as f64 / 4096.0 * share) as u64;
+            let pages = (range.len_bytes() as f64 / 4096.0 * share) as usize;
             for _ in 0..64 {
-                let offset = random.below(pages.max(1)) * 4096;
+                let offset = random.below(pages.max(1)) as u64 * 4096;
                 if random.below(16) == 0 {
                     range.clear(offset, 4096).unwrap();
                 } else {
-                    let word = random.below(512) * 8;
+                    let word = random.below(512) as u64 * 8;
                     range
                         .write(offset + word, &random.next().to_ne_bytes())
                         .unwrap();
@@ -148,6 +160,7 @@ impl TestGuest {
         });
     }
 
+    /// The VM around this guest.
     pub fn vm(&self) -> TestVm {
         TestVm {
             gate: Arc::clone(&self.gate),
@@ -167,14 +180,17 @@ impl Drop for TestGuest {
 }
 
 /// The VM of a [`TestGuest`], or one at a destination that is only seen to run.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct TestVm {
     gate: Arc<Gate>,
+    /// The state of its devices.
     pub state: Vec<u8>,
+    /// Whether it was resumed.
     pub runs: Arc<AtomicBool>,
 }
 
 impl TestVm {
+    /// A VM that waits for a guest.
     pub fn empty() -> Self {
         Self {
             gate: Arc::default(),
@@ -206,10 +222,12 @@ impl VmHandle for TestVm {
     }
 }
 
+/// The name of a RAM block.
 pub fn name(name: &str) -> BlockName {
     BlockName::new(name.as_bytes()).unwrap()
 }
 
+/// Memory of these blocks, by name and length in bytes.
 pub fn memory(blocks: &[(&str, usize)]) -> MappedMemory {
     let block =
         |&(of, len_bytes): &(&str, usize)| (name(of), Mapping::memfd(of, len_bytes).unwrap());
@@ -226,12 +244,15 @@ pub fn offered(offer: &Offer) -> Result<MappedMemory, VmError> {
 }
 
 /// Somewhere to listen, and what has to be kept for it.
+#[derive(Debug)]
 pub struct Place {
+    /// Where to listen.
     pub address: Address,
     _folder: Option<tempfile::TempDir>,
 }
 
 impl Place {
+    /// A unix socket in a folder of its own.
     pub fn unix() -> Self {
         let folder = tempfile::tempdir().unwrap();
         Self {
@@ -240,6 +261,7 @@ impl Place {
         }
     }
 
+    /// A port of this host.
     pub fn tcp() -> Self {
         Self {
             address: "tcp:127.0.0.1:0".parse().unwrap(),
@@ -249,9 +271,13 @@ impl Place {
 }
 
 /// Both ends of a migration that has ended.
+#[derive(Debug)]
 pub struct Outcome {
+    /// What the source says.
     pub source: Result<Statistics, SourceFailure>,
+    /// What the destination says.
     pub destination: Result<Received<MappedMemory>, Failure>,
+    /// The VM at the destination.
     pub vm: TestVm,
 }
 
@@ -269,6 +295,7 @@ pub fn migrate(guest: &TestGuest, place: &Place, parameters: &Parameters) -> Out
     )
 }
 
+/// As [`migrate`], with a dirty log of one's own, in sight, and until it is cancelled.
 pub fn migrate_with(
     guest: &TestGuest,
     acceptor: &mut Acceptor,
@@ -313,6 +340,26 @@ pub fn migrate_with(
     })
 }
 
+/// Migrates a guest that writes as fast as it can, and compares both ends.
+pub fn migrates_whole(place: &Place, len_bytes: usize, parameters: &Parameters) {
+    let mut guest = TestGuest::new(len_bytes);
+    // As fast as it can, over as much as can be sent while it stands still.
+    guest.write_everywhere(1, (64.0 * MIB as f64 / len_bytes as f64).min(0.25));
+    let outcome = migrate(&guest, place, parameters);
+    let statistics = outcome.source.unwrap();
+    let received = outcome.destination.unwrap();
+    assert!(!guest.gate.is_open(), "the guest stands still here");
+    assert!(outcome.vm.runs.load(Ordering::SeqCst), "and runs there");
+    assert_equal(&guest.memory, &received.memory);
+    assert_eq!(outcome.vm.state, guest.vm().state);
+    assert_eq!(
+        received.channels,
+        usize::from(parameters.multifd_channels.get())
+    );
+    assert_eq!(received.arrived.normal, statistics.normal);
+    assert_eq!(received.arrived.duplicate, statistics.duplicate);
+}
+
 /// Says which page differs, if one does.
 pub fn assert_equal(source: &MappedMemory, destination: &MappedMemory) {
     for (name, ours) in source.mappings() {
@@ -335,25 +382,5 @@ pub fn assert_equal(source: &MappedMemory, destination: &MappedMemory) {
                 panic!("block {name} differs at {:#x}", start + at);
             }
         }
-    }
-}
-
-/// A small generator of its own, so that tests are the same everywhere.
-pub struct Random(u64);
-
-impl Random {
-    pub fn new(seed: u64) -> Self {
-        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
-    }
-
-    pub fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    pub fn below(&mut self, end: u64) -> u64 {
-        self.next() % end
     }
 }

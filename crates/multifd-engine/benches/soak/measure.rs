@@ -1,6 +1,4 @@
-//! What the engines cost, measured by hand:
-//!
-//!     cargo test --release -p multifd-engine --test engine measure -- --ignored --nocapture --test-threads 1
+//! What the engines cost.
 
 use std::fs;
 use std::num::NonZeroU64;
@@ -12,23 +10,17 @@ use multifd_engine::dirty::{DirtyBitmap, DirtyLog, PagemapLog};
 use multifd_engine::{Parameters, Statistics};
 use multifd_wire::{Method, PageSize};
 
-use crate::support::{MIB, Place, Random, TestGuest, memory, migrate};
+use testkit::engine::{MIB, Place, TestGuest, memory, migrate};
+use testkit::pages::Random;
 
-/// Sizes in MiB; other ones as in `MULTIFD_TEST_MIB=1024,2048`.
-fn sizes() -> Vec<usize> {
-    let sizes = std::env::var("MULTIFD_TEST_MIB").unwrap_or_else(|_| "1024,2048,4096".to_owned());
-    sizes
-        .split(',')
-        .map(|mib| mib.parse().expect("MiB"))
-        .collect()
-}
+use crate::sizes;
 
 /// A guest of which every page is there, and whose pages are all zero or all noise.
 fn filled(mib: usize, noise: bool) -> TestGuest {
     let guest = TestGuest::of_untouched(memory(&[("ram", mib * MIB)]));
     let range = guest.memory.mappings()[0].1.range();
     let mut random = Random::new(1);
-    let mut piece: Vec<u8> = (0..MIB).map(|_| random.next() as u8).collect();
+    let mut piece: Vec<u8> = (0..MIB).map(|_| random.byte()).collect();
     if !noise {
         piece.fill(0);
     }
@@ -63,14 +55,13 @@ fn with_peak<T>(run: impl FnOnce() -> T) -> (T, u64) {
     })
 }
 
-#[test]
-#[ignore = "a measurement: run by hand"]
-fn cost_by_memory() {
+/// Scans and migrations of guests of several sizes.
+pub fn cost_by_memory() {
     println!(
         "| memory | scan, nothing written | scan, all written | zero pages | peak | noise | peak |"
     );
     println!("| --- | --- | --- | --- | --- | --- | --- |");
-    for mib in sizes() {
+    for mib in sizes("1024,2048,4096") {
         let (clean, all) = {
             let guest = filled(mib, false);
             let range = guest.memory.mappings()[0].1.range();
@@ -126,9 +117,9 @@ fn writing_guest(mib: usize, pages_per_second: u64) -> TestGuest {
         let due = (started.elapsed().as_secs_f64() * pages_per_second as f64) as u64;
         let range = memory.mappings()[0].1.range();
         while written < due {
-            let page = random.below((range.len_bytes() / 4096) as u64);
+            let page = random.below(range.len_bytes() / 4096);
             range
-                .write(page * 4096, &random.next().to_ne_bytes())
+                .write(page as u64 * 4096, &random.next().to_ne_bytes())
                 .unwrap();
             written += 1;
         }
@@ -137,9 +128,8 @@ fn writing_guest(mib: usize, pages_per_second: u64) -> TestGuest {
     guest
 }
 
-#[test]
-#[ignore = "a measurement: run by hand"]
-fn downtime_by_limit() {
+/// The downtime that comes of a limit, for several guests and links.
+pub fn downtime_by_limit() {
     println!("| method | link | guest writes | downtime-limit | downtime | rounds | total |");
     println!("| --- | --- | --- | --- | --- | --- | --- |");
     let row = |method: Method, bytes_per_second: u64, pages: u64, limit: u64| {

@@ -4,7 +4,7 @@ use std::fmt;
 use std::process::Command;
 use std::str::FromStr;
 
-use multifd_bench::links::{Link, LinkEnd};
+use crate::links::{Link, LinkEnd};
 
 /// The rate of a link, in bits per second.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -4,13 +4,13 @@ use std::fmt;
 use std::fs;
 use std::num::NonZeroU8;
 
-use multifd_bench::guests::Kind;
+use crate::guests::Kind;
 use multifd_cli::say;
 use serde::{Serialize, Serializer};
 
 use super::mode::Mode;
 use super::run::Attempt;
-use crate::send::Summary;
+use crate::command::send::Summary;
 
 /// All that was measured.
 #[derive(Serialize)]

@@ -14,7 +14,7 @@ use std::fs;
 use multifd_cli::process::Outcome;
 use multifd_cli::say::{self, Progress};
 
-use crate::args::MigrateArgs;
+use crate::command::args::MigrateArgs;
 use link::Path;
 use run::Run;
 use table::{Machine, Report, Row};

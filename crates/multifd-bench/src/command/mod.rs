@@ -1,0 +1,39 @@
+//! The command `multifd-bench`: flags, words and tables.
+
+mod args;
+mod guest;
+mod migrate;
+mod own;
+mod send;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser};
+use multifd_cli::process;
+use rustix::process::{Signal, set_parent_process_death_signal};
+
+use self::args::{Cli, Command};
+
+/// The command `multifd-bench`.
+pub fn main() -> ExitCode {
+    match Cli::parse().command {
+        // A guest reads and writes its orders, and prints nothing for people.
+        Command::Guest => guest::run(NAME),
+        Command::Migrate(args) => process::run(NAME, || migrate::run(&args)),
+        Command::Send(args) => process::run(NAME, || send::run(&args)),
+        Command::Receive(args) => process::run(NAME, || {
+            // It waits for a source that comes from `migrate` alone, and so ends with that.
+            set_parent_process_death_signal(Some(Signal::KILL))?;
+            multifd_cli::receive::run(&args)
+        }),
+    }
+}
+
+/// What can be typed, as clap has it: man pages and completions are made from this.
+#[must_use]
+pub fn definition() -> clap::Command {
+    Cli::command()
+}
+
+/// The name that stands before each note.
+const NAME: &str = "multifd-bench";

@@ -1,0 +1,40 @@
+//! Cargo's subcommands that are installed by hand, and what is said where one is missing.
+
+use std::process::Command;
+
+use crate::cargo;
+
+/// A subcommand of cargo that comes from a crate of its own.
+pub struct Tool {
+    /// The crate.
+    package: &'static str,
+    subcommand: &'static str,
+}
+
+impl Tool {
+    pub const DEB: Self = Self::new("cargo-deb", "deb");
+
+    const fn new(package: &'static str, subcommand: &'static str) -> Self {
+        Self {
+            package,
+            subcommand,
+        }
+    }
+
+    /// The subcommand, ready for its arguments, if it is installed.
+    pub fn command(&self) -> Option<Command> {
+        let version = cargo().args([self.subcommand, "--version"]).output();
+        version.ok().filter(|output| output.status.success())?;
+        let mut command = cargo();
+        command.arg(self.subcommand);
+        Some(command)
+    }
+
+    /// The line for a machine without the tool.
+    pub fn missing(&self, what: &str) -> String {
+        let package = self.package;
+        format!(
+            "NOT RUN, for lack of {package} (to have it: cargo install --locked {package}): {what}"
+        )
+    }
+}
