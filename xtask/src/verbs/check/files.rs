@@ -76,13 +76,15 @@ fn comment_start(line: &str) -> Option<usize> {
     let mut in_string = false;
     let mut at = 0;
     while let Some(&byte) = bytes.get(at) {
+        let is_after = |end: &[u8]| bytes.get(..at).is_some_and(|before| before.ends_with(end));
         match byte {
             b'\\' if in_string => at += 1,
             // A quote as a character, `'"'`, begins no string.
-            b'"' if !bytes.get(..at).is_some_and(|before| before.ends_with(b"'")) => {
-                in_string = !in_string;
+            b'"' if !is_after(b"'") => in_string = !in_string,
+            // `://` is an address, in a string that began on a line before.
+            b'/' if !in_string && bytes.get(at + 1) == Some(&b'/') && !is_after(b":") => {
+                return Some(at);
             }
-            b'/' if !in_string && bytes.get(at + 1) == Some(&b'/') => return Some(at),
             _ => {}
         }
         at += 1;
@@ -115,6 +117,7 @@ mod tests {
             format!("/// ```\n/// {words}\n/// ```"),
             format!("// https://example.org/{words}"),
             format!("let text = \"// {words}\";"),
+            format!("deb http://example.org/ {words}\\n\\"),
         ] {
             assert!(wide_comments(&text).is_empty(), "{text}");
         }
