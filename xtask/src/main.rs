@@ -49,8 +49,8 @@ enum Verb {
     Soak(verbs::soak::Arguments),
     /// Run the fuzzers
     Fuzz(verbs::fuzz::Arguments),
-    /// Formatting, lints, documentation, the line of crates
-    Check,
+    /// Formatting, lints, documentation, the line of crates, packages, licences
+    Check(verbs::check::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -67,7 +67,7 @@ fn main() -> ExitCode {
         Verb::Soak(arguments) => verbs::soak::run(&arguments),
         Verb::Fuzz(arguments) => verbs::fuzz::run(&arguments),
         Verb::Test => verbs::test::run(),
-        Verb::Check => verbs::check::run(),
+        Verb::Check(arguments) => verbs::check::run(&arguments),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

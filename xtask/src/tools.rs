@@ -13,6 +13,8 @@ pub struct Tool {
 
 impl Tool {
     pub const DEB: Self = Self::new("cargo-deb", "deb");
+    pub const DENY: Self = Self::new("cargo-deny", "deny");
+    pub const SEMVER: Self = Self::new("cargo-semver-checks", "semver-checks");
 
     const fn new(package: &'static str, subcommand: &'static str) -> Self {
         Self {

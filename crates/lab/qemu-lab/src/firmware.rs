@@ -62,7 +62,8 @@ pub fn image(guest: &Guest) -> Vec<u8> {
     asm.op(&[0x66, 0xb8]).imm16(DATA); // mov ax, DATA
     asm.op(&[0x8e, 0xd8, 0x8e, 0xc0, 0x8e, 0xd0]); // mov ds, ax; mov es, ax; mov ss, ax
     asm.op(&[0xbc]).imm32(STACK); // mov esp, STACK
-    asm.op(&[0xe4, 0x92, 0x0c, 0x02, 0x24, 0xfe, 0xe6, 0x92]); // in al, 0x92; or al, 2; and al, ~1; out 0x92, al: address line 20 on
+    // in al, 0x92; or al, 2; and al, ~1; out 0x92, al: address line 20 on
+    asm.op(&[0xe4, 0x92, 0x0c, 0x02, 0x24, 0xfe, 0xe6, 0x92]);
     if paced {
         start_timer(&mut asm);
     }
@@ -188,7 +189,8 @@ fn put(asm: &mut Assembler) {
     asm.op(&[0x52, 0x88, 0xc4]); // push edx; mov ah, al
     asm.op(&[0x66, 0xba]).imm16(SERIAL_STATUS); // mov dx, SERIAL_STATUS
     asm.label("put: busy");
-    asm.op(&[0xec, 0xa8, 0x20]).jump_if_equal("put: busy"); // in al, dx; test al, 0x20 (ready for a byte)
+    // in al, dx; test al, 0x20 (ready for a byte)
+    asm.op(&[0xec, 0xa8, 0x20]).jump_if_equal("put: busy");
     asm.op(&[0x66, 0xba]).imm16(SERIAL); // mov dx, SERIAL
     asm.op(&[0x88, 0xe0, 0xee, 0x5a, 0xc3]); // mov al, ah; out dx, al; pop edx; ret
 }
@@ -219,7 +221,8 @@ fn interrupt_table(asm: &mut Assembler) {
         .address("idt");
 
     asm.label("tick");
-    asm.op(&[0x50, 0xb0, 0x20, 0xe6, 0x20, 0x58, 0xcf]); // push eax; mov al, 0x20; out 0x20, al (end of interrupt); pop eax; iret
+    // push eax; mov al, 0x20; out 0x20, al (end of interrupt); pop eax; iret
+    asm.op(&[0x50, 0xb0, 0x20, 0xe6, 0x20, 0x58, 0xcf]);
 }
 
 /// Collects machine code, and fills in the places of labels at the end.

@@ -1,12 +1,9 @@
-//! `cargo xtask check`: what can be said about the tree without running it.
-
-use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+//! The line of crates: what each published crate may depend on.
 
 use serde_json::Value;
 
-use crate::{Result, cargo, output, run as run_command, target_dir, workspace};
+use super::{is_published, name_of, packages_of};
+use crate::{Result, cargo, output};
 
 /// The published crates, and which of this workspace's crates each may build upon.
 const LINE: [(&str, &[&str]); 10] = [
@@ -65,86 +62,14 @@ const OPTIONAL: [(&str, &str); 3] = [
     ("multifd-codec", "iaa-detect"),
 ];
 
-/// A Rust file longer than this holds more than one idea, unless it is listed in `LONG_FILES`.
-const LINES_PER_FILE: usize = 800;
-
-/// Files that are longer for a reason.
-const LONG_FILES: [&str; 0] = [];
-
-pub fn run() -> Result<()> {
-    let mut manifests = vec![workspace().join("Cargo.toml")];
-    manifests.extend(Some(workspace().join("fuzz/Cargo.toml")).filter(|path| path.is_file()));
-
-    for manifest in &manifests {
-        step("formatting", manifest);
-        run_command(
-            cargo()
-                .args(["fmt", "--all", "--check", "--manifest-path"])
-                .arg(manifest),
-        )?;
-        step("clippy", manifest);
-        run_command(
-            cargo()
-                .args([
-                    "clippy",
-                    "--quiet",
-                    "--workspace",
-                    "--all-targets",
-                    "--manifest-path",
-                ])
-                .arg(manifest)
-                // What the fuzz targets are built upon is there already.
-                .arg("--target-dir")
-                .arg(target_dir())
-                .args(["--", "-D", "warnings"]),
-        )?;
-    }
-    step("documentation", &manifests[0]);
-    run_command(
-        cargo()
-            .args(["doc", "--quiet", "--workspace", "--no-deps"])
-            .env("RUSTDOCFLAGS", "-D warnings"),
-    )?;
-
-    println!("== multifd-codec with fewer features");
-    for features in ["", "qpl", "zstd"] {
-        run_command(
-            cargo()
-                .args(["clippy", "--quiet", "--package", "multifd-codec"])
-                .args(["--no-default-features", "--features", features])
-                .args(["--", "-D", "warnings"]),
-        )?;
-    }
-
-    println!("== the line of crates, file lengths");
-    let metadata = output(cargo().args(["metadata", "--no-deps", "--format-version", "1"]))?;
-    let mut faults = line_faults(&serde_json::from_str(&metadata)?);
-    faults.extend(c_without_features()?);
-    faults.extend(long_files()?);
-    if faults.is_empty() {
-        Ok(())
-    } else {
-        Err(faults.join("\n").into())
-    }
-}
-
-fn step(what: &str, manifest: &Path) {
-    let place = manifest.strip_prefix(workspace()).unwrap_or(manifest);
-    println!("== {what} ({})", place.display());
-}
-
 /// Checks who depends on whom, as `cargo metadata` tells it.
-fn line_faults(metadata: &Value) -> Vec<String> {
-    let packages = metadata["packages"]
-        .as_array()
-        .map_or(&[][..], Vec::as_slice);
-    let name_of = |value: &Value| value["name"].as_str().unwrap_or_default().to_owned();
+pub fn faults(metadata: &Value) -> Vec<String> {
+    let packages = packages_of(metadata);
     let own: Vec<String> = packages.iter().map(name_of).collect();
     let mut faults = Vec::new();
     for package in packages {
         let name = name_of(package);
-        // Cargo writes `publish = false` as an empty list of registries.
-        if package["publish"].as_array().is_some_and(Vec::is_empty) {
+        if !is_published(package) {
             continue;
         }
         let Some((_, may_use)) = LINE.iter().find(|(crate_name, _)| *crate_name == name) else {
@@ -188,7 +113,7 @@ fn line_faults(metadata: &Value) -> Vec<String> {
 }
 
 /// Without its features the codec is Rust alone: no crate that it builds calls a C compiler.
-fn c_without_features() -> Result<Vec<String>> {
+pub fn c_without_features() -> Result<Vec<String>> {
     let tree = output(cargo().args([
         "tree",
         "--package=multifd-codec",
@@ -211,34 +136,11 @@ fn outside(name: &str) -> Option<&'static [&'static str]> {
     limited.map(|&(_, may_use)| may_use)
 }
 
-fn long_files() -> Result<Vec<String>> {
-    let listed = output(
-        Command::new("git")
-            .args(["ls-files", "*.rs"])
-            .current_dir(workspace()),
-    )?;
-    let mut faults = Vec::new();
-    for file in listed.lines().filter(|file| !LONG_FILES.contains(file)) {
-        let path: PathBuf = workspace().join(file);
-        // A file that is deleted but not yet committed is still listed.
-        let Ok(text) = fs::read_to_string(path) else {
-            continue;
-        };
-        let lines = text.lines().count();
-        if lines > LINES_PER_FILE {
-            faults.push(format!(
-                "{file} has {lines} lines, more than {LINES_PER_FILE}"
-            ));
-        }
-    }
-    Ok(faults)
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::{Value, json};
 
-    use super::line_faults;
+    use super::faults as line_faults;
 
     fn workspace_where(name: &str, dependency: Value) -> Value {
         json!({"packages": [
