@@ -238,6 +238,7 @@ impl Parts {
     }
 
     /// Whether the parts are all of the buffer.
+    #[cfg(any(test, feature = "zstd"))]
     pub(crate) fn are_all(&self) -> bool {
         self.end() == self.len_bytes
     }

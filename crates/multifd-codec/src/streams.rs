@@ -282,11 +282,13 @@ impl Pieces<'_> {
     }
 
     /// How many there are.
+    #[cfg(feature = "zstd")]
     pub(crate) const fn len(&self) -> usize {
         self.pieces.len()
     }
 
     /// Whether they fill all of the pages.
+    #[cfg(feature = "zstd")]
     pub(crate) fn are_all(&self) -> bool {
         self.parts.are_all()
     }

@@ -1,5 +1,7 @@
 //! What can go wrong in a migration that is relayed, kept or replayed.
 
+use std::io;
+
 use multifd_transport::failure::{Cause as TransportCause, Located};
 
 use crate::coverage::CoverageFault;
