@@ -31,6 +31,8 @@ mod resolve;
 pub mod rounds;
 mod stop;
 mod stream;
+#[cfg(feature = "tls")]
+pub mod tls;
 mod unsent;
 mod verbatim;
 
