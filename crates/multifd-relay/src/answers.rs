@@ -226,7 +226,7 @@ mod tests {
     /// What a source of `machine` hears after `script`.
     fn heard_by(machine: &str, on_demand: bool, script: impl FnOnce(&Answers, &Stream)) -> Vec<u8> {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
-        let stream = Stream::Unix(ours);
+        let stream = Stream::from(ours);
         let answers = Answers::new(on_demand);
         let configuration = MainEvent::Configuration(Configuration {
             machine: IdStr::new(machine.as_bytes()).unwrap(),
