@@ -54,6 +54,15 @@ pub struct RelayArgs {
     /// The migration's name on a trunk: letters, digits, `.`, `_` and `-`.
     #[arg(long, value_name = "NAME", value_parser = name)]
     pub name: Option<Name>,
+    /// Folder with certificates and keys, for trunk: and tls: (see `multifd tls init`).
+    #[arg(long, value_name = "DIR")]
+    pub tls_dir: Option<PathBuf>,
+    /// The name in the destination's certificate, where it is not the host called.
+    #[arg(long, value_name = "HOST")]
+    pub tls_hostname: Option<String>,
+    /// Allow only clients whose certificate has this name, and only these migrations; repeatable, `*` fits all.
+    #[arg(long, value_name = "CLIENT[=NAME]")]
+    pub allow: Vec<String>,
     /// Allow a trunk in clear to other hosts: everybody in between can read the guest's memory.
     #[arg(long)]
     pub insecure: bool,

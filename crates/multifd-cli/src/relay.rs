@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use multifd_codec::Accel;
 use multifd_relay::Failure;
+use multifd_relay::leg::{Encryption, EncryptionOptions, Rule};
 use multifd_relay::relay::{MigrationReport, Relay, RelayConfig, Totals, Update, pass_on};
 use multifd_transport::Cancel;
 use multifd_transport::failure::Cause as TransportCause;
@@ -73,8 +74,9 @@ pub fn run(args: &RelayArgs) -> Outcome {
         }
         config.name = args.name.clone();
         check_legs(&route, args.insecure)?;
+        config.encryption = encryption(&route, args)?;
         let listener = say::listener(&route.listen.address, args.mode)?;
-        let relay = Relay::on(listener, route.listen.protocol, config)?;
+        let relay = Relay::on(listener, &route.listen, config)?;
         relays.push((relay, route));
     }
     // Each may lead to another one, so all of them have to be there.
@@ -92,7 +94,7 @@ pub fn run(args: &RelayArgs) -> Outcome {
             false => format!("listening on {}", relay.leg()),
         });
         let route = Arc::new(Route {
-            listen: relay.leg(),
+            listen: relay.leg().clone(),
             connect: route.connect,
         });
         let (tell, ends) = (tell.clone(), ends.clone());
@@ -125,9 +127,6 @@ pub fn run(args: &RelayArgs) -> Outcome {
 /// Refuses what this build cannot do, and what would show a guest's memory to a network.
 fn check_legs(route: &Route, insecure: bool) -> Outcome {
     for leg in [&route.listen, &route.connect] {
-        if leg.tls {
-            return Err(format!("{leg}: this build has no TLS").into());
-        }
         if leg.is_exposed() && !insecure {
             return Err(format!(
                 "{leg} would carry the guest's memory over a network in clear: \
@@ -140,6 +139,19 @@ fn check_legs(route: &Route, insecure: bool) -> Outcome {
         return Err(format!("{}: a listening address has no {{name}}", route.listen).into());
     }
     Ok(())
+}
+
+/// Reads the certificates that a route needs.
+fn encryption(route: &Route, args: &RelayArgs) -> Result<Encryption, String> {
+    let options = EncryptionOptions {
+        folder: args.tls_dir.clone(),
+        hostname: args.tls_hostname.clone(),
+        rules: args.allow.iter().map(|text| Rule::parse(text)).collect(),
+    };
+    let encryption = Encryption::open(&route.listen, &route.connect, &options)
+        .map_err(|error| say::chain(&error))?;
+    encryption.warnings().iter().for_each(say::note);
+    Ok(encryption)
 }
 
 /// How a relay ends, step by step.

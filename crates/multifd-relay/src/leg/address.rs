@@ -80,16 +80,6 @@ impl LegAddress {
         }
     }
 
-    /// The trunk, in clear.
-    pub fn clear_trunk(address: Address) -> Self {
-        let (protocol, tls) = (Protocol::Trunk, false);
-        Self {
-            protocol,
-            tls,
-            address,
-        }
-    }
-
     /// Reads an address in which the path of a unix socket need not be UTF-8.
     ///
     /// # Errors

@@ -8,7 +8,7 @@ use multifd_transport::{Address, Stream};
 use multifd_wire::{Hello, Method};
 
 use super::carried::Carried;
-use super::{LegAddress, Protocol, abilities, process, random};
+use super::{Encryption, LegAddress, Protocol, abilities, process, random};
 use crate::trunk::{Answer, AnswerReceiver, Connection, Name, Offers, Preface, Refusal, Versions};
 
 /// How soon a wish to end is noticed while an answer is awaited.
@@ -35,6 +35,11 @@ pub(crate) struct Introduction {
 pub(crate) struct Caller {
     address: LegAddress,
     target: Target,
+    #[cfg_attr(
+        not(feature = "tls"),
+        expect(dead_code, reason = "a build without TLS")
+    )]
+    encryption: Encryption,
     preface: Option<Preface>,
 }
 
@@ -50,7 +55,11 @@ impl Caller {
     ///
     /// # Errors
     /// When there is no such host, or the system has no random numbers.
-    pub(crate) fn resolve(address: LegAddress, introduction: &Introduction) -> io::Result<Self> {
+    pub(crate) fn resolve(
+        address: LegAddress,
+        encryption: Encryption,
+        introduction: &Introduction,
+    ) -> io::Result<Self> {
         let target = Target::resolve(&address.address)?;
         let preface = match address.protocol {
             Protocol::Qemu => None,
@@ -59,6 +68,7 @@ impl Caller {
         Ok(Self {
             address,
             target,
+            encryption,
             preface,
         })
     }
@@ -123,6 +133,12 @@ impl Caller {
     ) -> Result<Stream, DialError> {
         let since = Instant::now();
         let stream = self.target.dial(within, given_up)?;
+        #[cfg(feature = "tls")]
+        let stream = {
+            let left = within.saturating_sub(since.elapsed());
+            let address = self.target.address();
+            self.encryption.secure(stream, address, left, given_up)?
+        };
         let Some(preface) = &self.preface else {
             return Ok(stream);
         };

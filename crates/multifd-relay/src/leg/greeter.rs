@@ -11,18 +11,21 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use multifd_codec::Settings;
 use multifd_transport::Stream;
 use multifd_transport::incoming::{
     Arrival, Door, HELLO_TIMEOUT, Holder, Inbox, Incoming, IncomingChannel, Note, Origin, Reason,
     Ticket, describe,
 };
+#[cfg(feature = "tls")]
+use multifd_transport::tls::{Handshake, PeerIdentity};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
 use super::carried::Carried;
-use super::{Protocol, abilities, readable};
+use super::{Encryption, LegAddress, Protocol, abilities, readable};
+use crate::relay::RelayConfig;
 use crate::trunk::{
-    Abilities, Accepted, Answer, Connection, Preface, PrefaceReceiver, Refusal, RefusalCode, choose,
+    Abilities, Accepted, Answer, Connection, PREFACE_MAGIC, Preface, PrefaceReceiver, Refusal,
+    RefusalCode, choose,
 };
 
 /// How long an answer may take to be written. It fits the buffer of a socket that is new.
@@ -31,6 +34,9 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 /// Callers that have not said what they are, of which the oldest goes when there are more. A migration has up to 257
 /// connections, and several may begin at once.
 const MOST_CALLERS: usize = 1024;
+
+/// Callers that are listened to anew in a second. A handshake takes a millisecond of a processor, or two.
+const GREETED_A_SECOND: usize = 300;
 
 /// How long the poll waits at most: time limits are looked at then.
 const TICK: Duration = Duration::from_millis(250);
@@ -46,6 +52,12 @@ struct Shared {
     state: Mutex<State>,
     wake: OwnedFd,
     door: Door,
+    leg: LegAddress,
+    #[cfg_attr(
+        not(feature = "tls"),
+        expect(dead_code, reason = "a build without TLS")
+    )]
+    encryption: Encryption,
     abilities: Abilities,
 }
 
@@ -67,43 +79,64 @@ struct Migration {
 
 /// A connection that has not said what it is.
 struct Caller {
-    stream: Stream,
-    receiver: PrefaceReceiver,
+    stage: Stage,
     since: Instant,
+}
+
+/// How far a caller is.
+enum Stage {
+    #[cfg(feature = "tls")]
+    Handshake(Handshake),
+    Preface(Greeted, PrefaceReceiver),
+}
+
+/// A connection that is as its leg is: in clear, or encrypted.
+struct Greeted {
+    stream: Stream,
+    #[cfg(feature = "tls")]
+    peer: Option<PeerIdentity>,
 }
 
 /// What became of a caller.
 enum Outcome {
-    Waits,
-    Said(Preface),
-    Refused(Refusal),
-    Gone(io::Error),
+    Waits(Caller),
+    /// What it speaks is not the trunk's.
+    Other(Stream),
+    Said(Greeted, Preface),
+    Refused(Stream, Refusal),
+    Gone(String, String),
 }
 
 impl Greeter {
-    /// Takes the trunk connections that come to `door`, and nothing else comes in by it where `protocol` is the trunk.
-    /// Where it is a QEMU's, they are refused with the reason.
+    /// Takes what comes to `door` and is no QEMU's own: encrypted connections where `leg` is encrypted, and trunks where
+    /// it is a trunk. The others are refused with the reason.
     ///
     /// # Errors
     /// When there is no thread to be had.
-    pub(crate) fn start(door: Door, protocol: Protocol, settings: &Settings) -> io::Result<Self> {
-        let abilities = abilities(readable(settings));
+    pub(crate) fn start(door: Door, leg: &LegAddress, config: &RelayConfig) -> io::Result<Self> {
         let shared = Arc::new(Shared {
             state: Mutex::default(),
             wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
             door: door.clone(),
-            abilities,
+            leg: leg.clone(),
+            encryption: config.encryption.clone(),
+            abilities: abilities(readable(&config.settings)),
         });
         let serving = Arc::clone(&shared);
         let thread = thread::Builder::new()
             .name("greet".to_owned())
-            .spawn(move || serve(&serving, protocol))?;
+            .spawn(move || serve(&serving))?;
         let queue = Arc::clone(&shared);
-        let is_trunk = |said: &[u8; 4]| *said == crate::trunk::PREFACE_MAGIC;
-        let others = (protocol == Protocol::Trunk).then_some(
-            "it speaks a QEMU's protocol, and this address is a trunk's: let a relay call it, or listen with tcp: or unix:",
-        );
-        door.claim(is_trunk, others, move |stream| {
+        let others = match (leg.protocol, leg.tls) {
+            (Protocol::Qemu, false) => None,
+            (Protocol::Qemu, true) => Some(
+                "it does not begin TLS, and this address is encrypted: give its QEMU tls-creds, or listen with tcp:",
+            ),
+            (Protocol::Trunk, _) => Some(
+                "it speaks a QEMU's protocol, and this address is a trunk's: let a relay call it, or listen with tcp: or unix:",
+            ),
+        };
+        door.claim(is_ours, others, move |stream| {
             let mut state = queue.lock();
             if state.new.len() >= MOST_CALLERS {
                 state.new.pop_front();
@@ -145,18 +178,35 @@ impl Shared {
     }
 
     fn pass_over(&self, stream: &Stream, words: String) {
-        let peer = describe(stream);
+        self.note(describe(stream), words);
+    }
+
+    fn note(&self, peer: String, words: String) {
         let reason = Reason::Other(words);
         self.door.note(&Note::PassedOver { peer, reason });
     }
 
     /// Makes a caller that has said what it is part of a migration.
-    fn welcome(self: &Arc<Self>, stream: Stream, preface: &Preface) {
+    fn welcome(self: &Arc<Self>, greeted: Greeted, preface: &Preface) {
         let refuse = |stream: &Stream, refusal: Refusal| {
             let words = format!("refused: {refusal}");
             answer(stream, &Answer::Refused(refusal));
             self.pass_over(stream, words);
         };
+        #[cfg(feature = "tls")]
+        if let Some(peer) = &greeted.peer
+            && !self.encryption.allows(peer, &preface.name)
+        {
+            let names: Vec<&str> = peer.names().collect();
+            let words = format!(
+                "{} may not use the name {}",
+                names.join(", "),
+                preface.name.as_str()
+            );
+            let refusal = Refusal::new(RefusalCode::NAME_NOT_ALLOWED, &words);
+            return refuse(&greeted.stream, refusal);
+        }
+        let stream = greeted.stream;
         let chosen = match choose(preface, &self.abilities) {
             Ok(chosen) => chosen,
             Err(refusal) => return refuse(&stream, refusal),
@@ -264,57 +314,65 @@ impl fmt::Debug for Shared {
     }
 }
 
+/// Whether a connection that begins so is for a greeter: a trunk, or TLS.
+fn is_ours(said: &[u8; 4]) -> bool {
+    *said == PREFACE_MAGIC || is_tls(said)
+}
+
+/// Whether it begins as every TLS connection does (RFC 8446 section 5.1).
+fn is_tls(said: &[u8]) -> bool {
+    said.starts_with(&[0x16, 0x03])
+}
+
 /// Listens to all callers until the greeter is dropped.
-fn serve(shared: &Arc<Shared>, protocol: Protocol) {
+fn serve(shared: &Arc<Shared>) {
     let mut callers: Vec<Caller> = Vec::new();
+    let mut second = (Instant::now(), 0_usize);
     loop {
         wait(shared, &callers);
-        let new = {
+        let now = Instant::now();
+        if now.duration_since(second.0) >= Duration::from_secs(1) {
+            second = (now, 0);
+        }
+        let new: Vec<Stream> = {
             let mut state = shared.lock();
             if state.stop {
                 return;
             }
-            std::mem::take(&mut state.new)
+            let room = GREETED_A_SECOND.saturating_sub(second.1);
+            let count = state.new.len().min(room);
+            state.new.drain(..count).collect()
         };
-        let now = Instant::now();
-        callers.extend(new.into_iter().map(|stream| Caller {
-            stream,
-            receiver: PrefaceReceiver::default(),
-            since: now,
-        }));
+        second.1 = second.1.saturating_add(new.len());
+        for stream in new {
+            match shared.begin(stream) {
+                Ok(stage) => callers.push(Caller { stage, since: now }),
+                Err((stream, words)) => shared.pass_over(&stream, words.to_owned()),
+            }
+        }
         while callers.len() > MOST_CALLERS {
             let oldest = callers.remove(0);
-            shared.pass_over(&oldest.stream, Reason::Crowded.to_string());
+            let peer = oldest.stage.describe();
+            shared.note(peer, Reason::Crowded.to_string());
         }
-        let mut index = 0;
-        while let Some(caller) = callers.get_mut(index) {
-            let outcome = caller.listen();
-            if matches!(outcome, Outcome::Waits) && now.duration_since(caller.since) < HELLO_TIMEOUT
-            {
-                index += 1;
-                continue;
-            }
-            let Caller { stream, .. } = callers.remove(index);
-            match outcome {
-                Outcome::Said(preface) if protocol == Protocol::Trunk => {
-                    shared.welcome(stream, &preface);
+        for caller in std::mem::take(&mut callers) {
+            match caller.listen(&shared.leg) {
+                Outcome::Waits(caller) if now.duration_since(caller.since) < HELLO_TIMEOUT => {
+                    callers.push(caller);
                 }
-                Outcome::Said(_) => {
-                    let words = "this address is a QEMU's: listen with trunk:, trunk+tcp: or trunk+unix: there";
-                    let refusal = Refusal::new(RefusalCode::OTHER, words);
-                    answer(&stream, &Answer::Refused(refusal));
-                    shared.pass_over(&stream, format!("it called for a trunk, and {words}"));
+                Outcome::Waits(caller) => {
+                    let within = HELLO_TIMEOUT;
+                    let peer = caller.stage.describe();
+                    shared.note(peer, Reason::Silent { within }.to_string());
                 }
-                Outcome::Refused(refusal) => {
+                Outcome::Other(stream) => shared.door.hear(stream),
+                Outcome::Said(greeted, preface) => shared.welcome(greeted, &preface),
+                Outcome::Refused(stream, refusal) => {
                     let words = refusal.to_string();
                     answer(&stream, &Answer::Refused(refusal));
                     shared.pass_over(&stream, words);
                 }
-                Outcome::Gone(error) => shared.pass_over(&stream, error.to_string()),
-                Outcome::Waits => {
-                    let within = HELLO_TIMEOUT;
-                    shared.pass_over(&stream, Reason::Silent { within }.to_string());
-                }
+                Outcome::Gone(peer, words) => shared.note(peer, words),
             }
         }
     }
@@ -323,11 +381,23 @@ fn serve(shared: &Arc<Shared>, protocol: Protocol) {
 /// Waits until a caller says more.
 fn wait(shared: &Shared, callers: &[Caller]) {
     let mut sources = vec![PollFd::new(&shared.wake, PollFlags::IN)];
-    sources.extend(
-        callers
-            .iter()
-            .map(|caller| PollFd::new(&caller.stream, PollFlags::IN)),
-    );
+    for caller in callers {
+        match &caller.stage {
+            #[cfg(feature = "tls")]
+            Stage::Handshake(handshake) => {
+                let flags = match handshake.wants_write() {
+                    true => PollFlags::OUT,
+                    false => PollFlags::IN,
+                };
+                if let Some(socket) = handshake.socket() {
+                    sources.push(PollFd::from_borrowed_fd(socket, flags));
+                }
+            }
+            Stage::Preface(greeted, _) => {
+                sources.push(PollFd::new(&greeted.stream, PollFlags::IN));
+            }
+        }
+    }
     let timeout = Timespec::try_from(TICK).ok();
     // A poll that fails is made anew, after what there is to do.
     let _ = poll(&mut sources, timeout.as_ref());
@@ -335,27 +405,133 @@ fn wait(shared: &Shared, callers: &[Caller]) {
     let _ = rustix::io::read(&shared.wake, &mut [0; 8]);
 }
 
+impl Shared {
+    /// What a new connection is to do first.
+    fn begin(&self, stream: Stream) -> Result<Stage, (Stream, &'static str)> {
+        let mut said = [0; 4];
+        let is_tls = matches!(stream.peek(&mut said), Ok(4)) && is_tls(&said);
+        match (self.leg.tls, is_tls) {
+            (false, true) => Err((
+                stream,
+                "it begins TLS, and this address is in clear: listen with trunk: or tls: there",
+            )),
+            #[cfg(feature = "tls")]
+            (true, true) => match self.encryption.server() {
+                Some(server) => Ok(Stage::Handshake(server.begin(stream))),
+                None => Err((stream, "this address has no certificates")),
+            },
+            // A trunk in clear where it has to be encrypted is told so.
+            _ => Ok(Stage::Preface(
+                Greeted::in_clear(stream),
+                PrefaceReceiver::default(),
+            )),
+        }
+    }
+}
+
+impl Greeted {
+    fn in_clear(stream: Stream) -> Self {
+        Self {
+            stream,
+            #[cfg(feature = "tls")]
+            peer: None,
+        }
+    }
+
+    /// Whether it is encrypted.
+    fn is_encrypted(&self) -> bool {
+        #[cfg(feature = "tls")]
+        let is_encrypted = self.peer.is_some();
+        #[cfg(not(feature = "tls"))]
+        let is_encrypted = false;
+        is_encrypted
+    }
+}
+
+impl Stage {
+    fn describe(&self) -> String {
+        match self {
+            #[cfg(feature = "tls")]
+            Stage::Handshake(handshake) => handshake.stream().map(describe).unwrap_or_default(),
+            Stage::Preface(greeted, _) => describe(&greeted.stream),
+        }
+    }
+}
+
 impl Caller {
-    /// Takes what it has said.
-    fn listen(&mut self) -> Outcome {
-        let mut buffer = [0; 512];
-        loop {
-            let most = self.receiver.wanted().min(buffer.len());
-            let space = buffer.get_mut(..most).unwrap_or_default();
-            let count = match self.stream.read_now(space) {
-                Ok(0) => return Outcome::Gone(io::ErrorKind::UnexpectedEof.into()),
-                Ok(count) => count,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Outcome::Waits,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => return Outcome::Gone(error),
-            };
-            let mut said = buffer.get(..count).unwrap_or_default();
-            match self.receiver.push(&mut said) {
-                Ok(None) => {}
-                Ok(Some(preface)) => return Outcome::Said(preface),
-                Err(fault) => return Outcome::Refused(fault.into()),
+    /// Goes on as far as it can without waiting.
+    fn listen(self, leg: &LegAddress) -> Outcome {
+        let since = self.since;
+        match self.stage {
+            Stage::Preface(greeted, receiver) => greeted.listen(receiver, since, leg),
+            #[cfg(feature = "tls")]
+            Stage::Handshake(mut handshake) => {
+                let peer = handshake.stream().map(describe).unwrap_or_default();
+                match handshake.go_on() {
+                    Ok(None) => {
+                        let stage = Stage::Handshake(handshake);
+                        Outcome::Waits(Caller { stage, since })
+                    }
+                    Err(error) => Outcome::Gone(peer, error.to_string()),
+                    Ok(Some(accepted)) if leg.protocol == Protocol::Qemu => {
+                        Outcome::Other(accepted.stream)
+                    }
+                    Ok(Some(accepted)) => {
+                        let greeted = Greeted {
+                            stream: accepted.stream,
+                            peer: Some(accepted.peer),
+                        };
+                        greeted.listen(PrefaceReceiver::default(), since, leg)
+                    }
+                }
             }
         }
+    }
+}
+
+impl Greeted {
+    /// Reads the preface, as far as it has come.
+    fn listen(self, mut receiver: PrefaceReceiver, since: Instant, leg: &LegAddress) -> Outcome {
+        let mut buffer = [0; 512];
+        let said = loop {
+            let most = receiver.wanted().min(buffer.len());
+            let space = buffer.get_mut(..most).unwrap_or_default();
+            let count = match self.stream.read_now(space) {
+                Ok(0) => return self.gone(&io::ErrorKind::UnexpectedEof.into()),
+                Ok(count) => count,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    let stage = Stage::Preface(self, receiver);
+                    return Outcome::Waits(Caller { stage, since });
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return self.gone(&error),
+            };
+            let mut said = buffer.get(..count).unwrap_or_default();
+            match receiver.push(&mut said) {
+                Ok(None) => {}
+                Ok(Some(preface)) => break Ok(preface),
+                Err(fault) => break Err(Refusal::from(fault)),
+            }
+        };
+        let refused = |stream: Stream, words: &str| {
+            Outcome::Refused(stream, Refusal::new(RefusalCode::OTHER, words))
+        };
+        match said {
+            Err(refusal) => Outcome::Refused(self.stream, refusal),
+            Ok(_) if leg.protocol == Protocol::Qemu => refused(
+                self.stream,
+                "this address is a QEMU's: listen with trunk:, trunk+tcp: or trunk+unix: there",
+            ),
+            Ok(_) if leg.tls && !self.is_encrypted() => refused(
+                self.stream,
+                "this trunk is encrypted: call it with trunk:HOST:PORT",
+            ),
+            Ok(preface) => Outcome::Said(self, preface),
+        }
+    }
+
+    fn gone(&self, error: &io::Error) -> Outcome {
+        Outcome::Gone(describe(&self.stream), error.to_string())
     }
 }
 

@@ -6,6 +6,7 @@
 mod address;
 mod call;
 mod carried;
+mod encryption;
 mod greeter;
 
 use std::io;
@@ -18,6 +19,7 @@ use rustix::rand::{GetRandomFlags, getrandom};
 pub use self::address::{LegAddress, LegAddressError, Protocol};
 pub(crate) use self::call::{Caller, Introduction};
 pub use self::carried::FarFailure;
+pub use self::encryption::{Encryption, EncryptionError, EncryptionOptions, Rule};
 pub(crate) use self::greeter::Greeter;
 use crate::trunk::{Abilities, Compression, Digest};
 

@@ -31,7 +31,7 @@ use multifd_transport::dial::DIAL_TIMEOUT;
 use multifd_transport::incoming::{Acceptor, Incoming};
 use multifd_transport::{Address, Circle, Listener, circle};
 
-use crate::leg::{Greeter, LegAddress, Protocol};
+use crate::leg::{Encryption, Greeter, LegAddress};
 use crate::trunk::Name;
 
 /// What a relay does.
@@ -42,6 +42,8 @@ pub struct RelayConfig {
     pub connect: LegAddress,
     /// The name of its migrations, for a relay that several destinations are behind. One that came with a name keeps it.
     pub name: Option<Name>,
+    /// TLS on both legs, where they have it.
+    pub encryption: Encryption,
     /// The method which it writes towards `connect`.
     pub compression: Method,
     /// How that method is driven, and who computes on both legs.
@@ -58,7 +60,7 @@ pub struct Relay {
     /// Goes before the acceptor, whose door it stands at.
     greeter: Greeter,
     acceptor: Acceptor,
-    protocol: Protocol,
+    leg: LegAddress,
     config: RelayConfig,
 }
 
@@ -162,6 +164,7 @@ impl RelayConfig {
         Self {
             connect: connect.into(),
             name: None,
+            encryption: Encryption::default(),
             compression,
             settings: Settings::default(),
             limits: Limits::default(),
@@ -193,23 +196,27 @@ impl Relay {
     /// When the address cannot be listened on.
     pub fn bind(listen: impl Into<LegAddress>, config: RelayConfig) -> io::Result<Relay> {
         let listen = listen.into();
-        Self::on(Listener::bind(&listen.address)?, listen.protocol, config)
+        Self::on(Listener::bind(&listen.address)?, &listen, config)
     }
 
-    /// Serves what comes to `listener` and speaks `protocol`.
+    /// Serves what comes to `listener`, which listens at the address of `leg`.
     ///
     /// # Errors
     /// When there is no thread to be had.
-    pub fn on(listener: Listener, protocol: Protocol, config: RelayConfig) -> io::Result<Relay> {
+    pub fn on(listener: Listener, leg: &LegAddress, config: RelayConfig) -> io::Result<Relay> {
         if !config.connect.needs_name() {
             listener.leads_to(&config.connect.address);
         }
         let acceptor = Acceptor::on(listener)?;
-        let greeter = Greeter::start(acceptor.door(), protocol, &config.settings)?;
+        let leg = LegAddress {
+            address: acceptor.address().clone(),
+            ..leg.clone()
+        };
+        let greeter = Greeter::start(acceptor.door(), &leg, &config)?;
         Ok(Relay {
             greeter,
             acceptor,
-            protocol,
+            leg,
             config,
         })
     }
@@ -243,12 +250,8 @@ impl Relay {
     }
 
     /// Where it listens, and what is spoken there.
-    pub fn leg(&self) -> LegAddress {
-        let address = self.acceptor.address().clone();
-        match self.protocol {
-            Protocol::Qemu => LegAddress::qemu(address),
-            Protocol::Trunk => LegAddress::clear_trunk(address),
-        }
+    pub fn leg(&self) -> &LegAddress {
+        &self.leg
     }
 
     /// Its acceptor, to be told of connections that are passed over.

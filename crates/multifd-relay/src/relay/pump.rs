@@ -457,7 +457,12 @@ mod tests {
             may_be_postcopy: false,
             is_recovery: false,
         };
-        let target = Caller::resolve(config.connect.clone(), &introduction).unwrap();
+        let target = Caller::resolve(
+            config.connect.clone(),
+            config.encryption.clone(),
+            &introduction,
+        )
+        .unwrap();
         let gate = Gate::default();
         gate.channel_came(0);
         gate.begin();

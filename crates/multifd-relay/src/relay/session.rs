@@ -253,10 +253,12 @@ impl Opening<'_> {
             .connect
             .of(self.introduction.name.as_ref())
             .map_err(|error| main_channel::failed(Leg::Source, error.into()))?;
-        let target = Caller::resolve(address.clone(), &self.introduction).map_err(|source| {
-            let cause = Cause::Dial { address, source };
-            main_channel::failed(Leg::Destination, cause)
-        })?;
+        let encryption = self.config.encryption.clone();
+        let target =
+            Caller::resolve(address.clone(), encryption, &self.introduction).map_err(|source| {
+                let cause = Cause::Dial { address, source };
+                main_channel::failed(Leg::Destination, cause)
+            })?;
         let (source, timeout) = (Arc::clone(&self.source), self.config.dial_timeout);
         // A call is given up only where the migration has failed: a destination takes each of them for a connection of its
         // source, and a source that has closed may have sent everything.
