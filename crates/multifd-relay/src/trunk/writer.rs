@@ -18,8 +18,7 @@ pub struct FrameWriter {
 }
 
 impl FrameWriter {
-    /// A writer at the beginning of its direction. With zstd it holds libzstd's context for level 1, about 1 MiB once it has
-    /// been used.
+    /// A writer at the beginning of its direction. With zstd it holds libzstd's context for level 1 without buffers.
     ///
     /// # Errors
     /// When this build or this machine has no such compression.
@@ -180,9 +179,9 @@ impl FrameWriter {
         out.extend_from_slice(&raw_len.to_be_bytes());
         let compressed = compressor.compress(piece, out);
         let len = out.len().saturating_sub(body_at);
-        if !matches!(compressed, Ok(true)) || len >= piece.len() {
+        if compressed.is_err() || len >= piece.len() {
             out.truncate(start);
-            return compressed.map(|_| false);
+            return compressed.map(|()| false);
         }
         let head = Head {
             kind: Kind::Compressed,
