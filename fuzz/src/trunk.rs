@@ -12,8 +12,9 @@ use twox_hash::XxHash3_64;
 
 use super::split_cut;
 
-/// Prefaces, answers and frames are the same in every cut, and what is taken can be written and read again. Memory is
-/// bounded. Where a digest is on, frames that were changed, lost, repeated or moved give nothing of what was changed.
+/// Prefaces, answers and frames are the same in every cut, and what is taken can be written and
+/// read again. Memory is bounded. Where a digest is on, frames that were changed, lost, repeated or
+/// moved give nothing of what was changed.
 ///
 /// The first bytes of `data` say how the rest is cut, and what it is.
 pub fn trunk(data: &[u8]) {
@@ -94,19 +95,21 @@ fn frames(stream: &[u8], cut: &[usize], digest: Digest) {
                 while let Ok(Some(_)) = reader.push(&mut piece) {}
             }
         });
-        // The buffer: a header brings 64 KiB, and it doubles, with both there at a time. A content is as long as stated.
+        // The buffer: a header brings 64 KiB, and it doubles. While it grows there are two. A
+        // content is as long as stated.
         let content = match compression {
             Compression::None => 0,
             _ => 2 * MAX_BODY_LEN,
         };
         assert!(
-            most <= (68 << 10) + 4 * stream.len() + content,
+            most <= (132 << 10) + 4 * stream.len() + content,
             "{most} bytes"
         );
     }
 }
 
-/// Frames of our own, of which something is changed, give what was before the change and then a fault.
+/// Frames of our own, of which something is changed, give what was before the change and then a
+/// fault.
 fn changed(mut script: &[u8], cut: &[usize]) {
     let (wire, sent) = written(&mut script);
     let whole: Vec<u8> = wire.concat();
@@ -191,7 +194,8 @@ fn written(script: &mut &[u8]) -> (Vec<Vec<u8>>, Vec<Received>) {
     (wire, sent)
 }
 
-/// The same frames with the digests that they should have, or no frame behind the first would ever be looked at.
+/// The same frames with the digests that they should have, or no frame behind the first would ever
+/// be looked at.
 fn mended(stream: &[u8]) -> Vec<u8> {
     let mut bytes = stream.to_vec();
     let mut at = 0;

@@ -18,7 +18,8 @@ pub struct FrameWriter {
 }
 
 impl FrameWriter {
-    /// A writer at the beginning of its direction. With zstd it holds libzstd's context for level 1 without buffers.
+    /// A writer at the beginning of its direction. With zstd it holds libzstd's context for level 1
+    /// without buffers.
     ///
     /// # Errors
     /// When this build or this machine has no such compression.
@@ -38,7 +39,8 @@ impl FrameWriter {
     /// The header of a data frame; the caller writes it, then the parts. They are not copied.
     ///
     /// # Errors
-    /// [`Misuse`], also when the parts have no byte or more than [`MAX_BODY_LEN`]: [`FrameWriter::append`] cuts.
+    /// [`Misuse`], also when the parts have no byte or more than [`MAX_BODY_LEN`]:
+    /// [`FrameWriter::append`] cuts.
     pub fn data(&mut self, parts: &[&[u8]]) -> Result<[u8; HEADER_LEN], Misuse> {
         let found = parts
             .iter()
@@ -63,8 +65,9 @@ impl FrameWriter {
         Ok(())
     }
 
-    /// Appends `bytes` to `out` in compressed frames, as many as they need, when this is smaller than data frames; answers
-    /// whether it was. If it was not, or no compression was chosen, nothing has changed.
+    /// Appends `bytes` to `out` in compressed frames, as many as they need, when this is smaller
+    /// than data frames; answers whether it was. If it was not, or no compression was chosen,
+    /// nothing has changed.
     ///
     /// # Errors
     /// [`Misuse::Ended`] and [`Misuse::Compressor`]; nothing is changed then.

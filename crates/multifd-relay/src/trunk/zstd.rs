@@ -49,8 +49,8 @@ mod built {
 
         /// Appends one zstd frame with all of `bytes`.
         ///
-        /// libzstd reads and writes in place here. So its context has no buffers, and the frame states the length of its
-        /// content, which is its window too.
+        /// libzstd reads and writes in place here. So its context has no buffers, and the frame
+        /// states the length of its content, which is its window too.
         pub(in super::super) fn compress(
             &mut self,
             bytes: &[u8],
@@ -108,7 +108,8 @@ mod built {
         }
     }
 
-    /// The window that a frame's header asks for, as RFC 8878, sections 3.1.1.1.1 and 3.1.1.1.2, has it.
+    /// The window that a frame's header asks for, as RFC 8878, sections 3.1.1.1.1 and 3.1.1.1.2,
+    /// has it.
     fn window_bytes(frame: &[u8]) -> Option<u64> {
         const MAGIC: [u8; 4] = 0xfd2f_b528_u32.to_le_bytes();
         const SINGLE_SEGMENT: u8 = 1 << 5;
