@@ -8,6 +8,7 @@ use std::{fs, io};
 
 use multifd_codec::{Pages, Settings};
 use multifd_relay::recording::{Role, Writer};
+use multifd_relay::trunk::{Compression, Digest, FrameWriter};
 use multifd_wire::{BlockName, ChannelSender, Hello, Method, Packet, PageSize, RamPacket};
 use page_deflate::{Deflater, Effort, Histogram, PageDeflater, SharedCode, WindowSize};
 use testkit::plain::PlainChannel;
@@ -135,7 +136,52 @@ fn main() -> io::Result<()> {
     deflate()?;
     canned()?;
     inlet()?;
+    trunk()?;
     recording()
+}
+
+/// Vectors, each as what it is; and scripts of frames with changes.
+fn trunk() -> io::Result<()> {
+    for (choice, name) in [
+        (0, "preface-main"),
+        (0, "preface-channel"),
+        (1, "preface-preempt"),
+        (2, "accepted"),
+        (2, "refused"),
+        (3, "failure"),
+        (4, "frames"),
+    ] {
+        let bytes = vector(&format!("trunk-{name}.txt"));
+        // The targets of bodies put the envelope around them.
+        let bytes = match choice {
+            1 | 2 => &bytes[6..],
+            _ => &bytes,
+        };
+        let data = [&CUTS[1].1, &[choice][..], bytes].concat();
+        write("trunk", name, &data)?;
+    }
+    let mut compressed = Vec::new();
+    let mut writer = FrameWriter::new(Digest::None, Compression::Zstd).expect("built with zstd");
+    let was_smaller = writer.compressed(&b"some text. ".repeat(20), &mut compressed);
+    assert_eq!(was_smaller, Ok(true));
+    compressed.extend(writer.end().expect("not ended"));
+    for (choice, name) in [(3, "compressed"), (4, "compressed-checked")] {
+        let data = [&CUTS[2].1, &[choice][..], &compressed].concat();
+        write("trunk", name, &data)?;
+    }
+    for (name, changes) in [
+        ("whole", b"".as_slice()),
+        ("lost", b"\x00\x01\x00"),
+        ("repeated", b"\x01\x00\x00"),
+        ("swapped", b"\x02\x00\x01"),
+        ("changed", b"\x03\x01\x10"),
+    ] {
+        // Data, begun, compressed, alive, end.
+        let script = b"\x00\x04\x02\x00\x07\x08\x03\x00\x05\x00";
+        let data = [&CUTS[0].1, b"\x05".as_slice(), script, changes].concat();
+        write("trunk", name, &data)?;
+    }
+    Ok(())
 }
 
 /// The beginnings of captured channels, a few packets each, with pages in three methods.

@@ -6,6 +6,7 @@ mod canned;
 mod codec;
 mod inlet;
 mod recording;
+mod trunk;
 
 pub use acceptor::acceptor;
 pub use canned::canned;
@@ -21,6 +22,7 @@ use multifd_wire::{
 pub use recording::recording;
 use testkit::allocations::{Counting, measure};
 use testkit::wire::{Joined, channel_events, events, main_events, pieces};
+pub use trunk::trunk;
 
 /// Counts what the code under test allocates.
 #[global_allocator]
@@ -424,5 +426,10 @@ mod tests {
     #[test]
     fn return_path() {
         run(super::return_path, "return_path");
+    }
+
+    #[test]
+    fn trunk() {
+        run(super::trunk, "trunk");
     }
 }

@@ -28,7 +28,8 @@ pub struct Accepted {
     pub digest: u8,
     /// The compression of byte streams.
     pub compression: u8,
-    /// What this version has no field for. At most [`MAX_EXTENSIONS`](super::MAX_EXTENSIONS), no id twice.
+    /// What this version has no field for. At most [`MAX_EXTENSIONS`](super::MAX_EXTENSIONS), no id
+    /// twice.
     pub extensions: Vec<Extension>,
 }
 
@@ -184,7 +185,8 @@ impl Answer {
 }
 
 impl Accepted {
-    /// What was chosen, of what `preface` offers. `understood` are the ids of extensions that this end understands.
+    /// What was chosen, of what `preface` offers. `understood` are the ids of extensions that this
+    /// end understands.
     ///
     /// # Errors
     /// [`HandshakeFault::NotOffered`] and [`HandshakeFault::ExtensionNeeded`].

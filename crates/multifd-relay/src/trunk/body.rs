@@ -1,4 +1,5 @@
-//! Bodies in postcard's encoding. Every list and text in them is read in place, so a stated length sizes nothing.
+//! Bodies in postcard's encoding. Every list and text in them is read in place, so a stated length
+//! sizes nothing.
 
 use serde::{Deserialize, Serialize};
 

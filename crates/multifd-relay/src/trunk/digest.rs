@@ -2,7 +2,8 @@
 
 use twox_hash::xxhash3_64::{DEFAULT_SECRET_LENGTH, Hasher, RawHasher, SecretBuffer};
 
-/// What a frame's bytes and place are checked by. It finds accidents. It does not find an attack: TLS does.
+/// What a frame's bytes and place are checked by. It finds accidents. It does not find an attack:
+/// TLS does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Digest {
@@ -47,7 +48,8 @@ impl Digest {
         }
         match SecretBuffer::with_seed(number, [0; DEFAULT_SECRET_LENGTH]) {
             Ok(secret) => finish(RawHasher::new(secret), head, parts),
-            // It does not happen: the secret's length is right. This way is right too, and allocates.
+            // It does not happen: the secret's length is right. This way is right too, and
+            // allocates.
             Err(_) => finish(Hasher::with_seed(number), head, parts),
         }
     }

@@ -10,14 +10,16 @@ pub const MAX_HANDSHAKE_BODY_LEN: usize = 4096;
 pub struct PrefaceReceiver(Envelope);
 
 impl PrefaceReceiver {
-    /// Bytes which complete the next step. Reading no more than that leaves in the socket what follows the preface.
+    /// Bytes which complete the next step. Reading no more than that leaves in the socket what
+    /// follows the preface.
     #[must_use]
     pub fn wanted(&self) -> usize {
         self.0.wanted(PREFACE_MAGIC)
     }
 
-    /// Takes what it can use from the front of `input`. `None`: all of `input` is used and more is needed. After the
-    /// preface it takes nothing and answers `None`; after an error it stays at it.
+    /// Takes what it can use from the front of `input`. `None`: all of `input` is used and more is
+    /// needed. After the preface it takes nothing and answers `None`; after an error it stays at
+    /// it.
     ///
     /// # Errors
     /// [`HandshakeFault`]; [`Refusal::from`](super::Refusal) makes an answer of it.
@@ -25,7 +27,7 @@ impl PrefaceReceiver {
         self.0.push(PREFACE_MAGIC, input, Preface::parse)
     }
 
-    /// What it is when the connection ends before the preface is whole.
+    /// The fault when the connection ends before the preface is whole.
     #[must_use]
     pub fn truncated(&self) -> HandshakeFault {
         let missing = self.wanted();
@@ -38,14 +40,15 @@ impl PrefaceReceiver {
 pub struct AnswerReceiver(Envelope);
 
 impl AnswerReceiver {
-    /// Bytes which complete the next step. Reading no more than that leaves in the socket what follows the answer.
+    /// Bytes which complete the next step. Reading no more than that leaves in the socket what
+    /// follows the answer.
     #[must_use]
     pub fn wanted(&self) -> usize {
         self.0.wanted(ANSWER_MAGIC)
     }
 
-    /// Takes what it can use from the front of `input`. `None`: all of `input` is used and more is needed. After the
-    /// answer it takes nothing and answers `None`; after an error it stays at it.
+    /// Takes what it can use from the front of `input`. `None`: all of `input` is used and more is
+    /// needed. After the answer it takes nothing and answers `None`; after an error it stays at it.
     ///
     /// # Errors
     /// [`HandshakeFault`].
@@ -53,7 +56,7 @@ impl AnswerReceiver {
         self.0.push(ANSWER_MAGIC, input, Answer::parse)
     }
 
-    /// What it is when the connection ends before the answer is whole.
+    /// The fault when the connection ends before the answer is whole.
     #[must_use]
     pub fn truncated(&self) -> HandshakeFault {
         let missing = self.wanted();

@@ -30,7 +30,8 @@ pub enum HandshakeFault {
         /// Bytes which the present step still needs.
         missing: usize,
     },
-    /// A preface offers no version that this crate speaks, or its oldest is older or newer than those.
+    /// A preface offers no version that this crate speaks, or its oldest is older or newer than
+    /// those.
     #[error(
         "the peer speaks versions {} to {} of the trunk, this relay speaks {} to {}",
         found.oldest, found.newest, allowed.oldest, allowed.newest
@@ -124,7 +125,8 @@ impl fmt::Display for Choice {
     }
 }
 
-/// How a stream of frames breaks the rules. Frames are numbered from 0, in each direction by itself.
+/// How a stream of frames breaks the rules. Frames are numbered from 0, in each direction by
+/// itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum FrameFault {

@@ -8,8 +8,8 @@ use super::{FrameFault, HandshakeFault, Words};
 /// Bytes before the body of every frame.
 pub const HEADER_LEN: usize = 16;
 
-/// The longest body of a frame, and the longest content of a compressed one, in bytes: a packet with 1 MiB of payload, and
-/// its header.
+/// The longest body of a frame, and the longest content of a compressed one, in bytes: a packet
+/// with 1 MiB of payload, and its header.
 pub const MAX_BODY_LEN: usize = (1 << 20) + (64 << 10);
 
 /// A frame that has come, checked.

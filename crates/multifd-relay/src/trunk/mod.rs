@@ -1,7 +1,8 @@
 //! The trunk: the protocol that two relays speak between them. `docs/trunk.md` describes its bytes.
 //!
-//! A trunk connection carries one connection of a QEMU: main, a multifd channel, or postcopy's preempt connection. No
-//! QEMU speaks this. This module does no IO: it makes bytes and takes bytes apart.
+//! A trunk connection carries one connection of a QEMU: main, a multifd channel, or postcopy's
+//! preempt connection. No QEMU speaks this. This module does no IO: it makes bytes and takes bytes
+//! apart.
 //!
 //! ```text
 //! client (the source's relay)              server (the destination's relay)
@@ -10,11 +11,13 @@
 //! frames                              <->  frames
 //! ```
 //!
-//! * The server reads a [`Preface`] with a [`PrefaceReceiver`], lets [`choose`] find what both ends understand, and sends
-//!   an [`Answer`].
-//! * The client reads it with an [`AnswerReceiver`]. [`Accepted::chosen`] compares it with the preface.
-//! * Then each end has a [`FrameWriter`] and a [`FrameReader`], which both count frames. The frame's number is the seed of
-//!   its digest, so a lost, repeated, swapped or changed frame is found before a byte of it is given out.
+//! * The server reads a [`Preface`] with a [`PrefaceReceiver`], lets [`choose`] find what both ends
+//!   understand, and sends an [`Answer`].
+//! * The client reads it with an [`AnswerReceiver`]. [`Accepted::chosen`] compares it with the
+//!   preface.
+//! * Then each end has a [`FrameWriter`] and a [`FrameReader`], which both count frames. The
+//!   frame's number is the seed of its digest, so a lost, repeated, swapped or changed frame is
+//!   found before a byte of it is given out.
 
 mod answer;
 mod body;

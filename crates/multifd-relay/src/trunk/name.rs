@@ -3,13 +3,15 @@
 use std::fmt;
 use std::str::FromStr;
 
-/// A guest's name on a trunk: 1 to [`Name::MAX_LEN`] bytes of ASCII letters, digits, `.`, `_` and `-`. It does not begin
-/// with `.` or `-`. So it is one part of a path, no option of a command, and safe to print.
+/// A guest's name on a trunk: 1 to [`Name::MAX_LEN`] bytes of ASCII letters, digits, `.`, `_` and
+/// `-`. It does not begin with `.` or `-`. So it is one part of a path, no option of a command, and
+/// safe to print.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Name(String);
 
 impl Name {
-    /// The longest name, in bytes. It leaves room for a folder in the 108 bytes of a unix socket's address.
+    /// The longest name, in bytes. It leaves room for a folder in the 108 bytes of a unix socket's
+    /// address.
     pub const MAX_LEN: usize = 64;
 
     /// Checks a name.
@@ -37,8 +39,8 @@ impl Name {
         &self.0
     }
 
-    /// Whether all of the name fits `pattern`, in which each `*` stands for any characters, or none. Everything else
-    /// stands for itself.
+    /// Whether all of the name fits `pattern`, in which each `*` stands for any characters, or
+    /// none. Everything else stands for itself.
     #[must_use]
     pub fn matches(&self, pattern: &str) -> bool {
         let mut parts = pattern.split('*');
@@ -50,7 +52,8 @@ impl Name {
             // There is no star.
             return rest.is_empty();
         };
-        // Each part between two stars is taken where it comes first: this leaves the most for those behind it.
+        // Each part between two stars is taken where it comes first: this leaves the most for those
+        // behind it.
         for part in parts {
             match rest.split_once(part) {
                 Some((_, after)) => rest = after,

@@ -10,7 +10,8 @@ use super::{Abilities, HandshakeFault, Name, Versions};
 /// What a client says first on each connection of a trunk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Preface {
-    /// The versions of the trunk that the client speaks. The preface itself is in the layout of the oldest.
+    /// The versions of the trunk that the client speaks. The preface itself is in the layout of the
+    /// oldest.
     pub versions: Versions,
     /// A random number, one for each migration: all its connections have the same.
     pub migration: [u8; 16],
@@ -44,8 +45,8 @@ pub enum Connection {
     Preempt,
 }
 
-/// What a client understands, as codes on the wire. A server passes over codes that it does not know. Each list has at
-/// most [`MAX_CODES`].
+/// What a client understands, as codes on the wire. A server passes over codes that it does not
+/// know. Each list has at most [`MAX_CODES`].
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Offers {
     /// Methods in which the client can write payloads.
@@ -59,16 +60,18 @@ pub struct Offers {
 /// Something that a later relay says, which this version has no field for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Extension {
-    /// What it is. An id with the bit [`Extension::NEEDED`] must be understood or refused; another one may be ignored.
+    /// What it is. An id with the bit [`Extension::NEEDED`] must be understood or refused; another
+    /// one may be ignored.
     pub id: u16,
     /// Its value.
     pub bytes: Vec<u8>,
 }
 
-/// The most codes in one list of [`Offers`]: twice what QEMU's method bits can name.
+/// The most codes in one list of [`Offers`]: many times what there is, and three full lists leave
+/// most of a preface free.
 pub const MAX_CODES: usize = 64;
 
-/// The most extensions in a preface or an answer: more than a preface has room for in useful sizes.
+/// The most extensions in a preface or an answer: so few that each can be compared with each.
 pub const MAX_EXTENSIONS: usize = 16;
 
 impl Preface {
@@ -197,7 +200,8 @@ enum RawConnection {
     Channel {
         uuid: [u8; 16],
         id: u8,
-        /// One array of 39 bytes. serde has none that long, and postcard puts nothing between its parts.
+        /// One array of 39 bytes. serde has none that long, and postcard puts nothing between its
+        /// parts.
         reserved: ([u8; 32], [u8; 7]),
     },
     Preempt,

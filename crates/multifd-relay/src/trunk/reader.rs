@@ -10,12 +10,12 @@ use super::{Compression, FrameFault, NoCompression};
 /// There are two ways to drive it, which can be mixed:
 ///
 /// * [`push`](Self::push) takes bytes in any cut.
-/// * The caller reads from its socket into [`space`](Self::space), and [`filled`](Self::filled) says how many bytes came.
-///   So they land where they stay.
+/// * The caller reads from its socket into [`space`](Self::space), and [`filled`](Self::filled)
+///   says how many bytes came. So they land where they stay.
 ///
-/// It holds one frame. The frame's memory grows with the bytes that have come: a header alone brings 64 KiB. It is kept for
-/// the next frame: at most [`HEADER_LEN`] + [`MAX_BODY_LEN`] bytes, twice while it grows; with compression [`MAX_BODY_LEN`]
-/// more.
+/// It holds one frame. The frame's memory grows with the bytes that have come: a header alone
+/// brings 64 KiB. It is kept for the next frame: at most [`HEADER_LEN`] + [`MAX_BODY_LEN`] bytes,
+/// twice while it grows; with compression [`MAX_BODY_LEN`] more.
 ///
 /// After a [`FrameFault`] the reader stays at it.
 #[derive(Debug)]
@@ -25,7 +25,8 @@ pub struct FrameReader {
     /// Of the frame that is due.
     number: u64,
     state: State,
-    /// The header and the body. It stays as long as it once was, so that it is filled with zeros once only.
+    /// The header and the body. It stays as long as it once was, so that it is filled with zeros
+    /// once only.
     buffer: Vec<u8>,
     /// Bytes of the present frame in `buffer`.
     held: usize,
@@ -81,7 +82,8 @@ impl FrameReader {
         self.step_end().saturating_sub(self.held)
     }
 
-    /// Where the next bytes belong: at most what is [`wanted`](Self::wanted), at least one byte when that is not 0.
+    /// Where the next bytes belong: at most what is [`wanted`](Self::wanted), at least one byte
+    /// when that is not 0.
     pub fn space(&mut self) -> &mut [u8] {
         let growth = self.held.max(LEAST_GROWTH);
         let known = self.buffer.len().max(self.held.saturating_add(growth));
@@ -94,8 +96,8 @@ impl FrameReader {
         self.buffer.get_mut(self.held..end).unwrap_or_default()
     }
 
-    /// The caller has put `len` bytes at the front of [`space`](Self::space): gives the frame that they complete, if they do.
-    /// Its bytes stay until the reader is used again.
+    /// The caller has put `len` bytes at the front of [`space`](Self::space): gives the frame that
+    /// they complete, if they do. Its bytes stay until the reader is used again.
     ///
     /// # Errors
     /// When a frame breaks a rule. [`FrameFault::Overfilled`] when there was no space for so many.
@@ -106,8 +108,8 @@ impl FrameReader {
         }
     }
 
-    /// Takes what it can use from the front of `input`, up to the end of the next frame. `None`: all of `input` is used and
-    /// more is needed.
+    /// Takes what it can use from the front of `input`, up to the end of the next frame. `None`:
+    /// all of `input` is used and more is needed.
     ///
     /// # Errors
     /// When a frame breaks a rule, and for bytes after the last frame.

@@ -4,8 +4,8 @@ use std::fmt;
 
 use multifd_transport::escape::printable;
 
-/// Why something failed, in words for the operator at the other end. Shown, they have neither control characters nor line
-/// ends.
+/// Why something failed, in words for the operator at the other end. Shown, they have neither
+/// control characters nor line ends.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Words(String);
 

@@ -18,8 +18,8 @@ pub struct FrameWriter {
 }
 
 impl FrameWriter {
-    /// A writer at the beginning of its direction. With zstd it holds libzstd's context for level 1, about 1 MiB once it has
-    /// been used.
+    /// A writer at the beginning of its direction. With zstd it holds libzstd's context for level 1
+    /// without buffers.
     ///
     /// # Errors
     /// When this build or this machine has no such compression.
@@ -39,7 +39,8 @@ impl FrameWriter {
     /// The header of a data frame; the caller writes it, then the parts. They are not copied.
     ///
     /// # Errors
-    /// [`Misuse`], also when the parts have no byte or more than [`MAX_BODY_LEN`]: [`FrameWriter::append`] cuts.
+    /// [`Misuse`], also when the parts have no byte or more than [`MAX_BODY_LEN`]:
+    /// [`FrameWriter::append`] cuts.
     pub fn data(&mut self, parts: &[&[u8]]) -> Result<[u8; HEADER_LEN], Misuse> {
         let found = parts
             .iter()
@@ -64,8 +65,9 @@ impl FrameWriter {
         Ok(())
     }
 
-    /// Appends `bytes` to `out` in compressed frames, as many as they need, when this is smaller than data frames; answers
-    /// whether it was. If it was not, or no compression was chosen, nothing has changed.
+    /// Appends `bytes` to `out` in compressed frames, as many as they need, when this is smaller
+    /// than data frames; answers whether it was. If it was not, or no compression was chosen,
+    /// nothing has changed.
     ///
     /// # Errors
     /// [`Misuse::Ended`] and [`Misuse::Compressor`]; nothing is changed then.
@@ -180,9 +182,9 @@ impl FrameWriter {
         out.extend_from_slice(&raw_len.to_be_bytes());
         let compressed = compressor.compress(piece, out);
         let len = out.len().saturating_sub(body_at);
-        if !matches!(compressed, Ok(true)) || len >= piece.len() {
+        if compressed.is_err() || len >= piece.len() {
             out.truncate(start);
-            return compressed.map(|_| false);
+            return compressed.map(|()| false);
         }
         let head = Head {
             kind: Kind::Compressed,

@@ -26,9 +26,9 @@ pub(super) enum Wrong {
 #[cfg(feature = "zstd")]
 mod built {
     use std::fmt;
+    use std::io::Cursor;
 
-    use zstd_safe::zstd_sys::ZSTD_EndDirective;
-    use zstd_safe::{CCtx, CParameter, DCtx, InBuffer, OutBuffer};
+    use zstd_safe::{CCtx, CParameter, DCtx};
 
     use super::super::{Misuse, NoCompression};
     use super::{MAX_WINDOW_LOG, Wrong};
@@ -47,24 +47,23 @@ mod built {
             Ok(Self(context))
         }
 
-        /// Appends one zstd frame with all of `bytes`; `false` when it would not be one frame of the room that zstd says it
-        /// needs, which does not happen.
+        /// Appends one zstd frame with all of `bytes`.
+        ///
+        /// libzstd reads and writes in place here. So its context has no buffers, and the frame
+        /// states the length of its content, which is its window too.
         pub(in super::super) fn compress(
             &mut self,
             bytes: &[u8],
             out: &mut Vec<u8>,
-        ) -> Result<bool, Misuse> {
+        ) -> Result<(), Misuse> {
             out.reserve(zstd_safe::compress_bound(bytes.len()));
-            let filled = out.len();
-            let mut input = InBuffer::around(bytes);
-            let mut output = OutBuffer::around_pos(out, filled);
-            // All of the input at once: so the frame states the length of its content and has no larger window.
-            let end = ZSTD_EndDirective::ZSTD_e_end;
-            let pending = self
-                .0
-                .compress_stream2(&mut output, &mut input, end)
-                .map_err(|_| Misuse::Compressor)?;
-            Ok(pending == 0)
+            let filled = out.len() as u64;
+            let mut output = Cursor::new(out);
+            output.set_position(filled);
+            match self.0.compress2(&mut output, bytes) {
+                Ok(_) => Ok(()),
+                Err(_) => Err(Misuse::Compressor),
+            }
         }
     }
 
@@ -109,7 +108,8 @@ mod built {
         }
     }
 
-    /// The window that a frame's header asks for, as RFC 8878, sections 3.1.1.1.1 and 3.1.1.1.2, has it.
+    /// The window that a frame's header asks for, as RFC 8878, sections 3.1.1.1.1 and 3.1.1.1.2,
+    /// has it.
     fn window_bytes(frame: &[u8]) -> Option<u64> {
         const MAGIC: [u8; 4] = 0xfd2f_b528_u32.to_le_bytes();
         const SINGLE_SEGMENT: u8 = 1 << 5;
@@ -145,7 +145,7 @@ mod missing {
             &mut self,
             _: &[u8],
             _: &mut Vec<u8>,
-        ) -> Result<bool, Misuse> {
+        ) -> Result<(), Misuse> {
             match *self {}
         }
     }

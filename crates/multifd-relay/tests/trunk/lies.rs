@@ -99,7 +99,8 @@ fn prefaces() {
     };
     let many: Vec<u8> = (0..17).flat_map(|id| [id, 0]).collect();
     let lies: Vec<(usize, Vec<u8>, Fault)> = vec![
-        // Ranges of versions: upside down, without a common one, with a layout that is not known, none at all.
+        // Ranges of versions: upside down, without a common one, with a layout that is not known,
+        // none at all.
         (OLDEST, b"\x02".to_vec(), versions(2, 1)),
         (OLDEST, b"\x00".to_vec(), versions(0, 1)),
         (NEWEST, b"\x00".to_vec(), versions(1, 0)),
