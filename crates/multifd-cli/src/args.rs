@@ -39,47 +39,50 @@ pub enum Command {
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Serves any number of migrations at once. It reads any method, writes --compression and passes on the rest unchanged.
+LEG is unix:PATH, tcp:HOST:PORT or tls:HOST:PORT for a QEMU, trunk:HOST:PORT for another relay over TLS.
+-h shows the usual options, --help shows all.
 
-Example, between two QEMUs that use no compression:
-  multifd relay --listen tcp:192.0.2.2:4444 --connect unix:/run/dst.sock
-  multifd relay --listen unix:/run/src.sock --connect tcp:dst:4444 --compression zstd")]
+Example, one relay on each host:
+  multifd relay --listen trunk:0.0.0.0:4444 --connect unix:/run/{name}.sock --tls-dir /etc/multifd
+  multifd relay --listen unix:/run/src.sock --connect trunk:dst:4444 --name vm1 --compression zstd --tls-dir DIR")]
 pub struct RelayArgs {
     /// Where the source QEMU, or another relay, connects to.
     #[arg(long, value_name = "LEG", value_parser = leg(), requires = "connect")]
     #[arg(required_unless_present_any = ["route", "routes"])]
     pub listen: Option<LegAddress>,
-    /// Where the destination QEMU, or another relay, listens. {name} stands for the migration's name.
+    /// Where the destination QEMU, or another relay, listens; {name} stands for --name.
     #[arg(long, value_name = "LEG", value_parser = leg(), requires = "listen")]
     pub connect: Option<LegAddress>,
     /// The migration's name on a trunk: letters, digits, `.`, `_` and `-`.
     #[arg(long, value_name = "NAME", value_parser = name)]
     pub name: Option<Name>,
-    /// Folder with certificates and keys, for trunk: and tls: (see `multifd tls init`).
+    /// Folder with certificates and keys for TLS: see `multifd tls init`.
     #[arg(long, value_name = "DIR")]
     pub tls_dir: Option<PathBuf>,
     /// The name in the destination's certificate, where it is not the host called.
-    #[arg(long, value_name = "HOST")]
+    #[arg(long, value_name = "HOST", hide_short_help = true)]
     pub tls_hostname: Option<String>,
-    /// Allow only clients whose certificate has this name, and only these migrations; repeatable, `*` fits all.
-    #[arg(long, value_name = "CLIENT[=NAME]")]
+    /// Allow only clients of this name in their certificate, and these migrations; repeatable, with `*`.
+    #[arg(long, value_name = "CLIENT[=NAME]", hide_short_help = true)]
     pub allow: Vec<String>,
     /// Allow a trunk in clear to other hosts: everybody in between can read the guest's memory.
-    #[arg(long)]
+    #[arg(long, hide_short_help = true)]
     pub insecure: bool,
     /// Another listening and destination address; repeatable.
     #[arg(long, value_name = "LISTEN=CONNECT", value_parser = Route::parser())]
     pub route: Vec<Route>,
     /// A file with a LISTEN=CONNECT on each line.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", hide_short_help = true)]
     pub routes: Option<PathBuf>,
     /// Time limit for one connection to the destination, in seconds.
-    #[arg(long, value_name = "S", default_value = "10")]
+    #[arg(long, value_name = "S", default_value = "10", hide_short_help = true)]
     pub dial_timeout: NonZeroU32,
-    /// Seconds to let running migrations finish after SIGTERM, SIGINT or SIGHUP.
-    #[arg(long, value_name = "S", default_value = "80")]
+    /// Seconds to let running migrations finish after SIGTERM or SIGINT. With --tls-dir, SIGHUP reads certificates anew;
+    /// without, it ends the relay too.
+    #[arg(long, value_name = "S", default_value = "80", hide_short_help = true)]
     pub drain: u32,
     /// Permissions of listening unix sockets, in octal.
-    #[arg(long, value_name = "OCTAL", default_value = "600", value_parser = mode)]
+    #[arg(long, value_name = "OCTAL", default_value = "600", value_parser = mode, hide_short_help = true)]
     pub mode: u32,
     #[command(flatten)]
     pub codec: CodecArgs,
@@ -99,25 +102,25 @@ pub struct CodecArgs {
     #[arg(value_enum, hide_possible_values = true)]
     pub compression: Compression,
     /// 0 to 9, with --compression zlib and --accel none.
-    #[arg(long, value_name = "N", value_parser = zlib_level)]
+    #[arg(long, value_name = "N", value_parser = zlib_level, hide_short_help = true)]
     pub zlib_level: Option<ZlibLevel>,
     /// 0 to 20, with --compression zstd.
-    #[arg(long, value_name = "N", value_parser = zstd_level)]
+    #[arg(long, value_name = "N", value_parser = zstd_level, hide_short_help = true)]
     pub zstd_level: Option<ZstdLevel>,
     /// Accelerator: none, software, qpl, qpl-hardware, qpl-software or auto.
     #[arg(long, value_name = "ACCEL", default_value_t = Accel::None)]
     pub accel: Accel,
     /// Independent streams within a channel, compressed in parallel: 1 to 128.
-    #[arg(long, value_name = "K", value_parser = streams)]
+    #[arg(long, value_name = "K", value_parser = streams, hide_short_help = true)]
     pub streams: Option<Streams>,
     /// Huffman code of qpl, and of zlib by libqpl: fixed (faster) or dynamic (smaller).
-    #[arg(long, value_name = "CODE")]
+    #[arg(long, value_name = "CODE", hide_short_help = true)]
     pub huffman: Option<Huffman>,
     /// Speed against size of --accel software: fast, balanced or dense.
-    #[arg(long, value_name = "EFFORT")]
+    #[arg(long, value_name = "EFFORT", hide_short_help = true)]
     pub effort: Option<Effort>,
     /// Deflate window of --accel software: 4k (an IAA can read it) or 32k.
-    #[arg(long, value_name = "SIZE")]
+    #[arg(long, value_name = "SIZE", hide_short_help = true)]
     pub window: Option<WindowSize>,
 }
 

@@ -64,6 +64,7 @@ pub fn run(args: &RelayArgs) -> Outcome {
     let method = args.codec.compression.into();
     let routes = routes::of(args)?;
     let mut relays = Vec::new();
+    let mut encryptions = Vec::new();
     for route in routes {
         let mut config = RelayConfig::new(route.connect.clone(), method);
         config.settings = args.codec.settings()?;
@@ -75,6 +76,9 @@ pub fn run(args: &RelayArgs) -> Outcome {
         config.name = args.name.clone();
         check_legs(&route, args.insecure)?;
         config.encryption = encryption(&route, args)?;
+        if route.listen.tls || route.connect.tls {
+            encryptions.push(config.encryption.clone());
+        }
         let listener = say::listener(&route.listen.address, args.mode)?;
         let relay = Relay::on(listener, &route.listen, config)?;
         relays.push((relay, route));
@@ -111,10 +115,14 @@ pub fn run(args: &RelayArgs) -> Outcome {
             })?,
         );
     }
+    let signals = Signals::install()?;
+    if !encryptions.is_empty() {
+        signals.on_hangup(move || reload(&encryptions));
+    }
     // Only now can a source be started.
     listening.iter().for_each(say::note);
     drop(tell);
-    let outcome = Printer::new(args, method, several).run(&events, &ends, &Signals::install()?);
+    let outcome = Printer::new(args, method, several).run(&events, &ends, &signals);
     ends.accepting.cancel();
     ends.over.cancel();
     for thread in accepting {
@@ -152,6 +160,20 @@ fn encryption(route: &Route, args: &RelayArgs) -> Result<Encryption, String> {
         .map_err(|error| say::chain(&error))?;
     encryption.warnings().iter().for_each(say::note);
     Ok(encryption)
+}
+
+/// Reads the certificates anew, for later connections.
+fn reload(encryptions: &[Encryption]) {
+    for encryption in encryptions {
+        match encryption.reload() {
+            Ok(()) => encryption.warnings().iter().for_each(say::note),
+            Err(error) => say::note(format_args!(
+                "the certificates from before stay in use: {}",
+                say::chain(&error)
+            )),
+        }
+    }
+    say::note("certificates were read anew");
 }
 
 /// How a relay ends, step by step.

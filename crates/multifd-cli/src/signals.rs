@@ -32,6 +32,8 @@ struct Shared {
     /// The first signal is the command's.
     is_in_charge: AtomicBool,
     cancels: Mutex<Vec<Cancel>>,
+    /// What SIGHUP means to a command that has something to read anew.
+    hangup: Mutex<Option<Box<dyn Fn() + Send>>>,
 }
 
 impl Signals {
@@ -49,6 +51,7 @@ impl Signals {
             first: AtomicI32::new(0),
             is_in_charge: AtomicBool::new(false),
             cancels: Mutex::default(),
+            hangup: Mutex::default(),
         }));
         let ignored = ignored();
         let heeded = [SIGTERM, SIGINT, SIGHUP].into_iter();
@@ -74,6 +77,11 @@ impl Signals {
         let signals = Self::watch()?;
         signals.0.is_in_charge.store(true, Ordering::Release);
         Ok(signals)
+    }
+
+    /// From now on SIGHUP ends nothing, and calls `reload`.
+    pub(crate) fn on_hangup(&self, reload: impl Fn() + Send + 'static) {
+        *lock(&self.0.hangup) = Some(Box::new(reload));
     }
 
     /// Whether the first signal has come.
@@ -109,6 +117,11 @@ impl Signals {
 
     fn came(&self, signal: i32) {
         let shared = &*self.0;
+        if signal == SIGHUP
+            && let Some(reload) = &*lock(&shared.hangup)
+        {
+            return reload();
+        }
         let is_first =
             shared
                 .first
