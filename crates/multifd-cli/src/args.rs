@@ -33,6 +33,8 @@ pub enum Command {
     Replay(ReplayArgs),
     Inspect(InspectArgs),
     Detect(DetectArgs),
+    #[cfg(feature = "tls")]
+    Tls(crate::tls::TlsArgs),
 }
 
 /// Relay migrations and recompress their pages.

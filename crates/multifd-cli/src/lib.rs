@@ -29,6 +29,8 @@ mod relay;
 mod replay;
 pub mod say;
 pub mod signals;
+#[cfg(feature = "tls")]
+mod tls;
 
 use std::process::ExitCode;
 
@@ -47,6 +49,8 @@ pub fn main() -> ExitCode {
         Command::Replay(args) => replay::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Detect(args) => detect::run(&args),
+        #[cfg(feature = "tls")]
+        Command::Tls(args) => tls::run(&args),
     })
 }
 

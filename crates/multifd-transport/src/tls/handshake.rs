@@ -497,6 +497,11 @@ impl Shaking {
 
     /// Goes on without waiting, and returns whether the handshake is over.
     fn go_on(&mut self) -> Result<bool, TlsError> {
+        if !self.stream.is_bare() {
+            return Err(TlsError::Local(
+                "TLS runs over a socket, not over another layer".to_owned(),
+            ));
+        }
         loop {
             self.think()?;
             if !self.send()? {
