@@ -47,8 +47,8 @@ const LINE: [(&str, &[&str]); 10] = [
     ),
 ];
 
-/// Crates with a limited list of outside dependencies. `multifd-wire` does without `std`; `page-deflate` and
-/// `iaa-detect` shall bring little else into the programs of others.
+/// Crates with a limited list of outside dependencies. `multifd-wire` does without `std`;
+/// `page-deflate` and `iaa-detect` shall bring little else into the programs of others.
 const OUTSIDE: [(&str, &[&str]); 3] = [
     ("multifd-wire", &["thiserror"]),
     ("page-deflate", &["thiserror"]),
