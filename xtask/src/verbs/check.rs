@@ -59,10 +59,12 @@ const OUTSIDE: [(&str, &[&str]); 3] = [
 ];
 
 /// Dependencies that are C or need a library of the system: each is behind a feature.
-const OPTIONAL: [(&str, &str); 3] = [
+const OPTIONAL: [(&str, &str); 5] = [
     ("multifd-codec", "zstd-safe"),
     ("multifd-codec", "qpl-sys"),
     ("multifd-codec", "iaa-detect"),
+    ("multifd-transport", "rustls"),
+    ("multifd-cli", "rcgen"),
 ];
 
 /// A Rust file longer than this holds more than one idea, unless it is listed in `LONG_FILES`.
@@ -115,6 +117,13 @@ pub fn run() -> Result<()> {
                 .args(["--", "-D", "warnings"]),
         )?;
     }
+
+    println!("== the command without TLS");
+    run_command(
+        cargo()
+            .args(["clippy", "--quiet", "--package", "multifd-cli"])
+            .args(["--no-default-features", "--", "-D", "warnings"]),
+    )?;
 
     println!("== the line of crates, file lengths");
     let metadata = output(cargo().args(["metadata", "--no-deps", "--format-version", "1"]))?;

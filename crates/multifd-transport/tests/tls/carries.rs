@@ -275,6 +275,55 @@ fn a_peer_may_change_its_keys_and_ask_us_to() {
     });
 }
 
+/// A client may say all it has to say in one breath with its last word of the handshake.
+#[test]
+fn data_and_an_end_may_come_with_the_handshake_s_last_bytes() {
+    let (ca, server_folder, _) = folders();
+    let server = server(&server_folder);
+    for bytes in [0, 1, 5_000, 40_000] {
+        for whole in [false, true] {
+            let (near, far) = unix();
+            let said = data(bytes, 6);
+            thread::scope(|scope| {
+                let accepted = scope.spawn(|| accept(&server, far.into()).unwrap().stream);
+                let mut peer = raw_client(near, Some(&ca.client()), &[&TLS13]);
+                peer.conn.set_buffer_limit(None);
+                peer.conn.writer().write_all(&said).unwrap();
+                while peer.conn.is_handshaking() {
+                    while peer.conn.wants_write() {
+                        peer.conn.write_tls(&mut peer.sock).unwrap();
+                    }
+                    peer.conn.read_tls(&mut peer.sock).unwrap();
+                    peer.conn.process_new_packets().unwrap();
+                }
+                if whole {
+                    peer.conn.send_close_notify();
+                }
+                let mut breath = Vec::new();
+                while peer.conn.wants_write() {
+                    peer.conn.write_tls(&mut breath).unwrap();
+                }
+                peer.sock.write_all(&breath).unwrap();
+                let stream = accepted.join().unwrap();
+                if bytes > 0 {
+                    assert!(stream.is_readable_within(Duration::ZERO).unwrap());
+                }
+                stream.write_all_of_two(b"an", b"swer").unwrap();
+                assert!(read_in_pieces(&stream, bytes) == said);
+                let mut answer = [0; 6];
+                peer.read_exact(&mut answer).unwrap();
+                assert_eq!(&answer, b"answer");
+                if whole {
+                    assert_eq!(stream.read_some(&mut [0; 1]).unwrap(), 0);
+                } else {
+                    drop(peer);
+                    stream.read_some(&mut [0; 1]).unwrap_err();
+                }
+            });
+        }
+    }
+}
+
 /// Messages of the handshake that follow it, in small parts, with our own records between them.
 #[test]
 fn tickets_in_parts_do_not_disturb_a_writer() {
