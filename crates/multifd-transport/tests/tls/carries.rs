@@ -3,6 +3,7 @@
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -333,6 +334,7 @@ fn tickets_in_parts_do_not_disturb_a_writer() {
     let pair = ca.server();
     let (mut slow, peer_end) = UnixStream::pair().unwrap();
     let (mut back_from, mut back_to) = (far.try_clone().unwrap(), slow.try_clone().unwrap());
+    let slowly = &AtomicBool::new(false);
     thread::scope(|scope| {
         let peer = scope.spawn(move || {
             let mut peer = raw_server(peer_end, &pair, &[&TLS13], |config| {
@@ -348,31 +350,38 @@ fn tickets_in_parts_do_not_disturb_a_writer() {
             peer.read_to_end(&mut all).unwrap();
             all
         });
+        // What the server says after the client's last word of the handshake comes byte by byte.
         scope.spawn(move || {
-            let _ = io::copy(&mut back_from, &mut back_to);
+            let mut bytes = [0; 1 << 16];
+            let mut said = 0;
+            while let Ok(count @ 1..) = back_from.read(&mut bytes) {
+                said += 1;
+                slowly.store(said > 1, Ordering::SeqCst);
+                if back_to.write_all(&bytes[..count]).is_err() {
+                    break;
+                }
+            }
             let _ = back_to.shutdown(Shutdown::Write);
         });
-        // The server's bytes come one by one once the handshake is over; before, at once.
-        let (say, slowly) = std::sync::mpsc::channel::<()>();
         scope.spawn(move || {
             let mut far = far;
             let mut bytes = [0; 1 << 16];
             while let Ok(count @ 1..) = slow.read(&mut bytes) {
-                if slowly.try_recv().is_ok() {
-                    for byte in &bytes[..count] {
-                        far.write_all(&[*byte]).unwrap();
-                        thread::sleep(Duration::from_micros(200));
-                    }
+                let step = if slowly.load(Ordering::SeqCst) {
+                    1
                 } else {
-                    far.write_all(&bytes[..count]).unwrap();
+                    count
+                };
+                for part in bytes[..count].chunks(step) {
+                    far.write_all(part).unwrap();
+                    if step == 1 {
+                        thread::sleep(Duration::from_micros(100));
+                    }
                 }
             }
             far.shutdown(Shutdown::Write).unwrap();
         });
         let stream = connect(&client, near.into(), "dst.example").unwrap();
-        for _ in 0..100 {
-            say.send(()).unwrap();
-        }
         let mut sent = b"ping".to_vec();
         stream.write_all_of_two(&sent, &[]).unwrap();
         let mut seen = Vec::new();
