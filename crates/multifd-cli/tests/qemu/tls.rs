@@ -55,7 +55,8 @@ impl Between {
         }
     }
 
-    /// Both legs of one connection, one after the other: under TLS a destination takes its first connection for main.
+    /// Both legs of one connection, one after the other: under TLS a destination takes its first
+    /// connection for main.
     fn join(&self, stream: Stream, connect: &str) -> (Accepted, Stream) {
         let from = self.accept(stream);
         let to = Stream::connect(&connect.parse().unwrap()).unwrap();

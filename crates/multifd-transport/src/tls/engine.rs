@@ -64,7 +64,8 @@ impl Engine {
         }
     }
 
-    /// Whether the handshake is over. A server may write before it has heard the client's last word; that is not yet it.
+    /// Whether the handshake is over. A server may write before it has heard the client's last
+    /// word; that is not yet it.
     pub(super) fn is_established(&self) -> bool {
         match &self.side {
             Side::Client(connection) => !connection.is_handshaking(),
@@ -98,11 +99,13 @@ impl Engine {
         }
     }
 
-    /// Takes records from the front of `incoming` until one has given data, or until it needs more. Appends what the peer
-    /// is to get to `outgoing`, and gives data to `plain`. Returns how many bytes were taken.
+    /// Takes records from the front of `incoming` until one has given data, or until it needs more.
+    /// Appends what the peer is to get to `outgoing`, and gives data to `plain`. Returns how many
+    /// bytes were taken.
     ///
-    /// rustls keeps places within `incoming` while a message of the handshake is not whole. So the bytes that are left must
-    /// stand at the front of `incoming` at the next call, of this or of [`encrypt`](Self::encrypt).
+    /// rustls keeps places within `incoming` while a message of the handshake is not whole. So the
+    /// bytes that are left must stand at the front of `incoming` at the next call, of this or of
+    /// [`encrypt`](Self::encrypt).
     pub(super) fn take(
         &mut self,
         incoming: &mut [u8],
@@ -165,8 +168,9 @@ impl Engine {
         }
     }
 
-    /// Appends the records of `plain` to `outgoing`. `incoming` holds what [`take`](Self::take) has left, if it has left
-    /// whole records; its places are kept, and no byte of it is taken where there is no data in it.
+    /// Appends the records of `plain` to `outgoing`. `incoming` holds what [`take`](Self::take) has
+    /// left, if it has left whole records; its places are kept, and no byte of it is taken where
+    /// there is no data in it.
     pub(super) fn encrypt(
         &mut self,
         plain: &[u8],
@@ -215,8 +219,8 @@ impl Engine {
 /// Bytes from the peer that the engine, and not the reader, keeps.
 #[derive(Default)]
 pub(super) struct Incoming {
-    /// Records that rustls has looked at and needs again, and what follows them. Nearly always empty: a message of the
-    /// handshake has come in parts.
+    /// Records that rustls has looked at and needs again, and what follows them. Nearly always
+    /// empty: a message of the handshake has come in parts.
     pub(super) held: Vec<u8>,
     /// Plaintext that is not yet read.
     pub(super) plain: Vec<u8>,

@@ -12,26 +12,29 @@ use super::engine::{Engine, Incoming, RECORD_BYTES, Stop, has_record};
 use super::error::{Place, TlsError};
 use crate::{Connection, Stream};
 
-/// How much ciphertext is read at once. Several records, so that a system call costs little of the time.
+/// How much ciphertext is read at once. Several records, so that a system call costs little of the
+/// time.
 const READ_BYTES: usize = 128 << 10;
 
 /// How much plaintext is encrypted before its records are written.
 const WRITE_BYTES: usize = 8 * RECORD_BYTES;
 
-/// The most that is kept of a message that comes in parts. Nothing that a peer says after its handshake is near that size.
+/// The most that is kept of a message that comes in parts. Nothing that a peer says after its
+/// handshake is near that size.
 const HELD_BYTES: usize = 2 * READ_BYTES;
 
 /// How long the end of a direction may wait for room in the socket.
 const END_WAIT: Duration = Duration::from_secs(10);
 
-/// How soon after the handshake a cut may be a refusal without words. GnuTLS lets its caller judge a certificate after the
-/// handshake, and QEMU just closes then.
+/// How soon after the handshake a cut may be a refusal without words. GnuTLS lets its caller judge
+/// a certificate after the handshake, and QEMU just closes then.
 const EARLY: Duration = Duration::from_secs(5);
 
 /// A TLS connection whose handshake is over.
 ///
-/// One thread reads and one writes. They share the keys only while records are made or opened, never while one of them
-/// waits for the socket. It keeps at most 384 KiB for reading and 132 KiB for writing.
+/// One thread reads and one writes. They share the keys only while records are made or opened,
+/// never while one of them waits for the socket. It keeps at most 384 KiB for reading and 132 KiB
+/// for writing.
 pub struct TlsStream {
     under: Stream,
     place: Place,
@@ -121,7 +124,8 @@ impl TlsStream {
         }
     }
 
-    /// Opens records that are there, until `buffer` is full. `None`: there is no whole one. `Some(0)`: the peer's end.
+    /// Opens records that are there, until `buffer` is full. `None`: there is no whole one.
+    /// `Some(0)`: the peer's end.
     fn open(&self, reader: &mut Reader, buffer: &mut [u8]) -> io::Result<Option<usize>> {
         let mut core = self.core();
         let mut filled = core.give(buffer);
@@ -154,7 +158,8 @@ impl TlsStream {
         Ok(Some(filled))
     }
 
-    /// Opens records that are there until `bytes` of plaintext wait. Returns whether the peer has said its end.
+    /// Opens records that are there until `bytes` of plaintext wait. Returns whether the peer has
+    /// said its end.
     fn open_ahead(&self, reader: &mut Reader, bytes: usize) -> bool {
         let mut core = self.core();
         while core.waiting() < bytes && self.failure.get().is_none() {
@@ -263,7 +268,8 @@ impl TlsStream {
         self.heard_why(error)
     }
 
-    /// Puts the records of up to [`WRITE_BYTES`] of `head` and `body` into `writer`. Returns how much plaintext that is.
+    /// Puts the records of up to [`WRITE_BYTES`] of `head` and `body` into `writer`. Returns how
+    /// much plaintext that is.
     fn seal(&self, writer: &mut Writer, head: &[u8], body: &[u8]) -> io::Result<usize> {
         let mut sealed = 0_usize;
         let mut core = self.core();
@@ -471,8 +477,8 @@ impl Connection for TlsStream {
             || has_record(reader.whole())
     }
 
-    /// Writes all of both parts. After `WouldBlock` or `TimedOut`, by a time limit of the socket, the next call must have the
-    /// same bytes: it goes on where this one has stopped.
+    /// Writes all of both parts. After `WouldBlock` or `TimedOut`, by a time limit of the socket,
+    /// the next call must have the same bytes: it goes on where this one has stopped.
     fn write_all_of_two(&self, head: &[u8], body: &[u8]) -> io::Result<()> {
         let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         if let Err(failure) = self.check() {
