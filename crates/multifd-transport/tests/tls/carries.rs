@@ -4,6 +4,7 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -409,17 +410,19 @@ fn a_write_that_runs_out_of_time_goes_on_with_the_same_bytes() {
     let (near, far) = pair();
     let data = data(30 << 20, 5);
     near.set_timeouts(Some(Duration::from_millis(5))).unwrap();
+    let (late, is_late) = mpsc::channel();
     thread::scope(|scope| {
-        scope.spawn(|| {
-            let mut tries = 0;
+        let (near, data) = (&near, &data);
+        scope.spawn(move || {
             while let Err(error) = near.write_all_of_two(&data[..999], &data[999..]) {
                 assert_eq!(error.kind(), ErrorKind::WouldBlock);
-                tries += 1;
+                let _ = late.send(());
             }
-            assert!(tries > 0, "the test is to run out of time");
         });
-        thread::sleep(Duration::from_millis(100));
-        assert!(read_in_pieces(&far, data.len()) == data);
+        is_late
+            .recv_timeout(PATIENCE)
+            .expect("no buffer takes all of it");
+        assert!(read_in_pieces(&far, data.len()) == *data);
     });
     assert_eq!(
         near.read_some(&mut [0; 1]).unwrap_err().kind(),
