@@ -19,4 +19,6 @@ mod qemu {
     mod one_sided;
     mod pages;
     mod relays;
+    #[cfg(feature = "tls")]
+    mod tls;
 }

@@ -26,6 +26,10 @@ const HELD_BYTES: usize = 2 * READ_BYTES;
 /// How long the end of a direction may wait for room in the socket.
 const END_WAIT: Duration = Duration::from_secs(10);
 
+/// How soon after the handshake a cut may be a refusal without words. GnuTLS lets its caller judge
+/// a certificate after the handshake, and QEMU just closes then.
+const EARLY: Duration = Duration::from_secs(5);
+
 /// A TLS connection whose handshake is over.
 ///
 /// One thread reads and one writes. They share the keys only while records are made or opened,
@@ -35,6 +39,7 @@ pub struct TlsStream {
     under: Stream,
     place: Place,
     lenient_end: bool,
+    since: Instant,
     core: Mutex<Core>,
     reader: Mutex<Reader>,
     writer: Mutex<Writer>,
@@ -76,29 +81,26 @@ struct Writer {
 }
 
 impl TlsStream {
-    /// The connection after its handshake. `left` came with the handshake's last bytes.
+    /// The connection after its handshake. `incoming` came with the handshake's last bytes.
     pub(super) fn new(
         under: Stream,
         engine: Engine,
-        left: Vec<u8>,
+        incoming: Incoming,
         place: Place,
         lenient_end: bool,
     ) -> Self {
-        let incoming = Incoming {
-            held: left,
-            plain: Vec::new(),
-        };
         Self {
             under,
             place,
             lenient_end,
+            since: Instant::now(),
             core: Mutex::new(Core {
+                closed: engine.is_closed(),
+                heard: !incoming.plain.is_empty(),
                 engine,
                 incoming,
                 read: 0,
                 pending: Vec::new(),
-                closed: false,
-                heard: false,
             }),
             reader: Mutex::default(),
             writer: Mutex::default(),
@@ -200,7 +202,7 @@ impl TlsStream {
     }
 
     fn cut(&self) -> io::Error {
-        let before_data = !self.core().heard;
+        let before_data = !self.core().heard && self.since.elapsed() < EARLY;
         self.fail(TlsError::Cut { before_data })
     }
 
