@@ -246,6 +246,8 @@ impl Connection for Carried {
         }
         let header = writing.frames.end().map_err(io::Error::other)?;
         self.under.write_all_of_two(&header, &[])?;
+        let [_, written] = &self.bytes;
+        written.fetch_add(header.len() as u64, Ordering::Relaxed);
         self.under.shutdown(Shutdown::Write)
     }
 
