@@ -411,10 +411,13 @@ impl<'a> Printer<'a> {
                 Ok(())
             }
             Err(ended) => {
+                let connect = migration
+                    .as_ref()
+                    .map(|migration| migration.route.connect.protocol);
                 let failed = match &ended {
                     Ended::Failed(failure) => Failed::new(
                         say::chain(failure),
-                        advice(self.method, failure),
+                        advice(self.method, connect, failure),
                         migration.as_ref(),
                     ),
                     Ended::TooMany => Failed::new(
