@@ -283,11 +283,7 @@ mod tests {
 
     use super::*;
 
-    const HELLO: Hello = Hello {
-        uuid: [0; 16],
-        channel: 0,
-        reserved: [0; 39],
-    };
+    const HELLO: Hello = Hello::new([0; 16], 0);
 
     fn encoded(packet: impl Into<Packet>) -> Vec<u8> {
         let mut bytes = Vec::new();

@@ -27,6 +27,16 @@ impl Hello {
     /// Bytes of a hello on the wire.
     pub const LEN: usize = 64;
 
+    /// The hello of a channel, as QEMU writes it.
+    #[must_use]
+    pub const fn new(uuid: [u8; 16], channel: u8) -> Self {
+        Self {
+            uuid,
+            channel,
+            reserved: [0; 39],
+        }
+    }
+
     /// Takes a hello apart.
     ///
     /// # Errors

@@ -285,11 +285,7 @@ fn reading_what_is_wanted_reads_all() {
 
 #[test]
 fn a_sender_keeps_the_order_of_the_wire() {
-    let hello = Hello {
-        uuid: [0; 16],
-        channel: 0,
-        reserved: [0; 39],
-    };
+    let hello = Hello::new([0; 16], 0);
     let block = || IdStr::try_from("pc.ram").expect("a name");
     let sync = Packet::Ram(RamPacket::sync(PageSize::K4, 0));
     let pages =
