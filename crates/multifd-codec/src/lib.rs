@@ -98,6 +98,7 @@
 //! | --- | --- | --- |
 //! | `zstd` | the method `zstd`, by libzstd, whose C source is built | [`Unsupported::NotBuilt`] for that method |
 //! | `qpl` | libqpl, opened at run time, and the reasons why there is no IAA | an accelerator of libqpl is [`Unsupported::Accel`]; [`Accel::Auto`] is software |
+#![warn(clippy::exhaustive_enums, clippy::exhaustive_structs, unreachable_pub)]
 #![deny(unsafe_code)]
 #![warn(
     clippy::indexing_slicing,

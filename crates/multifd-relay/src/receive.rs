@@ -23,6 +23,7 @@ pub use crate::taking::Totals;
 
 /// A migration that was received whole.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct ReceiveReport {
     /// The RAM blocks, in the source's order.
     pub blocks: Vec<BlockReport>,
@@ -41,6 +42,7 @@ pub struct ReceiveReport {
 
 /// What arrived of one RAM block.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct BlockReport {
     /// Its name.
     pub name: BlockName,

@@ -50,6 +50,7 @@ impl Output {
 
 /// A migration that was recorded whole.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct RecordReport {
     /// The recording.
     pub file: PathBuf,

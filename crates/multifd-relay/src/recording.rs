@@ -47,6 +47,10 @@ const CHUNK_HEADER_LEN: usize = 12;
 
 /// What a recorded connection was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(
+    clippy::exhaustive_enums,
+    reason = "the format of a recording fixes it"
+)]
 pub enum Role {
     /// The main channel.
     Main,
@@ -56,6 +60,10 @@ pub enum Role {
 
 /// One piece of a recording.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(
+    clippy::exhaustive_enums,
+    reason = "the format of a recording fixes it"
+)]
 pub enum Chunk<'a> {
     /// A connection was made.
     Open {

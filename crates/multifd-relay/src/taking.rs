@@ -79,6 +79,7 @@ const GOODBYE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What has arrived so far, over all connections.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Totals {
     /// Pages with contents.
     pub pages: u64,

@@ -4,6 +4,7 @@
 //! source. A failure names the channel and the cause. This crate never looks inside a payload and
 //! never buffers without bound.
 
+#![warn(clippy::exhaustive_enums, clippy::exhaustive_structs, unreachable_pub)]
 #![deny(unsafe_code)]
 #![cfg_attr(
     not(test),

@@ -36,6 +36,10 @@ pub enum Method {
 /// The method bits of a flag word name no known method.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("method bits {bits:#04x} name no known compression method")]
+#[expect(
+    clippy::exhaustive_structs,
+    reason = "its bits are all that is known of it"
+)]
 pub struct UnknownMethod {
     /// The bits of the method field, still in their place in the word.
     pub bits: u32,
@@ -45,6 +49,10 @@ pub struct UnknownMethod {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
     "no such compression method: it must be one of none, zlib, zstd, qpl, uadk, qatzip, canned"
+)]
+#[expect(
+    clippy::exhaustive_structs,
+    reason = "its bits are all that is known of it"
 )]
 pub struct UnknownMethodName;
 

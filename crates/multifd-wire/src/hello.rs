@@ -8,6 +8,7 @@ use crate::fault::Fault;
 /// What a multifd connection begins with. All QEMUs since 4.0 send the same 64 bytes; nothing is
 /// ever sent back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(clippy::exhaustive_structs, reason = "the format fixes its fields")]
 pub struct Hello {
     /// The VM's UUID (`-uuid`) in the order of its text; all zero when the VM has none. Both ends
     /// must have the same.

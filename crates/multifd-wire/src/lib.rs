@@ -83,6 +83,7 @@
 //! Streams of QEMU 4.0 to 11 are read, with what each of them does differently. What is said about
 //! a version was observed on running QEMUs (7.2 and 10.0 in most cases) and their streams.
 
+#![warn(clippy::exhaustive_enums, clippy::exhaustive_structs, unreachable_pub)]
 #![no_std]
 #![forbid(unsafe_code)]
 #![cfg_attr(

@@ -19,6 +19,7 @@ pub struct PageSize {
 /// The number given is no page size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{found} bytes is no page size: it must be a power of two from {} to {}", PageSize::MIN.bytes, PageSize::MAX.bytes)]
+#[non_exhaustive]
 pub struct PageSizeError {
     /// The number given.
     pub found: u32,

@@ -440,10 +440,7 @@ fn what_a_sender_sends_a_receiver_takes() {
 fn a_payload_may_be_as_long_as_the_limits_allow() {
     const STOCK: u32 = 1 << 20;
     for (limit, allowed) in [(3 * STOCK, 3 * STOCK), (STOCK, STOCK), (1000, STOCK)] {
-        let limits = Limits {
-            compressed_payload_bytes: limit,
-            ..Limits::default()
-        };
+        let limits = Limits::default().with_compressed_payload_bytes(limit);
         let block = IdStr::new(b"pc.ram").unwrap();
         let mut packet = RamPacket::new(PageSize::K4, block, &[0], &[], 0).unwrap();
         packet.set_payload(Method::Zlib, limit.min(STOCK)).unwrap();

@@ -110,11 +110,9 @@ impl Session<'_> {
             places: &places,
             blocks: &blocks,
             method: offer.method,
-            limits: Limits {
-                block_bytes: longest(&blocks),
-                page_size: Some(offer.page_size),
-                ..Limits::default()
-            },
+            limits: Limits::default()
+                .with_block_bytes(longest(&blocks))
+                .with_page_size(offer.page_size),
             rounds: Rounds::new(channels.len()),
             tally: Tally::default(),
             messages: AtomicU64::new(0),

@@ -93,6 +93,7 @@ pub struct MigrationReport {
 
 /// What the codecs of one direction did, over all channels.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Work {
     /// The method read or written.
     pub method: Method,
@@ -105,6 +106,7 @@ pub struct Work {
 
 /// What has gone through a relay, over all channels.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Totals {
     /// Pages with contents on multifd channels.
     pub pages: u64,

@@ -18,24 +18,25 @@ pub type Id = u64;
 
 /// How long a channel's hello waits for its main channel, counted from when none could be its own
 /// any more.
-pub const ORPHAN_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const ORPHAN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long a channel waits whose id is taken. A source that has just given up leaves channels of
 /// the attempt before.
-pub const CONFLICT_TIMEOUT: Duration = Duration::from_secs(1);
+pub(super) const CONFLICT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How long channels of several VMs wait for a second main channel.
-pub const RIVAL_TIMEOUT: Duration = Duration::from_secs(2);
+pub(super) const RIVAL_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a channel waits for a main channel of its own peer, before it may be that of another.
 /// One that was sent again, as it was lost on its way, comes within this time.
-pub const FOREIGN_TIMEOUT: Duration = Duration::from_secs(4);
+pub(super) const FOREIGN_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// How long after the set-up part of its stream a migration's channels may come without a doubt
 /// about whose they are.
-pub const LATE_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const LATE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Who opened a connection, as far as the system tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(clippy::exhaustive_enums, reason = "for the fuzz targets alone")]
 pub enum PeerId {
     /// A process of this host, over a unix socket.
     Process(i32),
@@ -47,6 +48,7 @@ pub enum PeerId {
 
 /// What is to be done with a connection.
 #[derive(Debug, PartialEq, Eq)]
+#[expect(clippy::exhaustive_enums, reason = "for the fuzz targets alone")]
 pub enum Decision {
     /// The channel belongs to this main channel.
     Give {
@@ -79,6 +81,7 @@ pub enum Decision {
 
 /// What the set-up part of a main channel says about its channels.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[expect(clippy::exhaustive_structs, reason = "for the fuzz targets alone")]
 pub struct Stated {
     /// The VM's UUID, with `validate-uuid`.
     pub uuid: Option<[u8; 16]>,
