@@ -3,6 +3,29 @@
 //! Pages are applied round by round: no channel enters a round before all have finished the one
 //! before, because a page may be sent again in each. What main says in a round (zero pages of old
 //! machine types, all pages without multifd) belongs to that round too.
+//!
+//! ```
+//! use multifd_relay::SourceSettings;
+//! use multifd_relay::image::Folder;
+//! use multifd_relay::receive::receive;
+//! use multifd_transport::Cancel;
+//! use multifd_transport::incoming::Acceptor;
+//! # include!(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/guest/source.rs"));
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let folder = tempfile::tempdir()?;
+//! # let folder = folder.path().join("images");
+//! let images = Folder::prepare(&folder)?;
+//! let mut acceptor = Acceptor::bind(&"tcp:127.0.0.1:0".parse()?)?;
+//! # send_guest(acceptor.address())?;
+//!
+//! let (source, cancel) = (SourceSettings::default(), Cancel::new());
+//! let report = receive(&mut acceptor, &images, source, &cancel, &mut |_progress| {})?;
+//! let ram = std::fs::read(&report.blocks[0].file)?;
+//! assert_eq!(ram, [[7; 4096], [0; 4096]].concat());
+//! # Ok(())
+//! # }
+//! ```
 
 use std::path::PathBuf;
 use std::sync::OnceLock;

@@ -1,4 +1,25 @@
 //! A migration becomes a file.
+//!
+//! ```
+//! use multifd_relay::SourceSettings;
+//! use multifd_relay::record::{Output, record};
+//! use multifd_transport::Cancel;
+//! use multifd_transport::incoming::Acceptor;
+//! # include!(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/guest/source.rs"));
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let folder = tempfile::tempdir()?;
+//! # let file = folder.path().join("guest.recording");
+//! let output = Output::create(&file)?;
+//! let mut acceptor = Acceptor::bind(&"tcp:127.0.0.1:0".parse()?)?;
+//! # send_guest(acceptor.address())?;
+//!
+//! let (source, cancel) = (SourceSettings::default(), Cancel::new());
+//! let report = record(&mut acceptor, output, source, &cancel, &mut |_progress| {})?;
+//! assert_eq!((report.channels, report.file), (1, file));
+//! # Ok(())
+//! # }
+//! ```
 
 use std::collections::BTreeSet;
 use std::fs::File;
