@@ -104,6 +104,7 @@ impl Summary {
             zero_pages,
             bytes_in,
             bytes_out,
+            ..
         } = report.totals;
         Self {
             route: route.map(Route::to_string),

@@ -24,6 +24,7 @@ const LAST_WORD: Duration = Duration::from_millis(500);
 /// The other relay has ended the migration, and said why.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the other relay ended the migration: {words}")]
+#[non_exhaustive]
 pub struct FarFailure {
     /// Its reason, which the other host has chosen freely.
     pub words: Words,
