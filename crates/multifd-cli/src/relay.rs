@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use multifd_codec::Accel;
 use multifd_relay::Failure;
+use multifd_relay::failure::Cause;
 use multifd_relay::leg::{Encryption, EncryptionOptions, Rule};
 use multifd_relay::relay::{MigrationReport, Relay, RelayConfig, Totals, Update, pass_on};
 use multifd_transport::Cancel;
@@ -418,7 +419,8 @@ impl<'a> Printer<'a> {
                         say::chain(failure),
                         advice(self.method, connect, failure),
                         migration.as_ref(),
-                    ),
+                    )
+                    .with_unknown_end(matches!(failure.cause, Cause::Unknown)),
                     Ended::TooMany => Failed::new(
                         format!(
                             "{MOST_MIGRATIONS} migrations run already, and no more are taken: its guest stays at the source; \

@@ -326,6 +326,56 @@ fn a_channel_of_no_migration_is_refused() {
     assert_eq!(refusal.code, RefusalCode::UNKNOWN_MIGRATION);
 }
 
+/// The far relay dies: nobody calls that a success, and what cannot be known is said to be unknown.
+#[test]
+fn a_relay_that_dies_is_no_end() {
+    for migration in both(short) {
+        let folder = tempfile::tempdir().expect("a folder");
+        let destination = Destination::new(folder.path(), 2);
+        let Pair {
+            near, far, address, ..
+        } = Pair::new(folder.path(), "tcp", &destination.address, &[]);
+        let source = Source::begin(&address, &migration);
+        drop(destination.wait("all of it", |seen| seen.has_all(&migration)));
+        // Dropped, it is killed.
+        drop(far);
+        let ended = near.end();
+        says(&ended, "the other relay has gone");
+        let confirmed = match migration.return_path {
+            true => Value::Bool(false),
+            false => Value::Null,
+        };
+        assert_eq!(report(&ended)["confirmed"], confirmed, "{ended:?}");
+        drop(source);
+    }
+}
+
+/// A destination takes one guest. A second one of its name is refused, and the first goes on.
+#[test]
+fn a_second_guest_of_a_name_is_refused() {
+    let migration = &both(short)[1];
+    let folder = tempfile::tempdir().expect("a folder");
+    let sockets = format!("unix:{}", folder.path().join("{name}").display());
+    let mut far = relay("trunk+tcp:127.0.0.1:0", &sockets, &[]);
+    let connect = format!("trunk+{}", trunk_of(&mut far));
+    let address = Address::Unix(folder.path().join("vm"));
+    let destination = Destination::at(&address, 2, support::peers::Limits::default());
+    let near = || relay("tcp:127.0.0.1:0", &connect, &["--once"]);
+    let mut first = near();
+    let source = Source::begin(&first.address(), migration);
+    drop(destination.wait("all of it", |seen| seen.has_all(migration)));
+    let mut second = near();
+    let other = Source::begin(&second.address(), migration);
+    other.wait_for_end();
+    says(&second.end(), "another migration to unix:");
+    destination.say(Role::Main, &SHUT_WELL);
+    source.hears(&SHUT_WELL);
+    source.finish();
+    drop(destination.wait("the end of main", |seen| seen.main().end.is_some()));
+    destination.close_all();
+    first.end().well();
+}
+
 /// Certificates for a try, as the command makes them.
 fn certificates(folder: &Path, more: &[&str]) -> std::path::PathBuf {
     let dir = folder.join("tls");

@@ -37,6 +37,24 @@ pub enum Cause {
     /// The destination has no address.
     #[error(transparent)]
     Leg(#[from] LegAddressError),
+    /// The other relay has gone without a word, while the source waits for the destination's.
+    #[error(
+        "the other relay has gone, and did not say whether the destination has the guest. The source \
+         goes on with its guest: check that the destination does not run"
+    )]
+    RelayGone,
+    /// The other relay has gone without a word, and the source has not asked for the destination's.
+    #[error(
+        "the other relay has gone, and nobody can say here whether the destination has the guest: \
+         look at it (info status) before you go on at the source"
+    )]
+    Unknown,
+    /// Another migration has this destination.
+    #[error("another migration to {address} is under way, and a destination takes one")]
+    Taken {
+        /// The destination.
+        address: LegAddress,
+    },
     /// The other relay has ended the migration.
     #[error(transparent)]
     Far(#[from] FarFailure),

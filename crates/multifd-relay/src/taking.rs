@@ -626,9 +626,14 @@ impl<K: Keeper> MainChannel<'_, K> {
         }
         let arrived = || (self.rounds.channels().len(), self.tally.totals());
         let mut last = (Instant::now(), arrived());
-        let complete = || {
-            let pages = self.coverage.check(outline.ignores_shared);
-            pages.and_then(|()| self.numbers.check())
+        // A channel that has come late may have newer contents of pages, up to its last SYNC.
+        let complete = || -> Result<(), Broken> {
+            self.coverage.check(outline.ignores_shared)?;
+            self.numbers.check()?;
+            match self.rounds.behind() {
+                Some((index, fault)) => Err(Broken::of_rounds((Some(index), fault))),
+                None => Ok(()),
+            }
         };
         while let Err(fault) = complete() {
             if self.rounds.is_stopped() {
@@ -638,7 +643,7 @@ impl<K: Keeper> MainChannel<'_, K> {
                 return Err(Broken::of_rounds((Some(index), fault)));
             }
             if last.0.elapsed() >= PAGES_TIMEOUT || self.source_has_ended() {
-                return Err(fault.into());
+                return Err(fault);
             }
             thread::sleep(TICK);
             let so_far = arrived();

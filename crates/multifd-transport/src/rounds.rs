@@ -228,6 +228,19 @@ impl Rounds {
         })
     }
 
+    /// A channel that has not come to the end of the last marked round, or is inside another one, if
+    /// there is one. It may be on its way there.
+    pub fn behind(&self) -> Option<(usize, RoundFault)> {
+        let state = self.lock();
+        let wanted = state.marks;
+        let mut channels = state.channels.iter();
+        let behind = channels.find(|(_, channel)| channel.in_round || channel.syncs < wanted);
+        behind.map(|(&id, channel)| match channel.syncs {
+            found if found < wanted => (id, RoundFault::MissingSync { found, wanted }),
+            _ => (id, RoundFault::OpenRound),
+        })
+    }
+
     /// Whether the main channel has marked its last round.
     pub fn is_finished(&self) -> bool {
         self.lock().main == MainState::Finished
@@ -293,7 +306,13 @@ impl Rounds {
                     .values()
                     .all(|channel| channel.syncs >= syncs)
             };
-            if state.main == MainState::Finished || (state.marks >= syncs && all_here()) {
+            if state.main == MainState::Finished {
+                return Ok(());
+            }
+            if state.marks >= syncs && all_here() {
+                // A channel that comes from now on finds the round over, whether or not main's thread
+                // has seen it.
+                state.ended = state.ended.max(syncs);
                 return Ok(());
             }
             state = self.wait(state);
@@ -384,6 +403,40 @@ mod tests {
             rounds.lost(),
             Some((1, RoundFault::MissingSync { found, wanted }))
         );
+    }
+
+    /// Main's thread may see the end of a round later than the channels do.
+    #[test]
+    fn a_channel_that_comes_once_others_have_passed_is_behind() {
+        for _ in 0..500 {
+            let rounds = Rounds::new(1);
+            rounds.open();
+            thread::scope(|scope| {
+                scope.spawn(|| rounds.mark());
+                rounds.hold(0).unwrap();
+                rounds.join(1);
+                assert!(rounds.enter(1).unwrap().is_behind);
+                rounds.arrive(1);
+            });
+        }
+    }
+
+    #[test]
+    fn a_channel_on_its_way_is_seen() {
+        let rounds = Rounds::new(1);
+        rounds.open();
+        rounds.arrive(0);
+        rounds.mark().unwrap();
+        assert_eq!(rounds.behind(), None);
+        rounds.join(1);
+        let (found, wanted) = (0, 1);
+        let missing = RoundFault::MissingSync { found, wanted };
+        assert_eq!(rounds.behind(), Some((1, missing)));
+        rounds.arrive(1);
+        rounds.enter(1).unwrap();
+        assert_eq!(rounds.behind(), Some((1, RoundFault::OpenRound)));
+        rounds.arrive(1);
+        assert_eq!(rounds.behind(), None);
     }
 
     #[test]

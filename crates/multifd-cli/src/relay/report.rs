@@ -156,7 +156,8 @@ impl fmt::Display for Summary {
 pub struct Failed {
     route: Option<String>,
     peer: Option<String>,
-    confirmed: bool,
+    /// `null` where nobody can know here.
+    confirmed: Option<bool>,
     error: String,
     advice: Option<&'static str>,
     pages: u64,
@@ -174,7 +175,7 @@ impl Failed {
         Self {
             route: migration.map(|migration| migration.route.to_string()),
             peer: migration.map(|migration| migration.peer.clone()),
-            confirmed: false,
+            confirmed: Some(false),
             error,
             advice,
             pages: totals.pages,
@@ -183,6 +184,17 @@ impl Failed {
             bytes_out: totals.bytes_out,
             seconds: migration.map_or(0.0, |migration| say::seconds(migration.begun.elapsed())),
         }
+    }
+}
+
+impl Failed {
+    /// The same, where nobody can know here what has become of the guest.
+    pub fn with_unknown_end(self, is_unknown: bool) -> Self {
+        let confirmed = match is_unknown {
+            true => None,
+            false => self.confirmed,
+        };
+        Self { confirmed, ..self }
     }
 }
 

@@ -1,12 +1,13 @@
 //! Channels that are missed because packets of theirs are.
 
 use std::thread;
+use std::time::Duration;
 
 use multifd_wire::Method;
 
 use super::super::support::Migration;
 use super::super::support::made::{Channel, Shape};
-use super::super::support::peers::{SHUT_FAILED, Source};
+use super::super::support::peers::{SHUT_FAILED, Source, dial, write};
 use super::super::{Taker, Taking};
 
 const CONTENTS: [(u64, u8); 3] = [(0, 1), (4096, 2), (12288, 3)];
@@ -67,5 +68,42 @@ fn one_number_that_an_early_source_leaves_out_is_no_channel() {
         let taking = Taking::start(taker);
         let source = Source::begin(&taking.address, &migration);
         taking.takes(&migration, &source);
+    }
+}
+
+/// A channel that comes behind main's end may have newer contents of pages, up to its last SYNC: what
+/// is kept has them.
+#[test]
+fn a_late_channel_is_waited_for_up_to_its_last_sync() {
+    let shape = Shape {
+        return_path: true,
+        ..Shape::default()
+    };
+    let old = [(0, 8), CONTENTS[1], CONTENTS[2]];
+    let first = Channel::new(0, Method::None).sync().skip(1);
+    let first = first.pages(&old, &ZEROS).sync().skip(1).sync().bytes();
+    let start = || Channel::new(1, Method::None).skip(1).sync().skip(2).sync();
+    let late = start().skip(1).pages(&[CONTENTS[0]], &[]).sync().bytes();
+    let begun = start().bytes().len();
+    let migration = Migration {
+        main: shape.bytes(2),
+        channels: vec![first, late],
+        return_path: true,
+        closed: None,
+    };
+    for taker in [Taker::Receive, Taker::Record] {
+        let taking = Taking::start(taker);
+        let main = dial(&taking.address);
+        write(&main, &migration.main);
+        let first = dial(&taking.address);
+        write(&first, &migration.channels[0]);
+        thread::sleep(Duration::from_millis(500));
+        let second = dial(&taking.address);
+        let (start, rest) = migration.channels[1].split_at(begun);
+        write(&second, start);
+        thread::sleep(Duration::from_millis(500));
+        write(&second, rest);
+        let channels = vec![first, second];
+        taking.takes(&migration, &Source { main, channels });
     }
 }

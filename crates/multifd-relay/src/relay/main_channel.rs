@@ -96,6 +96,17 @@ impl Outline {
         })
     }
 
+    /// Why the other relay's going is a failure.
+    fn relay_gone(&self) -> Cause {
+        self.look(|seen| match seen.return_path {
+            _ if seen.postcopy => Cause::PostcopyBroke,
+            true => Cause::RelayGone,
+            // Without everything that makes a guest no destination can have it.
+            false if seen.complete || seen.ended || !seen.remarks.is_empty() => Cause::Unknown,
+            false => io::Error::from(io::ErrorKind::ConnectionReset).into(),
+        })
+    }
+
     /// Every change is one assignment, so a thread that panicked has left nothing half done.
     fn lock(&self) -> std::sync::MutexGuard<'_, Seen> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
@@ -418,13 +429,27 @@ impl Forward<'_> {
 }
 
 /// Destination to source: the return path.
-pub(super) fn back(link: &Link, outline: &Outline, gate: &Gate) -> Result<(), Failure> {
+///
+/// A QEMU at the other end may close with something unread, which looks like a broken connection. A
+/// relay there says its end (`is_relay`).
+pub(super) fn back(
+    link: &Link,
+    outline: &Outline,
+    gate: &Gate,
+    is_relay: bool,
+) -> Result<(), Failure> {
     let destination = |cause| failed(Leg::Destination, cause);
     let mut receiver = Some(ReturnPathReceiver::new());
     let mut buffer = vec![0; BUFFER_BYTES];
     loop {
         let count = match link.destination.read_some(&mut buffer) {
             Ok(count) => count,
+            Err(error) if is_relay && error.kind() == io::ErrorKind::ConnectionReset => {
+                if outline.look(|seen| seen.confirmed) {
+                    break;
+                }
+                return Err(destination(outline.relay_gone()));
+            }
             // A destination that closes with something unread resets: no more will come either way.
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => 0,
             Err(error) => return Err(destination(Cause::of_connection(error))),

@@ -1,10 +1,11 @@
 //! One migration through the relay: its connections, its threads, its end.
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
 use std::io;
 use std::net::Shutdown;
-use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, Scope};
 use std::time::{Duration, Instant};
 
@@ -85,6 +86,13 @@ pub(super) fn run(
 ) -> Result<MigrationReport, Failure> {
     let started = Instant::now();
     let introduction = introduction(&incoming, config);
+    let _taken = match incoming.origin {
+        Some(_) if config.connect.needs_name() => {
+            let taken = take(&introduction, config);
+            Some(taken.inspect_err(|failure| incoming.main.explain(&failure.explain()))?)
+        }
+        _ => None,
+    };
     let mut opening = Opening {
         source: incoming.main,
         introduction,
@@ -155,6 +163,35 @@ fn introduction(incoming: &Incoming, config: &RelayConfig) -> Introduction {
         has_channels: incoming.has_channels,
         may_be_postcopy: incoming.may_be_postcopy,
         is_recovery: incoming.is_recovery,
+    }
+}
+
+/// Addresses of single guests' destinations that migrations of this process have.
+static TAKEN: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+
+/// A destination that one migration has to itself. Dropped, it is free.
+struct Taken(String);
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        let mut taken = TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
+        taken.remove(&self.0);
+    }
+}
+
+/// Takes the destination of a name. A QEMU that waits for a guest takes the connections of a second
+/// migration for the first one's, and fails.
+fn take(introduction: &Introduction, config: &RelayConfig) -> Result<Taken, Failure> {
+    let address = config.connect.of(introduction.name.as_ref());
+    let address = address.map_err(|error| main_channel::failed(Leg::Source, error.into()))?;
+    let text = address.to_string();
+    let mut taken = TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
+    match taken.insert(text.clone()) {
+        true => Ok(Taken(text)),
+        false => Err(main_channel::failed(
+            Leg::Destination,
+            Cause::Taken { address },
+        )),
     }
 }
 
@@ -363,7 +400,7 @@ impl<'env> Session<'env> {
             };
             let mut failure = self
                 .spawn(scope, tell, Role::Back, &mut running, || {
-                    main_channel::back(self.main, self.outline, self.gate)
+                    main_channel::back(self.main, self.outline, self.gate, self.target.is_relay())
                 })
                 .and_then(|()| {
                     let is_recovery = self.is_recovery;
@@ -613,6 +650,7 @@ fn worse(first: Option<Failure>, then: Failure) -> Failure {
     match then.cause {
         Cause::NotTold => then,
         Cause::Refused { .. } | Cause::Far(_) if is_an_end(&first.cause) => then,
+        Cause::RelayGone | Cause::Unknown if is_an_end(&first.cause) => then,
         _ => first,
     }
 }
