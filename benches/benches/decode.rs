@@ -1,4 +1,4 @@
-//! Payload to pages, a packet at a time, as one channel does it in the middle of a migration.
+//! Decodes payloads to pages, packet by packet, like one channel in the middle of a migration.
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use multifd_benches::{PAGE_SIZE, corpora, criterion};

@@ -1,4 +1,4 @@
-//! Pages to payload, a packet at a time, as one channel does it in the middle of a migration.
+//! Encodes pages as payloads, packet by packet, like one channel in the middle of a migration.
 
 use std::ptr::NonNull;
 
@@ -22,7 +22,7 @@ fn encode(criterion: &mut Criterion) {
     }
 }
 
-/// The copy out of live guest memory that comes before every compression, from scattered pages.
+/// The copy from live guest memory before every compression, from scattered pages.
 fn gather(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("gather");
     for (name, guest_bytes) in [("from cache", 1 << 20), ("from memory", 256 << 20)] {
@@ -30,8 +30,8 @@ fn gather(criterion: &mut Criterion) {
         let pages: Vec<GuestPage<'_>> = guest
             .chunks(PAGE_SIZE.bytes() / 8)
             .map(|page| {
-                // SAFETY: the page is inside `guest`, whose words are aligned and which outlives
-                // the handles unchanged.
+                // SAFETY: the page is inside `guest`, which has aligned words and outlives the
+                // handles unchanged.
                 unsafe { GuestPage::new(NonNull::from(page).cast(), PAGE_SIZE) }
             })
             .collect();

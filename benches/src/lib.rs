@@ -1,7 +1,7 @@
-//! Criterion benches, one file per stage of the data flow, over pages made here.
+//! Criterion benches, one file per stage of the data flow, over generated pages.
 //!
-//! The pages are the same on every machine and in every run. They stand for the extremes of what
-//! guests hold; how fast real guests' memory goes is measured elsewhere, on memory of real guests.
+//! The pages are the same on every machine and in every run. They represent extremes of guests'
+//! memory; the speed on real memory is measured elsewhere.
 
 use std::time::Duration;
 
@@ -11,9 +11,9 @@ use multifd_wire::PageSize;
 /// The page size of all benches.
 pub const PAGE_SIZE: PageSize = PageSize::K4;
 
-/// Pages of one kind, as many as a packet takes.
+/// A full packet of pages of one kind.
 pub struct Corpus {
-    /// What the pages are like; the benches' names end in it.
+    /// The kind of pages; the benches' names end in it.
     pub name: &'static str,
     /// The pages, back to back.
     pub bytes: Vec<u8>,
@@ -43,8 +43,8 @@ pub fn corpora() -> [Corpus; 4] {
     ]
 }
 
-/// Short enough that all benches together end within a minute or two; the numbers still settle to a
-/// few percent.
+/// Short enough that all benches end within a minute or two; the numbers still settle to a few
+/// percent.
 #[must_use]
 pub fn criterion() -> Criterion {
     Criterion::default()
@@ -74,7 +74,7 @@ impl Random {
         self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
     }
 
-    /// A word of text, common ones more often than others, now and then a number.
+    /// A word of a text, common ones more often than others, sometimes a number.
     fn word(&mut self) -> String {
         let rank = (self.next() >> 32) % 64 * ((self.next() >> 32) % 64) / 64;
         match WORDS.get(rank as usize) {
@@ -83,8 +83,7 @@ impl Random {
         }
     }
 
-    /// Four words as a heap holds them: two pointers into one region, a small number, and often
-    /// nothing.
+    /// Four words of a heap: two pointers into one region, a small number, and often zero.
     fn object(&mut self) -> [u8; 32] {
         let heap = 0x7f3a_4000_0000;
         let words = [

@@ -11,7 +11,7 @@ use std::process::{Command, ExitCode};
 
 use clap::{Parser, Subcommand};
 
-/// What went wrong, in words for the person at the terminal.
+/// An error is a message for the person at the terminal.
 type Error = Box<dyn std::error::Error>;
 type Result<T> = std::result::Result<T, Error>;
 
@@ -80,7 +80,7 @@ fn main() -> ExitCode {
 
 /// The top folder of the workspace.
 fn workspace() -> PathBuf {
-    // The manifest's parent exists by construction; a path without one would only make the commands
+    // The manifest always has a parent folder; a path without one would only make the commands
     // below fail.
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .parent()
@@ -88,14 +88,14 @@ fn workspace() -> PathBuf {
         .unwrap_or_default()
 }
 
-/// The cargo which runs this task, in the workspace's top folder.
+/// The cargo that runs this task, in the workspace's top folder.
 fn cargo() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(workspace());
     command
 }
 
-/// Where cargo builds: the fuzz targets' workspace shares it with this one.
+/// Cargo's build folder, which the fuzz targets' workspace shares.
 fn target_dir() -> std::path::PathBuf {
     let named = std::env::var_os("CARGO_TARGET_DIR");
     named.map_or_else(|| workspace().join("target"), |dir| workspace().join(dir))
@@ -113,7 +113,7 @@ fn run(command: &mut Command) -> Result<()> {
     }
 }
 
-/// Runs a command quietly and gives what it printed.
+/// Runs a command quietly and returns its output.
 fn output(command: &mut Command) -> Result<String> {
     let output = command
         .output()

@@ -12,12 +12,12 @@ use testkit::process::{Pipe, Process};
 
 use crate::{Result, cargo, output, run};
 
-/// Builds the command `multifd`, and says where it is.
+/// Builds the command `multifd` and returns its path.
 pub fn build() -> Result<PathBuf> {
     build_program("multifd-cli", "multifd")
 }
 
-/// Builds the command `multifd-bench`, and says where it is.
+/// Builds the command `multifd-bench` and returns its path.
 pub fn build_bench() -> Result<PathBuf> {
     build_program("multifd-bench", "multifd-bench")
 }
@@ -28,7 +28,7 @@ fn build_program(package: &str, program: &str) -> Result<PathBuf> {
     release(program)
 }
 
-/// Where a program is that was built for release.
+/// The path of a program built for release.
 pub fn release(program: &str) -> Result<PathBuf> {
     let metadata = output(cargo().args(["metadata", "--no-deps", "--format-version", "1"]))?;
     let metadata: Value = serde_json::from_str(&metadata)?;
@@ -37,7 +37,7 @@ pub fn release(program: &str) -> Result<PathBuf> {
     Ok(Path::new(target).join("release").join(program))
 }
 
-/// A running `multifd` or `multifd-bench`. Dropped, it is killed.
+/// A running `multifd` or `multifd-bench`. Dropping it kills the process.
 pub struct Multifd(Process);
 
 impl Multifd {
@@ -46,8 +46,8 @@ impl Multifd {
         Multifd::start_at(None, program, arguments)
     }
 
-    /// Starts a relay towards `connect`, at an end of a link or wherever this process is, and says
-    /// where it listens.
+    /// Starts a relay towards `connect`, at an end of a link or in this process's namespace, and
+    /// returns its address.
     pub fn relay(
         at: Option<&LinkEnd>,
         program: &Path,
@@ -81,12 +81,12 @@ impl Multifd {
         Ok(Multifd(process))
     }
 
-    /// Waits until it listens, and says where.
+    /// Waits until it listens and returns the address.
     pub fn address(&self) -> Result<String> {
         Ok(self.0.address(PATIENCE)?)
     }
 
-    /// The most memory that it has had resident so far, in KiB.
+    /// Its peak of resident memory so far, in KiB.
     pub fn peak_resident_kib(&self) -> Result<u64> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.0.pid()))?;
         let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
@@ -94,15 +94,15 @@ impl Multifd {
         Ok(number.ok_or("no VmHWM")?.parse()?)
     }
 
-    /// Waits for its end; the JSON that it printed if it went well.
+    /// Waits for its end and returns its JSON output, if it succeeded.
     pub fn end(self) -> Result<Value> {
         self.end_timed().map(|(printed, _)| printed)
     }
 
-    /// As [`Multifd::end`], and the processor time that it has used.
+    /// The same as [`Multifd::end`], with the processor time that it has used.
     pub fn end_timed(self) -> Result<(Value, Duration)> {
         self.0.wait_for_output(Duration::MAX);
-        // A process that has ended keeps its times until somebody has waited for it.
+        // An ended process keeps its times until it is waited for.
         let cpu_time = cpu_time(self.0.pid())?;
         let status = self.0.wait(PATIENCE);
         if status.is_some_and(|status| status.success()) {
@@ -116,7 +116,7 @@ impl Multifd {
     }
 }
 
-/// How long a process may take to begin or, after its last words, to end.
+/// The time limit for a process to start, or to end after its last output.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Makes certificates for a server at `host` and its clients, in a new folder.
@@ -140,15 +140,15 @@ pub enum Between {
 
 /// Two relays in a row.
 pub struct RelayPair {
-    /// The relay at the source, and the one at the destination.
+    /// The relays at the source and at the destination.
     relays: [Multifd; 2],
-    /// Where the source is to connect to.
+    /// The address for the source to connect to.
     pub address: String,
 }
 
 impl RelayPair {
-    /// Starts relays towards `destination` with `compression` between them and `options` besides,
-    /// listening on sockets in `folder`.
+    /// Starts relays towards `destination` with `compression` between them and additional
+    /// `options`. They listen on sockets in `folder`.
     pub fn start(
         program: &Path,
         folder: &Path,
@@ -160,7 +160,7 @@ impl RelayPair {
         Self::with(between, program, folder, destination, compression, options)
     }
 
-    /// The same, with something else between the relays.
+    /// The same, with another connection between the relays.
     pub fn with(
         between: Between,
         program: &Path,
@@ -191,13 +191,13 @@ impl RelayPair {
         Ok(RelayPair { relays, address })
     }
 
-    /// The most memory that either has had resident so far, in KiB.
+    /// The higher of the relays' peaks of resident memory so far, in KiB.
     pub fn peak_resident_kib(&self) -> Result<u64> {
         let [near, far] = &self.relays;
         Ok(near.peak_resident_kib()?.max(far.peak_resident_kib()?))
     }
 
-    /// Waits for both to have passed their migration on; what they report of it.
+    /// Waits for both to end their migration and returns their reports.
     pub fn end(self) -> Result<[Value; 2]> {
         let [near, far] = self.relays;
         Ok([near.end()?, far.end()?])

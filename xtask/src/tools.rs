@@ -1,10 +1,10 @@
-//! Cargo's subcommands that are installed by hand, and what is said where one is missing.
+//! Cargo's manually installed subcommands, and the message if one is missing.
 
 use std::process::Command;
 
 use crate::cargo;
 
-/// A subcommand of cargo that comes from a crate of its own.
+/// A subcommand of cargo from a separate crate.
 pub struct Tool {
     /// The crate.
     package: &'static str,
@@ -23,7 +23,7 @@ impl Tool {
         }
     }
 
-    /// The subcommand, ready for its arguments, if it is installed.
+    /// Returns the subcommand, ready for its arguments, if it is installed.
     pub fn command(&self) -> Option<Command> {
         let version = cargo().args([self.subcommand, "--version"]).output();
         version.ok().filter(|output| output.status.success())?;
@@ -32,7 +32,7 @@ impl Tool {
         Some(command)
     }
 
-    /// The line for a machine without the tool.
+    /// The message for a machine without the tool.
     pub fn missing(&self, what: &str) -> String {
         let package = self.package;
         format!(

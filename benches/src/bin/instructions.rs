@@ -1,6 +1,5 @@
-//! One step of the deflate codec, over and over its made-up pages, to have its instructions
-//! counted: `cargo xtask bench instructions` runs this under callgrind, which counts inside
-//! [`counted`] only.
+//! Repeats one step of the deflate codec over generated pages to count its instructions: `cargo
+//! xtask bench instructions` runs this under callgrind, which counts only inside [`counted`].
 
 use multifd_benches::corpora;
 use page_deflate::{Deflater, Effort, PageDeflater, PageInflater, StreamInflater, WindowSize};
@@ -75,7 +74,7 @@ fn run(step: &str, pages: &[u8]) {
     }
 }
 
-/// Its name tells callgrind when to count.
+/// Callgrind counts inside the function of this name.
 #[inline(never)]
 fn counted<T>(work: impl FnOnce() -> T) -> T {
     std::hint::black_box(work())

@@ -1,5 +1,5 @@
-//! Tells if an Intel IAA can be used on this machine, and if not, how to remove the first obstacle.
-//! With FOLDER it looks at the machine whose files are below that folder.
+//! Reports whether an Intel IAA can be used on this machine, and if not, how to remove the first
+//! obstacle. With FOLDER it examines the machine whose files are below that folder.
 //!
 //! `cargo run -p iaa-detect --example why -- [FOLDER]`
 

@@ -5,12 +5,11 @@ use std::fmt;
 use super::facts::{DeviceId, NodeAccess, PciFunction, QueueId, Version};
 use super::status::Status;
 
-/// What keeps libqpl from an IAA: the first obstacle in the order in which they stand in each
-/// other's way.
+/// The first obstacle between libqpl and an IAA, in the order in which obstacles hide each other.
 ///
-/// Each has the data which shows it. [`Display`](fmt::Display) is a phrase for one line,
-/// [`Cause::explanation`] a sentence, and [`Report::mend`](super::Report::mend) the commands that
-/// remove it.
+/// Each variant has the data that proves it. [`Display`](fmt::Display) is a phrase for one line,
+/// [`Cause::explanation`] is a sentence, and [`Report::mend`](super::Report::mend) lists the
+/// commands that remove the obstacle.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "kebab-case", tag = "cause"))]
@@ -21,29 +20,29 @@ pub enum Cause {
         /// This is a virtual machine.
         virtual_machine: bool,
     },
-    /// There is an IAA, but the idxd driver does not have it.
+    /// The machine has an IAA, but it is not bound to the idxd driver.
     DriverNotBound {
         /// The driver is loaded.
         loaded: bool,
-        /// What is on the bus.
+        /// The IAA functions on the bus.
         functions: Vec<PciFunction>,
     },
-    /// No device can work on a process's own memory.
+    /// No device supports shared virtual memory.
     NoSharedVirtualMemory {
         /// The devices.
         devices: Vec<DeviceId>,
-        /// What the kernel's command line lacks; if nothing, the firmware is left.
+        /// The parameter missing from the kernel's command line. `None` leaves the firmware.
         lacks: Option<KernelParameter>,
     },
     /// libqpl finds devices through libaccel-config, which is not usable.
     NoAccelConfig {
-        /// What is wrong with it.
+        /// The problem.
         #[cfg_attr(feature = "serde", serde(flatten))]
         problem: AccelConfigProblem,
     },
     /// libqpl is not usable.
     NoQpl {
-        /// The loader's words.
+        /// The loader's message.
         error: String,
     },
     /// No device is enabled.
@@ -56,38 +55,38 @@ pub enum Cause {
         /// The devices.
         devices: Vec<DeviceId>,
     },
-    /// All enabled work queues for programs are dedicated; libqpl takes shared ones.
+    /// All enabled user work queues are dedicated; libqpl needs shared ones.
     OnlyDedicatedQueues {
         /// The queues.
         queues: Vec<QueueId>,
     },
-    /// All enabled work queues are the kernel's.
+    /// The kernel owns all enabled work queues.
     HeldByKernel {
         /// The queues.
         queues: Vec<QueueId>,
-        /// The module `iaa_crypto` is loaded, which takes every IAA it finds.
+        /// The module `iaa_crypto` is loaded. It takes every IAA it finds.
         iaa_crypto: bool,
     },
-    /// No node of a fitting work queue opens.
+    /// No node of a suitable work queue opens.
     NodesNotOpened {
-        /// The queues and what came of opening them.
+        /// The queues and the results of opening them.
         nodes: Vec<RefusedNode>,
         /// The effective user of this process.
         user: Option<u32>,
     },
-    /// No portal can be mapped, and this libqpl knows no other way to submit.
+    /// No portal can be mapped, and this libqpl has no other way to submit.
     PortalsRefused {
         /// The queues.
         queues: Vec<QueueId>,
         /// libqpl's version.
         qpl: Version,
     },
-    /// The usable work queues are on other sockets than the one this process runs on, and libqpl
-    /// was told to stay on it. Seen only at run time.
+    /// The usable work queues are on other sockets than this process, and libqpl was told to stay
+    /// on its socket. Only visible at run time.
     OtherSocket {
         /// The queues.
         queues: Vec<QueueId>,
-        /// Nodes this process may run on, and from which libqpl finds none.
+        /// Nodes that this process may run on, and from which libqpl finds no queue.
         nodes: Vec<u32>,
     },
     /// The work queues are configured not to compress or not to decompress.
@@ -95,34 +94,34 @@ pub enum Cause {
         /// The queues.
         queues: Vec<QueueId>,
     },
-    /// The work queues refuse transfers as large as needed.
+    /// The work queues refuse transfers of the required size.
     TransfersTooSmall {
         /// The queues.
         queues: Vec<QueueId>,
-        /// What the largest of them allows.
+        /// The largest limit among them.
         allowed_bytes: u64,
     },
-    /// The device does not answer although its node opens. Seen only at run time.
+    /// The device does not answer although its node opens. Only visible at run time.
     SubmissionFails {
         /// libqpl's status.
         status: u32,
-        /// The running kernel, when it is older than the first known to work with these devices.
+        /// The running kernel, if it is older than the first one known to work with these devices.
         kernel: Option<Version>,
     },
-    /// All is well now, but was not when libqpl looked, which it does once in a process. Seen only
-    /// at run time.
+    /// Everything is ready now but was not when libqpl looked, which it does once per process. Only
+    /// visible at run time.
     EnabledTooLate {
         /// The queues.
         queues: Vec<QueueId>,
     },
-    /// libqpl reports a status that nothing here explains. Seen only at run time.
+    /// libqpl reports a status without a known explanation. Only visible at run time.
     Unexplained {
         /// The status.
         status: u32,
     },
 }
 
-/// What is wrong with libaccel-config.
+/// The problem with libaccel-config.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "kebab-case", tag = "problem"))]
@@ -130,10 +129,10 @@ pub enum Cause {
 pub enum AccelConfigProblem {
     /// It cannot be loaded.
     Missing {
-        /// The loader's words.
+        /// The loader's message.
         error: String,
     },
-    /// It lacks a function libqpl needs for these devices.
+    /// It lacks a function that libqpl needs for these devices.
     TooOld,
 }
 
@@ -142,10 +141,10 @@ pub enum AccelConfigProblem {
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub enum KernelParameter {
-    /// Turns on the IOMMU's scalable mode, which shared virtual memory needs.
+    /// Enables the IOMMU's scalable mode, which shared virtual memory needs.
     #[cfg_attr(feature = "serde", serde(rename = "intel_iommu=on,sm_on"))]
     ScalableMode,
-    /// Keeps page tables to four levels, for an IOMMU that walks no more.
+    /// Limits page tables to four levels, for an IOMMU that supports no more.
     #[cfg_attr(feature = "serde", serde(rename = "no5lvl"))]
     FourLevels,
 }
@@ -169,7 +168,7 @@ impl fmt::Display for KernelParameter {
 pub struct RefusedNode {
     /// The queue.
     pub queue: QueueId,
-    /// Why.
+    /// The reason.
     #[cfg_attr(feature = "serde", serde(flatten))]
     pub access: NodeAccess,
 }
@@ -241,7 +240,7 @@ impl fmt::Display for Cause {
 }
 
 impl Cause {
-    /// One sentence: what was seen and why it matters.
+    /// Returns one sentence: the observation and why it matters.
     pub fn explanation(&self) -> String {
         match self {
             Cause::NoDevice {
@@ -344,7 +343,7 @@ impl Cause {
     }
 }
 
-/// The driver other than idxd that has a function.
+/// The driver, other than idxd, that is bound to a function.
 pub(super) fn other_driver(functions: &[PciFunction]) -> Option<&str> {
     functions
         .iter()
@@ -352,13 +351,13 @@ pub(super) fn other_driver(functions: &[PciFunction]) -> Option<&str> {
         .find(|driver| *driver != "idxd")
 }
 
-/// A list in a sentence.
+/// Joins items for a sentence.
 pub(super) fn list(things: &[impl fmt::Display]) -> String {
     let things: Vec<String> = things.iter().map(ToString::to_string).collect();
     things.join(", ")
 }
 
-/// A list in a phrase, or how many there are.
+/// Joins items for a phrase, or counts them if there are more than [`FEW`].
 pub(super) fn few(things: &[impl fmt::Display], name: &str) -> String {
     match things.len() {
         ..=FEW => list(things),
@@ -373,5 +372,5 @@ fn named(status: u32) -> String {
     }
 }
 
-/// What a phrase names one by one.
+/// Most items that a phrase lists by name.
 pub(super) const FEW: usize = 2;

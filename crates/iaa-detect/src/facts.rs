@@ -1,11 +1,11 @@
-//! What was found: plain values, each as the kernel or a library states it.
+//! The facts found: plain values, each as the kernel or a library states it.
 
 use std::fmt;
 
 #[cfg(feature = "serde")]
 use serde::{Serialize, Serializer};
 
-/// Everything detection looked at. What is `None` is not there, or is among the oddities.
+/// All facts that detection collects. `None` means absent, or listed among the oddities.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
@@ -14,9 +14,9 @@ pub struct Facts {
     pub cpu: Cpu,
     /// The running kernel.
     pub kernel: Kernel,
-    /// Which family of distributions this is, for the names of packages.
+    /// The family of distributions, for the names of packages.
     pub distribution: Distribution,
-    /// This process, its rights and where it may run.
+    /// This process: its rights and its processors.
     pub process: Process,
     /// NUMA nodes, in rising order.
     pub nodes: Vec<Node>,
@@ -26,11 +26,11 @@ pub struct Facts {
     pub devices: Vec<Device>,
     /// libqpl.
     pub qpl: Qpl,
-    /// libaccel-config, through which libqpl finds devices.
+    /// libaccel-config, which libqpl uses to find devices.
     pub accel_config: AccelConfig,
     /// The command `accel-config` is installed.
     pub accel_config_tool: bool,
-    /// Files that are not what the kernel documents. At most [`Oddity::MOST`] are kept.
+    /// Files that differ from the kernel's documentation. At most [`Oddity::MOST`] are kept.
     pub oddities: Vec<Oddity>,
 }
 
@@ -41,7 +41,7 @@ pub struct Facts {
 pub struct Cpu {
     /// The model's name.
     pub model: Option<String>,
-    /// The instruction that submits to a shared work queue. The kernel hides the flag where shared
+    /// The instruction that submits to a shared work queue. The kernel hides the flag if shared
     /// virtual memory is not possible.
     pub enqcmd: bool,
     /// The instruction that submits to a dedicated work queue.
@@ -59,11 +59,11 @@ pub struct Cpu {
 pub struct Kernel {
     /// Its full release, as `uname -r` prints it.
     pub release: Option<String>,
-    /// The numbers at the front of the release.
+    /// The numbers at the start of the release.
     pub version: Option<Version>,
-    /// What it was booted with.
+    /// The kernel's command line.
     pub command_line: Option<String>,
-    /// The bus `dsa` of the idxd driver is there: the driver is loaded or built in.
+    /// The idxd driver's bus `dsa` exists: the driver is loaded or built in.
     pub idxd: bool,
     /// The module `iaa_crypto` is loaded.
     pub iaa_crypto: bool,
@@ -83,7 +83,7 @@ pub struct Version {
 }
 
 impl Version {
-    /// Reads `6.12` from the front of `6.12.9-amd64`.
+    /// Reads `6.12` from the start of `6.12.9-amd64`.
     pub(super) fn parse(text: &str) -> Option<Version> {
         let mut numbers = text.split(|c: char| !c.is_ascii_digit());
         let major = numbers.next()?.parse().ok()?;
@@ -104,9 +104,9 @@ impl fmt::Display for Version {
 #[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
 #[non_exhaustive]
 pub enum Distribution {
-    /// Debian, Ubuntu and what is made of them.
+    /// Debian, Ubuntu and their derivatives.
     Debian,
-    /// Fedora, RHEL and what is made of them.
+    /// Fedora, RHEL and their derivatives.
     Fedora,
     /// Another one.
     #[default]
@@ -122,10 +122,10 @@ pub struct Process {
     pub user: Option<u32>,
     /// The effective group and the supplementary ones.
     pub groups: Vec<u32>,
-    /// `CAP_SYS_RAWIO` is effective. Kernels since mid-2024 let nobody else map a portal of the
-    /// first IAA generation.
+    /// `CAP_SYS_RAWIO` is effective. Kernels since mid-2024 require it to map a portal of the first
+    /// IAA generation.
     pub raw_io: Option<bool>,
-    /// The processors it may run on.
+    /// The processors that it may run on.
     pub cpus: Option<CpuSet>,
 }
 
@@ -138,7 +138,7 @@ pub struct Node {
     pub id: u32,
     /// Its processors.
     pub cpus: Option<CpuSet>,
-    /// The socket these are in. Sub-NUMA clustering puts several nodes into one socket.
+    /// The socket of these processors. Sub-NUMA clustering puts several nodes into one socket.
     pub socket: Option<u32>,
 }
 
@@ -163,9 +163,9 @@ pub struct PciFunction {
 pub struct Device {
     /// Its name.
     pub id: DeviceId,
-    /// Enabled or not. Queues and engines can be configured only while it is not.
+    /// Enabled or not. Queues and engines can be configured only while the device is disabled.
     pub state: Option<State>,
-    /// The NUMA node; -1 where the firmware does not say.
+    /// The NUMA node; -1 if the firmware does not report it.
     pub numa_node: Option<i32>,
     /// Shared virtual memory works for this device.
     pub pasid_enabled: Option<bool>,
@@ -192,7 +192,7 @@ pub struct Device {
 pub struct Engine {
     /// The number after the dot of `engine1.0`.
     pub index: u32,
-    /// The group it works for; -1 is none.
+    /// The group that it works for; -1 is none.
     pub group: Option<i32>,
 }
 
@@ -207,26 +207,26 @@ pub struct Queue {
     pub state: Option<State>,
     /// Shared or dedicated.
     pub mode: Option<Mode>,
-    /// Who may use it.
+    /// The intended users.
     #[cfg_attr(feature = "serde", serde(rename = "type"))]
     pub kind: Option<QueueType>,
     /// The name its owner gave it; may be empty.
     pub name: Option<String>,
-    /// The driver it is meant for; may be empty. Kernels before 6.7 have no such attribute.
+    /// The intended driver; may be empty. Kernels before 6.7 have no such attribute.
     pub driver_name: Option<String>,
     /// Entries.
     pub size: Option<u32>,
-    /// Entries that may be taken without privilege.
+    /// Entries available without privilege.
     pub threshold: Option<u32>,
     /// The device waits for pages that are not resident.
     pub block_on_fault: Option<bool>,
     /// The largest transfer, in bytes.
     pub max_transfer_bytes: Option<u64>,
-    /// The operations it accepts. Absent where the device cannot restrict them.
+    /// The operations it accepts. Absent if the device cannot restrict them.
     pub op_config: Option<OpConfig>,
     /// The group it belongs to; -1 is none.
     pub group: Option<i32>,
-    /// What came of opening its node.
+    /// The result of opening its node.
     pub node: NodeAccess,
 }
 
@@ -276,7 +276,7 @@ impl fmt::Display for QueueId {
 #[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
 #[expect(clippy::exhaustive_enums, reason = "the driver knows no third state")]
 pub enum State {
-    /// In use, and not to be configured.
+    /// In use; its configuration is fixed.
     Enabled,
     /// Out of use.
     Disabled,
@@ -288,23 +288,23 @@ pub enum State {
 #[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
 #[expect(clippy::exhaustive_enums, reason = "the driver knows no third mode")]
 pub enum Mode {
-    /// Any number of processes submit to it. libqpl takes no other.
+    /// Any number of processes may submit. libqpl requires this mode.
     Shared,
-    /// One process has it.
+    /// One process owns it.
     Dedicated,
 }
 
-/// Who may use a queue.
+/// The users of a queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
 #[non_exhaustive]
 pub enum QueueType {
-    /// Nobody: it is not configured.
+    /// No user: it is not configured.
     None,
     /// The kernel.
     Kernel,
-    /// Programs, through a node.
+    /// User programs, through a node.
     User,
 }
 
@@ -324,14 +324,14 @@ display_as_the_kernel_does! {
     QueueType: None "none" Kernel "kernel" User "user";
 }
 
-/// What came of opening a queue's node.
+/// The result of opening a queue's node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "kebab-case", tag = "access"))]
 #[non_exhaustive]
 pub enum NodeAccess {
-    /// Not tried: it is not an enabled, shared queue for programs. Opening a dedicated queue would
-    /// take it away from others.
+    /// Not tried: it is not an enabled, shared user queue. Opening a dedicated queue would take it
+    /// away from others.
     NotTried,
     /// It opens.
     Opened {
@@ -342,11 +342,11 @@ pub enum NodeAccess {
     Missing,
     /// The file is not a character device.
     NotADevice,
-    /// The rights do not suffice.
+    /// Permission denied.
     Denied,
     /// Opening fails for another reason.
     Failed {
-        /// The system's words.
+        /// The system's message.
         error: String,
     },
 }
@@ -364,17 +364,17 @@ impl fmt::Display for NodeAccess {
     }
 }
 
-/// Whether a queue's portal, the page to which descriptors are submitted, can be mapped.
+/// Whether a queue's portal can be mapped. Descriptors are submitted to this page.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "kebab-case", tag = "portal"))]
 #[non_exhaustive]
 pub enum Portal {
-    /// It can.
+    /// It can be mapped.
     Mapped,
-    /// It cannot; libqpl from 1.6 on writes descriptors to the node instead.
+    /// It cannot be mapped. libqpl 1.6 and later writes descriptors to the node instead.
     Refused {
-        /// The system's words.
+        /// The system's message.
         error: String,
     },
 }
@@ -394,20 +394,20 @@ impl fmt::Display for Portal {
 #[cfg_attr(feature = "serde", serde(rename_all = "kebab-case", tag = "state"))]
 #[non_exhaustive]
 pub enum Qpl {
-    /// It opens.
+    /// It loads.
     Loaded {
-        /// As it says itself: `1.9.0`.
+        /// The version it reports: `1.9.0`.
         version: String,
     },
-    /// It does not.
+    /// It does not load.
     Missing {
-        /// The loader's words.
+        /// The loader's message.
         error: String,
     },
 }
 
 impl Qpl {
-    /// Its version, when it is there and says one.
+    /// The loaded library's version, if it reports one.
     pub fn version(&self) -> Option<Version> {
         match self {
             Qpl::Loaded { version } => Version::parse(version),
@@ -416,39 +416,39 @@ impl Qpl {
     }
 }
 
-/// libaccel-config, opened as libqpl opens it.
+/// libaccel-config, opened in the same way as by libqpl.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "kebab-case", tag = "state"))]
 #[non_exhaustive]
 pub enum AccelConfig {
-    /// It opens. It has no function that tells its version.
+    /// It loads. It has no function that reports its version.
     Loaded {
-        /// It knows the capabilities of the second IAA generation. libqpl does not use such devices
-        /// without.
+        /// It supports the capabilities of the second IAA generation, which libqpl requires for
+        /// such devices.
         iaa_cap: bool,
     },
-    /// It does not.
+    /// It does not load.
     Missing {
-        /// The loader's words.
+        /// The loader's message.
         error: String,
     },
 }
 
-/// A file that is not what the kernel documents.
+/// A file that differs from the kernel's documentation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[expect(clippy::exhaustive_structs, reason = "a file and what is odd about it")]
 pub struct Oddity {
     /// Its path below the root.
     pub path: String,
-    /// What is odd.
+    /// The problem.
     #[cfg_attr(feature = "serde", serde(flatten))]
     pub problem: Problem,
 }
 
 impl Oddity {
-    /// How many are kept. A healthy machine has none, and a person reads no more.
+    /// Most oddities kept. A healthy machine has none, and nobody reads more than this.
     pub const MOST: usize = 64;
 }
 
@@ -458,7 +458,7 @@ impl fmt::Display for Oddity {
     }
 }
 
-/// What is odd about a file.
+/// The problem with a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "kebab-case", tag = "problem"))]
@@ -466,26 +466,26 @@ impl fmt::Display for Oddity {
 pub enum Problem {
     /// It cannot be read.
     Unreadable {
-        /// The system's words.
+        /// The system's message.
         error: String,
     },
     /// It is a directory, a pipe, ...
     NotAFile,
     /// It is longer than any attribute.
     TooLong {
-        /// What was allowed.
+        /// The limit.
         allowed_bytes: usize,
     },
-    /// A directory has more entries than are looked at.
+    /// A directory has more entries than the limit.
     TooMany {
-        /// What was allowed.
+        /// The limit.
         allowed: usize,
     },
     /// It is not printable UTF-8.
     NotText,
-    /// It is text, but not a value of this attribute.
+    /// It is text, but not a valid value of this attribute.
     Malformed {
-        /// The text, or its beginning.
+        /// The text, or its start.
         found: String,
     },
 }
@@ -503,7 +503,7 @@ impl fmt::Display for Problem {
     }
 }
 
-/// The operations a queue accepts, one bit for each opcode.
+/// The operations that a queue accepts, one bit for each opcode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OpConfig {
     /// 32 bits each, the lowest opcodes first.
@@ -511,11 +511,11 @@ pub struct OpConfig {
 }
 
 impl OpConfig {
-    /// 256 opcodes.
+    /// Words for 256 opcodes.
     const WORDS: usize = 8;
 
-    /// Reads what the kernel prints: hexadecimal words of 32 bits, the highest first, with commas
-    /// between.
+    /// Parses the kernel's format: hexadecimal words of 32 bits, the highest first, separated by
+    /// commas.
     pub(super) fn parse(text: &str) -> Option<OpConfig> {
         let mut words = [0; OpConfig::WORDS];
         let mut left = words.iter_mut();
@@ -533,7 +533,7 @@ impl OpConfig {
             .is_some_and(|word| word & (1 << bit) != 0)
     }
 
-    /// The same with one more opcode.
+    /// Returns a copy with one more opcode.
     #[must_use]
     pub(super) fn with(mut self, opcode: u8) -> OpConfig {
         let (word, bit) = (opcode / 32, opcode % 32);
@@ -557,7 +557,7 @@ impl fmt::Display for OpConfig {
 /// A set of processors, in the kernel's notation: `0-55,112-167`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CpuSet {
-    /// First and last of each run.
+    /// The first and last processor of each run.
     runs: Vec<(u32, u32)>,
 }
 
@@ -569,7 +569,7 @@ impl CpuSet {
             (first <= last).then_some((first, last))
         };
         let text = text.trim();
-        // A node of memory alone has an empty list.
+        // A memory-only node has an empty list.
         let runs = if text.is_empty() {
             Some(Vec::new())
         } else {
@@ -578,12 +578,12 @@ impl CpuSet {
         Some(CpuSet { runs: runs? })
     }
 
-    /// The lowest.
+    /// The lowest processor.
     pub(super) fn first(&self) -> Option<u32> {
         self.runs.iter().map(|&(first, _)| first).min()
     }
 
-    /// Whether a processor is in both.
+    /// Returns whether the sets have a processor in common.
     pub(crate) fn overlaps(&self, other: &CpuSet) -> bool {
         self.runs.iter().any(|&(first, last)| {
             other

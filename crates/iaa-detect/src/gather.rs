@@ -1,4 +1,4 @@
-//! From a file tree to facts.
+//! Collects facts from a file tree.
 //!
 //! The attributes of devices and queues are those of the kernel's
 //! `Documentation/ABI/stable/sysfs-driver-dma-idxd`.
@@ -74,7 +74,7 @@ fn distribution(tree: &mut Tree<'_>) -> Distribution {
 
 fn process(tree: &mut Tree<'_>) -> Process {
     let lines = tree.head("proc/self/status");
-    // Real, effective, saved, file system.
+    // The order is real, effective, saved, file system.
     let effective = |key| {
         let ids = field(&lines, key)?;
         ids.split_ascii_whitespace().nth(1)?.parse().ok()
@@ -125,7 +125,7 @@ fn functions(tree: &mut Tree<'_>) -> Vec<PciFunction> {
         let id: Option<u16> = tree.value(&format!("{function}/device"), hexadecimal);
         let known = id.is_some_and(|id| IAA_IDS.contains(&id))
             && tree.value(&format!("{function}/vendor"), hexadecimal) == Some(INTEL);
-        // A driver newer than the table above names what it has found.
+        // A driver newer than the table above names the device it has found.
         let named = driver.as_deref() == Some("idxd")
             && tree
                 .names(&function)
@@ -213,7 +213,7 @@ fn queue(tree: &mut Tree<'_>, host: &dyn Host, id: QueueId) -> Queue {
 }
 
 impl Queue {
-    /// Enabled, shared and not the kernel's: what libqpl would open.
+    /// Returns whether libqpl would open it: enabled, shared and not the kernel's.
     fn is_offered(&self) -> bool {
         self.state == Some(State::Enabled)
             && self.mode == Some(Mode::Shared)
@@ -221,7 +221,7 @@ impl Queue {
     }
 }
 
-/// The lowest numbers N of the names `PREFIXN`, in rising order.
+/// The lowest `most` numbers N among names of the form `PREFIXN`, in ascending order.
 fn numbers(names: &[String], prefix: &str, most: usize) -> Vec<u32> {
     let mut numbers: Vec<u32> = names
         .iter()
@@ -262,13 +262,13 @@ fn decimal<T: std::str::FromStr>(text: &str) -> Option<T> {
     text.parse().ok()
 }
 
-/// As C's `%#x` prints it, which leaves the prefix off 0.
+/// Parses the output of C's `%#x`, which omits the prefix for 0.
 fn hexadecimal<T: TryFrom<u64>>(text: &str) -> Option<T> {
     let digits = text.strip_prefix("0x").unwrap_or(text);
     T::try_from(u64::from_str_radix(digits, 16).ok()?).ok()
 }
 
-/// As `0000:6a:02.0`, so that an address can stand in a shell command as it is.
+/// Accepts only the form `0000:6a:02.0`, so that an address can be pasted into a shell command.
 fn is_pci_address(name: &str) -> bool {
     name.contains(':')
         && name
@@ -281,7 +281,7 @@ const DEVICES: &str = "sys/bus/dsa/devices";
 const PCI: &str = "sys/bus/pci/devices";
 const NODES: &str = "sys/devices/system/node";
 
-/// Where packages and its own build put the command.
+/// Paths of the command as installed by packages and by its own build.
 const TOOL_PATHS: [&str; 4] = [
     "usr/bin/accel-config",
     "usr/sbin/accel-config",
@@ -291,18 +291,18 @@ const TOOL_PATHS: [&str; 4] = [
 
 const INTEL: u16 = 0x8086;
 
-/// The devices which the idxd driver calls `iax`: server processors from Sapphire Rapids on,
-/// Diamond Rapids, and two client ones.
+/// The devices that the idxd driver calls `iax`: server processors from Sapphire Rapids on, Diamond
+/// Rapids, and two client ones.
 const IAA_IDS: [u16; 4] = [0x0cfe, 0x1216, 0xb02d, 0xfd2d];
 
 /// The capability's number in `linux/capability.h`.
 const CAP_SYS_RAWIO: u32 = 17;
 
-/// A socket has four devices, and nobody puts more than sixteen sockets into one machine.
+/// A socket has four devices, and no machine has more than sixteen sockets.
 const MOST_DEVICES: usize = 64;
 
-/// Queues or engines of one device; it has eight of each.
+/// Most queues or engines of one device; hardware has eight of each.
 const MOST_CHILDREN: usize = 64;
 
-/// The most a Linux for this architecture is configured for.
+/// The largest configurable value of Linux on this architecture.
 const MOST_NODES: usize = 1024;

@@ -1,4 +1,4 @@
-//! What is no file to be read: libraries to load, nodes to open.
+//! Facts that come from trying: libraries to load, nodes to open.
 
 use std::error::Error;
 use std::ffi::{CStr, c_char};
@@ -9,7 +9,7 @@ use std::path::Path;
 
 use super::facts::{AccelConfig, NodeAccess, Portal, Qpl};
 
-/// What detection has to try rather than read. [`System`] tries it; a test says what it likes.
+/// Operations that detection has to try. [`System`] tries them; tests substitute their own answers.
 pub trait Host {
     /// Opens libqpl.
     fn qpl(&self) -> Qpl;
@@ -17,8 +17,8 @@ pub trait Host {
     /// Opens libaccel-config.
     fn accel_config(&self) -> AccelConfig;
 
-    /// Opens the node of an enabled, shared work queue and maps its portal. Both are given back at
-    /// once, and nothing is submitted.
+    /// Opens the node of an enabled, shared work queue and maps its portal. Releases both at once
+    /// and submits nothing.
     fn node(&self, path: &Path) -> NodeAccess;
 }
 
@@ -70,7 +70,7 @@ impl Host for System {
     }
 }
 
-/// The loader's own words, below what Rust says about them.
+/// The loader's own message, from below Rust's wrapper.
 fn innermost(mut error: &dyn Error) -> String {
     while let Some(source) = error.source() {
         error = source;
@@ -78,17 +78,15 @@ fn innermost(mut error: &dyn Error) -> String {
     error.to_string()
 }
 
-/// Opens libqpl, sees to it that it has the functions that every release has, and asks for its
-/// version.
+/// Opens libqpl, verifies that it has the functions of every release, and returns its version.
 #[allow(unsafe_code)]
 fn qpl_version() -> Result<String, libloading::Error> {
-    // SAFETY: libqpl's initialisers are those of a C++ library without demands on who loads it.
-    // The loader's search path decides which file this is, as for every library that a program is
-    // linked with.
+    // SAFETY: libqpl's initialisers are those of a C++ library and make no demands on the loading
+    // program. The loader's search path selects the file, as for every linked library.
     let library = unsafe { libloading::Library::new("libqpl.so.1") }?;
     for function in QPL_FUNCTIONS {
-        // SAFETY: the symbol is never called, so its type does not matter; only its presence is
-        // told.
+        // SAFETY: the symbol is never called, so its type does not matter; the code only tests its
+        // presence.
         unsafe { library.get::<unsafe extern "C" fn()>(function) }?;
     }
     // SAFETY: this is the function's C prototype in the header, which no release has changed.
@@ -98,19 +96,20 @@ fn qpl_version() -> Result<String, libloading::Error> {
     // SAFETY: it returns a string constant of the library, which is open.
     let version = unsafe { CStr::from_ptr(version) };
     let version = version.to_string_lossy().into_owned();
-    // The program may use libqpl too, and its threads have no end of their own: it stays open.
+    // The program may use libqpl too, and its threads never end: the library stays open.
     std::mem::forget(library);
     Ok(version)
 }
 
-/// Whether libaccel-config has the one function without which libqpl does not use devices of the
+/// Returns whether libaccel-config has the one function that libqpl requires for devices of the
 /// second generation.
 #[allow(unsafe_code)]
 fn accel_config_knows_iaa_cap() -> Result<bool, libloading::Error> {
-    // SAFETY: this is the file, found by the same rules, which libqpl loads when hardware is asked
-    // for; its initialisers make no demands on who loads it.
+    // SAFETY: libqpl loads the same file by the same rules for its hardware path. The library's
+    // initialisers make no demands on the loading program.
     let library = unsafe { libloading::Library::new("libaccel-config.so.1") }?;
-    // SAFETY: the symbol is never called, so its type does not matter; only its presence is told.
+    // SAFETY: the symbol is never called, so its type does not matter; the code only tests its
+    // presence.
     let symbol = unsafe { library.get::<unsafe extern "C" fn()>("accfg_device_get_iaa_cap") };
     Ok(symbol.is_ok())
 }
@@ -120,8 +119,8 @@ fn accel_config_knows_iaa_cap() -> Result<bool, libloading::Error> {
 fn map_portal(node: &fs::File) -> io::Result<()> {
     use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
-    // SAFETY: a new mapping at an address of the kernel's choice takes nothing from any other, and
-    // nobody but this function ever knows its address.
+    // SAFETY: a new mapping at an address of the kernel's choice affects no other mapping, and only
+    // this function knows the address.
     let portal = unsafe {
         mmap(
             std::ptr::null_mut(),
@@ -132,13 +131,13 @@ fn map_portal(node: &fs::File) -> io::Result<()> {
             0,
         )
     }?;
-    // SAFETY: these are the bytes just mapped, to which no reference was made.
+    // SAFETY: these bytes were just mapped, and no reference to them exists.
     unsafe { munmap(portal, PORTAL_BYTES) }?;
     Ok(())
 }
 
 const QPL_VERSION: &str = "qpl_get_library_version";
-/// The functions that a program needs for jobs and tables. Every release has them.
+/// The functions for jobs and tables. Every release has them.
 const QPL_FUNCTIONS: [&str; 15] = [
     "qpl_get_job_size",
     "qpl_init_job",
@@ -157,5 +156,5 @@ const QPL_FUNCTIONS: [&str; 15] = [
     "qpl_huffman_table_deserialize",
 ];
 
-/// A portal is one page of the processor's, which is 4 KiB wherever there is an IAA.
+/// A portal is one page of the processor, which is 4 KiB on every machine with an IAA.
 const PORTAL_BYTES: usize = 4096;

@@ -1,8 +1,9 @@
-//! From facts to a verdict.
+//! Derives the verdict from the facts.
 //!
-//! A chain of filters from devices to queues: each takes out what one obstacle stops, and the first
-//! that leaves nothing is the cause. Only what is seen stops a device or queue, never what could
-//! not be read; but nothing is ready unless it is seen to be enabled and shared.
+//! A chain of filters from devices to queues: each removes those that one obstacle blocks. The
+//! first filter that removes all of them is the cause. Only an observed fact blocks a device or
+//! queue; an unreadable one does not. But a queue is ready only if it was seen to be enabled and
+//! shared.
 
 use super::cause::{AccelConfigProblem, Cause, KernelParameter, RefusedNode};
 use super::facts::{
@@ -11,7 +12,7 @@ use super::facts::{
 };
 use super::status::Status;
 
-/// The queues which libqpl can use, at least one, or what stands before them.
+/// Returns the queues that libqpl can use, at least one, or the obstacle.
 pub(super) fn ready_queues(facts: &Facts) -> Result<Vec<QueueId>, Cause> {
     let devices = working_devices(facts)?;
     check_libraries(facts, &devices)?;
@@ -43,8 +44,7 @@ pub(super) fn ready_queues(facts: &Facts) -> Result<Vec<QueueId>, Cause> {
     Ok(ids(&queues, |queue| queue.id))
 }
 
-/// What a status of libqpl's means here, given the queues that are ready or what stands before
-/// them.
+/// Explains a status of libqpl, given the ready queues or the obstacle.
 pub(super) fn explain(
     facts: &Facts,
     ready: Result<&[QueueId], &Cause>,
@@ -81,7 +81,7 @@ pub(super) fn explain(
     }
 }
 
-/// Nodes which this process may run on and in whose socket none of the queues is.
+/// Nodes that this process may run on and whose socket has none of the queues.
 pub(super) fn nodes_without(facts: &Facts, queues: &[QueueId]) -> Vec<u32> {
     let sockets: Option<Vec<u32>> = facts
         .devices
@@ -89,7 +89,7 @@ pub(super) fn nodes_without(facts: &Facts, queues: &[QueueId]) -> Vec<u32> {
         .filter(|device| queues.iter().any(|queue| queue.device == device.id))
         .map(|device| socket_of(facts, device))
         .collect();
-    // A device on an unknown socket may be on any.
+    // A device on an unknown socket may be on any socket.
     let Some(sockets) = sockets else {
         return Vec::new();
     };
@@ -106,13 +106,13 @@ pub(super) fn nodes_without(facts: &Facts, queues: &[QueueId]) -> Vec<u32> {
         .collect()
 }
 
-/// The socket a device is on.
+/// The socket of a device.
 pub(super) fn socket_of(facts: &Facts, device: &Device) -> Option<u32> {
     let id = u32::try_from(device.numa_node?).ok()?;
     facts.nodes.iter().find(|node| node.id == id)?.socket
 }
 
-/// Devices whose driver has them and which work on a process's own memory.
+/// Devices that are bound to the driver and support shared virtual memory.
 fn working_devices(facts: &Facts) -> Result<Vec<&Device>, Cause> {
     if facts.devices.is_empty() {
         return Err(if facts.functions.is_empty() {
@@ -177,7 +177,7 @@ fn check_libraries(facts: &Facts, devices: &[&Device]) -> Result<(), Cause> {
     }
 }
 
-/// Enabled queues of the mode that libqpl takes.
+/// Enabled queues of the mode that libqpl requires.
 fn shared_queues<'f>(facts: &Facts, devices: &[&'f Device]) -> Result<Vec<&'f Queue>, Cause> {
     let queues: Vec<&Queue> = devices.iter().flat_map(|device| &device.queues).collect();
     let queues = keep(
@@ -187,8 +187,7 @@ fn shared_queues<'f>(facts: &Facts, devices: &[&'f Device]) -> Result<Vec<&'f Qu
             devices: ids(devices, |device| device.id),
         },
     )?;
-    // The kernel's queues are dedicated as well. Where there are only such, their mode is not what
-    // has to change.
+    // The kernel's queues are dedicated as well. If no others exist, the mode is not the obstacle.
     let queues = keep(
         queues,
         |queue| queue.kind != Some(QueueType::Kernel),
@@ -206,7 +205,7 @@ fn shared_queues<'f>(facts: &Facts, devices: &[&'f Device]) -> Result<Vec<&'f Qu
     )
 }
 
-/// Queues to which this libqpl has a way to submit.
+/// Queues that this libqpl can submit to.
 fn reachable_queues<'f>(facts: &Facts, queues: Vec<&'f Queue>) -> Result<Vec<&'f Queue>, Cause> {
     let Some(qpl) = facts.qpl.version() else {
         return Ok(queues);
@@ -224,7 +223,7 @@ fn reachable_queues<'f>(facts: &Facts, queues: Vec<&'f Queue>) -> Result<Vec<&'f
     )
 }
 
-/// What a refusal means on a machine where everything is ready.
+/// Explains a refusal on a machine where everything is ready.
 fn explain_refusal(facts: &Facts, queues: &[QueueId], status: Status) -> Option<Cause> {
     match status {
         Status::INIT_HW_NOT_SUPPORTED => {
@@ -240,7 +239,7 @@ fn explain_refusal(facts: &Facts, queues: &[QueueId], status: Status) -> Option<
                 kernel: facts.kernel.version.filter(|version| *version < needed),
             })
         }
-        // It does load, so one of the functions that libqpl looks up is not in it.
+        // The library loads, so it must lack one of the functions that libqpl looks up.
         Status::INIT_LIBACCEL_NOT_FOUND => Some(Cause::NoAccelConfig {
             problem: AccelConfigProblem::TooOld,
         }),
@@ -289,7 +288,7 @@ fn is_second_generation(device: &Device) -> bool {
     device.version.is_some_and(|version| version >= 0x200)
 }
 
-/// Those which pass, or the cause when none does.
+/// Returns the items that pass, or the cause if none does.
 fn keep<'f, T>(
     mut things: Vec<&'f T>,
     passes: impl Fn(&T) -> bool,
@@ -306,19 +305,19 @@ fn ids<T, I>(things: &[&T], id: impl Fn(&T) -> I) -> Vec<I> {
     things.iter().map(|thing| id(thing)).collect()
 }
 
-/// Decompress and compress.
+/// The opcodes of decompress and compress.
 pub(super) const DEFLATE_OPCODES: [u8; 2] = [0x42, 0x43];
 
-/// The least that a queue has to take: a page.
+/// The smallest transfer limit that is usable: a page.
 const PAGE_BYTES: u64 = 4096;
-/// The most that one job is asked to do: 128 pages. A queue that takes less refuses such jobs.
+/// The largest job: 128 pages. A queue with a lower limit refuses such jobs.
 const LARGEST_JOB_BYTES: u64 = 128 * PAGE_BYTES;
 
-/// The release which submits through `write` where a portal cannot be mapped.
+/// The first release that submits through `write` if a portal cannot be mapped.
 const FIRST_QPL_THAT_WRITES: Version = Version { major: 1, minor: 6 };
 
-/// The kernels which libqpl's documentation asks for. Distributions port drivers back to older
-/// ones, so a lower number stops nothing by itself.
+/// The kernels that libqpl's documentation requires. Distributions backport drivers, so a lower
+/// number alone is no obstacle.
 const FIRST_KERNEL: Version = Version {
     major: 5,
     minor: 18,

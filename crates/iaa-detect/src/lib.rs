@@ -1,19 +1,19 @@
-//! Tells why an Intel IAA can or cannot be used on a machine, and how to remove the obstacle.
+//! Explains why an Intel IAA can or cannot be used on a machine, and how to remove the obstacle.
 //!
 //! Intel's In-Memory Analytics Accelerator compresses and decompresses deflate, and programs reach
 //! it through the library libqpl.
 //!
-//! libqpl answers eight different causes with one status. [`detect`] looks where each of them
-//! shows: sysfs, `/dev/iax`, `/proc`, the two libraries. It gives a [`Report`]: the [`Facts`], and
-//! a [`Verdict`] with the first [`Cause`] that holds, in the order in which causes hide one
+//! libqpl reports eight different causes as one status. [`detect`] looks where each of them shows:
+//! sysfs, `/dev/iax`, `/proc`, the two libraries. It returns a [`Report`]: the [`Facts`], and a
+//! [`Verdict`] with the first [`Cause`] that applies, in the order in which causes hide one
 //! another, and the commands that remove it.
 //!
-//! A few causes only show when libqpl is asked for a job. [`Report::explain_status`] puts its
-//! status and the facts together.
+//! A few causes show only when libqpl is given a job. [`Report::explain_status`] combines libqpl's
+//! status with the facts.
 //!
-//! Everything read is below a root that is a parameter, and what is not a file is behind [`Host`],
-//! so that tests can have any machine. Nothing is written or configured, no job is submitted, and
-//! whatever the files hold, detection ends with a report.
+//! All files are read below a root that is a parameter, and everything else is behind [`Host`], so
+//! that tests can simulate any machine. Detection writes and configures nothing and submits no job.
+//! It ends with a report for any content of the files.
 //!
 //! ```
 //! use std::path::Path;
@@ -25,7 +25,7 @@
 //!
 //! # Features
 //!
-//! `serde`: [`Report`] and everything in it can be serialised. The words in it are part of the
+//! `serde`: [`Report`] and everything in it can be serialised. The serialised names are part of the
 //! interface.
 
 #![warn(clippy::exhaustive_enums, clippy::exhaustive_structs, unreachable_pub)]
@@ -62,11 +62,10 @@ pub use facts::{
 };
 pub use host::{Host, System};
 
-/// Looks at the machine whose files are below `root`.
+/// Examines the machine whose files are below `root`.
 ///
-/// A root other than `/` is for a tree that was captured elsewhere or mounted into a container.
-/// Relative symbolic links in it are followed, as sysfs has them; an absolute one leads to this
-/// machine.
+/// A root other than `/` is for a tree captured elsewhere or mounted into a container. Relative
+/// symbolic links in it are followed, as sysfs has them; an absolute link leads to this machine.
 pub fn detect(root: &Path, host: &dyn Host) -> Report {
     let facts = gather::gather(root, host);
     let verdict = match judge::ready_queues(&facts) {
@@ -84,33 +83,32 @@ pub fn detect(root: &Path, host: &dyn Host) -> Report {
     Report { facts, verdict }
 }
 
-/// What was found and what it means. [`Display`](std::fmt::Display) prints all of it for a person.
+/// The facts and their meaning. [`Display`](std::fmt::Display) prints all of it for a person.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct Report {
-    /// What it means.
+    /// The conclusion.
     pub verdict: Verdict,
-    /// What was found.
+    /// The facts.
     pub facts: Facts,
 }
 
 impl Report {
-    /// What a status means that libqpl returned on this machine: by `qpl_init_job` for the hardware
-    /// path, by a submission or by a finished job. The report has to be made after that, or it
-    /// tells of another machine than the one libqpl met.
+    /// Explains a status that libqpl returned on this machine: from `qpl_init_job` for the hardware
+    /// path, from a submission or from a finished job. Make the report after that, or it may
+    /// describe another state of the machine than the one that libqpl met.
     ///
-    /// If the verdict already names what keeps libqpl from the hardware, a refusal by
-    /// `qpl_init_job` (500 to 503) means that. Where all is ready it means one of the causes which
-    /// files do not show:
+    /// If the verdict already names an obstacle, a refusal by `qpl_init_job` (500 to 503) means
+    /// that obstacle. If everything is ready, it means one of the causes that files do not show:
     ///
     /// - 500: [`Cause::SubmissionFails`], submitting through the node fails as well;
     /// - 501: [`Cause::NoAccelConfig`], the library lacks a function;
     /// - 503: [`Cause::OtherSocket`] if this process may run on a socket without a ready queue, or
     ///   else [`Cause::EnabledTooLate`].
     ///
-    /// 8 and 319 come with jobs: [`Cause::OperationsDisabled`] and [`Cause::TransfersTooSmall`],
-    /// for queues which are configured so while others may be ready. Any other status is
+    /// 8 and 319 come with jobs: [`Cause::OperationsDisabled`] and [`Cause::TransfersTooSmall`].
+    /// Some queues are configured this way while others may be ready. Any other status is
     /// [`Cause::Unexplained`].
     pub fn explain_status(&self, status: u32) -> Cause {
         let ready = match &self.verdict {
@@ -121,38 +119,37 @@ impl Report {
             .unwrap_or(Cause::Unexplained { status })
     }
 
-    /// The lines for a root shell that remove a cause on this machine. Those that begin with `#`
-    /// are for the person: what no command can do.
+    /// The lines for a root shell that remove a cause on this machine. Lines that begin with `#`
+    /// are manual steps.
     pub fn mend(&self, cause: &Cause) -> Vec<String> {
         remedy::mend(&self.facts, cause)
     }
 }
 
-/// Whether libqpl can use an IAA. [`Display`](std::fmt::Display) is short enough for a part of a
-/// line.
+/// Whether libqpl can use an IAA. [`Display`](std::fmt::Display) fits into a part of a line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "kebab-case", tag = "state"))]
 #[expect(clippy::exhaustive_enums, reason = "an IAA can be used or it cannot")]
 pub enum Verdict {
-    /// It can.
+    /// It can use one.
     Ready {
-        /// The queues it can use, at least one.
+        /// The queues that it can use, at least one.
         queues: Vec<QueueId>,
-        /// NUMA nodes this process may run on in whose socket none of the queues is. A thread there
-        /// gets no hardware unless its jobs may go to any node.
+        /// NUMA nodes that this process may run on and whose socket has none of the queues. A
+        /// thread there gets no hardware unless its jobs may go to any node.
         nodes_without: Vec<u32>,
     },
-    /// It cannot.
+    /// It cannot use one.
     NotReady {
         /// The first obstacle.
         #[cfg_attr(feature = "serde", serde(flatten))]
         cause: Cause,
-        /// It in a phrase.
+        /// The cause as a phrase.
         summary: String,
-        /// It in a sentence.
+        /// The cause as a sentence.
         explanation: String,
-        /// What removes it; see [`Report::mend`].
+        /// The commands that remove the cause; see [`Report::mend`].
         mend: Vec<String>,
     },
 }

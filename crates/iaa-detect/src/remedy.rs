@@ -7,9 +7,9 @@ use super::facts::{
 };
 use super::judge::{DEFLATE_OPCODES, socket_of};
 
-/// Lines for a root shell. Those that begin with `#` say what no command can do.
+/// Returns lines for a root shell. Lines that begin with `#` are manual steps.
 ///
-/// Where several devices wait for the same, the lines are for one of each NUMA node, which is
+/// If several devices need the same change, the lines are for one device of each NUMA node. That is
 /// enough for libqpl to find one from everywhere.
 pub(super) fn mend(facts: &Facts, cause: &Cause) -> Vec<String> {
     let mut lines = remedy(facts, cause);
@@ -88,7 +88,7 @@ fn bind_driver(loaded: bool, functions: &[PciFunction]) -> Vec<String> {
                 lines.push(format!("echo {address} > /sys/bus/pci/drivers_probe"));
             }
         }
-        // Binding by hand makes the driver say in the log what it said when it was loaded.
+        // Binding by hand repeats the driver's messages from load time in the log.
         None if loaded => {
             lines.extend(functions.iter().map(|function| {
                 format!("echo {} > /sys/bus/pci/drivers/idxd/bind", function.address)
@@ -154,8 +154,7 @@ fn install(distribution: Distribution, debian: &str, fedora: &str) -> String {
     }
 }
 
-/// Takes the kernel's queues out of its hands, in the order of its own documentation of
-/// `iaa_crypto`.
+/// Takes queues over from the kernel, in the order given by its documentation of `iaa_crypto`.
 fn take_over(facts: &Facts, queues: &[QueueId], iaa_crypto: bool) -> Vec<String> {
     let (chosen, others) = one_per_node(facts, &devices_of(queues));
     let mut lines: Vec<String> = chosen.iter().flat_map(|device| disable(device)).collect();
@@ -178,7 +177,7 @@ fn open_nodes(nodes: &[RefusedNode], user: Option<u32>) -> Vec<String> {
         .collect();
     let paths = paths.join(" ");
     match (&first.access, user) {
-        // Rights do not stop root; what keeps devices from containers does.
+        // Permissions do not stop root; device restrictions of a container do.
         (NodeAccess::Denied, Some(0)) | (NodeAccess::Missing, _) => vec![comment(&format!(
             "if this is a container, give it the device: {paths}"
         ))],
@@ -225,7 +224,7 @@ fn serve_nodes(facts: &Facts, nodes: &[u32]) -> Vec<String> {
     lines
 }
 
-/// Changes what can be changed while only the queue is disabled.
+/// Changes the settings that only require a disabled queue.
 fn reconfigure(
     facts: &Facts,
     queues: &[QueueId],
@@ -248,7 +247,7 @@ fn reconfigure(
     })
 }
 
-/// Enables a device with a queue for libqpl, configuring them where they are not yet.
+/// Enables a device with a queue for libqpl, and configures both if necessary.
 fn enable(facts: &Facts, device: &Device) -> Vec<String> {
     let Some(queue) = device
         .queues
@@ -267,7 +266,7 @@ fn enable(facts: &Facts, device: &Device) -> Vec<String> {
     lines
 }
 
-/// Disables what is enabled of a device, for it cannot be configured otherwise.
+/// Disables the enabled parts of a device, which configuration requires.
 fn disable(device: &Device) -> Vec<String> {
     let mut lines: Vec<String> = device
         .queues
@@ -311,7 +310,7 @@ fn configure(facts: &Facts, device: &Device) -> Vec<String> {
     lines
 }
 
-/// The queue which can have the most entries without taking any from another, and how many.
+/// The queue with the most available entries, without taking any from another, and their number.
 fn largest_queue(device: &Device) -> (QueueId, u32) {
     let entries = device.max_queue_entries.unwrap_or(DEVICE_ENTRIES);
     let taken: u32 = device
@@ -329,7 +328,7 @@ fn largest_queue(device: &Device) -> (QueueId, u32) {
                 free.saturating_add(queue.size.unwrap_or_default()),
             )
         })
-        // The first of several, where `max_by_key` has the last.
+        // Select the first of several; `max_by_key` alone selects the last.
         .rev()
         .max_by_key(|(_, size)| *size)
         .unwrap_or_else(|| {
@@ -338,7 +337,7 @@ fn largest_queue(device: &Device) -> (QueueId, u32) {
         })
 }
 
-/// Enabling is all that this queue lacks.
+/// Returns whether this queue only has to be enabled.
 fn is_configured(device: &Device, queue: &Queue) -> bool {
     queue.mode == Some(Mode::Shared)
         && queue.kind == Some(QueueType::User)
@@ -355,7 +354,7 @@ fn is_configured(device: &Device, queue: &Queue) -> bool {
         })
 }
 
-/// Kernels from 6.7 on bind a queue to the driver it names, and older ones have no such attribute.
+/// Kernels from 6.7 on bind a queue to the driver it names; older ones have no such attribute.
 fn needs_driver_name(facts: &Facts, device: &Device) -> bool {
     let attribute = device
         .queues
@@ -412,10 +411,10 @@ fn comment(text: &str) -> String {
 
 const KERNEL_LOG: &str = "dmesg | grep -E 'idxd|DMAR'";
 
-/// What the first generation has for all queues of a device.
+/// Entries for all queues of a device of the first generation.
 const DEVICE_ENTRIES: u32 = 128;
 
-/// What the first generation can move at once: 2 GiB.
+/// The largest transfer of the first generation: 2 GiB.
 const DEVICE_TRANSFER_BYTES: u64 = 2 << 30;
 
 const FIRST_KERNEL_WITH_DRIVER_NAMES: Version = Version { major: 6, minor: 7 };

@@ -1,11 +1,11 @@
-//! libqpl's status numbers: those that tell of the machine, and the names of all.
+//! libqpl's status numbers: those that describe the machine, and the names of all.
 
-/// The result of a libqpl function (C: `qpl_status`). Any number may come.
+/// The result of a libqpl function (C: `qpl_status`). Any number is valid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Status(pub(super) u32);
 
 impl Status {
-    /// The work queues are configured not to take the operation.
+    /// The work queues are configured to refuse the operation.
     pub(super) const NOT_SUPPORTED_BY_WQ: Self = Self(8);
     /// A job is larger than the work queues allow.
     pub(super) const TRANSFER_SIZE_INVALID: Self = Self(319);
@@ -28,7 +28,7 @@ impl Status {
     }
 }
 
-/// In rising order of the numbers.
+/// In ascending order of the numbers.
 const NAMES: [(u32, &str); 124] = [
     (0, "QPL_STS_OK"),
     (1, "QPL_STS_BEING_PROCESSED"),

@@ -1,4 +1,4 @@
-//! A report for a person: facts, then the verdict and what to do.
+//! A report for a person: facts, then the verdict and the commands.
 
 use std::fmt::{self, Display, Formatter};
 
@@ -84,7 +84,7 @@ fn kernel(facts: &Facts) -> String {
     let kernel = &facts.kernel;
     let command_line = kernel.command_line.as_deref().unwrap_or_default();
     let mut parts = vec![kernel.release.as_deref().unwrap_or("unknown")];
-    // Of a long line what concerns the IOMMU.
+    // Of a long line, only the part about the IOMMU.
     parts.extend(
         command_line
             .split_ascii_whitespace()
@@ -134,7 +134,7 @@ fn nodes(facts: &Facts) -> String {
     list(&nodes)
 }
 
-/// Those that idxd has appear as devices below, so their number is enough.
+/// Functions bound to idxd appear as devices below, so their number is enough.
 fn functions(functions: &[PciFunction]) -> String {
     let (bound, others): (Vec<&PciFunction>, Vec<&PciFunction>) = functions
         .iter()
@@ -203,7 +203,7 @@ fn queue(queue: &Queue) -> String {
     text
 }
 
-/// What `cmd_status` says when a device or a queue could not be enabled.
+/// The meaning of `cmd_status` after a failure to enable a device or a queue.
 fn command_error(error: u32) -> &'static str {
     match error {
         0x8000_0020 => "the device is not enabled",
@@ -232,5 +232,5 @@ fn or_unknown(value: Option<&impl ToString>) -> String {
     value.map_or_else(|| "unknown".to_owned(), ToString::to_string)
 }
 
-/// A screen has room for the facts beside them.
+/// A screen has room for this many besides the facts.
 const SHOWN_ODDITIES: usize = 8;

@@ -1,5 +1,4 @@
-//! Reading small files of a tree which may be anything: nothing here fails, waits or reads without
-//! bound.
+//! Reads small files of an untrusted tree: nothing here fails, waits or reads without bound.
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read};
@@ -7,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::facts::{Oddity, Problem};
 
-/// A file tree as it is read, and what was odd about it so far.
+/// A file tree and the oddities found in it so far.
 pub(super) struct Tree<'a> {
     root: &'a Path,
     oddities: Vec<Oddity>,
@@ -25,13 +24,12 @@ impl<'a> Tree<'a> {
         self.oddities
     }
 
-    /// Where a path below the root is.
+    /// The location of a path below the root.
     pub(super) fn locate(&self, path: &str) -> PathBuf {
         self.root.join(path.trim_start_matches('/'))
     }
 
-    /// The text of an attribute without the white space around it, `None` if there is none or it is
-    /// odd.
+    /// The text of an attribute without surrounding white space; `None` if it is absent or odd.
     pub(super) fn text(&mut self, path: &str) -> Option<String> {
         let bytes = self.bytes(path, ATTRIBUTE_BYTES)?;
         if bytes.len() > ATTRIBUTE_BYTES {
@@ -39,7 +37,7 @@ impl<'a> Tree<'a> {
             return self.odd(path, Problem::TooLong { allowed_bytes });
         }
         match String::from_utf8(bytes) {
-            // Values end up on terminals, so control characters are kept out here, once for all.
+            // Values end up on terminals, so control characters are rejected here, in one place.
             Ok(text) if !text.trim().contains(char::is_control) => Some(text.trim().to_owned()),
             _ => self.odd(path, Problem::NotText),
         }
@@ -58,7 +56,7 @@ impl<'a> Tree<'a> {
         })
     }
 
-    /// The lines at the beginning of a file of many lines. The last one may be cut.
+    /// The first lines of a long file. The last one may be cut.
     pub(super) fn head(&mut self, path: &str) -> Vec<String> {
         let bytes = self.bytes(path, HEAD_BYTES).unwrap_or_default();
         let text = String::from_utf8_lossy(&bytes);
@@ -67,8 +65,8 @@ impl<'a> Tree<'a> {
             .collect()
     }
 
-    /// The names in a directory, in order. Those that are not UTF-8 are left out: none of the
-    /// kernel's are.
+    /// The names in a directory, in order. Names that are not UTF-8 are left out: the kernel has
+    /// none.
     pub(super) fn names(&mut self, path: &str) -> Vec<String> {
         let entries = match fs::read_dir(self.locate(path)) {
             Ok(entries) => entries,
@@ -89,7 +87,7 @@ impl<'a> Tree<'a> {
         names
     }
 
-    /// The last name of a symbolic link's target, as of the link `driver` of a device.
+    /// The last name of a symbolic link's target, for example of a device's link `driver`.
     pub(super) fn link(&mut self, path: &str) -> Option<String> {
         match fs::read_link(self.locate(path)) {
             Ok(target) => match target.file_name()?.to_str() {
@@ -104,11 +102,11 @@ impl<'a> Tree<'a> {
         self.locate(path).exists()
     }
 
-    /// At most one byte more than `allowed_bytes`, so that the caller sees that there are more.
+    /// At most one byte more than `allowed_bytes`, so that the caller can detect an excess.
     fn bytes(&mut self, path: &str, allowed_bytes: usize) -> Option<Vec<u8>> {
         let place = self.locate(path);
         let read = || {
-            // Opening a pipe would wait for its other end.
+            // Opening a pipe would block.
             if !fs::metadata(&place)?.is_file() {
                 return Ok(None);
             }
@@ -124,8 +122,8 @@ impl<'a> Tree<'a> {
         }
     }
 
-    /// Notes an error, unless it is only the absence of the file: a kernel shows what its version
-    /// and device have.
+    /// Notes an error, except the absence of the file: a kernel only has the files of its version
+    /// and device.
     fn unreadable<T>(&mut self, path: &str, error: &std::io::Error) -> Option<T> {
         match error.kind() {
             // A device that cannot restrict operations answers a read of `op_config` with
@@ -153,8 +151,8 @@ const ATTRIBUTE_BYTES: usize = 4096;
 /// Enough for the first processor of `/proc/cpuinfo` and for all of `/proc/self/status`.
 const HEAD_BYTES: usize = 16384;
 
-/// A host with many virtual functions has some thousand PCI functions.
+/// A host with many virtual functions has a few thousand PCI functions.
 const DIRECTORY_ENTRIES: usize = 65536;
 
-/// What an oddity quotes.
+/// Most characters that an oddity quotes.
 const MALFORMED_CHARS: usize = 64;

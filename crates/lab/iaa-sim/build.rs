@@ -1,9 +1,9 @@
-//! Names the shared object as libqpl asks for it.
+//! Gives the shared object the name that libqpl asks for.
 
 fn main() {
-    // A library that is already loaded answers to its soname, so libqpl's search for
-    // libaccel-config ends at this one wherever its file lies.
+    // A loaded library is found by its soname, so libqpl's search for libaccel-config ends at this
+    // one, wherever its file is.
     println!("cargo:rustc-cdylib-link-arg=-Wl,-soname,libaccel-config.so.1");
-    // libqpl closes the library when the process ends, while the work queues' threads still run.
+    // libqpl closes the library at process exit, while the work queues' threads still run.
     println!("cargo:rustc-cdylib-link-arg=-Wl,-z,nodelete");
 }

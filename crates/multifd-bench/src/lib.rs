@@ -1,10 +1,10 @@
-//! Live migration measured on hosts of one's own, without a hypervisor.
+//! Measures live migration on your own hosts, without a hypervisor.
 //!
-//! - [`guests`] are processes whose memory is filled and written as a real guest's is.
-//! - [`links`] makes what two hosts have between them, on one machine.
+//! - [`guests`] are processes whose memory is filled and written like a real guest's.
+//! - [`links`] simulates the network between two hosts on one machine.
 //!
 //! The command `multifd-bench` moves such guests over such links. It is the module `command`,
-//! behind the feature `command`, which is on by default; the rest of the library needs little else.
+//! behind the default feature `command`; the rest of the library has few dependencies.
 
 #![forbid(unsafe_code)]
 #![cfg_attr(

@@ -1,5 +1,5 @@
-//! A link of a chosen rate between two network namespaces of this machine: what two hosts have
-//! between them.
+//! A link of a chosen rate between two network namespaces of this machine: a simulated network
+//! between two hosts.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::process::{Child, ChildStderr, Command, Stdio};
@@ -7,19 +7,19 @@ use std::process::{Child, ChildStderr, Command, Stdio};
 /// One end of a link.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LinkEnd {
-    /// The path by which its namespace is found.
+    /// The path of its namespace.
     namespace: String,
     address: &'static str,
 }
 
 impl LinkEnd {
-    /// The address that the other end reaches this one at.
+    /// The address at which the other end reaches this one.
     #[must_use]
     pub fn address(&self) -> &str {
         self.address
     }
 
-    /// The command, run in this end's namespace.
+    /// Runs the command in this end's namespace.
     #[must_use]
     pub fn command(&self, command: &Command) -> Command {
         let mut inside = self.enter(command.get_program());
@@ -41,8 +41,8 @@ impl LinkEnd {
 
 /// Two namespaces, a veth pair between them, and a token bucket at each end.
 ///
-/// The namespaces have no names and are held by two processes, which end with this one, however it
-/// ends. Then all of it is gone, as soon as nothing runs there any more.
+/// The namespaces have no names and are held by two processes, which end together with this one.
+/// The link disappears once nothing runs in the namespaces.
 #[derive(Debug)]
 pub struct Link {
     ends: [LinkEnd; 2],
@@ -50,11 +50,11 @@ pub struct Link {
 }
 
 impl Link {
-    /// Makes a link. `rate` is as `tc` reads it: `1gbit`, `250mbit`.
+    /// Makes a link. `rate` is in the syntax of `tc`: `1gbit`, `250mbit`.
     ///
     /// # Errors
-    /// When one of the programs for it (Debian's util-linux and iproute2) is missing or refuses,
-    /// with what it said: namespaces take root's rights.
+    /// If one of the required programs (Debian's util-linux and iproute2) is missing or fails, with
+    /// its message: namespaces require root's rights.
     pub fn new(rate: &str) -> io::Result<Link> {
         let holders = [Holder::start()?, Holder::start()?];
         let [left, right] = holders.each_ref().map(|holder| holder.child.id());
@@ -100,8 +100,8 @@ impl Link {
     }
 }
 
-/// A process in a network namespace of its own. It ends when its standard input does, which is this
-/// process's end.
+/// A process in a network namespace of its own. It ends when its standard input closes, which
+/// happens when this process ends.
 #[derive(Debug)]
 struct Holder {
     child: Child,
@@ -118,7 +118,7 @@ impl Holder {
             .spawn()
             .map_err(|error| cannot_start("unshare", &error))?;
         let mut holder = Self { child };
-        // What it repeats has been said from within the namespace.
+        // The echo proves that it runs inside the namespace.
         if holder.repeats(b"\n").is_err() {
             let said = holder.child.stderr.take().map_or_else(String::new, all_of);
             return Err(io::Error::other(format!(
@@ -157,7 +157,7 @@ impl Drop for Holder {
 
 fn all_of(mut stderr: ChildStderr) -> String {
     let mut said = String::new();
-    // What cannot be read is not told.
+    // A message that cannot be read is left out.
     let _ = stderr.read_to_string(&mut said);
     said
 }
@@ -177,13 +177,13 @@ fn cannot_start(program: &str, error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("cannot start {program}: {error}"))
 }
 
-/// Both addresses are of a block that is set aside for documentation and occurs in no real network
-/// (RFC 5737).
+/// Both addresses are from a block reserved for documentation, which no real network uses (RFC
+/// 5737).
 const ADDRESSES: [&str; 2] = ["192.0.2.1", "192.0.2.2"];
 
 /// The name of either end's device.
 const DEVICE: &str = "veth";
 
-/// A bucket that takes a few of the 64 KiB pieces that TCP hands down, and a queue of some
-/// milliseconds, as a switch has.
+/// A bucket that holds a few of TCP's 64 KiB segments, and a queue of a few milliseconds, as in a
+/// switch.
 const BUCKET: [&str; 4] = ["burst", "512kb", "latency", "20ms"];

@@ -1,4 +1,4 @@
-//! The command `multifd-bench`; all of it is in the library.
+//! The command `multifd-bench`; its code is in the library.
 
 #![forbid(unsafe_code)]
 

@@ -1,4 +1,4 @@
-//! A link between two network namespaces, which takes rights that not everybody has.
+//! A link between two network namespaces, which requires special rights.
 
 use std::path::Path;
 use std::process::Command;
@@ -6,7 +6,7 @@ use std::process::Command;
 use multifd_bench::links::{Link, LinkEnd};
 use qemu_lab::not_run;
 
-/// The path by which the end's namespace is found, as `nsenter` is told it.
+/// The path of the end's namespace, as an argument for `nsenter`.
 fn namespace(end: &LinkEnd) -> String {
     let command = end.command(&Command::new("true"));
     let mut arguments = command
@@ -21,7 +21,7 @@ fn a_link_has_a_rate_and_leaves_nothing() {
     let link = match Link::new("100mbit") {
         Ok(link) => link,
         Err(error) => {
-            // It is told as what was missing, so that it can be mended.
+            // The error names what is missing, so that it can be fixed.
             eprintln!("{error}");
             not_run("unshare, ip and tc, and the right to make network namespaces with them");
             return;

@@ -1,4 +1,4 @@
-//! A guest's process: this program serves one when it is asked to.
+//! A guest's process, which this program itself serves on request.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -137,7 +137,7 @@ fn pausing() {
     }
 }
 
-/// Under updates, which free and take memory, no value is lost and none is there twice.
+/// Updates free and allocate memory, but no value is lost or duplicated.
 fn redis_stays_sound() {
     let mut guest = guest(Kind::Redis, 500_000);
     let before = memory(&guest);
@@ -150,7 +150,7 @@ fn redis_stays_sound() {
         .filter(|(a, b)| a != b)
         .count();
     assert!(changed > 50, "{changed} pages were written");
-    // A value's header lies on one page, although its text may go on on another.
+    // A value's header is on one page, even if its text continues on another.
     let values = |memory: &[u8]| {
         memory
             .windows(3)

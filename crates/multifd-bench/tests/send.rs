@@ -1,4 +1,4 @@
-//! Guests from `multifd-bench send` to what `multifd receive` runs too.
+//! Guests from `multifd-bench send` to the code of `multifd receive`.
 
 mod support;
 
@@ -20,7 +20,7 @@ fn receive(listen: &str, more: &[&str]) -> Tested {
     bench([&["receive", "--json", "--listen", listen], more].concat())
 }
 
-/// Sends a guest to `receiver`, and says how both ended.
+/// Sends a guest to `receiver` and returns both results.
 fn migrate(mut receiver: Tested, options: &[&str]) -> (Ended, Ended) {
     let address = receiver.address::<String>();
     let sender = bench([&["send", "--json", "--connect", &address], options].concat());
@@ -66,8 +66,7 @@ fn memory_is_the_same_at_both_ends_in_every_method_and_over_every_socket() {
     ];
     for (listen, guest, method, more) in cases {
         let guest = ["--guest", guest, "--memory", "64M", "--compression", method];
-        // So slow a guest can be sent within the downtime limit by any machine, however much else
-        // it has to do.
+        // Any machine, however busy, can send such a slow guest within the downtime limit.
         let way = [
             "--multifd-channels",
             "3",
@@ -126,7 +125,7 @@ fn an_image_is_sent_and_written_again() {
     let file = Path::new(received["blocks"][0]["file"].as_str().expect("a path"));
     assert_eq!(files, [dump.join("pc.ram.ram")]);
     assert_eq!(files, [file]);
-    // Whole pages: what is missing in the last one is zero.
+    // Whole pages: the rest of the last one is zero.
     let mut padded = contents;
     padded.resize(padded.len().next_multiple_of(4096), 0);
     assert!(fs::read(file).expect("a file") == padded, "another memory");
@@ -172,7 +171,7 @@ fn a_guest_too_fast_for_its_link_ends_in_time_and_says_why() {
     assert!(json(&received.stdout)["error"].is_string());
 }
 
-/// A sender that takes its time, and the number of its guest's process.
+/// A slow sender, and the process ID of its guest.
 fn slow_sender(receiver: &mut Tested) -> (Tested, String) {
     let address = receiver.address::<String>();
     let guest = [
@@ -233,7 +232,7 @@ fn a_qemu_whose_memory_has_no_place_keeps_its_guest_and_is_in_nobodys_way() {
     let connections = files.map(|(file, most)| {
         let bytes = fs::read(capture.join(file)).expect("a capture");
         let stream = Stream::connect(&address).expect("a listener");
-        // The receiver may close it before it has read everything.
+        // The receiver may close the connection before it has read everything.
         let _ = (&stream).write_all(&bytes[..bytes.len().min(most)]);
         stream
     });
@@ -249,7 +248,7 @@ fn a_qemu_whose_memory_has_no_place_keeps_its_guest_and_is_in_nobodys_way() {
     assert_eq!(received["blocks"][0]["bytes"], 1 << 20, "{received}");
 }
 
-/// Exit status 2 is for what was typed, 1 for what became of it.
+/// Exit status 2 is for a usage error, 1 for a failure.
 fn refused(args: &[&str], status: i32, says: &str) {
     let ended = bench(args).end();
     assert_eq!(ended.status.code(), Some(status), "{args:?}: {ended:?}");
@@ -296,7 +295,7 @@ fn what_is_wrong_with_a_command_is_said_with_what_to_do() {
 
 #[test]
 fn every_help_fits_a_screen_and_has_an_example() {
-    // A guest and all of a migration's parameters take more than the lines of an old terminal.
+    // The options for a guest and a migration need more lines than an old terminal has.
     for (command, most) in [("send", 34), ("migrate", 40)] {
         let help = bench([command, "--help"]).end().well();
         assert!(help.contains("\nExample"), "{help}");

@@ -1,12 +1,11 @@
-//! What a machine's processors are worth to one channel with several streams, beside as many
-//! channels as there are processors, which have nothing to do with each other: more than these can
-//! do, nobody can.
+//! Measures the gain of several streams in one channel on this machine. The upper bound is as many
+//! independent channels as there are processors.
 //!
 //!     cargo run --release -p multifd-codec --example processors -- FILE [METHOD] [STREAMS...]
 //!
-//! FILE is taken as memory, a packet's worth of 4 KiB pages at a time; METHOD is zlib unless it is
-//! said. All take turns; "over" is the median of each round's comparison with one channel of one
-//! stream, with its quarter points.
+//! FILE is used as memory, in packets of 4 KiB pages; METHOD defaults to zlib. All contenders take
+//! turns; "over" is the median of each round's ratio to one channel of one stream, with its
+//! quartiles.
 
 use std::error::Error;
 use std::sync::Barrier;
@@ -17,8 +16,8 @@ use multifd_codec::{Accel, Decoder, Encoder, PageBuffer, Settings, Streams, deco
 use multifd_wire::{Method, PageSize};
 
 const PAGE: PageSize = PageSize::K4;
-/// Enough that threads start in next to no time, few enough that a machine with neighbours stays as
-/// it is.
+/// Large enough to amortise the start of threads, small enough that a shared machine changes little
+/// meanwhile.
 const PACKETS_A_TURN: usize = 32;
 const ROUNDS: usize = 61;
 
@@ -46,7 +45,7 @@ fn main() -> Result<(), Failure> {
     Ok(())
 }
 
-/// A line for each contender.
+/// Prints a line for each contender.
 fn compare(
     memory: &[u8],
     method: Method,
@@ -86,7 +85,7 @@ fn compare(
                 contender.timed(Channel::read)?,
             ];
             contender.check()?;
-            // The first time fills buffers.
+            // The first round only fills buffers.
             if round > 0 {
                 contender.speeds.push(speeds);
             }
@@ -102,14 +101,14 @@ fn compare(
 struct Contender {
     name: String,
     channels: Vec<Channel>,
-    /// MB/s of pages of all channels together, written and read, by round.
+    /// MB/s of pages over all channels, written and read, by round.
     speeds: Vec<[f64; 2]>,
 }
 
 struct Channel {
     encoder: Encoder<usize>,
     decoder: Box<dyn Decoder>,
-    /// A turn's packets; out of their places while they are in work.
+    /// A turn's packets; moved out while they are in work.
     packets: Vec<PageBuffer>,
     payloads: Vec<Vec<u8>>,
     arrived: Vec<PageBuffer>,
@@ -149,7 +148,7 @@ impl Contender {
         })
     }
 
-    /// Lets each channel do `step` with the packets, all at once.
+    /// Lets each channel do `step` with the packets, all in parallel.
     fn timed(&mut self, step: Step) -> Result<f64, Failure> {
         let packets = self.channels.iter().flat_map(|channel| &channel.packets);
         let bytes = packets.map(|packet| packet.as_ref().len()).sum::<usize>();
@@ -180,7 +179,7 @@ impl Contender {
         Ok(bytes as f64 / 1e6 / seconds)
     }
 
-    /// Checks what was read last.
+    /// Checks the pages read last.
     fn check(&self) -> Result<(), Failure> {
         let mut channels = self.channels.iter();
         let is_other =
@@ -232,7 +231,7 @@ impl Channel {
         }
     }
 
-    /// Reads what was written last.
+    /// Reads the payloads written last.
     fn read(&mut self) -> Result<(), Failure> {
         for (payload, arrived) in self.payloads.iter_mut().zip(&mut self.arrived) {
             self.decoder.decode_owned(payload, PAGE, arrived)?;

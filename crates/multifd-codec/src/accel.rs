@@ -1,38 +1,37 @@
-//! Who computes: the second axis beside the method.
+//! The backend of a codec: independent of the method.
 //!
-//! The method is what is on the wire and both ends have to agree on it. Who makes it is each end's
-//! own affair, is chosen when the codec is made ([`Accel`]), and can be asked for at any time
-//! afterwards ([`Backend`], [`PathCounts`]): hardware that was hoped for and is not there, or that
-//! has failed on the way, is always visible.
+//! The method is the format on the wire, and both ends have to agree on it. The backend is each
+//! end's own choice when it makes the codec ([`Accel`]). The codec reports its actual backend at
+//! any time ([`Backend`], [`PathCounts`]), so missing or failed hardware is always visible.
 
 use std::fmt;
 use std::ops::{Add, AddAssign};
 use std::str::FromStr;
 use std::sync::Arc;
 
-/// Who is to compute: QEMU's proposed `multifd-compression-accel`.
+/// The choice of backend: QEMU's proposed `multifd-compression-accel`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Accel {
-    /// Nobody but the method's ordinary library, as a stock QEMU has it.
+    /// Only the method's ordinary library, as in a stock QEMU.
     #[default]
     None,
-    /// `page-deflate` on this machine's processors, several of them if there are several streams.
-    /// `zstd` stays with its ordinary library, which [`Backend`] then names.
+    /// `page-deflate` on this machine's processors, on several of them if there are several
+    /// streams. `zstd` keeps its ordinary library, which [`Backend`] then names.
     Software,
-    /// libqpl: the hardware if it is there, else its software path.
+    /// libqpl: the hardware if available, else its software path.
     Qpl,
-    /// libqpl's hardware path or nothing. A page which the device refuses is still done in
+    /// libqpl's hardware path, or an error. A page that the device refuses is still done in
     /// software, and counted.
     QplHardware,
-    /// libqpl's software path or nothing.
+    /// libqpl's software path, or an error.
     QplSoftware,
-    /// The best that this machine has for the method.
+    /// The best backend on this machine for the method.
     Auto,
 }
 
 impl Accel {
-    /// All of them.
+    /// All choices.
     pub const ALL: [Self; 6] = [
         Self::None,
         Self::Software,
@@ -81,7 +80,7 @@ pub enum Huffman {
     /// The format's own code: the fastest, and the largest result.
     #[default]
     Fixed,
-    /// A code made from each piece: smaller, at two or three times the work.
+    /// A code made from each piece: smaller, for two or three times the work.
     Dynamic,
 }
 
@@ -117,14 +116,14 @@ impl FromStr for Huffman {
     }
 }
 
-/// A word that names no choice.
+/// A word that is not a valid choice.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{found:?} is not {allowed}")]
 #[non_exhaustive]
 pub struct UnknownWord {
-    /// The word.
+    /// The word found.
     pub found: String,
-    /// What it could have been.
+    /// The allowed words.
     pub allowed: &'static str,
 }
 
@@ -137,10 +136,10 @@ impl From<page_deflate::ParseChoiceError> for UnknownWord {
     }
 }
 
-/// What a codec works with, and why with nothing better.
+/// The backend of a codec, and why no better one is in use.
 ///
-/// [`Display`](fmt::Display) is short enough for a part of a line, such as
-/// `qpl-software (no IAA: idxd module not loaded)`.
+/// [`Display`](fmt::Display) fits into a part of a line, for example `qpl-software (no IAA: idxd
+/// module not loaded)`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Backend {
     engine: Engine,
@@ -148,7 +147,7 @@ pub struct Backend {
 }
 
 impl Backend {
-    /// What was asked for.
+    /// The requested engine.
     #[must_use]
     pub const fn new(engine: Engine) -> Self {
         Self {
@@ -157,7 +156,7 @@ impl Backend {
         }
     }
 
-    /// Less than what could have been, and why.
+    /// A lesser engine than requested, and the reason.
     #[must_use]
     pub fn because(engine: Engine, reason: impl Into<Arc<str>>) -> Self {
         Self {
@@ -166,13 +165,13 @@ impl Backend {
         }
     }
 
-    /// What does the work.
+    /// The engine that does the work.
     #[must_use]
     pub const fn engine(&self) -> Engine {
         self.engine
     }
 
-    /// Why nothing better does it, where something better was asked for.
+    /// Why a requested, better engine is not in use.
     #[must_use]
     pub fn reason(&self) -> Option<&str> {
         self.reason.as_deref()
@@ -188,7 +187,7 @@ impl fmt::Display for Backend {
     }
 }
 
-/// What does the work.
+/// The library or device that does the work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Engine {
@@ -221,20 +220,20 @@ impl fmt::Display for Engine {
     }
 }
 
-/// How many pages went which way.
+/// The number of pages by backend.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct PathCounts {
-    /// Compressed or decompressed by an accelerator.
+    /// Pages done by an accelerator.
     pub hardware: u64,
-    /// Compressed or decompressed by a processor.
+    /// Pages done by a processor.
     pub software: u64,
-    /// Carried as they are.
+    /// Pages carried uncompressed.
     pub raw: u64,
 }
 
 impl PathCounts {
-    /// `pages` that an accelerator did.
+    /// `pages` done by an accelerator.
     #[must_use]
     pub const fn hardware(pages: usize) -> Self {
         Self {
@@ -244,7 +243,7 @@ impl PathCounts {
         }
     }
 
-    /// `pages` that a processor did.
+    /// `pages` done by a processor.
     #[must_use]
     pub const fn software(pages: usize) -> Self {
         Self {
@@ -254,7 +253,7 @@ impl PathCounts {
         }
     }
 
-    /// `pages` that nobody did.
+    /// `pages` carried uncompressed.
     #[must_use]
     pub const fn raw(pages: usize) -> Self {
         Self {

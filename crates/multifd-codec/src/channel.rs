@@ -1,22 +1,22 @@
-//! The rules that hold for every method, so that a method's file has only what is its own.
+//! Rules common to all methods.
 
 use multifd_wire::{Method, PageSize};
 
 use crate::{Backend, DecodeError, Decoder, EncodeError, PageBuffer, Pages, PathCounts};
 
-/// The longest payload a stock QEMU takes: it reads every payload into a buffer of 1 MiB and, up to
-/// 10.0 at least, does not check that it fits. The largest packet is half of that before
+/// The longest payload for a stock QEMU: it reads every payload into a buffer of 1 MiB and, at
+/// least up to 10.0, does not check that it fits. The largest packet is half of that before
 /// compression.
 pub const MAX_PAYLOAD_BYTES: usize = 1 << 20;
 
-/// A packet whose payload is to be read: the payload, and pages of the length that it has to fill.
+/// A packet to be decoded: the payload, and pages of the length that it has to fill.
 #[derive(Default)]
 pub(crate) struct Arrived {
     pub(crate) payload: Vec<u8>,
     pub(crate) pages: PageBuffer,
 }
 
-/// What a method does to read a payload. There is at least one whole page.
+/// Reads a payload by one method. There is at least one whole page.
 pub(crate) trait ReadPayload: Send {
     const METHOD: Method;
 
@@ -26,20 +26,20 @@ pub(crate) trait ReadPayload: Send {
         page_size: PageSize,
     ) -> Result<PathCounts, DecodeError>;
 
-    /// See [`Decoder::backend`], of streams whose back end may change.
+    /// See [`Decoder::backend`]. For streams whose backend may change.
     fn backend(&self) -> Option<Backend> {
         None
     }
 }
 
-/// The receiving direction of one channel. After the stream's first error nothing can be read out
-/// of it: it has a hole.
+/// The receiving direction of one channel. After the stream's first error it reads nothing more:
+/// the stream has a hole.
 pub(crate) struct Channel<S> {
     stream: S,
     backend: Backend,
     is_whole: bool,
     counts: PathCounts,
-    /// Copies of what was only lent.
+    /// Copies of borrowed payloads and pages.
     arrived: Arrived,
 }
 
@@ -54,7 +54,7 @@ impl<S> Channel<S> {
         }
     }
 
-    /// Whether the stream is whole. It is not from now on, until the packet at hand has gone well.
+    /// Returns false if an earlier packet failed. Marks the stream broken until [`Self::end`].
     fn begin(&mut self) -> bool {
         std::mem::replace(&mut self.is_whole, false)
     }
@@ -134,7 +134,7 @@ impl<S: ReadPayload> Decoder for Channel<S> {
     }
 }
 
-/// Encoders whose output has no bound of its own also ask this while they write.
+/// Encoders whose output has no inherent bound also check this while they write.
 pub(crate) fn check_payload_len(len_bytes: usize) -> Result<(), EncodeError> {
     if len_bytes > MAX_PAYLOAD_BYTES {
         return Err(EncodeError::TooLarge {

@@ -1,4 +1,4 @@
-//! Which codec for a method, given who is to compute.
+//! Chooses the codec for a method and an accelerator.
 
 use std::sync::Arc;
 
@@ -21,26 +21,26 @@ use crate::{
     Accel, Backend, Decoder, Encoder, Engine, Settings, Streams, Unsupported, none, software, zlib,
 };
 
-/// An encoder for one channel.
+/// Makes an encoder for one channel.
 ///
-/// With [`Accel::None`] it is what a stock QEMU has. [`Accel::Software`], and [`Accel::Auto`]
-/// without an IAA, write `zlib` with `page-deflate`; [`Settings::zlib_level`] means nothing to it.
-/// So are `qpl` and `canned` written with any of these and with [`Accel::None`]. Who has asked for
-/// libqpl gets it or an error: its hardware path is replaced by its software path only with
-/// [`Accel::Qpl`], and [`Encoder::backend`] tells the reason. Method `none` has nothing to compute
-/// and takes any accelerator.
+/// With [`Accel::None`] it is equivalent to a stock QEMU. [`Accel::Software`], and [`Accel::Auto`]
+/// without an IAA, write `zlib` with `page-deflate`, which ignores [`Settings::zlib_level`]. They,
+/// and [`Accel::None`], also write `qpl` and `canned` with it. A request for libqpl gets libqpl or
+/// an error: only [`Accel::Qpl`] falls back from its hardware path to its software path, and
+/// [`Encoder::backend`] reports the reason. Method `none` needs no backend and accepts any
+/// accelerator.
 ///
-/// [`Settings::streams`] are written on several processors at once, but on no more than the thread
-/// that makes the encoder may run on, and with help only from those that do not help elsewhere.
+/// [`Settings::streams`] are written in parallel on as many processors as the constructing thread
+/// may use, with the help of otherwise idle helpers.
 ///
 /// # Errors
 ///
-/// [`Unsupported`] when nothing here writes the method, or not with this accelerator.
+/// [`Unsupported`] if this build cannot write the method, or not with this accelerator.
 pub fn encoder(method: Method, settings: &Settings) -> Result<Encoder, Unsupported> {
     Encoder::new(method, settings)
 }
 
-/// The machine of an encoder, and what does its work.
+/// The machine of an encoder, and its backend.
 pub(crate) fn machine(
     method: Method,
     settings: &Settings,
@@ -120,21 +120,20 @@ pub(crate) fn machine(
     })
 }
 
-/// A decoder for one channel. It reads whatever settings a peer has encoded with.
+/// Makes a decoder for one channel. It reads the output of any encoder settings.
 ///
-/// What arrives is not the choice of who receives, so an accelerator that has no part in the method
-/// does not matter: libqpl reads pages of the methods `qpl` and `canned` only. A `zlib` stream of a
-/// stock QEMU has a window of 32 KiB and the device one of 4 KiB. Streams of our own that are made
-/// of runs are read run by run, with any accelerator but [`Accel::None`].
+/// The receiver does not choose the payloads, so it ignores an accelerator that cannot read the
+/// method: libqpl only reads pages of the methods `qpl` and `canned`. A `zlib` stream of a stock
+/// QEMU has a window of 32 KiB, the device one of 4 KiB. Our own streams of runs are read run by
+/// run with any accelerator except [`Accel::None`].
 ///
-/// What can be read piece by piece here, runs and pages, is read on several processors at once, but
-/// on no more than the thread that makes the decoder may run on, and with help only from those that
-/// do not help elsewhere.
+/// Runs and pages that can be read independently are read in parallel on as many processors as the
+/// constructing thread may use, with the help of otherwise idle helpers.
 ///
 /// # Errors
 ///
-/// [`Unsupported`] when nothing here reads the method, or for `qpl` and `canned` when
-/// [`Accel::QplHardware`] is not to be had.
+/// [`Unsupported`] if this build cannot read the method, or if [`Accel::QplHardware`] is not
+/// available for `qpl` and `canned`.
 pub fn decoder(method: Method, settings: &Settings) -> Result<Box<dyn Decoder>, Unsupported> {
     let accel = settings.accel;
     Ok(match method {
@@ -168,7 +167,7 @@ pub fn decoder(method: Method, settings: &Settings) -> Result<Box<dyn Decoder>, 
     })
 }
 
-/// The reader of pages by themselves, without libqpl.
+/// The reader of independent pages, without libqpl.
 #[cfg(not(feature = "qpl"))]
 fn page_reader(method: Method, accel: Accel) -> Result<(PageReader, Backend), Unsupported> {
     let backend = match accel {
@@ -181,7 +180,7 @@ fn page_reader(method: Method, accel: Accel) -> Result<(PageReader, Backend), Un
     Ok((PageReader::in_software(), backend))
 }
 
-/// The reader of pages by themselves, on the device if it works.
+/// The reader of independent pages, on the device if it works.
 #[cfg(feature = "qpl")]
 fn page_reader(method: Method, accel: Accel) -> Result<(PageReader, Backend), Unsupported> {
     let in_software = |backend| Ok((PageReader::in_software(), backend));
@@ -200,11 +199,11 @@ fn page_reader(method: Method, accel: Accel) -> Result<(PageReader, Backend), Un
     }
 }
 
-/// Who deflates.
+/// The deflate backend.
 enum Choice {
     #[cfg(feature = "qpl")]
     Libqpl(Box<Compressor>, Backend),
-    /// This crate, because of the reason if something better was asked for.
+    /// This crate; with a reason if a better backend was requested.
     Own(Option<Arc<str>>),
 }
 
@@ -244,7 +243,7 @@ fn by_libqpl(method: Method, settings: &Settings) -> Result<Choice, Unsupported>
             Err(reason) => Some(reason),
         },
     };
-    // What this crate makes is better than what libqpl does, unless hardware does it.
+    // This crate compresses better than libqpl's software path.
     if accel == Accel::Auto {
         return Ok(Choice::Own(reason));
     }

@@ -7,15 +7,14 @@ use multifd_wire::{Method, PageSize};
 use crate::channel::check_payload_len;
 use crate::{Backend, EncodeError, PageBuffer, Pages, PathCounts, Settings, Unsupported, choose};
 
-/// Turns packets of pages into payloads: the sending direction of one channel.
+/// Encodes packets of pages as payloads: the sending direction of one channel.
 ///
-/// It is a machine that packets are pushed into and payloads come out of, both in the order in
-/// which the channel sends them. `T` is what the caller keeps with a packet; it comes back with the
-/// payload.
+/// Packets are pushed and payloads popped, both in the channel's order. `T` is the caller's tag for
+/// a packet; it comes back with the payload.
 ///
-/// Where several processors share the work, the packets that were pushed are in work at once, while
-/// the caller reads the next one or writes a payload. Where they do not, a packet is in work when
-/// its payload is taken. The payloads are the same.
+/// With several processors, pushed packets are compressed in parallel while the caller reads the
+/// next packet or writes a payload. With one, a packet is compressed when its payload is popped.
+/// The payloads are the same.
 ///
 /// ```
 /// use multifd_codec::{Encoder, Settings};
@@ -42,55 +41,55 @@ pub struct Encoder<T = ()> {
     machine: Machine,
     backend: Backend,
     counts: PathCounts,
-    /// What the caller keeps with the packets in work, the oldest first.
+    /// The callers' tags of the packets in work, the oldest first.
     tags: VecDeque<T>,
-    /// Why the packet behind those in work cannot be encoded.
+    /// Why the packet after those in work cannot be encoded.
     refused: Option<EncodeError>,
-    /// After the first error nothing can be appended to the stream: it has a hole.
+    /// False after the first error: the stream has a hole, and nothing can be appended.
     is_whole: bool,
-    /// A copy of pages that were only lent.
+    /// A copy of borrowed pages.
     copy: PageBuffer,
 }
 
 /// How a method makes payloads.
 pub(crate) enum Machine {
-    /// One after the other, on the caller's thread.
+    /// One at a time, on the caller's thread.
     OneByOne {
         stream: Box<dyn WritePayload>,
-        /// The packet that was pushed.
+        /// The pushed packet.
         pushed: Option<(PageBuffer, PageSize)>,
     },
-    /// Several at a time, with helpers.
+    /// Several in parallel, with helpers.
     Together(Box<dyn WriteTogether>),
 }
 
-/// What a method does to make a payload. There is at least one page, and `out` is empty.
+/// Makes a payload by one method. There is at least one page, and `out` is empty.
 pub(crate) trait WritePayload: Send {
-    /// Also says which way the pages went.
+    /// Also returns the counts of pages by backend.
     fn write_payload(
         &mut self,
         pages: &Pages<'_>,
         out: &mut Vec<u8>,
     ) -> Result<PathCounts, EncodeError>;
 
-    /// See [`Encoder::backend`], of streams whose back end may change.
+    /// See [`Encoder::backend`]. For streams whose backend may change.
     fn backend(&self) -> Option<Backend> {
         None
     }
 }
 
-/// What a method does that has several packets in work. A packet without pages has no payload.
+/// A method with several packets in work. A packet without pages has no payload.
 pub(crate) trait WriteTogether: Send {
-    /// How many packets may be pushed now.
+    /// The number of packets that may be pushed now.
     fn room(&self) -> usize;
 
-    /// Whether one more can be pushed, whatever [`Self::room`] says.
+    /// Whether one more packet fits, regardless of [`Self::room`].
     fn has_place(&self) -> bool;
 
-    /// Begins a packet.
+    /// Starts a packet.
     fn push(&mut self, pages: PageBuffer, page_size: PageSize) -> Result<(), EncodeError>;
 
-    /// Finishes the packet that has waited longest. Also says which way its pages went.
+    /// Finishes the oldest packet. Also returns the counts of its pages by backend.
     fn pop(
         &mut self,
         payload: &mut Vec<u8>,
@@ -101,9 +100,9 @@ pub(crate) trait WriteTogether: Send {
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Failed<T> {
-    /// What was kept with the packet.
+    /// The packet's tag.
     pub tag: T,
-    /// What went wrong.
+    /// The error.
     pub error: EncodeError,
 }
 
@@ -126,11 +125,11 @@ impl<T: std::fmt::Debug> std::error::Error for Failed<T> {
 }
 
 impl<T> Encoder<T> {
-    /// An encoder for one channel: see [`encoder`](crate::encoder).
+    /// Makes an encoder for one channel: see [`encoder`](crate::encoder).
     ///
     /// # Errors
     ///
-    /// [`Unsupported`] when nothing here writes the method, or not with this accelerator.
+    /// [`Unsupported`] if this build cannot write the method, or not with this accelerator.
     pub fn new(method: Method, settings: &Settings) -> Result<Self, Unsupported> {
         let (machine, backend) = choose::machine(method, settings)?;
         Ok(Self::of(method, machine, backend))
@@ -149,14 +148,14 @@ impl<T> Encoder<T> {
         }
     }
 
-    /// The method whose payloads this makes.
+    /// The method of the payloads.
     #[must_use]
     pub const fn method(&self) -> Method {
         self.method
     }
 
-    /// How many packets may be pushed now. None while the oldest payload is whole, which shall not
-    /// wait for packets that have only begun to come; and none after an error.
+    /// The number of packets that may be pushed now. It is 0 while the oldest payload is complete,
+    /// so that this payload need not wait for packets that are still arriving, and after an error.
     #[must_use]
     pub fn room(&self) -> usize {
         match &self.machine {
@@ -166,31 +165,31 @@ impl<T> Encoder<T> {
         }
     }
 
-    /// Takes the pages of the channel's next packet: at most as many as a packet takes, or none at
-    /// all. There must be [room](Self::room). If the packet cannot be encoded, [`Self::pop`] says
-    /// so when its turn comes.
+    /// Takes the pages of the channel's next packet: from none to a full packet. There must be
+    /// [room](Self::room). If the packet cannot be encoded, [`Self::pop`] returns the error in its
+    /// turn.
     pub fn push(&mut self, pages: PageBuffer, page_size: PageSize, tag: T) {
         self.tags.push_back(tag);
         if !self.is_whole || self.refused.is_some() {
             return;
         }
-        // Until the packet at hand has gone well.
+        // Set again once this packet succeeds.
         self.is_whole = false;
         self.refused = self.machine.push(pages, page_size, self.method).err();
         self.is_whole = true;
     }
 
-    /// Makes the payload of the packet that has waited longest, and gives the packet's pages back.
-    /// The thread works until the payload is whole. None if there is no packet.
+    /// Makes the payload of the oldest packet, and returns the packet's pages. Blocks until the
+    /// payload is complete. Returns `None` if there is no packet.
     ///
-    /// `payload` is emptied first and then holds the payload, which is never longer than
-    /// [`MAX_PAYLOAD_BYTES`](crate::MAX_PAYLOAD_BYTES). Without pages it is empty, and the stream
-    /// stays as it is.
+    /// Clears `payload` and writes the payload to it, at most
+    /// [`MAX_PAYLOAD_BYTES`](crate::MAX_PAYLOAD_BYTES). The payload of a packet without pages is
+    /// empty and leaves the stream unchanged.
     ///
     /// # Errors
     ///
-    /// Why this packet cannot be encoded: see [`EncodeError`]. After any error the encoder only
-    /// ever answers [`EncodeError::Poisoned`], and what `payload` holds means nothing.
+    /// Why this packet cannot be encoded: see [`EncodeError`]. After any error the encoder always
+    /// returns [`EncodeError::Poisoned`], and the content of `payload` is meaningless.
     pub fn pop(&mut self, payload: &mut Vec<u8>) -> Result<Option<(PageBuffer, T)>, Failed<T>> {
         let Some(tag) = self.tags.pop_front() else {
             return Ok(None);
@@ -206,7 +205,7 @@ impl<T> Encoder<T> {
         self.begin()?;
         let method = self.method;
         let Some((pages, counts)) = self.machine.pop(payload)? else {
-            // Everything in front of it was taken.
+            // All packets before it were popped.
             let refused = self.refused.take();
             return Err(refused.unwrap_or(EncodeError::Poisoned { method }));
         };
@@ -214,7 +213,7 @@ impl<T> Encoder<T> {
         Ok(pages)
     }
 
-    /// The stream is not whole from now on, until the packet at hand has gone well.
+    /// Marks the stream broken until the current packet succeeds.
     fn begin(&mut self) -> Result<(), EncodeError> {
         let method = self.method;
         let was_whole = std::mem::replace(&mut self.is_whole, false);
@@ -230,8 +229,8 @@ impl<T> Encoder<T> {
         Ok(())
     }
 
-    /// What does the work now, and why nothing better does: an accelerator may have been given up
-    /// on the way.
+    /// The current backend, and why no better one is in use. An accelerator may have been given up
+    /// meanwhile.
     #[must_use]
     pub fn backend(&self) -> Backend {
         let current = match &self.machine {
@@ -241,7 +240,7 @@ impl<T> Encoder<T> {
         current.unwrap_or_else(|| self.backend.clone())
     }
 
-    /// Which way the pages went, of all packets that went well.
+    /// The pages of all successful packets by backend.
     #[must_use]
     pub const fn counts(&self) -> PathCounts {
         self.counts
@@ -249,14 +248,14 @@ impl<T> Encoder<T> {
 }
 
 impl Encoder {
-    /// Makes the payload of the channel's next packet with normal pages, which are anywhere in
-    /// memory: a packet that is pushed and popped at once. There must be no packet in work.
+    /// Makes the payload of the channel's next packet from pages anywhere in memory: a push and a
+    /// pop. There must be no packet in work.
     ///
-    /// `out` is emptied first and then holds the payload, as with [`Self::pop`].
+    /// Clears `out` and writes the payload to it, as in [`Self::pop`].
     ///
     /// # Errors
     ///
-    /// As [`Self::pop`].
+    /// The same as for [`Self::pop`].
     pub fn encode(&mut self, pages: &Pages<'_>, out: &mut Vec<u8>) -> Result<(), EncodeError> {
         out.clear();
         self.begin()?;
@@ -264,8 +263,8 @@ impl Encoder {
             return Err(no_room(self.method));
         }
         let counts = match &mut self.machine {
-            // A packet without normal pages has no payload, and its compression stream does not
-            // notice it.
+            // A packet without normal pages has no payload, and leaves the compression stream
+            // unchanged.
             _ if pages.is_empty() => PathCounts::default(),
             Machine::OneByOne { stream, .. } => stream.write_payload(pages, out)?,
             Machine::Together(packets) => {
@@ -339,7 +338,7 @@ mod tests {
     use super::*;
     use crate::{Engine, MAX_PAYLOAD_BYTES};
 
-    /// Writes payloads of the lengths given, one after the other; a length of 0 is a failure.
+    /// Writes payloads of the given lengths, one after the other; a length of 0 is a failure.
     struct Lengths(Vec<usize>);
 
     impl WritePayload for Lengths {
@@ -410,7 +409,7 @@ mod tests {
         assert_eq!(encoder.room(), 0);
     }
 
-    /// A packet that is pushed without room fails in its turn, as do those behind it.
+    /// A packet pushed without room fails in its turn, as do those after it.
     #[test]
     fn a_packet_too_many_fails_behind_the_others() {
         let mut encoder = encoder(&[7, 7, 7]);

@@ -1,15 +1,15 @@
-//! Other processors, which help with parts of packets.
+//! Helpers: threads on other processors that work on parts of packets.
 //!
-//! A packet is work for a millisecond or so, and a processor that sleeps takes up to a tenth of
-//! that to wake. So the caller's own thread, which is awake, takes part instead of waiting; a
-//! thread that has helped stays awake for a moment, in which the next packet may come; and a thread
-//! that has not woken before all is done is not waited for.
+//! A packet is work for about a millisecond, and a sleeping processor takes up to a tenth of that
+//! to wake. So the caller's own thread takes part instead of waiting. A helper stays awake for a
+//! moment after its work, as the next packet may come. The caller does not wait for a helper that
+//! wakes too late.
 //!
-//! Helpers borrow nothing. They hold a share ([`Arc`]) of what they work on, so the caller may come
-//! and go: it asks for help when it has work, and later looks whether a part of the work is done.
+//! Helpers borrow nothing. They share their work ([`Arc`]), so the caller may go away: it asks for
+//! help when it has work, and later checks whether a part of the work is done.
 //!
-//! Nothing is allocated for a packet, and an order is a word that another processor looks at. A
-//! pool for tasks of any kind does both in a way that costs more than what it would save here.
+//! A packet allocates nothing, and an order is a word polled by another processor. A general task
+//! pool costs more for both than it would save here.
 
 use std::any::Any;
 use std::hint::spin_loop;
@@ -19,27 +19,27 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
-/// Most workers that can be of use at once.
+/// The largest useful number of workers at once.
 pub(crate) fn processors() -> usize {
     thread::available_parallelism().map_or(1, usize::from)
 }
 
 /// Work that helpers can take part in.
 pub(crate) trait Work: Send + Sync {
-    /// Does what there is to do until nothing is left. Helpers call it, several of them at once.
+    /// Works until nothing is left. Several helpers call it in parallel.
     fn help(&self);
 }
 
-/// The helpers that one caller has asked.
+/// The helpers asked by one caller.
 pub(crate) struct Help {
-    /// The seats that may be at work, a bit for each, and for which time they were offered it.
+    /// The seats that may be at work, a bit for each, and the time of each offer.
     asked: SeatBits,
     times: [u64; MOST_SEATS],
 }
 
 type SeatBits = u64;
 const MOST_SEATS: usize = SeatBits::BITS as usize;
-/// A single processor has nobody to help it. The tests want a helper all the same.
+/// A single processor has no helper, but the tests need one.
 const LEAST_SEATS: usize = if cfg!(test) { 1 } else { 0 };
 
 impl Help {
@@ -50,13 +50,13 @@ impl Help {
         }
     }
 
-    /// Whether there is anybody who could help.
+    /// Returns whether any helper exists.
     pub(crate) fn is_there() -> bool {
         !seats().is_empty()
     }
 
-    /// Sees to it that up to `count` others help with `work`, if so many have nothing else to do.
-    /// They are those in the first seats: on a large machine the same ones always stay awake.
+    /// Asks up to `count` idle helpers to work on `work`, from the first seat on: on a large
+    /// machine the same ones always stay awake.
     pub(crate) fn ask<W: Work + 'static>(&mut self, count: usize, work: &Arc<W>) {
         let mut missing = count;
         if missing == 0 {
@@ -82,7 +82,7 @@ impl Help {
         }
     }
 
-    /// Takes the work back from those who have not begun, so that others can ask them.
+    /// Withdraws the work from helpers that have not begun, so that other callers can ask them.
     pub(crate) fn take_back(&mut self) {
         for number in bits(self.asked) {
             if let Some((seat, time)) = self.seat(number) {
@@ -91,7 +91,7 @@ impl Help {
         }
     }
 
-    /// A seat whose helper has not finished, and the time it was asked.
+    /// A seat whose helper has not finished, and the time of the offer.
     fn seat(&self, number: usize) -> Option<(&'static Seat, u64)> {
         let (seat, &time) = (seats().get(number)?, self.times.get(number)?);
         seat.is_in(time).then_some((seat, time))
@@ -112,8 +112,8 @@ fn bits(mut bits: SeatBits) -> impl Iterator<Item = usize> {
     })
 }
 
-/// What a caller and its helpers have in common: tools for each helper, a place where the caller
-/// waits for helpers, and the first panic of one.
+/// The shared state of a caller and its helpers: tools for each helper, a place for the caller to
+/// sleep, and the first panic of a helper.
 pub(crate) struct Common<T> {
     tools: Vec<Mutex<T>>,
     /// Whether the caller sleeps.
@@ -123,7 +123,7 @@ pub(crate) struct Common<T> {
 }
 
 impl<T> Common<T> {
-    /// As many helpers as there are tools can be of use.
+    /// `tools` has one entry for each useful helper.
     pub(crate) fn new(tools: Vec<T>) -> Self {
         Self {
             tools: tools.into_iter().map(Mutex::new).collect(),
@@ -138,13 +138,13 @@ impl<T> Common<T> {
         &self.tools
     }
 
-    /// Tools that no other helper has. No more helpers are asked than there are tools, but one that
-    /// was asked before may still be there.
+    /// Returns tools that no other helper uses. A caller asks no more helpers than it has tools,
+    /// but an earlier helper may still be at work.
     pub(crate) fn free_tools(&self) -> Option<MutexGuard<'_, T>> {
         self.tools.iter().find_map(|tools| tools.try_lock().ok())
     }
 
-    /// Waits for what a helper does. The helper calls [`Self::wake`] when it has done it.
+    /// Waits for a helper's result. The helper calls [`Self::wake`] when it is done.
     pub(crate) fn wait_until(&self, is_done: impl Fn() -> bool) {
         let since = Instant::now();
         while since.elapsed() < A_PIECE {
@@ -164,22 +164,23 @@ impl<T> Common<T> {
         *sleeps = false;
     }
 
-    /// Lets a waiting caller look again.
+    /// Makes a waiting caller check again.
     pub(crate) fn wake(&self) {
-        // Under the lock: a caller that has looked before sleeps by now.
+        // Under the lock: a caller that checked before is asleep by now.
         if *lock(&self.sleeps) {
             self.woken.notify_all();
         }
     }
 
-    /// Does a helper's piece of work, whose panic becomes the caller's.
+    /// Does a helper's piece of work and stores its panic for the caller.
     pub(crate) fn guarded<R>(&self, piece: impl FnOnce() -> R) -> Option<R> {
         match catch_unwind(AssertUnwindSafe(piece)) {
             Ok(done) => Some(done),
             Err(panic) => {
                 match &mut *lock(&self.panic) {
                     none @ None => *none = Some(panic),
-                    // Dropping a further one may be a panic itself, which a helper must not have.
+                    // Dropping a second panic payload could panic again and kill this helper; leak
+                    // it.
                     Some(_) => std::mem::forget(panic),
                 }
                 None
@@ -187,7 +188,7 @@ impl<T> Common<T> {
         }
     }
 
-    /// Goes on with the first panic of a helper, if there was one.
+    /// Resumes the first panic of a helper, if there was one.
     pub(crate) fn resume_panic(&self) {
         let panic = lock(&self.panic).take();
         if let Some(panic) = panic {
@@ -196,20 +197,20 @@ impl<T> Common<T> {
     }
 }
 
-/// A helper's place, where one caller at a time can have help.
+/// A helper's place, which one caller at a time can use.
 #[repr(align(128))]
 struct Seat {
-    /// How often work was offered or done here, times [`STATES`], and the state.
+    /// The number of completed offers times [`STATES`], plus the state.
     state: AtomicU64,
-    /// Whether the helper has to be woken.
+    /// Whether the helper must be woken.
     sleeps: AtomicBool,
     offer: Mutex<Option<Arc<dyn Work>>>,
     helper: OnceLock<Thread>,
 }
 
 // The states of a seat, in this order: a caller takes it and offers work; the helper begins; when
-// it has finished, the seat is free for the next time. An offer that is not begun can be taken
-// back.
+// it has finished, the seat is free for the next time. An offer can be withdrawn until the helper
+// begins.
 const FREE: u64 = 0;
 const TAKEN: u64 = 1;
 const OFFERED: u64 = 2;
@@ -226,9 +227,9 @@ impl Seat {
         }
     }
 
-    /// Steps to the next state if it is in the state `from`; the time.
+    /// Steps to the next state if the seat is in the state `from`; returns the time.
     fn step(&self, from: u64) -> Option<u64> {
-        // Not to take the word from its processor's cache for nothing.
+        // A plain load first keeps the word in its processor's cache.
         let found = self.state.load(Ordering::Relaxed);
         (found % STATES == from
             && self
@@ -238,17 +239,16 @@ impl Seat {
         .then_some(found / STATES)
     }
 
-    /// Whether that time is not over.
+    /// Returns whether that time is not over.
     fn is_in(&self, time: u64) -> bool {
         self.state.load(Ordering::Acquire) / STATES == time
     }
 
-    /// Offers work to the helper, if it has none. Returns the time for which it has.
+    /// Offers work to the helper if it is free. Returns the time of the offer.
     fn offer(&self, offer: impl FnOnce() -> Arc<dyn Work>) -> Option<u64> {
         let time = self.step(FREE)?;
         *lock(&self.offer) = Some(offer());
-        // Before it is looked whether the helper sleeps, as the helper says so before it looks for
-        // an offer.
+        // Store before the test for sleep: the helper announces sleep before it looks for an offer.
         self.state.store(time * STATES + OFFERED, Ordering::SeqCst);
         if self.sleeps.load(Ordering::SeqCst)
             && let Some(helper) = self.helper.get()
@@ -258,7 +258,7 @@ impl Seat {
         Some(time)
     }
 
-    /// Takes back what was offered, if the helper has not begun.
+    /// Withdraws the offer if the helper has not begun.
     fn take_back(&self, time: u64) {
         let (offered, taken) = (time * STATES + OFFERED, time * STATES + TAKEN);
         let is_back = self
@@ -278,7 +278,7 @@ impl Seat {
             .store((time + 1) * STATES + FREE, Ordering::Release);
     }
 
-    /// What the helper does.
+    /// The helper's loop.
     fn help(&self) -> ! {
         let mut since = Instant::now();
         loop {
@@ -286,7 +286,7 @@ impl Seat {
                 self.take_offer(time);
                 since = Instant::now();
             } else if since.elapsed() < AWAKE {
-                // Whoever else wants this processor shall have it.
+                // Yield the processor to any other thread.
                 (0..SPINS).for_each(|_| spin_loop());
                 thread::yield_now();
             } else {
@@ -295,7 +295,7 @@ impl Seat {
                     thread::park();
                 }
                 self.sleeps.store(false, Ordering::Relaxed);
-                // A helper that was woken too late is not too late for the next packet.
+                // A helper that woke too late is in time for the next packet.
                 since = Instant::now();
             }
         }
@@ -305,7 +305,7 @@ impl Seat {
         let offer = lock(&self.offer).take();
         debug_assert!(offer.is_some(), "an offer is made before it is announced");
         if let Some(work) = offer {
-            // Work guards its pieces. A helper outlives everything else that may go wrong.
+            // Work guards its pieces. A helper survives every other panic.
             let call = AssertUnwindSafe(move || work.help());
             catch_unwind(call).unwrap_or_else(std::mem::forget);
         }
@@ -313,12 +313,12 @@ impl Seat {
     }
 }
 
-/// Starts the helpers, if that has not been done. They may run where this thread may.
+/// Starts the helpers if necessary. They inherit this thread's processors.
 pub(crate) fn start() {
     seats();
 }
 
-/// A seat for every processor beside the caller's. They are there as long as the process is.
+/// A seat for every processor except the caller's, for the life of the process.
 fn seats() -> &'static [Seat] {
     static SEATS: OnceLock<&[Seat]> = OnceLock::new();
     SEATS.get_or_init(|| {
@@ -330,22 +330,22 @@ fn seats() -> &'static [Seat] {
             let helper = builder.spawn(|| seat.help()).ok()?;
             seat.helper.set(helper.thread().clone()).ok()
         };
-        // Without them everything is done by the caller.
+        // Without helpers the caller does everything.
         let manned = seats.iter().enumerate().map_while(is_manned).count();
         seats.get(..manned).unwrap_or_default()
     })
 }
 
-/// Nothing that is locked in this crate can be left half done.
+/// No lock in this crate protects an invariant that a panic could break.
 pub(crate) fn lock<L>(lock: &Mutex<L>) -> MutexGuard<'_, L> {
     lock.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A bit more than what lies between two packets of a busy channel: one is written and the next one
-/// read.
+/// Slightly longer than the time between two packets of a busy channel: one is written and the next
+/// one read.
 const AWAKE: Duration = Duration::from_micros(200);
-/// About the time that a quarter of a packet takes. A helper that has not finished then may have
-/// been interrupted, and for long.
+/// About the time of a quarter of a packet. A helper that takes longer may have been interrupted
+/// for a long time.
 const A_PIECE: Duration = Duration::from_micros(300);
 /// About a microsecond.
 const SPINS: usize = 16;
@@ -357,12 +357,12 @@ mod tests {
 
     use super::*;
 
-    /// The numbers below 100, which somebody has to take.
+    /// The numbers below 100. Each has to be taken.
     struct Numbers {
         common: Common<Vec<usize>>,
         next: AtomicUsize,
         finished: AtomicUsize,
-        /// What is done with each.
+        /// The action for each number.
         each: Box<dyn Fn(usize) -> ControlFlow<()> + Send + Sync>,
     }
 
@@ -397,7 +397,7 @@ mod tests {
             self.finished.load(Ordering::Acquire) == 100
         }
 
-        /// What all have taken, in order.
+        /// The numbers taken by all, in order.
         fn taken(&self, mine: Vec<usize>) -> Vec<usize> {
             let mut all = mine;
             for theirs in self.common.tools() {
@@ -447,7 +447,7 @@ mod tests {
         });
     }
 
-    /// Waits until it is so, for which there is time enough.
+    /// Waits until the condition holds, within a generous time limit.
     fn wait_for(is_so: impl Fn() -> bool) -> bool {
         let since = Instant::now();
         while !is_so() && since.elapsed() < Duration::from_millis(20) {
@@ -456,7 +456,7 @@ mod tests {
         is_so()
     }
 
-    /// A helper takes a number that the caller then waits for, asleep.
+    /// A helper takes a number that the sleeping caller waits for.
     #[test]
     fn a_caller_that_sleeps_is_woken() {
         let mut helped = 0;
@@ -494,7 +494,7 @@ mod tests {
         assert!(panics > 0, "nobody helps");
     }
 
-    /// A caller that goes away leaves its work to the helpers, whose share keeps it.
+    /// A caller that goes away leaves its work to the helpers, which share it.
     #[test]
     fn a_caller_that_goes_away_loses_no_seat() {
         for _ in 0..50 {
@@ -507,7 +507,7 @@ mod tests {
             wait_for(|| numbers.next.load(Ordering::Relaxed) > 0);
             drop((numbers, help));
         }
-        // Other tests take seats meanwhile, and give them back.
+        // Other tests take seats meanwhile, and free them.
         for seat in seats() {
             let is_free = |_| {
                 thread::sleep(Duration::from_millis(1));

@@ -1,21 +1,20 @@
-//! QEMU multifd migration: packets of pages to payloads and back.
+//! QEMU multifd migration: encodes packets of pages as payloads, and decodes them.
 //!
 //! A multifd channel carries packets, and a packet with normal pages is followed by a payload: the
-//! content of these pages, written by the migration's compression method. This crate makes payloads
-//! and reads them. It knows
+//! content of these pages, written by the migration's compression method. This crate encodes and
+//! decodes payloads. It implements
 //!
-//! - what a packet's worth of pages is, private or in the memory of a running guest ([`Pages`],
-//!   [`GuestPage`]),
-//! - what each method puts on the wire, and what a stock QEMU reads of it ([`encoder`],
+//! - a packet of pages, private or in the memory of a running guest ([`Pages`], [`GuestPage`]),
+//! - each method's format on the wire, and what a stock QEMU reads of it ([`encoder`],
 //!   [`decoder`]),
-//! - whether a page is zero, so that it needs no payload ([`is_zero`]).
+//! - the test for zero pages, which need no payload ([`is_zero`]).
 //!
 //! It never sees a socket or a packet's header, never makes a Rust slice of live guest memory,
-//! never lets a peer's number size a buffer, and never goes on after an error: a stream with a hole
-//! in it gives no more pages.
+//! never lets a peer's number size a buffer, and stops at the first error: a stream with a hole
+//! gives no more pages.
 //!
-//! There is one [`Encoder`] or [`Decoder`] per channel and direction. It sees the channel's packets
-//! in their order, because `zlib` and `zstd` are one stream from a channel's first packet to its
+//! There is one [`Encoder`] or [`Decoder`] per channel and direction. It processes the channel's
+//! packets in order, because `zlib` and `zstd` are one stream from a channel's first packet to its
 //! last.
 //!
 //! # Example
@@ -49,54 +48,53 @@
 //! | `none` | QEMU 4.0 | the pages, back to back in the order of their offsets | nothing more |
 //! | `zlib` | QEMU 5.0 | a piece of a zlib stream, ended by a sync flush (`00 00 ff ff`) | one zlib stream (RFC 1950), which begins with `78 xx` in the first payload and never ends |
 //! | `zstd` | QEMU 5.0 | a piece of a zstd frame, ended by a flush | one zstd frame (RFC 8878) without content size and checksum, which never ends |
-//! | `qpl` | QEMU 9.1 | a table of lengths and then each page by itself, a raw deflate stream or as it is ([`multifd_wire::lengths`]) | nothing more |
-//! | `canned` | never: our own, between two of our own ends | what code the pages are in, a new code at times, a table of lengths and then each page by itself, the body of a deflate block in that code or as it is | one code after another |
+//! | `qpl` | QEMU 9.1 | a table of lengths and then each page by itself, a raw deflate stream or uncompressed ([`multifd_wire::lengths`]) | nothing more |
+//! | `canned` | never: our own, between two of our own ends | the code of the pages, sometimes a new code, a table of lengths and then each page by itself, the body of a deflate block in that code or uncompressed | one code after another |
 //!
-//! `paged/canned/mod.rs` describes `canned` to the bit. The others were learned from the streams of
-//! running QEMUs 7.2 and 10.0, and from what they take and refuse when fed with variations: a
-//! decoder takes whatever a stock receiver takes, such as a flush or, with zstd, a frame of its own
-//! for every page. It is stricter where a stock receiver overlooks something and loses its place in
-//! the stream, namely at output beyond the packet's last page.
+//! `paged/canned/mod.rs` specifies `canned` to the bit. The others were derived from the streams of
+//! running QEMUs 7.2 and 10.0, and from their reactions to variations: a decoder accepts everything
+//! that a stock receiver accepts, such as a flush or, with zstd, a separate frame for every page.
+//! It is stricter in one case, where a stock receiver loses its place in the stream: output beyond
+//! the packet's last page.
 //!
-//! A packet without normal pages has no payload in any method; zero pages are only named in its
-//! header.
+//! A packet without normal pages has no payload in any method; its header names the zero pages.
 //!
 //! # Several processors
 //!
 //! With more than one stream ([`Streams`]) other processors help with a channel's packets, which
-//! are cut into runs that know nothing of each other, or into pages. [`Encoder::encode`] shares one
-//! packet among them; with [`Encoder::push`] and [`Encoder::pop`] a few are in work at once, so
-//! that nobody waits for the last run of each (libqpl has jobs instead). Both make the same
-//! payloads. Helpers borrow nothing: they share what the codec owns. So [`Decoder::decode_owned`]
+//! are cut into independent runs, or into pages. [`Encoder::encode`] shares one packet among them;
+//! with [`Encoder::push`] and [`Encoder::pop`] a few packets are in work at once, so that no
+//! processor waits for the last run of each (libqpl has jobs instead). Both make the same payloads.
+//! Helpers borrow nothing: they share buffers that the codec owns. So [`Decoder::decode_owned`]
 //! takes buffers instead of slices.
 //!
 //! # Accelerators
 //!
-//! Who computes is a choice of its own ([`Accel`]) and shows on the wire only to who looks closely.
+//! The accelerator ([`Accel`]) is independent of the method; the wire format is the same.
 //!
-//! [`Accel::Software`] writes and reads `zlib` with [`page_deflate`], in a choice of [`Effort`] and
-//! [`WindowSize`]. A payload that its decoder does not understand is read by the ordinary library,
-//! so that nothing is refused which a stock receiver takes.
+//! [`Accel::Software`] writes and reads `zlib` with [`page_deflate`], with a choice of [`Effort`]
+//! and [`WindowSize`]. If its decoder does not understand a payload, the ordinary library reads it,
+//! so that everything a stock receiver accepts is accepted.
 //!
-//! libqpl is opened at run time if it is there, with an Intel IAA if libqpl finds one that works.
+//! libqpl is opened at run time if present, with an Intel IAA if libqpl finds a working one.
 //!
 //! | method | encoder with libqpl | decoder with libqpl |
 //! | --- | --- | --- |
-//! | `qpl`, `canned` | every page by itself, on hardware or libqpl's software path | on hardware; without it `page-deflate`'s inflate, because libqpl's software path does not notice a page that is cut off |
-//! | `zlib` | runs of pages ([`Streams`]) compressed at once, each with a window of 4 KiB, joined to one stream that a stock QEMU reads | as without: the window of a stock stream is too large for the hardware |
-//! | `none`, `zstd` | there is none | as without |
+//! | `qpl`, `canned` | every page by itself, on hardware or libqpl's software path | on hardware; without it `page-deflate`'s inflate, because libqpl's software path does not detect a truncated page |
+//! | `zlib` | runs of pages ([`Streams`]) compressed in parallel, each with a window of 4 KiB, joined to one stream that a stock QEMU reads | the same as without: the window of a stock stream is too large for the hardware |
+//! | `none`, `zstd` | there is none | the same as without |
 //!
-//! A page which the device does not do, for whatever reason, is done in software; a device which
-//! fails too often, or never answers, is not asked again; what it still has in hand keeps its
-//! memory for ever. [`Encoder::counts`] and [`Encoder::backend`] tell all of that.
+//! A page that the device does not do, for any reason, is done in software. A device that fails too
+//! often, or never answers, is not used again; its unfinished jobs keep their memory for ever.
+//! [`Encoder::counts`] and [`Encoder::backend`] report all of this.
 //!
 //! # Features
 //!
-//! Both are on by default, and each only adds. Without them no C is compiled.
+//! Both are on by default and only add functionality. Without them no C is compiled.
 //!
 //! | feature | brings | without it |
 //! | --- | --- | --- |
-//! | `zstd` | the method `zstd`, by libzstd, whose C source is built | [`Unsupported::NotBuilt`] for that method |
+//! | `zstd` | the method `zstd`, by libzstd, which is built from C source | [`Unsupported::NotBuilt`] for that method |
 //! | `qpl` | libqpl, opened at run time, and the reasons why there is no IAA | an accelerator of libqpl is [`Unsupported::Accel`]; [`Accel::Auto`] is software |
 #![warn(clippy::exhaustive_enums, clippy::exhaustive_structs, unreachable_pub)]
 #![deny(unsafe_code)]
@@ -149,23 +147,23 @@ pub use zero::is_zero;
 
 use multifd_wire::{Method, PageSize};
 
-/// Turns payloads into packets of pages: the receiving direction of one channel.
+/// Decodes payloads to packets of pages: the receiving direction of one channel.
 ///
-/// [`decoder`] makes one. No other crate can: a method may come to it later.
+/// [`decoder`] makes one. Other crates cannot implement it, so that it can get more methods.
 pub trait Decoder: sealed::Sealed + Send {
-    /// The method whose payloads this reads.
+    /// The method of the payloads.
     fn method(&self) -> Method;
 
-    /// Reads the payload of the channel's next packet with normal pages into `pages`, over copies
-    /// of both. [`Self::decode_owned`] needs no copies.
+    /// Reads the payload of the channel's next packet with normal pages into `pages`. It works on
+    /// copies of both. [`Self::decode_owned`] needs no copies.
     ///
-    /// `pages` has the length of all of the packet's pages; they come to lie back to back in the
-    /// order of their offsets. Exactly that much has to come out of the payload.
+    /// `pages` has the length of all of the packet's pages; they are stored back to back in the
+    /// order of their offsets. The payload has to produce exactly this length.
     ///
     /// # Errors
     ///
-    /// See [`DecodeError`]. After any error the decoder only ever answers
-    /// [`DecodeError::Poisoned`], and what `pages` holds means nothing.
+    /// See [`DecodeError`]. After any error the decoder always returns [`DecodeError::Poisoned`],
+    /// and the content of `pages` is meaningless.
     fn decode(
         &mut self,
         payload: &[u8],
@@ -173,12 +171,12 @@ pub trait Decoder: sealed::Sealed + Send {
         pages: &mut [u8],
     ) -> Result<(), DecodeError>;
 
-    /// As [`Self::decode`], with buffers that the decoder and its helpers have meanwhile. They are
-    /// there again when it returns; only a panic keeps them.
+    /// The same as [`Self::decode`], with buffers that the decoder and its helpers take meanwhile.
+    /// They are back when it returns; only a panic loses them.
     ///
     /// # Errors
     ///
-    /// As [`Self::decode`].
+    /// The same as for [`Self::decode`].
     fn decode_owned(
         &mut self,
         payload: &mut Vec<u8>,
@@ -186,12 +184,12 @@ pub trait Decoder: sealed::Sealed + Send {
         pages: &mut PageBuffer,
     ) -> Result<(), DecodeError>;
 
-    /// As [`Encoder::backend`].
+    /// See [`Encoder::backend`].
     fn backend(&self) -> Backend {
         Backend::new(Engine::Plain)
     }
 
-    /// As [`Encoder::counts`].
+    /// See [`Encoder::counts`].
     fn counts(&self) -> PathCounts;
 }
 

@@ -1,4 +1,4 @@
-//! Method `none`: the pages themselves, back to back, in the order of their offsets.
+//! Method `none`: the pages, back to back, in the order of their offsets.
 
 use multifd_wire::{Method, PageSize};
 
@@ -6,7 +6,7 @@ use crate::channel::{Arrived, ReadPayload};
 use crate::encoder::WritePayload;
 use crate::{DecodeError, EncodeError, Pages, PathCounts};
 
-/// Both directions: there is no state.
+/// Both directions; stateless.
 pub(crate) struct Raw;
 
 impl WritePayload for Raw {

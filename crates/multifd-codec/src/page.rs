@@ -1,11 +1,11 @@
-//! A packet's worth of pages, wherever they are.
+//! The pages of a packet, anywhere in memory.
 //!
-//! The pages of a running guest change while they are read, so they are never looked at through a
+//! The pages of a running guest change while they are read, so they are never accessed through a
 //! Rust slice. A [`GuestPage`] is only an address; its content is copied once, word by word, and
-//! everything after that works on the private copy. What a guest writes during the copy may or may
-//! not be in it: such a page is dirty again and is sent again.
+//! everything after that uses the private copy. The copy may include guest writes made meanwhile:
+//! such a page is dirty again and is sent again.
 //!
-//! [`Parts`] lets several threads fill one buffer, each a part of its own.
+//! [`Parts`] lets several threads fill separate parts of one buffer.
 #![allow(unsafe_code)]
 
 use std::marker::PhantomData;
@@ -15,10 +15,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use multifd_wire::PageSize;
 
-/// The normal pages of one packet, in the order of their offsets: what an
-/// [`Encoder`](crate::Encoder) is given.
+/// The normal pages of one packet, in the order of their offsets: the input of an
+/// [`Encoder`](crate::Encoder).
 ///
-/// At most [`PageSize::pages_per_packet`] pages; none at all is allowed.
+/// At most [`PageSize::pages_per_packet`] pages; it may be empty.
 #[derive(Clone, Copy, Debug)]
 pub struct Pages<'a> {
     source: Source<'a>,
@@ -32,12 +32,12 @@ enum Source<'a> {
 }
 
 impl<'a> Pages<'a> {
-    /// Pages that lie back to back in memory nobody else writes.
+    /// Pages that lie back to back in memory without concurrent writers.
     ///
     /// # Errors
     ///
-    /// [`PagesError::NotWhole`] when the bytes do not end at a page's end, [`PagesError::TooMany`]
-    /// when they are more than a packet takes.
+    /// [`PagesError::NotWhole`] if the bytes do not end at a page's end, [`PagesError::TooMany`] if
+    /// they exceed a packet.
     pub fn private(bytes: &'a [u8], page_size: PageSize) -> Result<Self, PagesError> {
         if !bytes.len().is_multiple_of(page_size.bytes()) {
             return Err(PagesError::NotWhole {
@@ -48,12 +48,12 @@ impl<'a> Pages<'a> {
         Self::checked(Source::Private(bytes), page_size)
     }
 
-    /// Pages of a guest's memory, anywhere in it, that may be written by others at any time.
+    /// Pages anywhere in a guest's memory, which others may write at any time.
     ///
     /// # Errors
     ///
-    /// [`PagesError::MixedSizes`] when a handle is to a page of another size,
-    /// [`PagesError::TooMany`] when they are more than a packet takes.
+    /// [`PagesError::MixedSizes`] if a handle's page has another size, [`PagesError::TooMany`] if
+    /// they exceed a packet.
     pub fn guest(pages: &'a [GuestPage<'a>], page_size: PageSize) -> Result<Self, PagesError> {
         if let Some(other) = pages.iter().find(|page| page.page_size != page_size) {
             return Err(PagesError::MixedSizes {
@@ -82,7 +82,7 @@ impl<'a> Pages<'a> {
         self.page_size
     }
 
-    /// How many pages there are.
+    /// The number of pages.
     #[must_use]
     pub const fn len(&self) -> usize {
         match self.source {
@@ -91,15 +91,15 @@ impl<'a> Pages<'a> {
         }
     }
 
-    /// Whether there is no page at all.
+    /// Returns whether there are no pages.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The content of all pages back to back, fixed from now on.
+    /// The content of all pages back to back, now constant.
     ///
-    /// Private pages are returned where they are. Guest pages are copied once into `scratch`, whose
+    /// Private pages are returned in place. Guest pages are copied once into `scratch`, whose
     /// former content is dropped and whose memory is reused.
     pub fn gather<'s>(&self, scratch: &'s mut Vec<u8>) -> &'s [u8]
     where
@@ -115,13 +115,13 @@ impl<'a> Pages<'a> {
         }
     }
 
-    /// Copies the content of all pages, back to back, behind what `out` holds.
+    /// Appends the content of all pages, back to back, to `out`.
     pub fn append_to(&self, out: &mut Vec<u8>) {
         self.append_range(0..self.len(), out);
     }
 
-    /// Copies the content of some pages, back to back, behind what `out` holds. Nothing if not all
-    /// of them are there.
+    /// Appends the content of some pages, back to back, to `out`. Appends nothing if the range is
+    /// not within the pages.
     pub(crate) fn append_range(&self, range: Range<usize>, out: &mut Vec<u8>) {
         let page_bytes = self.page_size.bytes();
         match self.source {
@@ -142,7 +142,7 @@ impl<'a> Pages<'a> {
     }
 }
 
-/// A packet's pages, back to back in memory of their own, which serves for one packet after the
+/// A packet's pages, back to back in memory of their own. The memory serves one packet after the
 /// other and is never cleared in between.
 #[derive(Clone, Debug, Default)]
 pub struct PageBuffer {
@@ -151,7 +151,7 @@ pub struct PageBuffer {
 }
 
 impl PageBuffer {
-    /// Makes it `len_bytes` long. Whatever was in its memory before is there until it is
+    /// Makes the buffer `len_bytes` long. Earlier content of its memory stays until it is
     /// overwritten.
     pub fn space(&mut self, len_bytes: usize) -> &mut [u8] {
         if self.memory.len() < len_bytes {
@@ -197,33 +197,33 @@ impl From<PageBuffer> for Vec<u8> {
     }
 }
 
-/// A buffer that several threads fill at once, each a part of its own.
+/// A buffer that several threads fill in parallel, each its own part.
 #[derive(Default)]
 pub(crate) struct Parts {
-    /// Not looked at while threads have parts of it.
+    /// Not accessed while threads have parts of it.
     buffer: PageBuffer,
-    /// The buffer's memory, once there is a buffer.
+    /// The buffer's memory, once a buffer is set.
     start: Option<NonNull<u8>>,
-    /// One behind the other, all of them within `len_bytes`.
+    /// Consecutive parts, all within `len_bytes`.
     parts: Vec<Part>,
     len_bytes: usize,
 }
 
-/// A part, and whether somebody has it.
+/// A part, and whether it is taken.
 struct Part {
     place: Range<usize>,
     is_taken: AtomicBool,
 }
 
 impl Parts {
-    /// Forgets all parts. Those of a buffer of `len_bytes` follow.
+    /// Forgets all parts and starts on a buffer of `len_bytes`.
     pub(crate) fn begin(&mut self, len_bytes: usize) {
         self.take_back();
         self.parts.clear();
         self.len_bytes = len_bytes;
     }
 
-    /// The next `len_bytes` are a part. Nothing if there are not so many.
+    /// Makes the next `len_bytes` a part. Returns `None` if fewer remain.
     pub(crate) fn push(&mut self, len_bytes: usize) -> Option<()> {
         let start = self.end();
         let end = start.checked_add(len_bytes)?;
@@ -235,12 +235,12 @@ impl Parts {
         })
     }
 
-    /// Where the last part ends.
+    /// The end of the last part.
     fn end(&self) -> usize {
         self.parts.last().map_or(0, |part| part.place.end)
     }
 
-    /// Whether the parts are all of the buffer.
+    /// Returns whether the parts cover the whole buffer.
     #[cfg(any(test, feature = "zstd"))]
     pub(crate) fn are_all(&self) -> bool {
         self.end() == self.len_bytes
@@ -251,43 +251,43 @@ impl Parts {
         self.end()
     }
 
-    /// Takes the buffer, which has the length that was said, and leaves an empty one. From now on
-    /// its parts can be taken.
+    /// Takes the buffer, which has the length given to [`Self::begin`], and leaves an empty one.
+    /// From now on its parts can be taken.
     pub(crate) fn fill(&mut self, buffer: &mut PageBuffer) {
         self.buffer = std::mem::take(buffer);
         let memory = self.buffer.space(self.len_bytes);
         self.start = Some(NonNull::from(memory).cast());
     }
 
-    /// A part, by its number: once, as it belongs to whoever takes it.
+    /// Takes a part by its number. Each part can be taken once.
     #[expect(clippy::mut_from_ref, reason = "no part is given twice")]
     pub(crate) fn take(&self, number: usize) -> Option<&mut [u8]> {
         let (start, part) = (self.start?, self.parts.get(number)?);
         if part.is_taken.swap(true, Ordering::Relaxed) {
             return None;
         }
-        // SAFETY: `push` has seen to it that the part ends within the `len_bytes` that `fill` has
-        // made of the buffer.
+        // SAFETY: `push` has verified that the part ends within `len_bytes`, which is the buffer's
+        // length since `fill`.
         let first = unsafe { start.add(part.place.start) };
-        // SAFETY: the bytes are there and initialised, as said above. `buffer` keeps them for as
-        // long as `self` is borrowed, and is not touched meanwhile. No other slice has any of them:
-        // parts follow one another without overlap, and a flag lets each be given out once.
+        // SAFETY: the bytes exist and are initialised, as said above. `buffer` keeps them for as
+        // long as `self` is borrowed, and is not accessed meanwhile. No other slice has any of
+        // them: parts follow one another without overlap, and a flag lets each be taken once.
         Some(unsafe { NonNull::slice_from_raw_parts(first, part.place.len()).as_mut() })
     }
 
-    /// Gives the buffer back. Its parts cannot be taken any more.
+    /// Returns the buffer. Its parts can no longer be taken.
     pub(crate) fn take_back(&mut self) -> PageBuffer {
         self.start = None;
         std::mem::take(&mut self.buffer)
     }
 }
 
-// SAFETY: `start` points to what `buffer` owns, so both go from thread to thread together.
+// SAFETY: `start` points to memory owned by `buffer`, so both move between threads together.
 unsafe impl Send for Parts {}
-// SAFETY: what `take` gives out of a shared `Parts` are bytes that nobody else has.
+// SAFETY: `take` on a shared `Parts` only gives out bytes without another owner.
 unsafe impl Sync for Parts {}
 
-/// Where one page of a guest's memory lies: an address, and the promise that it can be read.
+/// The location of one page of guest memory: an address, and the promise that it is readable.
 #[derive(Clone, Copy, Debug)]
 pub struct GuestPage<'a> {
     start: NonNull<u8>,
@@ -302,12 +302,12 @@ impl GuestPage<'_> {
     ///
     /// During the whole lifetime of the handle and its copies
     ///
-    /// - the bytes are mapped, and may be read and written from any thread (nothing is written
-    ///   through a handle; that is what a reference to an atomic demands),
+    /// - the bytes are mapped, and may be read and written from any thread (a handle never writes;
+    ///   a reference to an atomic requires this),
     /// - `start` is aligned to 8 bytes,
-    /// - there is no `&mut` to any of the bytes, and nobody in this program writes them but through
-    ///   atomic (or, as is usual for guest memory, volatile) accesses. The guest itself, devices
-    ///   and other processes may write as they like.
+    /// - no `&mut` to any of the bytes exists, and this program writes them only through atomic
+    ///   (or, as is usual for guest memory, volatile) accesses. The guest itself, devices and other
+    ///   processes may write freely.
     #[must_use]
     pub const unsafe fn new(start: NonNull<u8>, page_size: PageSize) -> Self {
         Self {
@@ -324,39 +324,39 @@ impl GuestPage<'_> {
         let words = self.start.as_ptr().cast::<u64>();
         for (index, slot) in slots.iter_mut().take(len_bytes / 8).enumerate() {
             // SAFETY: a page is a whole number of words, and `index` counts those before its end,
-            // so this stays inside the page that the caller of `new` has promised to be mapped.
+            // so this stays inside the page that the caller of `new` promised to be mapped.
             let word = unsafe { words.add(index) };
             // SAFETY: `word` is in mapped memory and aligned, as promised to `new`. Others may
-            // write it now; an atomic is the one kind of reference which allows that, and this one
+            // write it now; an atomic is the one kind of reference that allows this, and this one
             // does not outlive the load.
             let word = unsafe { AtomicU64::from_ptr(word) }.load(Ordering::Relaxed);
             slot.write_copy_of_slice(&word.to_ne_bytes());
         }
-        // SAFETY: `reserve` has made room for `len_bytes` more, so there were `len_bytes / 8` slots
+        // SAFETY: `reserve` has made room for `len_bytes` more, so `len_bytes / 8` slots existed
         // and the loop has filled them all.
         unsafe { out.set_len(out.len() + len_bytes) };
     }
 }
 
-// SAFETY: a handle is only an address. Reading what it points to is promised to `new` to be allowed
-// from any thread.
+// SAFETY: a handle is only an address. The promise to `new` allows reads of its target from any
+// thread.
 unsafe impl Send for GuestPage<'_> {}
-// SAFETY: as above; a shared handle gives nothing but the same reads.
+// SAFETY: as above; a shared handle allows only the same reads.
 unsafe impl Sync for GuestPage<'_> {}
 
-/// What was given is not a packet's worth of pages.
+/// The input is not a packet of pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PagesError {
     /// The bytes do not end where a page ends.
     #[error("{found_bytes} bytes are not a whole number of pages of {page_size} bytes")]
     NotWhole {
-        /// Length of what was given.
+        /// Length of the input.
         found_bytes: usize,
         /// The size of each page.
         page_size: PageSize,
     },
-    /// More pages than a packet takes.
+    /// The pages exceed a packet.
     #[error("{found} pages, but a packet takes {allowed} of this size")]
     TooMany {
         /// Number of pages given.
@@ -364,7 +364,7 @@ pub enum PagesError {
         /// [`PageSize::pages_per_packet`].
         allowed: usize,
     },
-    /// A handle is to a page of another size.
+    /// A handle's page has another size.
     #[error("a page of {found} bytes among pages of {allowed} bytes")]
     MixedSizes {
         /// The size of the first page that differs.
@@ -378,7 +378,7 @@ pub enum PagesError {
 mod tests {
     use super::*;
 
-    /// Words that stand for guest memory: page `n` is filled with the byte `n`.
+    /// Words in place of guest memory: page `n` is filled with the byte `n`.
     fn guest_memory(pages: u8) -> Vec<AtomicU64> {
         (0..pages)
             .flat_map(|page| {

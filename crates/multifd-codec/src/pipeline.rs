@@ -1,11 +1,10 @@
-//! Packets that are compressed in pieces, several packets at a time.
+//! Compresses packets in pieces, several packets at a time.
 //!
-//! While the last pieces of one packet are done, the first ones of the next are begun, and while
-//! its payload is written others go on. So nobody waits for anybody as long as there are packets.
+//! The first pieces of the next packet start while the last pieces of one are still in work, and
+//! other packets continue while a payload is written. So no thread waits while there are packets.
 //!
-//! The result of a piece depends on the piece alone, and the results are joined in the pieces'
-//! order. So a payload is the same however many threads there were, and whichever of them were
-//! faster.
+//! The result of a piece depends only on the piece, and the results are joined in order. So a
+//! payload is independent of the number of threads and their speed.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -16,17 +15,16 @@ use crate::settings::run;
 use crate::streams::{LEAST_BYTES, writers};
 use crate::{EncodeError, PageBuffer, Streams};
 
-/// Appends a piece to a payload, compressed. It must not matter what the tools have been used for.
+/// Appends a compressed piece to a payload. Earlier uses of the tools must not matter.
 pub(crate) type CompressPiece<T, C> =
     fn(tools: &mut T, context: &C, piece: &[u8], payload: &mut Vec<u8>) -> Result<(), EncodeError>;
 
-/// A packet, and how it is cut: into so many runs of parts, no two of which differ by more than a
-/// part.
+/// A packet and its number of runs. The lengths of runs differ by at most one part.
 pub(crate) struct Packet<C> {
     pub(crate) pages: PageBuffer,
     pub(crate) part_bytes: usize,
     pub(crate) runs: usize,
-    /// What has to be known of the packet to compress its pieces.
+    /// The context for compressing the packet's pieces.
     pub(crate) context: C,
 }
 
@@ -39,7 +37,7 @@ impl<C> Packet<C> {
     }
 }
 
-/// A packet whose payload is whole, and where the payload's pieces end.
+/// A complete payload's packet, and the ends of the payload's pieces.
 pub(crate) struct Whole<'p, C> {
     pub(crate) packet: Packet<C>,
     pub(crate) ends: &'p [usize],
@@ -48,7 +46,7 @@ pub(crate) struct Whole<'p, C> {
 /// Packets in work at once, if there are helpers.
 const PLACES: usize = 4;
 
-/// Something for each packet in work. Every number has a place, in turn.
+/// One value per packet in work. Numbers map to places in rotation.
 #[derive(Default)]
 struct Ring<T>([T; PLACES]);
 
@@ -74,27 +72,27 @@ impl<T> Ring<T> {
     }
 }
 
-/// Compresses packets on this thread and on helpers. The packets in work belong to it.
+/// Compresses packets on this thread and on helpers. It owns the packets in work.
 pub(crate) struct Pipeline<T: Send + 'static, C: Send + Sync + 'static> {
     /// The tools of the caller's thread.
     mine: T,
     shared: Arc<Shared<T, C>>,
     help: Help,
     made: Ring<Made>,
-    /// The place of the packet that has waited longest.
+    /// The place of the oldest packet.
     first: usize,
     /// Packets in work.
     count: usize,
 }
 
-/// The caller's part of a payload: what precedes the pieces, and the first pieces.
+/// The caller's part of a payload: the head, and the first pieces.
 #[derive(Default)]
 struct Made {
     payload: Vec<u8>,
     ends: Vec<usize>,
 }
 
-/// What the caller and its helpers work on.
+/// Shared by the caller and its helpers.
 struct Shared<T, C> {
     compress: CompressPiece<T, C>,
     common: Common<T>,
@@ -105,25 +103,24 @@ struct Shared<T, C> {
 
 /// The place of a packet in work.
 struct Place<C> {
-    /// Changed only while nobody is at work on it.
+    /// Changed only while no thread works on it.
     packet: RwLock<Option<Packet<C>>>,
     unfinished: AtomicUsize,
-    /// Why one of its pieces cannot be had.
+    /// Why one of its pieces failed.
     error: Mutex<Option<EncodeError>>,
-    /// Pieces that helpers have made, and their numbers.
+    /// Pieces made by helpers, with their numbers.
     elsewhere: Mutex<Vec<(usize, Vec<u8>)>>,
 }
 
-/// The pieces that nobody has begun.
+/// The pieces not yet begun.
 #[derive(Default)]
 struct Left {
     pieces: Ring<Range<usize>>,
-    /// The place of the packet that has waited longest.
+    /// The place of the oldest packet.
     first: usize,
 }
 
-/// A piece that somebody has begun. When this is dropped the work on it is over, however it has
-/// ended.
+/// A piece in work. Dropping it ends the work on it, successful or not.
 struct Begun<'p, T, C> {
     shared: &'p Shared<T, C>,
     number: usize,
@@ -131,11 +128,11 @@ struct Begun<'p, T, C> {
 }
 
 impl<T: Send + 'static, C: Send + Sync + 'static> Pipeline<T, C> {
-    /// A pipeline with tools for this thread and for as many helpers as can be of use.
+    /// A pipeline with tools for this thread and for each useful helper.
     ///
     /// # Errors
     ///
-    /// Those of `tools`.
+    /// The errors of `tools`.
     pub(crate) fn new<E>(
         streams: Streams,
         tools: impl FnMut() -> Result<T, E>,
@@ -152,7 +149,7 @@ impl<T: Send + 'static, C: Send + Sync + 'static> Pipeline<T, C> {
         let mine = tools()?;
         let others = std::iter::repeat_with(tools).take(workers.saturating_sub(1));
         let others = others.collect::<Result<Vec<_>, E>>()?;
-        // Lists for the results of as many pieces as there can be never grow.
+        // Lists sized for the maximum number of pieces never grow.
         let pieces = if others.is_empty() {
             0
         } else {
@@ -183,9 +180,9 @@ impl<T: Send + 'static, C: Send + Sync + 'static> Pipeline<T, C> {
         })
     }
 
-    /// How many more packets it takes now: 1 at a time without helpers, which would not be faster
-    /// with several. None while a payload is whole, so that it is not held back by packets that
-    /// have only begun to come.
+    /// The number of further packets that fit now: without helpers 1 at a time, as more would not
+    /// be faster. It is 0 while a payload is complete, so that packets that are still arriving do
+    /// not hold it back.
     pub(crate) fn room(&self) -> usize {
         if self.count > 0 && self.shared.is_over(self.first) {
             return 0;
@@ -194,7 +191,7 @@ impl<T: Send + 'static, C: Send + Sync + 'static> Pipeline<T, C> {
         places.saturating_sub(self.count)
     }
 
-    /// Whether there is a place for another packet, whatever [`Self::room`] says.
+    /// Whether one more packet fits, regardless of [`Self::room`].
     pub(crate) const fn has_place(&self) -> bool {
         self.count < PLACES
     }
@@ -203,7 +200,7 @@ impl<T: Send + 'static, C: Send + Sync + 'static> Pipeline<T, C> {
         !self.shared.common.tools().is_empty() && Help::is_there()
     }
 
-    /// The empty payload of the next packet. What is put into it precedes the pieces.
+    /// The empty payload of the next packet. The caller writes the head into it.
     pub(crate) fn next_payload(&mut self) -> &mut Vec<u8> {
         let Made { payload, ends } = self.made.at_mut(self.first + self.count);
         payload.clear();
@@ -211,29 +208,29 @@ impl<T: Send + 'static, C: Send + Sync + 'static> Pipeline<T, C> {
         payload
     }
 
-    /// Takes the packet whose payload [`Self::next_payload`] has begun. There must be a place.
+    /// Takes the packet for the payload from [`Self::next_payload`]. There must be a place.
     pub(crate) fn push(&mut self, packet: Packet<C>) {
         debug_assert!(self.has_place());
         let workers = self.shared.take_in(self.first + self.count, packet);
         self.count += 1;
         if self.has_help() {
-            // No more helpers than there are tools.
+            // At most as many helpers as tools.
             let helpers = workers.saturating_sub(1);
             let most = self.shared.common.tools().len();
             self.help.ask(helpers.min(most), &self.shared);
         }
     }
 
-    /// Works until the payload of the packet that has waited longest is whole, and swaps it into
-    /// `payload`. None if there is no packet.
+    /// Works until the payload of the oldest packet is complete, and swaps it into `payload`.
+    /// Returns `None` if there is no packet.
     ///
     /// # Errors
     ///
-    /// Why that packet cannot be compressed. Nobody goes on with the packets behind it then.
+    /// Why that packet cannot be compressed. Work on later packets stops then.
     ///
     /// # Panics
     ///
-    /// With the panic of a helper.
+    /// Resumes the panic of a helper.
     pub(crate) fn pop(
         &mut self,
         payload: &mut Vec<u8>,
@@ -243,7 +240,7 @@ impl<T: Send + 'static, C: Send + Sync + 'static> Pipeline<T, C> {
         }
         let (number, shared) = (self.first, &*self.shared);
         while !shared.is_over(number) {
-            // The first pieces come into their place at once.
+            // The first pieces go directly to their place.
             let Some(begun) = shared.begin(Range::next) else {
                 shared.common.wait_until(|| shared.is_over(number));
                 continue;
@@ -256,7 +253,7 @@ impl<T: Send + 'static, C: Send + Sync + 'static> Pipeline<T, C> {
         }
         let made = self.made.at_mut(number);
         self.count -= 1;
-        // A packet that is alone uses the same memory as the one before.
+        // A packet that is alone reuses the memory of the previous one.
         self.first = match self.count {
             0 => 0,
             _ => (number + 1) % PLACES,
@@ -274,14 +271,14 @@ impl<T: Send + 'static, C: Send + Sync + 'static> Pipeline<T, C> {
 }
 
 impl<T: Send + 'static, C: Send + Sync + 'static> Drop for Pipeline<T, C> {
-    /// Helpers finish what they have begun, and begin nothing more.
+    /// Helpers finish their current pieces, and begin no more.
     fn drop(&mut self) {
         self.shared.close();
     }
 }
 
 impl<T, C> Shared<T, C> {
-    /// Returns how many could work on what there is now.
+    /// Returns the number of useful workers for all packets now in work.
     fn take_in(&self, number: usize, packet: Packet<C>) -> usize {
         let place = self.places.at(number);
         let (bytes, runs) = (packet.pages.as_ref().len(), packet.runs);
@@ -290,12 +287,12 @@ impl<T, C> Shared<T, C> {
         *left.pieces.at_mut(number) = 0..runs;
         *write(&place.packet) = Some(packet);
         let pieces = left.pieces.0.iter().map(Range::len).sum::<usize>();
-        // The packets of a channel are much alike.
+        // The packets of a channel have similar sizes.
         pieces.min(pieces * bytes / runs.max(1) / LEAST_BYTES)
     }
 
-    /// Joins the pieces of a packet that is over, and empties its place. `next` is the place of the
-    /// packet that has waited longest then.
+    /// Joins the pieces of a finished packet, and empties its place. `next` is the place of the
+    /// packet that is the oldest then.
     fn take_out(
         &self,
         number: usize,
@@ -320,7 +317,7 @@ impl<T, C> Shared<T, C> {
             .ok_or(EncodeError::Incomplete)
     }
 
-    /// Takes a piece of the packet that has waited longest and has one left.
+    /// Takes a piece of the oldest packet that has one left.
     fn begin(&self, take: impl Fn(&mut Range<usize>) -> Option<usize>) -> Option<Begun<'_, T, C>> {
         let mut left = lock(&self.left);
         let first = left.first;
@@ -339,7 +336,7 @@ impl<T, C> Shared<T, C> {
         self.places.at(number).unfinished.load(Ordering::Acquire) == 0
     }
 
-    /// Lets nobody begin anything any more.
+    /// Prevents all further pieces.
     fn close(&self) {
         let mut left = lock(&self.left);
         for (place, pieces) in self.places.0.iter().zip(&mut left.pieces.0) {
@@ -350,7 +347,7 @@ impl<T, C> Shared<T, C> {
 }
 
 impl<T: Send, C: Send + Sync> Work for Shared<T, C> {
-    /// Takes the last pieces, so that those of the caller come one behind the other.
+    /// Takes the last pieces, so that the caller's pieces are contiguous.
     fn help(&self) {
         let Some(mut tools) = self.common.free_tools() else {
             return;
@@ -362,7 +359,7 @@ impl<T: Send, C: Send + Sync> Work for Shared<T, C> {
             match self.common.guarded(compress) {
                 Some(Ok(())) => lock(&begun.place().elsewhere).push((begun.piece, out)),
                 Some(Err(error)) => begun.fail(error),
-                // What a panic was given is used no more.
+                // The tools may be damaged after a panic, so they are not used again.
                 None => return,
             }
         }
@@ -374,7 +371,7 @@ impl<T, C> Begun<'_, T, C> {
         self.shared.places.at(self.number)
     }
 
-    /// Its packet is lost, but not those before it.
+    /// Fails its packet. Earlier packets are unaffected.
     fn fail(&self, error: EncodeError) {
         lock(&self.place().error).get_or_insert(error);
     }
@@ -390,7 +387,7 @@ impl<T, C> Begun<'_, T, C> {
 
 impl<T, C> Drop for Begun<'_, T, C> {
     fn drop(&mut self) {
-        // The last one to finish is the only one for whom the caller may wait.
+        // The caller may wait only for the last one to finish.
         if self.place().unfinished.fetch_sub(1, Ordering::Release) == 1 {
             self.shared.common.wake();
         }
@@ -416,7 +413,7 @@ mod tests {
     const PART: usize = LEAST_BYTES;
     const FEW: usize = if cfg!(miri) { 2 } else { 20 };
 
-    /// What the workers of a test do, and what they have seen.
+    /// A test's tools: the workers' behaviour and observations.
     #[derive(Clone)]
     struct Tools {
         caller: ThreadId,
@@ -429,17 +426,17 @@ mod tests {
 
     #[derive(Clone, Copy, PartialEq)]
     enum What {
-        /// Nothing but the work.
+        /// Only does the work.
         Works,
         /// The caller waits for a helper before each piece.
         Waits,
-        /// As above, and then panics: the caller, or a helper.
+        /// The same, and then the caller or a helper panics.
         Panics { here: bool },
-        /// The run that begins with this byte cannot be compressed.
+        /// The run that begins with this byte fails.
         Fails { at: u8 },
-        /// Every piece takes a while.
+        /// Every piece takes some time.
         Sleeps,
-        /// Every piece waits until the test lets it go on.
+        /// Every piece waits for the test.
         Stops,
     }
 
@@ -465,7 +462,7 @@ mod tests {
         pipeline
     }
 
-    /// Compresses a part to its first byte, behind the context.
+    /// Compresses a part to the context and its first byte.
     fn compress(
         tools: &mut Tools,
         context: &u8,
@@ -509,7 +506,7 @@ mod tests {
         }
     }
 
-    /// Waits until a helper has done something, for which there is time enough.
+    /// Waits until a helper has done something, within a generous time limit.
     fn wait_for(helped: &AtomicUsize) {
         let since = Instant::now();
         while helped.load(Ordering::Relaxed) == 0 && since.elapsed() < Duration::from_millis(20) {
@@ -533,7 +530,7 @@ mod tests {
         });
     }
 
-    /// Takes the next packet, and checks that it is this one.
+    /// Pops the next packet and checks it.
     fn pop(
         pipeline: &mut Tested,
         number: usize,
@@ -557,7 +554,7 @@ mod tests {
         Ok(())
     }
 
-    /// Lets all packets through, as many at a time as there is room for. Returns how many came out.
+    /// Passes all packets, as many at a time as there is room for. Returns how many came out.
     fn pass(pipeline: &mut Tested, packets: &[(usize, usize)]) -> (usize, Result<(), EncodeError>) {
         let (mut pushed, mut popped) = (0, 0);
         while popped < packets.len() {
@@ -602,14 +599,14 @@ mod tests {
         }
     }
 
-    /// A payload that is whole does not wait for more packets to come.
+    /// A complete payload does not wait for more packets.
     #[test]
     fn there_is_no_room_while_a_payload_is_whole() {
         let tools = Tools::new(What::Stops);
         let mut pipeline = pipeline(1, &tools);
         push(&mut pipeline, 0, (8, 8));
         push(&mut pipeline, 1, (0, 0));
-        // The first packet is not whole, so there is room behind it.
+        // The first packet is incomplete, so there is room for more.
         assert_eq!(pipeline.room(), PLACES - 2);
         tools.goes_on.store(true, Ordering::Relaxed);
         pop(&mut pipeline, 0, (8, 8)).unwrap();
@@ -619,7 +616,7 @@ mod tests {
         assert_eq!(pipeline.room(), PLACES);
     }
 
-    /// A packet that says it has more pieces than anybody is given is no payload.
+    /// A packet with fewer pieces made than announced is an error.
     #[test]
     fn a_payload_without_all_of_its_pieces_is_an_error() {
         let mut pipeline = pipeline(0, &Tools::new(What::Works));
@@ -633,7 +630,7 @@ mod tests {
         assert!(matches!(outcome, Err(EncodeError::Incomplete)));
         std::mem::forget(begun);
         push(&mut pipeline, 0, (2, 2));
-        // Somebody takes a piece and neither finishes it nor says why.
+        // A piece is taken, and neither finished nor failed.
         drop(pipeline.shared.begin(Range::next_back));
         let outcome = pop(&mut pipeline, 0, (2, 2));
         assert!(matches!(outcome, Err(EncodeError::Incomplete)));
@@ -676,7 +673,7 @@ mod tests {
                 let mut pipeline = pipeline(1, &tools);
                 let call = || pass(&mut pipeline, &[(8, 8); 3]).1;
                 let outcome = catch_unwind(AssertUnwindSafe(call));
-                // Nobody may have had a piece before the other one had done them all.
+                // One side may have done all pieces before the other had one.
                 let has_panicked = tools.panics.load(Ordering::Relaxed) > 0;
                 assert_eq!(outcome.is_err(), has_panicked);
                 panics += usize::from(has_panicked);
@@ -685,7 +682,7 @@ mod tests {
         }
     }
 
-    /// Helpers finish what they have begun when the caller goes away, and begin nothing more.
+    /// When the caller goes away, helpers finish their current pieces and begin no more.
     #[test]
     fn a_pipeline_that_goes_away_leaves_helpers_with_nothing() {
         for packets in 1..=PLACES {

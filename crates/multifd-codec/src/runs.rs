@@ -1,5 +1,5 @@
-//! The sending direction of a channel with several streams: every packet's pages in runs, each
-//! compressed by itself.
+//! The sending direction of a channel with several streams: every packet's pages in independently
+//! compressed runs.
 
 use multifd_wire::PageSize;
 
@@ -7,14 +7,14 @@ use crate::encoder::WriteTogether;
 use crate::pipeline::{CompressPiece, Packet, Pipeline};
 use crate::{EncodeError, PageBuffer, PathCounts, Streams};
 
-/// What a method does with a packet before its runs are compressed.
+/// A method's preparation of a packet before its runs are compressed.
 pub(crate) trait BeginRuns: Send {
-    /// What one thread needs to compress runs.
+    /// The tools of one compressing thread.
     type Tools: Send + 'static;
-    /// What has to be known of a run's packet.
+    /// The context of a run's packet.
     type Context: Default + Send + Sync + 'static;
 
-    /// Looks at the channel's next packet, and writes what precedes its runs.
+    /// Examines the channel's next packet, and writes the bytes before its runs.
     fn begin(&mut self, pages: &[u8], payload: &mut Vec<u8>) -> Self::Context;
 }
 
@@ -28,7 +28,7 @@ pub(crate) struct WriteRuns<R: BeginRuns> {
 impl<R: BeginRuns> WriteRuns<R> {
     /// # Errors
     ///
-    /// Those of `tools`.
+    /// The errors of `tools`.
     pub(crate) fn new<E>(
         codec: R,
         streams: Streams,

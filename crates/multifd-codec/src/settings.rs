@@ -1,4 +1,4 @@
-//! What an operator chooses for a codec.
+//! An operator's settings of a codec.
 
 use std::fmt;
 use std::ops::Range;
@@ -7,8 +7,8 @@ use page_deflate::{Effort, WindowSize};
 
 use crate::{Accel, Huffman};
 
-/// What a codec is made with. A decoder looks at [`Settings::accel`] only: what it reads is the
-/// sender's choice.
+/// The settings of a codec. A decoder only uses [`Settings::accel`]: the sender chooses everything
+/// else.
 ///
 /// ```
 /// use multifd_codec::{Settings, ZlibLevel};
@@ -24,32 +24,32 @@ pub struct Settings {
     pub zlib_level: ZlibLevel,
     /// QEMU's `multifd-zstd-level`.
     pub zstd_level: ZstdLevel,
-    /// Who computes.
+    /// The choice of backend.
     pub accel: Accel,
-    /// The Huffman code where an accelerated deflate has the choice.
+    /// The Huffman code, if an accelerated deflate has the choice.
     pub huffman: Huffman,
     /// The effort of `page-deflate`.
     pub effort: Effort,
     /// The window of a zlib stream that `page-deflate` writes.
     pub window: WindowSize,
-    /// Independent streams in the channel, for methods and engines that can make them.
+    /// Independent streams in the channel, for methods and engines that support them.
     pub streams: Streams,
 }
 
-/// How many runs a packet's pages are split into, each of which is compressed by itself, at the
-/// same time as the others: 1..=128, by default 1. With fewer pages than runs each page is one.
+/// The number of runs per packet, compressed independently and in parallel: 1..=128, by default 1.
+/// With fewer pages than runs each page is one run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Streams(u8);
 
 impl Streams {
-    /// The most there can be: one for each page of 4 KiB of a packet.
+    /// The maximum: one for each 4 KiB page of a packet.
     pub const MAX: Self = Self(128);
 
     /// Checks a number of streams.
     ///
     /// # Errors
     ///
-    /// [`StreamsError`] when it is 0 or over [`Streams::MAX`].
+    /// [`StreamsError`] if it is 0 or over [`Streams::MAX`].
     pub const fn new(streams: u8) -> Result<Self, StreamsError> {
         if streams == 0 || streams > Self::MAX.0 {
             return Err(StreamsError {
@@ -66,15 +66,15 @@ impl Streams {
         self.0 as usize
     }
 
-    /// The lengths of the runs that so many pages are split into, in order: as many as there are
-    /// streams or pages, and no two of them differ by more than one page.
+    /// The lengths of the runs of a packet of `pages`, in order. The number of runs is the smaller
+    /// of streams and pages; lengths differ by at most one page.
     pub fn runs(self, pages: usize) -> impl Iterator<Item = usize> {
         let runs = self.value().min(pages);
         (0..runs).map(move |index| run(index, runs, pages).len())
     }
 }
 
-/// The run of a number, of so many that pages are split into.
+/// The run with index `index` of `runs` runs of `pages` pages.
 pub(crate) fn run(index: usize, runs: usize, pages: usize) -> Range<usize> {
     let (length, longer) = (pages / runs, pages % runs);
     let start = |index: usize| index * length + index.min(longer);
@@ -93,14 +93,14 @@ impl fmt::Display for Streams {
     }
 }
 
-/// A number of streams that a channel cannot have.
+/// A number of streams outside the valid range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{found} streams in a channel, but there are 1 to {allowed}")]
 #[non_exhaustive]
 pub struct StreamsError {
-    /// The number asked for.
+    /// The requested number.
     pub found: u8,
-    /// The highest number there is.
+    /// The highest valid number.
     pub allowed: u8,
 }
 
@@ -128,7 +128,7 @@ impl<const MAX: u8> Level<MAX> {
     ///
     /// # Errors
     ///
-    /// [`LevelError`] when it is over `MAX`.
+    /// [`LevelError`] if it is over `MAX`.
     pub const fn new(level: u8) -> Result<Self, LevelError> {
         if level > MAX {
             return Err(LevelError {
@@ -158,14 +158,14 @@ impl<const MAX: u8> fmt::Display for Level<MAX> {
     }
 }
 
-/// A compression level that the method does not have.
+/// A compression level outside the method's range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("compression level {found}, but the highest is {allowed}")]
 #[non_exhaustive]
 pub struct LevelError {
-    /// The level asked for.
+    /// The requested level.
     pub found: u8,
-    /// The highest level there is.
+    /// The highest valid level.
     pub allowed: u8,
 }
 

@@ -1,9 +1,9 @@
-//! Method `zlib` by `page-deflate`, which is made for pages: streams that a stock QEMU reads as its
-//! own.
+//! Method `zlib` by `page-deflate`, which is optimised for pages: streams that a stock QEMU reads
+//! as its own.
 //!
-//! With one stream a packet's blocks refer to the packets before, as those of a stock sender do.
-//! With several, each run of pages is compressed by itself, at the same time as the others, and
-//! inflate takes one after the other as one stream.
+//! With one stream, a packet's blocks refer to earlier packets, like those of a stock sender. With
+//! several, the runs of pages are compressed independently and in parallel, and inflate reads them
+//! in sequence as one stream.
 
 use std::convert::Infallible;
 
@@ -51,8 +51,8 @@ impl WritePayload for Deflate {
 /// The sending direction, run by run.
 pub(crate) struct DeflateRuns {
     header: Header,
-    /// Looks at packets for all who compress runs: what a run becomes must not depend on whose turn
-    /// it is.
+    /// Surveys packets for all run writers: a run's output must not depend on the thread that
+    /// writes it.
     scout: Box<Deflater>,
     habit: Habit,
     packets: usize,
@@ -112,8 +112,8 @@ impl Header {
     }
 }
 
-/// The receiving direction: fast where a packet is what senders make of it, and otherwise as
-/// tolerant as the ordinary library.
+/// The receiving direction: fast for packets in the senders' usual form, and otherwise as tolerant
+/// as the ordinary library.
 pub(crate) struct Inflate {
     how: Reader,
 }
@@ -125,23 +125,23 @@ enum Reader {
 
 struct Own {
     stream: StreamInflater,
-    /// For a sender's runs, each of which can be read by itself.
+    /// For a sender's runs, which can be read independently.
     readers: Readers<RunInflater, (), InflateError>,
-    /// Where the payload's runs end.
+    /// The ends of the payload's runs.
     ends: Vec<usize>,
     patience: Patience,
 }
 
-/// When to look for runs: a sender's number of streams is for the whole channel, so after some
-/// packets without runs it is not worth the while; but a packet can also have none by chance, when
-/// the mark between runs stands in its pages.
+/// Decides when to look for runs. A sender's number of streams holds for the whole channel, so
+/// after some packets without runs the search does not pay; but a packet can also seem to have none
+/// by chance, if its data contains the mark between runs.
 #[derive(Default)]
 struct Patience {
-    /// How many packets in a row were not made of runs.
+    /// The number of consecutive packets without runs.
     misses: u8,
-    /// So many packets are read without looking, after each further miss twice as many.
+    /// The number of packets read without a search; it doubles after each further miss.
     pause: u8,
-    /// How many of them are left.
+    /// The number of these packets left.
     left: u8,
 }
 
@@ -199,8 +199,7 @@ impl ReadPayload for Inflate {
             let pages = packet.pages.as_ref().len() / page_size.bytes();
             return Ok(PathCounts::software(pages));
         }
-        // It ends within a byte, for one, or is damaged. The library has the last word, from here
-        // on.
+        // It is damaged, or for example ends within a byte. The library decides, from here on.
         let mut library = match own.stream.history() {
             Some(history) => zlib::Inflate::after(history)?,
             None => zlib::Inflate::new(),
@@ -212,15 +211,15 @@ impl ReadPayload for Inflate {
 }
 
 impl Own {
-    /// Reads a payload in one go; false if it is for the library to say what it is.
+    /// Reads a payload in one go; returns false if the library has to decide about it.
     fn inflate_stream(&mut self, packet: &mut Arrived) -> bool {
         let pages = packet.pages.as_mut();
         self.stream.inflate(&packet.payload, pages).is_ok()
     }
 
-    /// Reads a payload of runs, on several processors; false if that is not what it is.
+    /// Reads a payload of runs on several processors; returns false if it is none.
     fn inflate_runs(&mut self, packet: &mut Arrived, page_size: PageSize) -> bool {
-        // One page is one run, whatever the channel has.
+        // One page is one run, whatever the channel's number of streams.
         let is_one = packet.pages.as_ref().len() <= page_size.bytes();
         if is_one || !self.patience.is_worth_a_try() {
             return false;
@@ -230,10 +229,9 @@ impl Own {
         are_read
     }
 
-    /// Nothing tells where a run begins but the empty block in front of it, whose bytes may also be
-    /// there by chance. That does no harm: pieces which are all read to their last byte, each
-    /// filling its pages without a reference to before itself, become the same pages when they are
-    /// read as one.
+    /// Only the empty block before a run shows its start, and these bytes can also occur by chance.
+    /// That is harmless: if all pieces are read to their last byte, and each fills its pages
+    /// without a reference to earlier data, reading them as one stream gives the same pages.
     fn try_runs(&mut self, packet: &mut Arrived, page_size: PageSize) -> Option<()> {
         let Self {
             stream,
@@ -253,7 +251,7 @@ impl Own {
                 return None;
             }
             let streams = Streams::new(u8::try_from(runs).ok()?).ok()?;
-            // The blocks are what is behind the header.
+            // The blocks follow the header.
             let header = payload.len().checked_sub(blocks.len())?;
             let mut start = 0;
             for (&end, run) in ends.iter().zip(streams.runs(count)) {
@@ -268,11 +266,11 @@ impl Own {
     }
 }
 
-/// A channel is read in one go after so many packets without runs: each try may cost as much again
-/// as reading does.
+/// After this many consecutive packets without runs, a channel is read in one go: each search may
+/// double the cost of reading.
 const MOST_MISSES: u8 = 2;
 const LEAST_PAUSE: u8 = 4;
-/// Then a channel without runs is read at most a sixty-fourth more slowly than without any tries.
+/// This limits the searches' cost in a channel without runs to a sixty-fourth.
 const MOST_PAUSE: u8 = 64;
 
 #[cfg(test)]
@@ -302,7 +300,7 @@ mod tests {
             .collect()
     }
 
-    /// The packet as it arrives.
+    /// Writes the packet as it arrives.
     fn write(deflate: &mut WriteRuns<DeflateRuns>, sent: &[u8]) -> Arrived {
         let mut arrived = Arrived {
             payload: Vec::new(),
@@ -313,7 +311,7 @@ mod tests {
         arrived
     }
 
-    /// Marks that stand in two packets by chance do not end it for the channel.
+    /// Marks that occur in two packets by chance do not end the search for the channel.
     #[test]
     fn bad_luck_passes() {
         let streams = Streams::new(3).unwrap();
@@ -324,7 +322,7 @@ mod tests {
         };
         let mut read_at_once = Vec::new();
         for number in 0..40 {
-            // Noise with a mark in it is in the first three.
+            // The first three contain noise with a mark.
             let seed = if number < 3 { 0 } else { number };
             let sent = packet(64, seed);
             let mut arrived = write(&mut deflate, &sent);
@@ -335,7 +333,7 @@ mod tests {
             }
             assert!(arrived.pages.as_ref() == sent, "packet {number}");
         }
-        // Two misses, a pause, and then every one.
+        // Two misses, a pause, and then every packet.
         let first = 2 + usize::from(LEAST_PAUSE);
         assert!(read_at_once.into_iter().eq(first..40));
     }
@@ -381,7 +379,7 @@ mod tests {
                 let arrived = arrived.pages;
                 assert!(arrived.as_ref() == sent, "{streams} streams, packet {seed}");
             }
-            // All of several pages but the first, in which marks stand by chance.
+            // All packets of several pages except the first, in which marks occur by chance.
             let expected = if streams.value() == 1 { 0 } else { 5 };
             assert_eq!(together, expected, "{streams}");
         }

@@ -1,7 +1,6 @@
-//! Workers on pieces that know nothing of each other: the channel's thread and others, each with
-//! tools of its own.
+//! Workers on independent pieces: the channel's thread and helpers, each with its own tools.
 //!
-//! The result of a piece must depend on the piece alone, and never on whose tools it was made with.
+//! The result of a piece must depend only on the piece, not on the tools.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -12,14 +11,14 @@ use crate::channel::Arrived;
 use crate::helpers::{self, Common, Help, Work, lock, processors};
 use crate::page::Parts;
 
-// One processor takes about a millisecond for a packet, to write it or to read it. With so many, to
-// wake them takes longer than another one could save.
+// One processor takes about a millisecond to write or read a packet. With this many, waking one
+// more takes longer than it could save.
 const MOST_WRITERS: usize = 16;
 const MOST_READERS: usize = 8;
-/// What one processor has done by the time that another one has woken.
+/// The work of one processor while another one wakes.
 pub(crate) const LEAST_BYTES: usize = 32 << 10;
 
-/// A worker for each stream, but no more than this thread may have processors, or than are of use.
+/// The number of writers: one per stream, up to this thread's processors and the useful maximum.
 pub(crate) fn writers(streams: Streams) -> usize {
     match streams.value() {
         1 => 1,
@@ -27,40 +26,39 @@ pub(crate) fn writers(streams: Streams) -> usize {
     }
 }
 
-/// As many workers as can be of use, and what they do with the pieces of a job.
+/// The useful number of workers, and their function for the pieces of a job.
 pub(crate) struct Crew<T: Send + 'static, J: Send + Sync + 'static> {
     mine: T,
     shared: Arc<Shared<T, J>>,
     help: Help,
 }
 
-/// Does a piece, by its number. False if it is of no use to go on.
+/// Does a piece, by its number. Returns false if there is no point in continuing.
 type DoPiece<T, J> = fn(tools: &mut T, job: &J, piece: usize) -> bool;
 
-/// What the caller and its helpers work on.
+/// Shared by the caller and its helpers.
 struct Shared<T, J> {
     do_piece: DoPiece<T, J>,
     common: Common<T>,
-    /// Changed only while nobody is at work on it.
+    /// Changed only while no thread works on it.
     job: RwLock<J>,
-    /// The pieces that nobody has begun.
+    /// The pieces not yet begun.
     left: Mutex<Range<usize>>,
     unfinished: AtomicUsize,
 }
 
-/// A piece that somebody has begun. When this is dropped the work on it is over, however it has
-/// ended.
+/// A piece in work. Dropping it ends the work on it, successful or not.
 struct Begun<'s, T, J> {
     shared: &'s Shared<T, J>,
     piece: usize,
 }
 
 impl<T: Send + 'static, J: Default + Send + Sync + 'static> Crew<T, J> {
-    /// A crew of so many.
+    /// A crew of `workers` workers.
     ///
     /// # Errors
     ///
-    /// Those of `tools`.
+    /// The errors of `tools`.
     pub(crate) fn new<E>(
         workers: usize,
         mut tools: impl FnMut() -> Result<T, E>,
@@ -85,13 +83,12 @@ impl<T: Send + 'static, J: Default + Send + Sync + 'static> Crew<T, J> {
         })
     }
 
-    /// Does all pieces of a job, on this thread and on as many others that there are `most` in all.
-    /// The workers take pieces in their order. When one says that it is of no use to go on, they
-    /// finish what they have begun.
+    /// Does all pieces of a job, on this thread and helpers, `most` workers in all. The workers
+    /// take pieces in order. When one returns false, they finish their current pieces and stop.
     ///
     /// # Panics
     ///
-    /// With the panic of a helper. The job is lost then.
+    /// Resumes the panic of a helper. The job is lost then.
     pub(crate) fn run(&mut self, job: &mut J, pieces: usize, most: usize) {
         let shared = &*self.shared;
         std::mem::swap(job, &mut *shared.write());
@@ -108,7 +105,7 @@ impl<T: Send + 'static, J: Default + Send + Sync + 'static> Crew<T, J> {
         std::mem::swap(job, &mut *shared.write());
     }
 
-    /// Looks at everybody's tools, for what they have collected.
+    /// Visits all workers' tools, for collected results.
     pub(crate) fn each_tools(&mut self, mut look: impl FnMut(&mut T)) {
         look(&mut self.mine);
         for tools in self.shared.common.tools() {
@@ -130,7 +127,7 @@ impl<T, J> Shared<T, J> {
         self.unfinished.load(Ordering::Acquire) == 0
     }
 
-    /// Lets nobody begin anything any more.
+    /// Prevents all further pieces.
     fn close(&self) {
         let mut left = lock(&self.left);
         self.unfinished.fetch_sub(left.len(), Ordering::Release);
@@ -174,8 +171,8 @@ impl<T, J> Drop for Begun<'_, T, J> {
     }
 }
 
-/// Reads the pieces of a payload, each into its own part of the packet's pages. `X` is what has to
-/// be known of the packet, `E` what can be wrong with a piece.
+/// Reads the pieces of a payload, each into its own part of the packet's pages. `X` is the packet's
+/// context, `E` the error of a piece.
 pub(crate) struct Readers<T: Send + 'static, X: Send + Sync + 'static, E: Send + 'static> {
     crew: Crew<T, Reading<T, X, E>>,
     job: Reading<T, X, E>,
@@ -186,33 +183,33 @@ pub(crate) struct Readers<T: Send + 'static, X: Send + Sync + 'static, E: Send +
 pub(crate) type ReadPiece<T, X, E> =
     fn(tools: &mut T, context: &X, piece: &[u8], pages: &mut [u8]) -> Result<(), E>;
 
-/// A packet that is read.
+/// A packet that is being read.
 struct Reading<T, X, E> {
     payload: Vec<u8>,
-    /// Where the pieces are in the payload.
+    /// The locations of the pieces in the payload.
     pieces: Vec<Range<usize>>,
-    /// Where their pages belong.
+    /// The parts for their pages.
     parts: Parts,
     context: X,
     read: Option<ReadPiece<T, X, E>>,
-    /// How many pieces are read.
+    /// The number of pieces read.
     done: AtomicUsize,
-    /// What is wrong with the first of the pieces that cannot be read.
+    /// The error of the first bad piece.
     first_error: Mutex<Option<(usize, E)>>,
 }
 
-/// The pieces of a payload, to be listed one behind the other.
+/// The pieces of a payload, to be listed in order.
 pub(crate) struct Pieces<'l> {
     pieces: &'l mut Vec<Range<usize>>,
     parts: &'l mut Parts,
 }
 
 impl<T: Send + 'static, X: Default + Send + Sync + 'static, E: Send + 'static> Readers<T, X, E> {
-    /// As many readers as can be of use.
+    /// Makes the useful number of readers.
     ///
     /// # Errors
     ///
-    /// Those of `tools`.
+    /// The errors of `tools`.
     pub(crate) fn new<F>(
         tools: impl FnMut() -> Result<T, F>,
         read: ReadPiece<T, X, E>,
@@ -233,11 +230,11 @@ impl<T: Send + 'static, X: Default + Send + Sync + 'static, E: Send + 'static> R
     }
 
     /// Reads a packet whose pieces `list` lists. The readers have the packet's payload and pages
-    /// while they read. None if `list` says no: then nothing is read.
+    /// meanwhile. Returns `None` and reads nothing if `list` returns `None`.
     ///
     /// # Errors
     ///
-    /// The first of the pieces that cannot be read, and what is wrong with it.
+    /// The first bad piece and its error.
     pub(crate) fn read(
         &mut self,
         packet: &mut Arrived,
@@ -266,28 +263,28 @@ impl<T: Send + 'static, X: Default + Send + Sync + 'static, E: Send + 'static> R
         job.context = X::default();
         match lock(&job.first_error).take() {
             Some(error) => Err(error),
-            // A piece that nobody has read has its error, or it would be no piece of this packet.
+            // An unread piece without an error would not be a piece of this packet.
             None => Ok((job.done.load(Ordering::Acquire) == count).then_some(())),
         }
     }
 }
 
 impl Pieces<'_> {
-    /// Adds a piece that is there in the payload, and becomes the next `len_bytes` of pages.
-    /// Nothing if there are not so many.
+    /// Adds a piece of the payload, which fills the next `len_bytes` of pages. Returns `None` if
+    /// the payload or the pages have fewer bytes.
     pub(crate) fn push(&mut self, piece: Range<usize>, len_bytes: usize) -> Option<()> {
         self.parts.push(len_bytes)?;
         self.pieces.push(piece);
         Some(())
     }
 
-    /// How many there are.
+    /// The number of pieces.
     #[cfg(feature = "zstd")]
     pub(crate) const fn len(&self) -> usize {
         self.pieces.len()
     }
 
-    /// Whether they fill all of the pages.
+    /// Returns whether they fill all of the pages.
     #[cfg(feature = "zstd")]
     pub(crate) fn are_all(&self) -> bool {
         self.parts.are_all()
@@ -312,7 +309,7 @@ impl<T, X, E> Reading<T, X, E> {
     fn read(tools: &mut T, job: &Self, number: usize) -> bool {
         let piece = job.pieces.get(number).cloned();
         let piece = piece.and_then(|piece| job.payload.get(piece));
-        // Nobody else has this number.
+        // No other worker has this number.
         let (Some(read), Some(piece), Some(part)) = (job.read, piece, job.parts.take(number))
         else {
             return false;
@@ -383,10 +380,10 @@ mod tests {
             }
             packet.payload = vec![1, 9, 9, 1, 1];
             assert_eq!(readers.read(&mut packet, (), list), Err((1, "nine")));
-            // Nothing of it is left for the next one.
+            // The next packet gets nothing of it.
             packet.payload = vec![5, 4, 3, 2, 1];
             assert_eq!(readers.read(&mut packet, (), list), Ok(Some(())));
-            // More than there is room for.
+            // More than the pages have room for.
             let more = |_: &[u8], pieces: &mut Pieces<'_>| pieces.push(0..1, 6 * LEN);
             assert_eq!(readers.read(&mut packet, (), more), Ok(None));
             assert_eq!(packet.pages.as_ref().len(), 5 * LEN);

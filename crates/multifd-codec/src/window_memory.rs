@@ -1,16 +1,15 @@
 //! Memory for the windows of `zstd` decoders: one bound for all of them in this process.
 //!
-//! A peer's frame header states how large a window its decoder has to keep: from 1 KiB to terabytes
-//! in a few bytes. So the number is read here before libzstd sees it. A window larger than
-//! [`MAX_WINDOW_BYTES`] is refused as such ([`DecodeError::Window`]). A smaller one is taken out of
-//! what all decoders of the process may hold together ([`limit`]), and refused if that does not
-//! suffice ([`DecodeError::WindowMemory`]). A decoder gives back what it has taken when it is
-//! dropped.
+//! A peer's frame header states the window that its decoder has to keep: from 1 KiB to terabytes in
+//! a few bytes. So this module reads the number before libzstd sees it. A window larger than
+//! [`MAX_WINDOW_BYTES`] is refused ([`DecodeError::Window`]). A smaller one counts towards the
+//! total of all decoders of the process ([`limit`]), and is refused if that is exhausted
+//! ([`DecodeError::WindowMemory`]). A decoder returns its share when it is dropped.
 //!
-//! # What else a peer can make a codec hold
+//! # Other memory that a peer can make a codec hold
 //!
-//! All other buffers have bounds that no peer chooses. `tests/memory.rs` measures them with the
-//! longest packets:
+//! A peer chooses the bounds of no other buffer. `tests/memory.rs` measures them with the longest
+//! packets:
 //!
 //! | decoder of | a channel holds at most | which is |
 //! | --- | --- | --- |
@@ -22,58 +21,59 @@
 //! | `qpl`, `canned` | 128 KiB, and as much for each helper | tables |
 //!
 //! A decoder has tools for up to seven helpers, and for none with
-//! [`Accel::None`](crate::Accel::None). The helpers themselves are threads of the process, one for
-//! each processor but one and no more than 64, however many channels there are. Payloads and pages
-//! are in the caller's buffers: a compressed payload has up to
+//! [`Accel::None`](crate::Accel::None). The helpers themselves are threads of the process: one for
+//! each processor but one and at most 64, for any number of channels. Payloads and pages are in the
+//! caller's buffers: a compressed payload has up to
 //! [`MAX_PAYLOAD_BYTES`](crate::MAX_PAYLOAD_BYTES), a packet's pages are 512 KiB.
 //!
-//! What an encoder holds is its operator's choice ([`ZstdLevel`](crate::ZstdLevel) has numbers),
-//! for as many channels as the source opens.
+//! An encoder's memory is its operator's choice ([`ZstdLevel`](crate::ZstdLevel) has numbers),
+//! times the number of channels that the source opens.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::DecodeError;
 
-/// The largest window that is taken: that of QEMU's highest level, 20. (libzstd makes larger ones
-/// from level 21 on, and a stock receiver takes them up to 128 MiB; no QEMU sends them.)
+/// The largest accepted window: that of QEMU's highest level, 20. (libzstd uses larger ones from
+/// level 21 on, and a stock receiver accepts them up to 128 MiB; no QEMU sends them.)
 pub const MAX_WINDOW_BYTES: u64 = 1 << 25;
 
-/// What all decoders of a process may hold unless [`set_limit`] says otherwise: 1.25 GiB.
+/// The limit for all decoders of a process until [`set_limit`] changes it: 1.25 GiB.
 ///
-/// Two migrations of 16 channels, or four of 8, at level 20, with 32 MiB and a bit for each
-/// channel. Of level 1, with 512 KiB and a bit, more than five migrations of 255 channels.
+/// It is enough for two migrations of 16 channels, or four of 8, at level 20, with slightly more
+/// than 32 MiB per channel. At level 1, with slightly more than 512 KiB per channel, it is enough
+/// for more than five migrations of 255 channels.
 pub const DEFAULT_LIMIT: u64 = 1280 << 20;
 
 static LIMIT: AtomicU64 = AtomicU64::new(DEFAULT_LIMIT);
 static HELD: AtomicU64 = AtomicU64::new(0);
 
-/// How many bytes all decoders of this process may hold.
+/// The number of bytes that all decoders of this process may hold.
 #[must_use]
 pub fn limit() -> u64 {
     LIMIT.load(Ordering::Relaxed)
 }
 
-/// Sets what all decoders of this process may hold. It counts for windows from now on: nothing is
-/// taken from a decoder that has its window.
+/// Sets the number of bytes that all decoders of this process may hold. It applies to new windows;
+/// a decoder keeps the window it has.
 pub fn set_limit(bytes: u64) {
     LIMIT.store(bytes, Ordering::Relaxed);
 }
 
-/// How many bytes all decoders of this process hold now.
+/// The number of bytes that all decoders of this process hold now.
 #[must_use]
 pub fn held() -> u64 {
     HELD.load(Ordering::Relaxed)
 }
 
-/// What one decoder has taken of it.
+/// One decoder's share.
 #[derive(Debug, Default)]
 pub(crate) struct Share {
     bytes: u64,
 }
 
 impl Share {
-    /// Sees to it that there is room for the frame that `input` begins with. If that is not the
-    /// whole header of a frame with content, libzstd has nothing to make room for.
+    /// Reserves memory for the frame that `input` begins with. Without the complete header of a
+    /// frame with content, libzstd allocates nothing.
     pub(crate) fn admit(&mut self, input: &[u8]) -> Result<(), DecodeError> {
         let Some(window) = window_of(input) else {
             return Ok(());
@@ -113,14 +113,14 @@ impl Drop for Share {
     }
 }
 
-/// What libzstd holds to read a frame of this window: the window and two blocks of output, and one
-/// block of input.
+/// libzstd's memory for reading a frame with this window: the window and two blocks of output, and
+/// one block of input.
 fn buffers_of(window: u64) -> u64 {
     window + 3 * window.min(MAX_BLOCK_BYTES) + 2 * OVERLENGTH
 }
 
-/// The window that the frame at the front of `input` asks for (RFC 8878, section 3.1.1.1); `None`
-/// when that is not the whole header of one.
+/// The window of the frame at the start of `input` (RFC 8878, section 3.1.1.1); `None` if `input`
+/// does not start with a complete frame header.
 pub(crate) fn window_of(input: &[u8]) -> Option<u64> {
     let (magic, header) = input.split_first_chunk()?;
     if u32::from_le_bytes(*magic) != MAGIC {
@@ -150,7 +150,7 @@ pub(crate) fn window_of(input: &[u8]) -> Option<u64> {
             .iter_mut()
             .zip(content_len)
             .for_each(|(to, &from)| *to = from);
-        // Lengths in two bytes begin where those in one byte end.
+        // Two-byte lengths start where one-byte lengths end.
         let len = u64::from_le_bytes(bytes) + if content_len_field == 2 { 256 } else { 0 };
         len.max(1 << MIN_WINDOW_BITS)
     }))
@@ -160,7 +160,7 @@ const MAGIC: u32 = 0xfd2f_b528;
 const MIN_WINDOW_BITS: u8 = 10;
 /// The largest block of any frame (RFC 8878, section 3.1.1.2).
 const MAX_BLOCK_BYTES: u64 = 128 << 10;
-/// libzstd copies up to so many bytes past an end.
+/// The most bytes that libzstd copies past an end.
 const OVERLENGTH: u64 = 32;
 
 #[cfg(test)]
@@ -169,7 +169,7 @@ mod tests {
 
     use super::*;
 
-    /// A frame's header, by its fields.
+    /// A frame's header, from its fields.
     fn header(descriptor: u8, fields: &[&[u8]]) -> Vec<u8> {
         [&MAGIC.to_le_bytes()[..], &[descriptor], &fields.concat()].concat()
     }
@@ -194,8 +194,8 @@ mod tests {
             }
             let mut stream = DCtx::create();
             let before = stream.sizeof();
-            // libzstd makes its buffers when it has the header, and looks at a dictionary's number
-            // before.
+            // libzstd allocates its buffers once it has the header, and checks a dictionary's
+            // number before.
             let mut frame = header.clone();
             frame[4] &= !3;
             if header[4] & 3 != 0 {
@@ -212,7 +212,7 @@ mod tests {
                 made <= counted,
                 "{header:?}: {made} made, {counted} counted"
             );
-            // Content that is known to be short needs no more than itself.
+            // Content that is known to be short needs only its own size.
             let is_known = header[4] >> 5 != 0;
             assert!(
                 is_known || made + MAX_BLOCK_BYTES >= counted,

@@ -1,16 +1,16 @@
 //! Method `zlib` (QEMU 5.0 and later) by its ordinary library: one zlib stream per channel for the
 //! whole migration.
 //!
-//! The two bytes of zlib header stand before the first payload only. A payload ends with a sync
-//! flush, whose mark `00 00 ff ff` puts everything before it into the receiver's hands; matches
-//! reach back up to 32 KiB across pages and packets. The stream is never finished: there is no
-//! final block and no checksum.
+//! The two bytes of zlib header only precede the first payload. A payload ends with a sync flush,
+//! whose mark `00 00 ff ff` makes everything before it available to the receiver; matches reach
+//! back up to 32 KiB across pages and packets. The stream is never finished: it has no final block
+//! and no checksum.
 //!
-//! A stock receiver inflates page by page, each call with room for exactly one page, and fails when
-//! a page stays short or the stream ends. Where the output is cut makes no difference to inflate,
-//! so here the packet is one call (which is faster, as inflate slows down near the end of its
-//! room); what would have to come out behind the last page, which the stock receiver leaves to
-//! trouble the next packet, is an error at once.
+//! A stock receiver inflates page by page, each call with room for exactly one page, and fails if a
+//! page stays short or the stream ends. Inflate does not depend on where its output is cut, so here
+//! the packet is one call (which is faster, as inflate slows down near the end of its room). Output
+//! beyond the last page, which a stock receiver leaves to disturb the next packet, is an immediate
+//! error here.
 
 use std::convert::Infallible;
 
@@ -48,8 +48,8 @@ impl WritePayload for Deflate {
     }
 }
 
-/// The sending direction, a piece of deflate for each run of pages: blocks that do not look back
-/// before the run, ended by a sync flush. Inflate takes one after the other as one stream.
+/// The sending direction, a piece of deflate for each run of pages: blocks without references to
+/// data before the run, ended by a sync flush. Inflate reads them in sequence as one stream.
 pub(crate) struct DeflateRuns {
     is_started: bool,
 }
@@ -100,7 +100,7 @@ fn deflate(stream: &mut Compress, input: &[u8], out: &mut Vec<u8>) -> Result<(),
                 source: error.into(),
             })?;
         input = rest(input, stream.total_in() - taken_before);
-        // Room left over is deflate's sign that the flush is complete.
+        // Remaining room is deflate's sign that the flush is complete.
         if out.len() < out.capacity() {
             debug_assert!(input.is_empty());
             return Ok(());
@@ -122,10 +122,10 @@ impl Inflate {
         }
     }
 
-    /// Goes on with a stream that had a byte's end where a packet ended; `history` is the last that
-    /// came out of it, at most 32 KiB.
+    /// Continues a stream that was byte-aligned at the end of a packet; `history` is its last
+    /// output, at most 32 KiB.
     pub(crate) fn after(history: &[u8]) -> Result<Self, DecodeError> {
-        // As if the stream had begun with all of it, in a stored block (RFC 1951, section 3.2.4).
+        // As if the stream had begun with the history in a stored block (RFC 1951, section 3.2.4).
         let len = history.len() as u16;
         let mut begun = WindowSize::ThirtyTwoKiB.zlib_header().to_vec();
         begun.push(0);
@@ -143,8 +143,8 @@ impl Inflate {
         }
     }
 
-    /// Inflates once and says how much input it took and how much output it made. `found` is what
-    /// was made before.
+    /// Inflates once and returns the input consumed and the output made. `found` is the output so
+    /// far.
     fn step(
         &mut self,
         input: &[u8],
@@ -153,7 +153,7 @@ impl Inflate {
     ) -> Result<(u64, usize), DecodeError> {
         let (taken_before, made_before) = (self.stream.total_in(), self.stream.total_out());
         let outcome = self.stream.decompress(input, output, FlushDecompress::Sync);
-        // No more than the output takes, so it fits.
+        // It cannot exceed the output, so it fits.
         let made = (self.stream.total_out() - made_before) as usize;
         match outcome {
             Ok(Status::Ok | Status::BufError) => Ok((self.stream.total_in() - taken_before, made)),
@@ -190,8 +190,8 @@ impl ReadPayload for Inflate {
             input = rest(input, taken);
             found += made;
         }
-        // The marks behind the last page have no output. If there is some, in the input that is
-        // left or already inside inflate, there is a byte too many.
+        // The marks after the last page have no output. Any output, from the remaining input or
+        // from within inflate, is a byte too many.
         loop {
             let (taken, made) = self.step(input, &mut [0], found)?;
             if made > 0 {
@@ -209,7 +209,7 @@ impl ReadPayload for Inflate {
     }
 }
 
-/// What is left of `input` when its first bytes have been taken.
+/// The rest of `input` after its first `taken` bytes.
 fn rest(input: &[u8], taken: u64) -> &[u8] {
     usize::try_from(taken)
         .ok()
@@ -217,9 +217,9 @@ fn rest(input: &[u8], taken: u64) -> &[u8] {
         .unwrap_or_default()
 }
 
-/// Room in which any payload of `len_bytes` is expected to fit: the fixed Huffman code, which the
-/// fastest levels use even where it does not pay, makes at most nine bits of a byte, and block
-/// headers and the flush need little.
+/// Expected maximum size of a payload of `len_bytes`: the fixed Huffman code, which the fastest
+/// levels use even where it does not pay, makes at most nine bits per byte, and block headers and
+/// the flush need little.
 const fn expected_bound(len_bytes: usize) -> usize {
     len_bytes + len_bytes / 8 + 1024
 }

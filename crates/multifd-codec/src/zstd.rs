@@ -1,14 +1,14 @@
 //! Method `zstd` (QEMU 5.0 and later): one zstd frame per channel for the whole migration, or
 //! frames of whole pages.
 //!
-//! The frame is opened by the first payload, with neither content size nor checksum, and never
-//! ended; each payload ends at a block's end (a flush). A stock receiver works page by page and
-//! stops a page where a frame ends. So it also takes frames that end at a page's end, and fails at
-//! a frame that ends inside a page or brings none, be it empty or skippable; what stands behind the
-//! frame end that completes the last page it does not look at.
+//! The first payload opens the frame, with neither content size nor checksum, and the frame never
+//! ends; each payload ends at a block's end (a flush). A stock receiver works page by page and
+//! stops a page where a frame ends. So it also accepts frames that end at a page's end, and fails
+//! at a frame that ends inside a page or has no page, whether empty or skippable. It ignores
+//! everything after the frame end that completes the last page.
 //!
-//! That is what several streams in a channel are: each packet's pages in runs, and each run a
-//! frame, which says how long its content is.
+//! Several streams in a channel use this: each packet's pages are split into runs, and each run is
+//! a frame that states its content's length.
 
 use std::error::Error;
 use std::fmt;
@@ -89,7 +89,7 @@ fn compressor(level: ZstdLevel) -> Result<CCtx<'static>, Unsupported> {
     Ok(stream)
 }
 
-/// Appends all of `bytes` to `out`, compressed, up to and with what `directive` asks for.
+/// Appends `bytes`, compressed, to `out`, and then executes `directive`.
 fn compress(
     stream: &mut CCtx<'static>,
     bytes: &[u8],
@@ -119,9 +119,9 @@ fn compress(
 pub(crate) struct Decompress {
     stream: DCtx<'static>,
     in_frame: bool,
-    /// Of what the process has for windows.
+    /// Its share of the process's memory for windows.
     share: Share,
-    /// For payloads of several frames, if they are to be read at once.
+    /// For payloads of several frames, if they are to be read in parallel.
     readers: Option<Readers<DCtx<'static>, (), ()>>,
 }
 
@@ -136,9 +136,8 @@ impl Decompress {
         })
     }
 
-    /// Reads a payload of several frames, each with the length of its content in its header, at
-    /// once; false if it is none, or one that cannot be read. What is wrong with it then shows when
-    /// it is read in order.
+    /// Reads a payload of several frames in parallel, each with its content's length in its header.
+    /// Returns false if it is none, or cannot be read; reading it in order then gives the error.
     fn read_frames(&mut self, packet: &mut Arrived, page_size: PageSize) -> bool {
         let Some(readers) = self.readers.as_mut().filter(|_| !self.in_frame) else {
             return false;
@@ -147,14 +146,14 @@ impl Decompress {
         matches!(readers.read(packet, (), list), Ok(Some(())))
     }
 
-    /// Sees to it that there may be a window for the frame which begins here. All of its header is
-    /// in this payload, or it is an error that it is not.
+    /// Reserves memory for the window of the frame that begins here. This payload must contain its
+    /// complete header, or it is an error.
     fn begin_frame(&mut self, input: &InBuffer<'_>) -> Result<(), DecodeError> {
         self.share
             .admit(input.src.get(input.pos()..).unwrap_or_default())
     }
 
-    /// Decompresses once; `true` when that brought a frame to its end.
+    /// Decompresses once; returns `true` if a frame ended.
     fn step(
         &mut self,
         input: &mut InBuffer<'_>,
@@ -171,8 +170,8 @@ impl Decompress {
             })
     }
 
-    /// What stands behind the last page may end the frame or be empty blocks or frames; nothing may
-    /// come out of it. Returns whether a frame is open then.
+    /// Reads the rest after the last page, which may end the frame or be empty blocks or frames,
+    /// but must not produce output. Returns whether a frame is open then.
     fn read_tail(
         &mut self,
         input: &mut InBuffer<'_>,
@@ -181,8 +180,8 @@ impl Decompress {
     ) -> Result<bool, DecodeError> {
         let payload_len = input.src.len();
         let mut belongs_to = input.pos();
-        // In an open frame the decoder may hold output back, so it is asked even when no input is
-        // left.
+        // In an open frame the decoder may hold output back, so it is called even without remaining
+        // input.
         while in_frame || input.pos() < payload_len {
             let before = input.pos();
             let mut beyond = [0];
@@ -266,7 +265,7 @@ fn list(payload: &[u8], page_size: PageSize, frames: &mut Pieces<'_>) -> Option<
         let len = zstd_safe::find_frame_compressed_size(rest).ok()?;
         let frame = rest.get(..len)?;
         let content = zstd_safe::get_frame_content_size(frame).ok()??;
-        // They are read without a window of their own, but not if read in order.
+        // Reading them in parallel needs no window, but reading them in order does.
         if window_of(frame)? > MAX_WINDOW_BYTES {
             return None;
         }
@@ -302,7 +301,7 @@ fn refused(code: usize) -> Unsupported {
     }
 }
 
-/// libzstd's error code, shown in libzstd's words.
+/// libzstd's error code, displayed as libzstd's message.
 #[derive(Debug)]
 struct ZstdError(usize);
 
@@ -314,6 +313,6 @@ impl fmt::Display for ZstdError {
 
 impl Error for ZstdError {}
 
-/// As a power of two. Larger ones are refused before libzstd sees them; this holds whatever default
-/// the linked libzstd has.
+/// The limit as a power of two. Larger windows are refused before libzstd sees them; this one holds
+/// for any default of the linked libzstd.
 const WINDOW_BITS: u32 = MAX_WINDOW_BYTES.ilog2();

@@ -1,4 +1,4 @@
-//! Method `canned`, taken apart: what a second implementer would rely on.
+//! Method `canned` in detail: the rules that a second implementation would rely on.
 
 use std::error::Error;
 
@@ -43,8 +43,8 @@ fn head_fault(outcome: Result<Vec<u8>, DecodeError>) -> CannedFault {
     }
 }
 
-/// Pages of few different bytes, which ones depends on `kind`: codes made for one kind are bad for
-/// the others.
+/// Pages of few different bytes, which depend on `kind`: codes made for one kind are bad for the
+/// others.
 fn texture(random: &mut Random, kind: u8, pages: usize) -> Vec<u8> {
     let byte = |random: &mut Random| kind.wrapping_mul(31).wrapping_add(random.below(9) as u8);
     (0..pages * PAGE).map(|_| byte(random)).collect()
@@ -62,7 +62,7 @@ fn a_payload_is_what_its_description_says() {
         if !taken.description.is_empty() {
             code = Some(taken.description.to_vec());
         }
-        // With the description in front, every page is a stream that an IAA and the C zlib read.
+        // With the description in front, an IAA and the C zlib read every page.
         taken.check(code.as_deref().unwrap(), &bytes);
     }
 }
@@ -79,7 +79,7 @@ fn codes_come_in_their_turn_and_only_when_they_pay() {
         let taken = Taken::apart(&payload, 12);
         let is_new = !taken.description.is_empty();
         assert_eq!(is_new, round % 2 == 0, "packet {round}");
-        // 300 codes: numbers begin anew after 255.
+        // 300 codes: generations wrap around after 255.
         if is_new && round > 0 {
             expected = expected.wrapping_add(1);
         }
@@ -159,10 +159,10 @@ fn what_is_wrong_before_the_pages_is_named() {
         fault(&|payload| payload[4] = 0b011),
         CannedFault::Code(HeaderError::Block)
     );
-    // Fewer literals and lengths than there are.
+    // Fewer literals and lengths than the format has.
     let fewer = fault(&|payload| payload[4] &= 0b0000_0111);
     assert!(matches!(fewer, CannedFault::Code(_)), "{fewer}");
-    // A byte more than the description has.
+    // One byte after the end of the description.
     let longer = fault(&|payload| {
         payload[3] += 1;
         payload.insert(4 + described, 0);
@@ -171,8 +171,7 @@ fn what_is_wrong_before_the_pages_is_named() {
     assert_eq!(longer, CannedFault::Code(trailing));
 }
 
-/// Every bit of a description turned over: it is refused, or it is another code, and never does
-/// anything else happen.
+/// Flips every bit of a description: the result is refused or is another valid code.
 #[test]
 fn no_description_is_taken_that_does_not_hold() {
     let payload = encode(&mut sender(), &texture(&mut Random::new(5), 0, 3));

@@ -1,4 +1,4 @@
-//! One suite, run for every method: what all codecs have to do, see `suite`.
+//! One suite, run for every method: the requirements on all codecs, see `suite`.
 
 #[cfg(feature = "zstd")]
 use multifd_codec::ZstdLevel;
@@ -88,7 +88,7 @@ fn canned() -> Option<Subject> {
     subject(Method::Canned, own_streams().collect())
 }
 
-/// This crate's own deflate, by whatever name, and as many streams as may be.
+/// This crate's own deflate under all its names, with various numbers of streams.
 fn own_streams() -> impl Iterator<Item = Settings> {
     let accels = [Accel::None, Accel::Software].into_iter();
     accels
@@ -102,8 +102,8 @@ fn own_streams() -> impl Iterator<Item = Settings> {
         })
 }
 
-/// What a packet of 128 pages can be split into, from few to many, with no more pages than streams
-/// too.
+/// Numbers of streams for a packet of 128 pages, from few to many, including fewer pages than
+/// streams.
 const STREAMS: [u8; 6] = [16, 2, 4, 8, 32, 128];
 
 fn streams(method: Method) -> Option<Subject> {
@@ -124,7 +124,7 @@ fn zstd_streams() -> Option<Subject> {
     streams(Method::Zstd)
 }
 
-/// The methods that are not built in say so.
+/// Methods that are not built in are reported as such.
 #[test]
 fn methods_without_a_codec() {
     for method in [Method::Uadk, Method::Qatzip] {
@@ -139,7 +139,7 @@ fn methods_without_a_codec() {
     }
 }
 
-/// A method that was left out of the build says which feature brings it.
+/// The error for a method that was left out of the build names its feature.
 #[cfg(not(feature = "zstd"))]
 #[test]
 fn a_method_that_was_not_built() {
@@ -157,7 +157,7 @@ fn a_method_that_was_not_built() {
     }
 }
 
-/// Without libqpl its accelerators are refused, and `auto` computes in software and says why.
+/// Without libqpl its accelerators are refused, and `auto` uses software and gives the reason.
 #[cfg(not(feature = "qpl"))]
 #[test]
 fn libqpl_was_not_built() {

@@ -1,8 +1,7 @@
-//! What a decoder holds, whatever a peer sends: for each channel, and for all channels of the
-//! process.
+//! The memory of a decoder for any input: for each channel, and for all channels of the process.
 //!
-//! Each test has the process to itself. What goes through Rust's allocator is counted; libzstd has
-//! one of its own, so there the process's resident memory is what counts.
+//! Each test has the process to itself. Rust's allocator is counted; libzstd has its own, so there
+//! the process's resident memory counts.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -59,7 +58,7 @@ fn stock_payloads(bits: u32, packets: &[Vec<u8>]) -> Vec<Vec<u8>> {
     packets.iter().map(payload).collect()
 }
 
-/// Reads all payloads, and says what is wrong with the first one that cannot be read.
+/// Reads all payloads and returns the first error.
 fn read(decoder: &mut dyn Decoder, payloads: &[Vec<u8>]) -> Result<(), DecodeError> {
     let mut pages = vec![0; PACKET];
     payloads
@@ -72,7 +71,7 @@ fn windows_of_all_channels_together_are_bounded() {
     const LIMIT: u64 = 200 << 20;
     let _alone = alone();
     window_memory::set_limit(LIMIT);
-    // As much as fills a window, and a little more.
+    // Slightly more than fills a window.
     let packets = vec![vec![7; PACKET]; (MAX_WINDOW_BYTES as usize / PACKET) + 2];
     let payloads = stock_payloads(MAX_WINDOW_BYTES.ilog2(), &packets);
     let before = resident();
@@ -98,10 +97,10 @@ fn windows_of_all_channels_together_are_bounded() {
     assert!(window_memory::held() <= LIMIT);
     let grown = resident().saturating_sub(before) as u64;
     assert!(grown < LIMIT + (32 << 20), "{grown} bytes");
-    // They are really in use, or this would prove nothing.
+    // They are really in use; otherwise this would prove nothing.
     assert!(grown > 6 * MAX_WINDOW_BYTES, "{grown} bytes");
-    // A channel that ends makes room for another, and one with a small window finds it in what is
-    // left.
+    // A channel that ends makes room for another, and one with a small window fits into the
+    // remainder.
     served.pop();
     read(&mut *zstd(), &payloads).unwrap();
     let level_1 = stock_payloads(19, &packets[..3]);
@@ -155,7 +154,7 @@ fn the_highest_level_of_sixteen_channels_is_within_the_default_twice() {
     for channel in &mut channels {
         read(&mut **channel, std::slice::from_ref(&payload)).unwrap();
     }
-    // It is the window this test is about.
+    // This test is about the window.
     assert!(window_memory::held() > 32 * MAX_WINDOW_BYTES);
 }
 
@@ -195,8 +194,8 @@ fn a_window_larger_than_any_levels_is_refused_by_its_size() {
     }
 }
 
-/// Wherever a frame begins, its window is looked at: in the first packet and in later ones, between
-/// pages and behind the last, behind frames that are skipped, and where frames are read at once.
+/// Every frame's window is checked: in the first packet and in later ones, between pages and after
+/// the last, after skipped frames, and where frames are read in parallel.
 #[test]
 fn no_frame_gets_past_the_limit() {
     let _alone = alone();
@@ -257,7 +256,7 @@ fn no_frame_gets_past_the_limit() {
     assert_eq!(window_memory::held(), 0);
 }
 
-/// The numbers at `ZstdLevel`, which are an operator's to multiply with channels.
+/// The numbers at `ZstdLevel`, which an operator multiplies with channels.
 #[test]
 fn an_encoder_holds_no_more_than_it_says() {
     const MIB: usize = 1 << 20;
@@ -305,7 +304,7 @@ fn a_channel_holds_no_more_than_it_says() {
         settings.accel = accel;
         let mut random = Random::new(5);
         let mut arrived = PageBuffer::from(vec![0; PACKET]);
-        // All that others have to be made for is made.
+        // All shared objects exist by now.
         drop(decoder(method, &settings).unwrap());
         let mut senders = [1, 16].map(|streams| {
             let mut settings = settings;

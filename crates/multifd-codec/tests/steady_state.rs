@@ -1,7 +1,6 @@
-//! A channel that has carried a few packets allocates nothing for the packets that follow.
+//! A channel allocates nothing after its first few packets.
 //!
-//! Counted is what goes through Rust's allocator, which includes zlib-rs. libzstd has an allocator
-//! of its own.
+//! Rust's allocator is counted, which includes zlib-rs. libzstd has an allocator of its own.
 
 use std::collections::VecDeque;
 use std::ptr::NonNull;
@@ -23,8 +22,8 @@ fn carries_without_allocating(method: Method, settings: Settings) {
     assert_eq!(late, (0, 0), "one by one, and several at a time");
 }
 
-/// What this thread has allocated in as many packets one by one, and in as many turns of packets in
-/// work at the same time, each behind the first ones.
+/// The allocations of this thread in as many packets one by one, and in as many turns of packets in
+/// work at the same time, each after a warm-up.
 fn late_allocations(method: Method, settings: Settings, rounds: usize) -> (usize, usize) {
     let page_size = PageSize::K4;
     let count = page_size.pages_per_packet();
@@ -41,7 +40,7 @@ fn late_allocations(method: Method, settings: Settings, rounds: usize) -> (usize
     let handles: Vec<GuestPage<'_>> = guest
         .chunks(page_size.bytes() / 8)
         .map(|page| {
-            // SAFETY: a page of atomics which outlives the handle.
+            // SAFETY: a page of atomics that outlives the handle.
             unsafe { GuestPage::new(NonNull::from(page).cast(), page_size) }
         })
         .collect();
@@ -68,7 +67,7 @@ fn late_allocations(method: Method, settings: Settings, rounds: usize) -> (usize
     let mut idle: VecDeque<PageBuffer> = packets.into_iter().map(PageBuffer::from).collect();
     for round in 0..rounds {
         let before = on_this_thread();
-        // Now one packet, as after a pause, now more than are in work at once.
+        // Alternately one packet, as after a pause, and more than are in work at once.
         let mut left = 1 + round % 2 * 8;
         loop {
             while left > 0
@@ -115,8 +114,8 @@ fn qpl() {
     carries_without_allocating(Method::Qpl, libqpl::with(Accel::Software));
 }
 
-/// Each buffer is made by the first thread that needs it, and which thread that is, and when, is a
-/// matter of time. So a few allocations may be late, and one for each packet or turn may not be.
+/// The first thread that needs a buffer makes it, and which thread that is, and when, depends on
+/// timing. So a few allocations may be late, but not one for each packet or turn.
 #[test]
 fn several_streams() {
     const ROUNDS: usize = 100;
@@ -136,7 +135,7 @@ fn zstd() {
     carries_without_allocating(Method::Zstd, Settings::default());
 }
 
-/// libqpl has an allocator of its own too, and does not use it for a job that is there.
+/// libqpl also has an allocator of its own, and does not use it for an existing job.
 #[test]
 fn libqpl() {
     for accel in [Accel::QplSoftware, Accel::QplHardware] {

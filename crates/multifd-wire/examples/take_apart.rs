@@ -1,4 +1,4 @@
-//! Takes the file of one captured multifd channel apart and prints what is in it.
+//! Parses the file of one captured multifd channel and prints its content.
 //!
 //!     cargo run -p multifd-wire --example take_apart -- CAPTURE
 
@@ -28,7 +28,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Prints what is in a channel's bytes; where it is wrong, if it is.
+/// Prints the content of a channel. Returns the position and the fault of an invalid one.
 fn take_apart(bytes: &[u8]) -> Result<(), (usize, Fault)> {
     let mut rest = bytes;
     let mut receiver = ChannelReceiver::new(Limits::default());

@@ -1,8 +1,8 @@
 //! Big-endian numbers in headers of fixed length.
 //!
-//! A field is a range of its header's field map: a constant of ours, over an array whose length the
-//! map's total was compared with when this was compiled. No number of a peer's is ever used as a
-//! place.
+//! A field is a range of its header's field map: a constant of ours, over an array. The array's
+//! length is compared with the map's total at compile time. A peer's number is never used as a
+//! position.
 
 use core::ops::Range;
 
@@ -20,7 +20,7 @@ fn number<const N: usize>(header: &[u8; N], field: Range<usize>) -> u64 {
 /// The 4-byte big-endian number in `field` of a header.
 pub(crate) fn be32<const N: usize>(header: &[u8; N], field: Range<usize>) -> u32 {
     debug_assert_eq!(field.len(), 4);
-    // Four bytes make at most 32 bits.
+    // Four bytes are at most 32 bits.
     number(header, field) as u32
 }
 

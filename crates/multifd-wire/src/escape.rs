@@ -1,14 +1,14 @@
-//! What a peer names, as text that commands no terminal and forges no line of a log.
+//! Peers' names as text that cannot control a terminal or forge a log line.
 
 use alloc::string::String;
 use core::fmt::{self, Write};
 
 /// Bytes from outside as text.
 ///
-/// What a terminal or a reader could take for more than a letter is shown by its number: control
-/// characters of either set (ECMA-48 C0 and C1), DEL, controls of the direction of text, separators
-/// of lines, and bytes that are not UTF-8. A backslash stays as it is, so that text which was
-/// escaped before is not escaped once more.
+/// Characters that a terminal or a reader could interpret are shown by their number: control
+/// characters of both sets (ECMA-48 C0 and C1), DEL, controls of the direction of text, separators
+/// of lines, and bytes that are not UTF-8. A backslash stays unchanged, so that escaped text is not
+/// escaped again.
 ///
 /// ```
 /// use multifd_wire::Printable;
@@ -21,7 +21,7 @@ use core::fmt::{self, Write};
 pub struct Printable<'a>(pub &'a [u8]);
 
 impl Printable<'_> {
-    /// Whether all of it is shown as it is.
+    /// Returns whether the text needs no escape.
     #[must_use]
     pub fn is_plain(&self) -> bool {
         core::str::from_utf8(self.0).is_ok_and(|text| !text.chars().any(commands))
@@ -49,7 +49,7 @@ impl fmt::Display for Printable<'_> {
     }
 }
 
-/// Whether a character does something to the text around it.
+/// Returns whether a character affects the text around it.
 fn commands(c: char) -> bool {
     matches!(
         c,

@@ -1,21 +1,21 @@
-//! What can be wrong with a peer's bytes, and what a caller can do wrong.
+//! Faults in a peer's bytes, and mistakes of a caller.
 
 use crate::page_size::PageSize;
 
-/// A peer's bytes break a rule of the format or a limit. Each variant says what was found and,
-/// where there is a choice, what was allowed.
+/// A peer's bytes break a rule of the format or a limit. Each variant has the value found and, if
+/// there is a choice, the allowed one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Fault {
-    /// Another magic number than the one which must stand here.
+    /// A wrong magic number.
     #[error("magic number {found:#010x} instead of {allowed:#010x}")]
     Magic {
-        /// The number which stands there.
+        /// The number found.
         found: u32,
         /// The only number allowed.
         allowed: u32,
     },
-    /// Another version than the one this crate speaks.
+    /// A version that this crate does not support.
     #[error("version {found} instead of {allowed}")]
     Version {
         /// The version stated.
@@ -23,10 +23,10 @@ pub enum Fault {
         /// The only version allowed.
         allowed: u32,
     },
-    /// The stream ends in the middle of something.
+    /// The stream ends in the middle of an element.
     #[error("the stream ends at least {missing} bytes early")]
     Truncated {
-        /// Bytes that were still needed for the next step.
+        /// Bytes missing for the next step.
         missing: usize,
     },
     /// A packet has both the SYNC and the device-state flag.
@@ -35,7 +35,7 @@ pub enum Fault {
         /// The flag word.
         flags: u32,
     },
-    /// The table of the first packet with pages has a length which no page size explains.
+    /// The table of the first packet with pages has a length that matches no page size.
     #[error("{found} pages per packet fit no page size: it must be a power of two from 8 to 512")]
     PagesPerPacket {
         /// Entries stated or counted.
@@ -65,10 +65,10 @@ pub enum Fault {
         /// Most pages allowed.
         allowed: u32,
     },
-    /// A name is empty where something must be named.
+    /// A required name is empty.
     #[error("an empty name")]
     EmptyName,
-    /// A name fills its field without an end, or has its end inside its stated length.
+    /// A name fills its field without a NUL, or has a NUL within its stated length.
     #[error("a name without its end in place")]
     UnterminatedName,
     /// A page does not start at a multiple of the page size.
@@ -111,25 +111,25 @@ pub enum Fault {
         /// The table's length.
         needed: usize,
     },
-    /// The length of one page in a length table is not between 1 and the page size.
+    /// The length of a page in a length table is not between 1 and the page size.
     #[error("page {page} is stated to have {found} bytes, 1 to {most} are allowed")]
     PageLength {
-        /// The page's place in the packet, from 0.
+        /// The page's index in the packet, from 0.
         page: usize,
         /// The length stated.
         found: usize,
         /// The longest allowed: the page size.
         most: usize,
     },
-    /// The pages of a length table are together longer or shorter than what follows the table.
+    /// The sum of a length table differs from the length of the data after the table.
     #[error("the pages of a length table have {found} bytes together, {allowed} follow the table")]
     LengthSum {
         /// The sum of the table.
         found: usize,
-        /// The bytes which follow it.
+        /// The bytes after the table.
         allowed: usize,
     },
-    /// A name is longer than a name can be.
+    /// A name is too long.
     #[error("a name of {found} bytes, {allowed} are allowed")]
     NameLength {
         /// Bytes stated.
@@ -137,11 +137,10 @@ pub enum Fault {
         /// Most bytes allowed.
         allowed: usize,
     },
-    /// The configuration has a subsection which this crate does not know, and whose length is
-    /// therefore unknown.
+    /// The configuration has a subsection that this crate does not know, so its length is unknown.
     #[error("an unknown subsection in the configuration")]
     UnknownSubsection,
-    /// The configuration states a page size beyond what this crate accepts.
+    /// The configuration states a page size that this crate does not accept.
     #[error("pages of {found} address bits, {least} to {most} are allowed")]
     PageBits {
         /// Bits stated.
@@ -159,16 +158,16 @@ pub enum Fault {
         /// Most allowed.
         allowed: u32,
     },
-    /// The main stream is a file of the `mapped-ram` layout, which has no multifd channels.
+    /// The main stream is a `mapped-ram` file, which has no multifd channels.
     #[error("the stream is in the mapped-ram layout")]
     MappedRam,
-    /// The main stream goes on with a byte which begins nothing that may stand here.
+    /// The main stream continues with a byte that begins no element allowed here.
     #[error("no element of the main stream begins with {found:#04x} here")]
     Element {
         /// The byte.
         found: u8,
     },
-    /// A section goes on which has not begun, or begins a second time.
+    /// A section continues that has not begun, or begins a second time.
     #[error("section {found} is out of turn")]
     SectionId {
         /// The section's number.
@@ -180,7 +179,7 @@ pub enum Fault {
         /// Most allowed.
         allowed: usize,
     },
-    /// A section ends with the number of another.
+    /// A section's footer has the number of another section.
     #[error("the footer of section {found} ends section {allowed}")]
     Footer {
         /// The number in the footer.
@@ -188,7 +187,7 @@ pub enum Fault {
         /// The section's number.
         allowed: u32,
     },
-    /// A command of the main stream has a length which it cannot have.
+    /// A command of the main stream has an invalid length.
     #[error("command {command} with {found} bytes")]
     CommandLength {
         /// The command's number.
@@ -196,7 +195,7 @@ pub enum Fault {
         /// The length stated.
         found: u16,
     },
-    /// A word of the RAM section is no record that may stand here.
+    /// A word of the RAM section is no record allowed here.
     #[error("{found:#x} is no record of the RAM section here")]
     Record {
         /// The word.
@@ -208,7 +207,7 @@ pub enum Fault {
         /// Most allowed.
         allowed: usize,
     },
-    /// A RAM block is longer than allowed, or than what the list's total leaves for it.
+    /// A RAM block is longer than allowed, or than the list's total leaves for it.
     #[error("a RAM block of {found:#x} bytes, {allowed:#x} are allowed")]
     BlockLength {
         /// The length stated.
@@ -219,20 +218,20 @@ pub enum Fault {
     /// The list of RAM blocks has the same name twice.
     #[error("RAM block {index} has the name of one before it")]
     BlockRepeated {
-        /// The block's place in the list, from 0.
+        /// The block's index in the list, from 0.
         index: usize,
     },
-    /// A record of the RAM section names a block which is not in the list, or none at all.
+    /// A record of the RAM section names an unlisted block, or none at all.
     #[error("a record of a RAM block which is not in the list")]
     UnknownBlock,
-    /// A record of a zero page which is not filled with zero.
+    /// The fill byte of a zero page's record is not zero.
     #[error("a zero page filled with {found:#04x}")]
     ZeroFill {
         /// The byte.
         found: u8,
     },
-    /// Postcopy is on and the blocks have pages of several sizes: then the list of blocks does not
-    /// tell its own layout.
+    /// Postcopy is on and the blocks have pages of several sizes: the layout of the list of blocks
+    /// is then ambiguous.
     #[error("postcopy with host page sizes {found:#x}")]
     PostcopyPageSizes {
         /// All page sizes, one bit each.
@@ -241,13 +240,13 @@ pub enum Fault {
     /// Bytes follow the end of the main stream.
     #[error("bytes after the end of the main stream")]
     AfterEnd,
-    /// A message on the return path has a type which this crate does not know.
+    /// A message on the return path has an unknown type.
     #[error("return path message of type {found}")]
     MessageType {
         /// The type.
         found: u16,
     },
-    /// A message on the return path has a length which its type cannot have.
+    /// A message on the return path has an invalid length for its type.
     #[error("return path message of type {message} with {found} bytes")]
     MessageLength {
         /// The type.
@@ -258,39 +257,39 @@ pub enum Fault {
     /// A bitmap on the return path does not end with its mark.
     #[error("a bitmap ends with {found:#018x} instead of {allowed:#018x}")]
     BitmapEnd {
-        /// The word which stands there.
+        /// The word found.
         found: u64,
         /// The only word allowed.
         allowed: u64,
     },
 }
 
-/// The caller asked for something out of turn. A defect of the program, not of the peer.
+/// The caller made a call out of turn. A bug of the program, not of the peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Misuse {
     /// A channel begins with one hello, and only one.
     #[error("a channel begins with one hello, and only one")]
     Hello,
-    /// A packet was to be sent while the one before still lacks payload.
+    /// A packet was to be sent before the payload of the preceding one was complete.
     #[error("{remaining} bytes of the packet before are still to be sent")]
     PayloadOwed {
-        /// Bytes of payload still to come.
+        /// Remaining bytes of payload.
         remaining: u32,
     },
-    /// More payload was given or taken than the packet has left.
+    /// More payload was sent or taken than the packet has left.
     #[error("{found} bytes of payload where the packet has {remaining} left")]
     PayloadExceeded {
-        /// Bytes given or taken.
+        /// Bytes sent or taken.
         found: usize,
-        /// Bytes the packet has left.
+        /// Bytes left in the packet.
         remaining: u32,
     },
-    /// A packet's table of offsets has another length than the channel's, or padding would make it
-    /// so.
+    /// A packet's table of offsets differs in length from the channel's, or would do so with the
+    /// padding.
     #[error("a table of {found} offsets does not fit this channel")]
     TableLength {
-        /// Entries of the packet's table, with padding.
+        /// Entries of the packet's table, including padding.
         found: usize,
     },
 }

@@ -3,37 +3,37 @@
 use core::fmt;
 use core::str::FromStr;
 
-/// The flag word of a packet. All bits are kept, known or not: QEMU 10.0 ignores bits it does not
-/// know, and so do we.
+/// The flag word of a packet. All bits are kept, known or not: QEMU 10.0 ignores unknown bits, and
+/// so does this crate.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Flags(u32);
 
-/// How a packet's pages are compressed: the methods of QEMU's `multifd-compression`, and one of our
+/// The compression of a packet's pages: the methods of QEMU's `multifd-compression`, and one of our
 /// own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Method {
-    /// Pages as they are. QEMU 4.0 and later.
+    /// Uncompressed pages. QEMU 4.0 and later.
     None,
     /// One zlib stream per channel, never ended, flushed at the end of each packet. QEMU 5.0 and
     /// later.
     Zlib,
     /// One zstd stream per channel, flushed at the end of each packet. QEMU 5.0 and later.
     Zstd,
-    /// Each page a raw deflate stream of its own or left as it is, behind a table of lengths. QEMU
+    /// A table of lengths, then each page as a separate raw deflate stream or uncompressed. QEMU
     /// 9.1 and later.
     Qpl,
-    /// Each page a zlib stream of its own or left as it is, behind a table of lengths. QEMU 9.1 and
+    /// A table of lengths, then each page as a separate zlib stream or uncompressed. QEMU 9.1 and
     /// later.
     Uadk,
     /// All pages of a packet in one run of gzip members. QEMU 9.2 and later.
     Qatzip,
-    /// Each page coded in a Huffman table that both ends keep, or left as it is, behind a table of
-    /// lengths. No QEMU knows it: it is spoken between two ends of our own, such as two relays.
+    /// A table of lengths, then each page coded in a Huffman table that both ends keep, or
+    /// uncompressed. No QEMU supports it: it is for two ends of our own, such as two relays.
     Canned,
 }
 
-/// The method bits of a flag word name no known method.
+/// The method bits of a flag word are not a known method.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("method bits {bits:#04x} name no known compression method")]
 #[expect(
@@ -41,11 +41,11 @@ pub enum Method {
     reason = "its bits are all that is known of it"
 )]
 pub struct UnknownMethod {
-    /// The bits of the method field, still in their place in the word.
+    /// The bits of the method field, unshifted.
     pub bits: u32,
 }
 
-/// The name given is no compression method's.
+/// The name is not that of a compression method.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
     "no such compression method: it must be one of none, zlib, zstd, qpl, uadk, qatzip, canned"
@@ -57,41 +57,40 @@ pub struct UnknownMethod {
 pub struct UnknownMethodName;
 
 impl Flags {
-    /// The flags of a packet which does nothing but mark a synchronisation.
+    /// The flags of a packet that only marks a synchronisation.
     pub const SYNC: Self = Self(SYNC);
     /// The flags of a device-state packet.
     pub const DEVICE_STATE: Self = Self(DEVICE_STATE);
 
-    /// The flag word `bits`.
+    /// Makes a flag word from its bits.
     #[must_use]
     pub const fn from_bits(bits: u32) -> Self {
         Self(bits)
     }
 
-    /// The whole word.
+    /// The bits of the whole word.
     #[must_use]
     pub const fn bits(self) -> u32 {
         self.0
     }
 
-    /// Whether all channels synchronise here. The packet may carry pages as well (QEMU 8.2 and
-    /// earlier); they belong before the synchronisation.
+    /// Returns whether all channels synchronise here. The packet may also carry pages (QEMU 8.2 and
+    /// earlier), which belong before the synchronisation.
     #[must_use]
     pub const fn is_sync(self) -> bool {
         self.0 & SYNC != 0
     }
 
-    /// Whether the packet carries a device's state rather than RAM. QEMU 10.0 and later.
+    /// Returns whether the packet carries a device's state instead of RAM. QEMU 10.0 and later.
     #[must_use]
     pub(crate) const fn is_device_state(self) -> bool {
         self.0 & DEVICE_STATE != 0
     }
 
-    /// The method in which the packet's pages are compressed. Means nothing in a packet without
-    /// pages.
+    /// The compression method of the packet's pages. Meaningless in a packet without pages.
     ///
     /// # Errors
-    /// When the field holds none of the known values; it is one value, not a set of bits.
+    /// If the field has an unknown value; it is one value, not a set of bits.
     pub fn method(self) -> Result<Method, UnknownMethod> {
         let bits = self.0 & METHOD;
         Method::ALL
@@ -100,7 +99,7 @@ impl Flags {
             .ok_or(UnknownMethod { bits })
     }
 
-    /// The same flags with another method.
+    /// Returns the same flags with another method.
     #[must_use]
     pub(crate) const fn with_method(self, method: Method) -> Self {
         Self(self.0 & !METHOD | method.bits())
@@ -114,7 +113,7 @@ impl fmt::Debug for Flags {
 }
 
 impl Method {
-    /// Every method this crate knows, in the order of their bits.
+    /// Every known method, in the order of their bits.
     pub const ALL: [Self; 7] = [
         Self::None,
         Self::Zlib,
@@ -173,11 +172,10 @@ impl FromStr for Method {
 
 /// Bit 0: QEMU 4.0 and later.
 const SYNC: u32 = 0x01;
-/// Bits 1 to 5. The field was bits 1 to 3 until QEMU 9.1 brought `qpl` and `uadk`, and 9.2
-/// `qatzip`.
+/// Bits 1 to 5. The field was bits 1 to 3 until QEMU 9.1 added `qpl` and `uadk`, and 9.2 `qatzip`.
 const METHOD: u32 = 0x3e;
-/// Our own value. QEMU gives each of its methods one bit, so a value with all of them set is the
-/// last it could come to use, and a QEMU that is sent it by mistake answers with an error.
+/// Our own value. QEMU gives each of its methods one bit, so the value with all bits set is the
+/// last one it could come to use. A QEMU that receives it by mistake answers with an error.
 const CANNED: u32 = METHOD;
 /// Bit 6: QEMU 10.0 and later.
 const DEVICE_STATE: u32 = 0x40;

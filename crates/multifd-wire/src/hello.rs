@@ -5,22 +5,22 @@ use core::ops::Range;
 use crate::bytes::{array, be32, put};
 use crate::fault::Fault;
 
-/// What a multifd connection begins with. All QEMUs since 4.0 send the same 64 bytes; nothing is
-/// ever sent back.
+/// The start of a multifd connection. All QEMUs since 4.0 send the same 64 bytes; the receiver
+/// never answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[expect(clippy::exhaustive_structs, reason = "the format fixes its fields")]
 pub struct Hello {
-    /// The VM's UUID (`-uuid`) in the order of its text; all zero when the VM has none. Both ends
+    /// The VM's UUID (`-uuid`) in the order of its text; all zero if the VM has none. Both ends
     /// must have the same.
     pub uuid: [u8; 16],
-    /// The channel's number. QEMU counts from 0 and uses each number once; how many channels there
-    /// are is not said.
+    /// The channel's number. QEMU counts from 0 and uses each number once; the number of channels
+    /// is not stated.
     pub channel: u8,
     /// Zero from all known senders, ignored by all known receivers.
     pub reserved: [u8; 39],
 }
 
-/// As many multifd channels as a migration can have: the number of a channel is one byte. QEMU's
+/// The maximum number of multifd channels of a migration: a channel's number is one byte. QEMU's
 /// `multifd-channels` ends at 255.
 pub const MAX_CHANNELS: usize = 1 << u8::BITS;
 
@@ -38,7 +38,7 @@ impl Hello {
         }
     }
 
-    /// Takes a hello apart.
+    /// Parses a hello.
     ///
     /// # Errors
     /// [`Fault::Magic`] and [`Fault::Version`].
@@ -66,7 +66,7 @@ impl Hello {
     }
 }
 
-/// The number which begins a hello and every packet.
+/// The number at the start of a hello and of every packet.
 pub const MAGIC: u32 = 0x1122_3344;
 
 /// The version in a hello and in every packet: 1 in all QEMUs since 4.0.
@@ -103,7 +103,7 @@ const _: () = assert!(RESERVED_FIELD.end == Hello::LEN);
 mod tests {
     use super::*;
 
-    /// As a QEMU 10.0 with `-uuid 01234567-89ab-cdef-0123-456789abcdef` sends it on its second
+    /// The hello of a QEMU 10.0 with `-uuid 01234567-89ab-cdef-0123-456789abcdef` on its second
     /// channel.
     const SECOND_CHANNEL: [u8; 64] = *b"\x11\x22\x33\x44\0\0\0\x01\
         \x01\x23\x45\x67\x89\xab\xcd\xef\x01\x23\x45\x67\x89\xab\xcd\xef\x01\

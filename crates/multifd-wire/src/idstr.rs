@@ -13,9 +13,8 @@ use crate::reader::{Reader, Stop};
 /// A name as QEMU sends it: up to 255 bytes, none of them NUL. `pc.ram`, `/rom@etc/acpi/tables`,
 /// `timer`.
 ///
-/// In packets a name stands in a field of 256 bytes, filled up after a NUL. What a sender left
-/// behind the NUL is kept, so that a packet is written again to the byte; it takes no part in
-/// comparisons.
+/// In packets a name is in a field of 256 bytes, padded after a NUL. The sender's bytes after the
+/// NUL are kept, so that a packet is rewritten identically; comparisons ignore them.
 #[derive(Clone)]
 pub struct IdStr {
     field: [u8; FIELD_LEN],
@@ -25,7 +24,7 @@ pub struct IdStr {
 /// The [`IdStr`] of a RAM block. Empty only in packets without pages.
 pub type BlockName = IdStr;
 
-/// The bytes given are no name.
+/// The bytes are not a valid name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum IdStrError {
@@ -40,26 +39,26 @@ pub enum IdStrError {
     /// A NUL would end the name early on the wire.
     #[error("a name with a NUL byte at {at}")]
     Nul {
-        /// Where the first NUL stands.
+        /// The position of the first NUL.
         at: usize,
     },
 }
 
 impl IdStr {
-    /// The name of nothing: in packets without pages.
+    /// The empty name, for packets without pages.
     pub const EMPTY: Self = Self {
         field: [0; FIELD_LEN],
         len: 0,
     };
 
-    /// The longest name in bytes: its length must fit in the one byte which the main stream has for
+    /// The longest name in bytes: its length must fit in the one byte that the main stream has for
     /// it, and a NUL must follow it in a packet.
     pub const MAX_LEN: usize = FIELD_LEN - 1;
 
-    /// A name of these bytes.
+    /// Makes a name of these bytes.
     ///
     /// # Errors
-    /// When there are more than 255, or one is NUL.
+    /// If there are more than 255, or one is NUL.
     pub fn new(name: &[u8]) -> Result<Self, IdStrError> {
         let too_long = IdStrError::TooLong {
             found: name.len(),
@@ -77,8 +76,8 @@ impl IdStr {
         Ok(Self { field, len })
     }
 
-    /// The name in a packet's field: up to the first NUL. The last byte counts as NUL whatever it
-    /// is, because QEMU overwrites it when it reads.
+    /// The name in a packet's field: up to the first NUL. The last byte always counts as NUL,
+    /// because QEMU overwrites it when it reads.
     pub(crate) fn from_field(field: [u8; FIELD_LEN]) -> Self {
         let nul = field.iter().position(|&byte| byte == 0);
         let len = nul
@@ -87,19 +86,19 @@ impl IdStr {
         Self { field, len }
     }
 
-    /// The field as it stands in a packet.
+    /// The field of a packet with this name.
     pub(crate) fn field(&self) -> &[u8; FIELD_LEN] {
         &self.field
     }
 
-    /// A name as the main stream has it: behind the byte with its length. It names something, so it
-    /// is not empty.
+    /// Reads a name in the main stream's format: a byte with its length, then the name, which must
+    /// not be empty.
     pub(crate) fn take_counted(reader: &mut Reader<'_>) -> Result<Self, Stop> {
         let len = reader.u8()?;
         Self::take(reader, usize::from(len))
     }
 
-    /// A name of the next `len` bytes, which is not empty.
+    /// Reads a name of the next `len` bytes, which must not be empty.
     pub(crate) fn take(reader: &mut Reader<'_>, len: usize) -> Result<Self, Stop> {
         let name = reader.take(len)?;
         if name.is_empty() {
@@ -112,7 +111,7 @@ impl IdStr {
         Ok(name)
     }
 
-    /// Appends the name behind the byte with its length.
+    /// Appends a byte with the length, then the name.
     pub(crate) fn put_counted(&self, out: &mut Vec<u8>) {
         out.push(self.len);
         out.extend_from_slice(self.as_bytes());
@@ -122,11 +121,11 @@ impl IdStr {
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
         let len = usize::from(self.len);
-        // The length is never longer than the field, so there is no other case.
+        // The length never exceeds the field, so the fallback never applies.
         self.field.get(..len).unwrap_or(&self.field)
     }
 
-    /// Whether the name has no bytes.
+    /// Returns whether the name has no bytes.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len == 0
@@ -159,7 +158,7 @@ impl Hash for IdStr {
     }
 }
 
-/// Lets a map from names be asked with the bytes alone.
+/// Allows lookups by bytes alone in a map from names.
 impl Borrow<[u8]> for IdStr {
     fn borrow(&self) -> &[u8] {
         self.as_bytes()
@@ -174,7 +173,7 @@ impl TryFrom<&str> for IdStr {
     }
 }
 
-/// A peer chooses the name, so what could command a terminal is escaped: see [`Printable`].
+/// The name is a peer's choice, so terminal controls are escaped: see [`Printable`].
 impl fmt::Display for IdStr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         Printable(self.as_bytes()).fmt(f)

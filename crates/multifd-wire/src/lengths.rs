@@ -1,8 +1,8 @@
-//! The payload of the methods `qpl` and `uadk`: a table of page lengths, then the pages one after
-//! the other.
+//! The payload of the methods `qpl` and `uadk`: a table of page lengths, then the pages in
+//! sequence.
 //!
-//! One 4-byte big-endian length per normal page. A page as long as the page size is there as it is;
-//! a shorter one is compressed by itself: a raw deflate stream (`qpl`, RFC 1951) or a zlib stream
+//! The table has one 4-byte big-endian length per normal page. A page as long as the page size is
+//! uncompressed; a shorter one is a separate raw deflate stream (`qpl`, RFC 1951) or zlib stream
 //! (`uadk`, RFC 1950). QEMU 9.1 and later; a page longer than the page size makes QEMU abort.
 
 use alloc::vec::Vec;
@@ -17,9 +17,9 @@ use crate::page_size::PageSize;
     reason = "a page is compressed or raw, and the format fixes it"
 )]
 pub enum PageData<'a> {
-    /// The page as it is, of the length of a page.
+    /// The uncompressed page, as long as a page.
     Raw(&'a [u8]),
-    /// The page compressed, shorter than a page and not empty.
+    /// The compressed page, shorter than a page and not empty.
     Compressed(&'a [u8]),
 }
 
@@ -33,7 +33,7 @@ impl<'a> PageData<'a> {
     }
 }
 
-/// The pages of a payload whose length table holds. Made by [`parse`].
+/// The pages of a payload with a valid length table. Made by [`parse`].
 #[derive(Debug, Clone)]
 pub struct Pages<'a> {
     lengths: core::slice::Iter<'a, [u8; LENGTH_LEN]>,
@@ -41,13 +41,12 @@ pub struct Pages<'a> {
     page_size: PageSize,
 }
 
-/// Takes a payload of `pages` pages apart. The whole table is checked before the first page is
-/// given out.
+/// Parses a payload of `pages` pages. The whole table is checked before the first page is returned.
 ///
 /// # Errors
-/// [`Fault::LengthTable`] when the payload is shorter than the table, [`Fault::PageLength`] when a
-/// page is empty or longer than a page, [`Fault::LengthSum`] when the pages are together not as
-/// long as what follows the table.
+/// [`Fault::LengthTable`] if the payload is shorter than the table, [`Fault::PageLength`] if a page
+/// is empty or longer than a page, [`Fault::LengthSum`] if the sum of the pages differs from the
+/// length of the data after the table.
 pub fn parse(payload: &[u8], pages: usize, page_size: PageSize) -> Result<Pages<'_>, Fault> {
     let needed = pages.saturating_mul(LENGTH_LEN);
     let (table, data) = payload.split_at_checked(needed).ok_or(Fault::LengthTable {
@@ -77,8 +76,8 @@ pub fn parse(payload: &[u8], pages: usize, page_size: PageSize) -> Result<Pages<
 /// Appends a payload to `out`: the table, then the pages.
 ///
 /// # Errors
-/// [`Fault::PageLength`] when a raw page is not as long as a page, or a compressed one is empty or
-/// not shorter; nothing is written then.
+/// [`Fault::PageLength`] if a raw page is not as long as a page, or a compressed one is empty or
+/// not shorter. Nothing is written then.
 pub fn write(pages: &[PageData<'_>], page_size: PageSize, out: &mut Vec<u8>) -> Result<(), Fault> {
     for (page, data) in pages.iter().enumerate() {
         let found = data.bytes().len();
@@ -88,7 +87,7 @@ pub fn write(pages: &[PageData<'_>], page_size: PageSize, out: &mut Vec<u8>) -> 
         }
     }
     for data in pages {
-        // At most the page size, as was just checked.
+        // At most the page size, as checked above.
         out.extend_from_slice(&(data.bytes().len() as u32).to_be_bytes());
     }
     for data in pages {

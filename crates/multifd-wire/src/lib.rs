@@ -1,9 +1,9 @@
 //! QEMU multifd migration: the bytes on the wire, without IO.
 //!
 //! A QEMU that migrates a VM with `multifd` sends the guest's memory over several connections, the
-//! *channels*, and everything else over one more, the *main channel*. This crate takes these
-//! streams apart and puts them together. It has no socket, no thread, no clock and no `unsafe`; it
-//! needs `alloc` and not `std`.
+//! *channels*, and everything else over one more, the *main channel*. This crate parses and writes
+//! these streams. It has no socket, no thread, no clock and no `unsafe`; it needs `alloc` and not
+//! `std`.
 //!
 //! # A channel
 //!
@@ -11,10 +11,10 @@
 //! hello   packet [payload]   packet [payload]   packet   ...
 //! ```
 //!
-//! A [`ChannelReceiver`] is given a channel's bytes, cut in whatever way they come, and answers
-//! with [`Event`]s: the [`Hello`], each [`Packet`]'s header, pieces of its payload. What is inside
-//! a payload is the business of its [`Method`]; for the two which begin with a table of lengths
-//! there is [`lengths`]. A [`ChannelSender`] is the twin on the other side.
+//! A [`ChannelReceiver`] gets a channel's bytes in any cut and returns [`Event`]s: the [`Hello`],
+//! each [`Packet`]'s header, pieces of its payload. The content of a payload depends on its
+//! [`Method`]; [`lengths`] reads the table of lengths that begins the payloads of two methods. A
+//! [`ChannelSender`] is the counterpart.
 //!
 //! ```
 //! use multifd_wire::{ChannelReceiver, ChannelSender, Event, Fault, Hello, Limits, Packet};
@@ -67,21 +67,21 @@
 //!
 //! # The main channel
 //!
-//! [`main_stream`] reads it along with the destination, as far as that is possible without knowing
-//! every device: the RAM blocks, the marks at which the channels synchronise, the end. What the
-//! destination answers is in [`return_path`].
+//! [`main_stream`] reads it along with the destination, as far as that is possible without
+//! knowledge of every device: the RAM blocks, the marks at which the channels synchronise, the end.
+//! [`return_path`] reads the destination's answers.
 //!
-//! # What a peer can do
+//! # Hostile peers
 //!
-//! Nothing but be refused. Every number from the wire is compared with a limit of the format or of
-//! [`Limits`] before it is used; one that breaks it is a [`Fault`], which says what was found and
-//! what was allowed. No such number sizes an allocation: a machine holds one header at most, the
-//! reader of the main channel the list of RAM blocks besides.
+//! A peer can only be refused. Every number from the wire is compared with a limit of the format or
+//! of [`Limits`] before it is used; a violation is a [`Fault`] with the value found and the allowed
+//! one. No such number sizes an allocation: a machine holds one header at most, and the reader of
+//! the main channel also the list of RAM blocks.
 //!
 //! # Versions
 //!
-//! Streams of QEMU 4.0 to 11 are read, with what each of them does differently. What is said about
-//! a version was observed on running QEMUs (7.2 and 10.0 in most cases) and their streams.
+//! Streams of QEMU 4.0 to 11 are read, with the peculiarities of each. Statements about a version
+//! were observed on running QEMUs (7.2 and 10.0 in most cases) and their streams.
 
 #![warn(clippy::exhaustive_enums, clippy::exhaustive_structs, unreachable_pub)]
 #![no_std]

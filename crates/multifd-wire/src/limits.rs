@@ -1,23 +1,22 @@
-//! What a peer's numbers are compared with before they are used.
+//! Limits for a peer's numbers.
 
 use crate::page_size::PageSize;
 
-/// Upper bounds for what a peer may state. A number beyond its limit is a [`Fault`](crate::Fault);
-/// none of them is ever used to size a buffer before it was compared.
+/// Upper bounds for a peer's numbers. A number beyond its limit is a [`Fault`](crate::Fault); every
+/// number is compared before it sizes a buffer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Limits {
-    /// Longest payload of a packet compressed with `zlib`, `zstd`, `qatzip` or a method this crate
-    /// does not know. The other methods need no limit: their payload is bounded by the number of
-    /// pages.
+    /// Longest payload of a packet compressed with `zlib`, `zstd`, `qatzip` or an unknown method.
+    /// The other methods need no limit: the number of pages bounds their payload.
     pub compressed_payload_bytes: u32,
-    /// Longest payload of a device-state packet. It is handed on in pieces, never stored here.
+    /// Longest payload of a device-state packet. It is returned in pieces, never stored here.
     pub device_state_bytes: u32,
     /// Largest RAM block: every page must end at or before it.
     pub block_bytes: u64,
     /// Most RAM blocks in the main stream's list.
     pub blocks: usize,
-    /// The guest's page size, when it is known beforehand. Otherwise a channel tells it by itself.
+    /// The guest's page size, if it is known beforehand. Otherwise each channel reveals it.
     pub page_size: Option<PageSize>,
 }
 
@@ -70,13 +69,13 @@ impl Default for Limits {
     }
 }
 
-/// The size of QEMU's own buffer for a compressed packet (seen in 10.0). A longer payload overruns
-/// it there, and no honest sender comes near: 512 KiB of pages grow by less than 1 % when they do
-/// not compress.
+/// The size of QEMU's own buffer for a compressed packet (observed in 10.0). A longer payload
+/// overruns it there, and no honest sender comes near: 512 KiB of incompressible pages grow by less
+/// than 1 %.
 pub(crate) const COMPRESSED_PAYLOAD_BYTES: u32 = 1 << 20;
 
 /// 4 PiB, the physical address space of the widest x86 and Arm machines.
 const BLOCK_BYTES: u64 = 1 << 52;
 
-/// Machines have a handful of blocks, and one more for each memory module and option ROM.
+/// Machines have a few blocks, and one more for each memory module and option ROM.
 const BLOCKS: usize = 4096;

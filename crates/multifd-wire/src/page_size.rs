@@ -1,42 +1,42 @@
-//! The guest's page size, and how many pages fit in a packet.
+//! The guest's page size, and the number of pages in a packet.
 
 use core::fmt;
 
-/// Bytes of guest memory which one RAM packet can carry: QEMU gathers 512 KiB worth of pages,
-/// whatever their size (all QEMUs since 4.0).
+/// Bytes of guest memory in one full RAM packet: QEMU gathers 512 KiB of pages of any size (all
+/// QEMUs since 4.0).
 pub const PACKET_BYTES: usize = 512 * 1024;
 
 /// A guest's page size in bytes: a power of two from 1 KiB to 64 KiB.
 ///
 /// This is the *target* page size of the emulated machine, not the host's: 4 KiB for x86, Arm
-/// `virt`, RISC-V, ppc64 and s390x, 8 KiB for sparc64 and alpha. It decides how long every RAM
-/// packet's header is.
+/// `virt`, RISC-V, ppc64 and s390x, 8 KiB for sparc64 and alpha. It determines the length of every
+/// RAM packet's header.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PageSize {
     bytes: u32,
 }
 
-/// The number given is no page size.
+/// The number is not a page size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{found} bytes is no page size: it must be a power of two from {} to {}", PageSize::MIN.bytes, PageSize::MAX.bytes)]
 #[non_exhaustive]
 pub struct PageSizeError {
-    /// The number given.
+    /// The number.
     pub found: u32,
 }
 
 impl PageSize {
-    /// 1 KiB, the smallest page of any machine which QEMU emulates (Arm before version 7).
+    /// 1 KiB, the smallest page of all machines that QEMU emulates (Arm before version 7).
     pub const MIN: Self = Self { bytes: 1 << 10 };
     /// 4 KiB, the page size of most machines.
     pub const K4: Self = Self { bytes: 4 << 10 };
     /// 64 KiB, the largest page this crate accepts.
     pub const MAX: Self = Self { bytes: 64 << 10 };
 
-    /// A page size of `bytes`.
+    /// Makes a page size of `bytes`.
     ///
     /// # Errors
-    /// When `bytes` is not a power of two from 1 KiB to 64 KiB.
+    /// If `bytes` is not a power of two from 1 KiB to 64 KiB.
     pub const fn new(bytes: u32) -> Result<Self, PageSizeError> {
         if bytes.is_power_of_two() && bytes >= Self::MIN.bytes && bytes <= Self::MAX.bytes {
             Ok(Self { bytes })
@@ -45,7 +45,7 @@ impl PageSize {
         }
     }
 
-    /// The page size at which a full packet carries `pages` pages; `None` when there is none.
+    /// The page size at which a full packet carries `pages` pages; `None` if there is none.
     #[must_use]
     pub(crate) fn from_pages_per_packet(pages: usize) -> Option<Self> {
         let bytes = PACKET_BYTES.checked_div(pages)?;

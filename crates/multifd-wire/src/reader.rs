@@ -1,22 +1,22 @@
-//! Taking a stream of variable shape apart, in any cut.
+//! Parses a stream of variable layout, in any cut.
 //!
-//! A machine is a step function over a [`Reader`]. A step takes what it needs and answers with an
-//! event or none; when the bytes at hand do not suffice it stops, having changed nothing, and is
-//! tried again with more. [`Carry`] keeps the few bytes which one call leaves for the next, so that
-//! every step sees its bytes in one piece.
+//! A machine is a step function over a [`Reader`]. A step takes the bytes it needs and returns an
+//! event or none. If the available bytes do not suffice it stops without a change, and is repeated
+//! with more. [`Carry`] keeps the few bytes that one call leaves for the next, so that every step
+//! sees its bytes in one piece.
 
 use alloc::vec::Vec;
 
 use crate::fault::Fault;
 
-/// Takes numbers and bytes from the front of what is at hand, and remembers how far it had to look.
+/// Takes numbers and bytes from the front of the available bytes, and records how far it looked.
 pub(crate) struct Reader<'a> {
     rest: &'a [u8],
     len: usize,
 }
 
-/// The bytes at hand do not suffice: at least `needed` of them must be there, counted from where
-/// the reader began.
+/// The available bytes do not suffice: at least `needed` bytes are required, counted from the
+/// reader's start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct More {
     pub(crate) needed: usize,
@@ -35,12 +35,12 @@ impl<'a> Reader<'a> {
         self.len.saturating_sub(self.rest.len())
     }
 
-    /// What was not taken.
+    /// The bytes not taken.
     pub(crate) fn rest(&self) -> &'a [u8] {
         self.rest
     }
 
-    /// A look at what comes next: taking from it leaves this reader where it is.
+    /// A lookahead: taking from it leaves this reader in place.
     pub(crate) fn ahead(&self) -> Reader<'a> {
         Reader {
             rest: self.rest,
@@ -48,14 +48,14 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// The next `len` bytes; without them, nothing is taken.
+    /// Takes the next `len` bytes. If there are fewer, it takes nothing.
     pub(crate) fn take(&mut self, len: usize) -> Result<&'a [u8], More> {
         let (taken, rest) = self.rest.split_at_checked(len).ok_or(self.more(len))?;
         self.rest = rest;
         Ok(taken)
     }
 
-    /// As many of the next `len` bytes as there are, but at least one.
+    /// Takes as many of the next `len` bytes as available, but at least one.
     pub(crate) fn take_some(&mut self, len: u64) -> Result<&'a [u8], More> {
         if self.rest.is_empty() {
             return Err(self.more(1));
@@ -95,7 +95,7 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Why a step did not come to its end.
+/// Why a step is incomplete.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Stop {
     More(More),
@@ -114,17 +114,17 @@ impl From<Fault> for Stop {
     }
 }
 
-/// The bytes of a step which came in an earlier call: always fewer than the step needs.
+/// The bytes of a step from earlier calls: always fewer than the step needs.
 #[derive(Debug, Default)]
 pub(crate) struct Carry {
     bytes: Vec<u8>,
-    /// How many bytes the step needs before it is worth another try.
+    /// The number of bytes that the step needs before another try.
     needed: usize,
 }
 
 impl Carry {
-    /// Takes steps over `input`, up to the first event. `None`: all of `input` is used and more is
-    /// needed.
+    /// Runs steps over `input`, up to the first event. Returns `None` if all of `input` is used and
+    /// more is needed.
     pub(crate) fn drive<T>(
         &mut self,
         input: &mut &[u8],
@@ -168,7 +168,7 @@ impl Carry {
         &self.bytes
     }
 
-    /// The fewest bytes still missing for the next step; at least one.
+    /// The least number of bytes missing for the next step; at least one.
     pub(crate) fn missing(&self) -> usize {
         self.needed.saturating_sub(self.bytes.len()).max(1)
     }

@@ -1,8 +1,8 @@
-//! The return path: what the destination answers on the main connection, when the source has asked
-//! for it.
+//! The return path: the destination's answers on the main connection, if the source has requested
+//! them.
 //!
-//! It exists from [`OpenReturnPath`](crate::main_stream::Command::OpenReturnPath) on. Without that
-//! command the destination sends nothing at all.
+//! It begins with [`OpenReturnPath`](crate::main_stream::Command::OpenReturnPath). Without that
+//! command the destination sends nothing.
 
 use alloc::vec::Vec;
 
@@ -14,37 +14,37 @@ use crate::reader::{Carry, Reader, Stop};
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Message {
-    /// The last message: the destination has loaded everything (0) or failed (any other number). On
-    /// failure the source's guest runs on.
+    /// The last message: the destination has loaded everything (0) or failed (any other number).
+    /// After a failure the source's guest continues.
     Shut(u32),
     /// Answers a ping with its value.
     Pong(u32),
-    /// Postcopy: asks for pages of a block.
+    /// Postcopy: requests pages of a block.
     RequestPagesOf {
         /// The block.
         block: BlockName,
         /// Offset in the block, in bytes.
         start: u64,
-        /// Bytes wanted.
+        /// Bytes requested.
         len: u32,
     },
-    /// Postcopy: asks for pages of the block asked for before.
+    /// Postcopy: requests pages of the block requested before.
     RequestPages {
         /// Offset in the block, in bytes.
         start: u64,
-        /// Bytes wanted.
+        /// Bytes requested.
         len: u32,
     },
     /// Postcopy recovery: a bitmap of the pages received follows, outside the message. A
-    /// [`ReturnPathReceiver`] crosses it.
+    /// [`ReturnPathReceiver`] skips it.
     ReceivedBitmap {
         /// The block.
         block: BlockName,
     },
-    /// Postcopy recovery: answers the wish to resume.
+    /// Postcopy recovery: answers the request to resume.
     ResumeAck(u32),
-    /// The destination is ready to have the guest stopped. With capability `switchover-ack`, QEMU
-    /// 8.1 and later.
+    /// The destination is ready for the guest's stop. With capability `switchover-ack`, QEMU 8.1
+    /// and later.
     SwitchoverAck,
 }
 
@@ -89,8 +89,8 @@ impl Message {
     }
 }
 
-/// Takes the return path apart. Like [`ChannelReceiver`](crate::ChannelReceiver) it does no IO and
-/// takes bytes in any cut.
+/// Parses the return path. Like [`ChannelReceiver`](crate::ChannelReceiver) it does no IO and takes
+/// bytes in any cut.
 #[derive(Debug, Default)]
 pub struct ReturnPathReceiver {
     carry: Carry,
@@ -101,7 +101,7 @@ pub struct ReturnPathReceiver {
 enum State {
     #[default]
     Message,
-    /// At the length of a bitmap, behind the message which announces it.
+    /// At the length of a bitmap, after the message that announces it.
     BitmapLength,
     Bitmap {
         remaining: u64,
@@ -111,17 +111,17 @@ enum State {
 }
 
 impl ReturnPathReceiver {
-    /// A machine at the beginning of a return path.
+    /// Makes a machine at the start of a return path.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Takes what it can use from the front of `input`, up to the next message. `None`: all of
-    /// `input` is used and more is needed.
+    /// Takes the bytes it can use from the front of `input`, up to the next message. Returns `None`
+    /// if all of `input` is used and more is needed.
     ///
     /// # Errors
-    /// When a type is unknown or a length does not fit it, as QEMU itself would fail. The machine
+    /// If a type is unknown or a length does not fit it; QEMU itself would fail too. The machine
     /// stays at that fault.
     pub fn push(&mut self, input: &mut &[u8]) -> Result<Option<Message>, Fault> {
         let state = &mut self.state;
@@ -132,10 +132,10 @@ impl ReturnPathReceiver {
         outcome
     }
 
-    /// Says whether the stream may end here: after any whole message.
+    /// Returns whether the stream may end here: after any complete message.
     ///
     /// # Errors
-    /// [`Fault::Truncated`] in the middle of one; the fault itself after one.
+    /// [`Fault::Truncated`] in the middle of a message; the fault itself after one.
     pub fn finish(&self) -> Result<(), Fault> {
         match self.state {
             State::Failed(fault) => Err(fault),
@@ -191,7 +191,7 @@ fn message(reader: &mut Reader<'_>) -> Result<Message, Stop> {
         return Err(wrong_length.into());
     }
     let mut payload = Reader::new(reader.take(usize::from(found))?);
-    // What lacks bytes inside its stated length lacks them for good.
+    // Bytes missing within the stated length never arrive.
     let message = payload_of(message, &mut payload).map_err(|stop| match stop {
         Stop::More(_) => wrong_length,
         Stop::Fault(fault) => fault,
@@ -234,7 +234,7 @@ const RESUME_ACK: u16 = 6;
 /// QEMU 8.1 and later.
 const SWITCHOVER_ACK: u16 = 7;
 
-/// The longest payload which a source accepts (seen in QEMU 10.0).
+/// The longest payload that a source accepts (observed in QEMU 10.0).
 const MAX_PAYLOAD_LEN: u16 = 512;
-/// What stands behind a bitmap.
+/// The word after a bitmap.
 const BITMAP_END: u64 = 0x0123_4567_89ab_cdef;

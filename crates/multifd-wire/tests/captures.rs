@@ -1,8 +1,8 @@
-//! Captured migrations of real QEMUs, taken apart and rebuilt to the byte.
+//! Captured migrations of real QEMUs, parsed and rebuilt identically.
 //!
-//! A capture is a folder of `testdata/captures`: the bytes of each connection, what the QEMUs
-//! counted themselves (`meta.json`), and the hash of the guest's memory. What is found here is
-//! compared with these, and with a second decoder (`testkit::plain`).
+//! A capture is a folder of `testdata/captures`: the bytes of each connection, the QEMUs' own
+//! counts (`meta.json`), and the hash of the guest's memory. The parsed content is compared with
+//! these, and with a second decoder (`testkit::plain`).
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -69,7 +69,7 @@ fn main_streams_are_read_to_their_end() {
     }
 }
 
-/// The machine, its memory and its devices are those that QEMU was started with and has described.
+/// The machine, its memory and its devices match QEMU's command line and description.
 #[test]
 fn main_streams_say_what_the_machine_is() {
     for capture in captures() {
@@ -106,7 +106,7 @@ fn main_streams_say_what_the_machine_is() {
     }
 }
 
-/// QEMU's own counts of a migration: all pages have come, on whichever channel.
+/// QEMU's own counts of a migration: all pages have arrived, on any channel.
 #[test]
 fn as_many_pages_are_found_as_qemu_has_counted() {
     for capture in captures() {
@@ -118,7 +118,7 @@ fn as_many_pages_are_found_as_qemu_has_counted() {
             normal += channel.normal() as u64;
             zero += channel.zero() as u64;
         }
-        // Where zero pages go by main.
+        // If zero pages go by main.
         let main = capture.read("main.fwd").expect("a main stream");
         for event in main_events(&main, &[usize::MAX]).0 {
             match event {
@@ -129,14 +129,14 @@ fn as_many_pages_are_found_as_qemu_has_counted() {
         }
         assert_eq!(normal, capture.counted("normal"), "{name}");
         assert_eq!(zero, capture.counted("duplicate"), "{name}");
-        // QEMU 7.2 counts pages before they are compressed, and no hellos.
+        // QEMU 7.2 counts pages before their compression, and no hellos.
         if !name.ends_with("-7.2") {
             assert_eq!(bytes, capture.counted("multifd-bytes"), "{name}");
         }
     }
 }
 
-/// Where nothing is compressed, pages can be put where they belong, and are what the source had.
+/// Without compression, pages can be put in place and equal the source's memory.
 #[test]
 fn plain_pages_are_the_memory_of_the_source() {
     let mut tried = 0;
@@ -158,7 +158,7 @@ fn plain_pages_are_the_memory_of_the_source() {
                 }
             }
         }
-        // A guest that stands still sends each page once, so the order of channels does not matter.
+        // A stopped guest sends each page once, so the order of channels does not matter.
         let mut put = |block: &str, offset: u64, page: &[u8]| {
             let block = memory.get_mut(block).expect("a listed block");
             block[offset as usize..][..page.len()].copy_from_slice(page);
@@ -277,7 +277,7 @@ impl Capture {
             .then(|| fs::read(path).expect("a readable file"))
     }
 
-    /// As many as the source was told to have.
+    /// The configured number of channels.
     fn channels(&self) -> Vec<(String, Vec<u8>)> {
         let count = &self.meta["migrate_set_parameters"]["multifd-channels"];
         let files = (0..count.as_u64().expect("a number")).map(|id| format!("mfd{id}.fwd"));
@@ -289,7 +289,7 @@ impl Capture {
             .collect()
     }
 
-    /// What the source has counted.
+    /// A count of the source.
     fn counted(&self, what: &str) -> u64 {
         let count = &self.meta["query_migrate_source"]["ram"][what];
         count.as_u64().expect("a count")
@@ -301,13 +301,13 @@ impl Capture {
     }
 }
 
-/// What was found in a channel.
+/// The content of a channel.
 struct Decoded {
     channel: PlainChannel,
     page_size: Option<PageSize>,
 }
 
-/// Takes a channel apart, and puts it together again from what was found.
+/// Parses a channel, and rebuilds it from the result.
 fn decode(bytes: &[u8]) -> (Decoded, Vec<u8>) {
     let mut receiver = ChannelReceiver::new(Limits::default());
     let mut sender = ChannelSender::new();
@@ -360,7 +360,7 @@ fn decode(bytes: &[u8]) -> (Decoded, Vec<u8>) {
     (Decoded { channel, page_size }, rebuilt)
 }
 
-/// All captures there are: in the repository, with which this crate's tests belong.
+/// All captures, in the repository, which this crate's tests require.
 fn captures() -> Vec<Capture> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata/captures");
     let entries = fs::read_dir(&folder)

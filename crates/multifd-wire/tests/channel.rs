@@ -7,7 +7,7 @@ use multifd_wire::{
 };
 use testkit::wire::vector;
 
-/// What a push leads to: an event, or how many bytes are wanted after it, or a fault.
+/// The result of a push: an event, or the number of bytes wanted after it, or a fault.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Outcome {
     Hello,
@@ -18,16 +18,16 @@ enum Outcome {
     Failed(Fault),
 }
 
-/// A state, and what each input leads to.
+/// A state, and the result of each input.
 struct Row {
     state: &'static str,
-    /// What brings a machine to the state.
+    /// The input that leads to the state.
     before: Vec<u8>,
     wanted: usize,
-    /// What the state waits for, as many bytes as wanted.
+    /// The input that the state waits for, of exactly the wanted length.
     right: Vec<u8>,
     right_outcome: Outcome,
-    /// All but the last byte of it.
+    /// The result of the same without its last byte.
     short_outcome: Outcome,
     zeros_outcome: Outcome,
     ones_outcome: Outcome,
@@ -95,7 +95,7 @@ fn every_state_with_every_input() {
         },
         Row {
             right_outcome: Wants(1024),
-            // A packet with nothing stated may be a SYNC, or empty.
+            // A packet without stated values may be a SYNC, or empty.
             zeros_outcome: Wants(64),
             ones_outcome: no_page_size(u32::MAX as usize),
             ..row("RamFixed", before(&ram[..12]), &ram[12..320])
@@ -110,7 +110,7 @@ fn every_state_with_every_input() {
         },
         Row {
             zeros_outcome: Header,
-            // Left-over offsets have no meaning, whatever they are.
+            // Left-over offsets are meaningless, whatever their value.
             ones_outcome: Header,
             ..row(
                 "RamTable, page size not known",
@@ -129,7 +129,7 @@ fn every_state_with_every_input() {
             )
         },
         Row {
-            // Four more bytes tell the packet's kind.
+            // Four more bytes determine the packet's kind.
             right_outcome: Wants(4),
             zeros_outcome: Padding(1),
             end: Ok(()),
@@ -230,7 +230,7 @@ fn outcome(receiver: &mut ChannelReceiver, mut input: &[u8]) -> Outcome {
     }
 }
 
-/// Reading exactly what is wanted never reads into the next packet, and never comes to a halt.
+/// Reading exactly the wanted length never reads into the next packet, and never stalls.
 #[test]
 fn reading_what_is_wanted_reads_all() {
     let stream = [
@@ -251,7 +251,7 @@ fn reading_what_is_wanted_reads_all() {
     while !rest.is_empty() {
         let wanted = receiver.wanted();
         if receiver.payload_remaining() != 0 {
-            // As a caller does who reads a payload straight to where it belongs, in two pieces.
+            // Like a caller that reads a payload straight to its destination, in two pieces.
             assert_eq!(receiver.payload_remaining() as usize, wanted);
             rest = &rest[wanted..];
             receiver
@@ -339,11 +339,11 @@ fn a_sender_keeps_the_order_of_the_wire() {
         Err(Misuse::TableLength { found: 8 })
     );
     assert!(sender.is_at_boundary());
-    // What was refused was not written.
+    // Refused packets were not written.
     assert_eq!(out.len(), 64 + 276 + 2 * 1344);
 }
 
-/// A first packet that does not tell the page size, as a relay passes it on.
+/// A first packet that does not reveal the page size, forwarded like by a relay.
 #[test]
 fn a_sender_pads_the_first_table() {
     let first = || {
@@ -397,7 +397,7 @@ fn a_sender_pads_the_first_table() {
     );
 }
 
-/// An engine's packet, compressed, arrives as it was sent.
+/// An engine's compressed packet arrives unchanged.
 #[test]
 fn what_a_sender_sends_a_receiver_takes() {
     let block = IdStr::try_from("pc.ram").expect("a name");
@@ -434,8 +434,8 @@ fn what_a_sender_sends_a_receiver_takes() {
     }
 }
 
-/// What was let in may be passed on as it is, and what a stock QEMU takes may be written, whatever
-/// was let in.
+/// Accepted payloads may be forwarded unchanged. Payloads that a stock QEMU accepts may be written
+/// under any limits.
 #[test]
 fn a_payload_may_be_as_long_as_the_limits_allow() {
     const STOCK: u32 = 1 << 20;
@@ -463,7 +463,7 @@ fn a_payload_may_be_as_long_as_the_limits_allow() {
             let (found, least, most) = (allowed + 1, 1, allowed);
             assert_eq!(too_long, Err(Fault::PayloadLength { found, least, most }));
         }
-        // The limit is nothing that a packet says.
+        // The limit is not a property of a packet.
         packet
             .set_payload(Method::Zstd, allowed.min(STOCK))
             .unwrap();

@@ -1,5 +1,5 @@
-//! Streams that lie. Each is a sound vector with a few bytes changed, and has exactly one answer,
-//! in whatever cut it comes.
+//! Streams that lie. Each is a valid vector with a few changed bytes, and has exactly one answer,
+//! in any cut.
 
 use multifd_wire::lengths::{self, PageData};
 use multifd_wire::main_stream::MainReceiver;
@@ -10,10 +10,10 @@ use multifd_wire::{
 };
 use testkit::wire::{CUTS, pieces, vector};
 
-/// Bytes to change: where, and to what.
+/// Bytes to change: their position, and their new value.
 type Patch = (usize, &'static [u8]);
 
-// Where the fields of a packet stand.
+// The positions of a packet's fields.
 const VERSION: usize = 4;
 const FLAGS: usize = 8;
 const PAGES_ALLOC: usize = 12;
@@ -43,7 +43,7 @@ fn packets() {
         (none, &[(PAGES_ALLOC, b"\0\0\0\x04")], Fault::PagesPerPacket { found: 4 }),
         (none, &[(PAGES_ALLOC, b"\0\0\x04\0")], Fault::PagesPerPacket { found: 1024 }),
         (none, &[(PAGES_ALLOC, b"\xff\xff\xff\xff")], Fault::PagesPerPacket { found: u32::MAX as usize }),
-        // Pages beyond it.
+        // Pages beyond the stated room.
         (none, &[(PAGES_ALLOC, b"\0\0\0\0")], Fault::NormalPages { found: 2, allowed: 0 }),
         (none, &[(NORMAL_PAGES, b"\0\0\0\x81")], Fault::NormalPages { found: 129, allowed: 128 }),
         (none, &[(NORMAL_PAGES, b"\xff\xff\xff\xff")], Fault::NormalPages { found: u32::MAX, allowed: 128 }),
@@ -97,7 +97,7 @@ fn packets() {
     }
 }
 
-/// What is just not a lie.
+/// Packets with the largest allowed numbers are valid.
 #[test]
 fn packets_with_the_largest_numbers_allowed() {
     let (none, zlib) = ("ram-none.txt", "sync-data-8.2.txt");
@@ -172,7 +172,7 @@ fn a_page_size_which_is_known_binds_all_packets() {
         Some(too_many)
     );
 
-    // The same after a packet that made it known.
+    // The same after a packet that revealed it.
     let mut receiver = after_hello(Limits::default());
     let stream = [
         vector("empty-8.2.txt"),
@@ -198,7 +198,7 @@ fn first_tables_of_no_page_size() {
     let cases = [
         (9, Fault::PagesPerPacket { found: 9 }),
         (127, Fault::PagesPerPacket { found: 127 }),
-        // A table of 64 entries says 8 KiB, and the next packet has room for 128 pages.
+        // A table of 64 entries means 8 KiB, but the next packet has room for 128 pages.
         (64, Fault::PagesAllocated { found: 128, allowed: 64 }),
     ];
     for (count, fault) in cases {
@@ -241,7 +241,7 @@ fn streams_cut_short() {
         vec![0; 16],
     ]
     .concat();
-    // The first table may be over at each power of two.
+    // The first table may end at each power of two.
     let sync = [8, 16, 32, 64, 128].map(|entries| 64 + OFFSETS + 8 * entries);
     let whole = [
         &[64],
@@ -392,7 +392,7 @@ fn main_streams() {
         found,
         allowed: 0xf000,
     };
-    // Bytes of a vector, what to put in their place, and the answer.
+    // The bytes of a vector, their replacement, and the answer.
     #[rustfmt::skip] // One lie, one line.
     let lies: &[(&str, &[u8], &[u8], Fault)] = &[
         (q35, b"QEVM", b"\x11\x22\x33\x44", Magic { found: 0x1122_3344, allowed: 0x5145_564d }),
@@ -583,7 +583,7 @@ fn patched(file: &str, patches: &[Patch]) -> Vec<u8> {
     bytes
 }
 
-/// `bytes` with the first `from` in them replaced.
+/// Returns `bytes` with the first occurrence of `from` replaced.
 fn replaced(bytes: &[u8], from: &[u8], to: &[u8]) -> Vec<u8> {
     let at = bytes
         .windows(from.len())

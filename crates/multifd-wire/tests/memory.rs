@@ -1,4 +1,4 @@
-//! No number of a peer's sizes an allocation: the machines keep little, whatever a stream states.
+//! A peer's numbers never size an allocation: the machines stay small for any stream.
 
 use multifd_wire::main_stream::MainReceiver;
 use multifd_wire::return_path::ReturnPathReceiver;
@@ -9,9 +9,9 @@ use testkit::wire::{pieces, vector};
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// Every single allocation is at most the longest table, or the list of blocks which really came.
+/// The limit of a single allocation: the longest table, or the list of blocks actually received.
 const LARGEST_ALLOCATION: usize = 16 << 10;
-/// One table being gathered, one in a packet just given out, and change.
+/// The limit in total: one table being gathered, one in a packet just returned, and a margin.
 const MOST_ALLOCATED: usize = 24 << 10;
 
 fn assert_bounded(what: &str, run: impl FnOnce()) {
@@ -31,7 +31,7 @@ fn the_count_counts() {
 
 #[test]
 fn channels() {
-    // Each number of a packet as large as it goes, alone and all together.
+    // Each number of a packet at its maximum, alone and all together.
     let fields = [12..16, 16..20, 20..24, 24..32, 32..36];
     let files = [
         "ram-none.txt",
@@ -69,8 +69,7 @@ fn main_streams() {
         for cut in [1, 100, usize::MAX] {
             assert_bounded(file, || main_stream(&stream, cut));
         }
-        // Every four bytes as large as they go: among them are all lengths and counts of the
-        // stream.
+        // Every four bytes at their maximum, including all lengths and counts of the stream.
         for at in 8..stream.len() - 4 {
             let mut lie = stream.clone();
             lie[at..at + 4].fill(0xff);

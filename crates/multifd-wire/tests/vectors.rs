@@ -1,4 +1,4 @@
-//! Every vector in `testdata/wire`, taken apart field by field and rebuilt to the byte.
+//! Every vector in `testdata/wire`, parsed field by field and rebuilt identically.
 
 use multifd_wire::lengths::{self, PageData};
 use multifd_wire::main_stream::{Block, Command, Configuration, MainEvent, Section};
@@ -260,7 +260,7 @@ fn main_stream_of_postcopy_with_huge_pages() {
     check_main("main-postcopy.txt", &expected);
 }
 
-/// The page size of the last block is told from the records behind the list.
+/// The page size of the last block is distinguished from the records after the list.
 #[test]
 fn a_list_whose_last_block_has_huge_pages() {
     let bytes = vector("main-postcopy.txt");
@@ -286,7 +286,7 @@ fn a_list_whose_last_block_has_huge_pages() {
     }
 }
 
-/// Without the description of devices a stream ends at its EOF byte, and there alone.
+/// Without the description of devices a stream ends at its EOF byte, and only there.
 #[test]
 fn a_stream_without_a_description_may_end() {
     for (file, description) in [
@@ -358,7 +358,7 @@ fn ram(file: &str) -> RamPacket {
     }
 }
 
-/// Takes a header apart, and checks that it is rebuilt to the byte.
+/// Parses a header, and checks that it is rebuilt identically.
 fn header(bytes: &[u8], limits: Limits) -> Packet {
     let mut receiver = ChannelReceiver::new(limits);
     assert!(matches!(

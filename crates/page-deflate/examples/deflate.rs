@@ -2,8 +2,8 @@
 //!
 //! `cargo run --release -p page-deflate --example deflate -- [--rounds N] [--packets N] [FILE...]`
 //!
-//! All contenders run interleaved, one packet stream per round each; printed are medians and the
-//! spread between the quarter points. Pages of zeros are left out, as a sender leaves them out.
+//! All contenders run interleaved, one packet stream each per round. The output shows medians and
+//! the interquartile range. Zero pages are left out, as a sender leaves them out.
 
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ use testkit::zlib;
 const PAGE: usize = 4096;
 const PACKET: usize = 128 * PAGE;
 
-/// One way to make a stream: a name, and what makes the packets of one whole stream.
+/// One way to make a stream: a name, and a function that makes the packets of one whole stream.
 struct Encoder {
     name: String,
     run: Box<Stream>,

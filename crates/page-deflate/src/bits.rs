@@ -1,11 +1,11 @@
-//! A stream of bits that is being written, the first of a byte lowest.
+//! A writer of bits; the first bit of a byte is the lowest.
 
-/// Bits on their way into a buffer.
+/// Appends bits to a buffer.
 pub(super) struct BitWriter<'a> {
     pub(super) out: &'a mut Vec<u8>,
     /// Bits that do not fill a byte yet.
     pub(super) bits: u64,
-    /// How many, at most 7.
+    /// The number of these bits, at most 7.
     pub(super) count: u32,
 }
 
@@ -30,18 +30,18 @@ impl<'a> BitWriter<'a> {
         }
     }
 
-    /// Begins to write many bits in a row, behind those that are here.
+    /// Begins a burst of many bits after those already written.
     #[inline(always)]
     pub(super) fn begin(&self) -> Burst {
         Burst {
             at: 0,
             pending: self.bits,
-            // The compiler needs to be told.
+            // The mask tells the compiler the range.
             count: self.count & 7,
         }
     }
 
-    /// Takes over what a burst has written, which can go on then.
+    /// Takes over the bytes that a burst has written. The burst can go on afterwards.
     #[inline(always)]
     pub(super) fn take(&mut self, burst: Burst, bytes: &BurstBytes) -> Burst {
         self.out
@@ -51,8 +51,8 @@ impl<'a> BitWriter<'a> {
         self.begin()
     }
 
-    /// Appends what follows the header of a stored block: up to 65,535 bytes on a byte boundary,
-    /// after their number (RFC 1951 section 3.2.4).
+    /// Appends the part of a stored block after its header: the length of `bytes`, then `bytes`
+    /// (RFC 1951 section 3.2.4). Starts on a byte boundary; takes up to 65,535 bytes.
     pub(super) fn stored(&mut self, bytes: &[u8]) {
         self.align();
         let len = bytes.len() as u16;
@@ -62,7 +62,7 @@ impl<'a> BitWriter<'a> {
         self.out.extend_from_slice(bytes);
     }
 
-    /// Fills the last byte with zeros.
+    /// Fills the last byte with zero bits.
     pub(super) fn align(&mut self) {
         if self.count > 0 {
             self.out.push(self.bits as u8);
@@ -72,35 +72,35 @@ impl<'a> BitWriter<'a> {
     }
 }
 
-/// Where a [`Burst`] writes.
+/// The buffer of a [`Burst`].
 pub(super) type BurstBytes = [u8; Burst::MOST_BYTES + 7];
 
-/// The end of bits that are being written to a buffer of fixed size, quicker than one by one. It is
-/// handed on by value, so that it stays in registers.
+/// The write position in a buffer of fixed size, for many bits in a row. Passed by value, so that
+/// it stays in registers.
 #[derive(Clone, Copy)]
 pub(super) struct Burst {
-    /// Bytes that are complete.
+    /// Complete bytes.
     at: usize,
     /// Bits that do not fill a byte yet.
     pending: u64,
-    /// How many, at most 7.
+    /// The number of these bits, at most 7.
     count: u32,
 }
 
 impl Burst {
-    /// Bytes that can be written before they are taken. A power of two, so that an index is cut to
-    /// it without a branch.
+    /// Bytes that fit before they must be taken. A power of two, so that masking an index needs no
+    /// branch.
     pub(super) const MOST_BYTES: usize = 2048;
-    /// Bits that can be written at once: with up to 7 pending, their number must stay below 64.
+    /// Bits that one call may write: with up to 7 pending, the sum must stay below 64.
     pub(super) const MOST_BITS: u32 = 56;
 
-    /// Room for a burst.
+    /// A buffer for a burst.
     #[inline(always)]
     pub(super) const fn buffer() -> BurstBytes {
         [0; Self::MOST_BYTES + 7]
     }
 
-    /// How many bytes are complete.
+    /// The number of complete bytes.
     pub(super) fn len(self) -> usize {
         self.at
     }

@@ -1,4 +1,4 @@
-//! Which search suits the effort and the data.
+//! Chooses the search that suits the effort and the data.
 
 use std::ops::Range;
 
@@ -13,20 +13,20 @@ use super::parse::UNIT_ITEMS;
 use super::search::{ALWAYS, One, Search, Two};
 use super::window::{UNIT, Unit, WindowBytes};
 
-// Numbers of bytes, table sizes and patience were tried on pages of two machines, of three
-// processes' heaps, of a library and of source texts. What is twice or half of them costs more size
-// than it saves time, or the other way round.
+// The numbers of bytes, table sizes and patience were tried on pages of two machines, of three
+// processes' heaps, of a library and of source texts. Doubling or halving any of them loses more in
+// size or speed than it gains in the other.
 
-/// Fast: longer matches, and soon only a few of the hashes where nothing is found.
+/// For speed: longer matches, and where nothing is found, soon only a few of the hashes.
 type Quick = One<6, 12, 4096, 6>;
 /// The usual choice.
 type Five = One<5, 12, 4096, 64>;
-/// The usual choice where matches do not reach far. Fewer of the short ones are within reach then:
-/// to look for them takes more time than their bytes are worth.
+/// The usual choice for the near window. Fewer short matches are within its reach, and searching
+/// for them costs more time than their bytes are worth.
 type Six = One<6, 12, 4096, 32>;
-/// For programs, and whatever else is full of short matches.
+/// For programs, and other data full of short matches.
 type Four = One<4, 12, 4096, ALWAYS>;
-/// For memory full of words whose neighbours resemble them: fewer and longer matches.
+/// For memory full of words that resemble their neighbours: fewer and longer matches.
 type Seven = One<7, 12, 4096, 8>;
 
 /// The search of one encoder.
@@ -36,7 +36,7 @@ pub(super) enum Choice {
     Two(Box<Two>),
 }
 
-/// Searches of which one is used.
+/// Several searches; the habit selects one.
 pub(super) struct Either {
     shortest: Four,
     short: Short,
@@ -44,7 +44,7 @@ pub(super) struct Either {
     habit: Habit,
 }
 
-/// The search for shorter matches, by how far they reach.
+/// The search for shorter matches, by window.
 enum Short {
     Near(Six),
     Far(Five),
@@ -58,8 +58,8 @@ impl Short {
         }
     }
 
-    /// To look for still shorter matches takes a tenth more time, or a quarter where they do not
-    /// reach far. It pays when it saves one bit of so many.
+    /// Searching for still shorter matches takes a tenth more time, or a quarter with the near
+    /// window. It pays when it saves one bit in this many.
     const fn bits_for_one_saved(&self) -> usize {
         match self {
             Self::Near(_) => 25,
@@ -90,18 +90,18 @@ impl Short {
     }
 }
 
-/// Which matches the encoder of [`Effort::Balanced`] looks for.
-/// [`Deflater::survey`](crate::Deflater::survey) chooses one for the pages. Other efforts ignore
-/// it.
+/// The lengths of matches that the encoder of [`Effort::Balanced`] looks for.
+/// [`Deflater::survey`](crate::Deflater::survey) chooses a habit for the pages. Other efforts
+/// ignore it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Habit {
-    /// Four bytes and more.
+    /// Matches of four bytes and more.
     Shortest,
-    /// The usual.
+    /// The usual lengths.
     #[default]
     Short,
-    /// Longer ones.
+    /// Longer matches.
     Long,
 }
 
@@ -169,17 +169,17 @@ pub(super) struct Survey {
     shortest: Four,
     short: Short,
     long: Seven,
-    /// What each makes of the units.
+    /// The items that each search makes of the units.
     items: [Vec<Item>; 3],
     unit_items: [Item; UNIT_ITEMS],
     coder: Box<Coder>,
 }
 
 impl Survey {
-    /// Units that a survey looks at. The first only fills the tables.
+    /// Units in a survey. The first one only fills the tables.
     pub(super) const UNITS: usize = 5;
 
-    /// Nothing where there is no choice.
+    /// Returns `None` if the effort leaves no choice.
     pub(super) fn new(effort: Effort, reach: WindowSize) -> Option<Box<Self>> {
         (effort == Effort::Balanced).then(|| {
             let items = || Vec::with_capacity(Self::UNITS * UNIT_ITEMS);
@@ -195,7 +195,7 @@ impl Survey {
         })
     }
 
-    /// Looks at a range of a window, without regard to what comes before it.
+    /// Surveys a range of a window and ignores the bytes before it.
     pub(super) fn look(
         &mut self,
         machine: Machine,
@@ -245,7 +245,8 @@ impl Survey {
                 + measure.matches * MATCH_CYCLES
                 + measure.literals * LITERAL_CYCLES
         };
-        // A bit more may be written for a fifth of the time that this saves.
+        // Larger output is accepted if its share of the size is below a fifth of the share of time
+        // saved.
         let gained = short.bits.saturating_sub(shortest.bits);
         if gained * self.short.bits_for_one_saved() > short.bits {
             return Habit::Shortest;
@@ -260,7 +261,7 @@ impl Survey {
     }
 }
 
-// What parsing takes, about: for a unit, a match and a literal.
+// Approximate parsing cost of a unit, a match and a literal.
 const UNIT_CYCLES: usize = 4000;
 const MATCH_CYCLES: usize = 40;
 const LITERAL_CYCLES: usize = 4;

@@ -1,4 +1,4 @@
-//! Items to bits.
+//! Turns items into bits.
 
 use super::bits::{BitWriter, Burst};
 use super::format::{
@@ -8,12 +8,12 @@ use super::format::{
 use super::huffman::codes;
 use super::item::{self, Item};
 
-/// What items become.
+/// Tables from items to bits.
 ///
 /// | bits | |
 /// | --- | --- |
-/// | 0-4 | how many bits, with what comes from the item |
-/// | 5-8 | how many of them are the code itself, where extra bits come from the item |
+/// | 0-4 | total number of bits, including those from the item |
+/// | 5-8 | number of code bits, where extra bits come from the item |
 /// | 9-31 | the bits |
 pub(super) struct Coder {
     first: [u32; item::FIRST_CODES],
@@ -27,7 +27,7 @@ const CODE_BITS_MASK: u32 = 15;
 const BITS_SHIFT: u32 = 9;
 
 impl Coder {
-    /// Takes the codes that belong to these lengths.
+    /// Makes a coder for these code lengths.
     pub(super) fn new(litlen: &[u8], distance: &[u8]) -> Box<Self> {
         let mut coder = Box::new(Self {
             first: [0; item::FIRST_CODES],
@@ -38,8 +38,7 @@ impl Coder {
         coder
     }
 
-    /// Takes other codes. Symbols that the format does not use may be there, and have no code of
-    /// their own then.
+    /// Changes to other codes. Symbols that the format reserves may be included; they get no code.
     pub(super) fn set(&mut self, litlen_bits: &[u8], distance_bits: &[u8]) {
         let entry = |bits: u32, code_bits: u8, count: u8| {
             bits << BITS_SHIFT | u32::from(code_bits) << CODE_BITS_SHIFT | u32::from(count)
@@ -60,7 +59,7 @@ impl Coder {
             let symbol = END_OF_BLOCK + 1 + index;
             let code_bits = litlen_bits[symbol];
             let first = entry(litlen[symbol].into(), 0, code_bits + LENGTH_EXTRA[index]);
-            // The longest match is none of those of the symbol before it.
+            // The longest match belongs to its own symbol, not to the range of the one before.
             let end = LENGTH_BASE
                 .get(index + 1)
                 .map_or(MAX_MATCH + 1, |&next| next.into());
@@ -79,13 +78,13 @@ impl Coder {
     }
 }
 
-/// Items that go through the stages of coding together: enough that none waits for the one before.
+/// Items per coding stage: enough to hide the latency of each item.
 const CHUNK: usize = 128;
-/// Most bytes a chunk becomes, at 48 bits an item.
+/// Most bytes of a coded chunk, at 48 bits an item.
 const CHUNK_BYTES: usize = CHUNK * 6;
 const _: () = assert!(CHUNK_BYTES < Burst::MOST_BYTES);
 
-/// What some items come to.
+/// The coded size of some items.
 pub(super) struct Measure {
     pub(super) bits: usize,
     pub(super) matches: usize,
@@ -93,7 +92,7 @@ pub(super) struct Measure {
 }
 
 impl Coder {
-    /// What items would come to under these codes.
+    /// Measures these items under these codes.
     pub(super) fn measure(&self, items: &[Item]) -> Measure {
         let mut measure = Measure {
             bits: 0,
@@ -115,7 +114,7 @@ impl Coder {
 
     /// Writes items and the end of the block.
     ///
-    /// The stages are loops of their own, so that each can be made of vector instructions or not.
+    /// The stages are separate loops, so that each can be vectorised independently.
     #[inline(always)]
     pub(super) fn write(&self, items: &[Item], writer: &mut BitWriter<'_>) {
         let mut first = [0; CHUNK];
@@ -153,8 +152,8 @@ impl Coder {
                 bits_of_two[i] = bits_a | bits_b << (count_a & 63);
                 count_of_two[i] = count_a + count_b;
             }
-            // Hardly any chunk has items with so many bits side by side, and one look is less than
-            // one for every two.
+            // Hardly any chunk has such long items side by side. One test for the chunk is cheaper
+            // than one for every pair.
             if count_of_two.iter().copied().fold(0, u32::max) <= Burst::MOST_BITS {
                 for (&bits, &count) in bits_of_two.iter().zip(&count_of_two) {
                     burst = burst.put(bits, count, &mut bytes);
@@ -173,7 +172,7 @@ impl Coder {
     }
 }
 
-/// The bits of an item, and how many they are: at most 48.
+/// The bits of an item and their number, at most 48.
 #[inline(always)]
 fn join(first: u32, second: u32, behind: u32) -> (u64, u32) {
     let count = first & COUNT_MASK;
@@ -192,8 +191,8 @@ mod tests {
     use crate::lengths::Lengths;
     use crate::table::{Pairs, Tables};
 
-    /// Every pair of literals, every length at the first and last distance of each symbol; some of
-    /// them where time is long.
+    /// Every pair of literals, and every length at the first and last distance of each symbol; only
+    /// some of them under Miri.
     fn every_item() -> (Vec<Item>, Vec<u8>) {
         let step = if cfg!(miri) { 509 } else { 1 };
         let (mut items, mut bytes) = (Vec::new(), Vec::new());
@@ -222,7 +221,7 @@ mod tests {
         (items, bytes)
     }
 
-    /// Writes the items and reads them again.
+    /// Writes the items and decodes them again.
     fn check(items: &[Item], bytes: &[u8], litlen: &[u8], distance: &[u8]) {
         let coder = Coder::new(litlen, distance);
         let mut tables = Tables::new();
@@ -253,7 +252,7 @@ mod tests {
         let lengths = Lengths::new(&counts);
         check(&items, &bytes, &lengths.litlen, &lengths.distance);
 
-        // A code as long as they get, for all but some literals and the nearest distances.
+        // The longest possible code for all but some literals and the nearest distances.
         let mut litlen = [15; 286];
         let mut distance = [15; 30];
         for (bits, symbol) in (1..).zip(0..6) {
@@ -268,7 +267,7 @@ mod tests {
         check(&items, &bytes, &litlen, &distance);
     }
 
-    /// Shortens the first of the longest codes until no bit pattern is left over.
+    /// Shortens the first of the longest codes until every bit pattern is used.
     fn complete(lengths: &mut [u8], most: u8) {
         let free = |lengths: &[u8]| {
             (1_usize << most)

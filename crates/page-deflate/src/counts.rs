@@ -1,11 +1,11 @@
-//! How often symbols occur in items.
+//! Counts of symbols in items.
 
 use super::format::{
     DISTANCE_SYMBOLS, END_OF_BLOCK, LENGTH_SYMBOL, LITLEN_SYMBOLS, MAX_MATCH, MIN_MATCH,
 };
 use super::item::{self, Item};
 
-/// How often each symbol occurs, or is thought to.
+/// The actual or estimated count of each symbol.
 #[derive(Clone)]
 pub(super) struct Counts {
     pub(super) litlen: [u32; LITLEN_SYMBOLS],
@@ -13,7 +13,7 @@ pub(super) struct Counts {
 }
 
 impl Counts {
-    /// Nothing counted, for counting everything.
+    /// All counts zero, for counting every item.
     pub(super) fn none() -> Self {
         Self {
             litlen: [0; LITLEN_SYMBOLS],
@@ -21,8 +21,7 @@ impl Counts {
         }
     }
 
-    /// Every symbol counted once. Not everything that comes will have been counted, but all of it
-    /// needs a code.
+    /// All counts one, for sampling: symbols outside the sample need a code too.
     pub(super) fn one_each() -> Self {
         Self {
             litlen: [1; LITLEN_SYMBOLS],
@@ -30,7 +29,7 @@ impl Counts {
         }
     }
 
-    /// Adds the ends of so many blocks.
+    /// Adds `count` ends of blocks.
     pub(super) fn add_ends(&mut self, count: u32) {
         self.litlen[END_OF_BLOCK] += count;
     }
@@ -51,7 +50,7 @@ impl Counts {
 }
 
 #[derive(Clone)]
-/// Counts of items' indexes, in four parts, since counting the same twice in a row is slow.
+/// Counts of items' indexes, in four parts: counting the same index twice in a row is slow.
 pub(super) struct Tally {
     first: [[u32; item::FIRST_CODES]; 4],
     second: [[u32; item::SECOND_CODES]; 4],
@@ -79,7 +78,7 @@ impl Tally {
         }
     }
 
-    /// Adds what another one has counted.
+    /// Adds the counts of another tally.
     pub(super) fn add(&mut self, other: &Self) {
         let first = self.first.as_flattened_mut().iter_mut();
         let second = self.second.as_flattened_mut().iter_mut();

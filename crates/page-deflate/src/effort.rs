@@ -1,13 +1,13 @@
-//! What is chosen of the encoder.
+//! The encoder's options.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// How much time is spent on size.
+/// The time spent on size.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Effort {
-    /// As fast as it goes.
+    /// As fast as possible.
     Fast,
     /// About the size of zlib's first level, much faster.
     #[default]
@@ -17,7 +17,7 @@ pub enum Effort {
 }
 
 impl Effort {
-    /// All of them.
+    /// All efforts.
     pub const ALL: [Self; 3] = [Self::Fast, Self::Balanced, Self::Dense];
 
     /// The name on a command line.
@@ -56,15 +56,15 @@ impl FromStr for Effort {
     reason = "deflate and the IAA know no other windows of use"
 )]
 pub enum WindowSize {
-    /// 4 KiB: what Intel's IAA can read.
+    /// 4 KiB: readable by Intel's IAA.
     FourKiB,
-    /// 32 KiB: all that deflate allows.
+    /// 32 KiB: the maximum of deflate.
     #[default]
     ThirtyTwoKiB,
 }
 
 impl WindowSize {
-    /// All of them.
+    /// All sizes.
     pub const ALL: [Self; 2] = [Self::FourKiB, Self::ThirtyTwoKiB];
 
     /// The name on a command line.
@@ -85,8 +85,8 @@ impl WindowSize {
         }
     }
 
-    /// The two bytes with which a zlib stream of this window begins, made with little effort and
-    /// without a dictionary (RFC 1950 section 2.2).
+    /// The first two bytes of a zlib stream with this window, lowest compression level and no
+    /// dictionary (RFC 1950 section 2.2).
     #[must_use]
     pub const fn zlib_header(self) -> [u8; 2] {
         match self {
@@ -119,9 +119,9 @@ impl FromStr for WindowSize {
 #[error("{found:?} is not {allowed}")]
 #[non_exhaustive]
 pub struct ParseChoiceError {
-    /// The word.
+    /// The word found.
     pub found: String,
-    /// The words that exist.
+    /// The allowed words.
     pub allowed: &'static str,
 }
 

@@ -1,4 +1,4 @@
-//! The encoder of streams.
+//! The stream encoder.
 
 use super::bits::BitWriter;
 use super::choice::{Choice, Habit, Survey};
@@ -12,13 +12,14 @@ use super::machine::{Machine, prefetch};
 use super::parse::{UNIT_ITEMS, is_noise};
 use super::window::{UNIT, Unit, Window};
 
-/// Makes runs of deflate blocks out of pages, each run continuing the one before.
+/// Compresses pages to runs of deflate blocks; each run continues the one before.
 ///
 /// A run ends on a byte boundary with an empty stored block, as after `Z_SYNC_FLUSH`, and has no
-/// final block. So the runs in their order are a deflate stream without end, and with
-/// [`WindowSize::zlib_header`] before the first a zlib stream. Page boundaries do not matter to it.
+/// final block. The runs in order are a deflate stream without end; with
+/// [`WindowSize::zlib_header`] before the first they are a zlib stream. Page boundaries leave no
+/// trace in it.
 ///
-/// It allocates nothing once it is made, except for the output.
+/// Only the output allocates after construction.
 pub struct Deflater {
     machine: Machine,
     window: Window,
@@ -30,13 +31,13 @@ pub struct Deflater {
     survey_in: usize,
     coder: Box<Coder>,
     items: Vec<Item>,
-    /// The units of one block, in their order.
+    /// The units of one block, in order.
     units: Vec<Parsed>,
-    /// So many units in a row were noise.
+    /// The number of consecutive units of noise so far.
     noise: usize,
 }
 
-/// What became of a unit: a range of the items, or of the block's bytes if they stay as they are.
+/// A parsed unit: a range of the items, or of the block's bytes if they are stored.
 #[derive(Clone, Copy)]
 struct Parsed {
     is_raw: bool,
@@ -70,8 +71,8 @@ impl Deflater {
 
     /// Appends the run of the next pages to `out`. Its matches may refer to the runs before it.
     ///
-    /// `pages` can have any length; whole pages of 4 KiB suit best. The content of
-    /// `out` stays.
+    /// `pages` can have any length; whole pages of 4 KiB suit best. Existing content of `out`
+    /// stays.
     pub fn compress(&mut self, pages: &[u8], out: &mut Vec<u8>) {
         let mut bits = BitWriter::new(out);
         for block in pages.chunks(self.effort.blocks().units * UNIT) {
@@ -83,15 +84,15 @@ impl Deflater {
         bits.stored(&[]);
     }
 
-    /// Appends a run to `out` that refers to nothing before itself.
+    /// Appends a run that refers to no earlier data to `out`.
     ///
-    /// The run depends only on its pages, the habit, and the encoder's window and effort. So
-    /// several encoders can write the runs of one stream at the same time, and
-    /// [`RunInflater`](crate::RunInflater)s can read them at the same time. A zlib that does not
-    /// know where runs begin reads them one after the other.
+    /// The run depends only on its pages, the habit, and the encoder's window and effort. Several
+    /// encoders can therefore write the runs of one stream in parallel, and
+    /// [`RunInflater`](crate::RunInflater)s can read them in parallel. A plain zlib, which cannot
+    /// find the boundaries, reads the runs in sequence.
     ///
-    /// The next run refers to nothing before itself either, whichever way it is written.
-    /// [`Deflater::compress`] keeps to the habit from then on.
+    /// The next run also refers to no earlier data, whichever method writes it.
+    /// [`Deflater::compress`] uses this habit from then on.
     ///
     /// ```
     /// use page_deflate::{Deflater, Effort, RunInflater, StreamInflater, WindowSize};
@@ -125,7 +126,7 @@ impl Deflater {
         self.choice.set_habit(habit);
         self.survey_in = usize::MAX;
         self.compress(pages, out);
-        // Runs of other encoders may come before the next one of this encoder.
+        // Runs of other encoders may precede this encoder's next run.
         self.window.forget();
     }
 
@@ -133,15 +134,15 @@ impl Deflater {
     /// [`Deflater::compress_alone`].
     ///
     /// A survey takes as long as compressing some fifteen pages. The encoder forgets its earlier
-    /// runs: the next run refers to nothing before itself. [`Deflater::compress`] makes surveys of
-    /// its own, which forget nothing.
+    /// runs: the next run refers to no earlier data. The surveys inside [`Deflater::compress`] keep
+    /// the history.
     pub fn survey(&mut self, pages: &[u8]) -> Habit {
         self.window.forget();
         for unit in pages.chunks(UNIT).take(Survey::UNITS) {
             self.push(unit);
         }
         let range = self.window.history()..self.window.end();
-        // These pages are in no run.
+        // These pages belong to no run.
         self.window.forget();
         let Some(survey) = &mut self.survey else {
             return Habit::default();
@@ -149,7 +150,7 @@ impl Deflater {
         survey.look(self.machine, self.window.bytes(), range)
     }
 
-    /// Looks at the units just written, once in a while.
+    /// Surveys the latest units at intervals.
     fn survey_some(&mut self) {
         let Some(survey) = &mut self.survey else {
             return;
@@ -164,7 +165,7 @@ impl Deflater {
         }
     }
 
-    /// Takes a unit into the window.
+    /// Copies a unit into the window.
     fn push(&mut self, unit: &[u8]) -> Unit {
         let shift = self.window.make_room(unit.len());
         if shift > 0 {
@@ -186,13 +187,13 @@ impl Deflater {
                 from: index * UNIT,
                 to: index * UNIT + bytes.len(),
             };
-            // More of it need not come into the window, and that takes most of its time.
+            // More noise can skip the copy into the window, which takes most of its time.
             if self.noise >= NOISY && bytes.len() == UNIT && is_noise(bytes) {
                 self.units.push(as_it_is);
                 continue;
             }
             let unit = self.push(bytes);
-            // There is room for every unit of a block.
+            // Every unit of a block has room.
             let Some(items) = self.items[from..].first_chunk_mut() else {
                 self.units.push(as_it_is);
                 continue;
@@ -223,8 +224,7 @@ impl Deflater {
         }
     }
 
-    /// Writes the units that were parsed: under one code for all of them, interrupted where bytes
-    /// stay as they are.
+    /// Writes the parsed units under one code. Stored units interrupt it.
     fn write_block(&mut self, block: &[u8], bits: &mut BitWriter<'_>) {
         let mut code = None;
         for run in self.units.chunk_by(|a, b| a.is_raw == b.is_raw) {
@@ -252,11 +252,11 @@ impl Deflater {
         }
     }
 
-    /// The codes for the units that were parsed.
+    /// The code lengths for the parsed units.
     fn lengths(&self) -> Lengths {
         let coded = || self.units.iter().filter(|unit| !unit.is_raw);
         let mut tally = Tally::new();
-        // With few units, codes for what does not occur weigh more than counting.
+        // With few units, codes for absent symbols cost more than counting every unit.
         let step = self.effort.blocks().step;
         let is_complete = coded().count() < 2 * step;
         for (index, unit) in coded().enumerate() {
@@ -276,11 +276,11 @@ impl Deflater {
     }
 }
 
-/// How the codes of blocks are made, by effort.
+/// The sampling of a block's codes, by effort.
 struct Blocks {
-    /// Units under one code at most.
+    /// Most units under one code.
     units: usize,
-    /// Of so many units one is counted.
+    /// One in this many units is counted.
     step: usize,
 }
 
@@ -297,12 +297,12 @@ impl Effort {
     }
 }
 
-/// A unit of so many items is always counted: codes which do not fit it would make it larger than
-/// it was.
+/// A unit with more items is always counted: an unsuitable code would make it larger than its
+/// input.
 const FULL_OF_LITERALS: usize = 1900;
-/// After so many units of noise in a row there is nothing else that a match could reach.
+/// After this many consecutive units of noise, no match can reach anything else.
 const NOISY: usize = MAX_WINDOW / UNIT;
-/// A survey takes about as long as fifteen units.
+/// A survey takes about as long as compressing fifteen units.
 const UNITS_BETWEEN_SURVEYS: usize = 1024;
 
 #[cfg(test)]
@@ -375,7 +375,7 @@ mod tests {
                 let pages = packet(&mut random, 1 + round % 7, UNIT);
                 match random.below(4) {
                     0 => {
-                        // Pages that are in no run, but would be found.
+                        // Pages outside any run; a match into them would be wrong.
                         let habit = deflater.survey(&pages);
                         deflater.compress_alone(&pages, habit, &mut out);
                     }
@@ -384,7 +384,7 @@ mod tests {
                         deflater.compress(&pages, &mut out);
                     }
                     2 => {
-                        // A run that goes elsewhere.
+                        // A run for another stream.
                         deflater.compress_alone(&pages, Habit::Short, &mut Vec::new());
                         deflater.compress(&pages, &mut out);
                     }
@@ -404,12 +404,11 @@ mod tests {
         let mut pages: Vec<u8> = Vec::new();
         let mut noise = 0;
         for run in [1, NOISY - 1, NOISY, NOISY + 1, 3 * NOISY, 2, NOISY + 3] {
-            // Where the last unit begins that came into the window, and what the parser has seen of
-            // it.
+            // The start of the last unit that entered the window and that the parser has seen.
             let start = pages.len() + (run.min(NOISY) - 1) * UNIT;
             pages.extend((0..run * UNIT).map(|_| random.byte()));
             noise += run;
-            // The last of it once more, a bit of it within something else, and that again.
+            // The last unit again, then twice a part of it inside other data.
             let last = pages[pages.len() - UNIT..].to_vec();
             pages.extend_from_slice(&last);
             for _ in 0..2 {
@@ -419,7 +418,7 @@ mod tests {
                 pages.extend_from_slice(&page);
             }
         }
-        // And a unit that is not whole.
+        // A partial unit at the end.
         pages.extend((0..NOISY * UNIT + 100).map(|_| random.byte()));
         noise += NOISY;
         let packets = || pages.chunks(if cfg!(miri) { usize::MAX } else { 29 * UNIT });
@@ -440,8 +439,8 @@ mod tests {
                 let oracle = Oracle::new(window.bytes(), Ending::SyncFlush);
                 let decoded = oracle.decode(&stream[header..], pages.len()).unwrap();
                 assert!(decoded.output == pages, "{window} {effort}");
-                // With what is there once more and bits of noise in the pages of words, and hardly
-                // a byte beside.
+                // The bound allows for the repeated unit and the noise inside the pages of words,
+                // and for little else.
                 let most = (noise + 7) * UNIT + 14 * 1000;
                 assert!((noise * UNIT..most).contains(&stream.len()));
             }

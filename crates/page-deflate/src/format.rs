@@ -1,9 +1,8 @@
-//! Numbers of the deflate and zlib formats (RFC 1951, RFC 1950).
+//! Constants of the deflate and zlib formats (RFC 1951, RFC 1950).
 
-/// Symbols a literal/length code may describe; 286 and 287 exist in the fixed code but never mean
-/// anything.
+/// Symbols of a literal/length code; 286 and 287 are part of the fixed code but are reserved.
 pub(super) const LITLEN_SYMBOLS: usize = 286;
-/// Symbols a distance code may describe; 30 and 31 exist in the fixed code but never mean anything.
+/// Symbols of a distance code; 30 and 31 are part of the fixed code but are reserved.
 pub(super) const DISTANCE_SYMBOLS: usize = 30;
 /// Symbols of the code that describes the other two codes.
 pub(super) const PRECODE_SYMBOLS: usize = 19;
@@ -13,13 +12,13 @@ pub(super) const MAX_CODE_BITS: usize = 15;
 pub(super) const MAX_PRECODE_BITS: usize = 7;
 /// The literal/length symbol that ends a block.
 pub(super) const END_OF_BLOCK: usize = 256;
-/// The farthest a match of any deflate stream may reach back.
+/// The longest distance in deflate.
 pub(super) const MAX_WINDOW: usize = 32 * 1024;
 
 /// Shortest and longest match.
 pub(super) const MIN_MATCH: usize = 3;
 pub(super) const MAX_MATCH: usize = 258;
-/// Most bytes a stored block holds.
+/// Most bytes of a stored block.
 pub(super) const MAX_STORED: usize = 65_535;
 
 /// Block types, the two bits after the final-block bit.
@@ -30,7 +29,7 @@ pub(super) const DYNAMIC: u32 = 2;
 /// The last four bytes of each run: an empty stored block's length and its complement, as zlib
 /// writes them for `Z_SYNC_FLUSH`.
 ///
-/// Nothing else marks where a run ends, and these bytes may also stand inside a run by chance.
+/// Runs have no other end marker, and these bytes can also occur inside a run by chance.
 pub const SYNC_MARK: [u8; 4] = [0x00, 0x00, 0xff, 0xff];
 
 /// Smallest match length of each length symbol, from 257 on.
@@ -72,7 +71,7 @@ pub(super) const PRECODE_ORDER: [u8; PRECODE_SYMBOLS] = [
     16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 2, 14, 1, 15,
 ];
 
-/// Code lengths of the fixed literal/length code, with the two symbols that must not occur.
+/// Code lengths of the fixed literal/length code, including the two reserved symbols.
 pub(super) const FIXED_LITLEN_LENGTHS: [u8; 288] = {
     let mut lengths = [8; 288];
     let mut symbol = 144;
@@ -82,5 +81,5 @@ pub(super) const FIXED_LITLEN_LENGTHS: [u8; 288] = {
     }
     lengths
 };
-/// Code lengths of the fixed distance code, with the two symbols that must not occur.
+/// Code lengths of the fixed distance code, including the two reserved symbols.
 pub(super) const FIXED_DISTANCE_LENGTHS: [u8; 32] = [5; 32];

@@ -1,49 +1,48 @@
-//! The header of a dynamic block by itself (RFC 1951 section 3.2.7): the short way to write a code
-//! for many pages down.
+//! The header of a dynamic block by itself (RFC 1951 section 3.2.7): the compact form of a code for
+//! many pages.
 
 use super::bits::BitWriter;
 use super::format::{DISTANCE_SYMBOLS, LITLEN_SYMBOLS};
 use super::inflate::{InflateError, read_header};
 use super::shared::{CodeLengths, CodeLengthsError};
 
-/// Bytes that are no header of a block with a code for everything.
+/// Why bytes are not the header of a block with a code for every symbol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum HeaderError {
-    /// Another block's header.
+    /// The header of another kind of block.
     #[error("not a final dynamic block")]
     Block,
-    /// The header ends early, or describes no code.
+    /// The header ends early, or describes no valid code.
     #[error("no description of a code")]
     Description(#[source] InflateError),
-    /// A description of fewer symbols than there are.
+    /// The header describes fewer symbols than the format has.
     #[error(
         "codes for {literals} literals and lengths and {distances} distances instead of 286 and 30"
     )]
     Symbols {
-        /// Literals, end of block, lengths.
+        /// Described literals, end of block and lengths.
         literals: usize,
-        /// Distances.
+        /// Described distances.
         distances: usize,
     },
-    /// A code that not everything can be written in, or not everything be read.
+    /// The code leaves a symbol without a code or a bit pattern without a meaning.
     #[error("a code that is not for everything")]
     Code(#[source] CodeLengthsError),
-    /// Something follows the header.
+    /// Data follows the header.
     #[error("{found_bytes} bytes and some bits follow the header")]
     Trailing {
-        /// Whole bytes.
+        /// The number of whole bytes.
         found_bytes: usize,
     },
 }
 
 impl CodeLengths {
-    /// Appends the header of a block with these codes, which is the last of its stream. Bits of the
-    /// last byte behind it are
-    /// 0. Returns how many bits the header has.
+    /// Appends the header of a final block with these codes and returns its length in bits. The
+    /// unused bits of the last byte are 0.
     ///
-    /// With the body of a page ([`PageDeflater::body`](super::PageDeflater::body)) right behind the
-    /// last of these bits it is a complete deflate stream.
+    /// The body of a page ([`PageDeflater::body`](super::PageDeflater::body)) directly after the
+    /// last of these bits completes a deflate stream.
     pub fn write_header(&self, out: &mut Vec<u8>) -> usize {
         let start = out.len();
         let mut bits = BitWriter::new(out);
@@ -53,13 +52,13 @@ impl CodeLengths {
         8 * (out.len() - start) - spare_bits
     }
 
-    /// Reads what [`CodeLengths::write_header`] has written, or somebody else has: a code can be
-    /// described in several ways.
+    /// Reads the output of [`CodeLengths::write_header`] or of another writer. A code has several
+    /// valid descriptions.
     ///
     /// # Errors
     ///
-    /// [`HeaderError`] unless it is the header of a final dynamic block and nothing else, and every
-    /// symbol has a code and every bit pattern a meaning.
+    /// [`HeaderError`] unless `header` is exactly one header of a final dynamic block, every symbol
+    /// has a code, and every bit pattern has a meaning.
     pub fn read_header(header: &[u8]) -> Result<Self, HeaderError> {
         let mut lengths = [0; LITLEN_SYMBOLS + DISTANCE_SYMBOLS];
         let found = read_header(header, &mut lengths).map_err(HeaderError::Description)?;

@@ -1,23 +1,22 @@
-//! Prefix codes out of counts.
+//! Makes prefix codes from counts.
 
 use super::format::MAX_CODE_BITS;
 
-/// No alphabet is larger.
+/// The size of the largest alphabet.
 const SYMBOLS: usize = 288;
-/// Only alphabets of literals and lengths are larger.
+/// Larger than every alphabet except literals and lengths.
 const SMALL: usize = 64;
 
-/// Gives every symbol that counts a code of at most `limit` bits, so that the sum of count times
-/// length is small: that of Huffman's algorithm, and nearly the least possible where the limit
-/// bites.
+/// Gives each symbol with a count a code of at most `limit` bits and keeps the sum of count times
+/// length small: the minimum (Huffman) if the limit allows it, else nearly the minimum.
 ///
-/// The code is complete: not every decoder takes less, so where fewer than two symbols count, the
-/// first ones that do not get a code as well. At most 2^limit symbols may count.
+/// The code is always complete, because some decoders require it. If fewer than two symbols have a
+/// count, the first ones without a count get a code too. At most 2^limit symbols may have a count.
 pub(super) fn code_lengths(counts: &[u32], limit: usize, lengths: &mut [u8]) {
     let mut sorted = [0_u64; SYMBOLS];
     let mut used = 0;
     for (symbol, &count) in (0_u64..).zip(counts) {
-        // Without a branch: what does not count is written over.
+        // Branchless: an entry without a count is overwritten by the next.
         sorted[used] = u64::from(count) << 16 | symbol;
         used += usize::from(count > 0);
     }
@@ -32,8 +31,7 @@ pub(super) fn code_lengths(counts: &[u32], limit: usize, lengths: &mut [u8]) {
     let sorted = &mut sorted[..used];
     sort_by_count(sorted);
 
-    // What is rarer than the longest code is for gets as much as that, so that there is less to
-    // repair.
+    // Raise counts that are too rare for the longest code to its weight, to save repairs later.
     let total: u64 = sorted.iter().map(|&entry| entry >> 16).sum();
     let least = (total >> limit) + 1;
     let raise = |sorted: &mut [u64]| {
@@ -42,7 +40,8 @@ pub(super) fn code_lengths(counts: &[u32], limit: usize, lengths: &mut [u8]) {
         }
     };
     let rarest = sorted.first().map_or(0, |entry| entry >> 16);
-    // The tree will hardly fit then. A small one does now and then, and is soon made twice.
+    // A large tree would probably exceed the limit: raise at once. A small tree often fits, and is
+    // quick to rebuild.
     let is_raised = 2 * rarest < least && used > SMALL;
     if is_raised {
         raise(sorted);
@@ -64,7 +63,7 @@ pub(super) fn code_lengths(counts: &[u32], limit: usize, lengths: &mut [u8]) {
     }
 }
 
-/// Sorts by what is above bit 16: by its lowest byte, and then the few that have more than one.
+/// Sorts by the count above bit 16: by its lowest byte, then the few larger counts.
 fn sort_by_count(entries: &mut [u64]) {
     let mut by_byte = [0; SYMBOLS];
     let byte = |entry: u64| (entry >> 16) as usize & 0xff;
@@ -82,7 +81,7 @@ fn sort_by_count(entries: &mut [u64]) {
     let mut large = [0; SYMBOLS];
     let (mut smalls, mut larges) = (0, 0);
     for &entry in &by_byte[..entries.len()] {
-        // Without a branch: what does not belong to a list is written over.
+        // Branchless: an entry that does not belong to a list is overwritten.
         entries[smalls] = entry;
         large[larges] = entry;
         let is_large = usize::from(entry >> 24 > 0);
@@ -93,11 +92,11 @@ fn sort_by_count(entries: &mut [u64]) {
     entries[smalls..].copy_from_slice(&large[..larges]);
 }
 
-/// How many leaves Huffman's tree has in each depth, and the depth of the deepest; the counts are
-/// above bit 16 and rise.
+/// Returns the number of leaves at each depth of Huffman's tree, and the greatest depth. The counts
+/// are above bit 16 and ascend.
 fn leaves_by_depth(sorted: &[u64]) -> ([usize; SYMBOLS], usize) {
-    // One more than there are, as two are looked at. A power of two, so that an index is cut to it
-    // without a branch.
+    // One more than the maximum, as the loop reads two. A power of two, so that masking an index
+    // needs no branch.
     const ROOM: usize = 512;
     const { assert!(ROOM > SYMBOLS) };
     let inner_nodes = sorted.len() - 1;
@@ -105,13 +104,13 @@ fn leaves_by_depth(sorted: &[u64]) -> ([usize; SYMBOLS], usize) {
     for (weight, entry) in leaf_weights.iter_mut().zip(sorted) {
         *weight = entry >> 16;
     }
-    // The inner nodes in the order in which they are made, which is that of their weights.
+    // The inner nodes in order of creation, which is also the order of their weights.
     let mut weights = [u64::MAX; ROOM];
     let mut leaf_children = [0_u8; ROOM];
     let (mut leaf, mut inner) = (0, 0);
     for node in 0..inner_nodes {
-        // Without a branch, as nobody could predict it: the two lightest are the first of either
-        // kind or two of one.
+        // Branchless, since it is unpredictable: the two lightest are one of each kind or two of
+        // one.
         let (leaf_a, leaf_b) = (leaf_weights[leaf % ROOM], leaf_weights[(leaf + 1) % ROOM]);
         let (inner_a, inner_b) = (weights[inner % ROOM], weights[(inner + 1) % ROOM]);
         let two_leaves = leaf_a.saturating_add(leaf_b);
@@ -123,8 +122,8 @@ fn leaves_by_depth(sorted: &[u64]) -> ([usize; SYMBOLS], usize) {
         leaf += leaves;
         inner += 2 - leaves;
     }
-    // Inner nodes are taken in the order in which they are made, so those of one depth stand side
-    // by side, the root last.
+    // Inner nodes were created in ascending order, so those of one depth are adjacent, the root
+    // last.
     let mut leaves = [0; SYMBOLS];
     let mut levels = (1..).zip(&mut leaves[1..]);
     let (mut rest, mut nodes, mut deepest) = (&leaf_children[..inner_nodes], 1, 0);
@@ -138,20 +137,19 @@ fn leaves_by_depth(sorted: &[u64]) -> ([usize; SYMBOLS], usize) {
     (leaves, deepest)
 }
 
-/// Moves leaves that are too deep up to `limit`, and then repairs the code until it is complete
-/// again.
+/// Moves leaves that are too deep up to `limit`, then repairs the code until it is complete again.
 fn limit_depth(leaves: &mut [usize; SYMBOLS], limit: usize) {
     let too_deep: usize = leaves[limit + 1..].iter().sum();
     leaves[limit + 1..].fill(0);
     leaves[limit] += too_deep;
-    // In units of the longest code: what the codes take, which is at most `full`.
+    // The space that the codes take, in units of the longest code. It must not exceed `full`.
     let full = 1 << limit;
     let mut taken: usize = (1..=limit)
         .map(|depth| leaves[depth] << (limit - depth))
         .sum();
     while taken > full {
-        // The deepest leaf that can still sink frees least. There is one, as 2^limit leaves at the
-        // limit would fit.
+        // Move down the deepest leaf above the limit; this frees the least space. One exists, as
+        // 2^limit leaves at the limit would fit.
         let Some(depth) = (1..limit).rev().find(|&depth| leaves[depth] > 0) else {
             break;
         };
@@ -160,7 +158,7 @@ fn limit_depth(leaves: &mut [usize; SYMBOLS], limit: usize) {
         taken -= 1 << (limit - depth - 1);
     }
     while taken < full {
-        // The highest leaf whose rise fits. A leaf at the limit always fits.
+        // Move up the highest leaf that fits. A leaf at the limit always fits.
         let Some(depth) =
             (2..=limit).find(|&depth| leaves[depth] > 0 && 1 << (limit - depth) <= full - taken)
         else {
@@ -173,11 +171,10 @@ fn limit_depth(leaves: &mut [usize; SYMBOLS], limit: usize) {
     debug_assert_eq!(taken, full);
 }
 
-/// The codes that belong to code lengths (RFC 1951 section 3.2.2), bit-reversed, as they are
-/// written. There are as many codes as lengths, or more. What has no length has the code 0.
+/// Writes the codes for these code lengths (RFC 1951 section 3.2.2), bit-reversed as on the wire.
+/// `codes` is at least as long as `lengths`. A symbol without a length gets code 0.
 pub(super) fn codes(lengths: &[u8], codes: &mut [u16]) {
-    // The symbols in four parts, each with counters of its own: to count the same twice in a row is
-    // slow.
+    // Four parts with separate counters: counting the same length twice in a row is slow.
     const PARTS: usize = 4;
     let part = lengths.len().div_ceil(PARTS);
     let mut next = [[0_u16; MAX_CODE_BITS + 1]; PARTS];
@@ -188,14 +185,13 @@ pub(super) fn codes(lengths: &[u8], codes: &mut [u16]) {
             }
         }
     }
-    // The bits of a code are the upper ones here, so that to turn it around is the same for all
-    // lengths.
+    // The code occupies the upper bits here, so that the reversal is the same for all lengths.
     let step = |length: usize| (0x1_0000_u32 >> length) as u16;
     let mut free = 0_u16;
     for length in 1..=MAX_CODE_BITS {
         for next in &mut next {
             let count = std::mem::replace(&mut next[length], free);
-            // Behind the last code of a complete code is 2^16.
+            // A complete code ends at 2^16.
             free = free.wrapping_add(count.wrapping_mul(step(length)));
         }
     }
@@ -219,9 +215,9 @@ pub(super) fn codes(lengths: &[u8], codes: &mut [u16]) {
 mod tests {
     use super::*;
 
-    /// The least sum of count times length, by package-merge: what is paid for the cheapest 2 n - 2
-    /// of the packages of the highest of `limit` levels, each a symbol or two packages of the level
-    /// below.
+    /// The minimal sum of count times length, by package-merge: the cost of the cheapest 2 n - 2
+    /// packages on the highest of `limit` levels. A package is a symbol or two packages of the
+    /// level below.
     fn least_cost(counts: &[u32], limit: usize) -> u64 {
         let mut symbols: Vec<u64> = counts
             .iter()
@@ -280,7 +276,7 @@ mod tests {
             let (cost, least) = check(&counts, 15);
             assert_eq!(cost, least);
         }
-        // Rarer than the longest code is for, and yet no deeper.
+        // Counts below the weight of the longest code that still fit the limit.
         let rare = [&[1, 1, 2, 4][..], &[16; 7], &[17; 8]].concat();
         let (cost, least) = check(&rare, 7);
         assert_eq!(cost, least);
@@ -288,7 +284,7 @@ mod tests {
 
     #[test]
     fn a_limit_costs_hardly_more_than_it_must() {
-        // Fibonacci's numbers make the deepest trees, skewed ones the ones that the limit bites.
+        // Fibonacci numbers make the deepest trees. Skewed counts make trees that exceed the limit.
         let mut fibonacci = vec![1_u32, 1];
         while fibonacci.len() < 40 {
             fibonacci.push(fibonacci[fibonacci.len() - 1] + fibonacci[fibonacci.len() - 2]);
@@ -351,7 +347,7 @@ mod tests {
         let lengths = [3, 3, 3, 3, 3, 2, 4, 4];
         let mut found = [0; 8];
         codes(&lengths, &mut found);
-        // The example of RFC 1951 section 3.2.2, each code read from its other end.
+        // The example of RFC 1951 section 3.2.2, each code reversed.
         let expected = ["010", "011", "100", "101", "110", "00", "1110", "1111"];
         for ((code, length), expected) in found.iter().zip(lengths).zip(expected) {
             let bits: String = (0..length)

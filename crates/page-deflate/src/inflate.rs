@@ -1,4 +1,4 @@
-//! The decoder proper: blocks to bytes, with the output's size known beforehand.
+//! The core decoder: decodes blocks to output of known size.
 
 use super::format::{
     DISTANCE_SYMBOLS, DYNAMIC, FIXED, LITLEN_SYMBOLS, PRECODE_ORDER, PRECODE_SYMBOLS, STORED,
@@ -12,38 +12,38 @@ use super::table::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum InflateError {
-    /// The input ends inside a block, or before the ending that is asked for.
+    /// The input ends inside a block, or before the requested end.
     #[error("the compressed data ends early, after {found_bytes} of {expected_bytes} bytes")]
     Truncated {
         /// Output so far.
         found_bytes: usize,
-        /// Output asked for.
+        /// Requested output.
         expected_bytes: usize,
     },
-    /// The input ends well, but gives less than it should.
+    /// The input ends correctly but produces too little output.
     #[error("the compressed data gives {found_bytes} bytes instead of {expected_bytes}")]
     TooShort {
-        /// The output's size.
+        /// Output produced.
         found_bytes: usize,
-        /// Output asked for.
+        /// Requested output.
         expected_bytes: usize,
     },
-    /// The input gives more than it should.
+    /// The input produces too much output.
     #[error("the compressed data gives more than {expected_bytes} bytes")]
     TooLong {
-        /// Output asked for.
+        /// Requested output.
         expected_bytes: usize,
     },
     /// Bytes follow the end of the compressed data.
     #[error("{found_bytes} bytes follow the end of the compressed data")]
     TrailingData {
-        /// How many.
+        /// The number of these bytes.
         found_bytes: usize,
     },
-    /// A final block in a stream that has no end.
+    /// A final block in a stream without end.
     #[error("a final block in a stream without end")]
     UnexpectedFinalBlock,
-    /// A stream that does not start with a zlib header this decoder knows.
+    /// The zlib header is not one that this decoder accepts.
     #[error("bytes {found:02x?} are not a zlib header")]
     BadHeader {
         /// The first two bytes.
@@ -57,21 +57,21 @@ pub enum InflateError {
     StoredLength {
         /// The length.
         len: u16,
-        /// What should be its complement.
+        /// The field that should be its complement.
         complement: u16,
     },
-    /// A block describes codes which are no prefix codes, or leave bit patterns without meaning.
+    /// A block describes codes that are not prefix codes, or that leave bit patterns unused.
     #[error("invalid code description")]
     InvalidCode,
-    /// A code without meaning.
+    /// A code without a meaning.
     #[error("invalid symbol")]
     InvalidSymbol,
-    /// A copy reaches back to before the data, or before what is kept of it.
+    /// A match reaches back before the data, or before the kept history.
     #[error("distance {found_bytes} where {available_bytes} bytes of history are at hand")]
     DistanceTooFar {
         /// The distance.
         found_bytes: usize,
-        /// What it could have been.
+        /// The greatest possible distance.
         available_bytes: usize,
     },
 }
@@ -82,12 +82,12 @@ impl From<BadCode> for InflateError {
     }
 }
 
-/// Input as bits, the first of a byte lowest.
+/// Input as bits; the first bit of a byte is the lowest.
 struct Bits<'a> {
     input: &'a [u8],
-    /// The next byte that is not counted in `count`.
+    /// The next byte that `count` does not include.
     next: usize,
-    /// The next bits. Those above `count` are either 0 or what the bytes at `next` say.
+    /// The next bits. Those above `count` are either 0 or equal to the bytes at `next`.
     bits: u64,
     count: u32,
 }
@@ -102,7 +102,7 @@ impl<'a> Bits<'a> {
         }
     }
 
-    /// Makes at least 56 bits available, or all there are.
+    /// Makes at least 56 bits available, or all that remain.
     #[inline]
     fn refill(&mut self) {
         while self.count < 56 {
@@ -115,7 +115,7 @@ impl<'a> Bits<'a> {
         }
     }
 
-    /// Drops bits that were looked at; false if there are not so many.
+    /// Drops bits that were examined; returns false if the input has fewer.
     #[must_use]
     fn drop(&mut self, count: u32) -> bool {
         if count > self.count {
@@ -126,7 +126,7 @@ impl<'a> Bits<'a> {
         true
     }
 
-    /// The next `count` bits, at most 16.
+    /// Takes the next `count` bits, at most 16.
     fn take(&mut self, count: u32) -> Option<u32> {
         if self.count < count {
             self.refill();
@@ -135,7 +135,7 @@ impl<'a> Bits<'a> {
         self.drop(count).then_some(value as u32)
     }
 
-    /// Bytes not touched yet, once the rest of the current one is skipped.
+    /// Skips the rest of the current byte and returns the bytes after it.
     fn align(&mut self) -> &'a [u8] {
         self.next -= (self.count / 8) as usize;
         self.bits = 0;
@@ -144,18 +144,18 @@ impl<'a> Bits<'a> {
     }
 }
 
-/// What ended.
+/// The block that ended.
 pub(super) struct Block {
     pub(super) is_final: bool,
     pub(super) is_empty_stored: bool,
 }
 
-/// One run of the decoder, over one input and one output.
+/// One decoding run over one input and one output.
 pub(super) struct Run<'a> {
     input: Bits<'a>,
     output: &'a mut [u8],
     produced: usize,
-    /// What came before the output, the nearest last.
+    /// The data before the output, the nearest last.
     history: &'a [u8],
 }
 
@@ -174,7 +174,7 @@ impl<'a> Run<'a> {
         self.input.align().len()
     }
 
-    /// Ends well only with the whole output produced.
+    /// Succeeds only if the output is complete.
     pub(super) fn finish(self) -> Result<(), InflateError> {
         if self.produced < self.output.len() {
             return Err(InflateError::TooShort {
@@ -185,7 +185,7 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// Decodes one block; `tables` are for a block that brings its own.
+    /// Decodes one block. `tables` is space for a block with its own codes.
     pub(super) fn block(
         &mut self,
         tables: &mut Tables,
@@ -208,7 +208,7 @@ impl<'a> Run<'a> {
         })
     }
 
-    /// Decodes the tokens of a block whose codes are known, to its end.
+    /// Decodes the symbols of a block with known codes, to its end.
     pub(super) fn compressed(&mut self, tables: &Tables) -> Result<(), InflateError> {
         if self.fast(tables)? {
             return Ok(());
@@ -217,7 +217,7 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// Returns the block's length.
+    /// Decodes a stored block and returns its length.
     fn stored(&mut self) -> Result<usize, InflateError> {
         let bytes = self.input.align();
         let Some((&[a, b, c, d], bytes)) = bytes.split_first_chunk() else {
@@ -246,8 +246,8 @@ impl<'a> Run<'a> {
         Ok(tables.build(litlen, distance, pairs)?)
     }
 
-    /// Reads the lengths that a block describes its codes by: those of literals and lengths, and
-    /// those of distances.
+    /// Reads the code lengths that a block describes: those of literals and lengths, and those of
+    /// distances.
     fn lengths<'l>(
         &mut self,
         all: &'l mut [u8; LITLEN_SYMBOLS + DISTANCE_SYMBOLS],
@@ -291,7 +291,8 @@ impl<'a> Run<'a> {
         Ok(lengths.split_at(litlens))
     }
 
-    /// Decodes one token near an end of the input or the output; true at the end of the block.
+    /// Decodes one symbol near the end of the input or output; returns true at the end of the
+    /// block.
     fn token(&mut self, tables: &Tables) -> Result<bool, InflateError> {
         self.input.refill();
         let first = (self.input.bits & ((1 << LITLEN_BITS) - 1)) as usize;
@@ -300,8 +301,8 @@ impl<'a> Run<'a> {
             entry = tables.litlen[second_level(entry, self.input.bits >> LITLEN_BITS)];
         }
         let bits = self.input.bits;
-        // A block goes on after a literal, so input that ends within a pair of them would end too
-        // early anyway; and so with the output.
+        // A block continues after a literal. Input that ends within a pair of literals would be
+        // truncated anyway; the same holds for the output.
         if !self.input.drop(drop_bits(entry)) {
             return Err(self.truncated());
         }
@@ -392,19 +393,19 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Decodes tokens as long as neither end is near; true at the end of the block.
+    /// Decodes symbols while both ends are far away; returns true at the end of the block.
     fn fast(&mut self, tables: &Tables) -> Result<bool, InflateError> {
         #[cfg(target_arch = "x86_64")]
         if is_x86_feature_detected!("bmi2") {
             #[allow(unsafe_code, reason = "a function for machines with BMI2")]
-            // SAFETY: this is one.
+            // SAFETY: the test above has found BMI2.
             return unsafe { self.fast_by_bmi2(tables) };
         }
         self.fast_anywhere(tables)
     }
 
-    /// Every step shifts by a number that has just been read, which takes one instruction instead
-    /// of three here.
+    /// Every step shifts by a number that was just read. BMI2 does this in one instruction instead
+    /// of three.
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "bmi2")]
     fn fast_by_bmi2(&mut self, tables: &Tables) -> Result<bool, InflateError> {
@@ -418,8 +419,7 @@ impl<'a> Run<'a> {
     )]
     fn fast_anywhere(&mut self, tables: &Tables) -> Result<bool, InflateError> {
         let input = self.input.input;
-        // Held here while the loop runs, since what is written could be anything, even where the
-        // output is.
+        // A local during the loop: writes to bytes could otherwise alias the slice itself.
         let mut output = std::mem::take(&mut self.output);
         let Bits {
             mut next,
@@ -429,12 +429,12 @@ impl<'a> Run<'a> {
         } = self.input;
         let mut at = self.produced;
         let outcome = loop {
-            // Two refills take at most 7 bytes each out of 8, and four look-ups give at most two
-            // literals each. Before a copy, its room is looked at.
+            // Two refills read at most 7 of their 8 bytes each, and four look-ups write at most two
+            // literals each. A match tests its room separately.
             if next + 16 > input.len() || at + 8 > output.len() {
                 break Ok(false);
             }
-            // SAFETY: that is so here, and in all that follows without checks.
+            // SAFETY: the test above ensures it, here and for all unchecked accesses below.
             unsafe { refill(input, &mut next, &mut bits, &mut count) };
             let mut entry = tables.litlen[(bits & ((1 << LITLEN_BITS) - 1)) as usize];
             if entry & LITERAL != 0 {
@@ -515,8 +515,8 @@ impl<'a> Run<'a> {
                 }
                 continue;
             }
-            // SAFETY: the distance does not reach before the output, and the output goes on for
-            // COPY_SLACK bytes behind the copy.
+            // SAFETY: the distance stays within the output, and the output has COPY_SLACK bytes
+            // after the match.
             unsafe { copy_fast(output, at, length, distance) };
             at += length;
         };
@@ -529,18 +529,18 @@ impl<'a> Run<'a> {
     }
 }
 
-/// A fast copy writes so many bytes behind its end at most.
+/// A fast copy writes at most this many bytes after its end.
 const COPY_SLACK: usize = 32;
 
 /// Makes at least 56 bits available.
 ///
 /// # Safety
 ///
-/// Eight bytes are there from `next` on.
+/// At least eight bytes follow from `next` on.
 #[allow(unsafe_code, reason = "see `fast_anywhere`")]
 #[inline(always)]
 unsafe fn refill(input: &[u8], next: &mut usize, bits: &mut u64, count: &mut u32) {
-    // SAFETY: as the caller says.
+    // SAFETY: the caller ensures it.
     let word = u64::from_le_bytes(unsafe { get(input, *next) });
     *bits |= word << (*count & 63);
     *next += (7 - (*count >> 3 & 7)) as usize;
@@ -549,42 +549,42 @@ unsafe fn refill(input: &[u8], next: &mut usize, bits: &mut u64, count: &mut u32
 
 /// # Safety
 ///
-/// `N` bytes are there from `at` on.
+/// At least `N` bytes follow from `at` on.
 #[allow(unsafe_code, reason = "see `fast_anywhere`")]
 #[inline(always)]
 unsafe fn get<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
     debug_assert!(at + N <= bytes.len());
-    // SAFETY: as the caller says.
+    // SAFETY: the caller ensures it.
     let first = unsafe { bytes.as_ptr().add(at) };
-    // SAFETY: so they can be read; arrays of bytes have no alignment.
+    // SAFETY: these bytes are readable, and byte arrays have no alignment.
     unsafe { first.cast::<[u8; N]>().read() }
 }
 
 /// # Safety
 ///
-/// As [`get`].
+/// The same as for [`get`].
 #[allow(unsafe_code, reason = "see `fast_anywhere`")]
 #[inline(always)]
 unsafe fn put<const N: usize>(bytes: &mut [u8], at: usize, chunk: [u8; N]) {
     debug_assert!(at + N <= bytes.len());
-    // SAFETY: as the caller says.
+    // SAFETY: the caller ensures it.
     let first = unsafe { bytes.as_mut_ptr().add(at) };
-    // SAFETY: so they can be written; arrays of bytes have no alignment.
+    // SAFETY: these bytes are writable, and byte arrays have no alignment.
     unsafe { first.cast::<[u8; N]>().write(chunk) };
 }
 
 /// # Safety
 ///
-/// Two bytes are there from `at` on.
+/// At least two bytes follow from `at` on.
 #[allow(unsafe_code, reason = "see `fast_anywhere`")]
 #[inline(always)]
 unsafe fn put_literals(output: &mut [u8], at: &mut usize, entry: Entry) {
-    // SAFETY: as the caller says.
+    // SAFETY: the caller ensures it.
     unsafe { put(output, *at, ((entry >> 8) as u16).to_le_bytes()) };
     *at += (entry >> 24 & 3) as usize;
 }
 
-/// Copies whole words, and so up to `COPY_SLACK` bytes more than `length`.
+/// Copies whole words, and therefore up to `COPY_SLACK` bytes more than `length`.
 ///
 /// # Safety
 ///
@@ -595,12 +595,12 @@ unsafe fn copy_fast(output: &mut [u8], at: usize, length: usize, distance: usize
     let end = at + length;
     let mut target = at;
     let mut source = at - distance;
-    // Each step begins before the end and writes at most COPY_SLACK bytes; it reads in front of
-    // what it writes.
+    // Each step begins before the end and writes at most COPY_SLACK bytes. It reads before the
+    // bytes that it writes.
     if distance >= 16 {
         loop {
-            // SAFETY: see above; the first half is written before the second is read, which it may
-            // be a part of.
+            // SAFETY: see above. The first half is written before the second is read, as they may
+            // overlap.
             let first: [u8; 16] = unsafe { get(output, source) };
             // SAFETY: see above.
             unsafe { put(output, target, first) };
@@ -624,7 +624,7 @@ unsafe fn copy_fast(output: &mut [u8], at: usize, length: usize, distance: usize
             source += 8;
         }
     } else {
-        // SAFETY: see above; what lies behind the pattern is cut off.
+        // SAFETY: see above. The bytes after the pattern are masked off.
         let pattern = u64::from_le_bytes(unsafe { get(output, source) });
         let (spread, step) = SHORT[distance & 7];
         let mask = (1_u64 << ((8 * distance) & 63)) - 1;
@@ -637,8 +637,8 @@ unsafe fn copy_fast(output: &mut [u8], at: usize, length: usize, distance: usize
     }
 }
 
-/// For a distance below 8: what repeats so many bytes through a word, and how many bytes of it are
-/// whole periods.
+/// For a distance below 8: the factor that repeats this many bytes through a word, and the bytes of
+/// the word in whole periods.
 const SHORT: [(u64, usize); 8] = {
     let mut short = [(0, 8); 8];
     let mut distance = 1;
@@ -654,15 +654,15 @@ const SHORT: [(u64, usize); 8] = {
     short
 };
 
-/// The number an entry for a length or distance stands for, with its extra bits behind its code.
+/// The length or distance of an entry, including the extra bits after its code.
 #[inline(always)]
 fn value(entry: Entry, bits: u64) -> usize {
     let extra = (bits & ((1 << (entry & 63)) - 1)) >> (entry >> 8 & 15);
     (entry >> 16 & 0x7fff) as usize + extra as usize
 }
 
-/// Decodes the body of a block whose tables are known, which must end in the last byte of `body`
-/// and fill `page`.
+/// Decodes the body of a block with known tables. The body must end in the last byte of `body` and
+/// fill `page`.
 pub(super) fn inflate_body(
     tables: &Tables,
     body: &[u8],
@@ -676,18 +676,18 @@ pub(super) fn inflate_body(
     }
 }
 
-/// What the header of a final dynamic block holds.
+/// The content of a final dynamic block's header.
 pub(super) struct Header<'l> {
     pub(super) litlen: &'l [u8],
     pub(super) distance: &'l [u8],
-    /// Bytes behind the one with the header's last bit.
+    /// Bytes after the one with the header's last bit.
     pub(super) unused: usize,
-    /// Whether this byte's other bits are 0.
+    /// Whether the remaining bits of this byte are 0.
     pub(super) ends_in_zeros: bool,
 }
 
-/// Reads the header of a final dynamic block that begins with the first bit of `input`; nothing if
-/// another block begins there.
+/// Reads the header of a final dynamic block that begins with the first bit of `input`. Returns
+/// `None` if another kind of block begins there.
 pub(super) fn read_header<'l>(
     input: &[u8],
     lengths: &'l mut [u8; LITLEN_SYMBOLS + DISTANCE_SYMBOLS],
@@ -719,7 +719,7 @@ impl Default for PageInflater {
 }
 
 impl PageInflater {
-    /// A decoder with room for one block's tables.
+    /// Makes a decoder with room for one block's tables.
     #[must_use]
     pub fn new() -> Self {
         Self {
@@ -727,8 +727,8 @@ impl PageInflater {
         }
     }
 
-    /// Decodes a complete raw deflate stream of a single block as [`PageInflater::inflate`] does,
-    /// and says how many bits of its last byte do not belong to it, 0 to 7.
+    /// Decodes a complete raw deflate stream of a single block like [`PageInflater::inflate`], and
+    /// returns the number of unused bits in its last byte, 0 to 7.
     ///
     /// # Errors
     ///
@@ -748,12 +748,12 @@ impl PageInflater {
     /// Decodes one complete raw deflate stream, which must end in the last byte of `stream` and
     /// fill `page`.
     ///
-    /// After an error the content of `page` is of no use, and the decoder can go on with another
+    /// After an error the content of `page` is meaningless, and the decoder can go on with another
     /// stream.
     ///
     /// # Errors
     ///
-    /// [`InflateError`] unless exactly `page` comes out of exactly `stream`.
+    /// [`InflateError`] unless exactly `stream` produces exactly `page`.
     pub fn inflate(&mut self, stream: &[u8], page: &mut [u8]) -> Result<(), InflateError> {
         let mut run = Run::new(stream, page, &[]);
         while !run.block(&mut self.tables, Pairs::Skip)?.is_final {}

@@ -1,8 +1,7 @@
-//! What the parser makes of a unit and the coder writes: a list of items.
+//! Items: the parser's output for a unit, and the coder's input.
 //!
-//! An item is a match, two literals, or the last literal of an odd run. Every item becomes bits in
-//! the same way, without a branch: two table look-ups and some shifts. That is what its layout is
-//! for.
+//! An item is a match, two literals, or the last literal of an odd run. The layout lets every item
+//! become bits in the same way and without a branch: by two table look-ups and some shifts.
 //!
 //! | bits | |
 //! | --- | --- |
@@ -15,25 +14,25 @@ use super::format::MIN_MATCH;
 /// An item; see the module.
 pub(super) type Item = u32;
 
-/// Indexes of first codes: literals, and from here on lengths from 3 on.
+/// Indexes of first codes: literals, then lengths from 3 on.
 pub(super) const FIRST_CODES: usize = 1024;
 pub(super) const LENGTHS: usize = 256;
-/// The first code of the item that is nothing.
+/// The first code of the empty item.
 pub(super) const NOTHING: usize = 1023;
-/// Indexes of second codes: literals, and from here on distance symbols.
+/// Indexes of second codes: literals, then distance symbols.
 pub(super) const SECOND_CODES: usize = 512;
 pub(super) const DISTANCES: usize = 256;
-/// The second code of an item that has none.
+/// The second code of an item without one.
 pub(super) const NONE: usize = 511;
 
 const SECOND_SHIFT: u32 = 10;
 const EXTRA_SHIFT: u32 = 19;
 
-/// An item without bits.
+/// An item of no bits.
 pub(super) const EMPTY: Item = (NONE << SECOND_SHIFT | NOTHING) as u32;
 
-/// Most items a unit of `bytes` can become: a literal before every match of three bytes is two
-/// items for four bytes.
+/// Most items of a unit of `bytes`. The worst case is a literal before every match of three bytes:
+/// two items for four bytes.
 pub(super) const fn most_items(bytes: usize) -> usize {
     bytes / 2 + 1
 }
@@ -51,7 +50,7 @@ pub(super) fn two_literals(first: u8, second: u8) -> Item {
 /// A match of 3 to 258 bytes at a distance of 1 to 32768.
 #[inline(always)]
 pub(super) fn copy(length: usize, distance: usize) -> Item {
-    // From 5 on, each power of two is cut into two distance symbols; up to 4, each distance is one.
+    // From 5 on, two distance symbols share each power of two; up to 4, each distance has its own.
     let below = distance as u32 - 1;
     let extra_bits = 30 - (below | 3).leading_zeros();
     let symbol = 2 * extra_bits + (below >> extra_bits);

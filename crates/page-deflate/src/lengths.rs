@@ -1,5 +1,4 @@
-//! The code of a block, as the lengths of its codes: made from counts, and described in the block's
-//! header.
+//! The code lengths of a block: made from counts, and described in the block's header.
 
 use super::bits::{BitWriter, Burst};
 use super::coder::Coder;
@@ -19,9 +18,9 @@ pub(super) struct Lengths {
 }
 
 impl Lengths {
-    /// Nearly the best lengths for these counts within what the decoder looks up at once.
+    /// Nearly the best code lengths for these counts within the decoder's first-level tables.
     ///
-    /// Symbols that do not count get no code, except that there are at least two.
+    /// Symbols without a count get no code, except that every code has at least two.
     pub(super) fn new(counts: &Counts) -> Self {
         let mut lengths = Self {
             litlen: [0; LITLEN_SYMBOLS],
@@ -32,7 +31,7 @@ impl Lengths {
         lengths
     }
 
-    /// What writes items in this code.
+    /// A coder for these codes.
     pub(super) fn coder(&self) -> Box<Coder> {
         Coder::new(&self.litlen, &self.distance)
     }
@@ -47,7 +46,8 @@ impl Lengths {
         };
         let litlens = used(&self.litlen, END_OF_BLOCK + 1);
         let distances = used(&self.distance, 1);
-        // The two codes apart: a device refuses a repetition that crosses from one to the other.
+        // The two codes separately: the IAA refuses a repetition that crosses from one to the
+        // other.
         let mut description = Description::new();
         for lengths in [&self.litlen[..litlens], &self.distance[..distances]] {
             for run in lengths.chunk_by(|a, b| a == b) {
@@ -84,15 +84,15 @@ impl Lengths {
     }
 }
 
-/// How many bits say how often a symbol of the precode repeats a length.
+/// The bits of each precode symbol's repeat count.
 const REPEAT_BITS: [u32; PRECODE_SYMBOLS] =
     [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 3, 7];
-/// Symbols with a length to describe.
+/// Most symbols with a length.
 const SYMBOLS: usize = LITLEN_SYMBOLS + DISTANCE_SYMBOLS;
 
-/// Code lengths as the format describes them: symbols, some of which repeat a length.
+/// Code lengths in the format's description: symbols, some of which repeat a length.
 struct Description {
-    /// The symbols, and the bits that say how often they repeat.
+    /// The symbols and their repeat counts.
     symbols: [(u8, u8); SYMBOLS],
     count: usize,
     counts: [u32; PRECODE_SYMBOLS],
@@ -123,7 +123,7 @@ impl Description {
             self.push(length, 0);
             count -= 1;
             while count >= 3 {
-                // Seven and eight are better cut in two than cut short.
+                // Two repetitions are shorter for seven and eight.
                 let repeats = if matches!(count, 7 | 8) {
                     count - 3
                 } else {

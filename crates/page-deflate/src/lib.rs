@@ -2,7 +2,7 @@
 //!
 //! Pages of memory repeat words of eight bytes, and they are often compressed while a program
 //! waits. This crate writes and reads deflate (RFC 1951) for that case. It is pure Rust, and it
-//! picks AVX2 or AVX-512 when it runs.
+//! selects AVX2 or AVX-512 at run time.
 //!
 //! | to write | to read | use |
 //! | --- | --- | --- |
@@ -34,9 +34,9 @@
 //! # Sizes
 //!
 //! Input is cut into units of 4 KiB, and whole pages of 4 KiB are the best input. Any length is
-//! allowed. Pages of noise become stored blocks, which add five bytes to up to 65,535 bytes, and
-//! the end of a run takes five bytes. The caller gives a decoder its output buffer, and no number
-//! in the compressed data sizes any other.
+//! allowed. Pages of noise become stored blocks, which add five bytes per 65,535 bytes, and the end
+//! of a run takes five bytes. The caller provides a decoder's output buffer; no number in the
+//! compressed data sizes any other buffer.
 //!
 //! | | holds |
 //! | --- | --- |
@@ -45,13 +45,13 @@
 //! | [`StreamInflater`] | 54 KiB |
 //! | [`RunInflater`], [`PageInflater`], [`SharedInflater`] | 22 KiB |
 //!
-//! All of it is allocated when they are made, or with the first page.
+//! All of it is allocated at construction or with the first page.
 //!
 //! # Errors
 //!
-//! Encoders do not fail. A decoder succeeds only if the data gives exactly the output that was
-//! asked for; otherwise it returns an [`InflateError`] with the reason. After an error the content
-//! of the output buffer means nothing, and a stream cannot go on.
+//! Encoders do not fail. A decoder succeeds only if the data produces exactly the requested output;
+//! otherwise it returns an [`InflateError`] with the reason. After an error the content of the
+//! output buffer is meaningless, and a stream cannot go on.
 //!
 //! # Panics
 //!
@@ -100,7 +100,7 @@ pub use page::PageDeflater;
 pub use shared::{CodeLengths, CodeLengthsError, Histogram, SharedCode, SharedInflater};
 pub use stream::{RunInflater, StreamInflater};
 
-/// These types hold tables and buffers, which do not help in a message.
+/// These types hold tables and buffers, which are useless in a message.
 macro_rules! opaque {
     ($($name:ident)*) => {
         $(impl std::fmt::Debug for $name {

@@ -1,5 +1,5 @@
-//! Which instructions this machine has. The loops that matter are compiled for each of its kinds,
-//! and chosen here.
+//! Detects this machine's instruction sets. The hot loops are compiled for each of them and
+//! selected here.
 
 use super::bits::BitWriter;
 use super::coder::Coder;
@@ -12,21 +12,21 @@ use super::wide::Plain;
 use super::wide::{Avx2, Avx512};
 use super::window::{Unit, WindowBytes};
 
-/// A kind of machine that this one is.
+/// An instruction set that this machine has.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Machine {
-    /// Any.
+    /// Any machine.
     Plain(Plain),
     #[cfg(target_arch = "x86_64")]
-    /// An x86-64 of the third level, since 2013.
+    /// x86-64-v3, since 2013.
     Avx2(Avx2),
     #[cfg(target_arch = "x86_64")]
-    /// An x86-64 of the fourth level, since 2017.
+    /// x86-64-v4, since 2017.
     Avx512(Avx512),
 }
 
 impl Machine {
-    /// All kinds this machine is, the simplest first.
+    /// All instruction sets of this machine, the simplest first.
     pub(super) fn all() -> impl Iterator<Item = Machine> {
         #[cfg(target_arch = "x86_64")]
         let vectors = [
@@ -38,7 +38,7 @@ impl Machine {
         std::iter::once(Machine::Plain(Plain)).chain(vectors.into_iter().flatten())
     }
 
-    /// The kind for which the loops are fastest.
+    /// The instruction set with the fastest loops.
     pub(super) fn best() -> Self {
         let is_fast = |machine: &Self| match machine {
             #[cfg(target_arch = "x86_64")]
@@ -79,13 +79,13 @@ impl Machine {
             }
             #[cfg(target_arch = "x86_64")]
             #[allow(unsafe_code, reason = "a function for this kind of machine")]
-            // SAFETY: a value of `Avx2` proves what the function is compiled for.
+            // SAFETY: a value of `Avx2` proves the features that the function is compiled for.
             Self::Avx2(wide) => unsafe {
                 x86::parse_by_avx2::<_, FAR>(wide, search, window, unit, window_bytes, items)
             },
             #[cfg(target_arch = "x86_64")]
             #[allow(unsafe_code, reason = "a function for this kind of machine")]
-            // SAFETY: a value of `Avx512` proves what the function is compiled for.
+            // SAFETY: a value of `Avx512` proves the features that the function is compiled for.
             Self::Avx512(wide) => unsafe {
                 x86::parse_by_avx512::<_, FAR>(wide, search, window, unit, window_bytes, items)
             },
@@ -98,11 +98,11 @@ impl Machine {
             Self::Plain(_) => coder.write(items, writer),
             #[cfg(target_arch = "x86_64")]
             #[allow(unsafe_code, reason = "a function for this kind of machine")]
-            // SAFETY: a value of `Avx2` proves what the function is compiled for.
+            // SAFETY: a value of `Avx2` proves the features that the function is compiled for.
             Self::Avx2(_) => unsafe { x86::write_by_avx2(coder, items, writer) },
             #[cfg(target_arch = "x86_64")]
             #[allow(unsafe_code, reason = "a function for this kind of machine")]
-            // SAFETY: a value of `Avx512` proves what the function is compiled for.
+            // SAFETY: a value of `Avx512` proves the features that the function is compiled for.
             Self::Avx512(_) => unsafe { x86::write_by_avx512(coder, items, writer) },
         }
     }
@@ -112,7 +112,7 @@ impl Machine {
 mod x86 {
     use super::*;
 
-    /// What one kind of machine has.
+    /// The hot loops for one instruction set.
     macro_rules! compile {
         ($wide:ty, $features:literal, $parse:ident, $write:ident) => {
             #[target_feature(enable = $features)]
@@ -143,14 +143,14 @@ mod x86 {
     );
 }
 
-/// Asks for bytes that are needed soon.
+/// Prefetches bytes that are needed soon.
 #[inline(always)]
 pub(super) fn prefetch(bytes: &[u8]) {
     #[cfg(target_arch = "x86_64")]
     for line in bytes.chunks(64) {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
         #[allow(unsafe_code, reason = "a vector instruction that takes a pointer")]
-        // SAFETY: a prefetch reads nothing, whatever the address.
+        // SAFETY: a prefetch accesses no memory architecturally and accepts any address.
         unsafe {
             _mm_prefetch(line.as_ptr().cast(), _MM_HINT_T0);
         }

@@ -1,5 +1,5 @@
-//! Pages by themselves: each a complete stream, or the body of a block under a code that is known
-//! elsewhere.
+//! Independent pages: each is a complete stream, or the body of a block under a code that both ends
+//! know.
 
 use super::bits::BitWriter;
 use super::choice::Choice;
@@ -14,11 +14,10 @@ use super::shared::{Histogram, SharedCode};
 use super::window::{UNIT, Window};
 use super::{Effort, WindowSize};
 
-/// Makes a deflate stream of one block out of each page, for readers that know nothing but this
-/// page.
+/// Compresses each page to a deflate stream of one block, which a reader can decode by itself.
 ///
-/// No match reaches back by more than 4 KiB or to before its page, whatever the page size, so
-/// Intel's IAA can read it. What does not make a page smaller is not written.
+/// A match reaches back at most 4 KiB and never before its page, whatever the page size, so Intel's
+/// IAA can read it. Output that is not smaller than its page is dropped.
 ///
 /// ```
 /// use page_deflate::{Effort, Histogram, PageDeflater, PageInflater, SharedCode, SharedInflater};
@@ -54,7 +53,7 @@ pub struct PageDeflater {
 }
 
 impl PageDeflater {
-    /// An encoder of pages.
+    /// Makes an encoder of pages.
     #[must_use]
     pub fn new(effort: Effort) -> Self {
         let fixed = || Coder::new(&FIXED_LITLEN_LENGTHS, &FIXED_DISTANCE_LENGTHS);
@@ -69,7 +68,7 @@ impl PageDeflater {
     }
 
     /// Appends a complete raw deflate stream under the format's fixed code. If this would not be
-    /// shorter than the page, `out` stays as it is and the answer is false.
+    /// shorter than the page, it returns false and leaves `out` unchanged.
     #[must_use]
     pub fn fixed_page(&mut self, page: &[u8], out: &mut Vec<u8>) -> bool {
         let Some(count) = self.parse(page) else {
@@ -88,7 +87,7 @@ impl PageDeflater {
     }
 
     /// Appends a complete raw deflate stream with a code of its own. If this would not be shorter
-    /// than the page, `out` stays as it is and the answer is false.
+    /// than the page, it returns false and leaves `out` unchanged.
     #[must_use]
     pub fn dynamic_page(&mut self, page: &[u8], out: &mut Vec<u8>) -> bool {
         let Some(count) = self.parse(page) else {
@@ -114,9 +113,9 @@ impl PageDeflater {
         })
     }
 
-    /// Appends the body of a block under a code that the reader has already
-    /// ([`SharedInflater`](super::SharedInflater)): symbols, and the one that ends the block. If
-    /// this would not be shorter than the page, `out` stays as it is and the answer is false.
+    /// Appends the body of a block under a code that the reader already has
+    /// ([`SharedInflater`](super::SharedInflater)): symbols, then the end of the block. If this
+    /// would not be shorter than the page, it returns false and leaves `out` unchanged.
     #[must_use]
     pub fn body(&mut self, page: &[u8], code: &SharedCode, out: &mut Vec<u8>) -> bool {
         let Some(count) = self.parse(page) else {
@@ -128,15 +127,14 @@ impl PageDeflater {
         })
     }
 
-    /// Counts the symbols that the page would be written in. Pages that would not get smaller do
-    /// not count.
+    /// Counts the symbols of the compressed page. Pages that would not get smaller are skipped.
     pub fn count(&mut self, page: &[u8], histogram: &mut Histogram) {
         if let Some(count) = self.parse(page) {
             histogram.add_page(&self.items[..count]);
         }
     }
 
-    /// Cuts a page into items and returns how many; nothing if it looks like noise.
+    /// Parses a page to items and returns their number, or `None` if it looks like noise.
     fn parse(&mut self, page: &[u8]) -> Option<usize> {
         self.window.forget();
         let units = page.len().div_ceil(UNIT);
@@ -154,7 +152,7 @@ impl PageDeflater {
             let window = self.window.bytes();
             let parsed = self.choice.parse(self.machine, window, unit, UNIT, items);
             count += match parsed {
-                // The rest of a larger page may get smaller all the same.
+                // The rest of a larger page may still get smaller.
                 None if page.len() > UNIT => literals(bytes, items),
                 parsed => parsed?,
             };
@@ -163,7 +161,7 @@ impl PageDeflater {
     }
 }
 
-/// Appends what is written if it is shorter than the page.
+/// Appends the output of `write` if it is shorter than the page.
 fn append(page: &[u8], out: &mut Vec<u8>, write: impl FnOnce(&mut BitWriter<'_>)) -> bool {
     let start = out.len();
     let mut bits = BitWriter::new(out);

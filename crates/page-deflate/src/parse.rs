@@ -1,12 +1,12 @@
-//! Cuts units into literals and matches.
+//! Parses units to literals and matches.
 //!
-//! Memory is made of words and records: what repeats, mostly repeats at the distance of the match
-//! before it, or of the one before that. So at every position these two distances come first, with
-//! matches from three bytes on, and then the places which a [`Search`] remembers.
+//! Memory is made of words and records: data mostly repeats at the distance of the previous match
+//! or of the one before that. So every position tries these two distances first, with matches from
+//! three bytes on, and then the places that a [`Search`] remembers.
 //!
-//! The time goes into branches that cannot be predicted, one or two for a match, and hardly into
-//! instructions. What does without them, and what searches wider for fewer matches, was tried and
-//! lost to this plain loop.
+//! Unpredictable branches take most of the time, one or two for a match; instructions matter
+//! little. Branchless variants, and wider searches for fewer matches, were tried and lost to this
+//! plain loop.
 
 #![allow(
     unsafe_code,
@@ -19,23 +19,23 @@ use super::search::{ALWAYS, Bytes, Find, Search, three_equal};
 use super::wide::Wide;
 use super::window::{SPAN, UNIT, Unit, WindowBytes};
 
-/// Positions after a match that are looked at one by one. Then the two last distances are compared
-/// at 30 positions at once.
+/// Positions after a match that are tested one by one. Later positions compare the two last
+/// distances at 30 positions at once.
 const SINGLY: usize = 8;
 /// Positions for which one comparison of 32 bytes shows whether three bytes are equal.
 const AT_ONCE: usize = 30;
-/// The two last distances at the start of a unit: words repeat words.
+/// The two last distances at the start of a unit: machine words tend to repeat.
 const FIRST_DISTANCES: (usize, usize) = (8, 4);
-/// Literals without any match after which a unit is suspected to be noise, and its bytes are
-/// counted: few, since noise costs nothing but them.
+/// Literals without any match before a unit is suspected to be noise and its bytes are counted. The
+/// value is low, since a unit of noise then costs little more.
 const SUSPICIOUS: usize = 64;
 
-/// Room for the items of a unit, and for what wide stores write behind them.
+/// Room for the items of a unit, and for the overshoot of wide stores.
 pub(super) const UNIT_ITEMS: usize = item::most_items(UNIT) + 16;
 
-/// Cuts `unit` into items and returns how many; nothing if the unit looks like noise.
+/// Parses `unit` and returns the number of items, or `None` if the unit looks like noise.
 ///
-/// Matches reach back by at most `window_bytes`, which is all that deflate allows if `FAR`, and
+/// Matches reach back by at most `window_bytes`, which is the maximum of deflate if `FAR`. They
 /// stay inside the unit's history and the unit.
 #[inline(always)]
 pub(super) fn parse<W: Wide, S: Search, const FAR: bool>(
@@ -52,15 +52,15 @@ pub(super) fn parse<W: Wide, S: Search, const FAR: bool>(
         end,
     } = unit;
     assert!(history <= start && start < end && end <= SPAN && end - start <= UNIT);
-    // SAFETY of what is read and written without checks, below:
+    // SAFETY of the unchecked reads and writes below:
     //
-    // - `position` never goes down and is below `end` where it is read at, so below SPAN, and SLACK
-    //   bytes follow.
+    // - `position` never decreases and is below `end` at every read, so below SPAN, and SLACK bytes
+    //   follow.
     // - `recent` and `other` never reach back beyond `history`: the first position is at least that
-    //   far behind it, and every later distance is that of a place between it (`is_match`) and the
+    //   far after it, and every later distance is that of a place between it (`is_match`) and the
     //   position (`distance_of`), which only grows.
-    // - Items are written behind those of the bytes before `position`, which are at most as many as
-    //   `most_items` says; a wide store ends at most 8 items behind that.
+    // - Items are written after those of the bytes before `position`, which are at most as many as
+    //   `most_items` says; a wide store ends at most 8 items after that.
     let bytes = Bytes(window);
     let mut items = Items { items, count: 0 };
     let (mut recent, mut other) = FIRST_DISTANCES;
@@ -75,7 +75,7 @@ pub(super) fn parse<W: Wide, S: Search, const FAR: bool>(
     };
     loop {
         'matches: while position < limit {
-            // Distance, and exclusive or of the next eight bytes here and there.
+            // The distance, and the exclusive or of the next eight bytes here and there.
             let (distance, different) = 'found: {
                 let stop = limit.min(position + SINGLY);
                 let lowest = history.max(stop.saturating_sub(window_bytes));
@@ -174,8 +174,8 @@ pub(super) fn parse<W: Wide, S: Search, const FAR: bool>(
                 0 => unsafe { extend(wide, bytes, position, distance) },
                 different => equal_bits(different) as usize / 8,
             };
-            // The next position waits for this, and less for a branch that is hardly ever taken
-            // than for a minimum.
+            // The next position depends on this length. A branch that is almost never taken has
+            // less latency than a minimum.
             let length = if position + length > end {
                 std::hint::cold_path();
                 end - position
@@ -205,7 +205,7 @@ pub(super) fn parse<W: Wide, S: Search, const FAR: bool>(
     Some(items.count)
 }
 
-/// Takes all bytes of a unit for literals; how many items they are.
+/// Parses all bytes of a unit to literals and returns the number of items.
 pub(super) fn literals(bytes: &[u8], items: &mut [Item; UNIT_ITEMS]) -> usize {
     let pairs = bytes.chunks(2).map(|pair| match *pair {
         [first, second] => item::two_literals(first, second),
@@ -220,8 +220,8 @@ pub(super) fn literals(bytes: &[u8], items: &mut [Item; UNIT_ITEMS]) -> usize {
 
 /// Whether a find is long enough, and not before `lowest`.
 ///
-/// Where matches reach `FAR`, hardly any is older, and this is seen last. Elsewhere it has to be
-/// one condition and not two: each alone is true and false by turns, and could not be predicted.
+/// With `FAR`, hardly any find is too old, so this test comes last. Otherwise both tests form one
+/// condition: each alone alternates and would be mispredicted.
 #[inline(always)]
 fn is_match<S: Search, const FAR: bool>(find: Find, lowest: usize) -> bool {
     let different = find.different as u32 & S::KEY;
@@ -233,27 +233,27 @@ fn is_match<S: Search, const FAR: bool>(find: Find, lowest: usize) -> bool {
     }
 }
 
-/// How far back a find is. What is read without checks relies on this.
+/// The distance of a find. Unchecked reads rely on the assertion.
 #[inline(always)]
 fn distance_of(find: Find, position: usize) -> usize {
     assert!(find.place < position);
     position - find.place
 }
 
-/// False, in a way that keeps the compiler from asking for this first.
+/// Evaluates to false. It is opaque to the optimiser, so the cheaper test stays first.
 #[cold]
 #[inline(never)]
 fn is_too_old() -> bool {
     std::hint::black_box(false)
 }
 
-/// How many bits of two words are equal, from the lowest on.
+/// The number of equal low bits of two words, given their exclusive or.
 #[inline(always)]
 fn equal_bits(different: u64) -> u32 {
     different.trailing_zeros()
 }
 
-/// Where in a mask of equal bytes three follow each other.
+/// The index of the first three consecutive equal bytes in a mask.
 #[inline(always)]
 fn three_in_a_row(equal: u32) -> u32 {
     equal & equal >> 1 & equal >> 2
@@ -269,10 +269,10 @@ unsafe fn extend(wide: impl Wide, bytes: Bytes<'_>, position: usize, distance: u
     let mut length = 8;
     while length < MAX_MATCH {
         let here = position + length;
-        // SAFETY: the last of these loads begins 8 + 7 * 32 bytes behind `position`, and SLACK
+        // SAFETY: the last of these loads begins 8 + 7 * 32 bytes after `position`, and SLACK
         // covers its end.
         let a = unsafe { bytes.array(here) };
-        // SAFETY: the other one lies before it.
+        // SAFETY: this load lies before the other.
         let equal = wide.equal(a, unsafe { bytes.array(here - distance) });
         if equal != !0 {
             return MAX_MATCH.min(length + equal.trailing_ones() as usize);
@@ -282,8 +282,8 @@ unsafe fn extend(wide: impl Wide, bytes: Bytes<'_>, position: usize, distance: u
     MAX_MATCH
 }
 
-/// Whether a unit's bytes are spread so evenly that no code could make it smaller; an eighth of
-/// them tells.
+/// Returns whether a unit's bytes are spread so evenly that no code could make it smaller. It
+/// samples an eighth of them.
 #[cold]
 pub(super) fn is_noise(unit: &[u8]) -> bool {
     const WORDS: usize = 64;
@@ -294,14 +294,14 @@ pub(super) fn is_noise(unit: &[u8]) -> bool {
             counts[usize::from(byte)] += 1;
         }
     }
-    // The sum of squares tells how often two bytes are the same. For evenly random bytes it is 3
-    // SAMPLE, with a standard deviation of SAMPLE / 11; at 7.8 bits of entropy for a byte it is 3.3
+    // The sum of squares shows how often two bytes are equal. For evenly random bytes it is 3
+    // SAMPLE, with a standard deviation of SAMPLE / 11; at 7.8 bits of entropy per byte it is 3.3
     // SAMPLE.
     let squares: u32 = counts.iter().map(|&count| count * count).sum();
     squares < SAMPLE * 33 / 10
 }
 
-/// A list of items that is written without checks.
+/// A list of items with unchecked writes.
 struct Items<'a> {
     items: &'a mut [Item; UNIT_ITEMS],
     count: usize,
@@ -310,28 +310,28 @@ struct Items<'a> {
 impl Items<'_> {
     /// # Safety
     ///
-    /// `N` items fit behind `at`.
+    /// `N` items fit at `at`.
     #[inline(always)]
     unsafe fn put<const N: usize>(&mut self, at: usize, items: [Item; N]) {
         debug_assert!(at + N <= UNIT_ITEMS);
-        // SAFETY: as the caller says.
+        // SAFETY: the caller ensures it.
         let first = unsafe { self.items.as_mut_ptr().add(at) };
-        // SAFETY: so there is room, aligned for items.
+        // SAFETY: the slice has room there, aligned for items.
         unsafe { first.cast::<[Item; N]>().write(items) };
     }
 
     /// # Safety
     ///
-    /// The bytes are inside the window, with 16 more, `to` is not 0, and items for them fit, with 8
-    /// more.
+    /// The bytes are inside the window, with 16 more. `to` is not 0. Items for the bytes fit, with
+    /// 8 more.
     #[inline(always)]
     unsafe fn literals(&mut self, wide: impl Wide, bytes: Bytes<'_>, from: usize, to: usize) {
         let mut next = from;
         let mut at = self.count;
         loop {
-            // SAFETY: as the caller says.
+            // SAFETY: the caller ensures it.
             let pairs = wide.literals(unsafe { bytes.array(next) });
-            // SAFETY: as the caller says.
+            // SAFETY: the caller ensures it.
             unsafe { self.put(at, pairs) };
             next += 16;
             at += 8;
@@ -339,12 +339,12 @@ impl Items<'_> {
                 break;
             }
         }
-        // An odd one out takes the place of the pair that holds it and a byte of what follows.
+        // An odd last byte replaces the pair that holds it and the byte after the run.
         let run = to - from;
         self.count += run / 2;
-        // SAFETY: as the caller says.
+        // SAFETY: the caller ensures it.
         let [byte] = *unsafe { bytes.array(to - 1) };
-        // SAFETY: as the caller says.
+        // SAFETY: the caller ensures it.
         unsafe { self.put(self.count, [item::literal(byte)]) };
         self.count += run % 2;
     }

@@ -1,4 +1,4 @@
-//! Where bytes were seen before: tables of hashes.
+//! Finds earlier occurrences of bytes: tables of hashes.
 
 #![allow(
     unsafe_code,
@@ -7,7 +7,7 @@
 
 use super::window::{SLACK, SPAN, WindowBytes};
 
-/// The bytes of a window, read without checks.
+/// The bytes of a window, with unchecked reads.
 #[derive(Clone, Copy)]
 pub(super) struct Bytes<'a>(pub(super) &'a WindowBytes);
 
@@ -20,7 +20,7 @@ impl<'a> Bytes<'a> {
         debug_assert!(at <= SPAN + SLACK - N);
         // SAFETY: the caller keeps the N bytes inside.
         let first = unsafe { self.0.as_ptr().add(at) };
-        // SAFETY: so they are there as long as the window, and arrays of bytes have no alignment.
+        // SAFETY: these bytes live as long as the window, and byte arrays have no alignment.
         unsafe { &*first.cast() }
     }
 
@@ -29,31 +29,31 @@ impl<'a> Bytes<'a> {
     /// `at` is at most `SPAN + SLACK - 8`.
     #[inline(always)]
     pub(super) unsafe fn word(self, at: usize) -> u64 {
-        // SAFETY: as the caller says.
+        // SAFETY: the caller ensures it.
         u64::from_le_bytes(*unsafe { self.array(at) })
     }
 
-    /// The eight bytes at a position out of a table.
+    /// The eight bytes at a position from a table.
     #[inline(always)]
     fn word_at(self, position: u16) -> u64 {
-        // SAFETY: a number of 16 bits is below `SPAN`.
+        // SAFETY: a 16-bit number is below `SPAN`.
         unsafe { self.word(position.into()) }
     }
 }
 
-/// An earlier place where the bytes at the current position may have been.
+/// A candidate: an earlier place that may have the bytes of the current position.
 #[derive(Clone, Copy)]
 pub(super) struct Find {
-    /// Where it is.
+    /// Its position.
     pub(super) place: usize,
     /// The exclusive or of the next eight bytes here and there.
     pub(super) different: u64,
 }
 
-/// The first three of eight bytes.
+/// A mask of the first three of eight bytes.
 const THREE: u32 = 0xff_ffff;
 
-/// Whether three bytes are equal.
+/// Returns whether the first three bytes are equal.
 #[inline(always)]
 pub(super) fn three_equal(different: u64) -> bool {
     different as u32 & THREE == 0
@@ -61,32 +61,31 @@ pub(super) fn three_equal(different: u64) -> bool {
 
 /// A way to find earlier places.
 pub(super) trait Search {
-    /// Whether it is asked for something longer even where a match at one of the two last distances
-    /// is at hand.
+    /// Whether to search for a longer match even if one of the two last distances already matches.
     const LONGEST: bool;
-    /// Once so many literals came in a row, every second position is left out, after twice as many
-    /// two of three, and so on. The positions that the parser looks at one by one are never left
-    /// out, and it counts before each comparison of many bytes.
+    /// After this many consecutive literals, every second position is skipped; after twice as many,
+    /// two of three, and so on. The positions that the parser tests one by one are never skipped.
+    /// The count is checked before each comparison of many bytes.
     const PATIENCE: usize;
 
     /// Moves all positions down.
     fn slide(&mut self, by: usize);
 
-    /// Looks the next bytes up and remembers them. What is returned may lie before `lowest`, where
-    /// matches must not reach.
+    /// Looks the next bytes up and remembers their position. The result may lie before `lowest`,
+    /// where matches must not reach.
     fn look(&mut self, bytes: Bytes<'_>, position: usize, word: u64, lowest: usize) -> Find;
 
-    /// Only remembers the next bytes.
+    /// Only remembers the position of the next bytes.
     fn enter(&mut self, position: usize, word: u64);
 
-    /// Those of the first bytes that have to be equal in a match.
+    /// A mask of the first bytes that have to be equal in a match.
     const KEY: u32;
 }
 
-/// No positions are left out.
+/// Skips no positions.
 pub(super) const ALWAYS: usize = usize::MAX;
 
-/// A table from the hash of some bytes to the position where they were last; `ENTRIES` is 2^BITS.
+/// A table from the hash of some bytes to their latest position. `ENTRIES` is 2^BITS.
 struct Table<const BITS: u32, const ENTRIES: usize> {
     positions: [u16; ENTRIES],
 }
@@ -99,7 +98,7 @@ impl<const BITS: u32, const ENTRIES: usize> Table<BITS, ENTRIES> {
         }
     }
 
-    /// What falls off the lower end stays there: one more place that is looked at in vain.
+    /// Positions below the new start become the lowest one: one more candidate that fails.
     fn slide(&mut self, by: usize) {
         let by = by.min(usize::from(u16::MAX)) as u16;
         for position in &mut self.positions {
@@ -110,16 +109,17 @@ impl<const BITS: u32, const ENTRIES: usize> Table<BITS, ENTRIES> {
     /// The entry of the first `BYTES` bytes of a word.
     #[inline(always)]
     fn entry<const BYTES: u32>(&mut self, word: u64) -> &mut u16 {
-        // Shifting the factor shifts the bytes that do not count out of the product.
+        // The shifted factor removes the excess bytes from the product.
         const FACTOR: u64 = 0x9e37_79b1_85eb_ca87;
         let hash = word.wrapping_mul(FACTOR << (64 - 8 * BYTES)) >> (64 - BITS);
         &mut self.positions[hash as usize % ENTRIES]
     }
 }
 
-/// One table of the places where the next `BYTES` bytes were. Four bytes make a match.
+/// One table of the places of the next `BYTES` bytes. Four bytes make a match.
 ///
-/// More than 4096 entries are slower for next to no gain: they no longer fit beside the data.
+/// More than 4096 entries are slower for almost no gain: they no longer fit in the cache with the
+/// data.
 pub(super) struct One<
     const BYTES: u32,
     const BITS: u32,
@@ -165,14 +165,14 @@ impl<const BYTES: u32, const BITS: u32, const ENTRIES: usize, const PATIENCE: us
     }
 }
 
-/// Two tables: of the places where the next eight bytes were, and of near ones with the next three.
+/// Two tables: places of the next eight bytes, and near places of the next three.
 pub(super) struct Two {
     long: Table<12, 4096>,
     near: Table<12, 4096>,
 }
 
 impl Two {
-    /// From farther away, three bytes cost more as a match than as literals.
+    /// At a greater distance, a three-byte match costs more than literals.
     const NEAR: usize = 4096;
 
     pub(super) const fn new() -> Self {

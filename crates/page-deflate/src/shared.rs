@@ -1,4 +1,4 @@
-//! One code for many pages, agreed on once, so that a page needs no header of its own.
+//! One code for many pages, agreed on once: a page needs no header of its own.
 
 use super::coder::Coder;
 use super::counts::{Counts, Tally};
@@ -8,8 +8,7 @@ use super::inflate::{InflateError, inflate_body};
 use super::lengths::Lengths;
 use super::table::{Pairs, Tables};
 
-/// How often each symbol occurs in some pages
-/// ([`PageDeflater::count`](super::PageDeflater::count)).
+/// The count of each symbol in some pages ([`PageDeflater::count`](super::PageDeflater::count)).
 #[derive(Clone)]
 pub struct Histogram {
     pub(super) tally: Tally,
@@ -23,7 +22,7 @@ impl Default for Histogram {
 }
 
 impl Histogram {
-    /// Of no pages.
+    /// An empty histogram.
     #[must_use]
     pub fn new() -> Self {
         Self {
@@ -37,7 +36,7 @@ impl Histogram {
         self.pages += 1;
     }
 
-    /// Moves all counts of `other` into `self`; `other` is of no pages then.
+    /// Moves all counts of `other` into `self` and leaves `other` empty.
     pub fn append(&mut self, other: &mut Self) {
         if other.pages > 0 {
             self.tally.add(&other.tally);
@@ -46,7 +45,7 @@ impl Histogram {
         }
     }
 
-    /// A code for pages that resemble those counted, with no code longer than 12 bits.
+    /// A code that suits pages like the counted ones, with code lengths up to 12 bits.
     #[must_use]
     pub fn code_lengths(&self) -> CodeLengths {
         let mut counts = Counts::one_each();
@@ -55,8 +54,8 @@ impl Histogram {
         CodeLengths(Lengths::new(&counts))
     }
 
-    /// How many bits the pages' symbols come to under a code. The bits behind lengths and
-    /// distances, which are the same in every code, are left out.
+    /// The number of bits of the counted symbols under a code, without extra bits of lengths and
+    /// distances, which are the same under every code.
     #[must_use]
     pub fn code_bits(&self, code: &CodeLengths) -> u64 {
         let mut counts = Counts::none();
@@ -72,22 +71,22 @@ impl Histogram {
     }
 }
 
-/// A complete code in which every symbol of the format has a place, as the number of bits of each:
-/// 286 for literals, end of block and lengths, and 30 for distances.
+/// A complete code for every symbol of the format, given by code lengths in bits: 286 for literals,
+/// end of block and lengths, and 30 for distances.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CodeLengths(pub(super) Lengths);
 
-/// Numbers that are no code for everything.
+/// Why numbers are no complete code for every symbol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum CodeLengthsError {
-    /// A symbol without a code, or with one that the format does not allow.
+    /// A symbol has no code, or a code length that the format does not allow.
     #[error("a code of {found} bits, but there are 1 to {MAX_CODE_BITS}")]
     Bits {
         /// The length.
         found: u8,
     },
-    /// Codes that collide, or bit patterns without meaning.
+    /// Codes collide, or bit patterns have no meaning.
     #[error("not a complete prefix code")]
     Incomplete,
 }
@@ -96,12 +95,12 @@ impl CodeLengths {
     /// Length in bytes of [`CodeLengths::to_bytes`].
     pub const BYTES: usize = LITLEN_SYMBOLS + DISTANCE_SYMBOLS;
 
-    /// Checks lengths that come from elsewhere: one byte for each symbol, in the format's order,
-    /// distances last.
+    /// Checks code lengths from outside: one byte for each symbol, in the format's order, distances
+    /// last.
     ///
     /// # Errors
     ///
-    /// [`CodeLengthsError`] unless every symbol has a code, and every bit pattern a meaning.
+    /// [`CodeLengthsError`] unless every symbol has a code, and every bit pattern has a meaning.
     pub fn from_bytes(bytes: &[u8; Self::BYTES]) -> Result<Self, CodeLengthsError> {
         let mut lengths = Lengths {
             litlen: [0; LITLEN_SYMBOLS],
@@ -159,13 +158,13 @@ impl CodeLengths {
     }
 }
 
-/// What [`PageDeflater::body`](super::PageDeflater::body) writes pages with.
+/// The encoder's form of a code, for [`PageDeflater::body`](super::PageDeflater::body).
 pub struct SharedCode {
     pub(super) coder: Box<Coder>,
 }
 
 impl SharedCode {
-    /// The codes that belong to these lengths.
+    /// Makes the codes for these code lengths.
     #[must_use]
     pub fn new(lengths: &CodeLengths) -> Self {
         Self {
@@ -174,14 +173,14 @@ impl SharedCode {
     }
 }
 
-/// Reads what [`PageDeflater::body`](super::PageDeflater::body) has written; one for all pages,
-/// from any thread.
+/// Decodes the output of [`PageDeflater::body`](super::PageDeflater::body). One value serves all
+/// pages, from any thread.
 pub struct SharedInflater {
     tables: Box<Tables>,
 }
 
 impl SharedInflater {
-    /// The tables that belong to these lengths.
+    /// Makes the tables for these code lengths.
     #[must_use]
     pub fn new(lengths: &CodeLengths) -> Self {
         let mut tables = Tables::new();
@@ -190,14 +189,14 @@ impl SharedInflater {
         Self { tables }
     }
 
-    /// Decodes one body, which must end in the last byte of `body` and fill `page`. It may only
-    /// refer to the page itself.
+    /// Decodes one body, which must end in the last byte of `body` and fill `page`. Matches must
+    /// stay within the page.
     ///
-    /// After an error the content of `page` is of no use.
+    /// After an error the content of `page` is meaningless.
     ///
     /// # Errors
     ///
-    /// [`InflateError`], without the variants that speak of headers and blocks.
+    /// [`InflateError`], except the variants for headers and blocks.
     pub fn inflate(&self, body: &[u8], page: &mut [u8]) -> Result<(), InflateError> {
         inflate_body(&self.tables, body, page)
     }

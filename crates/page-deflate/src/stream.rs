@@ -1,4 +1,4 @@
-//! A zlib stream without end, one run after the other.
+//! Decodes a zlib stream without end, run by run.
 
 use super::format::MAX_WINDOW;
 use super::inflate::{InflateError, Run};
@@ -8,7 +8,7 @@ use super::table::{Pairs, Tables};
 /// the C zlib, or of any writer that ends each run with a sync flush.
 pub struct StreamInflater {
     tables: Box<Tables>,
-    /// The last output, as far as a match may reach.
+    /// The last output, as far back as a match may reach.
     history: Vec<u8>,
     started: bool,
 }
@@ -20,7 +20,7 @@ impl Default for StreamInflater {
 }
 
 impl StreamInflater {
-    /// A decoder at the start of a stream.
+    /// Makes a decoder at the start of a stream.
     #[must_use]
     pub fn new() -> Self {
         Self {
@@ -30,14 +30,14 @@ impl StreamInflater {
         }
     }
 
-    /// Decodes the next run, or several that follow each other: `run` must fill `pages` and end
-    /// with an empty stored block.
+    /// Decodes the next run, or several consecutive ones: `run` must fill `pages` and end with an
+    /// empty stored block.
     ///
     /// The first run starts with the zlib header.
     ///
     /// # Errors
     ///
-    /// [`InflateError`]. The stream cannot go on then, and the content of `pages` is of no use.
+    /// [`InflateError`]. The stream cannot go on then, and the content of `pages` is meaningless.
     /// [`StreamInflater::history`] has not changed, so another decoder can try.
     pub fn inflate(&mut self, run: &[u8], pages: &mut [u8]) -> Result<(), InflateError> {
         let blocks = self.blocks(run, pages.len())?;
@@ -46,7 +46,7 @@ impl StreamInflater {
         Ok(())
     }
 
-    /// The blocks of the next run: `run` without the zlib header, which the first one starts with.
+    /// The blocks of the next run: `run` without the zlib header at the start of the first run.
     ///
     /// # Errors
     ///
@@ -64,14 +64,14 @@ impl StreamInflater {
         }
     }
 
-    /// Goes on behind a run that another decoder has decoded to `pages`, such as a [`RunInflater`].
+    /// Advances past a run that another decoder, such as a [`RunInflater`], has decoded to `pages`.
     pub fn skip(&mut self, pages: &[u8]) {
         self.started = true;
         self.keep(pages);
     }
 
-    /// The end of the output so far, which the next run may refer to: up to 32 KiB. Nothing at the
-    /// start of a stream.
+    /// The end of the output so far, up to 32 KiB: the data that the next run may refer to. `None`
+    /// at the start of a stream.
     #[must_use]
     pub fn history(&self) -> Option<&[u8]> {
         self.started.then_some(&self.history)
@@ -85,8 +85,8 @@ impl StreamInflater {
     }
 }
 
-/// Decodes runs that refer to nothing before themselves, in any order:
-/// [`Deflater::compress_alone`](crate::Deflater::compress_alone) writes them.
+/// Decodes runs that refer to no earlier data, in any order. The runs are those of
+/// [`Deflater::compress_alone`](crate::Deflater::compress_alone).
 pub struct RunInflater {
     tables: Box<Tables>,
 }
@@ -98,7 +98,7 @@ impl Default for RunInflater {
 }
 
 impl RunInflater {
-    /// A decoder with room for one block's tables.
+    /// Makes a decoder with room for one block's tables.
     #[must_use]
     pub fn new() -> Self {
         Self {
@@ -111,7 +111,7 @@ impl RunInflater {
     ///
     /// # Errors
     ///
-    /// [`InflateError`]. The content of `pages` is of no use then, and the decoder can go on with
+    /// [`InflateError`]. The content of `pages` is meaningless then, and the decoder can go on with
     /// another run.
     pub fn inflate(&mut self, run: &[u8], pages: &mut [u8]) -> Result<(), InflateError> {
         inflate(run, pages, &[], &mut self.tables)
@@ -138,8 +138,8 @@ fn inflate(
     run.finish()
 }
 
-/// Takes off the two bytes of RFC 1950: deflate, a window of at most 32 KiB, no dictionary, a good
-/// check value.
+/// Removes the two header bytes of RFC 1950: deflate, a window of at most 32 KiB, no dictionary, a
+/// valid check value.
 fn header(run: &[u8], expected_bytes: usize) -> Result<&[u8], InflateError> {
     let Some((&found, blocks)) = run.split_first_chunk() else {
         return Err(InflateError::Truncated {

@@ -1,4 +1,4 @@
-//! Decoding tables: one look-up gives a symbol with everything that belongs to it.
+//! Decoding tables: one look-up gives a symbol with all its properties.
 
 use super::format::{
     DISTANCE_BASE, DISTANCE_EXTRA, END_OF_BLOCK, FIXED_DISTANCE_LENGTHS, FIXED_LITLEN_LENGTHS,
@@ -7,9 +7,9 @@ use super::format::{
 use std::hint::select_unpredictable;
 use std::sync::OnceLock;
 
-/// Bits a first look-up for a literal or length takes. Our own encoder writes no longer codes.
+/// Bits of the first look-up for a literal or length. Our own encoder's codes are no longer.
 pub(super) const LITLEN_BITS: usize = 12;
-/// Bits a first look-up for a distance takes. Our own encoder writes no longer codes.
+/// Bits of the first look-up for a distance. Our own encoder's codes are no longer.
 pub(super) const DISTANCE_BITS: usize = 9;
 
 /// Room for the first level and every second-level table. A second-level table which resolves `k`
@@ -33,14 +33,13 @@ const DISTANCE_ENTRIES: usize = (1 << DISTANCE_BITS) + 10 * FIXED_DISTANCE_LENGT
 pub(super) type Entry = u32;
 
 pub(super) const LITERAL: Entry = 1 << 31;
-/// In a table of literals and lengths: neither. The end of the block, a link, or a code without
-/// meaning.
+/// In a table of literals and lengths: the end of the block, a link, or a code without a meaning.
 pub(super) const SPECIAL: Entry = 1 << 30;
-/// In a distance table: no distance. A link, or a code without meaning.
+/// In a distance table: a link, or a code without a meaning.
 pub(super) const NO_DISTANCE: Entry = 1 << 31;
-/// Among the entries that are neither: a link to a second level.
+/// Among these special entries: a link to a second level.
 pub(super) const LINK: Entry = 1 << 29;
-/// Among the entries that are neither: the end of the block.
+/// Among these special entries: the end of the block.
 pub(super) const END: Entry = 1 << 28;
 
 /// Bits to drop from the input.
@@ -48,7 +47,7 @@ pub(super) fn drop_bits(entry: Entry) -> u32 {
     entry & 0xff
 }
 
-/// The index that a link and the bits behind the first level give in the same table.
+/// The index in the same table for a link and the bits after the first level.
 pub(super) fn second_level(entry: Entry, bits_behind: u64) -> usize {
     let mask = (1_u64 << (entry >> 8 & 15)) - 1;
     (entry >> 12 & 0xffff) as usize + (bits_behind & mask) as usize
@@ -64,12 +63,12 @@ pub(super) struct Tables {
     pub(super) distance: [Entry; DISTANCE_ENTRIES],
 }
 
-/// Whether it pays to build entries that hold two literals.
+/// Whether to build entries that hold two literals.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Pairs {
-    /// For many pages under one table.
+    /// Yes: many pages share one table.
     Build,
-    /// For a page or so.
+    /// No: the table serves a page or so.
     Skip,
 }
 
@@ -92,7 +91,7 @@ impl Tables {
         })
     }
 
-    /// Replaces both tables; after an error their content is of no use.
+    /// Replaces both tables; after an error their content is meaningless.
     pub(super) fn build(
         &mut self,
         litlen: &[u8],
@@ -130,12 +129,11 @@ impl Tables {
         Ok(())
     }
 
-    /// Lets an entry of one literal take the next one too where the look-up has seen all of its
-    /// code.
+    /// Extends an entry of one literal by the next literal if the look-up covers its whole code.
     fn pair_literals(&mut self) {
         let first_level = &mut self.litlen[..1 << LITLEN_BITS];
-        // From the top, so that the entry of the bits behind a code, which is nearer to the start,
-        // is still a single.
+        // From the top down: the entry for the bits after a code has a lower index, and must still
+        // hold a single literal.
         for index in (0..1 << LITLEN_BITS).rev() {
             let first = first_level[index];
             let second = first_level[index >> (drop_bits(first) & 15)];
@@ -147,7 +145,7 @@ impl Tables {
     }
 }
 
-/// RFC 1951 section 3.2.7: a block may do without distances, or have one, coded in one bit.
+/// RFC 1951 section 3.2.7: a block may have no distance, or a single one, coded in one bit.
 fn is_lone_distance(lengths: &[u8]) -> bool {
     let mut used = lengths.iter().filter(|&&length| length > 0);
     matches!((used.next(), used.next()), (None | Some(1), None))
@@ -178,8 +176,8 @@ fn distance_entry(symbol: usize, code_bits: u32) -> Entry {
     }
 }
 
-/// A table for the code in which code lengths are written: bits 0-2 how many bits to drop, from bit
-/// 3 on the symbol.
+/// A table for the code of the code lengths: bits 0-2 the number of bits to drop, bits 3 and up the
+/// symbol.
 pub(super) struct Precode(pub(super) [Entry; 1 << MAX_PRECODE_BITS]);
 
 impl Precode {
@@ -192,7 +190,7 @@ impl Precode {
     }
 }
 
-/// Fills a table whose first level takes `first_bits` of the input; the code must be complete.
+/// Fills a table with a first level of `first_bits`. The code must be complete.
 fn fill(
     lengths: &[u8],
     first_bits: usize,
@@ -223,7 +221,7 @@ fn fill(
         }
     }
 
-    // Codes in rising order, each bit-reversed since the first bit of a code is the lowest of the
+    // Codes in ascending order, bit-reversed since the first bit of a code is the lowest of the
     // input.
     let mut code = 0;
     for bits in 1..=first_bits {
@@ -234,9 +232,9 @@ fn fill(
         }
     }
 
-    // Longer codes hang below the entry of their first bits: first their numbers, then from the
-    // last one back, since the last of those with the same first bits is the longest and says how
-    // many more bits are to be looked at.
+    // Longer codes belong to the second level of their first bits. First count them, then go back
+    // from the last: the last code with the same first bits is the longest and determines the
+    // number of bits of the second level.
     let first_long = starts[first_bits + 1];
     let mut codes = [0_usize; FIXED_LITLEN_LENGTHS.len()];
     for bits in first_bits + 1..=MAX_CODE_BITS {

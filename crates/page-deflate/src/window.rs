@@ -1,35 +1,35 @@
-//! The encoder's private copy of its latest input, which is all it ever reads.
+//! The encoder's private copy of its latest input; it reads nothing else.
 //!
-//! Memory that is shared may change while it is compressed. A byte that was one thing when a match
-//! was found and another when it was written would corrupt everything that refers to it later, so
-//! input is copied once and then left alone.
+//! Shared memory may change while it is compressed. A byte that changes between finding a match and
+//! writing it would corrupt everything that refers to it later. So input is copied once, and the
+//! copy stays constant.
 
 use super::format::MAX_WINDOW;
 
 /// Positions in the window fit in 16 bits.
 pub(super) const SPAN: usize = 1 << 16;
-/// Bytes behind the last position which may be read, though what they hold has no meaning: the
-/// longest match, and the widest load behind its end.
+/// Readable bytes after the last position, with meaningless content: the longest match, and the
+/// widest load after its end.
 pub(super) const SLACK: usize = 320;
-/// Input is taken in units of at most so many bytes. Matches do not cross the end of a unit.
+/// The maximum size of a unit of input. Matches do not cross the end of a unit.
 pub(super) const UNIT: usize = 4096;
 
-/// All that a window holds.
+/// The content of a window.
 pub(super) type WindowBytes = [u8; SPAN + SLACK];
 
 /// A sliding window over the input.
 pub(super) struct Window {
     bytes: Box<WindowBytes>,
-    /// Where the input ends.
+    /// The end of the input.
     end: usize,
-    /// The first byte a match may refer to.
+    /// The lowest position that a match may refer to.
     start: usize,
 }
 
-/// What a unit is, among the positions of the window.
+/// A unit's positions in the window.
 #[derive(Clone, Copy)]
 pub(super) struct Unit {
-    /// The first byte a match may refer to.
+    /// The lowest position that a match may refer to.
     pub(super) history: usize,
     /// The unit's first byte.
     pub(super) start: usize,
@@ -38,7 +38,7 @@ pub(super) struct Unit {
 }
 
 impl Window {
-    /// Nothing is ever at position 0: that is what tables say of what they do not know.
+    /// Position 0 is unused; in tables it means unknown.
     const FIRST: usize = 1;
 
     pub(super) fn new() -> Self {
@@ -49,22 +49,23 @@ impl Window {
         }
     }
 
-    /// Matches no longer refer to what came before.
+    /// Excludes all earlier input from matches.
     pub(super) fn forget(&mut self) {
         self.start = self.end;
     }
 
-    /// The first byte a match may refer to.
+    /// The lowest position that a match may refer to.
     pub(super) fn history(&self) -> usize {
         self.start
     }
 
-    /// Where the input ends.
+    /// The end of the input.
     pub(super) fn end(&self) -> usize {
         self.end
     }
 
-    /// Makes room for a unit of `len` bytes; returns by how much this moves all positions down.
+    /// Makes room for a unit of `len` bytes and returns the amount by which all positions move
+    /// down.
     pub(super) fn make_room(&mut self, len: usize) -> usize {
         if self.end + len <= SPAN {
             return 0;
@@ -77,7 +78,7 @@ impl Window {
         shift
     }
 
-    /// Takes a unit of at most [`UNIT`] bytes, for which there is room.
+    /// Copies a unit of at most [`UNIT`] bytes into the room made before.
     pub(super) fn push(&mut self, bytes: &[u8]) -> Unit {
         let unit = Unit {
             history: self.start,
@@ -85,8 +86,8 @@ impl Window {
             end: self.end + bytes.len(),
         };
         self.bytes[unit.start..unit.end].copy_from_slice(bytes);
-        // Hashes of the last bytes reach over the end. What is there must not depend on what was
-        // there before.
+        // Hashes of the last bytes read past the end. Clear this part, so that they do not depend
+        // on earlier content.
         self.bytes[unit.end..unit.end + 8].fill(0);
         self.end = unit.end;
         unit

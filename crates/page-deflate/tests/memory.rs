@@ -1,4 +1,4 @@
-//! Encoders and decoders hold as much memory as the documentation says, and allocate nothing more.
+//! Encoders and decoders hold as much memory as documented, and allocate no more.
 
 use page_deflate::{Deflater, Effort, PageDeflater, PageInflater, StreamInflater, WindowSize};
 use testkit::allocations::{Counting, live_bytes, on_this_thread};
@@ -9,7 +9,7 @@ static ALLOCATOR: Counting = Counting;
 
 const KIB: usize = 1024;
 
-/// Makes a value, and counts the bytes that this has allocated.
+/// Makes a value and counts the bytes that this allocates.
 fn held<T>(make: impl FnOnce() -> T) -> (T, usize) {
     let before = live_bytes();
     let made = make();
@@ -33,7 +33,7 @@ fn sizes_are_as_documented() {
         }
         let (mut inflater, bytes) = held(StreamInflater::new);
         assert!(bytes <= 64 * KIB, "{bytes}");
-        // The tables of the fixed code are the process's.
+        // The tables of the fixed code belong to the process.
         inflater.inflate(&out, &mut arrived).unwrap();
         assert!(arrived == pages);
     }

@@ -1,4 +1,4 @@
-//! Finding and opening the library.
+//! Finds and opens the library.
 
 use std::ffi::{CStr, c_char};
 use std::sync::OnceLock;
@@ -8,50 +8,50 @@ use crate::{
     TableType,
 };
 
-/// The name by which the library is looked for. Every release 1.x has it.
+/// The library's file name. Every release 1.x has it.
 pub const SONAME: &str = "libqpl.so.1";
 
-/// libqpl is not usable here.
+/// Why libqpl is not usable here.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum OpenError {
-    /// The dynamic loader did not find the library, or could not load it: what it depends on is
-    /// missing or too old.
+    /// The dynamic loader did not find the library, or could not load it: a dependency is missing
+    /// or too old.
     #[error("{name} cannot be loaded")]
     Load {
-        /// What was looked for.
+        /// The name of the library.
         name: &'static str,
-        /// The loader's words.
+        /// The loader's message.
         source: libloading::Error,
     },
-    /// The library lacks a function which every release since 0.3 has.
+    /// The library lacks a function that every release since 0.3 has.
     #[error("{name} has no function {symbol}")]
     MissingSymbol {
-        /// What was looked in.
+        /// The name of the library.
         name: &'static str,
         /// The missing function.
         symbol: &'static str,
-        /// The loader's words.
+        /// The loader's message.
         source: libloading::Error,
     },
 }
 
 /// The library's functions.
 ///
-/// Each field is a C function under its name without `qpl_`. A pointer that is passed must be valid
-/// for what the function does with it; what else a function demands stands at its field. One job,
-/// and one table that is being changed, belongs to one thread at a time.
+/// Each field is a C function under its name without `qpl_`. A pointer argument must be valid for
+/// the function's use of it; the field states all further demands. One job, or one table under
+/// change, belongs to one thread at a time.
 #[derive(Debug)]
 pub struct Library {
-    /// `(path, size)`: writes to `size` the bytes which a [`Job`] of this path needs, about 190 KB
-    /// for hardware and 740 KB for software.
+    /// `(path, size)`: writes to `size` the number of bytes that a [`Job`] of this path needs,
+    /// about 190 KB for hardware and 740 KB for software.
     ///
     /// [`Status::PATH`] for an unknown path.
     #[doc(alias = "qpl_get_job_size")]
     pub job_size: unsafe extern "C" fn(Path, *mut u32) -> Status,
 
-    /// `(path, job)`: makes the job of an allocation of [`Library::job_size`] bytes, once in its
-    /// life. Any alignment of 8 will do.
+    /// `(path, job)`: makes the job in an allocation of [`Library::job_size`] bytes, once in its
+    /// life. An alignment of 8 is enough.
     ///
     /// On the hardware path the first call of the process looks for devices, and later ones repeat
     /// its answer: [`Status::OK`] or a status from 500 on. After a refusal the allocation must not
@@ -59,19 +59,19 @@ pub struct Library {
     #[doc(alias = "qpl_init_job")]
     pub init_job: unsafe extern "C" fn(Path, *mut Job) -> Status,
 
-    /// `(job)`: runs the job and waits, without limit, until it is done.
+    /// `(job)`: runs the job and waits, without a time limit, until it is done.
     ///
-    /// After a decompression [`Status::OK`] does not say that the stream was whole: the software
-    /// path takes a truncated stream, and neither path verifies the trailer of a zlib or gzip
-    /// wrapper.
+    /// After a decompression, [`Status::OK`] does not prove that the stream was complete: the
+    /// software path accepts a truncated stream, and neither path verifies the trailer of a zlib or
+    /// gzip wrapper.
     #[doc(alias = "qpl_execute_job")]
     pub execute_job: unsafe extern "C" fn(*mut Job) -> Status,
 
     /// `(job)`: hands the job to the device. On the software path it runs the job and returns its
     /// outcome.
     ///
-    /// After [`Status::OK`] on hardware the job, its buffers, its table and its index belong to the
-    /// device until [`Library::check_job`] or [`Library::wait_job`] says that it is done. The
+    /// After [`Status::OK`] on hardware, the job, its buffers, its table and its index belong to
+    /// the device until [`Library::check_job`] or [`Library::wait_job`] reports completion. The
     /// library does not guard against a second submission.
     #[doc(alias = "qpl_submit_job")]
     pub submit_job: unsafe extern "C" fn(*mut Job) -> Status,
@@ -79,34 +79,34 @@ pub struct Library {
     /// `(job)`: the outcome of a submitted job, or [`Status::BEING_PROCESSED`].
     ///
     /// A dynamic job goes to the device twice, the second time from within this call, which may
-    /// find the queues busy. Having returned [`Status::QUEUES_ARE_BUSY`] for that reason libqpl
-    /// 1.9.0 does so for ever, and submitting the job again repeats its first pass without end:
-    /// only [`Library::init_job`] makes the job usable again. On the software path always
+    /// find the queues busy. After [`Status::QUEUES_ARE_BUSY`] for that reason, libqpl 1.9.0
+    /// returns it for ever, and submitting the job again repeats its first pass without end: only
+    /// [`Library::init_job`] makes the job usable again. The software path always returns
     /// [`Status::OK`], whatever the job's outcome was.
     #[doc(alias = "qpl_check_job")]
     pub check_job: unsafe extern "C" fn(*mut Job) -> Status,
 
-    /// `(job)`: waits for a submitted job, without limit: for ever if the device never answers.
-    /// Otherwise as [`Library::check_job`].
+    /// `(job)`: waits for a submitted job without a time limit: for ever if the device never
+    /// answers. Otherwise it behaves like [`Library::check_job`].
     #[doc(alias = "qpl_wait_job")]
     pub wait_job: unsafe extern "C" fn(*mut Job) -> Status,
 
-    /// `(job)`: ends the job's life. Neither waits for the device nor takes the job away from it.
+    /// `(job)`: ends the job's life. It neither waits for the device nor cancels the job there.
     #[doc(alias = "qpl_fini_job")]
     pub fini_job: unsafe extern "C" fn(*mut Job) -> Status,
 
     /// `(source, len_bytes, histogram, level, path)`: adds the symbols of `source` to `histogram`,
     /// and one end of block per call.
     ///
-    /// Entries that stay 0 are raised, so that a table made of the result has a code for every
-    /// symbol. [`Status::INIT_WORK_QUEUES_NOT_AVAILABLE`] on the hardware path without a device,
-    /// whatever the reason.
+    /// Entries that stay 0 are raised, so that a table made from the result has a code for every
+    /// symbol. The hardware path without a device returns
+    /// [`Status::INIT_WORK_QUEUES_NOT_AVAILABLE`] for every reason.
     #[doc(alias = "qpl_gather_deflate_statistics")]
     pub gather_deflate_statistics:
         unsafe extern "C" fn(*mut u8, u32, *mut Histogram, CompressionLevel, Path) -> Status,
 
-    /// `(type, path, allocator, table)`: writes to `table` a new table without content, to be
-    /// filled before use: a job given an empty one compresses to garbage or crashes.
+    /// `(type, path, allocator, table)`: writes to `table` a new empty table. It must be filled
+    /// before use: a job with an empty table compresses to garbage or crashes.
     #[doc(alias = "qpl_deflate_huffman_table_create")]
     pub deflate_huffman_table_create:
         unsafe extern "C" fn(TableType, Path, Allocator, *mut HuffmanTable) -> Status,
@@ -117,42 +117,42 @@ pub struct Library {
 
     /// `(table, histogram)`: fills a table with codes that fit the histogram, at most 15 bits long.
     ///
-    /// [`Status::NOT_SUPPORTED_MODE`] for [`TableType::DECOMPRESSION`]; a status from 500 on for a
-    /// combined table of the hardware path without a device.
+    /// Returns [`Status::NOT_SUPPORTED_MODE`] for [`TableType::DECOMPRESSION`], and a status from
+    /// 500 on for a combined table of the hardware path without a device.
     #[doc(alias = "qpl_huffman_table_init_with_histogram")]
     pub huffman_table_init_with_histogram:
         unsafe extern "C" fn(HuffmanTable, *const Histogram) -> Status,
 
-    /// `(table, other)`: fills a table from one which serves compression.
+    /// `(table, other)`: fills a table from one for compression.
     #[doc(alias = "qpl_huffman_table_init_with_other")]
     pub huffman_table_init_with_other: unsafe extern "C" fn(HuffmanTable, HuffmanTable) -> Status,
 
-    /// `(table, type)`: writes to `type` which directions the table serves.
+    /// `(table, type)`: writes to `type` the directions that the table serves.
     #[doc(alias = "qpl_huffman_table_get_type")]
     pub huffman_table_type: unsafe extern "C" fn(HuffmanTable, *mut TableType) -> Status,
 
-    /// `(table, options, size)`: writes to `size` the bytes [`Library::huffman_table_serialize`]
-    /// will need.
+    /// `(table, options, size)`: writes to `size` the number of bytes that
+    /// [`Library::huffman_table_serialize`] will need.
     #[doc(alias = "qpl_huffman_table_get_serialized_size")]
     pub huffman_table_serialized_size:
         unsafe extern "C" fn(HuffmanTable, SerializationOptions, *mut usize) -> Status,
 
-    /// `(table, buffer, len_bytes, options)`: writes the table down.
+    /// `(table, buffer, len_bytes, options)`: serialises the table.
     #[doc(alias = "qpl_huffman_table_serialize")]
     pub huffman_table_serialize:
         unsafe extern "C" fn(HuffmanTable, *mut u8, usize, SerializationOptions) -> Status,
 
-    /// `(dump, len_bytes, allocator, table)`: writes to `table` a new table read from a dump of the
-    /// same release of the library.
+    /// `(dump, len_bytes, allocator, table)`: writes to `table` a new table, read from a dump by
+    /// the same release of the library.
     ///
-    /// Neither the content nor the length of the dump is verified: one that was not written by this
-    /// library leads to any behaviour.
+    /// The library verifies neither the content nor the length of the dump: a dump from another
+    /// source is undefined behaviour.
     #[doc(alias = "qpl_huffman_table_deserialize")]
     pub huffman_table_deserialize:
         unsafe extern "C" fn(*const u8, usize, Allocator, *mut HuffmanTable) -> Status,
 
-    /// `(len_bytes)`: the room which compressing this many bytes never exceeds, without a wrapper
-    /// and not in canned mode; 0 when that does not fit 32 bits. Absent before 1.7.
+    /// `(len_bytes)`: the maximum compressed size of this many bytes, without a wrapper and not in
+    /// canned mode; 0 if that exceeds 32 bits. Absent before 1.7.
     #[doc(alias = "qpl_get_safe_deflate_compression_buffer_size")]
     pub safe_deflate_compression_buffer_size: Option<unsafe extern "C" fn(u32) -> u32>,
 
@@ -160,15 +160,15 @@ pub struct Library {
 }
 
 impl Library {
-    /// Opens `libqpl.so.1` by the dynamic loader's rules, once; later calls return the same. A
-    /// failure is not remembered.
+    /// Opens `libqpl.so.1` by the dynamic loader's rules, once; later calls return the same
+    /// library. A failure is not remembered.
     ///
     /// The library stays open until the process ends: a device may still be writing for it, and its
-    /// threads have no end of their own.
+    /// threads never end.
     ///
     /// # Errors
     ///
-    /// [`OpenError`] when it is not found, cannot be loaded, or lacks a function.
+    /// [`OpenError`] if it is not found, cannot be loaded, or lacks a function.
     pub fn open() -> Result<&'static Library, OpenError> {
         static LIBRARY: OnceLock<Library> = OnceLock::new();
         match LIBRARY.get() {
@@ -180,27 +180,27 @@ impl Library {
         }
     }
 
-    /// The library's version, as `1.9.0`.
+    /// The library's version, for example `1.9.0`.
     #[doc(alias = "qpl_get_library_version")]
     pub fn version(&self) -> &'static CStr {
         // SAFETY: the function has no precondition.
         let version = unsafe { (self.get_library_version)() };
-        // SAFETY: it returns a string constant of a library which is never unloaded.
+        // SAFETY: it returns a string constant of a library that is never unloaded.
         unsafe { CStr::from_ptr(version) }
     }
 }
 
 fn load(name: &'static str) -> Result<Library, OpenError> {
-    // SAFETY: libqpl's initialisers are those of a C++ library without demands on who loads it.
-    // That the file of this name is libqpl is the word of whoever set up the loader's search path,
-    // as for every library a program is linked with.
+    // SAFETY: libqpl's initialisers are those of a C++ library and make no demands on the loading
+    // program. The owner of the loader's search path vouches that the file of this name is libqpl,
+    // as for every linked library.
     let opened = unsafe { libloading::Library::new(name) }
         .map_err(|source| OpenError::Load { name, source })?;
 
     macro_rules! function {
         ($symbol:literal) => {{
-            // SAFETY: the field's type is the function's C prototype in the header, which no
-            // release has changed.
+            // SAFETY: the field's type is the function's C prototype in the header, which has never
+            // changed.
             let found = unsafe { opened.get($symbol) };
             *found.map_err(|source| OpenError::MissingSymbol {
                 name,
@@ -228,7 +228,7 @@ fn load(name: &'static str) -> Result<Library, OpenError> {
         huffman_table_serialize: function!("qpl_huffman_table_serialize"),
         huffman_table_deserialize: function!("qpl_huffman_table_deserialize"),
         safe_deflate_compression_buffer_size: {
-            // SAFETY: as above; the symbol's absence is an answer.
+            // SAFETY: as above; the symbol may be absent.
             let found = unsafe { opened.get("qpl_get_safe_deflate_compression_buffer_size") };
             found.ok().map(|function| *function)
         },

@@ -2,14 +2,14 @@
 
 use std::fmt;
 
-/// What every libqpl function returns (C: `qpl_status`).
+/// The result of every libqpl function (C: `qpl_status`).
 ///
-/// The number says where it comes from: 0..50 the progress of a job, 50..100 a parameter, 100..200
-/// the library's own work, 200..300 the error byte of the device's completion record (200 + byte;
-/// the software path uses the same numbers), 300..500 its status byte where there is no error byte
-/// (300 + byte; a page fault on write has 128 added), 500.. the opening of the device.
+/// The number identifies the origin: 0..50 the progress of a job, 50..100 a parameter, 100..200 the
+/// library's own work, 200..300 the error byte of the device's completion record (200 + byte; the
+/// software path uses the same numbers), 300..500 its status byte if there is no error byte (300 +
+/// byte; a page fault on write adds 128), 500.. the opening of the device.
 ///
-/// Any number may come back: a status that is not listed here is still a valid value.
+/// Any number is possible: a status that is not listed here is still a valid value.
 #[doc(alias = "qpl_status")]
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -21,10 +21,10 @@ macro_rules! statuses {
         impl Status {
             $($(#[$doc])* #[doc(alias = $c_name)] pub const $name: Status = Status($value);)*
 
-            /// Every status that libqpl 1.9.0's header lists, in rising order.
+            /// Every status in libqpl 1.9.0's header, in ascending order.
             pub const LISTED: &'static [Status] = &[$(Status::$name),*];
 
-            /// The name in `qpl/c_api/status.h`, or `None` for a number which is not listed there.
+            /// The name in `qpl/c_api/status.h`, or `None` for a number that is not listed there.
             pub const fn name(self) -> Option<&'static str> {
                 match self.0 {
                     $($value => Some($c_name),)*
@@ -36,25 +36,25 @@ macro_rules! statuses {
 }
 
 statuses! {
-    /// Done. After a decompression this alone does not say that the stream was whole: see
+    /// Done. After a decompression, this alone does not prove that the stream was complete: see
     /// [`Library::execute_job`](crate::Library).
     OK = 0, "QPL_STS_OK";
-    /// Still with the device; ask again. Only from [`Library::check_job`](crate::Library).
+    /// Still with the device; check again. Only from [`Library::check_job`](crate::Library).
     BEING_PROCESSED = 1, "QPL_STS_BEING_PROCESSED";
     /// The output buffer is too small for the result.
     MORE_OUTPUT_NEEDED = 2, "QPL_STS_MORE_OUTPUT_NEEDED";
     /// The input ends inside a wrapper's header (or that header asks for a preset dictionary).
     MORE_INPUT_NEEDED = 3, "QPL_STS_MORE_INPUT_NEEDED";
-    /// A job of a chain which has ended does not carry [`Flags::FIRST`](crate::Flags::FIRST).
+    /// A job after the end of a chain does not carry [`Flags::FIRST`](crate::Flags::FIRST).
     JOB_NOT_CONTINUABLE = 4, "QPL_STS_JOB_NOT_CONTINUABLE_ERR";
     /// No work queue accepts a descriptor now. The job was not submitted and may be submitted again
-    /// as it is.
+    /// unchanged.
     QUEUES_ARE_BUSY = 5, "QPL_STS_QUEUES_ARE_BUSY_ERR";
-    /// The library found itself in a state it does not know.
+    /// The library found itself in an unknown state.
     LIBRARY_INTERNAL = 6, "QPL_STS_LIBRARY_INTERNAL_ERR";
-    /// Checked or waited for a job which is not with the device. Hardware path only.
+    /// A job was checked or waited for that is not with the device. Hardware path only.
     JOB_NOT_SUBMITTED = 7, "QPL_STS_JOB_NOT_SUBMITTED";
-    /// The work queues are configured (`op_config`) not to take this operation.
+    /// The work queues are configured (`op_config`) to refuse this operation.
     NOT_SUPPORTED_BY_WQ = 8, "QPL_STS_NOT_SUPPORTED_BY_WQ";
 
     /// A pointer is null; also canned mode without a table.
@@ -71,7 +71,7 @@ statuses! {
     INVALID_PARAM = 55, "QPL_STS_INVALID_PARAM_ERR";
     /// The flags contradict one another.
     FLAG_CONFLICT = 56, "QPL_STS_FLAG_CONFLICT_ERR";
-    /// `available_in` or `available_out` is 0, as the previous run of the same job has left it.
+    /// `available_in` or `available_out` is 0, as after the previous run of the same job.
     SIZE = 57, "QPL_STS_SIZE_ERR";
     /// The buffer is larger than the library supports. Replaced by
     /// [`Status::TRANSFER_SIZE_INVALID`] in 1.9.
@@ -112,7 +112,7 @@ statuses! {
     HUFFMAN_TABLE_TYPE = 88, "QPL_STS_HUFFMAN_TABLE_TYPE_ERROR";
     /// The dump is not in a known serialisation format.
     SERIALIZATION_FORMAT = 90, "QPL_STS_SERIALIZATION_FORMAT_ERROR";
-    /// The dump cannot be turned into a table (never seen: the library does not look).
+    /// The dump cannot be turned into a table (never observed: the library does not check).
     SERIALIZATION_CORRUPTED_DUMP = 91, "QPL_STS_SERIALIZATION_CORRUPTED_DUMP";
     /// Huffman-only, big-endian: more than 7 bits to ignore, on IAA 1.0.
     HUFFMAN_BE_IGNORE_MORE_THAN_7_BITS = 95, "QPL_STS_HUFFMAN_BE_IGNORE_MORE_THAN_7_BITS_ERR";
@@ -129,7 +129,7 @@ statuses! {
     INDEX_GENERATION = 103, "QPL_STS_INDEX_GENERATION_ERR";
     /// The zlib or gzip header is malformed.
     ARCHIVE_HEADER = 104, "QPL_STS_ARCHIVE_HEADER_ERR";
-    /// The zlib or gzip header names another compression than deflate.
+    /// The zlib or gzip header names a compression other than deflate.
     ARCHIVE_UNSUP_METHOD = 105, "QPL_STS_ARCHIVE_UNSUP_METHOD_ERR";
     /// The Huffman table could not be allocated.
     OBJECT_ALLOCATION = 106, "QPL_STS_OBJECT_ALLOCATION_ERR";
@@ -163,8 +163,8 @@ statuses! {
     /// A stored block's length and its complement disagree.
     INVALID_STORED_LEN = 214, "QPL_STS_INVALID_STORED_LEN_ERR";
     /// The stream does not end where
-    /// [`Job::decomp_end_processing`](crate::Job::decomp_end_processing) demands: cut off, or no
-    /// final block. Hardware only; the software path was never seen to return it.
+    /// [`Job::decomp_end_processing`](crate::Job::decomp_end_processing) requires: cut off, or no
+    /// final block. Hardware only; the software path was never observed to return it.
     BAD_EOF = 215, "QPL_STS_BAD_EOF_ERR";
     /// A match length is 0 or above 258.
     BAD_LEN = 216, "QPL_STS_BAD_LEN_ERR";
@@ -192,12 +192,12 @@ statuses! {
     INTL_LEN_SPANS_MINI_BLOCKS = 227, "QPL_STS_INTL_LEN_SPANS_MINI_BLOCKS";
     /// Verification: a mini-block has a wrong size.
     INTL_VERIF_INVALID_BLOCK_SIZE = 228, "QPL_STS_INTL_VERIF_INVALID_BLOCK_SIZE";
-    /// Verification of what was compressed failed. The software path says so wrongly for inputs
-    /// above about 32 KiB.
+    /// Verification of the compressed data failed. The software path reports this wrongly for
+    /// inputs above about 32 KiB.
     INTL_VERIFY = 229, "QPL_STS_INTL_VERIFY_ERR";
-    /// The table which compresses has no code for a symbol of the input.
+    /// The compression table has no code for a symbol of the input.
     INVALID_HUFFCODE = 230, "QPL_STS_INVALID_HUFFCODE_ERR";
-    /// Filters: the bit width is not of 1..=32.
+    /// Filters: the bit width is outside 1..=32.
     BIT_WIDTH = 231, "QPL_STS_BIT_WIDTH_ERR";
     /// Filters: the input ends before the announced number of elements.
     SRC_IS_SHORT = 232, "QPL_STS_SRC_IS_SHORT_ERR";
@@ -278,7 +278,7 @@ statuses! {
     INVALID_NUM_ELEM = 351, "QPL_STS_INVALID_NUM_ELEM";
     /// Filters: source 1's bit width.
     INVALID_SRC1_WIDTH = 352, "QPL_STS_INVALID_SRC1_WIDTH";
-    /// Filters: inverted output which is no bit vector.
+    /// Filters: the inverted output is not a bit vector.
     INV_OUTPUT = 353, "QPL_STS_INV_OUTPUT";
     /// The device could not write a page and the library's one retry is used up.
     INTL_W_PAGE_FAULT = 431, "QPL_STS_INTL_W_PAGE_FAULT";
@@ -299,7 +299,7 @@ statuses! {
     INIT_WORK_QUEUES_NOT_AVAILABLE = 503, "QPL_STS_INIT_WORK_QUEUES_NOT_AVAILABLE";
 }
 
-/// The C name and the number, or only the number when it has no name.
+/// The C name and the number, or only the number if it has no name.
 impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.name() {

@@ -23,11 +23,11 @@ macro_rules! integers {
 }
 
 integers! {
-    /// Who does the work (C: `qpl_path_t`, `qpl/c_api/defs.h`).
+    /// The processor of the job (C: `qpl_path_t`, `qpl/c_api/defs.h`).
     #[doc(alias = "qpl_path_t")]
     Path: u32 {
-        /// The device, and the processor where the device cannot; the library does not say which it
-        /// was.
+        /// The device, and the processor if the device cannot; the library does not report which
+        /// one.
         AUTO = 0,
         /// The device only.
         HARDWARE = 1,
@@ -35,7 +35,8 @@ integers! {
         SOFTWARE = 2,
     }
 
-    /// What a job does (C: `qpl_operation`, `qpl/c_api/defs.h`). Filters and CRC64 are left out.
+    /// The operation of a job (C: `qpl_operation`, `qpl/c_api/defs.h`). Filters and CRC64 are left
+    /// out.
     #[doc(alias = "qpl_operation")]
     Operation: u32 {
         /// Inflate.
@@ -45,9 +46,8 @@ integers! {
     }
 
     /// The effort of compression (C: `qpl_compression_levels`, `qpl/c_api/defs.h`). Every other
-    /// number gives
-    /// [`Status::UNSUPPORTED_COMPRESSION_LEVEL`](crate::Status::UNSUPPORTED_COMPRESSION_LEVEL), the
-    /// 0 of a fresh job too.
+    /// number, including the 0 of a fresh job, gives
+    /// [`Status::UNSUPPORTED_COMPRESSION_LEVEL`](crate::Status::UNSUPPORTED_COMPRESSION_LEVEL).
     #[doc(alias = "qpl_compression_levels")]
     CompressionLevel: u32 {
         /// The device's effort; on the software path the fast one.
@@ -56,7 +56,7 @@ integers! {
         HIGH = 3,
     }
 
-    /// What [`Operation::COMPRESS`] produces (C: `qpl_statistics_mode`, `qpl/c_api/statistics.h`).
+    /// The output of [`Operation::COMPRESS`] (C: `qpl_statistics_mode`, `qpl/c_api/statistics.h`).
     #[doc(alias = "qpl_statistics_mode")]
     StatisticsMode: u32 {
         /// A compressed stream.
@@ -65,7 +65,7 @@ integers! {
         GATHERING = 1,
     }
 
-    /// How often [`Job::idx_array`] gets an entry (C: `qpl_mini_block_size`, `qpl/c_api/defs.h`).
+    /// The spacing of entries in [`Job::idx_array`] (C: `qpl_mini_block_size`, `qpl/c_api/defs.h`).
     #[doc(alias = "qpl_mini_block_size")]
     MiniBlockSize: u32 {
         /// No index.
@@ -86,101 +86,103 @@ integers! {
         K32 = 7,
     }
 
-    /// Where decompression stops and what it demands of the end of the stream; only looked at on a
-    /// job with [`Flags::LAST`] (C: `qpl_decomp_end_proc`, `qpl/c_api/defs.h`). 7 is reserved.
+    /// Where decompression stops and how the stream must end; only used by a job with
+    /// [`Flags::LAST`] (C: `qpl_decomp_end_proc`, `qpl/c_api/defs.h`). 7 is reserved.
     #[doc(alias = "qpl_decomp_end_proc")]
     DecompressEnd: u8 {
-        /// Stops at the end of the final block and demands it.
+        /// Stops at the end of the final block and requires it.
         STOP_AND_CHECK_FOR_BFINAL_EOB = 0,
-        /// Neither.
+        /// Neither stops nor checks.
         DONT_STOP_OR_CHECK = 1,
-        /// Stops at the end of any block and demands one.
+        /// Stops at the end of any block and requires one.
         STOP_AND_CHECK_FOR_ANY_EOB = 2,
         /// Stops at the end of any block.
         STOP_ON_ANY_EOB = 3,
         /// Stops at the end of the final block.
         STOP_ON_BFINAL_EOB = 4,
-        /// Demands that the input ends with a block.
+        /// Requires that the input ends with a block.
         CHECK_FOR_ANY_EOB = 5,
-        /// Demands that the input ends with the final block.
+        /// Requires that the input ends with the final block.
         CHECK_FOR_BFINAL_EOB = 6,
-        /// Checks also on a block that is not the last.
+        /// Also checks on a block that is not the last.
         CHECK_ON_NONLAST_BLOCK = 8,
     }
 
-    /// Which devices a hardware job may use; values of 0 and above are a NUMA node
+    /// The devices that a hardware job may use; a value of 0 or above is a NUMA node
     /// (`QPL_DEVICE_NUMA_ID_*`, `qpl/c_api/defs.h`). Only
-    /// [`Library::submit_job`](crate::Library::submit_job) looks at it,
+    /// [`Library::submit_job`](crate::Library::submit_job) uses it;
     /// [`Library::execute_job`](crate::Library::execute_job) does not.
     NumaId: i32 {
-        /// Devices of the socket the calling thread runs on (before 1.6: of its NUMA node). What a
-        /// fresh job has.
+        /// Devices of the calling thread's socket (before 1.6: of its NUMA node). The value of a
+        /// fresh job.
         SOCKET = -1,
-        /// Devices of the NUMA node the calling thread runs on.
+        /// Devices of the calling thread's NUMA node.
         CURRENT = -2,
         /// Every device.
         ANY = -3,
     }
 
-    /// Which directions a Huffman table serves (C: `qpl_huffman_table_type_e`,
+    /// The directions that a Huffman table serves (C: `qpl_huffman_table_type_e`,
     /// `qpl/c_api/huffman_table.h`).
     #[doc(alias = "qpl_huffman_table_type_e")]
     TableType: u32 {
-        /// Both.
+        /// Both directions.
         COMBINED = 0,
         /// Compression. Using it to decompress crashes the library.
         COMPRESSION = 1,
-        /// Decompression. Using it to compress crashes the library. Filled from another table only.
+        /// Decompression. Using it to compress crashes the library. It can only be filled from
+        /// another table.
         DECOMPRESSION = 2,
     }
 
-    /// How a table is written down (C: `qpl_serialization_format_e`, `qpl/c_api/serialization.h`).
+    /// The format of a serialised table (C: `qpl_serialization_format_e`,
+    /// `qpl/c_api/serialization.h`).
     #[doc(alias = "qpl_serialization_format_e")]
     SerializationFormat: u32 {
-        /// Listed by the header and refused by the library.
+        /// Listed in the header, but refused by the library.
         COMPACT = 0,
-        /// The table's memory, about 31 KB for a combined table.
+        /// The table's memory image, about 31 KB for a combined table.
         RAW = 1,
     }
 
-    /// Options of a job, combined with `|` (C: `QPL_FLAG_*`, `qpl/c_api/defs.h`). Those of filters
-    /// and CRC64 are left out.
+    /// Options of a job, combined with `|` (C: `QPL_FLAG_*`, `qpl/c_api/defs.h`). The options of
+    /// filters and CRC64 are left out.
     Flags: u32 {
         /// No option.
         NONE = 0,
         /// First job of a stream: resets `total_in`, `total_out`, `crc` and the number of index
         /// entries.
         FIRST = 0x1,
-        /// Last job of a stream: the block is final and the output ends on a byte.
+        /// Last job of a stream: the block is final and the output ends on a byte boundary.
         LAST = 0x2,
         /// gzip wrapper: written by compression, skipped (its trailer is not verified) by
         /// decompression.
         GZIP_MODE = 0x8,
-        /// Compression writes neither headers nor ends of blocks, decompression expects none
+        /// Compression writes neither headers nor ends of blocks, and decompression expects none
         /// (Huffman-only).
         NO_HDRS = 0x20,
         /// Decompression of mini-blocks.
         RND_ACCESS = 0x200,
-        /// Decompression on hardware writes out everything, not only whole 8-byte words;
-        /// [`Flags::LAST`] does so too.
+        /// Decompression on hardware writes all output, not only whole 8-byte words;
+        /// [`Flags::LAST`] has the same effect.
         DECOMP_FLUSH_ALWAYS = 0x800,
         /// Ends the block and starts one in the middle of a stream.
         START_NEW_BLOCK = 0x1000,
-        /// A Huffman code made from the data itself: a dynamic block.
+        /// A Huffman code made from the data: a dynamic block.
         DYNAMIC_HUFFMAN = 0x2000,
-        /// Compression does not decompress its own output again to compare.
+        /// Compression skips the verification of its own output.
         OMIT_VERIFY = 0x4000,
         /// Compression uses no matches.
         GEN_LITERALS = 0x8000,
         /// zlib wrapper: written (window 4096) by compression, skipped (its trailer is not
-        /// verified) by decompression. Not together with [`Flags::GZIP_MODE`]. On the hardware path
-        /// of 1.9.0 the Adler-32 runs on from one stream of the job to the next and is right in the
-        /// first only.
+        /// verified) by decompression. Incompatible with [`Flags::GZIP_MODE`]. On the hardware path
+        /// of 1.9.0 the Adler-32 continues from one stream of the job to the next and is only right
+        /// in the first.
         ZLIB_MODE = 0x8_0000,
-        /// The codes of [`Job::huffman_table`] without a block header. Not together with
-        /// [`Flags::DYNAMIC_HUFFMAN`]: the library accepts that and the result is broken. On the
-        /// hardware path of 1.9.0 not in a job which has written a block header before: that header
-        /// would come out again. Decompression there needs a table made for [`Path::HARDWARE`] or
+        /// The codes of [`Job::huffman_table`] without a block header. Incompatible with
+        /// [`Flags::DYNAMIC_HUFFMAN`]: the library accepts both, and the result is broken. On the
+        /// hardware path of 1.9.0 the job must not have written a block header before: that header
+        /// would be written again. Decompression there needs a table made for [`Path::HARDWARE`] or
         /// [`Path::AUTO`].
         CANNED_MODE = 0x40_0000,
     }
@@ -205,11 +207,10 @@ pub const HISTOGRAM_DISTANCES: usize = 30;
 /// One job: the visible head of an allocation of [`Library::job_size`](crate::Library::job_size)
 /// bytes (C: `qpl_job`, `qpl/c_api/job.h`).
 ///
-/// Never built or held by value: the caller allocates the whole and passes its address to
+/// Never built or held by value: the caller allocates the whole job and passes its address to
 /// [`Library::init_job`](crate::Library::init_job). From then on the allocation must not move,
-/// because it holds addresses into itself. The library advances `next_*` and `available_*` as zlib
-/// does and leaves them in any state after a failure, so every input field is set anew before each
-/// run.
+/// because it holds addresses into itself. The library advances `next_*` and `available_*` like
+/// zlib and leaves them in any state after a failure, so set every input field before each run.
 ///
 /// Fields of filters and CRC64 are present for the layout; the operations listed here do not use
 /// them.
@@ -221,15 +222,15 @@ pub struct Job {
     pub next_in_ptr: *mut u8,
     /// Bytes at `next_in_ptr`; 0 is refused. Random after a canned decompression.
     pub available_in: u32,
-    /// Bytes of input used since [`Flags::FIRST`]. Random after a canned decompression.
+    /// Bytes of input consumed since [`Flags::FIRST`]. Random after a canned decompression.
     pub total_in: u32,
     /// Next byte of output.
     pub next_out_ptr: *mut u8,
     /// Room at `next_out_ptr` in bytes; 0 is refused when compressing.
     pub available_out: u32,
-    /// Bytes of output since [`Flags::FIRST`]. Meaningless after a failure.
+    /// Bytes of output since [`Flags::FIRST`]. Undefined after a failure.
     pub total_out: u32,
-    /// What to do.
+    /// The operation.
     pub op: Operation,
     /// Options.
     pub flags: Flags,
@@ -242,17 +243,17 @@ pub struct Job {
     pub last_bit_offset: u32,
     /// Effort.
     pub level: CompressionLevel,
-    /// What compression produces.
+    /// The output of compression.
     pub statistics_mode: StatisticsMode,
     /// The table of canned mode, else null.
     pub huffman_table: HuffmanTable,
     /// A preset dictionary, else null.
     pub dictionary: *mut OpaqueDictionary,
-    /// How often to note an index entry.
+    /// The spacing of index entries.
     pub mini_block_size: MiniBlockSize,
     /// Room for index entries, each an [`Index`].
     pub idx_array: *mut u64,
-    /// Entries which fit at `idx_array`.
+    /// Capacity of `idx_array` in entries.
     pub idx_max_size: u32,
     /// Entries written since [`Flags::FIRST`].
     pub idx_num_written: u32,
@@ -294,13 +295,13 @@ pub struct Job {
     pub last_index_max_value: u32,
     /// Filters: aggregate.
     pub sum_value: u32,
-    /// Which devices may be used.
+    /// The devices that may be used.
     pub numa_id: NumaId,
-    /// The library's own.
+    /// Private data of the library.
     pub data_ptr: JobData,
 }
 
-/// The library's own part of a [`Job`]: addresses within the job's allocation (C: `qpl_data`,
+/// The library's private part of a [`Job`]: addresses within the job's allocation (C: `qpl_data`,
 /// `qpl/c_api/job.h`).
 #[doc(alias = "qpl_data")]
 #[repr(C)]
@@ -311,9 +312,9 @@ pub struct JobData {
     analytics_state_ptr: *mut u8,
     middle_layer_buffer_ptr: *mut u8,
     hw_state_ptr: *mut u8,
-    /// The path in use: what [`Library::init_job`](crate::Library::init_job) was given, except that
-    /// [`Path::AUTO`] becomes [`Path::SOFTWARE`] where no device is usable, and so does
-    /// [`Path::HARDWARE`] when it was refused.
+    /// The path in use: the one passed to [`Library::init_job`](crate::Library::init_job). But
+    /// [`Path::AUTO`] becomes [`Path::SOFTWARE`] if no device is usable, and so does
+    /// [`Path::HARDWARE`] after a refusal.
     pub path: Path,
 }
 
@@ -325,11 +326,11 @@ pub struct JobData {
 pub struct Index {
     /// Bit of the output at which the mini-block (or header, or end of block) begins.
     pub bit_offset: u32,
-    /// CRC-32 of the input up to there.
+    /// CRC-32 of the input up to this point.
     pub crc: u32,
 }
 
-/// How often each deflate symbol occurs (C: `qpl_histogram`, `qpl/c_api/statistics.h`).
+/// The count of each deflate symbol (C: `qpl_histogram`, `qpl/c_api/statistics.h`).
 #[doc(alias = "qpl_histogram")]
 #[repr(C)]
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -356,21 +357,21 @@ impl Default for Histogram {
     }
 }
 
-/// A table's memory comes from here (C: `allocator_t`, `qpl/c_api/huffman_table.h`); passed by
+/// The allocator of a table's memory (C: `allocator_t`, `qpl/c_api/huffman_table.h`); passed by
 /// value.
 ///
-/// `free` gets no size, so C's `malloc` and `free` fit and Rust's allocator does not.
+/// `free` receives no size, so C's `malloc` and `free` fit and Rust's allocator does not.
 #[doc(alias = "allocator_t")]
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Allocator {
-    /// Gives the named number of bytes, aligned as `malloc` aligns, or null.
+    /// Returns `len_bytes` bytes with the alignment of `malloc`, or null.
     pub allocate: unsafe extern "C" fn(len_bytes: usize) -> *mut c_void,
-    /// Takes them back.
+    /// Frees such memory.
     pub free: unsafe extern "C" fn(memory: *mut c_void),
 }
 
-/// How to write a table down (C: `serialization_options_t`, `qpl/c_api/serialization.h`); passed by
+/// How to serialise a table (C: `serialization_options_t`, `qpl/c_api/serialization.h`); passed by
 /// value.
 #[doc(alias = "serialization_options_t")]
 #[repr(C)]
@@ -378,30 +379,30 @@ pub struct Allocator {
 pub struct SerializationOptions {
     /// Format.
     pub format: SerializationFormat,
-    /// 0.
+    /// Must be 0.
     pub flags: u64,
 }
 
 impl SerializationOptions {
-    /// The one format which the library implements (C: `DEFAULT_SERIALIZATION_OPTIONS`).
+    /// The only format that the library implements (C: `DEFAULT_SERIALIZATION_OPTIONS`).
     pub const RAW: SerializationOptions = SerializationOptions {
         format: SerializationFormat::RAW,
         flags: 0,
     };
 }
 
-/// A Huffman table of the library's making (C: `qpl_huffman_table_t`, `qpl/c_api/huffman_table.h`).
+/// A Huffman table made by the library (C: `qpl_huffman_table_t`, `qpl/c_api/huffman_table.h`).
 #[doc(alias = "qpl_huffman_table_t")]
 pub type HuffmanTable = *mut OpaqueHuffmanTable;
 
-/// What a [`HuffmanTable`] points at.
+/// The target of a [`HuffmanTable`].
 #[repr(C)]
 #[derive(Debug)]
 pub struct OpaqueHuffmanTable {
     _opaque: [u8; 0],
 }
 
-/// What [`Job::dictionary`] points at (C: `qpl_dictionary`, `qpl/c_api/dictionary.h`).
+/// The target of [`Job::dictionary`] (C: `qpl_dictionary`, `qpl/c_api/dictionary.h`).
 #[doc(alias = "qpl_dictionary")]
 #[repr(C)]
 #[derive(Debug)]
@@ -423,7 +424,7 @@ macro_rules! layout {
     };
 }
 
-// x86-64 is the only architecture libqpl exists for, and the numbers below are its System V ABI's.
+// libqpl only exists for x86-64, and the numbers below are those of its System V ABI.
 layout!(Job: size 240, align 8, {
     next_in_ptr @ 0, available_in @ 8, total_in @ 12, next_out_ptr @ 16, available_out @ 24,
     total_out @ 28, op @ 32, flags @ 36, crc @ 40, xor_checksum @ 44, last_bit_offset @ 48,

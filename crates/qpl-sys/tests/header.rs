@@ -1,8 +1,8 @@
-//! The Rust declarations against the C header, where libqpl-dev is present.
+//! The Rust declarations against the C header, if libqpl-dev is present.
 //!
-//! A C program that prints sizes, offsets and constants is made from the very list it is compared
-//! with. The header is looked for in the directory which `QPL_INCLUDE` names, else where the C
-//! compiler looks by itself.
+//! A C program that prints sizes, offsets and constants is generated from the list it is compared
+//! with. The header is searched for in the directory `QPL_INCLUDE`, or else in the C compiler's own
+//! search path.
 
 mod support;
 
@@ -19,7 +19,7 @@ use qpl_sys::{
 
 use support::not_run;
 
-/// A C expression of integer type, and what Rust says it is.
+/// A C expression of integer type, and its value in Rust.
 type Fact = (String, i64);
 
 fn number<T: TryInto<i64>>(value: T) -> i64 {
@@ -212,7 +212,7 @@ fn declarations_agree_with_the_c_header() {
     let program = directory.path().join("facts");
     let source_file = directory.path().join("facts.c");
     std::fs::write(&source_file, source).expect("the temporary directory is writable");
-    // Sizes and enumerations only: the program needs the header and not the library.
+    // Only sizes and enumerations: the program needs the header but not the library.
     let output = compiler(include.as_deref().map(FsPath::new))
         .arg("-o")
         .arg(&program)
@@ -247,7 +247,7 @@ fn declarations_agree_with_the_c_header() {
 
 fn compiler(include: Option<&FsPath>) -> Command {
     let mut command = Command::new("cc");
-    // 58 is marked deprecated in the header; its number is compared all the same.
+    // 58 is marked deprecated in the header; its number is compared anyway.
     command.args(["-std=c11", "-Wno-deprecated-declarations"]);
     if let Some(include) = include {
         command.arg("-I").arg(include);

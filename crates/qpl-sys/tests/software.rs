@@ -1,4 +1,4 @@
-//! The functions on the real library's software path, where libqpl is present.
+//! The functions on the real library's software path, if libqpl is present.
 
 mod support;
 
@@ -62,8 +62,7 @@ fn a_table_survives_serialisation() {
     let page = page();
     let mut histogram = Histogram::default();
     let source = page.as_ptr().cast_mut();
-    // SAFETY: `source` has as many bytes as stated and the library only reads them; the histogram
-    // is a live one.
+    // SAFETY: `source` has the stated length and the library only reads it; the histogram is live.
     let status = unsafe {
         (library.gather_deflate_statistics)(
             source,
@@ -90,7 +89,7 @@ fn a_table_survives_serialisation() {
         )
     };
     assert_eq!(status, Status::OK);
-    // SAFETY: the table was just made, and the histogram is a live one.
+    // SAFETY: the table was just made, and the histogram is live.
     let status = unsafe { (library.huffman_table_init_with_histogram)(table, &histogram) };
     assert_eq!(status, Status::OK);
     let mut table_type = TableType(u32::MAX);
@@ -116,7 +115,7 @@ fn a_table_survives_serialisation() {
     };
     assert_eq!(status, Status::OK);
     let mut copy = ptr::null_mut();
-    // SAFETY: the dump is this library's own and whole; `copy` is writable.
+    // SAFETY: the dump is complete and from this library; `copy` is writable.
     let status = unsafe {
         (library.huffman_table_deserialize)(dump.as_ptr(), dump.len(), C_ALLOCATOR, &mut copy)
     };
@@ -201,7 +200,7 @@ fn job(library: &Library) -> Vec<u64> {
     let status = unsafe { (library.job_size)(Path::SOFTWARE, &mut len_bytes) };
     assert_eq!(status, Status::OK);
     let mut memory = vec![0_u64; (len_bytes as usize).div_ceil(8)];
-    // SAFETY: the memory is as large as the library asked for, and the vector is never grown, so it
+    // SAFETY: the memory has the size that the library requires, and the vector never grows, so it
     // does not move.
     let status = unsafe { (library.init_job)(Path::SOFTWARE, memory.as_mut_ptr().cast()) };
     assert_eq!(status, Status::OK);
@@ -219,8 +218,8 @@ fn run(
 ) -> Vec<u8> {
     let mut output = vec![0; room];
     let pointer: *mut Job = memory.as_mut_ptr().cast();
-    // SAFETY: `memory` was made by `job`, so it holds an initialised job, and nothing else refers
-    // to it now.
+    // SAFETY: `job` made `memory`, so it holds an initialised job, and no other reference to it
+    // exists.
     let job = unsafe { &mut *pointer };
     job.op = op;
     job.flags = Flags::FIRST | Flags::LAST | flags;
@@ -232,11 +231,11 @@ fn run(
     job.available_in = input.len() as u32;
     job.next_out_ptr = output.as_mut_ptr();
     job.available_out = output.len() as u32;
-    // SAFETY: every input field is set, input and output are live and as long as stated, and the
-    // software path only reads the input.
+    // SAFETY: every input field is set, input and output are live and have the stated lengths, and
+    // the software path only reads the input.
     let status = unsafe { (library.execute_job)(pointer) };
     assert_eq!(status, Status::OK);
-    // SAFETY: the job is done, and nothing else refers to it now.
+    // SAFETY: the job is done, and no other reference to it exists.
     let total_out = unsafe { (*pointer).total_out };
     output.truncate(total_out as usize);
     output
@@ -246,7 +245,7 @@ fn library(test: &str) -> Option<&'static Library> {
     match Library::open() {
         Ok(library) => Some(library),
         Err(error) => {
-            // The last cause has the loader's own words.
+            // The last cause is the loader's own message.
             let causes = std::iter::successors(Some(&error as &dyn std::error::Error), |error| {
                 error.source()
             });

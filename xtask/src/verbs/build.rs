@@ -1,4 +1,4 @@
-//! `cargo xtask build`: both commands, built for release, and what it will use on this machine.
+//! `cargo xtask build`: builds both commands for release, and reports what they will use here.
 
 use std::env::consts::ARCH;
 use std::path::Path;
@@ -26,7 +26,7 @@ pub fn run() -> Result<()> {
         settings.accel = Accel::Auto;
         match encoder(method, &settings) {
             Ok(encoder) => println!("  {:<7}{}", method.as_str(), encoder.backend()),
-            // QEMU's other methods are passed on, never written.
+            // QEMU's other methods are forwarded, never written.
             Err(Unsupported::Method { .. }) => {}
             Err(error) => println!("  {:<7}{error}", method.as_str()),
         }

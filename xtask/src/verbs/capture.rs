@@ -10,14 +10,14 @@ use sha2::{Digest, Sha256};
 
 use crate::{Result, workspace};
 
-/// What somebody else's firmware would leave in the guest's memory.
+/// Traces that foreign firmware would leave in the guest's memory.
 const FOREIGN: [&[u8]; 3] = [b"SeaBIOS", b"iPXE", b"BOCHS"];
 
 /// On a busy machine a running guest may have too little processor time to keep its migration
 /// going.
 const ATTEMPTS: usize = 10;
 
-/// The UUID of the captures that have one; its bytes tell their order.
+/// The UUID of captures with a UUID; its bytes show their order.
 const UUID: &str = "00112233-4455-6677-8899-aabbccddeeff";
 
 #[derive(clap::Args)]
@@ -27,7 +27,7 @@ pub struct Arguments {
     names: Vec<String>,
 }
 
-/// What a capture's name says before the release.
+/// The meaning of a capture's name before the release.
 struct Kind {
     name: &'static str,
     channels: u8,
@@ -94,7 +94,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         let (major, minor) = version.number();
         for kind in &KINDS {
             let name = format!("{}-{major}.{minor}", kind.name);
-            // The setting came with 9.0.
+            // The setting exists since 9.0.
             if kind.zero_page_detection.is_some() && (major, minor) < (9, 0) {
                 continue;
             }
@@ -115,7 +115,7 @@ fn make(name: &str, version: Version, kind: &Kind) -> Result<()> {
     let (major, minor) = version.number();
     let binary = QemuBinary::find(version)
         .ok_or_else(|| format!("needs QEMU {major}.{minor}; to have it: {SETUP_COMMAND}"))?;
-    // Little enough that all captures together can lie in the repository.
+    // Small enough to keep all captures in the repository.
     let mut guest = Guest {
         ram_mib: 2,
         counters: 6,
@@ -181,7 +181,7 @@ fn write(folder: &Path, capture: &Capture) -> Result<usize> {
         }
     }
     write("meta.json", format!("{:#}\n", capture.meta).as_bytes())?;
-    // As sha256sum writes it, for the image that a receiver makes of the block.
+    // The format of sha256sum, for a receiver's image of the block.
     let line = format!("{:x}  pc.ram.ram\n", Sha256::digest(&capture.ram));
     write("ram.sha256", line.as_bytes())?;
     Ok(bytes)

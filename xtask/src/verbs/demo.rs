@@ -1,4 +1,4 @@
-//! `cargo xtask demo`: a running guest moves through two relays. Without a QEMU, one without a
+//! `cargo xtask demo`: a running guest moves through two relays. Without a QEMU, a guest without a
 //! hypervisor moves between two processes of ours.
 
 use std::fs;
@@ -46,7 +46,7 @@ fn newest_qemu() -> Option<QemuBinary> {
 }
 
 fn live(program: &Path, binary: &QemuBinary) -> Result<()> {
-    // Half of the memory is in use, and some thousand pages change every second: the migration
+    // Half of the memory is in use, and some thousand pages change every second, so the migration
     // takes several rounds.
     let guest = Guest {
         ram_mib: 512,
@@ -120,7 +120,7 @@ fn line(name: &str, report: &HopReport, link_bytes: u64) {
     );
 }
 
-/// A busy guest from one process to another, with zlib by two who compute it.
+/// Moves a busy guest from one process to another, with zlib by two backends.
 fn guests(program: &Path, bench: &Path) -> Result<()> {
     println!(
         "A guest of 512 MiB in a process of its own, in which a Redis serves 50000 operations a second, is moved to another \

@@ -1,4 +1,4 @@
-//! `cargo xtask detect`: what this machine has.
+//! `cargo xtask detect`: reports the resources of this machine.
 
 use std::fs;
 use std::path::Path;

@@ -53,7 +53,7 @@ fn fuzz(target: &str, seconds: u64) -> Result<()> {
     let corpus = format!("fuzz/corpus/{target}");
     fs::create_dir_all(workspace().join(&corpus))?;
     let mut command = cargo();
-    // The stable compiler takes the sanitizers' flags when it is told that it may.
+    // The stable compiler accepts the sanitizers' flags if this variable allows it.
     command.env("RUSTC_BOOTSTRAP", "1");
     if Part::CargoFuzz.is_set_up() {
         let path = std::env::var_os("PATH").unwrap_or_default();

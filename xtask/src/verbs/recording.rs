@@ -1,5 +1,5 @@
-//! `cargo xtask recording`: records anew the migration that `cargo xtask demo` replays where there
-//! is no QEMU.
+//! `cargo xtask recording`: records anew the migration that `cargo xtask demo` replays if there is
+//! no QEMU.
 
 use std::fs;
 use std::path::PathBuf;
@@ -11,19 +11,19 @@ use sha2::{Digest, Sha256};
 use crate::multifd::{self, Multifd};
 use crate::{Result, workspace};
 
-/// The recording, and beside it, as `.sha256`, the hash of the guest's memory.
+/// The recording. Next to it, `.sha256` is the hash of the guest's memory.
 pub fn path() -> PathBuf {
     workspace().join("testdata/recordings/none2-10.0.mfd")
 }
 
-/// No step takes nearly as long.
+/// Far above the duration of any step.
 const LIMIT: Duration = Duration::from_secs(60);
 
 pub fn run() -> Result<()> {
     let binary = QemuBinary::find(Version::V10_0)
         .ok_or_else(|| format!("needs QEMU 10.0; to have it: {SETUP_COMMAND}"))?;
     let program = multifd::build()?;
-    // Little enough to lie in the repository.
+    // Small enough for the repository.
     let guest = Guest {
         ram_mib: 4,
         counters: 40,
@@ -56,7 +56,7 @@ pub fn run() -> Result<()> {
 
     let mut memory = vec![0; usize::try_from(source.ram().len_bytes())?];
     source.ram().read_at(&mut memory, 0)?;
-    // As sha256sum writes it; the block is named after the machine's memory, the file after the
+    // The format of sha256sum. The block is named after the machine's memory, the file after the
     // block.
     let line = format!("{:x}  pc.ram.ram\n", Sha256::digest(memory));
     fs::write(file.with_extension("sha256"), line)?;

@@ -1,5 +1,5 @@
-//! `cargo xtask soak`: long runs and measurements of the engines, which no test run has the time or
-//! the memory for.
+//! `cargo xtask soak`: long runs and measurements of the engines, which need more time or memory
+//! than a test run has.
 
 use crate::{Result, cargo, run as run_command};
 

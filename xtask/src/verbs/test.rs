@@ -1,4 +1,4 @@
-//! `cargo xtask test`: everything, and by name what could not run.
+//! `cargo xtask test`: runs all tests, and lists by name those that could not run.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -9,8 +9,8 @@ use qemu_lab::{MISSING_LOG, Part, Root, SETUP_COMMAND};
 
 use crate::{Result, cargo, run as run_command, target_dir, workspace};
 
-/// The crates whose tests open libqpl. (Those of `multifd-cli` start relays that do, and run with
-/// everything else.)
+/// The crates with tests that open libqpl. (Those of `multifd-cli` start relays that do, and run
+/// with everything else.)
 const USE_QPL: [&str; 5] = [
     "qpl-sys",
     "iaa-detect",
@@ -19,7 +19,7 @@ const USE_QPL: [&str; 5] = [
     "multifd-relay",
 ];
 
-/// Of these, the ones that also have to work without it.
+/// Those of them that also have to work without it.
 const WORK_WITHOUT_QPL: [&str; 3] = ["iaa-detect", "multifd-codec", "multifd-relay"];
 
 pub fn run() -> Result<()> {
@@ -37,8 +37,7 @@ pub fn run() -> Result<()> {
         Some(root) => {
             everything.args(USE_QPL.map(|name| format!("--exclude={name}")));
             outcome = outcome.and(run_command(&mut everything));
-            // As on a machine without libqpl. What does not run for lack of it runs below, so
-            // nothing is missing.
+            // Simulates a machine without libqpl. Tests that need it run below, so none is missing.
             let mut without = cargo();
             without
                 .args(["test", "--no-fail-fast"])
@@ -67,7 +66,7 @@ pub fn run() -> Result<()> {
     outcome
 }
 
-/// Runs test programs on the root's loader and libraries, among which is libqpl.
+/// Runs test programs with the root's loader and libraries, including libqpl.
 fn with_qpl(root: &Root, log: &Path) -> Command {
     let loader = root.loader();
     let runner = format!(
@@ -85,7 +84,7 @@ fn with_qpl(root: &Root, log: &Path) -> Command {
     command
 }
 
-/// What cargo starts a test program with. libqpl exists for this target only.
+/// Cargo's variable for the runner of test programs. libqpl exists only for this target.
 const RUNNER: &str = "CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER";
 
 /// One paragraph per missing part: the tests that need it and the command that brings it.

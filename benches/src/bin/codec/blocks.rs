@@ -1,4 +1,4 @@
-//! Codecs without streams, which compress every page by itself.
+//! Codecs without streams, which compress every page independently.
 
 use libdeflater::{CompressionLvl, Compressor, Decompressor};
 use multifd_benches::PAGE_SIZE;
@@ -55,7 +55,7 @@ impl Peer for Lz4 {
     }
 }
 
-/// The length in front of every page: 16 bits are enough for a page that has grown a little.
+/// The length before every page: 16 bits suffice for a page that has grown slightly.
 const LENGTH_BYTES: usize = 2;
 
 fn by_page(

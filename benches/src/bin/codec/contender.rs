@@ -1,4 +1,4 @@
-//! Who takes part.
+//! The contenders.
 
 use multifd_benches::PAGE_SIZE;
 use multifd_codec::{
@@ -15,7 +15,7 @@ use crate::{Result, stock};
 pub trait Peer {
     fn encode(&mut self, pages: &[u8], payload: &mut Vec<u8>) -> Result<()>;
 
-    /// Packets one after the other, which are there again when it is over.
+    /// Encodes packets in sequence. The buffers are back when it returns.
     fn encode_all(&mut self, packets: &mut [PageBuffer], payloads: &mut [Vec<u8>]) -> Result<()> {
         for (packet, payload) in packets.iter().zip(payloads) {
             self.encode(packet.as_ref(), payload)?;
@@ -25,14 +25,14 @@ pub trait Peer {
 
     fn decode(&mut self, payload: &[u8], pages: &mut [u8]) -> Result<()>;
 
-    /// The same with buffers that are there again when it is over.
+    /// The same with owned buffers, which are back when it returns.
     fn decode_owned(&mut self, payload: &mut Vec<u8>, pages: &mut PageBuffer) -> Result<()> {
         let len_bytes = pages.as_ref().len();
         self.decode(payload, pages.space(len_bytes))
     }
 }
 
-/// What a contender is called and what it is.
+/// The name and properties of a contender.
 #[derive(Clone)]
 pub struct Label {
     pub name: String,
@@ -45,7 +45,7 @@ pub struct Label {
 }
 
 impl Label {
-    /// Whether the others are compared with this one.
+    /// Returns whether the others are compared with this one.
     pub fn is_reference(&self) -> bool {
         self.name == REFERENCE
     }
@@ -56,8 +56,9 @@ pub struct Contender {
     pub peer: Box<dyn Peer>,
 }
 
-/// Everyone who can take part on this machine, the stock ones first; and who cannot, with the
-/// reason. With numbers of streams only those whose channels can have several, once with each.
+/// Returns all contenders available on this machine, the stock ones first, and the missing ones
+/// with the reason. With `streams`, only those that support several streams take part, once for
+/// each number.
 pub fn all(streams: &[Streams]) -> (Vec<Contender>, Vec<(String, String)>) {
     let mut absent = Vec::new();
     let mut contenders = stock(&mut absent);
@@ -92,7 +93,7 @@ pub fn all(streams: &[Streams]) -> (Vec<Contender>, Vec<(String, String)>) {
     (contenders, absent)
 }
 
-/// Other people's codecs.
+/// Codecs from outside this project.
 fn stock(absent: &mut Vec<(String, String)>) -> Vec<Contender> {
     let contender = |name: &str, method, effort: Option<i32>, peer| Contender {
         label: Label {
@@ -145,7 +146,7 @@ struct Own {
     name: String,
     method: Method,
     settings: Settings,
-    /// Which of the settings matter to it.
+    /// The settings that affect it.
     knobs: Knobs,
 }
 
@@ -195,7 +196,7 @@ impl Own {
     }
 }
 
-/// By method, and within it by who computes, and within that by how.
+/// Ordered by method, then by accelerator, then by settings.
 fn own() -> Vec<Own> {
     let mut all = vec![
         Own::new(Method::None, Accel::None),
@@ -240,7 +241,7 @@ fn both_codes(method: Method, accel: Accel) -> [Own; 2] {
         if accel == Accel::Software {
             own.knobs = Knobs::HuffmanAndEffort;
         }
-        // This project's own `qpl` without a word more is that with the fixed code, which QEMU's
+        // This project's own `qpl` without a qualifier is the one with the fixed code, which QEMU's
         // has.
         if (accel, huffman) != (Accel::Software, Huffman::Fixed) {
             own.name.push_str(&format!("/{huffman}"));
@@ -273,8 +274,8 @@ impl Channel {
     }
 }
 
-/// What is made here keeps to one thread afterwards: codecs have help from as many processors as
-/// who makes them may use.
+/// A codec made here keeps to one thread afterwards: it uses as many processors as the constructing
+/// thread may use.
 fn on_one_processor<T>(make: impl FnOnce() -> Result<T>) -> Result<T> {
     let allowed = sched_getaffinity(None)?;
     let mut one = CpuSet::new();
@@ -318,5 +319,5 @@ impl Peer for Channel {
     }
 }
 
-/// The one that the others are compared with.
+/// The contender that the others are compared with.
 const REFERENCE: &str = "stock-zlib-1";

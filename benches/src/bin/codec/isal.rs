@@ -1,5 +1,5 @@
-//! ISA-L's deflate, if its library is on this machine: opened at run time, so that nothing needs it
-//! to build.
+//! ISA-L's deflate, if its library is on this machine. It is opened at run time, so the build does
+//! not need it.
 //!
 //! The offsets are those of `igzip_lib.h` of ISA-L 2.30, whose structures have not changed since
 //! 2.24.
@@ -12,7 +12,7 @@ use multifd_benches::PAGE_SIZE;
 use crate::Result;
 use crate::contender::Peer;
 
-/// The functions, and the library that they are in.
+/// The functions, and the library that contains them.
 struct Igzip {
     deflate_init: Function<()>,
     deflate: Function<c_int>,
@@ -41,12 +41,12 @@ fn function<R>(
     library: &Library,
     name: &[u8],
 ) -> std::result::Result<Function<R>, libloading::Error> {
-    // SAFETY: by ISA-L's header all four take one pointer, and `R` is what this one gives; `Igzip`
-    // keeps the library open.
+    // SAFETY: by ISA-L's header all four take one pointer, and `R` is this one's return type;
+    // `Igzip` keeps the library open.
     unsafe { library.get(name) }.map(|function| *function)
 }
 
-/// A zlib stream of level 1 for the channel, a call and a sync flush for each packet.
+/// A zlib stream of level 1 for the channel, with one call and a sync flush for each packet.
 pub struct IsaL {
     igzip: Igzip,
     deflate: Structure,
@@ -60,8 +60,8 @@ impl IsaL {
         let igzip = Igzip::open()?;
         let mut deflate = Structure::new(DEFLATE_BYTES);
         let mut level_buffer = vec![0u64; LEVEL_1_BYTES / 8];
-        // SAFETY: the structure has at least the size that the header gives it, and words are
-        // aligned as it asks.
+        // SAFETY: the structure has at least the header's size, and words have the required
+        // alignment.
         unsafe { (igzip.deflate_init)(deflate.as_mut_ptr()) };
         deflate.put_u32(40, 1); // level
         deflate.put_u32(44, LEVEL_1_BYTES as u32); // level_buf_size
@@ -152,8 +152,8 @@ impl Structure {
     }
 }
 
-/// Room to spare over the 82 384 and 87 368 bytes of the structures in 2.30, for releases that add
-/// to their ends.
+/// Slightly more than the 82 384 and 87 368 bytes of the structures in 2.30, for releases that
+/// append fields.
 const DEFLATE_BYTES: usize = 128 << 10;
 const INFLATE_BYTES: usize = 128 << 10;
 

@@ -1,9 +1,10 @@
-//! Measures every codec of this machine, and what stock QEMUs have, on pages of a real guest.
+//! Measures every codec of this machine, and those of stock QEMUs, on pages of a real guest.
 //!
-//! One thread (unless streams are asked for), all contenders in turn on every few packets, medians.
-//! A machine's speed changes with its other guests, within seconds: so contenders are compared by
-//! their times of the same round. A contender keeps its channel open from the first round to the
-//! last, as a migration does. What arrives is compared with what was sent.
+//! It uses one thread (unless streams are requested), runs all contenders in turn on every few
+//! packets, and reports medians. A machine's speed changes with its other guests, within seconds,
+//! so contenders are compared by their times of the same round. A contender keeps its channel open
+//! from the first round to the last, like a migration. The decoded pages are compared with the
+//! originals.
 
 mod blocks;
 mod contender;
@@ -23,7 +24,7 @@ use contender::{Contender, Label};
 use pages::{Corpus, packets};
 use report::Row;
 
-/// Errors are words for the person at the terminal.
+/// Errors are messages for the person at the terminal.
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
 #[derive(Parser)]
@@ -81,7 +82,7 @@ fn run(arguments: &Arguments) -> Result<()> {
     };
     for round in 0..arguments.rounds.max(1) {
         runs.iter_mut().for_each(Run::begin_round);
-        // Not always after the same neighbour.
+        // The preceding contender varies between rounds.
         let first = round % runs.len().max(1);
         let (others, first) = runs.split_at_mut(first);
         for stretch in corpus.stretches(packets_at_once) {
@@ -101,11 +102,11 @@ fn run(arguments: &Arguments) -> Result<()> {
 /// A contender and its times.
 struct Run {
     contender: Contender,
-    /// Copies of a turn's packets, which contenders take and give back.
+    /// Copies of a turn's packets, which contenders take and return.
     packets: Vec<PageBuffer>,
     payloads: Vec<Vec<u8>>,
     arrived: PageBuffer,
-    /// Of the first pass, in which nothing is known yet of the pages.
+    /// From the first pass, which has no prior knowledge of the pages.
     payload_bytes: usize,
     stock_zlib_reads_it: bool,
     /// Times for all pages, by round.
@@ -114,7 +115,7 @@ struct Run {
 }
 
 impl Run {
-    /// Carries all pages once, unmeasured, and looks at what comes out.
+    /// Carries all pages once, unmeasured, and checks the result.
     fn new(contender: Contender, corpus: &Corpus) -> Result<Self> {
         let mut run = Self {
             contender,

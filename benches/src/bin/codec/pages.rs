@@ -8,7 +8,7 @@ use crate::Result;
 /// Pages back to back, none of them zero: a migration only names zero pages.
 pub struct Corpus {
     bytes: Vec<u8>,
-    /// How many the file had beside them.
+    /// The number of zero pages in the file.
     pub zero_pages: usize,
 }
 
@@ -35,12 +35,12 @@ impl Corpus {
         &self.bytes
     }
 
-    /// What each contender carries before it is the next one's turn: so many packets.
+    /// Splits the pages into turns of `packets` packets.
     pub fn stretches(&self, packets: usize) -> impl Iterator<Item = &[u8]> {
         self.bytes.chunks(packets * PACKET_BYTES)
     }
 
-    /// How many pages there are.
+    /// The number of pages.
     pub fn len(&self) -> usize {
         self.bytes.len() / PAGE_SIZE.bytes()
     }
@@ -50,16 +50,16 @@ impl Corpus {
     }
 }
 
-/// As pages are sent: as many at once as a packet takes.
+/// Splits pages into packets.
 pub fn packets(pages: &[u8]) -> impl Iterator<Item = &[u8]> {
     pages.chunks(PACKET_BYTES)
 }
 
 const PACKET_BYTES: usize = PAGE_SIZE.bytes() * PAGE_SIZE.pages_per_packet();
 
-/// A few milliseconds for a fast contender: few enough that all have their turn before the machine
-/// has changed, and enough that what the others have left in its caches does not matter.
+/// A few milliseconds for a fast contender: short enough that all have their turn before the
+/// machine changes, and long enough that caches filled by others do not matter.
 pub const PACKETS_AT_ONCE: usize = 4;
-/// With several streams, whose helpers fall asleep while it is the others' turn. Those of a busy
-/// channel do not.
+/// With several streams: helpers fall asleep during the others' turns, unlike those of a busy
+/// channel.
 pub const PACKETS_AT_ONCE_WITH_HELP: usize = 16;

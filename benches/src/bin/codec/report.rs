@@ -1,4 +1,4 @@
-//! Times to figures, figures to paper.
+//! Turns times into figures, and prints them.
 
 use std::path::Path;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use crate::contender::Label;
 use crate::pages::Corpus;
 use crate::{Result, Run};
 
-/// What came out for one contender.
+/// The results of one contender.
 pub struct Row {
     label: Label,
     compress: Speed,
@@ -21,12 +21,12 @@ pub struct Row {
     stock_zlib_reads_it: bool,
 }
 
-/// Of all pages together.
+/// The speed over all pages.
 #[derive(Clone, Copy)]
 struct Speed {
     bytes: usize,
     median: Duration,
-    /// How far the fastest and the slowest round are from each other, in parts of the median.
+    /// The difference between the fastest and the slowest round, relative to the median.
     spread: f64,
 }
 
@@ -82,7 +82,7 @@ fn times_faster(slower: &[Duration], faster: &[Duration]) -> f64 {
     factors.get(factors.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
-/// A table for the terminal. What could not take part is named with the reason.
+/// Prints a table to the terminal. It lists missing contenders with the reason.
 pub fn print(rows: &[Row], absent: &[(String, String)]) {
     println!(
         "\n{:<28} {:>7} {:>4} {:>6}  {:>7} {:>4} {:>6}  {:>6}  zlib",
@@ -146,7 +146,7 @@ pub fn write_json(path: &Path, pages: &str, rows: &[Row]) -> Result<()> {
     Ok(())
 }
 
-/// The processor and how many of it.
+/// The processor model and the number of processors.
 pub fn machine() -> String {
     let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = cpuinfo

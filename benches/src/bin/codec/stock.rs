@@ -1,4 +1,4 @@
-//! What a stock QEMU has: the C libraries, driven as it drives them.
+//! A stock QEMU's codecs: the C libraries, driven like QEMU drives them.
 
 use multifd_benches::PAGE_SIZE;
 use multifd_codec::{Decoder, PageBuffer};
@@ -10,7 +10,8 @@ use crate::Result;
 use crate::contender::Peer;
 use crate::pages::{Corpus, packets};
 
-/// zlib: a stream for the channel, a call for each page, a sync flush with the packet's last.
+/// zlib: a stream for the channel, a call for each page, a sync flush with the last page of a
+/// packet.
 pub struct Zlib {
     deflate: zlib::Deflate,
     inflate: zlib::Inflate,
@@ -70,7 +71,7 @@ impl Peer for ZlibReadBy {
     }
 }
 
-/// Whether these payloads are to a stock receiver what a stock sender's are.
+/// Returns whether a stock receiver accepts these payloads like those of a stock sender.
 pub fn zlib_reads(payloads: &[Vec<u8>], corpus: &Corpus) -> bool {
     let mut inflate = zlib::Inflate::new(15);
     let mut arrived = Vec::new();
@@ -82,7 +83,7 @@ pub fn zlib_reads(payloads: &[Vec<u8>], corpus: &Corpus) -> bool {
         })
 }
 
-/// zstd: a frame for the channel, a call for each page, a flush with the packet's last.
+/// zstd: a frame for the channel, a call for each page, a flush with the last page of a packet.
 pub struct Zstd {
     compress: CCtx<'static>,
     decompress: DCtx<'static>,

@@ -1,5 +1,5 @@
-//! The healthy machine whose ready queues do not serve: causes 9 to 15, each with its commands; and
-//! the order of all.
+//! The healthy machine with ready queues that do not serve: causes 9 to 15, each with its commands,
+//! and the order of all causes.
 
 use iaa_detect::{
     AccelConfig, AccelConfigProblem, Cause, NodeAccess, Portal, Qpl, RefusedNode, Verdict,
@@ -87,7 +87,7 @@ fn cause_10_portal_refused_and_old_libqpl() {
             "# setcap cap_sys_rawio+ep PROGRAM",
         ],
     );
-    // A newer libqpl does without, and a portal that maps does for the older one.
+    // A newer libqpl needs no portal, and an older one accepts a portal that maps.
     machine.qpl = Qpl::Loaded {
         version: "1.6.0".into(),
     };
@@ -110,7 +110,7 @@ fn cause_11_other_socket() {
     }
     let ready = queues(&DEVICES[..4]);
     let report = machine.detect();
-    // Files tell that it may happen, ...
+    // Files show that it may happen, ...
     assert_eq!(
         report.verdict,
         Verdict::Ready {
@@ -118,7 +118,7 @@ fn cause_11_other_socket() {
             nodes_without: vec![1],
         }
     );
-    // ... and libqpl that it did.
+    // ... and libqpl shows that it did.
     let cause = Cause::OtherSocket {
         queues: ready,
         nodes: vec![1],
@@ -148,7 +148,7 @@ fn cause_11_other_socket() {
         &["# no IAA is on the socket of node 1", any],
     );
 
-    // A process that stays on the other socket never meets it.
+    // A process that stays on the other socket never has this problem.
     machine.replace("proc/self/status", "0-239", "0-59");
     assert!(matches!(
         machine.detect().verdict,
@@ -176,7 +176,7 @@ fn cause_11_sockets_count_not_nodes() {
 #[test]
 fn cause_12_operations_disabled() {
     let machine = Machine::single();
-    // Compression is left out, decompression is not.
+    // Compression is disabled, decompression is not.
     let config = queue_path(1, 0, "op_config");
     machine.set(
         &config,
@@ -205,7 +205,7 @@ fn cause_12_operations_disabled() {
     assert_eq!(report.explain_status(8), Cause::Unexplained { status: 8 });
 }
 
-/// Another queue is ready, and yet a job went to this one.
+/// Another queue is ready, but a job went to this one.
 #[test]
 fn cause_12_one_queue_of_several() {
     let machine = Machine::healthy();
@@ -240,7 +240,7 @@ fn cause_13_transfers_too_small() {
         "work queues limit transfers to 2048 bytes",
         &commands,
     );
-    // Enough for a page, too little for a packet's worth of them.
+    // Enough for a page, too little for a packet of pages.
     machine.set(&limit, "65536");
     let report = machine.detect();
     assert_ready(&report);
@@ -333,7 +333,7 @@ fn other_statuses_are_not_explained_away() {
     );
 }
 
-/// Each obstacle is put before the next: whatever else is wrong, the first one is named.
+/// Obstacles accumulate in reverse order: the first one is always named.
 #[test]
 fn the_first_cause_is_named() {
     let mut machine = Machine::single();

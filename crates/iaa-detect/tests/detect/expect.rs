@@ -1,8 +1,8 @@
-//! What tests of causes have in common.
+//! Shared by the tests of causes.
 
 use iaa_detect::{Cause, DeviceId, QueueId, Report, Verdict};
 
-/// The devices of all of a machine's NUMA nodes that come after the first of each.
+/// All devices except the first one of each NUMA node.
 pub const LIKEWISE: &str = "# likewise iax3, iax5, iax7, iax11, iax13, iax15";
 
 pub fn devices(numbers: &[u32]) -> Vec<DeviceId> {
@@ -48,7 +48,7 @@ pub fn assert_sentence(text: &str) {
     assert!(text.ends_with('.') && !text.contains('\n'), "{text}");
 }
 
-/// Not from the files alone.
+/// For causes that files alone do not show.
 #[track_caller]
 pub fn assert_explained(
     report: &Report,

@@ -1,4 +1,4 @@
-//! The healthy machine: every fact, and what is ready.
+//! The healthy machine: every fact, and the ready queues.
 
 use iaa_detect::{DeviceId, Mode, NodeAccess, QueueId, QueueType, State, Verdict};
 
@@ -134,8 +134,7 @@ fn every_fact_is_found() {
     assert_eq!(idle.node, NodeAccess::NotTried);
 }
 
-/// Opening a node binds this process's memory to a device, so it is done for no more than is
-/// needed.
+/// Opening a node binds this process's memory to a device, so only the necessary nodes are opened.
 #[test]
 fn only_nodes_of_enabled_shared_user_queues_are_opened() {
     let machine = Machine::healthy();
@@ -156,8 +155,7 @@ fn only_nodes_of_enabled_shared_user_queues_are_opened() {
     assert_eq!(opened, expected);
 }
 
-/// A function whose id is newer than this program counts if the driver calls what it made of it an
-/// IAA.
+/// A function with an id newer than this program counts if the driver names its device an IAA.
 #[test]
 fn an_unknown_function_is_known_by_its_device() {
     let machine = Machine::healthy();

@@ -1,4 +1,4 @@
-//! Trees that no kernel shows: whatever is in them, there is a report, and what is odd is named.
+//! Trees that no kernel has: detection still reports, and names the oddities.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -10,7 +10,7 @@ use rustix::fs::{CWD, FileType, Mode, mknodat};
 
 use crate::machine::{Machine, device_path, queue_path};
 
-/// Every file of which the report on the first device depends.
+/// Every file that the report on the first device depends on.
 fn files() -> Vec<String> {
     let mut files: Vec<String> = [
         "proc/sys/kernel/osrelease",
@@ -51,8 +51,7 @@ fn files() -> Vec<String> {
     files
 }
 
-/// Puts something else in the place of each file in turn and gives what the report says about that
-/// file.
+/// Replaces each file in turn and returns the report's entries for that file.
 fn problems(spoil: impl Fn(&Machine, &str)) -> Vec<(String, Option<Problem>)> {
     let machine = Machine::single();
     let spoiled = |file: String| {
@@ -60,7 +59,7 @@ fn problems(spoil: impl Fn(&Machine, &str)) -> Vec<(String, Option<Problem>)> {
         machine.remove(&file);
         spoil(&machine, &file);
         let report = machine.detect();
-        // The report can be printed and written down in any case.
+        // The report can be printed and serialised in any case.
         assert!(report.to_string().contains("verdict"));
         serde_json::to_string(&report).unwrap();
         let problem = report
@@ -103,7 +102,7 @@ fn bytes_that_are_no_text() {
     assert_each(spoiled, |problem| *problem == Problem::NotText);
 }
 
-/// What is found ends up on a terminal.
+/// Values found end up on a terminal.
 #[test]
 fn control_characters() {
     let spoiled = problems(|machine, file| machine.write(file, b"a\x1b[2Jb\n"));
@@ -151,7 +150,7 @@ fn links_that_lead_to_themselves() {
 
 #[test]
 fn values_that_are_none_of_the_attribute() {
-    // Any text is a name, a release or a command line.
+    // Any text is valid as a name, a release or a command line.
     let free = ["osrelease", "cmdline", "/name", "/driver_name"];
     for value in ["", "unheard of", "-", "99999999999999999999999", "0x"] {
         for (file, problem) in problems(|machine, file| machine.set(file, value)) {
@@ -219,7 +218,7 @@ fn no_root_at_all() {
     }
 }
 
-/// The bus's directory that leads to itself makes names, but no device with any attribute.
+/// A directory of the bus that links to itself yields names, but no device with attributes.
 #[test]
 fn a_directory_within_itself() {
     let machine = Machine::healthy();
@@ -260,7 +259,7 @@ fn names_that_are_no_devices() {
     assert_eq!(facts.functions.len(), 1);
 }
 
-/// A driver's name becomes part of a sentence, and not of any command.
+/// A driver's name becomes part of a sentence, but not of a command.
 #[test]
 fn a_strange_driver() {
     let machine = Machine::single();
@@ -289,7 +288,7 @@ fn more_devices_than_any_machine_has() {
     assert!(report.to_string().contains("odd                 56 more"));
 }
 
-/// Only what is seen counts: without a state or a mode no queue is ready, without a limit it is.
+/// Only observed facts count: no queue is ready without a state and a mode; a limit is optional.
 #[test]
 fn what_cannot_be_read_makes_nothing_ready() {
     for file in [
@@ -317,7 +316,7 @@ fn what_cannot_be_read_makes_nothing_ready() {
     }
 }
 
-/// What tries things does so on a strange machine too.
+/// The host's checks also work on a strange machine.
 #[test]
 fn nodes_that_are_no_devices() {
     let machine = Machine::single();

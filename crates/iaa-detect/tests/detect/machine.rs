@@ -1,4 +1,4 @@
-//! Machines made of files: the healthy one, and what a test makes of it.
+//! Machines made of files: the healthy one, and modifications by tests.
 
 use std::cell::RefCell;
 use std::fs;
@@ -12,24 +12,24 @@ pub const DEVICES: [u32; 8] = [1, 3, 5, 7, 9, 11, 13, 15];
 
 const HEALTHY: &str = include_str!("../trees/healthy.txt");
 
-/// A tree in a temporary folder, and answers to what is not a file.
+/// A tree in a temporary folder, and answers for [`iaa_detect::Host`].
 pub struct Machine {
     root: tempfile::TempDir,
-    /// The numbers of the devices it was made with.
+    /// The numbers of its original devices.
     pub devices: Vec<u32>,
     pub qpl: Qpl,
     pub accel_config: AccelConfig,
-    /// For every node whose file is there.
+    /// The answer for every existing node.
     pub node: NodeAccess,
-    /// The paths whose opening was asked for.
+    /// The paths that were to be opened.
     pub opened: RefCell<Vec<PathBuf>>,
 }
 
 impl Machine {
-    /// Without any file.
+    /// A machine without any file.
     pub fn empty() -> Machine {
         Machine {
-            // A thousand small files take a disk seconds, and memory none.
+            // A thousand small files take seconds on a disk and no time in memory.
             root: tempfile::tempdir_in("/dev/shm")
                 .or_else(|_| tempfile::tempdir())
                 .unwrap(),
@@ -38,7 +38,7 @@ impl Machine {
                 version: "1.9.0".into(),
             },
             accel_config: AccelConfig::Loaded { iaa_cap: false },
-            // As on a kernel since mid-2024, for a process without CAP_SYS_RAWIO.
+            // The behaviour of kernels since mid-2024 for a process without CAP_SYS_RAWIO.
             node: NodeAccess::Opened {
                 portal: Portal::Refused {
                     error: "Operation not permitted (os error 1)".into(),
@@ -48,12 +48,12 @@ impl Machine {
         }
     }
 
-    /// The one which `tests/trees/healthy.txt` lists.
+    /// The machine listed in `tests/trees/healthy.txt`.
     pub fn healthy() -> Machine {
         Machine::listed(HEALTHY, &DEVICES)
     }
 
-    /// The same without devices but the first.
+    /// The healthy machine with only the first device.
     pub fn single() -> Machine {
         let (first, _) = HEALTHY.split_once("\n\nsys/devices/pci0000:6f/").unwrap();
         Machine::listed(first, &DEVICES[..1])
@@ -85,7 +85,7 @@ impl Machine {
         detect(self.root(), self)
     }
 
-    /// Writes an attribute, with the line feed that sysfs ends it with.
+    /// Writes an attribute with the final line feed of sysfs.
     pub fn set(&self, path: &str, value: &str) {
         self.write(path, format!("{value}\n").as_bytes());
     }
@@ -132,7 +132,7 @@ impl Machine {
         }
     }
 
-    /// Takes a device away, with its function on the PCI bus.
+    /// Removes a device and its function on the PCI bus.
     pub fn pull(&self, device: u32) {
         let link = self.path(&format!("sys/bus/dsa/devices/iax{device}"));
         let function = fs::canonicalize(link).unwrap();
@@ -147,7 +147,7 @@ impl Machine {
         }
     }
 
-    /// Adds what one line of a listing says.
+    /// Adds the file described by one line of a listing.
     fn add(&self, line: &str) {
         if let Some((path, content)) = line.split_once(" =") {
             let content = content.strip_prefix(' ').unwrap_or(content);
@@ -187,7 +187,7 @@ pub fn queue_path(device: u32, index: u32, attribute: &str) -> String {
     format!("sys/bus/dsa/devices/wq{device}.{index}/{attribute}")
 }
 
-/// A line for each of the choices in its first pair of braces, which a link's target repeats.
+/// Expands the first pair of braces to one line for each choice. A link's target repeats it.
 fn expanded(line: &str) -> Vec<String> {
     let path_end = line.find(" =").unwrap_or(line.len());
     let Some((start, end)) = line[..path_end].find('{').zip(line[..path_end].find('}')) else {

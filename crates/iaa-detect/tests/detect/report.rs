@@ -1,4 +1,4 @@
-//! What a person reads, and what a program reads.
+//! The forms for people and for programs.
 
 use iaa_detect::Qpl;
 use serde_json::{Value, json};

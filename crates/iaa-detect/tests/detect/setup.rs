@@ -1,5 +1,5 @@
-//! The healthy machine with one thing missing that makes a queue ready: causes 1 to 8, each with
-//! its commands.
+//! The healthy machine without one thing that a ready queue needs: causes 1 to 8, each with its
+//! commands.
 
 use iaa_detect::{AccelConfig, AccelConfigProblem, Cause, KernelParameter, PciFunction, Qpl};
 
@@ -31,7 +31,7 @@ fn cause_1_no_device() {
     );
 }
 
-/// As the files look before the driver is there: its bus and all devices are gone.
+/// The files before the driver is loaded: its bus and all devices are absent.
 fn without_driver() -> Machine {
     let machine = Machine::single();
     machine.remove("sys/bus/dsa");
@@ -126,7 +126,7 @@ fn cause_3_no_shared_virtual_memory() {
         lacks,
     };
 
-    // The command line is as it should be, so it may be the levels of page tables, ...
+    // The command line is right, so the levels of page tables may be the cause, ...
     assert_cause(
         &machine.detect(),
         &cause(Some(KernelParameter::FourLevels)),
@@ -138,7 +138,7 @@ fn cause_3_no_shared_virtual_memory() {
             "reboot",
         ],
     );
-    // ... and where there are but four, the firmware.
+    // ... and with only four levels, the firmware.
     machine.replace("proc/cpuinfo", " la57", "");
     assert_cause(
         &machine.detect(),
@@ -254,7 +254,7 @@ fn without_libqpl_nothing_else_helps() {
     );
 }
 
-/// All devices and queues as after a boot: nothing configured.
+/// All devices and queues after a boot: nothing configured.
 fn unconfigured(machine: Machine) -> Machine {
     machine.set_devices("state", "disabled");
     for (attribute, value) in [
@@ -326,13 +326,13 @@ fn cause_5_a_configured_device_is_only_enabled() {
     );
 }
 
-/// A queue gets what the others of its device leave.
+/// A queue gets the entries that the others of its device leave.
 #[test]
 fn cause_5_entries_of_other_queues_are_left_to_them() {
     let machine = unconfigured(Machine::single());
     machine.set(&queue_path(1, 0, "size"), "16");
     machine.set(&queue_path(1, 3, "size"), "32");
-    // And an older kernel, which has no names of drivers.
+    // An older kernel has no names of drivers.
     machine.set("proc/sys/kernel/osrelease", "6.1.0-13-amd64");
     for index in 0..8 {
         machine.remove(&queue_path(1, index, "driver_name"));

@@ -1,10 +1,10 @@
-//! What is tried rather than read, on the machine that runs the tests.
+//! The host's checks on the machine that runs the tests.
 
 use std::path::Path;
 
 use iaa_detect::{Host as _, NodeAccess, Portal, System, Verdict, detect};
 
-/// There is a report on any machine, with or without an IAA.
+/// Detection reports on any machine, with or without an IAA.
 #[test]
 fn this_machine() {
     let report = detect(Path::new("/"), &System);
@@ -18,7 +18,7 @@ fn this_machine() {
     }
 }
 
-/// Two devices which every Linux has stand in for a work queue: one maps, the other does not.
+/// Two devices of every Linux stand in for a work queue: one maps, the other does not.
 #[test]
 fn opening_and_mapping() {
     assert_eq!(

@@ -1,7 +1,7 @@
-//! libaccel-config's C functions, as far as libqpl looks them up.
+//! The C functions of libaccel-config that libqpl looks up.
 //!
-//! Prototypes after `accfg/libaccel_config.h`. Contexts, devices and queues are opaque to the
-//! caller, who hands back what it got from here.
+//! Prototypes follow `accfg/libaccel_config.h`. Contexts, devices and queues are opaque to the
+//! caller, which passes back the pointers it got from here.
 
 #![allow(unsafe_code)]
 
@@ -37,7 +37,7 @@ pub struct WorkQueue {
     next: *const WorkQueue,
 }
 
-/// C: `struct accfg_op_config`. One bit for each operation code; word 7 has the bits 0 to 31.
+/// C: `struct accfg_op_config`. One bit for each operation code; word 7 has bits 0 to 31.
 #[repr(C)]
 pub struct OpConfig {
     bits: [u32; 8],
@@ -58,9 +58,9 @@ fn machine() -> Option<Context> {
                     let queue = queue.inspect_err(|error| eprintln!("iaa-sim: no queue: {error}"));
                     queue.ok()?.device_node()
                 }
-                // A directory opens for nobody's writing, root's included.
+                // A directory cannot be opened for writing, even by root.
                 Access::Denied => "/".to_owned(),
-                // Opens, does not map, and has no room for any write.
+                // It opens, cannot be mapped, and has no room for any write.
                 Access::Refused => "/dev/full".to_owned(),
             };
             queues.push(WorkQueue {
@@ -78,7 +78,7 @@ fn machine() -> Option<Context> {
             next: ptr::null(),
         });
     }
-    // The vectors grow no more, so what is in them stays where it is.
+    // The vectors no longer grow, so their elements stay in place.
     chain(&mut devices, |device, next| device.next = next);
     for device in &mut devices {
         chain(&mut device.queues, |queue, next| queue.next = next);
@@ -110,13 +110,13 @@ macro_rules! c_functions {
         ///
         /// A pointer to a context, device or queue is one that a function of this module returned;
         /// a pointer to anything else is writable.
-        // SAFETY: the name is libaccel-config's, whose place this library takes.
+        // SAFETY: the name is libaccel-config's, which this library replaces.
         #[unsafe(no_mangle)]
         pub unsafe extern "C" fn $name($($parameter: $type),*) -> $result $body
     )*};
 }
 
-/// What a pointer from the caller leads to.
+/// Dereferences a pointer from the caller.
 macro_rules! given {
     ($pointer:expr) => {{
         // SAFETY: by the functions' contract the pointer came from here, and nothing is ever freed.
@@ -125,7 +125,7 @@ macro_rules! given {
 }
 
 c_functions! {
-    /// Makes the context. 0, or a negative number.
+    /// Makes the context. Returns 0, or a negative number.
     fn accfg_new(context: *mut *mut Context) -> c_int {
         let Some(machine) = machine() else {
             return -12;
@@ -135,7 +135,7 @@ c_functions! {
         0
     }
 
-    /// Gives the context back.
+    /// Releases the context.
     fn accfg_unref(_context: *mut Context) -> *mut Context {
         ptr::null_mut()
     }
@@ -178,7 +178,7 @@ c_functions! {
         }
     }
 
-    /// The IAACAP register of the second generation. 0; 1 is what libqpl takes for a library
+    /// The IAACAP register of the second generation. Returns 0; libqpl takes 1 for a library
     /// without this function, a negative number for a kernel without the attribute.
     fn accfg_device_get_iaa_cap(device: *const Device, capabilities: *mut u64) -> c_int {
         match given!(device).settings.library {
@@ -242,8 +242,8 @@ c_functions! {
         given!(queue).settings.max_transfer_bytes
     }
 
-    /// The operations which the queue takes. 0; 1 is what libqpl takes for a library without this
-    /// function, and then every operation is taken.
+    /// The operations that the queue accepts. Returns 0; libqpl takes 1 for a library without this
+    /// function, and then every operation is accepted.
     fn accfg_wq_get_op_config(queue: *const WorkQueue, config: *mut OpConfig) -> c_int {
         let permitted = match given!(queue).settings.operations {
             Operations::All => return 1,
@@ -257,8 +257,8 @@ c_functions! {
         0
     }
 
-    /// Writes the path of the device node, ended by a NUL, into a buffer of `len_bytes`. Its length
-    /// without the NUL, or a negative number.
+    /// Writes the path of the device node, ended by a NUL, into a buffer of `len_bytes`. Returns
+    /// its length without the NUL, or a negative number.
     fn accfg_wq_get_user_dev_path(
         queue: *const WorkQueue,
         buffer: *mut c_char,

@@ -1,12 +1,12 @@
-//! The shared object's own C functions, beside those which it stands in for.
+//! The shared object's own C functions, besides those of libaccel-config.
 
 #![allow(unsafe_code)]
 
 use crate::counters::Counters;
 use crate::machine::MACHINE;
 
-/// Replaces the settings by those in the text and begins to count anew. Whether the text was
-/// settings.
+/// Replaces the settings by those in the text and resets the counters. Returns whether the text was
+/// valid.
 ///
 /// # Safety
 ///

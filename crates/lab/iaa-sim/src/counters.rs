@@ -1,11 +1,11 @@
-//! What the simulated machine has seen and done.
+//! Counters of the simulated machine.
 
 use std::path::Path;
 
-/// Declares the counters once, in the order in which they stand in memory and in the file.
+/// Declares the counters once, in their order in memory and in the file.
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident,)*) => {
-        /// How often each thing has happened since the settings were made.
+        /// The number of events of each kind since the settings were made.
         #[repr(C)]
         #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
         pub struct Counters {
@@ -13,23 +13,23 @@ macro_rules! counters {
         }
 
         impl Counters {
-            /// What has been counted since `earlier`, counters of the same settings.
+            /// The difference to `earlier`, counters of the same settings.
             #[must_use]
             pub fn since(self, earlier: Counters) -> Counters {
                 Counters { $($name: self.$name.saturating_sub(earlier.$name),)* }
             }
 
-            /// The form in which the file has them.
+            /// The format of the file.
             pub(crate) fn to_bytes(self) -> Vec<u8> {
                 [$(self.$name),*].into_iter().flat_map(u64::to_le_bytes).collect()
             }
 
-            /// Reads the counters from the file which the settings name.
+            /// Reads the counters from the file named in the settings.
             ///
             /// # Errors
             ///
-            /// As reading a file, and [`UnexpectedEof`](std::io::ErrorKind::UnexpectedEof) for a
-            /// file without counters.
+            /// The errors of reading a file, and
+            /// [`UnexpectedEof`](std::io::ErrorKind::UnexpectedEof) for a file without counters.
             pub fn read(path: &Path) -> std::io::Result<Counters> {
                 let bytes = std::fs::read(path)?;
                 let words = bytes.chunks_exact(8).filter_map(|word| word.try_into().ok());
@@ -42,29 +42,29 @@ macro_rules! counters {
 }
 
 counters! {
-    /// Queues opened: each is tried with a descriptor that does nothing.
+    /// Queues opened: libqpl tries each with a descriptor that does nothing.
     probes,
     /// Compressions.
     compressions,
     /// Compressions in statistics mode: the first pass of a dynamic one, or a gathering.
     statistics,
-    /// Decompressions, verifications and table loads included.
+    /// Decompressions, including verifications and table loads.
     decompressions,
     /// Descriptors with another operation code.
     others,
     /// Completion records of success.
     successes,
-    /// Completion records of failure that the work itself led to.
+    /// Completion records of failures caused by the work itself.
     failures,
-    /// Page faults on the input which the settings demanded.
+    /// Page faults on the input, injected by the settings.
     read_faults,
-    /// Page faults on the output which the settings demanded.
+    /// Page faults on the output, injected by the settings.
     write_faults,
-    /// Completion records which the settings demanded.
+    /// Completion records injected by the settings.
     records,
-    /// Descriptors swallowed because the settings demanded it.
+    /// Descriptors dropped by the settings.
     lost,
-    /// Descriptors put off because the settings demanded it.
+    /// Descriptors delayed by the settings.
     late,
 }
 

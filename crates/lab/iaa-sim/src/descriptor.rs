@@ -1,13 +1,13 @@
-//! The two structures which a program and the device exchange, each 64 bytes, little-endian.
+//! The two structures between a program and the device, each 64 bytes, little-endian.
 //!
-//! After the Intel In-Memory Analytics Accelerator Architecture Specification (chapters "Descriptor
-//! formats" and "Completion record"); which fields libqpl 1.9.0 uses, and how, was seen by running
-//! it.
+//! The source is the Intel In-Memory Analytics Accelerator Architecture Specification (chapters
+//! "Descriptor formats" and "Completion record"); libqpl 1.9.0's use of the fields was observed by
+//! running it.
 
 /// Length of a descriptor and of a completion record.
 pub(crate) const LEN: usize = 64;
 
-/// An order to the device.
+/// A descriptor.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Descriptor([u8; LEN]);
 
@@ -27,11 +27,11 @@ pub(crate) mod op_flag {
     pub(crate) const BLOCK_ON_FAULT: u32 = 1 << 1;
     /// The AECS is read.
     pub(crate) const READ_AECS: u32 = 1 << 16;
-    /// The AECS is written in any case.
+    /// The AECS is always written.
     pub(crate) const WRITE_AECS: u32 = 1 << 18;
     /// CRC-32C instead of CRC-32.
     pub(crate) const CRC32C: u32 = 1 << 21;
-    /// Of the two AECS the second is read and the first is written.
+    /// The second of the two AECS is read and the first is written.
     pub(crate) const AECS_TOGGLE: u32 = 1 << 22;
 }
 
@@ -39,9 +39,9 @@ pub(crate) mod op_flag {
 pub(crate) mod compress_flag {
     /// The destination gets a histogram.
     pub(crate) const STATISTICS: u16 = 1 << 0;
-    /// The last byte is written although bits of it are missing.
+    /// The last byte is written even if it is incomplete.
     pub(crate) const FLUSH: u16 = 1 << 1;
-    /// The two bits that say what follows the last token: 1 is an end of block.
+    /// The two bits for the end after the last token: 1 is an end of block.
     pub(crate) const END_MASK: u16 = 3 << 2;
     /// The end of block.
     pub(crate) const END_OF_BLOCK: u16 = 1 << 2;
@@ -55,15 +55,15 @@ pub(crate) mod decompress_flag {
     pub(crate) const ENABLE: u16 = 1 << 0;
     /// All output is written, not only whole 8-byte words.
     pub(crate) const FLUSH: u16 = 1 << 1;
-    /// The work ends with a block.
+    /// The work stops after a block.
     pub(crate) const STOP_ON_END_OF_BLOCK: u16 = 1 << 2;
     /// The input has to end with a block.
     pub(crate) const CHECK_FOR_END_OF_BLOCK: u16 = 1 << 3;
-    /// Both mean the final block.
+    /// Both apply to the final block only.
     pub(crate) const ONLY_FINAL: u16 = 1 << 4;
-    /// Where the number of bits to ignore at the end of the input stands.
+    /// The position of the number of bits to ignore at the end of the input.
     pub(crate) const IGNORE_END_BITS_SHIFT: u16 = 6;
-    /// That number.
+    /// The mask of that number.
     pub(crate) const IGNORE_END_BITS_MASK: u16 = 7 << IGNORE_END_BITS_SHIFT;
     /// The output is dropped.
     pub(crate) const SUPPRESS_OUTPUT: u16 = 1 << 9;
@@ -102,7 +102,7 @@ impl Descriptor {
         self.u32_at(32)
     }
 
-    /// Compression or decompression flags, by the operation.
+    /// Compression or decompression flags, depending on the operation.
     pub(crate) fn flags(&self) -> u16 {
         u16::from_le_bytes(self.array_at(38))
     }
@@ -148,16 +148,16 @@ impl Descriptor {
     }
 }
 
-/// The device's answer.
+/// The completion record.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Record {
-    /// What became of it, never 0.
+    /// The status, never 0.
     pub(crate) status: u8,
-    /// With [`status::ANALYTICS_ERROR`], what was wrong.
+    /// The error with [`status::ANALYTICS_ERROR`].
     pub(crate) error: u8,
-    /// Bytes of input used.
+    /// Bytes of input consumed.
     pub(crate) bytes_completed: u32,
-    /// With a page fault, where.
+    /// The address of a page fault.
     pub(crate) fault_address: u64,
     /// Bytes of output written.
     pub(crate) output_len: u32,
@@ -175,9 +175,9 @@ pub(crate) mod status {
     pub(crate) const SUCCESS: u8 = 0x01;
     /// A page of the input is missing.
     pub(crate) const READ_PAGE_FAULT: u8 = 0x03;
-    /// The work failed; the error byte says why.
+    /// The work failed; the error byte gives the reason.
     pub(crate) const ANALYTICS_ERROR: u8 = 0x0a;
-    /// The output does not fit; what fits is there.
+    /// The output does not fit; it is truncated.
     pub(crate) const OUTPUT_OVERFLOW: u8 = 0x0b;
     /// The operation code is unknown.
     pub(crate) const UNSUPPORTED_OPCODE: u8 = 0x10;
@@ -192,7 +192,7 @@ pub(crate) mod status {
 }
 
 impl Record {
-    /// An answer of these two bytes.
+    /// A record with these two bytes.
     pub(crate) fn failure(status: u8, error: u8) -> Record {
         Record {
             status,
@@ -201,7 +201,7 @@ impl Record {
         }
     }
 
-    /// The record as it stands in memory. Byte 0 is the status, to be written last.
+    /// The record's form in memory. Byte 0 is the status, to be written last.
     pub(crate) fn to_bytes(self) -> [u8; LEN] {
         let mut bytes = [0; LEN];
         let mut put = |offset: usize, field: &[u8]| {

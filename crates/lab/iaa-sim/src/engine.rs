@@ -1,22 +1,21 @@
-//! What the device does with a descriptor.
+//! Executes descriptors.
 //!
-//! ## The AECS, as libqpl 1.9.0 fills and expects it
+//! ## The AECS, as used by libqpl 1.9.0
 //!
-//! *Analytics Engine Configuration and State* is the block of memory beside the buffers which
-//! carries what does not fit a descriptor.
+//! The *Analytics Engine Configuration and State* is a block of memory besides the buffers, for
+//! data that does not fit into a descriptor.
 //!
-//! For a compression it has 1568 bytes: CRC-32 and XOR to start with (0, 4), the number of bits
-//! which precede the first token (28) and these bits (32), then the Huffman codes laid out like a
-//! histogram (288), each word holding a code in bits 0 to 14, most significant bit first, and its
-//! length in bits 15 to 18. The bits that precede are the block header: libqpl writes the fixed
-//! one, or the dynamic one made on the processor from the histogram of a first pass, or none for
-//! canned mode. So the codes are always those of the AECS and the device never chooses.
+//! For a compression it has 1568 bytes: initial CRC-32 and XOR (0, 4), the number of bits before
+//! the first token (28) and these bits (32), then the Huffman codes laid out like a histogram
+//! (288), each word with a code in bits 0 to 14, most significant bit first, and its length in bits
+//! 15 to 18. The bits before the first token are the block header: libqpl writes the fixed one, or
+//! the dynamic one made on the processor from the histogram of a first pass, or none for canned
+//! mode. So the codes are always those of the AECS, and the device never chooses.
 //!
-//! For a decompression it has 5376 bytes, or 1248 where no history is needed, and its inside is the
-//! device's own affair: libqpl sets CRC, accumulators and the parser's state and leaves the rest. A
-//! table for canned mode comes about by having the device parse a dynamic header and write its
-//! state, which a canned job gets to read later. This engine keeps the code lengths there, in its
-//! own form.
+//! For a decompression it has 5376 bytes, or 1248 without history, and its content is private to
+//! the device: libqpl sets CRC, accumulators and the parser's state and leaves the rest. A table
+//! for canned mode is made by letting the device parse a dynamic header and write its state, which
+//! a canned job reads later. This engine keeps the code lengths there, in its own form.
 
 use crate::deflate::{
     self, CodeLengths, Codes, End, EndRules, Error, FIXED_DISTANCES, FIXED_LITERAL_LENGTHS,
@@ -27,14 +26,14 @@ use crate::descriptor::{
 };
 use crate::memory::Work;
 
-/// Does the work, all but writing the completion record.
+/// Does the work, except writing the completion record.
 pub(crate) fn execute(work: &Work, max_transfer_bytes: u64) -> Record {
     let descriptor = work.descriptor();
     match attempt(work, max_transfer_bytes) {
         Ok(record) => record,
         Err(Refusal::Descriptor(status)) => Record::failure(status, 0),
         Err(Refusal::Stream(error)) => Record {
-            // What the device has read when it gives up is not told anywhere; all of it is as good.
+            // The consumed input of a failure is not specified; report all of it.
             bytes_completed: descriptor.source_len(),
             ..Record::failure(status::ANALYTICS_ERROR, error as u8)
         },
@@ -43,9 +42,9 @@ pub(crate) fn execute(work: &Work, max_transfer_bytes: u64) -> Record {
 
 /// Why there is no result.
 enum Refusal {
-    /// The status byte that says so.
+    /// The status byte.
     Descriptor(u8),
-    /// The error byte that says so.
+    /// The error byte.
     Stream(Error),
 }
 
@@ -97,7 +96,7 @@ fn compress(work: &Work) -> Result<Record, Refusal> {
         return Ok(success(descriptor, &histogram, 0, seeds.over(&source)));
     }
 
-    // A stream over several jobs would go on in the AECS which such a job writes.
+    // A stream over several jobs would continue in the AECS that such a job writes.
     if !descriptor.has(op_flag::READ_AECS) || descriptor.has(op_flag::WRITE_AECS) {
         return Err(Refusal::Descriptor(status::INVALID_OP_FLAG));
     }
@@ -176,7 +175,7 @@ fn decompress(work: &Work) -> Result<Record, Refusal> {
             work.write_aecs(&DecompressAecs::write(&lengths, descriptor.aecs_len()));
             Ok(success(descriptor, output, 0, checksums))
         }
-        // A stream over several jobs would go on from a state which this engine does not keep.
+        // A stream over several jobs would continue from a state that this engine does not keep.
         End::Done if descriptor.has(op_flag::WRITE_AECS) => {
             Err(Refusal::Descriptor(status::INVALID_OP_FLAG))
         }
@@ -202,7 +201,7 @@ fn success(
     }
 }
 
-/// Of the uncompressed bytes.
+/// Checksums of the uncompressed bytes.
 #[derive(Clone, Copy, Default)]
 struct Checksums {
     crc: u32,
@@ -268,7 +267,7 @@ struct DecompressAecs {
 }
 
 impl DecompressAecs {
-    /// Where the device keeps its decoding tables, between what libqpl fills in by name.
+    /// The position of our decoding tables, between the fields that libqpl fills in by name.
     const TABLES: usize = 560;
     /// Distinguishes our tables from another writer's.
     const MARK: u32 = 0x5349_4141;

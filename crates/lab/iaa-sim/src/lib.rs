@@ -1,25 +1,24 @@
-//! An Intel IAA that is not there.
+//! A simulated Intel IAA.
 //!
-//! libqpl learns of devices from `libaccel-config.so.1`, and where it cannot map a work queue's
-//! portal it writes its 64-byte descriptors to the queue's device node. This crate, built as a
-//! shared object, stands in for that library, presents devices whose nodes are pipes, and does
-//! their work in threads of the same process: it takes the descriptors which the real libqpl writes
-//! and fills in completion records. So all of libqpl's hardware path runs, and all that a program
-//! has to do about it: on a machine without the device, and with whatever goes wrong that a test
-//! wants.
+//! libqpl learns of devices from `libaccel-config.so.1`. If it cannot map a work queue's portal, it
+//! writes its 64-byte descriptors to the queue's device node. This crate, built as a shared object,
+//! replaces that library, presents devices whose nodes are pipes, and does their work in threads of
+//! the same process: it reads the descriptors from the real libqpl and fills in completion records.
+//! So all of libqpl's hardware path runs on a machine without the device, and all code of a program
+//! for it, with any fault that a test injects.
 //!
 //! ## Use
 //!
 //! - In a test: [`Simulator::load`] before the first use of libqpl's hardware path. libqpl looks
-//!   for devices once per process, so tests which want different machines call
+//!   for devices once per process, so tests that need different machines call
 //!   [`testing::in_own_process`].
 //! - For another program: `LD_PRELOAD` with [`library_path`], and [`Settings`] as text in the
 //!   environment variable [`VARIABLE`].
 //!
-//! No search path has to lead to the shared object: it carries libaccel-config's soname, and a
-//! library which is already loaded answers to that. Only libqpl has to be found. Where it is
-//! unpacked in a folder `ROOT` beside a C library newer than the system's, programs are started
-//! through that one's dynamic loader, which Cargo does for tests when told so:
+//! No search path has to include the shared object: it has libaccel-config's soname, and a loaded
+//! library is found by its soname. Only libqpl has to be found. If it is unpacked in a folder
+//! `ROOT` beside a C library newer than the system's, programs are started through that one's
+//! dynamic loader. Cargo does this for tests if configured so:
 //!
 //! ```text
 //! LOADER=ROOT/usr/lib64/ld-linux-x86-64.so.2
@@ -28,15 +27,15 @@
 //! cargo test -p iaa-sim
 //! ```
 //!
-//! and a test does for other programs with [`testing::launch`]. Tests which miss libqpl say so by
-//! name, and fail where `CI=true`.
+//! and a test does it for other programs with [`testing::launch`]. Tests without libqpl report so
+//! by name, and fail if `CI=true`.
 //!
-//! ## What is not simulated
+//! ## Not simulated
 //!
 //! Submission by ENQCMD to a mapped portal; streams over several jobs; mini-block indexes;
 //! Huffman-only and big-endian streams; CRC-32C; filters and CRC64; the second generation's header
-//! generation and dictionaries; the timing of page requests. A descriptor which asks for such a
-//! thing is refused with the record by which a device refuses what it does not know.
+//! generation and dictionaries; the timing of page requests. A descriptor for one of these is
+//! refused with the record that a device uses for an unknown operation.
 
 #![deny(unsafe_code)]
 

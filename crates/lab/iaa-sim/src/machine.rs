@@ -9,10 +9,10 @@ use crate::counters::Counters;
 use crate::queue::Queue;
 use crate::settings::{AccelConfig, FaultKind, Settings, VARIABLE};
 
-/// The machine, as the environment describes it until somebody configures it.
+/// The machine, configured by the environment until it is configured explicitly.
 pub(crate) static MACHINE: LazyLock<Machine> = LazyLock::new(Machine::from_environment);
 
-/// What the settings have in store for one descriptor.
+/// The effect of the settings on one descriptor.
 #[derive(Default)]
 pub(crate) struct Turn {
     pub(crate) latency: Duration,
@@ -29,9 +29,9 @@ struct State {
     settings: Arc<Settings>,
     counters: Counters,
     counters_file: Option<File>,
-    /// Descriptors which had their turn, probes left out.
+    /// Descriptors that had their turn, without probes.
     turns: u32,
-    /// How often each fault of the settings has befallen a descriptor.
+    /// The number of injections of each fault.
     befallen: Vec<u32>,
     queues: Vec<Arc<Queue>>,
 }
@@ -42,8 +42,8 @@ impl Machine {
         let settings = match text.to_string_lossy().parse() {
             Ok(settings) => settings,
             Err(error) => {
-                // There is nobody to return this to. A machine which does not work says more than
-                // one which is not as it was meant to be.
+                // There is no caller to return this to. A machine that does not work is clearer
+                // than one with the wrong settings.
                 eprintln!("{VARIABLE}: {error}");
                 Settings {
                     library: AccelConfig::Broken,
@@ -66,7 +66,7 @@ impl Machine {
         machine
     }
 
-    /// Replaces the settings and begins to count anew.
+    /// Replaces the settings and resets the counters.
     pub(crate) fn configure(&self, settings: Settings) {
         let mut state = self.lock();
         state.counters = Counters::default();
@@ -97,7 +97,7 @@ impl Machine {
         self.lock().count(change);
     }
 
-    /// A queue is open: from now on it can be made busy.
+    /// Registers an open queue: from now on it can be made busy.
     pub(crate) fn opened(&self, queue: &Arc<Queue>) {
         let mut state = self.lock();
         if state.settings.busy {
@@ -106,8 +106,7 @@ impl Machine {
         state.queues.push(Arc::clone(queue));
     }
 
-    /// Calls `take` as soon as the device may take from its queues, and lets nobody change that
-    /// meanwhile.
+    /// Calls `take` as soon as the device may read from its queues. Nothing changes that meanwhile.
     pub(crate) fn when_running<T>(&self, take: impl FnOnce(&Settings) -> T) -> T {
         let state = self
             .changed
@@ -115,8 +114,7 @@ impl Machine {
         take(&state.unwrap_or_else(PoisonError::into_inner).settings)
     }
 
-    /// It is the next descriptor's turn: how long it takes, and what goes wrong with it, if
-    /// anything.
+    /// Starts the next descriptor's turn: returns its latency and its fault, if any.
     pub(crate) fn next_turn(&self) -> Turn {
         let mut state = self.lock();
         state.turns = state.turns.saturating_add(1);
@@ -139,7 +137,7 @@ impl Machine {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // Nothing that is done under the lock leaves the state half changed.
+        // No operation under the lock leaves the state half changed.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

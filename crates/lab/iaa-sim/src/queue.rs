@@ -1,10 +1,10 @@
-//! A work queue: a pipe into which libqpl writes descriptors, and the thread that works them off.
+//! A work queue: a pipe that libqpl writes descriptors to, and the thread that executes them.
 //!
-//! libqpl opens the queue's device node, tries to map its portal, and where that fails writes its
-//! descriptors to the node. The node which it gets is a pipe under `/proc/self/fd`: it opens, does
-//! not map and takes writes. In *packet mode* a pipe has a fixed number of places, one for each
-//! write whatever its length, and with non-blocking writes a full pipe refuses; so the pipe is the
-//! queue, as deep as it has places, and the kernel is what refuses.
+//! libqpl opens the queue's device node, tries to map its portal, and if that fails writes its
+//! descriptors to the node. The node here is a pipe under `/proc/self/fd`: it opens, cannot be
+//! mapped and accepts writes. In *packet mode* a pipe has a fixed number of places, one for each
+//! write of any length, and a full pipe refuses non-blocking writes. So the pipe is the queue, its
+//! places are the queue's depth, and the kernel does the refusing.
 
 #![allow(unsafe_code)]
 
@@ -31,8 +31,8 @@ pub(crate) struct Queue {
 }
 
 impl Queue {
-    /// A queue with `depth` places, a power of two, and a thread that serves it until the process
-    /// ends.
+    /// Makes a queue with `depth` places, a power of two, and a thread that serves it until the
+    /// process ends.
     pub(crate) fn start(depth: u32) -> io::Result<Arc<Queue>> {
         let (reader, writer) =
             pipe_with(PipeFlags::CLOEXEC | PipeFlags::DIRECT | PipeFlags::NONBLOCK)?;
@@ -45,12 +45,12 @@ impl Queue {
         Ok(queue)
     }
 
-    /// What libqpl opens.
+    /// The path that libqpl opens.
     pub(crate) fn device_node(&self) -> String {
         format!("/proc/self/fd/{}", self.writer.as_raw_fd())
     }
 
-    /// Takes every free place, as another program's descriptors would.
+    /// Takes every free place, like another program's descriptors.
     pub(crate) fn fill(&self) {
         while rustix::io::write(&self.writer, &FILLER).is_ok() {}
     }
@@ -64,15 +64,16 @@ impl Queue {
                     Order::Reversed => std::iter::from_fn(|| self.take()).collect(),
                 })
             } else {
-                // libqpl waits for the probe's answer without end, whatever the settings are.
+                // libqpl waits for the probe's answer without a time limit, so settings do not
+                // apply to it.
                 self.take().into_iter().collect()
             };
             while let Some(bytes) = taken.pop() {
                 opened = true;
                 if bytes != FILLER {
-                    // SAFETY: only this process can write to the pipe, and only libqpl, which got
-                    // the device node for this purpose, and `fill` do. So this is a descriptor
-                    // which libqpl submits, and its caller keeps the job and its buffers until
+                    // SAFETY: only this process can write to the pipe, and only `fill` and libqpl,
+                    // which got the device node for this purpose, do so. So this is a descriptor
+                    // that libqpl submits, and its caller keeps the job and its buffers until
                     // completion.
                     let work = unsafe { Work::submitted(Descriptor::new(bytes)) };
                     self.process(work);
@@ -81,11 +82,11 @@ impl Queue {
         }
     }
 
-    /// Waits until there is something to take. Whether there ever will be.
+    /// Waits for a descriptor. Returns whether one can still come.
     fn wait(&self) -> bool {
         let mut readable = [PollFd::new(&self.reader, PollFlags::IN)];
         let waited = poll(&mut readable, None);
-        // A signal may end the waiting early, which the next one makes good.
+        // A signal may end the wait early; the next wait makes up for it.
         let fatal = waited
             .err()
             .filter(|error| *error != rustix::io::Errno::INTR);
@@ -119,7 +120,7 @@ impl Queue {
             Some(Outcome::Record(record)) => work.complete(record),
             Some(Outcome::Lost) => {}
             Some(Outcome::Late(delay)) => {
-                // The process may end before, as it may with a device.
+                // The process may end before, as with a real device.
                 thread::spawn(move || {
                     thread::sleep(delay);
                     do_work(work);
@@ -129,10 +130,10 @@ impl Queue {
         }
     }
 
-    /// Makes whoever has opened the device node write packets, and never wait.
+    /// Makes the opener of the device node write packets without blocking.
     ///
-    /// libqpl opens the node without either flag. It does so before the probe and waits for its
-    /// answer, so that this is the moment at which all later writes can be made right.
+    /// libqpl opens the node without either flag, before the probe, and then waits for the probe's
+    /// answer. At this moment all later writes can be configured.
     fn admit_writers(&self) {
         let admit = || -> io::Result<()> {
             let own = [self.reader.as_raw_fd(), self.writer.as_raw_fd()];
@@ -144,7 +145,7 @@ impl Queue {
                     continue;
                 };
                 if std::fs::read_link(entry.path()).is_ok_and(|target| target == pipe) {
-                    // SAFETY: the descriptor was just seen to be libqpl's end of this pipe, and
+                    // SAFETY: the descriptor was just verified to be libqpl's end of this pipe, and
                     // libqpl keeps it open at least until the probe is answered.
                     let fd = unsafe { BorrowedFd::borrow_raw(number) };
                     let flags = fcntl_getfl(fd)?;
@@ -174,7 +175,7 @@ enum Outcome {
     Late(Duration),
 }
 
-/// What the settings' fault makes of a descriptor; `None` when it does not apply.
+/// The effect of an injected fault on a descriptor; `None` if it does not apply.
 fn apply(fault: FaultKind, descriptor: &Descriptor) -> Option<Outcome> {
     let page_fault = |status, fault_address| {
         (!descriptor.has(op_flag::BLOCK_ON_FAULT)).then(|| {
@@ -218,8 +219,8 @@ fn count_operation(descriptor: &Descriptor) {
     });
 }
 
-/// A packet takes a page of the pipe, however short it is; x86-64's pages have this size.
+/// A packet takes a page of the pipe, whatever its length; x86-64's pages have this size.
 const PLACE_BYTES: usize = 4096;
 
-/// No descriptor: its first word, where libqpl has 0, says so.
+/// Not a descriptor: its first word, which libqpl sets to 0, marks it.
 const FILLER: [u8; LEN] = [0xff; LEN];

@@ -1,9 +1,9 @@
-//! What the simulated machine is like and what goes wrong in it.
+//! The properties of the simulated machine, and its faults.
 //!
-//! [`Settings`] are written as text, in the environment variable [`VARIABLE`] or through
+//! [`Settings`] are text in the environment variable [`VARIABLE`] or in
 //! [`Simulator::configure`](crate::Simulator::configure): `key=value` separated by commas, in any
-//! order, keys left out keep their default. [`Settings`] is [`Display`](fmt::Display) and
-//! [`FromStr`], so that a test builds the value and never the text.
+//! order; absent keys have their defaults. [`Settings`] implements [`Display`](fmt::Display) and
+//! [`FromStr`], so a test builds the value and never the text.
 
 use std::fmt;
 use std::num::NonZeroU32;
@@ -11,21 +11,21 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-/// The environment variable which is read when the shared object is loaded.
+/// The environment variable that is read when the shared object is loaded.
 pub const VARIABLE: &str = "IAA_SIM";
 
 /// The simulated machine.
 ///
-/// The first group is what libqpl reads once per process, at the first use of its hardware path; a
-/// later change has no effect. The second group may change at any time.
+/// libqpl reads the first group once per process, at the first use of its hardware path; later
+/// changes have no effect. The second group may change at any time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// `devices`: IAA devices, 0..=8.
     pub devices: u32,
     /// `queues`: work queues of each device, 1..=8.
     pub queues: u32,
-    /// `depth`: descriptors which wait in one queue before it is full; a power of two, 1..=128.
-    /// The one being worked on does not count.
+    /// `depth`: descriptors that wait in one queue before it is full; a power of two, 1..=128. The
+    /// one in work does not count.
     pub depth: u32,
     /// `numa`: the node of every device, -1 for none (which fits every caller).
     pub numa_node: i32,
@@ -37,9 +37,9 @@ pub struct Settings {
     pub dedicated: bool,
     /// `access`: whether a queue's device node can be used.
     pub access: Access,
-    /// `library`: what libaccel-config, and the kernel below it, is able to say.
+    /// `library`: the abilities of libaccel-config, and of the kernel below it.
     pub library: AccelConfig,
-    /// `operations`: what the queues' `op_config` permits.
+    /// `operations`: the operations permitted by the queues' `op_config`.
     pub operations: Operations,
     /// `max-transfer`: the queues' largest transfer in bytes.
     pub max_transfer_bytes: u64,
@@ -48,24 +48,24 @@ pub struct Settings {
 
     /// `latency-us`: time from a descriptor's turn to its completion, in whole microseconds.
     pub latency: Duration,
-    /// `order`: which of the waiting descriptors has its turn first.
+    /// `order`: which waiting descriptor is next.
     pub order: Order,
-    /// `healthy-for`: so many descriptors have no latency and no fault, the queues' probes at
-    /// opening not counted. For what is to go wrong only when a program is at work.
+    /// `healthy-for`: this many descriptors have no latency and no fault, excluding the queues'
+    /// probes at opening. Use it to delay faults until a program is at work.
     pub healthy_for: u32,
-    /// `paused`: whether the device takes nothing from its queues.
+    /// `paused`: whether the device stops reading from its queues.
     pub paused: bool,
-    /// `busy`: whether the queues are full of somebody else's descriptors. Implies `paused`.
+    /// `busy`: whether the queues are full of others' descriptors. Implies `paused`.
     pub busy: bool,
-    /// `fault`: what goes wrong; the key may occur several times. Of several that are due for a
-    /// descriptor the first holds.
+    /// `fault`: injected faults; the key may occur several times. If several apply to a descriptor,
+    /// the first one wins.
     pub faults: Vec<Fault>,
-    /// `counters`: a file which always has the [`Counters`](crate::Counters), for another process.
+    /// `counters`: a file that always has the [`Counters`](crate::Counters), for another process.
     pub counters: Option<PathBuf>,
 }
 
 impl Default for Settings {
-    /// A healthy machine with one device with one queue as deep as hardware has it.
+    /// A healthy machine with one device with one queue of the hardware's depth.
     fn default() -> Self {
         Settings {
             devices: 1,
@@ -91,7 +91,7 @@ impl Default for Settings {
     }
 }
 
-/// Declares an enumeration whose values are words of the text form.
+/// Declares an enumeration with values that are words of the text form.
 macro_rules! words {
     ($($(#[$type_doc:meta])* $type_name:ident {
         $($(#[$doc:meta])* $name:ident = $word:literal,)*
@@ -120,7 +120,7 @@ macro_rules! words {
 }
 
 words! {
-    /// What happens at the device node of a queue.
+    /// The behaviour of a queue's device node.
     Access {
         /// It opens and takes descriptors.
         Granted = "granted",
@@ -130,21 +130,21 @@ words! {
         Refused = "refused",
     }
 
-    /// What libaccel-config, and the kernel below it, is able to say.
+    /// The abilities of libaccel-config, and of the kernel below it.
     AccelConfig {
-        /// Everything that a device of the first generation has.
+        /// A device of the first generation with all functions.
         Current = "current",
-        /// A device of the second generation, and no function to read its capabilities.
+        /// A device of the second generation, without a function to read its capabilities.
         Old = "old",
-        /// A device of the second generation, and a kernel that does not show its capabilities.
+        /// A device of the second generation, with a kernel that does not show its capabilities.
         OldKernel = "old-kernel",
         /// No context can be made.
         Broken = "broken",
     }
 
-    /// What a queue's `op_config` permits.
+    /// The operations permitted by a queue's `op_config`.
     Operations {
-        /// Everything; there is no `op_config`.
+        /// All operations; there is no `op_config`.
         All = "all",
         /// Compression, not decompression.
         Compress = "compress",
@@ -152,32 +152,32 @@ words! {
         Decompress = "decompress",
     }
 
-    /// Which of the waiting descriptors has its turn first.
+    /// Which waiting descriptor is next.
     Order {
         /// The first.
         Queue = "queue",
-        /// The last of those which have come so far.
+        /// The last one that has arrived so far.
         Reversed = "reversed",
     }
 }
 
-/// Something that goes wrong with some of the descriptors.
+/// An injected fault of some of the descriptors.
 ///
 /// In text: `KIND`, `KIND@EVERY`, `KIND*LIMIT` or `KIND@EVERY*LIMIT`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fault {
-    /// What goes wrong.
+    /// The kind of fault.
     pub kind: FaultKind,
-    /// Each how-many-th descriptor it befalls: 1 all, 3 the third, the sixth, ... Counted since the
-    /// settings were made, or since the machine is healthy no more, without the queue's probe at
-    /// opening, with what libqpl submits again.
+    /// Applies to every n-th descriptor (1 = all), counted from the settings or from the end of the
+    /// healthy phase, without the queue's probe at opening, and including those that libqpl submits
+    /// again.
     pub every: NonZeroU32,
-    /// How often at most, 0 for without end.
+    /// The maximum number of injections, 0 for no limit.
     pub limit: u32,
 }
 
 impl Fault {
-    /// A fault that befalls each descriptor.
+    /// A fault of every descriptor.
     pub const fn always(kind: FaultKind) -> Fault {
         Fault {
             kind,
@@ -187,16 +187,16 @@ impl Fault {
     }
 }
 
-/// What can go wrong with a descriptor.
+/// The kinds of faults of a descriptor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FaultKind {
     /// `read-page`: the input's first page is missing (status byte 0x03).
     ReadPage,
-    /// `read-page-nowhere`: the same, without the address at which it is missing.
+    /// `read-page-nowhere`: the same, without the address of the page.
     ReadPageNowhere,
     /// `write-page`: the output's first page is missing (status byte 0x83).
     WritePage,
-    /// `write-page-nowhere`: the same, without the address at which it is missing.
+    /// `write-page-nowhere`: the same, without the address of the page.
     WritePageNowhere,
     /// `record:STATUS:ERROR`, both hexadecimal: a completion record with these two bytes.
     Record {
@@ -205,18 +205,17 @@ pub enum FaultKind {
         /// The record's byte 1.
         error: u8,
     },
-    /// `lost`: no completion record, ever.
+    /// `lost`: no completion record at all.
     Lost,
-    /// `late:MILLISECONDS`: everything is right, and this much later than it should be. The
-    /// descriptors behind it do not wait.
+    /// `late:MILLISECONDS`: a correct result, delayed by this time. Later descriptors do not wait.
     Late(Duration),
 }
 
-/// The text is not that of settings.
+/// The text is not valid settings.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{entry:?} is not a setting of the simulated IAA")]
 pub struct ParseError {
-    /// The part which is not understood.
+    /// The invalid part.
     pub entry: String,
 }
 
@@ -289,7 +288,7 @@ impl FromStr for Settings {
 }
 
 impl Settings {
-    /// Whether the device leaves its queues alone.
+    /// Returns whether the device does not read from its queues.
     pub(crate) fn holds(&self) -> bool {
         self.paused || self.busy
     }
@@ -375,7 +374,7 @@ fn parse_fault(text: &str) -> Option<Fault> {
         }
         record => {
             let (status, error) = record.strip_prefix(RECORD)?.split_once(':')?;
-            // Status 0 would be a record that is not written yet: that is `lost`.
+            // Status 0 would be an unwritten record: that is `lost`.
             let status = u8::from_str_radix(status, 16)
                 .ok()
                 .filter(|status| *status != 0)?;

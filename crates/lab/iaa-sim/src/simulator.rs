@@ -1,4 +1,4 @@
-//! The handle by which a program that uses libqpl puts the simulated machine under it.
+//! The handle with which a program places the simulated machine under libqpl.
 
 #![allow(unsafe_code)]
 
@@ -7,17 +7,17 @@ use std::path::{Path, PathBuf};
 use crate::counters::Counters;
 use crate::settings::Settings;
 
-/// The shared object, loaded into this process in libaccel-config's place.
+/// The shared object, loaded into this process in place of libaccel-config.
 ///
-/// This crate's code is in such a process twice: as the shared object, which is the machine, and as
-/// the Rust library which this handle is from. They speak through C functions.
+/// Such a process has this crate's code twice: as the shared object, which is the machine, and as
+/// the Rust library of this handle. They communicate through C functions.
 #[derive(Debug)]
 pub struct Simulator {
     configure: unsafe extern "C" fn(*const u8, usize) -> bool,
     counters: unsafe extern "C" fn(*mut Counters),
 }
 
-/// The simulated machine is not to be had.
+/// The simulated machine is not available.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LoadError {
@@ -27,26 +27,26 @@ pub enum LoadError {
     /// The shared object cannot be loaded.
     #[error("{} cannot be loaded", path.display())]
     Load {
-        /// Where it is.
+        /// Its path.
         path: PathBuf,
-        /// The loader's words.
+        /// The loader's message.
         source: libloading::Error,
     },
 }
 
 impl Simulator {
-    /// Loads the shared object and gives it its settings.
+    /// Loads the shared object and configures it.
     ///
-    /// To be called before libqpl's hardware path is used in the process: libqpl then looks for
-    /// libaccel-config, once, and takes what is already loaded under that name.
+    /// Call this before libqpl's hardware path is used in the process: libqpl then looks for
+    /// libaccel-config, once, and takes the library already loaded under that name.
     ///
     /// # Errors
     ///
-    /// [`LoadError`] when there is no shared object or it cannot be loaded.
+    /// [`LoadError`] if there is no shared object or it cannot be loaded.
     pub fn load(settings: &Settings) -> Result<Simulator, LoadError> {
         let path = library_path().ok_or(LoadError::Missing)?;
         let load = || {
-            // SAFETY: the shared object is this crate, whose initialisation is that of Rust's
+            // SAFETY: the shared object is this crate, and its initialisation is that of Rust's
             // standard library.
             let library = unsafe { libloading::Library::new(&path) }?;
             // SAFETY: the type is that of the function in `control`.
@@ -68,29 +68,29 @@ impl Simulator {
         Ok(simulator)
     }
 
-    /// Replaces the settings and begins to count anew. What libqpl has read already stays.
+    /// Replaces the settings and resets the counters. Values already read by libqpl stay.
     ///
     /// # Panics
     ///
-    /// When the shared object does not understand the settings: it is from another build.
+    /// If the shared object does not understand the settings: it is from another build.
     pub fn configure(&self, settings: &Settings) {
         let text = settings.to_string();
-        // SAFETY: the text has the length which is passed.
+        // SAFETY: the text has the length that is passed.
         let understood = unsafe { (self.configure)(text.as_ptr(), text.len()) };
         assert!(understood, "libiaa_sim.so does not know: {text}");
     }
 
-    /// What has happened since the settings were made.
+    /// The counters since the settings were made.
     pub fn counters(&self) -> Counters {
         let mut counters = Counters::default();
-        // SAFETY: `counters` is writable, and of the type which the function in `control` writes.
+        // SAFETY: `counters` is writable, and has the type that the function in `control` writes.
         unsafe { (self.counters)(&mut counters) };
         counters
     }
 }
 
-/// Where Cargo has put the shared object: with a test in its own folder `deps`, with a program in
-/// the one below. For `LD_PRELOAD`, which gives another process the simulated machine.
+/// The path of Cargo's shared object: for a test in its own folder `deps`, for a program in the one
+/// below. For `LD_PRELOAD`, which gives another process the simulated machine.
 pub fn library_path() -> Option<PathBuf> {
     let program = PathBuf::from(std::env::args_os().next()?);
     let folder = program.parent()?;

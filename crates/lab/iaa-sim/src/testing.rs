@@ -1,8 +1,8 @@
-//! What tests need who use the simulated machine.
+//! Support for tests with the simulated machine.
 //!
-//! libqpl looks for devices once per process, so a test which wants another machine than its
-//! neighbours' needs a process of its own. And a process which is to find libqpl may have been
-//! started through a dynamic loader of its own, which its children need too.
+//! libqpl looks for devices once per process, so a test that needs another machine than other tests
+//! needs a process of its own. A process that finds libqpl may have been started through an
+//! explicit dynamic loader, which its children need too.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
@@ -14,7 +14,7 @@ use std::process::Command;
 ///
 /// # Panics
 ///
-/// When the other process fails, with what it has written.
+/// If the other process fails, with its output.
 pub fn in_own_process(test: &str, body: impl FnOnce()) {
     if std::env::var_os(VARIABLE).is_some_and(|running| running == test) {
         return body();
@@ -32,14 +32,15 @@ pub fn in_own_process(test: &str, body: impl FnOnce()) {
         "{test} in its own process: {}\n{words}{complaints}",
         output.status
     );
-    // A name that no test has makes the harness run nothing, successfully.
+    // With a name that no test has, the harness runs nothing, successfully.
     assert!(
         words.contains("1 passed"),
         "there is no test {test}:\n{words}"
     );
 }
 
-/// A command that starts `program` as this process was started: through the same dynamic loader.
+/// A command that starts `program` in the same way as this process: through the same dynamic
+/// loader.
 pub fn launch(program: &OsStr) -> Command {
     let mut words = loader().into_iter().chain([program.to_owned()]);
     let mut command = Command::new(words.next().expect("the program at least"));
@@ -47,9 +48,9 @@ pub fn launch(program: &OsStr) -> Command {
     command
 }
 
-/// The loader's call which precedes the program's name, as far as there was one.
+/// The loader's arguments before the program's name, if there was an explicit loader.
 fn loader() -> Vec<OsString> {
-    // The kernel knows the whole command line, the program is told of its own part only.
+    // The kernel has the whole command line; the program only sees its own part.
     let line = std::fs::read("/proc/self/cmdline").unwrap_or_default();
     let words: Vec<&[u8]> = line.split_inclusive(|byte| *byte == 0).collect();
     let own = std::env::args_os().count();
@@ -59,5 +60,5 @@ fn loader() -> Vec<OsString> {
         .collect()
 }
 
-/// Names the test that the process was started for.
+/// Names the test for which the process was started.
 const VARIABLE: &str = "IAA_SIM_TEST";

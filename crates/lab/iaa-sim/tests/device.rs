@@ -70,7 +70,7 @@ fn the_call_that_waits_goes_to_the_device_too() {
     assert_eq!(counters.statistics, pages().len() as u64);
 }
 
-/// libqpl 1.9.0 takes the Adler-32 of a hardware job's earlier pages along.
+/// libqpl 1.9.0 includes a hardware job's earlier pages in the Adler-32.
 #[test]
 fn a_zlib_trailer_is_right_only_on_a_fresh_job() {
     let Some(bench) = Bench::healthy("a_zlib_trailer_is_right_only_on_a_fresh_job") else {
@@ -111,7 +111,7 @@ fn the_device_uses_the_codes_it_is_given() {
     );
 }
 
-/// Pieces joined into one stream as zlib's flush would, which is right only if the device tells the
+/// Joins pieces into one stream like zlib's flush, which is right only if the device reports the
 /// true number of bits in a piece's last byte.
 #[test]
 fn the_last_bits_are_told_right() {
@@ -121,7 +121,7 @@ fn the_last_bits_are_told_right() {
     let mut job = bench.job();
     let mut stream = Vec::new();
     let mut offsets = [false; 8];
-    // Of different lengths, so that the pieces end at every bit.
+    // The lengths differ, so that the pieces end at every bit.
     let pieces: Vec<Vec<u8>> = (0..40)
         .map(|cut| pages()[cut % 5][cut..].to_vec())
         .collect();
@@ -134,7 +134,7 @@ fn the_last_bits_are_told_right() {
         let mut packed = job.output().to_vec();
         packed[0] &= !1;
         stream.extend(packed);
-        // A stored block's three header bits take the free bits of the last byte, if there are
+        // A stored block's three header bits use the free bits of the last byte, if there are
         // three.
         let free = (8 - last_bits) % 8;
         stream.extend(&[0, 0, 0, 0xff, 0xff][usize::from(free >= 3)..]);
@@ -197,8 +197,8 @@ fn device_and_software_read_each_others_canned_pages() {
     }
 }
 
-/// libqpl makes a canned job's AECS from what is in the job and does not take the fixed block's
-/// header out of it: a job which is to be canned has to be only canned.
+/// libqpl makes a canned job's AECS from the job's state and does not remove the fixed block's
+/// header: a job for canned mode must only be used for canned mode.
 #[test]
 fn a_job_that_wrote_a_header_spoils_canned_pages() {
     let Some(bench) = Bench::healthy("a_job_that_wrote_a_header_spoils_canned_pages") else {
@@ -274,7 +274,7 @@ fn what_does_not_fit_is_refused() {
     let mut job = bench.job();
     job.prepare(Operation::COMPRESS, Flags::OMIT_VERIFY, &random, PAGE - 1);
     assert_eq!(job.run(), Status::MORE_OUTPUT_NEEDED);
-    // With room for it the library falls back to a stored block.
+    // With enough room, the library falls back to a stored block.
     job.prepare(Operation::COMPRESS, Flags::OMIT_VERIFY, &random, PAGE + 5);
     assert_eq!(job.run(), Status::OK);
     assert_eq!(job.output().len(), PAGE + 5);
@@ -295,7 +295,7 @@ fn the_window_has_4096_bytes() {
     let Some(bench) = Bench::healthy("the_window_has_4096_bytes") else {
         return;
     };
-    // A head that comes again after a filling of zeros.
+    // A head that repeats after a filling of zeros.
     let far_match = |distance: usize| {
         let mut input: Vec<u8> = (1..=64).collect();
         input.resize(distance, 0);
@@ -326,11 +326,11 @@ fn what_breaks_the_rules_is_refused_by_name() {
     let cases: &[(&[u8], Status)] = &[
         (&[0b111], Status::INVALID_BLOCK_TYPE),
         (&[0b001, 4, 0, 4, 0, 1, 2, 3, 4], Status::INVALID_STORED_LEN),
-        // 30 more literal/length codes, which makes 287.
+        // 30 additional literal/length codes, which makes 287.
         (&[0b1111_0101, 0, 0, 0], Status::TOO_MANY_LL_CODES),
         // 31 distance codes.
         (&[0b0000_0101, 0b0001_1110, 0, 0], Status::TOO_MANY_D_CODES),
-        // The fixed codes for a match of 3 bytes at distance 1, with nothing before it.
+        // The fixed codes for a match of 3 bytes at distance 1 at the start of the output.
         (&[0b0000_0011, 0b0000_0010, 0, 0], Status::REF_BEFORE_START),
         (&whole[..whole.len() - 1], Status::BAD_EOF),
         (&whole[..20], Status::BAD_EOF),
@@ -377,7 +377,7 @@ fn a_flushed_stream_is_read_when_no_final_block_is_demanded() {
     }
 }
 
-/// A stream over several jobs needs state which the engine does not keep: it says so.
+/// A stream over several jobs needs state that the engine does not keep: it reports so.
 #[test]
 fn a_chain_of_jobs_is_refused() {
     let Some(bench) = Bench::healthy("a_chain_of_jobs_is_refused") else {

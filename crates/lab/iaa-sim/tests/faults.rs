@@ -91,9 +91,9 @@ fn a_queue_that_others_fill_is_busy() {
     assert_eq!(job.run(), Status::OK);
 }
 
-/// The second descriptor of a dynamic job is submitted from within the check. When that finds the
-/// queue busy libqpl 1.9.0 loses its way: every further check says so again, and a second
-/// submission goes through the first pass for ever. Only a fresh job helps.
+/// The second descriptor of a dynamic job is submitted from within the check. If this finds the
+/// queue busy, libqpl 1.9.0 gets stuck: every further check reports a busy queue again, and a
+/// second submission repeats the first pass for ever. Only a fresh job helps.
 #[test]
 fn a_dynamic_job_that_finds_the_queue_busy_half_way_is_spoilt() {
     let Some(bench) = Bench::healthy("a_dynamic_job_that_finds_the_queue_busy_half_way_is_spoilt")
@@ -186,7 +186,7 @@ fn one_page_fault_is_mended_and_a_second_is_not() {
         assert_eq!(counters.read_faults + counters.write_faults, 1);
         assert_eq!(counters.compressions, 2, "submitted again");
 
-        // The same job again: libqpl has used up its retry for good.
+        // The same job again: libqpl has used up its only retry.
         bench.device.configure(&with_fault(once));
         job.prepare_compress(Flags::NONE, &pages()[0]);
         assert_eq!(job.run(), status);
@@ -222,7 +222,7 @@ fn a_page_fault_without_address_is_not_mended() {
 
 #[test]
 fn every_error_record_has_its_status() {
-    // Status byte and error byte, and what libqpl makes of them when compressing.
+    // Status byte and error byte, and libqpl's status for them when compressing.
     let by_error_byte = (1..=36)
         .filter(|error| *error != 25)
         .map(|error| (0x0a, error, 200 + u32::from(error)));
@@ -306,7 +306,7 @@ fn a_lost_job_never_completes() {
         Status::BEING_PROCESSED
     );
     assert_eq!(bench.device.counters().lost, 1);
-    // The device itself goes on.
+    // The device itself continues.
     let mut job = bench.job();
     job.prepare_compress(Flags::NONE, &pages()[0]);
     assert_eq!(job.run(), Status::OK);

@@ -1,6 +1,6 @@
-//! What libqpl says of machines that have no IAA, or one that cannot be used.
+//! libqpl's reports on machines without an IAA, or with an unusable one.
 //!
-//! It looks once per process, so each test has one of its own.
+//! It looks once per process, so each test runs in its own.
 
 mod support;
 
@@ -22,7 +22,7 @@ fn on_machine(test: &str, settings: Settings, body: impl FnOnce(&'static Library
     });
 }
 
-/// Asserts what initialisation says of such a machine.
+/// Asserts the status of initialisation on such a machine.
 fn opening_gives(test: &str, settings: Settings, status: Status) {
     on_machine(test, settings, |library, machine| {
         assert_eq!(init_status(library), status);
@@ -173,7 +173,7 @@ fn several_devices_and_queues() {
     on_machine("several_devices_and_queues", healthy, |library, machine| {
         assert_eq!(init_status(library), Status::OK);
         assert_eq!(machine.counters().probes, 6);
-        // Each of the six queues takes one descriptor.
+        // Each of the six queues accepts one descriptor.
         machine.configure(&settings);
         let mut jobs: Vec<HardwareJob> = (0..7)
             .map(|_| HardwareJob::new(library).expect("a device"))
@@ -192,14 +192,14 @@ fn several_devices_and_queues() {
 
 #[test]
 fn wrong_numa_node() {
-    // A node which no machine that runs this test has.
+    // A node that no machine running this test has.
     let settings = Settings {
         numa_node: 4000,
         ..Settings::default()
     };
     on_machine("wrong_numa_node", settings, |library, machine| {
-        // The default, the caller's socket, is left out: on processors which do not tell their
-        // socket libqpl takes every node to be on it.
+        // The default, the caller's socket, is left out: on processors that do not report their
+        // socket, libqpl assumes that every node is on it.
         assert_eq!(
             compress(library, NumaId::CURRENT),
             Status::INIT_WORK_QUEUES_NOT_AVAILABLE
@@ -211,7 +211,7 @@ fn wrong_numa_node() {
         assert_eq!(machine.counters().compressions, 0);
         assert_eq!(compress(library, NumaId::ANY), Status::OK);
         assert_eq!(compress(library, NumaId(4000)), Status::OK);
-        // Waiting for the outcome within the call, libqpl does not look at the node.
+        // When it waits for the outcome within the call, libqpl ignores the node.
         let mut job = HardwareJob::new(library).expect("a device");
         job.prepare_compress(Flags::NONE, &pages()[0]).numa_id = NumaId(3);
         assert_eq!(job.execute(), Status::OK);
@@ -274,7 +274,7 @@ fn missing_pages_are_waited_for() {
     );
 }
 
-/// libqpl waits for the answer to its probe without end.
+/// libqpl waits for the answer to its probe without a time limit.
 #[test]
 fn faults_spare_the_opening() {
     let settings = Settings {
@@ -312,7 +312,7 @@ fn a_table_needs_the_device_for_its_state() {
     );
 }
 
-/// Another program under the simulated machine: preloaded, with settings from the environment.
+/// Runs another program on the simulated machine: preloaded, with settings from the environment.
 #[test]
 fn another_program_may_have_the_machine() {
     let test = "another_program_may_have_the_machine";

@@ -1,4 +1,4 @@
-//! A process's memory, its copy, and what was written since.
+//! A process's memory, its copy, and the pages written since.
 
 use std::fs::{self, File};
 use std::io;
@@ -16,7 +16,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::injection;
 use crate::ranges::writable;
 
-/// A process of which a copy is kept. Each of its writable mappings is a RAM block, named by its
+/// A process with a copy of its memory. Each of its writable mappings is a RAM block, named by its
 /// address.
 #[derive(Debug)]
 pub struct Captive {
@@ -27,12 +27,12 @@ pub struct Captive {
 }
 
 impl Captive {
-    /// Makes the memory of a process trackable. It should have nothing to do for a moment. What it
-    /// maps later is not part of it.
+    /// Makes the memory of a process trackable. The process should be idle for a moment. Later
+    /// mappings are not included.
     ///
     /// # Errors
     ///
-    /// When it cannot be traced, or not tracked.
+    /// If it cannot be traced or tracked.
     pub fn take(pid: u32) -> io::Result<Self> {
         let mut options = fs::OpenOptions::new();
         let memory = options
@@ -56,11 +56,11 @@ impl Captive {
         })
     }
 
-    /// What was written to it, for an engine; the copy is brought up to date by the way.
+    /// Its dirty log for an engine. Fetching it also updates the copy.
     ///
     /// # Errors
     ///
-    /// When its page tables cannot be read.
+    /// If its page tables cannot be read.
     pub fn log(&self) -> Result<CopyLog<'_>, DirtyLogError> {
         let written = self.copy.blocks();
         let empty =
@@ -72,17 +72,17 @@ impl Captive {
         })
     }
 
-    /// What stops and resumes it, for an engine.
+    /// Stops and resumes it for an engine.
     #[must_use]
     pub fn freezer(&self) -> Freezer<'_> {
         Freezer { captive: self }
     }
 
-    /// The blocks' names, and what the process itself holds there now.
+    /// The blocks' names, and the process's own current content.
     ///
     /// # Errors
     ///
-    /// When it has ended.
+    /// If it has ended.
     pub fn contents(&self) -> impl Iterator<Item = io::Result<(BlockName, Vec<u8>)>> {
         let blocks = self.ranges.iter().zip(self.copy.mappings());
         blocks.map(|(range, (name, mapping))| {
@@ -112,13 +112,13 @@ impl GuestMemory for Captive {
     }
 }
 
-/// A log that copies what it reports. A page written while it is copied is reported, and copied,
-/// once more.
+/// A log that copies the pages it reports. A page written during its copy is reported and copied
+/// again.
 #[derive(Debug)]
 pub struct CopyLog<'a> {
     captive: &'a Captive,
     log: PagemapLog,
-    /// Since the last fetch, one bitmap for each block.
+    /// The pages written since the last fetch, one bitmap for each block.
     written: Vec<DirtyBitmap>,
 }
 
@@ -156,7 +156,7 @@ impl DirtyLog for CopyLog<'_> {
     }
 }
 
-/// Stops a process by a signal, and lets it go on by another.
+/// Stops a process by a signal, and resumes it by another.
 #[derive(Debug)]
 pub struct Freezer<'a> {
     captive: &'a Captive,
@@ -171,7 +171,7 @@ impl Freezer<'_> {
         )?)
     }
 
-    /// Whether each of its threads has stopped.
+    /// Returns whether all its threads have stopped.
     fn is_frozen(&self) -> io::Result<bool> {
         for thread in fs::read_dir(format!("/proc/{}/task", self.captive.pid))? {
             let stat = fs::read_to_string(thread?.path().join("stat"))?;

@@ -1,4 +1,4 @@
-//! System calls of another process, made for it by `ptrace(2)`.
+//! Makes system calls in another process by `ptrace(2)`.
 #![allow(unsafe_code)]
 
 use std::fs::File;
@@ -12,12 +12,12 @@ use std::time::Duration;
 
 use libc::{c_long, c_uint, c_void, pid_t, user_regs_struct};
 
-/// Has the process make a userfaultfd and register `ranges` with it, for asynchronous write
-/// protection. The descriptor stays open there.
+/// Makes the process create a userfaultfd and register `ranges` with it, for asynchronous write
+/// protection. The descriptor stays open in the process.
 ///
 /// # Errors
 ///
-/// When the process cannot be traced, is never seen in a system call, or its kernel refuses.
+/// If the process cannot be traced, is never in a system call, or its kernel refuses.
 pub fn register(pid: u32, memory: &File, ranges: &[Range<u64>]) -> io::Result<()> {
     let mut tracee = Tracee::seize(pid, memory)?;
     let userfaultfd = tracee.call(libc::SYS_userfaultfd, [FLAGS, 0, 0])?;
@@ -30,11 +30,11 @@ pub fn register(pid: u32, memory: &File, ranges: &[Range<u64>]) -> io::Result<()
     Ok(())
 }
 
-/// A process whose first thread stands still in a system call. Dropped, it goes on where it was.
+/// A process whose first thread is stopped in a system call. Dropping this resumes it there.
 struct Tracee<'a> {
     pid: pid_t,
     memory: &'a File,
-    /// Where it was.
+    /// Its registers at the stop.
     saved: user_regs_struct,
 }
 
@@ -44,7 +44,7 @@ impl<'a> Tracee<'a> {
         trace(libc::PTRACE_SEIZE, pid, ptr::null_mut())?;
         let tracee = stopped_in_call(pid, memory).map(|saved| Self { pid, memory, saved });
         if tracee.is_err() {
-            // The error that there is already is the one to be told.
+            // Report the earlier error.
             let _ = detach(pid);
         }
         tracee
@@ -55,7 +55,7 @@ impl<'a> Tracee<'a> {
         let mut registers = user_regs_struct {
             rip: self.saved.rip - SYSCALL.len() as u64,
             rax: number as u64,
-            // No call that would have to be begun anew.
+            // The kernel must not restart the interrupted call.
             orig_rax: u64::MAX,
             rdi: a,
             rsi: b,
@@ -77,7 +77,7 @@ impl<'a> Tracee<'a> {
         Ok(result as u64)
     }
 
-    /// Makes an `ioctl` with a structure of words, which lies below the red zone of its stack
+    /// Makes an `ioctl` with a structure of words, which is placed below the red zone of its stack
     /// meanwhile.
     fn ioctl(&mut self, descriptor: u64, request: u64, words: &[u64]) -> io::Result<u64> {
         let place = (self.saved.rsp - BELOW_STACK) & !0xf;
@@ -94,7 +94,7 @@ impl<'a> Tracee<'a> {
 impl Drop for Tracee<'_> {
     fn drop(&mut self) {
         let mut saved = self.saved;
-        // If it has ended meanwhile, nothing is to be restored.
+        // If it has ended meanwhile, there is nothing to restore.
         let _ = trace(
             libc::PTRACE_SETREGS,
             self.pid,
@@ -104,7 +104,7 @@ impl Drop for Tracee<'_> {
     }
 }
 
-/// Lets a traced process go. It can be let go only while it stands still.
+/// Detaches from a traced process, which must be stopped.
 fn detach(pid: pid_t) -> io::Result<()> {
     let detach = || trace(libc::PTRACE_DETACH, pid, ptr::null_mut());
     detach().or_else(|_| {
@@ -114,7 +114,7 @@ fn detach(pid: pid_t) -> io::Result<()> {
     })
 }
 
-/// Stops a seized process until it is in a system call; its registers then.
+/// Stops a seized process inside a system call and returns its registers.
 fn stopped_in_call(pid: pid_t, memory: &File) -> io::Result<user_regs_struct> {
     for _ in 0..ATTEMPTS {
         trace(libc::PTRACE_INTERRUPT, pid, ptr::null_mut())?;
@@ -136,25 +136,25 @@ fn stopped_in_call(pid: pid_t, memory: &File) -> io::Result<user_regs_struct> {
 fn registers_of(pid: pid_t) -> io::Result<user_regs_struct> {
     let mut registers = MaybeUninit::<user_regs_struct>::zeroed();
     trace(libc::PTRACE_GETREGS, pid, registers.as_mut_ptr().cast())?;
-    // SAFETY: plain numbers, for which zeros would do as well as what the system has written.
+    // SAFETY: the structure has only plain numbers, for which every bit pattern is valid.
     Ok(unsafe { registers.assume_init() })
 }
 
-/// A request to `ptrace`, whose data, where it has some, is a `user_regs_struct`.
+/// A request to `ptrace`. If the request uses `data`, it is a `user_regs_struct`.
 fn trace(request: c_uint, pid: pid_t, data: *mut c_void) -> io::Result<()> {
-    // SAFETY: the requests of this module take no address; those that read or write at `data` are
-    // given a structure of the right type. What they change is the other process, which is its
-    // owner's business.
+    // SAFETY: the requests of this module use no address; those that read or write at `data` get a
+    // structure of the right type. They change only the other process, which is its owner's
+    // concern.
     match unsafe { libc::ptrace(request, pid, ptr::null_mut::<c_void>(), data) } {
         -1 => Err(io::Error::last_os_error()),
         _ => Ok(()),
     }
 }
 
-/// Waits until the process stands still.
+/// Waits until the process is stopped.
 fn wait(pid: pid_t) -> io::Result<()> {
     let mut status = 0;
-    // SAFETY: `status` is written during the call only.
+    // SAFETY: `status` is written only during the call.
     if unsafe { libc::waitpid(pid, &raw mut status, libc::__WALL) } == -1 {
         return Err(io::Error::last_os_error());
     }
@@ -164,19 +164,19 @@ fn wait(pid: pid_t) -> io::Result<()> {
     }
 }
 
-/// The instruction of a system call.
+/// The system call instruction.
 const SYSCALL: [u8; 2] = [0x0f, 0x05];
-/// A server that has nothing to do is in a system call nearly always.
+/// An idle server is almost always in a system call.
 const ATTEMPTS: usize = 1000;
 /// The red zone has 128 bytes.
 const BELOW_STACK: u64 = 1024;
 
-// Of userfaultfd(2) and ioctl_userfaultfd(2).
+// From userfaultfd(2) and ioctl_userfaultfd(2).
 const FLAGS: u64 = libc::O_CLOEXEC as u64 | 1;
 const UFFDIO_API: u64 = 0xc018_aa3f;
 const UFFDIO_REGISTER: u64 = 0xc020_aa00;
 const API: u64 = 0xaa;
-/// Write protection of pages that are not there yet, and without a reader of faults.
+/// Write protection of pages that do not exist yet, and without a reader of faults.
 const FEATURES: u64 = 1 << 13 | 1 << 15;
 const REGISTER_MODE_WP: u64 = 2;
 
@@ -193,7 +193,7 @@ mod tests {
         line.unwrap().split_whitespace().nth(1).unwrap().to_owned()
     }
 
-    /// A process that only computes is never in a system call. It is left as it was found.
+    /// A process that only computes is never in a system call. It is left unchanged.
     #[test]
     fn a_process_that_cannot_be_used_is_let_go() {
         let mut busy = Command::new("sh")
@@ -201,7 +201,7 @@ mod tests {
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        // It has begun to loop, or is about to.
+        // It loops already, or is about to.
         let mut line = [0];
         io::Read::read_exact(busy.stdout.as_mut().unwrap(), &mut line).unwrap();
         thread::sleep(Duration::from_millis(50));

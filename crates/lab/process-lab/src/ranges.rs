@@ -1,4 +1,4 @@
-//! Which memory a process can write.
+//! The memory that a process can write.
 
 use std::fs;
 use std::io;

@@ -1,4 +1,4 @@
-//! A real Redis is moved while clients keep it busy.
+//! Moves a real Redis while clients keep it busy.
 #![cfg(target_arch = "x86_64")]
 
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -23,7 +23,7 @@ use qemu_lab::{Part, Root, require};
 const RECORDS: u64 = 12_000;
 const FIELDS: u64 = 10;
 
-/// A server of Debian's package, without persistence. Dropped, it is killed.
+/// A server from Debian's package, without persistence. Dropping it kills the process.
 struct Redis {
     child: Child,
     socket: PathBuf,
@@ -69,7 +69,7 @@ impl Drop for Redis {
 struct Client(BufReader<UnixStream>);
 
 impl Client {
-    /// Sends a command in Redis's protocol and reads past its answer.
+    /// Sends a command in Redis's protocol and skips its answer.
     fn ask(&mut self, words: &[&str]) -> io::Result<()> {
         let mut command = format!("*{}\r\n", words.len());
         for word in words {
@@ -95,7 +95,7 @@ impl Client {
     }
 }
 
-/// A hundred printable bytes, never the same.
+/// A hundred printable bytes, different for each number.
 fn value(number: u64) -> String {
     let mut state = number.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let next = || {
@@ -113,7 +113,7 @@ fn write(client: &mut Client, record: u64, number: u64) -> io::Result<()> {
     client.ask(&["HSET", &key, &field, &value(number)])
 }
 
-/// Nine reads, then a write; until `end`, or until the server answers no more.
+/// Nine reads, then a write; until `end`, or until the server stops answering.
 fn keep_busy(mut client: Client, seed: u64, end: &AtomicBool, done: &AtomicU64) {
     for number in (seed << 32).. {
         let record = number.wrapping_mul(0x2545_f491_4f6c_dd1d) % RECORDS;
@@ -128,7 +128,7 @@ fn keep_busy(mut client: Client, seed: u64, end: &AtomicBool, done: &AtomicU64) 
     }
 }
 
-/// Takes what comes; nothing runs there.
+/// Accepts the guest, which never runs there.
 struct Nobody;
 
 impl VmHandle for Nobody {
@@ -169,7 +169,7 @@ fn its_copy_holds_exactly_what_the_frozen_original_holds() {
         write(&mut client, number / FIELDS, number).expect("a server");
     }
     let (end, done) = (AtomicBool::new(false), AtomicU64::new(0));
-    // The server makes room for its clients before its memory is taken.
+    // The server allocates memory for its clients before its memory is captured.
     let clients = || (1..=3).map(|seed| (redis.client(), seed));
     let warmed_up = AtomicBool::new(false);
     thread::scope(|scope| {
@@ -229,7 +229,7 @@ fn its_copy_holds_exactly_what_the_frozen_original_holds() {
         sent.rounds > 1 && served > 1000,
         "{sent:?}, {served} requests"
     );
-    // What was sent is more than there is: pages were written meanwhile, and sent again.
+    // More was sent than the memory's size: pages were written meanwhile, and sent again.
     let mut bytes = 0;
     for block in captive.contents() {
         let (name, original) = block.expect("a frozen process");

@@ -1,4 +1,4 @@
-//! Finding a QEMU to run.
+//! Finds a QEMU to run.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -9,7 +9,7 @@ use crate::parts::{Part, Root, Version};
 
 const PROGRAM: &str = "qemu-system-x86_64";
 
-/// Environment variable: a `qemu-system-x86_64` to use besides those of `target/parts`.
+/// Environment variable: an additional `qemu-system-x86_64` besides those of `target/parts`.
 const EXTRA: &str = "MULTIFD_QEMU";
 
 /// A `qemu-system-x86_64` on this machine.
@@ -21,23 +21,22 @@ pub struct QemuBinary {
 }
 
 impl QemuBinary {
-    /// The QEMU of a release: from `target/parts`, else one of that release named by `MULTIFD_QEMU`
-    /// or found in `PATH`.
+    /// Finds the QEMU of a release: from `target/parts`, or else one of that release from
+    /// `MULTIFD_QEMU` or `PATH`.
     #[must_use]
     pub fn find(version: Version) -> Option<Self> {
         Self::from_parts(version)
             .or_else(|| Self::from_system().filter(|found| found.release() == version.number()))
     }
 
-    /// The QEMU of a release, for a test that cannot do without it: see
-    /// [`require`](crate::require()).
+    /// Finds the QEMU of a release for a test that requires it: see [`require`](crate::require()).
     #[must_use]
     #[track_caller]
     pub fn require(version: Version) -> Option<Self> {
         crate::require(Part::Qemu(version)).then(|| Self::find(version))?
     }
 
-    /// Every QEMU of this machine, oldest release first.
+    /// Finds every QEMU of this machine, oldest release first.
     #[must_use]
     pub fn all() -> Vec<Self> {
         let mut all: Vec<Self> = Version::ALL
@@ -71,13 +70,13 @@ impl QemuBinary {
         Self::probe(named.or_else(|| in_path(&std::env::var_os("PATH")?))?, None)
     }
 
-    /// Where the program lies.
+    /// The program's path.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Major, minor and patch number, as the program itself says.
+    /// Major, minor and patch number, as the program reports them.
     #[must_use]
     pub fn version(&self) -> (u32, u32, u32) {
         self.version
@@ -89,7 +88,7 @@ impl QemuBinary {
         (self.version.0, self.version.1)
     }
 
-    /// A command that starts this QEMU, with what an unpacked one needs to find its libraries and
+    /// A command that starts this QEMU. An unpacked one gets the paths of its libraries and
     /// firmware.
     #[must_use]
     pub fn command(&self) -> Command {
@@ -121,7 +120,7 @@ fn in_path(path: &OsString) -> Option<PathBuf> {
         .find(|candidate| candidate.is_file())
 }
 
-/// Takes the number from `QEMU emulator version 10.0.2 (Debian ...)`.
+/// Parses the number from `QEMU emulator version 10.0.2 (Debian ...)`.
 fn parse_version(text: &str) -> Option<(u32, u32, u32)> {
     let word = text.split_once("version ")?.1.split_whitespace().next()?;
     let mut numbers = word.split('.').map(|number| number.parse().ok());

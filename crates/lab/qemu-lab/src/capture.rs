@@ -1,4 +1,4 @@
-//! Captures: every byte of a migration between two real QEMUs, with how it came about.
+//! Captures: every byte of a migration between two real QEMUs, with its circumstances.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -11,27 +11,27 @@ use crate::migration::Parameters;
 use crate::qemu::{Config, LabError, Qemu, io_error};
 use crate::tee::{Connection, Tee};
 
-/// No step takes nearly as long.
+/// Far above the duration of any step.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// Rounds that a running guest's migration goes through before it may end.
+/// Rounds of a running guest's migration before it may end.
 const LIVE_ROUNDS: u64 = 6;
 
-/// So narrow that what a restless guest writes is never sent in the blink of an eye, and the rounds
-/// remain small.
+/// A bandwidth low enough that a busy guest's writes are never sent at once, and rounds remain
+/// small.
 const LIVE_BANDWIDTH: u64 = 400_000;
 
-/// The bandwidth to begin with: a source that has sent everything before it has measured for the
-/// first time ends without another round.
+/// The initial bandwidth: a source that has sent everything before its first measurement ends
+/// without another round.
 const FIRST_BANDWIDTH: u64 = 10_000;
 
 /// A source measures its bandwidth in steps of 100 ms.
 const MEASURED_AFTER: Duration = Duration::from_millis(300);
 
-/// What is to be captured.
+/// The configuration of a capture.
 #[derive(Debug, Clone)]
 pub struct CaptureConfig {
-    /// Both ends.
+    /// The QEMU at both ends.
     pub binary: QemuBinary,
     /// The machine type.
     pub machine: String,
@@ -50,15 +50,15 @@ pub struct CaptureConfig {
 pub struct Capture {
     /// The connections under their customary names: `main`, `mfd0`, `mfd1`, ...
     pub connections: Vec<(String, Connection)>,
-    /// Command lines, settings, `query-migrate` of both ends, the order in which the connections
-    /// came.
+    /// Command lines, settings, `query-migrate` of both ends, the order of the connections'
+    /// arrival.
     pub meta: Value,
-    /// The memory that was sent, as it was in the end.
+    /// The final content of the memory that was sent.
     pub ram: Vec<u8>,
 }
 
 impl CaptureConfig {
-    /// Migrates a guest and keeps what goes over the wire.
+    /// Migrates a guest and records all connections.
     pub fn capture(&self) -> Result<Capture, LabError> {
         let mut config = Config::new(&self.binary, &self.guest).machine(&self.machine);
         if let Some(uuid) = &self.uuid {
@@ -144,8 +144,8 @@ impl CaptureConfig {
     }
 }
 
-/// Waits until the source has collected dirty pages often enough. A guest that gets no processor
-/// time at the wrong moment has none, and the migration ends before that.
+/// Waits until the source has collected dirty pages often enough. A guest without processor time at
+/// the wrong moment has no dirty pages, and the migration ends early.
 fn wait_for_rounds(source: &mut Qemu) -> Result<(), LabError> {
     let deadline = Instant::now() + LIMIT;
     loop {

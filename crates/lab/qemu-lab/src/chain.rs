@@ -1,4 +1,4 @@
-//! One guest that moves from QEMU to QEMU, never restarted.
+//! One guest that moves from QEMU to QEMU without a restart.
 
 use std::time::{Duration, Instant};
 
@@ -9,18 +9,17 @@ use crate::migration::{MigrationStatus, Parameters};
 use crate::qemu::{Config, LabError, Qemu, io_error};
 use multifd_bench::links::LinkEnd;
 
-/// How long one step of a hop may take. A hop takes a fraction of a second; machines that run tests
-/// are loaded.
+/// The time limit for one step of a hop. A hop takes a fraction of a second, but test machines are
+/// loaded.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// Passes that a guest must make between two hops: then it has used every page since it arrived.
+/// Passes that a guest must make between two hops, so that it has used every page since it arrived.
 const PASSES: u32 = 2;
 
 /// A guest in a chain of migrations, each to a new process.
 ///
-/// After each hop the memory at both ends must be the same in every byte, what the guest holds must
-/// be what it has made of it, and the guest must go on where it was. So what one hop damages is
-/// found there.
+/// After each hop the memory at both ends must be identical, the guest's content must be correct,
+/// and the guest must continue. So damage is found at the hop that causes it.
 #[derive(Debug)]
 pub struct Chain {
     guest: Guest,
@@ -32,15 +31,15 @@ pub struct Chain {
 /// One migration of a chain.
 #[derive(Debug, Clone)]
 pub struct Hop<'a> {
-    /// The QEMU to go to.
+    /// The destination QEMU.
     pub destination: &'a QemuBinary,
     /// The source's settings.
     pub source_parameters: Parameters,
-    /// The destination's settings; only a relay can make different methods meet.
+    /// The destination's settings; different methods require a relay.
     pub destination_parameters: Parameters,
     /// Connect by `tcp` on the loopback instead of a unix socket.
     pub tcp: bool,
-    /// The destination is at this end of a link, and connections go over it.
+    /// Places the destination at this end of a link, and connects over it.
     pub over: Option<&'a LinkEnd>,
 }
 
@@ -58,31 +57,31 @@ impl<'a> Hop<'a> {
     }
 }
 
-/// What a hop was like.
+/// Measurements of one hop.
 #[derive(Debug, Clone, PartialEq)]
 pub struct HopReport {
     /// The source's figures.
     pub source: MigrationStatus,
-    /// The destination's.
+    /// The destination's figures.
     pub destination: MigrationStatus,
     /// The pass in which the guest arrived.
     pub pass: u32,
-    /// Processor time of the source and the destination from the moment that the destination
-    /// listened, without the guest's own.
+    /// Processor time of the source and the destination since the destination listened, without the
+    /// guest's own.
     pub cpu: [Duration; 2],
-    /// The whole hop, from the start of the destination's process to the guest running there,
-    /// memory checked.
+    /// The duration of the whole hop, from the start of the destination's process to the guest
+    /// running there, memory checked.
     pub took: Duration,
 }
 
 impl Chain {
-    /// Starts a guest. The machine type is the chain's for good, and every QEMU on the way must
-    /// know it.
+    /// Starts a guest. The machine type stays the same for the whole chain, and every QEMU on the
+    /// way must support it.
     pub fn start(binary: &QemuBinary, guest: &Guest, machine: &str) -> Result<Chain, LabError> {
         Chain::start_with(Config::new(binary, guest), guest, machine)
     }
 
-    /// As [`Chain::start`], at an end of a link.
+    /// The same as [`Chain::start`], at an end of a link.
     pub fn start_at(
         end: &LinkEnd,
         binary: &QemuBinary,
@@ -102,21 +101,21 @@ impl Chain {
         })
     }
 
-    /// The QEMU in which the guest is now.
+    /// The guest's current QEMU.
     pub fn current(&mut self) -> &mut Qemu {
         &mut self.current
     }
 
-    /// Moves the guest without anything in between.
+    /// Moves the guest directly.
     pub fn hop(&mut self, hop: &Hop<'_>) -> Result<HopReport, LabError> {
         self.hop_via(hop, str::to_owned)
     }
 
-    /// Moves the guest, running or stopped as it is. `via` is told where the destination listens,
-    /// and says where the source shall connect to: a relay stands in between.
+    /// Moves the guest, running or stopped. `via` gets the destination's address, and returns the
+    /// address for the source to connect to: that of a relay.
     ///
-    /// After an error of the migration itself the chain is as before, and the guest in the state
-    /// the source left it in.
+    /// After an error of the migration itself, the chain is unchanged, and the guest is in the
+    /// state in which the source left it.
     pub fn hop_via(
         &mut self,
         hop: &Hop<'_>,
@@ -125,17 +124,17 @@ impl Chain {
         self.try_hop_via(hop, |listening| Ok(via(listening)))
     }
 
-    /// As [`Chain::hop_via`], where what stands in between may not start.
+    /// The same as [`Chain::hop_via`], for a `via` that can fail.
     ///
     /// # Errors
-    /// What `via` has said, in front of the migration; or as [`Chain::hop_via`].
+    /// The error of `via`, before the migration; or those of [`Chain::hop_via`].
     pub fn try_hop_via<E: From<LabError>>(
         &mut self,
         hop: &Hop<'_>,
         via: impl FnOnce(&str) -> Result<String, E>,
     ) -> Result<HopReport, E> {
         let begun = Instant::now();
-        // While this process starts, the guest has time for the passes it owes.
+        // While this process starts, the guest has time for the required passes.
         let mut config = Config::new(hop.destination, &self.guest)
             .machine(&self.machine)
             .incoming()

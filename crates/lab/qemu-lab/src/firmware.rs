@@ -1,32 +1,32 @@
-//! The tiny guest's program: 64 KiB that a PC runs instead of its firmware.
+//! The tiny guest's program: 64 KiB that a PC runs in place of its firmware.
 //!
-//! The processor starts in 16-bit mode at the last 16 bytes of the image, goes to flat 32-bit mode,
-//! and then works through a list of pages for ever. There is no operating system, no boot time, and
-//! no code of anybody else in the guest.
+//! The processor starts in 16-bit mode at the last 16 bytes of the image, switches to flat 32-bit
+//! mode, and then works through a list of pages for ever. The guest has no operating system, no
+//! boot time, and no foreign code.
 
 use std::collections::HashMap;
 
 use crate::guest::{BLINK_AT, COUNTER_AT, FIRST_CONTENT_PAGE, Guest, PAGE, STATE_PAGE};
 
-/// The image's length: the smallest that QEMU takes for a PC.
+/// The image's length: the smallest that QEMU accepts for a PC.
 const LEN: usize = 0x1_0000;
 
-/// Where a PC sees the image: it ends where the first 4 GiB end.
+/// The image's address in a PC: it ends at 4 GiB.
 const BASE: u32 = 0xffff_0000;
 
-/// Where the processor begins, relative to the image.
+/// The processor's first instruction, relative to the image.
 const RESET_VECTOR: usize = 0xfff0;
 
 /// The descriptor table's selectors: flat 4 GiB of code, flat 4 GiB of data.
 const CODE: u16 = 0x08;
 const DATA: u16 = 0x10;
 
-/// The interrupt that the first line of the interrupt controller is mapped to, behind the
-/// processor's own exceptions.
+/// The interrupt for the first line of the interrupt controller, after the processor's own
+/// exceptions.
 const TIMER_INTERRUPT: u8 = 0x20;
 
-/// The processor's interrupt controller: its switch, with the interrupt for spurious ones, and what
-/// its first input does.
+/// The processor's interrupt controller: its enable register, with the spurious interrupt, and the
+/// configuration of its first input.
 const APIC_SPURIOUS: u32 = 0xfee0_00f0;
 const APIC_LINT0: u32 = 0xfee0_0350;
 
@@ -37,7 +37,7 @@ const TIMER_DIVISOR: u16 = 11_932;
 const SERIAL: u16 = 0x3f8;
 const SERIAL_STATUS: u16 = 0x3fd;
 
-/// State page: the number of the pass, as known outside.
+/// State page: the number of the pass, read from outside.
 const PASS: u32 = STATE_PAGE * PAGE as u32;
 /// State page: passes left until the next report.
 const UNTIL_REPORT: u32 = PASS + 4;
@@ -46,7 +46,7 @@ const STACK: u32 = PASS + PAGE as u32;
 
 /// Builds the image for `guest`.
 ///
-/// Registers: `ebp` pass, `ebx` what blinkers hold in this pass, `esi` page at hand, `ecx` pages
+/// Registers: `ebp` pass, `ebx` the blinkers' value in this pass, `esi` current page, `ecx` pages
 /// left of its kind, `edi` pages left until the guest waits for the next tick.
 pub fn image(guest: &Guest) -> Vec<u8> {
     let mut asm = Assembler::default();
@@ -134,15 +134,14 @@ pub fn image(guest: &Guest) -> Vec<u8> {
         "the guest's program has outgrown its image"
     );
     image.resize(LEN, 0);
-    // From the reset vector back to the image's first byte: the offset counts from the end of this
+    // Jumps from the reset vector to the image's first byte: the offset counts from the end of this
     // instruction.
     let [low, high] = (0u16.wrapping_sub(RESET_VECTOR as u16 + 3)).to_le_bytes();
     image[RESET_VECTOR..RESET_VECTOR + 3].copy_from_slice(&[0xe9, low, high]);
     image
 }
 
-/// Maps the interrupt controller's line 0, leaves only that line open, and starts the timer behind
-/// it.
+/// Maps the interrupt controller's line 0, masks all other lines, and starts its timer.
 fn start_timer(asm: &mut Assembler) {
     asm.op(&[0x0f, 0x01, 0x1d]).address("idt pointer"); // lidt [idt pointer]
     // Edge triggered, with a second controller on line 2, 8086 mode; then the mask.
@@ -155,7 +154,7 @@ fn start_timer(asm: &mut Assembler) {
     ] {
         asm.op(&[0xb0, value, 0xe6, port]); // mov al, value; out port, al
     }
-    // After a reset the processor's own controller lets nothing of that through.
+    // After a reset the processor's own controller blocks all of that.
     for (register, value) in [(APIC_SPURIOUS, 0x127), (APIC_LINT0, 0x700)] {
         asm.op(&[0xc7, 0x05]).imm32(register).imm32(value); // mov dword [register], value
     }
@@ -166,18 +165,18 @@ fn start_timer(asm: &mut Assembler) {
     }
 }
 
-/// Makes sure that QEMU notices a write to the page at `esi`.
+/// Makes QEMU notice a write to the page at `esi`.
 ///
-/// QEMU 7.2 under TCG can take an emulated translation for one whose page is known to be dirty
-/// after the migration has collected and cleared the dirty pages. Later writes to such a page are
-/// then lost in a migration, with and without multifd. A fresh translation for every write keeps
-/// that out of what is tested here; 10.0 and 11.1 lose nothing.
+/// QEMU 7.2 under TCG can mistake an emulated translation for one of a page known to be dirty,
+/// after the migration has collected and cleared the dirty pages. A migration then loses later
+/// writes to such a page, with and without multifd. A fresh translation for every write keeps that
+/// bug out of these tests; 10.0 and 11.1 lose nothing.
 fn note_write(asm: &mut Assembler) {
     asm.op(&[0x0f, 0x01, 0x3e]); // invlpg [esi]
 }
 
-/// Steps to the next page of the list whose loop begins at `again`; a paced guest sleeps once its
-/// share of the tick is done.
+/// Steps to the next page of the list with the loop at `again`; a paced guest sleeps once its share
+/// of the tick is done.
 fn next_page(asm: &mut Assembler, guest: &Guest, again: &str) {
     asm.op(&[0x81, 0xc6]).imm32(PAGE as u32); // add esi, PAGE
     if guest.pages_per_tick > 0 {
@@ -202,7 +201,7 @@ fn put(asm: &mut Assembler) {
     asm.op(&[0x88, 0xe0, 0xee, 0x5a, 0xc3]); // mov al, ah; out dx, al; pop edx; ret
 }
 
-/// The segments. Their table lies in read-only memory, so the descriptors carry the "accessed" mark
+/// The segments. Their table is in read-only memory, so the descriptors have the "accessed" bit set
 /// from the start.
 fn segment_table(asm: &mut Assembler) {
     asm.label("gdt");
@@ -212,11 +211,11 @@ fn segment_table(asm: &mut Assembler) {
     asm.label("gdt pointer").imm16(3 * 8 - 1).address("gdt");
 }
 
-/// What happens on the timer's interrupt: nothing but that the guest goes on.
+/// The timer's interrupt handler, which only wakes the guest.
 fn interrupt_table(asm: &mut Assembler) {
-    // Every line of the first interrupt controller, for one that is raised and gone again shows as
-    // its last line. A processor exception has no gate: it resets the guest, which then says that
-    // it starts anew.
+    // Every line of the first interrupt controller, because a line that is raised and lowered again
+    // appears as its last line. A processor exception has no gate: it resets the guest, which then
+    // reports a new start.
     const LINES: u16 = 8;
     asm.label("idt").op(&[0; 8 * TIMER_INTERRUPT as usize]);
     for _ in 0..LINES {
@@ -234,7 +233,7 @@ fn interrupt_table(asm: &mut Assembler) {
     asm.op(&[0x50, 0xb0, 0x20, 0xe6, 0x20, 0x58, 0xcf]);
 }
 
-/// Collects machine code, and fills in the places of labels at the end.
+/// Collects machine code, and fills in the labels at the end.
 #[derive(Default)]
 struct Assembler {
     code: Vec<u8>,
@@ -242,10 +241,10 @@ struct Assembler {
     holes: Vec<(usize, Hole, String)>,
 }
 
-/// What an instruction wants to know about a label.
+/// An instruction's use of a label.
 #[derive(Clone, Copy)]
 enum Hole {
-    /// Its distance from the end of the four-byte hole.
+    /// The distance from the end of the four-byte hole.
     Relative32,
     /// Its address.
     Address32,

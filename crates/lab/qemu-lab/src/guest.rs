@@ -1,4 +1,4 @@
-//! The tiny guest: what its memory holds, and what must be true of it at any moment.
+//! The tiny guest: the content of its memory, and its invariants.
 
 use std::fs::File;
 use std::io;
@@ -11,56 +11,56 @@ use crate::memory::Ram;
 /// A page of the emulated PC.
 pub const PAGE: usize = 4096;
 
-/// The page that holds the number of the pass and the stack.
+/// The page with the number of the pass and the stack.
 pub(crate) const STATE_PAGE: u32 = 8;
 
-/// Content begins at 1 MiB: below lie a PC's windows onto its firmware.
+/// Content begins at 1 MiB: a PC's windows onto its firmware are below.
 pub(crate) const FIRST_CONTENT_PAGE: u32 = 256;
 
-/// Where a counter page has its four-byte counter.
+/// The offset of a counter page's four-byte counter.
 pub(crate) const COUNTER_AT: u8 = 8;
 
-/// Where a blinker page has its only byte.
+/// The offset of a blinker page's only byte.
 pub(crate) const BLINK_AT: u32 = 0x800;
 
-/// A guest that works through its pages for ever, and can tell when one of them is not as it left
-/// it.
+/// A guest that works through its pages for ever, and detects pages that differ from its own last
+/// write.
 ///
 /// Its memory, from 1 MiB on: `counters` pages of content with a counter each, `blinkers` pages of
-/// zeros with one byte each, `still` pages of content which nobody writes, and zeros.
+/// zeros with one byte each, `still` pages of constant content, and zeros.
 ///
-/// In every *pass* the guest takes each counter in turn, checks that it holds the number of the
+/// In every *pass* the guest takes each counter in turn, checks that it equals the number of the
 /// pass, and increments it; then each blinker, whose byte steps through `0..blink_cycle`, so that
-/// the page is all zeros once per cycle. On the serial port it prints `S` when it starts, `.` every
-/// `passes_per_report` passes, `E` for every page that is wrong.
+/// the page is all zeros once per cycle. It prints to the serial port: `S` when it starts, `.`
+/// every `passes_per_report` passes, `E` for every wrong page.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Guest {
     /// Memory in MiB, at least 2.
     pub ram_mib: u32,
     /// Pages of content that change in every pass.
     pub counters: u32,
-    /// Pages that go from content to zeros and back.
+    /// Pages that alternate between content and zeros.
     pub blinkers: u32,
     /// Values in a blinker's cycle, at least 2.
     pub blink_cycle: u8,
     /// Pages of content that never change.
     pub still: u32,
-    /// Pages written per hundredth of a second, after which the guest sleeps; 0: never sleeps.
+    /// Pages written per hundredth of a second, after which the guest sleeps; 0: it never sleeps.
     pub pages_per_tick: u32,
-    /// Passes from one `.` on the serial port to the next, at least 1.
+    /// Passes between two `.` on the serial port, at least 1.
     pub passes_per_report: u32,
-    /// What pages of content hold.
+    /// The content of pages.
     pub content: Content,
 }
 
-/// What a guest's pages of content hold, but for the counters.
+/// The content of a guest's pages, except the counters.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Content {
     /// It compresses to about one half: a quarter text-like, a quarter random, a quarter half
-    /// random and half zero, a quarter records that resemble each other.
+    /// random and half zero, a quarter similar records.
     #[default]
     Mixed,
-    /// These pages again and again; there is at least one.
+    /// These pages in rotation; there is at least one.
     Pages(Arc<[[u8; PAGE]]>),
 }
 
@@ -74,7 +74,7 @@ impl Content {
 }
 
 impl Default for Guest {
-    /// 8 MiB, half of it in use, of which 300 pages change at up to 20 000 pages a second.
+    /// 8 MiB, half of it in use, of which 300 pages change at up to 20 000 pages per second.
     fn default() -> Self {
         Guest {
             ram_mib: 8,
@@ -89,16 +89,16 @@ impl Default for Guest {
     }
 }
 
-/// How far a guest has come.
+/// A guest's progress.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Progress {
     /// Passes completed.
     pub pass: u32,
-    /// Pages already done in the pass at hand.
+    /// Pages already done in the current pass.
     pub pages: u32,
 }
 
-/// Why a guest's memory is not what the guest has made of it.
+/// Why a guest's memory is wrong.
 #[derive(Debug, thiserror::Error)]
 pub enum MemoryFault {
     /// The memory could not be read.
@@ -107,7 +107,7 @@ pub enum MemoryFault {
     /// Pages with wrong content.
     #[error("in pass {pass}, {count} pages of the guest's memory are wrong, first page {first}")]
     Damaged {
-        /// The pass that the guest's state page tells.
+        /// The pass number in the guest's state page.
         pass: u32,
         /// Number of wrong pages.
         count: u32,
@@ -117,10 +117,10 @@ pub enum MemoryFault {
 }
 
 impl Guest {
-    /// The firmware image that is this guest's program.
+    /// The firmware image with this guest's program.
     ///
     /// # Panics
-    /// When the fields are out of their ranges or the pages do not fit into the memory.
+    /// If a field is out of range or the pages do not fit into the memory.
     #[must_use]
     pub fn firmware(&self) -> Vec<u8> {
         let content = u64::from(self.counters) + u64::from(self.blinkers) + u64::from(self.still);
@@ -143,7 +143,7 @@ impl Guest {
         u64::from(self.ram_mib) << 20
     }
 
-    /// Writes the memory of a guest that has not started yet into an empty file of `ram_bytes`.
+    /// Writes the memory of a guest before its start into an empty file of `ram_bytes`.
     pub(crate) fn fill(&self, ram: &File) -> io::Result<()> {
         let mut page = [0; PAGE];
         let content = (0..self.counters).chain(self.counters + self.blinkers..self.used());
@@ -154,14 +154,14 @@ impl Guest {
         Ok(())
     }
 
-    /// How many passes the guest has completed, from its memory; also while it runs.
+    /// The number of completed passes, from the guest's memory; it may be running.
     pub fn pass(&self, ram: &Ram) -> io::Result<u32> {
         let mut pass = [0; 4];
         ram.read_at(&mut pass, u64::from(STATE_PAGE) * PAGE as u64)?;
         Ok(u32::from_le_bytes(pass))
     }
 
-    /// Checks every byte of a stopped guest's memory but the state page.
+    /// Checks every byte of a stopped guest's memory except the state page.
     pub fn check_memory(&self, ram: &Ram) -> Result<Progress, MemoryFault> {
         let pass = self.pass(ram)?;
         let mut progress = Progress { pass, pages: 0 };
@@ -173,8 +173,8 @@ impl Guest {
             if number == STATE_PAGE {
                 return;
             }
-            // The pages are worked through in order, so those that are done in this pass are the
-            // first ones.
+            // The pages are processed in order, so those already done in this pass are the first
+            // ones.
             if moving.contains(&number) && progress.pages == number - moving.start {
                 let done = Progress {
                     pass,
@@ -201,7 +201,7 @@ impl Guest {
         self.counters + self.blinkers + self.still
     }
 
-    /// What page `number` holds when the guest has come as far as `progress`.
+    /// The content of page `number` at `progress`.
     fn expected(&self, number: u32, progress: Progress, page: &mut [u8; PAGE]) {
         page.fill(0);
         let Some(index) = number
@@ -223,7 +223,7 @@ impl Guest {
     }
 }
 
-/// Fills a page with one of four kinds of content, the same for the same number in every run.
+/// Fills a page with one of four kinds of content, reproducibly for each number.
 fn pattern(number: u32, page: &mut [u8; PAGE]) {
     // Marsaglia's xorshift; the multiplier spreads neighbouring numbers over all bits, and the
     // state must not be 0.
@@ -236,12 +236,12 @@ fn pattern(number: u32, page: &mut [u8; PAGE]) {
     };
     for (index, word) in page.chunks_exact_mut(8).enumerate() {
         let value = match number % 4 {
-            // Sixteen letters: four bits of eight carry anything.
+            // Sixteen letters: four of eight bits are random.
             0 => (random() & 0x0f0f_0f0f_0f0f_0f0f) + 0x6161_6161_6161_6161,
             1 => random(),
             2 if index < PAGE / 16 => random(),
             2 => 0,
-            // Records of 64 bytes: a number, and words which repeat.
+            // Records of 64 bytes: a number, and repeated words.
             _ if index % 8 == 0 => random() & 0xffff_ffff,
             _ => 0x0101_0101_0101_0101 * (index as u64 % 8),
         };
@@ -254,7 +254,7 @@ mod tests {
     use super::{BLINK_AT, COUNTER_AT, FIRST_CONTENT_PAGE, Guest, MemoryFault, PAGE, Progress};
     use crate::memory::Ram;
 
-    /// A memory as the guest leaves it when it stops at `progress`.
+    /// The memory of a guest that stops at `progress`.
     fn memory(guest: &Guest, progress: Progress) -> Vec<u8> {
         let mut ram = vec![0; guest.ram_bytes() as usize];
         let mut expected = [0; PAGE];

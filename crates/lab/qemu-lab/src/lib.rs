@@ -1,8 +1,8 @@
-//! Real QEMUs, a tiny guest and QMP, for this workspace's tests, demo and benches.
+//! Real QEMUs, a tiny guest and QMP for this workspace's tests, demo and benches.
 //!
-//! A [`Guest`] runs in a [`Qemu`] which a [`Config`] starts; a [`Chain`] moves it from QEMU to
-//! QEMU, plainly or through something in between, and checks it after every [`Hop`]. QEMUs come
-//! from `target/parts`, which `cargo xtask setup` fills; a test that finds none says so through
+//! A [`Guest`] runs in a [`Qemu`], which a [`Config`] starts; a [`Chain`] moves it from QEMU to
+//! QEMU, directly or through a relay, and checks it after every [`Hop`]. QEMUs come from
+//! `target/parts`, which `cargo xtask setup` fills; a test without one reports so through
 //! [`require`](require()).
 //!
 //! ```no_run
@@ -16,21 +16,21 @@
 //! chain.hop_via(&hop, |destination| start_relay(destination)).unwrap();
 //! ```
 //!
-//! # What plain migrations do
+//! # Behaviour of plain migrations
 //!
-//! Seen with QEMU 7.2.22, 10.0.2 and 11.1.3 under TCG, and relied upon here:
+//! Observed with QEMU 7.2.22, 10.0.2 and 11.1.3 under TCG, and relied upon here:
 //!
-//! - After a plain migration of this guest no page of its memory differs, stopped or running: the
-//!   guest has no firmware and no tables which the machine itself would write to. So each hop
+//! - After a plain migration of this guest, stopped or running, no page of its memory differs: the
+//!   guest has no firmware and no tables that the machine itself would write to. So each hop
 //!   compares every byte of both ends.
-//! - A source whose guest has gone (`postmigrate`) refuses to send it again. Two ways of travelling
-//!   are compared by going them one after the other with a stopped guest, whose memory stays as it
-//!   is.
-//! - A hop costs 0.12 s with an otherwise idle processor, of which starting a QEMU takes 0.03 s.
-//! - 7.2 loses writes of a guest under TCG, with and without multifd, unless the guest does what
-//!   this one does (see `firmware.rs`).
-//! - 7.2 as a source of zlib or zstd calls about one migration in a hundred failed ("Broken pipe")
-//!   after the destination has it complete: it writes a last, empty packet to a channel that the
+//! - A source whose guest has left (`postmigrate`) refuses to send it again. Two paths are compared
+//!   by using them one after the other with a stopped guest, whose memory does not change.
+//! - A hop costs 0.12 s with an otherwise idle processor; starting a QEMU takes 0.03 s of that.
+//! - 7.2 loses writes of a guest under TCG, with and without multifd, without the workaround of
+//!   this guest (see `firmware.rs`).
+//! - 7.2 as a source of zlib or zstd reports about one migration in a hundred as failed ("Broken
+//!   pipe") after the destination has completed it: it writes a last, empty packet to a channel
+//!   that the destination has closed.
 //!   destination has closed.
 
 #![forbid(unsafe_code)]

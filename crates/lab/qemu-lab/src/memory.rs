@@ -1,4 +1,4 @@
-//! A guest's RAM seen from outside.
+//! A guest's RAM, seen from outside.
 
 use std::fs::File;
 use std::io;
@@ -7,10 +7,10 @@ use std::path::Path;
 
 use crate::guest::PAGE;
 
-/// Read in pieces of this size: few system calls, little memory.
+/// The size of a read: few system calls, little memory.
 const PIECE: usize = 256 * PAGE;
 
-/// A file that holds guest memory: a QEMU's memory backend, or an image.
+/// A file with guest memory: a QEMU's memory backend, or an image.
 #[derive(Debug)]
 pub struct Ram {
     file: File,
@@ -64,7 +64,7 @@ impl Ram {
     }
 }
 
-/// The numbers of the pages in which two memories differ; pages that only one has count as
+/// The numbers of the pages in which two memories differ. Pages that only one has count as
 /// different.
 pub fn compare_ram(a: &Ram, b: &Ram) -> io::Result<Vec<u64>> {
     let common = a.len_bytes.min(b.len_bytes);
@@ -73,7 +73,7 @@ pub fn compare_ram(a: &Ram, b: &Ram) -> io::Result<Vec<u64>> {
     a.for_each_piece(common, |offset, piece| {
         let other = &mut buffer[..piece.len()];
         b.read_at(other, offset)?;
-        // Most pieces are equal as a whole.
+        // Most pieces are equal.
         if piece != other {
             let pairs = piece.chunks(PAGE).zip(other.chunks(PAGE));
             let numbers = offset / PAGE as u64..;

@@ -1,16 +1,16 @@
-//! What a migration is asked for, and what QEMU tells of it.
+//! The parameters of a migration, and QEMU's reports.
 
 use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-/// More than any link or memory carries: QEMU's own default of 128 MiB/s would decide how long
-/// everything takes.
+/// Faster than any link or memory: QEMU's own default of 128 MiB/s would otherwise determine all
+/// durations.
 const NO_BANDWIDTH_LIMIT: u64 = 1 << 40;
 
-/// Settings of one end of a migration, under QEMU's names. Where one is `None` it stays what it was
-/// in that process, QEMU's own unless an earlier migration has set it.
+/// Settings of one end of a migration, under QEMU's names. `None` keeps the process's value, which
+/// is QEMU's default unless an earlier migration has set it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Parameters {
     /// `multifd-channels`; `None` leaves multifd off.
@@ -21,18 +21,18 @@ pub struct Parameters {
     pub zlib_level: Option<u8>,
     /// `multifd-zstd-level`.
     pub zstd_level: Option<u8>,
-    /// `zero-page-detection`: `none`, `legacy`, `multifd`; known to QEMU 9.0 and later, for the
-    /// source.
+    /// `zero-page-detection`: `none`, `legacy`, `multifd`; a setting of the source in QEMU 9.0 and
+    /// later.
     pub zero_page_detection: Option<String>,
-    /// `return-path`: the source waits until the destination says that it has everything.
+    /// `return-path`: the source waits for the destination's confirmation.
     pub return_path: bool,
     /// `validate-uuid`.
     pub validate_uuid: bool,
-    /// `max-bandwidth` in bytes a second; `None` means none that matters.
+    /// `max-bandwidth` in bytes per second; `None` is practically unlimited.
     pub max_bandwidth: Option<u64>,
     /// `downtime-limit`.
     pub downtime_limit: Option<Duration>,
-    /// Capabilities that are on besides, such as `postcopy-ram`.
+    /// Additional capabilities, such as `postcopy-ram`.
     pub capabilities: Vec<&'static str>,
 }
 
@@ -54,7 +54,7 @@ impl Default for Parameters {
 }
 
 impl Parameters {
-    /// Multifd with a number of channels and a compression method, the rest as by default.
+    /// Multifd with a number of channels and a compression method; all else is the default.
     #[must_use]
     pub fn multifd(channels: u8, compression: &str) -> Self {
         Parameters {
@@ -70,7 +70,7 @@ impl Parameters {
             ("multifd", self.channels.is_some()),
             ("return-path", self.return_path),
             ("validate-uuid", self.validate_uuid),
-            // Whoever waits for the end is told of it, and need not ask in the meantime.
+            // Waiting code gets an event, and need not poll in the meantime.
             ("events", true),
         ];
         let list: Vec<Value> = states
@@ -112,18 +112,18 @@ impl Parameters {
     }
 }
 
-/// What `query-migrate` says; times are in milliseconds. QEMU leaves out what does not apply.
+/// The answer of `query-migrate`; times are in milliseconds. QEMU omits inapplicable fields.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "kebab-case", default)]
 pub struct MigrationStatus {
     /// `setup`, `active`, `device`, `completed`, `failed`, `cancelled`, ...; empty before the first
     /// migration.
     pub status: String,
-    /// Why it failed.
+    /// The reason of a failure.
     pub error_desc: Option<String>,
-    /// From beginning to end.
+    /// From start to end.
     pub total_time: u64,
-    /// How long the guest stood still.
+    /// The time for which the guest was stopped.
     pub downtime: u64,
     /// Until the first page.
     pub setup_time: u64,
@@ -147,22 +147,22 @@ pub struct RamStatus {
     pub normal: u64,
     /// Pages sent as zeros.
     pub duplicate: u64,
-    /// Megabits a second.
+    /// Megabits per second.
     pub mbps: f64,
-    /// Pages a second.
+    /// Pages per second.
     pub pages_per_second: u64,
-    /// How often the dirty pages were collected.
+    /// The number of collections of dirty pages.
     pub dirty_sync_count: u64,
 }
 
 impl MigrationStatus {
-    /// Whether nothing more will happen to this migration.
+    /// Returns whether the migration is over.
     #[must_use]
     pub fn is_final(&self) -> bool {
         matches!(self.status.as_str(), "completed" | "failed" | "cancelled")
     }
 
-    /// Whether the guest has moved.
+    /// Returns whether the guest has moved.
     #[must_use]
     pub fn is_completed(&self) -> bool {
         self.status == "completed"

@@ -1,4 +1,4 @@
-//! Pages of guests, from files or made.
+//! Pages of guests, from files or generated.
 
 use std::io::{self, Read as _};
 use std::path::Path;
@@ -7,11 +7,11 @@ use multifd_bench::guests::{Kind, Spec, fill_memory};
 
 use crate::guest::PAGE;
 
-/// What is in use of the memory of a made guest, `idle` or `redis`; or a file of pages back to
-/// back, as they are or compressed with zstd.
+/// Returns the used memory of a generated guest, `idle` or `redis`; or a file of pages back to
+/// back, uncompressed or compressed with zstd.
 ///
 /// # Errors
-/// When the file cannot be read, does not hold whole pages, or holds none.
+/// If the file cannot be read, has a partial page, or is empty.
 pub fn guest_pages(source: &str) -> io::Result<Vec<[u8; PAGE]>> {
     let (kind, memory_mib) = match source {
         "idle" => (Kind::Idle, IDLE_MIB),
@@ -32,7 +32,7 @@ pub fn guest_pages(source: &str) -> io::Result<Vec<[u8; PAGE]>> {
     Ok(pages)
 }
 
-/// Of the one a fifth is in use, of the other a third: some 8000 pages each.
+/// A fifth of the first and a third of the second is in use: some 8000 pages each.
 const IDLE_MIB: u64 = 160;
 const REDIS_MIB: u64 = 96;
 
@@ -53,7 +53,7 @@ fn read_pages(path: &Path) -> io::Result<Vec<[u8; PAGE]>> {
     Ok(pages.to_vec())
 }
 
-/// All frames of a file.
+/// Decompresses all frames of a file.
 fn zstd_whole(file: &[u8]) -> io::Result<Vec<u8>> {
     let mut stream = zstd_safe::DCtx::create();
     let mut input = zstd_safe::InBuffer::around(file);
@@ -67,7 +67,7 @@ fn zstd_whole(file: &[u8]) -> io::Result<Vec<u8>> {
             .decompress_stream(&mut output, &mut input)
             .map_err(|code| io::Error::other(zstd_safe::get_error_name(code)))?;
         if input.pos() == file.len() && bytes.len() < room {
-            // A file that breaks off may do so where a page ends.
+            // A truncated file may end at the end of a page.
             return match missing {
                 0 => Ok(bytes),
                 _ => Err(io::ErrorKind::UnexpectedEof.into()),
@@ -97,7 +97,7 @@ mod tests {
         }
         std::fs::write(&file, &pages[1..]).unwrap();
         assert!(read_pages(&file).is_err());
-        // Two frames of whole pages, of which the second breaks off.
+        // Two frames of whole pages; the second is truncated.
         let twice = [&compressed[..len], &compressed[..len]].concat();
         std::fs::write(&file, &twice).unwrap();
         assert_eq!(read_pages(&file).unwrap().len(), 6);

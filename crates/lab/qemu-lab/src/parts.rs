@@ -1,8 +1,8 @@
-//! The real parts (`target/parts`), and how a test says that one is missing.
+//! The real parts (`target/parts`), and the report of a missing one.
 //!
 //! `cargo xtask setup` unpacks Debian packages into one *root* per suite, each with its own C
-//! library, so that programs of several releases run side by side and the system stays as it is. A
-//! part is there when its stamp is.
+//! library, so that programs of several releases run side by side and the system is unchanged. A
+//! part is present if its stamp is.
 
 use std::fmt::Display;
 use std::fs::OpenOptions;
@@ -11,14 +11,14 @@ use std::panic::Location;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Environment variable: a file that collects the tests which could not run, one `part<TAB>test`
-/// per line. In the place of a part may be what [`not_run`] was told.
+/// Environment variable: a file for the names of tests that could not run, one `part<TAB>test` per
+/// line. In place of a part it may have the argument of [`not_run`].
 pub const MISSING_LOG: &str = "QEMU_LAB_MISSING";
 
-/// The command that brings every part.
+/// The command that installs every part.
 pub const SETUP_COMMAND: &str = "cargo xtask setup";
 
-/// A QEMU release that tests are written for.
+/// A QEMU release used by tests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Version {
     /// 7.2 of Debian 12: SYNC packets with data and stale fields, no zero-page detection in
@@ -45,14 +45,14 @@ impl Version {
     }
 }
 
-/// Something real that tests and benches use and a checkout does not contain.
+/// A real program or library that tests and benches use and a checkout does not contain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Part {
     /// A QEMU that emulates an x86-64 PC.
     Qemu(Version),
     /// Intel's Query Processing Library, with its headers.
     Qpl,
-    /// Intel's Intelligent Storage Acceleration Library: a peer to measure against.
+    /// Intel's Intelligent Storage Acceleration Library: a reference for measurements.
     IsaL,
     /// A Redis server.
     Redis,
@@ -72,7 +72,7 @@ impl Part {
         Part::CargoFuzz,
     ];
 
-    /// The name used on command lines and in messages.
+    /// The name on command lines and in messages.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -86,7 +86,7 @@ impl Part {
         }
     }
 
-    /// The folder that holds the part; parts of one Debian suite share theirs.
+    /// The folder with the part; parts of one Debian suite share theirs.
     #[must_use]
     pub fn dir(self) -> PathBuf {
         parts_dir().join(match self {
@@ -97,28 +97,27 @@ impl Part {
         })
     }
 
-    /// The file whose presence says that the part is complete, and whose text says what it was made
-    /// from.
+    /// The file whose presence shows that the part is complete. Its text gives the part's origin.
     #[must_use]
     pub fn stamp(self) -> PathBuf {
         parts_dir().join(format!("{}.stamp", self.name()))
     }
 
-    /// Whether `cargo xtask setup` has brought this part.
+    /// Returns whether `cargo xtask setup` has installed this part.
     #[must_use]
     pub fn is_set_up(self) -> bool {
         self.stamp().is_file()
     }
 }
 
-/// A folder of unpacked Debian packages which bring their own C library.
+/// A folder of unpacked Debian packages with their own C library.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Root {
     dir: PathBuf,
 }
 
 impl Root {
-    /// The root that holds `part`, when it is set up.
+    /// The root with `part`, if it is set up.
     #[must_use]
     pub fn of(part: Part) -> Option<Root> {
         part.is_set_up().then(|| Root { dir: part.dir() })
@@ -130,7 +129,7 @@ impl Root {
         &self.dir
     }
 
-    /// The root's own dynamic loader: nothing in the root runs on the system's C library.
+    /// The root's own dynamic loader: nothing in the root uses the system's C library.
     #[must_use]
     pub fn loader(&self) -> PathBuf {
         // Newer releases have all of /lib under /usr; older packages still unpack into /lib.
@@ -144,14 +143,14 @@ impl Root {
         }
     }
 
-    /// What the loader's `--library-path` needs.
+    /// The argument of the loader's `--library-path`.
     #[must_use]
     pub fn library_path(&self) -> String {
         let dir = self.dir.display();
         format!("{dir}/usr/lib/x86_64-linux-gnu:{dir}/lib/x86_64-linux-gnu")
     }
 
-    /// A command that runs `program` (any x86-64 binary, in the root or not) on the root's
+    /// A command that runs `program` (any x86-64 binary, in the root or not) with the root's
     /// libraries.
     #[must_use]
     pub fn command(&self, program: &Path) -> Command {
@@ -167,13 +166,13 @@ impl Root {
 /// `target/parts` of this workspace.
 #[must_use]
 pub fn parts_dir() -> PathBuf {
-    // This crate lies three folders below the top.
+    // This crate is three folders below the top.
     let top = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(3);
     top.map(|top| top.join("target/parts")).unwrap_or_default()
 }
 
-/// Says whether a test that needs `part` can run. When it cannot, the test's name is put on record,
-/// and with `CI=true` that is a failure.
+/// Returns whether a test that needs `part` can run. If not, it records the test's name; with
+/// `CI=true` that is a failure.
 ///
 /// ```no_run
 /// # use qemu_lab::{Part, Version, require};
@@ -183,7 +182,7 @@ pub fn parts_dir() -> PathBuf {
 /// ```
 ///
 /// # Panics
-/// When the part is missing and the environment has `CI=true`.
+/// If the part is missing and the environment has `CI=true`.
 #[must_use]
 #[track_caller]
 pub fn require(part: Part) -> bool {
@@ -197,14 +196,14 @@ pub fn require(part: Part) -> bool {
     there
 }
 
-/// As [`require()`], for a part that the test's own process opens: `opened` is what came of that.
+/// The same as [`require()`], for a part that the test's own process opens with the result
+/// `opened`.
 ///
-/// A part may be set up and not be where the dynamic loader looks. Then the test is not put on
-/// record, because `cargo xtask test` runs its program a second time, on the part's libraries; it
-/// is named all the same.
+/// A part may be set up outside the dynamic loader's search path. Then the test is reported but not
+/// recorded, because `cargo xtask test` runs its program a second time with the part's libraries.
 ///
 /// # Panics
-/// When the part cannot be opened and the environment has `CI=true`.
+/// If the part cannot be opened and the environment has `CI=true`.
 #[track_caller]
 pub fn require_opened<T>(part: Part, opened: Result<T, impl Display>) -> Option<T> {
     let error = match opened {
@@ -222,13 +221,13 @@ pub fn require_opened<T>(part: Part, opened: Result<T, impl Display>) -> Option<
     None
 }
 
-/// Puts on record that a test cannot run here, for lack of something that no command brings: a
-/// right, or a kind of machine.
+/// Records that a test cannot run here because it needs a right or a kind of machine, which no
+/// command can install.
 ///
-/// With `CI=true` this is no failure, because it could not be mended there.
+/// With `CI=true` this is no failure, because it cannot be fixed there.
 ///
 /// # Panics
-/// When it cannot be recorded.
+/// If it cannot be recorded.
 #[track_caller]
 pub fn not_run(lacks: &str) {
     let test = test_name(Location::caller());
@@ -236,7 +235,7 @@ pub fn not_run(lacks: &str) {
     record(lacks, &test);
 }
 
-/// The running test as `file: path::of::test`: the harness names the thread after the test, unless
+/// The running test as `file: path::of::test`. The harness names the thread after the test, unless
 /// it runs tests on its main thread.
 fn test_name(caller: &Location<'_>) -> String {
     match std::thread::current().name() {
@@ -254,7 +253,7 @@ fn report_missing(part: Part, test: &str) {
     fail_in_ci(part, test);
 }
 
-/// One line in the log, if there is one.
+/// Writes one line to the log, if there is one.
 fn record(lacks: &str, test: &str) {
     if let Some(path) = std::env::var_os(MISSING_LOG) {
         let line = format!("{lacks}\t{test}\n");

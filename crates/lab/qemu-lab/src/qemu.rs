@@ -18,40 +18,40 @@ use crate::migration::{MigrationStatus, Parameters};
 use crate::qmp::{Qmp, QmpError};
 use multifd_bench::links::LinkEnd;
 
-/// Guests' memory and sockets: short paths, and never a disk.
+/// The folder for guests' memory and sockets: short paths, and never on a disk.
 const FOLDER: &str = "/dev/shm";
 
-/// How the folders' names begin.
+/// The prefix of the folders' names.
 const PREFIX: &str = "qemu-lab-";
 
-/// The file in a folder that its owner has locked.
+/// The file in a folder that its owner locks.
 const IN_USE: &str = "in-use";
 
-/// How long a QEMU may take to offer its control socket; loaded machines are slow.
+/// The time limit for a QEMU to offer its control socket; loaded machines are slow.
 const START_LIMIT: Duration = Duration::from_secs(20);
 
-/// How often something is looked at that happens by itself.
+/// The interval for polling state without events.
 const POLL: Duration = Duration::from_millis(3);
 
-/// How often it is asked where a migration stands of whose end QEMU tells: only for an end that it
-/// keeps to itself.
+/// The interval for polling a migration whose end QEMU normally reports as an event, in case it
+/// does not.
 const LOOK: Duration = Duration::from_millis(200);
 
-/// What can go wrong with a QEMU under test.
+/// Errors of a QEMU under test.
 #[derive(Debug, thiserror::Error)]
 pub enum LabError {
-    /// The process could not be started, or its files not be read.
+    /// The process could not be started, or its files could not be read.
     #[error("{what}")]
     Io {
-        /// What was being done.
+        /// The operation.
         what: &'static str,
-        /// Why it failed.
+        /// The reason.
         source: io::Error,
     },
     /// The process has ended.
     #[error("QEMU ended with {status}, and said: {said}")]
     Ended {
-        /// How it ended.
+        /// Its exit status.
         status: ExitStatus,
         /// Its standard error.
         said: String,
@@ -59,29 +59,29 @@ pub enum LabError {
     /// A QMP command failed.
     #[error("QEMU said: {said}")]
     Qmp {
-        /// Its standard error until now.
+        /// Its standard error so far.
         said: String,
         /// The failure.
         source: QmpError,
     },
-    /// Something did not happen in time.
+    /// The time limit expired.
     #[error("{what} has not come for {limit:?}; last seen: {seen}")]
     Late {
-        /// What was waited for.
+        /// The expected event.
         what: &'static str,
-        /// For how long.
+        /// The limit.
         limit: Duration,
-        /// What there was instead.
+        /// The state instead.
         seen: String,
     },
     /// The migration did not complete.
     #[error("the migration {} at the {end}: {} ({said})", .status.status, .status.error_desc.as_deref().unwrap_or("no reason given"))]
     Migration {
-        /// Which end tells.
+        /// The reporting end.
         end: &'static str,
-        /// What it tells.
+        /// Its report.
         status: Box<MigrationStatus>,
-        /// What both processes have printed.
+        /// The output of both processes.
         said: String,
     },
     /// Memory differs between source and destination.
@@ -95,10 +95,10 @@ pub enum LabError {
     /// The guest's memory is damaged.
     #[error(transparent)]
     Memory(#[from] MemoryFault),
-    /// The guest itself has found a wrong page, or was started anew.
+    /// The guest itself has found a wrong page, or was restarted.
     #[error("the guest printed {0:?}")]
     Guest(String),
-    /// A guest that runs writes while its memory is read.
+    /// The guest must be stopped while its memory is read.
     #[error("only a stopped guest's memory can be checked, and this guest is running")]
     Running,
 }
@@ -107,7 +107,7 @@ pub(crate) fn io_error(what: &'static str) -> impl FnOnce(io::Error) -> LabError
     move |source| LabError::Io { what, source }
 }
 
-/// How to start a QEMU.
+/// The configuration of a QEMU.
 #[derive(Debug, Clone)]
 pub struct Config {
     binary: QemuBinary,
@@ -134,21 +134,21 @@ impl Config {
         }
     }
 
-    /// The machine type. Both ends of a migration need the same; `q35` means each release's newest.
+    /// The machine type. Both ends of a migration need the same; `q35` is each release's newest.
     #[must_use]
     pub fn machine(mut self, machine: &str) -> Config {
         machine.clone_into(&mut self.machine);
         self
     }
 
-    /// Wait for a guest to arrive (`-incoming defer`) instead of starting one.
+    /// Waits for a guest to arrive (`-incoming defer`) instead of starting one.
     #[must_use]
     pub fn incoming(mut self) -> Config {
         self.incoming = true;
         self
     }
 
-    /// Do not let the guest run until [`Qemu::resume`] (`-S`).
+    /// Keeps the guest stopped until [`Qemu::resume`] (`-S`).
     #[must_use]
     pub fn paused(mut self) -> Config {
         self.paused = true;
@@ -162,14 +162,14 @@ impl Config {
         self
     }
 
-    /// Run it at this end of a link.
+    /// Runs the QEMU at this end of a link.
     #[must_use]
     pub fn at(mut self, end: &LinkEnd) -> Config {
         self.link_end = Some(end.clone());
         self
     }
 
-    /// Starts it.
+    /// Starts the QEMU.
     pub fn start(&self) -> Result<Qemu, LabError> {
         let folder = new_folder().map_err(io_error("making a folder for a QEMU"))?;
         let process = self
@@ -190,7 +190,7 @@ impl Config {
         })
     }
 
-    /// Lays out the files and makes the command line.
+    /// Creates the files and the command line.
     fn prepare(&self, folder: &Path) -> io::Result<Command> {
         let file = |name: &str| folder.join(name).display().to_string();
         let ram = File::create(file("ram"))?;
@@ -213,7 +213,7 @@ impl Config {
         Ok(command)
     }
 
-    /// The command line as one would type it in a folder that holds the guest's files.
+    /// The command line for a shell in a folder with the guest's files.
     #[must_use]
     pub fn command_line(&self) -> String {
         format!(
@@ -229,7 +229,7 @@ impl Config {
             .map(str::to_owned)
             .into();
         let mut add = |option: &str, value: String| arguments.extend([option.to_owned(), value]);
-        // Without ACPI the guest has no tables in its memory but our own program.
+        // Without ACPI the guest's memory has no tables besides our own program.
         add(
             "-machine",
             format!("{machine},acpi=off,memory-backend=pc.ram"),
@@ -257,7 +257,7 @@ impl Config {
     }
 }
 
-/// A QEMU process with its guest. Dropped, it is killed and its files are gone.
+/// A QEMU process with its guest. Dropping it kills the process and removes its files.
 #[derive(Debug)]
 pub struct Qemu {
     process: Process,
@@ -269,13 +269,13 @@ pub struct Qemu {
 }
 
 impl Qemu {
-    /// The program that runs.
+    /// The running program.
     #[must_use]
     pub fn binary(&self) -> &QemuBinary {
         &self.binary
     }
 
-    /// The guest's memory, as it is now.
+    /// The guest's current memory.
     #[must_use]
     pub fn ram(&self) -> &Ram {
         &self.ram
@@ -287,26 +287,26 @@ impl Qemu {
         self.process.path("ram")
     }
 
-    /// What the guest has printed in this process.
+    /// The guest's output in this process.
     pub fn serial(&self) -> Result<String, LabError> {
         let text =
             fs::read(self.process.path("serial")).map_err(io_error("reading the serial port"))?;
         Ok(String::from_utf8_lossy(&text).into_owned())
     }
 
-    /// What QEMU has printed on its standard error.
+    /// QEMU's standard error.
     #[must_use]
     pub fn stderr(&self) -> String {
         self.process.stderr()
     }
 
-    /// The process id.
+    /// The process ID.
     #[must_use]
     pub fn id(&self) -> u32 {
         self.process.child.id()
     }
 
-    /// A place for a socket of this QEMU's, gone with it.
+    /// A path for a socket of this QEMU, removed together with it.
     #[must_use]
     pub fn socket_path(&self, name: &str) -> PathBuf {
         self.process.path(name)
@@ -318,7 +318,7 @@ impl Qemu {
         answer.map_err(|source| self.process.broken(source))
     }
 
-    /// Processor time that the process has used so far, without what the guest itself has used.
+    /// Processor time of the process so far, without the guest's own.
     pub fn cpu_time(&mut self) -> Result<Duration, LabError> {
         let cpus = self.execute("query-cpus-fast", json!({}))?;
         let guest = cpus.as_array().into_iter().flatten();
@@ -336,7 +336,7 @@ impl Qemu {
         self.execute("stop", json!({})).map(drop)
     }
 
-    /// Lets the guest run.
+    /// Resumes the guest.
     pub fn resume(&mut self) -> Result<(), LabError> {
         self.execute("cont", json!({})).map(drop)
     }
@@ -348,7 +348,7 @@ impl Qemu {
         Ok(answer["status"].as_str().unwrap_or_default().to_owned())
     }
 
-    /// How many passes the guest has completed; it may be running.
+    /// The number of the guest's completed passes; it may be running.
     pub fn pass(&self) -> Result<u32, LabError> {
         self.guest
             .pass(&self.ram)
@@ -375,13 +375,13 @@ impl Qemu {
         }
     }
 
-    /// Checks a stopped guest's memory, and that the guest has found nothing wrong itself.
+    /// Checks a stopped guest's memory, and that the guest itself has found no error.
     pub fn check_guest(&mut self) -> Result<u32, LabError> {
         if self.run_state()? == "running" {
             return Err(LabError::Running);
         }
         let printed = self.serial()?;
-        // A guest that has come from elsewhere has started there.
+        // A guest that arrived by migration started elsewhere.
         let starts = usize::from(!self.incoming);
         if printed.contains('E') || printed.matches('S').count() > starts {
             return Err(LabError::Guest(printed));
@@ -389,9 +389,8 @@ impl Qemu {
         Ok(self.guest.check_memory(&self.ram)?.pass)
     }
 
-    /// Waits until the guest runs, after a migration that has failed at whatever moment, and has
-    /// gone on for some passes since; then checks it as [`Qemu::check_guest`] does and lets it run
-    /// again.
+    /// Waits until the guest runs, after a migration failed at any moment, and has made some
+    /// further passes; then checks it like [`Qemu::check_guest`] and resumes it.
     pub fn check_goes_on(&mut self, limit: Duration) -> Result<(), LabError> {
         let deadline = Instant::now() + limit;
         loop {
@@ -409,28 +408,28 @@ impl Qemu {
             thread::sleep(POLL);
         }
         let pass = self.pass()?;
-        // The pass at hand may have begun before, and the next one finds what was damaged in it.
+        // The current pass may have begun before; the next one finds any damage in it.
         self.wait_for_pass(pass + 3, limit)?;
         self.stop()?;
         self.check_guest()?;
         self.resume()
     }
 
-    /// Sets capabilities and parameters of this end; before [`Qemu::listen`] or [`Qemu::migrate`].
+    /// Sets capabilities and parameters of this end, before [`Qemu::listen`] or [`Qemu::migrate`].
     pub fn set_migration(&mut self, parameters: &Parameters) -> Result<(), LabError> {
         self.execute("migrate-set-capabilities", parameters.capabilities())?;
         self.execute("migrate-set-parameters", parameters.parameters())
             .map(drop)
     }
 
-    /// Sets one of QEMU's migration parameters, also while the guest is being sent.
+    /// Sets one of QEMU's migration parameters, even during a migration.
     pub fn set_parameter(&mut self, name: &str, value: u64) -> Result<(), LabError> {
         self.execute("migrate-set-parameters", json!({ name: value }))
             .map(drop)
     }
 
-    /// Listens for a guest at `unix:PATH` or `tcp:HOST:PORT`. Gives the address that it really
-    /// listens at: port 0 is any free one.
+    /// Listens for a guest at `unix:PATH` or `tcp:HOST:PORT`. Returns the actual address: port 0 is
+    /// any free one.
     pub fn listen(&mut self, uri: &str) -> Result<String, LabError> {
         let mut arguments = json!({ "uri": uri });
         if self.binary.release() >= (9, 1) {
@@ -449,23 +448,23 @@ impl Qemu {
         }
     }
 
-    /// Begins to send the guest to an address.
+    /// Starts to send the guest to an address.
     pub fn migrate(&mut self, uri: &str) -> Result<(), LabError> {
         self.execute("migrate", json!({ "uri": uri })).map(drop)
     }
 
-    /// Lets the guest go to the destination now, and its pages follow: with `postcopy-ram` on at
-    /// both ends.
+    /// Switches the guest to the destination now; its pages follow. Needs `postcopy-ram` at both
+    /// ends.
     pub fn start_postcopy(&mut self) -> Result<(), LabError> {
         self.execute("migrate-start-postcopy", json!({})).map(drop)
     }
 
-    /// Gives the migration up.
+    /// Cancels the migration.
     pub fn cancel_migration(&mut self) -> Result<(), LabError> {
         self.execute("migrate_cancel", json!({})).map(drop)
     }
 
-    /// Where the migration stands.
+    /// The state of the migration.
     pub fn migration(&mut self) -> Result<MigrationStatus, LabError> {
         let answer = self.execute("query-migrate", json!({}))?;
         serde_json::from_value(answer).map_err(|error| LabError::Qmp {
@@ -474,7 +473,7 @@ impl Qemu {
         })
     }
 
-    /// Waits until the migration has completed, failed or been cancelled, and gives its last
+    /// Waits until the migration has completed, failed or been cancelled, and returns its last
     /// status.
     pub fn wait_migration(&mut self, limit: Duration) -> Result<MigrationStatus, LabError> {
         let deadline = Instant::now() + limit;
@@ -491,19 +490,18 @@ impl Qemu {
                     seen,
                 });
             }
-            // Asking again and again would take a noticeable part of QEMU's time, and of what is
-            // measured.
+            // Frequent polling would take a noticeable part of QEMU's time, and of the measurement.
             let event = self.qmp.wait_event(LOOK);
             event.map_err(|source| self.process.broken(source))?;
         }
     }
 }
 
-/// Processor time that a process has used, all of its threads together; also of one that has ended
-/// and not been waited for.
+/// Processor time of a process, all of its threads together; also of one that has ended and not
+/// been waited for.
 ///
 /// # Errors
-/// When there is no such process.
+/// If there is no such process.
 pub fn cpu_time(process: u32) -> Result<Duration, LabError> {
     Ok(Duration::from_millis(
         ticks(&format!("/proc/{process}/stat"))? * TICK_MS,
@@ -513,14 +511,14 @@ pub fn cpu_time(process: u32) -> Result<Duration, LabError> {
 /// User and system time in a `stat` file of procfs.
 fn ticks(path: &str) -> Result<u64, LabError> {
     let stat = fs::read_to_string(path).map_err(io_error("reading a process's times"))?;
-    // The name in brackets may have anything in it; times are fields 14 and 15, and what follows
-    // the name is field 3.
+    // The name in brackets may contain any character; times are fields 14 and 15, and the field
+    // after the name is number 3.
     let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
     let times = fields.split_whitespace().skip(11).take(2);
     Ok(times.filter_map(|field| field.parse::<u64>().ok()).sum())
 }
 
-/// The unit of procfs's times, the same on every Linux of today (USER_HZ).
+/// The unit of procfs's times, the same on every current Linux (USER_HZ).
 const TICK_MS: u64 = 10;
 
 /// The process and its files. The process is killed before the files go.
@@ -541,7 +539,7 @@ impl Process {
             .unwrap_or_default()
     }
 
-    /// The error for a control connection that has failed, most often since the process has ended.
+    /// The error for a failed control connection, most often because the process has ended.
     fn broken(&mut self, source: QmpError) -> LabError {
         self.ended().unwrap_or_else(|| LabError::Qmp {
             said: self.stderr(),
@@ -551,7 +549,7 @@ impl Process {
 
     /// The error for a process that has ended.
     fn ended(&mut self) -> Option<LabError> {
-        // A process closes its sockets a moment before it can be waited for.
+        // A process closes its sockets shortly before it can be waited for.
         for _ in 0..10 {
             if let Ok(Some(status)) = self.child.try_wait() {
                 return Some(LabError::Ended {
@@ -590,27 +588,26 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // A QEMU that hangs in a broken migration takes notice of nothing else. It may also have
-        // ended already.
+        // A QEMU that hangs in a broken migration reacts to nothing else. It may also have ended
+        // already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// A folder for a process's files, and the lock that says that it is in use.
+/// A folder for a process's files, and the lock that marks it as in use.
 #[derive(Debug)]
 struct Folder {
     dir: TempDir,
     _in_use: File,
 }
 
-/// A new folder. Folders of owners that were killed before they could tidy up go first: they hold
-/// guests' memory.
+/// Makes a new folder. First removes the folders of killed owners, which hold guests' memory.
 fn new_folder() -> io::Result<Folder> {
     static SWEPT: Once = Once::new();
     SWEPT.call_once(sweep);
     let dir = tempfile::Builder::new().prefix(PREFIX).tempdir_in(FOLDER)?;
-    // It has its name when it is locked, so that nobody sees it unlocked.
+    // It gets its name after it is locked, so it is never visible unlocked.
     let making = dir.path().join("making");
     let in_use = File::create(&making)?;
     in_use.lock()?;
@@ -621,8 +618,8 @@ fn new_folder() -> io::Result<Folder> {
     })
 }
 
-/// Removes the folders that nobody has locked. A lock ends with its owner, in whatever container
-/// that is; a process id would mean nothing outside of its own.
+/// Removes the unlocked folders. A lock ends with its owner, in any container; a process ID is only
+/// meaningful inside its own.
 fn sweep() {
     for entry in fs::read_dir(FOLDER).into_iter().flatten().flatten() {
         let is_ours = entry.file_name().to_string_lossy().starts_with(PREFIX);
@@ -637,7 +634,7 @@ fn sweep() {
     }
 }
 
-/// The command, run so that Linux kills it when the thread that has started it ends.
+/// Makes Linux kill the process when the thread that starts it ends.
 fn tied_to_parent(command: &Command) -> Command {
     let mut tied = Command::new("setpriv");
     tied.args(["--pdeathsig", "KILL"])
@@ -660,7 +657,7 @@ fn spawn(command: Command) -> io::Result<Child> {
         let (sender, receiver) = mpsc::channel::<Request>();
         thread::spawn(move || {
             for (mut command, answer) in receiver {
-                // Whoever asked waits for the answer, so it can be delivered.
+                // The requester waits for the answer, so it can be delivered.
                 let _ = answer.send(command.spawn());
             }
         });

@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-/// How long QEMU may take to answer. A destination that has been sent nonsense never answers again,
-/// so every call ends.
+/// The time limit for QEMU's answer. A destination that has received garbage never answers again,
+/// so every call must end.
 const ANSWER_LIMIT: Duration = Duration::from_secs(20);
 
-/// What can go wrong between a QEMU and its controller.
+/// Errors between a QEMU and its controller.
 #[derive(Debug, thiserror::Error)]
 pub enum QmpError {
     /// The socket failed, or QEMU closed it.
@@ -20,9 +20,9 @@ pub enum QmpError {
     /// No answer in time.
     #[error("QEMU has not answered `{command}` for {limit:?}: it hangs")]
     Hangs {
-        /// The command that waits for its answer.
+        /// The command that has no answer.
         command: String,
-        /// How long it was waited for.
+        /// The limit.
         limit: Duration,
     },
     /// The answer is an error.
@@ -30,10 +30,10 @@ pub enum QmpError {
     Refused {
         /// The command.
         command: String,
-        /// QEMU's words.
+        /// QEMU's message.
         reason: String,
     },
-    /// The answer is not what the protocol says.
+    /// The answer violates the protocol.
     #[error("QEMU's answer is not QMP")]
     Malformed(#[from] serde_json::Error),
 }
@@ -43,12 +43,12 @@ pub enum QmpError {
 pub struct Qmp {
     stream: UnixStream,
     received: Vec<u8>,
-    /// Whether an event has come that [`Qmp::wait_event`] has not told of.
+    /// Whether an event has come that [`Qmp::wait_event`] has not reported yet.
     has_event: bool,
 }
 
 impl Qmp {
-    /// Connects to a QEMU that listens at `path`, and gets ready for commands.
+    /// Connects to a QEMU that listens at `path`, and prepares it for commands.
     pub fn connect(path: &Path) -> Result<Qmp, QmpError> {
         let stream = UnixStream::connect(path)?;
         let mut qmp = Qmp {
@@ -60,14 +60,14 @@ impl Qmp {
         Ok(qmp)
     }
 
-    /// Runs a command and gives what it returns.
+    /// Runs a command and returns its result.
     pub fn execute(&mut self, command: &str, arguments: Value) -> Result<Value, QmpError> {
         let mut line = serde_json::to_vec(&json!({"execute": command, "arguments": arguments}))?;
         line.push(b'\n');
         self.stream.write_all(&line)?;
         let deadline = Instant::now() + ANSWER_LIMIT;
         loop {
-            // The greeting and events come between a command and its answer.
+            // The greeting and events can precede a command's answer.
             let Some(mut message) = self.message(deadline)? else {
                 return Err(QmpError::Hangs {
                     command: command.to_owned(),
@@ -88,8 +88,8 @@ impl Qmp {
         }
     }
 
-    /// Waits until QEMU tells of an event, or has told of one since the last time, but not longer
-    /// than `limit`.
+    /// Waits for an event from QEMU, at most for `limit`. Returns at once if one has come since the
+    /// last call.
     pub fn wait_event(&mut self, limit: Duration) -> Result<(), QmpError> {
         let deadline = Instant::now() + limit;
         while !self.has_event {

@@ -1,4 +1,4 @@
-//! What goes over the wire between two QEMUs, both ways, connection by connection.
+//! Records the connections between two QEMUs in both directions.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::Shutdown;
@@ -6,21 +6,21 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::thread::{self, JoinHandle};
 
-/// Passes connections on and keeps what they carry.
+/// Forwards connections and records their bytes.
 ///
-/// Without limits on what it keeps, and without an end when a QEMU stays away: for making captures,
-/// not for tests.
+/// The recording has no limit, and the wait for an absent QEMU has no end: for making captures, not
+/// for tests.
 #[derive(Debug)]
 pub struct Tee {
     acceptor: JoinHandle<io::Result<Vec<Pumps>>>,
 }
 
-/// What one connection carried.
+/// The bytes of one connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Connection {
-    /// From the one who connected.
+    /// From the connecting side.
     pub forward: Vec<u8>,
-    /// To the one who connected.
+    /// To the connecting side.
     pub back: Vec<u8>,
 }
 
@@ -31,8 +31,8 @@ struct Pumps {
 }
 
 impl Tee {
-    /// Listens at `listen` and passes `connections` connections on to `target`, in the order in
-    /// which they come.
+    /// Listens at `listen` and forwards `connections` connections to `target`, in the order of
+    /// their arrival.
     pub fn start(listen: &Path, target: &Path, connections: usize) -> io::Result<Tee> {
         let listener = UnixListener::bind(listen)?;
         let target = target.to_owned();
@@ -44,8 +44,8 @@ impl Tee {
         Ok(Tee { acceptor })
     }
 
-    /// Waits until both sides have closed every connection. Gives the connections in the order in
-    /// which they came.
+    /// Waits until both sides have closed every connection. Returns the connections in the order of
+    /// their arrival.
     pub fn finish(self) -> io::Result<Vec<Connection>> {
         let pumps = joined(self.acceptor)?;
         pumps
@@ -70,7 +70,7 @@ impl Pumps {
     }
 }
 
-/// Moves bytes until `from` ends, and gives all of them.
+/// Moves bytes until `from` ends, and returns all of them.
 fn pump(mut from: UnixStream, mut to: UnixStream) -> io::Result<Vec<u8>> {
     let mut kept = Vec::new();
     let mut piece = vec![0; 0x1_0000];

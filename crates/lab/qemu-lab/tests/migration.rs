@@ -1,4 +1,4 @@
-//! Plain migrations from QEMU to QEMU: what every comparison with a relay in between rests on.
+//! Plain migrations from QEMU to QEMU: the basis of every comparison with a relay.
 
 use std::os::unix::fs::FileExt as _;
 use std::time::Duration;
@@ -10,12 +10,12 @@ use qemu_lab::{
 
 const LIMIT: Duration = Duration::from_secs(20);
 
-/// Hops, and once more if a 7.2 source says that a pipe broke.
+/// Hops, and repeats the hop if a 7.2 source reports a broken pipe.
 ///
 /// In about one of a hundred zlib and zstd migrations 7.2 writes a last, empty packet to a channel
-/// which the destination, now complete, has closed, and calls the migration failed; with and
-/// without return path. The guest then runs on at the source. (A relay in between reads to the end,
-/// and the destination's close does not show.)
+/// that the destination, now complete, has closed, and reports the migration as failed; with and
+/// without return path. The guest then continues at the source. (A relay reads to the end and hides
+/// the destination's close.)
 fn hop(chain: &mut Chain, hop: &Hop<'_>) -> HopReport {
     match chain.hop(hop) {
         Err(LabError::Migration {
@@ -74,9 +74,8 @@ fn a_guest_moves_along_11_1() {
     moves_along("q35", [Version::V11_1, Version::V11_1]);
 }
 
-/// A stopped guest's memory stays as it is over any number of plain hops, to the last byte. (A
-/// source that has sent its guest away refuses to send it again, so two ways to travel are compared
-/// hop by hop.)
+/// A stopped guest's memory stays identical over any number of plain hops. (A source that has sent
+/// its guest away refuses to send it again, so two paths are compared hop by hop.)
 fn stays_stopped(version: Version) {
     let Some(binary) = QemuBinary::require(version) else {
         return;
@@ -117,7 +116,7 @@ fn a_stopped_guest_stays_as_it_is_on_11_1() {
     stays_stopped(Version::V11_1);
 }
 
-/// What a hop reports as damage must be damage: a byte changed behind the guest's back is found.
+/// A hop must report only real damage: it finds a byte changed without the guest's knowledge.
 #[test]
 fn a_changed_byte_is_found() {
     let Some(binary) = QemuBinary::require(Version::V10_0) else {
@@ -142,6 +141,6 @@ fn a_changed_byte_is_found() {
     let pass = qemu.pass().unwrap();
     qemu.wait_for_pass(pass + 2, LIMIT).unwrap();
     qemu.stop().unwrap();
-    // The guest has set it right, and says that it had to.
+    // The guest has corrected it, and reported so.
     assert!(matches!(qemu.check_guest(), Err(LabError::Guest(printed)) if printed.contains('E')));
 }

@@ -1,6 +1,6 @@
-//! An allocator that counts.
+//! An allocator that counts allocations.
 //!
-//! A test program installs it for itself:
+//! A test program installs it:
 //!
 //! ```
 //! use testkit::allocations::{self, Counting};
@@ -29,20 +29,19 @@ thread_local! {
 
 static LIVE_BYTES: AtomicUsize = AtomicUsize::new(0);
 
-/// How often the calling thread has allocated or reallocated so far.
+/// The number of allocations and reallocations by the calling thread so far.
 #[must_use]
 pub fn on_this_thread() -> usize {
     ALLOCATIONS.get()
 }
 
-/// How many bytes the process has allocated and not freed.
+/// The number of bytes that the process has allocated and not freed.
 #[must_use]
 pub fn live_bytes() -> usize {
     LIVE_BYTES.load(Ordering::Relaxed)
 }
 
-/// The most bytes that `run` has had allocated at a time in this thread, and its largest single
-/// allocation.
+/// The peak of bytes allocated by `run` in this thread, and its largest single allocation.
 pub fn measure(run: impl FnOnce()) -> (usize, usize) {
     let before = NOW.get();
     MOST.set(before);
@@ -60,13 +59,13 @@ fn add(len: usize) {
     LARGEST.set(LARGEST.get().max(len));
 }
 
-/// Counts what this thread has freed. Another thread may have allocated it.
+/// Counts memory freed by this thread. Another thread may have allocated it.
 fn subtract(len: usize) {
     NOW.set(NOW.get().saturating_sub(len));
 }
 
-// SAFETY: every call is passed on to the system's allocator as it came; counting touches no memory
-// of the caller's.
+// SAFETY: every call is passed unchanged to the system's allocator; counting touches none of the
+// caller's memory.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         add(layout.size());
@@ -76,7 +75,7 @@ unsafe impl GlobalAlloc for Counting {
     }
 
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, len: usize) -> *mut u8 {
-        // Both blocks may exist at a time.
+        // Both blocks may exist at the same time.
         add(len);
         subtract(layout.size());
         LIVE_BYTES.fetch_add(len, Ordering::Relaxed);

@@ -1,4 +1,4 @@
-//! A `canned` payload, taken apart by what its format says and with nothing of the codec.
+//! Parses a `canned` payload by its format, without any code of the codec.
 
 use multifd_wire::PageSize;
 use multifd_wire::lengths::{self, PageData};
@@ -11,15 +11,15 @@ use crate::zlib::Inflate;
 pub struct Taken<'a> {
     /// The format's version.
     pub version: u8,
-    /// The number of the code that the pages are written in.
+    /// The generation of the pages' code.
     pub generation: u8,
-    /// Of a new code; empty without.
+    /// The description of a new code, or empty.
     pub description: &'a [u8],
     pages: Vec<PageData<'a>>,
 }
 
 impl<'a> Taken<'a> {
-    /// Takes apart a payload of so many pages.
+    /// Parses a payload of `pages` pages.
     pub fn apart(payload: &'a [u8], pages: usize) -> Self {
         let len = usize::from(u16::from_be_bytes([payload[2], payload[3]]));
         let (description, list) = payload[4..].split_at(len);
@@ -31,8 +31,8 @@ impl<'a> Taken<'a> {
         }
     }
 
-    /// Checks that the pages, each behind the description of its code, are streams of these
-    /// contents: for the judge of what an IAA reads, and for the C zlib.
+    /// Checks that each page, after its code's description, is a stream with the right content: for
+    /// the judge of the IAA's rules, and for the C zlib.
     pub fn check(&self, description: &[u8], contents: &[u8]) {
         let lengths = CodeLengths::read_header(description).unwrap();
         let header_bits = lengths.write_header(&mut Vec::new());
@@ -44,7 +44,8 @@ impl<'a> Taken<'a> {
                     let mut stream = join(description, header_bits, body);
                     let (inflated, _) = stock.whole(&stream, 4096);
                     assert!(inflated == content);
-                    // What fills the body's last byte may be a byte of its own behind the header.
+                    // The padding of the body's last byte may become a byte of its own after the
+                    // header.
                     let decoded = Oracle::IAA.decode(&stream, 4096).or_else(|_| {
                         assert_eq!(stream.pop(), Some(0));
                         Oracle::IAA.decode(&stream, 4096)
@@ -56,7 +57,7 @@ impl<'a> Taken<'a> {
     }
 }
 
-/// One behind the other, bit by bit.
+/// Concatenates header and body bit by bit.
 fn join(header: &[u8], header_bits: usize, body: &[u8]) -> Vec<u8> {
     let mut stream = header.to_vec();
     stream.resize((header_bits + 8 * body.len()).div_ceil(8), 0);

@@ -1,26 +1,26 @@
-//! Helpers that the tests of several crates share.
+//! Test helpers shared by several crates.
 //!
 //! - [`pages`] makes random numbers and pages with the texture of memory.
 //! - [`oracle`] judges deflate data by the rules of the format and of Intel's IAA.
 //! - [`allocations`] is an allocator that counts.
-//! - [`process`] starts a command, and tells what it prints and how it ends.
+//! - [`process`] starts a command, and reports its output and its end.
 //!
 //! - [`plain`] is a second decoder of multifd channels.
 //!
-//! With the feature `wire`: `wire` cuts streams, takes them apart, and reads the vectors of
+//! With the feature `wire`: `wire` cuts and parses streams, and reads the vectors of
 //! `testdata/wire`.
 //!
 //! With the feature `zlib`: `zlib` drives the C zlib as a reference.
 //!
-//! With the feature `engine`: `engine` has guests that are threads, and migrates them.
+//! With the feature `engine`: `engine` has guests made of threads, and migrates them.
 //!
 //! With the feature `codec`:
 //!
 //! - `suite` has the tests that every codec must pass.
-//! - `canned` takes a payload of the method `canned` apart.
-//! - `libqpl` gives libqpl, a simulated device under it, and channels that use them.
+//! - `canned` parses a payload of the method `canned`.
+//! - `libqpl` provides libqpl, a simulated device under it, and channels that use them.
 //!
-//! This crate depends on no crate that uses it without the last two, so the unit tests of
+//! Without the last two features, this crate depends on none of its users, so the unit tests of
 //! `page-deflate` can use it too.
 
 pub mod allocations;
@@ -44,7 +44,7 @@ pub mod zlib;
 
 mod rfc1951;
 
-/// How many random cases a test tries: `usual`, or `MULTIFD_LONG_TESTS` times as many.
+/// The number of random cases of a test: `usual`, times `MULTIFD_LONG_TESTS` if set.
 #[must_use]
 pub fn iterations(usual: usize) -> usize {
     let factor = std::env::var("MULTIFD_LONG_TESTS")

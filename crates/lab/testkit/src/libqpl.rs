@@ -13,14 +13,15 @@ use qemu_lab::{Part, require_opened};
 /// The bytes of a page.
 pub const PAGE: usize = PageSize::K4.bytes();
 
-/// Whether libqpl can be opened. If not, the running test is named, and with `CI=true` it fails.
+/// Returns whether libqpl can be opened. If not, it reports the running test, and fails with
+/// `CI=true`.
 #[track_caller]
 pub fn libqpl() -> bool {
     require_opened(Part::Qpl, qpl_sys::Library::open()).is_some()
 }
 
-/// libqpl and a healthy device, which all tests of this process share. Tests which change it run in
-/// their own.
+/// libqpl and a healthy device, shared by all tests of this process. Tests that change it need a
+/// process of their own.
 pub fn healthy_device() -> Option<&'static Simulator> {
     static DEVICE: OnceLock<Simulator> = OnceLock::new();
     libqpl().then(|| {
@@ -30,13 +31,13 @@ pub fn healthy_device() -> Option<&'static Simulator> {
     })
 }
 
-/// libqpl and a device of this process only.
+/// libqpl and a device for this process only.
 pub fn device(settings: &iaa_sim::Settings) -> Simulator {
     Simulator::load(settings).expect("Cargo builds the shared object")
 }
 
-/// Runs a test in a process of its own, if there is libqpl. `$test` is the function's path in this
-/// program.
+/// Runs a test in a process of its own, if libqpl is present. `$test` is the function's path in
+/// this program.
 #[macro_export]
 macro_rules! alone {
     ($test:literal, $body:expr) => {
@@ -60,14 +61,14 @@ pub fn dynamic(accel: Accel) -> Settings {
     settings
 }
 
-/// The settings with so many streams.
+/// The settings with this number of streams.
 pub fn streams(settings: Settings, streams: u8) -> Settings {
     let mut settings = settings;
     settings.streams = Streams::new(streams).unwrap();
     settings
 }
 
-/// An encoder and a decoder at the other end, made with settings of their own.
+/// An encoder and the decoder at the other end, each with its own settings.
 pub struct Channel {
     /// The sending end.
     pub encoder: Encoder,
@@ -98,7 +99,7 @@ impl Channel {
         &self.payload
     }
 
-    /// Which way the pages went at the sending and at the receiving end.
+    /// The pages by backend at the sending and at the receiving end.
     pub fn counts(&self) -> (PathCounts, PathCounts) {
         (self.encoder.counts(), self.decoder.counts())
     }

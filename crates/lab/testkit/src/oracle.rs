@@ -1,8 +1,8 @@
-//! A strict judge of deflate pieces: would hardware that knows nothing but this piece read it?
+//! A strict judge of deflate pieces: could hardware read this piece by itself?
 //!
 //! Intel's IAA decompresses a piece with a window of 4 KiB and no history from before the piece.
-//! [`Oracle`] decodes a piece token by token, as simply as possible and sharing no code with the
-//! fast decoder, and refuses whatever such a device, or any strict decoder of RFC 1951, would
+//! [`Oracle`] decodes a piece token by token, as simply as possible and without code of the fast
+//! decoder. It refuses everything that such a device, or any strict decoder of RFC 1951, would
 //! refuse. It is meant for tests and diagnosis, not for speed.
 
 use crate::rfc1951::{
@@ -11,48 +11,48 @@ use crate::rfc1951::{
     MAX_CODE_BITS, MAX_PRECODE_BITS, MAX_WINDOW, PRECODE_ORDER, PRECODE_SYMBOLS, STORED,
 };
 
-/// The rules a piece is held to.
+/// The rules for a piece.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Oracle {
     window_bytes: usize,
     ending: Ending,
 }
 
-/// How a piece must end.
+/// The required end of a piece.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
-    /// With its only block marked as final, in the last byte: a complete raw deflate stream.
+    /// Its only block is marked as final and ends in the last byte: a complete raw deflate stream.
     FinalBlock,
-    /// With an empty stored block, on a byte boundary, and no final block before it: what
-    /// `Z_SYNC_FLUSH` leaves.
+    /// An empty stored block on a byte boundary, without a final block before it: the result of
+    /// `Z_SYNC_FLUSH`.
     SyncFlush,
 }
 
 /// A piece that passed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Decoded {
-    /// What the piece decompresses to.
+    /// The decompressed piece.
     pub output: Vec<u8>,
-    /// What it is made of.
+    /// The counts of its tokens.
     pub tokens: Tokens,
 }
 
-/// What a piece is made of.
+/// The counts of a piece's tokens.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tokens {
-    /// Bytes that are coded as themselves, not counting stored blocks.
+    /// Bytes coded as literals, without stored blocks.
     pub literals: usize,
     /// Copies of earlier bytes.
     pub matches: usize,
-    /// Bytes that come from those copies.
+    /// Bytes from these copies.
     pub matched_bytes: usize,
-    /// The longest distance of any copy, in bytes; 0 without copies.
+    /// The longest distance of a copy, in bytes; 0 without copies.
     pub farthest_bytes: usize,
     /// Blocks of uncompressed bytes.
     pub stored_blocks: usize,
-    /// Blocks under the format's fixed code.
+    /// Blocks with the format's fixed code.
     pub fixed_blocks: usize,
-    /// Blocks that bring their own code.
+    /// Blocks with their own code.
     pub dynamic_blocks: usize,
 }
 
@@ -60,7 +60,7 @@ pub struct Tokens {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Violation {
-    /// The input ends inside a block, or before the ending that is asked for.
+    /// The input ends inside a block, or before the required end.
     #[error("the piece ends early, after {found_bytes} bytes of output")]
     Truncated {
         /// Output so far.
@@ -69,10 +69,10 @@ pub enum Violation {
     /// Bytes follow the final block.
     #[error("{found_bytes} bytes follow the final block")]
     TrailingData {
-        /// How many.
+        /// The number of these bytes.
         found_bytes: usize,
     },
-    /// A run that others continue holds a final block.
+    /// A run that has a successor contains a final block.
     #[error("a final block inside a run of blocks")]
     UnexpectedFinalBlock,
     /// Block type 3.
@@ -83,31 +83,31 @@ pub enum Violation {
     StoredLength {
         /// The length.
         len: u16,
-        /// What should be its complement.
+        /// The field that should be its complement.
         complement: u16,
     },
     /// More literal/length codes than the format has.
     #[error("{found} literal/length codes, at most 286 allowed")]
     TooManyLiteralCodes {
-        /// How many are described.
+        /// The described number.
         found: usize,
     },
     /// More distance codes than the format has.
     #[error("{found} distance codes, at most 30 allowed")]
     TooManyDistanceCodes {
-        /// How many are described.
+        /// The described number.
         found: usize,
     },
-    /// A code description in which codes collide.
+    /// A code description with colliding codes.
     #[error("oversubscribed {code} code")]
     Oversubscribed {
-        /// Which code.
+        /// The code.
         code: Code,
     },
-    /// A code description which leaves bit patterns without meaning.
+    /// A code description that leaves bit patterns unused.
     #[error("incomplete {code} code")]
     Incomplete {
-        /// Which code.
+        /// The code.
         code: Code,
     },
     /// A description starts with "repeat the previous length".
@@ -116,13 +116,13 @@ pub enum Violation {
     /// A repeat runs over the end of the description.
     #[error("a repeated code length overruns the description")]
     RepeatOverrun,
-    /// A block that cannot end.
+    /// A block without a code for its end.
     #[error("no code for the end of the block")]
     NoEndOfBlock,
-    /// A bit pattern or a symbol without meaning.
+    /// A bit pattern or a symbol without a meaning.
     #[error("invalid {code} symbol")]
     InvalidSymbol {
-        /// Which code it should have been from.
+        /// The code it should belong to.
         code: Code,
     },
     /// A copy reaches farther than the window.
@@ -133,20 +133,20 @@ pub enum Violation {
         /// The window.
         window_bytes: usize,
     },
-    /// A copy reaches back to before the piece.
+    /// A copy reaches back before the piece.
     #[error("distance {found_bytes} with only {produced_bytes} bytes of output before it")]
     DistanceBeforeStart {
         /// The distance.
         found_bytes: usize,
-        /// What the piece had produced until then.
+        /// The output of the piece so far.
         produced_bytes: usize,
     },
-    /// The piece decompresses to another size than it should.
+    /// The piece decompresses to a wrong size.
     #[error("output of {found_bytes} bytes or more where {expected_bytes} are expected")]
     OutputSize {
-        /// Output when the difference became clear.
+        /// Output when the difference was detected.
         found_bytes: usize,
-        /// What was asked for.
+        /// The required size.
         expected_bytes: usize,
     },
 }
@@ -154,7 +154,7 @@ pub enum Violation {
 /// The codes of a dynamic block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Code {
-    /// The code in which the lengths of the two others are written.
+    /// The code of the lengths of the two others.
     Lengths,
     /// Literals, match lengths and the end of the block.
     LiteralLength,
@@ -173,7 +173,7 @@ impl std::fmt::Display for Code {
 }
 
 impl Oracle {
-    /// What IAA reads as one job: a complete stream within a window of 4 KiB.
+    /// The rules for a job of the IAA: a complete stream within a window of 4 KiB.
     pub const IAA: Oracle = Oracle::new(4096, Ending::FinalBlock);
 
     /// Rules with a window of `window_bytes`, which the format limits to 32 KiB.
@@ -189,7 +189,7 @@ impl Oracle {
         }
     }
 
-    /// Decodes `piece`, which must follow the rules and give exactly `output_bytes`.
+    /// Decodes `piece`, which must follow the rules and produce exactly `output_bytes`.
     pub fn decode(&self, piece: &[u8], output_bytes: usize) -> Result<Decoded, Violation> {
         let mut judge = Judge::new(piece, self.window_bytes, output_bytes);
         match self.ending {
@@ -205,7 +205,7 @@ struct Block {
     is_empty_stored: bool,
 }
 
-/// The state of one decision.
+/// The state of one judgement.
 struct Judge<'a> {
     input: &'a [u8],
     /// Position in bits.
@@ -283,7 +283,7 @@ impl<'a> Judge<'a> {
         })
     }
 
-    /// Returns the block's length.
+    /// Decodes a stored block and returns its length.
     fn stored(&mut self) -> Result<usize, Violation> {
         self.position = self.position.next_multiple_of(8);
         let len = self.bits(16)? as u16;
@@ -444,8 +444,8 @@ impl<'a> Judge<'a> {
     }
 }
 
-/// A canonical prefix code: how many symbols each length has, and the symbols in the order of their
-/// codes.
+/// A canonical prefix code: the number of symbols of each length, and the symbols in the order of
+/// their codes.
 struct Canonical {
     counts: [usize; MAX_CODE_BITS + 1],
     symbols: Vec<u16>,
@@ -466,7 +466,7 @@ impl Canonical {
                 .ok_or(Violation::Oversubscribed { code: name })?;
         }
         let used: usize = counts.iter().sum();
-        // RFC 1951 section 3.2.7: a block may do without distances, or have one, coded in one bit.
+        // RFC 1951 section 3.2.7: a block may have no distance, or a single one, coded in one bit.
         let lone_distance = name == Code::Distance && (used == 0 || (used == 1 && counts[1] == 1));
         if free > 0 && !lone_distance {
             return Err(Violation::Incomplete { code: name });

@@ -1,10 +1,10 @@
-//! Pages to try the codecs on: made up, but with the texture of memory.
+//! Generated pages for testing codecs, with the texture of memory.
 
-/// A small generator with a fixed course, so that every failure can be repeated.
+/// A small deterministic generator, so that every failure can be reproduced.
 pub struct Random(u64);
 
 impl Random {
-    /// The numbers of a seed.
+    /// Starts the sequence of a seed.
     #[must_use]
     pub fn new(seed: u64) -> Self {
         Self(seed ^ 0x9e37_79b9_7f4a_7c15)
@@ -20,7 +20,7 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    /// A number below `limit`, which is not 0.
+    /// A number below `limit`, which must not be 0.
     pub fn below(&mut self, limit: usize) -> usize {
         (self.next() % limit as u64) as usize
     }
@@ -31,7 +31,7 @@ impl Random {
     }
 }
 
-/// Appends one page of a random kind, which may look back at `pages` for something to repeat.
+/// Appends one page of a random kind, which may repeat parts of `pages`.
 pub fn push_page(random: &mut Random, page_bytes: usize, pages: &mut Vec<u8>) {
     let start = pages.len();
     let end = start + page_bytes;
@@ -56,7 +56,7 @@ pub fn push_page(random: &mut Random, page_bytes: usize, pages: &mut Vec<u8>) {
                 pages.extend(word.to_le_bytes());
             }
         }
-        // Words out of a small dictionary.
+        // Words from a small dictionary.
         4..=6 => {
             let words: Vec<Vec<u8>> = (0..4 + random.below(60))
                 .map(|_| {
@@ -69,7 +69,7 @@ pub fn push_page(random: &mut Random, page_bytes: usize, pages: &mut Vec<u8>) {
                 pages.extend(&words[random.below(words.len())]);
             }
         }
-        // A copy of what came before, from any distance, with some bytes changed.
+        // A copy of earlier bytes, from any distance, with some bytes changed.
         7 | 8 if start >= page_bytes => {
             let source = start - 1 - random.below((start - 1).min(70_000));
             for i in 0..page_bytes {
@@ -79,7 +79,7 @@ pub fn push_page(random: &mut Random, page_bytes: usize, pages: &mut Vec<u8>) {
                 pages[start + random.below(page_bytes)] = random.byte();
             }
         }
-        // A period.
+        // A periodic pattern.
         9 => {
             let period = 1 + random.below(600);
             let unit: Vec<u8> = (0..period).map(|_| random.byte()).collect();
@@ -101,7 +101,7 @@ pub fn push_page(random: &mut Random, page_bytes: usize, pages: &mut Vec<u8>) {
     pages.resize(end, 0);
 }
 
-/// So many pages, one after the other.
+/// Makes `count` pages.
 pub fn packet(random: &mut Random, count: usize, page_bytes: usize) -> Vec<u8> {
     let mut pages = Vec::with_capacity(count * page_bytes);
     for _ in 0..count {

@@ -1,17 +1,17 @@
-//! A second decoder of channels, to compare the first one with: it shares no code with it, knows
-//! only what it needs, and reads a whole file by the offsets of its fields.
+//! A second decoder of channels for comparison with the first: it shares no code with it, knows
+//! only the fields that it needs, and reads a whole file by their offsets.
 //!
-//! The rules it follows: a hello has 64 bytes. A RAM packet's header has 320 bytes and eight for
-//! each page of a full packet, and is followed by a payload if it has normal pages.
+//! Its rules: a hello has 64 bytes. A RAM packet's header has 320 bytes plus eight for each page of
+//! a full packet, and a payload follows if it has normal pages.
 
-/// What was found in a channel.
+/// The content of a channel.
 #[derive(Debug, PartialEq)]
 pub struct PlainChannel {
     /// The UUID of the hello.
     pub uuid: [u8; 16],
     /// The number of the channel.
     pub id: u8,
-    /// All packets, in their order.
+    /// All packets, in order.
     pub packets: Vec<PlainPacket>,
 }
 
@@ -30,17 +30,17 @@ pub struct PlainPacket {
     pub zero: Vec<u64>,
     /// The length of its payload in bytes.
     pub payload: usize,
-    /// Where the header begins.
+    /// The position of the header.
     pub at: usize,
 }
 
 impl PlainPacket {
-    /// Whether it is a SYNC.
+    /// Returns whether it is a SYNC.
     pub fn is_sync(&self) -> bool {
         self.flags & 1 != 0
     }
 
-    /// Whether it has pages.
+    /// Returns whether it has pages.
     pub fn has_pages(&self) -> bool {
         !self.normal.is_empty() || !self.zero.is_empty()
     }
@@ -65,7 +65,7 @@ impl PlainChannel {
             let offsets: Vec<u64> = (0..normal + zero)
                 .map(|entry| be64(at + 320 + 8 * entry))
                 .collect();
-            // Without normal pages the field may be left over.
+            // Without normal pages the field may have an old value.
             let payload = if normal == 0 {
                 0
             } else {
@@ -106,7 +106,7 @@ impl PlainChannel {
     }
 }
 
-/// The description of all devices at the end of a main stream, as the JSON that it is.
+/// The JSON description of all devices at the end of a main stream.
 pub fn description(main: &[u8]) -> &[u8] {
     let is_it = |&at: &usize| {
         let rest = &main[at..];

@@ -1,7 +1,7 @@
-//! Processes of a command: what they print, line by line, and how they end.
+//! Processes of a command: their output, line by line, and their end.
 //!
-//! Every wait has a limit. [`Process`] answers with what happened, for measurements and for the
-//! campaign; [`Tested`] panics, for tests.
+//! Every wait has a limit. [`Process`] returns the events, for measurements and for the campaign;
+//! [`Tested`] panics, for tests.
 
 use std::io::{self, BufRead, BufReader, Read};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -10,19 +10,19 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// No step of a test takes nearly as long; a step that does hangs.
+/// Far above the duration of any step of a test; a step that exceeds it hangs.
 pub const DEADLINE: Duration = Duration::from_secs(60);
 
-/// One of the pipes that a process prints to.
+/// One of a process's output pipes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pipe {
     /// Results.
     Stdout,
-    /// Words for people.
+    /// Messages for people.
     Stderr,
 }
 
-/// A running process without standard input. Dropped, it is killed.
+/// A running process without standard input. Dropping it kills the process.
 #[derive(Debug)]
 pub struct Process {
     child: Mutex<Child>,
@@ -30,10 +30,10 @@ pub struct Process {
     printed: Arc<Printed>,
 }
 
-/// A process that does not print the expected line.
+/// The expected line did not come.
 #[derive(Debug, thiserror::Error)]
 pub enum Fault {
-    /// The time is over.
+    /// The time limit expired.
     #[error("it hangs, having said: {0}")]
     Hangs(String),
     /// The process has closed its pipe.
@@ -45,7 +45,7 @@ impl Process {
     /// Starts a command.
     ///
     /// # Errors
-    /// When it cannot be started.
+    /// If it cannot be started.
     pub fn start(command: &mut Command) -> io::Result<Self> {
         let pipes = command.stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = pipes.stdin(Stdio::null()).spawn()?;
@@ -60,13 +60,13 @@ impl Process {
         })
     }
 
-    /// The number of the process.
+    /// The process ID.
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.pid
     }
 
-    /// All lines that it has printed so far.
+    /// All lines printed so far.
     #[must_use]
     pub fn lines(&self, pipe: Pipe) -> Vec<String> {
         locked(&self.printed.lines).of(pipe).clone()
@@ -75,15 +75,15 @@ impl Process {
     /// Waits for line `number` of a pipe, counted from 0.
     ///
     /// # Errors
-    /// When the pipe ends before, or the limit is over.
+    /// If the pipe ends before, or the limit expires.
     pub fn line(&self, pipe: Pipe, number: usize, limit: Duration) -> Result<String, Fault> {
         self.find(pipe, limit, |lines| lines.get(number).cloned())
     }
 
-    /// Waits until the command says for the first time that it listens. Returns where.
+    /// Waits until the command reports for the first time that it listens. Returns the address.
     ///
     /// # Errors
-    /// When it ends before, or the limit is over.
+    /// If it ends before, or the limit expires.
     pub fn address(&self, limit: Duration) -> Result<String, Fault> {
         self.find(Pipe::Stderr, limit, |lines| {
             let mut lines = lines.iter();
@@ -112,17 +112,17 @@ impl Process {
         self.printed.wait(limit, Lines::is_complete).is_complete()
     }
 
-    /// Returns how the process has ended, if it has.
+    /// Returns the exit status if the process has ended.
     pub fn ended(&self) -> Option<ExitStatus> {
         locked(&self.child).try_wait().ok().flatten()
     }
 
-    /// Waits for the end of the process and of its output. Returns nothing when the limit is over.
+    /// Waits for the end of the process and of its output. Returns `None` if the limit expires.
     pub fn wait(&self, limit: Duration) -> Option<ExitStatus> {
         let deadline = Instant::now().checked_add(limit);
         loop {
             if let Some(status) = self.ended() {
-                // A process of its own may hold the pipes a moment longer.
+                // A child of the process may hold the pipes slightly longer.
                 self.wait_for_output(LINGERING);
                 return Some(status);
             }
@@ -133,7 +133,7 @@ impl Process {
         }
     }
 
-    /// Ends the process at once.
+    /// Kills the process.
     pub fn kill(&self) {
         let mut child = locked(&self.child);
         // It may have ended already.
@@ -148,8 +148,8 @@ impl Drop for Process {
     }
 }
 
-/// A process under test: a step that takes longer than [`DEADLINE`] fails the test. Dropped, it is
-/// killed.
+/// A process under test: a step that takes longer than [`DEADLINE`] fails the test. Dropping it
+/// kills the process.
 #[derive(Debug)]
 pub struct Tested {
     process: Process,
@@ -157,14 +157,14 @@ pub struct Tested {
     complaints: usize,
 }
 
-/// The end of a process, and all that it has printed.
+/// The end of a process, and all its output.
 #[derive(Debug)]
 pub struct Ended {
     /// The exit status.
     pub status: ExitStatus,
     /// Results.
     pub stdout: String,
-    /// Words for people.
+    /// Messages for people.
     pub stderr: String,
 }
 
@@ -172,7 +172,7 @@ impl Tested {
     /// Starts a command.
     ///
     /// # Panics
-    /// When it cannot be started.
+    /// If it cannot be started.
     #[must_use]
     pub fn spawn(command: &mut Command) -> Self {
         Self {
@@ -182,10 +182,10 @@ impl Tested {
         }
     }
 
-    /// Passes over its complaints until it says that it listens, the next time. Returns where.
+    /// Skips its messages until the next report that it listens. Returns the address.
     ///
     /// # Panics
-    /// When it does not listen.
+    /// If it does not listen.
     pub fn address<A: FromStr>(&mut self) -> A {
         loop {
             if let Some(address) = listening(&self.complaint()) {
@@ -197,16 +197,16 @@ impl Tested {
     /// Waits for the next line of its results.
     ///
     /// # Panics
-    /// When there is none.
+    /// If there is none.
     pub fn result(&mut self) -> String {
         self.results += 1;
         self.line(Pipe::Stdout, self.results - 1)
     }
 
-    /// Waits for the next line that it says beside its results.
+    /// Waits for the next line of its messages.
     ///
     /// # Panics
-    /// When there is none.
+    /// If there is none.
     pub fn complaint(&mut self) -> String {
         self.complaints += 1;
         self.line(Pipe::Stderr, self.complaints - 1)
@@ -217,13 +217,13 @@ impl Tested {
         line.unwrap_or_else(|fault| panic!("no such line: {fault}"))
     }
 
-    /// The number of the process.
+    /// The process ID.
     #[must_use]
     pub fn id(&self) -> u32 {
         self.process.pid()
     }
 
-    /// Ends the process at once.
+    /// Kills the process.
     pub fn kill(&self) {
         self.process.kill();
     }
@@ -231,7 +231,7 @@ impl Tested {
     /// Waits for its end.
     ///
     /// # Panics
-    /// When it does not end.
+    /// If it does not end.
     pub fn end(self) -> Ended {
         let status = self.process.wait(DEADLINE);
         let text = |pipe| {
@@ -248,23 +248,23 @@ impl Tested {
 }
 
 impl Ended {
-    /// The results, if the process ended well.
+    /// The results, if the process succeeded.
     ///
     /// # Panics
-    /// When it did not.
+    /// If it failed.
     pub fn well(self) -> String {
         assert!(self.status.success(), "{self:?}");
         self.stdout
     }
 }
 
-/// The address in the line that says so.
+/// The address in the line that reports it.
 fn listening(line: &str) -> Option<&str> {
     let (program, address) = line.split_once("listening on ")?;
     (program.is_empty() || program.ends_with(": ")).then_some(address)
 }
 
-/// How long the pipes of a process that has ended may stay open.
+/// The time for which the pipes of an ended process may stay open.
 const LINGERING: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Default)]
@@ -301,7 +301,7 @@ impl Printed {
         });
     }
 
-    /// Waits until `is_there` holds, at most as long as `limit`.
+    /// Waits until `is_there` holds, at most for `limit`.
     fn wait(&self, limit: Duration, is_there: impl Fn(&Lines) -> bool) -> MutexGuard<'_, Lines> {
         let lines = locked(&self.lines);
         let waited = self

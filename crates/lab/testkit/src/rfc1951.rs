@@ -1,10 +1,9 @@
-//! Numbers of the deflate format (RFC 1951), for the judge. The encoders and decoders under test
-//! have tables of their own, so that a mistake in one of them shows.
+//! Constants of the deflate format (RFC 1951), for the judge. The encoders and decoders under test
+//! have tables of their own, so that a mistake in either shows.
 
-/// Symbols a literal/length code may describe; 286 and 287 exist in the fixed code but never mean
-/// anything.
+/// Symbols of a literal/length code; 286 and 287 are part of the fixed code but are reserved.
 pub(super) const LITLEN_SYMBOLS: usize = 286;
-/// Symbols a distance code may describe; 30 and 31 exist in the fixed code but never mean anything.
+/// Symbols of a distance code; 30 and 31 are part of the fixed code but are reserved.
 pub(super) const DISTANCE_SYMBOLS: usize = 30;
 /// Symbols of the code that describes the other two codes.
 pub(super) const PRECODE_SYMBOLS: usize = 19;
@@ -14,7 +13,7 @@ pub(super) const MAX_CODE_BITS: usize = 15;
 pub(super) const MAX_PRECODE_BITS: usize = 7;
 /// The literal/length symbol that ends a block.
 pub(super) const END_OF_BLOCK: usize = 256;
-/// The farthest a match of any deflate stream may reach back.
+/// The longest distance in deflate.
 pub(super) const MAX_WINDOW: usize = 32 * 1024;
 /// Block types, the two bits after the final-block bit.
 pub(super) const STORED: u32 = 0;
@@ -43,7 +42,7 @@ pub(super) const DISTANCE_EXTRA: [u8; DISTANCE_SYMBOLS] = [
 pub(super) const PRECODE_ORDER: [u8; PRECODE_SYMBOLS] = [
     16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 2, 14, 1, 15,
 ];
-/// Code lengths of the fixed literal/length code, with the two symbols that must not occur.
+/// Code lengths of the fixed literal/length code, including the two reserved symbols.
 pub(super) const FIXED_LITLEN_LENGTHS: [u8; 288] = {
     let mut lengths = [8; 288];
     let mut symbol = 144;
@@ -53,5 +52,5 @@ pub(super) const FIXED_LITLEN_LENGTHS: [u8; 288] = {
     }
     lengths
 };
-/// Code lengths of the fixed distance code, with the two symbols that must not occur.
+/// Code lengths of the fixed distance code, including the two reserved symbols.
 pub(super) const FIXED_DISTANCE_LENGTHS: [u8; 32] = [5; 32];

@@ -1,4 +1,4 @@
-//! What every codec has to do, written over the traits.
+//! The requirements on every codec, tested through the traits.
 
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
@@ -11,8 +11,8 @@ use multifd_wire::{Method, PageSize};
 
 use crate::pages::{Random, packet};
 
-/// Runs all of the suite for functions of these names, each of which gives a subject, or none if it
-/// cannot be had here.
+/// Runs the whole suite for functions of these names. Each returns a subject, or `None` if it is
+/// not available here.
 #[macro_export]
 macro_rules! conformance {
     ($subject:ident: $($test:ident)*) => {
@@ -53,15 +53,13 @@ macro_rules! conformance {
     };
 }
 
-/// A codec under test: a method, and the settings that are to behave alike with it, the usual ones
-/// first.
+/// A codec under test: a method, and settings that must behave alike with it, the usual ones first.
 pub struct Subject {
     /// The method.
     pub method: Method,
     /// The settings.
     pub settings: Vec<Settings>,
-    /// Of the many bits of a payload that could be damaged each how-many-th is: 1 unless the codec
-    /// is slow.
+    /// The step between damaged bits of a payload: 1 unless the codec is slow.
     pub damage_every: usize,
 }
 
@@ -122,7 +120,7 @@ fn incompressible(random: &mut Random) -> Vec<u8> {
     (0..128 * 4096).map(|_| random.byte()).collect()
 }
 
-/// Both ends say which method they have.
+/// Both ends report their method.
 pub fn both_ends_name_their_method(subject: &Subject) {
     assert_eq!(subject.encoder().method(), subject.method);
     assert_eq!(subject.decoder().method(), subject.method);
@@ -138,7 +136,7 @@ pub fn round_trip(subject: &Subject) {
     }
 }
 
-/// Each page that arrives has gone one of the ways, at both ends.
+/// Each page that arrives is counted once at both ends.
 pub fn pages_are_counted(subject: &Subject) {
     let mut random = Random::new(12);
     let mut channel = subject.channel(PageSize::K4);
@@ -156,8 +154,8 @@ pub fn one_page(subject: &Subject) {
         .carry(&packet(&mut Random::new(2), 1, 4096));
 }
 
-/// A stock receiver's buffer takes 1 MiB; nothing of 512 KiB of pages comes near to it, whatever is
-/// in them.
+/// A stock receiver's buffer has 1 MiB; no payload of 512 KiB of pages comes near this, with any
+/// content.
 pub fn full_batches_of_the_worst_pages(subject: &Subject) {
     let mut random = Random::new(3);
     for settings in &subject.settings {
@@ -166,7 +164,7 @@ pub fn full_batches_of_the_worst_pages(subject: &Subject) {
             ..subject.channel(PageSize::K4)
         };
         let noise = incompressible(&mut random);
-        // Bytes that have the longest codes in deflate's fixed Huffman table, in an order without
+        // Bytes with the longest codes in deflate's fixed Huffman table, in an order without
         // repeats.
         let long_codes: Vec<u8> = noise.iter().map(|byte| byte % 112 + 144).collect();
         for bytes in [&noise, &long_codes] {
@@ -189,7 +187,7 @@ pub fn zero_pages(subject: &Subject) {
     }
 }
 
-/// A packet without pages has no payload, and the stream goes on.
+/// A packet without pages has no payload, and the stream continues.
 pub fn an_empty_batch_leaves_the_stream_alone(subject: &Subject) {
     let mut random = Random::new(4);
     let mut channel = subject.channel(PageSize::K4);
@@ -236,7 +234,7 @@ pub fn all_settings(subject: &Subject) {
     }
 }
 
-/// Encodes packets, as many at a time as there is room for, and now and then fewer. Checks that
+/// Encodes packets, usually as many at a time as there is room for, sometimes fewer. Checks that
 /// their pages come back. Returns the payloads, up to the first error.
 fn encode_all(
     encoder: &mut Encoder<usize>,
@@ -270,7 +268,7 @@ fn encode_all(
     }
 }
 
-/// Packets in work at the same time have the payloads that they have one by one.
+/// Packets in work at the same time have the same payloads as one by one.
 pub fn packets_in_work_are_as_one_by_one(subject: &Subject) {
     let mut random = Random::new(31);
     let lengths = [0, 128, 3, 0, 128, 128, 1, 128, 50, 0, 2, 128, 17];
@@ -278,7 +276,7 @@ pub fn packets_in_work_are_as_one_by_one(subject: &Subject) {
     for settings in &subject.settings {
         let mut one_by_one = encoder(subject.method, settings).unwrap();
         let mut together = Encoder::new(subject.method, settings).unwrap();
-        // Twice, as both go on.
+        // Twice, as both channels continue.
         for _ in 0..2 {
             let expected: Vec<_> = packets
                 .iter()
@@ -292,7 +290,7 @@ pub fn packets_in_work_are_as_one_by_one(subject: &Subject) {
     }
 }
 
-/// The packets before one that fails have their payloads, and those behind it are refused.
+/// The packets before a failing one have their payloads, and those after it are refused.
 pub fn a_packet_that_fails_comes_behind_the_others(subject: &Subject) {
     let mut random = Random::new(32);
     let mut packets = vec![packet(&mut random, 20, 4096); 6];
@@ -306,7 +304,7 @@ pub fn a_packet_that_fails_comes_behind_the_others(subject: &Subject) {
         assert_eq!(encoder.counts().total(), 60, "{settings:?}");
         let (payloads, outcome) = encode_all(&mut encoder, &packets);
         assert!(payloads.is_empty());
-        // Without room nothing is pushed, and nothing comes.
+        // Without room nothing is pushed and nothing is returned.
         outcome.unwrap();
         encoder.push(packets[0].clone().into(), PageSize::K4, 0);
         let error = encoder.pop(&mut Vec::new()).unwrap_err().error;
@@ -314,7 +312,7 @@ pub fn a_packet_that_fails_comes_behind_the_others(subject: &Subject) {
     }
 }
 
-/// A payload that is cut off either fails, or has lost nothing but marks behind the last page.
+/// A truncated payload either fails, or has lost only marks after the last page.
 pub fn truncation(subject: &Subject) {
     let bytes = packet(&mut Random::new(8), 3, 4096);
     let payload = encode(&mut subject.encoder(), &bytes, PageSize::K4);
@@ -335,8 +333,8 @@ pub fn truncation(subject: &Subject) {
     assert!(cut_pages + 8 >= tried, "{cut_pages}");
 }
 
-/// Every bit of a small payload turned over: an error, or as many bytes as there should be, never a
-/// panic. What the bytes are cannot be told, as neither method has a checksum.
+/// Flips every bit of a small payload: the result is an error or the right number of bytes, never a
+/// panic. The bytes can be wrong, as the methods have no checksum.
 pub fn corruption(subject: &Subject) {
     let bytes = packet(&mut Random::new(9), 2, 4096);
     let mut encoder = subject.encoder();
@@ -347,7 +345,7 @@ pub fn corruption(subject: &Subject) {
         payload[bit / 8] ^= 1 << (bit % 8);
         let mut decoder = subject.decoder();
         match decoder.decode(&payload, PageSize::K4, &mut pages) {
-            // The damage may show in the packets that follow, and must not panic there either.
+            // The damage may show in later packets, which must not panic either.
             Ok(()) => drop(decoder.decode(&next, PageSize::K4, &mut pages)),
             Err(_) => expect_poisoned(decoder.as_mut(), &payload),
         }
@@ -355,7 +353,7 @@ pub fn corruption(subject: &Subject) {
     }
 }
 
-/// Random bytes are refused, or are as many bytes of pages as there should be.
+/// Random bytes are refused, or produce the right number of bytes of pages.
 pub fn garbage(subject: &Subject) {
     let mut random = Random::new(10);
     let mut pages = vec![0; 2 * 4096];
@@ -363,7 +361,7 @@ pub fn garbage(subject: &Subject) {
         let len = random.below(3000);
         let mut payload: Vec<u8> = (0..len).map(|_| random.byte()).collect();
         if random.next().is_multiple_of(2) {
-            // Past the first gate, where the header is checked.
+            // Valid at the start, to get past the check of the header.
             let head = encode(&mut subject.encoder(), &[1; 4096], PageSize::K4);
             let keep = head.len().min(payload.len()).min(6);
             payload[..keep].copy_from_slice(&head[..keep]);
@@ -372,7 +370,7 @@ pub fn garbage(subject: &Subject) {
     }
 }
 
-/// A payload of three pages is one of three pages only.
+/// A payload of three pages is only accepted for three pages.
 pub fn more_or_fewer_pages_than_there_are(subject: &Subject) {
     let bytes = packet(&mut Random::new(11), 3, 4096);
     let payload = encode(&mut subject.encoder(), &bytes, PageSize::K4);
@@ -402,7 +400,7 @@ pub fn more_or_fewer_pages_than_there_are(subject: &Subject) {
     }
 }
 
-/// Buffers that are not whole pages, or too many, are refused.
+/// Buffers with partial pages, or too many, are refused.
 pub fn a_buffer_that_is_no_packets_pages(subject: &Subject) {
     let payload = encode(&mut subject.encoder(), &[0; 4096], PageSize::K4);
     for len in [1, 4095, 4097, 129 * 4096] {
@@ -425,8 +423,8 @@ fn expect_poisoned(decoder: &mut dyn Decoder, good_payload: &[u8]) {
 }
 
 /// A guest that keeps writing while its pages are encoded. Each page has one value in all its
-/// words, and the guest changes word by word, so what arrives may be torn between two values, but
-/// it is made of what the guest wrote, and the packets behind it are whole.
+/// words, and the guest changes it word by word. So a page may arrive torn between two values, but
+/// both are the guest's, and later packets are correct.
 pub fn a_guest_that_keeps_writing(subject: &Subject) {
     const WORDS: usize = 512;
     let memory: Vec<AtomicU64> = (0..64 * WORDS).map(|_| AtomicU64::new(1)).collect();
@@ -435,7 +433,7 @@ pub fn a_guest_that_keeps_writing(subject: &Subject) {
         .step_by(3)
         .map(|page| {
             let words = NonNull::from(&memory[page * WORDS..][..WORDS]);
-            // SAFETY: a page of atomics which outlives the handle and is only written as atomics.
+            // SAFETY: a page of atomics that outlives the handle and is only written as atomics.
             unsafe { GuestPage::new(words.cast(), PageSize::K4) }
         })
         .collect();
@@ -462,7 +460,7 @@ pub fn a_guest_that_keeps_writing(subject: &Subject) {
                 .encoder
                 .encode(&pages, &mut channel.payload)
                 .unwrap();
-            // Whatever value was read, `written` had it before.
+            // `written` contained every value before it could be read.
             fence(Ordering::Acquire);
             let newest = written.load(Ordering::SeqCst);
             channel

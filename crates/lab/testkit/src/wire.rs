@@ -1,4 +1,4 @@
-//! Streams for tests of the wire format: cut into pieces, taken apart, read from `testdata/wire`.
+//! Streams for tests of the wire format: cut, parsed, and read from `testdata/wire`.
 
 use std::fs;
 use std::path::Path;
@@ -6,7 +6,7 @@ use std::path::Path;
 use multifd_wire::main_stream::{MainEvent, MainReceiver};
 use multifd_wire::{ChannelReceiver, Event, Fault, Hello, Limits, Packet};
 
-/// Ways to cut a stream: lengths of pieces, over and over.
+/// Ways to cut a stream: lengths of pieces, in rotation.
 pub const CUTS: &[&[usize]] = &[
     &[1],
     &[7],
@@ -17,20 +17,20 @@ pub const CUTS: &[&[usize]] = &[
     &[65537],
 ];
 
-/// An event with its contents, pieces joined.
+/// An event with its content, with joined pieces.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Joined {
     /// The hello.
     Hello(Hello),
     /// A header.
     Packet(Box<Packet>),
-    /// So many unused entries of a table.
+    /// This many unused entries of a table.
     Padding(usize),
-    /// A payload, or what there is of it.
+    /// A payload, complete or partial.
     Payload(Vec<u8>),
 }
 
-/// The events of a channel given in pieces of the lengths `cut`, and how it ended.
+/// The events of a channel given in pieces of the lengths `cut`, and its result.
 pub fn channel_events(bytes: &[u8], cut: &[usize]) -> (Vec<Joined>, Result<(), Fault>) {
     let mut receiver = ChannelReceiver::new(Limits::default());
     let mut events = Vec::new();
@@ -58,14 +58,14 @@ fn join(events: &mut Vec<Joined>, event: Event<'_>) {
     }
 }
 
-/// The events of a main stream given in pieces of the lengths `cut`, and how it ended.
+/// The events of a main stream given in pieces of the lengths `cut`, and its result.
 pub fn main_events(bytes: &[u8], cut: &[usize]) -> (Vec<MainEvent>, Result<(), Fault>) {
     let mut receiver = MainReceiver::new(Limits::default());
     let (events, outcome) = events(bytes, cut, |piece| receiver.push(piece));
     (events, outcome.and_then(|()| receiver.finish()))
 }
 
-/// What a receiver's `push` makes of bytes that come in pieces of the lengths `cut`, up to its
+/// The events that a receiver's `push` returns for bytes in pieces of the lengths `cut`, up to its
 /// first fault.
 pub fn events<E, F>(
     bytes: &[u8],
@@ -85,7 +85,7 @@ pub fn events<E, F>(
     (events, Ok(()))
 }
 
-/// `bytes` in pieces of the lengths `cut`, over and over.
+/// Cuts `bytes` into pieces of the lengths `cut`, in rotation.
 pub fn pieces<'a>(mut bytes: &'a [u8], cut: &[usize]) -> impl Iterator<Item = &'a [u8]> {
     let mut lengths = cut.iter().cycle();
     std::iter::from_fn(move || {
@@ -101,7 +101,7 @@ pub fn pieces<'a>(mut bytes: &'a [u8], cut: &[usize]) -> impl Iterator<Item = &'
     })
 }
 
-/// The bytes of a vector in `testdata/wire`, whose README says how they are written.
+/// The bytes of a vector in `testdata/wire`; the README there describes its format.
 pub fn vector(name: &str) -> Vec<u8> {
     let above = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors();
     let mut folders = above.map(|folder| folder.join("testdata/wire"));

@@ -1,4 +1,4 @@
-//! The C zlib, driven as a multifd peer drives it: one stream per channel, fed page by page.
+//! The C zlib, driven like a multifd peer: one stream per channel, fed page by page.
 
 use libz_sys::{
     Z_BUF_ERROR, Z_DEFAULT_STRATEGY, Z_DEFLATED, Z_NO_FLUSH, Z_OK, Z_STREAM_END, Z_SYNC_FLUSH,
@@ -9,7 +9,7 @@ use std::ffi::{CStr, c_int, c_uint, c_void};
 use std::mem::size_of;
 use std::ptr::null_mut;
 
-/// zlib compares the first digit with its own.
+/// zlib compares only the first digit.
 const VERSION: &CStr = c"1";
 
 /// One deflate stream.
@@ -19,10 +19,10 @@ pub struct Deflate {
 }
 
 impl Deflate {
-    /// `window_bits` as zlib counts them: 9 to 15, negative for no header.
+    /// `window_bits` is in zlib's convention: 9 to 15, negative for no header.
     pub fn new(level: c_int, window_bits: c_int) -> Self {
         let mut stream = empty_stream();
-        // SAFETY: the stream is initialised, with null allocators and no buffers, as zlib asks.
+        // SAFETY: the stream is initialised, with null allocators and no buffers, as zlib requires.
         let status = unsafe {
             deflateInit2_(
                 &mut *stream,
@@ -39,7 +39,7 @@ impl Deflate {
         Self { stream }
     }
 
-    /// Appends one packet: every page in a call of its own, the last one with a sync flush.
+    /// Appends one packet: one call for every page, the last one with a sync flush.
     pub fn packet(&mut self, pages: &[u8], page_bytes: usize, out: &mut Vec<u8>) {
         let count = pages.len() / page_bytes;
         for (i, page) in pages.chunks(page_bytes).enumerate() {
@@ -52,15 +52,15 @@ impl Deflate {
         }
     }
 
-    /// Appends a complete stream of its own and starts afresh.
+    /// Appends a complete, separate stream and resets.
     pub fn whole(&mut self, input: &[u8], out: &mut Vec<u8>) {
         assert_eq!(self.call(input, libz_sys::Z_FINISH, out), Z_STREAM_END);
         // SAFETY: the stream was initialised in `new`.
         assert_eq!(unsafe { deflateReset(&mut *self.stream) }, Z_OK);
     }
 
-    /// Feeds all of `input` in one call with any kind of flush, and appends what comes out; zlib's
-    /// status.
+    /// Feeds all of `input` in one call with any kind of flush, and appends the output. Returns
+    /// zlib's status.
     pub fn call(&mut self, input: &[u8], flush: c_int, out: &mut Vec<u8>) -> c_int {
         self.stream.next_in = input.as_ptr().cast_mut();
         self.stream.avail_in = input.len() as u32;
@@ -73,7 +73,7 @@ impl Deflate {
             // SAFETY: input and output ranges are the slices above, alive during the call.
             let status = unsafe { deflate(&mut *self.stream, flush) };
             let written = room - self.stream.avail_out as usize;
-            // SAFETY: zlib has initialised that many bytes of the spare capacity.
+            // SAFETY: zlib has initialised this many bytes of the spare capacity.
             unsafe { out.set_len(out.len() + written) };
             if status != Z_OK || self.stream.avail_out > 0 {
                 assert_eq!(self.stream.avail_in, 0);
@@ -96,7 +96,7 @@ pub struct Inflate {
 }
 
 impl Inflate {
-    /// `window_bits` as zlib counts them: 8 to 15, negative for no header.
+    /// `window_bits` is in zlib's convention: 8 to 15, negative for no header.
     pub fn new(window_bits: c_int) -> Self {
         let mut stream = empty_stream();
         // SAFETY: as in `Deflate::new`.
@@ -112,14 +112,14 @@ impl Inflate {
         Self { stream }
     }
 
-    /// Decodes one packet page by page; false unless every page is filled, and all of the payload
-    /// used.
+    /// Decodes one packet page by page. Returns false unless every page is filled and the whole
+    /// payload is consumed.
     pub fn packet(&mut self, payload: &[u8], page_bytes: usize, pages: &mut [u8]) -> bool {
         self.stock_packet(payload, page_bytes, pages) == Some(0)
     }
 
-    /// Decodes one packet as a stock receiver does: page by page, each with room for itself only.
-    /// The bytes of payload that it would throw away, or nothing if it would fail.
+    /// Decodes one packet like a stock receiver: page by page, each with room only for itself.
+    /// Returns the number of payload bytes that it would drop, or `None` if it would fail.
     pub fn stock_packet(
         &mut self,
         payload: &[u8],
@@ -154,8 +154,8 @@ impl Inflate {
         Some(self.stream.avail_in as usize)
     }
 
-    /// Decodes one complete stream; the output, at most `limit` bytes, and whether the stream ended
-    /// well in the last byte of the input.
+    /// Decodes one complete stream. Returns the output, at most `limit` bytes, and whether the
+    /// stream ended correctly in the last byte of the input.
     pub fn whole(&mut self, input: &[u8], limit: usize) -> (Vec<u8>, bool) {
         let mut out = vec![0; limit];
         self.stream.next_in = input.as_ptr().cast_mut();
@@ -165,7 +165,7 @@ impl Inflate {
         // SAFETY: as in `packet`.
         let mut status = unsafe { inflate(&mut *self.stream, Z_NO_FLUSH) };
         if status == Z_OK || status == Z_BUF_ERROR {
-            // With the output full, the end of the stream can take one more call.
+            // With a full output, the end of the stream can take one more call.
             // SAFETY: as in `packet`.
             status = unsafe { inflate(&mut *self.stream, Z_NO_FLUSH) };
         }
@@ -203,18 +203,18 @@ fn empty_stream() -> Box<z_stream> {
     })
 }
 
-// The crate's type has no room for zlib's own default, which is a null function.
+// The crate's type cannot express zlib's own default, which is a null function.
 unsafe extern "C" {
     fn calloc(items: usize, size: usize) -> *mut c_void;
     fn free(address: *mut c_void);
 }
 
 unsafe extern "C" fn allocate(_: *mut c_void, items: c_uint, size: c_uint) -> *mut c_void {
-    // SAFETY: calloc takes any two sizes.
+    // SAFETY: calloc accepts any two sizes.
     unsafe { calloc(items as usize, size as usize) }
 }
 
 unsafe extern "C" fn release(_: *mut c_void, address: *mut c_void) {
-    // SAFETY: zlib gives back what `allocate` gave it.
+    // SAFETY: zlib returns memory from `allocate`.
     unsafe { free(address) };
 }

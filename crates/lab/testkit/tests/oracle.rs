@@ -1,4 +1,4 @@
-//! The judge must let pass what zlib makes within the rules, and refuse what zlib refuses.
+//! The judge must accept zlib's output within the rules, and refuse everything that zlib refuses.
 
 use testkit::iterations;
 use testkit::oracle::{Ending, Oracle, Violation};
@@ -41,8 +41,8 @@ fn reads_a_run_with_its_window_only() {
     ));
 }
 
-/// Whatever happens to a stream, both readers come to the same end, and to the same bytes where it
-/// is a good one.
+/// For any damage to a stream, both readers reach the same verdict, and the same bytes if it is
+/// valid.
 #[test]
 fn agrees_with_zlib_on_damaged_streams() {
     let mut random = Random::new(3);

@@ -1,4 +1,4 @@
-//! What can be typed.
+//! The command line.
 
 use std::num::{NonZeroU8, NonZeroU64};
 use std::path::PathBuf;
@@ -142,7 +142,7 @@ pub struct SendArgs {
     pub json: bool,
 }
 
-/// A number of bytes, with K, M, G or T for powers of 1024, as QEMU reads them.
+/// Parses a number of bytes, with K, M, G or T for powers of 1024, like QEMU.
 fn size(text: &str) -> Result<u64, String> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let shift = match text.get(digits.len()..).unwrap_or_default() {

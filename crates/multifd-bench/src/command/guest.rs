@@ -1,4 +1,4 @@
-//! `multifd-bench guest`: the process of a guest, which `multifd-bench send` starts.
+//! `multifd-bench guest`: a guest's process, started by `multifd-bench send`.
 
 use std::fs::File;
 use std::io;
@@ -10,7 +10,7 @@ use multifd_cli::{say, signals};
 use multifd_engine::dirty::WriteTracking;
 use multifd_engine::memory::Mapping;
 
-/// Serves orders on standard input, in the program with this name.
+/// Serves orders on standard input. `program` is this program's name.
 pub fn run(program: &'static str) -> ExitCode {
     say::set_program(program);
     match serve_orders() {
@@ -42,7 +42,7 @@ impl Mapped {
     fn make(bytes: u64) -> io::Result<Self> {
         let bytes = usize::try_from(bytes).map_err(io::Error::other)?;
         let mapping = Mapping::memfd("multifd-guest", bytes)?;
-        // The other process is told in words.
+        // The other process needs the reason as text.
         let tracking = WriteTracking::register(&[mapping.range()])
             .map_err(|error| io::Error::other(say::chain(&error)))?;
         Ok(Self {

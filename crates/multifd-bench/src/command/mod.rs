@@ -1,4 +1,4 @@
-//! The command `multifd-bench`: flags, words and tables.
+//! The command `multifd-bench`: flags, output and tables.
 
 mod args;
 mod guest;
@@ -17,23 +17,23 @@ use self::args::{Cli, Command};
 /// The command `multifd-bench`.
 pub fn main() -> ExitCode {
     match Cli::parse().command {
-        // A guest reads and writes its orders, and prints nothing for people.
+        // A guest's standard input and output carry orders, so it prints nothing for people.
         Command::Guest => guest::run(NAME),
         Command::Migrate(args) => process::run(NAME, || migrate::run(&args)),
         Command::Send(args) => process::run(NAME, || send::run(&args)),
         Command::Receive(args) => process::run(NAME, || {
-            // It waits for a source that comes from `migrate` alone, and so ends with that.
+            // It waits for a source that only `migrate` starts, and so must end together with it.
             set_parent_process_death_signal(Some(Signal::KILL))?;
             multifd_cli::receive::run(&args)
         }),
     }
 }
 
-/// What can be typed, as clap has it: man pages and completions are made from this.
+/// The command line as clap's definition, from which man pages and completions are made.
 #[must_use]
 pub fn definition() -> clap::Command {
     Cli::command()
 }
 
-/// The name that stands before each note.
+/// The prefix of each note.
 const NAME: &str = "multifd-bench";

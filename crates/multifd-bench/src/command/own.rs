@@ -1,4 +1,4 @@
-//! The command that starts this program once more.
+//! The command that starts this program again.
 
 use std::ffi::OsString;
 use std::fs;
@@ -6,12 +6,12 @@ use std::io;
 use std::os::unix::ffi::OsStringExt;
 use std::process::Command;
 
-/// A command that starts this program once more: with the same dynamic loader, if it was started by
-/// one by name.
+/// A command that starts this program again, through the same dynamic loader if it was started
+/// through an explicit one.
 ///
 /// # Errors
 ///
-/// When the system does not tell how this process was started.
+/// If the system does not report how this process was started.
 pub fn command() -> io::Result<Command> {
     let line = fs::read("/proc/self/cmdline")?;
     let mut words: Vec<OsString> = line
@@ -20,8 +20,8 @@ pub fn command() -> io::Result<Command> {
         .split(|byte| *byte == 0)
         .map(|word| OsString::from_vec(word.to_vec()))
         .collect();
-    // The system's list begins with a loader and what it was told, which the program itself does
-    // not see.
+    // The system's list begins with the loader and its arguments, which the program does not see in
+    // its own.
     words.truncate((words.len() + 1).saturating_sub(std::env::args_os().count()));
     let mut command = Command::new(std::env::current_exe()?);
     command.args(words.into_iter().skip(1));

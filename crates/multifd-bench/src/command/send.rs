@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use super::args::SendArgs;
 use super::own;
 
-/// Starts a guest and sends it away.
+/// Starts a guest and migrates it.
 pub fn run(args: &SendArgs) -> Outcome {
     let parameters = parameters(args)?;
     let spec = spec(args)?;
@@ -81,7 +81,7 @@ fn parameters(args: &SendArgs) -> Result<Parameters, String> {
     parameters.zero_page_detection = args.zero_page_detection;
     parameters.timeout = Duration::from_secs(args.timeout);
     parameters.digest = args.digest;
-    // Before a guest is started for nothing.
+    // Check before starting a guest in vain.
     multifd_codec::encoder(parameters.multifd_compression, &parameters.codec)
         .map_err(|error| error.to_string())?;
     Ok(parameters)
@@ -106,11 +106,11 @@ fn spec(args: &SendArgs) -> Result<Spec, String> {
     Ok(spec)
 }
 
-/// A guest's process as the engine handles it. There is nothing but its memory.
+/// A guest's process as a VM for the engine. It has only memory.
 struct Vm {
     guest: Guest,
     started: Instant,
-    /// How many things it had done when it was stopped, and when that was.
+    /// The number of operations when it was stopped, and the time.
     stopped: Option<(u64, Instant)>,
 }
 
@@ -123,8 +123,8 @@ impl Vm {
         }
     }
 
-    /// How many things it did in a second until it was stopped. Where processors are short, that is
-    /// fewer than asked for.
+    /// The operations per second until the stop. It is below the requested rate if processors are
+    /// scarce.
     fn rate(&self) -> Option<f64> {
         let (acts, when) = self.stopped?;
         let seconds = (when - self.started).as_secs_f64();
@@ -151,17 +151,17 @@ impl VmHandle for Vm {
     }
 }
 
-/// What is printed of a migration. Names are those of QEMU's `query-migrate`, units added.
+/// The printed summary of a migration. Names are those of QEMU's `query-migrate`, with units.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Summary {
     guest: String,
-    /// What it did in a second, up to its stop: operations for redis, else writes. Nothing if it
+    /// The guest's rate until its stop: operations per second for redis, else writes. `None` if it
     /// was never stopped.
     pub guest_rate: Option<f64>,
     /// QEMU's `multifd-channels`.
     channels: usize,
     method: String,
-    /// Who compressed, and why nobody better did.
+    /// The backend, and why no better one was in use.
     pub backend: String,
     pub total_time_ms: f64,
     pub downtime_ms: f64,
@@ -173,23 +173,23 @@ pub struct Summary {
     pub transferred: u64,
     dirty_sync_count: u64,
     pub rounds: u64,
-    /// How many bytes of pages with contents went into each byte that was sent.
+    /// Bytes of normal pages per byte sent.
     pub ratio: f64,
-    /// Pages that an accelerator compressed, that a processor did, and that went as they were.
+    /// Pages compressed by an accelerator, compressed by a processor, and sent uncompressed.
     pub hardware: u64,
     pub software: u64,
     pub raw: u64,
-    /// Of this process, without the guest's.
+    /// CPU time of this process, without the guest's.
     pub cpu_seconds: f64,
 }
 
-/// What is printed of a migration that failed.
+/// The printed summary of a failed migration.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Failed {
     pub error: String,
-    /// It took longer than it was given.
+    /// The time limit expired.
     pub timed_out: bool,
-    /// How far it came.
+    /// The progress.
     #[serde(flatten)]
     pub summary: Summary,
 }

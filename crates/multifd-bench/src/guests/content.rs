@@ -1,4 +1,4 @@
-//! Filling a guest's memory, on as many processors as there are.
+//! Fills a guest's memory on all processors.
 
 use std::fs::File;
 use std::io;
@@ -8,21 +8,21 @@ use std::thread;
 
 use crate::guests::PAGE_BYTES;
 
-/// What a guest's memory holds at the start, in pieces that are made one by one in any order.
+/// The initial content of a guest's memory, in pieces that are made one by one in any order.
 pub trait Content: Sync {
-    /// How many pieces there are.
+    /// The number of pieces.
     fn pieces(&self) -> u64;
 
-    /// Makes a piece in `piece`, which is empty, and answers where it belongs: at the beginning of
-    /// a page.
+    /// Makes a piece in `piece`, which is empty, and returns its offset, which is the start of a
+    /// page.
     ///
     /// # Errors
     ///
-    /// When it comes from a file that cannot be read.
+    /// If it comes from a file that cannot be read.
     fn make(&self, index: u64, piece: &mut Vec<u8>) -> io::Result<u64>;
 }
 
-/// Writes `content` to `memory`, which is all zero. Pages that stay zero are not touched.
+/// Writes `content` to `memory`, which is all zero. Zero pages are not touched.
 pub fn fill(memory: &File, content: &dyn Content) -> io::Result<()> {
     let next = AtomicU64::new(0);
     let work = || {
@@ -75,8 +75,8 @@ pub mod tests {
     use std::io::Write;
     use std::os::unix::fs::MetadataExt;
 
-    /// The pages that are not zero, back to back, and how many there are with the zero pages that
-    /// were made.
+    /// Returns the nonzero pages, back to back, and the number of all pages made, including zero
+    /// pages.
     pub fn used_pages(content: &dyn Content) -> (Vec<u8>, usize) {
         let (mut used, mut pages) = (Vec::new(), 0);
         for index in 0..content.pieces() {
@@ -91,8 +91,8 @@ pub mod tests {
         (used, pages)
     }
 
-    /// How much smaller zlib-rs at level 1 makes it: less than a stock zlib, whose ratio is 2.8 for
-    /// an idle guest and 2.0 for a Redis.
+    /// Returns the compression ratio of zlib-rs at level 1. A stock zlib compresses better: its
+    /// ratio is 2.8 for an idle guest and 2.0 for a Redis.
     pub fn ratio(pages: &[u8]) -> f64 {
         let mut zlib = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::new(1));
         zlib.write_all(pages).unwrap();

@@ -6,11 +6,11 @@ use std::os::unix::fs::FileExt;
 
 use crate::guests::content::Content;
 
-/// What a file holds. Where it ends before the guest's memory does, the rest is zero.
+/// The content of a file. Guest memory after the end of the file is zero.
 #[derive(Debug)]
 pub struct Image {
     pub file: File,
-    /// The guest's memory.
+    /// The size of the guest's memory.
     pub bytes: u64,
 }
 

@@ -1,10 +1,10 @@
-//! What the memory of a booted Linux looks like to a compressor: zero pages, and among the others
-//! code, text, tables of pointers, lists of small structures, what is packed already, and pages
-//! filled with one byte.
+//! Memory like that of a booted Linux, for a compressor: zero pages, and among the others code,
+//! text, tables of pointers, lists of small structures, compressed data, and pages filled with one
+//! byte.
 //!
-//! The shares and the redundancy of each sort were fitted to pages of a real guest. With zlib at
-//! level 1 they were, from the least to the most compressible: a tenth below 1.25, a quarter around
-//! 1.6, a tenth around 2, a tenth around 4, a fifth from 7 to 20, and a fifth of one byte repeated.
+//! The share and redundancy of each sort were fitted to pages of a real guest. With zlib at level 1
+//! the ratios were, in ascending order: a tenth below 1.25, a quarter around 1.6, a tenth around 2,
+//! a tenth around 4, a fifth from 7 to 20, and a fifth of one repeated byte.
 
 use std::io;
 
@@ -12,11 +12,11 @@ use crate::guests::PAGE_BYTES;
 use crate::guests::content::Content;
 use crate::guests::random::{Random, mix};
 
-/// Part of the memory of a Linux, as long as is wanted.
+/// Part of the memory of a Linux, of any length.
 #[derive(Debug)]
 pub struct Linux {
     seed: u64,
-    /// How many pages in a hundred are not zero.
+    /// Nonzero pages in percent.
     used_percent: u64,
     code: Vec<Vec<u8>>,
     words: Vec<Vec<u8>>,
@@ -35,12 +35,12 @@ impl Linux {
         }
     }
 
-    /// Whether the page is not zero.
+    /// Returns whether the page is nonzero.
     pub fn is_used(&self, page: u64) -> bool {
         mix(self.seed ^ mix(page / RUN_PAGES)) % 100 < self.used_percent
     }
 
-    /// Appends the page of this index.
+    /// Appends the page with this index.
     pub fn append(&self, page: u64, out: &mut Vec<u8>) {
         let end = out.len() + PAGE_BYTES;
         if self.is_used(page) {
@@ -59,14 +59,14 @@ impl Linux {
             56..60 => structures(64, 9, random, end, out),
             60..74 => structures(64, 4, random, end, out),
             74..80 => sparse(random, end, out),
-            // Freed memory that the kernel has poisoned, and buffers that were never used.
+            // Freed memory that the kernel has poisoned, and unused buffers.
             _ => out.resize(end, 0x6b),
         }
     }
 }
 
-/// Something written in symbols of a language, which comes back to what stands a little before:
-/// `repeats_percent` of a hundred times some bytes of the last kilobyte, otherwise a new symbol.
+/// Data written in symbols of a language, with repetitions: in `repeats_percent` of all steps it
+/// repeats some bytes of the last kilobyte, otherwise it adds a new symbol.
 fn written(
     symbols: &[Vec<u8>],
     repeats_percent: u64,
@@ -90,7 +90,7 @@ fn written(
     out.truncate(end);
 }
 
-/// Compressed files, keys: nearly as long when compressed once more.
+/// Compressed files and keys: they hardly compress again.
 fn packed(random: &mut Random, end: usize, out: &mut Vec<u8>) {
     let start = out.len();
     out.resize(end, 0);
@@ -99,8 +99,8 @@ fn packed(random: &mut Random, end: usize, out: &mut Vec<u8>) {
     bytes.iter_mut().step_by(3).for_each(|byte| *byte &= 0x0f);
 }
 
-/// An array of structures of `size` bytes. Most of a structure is as in all the others; `varying`
-/// bytes, in two places, are not: half of them the low part of a pointer into the kernel.
+/// An array of structures of `size` bytes. Most of a structure is the same in all; `varying` bytes,
+/// in two places, differ: half of them are the low part of a kernel pointer.
 fn structures(size: usize, varying: usize, random: &mut Random, end: usize, out: &mut Vec<u8>) {
     let mut template = vec![0; size];
     template
@@ -123,7 +123,7 @@ fn structures(size: usize, varying: usize, random: &mut Random, end: usize, out:
     out.truncate(end);
 }
 
-/// A page of which little is in use.
+/// A page with little data.
 fn sparse(random: &mut Random, end: usize, out: &mut Vec<u8>) {
     let start = out.len();
     out.resize(end, 0);
@@ -134,7 +134,7 @@ fn sparse(random: &mut Random, end: usize, out: &mut Vec<u8>) {
     }
 }
 
-/// A word of a text, with what separates it from the next.
+/// A word of a text, with its separator.
 fn word(random: &mut Random) -> Vec<u8> {
     const LETTERS: &[u8] = b"etaoinsrhldcumfpgwybvkxjqz_/";
     const BETWEEN: &[u8] = b"      =.,:\n-";
@@ -148,7 +148,7 @@ fn word(random: &mut Random) -> Vec<u8> {
     word
 }
 
-/// A guest which is nothing but a Linux.
+/// A guest with only a Linux.
 #[derive(Debug)]
 pub struct Idle {
     linux: Linux,
@@ -156,7 +156,7 @@ pub struct Idle {
 }
 
 impl Idle {
-    /// Of `bytes`, whole pages.
+    /// `bytes` is a whole number of pages.
     pub fn new(seed: u64, bytes: u64) -> Self {
         Self {
             linux: Linux::new(seed, USED_PERCENT),
@@ -179,17 +179,16 @@ impl Content for Idle {
     }
 }
 
-/// Memory that is in use, or has been.
+/// The share of memory that is or was in use.
 const USED_PERCENT: u64 = 20;
 
-/// How far apart what is written comes back.
+/// The maximum distance of a repetition.
 const REACH: u64 = 1024;
 
-/// Pages of one sort lie together: the kernel hands out neighbours.
+/// Pages of one sort are contiguous: the kernel allocates neighbours.
 const RUN_PAGES: u64 = 16;
 
-/// How much is filled at once: enough for few system calls, and little enough for a processor's
-/// cache.
+/// Pages filled at once: enough for few system calls, and few enough for a processor's cache.
 const PIECE_PAGES: u64 = 64;
 
 #[cfg(test)]
@@ -206,7 +205,7 @@ mod tests {
         assert!((2.2..=2.5).contains(&ratio), "{ratio}");
     }
 
-    /// What they were fitted to, under zlib.
+    /// The fitted ratios, under zlib.
     #[test]
     fn each_sort_of_page_compresses_as_it_was_fitted() {
         let linux = Linux::new(1, 100);

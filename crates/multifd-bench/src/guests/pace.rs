@@ -1,4 +1,4 @@
-//! Threads that do something so many times a second, and stop at once when they are told to.
+//! Threads that act at a given rate and stop immediately on request.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -6,13 +6,13 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// What a thread does.
+/// The work of a thread.
 pub trait Worker: Send {
-    /// Does it once. `running` is for how long the thread has been there.
+    /// Acts once. `running` is the thread's age.
     ///
     /// # Errors
     ///
-    /// When it cannot be done, which ends the thread.
+    /// If it cannot act; this ends the thread.
     fn act(&mut self, running: Duration) -> io::Result<()>;
 }
 
@@ -21,8 +21,8 @@ pub trait Worker: Send {
 pub struct Gate {
     state: Mutex<State>,
     changed: Condvar,
-    /// Somebody waits for `state`: a thread that has no time to sleep would take it again before
-    /// them.
+    /// Another thread waits for `state`: a worker that has no time to sleep would otherwise lock it
+    /// again first.
     wanted: AtomicBool,
     acts: AtomicU64,
 }
@@ -35,31 +35,31 @@ struct State {
 }
 
 impl Gate {
-    /// Stops the thread. Afterwards it does nothing any more, until it is resumed.
+    /// Stops the thread. After this it does nothing until it is resumed.
     ///
     /// # Errors
     ///
-    /// Why it has ended already.
+    /// Why it has already ended.
     pub fn pause(&self) -> Result<(), String> {
         self.set(|state| state.paused = true)
     }
 
-    /// Lets it go on.
+    /// Resumes the thread.
     ///
     /// # Errors
     ///
-    /// Why it has ended already.
+    /// Why it has already ended.
     pub fn resume(&self) -> Result<(), String> {
         self.set(|state| state.paused = false)
     }
 
-    /// Lets it end.
+    /// Ends the thread.
     pub fn end(&self) {
-        // Whether it has failed before does not matter any more.
+        // An earlier failure no longer matters.
         let _ = self.set(|state| state.ended = true);
     }
 
-    /// How often it has acted.
+    /// The number of actions so far.
     pub fn acts(&self) -> u64 {
         self.acts.load(Ordering::Relaxed)
     }
@@ -77,7 +77,7 @@ impl Gate {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Acts `rate` times a second until the end.
+    /// Acts `rate` times per second until the end.
     pub fn run(&self, worker: &mut dyn Worker, rate: u64) {
         let begun = Instant::now();
         let mut pace = Pace::new(rate, begun);
@@ -114,7 +114,7 @@ impl Gate {
     }
 }
 
-/// How much is due.
+/// Computes the actions that are due.
 #[derive(Debug)]
 struct Pace {
     rate: u64,
@@ -131,8 +131,8 @@ impl Pace {
         }
     }
 
-    /// What is to be done now. What cannot be kept up with is forgotten, as by a client that waits
-    /// for each answer.
+    /// Returns the number of actions due now. Backlog is dropped, like a client that waits for each
+    /// reply.
     fn due(&mut self, now: Instant) -> u64 {
         let all = |since: Instant| (now - since).as_secs_f64() * self.rate as f64;
         let due = (all(self.since) as u64).saturating_sub(self.done);
@@ -144,10 +144,10 @@ impl Pace {
     }
 }
 
-/// A tick of a busy machine's clock.
+/// A clock tick of a busy machine.
 const TICK: Duration = Duration::from_millis(1);
 const MOST_BEHIND: Duration = Duration::from_millis(250);
-/// Done between two looks at whether to stop: far less than a millisecond's work.
+/// Actions between two checks for a stop: far less than a millisecond's work.
 const MOST_AT_ONCE: u64 = 128;
 
 #[cfg(test)]

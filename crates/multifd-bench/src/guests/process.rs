@@ -1,4 +1,4 @@
-//! A guest, as seen by whoever started it.
+//! A guest, as seen by the process that started it.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufReader};
@@ -8,7 +8,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use crate::guests::Spec;
 use crate::guests::protocol::{Answer, Order, hear, tell};
 
-/// A guest in a process of its own. Dropped, it is killed.
+/// A guest in a process of its own. Dropping it kills the process.
 #[derive(Debug)]
 pub struct Guest {
     child: Child,
@@ -18,20 +18,20 @@ pub struct Guest {
     addresses: Range<u64>,
 }
 
-/// A guest that does not do what it should.
+/// Why a guest failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum GuestError {
     /// Its process could not be started.
     #[error("cannot start the guest's process")]
     Process(#[source] io::Error),
-    /// It has ended, or does not speak as a guest does.
+    /// Its process has ended, or violates the protocol.
     #[error("the guest's process does not answer")]
     Silent(#[source] io::Error),
-    /// Its memory cannot be had.
+    /// Its memory is not accessible.
     #[error("cannot open the guest's memory")]
     Memory(#[source] io::Error),
-    /// It says that it cannot.
+    /// It reported a failure.
     #[error("the guest failed: {0}")]
     Failed(String),
 }
@@ -42,14 +42,14 @@ impl Guest {
     ///
     /// # Errors
     ///
-    /// When the process cannot be started or cannot be such a guest.
+    /// If the process cannot be started or cannot be such a guest.
     pub fn start(command: &mut Command, spec: &Spec) -> Result<Self, GuestError> {
         let pipes = command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let child = Starting(Some(pipes.spawn().map_err(GuestError::Process)?));
         child.started(spec)
     }
 
-    /// The number of its process.
+    /// Its process ID.
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.child.id()
@@ -61,36 +61,36 @@ impl Guest {
         &self.memory
     }
 
-    /// Where its memory lies in its process.
+    /// The addresses of its memory in its process.
     #[must_use]
     pub fn addresses(&self) -> Range<u64> {
         self.addresses.clone()
     }
 
-    /// Stops it: when this returns, it writes nothing any more. Answers how many things it has done
-    /// so far.
+    /// Stops the guest: after the return it writes nothing. Returns the number of its actions so
+    /// far.
     ///
     /// # Errors
     ///
-    /// When its process has ended, or one of its threads has failed.
+    /// If its process has ended, or one of its threads has failed.
     pub fn pause(&mut self) -> Result<u64, GuestError> {
         self.order(&Order::Pause)
     }
 
-    /// Lets it go on. Answers how many things it has done so far.
+    /// Resumes the guest. Returns the number of its actions so far.
     ///
     /// # Errors
     ///
-    /// As [`pause`](Self::pause).
+    /// The same as for [`pause`](Self::pause).
     pub fn resume(&mut self) -> Result<u64, GuestError> {
         self.order(&Order::Resume)
     }
 
-    /// The SHA-256 of its memory, in hexadecimal digits. It should be paused.
+    /// Returns the SHA-256 of its memory, in hexadecimal digits. The guest should be paused.
     ///
     /// # Errors
     ///
-    /// When its process has ended.
+    /// If its process has ended.
     pub fn digest(&mut self) -> Result<String, GuestError> {
         match self.ask(&Order::Digest)? {
             Answer::Digest(digest) => Ok(digest),
@@ -98,11 +98,11 @@ impl Guest {
         }
     }
 
-    /// Ends it. Answers how many things it has done in all.
+    /// Ends the guest. Returns the total number of its actions.
     ///
     /// # Errors
     ///
-    /// When its process has ended before.
+    /// If its process has already ended.
     pub fn stop(mut self) -> Result<u64, GuestError> {
         let acts = self.order(&Order::Stop)?;
         self.child.wait().map_err(GuestError::Process)?;
@@ -127,7 +127,7 @@ impl Drop for Guest {
     }
 }
 
-/// A process that may become a guest, and is killed if it does not.
+/// A process that may become a guest. It is killed otherwise.
 struct Starting(Option<Child>);
 
 impl Starting {

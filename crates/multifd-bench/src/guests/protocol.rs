@@ -1,4 +1,4 @@
-//! What a guest's process and whoever started it say to each other: one object of JSON per line.
+//! The protocol between a guest's process and its parent: one JSON object per line.
 
 use std::io::{self, BufRead, Write};
 
@@ -7,23 +7,23 @@ use serde::{Deserialize, Serialize};
 
 use crate::guests::Spec;
 
-/// What a guest is told. Each gets one [`Answer`].
+/// An order to a guest. Each gets one [`Answer`].
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Order {
-    /// The first one: be this guest, and run.
+    /// The first order: be this guest, and run.
     Start(Spec),
     /// Stop writing.
     Pause,
-    /// Go on.
+    /// Resume writing.
     Resume,
-    /// Pass the memory through SHA-256.
+    /// Compute the SHA-256 of the memory.
     Digest,
     /// End. The end of the input means the same.
     Stop,
 }
 
-/// What a guest answers.
+/// A guest's answer.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Answer {
@@ -31,17 +31,17 @@ pub enum Answer {
     Started {
         /// Its memory's file descriptor, in its process.
         descriptor: i32,
-        /// Where its memory lies in its process.
+        /// The address of its memory in its process.
         address: u64,
     },
     /// The order has been carried out.
     Done {
-        /// How many things the guest has done so far.
+        /// The number of actions so far.
         acts: u64,
     },
     /// The digest in hexadecimal digits.
     Digest(String),
-    /// It cannot, and why.
+    /// It failed, for this reason.
     Failed(String),
 }
 

@@ -1,4 +1,4 @@
-//! Numbers that look random and are the same for the same seed.
+//! Reproducible pseudo-random numbers.
 
 /// Steele, Lea and Flood's SplitMix64: fast, and any seed will do.
 #[derive(Clone, Debug)]
@@ -7,33 +7,33 @@ pub struct Random {
 }
 
 impl Random {
-    /// A sequence of its own for each pair of numbers.
+    /// A separate sequence for each pair of numbers.
     pub const fn new(seed: u64, stream: u64) -> Self {
         Self {
             state: mix(seed).wrapping_add(mix(stream ^ STEP)),
         }
     }
 
-    /// The next number.
+    /// Returns the next number of the sequence.
     pub const fn next(&mut self) -> u64 {
         self.state = self.state.wrapping_add(STEP);
         mix(self.state)
     }
 
-    /// The next number below `bound`; 0 when there is none.
+    /// Returns the next number below `bound`; 0 if `bound` is 0.
     pub const fn below(&mut self, bound: u64) -> u64 {
         ((self.next() as u128 * bound as u128) >> 64) as u64
     }
 
-    /// The next index below `bound`, small ones more often than large ones.
+    /// Returns the next index below `bound`, small ones more often than large ones.
     pub fn skewed(&mut self, bound: usize) -> usize {
         let chance = self.unit();
         (chance * chance * bound as f64) as usize
     }
 
-    /// The next number from 0 up to but not 1.
+    /// Returns the next number in 0..1.
     pub fn unit(&mut self) -> f64 {
-        // As many bits as a double has.
+        // The precision of a double.
         (self.next() >> 11) as f64 / (1_u64 << 53) as f64
     }
 
@@ -48,16 +48,16 @@ impl Random {
 
 const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
 
-/// A permutation of all numbers which leaves no trace of their order.
+/// A permutation of all numbers that hides their order.
 pub const fn mix(mut number: u64) -> u64 {
     number = (number ^ (number >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     number = (number ^ (number >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     number ^ (number >> 31)
 }
 
-/// Which record is asked for: some far more often than others, and those scattered, as with YCSB's
-/// scrambled zipfian generator. The method is that of Gray et al., "Quickly generating
-/// billion-record synthetic databases".
+/// Chooses the requested record: some are far more frequent than others, and these are scattered,
+/// as with YCSB's scrambled zipfian generator. The method is that of Gray et al., "Quickly
+/// generating billion-record synthetic databases".
 #[derive(Clone, Debug)]
 pub struct Zipfian {
     items: u64,
@@ -70,7 +70,7 @@ impl Zipfian {
     /// YCSB's constant.
     const THETA: f64 = 0.99;
 
-    /// Of `items`, at least one.
+    /// Chooses among `items`, at least one.
     pub fn new(items: u64) -> Self {
         let zeta = |count: u64| -> f64 { (1..=count).map(|i| (i as f64).powf(-Self::THETA)).sum() };
         let (all, two) = (zeta(items), zeta(2));
@@ -128,8 +128,8 @@ mod tests {
         }
         let mut counts: Vec<_> = counts.into_values().collect();
         counts.sort_unstable_by(|a, b| b.cmp(a));
-        // With this exponent the most frequent of ten thousand has one request in ten, and the
-        // first hundred have half.
+        // With this exponent, the most frequent of ten thousand gets one request in ten, and the
+        // first hundred get half.
         assert!((8_000..13_000).contains(&counts[0]), "{}", counts[0]);
         let first: u32 = counts.iter().take(100).sum();
         assert!((45_000..65_000).contains(&first), "{first}");

@@ -1,10 +1,10 @@
-//! A Redis that holds the records of YCSB, in the layout that jemalloc gives them.
+//! A Redis with YCSB's records, in jemalloc's memory layout.
 //!
 //! Each record is a hash of ten fields of 100 random printable bytes: a key, an object, a
-//! dictionary with its table, and for each field an entry, a name and a value, all joined by
-//! pointers. Every size has slabs of its own, and the pages of the slabs lie among each other as
-//! they were first touched. A read marks the object as used; an update writes a new value, points
-//! the field's entry to it and frees the old one, which the next update takes.
+//! dictionary with its table, and for each field an entry, a name and a value, all linked by
+//! pointers. Every size has slabs of its own, and the slabs' pages are interleaved in the order of
+//! their first touch. A read marks the object as used; an update writes a new value, points the
+//! field's entry to it and frees the old one, which the next update reuses.
 
 use std::io;
 use std::time::Duration;
@@ -16,10 +16,10 @@ use crate::guests::pace::Worker;
 use crate::guests::random::{Random, Zipfian, mix};
 use crate::guests::serve::Ram;
 
-/// Where everything is.
+/// The memory layout.
 ///
-/// Memory begins with a Linux. Behind it come groups, each with the pages of [`SLOTS`] records; the
-/// rest is zero.
+/// Memory begins with a Linux. Groups follow, each with the pages of [`SLOTS`] records; the rest is
+/// zero.
 #[derive(Clone, Debug)]
 pub struct Layout {
     seed: u64,
@@ -28,7 +28,7 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// A third of `bytes` is used, of which a sixth is the Linux.
+    /// A third of `bytes` is used; a sixth of that is the Linux.
     pub const fn new(seed: u64, bytes: u64) -> Self {
         let used = bytes / PAGE_BYTES as u64 / 3;
         let linux_pages = used / 6;
@@ -39,24 +39,24 @@ impl Layout {
         }
     }
 
-    /// How many records there are.
+    /// The number of records.
     const fn records(&self) -> u64 {
         self.groups * RECORDS
     }
 
-    /// Where in memory a place in a group's slabs is.
+    /// The memory offset of a place in a group's slabs.
     fn offset(&self, group: u64, place: u64) -> u64 {
         let (page, within) = (place / PAGE_BYTES as u64, place % PAGE_BYTES as u64);
         let at = self.linux_pages + group * GROUP_PAGES + page_in_group(page);
         at * PAGE_BYTES as u64 + within
     }
 
-    /// The address that Redis has for a place in a group's slabs.
+    /// Redis's address of a place in a group's slabs.
     const fn address(group: u64, place: u64) -> u64 {
         HEAP + group * GROUP_BYTES + place
     }
 
-    /// The inverse of [`address`](Self::address), if there is such a place.
+    /// The inverse of [`address`](Self::address), if the place exists.
     fn place(&self, address: u64) -> Option<(u64, u64)> {
         let from = address.checked_sub(HEAP)?;
         let (group, place) = (from / GROUP_BYTES, from % GROUP_BYTES);
@@ -83,7 +83,7 @@ impl Layout {
                 object_place(slot),
                 &object(Self::address(group, dict_place(slot)), 0),
             );
-            // The dictionary: its type, its table, how many entries, and the table's size as a
+            // The dictionary: its type, its table, the number of entries, and the table's size as a
             // power of two.
             let dict = [
                 DICT_TYPE,
@@ -120,7 +120,7 @@ impl Layout {
             put(bucket, &words([Self::address(other, entry_place(slot, 0))]));
         }
         for page in 0..GROUP_PAGES {
-            // The permutation is undone: what is written is the page that lies here.
+            // Inverts the permutation: writes the page that is located here.
             let slab = (0..GROUP_PAGES)
                 .find(|slab| page_in_group(*slab) == page)
                 .unwrap_or(0);
@@ -130,7 +130,7 @@ impl Layout {
     }
 }
 
-/// The memory at the start.
+/// The initial memory.
 #[derive(Debug)]
 pub struct Loaded {
     layout: Layout,
@@ -161,15 +161,15 @@ impl Content for Loaded {
     }
 }
 
-/// One thread that serves requests, for a part of the records.
+/// One thread that serves requests for a part of the records.
 pub struct Server<'a> {
     ram: &'a dyn Ram,
     layout: Layout,
     zipfian: Zipfian,
     random: Random,
-    /// Of how many threads this is which one.
+    /// This thread's index, and the number of threads.
     share: (u64, u64),
-    /// Values that were freed, the last of them on top.
+    /// Freed values, the latest on top.
     free: Vec<(u64, u64)>,
 }
 
@@ -177,7 +177,7 @@ impl<'a> Server<'a> {
     pub fn new(ram: &'a dyn Ram, layout: Layout, share: (u64, u64)) -> Self {
         let (index, threads) = share;
         let own = (index..layout.groups).step_by(threads.max(1) as usize);
-        // One slot of each group holds no record: its values are what was freed while loading.
+        // One slot of each group has no record: its values were freed while loading.
         let spare = own
             .flat_map(|group| (0..FIELDS).map(move |field| (group, value_place(RECORDS, field))));
         Self {
@@ -199,7 +199,7 @@ impl<'a> Server<'a> {
         let (Some(old), Some((new_group, new_place))) = (old, self.free.pop()) else {
             return Err(io::Error::other("the guest's memory is not what it was"));
         };
-        // A value may lie on two pages, which are not neighbours.
+        // A value may span two pages that are not adjacent.
         let value = value(&mut self.random);
         for (place, piece) in split(new_place, &value) {
             self.ram
@@ -223,12 +223,12 @@ impl Worker for Server<'_> {
         if self.random.below(100) < UPDATES_PERCENT {
             self.update(group, slot)?;
         }
-        // Every access notes when it was, in seconds.
+        // Every access records its time in seconds.
         let dict = Layout::address(group, dict_place(slot));
         let object = object(dict, running.as_secs());
         self.ram
             .write(self.layout.offset(group, object_place(slot)), &object)?;
-        // The answer goes out through the client's buffer.
+        // The answer goes through the client's buffer.
         let client = self.random.below(CLIENTS.min(self.layout.groups));
         let buffer = BUFFER + self.random.below(8) * 256;
         self.ram
@@ -236,7 +236,7 @@ impl Worker for Server<'_> {
     }
 }
 
-/// Printable bytes as YCSB makes them, with what Redis and the allocator put around them.
+/// Printable bytes like YCSB's, with the overhead of Redis and the allocator.
 fn value(random: &mut Random) -> [u8; VALUE_BYTES as usize] {
     let mut slot = [0; VALUE_BYTES as usize];
     let (header, text) = slot.split_at_mut(3);
@@ -249,13 +249,13 @@ fn value(random: &mut Random) -> [u8; VALUE_BYTES as usize] {
     slot
 }
 
-/// A short string with its header: its length, the room it has, and that the length is of one byte.
+/// A short string with its header: its length, its capacity, and the type for one-byte lengths.
 fn sds(text: &[u8]) -> Vec<u8> {
     let len = text.len() as u8;
     [&[len, len, 1], text, &[0]].concat()
 }
 
-/// A hash in a table; 24 bits tell when it was last used.
+/// A hash in a table; 24 bits hold the time of its last use.
 fn object(dict: u64, seconds: u64) -> Vec<u8> {
     const HASH_IN_A_TABLE: u64 = 0x24;
     const ONE_REFERENCE: u64 = 1 << 32;
@@ -267,7 +267,7 @@ fn words<const N: usize>(words: [u64; N]) -> Vec<u8> {
     words.iter().flat_map(|word| word.to_le_bytes()).collect()
 }
 
-/// The parts of `bytes` at `place` that lie on one page each.
+/// Splits `bytes` at `place` at the page boundaries.
 fn split(place: u64, bytes: &[u8]) -> impl Iterator<Item = (u64, &[u8])> {
     let left = PAGE_BYTES - place as usize % PAGE_BYTES;
     let (first, second) = bytes.split_at(left.min(bytes.len()));
@@ -276,7 +276,7 @@ fn split(place: u64, bytes: &[u8]) -> impl Iterator<Item = (u64, &[u8])> {
         .filter(|(_, piece)| !piece.is_empty())
 }
 
-/// Where a page of the slabs lies: those of all sizes among each other.
+/// The location of a slab page: pages of all sizes are interleaved.
 const fn page_in_group(slab_page: u64) -> u64 {
     slab_page * STRIDE % GROUP_PAGES
 }
@@ -285,7 +285,7 @@ const fn value_place(slot: u64, field: u64) -> u64 {
     (slot * FIELDS + field) * SCATTER % (SLOTS * FIELDS) * VALUE_BYTES
 }
 
-/// An object comes before the names of its record's fields in the slabs of 16 bytes.
+/// An object precedes the names of its record's fields in the slabs of 16 bytes.
 const fn object_place(slot: u64) -> u64 {
     SMALL + slot * (1 + FIELDS) * 16
 }
@@ -294,7 +294,7 @@ const fn name_place(slot: u64, field: u64) -> u64 {
     object_place(slot) + (1 + field) * 16
 }
 
-/// Entry 0 is the record's own in the table of all keys.
+/// Entry 0 is the record's own entry in the table of all keys.
 const fn entry_place(slot: u64, entry: u64) -> u64 {
     ENTRIES + (slot * (1 + FIELDS) + entry) * 32
 }
@@ -311,20 +311,20 @@ const fn key_place(slot: u64) -> u64 {
     NAMES + slot * 32
 }
 
-/// Records that a group has room for, and those that it has.
+/// The capacity of a group in records, and the records it has.
 const SLOTS: u64 = 128;
 const RECORDS: u64 = SLOTS - 1;
-/// As YCSB has it.
+/// YCSB's number of fields.
 const FIELDS: u64 = 10;
 const UPDATES_PERCENT: u64 = 5;
-/// 100 bytes, a header and an end; the next larger size of jemalloc.
+/// 100 bytes, a header and an end; rounded up to jemalloc's next size.
 const VALUE_BYTES: u64 = 112;
 
-/// Loading frees and reuses much, so that neighbours in a record are no neighbours in memory. Has
-/// no divisor in common with the number of values.
+/// Loading frees and reuses much memory, so that neighbours in a record are not adjacent in memory.
+/// Coprime to the number of values.
 const SCATTER: u64 = 487;
 
-// Where the slabs of a group begin, in bytes, and how many pages they take.
+// The offsets of a group's slabs in bytes, and their number of pages.
 const SMALL: u64 = 35 * PAGE_BYTES as u64;
 const ENTRIES: u64 = 41 * PAGE_BYTES as u64;
 const DICTS: u64 = 52 * PAGE_BYTES as u64;
@@ -336,17 +336,16 @@ const BUCKETS: u64 = 256;
 const BUFFER: u64 = KEYS + BUCKETS * 8;
 const GROUP_PAGES: u64 = 60;
 const GROUP_BYTES: u64 = GROUP_PAGES * PAGE_BYTES as u64;
-/// Has no divisor in common with the number of pages, so that no two pages come to lie in one
-/// place.
+/// Coprime to the number of pages, so that each page has its own place.
 const STRIDE: u64 = 37;
 
 const CLIENTS: u64 = 50;
-/// What jemalloc keeps for a thread of one size.
+/// jemalloc's thread cache for one size.
 const CACHED_VALUES: usize = 64;
-/// Where Redis has its heap, and a table of its program.
+/// The address of Redis's heap, and of a table in its program.
 const HEAP: u64 = 0x7f3a_5c00_0000;
 const DICT_TYPE: u64 = 0x5581_2f6e_4a60;
-/// Seconds of some day, to begin with.
+/// An arbitrary start time in seconds.
 const CLOCK: u64 = 0x5a_31c0;
 const LINUX_USED_PERCENT: u64 = 80;
 

@@ -1,4 +1,4 @@
-//! The process in which a guest runs.
+//! The process of a guest.
 
 use std::fs::File;
 use std::io::{self, BufRead, Write};
@@ -22,34 +22,34 @@ pub trait Ram: Sync {
     /// The file, which other processes can map too.
     fn file(&self) -> &File;
 
-    /// Where it is mapped in this process. If writes are to be tracked from outside, it is prepared
-    /// for that.
+    /// Its address in this process. It is prepared for tracking from outside if writes are to be
+    /// tracked.
     fn address(&self) -> u64;
 
     /// Writes whole words of 8 bytes, at a multiple of 8, through the mapping.
     ///
     /// # Errors
     ///
-    /// When they are not inside.
+    /// If the range is outside the memory.
     fn write(&self, offset: u64, bytes: &[u8]) -> io::Result<()>;
 }
 
-/// Writes what a guest's memory holds at the start into a file which is all zero.
+/// Writes the initial content of a guest's memory to a file that is all zero.
 ///
 /// # Errors
 ///
-/// When there can be no such guest, or a file cannot be read or written.
+/// If the spec is invalid, or a file cannot be read or written.
 pub fn fill_memory(memory: &File, spec: &Spec) -> io::Result<()> {
     spec.check().map_err(io::Error::other)?;
     fill(memory, &*content(spec)?)
 }
 
-/// Is a guest: takes orders from `input` and answers at `output` until told to stop, or until
-/// `input` ends. `make` makes its memory, so many bytes, all zero.
+/// Runs a guest: takes orders from `input` and answers on `output` until told to stop, or until
+/// `input` ends. `make` makes its memory of the given number of bytes, all zero.
 ///
 /// # Errors
 ///
-/// When input or output fail. All else is told to who gave the order.
+/// If input or output fails. All other errors are answers to the order.
 pub fn serve<R: Ram>(
     input: &mut impl BufRead,
     output: &mut impl Write,
@@ -84,7 +84,7 @@ fn run(
     let gates: Vec<_> = (0..spec.threads).map(|_| Gate::default()).collect();
     thread::scope(|scope| {
         for (index, gate) in (0..).zip(&gates) {
-            // What does not divide evenly is the first one's.
+            // The first thread gets the remainder.
             let threads = u64::from(spec.threads);
             let rate = spec.rate / threads + if index == 0 { spec.rate % threads } else { 0 };
             scope.spawn(move || gate.run(&mut *worker(spec, ram, index), rate));
@@ -165,7 +165,7 @@ fn worker<'a>(spec: &Spec, ram: &'a dyn Ram, index: u64) -> Box<dyn Worker + 'a>
 struct Writer<'a> {
     ram: &'a dyn Ram,
     random: Random,
-    /// Any of the first so many pages.
+    /// The range of pages, from 0.
     pages: u64,
 }
 
@@ -197,6 +197,6 @@ fn digest(memory: &File) -> io::Result<String> {
         .collect())
 }
 
-/// How many pages a Linux that waits writes to.
+/// The number of pages that an idle Linux writes to.
 const IDLE_PAGES: u64 = 512;
 const DIGEST_BYTES: usize = 1 << 20;

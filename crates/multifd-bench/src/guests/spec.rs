@@ -1,4 +1,4 @@
-//! What is known of a guest before it starts.
+//! The specification of a guest before it starts.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -11,63 +11,63 @@ use crate::guests::PAGE_BYTES;
 /// A guest to be started.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Spec {
-    /// What it holds and does.
+    /// Its content and its work.
     pub kind: Kind,
-    /// How much memory it has: whole pages, at least [`MIN_BYTES`](Self::MIN_BYTES).
+    /// The size of its memory: whole pages, at least [`MIN_BYTES`](Self::MIN_BYTES).
     pub bytes: u64,
     /// The same seed gives the same memory, and the same writes in the same order.
     pub seed: u64,
-    /// How many things it does in a second: operations on records for `redis`, else writes, each to
-    /// some page. 0 writes nothing at all; more than the processors can do is as much as they can.
+    /// Actions per second: operations on records for `redis`, else writes, each to some page. With
+    /// 0 it writes nothing; the processors' speed is the upper limit.
     pub rate: u64,
-    /// How many threads do them.
+    /// The number of threads for its actions.
     pub threads: u16,
 }
 
-/// What a guest holds and does.
+/// The content and the work of a guest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
-    /// A Linux that has booted, and waits.
+    /// A booted, idle Linux.
     Idle,
-    /// A Redis that holds the records of YCSB and serves workload B: 95 % reads, 5 % updates.
+    /// A Redis with YCSB's records under workload B: 95 % reads, 5 % updates.
     Redis,
-    /// Memory from a file, such as `multifd receive --dump` writes.
+    /// Memory from a file, for example from `multifd receive --dump`.
     Image(PathBuf),
 }
 
-/// What no guest can be made of.
+/// Why a spec is invalid.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SpecError {
-    /// No name of a kind.
+    /// The name of the kind is unknown.
     #[error("`{found}` is no guest: write idle, redis or image:FILE")]
     Kind {
-        /// What was written.
+        /// The name.
         found: String,
     },
     /// The memory is too small, or not whole pages.
     #[error("a guest has whole pages of {PAGE_BYTES} bytes, and at least {min} bytes; {found} are no such size", min = Spec::MIN_BYTES)]
     Size {
-        /// What was asked for, in bytes.
+        /// The requested size in bytes.
         found: u64,
     },
-    /// No threads, or too many.
+    /// The number of threads is 0 or too large.
     #[error("a guest has 1 to {max} threads, and {found} are asked for", max = Spec::MAX_THREADS)]
     Threads {
-        /// What was asked for.
+        /// The requested number.
         found: u16,
     },
 }
 
 impl Spec {
-    /// The least memory of a guest, in bytes: some records of each kind have to fit.
+    /// The smallest memory of a guest, in bytes: some records of each kind have to fit.
     pub const MIN_BYTES: u64 = 1 << 20;
 
-    /// The most threads of a guest.
+    /// The largest number of threads.
     pub const MAX_THREADS: u16 = 64;
 
-    /// A guest of `bytes` which does what is usual for its kind, in one thread.
+    /// A guest of `bytes` with the usual rate of its kind, in one thread.
     #[must_use]
     pub const fn new(kind: Kind, bytes: u64) -> Self {
         let rate = kind.usual_rate();
@@ -80,11 +80,11 @@ impl Spec {
         }
     }
 
-    /// Whether there can be such a guest.
+    /// Checks the spec.
     ///
     /// # Errors
     ///
-    /// [`SpecError`] says why not.
+    /// [`SpecError`] if it is invalid.
     pub fn check(&self) -> Result<(), SpecError> {
         if self.bytes < Self::MIN_BYTES || !self.bytes.is_multiple_of(PAGE_BYTES as u64) {
             return Err(SpecError::Size { found: self.bytes });
@@ -99,13 +99,13 @@ impl Spec {
 }
 
 impl Kind {
-    /// How many things a second such a guest does when nobody says otherwise.
+    /// The default rate of such a guest.
     #[must_use]
     pub const fn usual_rate(&self) -> u64 {
         match self {
-            // Timers, counters and a log line now and then.
+            // Timers, counters and an occasional log line.
             Kind::Idle => 100,
-            // What one Redis serves to a client on the network, without pipelining.
+            // One Redis serves this much to a client on the network, without pipelining.
             Kind::Redis => 50_000,
             Kind::Image(_) => 0,
         }

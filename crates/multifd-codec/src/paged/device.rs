@@ -1,8 +1,7 @@
-//! Pages out of a list, by an IAA.
+//! Reads the pages of a list on an IAA.
 //!
-//! The device gets a body as the stream that it is with its header in front. libqpl could leave the
-//! header out, with a table that the device has made beforehand, for which libqpl waits without
-//! limit.
+//! The device gets a body as a stream with its header in front. libqpl could omit the header, but
+//! only with a table made on the device beforehand, for which libqpl waits without a time limit.
 
 use std::ops::Range;
 
@@ -19,7 +18,7 @@ use crate::{Backend, DecodeError, Engine, PathCounts};
 pub(super) struct OnDevice {
     hardware: Hardware,
     inflater: PageInflater,
-    /// Where the packet's pages lie in its payload.
+    /// The locations of the packet's pages in its payload.
     places: Vec<Range<usize>>,
 }
 
@@ -32,12 +31,12 @@ impl OnDevice {
         }
     }
 
-    /// The backend, if it is not the hardware alone.
+    /// The backend, unless it is only the hardware.
     pub(super) fn backend(&self) -> Option<Backend> {
         self.hardware.backend(Engine::Software)
     }
 
-    /// Reads a list of pages whose lengths are `table`.
+    /// Reads a list of pages with the lengths in `table`.
     pub(super) fn read<'a>(
         &mut self,
         list: &[u8],
@@ -67,7 +66,7 @@ impl OnDevice {
     }
 }
 
-/// The header of a block whose bodies come without it.
+/// The header of a block, for bodies without it.
 pub(super) struct StreamHead {
     header: Vec<u8>,
     /// Bits of the header in its last byte; 0 if they fill it.
@@ -98,7 +97,7 @@ impl StreamHead {
             pending >>= 8;
             whole
         }));
-        // The end of the body, or nothing but what filled its last byte.
+        // The last bits of the body, or only padding.
         out.push(pending as u8);
     }
 }
@@ -134,7 +133,7 @@ impl Batch for Packet<'_> {
         if data.len() == self.page_bytes {
             return None;
         }
-        // Once for all pages that this job will see.
+        // Reserve once for all pages of this job.
         let header_bytes = self.code.map_or(0, |code| code.head.header.len() + 1);
         input.reserve(self.page_bytes + header_bytes);
         match self.code {
@@ -163,7 +162,7 @@ impl Batch for Packet<'_> {
                 target.copy_from_slice(product.output);
                 PathCounts::hardware(1)
             }
-            // Refused by the device, or not beyond doubt.
+            // Refused by the device, or with a doubtful result.
             _ => {
                 inflate(self.inflater, self.code, data, target)
                     .map_err(|source| DecodeError::Page { page, source })?;

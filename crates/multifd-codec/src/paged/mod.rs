@@ -1,9 +1,9 @@
 //! Methods that compress every page by itself: `qpl`, and `canned` between two ends of our own.
 //!
-//! - [`write`] makes the list of pages that both have in common;
-//! - [`read`] reads it, by an IAA (`device`) or here;
-//! - [`own`] compresses pages here, libqpl does it in `crate::qpl`;
-//! - [`qpl`] is the one method, [`canned`] the other.
+//! - [`write`] makes the list of pages, which both have in common;
+//! - [`read`] reads it, on an IAA (`device`) or in software;
+//! - [`own`] compresses pages in software, `crate::qpl` by libqpl;
+//! - [`qpl`] and [`canned`] are the two methods.
 
 pub(crate) mod canned;
 #[cfg(feature = "qpl")]

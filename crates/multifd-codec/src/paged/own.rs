@@ -1,4 +1,4 @@
-//! Pages compressed here.
+//! Compresses pages in software.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -18,17 +18,17 @@ pub(crate) struct OwnPages<H> {
     pipeline: Pipeline<PageDeflater, Option<Head>>,
 }
 
-/// What pages are written in.
+/// The code of pages.
 pub(crate) enum Code {
     Fixed,
     Dynamic,
     Body(Box<SharedCode>),
 }
 
-/// What is known of a packet with pages.
+/// The context of a packet with pages.
 struct Head {
     code: Arc<Code>,
-    /// Where its table of lengths is.
+    /// The position of its table of lengths.
     entry: usize,
 }
 
@@ -103,7 +103,7 @@ fn write_page(
 }
 
 impl Code {
-    /// A complete deflate stream of each page.
+    /// A complete deflate stream for each page.
     pub(crate) const fn stream(huffman: Huffman) -> Self {
         match huffman {
             Huffman::Fixed => Self::Fixed,
@@ -111,7 +111,7 @@ impl Code {
         }
     }
 
-    /// Appends a page, as it is if it does not get shorter.
+    /// Appends a page, uncompressed if compression does not make it shorter.
     fn write(&self, deflater: &mut PageDeflater, page: &[u8], out: &mut Vec<u8>) {
         let is_shorter = match self {
             Self::Fixed => deflater.fixed_page(page, out),
@@ -124,7 +124,7 @@ impl Code {
     }
 }
 
-/// Fills the table of lengths at `entry`, behind which the pages are that end where `ends` says.
+/// Fills the table of lengths at `entry` for the pages after it, which end at `ends`.
 fn note_lengths(entry: usize, ends: &[usize], page_bytes: usize, out: &mut Vec<u8>) -> PathCounts {
     let mut counts = PathCounts::default();
     let mut start = entry + ends.len() * LENGTH_BYTES;

@@ -1,9 +1,9 @@
 //! Method `qpl` (QEMU 9.1 and later): every page by itself, a complete raw deflate stream with a
 //! window of 4 KiB.
 //!
-//! A payload is a table of lengths and then the pages ([`multifd_wire::lengths`]). A page that does
-//! not get shorter is sent as it is, which its length tells. A stock receiver takes any deflate, so
-//! the Huffman code is the sender's choice.
+//! A payload is a table of lengths and then the pages ([`multifd_wire::lengths`]). A page that
+//! would not get shorter is sent uncompressed, which its length shows. A stock receiver reads any
+//! deflate, so the sender chooses the Huffman code.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use super::write::Heads;
 use crate::channel::{Arrived, ReadPayload};
 use crate::{Backend, DecodeError, EncodeError, Pages, PathCounts};
 
-/// Pages are all written in the same code, and nothing precedes their list.
+/// All pages have the same code, and their list has no head.
 pub(crate) struct NoHead<Code>(Arc<Code>);
 
 impl<Code> NoHead<Code> {

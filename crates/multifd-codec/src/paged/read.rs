@@ -1,12 +1,11 @@
-//! Pages out of a list, by an IAA or here.
+//! Reads pages from a list, on an IAA or in software.
 //!
-//! Nothing on the wire checks a page, so a decoder has to be strict about what it takes for one: a
-//! stream has to be complete, to fill its page exactly, and to end in its last byte. The device's
-//! own record says all of that. libqpl's software path does not: it takes a stream that is cut off
-//! for a whole one, and does not tell where a stream has ended. To be sure of its result one would
-//! have to decode again by other means, and whoever does that has the page. So pages are
-//! decompressed by the device or by [`PageInflater`] and [`SharedInflater`], which also have the
-//! last word on what the device refuses.
+//! The wire format has no checksum for a page, so a decoder has to be strict: a stream has to be
+//! complete, fill its page exactly, and end in its last byte. The device's completion record
+//! confirms all of this. libqpl's software path does not: it accepts a truncated stream as
+//! complete, and does not report where a stream ended. Verifying its result requires decoding again
+//! by other means, which already gives the page. So pages are decompressed by the device or by
+//! [`PageInflater`] and [`SharedInflater`], which also decide about pages that the device refuses.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -35,7 +34,7 @@ enum Reader {
 
 type Here = Readers<PageInflater, Option<Arc<BodyCode>>, InflateError>;
 
-/// What bodies of blocks are read with.
+/// The decoder's form of a code for bodies of blocks.
 pub(crate) struct BodyCode {
     inflater: SharedInflater,
     #[cfg(feature = "qpl")]
@@ -43,20 +42,20 @@ pub(crate) struct BodyCode {
 }
 
 impl PageReader {
-    /// On the hardware, which [`crate::qpl::hardware`] has found.
+    /// A reader on the hardware found by [`crate::qpl::hardware`].
     #[cfg(feature = "qpl")]
     pub(crate) fn on_hardware(library: &'static Library) -> Self {
         Self(Reader::Device(Box::new(OnDevice::new(library))))
     }
 
-    /// Without libqpl, on several processors.
+    /// A reader without libqpl, on several processors.
     pub(crate) fn in_software() -> Self {
         let inflater = || Ok::<_, Infallible>(PageInflater::new());
         let Ok(readers) = Readers::new(inflater, read_page);
         Self(Reader::Here(Box::new(readers)))
     }
 
-    /// What does the work, if it is not the hardware alone that was chosen.
+    /// The backend, unless it is only the chosen hardware.
     pub(crate) fn backend(&self) -> Option<Backend> {
         match &self.0 {
             #[cfg(feature = "qpl")]
@@ -65,7 +64,7 @@ impl PageReader {
         }
     }
 
-    /// Reads a payload that is a list of streams, of whole pages.
+    /// Reads a payload that is a list of streams of whole pages.
     pub(crate) fn read_streams(
         &mut self,
         packet: &mut Arrived,
@@ -74,7 +73,7 @@ impl PageReader {
         self.read(packet, 0, page_size, None)
     }
 
-    /// Reads a payload that is a list of bodies behind a head of `head_len` bytes.
+    /// Reads a payload that is a list of bodies after a head of `head_len` bytes.
     pub(crate) fn read_bodies(
         &mut self,
         packet: &mut Arrived,

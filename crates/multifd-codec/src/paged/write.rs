@@ -1,5 +1,5 @@
-//! The sending direction: what a method puts before its pages, a table of lengths and then the
-//! pages ([`multifd_wire::lengths`]).
+//! The sending direction: the method's head, a table of lengths and then the pages
+//! ([`multifd_wire::lengths`]).
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use crate::encoder::WritePayload;
 use crate::{Backend, PathCounts};
 use crate::{EncodeError, Pages};
 
-/// The sending direction of a method, with a compressor that has one packet in work.
+/// The sending direction of a method, with a compressor for one packet at a time.
 #[cfg(feature = "qpl")]
 pub(crate) struct WritePages<C, H> {
     compressor: C,
@@ -43,13 +43,13 @@ impl<C: CompressPages, H: Heads<C::Code>> WritePayload for WritePages<C, H> {
     }
 }
 
-/// What a method puts before the list of a packet's pages.
+/// The head that a method writes before a packet's list of pages.
 pub(crate) trait Heads<Code>: Send {
-    /// Appends it, and says what the pages are written in. `body` makes a code that is new.
+    /// Appends the head and returns the code of the pages. `body` makes a new code.
     ///
     /// # Errors
     ///
-    /// What `body` has said.
+    /// The error of `body`.
     fn write_head(
         &mut self,
         pages: &Pages<'_>,
@@ -58,25 +58,25 @@ pub(crate) trait Heads<Code>: Send {
     ) -> Result<Arc<Code>, EncodeError>;
 }
 
-/// Compresses the pages of a packet, each by itself and as long as it gets shorter.
+/// Compresses the pages of a packet one by one; pages that do not get shorter stay uncompressed.
 #[cfg(feature = "qpl")]
 pub(crate) trait CompressPages: Send {
-    /// What pages are written in.
+    /// The code of pages.
     type Code: Send + Sync;
 
-    /// The body of a block of these codes of each page, without the block's header.
+    /// Prepares a code for bodies: blocks of these codes without their header.
     ///
     /// # Errors
     ///
-    /// Those of a library.
+    /// Errors of a library.
     fn body(&self, lengths: &CodeLengths) -> Result<Self::Code, EncodeError>;
 
-    /// Puts the pages on the list, in their order. All of a channel's pages are written either as
-    /// streams or as bodies.
+    /// Appends the pages to the list in order. A channel writes either streams or bodies for all
+    /// its pages.
     ///
     /// # Errors
     ///
-    /// When not all of them are on the list.
+    /// If a page is missing from the list.
     fn compress(
         &mut self,
         code: &Self::Code,
@@ -84,38 +84,38 @@ pub(crate) trait CompressPages: Send {
         list: PageList<'_>,
     ) -> Result<PathCounts, EncodeError>;
 
-    /// See [`Encoder::backend`](crate::Encoder::backend), if it is not as it was chosen.
+    /// See [`Encoder::backend`](crate::Encoder::backend). `None` if it is the chosen one.
     fn backend(&self) -> Option<Backend>;
 }
 
-/// The pages of a payload that is being written. The table of their lengths comes first on the wire
-/// and is known last.
+/// The pages of a payload under construction. The table of their lengths comes first on the wire
+/// but is known last.
 pub(crate) struct PageList<'o> {
-    /// The payload, to which pages are appended.
+    /// The payload; pages are appended to it.
     pub(crate) out: &'o mut Vec<u8>,
-    /// Where the next page's length goes.
+    /// The position of the next page's length.
     entry: usize,
 }
 
 impl<'o> PageList<'o> {
-    /// A list behind what `out` holds.
+    /// Starts a list at the end of `out`.
     pub(crate) fn begin(pages: usize, out: &'o mut Vec<u8>) -> Self {
         let entry = out.len();
         out.resize(entry + pages * LENGTH_BYTES, 0);
         Self { out, entry }
     }
 
-    /// The list that [`Self::begin`] has made with the first of its lengths at `entry`.
+    /// The list started by [`Self::begin`], with the first of its lengths at `entry`.
     pub(crate) fn at(entry: usize, out: &'o mut Vec<u8>) -> Self {
         Self { out, entry }
     }
 
-    /// Where the next page's length goes.
+    /// The position of the next page's length.
     pub(crate) const fn entry(&self) -> usize {
         self.entry
     }
 
-    /// Notes the length of a page that is in `out` already.
+    /// Notes the length of a page that is already in `out`.
     pub(crate) fn note(&mut self, length: usize) {
         // At most a page.
         let length = (length as u32).to_be_bytes();

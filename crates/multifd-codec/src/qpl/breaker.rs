@@ -1,9 +1,8 @@
-//! The circuit breaker: when a device has failed often enough, nobody in the process asks it any
-//! more.
+//! The circuit breaker: after enough failures, the whole process stops using the device.
 //!
-//! libqpl spreads the work over all devices itself and does not say which of them failed, so there
-//! is one breaker for the process. What passes, like a queue that others keep full, opens it for a
-//! while; what does not, like a job which never ends, for good.
+//! libqpl spreads the work over all devices and does not report which one failed, so the process
+//! has one breaker. A temporary condition, like a queue filled by others, opens it for a while; a
+//! permanent one, like a job that never ends, opens it for good.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
@@ -11,25 +10,25 @@ use std::time::{Duration, Instant};
 
 use super::outcome::Outcome;
 
-/// The process's.
+/// The process's breaker.
 pub(super) static BREAKER: LazyLock<Breaker> = LazyLock::new(Breaker::new);
 
-/// Counts failures and says when there were too many.
+/// Counts failures and decides when there are too many.
 #[derive(Debug)]
 pub(super) struct Breaker {
     made: Instant,
-    /// Until when it is open, in milliseconds since it was made; 0 when it is closed.
+    /// When it closes again, in milliseconds since its creation; 0 while closed.
     open_until: AtomicU64,
     reason: Mutex<Option<Arc<str>>>,
     has_lost: AtomicBool,
     /// Failures of any kind since the last success.
     failures: AtomicU32,
-    /// Jobs in which the device made no progress, ever.
+    /// Jobs without progress on the device, in total.
     stalls: AtomicU32,
-    /// Failures of bus and device, ever.
+    /// Failures of bus and device, in total.
     device_failures: AtomicU32,
-    /// Since when the queues have been full at every submission, in milliseconds since it was made;
-    /// 0 when they have not.
+    /// Since when the queues have been full at every submission, in milliseconds since the
+    /// breaker's creation; 0 if they have not.
     busy_since: AtomicU64,
 }
 
@@ -47,7 +46,7 @@ impl Breaker {
         }
     }
 
-    /// Why the device is not to be asked now, if it is not.
+    /// Why the device must not be used now, if so.
     pub(super) fn open(&self) -> Option<Arc<str>> {
         let until = self.open_until.load(Ordering::Acquire);
         if until == 0 || (until != FOR_GOOD && until <= self.now()) {
@@ -57,10 +56,10 @@ impl Breaker {
         reason.clone()
     }
 
-    /// Whether a submitted job has been accepted, or the queues were full.
+    /// Records whether a job was accepted, or the queues were full.
     pub(super) fn submitted(&self, accepted: bool) {
         if accepted {
-            // Nearly always 0 already, and then nobody else's copy of it is disturbed.
+            // Almost always 0. A plain load first leaves other processors' caches undisturbed.
             if self.busy_since.load(Ordering::Relaxed) != 0 {
                 self.busy_since.store(0, Ordering::Relaxed);
             }
@@ -78,7 +77,7 @@ impl Breaker {
         }
     }
 
-    /// What has become of a job.
+    /// Records the outcome of a job.
     pub(super) fn ended(&self, outcome: Outcome) {
         match outcome {
             Outcome::Done | Outcome::NoRoom => {
@@ -87,8 +86,8 @@ impl Breaker {
                 }
                 return;
             }
-            // The first says that the data is at fault and not the device, the second was counted
-            // at submission, the third ends the use of the device where it is seen.
+            // The first blames the data and not the device, the second was counted at submission,
+            // the third ends the use of the device at its own place.
             Outcome::Corrupt | Outcome::Busy | Outcome::Config => return,
             Outcome::Stalled => {
                 if count(&self.stalls) >= STALLS {
@@ -112,7 +111,7 @@ impl Breaker {
         }
     }
 
-    /// A job that has not ended in all the time there was.
+    /// Records a job that did not end within the time limit.
     pub(super) fn lost(&self) {
         self.has_lost.store(true, Ordering::Relaxed);
         self.give_up(format!(
@@ -121,7 +120,7 @@ impl Breaker {
         ));
     }
 
-    /// Whether there was such a job.
+    /// Returns whether there was such a job.
     pub(super) fn has_lost(&self) -> bool {
         self.has_lost.load(Ordering::Relaxed)
     }
@@ -137,43 +136,43 @@ impl Breaker {
 
     fn open_for(&self, until: u64, reason: String) {
         let mut held = self.reason.lock().unwrap_or_else(PoisonError::into_inner);
-        // Given up once is given up for good, and the first reason is the one that counts.
+        // Giving up is final, and its first reason stays.
         if self.open_until.load(Ordering::Relaxed) != FOR_GOOD {
             *held = Some(reason.into());
             self.open_until.store(until, Ordering::Release);
         }
     }
 
-    /// Never 0, which stands for never.
+    /// Never 0, which means never.
     fn now(&self) -> u64 {
         self.made.elapsed().as_millis() as u64 + 1
     }
 }
 
-/// Counts one more and returns the number.
+/// Increments a counter and returns the new value.
 fn count(counter: &AtomicU32) -> u32 {
     counter.fetch_add(1, Ordering::Relaxed).saturating_add(1)
 }
 
-/// How the reason begins that is given while what may pass has not passed yet.
+/// The prefix of a temporary condition's reason.
 pub(super) const PAUSED: &str = "IAA not used for now: ";
 
 const FOR_GOOD: u64 = u64::MAX;
 
-/// How long the device is left alone after what may pass.
+/// The pause after a temporary condition.
 const PAUSE: Duration = Duration::from_secs(10);
 
-/// Queues full for so long belong to somebody else; until then asking again costs little.
+/// Queues that are full for this long are used by others. Until then, asking again is cheap.
 const BUSY_FOR: Duration = Duration::from_secs(1);
 
-/// With so many failures and not one success between them, the next would fail too. Half of what is
-/// in flight.
+/// After this many failures without a success, the next would fail too. This is half of the jobs in
+/// flight.
 const FAILURES_IN_A_ROW: u32 = 32;
 
-/// Once may have been the job, twice is the device.
+/// One stall may be the job's fault; two are the device's.
 const STALLS: u32 = 2;
 
-/// Errors of the bus come from a device on its way out.
+/// Bus errors come from a failing device.
 const DEVICE_FAILURES: u32 = 4;
 
 #[cfg(test)]
@@ -218,7 +217,7 @@ mod tests {
             }
             let reason = breaker.open().unwrap();
             assert!(reason.starts_with("IAA given up: "), "{reason}");
-            // What passes does not close it sooner.
+            // A temporary condition does not shorten it.
             breaker.pause("for a while".to_owned());
             assert_eq!(breaker.open(), Some(reason));
         }
@@ -233,7 +232,7 @@ mod tests {
         let breaker = Breaker::new();
         breaker.submitted(false);
         assert_eq!(breaker.open(), None);
-        // As if the time had passed.
+        // Simulates the passage of time.
         let long_ago = breaker.made.checked_sub(BUSY_FOR).unwrap();
         let breaker = Breaker {
             made: long_ago,

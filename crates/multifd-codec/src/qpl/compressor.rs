@@ -1,4 +1,4 @@
-//! Pieces of a packet, compressed by hardware, by software or not at all.
+//! Compresses the pieces of a packet by hardware or software, or leaves them raw.
 
 use std::convert::Infallible;
 use std::ops::Range;
@@ -10,32 +10,31 @@ use super::job::{Job, Work};
 use super::outcome::Outcome;
 use crate::{Backend, Engine, Pages, PathCounts};
 
-/// One channel's.
+/// The compressor of one channel.
 pub(crate) struct Compressor {
     library: &'static Library,
     hardware: Option<Hardware>,
-    /// Does what the hardware does not.
+    /// Does the pieces that the hardware does not.
     software: Job,
 }
 
-/// A piece as it is to be sent.
+/// A piece in its final form.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Piece<'a> {
     /// One complete raw deflate stream, or the body of a block, shorter than the piece.
     Deflated {
         stream: &'a [u8],
-        /// What it was made of.
+        /// The uncompressed content.
         content: &'a [u8],
-        /// Bits at the end of its last byte that do not belong to it, as far as whoever made it
-        /// tells.
+        /// Unused bits at the end of its last byte, if the backend reports them.
         spare_bits: Option<u32>,
     },
-    /// The piece as it is.
+    /// The uncompressed piece.
     Raw(&'a [u8]),
 }
 
 impl Compressor {
-    /// On the hardware, which [`hardware`](super::hardware) has found.
+    /// A compressor on the hardware found by [`hardware`](super::hardware).
     ///
     /// # Errors
     /// libqpl's status.
@@ -46,7 +45,7 @@ impl Compressor {
         })
     }
 
-    /// On the software path.
+    /// A compressor on the software path.
     ///
     /// # Errors
     /// libqpl's status.
@@ -62,14 +61,14 @@ impl Compressor {
         self.library
     }
 
-    /// What does the work, if it is not the hardware alone that was chosen.
+    /// The backend, unless it is only the chosen hardware.
     pub(super) fn backend(&self) -> Option<Backend> {
         self.hardware.as_ref()?.backend(Engine::QplSoftware)
     }
 
-    /// Compresses pieces, each given as a range of `pages`, and hands them to `sink` in their
-    /// order. `sink` says whether it has taken a piece as it was given; if not, it has taken it
-    /// raw. `work` is the same kind in all of a compressor's life.
+    /// Compresses pieces, each given as a range of `pages`, and passes them to `sink` in order.
+    /// `sink` returns whether it has accepted a piece as given; if not, it has written it raw.
+    /// `work` is of the same kind throughout a compressor's life.
     pub(super) fn run(
         &mut self,
         work: &Work,
@@ -107,7 +106,7 @@ impl<S> Packet<'_, S> {
         self.pieces.get(piece).cloned().unwrap_or_default()
     }
 
-    /// As a piece that is not made smaller goes out as it is, a result of its size is one too many.
+    /// A piece that does not get smaller stays raw, so the room is one byte less than its size.
     fn room(&self, piece: usize) -> usize {
         (self.range(piece).len() * self.pages.page_size().bytes()).saturating_sub(1)
     }
@@ -152,7 +151,7 @@ impl<S: FnMut(Piece<'_>) -> bool> Batch for Packet<'_, S> {
                         },
                         PathCounts::software(pages),
                     ),
-                    // Whatever the reason was, the page as it is is right.
+                    // The uncompressed page is correct for every reason.
                     None => (
                         Piece::Raw(self.software.last_input()),
                         PathCounts::raw(pages),

@@ -1,4 +1,4 @@
-//! The pieces of a packet on the device: all submitted before the first is awaited.
+//! Runs the pieces of a packet on the device: all are submitted before the first is awaited.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -13,29 +13,29 @@ use super::job::{Flight, Job, Product, Work};
 use super::outcome::Outcome;
 use crate::{Backend, Engine};
 
-/// A packet's pieces, as the device is given them and gives them back.
+/// A packet's pieces, submitted to the device and returned by it.
 pub(crate) trait Batch {
     type Error;
 
-    /// How many pieces there are.
+    /// The number of pieces.
     fn len(&self) -> usize;
 
-    /// Fills `input`, which is empty, with a piece, and says what to do with it and how long the
-    /// result may be. `None` for a piece which is not for the device.
+    /// Fills `input`, which is empty, with a piece, and returns its work and the maximum length of
+    /// the result. Returns `None` for a piece that is not for the device.
     fn fill(&self, piece: usize, input: &mut Vec<u8>) -> Option<(Work, usize)>;
 
-    /// Takes a piece back. Pieces come back in their order.
+    /// Takes a piece back. Pieces come back in order.
     fn take(&mut self, piece: usize, landed: Landed<'_>) -> Result<(), Self::Error>;
 }
 
-/// How a piece comes back from the device.
+/// The result of a piece.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Landed<'a> {
-    /// The device says that it has done the work.
+    /// The device reports success.
     Done(Product<'a>),
-    /// The device says that the result of this input does not fit.
+    /// The device reports that the result of this input does not fit.
     NoRoom(&'a [u8]),
-    /// The device has not done it, for one reason or another.
+    /// The device has not done it, for any reason.
     NotDone,
 }
 
@@ -44,13 +44,13 @@ pub(crate) enum Landed<'a> {
 pub(crate) struct Hardware {
     library: &'static Library,
     idle: Vec<Job>,
-    /// Jobs made so far. One that was abandoned is not replaced.
+    /// Jobs made so far. An abandoned job is not replaced.
     made: usize,
     pending: VecDeque<Pending>,
     numa: NumaId,
-    /// Why this channel does without the device from now on.
+    /// Why this channel no longer uses the device.
     given_up: Option<Arc<str>>,
-    /// Why the device has not done the last of the pieces that it should have done and has not.
+    /// Why the device did not finish the most recent piece that fell back to software.
     missed: Option<Missed>,
 }
 
@@ -59,7 +59,7 @@ enum Pending {
     Flying(Flight),
     /// The queues are full.
     Full,
-    /// Not for the device, or not to be had from it.
+    /// Not for the device, or refused by it.
     Refused,
 }
 
@@ -67,9 +67,9 @@ enum Pending {
 #[derive(Debug)]
 enum Missed {
     Full,
-    /// This became of the job.
+    /// The job ended with this status.
     Ended(Status),
-    /// Nobody asked it, for this reason.
+    /// The device was not asked, for this reason.
     Unasked(Arc<str>),
 }
 
@@ -78,14 +78,14 @@ impl fmt::Display for Missed {
         match self {
             Self::Full => f.write_str("its queues were full"),
             Self::Ended(status) => status.fmt(f),
-            // It has passed by now.
+            // The pause is over by now.
             Self::Unasked(reason) => f.write_str(reason.strip_prefix(PAUSED).unwrap_or(reason)),
         }
     }
 }
 
 impl Hardware {
-    /// Without a job yet.
+    /// No job exists yet.
     pub(crate) const fn new(library: &'static Library) -> Self {
         Self {
             library,
@@ -98,8 +98,8 @@ impl Hardware {
         }
     }
 
-    /// What does the work, unless it is this device that has done all which it could do: `instead`
-    /// while the device is not asked.
+    /// The backend, unless the device has done everything it could. It is `instead` while the
+    /// device is not used.
     pub(crate) fn backend(&self, instead: Engine) -> Option<Backend> {
         if let Some(reason) = self.refused() {
             return Some(Backend::because(instead, reason));
@@ -109,12 +109,12 @@ impl Hardware {
         Some(Backend::because(Engine::QplHardware, reason))
     }
 
-    /// Why the device is not asked at present, if it is not.
+    /// Why the device is not used at present, if so.
     fn refused(&self) -> Option<Arc<str>> {
         self.given_up.clone().or_else(|| BREAKER.open())
     }
 
-    /// Has the device work on the pieces, as many at once as there are jobs.
+    /// Runs the pieces on the device, as many in parallel as there are jobs.
     ///
     /// No job is in flight afterwards, whether this returns, fails or unwinds: each was awaited or
     /// abandoned.
@@ -130,8 +130,8 @@ impl Hardware {
                 landed += 1;
             }
             let mut pending = flying.0.launch(piece, batch);
-            // The queues may be full of our own jobs. Each that has ended makes room, and is sooner
-            // done than a piece in software.
+            // The queues may be full of our own jobs. Waiting for one of them is faster than doing
+            // a piece in software.
             while matches!(pending, Pending::Full) && flying.0.is_flying() {
                 flying.0.land(landed, batch)?;
                 landed += 1;
@@ -182,7 +182,7 @@ impl Hardware {
                     }
                     attempts += 1;
                 }
-                // No device on this thread's socket. One elsewhere is slower, and faster than none.
+                // No device on this thread's socket. A remote one is slower, but faster than none.
                 Err((back, Status::INIT_WORK_QUEUES_NOT_AVAILABLE))
                     if self.numa == NumaId::SOCKET =>
                 {
@@ -200,7 +200,7 @@ impl Hardware {
         Pending::Refused
     }
 
-    /// Waits for the piece that was launched first and gives it back.
+    /// Waits for the oldest launched piece and returns it.
     fn land<B: Batch>(&mut self, piece: usize, batch: &mut B) -> Result<(), B::Error> {
         let Some(Pending::Flying(flight)) = self.pending.pop_front() else {
             return batch.take(piece, Landed::NotDone);
@@ -219,7 +219,7 @@ impl Hardware {
         taken
     }
 
-    /// Notes what has become of a job, and makes it fit for the next run.
+    /// Records a job's outcome, and prepares it for the next run.
     fn note(&mut self, job: &mut Job, status: Status) {
         let outcome = Outcome::of(status);
         BREAKER.ended(outcome);
@@ -241,8 +241,8 @@ impl Hardware {
         }
     }
 
-    /// A job that no device has; `None` when all have been abandoned, or there is no memory for
-    /// more.
+    /// A job that is not with a device; `None` if all have been abandoned, or there is no memory
+    /// for more.
     fn job(&mut self) -> Option<Job> {
         if let Some(job) = self.idle.pop() {
             return Some(job);
@@ -263,7 +263,7 @@ impl Hardware {
     }
 }
 
-/// Sees to it that no job is in flight when a run is over.
+/// Ensures that no job is in flight when a run ends.
 struct Airborne<'h>(&'h mut Hardware);
 
 impl Drop for Airborne<'_> {
@@ -279,7 +279,7 @@ impl Drop for Airborne<'_> {
     }
 }
 
-/// Waits for a job's end. One that lasts too long is abandoned, and with it the device: `None`.
+/// Waits for a job's end. After too long it abandons the job and the device, and returns `None`.
 pub(super) fn await_end(mut flight: Flight) -> Option<(Job, Status)> {
     let mut started = None;
     for round in 0_u64.. {
@@ -292,8 +292,7 @@ pub(super) fn await_end(mut flight: Flight) -> Option<(Job, Status)> {
             continue;
         }
         let waited = started.get_or_insert_with(Instant::now).elapsed();
-        // Of those which were in flight together with a lost one, the good ones have ended long
-        // since.
+        // Good jobs that were in flight together with a lost one have ended long ago.
         if waited >= PATIENCE || (waited >= PATIENCE_AFTER_LOSS && BREAKER.has_lost()) {
             break;
         }
@@ -307,14 +306,14 @@ pub(super) fn await_end(mut flight: Flight) -> Option<(Job, Status)> {
     None
 }
 
-/// Jobs in flight at once in one channel. A device has 128 places for all; a job takes 190 KB.
+/// Jobs in flight at once in one channel. A device has 128 entries in total; a job takes 190 KB.
 const JOBS: usize = 64;
 
-/// After so many refusals a page is done sooner in software.
+/// After this many refusals, software is faster for a page.
 const BUSY_RETRIES: u32 = 3;
 
-/// A page takes the device some microseconds; a page request of the device's up to a millisecond; a
-/// queue full of the largest pieces some milliseconds.
+/// A page takes the device a few microseconds; a page request by the device up to a millisecond; a
+/// queue full of the largest pieces a few milliseconds.
 pub(super) const PATIENCE: Duration = Duration::from_secs(2);
 const PATIENCE_AFTER_LOSS: Duration = Duration::from_millis(20);
 const SPINS: u64 = 1 << 10;

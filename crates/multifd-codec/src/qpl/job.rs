@@ -1,11 +1,11 @@
 //! One libqpl job, its memory and its buffers.
 //!
-//! A job on the hardware path is memory into which a device writes: the job's own, and the output
-//! buffer. So each job owns its buffers, and a job which the device has is another type
-//! ([`Flight`]) than one which it has not ([`Job`]): there is no way to a buffer, to a second
-//! submission or to the end of the memory's life while the device may use it. A flight becomes a
-//! job again when libqpl says so. One that does not is abandoned: its memory is given up for good,
-//! because nothing takes a descriptor back from a device.
+//! A device writes into the memory of a job on the hardware path: into the job itself and the
+//! output buffer. So each job owns its buffers, and a job on the device has another type
+//! ([`Flight`]) than one off it ([`Job`]): while the device may use the memory, there is no access
+//! to a buffer, no second submission and no deallocation. A flight becomes a job again when libqpl
+//! reports completion. If it never does, the flight is abandoned: its memory is leaked, because a
+//! descriptor cannot be withdrawn from a device.
 #![allow(unsafe_code)]
 
 use std::cell::Cell;
@@ -22,48 +22,50 @@ use qpl_sys::{
 use super::table::Table;
 use crate::Huffman;
 
-/// What a job is to do with its input. Each run is a stream of its own.
+/// The operation on the input. Each run is a separate stream.
 #[derive(Clone, Debug)]
 pub(crate) enum Work {
     /// Deflate.
     Compress(Huffman),
-    /// Deflate the body of a block of these codes, without its header. Not in a job which has
-    /// written a header since it was fresh: on the hardware path that header would come out again.
+    /// Deflate the body of a block of these codes, without its header. The job must not have
+    /// written a header since it was fresh: on the hardware path that header would be written
+    /// again.
     CompressBody(Arc<Table>),
     /// Inflate, to the end of the final block.
     Decompress,
 }
 
-/// A job which no device has.
+/// A job that is not with a device.
 #[derive(Debug)]
 pub(super) struct Job {
     library: &'static Library,
     path: Path,
-    /// The job as libqpl knows it. It holds addresses within itself, and a vector's elements stay
-    /// where they are when the vector moves; this one never grows.
+    /// The job as libqpl knows it. It holds addresses within itself. A vector's elements stay in
+    /// place when the vector moves; this one never grows.
     memory: Vec<Line>,
     input: Vec<u8>,
     output: Vec<u8>,
-    /// What `memory` refers to in the run before.
+    /// The table that `memory` refers to since the last run.
     table: Option<Arc<Table>>,
-    /// A job may be moved from one thread to another, but is of one thread at a time.
+    /// A job may move between threads, but belongs to one thread at a time.
     not_sync: PhantomData<Cell<()>>,
 }
 
-/// What libqpl aligns its descriptors to.
+/// The alignment of libqpl's descriptors.
 #[derive(Clone, Debug)]
 #[repr(align(64))]
 struct Line(#[expect(dead_code, reason = "libqpl's, through a pointer")] [u8; 64]);
 
-/// What a job has made of its input.
+/// The result of a job.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Product<'a> {
     pub(crate) input: &'a [u8],
     pub(crate) output: &'a [u8],
-    /// Bytes of the input that were used. Of the hardware path; the software path exaggerates.
+    /// Bytes of the input consumed. Only valid on the hardware path; the software path overstates
+    /// it.
     pub(crate) used: usize,
-    /// Bits at the end of the output's last byte which do not belong to the stream. Of the hardware
-    /// path; the software path always says 0.
+    /// Unused bits at the end of the output's last byte. Only valid on the hardware path; the
+    /// software path always reports 0.
     pub(super) spare_bits: u32,
 }
 
@@ -71,7 +73,7 @@ impl Job {
     /// A fresh job of the hardware path or of the software path.
     ///
     /// # Errors
-    /// libqpl's status. 500 and above say why there is no hardware.
+    /// libqpl's status. 500 and above explain why there is no hardware.
     pub(super) fn new(library: &'static Library, path: Path) -> Result<Self, Status> {
         let mut len_bytes = 0;
         // SAFETY: `len_bytes` is writable.
@@ -89,43 +91,42 @@ impl Job {
             table: None,
             not_sync: PhantomData,
         };
-        // A job that was refused is a job of the software path in too little memory. It is dropped
-        // here, unused.
+        // A refused job is a job of the software path in too little memory. It is dropped here,
+        // unused.
         match job.reset() {
             Status::OK => Ok(job),
             refused => Err(refused),
         }
     }
 
-    /// Makes it a fresh job again. libqpl keeps parts of what has failed, such as the one page
-    /// fault that it repairs in a job's life and the busy queue in the middle of a dynamic
+    /// Makes it a fresh job again. libqpl keeps some state of failures: for example the single page
+    /// fault that it repairs in a job's life, and a busy queue in the middle of a dynamic
     /// compression.
     pub(super) fn reset(&mut self) -> Status {
-        // SAFETY: the memory is of the size that libqpl asks for on this path, and no device has
-        // it.
+        // SAFETY: the memory has the size that libqpl requires on this path, and no device has it.
         unsafe { (self.library.init_job)(self.path, self.pointer()) }
     }
 
-    /// The input of the next run, to be filled.
+    /// The input buffer of the next run.
     pub(super) fn input(&mut self) -> &mut Vec<u8> {
         &mut self.input
     }
 
-    /// Does the work here and now, and returns its outcome. For the software path.
+    /// Does the work synchronously and returns its outcome. For the software path.
     pub(super) fn run(&mut self, work: &Work, room: usize) -> Status {
         debug_assert_eq!(self.path, Path::SOFTWARE);
         if let Err(refused) = self.prepare(work, room, NumaId::ANY) {
             return refused;
         }
-        // SAFETY: `prepare` has set every field, and the buffers outlive the call, after which
-        // nobody uses them: the software path knows no device.
+        // SAFETY: `prepare` has set every field, and the buffers outlive the call. Nothing uses
+        // them after it: the software path involves no device.
         unsafe { (self.library.execute_job)(self.pointer()) }
     }
 
-    /// Hands the job to a device. For the hardware path.
+    /// Submits the job to a device. For the hardware path.
     ///
     /// # Errors
-    /// The job, which no device has got, and libqpl's status.
+    /// The job, which no device has, and libqpl's status.
     pub(super) fn submit(
         mut self,
         work: &Work,
@@ -137,19 +138,19 @@ impl Job {
             return Err((self, refused));
         }
         // SAFETY: `prepare` has set every field. From here on the device may read the input and
-        // write the job and the output: if it was submitted, all of them belong to the flight,
-        // which gives out none of them and ends their life only when the device is done.
+        // write the job and the output: after a submission the flight owns all of them, gives out
+        // none of them, and frees them only when the device is done.
         match unsafe { (self.library.submit_job)(self.pointer()) } {
             Status::OK => Ok(Flight(ManuallyDrop::new(self))),
             refused => Err((self, refused)),
         }
     }
 
-    /// What the run before has made, if its outcome was [`Status::OK`].
+    /// The result of the last run, if its outcome was [`Status::OK`].
     pub(super) fn product(&self) -> Option<Product<'_>> {
         let job: *const qpl_sys::Job = self.memory.as_ptr().cast();
         // SAFETY: the memory holds a job since `new`. No device has it, and it is borrowed, so
-        // nobody changes it.
+        // nothing changes it.
         let job = unsafe { &*job };
         Some(Product {
             input: &self.input,
@@ -159,14 +160,14 @@ impl Job {
         })
     }
 
-    /// The input of the run before.
+    /// The input of the last run.
     pub(super) fn last_input(&self) -> &[u8] {
         &self.input
     }
 
-    /// Sets every field that libqpl reads, as it leaves them in any state, and touches the pages of
-    /// the output: a device that meets a missing page gives up or waits for the kernel. (The input
-    /// has just been written.)
+    /// Sets every field that libqpl reads, as it leaves them in any state. Touches the pages of the
+    /// output: a device that meets a missing page gives up or waits for the kernel. (The input has
+    /// just been written.)
     fn prepare(&mut self, work: &Work, room: usize, numa: NumaId) -> Result<(), Status> {
         let (Ok(available_in), Ok(available_out)) =
             (u32::try_from(self.input.len()), u32::try_from(room))
@@ -230,7 +231,7 @@ impl Job {
         job.available_in = available_in;
         job.next_out_ptr = output;
         job.available_out = available_out;
-        // Left over from the run before, and not always set by the next.
+        // Left from the last run, and not always set by the next.
         job.last_bit_offset = 0;
         Ok(())
     }
@@ -240,14 +241,14 @@ impl Job {
     }
 }
 
-/// A job which a device has.
+/// A job on a device.
 ///
-/// Dropping it leaks it: whoever can wait uses [`Flight::check`].
+/// Dropping it leaks it: use [`Flight::check`] to wait.
 #[derive(Debug)]
 pub(super) struct Flight(ManuallyDrop<Job>);
 
 impl Flight {
-    /// The job and its outcome, once there is one.
+    /// Returns the job and its outcome once it has one.
     ///
     /// # Errors
     /// The flight, while the device still has the job.
@@ -256,13 +257,13 @@ impl Flight {
         // SAFETY: the memory holds a submitted job.
         match unsafe { (self.0.library.check_job)(pointer) } {
             Status::BEING_PROCESSED => Err(self),
-            // With any other status the completion record has been read: the device is done with
-            // the job. (A dynamic job whose second half found the queues full was not submitted
-            // again.)
+            // Any other status means that the completion record has been read: the device is done
+            // with the job. (A dynamic job whose second half found the queues full was not
+            // submitted again.)
             outcome => Ok((ManuallyDrop::into_inner(self.0), outcome)),
         }
     }
 }
 
-/// The smallest memory page of a processor that libqpl runs on.
+/// The smallest memory page of libqpl's processors.
 const SMALLEST_PAGE_BYTES: usize = 4096;

@@ -1,10 +1,10 @@
-//! libqpl at work: Intel's IAA where there is one, libqpl's software path where there is none.
+//! Uses libqpl: Intel's IAA if available, else libqpl's software path.
 //!
 //! - [`job`] owns libqpl's jobs and [`table`] its Huffman tables; no other file calls the library;
 //! - [`hardware`] keeps the device busy with a packet's pieces and brings all of them back;
 //! - [`breaker`] ends the use of a device that fails;
-//! - [`compressor`] makes pieces by hardware, by software or not at all, whichever works;
-//! - [`probe`] finds out what there is, with reasons;
+//! - [`compressor`] compresses pieces by hardware or software, or leaves them raw;
+//! - [`probe`] finds working backends, with reasons for the others;
 //! - [`pages`] compresses page by page, [`zlib`] is the `zlib` method made by libqpl.
 
 mod bits;

@@ -1,33 +1,32 @@
-//! What a status of libqpl's means for a page.
+//! Interprets a status of libqpl for a page.
 
 use qpl_sys::Status;
 
-/// What to do about a status. Every status is one of these, those that no header lists included.
+/// The meaning of a status. Every number has one, also numbers that no header lists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Outcome {
-    /// The work is done, as far as libqpl tells.
+    /// The work is done, as far as libqpl reports.
     Done,
-    /// The result does not fit. A page that cannot be compressed, or a stream that is longer than
-    /// its page.
+    /// The result does not fit: a page that cannot be compressed, or a stream longer than its page.
     NoRoom,
     /// The queues are full for now.
     Busy,
-    /// The input of a decompression is not what the device reads.
+    /// The input of a decompression is invalid for the device.
     Corrupt,
     /// The device met a missing page.
     Fault,
-    /// The device made no progress although there is input.
+    /// The device made no progress although it has input.
     Stalled,
     /// The bus or the device failed.
     Device,
-    /// The machine is not configured for this work. It will not do better with the next page.
+    /// The machine is not configured for this work. The next page would fail too.
     Config,
-    /// Anything else. The page is done in software, and the next may do better.
+    /// Any other status. The page is done in software, and the next may succeed.
     Other,
 }
 
 impl Outcome {
-    /// The one place where numbers become meanings.
+    /// The only place that interprets numbers.
     pub(super) const fn of(status: Status) -> Self {
         match status.0 {
             0 => Self::Done,
@@ -36,7 +35,7 @@ impl Outcome {
             // The wrapper's header, the deflate stream. 3 is a stream that ends before it begins.
             3 | 104 | 105 | 201..=218 | 225 | 235 | 236 => Self::Corrupt,
             219 => Self::Stalled,
-            // Read and write, by a descriptor or by a page request.
+            // Reads and writes, by a descriptor or by a page request.
             303 | 304 | 326 | 431 | 432 | 454 => Self::Fault,
             330..=336 => Self::Device,
             // The queue's op_config, its largest transfer (58 before 1.9), privilege, address

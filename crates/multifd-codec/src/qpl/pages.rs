@@ -1,4 +1,4 @@
-//! The pages of a packet, each by itself.
+//! Compresses the pages of a packet, each by itself.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -66,7 +66,7 @@ impl CompressPages for PageCompressor {
                         list.note(bits.div_ceil(8));
                         return true;
                     }
-                    // Never seen, and would be read as a fault.
+                    // Never observed; a reader would refuse the page.
                     (content, false)
                 }
             };

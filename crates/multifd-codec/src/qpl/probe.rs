@@ -1,4 +1,4 @@
-//! What of libqpl works here, and why not more.
+//! Finds the working parts of libqpl, and the reasons why others do not work.
 
 use std::error::Error;
 use std::iter::successors;
@@ -16,33 +16,32 @@ use super::job::{Job, Work};
 use super::table::Table;
 use crate::Huffman;
 
-/// What a device is asked for.
+/// The work expected of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Direction {
     Compress,
-    /// Pages to bodies of blocks.
+    /// Compresses pages to bodies of blocks.
     CompressBodies,
     Decompress,
 }
 
-/// libqpl, of which the software path always works.
+/// Opens libqpl; its software path always works.
 ///
 /// # Errors
-/// Why not, in a phrase.
+/// The reason as a phrase.
 pub(crate) fn software() -> Result<&'static Library, Arc<str>> {
     Library::open().map_err(|error| {
-        // The loader's own words, which come last, tell which of the libraries is missing or too
-        // old.
+        // The loader's own message comes last and names the library that is missing or too old.
         let causes = successors(Some(&error as &dyn Error), |&error| error.source());
         let words = causes.last().map(ToString::to_string);
         format!("no libqpl: {}", words.unwrap_or_default()).into()
     })
 }
 
-/// libqpl, of which the software path makes bodies of blocks as it is known to.
+/// Opens libqpl and verifies that its software path makes bodies of blocks as expected.
 ///
 /// # Errors
-/// Why not, in a phrase.
+/// The reason as a phrase.
 pub(crate) fn software_bodies() -> Result<&'static Library, Arc<str>> {
     static MAKES_THEM: OnceLock<Result<(), Arc<str>>> = OnceLock::new();
 
@@ -61,12 +60,12 @@ pub(crate) fn software_bodies() -> Result<&'static Library, Arc<str>> {
     makes_them.clone().map(|()| library)
 }
 
-/// libqpl with hardware that has done the work of this direction on one page.
+/// Opens libqpl and verifies that its hardware does the work of this direction on one page.
 ///
-/// libqpl looks for devices once in a process, and so does this.
+/// libqpl looks for devices once per process, and so does this function.
 ///
 /// # Errors
-/// Why not, in a phrase.
+/// The reason as a phrase.
 pub(crate) fn hardware(direction: Direction) -> Result<&'static Library, Arc<str>> {
     static FOUND: OnceLock<Found> = OnceLock::new();
 
@@ -80,12 +79,12 @@ pub(crate) fn hardware(direction: Direction) -> Result<&'static Library, Arc<str
     works.clone().map(|()| library)
 }
 
-/// What a status of the hardware path means on this machine.
+/// Explains a status of the hardware path on this machine.
 pub(super) fn explain(status: Status) -> Arc<str> {
     let report = detect(FilePath::new("/"), &System);
     let cause = report.explain_status(status.0);
     let phrase = match (&cause, &report.verdict) {
-        // The library's number says less than what stands in the way anyway.
+        // A known obstacle explains more than libqpl's number.
         (Cause::Unexplained { .. }, Verdict::NotReady { .. }) if status.0 >= 500 => {
             return report.verdict.to_string().into();
         }
@@ -114,8 +113,8 @@ impl Found {
     }
 }
 
-/// A page through the device and back in software, with both codes: the result is right, and ends
-/// where the device says.
+/// Sends a page through the device and back in software, with both codes. Verifies the result and
+/// the end reported by the device.
 fn try_compress(library: &'static Library) -> Result<(), Arc<str>> {
     let page = page();
     for huffman in [Huffman::Fixed, Huffman::Dynamic] {
@@ -132,7 +131,7 @@ fn try_compress(library: &'static Library) -> Result<(), Arc<str>> {
     Ok(())
 }
 
-/// A page through the device to the body of a block, and back in software.
+/// Compresses a page to the body of a block on the device, and decompresses it in software.
 fn try_compress_body(library: &'static Library) -> Result<(), Arc<str>> {
     let bodies = Bodies::new(library)?;
     let Some(job) = run(library, &bodies.work(), &bodies.page)? else {
@@ -144,7 +143,7 @@ fn try_compress_body(library: &'static Library) -> Result<(), Arc<str>> {
     }
 }
 
-/// A page from software through the device.
+/// Compresses a page in software and decompresses it on the device.
 fn try_decompress(library: &'static Library) -> Result<(), Arc<str>> {
     let page = page();
     let mut job = Job::new(library, Path::SOFTWARE).map_err(explain)?;
@@ -163,7 +162,7 @@ fn try_decompress(library: &'static Library) -> Result<(), Arc<str>> {
     }
 }
 
-/// A page to make a body of, and a code for it.
+/// A page, and a code for its body.
 struct Bodies {
     page: Vec<u8>,
     lengths: CodeLengths,
@@ -188,7 +187,7 @@ impl Bodies {
         Work::CompressBody(Arc::clone(&self.table))
     }
 
-    /// Whether this is what should come out.
+    /// Returns whether this is the expected output.
     fn are(&self, output: &[u8], spare_bits: Option<u32>) -> bool {
         let Some(bits) = self.table.body_bits(output, spare_bits) else {
             return false;
@@ -201,14 +200,14 @@ impl Bodies {
     }
 }
 
-/// One job through the device. `None` when its queues are full of somebody else's work, so that
-/// there is a device, and whether it works is found out later.
+/// Runs one job on the device. Returns `None` if its queues are full of others' work: there is a
+/// device, and its first use will show whether it works.
 fn run(library: &'static Library, work: &Work, input: &[u8]) -> Result<Option<Job>, Arc<str>> {
     let mut job = Job::new(library, Path::HARDWARE).map_err(explain)?;
     job.input().extend_from_slice(input);
     let started = Instant::now();
     loop {
-        // Anywhere: where the thread that works runs in the end is not known here.
+        // Any device: the thread that will do the work is not known here.
         let ended = match job.submit(work, ROOM, NumaId::ANY) {
             Ok(flight) => await_end(flight).ok_or("no IAA: it does not answer")?,
             Err(refused) => refused,
@@ -228,7 +227,7 @@ fn run(library: &'static Library, work: &Work, input: &[u8]) -> Result<Option<Jo
     }
 }
 
-/// A page with matches near and far, and bytes that repeat nothing.
+/// A page with matches near and far, and bytes without a match.
 fn page() -> Vec<u8> {
     let odd = (0_u32..).flat_map(|number| number.wrapping_mul(0x9e37_79b9).to_le_bytes());
     let even = (0_u32..).flat_map(|number| format!("page {}", number % 37).into_bytes());
@@ -241,5 +240,5 @@ fn page() -> Vec<u8> {
 const PAGE_BYTES: usize = 4096;
 const ROOM: usize = PAGE_BYTES;
 
-/// A queue that is full for longer is left for the codec to try.
+/// A queue that stays full for longer is left to the codec.
 const BUSY_FOR: Duration = Duration::from_millis(50);

@@ -1,12 +1,12 @@
-//! A Huffman table of libqpl's, for bodies of blocks.
+//! libqpl's Huffman tables for bodies of blocks.
 //!
-//! libqpl makes tables from counts, not from code lengths. Counts of 2^-length are those for which
-//! Huffman's algorithm has no choice: a code costs the entropy of such counts only if it has
-//! exactly these lengths. libqpl keeps codes for distances within 12 bits, and loses longer ones.
-//! The lengths that come here have been made for less ([`CodeLengths`]).
+//! libqpl makes tables from counts, not from code lengths. Counts of 2^-length leave Huffman's
+//! algorithm no choice: a code costs the entropy of such counts only if it has exactly these
+//! lengths. libqpl limits codes for distances to 12 bits, and loses longer ones. The lengths used
+//! here are within that limit ([`CodeLengths`]).
 //!
-//! A table for compression alone, made on the software path, is all that a device needs to
-//! compress; a table for decompression would have libqpl wait without limit for the device.
+//! A device needs only a table for compression, made on the software path. A table for
+//! decompression would make libqpl wait for the device without a time limit.
 #![allow(unsafe_code)]
 
 use std::ffi::c_void;
@@ -27,7 +27,7 @@ pub(crate) struct Table {
 // SAFETY: the table is memory of C's allocator, which any thread may use and free.
 unsafe impl Send for Table {}
 // SAFETY: nothing writes to a table once `new` has filled it. libqpl does so only in jobs of
-// several runs, and a `Job` is always a stream of its own.
+// several runs, and each run of a `Job` is a separate stream.
 unsafe impl Sync for Table {}
 
 impl Table {
@@ -69,12 +69,12 @@ impl Table {
         }
     }
 
-    /// Where the body of a block ends, in bits, of which a job has made `bytes`; `None` if that is
-    /// not what they are.
+    /// The length in bits of the body of a block in `bytes`, a job's output; `None` if `bytes` is
+    /// not such a body.
     ///
-    /// A device tells how many bits are to spare in the last byte. The software path does not, and
-    /// puts an empty block behind the body, the final one of the stream: bits `1` and `1` `0`, and
-    /// the seven zeros that end it in the fixed code.
+    /// A device reports the unused bits of the last byte. The software path does not, and appends
+    /// an empty final block to the body: bits `1` and `1` `0`, and the seven zeros that end it in
+    /// the fixed code.
     pub(super) fn body_bits(&self, bytes: &[u8], spare_bits: Option<u32>) -> Option<usize> {
         let bits = 8 * bytes.len();
         let end = match spare_bits {
@@ -101,8 +101,8 @@ impl Table {
 
 impl Drop for Table {
     fn drop(&mut self) {
-        // SAFETY: `new` has made it, and jobs that refer to it keep it alive. There is nothing to
-        // do about a refusal.
+        // SAFETY: `new` has made it, and jobs that refer to it keep it alive. A refusal cannot be
+        // handled.
         let _refused = unsafe { (self.library.huffman_table_destroy)(self.raw) };
     }
 }
@@ -121,7 +121,7 @@ unsafe extern "C" {
     fn free(memory: *mut c_void);
 }
 
-/// Bits that the counts of all symbols together have, which is more than any length has.
+/// The bits of the sum of all symbols' counts, which exceeds any code length.
 const LONGEST: u8 = 15;
 
 /// An empty block in the fixed code.

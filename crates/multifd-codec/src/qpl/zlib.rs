@@ -1,16 +1,15 @@
-//! Method `zlib`, made by libqpl: independent pieces in one endless zlib stream which a stock QEMU
+//! Method `zlib`, made by libqpl: independent pieces in one endless zlib stream that a stock QEMU
 //! reads as its own.
 //!
-//! Inflate takes any sequence of deflate blocks. So a packet's pages are cut into pieces, all
-//! pieces are compressed at once, each as a complete stream within a window of 4 KiB, and then
-//! joined: the final block's mark is taken out, and an empty stored block behind a piece
-//! (`00 00 ff ff`, as of a sync flush) brings the next to a byte's beginning. A piece that does not
-//! get smaller goes out as stored blocks. The channel's first two bytes are the zlib header with
-//! the window's size; neither a final block nor a checksum ever follows.
+//! Inflate accepts any sequence of deflate blocks. So a packet's pages are cut into pieces, all
+//! pieces are compressed in parallel, each to a complete stream within a window of 4 KiB, and then
+//! joined: the final-block bit is cleared, and an empty stored block after each piece (`00 00 ff
+//! ff`, as of a sync flush) aligns the next to a byte boundary. A piece that does not get smaller
+//! is sent as stored blocks. The channel's first two bytes are the zlib header with the window's
+//! size; neither a final block nor a checksum ever follows.
 //!
-//! Joining needs to know at which bit a piece ends. The device tells; the software path does not,
-//! so there the piece is decompressed to its end, and what comes out is compared while it is at
-//! hand.
+//! Joining requires the bit position of a piece's end. The device reports it; the software path
+//! does not, so there the piece is decompressed to its end, and the output is compared as well.
 
 use std::ops::Range;
 
@@ -78,7 +77,7 @@ impl WritePayload for Deflate {
                             join(stream, spare_bits, out);
                             return true;
                         }
-                        // Not the stream it should be.
+                        // The stream is invalid.
                         None => (content, false),
                     }
                 }
@@ -98,8 +97,8 @@ impl WritePayload for Deflate {
     }
 }
 
-/// Cuts a packet's pages into pieces: the runs of its streams, and these into parts that libqpl
-/// makes one block of.
+/// Cuts a packet's pages into pieces: the runs of its streams, and these into parts for which
+/// libqpl makes one block.
 fn cut(pages: &Pages<'_>, streams: Streams, pieces: &mut Vec<Range<usize>>) {
     let most = pages_per_piece(pages.page_size());
     let mut start = 0;
@@ -118,8 +117,8 @@ const fn pages_per_piece(page_size: PageSize) -> usize {
     if most == 0 { 1 } else { most }
 }
 
-/// Whether a stream can end at this bit: what follows is zero and, in the fixed code, what precedes
-/// is the end of block.
+/// Returns whether a stream can end at this bit: the remaining bits are zero and, in the fixed
+/// code, the end of block precedes them.
 fn ends_at(stream: &[u8], spare_bits: u32, huffman: Huffman) -> bool {
     let Some([before, last]) = stream.last_chunk() else {
         return false;
@@ -139,14 +138,14 @@ fn join(stream: &[u8], spare_bits: u32, out: &mut Vec<u8>) {
     if let Some(first) = out.get_mut(start) {
         *first &= !FINAL_BLOCK;
     }
-    // The empty block's three bits of header are zero, as is what is spare.
+    // The three header bits of the empty block are zero, like the unused bits.
     if spare_bits < STORED_HEADER_BITS {
         out.push(0);
     }
     out.extend_from_slice(&SYNC_MARK);
 }
 
-/// Appends bytes as they are.
+/// Appends bytes as stored blocks.
 fn store(content: &[u8], out: &mut Vec<u8>) {
     for block in content.chunks(MAX_STORED_BYTES) {
         // At most `MAX_STORED_BYTES`.
@@ -158,14 +157,14 @@ fn store(content: &[u8], out: &mut Vec<u8>) {
     }
 }
 
-/// Finds the end of a stream by reading it.
+/// Finds the end of a stream by decoding it.
 struct Check {
     inflater: PageInflater,
     content: Vec<u8>,
 }
 
 impl Check {
-    /// `None` unless it is a stream of one block, of exactly this content.
+    /// Returns `None` unless it is a stream of one block with exactly this content.
     fn spare_bits(&mut self, stream: &[u8], content: &[u8]) -> Option<u32> {
         self.content.resize(content.len(), 0);
         let spare_bits = self.inflater.inflate_block(stream, &mut self.content);
@@ -180,5 +179,5 @@ const MAX_STORED_BYTES: usize = u16::MAX as usize;
 /// In the fixed code: seven zeros.
 const END_OF_BLOCK_BITS: u32 = 7;
 
-/// libqpl makes one block of up to so much, on either path and with either code.
+/// The largest block that libqpl makes, on either path and with either code.
 const MAX_PIECE_BYTES: usize = 64 << 10;

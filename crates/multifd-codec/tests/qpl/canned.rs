@@ -1,4 +1,4 @@
-//! Method `canned` by everybody: who reads whom, and how often.
+//! Method `canned` on every backend: all senders and readers, and how many pages each backend does.
 
 use multifd_codec::{Accel, Engine, Pages, Settings, encoder};
 use multifd_wire::{Method, PageSize};
@@ -8,7 +8,7 @@ use testkit::canned::Taken;
 use testkit::libqpl::{Channel, PAGE, device, healthy_device, libqpl, streams, with};
 use testkit::pages::{Random, packet};
 
-/// Settings of every sender that there is here.
+/// Settings of every available sender.
 fn senders() -> Vec<Settings> {
     let mut accels = vec![Accel::None];
     if libqpl() {
@@ -34,8 +34,7 @@ fn every_receiver_reads_every_senders_pages() {
             let (encoded, decoded) = channel.counts();
             assert_eq!(encoded.total(), 8 * 40);
             assert_eq!(encoded.raw, decoded.raw);
-            // Every page that could be compressed went by the device if there was one, at either
-            // end.
+            // If there was a device, at either end, it did every compressible page.
             let by_hardware = |accel, hardware| match accel {
                 Accel::QplHardware => hardware == encoded.total() - encoded.raw,
                 _ => hardware == 0,
@@ -46,8 +45,8 @@ fn every_receiver_reads_every_senders_pages() {
     }
 }
 
-/// With its description in front every page is a stream, whoever has compressed it: nothing stands
-/// behind its end, libqpl has taken exactly the code that was sent, and an IAA could read it.
+/// With its description in front every page is a stream, on every backend: nothing follows its end,
+/// libqpl has used exactly the code that was sent, and an IAA could read it.
 #[test]
 fn an_iaa_and_stock_zlib_read_every_page() {
     for settings in senders() {
@@ -81,7 +80,7 @@ fn streams_change_nothing_in_a_payload() {
     assert!([2, 16, 128].into_iter().all(|count| payload(count) == one));
 }
 
-/// A device that only compresses is used for that.
+/// A device that can only compress is used for that.
 #[test]
 fn half_a_device() {
     alone!("canned::half_a_device", || {

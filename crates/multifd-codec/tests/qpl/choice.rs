@@ -1,4 +1,4 @@
-//! What is chosen, and the reason that is given for it.
+//! The chosen backend and the reason given for it.
 
 use iaa_sim::settings::{Access, Operations};
 use multifd_codec::{Accel, Engine, PathCounts, decoder, encoder};
@@ -34,7 +34,7 @@ fn without_a_device() {
     }
     alone!("choice::without_a_device", || {
         let report = iaa_detect::detect(std::path::Path::new("/"), &iaa_detect::System);
-        // As on a machine that has none. What it says is the detection's affair.
+        // As on a machine without an IAA. The message belongs to the detection.
         let why = report.explain_status(503);
         let why = format!("no IAA: {why}");
         for method in [Method::Qpl, Method::Canned] {
@@ -62,7 +62,7 @@ fn without_a_device() {
     });
 }
 
-/// Whether Linux has found one here, usable or not.
+/// Whether Linux has found an IAA here, usable or not.
 fn has_an_iaa() -> bool {
     let devices = std::fs::read_dir("/sys/bus/dsa/devices")
         .into_iter()
@@ -73,7 +73,7 @@ fn has_an_iaa() -> bool {
     })
 }
 
-/// This program runs twice, and once without libqpl.
+/// Runs this program twice, once without libqpl.
 #[test]
 fn without_libqpl() {
     if qpl_sys::Library::open().is_ok() {
@@ -100,7 +100,7 @@ fn with_a_device() {
             assert_eq!(encodes, "qpl-hardware");
             assert!(decodes.starts_with("software"), "{decodes}");
         }
-        // Not because it could not.
+        // The alternative would also work.
         assert_eq!(chosen(Method::Qpl, Accel::QplSoftware)[0], "qpl-software");
     });
 }
@@ -165,8 +165,8 @@ fn a_device_without_rights() {
     });
 }
 
-/// A page's transfer is allowed and a larger piece's is not: found out with the first packet, and
-/// told.
+/// A page's transfer is allowed and a larger piece's is not: the first packet shows it, and the
+/// codec reports it.
 #[test]
 fn transfers_that_are_too_small_for_the_pieces() {
     alone!(
@@ -190,7 +190,7 @@ fn transfers_that_are_too_small_for_the_pieces() {
     );
 }
 
-/// libqpl offers a thread the devices of its own socket. One on another socket is better than none.
+/// libqpl offers a thread the devices of its own socket. A remote one is better than none.
 #[test]
 fn a_device_on_another_socket() {
     alone!("choice::a_device_on_another_socket", || {

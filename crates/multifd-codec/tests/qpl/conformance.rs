@@ -1,4 +1,4 @@
-//! The suite that every codec passes, see `suite`.
+//! The suite for every codec, see `suite`.
 
 use multifd_codec::Accel;
 use multifd_wire::Method;
@@ -45,7 +45,7 @@ fn subject(method: Method, accel: Accel) -> Subject {
             .into_iter()
             .flat_map(|count| [streams(fixed, count), streams(dynamic, count)])
             .collect(),
-        // Every packet goes through the pipes of the simulated device.
+        // Every packet goes through the simulated device's pipes.
         damage_every: if accel == Accel::QplHardware { 23 } else { 1 },
     }
 }

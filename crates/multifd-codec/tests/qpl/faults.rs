@@ -1,4 +1,4 @@
-//! Whatever goes wrong with a device, the pages are right and the counts tell.
+//! For every fault of a device, the pages are right and the counts show it.
 
 use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
@@ -26,7 +26,7 @@ fn channels() -> Vec<Channel> {
     ]
 }
 
-/// Carries packets through all channels on a machine that has been healthy until now.
+/// Carries packets through all channels on a machine that was healthy until now.
 fn carry(device: &Simulator, machine: &Machine, packets: usize) -> Vec<Channel> {
     let mut channels = channels();
     let mut random = Random::new(11);
@@ -50,7 +50,7 @@ fn all(channels: &[Channel]) -> PathCounts {
         .iter()
         .map(Channel::counts)
         .fold(PathCounts::default(), |sum, (encoded, decoded)| {
-            // What the zlib decoders do is not the device's.
+            // The zlib decoders do not use the device.
             let of_device = decoded.hardware > 0;
             sum + encoded
                 + if of_device {
@@ -102,8 +102,8 @@ fn a_healthy_device_does_it_all() {
     });
 }
 
-/// Each kind of fault now and then: the device goes on being used, and the pages it did not do are
-/// software's.
+/// Each kind of fault at intervals: the device stays in use, and software does the pages that it
+/// did not do.
 #[test]
 fn now_and_then() {
     alone!("faults::now_and_then", || {
@@ -113,8 +113,7 @@ fn now_and_then() {
             FaultKind::ReadPageNowhere,
             FaultKind::WritePage,
             FaultKind::WritePageNowhere,
-            // A table without a code, output overflow, a refused descriptor, an error without a
-            // name.
+            // A table without a code, output overflow, a refused descriptor, an unnamed error.
             record(0x0a, 30),
             record(0x0b, 0),
             record(0x10, 0),
@@ -124,7 +123,7 @@ fn now_and_then() {
             let channels = carry(&device, &faulty(kind, 7, 0), 2);
             let counts = all(&channels);
             assert!(counts.hardware > counts.software, "{kind:?}: {counts:?}");
-            // libqpl repairs the one fault of each job's that has an address.
+            // libqpl repairs each job's one fault that has an address.
             if !matches!(kind, FaultKind::ReadPage | FaultKind::WritePage) {
                 assert!(counts.software > 0, "{kind:?}: {counts:?}");
             }
@@ -141,7 +140,7 @@ fn now_and_then() {
     });
 }
 
-/// Each kind of fault always: the device is left alone, and everything goes on in software.
+/// Each kind of fault always: the device is no longer used, and software does everything.
 #[test]
 fn always_page_faults() {
     alone!("faults::always_page_faults", || {
@@ -209,7 +208,7 @@ fn given_up(fault: &Machine, reason: &str) {
     );
 }
 
-/// Jobs that never end: after the deadline the migration goes on without the device and without
+/// Jobs that never end: after the deadline the migration continues without the device and without
 /// their memory.
 #[test]
 fn a_device_that_never_completes() {
@@ -230,7 +229,7 @@ fn one_job_of_many_never_completes() {
         let device = device(&Machine::default());
         let channels = carry(&device, &fault, 1);
         let counts = all(&channels);
-        // What was in flight with it came back.
+        // The jobs in flight with it came back.
         assert!(counts.hardware > 0, "{counts:?}");
         for channel in &channels {
             assert_eq!(
@@ -241,8 +240,8 @@ fn one_job_of_many_never_completes() {
     });
 }
 
-/// A device that is slow beyond the deadline writes into memory of jobs that were abandoned, which
-/// must still be there.
+/// A device that misses the deadline writes into the memory of abandoned jobs, which must still
+/// exist.
 #[test]
 fn completions_that_come_too_late() {
     alone!("faults::completions_that_come_too_late", || {
@@ -270,8 +269,8 @@ fn completions_that_come_too_late() {
     });
 }
 
-/// Full queues: each page is asked for a few times and then done in software; after a second of
-/// that nobody asks.
+/// Full queues: each page is tried a few times and then done in software; after a second of this
+/// the device is not asked.
 #[test]
 fn busy_queues() {
     alone!("faults::busy_queues", || {
@@ -293,7 +292,7 @@ fn busy_queues() {
         }
         assert!(started.elapsed() >= Duration::from_secs(1));
         assert_eq!(all(&channels).hardware, 0);
-        // It passes.
+        // The condition ends.
         device.configure(&Machine::default());
         std::thread::sleep(Duration::from_secs(11));
         let counts = all(&carry(&device, &Machine::default(), 1));
@@ -301,8 +300,8 @@ fn busy_queues() {
     });
 }
 
-/// A queue with fewer places than there are pages: a channel waits for a place which its own jobs
-/// have. But the second half of a dynamic compression may find none.
+/// A queue with fewer entries than there are pages: a channel waits for an entry held by its own
+/// jobs. But the second half of a dynamic compression may find none.
 #[test]
 fn a_small_queue() {
     alone!("faults::a_small_queue", || {
@@ -328,8 +327,8 @@ fn a_small_queue() {
     });
 }
 
-/// What the device refuses to decompress is refused here too, as the page that it is, and is not
-/// held against the device.
+/// Pages that the device refuses to decompress are refused here too, with the page's error, and do
+/// not count against the device.
 #[test]
 fn damaged_pages_are_not_the_devices_fault() {
     alone!("faults::damaged_pages_are_not_the_devices_fault", || {
@@ -352,7 +351,7 @@ fn damaged_pages_are_not_the_devices_fault() {
             let found = decoder.decode(&damaged, page_size, &mut by_device);
             assert_eq!(found.is_ok(), expected.is_ok(), "round {round}");
             match found {
-                // Whatever came out, both read the same.
+                // Both readers agree on any result.
                 Ok(()) => assert!(by_device == arrived, "round {round}"),
                 Err(_) => refused += 1,
             }

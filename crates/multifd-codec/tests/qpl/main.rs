@@ -1,7 +1,7 @@
 //! The codecs that libqpl makes, on its software path and on its hardware path with a simulated
 //! device.
 //!
-//! They need libqpl, and say so by name where it is missing.
+//! They need libqpl, and report by name if it is missing.
 
 mod canned;
 mod choice;

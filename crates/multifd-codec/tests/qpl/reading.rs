@@ -1,5 +1,5 @@
-//! Who reads whom: libqpl's two paths, the decoders here, the C zlib, and the judge of what an IAA
-//! would read.
+//! All writers against all readers: libqpl's two paths, the decoders here, the C zlib, and the
+//! judge of the IAA's rules.
 
 use multifd_codec::{Accel, Pages, Settings, decoder, encoder};
 use multifd_wire::lengths::{self, PageData};
@@ -10,7 +10,7 @@ use testkit::libqpl::{Channel, PAGE, dynamic, healthy_device, libqpl, streams, w
 use testkit::pages::{Random, packet};
 use testkit::zlib::Inflate;
 
-/// Settings of every accelerator there is here, each with both codes.
+/// Settings of every available accelerator, each with both codes.
 fn senders() -> Vec<Settings> {
     let mut accels = Vec::new();
     if libqpl() {
@@ -74,8 +74,8 @@ fn an_iaa_reads_every_page() {
     }
 }
 
-/// Streams of every number, sizes of every kind: a stock receiver reads packet after packet, page
-/// by page; no distance is over 4 KiB, and nothing in a packet looks back at the one before.
+/// All numbers of streams and kinds of sizes: a stock receiver reads packet after packet, page by
+/// page; no distance exceeds 4 KiB, and a packet does not refer to the one before.
 #[test]
 fn stock_zlib_reads_every_stream() {
     for settings in senders() {
@@ -112,8 +112,8 @@ fn stock_zlib_reads_every_stream() {
     }
 }
 
-/// Pieces do not look back at one another, whatever code and path: with a stream for each page a
-/// page's neighbours make no difference to whether it is shorter.
+/// Pieces do not refer to one another with any code and path: with a stream for each page, a page's
+/// neighbours do not affect whether it gets shorter.
 #[test]
 fn pieces_know_nothing_of_each_other() {
     let mut random = Random::new(9);
@@ -122,7 +122,7 @@ fn pieces_know_nothing_of_each_other() {
         let settings = streams(settings, 128);
         let mut encoder = encoder(Method::Zlib, &settings).unwrap();
         let mut payload = Vec::new();
-        // A page that cannot be compressed, twice: the second could be a copy of the first.
+        // An incompressible page, twice: the second could be a copy of the first.
         let bytes = [noise.as_slice(), &noise].concat();
         let pages = Pages::private(&bytes, PageSize::K4).unwrap();
         encoder.encode(&pages, &mut payload).unwrap();
@@ -131,7 +131,7 @@ fn pieces_know_nothing_of_each_other() {
     }
 }
 
-/// Every page size, as pieces are at least a page: the largest does not fit into one stored block.
+/// Every page size, as pieces are at least a page: the largest exceeds one stored block.
 #[test]
 fn stock_zlib_reads_pages_of_every_size() {
     for settings in senders() {

@@ -1,8 +1,8 @@
-//! What stock QEMUs send and take: the C zlib and libzstd driven as a stock QEMU drives them,
-//! against the codecs here.
+//! Stock QEMUs' streams and receivers: the C zlib and libzstd, driven as by a stock QEMU, against
+//! the codecs here.
 
 mod zlib;
 mod zstd;
 
-/// Streams in a channel.
+/// Numbers of streams in a channel.
 const STREAMS: [u8; 7] = [1, 2, 4, 8, 16, 32, 128];

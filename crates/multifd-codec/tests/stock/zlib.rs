@@ -1,4 +1,4 @@
-//! Method `zlib` against the C zlib: who reads what, and what neither reads.
+//! Method `zlib` against the C zlib: what each reads, and what neither reads.
 
 use std::ffi::c_int;
 
@@ -17,13 +17,13 @@ use testkit::zlib::{Deflate, Inflate};
 
 const PAGE: usize = PageSize::K4.bytes();
 
-/// An empty stored block that starts at a byte's start.
+/// An empty stored block at a byte boundary.
 const EMPTY_BLOCK: &[u8] = &[0, 0, 0, 0xff, 0xff];
 
-/// What a sync flush leaves at a payload's end.
+/// The end of a payload after a sync flush.
 const SYNC_MARK: &[u8] = &[0, 0, 0xff, 0xff];
 
-/// Who decodes here: the ordinary library, and this crate.
+/// Our decoders: the ordinary library, and this crate.
 const DECODERS: [Accel; 2] = [Accel::None, Accel::Software];
 
 fn ours(accel: Accel) -> Box<dyn Decoder> {
@@ -56,7 +56,7 @@ fn a_stock_receiver_reads_our_payloads() {
             let left = receiver.stock_packet(&payload, page_size.bytes(), &mut arrived);
             assert_eq!(left, Some(0), "level {level}, packet {round}");
             assert!(arrived == bytes, "level {level}, packet {round}");
-            // A zlib header, which is a multiple of 31, in front of the first payload only.
+            // A zlib header, a multiple of 31, precedes only the first payload.
             let header = u16::from_be_bytes([payload[0], payload[1]]);
             assert_eq!(payload[0] == 0x78 && header % 31 == 0, round == 0);
             assert!(payload.ends_with(SYNC_MARK));
@@ -99,7 +99,7 @@ fn reads(settings: &Settings, random: &mut Random, header: [u8; 2]) {
     }
 }
 
-/// The payload is the same whoever of the crew was faster.
+/// The payload is the same for any timing of the crew.
 #[test]
 fn streams_are_the_same_every_time() {
     let mut settings = Settings::default();
@@ -124,10 +124,10 @@ fn streams_are_the_same_every_time() {
     }
 }
 
-/// A payload with the pages of one packet; the index says which packet of the channel it is.
+/// Makes a payload with the pages of one packet; the index is the packet's number in the channel.
 type Maker = fn(&mut Deflate, usize, &[u8], &mut Vec<u8>);
 
-/// What a stock receiver is known to take, as tried on QEMU 10.0, beside what stock senders make.
+/// Streams that a stock receiver accepts, as tried on QEMU 10.0, besides those of stock senders.
 const TAKEN: &[(&str, c_int, c_int, Maker)] = &[
     ("as a stock sender", 1, 15, stock),
     ("level 0", 0, 15, stock),
@@ -188,7 +188,7 @@ const TAKEN: &[(&str, c_int, c_int, Maker)] = &[
         15,
         |stream, _, bytes, out| {
             stream.packet(bytes, PAGE, out);
-            // zlib itself swallows a repeated flush.
+            // zlib itself ignores a repeated flush.
             out.extend(EMPTY_BLOCK);
         },
     ),
@@ -208,7 +208,7 @@ fn stock(stream: &mut Deflate, _: usize, bytes: &[u8], out: &mut Vec<u8>) {
     stream.packet(bytes, PAGE, out);
 }
 
-/// Page by page, with one kind of flush between the pages and another at the end.
+/// Compresses page by page, with one kind of flush between the pages and another at the end.
 fn flushed(stream: &mut Deflate, bytes: &[u8], between: c_int, last: c_int, out: &mut Vec<u8>) {
     let (first_pages, last_page) = bytes.split_at(bytes.len() - PAGE);
     for page in first_pages.chunks(PAGE) {
@@ -247,7 +247,7 @@ fn we_take_what_a_stock_receiver_takes() {
     }
 }
 
-/// What a stock receiver is known to fail at, and the packet at which it shows.
+/// Streams at which a stock receiver is known to fail, and the packet at which it shows.
 const REFUSED: &[(&str, usize, Maker)] = &[
     ("a stream per packet", 0, |_, _, bytes, out| {
         Deflate::new(1, 15).whole(bytes, out);
@@ -325,9 +325,8 @@ fn we_refuse_what_a_stock_receiver_refuses() {
     }
 }
 
-/// A stream with more in it than its packet's pages: a stock receiver throws the rest away and
-/// loses its place, or finds it in the next packet. Nothing grows here, and nothing is lost in
-/// silence.
+/// A stream with more data than its packet's pages: a stock receiver drops the rest and loses its
+/// place, or finds the data in the next packet. Nothing grows here, and nothing is lost silently.
 #[test]
 fn more_than_the_packets_pages() {
     let bytes = packet(&mut Random::new(4), 9, PAGE);
@@ -349,7 +348,7 @@ fn more_than_the_packets_pages() {
     }
 }
 
-/// One byte too many, which inflate has already taken in when the last page is full.
+/// One excess byte, which inflate has already consumed when the last page is full.
 #[test]
 fn one_byte_more_than_the_packets_pages() {
     for extra in [1, 2, 257, 258] {
@@ -389,8 +388,8 @@ fn the_library_says_what_it_met() {
     }
 }
 
-/// Damaged streams: what we take, a stock receiver takes too and has the same pages; what only it
-/// takes is what it does not look at.
+/// Damaged streams: a stock receiver accepts everything that we accept, with the same pages. Only
+/// data that it ignores is refused here and accepted there.
 #[test]
 fn damage_is_judged_as_a_stock_receiver_judges_it() {
     let mut random = Random::new(5);

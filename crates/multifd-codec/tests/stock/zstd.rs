@@ -1,5 +1,4 @@
-//! Method `zstd`: libzstd driven page by page as a stock receiver drives it, against the decoder
-//! here.
+//! Method `zstd`: libzstd, driven page by page as by a stock receiver, against the decoder here.
 
 use multifd_codec::{
     Accel, DecodeError, Decoder, Pages, Settings, Streams, ZstdLevel, decoder, encoder,
@@ -17,8 +16,8 @@ fn ours() -> Box<dyn Decoder> {
     decoder(Method::Zstd, &Settings::default()).unwrap()
 }
 
-/// One channel of a stock receiver: a page stops at a frame's end, and what is left behind the last
-/// page is not looked at.
+/// One channel of a stock receiver: a page stops at a frame's end, and the rest after the last page
+/// is ignored.
 struct StockReceiver(DCtx<'static>);
 
 impl StockReceiver {
@@ -74,7 +73,7 @@ impl Sender {
         }
     }
 
-    /// Pieces of so many bytes, each followed by the same directive.
+    /// Writes pieces of `len` bytes, each followed by the same directive.
     fn pieces(&mut self, bytes: &[u8], len: usize, end: ZSTD_EndDirective, out: &mut Vec<u8>) {
         for piece in bytes.chunks(len) {
             self.call(piece, end, out);
@@ -88,7 +87,7 @@ impl Sender {
     }
 }
 
-/// A whole frame, with its content size in the header.
+/// A complete frame, with its content size in the header.
 fn frame(bytes: &[u8], checksum: bool) -> Vec<u8> {
     let mut stream = CCtx::create();
     stream
@@ -125,8 +124,7 @@ fn a_stock_receiver_reads_our_payloads() {
             let mut arrived = vec![0; bytes.len()];
             assert!(receiver.takes(&payload, page_size.bytes(), &mut arrived));
             assert!(arrived == bytes, "level {level}, packet {round}");
-            // Magic, and a descriptor that announces no content size, no checksum and no
-            // dictionary.
+            // Magic, and a descriptor without content size, checksum and dictionary.
             let opens = payload.starts_with(&[0x28, 0xb5, 0x2f, 0xfd, 0]);
             assert_eq!(opens, round == 0);
         }
@@ -153,8 +151,8 @@ fn a_stock_receiver_reads_all_streams_of_a_channel() {
     }
 }
 
-/// Frames that are read at once give the pages that frames read in order give; and what stands
-/// between packets of frames does not matter, a stock sender's stream included.
+/// Frames read in parallel give the same pages as frames read in order. Anything valid may stand
+/// between packets of frames, including a stock sender's stream.
 #[test]
 fn frames_and_streams_may_follow_each_other() {
     let mut settings = Settings::default();
@@ -180,10 +178,10 @@ fn frames_and_streams_may_follow_each_other() {
     }
 }
 
-/// A payload with the pages of one packet.
+/// Makes a payload with the pages of one packet.
 type Maker = fn(&mut Sender, &[u8], &mut Vec<u8>);
 
-/// What a stock receiver is known to take, as tried on QEMU 10.0, beside what stock senders make.
+/// Streams that a stock receiver accepts, as tried on QEMU 10.0, besides those of stock senders.
 const TAKEN: &[(&str, i32, Maker)] = &[
     ("as a stock sender", 1, |stream, bytes, out| {
         stream.packet(bytes, out)
@@ -269,7 +267,7 @@ fn window(bits: u8) -> Vec<u8> {
     .concat()
 }
 
-/// Whether an error is the one meant.
+/// Returns whether an error is the expected one.
 type IsIt = fn(&DecodeError) -> bool;
 
 const FRAME_END: IsIt = |error| matches!(error, DecodeError::FrameEnd { .. });
@@ -285,7 +283,7 @@ const LIBRARY: IsIt = |error| {
     )
 };
 
-/// What a stock receiver fails at in the first packet, and what we say of it.
+/// Streams at which a stock receiver fails in the first packet, and our error.
 const REFUSED: &[(&str, IsIt, Maker)] = &[
     (
         "a skippable frame in front",
@@ -333,8 +331,8 @@ const REFUSED: &[(&str, IsIt, Maker)] = &[
     }),
     ("a dictionary", LIBRARY, |_, bytes, out| {
         out.extend(frame(bytes, false));
-        // The descriptor's dictionary flag, and one byte of identifier behind the descriptor and
-        // the content size.
+        // The descriptor's dictionary flag, and one byte of identifier after the descriptor and the
+        // content size.
         out[4] |= 1;
         out.insert(5, 42);
     }),
@@ -358,7 +356,7 @@ fn we_refuse_what_a_stock_receiver_refuses() {
     }
 }
 
-/// A stock receiver would not look at these, and could lose its place in the next packet.
+/// A stock receiver ignores these, and could lose its place in the next packet.
 #[test]
 fn we_refuse_what_a_stock_receiver_overlooks() {
     let bytes = packet(&mut Random::new(4), 6, PAGE);
@@ -404,7 +402,7 @@ fn we_refuse_what_a_stock_receiver_overlooks() {
     }
 }
 
-/// A stock receiver takes windows up to four times as large, which no QEMU sends; see `memory.rs`.
+/// A stock receiver accepts windows four times as large, which no QEMU sends; see `memory.rs`.
 #[test]
 fn the_largest_window_of_a_stock_sender_is_taken() {
     let bytes = [7; PAGE];
@@ -416,7 +414,7 @@ fn the_largest_window_of_a_stock_sender_is_taken() {
     assert_eq!(arrived, bytes);
 }
 
-/// A stream that inflates to far more than its pages: no output beyond them is ever made room for.
+/// A stream that inflates to far more than its pages: excess output never gets any memory.
 #[test]
 fn a_bomb() {
     let mut payload = Vec::new();
@@ -429,8 +427,8 @@ fn a_bomb() {
     }
 }
 
-/// Damaged streams: what we take, a stock receiver takes too and has the same pages; what only it
-/// takes is what it does not look at.
+/// Damaged streams: a stock receiver accepts everything that we accept, with the same pages. Only
+/// data that it ignores is refused here and accepted there.
 #[test]
 fn damage_is_judged_as_a_stock_receiver_judges_it() {
     let mut random = Random::new(5);

@@ -1,5 +1,5 @@
-//! One multifd channel, from its hello to its end: the machine that takes it apart and the one that
-//! puts it together.
+//! One multifd channel, from its hello to its end: a receiver that parses it and a sender that
+//! writes it.
 
 mod receiver;
 mod sender;

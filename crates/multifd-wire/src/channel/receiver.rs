@@ -1,4 +1,4 @@
-//! Takes a channel apart.
+//! Parses a channel.
 
 use alloc::vec::Vec;
 use core::mem;
@@ -18,17 +18,16 @@ use crate::page_size::PageSize;
 ///
 /// # How to drive it
 ///
-/// *What it wants:* [`wanted`](Self::wanted) bytes complete the next step. Reading no more than
-/// that leaves what follows the step in the socket, and a payload can go straight to where it
-/// belongs.
+/// *Demand:* [`wanted`](Self::wanted) bytes complete the next step. Reading no more than that
+/// leaves the bytes after the step in the socket, and a payload can go straight to its destination.
 ///
-/// *What it is given:* [`push`](Self::push) takes what it can use from the front of a slice. When
-/// the caller reads a payload itself, [`payload_remaining`](Self::payload_remaining) says how much
-/// there is and [`payload_taken`](Self::payload_taken) accounts for it.
+/// *Input:* [`push`](Self::push) takes the bytes it can use from the front of a slice. If the
+/// caller reads a payload itself, [`payload_remaining`](Self::payload_remaining) returns its
+/// remaining length and [`payload_taken`](Self::payload_taken) accounts for it.
 ///
-/// *The end:* [`finish`](Self::finish) says whether the stream may end where it does.
+/// *The end:* [`finish`](Self::finish) returns whether the stream may end at its current position.
 ///
-/// After a [`Fault`] the machine stays at it: whatever is pushed, it answers the same.
+/// After a [`Fault`] the machine stays there: every further push returns the same fault.
 ///
 /// # States
 ///
@@ -51,22 +50,22 @@ use crate::page_size::PageSize;
 /// # How the page size is found
 ///
 /// The length of a RAM header depends on the guest's page size, which no field states as such. A
-/// packet with pages gives it away by the room it states for them. The first packet is a SYNC,
-/// though, and those of QEMU 9.0 and later state nothing: then the packet is given out after the
-/// shortest possible table, so that it can be passed on without delay, and what the table has
-/// beyond that (always zero) is reported as [`Event::Padding`] until the next packet begins.
+/// packet with pages reveals it by the room that it states for them. But the first packet is a
+/// SYNC, and those of QEMU 9.0 and later state nothing. Then the packet is returned after the
+/// shortest possible table, so that it can be forwarded without delay. Further entries of the table
+/// (always zero) are reported as [`Event::Padding`] until the next packet begins.
 #[derive(Debug)]
 pub struct ChannelReceiver {
     limits: Limits,
     page_size: Option<PageSize>,
     state: State,
-    /// The bytes of the present step, fewer than it needs: never more than the longest table has.
+    /// The bytes of the current step, fewer than it needs: never more than the longest table.
     gathered: Vec<u8>,
-    /// Memory for the tables of further packets.
+    /// Memory for the tables of later packets.
     tables: Vec<Vec<u64>>,
 }
 
-/// What a channel consists of, in the order of the wire.
+/// The parts of a channel, in the order of the wire.
 ///
 /// Hellos and packets come in one piece. A payload comes in as many pieces as the input is cut
 /// into; joined together they are the same for every cut.
@@ -80,17 +79,17 @@ pub struct ChannelReceiver {
     reason = "the format fixes what is on a channel"
 )]
 pub enum Event<'a> {
-    /// The channel's first bytes.
+    /// The hello: the channel's first bytes.
     Hello(Hello),
     /// A packet's header. Its payload follows, if it has one.
     Packet(Packet),
     /// More entries of the table of the channel's first RAM packet, all zero. Only while the page
-    /// size is not known.
+    /// size is unknown.
     Padding {
         /// Entries of 8 bytes each.
         entries: usize,
     },
-    /// A piece of the payload of the packet before; never empty.
+    /// A piece of the preceding packet's payload; never empty.
     Payload(&'a [u8]),
 }
 
@@ -101,13 +100,12 @@ pub enum Event<'a> {
 )]
 enum State {
     Hello,
-    /// At the end of a packet, or in those first bytes of the next which say its kind.
+    /// At the end of a packet, or in the first bytes of the next, which determine its kind.
     Boundary,
     Device(Flags),
     RamFixed(Flags),
     RamTable(FixedPart),
-    /// Behind a packet which does not tell the page size, and whose table has at least `entries`
-    /// entries.
+    /// After a packet that does not reveal the page size. Its table has at least `entries` entries.
     Padding {
         entries: usize,
     },
@@ -119,7 +117,7 @@ enum State {
 }
 
 impl ChannelReceiver {
-    /// A machine at the beginning of a channel.
+    /// Makes a machine at the start of a channel.
     #[must_use]
     pub fn new(limits: Limits) -> Self {
         Self {
@@ -131,18 +129,18 @@ impl ChannelReceiver {
         }
     }
 
-    /// Bytes which complete the next step, all of which will come unless the stream ends: 0 only
-    /// after a fault. In a payload, what remains of it.
+    /// The number of bytes that complete the next step. All of them will come unless the stream
+    /// ends. 0 only after a fault. In a payload, its remaining length.
     #[must_use]
     pub fn wanted(&self) -> usize {
         self.step_len().saturating_sub(self.gathered.len())
     }
 
-    /// Takes what it can use from the front of `input`, up to the next event. `None`: all of
-    /// `input` is used and more is needed.
+    /// Takes the bytes it can use from the front of `input`, up to the next event. Returns `None`
+    /// if all of `input` is used and more is needed.
     ///
     /// # Errors
-    /// When the bytes break a rule of the format or a limit.
+    /// If the bytes break a rule of the format or a limit.
     pub fn push<'a>(&mut self, input: &mut &'a [u8]) -> Result<Option<Event<'a>>, Fault> {
         let outcome = self.advance(input);
         if let Err(fault) = outcome {
@@ -151,7 +149,7 @@ impl ChannelReceiver {
         outcome
     }
 
-    /// Bytes of the present payload which are still to come; 0 outside one.
+    /// The remaining bytes of the current payload; 0 outside a payload.
     #[must_use]
     pub fn payload_remaining(&self) -> u32 {
         match self.state {
@@ -160,10 +158,10 @@ impl ChannelReceiver {
         }
     }
 
-    /// The caller has read `len` bytes of the present payload itself.
+    /// Records that the caller has read `len` bytes of the current payload itself.
     ///
     /// # Errors
-    /// [`Misuse::PayloadExceeded`] when there were not as many left; nothing is changed then.
+    /// [`Misuse::PayloadExceeded`] if fewer bytes were left; the state is then unchanged.
     pub fn payload_taken(&mut self, len: usize) -> Result<(), Misuse> {
         let remaining = self.payload_remaining();
         let left = u32::try_from(len)
@@ -179,7 +177,7 @@ impl ChannelReceiver {
         Ok(())
     }
 
-    /// Takes back a packet that is not needed any more: a further one gets its memory.
+    /// Takes back a packet that is no longer needed, and reuses its memory.
     pub fn recycle(&mut self, packet: RamPacket) {
         if self.tables.len() < MOST_TABLES {
             self.tables.push(packet.into_table());
@@ -192,8 +190,8 @@ impl ChannelReceiver {
         self.page_size
     }
 
-    /// Entries so far of a table whose end has not shown: that of a channel's first SYNC, whose
-    /// length depends on the page size. It may end where this is a power of two.
+    /// The number of entries so far in a table with an unknown end: that of a channel's first SYNC,
+    /// whose length depends on the page size. It may end if this is a power of two.
     #[must_use]
     pub fn open_table(&self) -> Option<usize> {
         match self.state {
@@ -202,10 +200,10 @@ impl ChannelReceiver {
         }
     }
 
-    /// Says whether the stream may end here: after the hello, or after any whole packet.
+    /// Returns whether the stream may end here: after the hello, or after any complete packet.
     ///
     /// # Errors
-    /// [`Fault::Truncated`] in the middle of something; the fault itself after one.
+    /// [`Fault::Truncated`] in the middle of an element; the fault itself after one.
     pub fn finish(&self) -> Result<(), Fault> {
         match self.state {
             State::Failed(fault) => Err(fault),
@@ -248,7 +246,7 @@ impl ChannelReceiver {
         }
     }
 
-    /// Moves bytes from `input` until the present step has all of its own; answers whether it has.
+    /// Moves bytes from `input` until the current step is complete. Returns whether it is.
     fn gather(&mut self, input: &mut &[u8]) -> bool {
         let wanted = self.wanted();
         let (taken, rest) = input.split_at_checked(wanted).unwrap_or((input, &[]));
@@ -262,12 +260,12 @@ impl ChannelReceiver {
             .split_at_checked(remaining as usize)
             .unwrap_or((input, &[]));
         *input = rest;
-        // A piece is never longer than what remains, so it is never cut here.
+        // A piece is never longer than the remaining payload, so this never truncates.
         self.state = payload_or_boundary(remaining.saturating_sub(piece.len() as u32));
         (!piece.is_empty()).then_some(Event::Payload(piece))
     }
 
-    /// Does the present step, for which all bytes are gathered.
+    /// Performs the current step, which has all its bytes.
     fn step<'a>(&mut self) -> Result<Option<Event<'a>>, Fault> {
         match mem::replace(&mut self.state, State::Boundary) {
             State::Hello => {
@@ -275,7 +273,7 @@ impl ChannelReceiver {
                 self.gathered.clear();
                 Ok(Some(Event::Hello(hello)))
             }
-            // The bytes stay: they belong to the header which is now known.
+            // The bytes stay: they belong to the header, whose kind is now known.
             State::Boundary => {
                 let flags = parse_common(self.fixed()?)?;
                 self.state = if flags.is_device_state() {
@@ -318,7 +316,7 @@ impl ChannelReceiver {
         }
     }
 
-    /// Finds out whether the first table goes on behind its first `entries` entries, which are
+    /// Determines whether the first table continues after its first `entries` entries, which are
     /// known.
     fn pad<'a>(&mut self, entries: usize) -> Result<Option<Event<'a>>, Fault> {
         let zeros = self.gathered.iter().take_while(|&&byte| byte == 0).count();
@@ -336,7 +334,7 @@ impl ChannelReceiver {
             let found = entries.saturating_add(zeros.div_euclid(TABLE_ENTRY_LEN));
             return Err(Fault::PagesPerPacket { found });
         }
-        // Not zero, so this is the next packet, of which these bytes are the first.
+        // Nonzero, so these are the first bytes of the next packet.
         let magic = self.gathered.first_chunk().copied().unwrap_or_default();
         check_magic(u32::from_be_bytes(magic))?;
         self.table_ends(entries)?;
@@ -351,7 +349,7 @@ impl ChannelReceiver {
         Ok(())
     }
 
-    /// The gathered bytes as the array which the present step takes.
+    /// The gathered bytes as the array for the current step.
     fn fixed<const LEN: usize>(&self) -> Result<&[u8; LEN], Fault> {
         let missing = LEN.saturating_sub(self.gathered.len());
         self.gathered
@@ -367,8 +365,8 @@ fn payload_or_boundary(remaining: u32) -> State {
     }
 }
 
-/// How many entries to look at behind `entries` known ones. The whole number of entries is a power
-/// of two: at one, the table may end; between two, it goes on to the next.
+/// The number of entries to examine after `entries` known ones. The total number of entries is a
+/// power of two: the table may end at one; between two, it continues to the next.
 fn padding_step(entries: usize) -> usize {
     match entries.next_power_of_two().saturating_sub(entries) {
         0 => 1,
@@ -376,8 +374,8 @@ fn padding_step(entries: usize) -> usize {
     }
 }
 
-/// As many tables as a caller is likely to have in hand at once, of 4 KiB at most.
+/// The number of tables that a caller is likely to hold at once, of 4 KiB at most.
 const MOST_TABLES: usize = 8;
-/// Bytes of the longest step that is gathered: the longest table.
+/// Bytes of the longest gathered step: the longest table.
 const MAX_STEP_LEN: usize = MAX_TABLE_ENTRIES * TABLE_ENTRY_LEN;
 const _: () = assert!(MAX_STEP_LEN > FixedPart::LEN && MIN_TABLE_ENTRIES.is_power_of_two());

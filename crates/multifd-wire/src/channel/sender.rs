@@ -1,4 +1,4 @@
-//! Puts a channel together.
+//! Writes a channel.
 
 use alloc::vec::Vec;
 
@@ -6,34 +6,34 @@ use crate::fault::Misuse;
 use crate::hello::Hello;
 use crate::packet::{MAX_TABLE_ENTRIES, Packet, RamPacket, TABLE_ENTRY_LEN};
 
-/// The sending twin of [`ChannelReceiver`](crate::ChannelReceiver): writes headers to a buffer of
-/// the caller's and keeps the order of the wire, which is a hello, then packets, each followed by
+/// The counterpart of [`ChannelReceiver`](crate::ChannelReceiver). It writes headers to the
+/// caller's buffer and enforces the order of the wire: a hello, then packets, each followed by
 /// exactly its payload.
 ///
-/// The payload does not pass through it: the caller sends it from where it is, and says so with
-/// [`payload_sent`](Self::payload_sent).
+/// The payload does not pass through it: the caller sends it from its own memory, and reports that
+/// to [`payload_sent`](Self::payload_sent).
 #[derive(Debug)]
 pub struct ChannelSender {
     state: State,
-    /// Entries of the table of the first RAM packet, padding included. All others have as many.
+    /// Entries of the first RAM packet's table, including padding. All others have as many.
     table: Option<usize>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     Hello,
-    /// All that was begun is complete.
+    /// Everything begun is complete.
     Boundary,
-    /// Behind a first packet which does not tell the page size: its table may go on.
+    /// After a first packet that does not reveal the page size: its table may continue.
     Padding,
-    /// `remaining` bytes of a payload are to be sent; not 0.
+    /// `remaining` bytes of a payload are left to send; not 0.
     Payload {
         remaining: u32,
     },
 }
 
 impl ChannelSender {
-    /// A machine at the beginning of a channel.
+    /// Makes a machine at the start of a channel.
     #[must_use]
     pub fn new() -> Self {
         Self {
@@ -45,7 +45,7 @@ impl ChannelSender {
     /// Appends the hello to `out`.
     ///
     /// # Errors
-    /// [`Misuse::Hello`] when it was sent before.
+    /// [`Misuse::Hello`] if it was sent before.
     pub fn hello(&mut self, hello: &Hello, out: &mut Vec<u8>) -> Result<(), Misuse> {
         if self.state != State::Hello {
             return Err(Misuse::Hello);
@@ -58,7 +58,7 @@ impl ChannelSender {
     /// Appends a packet's header to `out`. If it has a payload, that is next.
     ///
     /// # Errors
-    /// When it is out of turn, or has another page size than the packets before; nothing is written
+    /// If it is out of turn, or has another page size than the packets before. Nothing is written
     /// then.
     pub fn packet(&mut self, packet: &Packet, out: &mut Vec<u8>) -> Result<(), Misuse> {
         match packet {
@@ -72,10 +72,10 @@ impl ChannelSender {
         }
     }
 
-    /// As [`packet`](Self::packet), for a packet of guest memory.
+    /// The same as [`packet`](Self::packet), for a packet of guest memory.
     ///
     /// # Errors
-    /// As [`packet`](Self::packet).
+    /// The same as for [`packet`](Self::packet).
     pub fn ram_packet(&mut self, packet: &RamPacket, out: &mut Vec<u8>) -> Result<(), Misuse> {
         self.check_turn()?;
         let entries = packet.table_entries();
@@ -96,7 +96,7 @@ impl ChannelSender {
         Ok(())
     }
 
-    /// Whether a packet may begin here.
+    /// Checks whether a packet may begin here.
     fn check_turn(&self) -> Result<(), Misuse> {
         match self.state {
             State::Hello => Err(Misuse::Hello),
@@ -105,11 +105,11 @@ impl ChannelSender {
         }
     }
 
-    /// Appends `entries` more entries to the table of the first RAM packet, as
-    /// [`Event::Padding`](crate::Event::Padding) reports them.
+    /// Appends `entries` more entries to the table of the first RAM packet, as reported by
+    /// [`Event::Padding`](crate::Event::Padding).
     ///
     /// # Errors
-    /// [`Misuse::TableLength`] when there is no such packet right before, or no table is as long.
+    /// [`Misuse::TableLength`] if no such packet directly precedes, or no table is this long.
     pub fn padding(&mut self, entries: usize, out: &mut Vec<u8>) -> Result<(), Misuse> {
         let found = self.table.unwrap_or_default().saturating_add(entries);
         if self.state != State::Padding || found > MAX_TABLE_ENTRIES {
@@ -123,10 +123,10 @@ impl ChannelSender {
         Ok(())
     }
 
-    /// The caller has sent `len` bytes of the payload of the packet before.
+    /// Records that the caller has sent `len` bytes of the preceding packet's payload.
     ///
     /// # Errors
-    /// [`Misuse::PayloadExceeded`] when there were not as many left; nothing is changed then.
+    /// [`Misuse::PayloadExceeded`] if fewer bytes were left; the state is then unchanged.
     pub fn payload_sent(&mut self, len: usize) -> Result<(), Misuse> {
         let remaining = match self.state {
             State::Payload { remaining } => remaining,
@@ -152,7 +152,7 @@ impl ChannelSender {
         }
     }
 
-    /// Whether the channel may end here: after the hello, or after any whole packet.
+    /// Returns whether the channel may end here: after the hello, or after any complete packet.
     #[must_use]
     pub fn is_at_boundary(&self) -> bool {
         match self.state {
@@ -162,7 +162,7 @@ impl ChannelSender {
         }
     }
 
-    /// A table may end at any length that a page size explains.
+    /// Checks the table, which may end at any length that matches a page size.
     fn check_table(&self) -> Result<(), Misuse> {
         match self.table {
             Some(found) if !found.is_power_of_two() => Err(Misuse::TableLength { found }),

@@ -1,4 +1,4 @@
-//! The elements of the main stream which tell their own length.
+//! The elements of the main stream that state their own length.
 
 use super::{Command, Section};
 use crate::fault::Fault;
@@ -19,7 +19,7 @@ pub(super) enum SectionKind {
 }
 
 impl SectionKind {
-    /// The kind of section which begins with `element`, if one does.
+    /// Returns the kind of section that begins with `element`, if any.
     pub(super) fn of(element: u8) -> Option<Self> {
         match element {
             0x01 => Some(Self::Start),
@@ -31,7 +31,7 @@ impl SectionKind {
     }
 }
 
-/// The heading of a START or FULL section, behind its first byte.
+/// Reads the heading of a START or FULL section, after its first byte.
 pub(super) fn heading(reader: &mut Reader<'_>) -> Result<Section, Stop> {
     Ok(Section {
         id: reader.be32()?,
@@ -41,16 +41,16 @@ pub(super) fn heading(reader: &mut Reader<'_>) -> Result<Section, Stop> {
     })
 }
 
-/// A command as the receiver needs it.
+/// A command in the form for the receiver.
 pub(super) struct CommandHead {
     pub(super) command: Command,
-    /// Bytes to cross behind it.
+    /// Bytes to skip after it.
     pub(super) skip: u32,
-    /// What a postcopy advice says about the blocks: all their page sizes, one bit each.
+    /// The page sizes of the blocks according to a postcopy advice, one bit each.
     pub(super) page_sizes: Option<u64>,
 }
 
-/// A command, behind its first byte.
+/// Reads a command, after its first byte.
 pub(super) fn command(reader: &mut Reader<'_>) -> Result<CommandHead, Stop> {
     let id = reader.be16()?;
     let len = reader.be16()?;
@@ -78,7 +78,7 @@ pub(super) fn command(reader: &mut Reader<'_>) -> Result<CommandHead, Stop> {
         ENABLE_COLO => Command::EnableColo,
         POSTCOPY_RESUME => Command::PostcopyResume,
         PACKAGED => {
-            // The length of the elements stands in the command's payload.
+            // The command's payload states the length of the elements.
             skip = reader.be32()?;
             Command::Packaged { len: skip }
         }
@@ -94,8 +94,8 @@ pub(super) fn command(reader: &mut Reader<'_>) -> Result<CommandHead, Stop> {
     })
 }
 
-/// Whether command `id` can have `len` bytes of payload. Any length goes for a command which is not
-/// known.
+/// Returns whether command `id` can have `len` bytes of payload. An unknown command can have any
+/// length.
 pub(super) fn command_has_len(id: u16, len: u16) -> bool {
     match id {
         PING | PACKAGED => len == 4,
@@ -116,10 +116,10 @@ const ENABLE_COLO: u16 = 8;
 const POSTCOPY_RESUME: u16 = 9;
 /// QEMU 10.0 and later with a machine type as new.
 const SWITCHOVER_START: u16 = 11;
-/// The highest number of a command in any QEMU up to 11.
+/// The highest number of a command in all QEMUs up to 11.
 pub(super) const LAST_COMMAND: u16 = SWITCHOVER_START;
 
-// The bytes with which elements begin, sections aside.
+// The first bytes of elements other than sections.
 pub(super) const EOF: u8 = 0x00;
 pub(super) const SUBSECTION: u8 = 0x05;
 pub(super) const VM_DESCRIPTION: u8 = 0x06;

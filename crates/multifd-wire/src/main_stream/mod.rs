@@ -1,4 +1,4 @@
-//! The main channel, as far as a passive reader can know it.
+//! The main channel, as far as a passive reader can parse it.
 //!
 //! ```text
 //! header        QEVM, version 3
@@ -11,8 +11,8 @@
 //! description   JSON
 //! ```
 //!
-//! Only the body of the RAM section tells its own length. The body of any other section is known to
-//! its device alone: it is crossed by looking for its footer, see [`MainReceiver`].
+//! Only the body of the RAM section states its own length. Only its device knows the body of
+//! another section: it is skipped by searching for its footer, see [`MainReceiver`].
 
 mod element;
 mod ram;
@@ -25,7 +25,7 @@ pub use self::receiver::MainReceiver;
 use crate::idstr::{BlockName, IdStr};
 use crate::page_size::PageSize;
 
-/// What the main channel consists of, in the order of the wire.
+/// The parts of the main channel, in the order of the wire.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum MainEvent {
@@ -34,7 +34,7 @@ pub enum MainEvent {
         /// The stream's version: always 3.
         version: u32,
     },
-    /// What the source says about itself.
+    /// The source's configuration.
     Configuration(Configuration),
     /// A command to the destination.
     Command(Command),
@@ -45,26 +45,26 @@ pub enum MainEvent {
         /// The section's number.
         id: u32,
     },
-    /// The last part of a live section has been read, its footer included.
+    /// The last part of a live section has been read, including its footer.
     SectionEnd {
         /// The section's number.
         id: u32,
     },
-    /// The state of a device begins. Its length is not known; it is crossed.
+    /// The state of a device begins. Its length is unknown; it is skipped.
     Opaque(Section),
     /// The list of RAM blocks, in the sender's order.
     RamBlocks(Vec<Block>),
     /// A page is all zero. QEMU sends this only with `zero-page-detection=legacy` or without
     /// multifd.
     ZeroPage {
-        /// The block's place in [`RamBlocks`](Self::RamBlocks), from 0.
+        /// The block's index in [`RamBlocks`](Self::RamBlocks), from 0.
         block: usize,
         /// The page's offset in the block, in bytes.
         offset: u64,
     },
-    /// A page's contents. QEMU sends this only without multifd. The contents are crossed.
+    /// A page's content. QEMU sends this only without multifd. The content is skipped.
     Page {
-        /// The block's place in [`RamBlocks`](Self::RamBlocks), from 0.
+        /// The block's index in [`RamBlocks`](Self::RamBlocks), from 0.
         block: usize,
         /// The page's offset in the block, in bytes.
         offset: u64,
@@ -86,15 +86,16 @@ pub enum MainEvent {
     End,
 }
 
-/// What the source says about itself before the first section.
+/// The source's configuration, before the first section.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Configuration {
     /// The machine type with its version, such as `pc-q35-10.0`.
     pub machine: IdStr,
-    /// The guest's page size. Stated only where a machine's processors have several (Arm, for one).
+    /// The guest's page size. Only stated by machines whose processors have several (Arm, for
+    /// example).
     pub page_size: Option<PageSize>,
-    /// Those capabilities which change the stream's layout and are on: `x-ignore-shared`.
+    /// The enabled capabilities that change the stream's layout: `x-ignore-shared`.
     pub capabilities: Vec<IdStr>,
     /// The VM's UUID, with capability `validate-uuid`.
     pub uuid: Option<[u8; 16]>,
@@ -119,15 +120,15 @@ impl Configuration {
 pub struct Section {
     /// Its number in this stream. Parts, ends and footers have the number only.
     pub id: u32,
-    /// Its name. RAM is found by the name `ram`: numbers differ from one QEMU build to the next.
+    /// Its name. RAM is identified by the name `ram`: numbers differ between QEMU builds.
     pub name: IdStr,
-    /// Which of the sections of that name.
+    /// Which of the sections with that name.
     pub instance: u32,
     /// The version of its body's layout.
     pub version: u32,
 }
 
-/// A RAM block as the source lists it.
+/// A RAM block in the source's list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[expect(clippy::exhaustive_structs, reason = "the format fixes its fields")]
 pub struct Block {
@@ -137,13 +138,13 @@ pub struct Block {
     pub used_length: u64,
 }
 
-/// A command to the destination. What this crate has no use for is only counted.
+/// A command to the destination. Commands without a use in this crate are only skipped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Command {
     /// The source listens on the return path from here on.
     OpenReturnPath,
-    /// Asks for a [`Pong`](crate::return_path::Message::Pong) with the same value, when the return
+    /// Requests a [`Pong`](crate::return_path::Message::Pong) with the same value, if the return
     /// path is open.
     Ping(u32),
     /// Postcopy may follow.
@@ -152,18 +153,18 @@ pub enum Command {
     PostcopyListen,
     /// The guest runs at the destination from here on, and its missing pages follow.
     PostcopyRun,
-    /// Elements within a command. QEMU sends the switch to postcopy this way, and nothing else.
+    /// Elements within a command. QEMU uses this only for the switch to postcopy.
     Packaged {
-        /// Bytes of elements, which are crossed.
+        /// Bytes of elements, which are skipped.
         len: u32,
     },
-    /// COLO follows: two guests that run side by side. Its messages are none of a migration's.
+    /// COLO follows: two guests that run side by side. Its messages are not those of a migration.
     EnableColo,
-    /// A broken postcopy migration goes on.
+    /// A broken postcopy migration continues.
     PostcopyResume,
     /// The guest is stopped from here on. QEMU 10.0 and later with a machine type as new.
     SwitchoverStart,
-    /// Any other command; its payload is crossed.
+    /// Any other command; its payload is skipped.
     Other {
         /// The command's number.
         id: u16,
@@ -172,7 +173,7 @@ pub enum Command {
     },
 }
 
-/// `QEVM`: the first four bytes of a main channel, and of no multifd channel.
+/// `QEVM`: the first four bytes of a main channel. No multifd channel begins with them.
 pub const MAGIC: u32 = 0x5145_564d;
 
 /// The version of the main stream: 3 in all QEMUs that have multifd.

@@ -1,4 +1,4 @@
-//! The body of the RAM section: a list of records which says its own end.
+//! The body of the RAM section: a list of records with an end mark.
 
 use alloc::vec::Vec;
 
@@ -9,32 +9,32 @@ use crate::limits::Limits;
 use crate::page_size::PageSize;
 use crate::reader::{Reader, Stop};
 
-/// What the records of the RAM section refer to.
+/// The context of the RAM section's records.
 #[derive(Debug, Default)]
 pub(super) struct Ram {
     blocks: Vec<Block>,
-    /// The block of the record before, which a record may mean without naming it. It outlives the
-    /// section's parts.
+    /// The block of the preceding record, which a record may refer to without its name. It outlives
+    /// the section's parts.
     current: Option<usize>,
 }
 
-/// What an entry of the list of blocks has beside its name and length.
+/// The optional fields of an entry in the list of blocks.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct EntryLayout {
-    /// The block's address in the guest: with `x-ignore-shared`.
+    /// The block's address in the guest, with `x-ignore-shared`.
     pub(super) has_address: bool,
-    /// The page size of some blocks, one of these bits: with postcopy and huge pages.
+    /// The page size of some blocks, one of these bits, with postcopy and huge pages.
     pub(super) page_sizes: Option<u64>,
 }
 
-/// One record: a word whose low bits say what it is.
+/// One record: a word with its kind in the low bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Record {
-    /// The list of blocks follows; all of them have `total` bytes together.
+    /// The list of blocks follows; the sum of their lengths is `total` bytes.
     Blocks { total: u64 },
     /// A page of zeros.
     Zero { block: usize, offset: u64 },
-    /// A page, whose contents follow.
+    /// A page, followed by its content.
     Page { block: usize, offset: u64 },
     /// `MULTIFD_FLUSH`.
     Flush,
@@ -49,7 +49,7 @@ impl Ram {
     }
 
     /// Reads one record. The list of blocks is allowed once, in the `first` body. All pages are
-    /// multiples of `grain` and lie inside their block with at least that much.
+    /// multiples of `grain` and lie inside their block with at least that length.
     pub(super) fn record(
         &mut self,
         reader: &mut Reader<'_>,
@@ -84,8 +84,8 @@ impl Ram {
         }
     }
 
-    /// Reads one entry of the list of blocks, of which `remaining` bytes of memory are still to be
-    /// listed; answers how many are left then.
+    /// Reads one entry of the list of blocks. `remaining` bytes of memory are still to be listed;
+    /// returns the number left after the entry.
     pub(super) fn list_block(
         &mut self,
         reader: &mut Reader<'_>,
@@ -158,9 +158,9 @@ impl Ram {
     }
 }
 
-/// Whether the next number is the page size of the block before it. Else it is the next block's
-/// name, whose length is not zero, or behind the `last` block a record, whose low bits are not
-/// zero.
+/// Returns whether the next number is the page size of the block before it. Otherwise it is the
+/// next block's name, whose length is not zero, or after the `last` block a record, whose low bits
+/// are not zero.
 fn states_page_size(reader: &Reader<'_>, page_sizes: u64, last: bool) -> Result<bool, Stop> {
     let mut ahead = reader.ahead();
     if !last && ahead.ahead().u8()? != 0 {
@@ -176,7 +176,7 @@ const ZERO: u64 = 0x02;
 const MEM_SIZE: u64 = 0x04;
 const PAGE: u64 = 0x08;
 const END_OF_SECTION: u64 = 0x10;
-/// The record means the same block as the one before.
+/// The record refers to the same block as the preceding one.
 const CONTINUE: u64 = 0x20;
 /// QEMU 8.1 and later.
 const MULTIFD_FLUSH: u64 = 0x200;

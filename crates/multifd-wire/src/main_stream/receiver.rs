@@ -15,24 +15,24 @@ use crate::page_size::PageSize;
 use crate::reader::{Carry, Reader, Stop};
 
 /// A passive reader of the main channel. Like [`ChannelReceiver`](crate::ChannelReceiver) it does
-/// no IO and takes bytes in any cut; it keeps a few hundred bytes at most, and the list of RAM
+/// no IO and takes bytes in any cut; it holds a few hundred bytes at most, and the list of RAM
 /// blocks.
 ///
-/// # What it relies on
+/// # Assumptions
 ///
-/// Up to the end of RAM everything tells its own length, on a machine whose only live section is
-/// RAM. A device's state does not: it is crossed by looking for its footer, followed by something
-/// that may follow a footer. That is sure enough to find the end of a stream, and not a proof: a
-/// guest in control of a device's state could write what looks like a footer.
+/// Up to the end of RAM all elements state their own length, on a machine whose only live section
+/// is RAM. A device's state does not: it is skipped by searching for its footer, followed by data
+/// that may follow a footer. This finds the end of a stream reliably but is no proof: a guest in
+/// control of a device's state could write a false footer.
 ///
-/// Without multifd the pages themselves stand in the RAM section, as long as a page. Where the page
-/// size is stated neither by the stream nor by [`Limits::page_size`] it is taken to be 4 KiB. With
-/// multifd nothing depends on that.
+/// Without multifd the pages themselves are in the RAM section, with the length of a page. If
+/// neither the stream nor [`Limits::page_size`] states the page size, it is assumed to be 4 KiB.
+/// With multifd nothing depends on that.
 ///
 /// A stream without the description of devices (`suppress-vmdesc`) ends at its EOF byte, which only
-/// the end of the connection shows: [`finish`](Self::finish) allows for it, and no event tells it.
+/// the end of the connection shows: [`finish`](Self::finish) accepts it, and no event reports it.
 ///
-/// Not read: `mapped-ram` files, and postcopy of blocks with huge pages together with
+/// Not supported: `mapped-ram` files, and postcopy of blocks with huge pages together with
 /// `x-ignore-shared`.
 #[derive(Debug)]
 pub struct MainReceiver {
@@ -41,7 +41,7 @@ pub struct MainReceiver {
 }
 
 impl MainReceiver {
-    /// A reader at the beginning of a main channel.
+    /// Makes a reader at the start of a main channel.
     #[must_use]
     pub fn new(limits: Limits) -> Self {
         Self {
@@ -58,11 +58,11 @@ impl MainReceiver {
         }
     }
 
-    /// Takes what it can use from the front of `input`, up to the next event. `None`: all of
-    /// `input` is used and more is needed.
+    /// Takes the bytes it can use from the front of `input`, up to the next event. Returns `None`
+    /// if all of `input` is used and more is needed.
     ///
     /// # Errors
-    /// When the bytes break a rule of the format or a limit. The reader stays at that fault.
+    /// If the bytes break a rule of the format or a limit. The reader stays at that fault.
     pub fn push(&mut self, input: &mut &[u8]) -> Result<Option<MainEvent>, Fault> {
         let outcome = self.carry.drive(input, |reader| self.machine.step(reader));
         if let Err(fault) = outcome {
@@ -71,14 +71,14 @@ impl MainReceiver {
         outcome
     }
 
-    /// The RAM blocks listed so far; all of them after [`MainEvent::RamBlocks`].
+    /// The RAM blocks listed so far; complete after [`MainEvent::RamBlocks`].
     #[must_use]
     pub fn blocks(&self) -> &[Block] {
         self.machine.ram.blocks()
     }
 
-    /// Says whether the stream may end here: after [`MainEvent::End`], or after the EOF byte of a
-    /// stream without a description.
+    /// Returns whether the stream may end here: after [`MainEvent::End`], or after the EOF byte of
+    /// a stream without a description.
     ///
     /// # Errors
     /// [`Fault::Truncated`] anywhere else; the fault itself after one.
@@ -87,7 +87,7 @@ impl MainReceiver {
             State::Failed(fault) => Err(fault),
             State::End => Ok(()),
             State::AfterEof if self.carry.bytes().is_empty() => Ok(()),
-            // A footer and the EOF byte, with nothing behind them that would have confirmed them.
+            // A footer and the EOF byte, without confirming bytes after them.
             State::Opaque { id, .. } if ends_with_eof(self.carry.bytes(), id) => Ok(()),
             _ => Err(Fault::Truncated {
                 missing: self.carry.missing(),
@@ -101,9 +101,9 @@ struct Machine {
     limits: Limits,
     state: State,
     configuration: Option<Configuration>,
-    /// What a postcopy advice said about the blocks: all their page sizes, one bit each.
+    /// The page sizes of the blocks according to a postcopy advice, one bit each.
     page_sizes: Option<u64>,
-    /// The live sections which have begun and not ended.
+    /// The live sections that have begun and not ended.
     live: Vec<u32>,
     ram_id: Option<u32>,
     ram: Ram,
@@ -131,7 +131,7 @@ enum State {
         id: u32,
         remaining: u64,
     },
-    /// In the contents of a page, in a body of the RAM section.
+    /// In the content of a page, in a body of the RAM section.
     Page {
         id: u32,
         kind: SectionKind,
@@ -476,9 +476,9 @@ impl Machine {
         self.limits.page_size.or(configured)
     }
 
-    /// With postcopy, a block whose pages are larger than the host's has its page size in the list.
-    /// Nothing says which blocks these are. A page size begins with a zero byte, as no name does;
-    /// but so does the address of `x-ignore-shared`.
+    /// With postcopy, a block with larger pages than the host's has its page size in the list.
+    /// Nothing states which blocks these are. A page size begins with a zero byte, unlike a name;
+    /// but the address of `x-ignore-shared` also does.
     fn check_page_sizes(&self) -> Result<(), Fault> {
         match self.page_sizes {
             Some(found) if !are_ordinary(found) && self.ignores_shared() => {
@@ -496,12 +496,12 @@ impl Machine {
     }
 }
 
-/// Whether no block of a list with these page sizes, one bit each, states its own.
+/// Returns whether every block of a list with these page sizes, one bit each, omits its own.
 fn are_ordinary(page_sizes: u64) -> bool {
     page_sizes.is_power_of_two() && page_sizes <= PageSize::MAX.bytes() as u64
 }
 
-/// Whether `bytes` are the footer of section `id` and the EOF byte.
+/// Returns whether `bytes` are the footer of section `id` and the EOF byte.
 fn ends_with_eof(bytes: &[u8], id: u32) -> bool {
     let id = id.to_be_bytes();
     matches!(bytes, [FOOTER, footer @ .., EOF] if *footer == id)
@@ -522,7 +522,7 @@ fn page_size_of_bits(found: u32) -> Result<PageSize, Fault> {
         .ok_or(Fault::PageBits { found, least, most })
 }
 
-/// Crosses some of the next `remaining` bytes; answers how many are left.
+/// Skips some of the next `remaining` bytes and returns the number left.
 fn cross(reader: &mut Reader<'_>, remaining: u64) -> Result<u64, Stop> {
     let crossed = reader.take_some(remaining)?.len() as u64;
     Ok(remaining.saturating_sub(crossed))
@@ -532,7 +532,7 @@ fn cross(reader: &mut Reader<'_>, remaining: u64) -> Result<u64, Stop> {
 const SUBSECTION_VERSION: u32 = 1;
 /// The version of the RAM section in all QEMUs that have multifd.
 const RAM_VERSION: u32 = 4;
-/// QEMU 10.0 lists at most two: those which change the layout.
+/// QEMU 10.0 lists at most two: those that change the layout.
 const MOST_CAPABILITIES: u32 = 64;
 /// RAM, one for each device with live state (VFIO, dirty bitmaps), a few more.
 const MOST_LIVE_SECTIONS: usize = 1024;

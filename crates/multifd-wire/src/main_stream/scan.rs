@@ -1,24 +1,24 @@
-//! The way over a body of unknown length: its footer, and behind it what may follow a footer.
+//! Skips a body of unknown length: finds its footer, and checks the data after it.
 //!
-//! The footer alone is five bytes which a device's state can contain by chance, so what follows
-//! must be plausible too. That rests on the bytes of honest devices. A guest which can write a
-//! device's state at will can lead this search astray: the reader then finds the end too early or
-//! not at all.
+//! The footer alone is five bytes that a device's state can contain by chance, so the following
+//! data must be plausible too. This relies on the bytes of honest devices. A guest that can write a
+//! device's state at will can mislead this search: the reader then finds the end too early or not
+//! at all.
 
 use super::element::{
     COMMAND, EOF, FOOTER, LAST_COMMAND, SectionKind, VM_DESCRIPTION, command_has_len,
 };
 use crate::reader::{More, Reader};
 
-/// How a search for a footer stands.
+/// The state of a search for a footer.
 pub(super) enum Scan {
-    /// The bytes taken belong to the body; it goes on.
+    /// The bytes taken belong to the body, which continues.
     Body,
-    /// The body is over, and its footer taken.
+    /// The body has ended, and its footer was taken.
     Footer,
 }
 
-/// Searches for the footer of section `id`; `live` are the sections which may go on behind it.
+/// Searches for the footer of section `id`; `live` are the sections that may continue after it.
 pub(super) fn scan(reader: &mut Reader<'_>, id: u32, live: &[u32]) -> Result<Scan, More> {
     let before = reader
         .rest()
@@ -58,7 +58,7 @@ fn is_element(ahead: &mut Reader<'_>, id: u32, live: &[u32]) -> Result<bool, Mor
     }
 }
 
-/// A heading as real devices have it: a new, small number, a printable name, a small version.
+/// A heading like those of real devices: a new, small number, a printable name, a small version.
 fn is_heading(ahead: &mut Reader<'_>, before: u32) -> Result<bool, More> {
     let id = ahead.be32()?;
     if id == before || id > MOST_SECTIONS {
@@ -75,8 +75,8 @@ fn is_heading(ahead: &mut Reader<'_>, before: u32) -> Result<bool, More> {
 
 /// Bytes of a footer: its mark and the section's number.
 const FOOTER_LEN: usize = 5;
-/// QEMU counts sections from 0 as devices are made; a machine has some dozens, a crowded one some
-/// thousands.
+/// QEMU counts sections from 0 in the order of the devices' creation; a machine has some dozens, a
+/// large one some thousands.
 const MOST_SECTIONS: u32 = 0xffff;
-/// Versions of device layouts go up by one every few years.
+/// Versions of device layouts increase by one every few years.
 const MOST_VERSIONS: u32 = 0xffff;

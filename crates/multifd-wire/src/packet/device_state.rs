@@ -1,4 +1,4 @@
-//! Packets which carry the state of a device (VFIO). QEMU 10.0 and later.
+//! Packets with the state of a device (VFIO). QEMU 10.0 and later.
 
 use alloc::vec::Vec;
 use core::ops::Range;
@@ -10,10 +10,10 @@ use crate::flags::Flags;
 use crate::idstr::{FIELD_LEN, IdStr};
 use crate::limits::Limits;
 
-/// The header of a packet with the state of a device. The payload is the device's own and opaque
-/// here.
+/// The header of a packet with the state of a device. The payload's format belongs to the device
+/// and is opaque here.
 ///
-/// Such packets stand between RAM packets on any channel and may follow the last SYNC.
+/// Such packets can appear between RAM packets on any channel and after the last SYNC.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeviceStatePacket {
     flags: Flags,
@@ -26,11 +26,11 @@ impl DeviceStatePacket {
     /// Bytes of the header on the wire.
     pub(crate) const LEN: usize = 276;
 
-    /// The header of a packet with `payload_len` bytes of the state of instance `instance_id` of
-    /// device `idstr`.
+    /// Makes the header of a packet with `payload_len` bytes of the state of instance `instance_id`
+    /// of device `idstr`.
     ///
     /// # Errors
-    /// [`Fault::EmptyName`], and [`Fault::PayloadLength`] when the payload is empty.
+    /// [`Fault::EmptyName`], and [`Fault::PayloadLength`] if the payload is empty.
     pub fn new(idstr: IdStr, instance_id: u32, payload_len: u32) -> Result<Self, Fault> {
         let packet = Self {
             flags: Flags::DEVICE_STATE,
@@ -48,7 +48,7 @@ impl DeviceStatePacket {
         limits: &Limits,
     ) -> Result<Self, Fault> {
         let field: [u8; FIELD_LEN] = array(header, IDSTR_FIELD);
-        // Unlike in RAM packets, QEMU 10.0 insists here.
+        // Unlike in RAM packets, QEMU 10.0 requires the NUL here.
         if field.last() != Some(&0) {
             return Err(Fault::UnterminatedName);
         }
@@ -88,7 +88,7 @@ impl DeviceStatePacket {
         &self.idstr
     }
 
-    /// Which of the devices of that name.
+    /// Which of the devices with that name.
     #[must_use]
     pub fn instance_id(&self) -> u32 {
         self.instance_id

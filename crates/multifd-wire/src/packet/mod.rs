@@ -1,6 +1,6 @@
 //! The two kinds of packets that follow a hello.
 //!
-//! Both begin with the same twelve bytes: magic, version, flags. The flags say which kind it is.
+//! Both begin with the same twelve bytes: magic, version, flags. The flags determine the kind.
 
 mod device_state;
 mod ram;
@@ -16,8 +16,8 @@ use crate::fault::Fault;
 use crate::flags::Flags;
 use crate::hello::{MAGIC, VERSION, check_magic, check_version};
 
-/// A packet's header, checked: it exists only if every rule of the format holds. The payload is not
-/// part of it.
+/// A packet's validated header: it exists only if every rule of the format holds. The payload is
+/// not part of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[expect(clippy::exhaustive_enums, reason = "the format knows no other packets")]
 pub enum Packet {
@@ -67,7 +67,7 @@ impl From<DeviceStatePacket> for Packet {
     }
 }
 
-/// Checks what all packets begin with, and answers the flags, which say what follows.
+/// Checks the common start of all packets and returns the flags, which determine the kind.
 pub(crate) fn parse_common(common: &[u8; COMMON_LEN]) -> Result<Flags, Fault> {
     check_magic(be32(common, MAGIC_FIELD))?;
     check_version(be32(common, VERSION_FIELD))?;
@@ -80,14 +80,14 @@ pub(crate) fn parse_common(common: &[u8; COMMON_LEN]) -> Result<Flags, Fault> {
     Ok(flags)
 }
 
-/// Writes what all packets begin with.
+/// Writes the common start of all packets.
 fn put_common<const LEN: usize>(header: &mut [u8; LEN], flags: Flags) {
     put(header, MAGIC_FIELD, &MAGIC.to_be_bytes());
     put(header, VERSION_FIELD, &VERSION.to_be_bytes());
     put(header, FLAGS_FIELD, &flags.bits().to_be_bytes());
 }
 
-/// Bytes which are the same in both kinds of packets.
+/// Bytes that are the same in both kinds of packets.
 pub(crate) const COMMON_LEN: usize = 12;
 
 const MAGIC_FIELD: Range<usize> = 0..4;

@@ -1,7 +1,7 @@
 //! Packets of guest memory.
 //!
-//! The header is 320 bytes and a table of page offsets which always has room for a full packet,
-//! used or not: its length depends on the guest's page size alone.
+//! The header is 320 bytes and a table of page offsets, which always has room for a full packet:
+//! its length depends only on the guest's page size.
 
 use alloc::vec::Vec;
 use core::ops::Range;
@@ -15,11 +15,11 @@ use crate::limits::{COMPRESSED_PAYLOAD_BYTES, Limits};
 use crate::page_size::PageSize;
 
 /// The header of a packet with pages of one RAM block, with a SYNC mark, with both (QEMU 8.2 and
-/// earlier), or with neither (the same, after a SYNC with pages).
+/// earlier), or with neither (QEMU 8.2 and earlier, after a SYNC with pages).
 ///
-/// Everything the sender wrote is kept, meaning or not: the bytes it reserved, the entries of the
-/// table it left over from an earlier packet. What was taken from the wire is written again to the
-/// byte, save what [`set_payload`](Self::set_payload) changes.
+/// All of the sender's bytes are kept, even meaningless ones: reserved bytes, and entries of the
+/// table left over from an earlier packet. A packet from the wire is rewritten identically, except
+/// for the changes by [`set_payload`](Self::set_payload).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RamPacket {
     fixed: FixedPart,
@@ -27,33 +27,34 @@ pub struct RamPacket {
     offsets: Vec<u64>,
 }
 
-/// A RAM header up to its table, checked as far as it goes.
+/// A RAM header up to its table, checked so far.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct FixedPart {
     flags: Flags,
-    /// As stated: 0 in SYNC packets of QEMU 9.0 and later, otherwise the pages of a full packet.
+    /// The stated value: 0 in SYNC packets of QEMU 9.0 and later, otherwise the pages of a full
+    /// packet.
     pages_alloc: u32,
     normal_pages: usize,
     zero_pages: usize,
-    /// As stated: without normal pages QEMU 8.2 and earlier leave the number of an earlier packet
-    /// here.
+    /// The stated value: without normal pages QEMU 8.2 and earlier leave the number of an earlier
+    /// packet here.
     next_packet_size: u32,
     packet_num: u64,
     reserved: [u8; RESERVED_LEN],
     block: BlockName,
-    /// Known whenever the packet has pages.
+    /// Known if the packet has pages.
     page_size: Option<PageSize>,
     most_payload: MostPayload,
 }
 
-/// The longest compressed payload that the packet may be given. It belongs to who handles the
-/// packet and not to the packet, so packets that differ in nothing else are equal.
+/// The longest compressed payload that the packet may be given. It is a setting of the handling
+/// code, not of the packet, so packets that differ only in this are equal.
 #[derive(Debug, Clone)]
 struct MostPayload(u32);
 
 impl MostPayload {
-    /// Whatever `limits` let in may be passed on; and what a stock QEMU takes may be written
-    /// however little is let in.
+    /// Payloads that `limits` accepted may be forwarded. Payloads that a stock QEMU accepts may be
+    /// written under any limits.
     fn under(limits: &Limits) -> Self {
         Self(
             limits
@@ -72,12 +73,13 @@ impl PartialEq for MostPayload {
 impl Eq for MostPayload {}
 
 impl RamPacket {
-    /// A packet of pages of `block`, not compressed: its payload are the normal pages in the order
-    /// of their offsets. [`set_payload`](Self::set_payload) makes it a packet of compressed pages.
+    /// Makes a packet of uncompressed pages of `block`: its payload is the normal pages in the
+    /// order of their offsets. [`set_payload`](Self::set_payload) makes it a packet of compressed
+    /// pages.
     ///
     /// # Errors
-    /// When there are more pages than fit in a packet, pages but no block name, or an offset is not
-    /// a multiple of the page size or given twice.
+    /// If there are more pages than fit in a packet, pages but no block name, or an offset is not a
+    /// multiple of the page size or occurs twice.
     pub fn new(
         page_size: PageSize,
         block: BlockName,
@@ -113,7 +115,7 @@ impl RamPacket {
         Ok(Self { fixed, offsets })
     }
 
-    /// A packet which marks a synchronisation and has nothing else, as QEMU 9.0 and later send it.
+    /// Makes a packet that only marks a synchronisation, like those of QEMU 9.0 and later.
     #[must_use]
     pub fn sync(page_size: PageSize, packet_num: u64) -> Self {
         let fixed = FixedPart {
@@ -140,46 +142,44 @@ impl RamPacket {
         self.fixed.flags
     }
 
-    /// Whether all channels synchronise here, after this packet's own pages.
+    /// Returns whether all channels synchronise here, after this packet's own pages.
     #[must_use]
     pub fn is_sync(&self) -> bool {
         self.fixed.flags.is_sync()
     }
 
-    /// The method in which the normal pages are compressed. Means nothing in a packet without
-    /// pages.
+    /// The compression method of the normal pages. Meaningless in a packet without pages.
     ///
     /// # Errors
-    /// When it is none that this crate knows. The packet is sound all the same, and its payload's
-    /// length is known.
+    /// If this crate does not know the method. The packet is valid anyway, and its payload's length
+    /// is known.
     pub fn method(&self) -> Result<Method, UnknownMethod> {
         self.fixed.flags.method()
     }
 
     /// The sender's count of packets over all its channels. It may repeat or skip (QEMU 8.2 and
-    /// earlier): it is no means to put packets in order.
+    /// earlier), so it cannot order packets.
     #[must_use]
     pub fn packet_num(&self) -> u64 {
         self.fixed.packet_num
     }
 
-    /// The block to which all pages belong. May be empty, or left over from an earlier packet, when
-    /// there are none.
+    /// The block of all pages. Without pages it may be empty, or left over from an earlier packet.
     #[must_use]
     pub fn block(&self) -> &BlockName {
         &self.fixed.block
     }
 
-    /// The guest's page size. `None` only in a first packet which has no pages and does not tell:
-    /// then its table is longer than the part that came with it, see
+    /// The guest's page size. `None` only in a first packet that has no pages and does not reveal
+    /// it: then its table is longer than the part that came with it, see
     /// [`Event::Padding`](crate::Event::Padding).
     #[must_use]
     pub fn page_size(&self) -> Option<PageSize> {
         self.fixed.page_size
     }
 
-    /// Offsets in the block, in bytes, of the pages whose contents are the payload, in the
-    /// payload's order. QEMU does not sort them.
+    /// Offsets in the block, in bytes, of the pages in the payload, in the payload's order. QEMU
+    /// does not sort them.
     #[must_use]
     pub fn normal(&self) -> &[u64] {
         self.offsets
@@ -187,7 +187,7 @@ impl RamPacket {
             .unwrap_or_default()
     }
 
-    /// Offsets in the block, in bytes, of the pages which are all zero. QEMU 9.0 and later with
+    /// Offsets in the block, in bytes, of the pages that are all zero. QEMU 9.0 and later with
     /// `zero-page-detection=multifd`.
     #[must_use]
     pub fn zero(&self) -> &[u64] {
@@ -198,25 +198,25 @@ impl RamPacket {
         rest.get(..self.fixed.zero_pages).unwrap_or_default()
     }
 
-    /// Bytes of payload that follow the header on the wire: 0 without normal pages, whatever the
-    /// header says.
+    /// Bytes of payload after the header on the wire: 0 without normal pages, whatever the header
+    /// states.
     #[must_use]
     pub fn payload_len(&self) -> u32 {
         self.fixed.payload_len()
     }
 
-    /// States another payload for the same pages: `len` bytes in `method`.
+    /// Sets another payload for the same pages: `len` bytes in `method`.
     ///
-    /// This is all a relay changes in a packet. The method is set in packets with pages only (zero
-    /// pages too, as QEMU does it). A length without payload, left over by QEMU 8.2 and earlier,
-    /// becomes 0, because QEMU 9.0 and later abort on it.
+    /// A relay makes only this change to a packet. The method is set only in packets with pages
+    /// (including zero pages, like QEMU). A length without a payload, left over by QEMU 8.2 and
+    /// earlier, becomes 0, because QEMU 9.0 and later abort on it.
     ///
-    /// A compressed payload may be as long as the [`Limits`] allow with which the packet was
-    /// received, and in any case as long as a stock QEMU takes, which is 1 MiB.
+    /// A compressed payload may be as long as the [`Limits`] with which the packet was received
+    /// allow, and in any case as long as a stock QEMU accepts, which is 1 MiB.
     ///
     /// # Errors
-    /// [`Fault::PayloadLength`] when the pages cannot have that length in that method; the packet
-    /// is as before.
+    /// [`Fault::PayloadLength`] if the pages cannot have that length in that method; the packet is
+    /// then unchanged.
     pub fn set_payload(&mut self, method: Method, len: u32) -> Result<(), Fault> {
         let fixed = &mut self.fixed;
         let MostPayload(most) = fixed.most_payload;
@@ -228,12 +228,12 @@ impl RamPacket {
         Ok(())
     }
 
-    /// The memory of the table.
+    /// Returns the memory of the table.
     pub(crate) fn into_table(self) -> Vec<u64> {
         self.offsets
     }
 
-    /// Entries of the table of offsets as far as this packet has it.
+    /// The number of entries in this packet's part of the table of offsets.
     pub(crate) fn table_entries(&self) -> usize {
         self.offsets.len()
     }
@@ -250,8 +250,8 @@ impl FixedPart {
     /// Bytes of a RAM header before its table.
     pub(crate) const LEN: usize = 320;
 
-    /// Takes the fixed part apart. `known` is the page size, unless this packet is the first to
-    /// tell it.
+    /// Parses the fixed part. `known` is the page size, unless this packet is the first to reveal
+    /// it.
     pub(crate) fn parse(
         flags: Flags,
         header: &[u8; Self::LEN],
@@ -266,7 +266,7 @@ impl FixedPart {
         let fixed = Self {
             flags,
             pages_alloc,
-            // At most 512 each, as was just checked.
+            // At most 512 each, as checked above.
             normal_pages: normal_pages as usize,
             zero_pages: zero_pages as usize,
             next_packet_size: be32(header, NEXT_PACKET_SIZE_FIELD),
@@ -287,7 +287,7 @@ impl FixedPart {
         Ok(fixed)
     }
 
-    /// Bytes of the table which follows; of the shortest table while the page size is not known.
+    /// Bytes of the following table; of the shortest table while the page size is unknown.
     pub(crate) fn table_len(&self) -> usize {
         let entries = self
             .page_size
@@ -296,7 +296,7 @@ impl FixedPart {
     }
 
     /// Completes the packet. `table` has [`table_len`](Self::table_len) bytes, and `offsets` is
-    /// memory for what it says.
+    /// memory for its entries.
     pub(crate) fn with_table(
         self,
         mut offsets: Vec<u64>,
@@ -382,7 +382,7 @@ impl FixedPart {
     }
 }
 
-/// What the stated room for pages says about the page size. All known senders state the pages of a
+/// Derives the page size from the stated room for pages. All known senders state the pages of a
 /// full packet or, in SYNC packets of QEMU 9.0 and later, nothing.
 fn check_pages_alloc(pages_alloc: u32, known: Option<PageSize>) -> Result<Option<PageSize>, Fault> {
     let found = pages_alloc as usize;
@@ -416,8 +416,8 @@ fn check_page_counts(normal: u32, zero: u32, pages_alloc: u32) -> Result<(), Fau
     Ok(())
 }
 
-/// Every page is a whole page inside the largest block, and is there once. QEMU itself checks only
-/// that it is inside.
+/// Checks that every page is a whole page inside the largest block and occurs once. QEMU itself
+/// checks only that it is inside.
 fn check_offsets(offsets: &[u64], page_size: PageSize, block_bytes: u64) -> Result<(), Fault> {
     let page_bytes = page_size.bytes() as u64;
     let last = block_bytes.checked_sub(page_bytes);
@@ -434,7 +434,7 @@ fn check_offsets(offsets: &[u64], page_size: PageSize, block_bytes: u64) -> Resu
 }
 
 fn check_distinct(offsets: &[u64]) -> Result<(), Fault> {
-    // Most packets are in order, and then there is nothing to sort.
+    // Most packets are in order and need no sorting.
     if offsets.is_sorted_by(|a, b| a < b) {
         return Ok(());
     }
@@ -450,15 +450,15 @@ fn check_distinct(offsets: &[u64]) -> Result<(), Fault> {
     }
 }
 
-/// The lengths a payload of `normal_pages` pages can have; `limit` is for the methods in which the
-/// pages do not bound it.
+/// The possible lengths of a payload of `normal_pages` pages; `limit` is for the methods in which
+/// the pages do not bound it.
 fn payload_bounds(
     method: Result<Method, UnknownMethod>,
     normal_pages: usize,
     page_size: PageSize,
     limit: u32,
 ) -> core::ops::RangeInclusive<u32> {
-    // At most 512 pages and at most 512 KiB: neither product can be cut.
+    // At most 512 pages and at most 512 KiB: neither product can be truncated.
     let raw = normal_pages.saturating_mul(page_size.bytes()) as u32;
     let lengths = normal_pages.saturating_mul(size_of::<u32>()) as u32;
     if normal_pages == 0 {
@@ -477,8 +477,8 @@ fn payload_bounds(
     }
 }
 
-/// What a `canned` payload may have before its page lengths: a few numbers, and the code lengths of
-/// a Huffman table, which RFC 1951 never needs more than 290 bytes to write.
+/// The maximum head of a `canned` payload before its page lengths: a few numbers, and the code
+/// lengths of a Huffman table, which take at most 290 bytes in the format of RFC 1951.
 const MAX_CANNED_HEAD_LEN: u32 = 512;
 
 /// Bytes of one page offset.
@@ -490,8 +490,8 @@ pub(crate) const MAX_TABLE_ENTRIES: usize = PageSize::MIN.pages_per_packet();
 
 const RESERVED_LEN: usize = 28;
 
-// The layout is the same in all QEMUs since 4.0, but for `zero_pages`: reserved and zero before
-// QEMU 9.0.
+// The layout is the same in all QEMUs since 4.0, except `zero_pages`: reserved and zero before QEMU
+// 9.0.
 const PAGES_ALLOC_FIELD: Range<usize> = COMMON_LEN..COMMON_LEN + 4;
 const NORMAL_PAGES_FIELD: Range<usize> = PAGES_ALLOC_FIELD.end..PAGES_ALLOC_FIELD.end + 4;
 const NEXT_PACKET_SIZE_FIELD: Range<usize> = NORMAL_PAGES_FIELD.end..NORMAL_PAGES_FIELD.end + 4;

@@ -1,4 +1,4 @@
-//! Our streams are read by the C zlib page by page, by our own decoder, and stand before the judge.
+//! Our streams against the C zlib page by page, our own decoder, and the judge.
 
 use page_deflate::{Deflater, Effort, StreamInflater, WindowSize};
 use testkit::iterations;
@@ -14,7 +14,7 @@ fn each(mut check: impl FnMut(WindowSize, Effort)) {
     }
 }
 
-/// One channel: everything that reads it is fed packet by packet.
+/// One channel: each packet goes to all its readers.
 struct Channel {
     window: WindowSize,
     deflater: Deflater,
@@ -37,7 +37,7 @@ impl Channel {
         }
     }
 
-    /// Sends a packet through all readers; its length.
+    /// Sends a packet through all readers and returns its length.
     fn packet(&mut self, pages: &[u8], page_bytes: usize) -> usize {
         let mut payload = Vec::new();
         if self.blocks.is_empty() {
@@ -56,7 +56,7 @@ impl Channel {
         payload.len()
     }
 
-    /// Lets the judge look at the whole.
+    /// Lets the judge read the whole stream.
     fn end(self) -> Tokens {
         let oracle = Oracle::new(self.window.bytes(), Ending::SyncFlush);
         let decoded = oracle.decode(&self.blocks, self.pages.len()).unwrap();
@@ -85,7 +85,7 @@ fn matches_reach_as_far_as_the_window() {
     let mut random = Random::new(31);
     let noise: Vec<u8> = (0..8192).map(|_| random.byte()).collect();
     each(|window, effort| {
-        // The noise comes again where it is just found, and at a distance that is too far.
+        // Noise repeats once at the farthest distance within reach, and once beyond it.
         for (gap, is_seen) in [(window.bytes() - 32, true), (window.bytes() + 1, false)] {
             let copied = &noise[..4096.min(gap)];
             let mut data = copied.to_vec();
@@ -125,7 +125,7 @@ fn pages_of_noise_and_pages_of_one_byte() {
     let noise: Vec<u8> = (0..128 * 4096).map(|_| random.byte()).collect();
     each(|window, effort| {
         let mut channel = Channel::new(window, effort);
-        // Noise is carried as it is; its blocks' headers are all that is added.
+        // Noise is stored; only the block headers are added.
         assert!(channel.packet(&noise, 4096) < noise.len() + 256);
         assert!(channel.packet(&vec![7; 128 * 4096], 4096) < 3000);
         let mixed: Vec<u8> = noise

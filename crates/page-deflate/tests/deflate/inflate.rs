@@ -1,4 +1,5 @@
-//! Our decoders read what zlib writes, and of damaged data exactly what is still good.
+//! Our decoders against zlib's output, and against damaged data, of which they accept only the
+//! valid part.
 
 use page_deflate::{InflateError, PageInflater, StreamInflater};
 use testkit::iterations;
@@ -175,7 +176,8 @@ fn survives_noise() {
     for _ in 0..iterations(20_000) {
         let length = random.below(300);
         let mut noise: Vec<u8> = (0..length).map(|_| random.byte()).collect();
-        // Half of it starts like a dynamic block with few symbols, to get past the description.
+        // Half of the cases start like a dynamic block with few symbols, to get past the
+        // description.
         if let Some(first) = noise.first_mut().filter(|_| length.is_multiple_of(2)) {
             *first = *first & 0x18 | 0x05;
         }

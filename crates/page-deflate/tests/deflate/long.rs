@@ -1,5 +1,5 @@
-//! Pages that are each made from another by a few changes, through every encoder and past every
-//! reader. By default there are a few thousand of them; for a long run say how many:
+//! Pages derived from each other by a few changes, through every encoder and every reader. The
+//! default is a few thousand pages; for a long run set the number:
 //!
 //! `MULTIFD_PAGES=10000000 cargo test --release -p page-deflate --test deflate -- --nocapture
 //! long`
@@ -16,7 +16,7 @@ use testkit::pages::{Random, push_page};
 use testkit::zlib::Inflate;
 
 const PAGE: usize = 4096;
-/// As many as take a second or two.
+/// This many take a second or two.
 const PAGES: usize = 5000;
 
 #[test]
@@ -62,8 +62,8 @@ fn channels() -> Vec<Channel> {
     all
 }
 
-/// Sends at least so many pages in packets of random size, each over a random channel; how many
-/// they were.
+/// Sends at least `least` pages in packets of random size, each over a random channel, and returns
+/// the number of pages.
 fn run(seed: u64, least: usize) -> usize {
     let mut random = Random::new(1000 + seed);
     let mut memory = Vec::new();
@@ -75,7 +75,7 @@ fn run(seed: u64, least: usize) -> usize {
     let (mut payload, mut arrived) = (Vec::new(), Vec::new());
     let mut sent = 0;
     while sent < least {
-        // Now and then a channel is closed, and another opened.
+        // Occasionally one channel closes and another opens.
         if random.below(5000) == 0 {
             channels = self::channels();
         }
@@ -106,7 +106,7 @@ fn run(seed: u64, least: usize) -> usize {
     sent
 }
 
-/// Changes a page a little, or a lot, or makes another of it.
+/// Changes a page a little or a lot, or replaces it.
 fn change(random: &mut Random, page: &mut [u8]) {
     match random.below(16) {
         0 => {
@@ -132,7 +132,7 @@ fn change(random: &mut Random, page: &mut [u8]) {
     }
 }
 
-/// Pages by themselves.
+/// Independent pages.
 struct Alone {
     deflaters: [PageDeflater; 3],
     inflater: PageInflater,

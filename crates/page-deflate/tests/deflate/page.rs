@@ -1,4 +1,4 @@
-//! Pages by themselves, under the fixed code, a code of their own, and one that is agreed on.
+//! Independent pages under the fixed code, a code of their own, and a shared code.
 
 use page_deflate::{
     CodeLengths, CodeLengthsError, Effort, Histogram, InflateError, PageDeflater, PageInflater,
@@ -9,7 +9,7 @@ use testkit::oracle::Oracle;
 use testkit::pages::{Random, packet, push_page};
 use testkit::zlib::Inflate;
 
-/// A page that is not made smaller is not touched.
+/// Returns whether a page that does not get smaller leaves the output untouched.
 fn is_left_alone(page: &[u8], out: &[u8], is_smaller: bool) -> bool {
     assert!(out.starts_with(b"before"));
     assert_eq!(is_smaller, out.len() > 6);
@@ -87,7 +87,7 @@ fn bodies_are_read_with_the_code_they_were_written_with() {
             let mut decoded = vec![0xaa; page.len()];
             assert_eq!(inflater.inflate(&body[6..], &mut decoded), Ok(()));
             assert!(decoded == page);
-            // Neither a part nor more than the whole.
+            // The output is empty or complete, never partial.
             assert!(
                 inflater
                     .inflate(&body[6..body.len() - 1], &mut decoded)

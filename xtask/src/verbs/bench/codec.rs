@@ -1,4 +1,4 @@
-//! `cargo xtask bench codec`: every codec this machine has, beside what stock QEMUs have.
+//! `cargo xtask bench codec`: every codec of this machine, and those of stock QEMUs.
 
 use std::ffi::OsString;
 use std::process::Command;
@@ -16,8 +16,8 @@ pub struct Arguments {
     rest: Vec<OsString>,
 }
 
-/// The program is not linked into this one, because it has to be built with optimisation, and
-/// because with libqpl or ISA-L from Debian it runs on that release's C library.
+/// The program is separate because it must be built with optimisation, and because with Debian's
+/// libqpl or ISA-L it runs on that release's C library.
 pub fn run(arguments: &Arguments) -> Result<()> {
     run_command(cargo().args(BUILD))?;
     let program = release("codec")?;

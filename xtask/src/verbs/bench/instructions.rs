@@ -1,5 +1,5 @@
-//! `cargo xtask bench instructions`: what the deflate codec executes for a page. A busy machine
-//! does not change these numbers.
+//! `cargo xtask bench instructions`: the deflate codec's instructions per page. A busy machine does
+//! not change these numbers.
 
 use std::process::Command;
 
@@ -22,7 +22,7 @@ pub fn run() -> Result<()> {
             return Err(format!("{case:?} is no case").into());
         };
         let pages: u64 = pages.parse()?;
-        // Callgrind tells its totals among its messages, and writes its details elsewhere.
+        // Callgrind prints its totals among its messages, and writes its details elsewhere.
         let messages = Command::new("valgrind")
             .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
             .args(["--collect-atstart=no", "--toggle-collect=*counted*"])

@@ -1,4 +1,4 @@
-//! `cargo xtask bench`: measurements, each with what it is compared with in the same run.
+//! `cargo xtask bench`: measurements, each with its reference in the same run.
 
 mod codec;
 mod instructions;

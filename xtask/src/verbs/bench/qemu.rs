@@ -49,12 +49,12 @@ pub struct Arguments {
 /// A way to move a guest.
 struct Way {
     name: &'static str,
-    /// What the source writes and what the destination reads.
+    /// The method written by the source, and the one read by the destination.
     qemu: [&'static str; 2],
-    /// What the relays at the source and at the destination write, where there are any.
+    /// The methods written by the relays at the source and at the destination, if any.
     relays: [Option<&'static str>; 2],
     between: Between,
-    /// Without it, all goes over one stream.
+    /// Without it, there is a single stream.
     multifd: bool,
 }
 
@@ -113,14 +113,14 @@ impl Way {
     }
 }
 
-/// What one migration was like.
+/// Measurements of one migration.
 #[derive(Clone, Copy)]
 struct Figures {
     total_ms: f64,
     downtime_ms: f64,
-    /// On the wire between the hosts.
+    /// Bytes on the wire between the hosts.
     bytes: f64,
-    /// Of both QEMUs without the guest, and of the relays.
+    /// CPU time of both QEMUs without the guest, and of the relays.
     qemu_cpu_s: f64,
     relay_cpu_s: f64,
 }
@@ -148,7 +148,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let written = arguments.dirty.min(arguments.memory * 192);
     let guest = Guest {
         ram_mib: arguments.memory,
-        // Every page that is written is written again within a second, as hot pages are.
+        // Every written page is written again within a second, like hot pages.
         counters: written,
         blinkers: 0,
         still: arguments.memory * 192 - written,
@@ -170,7 +170,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let mut hops = 0;
     for run in 1..=arguments.runs.max(1) {
         for (way, figures) in &mut seen {
-            // The guest goes back and forth.
+            // The guest moves back and forth.
             let way_there = ends.map(|[a, b]| if hops % 2 == 0 { [a, b] } else { [b, a] });
             hops += 1;
             let new = migrate(
@@ -264,8 +264,8 @@ fn migrate(
     })
 }
 
-/// Starts the relays of a way, the one at the source first in the answer, and says where the source
-/// is to connect to.
+/// Starts the relays of a way. Returns them, the source's relay first, and the address for the
+/// source to connect to.
 fn start_relays(
     program: &Path,
     folder: &Path,
@@ -341,7 +341,7 @@ fn row(name: &str, runs: &[Figures]) -> Value {
     })
 }
 
-/// One figure of all runs, of which there is at least one.
+/// One figure of all runs, sorted. There is at least one run.
 fn sorted(runs: &[Figures], figure: impl Fn(&Figures) -> f64) -> Vec<f64> {
     let mut values: Vec<f64> = runs.iter().map(figure).collect();
     values.sort_by(f64::total_cmp);

@@ -1,4 +1,4 @@
-//! `cargo xtask bench relay`: what two relays cost between two QEMUs on the loopback.
+//! `cargo xtask bench relay`: the cost of two relays between two QEMUs on the loopback.
 
 use std::path::{Path, PathBuf};
 
@@ -31,10 +31,10 @@ pub struct Arguments {
     against: Option<PathBuf>,
 }
 
-/// A relay pair is to carry at least this part of what the QEMUs reach without it.
+/// A relay pair must reach at least this part of the QEMUs' own speed.
 const LEAST_PART: f64 = 0.6;
 
-/// A relay is to have at most this resident, with 8 channels.
+/// The limit of a relay's resident memory, with 8 channels.
 const MOST_RESIDENT_KIB: u64 = 64 << 10;
 
 pub fn run(arguments: &Arguments) -> Result<()> {
@@ -54,7 +54,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         ..Parameters::multifd(arguments.channels, "none")
     };
     let mut chain = Chain::start(&binary, &guest, "q35")?;
-    // The guest fills its memory before its first pass; what is measured is the sending of it.
+    // The guest fills its memory before its first pass; the measurement is of sending it.
     chain
         .current()
         .wait_for_pass(2, std::time::Duration::from_secs(300))?;
@@ -121,7 +121,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-/// Relays of one kind, and what they have reached.
+/// Relays of one kind, and their results.
 struct Kind {
     name: String,
     program: PathBuf,
@@ -164,7 +164,7 @@ fn hop_through_relays(
     Ok((report, pair.peak_resident_kib()?))
 }
 
-/// What the source has sent in the time that it took, setup aside.
+/// The source's bytes sent per time, without setup.
 fn megabytes_per_second(report: &HopReport) -> f64 {
     let source = &report.source;
     let milliseconds = source.total_time.saturating_sub(source.setup_time).max(1);

@@ -1,4 +1,4 @@
-//! `cargo xtask check --features`: each crate alone, with each feature off and on, and on other
+//! `cargo xtask check --features`: each crate alone, with each feature off and on, and for other
 //! machines.
 
 use std::path::PathBuf;
@@ -9,14 +9,14 @@ use serde_json::Value;
 use super::{name_of, packages_of};
 use crate::{Result, cargo, output, run as run_command, workspace};
 
-/// Crates that keep to no machine's pointers and byte order.
+/// Crates that are independent of a machine's pointer size and byte order.
 const PORTABLE: [&str; 2] = ["multifd-wire", "page-deflate"];
 
-/// A machine with pointers of 32 bits, and one whose numbers begin with the high byte.
+/// A machine with 32-bit pointers, and a big-endian one.
 const TARGETS: [&str; 2] = ["i686-unknown-linux-gnu", "s390x-unknown-linux-gnu"];
 
 /// Builds every crate by itself. In a build of the whole workspace a crate also has the features
-/// that others ask for.
+/// requested by others.
 pub fn run(metadata: &Value) -> Result<()> {
     for package in packages_of(metadata) {
         for choice in choices(package) {
@@ -31,7 +31,7 @@ pub fn run(metadata: &Value) -> Result<()> {
                 Std::Installed => run_command(&mut check_for(name, target))?,
                 Std::Source => run_command(
                     check_for(name, target)
-                        // The pinned compiler builds its own library when it is told that it may.
+                        // The pinned compiler builds its own library if this variable allows it.
                         .env("RUSTC_BOOTSTRAP", "1")
                         .arg("-Zbuild-std=std"),
                 )?,
@@ -44,7 +44,7 @@ pub fn run(metadata: &Value) -> Result<()> {
     Ok(())
 }
 
-/// Lints of one package's library and programs, without what tests add. It may not warn.
+/// Lints one package's library and programs without tests' dependencies. Warnings are errors.
 fn lint(package: &Value, features: &[String]) -> Command {
     let mut command = cargo();
     command
@@ -81,7 +81,7 @@ fn choices(package: &Value) -> Vec<Vec<String>> {
     choices
 }
 
-/// Where a target's standard library comes from.
+/// The source of a target's standard library.
 enum Std {
     Installed,
     Source,

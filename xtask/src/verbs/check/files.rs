@@ -1,20 +1,20 @@
-//! What every Rust file of the tree keeps to: its length, and the width of its comments.
+//! Checks of every Rust file: its length, and the width of its comments.
 
 use std::fs;
 use std::process::Command;
 
 use crate::{Result, output, workspace};
 
-/// A Rust file longer than this holds more than one idea, unless it is listed in `LONG_FILES`.
+/// A Rust file longer than this has more than one idea, unless `LONG_FILES` lists it.
 const LINES_PER_FILE: usize = 800;
 
 /// Files that are longer for a reason.
 const LONG_FILES: [&str; 0] = [];
 
-/// A comment is as wide as rustfmt lets code be. (Its own `comment_width` needs a nightly.)
+/// The width of a comment is rustfmt's for code. (Its own `comment_width` needs a nightly.)
 const COMMENT_COLUMNS: usize = 100;
 
-/// The faults of all files that git knows.
+/// Returns the faults of all files tracked by git.
 pub fn faults() -> Result<Vec<String>> {
     let listed = output(
         Command::new("git")
@@ -23,7 +23,7 @@ pub fn faults() -> Result<Vec<String>> {
     )?;
     let mut faults = Vec::new();
     for file in listed.lines() {
-        // A file that is deleted but not yet committed is still listed.
+        // Git still lists a file whose deletion is not yet committed.
         let Ok(text) = fs::read_to_string(workspace().join(file)) else {
             continue;
         };
@@ -43,7 +43,7 @@ pub fn faults() -> Result<Vec<String>> {
 }
 
 /// The numbers and widths of lines whose comment should have been wrapped. Tables, code and
-/// addresses of pages cannot be.
+/// addresses of pages are exempt.
 fn wide_comments(text: &str) -> Vec<(usize, usize)> {
     let mut wide = Vec::new();
     let mut in_code = false;
@@ -70,8 +70,8 @@ fn wide_comments(text: &str) -> Vec<(usize, usize)> {
     wide
 }
 
-/// Where a line's comment begins: `//` outside of a string. A string that goes over several lines
-/// is not followed.
+/// The start of a line's comment: `//` outside of a string. Strings over several lines are not
+/// recognised.
 fn comment_start(line: &str) -> Option<usize> {
     let bytes = line.as_bytes();
     let mut in_string = false;
@@ -80,9 +80,9 @@ fn comment_start(line: &str) -> Option<usize> {
         let is_after = |end: &[u8]| bytes.get(..at).is_some_and(|before| before.ends_with(end));
         match byte {
             b'\\' if in_string => at += 1,
-            // A quote as a character, `'"'`, begins no string.
+            // A quote as a character, `'"'`, does not start a string.
             b'"' if !is_after(b"'") => in_string = !in_string,
-            // `://` is an address, in a string that began on a line before.
+            // `://` is an address, in a string that began on an earlier line.
             b'/' if !in_string && bytes.get(at + 1) == Some(&b'/') && !is_after(b":") => {
                 return Some(at);
             }

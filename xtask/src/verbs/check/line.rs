@@ -1,11 +1,11 @@
-//! The line of crates: what each published crate may depend on.
+//! The line of crates: the allowed dependencies of each published crate.
 
 use serde_json::Value;
 
 use super::{is_published, name_of, packages_of};
 use crate::{Result, cargo, output};
 
-/// The published crates, and which of this workspace's crates each may build upon.
+/// The published crates, and the crates of this workspace that each may use.
 const LINE: [(&str, &[&str]); 10] = [
     ("multifd-wire", &[]),
     ("page-deflate", &[]),
@@ -47,15 +47,15 @@ const LINE: [(&str, &[&str]); 10] = [
     ),
 ];
 
-/// Crates with a limited list of outside dependencies. `multifd-wire` does without `std`;
-/// `page-deflate` and `iaa-detect` shall bring little else into the programs of others.
+/// Crates with a limited list of outside dependencies. `multifd-wire` uses no `std`; `page-deflate`
+/// and `iaa-detect` must add little to their users' programs.
 const OUTSIDE: [(&str, &[&str]); 3] = [
     ("multifd-wire", &["thiserror"]),
     ("page-deflate", &["thiserror"]),
     ("iaa-detect", &["libloading", "rustix", "serde"]),
 ];
 
-/// Dependencies that are C or need a library of the system: each is behind a feature.
+/// Dependencies that are C or need a system library: each is behind a feature.
 const OPTIONAL: [(&str, &str); 5] = [
     ("multifd-codec", "zstd-safe"),
     ("multifd-codec", "qpl-sys"),
@@ -64,7 +64,7 @@ const OPTIONAL: [(&str, &str); 5] = [
     ("multifd-cli", "rcgen"),
 ];
 
-/// Checks who depends on whom, as `cargo metadata` tells it.
+/// Checks the dependencies reported by `cargo metadata`.
 pub fn faults(metadata: &Value) -> Vec<String> {
     let packages = packages_of(metadata);
     let own: Vec<String> = packages.iter().map(name_of).collect();
@@ -83,7 +83,7 @@ pub fn faults(metadata: &Value) -> Vec<String> {
         for dependency in package["dependencies"].as_array().into_iter().flatten() {
             let target = name_of(dependency);
             if dependency["kind"] == "dev" {
-                // Cargo leaves a development dependency without a version out of what it publishes.
+                // Cargo does not publish a development dependency without a version.
                 if own.contains(&target)
                     && !may_use.contains(&target.as_str())
                     && dependency["req"] != "*"
@@ -114,7 +114,7 @@ pub fn faults(metadata: &Value) -> Vec<String> {
     faults
 }
 
-/// Without its features the codec is Rust alone: no crate that it builds calls a C compiler.
+/// Verifies that without its features the codec is pure Rust: no dependency calls a C compiler.
 pub fn c_without_features() -> Result<Vec<String>> {
     let tree = output(cargo().args([
         "tree",
@@ -132,7 +132,7 @@ pub fn c_without_features() -> Result<Vec<String>> {
     )
 }
 
-/// The outside dependencies that a crate may have, if they are limited.
+/// The outside dependencies allowed for a crate, if they are limited.
 fn outside(name: &str) -> Option<&'static [&'static str]> {
     let limited = OUTSIDE.iter().find(|(crate_name, _)| *crate_name == name);
     limited.map(|&(_, may_use)| may_use)

@@ -1,4 +1,4 @@
-//! The map in ARCHITECTURE.md is the code's: what it names exists, and every crate is named.
+//! The map in ARCHITECTURE.md against the code: its names exist, and every crate is named.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,11 +11,11 @@ use crate::{Result, workspace};
 
 const DOCUMENT: &str = "ARCHITECTURE.md";
 
-/// The sections with a table that is checked.
+/// The sections with a checked table.
 const CRATES: &str = "## Code map";
 const PLACES: &str = "## To change X, start at";
 
-/// What is wrong with the map of this workspace.
+/// Returns the errors in the map of this workspace.
 pub fn faults(metadata: &Value) -> Result<Vec<String>> {
     let text = fs::read_to_string(workspace().join(DOCUMENT))?;
     let crates = crates_of(metadata);
@@ -42,7 +42,7 @@ fn crates_of(metadata: &Value) -> Crates {
         .collect()
 }
 
-/// The first column names crates or folders of the top. `crates/lab/*` stands for the crates in its
+/// The first column names crates or top-level folders. `crates/lab/*` stands for the crates in its
 /// row.
 fn crate_faults(text: &str, crates: &Crates, top: &Path) -> Vec<String> {
     let mut named = Vec::new();
@@ -73,8 +73,8 @@ fn crate_faults(text: &str, crates: &Crates, top: &Path) -> Vec<String> {
     faults
 }
 
-/// The third column names modules of the crates in the second and third; of any crate where there
-/// is none.
+/// The third column names modules of the crates in the second and third columns, or of any crate if
+/// there is none.
 fn place_faults(text: &str, crates: &Crates) -> Vec<String> {
     let mut faults = Vec::new();
     for row in rows(text, PLACES) {
@@ -107,7 +107,7 @@ fn place_faults(text: &str, crates: &Crates) -> Vec<String> {
     faults
 }
 
-/// Whether a module has a file at any depth; `relay/report` is `report` below `relay`.
+/// Returns whether a module has a file at any depth; `relay/report` is `report` below `relay`.
 fn has_module(folder: &Path, module: &str) -> bool {
     if folder.join(format!("{module}.rs")).is_file() || folder.join(module).join("mod.rs").is_file()
     {
@@ -120,7 +120,7 @@ fn has_module(folder: &Path, module: &str) -> bool {
     folders.any(|folder| has_module(&folder, module))
 }
 
-/// Files that the document refers to.
+/// Checks the files that the document links to.
 fn link_faults(text: &str, top: &Path) -> Vec<String> {
     let targets = text
         .split("](")
@@ -136,17 +136,17 @@ fn link_faults(text: &str, top: &Path) -> Vec<String> {
         .collect()
 }
 
-/// The cells of the tables in a section, without those of the head.
+/// The cells of the tables in a section, without the tables' heads.
 fn rows<'a>(text: &'a str, section: &str) -> Vec<Vec<&'a str>> {
     let lines = text.lines().skip_while(|line| *line != section).skip(1);
     let lines = lines.take_while(|line| !line.starts_with("## "));
     let rows = lines.filter_map(|line| line.strip_prefix('|')?.strip_suffix('|'));
     let rows = rows.map(|row| row.split('|').map(str::trim).collect());
-    // The head and the line below it.
+    // Skip the head and the line below it.
     rows.skip(2).collect()
 }
 
-/// What stands in backticks.
+/// The text in backticks.
 fn quoted(cell: &str) -> Vec<&str> {
     cell.split('`').skip(1).step_by(2).collect()
 }

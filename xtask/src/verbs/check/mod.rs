@@ -1,4 +1,4 @@
-//! `cargo xtask check`: what can be said about the tree without running it.
+//! `cargo xtask check`: checks of the tree that run none of its code.
 
 mod features;
 mod files;
@@ -48,7 +48,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
                     "--manifest-path",
                 ])
                 .arg(manifest)
-                // What the fuzz targets are built upon is there already.
+                // Reuse the dependencies of the fuzz targets.
                 .arg("--target-dir")
                 .arg(target_dir())
                 .args(["--", "-D", "warnings"]),
@@ -90,7 +90,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     outside::interfaces(&published)
 }
 
-/// The crates of the workspace, as `cargo metadata` tells of them.
+/// The crates of the workspace in the output of `cargo metadata`.
 fn packages_of(metadata: &Value) -> &[Value] {
     metadata["packages"]
         .as_array()

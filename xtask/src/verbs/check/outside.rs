@@ -1,12 +1,11 @@
-//! Checks by tools that are installed by hand. Where one is missing, a line says so and names the
-//! remedy.
+//! Checks by manually installed tools. If one is missing, a line reports it and names the remedy.
 
 use std::process::Command;
 
 use crate::tools::Tool;
 use crate::{Result, output, run as run_command, workspace};
 
-/// Licences, sources, versions and known faults of the dependencies, by cargo-deny and `deny.toml`.
+/// Licences, sources, versions and advisories of the dependencies, by cargo-deny and `deny.toml`.
 pub fn dependencies() -> Result<()> {
     println!("== dependencies: licences, sources, versions, advisories");
     let deny = |arguments: &[&str]| {
@@ -20,7 +19,7 @@ pub fn dependencies() -> Result<()> {
         return Ok(());
     };
     run_command(&mut rules)?;
-    // The database is another repository. A machine without the network goes on without it.
+    // The database is another repository. Without a network the check continues without it.
     let fetched = deny(&["fetch", "db"]).map(|mut fetch| output(&mut fetch));
     if let Some(Err(error)) = fetched {
         println!(
@@ -39,8 +38,7 @@ pub fn dependencies() -> Result<()> {
     checked.map_or(Ok(()), |mut check| run_command(&mut check))
 }
 
-/// Changes that break users of the published crates, by cargo-semver-checks, against the last
-/// release.
+/// Breaking changes in the published crates since the last release, by cargo-semver-checks.
 pub fn interfaces(published: &[String]) -> Result<()> {
     println!("== public interfaces, beside those of the last release");
     let Some(mut semver) = Tool::SEMVER.command() else {
@@ -58,7 +56,7 @@ pub fn interfaces(published: &[String]) -> Result<()> {
     run_command(&mut semver)
 }
 
-/// The newest tag of a version before this commit.
+/// The newest version tag before this commit.
 fn last_release() -> Option<String> {
     let mut describe = Command::new("git");
     describe.args(["describe", "--tags", "--abbrev=0", "--match=v[0-9]*"]);

@@ -1,23 +1,23 @@
-//! What would be published: manifests, and the files of each package.
+//! Checks the packages to publish: manifests, and the files of each package.
 
 use serde_json::Value;
 
 use super::{is_published, name_of, packages_of};
 use crate::{Result, cargo, output};
 
-/// A package holds these beside its code.
+/// Required files of a package besides its code.
 const FILES: [&str; 3] = ["README.md", "LICENSE-MIT", "LICENSE-APACHE"];
 
-/// A registry takes no more keywords, and no more categories.
+/// The limits of a registry for keywords and for categories.
 const MOST_WORDS: usize = 5;
 
-/// Makes the packages, without building them, and says what is wrong with them.
+/// Makes the packages, without building them, and returns their faults.
 pub fn faults(metadata: &Value) -> Result<Vec<String>> {
     let packages = packages_of(metadata);
     let published = packages.iter().filter(|package| is_published(package));
     let mut faults = Vec::new();
     let mut package_all = cargo();
-    // What is not committed yet is checked too.
+    // Uncommitted changes are checked too.
     package_all.args(["package", "--quiet", "--no-verify", "--allow-dirty"]);
     for package in published {
         let name = name_of(package);
@@ -29,7 +29,7 @@ pub fn faults(metadata: &Value) -> Result<Vec<String>> {
         faults.extend(missing.map(|file| format!("the package {name} has no {file}")));
         package_all.arg(option);
     }
-    // All at once: those that are not published yet find each other.
+    // All at once: unpublished packages find each other.
     output(&mut package_all)?;
     Ok(faults)
 }

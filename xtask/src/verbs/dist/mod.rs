@@ -1,5 +1,5 @@
-//! `cargo xtask dist`: manual pages, completions and a Debian package, from what clap and
-//! Cargo.toml say.
+//! `cargo xtask dist`: manual pages, completions and a Debian package, generated from clap and
+//! Cargo.toml.
 
 mod pages;
 
@@ -18,13 +18,13 @@ pub struct Arguments {
     pages: bool,
 }
 
-/// The shells that Debian has a folder of completions for.
+/// The shells with a completions folder in Debian.
 const SHELLS: [Shell; 3] = [Shell::Bash, Shell::Zsh, Shell::Fish];
 
 pub fn run(arguments: &Arguments) -> Result<()> {
-    // Not below CARGO_TARGET_DIR: the list of the package's files names this folder.
+    // Not below CARGO_TARGET_DIR: the package's file list names this folder.
     let dist = workspace().join("target/dist");
-    // A page of a subcommand that is gone would go into the package.
+    // The page of a removed subcommand must not get into the package.
     if dist.exists() {
         fs::remove_dir_all(&dist)?;
     }
@@ -41,14 +41,14 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         return Ok(());
     };
     // Quiet: it warns of each file in target/ that cargo has not built, and prints the package's
-    // name all the same.
+    // name anyway.
     deb.args(["--quiet", "--package", "multifd-cli", "--no-build"])
         .args(["--strip", "--output"])
         .arg(&dist);
     run_command(&mut deb)
 }
 
-/// Both commands, as clap has them.
+/// Both commands' clap definitions.
 fn definitions() -> [clap::Command; 2] {
     [
         multifd_cli::definition(),
@@ -76,7 +76,7 @@ fn write_completions(folder: &Path) -> Result<()> {
         for mut definition in definitions() {
             let name = definition.get_name().to_owned();
             let file = generate_to(shell, &mut definition, &name, &folder)?;
-            // Debian's bash looks for the command's name, and clap adds an ending.
+            // Debian's bash expects the command's name, and clap adds a suffix.
             if shell == Shell::Bash {
                 fs::rename(file, folder.join(name))?;
             }

@@ -13,7 +13,7 @@ pub struct Page {
     pub text: Vec<u8>,
 }
 
-/// The pages of a command and of the subcommands that people may call.
+/// The pages of a command and of its public subcommands.
 pub fn of(command: Command) -> Result<Vec<Page>> {
     let mut command = command.disable_help_subcommand(true);
     // Names the subcommands' pages after both, such as multifd-relay.
@@ -54,7 +54,7 @@ fn page(command: &Command, parent: Option<&Command>) -> Result<Page> {
     })
 }
 
-/// The text below a command's options: a section of notes, and one of examples, whose lines stay
+/// The text below a command's options: a section of notes, and one of examples, which keeps its
 /// lines. (clap_mangen would fill the lines of examples like those of a paragraph.)
 fn after_help(words: &str) -> String {
     let (notes, examples): (Vec<&str>, Vec<&str>) = words
@@ -72,7 +72,7 @@ fn after_help(words: &str) -> String {
         text.push_str(".SH EXAMPLES\n");
         for example in examples {
             text.push_str(".PP\n.nf\n");
-            // The word `Example` alone is the section's title already.
+            // The word `Example` alone is already the section's title.
             let lines = example.lines().filter(|line| *line != "Example:");
             lines.for_each(|line| push_line(&mut text, line.trim()));
             text.push_str(".fi\n");
@@ -81,7 +81,7 @@ fn after_help(words: &str) -> String {
     text
 }
 
-/// The pages of a command's subcommands; or of its parent.
+/// References to the pages of a command's subcommands, or of its parent.
 fn see_also(command: &Command, parent: Option<&Command>) -> String {
     let mut names: Vec<&str> = command
         .get_subcommands()
@@ -92,14 +92,14 @@ fn see_also(command: &Command, parent: Option<&Command>) -> String {
     let mut text = ".SH SEE ALSO\n".to_owned();
     for (index, name) in names.iter().enumerate() {
         let comma = if index + 1 < names.len() { "," } else { "" };
-        // A string takes whatever is written to it.
+        // Writing to a string cannot fail.
         let _ = writeln!(text, ".BR {} (1){comma}", escaped(name));
     }
     text
 }
 
 fn push_line(text: &mut String, line: &str) {
-    // At the beginning of a line these two make a request of it.
+    // At the start of a line, these two would make it a request.
     if line.starts_with(['.', '\'']) {
         text.push_str("\\&");
     }
@@ -107,7 +107,7 @@ fn push_line(text: &mut String, line: &str) {
     text.push('\n');
 }
 
-/// Text as roff prints it: a plain `-` would become a hyphen, which cannot be pasted into a shell.
+/// Escapes text for roff: a plain `-` would become a hyphen, which cannot be pasted into a shell.
 fn escaped(text: &str) -> String {
     text.replace('\\', "\\e").replace('-', "\\-")
 }

@@ -1,4 +1,4 @@
-//! Debian packages with everything they need, unpacked into a root of their own.
+//! Debian packages with all their dependencies, unpacked into a root of their own.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,16 +10,16 @@ use qemu_lab::parts_dir;
 use super::mirror;
 use crate::{Result, output};
 
-/// What Debian's own archives are signed with; part of the system on every Debian.
+/// The keys of Debian's own archives; part of every Debian system.
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
-/// A mirror or a network can fail for a moment: how long to wait before each further attempt.
+/// The waits before further attempts: a mirror or a network can fail for a moment.
 const RETRY_AFTER: [Duration; 2] = [Duration::from_secs(3), Duration::from_secs(15)];
 
-/// A Debian suite that packages come from.
+/// A Debian suite as a source of packages.
 pub struct Suite {
     pub name: &'static str,
-    /// A suite that `name` only adds to.
+    /// A suite that `name` extends.
     base: Option<&'static str>,
 }
 
@@ -36,7 +36,7 @@ pub const SID: Suite = Suite {
     base: None,
 };
 
-/// Downloads `packages` with their dependencies and unpacks all into `root`. Gives the packages'
+/// Downloads `packages` with their dependencies and unpacks all into `root`. Returns the packages'
 /// versions as text.
 pub fn unpack(part: &str, suite: &Suite, packages: &[&str], root: &Path) -> Result<String> {
     for tool in ["apt-get", "dpkg-deb"] {
@@ -70,7 +70,7 @@ pub fn unpack(part: &str, suite: &Suite, packages: &[&str], root: &Path) -> Resu
                 .arg(root),
         )?;
     }
-    // Unpacked by root, some programs would be set-user-id to root, in a folder anyone may read.
+    // As root, this could unpack programs that are set-user-id root into a world-readable folder.
     output(
         Command::new("chmod")
             .args(["--recursive", "ug-s"])
@@ -81,7 +81,7 @@ pub fn unpack(part: &str, suite: &Suite, packages: &[&str], root: &Path) -> Resu
     Ok(versions)
 }
 
-/// The versions of the packages that were asked for.
+/// The versions of the requested packages.
 fn versions(archives: &[PathBuf], packages: &[&str]) -> Result<String> {
     let mut found = Vec::new();
     for package in packages {
@@ -104,7 +104,7 @@ fn versions(archives: &[PathBuf], packages: &[&str]) -> Result<String> {
     Ok(found.join(", "))
 }
 
-/// An apt that knows nothing of the system's packages and writes nothing outside its folder.
+/// An apt that ignores the system's packages and writes only inside its folder.
 struct State {
     dir: PathBuf,
 }
@@ -133,7 +133,7 @@ impl State {
         Ok(state)
     }
 
-    /// What differs from the system's own settings, which apt-get reads first: a proxy stays.
+    /// Changes to the system's own settings, which apt-get reads first: a proxy stays.
     fn configuration(&self) -> String {
         let dir = self.dir.display();
         format!(
@@ -216,7 +216,7 @@ Debug::NoLocking "true";
         Ok(archives)
     }
 
-    /// The lists of a suite are large, and stale by the next time they are needed.
+    /// Removes a suite's lists, which are large, and stale by the next use.
     fn remove(self) -> Result<()> {
         fs::remove_dir_all(self.dir)?;
         Ok(())

@@ -1,14 +1,14 @@
-//! The Debian mirror this machine uses, from its own apt sources.
+//! Finds this machine's Debian mirror in its apt sources.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::Result;
 
-/// Names under which a Debian mirror carries its releases, besides the machine's own code name.
+/// A Debian mirror's names for its releases, besides the machine's own code name.
 const SUITES: [&str; 5] = ["stable", "testing", "unstable", "sid", "oldstable"];
 
-/// The first mirror in the machine's sources that carries a release of Debian itself.
+/// The first mirror in the machine's sources that has a release of Debian itself.
 pub fn of_this_machine() -> Result<String> {
     let codename = fs::read_to_string("/etc/os-release").ok().and_then(|text| {
         Some(

@@ -1,8 +1,8 @@
 //! `cargo xtask setup`: the real parts, from Debian, under `target/parts`.
 //!
 //! Nothing is installed: apt-get works on a state of its own and only downloads, and the packages
-//! are unpacked into one root per suite together with everything they need, the C library included.
-//! That needs no rights and no particular release of Debian on the machine.
+//! are unpacked into one root per suite with all their dependencies, including the C library. This
+//! needs no rights and no particular release of Debian on the machine.
 
 mod apt;
 mod mirror;
@@ -17,7 +17,7 @@ use qemu_lab::{Part, QemuBinary, SETUP_COMMAND, Version, parts_dir};
 use crate::Result;
 use apt::Suite;
 
-/// The cargo-fuzz that the fuzz targets are written for.
+/// The version of cargo-fuzz required by the fuzz targets.
 const CARGO_FUZZ_VERSION: &str = "0.13.2";
 
 #[derive(Args)]
@@ -30,7 +30,7 @@ pub struct Arguments {
     list: bool,
 }
 
-/// What `setup` does to have a part.
+/// The way in which `setup` gets a part.
 enum Recipe {
     Debian {
         suite: &'static Suite,
@@ -61,8 +61,7 @@ impl Recipe {
         Recipe::Debian { suite, packages }
     }
 
-    /// The first line of a stamp. A part whose recipe has changed since it was brought is brought
-    /// anew.
+    /// The first line of a stamp. A part with a changed recipe is fetched again.
     fn line(&self) -> String {
         match self {
             Recipe::Debian { suite, packages } => format!("{}: {}", suite.name, packages.join(" ")),
@@ -118,7 +117,7 @@ fn part(name: &str) -> std::result::Result<Part, String> {
         })
 }
 
-/// What is there, from the stamp: `None` when the part is missing or was made by another recipe.
+/// The content from the stamp: `None` if the part is missing or from another recipe.
 fn contents(part: Part) -> Option<String> {
     let stamp = fs::read_to_string(part.stamp()).ok()?;
     let (recipe, contents) = stamp.split_once('\n')?;
@@ -144,7 +143,7 @@ fn bring(part: Part) -> Result<()> {
     Ok(())
 }
 
-/// A stamp is there whole or not at all.
+/// Writes a stamp atomically.
 fn write_stamp(stamp: &Path, text: &str) -> Result<()> {
     let unfinished = stamp.with_extension("new");
     fs::write(&unfinished, text)?;
@@ -152,7 +151,7 @@ fn write_stamp(stamp: &Path, text: &str) -> Result<()> {
     Ok(())
 }
 
-/// An unpacked QEMU must run here, and should be of the release that the tests name.
+/// An unpacked QEMU must run here, and should be of the release used by the tests.
 fn check_qemu(part: Part, version: Version) -> Result<()> {
     let Some(binary) = QemuBinary::find(version) else {
         fs::remove_file(part.stamp())?;

@@ -1,10 +1,10 @@
-//! Bits to bytes, refusing what the device refuses.
+//! Decodes bits to bytes, and refuses everything that the device refuses.
 
 use super::{
     DISTANCE_RANGES, DISTANCES, END_OF_BLOCK, Error, LENGTHS, LITERAL_LENGTHS, MAX_MATCH, WINDOW,
 };
 
-/// Where the input begins.
+/// The start of the input.
 pub(crate) enum Start {
     /// With the header of a block.
     Header,
@@ -12,36 +12,36 @@ pub(crate) enum Start {
     Body(Box<CodeLengths>),
 }
 
-/// Which ends of the input count.
+/// The rules for the end of the input.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct EndRules {
-    /// The work ends with a block.
+    /// The work stops after a block.
     pub(crate) stop: bool,
     /// The input has to end with a block.
     pub(crate) check: bool,
-    /// Both mean the final block only.
+    /// Both apply to the final block only.
     pub(crate) only_final: bool,
 }
 
-/// The output, and how far the input was used.
+/// The output, and the input consumed.
 #[derive(Debug)]
 pub(crate) struct Decoded {
     /// Not longer than the limit.
     pub(crate) output: Vec<u8>,
-    /// Bytes of input used, the last one perhaps in part.
+    /// Bytes of input consumed, the last one perhaps in part.
     pub(crate) bytes_used: usize,
-    /// Why it is over.
+    /// Why decoding ended.
     pub(crate) end: End,
 }
 
-/// Why decoding is over.
+/// Why decoding ended.
 #[derive(Debug)]
 pub(crate) enum End {
-    /// The block after which to stop has ended, or the input has.
+    /// The block to stop after has ended, or the input has.
     Done,
-    /// The input has ended in a block with these codes.
+    /// The input ended in a block with these codes.
     InBlock(Box<CodeLengths>),
-    /// There is more output than the limit permits.
+    /// The output exceeds the limit.
     OutputFull,
 }
 
@@ -52,16 +52,16 @@ pub(crate) struct CodeLengths {
     pub(crate) distances: [u8; FIXED_DISTANCES],
 }
 
-/// The fixed codes have two literal/length codes more than there are symbols.
+/// The fixed literal/length code has two codes more than there are symbols.
 pub(crate) const FIXED_LITERAL_LENGTHS: usize = 288;
-/// The fixed codes have two distance codes more than there are symbols.
+/// The fixed distance code has two codes more than there are symbols.
 pub(crate) const FIXED_DISTANCES: usize = 32;
 
 /// Decodes `input` without its last `ignored_bits` bits.
 ///
 /// # Errors
 ///
-/// The [`Error`] by which the device refuses the stream.
+/// The [`Error`] with which the device refuses the stream.
 pub(crate) fn decode(
     input: &[u8],
     ignored_bits: usize,
@@ -104,13 +104,13 @@ struct Decoder<'a> {
 }
 
 enum Stop {
-    /// A block has ended after which the rules say to stop.
+    /// A block ended, and the rules say to stop.
     Block,
-    /// Nothing more to read.
+    /// The input ended.
     InputEnd {
-        /// The last thing read was an end of block of the kind that the rules demand.
+        /// The last thing read was an end of block of the required kind.
         at_demanded_end: bool,
-        /// The codes of the block which was being read.
+        /// The codes of the unfinished block.
         codes: Option<Box<CodeLengths>>,
     },
     OutputFull,
@@ -119,7 +119,7 @@ enum Stop {
 
 /// Why a part of the stream could not be read.
 enum Cut {
-    /// The input has ended within it.
+    /// The input ended within it.
     InputEnd,
     OutputFull,
     Refused(Error),
@@ -186,7 +186,7 @@ impl Decoder<'_> {
     }
 
     fn header(&mut self) -> Result<(bool, Body), Cut> {
-        // What is left of the last byte may look like the beginning of a header.
+        // The rest of the last byte may look like the start of a header.
         if self.reader.left() < 8 && self.reader.rest_is_zero() {
             self.reader.position = self.reader.end;
             return Err(Cut::InputEnd);
@@ -224,7 +224,7 @@ impl Decoder<'_> {
             let (value, count) = match symbol.ok_or(Error::UndefinedCodeLengthCode)? {
                 16 => {
                     // The device keeps literal/lengths and distances apart: the first code of
-                    // either has nothing to repeat.
+                    // either has no previous one to repeat.
                     let first = all.len() == literal_lengths || all.is_empty();
                     let last = *all.last().filter(|_| !first).ok_or(if in_distances {
                         Error::FirstDistanceRepeats
@@ -321,9 +321,9 @@ impl Decoder<'_> {
 
 struct Reader<'a> {
     input: &'a [u8],
-    /// In bits.
+    /// Position in bits.
     position: usize,
-    /// In bits.
+    /// End in bits.
     end: usize,
 }
 
@@ -359,17 +359,17 @@ impl Reader<'_> {
     }
 }
 
-/// A prefix code, read bit by bit: a code of a length is known by its place among those of that
-/// length.
+/// A prefix code, read bit by bit: its length and its index among the codes of that length identify
+/// a code.
 struct Prefix {
-    /// How many codes each length has.
+    /// The number of codes of each length.
     counts: [usize; 16],
     /// Symbols by length, then by value.
     symbols: Vec<usize>,
 }
 
 impl Prefix {
-    /// `None` for lengths which are over-subscribed.
+    /// Returns `None` for over-subscribed lengths.
     fn new(lengths: &[u8]) -> Option<Prefix> {
         let mut counts = [0; 16];
         for length in lengths {
@@ -387,7 +387,7 @@ impl Prefix {
         Some(Prefix { counts, symbols })
     }
 
-    /// `None` for a code that is not defined.
+    /// Returns `None` for an undefined code.
     fn symbol(&self, reader: &mut Reader<'_>) -> Result<Option<usize>, Cut> {
         let mut code = 0;
         let mut first = 0;
@@ -406,7 +406,7 @@ impl Prefix {
 }
 
 impl CodeLengths {
-    /// Those of a block with fixed codes (RFC 1951, 3.2.6).
+    /// The lengths of a block with fixed codes (RFC 1951, 3.2.6).
     fn fixed() -> CodeLengths {
         CodeLengths {
             literal_lengths: std::array::from_fn(|symbol| match symbol {
@@ -428,7 +428,7 @@ impl CodeLengths {
     }
 }
 
-/// The order in which a dynamic header has the lengths of the code-length codes (RFC 1951, 3.2.7).
+/// The order of the code-length codes' lengths in a dynamic header (RFC 1951, 3.2.7).
 const CODE_LENGTH_ORDER: [usize; 19] = [
     16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 2, 14, 1, 15,
 ];

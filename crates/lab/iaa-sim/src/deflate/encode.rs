@@ -1,8 +1,8 @@
-//! Tokens to bits, with codes that come from outside.
+//! Encodes tokens to bits, with given codes.
 
 use super::{DISTANCES, END_OF_BLOCK, Error, LITERAL_LENGTHS, Token};
 
-/// The Huffman codes of a block, as the AECS has them.
+/// The Huffman codes of a block, in the form of the AECS.
 pub(crate) struct Codes {
     literal_lengths: [Code; LITERAL_LENGTHS],
     distances: [Code; DISTANCES],
@@ -10,14 +10,14 @@ pub(crate) struct Codes {
 
 #[derive(Clone, Copy)]
 struct Code {
-    /// Least significant bit first, as it goes into the stream.
+    /// Least significant bit first, as in the stream.
     bits: u32,
-    /// 0 for a symbol without code.
+    /// 0 for a symbol without a code.
     len: u8,
 }
 
 impl Codes {
-    /// From 1280 bytes laid out like a histogram. Bits 0 to 14 of each word are the code, most
+    /// Reads 1280 bytes laid out like a histogram. Bits 0 to 14 of each word are the code, most
     /// significant bit first, bits 15 to 18 its length.
     pub(crate) fn from_bytes(bytes: &[u8; 1280]) -> Codes {
         let code = |index: usize| {
@@ -36,7 +36,7 @@ impl Codes {
     }
 }
 
-/// The stream, or what there is of it.
+/// The stream, complete or partial.
 #[derive(Debug)]
 pub(crate) struct Encoded {
     /// Whole bytes, the last one filled with zeros.
@@ -45,11 +45,11 @@ pub(crate) struct Encoded {
     pub(crate) last_bits: u8,
 }
 
-/// Writes `head_bits` bits of `head`, the tokens, and an end of block if demanded.
+/// Writes `head_bits` bits of `head`, the tokens, and an end of block if required.
 ///
 /// # Errors
 ///
-/// [`Error::InvalidHuffmanCode`] for a symbol without code.
+/// [`Error::InvalidHuffmanCode`] for a symbol without a code.
 pub(crate) fn encode(
     head: &[u8],
     head_bits: usize,

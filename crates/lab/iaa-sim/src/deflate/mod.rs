@@ -1,4 +1,4 @@
-//! Deflate (RFC 1951) as the device does it: a window of 4096 bytes and nothing beyond.
+//! Deflate (RFC 1951) as implemented by the device, with a window of 4096 bytes.
 
 mod decode;
 mod encode;
@@ -12,7 +12,7 @@ pub(crate) use tokens::{Histogram, tokenize};
 
 use tokens::Token;
 
-/// How far back a match may reach.
+/// The longest distance of a match.
 const WINDOW: usize = 4096;
 
 /// Literals, end of block, match lengths.
@@ -24,17 +24,17 @@ const END_OF_BLOCK: usize = 256;
 /// The longest match.
 const MAX_MATCH: usize = 258;
 
-/// What is wrong with a stream or a table, as the error byte of the completion record says it.
+/// An error of a stream or a table, with the error byte of the completion record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Error {
-    /// A code-length code that is not defined.
+    /// An undefined code-length code.
     UndefinedCodeLengthCode = 2,
     /// The repetition of a length before the first literal/length code.
     FirstLiteralLengthRepeats = 3,
     /// The repetition of a length before the first distance code.
     FirstDistanceRepeats = 4,
-    /// No literal/length code at all.
+    /// No literal/length code.
     NoLiteralLengthCode = 5,
     /// More literal/length codes than announced.
     WrongNumberOfLiteralLengths = 6,
@@ -46,25 +46,25 @@ pub(crate) enum Error {
     BadLiteralLengthCodes = 9,
     /// Over-subscribed distance codes.
     BadDistanceCodes = 10,
-    /// A literal/length code that is not defined.
+    /// An undefined literal/length code.
     BadLiteralLength = 11,
-    /// A distance code that is not defined.
+    /// An undefined distance code.
     BadDistanceCode = 12,
     /// A block of type 3.
     BlockType = 13,
     /// A stored block whose length and complement disagree.
     StoredLength = 14,
-    /// The input ends elsewhere than demanded.
+    /// The input does not end where required.
     EndOfInput = 15,
     /// A distance beyond the window.
     BadDistance = 17,
-    /// A distance to before the start of the output.
+    /// A distance that reaches before the start of the output.
     BeforeStart = 18,
-    /// The AECS holds what cannot be.
+    /// The AECS is invalid.
     Aecs = 22,
     /// The output of a compression does not fit.
     OutputOverflow = 25,
-    /// A symbol which has no code in the table.
+    /// A symbol without a code in the table.
     InvalidHuffmanCode = 30,
     /// More than 286 literal/length codes.
     TooManyLiteralLengths = 35,
@@ -119,7 +119,7 @@ const DISTANCE_RANGES: [(u16, u8); DISTANCES] = {
     ranges
 };
 
-/// The symbol within `ranges` that stands for `value`.
+/// The symbol within `ranges` for `value`.
 fn symbol_of(ranges: &[(u16, u8)], value: u16) -> usize {
     ranges.partition_point(|(start, _)| *start <= value) - 1
 }
@@ -133,7 +133,7 @@ mod tests {
 
     use super::*;
 
-    /// Words that come again, within the window and at all its distances.
+    /// Words that repeat within the window and at all its distances.
     fn sample() -> Vec<u8> {
         let words = (0..900_u32).map(|n| n * n % 211);
         words
@@ -169,7 +169,7 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read_by_zlib() {
-        // The fixed codes (RFC 1951, 3.2.6) as an AECS has them.
+        // The fixed codes (RFC 1951, 3.2.6) in the form of the AECS.
         let code = |length: u32, code: u32| length << 15 | code;
         let literal_lengths = (0..288).map(|symbol| match symbol {
             0..144 => code(8, 0x30 + symbol),

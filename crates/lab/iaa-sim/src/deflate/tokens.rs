@@ -1,4 +1,4 @@
-//! Bytes to tokens, and how often each symbol occurs.
+//! Parses bytes to tokens, and counts symbols.
 
 use super::{
     DISTANCE_RANGES, DISTANCES, END_OF_BLOCK, LENGTHS, LITERAL_LENGTHS, MAX_MATCH, WINDOW,
@@ -10,7 +10,7 @@ use super::{
 pub(crate) enum Token {
     /// A byte.
     Literal(u8),
-    /// As many bytes as stand that far back.
+    /// A copy of earlier bytes.
     Match {
         /// 3..=258.
         len: u16,
@@ -43,10 +43,10 @@ impl Token {
     }
 }
 
-/// Takes the longest match with the last place that looked alike, else a literal.
+/// Takes the longest match at the last similar place, or else a literal.
 ///
-/// Both passes of a dynamic compression come to the same tokens, so the second needs no symbol
-/// which the first has not counted.
+/// Both passes of a dynamic compression give the same tokens, so the second needs no symbol that
+/// the first has not counted.
 pub(crate) fn tokenize(input: &[u8], literals_only: bool) -> Vec<Token> {
     let mut tokens = Vec::new();
     let mut last_seen = vec![None; 1 << HASH_BITS];
@@ -83,15 +83,15 @@ fn match_at(input: &[u8], before: usize, position: usize) -> Option<Token> {
 }
 
 fn hash(bytes: [u8; MIN_MATCH]) -> usize {
-    // The multiplier of Knuth's multiplicative hashing; its upper bits are the well mixed ones.
+    // Knuth's multiplicative hashing; the upper bits are well mixed.
     (u32::from_le_bytes(bytes).wrapping_mul(2_654_435_761) >> (32 - HASH_BITS)) as usize
 }
 
-/// Shorter matches cost about what they save.
+/// Shorter matches cost about as much as they save.
 const MIN_MATCH: usize = 4;
 const HASH_BITS: u32 = 12;
 
-/// How often each symbol occurs.
+/// The count of each symbol.
 pub(crate) struct Histogram {
     literal_lengths: [u32; LITERAL_LENGTHS],
     distances: [u32; DISTANCES],
@@ -114,8 +114,7 @@ impl Histogram {
         histogram
     }
 
-    /// The 1280 bytes in which the device writes it: each of the two counts is followed by two
-    /// words which are not used.
+    /// The device's format of 1280 bytes: each of the two counts is followed by two unused words.
     pub(crate) fn to_bytes(&self) -> Vec<u8> {
         let words = (self.literal_lengths.iter().chain(&[0; 2]))
             .chain(self.distances.iter().chain(&[0; 2]));

@@ -1,4 +1,4 @@
-//! libqpl and one simulated device, which the tests of a program share.
+//! libqpl and one simulated device, shared by the tests of a program.
 
 // Each test program has its own copy of this module and uses a part of it.
 #![allow(dead_code)]
@@ -22,7 +22,7 @@ pub struct Bench {
 }
 
 impl Bench {
-    /// On a device with these settings. `None` when libqpl is missing, which has been said then.
+    /// Uses a device with these settings. Returns `None`, after a report, if libqpl is missing.
     pub fn new(test: &str, settings: &Settings) -> Option<Bench> {
         static TURN: Mutex<()> = Mutex::new(());
         static DEVICE: OnceLock<Simulator> = OnceLock::new();
@@ -35,7 +35,7 @@ impl Bench {
         };
         let device = DEVICE.get_or_init(|| {
             let device = Simulator::load(&healthy).expect("Cargo builds the shared object");
-            // libqpl opens the queue now, and not in the middle of what a test counts.
+            // Make libqpl open the queue now, and not in the middle of a test's counts.
             assert_eq!(super::init_status(library), Status::OK);
             device
         });
@@ -44,7 +44,7 @@ impl Bench {
             device,
             _turn: turn,
         };
-        // A test that has failed may have left something in the queue.
+        // A failed test may have left descriptors in the queue.
         device.configure(&Settings::default());
         bench.wait_until_free();
         device.configure(settings);
@@ -66,7 +66,7 @@ impl Bench {
         HardwareJob::new(self.library).expect("the device was there before")
     }
 
-    /// Returns when the device has counted this far.
+    /// Waits until the device's counters reach a state.
     pub fn wait_until(&self, mut reached: impl FnMut(&Counters) -> bool) {
         let deadline = Instant::now() + PATIENCE;
         while !reached(&self.device.counters()) {
@@ -75,7 +75,7 @@ impl Bench {
         }
     }
 
-    /// Returns when what others have left in the queue is gone.
+    /// Waits until others' descriptors have left the queue.
     pub fn wait_until_free(&self) {
         let deadline = Instant::now() + PATIENCE;
         let mut job = self.job();
@@ -86,7 +86,7 @@ impl Bench {
         }
     }
 
-    /// Decompresses what should become a page.
+    /// Decompresses a page.
     pub fn decompress(&self, flags: Flags, packed: &[u8]) -> (Status, Vec<u8>) {
         let mut job = self.job();
         job.prepare(Operation::DECOMPRESS, flags, packed, PAGE);
@@ -99,7 +99,7 @@ pub const DEPTH: u32 = 128;
 /// Bytes of a page.
 pub const PAGE: usize = 4096;
 
-/// A healthy device but for this.
+/// A device that is healthy except for this fault.
 pub fn with_fault(fault: Fault) -> Settings {
     Settings {
         faults: vec![fault],
@@ -107,7 +107,7 @@ pub fn with_fault(fault: Fault) -> Settings {
     }
 }
 
-/// What an inflate that is not libqpl's reads.
+/// Decompresses with an inflate independent of libqpl.
 pub fn inflate(packed: &[u8]) -> Vec<u8> {
     let mut unpacked = Vec::new();
     let read = DeflateDecoder::new(packed).read_to_end(&mut unpacked);

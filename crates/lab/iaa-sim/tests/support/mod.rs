@@ -1,4 +1,4 @@
-//! libqpl's functions as tests call them.
+//! libqpl's functions for tests.
 
 // Each test program has its own copy of this module and uses a part of it.
 #![allow(dead_code)]
@@ -15,10 +15,10 @@ use qpl_sys::{
     NumaId, Operation, Path, StatisticsMode, Status,
 };
 
-/// Room for the compressed form of a page whatever it holds: a stored block and some.
+/// Room for the compressed form of any page: a stored block and some more.
 pub const PACKED_ROOM: usize = 8192;
 
-/// How long a device which will answer may take on a crowded machine.
+/// The time limit for a device's answer on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
 unsafe extern "C" {
@@ -26,13 +26,13 @@ unsafe extern "C" {
     fn free(memory: *mut c_void);
 }
 
-/// C's allocator, as libqpl's tables want it.
+/// C's allocator in the form for libqpl's tables.
 pub const C_ALLOCATOR: Allocator = Allocator {
     allocate: malloc,
     free,
 };
 
-/// The library, or the word that `test` does not run.
+/// The library, or a report that `test` does not run.
 pub fn library(test: &str) -> Option<&'static Library> {
     let error = match Library::open() {
         Ok(library) => return Some(library),
@@ -47,12 +47,12 @@ pub fn library(test: &str) -> Option<&'static Library> {
     None
 }
 
-/// Says by name that a test does not run. In CI that is a failure.
+/// Reports by name that a test does not run. In CI this is a failure.
 pub fn not_run(test: &str, why: &str) {
     let in_ci = std::env::var_os("CI").is_some_and(|ci| ci == "true");
     assert!(!in_ci, "{test} must run in CI: {why}");
-    // Past the harness, which captures what the print macros write, and whole, as other tests write
-    // too.
+    // Bypasses the harness, which captures the print macros' output. One write keeps the line whole
+    // among those of other tests.
     let line = format!("not run: {test}: {why}\n");
     let written = std::io::stderr().write_all(line.as_bytes());
     written.expect("standard error is open");
@@ -84,8 +84,8 @@ impl HardwareJob {
         let status = unsafe { (library.job_size)(path, &mut len_bytes) };
         assert_eq!(status, Status::OK);
         let mut memory = vec![0_u64; (len_bytes as usize).div_ceil(8)];
-        // SAFETY: the memory is as large as the library has asked for, and the vector never grows,
-        // so that it stays where it is.
+        // SAFETY: the memory has the size that the library requires, and the vector never grows, so
+        // it stays in place.
         let status = unsafe { (library.init_job)(path, memory.as_mut_ptr().cast()) };
         if status != Status::OK {
             return Err(status);
@@ -105,7 +105,7 @@ impl HardwareJob {
         self.input = input.to_vec();
         self.output = vec![0; room];
         let pointer: *mut Job = self.memory.as_mut_ptr().cast();
-        // SAFETY: the memory holds a job since `new`, the device has not got it, and `self` is
+        // SAFETY: the memory holds a job since `new`, the device does not have it, and `self` is
         // borrowed as long as the result.
         let job = unsafe { &mut *pointer };
         job.op = op;
@@ -138,8 +138,8 @@ impl HardwareJob {
 
     pub fn submit(&mut self) -> Status {
         assert!(!self.in_flight);
-        // SAFETY: `prepare` has set every field; job and buffers stay where they are, being vectors
-        // that do not change, until `in_flight` is false again.
+        // SAFETY: `prepare` has set every field; job and buffers stay in place, as these vectors do
+        // not change until `in_flight` is false again.
         let status = unsafe { (self.library.submit_job)(self.pointer()) };
         self.in_flight = status == Status::OK;
         status
@@ -181,20 +181,20 @@ impl HardwareJob {
     /// Makes the same memory a fresh job.
     pub fn reinit(&mut self) {
         assert!(!self.in_flight);
-        // SAFETY: the memory is as large as a job needs since `new`, and the device has not got it.
+        // SAFETY: the memory has a job's size since `new`, and the device does not have it.
         let status = unsafe { (self.library.init_job)(Path::HARDWARE, self.pointer()) };
         assert_eq!(status, Status::OK);
     }
 
-    /// The job's fields, while the device has not got it.
+    /// The job's fields, while the device does not have it.
     pub fn fields(&self) -> &Job {
         assert!(!self.in_flight);
         let pointer: *const Job = self.memory.as_ptr().cast();
-        // SAFETY: the memory holds a job since `new`, and nobody is changing it.
+        // SAFETY: the memory holds a job since `new`, and nothing is changing it.
         unsafe { &*pointer }
     }
 
-    /// What the job has produced.
+    /// The output of the job.
     pub fn output(&self) -> &[u8] {
         &self.output[..self.fields().total_out as usize]
     }
@@ -215,18 +215,18 @@ impl Drop for HardwareJob {
     }
 }
 
-/// A table, destroyed in the end.
+/// A table, destroyed on drop.
 pub struct Table {
     library: &'static Library,
     pub raw: HuffmanTable,
 }
 
 impl Table {
-    /// A table for both directions, made of the statistics of `page`.
+    /// A table for both directions, made from the statistics of `page`.
     pub fn of(library: &'static Library, path: Path, page: &[u8]) -> Result<Table, Status> {
         let mut histogram = qpl_sys::Histogram::default();
         let source = page.as_ptr().cast_mut();
-        // SAFETY: `source` has as many bytes as stated, which are only read; the histogram is live.
+        // SAFETY: `source` has the stated length and is only read; the histogram is live.
         let status = unsafe {
             (library.gather_deflate_statistics)(
                 source,
@@ -258,18 +258,18 @@ impl Table {
 
 impl Drop for Table {
     fn drop(&mut self) {
-        // SAFETY: the table is live, and tests keep it longer than the jobs which use it.
+        // SAFETY: the table is live, and tests keep it longer than the jobs that use it.
         let status = unsafe { (self.library.huffman_table_destroy)(self.raw) };
         assert_eq!(status, Status::OK);
     }
 }
 
-/// Pages of several kinds: text, sparse, of one byte, pointers, and one that cannot be compressed.
+/// Pages of several kinds: text, sparse, one byte, pointers, and an incompressible one.
 pub fn pages() -> Vec<Vec<u8>> {
     const PAGE: usize = 4096;
     let mut random = 0x9e37_79b9_7f4a_7c15_u64;
     let mut next = || {
-        // xorshift64: any fixed sequence without matches will do.
+        // xorshift64: any fixed sequence without matches is suitable.
         random ^= random << 13;
         random ^= random >> 7;
         random ^= random << 17;

@@ -1,4 +1,4 @@
-//! Guests without a hypervisor, for the engines: memory, and threads that write it.
+//! Guests without a hypervisor for the engines: memory, and threads that write it.
 
 mod writes;
 
@@ -24,7 +24,7 @@ use crate::pages::Random;
 /// A mebibyte.
 pub const MIB: usize = 1 << 20;
 
-/// What stops and starts a guest's threads.
+/// Stops and starts a guest's threads.
 #[derive(Debug, Default)]
 pub struct Gate {
     state: Mutex<GateState>,
@@ -39,7 +39,7 @@ struct GateState {
 }
 
 impl Gate {
-    /// Asked by a thread of the guest between two steps; `false`: it is to end.
+    /// Called by a guest's thread between two steps; `false` ends the thread.
     fn pass(&self) -> bool {
         let mut state = self.state.lock().unwrap();
         if state.closed && !state.over {
@@ -75,26 +75,25 @@ impl Gate {
     }
 }
 
-/// A guest that runs in threads of this process.
+/// A guest that consists of threads of this process.
 #[derive(Debug)]
 pub struct TestGuest {
     /// Its memory.
     pub memory: Arc<MappedMemory>,
-    /// What stops its threads.
+    /// Stops its threads.
     pub gate: Arc<Gate>,
-    /// How many steps its threads have made.
+    /// The number of its threads' steps.
     pub steps: Arc<AtomicU64>,
     threads: Vec<JoinHandle<()>>,
 }
 
 impl TestGuest {
-    /// A guest of one block with a mix of pages in it: one third zero, one third noise, one third
-    /// text.
+    /// A guest of one block with a mix of pages: one third zero, one third noise, one third text.
     pub fn new(len_bytes: usize) -> Self {
         Self::of(memory(&[("ram", len_bytes)]))
     }
 
-    /// As [`new`](Self::new), in memory of any blocks.
+    /// The same as [`new`](Self::new), in memory of any blocks.
     pub fn of(memory: MappedMemory) -> Self {
         for block in memory.blocks() {
             for page in 0..block.range.len_bytes() / 4096 {
@@ -114,7 +113,7 @@ impl TestGuest {
         Self::of_untouched(memory)
     }
 
-    /// A guest whose memory stays as it is.
+    /// A guest with constant memory.
     pub fn of_untouched(memory: MappedMemory) -> Self {
         Self {
             memory: Arc::new(memory),
@@ -124,7 +123,7 @@ impl TestGuest {
         }
     }
 
-    /// A thread that runs `step` again and again, unless the guest is stopped.
+    /// Starts a thread that repeats `step`, except while the guest is stopped.
     pub fn run(&mut self, mut step: impl FnMut(&MappedMemory) + Send + 'static) {
         let (memory, gate, steps) = (
             Arc::clone(&self.memory),
@@ -141,8 +140,8 @@ impl TestGuest {
         }));
     }
 
-    /// A thread that writes words, and now and then zeros a page, all over the first `share` of
-    /// memory as fast as it can.
+    /// Starts a thread that writes words, and sometimes zeros a page, in random places of the first
+    /// `share` of memory at full speed.
     pub fn write_everywhere(&mut self, seed: u64, share: f64) {
         let mut random = Random::new(seed);
         self.run(move |memory| {
@@ -181,7 +180,7 @@ impl Drop for TestGuest {
     }
 }
 
-/// The VM of a [`TestGuest`], or one at a destination that is only seen to run.
+/// The VM of a [`TestGuest`], or one at a destination that only records that it runs.
 #[derive(Clone, Debug)]
 pub struct TestVm {
     gate: Arc<Gate>,
@@ -192,7 +191,7 @@ pub struct TestVm {
 }
 
 impl TestVm {
-    /// A VM that waits for a guest.
+    /// A VM for an arriving guest.
     pub fn empty() -> Self {
         Self {
             gate: Arc::default(),
@@ -229,14 +228,14 @@ pub fn name(name: &str) -> BlockName {
     BlockName::new(name.as_bytes()).unwrap()
 }
 
-/// Memory of these blocks, by name and length in bytes.
+/// Makes memory of these blocks, given by name and length in bytes.
 pub fn memory(blocks: &[(&str, usize)]) -> MappedMemory {
     let block =
         |&(of, len_bytes): &(&str, usize)| (name(of), Mapping::memfd(of, len_bytes).unwrap());
     MappedMemory::new(blocks.iter().map(block).collect())
 }
 
-/// The memory that a source offers.
+/// Makes the memory that a source offers.
 pub fn offered(offer: &Offer) -> Result<MappedMemory, VmError> {
     let blocks = offer.blocks.iter().map(|block| {
         let mapping = Mapping::memfd("destination", block.len_bytes as usize)?;
@@ -245,10 +244,10 @@ pub fn offered(offer: &Offer) -> Result<MappedMemory, VmError> {
     Ok(MappedMemory::new(blocks.collect::<Result<_, VmError>>()?))
 }
 
-/// Somewhere to listen, and what has to be kept for it.
+/// An address to listen on, and the resources it needs.
 #[derive(Debug)]
 pub struct Place {
-    /// Where to listen.
+    /// The address.
     pub address: Address,
     _folder: Option<tempfile::TempDir>,
 }
@@ -272,18 +271,18 @@ impl Place {
     }
 }
 
-/// Both ends of a migration that has ended.
+/// The results of both ends of a migration.
 #[derive(Debug)]
 pub struct Outcome {
-    /// What the source says.
+    /// The source's result.
     pub source: Result<Statistics, SourceFailure>,
-    /// What the destination says.
+    /// The destination's result.
     pub destination: Result<Received<MappedMemory>, Failure>,
     /// The VM at the destination.
     pub vm: TestVm,
 }
 
-/// Sends `guest` to a destination in another thread, tracked by the kernel.
+/// Sends `guest` to a destination in another thread, with dirty tracking by the kernel.
 pub fn migrate(guest: &TestGuest, place: &Place, parameters: &Parameters) -> Outcome {
     let mut log = PagemapLog::of_memory(&guest.memory).unwrap();
     let mut acceptor = Acceptor::bind(&place.address).unwrap();
@@ -297,7 +296,7 @@ pub fn migrate(guest: &TestGuest, place: &Place, parameters: &Parameters) -> Out
     )
 }
 
-/// As [`migrate`], with a dirty log of one's own, in sight, and until it is cancelled.
+/// The same as [`migrate`], with a given dirty log, observable and cancellable.
 pub fn migrate_with(
     guest: &TestGuest,
     acceptor: &mut Acceptor,
@@ -325,7 +324,7 @@ pub fn migrate_with(
             vm: &mut vm,
         };
         let source = source::send(&address, guest, parameters, cancel, observe);
-        // A source that failed before it dialled has told nobody.
+        // A source that failed before it dialled has not notified the destination.
         let patience = Instant::now() + Duration::from_millis(500);
         while source.is_err() && !destination.is_finished() && Instant::now() < patience {
             thread::sleep(Duration::from_millis(1));
@@ -342,10 +341,10 @@ pub fn migrate_with(
     })
 }
 
-/// Migrates a guest that writes as fast as it can, and compares both ends.
+/// Migrates a guest that writes at full speed, and compares both ends.
 pub fn migrates_whole(place: &Place, len_bytes: usize, parameters: &Parameters) {
     let mut guest = TestGuest::new(len_bytes);
-    // As fast as it can, over as much as can be sent while it stands still.
+    // The guest writes at full speed to as much memory as can be sent during its stop.
     guest.write_everywhere(1, (64.0 * MIB as f64 / len_bytes as f64).min(0.25));
     let outcome = migrate(&guest, place, parameters);
     let statistics = outcome.source.unwrap();
@@ -362,7 +361,7 @@ pub fn migrates_whole(place: &Place, len_bytes: usize, parameters: &Parameters) 
     assert_eq!(received.arrived.duplicate, statistics.duplicate);
 }
 
-/// Says which page differs, if one does.
+/// Asserts that all pages are equal, and names one that differs.
 pub fn assert_equal(source: &MappedMemory, destination: &MappedMemory) {
     for (name, ours) in source.mappings() {
         let theirs = destination.mappings();

@@ -1,10 +1,10 @@
-//! The report for people: one file, nothing beside it.
+//! The HTML report: one self-contained file.
 
 use std::fmt::Write;
 
 use super::table::{Report, Row};
 
-/// The whole page.
+/// The complete page.
 pub fn page(report: &Report) -> String {
     let mut body = String::new();
     let longest = report.rows.iter().filter_map(|row| row.means.as_ref());

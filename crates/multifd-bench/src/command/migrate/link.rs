@@ -1,4 +1,4 @@
-//! What source and destination have between them.
+//! The path between source and destination.
 
 use std::fmt;
 use std::process::Command;
@@ -35,18 +35,18 @@ impl fmt::Display for Rate {
     }
 }
 
-/// The way from source to destination.
+/// The path from source to destination.
 pub enum Path {
-    /// The machine's own, as fast as it is.
+    /// The machine's loopback at full speed.
     Loopback,
     /// A link between two network namespaces.
     Shaped(Link, Rate),
-    /// The loopback, and the source keeps to a rate.
+    /// The loopback; the source limits its rate.
     Limited { rate: Rate, why: String },
 }
 
 impl Path {
-    /// A link of `rate` where the rights are there.
+    /// A link of `rate` if this process has the rights for it.
     pub fn new(rate: Option<Rate>) -> Result<Self, String> {
         Ok(match rate {
             None => Self::Loopback,
@@ -60,12 +60,12 @@ impl Path {
         })
     }
 
-    /// The host's name that a destination listens at.
+    /// The host name for a destination to listen on.
     pub fn host(&self) -> &str {
         self.ends().map_or("127.0.0.1", |[_, to]| to.address())
     }
 
-    /// The command, where the source is.
+    /// Runs the command at the source's end.
     pub fn at_source(&self, command: Command) -> Command {
         match self.ends() {
             Some([from, _]) => from.command(&command),
@@ -73,7 +73,7 @@ impl Path {
         }
     }
 
-    /// The command, where the destination is.
+    /// Runs the command at the destination's end.
     pub fn at_destination(&self, command: Command) -> Command {
         match self.ends() {
             Some([_, to]) => to.command(&command),
@@ -81,7 +81,7 @@ impl Path {
         }
     }
 
-    /// What the source is to keep to, in bytes per second.
+    /// The source's limit in bytes per second.
     pub const fn max_bandwidth(&self) -> Option<u64> {
         match self {
             Self::Limited { rate, .. } => Some(rate.0 / 8),
@@ -115,7 +115,7 @@ impl fmt::Display for Path {
     }
 }
 
-/// Below, a bucket would be larger than what flows in a second.
+/// Below this rate, a bucket would exceed one second of traffic.
 const LEAST: u64 = 8_000_000;
 
 #[cfg(test)]

@@ -19,7 +19,7 @@ use link::Path;
 use run::Run;
 use table::{Machine, Report, Row};
 
-/// Moves guests in every mode, in turn, and prints what it came to.
+/// Moves guests in every mode, in turn, and prints the results.
 pub fn run(args: &MigrateArgs) -> Outcome {
     let path = Path::new(args.link)?;
     say::note(format_args!("{path}"));
@@ -33,7 +33,7 @@ pub fn run(args: &MigrateArgs) -> Outcome {
             );
         }
     }
-    // What goes wrong for a while so goes wrong for all alike.
+    // Interleaving spreads a temporary disturbance over all modes.
     for number in 1..=args.runs {
         for row in &mut rows {
             if row.unavailable.is_none() {

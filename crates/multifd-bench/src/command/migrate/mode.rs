@@ -1,4 +1,4 @@
-//! How a guest is moved: a method and who computes it, in the words of the published tables.
+//! How a guest is moved: a method and an accelerator, in the words of the published tables.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,7 +6,7 @@ use std::str::FromStr;
 use multifd_codec::{Accel, Settings, encoder};
 use multifd_wire::Method;
 
-/// A method, and an accelerator if one is asked for.
+/// A method, and an accelerator if given.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mode {
     method: Method,
@@ -18,7 +18,7 @@ impl Mode {
         self.method
     }
 
-    /// Who computes. Methods without a library of their own are computed by the best there is.
+    /// The accelerator. Methods without an explicit one use the best available.
     pub const fn accel(&self) -> Accel {
         match (self.accel, self.method) {
             (Some(accel), _) => accel,
@@ -27,7 +27,7 @@ impl Mode {
         }
     }
 
-    /// Why there is no such mode here, if there is none.
+    /// Why this mode is not available here, if so.
     pub fn missing(&self) -> Option<String> {
         let mut settings = Settings::default();
         settings.accel = self.accel();

@@ -1,4 +1,4 @@
-//! One migration: source and destination in a process each.
+//! One migration; source and destination are separate processes.
 
 use std::fmt;
 use std::io::{BufRead, BufReader, Read};
@@ -14,7 +14,7 @@ use super::link::Path;
 use super::mode::Mode;
 use crate::command::{own, send};
 
-/// What is to be moved, and how.
+/// The guest to move, and the mode.
 pub struct Run {
     pub guest: Kind,
     pub channels: NonZeroU8,
@@ -25,26 +25,26 @@ pub struct Run {
     pub timeout_s: u64,
 }
 
-/// What came of it.
+/// The result of an attempt.
 pub enum Attempt {
     /// The guest was moved.
     Moved {
         sent: Box<send::Summary>,
-        /// Of source and destination.
+        /// CPU time of source and destination.
         cpu_seconds: f64,
     },
     /// It took too long.
     TimedOut,
-    /// Something else went wrong.
+    /// It failed for another reason.
     Failed(String),
 }
 
 impl Run {
-    /// Moves a guest that is made for this one time.
+    /// Moves a guest that is made for this run.
     ///
     /// # Errors
     ///
-    /// When there is not even an attempt.
+    /// If the attempt cannot even start.
     pub fn migrate(&self, path: &Path) -> Result<Attempt, Box<dyn std::error::Error>> {
         let destination = Destination::start(self, path)?;
         let mut source = own::command()?;
@@ -105,11 +105,11 @@ impl fmt::Display for Attempt {
     }
 }
 
-/// A `multifd-bench receive`. Dropped, it is killed.
+/// A `multifd-bench receive`. Dropping it kills the process.
 struct Destination {
     child: Child,
     address: String,
-    /// What it says once it listens.
+    /// Its messages after it started to listen.
     complaints: Option<JoinHandle<String>>,
 }
 
@@ -137,7 +137,7 @@ impl Destination {
         while stderr.read_line(&mut said)? > 0 {
             if let Some((_, address)) = said.trim_end().rsplit_once("listening on ") {
                 destination.address = address.to_owned();
-                // Read to its end, so that it never has to wait for a reader.
+                // Read to the end, so that the process never blocks on a full pipe.
                 destination.complaints = Some(thread::spawn(move || {
                     let mut said = String::new();
                     let _ = stderr.read_to_string(&mut said);
@@ -149,7 +149,7 @@ impl Destination {
         Err(format!("the destination does not listen: {}", said.trim_end()).into())
     }
 
-    /// Waits for its end: what it prints, or what it complains of.
+    /// Waits for its end and returns its output, or its error messages.
     fn end<T: DeserializeOwned>(mut self) -> Result<Result<T, String>, Box<dyn std::error::Error>> {
         let mut stdout = self.child.stdout.take().ok_or("a pipe is missing")?;
         let mut printed = String::new();

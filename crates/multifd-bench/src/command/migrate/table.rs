@@ -1,4 +1,4 @@
-//! The rows and columns of the published table, and some more.
+//! The rows and columns of the published table, with some additions.
 
 use std::fmt;
 use std::fs;
@@ -12,21 +12,21 @@ use super::mode::Mode;
 use super::run::Attempt;
 use crate::command::send::Summary;
 
-/// All that was measured.
+/// All measurements.
 #[derive(Serialize)]
 pub struct Report {
     pub machine: Machine,
     pub memory_bytes: u64,
-    /// What was between source and destination.
+    /// The path between source and destination.
     pub path: String,
-    /// How often each was moved.
+    /// The number of runs of each row.
     pub runs: u32,
     pub timeout_s: u64,
     pub downtime_limit_ms: u64,
     pub rows: Vec<Row>,
 }
 
-/// Where it was measured.
+/// The machine measured on.
 #[derive(Serialize)]
 pub struct Machine {
     processor: String,
@@ -34,7 +34,7 @@ pub struct Machine {
     kernel: String,
 }
 
-/// A guest moved in one way, some times.
+/// Repeated migrations of one guest in one mode.
 #[derive(Serialize)]
 pub struct Row {
     #[serde(serialize_with = "as_text")]
@@ -42,14 +42,14 @@ pub struct Row {
     pub channels: NonZeroU8,
     #[serde(serialize_with = "as_text")]
     pub mode: Mode,
-    /// Why this machine cannot do it, if it cannot.
+    /// Why this machine cannot do it, if so.
     pub unavailable: Option<String>,
     pub attempts: u32,
-    /// Those that did not end in time.
+    /// The number of timeouts.
     pub timed_out: u32,
-    /// What went wrong otherwise, each time it did.
+    /// The other errors, one for each failure.
     pub errors: Vec<String>,
-    /// Means of those that went well; none if none did.
+    /// Means of the successful runs, if any.
     pub means: Option<Means>,
     #[serde(skip)]
     moved: Vec<(Summary, f64)>,
@@ -67,11 +67,11 @@ pub struct Means {
     pub rounds: f64,
     pub transferred: f64,
     pub ratio: f64,
-    /// Of source and destination together, without the guest's.
+    /// CPU time of source and destination together, without the guest's.
     pub cpu_seconds: f64,
-    /// What the guest did in a second until it was stopped.
+    /// The guest's operations per second until it was stopped.
     pub guest_rate: f64,
-    /// Who compressed, the last time, and how many pages went which way.
+    /// The backend of the last run, and its counts of pages.
     pub backend: String,
     pub hardware: f64,
     pub software: f64,
@@ -138,7 +138,7 @@ impl Means {
         })
     }
 
-    /// Which way the pages went, and why.
+    /// The backends of the pages, and the reason.
     pub fn compressed_by(&self) -> String {
         let ways = [
             (self.hardware, "hardware"),
@@ -155,7 +155,7 @@ impl Means {
 }
 
 impl Machine {
-    /// This one, as far as it tells.
+    /// This machine, as far as it can be identified.
     pub fn this() -> Self {
         let read = |path| fs::read_to_string(path).unwrap_or_default();
         let info = read("/proc/cpuinfo");
@@ -192,7 +192,7 @@ impl fmt::Display for Row {
 }
 
 impl Report {
-    /// What was measured and how, in one line.
+    /// The conditions of the measurement in one line.
     pub fn conditions(&self) -> String {
         format!(
             "{}; guests of {}; {}; means of {} runs; downtime limit {} ms, time limit {} s",

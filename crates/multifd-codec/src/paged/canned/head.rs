@@ -1,17 +1,17 @@
-//! What comes before the pages.
+//! The head of a payload, before the pages.
 
 use page_deflate::HeaderError;
 
-/// The beginning of a payload, as it stands there.
+/// The head of a payload, in place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Head<'a> {
-    /// Which code the pages are in.
+    /// The generation of the pages' code.
     pub(super) generation: u8,
-    /// The code, or nothing if it is the one at hand.
+    /// The code's description, or nothing if the code is the current one.
     pub(super) description: &'a [u8],
 }
 
-/// Why the beginning of a `canned` payload is refused.
+/// Why the head of a `canned` payload is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum CannedFault {
@@ -20,7 +20,7 @@ pub enum CannedFault {
     Truncated {
         /// Length of the payload.
         found: usize,
-        /// Length of what comes before the pages.
+        /// Length of the head.
         needed: usize,
     },
     /// Another version of the format.
@@ -28,15 +28,15 @@ pub enum CannedFault {
     Version {
         /// The version.
         found: u8,
-        /// The one there is.
+        /// The only known version.
         allowed: u8,
     },
-    /// A code is missing, or one comes that should have come before.
+    /// A code is missing, or a past code comes again.
     #[error("generation {found} of the code instead of {expected}")]
     Generation {
         /// The generation.
         found: u8,
-        /// That of the code at hand; or, if the payload brings a code, the next.
+        /// The generation of the current code, or the next one if the payload brings a code.
         expected: u8,
     },
     /// The channel's first payload brings no code.
@@ -47,7 +47,7 @@ pub enum CannedFault {
     Code(#[source] HeaderError),
 }
 
-/// The generation of the code that comes after the one of generation `before`.
+/// The generation after `before`.
 pub(super) fn next(before: Option<u8>) -> u8 {
     before.map_or(0, |generation| generation.wrapping_add(1))
 }
@@ -62,7 +62,7 @@ pub(super) fn write(generation: u8, description: &[u8], out: &mut Vec<u8>) {
 }
 
 impl<'a> Head<'a> {
-    /// Reads the head of a payload; with it comes what is behind.
+    /// Reads the head of a payload and returns it with the rest.
     ///
     /// # Errors
     ///

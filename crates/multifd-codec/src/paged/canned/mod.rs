@@ -1,12 +1,12 @@
 //! Method `canned`, our own, between two ends of our own: every page by itself, in a code that both
-//! ends know already.
+//! ends already have.
 //!
-//! A payload is, numbers being big-endian:
+//! The layout of a payload, with big-endian numbers:
 //!
 //! | bytes | |
 //! | --- | --- |
 //! | 1 | version of this format: 1 |
-//! | 1 | generation: which code the pages are in. A channel's first code has generation 0, each new one the next number, and 0 again after 255 |
+//! | 1 | generation of the pages' code. A channel's first code has generation 0, each new one the next number, and 0 again after 255 |
 //! | 2 | length of the code's description; 0 if the code is that of the packet before |
 //! | so many | the code's description |
 //! | the rest | a table of lengths and then the pages ([`multifd_wire::lengths`]) |
@@ -15,24 +15,23 @@
 //! block's first bit to the last of the code lengths (RFC 1951, sections 3.2.3 and 3.2.7), the rest
 //! of the last byte being 0. It describes all 286 literals and lengths and all 30 distances; every
 //! symbol has a code of 1 to 15 bits, and both codes are complete. It never has more than 290
-//! bytes. Like every header it can be written in several ways, all of which mean the same.
+//! bytes. Like every header it has several valid forms with the same meaning.
 //!
-//! A page as long as the page size is there as it is. A shorter one is what follows that header in
-//! its block: symbols, the end of the block, and zeros to the end of the byte. So header and page
-//! together, bit behind bit, are a complete deflate stream. It fills its page exactly, ends in the
-//! page's last byte, and no distance in it is over 4096 or reaches back to before the page, so that
-//! an Intel IAA can read it; this is also what libqpl calls *canned mode*.
+//! A page as long as the page size is uncompressed. A shorter one is the rest of the block after
+//! that header: symbols, the end of the block, and zero bits to the end of the byte. So header and
+//! page together, bit after bit, are a complete deflate stream. It fills its page exactly and ends
+//! in the page's last byte. No distance in it exceeds 4096 or reaches back before the page, so that
+//! an Intel IAA can read it; libqpl calls this *canned mode*.
 //!
-//! The first payload of a channel brings a code. Each may bring one, which then holds for its pages
-//! and until the next; codes are a channel's own. Packets without normal pages have no payload and
-//! change nothing.
+//! The first payload of a channel brings a code. Any payload may bring one, which holds for its
+//! pages and until the next code; codes belong to one channel. Packets without normal pages have no
+//! payload and change nothing.
 //!
-//! A receiver refuses another version, a generation out of its turn, a first payload without code,
-//! and a description that breaks the rules above. Nothing checks what a page says: a page whose
-//! bits have changed and which still ends where it should is taken for what it says, as in the
-//! methods of QEMU.
+//! A receiver refuses another version, a generation out of order, a first payload without a code,
+//! and a description that breaks the rules above. Pages have no checksum: a page with flipped bits
+//! that still ends in the right place is accepted, as in QEMU's methods.
 //!
-//! Which code is best, and when to change it, is the sender's affair ([`plan`]).
+//! The sender decides which code to use and when to change it ([`plan`]).
 
 mod head;
 mod plan;
@@ -52,15 +51,15 @@ use crate::{Backend, DecodeError, EncodeError, Pages, PathCounts, Streams};
 use head::Head;
 use plan::Planner;
 
-/// Which code pages are in, and that code where it is new.
+/// Selects the code of the pages, and sends new codes.
 pub(crate) struct CodeHeads<Code> {
     planner: Planner,
     current: Option<Coded<Code>>,
 }
 
 impl<Code> CodeHeads<Code> {
-    /// `effort` is that of looking at pages for a code, and `streams` how many are looked at at
-    /// once; best what the compressor takes too.
+    /// `effort` is that of the scouts, which should be the compressor's. `streams` is the number of
+    /// parallel scouts.
     pub(crate) fn new(effort: Effort, streams: Streams) -> Self {
         Self {
             planner: Planner::new(effort, streams),
@@ -109,7 +108,7 @@ pub(crate) struct ReadPages {
     code: CodeAtHand,
 }
 
-/// The code that holds until the next one comes, and its generation.
+/// The code that holds until the next one, and its generation.
 struct CodeAtHand(Option<(u8, Arc<BodyCode>)>);
 
 impl ReadPages {
@@ -157,7 +156,7 @@ impl ReadPayload for ReadPages {
         page_size: PageSize,
     ) -> Result<PathCounts, DecodeError> {
         let (head, list) = Head::read(&packet.payload).map_err(DecodeError::Canned)?;
-        // The list is what is behind the head.
+        // The list is the rest after the head.
         let head_len = packet.payload.len().saturating_sub(list.len());
         let code = self.code.of(&head).map_err(DecodeError::Canned)?;
         self.reader.read_bodies(packet, head_len, page_size, code)

@@ -1,15 +1,14 @@
-//! Which code a packet's pages are written in.
+//! Chooses the code of a packet's pages.
 //!
 //! Memory changes its texture from one place to the next, and a code costs about a hundred bytes
-//! and some microseconds. So every packet is asked anew: a sixteenth of its pages, spread evenly,
-//! are cut into symbols, and if the code that is best for these pages saves more than it costs over
-//! the packet at hand, it is sent.
+//! and some microseconds. So the choice is made for every packet: a sixteenth of its pages, spread
+//! evenly, are parsed to symbols. If the best code for these pages saves more than it costs over
+//! the whole packet, it is sent.
 //!
-//! What a code saves on the pages it was made of is flattered: it follows what is chance in them.
-//! As in all such fits that comes to about a bit for each number that was fitted, which is
-//! subtracted before the sum is extrapolated to all pages. What remains has to be twice the length
-//! of the description, as an estimate is none the less; this also keeps two codes that are almost
-//! as good from taking turns.
+//! The saving on the sampled pages is biased: the code fits their random variation too. As in all
+//! such fits, the bias is about a bit per fitted number, which is subtracted before the sum is
+//! extrapolated to all pages. The rest is still an estimate, so it has to be twice the length of
+//! the description; this also keeps two codes of similar quality from alternating.
 
 use std::convert::Infallible;
 
@@ -25,23 +24,23 @@ pub(super) struct Planner {
     description: Vec<u8>,
 }
 
-/// Looks at pages, and has seen some.
+/// Parses pages and counts their symbols.
 struct Scout {
     deflater: PageDeflater,
     sample: Histogram,
 }
 
-/// Copies of the pages that are looked at.
+/// Copies of the sampled pages.
 #[derive(Default)]
 struct Sampled {
     pages: Vec<u8>,
     page_bytes: usize,
 }
 
-/// The best code for a packet, as far as can be told.
+/// The best code for a packet, estimated from the sample.
 pub(super) struct Plan<'p> {
     pub(super) lengths: CodeLengths,
-    /// The code as it is written down.
+    /// The serialised code.
     pub(super) description: &'p [u8],
     sample: Histogram,
     sampled: usize,
@@ -49,7 +48,7 @@ pub(super) struct Plan<'p> {
 }
 
 impl Planner {
-    /// As many look at a packet as write its streams.
+    /// The number of scouts per packet is the number of its writers.
     pub(super) fn new(effort: Effort, streams: Streams) -> Self {
         let scout = || {
             Ok::<_, Infallible>(Scout {
@@ -65,14 +64,14 @@ impl Planner {
         }
     }
 
-    /// Looks at some of the pages.
+    /// Samples some of the pages.
     pub(super) fn plan(&mut self, pages: &Pages<'_>) -> Plan<'_> {
         let sampled = pages.len().div_ceil(PAGES_PER_SAMPLE);
         let copies = &mut self.sampled;
         copies.pages.clear();
         copies.page_bytes = pages.page_size().bytes();
         for part in 0..sampled {
-            // In the middle of its part of the packet.
+            // The middle page of its part of the packet.
             let page = (2 * part + 1) * pages.len() / (2 * sampled);
             pages.append_range(page..page + 1, &mut copies.pages);
         }
@@ -104,7 +103,7 @@ impl Scout {
 }
 
 impl Plan<'_> {
-    /// Whether it pays to send this code and not to go on with the other.
+    /// Returns whether sending this code pays compared with keeping the current one.
     pub(super) fn pays_over(&self, current: &CodeLengths) -> bool {
         let bits = |code| self.sample.code_bits(code);
         let saved = bits(current).saturating_sub(bits(&self.lengths) + CHANCE_BITS);
@@ -113,8 +112,8 @@ impl Plan<'_> {
     }
 }
 
-/// One page of so many is looked at.
+/// One page in this many is sampled.
 const PAGES_PER_SAMPLE: usize = 16;
 
-/// What of a saving is chance: a bit for each symbol.
+/// The biased part of a saving: a bit for each symbol.
 const CHANCE_BITS: u64 = CodeLengths::BYTES as u64;
