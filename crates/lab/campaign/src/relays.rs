@@ -1,6 +1,7 @@
 //! Runs with made peers through one relay or two.
 
 use std::fs;
+use std::sync::Arc;
 use std::thread;
 
 use crate::around::Around;
@@ -8,12 +9,12 @@ use crate::campaign::Bench;
 use crate::destination::{ANOTHER_MAIN, DestinationEnd};
 use crate::ends::{Ends, migrate};
 use crate::link::{self, LinkBehaviour, Target};
-use crate::net::{Address, Listener, Stop};
+use crate::net::{Address, Listener, Stop, Trigger};
 use crate::plan::Plan;
 use crate::pool::{Pool, Relays};
 use crate::process::Bounds;
 use crate::random::Random;
-use crate::scenario::{Kind, Scenario, Second};
+use crate::scenario::{Between, Kind, Scenario, Second};
 use crate::source::SourceEnd;
 use crate::verdict::{Class, Confirmed, Report, judge};
 
@@ -169,7 +170,14 @@ impl Run {
         let (near, last) = (relays.near()?, relays.last()?);
         let destination_at = own.as_ref().or(last.port()).ok_or("no listener")?;
         let parts = relays.parts();
-        let default_link = LinkBehaviour::default();
+        let mut between = scenario.links[1].clone().unwrap_or_default();
+        // A trunk carries fewer bytes than its source writes, and it is these that a moment counts.
+        let mut cut = None;
+        if scenario.between != Between::Qemu
+            && let Some((at, delay)) = between.cut_all.take()
+        {
+            cut = Some((Arc::new(Trigger::new(at)), delay));
+        }
 
         let ends = thread::scope(|scope| -> Result<_, String> {
             if let Some((outer, target)) = &sorting {
@@ -180,13 +188,22 @@ impl Run {
             if parts.len() > 1 {
                 let trunk = trunk.as_ref().and_then(Option::as_ref).or(near.port());
                 let target = Target::One(last.address.clone());
-                let behaviour = scenario.links[1].as_ref().unwrap_or(&default_link);
                 let trunk = trunk.ok_or("no trunk")?;
-                link::run(scope, behaviour, trunk, target, &around.stop, &broken[1]);
+                link::run(scope, &between, trunk, target, &around.stop, &broken[1]);
             }
-            let (address, passed) =
+            let (address, mut passed) =
                 around.start(scope, scenario, plan, &folder, &parts, bench.limit)?;
             let stop = &around.stop;
+            if let Some((trigger, delay)) = &cut {
+                passed.push(Arc::clone(trigger));
+                let broken = &broken[1];
+                scope.spawn(move || {
+                    if trigger.wait(stop) {
+                        stop.sleep(*delay);
+                        broken.stop();
+                    }
+                });
+            }
             let other = beside.as_ref().map(|beside| {
                 let Beside {
                     plan,

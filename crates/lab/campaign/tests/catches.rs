@@ -169,7 +169,12 @@ fn a_lost_packet_is_found() {
     let lab = Lab::new(true);
     let (who, after, len) = lab.packet();
     let what = Happening::Lose(len);
-    let faults = vec![LinkFault { who, after, what }];
+    let faults = vec![LinkFault {
+        who,
+        after,
+        back: false,
+        what,
+    }];
     let ends = lab.over(&LinkBehaviour {
         faults,
         ..LinkBehaviour::default()

@@ -19,6 +19,11 @@ const LEAST_COMPRESSED: usize = 512;
 /// How long a last word to the other relay may take. Its connection is closed then.
 const LAST_WORD: Duration = Duration::from_millis(500);
 
+/// How long the rest of a frame may take to go on. Each is written at once, so a host or a network
+/// that is silent as long is gone; or the length of the frame was changed on the way, and its rest
+/// never comes.
+const FRAME_REST: Duration = Duration::from_secs(30);
+
 /// The other relay has ended the migration, and said why.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the other relay ended the migration: {words}")]
@@ -123,6 +128,11 @@ impl Reading {
     /// Reads frames until one brings something. What it brings is put into `buffer`, as far as there is room.
     fn fill(&mut self, under: &Stream, buffer: &mut [u8], wait: bool) -> io::Result<usize> {
         loop {
+            let is_late = wait && self.frames.is_inside_a_frame();
+            if is_late && !under.is_readable_within(FRAME_REST)? {
+                let words = "the other relay stopped inside a frame";
+                return Err(io::Error::new(io::ErrorKind::TimedOut, words));
+            }
             let space = self.frames.space();
             let count = match wait {
                 true => under.read_some(space)?,
