@@ -30,7 +30,8 @@ fn gather(criterion: &mut Criterion) {
         let pages: Vec<GuestPage<'_>> = guest
             .chunks(PAGE_SIZE.bytes() / 8)
             .map(|page| {
-                // SAFETY: the page is inside `guest`, whose words are aligned and which outlives the handles unchanged.
+                // SAFETY: the page is inside `guest`, whose words are aligned and which outlives
+                // the handles unchanged.
                 unsafe { GuestPage::new(NonNull::from(page).cast(), PAGE_SIZE) }
             })
             .collect();

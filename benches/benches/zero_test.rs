@@ -1,5 +1,5 @@
-//! The zero-page test, page by page over a packet's pages. A page with content is left early, so only `zero` shows the
-//! speed of memory.
+//! The zero-page test, page by page over a packet's pages. A page with content is left early, so
+//! only `zero` shows the speed of memory.
 
 use std::hint::black_box;
 
@@ -16,7 +16,8 @@ fn zero_test(criterion: &mut Criterion) {
             bench.iter(|| pages.clone().filter(|page| is_zero(page)).count());
         });
     }
-    // Larger than the caches, as a guest is, and written once: untouched memory is one zero page many times over.
+    // Larger than the caches, as a guest is, and written once: untouched memory is one zero page
+    // many times over.
     let mut guest = vec![1; 256 << 20];
     guest.fill(black_box(0));
     group

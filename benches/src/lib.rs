@@ -1,7 +1,7 @@
 //! Criterion benches, one file per stage of the data flow, over pages made here.
 //!
-//! The pages are the same on every machine and in every run. They stand for the extremes of what guests hold; how fast
-//! real guests' memory goes is measured elsewhere, on memory of real guests.
+//! The pages are the same on every machine and in every run. They stand for the extremes of what
+//! guests hold; how fast real guests' memory goes is measured elsewhere, on memory of real guests.
 
 use std::time::Duration;
 
@@ -43,7 +43,8 @@ pub fn corpora() -> [Corpus; 4] {
     ]
 }
 
-/// Short enough that all benches together end within a minute or two; the numbers still settle to a few percent.
+/// Short enough that all benches together end within a minute or two; the numbers still settle to a
+/// few percent.
 #[must_use]
 pub fn criterion() -> Criterion {
     Criterion::default()
@@ -82,7 +83,8 @@ impl Random {
         }
     }
 
-    /// Four words as a heap holds them: two pointers into one region, a small number, and often nothing.
+    /// Four words as a heap holds them: two pointers into one region, a small number, and often
+    /// nothing.
     fn object(&mut self) -> [u8; 32] {
         let heap = 0x7f3a_4000_0000;
         let words = [

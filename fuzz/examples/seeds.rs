@@ -14,7 +14,8 @@ use page_deflate::{Deflater, Effort, Histogram, PageDeflater, SharedCode, Window
 use testkit::plain::PlainChannel;
 use testkit::wire::vector;
 
-/// How `channel`, `control`, `main_stream` and `return_path` cut their stream: by one byte, by headers, not at all.
+/// How `channel`, `control`, `main_stream` and `return_path` cut their stream: by one byte, by
+/// headers, not at all.
 const CUTS: [(&str, [u8; 8]); 3] = [
     ("bytes", [4; 8]),
     ("headers", [14, 70, 32, 4, 0, 90, 18, 150]),
@@ -297,7 +298,8 @@ fn deflate() -> io::Result<()> {
     write("inflate", "shared", &body)
 }
 
-/// Two packets of two pages of 1 KiB: of one texture, so that the second goes on with the code of the first; and of two.
+/// Two packets of two pages of 1 KiB: of one texture, so that the second goes on with the code of
+/// the first; and of two.
 fn canned() -> io::Result<()> {
     let page_size = PageSize::MIN;
     let pages = |kind: u32| -> Vec<u8> {

@@ -28,8 +28,9 @@ struct World {
     next: Id,
 }
 
-/// A channel is given once, to a main channel that is there, was read and can own it; what is refused is gone; nothing
-/// that is undecided now was decidable without something new; and nothing waits for ever.
+/// A channel is given once, to a main channel that is there, was read and can own it; what is
+/// refused is gone; nothing that is undecided now was decidable without something new; and nothing
+/// waits for ever.
 pub fn acceptor(data: &[u8]) {
     let mut world = World::default();
     let mut now = Instant::now();

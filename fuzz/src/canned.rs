@@ -6,10 +6,11 @@ use multifd_wire::{Method, PageSize};
 use page_deflate::CodeLengths;
 use testkit::oracle::{Ending, Oracle};
 
-/// Payloads that are taken hold, behind the description of their code, streams which the judge reads the same; after one
-/// that is refused none is taken.
+/// Payloads that are taken hold, behind the description of their code, streams which the judge
+/// reads the same; after one that is refused none is taken.
 ///
-/// The first bytes of `data` say how many pages there are, of which size, and how long the first of two payloads is.
+/// The first bytes of `data` say how many pages there are, of which size, and how long the first of
+/// two payloads is.
 pub fn canned(data: &[u8]) {
     let Some((&[pages, log2, high, low], payloads)) = data.split_first_chunk() else {
         return;

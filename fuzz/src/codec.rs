@@ -10,8 +10,8 @@ const PAGE: usize = 4096;
 /// Enough for an encoder's window to slide.
 const MEMORY_BYTES: usize = 80 << 10;
 
-/// Whatever is compressed comes out again: of a stream, packet by packet, with the judge's approval, and of pages by
-/// themselves, as hardware would read them.
+/// Whatever is compressed comes out again: of a stream, packet by packet, with the judge's
+/// approval, and of pages by themselves, as hardware would read them.
 ///
 /// The first bytes of `data` choose the encoder, the rest is what memory is made of.
 pub fn deflate(data: &[u8]) {
@@ -90,7 +90,8 @@ fn memory(texture: &[u8], repeats: usize) -> Vec<u8> {
     memory
 }
 
-/// Any bytes are read as the judge reads them or refused as it refuses them, and never read or written beyond.
+/// Any bytes are read as the judge reads them or refused as it refuses them, and never read or
+/// written beyond.
 ///
 /// The first bytes of `data` say how much should come out.
 pub fn inflate(data: &[u8]) {

@@ -135,8 +135,8 @@ pub fn return_path(data: &[u8]) {
     assert!(stream.starts_with(&rebuilt));
 }
 
-/// A control connection gives the same messages in every cut, and what was taken of it can be written and is the same when
-/// it is read again. Its machine keeps no more than came.
+/// A control connection gives the same messages in every cut, and what was taken of it can be
+/// written and is the same when it is read again. Its machine keeps no more than came.
 ///
 /// The first bytes of `data` say how the rest is cut.
 pub fn control(data: &[u8]) {
@@ -167,8 +167,8 @@ pub fn control(data: &[u8]) {
             while let Ok(Some(_)) = receiver.push(&mut piece) {}
         }
     });
-    // A block has at least 3 bytes in the stream and less than 300 in memory, and stands in lists that may be filled by
-    // half.
+    // A block has at least 3 bytes in the stream and less than 300 in memory, and stands in lists
+    // that may be filled by half.
     assert!(
         most <= (4 << 10) + stream.len() / 3 * 4 * 300,
         "{most} bytes"

@@ -148,10 +148,7 @@ fn changed(mut script: &[u8], cut: &[usize]) {
 fn written(script: &mut &[u8]) -> (Vec<Vec<u8>>, Vec<Received>) {
     let mut writer = FrameWriter::new(Digest::Xxh3, Compression::Zstd).expect("built with zstd");
     let (mut wire, mut sent) = (Vec::new(), Vec::new());
-    loop {
-        let Some((&[kind, len], rest)) = script.split_first_chunk() else {
-            break;
-        };
+    while let Some((&[kind, len], rest)) = script.split_first_chunk() {
         *script = rest;
         let (bytes, _) = rest.split_at(rest.len().min(usize::from(len)));
         let mut frame = Vec::new();

@@ -80,7 +80,8 @@ fn main() -> ExitCode {
 
 /// The top folder of the workspace.
 fn workspace() -> PathBuf {
-    // The manifest's parent exists by construction; a path without one would only make the commands below fail.
+    // The manifest's parent exists by construction; a path without one would only make the commands
+    // below fail.
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .parent()
         .map(Path::to_path_buf)

@@ -46,7 +46,8 @@ impl Multifd {
         Multifd::start_at(None, program, arguments)
     }
 
-    /// Starts a relay towards `connect`, at an end of a link or wherever this process is, and says where it listens.
+    /// Starts a relay towards `connect`, at an end of a link or wherever this process is, and says
+    /// where it listens.
     pub fn relay(
         at: Option<&LinkEnd>,
         program: &Path,
@@ -127,8 +128,8 @@ pub struct RelayPair {
 }
 
 impl RelayPair {
-    /// Starts relays towards `destination` with `compression` between them and `options` besides, listening on sockets in
-    /// `folder`.
+    /// Starts relays towards `destination` with `compression` between them and `options` besides,
+    /// listening on sockets in `folder`.
     pub fn start(
         program: &Path,
         folder: &Path,

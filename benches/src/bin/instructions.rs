@@ -1,5 +1,6 @@
-//! One step of the deflate codec, over and over its made-up pages, to have its instructions counted:
-//! `cargo xtask bench instructions` runs this under callgrind, which counts inside [`counted`] only.
+//! One step of the deflate codec, over and over its made-up pages, to have its instructions
+//! counted: `cargo xtask bench instructions` runs this under callgrind, which counts inside
+//! [`counted`] only.
 
 use multifd_benches::corpora;
 use page_deflate::{Deflater, Effort, PageDeflater, PageInflater, StreamInflater, WindowSize};

@@ -5,10 +5,12 @@ use std::fmt;
 use super::facts::{DeviceId, NodeAccess, PciFunction, QueueId, Version};
 use super::status::Status;
 
-/// What keeps libqpl from an IAA: the first obstacle in the order in which they stand in each other's way.
+/// What keeps libqpl from an IAA: the first obstacle in the order in which they stand in each
+/// other's way.
 ///
-/// Each has the data which shows it. [`Display`](fmt::Display) is a phrase for one line, [`Cause::explanation`] a
-/// sentence, and [`Report::mend`](super::Report::mend) the commands that remove it.
+/// Each has the data which shows it. [`Display`](fmt::Display) is a phrase for one line,
+/// [`Cause::explanation`] a sentence, and [`Report::mend`](super::Report::mend) the commands that
+/// remove it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "kebab-case", tag = "cause"))]
@@ -80,8 +82,8 @@ pub enum Cause {
         /// libqpl's version.
         qpl: Version,
     },
-    /// The usable work queues are on other sockets than the one this process runs on, and libqpl was told to stay on
-    /// it. Seen only at run time.
+    /// The usable work queues are on other sockets than the one this process runs on, and libqpl
+    /// was told to stay on it. Seen only at run time.
     OtherSocket {
         /// The queues.
         queues: Vec<QueueId>,
@@ -107,7 +109,8 @@ pub enum Cause {
         /// The running kernel, when it is older than the first known to work with these devices.
         kernel: Option<Version>,
     },
-    /// All is well now, but was not when libqpl looked, which it does once in a process. Seen only at run time.
+    /// All is well now, but was not when libqpl looked, which it does once in a process. Seen only
+    /// at run time.
     EnabledTooLate {
         /// The queues.
         queues: Vec<QueueId>,

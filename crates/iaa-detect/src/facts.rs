@@ -41,8 +41,8 @@ pub struct Facts {
 pub struct Cpu {
     /// The model's name.
     pub model: Option<String>,
-    /// The instruction that submits to a shared work queue. The kernel hides the flag where shared virtual memory is
-    /// not possible.
+    /// The instruction that submits to a shared work queue. The kernel hides the flag where shared
+    /// virtual memory is not possible.
     pub enqcmd: bool,
     /// The instruction that submits to a dedicated work queue.
     pub movdir64b: bool,
@@ -118,7 +118,8 @@ pub struct Process {
     pub user: Option<u32>,
     /// The effective group and the supplementary ones.
     pub groups: Vec<u32>,
-    /// `CAP_SYS_RAWIO` is effective. Kernels since mid-2024 let nobody else map a portal of the first IAA generation.
+    /// `CAP_SYS_RAWIO` is effective. Kernels since mid-2024 let nobody else map a portal of the
+    /// first IAA generation.
     pub raw_io: Option<bool>,
     /// The processors it may run on.
     pub cpus: Option<CpuSet>,
@@ -314,8 +315,8 @@ display_as_the_kernel_does! {
 #[cfg_attr(feature = "serde", serde(rename_all = "kebab-case", tag = "access"))]
 #[non_exhaustive]
 pub enum NodeAccess {
-    /// Not tried: it is not an enabled, shared queue for programs. Opening a dedicated queue would take it away from
-    /// others.
+    /// Not tried: it is not an enabled, shared queue for programs. Opening a dedicated queue would
+    /// take it away from others.
     NotTried,
     /// It opens.
     Opened {
@@ -405,7 +406,8 @@ impl Qpl {
 pub enum AccelConfig {
     /// It opens. It has no function that tells its version.
     Loaded {
-        /// It knows the capabilities of the second IAA generation. libqpl does not use such devices without.
+        /// It knows the capabilities of the second IAA generation. libqpl does not use such devices
+        /// without.
         iaa_cap: bool,
     },
     /// It does not.
@@ -493,7 +495,8 @@ impl OpConfig {
     /// 256 opcodes.
     const WORDS: usize = 8;
 
-    /// Reads what the kernel prints: hexadecimal words of 32 bits, the highest first, with commas between.
+    /// Reads what the kernel prints: hexadecimal words of 32 bits, the highest first, with commas
+    /// between.
     pub(super) fn parse(text: &str) -> Option<OpConfig> {
         let mut words = [0; OpConfig::WORDS];
         let mut left = words.iter_mut();

@@ -1,6 +1,7 @@
 //! From a file tree to facts.
 //!
-//! The attributes of devices and queues are those of the kernel's `Documentation/ABI/stable/sysfs-driver-dma-idxd`.
+//! The attributes of devices and queues are those of the kernel's
+//! `Documentation/ABI/stable/sysfs-driver-dma-idxd`.
 
 use std::path::Path;
 
@@ -290,8 +291,8 @@ const TOOL_PATHS: [&str; 4] = [
 
 const INTEL: u16 = 0x8086;
 
-/// The devices which the idxd driver calls `iax`: server processors from Sapphire Rapids on, Diamond Rapids, and two
-/// client ones.
+/// The devices which the idxd driver calls `iax`: server processors from Sapphire Rapids on,
+/// Diamond Rapids, and two client ones.
 const IAA_IDS: [u16; 4] = [0x0cfe, 0x1216, 0xb02d, 0xfd2d];
 
 /// The capability's number in `linux/capability.h`.

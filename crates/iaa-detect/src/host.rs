@@ -17,8 +17,8 @@ pub trait Host {
     /// Opens libaccel-config.
     fn accel_config(&self) -> AccelConfig;
 
-    /// Opens the node of an enabled, shared work queue and maps its portal. Both are given back at once, and nothing
-    /// is submitted.
+    /// Opens the node of an enabled, shared work queue and maps its portal. Both are given back at
+    /// once, and nothing is submitted.
     fn node(&self, path: &Path) -> NodeAccess;
 }
 
@@ -77,7 +77,8 @@ fn innermost(mut error: &dyn Error) -> String {
     error.to_string()
 }
 
-/// Opens libqpl, sees to it that it has the functions that every release has, and asks for its version.
+/// Opens libqpl, sees to it that it has the functions that every release has, and asks for its
+/// version.
 #[allow(unsafe_code)]
 fn qpl_version() -> Result<String, libloading::Error> {
     // SAFETY: libqpl's initialisers are those of a C++ library without demands on who loads it.
@@ -85,7 +86,8 @@ fn qpl_version() -> Result<String, libloading::Error> {
     // linked with.
     let library = unsafe { libloading::Library::new("libqpl.so.1") }?;
     for function in QPL_FUNCTIONS {
-        // SAFETY: the symbol is never called, so its type does not matter; only its presence is told.
+        // SAFETY: the symbol is never called, so its type does not matter; only its presence is
+        // told.
         unsafe { library.get::<unsafe extern "C" fn()>(function) }?;
     }
     // SAFETY: this is the function's C prototype in the header, which no release has changed.
@@ -100,11 +102,12 @@ fn qpl_version() -> Result<String, libloading::Error> {
     Ok(version)
 }
 
-/// Whether libaccel-config has the one function without which libqpl does not use devices of the second generation.
+/// Whether libaccel-config has the one function without which libqpl does not use devices of the
+/// second generation.
 #[allow(unsafe_code)]
 fn accel_config_knows_iaa_cap() -> Result<bool, libloading::Error> {
-    // SAFETY: this is the file, found by the same rules, which libqpl loads when hardware is asked for; its
-    // initialisers make no demands on who loads it.
+    // SAFETY: this is the file, found by the same rules, which libqpl loads when hardware is asked
+    // for; its initialisers make no demands on who loads it.
     let library = unsafe { libloading::Library::new("libaccel-config.so.1") }?;
     // SAFETY: the symbol is never called, so its type does not matter; only its presence is told.
     let symbol = unsafe { library.get::<unsafe extern "C" fn()>("accfg_device_get_iaa_cap") };
@@ -116,8 +119,8 @@ fn accel_config_knows_iaa_cap() -> Result<bool, libloading::Error> {
 fn map_portal(node: &fs::File) -> io::Result<()> {
     use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
-    // SAFETY: a new mapping at an address of the kernel's choice takes nothing from any other, and nobody
-    // but this function ever knows its address.
+    // SAFETY: a new mapping at an address of the kernel's choice takes nothing from any other, and
+    // nobody but this function ever knows its address.
     let portal = unsafe {
         mmap(
             std::ptr::null_mut(),

@@ -1,8 +1,8 @@
 //! From facts to a verdict.
 //!
-//! A chain of filters from devices to queues: each takes out what one obstacle stops, and the first that leaves
-//! nothing is the cause. Only what is seen stops a device or queue, never what could not be read; but nothing is
-//! ready unless it is seen to be enabled and shared.
+//! A chain of filters from devices to queues: each takes out what one obstacle stops, and the first
+//! that leaves nothing is the cause. Only what is seen stops a device or queue, never what could
+//! not be read; but nothing is ready unless it is seen to be enabled and shared.
 
 use super::cause::{AccelConfigProblem, Cause, KernelParameter, RefusedNode};
 use super::facts::{
@@ -43,7 +43,8 @@ pub(super) fn ready_queues(facts: &Facts) -> Result<Vec<QueueId>, Cause> {
     Ok(ids(&queues, |queue| queue.id))
 }
 
-/// What a status of libqpl's means here, given the queues that are ready or what stands before them.
+/// What a status of libqpl's means here, given the queues that are ready or what stands before
+/// them.
 pub(super) fn explain(
     facts: &Facts,
     ready: Result<&[QueueId], &Cause>,
@@ -186,7 +187,8 @@ fn shared_queues<'f>(facts: &Facts, devices: &[&'f Device]) -> Result<Vec<&'f Qu
             devices: ids(devices, |device| device.id),
         },
     )?;
-    // The kernel's queues are dedicated as well. Where there are only such, their mode is not what has to change.
+    // The kernel's queues are dedicated as well. Where there are only such, their mode is not what
+    // has to change.
     let queues = keep(
         queues,
         |queue| queue.kind != Some(QueueType::Kernel),
@@ -315,8 +317,8 @@ const LARGEST_JOB_BYTES: u64 = 128 * PAGE_BYTES;
 /// The release which submits through `write` where a portal cannot be mapped.
 const FIRST_QPL_THAT_WRITES: Version = Version { major: 1, minor: 6 };
 
-/// The kernels which libqpl's documentation asks for. Distributions port drivers back to older ones, so a lower number
-/// stops nothing by itself.
+/// The kernels which libqpl's documentation asks for. Distributions port drivers back to older
+/// ones, so a lower number stops nothing by itself.
 const FIRST_KERNEL: Version = Version {
     major: 5,
     minor: 18,

@@ -9,8 +9,8 @@ use super::judge::{DEFLATE_OPCODES, socket_of};
 
 /// Lines for a root shell. Those that begin with `#` say what no command can do.
 ///
-/// Where several devices wait for the same, the lines are for one of each NUMA node, which is enough for libqpl to find
-/// one from everywhere.
+/// Where several devices wait for the same, the lines are for one of each NUMA node, which is
+/// enough for libqpl to find one from everywhere.
 pub(super) fn mend(facts: &Facts, cause: &Cause) -> Vec<String> {
     let mut lines = remedy(facts, cause);
     if !facts.accel_config_tool && lines.iter().any(|line| line.contains("accel-config ")) {
@@ -154,7 +154,8 @@ fn install(distribution: Distribution, debian: &str, fedora: &str) -> String {
     }
 }
 
-/// Takes the kernel's queues out of its hands, in the order of its own documentation of `iaa_crypto`.
+/// Takes the kernel's queues out of its hands, in the order of its own documentation of
+/// `iaa_crypto`.
 fn take_over(facts: &Facts, queues: &[QueueId], iaa_crypto: bool) -> Vec<String> {
     let (chosen, others) = one_per_node(facts, &devices_of(queues));
     let mut lines: Vec<String> = chosen.iter().flat_map(|device| disable(device)).collect();

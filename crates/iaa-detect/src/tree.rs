@@ -1,4 +1,5 @@
-//! Reading small files of a tree which may be anything: nothing here fails, waits or reads without bound.
+//! Reading small files of a tree which may be anything: nothing here fails, waits or reads without
+//! bound.
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read};
@@ -29,7 +30,8 @@ impl<'a> Tree<'a> {
         self.root.join(path.trim_start_matches('/'))
     }
 
-    /// The text of an attribute without the white space around it, `None` if there is none or it is odd.
+    /// The text of an attribute without the white space around it, `None` if there is none or it is
+    /// odd.
     pub(super) fn text(&mut self, path: &str) -> Option<String> {
         let bytes = self.bytes(path, ATTRIBUTE_BYTES)?;
         if bytes.len() > ATTRIBUTE_BYTES {
@@ -65,7 +67,8 @@ impl<'a> Tree<'a> {
             .collect()
     }
 
-    /// The names in a directory, in order. Those that are not UTF-8 are left out: none of the kernel's are.
+    /// The names in a directory, in order. Those that are not UTF-8 are left out: none of the
+    /// kernel's are.
     pub(super) fn names(&mut self, path: &str) -> Vec<String> {
         let entries = match fs::read_dir(self.locate(path)) {
             Ok(entries) => entries,
@@ -121,10 +124,12 @@ impl<'a> Tree<'a> {
         }
     }
 
-    /// Notes an error, unless it is only the absence of the file: a kernel shows what its version and device have.
+    /// Notes an error, unless it is only the absence of the file: a kernel shows what its version
+    /// and device have.
     fn unreadable<T>(&mut self, path: &str, error: &std::io::Error) -> Option<T> {
         match error.kind() {
-            // A device that cannot restrict operations answers a read of `op_config` with EOPNOTSUPP.
+            // A device that cannot restrict operations answers a read of `op_config` with
+            // EOPNOTSUPP.
             ErrorKind::NotFound | ErrorKind::Unsupported => None,
             _ => {
                 let error = error.to_string();

@@ -3,8 +3,8 @@
 //! - [`guests`] are processes whose memory is filled and written as a real guest's is.
 //! - [`links`] makes what two hosts have between them, on one machine.
 //!
-//! The command `multifd-bench` moves such guests over such links. It is the module `command`, behind the feature
-//! `command`, which is on by default; the rest of the library needs little else.
+//! The command `multifd-bench` moves such guests over such links. It is the module `command`,
+//! behind the feature `command`, which is on by default; the rest of the library needs little else.
 
 #![forbid(unsafe_code)]
 #![cfg_attr(

@@ -1,4 +1,5 @@
-//! A link of a chosen rate between two network namespaces of this machine: what two hosts have between them.
+//! A link of a chosen rate between two network namespaces of this machine: what two hosts have
+//! between them.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::process::{Child, ChildStderr, Command, Stdio};
@@ -40,8 +41,8 @@ impl LinkEnd {
 
 /// Two namespaces, a veth pair between them, and a token bucket at each end.
 ///
-/// The namespaces have no names and are held by two processes, which end with this one, however it ends. Then all of it is
-/// gone, as soon as nothing runs there any more.
+/// The namespaces have no names and are held by two processes, which end with this one, however it
+/// ends. Then all of it is gone, as soon as nothing runs there any more.
 #[derive(Debug)]
 pub struct Link {
     ends: [LinkEnd; 2],
@@ -52,8 +53,8 @@ impl Link {
     /// Makes a link. `rate` is as `tc` reads it: `1gbit`, `250mbit`.
     ///
     /// # Errors
-    /// When one of the programs for it (Debian's util-linux and iproute2) is missing or refuses, with what it said:
-    /// namespaces take root's rights.
+    /// When one of the programs for it (Debian's util-linux and iproute2) is missing or refuses,
+    /// with what it said: namespaces take root's rights.
     pub fn new(rate: &str) -> io::Result<Link> {
         let holders = [Holder::start()?, Holder::start()?];
         let [left, right] = holders.each_ref().map(|holder| holder.child.id());
@@ -99,7 +100,8 @@ impl Link {
     }
 }
 
-/// A process in a network namespace of its own. It ends when its standard input does, which is this process's end.
+/// A process in a network namespace of its own. It ends when its standard input does, which is this
+/// process's end.
 #[derive(Debug)]
 struct Holder {
     child: Child,
@@ -175,11 +177,13 @@ fn cannot_start(program: &str, error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("cannot start {program}: {error}"))
 }
 
-/// Both addresses are of a block that is set aside for documentation and occurs in no real network (RFC 5737).
+/// Both addresses are of a block that is set aside for documentation and occurs in no real network
+/// (RFC 5737).
 const ADDRESSES: [&str; 2] = ["192.0.2.1", "192.0.2.2"];
 
 /// The name of either end's device.
 const DEVICE: &str = "veth";
 
-/// A bucket that takes a few of the 64 KiB pieces that TCP hands down, and a queue of some milliseconds, as a switch has.
+/// A bucket that takes a few of the 64 KiB pieces that TCP hands down, and a queue of some
+/// milliseconds, as a switch has.
 const BUCKET: [&str; 4] = ["burst", "512kb", "latency", "20ms"];

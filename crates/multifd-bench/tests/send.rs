@@ -66,7 +66,8 @@ fn memory_is_the_same_at_both_ends_in_every_method_and_over_every_socket() {
     ];
     for (listen, guest, method, more) in cases {
         let guest = ["--guest", guest, "--memory", "64M", "--compression", method];
-        // So slow a guest can be sent within the downtime limit by any machine, however much else it has to do.
+        // So slow a guest can be sent within the downtime limit by any machine, however much else
+        // it has to do.
         let way = [
             "--multifd-channels",
             "3",

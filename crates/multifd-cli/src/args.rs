@@ -64,7 +64,8 @@ pub struct RelayArgs {
     /// The name in the destination's certificate, where it is not the host called.
     #[arg(long, value_name = "HOST", hide_short_help = true)]
     pub tls_hostname: Option<String>,
-    /// Allow only clients of this name in their certificate, and these migrations; repeatable, with `*`.
+    /// Allow only clients of this name in their certificate, and these migrations; repeatable, with
+    /// `*`.
     #[arg(long, value_name = "CLIENT[=NAME]", hide_short_help = true)]
     pub allow: Vec<String>,
     /// Allow a trunk in clear to other hosts: everybody in between can read the guest's memory.
@@ -79,8 +80,8 @@ pub struct RelayArgs {
     /// Time limit for one connection to the destination, in seconds.
     #[arg(long, value_name = "S", default_value = "10", hide_short_help = true)]
     pub dial_timeout: NonZeroU32,
-    /// Seconds to let running migrations finish after SIGTERM or SIGINT. With --tls-dir, SIGHUP reads certificates anew;
-    /// without, it ends the relay too.
+    /// Seconds to let running migrations finish after SIGTERM or SIGINT. With --tls-dir, SIGHUP
+    /// reads certificates anew; without, it ends the relay too.
     #[arg(long, value_name = "S", default_value = "80", hide_short_help = true)]
     pub drain: u32,
     /// Permissions of listening unix sockets, in octal.
@@ -149,7 +150,8 @@ pub struct ReceiveArgs {
     /// Accelerator for decompression; values as for `multifd relay`.
     #[arg(long, value_name = "ACCEL", default_value_t = Accel::None)]
     pub accel: Accel,
-    /// Set this if the source has switchover-ack on and a machine type before 8.1 or without version.
+    /// Set this if the source has switchover-ack on and a machine type before 8.1 or without
+    /// version.
     #[arg(long)]
     pub switchover_ack: bool,
     /// Print the summary as one JSON object.
@@ -176,7 +178,8 @@ pub struct RecordArgs {
     /// Permissions of the unix socket, in octal.
     #[arg(long, value_name = "OCTAL", value_parser = mode, default_value = "600")]
     pub mode: u32,
-    /// Set this if the source has switchover-ack on and a machine type before 8.1 or without version.
+    /// Set this if the source has switchover-ack on and a machine type before 8.1 or without
+    /// version.
     #[arg(long)]
     pub switchover_ack: bool,
 }

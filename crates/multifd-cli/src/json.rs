@@ -5,8 +5,8 @@ use std::io;
 use serde::Serialize;
 use serde_json::ser::{CompactFormatter, Formatter, Serializer};
 
-/// A value on one line. What commands a terminal, or the direction of text, is written by its number, which changes
-/// nothing for programs.
+/// A value on one line. What commands a terminal, or the direction of text, is written by its
+/// number, which changes nothing for programs.
 ///
 /// # Errors
 ///

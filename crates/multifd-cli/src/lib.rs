@@ -1,8 +1,9 @@
 //! The command `multifd`: flags and words for people. The work is done in the crates below.
 //!
-//! The library exists for the command `multifd-bench`. Both commands share [options of the codec](CodecArgs), the
-//! [frame of a process](process), [output](say), [signals], and the [receiver](receive) of a guest. It changes with the
-//! commands, and promises nothing to other programs.
+//! The library exists for the command `multifd-bench`. Both commands share [options of the
+//! codec](CodecArgs), the [frame of a process](process), [output](say), [signals], and the
+//! [receiver](receive) of a guest. It changes with the commands, and promises nothing to other
+//! programs.
 
 #![forbid(unsafe_code)]
 #![cfg_attr(

@@ -1,8 +1,8 @@
 //! Output that nothing waits for.
 //!
-//! A terminal may be stopped, a pipe full with nobody who reads it, a reader gone. A migration must not stand still for
-//! that, so threads of their own do the writing, from queues that hold so much and no more. What does not fit is
-//! dropped, counted, and told of once there is room.
+//! A terminal may be stopped, a pipe full with nobody who reads it, a reader gone. A migration must
+//! not stand still for that, so threads of their own do the writing, from queues that hold so much
+//! and no more. What does not fit is dropped, counted, and told of once there is room.
 
 use std::borrow::Cow;
 use std::collections::VecDeque;

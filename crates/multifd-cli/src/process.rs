@@ -13,7 +13,8 @@ use crate::{out, say};
 /// What a command comes to; its error is printed with all its causes.
 pub type Outcome = Result<(), Box<dyn Error>>;
 
-/// Runs a command of the program with this name, and makes its outcome known: in words on stderr, and as exit status.
+/// Runs a command of the program with this name, and makes its outcome known: in words on stderr,
+/// and as exit status.
 pub fn run(program: &'static str, command: impl FnOnce() -> Outcome) -> ExitCode {
     say::set_program(program);
     prepare();
@@ -52,8 +53,8 @@ fn prepare() {
     }
 }
 
-/// Takes all descriptors that the process may have: a migration through a relay needs four for each channel, and the usual
-/// soft limit of 1024 is for programs that use select.
+/// Takes all descriptors that the process may have: a migration through a relay needs four for each
+/// channel, and the usual soft limit of 1024 is for programs that use select.
 fn raise_descriptors() -> io::Result<()> {
     let limit = getrlimit(Resource::Nofile);
     if limit.current == limit.maximum {
@@ -76,7 +77,8 @@ fn raise_descriptors() -> io::Result<()> {
 /// When the system does not tell.
 pub fn cpu_seconds() -> io::Result<f64> {
     let stat = fs::read_to_string("/proc/self/stat")?;
-    // The name, in parentheses, may hold anything. What follows it is counted from field 3 (proc_pid_stat(5)).
+    // The name, in parentheses, may hold anything. What follows it is counted from field 3
+    // (proc_pid_stat(5)).
     let fields = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
     let ticks = fields.split_whitespace().skip(UTIME - 3).take(2);
     let ticks: u64 = ticks.filter_map(|ticks| ticks.parse::<u64>().ok()).sum();

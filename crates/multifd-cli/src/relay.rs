@@ -28,7 +28,8 @@ use crate::signals::Signals;
 /// How soon a wish to end is noticed.
 const TICK: Duration = Duration::from_millis(100);
 
-/// Migrations that run at once, over all addresses. Each has two threads, and one more for each of its channels.
+/// Migrations that run at once, over all addresses. Each has two threads, and one more for each of
+/// its channels.
 const MOST_MIGRATIONS: usize = 256;
 
 /// What the threads of a relay tell the one that prints.

@@ -27,8 +27,8 @@ pub fn set_program(name: &'static str) {
     let _ = PROGRAM.set(name);
 }
 
-/// Prints what a command is there to print, and waits until it is printed. What a migration came to is
-/// [reported](report) instead.
+/// Prints what a command is there to print, and waits until it is printed. What a migration came to
+/// is [reported](report) instead.
 ///
 /// # Errors
 ///
@@ -50,8 +50,8 @@ pub fn json(value: &impl Serialize) -> io::Result<()> {
     out.flush()
 }
 
-/// Prints what a migration came to. It is over, so nothing that befalls the words makes another thing of it: of those that
-/// cannot be printed a note tells.
+/// Prints what a migration came to. It is over, so nothing that befalls the words makes another
+/// thing of it: of those that cannot be printed a note tells.
 pub fn report(summary: &(impl Serialize + Display), json: bool) {
     if json {
         report_json(summary);
@@ -86,7 +86,8 @@ pub fn note(line: impl Display) {
     let _ = out::STDERR.push(format!("{program}: {}\n", printable(line)));
 }
 
-/// Waits until all that was said has been written, at most as long as `timeout` for each of both streams.
+/// Waits until all that was said has been written, at most as long as `timeout` for each of both
+/// streams.
 pub(crate) fn flush(timeout: Duration) {
     if !out::STDOUT.flush(timeout) {
         note("nobody reads what is printed: results are lost");

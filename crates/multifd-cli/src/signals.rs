@@ -1,8 +1,9 @@
 //! SIGTERM, SIGINT and SIGHUP.
 //!
-//! A signal ends the process with status 128 + N, and no socket and no unfinished file stays. That is so at once, but for
-//! commands that [take charge](Signals::install) of the first signal, to end in their own way: then the second one does
-//! it. A signal that was ignored when the process was started stays ignored, as `nohup` and shells want it.
+//! A signal ends the process with status 128 + N, and no socket and no unfinished file stays. That
+//! is so at once, but for commands that [take charge](Signals::install) of the first signal, to end
+//! in their own way: then the second one does it. A signal that was ignored when the process was
+//! started stays ignored, as `nohup` and shells want it.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
@@ -21,7 +22,8 @@ static SIGNALS: OnceLock<Signals> = OnceLock::new();
 
 /// The signals that this process is told to end by.
 ///
-/// A loop asks whether the first one has come; work that takes a [`Cancel`] takes [`cancel`](Signals::cancel).
+/// A loop asks whether the first one has come; work that takes a [`Cancel`] takes
+/// [`cancel`](Signals::cancel).
 #[derive(Clone)]
 pub struct Signals(Arc<Shared>);
 
@@ -68,7 +70,8 @@ impl Signals {
         Ok(SIGNALS.get_or_init(|| signals).clone())
     }
 
-    /// Takes charge of the first signal: from now on it only shows here, and the second one ends the process at once.
+    /// Takes charge of the first signal: from now on it only shows here, and the second one ends
+    /// the process at once.
     ///
     /// # Errors
     ///
@@ -154,7 +157,8 @@ pub fn leave_to_parent() -> io::Result<()> {
     Ok(())
 }
 
-/// The signals that were ignored when this process was started, a bit for each (proc_pid_status(5)).
+/// The signals that were ignored when this process was started, a bit for each
+/// (proc_pid_status(5)).
 fn ignored() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));

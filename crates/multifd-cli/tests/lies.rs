@@ -1,5 +1,5 @@
-//! Migrations with one lie in them, told over sockets: whoever takes them says what is wrong on which channel, ends with
-//! a failure, leaves nothing behind and never hangs.
+//! Migrations with one lie in them, told over sockets: whoever takes them says what is wrong on
+//! which channel, ends with a failure, leaves nothing behind and never hangs.
 
 mod support;
 
@@ -131,8 +131,8 @@ fn record_says_what_is_wrong() {
     });
 }
 
-/// A relay that writes a method which the lies are not told in, so that all are decoded, and a destination that takes
-/// everything and has no last word.
+/// A relay that writes a method which the lies are not told in, so that all are decoded, and a
+/// destination that takes everything and has no last word.
 fn relay(folder: &Path, migration: &Migration) -> (Multifd, Destination) {
     let listen = format!("unix:{}", folder.join("s").display());
     let destination = Destination::new(folder, migration.channels.len());

@@ -1,5 +1,5 @@
-//! No guest is lost: whatever comes late, in between, too little or not at all, either everything arrives and success is said,
-//! or the source keeps its guest and everybody says failure.
+//! No guest is lost: whatever comes late, in between, too little or not at all, either everything
+//! arrives and success is said, or the source keeps its guest and everybody says failure.
 
 mod support;
 
@@ -503,7 +503,8 @@ fn what_cannot_be_followed_is_delivered_to_the_last_byte() {
     }
 }
 
-/// QEMU up to 8.2 writes an empty packet to each channel at its end, and a destination that has the guest hangs up before.
+/// QEMU up to 8.2 writes an empty packet to each channel at its end, and a destination that has the
+/// guest hangs up before.
 #[test]
 fn a_channel_that_the_destination_closes_early_is_no_failure() {
     let migration = &both()[1];
@@ -645,7 +646,8 @@ fn a_destination_with_fewer_channels_holds_the_source_back() {
     };
     let migration = short(&shape);
     let folder = tempfile::tempdir().expect("a folder");
-    // It has the set-up, and waits for a channel that it is to have and the source has not, or takes fewer than it gets.
+    // It has the set-up, and waits for a channel that it is to have and the source has not, or
+    // takes fewer than it gets.
     let destination = Destination::new(folder.path(), 2).silent();
     let mut relay = relay(folder.path(), &destination.address, &["--once"]);
     let source = Source::begin(&relay.address(), &migration);
@@ -711,7 +713,8 @@ fn a_destination_that_closes_first_behind_what_could_not_be_followed_is_no_failu
     assert_eq!(report["confirmed"], Value::Null, "{report}");
 }
 
-/// The destination's word is on its way to the source, or has been read there: only main can tell which.
+/// The destination's word is on its way to the source, or has been read there: only main can tell
+/// which.
 #[test]
 fn what_breaks_behind_the_destinations_word_does_not_hide_it() {
     let migration = &both()[1];

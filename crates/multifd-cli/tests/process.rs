@@ -1,4 +1,5 @@
-//! What the command is to the system around it: signals, files and their modes, limits, output that nobody reads.
+//! What the command is to the system around it: signals, files and their modes, limits, output that
+//! nobody reads.
 
 mod support;
 

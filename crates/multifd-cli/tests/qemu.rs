@@ -1,8 +1,9 @@
 //! The `multifd` command between real QEMUs, with a guest that checks its own memory.
 //!
-//! Most tests move one guest from process to process (`qemu_lab::Chain`): after every hop the memory of both ends is compared byte by
-//! byte, the guest's own record of its memory is checked, and the guest must go on. What a hop gives is what a plain migration gives,
-//! because a plain migration of this guest leaves no page different (shown by the tests of `qemu-lab`).
+//! Most tests move one guest from process to process (`qemu_lab::Chain`): after every hop the
+//! memory of both ends is compared byte by byte, the guest's own record of its memory is checked,
+//! and the guest must go on. What a hop gives is what a plain migration gives, because a plain
+//! migration of this guest leaves no page different (shown by the tests of `qemu-lab`).
 
 mod support;
 
@@ -18,4 +19,6 @@ mod qemu {
     mod one_sided;
     mod pages;
     mod relays;
+    #[cfg(feature = "tls")]
+    mod tls;
 }

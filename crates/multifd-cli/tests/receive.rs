@@ -65,7 +65,8 @@ fn every_method_with_and_without_a_return_path() {
     }
 }
 
-/// Most machine types tell whether a source understands a SWITCHOVER_ACK; for the others one is sent on demand.
+/// Most machine types tell whether a source understands a SWITCHOVER_ACK; for the others one is
+/// sent on demand.
 #[test]
 fn a_switchover_ack_on_demand() {
     let answers = |machine, demand| {
@@ -139,7 +140,8 @@ fn a_machine_from_before_flush_marks() {
     let (ended, back) = take(folder.path(), &migration);
     ended.well();
     assert_eq!(made::pages(&folder.path().join(IMAGE), 4), [2, 0, 4, 0]);
-    // The channels' first SYNC is one of QEMU 9.0 or later, which knows SWITCHOVER_ACK whatever its machine type.
+    // The channels' first SYNC is one of QEMU 9.0 or later, which knows SWITCHOVER_ACK whatever its
+    // machine type.
     let early = [&ACK[..], &PONG, &SHUT_WELL].concat();
     let late = [&PONG[..], &ACK, &SHUT_WELL].concat();
     assert!(back == early || back == late, "{back:?}");
@@ -184,7 +186,8 @@ fn without_multifd_all_pages_come_on_the_main_channel() {
     );
 }
 
-/// A page that is sent in two rounds on two channels is the later one's, however late the earlier channel is.
+/// A page that is sent in two rounds on two channels is the later one's, however late the earlier
+/// channel is.
 #[test]
 fn no_channel_gets_ahead_of_a_round() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -240,7 +243,8 @@ fn device_state_is_passed_over_and_a_surplus_sync_harmless() {
     );
 }
 
-/// Such a page belongs to no round. The images are those of the last round, if they were kept before it came.
+/// Such a page belongs to no round. The images are those of the last round, if they were kept
+/// before it came.
 #[test]
 fn a_page_behind_the_last_sync_is_refused() {
     let folder = tempfile::tempdir().expect("a folder");

@@ -111,7 +111,8 @@ fn a_damaged_recording_is_refused_before_anybody_is_dialled() {
     );
 }
 
-/// Replays a recording with a return path to a destination which takes everything and then does as `answer` says.
+/// Replays a recording with a return path to a destination which takes everything and then does as
+/// `answer` says.
 fn answered(answer: impl FnOnce(&Destination)) -> Ended {
     let folder = tempfile::tempdir().expect("a folder");
     let file = recorded(folder.path(), Method::None, true);
@@ -146,8 +147,8 @@ fn the_destination_has_the_last_word() {
     );
 }
 
-/// Replays a recording of `migration` to a destination which takes all of main and the first bytes of each channel, then
-/// closes everything.
+/// Replays a recording of `migration` to a destination which takes all of main and the first bytes
+/// of each channel, then closes everything.
 fn deserted(migration: &Migration, taken: usize) -> Ended {
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("guest.mfd");
@@ -194,7 +195,8 @@ fn a_destination_that_dies_ends_a_replay() {
     );
 }
 
-/// QEMU 8.2 and earlier end a channel with an empty packet, and a destination that has the guest closes it before.
+/// QEMU 8.2 and earlier end a channel with an empty packet, and a destination that has the guest
+/// closes it before.
 #[test]
 fn a_destination_needs_no_empty_packets() {
     let mut migration = sound(Method::None, false);

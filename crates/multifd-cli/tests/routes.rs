@@ -191,7 +191,8 @@ fn other(shape: &Shape<'_>) -> Migration {
     }
 }
 
-/// Both of two migrations are under way at a relay's one address, and end well; each with its own pages.
+/// Both of two migrations are under way at a relay's one address, and end well; each with its own
+/// pages.
 fn both_end_well(
     relay: &mut Multifd,
     destination: &Destination,

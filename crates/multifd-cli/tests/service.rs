@@ -1,4 +1,5 @@
-//! Service goes on: strangers, leftovers, limits of the system and signals cost no migration but their own.
+//! Service goes on: strangers, leftovers, limits of the system and signals cost no migration but
+//! their own.
 
 mod support;
 
@@ -291,7 +292,8 @@ fn too_few_descriptors_cost_the_migration_that_needs_them_and_no_other() {
     assert_eq!(parse(&relay.result())["confirmed"], true);
 }
 
-/// A source waits for each of its channels, so what this host cannot accept would hold it without end.
+/// A source waits for each of its channels, so what this host cannot accept would hold it without
+/// end.
 #[test]
 fn a_receiver_without_descriptors_says_so_while_the_source_has_its_guest() {
     let folder = tempfile::tempdir().expect("a folder");

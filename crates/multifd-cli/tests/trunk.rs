@@ -102,7 +102,8 @@ fn a_guest_passes_through_a_trunk() {
     }
 }
 
-/// The destination's refusal passes through as it is, and so does the end of a source that gives up.
+/// The destination's refusal passes through as it is, and so does the end of a source that gives
+/// up.
 #[test]
 fn a_destination_that_refuses_and_a_source_that_gives_up_are_heard() {
     let migration = &both(short)[1];
@@ -199,7 +200,8 @@ fn many_guests_pass_through_one_port() {
     drop(strangers);
 }
 
-/// A byte that changes on the way ends the migration with the guest at its source, and is never passed on.
+/// A byte that changes on the way ends the migration with the guest at its source, and is never
+/// passed on.
 #[test]
 fn a_changed_byte_is_never_passed_on() {
     let migration = &both(long)[1];

@@ -2,7 +2,8 @@
 //!
 //!     cargo run --release -p multifd-codec --example page_codec [none|zlib|zstd|qpl|canned] [FILE]
 //!
-//! FILE is taken as memory, a packet's worth of 4 KiB pages at a time; without it, some pages are made up.
+//! FILE is taken as memory, a packet's worth of 4 KiB pages at a time; without it, some pages are
+//! made up.
 
 use std::error::Error;
 

@@ -1,10 +1,12 @@
-//! What a machine's processors are worth to one channel with several streams, beside as many channels as there are
-//! processors, which have nothing to do with each other: more than these can do, nobody can.
+//! What a machine's processors are worth to one channel with several streams, beside as many
+//! channels as there are processors, which have nothing to do with each other: more than these can
+//! do, nobody can.
 //!
 //!     cargo run --release -p multifd-codec --example processors -- FILE [METHOD] [STREAMS...]
 //!
-//! FILE is taken as memory, a packet's worth of 4 KiB pages at a time; METHOD is zlib unless it is said. All take turns; "over" is the median of each round's
-//! comparison with one channel of one stream, with its quarter points.
+//! FILE is taken as memory, a packet's worth of 4 KiB pages at a time; METHOD is zlib unless it is
+//! said. All take turns; "over" is the median of each round's comparison with one channel of one
+//! stream, with its quarter points.
 
 use std::error::Error;
 use std::sync::Barrier;
@@ -15,7 +17,8 @@ use multifd_codec::{Accel, Decoder, Encoder, PageBuffer, Settings, Streams, deco
 use multifd_wire::{Method, PageSize};
 
 const PAGE: PageSize = PageSize::K4;
-/// Enough that threads start in next to no time, few enough that a machine with neighbours stays as it is.
+/// Enough that threads start in next to no time, few enough that a machine with neighbours stays as
+/// it is.
 const PACKETS_A_TURN: usize = 32;
 const ROUNDS: usize = 61;
 

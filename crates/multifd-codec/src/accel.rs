@@ -1,8 +1,9 @@
 //! Who computes: the second axis beside the method.
 //!
-//! The method is what is on the wire and both ends have to agree on it. Who makes it is each end's own affair, is
-//! chosen when the codec is made ([`Accel`]), and can be asked for at any time afterwards ([`Backend`],
-//! [`PathCounts`]): hardware that was hoped for and is not there, or that has failed on the way, is always visible.
+//! The method is what is on the wire and both ends have to agree on it. Who makes it is each end's
+//! own affair, is chosen when the codec is made ([`Accel`]), and can be asked for at any time
+//! afterwards ([`Backend`], [`PathCounts`]): hardware that was hoped for and is not there, or that
+//! has failed on the way, is always visible.
 
 use std::fmt;
 use std::ops::{Add, AddAssign};
@@ -21,7 +22,8 @@ pub enum Accel {
     Software,
     /// libqpl: the hardware if it is there, else its software path.
     Qpl,
-    /// libqpl's hardware path or nothing. A page which the device refuses is still done in software, and counted.
+    /// libqpl's hardware path or nothing. A page which the device refuses is still done in
+    /// software, and counted.
     QplHardware,
     /// libqpl's software path or nothing.
     QplSoftware,
@@ -136,8 +138,8 @@ impl From<page_deflate::ParseChoiceError> for UnknownWord {
 
 /// What a codec works with, and why with nothing better.
 ///
-/// [`Display`](fmt::Display) is short enough for a part of a line, such as `qpl-software (no IAA: idxd module not
-/// loaded)`.
+/// [`Display`](fmt::Display) is short enough for a part of a line, such as
+/// `qpl-software (no IAA: idxd module not loaded)`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Backend {
     engine: Engine,

@@ -23,13 +23,15 @@ use crate::{
 
 /// An encoder for one channel.
 ///
-/// With [`Accel::None`] it is what a stock QEMU has. [`Accel::Software`], and [`Accel::Auto`] without an IAA, write `zlib`
-/// with `page-deflate`; [`Settings::zlib_level`] means nothing to it. So are `qpl` and `canned` written
-/// with any of these and with [`Accel::None`]. Who has asked for libqpl gets it or an error: its hardware path is
-/// replaced by its software path only with [`Accel::Qpl`], and [`Encoder::backend`] tells the reason. Method `none` has nothing to compute and takes any accelerator.
+/// With [`Accel::None`] it is what a stock QEMU has. [`Accel::Software`], and [`Accel::Auto`]
+/// without an IAA, write `zlib` with `page-deflate`; [`Settings::zlib_level`] means nothing to it.
+/// So are `qpl` and `canned` written with any of these and with [`Accel::None`]. Who has asked for
+/// libqpl gets it or an error: its hardware path is replaced by its software path only with
+/// [`Accel::Qpl`], and [`Encoder::backend`] tells the reason. Method `none` has nothing to compute
+/// and takes any accelerator.
 ///
-/// [`Settings::streams`] are written on several processors at once, but on no more than the thread that makes the encoder
-/// may run on, and with help only from those that do not help elsewhere.
+/// [`Settings::streams`] are written on several processors at once, but on no more than the thread
+/// that makes the encoder may run on, and with help only from those that do not help elsewhere.
 ///
 /// # Errors
 ///
@@ -120,17 +122,19 @@ pub(crate) fn machine(
 
 /// A decoder for one channel. It reads whatever settings a peer has encoded with.
 ///
-/// What arrives is not the choice of who receives, so an accelerator that has no part in the method does not matter:
-/// libqpl reads pages of the methods `qpl` and `canned` only. A `zlib` stream of a stock QEMU has a window of 32 KiB and the device
-/// one of 4 KiB. Streams of our own that are made of runs are read run by run, with any accelerator but
-/// [`Accel::None`].
+/// What arrives is not the choice of who receives, so an accelerator that has no part in the method
+/// does not matter: libqpl reads pages of the methods `qpl` and `canned` only. A `zlib` stream of a
+/// stock QEMU has a window of 32 KiB and the device one of 4 KiB. Streams of our own that are made
+/// of runs are read run by run, with any accelerator but [`Accel::None`].
 ///
-/// What can be read piece by piece here, runs and pages, is read on several processors at once, but on no more than the
-/// thread that makes the decoder may run on, and with help only from those that do not help elsewhere.
+/// What can be read piece by piece here, runs and pages, is read on several processors at once, but
+/// on no more than the thread that makes the decoder may run on, and with help only from those that
+/// do not help elsewhere.
 ///
 /// # Errors
 ///
-/// [`Unsupported`] when nothing here reads the method, or for `qpl` and `canned` when [`Accel::QplHardware`] is not to be had.
+/// [`Unsupported`] when nothing here reads the method, or for `qpl` and `canned` when
+/// [`Accel::QplHardware`] is not to be had.
 pub fn decoder(method: Method, settings: &Settings) -> Result<Box<dyn Decoder>, Unsupported> {
     let accel = settings.accel;
     Ok(match method {

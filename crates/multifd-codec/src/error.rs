@@ -9,7 +9,8 @@ use multifd_wire::Method;
 
 use crate::Accel;
 
-/// An encoder could not turn pages into a payload. It stays refused from then on: its stream has a hole.
+/// An encoder could not turn pages into a payload. It stays refused from then on: its stream has a
+/// hole.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum EncodeError {
@@ -50,8 +51,9 @@ pub enum EncodeError {
     },
 }
 
-/// A decoder could not turn a payload into pages. It stays refused from then on: what follows in the stream depends on
-/// what could not be read. What the page buffer holds after an error means nothing.
+/// A decoder could not turn a payload into pages. It stays refused from then on: what follows in
+/// the stream depends on what could not be read. What the page buffer holds after an error means
+/// nothing.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DecodeError {
@@ -108,7 +110,8 @@ pub enum DecodeError {
         /// Bytes of pages of this packet before the end.
         found: usize,
     },
-    /// A zstd frame ended elsewhere than where a page ends, or held no page. A skippable frame is one without a page.
+    /// A zstd frame ended elsewhere than where a page ends, or held no page. A skippable frame is
+    /// one without a page.
     #[error("a zstd frame without a page, or with an end inside one, after {found} bytes of pages")]
     FrameEnd {
         /// Bytes of pages of this packet before the end.

@@ -1,17 +1,22 @@
 //! QEMU multifd migration: packets of pages to payloads and back.
 //!
-//! A multifd channel carries packets, and a packet with normal pages is followed by a payload: the content of these
-//! pages, written by the migration's compression method. This crate makes payloads and reads them. It knows
+//! A multifd channel carries packets, and a packet with normal pages is followed by a payload: the
+//! content of these pages, written by the migration's compression method. This crate makes payloads
+//! and reads them. It knows
 //!
-//! - what a packet's worth of pages is, private or in the memory of a running guest ([`Pages`], [`GuestPage`]),
-//! - what each method puts on the wire, and what a stock QEMU reads of it ([`encoder`], [`decoder`]),
+//! - what a packet's worth of pages is, private or in the memory of a running guest ([`Pages`],
+//!   [`GuestPage`]),
+//! - what each method puts on the wire, and what a stock QEMU reads of it ([`encoder`],
+//!   [`decoder`]),
 //! - whether a page is zero, so that it needs no payload ([`is_zero`]).
 //!
-//! It never sees a socket or a packet's header, never makes a Rust slice of live guest memory, never lets a peer's
-//! number size a buffer, and never goes on after an error: a stream with a hole in it gives no more pages.
+//! It never sees a socket or a packet's header, never makes a Rust slice of live guest memory,
+//! never lets a peer's number size a buffer, and never goes on after an error: a stream with a hole
+//! in it gives no more pages.
 //!
-//! There is one [`Encoder`] or [`Decoder`] per channel and direction. It sees the channel's packets in their order,
-//! because `zlib` and `zstd` are one stream from a channel's first packet to its last.
+//! There is one [`Encoder`] or [`Decoder`] per channel and direction. It sees the channel's packets
+//! in their order, because `zlib` and `zstd` are one stream from a channel's first packet to its
+//! last.
 //!
 //! # Example
 //!
@@ -47,28 +52,31 @@
 //! | `qpl` | QEMU 9.1 | a table of lengths and then each page by itself, a raw deflate stream or as it is ([`multifd_wire::lengths`]) | nothing more |
 //! | `canned` | never: our own, between two of our own ends | what code the pages are in, a new code at times, a table of lengths and then each page by itself, the body of a deflate block in that code or as it is | one code after another |
 //!
-//! `paged/canned/mod.rs` describes `canned` to the bit. The others were learned from the streams of running QEMUs 7.2 and 10.0, and from what they take and refuse when fed with
-//! variations: a decoder takes whatever a stock receiver takes, such as a flush or, with zstd, a frame of its own for
-//! every page. It is stricter where a stock receiver overlooks something and loses its place in the stream,
-//! namely at output beyond the packet's last page.
+//! `paged/canned/mod.rs` describes `canned` to the bit. The others were learned from the streams of
+//! running QEMUs 7.2 and 10.0, and from what they take and refuse when fed with variations: a
+//! decoder takes whatever a stock receiver takes, such as a flush or, with zstd, a frame of its own
+//! for every page. It is stricter where a stock receiver overlooks something and loses its place in
+//! the stream, namely at output beyond the packet's last page.
 //!
-//! A packet without normal pages has no payload in any method; zero pages are only named in its header.
+//! A packet without normal pages has no payload in any method; zero pages are only named in its
+//! header.
 //!
 //! # Several processors
 //!
-//! With more than one stream ([`Streams`]) other processors help with a channel's packets, which are cut into runs that know
-//! nothing of each other, or into pages. [`Encoder::encode`] shares one packet among them; with
-//! [`Encoder::push`] and [`Encoder::pop`] a few are in work at once, so that nobody waits for the last
-//! run of each (libqpl has jobs instead). Both make the same payloads. Helpers borrow nothing: they
-//! share what the codec owns. So [`Decoder::decode_owned`] takes buffers instead of slices.
+//! With more than one stream ([`Streams`]) other processors help with a channel's packets, which
+//! are cut into runs that know nothing of each other, or into pages. [`Encoder::encode`] shares one
+//! packet among them; with [`Encoder::push`] and [`Encoder::pop`] a few are in work at once, so
+//! that nobody waits for the last run of each (libqpl has jobs instead). Both make the same
+//! payloads. Helpers borrow nothing: they share what the codec owns. So [`Decoder::decode_owned`]
+//! takes buffers instead of slices.
 //!
 //! # Accelerators
 //!
 //! Who computes is a choice of its own ([`Accel`]) and shows on the wire only to who looks closely.
 //!
-//! [`Accel::Software`] writes and reads `zlib` with [`page_deflate`], in a choice of [`Effort`] and [`WindowSize`]. A
-//! payload that its decoder does not understand is read by the ordinary library, so that nothing is refused which a stock
-//! receiver takes.
+//! [`Accel::Software`] writes and reads `zlib` with [`page_deflate`], in a choice of [`Effort`] and
+//! [`WindowSize`]. A payload that its decoder does not understand is read by the ordinary library,
+//! so that nothing is refused which a stock receiver takes.
 //!
 //! libqpl is opened at run time if it is there, with an Intel IAA if libqpl finds one that works.
 //!
@@ -78,9 +86,9 @@
 //! | `zlib` | runs of pages ([`Streams`]) compressed at once, each with a window of 4 KiB, joined to one stream that a stock QEMU reads | as without: the window of a stock stream is too large for the hardware |
 //! | `none`, `zstd` | there is none | as without |
 //!
-//! A page which the device does not do, for whatever reason, is done in software; a device which fails too often, or
-//! never answers, is not asked again; what it still has in hand keeps its memory for ever. [`Encoder::counts`] and
-//! [`Encoder::backend`] tell all of that.
+//! A page which the device does not do, for whatever reason, is done in software; a device which
+//! fails too often, or never answers, is not asked again; what it still has in hand keeps its
+//! memory for ever. [`Encoder::counts`] and [`Encoder::backend`] tell all of that.
 //!
 //! # Features
 //!
@@ -145,16 +153,16 @@ pub trait Decoder: Send {
     /// The method whose payloads this reads.
     fn method(&self) -> Method;
 
-    /// Reads the payload of the channel's next packet with normal pages into `pages`, over copies of
-    /// both. [`Self::decode_owned`] needs no copies.
+    /// Reads the payload of the channel's next packet with normal pages into `pages`, over copies
+    /// of both. [`Self::decode_owned`] needs no copies.
     ///
-    /// `pages` has the length of all of the packet's pages; they come to lie back to back in the order of their offsets.
-    /// Exactly that much has to come out of the payload.
+    /// `pages` has the length of all of the packet's pages; they come to lie back to back in the
+    /// order of their offsets. Exactly that much has to come out of the payload.
     ///
     /// # Errors
     ///
-    /// See [`DecodeError`]. After any error the decoder only ever answers [`DecodeError::Poisoned`], and what `pages`
-    /// holds means nothing.
+    /// See [`DecodeError`]. After any error the decoder only ever answers
+    /// [`DecodeError::Poisoned`], and what `pages` holds means nothing.
     fn decode(
         &mut self,
         payload: &[u8],

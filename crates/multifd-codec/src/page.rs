@@ -1,9 +1,9 @@
 //! A packet's worth of pages, wherever they are.
 //!
-//! The pages of a running guest change while they are read, so they are never looked at through a Rust slice.
-//! A [`GuestPage`] is only an address; its content is copied once, word by word, and everything after that works on
-//! the private copy. What a guest writes during the copy may or may not be in it: such a page is dirty again
-//! and is sent again.
+//! The pages of a running guest change while they are read, so they are never looked at through a
+//! Rust slice. A [`GuestPage`] is only an address; its content is copied once, word by word, and
+//! everything after that works on the private copy. What a guest writes during the copy may or may
+//! not be in it: such a page is dirty again and is sent again.
 //!
 //! [`Parts`] lets several threads fill one buffer, each a part of its own.
 #![allow(unsafe_code)]
@@ -15,7 +15,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use multifd_wire::PageSize;
 
-/// The normal pages of one packet, in the order of their offsets: what an [`Encoder`](crate::Encoder) is given.
+/// The normal pages of one packet, in the order of their offsets: what an
+/// [`Encoder`](crate::Encoder) is given.
 ///
 /// At most [`PageSize::pages_per_packet`] pages; none at all is allowed.
 #[derive(Clone, Copy, Debug)]
@@ -35,8 +36,8 @@ impl<'a> Pages<'a> {
     ///
     /// # Errors
     ///
-    /// [`PagesError::NotWhole`] when the bytes do not end at a page's end, [`PagesError::TooMany`] when they are more
-    /// than a packet takes.
+    /// [`PagesError::NotWhole`] when the bytes do not end at a page's end, [`PagesError::TooMany`]
+    /// when they are more than a packet takes.
     pub fn private(bytes: &'a [u8], page_size: PageSize) -> Result<Self, PagesError> {
         if !bytes.len().is_multiple_of(page_size.bytes()) {
             return Err(PagesError::NotWhole {
@@ -51,8 +52,8 @@ impl<'a> Pages<'a> {
     ///
     /// # Errors
     ///
-    /// [`PagesError::MixedSizes`] when a handle is to a page of another size, [`PagesError::TooMany`] when they are
-    /// more than a packet takes.
+    /// [`PagesError::MixedSizes`] when a handle is to a page of another size,
+    /// [`PagesError::TooMany`] when they are more than a packet takes.
     pub fn guest(pages: &'a [GuestPage<'a>], page_size: PageSize) -> Result<Self, PagesError> {
         if let Some(other) = pages.iter().find(|page| page.page_size != page_size) {
             return Err(PagesError::MixedSizes {
@@ -98,8 +99,8 @@ impl<'a> Pages<'a> {
 
     /// The content of all pages back to back, fixed from now on.
     ///
-    /// Private pages are returned where they are. Guest pages are copied once into `scratch`, whose former content is
-    /// dropped and whose memory is reused.
+    /// Private pages are returned where they are. Guest pages are copied once into `scratch`, whose
+    /// former content is dropped and whose memory is reused.
     pub fn gather<'s>(&self, scratch: &'s mut Vec<u8>) -> &'s [u8]
     where
         'a: 's,
@@ -119,7 +120,8 @@ impl<'a> Pages<'a> {
         self.append_range(0..self.len(), out);
     }
 
-    /// Copies the content of some pages, back to back, behind what `out` holds. Nothing if not all of them are there.
+    /// Copies the content of some pages, back to back, behind what `out` holds. Nothing if not all
+    /// of them are there.
     pub fn append_range(&self, range: Range<usize>, out: &mut Vec<u8>) {
         let page_bytes = self.page_size.bytes();
         match self.source {
@@ -140,8 +142,8 @@ impl<'a> Pages<'a> {
     }
 }
 
-/// A packet's pages, back to back in memory of their own, which serves for one packet after the other and is never
-/// cleared in between.
+/// A packet's pages, back to back in memory of their own, which serves for one packet after the
+/// other and is never cleared in between.
 #[derive(Clone, Debug, Default)]
 pub struct PageBuffer {
     memory: Vec<u8>,
@@ -149,7 +151,8 @@ pub struct PageBuffer {
 }
 
 impl PageBuffer {
-    /// Makes it `len_bytes` long. Whatever was in its memory before is there until it is overwritten.
+    /// Makes it `len_bytes` long. Whatever was in its memory before is there until it is
+    /// overwritten.
     pub fn space(&mut self, len_bytes: usize) -> &mut [u8] {
         if self.memory.len() < len_bytes {
             self.memory.resize(len_bytes, 0);
@@ -299,12 +302,12 @@ impl GuestPage<'_> {
     ///
     /// During the whole lifetime of the handle and its copies
     ///
-    /// - the bytes are mapped, and may be read and written from any thread (nothing is written through a handle; that is
-    ///   what a reference to an atomic demands),
+    /// - the bytes are mapped, and may be read and written from any thread (nothing is written
+    ///   through a handle; that is what a reference to an atomic demands),
     /// - `start` is aligned to 8 bytes,
-    /// - there is no `&mut` to any of the bytes, and nobody in this program writes them but through atomic (or, as is
-    ///   usual for guest memory, volatile) accesses. The guest itself, devices and other processes may write as they
-    ///   like.
+    /// - there is no `&mut` to any of the bytes, and nobody in this program writes them but through
+    ///   atomic (or, as is usual for guest memory, volatile) accesses. The guest itself, devices
+    ///   and other processes may write as they like.
     #[must_use]
     pub const unsafe fn new(start: NonNull<u8>, page_size: PageSize) -> Self {
         Self {
@@ -320,21 +323,23 @@ impl GuestPage<'_> {
         let (slots, _) = out.spare_capacity_mut().as_chunks_mut::<8>();
         let words = self.start.as_ptr().cast::<u64>();
         for (index, slot) in slots.iter_mut().take(len_bytes / 8).enumerate() {
-            // SAFETY: a page is a whole number of words, and `index` counts those before its end, so this stays
-            // inside the page that the caller of `new` has promised to be mapped.
+            // SAFETY: a page is a whole number of words, and `index` counts those before its end,
+            // so this stays inside the page that the caller of `new` has promised to be mapped.
             let word = unsafe { words.add(index) };
-            // SAFETY: `word` is in mapped memory and aligned, as promised to `new`. Others may write it now; an atomic
-            // is the one kind of reference which allows that, and this one does not outlive the load.
+            // SAFETY: `word` is in mapped memory and aligned, as promised to `new`. Others may
+            // write it now; an atomic is the one kind of reference which allows that, and this one
+            // does not outlive the load.
             let word = unsafe { AtomicU64::from_ptr(word) }.load(Ordering::Relaxed);
             slot.write_copy_of_slice(&word.to_ne_bytes());
         }
-        // SAFETY: `reserve` has made room for `len_bytes` more, so there were `len_bytes / 8` slots and the loop has
-        // filled them all.
+        // SAFETY: `reserve` has made room for `len_bytes` more, so there were `len_bytes / 8` slots
+        // and the loop has filled them all.
         unsafe { out.set_len(out.len() + len_bytes) };
     }
 }
 
-// SAFETY: a handle is only an address. Reading what it points to is promised to `new` to be allowed from any thread.
+// SAFETY: a handle is only an address. Reading what it points to is promised to `new` to be allowed
+// from any thread.
 unsafe impl Send for GuestPage<'_> {}
 // SAFETY: as above; a shared handle gives nothing but the same reads.
 unsafe impl Sync for GuestPage<'_> {}

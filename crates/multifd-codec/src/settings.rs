@@ -7,7 +7,8 @@ use page_deflate::{Effort, WindowSize};
 
 use crate::{Accel, Huffman};
 
-/// What a codec is made with. A decoder looks at [`Settings::accel`] only: what it reads is the sender's choice.
+/// What a codec is made with. A decoder looks at [`Settings::accel`] only: what it reads is the
+/// sender's choice.
 ///
 /// ```
 /// use multifd_codec::{Settings, ZlibLevel};
@@ -35,8 +36,8 @@ pub struct Settings {
     pub streams: Streams,
 }
 
-/// How many runs a packet's pages are split into, each of which is compressed by itself, at the same time as the
-/// others: 1..=128, by default 1. With fewer pages than runs each page is one.
+/// How many runs a packet's pages are split into, each of which is compressed by itself, at the
+/// same time as the others: 1..=128, by default 1. With fewer pages than runs each page is one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Streams(u8);
 
@@ -65,8 +66,8 @@ impl Streams {
         self.0 as usize
     }
 
-    /// The lengths of the runs that so many pages are split into, in order: as many as there are streams or pages,
-    /// and no two of them differ by more than one page.
+    /// The lengths of the runs that so many pages are split into, in order: as many as there are
+    /// streams or pages, and no two of them differ by more than one page.
     pub fn runs(self, pages: usize) -> impl Iterator<Item = usize> {
         let runs = self.value().min(pages);
         (0..runs).map(move |index| run(index, runs, pages).len())
@@ -113,7 +114,8 @@ pub type ZlibLevel = Level<9>;
 /// 18 and 32 MiB at level 20; see `window_memory`.
 pub type ZstdLevel = Level<20>;
 
-/// A compression level from 0 to `MAX`, by default 1: the ranges and the default of QEMU's parameters.
+/// A compression level from 0 to `MAX`, by default 1: the ranges and the default of QEMU's
+/// parameters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Level<const MAX: u8>(u8);
 

@@ -1,7 +1,9 @@
-//! Method `zlib` by `page-deflate`, which is made for pages: streams that a stock QEMU reads as its own.
+//! Method `zlib` by `page-deflate`, which is made for pages: streams that a stock QEMU reads as its
+//! own.
 //!
-//! With one stream a packet's blocks refer to the packets before, as those of a stock sender do. With several, each run of
-//! pages is compressed by itself, at the same time as the others, and inflate takes one after the other as one stream.
+//! With one stream a packet's blocks refer to the packets before, as those of a stock sender do.
+//! With several, each run of pages is compressed by itself, at the same time as the others, and
+//! inflate takes one after the other as one stream.
 
 use std::convert::Infallible;
 
@@ -49,7 +51,8 @@ impl WritePayload for Deflate {
 /// The sending direction, run by run.
 pub(crate) struct DeflateRuns {
     header: Header,
-    /// Looks at packets for all who compress runs: what a run becomes must not depend on whose turn it is.
+    /// Looks at packets for all who compress runs: what a run becomes must not depend on whose turn
+    /// it is.
     scout: Box<Deflater>,
     habit: Habit,
     packets: usize,
@@ -109,8 +112,8 @@ impl Header {
     }
 }
 
-/// The receiving direction: fast where a packet is what senders make of it, and otherwise as tolerant as the ordinary
-/// library.
+/// The receiving direction: fast where a packet is what senders make of it, and otherwise as
+/// tolerant as the ordinary library.
 pub(crate) struct Inflate {
     how: Reader,
 }
@@ -196,7 +199,8 @@ impl ReadPayload for Inflate {
             let pages = packet.pages.as_ref().len() / page_size.bytes();
             return Ok(PathCounts::software(pages));
         }
-        // It ends within a byte, for one, or is damaged. The library has the last word, from here on.
+        // It ends within a byte, for one, or is damaged. The library has the last word, from here
+        // on.
         let mut library = match own.stream.history() {
             Some(history) => zlib::Inflate::after(history)?,
             None => zlib::Inflate::new(),
@@ -226,9 +230,10 @@ impl Own {
         are_read
     }
 
-    /// Nothing tells where a run begins but the empty block in front of it, whose bytes may also be there by chance.
-    /// That does no harm: pieces which are all read to their last byte, each filling its pages without a reference to
-    /// before itself, become the same pages when they are read as one.
+    /// Nothing tells where a run begins but the empty block in front of it, whose bytes may also be
+    /// there by chance. That does no harm: pieces which are all read to their last byte, each
+    /// filling its pages without a reference to before itself, become the same pages when they are
+    /// read as one.
     fn try_runs(&mut self, packet: &mut Arrived, page_size: PageSize) -> Option<()> {
         let Self {
             stream,

@@ -1,13 +1,16 @@
-//! Method `zlib` (QEMU 5.0 and later) by its ordinary library: one zlib stream per channel for the whole migration.
+//! Method `zlib` (QEMU 5.0 and later) by its ordinary library: one zlib stream per channel for the
+//! whole migration.
 //!
-//! The two bytes of zlib header stand before the first payload only. A payload ends with a sync flush, whose mark
-//! `00 00 ff ff` puts everything before it into the receiver's hands; matches reach back up to 32 KiB across pages and
-//! packets. The stream is never finished: there is no final block and no checksum.
+//! The two bytes of zlib header stand before the first payload only. A payload ends with a sync
+//! flush, whose mark `00 00 ff ff` puts everything before it into the receiver's hands; matches
+//! reach back up to 32 KiB across pages and packets. The stream is never finished: there is no
+//! final block and no checksum.
 //!
-//! A stock receiver inflates page by page, each call with room for exactly one page, and fails when a page stays
-//! short or the stream ends. Where the output is cut makes no difference to inflate, so here the packet is one call
-//! (which is faster, as inflate slows down near the end of its room); what would have to come out behind the
-//! last page, which the stock receiver leaves to trouble the next packet, is an error at once.
+//! A stock receiver inflates page by page, each call with room for exactly one page, and fails when
+//! a page stays short or the stream ends. Where the output is cut makes no difference to inflate,
+//! so here the packet is one call (which is faster, as inflate slows down near the end of its
+//! room); what would have to come out behind the last page, which the stock receiver leaves to
+//! trouble the next packet, is an error at once.
 
 use std::convert::Infallible;
 
@@ -45,8 +48,8 @@ impl WritePayload for Deflate {
     }
 }
 
-/// The sending direction, a piece of deflate for each run of pages: blocks that do not look back before the run, ended by
-/// a sync flush. Inflate takes one after the other as one stream.
+/// The sending direction, a piece of deflate for each run of pages: blocks that do not look back
+/// before the run, ended by a sync flush. Inflate takes one after the other as one stream.
 pub(crate) struct DeflateRuns {
     is_started: bool,
 }
@@ -119,8 +122,8 @@ impl Inflate {
         }
     }
 
-    /// Goes on with a stream that had a byte's end where a packet ended; `history` is the last that came out of it, at most
-    /// 32 KiB.
+    /// Goes on with a stream that had a byte's end where a packet ended; `history` is the last that
+    /// came out of it, at most 32 KiB.
     pub(crate) fn after(history: &[u8]) -> Result<Self, DecodeError> {
         // As if the stream had begun with all of it, in a stored block (RFC 1951, section 3.2.4).
         let len = history.len() as u16;
@@ -140,7 +143,8 @@ impl Inflate {
         }
     }
 
-    /// Inflates once and says how much input it took and how much output it made. `found` is what was made before.
+    /// Inflates once and says how much input it took and how much output it made. `found` is what
+    /// was made before.
     fn step(
         &mut self,
         input: &[u8],
@@ -186,8 +190,8 @@ impl ReadPayload for Inflate {
             input = rest(input, taken);
             found += made;
         }
-        // The marks behind the last page have no output. If there is some, in the input that is left or already
-        // inside inflate, there is a byte too many.
+        // The marks behind the last page have no output. If there is some, in the input that is
+        // left or already inside inflate, there is a byte too many.
         loop {
             let (taken, made) = self.step(input, &mut [0], found)?;
             if made > 0 {
@@ -213,8 +217,9 @@ fn rest(input: &[u8], taken: u64) -> &[u8] {
         .unwrap_or_default()
 }
 
-/// Room in which any payload of `len_bytes` is expected to fit: the fixed Huffman code, which the fastest levels use
-/// even where it does not pay, makes at most nine bits of a byte, and block headers and the flush need little.
+/// Room in which any payload of `len_bytes` is expected to fit: the fixed Huffman code, which the
+/// fastest levels use even where it does not pay, makes at most nine bits of a byte, and block
+/// headers and the flush need little.
 const fn expected_bound(len_bytes: usize) -> usize {
     len_bytes + len_bytes / 8 + 1024
 }

@@ -1,12 +1,14 @@
-//! Method `zstd` (QEMU 5.0 and later): one zstd frame per channel for the whole migration, or frames of whole pages.
+//! Method `zstd` (QEMU 5.0 and later): one zstd frame per channel for the whole migration, or
+//! frames of whole pages.
 //!
-//! The frame is opened by the first payload, with neither content size nor checksum, and never ended; each payload ends
-//! at a block's end (a flush). A stock receiver works page by page and stops a page where a frame ends. So it also
-//! takes frames that end at a page's end, and fails at a frame that ends inside a page or brings none, be it empty or
-//! skippable; what stands behind the frame end that completes the last page it does not look at.
+//! The frame is opened by the first payload, with neither content size nor checksum, and never
+//! ended; each payload ends at a block's end (a flush). A stock receiver works page by page and
+//! stops a page where a frame ends. So it also takes frames that end at a page's end, and fails at
+//! a frame that ends inside a page or brings none, be it empty or skippable; what stands behind the
+//! frame end that completes the last page it does not look at.
 //!
-//! That is what several streams in a channel are: each packet's pages in runs, and each run a frame, which says how long
-//! its content is.
+//! That is what several streams in a channel are: each packet's pages in runs, and each run a
+//! frame, which says how long its content is.
 
 use std::error::Error;
 use std::fmt;
@@ -134,8 +136,9 @@ impl Decompress {
         })
     }
 
-    /// Reads a payload of several frames, each with the length of its content in its header, at once; false if it is
-    /// none, or one that cannot be read. What is wrong with it then shows when it is read in order.
+    /// Reads a payload of several frames, each with the length of its content in its header, at
+    /// once; false if it is none, or one that cannot be read. What is wrong with it then shows when
+    /// it is read in order.
     fn read_frames(&mut self, packet: &mut Arrived, page_size: PageSize) -> bool {
         let Some(readers) = self.readers.as_mut().filter(|_| !self.in_frame) else {
             return false;
@@ -168,8 +171,8 @@ impl Decompress {
             })
     }
 
-    /// What stands behind the last page may end the frame or be empty blocks or frames; nothing may come out of it.
-    /// Returns whether a frame is open then.
+    /// What stands behind the last page may end the frame or be empty blocks or frames; nothing may
+    /// come out of it. Returns whether a frame is open then.
     fn read_tail(
         &mut self,
         input: &mut InBuffer<'_>,
@@ -178,7 +181,8 @@ impl Decompress {
     ) -> Result<bool, DecodeError> {
         let payload_len = input.src.len();
         let mut belongs_to = input.pos();
-        // In an open frame the decoder may hold output back, so it is asked even when no input is left.
+        // In an open frame the decoder may hold output back, so it is asked even when no input is
+        // left.
         while in_frame || input.pos() < payload_len {
             let before = input.pos();
             let mut beyond = [0];

@@ -43,7 +43,8 @@ fn head_fault(outcome: Result<Vec<u8>, DecodeError>) -> CannedFault {
     }
 }
 
-/// Pages of few different bytes, which ones depends on `kind`: codes made for one kind are bad for the others.
+/// Pages of few different bytes, which ones depends on `kind`: codes made for one kind are bad for
+/// the others.
 fn texture(random: &mut Random, kind: u8, pages: usize) -> Vec<u8> {
     let byte = |random: &mut Random| kind.wrapping_mul(31).wrapping_add(random.below(9) as u8);
     (0..pages * PAGE).map(|_| byte(random)).collect()
@@ -170,7 +171,8 @@ fn what_is_wrong_before_the_pages_is_named() {
     assert_eq!(longer, CannedFault::Code(trailing));
 }
 
-/// Every bit of a description turned over: it is refused, or it is another code, and never does anything else happen.
+/// Every bit of a description turned over: it is refused, or it is another code, and never does
+/// anything else happen.
 #[test]
 fn no_description_is_taken_that_does_not_hold() {
     let payload = encode(&mut sender(), &texture(&mut Random::new(5), 0, 3));

@@ -102,7 +102,8 @@ fn own_streams() -> impl Iterator<Item = Settings> {
         })
 }
 
-/// What a packet of 128 pages can be split into, from few to many, with no more pages than streams too.
+/// What a packet of 128 pages can be split into, from few to many, with no more pages than streams
+/// too.
 const STREAMS: [u8; 6] = [16, 2, 4, 8, 32, 128];
 
 fn streams(method: Method) -> Option<Subject> {

@@ -1,6 +1,7 @@
 //! A channel that has carried a few packets allocates nothing for the packets that follow.
 //!
-//! Counted is what goes through Rust's allocator, which includes zlib-rs. libzstd has an allocator of its own.
+//! Counted is what goes through Rust's allocator, which includes zlib-rs. libzstd has an allocator
+//! of its own.
 
 use std::collections::VecDeque;
 use std::ptr::NonNull;
@@ -114,8 +115,8 @@ fn qpl() {
     carries_without_allocating(Method::Qpl, libqpl::with(Accel::Software));
 }
 
-/// Each buffer is made by the first thread that needs it, and which thread that is, and when, is a matter of time. So a few
-/// allocations may be late, and one for each packet or turn may not be.
+/// Each buffer is made by the first thread that needs it, and which thread that is, and when, is a
+/// matter of time. So a few allocations may be late, and one for each packet or turn may not be.
 #[test]
 fn several_streams() {
     const ROUNDS: usize = 100;

@@ -1,11 +1,12 @@
-//! A process of its own sends a guest that runs in another process, as an offload daemon beside a VMM does.
+//! A process of its own sends a guest that runs in another process, as an offload daemon beside a
+//! VMM does.
 //!
 //!     cargo run -p multifd-engine --example offload
 //!
-//! The VMM's part is small: its guest's memory is a memfd, which it registers for tracking and passes on, and it stops and
-//! starts the guest when told to. The daemon maps the same memfd, reads what is written from the VMM's page tables, and
-//! does all the rest. Here the daemon starts the VMM as its child and is the destination too, so that one command shows
-//! everything.
+//! The VMM's part is small: its guest's memory is a memfd, which it registers for tracking and
+//! passes on, and it stops and starts the guest when told to. The daemon maps the same memfd, reads
+//! what is written from the VMM's page tables, and does all the rest. Here the daemon starts the
+//! VMM as its child and is the destination too, so that one command shows everything.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write, stdin, stdout};

@@ -2,8 +2,8 @@
 //!
 //!     cargo run -p multifd-engine --features vm-memory --example vmm
 //!
-//! The guest is a thread that counts in memory; its one register is the device state. Both VMMs are in this process,
-//! which makes no difference to either.
+//! The guest is a thread that counts in memory; its one register is the device state. Both VMMs are
+//! in this process, which makes no difference to either.
 
 use std::sync::{Arc, Mutex};
 use std::thread;

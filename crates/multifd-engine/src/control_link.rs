@@ -1,4 +1,5 @@
-//! The main connection between two engines: messages out and in, with an eye on who wants the migration to end.
+//! The main connection between two engines: messages out and in, with an eye on who wants the
+//! migration to end.
 
 use std::io::{self, Read, Write};
 use std::time::{Duration, Instant};
@@ -30,8 +31,8 @@ pub(crate) struct ControlLink<'s> {
     unread: std::ops::Range<usize>,
     outgoing: Vec<u8>,
     bytes_out: u64,
-    /// The peer has the beginning of a message whose end it will never get. Nothing may follow: the peer would read it
-    /// as that end.
+    /// The peer has the beginning of a message whose end it will never get. Nothing may follow: the
+    /// peer would read it as that end.
     is_cut: bool,
 }
 
@@ -110,7 +111,8 @@ impl<'s> ControlLink<'s> {
         }
     }
 
-    /// The migration has failed here: finds out whether the peer gave up first, and if not tells it why this end does.
+    /// The migration has failed here: finds out whether the peer gave up first, and if not tells it
+    /// why this end does.
     pub(crate) fn explained(&mut self, failure: Failure) -> Failure {
         if let Some(cause) = is_broken_off(&failure.cause)
             .then(|| self.last_words())
@@ -145,8 +147,9 @@ impl<'s> ControlLink<'s> {
         }
     }
 
-    /// Writes what is outgoing. After an error no part of it has an effect at the peer, and never will have: either
-    /// nothing was written, or the peer has the beginning of a message, which stays the last thing it gets.
+    /// Writes what is outgoing. After an error no part of it has an effect at the peer, and never
+    /// will have: either nothing was written, or the peer has the beginning of a message, which
+    /// stays the last thing it gets.
     fn write(&mut self, watch: &dyn Fn() -> Result<(), Cause>) -> Result<(), Cause> {
         if self.is_cut {
             return Err(EngineFault::Closed.into());
@@ -199,7 +202,8 @@ impl<'s> ControlLink<'s> {
     }
 }
 
-/// Whether this is what a peer's giving up looks like on its other connections, which it may close first.
+/// Whether this is what a peer's giving up looks like on its other connections, which it may close
+/// first.
 pub(crate) fn is_broken_off(cause: &Cause) -> bool {
     match cause {
         Cause::Transport(TransportCause::Io(error)) => hung_up(error),
@@ -264,7 +268,8 @@ mod tests {
         bytes
     }
 
-    /// Where both ends are of the same make, the beginning of one message and the whole of another can make a third.
+    /// Where both ends are of the same make, the beginning of one message and the whole of another
+    /// can make a third.
     #[test]
     fn nothing_follows_the_beginning_of_a_message() {
         let (ours, theirs) = pair();

@@ -1,6 +1,7 @@
 //! One digest of all memory of a stopped guest, the same at both ends.
 //!
-//! SHA-256 of each leaf of 1 MiB, on all processors, and SHA-256 of all these with the blocks' names and lengths.
+//! SHA-256 of each leaf of 1 MiB, on all processors, and SHA-256 of all these with the blocks'
+//! names and lengths.
 
 use std::num::NonZeroUsize;
 use std::sync::LazyLock;
@@ -44,7 +45,8 @@ pub(crate) fn of_memory(
     Ok(all.finalize().into())
 }
 
-/// The sums of all leaves of a block, in their order. Threads are made for a large block only, and as few as it can use.
+/// The sums of all leaves of a block, in their order. Threads are made for a large block only, and
+/// as few as it can use.
 fn leaves(block: &MemoryBlock<'_>, page_size: PageSize) -> Result<Vec<Sum>, OutOfRange> {
     let count = block.range.len_bytes().div_ceil(LEAF_BYTES);
     let next = AtomicUsize::new(0);

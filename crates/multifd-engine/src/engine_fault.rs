@@ -1,4 +1,5 @@
-//! What can go wrong between a source and a destination engine, beside what can go wrong with any channel.
+//! What can go wrong between a source and a destination engine, beside what can go wrong with any
+//! channel.
 
 use std::io;
 use std::time::Duration;

@@ -1,12 +1,14 @@
-//! Live migration for VMMs that are not QEMU: a source and a destination that move a running guest over multifd channels.
+//! Live migration for VMMs that are not QEMU: a source and a destination that move a running guest
+//! over multifd channels.
 //!
-//! [`source`] sends a guest, [`destination`] takes it. A VMM lends its [`memory`], a log of what its guest writes
-//! ([`dirty`]), and a [`VmHandle`] to stop, start, save and load the rest. [`control`] has the messages which the two ends
-//! exchange on their main connection; the channels are QEMU's.
+//! [`source`] sends a guest, [`destination`] takes it. A VMM lends its [`memory`], a log of what
+//! its guest writes ([`dirty`]), and a [`VmHandle`] to stop, start, save and load the rest.
+//! [`control`] has the messages which the two ends exchange on their main connection; the channels
+//! are QEMU's.
 //!
-//! Blocking threads, one per channel; every channel has its own bounded buffers, so back-pressure reaches the source. The
-//! first failure of any channel stops everything, names the channel and the cause, and closes all connections, so that
-//! the source's guest runs on.
+//! Blocking threads, one per channel; every channel has its own bounded buffers, so back-pressure
+//! reaches the source. The first failure of any channel stops everything, names the channel and the
+//! cause, and closes all connections, so that the source's guest runs on.
 
 #![deny(unsafe_code)]
 #![cfg_attr(

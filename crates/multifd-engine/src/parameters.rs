@@ -8,7 +8,8 @@ use std::time::Duration;
 use multifd_codec::Settings;
 use multifd_wire::{Method, PageSize};
 
-/// The parameters of a source. The defaults are QEMU's, where it has the parameter and not said otherwise.
+/// The parameters of a source. The defaults are QEMU's, where it has the parameter and not said
+/// otherwise.
 ///
 /// ```
 /// use multifd_engine::Parameters;
@@ -25,22 +26,24 @@ pub struct Parameters {
     pub multifd_channels: NonZeroU8,
     /// `multifd-compression`, by default none.
     pub multifd_compression: Method,
-    /// `multifd-zlib-level`, `multifd-zstd-level`, `multifd-compression-accel` and what belongs to them.
+    /// `multifd-zlib-level`, `multifd-zstd-level`, `multifd-compression-accel` and what belongs to
+    /// them.
     pub codec: Settings,
     /// The size of the guest's pages, by default 4 KiB.
     pub page_size: PageSize,
-    /// `downtime-limit`: the guest is stopped once what is left is expected to take no longer than this. By default 300 ms.
+    /// `downtime-limit`: the guest is stopped once what is left is expected to take no longer than
+    /// this. By default 300 ms.
     pub downtime_limit: Duration,
-    /// `max-bandwidth`, in bytes per second over all connections, which also holds while the guest is stopped. By
-    /// default, and unlike QEMU's 128 MiB/s, there is no limit.
+    /// `max-bandwidth`, in bytes per second over all connections, which also holds while the guest
+    /// is stopped. By default, and unlike QEMU's 128 MiB/s, there is no limit.
     pub max_bandwidth: Option<NonZeroU64>,
     /// `zero-page-detection`, by default `multifd`.
     pub zero_page_detection: ZeroPageDetection,
-    /// How long all of it may take; then it fails and the guest stays. By default 120 s, the limit of Intel's published
-    /// measurements. QEMU has no such parameter.
+    /// How long all of it may take; then it fails and the guest stays. By default 120 s, the limit
+    /// of Intel's published measurements. QEMU has no such parameter.
     pub timeout: Duration,
-    /// Compares a digest of all memory at the end. Both ends read all of it while the guest is stopped, which
-    /// `downtime-limit` does not count. By default off; QEMU has no such parameter.
+    /// Compares a digest of all memory at the end. Both ends read all of it while the guest is
+    /// stopped, which `downtime-limit` does not count. By default off; QEMU has no such parameter.
     pub digest: bool,
 }
 

@@ -1,4 +1,5 @@
-//! What is known of a migration: while it runs, and at its end. The names are those of QEMU's `query-migrate`.
+//! What is known of a migration: while it runs, and at its end. The names are those of QEMU's
+//! `query-migrate`.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -11,14 +12,15 @@ use multifd_codec::{Backend, PathCounts};
 pub struct Statistics {
     /// From the first dial to the destination's word that the guest runs there, or to the failure.
     pub total_time: Duration,
-    /// How long the guest stood still: from the request to stop it until the destination's word that it runs. Zero when
-    /// it was never stopped.
+    /// How long the guest stood still: from the request to stop it until the destination's word
+    /// that it runs. Zero when it was never stopped.
     pub downtime: Duration,
     /// From the first dial until the first page could be sent.
     pub setup_time: Duration,
     /// Bits sent per second in millions, from the end of the setup to the end.
     pub mbps: f64,
-    /// Pages sent per second, zero pages included, over the same time. (QEMU tells this of its last moments only.)
+    /// Pages sent per second, zero pages included, over the same time. (QEMU tells this of its last
+    /// moments only.)
     pub pages_per_second: f64,
     /// Pages sent with their contents; a page that was sent twice counts twice.
     pub normal: u64,
@@ -70,10 +72,11 @@ pub struct Progress {
     pub transferred: u64,
     /// Pages with contents sent per second, by the last rounds. `None` before the end of the first.
     pub normal_per_second: Option<f64>,
-    /// QEMU's `dirty-pages-rate`: pages the guest has written per second. `None` before the log was read.
+    /// QEMU's `dirty-pages-rate`: pages the guest has written per second. `None` before the log was
+    /// read.
     pub dirty_pages_rate: Option<f64>,
-    /// QEMU's `expected-downtime`, were the guest stopped now. `None` until a page with contents has been sent in a whole
-    /// round: the guest is not stopped before.
+    /// QEMU's `expected-downtime`, were the guest stopped now. `None` until a page with contents
+    /// has been sent in a whole round: the guest is not stopped before.
     pub expected_downtime: Option<Duration>,
 }
 

@@ -4,8 +4,8 @@ use std::error::Error;
 
 /// A VM that is moved away, or one that is being filled.
 ///
-/// An engine calls these one at a time, from a thread of its own choice. An error ends the migration; at a
-/// source, the VM is resumed.
+/// An engine calls these one at a time, from a thread of its own choice. An error ends the
+/// migration; at a source, the VM is resumed.
 ///
 /// # Who may change guest memory, and when
 ///
@@ -15,40 +15,44 @@ use std::error::Error;
 /// | until `save_device_state` returns | what saves the state: the VMM, a vhost-user back end that is drained |
 /// | until `resume` is called, or for good | nobody |
 ///
-/// A change is a write in any way, or a page that is discarded. Every change up to the return of `save_device_state`
-/// must be in the next fetch of the [`DirtyLog`](crate::dirty::DirtyLog), or marked: the last round of memory is sent
-/// after that. What comes later is lost, or with [`Parameters::digest`](crate::Parameters::digest) may end the migration.
+/// A change is a write in any way, or a page that is discarded. Every change up to the return of
+/// `save_device_state` must be in the next fetch of the [`DirtyLog`](crate::dirty::DirtyLog), or
+/// marked: the last round of memory is sent after that. What comes later is lost, or with
+/// [`Parameters::digest`](crate::Parameters::digest) may end the migration.
 ///
-/// At the destination, the engine alone writes memory until it calls `load_device_state`; from then on the VM may.
+/// At the destination, the engine alone writes memory until it calls `load_device_state`; from then
+/// on the VM may.
 pub trait VmHandle: Send {
-    /// Stops the VM. When this returns, neither its CPUs nor its devices run, and nothing writes its memory but what
-    /// [`save_device_state`](Self::save_device_state) has to.
+    /// Stops the VM. When this returns, neither its CPUs nor its devices run, and nothing writes
+    /// its memory but what [`save_device_state`](Self::save_device_state) has to.
     ///
     /// # Errors
     ///
     /// When it cannot be stopped. It is resumed then, as after any other failure.
     fn pause(&mut self) -> Result<(), VmError>;
 
-    /// Lets the VM run: again at a source, for the first time at a destination. At a source it may be running already,
-    /// or its state may have been saved; devices that were stopped for that run again too.
+    /// Lets the VM run: again at a source, for the first time at a destination. At a source it may
+    /// be running already, or its state may have been saved; devices that were stopped for that run
+    /// again too.
     ///
     /// # Errors
     ///
-    /// When it cannot run. At a destination nothing of it may run then: the source is told, and lets its own go on.
+    /// When it cannot run. At a destination nothing of it may run then: the source is told, and
+    /// lets its own go on.
     fn resume(&mut self) -> Result<(), VmError>;
 
     /// The state of everything but memory, in whatever form the destination's
-    /// [`load_device_state`](Self::load_device_state) reads. The VM is paused. This may still write guest memory; when it
-    /// returns, nothing does any more.
+    /// [`load_device_state`](Self::load_device_state) reads. The VM is paused. This may still write
+    /// guest memory; when it returns, nothing does any more.
     ///
     /// # Errors
     ///
     /// When it cannot be told.
     fn save_device_state(&mut self) -> Result<Vec<u8>, VmError>;
 
-    /// Takes what the source's [`save_device_state`](Self::save_device_state) gave. All memory is in place by then. The
-    /// bytes come from a peer: they are whole, but not to be trusted further. The VM must not run yet: the source has
-    /// not given it away.
+    /// Takes what the source's [`save_device_state`](Self::save_device_state) gave. All memory is
+    /// in place by then. The bytes come from a peer: they are whole, but not to be trusted further.
+    /// The VM must not run yet: the source has not given it away.
     ///
     /// # Errors
     ///

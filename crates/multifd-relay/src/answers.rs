@@ -1,12 +1,13 @@
 //! What a source is told on the return path of a migration that is taken.
 //!
-//! Nothing before it opens the return path. Then PONG for each PING, SWITCHOVER_ACK where it may be waiting for that, and
-//! as the last word SHUT: well, once everything is kept, or failed.
+//! Nothing before it opens the return path. Then PONG for each PING, SWITCHOVER_ACK where it may be
+//! waiting for that, and as the last word SHUT: well, once everything is kept, or failed.
 //!
 //! # SWITCHOVER_ACK
 //!
-//! A source with capability `switchover-ack` does not stop its guest before it has one; the stream does not say whether
-//! it has that capability. Observed with QEMU 7.2, 10.0 and 11.1, which also says what a source without it does:
+//! A source with capability `switchover-ack` does not stop its guest before it has one; the stream
+//! does not say whether it has that capability. Observed with QEMU 7.2, 10.0 and 11.1, which also
+//! says what a source without it does:
 //!
 //! | machine type of | QEMU | with the capability | without |
 //! | --- | --- | --- | --- |
@@ -15,9 +16,9 @@
 //! | before 8.1 | 8.1 and later | waits | ignores it |
 //! | before 8.1 | before 8.1 | does not exist | fails when it gets one |
 //!
-//! So a machine type from 8.1 to 11.0 gets one, and one from before 8.1 when the multifd channels show a QEMU of 9.0 or
-//! later. What may be anything (`none`, `sun4u`, a distribution's `pc-q35-noble`) gets one when the user says that the
-//! source waits for it.
+//! So a machine type from 8.1 to 11.0 gets one, and one from before 8.1 when the multifd channels
+//! show a QEMU of 9.0 or later. What may be anything (`none`, `sun4u`, a distribution's
+//! `pc-q35-noble`) gets one when the user says that the source waits for it.
 
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -33,7 +34,8 @@ use multifd_transport::rounds::RoundFault;
 /// The first machine type which stands for a QEMU that knows SWITCHOVER_ACK.
 const ACK_SINCE: (u32, u32) = (8, 1);
 
-/// The first machine type whose sources count what their devices ask for, and take no other SWITCHOVER_ACK.
+/// The first machine type whose sources count what their devices ask for, and take no other
+/// SWITCHOVER_ACK.
 const ACK_COUNTED_SINCE: (u32, u32) = (11, 1);
 
 /// The answers of one migration.
@@ -114,7 +116,8 @@ impl Answers {
             due
         });
         if ack {
-            // Nothing here has to be loaded before the guest may stop, so the source is told as soon as it may be.
+            // Nothing here has to be loaded before the guest may stop, so the source is told as
+            // soon as it may be.
             answer(stream, &Message::SwitchoverAck)?;
         }
         match event {
@@ -130,7 +133,8 @@ impl Answers {
         self.recent.store(true, Ordering::Relaxed);
     }
 
-    /// Everything has arrived; whether the source wants to hear about it. From now on nobody else tells it anything.
+    /// Everything has arrived; whether the source wants to hear about it. From now on nobody else
+    /// tells it anything.
     ///
     /// # Errors
     ///
@@ -154,7 +158,8 @@ impl Answers {
         answer(stream, &Message::Shut(u32::from(!well)))
     }
 
-    /// The migration has failed: tells the source, if it listens, so that its guest goes on at once.
+    /// The migration has failed: tells the source, if it listens, so that its guest goes on at
+    /// once.
     pub(crate) fn refuse(&self, stream: &Stream) {
         let told = self.change(|state| match state.stage {
             Stage::Settled => false,
@@ -166,7 +171,8 @@ impl Answers {
         if told {
             let mut bytes = Vec::new();
             Message::Shut(1).encode(&mut bytes);
-            // Without waiting: a source that does not read is told by the closing of the connection.
+            // Without waiting: a source that does not read is told by the closing of the
+            // connection.
             let _ = send(stream, &bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
         }
     }

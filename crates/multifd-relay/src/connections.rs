@@ -30,8 +30,9 @@ impl Connections {
         state.streams.push(Arc::clone(stream));
     }
 
-    /// Closes the main channel. A source before QEMU 11.1 may stand still for good where its channels break, and closes them
-    /// by itself where only its main channel does. Until then they are read to nowhere.
+    /// Closes the main channel. A source before QEMU 11.1 may stand still for good where its
+    /// channels break, and closes them by itself where only its main channel does. Until then they
+    /// are read to nowhere.
     pub(crate) fn fail(&self) {
         let mut state = self.lock();
         state.closed.get_or_insert_with(Instant::now);

@@ -1,10 +1,10 @@
 //! Which pages of a guest have come.
 //!
-//! A source sends every page of every block that it lists at least once, with contents or as zero. So a receiver that has
-//! seen each of them has seen all channels, however many there were.
+//! A source sends every page of every block that it lists at least once, with contents or as zero.
+//! So a receiver that has seen each of them has seen all channels, however many there were.
 //!
-//! Of each page the round is known in which it came last. A channel that comes late has pages of rounds that have ended, and
-//! what came in a later round is newer.
+//! Of each page the round is known in which it came last. A channel that comes late has pages of
+//! rounds that have ended, and what came in a later round is newer.
 
 use std::collections::BTreeMap;
 use std::sync::{
@@ -14,8 +14,8 @@ use std::sync::{
 use multifd_wire::main_stream::Block;
 use multifd_wire::{BlockName, PageSize};
 
-/// Pages in one piece of what is known: two bytes each, and 64 KiB for 128 MiB of pages of 4 KiB. Pieces are made as pages
-/// come, so that the length which a source states takes no memory.
+/// Pages in one piece of what is known: two bytes each, and 64 KiB for 128 MiB of pages of 4 KiB.
+/// Pieces are made as pages come, so that the length which a source states takes no memory.
 const PIECE_PAGES: u64 = 1 << 15;
 
 /// The last round that is told apart from later ones. Nobody comes as late as that.
@@ -121,12 +121,14 @@ impl Coverage {
         self.note_in(covered, page_size, offsets, round)
     }
 
-    /// Held by those who write pages of a round in which all are, from before they write until they have noted them.
+    /// Held by those who write pages of a round in which all are, from before they write until they
+    /// have noted them.
     pub(crate) fn in_time(&self) -> RwLockReadGuard<'_, ()> {
         self.order.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Held by one who writes pages of a round that has ended, from before looking whether they are newer.
+    /// Held by one who writes pages of a round that has ended, from before looking whether they are
+    /// newer.
     pub(crate) fn behind(&self) -> RwLockWriteGuard<'_, ()> {
         self.order.write().unwrap_or_else(PoisonError::into_inner)
     }
@@ -161,8 +163,8 @@ impl Coverage {
         last.is_some_and(|last| last > round.min(LAST_ROUND))
     }
 
-    /// The first block of which pages have not come. With `x-ignore-shared`, blocks of which none has come are the shared
-    /// ones.
+    /// The first block of which pages have not come. With `x-ignore-shared`, blocks of which none
+    /// has come are the shared ones.
     ///
     /// # Errors
     /// [`CoverageFault::Missing`].

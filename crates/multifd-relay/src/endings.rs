@@ -6,8 +6,8 @@ use std::time::Duration;
 /// How often progress is told.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
 
-/// Waits for `count` endings. The first failure is kept and closes everything; what ends with a failure after it does so
-/// because of it.
+/// Waits for `count` endings. The first failure is kept and closes everything; what ends with a
+/// failure after it does so because of it.
 pub(crate) fn wait_for<E>(
     mut count: usize,
     endings: &Receiver<Result<(), E>>,

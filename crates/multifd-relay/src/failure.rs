@@ -60,7 +60,8 @@ pub enum Cause {
         /// The number that it gave; 0 would have been success.
         status: u32,
     },
-    /// The source closed before the destination had said that it has the guest, so the guest runs on at the source.
+    /// The source closed before the destination had said that it has the guest, so the guest runs
+    /// on at the source.
     #[error(
         "the source closed before the destination had said that it has the guest, and goes on with its guest. \
          The destination was disconnected: check that it does not run"

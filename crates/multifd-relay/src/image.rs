@@ -1,8 +1,9 @@
 //! RAM blocks as image files.
 //!
-//! Block NAME becomes `DIR/NAME.ram`, a sparse file of the block's length whose byte at an offset is the guest's byte at
-//! that offset; a `/` in the name becomes `_`. Until the migration is whole the file is called `NAME.ram.partial`, and
-//! it is removed when the migration fails: a file that ends in `.ram` is a whole image, always.
+//! Block NAME becomes `DIR/NAME.ram`, a sparse file of the block's length whose byte at an offset
+//! is the guest's byte at that offset; a `/` in the name becomes `_`. Until the migration is whole
+//! the file is called `NAME.ram.partial`, and it is removed when the migration fails: a file that
+//! ends in `.ram` is a whole image, always.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -74,17 +75,20 @@ pub struct Folder {
 }
 
 impl Folder {
-    /// Makes the folder unless it is there, for its owner alone, and looks for images of an earlier migration, whole or partial.
+    /// Makes the folder unless it is there, for its owner alone, and looks for images of an earlier
+    /// migration, whole or partial.
     ///
     /// # Errors
     ///
-    /// `Occupied` when there are any: nothing is overwritten, and images of two migrations are not mixed.
+    /// `Occupied` when there are any: nothing is overwritten, and images of two migrations are not
+    /// mixed.
     pub fn prepare(path: &Path) -> Result<Self, ImageError> {
         let failed = |source| ImageError::Folder {
             path: path.to_owned(),
             source,
         };
-        // Guest memory is secret. A folder that is there already has the mode that somebody gave it.
+        // Guest memory is secret. A folder that is there already has the mode that somebody gave
+        // it.
         fs::DirBuilder::new()
             .recursive(true)
             .mode(0o700)
@@ -139,8 +143,8 @@ impl Folder {
     }
 }
 
-/// The images of one migration, in the order of the source's blocks. Dropped before [`keep`](Self::keep), they are
-/// removed.
+/// The images of one migration, in the order of the source's blocks. Dropped before
+/// [`keep`](Self::keep), they are removed.
 #[derive(Debug)]
 pub struct Images {
     images: Vec<Image>,
@@ -200,7 +204,8 @@ impl Images {
         self.images.iter().for_each(Image::withdraw);
     }
 
-    /// The same as [`publish`](Self::publish), leaving out blocks that the source has not sent: they have no image.
+    /// The same as [`publish`](Self::publish), leaving out blocks that the source has not sent:
+    /// they have no image.
     ///
     /// # Errors
     ///
@@ -356,7 +361,8 @@ impl Image {
     }
 }
 
-/// Offsets of pages put together where each page follows the one before: (offset of the first, number of pages).
+/// Offsets of pages put together where each page follows the one before: (offset of the first,
+/// number of pages).
 struct Runs<'a> {
     offsets: &'a [u64],
     page_bytes: u64,

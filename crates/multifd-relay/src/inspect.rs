@@ -1,8 +1,8 @@
 //! What is in captured channels and recordings.
 //!
-//! A file holds one direction of one connection, as a tee on the wire sees it, or it is a [recording].
-//! Its first bytes tell which. It is read in one pass, in pieces; what cannot be read is told with its place, beside
-//! everything that could be.
+//! A file holds one direction of one connection, as a tee on the wire sees it, or it is a
+//! [recording]. Its first bytes tell which. It is read in one pass, in pieces; what cannot be read
+//! is told with its place, beside everything that could be.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -84,8 +84,8 @@ pub struct StreamReport {
 pub struct StreamFault {
     /// The channel.
     pub channel: Channel,
-    /// On a multifd channel the start of the packet at fault, on the main channel where reading stopped; in bytes from the
-    /// start of the channel.
+    /// On a multifd channel the start of the packet at fault, on the main channel where reading
+    /// stopped; in bytes from the start of the channel.
     pub offset: u64,
     /// The fault.
     #[source]
@@ -171,8 +171,8 @@ pub struct ChannelSummary {
     pub zero: u64,
     /// Bytes of payload.
     pub payload_bytes: u64,
-    /// Bytes of the channel up to the end of the last packet that says anything. What follows are empty packets, which
-    /// QEMU 8.2 and earlier send, and for which no destination waits.
+    /// Bytes of the channel up to the end of the last packet that says anything. What follows are
+    /// empty packets, which QEMU 8.2 and earlier send, and for which no destination waits.
     pub needed_bytes: u64,
     /// The methods of packets with pages.
     pub methods: BTreeSet<PacketMethod>,
@@ -227,7 +227,8 @@ impl Report {
             })
     }
 
-    /// What is on the multifd channels together, if there are any in the file. The id is that of a single one.
+    /// What is on the multifd channels together, if there are any in the file. The id is that of a
+    /// single one.
     pub fn channels(&self) -> Option<ChannelSummary> {
         let channels = self
             .streams

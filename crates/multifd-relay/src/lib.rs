@@ -1,11 +1,12 @@
 //! QEMU's multifd migrations passed on, kept, replayed and looked into.
 //!
-//! [`relay`] stands between two QEMUs, [`receive`] writes a guest's memory to files, [`record`] keeps a migration as its
-//! source sent it, [`replay`] sends it again, and [`inspect`] says what is in it.
+//! [`relay`] stands between two QEMUs, [`receive`] writes a guest's memory to files, [`record`]
+//! keeps a migration as its source sent it, [`replay`] sends it again, and [`inspect`] says what is
+//! in it.
 //!
-//! Blocking threads, one per channel and direction; every channel has its own bounded buffers, so back-pressure reaches
-//! the source. The first failure of any channel stops everything, names the channel and the cause, and closes all
-//! connections, so that the source's guest runs on.
+//! Blocking threads, one per channel and direction; every channel has its own bounded buffers, so
+//! back-pressure reaches the source. The first failure of any channel stops everything, names the
+//! channel and the cause, and closes all connections, so that the source's guest runs on.
 
 #![forbid(unsafe_code)]
 #![cfg_attr(

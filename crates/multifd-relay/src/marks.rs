@@ -4,8 +4,9 @@ use multifd_wire::main_stream::MainEvent;
 
 /// Finds the marks that end a round.
 ///
-/// A source of QEMU 8.1 or later, with a machine type as new, writes a flush mark where a round ends, the first of them
-/// before the set-up of the RAM section ends. All others end a round wherever a body of the RAM section ends.
+/// A source of QEMU 8.1 or later, with a machine type as new, writes a flush mark where a round
+/// ends, the first of them before the set-up of the RAM section ends. All others end a round
+/// wherever a body of the RAM section ends.
 #[derive(Debug, Default)]
 pub(crate) struct Marks {
     flush_seen: bool,

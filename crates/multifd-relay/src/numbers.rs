@@ -1,11 +1,13 @@
 //! Whether packets are missing, as their numbers tell.
 //!
-//! A QEMU source counts the RAM packets of all its channels together, from 0 on. So a channel that never came shows as a
-//! gap, although all pages have come once: it may have had the newer contents of some.
+//! A QEMU source counts the RAM packets of all its channels together, from 0 on. So a channel that
+//! never came shows as a gap, although all pages have come once: it may have had the newer contents
+//! of some.
 //!
-//! A source of 9.0 or later leaves no number out. Earlier sources let a SYNC take the place of a packet that still waits:
-//! its pages go out under the number of the SYNC, and its own number is never seen. An empty packet with the same number
-//! follows. So each SYNC with pages stands for two numbers there. This was seen with QEMU 7.2, in every capture.
+//! A source of 9.0 or later leaves no number out. Earlier sources let a SYNC take the place of a
+//! packet that still waits: its pages go out under the number of the SYNC, and its own number is
+//! never seen. An empty packet with the same number follows. So each SYNC with pages stands for two
+//! numbers there. This was seen with QEMU 7.2, in every capture.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -14,7 +16,8 @@ use multifd_wire::RamPacket;
 
 use crate::coverage::CoverageFault;
 
-/// A source that counts does not come as far: what has higher numbers has them for reasons of its own.
+/// A source that counts does not come as far: what has higher numbers has them for reasons of its
+/// own.
 const HIGHEST: u64 = 1 << 48;
 
 /// The numbers that have come. Many threads may note at once.
@@ -83,8 +86,9 @@ impl Numbers {
 }
 
 impl State {
-    /// How many numbers are missing at least if a channel of an earlier source is. It has a SYNC for each round, as the others
-    /// have, and one of them may be higher than all that came. A smaller gap has another reason.
+    /// How many numbers are missing at least if a channel of an earlier source is. It has a SYNC
+    /// for each round, as the others have, and one of them may be higher than all that came. A
+    /// smaller gap has another reason.
     fn least_of_a_channel(&self) -> u64 {
         let syncs = self.channels.values().map(|seen| seen.syncs).min();
         syncs.unwrap_or(0).saturating_sub(1).max(1)

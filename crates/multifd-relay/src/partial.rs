@@ -113,9 +113,11 @@ impl PartialFile {
         }
     }
 
-    /// Tells other processes that somebody writes the file, and gives it its mode if the umask took some of that away.
+    /// Tells other processes that somebody writes the file, and gives it its mode if the umask took
+    /// some of that away.
     fn claim(&self) -> io::Result<()> {
-        // A file system without locks only makes what is said about a file that is in the way less exact.
+        // A file system without locks only makes what is said about a file that is in the way less
+        // exact.
         let _ = flock(&self.file, FlockOperation::NonBlockingLockExclusive);
         if self.file.metadata()?.permissions().mode() & 0o777 != MODE {
             self.file
@@ -159,7 +161,8 @@ impl PartialFile {
         Ok(())
     }
 
-    /// Removes the file again, whatever it is called by now: nobody relies on it. A file of somebody else's stays.
+    /// Removes the file again, whatever it is called by now: nobody relies on it. A file of
+    /// somebody else's stays.
     pub(crate) fn withdraw(&self) {
         let ours = self.file.metadata().map(|ours| (ours.dev(), ours.ino()));
         for path in [&self.path, &self.partial] {
@@ -183,7 +186,8 @@ impl PartialFile {
 
     fn rename(&self) -> io::Result<()> {
         match renameat_with(CWD, &self.partial, CWD, &self.path, RenameFlags::NOREPLACE) {
-            // A file system without this flag (NFS is one) leaves a moment in which another's new file is replaced.
+            // A file system without this flag (NFS is one) leaves a moment in which another's new
+            // file is replaced.
             Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
                 fs::rename(&self.partial, &self.path)?
             }

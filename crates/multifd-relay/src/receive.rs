@@ -1,8 +1,8 @@
 //! A migration is taken without being a QEMU: its RAM becomes image files.
 //!
-//! Pages are applied round by round: no channel enters a round before all have finished the one before, because a page
-//! may be sent again in each. What main says in a round (zero pages of old machine types, all pages without multifd)
-//! belongs to that round too.
+//! Pages are applied round by round: no channel enters a round before all have finished the one
+//! before, because a page may be sent again in each. What main says in a round (zero pages of old
+//! machine types, all pages without multifd) belongs to that round too.
 
 use std::path::PathBuf;
 use std::sync::OnceLock;
@@ -26,7 +26,8 @@ pub use crate::taking::Totals;
 pub struct ReceiveReport {
     /// The RAM blocks, in the source's order.
     pub blocks: Vec<BlockReport>,
-    /// Blocks that the source shares with its destination and has not sent (`x-ignore-shared`). They have no images.
+    /// Blocks that the source shares with its destination and has not sent (`x-ignore-shared`).
+    /// They have no images.
     pub left_out: Vec<BlockName>,
     /// `true`: the source has heard that everything is kept. `None`: it did not ask.
     pub confirmed: Option<bool>,
@@ -53,16 +54,16 @@ pub struct BlockReport {
     pub zero_pages: u64,
 }
 
-/// Waits for a migration at `acceptor` and writes its RAM blocks to `folder`. `progress` is called about twice a second
-/// meanwhile.
+/// Waits for a migration at `acceptor` and writes its RAM blocks to `folder`. `progress` is called
+/// about twice a second meanwhile.
 ///
-/// Device state is read and dropped. A source that asks for an answer gets it once every page of every block has come and
-/// the images are on the disk: its guest stays stopped then.
+/// Device state is read and dropped. A source that asks for an answer gets it once every page of
+/// every block has come and the images are on the disk: its guest stays stopped then.
 ///
 /// # Errors
 ///
-/// The first failure of any connection or image. No image is left then, and a source that asks for an answer is told, so
-/// that its guest goes on.
+/// The first failure of any connection or image. No image is left then, and a source that asks for
+/// an answer is told, so that its guest goes on.
 pub fn receive(
     acceptor: &mut Acceptor,
     folder: &Folder,

@@ -22,13 +22,14 @@ use crate::taking::{Keeper, Seat, SourceSettings, take};
 
 pub use crate::taking::Totals;
 
-/// What one read of a channel asks for: a packet of raw pages rarely takes more than a few of these.
+/// What one read of a channel asks for: a packet of raw pages rarely takes more than a few of
+/// these.
 const BUFFER_BYTES: usize = 128 << 10;
 
 /// The file of a recording that is being made: `NAME.partial` until the migration is whole.
 ///
-/// It is whole, and has its name, before the source hears that it may forget its guest. It is removed when the migration
-/// fails before that, and when the source closes before it can be told.
+/// It is whole, and has its name, before the source hears that it may forget its guest. It is
+/// removed when the migration fails before that, and when the source closes before it can be told.
 #[derive(Debug)]
 pub struct Output {
     file: PartialFile,
@@ -64,14 +65,16 @@ pub struct RecordReport {
     pub duration: Duration,
 }
 
-/// Waits for a migration at `acceptor` and records it. `progress` is called about twice a second meanwhile.
+/// Waits for a migration at `acceptor` and records it. `progress` is called about twice a second
+/// meanwhile.
 ///
-/// The channels are followed, so that a malformed migration is noticed now and not when it is replayed; what is recorded
-/// is what arrived, to the byte.
+/// The channels are followed, so that a malformed migration is noticed now and not when it is
+/// replayed; what is recorded is what arrived, to the byte.
 ///
 /// # Errors
 ///
-/// The first failure of any connection or of the file. A source that listens is told, and its guest goes on.
+/// The first failure of any connection or of the file. A source that listens is told, and its guest
+/// goes on.
 pub fn record(
     acceptor: &mut Acceptor,
     output: Output,
@@ -107,8 +110,8 @@ pub fn record(
 /// Main is the first stream that is opened.
 const MAIN: u16 = 0;
 
-/// How long the channels are silent once nothing more comes: a source says on main that it has ended when it has written
-/// everything on the channels too, and over a network main may be ahead.
+/// How long the channels are silent once nothing more comes: a source says on main that it has
+/// ended when it has written everything on the channels too, and over a network main may be ahead.
 const SILENCE: Duration = Duration::from_millis(200);
 
 /// How long the rest of a packet is waited for then.
@@ -289,7 +292,8 @@ fn file_failure(output: &Output, source: io::Error) -> Failure {
     main_failure(output.file.failed(source).into())
 }
 
-/// The file is not one connection's; without a better place its failures are told with the main channel.
+/// The file is not one connection's; without a better place its failures are told with the main
+/// channel.
 fn main_failure(cause: Cause) -> Failure {
     Failure {
         channel: Channel::Main,

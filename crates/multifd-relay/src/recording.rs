@@ -1,7 +1,7 @@
 //! The file a recorded migration is kept in.
 //!
-//! A recording holds every byte the source wrote, of all its connections, interleaved in the order of arrival. It is a
-//! header followed by chunks; all numbers are big-endian.
+//! A recording holds every byte the source wrote, of all its connections, interleaved in the order
+//! of arrival. It is a header followed by chunks; all numbers are big-endian.
 //!
 //! ```text
 //! header  0  8  magic 89 'm' 'u' 'l' 't' 'i' 'f' 'd'
@@ -23,14 +23,16 @@
 //! | end of stream | an open one, which this closes | empty |
 //! | end of recording | 0 | be64 number of chunks before this one, be64 bytes in data chunks |
 //!
-//! A whole recording has exactly one main channel, closes every stream it opens, and stops after its last chunk. The
-//! checksums make damage, and the last chunk makes truncation, an error with a place.
+//! A whole recording has exactly one main channel, closes every stream it opens, and stops after
+//! its last chunk. The checksums make damage, and the last chunk makes truncation, an error with a
+//! place.
 
 use std::io::{self, Read, Seek, Write};
 
 use multifd_wire::MAX_CHANNELS;
 
-/// The first bytes of every recording. The first is not ASCII, so that no text file and no captured channel starts so.
+/// The first bytes of every recording. The first is not ASCII, so that no text file and no captured
+/// channel starts so.
 pub const MAGIC: [u8; 8] = *b"\x89multifd";
 
 /// The most bytes of one stream in one chunk: what bounds the memory of whoever reads a recording.
@@ -335,7 +337,8 @@ impl<R: Read> Chunks<R> {
         })
     }
 
-    /// Reads a chunk's header and checks its kind and length, so that its body may be read or passed over.
+    /// Reads a chunk's header and checks its kind and length, so that its body may be read or
+    /// passed over.
     fn head(&mut self) -> Result<(Kind, ChunkHead, u32), RecordingError> {
         let offset = self.offset;
         let mut bytes = [0; CHUNK_HEADER_LEN];

@@ -120,14 +120,16 @@ pub struct ReplayReport {
     pub channels: usize,
     /// Bytes written to the destination.
     pub bytes_out: u64,
-    /// Whether the destination has said that it has the guest. It cannot where the recording has no return path.
+    /// Whether the destination has said that it has the guest. It cannot where the recording has no
+    /// return path.
     pub confirmed: bool,
     /// From the first dial to the last close.
     pub duration: Duration,
 }
 
 impl Replay {
-    /// Opens a recording and checks all of it: its checksums, its end, and that every channel is whole.
+    /// Opens a recording and checks all of it: its checksums, its end, and that every channel is
+    /// whole.
     ///
     /// # Errors
     ///
@@ -165,7 +167,8 @@ impl Replay {
                 },
             });
         }
-        // A destination before QEMU 8.0 takes the first connection for the main channel. The others keep their order.
+        // A destination before QEMU 8.0 takes the first connection for the main channel. The others
+        // keep their order.
         streams.sort_by_key(|stream| stream.channel != Channel::Main);
         if report.main().is_some_and(|main| main.postcopy) {
             return Err(ReplayError::Postcopy { path: owned() });
@@ -178,17 +181,20 @@ impl Replay {
         })
     }
 
-    /// How many multifd channels there are: the destination's `multifd-channels` has to be the same.
+    /// How many multifd channels there are: the destination's `multifd-channels` has to be the
+    /// same.
     pub fn channels(&self) -> usize {
         self.streams.len().saturating_sub(1)
     }
 
-    /// Dials `connect` and sends the migration. `progress` is told the bytes sent about twice a second meanwhile.
+    /// Dials `connect` and sends the migration. `progress` is told the bytes sent about twice a
+    /// second meanwhile.
     ///
     /// # Errors
     ///
-    /// The first failure of any connection. Also when the destination does not say that it has the guest although the
-    /// recorded source asked for that; then a `Refused` comes before whatever else broke.
+    /// The first failure of any connection. Also when the destination does not say that it has the
+    /// guest although the recorded source asked for that; then a `Refused` comes before whatever
+    /// else broke.
     pub fn send(
         &self,
         connect: &Address,
@@ -203,7 +209,8 @@ impl Replay {
                 cause,
             }
         };
-        // All are open, and have said hello, before the first byte of main: so it is with a source too.
+        // All are open, and have said hello, before the first byte of main: so it is with a source
+        // too.
         let mut links = Vec::new();
         let cannot_dial = |source| {
             let address = connect.clone();
@@ -268,7 +275,8 @@ impl Replay {
             )
         });
         match (verdict.get(), first) {
-            // A destination that fails closes everything, in any order; its word says more than a broken connection.
+            // A destination that fails closes everything, in any order; its word says more than a
+            // broken connection.
             (Some(&status), _) if status != 0 => {
                 Err(failed(Channel::Main)(Cause::Refused { status }))
             }
@@ -282,8 +290,9 @@ impl Replay {
         }
     }
 
-    /// Writes one connection. Each writer goes through the file by itself: a destination stops reading a channel at a
-    /// SYNC until the main channel has come there, so that none may wait for another here.
+    /// Writes one connection. Each writer goes through the file by itself: a destination stops
+    /// reading a channel at a SYNC until the main channel has come there, so that none may wait for
+    /// another here.
     fn write(
         &self,
         recorded: &Recorded,
@@ -323,7 +332,8 @@ impl Replay {
         Ok(())
     }
 
-    /// Reads the return path up to the destination's word, or where there is none to the end of the connection.
+    /// Reads the return path up to the destination's word, or where there is none to the end of the
+    /// connection.
     fn read_answers(&self, stream: &Stream, verdict: &OnceLock<u32>) -> Result<(), Cause> {
         let mut receiver = ReturnPathReceiver::new();
         let mut buffer = [0; ANSWER_BYTES];

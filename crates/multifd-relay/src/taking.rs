@@ -1,7 +1,7 @@
 //! Taking a migration without being a QEMU: what receiving and recording have in common.
 //!
-//! All connections are read to their ends at once, one thread each. The main channel says where rounds end, and its
-//! return path is answered as a destination would.
+//! All connections are read to their ends at once, one thread each. The main channel says where
+//! rounds end, and its return path is answered as a destination would.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -36,16 +36,16 @@ const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
 /// How soon those who wait look around.
 const TICK: Duration = Duration::from_millis(20);
 
-/// How long channels are waited for at the end of a round, where the set-up says that there are some, or where ids are missing
-/// between others. They were opened before.
+/// How long channels are waited for at the end of a round, where the set-up says that there are
+/// some, or where ids are missing between others. They were opened before.
 const CHANNELS_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// How long pages are waited for at the end of the main channel while nothing comes. The source has sent them before, and its
-/// guest stands still meanwhile.
+/// How long pages are waited for at the end of the main channel while nothing comes. The source has
+/// sent them before, and its guest stands still meanwhile.
 const PAGES_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long the main channel is silent behind what may be its end, where only that tells the end: a stream without the
-/// description of devices. The source waits for its answer then.
+/// How long the main channel is silent behind what may be its end, where only that tells the end: a
+/// stream without the description of devices. The source waits for its answer then.
 const END_SILENCE: Duration = Duration::from_secs(1);
 
 /// What is to be known of a source beforehand.
@@ -54,18 +54,20 @@ const END_SILENCE: Duration = Duration::from_secs(1);
 pub struct SourceSettings {
     /// What it may send.
     pub limits: Limits,
-    /// It has the capability `switchover-ack`, and a machine type whose name does not tell whether it may be sent a
-    /// SWITCHOVER_ACK: one without a version, as those of some distributions, or before 8.1.
+    /// It has the capability `switchover-ack`, and a machine type whose name does not tell whether
+    /// it may be sent a SWITCHOVER_ACK: one without a version, as those of some distributions, or
+    /// before 8.1.
     pub switchover_ack: bool,
     /// How its pages are decoded, where they are.
     pub codec: Settings,
 }
 
-/// How long no connection may be accepted, for lack of descriptors: the next one may be a channel of this migration, and its
-/// source waits for it.
+/// How long no connection may be accepted, for lack of descriptors: the next one may be a channel
+/// of this migration, and its source waits for it.
 const STARVED: Duration = Duration::from_secs(10);
 
-/// A source that dies or gives up closes its connections one after another; this is how long that may take.
+/// A source that dies or gives up closes its connections one after another; this is how long that
+/// may take.
 const CLOSING_TIME: Duration = Duration::from_millis(200);
 
 /// How soon to look again whether it has.
@@ -110,7 +112,8 @@ pub(crate) trait Keeper: Sync {
     /// Keeps what the main channel says.
     fn main_event(&self, event: &MainEvent, block: &mut Option<BlockName>) -> Result<(), Cause>;
 
-    /// Keeps a page that came on the main channel, without multifd: at `offset` of the block that is `index` in the list.
+    /// Keeps a page that came on the main channel, without multifd: at `offset` of the block that
+    /// is `index` in the list.
     fn main_page(
         &self,
         index: usize,
@@ -119,7 +122,8 @@ pub(crate) trait Keeper: Sync {
         block: &mut Option<BlockName>,
     ) -> Result<(), Cause>;
 
-    /// Makes what was kept last: everything has arrived but the blocks that are `left_out`, and the source may forget it.
+    /// Makes what was kept last: everything has arrived but the blocks that are `left_out`, and the
+    /// source may forget it.
     fn keep(&self, left_out: &[BlockName]) -> Result<(), Cause>;
 
     /// Forgets what was kept: the source closed before it could be told, and has its guest.
@@ -153,7 +157,8 @@ impl Seat<'_> {
         }
     }
 
-    /// All pages of a packet have come, in this round. The blocks that it names may still be on their way to the list of them.
+    /// All pages of a packet have come, in this round. The blocks that it names may still be on
+    /// their way to the list of them.
     pub(crate) fn came(&self, packet: &RamPacket, round: u64) -> Result<(), Cause> {
         let Some(page_size) = packet.page_size() else {
             return Ok(());
@@ -231,12 +236,13 @@ fn spawn<'scope>(
     })
 }
 
-/// Waits for a migration at `acceptor` and hands it to `keeper`. `progress` is called about twice a second meanwhile.
-/// `cancel` ends it before everything has come.
+/// Waits for a migration at `acceptor` and hands it to `keeper`. `progress` is called about twice a
+/// second meanwhile. `cancel` ends it before everything has come.
 ///
 /// # Errors
 ///
-/// The first failure of any connection. All are closed then, and a source that listens is told that it failed.
+/// The first failure of any connection. All are closed then, and a source that listens is told that
+/// it failed.
 pub(crate) fn take(
     acceptor: &mut Acceptor,
     settings: SourceSettings,
@@ -383,7 +389,8 @@ pub(crate) fn take(
                 failure = Some(fault);
                 close_all();
             }
-            // Nothing is missing any more, so a source that does not close is not waited for without end.
+            // Nothing is missing any more, so a source that does not close is not waited for
+            // without end.
             let is_kept = kept.load(Ordering::Relaxed);
             if is_kept && kept_since.get_or_insert_with(Instant::now).elapsed() >= GOODBYE_TIMEOUT {
                 connections.close();
@@ -457,7 +464,8 @@ impl<K: Keeper> MainChannel<'_, K> {
         outcome.map_err(|cause| self.failure(culprit, block, cause))
     }
 
-    /// Reads to the end. `culprit` becomes the multifd channel that does not fit to the main channel, if one does not.
+    /// Reads to the end. `culprit` becomes the multifd channel that does not fit to the main
+    /// channel, if one does not.
     fn follow(
         &self,
         limits: Limits,
@@ -526,7 +534,8 @@ impl<K: Keeper> MainChannel<'_, K> {
             }
             let may_end = receiver.finish().is_ok() && !self.answers.is_settled();
             if may_end && !self.stream.is_readable_within(END_SILENCE)? {
-                // Only the end of the connection would tell more, and the source waits for an answer first.
+                // Only the end of the connection would tell more, and the source waits for an
+                // answer first.
                 match K::NEEDS_MEMORY_ONLY {
                     true => self.settle(&outline, culprit)?,
                     false => return Err(Cause::NoEnd),
@@ -552,7 +561,8 @@ impl<K: Keeper> MainChannel<'_, K> {
         }
     }
 
-    /// At the end of a round: waits for the channels that the set-up says there are, and for those between others.
+    /// At the end of a round: waits for the channels that the set-up says there are, and for those
+    /// between others.
     fn wait_for_channels(&self) -> Result<(), Cause> {
         let deadline = Instant::now() + CHANNELS_TIMEOUT;
         loop {
@@ -576,8 +586,8 @@ impl<K: Keeper> MainChannel<'_, K> {
         }
     }
 
-    /// The main channel has ended: keeps everything once it has come, and tells the source. What is missing then is on a
-    /// channel that is late, or does not come.
+    /// The main channel has ended: keeps everything once it has come, and tells the source. What is
+    /// missing then is on a channel that is late, or does not come.
     fn settle(&self, outline: &Outline, culprit: &mut Channel) -> Result<(), Cause> {
         if !outline.ram_ended {
             return Err(RoundFault::NoRam.into());
@@ -604,7 +614,8 @@ impl<K: Keeper> MainChannel<'_, K> {
                 last = (Instant::now(), so_far);
             }
         }
-        // Whatever ends the doubt ends this: the channel that raises it goes, or the migration does.
+        // Whatever ends the doubt ends this: the channel that raises it goes, or the migration
+        // does.
         while self.in_doubt.load(Ordering::Relaxed) {
             if self.rounds.is_stopped() {
                 return Err(RoundFault::Stopped.into());
@@ -638,12 +649,14 @@ impl<K: Keeper> MainChannel<'_, K> {
         kept
     }
 
-    /// Whether a source that waits for our word has closed: nothing more comes then, and nobody is to be told.
+    /// Whether a source that waits for our word has closed: nothing more comes then, and nobody is
+    /// to be told.
     fn source_has_ended(&self) -> bool {
         self.answers.was_asked() && self.stream.peer_has_closed()
     }
 
-    /// A failure of `channel`, unless that broke off because the source has given up the whole migration.
+    /// A failure of `channel`, unless that broke off because the source has given up the whole
+    /// migration.
     fn failure(&self, channel: Channel, block: Option<BlockName>, cause: Cause) -> Failure {
         let broken_off = matches!(
             cause,
@@ -689,7 +702,8 @@ impl<K: Keeper> MainChannel<'_, K> {
     }
 }
 
-/// The cause of a broken main channel: a source that ends its migration closes it, whatever is still under way.
+/// The cause of a broken main channel: a source that ends its migration closes it, whatever is
+/// still under way.
 fn gave_up(error: io::Error) -> Cause {
     match hung_up(&error) {
         true => Cause::Incomplete,

@@ -22,8 +22,9 @@ use crate::escape::printable_path;
 pub enum Address {
     /// A unix stream socket.
     Unix(PathBuf),
-    /// A TCP host and port, resolved when it is used. An IPv6 address stands in brackets, with its interface if it needs one. Without
-    /// a host it is every address of this host for a listener, and this host for a caller.
+    /// A TCP host and port, resolved when it is used. An IPv6 address stands in brackets, with its
+    /// interface if it needs one. Without a host it is every address of this host for a listener,
+    /// and this host for a caller.
     Tcp(String),
 }
 

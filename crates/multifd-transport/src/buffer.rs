@@ -1,6 +1,7 @@
 //! Reused buffers.
 
-/// The first `len_bytes` bytes of `buffer`, which grows when it is too small and is never cleared again: whoever asks overwrites them.
+/// The first `len_bytes` bytes of `buffer`, which grows when it is too small and is never cleared
+/// again: whoever asks overwrites them.
 pub(crate) fn space(buffer: &mut Vec<u8>, len_bytes: usize) -> &mut [u8] {
     if buffer.len() < len_bytes {
         buffer.resize(len_bytes, 0);

@@ -16,7 +16,8 @@ impl Cancel {
         Self::default()
     }
 
-    /// Asks for the end. At a source that has given the guest away already, it comes too late and does nothing.
+    /// Asks for the end. At a source that has given the guest away already, it comes too late and
+    /// does nothing.
     pub fn cancel(&self) {
         self.asked.store(true, Ordering::Relaxed);
     }

@@ -1,13 +1,14 @@
 //! Finds out that a relay reaches itself, whatever name it does so by.
 //!
-//! A migration that comes back to where it came from never arrives: it goes round until something is full, and a source
-//! without a return path may have given its guest away by then. So every listener of this process is listed here by what tells
-//! it from all others, a port with its addresses or a file's numbers, together with where it leads. Before the first
-//! byte of a migration is passed on, the way from whoever answered the call is followed from listener to listener; only a
-//! way that never leaves is refused, as relays of one process may well be chained.
+//! A migration that comes back to where it came from never arrives: it goes round until something
+//! is full, and a source without a return path may have given its guest away by then. So every
+//! listener of this process is listed here by what tells it from all others, a port with its
+//! addresses or a file's numbers, together with where it leads. Before the first byte of a
+//! migration is passed on, the way from whoever answered the call is followed from listener to
+//! listener; only a way that never leaves is refused, as relays of one process may well be chained.
 //!
-//! What is left out: a way back through something else, as a proxy, a translation of addresses or another relay's process.
-//! Nothing in a stream or in a socket tells of it.
+//! What is left out: a way back through something else, as a proxy, a translation of addresses or
+//! another relay's process. Nothing in a stream or in a socket tells of it.
 
 use std::fmt;
 use std::fs;
@@ -22,7 +23,8 @@ use crate::resolve::{Purpose, resolve};
 use crate::stream::Socket;
 use crate::{Address, Stream};
 
-/// How long looking a name up may take before there is a migration: what is not known in time is found out by the first one.
+/// How long looking a name up may take before there is a migration: what is not known in time is
+/// found out by the first one.
 const EARLY_LOOK_UP: Duration = Duration::from_secs(1);
 
 /// How long a datagram from this host to itself may take; nothing but a firewall keeps it.
@@ -116,8 +118,9 @@ impl Drop for Listing {
     }
 }
 
-/// Fails where a migration that goes to `connect` would never leave this process, as far as that is known before it is
-/// called: of a name with several addresses, another process may be the one that answers.
+/// Fails where a migration that goes to `connect` would never leave this process, as far as that is
+/// known before it is called: of a name with several addresses, another process may be the one that
+/// answers.
 pub fn look_ahead(connect: &Address) -> Result<(), Circle> {
     let listed = lock().listed.clone();
     let look = Look {
@@ -133,8 +136,9 @@ pub fn look_ahead(connect: &Address) -> Result<(), Circle> {
     }
 }
 
-/// Fails where `stream`, which was dialled to get to `connect`, leads back to where its migration came from. Names on the way
-/// are looked up within a time, as long as `given_up` does not answer true.
+/// Fails where `stream`, which was dialled to get to `connect`, leads back to where its migration
+/// came from. Names on the way are looked up within a time, as long as `given_up` does not answer
+/// true.
 pub fn look_behind(
     stream: &Stream,
     connect: &Address,
@@ -178,7 +182,8 @@ impl Look<'_> {
             let Some(way) = &own.leads_to else {
                 return Ok(());
             };
-            // A way under the name that it was taken by before needs no second look at where it leads.
+            // A way under the name that it was taken by before needs no second look at where it
+            // leads.
             if is_passed || ways.contains(&way) {
                 let listeners = passed.iter().map(|own| own.address.clone()).collect();
                 let connect = connect.clone();
@@ -204,8 +209,8 @@ impl Look<'_> {
             .find(|listed| listed.places.iter().any(is_at))
     }
 
-    /// What an address stands for; none of the places of a port that nobody here listens at, which no name has to be looked
-    /// up for.
+    /// What an address stands for; none of the places of a port that nobody here listens at, which
+    /// no name has to be looked up for.
     fn places(&self, address: &Address) -> Vec<Place> {
         let text = match address {
             Address::Unix(path) => return Place::of_file(path).into_iter().collect(),
@@ -227,8 +232,8 @@ impl Look<'_> {
 }
 
 impl Place {
-    /// The socket that calls to `path` come to, wherever links lead. As long as a socket is open no other file has its
-    /// numbers.
+    /// The socket that calls to `path` come to, wherever links lead. As long as a socket is open no
+    /// other file has its numbers.
     fn of_file(path: &Path) -> Option<Place> {
         let metadata = fs::metadata(path).ok()?;
         Some(Place::Unix(Identity::of(&metadata)))
@@ -246,8 +251,8 @@ fn is_served_by(own: SocketAddr, peer: SocketAddr) -> bool {
     own.port() == peer.port() && (own_ip == peer_ip || is_any && is_here(peer_ip))
 }
 
-/// Whether an address is this host's, by a datagram that comes back. That it can be bound says less: the system may be set to
-/// allow that for every address (net.ipv4.ip_nonlocal_bind).
+/// Whether an address is this host's, by a datagram that comes back. That it can be bound says
+/// less: the system may be set to allow that for every address (net.ipv4.ip_nonlocal_bind).
 fn is_here(ip: IpAddr) -> bool {
     let echoes = || {
         let socket = UdpSocket::bind((ip, 0))?;

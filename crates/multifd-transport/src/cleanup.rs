@@ -1,7 +1,7 @@
 //! Files that must not outlive the process: sockets, and files that are not whole yet.
 //!
-//! Dropping a [`crate::Listener`] or an unfinished file removes it. A process that is told to end at once drops nothing,
-//! so all such files are also listed here, and [`exit`] removes them.
+//! Dropping a [`crate::Listener`] or an unfinished file removes it. A process that is told to end
+//! at once drops nothing, so all such files are also listed here, and [`exit`] removes them.
 
 use std::fs::{self, Metadata};
 use std::io;
@@ -11,12 +11,14 @@ use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread::sleep;
 use std::time::Duration;
 
-/// How long [`exit`] waits for a file that is being made at the moment, on a file system that does not answer for one.
+/// How long [`exit`] waits for a file that is being made at the moment, on a file system that does
+/// not answer for one.
 const MOST_WAIT: Duration = Duration::from_secs(2);
 
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// All files that go when the process does. Those that are made are listed before the lock is released.
+/// All files that go when the process does. Those that are made are listed before the lock is
+/// released.
 static FILES: Mutex<Vec<Listed>> = Mutex::new(Vec::new());
 
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,7 +1,7 @@
 //! Calling a destination.
 //!
-//! Every call has a limit and notices that nobody waits for it any more. All connections of one migration go to the host
-//! that answered the first one, however many hosts have the name.
+//! Every call has a limit and notices that nobody waits for it any more. All connections of one
+//! migration go to the host that answered the first one, however many hosts have the name.
 
 use std::fmt;
 use std::io;
@@ -27,8 +27,9 @@ use crate::{Address, Stream};
 /// How long a call takes at most where nothing else is said.
 pub const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long one attempt waits for an answer. The kernel asks twice in this time, and would wait longer and longer before
-/// it asked again: where a fifth of all packets is lost, a new attempt is sooner there.
+/// How long one attempt waits for an answer. The kernel asks twice in this time, and would wait
+/// longer and longer before it asked again: where a fifth of all packets is lost, a new attempt is
+/// sooner there.
 const ATTEMPT: Duration = Duration::from_millis(2500);
 
 /// How long to wait for room in the queue of a unix socket, which nobody tells of.
@@ -39,7 +40,8 @@ pub(crate) const UNIX_PATH_BYTES: usize = 107;
 
 /// An address whose name was looked up once.
 ///
-/// Clones share what they learn: where several hosts have the name, all go on to call the one that has answered.
+/// Clones share what they learn: where several hosts have the name, all go on to call the one that
+/// has answered.
 #[derive(Clone, Debug)]
 pub struct Target {
     address: Address,
@@ -50,7 +52,8 @@ pub struct Target {
 /// Why nobody was reached.
 #[derive(Debug, thiserror::Error)]
 pub enum DialError {
-    /// The call was refused, or could not be made. What the error displays says by whom, and what to do.
+    /// The call was refused, or could not be made. What the error displays says by whom, and what
+    /// to do.
     #[error(transparent)]
     Io(#[from] io::Error),
     /// Nobody answered.
@@ -94,7 +97,8 @@ impl From<ResolveError> for DialError {
     }
 }
 
-/// An error of the system with who was called and what to do: [`io::Error::get_ref`] of what a call gives.
+/// An error of the system with who was called and what to do: [`io::Error::get_ref`] of what a call
+/// gives.
 #[derive(Debug, thiserror::Error)]
 #[error("{tried}: {advice}")]
 struct Refused {
@@ -103,7 +107,8 @@ struct Refused {
     source: io::Error,
 }
 
-/// Whether an error is this host's own and none of a peer's: it has no descriptors or no memory left.
+/// Whether an error is this host's own and none of a peer's: it has no descriptors or no memory
+/// left.
 pub fn is_ours(error: &io::Error) -> bool {
     let ours = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
     match error.raw_os_error() {
@@ -163,8 +168,8 @@ impl Target {
         &self.address
     }
 
-    /// Calls, trying all addresses of the host, at most as long as `within`. Asks `given_up` at least every 50 ms and
-    /// stops when it answers true.
+    /// Calls, trying all addresses of the host, at most as long as `within`. Asks `given_up` at
+    /// least every 50 ms and stops when it answers true.
     ///
     /// # Errors
     /// When nobody was reached.
@@ -213,8 +218,8 @@ impl Target {
     }
 }
 
-/// Calls one address and waits for its answer. What has not been answered then is closed, so that a peer never has two
-/// connections of one call.
+/// Calls one address and waits for its answer. What has not been answered then is closed, so that a
+/// peer never has two connections of one call.
 fn attempt(host: SocketAddr, patience: Duration, given_up: &dyn Fn() -> bool) -> Attempt {
     match try_attempt(host, patience, given_up) {
         Ok(attempt) => attempt,
@@ -252,7 +257,8 @@ fn try_attempt(
     }
     sockopt::socket_error(&socket)??;
     let stream = TcpStream::from(socket);
-    // A port that nobody listens at can be the very one that the system chose for the caller, which then calls itself.
+    // A port that nobody listens at can be the very one that the system chose for the caller, which
+    // then calls itself.
     let itself = matches!((stream.local_addr(), stream.peer_addr()), (Ok(a), Ok(b)) if a == b);
     if itself {
         return Err(Errno::CONNREFUSED);
@@ -546,7 +552,8 @@ mod tests {
         }
         second.set_nonblocking(true).unwrap();
         assert!(second.accept().is_err(), "the other was not called");
-        // All connections of one migration go to one host: the next one in the list does not stand in for it.
+        // All connections of one migration go to one host: the next one in the list does not stand
+        // in for it.
         drop(first);
         let error = target.dial(LONG, &never).unwrap_err();
         assert!(matches!(error, DialError::Io(_)), "{error}");

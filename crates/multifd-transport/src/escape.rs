@@ -6,7 +6,8 @@ use std::path::Path;
 
 use multifd_wire::Printable;
 
-/// Text from outside, without anything that commands a terminal or begins a line: see [`Printable`].
+/// Text from outside, without anything that commands a terminal or begins a line: see
+/// [`Printable`].
 ///
 /// ```
 /// use multifd_transport::escape::printable;

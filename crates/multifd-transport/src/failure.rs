@@ -92,7 +92,8 @@ pub enum Cause {
     /// Pages that do not make a packet: a defect of this program.
     #[error("a defect of this program")]
     Pages(#[from] PagesError),
-    /// A channel changed its method: the stream of the first one has no end, so no other can follow it.
+    /// A channel changed its method: the stream of the first one has no end, so no other can follow
+    /// it.
     #[error("the channel changed from {first} to {then}, which no QEMU does")]
     MethodChanged {
         /// The method of the channel's earlier packets.
@@ -113,8 +114,9 @@ pub enum Cause {
     Thread(#[source] io::Error),
 }
 
-/// Turns each error that a transport [`Cause`] can hold into the cause of another crate, so that `?` takes it there.
-/// That cause has a variant `Transport`. For the crates of this workspace alone.
+/// Turns each error that a transport [`Cause`] can hold into the cause of another crate, so that
+/// `?` takes it there. That cause has a variant `Transport`. For the crates of this workspace
+/// alone.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! nest_transport_causes {

@@ -23,7 +23,8 @@ pub struct Inlet<'s> {
     /// The longest payload that is read at once.
     most_payload: u32,
     settings: Settings,
-    /// The method of the channel's first packet with a payload, and its decoder once one was needed.
+    /// The method of the channel's first packet with a payload, and its decoder once one was
+    /// needed.
     method: Option<Method>,
     decoder: Option<Box<dyn Decoder>>,
     head: Vec<u8>,
@@ -41,7 +42,8 @@ pub struct Inlet<'s> {
 pub enum Item {
     /// A packet's header.
     Packet(Packet),
-    /// More of the offset table of the packet before, all zero: given while the page size is not known yet, so that a SYNC need not wait.
+    /// More of the offset table of the packet before, all zero: given while the page size is not
+    /// known yet, so that a SYNC need not wait.
     Padding {
         /// How many eight-byte entries.
         entries: usize,
@@ -148,10 +150,12 @@ impl<'s> Inlet<'s> {
         self.stream.is_readable()
     }
 
-    /// Reads and decodes the payload which follows `packet`: its normal pages in the order of their offsets.
+    /// Reads and decodes the payload which follows `packet`: its normal pages in the order of their
+    /// offsets.
     ///
     /// # Errors
-    /// When the payload does not give exactly these pages, or the channel's method is not one that can be read here.
+    /// When the payload does not give exactly these pages, or the channel's method is not one that
+    /// can be read here.
     pub fn read_pages(&mut self, packet: &RamPacket) -> Result<&[u8], Cause> {
         let mut pages = std::mem::take(&mut self.pages);
         let outcome = self.read_pages_into(packet, &mut pages);

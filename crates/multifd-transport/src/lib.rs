@@ -1,7 +1,8 @@
 //! Connections of QEMU's multifd migration: addresses, listening, inlets and outlets.
 //!
-//! All calls block, and every channel has its own bounded buffers, so back-pressure reaches the source. A failure names
-//! the channel and the cause. This crate never looks inside a payload and never buffers without bound.
+//! All calls block, and every channel has its own bounded buffers, so back-pressure reaches the
+//! source. A failure names the channel and the cause. This crate never looks inside a payload and
+//! never buffers without bound.
 
 #![deny(unsafe_code)]
 #![cfg_attr(

@@ -24,8 +24,8 @@ use crate::escape::printable_path;
 use crate::resolve::{Purpose, ResolveError, resolve};
 use crate::{Address, Stream};
 
-/// How many connections may wait to be accepted: a migration has up to 256 and one, and others may come at the same
-/// time. The system has a limit of its own below (net.core.somaxconn).
+/// How many connections may wait to be accepted: a migration has up to 256 and one, and others may
+/// come at the same time. The system has a limit of its own below (net.core.somaxconn).
 const BACKLOG: i32 = 4096;
 
 /// How often to look for a port that is free in both families.
@@ -35,7 +35,8 @@ const PORT_TRIES: usize = 16;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ListenOptions {
-    /// Who may connect to a unix socket, as a file's mode, whatever the umask: by default its owner, 0600.
+    /// Who may connect to a unix socket, as a file's mode, whatever the umask: by default its
+    /// owner, 0600.
     pub mode: u32,
 }
 
@@ -129,14 +130,15 @@ impl From<ListenError> for io::Error {
     }
 }
 
-/// An address that is listened on, by one socket or several: a name can stand for addresses of both families. Dropping
-/// it removes the file of a unix socket.
+/// An address that is listened on, by one socket or several: a name can stand for addresses of both
+/// families. Dropping it removes the file of a unix socket.
 ///
 /// Its descriptor is readable when a connection is waiting, at whichever of its sockets.
 #[derive(Debug)]
 pub struct Listener {
     sockets: Sockets,
-    /// Whose turn it is to be asked first, so that a crowd at one socket keeps no other from being served.
+    /// Whose turn it is to be asked first, so that a crowd at one socket keeps no other from being
+    /// served.
     turn: AtomicUsize,
     address: Address,
     listing: Listing,
@@ -159,8 +161,8 @@ enum ListeningSocket {
 impl Listener {
     /// Listens on `address`, for connections of the same user only if it is a unix socket.
     ///
-    /// A unix socket which nobody serves any more is replaced; one that somebody serves, or a file of another kind, is an
-    /// error.
+    /// A unix socket which nobody serves any more is replaced; one that somebody serves, or a file
+    /// of another kind, is an error.
     ///
     /// # Errors
     /// When the address cannot be listened on.
@@ -219,11 +221,12 @@ impl Listener {
         self.sockets.as_slice().iter().map(AsFd::as_fd)
     }
 
-    /// Takes a connection that is waiting, or `None`. A connection that has gone before it could be taken is passed over.
+    /// Takes a connection that is waiting, or `None`. A connection that has gone before it could be
+    /// taken is passed over.
     ///
     /// # Errors
-    /// When no connection can be taken; about the host, and not about one connection (see [`crate::dial::is_ours`]).
-    /// It may pass, as descriptors do.
+    /// When no connection can be taken; about the host, and not about one connection (see
+    /// [`crate::dial::is_ours`]). It may pass, as descriptors do.
     pub fn try_accept(&self) -> io::Result<Option<Stream>> {
         let sockets = self.sockets.as_slice();
         let first = self.turn.fetch_add(1, Ordering::Relaxed) % sockets.len().max(1);
@@ -301,8 +304,9 @@ impl AsFd for Listener {
     }
 }
 
-/// Errors of `accept` that concern one connection, not the listener: nothing is waiting, or what waited has gone. Linux
-/// gives what has happened to a waiting connection as an error of `accept` (accept(2), "Error handling").
+/// Errors of `accept` that concern one connection, not the listener: nothing is waiting, or what
+/// waited has gone. Linux gives what has happened to a waiting connection as an error of `accept`
+/// (accept(2), "Error handling").
 fn is_transient(error: &io::Error) -> bool {
     let transient = [
         Errno::AGAIN,
@@ -343,8 +347,8 @@ fn bind_unix(path: &Path, mode: u32) -> Result<(UnixListener, Temporary), Listen
     let address = SocketAddrUnix::new(path).map_err(failed)?;
     remove_abandoned_socket(path, &address)?;
     let socket = open(AddressFamily::UNIX).map_err(failed)?;
-    // The file gets this mode, less the umask. Where the system does not let a socket have one, the file's is changed
-    // below; in both cases before connections are accepted.
+    // The file gets this mode, less the umask. Where the system does not let a socket have one, the
+    // file's is changed below; in both cases before connections are accepted.
     let _ = fchmod(&socket, Mode::from_raw_mode(mode));
     let bound = Temporary::make(path, || Ok(bind(&socket, &address)?));
     let ((), file) = bound.map_err(|error| match Errno::from_io_error(&error) {
@@ -358,9 +362,9 @@ fn bind_unix(path: &Path, mode: u32) -> Result<(UnixListener, Temporary), Listen
 
 /// Makes way for a new socket.
 ///
-/// A listener is not told by connecting to it: it may be a QEMU that takes its first connection for its migration. A
-/// datagram socket asks as well: it is told that it is of the wrong kind where there is a socket, and that the connection
-/// is refused where there is only the file of one.
+/// A listener is not told by connecting to it: it may be a QEMU that takes its first connection for
+/// its migration. A datagram socket asks as well: it is told that it is of the wrong kind where
+/// there is a socket, and that the connection is refused where there is only the file of one.
 fn remove_abandoned_socket(path: &Path, address: &SocketAddrUnix) -> Result<(), ListenError> {
     let Ok(found) = path.symlink_metadata().map(|file| file.file_type()) else {
         return Ok(());
@@ -418,7 +422,8 @@ fn bind_all(
             Err(error @ (ListenError::NoIpv6 { .. } | ListenError::Elsewhere { .. })) => {
                 first_error.get_or_insert(error);
             }
-            // One address that is another's is enough: a source must not find two destinations under one name.
+            // One address that is another's is enough: a source must not find two destinations
+            // under one name.
             Err(error) => return Err(error),
         }
     }

@@ -142,8 +142,8 @@ fn interface_number(name: &str) -> Result<u32, ResolveError> {
     })
 }
 
-/// Asks the system for a name. It has no time limit of its own that could be relied on, so a thread asks, which is left
-/// behind when it takes too long.
+/// Asks the system for a name. It has no time limit of its own that could be relied on, so a thread
+/// asks, which is left behind when it takes too long.
 fn look_up(
     running: &'static AtomicUsize,
     host: &str,

@@ -1,9 +1,10 @@
 //! How far the channels of a migration are, relative to each other.
 //!
-//! A source divides a migration into rounds. At the end of a round it writes a SYNC packet on every multifd channel and,
-//! after all of them, a mark on the main channel. Inside a round a page is sent once, so the order between channels does
-//! not matter there; the next round may send it again. A receiver that applies pages therefore lets no channel into round
-//! k + 1 before all channels and the main channel have come to the end of round k.
+//! A source divides a migration into rounds. At the end of a round it writes a SYNC packet on every
+//! multifd channel and, after all of them, a mark on the main channel. Inside a round a page is
+//! sent once, so the order between channels does not matter there; the next round may send it
+//! again. A receiver that applies pages therefore lets no channel into round k + 1 before all
+//! channels and the main channel have come to the end of round k.
 
 use std::collections::BTreeMap;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -47,7 +48,8 @@ const TICK: Duration = Duration::from_millis(500);
 pub struct Entry {
     /// The round's number, by the channel's own count.
     pub round: u64,
-    /// The round had ended without the channel, which came late: others may have sent its pages again since.
+    /// The round had ended without the channel, which came late: others may have sent its pages
+    /// again since.
     pub is_behind: bool,
 }
 
@@ -272,9 +274,11 @@ impl Rounds {
         syncs
     }
 
-    /// Like [`arrive`](Self::arrive), and waits for all other channels and the main channel to come there too.
+    /// Like [`arrive`](Self::arrive), and waits for all other channels and the main channel to come
+    /// there too.
     ///
-    /// A SYNC which the main channel does not know of by its end is let pass: nothing can come after it.
+    /// A SYNC which the main channel does not know of by its end is let pass: nothing can come
+    /// after it.
     pub fn hold(&self, channel: usize) -> Result<(), RoundFault> {
         let syncs = self.arrive(channel);
         let mut state = self.lock();

@@ -11,7 +11,8 @@ use rustix::io::Errno;
 
 /// Asks for an end. All clones are one wish, which is never taken back.
 ///
-/// Its descriptor becomes readable, and stays so, once the end is asked for: threads that poll sockets poll it too.
+/// Its descriptor becomes readable, and stays so, once the end is asked for: threads that poll
+/// sockets poll it too.
 ///
 /// ```
 /// use std::time::Duration;

@@ -13,21 +13,23 @@ use rustix::net::{RecvFlags, connect_unspec, recv, sockopt};
 use crate::Address;
 use crate::dial::{DIAL_TIMEOUT, Target};
 
-/// How long a peer's host may be silent when it should answer. Longer than what a network takes to find another way.
+/// How long a peer's host may be silent when it should answer. Longer than what a network takes to
+/// find another way.
 const DEAD_PEER: Duration = Duration::from_secs(30);
 
 /// How long nothing has to come before the peer's host is asked whether it is there.
 const QUIET: Duration = Duration::from_secs(10);
 
-/// How often it is asked then, in what is left of its time: the shortest that the system can. Where a fifth of all packets
-/// is lost each way, more than a third of all questions stay without answer. Of four in turn all do once in sixty times,
-/// which is far too often for a migration of many channels; of twenty, once in a thousand million.
+/// How often it is asked then, in what is left of its time: the shortest that the system can. Where
+/// a fifth of all packets is lost each way, more than a third of all questions stay without answer.
+/// Of four in turn all do once in sixty times, which is far too often for a migration of many
+/// channels; of twenty, once in a thousand million.
 const ASK_EVERY: Duration = Duration::from_secs(1);
 
 /// A connection: a socket, or what runs over one.
 ///
-/// Reading and writing take `&Stream`, as with the standard library's sockets, so that two threads can serve the two
-/// directions.
+/// Reading and writing take `&Stream`, as with the standard library's sockets, so that two threads
+/// can serve the two directions.
 #[derive(Debug)]
 pub struct Stream(Kind);
 
@@ -45,11 +47,12 @@ pub trait Connection: fmt::Debug + Send + Sync {
     /// What it runs over.
     fn under(&self) -> &Stream;
 
-    /// Reads what is there. With `wait`, it waits for at least one byte. `Ok(0)` is the end that the peer has said.
+    /// Reads what is there. With `wait`, it waits for at least one byte. `Ok(0)` is the end that
+    /// the peer has said.
     ///
     /// # Errors
-    /// `WouldBlock` without `wait` when nothing is there yet. `ConnectionReset` where the connection has ended and the peer
-    /// has not said so, and others.
+    /// `WouldBlock` without `wait` when nothing is there yet. `ConnectionReset` where the
+    /// connection has ended and the peer has not said so, and others.
     fn read(&self, buffer: &mut [u8], wait: bool) -> io::Result<usize>;
 
     /// Looks at bytes that [`read`](Self::read) gives next, without waiting.
@@ -73,13 +76,14 @@ pub trait Connection: fmt::Debug + Send + Sync {
     /// Those of the socket.
     fn end(&self) -> io::Result<()>;
 
-    /// Says why the connection is about to be closed, if its protocol can and the socket takes it at once.
+    /// Says why the connection is about to be closed, if its protocol can and the socket takes it
+    /// at once.
     fn explain(&self, _words: &str) {}
 }
 
 impl Stream {
-    /// Calls `address`, waiting at most as long as [`DIAL_TIMEOUT`]. For several connections to one destination there is
-    /// [`Target`].
+    /// Calls `address`, waiting at most as long as [`DIAL_TIMEOUT`]. For several connections to one
+    /// destination there is [`Target`].
     ///
     /// # Errors
     /// When nobody is reached.
@@ -94,8 +98,9 @@ impl Stream {
         Ok(target.dial(timeout.saturating_sub(start.elapsed()), &|| false)?)
     }
 
-    /// Packets are written whole, so waiting to fill a segment only delays the last one of a round. And who waits for a
-    /// host that is gone, or behind a cut link, learns of it after half a minute; such a host says nothing by itself.
+    /// Packets are written whole, so waiting to fill a segment only delays the last one of a round.
+    /// And who waits for a host that is gone, or behind a cut link, learns of it after half a
+    /// minute; such a host says nothing by itself.
     pub(crate) fn from_tcp(stream: TcpStream) -> io::Result<Stream> {
         stream.set_nodelay(true)?;
         sockopt::set_socket_keepalive(&stream, true)?;
@@ -133,8 +138,8 @@ impl Stream {
         }
     }
 
-    /// Closes one or both directions, for every handle of this socket. A socket that the peer has closed already counts as
-    /// success.
+    /// Closes one or both directions, for every handle of this socket. A socket that the peer has
+    /// closed already counts as success.
     pub fn shutdown(&self, how: Shutdown) -> io::Result<()> {
         if let (Kind::Layered(connection), Shutdown::Write) = (&self.0, how) {
             connection.end()?;
@@ -156,8 +161,9 @@ impl Stream {
         }
     }
 
-    /// Closes both directions, and takes back what is on its way to the peer as far as the system can: the peer sees a
-    /// broken connection and no end. `words` say why, to a peer that can hear them.
+    /// Closes both directions, and takes back what is on its way to the peer as far as the system
+    /// can: the peer sees a broken connection and no end. `words` say why, to a peer that can hear
+    /// them.
     pub fn reset(&self, words: Option<&str>) {
         if let (Kind::Layered(_), Some(words)) = (&self.0, words) {
             self.explain(words);
@@ -169,7 +175,8 @@ impl Stream {
         let _ = self.shutdown(Shutdown::Both);
     }
 
-    /// Looks at up to `buffer.len()` bytes without taking them and without waiting. `Ok(0)` is the end of the stream.
+    /// Looks at up to `buffer.len()` bytes without taking them and without waiting. `Ok(0)` is the
+    /// end of the stream.
     ///
     /// # Errors
     /// `WouldBlock` when nothing is there yet.
@@ -189,7 +196,8 @@ impl Stream {
         }
     }
 
-    /// Limits how long one read or write waits; `None` waits for ever. Either may then fail with `WouldBlock`.
+    /// Limits how long one read or write waits; `None` waits for ever. Either may then fail with
+    /// `WouldBlock`.
     pub fn set_timeouts(&self, timeout: Option<Duration>) -> io::Result<()> {
         self.set_read_timeout(timeout)?;
         match self.socket() {
@@ -198,8 +206,8 @@ impl Stream {
         }
     }
 
-    /// Lets a TCP connection also fail when its peer takes nothing for half a minute, as an engine never does. A QEMU may:
-    /// one that a debugger holds, for one.
+    /// Lets a TCP connection also fail when its peer takes nothing for half a minute, as an engine
+    /// never does. A QEMU may: one that a debugger holds, for one.
     pub fn notice_stalled_peer(&self) -> io::Result<()> {
         if let Socket::Tcp(stream) = self.socket() {
             sockopt::set_tcp_user_timeout(stream, DEAD_PEER.as_millis() as u32)?;
@@ -263,13 +271,15 @@ impl Stream {
         }
     }
 
-    /// Bytes that were written and are still in this host: over TCP those that the peer's host has not acknowledged, over
-    /// a unix socket those that the peer has not read. None, where the system does not tell.
+    /// Bytes that were written and are still in this host: over TCP those that the peer's host has
+    /// not acknowledged, over a unix socket those that the peer has not read. None, where the
+    /// system does not tell.
     pub fn unsent_bytes(&self) -> u64 {
         crate::unsent::unsent_bytes(self).unwrap_or(0)
     }
 
-    /// Whether the peer has closed its sending side, although bytes from before may still wait to be read.
+    /// Whether the peer has closed its sending side, although bytes from before may still wait to
+    /// be read.
     pub fn peer_has_closed(&self) -> bool {
         let closed = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;
         self.poll_now(PollFlags::RDHUP).intersects(closed)
@@ -354,7 +364,8 @@ pub(crate) enum Socket<'s> {
 }
 
 impl AsFd for Stream {
-    /// The socket's descriptor, to poll. What it carries may need [`Connection::read`] to be understood.
+    /// The socket's descriptor, to poll. What it carries may need [`Connection::read`] to be
+    /// understood.
     fn as_fd(&self) -> BorrowedFd<'_> {
         match self.socket() {
             Socket::Unix(stream) => stream.as_fd(),
@@ -414,7 +425,8 @@ mod tests {
         assert_eq!(receiver.peek(&mut [0; 4]).unwrap(), 0);
     }
 
-    /// What a peer's host that is there answers in time, even where a fifth of all packets is lost each way.
+    /// What a peer's host that is there answers in time, even where a fifth of all packets is lost
+    /// each way.
     #[test]
     fn a_peer_is_asked_often_enough_for_a_lossy_link() {
         let listener = Listener::bind(&"tcp:127.0.0.1:0".parse().unwrap()).unwrap();

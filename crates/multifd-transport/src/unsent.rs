@@ -10,8 +10,8 @@ use rustix::ioctl::{Getter, Opcode, ioctl};
 /// `SIOCOUTQ` of linux/sockios.h, which is `TIOCOUTQ` of asm-generic/ioctls.h.
 const SIOCOUTQ: Opcode = 0x5411;
 
-/// Bytes that were written to `socket` and are still in this host: over TCP those that the peer's host has not
-/// acknowledged, over a unix socket those that the peer has not read.
+/// Bytes that were written to `socket` and are still in this host: over TCP those that the peer's
+/// host has not acknowledged, over a unix socket those that the peer has not read.
 pub(crate) fn unsent_bytes(socket: impl AsFd) -> io::Result<u64> {
     // SAFETY: the request fills one `int` and reads nothing (unix(7), tcp(7)).
     let getter = unsafe { Getter::<SIOCOUTQ, c_int>::new() };

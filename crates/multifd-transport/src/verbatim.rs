@@ -10,18 +10,20 @@ use crate::Stream;
 use crate::buffer::space;
 use crate::failure::Leg;
 
-/// How much one step moves: a packet of raw pages, and as much as an unprivileged process may give a pipe (fs.pipe-max-size).
+/// How much one step moves: a packet of raw pages, and as much as an unprivileged process may give
+/// a pipe (fs.pipe-max-size).
 const STEP: usize = 1 << 20;
 
 /// How much is copied at once where the kernel cannot splice.
 const COPY_STEP: usize = 256 << 10;
 
-/// Moves bytes between sockets, inside the kernel where it can: `splice` hands on the pages that hold them.
+/// Moves bytes between sockets, inside the kernel where it can: `splice` hands on the pages that
+/// hold them.
 pub(crate) struct Conduit {
     pipe: Option<Pipe>,
     make_pipe: fn() -> io::Result<Pipe>,
-    /// Set when the kernel has refused to splice these sockets, or has no descriptors for a pipe: bytes are then copied
-    /// through `buffer`.
+    /// Set when the kernel has refused to splice these sockets, or has no descriptors for a pipe:
+    /// bytes are then copied through `buffer`.
     copies: bool,
     buffer: Vec<u8>,
 }
@@ -92,7 +94,8 @@ impl Conduit {
                     .map_err(|error| (Leg::Destination, error))?;
                 Ok(count)
             }
-            // The only error that is about the kind of socket and not about this one; nothing has been moved.
+            // The only error that is about the kind of socket and not about this one; nothing has
+            // been moved.
             Err(Errno::INVAL) => {
                 self.copies = true;
                 self.step(from, to, most)

@@ -1,4 +1,5 @@
-//! An acceptor in a process without descriptors. A program of its own, as the limit is one of the process.
+//! An acceptor in a process without descriptors. A program of its own, as the limit is one of the
+//! process.
 
 use std::fs::File;
 use std::io::Write;

@@ -5,9 +5,10 @@ use core::fmt::{self, Write};
 
 /// Bytes from outside as text.
 ///
-/// What a terminal or a reader could take for more than a letter is shown by its number: control characters of either
-/// set (ECMA-48 C0 and C1), DEL, controls of the direction of text, separators of lines, and bytes that are not UTF-8. A
-/// backslash stays as it is, so that text which was escaped before is not escaped once more.
+/// What a terminal or a reader could take for more than a letter is shown by its number: control
+/// characters of either set (ECMA-48 C0 and C1), DEL, controls of the direction of text, separators
+/// of lines, and bytes that are not UTF-8. A backslash stays as it is, so that text which was
+/// escaped before is not escaped once more.
 ///
 /// ```
 /// use multifd_wire::Printable;

@@ -8,7 +8,8 @@ use core::str::FromStr;
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Flags(u32);
 
-/// How a packet's pages are compressed: the methods of QEMU's `multifd-compression`, and one of our own.
+/// How a packet's pages are compressed: the methods of QEMU's `multifd-compression`, and one of our
+/// own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Method {

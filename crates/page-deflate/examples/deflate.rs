@@ -2,8 +2,8 @@
 //!
 //! `cargo run --release -p page-deflate --example deflate -- [--rounds N] [--packets N] [FILE...]`
 //!
-//! All contenders run interleaved, one packet stream per round each; printed are medians and the spread between the
-//! quarter points. Pages of zeros are left out, as a sender leaves them out.
+//! All contenders run interleaved, one packet stream per round each; printed are medians and the
+//! spread between the quarter points. Pages of zeros are left out, as a sender leaves them out.
 
 use std::time::{Duration, Instant};
 

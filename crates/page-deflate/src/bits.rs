@@ -51,8 +51,8 @@ impl<'a> BitWriter<'a> {
         self.begin()
     }
 
-    /// Appends what follows the header of a stored block: up to 65,535 bytes on a byte boundary, after their number
-    /// (RFC 1951 section 3.2.4).
+    /// Appends what follows the header of a stored block: up to 65,535 bytes on a byte boundary,
+    /// after their number (RFC 1951 section 3.2.4).
     pub(super) fn stored(&mut self, bytes: &[u8]) {
         self.align();
         let len = bytes.len() as u16;
@@ -75,8 +75,8 @@ impl<'a> BitWriter<'a> {
 /// Where a [`Burst`] writes.
 pub(super) type BurstBytes = [u8; Burst::MOST_BYTES + 7];
 
-/// The end of bits that are being written to a buffer of fixed size, quicker than one by one. It is handed on by value, so
-/// that it stays in registers.
+/// The end of bits that are being written to a buffer of fixed size, quicker than one by one. It is
+/// handed on by value, so that it stays in registers.
 #[derive(Clone, Copy)]
 pub(super) struct Burst {
     /// Bytes that are complete.
@@ -88,7 +88,8 @@ pub(super) struct Burst {
 }
 
 impl Burst {
-    /// Bytes that can be written before they are taken. A power of two, so that an index is cut to it without a branch.
+    /// Bytes that can be written before they are taken. A power of two, so that an index is cut to
+    /// it without a branch.
     pub(super) const MOST_BYTES: usize = 2048;
     /// Bits that can be written at once: with up to 7 pending, their number must stay below 64.
     pub(super) const MOST_BITS: u32 = 56;

@@ -13,15 +13,16 @@ use super::parse::UNIT_ITEMS;
 use super::search::{ALWAYS, One, Search, Two};
 use super::window::{UNIT, Unit, WindowBytes};
 
-// Numbers of bytes, table sizes and patience were tried on pages of two machines, of three processes' heaps, of a library and
-// of source texts. What is twice or half of them costs more size than it saves time, or the other way round.
+// Numbers of bytes, table sizes and patience were tried on pages of two machines, of three
+// processes' heaps, of a library and of source texts. What is twice or half of them costs more size
+// than it saves time, or the other way round.
 
 /// Fast: longer matches, and soon only a few of the hashes where nothing is found.
 type Quick = One<6, 12, 4096, 6>;
 /// The usual choice.
 type Five = One<5, 12, 4096, 64>;
-/// The usual choice where matches do not reach far. Fewer of the short ones are within reach then: to look for them takes
-/// more time than their bytes are worth.
+/// The usual choice where matches do not reach far. Fewer of the short ones are within reach then:
+/// to look for them takes more time than their bytes are worth.
 type Six = One<6, 12, 4096, 32>;
 /// For programs, and whatever else is full of short matches.
 type Four = One<4, 12, 4096, ALWAYS>;
@@ -57,8 +58,8 @@ impl Short {
         }
     }
 
-    /// To look for still shorter matches takes a tenth more time, or a quarter where they do not reach far. It pays when it
-    /// saves one bit of so many.
+    /// To look for still shorter matches takes a tenth more time, or a quarter where they do not
+    /// reach far. It pays when it saves one bit of so many.
     const fn bits_for_one_saved(&self) -> usize {
         match self {
             Self::Near(_) => 25,
@@ -89,8 +90,9 @@ impl Short {
     }
 }
 
-/// Which matches the encoder of [`Effort::Balanced`] looks for. [`Deflater::survey`](crate::Deflater::survey)
-/// chooses one for the pages. Other efforts ignore it.
+/// Which matches the encoder of [`Effort::Balanced`] looks for.
+/// [`Deflater::survey`](crate::Deflater::survey) chooses one for the pages. Other efforts ignore
+/// it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Habit {

@@ -38,7 +38,8 @@ impl Coder {
         coder
     }
 
-    /// Takes other codes. Symbols that the format does not use may be there, and have no code of their own then.
+    /// Takes other codes. Symbols that the format does not use may be there, and have no code of
+    /// their own then.
     pub(super) fn set(&mut self, litlen_bits: &[u8], distance_bits: &[u8]) {
         let entry = |bits: u32, code_bits: u8, count: u8| {
             bits << BITS_SHIFT | u32::from(code_bits) << CODE_BITS_SHIFT | u32::from(count)
@@ -152,7 +153,8 @@ impl Coder {
                 bits_of_two[i] = bits_a | bits_b << (count_a & 63);
                 count_of_two[i] = count_a + count_b;
             }
-            // Hardly any chunk has items with so many bits side by side, and one look is less than one for every two.
+            // Hardly any chunk has items with so many bits side by side, and one look is less than
+            // one for every two.
             if count_of_two.iter().copied().fold(0, u32::max) <= Burst::MOST_BITS {
                 for (&bits, &count) in bits_of_two.iter().zip(&count_of_two) {
                     burst = burst.put(bits, count, &mut bytes);
@@ -190,7 +192,8 @@ mod tests {
     use crate::lengths::Lengths;
     use crate::table::{Pairs, Tables};
 
-    /// Every pair of literals, every length at the first and last distance of each symbol; some of them where time is long.
+    /// Every pair of literals, every length at the first and last distance of each symbol; some of
+    /// them where time is long.
     fn every_item() -> (Vec<Item>, Vec<u8>) {
         let step = if cfg!(miri) { 509 } else { 1 };
         let (mut items, mut bytes) = (Vec::new(), Vec::new());

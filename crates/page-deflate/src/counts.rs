@@ -21,7 +21,8 @@ impl Counts {
         }
     }
 
-    /// Every symbol counted once. Not everything that comes will have been counted, but all of it needs a code.
+    /// Every symbol counted once. Not everything that comes will have been counted, but all of it
+    /// needs a code.
     pub(super) fn one_each() -> Self {
         Self {
             litlen: [1; LITLEN_SYMBOLS],

@@ -80,8 +80,8 @@ impl WindowSize {
         }
     }
 
-    /// The two bytes with which a zlib stream of this window begins, made with little effort and without a dictionary
-    /// (RFC 1950 section 2.2).
+    /// The two bytes with which a zlib stream of this window begins, made with little effort and
+    /// without a dictionary (RFC 1950 section 2.2).
     #[must_use]
     pub const fn zlib_header(self) -> [u8; 2] {
         match self {

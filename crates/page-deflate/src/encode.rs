@@ -14,9 +14,9 @@ use super::window::{UNIT, Unit, Window};
 
 /// Makes runs of deflate blocks out of pages, each run continuing the one before.
 ///
-/// A run ends on a byte boundary with an empty stored block, as after `Z_SYNC_FLUSH`, and has no final block. So the
-/// runs in their order are a deflate stream without end, and with [`WindowSize::zlib_header`] before the first a zlib
-/// stream. Page boundaries do not matter to it.
+/// A run ends on a byte boundary with an empty stored block, as after `Z_SYNC_FLUSH`, and has no
+/// final block. So the runs in their order are a deflate stream without end, and with
+/// [`WindowSize::zlib_header`] before the first a zlib stream. Page boundaries do not matter to it.
 ///
 /// It allocates nothing once it is made, except for the output.
 pub struct Deflater {
@@ -87,8 +87,8 @@ impl Deflater {
     ///
     /// The run depends only on its pages, the habit, and the encoder's window and effort. So
     /// several encoders can write the runs of one stream at the same time, and
-    /// [`RunInflater`](crate::RunInflater)s can read them at the same time. A zlib that does not know
-    /// where runs begin reads them one after the other.
+    /// [`RunInflater`](crate::RunInflater)s can read them at the same time. A zlib that does not
+    /// know where runs begin reads them one after the other.
     ///
     /// The next run refers to nothing before itself either, whichever way it is written.
     /// [`Deflater::compress`] keeps to the habit from then on.
@@ -223,7 +223,8 @@ impl Deflater {
         }
     }
 
-    /// Writes the units that were parsed: under one code for all of them, interrupted where bytes stay as they are.
+    /// Writes the units that were parsed: under one code for all of them, interrupted where bytes
+    /// stay as they are.
     fn write_block(&mut self, block: &[u8], bits: &mut BitWriter<'_>) {
         let mut code = None;
         for run in self.units.chunk_by(|a, b| a.is_raw == b.is_raw) {
@@ -296,7 +297,8 @@ impl Effort {
     }
 }
 
-/// A unit of so many items is always counted: codes which do not fit it would make it larger than it was.
+/// A unit of so many items is always counted: codes which do not fit it would make it larger than
+/// it was.
 const FULL_OF_LITERALS: usize = 1900;
 /// After so many units of noise in a row there is nothing else that a match could reach.
 const NOISY: usize = MAX_WINDOW / UNIT;
@@ -402,7 +404,8 @@ mod tests {
         let mut pages: Vec<u8> = Vec::new();
         let mut noise = 0;
         for run in [1, NOISY - 1, NOISY, NOISY + 1, 3 * NOISY, 2, NOISY + 3] {
-            // Where the last unit begins that came into the window, and what the parser has seen of it.
+            // Where the last unit begins that came into the window, and what the parser has seen of
+            // it.
             let start = pages.len() + (run.min(NOISY) - 1) * UNIT;
             pages.extend((0..run * UNIT).map(|_| random.byte()));
             noise += run;
@@ -437,7 +440,8 @@ mod tests {
                 let oracle = Oracle::new(window.bytes(), Ending::SyncFlush);
                 let decoded = oracle.decode(&stream[header..], pages.len()).unwrap();
                 assert!(decoded.output == pages, "{window} {effort}");
-                // With what is there once more and bits of noise in the pages of words, and hardly a byte beside.
+                // With what is there once more and bits of noise in the pages of words, and hardly
+                // a byte beside.
                 let most = (noise + 7) * UNIT + 14 * 1000;
                 assert!((noise * UNIT..most).contains(&stream.len()));
             }

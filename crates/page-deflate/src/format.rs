@@ -1,6 +1,7 @@
 //! Numbers of the deflate and zlib formats (RFC 1951, RFC 1950).
 
-/// Symbols a literal/length code may describe; 286 and 287 exist in the fixed code but never mean anything.
+/// Symbols a literal/length code may describe; 286 and 287 exist in the fixed code but never mean
+/// anything.
 pub(super) const LITLEN_SYMBOLS: usize = 286;
 /// Symbols a distance code may describe; 30 and 31 exist in the fixed code but never mean anything.
 pub(super) const DISTANCE_SYMBOLS: usize = 30;

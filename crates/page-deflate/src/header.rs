@@ -1,4 +1,5 @@
-//! The header of a dynamic block by itself (RFC 1951 section 3.2.7): the short way to write a code for many pages down.
+//! The header of a dynamic block by itself (RFC 1951 section 3.2.7): the short way to write a code
+//! for many pages down.
 
 use super::bits::BitWriter;
 use super::format::{DISTANCE_SYMBOLS, LITLEN_SYMBOLS};
@@ -37,11 +38,12 @@ pub enum HeaderError {
 }
 
 impl CodeLengths {
-    /// Appends the header of a block with these codes, which is the last of its stream. Bits of the last byte behind it are
+    /// Appends the header of a block with these codes, which is the last of its stream. Bits of the
+    /// last byte behind it are
     /// 0. Returns how many bits the header has.
     ///
-    /// With the body of a page ([`PageDeflater::body`](super::PageDeflater::body)) right behind the last of these bits it
-    /// is a complete deflate stream.
+    /// With the body of a page ([`PageDeflater::body`](super::PageDeflater::body)) right behind the
+    /// last of these bits it is a complete deflate stream.
     pub fn write_header(&self, out: &mut Vec<u8>) -> usize {
         let start = out.len();
         let mut bits = BitWriter::new(out);
@@ -51,12 +53,13 @@ impl CodeLengths {
         8 * (out.len() - start) - spare_bits
     }
 
-    /// Reads what [`CodeLengths::write_header`] has written, or somebody else has: a code can be described in several ways.
+    /// Reads what [`CodeLengths::write_header`] has written, or somebody else has: a code can be
+    /// described in several ways.
     ///
     /// # Errors
     ///
-    /// [`HeaderError`] unless it is the header of a final dynamic block and nothing else, and every symbol has a code and
-    /// every bit pattern a meaning.
+    /// [`HeaderError`] unless it is the header of a final dynamic block and nothing else, and every
+    /// symbol has a code and every bit pattern a meaning.
     pub fn read_header(header: &[u8]) -> Result<Self, HeaderError> {
         let mut lengths = [0; LITLEN_SYMBOLS + DISTANCE_SYMBOLS];
         let found = read_header(header, &mut lengths).map_err(HeaderError::Description)?;

@@ -7,11 +7,12 @@ const SYMBOLS: usize = 288;
 /// Only alphabets of literals and lengths are larger.
 const SMALL: usize = 64;
 
-/// Gives every symbol that counts a code of at most `limit` bits, so that the sum of count times length is small: that
-/// of Huffman's algorithm, and nearly the least possible where the limit bites.
+/// Gives every symbol that counts a code of at most `limit` bits, so that the sum of count times
+/// length is small: that of Huffman's algorithm, and nearly the least possible where the limit
+/// bites.
 ///
-/// The code is complete: not every decoder takes less, so where fewer than two symbols count, the first ones that do not
-/// get a code as well. At most 2^limit symbols may count.
+/// The code is complete: not every decoder takes less, so where fewer than two symbols count, the
+/// first ones that do not get a code as well. At most 2^limit symbols may count.
 pub(super) fn code_lengths(counts: &[u32], limit: usize, lengths: &mut [u8]) {
     let mut sorted = [0_u64; SYMBOLS];
     let mut used = 0;
@@ -31,7 +32,8 @@ pub(super) fn code_lengths(counts: &[u32], limit: usize, lengths: &mut [u8]) {
     let sorted = &mut sorted[..used];
     sort_by_count(sorted);
 
-    // What is rarer than the longest code is for gets as much as that, so that there is less to repair.
+    // What is rarer than the longest code is for gets as much as that, so that there is less to
+    // repair.
     let total: u64 = sorted.iter().map(|&entry| entry >> 16).sum();
     let least = (total >> limit) + 1;
     let raise = |sorted: &mut [u64]| {
@@ -91,9 +93,11 @@ fn sort_by_count(entries: &mut [u64]) {
     entries[smalls..].copy_from_slice(&large[..larges]);
 }
 
-/// How many leaves Huffman's tree has in each depth, and the depth of the deepest; the counts are above bit 16 and rise.
+/// How many leaves Huffman's tree has in each depth, and the depth of the deepest; the counts are
+/// above bit 16 and rise.
 fn leaves_by_depth(sorted: &[u64]) -> ([usize; SYMBOLS], usize) {
-    // One more than there are, as two are looked at. A power of two, so that an index is cut to it without a branch.
+    // One more than there are, as two are looked at. A power of two, so that an index is cut to it
+    // without a branch.
     const ROOM: usize = 512;
     const { assert!(ROOM > SYMBOLS) };
     let inner_nodes = sorted.len() - 1;
@@ -106,7 +110,8 @@ fn leaves_by_depth(sorted: &[u64]) -> ([usize; SYMBOLS], usize) {
     let mut leaf_children = [0_u8; ROOM];
     let (mut leaf, mut inner) = (0, 0);
     for node in 0..inner_nodes {
-        // Without a branch, as nobody could predict it: the two lightest are the first of either kind or two of one.
+        // Without a branch, as nobody could predict it: the two lightest are the first of either
+        // kind or two of one.
         let (leaf_a, leaf_b) = (leaf_weights[leaf % ROOM], leaf_weights[(leaf + 1) % ROOM]);
         let (inner_a, inner_b) = (weights[inner % ROOM], weights[(inner + 1) % ROOM]);
         let two_leaves = leaf_a.saturating_add(leaf_b);
@@ -118,7 +123,8 @@ fn leaves_by_depth(sorted: &[u64]) -> ([usize; SYMBOLS], usize) {
         leaf += leaves;
         inner += 2 - leaves;
     }
-    // Inner nodes are taken in the order in which they are made, so those of one depth stand side by side, the root last.
+    // Inner nodes are taken in the order in which they are made, so those of one depth stand side
+    // by side, the root last.
     let mut leaves = [0; SYMBOLS];
     let mut levels = (1..).zip(&mut leaves[1..]);
     let (mut rest, mut nodes, mut deepest) = (&leaf_children[..inner_nodes], 1, 0);
@@ -132,7 +138,8 @@ fn leaves_by_depth(sorted: &[u64]) -> ([usize; SYMBOLS], usize) {
     (leaves, deepest)
 }
 
-/// Moves leaves that are too deep up to `limit`, and then repairs the code until it is complete again.
+/// Moves leaves that are too deep up to `limit`, and then repairs the code until it is complete
+/// again.
 fn limit_depth(leaves: &mut [usize; SYMBOLS], limit: usize) {
     let too_deep: usize = leaves[limit + 1..].iter().sum();
     leaves[limit + 1..].fill(0);
@@ -143,7 +150,8 @@ fn limit_depth(leaves: &mut [usize; SYMBOLS], limit: usize) {
         .map(|depth| leaves[depth] << (limit - depth))
         .sum();
     while taken > full {
-        // The deepest leaf that can still sink frees least. There is one, as 2^limit leaves at the limit would fit.
+        // The deepest leaf that can still sink frees least. There is one, as 2^limit leaves at the
+        // limit would fit.
         let Some(depth) = (1..limit).rev().find(|&depth| leaves[depth] > 0) else {
             break;
         };
@@ -165,10 +173,11 @@ fn limit_depth(leaves: &mut [usize; SYMBOLS], limit: usize) {
     debug_assert_eq!(taken, full);
 }
 
-/// The codes that belong to code lengths (RFC 1951 section 3.2.2), bit-reversed, as they are written. There are as many
-/// codes as lengths, or more. What has no length has the code 0.
+/// The codes that belong to code lengths (RFC 1951 section 3.2.2), bit-reversed, as they are
+/// written. There are as many codes as lengths, or more. What has no length has the code 0.
 pub(super) fn codes(lengths: &[u8], codes: &mut [u16]) {
-    // The symbols in four parts, each with counters of its own: to count the same twice in a row is slow.
+    // The symbols in four parts, each with counters of its own: to count the same twice in a row is
+    // slow.
     const PARTS: usize = 4;
     let part = lengths.len().div_ceil(PARTS);
     let mut next = [[0_u16; MAX_CODE_BITS + 1]; PARTS];
@@ -179,7 +188,8 @@ pub(super) fn codes(lengths: &[u8], codes: &mut [u16]) {
             }
         }
     }
-    // The bits of a code are the upper ones here, so that to turn it around is the same for all lengths.
+    // The bits of a code are the upper ones here, so that to turn it around is the same for all
+    // lengths.
     let step = |length: usize| (0x1_0000_u32 >> length) as u16;
     let mut free = 0_u16;
     for length in 1..=MAX_CODE_BITS {
@@ -209,8 +219,9 @@ pub(super) fn codes(lengths: &[u8], codes: &mut [u16]) {
 mod tests {
     use super::*;
 
-    /// The least sum of count times length, by package-merge: what is paid for the cheapest 2 n - 2 of the packages of
-    /// the highest of `limit` levels, each a symbol or two packages of the level below.
+    /// The least sum of count times length, by package-merge: what is paid for the cheapest 2 n - 2
+    /// of the packages of the highest of `limit` levels, each a symbol or two packages of the level
+    /// below.
     fn least_cost(counts: &[u32], limit: usize) -> u64 {
         let mut symbols: Vec<u64> = counts
             .iter()

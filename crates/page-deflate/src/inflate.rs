@@ -246,7 +246,8 @@ impl<'a> Run<'a> {
         Ok(tables.build(litlen, distance, pairs)?)
     }
 
-    /// Reads the lengths that a block describes its codes by: those of literals and lengths, and those of distances.
+    /// Reads the lengths that a block describes its codes by: those of literals and lengths, and
+    /// those of distances.
     fn lengths<'l>(
         &mut self,
         all: &'l mut [u8; LITLEN_SYMBOLS + DISTANCE_SYMBOLS],
@@ -299,8 +300,8 @@ impl<'a> Run<'a> {
             entry = tables.litlen[second_level(entry, self.input.bits >> LITLEN_BITS)];
         }
         let bits = self.input.bits;
-        // A block goes on after a literal, so input that ends within a pair of them would end too early anyway; and so
-        // with the output.
+        // A block goes on after a literal, so input that ends within a pair of them would end too
+        // early anyway; and so with the output.
         if !self.input.drop(drop_bits(entry)) {
             return Err(self.truncated());
         }
@@ -402,7 +403,8 @@ impl<'a> Run<'a> {
         self.fast_anywhere(tables)
     }
 
-    /// Every step shifts by a number that has just been read, which takes one instruction instead of three here.
+    /// Every step shifts by a number that has just been read, which takes one instruction instead
+    /// of three here.
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "bmi2")]
     fn fast_by_bmi2(&mut self, tables: &Tables) -> Result<bool, InflateError> {
@@ -416,7 +418,8 @@ impl<'a> Run<'a> {
     )]
     fn fast_anywhere(&mut self, tables: &Tables) -> Result<bool, InflateError> {
         let input = self.input.input;
-        // Held here while the loop runs, since what is written could be anything, even where the output is.
+        // Held here while the loop runs, since what is written could be anything, even where the
+        // output is.
         let mut output = std::mem::take(&mut self.output);
         let Bits {
             mut next,
@@ -426,8 +429,8 @@ impl<'a> Run<'a> {
         } = self.input;
         let mut at = self.produced;
         let outcome = loop {
-            // Two refills take at most 7 bytes each out of 8, and four look-ups give at most two literals each. Before a
-            // copy, its room is looked at.
+            // Two refills take at most 7 bytes each out of 8, and four look-ups give at most two
+            // literals each. Before a copy, its room is looked at.
             if next + 16 > input.len() || at + 8 > output.len() {
                 break Ok(false);
             }
@@ -512,8 +515,8 @@ impl<'a> Run<'a> {
                 }
                 continue;
             }
-            // SAFETY: the distance does not reach before the output, and the output goes on for COPY_SLACK bytes behind
-            // the copy.
+            // SAFETY: the distance does not reach before the output, and the output goes on for
+            // COPY_SLACK bytes behind the copy.
             unsafe { copy_fast(output, at, length, distance) };
             at += length;
         };
@@ -592,10 +595,12 @@ unsafe fn copy_fast(output: &mut [u8], at: usize, length: usize, distance: usize
     let end = at + length;
     let mut target = at;
     let mut source = at - distance;
-    // Each step begins before the end and writes at most COPY_SLACK bytes; it reads in front of what it writes.
+    // Each step begins before the end and writes at most COPY_SLACK bytes; it reads in front of
+    // what it writes.
     if distance >= 16 {
         loop {
-            // SAFETY: see above; the first half is written before the second is read, which it may be a part of.
+            // SAFETY: see above; the first half is written before the second is read, which it may
+            // be a part of.
             let first: [u8; 16] = unsafe { get(output, source) };
             // SAFETY: see above.
             unsafe { put(output, target, first) };
@@ -632,7 +637,8 @@ unsafe fn copy_fast(output: &mut [u8], at: usize, length: usize, distance: usize
     }
 }
 
-/// For a distance below 8: what repeats so many bytes through a word, and how many bytes of it are whole periods.
+/// For a distance below 8: what repeats so many bytes through a word, and how many bytes of it are
+/// whole periods.
 const SHORT: [(u64, usize); 8] = {
     let mut short = [(0, 8); 8];
     let mut distance = 1;
@@ -655,7 +661,8 @@ fn value(entry: Entry, bits: u64) -> usize {
     (entry >> 16 & 0x7fff) as usize + extra as usize
 }
 
-/// Decodes the body of a block whose tables are known, which must end in the last byte of `body` and fill `page`.
+/// Decodes the body of a block whose tables are known, which must end in the last byte of `body`
+/// and fill `page`.
 pub(super) fn inflate_body(
     tables: &Tables,
     body: &[u8],
@@ -679,7 +686,8 @@ pub(super) struct Header<'l> {
     pub(super) ends_in_zeros: bool,
 }
 
-/// Reads the header of a final dynamic block that begins with the first bit of `input`; nothing if another block begins there.
+/// Reads the header of a final dynamic block that begins with the first bit of `input`; nothing if
+/// another block begins there.
 pub(super) fn read_header<'l>(
     input: &[u8],
     lengths: &'l mut [u8; LITLEN_SYMBOLS + DISTANCE_SYMBOLS],
@@ -719,8 +727,8 @@ impl PageInflater {
         }
     }
 
-    /// Decodes a complete raw deflate stream of a single block as [`PageInflater::inflate`] does, and says how many bits
-    /// of its last byte do not belong to it, 0 to 7.
+    /// Decodes a complete raw deflate stream of a single block as [`PageInflater::inflate`] does,
+    /// and says how many bits of its last byte do not belong to it, 0 to 7.
     ///
     /// # Errors
     ///
@@ -737,9 +745,11 @@ impl PageInflater {
         }
     }
 
-    /// Decodes one complete raw deflate stream, which must end in the last byte of `stream` and fill `page`.
+    /// Decodes one complete raw deflate stream, which must end in the last byte of `stream` and
+    /// fill `page`.
     ///
-    /// After an error the content of `page` is of no use, and the decoder can go on with another stream.
+    /// After an error the content of `page` is of no use, and the decoder can go on with another
+    /// stream.
     ///
     /// # Errors
     ///

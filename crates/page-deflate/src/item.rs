@@ -1,7 +1,8 @@
 //! What the parser makes of a unit and the coder writes: a list of items.
 //!
-//! An item is a match, two literals, or the last literal of an odd run. Every item becomes bits in the same way, without a
-//! branch: two table look-ups and some shifts. That is what its layout is for.
+//! An item is a match, two literals, or the last literal of an odd run. Every item becomes bits in
+//! the same way, without a branch: two table look-ups and some shifts. That is what its layout is
+//! for.
 //!
 //! | bits | |
 //! | --- | --- |
@@ -31,7 +32,8 @@ const EXTRA_SHIFT: u32 = 19;
 /// An item without bits.
 pub(super) const EMPTY: Item = (NONE << SECOND_SHIFT | NOTHING) as u32;
 
-/// Most items a unit of `bytes` can become: a literal before every match of three bytes is two items for four bytes.
+/// Most items a unit of `bytes` can become: a literal before every match of three bytes is two
+/// items for four bytes.
 pub(super) const fn most_items(bytes: usize) -> usize {
     bytes / 2 + 1
 }

@@ -1,4 +1,5 @@
-//! The code of a block, as the lengths of its codes: made from counts, and described in the block's header.
+//! The code of a block, as the lengths of its codes: made from counts, and described in the block's
+//! header.
 
 use super::bits::{BitWriter, Burst};
 use super::coder::Coder;

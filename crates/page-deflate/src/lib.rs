@@ -1,8 +1,8 @@
 //! Deflate for pages of memory: faster than zlib's first level, about as small, read by every zlib.
 //!
-//! Pages of memory repeat words of eight bytes, and they are often compressed while a program waits.
-//! This crate writes and reads deflate (RFC 1951) for that case. It is pure Rust, and it picks AVX2
-//! or AVX-512 when it runs.
+//! Pages of memory repeat words of eight bytes, and they are often compressed while a program
+//! waits. This crate writes and reads deflate (RFC 1951) for that case. It is pure Rust, and it
+//! picks AVX2 or AVX-512 when it runs.
 //!
 //! | to write | to read | use |
 //! | --- | --- | --- |
@@ -34,9 +34,9 @@
 //! # Sizes
 //!
 //! Input is cut into units of 4 KiB, and whole pages of 4 KiB are the best input. Any length is
-//! allowed. Pages of noise become stored blocks, which add five bytes to up to 65,535 bytes, and the
-//! end of a run takes five bytes. The caller gives a decoder its output buffer, and no number in the
-//! compressed data sizes any other.
+//! allowed. Pages of noise become stored blocks, which add five bytes to up to 65,535 bytes, and
+//! the end of a run takes five bytes. The caller gives a decoder its output buffer, and no number
+//! in the compressed data sizes any other.
 //!
 //! | | holds |
 //! | --- | --- |
@@ -49,9 +49,9 @@
 //!
 //! # Errors
 //!
-//! Encoders do not fail. A decoder succeeds only if the data gives exactly the output that was asked
-//! for; otherwise it returns an [`InflateError`] with the reason. After an error the content of the
-//! output buffer means nothing, and a stream cannot go on.
+//! Encoders do not fail. A decoder succeeds only if the data gives exactly the output that was
+//! asked for; otherwise it returns an [`InflateError`] with the reason. After an error the content
+//! of the output buffer means nothing, and a stream cannot go on.
 //!
 //! # Panics
 //!

@@ -1,4 +1,5 @@
-//! Which instructions this machine has. The loops that matter are compiled for each of its kinds, and chosen here.
+//! Which instructions this machine has. The loops that matter are compiled for each of its kinds,
+//! and chosen here.
 
 use super::bits::BitWriter;
 use super::coder::Coder;

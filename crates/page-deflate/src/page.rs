@@ -1,4 +1,5 @@
-//! Pages by themselves: each a complete stream, or the body of a block under a code that is known elsewhere.
+//! Pages by themselves: each a complete stream, or the body of a block under a code that is known
+//! elsewhere.
 
 use super::bits::BitWriter;
 use super::choice::Choice;
@@ -13,10 +14,11 @@ use super::shared::{Histogram, SharedCode};
 use super::window::{UNIT, Window};
 use super::{Effort, WindowSize};
 
-/// Makes a deflate stream of one block out of each page, for readers that know nothing but this page.
+/// Makes a deflate stream of one block out of each page, for readers that know nothing but this
+/// page.
 ///
-/// No match reaches back by more than 4 KiB or to before its page, whatever the page size, so Intel's IAA can read it.
-/// What does not make a page smaller is not written.
+/// No match reaches back by more than 4 KiB or to before its page, whatever the page size, so
+/// Intel's IAA can read it. What does not make a page smaller is not written.
 ///
 /// ```
 /// use page_deflate::{Effort, Histogram, PageDeflater, PageInflater, SharedCode, SharedInflater};
@@ -66,8 +68,8 @@ impl PageDeflater {
         }
     }
 
-    /// Appends a complete raw deflate stream under the format's fixed code. If this would not be shorter than the
-    /// page, `out` stays as it is and the answer is false.
+    /// Appends a complete raw deflate stream under the format's fixed code. If this would not be
+    /// shorter than the page, `out` stays as it is and the answer is false.
     #[must_use]
     pub fn fixed_page(&mut self, page: &[u8], out: &mut Vec<u8>) -> bool {
         let Some(count) = self.parse(page) else {
@@ -85,8 +87,8 @@ impl PageDeflater {
         })
     }
 
-    /// Appends a complete raw deflate stream with a code of its own. If this would not be shorter than the page, `out` stays
-    /// as it is and the answer is false.
+    /// Appends a complete raw deflate stream with a code of its own. If this would not be shorter
+    /// than the page, `out` stays as it is and the answer is false.
     #[must_use]
     pub fn dynamic_page(&mut self, page: &[u8], out: &mut Vec<u8>) -> bool {
         let Some(count) = self.parse(page) else {
@@ -112,9 +114,9 @@ impl PageDeflater {
         })
     }
 
-    /// Appends the body of a block under a code that the reader has already ([`SharedInflater`](super::SharedInflater)):
-    /// symbols, and the one that ends the block. If this would not be shorter than the page, `out` stays as it is and
-    /// the answer is false.
+    /// Appends the body of a block under a code that the reader has already
+    /// ([`SharedInflater`](super::SharedInflater)): symbols, and the one that ends the block. If
+    /// this would not be shorter than the page, `out` stays as it is and the answer is false.
     #[must_use]
     pub fn body(&mut self, page: &[u8], code: &SharedCode, out: &mut Vec<u8>) -> bool {
         let Some(count) = self.parse(page) else {
@@ -126,7 +128,8 @@ impl PageDeflater {
         })
     }
 
-    /// Counts the symbols that the page would be written in. Pages that would not get smaller do not count.
+    /// Counts the symbols that the page would be written in. Pages that would not get smaller do
+    /// not count.
     pub fn count(&mut self, page: &[u8], histogram: &mut Histogram) {
         if let Some(count) = self.parse(page) {
             histogram.add_page(&self.items[..count]);

@@ -1,11 +1,12 @@
 //! Cuts units into literals and matches.
 //!
-//! Memory is made of words and records: what repeats, mostly repeats at the distance of the match before it, or of the
-//! one before that. So at every position these two distances come first, with matches from three bytes on, and then
-//! the places which a [`Search`] remembers.
+//! Memory is made of words and records: what repeats, mostly repeats at the distance of the match
+//! before it, or of the one before that. So at every position these two distances come first, with
+//! matches from three bytes on, and then the places which a [`Search`] remembers.
 //!
-//! The time goes into branches that cannot be predicted, one or two for a match, and hardly into instructions. What does
-//! without them, and what searches wider for fewer matches, was tried and lost to this plain loop.
+//! The time goes into branches that cannot be predicted, one or two for a match, and hardly into
+//! instructions. What does without them, and what searches wider for fewer matches, was tried and
+//! lost to this plain loop.
 
 #![allow(
     unsafe_code,
@@ -18,15 +19,15 @@ use super::search::{ALWAYS, Bytes, Find, Search, three_equal};
 use super::wide::Wide;
 use super::window::{SPAN, UNIT, Unit, WindowBytes};
 
-/// Positions after a match that are looked at one by one. Then the two last distances are compared at 30 positions at
-/// once.
+/// Positions after a match that are looked at one by one. Then the two last distances are compared
+/// at 30 positions at once.
 const SINGLY: usize = 8;
 /// Positions for which one comparison of 32 bytes shows whether three bytes are equal.
 const AT_ONCE: usize = 30;
 /// The two last distances at the start of a unit: words repeat words.
 const FIRST_DISTANCES: (usize, usize) = (8, 4);
-/// Literals without any match after which a unit is suspected to be noise, and its bytes are counted: few, since noise
-/// costs nothing but them.
+/// Literals without any match after which a unit is suspected to be noise, and its bytes are
+/// counted: few, since noise costs nothing but them.
 const SUSPICIOUS: usize = 64;
 
 /// Room for the items of a unit, and for what wide stores write behind them.
@@ -34,8 +35,8 @@ pub(super) const UNIT_ITEMS: usize = item::most_items(UNIT) + 16;
 
 /// Cuts `unit` into items and returns how many; nothing if the unit looks like noise.
 ///
-/// Matches reach back by at most `window_bytes`, which is all that deflate allows if `FAR`, and stay inside the unit's history
-/// and the unit.
+/// Matches reach back by at most `window_bytes`, which is all that deflate allows if `FAR`, and
+/// stay inside the unit's history and the unit.
 #[inline(always)]
 pub(super) fn parse<W: Wide, S: Search, const FAR: bool>(
     wide: W,
@@ -53,11 +54,13 @@ pub(super) fn parse<W: Wide, S: Search, const FAR: bool>(
     assert!(history <= start && start < end && end <= SPAN && end - start <= UNIT);
     // SAFETY of what is read and written without checks, below:
     //
-    // - `position` never goes down and is below `end` where it is read at, so below SPAN, and SLACK bytes follow.
-    // - `recent` and `other` never reach back beyond `history`: the first position is at least that far behind it, and
-    //   every later distance is that of a place between it (`is_match`) and the position (`distance_of`), which only grows.
-    // - Items are written behind those of the bytes before `position`, which are at most as many as `most_items` says;
-    //   a wide store ends at most 8 items behind that.
+    // - `position` never goes down and is below `end` where it is read at, so below SPAN, and SLACK
+    //   bytes follow.
+    // - `recent` and `other` never reach back beyond `history`: the first position is at least that
+    //   far behind it, and every later distance is that of a place between it (`is_match`) and the
+    //   position (`distance_of`), which only grows.
+    // - Items are written behind those of the bytes before `position`, which are at most as many as
+    //   `most_items` says; a wide store ends at most 8 items behind that.
     let bytes = Bytes(window);
     let mut items = Items { items, count: 0 };
     let (mut recent, mut other) = FIRST_DISTANCES;
@@ -171,7 +174,8 @@ pub(super) fn parse<W: Wide, S: Search, const FAR: bool>(
                 0 => unsafe { extend(wide, bytes, position, distance) },
                 different => equal_bits(different) as usize / 8,
             };
-            // The next position waits for this, and less for a branch that is hardly ever taken than for a minimum.
+            // The next position waits for this, and less for a branch that is hardly ever taken
+            // than for a minimum.
             let length = if position + length > end {
                 std::hint::cold_path();
                 end - position
@@ -216,8 +220,8 @@ pub(super) fn literals(bytes: &[u8], items: &mut [Item; UNIT_ITEMS]) -> usize {
 
 /// Whether a find is long enough, and not before `lowest`.
 ///
-/// Where matches reach `FAR`, hardly any is older, and this is seen last. Elsewhere it has to be one condition and not two:
-/// each alone is true and false by turns, and could not be predicted.
+/// Where matches reach `FAR`, hardly any is older, and this is seen last. Elsewhere it has to be
+/// one condition and not two: each alone is true and false by turns, and could not be predicted.
 #[inline(always)]
 fn is_match<S: Search, const FAR: bool>(find: Find, lowest: usize) -> bool {
     let different = find.different as u32 & S::KEY;
@@ -265,7 +269,8 @@ unsafe fn extend(wide: impl Wide, bytes: Bytes<'_>, position: usize, distance: u
     let mut length = 8;
     while length < MAX_MATCH {
         let here = position + length;
-        // SAFETY: the last of these loads begins 8 + 7 * 32 bytes behind `position`, and SLACK covers its end.
+        // SAFETY: the last of these loads begins 8 + 7 * 32 bytes behind `position`, and SLACK
+        // covers its end.
         let a = unsafe { bytes.array(here) };
         // SAFETY: the other one lies before it.
         let equal = wide.equal(a, unsafe { bytes.array(here - distance) });
@@ -277,7 +282,8 @@ unsafe fn extend(wide: impl Wide, bytes: Bytes<'_>, position: usize, distance: u
     MAX_MATCH
 }
 
-/// Whether a unit's bytes are spread so evenly that no code could make it smaller; an eighth of them tells.
+/// Whether a unit's bytes are spread so evenly that no code could make it smaller; an eighth of
+/// them tells.
 #[cold]
 pub(super) fn is_noise(unit: &[u8]) -> bool {
     const WORDS: usize = 64;
@@ -288,8 +294,9 @@ pub(super) fn is_noise(unit: &[u8]) -> bool {
             counts[usize::from(byte)] += 1;
         }
     }
-    // The sum of squares tells how often two bytes are the same. For evenly random bytes it is 3 SAMPLE, with a standard
-    // deviation of SAMPLE / 11; at 7.8 bits of entropy for a byte it is 3.3 SAMPLE.
+    // The sum of squares tells how often two bytes are the same. For evenly random bytes it is 3
+    // SAMPLE, with a standard deviation of SAMPLE / 11; at 7.8 bits of entropy for a byte it is 3.3
+    // SAMPLE.
     let squares: u32 = counts.iter().map(|&count| count * count).sum();
     squares < SAMPLE * 33 / 10
 }
@@ -315,7 +322,8 @@ impl Items<'_> {
 
     /// # Safety
     ///
-    /// The bytes are inside the window, with 16 more, `to` is not 0, and items for them fit, with 8 more.
+    /// The bytes are inside the window, with 16 more, `to` is not 0, and items for them fit, with 8
+    /// more.
     #[inline(always)]
     unsafe fn literals(&mut self, wide: impl Wide, bytes: Bytes<'_>, from: usize, to: usize) {
         let mut next = from;

@@ -61,18 +61,19 @@ pub(super) fn three_equal(different: u64) -> bool {
 
 /// A way to find earlier places.
 pub(super) trait Search {
-    /// Whether it is asked for something longer even where a match at one of the two last distances is at hand.
+    /// Whether it is asked for something longer even where a match at one of the two last distances
+    /// is at hand.
     const LONGEST: bool;
-    /// Once so many literals came in a row, every second position is left out, after twice as many two of three, and so
-    /// on. The positions that the parser looks at one by one are never left out, and it counts before each comparison of
-    /// many bytes.
+    /// Once so many literals came in a row, every second position is left out, after twice as many
+    /// two of three, and so on. The positions that the parser looks at one by one are never left
+    /// out, and it counts before each comparison of many bytes.
     const PATIENCE: usize;
 
     /// Moves all positions down.
     fn slide(&mut self, by: usize);
 
-    /// Looks the next bytes up and remembers them. What is returned may lie before `lowest`, where matches must not
-    /// reach.
+    /// Looks the next bytes up and remembers them. What is returned may lie before `lowest`, where
+    /// matches must not reach.
     fn look(&mut self, bytes: Bytes<'_>, position: usize, word: u64, lowest: usize) -> Find;
 
     /// Only remembers the next bytes.

@@ -8,7 +8,8 @@ use super::inflate::{InflateError, inflate_body};
 use super::lengths::Lengths;
 use super::table::{Pairs, Tables};
 
-/// How often each symbol occurs in some pages ([`PageDeflater::count`](super::PageDeflater::count)).
+/// How often each symbol occurs in some pages
+/// ([`PageDeflater::count`](super::PageDeflater::count)).
 #[derive(Clone)]
 pub struct Histogram {
     pub(super) tally: Tally,
@@ -54,8 +55,8 @@ impl Histogram {
         CodeLengths(Lengths::new(&counts))
     }
 
-    /// How many bits the pages' symbols come to under a code. The bits behind lengths and distances, which are the same
-    /// in every code, are left out.
+    /// How many bits the pages' symbols come to under a code. The bits behind lengths and
+    /// distances, which are the same in every code, are left out.
     #[must_use]
     pub fn code_bits(&self, code: &CodeLengths) -> u64 {
         let mut counts = Counts::none();
@@ -71,8 +72,8 @@ impl Histogram {
     }
 }
 
-/// A complete code in which every symbol of the format has a place, as the number of bits of each: 286 for literals, end
-/// of block and lengths, and 30 for distances.
+/// A complete code in which every symbol of the format has a place, as the number of bits of each:
+/// 286 for literals, end of block and lengths, and 30 for distances.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CodeLengths(pub(super) Lengths);
 
@@ -95,7 +96,8 @@ impl CodeLengths {
     /// Length in bytes of [`CodeLengths::to_bytes`].
     pub const BYTES: usize = LITLEN_SYMBOLS + DISTANCE_SYMBOLS;
 
-    /// Checks lengths that come from elsewhere: one byte for each symbol, in the format's order, distances last.
+    /// Checks lengths that come from elsewhere: one byte for each symbol, in the format's order,
+    /// distances last.
     ///
     /// # Errors
     ///
@@ -172,7 +174,8 @@ impl SharedCode {
     }
 }
 
-/// Reads what [`PageDeflater::body`](super::PageDeflater::body) has written; one for all pages, from any thread.
+/// Reads what [`PageDeflater::body`](super::PageDeflater::body) has written; one for all pages,
+/// from any thread.
 pub struct SharedInflater {
     tables: Box<Tables>,
 }
@@ -187,7 +190,8 @@ impl SharedInflater {
         Self { tables }
     }
 
-    /// Decodes one body, which must end in the last byte of `body` and fill `page`. It may only refer to the page itself.
+    /// Decodes one body, which must end in the last byte of `body` and fill `page`. It may only
+    /// refer to the page itself.
     ///
     /// After an error the content of `page` is of no use.
     ///

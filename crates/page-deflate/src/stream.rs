@@ -30,8 +30,8 @@ impl StreamInflater {
         }
     }
 
-    /// Decodes the next run, or several that follow each other: `run` must fill `pages` and end with
-    /// an empty stored block.
+    /// Decodes the next run, or several that follow each other: `run` must fill `pages` and end
+    /// with an empty stored block.
     ///
     /// The first run starts with the zlib header.
     ///
@@ -138,7 +138,8 @@ fn inflate(
     run.finish()
 }
 
-/// Takes off the two bytes of RFC 1950: deflate, a window of at most 32 KiB, no dictionary, a good check value.
+/// Takes off the two bytes of RFC 1950: deflate, a window of at most 32 KiB, no dictionary, a good
+/// check value.
 fn header(run: &[u8], expected_bytes: usize) -> Result<&[u8], InflateError> {
     let Some((&found, blocks)) = run.split_first_chunk() else {
         return Err(InflateError::Truncated {

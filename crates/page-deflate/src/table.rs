@@ -12,9 +12,10 @@ pub(super) const LITLEN_BITS: usize = 12;
 /// Bits a first look-up for a distance takes. Our own encoder writes no longer codes.
 pub(super) const DISTANCE_BITS: usize = 9;
 
-/// Room for the first level and every second-level table. A second-level table which resolves `k` more bits has 2^k
-/// entries and, its code being complete, at least k + 1 symbols: at most 2 entries a symbol for the 3 more bits of a
-/// literal or length, at most 64/7 for the 6 more bits of a distance.
+/// Room for the first level and every second-level table. A second-level table which resolves `k`
+/// more bits has 2^k entries and, its code being complete, at least k + 1 symbols: at most 2
+/// entries a symbol for the 3 more bits of a literal or length, at most 64/7 for the 6 more bits of
+/// a distance.
 const LITLEN_ENTRIES: usize = (1 << LITLEN_BITS) + 2 * FIXED_LITLEN_LENGTHS.len();
 const DISTANCE_ENTRIES: usize = (1 << DISTANCE_BITS) + 10 * FIXED_DISTANCE_LENGTHS.len();
 
@@ -32,7 +33,8 @@ const DISTANCE_ENTRIES: usize = (1 << DISTANCE_BITS) + 10 * FIXED_DISTANCE_LENGT
 pub(super) type Entry = u32;
 
 pub(super) const LITERAL: Entry = 1 << 31;
-/// In a table of literals and lengths: neither. The end of the block, a link, or a code without meaning.
+/// In a table of literals and lengths: neither. The end of the block, a link, or a code without
+/// meaning.
 pub(super) const SPECIAL: Entry = 1 << 30;
 /// In a distance table: no distance. A link, or a code without meaning.
 pub(super) const NO_DISTANCE: Entry = 1 << 31;
@@ -128,10 +130,12 @@ impl Tables {
         Ok(())
     }
 
-    /// Lets an entry of one literal take the next one too where the look-up has seen all of its code.
+    /// Lets an entry of one literal take the next one too where the look-up has seen all of its
+    /// code.
     fn pair_literals(&mut self) {
         let first_level = &mut self.litlen[..1 << LITLEN_BITS];
-        // From the top, so that the entry of the bits behind a code, which is nearer to the start, is still a single.
+        // From the top, so that the entry of the bits behind a code, which is nearer to the start,
+        // is still a single.
         for index in (0..1 << LITLEN_BITS).rev() {
             let first = first_level[index];
             let second = first_level[index >> (drop_bits(first) & 15)];
@@ -174,7 +178,8 @@ fn distance_entry(symbol: usize, code_bits: u32) -> Entry {
     }
 }
 
-/// A table for the code in which code lengths are written: bits 0-2 how many bits to drop, from bit 3 on the symbol.
+/// A table for the code in which code lengths are written: bits 0-2 how many bits to drop, from bit
+/// 3 on the symbol.
 pub(super) struct Precode(pub(super) [Entry; 1 << MAX_PRECODE_BITS]);
 
 impl Precode {
@@ -218,7 +223,8 @@ fn fill(
         }
     }
 
-    // Codes in rising order, each bit-reversed since the first bit of a code is the lowest of the input.
+    // Codes in rising order, each bit-reversed since the first bit of a code is the lowest of the
+    // input.
     let mut code = 0;
     for bits in 1..=first_bits {
         table.copy_within(0..1 << (bits - 1), 1 << (bits - 1));
@@ -228,8 +234,9 @@ fn fill(
         }
     }
 
-    // Longer codes hang below the entry of their first bits: first their numbers, then from the last one back, since
-    // the last of those with the same first bits is the longest and says how many more bits are to be looked at.
+    // Longer codes hang below the entry of their first bits: first their numbers, then from the
+    // last one back, since the last of those with the same first bits is the longest and says how
+    // many more bits are to be looked at.
     let first_long = starts[first_bits + 1];
     let mut codes = [0_usize; FIXED_LITLEN_LENGTHS.len()];
     for bits in first_bits + 1..=MAX_CODE_BITS {

@@ -80,8 +80,8 @@ mod x86 {
         }
     }
 
-    /// An x86-64 with the usual parts of AVX-512. The compiler makes better loops for it; what is written here by hand is
-    /// that of AVX2.
+    /// An x86-64 with the usual parts of AVX-512. The compiler makes better loops for it; what is
+    /// written here by hand is that of AVX2.
     #[derive(Clone, Copy, Debug)]
     pub(crate) struct Avx512(Avx2);
 
@@ -95,9 +95,10 @@ mod x86 {
             Avx2::detect().filter(|_| all).map(Self)
         }
 
-        /// Whether it is faster than with AVX2 alone. What is gained, is gained by gathers, of which the compiler makes
-        /// the coder's table look-ups. They are as fast as loads on Intel's processors from 2023 on (Sapphire Rapids),
-        /// which FP16 tells from those before, where protection against Downfall makes them slow, and from AMD's.
+        /// Whether it is faster than with AVX2 alone. What is gained, is gained by gathers, of
+        /// which the compiler makes the coder's table look-ups. They are as fast as loads on
+        /// Intel's processors from 2023 on (Sapphire Rapids), which FP16 tells from those before,
+        /// where protection against Downfall makes them slow, and from AMD's.
         pub(crate) fn is_fast() -> bool {
             is_x86_feature_detected!("avx512fp16")
         }

@@ -1,14 +1,15 @@
 //! The encoder's private copy of its latest input, which is all it ever reads.
 //!
-//! Memory that is shared may change while it is compressed. A byte that was one thing when a match was found and another when
-//! it was written would corrupt everything that refers to it later, so input is copied once and then left alone.
+//! Memory that is shared may change while it is compressed. A byte that was one thing when a match
+//! was found and another when it was written would corrupt everything that refers to it later, so
+//! input is copied once and then left alone.
 
 use super::format::MAX_WINDOW;
 
 /// Positions in the window fit in 16 bits.
 pub(super) const SPAN: usize = 1 << 16;
-/// Bytes behind the last position which may be read, though what they hold has no meaning: the longest match, and the
-/// widest load behind its end.
+/// Bytes behind the last position which may be read, though what they hold has no meaning: the
+/// longest match, and the widest load behind its end.
 pub(super) const SLACK: usize = 320;
 /// Input is taken in units of at most so many bytes. Matches do not cross the end of a unit.
 pub(super) const UNIT: usize = 4096;
@@ -84,7 +85,8 @@ impl Window {
             end: self.end + bytes.len(),
         };
         self.bytes[unit.start..unit.end].copy_from_slice(bytes);
-        // Hashes of the last bytes reach over the end. What is there must not depend on what was there before.
+        // Hashes of the last bytes reach over the end. What is there must not depend on what was
+        // there before.
         self.bytes[unit.end..unit.end + 8].fill(0);
         self.end = unit.end;
         unit

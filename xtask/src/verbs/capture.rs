@@ -13,7 +13,8 @@ use crate::{Result, workspace};
 /// What somebody else's firmware would leave in the guest's memory.
 const FOREIGN: [&[u8]; 3] = [b"SeaBIOS", b"iPXE", b"BOCHS"];
 
-/// On a busy machine a running guest may have too little processor time to keep its migration going.
+/// On a busy machine a running guest may have too little processor time to keep its migration
+/// going.
 const ATTEMPTS: usize = 10;
 
 /// The UUID of the captures that have one; its bytes tell their order.

@@ -1,5 +1,5 @@
-//! `cargo xtask demo`: a running guest moves through two relays. Without a QEMU, one without a hypervisor moves between two
-//! processes of ours.
+//! `cargo xtask demo`: a running guest moves through two relays. Without a QEMU, one without a
+//! hypervisor moves between two processes of ours.
 
 use std::fs;
 use std::path::Path;
@@ -46,7 +46,8 @@ fn newest_qemu() -> Option<QemuBinary> {
 }
 
 fn live(program: &Path, binary: &QemuBinary) -> Result<()> {
-    // Half of the memory is in use, and some thousand pages change every second: the migration takes several rounds.
+    // Half of the memory is in use, and some thousand pages change every second: the migration
+    // takes several rounds.
     let guest = Guest {
         ram_mib: 512,
         counters: 3000,

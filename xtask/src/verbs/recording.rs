@@ -1,4 +1,5 @@
-//! `cargo xtask recording`: records anew the migration that `cargo xtask demo` replays where there is no QEMU.
+//! `cargo xtask recording`: records anew the migration that `cargo xtask demo` replays where there
+//! is no QEMU.
 
 use std::fs;
 use std::path::PathBuf;
@@ -55,7 +56,8 @@ pub fn run() -> Result<()> {
 
     let mut memory = vec![0; usize::try_from(source.ram().len_bytes())?];
     source.ram().read_at(&mut memory, 0)?;
-    // As sha256sum writes it; the block is named after the machine's memory, the file after the block.
+    // As sha256sum writes it; the block is named after the machine's memory, the file after the
+    // block.
     let line = format!("{:x}  pc.ram.ram\n", Sha256::digest(memory));
     fs::write(file.with_extension("sha256"), line)?;
     println!("{} of {} bytes", file.display(), fs::metadata(&file)?.len());

@@ -1,4 +1,5 @@
-//! `cargo xtask soak`: long runs and measurements of the engines, which no test run has the time or the memory for.
+//! `cargo xtask soak`: long runs and measurements of the engines, which no test run has the time or
+//! the memory for.
 
 use crate::{Result, cargo, run as run_command};
 

@@ -9,7 +9,8 @@ use qemu_lab::{MISSING_LOG, Part, Root, SETUP_COMMAND};
 
 use crate::{Result, cargo, run as run_command, target_dir, workspace};
 
-/// The crates whose tests open libqpl. (Those of `multifd-cli` start relays that do, and run with everything else.)
+/// The crates whose tests open libqpl. (Those of `multifd-cli` start relays that do, and run with
+/// everything else.)
 const USE_QPL: [&str; 5] = [
     "qpl-sys",
     "iaa-detect",
@@ -36,7 +37,8 @@ pub fn run() -> Result<()> {
         Some(root) => {
             everything.args(USE_QPL.map(|name| format!("--exclude={name}")));
             outcome = outcome.and(run_command(&mut everything));
-            // As on a machine without libqpl. What does not run for lack of it runs below, so nothing is missing.
+            // As on a machine without libqpl. What does not run for lack of it runs below, so
+            // nothing is missing.
             let mut without = cargo();
             without
                 .args(["test", "--no-fail-fast"])

@@ -56,8 +56,8 @@ pub struct Contender {
     pub peer: Box<dyn Peer>,
 }
 
-/// Everyone who can take part on this machine, the stock ones first; and who cannot, with the reason. With numbers of
-/// streams only those whose channels can have several, once with each.
+/// Everyone who can take part on this machine, the stock ones first; and who cannot, with the
+/// reason. With numbers of streams only those whose channels can have several, once with each.
 pub fn all(streams: &[Streams]) -> (Vec<Contender>, Vec<(String, String)>) {
     let mut absent = Vec::new();
     let mut contenders = stock(&mut absent);
@@ -240,7 +240,8 @@ fn both_codes(method: Method, accel: Accel) -> [Own; 2] {
         if accel == Accel::Software {
             own.knobs = Knobs::HuffmanAndEffort;
         }
-        // This project's own `qpl` without a word more is that with the fixed code, which QEMU's has.
+        // This project's own `qpl` without a word more is that with the fixed code, which QEMU's
+        // has.
         if (accel, huffman) != (Accel::Software, Huffman::Fixed) {
             own.name.push_str(&format!("/{huffman}"));
         }
@@ -272,7 +273,8 @@ impl Channel {
     }
 }
 
-/// What is made here keeps to one thread afterwards: codecs have help from as many processors as who makes them may use.
+/// What is made here keeps to one thread afterwards: codecs have help from as many processors as
+/// who makes them may use.
 fn on_one_processor<T>(make: impl FnOnce() -> Result<T>) -> Result<T> {
     let allowed = sched_getaffinity(None)?;
     let mut one = CpuSet::new();

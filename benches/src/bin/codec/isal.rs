@@ -1,6 +1,8 @@
-//! ISA-L's deflate, if its library is on this machine: opened at run time, so that nothing needs it to build.
+//! ISA-L's deflate, if its library is on this machine: opened at run time, so that nothing needs it
+//! to build.
 //!
-//! The offsets are those of `igzip_lib.h` of ISA-L 2.30, whose structures have not changed since 2.24.
+//! The offsets are those of `igzip_lib.h` of ISA-L 2.30, whose structures have not changed since
+//! 2.24.
 
 use std::ffi::c_int;
 
@@ -39,7 +41,8 @@ fn function<R>(
     library: &Library,
     name: &[u8],
 ) -> std::result::Result<Function<R>, libloading::Error> {
-    // SAFETY: by ISA-L's header all four take one pointer, and `R` is what this one gives; `Igzip` keeps the library open.
+    // SAFETY: by ISA-L's header all four take one pointer, and `R` is what this one gives; `Igzip`
+    // keeps the library open.
     unsafe { library.get(name) }.map(|function| *function)
 }
 
@@ -57,7 +60,8 @@ impl IsaL {
         let igzip = Igzip::open()?;
         let mut deflate = Structure::new(DEFLATE_BYTES);
         let mut level_buffer = vec![0u64; LEVEL_1_BYTES / 8];
-        // SAFETY: the structure has at least the size that the header gives it, and words are aligned as it asks.
+        // SAFETY: the structure has at least the size that the header gives it, and words are
+        // aligned as it asks.
         unsafe { (igzip.deflate_init)(deflate.as_mut_ptr()) };
         deflate.put_u32(40, 1); // level
         deflate.put_u32(44, LEVEL_1_BYTES as u32); // level_buf_size
@@ -86,7 +90,8 @@ impl Peer for IsaL {
         self.deflate.put_u32(8, pages.len() as u32); // avail_in
         self.deflate.put_u64(16, payload.as_mut_ptr() as u64); // next_out
         self.deflate.put_u32(24, room); // avail_out
-        // SAFETY: the structure was initialised in `new`, and its pointers are to buffers of the lengths beside them.
+        // SAFETY: the structure was initialised in `new`, and its pointers are to buffers of the
+        // lengths beside them.
         let status = unsafe { (self.igzip.deflate)(self.deflate.as_mut_ptr()) };
         if status != 0 || self.deflate.u32(8) != 0 {
             return Err(format!("ISA-L does not compress: {status}").into());
@@ -147,7 +152,8 @@ impl Structure {
     }
 }
 
-/// Room to spare over the 82 384 and 87 368 bytes of the structures in 2.30, for releases that add to their ends.
+/// Room to spare over the 82 384 and 87 368 bytes of the structures in 2.30, for releases that add
+/// to their ends.
 const DEFLATE_BYTES: usize = 128 << 10;
 const INFLATE_BYTES: usize = 128 << 10;
 

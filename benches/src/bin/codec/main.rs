@@ -1,9 +1,9 @@
 //! Measures every codec of this machine, and what stock QEMUs have, on pages of a real guest.
 //!
-//! One thread (unless streams are asked for), all contenders in turn on every few packets, medians. A machine's speed
-//! changes with its other guests, within seconds: so contenders are compared by their times of the same round. A contender
-//! keeps its channel open from the first round to the last, as a migration does. What arrives is compared with what was
-//! sent.
+//! One thread (unless streams are asked for), all contenders in turn on every few packets, medians.
+//! A machine's speed changes with its other guests, within seconds: so contenders are compared by
+//! their times of the same round. A contender keeps its channel open from the first round to the
+//! last, as a migration does. What arrives is compared with what was sent.
 
 mod blocks;
 mod contender;
@@ -28,8 +28,8 @@ type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
 #[derive(Parser)]
 struct Arguments {
-    /// Pages of 4 KiB back to back, as they are or compressed with zstd; or `idle` or `redis`, to make some.
-    /// Zero pages are passed over
+    /// Pages of 4 KiB back to back, as they are or compressed with zstd; or `idle` or `redis`, to
+    /// make some. Zero pages are passed over
     #[arg(long, value_name = "FILE")]
     pages: String,
     /// Where the figures go

@@ -57,8 +57,9 @@ pub fn packets(pages: &[u8]) -> impl Iterator<Item = &[u8]> {
 
 const PACKET_BYTES: usize = PAGE_SIZE.bytes() * PAGE_SIZE.pages_per_packet();
 
-/// A few milliseconds for a fast contender: few enough that all have their turn before the machine has changed, and enough
-/// that what the others have left in its caches does not matter.
+/// A few milliseconds for a fast contender: few enough that all have their turn before the machine
+/// has changed, and enough that what the others have left in its caches does not matter.
 pub const PACKETS_AT_ONCE: usize = 4;
-/// With several streams, whose helpers fall asleep while it is the others' turn. Those of a busy channel do not.
+/// With several streams, whose helpers fall asleep while it is the others' turn. Those of a busy
+/// channel do not.
 pub const PACKETS_AT_ONCE_WITH_HELP: usize = 16;

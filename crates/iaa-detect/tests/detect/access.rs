@@ -1,4 +1,5 @@
-//! The healthy machine whose ready queues do not serve: causes 9 to 15, each with its commands; and the order of all.
+//! The healthy machine whose ready queues do not serve: causes 9 to 15, each with its commands; and
+//! the order of all.
 
 use iaa_detect::{
     AccelConfig, AccelConfigProblem, Cause, NodeAccess, Portal, Qpl, RefusedNode, Verdict,

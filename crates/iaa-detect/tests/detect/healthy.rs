@@ -134,7 +134,8 @@ fn every_fact_is_found() {
     assert_eq!(idle.node, NodeAccess::NotTried);
 }
 
-/// Opening a node binds this process's memory to a device, so it is done for no more than is needed.
+/// Opening a node binds this process's memory to a device, so it is done for no more than is
+/// needed.
 #[test]
 fn only_nodes_of_enabled_shared_user_queues_are_opened() {
     let machine = Machine::healthy();
@@ -155,7 +156,8 @@ fn only_nodes_of_enabled_shared_user_queues_are_opened() {
     assert_eq!(opened, expected);
 }
 
-/// A function whose id is newer than this program counts if the driver calls what it made of it an IAA.
+/// A function whose id is newer than this program counts if the driver calls what it made of it an
+/// IAA.
 #[test]
 fn an_unknown_function_is_known_by_its_device() {
     let machine = Machine::healthy();

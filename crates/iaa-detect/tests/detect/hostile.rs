@@ -51,7 +51,8 @@ fn files() -> Vec<String> {
     files
 }
 
-/// Puts something else in the place of each file in turn and gives what the report says about that file.
+/// Puts something else in the place of each file in turn and gives what the report says about that
+/// file.
 fn problems(spoil: impl Fn(&Machine, &str)) -> Vec<(String, Option<Problem>)> {
     let machine = Machine::single();
     let spoiled = |file: String| {

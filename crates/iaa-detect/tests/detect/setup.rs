@@ -1,4 +1,5 @@
-//! The healthy machine with one thing missing that makes a queue ready: causes 1 to 8, each with its commands.
+//! The healthy machine with one thing missing that makes a queue ready: causes 1 to 8, each with
+//! its commands.
 
 use iaa_detect::{AccelConfig, AccelConfigProblem, Cause, KernelParameter, PciFunction, Qpl};
 

@@ -28,7 +28,8 @@ pub struct Around {
 pub type Leg = (Address, Vec<Arc<Trigger>>);
 
 impl Around {
-    /// Starts everything that a scenario has beside its ends. The first part is the one that the source dials.
+    /// Starts everything that a scenario has beside its ends. The first part is the one that the
+    /// source dials.
     pub fn start<'s>(
         &'s self,
         scope: &'s Scope<'s, '_>,

@@ -1,7 +1,8 @@
 //! A destination made here, which behaves as a QEMU does.
 //!
-//! It accepts main and all channels before it reads main; it stops reading a channel at a SYNC until main has reached its
-//! mark; and it is frozen for good when main waits for the SYNC of a channel that has ended.
+//! It accepts main and all channels before it reads main; it stops reading a channel at a SYNC
+//! until main has reached its mark; and it is frozen for good when main waits for the SYNC of a
+//! channel that has ended.
 
 use std::net::Shutdown;
 use std::sync::{Arc, Condvar, Mutex};
@@ -412,7 +413,8 @@ impl Shared<'_> {
         self.changed.notify_all();
     }
 
-    /// Reads a channel to its end, and answers what the end was. What no source has sent is an error.
+    /// Reads a channel to its end, and answers what the end was. What no source has sent is an
+    /// error.
     fn channel_loop(&self, id: u8, socket: &Socket) -> Result<String, String> {
         let limits = Limits {
             page_size: Some(PageSize::K4),
@@ -504,7 +506,8 @@ impl Shared<'_> {
         Ok(())
     }
 
-    /// A channel does not go on behind a SYNC before main has reached its mark; false at the destination's end.
+    /// A channel does not go on behind a SYNC before main has reached its mark; false at the
+    /// destination's end.
     fn wait_released(&self, id: u8, syncs: u64) -> bool {
         let mut state = locked(&self.state);
         if let Some(channel) = state.channels.get_mut(usize::from(id)) {

@@ -202,7 +202,8 @@ fn moved(
         (false, false) => SourceEnd::Kept,
     };
     let mut excuse = scenario.excuse;
-    // A flip stands where nobody can tell a stranger from a channel; engines have a time limit for that.
+    // A flip stands where nobody can tell a stranger from a channel; engines have a time limit for
+    // that.
     excuse.standstill = true;
     let receiver_killed = scenario.kill.is_some();
     let end = match received {

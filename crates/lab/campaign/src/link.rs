@@ -31,8 +31,8 @@ pub enum Happening {
     Reset,
     /// Both ends see a clean end.
     Cut,
-    /// The destination's side sees a clean end; the source's side sees nothing until the destination's side closes, and
-    /// its bytes vanish.
+    /// The destination's side sees a clean end; the source's side sees nothing until the
+    /// destination's side closes, and its bytes vanish.
     HalfClose,
     /// Nothing passes for a while.
     Stall(Duration),
@@ -60,7 +60,8 @@ pub struct Echo {
 pub struct LinkBehaviour {
     /// What happens to connections.
     pub faults: Vec<LinkFault>,
-    /// How long after its first bytes a connection is dialled: connections come late, and overtake each other.
+    /// How long after its first bytes a connection is dialled: connections come late, and overtake
+    /// each other.
     pub late: Vec<(Who, Duration)>,
     /// Bytes that pass at once, and the pause behind them.
     pub slow: Option<(usize, Duration)>,
@@ -337,7 +338,8 @@ impl Passing<'_> {
         let mut at = 0;
         loop {
             let read = match far.read(&mut buffer) {
-                // The source learns of a half-closed connection when the other end closes it altogether.
+                // The source learns of a half-closed connection when the other end closes it
+                // altogether.
                 Ok(0) if *locked(silent) => return near.shutdown(Shutdown::Both),
                 Ok(0) => return near.shutdown(Shutdown::Write),
                 Ok(read) => read,

@@ -74,9 +74,11 @@ impl Socket {
         Ok(socket)
     }
 
-    /// Asks for small buffers: some packets' headers have to fit, as QEMU 7.2 writes one behind a SYNC.
+    /// Asks for small buffers: some packets' headers have to fit, as QEMU 7.2 writes one behind a
+    /// SYNC.
     pub fn make_small(&self) {
-        /// A segment over loopback has nearly 64 KiB: where not even one fits, the kernel only probes now and then.
+        /// A segment over loopback has nearly 64 KiB: where not even one fits, the kernel only
+        /// probes now and then.
         const BYTES: usize = 64 << 10;
         // A system that refuses only makes the run a little tamer.
         let _ = sockopt::set_socket_send_buffer_size(self, BYTES);
@@ -92,7 +94,8 @@ impl Socket {
         };
     }
 
-    /// Breaks the connection: the peer of a TCP connection gets a reset. A unix socket has none, it closes.
+    /// Breaks the connection: the peer of a TCP connection gets a reset. A unix socket has none, it
+    /// closes.
     pub fn reset(&self) {
         if let Self::Tcp(stream) = self {
             // Linux answers a connection to nowhere with a reset of the present one.

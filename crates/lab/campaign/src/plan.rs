@@ -1,7 +1,8 @@
-//! What a source of our own sends: every byte of every connection, and the memory that has to arrive.
+//! What a source of our own sends: every byte of every connection, and the memory that has to
+//! arrive.
 //!
-//! The whole stream is made before the run, so that the destination can compare main byte for byte and knows where its
-//! marks are without trusting the reader that is under test.
+//! The whole stream is made before the run, so that the destination can compare main byte for byte
+//! and knows where its marks are without trusting the reader that is under test.
 
 use std::fmt;
 
@@ -258,7 +259,8 @@ impl Maker<'_> {
             let mut pages = self.dirty(round);
             self.random.shuffle(&mut pages);
             let last = round + 1 == rounds;
-            // The rate limit of a real source cuts sections short: those have no mark but in the old modes.
+            // The rate limit of a real source cuts sections short: those have no mark but in the
+            // old modes.
             if !last && pages.len() > 1 && self.random.percent(40) {
                 let rest = pages.split_off(pages.len() / 2);
                 let marked = self.plan.shape.mode != Mode::PerRound;
@@ -357,7 +359,8 @@ impl Maker<'_> {
             for (bytes, last) in channels.iter_mut().zip(last_data) {
                 let number = self.next_number();
                 match last {
-                    // QEMU 7.2 marks the packet that it has at hand, and has an empty one at hand next.
+                    // QEMU 7.2 marks the packet that it has at hand, and has an empty one at hand
+                    // next.
                     Some(start) if self.plan.shape.mode == Mode::Old => {
                         bytes[start + 11] |= 1;
                         if self.random.percent(50) {
@@ -537,7 +540,8 @@ fn sync(mode: Mode, number: u64, out: &mut Vec<u8>) {
     }
 }
 
-/// A packet without pages as QEMU 7.2 writes it: with the length of an earlier payload, and none behind it.
+/// A packet without pages as QEMU 7.2 writes it: with the length of an earlier payload, and none
+/// behind it.
 fn empty(number: u64, sync: bool, out: &mut Vec<u8>) {
     let start = out.len();
     let packet = RamPacket::new(PageSize::K4, BlockName::EMPTY, &[], &[], number);

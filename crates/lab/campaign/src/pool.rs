@@ -158,8 +158,8 @@ impl Pool {
         Ok(Relays { all })
     }
 
-    /// Takes relays back after a run with these faults. What has failed is not used again: the next run shall fail by
-    /// itself.
+    /// Takes relays back after a run with these faults. What has failed is not used again: the next
+    /// run shall fail by itself.
     pub fn put_back(&mut self, relays: Relays, scenario: &Scenario, faults: &mut Vec<String>) {
         let keep = faults.is_empty() && scenario.bounds == Bounds::default();
         for (key, relay) in relays.all {

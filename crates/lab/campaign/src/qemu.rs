@@ -1,4 +1,5 @@
-//! Runs between real QEMUs. Where the guest is, QMP says; whether it is whole, the memory of both and the guest itself.
+//! Runs between real QEMUs. Where the guest is, QMP says; whether it is whole, the memory of both
+//! and the guest itself.
 
 use std::fs;
 use std::sync::Arc;
@@ -269,8 +270,8 @@ fn moved(
     Err(faults)
 }
 
-/// Whether the source may stand still for good by itself. QEMU before 11.1 does so in its last round now and then, also when
-/// a destination without any relay is killed.
+/// Whether the source may stand still for good by itself. QEMU before 11.1 does so in its last
+/// round now and then, also when a destination without any relay is killed.
 fn may_freeze(binary: &QemuBinary, scenario: &Scenario) -> bool {
     let own = scenario.links[0].as_ref();
     let is_broken = own.is_some_and(|link| !link.faults.is_empty() || link.cut_all.is_some());
@@ -452,7 +453,8 @@ impl Machines {
         }
     }
 
-    /// The destination has the guest: its memory is compared with what the source has, and checked by what the guest is.
+    /// The destination has the guest: its memory is compared with what the source has, and checked
+    /// by what the guest is.
     fn loaded(&mut self, source: &SourceReport, faults: &mut Vec<String>) -> DestinationEnd {
         let mut wrong = Vec::new();
         // A source that has its guest back writes on.

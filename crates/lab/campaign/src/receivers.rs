@@ -189,7 +189,8 @@ fn received(
 /// How a receiver ended, and whether it had to be asked.
 type Ended = (Option<ExitStatus>, bool);
 
-/// Waits for a receiver's end. One that has taken no guest may go on waiting for one, with nothing open.
+/// Waits for a receiver's end. One that has taken no guest may go on waiting for one, with nothing
+/// open.
 fn end_of(
     process: &Multifd,
     idle: Counts,
@@ -197,7 +198,8 @@ fn end_of(
     limit: Duration,
 ) -> Option<Ended> {
     let gave = sources.iter().any(|source| source.end == SourceEnd::Gave);
-    // Where a source cannot be told that nobody has taken its guest, the receiver waits for another.
+    // Where a source cannot be told that nobody has taken its guest, the receiver waits for
+    // another.
     let patience = if gave {
         limit / 2
     } else {

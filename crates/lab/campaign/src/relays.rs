@@ -61,8 +61,9 @@ fn carried(
         (scenario.second, &ends.destination.end)
         && why.starts_with(ANOTHER_MAIN)
     {
-        // Where nothing tells two sources apart, the second one comes through once the first has failed. Were their channels
-        // mixed, the first one's main would have met them as often as not.
+        // Where nothing tells two sources apart, the second one comes through once the first has
+        // failed. Were their channels mixed, the first one's main would have met them as often as
+        // not.
         ends.destination.end = DestinationEnd::Failed("the second source came".to_owned());
     }
     let mut faults = Vec::new();

@@ -156,7 +156,8 @@ pub struct Scenario {
     pub disk: Option<u64>,
 }
 
-/// Nothing stands still for so long unless it hangs: a destination that does not begin is waited for 15 s.
+/// Nothing stands still for so long unless it hangs: a destination that does not begin is waited
+/// for 15 s.
 const PATIENCE: Duration = Duration::from_secs(45);
 
 /// How soon a user cancels what cannot begin.
@@ -357,7 +358,8 @@ impl Scenario {
     /// Makes what is sent fit the fault.
     fn reshape(&mut self) {
         match self.fault {
-            // What an earlier source of the same VM left would be told from this one's by nothing else.
+            // What an earlier source of the same VM left would be told from this one's by nothing
+            // else.
             "no descriptors" | "no threads" => self.set_channels(8),
             "many channels" => self.set_channels(self.shape.channels.max(2)),
             _ => {}
@@ -461,7 +463,8 @@ impl Scenario {
                         true => stranger_at_a_trunk(random),
                         false => stranger(random),
                     };
-                    // Main does not say which VM's it is, so a channel of another VM may belong to it: never guess.
+                    // Main does not say which VM's it is, so a channel of another VM may belong to
+                    // it: never guess.
                     if stranger.says == Says::OtherHello && !plan.shape.states_uuid {
                         self.excuse.failure = true;
                     }
@@ -610,8 +613,8 @@ impl Scenario {
             "many channels" => {
                 linked = false;
                 self.destination.channels -= 1;
-                // A destination that has all it wants closes one too many, and with it what is in the socket: so QEMU
-                // itself loses pages that no relay has seen refused.
+                // A destination that has all it wants closes one too many, and with it what is in
+                // the socket: so QEMU itself loses pages that no relay has seen refused.
                 self.excuse.wrong_pages = usize::MAX;
                 self.excuse.failure = true;
                 self.excuse.standstill = true;
@@ -718,7 +721,8 @@ impl Scenario {
         }
     }
 
-    /// A real guest sends more than a plan: so that faults meet all of it, their places go further apart.
+    /// A real guest sends more than a plan: so that faults meet all of it, their places go further
+    /// apart.
     fn stretch(&mut self, link: &mut LinkBehaviour, random: &mut Random) {
         let by = random.between(1, 6);
         for fault in &mut link.faults {

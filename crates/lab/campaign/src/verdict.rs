@@ -11,13 +11,13 @@
 //! | any | frozen | either | when the destination's own connection was broken | |
 //! | any | was given other bytes | either | never | |
 //!
-//! The gap is QEMU's own: the destination starts the guest before the source has heard of it, and a source can be cancelled
-//! between its last byte and its completion. No relay can close it, and none may call it a success once it has seen the
-//! source go.
+//! The gap is QEMU's own: the destination starts the guest before the source has heard of it, and a
+//! source can be cancelled between its last byte and its completion. No relay can close it, and
+//! none may call it a success once it has seen the source go.
 //!
-//! Beside the ends, each part between them is looked at. It says success only where the destination said SHUT(0), or
-//! where it says itself that nobody has confirmed it. It has as many descriptors and threads as before. It leaves no
-//! file behind.
+//! Beside the ends, each part between them is looked at. It says success only where the destination
+//! said SHUT(0), or where it says itself that nobody has confirmed it. It has as many descriptors
+//! and threads as before. It leaves no file behind.
 
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -270,7 +270,8 @@ fn judge_success(
     faults: &mut Vec<String>,
 ) {
     let name = &part.name;
-    // Without a return path nobody says SHUT, and a success without the word "unconfirmed" is a claim.
+    // Without a return path nobody says SHUT, and a success without the word "unconfirmed" is a
+    // claim.
     let claims = match confirmed {
         Some(Confirmed::Yes) => true,
         Some(Confirmed::Unknown) => evidence.return_path,
@@ -295,7 +296,8 @@ fn judge_success(
     }
 }
 
-/// A relay learns of what happens at one end a moment before or after the other; machines that run this are loaded.
+/// A relay learns of what happens at one end a moment before or after the other; machines that run
+/// this are loaded.
 const GRACE: Duration = Duration::from_millis(300);
 
 #[cfg(test)]

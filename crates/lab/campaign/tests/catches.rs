@@ -1,4 +1,5 @@
-//! The campaign finds what it is there for: relays of our own that break one promise each, and none that break nothing.
+//! The campaign finds what it is there for: relays of our own that break one promise each, and none
+//! that break nothing.
 
 use std::collections::BTreeMap;
 use std::net::Shutdown;
@@ -351,8 +352,8 @@ fn a_descriptor_and_a_thread_that_stay_are_found() {
     assert_fault(judge(&evidence), "leak");
 }
 
-/// The ends themselves keep every promise where nothing is between them, or only a network that breaks nothing: what a
-/// campaign finds is not of its own making.
+/// The ends themselves keep every promise where nothing is between them, or only a network that
+/// breaks nothing: what a campaign finds is not of its own making.
 #[test]
 fn the_ends_alone_break_no_promise() {
     let here = [

@@ -115,7 +115,8 @@ impl Machine {
         take(&state.unwrap_or_else(PoisonError::into_inner).settings)
     }
 
-    /// It is the next descriptor's turn: how long it takes, and what goes wrong with it, if anything.
+    /// It is the next descriptor's turn: how long it takes, and what goes wrong with it, if
+    /// anything.
     pub(crate) fn next_turn(&self) -> Turn {
         let mut state = self.lock();
         state.turns = state.turns.saturating_add(1);

@@ -50,8 +50,8 @@ pub struct Settings {
     pub latency: Duration,
     /// `order`: which of the waiting descriptors has its turn first.
     pub order: Order,
-    /// `healthy-for`: so many descriptors have no latency and no fault, the queues' probes at opening not
-    /// counted. For what is to go wrong only when a program is at work.
+    /// `healthy-for`: so many descriptors have no latency and no fault, the queues' probes at
+    /// opening not counted. For what is to go wrong only when a program is at work.
     pub healthy_for: u32,
     /// `paused`: whether the device takes nothing from its queues.
     pub paused: bool,
@@ -169,8 +169,8 @@ pub struct Fault {
     /// What goes wrong.
     pub kind: FaultKind,
     /// Each how-many-th descriptor it befalls: 1 all, 3 the third, the sixth, ... Counted since the
-    /// settings were made, or since the machine is healthy no more, without the queue's probe at opening,
-    /// with what libqpl submits again.
+    /// settings were made, or since the machine is healthy no more, without the queue's probe at
+    /// opening, with what libqpl submits again.
     pub every: NonZeroU32,
     /// How often at most, 0 for without end.
     pub limit: u32,
@@ -207,8 +207,8 @@ pub enum FaultKind {
     },
     /// `lost`: no completion record, ever.
     Lost,
-    /// `late:MILLISECONDS`: everything is right, and this much later than it should be. The descriptors
-    /// behind it do not wait.
+    /// `late:MILLISECONDS`: everything is right, and this much later than it should be. The
+    /// descriptors behind it do not wait.
     Late(Duration),
 }
 

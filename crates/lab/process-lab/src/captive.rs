@@ -16,7 +16,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::injection;
 use crate::ranges::writable;
 
-/// A process of which a copy is kept. Each of its writable mappings is a RAM block, named by its address.
+/// A process of which a copy is kept. Each of its writable mappings is a RAM block, named by its
+/// address.
 #[derive(Debug)]
 pub struct Captive {
     pid: u32,
@@ -26,8 +27,8 @@ pub struct Captive {
 }
 
 impl Captive {
-    /// Makes the memory of a process trackable. It should have nothing to do for a moment. What it maps later is not
-    /// part of it.
+    /// Makes the memory of a process trackable. It should have nothing to do for a moment. What it
+    /// maps later is not part of it.
     ///
     /// # Errors
     ///
@@ -111,7 +112,8 @@ impl GuestMemory for Captive {
     }
 }
 
-/// A log that copies what it reports. A page written while it is copied is reported, and copied, once more.
+/// A log that copies what it reports. A page written while it is copied is reported, and copied,
+/// once more.
 #[derive(Debug)]
 pub struct CopyLog<'a> {
     captive: &'a Captive,

@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use libc::{c_long, c_uint, c_void, pid_t, user_regs_struct};
 
-/// Has the process make a userfaultfd and register `ranges` with it, for asynchronous write protection. The descriptor
-/// stays open there.
+/// Has the process make a userfaultfd and register `ranges` with it, for asynchronous write
+/// protection. The descriptor stays open there.
 ///
 /// # Errors
 ///
@@ -77,7 +77,8 @@ impl<'a> Tracee<'a> {
         Ok(result as u64)
     }
 
-    /// Makes an `ioctl` with a structure of words, which lies below the red zone of its stack meanwhile.
+    /// Makes an `ioctl` with a structure of words, which lies below the red zone of its stack
+    /// meanwhile.
     fn ioctl(&mut self, descriptor: u64, request: u64, words: &[u64]) -> io::Result<u64> {
         let place = (self.saved.rsp - BELOW_STACK) & !0xf;
         let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
@@ -141,8 +142,9 @@ fn registers_of(pid: pid_t) -> io::Result<user_regs_struct> {
 
 /// A request to `ptrace`, whose data, where it has some, is a `user_regs_struct`.
 fn trace(request: c_uint, pid: pid_t, data: *mut c_void) -> io::Result<()> {
-    // SAFETY: the requests of this module take no address; those that read or write at `data` are given a structure of
-    // the right type. What they change is the other process, which is its owner's business.
+    // SAFETY: the requests of this module take no address; those that read or write at `data` are
+    // given a structure of the right type. What they change is the other process, which is its
+    // owner's business.
     match unsafe { libc::ptrace(request, pid, ptr::null_mut::<c_void>(), data) } {
         -1 => Err(io::Error::last_os_error()),
         _ => Ok(()),

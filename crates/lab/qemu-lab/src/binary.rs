@@ -21,14 +21,16 @@ pub struct QemuBinary {
 }
 
 impl QemuBinary {
-    /// The QEMU of a release: from `target/parts`, else one of that release named by `MULTIFD_QEMU` or found in `PATH`.
+    /// The QEMU of a release: from `target/parts`, else one of that release named by `MULTIFD_QEMU`
+    /// or found in `PATH`.
     #[must_use]
     pub fn find(version: Version) -> Option<Self> {
         Self::from_parts(version)
             .or_else(|| Self::from_system().filter(|found| found.release() == version.number()))
     }
 
-    /// The QEMU of a release, for a test that cannot do without it: see [`require`](crate::require()).
+    /// The QEMU of a release, for a test that cannot do without it: see
+    /// [`require`](crate::require()).
     #[must_use]
     #[track_caller]
     pub fn require(version: Version) -> Option<Self> {
@@ -87,7 +89,8 @@ impl QemuBinary {
         (self.version.0, self.version.1)
     }
 
-    /// A command that starts this QEMU, with what an unpacked one needs to find its libraries and firmware.
+    /// A command that starts this QEMU, with what an unpacked one needs to find its libraries and
+    /// firmware.
     #[must_use]
     pub fn command(&self) -> Command {
         let Some(root) = &self.root else {

@@ -17,11 +17,12 @@ const LIMIT: Duration = Duration::from_secs(60);
 /// Rounds that a running guest's migration goes through before it may end.
 const LIVE_ROUNDS: u64 = 6;
 
-/// So narrow that what a restless guest writes is never sent in the blink of an eye, and the rounds remain small.
+/// So narrow that what a restless guest writes is never sent in the blink of an eye, and the rounds
+/// remain small.
 const LIVE_BANDWIDTH: u64 = 400_000;
 
-/// The bandwidth to begin with: a source that has sent everything before it has measured for the first time ends without
-/// another round.
+/// The bandwidth to begin with: a source that has sent everything before it has measured for the
+/// first time ends without another round.
 const FIRST_BANDWIDTH: u64 = 10_000;
 
 /// A source measures its bandwidth in steps of 100 ms.
@@ -49,7 +50,8 @@ pub struct CaptureConfig {
 pub struct Capture {
     /// The connections under their customary names: `main`, `mfd0`, `mfd1`, ...
     pub connections: Vec<(String, Connection)>,
-    /// Command lines, settings, `query-migrate` of both ends, the order in which the connections came.
+    /// Command lines, settings, `query-migrate` of both ends, the order in which the connections
+    /// came.
     pub meta: Value,
     /// The memory that was sent, as it was in the end.
     pub ram: Vec<u8>,
@@ -142,8 +144,8 @@ impl CaptureConfig {
     }
 }
 
-/// Waits until the source has collected dirty pages often enough. A guest that gets no processor time at the wrong moment
-/// has none, and the migration ends before that.
+/// Waits until the source has collected dirty pages often enough. A guest that gets no processor
+/// time at the wrong moment has none, and the migration ends before that.
 fn wait_for_rounds(source: &mut Qemu) -> Result<(), LabError> {
     let deadline = Instant::now() + LIMIT;
     loop {

@@ -9,7 +9,8 @@ use crate::migration::{MigrationStatus, Parameters};
 use crate::qemu::{Config, LabError, Qemu, io_error};
 use multifd_bench::links::LinkEnd;
 
-/// How long one step of a hop may take. A hop takes a fraction of a second; machines that run tests are loaded.
+/// How long one step of a hop may take. A hop takes a fraction of a second; machines that run tests
+/// are loaded.
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// Passes that a guest must make between two hops: then it has used every page since it arrived.
@@ -17,8 +18,9 @@ const PASSES: u32 = 2;
 
 /// A guest in a chain of migrations, each to a new process.
 ///
-/// After each hop the memory at both ends must be the same in every byte, what the guest holds must be what it has made of
-/// it, and the guest must go on where it was. So what one hop damages is found there.
+/// After each hop the memory at both ends must be the same in every byte, what the guest holds must
+/// be what it has made of it, and the guest must go on where it was. So what one hop damages is
+/// found there.
 #[derive(Debug)]
 pub struct Chain {
     guest: Guest,
@@ -65,15 +67,17 @@ pub struct HopReport {
     pub destination: MigrationStatus,
     /// The pass in which the guest arrived.
     pub pass: u32,
-    /// Processor time of the source and the destination from the moment that the destination listened, without the
-    /// guest's own.
+    /// Processor time of the source and the destination from the moment that the destination
+    /// listened, without the guest's own.
     pub cpu: [Duration; 2],
-    /// The whole hop, from the start of the destination's process to the guest running there, memory checked.
+    /// The whole hop, from the start of the destination's process to the guest running there,
+    /// memory checked.
     pub took: Duration,
 }
 
 impl Chain {
-    /// Starts a guest. The machine type is the chain's for good, and every QEMU on the way must know it.
+    /// Starts a guest. The machine type is the chain's for good, and every QEMU on the way must
+    /// know it.
     pub fn start(binary: &QemuBinary, guest: &Guest, machine: &str) -> Result<Chain, LabError> {
         Chain::start_with(Config::new(binary, guest), guest, machine)
     }
@@ -108,10 +112,11 @@ impl Chain {
         self.hop_via(hop, str::to_owned)
     }
 
-    /// Moves the guest, running or stopped as it is. `via` is told where the destination listens, and says where the
-    /// source shall connect to: a relay stands in between.
+    /// Moves the guest, running or stopped as it is. `via` is told where the destination listens,
+    /// and says where the source shall connect to: a relay stands in between.
     ///
-    /// After an error of the migration itself the chain is as before, and the guest in the state the source left it in.
+    /// After an error of the migration itself the chain is as before, and the guest in the state
+    /// the source left it in.
     pub fn hop_via(
         &mut self,
         hop: &Hop<'_>,

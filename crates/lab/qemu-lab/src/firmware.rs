@@ -1,7 +1,8 @@
 //! The tiny guest's program: 64 KiB that a PC runs instead of its firmware.
 //!
-//! The processor starts in 16-bit mode at the last 16 bytes of the image, goes to flat 32-bit mode, and then works through
-//! a list of pages for ever. There is no operating system, no boot time, and no code of anybody else in the guest.
+//! The processor starts in 16-bit mode at the last 16 bytes of the image, goes to flat 32-bit mode,
+//! and then works through a list of pages for ever. There is no operating system, no boot time, and
+//! no code of anybody else in the guest.
 
 use std::collections::HashMap;
 
@@ -20,10 +21,12 @@ const RESET_VECTOR: usize = 0xfff0;
 const CODE: u16 = 0x08;
 const DATA: u16 = 0x10;
 
-/// The interrupt that the first line of the interrupt controller is mapped to, behind the processor's own exceptions.
+/// The interrupt that the first line of the interrupt controller is mapped to, behind the
+/// processor's own exceptions.
 const TIMER_INTERRUPT: u8 = 0x20;
 
-/// The processor's interrupt controller: its switch, with the interrupt for spurious ones, and what its first input does.
+/// The processor's interrupt controller: its switch, with the interrupt for spurious ones, and what
+/// its first input does.
 const APIC_SPURIOUS: u32 = 0xfee0_00f0;
 const APIC_LINT0: u32 = 0xfee0_0350;
 
@@ -43,8 +46,8 @@ const STACK: u32 = PASS + PAGE as u32;
 
 /// Builds the image for `guest`.
 ///
-/// Registers: `ebp` pass, `ebx` what blinkers hold in this pass, `esi` page at hand, `ecx` pages left of its kind,
-/// `edi` pages left until the guest waits for the next tick.
+/// Registers: `ebp` pass, `ebx` what blinkers hold in this pass, `esi` page at hand, `ecx` pages
+/// left of its kind, `edi` pages left until the guest waits for the next tick.
 pub fn image(guest: &Guest) -> Vec<u8> {
     let mut asm = Assembler::default();
     let paced = guest.pages_per_tick > 0;
@@ -131,13 +134,15 @@ pub fn image(guest: &Guest) -> Vec<u8> {
         "the guest's program has outgrown its image"
     );
     image.resize(LEN, 0);
-    // From the reset vector back to the image's first byte: the offset counts from the end of this instruction.
+    // From the reset vector back to the image's first byte: the offset counts from the end of this
+    // instruction.
     let [low, high] = (0u16.wrapping_sub(RESET_VECTOR as u16 + 3)).to_le_bytes();
     image[RESET_VECTOR..RESET_VECTOR + 3].copy_from_slice(&[0xe9, low, high]);
     image
 }
 
-/// Maps the interrupt controller's line 0, leaves only that line open, and starts the timer behind it.
+/// Maps the interrupt controller's line 0, leaves only that line open, and starts the timer behind
+/// it.
 fn start_timer(asm: &mut Assembler) {
     asm.op(&[0x0f, 0x01, 0x1d]).address("idt pointer"); // lidt [idt pointer]
     // Edge triggered, with a second controller on line 2, 8086 mode; then the mask.
@@ -163,14 +168,16 @@ fn start_timer(asm: &mut Assembler) {
 
 /// Makes sure that QEMU notices a write to the page at `esi`.
 ///
-/// QEMU 7.2 under TCG can take an emulated translation for one whose page is known to be dirty after the migration has
-/// collected and cleared the dirty pages. Later writes to such a page are then lost in a migration, with and without
-/// multifd. A fresh translation for every write keeps that out of what is tested here; 10.0 and 11.1 lose nothing.
+/// QEMU 7.2 under TCG can take an emulated translation for one whose page is known to be dirty
+/// after the migration has collected and cleared the dirty pages. Later writes to such a page are
+/// then lost in a migration, with and without multifd. A fresh translation for every write keeps
+/// that out of what is tested here; 10.0 and 11.1 lose nothing.
 fn note_write(asm: &mut Assembler) {
     asm.op(&[0x0f, 0x01, 0x3e]); // invlpg [esi]
 }
 
-/// Steps to the next page of the list whose loop begins at `again`; a paced guest sleeps once its share of the tick is done.
+/// Steps to the next page of the list whose loop begins at `again`; a paced guest sleeps once its
+/// share of the tick is done.
 fn next_page(asm: &mut Assembler, guest: &Guest, again: &str) {
     asm.op(&[0x81, 0xc6]).imm32(PAGE as u32); // add esi, PAGE
     if guest.pages_per_tick > 0 {
@@ -195,7 +202,8 @@ fn put(asm: &mut Assembler) {
     asm.op(&[0x88, 0xe0, 0xee, 0x5a, 0xc3]); // mov al, ah; out dx, al; pop edx; ret
 }
 
-/// The segments. Their table lies in read-only memory, so the descriptors carry the "accessed" mark from the start.
+/// The segments. Their table lies in read-only memory, so the descriptors carry the "accessed" mark
+/// from the start.
 fn segment_table(asm: &mut Assembler) {
     asm.label("gdt");
     for descriptor in [0, 0x00cf_9b00_0000_ffff_u64, 0x00cf_9300_0000_ffff] {
@@ -206,8 +214,9 @@ fn segment_table(asm: &mut Assembler) {
 
 /// What happens on the timer's interrupt: nothing but that the guest goes on.
 fn interrupt_table(asm: &mut Assembler) {
-    // Every line of the first interrupt controller, for one that is raised and gone again shows as its last line.
-    // A processor exception has no gate: it resets the guest, which then says that it starts anew.
+    // Every line of the first interrupt controller, for one that is raised and gone again shows as
+    // its last line. A processor exception has no gate: it resets the guest, which then says that
+    // it starts anew.
     const LINES: u16 = 8;
     asm.label("idt").op(&[0; 8 * TIMER_INTERRUPT as usize]);
     for _ in 0..LINES {

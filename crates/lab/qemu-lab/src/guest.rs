@@ -23,14 +23,16 @@ pub(crate) const COUNTER_AT: u8 = 8;
 /// Where a blinker page has its only byte.
 pub(crate) const BLINK_AT: u32 = 0x800;
 
-/// A guest that works through its pages for ever, and can tell when one of them is not as it left it.
+/// A guest that works through its pages for ever, and can tell when one of them is not as it left
+/// it.
 ///
-/// Its memory, from 1 MiB on: `counters` pages of content with a counter each, `blinkers` pages of zeros with one byte
-/// each, `still` pages of content which nobody writes, and zeros.
+/// Its memory, from 1 MiB on: `counters` pages of content with a counter each, `blinkers` pages of
+/// zeros with one byte each, `still` pages of content which nobody writes, and zeros.
 ///
-/// In every *pass* the guest takes each counter in turn, checks that it holds the number of the pass, and increments it;
-/// then each blinker, whose byte steps through `0..blink_cycle`, so that the page is all zeros once per cycle. On the
-/// serial port it prints `S` when it starts, `.` every `passes_per_report` passes, `E` for every page that is wrong.
+/// In every *pass* the guest takes each counter in turn, checks that it holds the number of the
+/// pass, and increments it; then each blinker, whose byte steps through `0..blink_cycle`, so that
+/// the page is all zeros once per cycle. On the serial port it prints `S` when it starts, `.` every
+/// `passes_per_report` passes, `E` for every page that is wrong.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Guest {
     /// Memory in MiB, at least 2.
@@ -54,8 +56,8 @@ pub struct Guest {
 /// What a guest's pages of content hold, but for the counters.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Content {
-    /// It compresses to about one half: a quarter text-like, a quarter random, a quarter half random and half zero,
-    /// a quarter records that resemble each other.
+    /// It compresses to about one half: a quarter text-like, a quarter random, a quarter half
+    /// random and half zero, a quarter records that resemble each other.
     #[default]
     Mixed,
     /// These pages again and again; there is at least one.
@@ -171,7 +173,8 @@ impl Guest {
             if number == STATE_PAGE {
                 return;
             }
-            // The pages are worked through in order, so those that are done in this pass are the first ones.
+            // The pages are worked through in order, so those that are done in this pass are the
+            // first ones.
             if moving.contains(&number) && progress.pages == number - moving.start {
                 let done = Progress {
                     pass,
@@ -222,7 +225,8 @@ impl Guest {
 
 /// Fills a page with one of four kinds of content, the same for the same number in every run.
 fn pattern(number: u32, page: &mut [u8; PAGE]) {
-    // Marsaglia's xorshift; the multiplier spreads neighbouring numbers over all bits, and the state must not be 0.
+    // Marsaglia's xorshift; the multiplier spreads neighbouring numbers over all bits, and the
+    // state must not be 0.
     let mut state = u64::from(number + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let mut random = || {
         state ^= state << 13;

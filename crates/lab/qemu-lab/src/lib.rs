@@ -1,8 +1,9 @@
 //! Real QEMUs, a tiny guest and QMP, for this workspace's tests, demo and benches.
 //!
-//! A [`Guest`] runs in a [`Qemu`] which a [`Config`] starts; a [`Chain`] moves it from QEMU to QEMU, plainly or through
-//! something in between, and checks it after every [`Hop`]. QEMUs come from `target/parts`, which `cargo xtask setup`
-//! fills; a test that finds none says so through [`require`](require()).
+//! A [`Guest`] runs in a [`Qemu`] which a [`Config`] starts; a [`Chain`] moves it from QEMU to
+//! QEMU, plainly or through something in between, and checks it after every [`Hop`]. QEMUs come
+//! from `target/parts`, which `cargo xtask setup` fills; a test that finds none says so through
+//! [`require`](require()).
 //!
 //! ```no_run
 //! use qemu_lab::{Chain, Guest, Hop, Parameters, QemuBinary, Version};
@@ -19,15 +20,18 @@
 //!
 //! Seen with QEMU 7.2.22, 10.0.2 and 11.1.3 under TCG, and relied upon here:
 //!
-//! - After a plain migration of this guest no page of its memory differs, stopped or running: the guest has no firmware
-//!   and no tables which the machine itself would write to. So each hop compares every byte of both ends.
-//! - A source whose guest has gone (`postmigrate`) refuses to send it again. Two ways of travelling are compared by going
-//!   them one after the other with a stopped guest, whose memory stays as it is.
+//! - After a plain migration of this guest no page of its memory differs, stopped or running: the
+//!   guest has no firmware and no tables which the machine itself would write to. So each hop
+//!   compares every byte of both ends.
+//! - A source whose guest has gone (`postmigrate`) refuses to send it again. Two ways of travelling
+//!   are compared by going them one after the other with a stopped guest, whose memory stays as it
+//!   is.
 //! - A hop costs 0.12 s with an otherwise idle processor, of which starting a QEMU takes 0.03 s.
 //! - 7.2 loses writes of a guest under TCG, with and without multifd, unless the guest does what
 //!   this one does (see `firmware.rs`).
-//! - 7.2 as a source of zlib or zstd calls about one migration in a hundred failed ("Broken pipe") after the destination
-//!   has it complete: it writes a last, empty packet to a channel that the destination has closed.
+//! - 7.2 as a source of zlib or zstd calls about one migration in a hundred failed ("Broken pipe")
+//!   after the destination has it complete: it writes a last, empty packet to a channel that the
+//!   destination has closed.
 
 #![forbid(unsafe_code)]
 

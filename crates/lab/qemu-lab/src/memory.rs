@@ -64,7 +64,8 @@ impl Ram {
     }
 }
 
-/// The numbers of the pages in which two memories differ; pages that only one has count as different.
+/// The numbers of the pages in which two memories differ; pages that only one has count as
+/// different.
 pub fn compare_ram(a: &Ram, b: &Ram) -> io::Result<Vec<u64>> {
     let common = a.len_bytes.min(b.len_bytes);
     let mut different = Vec::new();

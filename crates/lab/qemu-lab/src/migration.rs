@@ -5,11 +5,12 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-/// More than any link or memory carries: QEMU's own default of 128 MiB/s would decide how long everything takes.
+/// More than any link or memory carries: QEMU's own default of 128 MiB/s would decide how long
+/// everything takes.
 const NO_BANDWIDTH_LIMIT: u64 = 1 << 40;
 
-/// Settings of one end of a migration, under QEMU's names. Where one is `None` it stays what it was in that process, QEMU's
-/// own unless an earlier migration has set it.
+/// Settings of one end of a migration, under QEMU's names. Where one is `None` it stays what it was
+/// in that process, QEMU's own unless an earlier migration has set it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Parameters {
     /// `multifd-channels`; `None` leaves multifd off.
@@ -20,7 +21,8 @@ pub struct Parameters {
     pub zlib_level: Option<u8>,
     /// `multifd-zstd-level`.
     pub zstd_level: Option<u8>,
-    /// `zero-page-detection`: `none`, `legacy`, `multifd`; known to QEMU 9.0 and later, for the source.
+    /// `zero-page-detection`: `none`, `legacy`, `multifd`; known to QEMU 9.0 and later, for the
+    /// source.
     pub zero_page_detection: Option<String>,
     /// `return-path`: the source waits until the destination says that it has everything.
     pub return_path: bool,
@@ -114,7 +116,8 @@ impl Parameters {
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "kebab-case", default)]
 pub struct MigrationStatus {
-    /// `setup`, `active`, `device`, `completed`, `failed`, `cancelled`, ...; empty before the first migration.
+    /// `setup`, `active`, `device`, `completed`, `failed`, `cancelled`, ...; empty before the first
+    /// migration.
     pub status: String,
     /// Why it failed.
     pub error_desc: Option<String>,

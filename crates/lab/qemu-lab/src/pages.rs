@@ -7,8 +7,8 @@ use multifd_bench::guests::{Kind, Spec, fill_memory};
 
 use crate::guest::PAGE;
 
-/// What is in use of the memory of a made guest, `idle` or `redis`; or a file of pages back to back, as they are or
-/// compressed with zstd.
+/// What is in use of the memory of a made guest, `idle` or `redis`; or a file of pages back to
+/// back, as they are or compressed with zstd.
 ///
 /// # Errors
 /// When the file cannot be read, does not hold whole pages, or holds none.

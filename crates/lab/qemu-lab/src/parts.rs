@@ -1,7 +1,8 @@
 //! The real parts (`target/parts`), and how a test says that one is missing.
 //!
-//! `cargo xtask setup` unpacks Debian packages into one *root* per suite, each with its own C library, so that programs
-//! of several releases run side by side and the system stays as it is. A part is there when its stamp is.
+//! `cargo xtask setup` unpacks Debian packages into one *root* per suite, each with its own C
+//! library, so that programs of several releases run side by side and the system stays as it is. A
+//! part is there when its stamp is.
 
 use std::fmt::Display;
 use std::fs::OpenOptions;
@@ -20,7 +21,8 @@ pub const SETUP_COMMAND: &str = "cargo xtask setup";
 /// A QEMU release that tests are written for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Version {
-    /// 7.2 of Debian 12: SYNC packets with data and stale fields, no zero-page detection in multifd.
+    /// 7.2 of Debian 12: SYNC packets with data and stale fields, no zero-page detection in
+    /// multifd.
     V7_2,
     /// 10.0 of Debian 12's backports.
     V10_0,
@@ -95,7 +97,8 @@ impl Part {
         })
     }
 
-    /// The file whose presence says that the part is complete, and whose text says what it was made from.
+    /// The file whose presence says that the part is complete, and whose text says what it was made
+    /// from.
     #[must_use]
     pub fn stamp(self) -> PathBuf {
         parts_dir().join(format!("{}.stamp", self.name()))
@@ -148,7 +151,8 @@ impl Root {
         format!("{dir}/usr/lib/x86_64-linux-gnu:{dir}/lib/x86_64-linux-gnu")
     }
 
-    /// A command that runs `program` (any x86-64 binary, in the root or not) on the root's libraries.
+    /// A command that runs `program` (any x86-64 binary, in the root or not) on the root's
+    /// libraries.
     #[must_use]
     pub fn command(&self, program: &Path) -> Command {
         let mut command = Command::new(self.loader());
@@ -168,8 +172,8 @@ pub fn parts_dir() -> PathBuf {
     top.map(|top| top.join("target/parts")).unwrap_or_default()
 }
 
-/// Says whether a test that needs `part` can run. When it cannot, the test's name is put on record, and with `CI=true`
-/// that is a failure.
+/// Says whether a test that needs `part` can run. When it cannot, the test's name is put on record,
+/// and with `CI=true` that is a failure.
 ///
 /// ```no_run
 /// # use qemu_lab::{Part, Version, require};
@@ -195,8 +199,9 @@ pub fn require(part: Part) -> bool {
 
 /// As [`require()`], for a part that the test's own process opens: `opened` is what came of that.
 ///
-/// A part may be set up and not be where the dynamic loader looks. Then the test is not put on record, because
-/// `cargo xtask test` runs its program a second time, on the part's libraries; it is named all the same.
+/// A part may be set up and not be where the dynamic loader looks. Then the test is not put on
+/// record, because `cargo xtask test` runs its program a second time, on the part's libraries; it
+/// is named all the same.
 ///
 /// # Panics
 /// When the part cannot be opened and the environment has `CI=true`.
@@ -231,7 +236,8 @@ pub fn not_run(lacks: &str) {
     record(lacks, &test);
 }
 
-/// The running test as `file: path::of::test`: the harness names the thread after the test, unless it runs tests on its main thread.
+/// The running test as `file: path::of::test`: the harness names the thread after the test, unless
+/// it runs tests on its main thread.
 fn test_name(caller: &Location<'_>) -> String {
     match std::thread::current().name() {
         Some(name) if name != "main" => format!("{}: {name}", caller.file()),

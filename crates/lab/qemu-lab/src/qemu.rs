@@ -33,7 +33,8 @@ const START_LIMIT: Duration = Duration::from_secs(20);
 /// How often something is looked at that happens by itself.
 const POLL: Duration = Duration::from_millis(3);
 
-/// How often it is asked where a migration stands of whose end QEMU tells: only for an end that it keeps to itself.
+/// How often it is asked where a migration stands of whose end QEMU tells: only for an end that it
+/// keeps to itself.
 const LOOK: Duration = Duration::from_millis(200);
 
 /// What can go wrong with a QEMU under test.
@@ -340,7 +341,8 @@ impl Qemu {
         self.execute("cont", json!({})).map(drop)
     }
 
-    /// The state of the machine as QEMU names it: `running`, `paused`, `inmigrate`, `postmigrate`, ...
+    /// The state of the machine as QEMU names it: `running`, `paused`, `inmigrate`, `postmigrate`,
+    /// ...
     pub fn run_state(&mut self) -> Result<String, LabError> {
         let answer = self.execute("query-status", json!({}))?;
         Ok(answer["status"].as_str().unwrap_or_default().to_owned())
@@ -387,8 +389,9 @@ impl Qemu {
         Ok(self.guest.check_memory(&self.ram)?.pass)
     }
 
-    /// Waits until the guest runs, after a migration that has failed at whatever moment, and has gone on for some passes
-    /// since; then checks it as [`Qemu::check_guest`] does and lets it run again.
+    /// Waits until the guest runs, after a migration that has failed at whatever moment, and has
+    /// gone on for some passes since; then checks it as [`Qemu::check_guest`] does and lets it run
+    /// again.
     pub fn check_goes_on(&mut self, limit: Duration) -> Result<(), LabError> {
         let deadline = Instant::now() + limit;
         loop {
@@ -426,7 +429,8 @@ impl Qemu {
             .map(drop)
     }
 
-    /// Listens for a guest at `unix:PATH` or `tcp:HOST:PORT`. Gives the address that it really listens at: port 0 is any free one.
+    /// Listens for a guest at `unix:PATH` or `tcp:HOST:PORT`. Gives the address that it really
+    /// listens at: port 0 is any free one.
     pub fn listen(&mut self, uri: &str) -> Result<String, LabError> {
         let mut arguments = json!({ "uri": uri });
         if self.binary.release() >= (9, 1) {
@@ -450,7 +454,8 @@ impl Qemu {
         self.execute("migrate", json!({ "uri": uri })).map(drop)
     }
 
-    /// Lets the guest go to the destination now, and its pages follow: with `postcopy-ram` on at both ends.
+    /// Lets the guest go to the destination now, and its pages follow: with `postcopy-ram` on at
+    /// both ends.
     pub fn start_postcopy(&mut self) -> Result<(), LabError> {
         self.execute("migrate-start-postcopy", json!({})).map(drop)
     }
@@ -469,7 +474,8 @@ impl Qemu {
         })
     }
 
-    /// Waits until the migration has completed, failed or been cancelled, and gives its last status.
+    /// Waits until the migration has completed, failed or been cancelled, and gives its last
+    /// status.
     pub fn wait_migration(&mut self, limit: Duration) -> Result<MigrationStatus, LabError> {
         let deadline = Instant::now() + limit;
         loop {
@@ -485,14 +491,16 @@ impl Qemu {
                     seen,
                 });
             }
-            // Asking again and again would take a noticeable part of QEMU's time, and of what is measured.
+            // Asking again and again would take a noticeable part of QEMU's time, and of what is
+            // measured.
             let event = self.qmp.wait_event(LOOK);
             event.map_err(|source| self.process.broken(source))?;
         }
     }
 }
 
-/// Processor time that a process has used, all of its threads together; also of one that has ended and not been waited for.
+/// Processor time that a process has used, all of its threads together; also of one that has ended
+/// and not been waited for.
 ///
 /// # Errors
 /// When there is no such process.
@@ -505,7 +513,8 @@ pub fn cpu_time(process: u32) -> Result<Duration, LabError> {
 /// User and system time in a `stat` file of procfs.
 fn ticks(path: &str) -> Result<u64, LabError> {
     let stat = fs::read_to_string(path).map_err(io_error("reading a process's times"))?;
-    // The name in brackets may have anything in it; times are fields 14 and 15, and what follows the name is field 3.
+    // The name in brackets may have anything in it; times are fields 14 and 15, and what follows
+    // the name is field 3.
     let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
     let times = fields.split_whitespace().skip(11).take(2);
     Ok(times.filter_map(|field| field.parse::<u64>().ok()).sum())
@@ -581,7 +590,8 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // A QEMU that hangs in a broken migration takes notice of nothing else. It may also have ended already.
+        // A QEMU that hangs in a broken migration takes notice of nothing else. It may also have
+        // ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -641,7 +651,8 @@ fn tied_to_parent(command: &Command) -> Command {
     tied
 }
 
-/// Starts a process from a thread that lives as long as this process, so that a QEMU never outlives a killed test.
+/// Starts a process from a thread that lives as long as this process, so that a QEMU never outlives
+/// a killed test.
 fn spawn(command: Command) -> io::Result<Child> {
     type Request = (Command, mpsc::Sender<io::Result<Child>>);
     static SPAWNER: OnceLock<mpsc::Sender<Request>> = OnceLock::new();

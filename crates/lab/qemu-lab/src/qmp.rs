@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-/// How long QEMU may take to answer. A destination that has been sent nonsense never answers again, so every call ends.
+/// How long QEMU may take to answer. A destination that has been sent nonsense never answers again,
+/// so every call ends.
 const ANSWER_LIMIT: Duration = Duration::from_secs(20);
 
 /// What can go wrong between a QEMU and its controller.
@@ -87,7 +88,8 @@ impl Qmp {
         }
     }
 
-    /// Waits until QEMU tells of an event, or has told of one since the last time, but not longer than `limit`.
+    /// Waits until QEMU tells of an event, or has told of one since the last time, but not longer
+    /// than `limit`.
     pub fn wait_event(&mut self, limit: Duration) -> Result<(), QmpError> {
         let deadline = Instant::now() + limit;
         while !self.has_event {

@@ -8,7 +8,8 @@ use std::thread::{self, JoinHandle};
 
 /// Passes connections on and keeps what they carry.
 ///
-/// Without limits on what it keeps, and without an end when a QEMU stays away: for making captures, not for tests.
+/// Without limits on what it keeps, and without an end when a QEMU stays away: for making captures,
+/// not for tests.
 #[derive(Debug)]
 pub struct Tee {
     acceptor: JoinHandle<io::Result<Vec<Pumps>>>,
@@ -30,7 +31,8 @@ struct Pumps {
 }
 
 impl Tee {
-    /// Listens at `listen` and passes `connections` connections on to `target`, in the order in which they come.
+    /// Listens at `listen` and passes `connections` connections on to `target`, in the order in
+    /// which they come.
     pub fn start(listen: &Path, target: &Path, connections: usize) -> io::Result<Tee> {
         let listener = UnixListener::bind(listen)?;
         let target = target.to_owned();
@@ -42,7 +44,8 @@ impl Tee {
         Ok(Tee { acceptor })
     }
 
-    /// Waits until both sides have closed every connection. Gives the connections in the order in which they came.
+    /// Waits until both sides have closed every connection. Gives the connections in the order in
+    /// which they came.
     pub fn finish(self) -> io::Result<Vec<Connection>> {
         let pumps = joined(self.acceptor)?;
         pumps
@@ -80,7 +83,8 @@ fn pump(mut from: UnixStream, mut to: UnixStream) -> io::Result<Vec<u8>> {
             Err(error) => return Err(error),
         };
         kept.extend_from_slice(&piece[..len]);
-        // A destination that is complete closes channels while a 7.2 source still has an empty packet to send.
+        // A destination that is complete closes channels while a 7.2 source still has an empty
+        // packet to send.
         open = open && to.write_all(&piece[..len]).is_ok();
     }
     // The other side may have closed first.

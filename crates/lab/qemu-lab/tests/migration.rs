@@ -12,9 +12,10 @@ const LIMIT: Duration = Duration::from_secs(20);
 
 /// Hops, and once more if a 7.2 source says that a pipe broke.
 ///
-/// In about one of a hundred zlib and zstd migrations 7.2 writes a last, empty packet to a channel which the destination,
-/// now complete, has closed, and calls the migration failed; with and without return path. The guest then runs on at the
-/// source. (A relay in between reads to the end, and the destination's close does not show.)
+/// In about one of a hundred zlib and zstd migrations 7.2 writes a last, empty packet to a channel
+/// which the destination, now complete, has closed, and calls the migration failed; with and
+/// without return path. The guest then runs on at the source. (A relay in between reads to the end,
+/// and the destination's close does not show.)
 fn hop(chain: &mut Chain, hop: &Hop<'_>) -> HopReport {
     match chain.hop(hop) {
         Err(LabError::Migration {
@@ -73,8 +74,9 @@ fn a_guest_moves_along_11_1() {
     moves_along("q35", [Version::V11_1, Version::V11_1]);
 }
 
-/// A stopped guest's memory stays as it is over any number of plain hops, to the last byte. (A source that has sent its
-/// guest away refuses to send it again, so two ways to travel are compared hop by hop.)
+/// A stopped guest's memory stays as it is over any number of plain hops, to the last byte. (A
+/// source that has sent its guest away refuses to send it again, so two ways to travel are compared
+/// hop by hop.)
 fn stays_stopped(version: Version) {
     let Some(binary) = QemuBinary::require(version) else {
         return;

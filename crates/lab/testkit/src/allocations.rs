@@ -41,7 +41,8 @@ pub fn live_bytes() -> usize {
     LIVE_BYTES.load(Ordering::Relaxed)
 }
 
-/// The most bytes that `run` has had allocated at a time in this thread, and its largest single allocation.
+/// The most bytes that `run` has had allocated at a time in this thread, and its largest single
+/// allocation.
 pub fn measure(run: impl FnOnce()) -> (usize, usize) {
     let before = NOW.get();
     MOST.set(before);

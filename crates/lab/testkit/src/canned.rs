@@ -31,8 +31,8 @@ impl<'a> Taken<'a> {
         }
     }
 
-    /// Checks that the pages, each behind the description of its code, are streams of these contents: for the judge of what
-    /// an IAA reads, and for the C zlib.
+    /// Checks that the pages, each behind the description of its code, are streams of these
+    /// contents: for the judge of what an IAA reads, and for the C zlib.
     pub fn check(&self, description: &[u8], contents: &[u8]) {
         let lengths = CodeLengths::read_header(description).unwrap();
         let header_bits = lengths.write_header(&mut Vec::new());

@@ -7,7 +7,8 @@
 //!
 //! - [`plain`] is a second decoder of multifd channels.
 //!
-//! With the feature `wire`: `wire` cuts streams, takes them apart, and reads the vectors of `testdata/wire`.
+//! With the feature `wire`: `wire` cuts streams, takes them apart, and reads the vectors of
+//! `testdata/wire`.
 //!
 //! With the feature `zlib`: `zlib` drives the C zlib as a reference.
 //!
@@ -19,8 +20,8 @@
 //! - `canned` takes a payload of the method `canned` apart.
 //! - `libqpl` gives libqpl, a simulated device under it, and channels that use them.
 //!
-//! This crate depends on no crate that uses it without the last two, so the unit tests of `page-deflate` can use it
-//! too.
+//! This crate depends on no crate that uses it without the last two, so the unit tests of
+//! `page-deflate` can use it too.
 
 pub mod allocations;
 pub mod oracle;

@@ -19,7 +19,8 @@ pub fn libqpl() -> bool {
     require_opened(Part::Qpl, qpl_sys::Library::open()).is_some()
 }
 
-/// libqpl and a healthy device, which all tests of this process share. Tests which change it run in their own.
+/// libqpl and a healthy device, which all tests of this process share. Tests which change it run in
+/// their own.
 pub fn healthy_device() -> Option<&'static Simulator> {
     static DEVICE: OnceLock<Simulator> = OnceLock::new();
     libqpl().then(|| {
@@ -34,7 +35,8 @@ pub fn device(settings: &iaa_sim::Settings) -> Simulator {
     Simulator::load(settings).expect("Cargo builds the shared object")
 }
 
-/// Runs a test in a process of its own, if there is libqpl. `$test` is the function's path in this program.
+/// Runs a test in a process of its own, if there is libqpl. `$test` is the function's path in this
+/// program.
 #[macro_export]
 macro_rules! alone {
     ($test:literal, $body:expr) => {

@@ -1,8 +1,9 @@
 //! A strict judge of deflate pieces: would hardware that knows nothing but this piece read it?
 //!
-//! Intel's IAA decompresses a piece with a window of 4 KiB and no history from before the piece. [`Oracle`] decodes a
-//! piece token by token, as simply as possible and sharing no code with the fast decoder, and refuses whatever such a
-//! device, or any strict decoder of RFC 1951, would refuse. It is meant for tests and diagnosis, not for speed.
+//! Intel's IAA decompresses a piece with a window of 4 KiB and no history from before the piece.
+//! [`Oracle`] decodes a piece token by token, as simply as possible and sharing no code with the
+//! fast decoder, and refuses whatever such a device, or any strict decoder of RFC 1951, would
+//! refuse. It is meant for tests and diagnosis, not for speed.
 
 use crate::rfc1951::{
     DISTANCE_BASE, DISTANCE_EXTRA, DISTANCE_SYMBOLS, DYNAMIC, END_OF_BLOCK, FIXED,
@@ -22,7 +23,8 @@ pub struct Oracle {
 pub enum Ending {
     /// With its only block marked as final, in the last byte: a complete raw deflate stream.
     FinalBlock,
-    /// With an empty stored block, on a byte boundary, and no final block before it: what `Z_SYNC_FLUSH` leaves.
+    /// With an empty stored block, on a byte boundary, and no final block before it: what
+    /// `Z_SYNC_FLUSH` leaves.
     SyncFlush,
 }
 
@@ -442,7 +444,8 @@ impl<'a> Judge<'a> {
     }
 }
 
-/// A canonical prefix code: how many symbols each length has, and the symbols in the order of their codes.
+/// A canonical prefix code: how many symbols each length has, and the symbols in the order of their
+/// codes.
 struct Canonical {
     counts: [usize; MAX_CODE_BITS + 1],
     symbols: Vec<u16>,
@@ -562,7 +565,8 @@ mod tests {
         );
     }
 
-    /// A fixed block: literal 'a' and a match of three bytes at the given distance symbol and extra bits.
+    /// A fixed block: literal 'a' and a match of three bytes at the given distance symbol and extra
+    /// bits.
     fn one_match(distance_symbol: u32, extra: u64, extra_bits: u32) -> Vec<u8> {
         let mut bits = 0_u64;
         let mut count = 0;

@@ -1,7 +1,7 @@
 //! Processes of a command: what they print, line by line, and how they end.
 //!
-//! Every wait has a limit. [`Process`] answers with what happened, for measurements and for the campaign; [`Tested`]
-//! panics, for tests.
+//! Every wait has a limit. [`Process`] answers with what happened, for measurements and for the
+//! campaign; [`Tested`] panics, for tests.
 
 use std::io::{self, BufRead, BufReader, Read};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -148,7 +148,8 @@ impl Drop for Process {
     }
 }
 
-/// A process under test: a step that takes longer than [`DEADLINE`] fails the test. Dropped, it is killed.
+/// A process under test: a step that takes longer than [`DEADLINE`] fails the test. Dropped, it is
+/// killed.
 #[derive(Debug)]
 pub struct Tested {
     process: Process,

@@ -1,7 +1,8 @@
-//! Numbers of the deflate format (RFC 1951), for the judge. The encoders and decoders under test have
-//! tables of their own, so that a mistake in one of them shows.
+//! Numbers of the deflate format (RFC 1951), for the judge. The encoders and decoders under test
+//! have tables of their own, so that a mistake in one of them shows.
 
-/// Symbols a literal/length code may describe; 286 and 287 exist in the fixed code but never mean anything.
+/// Symbols a literal/length code may describe; 286 and 287 exist in the fixed code but never mean
+/// anything.
 pub(super) const LITLEN_SYMBOLS: usize = 286;
 /// Symbols a distance code may describe; 30 and 31 exist in the fixed code but never mean anything.
 pub(super) const DISTANCE_SYMBOLS: usize = 30;

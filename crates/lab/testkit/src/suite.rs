@@ -11,7 +11,8 @@ use multifd_wire::{Method, PageSize};
 
 use crate::pages::{Random, packet};
 
-/// Runs all of the suite for functions of these names, each of which gives a subject, or none if it cannot be had here.
+/// Runs all of the suite for functions of these names, each of which gives a subject, or none if it
+/// cannot be had here.
 #[macro_export]
 macro_rules! conformance {
     ($subject:ident: $($test:ident)*) => {
@@ -52,13 +53,15 @@ macro_rules! conformance {
     };
 }
 
-/// A codec under test: a method, and the settings that are to behave alike with it, the usual ones first.
+/// A codec under test: a method, and the settings that are to behave alike with it, the usual ones
+/// first.
 pub struct Subject {
     /// The method.
     pub method: Method,
     /// The settings.
     pub settings: Vec<Settings>,
-    /// Of the many bits of a payload that could be damaged each how-many-th is: 1 unless the codec is slow.
+    /// Of the many bits of a payload that could be damaged each how-many-th is: 1 unless the codec
+    /// is slow.
     pub damage_every: usize,
 }
 
@@ -153,7 +156,8 @@ pub fn one_page(subject: &Subject) {
         .carry(&packet(&mut Random::new(2), 1, 4096));
 }
 
-/// A stock receiver's buffer takes 1 MiB; nothing of 512 KiB of pages comes near to it, whatever is in them.
+/// A stock receiver's buffer takes 1 MiB; nothing of 512 KiB of pages comes near to it, whatever is
+/// in them.
 pub fn full_batches_of_the_worst_pages(subject: &Subject) {
     let mut random = Random::new(3);
     for settings in &subject.settings {
@@ -162,7 +166,8 @@ pub fn full_batches_of_the_worst_pages(subject: &Subject) {
             ..subject.channel(PageSize::K4)
         };
         let noise = incompressible(&mut random);
-        // Bytes that have the longest codes in deflate's fixed Huffman table, in an order without repeats.
+        // Bytes that have the longest codes in deflate's fixed Huffman table, in an order without
+        // repeats.
         let long_codes: Vec<u8> = noise.iter().map(|byte| byte % 112 + 144).collect();
         for bytes in [&noise, &long_codes] {
             let len = channel.carry(bytes);
@@ -231,8 +236,8 @@ pub fn all_settings(subject: &Subject) {
     }
 }
 
-/// Encodes packets, as many at a time as there is room for, and now and then fewer. Checks that their
-/// pages come back. Returns the payloads, up to the first error.
+/// Encodes packets, as many at a time as there is room for, and now and then fewer. Checks that
+/// their pages come back. Returns the payloads, up to the first error.
 fn encode_all(
     encoder: &mut Encoder<usize>,
     packets: &[Vec<u8>],
@@ -330,8 +335,8 @@ pub fn truncation(subject: &Subject) {
     assert!(cut_pages + 8 >= tried, "{cut_pages}");
 }
 
-/// Every bit of a small payload turned over: an error, or as many bytes as there should be, never a panic. What the
-/// bytes are cannot be told, as neither method has a checksum.
+/// Every bit of a small payload turned over: an error, or as many bytes as there should be, never a
+/// panic. What the bytes are cannot be told, as neither method has a checksum.
 pub fn corruption(subject: &Subject) {
     let bytes = packet(&mut Random::new(9), 2, 4096);
     let mut encoder = subject.encoder();
@@ -419,9 +424,9 @@ fn expect_poisoned(decoder: &mut dyn Decoder, good_payload: &[u8]) {
     }
 }
 
-/// A guest that keeps writing while its pages are encoded. Each page has one value in all its words, and the guest
-/// changes word by word, so what arrives may be torn between two values, but it is made of what the guest wrote, and the
-/// packets behind it are whole.
+/// A guest that keeps writing while its pages are encoded. Each page has one value in all its
+/// words, and the guest changes word by word, so what arrives may be torn between two values, but
+/// it is made of what the guest wrote, and the packets behind it are whole.
 pub fn a_guest_that_keeps_writing(subject: &Subject) {
     const WORDS: usize = 512;
     let memory: Vec<AtomicU64> = (0..64 * WORDS).map(|_| AtomicU64::new(1)).collect();

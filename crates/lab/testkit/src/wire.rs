@@ -65,7 +65,8 @@ pub fn main_events(bytes: &[u8], cut: &[usize]) -> (Vec<MainEvent>, Result<(), F
     (events, outcome.and_then(|()| receiver.finish()))
 }
 
-/// What a receiver's `push` makes of bytes that come in pieces of the lengths `cut`, up to its first fault.
+/// What a receiver's `push` makes of bytes that come in pieces of the lengths `cut`, up to its
+/// first fault.
 pub fn events<E, F>(
     bytes: &[u8],
     cut: &[usize],

@@ -59,7 +59,8 @@ impl Deflate {
         assert_eq!(unsafe { deflateReset(&mut *self.stream) }, Z_OK);
     }
 
-    /// Feeds all of `input` in one call with any kind of flush, and appends what comes out; zlib's status.
+    /// Feeds all of `input` in one call with any kind of flush, and appends what comes out; zlib's
+    /// status.
     pub fn call(&mut self, input: &[u8], flush: c_int, out: &mut Vec<u8>) -> c_int {
         self.stream.next_in = input.as_ptr().cast_mut();
         self.stream.avail_in = input.len() as u32;
@@ -111,13 +112,14 @@ impl Inflate {
         Self { stream }
     }
 
-    /// Decodes one packet page by page; false unless every page is filled, and all of the payload used.
+    /// Decodes one packet page by page; false unless every page is filled, and all of the payload
+    /// used.
     pub fn packet(&mut self, payload: &[u8], page_bytes: usize, pages: &mut [u8]) -> bool {
         self.stock_packet(payload, page_bytes, pages) == Some(0)
     }
 
-    /// Decodes one packet as a stock receiver does: page by page, each with room for itself only. The bytes of
-    /// payload that it would throw away, or nothing if it would fail.
+    /// Decodes one packet as a stock receiver does: page by page, each with room for itself only.
+    /// The bytes of payload that it would throw away, or nothing if it would fail.
     pub fn stock_packet(
         &mut self,
         payload: &[u8],
@@ -152,8 +154,8 @@ impl Inflate {
         Some(self.stream.avail_in as usize)
     }
 
-    /// Decodes one complete stream; the output, at most `limit` bytes, and whether the stream ended well in the last
-    /// byte of the input.
+    /// Decodes one complete stream; the output, at most `limit` bytes, and whether the stream ended
+    /// well in the last byte of the input.
     pub fn whole(&mut self, input: &[u8], limit: usize) -> (Vec<u8>, bool) {
         let mut out = vec![0; limit];
         self.stream.next_in = input.as_ptr().cast_mut();

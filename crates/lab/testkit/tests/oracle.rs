@@ -41,7 +41,8 @@ fn reads_a_run_with_its_window_only() {
     ));
 }
 
-/// Whatever happens to a stream, both readers come to the same end, and to the same bytes where it is a good one.
+/// Whatever happens to a stream, both readers come to the same end, and to the same bytes where it
+/// is a good one.
 #[test]
 fn agrees_with_zlib_on_damaged_streams() {
     let mut random = Random::new(3);

@@ -35,7 +35,8 @@ pub enum Command {
     Receive(ReceiveArgs),
 }
 
-/// Move guests in every mode, and print the table of Intel's published measurements for this machine.
+/// Move guests in every mode, and print the table of Intel's published measurements for this
+/// machine.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 A mode is METHOD or METHOD+ACCEL, such as zlib+software. Source and destination are two processes. As root, a link of

@@ -6,7 +6,8 @@ use std::io;
 use std::os::unix::ffi::OsStringExt;
 use std::process::Command;
 
-/// A command that starts this program once more: with the same dynamic loader, if it was started by one by name.
+/// A command that starts this program once more: with the same dynamic loader, if it was started by
+/// one by name.
 ///
 /// # Errors
 ///
@@ -19,7 +20,8 @@ pub fn command() -> io::Result<Command> {
         .split(|byte| *byte == 0)
         .map(|word| OsString::from_vec(word.to_vec()))
         .collect();
-    // The system's list begins with a loader and what it was told, which the program itself does not see.
+    // The system's list begins with a loader and what it was told, which the program itself does
+    // not see.
     words.truncate((words.len() + 1).saturating_sub(std::env::args_os().count()));
     let mut command = Command::new(std::env::current_exe()?);
     command.args(words.into_iter().skip(1));

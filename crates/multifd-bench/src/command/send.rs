@@ -123,7 +123,8 @@ impl Vm {
         }
     }
 
-    /// How many things it did in a second until it was stopped. Where processors are short, that is fewer than asked for.
+    /// How many things it did in a second until it was stopped. Where processors are short, that is
+    /// fewer than asked for.
     fn rate(&self) -> Option<f64> {
         let (acts, when) = self.stopped?;
         let seconds = (when - self.started).as_secs_f64();
@@ -154,7 +155,8 @@ impl VmHandle for Vm {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Summary {
     guest: String,
-    /// What it did in a second, up to its stop: operations for redis, else writes. Nothing if it was never stopped.
+    /// What it did in a second, up to its stop: operations for redis, else writes. Nothing if it
+    /// was never stopped.
     pub guest_rate: Option<f64>,
     /// QEMU's `multifd-channels`.
     channels: usize,

@@ -13,7 +13,8 @@ pub trait Content: Sync {
     /// How many pieces there are.
     fn pieces(&self) -> u64;
 
-    /// Makes a piece in `piece`, which is empty, and answers where it belongs: at the beginning of a page.
+    /// Makes a piece in `piece`, which is empty, and answers where it belongs: at the beginning of
+    /// a page.
     ///
     /// # Errors
     ///
@@ -74,7 +75,8 @@ pub mod tests {
     use std::io::Write;
     use std::os::unix::fs::MetadataExt;
 
-    /// The pages that are not zero, back to back, and how many there are with the zero pages that were made.
+    /// The pages that are not zero, back to back, and how many there are with the zero pages that
+    /// were made.
     pub fn used_pages(content: &dyn Content) -> (Vec<u8>, usize) {
         let (mut used, mut pages) = (Vec::new(), 0);
         for index in 0..content.pieces() {
@@ -89,8 +91,8 @@ pub mod tests {
         (used, pages)
     }
 
-    /// How much smaller zlib-rs at level 1 makes it: less than a stock zlib, whose ratio is 2.8 for an idle guest and 2.0
-    /// for a Redis.
+    /// How much smaller zlib-rs at level 1 makes it: less than a stock zlib, whose ratio is 2.8 for
+    /// an idle guest and 2.0 for a Redis.
     pub fn ratio(pages: &[u8]) -> f64 {
         let mut zlib = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::new(1));
         zlib.write_all(pages).unwrap();

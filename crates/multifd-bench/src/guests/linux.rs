@@ -1,9 +1,10 @@
-//! What the memory of a booted Linux looks like to a compressor: zero pages, and among the others code, text, tables of
-//! pointers, lists of small structures, what is packed already, and pages filled with one byte.
+//! What the memory of a booted Linux looks like to a compressor: zero pages, and among the others
+//! code, text, tables of pointers, lists of small structures, what is packed already, and pages
+//! filled with one byte.
 //!
-//! The shares and the redundancy of each sort were fitted to pages of a real guest. With zlib at level 1 they were, from
-//! the least to the most compressible: a tenth below 1.25, a quarter around 1.6, a tenth around 2, a tenth around 4, a
-//! fifth from 7 to 20, and a fifth of one byte repeated.
+//! The shares and the redundancy of each sort were fitted to pages of a real guest. With zlib at
+//! level 1 they were, from the least to the most compressible: a tenth below 1.25, a quarter around
+//! 1.6, a tenth around 2, a tenth around 4, a fifth from 7 to 20, and a fifth of one byte repeated.
 
 use std::io;
 
@@ -64,8 +65,8 @@ impl Linux {
     }
 }
 
-/// Something written in symbols of a language, which comes back to what stands a little before: `repeats_percent` of a
-/// hundred times some bytes of the last kilobyte, otherwise a new symbol.
+/// Something written in symbols of a language, which comes back to what stands a little before:
+/// `repeats_percent` of a hundred times some bytes of the last kilobyte, otherwise a new symbol.
 fn written(
     symbols: &[Vec<u8>],
     repeats_percent: u64,
@@ -98,8 +99,8 @@ fn packed(random: &mut Random, end: usize, out: &mut Vec<u8>) {
     bytes.iter_mut().step_by(3).for_each(|byte| *byte &= 0x0f);
 }
 
-/// An array of structures of `size` bytes. Most of a structure is as in all the others; `varying` bytes, in two places,
-/// are not: half of them the low part of a pointer into the kernel.
+/// An array of structures of `size` bytes. Most of a structure is as in all the others; `varying`
+/// bytes, in two places, are not: half of them the low part of a pointer into the kernel.
 fn structures(size: usize, varying: usize, random: &mut Random, end: usize, out: &mut Vec<u8>) {
     let mut template = vec![0; size];
     template
@@ -187,7 +188,8 @@ const REACH: u64 = 1024;
 /// Pages of one sort lie together: the kernel hands out neighbours.
 const RUN_PAGES: u64 = 16;
 
-/// How much is filled at once: enough for few system calls, and little enough for a processor's cache.
+/// How much is filled at once: enough for few system calls, and little enough for a processor's
+/// cache.
 const PIECE_PAGES: u64 = 64;
 
 #[cfg(test)]

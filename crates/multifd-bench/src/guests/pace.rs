@@ -21,7 +21,8 @@ pub trait Worker: Send {
 pub struct Gate {
     state: Mutex<State>,
     changed: Condvar,
-    /// Somebody waits for `state`: a thread that has no time to sleep would take it again before them.
+    /// Somebody waits for `state`: a thread that has no time to sleep would take it again before
+    /// them.
     wanted: AtomicBool,
     acts: AtomicU64,
 }
@@ -130,7 +131,8 @@ impl Pace {
         }
     }
 
-    /// What is to be done now. What cannot be kept up with is forgotten, as by a client that waits for each answer.
+    /// What is to be done now. What cannot be kept up with is forgotten, as by a client that waits
+    /// for each answer.
     fn due(&mut self, now: Instant) -> u64 {
         let all = |since: Instant| (now - since).as_secs_f64() * self.rate as f64;
         let due = (all(self.since) as u64).saturating_sub(self.done);

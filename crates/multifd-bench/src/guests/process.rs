@@ -37,8 +37,8 @@ pub enum GuestError {
 }
 
 impl Guest {
-    /// Starts `command`, whose program calls [`serve`](crate::guests::serve) with its standard input and output, and waits until
-    /// the guest runs.
+    /// Starts `command`, whose program calls [`serve`](crate::guests::serve) with its standard
+    /// input and output, and waits until the guest runs.
     ///
     /// # Errors
     ///
@@ -67,7 +67,8 @@ impl Guest {
         self.addresses.clone()
     }
 
-    /// Stops it: when this returns, it writes nothing any more. Answers how many things it has done so far.
+    /// Stops it: when this returns, it writes nothing any more. Answers how many things it has done
+    /// so far.
     ///
     /// # Errors
     ///

@@ -55,8 +55,9 @@ pub const fn mix(mut number: u64) -> u64 {
     number ^ (number >> 31)
 }
 
-/// Which record is asked for: some far more often than others, and those scattered, as with YCSB's scrambled zipfian
-/// generator. The method is that of Gray et al., "Quickly generating billion-record synthetic databases".
+/// Which record is asked for: some far more often than others, and those scattered, as with YCSB's
+/// scrambled zipfian generator. The method is that of Gray et al., "Quickly generating
+/// billion-record synthetic databases".
 #[derive(Clone, Debug)]
 pub struct Zipfian {
     items: u64,
@@ -127,7 +128,8 @@ mod tests {
         }
         let mut counts: Vec<_> = counts.into_values().collect();
         counts.sort_unstable_by(|a, b| b.cmp(a));
-        // With this exponent the most frequent of ten thousand has one request in ten, and the first hundred have half.
+        // With this exponent the most frequent of ten thousand has one request in ten, and the
+        // first hundred have half.
         assert!((8_000..13_000).contains(&counts[0]), "{}", counts[0]);
         let first: u32 = counts.iter().take(100).sum();
         assert!((45_000..65_000).contains(&first), "{first}");

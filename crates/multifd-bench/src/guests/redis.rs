@@ -1,9 +1,10 @@
 //! A Redis that holds the records of YCSB, in the layout that jemalloc gives them.
 //!
-//! Each record is a hash of ten fields of 100 random printable bytes: a key, an object, a dictionary with its table, and
-//! for each field an entry, a name and a value, all joined by pointers. Every size has slabs of its own, and the pages of
-//! the slabs lie among each other as they were first touched. A read marks the object as used; an update writes a new
-//! value, points the field's entry to it and frees the old one, which the next update takes.
+//! Each record is a hash of ten fields of 100 random printable bytes: a key, an object, a
+//! dictionary with its table, and for each field an entry, a name and a value, all joined by
+//! pointers. Every size has slabs of its own, and the pages of the slabs lie among each other as
+//! they were first touched. A read marks the object as used; an update writes a new value, points
+//! the field's entry to it and frees the old one, which the next update takes.
 
 use std::io;
 use std::time::Duration;
@@ -17,7 +18,8 @@ use crate::guests::serve::Ram;
 
 /// Where everything is.
 ///
-/// Memory begins with a Linux. Behind it come groups, each with the pages of [`SLOTS`] records; the rest is zero.
+/// Memory begins with a Linux. Behind it come groups, each with the pages of [`SLOTS`] records; the
+/// rest is zero.
 #[derive(Clone, Debug)]
 pub struct Layout {
     seed: u64,
@@ -81,7 +83,8 @@ impl Layout {
                 object_place(slot),
                 &object(Self::address(group, dict_place(slot)), 0),
             );
-            // The dictionary: its type, its table, how many entries, and the table's size as a power of two.
+            // The dictionary: its type, its table, how many entries, and the table's size as a
+            // power of two.
             let dict = [
                 DICT_TYPE,
                 Self::address(group, table_place(slot)),
@@ -317,8 +320,8 @@ const UPDATES_PERCENT: u64 = 5;
 /// 100 bytes, a header and an end; the next larger size of jemalloc.
 const VALUE_BYTES: u64 = 112;
 
-/// Loading frees and reuses much, so that neighbours in a record are no neighbours in memory. Has no divisor in common
-/// with the number of values.
+/// Loading frees and reuses much, so that neighbours in a record are no neighbours in memory. Has
+/// no divisor in common with the number of values.
 const SCATTER: u64 = 487;
 
 // Where the slabs of a group begin, in bytes, and how many pages they take.
@@ -333,7 +336,8 @@ const BUCKETS: u64 = 256;
 const BUFFER: u64 = KEYS + BUCKETS * 8;
 const GROUP_PAGES: u64 = 60;
 const GROUP_BYTES: u64 = GROUP_PAGES * PAGE_BYTES as u64;
-/// Has no divisor in common with the number of pages, so that no two pages come to lie in one place.
+/// Has no divisor in common with the number of pages, so that no two pages come to lie in one
+/// place.
 const STRIDE: u64 = 37;
 
 const CLIENTS: u64 = 50;

@@ -22,7 +22,8 @@ pub trait Ram: Sync {
     /// The file, which other processes can map too.
     fn file(&self) -> &File;
 
-    /// Where it is mapped in this process. If writes are to be tracked from outside, it is prepared for that.
+    /// Where it is mapped in this process. If writes are to be tracked from outside, it is prepared
+    /// for that.
     fn address(&self) -> u64;
 
     /// Writes whole words of 8 bytes, at a multiple of 8, through the mapping.
@@ -43,8 +44,8 @@ pub fn fill_memory(memory: &File, spec: &Spec) -> io::Result<()> {
     fill(memory, &*content(spec)?)
 }
 
-/// Is a guest: takes orders from `input` and answers at `output` until told to stop, or until `input` ends. `make` makes
-/// its memory, so many bytes, all zero.
+/// Is a guest: takes orders from `input` and answers at `output` until told to stop, or until
+/// `input` ends. `make` makes its memory, so many bytes, all zero.
 ///
 /// # Errors
 ///

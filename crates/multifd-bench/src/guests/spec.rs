@@ -17,8 +17,8 @@ pub struct Spec {
     pub bytes: u64,
     /// The same seed gives the same memory, and the same writes in the same order.
     pub seed: u64,
-    /// How many things it does in a second: operations on records for `redis`, else writes, each to some page. 0 writes
-    /// nothing at all; more than the processors can do is as much as they can.
+    /// How many things it does in a second: operations on records for `redis`, else writes, each to
+    /// some page. 0 writes nothing at all; more than the processors can do is as much as they can.
     pub rate: u64,
     /// How many threads do them.
     pub threads: u16,

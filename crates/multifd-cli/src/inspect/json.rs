@@ -1,6 +1,7 @@
 //! For programs: an array with one object per file.
 //!
-//! Every object has every key; one that does not apply is null. `packet_list` is there when packets were asked for.
+//! Every object has every key; one that does not apply is null. `packet_list` is there when packets
+//! were asked for.
 
 use std::cell::RefCell;
 use std::io::{self, Write};
@@ -31,7 +32,8 @@ pub fn print(mut out: impl Write, files: &[PathBuf], packets: bool) -> io::Resul
     Ok(document.faults.into_inner())
 }
 
-/// The array. Files are read while it is written, so that no list of packets has to fit into memory.
+/// The array. Files are read while it is written, so that no list of packets has to fit into
+/// memory.
 struct Document<'a> {
     files: &'a [PathBuf],
     packets: bool,

@@ -72,7 +72,8 @@ pub fn run(
     Ok(())
 }
 
-/// Whether a failure says nothing about a guest: somebody connected, and spoke too little or something else.
+/// Whether a failure says nothing about a guest: somebody connected, and spoke too little or
+/// something else.
 fn is_broken_off(failure: &Failure) -> bool {
     matches!(
         failure.cause,
@@ -113,8 +114,9 @@ impl GuestMemory for Shared {
     }
 }
 
-/// Stands for the VM. What arrives is on the disk before the source is told that all has arrived: if it cannot be kept,
-/// the source has its guest still. It gets its names once the guest has been given.
+/// Stands for the VM. What arrives is on the disk before the source is told that all has arrived:
+/// if it cannot be kept, the source has its guest still. It gets its names once the guest has been
+/// given.
 struct Keeper<'a>(&'a OnceLock<(Shared, Option<Images>)>);
 
 impl VmHandle for Keeper<'_> {

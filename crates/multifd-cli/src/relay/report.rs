@@ -13,8 +13,8 @@ use super::Migration;
 use super::routes::Route;
 use crate::say;
 
-/// What may be behind a failure. A QEMU that is sent what it does not expect closes the channel, and says why at its own end
-/// only.
+/// What may be behind a failure. A QEMU that is sent what it does not expect closes the channel,
+/// and says why at its own end only.
 pub fn advice(method: Method, failure: &Failure) -> Option<&'static str> {
     use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
     match &failure.cause {

@@ -8,7 +8,8 @@ use super::super::support::made::{Channel, Shape};
 use super::super::support::peers::{Destination, Limits, PONG, Role, Source, a_while, write};
 use super::super::{fails_with, mark_end, relay_at};
 
-/// The system takes what is written into a connection that its peer has closed. A SYNC there is not passed on.
+/// The system takes what is written into a connection that its peer has closed. A SYNC there is not
+/// passed on.
 #[test]
 fn a_sync_that_nobody_reads_lets_no_mark_pass() {
     let shape = Shape {

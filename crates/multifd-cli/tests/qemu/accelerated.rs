@@ -1,4 +1,5 @@
-//! Relays whose pages the real libqpl compresses: on its software path, unless the machine has an IAA.
+//! Relays whose pages the real libqpl compresses: on its software path, unless the machine has an
+//! IAA.
 
 use std::time::Instant;
 
@@ -19,7 +20,8 @@ fn running_and_stopped(chain: &mut Chain, mut hop: impl FnMut(&mut Chain)) {
     chain.current().resume().unwrap();
 }
 
-/// About half of what the guest's memory holds is redundant, which the fixed code and a window of 4 KiB find most of.
+/// About half of what the guest's memory holds is redundant, which the fixed code and a window of 4
+/// KiB find most of.
 fn assert_smaller(report: &serde_json::Value) {
     let [bytes_in, bytes_out] = ["bytes_in", "bytes_out"].map(|key| report[key].as_u64().unwrap());
     assert!(bytes_out < bytes_in * 4 / 5, "{report}");
@@ -37,7 +39,8 @@ fn assert_by_libqpl(done: &Done) {
     assert!(used > 0 && unused == 0, "{done:?}");
 }
 
-/// The relay's zlib stream, made of libqpl's pieces, is inflated by a QEMU which takes it for another QEMU's.
+/// The relay's zlib stream, made of libqpl's pieces, is inflated by a QEMU which takes it for
+/// another QEMU's.
 fn stock_inflates(version: Version, machine: &str) {
     let (Some(libqpl), Some(binary)) = (Libqpl::require(), QemuBinary::require(version)) else {
         return;

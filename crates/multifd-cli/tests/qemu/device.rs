@@ -1,7 +1,9 @@
-//! Relays whose pages a simulated IAA compresses and decompresses, under the real libqpl, with everything that can go wrong.
+//! Relays whose pages a simulated IAA compresses and decompresses, under the real libqpl, with
+//! everything that can go wrong.
 //!
-//! Whatever the device does, the migration completes and the guest's memory is whole ([`Chain`] sees to both), and the relay's
-//! report says what happened: it is compared with what the device itself has counted.
+//! Whatever the device does, the migration completes and the guest's memory is whole ([`Chain`]
+//! sees to both), and the relay's report says what happened: it is compared with what the device
+//! itself has counted.
 
 use std::num::NonZeroU32;
 use std::os::unix::fs::symlink;
@@ -62,7 +64,8 @@ struct Standing {
     counters: PathBuf,
 }
 
-/// What a relay reports of the direction that its device works in, and what the device has counted meanwhile.
+/// What a relay reports of the direction that its device works in, and what the device has counted
+/// meanwhile.
 #[derive(Debug)]
 struct Told {
     done: Done,
@@ -230,7 +233,8 @@ impl Standing {
     }
 }
 
-/// A machine on which this goes wrong when the relay is at work: after what it tries the device with and some pages more.
+/// A machine on which this goes wrong when the relay is at work: after what it tries the device
+/// with and some pages more.
 fn at_work(kind: FaultKind, every: u32, limit: u32) -> Settings {
     Settings {
         healthy_for: 20,
@@ -257,7 +261,8 @@ fn records(records: impl IntoIterator<Item = (u8, u8)>) -> Settings {
     }
 }
 
-/// What is reported of a device that was used for everything that it could do, software doing the rest.
+/// What is reported of a device that was used for everything that it could do, software doing the
+/// rest.
 fn assert_in_use(told: &Told) {
     assert!(told.done.hardware > told.done.software, "{told:?}");
     if told.done.backend == HARDWARE {
@@ -267,7 +272,8 @@ fn assert_in_use(told: &Told) {
     }
 }
 
-/// What is reported of a device that is in use and has not done everything, for a reason that begins like this.
+/// What is reported of a device that is in use and has not done everything, for a reason that
+/// begins like this.
 fn assert_missed(told: &Told, reason: &str) {
     let expected = format!("{HARDWARE} (not all of it: {reason}");
     assert!(told.done.backend.starts_with(&expected), "{told:?}");
@@ -302,7 +308,8 @@ fn healthy_devices() {
         faults: at_work(FaultKind::ReadPage, 5, 0).faults,
         ..Settings::default()
     };
-    // libqpl offers a thread the devices of its own socket, and the relay takes any rather than none.
+    // libqpl offers a thread the devices of its own socket, and the relay takes any rather than
+    // none.
     let elsewhere = Settings {
         numa_node: 7,
         ..Settings::default()
@@ -405,7 +412,8 @@ fn now_and_then_a_fault() {
     lab.runs_on();
 }
 
-/// Every error record that concerns one job: the device is used on, and the job's pages are software's.
+/// Every error record that concerns one job: the device is used on, and the job's pages are
+/// software's.
 #[test]
 fn every_error_record_of_a_job() {
     let Some(mut lab) = Lab::new(2) else { return };
@@ -500,7 +508,8 @@ fn jobs_that_never_end() {
     lab.runs_on();
 }
 
-/// What a device completes after the deadline it writes into memory of jobs that were given up, in a relay that goes on.
+/// What a device completes after the deadline it writes into memory of jobs that were given up, in
+/// a relay that goes on.
 #[test]
 fn jobs_that_end_too_late() {
     let Some(mut lab) = Lab::new(2) else { return };
@@ -526,8 +535,8 @@ fn jobs_that_end_too_late() {
     lab.runs_on();
 }
 
-/// Devices that libqpl does not find, may not use or does not get an answer from: the reason is told before the migration and after it,
-/// and who wants hardware or nothing gets nothing.
+/// Devices that libqpl does not find, may not use or does not get an answer from: the reason is
+/// told before the migration and after it, and who wants hardware or nothing gets nothing.
 #[test]
 fn devices_that_cannot_be_used() {
     let Some(mut lab) = Lab::new(1) else { return };

@@ -1,4 +1,5 @@
-//! What breaks in the middle of a migration: the source's guest goes on, what broke is said, and the next migration succeeds.
+//! What breaks in the middle of a migration: the source's guest goes on, what broke is said, and
+//! the next migration succeeds.
 
 use std::io::{Read, Write};
 use std::net::Shutdown;
@@ -20,7 +21,8 @@ pub const LIMIT: Duration = Duration::from_secs(30);
 /// Slow enough to be broken in the middle.
 const SLOW: u64 = 4 << 20;
 
-/// Two relays with zlib between them, for as many migrations as there are; each QEMU that waits for a guest does so at `destination`.
+/// Two relays with zlib between them, for as many migrations as there are; each QEMU that waits for
+/// a guest does so at `destination`.
 pub struct Lab {
     pub binary: QemuBinary,
     pub folder: tempfile::TempDir,
@@ -102,8 +104,9 @@ impl Lab {
 
     /// The same relays carry the next migration.
     pub fn next_succeeds(&mut self) {
-        // QEMU says that a migration has failed a moment before it has done with it, and crashes if the next one begins in
-        // between (10.0.2: "migration_iteration_finish: Unknown ending state"). Nothing tells when that is over.
+        // QEMU says that a migration has failed a moment before it has done with it, and crashes if
+        // the next one begins in between (10.0.2: "migration_iteration_finish: Unknown ending
+        // state"). Nothing tells when that is over.
         thread::sleep(Duration::from_millis(500));
         let hop = Hop::to(&self.binary, &Self::parameters());
         let name = self.folder.path().join("destination");
@@ -202,13 +205,13 @@ fn the_migration_is_cancelled() {
 enum Target {
     /// The first of the first packet's magic.
     Magic,
-    /// The one with the type of the first deflate block, behind the two bytes of the zlib header. It becomes the type that
-    /// does not exist.
+    /// The one with the type of the first deflate block, behind the two bytes of the zlib header.
+    /// It becomes the type that does not exist.
     DeflateBlock,
 }
 
-/// Looks for the target in a channel that comes in pieces, and changes it on its way. Nothing is held back: a relay passes its
-/// main channel on as far as its channels have come.
+/// Looks for the target in a channel that comes in pieces, and changes it on its way. Nothing is
+/// held back: a relay passes its main channel on as far as its channels have come.
 struct Corrupter {
     target: Target,
     receiver: ChannelReceiver,
@@ -310,7 +313,8 @@ fn lab_begin_unobserved(lab: &mut Lab) -> Qemu {
     destination
 }
 
-/// Passes bytes on in a thread of its own; `corrupter` works on the first multifd channel that it sees.
+/// Passes bytes on in a thread of its own; `corrupter` works on the first multifd channel that it
+/// sees.
 fn pump(mut from: UnixStream, mut to: UnixStream, mut corrupter: Option<Corrupter>) {
     thread::spawn(move || {
         let mut buffer = vec![0; 1 << 16];

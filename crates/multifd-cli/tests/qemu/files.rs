@@ -119,8 +119,9 @@ fn receive_without_multifd() {
     assert_eq!(compare_ram(source.ram(), &image).unwrap(), [] as [u64; 0]);
 }
 
-/// A source that may not stop its guest before it is told to. QEMU 11.1 asks only for devices that need it, of which
-/// there are none, and takes an answer that it did not ask for as an error; the machine types tell which is which.
+/// A source that may not stop its guest before it is told to. QEMU 11.1 asks only for devices that
+/// need it, of which there are none, and takes an answer that it did not ask for as an error; the
+/// machine types tell which is which.
 #[test]
 fn receive_with_switchover_ack() {
     for version in [Version::V10_0, Version::V11_1] {

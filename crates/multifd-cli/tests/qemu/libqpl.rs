@@ -11,8 +11,8 @@ use crate::support::program;
 /// Environment variable: a program with options under which the relays run, such as valgrind.
 const UNDER: &str = "MULTIFD_UNDER";
 
-/// libqpl as `cargo xtask setup` brings it. It needs a newer C library than this program may be running on, so only the
-/// relays run on it.
+/// libqpl as `cargo xtask setup` brings it. It needs a newer C library than this program may be
+/// running on, so only the relays run on it.
 pub struct Libqpl(Root);
 
 impl Libqpl {

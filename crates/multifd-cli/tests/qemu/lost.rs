@@ -65,7 +65,8 @@ fn remarks(report: &Value) -> Vec<&str> {
     remarks.map(|remark| remark.as_str().unwrap()).collect()
 }
 
-/// A destination whose guest will not come knows that, answers, and runs nothing. A QEMU before 9.1 exits.
+/// A destination whose guest will not come knows that, answers, and runs nothing. A QEMU before 9.1
+/// exits.
 fn lets_go(destination: &mut Qemu) {
     let status = match destination.wait_migration(LIMIT) {
         Err(LabError::Ended { .. }) if destination.binary().release() < (9, 1) => return,
@@ -76,8 +77,8 @@ fn lets_go(destination: &mut Qemu) {
     assert_ne!(state, "running");
 }
 
-/// A source whose machine leaves out the description of its devices: nothing but the end of main tells that it is over. A relay
-/// that is slower than its source has pages in its hands then.
+/// A source whose machine leaves out the description of its devices: nothing but the end of main
+/// tells that it is over. A relay that is slower than its source has pages in its hands then.
 #[test]
 fn without_a_description_of_devices_all_pages_arrive() {
     let Some(binary) = QemuBinary::require(Version::V10_0) else {
@@ -325,7 +326,8 @@ fn receive_and_record_refuse_postcopy() {
     }
 }
 
-/// However far a migration has come when it is cancelled, the destination answers and knows; the same relays carry the next one.
+/// However far a migration has come when it is cancelled, the destination answers and knows; the
+/// same relays carry the next one.
 fn cancelled_anywhere(version: Version) {
     let Some(mut lab) = Lab::new(version) else {
         return;

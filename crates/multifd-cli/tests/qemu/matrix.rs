@@ -14,7 +14,8 @@ const EMPTY_PACKET_BYTES: u64 = 1344;
 const METHODS: [&str; 3] = ["none", "zlib", "zstd"];
 const CHANNELS: [u8; 4] = [1, 2, 4, 8];
 
-/// Moves the guest through two relays with `between` on the link between them, and checks what they counted.
+/// Moves the guest through two relays with `between` on the link between them, and checks what they
+/// counted.
 fn hop_through_two(chain: &mut Chain, hop: &Hop<'_>, between: &str) {
     let source_release = chain.current().binary().release();
     let (hopped, [far, near]) = hop_through(chain, hop, |folder, destination| {
@@ -25,8 +26,9 @@ fn hop_through_two(chain: &mut Chain, hop: &Hop<'_>, between: &str) {
     let parameters = &hop.source_parameters;
     assert_eq!(near["channels"], parameters.channels.unwrap());
     assert_eq!(near["pages"], far["pages"]);
-    // The first relay sees what the source sends, the last one restores it to the byte. QEMU 8.2 and earlier end with an
-    // empty packet on each channel, for which the destination does not wait.
+    // The first relay sees what the source sends, the last one restores it to the byte. QEMU 8.2
+    // and earlier end with an empty packet on each channel, for which the destination does not
+    // wait.
     let (sent, restored) = (bytes("bytes_in", &near), bytes("bytes_out", &far));
     let unread = if source_release < (9, 0) {
         u64::from(parameters.channels.unwrap()) * EMPTY_PACKET_BYTES
@@ -62,8 +64,8 @@ fn guest_in(destination: &QemuBinary, machine: &str) -> Chain {
     Chain::start(destination, &Guest::default(), machine).unwrap()
 }
 
-/// All of it on one release: methods, channels, unix and tcp, return path, zero page detection; the guest runs, and for each method is moved
-/// once more when it is stopped.
+/// All of it on one release: methods, channels, unix and tcp, return path, zero page detection; the
+/// guest runs, and for each method is moved once more when it is stopped.
 fn everything_on(version: Version, machine: &str, detections: &[Option<&str>]) {
     let Some(binary) = QemuBinary::require(version) else {
         return;
@@ -80,7 +82,8 @@ fn everything_on(version: Version, machine: &str, detections: &[Option<&str>]) {
                         zero_page_detection: detection.map(str::to_owned),
                         ..Parameters::multifd(channels, "none")
                     };
-                    // Both kinds of sockets with each of the other settings, though not with all of them at once.
+                    // Both kinds of sockets with each of the other settings, though not with all of
+                    // them at once.
                     let tcp = (usize::from(channels.trailing_zeros() as u8)
                         + index
                         + usize::from(return_path))
@@ -151,7 +154,8 @@ fn from_10_0_to_11_1() {
     upgrades("pc-q35-10.0", Version::V10_0, Version::V11_1);
 }
 
-/// Pages that go from content to zeros and back at a pace which the migration sees in every state, in several rounds.
+/// Pages that go from content to zeros and back at a pace which the migration sees in every state,
+/// in several rounds.
 #[test]
 fn pages_that_become_zero_and_content_again() {
     let Some(binary) = QemuBinary::require(Version::V10_0) else {

@@ -73,7 +73,8 @@ fn stock_10_0_to_11_1() {
     both_ways(Version::V10_0, Version::V11_1, "pc-q35-10.0");
 }
 
-/// A relay between QEMUs of two different methods: the source's is inflated, the destination's made anew.
+/// A relay between QEMUs of two different methods: the source's is inflated, the destination's made
+/// anew.
 #[test]
 fn from_zstd_to_zlib() {
     let Some(binary) = QemuBinary::require(Version::V10_0) else {
@@ -87,8 +88,8 @@ fn from_zstd_to_zlib() {
     hop_through_one(&mut chain, &hop, "zlib");
 }
 
-/// Streams of the relay's own deflate, in every effort and window, as one and as many, are inflated by a stock QEMU; and the
-/// relay's own inflate reads what stock QEMUs write.
+/// Streams of the relay's own deflate, in every effort and window, as one and as many, are inflated
+/// by a stock QEMU; and the relay's own inflate reads what stock QEMUs write.
 fn own_deflate(version: Version, machine: &str) {
     let Some(binary) = QemuBinary::require(version) else {
         return;

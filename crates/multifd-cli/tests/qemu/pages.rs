@@ -50,7 +50,8 @@ fn qpl() {
     between_two_relays("qpl", &[&streams, &["--huffman", "dynamic"]]);
 }
 
-/// Nobody asks who is at the other end: a stock destination ends such a migration, and the guest stays where it is.
+/// Nobody asks who is at the other end: a stock destination ends such a migration, and the guest
+/// stays where it is.
 #[test]
 fn a_stock_destination_refuses_canned() {
     let Some(binary) = QemuBinary::require(Version::V10_0) else {

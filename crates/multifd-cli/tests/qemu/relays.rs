@@ -91,8 +91,9 @@ impl Relay {
     }
 }
 
-/// Moves the guest through relays for this one migration. `start` is given a folder for sockets and the destination's address,
-/// and starts the relay at the destination first; what they report comes in this order too.
+/// Moves the guest through relays for this one migration. `start` is given a folder for sockets and
+/// the destination's address, and starts the relay at the destination first; what they report comes
+/// in this order too.
 pub fn hop_through<const RELAYS: usize>(
     chain: &mut Chain,
     hop: &Hop<'_>,

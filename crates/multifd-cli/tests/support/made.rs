@@ -1,4 +1,5 @@
-//! Migrations made here, byte by byte: small, of every kind, and with lies in them where a test wants some.
+//! Migrations made here, byte by byte: small, of every kind, and with lies in them where a test
+//! wants some.
 
 use std::path::Path;
 
@@ -266,8 +267,8 @@ impl Channel {
     }
 }
 
-/// A sound migration on two channels: two rounds, in which a page goes from content to zero and another from zero to
-/// content.
+/// A sound migration on two channels: two rounds, in which a page goes from content to zero and
+/// another from zero to content.
 pub fn sound(method: Method, return_path: bool) -> Migration {
     let main = Main {
         machine: "none-10.0",
@@ -297,7 +298,8 @@ pub fn sound(method: Method, return_path: bool) -> Migration {
     }
 }
 
-/// A migration on two channels that are too long for the buffers of sockets, with a mark behind the set-up and one at the end.
+/// A migration on two channels that are too long for the buffers of sockets, with a mark behind the
+/// set-up and one at the end.
 pub fn long(shape: &Shape<'_>) -> Migration {
     let channel = |id| {
         let pages =

@@ -110,9 +110,8 @@ pub struct Migration {
     pub closed: Option<usize>,
 }
 
-/// Sends a migration as a QEMU does: all connections are open, and each channel has said hello, before main's first byte;
-/// then each is written by itself.
-/// Answers what came back on main.
+/// Sends a migration as a QEMU does: all connections are open, and each channel has said hello,
+/// before main's first byte; then each is written by itself. Answers what came back on main.
 pub fn send(migration: &Migration, address: &Address) -> Vec<u8> {
     let dial = || {
         let stream = Stream::connect(address).expect("a listener");

@@ -1,5 +1,5 @@
-//! Both ends of a migration, made here over real sockets: what they read is kept to be looked at, and they do what a test says
-//! and nothing else.
+//! Both ends of a migration, made here over real sockets: what they read is kept to be looked at,
+//! and they do what a test says and nothing else.
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -268,7 +268,8 @@ impl Destination {
         }
     }
 
-    /// Takes what comes of a migration whose channels are recompressed, gives it the last word if it wants one, and closes.
+    /// Takes what comes of a migration whose channels are recompressed, gives it the last word if
+    /// it wants one, and closes.
     pub fn take_packets(&self, migration: &Migration) {
         drop(self.wait("main", |seen| {
             seen.of(Role::Main)
@@ -349,7 +350,8 @@ impl Shared {
         self.changed.notify_all();
     }
 
-    /// How much more may be read of a connection, waiting until it is something; none when the test is over.
+    /// How much more may be read of a connection, waiting until it is something; none when the test
+    /// is over.
     fn room(&self, index: usize) -> Option<usize> {
         let mut seen = self.lock();
         loop {

@@ -1,7 +1,8 @@
 //! Pages out of a list, by an IAA.
 //!
-//! The device gets a body as the stream that it is with its header in front. libqpl could leave the header out, with a
-//! table that the device has made beforehand, for which libqpl waits without limit.
+//! The device gets a body as the stream that it is with its header in front. libqpl could leave the
+//! header out, with a table that the device has made beforehand, for which libqpl waits without
+//! limit.
 
 use std::ops::Range;
 

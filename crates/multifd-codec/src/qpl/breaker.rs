@@ -1,8 +1,9 @@
-//! The circuit breaker: when a device has failed often enough, nobody in the process asks it any more.
+//! The circuit breaker: when a device has failed often enough, nobody in the process asks it any
+//! more.
 //!
-//! libqpl spreads the work over all devices itself and does not say which of them failed, so there is one breaker for the
-//! process. What passes, like a queue that others keep full, opens it for a while; what does not, like a job which never
-//! ends, for good.
+//! libqpl spreads the work over all devices itself and does not say which of them failed, so there
+//! is one breaker for the process. What passes, like a queue that others keep full, opens it for a
+//! while; what does not, like a job which never ends, for good.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
@@ -27,8 +28,8 @@ pub(super) struct Breaker {
     stalls: AtomicU32,
     /// Failures of bus and device, ever.
     device_failures: AtomicU32,
-    /// Since when the queues have been full at every submission, in milliseconds since it was made; 0 when they have
-    /// not.
+    /// Since when the queues have been full at every submission, in milliseconds since it was made;
+    /// 0 when they have not.
     busy_since: AtomicU64,
 }
 
@@ -86,8 +87,8 @@ impl Breaker {
                 }
                 return;
             }
-            // The first says that the data is at fault and not the device, the second was counted at submission, the
-            // third ends the use of the device where it is seen.
+            // The first says that the data is at fault and not the device, the second was counted
+            // at submission, the third ends the use of the device where it is seen.
             Outcome::Corrupt | Outcome::Busy | Outcome::Config => return,
             Outcome::Stalled => {
                 if count(&self.stalls) >= STALLS {
@@ -165,7 +166,8 @@ const PAUSE: Duration = Duration::from_secs(10);
 /// Queues full for so long belong to somebody else; until then asking again costs little.
 const BUSY_FOR: Duration = Duration::from_secs(1);
 
-/// With so many failures and not one success between them, the next would fail too. Half of what is in flight.
+/// With so many failures and not one success between them, the next would fail too. Half of what is
+/// in flight.
 const FAILURES_IN_A_ROW: u32 = 32;
 
 /// Once may have been the job, twice is the device.

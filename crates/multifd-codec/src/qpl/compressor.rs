@@ -26,7 +26,8 @@ pub(super) enum Piece<'a> {
         stream: &'a [u8],
         /// What it was made of.
         content: &'a [u8],
-        /// Bits at the end of its last byte that do not belong to it, as far as whoever made it tells.
+        /// Bits at the end of its last byte that do not belong to it, as far as whoever made it
+        /// tells.
         spare_bits: Option<u32>,
     },
     /// The piece as it is.
@@ -66,8 +67,9 @@ impl Compressor {
         self.hardware.as_ref()?.backend(Engine::QplSoftware)
     }
 
-    /// Compresses pieces, each given as a range of `pages`, and hands them to `sink` in their order. `sink` says whether
-    /// it has taken a piece as it was given; if not, it has taken it raw. `work` is the same kind in all of a compressor's life.
+    /// Compresses pieces, each given as a range of `pages`, and hands them to `sink` in their
+    /// order. `sink` says whether it has taken a piece as it was given; if not, it has taken it
+    /// raw. `work` is the same kind in all of a compressor's life.
     pub(super) fn run(
         &mut self,
         work: &Work,

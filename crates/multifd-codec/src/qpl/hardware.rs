@@ -20,8 +20,8 @@ pub(crate) trait Batch {
     /// How many pieces there are.
     fn len(&self) -> usize;
 
-    /// Fills `input`, which is empty, with a piece, and says what to do with it and how long the result may be. `None`
-    /// for a piece which is not for the device.
+    /// Fills `input`, which is empty, with a piece, and says what to do with it and how long the
+    /// result may be. `None` for a piece which is not for the device.
     fn fill(&self, piece: usize, input: &mut Vec<u8>) -> Option<(Work, usize)>;
 
     /// Takes a piece back. Pieces come back in their order.
@@ -98,8 +98,8 @@ impl Hardware {
         }
     }
 
-    /// What does the work, unless it is this device that has done all which it could do: `instead` while the device is not
-    /// asked.
+    /// What does the work, unless it is this device that has done all which it could do: `instead`
+    /// while the device is not asked.
     pub(crate) fn backend(&self, instead: Engine) -> Option<Backend> {
         if let Some(reason) = self.refused() {
             return Some(Backend::because(instead, reason));
@@ -116,7 +116,8 @@ impl Hardware {
 
     /// Has the device work on the pieces, as many at once as there are jobs.
     ///
-    /// No job is in flight afterwards, whether this returns, fails or unwinds: each was awaited or abandoned.
+    /// No job is in flight afterwards, whether this returns, fails or unwinds: each was awaited or
+    /// abandoned.
     ///
     /// # Errors
     /// The batch's own.
@@ -129,8 +130,8 @@ impl Hardware {
                 landed += 1;
             }
             let mut pending = flying.0.launch(piece, batch);
-            // The queues may be full of our own jobs. Each that has ended makes room, and is sooner done than a piece in
-            // software.
+            // The queues may be full of our own jobs. Each that has ended makes room, and is sooner
+            // done than a piece in software.
             while matches!(pending, Pending::Full) && flying.0.is_flying() {
                 flying.0.land(landed, batch)?;
                 landed += 1;
@@ -240,7 +241,8 @@ impl Hardware {
         }
     }
 
-    /// A job that no device has; `None` when all have been abandoned, or there is no memory for more.
+    /// A job that no device has; `None` when all have been abandoned, or there is no memory for
+    /// more.
     fn job(&mut self) -> Option<Job> {
         if let Some(job) = self.idle.pop() {
             return Some(job);
@@ -290,7 +292,8 @@ pub(super) fn await_end(mut flight: Flight) -> Option<(Job, Status)> {
             continue;
         }
         let waited = started.get_or_insert_with(Instant::now).elapsed();
-        // Of those which were in flight together with a lost one, the good ones have ended long since.
+        // Of those which were in flight together with a lost one, the good ones have ended long
+        // since.
         if waited >= PATIENCE || (waited >= PATIENCE_AFTER_LOSS && BREAKER.has_lost()) {
             break;
         }
@@ -310,8 +313,8 @@ const JOBS: usize = 64;
 /// After so many refusals a page is done sooner in software.
 const BUSY_RETRIES: u32 = 3;
 
-/// A page takes the device some microseconds; a page request of the device's up to a millisecond; a queue full of the
-/// largest pieces some milliseconds.
+/// A page takes the device some microseconds; a page request of the device's up to a millisecond; a
+/// queue full of the largest pieces some milliseconds.
 pub(super) const PATIENCE: Duration = Duration::from_secs(2);
 const PATIENCE_AFTER_LOSS: Duration = Duration::from_millis(20);
 const SPINS: u64 = 1 << 10;

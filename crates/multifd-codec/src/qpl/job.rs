@@ -1,9 +1,10 @@
 //! One libqpl job, its memory and its buffers.
 //!
-//! A job on the hardware path is memory into which a device writes: the job's own, and the output buffer. So each job
-//! owns its buffers, and a job which the device has is another type ([`Flight`]) than one which it has not ([`Job`]):
-//! there is no way to a buffer, to a second submission or to the end of the memory's life while the device may use it.
-//! A flight becomes a job again when libqpl says so. One that does not is abandoned: its memory is given up for good,
+//! A job on the hardware path is memory into which a device writes: the job's own, and the output
+//! buffer. So each job owns its buffers, and a job which the device has is another type
+//! ([`Flight`]) than one which it has not ([`Job`]): there is no way to a buffer, to a second
+//! submission or to the end of the memory's life while the device may use it. A flight becomes a
+//! job again when libqpl says so. One that does not is abandoned: its memory is given up for good,
 //! because nothing takes a descriptor back from a device.
 #![allow(unsafe_code)]
 
@@ -26,8 +27,8 @@ use crate::Huffman;
 pub(crate) enum Work {
     /// Deflate.
     Compress(Huffman),
-    /// Deflate the body of a block of these codes, without its header. Not in a job which has written a header since it
-    /// was fresh: on the hardware path that header would come out again.
+    /// Deflate the body of a block of these codes, without its header. Not in a job which has
+    /// written a header since it was fresh: on the hardware path that header would come out again.
     CompressBody(Arc<Table>),
     /// Inflate, to the end of the final block.
     Decompress,
@@ -38,8 +39,8 @@ pub(crate) enum Work {
 pub(super) struct Job {
     library: &'static Library,
     path: Path,
-    /// The job as libqpl knows it. It holds addresses within itself, and a vector's elements stay where they are when
-    /// the vector moves; this one never grows.
+    /// The job as libqpl knows it. It holds addresses within itself, and a vector's elements stay
+    /// where they are when the vector moves; this one never grows.
     memory: Vec<Line>,
     input: Vec<u8>,
     output: Vec<u8>,
@@ -61,8 +62,8 @@ pub(crate) struct Product<'a> {
     pub(crate) output: &'a [u8],
     /// Bytes of the input that were used. Of the hardware path; the software path exaggerates.
     pub(crate) used: usize,
-    /// Bits at the end of the output's last byte which do not belong to the stream. Of the hardware path; the software
-    /// path always says 0.
+    /// Bits at the end of the output's last byte which do not belong to the stream. Of the hardware
+    /// path; the software path always says 0.
     pub(super) spare_bits: u32,
 }
 
@@ -88,17 +89,20 @@ impl Job {
             table: None,
             not_sync: PhantomData,
         };
-        // A job that was refused is a job of the software path in too little memory. It is dropped here, unused.
+        // A job that was refused is a job of the software path in too little memory. It is dropped
+        // here, unused.
         match job.reset() {
             Status::OK => Ok(job),
             refused => Err(refused),
         }
     }
 
-    /// Makes it a fresh job again. libqpl keeps parts of what has failed, such as the one page fault that it repairs
-    /// in a job's life and the busy queue in the middle of a dynamic compression.
+    /// Makes it a fresh job again. libqpl keeps parts of what has failed, such as the one page
+    /// fault that it repairs in a job's life and the busy queue in the middle of a dynamic
+    /// compression.
     pub(super) fn reset(&mut self) -> Status {
-        // SAFETY: the memory is of the size that libqpl asks for on this path, and no device has it.
+        // SAFETY: the memory is of the size that libqpl asks for on this path, and no device has
+        // it.
         unsafe { (self.library.init_job)(self.path, self.pointer()) }
     }
 
@@ -113,8 +117,8 @@ impl Job {
         if let Err(refused) = self.prepare(work, room, NumaId::ANY) {
             return refused;
         }
-        // SAFETY: `prepare` has set every field, and the buffers outlive the call, after which nobody uses them: the
-        // software path knows no device.
+        // SAFETY: `prepare` has set every field, and the buffers outlive the call, after which
+        // nobody uses them: the software path knows no device.
         unsafe { (self.library.execute_job)(self.pointer()) }
     }
 
@@ -132,9 +136,9 @@ impl Job {
         if let Err(refused) = self.prepare(work, room, numa) {
             return Err((self, refused));
         }
-        // SAFETY: `prepare` has set every field. From here on the device may read the input and write the job and the
-        // output: if it was submitted, all of them belong to the flight, which gives out none of them and ends
-        // their life only when the device is done.
+        // SAFETY: `prepare` has set every field. From here on the device may read the input and
+        // write the job and the output: if it was submitted, all of them belong to the flight,
+        // which gives out none of them and ends their life only when the device is done.
         match unsafe { (self.library.submit_job)(self.pointer()) } {
             Status::OK => Ok(Flight(ManuallyDrop::new(self))),
             refused => Err((self, refused)),
@@ -144,7 +148,8 @@ impl Job {
     /// What the run before has made, if its outcome was [`Status::OK`].
     pub(super) fn product(&self) -> Option<Product<'_>> {
         let job: *const qpl_sys::Job = self.memory.as_ptr().cast();
-        // SAFETY: the memory holds a job since `new`. No device has it, and it is borrowed, so nobody changes it.
+        // SAFETY: the memory holds a job since `new`. No device has it, and it is borrowed, so
+        // nobody changes it.
         let job = unsafe { &*job };
         Some(Product {
             input: &self.input,
@@ -159,8 +164,9 @@ impl Job {
         &self.input
     }
 
-    /// Sets every field that libqpl reads, as it leaves them in any state, and touches the pages of the output: a device
-    /// that meets a missing page gives up or waits for the kernel. (The input has just been written.)
+    /// Sets every field that libqpl reads, as it leaves them in any state, and touches the pages of
+    /// the output: a device that meets a missing page gives up or waits for the kernel. (The input
+    /// has just been written.)
     fn prepare(&mut self, work: &Work, room: usize, numa: NumaId) -> Result<(), Status> {
         let (Ok(available_in), Ok(available_out)) =
             (u32::try_from(self.input.len()), u32::try_from(room))
@@ -203,8 +209,8 @@ impl Job {
         let input = self.input.as_ptr().cast_mut();
         let output = self.output.as_mut_ptr();
         let job = self.pointer();
-        // SAFETY: the memory holds a job since `new`, no device has it, and `self` is borrowed mutably, so this is the
-        // only reference.
+        // SAFETY: the memory holds a job since `new`, no device has it, and `self` is borrowed
+        // mutably, so this is the only reference.
         let job = unsafe { &mut *job };
         job.op = op;
         job.flags = Flags::FIRST | Flags::LAST | flags;
@@ -250,8 +256,9 @@ impl Flight {
         // SAFETY: the memory holds a submitted job.
         match unsafe { (self.0.library.check_job)(pointer) } {
             Status::BEING_PROCESSED => Err(self),
-            // With any other status the completion record has been read: the device is done with the job. (A dynamic
-            // job whose second half found the queues full was not submitted again.)
+            // With any other status the completion record has been read: the device is done with
+            // the job. (A dynamic job whose second half found the queues full was not submitted
+            // again.)
             outcome => Ok((ManuallyDrop::into_inner(self.0), outcome)),
         }
     }

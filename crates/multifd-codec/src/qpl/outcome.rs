@@ -7,7 +7,8 @@ use qpl_sys::Status;
 pub(super) enum Outcome {
     /// The work is done, as far as libqpl tells.
     Done,
-    /// The result does not fit. A page that cannot be compressed, or a stream that is longer than its page.
+    /// The result does not fit. A page that cannot be compressed, or a stream that is longer than
+    /// its page.
     NoRoom,
     /// The queues are full for now.
     Busy,
@@ -38,7 +39,8 @@ impl Outcome {
             // Read and write, by a descriptor or by a page request.
             303 | 304 | 326 | 431 | 432 | 454 => Self::Fault,
             330..=336 => Self::Device,
-            // The queue's op_config, its largest transfer (58 before 1.9), privilege, address space, domains; no device.
+            // The queue's op_config, its largest transfer (58 before 1.9), privilege, address
+            // space, domains; no device.
             8 | 58 | 319 | 329 | 340..=346 | 500..=503 => Self::Config,
             _ => Self::Other,
         }

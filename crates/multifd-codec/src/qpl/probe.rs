@@ -31,7 +31,8 @@ pub(crate) enum Direction {
 /// Why not, in a phrase.
 pub(crate) fn software() -> Result<&'static Library, Arc<str>> {
     Library::open().map_err(|error| {
-        // The loader's own words, which come last, tell which of the libraries is missing or too old.
+        // The loader's own words, which come last, tell which of the libraries is missing or too
+        // old.
         let causes = successors(Some(&error as &dyn Error), |&error| error.source());
         let words = causes.last().map(ToString::to_string);
         format!("no libqpl: {}", words.unwrap_or_default()).into()
@@ -113,7 +114,8 @@ impl Found {
     }
 }
 
-/// A page through the device and back in software, with both codes: the result is right, and ends where the device says.
+/// A page through the device and back in software, with both codes: the result is right, and ends
+/// where the device says.
 fn try_compress(library: &'static Library) -> Result<(), Arc<str>> {
     let page = page();
     for huffman in [Huffman::Fixed, Huffman::Dynamic] {
@@ -199,8 +201,8 @@ impl Bodies {
     }
 }
 
-/// One job through the device. `None` when its queues are full of somebody else's work, so that there is a device, and
-/// whether it works is found out later.
+/// One job through the device. `None` when its queues are full of somebody else's work, so that
+/// there is a device, and whether it works is found out later.
 fn run(library: &'static Library, work: &Work, input: &[u8]) -> Result<Option<Job>, Arc<str>> {
     let mut job = Job::new(library, Path::HARDWARE).map_err(explain)?;
     job.input().extend_from_slice(input);

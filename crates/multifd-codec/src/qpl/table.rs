@@ -1,11 +1,12 @@
 //! A Huffman table of libqpl's, for bodies of blocks.
 //!
-//! libqpl makes tables from counts, not from code lengths. Counts of 2^-length are those for which Huffman's algorithm has
-//! no choice: a code costs the entropy of such counts only if it has exactly these lengths. libqpl keeps codes for
-//! distances within 12 bits, and loses longer ones. The lengths that come here have been made for less ([`CodeLengths`]).
+//! libqpl makes tables from counts, not from code lengths. Counts of 2^-length are those for which
+//! Huffman's algorithm has no choice: a code costs the entropy of such counts only if it has
+//! exactly these lengths. libqpl keeps codes for distances within 12 bits, and loses longer ones.
+//! The lengths that come here have been made for less ([`CodeLengths`]).
 //!
-//! A table for compression alone, made on the software path, is all that a device needs to compress; a table for
-//! decompression would have libqpl wait without limit for the device.
+//! A table for compression alone, made on the software path, is all that a device needs to
+//! compress; a table for decompression would have libqpl wait without limit for the device.
 #![allow(unsafe_code)]
 
 use std::ffi::c_void;
@@ -25,8 +26,8 @@ pub(crate) struct Table {
 
 // SAFETY: the table is memory of C's allocator, which any thread may use and free.
 unsafe impl Send for Table {}
-// SAFETY: nothing writes to a table once `new` has filled it. libqpl does so only in jobs of several runs, and a `Job`
-// is always a stream of its own.
+// SAFETY: nothing writes to a table once `new` has filled it. libqpl does so only in jobs of
+// several runs, and a `Job` is always a stream of its own.
 unsafe impl Sync for Table {}
 
 impl Table {
@@ -68,10 +69,12 @@ impl Table {
         }
     }
 
-    /// Where the body of a block ends, in bits, of which a job has made `bytes`; `None` if that is not what they are.
+    /// Where the body of a block ends, in bits, of which a job has made `bytes`; `None` if that is
+    /// not what they are.
     ///
-    /// A device tells how many bits are to spare in the last byte. The software path does not, and puts an empty block
-    /// behind the body, the final one of the stream: bits `1` and `1` `0`, and the seven zeros that end it in the fixed code.
+    /// A device tells how many bits are to spare in the last byte. The software path does not, and
+    /// puts an empty block behind the body, the final one of the stream: bits `1` and `1` `0`, and
+    /// the seven zeros that end it in the fixed code.
     pub(super) fn body_bits(&self, bytes: &[u8], spare_bits: Option<u32>) -> Option<usize> {
         let bits = 8 * bytes.len();
         let end = match spare_bits {
@@ -98,7 +101,8 @@ impl Table {
 
 impl Drop for Table {
     fn drop(&mut self) {
-        // SAFETY: `new` has made it, and jobs that refer to it keep it alive. There is nothing to do about a refusal.
+        // SAFETY: `new` has made it, and jobs that refer to it keep it alive. There is nothing to
+        // do about a refusal.
         let _refused = unsafe { (self.library.huffman_table_destroy)(self.raw) };
     }
 }

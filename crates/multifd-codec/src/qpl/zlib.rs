@@ -1,13 +1,16 @@
-//! Method `zlib`, made by libqpl: independent pieces in one endless zlib stream which a stock QEMU reads as its own.
+//! Method `zlib`, made by libqpl: independent pieces in one endless zlib stream which a stock QEMU
+//! reads as its own.
 //!
-//! Inflate takes any sequence of deflate blocks. So a packet's pages are cut into pieces, all pieces are compressed at
-//! once, each as a complete stream within a window of 4 KiB, and then joined: the final block's mark is taken out, and an
-//! empty stored block behind a piece (`00 00 ff ff`, as of a sync flush) brings the next to a byte's beginning. A piece
-//! that does not get smaller goes out as stored blocks. The channel's first two bytes are the zlib header with the window's
-//! size; neither a final block nor a checksum ever follows.
+//! Inflate takes any sequence of deflate blocks. So a packet's pages are cut into pieces, all
+//! pieces are compressed at once, each as a complete stream within a window of 4 KiB, and then
+//! joined: the final block's mark is taken out, and an empty stored block behind a piece
+//! (`00 00 ff ff`, as of a sync flush) brings the next to a byte's beginning. A piece that does not
+//! get smaller goes out as stored blocks. The channel's first two bytes are the zlib header with
+//! the window's size; neither a final block nor a checksum ever follows.
 //!
-//! Joining needs to know at which bit a piece ends. The device tells; the software path does not, so there the piece is
-//! decompressed to its end, and what comes out is compared while it is at hand.
+//! Joining needs to know at which bit a piece ends. The device tells; the software path does not,
+//! so there the piece is decompressed to its end, and what comes out is compared while it is at
+//! hand.
 
 use std::ops::Range;
 
@@ -95,7 +98,8 @@ impl WritePayload for Deflate {
     }
 }
 
-/// Cuts a packet's pages into pieces: the runs of its streams, and these into parts that libqpl makes one block of.
+/// Cuts a packet's pages into pieces: the runs of its streams, and these into parts that libqpl
+/// makes one block of.
 fn cut(pages: &Pages<'_>, streams: Streams, pieces: &mut Vec<Range<usize>>) {
     let most = pages_per_piece(pages.page_size());
     let mut start = 0;
@@ -114,7 +118,8 @@ const fn pages_per_piece(page_size: PageSize) -> usize {
     if most == 0 { 1 } else { most }
 }
 
-/// Whether a stream can end at this bit: what follows is zero and, in the fixed code, what precedes is the end of block.
+/// Whether a stream can end at this bit: what follows is zero and, in the fixed code, what precedes
+/// is the end of block.
 fn ends_at(stream: &[u8], spare_bits: u32, huffman: Huffman) -> bool {
     let Some([before, last]) = stream.last_chunk() else {
         return false;

@@ -34,7 +34,8 @@ fn every_receiver_reads_every_senders_pages() {
             let (encoded, decoded) = channel.counts();
             assert_eq!(encoded.total(), 8 * 40);
             assert_eq!(encoded.raw, decoded.raw);
-            // Every page that could be compressed went by the device if there was one, at either end.
+            // Every page that could be compressed went by the device if there was one, at either
+            // end.
             let by_hardware = |accel, hardware| match accel {
                 Accel::QplHardware => hardware == encoded.total() - encoded.raw,
                 _ => hardware == 0,
@@ -45,8 +46,8 @@ fn every_receiver_reads_every_senders_pages() {
     }
 }
 
-/// With its description in front every page is a stream, whoever has compressed it: nothing stands behind its end, libqpl
-/// has taken exactly the code that was sent, and an IAA could read it.
+/// With its description in front every page is a stream, whoever has compressed it: nothing stands
+/// behind its end, libqpl has taken exactly the code that was sent, and an IAA could read it.
 #[test]
 fn an_iaa_and_stock_zlib_read_every_page() {
     for settings in senders() {

@@ -165,7 +165,8 @@ fn a_device_without_rights() {
     });
 }
 
-/// A page's transfer is allowed and a larger piece's is not: found out with the first packet, and told.
+/// A page's transfer is allowed and a larger piece's is not: found out with the first packet, and
+/// told.
 #[test]
 fn transfers_that_are_too_small_for_the_pieces() {
     alone!(

@@ -102,7 +102,8 @@ fn a_healthy_device_does_it_all() {
     });
 }
 
-/// Each kind of fault now and then: the device goes on being used, and the pages it did not do are software's.
+/// Each kind of fault now and then: the device goes on being used, and the pages it did not do are
+/// software's.
 #[test]
 fn now_and_then() {
     alone!("faults::now_and_then", || {
@@ -112,7 +113,8 @@ fn now_and_then() {
             FaultKind::ReadPageNowhere,
             FaultKind::WritePage,
             FaultKind::WritePageNowhere,
-            // A table without a code, output overflow, a refused descriptor, an error without a name.
+            // A table without a code, output overflow, a refused descriptor, an error without a
+            // name.
             record(0x0a, 30),
             record(0x0b, 0),
             record(0x10, 0),
@@ -207,7 +209,8 @@ fn given_up(fault: &Machine, reason: &str) {
     );
 }
 
-/// Jobs that never end: after the deadline the migration goes on without the device and without their memory.
+/// Jobs that never end: after the deadline the migration goes on without the device and without
+/// their memory.
 #[test]
 fn a_device_that_never_completes() {
     alone!("faults::a_device_that_never_completes", || {
@@ -238,7 +241,8 @@ fn one_job_of_many_never_completes() {
     });
 }
 
-/// A device that is slow beyond the deadline writes into memory of jobs that were abandoned, which must still be there.
+/// A device that is slow beyond the deadline writes into memory of jobs that were abandoned, which
+/// must still be there.
 #[test]
 fn completions_that_come_too_late() {
     alone!("faults::completions_that_come_too_late", || {
@@ -266,7 +270,8 @@ fn completions_that_come_too_late() {
     });
 }
 
-/// Full queues: each page is asked for a few times and then done in software; after a second of that nobody asks.
+/// Full queues: each page is asked for a few times and then done in software; after a second of
+/// that nobody asks.
 #[test]
 fn busy_queues() {
     alone!("faults::busy_queues", || {
@@ -296,8 +301,8 @@ fn busy_queues() {
     });
 }
 
-/// A queue with fewer places than there are pages: a channel waits for a place which its own jobs have. But the second half
-/// of a dynamic compression may find none.
+/// A queue with fewer places than there are pages: a channel waits for a place which its own jobs
+/// have. But the second half of a dynamic compression may find none.
 #[test]
 fn a_small_queue() {
     alone!("faults::a_small_queue", || {
@@ -323,7 +328,8 @@ fn a_small_queue() {
     });
 }
 
-/// What the device refuses to decompress is refused here too, as the page that it is, and is not held against the device.
+/// What the device refuses to decompress is refused here too, as the page that it is, and is not
+/// held against the device.
 #[test]
 fn damaged_pages_are_not_the_devices_fault() {
     alone!("faults::damaged_pages_are_not_the_devices_fault", || {

@@ -1,4 +1,5 @@
-//! The codecs that libqpl makes, on its software path and on its hardware path with a simulated device.
+//! The codecs that libqpl makes, on its software path and on its hardware path with a simulated
+//! device.
 //!
 //! They need libqpl, and say so by name where it is missing.
 

@@ -1,4 +1,5 @@
-//! Who reads whom: libqpl's two paths, the decoders here, the C zlib, and the judge of what an IAA would read.
+//! Who reads whom: libqpl's two paths, the decoders here, the C zlib, and the judge of what an IAA
+//! would read.
 
 use multifd_codec::{Accel, Pages, Settings, decoder, encoder};
 use multifd_wire::lengths::{self, PageData};
@@ -73,8 +74,8 @@ fn an_iaa_reads_every_page() {
     }
 }
 
-/// Streams of every number, sizes of every kind: a stock receiver reads packet after packet, page by page; no distance
-/// is over 4 KiB, and nothing in a packet looks back at the one before.
+/// Streams of every number, sizes of every kind: a stock receiver reads packet after packet, page
+/// by page; no distance is over 4 KiB, and nothing in a packet looks back at the one before.
 #[test]
 fn stock_zlib_reads_every_stream() {
     for settings in senders() {
@@ -111,8 +112,8 @@ fn stock_zlib_reads_every_stream() {
     }
 }
 
-/// Pieces do not look back at one another, whatever code and path: with a stream for each page a page's neighbours make
-/// no difference to whether it is shorter.
+/// Pieces do not look back at one another, whatever code and path: with a stream for each page a
+/// page's neighbours make no difference to whether it is shorter.
 #[test]
 fn pieces_know_nothing_of_each_other() {
     let mut random = Random::new(9);

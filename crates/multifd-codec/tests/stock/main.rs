@@ -1,4 +1,5 @@
-//! What stock QEMUs send and take: the C zlib and libzstd driven as a stock QEMU drives them, against the codecs here.
+//! What stock QEMUs send and take: the C zlib and libzstd driven as a stock QEMU drives them,
+//! against the codecs here.
 
 mod zlib;
 mod zstd;

@@ -325,8 +325,9 @@ fn we_refuse_what_a_stock_receiver_refuses() {
     }
 }
 
-/// A stream with more in it than its packet's pages: a stock receiver throws the rest away and loses its place, or finds
-/// it in the next packet. Nothing grows here, and nothing is lost in silence.
+/// A stream with more in it than its packet's pages: a stock receiver throws the rest away and
+/// loses its place, or finds it in the next packet. Nothing grows here, and nothing is lost in
+/// silence.
 #[test]
 fn more_than_the_packets_pages() {
     let bytes = packet(&mut Random::new(4), 9, PAGE);
@@ -388,8 +389,8 @@ fn the_library_says_what_it_met() {
     }
 }
 
-/// Damaged streams: what we take, a stock receiver takes too and has the same pages; what only it takes is what it
-/// does not look at.
+/// Damaged streams: what we take, a stock receiver takes too and has the same pages; what only it
+/// takes is what it does not look at.
 #[test]
 fn damage_is_judged_as_a_stock_receiver_judges_it() {
     let mut random = Random::new(5);

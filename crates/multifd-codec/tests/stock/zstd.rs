@@ -1,4 +1,5 @@
-//! Method `zstd`: libzstd driven page by page as a stock receiver drives it, against the decoder here.
+//! Method `zstd`: libzstd driven page by page as a stock receiver drives it, against the decoder
+//! here.
 
 use multifd_codec::{
     Accel, DecodeError, Decoder, Pages, Settings, Streams, ZstdLevel, decoder, encoder,
@@ -16,8 +17,8 @@ fn ours() -> Box<dyn Decoder> {
     decoder(Method::Zstd, &Settings::default()).unwrap()
 }
 
-/// One channel of a stock receiver: a page stops at a frame's end, and what is left behind the last page is not looked
-/// at.
+/// One channel of a stock receiver: a page stops at a frame's end, and what is left behind the last
+/// page is not looked at.
 struct StockReceiver(DCtx<'static>);
 
 impl StockReceiver {
@@ -124,7 +125,8 @@ fn a_stock_receiver_reads_our_payloads() {
             let mut arrived = vec![0; bytes.len()];
             assert!(receiver.takes(&payload, page_size.bytes(), &mut arrived));
             assert!(arrived == bytes, "level {level}, packet {round}");
-            // Magic, and a descriptor that announces no content size, no checksum and no dictionary.
+            // Magic, and a descriptor that announces no content size, no checksum and no
+            // dictionary.
             let opens = payload.starts_with(&[0x28, 0xb5, 0x2f, 0xfd, 0]);
             assert_eq!(opens, round == 0);
         }
@@ -151,8 +153,8 @@ fn a_stock_receiver_reads_all_streams_of_a_channel() {
     }
 }
 
-/// Frames that are read at once give the pages that frames read in order give; and what stands between packets of frames
-/// does not matter, a stock sender's stream included.
+/// Frames that are read at once give the pages that frames read in order give; and what stands
+/// between packets of frames does not matter, a stock sender's stream included.
 #[test]
 fn frames_and_streams_may_follow_each_other() {
     let mut settings = Settings::default();
@@ -331,7 +333,8 @@ const REFUSED: &[(&str, IsIt, Maker)] = &[
     }),
     ("a dictionary", LIBRARY, |_, bytes, out| {
         out.extend(frame(bytes, false));
-        // The descriptor's dictionary flag, and one byte of identifier behind the descriptor and the content size.
+        // The descriptor's dictionary flag, and one byte of identifier behind the descriptor and
+        // the content size.
         out[4] |= 1;
         out.insert(5, 42);
     }),
@@ -426,8 +429,8 @@ fn a_bomb() {
     }
 }
 
-/// Damaged streams: what we take, a stock receiver takes too and has the same pages; what only it takes is what it
-/// does not look at.
+/// Damaged streams: what we take, a stock receiver takes too and has the same pages; what only it
+/// takes is what it does not look at.
 #[test]
 fn damage_is_judged_as_a_stock_receiver_judges_it() {
     let mut random = Random::new(5);

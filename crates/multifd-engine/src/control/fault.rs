@@ -6,7 +6,8 @@ use multifd_wire::Fault;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ControlFault {
-    /// It breaks a rule that QEMU's streams have, too: a magic number, an early end, a list of RAM blocks.
+    /// It breaks a rule that QEMU's streams have, too: a magic number, an early end, a list of RAM
+    /// blocks.
     #[error(transparent)]
     Wire(#[from] Fault),
     /// A message of a kind that its version does not have.

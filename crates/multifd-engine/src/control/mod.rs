@@ -70,7 +70,8 @@ impl Preamble {
         newest: 1,
     };
 
-    /// Takes a preamble apart. A range that is empty is no fault: it has nothing in common with ours.
+    /// Takes a preamble apart. A range that is empty is no fault: it has nothing in common with
+    /// ours.
     ///
     /// # Errors
     /// [`Fault::Magic`] when this is something else.
@@ -155,7 +156,8 @@ pub enum Message {
     Refused(String),
     /// The guest's RAM blocks.
     Blocks(Vec<Block>),
-    /// Every page of this round, counted from 0, has been sent, and a SYNC behind it on every channel.
+    /// Every page of this round, counted from 0, has been sent, and a SYNC behind it on every
+    /// channel.
     RoundMark(u64),
     /// The next piece of the devices' state: at most [`MAX_PIECE_LEN`] bytes.
     DeviceState(Vec<u8>),
@@ -182,8 +184,8 @@ pub struct Hello {
     pub page_size: PageSize,
     /// How many channels it would open, 1 to [`MAX_CHANNELS`].
     pub channels: u16,
-    /// The method in which it will compress, as in a packet's [`Flags`](multifd_wire::Flags). A number, because a
-    /// destination that does not know it is to refuse it, and no fault.
+    /// The method in which it will compress, as in a packet's [`Flags`](multifd_wire::Flags). A
+    /// number, because a destination that does not know it is to refuse it, and no fault.
     pub method_bits: u32,
 }
 
@@ -245,7 +247,8 @@ impl Message {
     /// Appends the message's bytes to `out`.
     ///
     /// # Errors
-    /// When it is longer than a receiver takes, or breaks one of its rules; nothing is written then.
+    /// When it is longer than a receiver takes, or breaks one of its rules; nothing is written
+    /// then.
     pub fn encode(&self, out: &mut Vec<u8>) -> Result<(), ControlFault> {
         body::write(self, out)
     }

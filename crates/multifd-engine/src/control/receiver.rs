@@ -8,15 +8,15 @@ use super::{ControlFault, Message, Preamble};
 /// What comes next on a control connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
-    /// The first: the versions that the peer speaks. When they have nothing in common with ours, what
-    /// follows cannot be read.
+    /// The first: the versions that the peer speaks. When they have nothing in common with ours,
+    /// what follows cannot be read.
     Preamble(Preamble),
     /// A message. Whether it is its turn is for the caller to say.
     Message(Message),
 }
 
-/// The receiving machine of a control connection. Like [`multifd_wire::ChannelReceiver`] it does no IO and takes
-/// bytes in any cut.
+/// The receiving machine of a control connection. Like [`multifd_wire::ChannelReceiver`] it does no
+/// IO and takes bytes in any cut.
 ///
 /// It holds one message at most, whose length was compared with the limit of its kind before.
 #[derive(Debug)]
@@ -51,8 +51,8 @@ impl ControlReceiver {
     /// `input` is used and more is needed.
     ///
     /// # Errors
-    /// When the bytes are no preamble or no message of the version spoken. The machine stays at that
-    /// fault.
+    /// When the bytes are no preamble or no message of the version spoken. The machine stays at
+    /// that fault.
     pub fn push(&mut self, input: &mut &[u8]) -> Result<Option<Event>, ControlFault> {
         let outcome = self.step(input);
         if let Err(fault) = outcome {

@@ -1,9 +1,9 @@
 //! The destination engine: takes a guest that a [`source`](crate::source) sends.
 //!
-//! The guest is started when everything has arrived and the source has given it away; until then, any failure leaves it
-//! with the source. Everything is every page of every block, as contents or as zero, and the devices' state. Memory
-//! beside the guest's own: a packet's pages for each channel, the devices' state up to a limit, and two bits for each
-//! page.
+//! The guest is started when everything has arrived and the source has given it away; until then,
+//! any failure leaves it with the source. Everything is every page of every block, as contents or
+//! as zero, and the devices' state. Memory beside the guest's own: a packet's pages for each
+//! channel, the devices' state up to a limit, and two bits for each page.
 
 mod placing;
 mod session;
@@ -27,12 +27,14 @@ use crate::vm::{VmError, VmHandle};
 pub struct DestinationSettings {
     /// Who decodes.
     pub codec: Settings,
-    /// The most channels it serves, of 1 to 256, by default all of them. A source that wants more gets so many.
+    /// The most channels it serves, of 1 to 256, by default all of them. A source that wants more
+    /// gets so many.
     pub channels: u16,
     /// The most device state it keeps, in bytes, by default 64 MiB.
     pub device_state_bytes: usize,
-    /// How long the source may send nothing at all while it is its turn, by default 120 s; then the guest stays with it.
-    /// A source is silent while it saves its devices' state, and while it computes a digest of all memory.
+    /// How long the source may send nothing at all while it is its turn, by default 120 s; then the
+    /// guest stays with it. A source is silent while it saves its devices' state, and while it
+    /// computes a digest of all memory.
     pub idle_timeout: Duration,
 }
 
@@ -77,19 +79,22 @@ pub struct Received<M> {
     pub device_state_bytes: usize,
     /// From the source's hello until the guest was started.
     pub duration: Duration,
-    /// The digest of all memory at the switch-over, if the source wanted one. It was that of the source.
+    /// The digest of all memory at the switch-over, if the source wanted one. It was that of the
+    /// source.
     pub digest: Option<[u8; 32]>,
 }
 
 /// Waits at `acceptor` for a source, and takes its guest.
 ///
-/// `memory` is called once, with what the source offers, to have the memory made or found; it must be all zero where a
-/// block is fresh, and may hold anything elsewhere. `observe` is called about twice a second. When this returns, no
-/// thread and no connection is left, and the acceptor can be used again.
+/// `memory` is called once, with what the source offers, to have the memory made or found; it must
+/// be all zero where a block is fresh, and may hold anything elsewhere. `observe` is called about
+/// twice a second. When this returns, no thread and no connection is left, and the acceptor can be
+/// used again.
 ///
 /// # Errors
 ///
-/// The first failure of any connection or of the VM. The guest is not started then, and the source is told.
+/// The first failure of any connection or of the VM. The guest is not started then, and the source
+/// is told.
 pub fn receive<M: GuestMemory>(
     acceptor: &mut Acceptor,
     memory: impl FnOnce(&Offer) -> Result<M, VmError>,

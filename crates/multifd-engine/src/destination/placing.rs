@@ -54,7 +54,8 @@ impl<'a> Places<'a> {
         blocks.sort_by(|a, b| a.name().cmp(b.name()));
         let places = Self { blocks, page_size };
         for block in theirs {
-            // Theirs have different names, and there are as many of ours: when each is found, ours are all of them.
+            // Theirs have different names, and there are as many of ours: when each is found, ours
+            // are all of them.
             let place = places
                 .of(&block.name)
                 .map_err(|fault| failed(Some(&block.name), fault))?;

@@ -141,7 +141,8 @@ impl Session<'_> {
         }
     }
 
-    /// As [`check`](Self::check), while a peer should speak at once: it has been its turn since then.
+    /// As [`check`](Self::check), while a peer should speak at once: it has been its turn since
+    /// then.
     fn check_opening(&self, since: Instant) -> Result<(), Cause> {
         if since.elapsed() > HELLO_TIMEOUT {
             return Err(SetupFault::Silent {
@@ -236,7 +237,8 @@ struct Transfer<'a> {
 /// What becomes of the guest, decided once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fate {
-    /// The source has given it away: it is started here, and what happens to connections from then on does not matter.
+    /// The source has given it away: it is started here, and what happens to connections from then
+    /// on does not matter.
     Starts,
     /// It stays where it is.
     Stays,
@@ -316,8 +318,8 @@ impl Transfer<'_> {
         })
     }
 
-    /// Waits for all threads. The first failure closes everything; what fails after it does so because of it, unless it
-    /// is the source's own reason.
+    /// Waits for all threads. The first failure closes everything; what fails after it does so
+    /// because of it, unless it is the source's own reason.
     fn wait(
         &self,
         endings: &mpsc::Receiver<Ending>,
@@ -459,7 +461,8 @@ impl Transfer<'_> {
         }
         let resumed = vm.resume();
         resumed.map_err(|source| vm_fault("be started", source))?;
-        // The guest runs, whether the source gets to know it or not. A source that takes nothing is not waited for.
+        // The guest runs, whether the source gets to know it or not. A source that takes nothing is
+        // not waited for.
         let deadline = Instant::now() + LAST_WORD_TIMEOUT;
         let watch = || match Instant::now() < deadline {
             true => Ok(()),

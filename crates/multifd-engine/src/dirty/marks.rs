@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::{DirtyBitmap, DirtyLog, DirtyLogError};
 use crate::memory::{GuestMemory, OutOfRange};
 
-/// Pages that a VMM marks as changed. Clones are one and the same, and any thread may mark at any time.
+/// Pages that a VMM marks as changed. Clones are one and the same, and any thread may mark at any
+/// time.
 ///
 /// ```
 /// use multifd_engine::dirty::{MarkedLog, Marks, PagemapLog};
@@ -62,13 +63,14 @@ impl Marks {
         }
     }
 
-    /// The bytes of a block were written, or were discarded. Called **after** the change: a mark that comes before it may
-    /// be fetched, and the page sent, too early. Blocks are counted as in
+    /// The bytes of a block were written, or were discarded. Called **after** the change: a mark
+    /// that comes before it may be fetched, and the page sent, too early. Blocks are counted as in
     /// [`GuestMemory::blocks`](crate::memory::GuestMemory::blocks).
     ///
     /// # Errors
     ///
-    /// [`OutOfRange`] when the bytes are not all in the block, or there is no such block. Nothing is marked then.
+    /// [`OutOfRange`] when the bytes are not all in the block, or there is no such block. Nothing
+    /// is marked then.
     pub fn mark(&self, block: usize, bytes: Range<u64>) -> Result<(), OutOfRange> {
         let (found, len_bytes) = match self.blocks.get(block) {
             Some(block) => (Some(block), block.len_bytes),
@@ -162,7 +164,8 @@ impl<L: DirtyLog> DirtyLog for MarkedLog<L> {
     }
 }
 
-/// What one mark stands for: no guest has smaller pages that matter, and it costs 32 KiB for each GiB.
+/// What one mark stands for: no guest has smaller pages that matter, and it costs 32 KiB for each
+/// GiB.
 const UNIT_BYTES: usize = 4096;
 const WORD_BITS: usize = u64::BITS as usize;
 

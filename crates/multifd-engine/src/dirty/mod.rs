@@ -18,14 +18,15 @@ pub use vm_memory::AtomicBitmapLog;
 
 /// A record of what changes in guest memory, kept by someone: the kernel, a hypervisor, a VMM.
 ///
-/// A page that is written between two fetches must be in the second, whatever else happens at the time. A page that is
-/// written during a fetch must be in that fetch or in the next. A page that is reported although nobody wrote it costs
-/// only time.
+/// A page that is written between two fetches must be in the second, whatever else happens at the
+/// time. A page that is written during a fetch must be in that fetch or in the next. A page that is
+/// reported although nobody wrote it costs only time.
 ///
 /// # Who tells of what
 ///
-/// Guest memory changes in more ways than any one log sees. A page that nobody reports is old at the destination; only
-/// [`Parameters::digest`](crate::Parameters::digest) would notice, and then the migration fails.
+/// Guest memory changes in more ways than any one log sees. A page that nobody reports is old at
+/// the destination; only [`Parameters::digest`](crate::Parameters::digest) would notice, and then
+/// the migration fails.
 ///
 /// | change | [`PagemapLog`] | `AtomicBitmapLog` | a hypervisor's log (KVM) |
 /// | --- | --- | --- | --- |
@@ -36,16 +37,18 @@ pub use vm_memory::AtomicBitmapLog;
 /// | page discarded in private memory (`MADV_DONTNEED`) | yes | by the engine | by the engine |
 /// | page discarded in shared memory (`FALLOC_FL_PUNCH_HOLE`, `MADV_REMOVE`) | by the engine | by the engine | by the engine |
 ///
-/// **Writes** that the log does not see are told with [`Marks`], which any thread of the VMM may hold.
+/// **Writes** that the log does not see are told with [`Marks`], which any thread of the VMM may
+/// hold.
 ///
-/// **Discarded pages** are those that the guest gives back and the VMM frees: by a balloon, by virtio-mem, by free page
-/// reporting. They read as zero from then on, and nobody has written them. Unless the log
-/// [reports them](Self::reports_discards), the source engine looks for them after every fetch, in the page tables of its
-/// own process: where a page was sent with contents and is not mapped any more, it looks whether the page is zero now.
-/// One kind escapes it: a page of *shared* memory that was discarded and then *read* before the next fetch, through the
-/// same mapping that the engine reads. It is mapped again and nothing tells it from the page before. A VMM whose guest
-/// runs on the mapping that the engine reads therefore marks what it discards. A VMM whose guest runs in another
-/// process than the engine need not.
+/// **Discarded pages** are those that the guest gives back and the VMM frees: by a balloon, by
+/// virtio-mem, by free page reporting. They read as zero from then on, and nobody has written them.
+/// Unless the log [reports them](Self::reports_discards), the source engine looks for them after
+/// every fetch, in the page tables of its own process: where a page was sent with contents and is
+/// not mapped any more, it looks whether the page is zero now. One kind escapes it: a page of
+/// *shared* memory that was discarded and then *read* before the next fetch, through the same
+/// mapping that the engine reads. It is mapped again and nothing tells it from the page before. A
+/// VMM whose guest runs on the mapping that the engine reads therefore marks what it discards. A
+/// VMM whose guest runs in another process than the engine need not.
 pub trait DirtyLog: Send {
     /// Begins to take notice. What was written before need not be reported.
     ///
@@ -54,20 +57,21 @@ pub trait DirtyLog: Send {
     /// When this machine or this guest cannot be tracked.
     fn start(&mut self) -> Result<(), DirtyLogError>;
 
-    /// Adds what was written since the last fetch to `dirty`, which has one bitmap for each RAM block, in the order of
-    /// [`GuestMemory::blocks`](crate::memory::GuestMemory::blocks), and forgets it.
+    /// Adds what was written since the last fetch to `dirty`, which has one bitmap for each RAM
+    /// block, in the order of [`GuestMemory::blocks`](crate::memory::GuestMemory::blocks), and
+    /// forgets it.
     ///
     /// # Errors
     ///
     /// When the log cannot be read.
     fn fetch(&mut self, dirty: &mut [DirtyBitmap]) -> Result<(), DirtyLogError>;
 
-    /// Takes no more notice. Called once after each `start` that went well, however the migration ended. A guest that
-    /// stays is running again by then.
+    /// Takes no more notice. Called once after each `start` that went well, however the migration
+    /// ended. A guest that stays is running again by then.
     fn stop(&mut self);
 
-    /// Whether `fetch` also reports every page that was discarded. The source engine then does not look for them, and
-    /// needs no `/proc`.
+    /// Whether `fetch` also reports every page that was discarded. The source engine then does not
+    /// look for them, and needs no `/proc`.
     fn reports_discards(&self) -> bool {
         false
     }

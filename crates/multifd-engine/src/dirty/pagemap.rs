@@ -1,13 +1,15 @@
-//! Linux's own record of which pages of a mapping are written: `PAGEMAP_SCAN` with asynchronous write protection by
-//! userfaultfd, from Linux 6.7 on.
+//! Linux's own record of which pages of a mapping are written: `PAGEMAP_SCAN` with asynchronous
+//! write protection by userfaultfd, from Linux 6.7 on.
 //!
-//! The two halves may be in two processes. The one whose writes are to be tracked registers its mapping with a
-//! userfaultfd ([`WriteTracking`]): from then on the kernel can write-protect pages there, and takes the protection off
-//! by itself at the first write, without waking anybody. Whoever may read that process's `/proc/PID/pagemap` (itself,
-//! its owner, root: what `ptrace(2)` calls read access) then asks, in one call and without a gap between the two, which
-//! pages are not protected, and protects them anew ([`PagemapLog`]). The mapping runs on meanwhile.
+//! The two halves may be in two processes. The one whose writes are to be tracked registers its
+//! mapping with a userfaultfd ([`WriteTracking`]): from then on the kernel can write-protect pages
+//! there, and takes the protection off by itself at the first write, without waking anybody.
+//! Whoever may read that process's `/proc/PID/pagemap` (itself, its owner, root: what `ptrace(2)`
+//! calls read access) then asks, in one call and without a gap between the two, which pages are not
+//! protected, and protects them anew ([`PagemapLog`]). The mapping runs on meanwhile.
 //!
-//! What is tracked is the mapping, not the file behind it. See [`PagemapLog`] for what that leaves out.
+//! What is tracked is the mapping, not the file behind it. See [`PagemapLog`] for what that leaves
+//! out.
 #![allow(unsafe_code)]
 
 use std::fs::File;
@@ -24,7 +26,8 @@ use rustix::mm::{UserfaultfdFlags, userfaultfd};
 use super::{DirtyBitmap, DirtyLog, DirtyLogError};
 use crate::memory::{GuestMemory, HostRange};
 
-/// Mappings of this process that can be tracked, by this process or by another one, until it is dropped.
+/// Mappings of this process that can be tracked, by this process or by another one, until it is
+/// dropped.
 #[derive(Debug)]
 pub struct WriteTracking {
     _userfaultfd: OwnedFd,
@@ -35,12 +38,12 @@ impl WriteTracking {
     ///
     /// # Errors
     ///
-    /// [`DirtyLogError::Kernel`] when this kernel cannot, which it says by name; `System` when something else has
-    /// registered a mapping, or the ranges are not whole pages.
+    /// [`DirtyLogError::Kernel`] when this kernel cannot, which it says by name; `System` when
+    /// something else has registered a mapping, or the ranges are not whole pages.
     pub fn register(ranges: &[HostRange<'_>]) -> Result<Self, DirtyLogError> {
         let flags = UserfaultfdFlags::CLOEXEC | UserfaultfdFlags::from_bits_retain(USER_MODE_ONLY);
-        // SAFETY: with write protection alone, registered memory keeps its content and its addresses; only whether a
-        // page has been written is noted.
+        // SAFETY: with write protection alone, registered memory keeps its content and its
+        // addresses; only whether a page has been written is noted.
         let userfaultfd = unsafe { userfaultfd(flags) }.map_err(|errno| match errno {
             Errno::NOSYS => kernel_lacks(TRACKING),
             errno => refused("make a userfaultfd", errno),
@@ -73,14 +76,14 @@ impl WriteTracking {
 
 /// What is written to the mappings of a process, as its page tables tell.
 ///
-/// It sees every write through these mappings: of the process's threads, of virtual CPUs that run on them, and of the
-/// kernel on behalf of the process (`read(2)` into guest memory, vhost in the kernel). In private anonymous memory it
-/// also sees pages that are discarded.
+/// It sees every write through these mappings: of the process's threads, of virtual CPUs that run
+/// on them, and of the kernel on behalf of the process (`read(2)` into guest memory, vhost in the
+/// kernel). In private anonymous memory it also sees pages that are discarded.
 ///
-/// It does not see what happens to the file behind a shared mapping in another way: a write through another mapping of
-/// the same file (a vhost-user back end), `pwrite(2)` to the file, and a page that is discarded
-/// (`FALLOC_FL_PUNCH_HOLE`, `MADV_REMOVE`). The source engine finds discarded pages by itself, as
-/// [`DirtyLog`] says. The VMM tells of the writes with [`Marks`](super::Marks).
+/// It does not see what happens to the file behind a shared mapping in another way: a write through
+/// another mapping of the same file (a vhost-user back end), `pwrite(2)` to the file, and a page
+/// that is discarded (`FALLOC_FL_PUNCH_HOLE`, `MADV_REMOVE`). The source engine finds discarded
+/// pages by itself, as [`DirtyLog`] says. The VMM tells of the writes with [`Marks`](super::Marks).
 #[derive(Debug)]
 pub struct PagemapLog {
     pagemap: File,
@@ -96,7 +99,8 @@ pub struct PagemapLog {
 }
 
 impl PagemapLog {
-    /// Tracks what this process writes to `memory`: threads of it that are the guest, or a hypervisor under it.
+    /// Tracks what this process writes to `memory`: threads of it that are the guest, or a
+    /// hypervisor under it.
     ///
     /// # Errors
     ///
@@ -109,9 +113,9 @@ impl PagemapLog {
         Self::open("/proc/self/pagemap", addresses, Some(tracking))
     }
 
-    /// Tracks what another process writes to its mappings. `ranges` are addresses there, one range for each RAM block in
-    /// the order of the engine's [`GuestMemory`], and have been registered by that process with a [`WriteTracking`]
-    /// that it keeps.
+    /// Tracks what another process writes to its mappings. `ranges` are addresses there, one range
+    /// for each RAM block in the order of the engine's [`GuestMemory`], and have been registered by
+    /// that process with a [`WriteTracking`] that it keeps.
     ///
     /// # Errors
     ///
@@ -137,7 +141,8 @@ impl PagemapLog {
         })
     }
 
-    /// Finds the pages of `range` that are not protected and protects them; `found` is given their addresses.
+    /// Finds the pages of `range` that are not protected and protects them; `found` is given their
+    /// addresses.
     fn scan(
         &mut self,
         range: Range<u64>,
@@ -196,10 +201,12 @@ fn scan(
             // The kernel joins neighbours only when they agree in what is returned.
             return_mask: query.category_mask & PAGE_IS_WRITTEN,
         };
-        // SAFETY: the number and the structure belong together (Documentation/admin-guide/mm/pagemap.rst), and
-        // `regions` points to room for as many regions as `regions_len` says.
+        // SAFETY: the number and the structure belong together
+        // (Documentation/admin-guide/mm/pagemap.rst), and `regions` points to room for as many
+        // regions as `regions_len` says.
         let count = unsafe { ioctl(pagemap, Call(PAGEMAP_SCAN, &mut scan)) }?;
-        // SAFETY: the kernel has filled the first `count` of them, and says never more than there is room for.
+        // SAFETY: the kernel has filled the first `count` of them, and says never more than there
+        // is room for.
         unsafe { regions.set_len(count.min(REGIONS_PER_SCAN)) };
         regions
             .iter()
@@ -212,7 +219,8 @@ fn scan(
     Ok(())
 }
 
-/// Which pages of this process's mappings have memory: what its page tables say, of any kind of mapping.
+/// Which pages of this process's mappings have memory: what its page tables say, of any kind of
+/// mapping.
 #[derive(Debug)]
 pub(crate) struct ResidentPages {
     pagemap: File,
@@ -236,8 +244,8 @@ impl ResidentPages {
         })
     }
 
-    /// Gives `absent` the addresses in `range` where nothing is mapped, or only the page of zeros that the kernel
-    /// shares: pages that were discarded, swapped out or never touched.
+    /// Gives `absent` the addresses in `range` where nothing is mapped, or only the page of zeros
+    /// that the kernel shares: pages that were discarded, swapped out or never touched.
     pub(crate) fn absent(
         &mut self,
         range: Range<u64>,
@@ -279,7 +287,8 @@ impl ResidentPages {
         Ok(())
     }
 
-    /// The same by `read(2)`: 64 bits for each page, which do not tell the page of zeros from others.
+    /// The same by `read(2)`: 64 bits for each page, which do not tell the page of zeros from
+    /// others.
     fn read_entries(
         &self,
         range: Range<u64>,
@@ -333,7 +342,8 @@ impl DirtyLog for PagemapLog {
         Ok(())
     }
 
-    /// Leaves the last protection on: each page loses it at its next write, which costs the guest one short fault.
+    /// Leaves the last protection on: each page loses it at its next write, which costs the guest
+    /// one short fault.
     fn stop(&mut self) {}
 }
 
@@ -364,7 +374,8 @@ fn kernel_lacks(what: &'static str) -> DirtyLogError {
 const TRACKING: &str = "tracking writes by PAGEMAP_SCAN";
 const SCAN: &str = "scan the guest's page tables";
 
-/// One call returns at most so many stretches of pages: 96 KiB, whatever the memory's size. More make no scan faster.
+/// One call returns at most so many stretches of pages: 96 KiB, whatever the memory's size. More
+/// make no scan faster.
 const REGIONS_PER_SCAN: usize = 4096;
 
 /// `struct uffdio_api`.
@@ -410,12 +421,12 @@ struct Region {
     categories: u64,
 }
 
-/// A call with a structure that the kernel reads and answers in. Its result is a number, which the ready-made callers of
-/// ioctls leave out.
+/// A call with a structure that the kernel reads and answers in. Its result is a number, which the
+/// ready-made callers of ioctls leave out.
 struct Call<'a, T>(Opcode, &'a mut T);
 
-// SAFETY: as far as it depends on this: the pointer is to the structure, which the kernel may change. That the number is
-// one that has such a structure is for each call to say.
+// SAFETY: as far as it depends on this: the pointer is to the structure, which the kernel may
+// change. That the number is one that has such a structure is for each call to say.
 unsafe impl<T> Ioctl for Call<'_, T> {
     type Output = usize;
 
@@ -435,14 +446,16 @@ unsafe impl<T> Ioctl for Call<'_, T> {
     }
 }
 
-/// `UFFD_USER_MODE_ONLY`, with which no privilege is needed. It is about faults that wait for a reader, of which there
-/// are none here: what the kernel writes for the process, as in `read(2)`, is tracked too.
+/// `UFFD_USER_MODE_ONLY`, with which no privilege is needed. It is about faults that wait for a
+/// reader, of which there are none here: what the kernel writes for the process, as in `read(2)`,
+/// is tracked too.
 const USER_MODE_ONLY: u32 = 1;
 const PAGEMAP_SCAN: Opcode = opcode::read_write::<Scan>(b'f', 16);
 const UFFDIO_API: Opcode = opcode::read_write::<Api>(0xaa, 0x3f);
 const UFFDIO_REGISTER: Opcode = opcode::read_write::<Register>(0xaa, 0x00);
 const API: u64 = 0xaa;
-/// Write protection of files in memory, of pages that are not there yet, and without a reader of faults.
+/// Write protection of files in memory, of pages that are not there yet, and without a reader of
+/// faults.
 const FEATURES: u64 = 1 << 12 | 1 << 13 | 1 << 15;
 const REGISTER_MODE_WP: u64 = 2;
 const WP_MATCHING: u64 = 1;

@@ -5,12 +5,12 @@ use vm_memory::{GuestMemoryBackend, GuestRegionMmap};
 
 use super::{DirtyBitmap, DirtyLog, DirtyLogError};
 
-/// `vm-memory`'s [`AtomicBitmap`], which knows all writes made through that crate: of a VMM's devices, and of a guest
-/// that is emulated.
+/// `vm-memory`'s [`AtomicBitmap`], which knows all writes made through that crate: of a VMM's
+/// devices, and of a guest that is emulated.
 ///
-/// It does not know what a virtual CPU writes on its own. A VMM with KVM adds what the hypervisor's log says in a
-/// [`DirtyLog`] of its own around this one, or tracks its mappings with a [`PagemapLog`](super::PagemapLog), which sees
-/// both.
+/// It does not know what a virtual CPU writes on its own. A VMM with KVM adds what the hypervisor's
+/// log says in a [`DirtyLog`] of its own around this one, or tracks its mappings with a
+/// [`PagemapLog`](super::PagemapLog), which sees both.
 #[derive(Debug)]
 pub struct AtomicBitmapLog<'a, M> {
     memory: &'a M,

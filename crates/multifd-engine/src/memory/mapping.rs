@@ -39,8 +39,9 @@ impl Mapping {
         Self::shared(file.into())
     }
 
-    /// All of a file that another process may have mapped too, such as a memfd that it has passed. Should that process
-    /// make it shorter, both are killed by the system when they touch what is gone.
+    /// All of a file that another process may have mapped too, such as a memfd that it has passed.
+    /// Should that process make it shorter, both are killed by the system when they touch what is
+    /// gone.
     ///
     /// # Errors
     ///
@@ -50,7 +51,8 @@ impl Mapping {
         let too_long = || io::Error::from(io::ErrorKind::FileTooLarge);
         let len_bytes = usize::try_from(file.metadata()?.len()).map_err(|_| too_long())?;
         let access = ProtFlags::READ | ProtFlags::WRITE;
-        // SAFETY: a new mapping at an address of the system's choice, which overlaps nothing that is in use.
+        // SAFETY: a new mapping at an address of the system's choice, which overlaps nothing that
+        // is in use.
         let start = unsafe {
             mmap(
                 ptr::null_mut(),
@@ -73,12 +75,13 @@ impl Mapping {
     /// The memory.
     #[must_use]
     pub fn range(&self) -> HostRange<'_> {
-        // SAFETY: mapped for reading and writing, and aligned to a page, until `self` is dropped, which the lifetime
-        // outlasts not; nobody is given a reference to it, only ranges.
+        // SAFETY: mapped for reading and writing, and aligned to a page, until `self` is dropped,
+        // which the lifetime outlasts not; nobody is given a reference to it, only ranges.
         unsafe { HostRange::new(self.start, self.len_bytes) }
     }
 
-    /// Whether the file has no memory at all yet: nobody has touched it, neither here nor elsewhere.
+    /// Whether the file has no memory at all yet: nobody has touched it, neither here nor
+    /// elsewhere.
     fn is_fresh(&self) -> bool {
         self.file.metadata().is_ok_and(|file| file.blocks() == 0)
     }
@@ -92,7 +95,8 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: exactly what `shared` has mapped; no range outlives `self`. It cannot fail for such a range.
+        // SAFETY: exactly what `shared` has mapped; no range outlives `self`. It cannot fail for
+        // such a range.
         let _ = unsafe { munmap(self.start.as_ptr().cast(), self.len_bytes) };
     }
 }

@@ -16,10 +16,11 @@ pub use vm_memory::{VmMemory, VmMemoryError};
 
 /// The memory of a guest.
 ///
-/// An engine asks for the blocks once, at the beginning of a migration. Source and destination must have the same
-/// blocks: as many, with the same names and lengths, in any order. They are all of the guest's memory: what is in no
-/// block is not moved, and if both ends leave out the same, neither can notice. So memory that cannot be a block is an
-/// error where the value is made, and never left out.
+/// An engine asks for the blocks once, at the beginning of a migration. Source and destination must
+/// have the same blocks: as many, with the same names and lengths, in any order. They are all of
+/// the guest's memory: what is in no block is not moved, and if both ends leave out the same,
+/// neither can notice. So memory that cannot be a block is an error where the value is made, and
+/// never left out.
 pub trait GuestMemory: Sync {
     /// The RAM blocks.
     fn blocks(&self) -> Vec<MemoryBlock<'_>>;
@@ -44,7 +45,8 @@ pub struct MemoryBlock<'a> {
     pub name: BlockName,
     /// Where it lies.
     pub range: HostRange<'a>,
-    /// Nothing has been written to it since it was made, so all of it is zero. A destination then leaves alone what is
-    /// to be zero, and pages that nobody ever touched take no memory. Says nothing at a source.
+    /// Nothing has been written to it since it was made, so all of it is zero. A destination then
+    /// leaves alone what is to be zero, and pages that nobody ever touched take no memory. Says
+    /// nothing at a source.
     pub is_fresh: bool,
 }

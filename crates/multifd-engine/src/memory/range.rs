@@ -1,8 +1,8 @@
 //! A stretch of guest memory: an address, a length, and the promise that it can be used.
 //!
-//! The guest writes its memory while it is read here, and at a destination a peer decides which channel writes which
-//! page. So there is never a reference to it, neither shared nor exclusive: every access is an atomic load or store of
-//! one word.
+//! The guest writes its memory while it is read here, and at a destination a peer decides which
+//! channel writes which page. So there is never a reference to it, neither shared nor exclusive:
+//! every access is an atomic load or store of one word.
 #![allow(unsafe_code)]
 
 use std::marker::PhantomData;
@@ -41,9 +41,9 @@ impl<'a> HostRange<'a> {
     ///
     /// - the bytes are mapped, and may be read and, at a destination, written from any thread,
     /// - `start` is aligned to 8 bytes,
-    /// - there is neither a `&` nor a `&mut` to any of the bytes but to atomics, and nobody in this program accesses
-    ///   them but atomically (or, as is usual for guest memory, volatilely). The guest itself, devices and other
-    ///   processes may do as they like.
+    /// - there is neither a `&` nor a `&mut` to any of the bytes but to atomics, and nobody in this
+    ///   program accesses them but atomically (or, as is usual for guest memory, volatilely). The
+    ///   guest itself, devices and other processes may do as they like.
     #[must_use]
     pub const unsafe fn new(start: NonNull<u8>, len_bytes: usize) -> Self {
         Self {
@@ -73,8 +73,8 @@ impl<'a> HostRange<'a> {
     /// [`OutOfRange`] when it is not all inside.
     pub fn page(&self, offset: u64, page_size: PageSize) -> Result<GuestPage<'a>, OutOfRange> {
         let start = self.word(offset, page_size.bytes())?;
-        // SAFETY: `word` has checked that the page lies inside the range and is aligned; all else was promised to `new`
-        // for `'a`.
+        // SAFETY: `word` has checked that the page lies inside the range and is aligned; all else
+        // was promised to `new` for `'a`.
         Ok(unsafe { GuestPage::new(start.cast(), page_size) })
     }
 
@@ -89,8 +89,8 @@ impl<'a> HostRange<'a> {
         for (index, word) in words.iter().enumerate() {
             // SAFETY: `word` has checked that as many words as `bytes` has lie inside the range.
             let to = unsafe { start.add(index) };
-            // SAFETY: mapped, writable and aligned, as promised to `new`; others may access it now, which an atomic
-            // allows, and this reference does not outlive the store.
+            // SAFETY: mapped, writable and aligned, as promised to `new`; others may access it now,
+            // which an atomic allows, and this reference does not outlive the store.
             unsafe { AtomicU64::from_ptr(to.as_ptr()) }
                 .store(u64::from_ne_bytes(*word), Ordering::Relaxed);
         }
@@ -138,7 +138,8 @@ impl<'a> HostRange<'a> {
 
 const WORD_BYTES: usize = size_of::<u64>();
 
-// SAFETY: a range is only an address. Using what it points to is promised to `new` to be allowed from any thread.
+// SAFETY: a range is only an address. Using what it points to is promised to `new` to be allowed
+// from any thread.
 unsafe impl Send for HostRange<'_> {}
 // SAFETY: as above; a shared range gives nothing but the same atomic accesses.
 unsafe impl Sync for HostRange<'_> {}

@@ -15,7 +15,8 @@ pub struct VmMemory<'a> {
     blocks: Vec<MemoryBlock<'a>>,
 }
 
-/// A region that cannot be a RAM block. It is never left out: both ends would do so alike, and the guest would lose it.
+/// A region that cannot be a RAM block. It is never left out: both ends would do so alike, and the
+/// guest would lose it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum VmMemoryError {
@@ -115,8 +116,9 @@ fn block<R: GuestMemoryRegion>(
         BlockName::new(name.as_bytes()).map_err(|_| VmMemoryError::Name { guest_address })?;
     Ok(MemoryBlock {
         name,
-        // SAFETY: `vm-memory` keeps the region mapped, for reading and writing, as long as the memory is borrowed; its
-        // own users access it by volatile accesses only. Aligned, as was just looked at.
+        // SAFETY: `vm-memory` keeps the region mapped, for reading and writing, as long as the
+        // memory is borrowed; its own users access it by volatile accesses only. Aligned, as was
+        // just looked at.
         range: unsafe { HostRange::new(start, mapped_bytes) },
         is_fresh,
     })

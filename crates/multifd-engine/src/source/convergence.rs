@@ -1,11 +1,13 @@
-//! When to stop the guest: how fast pages leave, how fast they are written, and what that makes of what is left.
+//! When to stop the guest: how fast pages leave, how fast they are written, and what that makes of
+//! what is left.
 
 use std::time::Duration;
 
 /// What the rounds so far have shown.
 ///
-/// Pages are counted, not bytes: how well they compress is in the time they took. Zero pages cost next to nothing, so
-/// only the others count, and the time of a round counts whole: the estimate errs on the slow side.
+/// Pages are counted, not bytes: how well they compress is in the time they took. Zero pages cost
+/// next to nothing, so only the others count, and the time of a round counts whole: the estimate
+/// errs on the slow side.
 #[derive(Debug)]
 pub(crate) struct Convergence {
     /// A round trip to the destination.
@@ -41,16 +43,16 @@ impl Rate {
     }
 }
 
-/// Of two rounds of equal length the last has twice the weight of the one before: the guest's writes, and so what is
-/// sent, are others than in the bulk round.
+/// Of two rounds of equal length the last has twice the weight of the one before: the guest's
+/// writes, and so what is sent, are others than in the bulk round.
 const WEIGHT_OF_THE_PAST: f64 = 0.5;
 
-/// What is waited for while the guest is stopped, beside pages: the acknowledgements of the last round, of the
-/// completion and of the start.
+/// What is waited for while the guest is stopped, beside pages: the acknowledgements of the last
+/// round, of the completion and of the start.
 const ROUND_TRIPS: u32 = 3;
 
-/// A guest that has written nothing but zeros in so many rounds is taken to write nothing else. Otherwise one that does
-/// so for ever would never be stopped.
+/// A guest that has written nothing but zeros in so many rounds is taken to write nothing else.
+/// Otherwise one that does so for ever would never be stopped.
 const ZERO_ROUNDS: u32 = 3;
 
 impl Convergence {
@@ -101,8 +103,8 @@ impl Convergence {
         self.dirty_rate
     }
 
-    /// How long the guest would stand still were it stopped now, with `remaining` pages to send. `None` when that is not
-    /// known, because no page with contents was sent yet.
+    /// How long the guest would stand still were it stopped now, with `remaining` pages to send.
+    /// `None` when that is not known, because no page with contents was sent yet.
     pub(crate) fn expected_downtime(&self, remaining: u64) -> Option<Duration> {
         let fixed = self.round_trip * ROUND_TRIPS + self.fetch;
         // While the log was read, the guest wrote more.

@@ -1,9 +1,11 @@
-//! Pages that have been discarded since they were sent: nobody wrote them, and they read as zero now.
+//! Pages that have been discarded since they were sent: nobody wrote them, and they read as zero
+//! now.
 //!
-//! No dirty log need know of them, because no page table says "written" where memory was taken away from a file. So the
-//! source remembers what it has sent with contents. Where nothing is mapped any more it looks at the page: if that is
-//! zero now, it is to be sent again. Pages that were swapped out are not mapped either, and hold what was sent; reading
-//! them tells the two apart, and brings them back.
+//! No dirty log need know of them, because no page table says "written" where memory was taken away
+//! from a file. So the source remembers what it has sent with contents. Where nothing is mapped any
+//! more it looks at the page: if that is zero now, it is to be sent again. Pages that were swapped
+//! out are not mapped either, and hold what was sent; reading them tells the two apart, and brings
+//! them back.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,7 +18,8 @@ use crate::engine_fault::EngineFault;
 use crate::failure::Cause;
 use crate::memory::MemoryBlock;
 
-/// Which units of a block hold something at the destination: one bit for each. All channels note what they send.
+/// Which units of a block hold something at the destination: one bit for each. All channels note
+/// what they send.
 pub(super) struct Contents {
     unit: PageSize,
     words: Vec<AtomicU64>,
@@ -36,7 +39,8 @@ impl Contents {
         }
     }
 
-    /// `copy` is what is sent of the block's bytes from `offset` on. Says whether all of it is zero.
+    /// `copy` is what is sent of the block's bytes from `offset` on. Says whether all of it is
+    /// zero.
     pub(super) fn note(&self, offset: u64, copy: &[u8]) -> bool {
         let mut all_zero = true;
         for (index, unit) in
@@ -84,7 +88,8 @@ impl Discards {
         })
     }
 
-    /// Adds the pages of `block` to `dirty` that hold something at the destination and nothing here.
+    /// Adds the pages of `block` to `dirty` that hold something at the destination and nothing
+    /// here.
     pub(super) fn find(
         &mut self,
         block: &MemoryBlock<'_>,
@@ -112,7 +117,8 @@ impl Discards {
                     .map_err(EngineFault::from)?];
                 self.copy.clear();
                 Pages::guest(&page, sent.unit)?.append_to(&mut self.copy);
-                // The gap may be a part of a unit where the block does not begin with a page of this machine.
+                // The gap may be a part of a unit where the block does not begin with a page of
+                // this machine.
                 let is_whole = offset >= start && offset.saturating_add(unit_bytes) <= end;
                 if !is_whole || is_zero(&self.copy) {
                     dirty.insert_bytes(offset..offset.saturating_add(unit_bytes));
@@ -132,8 +138,8 @@ mod tests {
     use multifd_wire::BlockName;
     use rustix::fs::{FallocateFlags, fallocate};
 
-    /// Which pages of 64 are found once `discard` has been done to them. The engine reads them through a mapping of its
-    /// own, with nothing mapped in it so far if `is_new`.
+    /// Which pages of 64 are found once `discard` has been done to them. The engine reads them
+    /// through a mapping of its own, with nothing mapped in it so far if `is_new`.
     fn found(page_size: PageSize, is_new: bool, discard: impl FnOnce(&Mapping)) -> Vec<usize> {
         let guests = Mapping::memfd("guest", 64 * 4096).unwrap();
         let ours = Mapping::shared(guests.file().try_clone().unwrap().into()).unwrap();

@@ -1,8 +1,9 @@
 //! The source engine: sends a guest to a [`destination`](crate::destination).
 //!
-//! First all pages, then again and again those that were written meanwhile, until what is left can be sent within
-//! `downtime-limit`; then the guest is stopped, the rest follows, and the destination starts it. Until the source has
-//! said that it gives the guest away, any failure leaves it here, running.
+//! First all pages, then again and again those that were written meanwhile, until what is left can
+//! be sent within `downtime-limit`; then the guest is stopped, the rest follows, and the
+//! destination starts it. Until the source has said that it gives the guest away, any failure
+//! leaves it here, running.
 
 mod convergence;
 mod discards;
@@ -56,8 +57,8 @@ pub enum GuestState {
     Runs,
     /// It is here, and would not be resumed.
     Stopped(VmError),
-    /// The source had given it away, and the destination has not said whether it runs there. It stands still here:
-    /// resume it only after having seen that it does not run there.
+    /// The source had given it away, and the destination has not said whether it runs there. It
+    /// stands still here: resume it only after having seen that it does not run there.
     Unknown,
 }
 
@@ -75,7 +76,8 @@ impl fmt::Display for GuestState {
     }
 }
 
-/// Sends `guest` to the destination that listens at `address`. Blocks until it runs there, or has failed.
+/// Sends `guest` to the destination that listens at `address`. Blocks until it runs there, or has
+/// failed.
 ///
 /// `observe` is called from this thread. When this returns, no thread and no connection is left.
 ///

@@ -4,8 +4,8 @@ use std::num::NonZeroU64;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// How much of the budget may be saved up while nothing is sent, and spent at once. Little enough that no second has
-/// noticeably more than its share.
+/// How much of the budget may be saved up while nothing is sent, and spent at once. Little enough
+/// that no second has noticeably more than its share.
 const MOST_SAVED: Duration = Duration::from_millis(20);
 
 /// Says how long to wait behind bytes that were sent.

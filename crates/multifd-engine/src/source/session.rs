@@ -28,7 +28,8 @@ use crate::parameters::Parameters;
 use crate::statistics::{Phase, Progress, Statistics, Tally};
 use crate::{VmError, digest};
 
-/// How long one connection may take to be made. A destination that listens answers within a round trip.
+/// How long one connection may take to be made. A destination that listens answers within a round
+/// trip.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long a destination may take to start the guest once it has everything.
@@ -81,7 +82,8 @@ pub(super) fn run(
         Custody::Running | Custody::Paused(_) => GuestState::Runs,
     };
     if session.is_tracked {
-        // Where the guest is, is known by now. That matters more than a log that panics when it is put away.
+        // Where the guest is, is known by now. That matters more than a log that panics when it is
+        // put away.
         let _ = catch_unwind(AssertUnwindSafe(|| session.guest.dirty.stop()));
     }
     session.statistics.total_time = session.watch.elapsed();
@@ -320,7 +322,8 @@ impl Migration<'_, '_, '_, '_, '_> {
         self.switch_over(digest)
     }
 
-    /// Adds what the log says to the bitmaps, and what has been discarded; how many pages are to be sent.
+    /// Adds what the log says to the bitmaps, and what has been discarded; how many pages are to be
+    /// sent.
     fn fetch(&mut self) -> Result<u64, Cause> {
         let (since, begun, before) = (self.fetched, Instant::now(), self.pages());
         let fetched = self.session.guest.dirty.fetch(self.bitmaps);
@@ -381,8 +384,9 @@ impl Migration<'_, '_, '_, '_, '_> {
         let stopped = Instant::now();
         self.session.custody = Custody::Paused(stopped);
         self.vm("be stopped", |vm| vm.pause())?;
-        // Saving the state may write memory, so the last look at what was written comes after it. One round for both:
-        // what the guest wrote before its stop is sent no sooner by a round of its own.
+        // Saving the state may write memory, so the last look at what was written comes after it.
+        // One round for both: what the guest wrote before its stop is sent no sooner by a round of
+        // its own.
         let state = self.vm("tell its state", |vm| vm.save_device_state())?;
         self.fetch().map_err(on_main)?;
         self.send_round(Phase::SwitchOver)?;
@@ -395,7 +399,8 @@ impl Migration<'_, '_, '_, '_, '_> {
             true => Ok(()),
             false => Err(EngineFault::Closed.into()),
         };
-        // An error here means that the message is not whole on its way, and no part of it has an effect.
+        // An error here means that the message is not whole on its way, and no part of it has an
+        // effect.
         let sent = self.link.send(&Message::Start, &watch);
         sent.map_err(on_main)?;
         self.session.custody = Custody::GivenAway(stopped);

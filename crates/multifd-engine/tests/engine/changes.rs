@@ -116,7 +116,8 @@ fn punch(memory: &MappedMemory, page: u64, pages: u64) {
 fn advise(range: HostRange<'_>, page: u64, pages: u64, advice: Advice) {
     let start = (range.addresses().start + page * PAGE) as usize;
     let start = std::ptr::with_exposed_provenance_mut(start);
-    // SAFETY: the pages are the test's own and stay mapped; whoever reads them knows that they may turn to zero.
+    // SAFETY: the pages are the test's own and stay mapped; whoever reads them knows that they may
+    // turn to zero.
     unsafe { madvise(start, (pages * PAGE) as usize, advice) }.unwrap();
 }
 
@@ -218,8 +219,8 @@ fn private_memory_that_is_discarded_is_zero_there_too() {
     }
 }
 
-/// A page that was given back, and that the guest's process reads before the log is fetched: the engine has a mapping of
-/// its own, as an offload daemon has.
+/// A page that was given back, and that the guest's process reads before the log is fetched: the
+/// engine has a mapping of its own, as an offload daemon has.
 #[test]
 fn a_discarded_page_that_another_process_reads_again_is_zero_there_too() {
     let guests = full();

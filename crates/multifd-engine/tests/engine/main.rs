@@ -1,4 +1,5 @@
-//! Migrations between a source engine and a destination engine: real sockets, guests made of threads.
+//! Migrations between a source engine and a destination engine: real sockets, guests made of
+//! threads.
 
 mod changes;
 mod equal;

@@ -58,7 +58,8 @@ impl GuestMemoryRegion for Region {
             .mapped
             .ok_or(GuestMemoryError::HostAddressNotAvailable)?;
         let start = self.memory.as_ptr().cast::<u8>().cast_mut();
-        // SAFETY: 8 KiB, of which each test maps 4 KiB at most, not far from the beginning. Nobody uses them.
+        // SAFETY: 8 KiB, of which each test maps 4 KiB at most, not far from the beginning. Nobody
+        // uses them.
         Ok(unsafe { VolatileSlice::new(start.wrapping_add(offset), len) })
     }
 }

@@ -35,7 +35,8 @@ impl<F: FnMut(&'static str) + Send> DirtyLog for Told<F> {
 
 type Sent = Result<Statistics, SourceFailure>;
 
-/// Sends the guest to a destination whose VM fails where `there` says; `None` if the source has panicked.
+/// Sends the guest to a destination whose VM fails where `there` says; `None` if the source has
+/// panicked.
 fn send(
     guest: &TestGuest,
     dirty: &mut dyn DirtyLog,

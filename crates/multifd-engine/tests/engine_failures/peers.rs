@@ -215,8 +215,8 @@ pub fn a_channel_that_breaks_the_rules_is_named() {
     );
 }
 
-/// A source made of bytes: all that it says on its main connection up to the block list, of one block `ram`, and as many
-/// channels as it was asked for.
+/// A source made of bytes: all that it says on its main connection up to the block list, of one
+/// block `ram`, and as many channels as it was asked for.
 fn made_source(place: &Place, pages: u64, channels: u8) -> (Stream, Vec<Stream>) {
     let main = Stream::connect(&place.address).unwrap();
     let mut bytes = Preamble::OURS.to_bytes().to_vec();

@@ -427,7 +427,8 @@ fn a_source_that_panics() {
     check_next_attempt(&guest);
 }
 
-/// From its start on the guest is the destination's, whatever becomes of connections, and of wishes.
+/// From its start on the guest is the destination's, whatever becomes of connections, and of
+/// wishes.
 fn nothing_undoes_a_start() {
     let guest = busy_guest();
     let place = Place::unix();
@@ -633,7 +634,8 @@ fn nobody_listens() {
     check_next_attempt(&guest);
 }
 
-/// A QEMU's main channel up to the end of its RAM section's set-up: one block of 64 KiB, and no multifd flush mark.
+/// A QEMU's main channel up to the end of its RAM section's set-up: one block of 64 KiB, and no
+/// multifd flush mark.
 const QEMU_SETUP: &[u8] = b"QEVM\0\0\0\x03\x07\0\0\0\x04none\
     \x01\0\0\0\x02\x03ram\0\0\0\0\0\0\0\x04\
     \0\0\0\0\0\x01\0\x04\x06pc.ram\0\0\0\0\0\x01\0\0\
@@ -737,7 +739,8 @@ fn bandwidth_holds() {
     check_one_guest(&guest, &outcome);
     let statistics = outcome.source.unwrap();
     let pages = statistics.normal * 4096;
-    // What is saved up, and what four channels send before they are told to wait, is less than a fifth.
+    // What is saved up, and what four channels send before they are told to wait, is less than a
+    // fifth.
     let least = Duration::from_secs_f64(pages as f64 / rate as f64 * 0.8);
     assert!(statistics.total_time >= least, "{statistics:?}");
     assert!(

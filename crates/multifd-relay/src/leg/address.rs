@@ -146,7 +146,8 @@ impl LegAddress {
         })
     }
 
-    /// Whether guest memory would cross a network unencrypted in it: a trunk in clear to something else than this host.
+    /// Whether guest memory would cross a network unencrypted in it: a trunk in clear to something
+    /// else than this host.
     pub fn is_exposed(&self) -> bool {
         let Address::Tcp(text) = &self.address else {
             return false;

@@ -83,7 +83,8 @@ impl Caller {
         self.target.address()
     }
 
-    /// Whether it calls another relay, over a trunk. A channel's hello is said in its preface then, and not in its stream.
+    /// Whether it calls another relay, over a trunk. A channel's hello is said in its preface then,
+    /// and not in its stream.
     pub(crate) fn is_relay(&self) -> bool {
         self.preface.is_some()
     }

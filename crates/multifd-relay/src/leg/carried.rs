@@ -63,8 +63,8 @@ struct Writing {
 }
 
 impl Carried {
-    /// A connection behind its preface and answer. `is_stream`: it carries what may be compressed; other connections bring
-    /// pages that are compressed already.
+    /// A connection behind its preface and answer. `is_stream`: it carries what may be compressed;
+    /// other connections bring pages that are compressed already.
     pub(super) fn new(
         under: Stream,
         chosen: &Chosen,
@@ -125,7 +125,8 @@ impl Reading {
         })
     }
 
-    /// Reads frames until one brings something. What it brings is put into `buffer`, as far as there is room.
+    /// Reads frames until one brings something. What it brings is put into `buffer`, as far as
+    /// there is room.
     fn fill(&mut self, under: &Stream, buffer: &mut [u8], wait: bool) -> io::Result<usize> {
         loop {
             let is_late = wait && self.frames.is_inside_a_frame();

@@ -30,7 +30,8 @@ pub struct EncryptionOptions {
     pub folder: Option<PathBuf>,
     /// The name that the destination's certificate is for, where it is not the host that is called.
     pub hostname: Option<String>,
-    /// Who may come to the listening leg, and with which names. Without a rule everybody may that the CA has signed.
+    /// Who may come to the listening leg, and with which names. Without a rule everybody may that
+    /// the CA has signed.
     pub rules: Vec<Rule>,
 }
 

@@ -1,7 +1,7 @@
 //! Answering at a trunk: what calls says what it is, and becomes part of a migration or is refused.
 //!
-//! One thread listens to all callers at once. None of them holds up another, and none takes more than a socket and some
-//! hundred bytes before it has said what it is.
+//! One thread listens to all callers at once. None of them holds up another, and none takes more
+//! than a socket and some hundred bytes before it has said what it is.
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
@@ -31,11 +31,12 @@ use crate::trunk::{
 /// How long an answer may take to be written. It fits the buffer of a socket that is new.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Callers that have not said what they are, of which the oldest goes when there are more. A migration has up to 257
-/// connections, and several may begin at once.
+/// Callers that have not said what they are, of which the oldest goes when there are more. A
+/// migration has up to 257 connections, and several may begin at once.
 const MOST_CALLERS: usize = 1024;
 
-/// Callers that are listened to anew in a second. A handshake takes a millisecond of a processor, or two.
+/// Callers that are listened to anew in a second. A handshake takes a millisecond of a processor,
+/// or two.
 const GREETED_A_SECOND: usize = 300;
 
 /// How long the poll waits at most: time limits are looked at then.
@@ -108,8 +109,8 @@ enum Outcome {
 }
 
 impl Greeter {
-    /// Takes what comes to `door` and is no QEMU's own: encrypted connections where `leg` is encrypted, and trunks where
-    /// it is a trunk. The others are refused with the reason.
+    /// Takes what comes to `door` and is no QEMU's own: encrypted connections where `leg` is
+    /// encrypted, and trunks where it is a trunk. The others are refused with the reason.
     ///
     /// # Errors
     /// When there is no thread to be had.

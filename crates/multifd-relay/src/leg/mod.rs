@@ -1,7 +1,7 @@
 //! Legs: the two sides of a relay, and what is spoken there.
 //!
-//! A QEMU leg speaks QEMU's own protocol. A trunk is the leg between two relays: each of its connections carries one of a
-//! QEMU's, in frames of [`crate::trunk`].
+//! A QEMU leg speaks QEMU's own protocol. A trunk is the leg between two relays: each of its
+//! connections carries one of a QEMU's, in frames of [`crate::trunk`].
 
 mod address;
 mod call;

@@ -118,7 +118,8 @@ fn every_flipped_bit_is_noticed() {
 #[test]
 fn a_length_beyond_the_limit_is_refused_before_it_is_read() {
     let mut bytes = sample();
-    // The length of the first data chunk: after the file's header and the chunk that opens the stream.
+    // The length of the first data chunk: after the file's header and the chunk that opens the
+    // stream.
     bytes[16 + 13 + 4..][..4].copy_from_slice(&u32::MAX.to_be_bytes());
     assert!(matches!(
         read(&bytes),

@@ -1,9 +1,10 @@
 //! A channel's first packet, looked at where it lies in the socket.
 //!
-//! A destination counts a channel by its hello, and a QEMU that has counted all of them reads its main channel and waits for the
-//! SYNC of each. If one comes only in part, and no more of it, it waits for ever and its monitor with it (seen with 10.0: with
-//! 1343 of 1344 bytes as with none). So nothing of a channel is passed on, and nobody is dialled for it, before its first
-//! packet is whole here: over a link that loses packets, parts of it may be seconds apart.
+//! A destination counts a channel by its hello, and a QEMU that has counted all of them reads its
+//! main channel and waits for the SYNC of each. If one comes only in part, and no more of it, it
+//! waits for ever and its monitor with it (seen with 10.0: with 1343 of 1344 bytes as with none).
+//! So nothing of a channel is passed on, and nobody is dialled for it, before its first packet is
+//! whole here: over a link that loses packets, parts of it may be seconds apart.
 
 use std::io;
 use std::thread::sleep;
@@ -14,10 +15,12 @@ use multifd_wire::{ChannelReceiver, Event, Hello, Limits};
 
 use super::gate::Gate;
 
-/// How long the rest of a first SYNC is waited for, where its end does not show. It was written at once.
+/// How long the rest of a first SYNC is waited for, where its end does not show. It was written at
+/// once.
 pub(super) const SYNC_REST: Duration = Duration::from_millis(100);
 
-/// Entries of a table for pages of 4 KiB: where a first SYNC with as many ends, all that is usual has come.
+/// Entries of a table for pages of 4 KiB: where a first SYNC with as many ends, all that is usual
+/// has come.
 const USUAL_ENTRIES: usize = 128;
 
 /// No header is as long.
@@ -119,7 +122,8 @@ fn look(mut bytes: &[u8], hello: &Hello, limits: Limits) -> Seen {
             }
             Ok(Some(Event::Padding { .. } | Event::Hello(_))) => {}
             Ok(None) => break,
-            // The next packet, or what is behind this one. What is wrong with it is found by who reads it.
+            // The next packet, or what is behind this one. What is wrong with it is found by who
+            // reads it.
             Ok(Some(Event::Packet(_) | Event::Payload(_))) | Err(_) => return Seen::Whole,
         }
     }

@@ -1,22 +1,25 @@
 //! What the connections of a migration wait for in a relay.
 //!
-//! A source writes a mark on its main channel only after each of its channels has written a SYNC. A destination that reads
-//! the mark waits for these SYNCs, and a QEMU waits for ever if one does not come. So a mark is held back until every
-//! channel has passed its SYNC on: whatever breaks then, the destination sees an end and not a silence.
+//! A source writes a mark on its main channel only after each of its channels has written a SYNC. A
+//! destination that reads the mark waits for these SYNCs, and a QEMU waits for ever if one does not
+//! come. So a mark is held back until every channel has passed its SYNC on: whatever breaks then,
+//! the destination sees an end and not a silence.
 //!
-//! And until the destination has begun to load, nothing behind the set-up is passed on, or read: a source that could give
-//! everything to relays would stop its guest for a destination that still waits for channels.
+//! And until the destination has begun to load, nothing behind the set-up is passed on, or read: a
+//! source that could give everything to relays would stop its guest for a destination that still
+//! waits for channels.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// How long channels are waited for, once the set-up has said that there are some. They were opened before; over a link
-/// that loses packets, the first bytes of one may come that much later.
+/// How long channels are waited for, once the set-up has said that there are some. They were opened
+/// before; over a link that loses packets, the first bytes of one may come that much later.
 pub(super) const CHANNELS_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// How long a mark is held for a SYNC while its channel has nothing to read. It was sent before the mark.
+/// How long a mark is held for a SYNC while its channel has nothing to read. It was sent before the
+/// mark.
 const SYNC_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How soon those who wait look around.
@@ -66,7 +69,8 @@ pub(super) enum End {
 pub(super) enum Held {
     /// The migration ends.
     Stopped,
-    /// Channels that the set-up speaks of do not come; the id of the first that is missing between others.
+    /// Channels that the set-up speaks of do not come; the id of the first that is missing between
+    /// others.
     Missing(Option<u8>),
     /// A channel ended, or is idle, in front of the SYNC that the mark is about.
     NoSync {
@@ -169,8 +173,8 @@ impl Gate {
         self.lock().stopped
     }
 
-    /// Waits until what is behind the set-up may pass; `look` is called now and then, to see whether it may by now.
-    /// `false` when the migration ends.
+    /// Waits until what is behind the set-up may pass; `look` is called now and then, to see
+    /// whether it may by now. `false` when the migration ends.
     ///
     /// # Errors
     /// Those of `look`.
@@ -191,8 +195,9 @@ impl Gate {
         }
     }
 
-    /// Waits until every channel has passed on as many SYNCs as the main channel has marks with this one. The first mark
-    /// waits for all channels up to the highest that has come, and each for at least one where `has_channels`.
+    /// Waits until every channel has passed on as many SYNCs as the main channel has marks with
+    /// this one. The first mark waits for all channels up to the highest that has come, and each
+    /// for at least one where `has_channels`.
     pub(super) fn hold(&self, mark: u64, has_channels: bool) -> Result<(), Held> {
         let since = Instant::now();
         let mut state = self.lock();
@@ -252,8 +257,8 @@ impl State {
         gap.map(|(_, wanted)| Some(wanted))
     }
 
-    /// Whether a channel is behind `mark`, which is held since then, and why it will not come to it if that is so. How long it
-    /// had nothing to do before says nothing.
+    /// Whether a channel is behind `mark`, which is held since then, and why it will not come to it
+    /// if that is so. How long it had nothing to do before says nothing.
     fn behind(&self, mark: u64, since: Instant) -> Option<Result<(), Held>> {
         let mut behind = self
             .channels
@@ -350,7 +355,8 @@ mod tests {
         assert_eq!(gate.hold(1, true), Ok(()), "it had its SYNC");
     }
 
-    /// A round may take longer than a SYNC: over a link that loses packets, its mark comes before the SYNC then as well.
+    /// A round may take longer than a SYNC: over a link that loses packets, its mark comes before
+    /// the SYNC then as well.
     #[test]
     fn a_channel_that_was_idle_before_the_mark_still_has_its_time() {
         let gate = Gate::default();

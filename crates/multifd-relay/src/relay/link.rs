@@ -1,9 +1,10 @@
 //! The two connections of one channel, and how they end.
 //!
-//! What has failed ends step by step. A source before QEMU 11.1 whose channels break in its last round may stand still for
-//! good, its monitor too; if only its main channel breaks, it closes the channels by itself. And a destination whose
-//! channels end in front of its main channel may wait for them. So the main channel is closed first, and the channels are
-//! read to nowhere until the source closes them.
+//! What has failed ends step by step. A source before QEMU 11.1 whose channels break in its last
+//! round may stand still for good, its monitor too; if only its main channel breaks, it closes the
+//! channels by itself. And a destination whose channels end in front of its main channel may wait
+//! for them. So the main channel is closed first, and the channels are read to nowhere until the
+//! source closes them.
 
 use std::net::Shutdown;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,8 +14,8 @@ use multifd_transport::Stream;
 
 use crate::failure::Channel;
 
-/// How long after its main channel a destination's channels are closed. Of 538 QEMU destinations whose main channel broke
-/// 50 ms before the others did, none stood still.
+/// How long after its main channel a destination's channels are closed. Of 538 QEMU destinations
+/// whose main channel broke 50 ms before the others did, none stood still.
 const CHANNELS_AFTER: Duration = Duration::from_millis(60);
 
 /// How long a source may take to close its channels, once its main channel is closed.
@@ -29,24 +30,24 @@ pub(super) struct Link {
 }
 
 impl Link {
-    /// Ends every read and write on both connections, here and at the peers. What was written still arrives: a SYNC that
-    /// is on its way is waited for.
+    /// Ends every read and write on both connections, here and at the peers. What was written still
+    /// arrives: a SYNC that is on its way is waited for.
     pub(super) fn close(&self) {
         // A connection that cannot be shut down is closed already.
         let _ = self.destination.shutdown(Shutdown::Both);
         let _ = self.source.shutdown(Shutdown::Both);
     }
 
-    /// The same, but what is on its way to the destination is taken back as far as the system can, and the destination
-    /// sees a broken connection and no end.
-    /// Peers that are relays hear why.
+    /// The same, but what is on its way to the destination is taken back as far as the system can,
+    /// and the destination sees a broken connection and no end. Peers that are relays hear why.
     pub(super) fn reset(&self, words: &str) {
         self.destination.reset(Some(words));
         self.source.explain(words);
         self.close();
     }
 
-    /// Whether everything that was written to the destination has left this host, or was read by a process of it.
+    /// Whether everything that was written to the destination has left this host, or was read by a
+    /// process of it.
     pub(super) fn is_delivered(&self) -> bool {
         self.destination.unsent_bytes() == 0
     }
@@ -89,8 +90,8 @@ impl Links {
         self.lock().sources.push(Arc::clone(source));
     }
 
-    /// Begins to close all: the main channel now, and with a reset, so that the destination cannot take for whole what is
-    /// not. [`go_on_closing`](Self::go_on_closing) does the rest.
+    /// Begins to close all: the main channel now, and with a reset, so that the destination cannot
+    /// take for whole what is not. [`go_on_closing`](Self::go_on_closing) does the rest.
     pub(super) fn close(&self, words: &str) {
         let mut state = self.lock();
         if state.closed.is_none() {

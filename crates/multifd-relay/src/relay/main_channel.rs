@@ -1,5 +1,5 @@
-//! The main channel: passed on byte for byte, both ways, and followed as far as needed to know where rounds end and
-//! whether the migration went through whole.
+//! The main channel: passed on byte for byte, both ways, and followed as far as needed to know
+//! where rounds end and whether the migration went through whole.
 
 use std::io::{self, Write};
 use std::net::Shutdown;
@@ -51,13 +51,14 @@ pub(super) struct Seen {
 }
 
 impl Outline {
-    /// Whether a destination may hang up in front of a packet. QEMU does so when it has the guest: QEMU 8.2 and earlier
-    /// send an empty packet after the last one that matters.
+    /// Whether a destination may hang up in front of a packet. QEMU does so when it has the guest:
+    /// QEMU 8.2 and earlier send an empty packet after the last one that matters.
     pub(super) fn needs_no_more(&self, packet_has_pages: bool) -> bool {
         self.look(|seen| seen.confirmed || seen.complete || !packet_has_pages)
     }
 
-    /// Whether the destination has said that it has the guest, behind all memory: nothing else makes a failure of that.
+    /// Whether the destination has said that it has the guest, behind all memory: nothing else
+    /// makes a failure of that.
     pub(super) fn guest_has_arrived(&self) -> bool {
         self.look(|seen| seen.confirmed && (seen.complete || seen.ram_ended))
     }
@@ -78,13 +79,14 @@ impl Outline {
         });
     }
 
-    /// The source has closed, or may have: whether it has taken its guest back, as it waited for a word that did not come.
+    /// The source has closed, or may have: whether it has taken its guest back, as it waited for a
+    /// word that did not come.
     pub(super) fn is_taken_back(&self) -> bool {
         self.look(|seen| seen.return_path && !seen.confirmed)
     }
 
-    /// Why a source that has taken its guest back was no success. Where not all that makes a guest was read, no destination
-    /// can have it.
+    /// Why a source that has taken its guest back was no success. Where not all that makes a guest
+    /// was read, no destination can have it.
     pub(super) fn taken_back(&self) -> Cause {
         self.look(|seen| match () {
             () if seen.postcopy => Cause::PostcopyBroke,
@@ -222,7 +224,8 @@ impl Forward<'_> {
         // The destination's word counts more than our own reading.
         match follower.receiver.finish() {
             _ if seen.confirmed || follower.lost => Ok(()),
-            // A device's state can look like what it is not. All memory was there, so everything is passed on.
+            // A device's state can look like what it is not. All memory was there, so everything is
+            // passed on.
             Err(_) if follower.facts.ram_ended => {
                 self.outline.remark(Remark::EndNotSeen);
                 Ok(())
@@ -232,8 +235,8 @@ impl Forward<'_> {
         }
     }
 
-    /// Passes `bytes` on, up to each mark, and the mark's last byte once it may pass; and behind the set-up only once the
-    /// destination loads.
+    /// Passes `bytes` on, up to each mark, and the mark's last byte once it may pass; and behind
+    /// the set-up only once the destination loads.
     fn pass_on(&self, follower: &mut Follower, bytes: &[u8]) -> Result<(), Failure> {
         let mut rest = bytes;
         let mut written = 0;
@@ -318,8 +321,8 @@ impl Forward<'_> {
     }
 
     fn hold(&self, follower: &Follower) -> Result<(), Failure> {
-        // Machine types before 8.1 do not say that there are channels. Behind the set-up a source has sent pages, and where
-        // none but zero pages was on main, the others are on channels.
+        // Machine types before 8.1 do not say that there are channels. Behind the set-up a source
+        // has sent pages, and where none but zero pages was on main, the others are on channels.
         let mark = follower.passed;
         let has_none_here = mark > 1 && !follower.has_pages && !follower.ignores_shared;
         let has_channels = has_none_here || self.outline.look(|seen| seen.has_flush);
@@ -359,8 +362,8 @@ impl Forward<'_> {
         })
     }
 
-    /// Waits until the destination shows that it loads, where it can show it: it answers a ping on the return path, and
-    /// reads a unix socket empty.
+    /// Waits until the destination shows that it loads, where it can show it: it answers a ping on
+    /// the return path, and reads a unix socket empty.
     fn wait_begun(&self) -> Result<(), Failure> {
         let pinged = self.outline.look(|seen| seen.pinged);
         let destination = &self.link.destination;
@@ -368,14 +371,16 @@ impl Forward<'_> {
         if !shows {
             self.gate.begin();
         }
-        // Another relay reads its set-up before its own destination does, so the answer counts where there is to be one.
+        // Another relay reads its set-up before its own destination does, so the answer counts
+        // where there is to be one.
         let since = Instant::now();
         let within = self.begin_timeout;
         let look = |gate: &Gate| {
             if !pinged && destination.unsent_bytes() == 0 {
                 gate.begin();
             }
-            // Nothing more comes of a source that waits for no word and has closed. What it has sent is passed on.
+            // Nothing more comes of a source that waits for no word and has closed. What it has
+            // sent is passed on.
             if self.link.source.peer_has_closed() && !self.outline.is_taken_back() {
                 gate.begin();
             }
@@ -438,8 +443,8 @@ pub(super) fn back(link: &Link, outline: &Outline, gate: &Gate) -> Result<(), Fa
             false => Cause::Unconfirmed,
         }));
     }
-    // Behind all memory an end may not be understood, and the source's own end tells. A destination that fails there
-    // shows when more is written to it.
+    // Behind all memory an end may not be understood, and the source's own end tells. A destination
+    // that fails there shows when more is written to it.
     let is_early = outline.look(|seen| {
         let may_be_over = seen.ram_ended || seen.complete || seen.ended;
         !may_be_over && !seen.confirmed && seen.remarks.is_empty()

@@ -1,11 +1,13 @@
 //! The relay: a transcoder between two standard multifd endpoints.
 //!
-//! It accepts a migration from a source, dials the destination once for each of its connections, main first, and passes
-//! everything on: the main channel as it is, both ways, and each multifd channel packet by packet, with the payloads in the
-//! method of its outgoing leg. Channels map one to one, and the order inside a channel is kept. No channel waits for
-//! another; the main channel waits, at the end of each round, until all channels have passed the round's end on.
+//! It accepts a migration from a source, dials the destination once for each of its connections,
+//! main first, and passes everything on: the main channel as it is, both ways, and each multifd
+//! channel packet by packet, with the payloads in the method of its outgoing leg. Channels map one
+//! to one, and the order inside a channel is kept. No channel waits for another; the main channel
+//! waits, at the end of each round, until all channels have passed the round's end on.
 //!
-//! What arrives is recognised packet by packet. A payload that already has the outgoing method is passed on as it is.
+//! What arrives is recognised packet by packet. A payload that already has the outgoing method is
+//! passed on as it is.
 
 mod counters;
 mod first;
@@ -40,7 +42,8 @@ use crate::trunk::Name;
 pub struct RelayConfig {
     /// Where it dials for every migration, and what is spoken there.
     pub connect: LegAddress,
-    /// The name of its migrations, for a relay that several destinations are behind. One that came with a name keeps it.
+    /// The name of its migrations, for a relay that several destinations are behind. One that came
+    /// with a name keeps it.
     pub name: Option<Name>,
     /// TLS on both legs, where they have it.
     pub encryption: Encryption,
@@ -74,14 +77,15 @@ pub struct MigrationReport {
     pub channels: usize,
     /// What went through.
     pub totals: Totals,
-    /// `true`: the destination has said that it has the guest. `None`: it could not say so, as the source has no return
-    /// path.
+    /// `true`: the destination has said that it has the guest. `None`: it could not say so, as the
+    /// source has no return path.
     pub confirmed: Option<bool>,
     /// What was out of the ordinary.
     pub remarks: Vec<Remark>,
     /// How payloads from the source were decoded, if any were.
     pub decoded: Option<Work>,
-    /// How payloads for the destination were encoded, if any were. One that has the outgoing method already is passed on.
+    /// How payloads for the destination were encoded, if any were. One that has the outgoing method
+    /// already is passed on.
     pub encoded: Option<Work>,
     /// From the first connection to the last close.
     pub duration: Duration,
@@ -92,7 +96,8 @@ pub struct MigrationReport {
 pub struct Work {
     /// The method read or written.
     pub method: Method,
-    /// What computed, at the end of the migration; and why nothing better did, where something better was asked for.
+    /// What computed, at the end of the migration; and why nothing better did, where something
+    /// better was asked for.
     pub backend: Backend,
     /// Which way the pages went.
     pub pages: PathCounts,
@@ -180,7 +185,8 @@ impl RelayConfig {
         Ok(multifd_codec::encoder(self.compression, &self.settings)?.backend())
     }
 
-    /// What will read pages that arrive each by itself, in methods `qpl` and `canned`: an accelerator reads no others.
+    /// What will read pages that arrive each by itself, in methods `qpl` and `canned`: an
+    /// accelerator reads no others.
     ///
     /// # Errors
     /// When the accelerator asked for cannot.
@@ -231,8 +237,9 @@ impl Relay {
         &self.config
     }
 
-    /// Fails where migrations would come back here, under whatever name and through whichever other relays of this process. What
-    /// only a call can show, a migration fails of, before anything of it is passed on.
+    /// Fails where migrations would come back here, under whatever name and through whichever other
+    /// relays of this process. What only a call can show, a migration fails of, before anything of
+    /// it is passed on.
     ///
     /// # Errors
     /// The way that migrations would take.
@@ -283,11 +290,12 @@ impl Relay {
     }
 }
 
-/// Passes a migration on, unless `cancel` ends it before its destination has said that it has the guest.
+/// Passes a migration on, unless `cancel` ends it before its destination has said that it has the
+/// guest.
 ///
 /// # Errors
-/// The first failure of any channel ends the migration: both legs of all channels are closed, so that the source's guest
-/// goes on running.
+/// The first failure of any channel ends the migration: both legs of all channels are closed, so
+/// that the source's guest goes on running.
 pub fn pass_on(
     incoming: Incoming,
     config: &RelayConfig,

@@ -38,18 +38,21 @@ const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
 /// How long a peer may take to close after everything was said, and delivered.
 const CLOSING_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How long a destination may take to begin. It answers at once when it has all channels; over a link that loses a fifth of
-/// all packets, one answer in 15,000 takes 13 s. A source whose guest is small may be in its last round by then:
-/// its guest, and its monitor, stand still as long as it is held.
+/// How long a destination may take to begin. It answers at once when it has all channels; over a
+/// link that loses a fifth of all packets, one answer in 15,000 takes 13 s. A source whose guest is
+/// small may be in its last round by then: its guest, and its monitor, stand still as long as it is
+/// held.
 const BEGIN_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// How long another relay's reason is waited for, once a connection to it has broken. It is on its way on main.
+/// How long another relay's reason is waited for, once a connection to it has broken. It is on its
+/// way on main.
 const REASON_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// How long a channel may be closed before its main channel is to say why.
 const HUNG_UP: Duration = Duration::from_millis(500);
 
-/// The most that is read of a main channel whose source has gone before its destination was dialled.
+/// The most that is read of a main channel whose source has gone before its destination was
+/// dialled.
 const REMNANT_LIMIT_BYTES: usize = 64 << 20;
 
 /// What happens to a migration.
@@ -169,8 +172,8 @@ struct Opening<'a> {
 }
 
 impl Opening<'_> {
-    /// Waits for the first channel where the set-up says that there are channels: a destination is dialled in vain
-    /// otherwise, and QEMU takes one migration only.
+    /// Waits for the first channel where the set-up says that there are channels: a destination is
+    /// dialled in vain otherwise, and QEMU takes one migration only.
     fn wait_for_channel(
         &mut self,
         channels: &multifd_transport::incoming::Inbox,
@@ -207,7 +210,8 @@ impl Opening<'_> {
         }
     }
 
-    /// Fails where the source has closed a stream that is not whole. One without a return path may have sent everything.
+    /// Fails where the source has closed a stream that is not whole. One without a return path may
+    /// have sent everything.
     fn check_source(&mut self) -> Result<(), Failure> {
         if self.is_whole || !self.source.peer_has_closed() {
             return Ok(());
@@ -260,8 +264,8 @@ impl Opening<'_> {
                 main_channel::failed(Leg::Destination, cause)
             })?;
         let (source, timeout) = (Arc::clone(&self.source), self.config.dial_timeout);
-        // A call is given up only where the migration has failed: a destination takes each of them for a connection of its
-        // source, and a source that has closed may have sent everything.
+        // A call is given up only where the migration has failed: a destination takes each of them
+        // for a connection of its source, and a source that has closed may have sent everything.
         let failure = Cell::new(None);
         let opening = RefCell::new(self);
         let given_up = || {
@@ -429,8 +433,8 @@ impl<'env> Session<'env> {
                         .into_iter()
                         .for_each(|note| observe(Update::Note(note)));
                 }
-                // Everything was said and delivered, or the guest has arrived, and nobody needs the rest: a peer that does
-                // not close is not waited for without end.
+                // Everything was said and delivered, or the guest has arrived, and nobody needs the
+                // rest: a peer that does not close is not waited for without end.
                 let is_over = failure.is_none() && !running.forward && running.channels == 0;
                 let confirmed = self.outline.look(|seen| seen.confirmed);
                 let needs_rest = !self.outline.guest_has_arrived();
@@ -456,7 +460,8 @@ impl<'env> Session<'env> {
         })
     }
 
-    /// A source that waits for the destination's word and closes before it has come has taken its guest back.
+    /// A source that waits for the destination's word and closes before it has come has taken its
+    /// guest back.
     fn look_at_source(&self) -> Option<Failure> {
         let confirmed = self.outline.look(|seen| seen.confirmed);
         if self.cancel.is_cancelled() && !confirmed && !self.gate.is_stopped() {
@@ -468,14 +473,16 @@ impl<'env> Session<'env> {
             .then(|| main_channel::failed(Leg::Source, self.outline.taken_back()))
     }
 
-    /// Whether a fault is one: how connections end does not matter once the destination has the guest and has said so.
+    /// Whether a fault is one: how connections end does not matter once the destination has the
+    /// guest and has said so.
     fn matters(&self, fault: &Failure) -> bool {
         let is_its_word = matches!(fault.cause, Cause::NotTold | Cause::Refused { .. });
         is_its_word || !self.outline.guest_has_arrived()
     }
 
-    /// While the destination has not begun nothing more is written to channels, so one that it has lost shows only here, and
-    /// it would wait for that channel without end. Where it fails as a whole its main channel says so first.
+    /// While the destination has not begun nothing more is written to channels, so one that it has
+    /// lost shows only here, and it would wait for that channel without end. Where it fails as a
+    /// whole its main channel says so first.
     fn look_at_channels(&self, since: &mut Option<Instant>) -> Option<Failure> {
         let waits = !self.gate.has_begun() && !self.gate.is_stopped();
         let Some(channel) = waits.then(|| self.links.hung_up()).flatten() else {
@@ -543,8 +550,8 @@ impl<'env> Session<'env> {
         }
     }
 
-    /// Passes postcopy's own connection on, both ways. It has no mark, so a stranger may have been taken for it: it fails
-    /// for itself alone, and a source that needs it takes its guest back.
+    /// Passes postcopy's own connection on, both ways. It has no mark, so a stranger may have been
+    /// taken for it: it fails for itself alone, and a source that needs it takes its guest back.
     fn preempt(&self, source: Stream) {
         let given_up = || self.gate.is_stopped();
         let Ok(destination) = self.target.preempt(self.config.dial_timeout, &given_up) else {
@@ -597,8 +604,8 @@ fn pipe(from: &Stream, to: &Stream) {
     let _ = to.shutdown(Shutdown::Write);
 }
 
-/// The failure to keep: the first one, unless another says that the guest may run twice, or why the connections were closed
-/// whose end is the first.
+/// The failure to keep: the first one, unless another says that the guest may run twice, or why the
+/// connections were closed whose end is the first.
 fn worse(first: Option<Failure>, then: Failure) -> Failure {
     let Some(first) = first else {
         return then;

@@ -10,10 +10,12 @@ use super::main_channel::Outline;
 /// How long nothing may go out, with something to be sent, before it is worth a word.
 const STALL: Duration = Duration::from_secs(5);
 
-/// How long a migration may be without multifd channels before it is worth a word: they may be late.
+/// How long a migration may be without multifd channels before it is worth a word: they may be
+/// late.
 const WITHOUT_CHANNELS: Duration = Duration::from_secs(2);
 
-/// QEMU's `max-bandwidth` where nobody has set it, in bytes a second. A source counts what it gives to a relay.
+/// QEMU's `max-bandwidth` where nobody has set it, in bytes a second. A source counts what it gives
+/// to a relay.
 const DEFAULT_BANDWIDTH: f64 = 134_217_728.0;
 
 /// How near to that a source has to be, and for how long, to be held by it.

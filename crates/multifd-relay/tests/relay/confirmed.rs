@@ -13,7 +13,8 @@ use super::{END, PONG, Whole, accept, channel_bytes, config, main_bytes, unix};
 /// All is well.
 const CONFIRMATION: &[u8] = b"\0\x01\0\x04\0\0\0\0";
 
-/// The source closes as soon as it has the destination's word: often enough that it would win a race.
+/// The source closes as soon as it has the destination's word: often enough that it would win a
+/// race.
 #[test]
 fn the_destinations_word_counts_more_than_what_is_understood() {
     let whole = main_bytes(true);

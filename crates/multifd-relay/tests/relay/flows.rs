@@ -1,4 +1,5 @@
-//! Packets that a relay has in work at once: their order, and what becomes of them when something goes wrong among them.
+//! Packets that a relay has in work at once: their order, and what becomes of them when something
+//! goes wrong among them.
 
 use std::sync::mpsc;
 
@@ -8,7 +9,8 @@ use rustix::net::sockopt;
 
 use super::*;
 
-/// One channel's bytes: packets of all kinds among each other. Also where the last one begins, which has pages.
+/// One channel's bytes: packets of all kinds among each other. Also where the last one begins,
+/// which has pages.
 fn mixed_channel_bytes() -> (Vec<u8>, usize) {
     let (mut sender, mut bytes) = begin_channel(0);
     let mut last = 0;
@@ -131,7 +133,8 @@ fn what_precedes_a_malformed_packet_goes_out() {
     }
 }
 
-/// A connection that is reset between two packets, while the relay has others in work, is no end of its channel.
+/// A connection that is reset between two packets, while the relay has others in work, is no end of
+/// its channel.
 #[test]
 fn a_reset_between_packets_is_a_failure() {
     let tcp: Address = "tcp:127.0.0.1:0".parse().unwrap();

@@ -1,4 +1,5 @@
-//! Relays between a source and a destination made here: real sockets, bytes that a QEMU could have sent.
+//! Relays between a source and a destination made here: real sockets, bytes that a QEMU could have
+//! sent.
 //!
 //! What real QEMUs make of relays is tested beside the `multifd` command.
 
@@ -25,7 +26,8 @@ mod flows;
 
 const PAGE: PageSize = PageSize::K4;
 
-/// One channel's bytes: hello, a SYNC, `packets` packets of pages that compress about 2:1, zero pages, a SYNC.
+/// One channel's bytes: hello, a SYNC, `packets` packets of pages that compress about 2:1, zero
+/// pages, a SYNC.
 fn channel_bytes(id: u8, packets: usize, method: Method) -> Vec<u8> {
     let mut encoder = multifd_codec::encoder(method, &Settings::default()).unwrap();
     let (mut sender, mut bytes) = begin_channel(id);
@@ -99,7 +101,8 @@ fn contents(id: u8, packet: u64, pages: usize) -> Vec<u8> {
     bytes
 }
 
-/// The main channel of a migration of one block, as QEMU 10.0 sends it; with the commands that open the return path if asked for.
+/// The main channel of a migration of one block, as QEMU 10.0 sends it; with the commands that open
+/// the return path if asked for.
 fn main_bytes(return_path: bool) -> Vec<u8> {
     let mut bytes = b"QEVM\0\0\0\x03\x07\0\0\0\x04none".to_vec();
     if return_path {
@@ -162,8 +165,9 @@ struct Sent {
     channels: Vec<Vec<u8>>,
 }
 
-/// Dials `address` and sends everything, each connection from a thread of its own, then half-closes; with a return path only
-/// once the destination has said its last word. Returns what came back on main.
+/// Dials `address` and sends everything, each connection from a thread of its own, then
+/// half-closes; with a return path only once the destination has said its last word. Returns what
+/// came back on main.
 fn send(address: &Address, sent: &Sent) -> Vec<u8> {
     let main = Stream::connect(address).unwrap();
     let channels: Vec<_> = sent
@@ -239,7 +243,8 @@ fn accept(acceptor: &mut Acceptor, count: usize) -> Whole {
     Whole { incoming, channels }
 }
 
-/// Takes a migration, says `answer` on main when all has been read, and returns the bytes of main and of each channel.
+/// Takes a migration, says `answer` on main when all has been read, and returns the bytes of main
+/// and of each channel.
 fn take(acceptor: &mut Acceptor, channels: usize, answer: &[u8]) -> Sent {
     let Whole { incoming, channels } = accept(acceptor, channels);
     thread::scope(|scope| {
@@ -352,7 +357,8 @@ fn what_goes_in_comes_out_to_the_byte() {
     }
 }
 
-/// Carries a migration through two relays with these settings of the first; what that one's encoders did.
+/// Carries a migration through two relays with these settings of the first; what that one's
+/// encoders did.
 fn computed(method: Method, settings: Settings) -> Work {
     let folder = tempfile::tempdir().unwrap();
     let names = ["near", "far", "destination"].map(|name| unix(folder.path(), name));
@@ -457,7 +463,8 @@ fn the_return_path_comes_back() {
     assert_eq!(back, [PONG, answer].concat());
 }
 
-/// A relay between `source` and `destination`, of which one spoils the migration: the failure. Then a sound migration must go through.
+/// A relay between `source` and `destination`, of which one spoils the migration: the failure. Then
+/// a sound migration must go through.
 fn fails_and_recovers(
     source: impl FnOnce(&Address) + Send,
     destination: impl FnOnce(&mut Acceptor) + Send,
@@ -492,7 +499,8 @@ fn fails_and_recovers(
     })
 }
 
-/// Takes migrations until one brings all of `main`. One that failed early may not even be seen here.
+/// Takes migrations until one brings all of `main`. One that failed early may not even be seen
+/// here.
 fn take_until_whole(acceptor: &mut Acceptor, main: &[u8]) {
     loop {
         let incoming = acceptor.accept(&Cancel::new()).unwrap();
@@ -647,8 +655,8 @@ fn nobody_at_the_destination_closes_the_source() {
     });
 }
 
-/// The destination stops reading a channel at its SYNC until main has come as far. So nothing may wait for a channel that stalls, and the first
-/// SYNC must pass before the page size is known.
+/// The destination stops reading a channel at its SYNC until main has come as far. So nothing may
+/// wait for a channel that stalls, and the first SYNC must pass before the page size is known.
 #[test]
 fn a_stalled_channel_stalls_no_other_and_a_sync_passes_at_once() {
     let folder = tempfile::tempdir().unwrap();

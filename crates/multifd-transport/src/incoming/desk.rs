@@ -1,8 +1,9 @@
-//! The thread that accepts connections, finds out what each is, and brings a migration's connections together.
+//! The thread that accepts connections, finds out what each is, and brings a migration's
+//! connections together.
 //!
-//! No connection holds up another: everything that waits for its first bytes waits in one poll, under a time limit of its
-//! own, and takes neither a thread nor memory beyond a socket. Only the set-up part of a main channel is kept, within a
-//! bound for all of them together.
+//! No connection holds up another: everything that waits for its first bytes waits in one poll,
+//! under a time limit of its own, and takes neither a thread nor memory beyond a socket. Only the
+//! set-up part of a main channel is kept, within a bound for all of them together.
 
 use std::collections::HashMap;
 use std::io;
@@ -22,14 +23,16 @@ use super::{HELLO_TIMEOUT, Holder, Incoming, Order, Ready, SetupFault, Shared, T
 use crate::stream::Socket;
 use crate::{Listener, Stream};
 
-/// How soon to look again at a connection that has said too little: it is readable, so a poll would not wait. And at one
-/// that was closed.
+/// How soon to look again at a connection that has said too little: it is readable, so a poll would
+/// not wait. And at one that was closed.
 const PARTIAL_PAUSE: Duration = Duration::from_millis(20);
 
-/// How long the poll waits at most. What has no wake-up of its own (a conflict that passes, a hope that ends) is looked at then.
+/// How long the poll waits at most. What has no wake-up of its own (a conflict that passes, a hope
+/// that ends) is looked at then.
 const TICK: Duration = Duration::from_millis(250);
 
-/// How long a main channel may say nothing in its set-up before channels do not wait for it any more, if they can be another's.
+/// How long a main channel may say nothing in its set-up before channels do not wait for it any
+/// more, if they can be another's.
 const SETUP_STALL: Duration = Duration::from_millis(250);
 
 /// How much of a main channel is read at once, and how often before the others are looked at.
@@ -49,16 +52,18 @@ pub(super) struct Bounds {
     pub(super) hello: Duration,
     /// How long a main channel may say nothing within its set-up.
     pub(super) setup_silence: Duration,
-    /// How long a set-up may take. Devices that send their state first (virtio-mem) send some megabytes, also over slow
-    /// links.
+    /// How long a set-up may take. Devices that send their state first (virtio-mem) send some
+    /// megabytes, also over slow links.
     pub(super) setup: Duration,
-    /// The most that is kept of all main channels in their set-up. One takes some hundred bytes, or some megabytes with
-    /// virtio-mem.
+    /// The most that is kept of all main channels in their set-up. One takes some hundred bytes, or
+    /// some megabytes with virtio-mem.
     pub(super) setup_bytes: usize,
-    /// Main channels in their set-up, of which the one that has been silent for the longest goes when there are more.
+    /// Main channels in their set-up, of which the one that has been silent for the longest goes
+    /// when there are more.
     pub(super) setups: usize,
-    /// Connections that have not said what they are, and channels without a main channel, of which the oldest goes when
-    /// there are more. Many more than a source has channels: each of these is to be listened to while others flood in.
+    /// Connections that have not said what they are, and channels without a main channel, of which
+    /// the oldest goes when there are more. Many more than a source has channels: each of these is
+    /// to be listened to while others flood in.
     pub(super) waiting: usize,
 }
 
@@ -139,8 +144,8 @@ impl Desk {
             self.accept();
             self.hear();
             if self.read_setups() {
-                // A source's channels have said hello before its set-up ends, so they are here by now if they are of this
-                // host, and begin with their main channel.
+                // A source's channels have said hello before its set-up ends, so they are here by
+                // now if they are of this host, and begin with their main channel.
                 self.accept();
                 self.hear();
             }
@@ -357,7 +362,8 @@ impl Desk {
         is_over
     }
 
-    /// Gives up the longest set-up while all together take too much: the short ones are not to blame.
+    /// Gives up the longest set-up while all together take too much: the short ones are not to
+    /// blame.
     fn bound_setups(&mut self) {
         let limit_bytes = self.bounds.setup_bytes;
         while self.setups.iter().map(SetUp::bytes).sum::<usize>() > limit_bytes {
@@ -465,8 +471,8 @@ impl Desk {
         }
     }
 
-    /// Tells of the migrations that begin. One whose channels are being decided about begins with these: its rounds would
-    /// go on without them.
+    /// Tells of the migrations that begin. One whose channels are being decided about begins with
+    /// these: its rounds would go on without them.
     fn begin(&mut self) {
         let now = Instant::now();
         let (undecided, begun) = std::mem::take(&mut self.begun)
@@ -511,7 +517,8 @@ impl Desk {
             }
             sources.push(PollFd::new(&setup.stream, PollFlags::IN));
         }
-        // Less than a second, so it fits a timespec. A poll that fails is made anew, after what there is to do.
+        // Less than a second, so it fits a timespec. A poll that fails is made anew, after what
+        // there is to do.
         let timeout = Timespec::try_from(timeout).ok();
         let _ = poll(&mut sources, timeout.as_ref());
     }

@@ -25,9 +25,9 @@ impl Door {
         Self { shared }
     }
 
-    /// Takes all connections whose first four bytes are wanted. Nothing of them has been read. Nothing is accepted while
-    /// `take` runs. With `others`, all other connections are passed over for this reason; not so those that come by
-    /// [`hear`](Self::hear).
+    /// Takes all connections whose first four bytes are wanted. Nothing of them has been read.
+    /// Nothing is accepted while `take` runs. With `others`, all other connections are passed over
+    /// for this reason; not so those that come by [`hear`](Self::hear).
     pub fn claim(
         &self,
         is_wanted: fn(&[u8; 4]) -> bool,

@@ -1,4 +1,5 @@
-//! What a migration is told by its acceptor after it has begun: its further connections, and a refusal.
+//! What a migration is told by its acceptor after it has begun: its further connections, and a
+//! refusal.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -25,9 +26,11 @@ pub struct IncomingChannel {
 pub enum Arrival {
     /// A multifd channel.
     Channel(IncomingChannel),
-    /// The connection which postcopy opens for urgent pages (`postcopy-preempt`). It has no mark of its own.
+    /// The connection which postcopy opens for urgent pages (`postcopy-preempt`). It has no mark of
+    /// its own.
     Preempt(Stream),
-    /// Whether it is in doubt that these channels are the migration's own: nothing is to be made final while it is.
+    /// Whether it is in doubt that these channels are the migration's own: nothing is to be made
+    /// final while it is.
     Doubt(bool),
     /// The migration's connections do not fit together: it has to end.
     Refused(SetupFault),

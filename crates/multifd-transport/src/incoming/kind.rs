@@ -6,7 +6,8 @@ use multifd_wire::{Hello, main_stream};
 
 use crate::Stream;
 
-/// The first word that a source engine sends on its main connection: "MFDC". This crate does not read further.
+/// The first word that a source engine sends on its main connection: "MFDC". This crate does not
+/// read further.
 pub const ENGINE_MAGIC: u32 = 0x4d46_4443;
 
 const MAIN_MAGIC: [u8; 4] = main_stream::MAGIC.to_be_bytes();
@@ -14,7 +15,8 @@ const CHANNEL_MAGIC: [u8; 4] = multifd_wire::MAGIC.to_be_bytes();
 const ENGINE_START: [u8; 4] = ENGINE_MAGIC.to_be_bytes();
 /// The record type and major version which every TLS connection begins with (RFC 8446 section 5.1).
 const TLS_HANDSHAKE: [u8; 2] = [0x16, 0x03];
-/// A command of the main stream: a postcopy migration that goes on after a break begins with one, and nothing else does.
+/// A command of the main stream: a postcopy migration that goes on after a break begins with one,
+/// and nothing else does.
 const COMMAND: [u8; 2] = [0x08, 0x00];
 
 /// What a connection shows itself to be.

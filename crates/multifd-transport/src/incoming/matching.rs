@@ -1,8 +1,9 @@
 //! Which multifd channel belongs to which main channel.
 //!
-//! A hello names the VM's UUID; a main channel names it only with `validate-uuid`. So a channel goes to the main channel
-//! that can be its own, as long as that is one alone. Where several could be, who connected tells them apart if it can; else
-//! all of them are refused while each source still has its guest. Nothing is decided by the order in which connections come.
+//! A hello names the VM's UUID; a main channel names it only with `validate-uuid`. So a channel
+//! goes to the main channel that can be its own, as long as that is one alone. Where several could
+//! be, who connected tells them apart if it can; else all of them are refused while each source
+//! still has its guest. Nothing is decided by the order in which connections come.
 //!
 //! This is a state machine without IO and without a clock of its own.
 
@@ -15,19 +16,22 @@ use super::SetupFault;
 /// A connection, as its owner counts them.
 pub type Id = u64;
 
-/// How long a channel's hello waits for its main channel, counted from when none could be its own any more.
+/// How long a channel's hello waits for its main channel, counted from when none could be its own
+/// any more.
 pub const ORPHAN_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long a channel waits whose id is taken. A source that has just given up leaves channels of the attempt before.
+/// How long a channel waits whose id is taken. A source that has just given up leaves channels of
+/// the attempt before.
 pub const CONFLICT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How long channels of several VMs wait for a second main channel.
 pub const RIVAL_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long a channel waits for a main channel of its own peer, before it may be that of another. One that was sent again,
-/// as it was lost on its way, comes within this time.
+/// How long a channel waits for a main channel of its own peer, before it may be that of another.
+/// One that was sent again, as it was lost on its way, comes within this time.
 pub const FOREIGN_TIMEOUT: Duration = Duration::from_secs(4);
 
-/// How long after the set-up part of its stream a migration's channels may come without a doubt about whose they are.
+/// How long after the set-up part of its stream a migration's channels may come without a doubt
+/// about whose they are.
 pub const LATE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Who opened a connection, as far as the system tells.
@@ -56,8 +60,8 @@ pub enum Decision {
         /// The channel.
         channel: Id,
     },
-    /// It is in doubt whether the migration has its own channels: nothing of it is to be made final meanwhile. Or it is not
-    /// in doubt any more.
+    /// It is in doubt whether the migration has its own channels: nothing of it is to be made final
+    /// meanwhile. Or it is not in doubt any more.
     Doubt {
         /// Its main channel.
         main: Id,
@@ -136,7 +140,8 @@ enum Verdict {
     Wait {
         hope: bool,
     },
-    /// As the channel may be this main channel's, and another that it has, or may get, says to be the same.
+    /// As the channel may be this main channel's, and another that it has, or may get, says to be
+    /// the same.
     Conflict(Id),
     Give(Id),
     Drop,
@@ -222,8 +227,8 @@ impl Matching {
         });
     }
 
-    /// A main channel says nothing, in its set-up, or goes on. A source sends its set-up at once, so one that stalls is more
-    /// likely a stranger's, for whom nobody is to wait.
+    /// A main channel says nothing, in its set-up, or goes on. A source sends its set-up at once,
+    /// so one that stalls is more likely a stranger's, for whom nobody is to wait.
     pub fn main_stalls(&mut self, id: Id, stalls: bool) {
         if let Some(main) = self.main(id) {
             main.stalls = stalls;
@@ -252,8 +257,8 @@ impl Matching {
         }
     }
 
-    /// Whether a channel which may be this main channel's is to be decided about within a moment: its peer has closed it, as
-    /// that of a short migration does, or of an attempt before.
+    /// Whether a channel which may be this main channel's is to be decided about within a moment:
+    /// its peer has closed it, as that of a short migration does, or of an attempt before.
     pub fn is_undecided(&self, main: Id, now: Instant) -> bool {
         let mut closed = self
             .orphans
@@ -280,8 +285,9 @@ impl Matching {
         self.mains.len()
     }
 
-    /// The migration to which a connection without any mark belongs: postcopy's own connection has none. It is the one
-    /// migration of its peer that may switch to postcopy and has no such connection yet.
+    /// The migration to which a connection without any mark belongs: postcopy's own connection has
+    /// none. It is the one migration of its peer that may switch to postcopy and has no such
+    /// connection yet.
     pub fn preempt_came(&mut self, peer: PeerId) -> Option<Id> {
         let mut candidates = self.mains.iter_mut().filter(|main| {
             let postcopy = main.ready.is_some_and(|(_, stated)| stated.postcopy);
@@ -329,7 +335,8 @@ impl Matching {
                 Verdict::Drop => {
                     decisions.push(Decision::Drop { channel: orphan.id });
                     self.orphans.remove(index);
-                    // Of many that go at once, each is looked at once, unless one of them was what raised a doubt.
+                    // Of many that go at once, each is looked at once, unless one of them was what
+                    // raised a doubt.
                     if conflicts.is_empty() {
                         continue;
                     }
@@ -369,7 +376,8 @@ impl Matching {
     }
 
     fn judge(&self, orphan: &Orphan, now: Instant) -> Verdict {
-        // What is left of an attempt that its source has given up, where the next attempt is here already.
+        // What is left of an attempt that its source has given up, where the next attempt is here
+        // already.
         let renewed = |closed: Instant| {
             self.orphans.iter().any(|other| {
                 other.id != orphan.id
@@ -388,7 +396,8 @@ impl Matching {
             return Verdict::Drop;
         }
         let claimants = self.claimants(orphan, now);
-        // Another's main channel is not its own while one that may be has still to speak: sources open that first.
+        // Another's main channel is not its own while one that may be has still to speak: sources
+        // open that first.
         let is_named = orphan.uuid != [0; 16];
         let is_anothers =
             |main: &&Main| main.peer != orphan.peer && !(is_named && main.names(orphan.uuid));
@@ -410,7 +419,8 @@ impl Matching {
             [main] if (!main.closed || orphan.empty) && orphan.is_closed_anew(now) => {
                 Verdict::Wait { hope: true }
             }
-            // Channels of several VMs, and one main channel that does not say whose it is: the others may be about to come.
+            // Channels of several VMs, and one main channel that does not say whose it is: the
+            // others may be about to come.
             [main] if self.has_rivals(main, orphan, now) => {
                 match now.duration_since(orphan.since) >= RIVAL_TIMEOUT {
                     true => Verdict::Refuse(vec![main.id], SetupFault::Alike { uuid: orphan.uuid }),
@@ -451,7 +461,8 @@ impl Matching {
         }
         narrow(&mut claimants, |main| main.peer == orphan.peer);
         narrow(&mut claimants, |main| !main.stalls);
-        // A source that has closed its main channel is done, and the next attempt may be here before that is.
+        // A source that has closed its main channel is done, and the next attempt may be here
+        // before that is.
         if orphan.closed.is_none() {
             narrow(&mut claimants, |main| !main.closed);
         }
@@ -463,7 +474,8 @@ impl Matching {
         claimants
     }
 
-    /// Whether another channel that waits says to be the same one. One of both is another migration's.
+    /// Whether another channel that waits says to be the same one. One of both is another
+    /// migration's.
     fn is_doubled(&self, orphan: &Orphan) -> bool {
         orphan.closed.is_none()
             && self.orphans.iter().any(|other| {
@@ -478,7 +490,8 @@ impl Matching {
     /// Whether channels of another VM may belong to `main`, which has none so far.
     fn has_rivals(&self, main: &Main, orphan: &Orphan, now: Instant) -> bool {
         let is_rival = |other: &Orphan| {
-            // What a source leaves behind is closed, and what it has of a migration under way is not.
+            // What a source leaves behind is closed, and what it has of a migration under way is
+            // not.
             let is_left = other.closed.is_some() && !main.closed;
             // What the main channel's own peer sends comes before what others do.
             let is_strangers = orphan.peer == main.peer && other.peer != main.peer;
@@ -492,7 +505,8 @@ impl Matching {
         main.uuids().next().is_none() && self.orphans.iter().any(is_rival)
     }
 
-    /// Whether the channel can be no other migration's than one of `mains`, whose channels come from `peer`.
+    /// Whether the channel can be no other migration's than one of `mains`, whose channels come
+    /// from `peer`.
     fn is_of(&self, orphan: &Orphan, mains: &[Id], peer: PeerId, now: Instant) -> bool {
         let claimants = self.claimants(orphan, now);
         let are_they = claimants.iter().all(|main| mains.contains(&main.id));
@@ -528,8 +542,9 @@ impl Main {
         self.may_own(orphan.uuid) && !self.is_foreign(orphan, now)
     }
 
-    /// Whether the channel is another's, as another host opened it. A host may have several addresses, so this holds only for
-    /// a while; and for good where the channel is closed, as one is that an attempt which has failed leaves behind.
+    /// Whether the channel is another's, as another host opened it. A host may have several
+    /// addresses, so this holds only for a while; and for good where the channel is closed, as one
+    /// is that an attempt which has failed leaves behind.
     fn is_foreign(&self, orphan: &Orphan, now: Instant) -> bool {
         // A UUID that was given on purpose is one VM's.
         let is_named = orphan.uuid != [0; 16] && self.names(orphan.uuid);
@@ -546,7 +561,8 @@ impl Main {
         self.uuids().any(|own| own == uuid)
     }
 
-    /// Whether who comes now is more likely another's. A migration with gaps among its channels waits for them.
+    /// Whether who comes now is more likely another's. A migration with gaps among its channels
+    /// waits for them.
     fn is_settled(&self, now: Instant) -> bool {
         let Some((since, stated)) = self.ready else {
             return false;

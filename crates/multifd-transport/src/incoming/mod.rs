@@ -1,12 +1,15 @@
-//! Accepting migrations: the main channel and all multifd channels of each, among everything else that connects.
+//! Accepting migrations: the main channel and all multifd channels of each, among everything else
+//! that connects.
 //!
-//! One thread per listener finds out what each connection is from its first bytes, under a time limit, and brings those of
-//! one migration together by what they say: never by the order in which they come, and never by waiting for a while. How
-//! many channels a migration has stands nowhere in its stream, so a migration begins with its main channel, and its
-//! channels follow through an [`Inbox`], whenever they come.
+//! One thread per listener finds out what each connection is from its first bytes, under a time
+//! limit, and brings those of one migration together by what they say: never by the order in which
+//! they come, and never by waiting for a while. How many channels a migration has stands nowhere in
+//! its stream, so a migration begins with its main channel, and its channels follow through an
+//! [`Inbox`], whenever they come.
 //!
-//! A migration is told of once the set-up part of its RAM section has been read: until then it may be a stranger who knows
-//! how a main channel begins. Nothing that a source does before that point waits for its destination.
+//! A migration is told of once the set-up part of its RAM section has been read: until then it may
+//! be a stranger who knows how a main channel begins. Nothing that a source does before that point
+//! waits for its destination.
 
 mod desk;
 mod door;
@@ -42,7 +45,8 @@ pub use self::note::{Note, Reason, SetUpFault};
 use crate::failure::{Cause, Channel, Failure, Leg, SetupFault};
 use crate::{Address, Cancel, Listener, Stream};
 
-/// How long an opened connection may take to say what it is. A source says it at once; the time covers a slow network.
+/// How long an opened connection may take to say what it is. A source says it at once; the time
+/// covers a slow network.
 pub const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How soon a wish to end is noticed while nobody comes.
@@ -57,7 +61,8 @@ pub struct Incoming {
     pub main_start: Vec<u8>,
     /// Its multifd channels, whenever they come.
     pub channels: Inbox,
-    /// Its set-up says that it has multifd channels. Sources with machine types before 8.1 do not say so.
+    /// Its set-up says that it has multifd channels. Sources with machine types before 8.1 do not
+    /// say so.
     pub has_channels: bool,
     /// Its set-up says that it may switch to postcopy.
     pub may_be_postcopy: bool,
@@ -85,7 +90,8 @@ pub struct Origin {
 pub enum Peer {
     /// A QEMU, whose migration [`Acceptor::accept`] takes.
     Qemu,
-    /// A source engine: its main connection begins with [`ENGINE_MAGIC`]. [`Acceptor::accept_engine`] takes it.
+    /// A source engine: its main connection begins with [`ENGINE_MAGIC`].
+    /// [`Acceptor::accept_engine`] takes it.
     Engine,
 }
 
@@ -195,7 +201,8 @@ impl Acceptor {
         &self.address
     }
 
-    /// Tells `listen` of connections that are passed over, a few in a second at most. Nothing is accepted while it runs.
+    /// Tells `listen` of connections that are passed over, a few in a second at most. Nothing is
+    /// accepted while it runs.
     pub fn on_note(&self, listen: impl Fn(&Note) + Send + 'static) {
         lock(&self.shared.notes).listen_to(Box::new(listen));
     }
@@ -205,7 +212,8 @@ impl Acceptor {
         Door::new(Arc::clone(&self.shared))
     }
 
-    /// Waits for a QEMU's migration, whose channels come through its [`Inbox`]. Engines are passed over.
+    /// Waits for a QEMU's migration, whose channels come through its [`Inbox`]. Engines are passed
+    /// over.
     ///
     /// # Errors
     /// [`Cause::Cancelled`].
@@ -218,7 +226,8 @@ impl Acceptor {
         }
     }
 
-    /// Waits until somebody begins a migration, and says who. Nothing is taken: what takes it comes next.
+    /// Waits until somebody begins a migration, and says who. Nothing is taken: what takes it comes
+    /// next.
     ///
     /// # Errors
     /// [`Cause::Cancelled`].
@@ -232,7 +241,8 @@ impl Acceptor {
         peer.map_err(unnamed)
     }
 
-    /// Waits for the main connection of a source engine, of which nothing is read. QEMUs are passed over.
+    /// Waits for the main connection of a source engine, of which nothing is read. QEMUs are passed
+    /// over.
     ///
     /// # Errors
     /// [`Cause::Cancelled`].
@@ -245,8 +255,9 @@ impl Acceptor {
         }
     }
 
-    /// Claims the channels whose hellos name `uuid` for a source engine. They come through the inbox while the ticket is
-    /// kept. Without a ticket none can come, because the accepting thread has ended.
+    /// Claims the channels whose hellos name `uuid` for a source engine. They come through the
+    /// inbox while the ticket is kept. Without a ticket none can come, because the accepting thread
+    /// has ended.
     pub fn expect_channels(&self, uuid: [u8; 16]) -> (Inbox, Option<Ticket>) {
         let inbox = Inbox::default();
         let (reply, id) = mpsc::channel();
@@ -305,7 +316,8 @@ impl Acceptor {
         self.shared.note(&Note::PassedOver { peer, reason });
     }
 
-    /// Why nothing has been accepted for so long, if that is so: this host has no descriptors left, or no memory.
+    /// Why nothing has been accepted for so long, if that is so: this host has no descriptors left,
+    /// or no memory.
     pub fn starved(&self, least: Duration) -> Option<io::Error> {
         let starved = lock(&self.shared.front).starved;
         let (_, reason) = starved.filter(|(since, _)| since.elapsed() >= least)?;
@@ -426,7 +438,8 @@ impl fmt::Debug for Shared {
     }
 }
 
-/// Every change under these locks is one assignment, so a thread that panicked has left nothing half done.
+/// Every change under these locks is one assignment, so a thread that panicked has left nothing
+/// half done.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

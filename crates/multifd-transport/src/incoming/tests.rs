@@ -8,7 +8,8 @@ use multifd_wire::Hello;
 
 use super::*;
 
-/// A main channel up to the end of its RAM section's set-up, of one block and with a multifd flush mark.
+/// A main channel up to the end of its RAM section's set-up, of one block and with a multifd flush
+/// mark.
 const MAIN: &[u8] = b"QEVM\0\0\0\x03\x07\0\0\0\x04none\
     \x01\0\0\0\x02\x03ram\0\0\0\0\0\0\0\x04\
     \0\0\0\0\x01\0\0\x04\x06pc.ram\0\0\0\0\x01\0\0\0\

@@ -19,8 +19,6 @@ pub(super) struct Engine {
     side: Side,
     /// The peer has said its end.
     closed: bool,
-    /// The handshake is over, so far as this end is concerned.
-    established: bool,
 }
 
 enum Side {
@@ -63,12 +61,21 @@ impl Engine {
         Self {
             side,
             closed: false,
-            established: false,
         }
     }
 
+    /// Whether the handshake is over. A server may write before it has heard the client's last
+    /// word; that is not yet it.
     pub(super) fn is_established(&self) -> bool {
-        self.established
+        match &self.side {
+            Side::Client(connection) => !connection.is_handshaking(),
+            Side::Server(connection) => !connection.is_handshaking(),
+        }
+    }
+
+    /// Whether the peer has said its end.
+    pub(super) fn is_closed(&self) -> bool {
+        self.closed
     }
 
     pub(super) fn version(&self) -> Option<ProtocolVersion> {
@@ -92,11 +99,13 @@ impl Engine {
         }
     }
 
-    /// Takes records from the front of `incoming` until one has given data, or until it needs more. Appends what the peer
-    /// is to get to `outgoing`, and gives data to `plain`. Returns how many bytes were taken.
+    /// Takes records from the front of `incoming` until one has given data, or until it needs more.
+    /// Appends what the peer is to get to `outgoing`, and gives data to `plain`. Returns how many
+    /// bytes were taken.
     ///
-    /// rustls keeps places within `incoming` while a message of the handshake is not whole. So the bytes that are left must
-    /// stand at the front of `incoming` at the next call, of this or of [`encrypt`](Self::encrypt).
+    /// rustls keeps places within `incoming` while a message of the handshake is not whole. So the
+    /// bytes that are left must stand at the front of `incoming` at the next call, of this or of
+    /// [`encrypt`](Self::encrypt).
     pub(super) fn take(
         &mut self,
         incoming: &mut [u8],
@@ -140,15 +149,7 @@ impl Engine {
         let step = step.map(|done| match done {
             Done::Again => Step::Again,
             Done::Data => Step::Stop(Stop::Data),
-            Done::Blocked => Step::Stop(Stop::NeedsMore),
-            Done::Established => {
-                // A server may write before it has heard the client's last word.
-                self.established = match &self.side {
-                    Side::Client(connection) => !connection.is_handshaking(),
-                    Side::Server(connection) => !connection.is_handshaking(),
-                };
-                Step::Stop(Stop::NeedsMore)
-            }
+            Done::Blocked | Done::Writable => Step::Stop(Stop::NeedsMore),
             Done::Closed | Done::Over => {
                 self.closed = true;
                 Step::Stop(Stop::Closed)
@@ -167,8 +168,9 @@ impl Engine {
         }
     }
 
-    /// Appends the records of `plain` to `outgoing`. `incoming` holds what [`take`](Self::take) has left, if it has left
-    /// whole records; its places are kept, and no byte of it is taken where there is no data in it.
+    /// Appends the records of `plain` to `outgoing`. `incoming` holds what [`take`](Self::take) has
+    /// left, if it has left whole records; its places are kept, and no byte of it is taken where
+    /// there is no data in it.
     pub(super) fn encrypt(
         &mut self,
         plain: &[u8],
@@ -217,8 +219,8 @@ impl Engine {
 /// Bytes from the peer that the engine, and not the reader, keeps.
 #[derive(Default)]
 pub(super) struct Incoming {
-    /// Records that rustls has looked at and needs again, and what follows them. Nearly always empty: a message of the
-    /// handshake has come in parts.
+    /// Records that rustls has looked at and needs again, and what follows them. Nearly always
+    /// empty: a message of the handshake has come in parts.
     pub(super) held: Vec<u8>,
     /// Plaintext that is not yet read.
     pub(super) plain: Vec<u8>,
@@ -240,7 +242,7 @@ enum Done {
     Again,
     Data,
     Blocked,
-    Established,
+    Writable,
     Closed,
     /// Both ends were said.
     Over,
@@ -255,7 +257,7 @@ fn handle<Data>(
     let done = status.state.and_then(|state| {
         other(state, outgoing, plain, &mut discard).map(|state| match state {
             Other::Done(done) => done,
-            Other::Write(_) => Done::Established,
+            Other::Write(_) => Done::Writable,
         })
     });
     (discard, done)
@@ -273,7 +275,7 @@ fn write<Data>(
             Other::Done(Done::Again | Done::Data) => Ok(Written::Again),
             Other::Done(Done::Closed) => Ok(Written::Closed),
             // Nobody writes before the handshake is over, or after both ends were said.
-            Other::Done(Done::Blocked | Done::Established | Done::Over) => {
+            Other::Done(Done::Blocked | Done::Writable | Done::Over) => {
                 Err(Error::HandshakeNotComplete)
             }
             Other::Write(mut traffic) => {

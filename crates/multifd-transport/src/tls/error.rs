@@ -10,7 +10,8 @@ use rustls::{AlertDescription, CertificateError, Error, PeerIncompatible};
 
 use super::x509::{Names, date};
 
-/// Why a handshake was refused, or an established connection has ended without the peer's having said so.
+/// Why a handshake was refused, or an established connection has ended without the peer's having
+/// said so.
 ///
 /// Each message names what was found and what to do.
 #[derive(Clone, Debug, thiserror::Error)]

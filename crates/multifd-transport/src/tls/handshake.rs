@@ -17,7 +17,7 @@ use rustls::sign::SingleCertAndKey;
 use rustls::version::{TLS12, TLS13};
 use rustls::{ClientConfig, ServerConfig, SupportedProtocolVersion};
 
-use super::engine::{Engine, Stop};
+use super::engine::{Engine, Incoming, Stop};
 use super::error::{FileFault, FolderError, Place, TlsError};
 use super::folder::{self, Folder, Role};
 use super::stream::{TlsStream, wait_for};
@@ -36,11 +36,12 @@ const HANDSHAKE_BYTES: usize = 256 << 10;
 /// How often a waiting client asks whether its caller has given up.
 const TICK: Duration = Duration::from_millis(100);
 
-/// What is left of a refused peer's bytes is read up to this size: a socket that is closed over unread bytes may take back
-/// the alert that says why.
+/// What is left of a refused peer's bytes is read up to this size: a socket that is closed over
+/// unread bytes may take back the alert that says why.
 const LEFT_BYTES: usize = 64 << 10;
 
-/// A fatal alert `decode_error` in clear, for a peer that speaks no TLS: some ends know it when they see it.
+/// A fatal alert `decode_error` in clear, for a peer that speaks no TLS: some ends know it when
+/// they see it.
 const NOT_TLS: [u8; 7] = [0x15, 3, 3, 0, 2, 2, 50];
 
 /// Which versions of TLS an end takes.
@@ -76,13 +77,15 @@ impl Versions {
 pub struct ServerOptions {
     /// The versions that it takes.
     pub versions: Versions,
-    /// Whether a client must have a certificate. Without, any host may connect: QEMU's `verify-peer=no`.
+    /// Whether a client must have a certificate. Without, any host may connect: QEMU's
+    /// `verify-peer=no`.
     pub verify_peer: bool,
-    /// Patterns of which one must match a client's common name or one of its alternative DNS names; `*` stands for any
-    /// characters. Without patterns all clients are allowed that the CA has signed.
+    /// Patterns of which one must match a client's common name or one of its alternative DNS names;
+    /// `*` stands for any characters. Without patterns all clients are allowed that the CA has
+    /// signed.
     pub allowed_clients: Vec<String>,
-    /// Whether a connection that ends without close_notify counts as ended, as QEMUs before 10.0 end theirs. A cut
-    /// connection then looks like an ended one.
+    /// Whether a connection that ends without close_notify counts as ended, as QEMUs before 10.0
+    /// end theirs. A cut connection then looks like an ended one.
     pub lenient_end: bool,
 }
 
@@ -102,7 +105,8 @@ impl Default for ServerOptions {
 pub struct ClientOptions {
     /// The versions that it takes.
     pub versions: Versions,
-    /// Whether the folder must have a client's certificate. A QEMU with `verify-peer=no` asks for none.
+    /// Whether the folder must have a client's certificate. A QEMU with `verify-peer=no` asks for
+    /// none.
     pub needs_certificate: bool,
     /// As in [`ServerOptions::lenient_end`].
     pub lenient_end: bool,
@@ -129,7 +133,8 @@ pub struct TlsServer {
 }
 
 impl TlsServer {
-    /// Reads `ca-cert.pem`, `ca-crl.pem` where there is one, `server-cert.pem` and `server-key.pem` in `folder`.
+    /// Reads `ca-cert.pem`, `ca-crl.pem` where there is one, `server-cert.pem` and `server-key.pem`
+    /// in `folder`.
     ///
     /// # Errors
     /// When a file is missing, broken, out of date or not of this set, with what to do.
@@ -147,7 +152,8 @@ impl TlsServer {
         Ok(server)
     }
 
-    /// Reads the files anew. Handshakes that begin later use them; connections and handshakes that there are go on.
+    /// Reads the files anew. Handshakes that begin later use them; connections and handshakes that
+    /// there are go on.
     ///
     /// # Errors
     /// As those of [`open`](Self::open). The files from before stay in use then.
@@ -158,7 +164,8 @@ impl TlsServer {
         Ok(())
     }
 
-    /// What an operator should know of the files: keys that others may read, certificates that end soon.
+    /// What an operator should know of the files: keys that others may read, certificates that end
+    /// soon.
     pub fn warnings(&self) -> Vec<String> {
         self.folder().warnings.clone()
     }
@@ -224,6 +231,8 @@ impl TlsServer {
         // A resumed session would pass by certificates that were revoked or replaced since.
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
+        // GnuTLS asks for AES-256 first, which costs a tenth more.
+        config.ignore_client_order = true;
         Ok(config)
     }
 }
@@ -238,7 +247,8 @@ pub struct TlsClient {
 }
 
 impl TlsClient {
-    /// Reads `ca-cert.pem`, `ca-crl.pem` where there is one, `client-cert.pem` and `client-key.pem` in `folder`.
+    /// Reads `ca-cert.pem`, `ca-crl.pem` where there is one, `client-cert.pem` and `client-key.pem`
+    /// in `folder`.
     ///
     /// # Errors
     /// As those of [`TlsServer::open`].
@@ -271,11 +281,12 @@ impl TlsClient {
         self.folder().warnings.clone()
     }
 
-    /// Does the handshake with the server on `stream`, whose certificate must be for `server_name`: a host name or an IP
-    /// address. It takes at most as long as `timeout`, and ends soon after `given_up` says so.
+    /// Does the handshake with the server on `stream`, whose certificate must be for `server_name`:
+    /// a host name or an IP address. It takes at most as long as `timeout`, and ends soon after
+    /// `given_up` says so.
     ///
-    /// In TLS 1.3 a server judges the client's certificate after this end's part is over. So its refusal comes as an error of
-    /// the first reading, or of a later writing, with the same words.
+    /// In TLS 1.3 a server judges the client's certificate after this end's part is over. So its
+    /// refusal comes as an error of the first reading, or of a later writing, with the same words.
     ///
     /// # Errors
     /// When the peer or this end refuses, and when time is over.
@@ -376,8 +387,9 @@ pub struct Accepted {
 
 /// A server's handshake that goes on when its socket is ready.
 ///
-/// It takes no thread, and 4 KiB beside what rustls needs until its client has said more. A client in the middle of a long
-/// message takes 72 KiB at most. Time limits are the caller's: a client may say nothing for ever.
+/// It takes no thread, and 4 KiB beside what rustls needs until its client has said more. A client
+/// in the middle of a long message takes 72 KiB at most. Time limits are the caller's: a client may
+/// say nothing for ever.
 #[derive(Debug)]
 pub struct Handshake(State);
 
@@ -398,8 +410,8 @@ impl From<Result<Shaking, TlsError>> for State {
 }
 
 impl Handshake {
-    /// Does what can be done without waiting. `None`: it waits for the socket, to be readable, or to be writable where
-    /// [`wants_write`](Self::wants_write) says so.
+    /// Does what can be done without waiting. `None`: it waits for the socket, to be readable, or
+    /// to be writable where [`wants_write`](Self::wants_write) says so.
     ///
     /// After its end, good or bad, it holds no socket any more.
     ///
@@ -453,6 +465,8 @@ struct Shaking {
     lenient_end: bool,
     incoming: Vec<u8>,
     outgoing: Vec<u8>,
+    /// Data that has come with the handshake's last bytes: one record at most.
+    early: Vec<u8>,
     received: usize,
     /// The first bytes were those of TLS.
     is_tls: bool,
@@ -482,6 +496,7 @@ impl Shaking {
             lenient_end,
             incoming: Vec::new(),
             outgoing: Vec::new(),
+            early: Vec::new(),
             received: 0,
             is_tls: false,
         }
@@ -523,16 +538,17 @@ impl Shaking {
 
     /// Takes what has come.
     fn think(&mut self) -> Result<(), TlsError> {
-        let mut data = 0_usize;
-        let mut count = |bytes: &[u8]| data = data.saturating_add(bytes.len());
+        let early = &mut self.early;
+        let mut keep = |bytes: &[u8]| early.extend_from_slice(bytes);
         let (taken, result) = self
             .engine
-            .take(&mut self.incoming, &mut self.outgoing, &mut count);
+            .take(&mut self.incoming, &mut self.outgoing, &mut keep);
         self.incoming.drain(..taken.min(self.incoming.len()));
         self.place.peer = self.seen.names();
         match result {
-            Ok(Stop::NeedsMore) if data == 0 => Ok(()),
-            // Data cannot come before the end of the handshake: the engine stops there.
+            Ok(Stop::NeedsMore) => Ok(()),
+            // The client's first data, or its end, has come with its last word.
+            Ok(_) if self.engine.is_established() => Ok(()),
             Ok(_) => Err(TlsError::ClosedInHandshake),
             Err(error) => {
                 let error = TlsError::from_rustls(error, &self.place);
@@ -617,7 +633,10 @@ impl Shaking {
         let stream = TlsStream::new(
             self.stream,
             self.engine,
-            self.incoming,
+            Incoming {
+                held: self.incoming,
+                plain: self.early,
+            },
             self.place,
             self.lenient_end,
         );

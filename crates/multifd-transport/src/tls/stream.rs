@@ -12,26 +12,34 @@ use super::engine::{Engine, Incoming, RECORD_BYTES, Stop, has_record};
 use super::error::{Place, TlsError};
 use crate::{Connection, Stream};
 
-/// How much ciphertext is read at once. Several records, so that a system call costs little of the time.
+/// How much ciphertext is read at once. Several records, so that a system call costs little of the
+/// time.
 const READ_BYTES: usize = 128 << 10;
 
 /// How much plaintext is encrypted before its records are written.
 const WRITE_BYTES: usize = 8 * RECORD_BYTES;
 
-/// The most that is kept of a message that comes in parts. Nothing that a peer says after its handshake is near that size.
+/// The most that is kept of a message that comes in parts. Nothing that a peer says after its
+/// handshake is near that size.
 const HELD_BYTES: usize = 2 * READ_BYTES;
 
 /// How long the end of a direction may wait for room in the socket.
 const END_WAIT: Duration = Duration::from_secs(10);
 
+/// How soon after the handshake a cut may be a refusal without words. GnuTLS lets its caller judge
+/// a certificate after the handshake, and QEMU just closes then.
+const EARLY: Duration = Duration::from_secs(5);
+
 /// A TLS connection whose handshake is over.
 ///
-/// One thread reads and one writes. They share the keys only while records are made or opened, never while one of them
-/// waits for the socket. It keeps at most 384 KiB for reading and 132 KiB for writing.
+/// One thread reads and one writes. They share the keys only while records are made or opened,
+/// never while one of them waits for the socket. It keeps at most 384 KiB for reading and 132 KiB
+/// for writing.
 pub struct TlsStream {
     under: Stream,
     place: Place,
     lenient_end: bool,
+    since: Instant,
     core: Mutex<Core>,
     reader: Mutex<Reader>,
     writer: Mutex<Writer>,
@@ -73,29 +81,26 @@ struct Writer {
 }
 
 impl TlsStream {
-    /// The connection after its handshake. `left` came with the handshake's last bytes.
+    /// The connection after its handshake. `incoming` came with the handshake's last bytes.
     pub(super) fn new(
         under: Stream,
         engine: Engine,
-        left: Vec<u8>,
+        incoming: Incoming,
         place: Place,
         lenient_end: bool,
     ) -> Self {
-        let incoming = Incoming {
-            held: left,
-            plain: Vec::new(),
-        };
         Self {
             under,
             place,
             lenient_end,
+            since: Instant::now(),
             core: Mutex::new(Core {
+                closed: engine.is_closed(),
+                heard: !incoming.plain.is_empty(),
                 engine,
                 incoming,
                 read: 0,
                 pending: Vec::new(),
-                closed: false,
-                heard: false,
             }),
             reader: Mutex::default(),
             writer: Mutex::default(),
@@ -119,7 +124,8 @@ impl TlsStream {
         }
     }
 
-    /// Opens records that are there, until `buffer` is full. `None`: there is no whole one. `Some(0)`: the peer's end.
+    /// Opens records that are there, until `buffer` is full. `None`: there is no whole one.
+    /// `Some(0)`: the peer's end.
     fn open(&self, reader: &mut Reader, buffer: &mut [u8]) -> io::Result<Option<usize>> {
         let mut core = self.core();
         let mut filled = core.give(buffer);
@@ -152,7 +158,8 @@ impl TlsStream {
         Ok(Some(filled))
     }
 
-    /// Opens records that are there until `bytes` of plaintext wait. Returns whether the peer has said its end.
+    /// Opens records that are there until `bytes` of plaintext wait. Returns whether the peer has
+    /// said its end.
     fn open_ahead(&self, reader: &mut Reader, bytes: usize) -> bool {
         let mut core = self.core();
         while core.waiting() < bytes && self.failure.get().is_none() {
@@ -195,7 +202,7 @@ impl TlsStream {
     }
 
     fn cut(&self) -> io::Error {
-        let before_data = !self.core().heard;
+        let before_data = !self.core().heard && self.since.elapsed() < EARLY;
         self.fail(TlsError::Cut { before_data })
     }
 
@@ -261,7 +268,8 @@ impl TlsStream {
         self.heard_why(error)
     }
 
-    /// Puts the records of up to [`WRITE_BYTES`] of `head` and `body` into `writer`. Returns how much plaintext that is.
+    /// Puts the records of up to [`WRITE_BYTES`] of `head` and `body` into `writer`. Returns how
+    /// much plaintext that is.
     fn seal(&self, writer: &mut Writer, head: &[u8], body: &[u8]) -> io::Result<usize> {
         let mut sealed = 0_usize;
         let mut core = self.core();
@@ -469,8 +477,8 @@ impl Connection for TlsStream {
             || has_record(reader.whole())
     }
 
-    /// Writes all of both parts. After `WouldBlock` or `TimedOut`, by a time limit of the socket, the next call must have the
-    /// same bytes: it goes on where this one has stopped.
+    /// Writes all of both parts. After `WouldBlock` or `TimedOut`, by a time limit of the socket,
+    /// the next call must have the same bytes: it goes on where this one has stopped.
     fn write_all_of_two(&self, head: &[u8], body: &[u8]) -> io::Result<()> {
         let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         if let Err(failure) = self.check() {

@@ -145,8 +145,8 @@ impl PeerIdentity {
         self.0.common.iter().chain(&self.0.dns).map(String::as_str)
     }
 
-    /// Whether one of [`names`](Self::names) matches one of `patterns`. In a pattern `*` stands for any characters, and
-    /// case does not matter.
+    /// Whether one of [`names`](Self::names) matches one of `patterns`. In a pattern `*` stands for
+    /// any characters, and case does not matter.
     pub fn matches(&self, patterns: &[String]) -> bool {
         self.names()
             .any(|name| patterns.iter().any(|pattern| matches(pattern, name)))

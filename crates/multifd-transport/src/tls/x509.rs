@@ -1,8 +1,8 @@
 //! What messages and lists of names need from a certificate: its names and its time.
 //!
-//! rustls checks certificates. It does not tell the subject and the times, so a reader of DER (X.690) for the few fields of
-//! RFC 5280 that are wanted is here. It reads certificates of strangers: a field that it cannot read is one that is not
-//! there.
+//! rustls checks certificates. It does not tell the subject and the times, so a reader of DER
+//! (X.690) for the few fields of RFC 5280 that are wanted is here. It reads certificates of
+//! strangers: a field that it cannot read is one that is not there.
 
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -180,7 +180,8 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Seconds since 1970 of UTCTime or GeneralizedTime, in the forms that RFC 5280 allows. A time before 1970 is 0.
+/// Seconds since 1970 of UTCTime or GeneralizedTime, in the forms that RFC 5280 allows. A time
+/// before 1970 is 0.
 fn time((tag, text): (u8, &[u8])) -> Option<u64> {
     let digits = text.strip_suffix(b"Z")?;
     let two = |at: usize| -> Option<i64> {
@@ -204,7 +205,8 @@ fn time((tag, text): (u8, &[u8])) -> Option<u64> {
     Some(u64::try_from(seconds).unwrap_or(0))
 }
 
-/// Days from 1970-01-01 to a day of the Gregorian calendar. A year starts in March here, so a leap day is its last one.
+/// Days from 1970-01-01 to a day of the Gregorian calendar. A year starts in March here, so a leap
+/// day is its last one.
 fn days(year: i64, month: i64, day: i64) -> i64 {
     let (year, month) = if month > 2 {
         (year, month - 3)

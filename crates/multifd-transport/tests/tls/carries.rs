@@ -3,6 +3,8 @@
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -275,6 +277,55 @@ fn a_peer_may_change_its_keys_and_ask_us_to() {
     });
 }
 
+/// A client may say all it has to say in one breath with its last word of the handshake.
+#[test]
+fn data_and_an_end_may_come_with_the_handshake_s_last_bytes() {
+    let (ca, server_folder, _) = folders();
+    let server = server(&server_folder);
+    for bytes in [0, 1, 5_000, 40_000] {
+        for whole in [false, true] {
+            let (near, far) = unix();
+            let said = data(bytes, 6);
+            thread::scope(|scope| {
+                let accepted = scope.spawn(|| accept(&server, far.into()).unwrap().stream);
+                let mut peer = raw_client(near, Some(&ca.client()), &[&TLS13]);
+                peer.conn.set_buffer_limit(None);
+                peer.conn.writer().write_all(&said).unwrap();
+                while peer.conn.is_handshaking() {
+                    while peer.conn.wants_write() {
+                        peer.conn.write_tls(&mut peer.sock).unwrap();
+                    }
+                    peer.conn.read_tls(&mut peer.sock).unwrap();
+                    peer.conn.process_new_packets().unwrap();
+                }
+                if whole {
+                    peer.conn.send_close_notify();
+                }
+                let mut breath = Vec::new();
+                while peer.conn.wants_write() {
+                    peer.conn.write_tls(&mut breath).unwrap();
+                }
+                peer.sock.write_all(&breath).unwrap();
+                let stream = accepted.join().unwrap();
+                if bytes > 0 {
+                    assert!(stream.is_readable_within(Duration::ZERO).unwrap());
+                }
+                stream.write_all_of_two(b"an", b"swer").unwrap();
+                assert!(read_in_pieces(&stream, bytes) == said);
+                let mut answer = [0; 6];
+                peer.read_exact(&mut answer).unwrap();
+                assert_eq!(&answer, b"answer");
+                if whole {
+                    assert_eq!(stream.read_some(&mut [0; 1]).unwrap(), 0);
+                } else {
+                    drop(peer);
+                    stream.read_some(&mut [0; 1]).unwrap_err();
+                }
+            });
+        }
+    }
+}
+
 /// Messages of the handshake that follow it, in small parts, with our own records between them.
 #[test]
 fn tickets_in_parts_do_not_disturb_a_writer() {
@@ -284,6 +335,7 @@ fn tickets_in_parts_do_not_disturb_a_writer() {
     let pair = ca.server();
     let (mut slow, peer_end) = UnixStream::pair().unwrap();
     let (mut back_from, mut back_to) = (far.try_clone().unwrap(), slow.try_clone().unwrap());
+    let slowly = &AtomicBool::new(false);
     thread::scope(|scope| {
         let peer = scope.spawn(move || {
             let mut peer = raw_server(peer_end, &pair, &[&TLS13], |config| {
@@ -299,31 +351,38 @@ fn tickets_in_parts_do_not_disturb_a_writer() {
             peer.read_to_end(&mut all).unwrap();
             all
         });
+        // What the server says after the client's last word of the handshake comes byte by byte.
         scope.spawn(move || {
-            let _ = io::copy(&mut back_from, &mut back_to);
+            let mut bytes = [0; 1 << 16];
+            let mut said = 0;
+            while let Ok(count @ 1..) = back_from.read(&mut bytes) {
+                said += 1;
+                slowly.store(said > 1, Ordering::SeqCst);
+                if back_to.write_all(&bytes[..count]).is_err() {
+                    break;
+                }
+            }
             let _ = back_to.shutdown(Shutdown::Write);
         });
-        // The server's bytes come one by one once the handshake is over; before, at once.
-        let (say, slowly) = std::sync::mpsc::channel::<()>();
         scope.spawn(move || {
             let mut far = far;
             let mut bytes = [0; 1 << 16];
             while let Ok(count @ 1..) = slow.read(&mut bytes) {
-                if slowly.try_recv().is_ok() {
-                    for byte in &bytes[..count] {
-                        far.write_all(&[*byte]).unwrap();
-                        thread::sleep(Duration::from_micros(200));
-                    }
+                let step = if slowly.load(Ordering::SeqCst) {
+                    1
                 } else {
-                    far.write_all(&bytes[..count]).unwrap();
+                    count
+                };
+                for part in bytes[..count].chunks(step) {
+                    far.write_all(part).unwrap();
+                    if step == 1 {
+                        thread::sleep(Duration::from_micros(100));
+                    }
                 }
             }
             far.shutdown(Shutdown::Write).unwrap();
         });
         let stream = connect(&client, near.into(), "dst.example").unwrap();
-        for _ in 0..100 {
-            say.send(()).unwrap();
-        }
         let mut sent = b"ping".to_vec();
         stream.write_all_of_two(&sent, &[]).unwrap();
         let mut seen = Vec::new();
@@ -351,17 +410,19 @@ fn a_write_that_runs_out_of_time_goes_on_with_the_same_bytes() {
     let (near, far) = pair();
     let data = data(30 << 20, 5);
     near.set_timeouts(Some(Duration::from_millis(5))).unwrap();
+    let (late, is_late) = mpsc::channel();
     thread::scope(|scope| {
-        scope.spawn(|| {
-            let mut tries = 0;
+        let (near, data) = (&near, &data);
+        scope.spawn(move || {
             while let Err(error) = near.write_all_of_two(&data[..999], &data[999..]) {
                 assert_eq!(error.kind(), ErrorKind::WouldBlock);
-                tries += 1;
+                let _ = late.send(());
             }
-            assert!(tries > 0, "the test is to run out of time");
         });
-        thread::sleep(Duration::from_millis(100));
-        assert!(read_in_pieces(&far, data.len()) == data);
+        is_late
+            .recv_timeout(PATIENCE)
+            .expect("no buffer takes all of it");
+        assert!(read_in_pieces(&far, data.len()) == *data);
     });
     assert_eq!(
         near.read_some(&mut [0; 1]).unwrap_err().kind(),

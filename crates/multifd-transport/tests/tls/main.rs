@@ -1,4 +1,5 @@
-//! TLS between two ends, with certificates made here. Peers that break rules are made of rustls itself.
+//! TLS between two ends, with certificates made here. Peers that break rules are made of rustls
+//! itself.
 
 mod carries;
 mod ends;

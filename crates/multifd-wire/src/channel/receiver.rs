@@ -18,12 +18,13 @@ use crate::page_size::PageSize;
 ///
 /// # How to drive it
 ///
-/// *What it wants:* [`wanted`](Self::wanted) bytes complete the next step. Reading no more than that
-/// leaves what follows the step in the socket, and a payload can go straight to where it belongs.
+/// *What it wants:* [`wanted`](Self::wanted) bytes complete the next step. Reading no more than
+/// that leaves what follows the step in the socket, and a payload can go straight to where it
+/// belongs.
 ///
-/// *What it is given:* [`push`](Self::push) takes what it can use from the front of a slice. When the
-/// caller reads a payload itself, [`payload_remaining`](Self::payload_remaining) says how much there
-/// is and [`payload_taken`](Self::payload_taken) accounts for it.
+/// *What it is given:* [`push`](Self::push) takes what it can use from the front of a slice. When
+/// the caller reads a payload itself, [`payload_remaining`](Self::payload_remaining) says how much
+/// there is and [`payload_taken`](Self::payload_taken) accounts for it.
 ///
 /// *The end:* [`finish`](Self::finish) says whether the stream may end where it does.
 ///
@@ -187,8 +188,8 @@ impl ChannelReceiver {
         self.page_size
     }
 
-    /// Entries so far of a table whose end has not shown: that of a channel's first SYNC, whose length depends on the page
-    /// size. It may end where this is a power of two.
+    /// Entries so far of a table whose end has not shown: that of a channel's first SYNC, whose
+    /// length depends on the page size. It may end where this is a power of two.
     #[must_use]
     pub fn open_table(&self) -> Option<usize> {
         match self.state {

@@ -159,7 +159,8 @@ impl Ram {
 }
 
 /// Whether the next number is the page size of the block before it. Else it is the next block's
-/// name, whose length is not zero, or behind the `last` block a record, whose low bits are not zero.
+/// name, whose length is not zero, or behind the `last` block a record, whose low bits are not
+/// zero.
 fn states_page_size(reader: &Reader<'_>, page_sizes: u64, last: bool) -> Result<bool, Stop> {
     let mut ahead = reader.ahead();
     if !last && ahead.ahead().u8()? != 0 {

@@ -62,7 +62,8 @@ fn channels() -> Vec<Channel> {
     all
 }
 
-/// Sends at least so many pages in packets of random size, each over a random channel; how many they were.
+/// Sends at least so many pages in packets of random size, each over a random channel; how many
+/// they were.
 fn run(seed: u64, least: usize) -> usize {
     let mut random = Random::new(1000 + seed);
     let mut memory = Vec::new();

@@ -1,4 +1,5 @@
-//! `cargo xtask bench instructions`: what the deflate codec executes for a page. A busy machine does not change these numbers.
+//! `cargo xtask bench instructions`: what the deflate codec executes for a page. A busy machine
+//! does not change these numbers.
 
 use std::process::Command;
 

@@ -20,7 +20,8 @@ pub enum Bench {
     Migrate(migrate::Arguments),
     /// How many instructions the deflate codec takes for a page, counted by valgrind
     Instructions,
-    /// A busy guest between real QEMUs, their own methods beside relays with zlib, also over a link of a chosen rate
+    /// A busy guest between real QEMUs, their own methods beside relays with zlib, also over a link
+    /// of a chosen rate
     Qemu(qemu::Arguments),
     /// Migrations through two relays beside migrations without, and the relays' memory
     Relay(relay::Arguments),

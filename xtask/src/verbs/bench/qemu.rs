@@ -14,7 +14,8 @@ use crate::multifd::{self, Multifd};
 
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// What fills the guest: `redis`, `idle`, or a file of pages of 4 KiB back to back, as they are or compressed with zstd
+    /// What fills the guest: `redis`, `idle`, or a file of pages of 4 KiB back to back, as they are
+    /// or compressed with zstd
     #[arg(long, value_name = "FILE", default_value = "redis")]
     pages: String,
     /// The guest's memory in MiB, three quarters of it in use
@@ -28,7 +29,8 @@ pub struct Arguments {
     /// How many migrations of each kind, in turn
     #[arg(long, default_value_t = 3)]
     runs: usize,
-    /// A link of this rate between two network namespaces, such as 1gbit, instead of the loopback; takes root's rights
+    /// A link of this rate between two network namespaces, such as 1gbit, instead of the loopback;
+    /// takes root's rights
     #[arg(long, value_name = "RATE")]
     link: Option<String>,
     /// Only the ways whose name has this in it, such as `relay zlib`
@@ -232,7 +234,8 @@ fn migrate(
     })
 }
 
-/// Starts the relays of a way, the one at the source first in the answer, and says where the source is to connect to.
+/// Starts the relays of a way, the one at the source first in the answer, and says where the source
+/// is to connect to.
 fn start_relays(
     program: &Path,
     folder: &Path,

@@ -1,4 +1,5 @@
-//! `cargo xtask check --features`: each crate alone, with each feature off and on, and on other machines.
+//! `cargo xtask check --features`: each crate alone, with each feature off and on, and on other
+//! machines.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -14,7 +15,8 @@ const PORTABLE: [&str; 2] = ["multifd-wire", "page-deflate"];
 /// A machine with pointers of 32 bits, and one whose numbers begin with the high byte.
 const TARGETS: [&str; 2] = ["i686-unknown-linux-gnu", "s390x-unknown-linux-gnu"];
 
-/// Builds every crate by itself. In a build of the whole workspace a crate also has the features that others ask for.
+/// Builds every crate by itself. In a build of the whole workspace a crate also has the features
+/// that others ask for.
 pub fn run(metadata: &Value) -> Result<()> {
     for package in packages_of(metadata) {
         for choice in choices(package) {

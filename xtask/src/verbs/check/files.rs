@@ -42,8 +42,8 @@ pub fn faults() -> Result<Vec<String>> {
     Ok(faults)
 }
 
-/// The numbers and widths of lines whose comment should have been wrapped. Tables, code and addresses of pages cannot
-/// be.
+/// The numbers and widths of lines whose comment should have been wrapped. Tables, code and
+/// addresses of pages cannot be.
 fn wide_comments(text: &str) -> Vec<(usize, usize)> {
     let mut wide = Vec::new();
     let mut in_code = false;
@@ -70,7 +70,8 @@ fn wide_comments(text: &str) -> Vec<(usize, usize)> {
     wide
 }
 
-/// Where a line's comment begins: `//` outside of a string. A string that goes over several lines is not followed.
+/// Where a line's comment begins: `//` outside of a string. A string that goes over several lines
+/// is not followed.
 fn comment_start(line: &str) -> Option<usize> {
     let bytes = line.as_bytes();
     let mut in_string = false;

@@ -47,8 +47,8 @@ const LINE: [(&str, &[&str]); 10] = [
     ),
 ];
 
-/// Crates with a limited list of outside dependencies. `multifd-wire` does without `std`; `page-deflate` and
-/// `iaa-detect` shall bring little else into the programs of others.
+/// Crates with a limited list of outside dependencies. `multifd-wire` does without `std`;
+/// `page-deflate` and `iaa-detect` shall bring little else into the programs of others.
 const OUTSIDE: [(&str, &[&str]); 3] = [
     ("multifd-wire", &["thiserror"]),
     ("page-deflate", &["thiserror"]),
@@ -56,10 +56,12 @@ const OUTSIDE: [(&str, &[&str]); 3] = [
 ];
 
 /// Dependencies that are C or need a library of the system: each is behind a feature.
-const OPTIONAL: [(&str, &str); 3] = [
+const OPTIONAL: [(&str, &str); 5] = [
     ("multifd-codec", "zstd-safe"),
     ("multifd-codec", "qpl-sys"),
     ("multifd-codec", "iaa-detect"),
+    ("multifd-transport", "rustls"),
+    ("multifd-cli", "rcgen"),
 ];
 
 /// Checks who depends on whom, as `cargo metadata` tells it.

@@ -42,7 +42,8 @@ fn crates_of(metadata: &Value) -> Crates {
         .collect()
 }
 
-/// The first column names crates or folders of the top. `crates/lab/*` stands for the crates in its row.
+/// The first column names crates or folders of the top. `crates/lab/*` stands for the crates in its
+/// row.
 fn crate_faults(text: &str, crates: &Crates, top: &Path) -> Vec<String> {
     let mut named = Vec::new();
     let mut faults = Vec::new();
@@ -72,7 +73,8 @@ fn crate_faults(text: &str, crates: &Crates, top: &Path) -> Vec<String> {
     faults
 }
 
-/// The third column names modules of the crates in the second and third; of any crate where there is none.
+/// The third column names modules of the crates in the second and third; of any crate where there
+/// is none.
 fn place_faults(text: &str, crates: &Crates) -> Vec<String> {
     let mut faults = Vec::new();
     for row in rows(text, PLACES) {

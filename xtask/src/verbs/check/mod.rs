@@ -15,7 +15,8 @@ use crate::{Result, cargo, output, run as run_command, target_dir, workspace};
 
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// Instead: each crate alone with each feature off and on, and for other machines; takes minutes
+    /// Instead: each crate alone with each feature off and on, and for other machines; takes
+    /// minutes
     #[arg(long)]
     features: bool,
 }

@@ -1,4 +1,5 @@
-//! Checks by tools that are installed by hand. Where one is missing, a line says so and names the remedy.
+//! Checks by tools that are installed by hand. Where one is missing, a line says so and names the
+//! remedy.
 
 use std::process::Command;
 
@@ -38,7 +39,8 @@ pub fn dependencies() -> Result<()> {
     checked.map_or(Ok(()), |mut check| run_command(&mut check))
 }
 
-/// Changes that break users of the published crates, by cargo-semver-checks, against the last release.
+/// Changes that break users of the published crates, by cargo-semver-checks, against the last
+/// release.
 pub fn interfaces(published: &[String]) -> Result<()> {
     println!("== public interfaces, beside those of the last release");
     let Some(mut semver) = Tool::SEMVER.command() else {

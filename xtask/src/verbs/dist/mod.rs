@@ -1,4 +1,5 @@
-//! `cargo xtask dist`: manual pages, completions and a Debian package, from what clap and Cargo.toml say.
+//! `cargo xtask dist`: manual pages, completions and a Debian package, from what clap and
+//! Cargo.toml say.
 
 mod pages;
 
@@ -39,7 +40,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         println!("{}", Tool::DEB.missing("the Debian package is NOT BUILT"));
         return Ok(());
     };
-    // Quiet: it warns of each file in target/ that cargo has not built, and prints the package's name all the same.
+    // Quiet: it warns of each file in target/ that cargo has not built, and prints the package's
+    // name all the same.
     deb.args(["--quiet", "--package", "multifd-cli", "--no-build"])
         .args(["--strip", "--output"])
         .arg(&dist);

@@ -54,8 +54,8 @@ fn page(command: &Command, parent: Option<&Command>) -> Result<Page> {
     })
 }
 
-/// The text below a command's options: a section of notes, and one of examples, whose lines stay lines. (clap_mangen
-/// would fill the lines of examples like those of a paragraph.)
+/// The text below a command's options: a section of notes, and one of examples, whose lines stay
+/// lines. (clap_mangen would fill the lines of examples like those of a paragraph.)
 fn after_help(words: &str) -> String {
     let (notes, examples): (Vec<&str>, Vec<&str>) = words
         .split("\n\n")

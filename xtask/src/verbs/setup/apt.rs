@@ -36,7 +36,8 @@ pub const SID: Suite = Suite {
     base: None,
 };
 
-/// Downloads `packages` with their dependencies and unpacks all into `root`. Gives the packages' versions as text.
+/// Downloads `packages` with their dependencies and unpacks all into `root`. Gives the packages'
+/// versions as text.
 pub fn unpack(part: &str, suite: &Suite, packages: &[&str], root: &Path) -> Result<String> {
     for tool in ["apt-get", "dpkg-deb"] {
         if Command::new(tool).arg("--version").output().is_err() {

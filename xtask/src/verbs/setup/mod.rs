@@ -1,8 +1,8 @@
 //! `cargo xtask setup`: the real parts, from Debian, under `target/parts`.
 //!
-//! Nothing is installed: apt-get works on a state of its own and only downloads, and the packages are unpacked into one
-//! root per suite together with everything they need, the C library included. That needs no rights and no particular
-//! release of Debian on the machine.
+//! Nothing is installed: apt-get works on a state of its own and only downloads, and the packages
+//! are unpacked into one root per suite together with everything they need, the C library included.
+//! That needs no rights and no particular release of Debian on the machine.
 
 mod apt;
 mod mirror;
@@ -61,7 +61,8 @@ impl Recipe {
         Recipe::Debian { suite, packages }
     }
 
-    /// The first line of a stamp. A part whose recipe has changed since it was brought is brought anew.
+    /// The first line of a stamp. A part whose recipe has changed since it was brought is brought
+    /// anew.
     fn line(&self) -> String {
         match self {
             Recipe::Debian { suite, packages } => format!("{}: {}", suite.name, packages.join(" ")),

@@ -88,7 +88,8 @@ pub struct TestGuest {
 }
 
 impl TestGuest {
-    /// A guest of one block with a mix of pages in it: one third zero, one third noise, one third text.
+    /// A guest of one block with a mix of pages in it: one third zero, one third noise, one third
+    /// text.
     pub fn new(len_bytes: usize) -> Self {
         Self::of(memory(&[("ram", len_bytes)]))
     }
@@ -140,7 +141,8 @@ impl TestGuest {
         }));
     }
 
-    /// A thread that writes words, and now and then zeros a page, all over the first `share` of memory as fast as it can.
+    /// A thread that writes words, and now and then zeros a page, all over the first `share` of
+    /// memory as fast as it can.
     pub fn write_everywhere(&mut self, seed: u64, share: f64) {
         let mut random = Random::new(seed);
         self.run(move |memory| {

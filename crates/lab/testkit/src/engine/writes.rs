@@ -24,8 +24,9 @@ struct Written {
 /// Threads that write: few of them are more than there are processors.
 const WRITERS: u32 = 4;
 
-/// Several threads write and keep a log, while the kernel's log is read `fetches` times. Every write has to be in a fetch
-/// that it can be in, and a copy which is made only of what the log says has to be equal in the end.
+/// Several threads write and keep a log, while the kernel's log is read `fetches` times. Every
+/// write has to be in a fetch that it can be in, and a copy which is made only of what the log says
+/// has to be equal in the end.
 pub fn no_write_is_lost(memory: &dyn GuestMemory, fetches: u32, read_before: bool) {
     let range = memory.blocks()[0].range;
     let pages = (range.len_bytes() / PAGE) as u32;
@@ -57,7 +58,8 @@ pub fn no_write_is_lost(memory: &dyn GuestMemory, fetches: u32, read_before: boo
                     let mut log = Vec::new();
                     while !done.load(Ordering::Relaxed) {
                         for _ in 0..64 {
-                            // No two threads write the same page, so that none hides what another one lost.
+                            // No two threads write the same page, so that none hides what another
+                            // one lost.
                             let own = random.below((pages / WRITERS) as usize) as u32;
                             let page = own * WRITERS + thread;
                             let at = u64::from(page) * PAGE as u64 + random.below(512) as u64 * 8;
@@ -85,8 +87,8 @@ pub fn no_write_is_lost(memory: &dyn GuestMemory, fetches: u32, read_before: boo
     fetch(&mut copy);
     assert_eq!(fetched.last().unwrap().count(), 0, "nobody writes any more");
     for written in logs.iter().flatten() {
-        // Fetch number n makes `begun` n; it stands in `fetched` at n - 1. A write that came while n was under way is in
-        // it or in the next.
+        // Fetch number n makes `begun` n; it stands in `fetched` at n - 1. A write that came while
+        // n was under way is in it or in the next.
         let possible = written.before.max(1)..=written.after + 1;
         let seen = possible.clone().any(|number| {
             let dirty = fetched.get(number as usize - 1);

@@ -1,4 +1,5 @@
-//! Method `canned`, our own, between two ends of our own: every page by itself, in a code that both ends know already.
+//! Method `canned`, our own, between two ends of our own: every page by itself, in a code that both
+//! ends know already.
 //!
 //! A payload is, numbers being big-endian:
 //!
@@ -10,22 +11,26 @@
 //! | so many | the code's description |
 //! | the rest | a table of lengths and then the pages ([`multifd_wire::lengths`]) |
 //!
-//! The description is the header of a dynamic deflate block, the final one of its stream: from the block's first bit to the
-//! last of the code lengths (RFC 1951, sections 3.2.3 and 3.2.7), the rest of the last byte being 0. It describes all 286
-//! literals and lengths and all 30 distances; every symbol has a code of 1 to 15 bits, and both codes are complete.
-//! It never has more than 290 bytes. Like every header it can be written in several ways, all of which mean the same.
+//! The description is the header of a dynamic deflate block, the final one of its stream: from the
+//! block's first bit to the last of the code lengths (RFC 1951, sections 3.2.3 and 3.2.7), the rest
+//! of the last byte being 0. It describes all 286 literals and lengths and all 30 distances; every
+//! symbol has a code of 1 to 15 bits, and both codes are complete. It never has more than 290
+//! bytes. Like every header it can be written in several ways, all of which mean the same.
 //!
-//! A page as long as the page size is there as it is. A shorter one is what follows that header in its block: symbols, the
-//! end of the block, and zeros to the end of the byte. So header and page together, bit behind bit, are a complete deflate
-//! stream. It fills its page exactly, ends in the page's last byte, and no distance in it is over 4096 or reaches back
-//! to before the page, so that an Intel IAA can read it; this is also what libqpl calls *canned mode*.
+//! A page as long as the page size is there as it is. A shorter one is what follows that header in
+//! its block: symbols, the end of the block, and zeros to the end of the byte. So header and page
+//! together, bit behind bit, are a complete deflate stream. It fills its page exactly, ends in the
+//! page's last byte, and no distance in it is over 4096 or reaches back to before the page, so that
+//! an Intel IAA can read it; this is also what libqpl calls *canned mode*.
 //!
-//! The first payload of a channel brings a code. Each may bring one, which then holds for its pages and until the next; codes
-//! are a channel's own. Packets without normal pages have no payload and change nothing.
+//! The first payload of a channel brings a code. Each may bring one, which then holds for its pages
+//! and until the next; codes are a channel's own. Packets without normal pages have no payload and
+//! change nothing.
 //!
-//! A receiver refuses another version, a generation out of its turn, a first payload without code, and a description
-//! that breaks the rules above. Nothing checks what a page says: a page whose bits have changed and which still
-//! ends where it should is taken for what it says, as in the methods of QEMU.
+//! A receiver refuses another version, a generation out of its turn, a first payload without code,
+//! and a description that breaks the rules above. Nothing checks what a page says: a page whose
+//! bits have changed and which still ends where it should is taken for what it says, as in the
+//! methods of QEMU.
 //!
 //! Which code is best, and when to change it, is the sender's affair ([`plan`]).
 
@@ -54,8 +59,8 @@ pub(crate) struct CodeHeads<Code> {
 }
 
 impl<Code> CodeHeads<Code> {
-    /// `effort` is that of looking at pages for a code, and `streams` how many are looked at at once;
-    /// best what the compressor takes too.
+    /// `effort` is that of looking at pages for a code, and `streams` how many are looked at at
+    /// once; best what the compressor takes too.
     pub(crate) fn new(effort: Effort, streams: Streams) -> Self {
         Self {
             planner: Planner::new(effort, streams),

@@ -224,7 +224,8 @@ fn a_channel_id_used_twice_is_refused_and_a_stale_one_is_dropped() {
         matching.channel_came(id, [0; 16], 0, UNIX, now);
     }
     matching.channel_closed(1, now);
-    // The closed one is a remnant, as the same channel is here anew; of the others, one is another migration's.
+    // The closed one is a remnant, as the same channel is here anew; of the others, one is another
+    // migration's.
     let drop = |channel| Decision::Drop { channel };
     assert_eq!(matching.decide(now), [drop(1), doubt(10, true)]);
     let after = now + CONFLICT_TIMEOUT;
@@ -434,7 +435,8 @@ fn decide(
     }
 }
 
-/// A random order of `steps` in which no step comes before those that it follows in its own migration.
+/// A random order of `steps` in which no step comes before those that it follows in its own
+/// migration.
 fn shuffled(
     mut steps: Vec<Step>,
     random: &mut Random,
@@ -587,7 +589,8 @@ fn an_empty_channel_stands_in_nobodys_way() {
         let drop = Decision::Drop { channel: 1 };
         let mut decisions = matching.decide(now);
         if main_closes {
-            // What is closed waits for a successor itself, but not of a main channel that is closed.
+            // What is closed waits for a successor itself, but not of a main channel that is
+            // closed.
             decisions.extend(matching.decide(now + CONFLICT_TIMEOUT));
         }
         assert_eq!(decisions, [drop, give(2, 10)]);
