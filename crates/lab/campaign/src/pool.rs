@@ -224,6 +224,19 @@ impl Relay {
         }
     }
 
+    /// Migrations that have begun since it started.
+    fn begun(&self) -> usize {
+        let (_, words) = self.process.printed();
+        let begins = |line: &&String| line.contains("a migration begins, from");
+        words.iter().filter(begins).count()
+    }
+
+    /// Whether it has no more threads than when it is idle.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.process.counts().threads <= self.idle.threads
+    }
+
     /// Asks it to end, idle as it is.
     fn end(self) -> Vec<String> {
         let Self {
@@ -315,6 +328,14 @@ impl Relays {
                     break after;
                 }
             };
+            // What has begun has a report, which is written behind its end.
+            let deadline = Instant::now() + limit.min(Duration::from_secs(2));
+            while relay.process.reports(0).len() < relay.begun()
+                && relay.process.ended().is_none()
+                && Instant::now() < deadline
+            {
+                thread::sleep(Duration::from_millis(2));
+            }
             let mut reports = relay.process.reports(relay.seen);
             let deadline = Instant::now() + Duration::from_secs(5);
             while delivered && reports.is_empty() && !killed && Instant::now() < deadline {

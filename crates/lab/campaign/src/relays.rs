@@ -3,6 +3,7 @@
 use std::fs;
 use std::sync::Arc;
 use std::thread;
+use std::time::{Duration, Instant};
 
 use crate::around::Around;
 use crate::campaign::Bench;
@@ -11,7 +12,7 @@ use crate::ends::{Ends, migrate};
 use crate::link::{self, LinkBehaviour, Target};
 use crate::net::{Address, Listener, Stop, Trigger};
 use crate::plan::Plan;
-use crate::pool::{Pool, Relays};
+use crate::pool::{Pool, Relay, Relays};
 use crate::process::Bounds;
 use crate::random::Random;
 use crate::scenario::{Between, Kind, Scenario, Second};
@@ -218,6 +219,15 @@ impl Run {
             let behaviour = (&scenario.source, &scenario.destination);
             let first = migrate(plan, behaviour, &address, destination_at, stop, &passed);
             let second = other.map(|other| other.join().map_err(|_| "a thread panicked"));
+            if scenario.between != Between::Qemu {
+                // A trunk says its ends, so that one that is cut before is a broken one. Where it is
+                // broken anyway, relays may be waiting for this very network.
+                let most = if scenario.excuse.failure { 100 } else { 5000 };
+                let deadline = Instant::now() + Duration::from_millis(most);
+                while !relays.iter().all(Relay::is_idle) && Instant::now() < deadline {
+                    thread::sleep(Duration::from_millis(2));
+                }
+            }
             around.end();
             let second = match second {
                 Some(second) => Some(second??),
