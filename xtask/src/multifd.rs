@@ -119,6 +119,19 @@ impl Multifd {
 /// How long a process may take to begin or, after its last words, to end.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// What two relays have between them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Between {
+    /// A QEMU's own protocol, over a unix socket.
+    Qemu,
+    /// The same over TCP.
+    QemuTcp,
+    /// A trunk in clear, over TCP.
+    ClearTrunk,
+    /// A trunk over TLS.
+    Trunk,
+}
+
 /// Two relays in a row.
 pub struct RelayPair {
     /// The relay at the source, and the one at the destination.
@@ -137,8 +150,35 @@ impl RelayPair {
         compression: &str,
         options: &[&str],
     ) -> Result<RelayPair> {
+        let between = Between::Qemu;
+        Self::with(between, program, folder, destination, compression, options)
+    }
+
+    /// The same, with something else between the relays.
+    pub fn with(
+        between: Between,
+        program: &Path,
+        folder: &Path,
+        destination: &str,
+        compression: &str,
+        options: &[&str],
+    ) -> Result<RelayPair> {
         let socket = |name| format!("unix:{}", folder.join(name).display());
-        let ends = [&socket("far"), destination];
+        let certificates = folder.join("tls").display().to_string();
+        let mut options = options.to_vec();
+        let listen = match between {
+            Between::Qemu => socket("far"),
+            Between::QemuTcp => "tcp:127.0.0.1:0".to_owned(),
+            Between::ClearTrunk => "trunk+tcp:127.0.0.1:0".to_owned(),
+            Between::Trunk => {
+                let init = ["tls", "init", &certificates, "--host", "127.0.0.1"];
+                output(Command::new(program).args(init))?;
+                options.extend(["--tls-dir", &certificates]);
+                "trunk:127.0.0.1:0".to_owned()
+            }
+        };
+        let options = options.as_slice();
+        let ends = [&listen, destination];
         let (far, far_address) = Multifd::relay(None, program, ends, "none", options)?;
         let ends = [&socket("near"), far_address.as_str()];
         let (near, address) = Multifd::relay(None, program, ends, compression, options)?;

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io;
 use std::net::Shutdown;
+use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
@@ -41,9 +42,8 @@ pub(super) struct Carried {
 
 struct Reading {
     frames: FrameReader,
-    /// What a frame has brought and nobody has read, from `at` on.
-    rest: Vec<u8>,
-    at: usize,
+    /// Which bytes of the last frame nobody has read.
+    rest: Range<usize>,
     end: Option<End>,
 }
 
@@ -76,8 +76,7 @@ impl Carried {
         };
         let reading = Reading {
             frames: FrameReader::new(chosen.digest, compression)?,
-            rest: Vec::new(),
-            at: 0,
+            rest: 0..0,
             end: None,
         };
         let writing = Writing {
@@ -105,15 +104,15 @@ impl Carried {
 
 impl Reading {
     fn has_rest(&self) -> bool {
-        self.at < self.rest.len()
+        !self.rest.is_empty()
     }
 
     /// Gives what was brought before.
     fn take_rest(&mut self, buffer: &mut [u8], keeps: bool) -> usize {
-        let rest = self.rest.get(self.at..).unwrap_or_default();
-        let count = copy(rest, buffer);
+        let rest = self.frames.content().get(self.rest.clone());
+        let count = copy(rest.unwrap_or_default(), buffer);
         if !keeps {
-            self.at = self.at.saturating_add(count);
+            self.rest.start = self.rest.start.saturating_add(count);
         }
         count
     }
@@ -149,10 +148,7 @@ impl Reading {
             match frame.map_err(|fault| io::Error::new(io::ErrorKind::InvalidData, fault))? {
                 Some(Frame::Data(bytes)) => {
                     let count = copy(bytes, buffer);
-                    self.rest.clear();
-                    self.rest
-                        .extend_from_slice(bytes.get(count..).unwrap_or_default());
-                    self.at = 0;
+                    self.rest = count..bytes.len();
                     return Ok(count);
                 }
                 Some(Frame::End) => self.end = Some(End::Clean),
@@ -202,7 +198,7 @@ impl Connection for Carried {
             if let Some(end) = reading.ended() {
                 return end;
             }
-            // All of the frame goes to the rest, as there is no room for it elsewhere.
+            // All of the frame is left.
             reading.fill(&self.under, &mut [], false)?;
         }
         Ok(reading.take_rest(buffer, true))

@@ -32,6 +32,8 @@ pub struct FrameReader {
     held: usize,
     /// The content of the last compressed frame, at the front.
     raw: Vec<u8>,
+    /// How long the content of the last frame is, and whether it was compressed.
+    content: (usize, bool),
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -73,6 +75,7 @@ impl FrameReader {
             buffer: Vec::new(),
             held: 0,
             raw: Vec::new(),
+            content: (0, false),
         })
     }
 
@@ -136,6 +139,16 @@ impl FrameReader {
                 Ok(Some(whole)) => return Ok(self.give(whole)),
                 Err(fault) => return Err(self.fail(fault)),
             }
+        }
+    }
+
+    /// The bytes of the data frame that has come last; none after another frame. They stay until
+    /// more is put into the reader.
+    #[must_use]
+    pub fn content(&self) -> &[u8] {
+        match self.content {
+            (len, true) => self.raw.get(..len).unwrap_or_default(),
+            (len, false) => self.body(len),
         }
     }
 
@@ -253,6 +266,11 @@ impl FrameReader {
             Kind::Begun => Whole::Begun,
             Kind::Unknown(_) => Whole::Unknown,
         };
+        self.content = match whole {
+            Whole::Data { len } => (len, false),
+            Whole::Raw { len } => (len, true),
+            _ => (0, false),
+        };
         self.state = match whole {
             Whole::End | Whole::Failure(_) => State::Ended,
             _ => State::Header,
@@ -302,8 +320,7 @@ impl FrameReader {
 
     fn give(&self, whole: Whole) -> Option<Frame<'_>> {
         Some(match whole {
-            Whole::Data { len } => Frame::Data(self.body(len)),
-            Whole::Raw { len } => Frame::Data(self.raw.get(..len).unwrap_or_default()),
+            Whole::Data { .. } | Whole::Raw { .. } => Frame::Data(self.content()),
             Whole::End => Frame::End,
             Whole::Failure(failure) => Frame::Failure(failure),
             Whole::Alive => Frame::Alive,
