@@ -72,7 +72,9 @@ fn carried(
     let loads = loads.filter(|ends| ends.destination.said.is_some()).count();
     let delivered = ends.source.end == SourceEnd::Gave && ends.destination.said.is_some();
     let mut parts = relays.judged(scenario, delivered, hang.is_some());
-    if scenario.second.is_some() || scenario.duplicate.is_some() {
+    let echoes = |link: &LinkBehaviour| link.echo.is_some();
+    let echoes = scenario.links[1].as_ref().is_some_and(echoes);
+    if scenario.second.is_some() || scenario.duplicate.is_some() || echoes {
         // Whose line it is cannot be told where there are several migrations.
         for part in &mut parts {
             let reports = std::mem::take(&mut part.reports);
@@ -220,8 +222,8 @@ impl Run {
             let first = migrate(plan, behaviour, &address, destination_at, stop, &passed);
             let second = other.map(|other| other.join().map_err(|_| "a thread panicked"));
             if scenario.between != Between::Qemu {
-                // A trunk says its ends, so that one that is cut before is a broken one. Where it is
-                // broken anyway, relays may be waiting for this very network.
+                // A trunk says its ends, so that one that is cut before is a broken one. Where it
+                // is broken anyway, relays may be waiting for this very network.
                 let most = if scenario.excuse.failure { 100 } else { 5000 };
                 let deadline = Instant::now() + Duration::from_millis(most);
                 while !relays.iter().all(Relay::is_idle) && Instant::now() < deadline {

@@ -798,7 +798,7 @@ impl Place {
 
 fn stranger_at_a_trunk(random: &mut Random) -> Stranger {
     let says = match random.below(7) {
-        0 => Says::HalfPreface(random.between(1, 60) as usize),
+        0 => Says::HalfPreface(random.between(1, 57) as usize),
         1 => Says::LongPreface,
         2 => Says::WrongPreface,
         3 => Says::OtherPreface,
