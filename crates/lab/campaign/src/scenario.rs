@@ -332,7 +332,7 @@ impl Scenario {
         if self.between != Between::Qemu && relay {
             faults.extend([(8, "flip"), (4, "lost bytes"), (4, "bytes come twice")]);
         }
-        if self.between == Between::Clear {
+        if self.between == Between::Clear && relay {
             faults.push((6, "preface comes twice"));
         }
         if matches!(self.kind, Kind::Receive | Kind::Record) {
@@ -869,6 +869,13 @@ mod tests {
             assert!(relays.contains(fault), "{fault}: {relays:?}");
         }
         assert_eq!(relays.len(), 27, "{relays:?}");
+        let trunks = faults(Kind::Trunks);
+        for fault in ["lost bytes", "bytes come twice", "preface comes twice"] {
+            assert!(trunks.contains(fault), "{fault}: {trunks:?}");
+        }
+        assert_eq!(trunks.len(), 30, "{trunks:?}");
+        // An encrypted preface cannot be said again.
+        assert_eq!(faults(Kind::Tls).len(), 29);
         assert!(faults(Kind::Receive).contains("full disk"));
         assert!(!faults(Kind::Engines).contains("duplicate hello"));
         assert!(faults(Kind::Qemu).contains("destination pauses"));

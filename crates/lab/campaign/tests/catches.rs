@@ -189,6 +189,7 @@ fn a_changed_byte_is_found() {
     let (who, after, len) = lab.packet();
     let what = Happening::Flip(1);
     let faults = vec![LinkFault {
+        back: false,
         who,
         after: after + len - 1,
         what,
@@ -205,6 +206,7 @@ fn a_channel_cut_before_its_sync_freezes_the_destination() {
     let lab = Lab::new(true);
     let (who, after, _) = lab.packet();
     let faults = vec![LinkFault {
+        back: false,
         who,
         after,
         what: Happening::HalfClose,
