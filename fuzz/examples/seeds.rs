@@ -364,11 +364,7 @@ fn qemu_7_2() -> Vec<u8> {
 fn pages_64k() -> Vec<u8> {
     let mut bytes = Vec::new();
     let mut sender = ChannelSender::new();
-    let hello = Hello {
-        uuid: [0; 16],
-        channel: 3,
-        reserved: [0; 39],
-    };
+    let hello = Hello::new([0; 16], 3);
     let block = BlockName::try_from("mach-virt.ram").expect("a name");
     let mut pages =
         RamPacket::new(PageSize::MAX, block, &[0x20000, 0x10000], &[0], 1).expect("a packet");

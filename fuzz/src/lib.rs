@@ -209,11 +209,7 @@ fn split_cut(data: &[u8]) -> Option<(Vec<usize>, &[u8])> {
 }
 
 fn after_hello() -> ChannelReceiver {
-    let hello = Hello {
-        uuid: [0; 16],
-        channel: 0,
-        reserved: [0; 39],
-    };
+    let hello = Hello::new([0; 16], 0);
     let mut receiver = ChannelReceiver::new(Limits::default());
     let bytes = hello.to_bytes();
     let taken = receiver.push(&mut bytes.as_slice());

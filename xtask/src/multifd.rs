@@ -119,6 +119,12 @@ impl Multifd {
 /// How long a process may take to begin or, after its last words, to end.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Makes certificates for a server at `host` and its clients, in a new folder.
+pub fn make_certificates(program: &Path, folder: &str, host: &str) -> Result<()> {
+    let init = ["tls", "init", folder, "--host", host];
+    output(Command::new(program).args(init)).map(drop)
+}
+
 /// What two relays have between them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Between {
@@ -171,8 +177,7 @@ impl RelayPair {
             Between::QemuTcp => "tcp:127.0.0.1:0".to_owned(),
             Between::ClearTrunk => "trunk+tcp:127.0.0.1:0".to_owned(),
             Between::Trunk => {
-                let init = ["tls", "init", &certificates, "--host", "127.0.0.1"];
-                output(Command::new(program).args(init))?;
+                make_certificates(program, &certificates, "127.0.0.1")?;
                 options.extend(["--tls-dir", &certificates]);
                 "trunk:127.0.0.1:0".to_owned()
             }

@@ -126,6 +126,7 @@ pub enum Cause {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "kebab-case", tag = "problem"))]
+#[non_exhaustive]
 pub enum AccelConfigProblem {
     /// It cannot be loaded.
     Missing {
@@ -139,6 +140,7 @@ pub enum AccelConfigProblem {
 /// A parameter of the kernel's command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
 pub enum KernelParameter {
     /// Turns on the IOMMU's scalable mode, which shared virtual memory needs.
     #[cfg_attr(feature = "serde", serde(rename = "intel_iommu=on,sm_on"))]
@@ -160,6 +162,10 @@ impl fmt::Display for KernelParameter {
 /// A queue whose node does not open.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[expect(
+    clippy::exhaustive_structs,
+    reason = "a queue, and how its node refuses"
+)]
 pub struct RefusedNode {
     /// The queue.
     pub queue: QueueId,

@@ -71,6 +71,10 @@ pub struct Kernel {
 
 /// The first two numbers of a release.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[expect(
+    clippy::exhaustive_structs,
+    reason = "a version is compared, so it has these parts alone"
+)]
 pub struct Version {
     /// The first.
     pub major: u32,
@@ -228,6 +232,10 @@ pub struct Queue {
 
 /// A device's name: `iax1`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[expect(
+    clippy::exhaustive_structs,
+    reason = "the kernel names a device by this number alone"
+)]
 pub struct DeviceId(pub u32);
 
 impl fmt::Display for DeviceId {
@@ -238,6 +246,10 @@ impl fmt::Display for DeviceId {
 
 /// A work queue's name, as accel-config spells it: `iax1/wq1.0`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[expect(
+    clippy::exhaustive_structs,
+    reason = "the kernel names a queue by these numbers alone"
+)]
 pub struct QueueId {
     /// The device.
     pub device: DeviceId,
@@ -262,6 +274,7 @@ impl fmt::Display for QueueId {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
+#[expect(clippy::exhaustive_enums, reason = "the driver knows no third state")]
 pub enum State {
     /// In use, and not to be configured.
     Enabled,
@@ -273,6 +286,7 @@ pub enum State {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
+#[expect(clippy::exhaustive_enums, reason = "the driver knows no third mode")]
 pub enum Mode {
     /// Any number of processes submit to it. libqpl takes no other.
     Shared,
@@ -284,6 +298,7 @@ pub enum Mode {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
+#[non_exhaustive]
 pub enum QueueType {
     /// Nobody: it is not configured.
     None,
@@ -353,6 +368,7 @@ impl fmt::Display for NodeAccess {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "kebab-case", tag = "portal"))]
+#[non_exhaustive]
 pub enum Portal {
     /// It can.
     Mapped,
@@ -376,6 +392,7 @@ impl fmt::Display for Portal {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "kebab-case", tag = "state"))]
+#[non_exhaustive]
 pub enum Qpl {
     /// It opens.
     Loaded {
@@ -403,6 +420,7 @@ impl Qpl {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "kebab-case", tag = "state"))]
+#[non_exhaustive]
 pub enum AccelConfig {
     /// It opens. It has no function that tells its version.
     Loaded {
@@ -420,6 +438,7 @@ pub enum AccelConfig {
 /// A file that is not what the kernel documents.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[expect(clippy::exhaustive_structs, reason = "a file and what is odd about it")]
 pub struct Oddity {
     /// Its path below the root.
     pub path: String,
@@ -565,7 +584,7 @@ impl CpuSet {
     }
 
     /// Whether a processor is in both.
-    pub fn overlaps(&self, other: &CpuSet) -> bool {
+    pub(crate) fn overlaps(&self, other: &CpuSet) -> bool {
         self.runs.iter().any(|&(first, last)| {
             other
                 .runs

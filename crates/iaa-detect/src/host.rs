@@ -24,6 +24,7 @@ pub trait Host {
 
 /// This machine and this process.
 #[derive(Clone, Copy, Debug, Default)]
+#[expect(clippy::exhaustive_structs, reason = "callers name it as a value")]
 pub struct System;
 
 impl Host for System {

@@ -28,6 +28,7 @@
 //! `serde`: [`Report`] and everything in it can be serialised. The words in it are part of the
 //! interface.
 
+#![warn(clippy::exhaustive_enums, clippy::exhaustive_structs, unreachable_pub)]
 #![deny(unsafe_code)]
 #![warn(
     clippy::indexing_slicing,
@@ -132,6 +133,7 @@ impl Report {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "kebab-case", tag = "state"))]
+#[expect(clippy::exhaustive_enums, reason = "an IAA can be used or it cannot")]
 pub enum Verdict {
     /// It can.
     Ready {

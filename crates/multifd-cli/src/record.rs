@@ -17,7 +17,7 @@ pub fn run(args: &RecordArgs) -> Outcome {
     source.switchover_ack = args.switchover_ack;
     let mut progress = Progress::new();
     let outcome = record(&mut acceptor, output, source, &cancel, &mut |totals| {
-        progress.show(Arrived(totals))
+        progress.show(Arrived::from(totals))
     });
     drop(progress);
     let report = outcome?;

@@ -152,11 +152,10 @@ fn check_legs(route: &Route, insecure: bool) -> Outcome {
 
 /// Reads the certificates that a route needs.
 fn encryption(route: &Route, args: &RelayArgs) -> Result<Encryption, String> {
-    let options = EncryptionOptions {
-        folder: args.tls_dir.clone(),
-        hostname: args.tls_hostname.clone(),
-        rules: args.allow.iter().map(|text| Rule::parse(text)).collect(),
-    };
+    let mut options = EncryptionOptions::default();
+    options.folder = args.tls_dir.clone();
+    options.hostname = args.tls_hostname.clone();
+    options.rules = args.allow.iter().map(|text| Rule::parse(text)).collect();
     let encryption = Encryption::open(&route.listen, &route.connect, &options)
         .map_err(|error| say::chain(&error))?;
     encryption.warnings().iter().for_each(say::note);
@@ -411,10 +410,13 @@ impl<'a> Printer<'a> {
                 Ok(())
             }
             Err(ended) => {
+                let connect = migration
+                    .as_ref()
+                    .map(|migration| migration.route.connect.protocol);
                 let failed = match &ended {
                     Ended::Failed(failure) => Failed::new(
                         say::chain(failure),
-                        advice(self.method, failure),
+                        advice(self.method, connect, failure),
                         migration.as_ref(),
                     ),
                     Ended::TooMany => Failed::new(

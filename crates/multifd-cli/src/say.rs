@@ -259,29 +259,43 @@ pub fn size(bytes: u64) -> String {
 
 /// How much of a migration has arrived.
 #[derive(Debug)]
-pub(crate) struct Arrived(pub(crate) Totals);
+pub(crate) struct Arrived {
+    pages: u64,
+    zero_pages: u64,
+    bytes_in: u64,
+}
+
+impl From<Totals> for Arrived {
+    fn from(totals: Totals) -> Self {
+        Self {
+            pages: totals.pages,
+            zero_pages: totals.zero_pages,
+            bytes_in: totals.bytes_in,
+        }
+    }
+}
 
 impl From<multifd_engine::Arrived> for Arrived {
     fn from(arrived: multifd_engine::Arrived) -> Self {
-        Self(Totals {
+        Self {
             pages: arrived.normal,
             zero_pages: arrived.duplicate,
             bytes_in: arrived.bytes,
-        })
+        }
     }
 }
 
 impl fmt::Display for Arrived {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Totals {
+        let Self {
             pages,
             zero_pages,
             bytes_in,
-        } = self.0;
+        } = self;
         write!(
             f,
             "{pages} pages, {zero_pages} zero pages, {} in",
-            size(bytes_in)
+            size(*bytes_in)
         )
     }
 }

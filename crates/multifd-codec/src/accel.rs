@@ -120,6 +120,7 @@ impl FromStr for Huffman {
 /// A word that names no choice.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{found:?} is not {allowed}")]
+#[non_exhaustive]
 pub struct UnknownWord {
     /// The word.
     pub found: String,
@@ -222,6 +223,7 @@ impl fmt::Display for Engine {
 
 /// How many pages went which way.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub struct PathCounts {
     /// Compressed or decompressed by an accelerator.
     pub hardware: u64,

@@ -99,6 +99,7 @@ pub(crate) trait WriteTogether: Send {
 
 /// A packet that could not be encoded.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct Failed<T> {
     /// What was kept with the packet.
     pub tag: T,

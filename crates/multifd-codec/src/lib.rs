@@ -98,6 +98,7 @@
 //! | --- | --- | --- |
 //! | `zstd` | the method `zstd`, by libzstd, whose C source is built | [`Unsupported::NotBuilt`] for that method |
 //! | `qpl` | libqpl, opened at run time, and the reasons why there is no IAA | an accelerator of libqpl is [`Unsupported::Accel`]; [`Accel::Auto`] is software |
+#![warn(clippy::exhaustive_enums, clippy::exhaustive_structs, unreachable_pub)]
 #![deny(unsafe_code)]
 #![warn(
     clippy::indexing_slicing,
@@ -149,7 +150,9 @@ pub use zero::is_zero;
 use multifd_wire::{Method, PageSize};
 
 /// Turns payloads into packets of pages: the receiving direction of one channel.
-pub trait Decoder: Send {
+///
+/// [`decoder`] makes one. No other crate can: a method may come to it later.
+pub trait Decoder: sealed::Sealed + Send {
     /// The method whose payloads this reads.
     fn method(&self) -> Method;
 
@@ -190,4 +193,11 @@ pub trait Decoder: Send {
 
     /// As [`Encoder::counts`].
     fn counts(&self) -> PathCounts;
+}
+
+mod sealed {
+    /// Keeps [`Decoder`](super::Decoder) for this crate.
+    pub trait Sealed {}
+
+    impl<S: crate::channel::ReadPayload> Sealed for crate::channel::Channel<S> {}
 }

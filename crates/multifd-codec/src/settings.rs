@@ -96,6 +96,7 @@ impl fmt::Display for Streams {
 /// A number of streams that a channel cannot have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{found} streams in a channel, but there are 1 to {allowed}")]
+#[non_exhaustive]
 pub struct StreamsError {
     /// The number asked for.
     pub found: u8,
@@ -160,6 +161,7 @@ impl<const MAX: u8> fmt::Display for Level<MAX> {
 /// A compression level that the method does not have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("compression level {found}, but the highest is {allowed}")]
+#[non_exhaustive]
 pub struct LevelError {
     /// The level asked for.
     pub found: u8,

@@ -65,6 +65,7 @@ impl Default for Parameters {
 
 /// Who looks for pages that are all zero: QEMU's `zero-page-detection`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum ZeroPageDetection {
     /// Nobody: every page is sent.
     None,
@@ -99,6 +100,7 @@ impl fmt::Display for ZeroPageDetection {
 /// The word given is no kind of zero page detection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("no such zero page detection: it must be one of none, legacy, multifd")]
+#[non_exhaustive]
 pub struct UnknownZeroPageDetection;
 
 impl FromStr for ZeroPageDetection {

@@ -234,12 +234,8 @@ mod tests {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         let stream = Stream::from(ours);
         let answers = Answers::new(on_demand);
-        let configuration = MainEvent::Configuration(Configuration {
-            machine: IdStr::new(machine.as_bytes()).unwrap(),
-            page_size: None,
-            capabilities: Vec::new(),
-            uuid: None,
-        });
+        let machine = IdStr::new(machine.as_bytes()).unwrap();
+        let configuration = MainEvent::Configuration(Configuration::new(machine));
         answers.react(&configuration, &stream).unwrap();
         script(&answers, &stream);
         drop(stream);

@@ -149,6 +149,12 @@ impl Coverage {
         self.note_in(covered, page_size, &[offset], round)
     }
 
+    /// The name of the block at `index` in the list.
+    pub(crate) fn nth(&self, index: usize) -> Option<&BlockName> {
+        let covered = self.blocks.get()?.get(index)?;
+        Some(&covered.block.name)
+    }
+
     /// Whether the page has come in a later round than this one.
     pub(crate) fn is_newer(
         &self,

@@ -43,6 +43,7 @@ pub struct Inspection {
 
 /// A packet and where it was found.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct Sighting {
     /// The stream it is in: its place in [`Report::streams`].
     pub stream: usize,
@@ -58,6 +59,7 @@ pub struct Sighting {
 
 /// What is in a file.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct Report {
     /// Whether it is a recording. Otherwise it has one stream.
     pub recording: bool,
@@ -69,6 +71,7 @@ pub struct Report {
 
 /// What is in one connection.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct StreamReport {
     /// How many bytes of it the file has.
     pub bytes: u64,
@@ -81,6 +84,7 @@ pub struct StreamReport {
 /// A fault and its place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{channel}, at offset {offset}")]
+#[non_exhaustive]
 pub struct StreamFault {
     /// The channel.
     pub channel: Channel,
@@ -124,6 +128,10 @@ pub enum InspectError {
 
 /// What one connection is.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(
+    clippy::exhaustive_enums,
+    reason = "a stream is the main channel or a multifd channel"
+)]
 pub enum Summary {
     /// The main channel.
     Main(MainSummary),
@@ -133,6 +141,7 @@ pub enum Summary {
 
 /// What is on a main channel.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct MainSummary {
     /// The machine type.
     pub machine: Option<String>,
@@ -156,6 +165,7 @@ pub struct MainSummary {
 
 /// What is on a multifd channel, or on several together.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct ChannelSummary {
     /// The channel's id, once it has said it; of several together none.
     pub channel: Option<u8>,
@@ -182,6 +192,10 @@ pub struct ChannelSummary {
 
 /// A method as a packet states it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[expect(
+    clippy::exhaustive_enums,
+    reason = "a packet has a method, one that is unknown, or none"
+)]
 pub enum PacketMethod {
     /// One that QEMU has.
     Known(Method),

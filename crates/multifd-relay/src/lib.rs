@@ -8,6 +8,7 @@
 //! back-pressure reaches the source. The first failure of any channel stops everything, names the
 //! channel and the cause, and closes all connections, so that the source's guest runs on.
 
+#![warn(clippy::exhaustive_enums, clippy::exhaustive_structs, unreachable_pub)]
 #![forbid(unsafe_code)]
 #![cfg_attr(
     not(test),

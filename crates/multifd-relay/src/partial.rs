@@ -16,7 +16,7 @@ use multifd_transport::escape::printable_path;
 const MODE: u32 = 0o600;
 
 /// What a file is called, after its own name, until it is whole.
-pub const PARTIAL_SUFFIX: &str = ".partial";
+pub(crate) const PARTIAL_SUFFIX: &str = ".partial";
 
 /// Why a file could not be made.
 #[derive(Debug, thiserror::Error)]

@@ -3,6 +3,29 @@
 //! Pages are applied round by round: no channel enters a round before all have finished the one
 //! before, because a page may be sent again in each. What main says in a round (zero pages of old
 //! machine types, all pages without multifd) belongs to that round too.
+//!
+//! ```
+//! use multifd_relay::SourceSettings;
+//! use multifd_relay::image::Folder;
+//! use multifd_relay::receive::receive;
+//! use multifd_transport::Cancel;
+//! use multifd_transport::incoming::Acceptor;
+//! # include!(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/guest/source.rs"));
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let folder = tempfile::tempdir()?;
+//! # let folder = folder.path().join("images");
+//! let images = Folder::prepare(&folder)?;
+//! let mut acceptor = Acceptor::bind(&"tcp:127.0.0.1:0".parse()?)?;
+//! # send_guest(acceptor.address())?;
+//!
+//! let (source, cancel) = (SourceSettings::default(), Cancel::new());
+//! let report = receive(&mut acceptor, &images, source, &cancel, &mut |_progress| {})?;
+//! let ram = std::fs::read(&report.blocks[0].file)?;
+//! assert_eq!(ram, [[7; 4096], [0; 4096]].concat());
+//! # Ok(())
+//! # }
+//! ```
 
 use std::path::PathBuf;
 use std::sync::OnceLock;
@@ -17,12 +40,13 @@ use multifd_wire::{BlockName, Packet, PageSize, RamPacket};
 
 use crate::failure::{Cause, Failure};
 use crate::image::{Folder, Image, ImageError, Images};
-use crate::taking::{Keeper, Seat, SourceSettings, take};
+use crate::taking::{Broken, Keeper, Seat, SourceSettings, take};
 
 pub use crate::taking::Totals;
 
 /// A migration that was received whole.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct ReceiveReport {
     /// The RAM blocks, in the source's order.
     pub blocks: Vec<BlockReport>,
@@ -41,6 +65,7 @@ pub struct ReceiveReport {
 
 /// What arrived of one RAM block.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct BlockReport {
     /// Its name.
     pub name: BlockName,
@@ -123,20 +148,50 @@ impl Receiver<'_> {
         self.images.get().ok_or(ImageError::UnknownBlock)
     }
 
-    /// The image of the block that is `index` in the source's list; notes its name.
-    fn nth(&self, index: usize, block: &mut Option<BlockName>) -> Result<&Image, ImageError> {
-        let image = self
-            .images()?
-            .as_slice()
-            .get(index)
-            .ok_or(ImageError::UnknownBlock)?;
-        *block = Some(image.block().clone());
-        Ok(image)
+    /// The image of the block that is `index` in the source's list.
+    fn nth(&self, index: usize) -> Result<&Image, ImageError> {
+        let images = self.images()?.as_slice();
+        images.get(index).ok_or(ImageError::UnknownBlock)
+    }
+
+    /// Writes a packet's pages to their image. `in_round` is the channel's round, if it has entered
+    /// one.
+    fn write(
+        &self,
+        seat: &Seat<'_>,
+        inlet: &mut Inlet<'_>,
+        packet: &RamPacket,
+        in_round: &mut Option<Entry>,
+    ) -> Result<(), Cause> {
+        let (normal, zero) = (packet.normal(), packet.zero());
+        let Some(page_size) = packet.page_size() else {
+            return Ok(());
+        };
+        if normal.is_empty() && zero.is_empty() {
+            return Ok(());
+        }
+        self.page_size.get_or_init(|| page_size);
+        let entry = match *in_round {
+            Some(entry) => entry,
+            None => *in_round.insert(seat.rounds.enter(seat.index)?),
+        };
+        let image = self.images()?.of(packet.block())?;
+        let contents = inlet.read_pages(packet)?;
+        if entry.is_behind {
+            let _alone = seat.coverage.behind();
+            write_behind(seat, image, packet, (page_size, entry), contents)?;
+            seat.came(packet, entry.round)
+        } else {
+            let _in_time = seat.coverage.in_time();
+            image.write(normal, page_size.bytes(), contents)?;
+            image.clear(zero, page_size.bytes())?;
+            seat.came(packet, entry.round)
+        }
     }
 }
 
 impl Keeper for Receiver<'_> {
-    fn channel(&self, seat: &Seat<'_>, block: &mut Option<BlockName>) -> Result<(), Cause> {
+    fn channel(&self, seat: &Seat<'_>) -> Result<(), Broken> {
         let mut inlet = Inlet::new(
             seat.stream,
             seat.hello,
@@ -146,38 +201,17 @@ impl Keeper for Receiver<'_> {
         let mut in_round = None;
         let mut counted = 0;
         loop {
-            *block = None;
             match inlet.next_item()? {
                 Item::End => break,
                 Item::Padding { .. } => {}
                 Item::Packet(Packet::DeviceState(_)) => inlet.skip_payload()?,
                 Item::Packet(Packet::Ram(packet)) => {
                     seat.note(&packet);
-                    let (normal, zero) = (packet.normal(), packet.zero());
-                    if let (Some(page_size), false) =
-                        (packet.page_size(), normal.is_empty() && zero.is_empty())
-                    {
-                        *block = Some(packet.block().clone());
-                        self.page_size.get_or_init(|| page_size);
-                        let entry = match in_round {
-                            Some(entry) => entry,
-                            None => *in_round.insert(seat.rounds.enter(seat.index)?),
-                        };
-                        let image = self.images()?.of(packet.block())?;
-                        let contents = inlet.read_pages(&packet)?;
-                        if entry.is_behind {
-                            let _alone = seat.coverage.behind();
-                            write_behind(seat, image, &packet, (page_size, entry), contents)?;
-                            seat.came(&packet, entry.round)?;
-                        } else {
-                            let _in_time = seat.coverage.in_time();
-                            image.write(normal, page_size.bytes(), contents)?;
-                            image.clear(zero, page_size.bytes())?;
-                            seat.came(&packet, entry.round)?;
-                        }
-                    }
+                    self.write(seat, &mut inlet, &packet, &mut in_round)
+                        .map_err(|cause| Broken::from(cause).in_packet(&packet))?;
                     if packet.is_sync() {
-                        seat.rounds.hold(seat.index)?;
+                        let held = seat.rounds.hold(seat.index);
+                        held.map_err(|fault| Broken::from(fault).in_packet(&packet))?;
                         in_round = None;
                     }
                 }
@@ -193,7 +227,7 @@ impl Keeper for Receiver<'_> {
         Ok(())
     }
 
-    fn main_event(&self, event: &MainEvent, block: &mut Option<BlockName>) -> Result<(), Cause> {
+    fn main_event(&self, event: &MainEvent) -> Result<(), Broken> {
         match event {
             MainEvent::RamBlocks(blocks) => {
                 let images = self.folder.create(blocks)?;
@@ -205,24 +239,19 @@ impl Keeper for Receiver<'_> {
             } => {
                 // Before the first page has shown the size there is nothing but zeros to clear.
                 let page_size = self.page_size.get().copied().unwrap_or(PageSize::K4);
-                self.nth(*index, block)?
-                    .clear(&[*offset], page_size.bytes())?;
+                let image = self.nth(*index)?;
+                let cleared = image.clear(&[*offset], page_size.bytes());
+                cleared.map_err(|error| Broken::from(error).in_block(Some(image.block())))?;
             }
             _ => {}
         }
         Ok(())
     }
 
-    fn main_page(
-        &self,
-        index: usize,
-        offset: u64,
-        contents: &[u8],
-        block: &mut Option<BlockName>,
-    ) -> Result<(), Cause> {
-        Ok(self
-            .nth(index, block)?
-            .write(&[offset], contents.len(), contents)?)
+    fn main_page(&self, index: usize, offset: u64, contents: &[u8]) -> Result<(), Broken> {
+        let image = self.nth(index)?;
+        let written = image.write(&[offset], contents.len(), contents);
+        written.map_err(|error| Broken::from(error).in_block(Some(image.block())))
     }
 
     fn keep(&self, left_out: &[BlockName]) -> Result<(), Cause> {

@@ -1,4 +1,25 @@
 //! A migration becomes a file.
+//!
+//! ```
+//! use multifd_relay::SourceSettings;
+//! use multifd_relay::record::{Output, record};
+//! use multifd_transport::Cancel;
+//! use multifd_transport::incoming::Acceptor;
+//! # include!(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/guest/source.rs"));
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let folder = tempfile::tempdir()?;
+//! # let file = folder.path().join("guest.recording");
+//! let output = Output::create(&file)?;
+//! let mut acceptor = Acceptor::bind(&"tcp:127.0.0.1:0".parse()?)?;
+//! # send_guest(acceptor.address())?;
+//!
+//! let (source, cancel) = (SourceSettings::default(), Cancel::new());
+//! let report = record(&mut acceptor, output, source, &cancel, &mut |_progress| {})?;
+//! assert_eq!((report.channels, report.file), (1, file));
+//! # Ok(())
+//! # }
+//! ```
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -18,7 +39,7 @@ use multifd_wire::{BlockName, ChannelReceiver, Event, Limits, Packet, RamPacket}
 use crate::failure::{Cause, Channel, Failure, Leg};
 use crate::partial::{FileError, PartialFile};
 use crate::recording::{Role, Writer};
-use crate::taking::{Keeper, Seat, SourceSettings, take};
+use crate::taking::{Broken, Keeper, Seat, SourceSettings, take};
 
 pub use crate::taking::Totals;
 
@@ -50,6 +71,7 @@ impl Output {
 
 /// A migration that was recorded whole.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct RecordReport {
     /// The recording.
     pub file: PathBuf,
@@ -201,70 +223,89 @@ impl<'a> Recorder<'a> {
             thread::sleep(PAUSE);
         }
     }
-}
 
-impl Keeper for Recorder<'_> {
-    fn channel(&self, seat: &Seat<'_>, block: &mut Option<BlockName>) -> Result<(), Cause> {
-        let mut receiver = ChannelReceiver::new(self.limits);
+    /// Keeps a channel's bytes to its end, and follows its packets.
+    fn follow(&self, seat: &Seat<'_>, followed: &mut Followed) -> Result<(), Cause> {
         let hello = seat.hello.to_bytes();
-        receiver.push(&mut hello.as_slice())?;
+        followed.receiver.push(&mut hello.as_slice())?;
         seat.tally.bytes_in(hello.len() as u64);
         let stream = self.open()?;
         self.data(stream, &hello)?;
         let mut buffer = vec![0; BUFFER_BYTES];
-        // A SYNC may carry pages, which have to be there before it counts.
-        let mut sync_owed = false;
-        let mut in_hand: Option<RamPacket> = None;
         loop {
             let count = seat.stream.read_some(&mut buffer)?;
             if count == 0 {
                 break;
             }
-            let mut bytes = buffer.get(..count).unwrap_or_default();
+            let bytes = buffer.get(..count).unwrap_or_default();
             seat.tally.bytes_in(count as u64);
             self.data(stream, bytes)?;
-            while let Some(event) = receiver.push(&mut bytes)? {
-                if let Event::Packet(packet) = event {
-                    sync_owed = packet.flags().is_sync();
-                    if let Packet::Ram(packet) = packet {
-                        seat.note(&packet);
-                        *block = Some(packet.block().clone());
-                        in_hand = Some(packet);
-                    }
-                }
-                if receiver.payload_remaining() == 0 {
-                    if let Some(packet) = in_hand.take() {
-                        // Over a network a channel may be ahead of the main channel.
-                        seat.rounds.wait_open()?;
-                        seat.came(&packet, 0)?;
-                    }
-                    *block = None;
-                    if mem::take(&mut sync_owed) {
-                        seat.rounds.arrive(seat.index);
-                    }
+            followed.push(bytes, seat)?;
+            self.paused(stream, followed.receiver.finish().is_err());
+        }
+        followed.receiver.finish()?;
+        self.ended(stream)
+    }
+}
+
+/// How far a channel has been followed.
+struct Followed {
+    receiver: ChannelReceiver,
+    /// The packet whose payload is being read.
+    in_hand: Option<RamPacket>,
+    /// A SYNC may carry pages, which have to be there before it counts.
+    sync_owed: bool,
+}
+
+impl Followed {
+    fn push(&mut self, mut bytes: &[u8], seat: &Seat<'_>) -> Result<(), Cause> {
+        while let Some(event) = self.receiver.push(&mut bytes)? {
+            if let Event::Packet(packet) = event {
+                self.sync_owed = packet.flags().is_sync();
+                if let Packet::Ram(packet) = packet {
+                    seat.note(&packet);
+                    self.in_hand = Some(packet);
                 }
             }
-            self.paused(stream, receiver.finish().is_err());
+            if self.receiver.payload_remaining() == 0 {
+                if let Some(packet) = &self.in_hand {
+                    // Over a network a channel may be ahead of the main channel.
+                    seat.rounds.wait_open()?;
+                    seat.came(packet, 0)?;
+                }
+                self.in_hand = None;
+                if mem::take(&mut self.sync_owed) {
+                    seat.rounds.arrive(seat.index);
+                }
+            }
         }
-        receiver.finish()?;
-        self.ended(stream)
+        Ok(())
+    }
+}
+
+impl Keeper for Recorder<'_> {
+    fn channel(&self, seat: &Seat<'_>) -> Result<(), Broken> {
+        let mut followed = Followed {
+            receiver: ChannelReceiver::new(self.limits),
+            in_hand: None,
+            sync_owed: false,
+        };
+        let kept = self.follow(seat, &mut followed);
+        kept.map_err(|cause| match &followed.in_hand {
+            Some(packet) => Broken::from(cause).in_packet(packet),
+            None => cause.into(),
+        })
     }
 
     fn main_bytes(&self, bytes: &[u8]) -> Result<(), Cause> {
         self.data(MAIN, bytes)
     }
 
-    fn main_event(&self, _: &MainEvent, _: &mut Option<BlockName>) -> Result<(), Cause> {
+    fn main_event(&self, _: &MainEvent) -> Result<(), Broken> {
         Ok(())
     }
 
-    fn main_page(
-        &self,
-        _: usize,
-        _: u64,
-        _: &[u8],
-        _: &mut Option<BlockName>,
-    ) -> Result<(), Cause> {
+    fn main_page(&self, _: usize, _: u64, _: &[u8]) -> Result<(), Broken> {
         Ok(())
     }
 

@@ -33,7 +33,7 @@ use multifd_wire::MAX_CHANNELS;
 
 /// The first bytes of every recording. The first is not ASCII, so that no text file and no captured
 /// channel starts so.
-pub const MAGIC: [u8; 8] = *b"\x89multifd";
+pub(crate) const MAGIC: [u8; 8] = *b"\x89multifd";
 
 /// The most bytes of one stream in one chunk: what bounds the memory of whoever reads a recording.
 pub const MAX_DATA_BYTES: usize = 256 * 1024;
@@ -47,6 +47,10 @@ const CHUNK_HEADER_LEN: usize = 12;
 
 /// What a recorded connection was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(
+    clippy::exhaustive_enums,
+    reason = "the format of a recording fixes it"
+)]
 pub enum Role {
     /// The main channel.
     Main,
@@ -56,6 +60,10 @@ pub enum Role {
 
 /// One piece of a recording.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(
+    clippy::exhaustive_enums,
+    reason = "the format of a recording fixes it"
+)]
 pub enum Chunk<'a> {
     /// A connection was made.
     Open {

@@ -115,6 +115,7 @@ pub enum ReplayError {
 
 /// A migration that was replayed whole.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct ReplayReport {
     /// Multifd channels; 0 for a migration without multifd.
     pub channels: usize,

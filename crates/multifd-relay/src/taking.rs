@@ -14,6 +14,7 @@ use multifd_codec::Settings;
 use multifd_transport::endings::told;
 use multifd_transport::failure::Cause as TransportCause;
 use multifd_transport::incoming::{Acceptor, Arrival, Incoming, IncomingChannel};
+use multifd_transport::outlet::block_of;
 use multifd_transport::rounds::{RoundFault, Rounds};
 use multifd_transport::{Cancel, Stream, hung_up};
 use multifd_wire::main_stream::{Command, Configuration, MainEvent, MainReceiver};
@@ -78,6 +79,7 @@ const GOODBYE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What has arrived so far, over all connections.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Totals {
     /// Pages with contents.
     pub pages: u64,
@@ -100,27 +102,19 @@ pub(crate) struct Taken {
 }
 
 /// What becomes of a migration.
-///
-/// `block` is where a method notes the RAM block that it has in hand, for an error to name.
 pub(crate) trait Keeper: Sync {
     /// Keeps one multifd channel, whose hello has been read, up to its end.
-    fn channel(&self, seat: &Seat<'_>, block: &mut Option<BlockName>) -> Result<(), Cause>;
+    fn channel(&self, seat: &Seat<'_>) -> Result<(), Broken>;
 
     /// Keeps bytes of the main channel, before they are looked at.
     fn main_bytes(&self, bytes: &[u8]) -> Result<(), Cause>;
 
     /// Keeps what the main channel says.
-    fn main_event(&self, event: &MainEvent, block: &mut Option<BlockName>) -> Result<(), Cause>;
+    fn main_event(&self, event: &MainEvent) -> Result<(), Broken>;
 
     /// Keeps a page that came on the main channel, without multifd: at `offset` of the block that
     /// is `index` in the list.
-    fn main_page(
-        &self,
-        index: usize,
-        offset: u64,
-        contents: &[u8],
-        block: &mut Option<BlockName>,
-    ) -> Result<(), Cause>;
+    fn main_page(&self, index: usize, offset: u64, contents: &[u8]) -> Result<(), Broken>;
 
     /// Makes what was kept last: everything has arrived but the blocks that are `left_out`, and the
     /// source may forget it.
@@ -131,6 +125,50 @@ pub(crate) trait Keeper: Sync {
 
     /// Whether everything that is kept was there once all memory was.
     const NEEDS_MEMORY_ONLY: bool;
+}
+
+/// What went wrong, and where on the connection that was read.
+#[derive(Debug)]
+pub(crate) struct Broken {
+    /// The multifd channel at fault, where it is not the connection that was read.
+    channel: Option<u8>,
+    /// The block of the pages in hand.
+    block: Option<Box<BlockName>>,
+    cause: Cause,
+}
+
+impl Broken {
+    /// With the block of the packet in hand, if the packet has pages.
+    pub(crate) fn in_packet(self, packet: &RamPacket) -> Self {
+        let block = block_of(packet);
+        Self { block, ..self }
+    }
+
+    /// With the block of the page in hand.
+    pub(crate) fn in_block(self, block: Option<&BlockName>) -> Self {
+        let block = block.cloned().map(Box::new);
+        Self { block, ..self }
+    }
+
+    /// A fault of rounds, and the channel at fault if it is one channel's.
+    fn of_rounds((index, fault): (Option<usize>, RoundFault)) -> Self {
+        // Channels stand in the order of their ids, which are 0 to N - 1.
+        let channel = index.and_then(|index| u8::try_from(index).ok());
+        Self {
+            channel,
+            ..fault.into()
+        }
+    }
+}
+
+impl<C: Into<Cause>> From<C> for Broken {
+    fn from(cause: C) -> Self {
+        Self {
+            channel: None,
+            block: None,
+            cause: cause.into(),
+        }
+    }
 }
 
 /// One multifd channel in a migration that is being taken.
@@ -421,17 +459,15 @@ pub(crate) fn take(
 
 /// One multifd channel, to its end.
 fn sit<K: Keeper>(seat: &Seat<'_>, main: &MainChannel<'_, K>) -> Result<(), Failure> {
-    let mut block = None;
-    let outcome = main
-        .keeper
-        .channel(seat, &mut block)
-        .and_then(|()| Ok(seat.rounds.leave(seat.index)?));
-    match outcome {
+    let kept = main.keeper.channel(seat);
+    match kept.and_then(|()| Ok(seat.rounds.leave(seat.index)?)) {
         // Everything has arrived; how the source closes its connections does not matter.
-        Err(Cause::Transport(
-            TransportCause::Io(_) | TransportCause::Wire(Fault::Truncated { .. }),
-        )) if main.answers.is_settled() => Ok(()),
-        Err(cause) => Err(main.failure(Channel::Multifd(seat.hello.channel), block, cause)),
+        Err(Broken {
+            cause:
+                Cause::Transport(TransportCause::Io(_) | TransportCause::Wire(Fault::Truncated { .. })),
+            ..
+        }) if main.answers.is_settled() => Ok(()),
+        Err(broken) => Err(main.failure(Channel::Multifd(seat.hello.channel), broken)),
         Ok(()) => Ok(()),
     }
 }
@@ -458,20 +494,12 @@ struct MainChannel<'a, K> {
 
 impl<K: Keeper> MainChannel<'_, K> {
     fn run(&self, limits: Limits) -> Result<(), Failure> {
-        let mut block = None;
-        let mut culprit = Channel::Main;
-        let outcome = self.follow(limits, &mut block, &mut culprit);
-        outcome.map_err(|cause| self.failure(culprit, block, cause))
+        self.follow(limits)
+            .map_err(|broken| self.failure(Channel::Main, broken))
     }
 
-    /// Reads to the end. `culprit` becomes the multifd channel that does not fit to the main
-    /// channel, if one does not.
-    fn follow(
-        &self,
-        limits: Limits,
-        block: &mut Option<BlockName>,
-        culprit: &mut Channel,
-    ) -> Result<(), Cause> {
+    /// Reads to the end.
+    fn follow(&self, limits: Limits) -> Result<(), Broken> {
         let mut receiver = MainReceiver::new(limits);
         let mut outline = Outline::new(limits);
         let mut page = Page::default();
@@ -487,11 +515,9 @@ impl<K: Keeper> MainChannel<'_, K> {
                         break;
                     }
                     let _in_time = self.coverage.in_time();
-                    self.keeper.main_page(index, offset, contents, block)?;
+                    self.keeper.main_page(index, offset, contents)?;
                     self.tally.pages(1, 0);
-                    let round = self.rounds.marks();
-                    self.coverage
-                        .note_nth(index, outline.page_size, offset, round)?;
+                    self.came(index, &outline, offset)?;
                     // The reader crosses the contents and says nothing to them.
                     receiver.push(&mut contents)?;
                     page.place = None;
@@ -503,20 +529,17 @@ impl<K: Keeper> MainChannel<'_, K> {
                     Err(_) if self.answers.is_settled() => break,
                     Err(fault) => return Err(fault.into()),
                 };
-                *block = None;
                 if matches!(event, MainEvent::Command(Command::PostcopyAdvise)) {
-                    return Err(Cause::Postcopy);
+                    return Err(Cause::Postcopy.into());
                 }
                 let is_page = matches!(event, MainEvent::ZeroPage { .. });
                 let in_time = is_page.then(|| self.coverage.in_time());
-                self.keeper.main_event(&event, block)?;
+                self.keeper.main_event(&event)?;
                 self.answers.react(&event, self.stream).map_err(gave_up)?;
                 match event {
                     MainEvent::ZeroPage { block, offset } => {
                         self.tally.pages(0, 1);
-                        let round = self.rounds.marks();
-                        self.coverage
-                            .note_nth(block, outline.page_size, offset, round)?;
+                        self.came(block, &outline, offset)?;
                         drop(in_time);
                     }
                     MainEvent::RamBlocks(ref blocks) => {
@@ -524,12 +547,12 @@ impl<K: Keeper> MainChannel<'_, K> {
                         self.rounds.open();
                     }
                     MainEvent::Page { block, offset } => page.place = Some((block, offset)),
-                    MainEvent::End => self.settle(&outline, culprit)?,
+                    MainEvent::End => self.settle(&outline)?,
                     _ => {}
                 }
                 if outline.ends_round(&event) {
                     self.wait_for_channels()?;
-                    self.rounds.mark().map_err(|fault| blame(fault, culprit))?;
+                    self.rounds.mark().map_err(Broken::of_rounds)?;
                 }
             }
             let may_end = receiver.finish().is_ok() && !self.answers.is_settled();
@@ -537,19 +560,19 @@ impl<K: Keeper> MainChannel<'_, K> {
                 // Only the end of the connection would tell more, and the source waits for an
                 // answer first.
                 match K::NEEDS_MEMORY_ONLY {
-                    true => self.settle(&outline, culprit)?,
-                    false => return Err(Cause::NoEnd),
+                    true => self.settle(&outline)?,
+                    false => return Err(Cause::NoEnd.into()),
                 }
             }
             let count = match self.stream.read_some(&mut buffer) {
                 Ok(count) => count,
                 Err(_) if self.answers.is_settled() => 0,
-                Err(error) => return Err(gave_up(error)),
+                Err(error) => return Err(gave_up(error).into()),
             };
             if count == 0 {
                 // A stream without the description of devices ends here.
                 if may_end {
-                    self.settle(&outline, culprit)?;
+                    self.settle(&outline)?;
                 }
                 break;
             }
@@ -557,8 +580,17 @@ impl<K: Keeper> MainChannel<'_, K> {
         }
         match self.answers.is_settled() {
             true => Ok(()),
-            false => Err(Cause::Incomplete),
+            false => Err(Cause::Incomplete.into()),
         }
+    }
+
+    /// Notes that the page at `offset` of a block has come: the block at `index` in the list.
+    fn came(&self, index: usize, outline: &Outline, offset: u64) -> Result<(), Broken> {
+        let round = self.rounds.marks();
+        let noted = self
+            .coverage
+            .note_nth(index, outline.page_size, offset, round);
+        noted.map_err(|fault| Broken::from(fault).in_block(self.coverage.nth(index)))
     }
 
     /// At the end of a round: waits for the channels that the set-up says there are, and for those
@@ -588,7 +620,7 @@ impl<K: Keeper> MainChannel<'_, K> {
 
     /// The main channel has ended: keeps everything once it has come, and tells the source. What is
     /// missing then is on a channel that is late, or does not come.
-    fn settle(&self, outline: &Outline, culprit: &mut Channel) -> Result<(), Cause> {
+    fn settle(&self, outline: &Outline) -> Result<(), Broken> {
         if !outline.ram_ended {
             return Err(RoundFault::NoRam.into());
         }
@@ -603,7 +635,7 @@ impl<K: Keeper> MainChannel<'_, K> {
                 return Err(RoundFault::Stopped.into());
             }
             if let Some((index, fault)) = self.rounds.lost() {
-                return Err(blame((Some(index), fault), culprit));
+                return Err(Broken::of_rounds((Some(index), fault)));
             }
             if last.0.elapsed() >= PAGES_TIMEOUT || self.source_has_ended() {
                 return Err(fault.into());
@@ -622,9 +654,7 @@ impl<K: Keeper> MainChannel<'_, K> {
             }
             thread::sleep(TICK);
         }
-        self.rounds
-            .finish()
-            .map_err(|fault| blame(fault, culprit))?;
+        self.rounds.finish().map_err(Broken::of_rounds)?;
         let left_out = match outline.ignores_shared {
             true => self.coverage.untouched(),
             false => Vec::new(),
@@ -642,11 +672,11 @@ impl<K: Keeper> MainChannel<'_, K> {
             };
             if told.is_err() && kept.is_ok() {
                 self.keeper.withdraw();
-                return told;
+                return Ok(told?);
             }
         }
         self.kept.store(kept.is_ok(), Ordering::Relaxed);
-        kept
+        Ok(kept?)
     }
 
     /// Whether a source that waits for our word has closed: nothing more comes then, and nobody is
@@ -655,9 +685,14 @@ impl<K: Keeper> MainChannel<'_, K> {
         self.answers.was_asked() && self.stream.peer_has_closed()
     }
 
-    /// A failure of `channel`, unless that broke off because the source has given up the whole
+    /// A failure of `channel`, or of the one that `broken` names, unless it broke off because the source has given up the whole
     /// migration.
-    fn failure(&self, channel: Channel, block: Option<BlockName>, cause: Cause) -> Failure {
+    fn failure(&self, channel: Channel, broken: Broken) -> Failure {
+        let Broken {
+            channel: other,
+            block,
+            cause,
+        } = broken;
         let broken_off = matches!(
             cause,
             Cause::Transport(
@@ -682,9 +717,9 @@ impl<K: Keeper> MainChannel<'_, K> {
             };
         }
         Failure {
-            channel,
+            channel: other.map_or(channel, Channel::Multifd),
             leg,
-            block: block.map(Box::new),
+            block,
             cause,
         }
     }
@@ -709,15 +744,6 @@ fn gave_up(error: io::Error) -> Cause {
         true => Cause::Incomplete,
         false => error.into(),
     }
-}
-
-/// The cause of a fault of rounds; `culprit` becomes the multifd channel at fault, if it is one's.
-fn blame((index, fault): (Option<usize>, RoundFault), culprit: &mut Channel) -> Cause {
-    // Channels stand in the order of their ids, which are 0 to N - 1.
-    if let Some(id) = index.and_then(|index| u8::try_from(index).ok()) {
-        *culprit = Channel::Multifd(id);
-    }
-    fault.into()
 }
 
 /// What has to be known of the main channel to find the ends of rounds and of RAM in it.

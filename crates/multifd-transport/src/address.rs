@@ -19,6 +19,7 @@ use crate::escape::printable_path;
 /// # Ok::<(), multifd_transport::AddressError>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Address {
     /// A unix stream socket.
     Unix(PathBuf),

@@ -62,6 +62,7 @@ pub(crate) enum Place {
     "{connect} leads back to this relay itself, which listens on {}; name the destination's own address instead",
     Names(listeners)
 )]
+#[non_exhaustive]
 pub struct Circle {
     /// Where a migration was to go.
     pub connect: Address,

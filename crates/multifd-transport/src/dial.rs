@@ -51,6 +51,7 @@ pub struct Target {
 
 /// Why nobody was reached.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum DialError {
     /// The call was refused, or could not be made. What the error displays says by whom, and what
     /// to do.

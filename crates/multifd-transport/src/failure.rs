@@ -12,6 +12,7 @@ use crate::{Address, RoundFault};
 
 /// One connection of a migration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[expect(clippy::exhaustive_enums, reason = "QEMU opens no other connections")]
 pub enum Channel {
     /// The main channel.
     Main,
@@ -23,6 +24,10 @@ pub enum Channel {
 
 /// Which side of us the connection belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[expect(
+    clippy::exhaustive_enums,
+    reason = "a failure is at the one end, at the other, or here"
+)]
 pub enum Leg {
     /// Towards the QEMU which sends its guest.
     Source,
@@ -35,6 +40,10 @@ pub enum Leg {
 /// A failure and its place. Each crate has causes of its own; the place is the same for all.
 #[derive(Debug, thiserror::Error)]
 #[error("{}", self.place())]
+#[expect(
+    clippy::exhaustive_structs,
+    reason = "a place has these parts, and each crate makes failures"
+)]
 pub struct Located<C: Error + 'static> {
     /// The connection it happened on.
     pub channel: Channel,

@@ -3,7 +3,49 @@
 //! All calls block, and every channel has its own bounded buffers, so back-pressure reaches the
 //! source. A failure names the channel and the cause. This crate never looks inside a payload and
 //! never buffers without bound.
+//!
+//! One channel, written by an [`Outlet`](outlet::Outlet) and read by an [`Inlet`](inlet::Inlet). An
+//! [`Acceptor`](incoming::Acceptor) gives the channels of real migrations.
+//!
+//! ```
+//! use std::io::Read;
+//! use std::net::Shutdown;
+//! use std::os::unix::net::UnixStream;
+//!
+//! use multifd_codec::{Encoder, Settings};
+//! use multifd_transport::Stream;
+//! use multifd_transport::inlet::{Inlet, Item};
+//! use multifd_transport::outlet::Outlet;
+//! use multifd_wire::{BlockName, Hello, Limits, Method, Packet, PageSize, RamPacket};
+//!
+//! let (near, far) = UnixStream::pair()?;
+//! let (near, far) = (Stream::from(near), Stream::from(far));
+//!
+//! // A packet with one page of sevens and one zero page.
+//! let encoder = Encoder::new(Method::Zlib, &Settings::default())?;
+//! let mut outlet = Outlet::open(&near, &Hello::new([0; 16], 0), encoder)?;
+//! let block = BlockName::new(b"pc.ram")?;
+//! let packet = RamPacket::new(PageSize::K4, block, &[0], &[4096], 0)?;
+//! let mut pages = outlet.page_buffer();
+//! pages.space(4096).fill(7);
+//! outlet.push(packet, pages);
+//! outlet.pop_and_write().map_err(|unwritten| unwritten.cause)?;
+//! near.shutdown(Shutdown::Write)?;
+//!
+//! let mut hello = [0; Hello::LEN];
+//! (&far).read_exact(&mut hello)?;
+//! let hello = Hello::parse(&hello)?;
+//! let mut inlet = Inlet::new(&far, &hello, Limits::default(), Settings::default())?;
+//! let Item::Packet(Packet::Ram(packet)) = inlet.next_item()? else {
+//!     panic!("no packet of pages");
+//! };
+//! assert_eq!(packet.zero(), [4096]);
+//! assert_eq!(inlet.read_pages(&packet)?, [7; 4096]);
+//! assert!(matches!(inlet.next_item()?, Item::End));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
+#![warn(clippy::exhaustive_enums, clippy::exhaustive_structs, unreachable_pub)]
 #![deny(unsafe_code)]
 #![cfg_attr(
     not(test),

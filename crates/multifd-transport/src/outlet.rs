@@ -63,6 +63,7 @@ struct Wire<'s> {
 
 /// A packet that was written.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct Written {
     /// The packet.
     pub packet: RamPacket,
@@ -72,6 +73,7 @@ pub struct Written {
 
 /// A packet that could not be encoded or written. All before it were written.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct Unwritten {
     /// The block of the packet's pages, if it has any.
     pub block: Option<Box<BlockName>>,

@@ -45,6 +45,7 @@ const TICK: Duration = Duration::from_millis(500);
 
 /// How a channel enters a round.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Entry {
     /// The round's number, by the channel's own count.
     pub round: u64,

@@ -76,6 +76,12 @@ pub trait Connection: fmt::Debug + Send + Sync {
     /// Those of the socket.
     fn end(&self) -> io::Result<()>;
 
+    /// How many bytes it has taken from what it runs over, and given to it, where that is not what
+    /// it has carried.
+    fn bytes_below(&self) -> Option<[u64; 2]> {
+        None
+    }
+
     /// Says why the connection is about to be closed, if its protocol can and the socket takes it
     /// at once.
     fn explain(&self, _words: &str) {}
@@ -268,6 +274,15 @@ impl Stream {
         match &self.0 {
             Kind::Layered(connection) => connection.has_more(),
             Kind::Unix(_) | Kind::Tcp(_) => false,
+        }
+    }
+
+    /// How many bytes a layer has taken from what it runs over, and given to it, where that is not
+    /// what it has carried.
+    pub fn bytes_below(&self) -> Option<[u64; 2]> {
+        match &self.0 {
+            Kind::Layered(connection) => connection.bytes_below(),
+            Kind::Unix(_) | Kind::Tcp(_) => None,
         }
     }
 

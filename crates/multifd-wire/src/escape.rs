@@ -17,6 +17,7 @@ use core::fmt::{self, Write};
 /// assert_eq!(Printable(name).to_string(), r"\u{1b}[2Jpc.ram\n\xff");
 /// ```
 #[derive(Clone, Copy, Debug)]
+#[expect(clippy::exhaustive_structs, reason = "callers wrap bytes in it")]
 pub struct Printable<'a>(pub &'a [u8]);
 
 impl Printable<'_> {

@@ -36,6 +36,10 @@ pub enum Method {
 /// The method bits of a flag word name no known method.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("method bits {bits:#04x} name no known compression method")]
+#[expect(
+    clippy::exhaustive_structs,
+    reason = "its bits are all that is known of it"
+)]
 pub struct UnknownMethod {
     /// The bits of the method field, still in their place in the word.
     pub bits: u32,
@@ -45,6 +49,10 @@ pub struct UnknownMethod {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
     "no such compression method: it must be one of none, zlib, zstd, qpl, uadk, qatzip, canned"
+)]
+#[expect(
+    clippy::exhaustive_structs,
+    reason = "its bits are all that is known of it"
 )]
 pub struct UnknownMethodName;
 
@@ -75,7 +83,7 @@ impl Flags {
 
     /// Whether the packet carries a device's state rather than RAM. QEMU 10.0 and later.
     #[must_use]
-    pub const fn is_device_state(self) -> bool {
+    pub(crate) const fn is_device_state(self) -> bool {
         self.0 & DEVICE_STATE != 0
     }
 
@@ -94,7 +102,7 @@ impl Flags {
 
     /// The same flags with another method.
     #[must_use]
-    pub const fn with_method(self, method: Method) -> Self {
+    pub(crate) const fn with_method(self, method: Method) -> Self {
         Self(self.0 & !METHOD | method.bits())
     }
 }

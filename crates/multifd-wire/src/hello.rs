@@ -8,6 +8,7 @@ use crate::fault::Fault;
 /// What a multifd connection begins with. All QEMUs since 4.0 send the same 64 bytes; nothing is
 /// ever sent back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(clippy::exhaustive_structs, reason = "the format fixes its fields")]
 pub struct Hello {
     /// The VM's UUID (`-uuid`) in the order of its text; all zero when the VM has none. Both ends
     /// must have the same.
@@ -26,6 +27,16 @@ pub const MAX_CHANNELS: usize = 1 << u8::BITS;
 impl Hello {
     /// Bytes of a hello on the wire.
     pub const LEN: usize = 64;
+
+    /// The hello of a channel, as QEMU writes it.
+    #[must_use]
+    pub const fn new(uuid: [u8; 16], channel: u8) -> Self {
+        Self {
+            uuid,
+            channel,
+            reserved: [0; 39],
+        }
+    }
 
     /// Takes a hello apart.
     ///

@@ -12,6 +12,10 @@ use crate::page_size::PageSize;
 
 /// One page of a payload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(
+    clippy::exhaustive_enums,
+    reason = "a page is compressed or raw, and the format fixes it"
+)]
 pub enum PageData<'a> {
     /// The page as it is, of the length of a page.
     Raw(&'a [u8]),

@@ -24,7 +24,7 @@
 //! // A channel of our own: a hello, a packet with two pages, a SYNC.
 //! let mut bytes = Vec::new();
 //! let mut sender = ChannelSender::new();
-//! let hello = Hello { uuid: [0; 16], channel: 0, reserved: [0; 39] };
+//! let hello = Hello::new([0; 16], 0);
 //! sender.hello(&hello, &mut bytes)?;
 //! let pages = RamPacket::new(PageSize::K4, BlockName::try_from("pc.ram")?, &[0, 4096], &[], 0)?;
 //! sender.packet(&pages.into(), &mut bytes)?;
@@ -83,6 +83,7 @@
 //! Streams of QEMU 4.0 to 11 are read, with what each of them does differently. What is said about
 //! a version was observed on running QEMUs (7.2 and 10.0 in most cases) and their streams.
 
+#![warn(clippy::exhaustive_enums, clippy::exhaustive_structs, unreachable_pub)]
 #![no_std]
 #![forbid(unsafe_code)]
 #![cfg_attr(

@@ -19,6 +19,7 @@ pub struct PageSize {
 /// The number given is no page size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{found} bytes is no page size: it must be a power of two from {} to {}", PageSize::MIN.bytes, PageSize::MAX.bytes)]
+#[non_exhaustive]
 pub struct PageSizeError {
     /// The number given.
     pub found: u32,
@@ -46,7 +47,7 @@ impl PageSize {
 
     /// The page size at which a full packet carries `pages` pages; `None` when there is none.
     #[must_use]
-    pub fn from_pages_per_packet(pages: usize) -> Option<Self> {
+    pub(crate) fn from_pages_per_packet(pages: usize) -> Option<Self> {
         let bytes = PACKET_BYTES.checked_div(pages)?;
         let size = Self::new(u32::try_from(bytes).ok()?).ok()?;
         // The division may have lost a remainder.

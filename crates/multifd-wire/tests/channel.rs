@@ -285,11 +285,7 @@ fn reading_what_is_wanted_reads_all() {
 
 #[test]
 fn a_sender_keeps_the_order_of_the_wire() {
-    let hello = Hello {
-        uuid: [0; 16],
-        channel: 0,
-        reserved: [0; 39],
-    };
+    let hello = Hello::new([0; 16], 0);
     let block = || IdStr::try_from("pc.ram").expect("a name");
     let sync = Packet::Ram(RamPacket::sync(PageSize::K4, 0));
     let pages =
@@ -444,10 +440,7 @@ fn what_a_sender_sends_a_receiver_takes() {
 fn a_payload_may_be_as_long_as_the_limits_allow() {
     const STOCK: u32 = 1 << 20;
     for (limit, allowed) in [(3 * STOCK, 3 * STOCK), (STOCK, STOCK), (1000, STOCK)] {
-        let limits = Limits {
-            compressed_payload_bytes: limit,
-            ..Limits::default()
-        };
+        let limits = Limits::default().with_compressed_payload_bytes(limit);
         let block = IdStr::new(b"pc.ram").unwrap();
         let mut packet = RamPacket::new(PageSize::K4, block, &[0], &[], 0).unwrap();
         packet.set_payload(Method::Zlib, limit.min(STOCK)).unwrap();

@@ -128,13 +128,10 @@ fn packets_with_the_largest_numbers_allowed() {
 
 #[test]
 fn packets_against_limits() {
-    let strict = Limits {
-        compressed_payload_bytes: 63,
-        device_state_bytes: 15,
-        block_bytes: 0x3fff,
-        page_size: None,
-        ..Limits::default()
-    };
+    let strict = Limits::default()
+        .with_compressed_payload_bytes(63)
+        .with_device_state_bytes(15)
+        .with_block_bytes(0x3fff);
     let too_long = |found, most| Fault::PayloadLength {
         found,
         least: 1,
@@ -150,7 +147,7 @@ fn packets_against_limits() {
         ("sync-data-8.2.txt", strict, too_long(64, 63)),
         ("device-state.txt", strict, too_long(16, 15)),
         // A block smaller than a page has no page at all.
-        ("sync-data-8.2.txt", Limits { block_bytes: 1, ..Limits::default() }, Fault::OffsetOutside { found: 0, allowed: 0 }),
+        ("sync-data-8.2.txt", Limits::default().with_block_bytes(1), Fault::OffsetOutside { found: 0, allowed: 0 }),
     ];
     for (file, limits, fault) in cases {
         let mut receiver = after_hello(limits);
@@ -169,10 +166,7 @@ fn a_page_size_which_is_known_binds_all_packets() {
         found: 128,
         allowed: 64,
     };
-    let mut receiver = after_hello(Limits {
-        page_size: Some(eight_kib),
-        ..Limits::default()
-    });
+    let mut receiver = after_hello(Limits::default().with_page_size(eight_kib));
     assert_eq!(
         first_fault(&mut receiver, &vector("ram-none.txt"), &[usize::MAX]),
         Some(too_many)
@@ -454,14 +448,8 @@ fn main_streams() {
 #[test]
 fn main_streams_against_limits() {
     let stream = vector("main-10.0.txt");
-    let blocks = Limits {
-        blocks: 1,
-        ..Limits::default()
-    };
-    let bytes = Limits {
-        block_bytes: 0x1ffff,
-        ..Limits::default()
-    };
+    let blocks = Limits::default().with_blocks(1);
+    let bytes = Limits::default().with_block_bytes(0x1ffff);
     let huge_pages = replaced(
         &stream,
         b"\x08\0\x02\0\x04\0\0\0\x01",

@@ -46,10 +46,7 @@ fn ram_none() {
 
 #[test]
 fn sync_of_qemu_9_0() {
-    let limits = Limits {
-        page_size: Some(PageSize::K4),
-        ..Limits::default()
-    };
+    let limits = Limits::default().with_page_size(PageSize::K4);
     let packet = header(&vector("sync-9.0.txt"), limits);
     assert_eq!(
         packet,
@@ -163,14 +160,12 @@ fn qpl_payload() {
 
 #[test]
 fn main_stream_of_qemu_10_0() {
+    let mut configuration = Configuration::new(name("pc-q35-10.0"));
+    configuration.capabilities = vec![name("x-ignore-shared")];
+    configuration.uuid = Some(0x0123_4567_89ab_cdef_0123_4567_89ab_cdef_u128.to_be_bytes());
     let expected = [
         MainEvent::Header { version: 3 },
-        MainEvent::Configuration(Configuration {
-            machine: name("pc-q35-10.0"),
-            page_size: None,
-            capabilities: vec![name("x-ignore-shared")],
-            uuid: Some(0x0123_4567_89ab_cdef_0123_4567_89ab_cdef_u128.to_be_bytes()),
-        }),
+        MainEvent::Configuration(configuration),
         MainEvent::Command(Command::OpenReturnPath),
         MainEvent::Command(Command::Ping(1)),
         MainEvent::Command(Command::Other { id: 6, len: 3 }),
@@ -197,14 +192,11 @@ fn main_stream_of_qemu_10_0() {
 
 #[test]
 fn main_stream_of_qemu_7_2() {
+    let mut configuration = Configuration::new(name("virt-7.2"));
+    configuration.page_size = Some(PageSize::K4);
     let expected = [
         MainEvent::Header { version: 3 },
-        MainEvent::Configuration(Configuration {
-            machine: name("virt-7.2"),
-            page_size: Some(PageSize::K4),
-            capabilities: vec![],
-            uuid: None,
-        }),
+        MainEvent::Configuration(configuration),
         MainEvent::SectionStart(section(2, "ram", 4)),
         MainEvent::RamBlocks(vec![block("mach-virt.ram", 0x10000)]),
         MainEvent::RamEndOfSection,
@@ -240,12 +232,7 @@ fn main_stream_of_qemu_7_2() {
 fn main_stream_of_postcopy_with_huge_pages() {
     let expected = [
         MainEvent::Header { version: 3 },
-        MainEvent::Configuration(Configuration {
-            machine: name("pc-q35-10.0"),
-            page_size: None,
-            capabilities: vec![],
-            uuid: None,
-        }),
+        MainEvent::Configuration(Configuration::new(name("pc-q35-10.0"))),
         MainEvent::Command(Command::OpenReturnPath),
         MainEvent::Command(Command::Ping(1)),
         MainEvent::Command(Command::PostcopyAdvise),

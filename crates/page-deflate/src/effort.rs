@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 /// How much time is spent on size.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Effort {
     /// As fast as it goes.
     Fast,
@@ -50,6 +51,10 @@ impl FromStr for Effort {
 
 /// How far back a stream's matches reach.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[expect(
+    clippy::exhaustive_enums,
+    reason = "deflate and the IAA know no other windows of use"
+)]
 pub enum WindowSize {
     /// 4 KiB: what Intel's IAA can read.
     FourKiB,

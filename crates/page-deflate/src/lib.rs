@@ -57,6 +57,7 @@
 //!
 //! No compressed data makes a decoder panic.
 
+#![warn(clippy::exhaustive_enums, clippy::exhaustive_structs, unreachable_pub)]
 #![deny(unsafe_code)]
 #![warn(
     missing_debug_implementations,

@@ -19,6 +19,12 @@
 //! stand in `qpl/c_api/*.h`. What is said here about behaviour was seen on libqpl 1.9.0 unless
 //! marked otherwise.
 
+#![warn(clippy::exhaustive_enums, unreachable_pub)]
+#![expect(
+    clippy::exhaustive_structs,
+    reason = "libqpl's C ABI fixes the structures"
+)]
+
 mod library;
 mod status;
 mod types;

@@ -416,10 +416,7 @@ impl Shared<'_> {
     /// Reads a channel to its end, and answers what the end was. What no source has sent is an
     /// error.
     fn channel_loop(&self, id: u8, socket: &Socket) -> Result<String, String> {
-        let limits = Limits {
-            page_size: Some(PageSize::K4),
-            ..Limits::default()
-        };
+        let limits = Limits::default().with_page_size(PageSize::K4);
         let mut receiver = ChannelReceiver::new(limits);
         let mut hello = &crate::plan::hello(self.plan.shape.uuid, id)[..];
         receiver

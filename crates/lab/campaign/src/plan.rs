@@ -233,11 +233,7 @@ pub enum Who {
 /// A channel's first bytes.
 #[must_use]
 pub fn hello(uuid: [u8; 16], channel: u8) -> [u8; Hello::LEN] {
-    let hello = Hello {
-        uuid,
-        channel,
-        reserved: [0; 39],
-    };
+    let hello = Hello::new(uuid, channel);
     hello.to_bytes()
 }
 

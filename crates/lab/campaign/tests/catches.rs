@@ -115,10 +115,7 @@ impl Lab {
             let steps = self.plan.steps.iter();
             let mut bytes = self.plan.hellos[usize::from(id)].to_vec();
             bytes.extend(steps.flat_map(|step| step.channels[usize::from(id)].clone()));
-            let mut receiver = ChannelReceiver::new(Limits {
-                page_size: Some(PageSize::K4),
-                ..Limits::default()
-            });
+            let mut receiver = ChannelReceiver::new(Limits::default().with_page_size(PageSize::K4));
             let mut rest = bytes.as_slice();
             let mut before = rest.len();
             while let Ok(Some(event)) = receiver.push(&mut rest) {

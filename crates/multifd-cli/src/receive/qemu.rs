@@ -25,7 +25,7 @@ pub fn run(
     source.codec.accel = args.accel;
     let mut progress = Progress::new();
     let outcome = receive(acceptor, folder, source, cancel, &mut |totals| {
-        progress.show(Arrived(totals))
+        progress.show(Arrived::from(totals))
     });
     drop(progress);
     say::report(&Summary::from(outcome?), args.json);

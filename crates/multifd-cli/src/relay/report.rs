@@ -4,6 +4,7 @@ use std::{fmt, io};
 
 use multifd_relay::Failure;
 use multifd_relay::failure::{Cause, Leg};
+use multifd_relay::leg::Protocol;
 use multifd_relay::relay::{MigrationReport, Totals, Work};
 use multifd_transport::failure::Cause as TransportCause;
 use multifd_wire::Method;
@@ -15,7 +16,11 @@ use crate::say;
 
 /// What may be behind a failure. A QEMU that is sent what it does not expect closes the channel,
 /// and says why at its own end only.
-pub fn advice(method: Method, failure: &Failure) -> Option<&'static str> {
+pub fn advice(
+    method: Method,
+    connect: Option<Protocol>,
+    failure: &Failure,
+) -> Option<&'static str> {
     use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
     match &failure.cause {
         Cause::Unconfirmed => {}
@@ -23,6 +28,9 @@ pub fn advice(method: Method, failure: &Failure) -> Option<&'static str> {
             if failure.leg == Leg::Destination
                 && matches!(error.kind(), BrokenPipe | ConnectionReset | UnexpectedEof) => {}
         _ => return None,
+    }
+    if connect == Some(Protocol::Trunk) {
+        return Some("see what the relay there says");
     }
     Some(match method {
         Method::None => {
@@ -96,6 +104,7 @@ impl Summary {
             zero_pages,
             bytes_in,
             bytes_out,
+            ..
         } = report.totals;
         Self {
             route: route.map(Route::to_string),

@@ -27,17 +27,13 @@ type End = Result<u64, String>;
 
 impl Between {
     fn open(certs: &Path, lenient_end: bool) -> Self {
-        let server = ServerOptions {
-            versions: Versions::Tls12And13,
-            allowed_clients: vec!["src.*".to_owned()],
-            lenient_end,
-            ..ServerOptions::default()
-        };
-        let client = ClientOptions {
-            versions: Versions::Tls12And13,
-            lenient_end,
-            ..ClientOptions::default()
-        };
+        let mut server = ServerOptions::default();
+        server.versions = Versions::Tls12And13;
+        server.allowed_clients = vec!["src.*".to_owned()];
+        server.lenient_end = lenient_end;
+        let mut client = ClientOptions::default();
+        client.versions = Versions::Tls12And13;
+        client.lenient_end = lenient_end;
         Self {
             server: TlsServer::open(certs, server).unwrap(),
             client: TlsClient::open(certs, client).unwrap(),

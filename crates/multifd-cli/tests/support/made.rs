@@ -183,11 +183,7 @@ impl Channel {
 
     /// A channel of the VM with this UUID.
     pub fn of_vm(uuid: [u8; 16], id: u8, method: Method) -> Self {
-        let hello = Hello {
-            uuid,
-            channel: id,
-            reserved: [0; 39],
-        };
+        let hello = Hello::new(uuid, id);
         let mut channel = Self {
             sender: ChannelSender::new(),
             encoder: multifd_codec::encoder(method, &Settings::default()).expect("a method"),

@@ -53,6 +53,7 @@ pub const MAGIC: u32 = ENGINE_MAGIC;
 
 /// What each direction begins with, in every version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(clippy::exhaustive_structs, reason = "the protocol fixes its fields")]
 pub struct Preamble {
     /// The oldest version of the messages that this end speaks.
     pub oldest: u16,
@@ -125,15 +126,9 @@ impl Capabilities {
         self.0
     }
 
-    /// These and `other`.
-    #[must_use]
-    pub const fn union(self, other: Self) -> Self {
-        Self(self.0 | other.0)
-    }
-
     /// What is in these and in `other`.
     #[must_use]
-    pub const fn intersection(self, other: Self) -> Self {
+    pub(crate) const fn intersection(self, other: Self) -> Self {
         Self(self.0 & other.0)
     }
 
@@ -173,6 +168,7 @@ pub enum Message {
 
 /// What a source wants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(clippy::exhaustive_structs, reason = "the protocol fixes its fields")]
 pub struct Hello {
     /// What it would use.
     pub capabilities: Capabilities,
@@ -204,6 +200,7 @@ impl Hello {
 
 /// What a destination agrees to: never more than it was asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(clippy::exhaustive_structs, reason = "the protocol fixes its fields")]
 pub struct Accepted {
     /// What is used.
     pub capabilities: Capabilities,
@@ -213,6 +210,7 @@ pub struct Accepted {
 
 /// One RAM block.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(clippy::exhaustive_structs, reason = "the protocol fixes its fields")]
 pub struct Block {
     /// Its name.
     pub name: BlockName,
@@ -222,6 +220,7 @@ pub struct Block {
 
 /// The end of everything that makes up the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(clippy::exhaustive_structs, reason = "the protocol fixes its fields")]
 pub struct Completion {
     /// The length of the devices' state, in bytes.
     pub device_state_bytes: u64,

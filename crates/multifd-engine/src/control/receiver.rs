@@ -7,6 +7,10 @@ use super::{ControlFault, Message, Preamble};
 
 /// What comes next on a control connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(
+    clippy::exhaustive_enums,
+    reason = "a stream has a preamble and messages"
+)]
 pub enum Event {
     /// The first: the versions that the peer speaks. When they have nothing in common with ours,
     /// what follows cannot be read.

@@ -11,9 +11,10 @@ use multifd_transport::endings::told;
 use multifd_transport::failure::Cause as TransportCause;
 use multifd_transport::incoming::{Acceptor, Arrival, HELLO_TIMEOUT};
 use multifd_transport::inlet::{Inlet, Item};
+use multifd_transport::outlet::block_of;
 use multifd_transport::rounds::{RoundFault, Rounds};
 use multifd_transport::{Cancel, Stream, hung_up};
-use multifd_wire::{BlockName, Hello, Limits, Method, Packet, RamPacket};
+use multifd_wire::{Hello, Limits, Method, Packet, RamPacket};
 
 use super::placing::Places;
 use super::{DestinationSettings, Offer, Received};
@@ -109,11 +110,9 @@ impl Session<'_> {
             places: &places,
             blocks: &blocks,
             method: offer.method,
-            limits: Limits {
-                block_bytes: longest(&blocks),
-                page_size: Some(offer.page_size),
-                ..Limits::default()
-            },
+            limits: Limits::default()
+                .with_block_bytes(longest(&blocks))
+                .with_page_size(offer.page_size),
             rounds: Rounds::new(channels.len()),
             tally: Tally::default(),
             messages: AtomicU64::new(0),
@@ -397,58 +396,68 @@ impl Transfer<'_> {
         link: &mut ControlLink<'_>,
         vm: &mut dyn VmHandle,
     ) -> Result<Done, Failure> {
-        let mut culprit = Channel::Main;
-        let outcome = self.follow(link, vm, &mut culprit);
-        outcome.map_err(|cause| Failure {
-            channel: culprit,
-            ..on_main(cause)
-        })
+        let (completion, state) = self.follow_rounds(link)?;
+        self.start(link, vm, &completion, &state).map_err(on_main)?;
+        Ok((state.len(), completion.digest))
     }
 
-    fn follow(
-        &self,
-        link: &mut ControlLink<'_>,
-        vm: &mut dyn VmHandle,
-        culprit: &mut Channel,
-    ) -> Result<Done, Cause> {
-        let watch = || match self.rounds.is_stopped() {
-            true => Err(RoundFault::Stopped.into()),
-            false => Ok(()),
-        };
-        link.send(&Message::Ack(Acked::Blocks), &watch)?;
-        let mut blame = |(index, fault): (Option<usize>, RoundFault)| {
-            // Channels stand in the order of their ids, which are 0 to N - 1.
-            if let Some(id) = index.and_then(|index| u8::try_from(index).ok()) {
-                *culprit = Channel::Multifd(id);
-            }
-            Cause::from(fault)
-        };
+    /// Follows the rounds to their end. Gives what the source says of the whole, and its devices'
+    /// state.
+    fn follow_rounds(&self, link: &mut ControlLink<'_>) -> Result<(Completion, Vec<u8>), Failure> {
+        let watch = || self.watch();
+        let acked = link.send(&Message::Ack(Acked::Blocks), &watch);
+        acked.map_err(on_main)?;
         let mut round = 0_u64;
         let mut state = Vec::new();
         let completion = loop {
-            let message = link.receive(&watch)?;
+            let message = link.receive(&watch).map_err(on_main)?;
             self.messages.fetch_add(1, Ordering::Relaxed);
             match message {
                 Message::RoundMark(mark) if mark == round && state.is_empty() => {
-                    self.rounds.mark().map_err(&mut blame)?;
-                    link.send(&Message::Ack(Acked::Round(round)), &watch)?;
+                    self.rounds.mark().map_err(of_rounds)?;
+                    let acked = link.send(&Message::Ack(Acked::Round(round)), &watch);
+                    acked.map_err(on_main)?;
                     round = round.saturating_add(1);
                 }
                 Message::DeviceState(piece) => {
                     let allowed = self.session.settings.device_state_bytes;
                     if piece.len() > allowed.saturating_sub(state.len()) {
-                        return Err(EngineFault::DeviceStateTooLong { allowed }.into());
+                        let fault = EngineFault::DeviceStateTooLong { allowed };
+                        return Err(on_main(fault.into()));
                     }
                     state.extend_from_slice(&piece);
                 }
                 Message::Completion(completion) => break completion,
-                other => return Err(out_of_turn(&other, "the end of the round, or of all")),
+                other => {
+                    let fault = out_of_turn(&other, "the end of the round, or of all");
+                    return Err(on_main(fault));
+                }
             }
         };
-        self.rounds.finish().map_err(&mut blame)?;
+        self.rounds.finish().map_err(of_rounds)?;
+        Ok((completion, state))
+    }
+
+    /// Ends a wait on the main connection when another one has failed.
+    fn watch(&self) -> Result<(), Cause> {
+        match self.rounds.is_stopped() {
+            true => Err(RoundFault::Stopped.into()),
+            false => Ok(()),
+        }
+    }
+
+    /// Loads and starts the guest, once everything has come and the source has given it away.
+    fn start(
+        &self,
+        link: &mut ControlLink<'_>,
+        vm: &mut dyn VmHandle,
+        completion: &Completion,
+        state: &[u8],
+    ) -> Result<(), Cause> {
+        let watch = || self.watch();
         self.at_work.store(true, Ordering::Relaxed);
-        self.check_complete(&completion, &state)?;
-        let loaded = vm.load_device_state(&state);
+        self.check_complete(completion, state)?;
+        let loaded = vm.load_device_state(state);
         loaded.map_err(|source| vm_fault("load the devices' state", source))?;
         self.at_work.store(false, Ordering::Relaxed);
         link.send(&Message::Ack(Acked::Completion), &watch)?;
@@ -469,7 +478,7 @@ impl Transfer<'_> {
             false => Err(EngineFault::Closed.into()),
         };
         let _ = link.send(&Message::Ack(Acked::Start), &watch);
-        Ok((state.len(), completion.digest))
+        Ok(())
     }
 
     fn check_complete(&self, completion: &Completion, state: &[u8]) -> Result<(), Cause> {
@@ -492,27 +501,14 @@ impl Transfer<'_> {
         Ok(())
     }
 
-    fn serve_channel(&self, index: usize, hello: &Hello, stream: &Stream) -> Result<(), Failure> {
-        let mut block = None;
-        let outcome = self.fill(index, hello, stream, &mut block);
-        let outcome = outcome.and_then(|()| Ok(self.rounds.leave(index)?));
-        outcome.map_err(|cause| Failure {
-            channel: Channel::Multifd(hello.channel),
-            leg: Leg::Source,
-            block: block.map(Box::new),
-            cause,
-        })
-    }
-
     /// Puts the pages of one channel in their places, to its end.
-    fn fill(
-        &self,
-        index: usize,
-        hello: &Hello,
-        stream: &Stream,
-        block: &mut Option<BlockName>,
-    ) -> Result<(), Cause> {
-        let mut inlet = Inlet::new(stream, hello, self.limits, self.session.settings.codec)?;
+    fn serve_channel(&self, index: usize, hello: &Hello, stream: &Stream) -> Result<(), Failure> {
+        let failed = |cause: Cause| Failure {
+            channel: Channel::Multifd(hello.channel),
+            ..on_main(cause)
+        };
+        let inlet = Inlet::new(stream, hello, self.limits, self.session.settings.codec);
+        let mut inlet = inlet.map_err(|cause| failed(cause.into()))?;
         let mut counted = 0;
         loop {
             let item = match inlet.next_item() {
@@ -520,48 +516,49 @@ impl Transfer<'_> {
                 Err(TransportCause::Io(error)) if hung_up(&error) && self.rounds.is_finished() => {
                     Item::End
                 }
-                other => other?,
+                other => other.map_err(|cause| failed(cause.into()))?,
             };
             match item {
                 Item::Packet(Packet::Ram(packet)) => {
-                    self.place(index, &packet, &mut inlet, block)?;
+                    let placed = self.place(index, &packet, &mut inlet);
+                    placed.map_err(|cause| Failure {
+                        block: block_of(&packet),
+                        ..failed(cause)
+                    })?;
+                    if packet.is_sync() {
+                        let held = self.rounds.hold(index);
+                        held.map_err(|fault| failed(fault.into()))?;
+                    }
                 }
                 Item::Packet(Packet::DeviceState(_)) => {
-                    return Err(EngineFault::DevicePacket.into());
+                    return Err(failed(EngineFault::DevicePacket.into()));
                 }
                 Item::Padding { .. } => {}
-                Item::End => return Ok(()),
+                Item::End => break,
             }
             self.tally.bytes(inlet.bytes_in().saturating_sub(counted));
             counted = inlet.bytes_in();
         }
+        let left = self.rounds.leave(index);
+        left.map_err(|fault| failed(fault.into()))
     }
 
-    fn place(
-        &self,
-        index: usize,
-        packet: &RamPacket,
-        inlet: &mut Inlet<'_>,
-        block: &mut Option<BlockName>,
-    ) -> Result<(), Cause> {
-        if !packet.normal().is_empty() || !packet.zero().is_empty() {
-            *block = Some(packet.block().clone());
-            let place = self.places.of(packet.block())?;
-            let found = packet.method()?;
-            // A packet of zero pages alone has no method.
-            if found != self.method && !packet.normal().is_empty() {
-                let agreed = self.method;
-                return Err(EngineFault::Method { found, agreed }.into());
-            }
-            self.rounds.enter(index)?;
-            place.write(packet.normal(), inlet.read_pages(packet)?)?;
-            place.clear(packet.zero())?;
-            self.tally.pages(packet.normal().len(), packet.zero().len());
-            *block = None;
+    /// Puts the pages of a packet in their places.
+    fn place(&self, index: usize, packet: &RamPacket, inlet: &mut Inlet<'_>) -> Result<(), Cause> {
+        if packet.normal().is_empty() && packet.zero().is_empty() {
+            return Ok(());
         }
-        if packet.is_sync() {
-            self.rounds.hold(index)?;
+        let place = self.places.of(packet.block())?;
+        let found = packet.method()?;
+        // A packet of zero pages alone has no method.
+        if found != self.method && !packet.normal().is_empty() {
+            let agreed = self.method;
+            return Err(EngineFault::Method { found, agreed }.into());
         }
+        self.rounds.enter(index)?;
+        place.write(packet.normal(), inlet.read_pages(packet)?)?;
+        place.clear(packet.zero())?;
+        self.tally.pages(packet.normal().len(), packet.zero().len());
         Ok(())
     }
 }
@@ -628,6 +625,16 @@ pub(super) fn on_main(cause: Cause) -> Failure {
         leg: Leg::Source,
         block: None,
         cause,
+    }
+}
+
+/// A fault of rounds: of one channel if it is that one's, of the main connection otherwise.
+fn of_rounds((index, fault): (Option<usize>, RoundFault)) -> Failure {
+    // Channels stand in the order of their ids, which are 0 to N - 1.
+    let id = index.and_then(|index| u8::try_from(index).ok());
+    Failure {
+        channel: id.map_or(Channel::Main, Channel::Multifd),
+        ..on_main(fault.into())
     }
 }
 

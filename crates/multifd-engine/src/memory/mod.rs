@@ -40,6 +40,7 @@ impl<M: GuestMemory + Send + ?Sized> GuestMemory for Arc<M> {
 
 /// One RAM block.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct MemoryBlock<'a> {
     /// The name by which the other end knows it.
     pub name: BlockName,
@@ -49,4 +50,15 @@ pub struct MemoryBlock<'a> {
     /// leaves alone what is to be zero, and pages that nobody ever touched take no memory. Says
     /// nothing at a source.
     pub is_fresh: bool,
+}
+
+impl<'a> MemoryBlock<'a> {
+    /// A block that may have been written to: not [`is_fresh`](Self::is_fresh).
+    pub fn new(name: BlockName, range: HostRange<'a>) -> Self {
+        Self {
+            name,
+            range,
+            is_fresh: false,
+        }
+    }
 }

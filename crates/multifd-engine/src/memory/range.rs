@@ -23,6 +23,7 @@ pub struct HostRange<'a> {
 /// Something is not in the memory it should be in, or not at a word's boundary.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{len_bytes} bytes at {offset:#x} are not in the {range_bytes:#x} bytes of the block")]
+#[non_exhaustive]
 pub struct OutOfRange {
     /// Where it begins, in bytes.
     pub offset: u64,

@@ -25,6 +25,10 @@ use crate::statistics::{Progress, Statistics};
 use crate::vm::VmHandle;
 
 /// A guest that is to be sent.
+#[expect(
+    clippy::exhaustive_structs,
+    reason = "a VMM must know of every part that it has to lend"
+)]
 pub struct Guest<'a> {
     /// The VM's uuid, for people to recognise it by.
     pub uuid: [u8; 16],
@@ -39,6 +43,7 @@ pub struct Guest<'a> {
 /// A migration that failed, and what became of the guest.
 #[derive(Debug, thiserror::Error)]
 #[error("the migration failed; {guest}")]
+#[non_exhaustive]
 pub struct SourceFailure {
     /// The first thing that went wrong.
     #[source]

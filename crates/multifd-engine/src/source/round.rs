@@ -167,7 +167,7 @@ impl<'s> Lane<'s> {
             }
             let written = self.outlet.pop_and_write();
             let written = written.map_err(|unwritten| (unwritten.block, unwritten.cause.into()))?;
-            let Some(Written { packet, bytes }) = written else {
+            let Some(Written { packet, bytes, .. }) = written else {
                 break;
             };
             let (normal_pages, zero_pages) = (packet.normal().len(), packet.zero().len());

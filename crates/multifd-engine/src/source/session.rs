@@ -448,11 +448,7 @@ fn open<'s>(
     session: [u8; 16],
     encoder: Encoder<RamPacket>,
 ) -> Result<Lane<'s>, Failure> {
-    let hello = Hello {
-        uuid: session,
-        channel: id,
-        reserved: [0; 39],
-    };
+    let hello = Hello::new(session, id);
     let outlet = Outlet::open(stream, &hello, encoder).map_err(|cause| Failure {
         channel: Channel::Multifd(id),
         leg: Leg::Destination,

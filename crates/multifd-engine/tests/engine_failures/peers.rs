@@ -187,11 +187,7 @@ pub fn a_channel_that_breaks_the_rules_is_named() {
         // Channel 1 before channel 0, which says that a page is where there is none.
         let channels = [1, 0].map(|id| {
             let channel = Stream::connect(&place.address).unwrap();
-            let hello = multifd_wire::Hello {
-                uuid: [1; 16],
-                channel: id,
-                reserved: [0; 39],
-            };
+            let hello = multifd_wire::Hello::new([1; 16], id);
             (&channel).write_all(&hello.to_bytes()).unwrap();
             channel
         });
@@ -237,11 +233,7 @@ fn made_source(place: &Place, pages: u64, channels: u8) -> (Stream, Vec<Stream>)
     (&main).write_all(&bytes).unwrap();
     let channels = (0..channels).map(|id| {
         let channel = Stream::connect(&place.address).unwrap();
-        let hello = multifd_wire::Hello {
-            uuid: [1; 16],
-            channel: id,
-            reserved: [0; 39],
-        };
+        let hello = multifd_wire::Hello::new([1; 16], id);
         (&channel).write_all(&hello.to_bytes()).unwrap();
         channel
     });

@@ -693,11 +693,7 @@ fn strangers_among_the_channels() {
     let place = Place::unix();
     let mut acceptor = Acceptor::bind(&place.address).unwrap();
     // Channels of an attempt that is over, one that says nothing, one that is gone.
-    let hello = multifd_wire::Hello {
-        uuid: [9; 16],
-        channel: 0,
-        reserved: [0; 39],
-    };
+    let hello = multifd_wire::Hello::new([9; 16], 0);
     let old: Vec<_> = (0..2)
         .map(|_| Stream::connect(&place.address).unwrap())
         .collect();

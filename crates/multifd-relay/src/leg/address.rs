@@ -15,6 +15,7 @@ const PLACEHOLDER: &str = "{name}";
 
 /// What is spoken on a leg.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Protocol {
     /// A QEMU's own: another QEMU, or a relay in its place.
     Qemu,
@@ -120,6 +121,7 @@ impl LegAddress {
                 windows.any(|window| window == PLACEHOLDER.as_bytes())
             }
             Address::Tcp(text) => text.contains(PLACEHOLDER),
+            _ => false,
         }
     }
 
@@ -139,6 +141,7 @@ impl LegAddress {
                 Address::Unix(PathBuf::from(std::ffi::OsString::from_vec(path)))
             }
             Address::Tcp(text) => Address::Tcp(text.replace(PLACEHOLDER, name)),
+            other => other.clone(),
         };
         Ok(Self {
             address,

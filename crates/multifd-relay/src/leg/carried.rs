@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 use std::net::Shutdown;
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
@@ -31,6 +32,7 @@ const FRAME_REST: Duration = match cfg!(test) {
 /// The other relay has ended the migration, and said why.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the other relay ended the migration: {words}")]
+#[non_exhaustive]
 pub struct FarFailure {
     /// Its reason, which the other host has chosen freely.
     pub words: Words,
@@ -39,6 +41,8 @@ pub struct FarFailure {
 /// A connection in frames.
 pub(super) struct Carried {
     under: Stream,
+    /// Bytes of frames that have come, and that were written.
+    bytes: [AtomicU64; 2],
     reading: Mutex<Reading>,
     writing: Mutex<Writing>,
 }
@@ -90,6 +94,7 @@ impl Carried {
         };
         Ok(Self {
             under,
+            bytes: Default::default(),
             reading: Mutex::new(reading),
             writing: Mutex::new(writing),
         })
@@ -129,7 +134,7 @@ impl Reading {
 
     /// Reads frames until one brings something. What it brings is put into `buffer`, as far as
     /// there is room.
-    fn fill(&mut self, under: &Stream, buffer: &mut [u8], wait: bool) -> io::Result<usize> {
+    fn fill(&mut self, over: &Carried, buffer: &mut [u8], wait: bool) -> io::Result<usize> {
         loop {
             let is_late = wait && self.frames.is_inside_a_frame();
             if is_late && !under.is_readable_within(FRAME_REST)? {
@@ -138,9 +143,11 @@ impl Reading {
             }
             let space = self.frames.space();
             let count = match wait {
-                true => under.read_some(space)?,
-                false => under.read_now(space)?,
+                true => over.under.read_some(space)?,
+                false => over.under.read_now(space)?,
             };
+            let [read, _] = &over.bytes;
+            read.fetch_add(count as u64, Ordering::Relaxed);
             if count == 0 {
                 return Err(io::Error::new(
                     io::ErrorKind::ConnectionReset,
@@ -191,7 +198,7 @@ impl Connection for Carried {
         }
         match reading.ended() {
             Some(end) => end,
-            None => reading.fill(&self.under, buffer, wait),
+            None => reading.fill(self, buffer, wait),
         }
     }
 
@@ -202,7 +209,7 @@ impl Connection for Carried {
                 return end;
             }
             // All of the frame is left.
-            reading.fill(&self.under, &mut [], false)?;
+            reading.fill(self, &mut [], false)?;
         }
         Ok(reading.take_rest(buffer, true))
     }
@@ -231,12 +238,19 @@ impl Connection for Carried {
                 head.get(now.0.len()..).unwrap_or_default(),
                 body.get(now.1.len()..).unwrap_or_default(),
             );
-            writing.write(&self.under, now.0, now.1)?;
+            let count = writing.write(&self.under, now.0, now.1)?;
+            let [_, written] = &self.bytes;
+            written.fetch_add(count as u64, Ordering::Relaxed);
             if left.0.is_empty() && left.1.is_empty() {
                 return Ok(());
             }
             parts = left;
         }
+    }
+
+    fn bytes_below(&self) -> Option<[u64; 2]> {
+        let bytes = self.bytes.each_ref();
+        Some(bytes.map(|bytes| bytes.load(Ordering::Relaxed)))
     }
 
     fn end(&self) -> io::Result<()> {
@@ -246,6 +260,8 @@ impl Connection for Carried {
         }
         let header = writing.frames.end().map_err(io::Error::other)?;
         self.under.write_all_of_two(&header, &[])?;
+        let [_, written] = &self.bytes;
+        written.fetch_add(header.len() as u64, Ordering::Relaxed);
         self.under.shutdown(Shutdown::Write)
     }
 
@@ -271,10 +287,11 @@ impl Connection for Carried {
 
 impl Writing {
     /// Writes at most [`MAX_BODY_LEN`] bytes.
-    fn write(&mut self, under: &Stream, head: &[u8], body: &[u8]) -> io::Result<()> {
+    /// Answers how many they were in frames.
+    fn write(&mut self, under: &Stream, head: &[u8], body: &[u8]) -> io::Result<usize> {
         let len = head.len().saturating_add(body.len());
         if len == 0 {
-            return Ok(());
+            return Ok(0);
         }
         self.front.clear();
         if self.compresses && len >= LEAST_COMPRESSED {
@@ -283,13 +300,15 @@ impl Writing {
             self.joined.extend_from_slice(body);
             let compressed = self.frames.compressed(&self.joined, &mut self.front);
             if compressed.map_err(io::Error::other)? {
-                return under.write_all_of_two(&self.front, &[]);
+                under.write_all_of_two(&self.front, &[])?;
+                return Ok(self.front.len());
             }
         }
         let header: [u8; HEADER_LEN] = self.frames.data(&[head, body]).map_err(io::Error::other)?;
         self.front.extend_from_slice(&header);
         self.front.extend_from_slice(head);
-        under.write_all_of_two(&self.front, body)
+        under.write_all_of_two(&self.front, body)?;
+        Ok(self.front.len().saturating_add(body.len()))
     }
 }
 
@@ -347,6 +366,11 @@ mod tests {
                 (&theirs).read_to_end(&mut all).unwrap();
                 assert!(all == sent);
             });
+            let [read, _] = theirs.bytes_below().unwrap();
+            let [_, written] = ours.bytes_below().unwrap();
+            assert_eq!(read, written);
+            let is_smaller = is_stream && Compression::available().len() > 1;
+            assert_eq!(written < sent.len() as u64, is_smaller);
             // The other direction is open still.
             (&theirs).write_all(b"thanks").unwrap();
             let mut word = [0; 6];

@@ -25,6 +25,7 @@ use crate::trunk::Name;
 
 /// What is asked for of TLS.
 #[derive(Clone, Debug, Default)]
+#[non_exhaustive]
 pub struct EncryptionOptions {
     /// The folder with certificates and keys, under QEMU's names.
     pub folder: Option<PathBuf>,
@@ -37,6 +38,7 @@ pub struct EncryptionOptions {
 
 /// Allows a client some names.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Rule {
     /// A pattern of the names in its certificate; `*` stands for any characters.
     pub client: String,
@@ -110,21 +112,17 @@ impl Encryption {
         };
         if listen.tls {
             let rules = options.rules.iter();
-            let server = ServerOptions {
-                versions: versions(listen),
-                allowed_clients: rules.map(|rule| rule.client.clone()).collect(),
-                // QEMUs before 10.0 end without a word, and their stream shows whether it is whole.
-                lenient_end: listen.protocol == Protocol::Qemu,
-                ..ServerOptions::default()
-            };
+            let mut server = ServerOptions::default();
+            server.versions = versions(listen);
+            server.allowed_clients = rules.map(|rule| rule.client.clone()).collect();
+            // QEMUs before 10.0 end without a word, and their stream shows whether it is whole.
+            server.lenient_end = listen.protocol == Protocol::Qemu;
             encryption.server = Some(Arc::new(TlsServer::open(folder(listen)?, server)?));
         }
         if connect.tls {
-            let client = ClientOptions {
-                versions: versions(connect),
-                lenient_end: connect.protocol == Protocol::Qemu,
-                ..ClientOptions::default()
-            };
+            let mut client = ClientOptions::default();
+            client.versions = versions(connect);
+            client.lenient_end = connect.protocol == Protocol::Qemu;
             encryption.client = Some(Arc::new(TlsClient::open(folder(connect)?, client)?));
         }
         Ok(encryption)

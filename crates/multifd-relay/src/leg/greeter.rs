@@ -260,20 +260,16 @@ impl Shared {
                 has_channels,
                 may_be_postcopy,
                 is_recovery,
-            } => self.door.begin(Incoming {
-                main: Arc::new(stream),
-                main_start: Vec::new(),
-                channels: inbox,
-                has_channels,
-                may_be_postcopy,
-                peer,
-                is_recovery,
-                origin: Some(Origin {
-                    name: preface.name.as_str().to_owned(),
-                    migration: preface.migration,
-                }),
-                ticket: self.ticket(preface),
-            }),
+            } => {
+                let ticket = self.ticket(preface);
+                let mut incoming = Incoming::new(Arc::new(stream), inbox, peer, ticket);
+                incoming.has_channels = has_channels;
+                incoming.may_be_postcopy = may_be_postcopy;
+                incoming.is_recovery = is_recovery;
+                let name = preface.name.as_str().to_owned();
+                incoming.origin = Some(Origin::new(name, preface.migration));
+                self.door.begin(incoming);
+            }
             Connection::Channel(hello) => {
                 inbox.put(Arrival::Channel(IncomingChannel { hello, stream }));
             }

@@ -17,6 +17,8 @@ pub(super) struct Counters {
     zero_pages: AtomicU64,
     bytes_in: AtomicU64,
     bytes_out: AtomicU64,
+    /// Of the main channel, as they came and as they went.
+    main: [AtomicU64; 2],
     /// The main channel waits for its source.
     main_idle: AtomicBool,
     decoded: Mutex<Option<Work>>,
@@ -24,10 +26,15 @@ pub(super) struct Counters {
 }
 
 impl Counters {
-    /// Bytes of the main channel, passed on as they are.
-    pub(super) fn main(&self, count: usize) {
-        self.bytes_in.fetch_add(count as u64, Ordering::Relaxed);
-        self.bytes_out.fetch_add(count as u64, Ordering::Relaxed);
+    /// Bytes of the main channel, passed on as they are. Of a leg on which they are compressed,
+    /// `below` says how many they were in all, as they came and as they went.
+    pub(super) fn main(&self, passed: usize, below: [Option<u64>; 2]) {
+        for (sum, below) in self.main.iter().zip(below) {
+            match below {
+                Some(all) => sum.store(all, Ordering::Relaxed),
+                None => drop(sum.fetch_add(passed as u64, Ordering::Relaxed)),
+            }
+        }
     }
 
     pub(super) fn main_idle(&self, idle: bool) {
@@ -58,11 +65,19 @@ impl Counters {
     }
 
     pub(super) fn totals(&self) -> Totals {
+        let main = self.main.each_ref();
+        let [main_in, main_out] = main.map(|sum| sum.load(Ordering::Relaxed));
         Totals {
             pages: self.pages.load(Ordering::Relaxed),
             zero_pages: self.zero_pages.load(Ordering::Relaxed),
-            bytes_in: self.bytes_in.load(Ordering::Relaxed),
-            bytes_out: self.bytes_out.load(Ordering::Relaxed),
+            bytes_in: self
+                .bytes_in
+                .load(Ordering::Relaxed)
+                .saturating_add(main_in),
+            bytes_out: self
+                .bytes_out
+                .load(Ordering::Relaxed)
+                .saturating_add(main_out),
         }
     }
 

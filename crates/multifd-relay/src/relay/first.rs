@@ -146,11 +146,7 @@ mod tests {
     const MINUTE: Duration = Duration::from_secs(60);
 
     fn hello() -> Hello {
-        Hello {
-            uuid: [7; 16],
-            channel: 0,
-            reserved: [0; 39],
-        }
+        Hello::new([7; 16], 0)
     }
 
     /// A SYNC with a table for so many pages, as QEMU 9.0 and later write it.

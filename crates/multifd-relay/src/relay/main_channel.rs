@@ -405,7 +405,14 @@ impl Forward<'_> {
         (&self.link.destination)
             .write_all(bytes)
             .map_err(|error| failed(Leg::Destination, error.into()))?;
-        self.counters.main(bytes.len());
+        let below = [
+            self.link.source.bytes_below().map(|[read, _]| read),
+            self.link
+                .destination
+                .bytes_below()
+                .map(|[_, written]| written),
+        ];
+        self.counters.main(bytes.len(), below);
         Ok(())
     }
 }

@@ -8,6 +8,44 @@
 //!
 //! What arrives is recognised packet by packet. A payload that already has the outgoing method is
 //! passed on as it is.
+//!
+//! A relay in a program of one's own, for one migration. [`Relay::accept`] and [`pass_on`] serve
+//! any number at once.
+//!
+//! ```
+//! use multifd_relay::leg::LegAddress;
+//! use multifd_relay::relay::{Relay, RelayConfig, Update};
+//! use multifd_wire::Method;
+//! # include!(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/guest/source.rs"));
+//! # use multifd_relay::{image::Folder, receive::receive, SourceSettings};
+//! # use multifd_transport::{incoming::Acceptor, Cancel};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let folder = tempfile::tempdir()?;
+//! # let mut acceptor = Acceptor::bind(&Address::Unix(folder.path().join("destination")))?;
+//! # let address = acceptor.address().clone();
+//! # let images = folder.path().join("images");
+//! # let destination = std::thread::spawn(move || {
+//! #     let images = Folder::prepare(&images).unwrap();
+//! #     let settings = SourceSettings::default();
+//! #     receive(&mut acceptor, &images, settings, &Cancel::new(), &mut |_| {})
+//! # });
+//! let config = RelayConfig::new(address, Method::Zlib);
+//! let listen: LegAddress = "tcp:127.0.0.1:0".parse()?;
+//! let mut relay = Relay::bind(listen, config)?;
+//! println!("listening on {}", relay.address());
+//! # send_guest(relay.address())?;
+//!
+//! let report = relay.serve_one(&mut |update| {
+//!     if let Update::Progress(totals) = update {
+//!         println!("{} pages", totals.pages);
+//!     }
+//! })?;
+//! assert_eq!((report.channels, report.totals.pages), (1, 1));
+//! # assert_eq!(destination.join().unwrap()?.totals.zero_pages, 1);
+//! # Ok(())
+//! # }
+//! ```
 
 mod counters;
 mod first;
@@ -93,6 +131,7 @@ pub struct MigrationReport {
 
 /// What the codecs of one direction did, over all channels.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Work {
     /// The method read or written.
     pub method: Method,
@@ -105,6 +144,7 @@ pub struct Work {
 
 /// What has gone through a relay, over all channels.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Totals {
     /// Pages with contents on multifd channels.
     pub pages: u64,

@@ -401,11 +401,7 @@ mod tests {
     static ALLOCATOR: Counting = Counting;
 
     const PAGE: PageSize = PageSize::K4;
-    const HELLO: Hello = Hello {
-        uuid: [0; 16],
-        channel: 0,
-        reserved: [0; 39],
-    };
+    const HELLO: Hello = Hello::new([0; 16], 0);
     const WARM_UP: usize = 32;
     const PACKETS: usize = 64;
 

@@ -69,11 +69,7 @@ fn channel_bytes(id: u8, packets: usize, method: Method) -> Vec<u8> {
 fn begin_channel(id: u8) -> (ChannelSender, Vec<u8>) {
     let mut sender = ChannelSender::new();
     let mut bytes = Vec::new();
-    let hello = Hello {
-        uuid: [0; 16],
-        channel: id,
-        reserved: [0; 39],
-    };
+    let hello = Hello::new([0; 16], id);
     sender.hello(&hello, &mut bytes).unwrap();
     let sync = RamPacket::sync(PAGE, 0);
     sender.packet(&Packet::Ram(sync), &mut bytes).unwrap();

@@ -13,6 +13,10 @@ use crate::Stream;
 
 /// A multifd connection whose hello has been read.
 #[derive(Debug)]
+#[expect(
+    clippy::exhaustive_structs,
+    reason = "a channel is its hello and its connection"
+)]
 pub struct IncomingChannel {
     /// What it said of itself.
     pub hello: Hello,
@@ -23,6 +27,10 @@ pub struct IncomingChannel {
 /// One more connection of a migration, or the end of it. A program has to handle
 /// each kind, so a new kind comes with a new version of this crate.
 #[derive(Debug)]
+#[expect(
+    clippy::exhaustive_enums,
+    reason = "a taker of migrations must treat every arrival"
+)]
 pub enum Arrival {
     /// A multifd channel.
     Channel(IncomingChannel),

@@ -18,24 +18,25 @@ pub type Id = u64;
 
 /// How long a channel's hello waits for its main channel, counted from when none could be its own
 /// any more.
-pub const ORPHAN_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const ORPHAN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long a channel waits whose id is taken. A source that has just given up leaves channels of
 /// the attempt before.
-pub const CONFLICT_TIMEOUT: Duration = Duration::from_secs(1);
+pub(super) const CONFLICT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How long channels of several VMs wait for a second main channel.
-pub const RIVAL_TIMEOUT: Duration = Duration::from_secs(2);
+pub(super) const RIVAL_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a channel waits for a main channel of its own peer, before it may be that of another.
 /// One that was sent again, as it was lost on its way, comes within this time.
-pub const FOREIGN_TIMEOUT: Duration = Duration::from_secs(4);
+pub(super) const FOREIGN_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// How long after the set-up part of its stream a migration's channels may come without a doubt
 /// about whose they are.
-pub const LATE_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const LATE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Who opened a connection, as far as the system tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(clippy::exhaustive_enums, reason = "for the fuzz targets alone")]
 pub enum PeerId {
     /// A process of this host, over a unix socket.
     Process(i32),
@@ -47,6 +48,7 @@ pub enum PeerId {
 
 /// What is to be done with a connection.
 #[derive(Debug, PartialEq, Eq)]
+#[expect(clippy::exhaustive_enums, reason = "for the fuzz targets alone")]
 pub enum Decision {
     /// The channel belongs to this main channel.
     Give {
@@ -79,6 +81,7 @@ pub enum Decision {
 
 /// What the set-up part of a main channel says about its channels.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[expect(clippy::exhaustive_structs, reason = "for the fuzz targets alone")]
 pub struct Stated {
     /// The VM's UUID, with `validate-uuid`.
     pub uuid: Option<[u8; 16]>,
@@ -191,7 +194,7 @@ impl Matching {
     }
 
     /// Who has connections that have not said what they are, each of which may be a main channel.
-    pub fn set_unspoken(&mut self, peers: impl Iterator<Item = PeerId>) {
+    pub(super) fn set_unspoken(&mut self, peers: impl Iterator<Item = PeerId>) {
         self.unspoken.clear();
         self.unspoken.extend(peers);
     }
@@ -229,7 +232,7 @@ impl Matching {
 
     /// A main channel says nothing, in its set-up, or goes on. A source sends its set-up at once,
     /// so one that stalls is more likely a stranger's, for whom nobody is to wait.
-    pub fn main_stalls(&mut self, id: Id, stalls: bool) {
+    pub(super) fn main_stalls(&mut self, id: Id, stalls: bool) {
         if let Some(main) = self.main(id) {
             main.stalls = stalls;
         }
@@ -250,7 +253,7 @@ impl Matching {
     }
 
     /// The same, of one that has said nothing behind its hello: no migration needs it.
-    pub fn channel_closed_empty(&mut self, id: Id, now: Instant) {
+    pub(super) fn channel_closed_empty(&mut self, id: Id, now: Instant) {
         self.channel_closed(id, now);
         for orphan in self.orphans.iter_mut().filter(|orphan| orphan.id == id) {
             orphan.empty = true;
@@ -259,7 +262,7 @@ impl Matching {
 
     /// Whether a channel which may be this main channel's is to be decided about within a moment:
     /// its peer has closed it, as that of a short migration does, or of an attempt before.
-    pub fn is_undecided(&self, main: Id, now: Instant) -> bool {
+    pub(super) fn is_undecided(&self, main: Id, now: Instant) -> bool {
         let mut closed = self
             .orphans
             .iter()

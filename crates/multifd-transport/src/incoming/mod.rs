@@ -54,6 +54,7 @@ const TICK: Duration = Duration::from_millis(50);
 
 /// A migration that has begun.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct Incoming {
     /// The main channel.
     pub main: Arc<Stream>,
@@ -76,8 +77,27 @@ pub struct Incoming {
     pub ticket: Ticket,
 }
 
+impl Incoming {
+    /// A migration that comes another way than to an acceptor's address: nothing of its main
+    /// channel has been read, and nothing is known of it.
+    pub fn new(main: Arc<Stream>, channels: Inbox, peer: String, ticket: Ticket) -> Self {
+        Self {
+            main,
+            main_start: Vec::new(),
+            channels,
+            has_channels: false,
+            may_be_postcopy: false,
+            peer,
+            is_recovery: false,
+            origin: None,
+            ticket,
+        }
+    }
+}
+
 /// What another relay says of a migration.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Origin {
     /// Which of several destinations it is for.
     pub name: String,
@@ -85,8 +105,19 @@ pub struct Origin {
     pub migration: [u8; 16],
 }
 
+impl Origin {
+    /// A migration of this number, for the destination of this name.
+    pub fn new(name: String, migration: [u8; 16]) -> Self {
+        Self { name, migration }
+    }
+}
+
 /// Who begins a migration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[expect(
+    clippy::exhaustive_enums,
+    reason = "a caller serves each kind in its own way, so it must know of a new one"
+)]
 pub enum Peer {
     /// A QEMU, whose migration [`Acceptor::accept`] takes.
     Qemu,

@@ -44,14 +44,7 @@ fn dial(address: &Address, bytes: &[u8]) -> Stream {
 }
 
 fn hello(channel: u8, uuid: u8) -> [u8; Hello::LEN] {
-    let reserved = [0; 39];
-    let uuid = [uuid; 16];
-    Hello {
-        uuid,
-        channel,
-        reserved,
-    }
-    .to_bytes()
+    Hello::new([uuid; 16], channel).to_bytes()
 }
 
 /// `MAIN` of a source with `validate-uuid`.

@@ -46,6 +46,7 @@ const NOT_TLS: [u8; 7] = [0x15, 3, 3, 0, 2, 2, 50];
 
 /// Which versions of TLS an end takes.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[non_exhaustive]
 pub enum Versions {
     /// 1.3 alone: between two ends of this project.
     #[default]
@@ -74,6 +75,7 @@ impl Versions {
 
 /// How a [`TlsServer`] treats its clients. The default is that of a trunk.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct ServerOptions {
     /// The versions that it takes.
     pub versions: Versions,
@@ -102,6 +104,7 @@ impl Default for ServerOptions {
 
 /// How a [`TlsClient`] treats its servers. The default is that of a trunk.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct ClientOptions {
     /// The versions that it takes.
     pub versions: Versions,
@@ -376,6 +379,7 @@ impl TlsClient {
 
 /// A client that has passed its handshake.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct Accepted {
     /// The encrypted connection.
     pub stream: Stream,

@@ -187,11 +187,10 @@ fn an_end_without_close_notify_is_a_broken_one() {
 #[test]
 fn a_lenient_end_takes_a_cut_between_records_for_an_end() {
     let (ca, _, client_folder) = folders();
-    let options = ClientOptions {
-        versions: Versions::Tls12And13,
-        needs_certificate: true,
-        lenient_end: true,
-    };
+    let mut options = ClientOptions::default();
+    options.versions = Versions::Tls12And13;
+    options.needs_certificate = true;
+    options.lenient_end = true;
     let client = TlsClient::open(client_folder.path(), options).unwrap();
     for cut in [0, 3] {
         let (near, far) = unix();
@@ -436,10 +435,8 @@ fn a_write_that_runs_out_of_time_goes_on_with_the_same_bytes() {
 fn version_1_2_carries_data_too() {
     let ca = Ca::new("our CA");
     let folder = Folder::client(&ca, &ca.client());
-    let options = ClientOptions {
-        versions: Versions::Tls12And13,
-        ..ClientOptions::default()
-    };
+    let mut options = ClientOptions::default();
+    options.versions = Versions::Tls12And13;
     let client = TlsClient::open(folder.path(), options).unwrap();
     let pair = ca.server();
     let (near, far) = tcp();

@@ -266,10 +266,8 @@ fn a_client_without_a_certificate_is_refused() {
         &missing.to_string(),
         &["/client-cert.pem is missing", "multifd tls init"],
     );
-    let options = ClientOptions {
-        needs_certificate: false,
-        ..ClientOptions::default()
-    };
+    let mut options = ClientOptions::default();
+    options.needs_certificate = false;
     let client = TlsClient::open(folder.path(), options).unwrap();
     let (at_server, at_client) = refused(&server(&server_folder), &client, "dst.example");
     assert!(
@@ -289,10 +287,8 @@ fn a_client_without_a_certificate_is_refused() {
     );
 
     // QEMU's verify-peer=no.
-    let options = ServerOptions {
-        verify_peer: false,
-        ..ServerOptions::default()
-    };
+    let mut options = ServerOptions::default();
+    options.verify_peer = false;
     let open = TlsServer::open(server_folder.path(), options).unwrap();
     let accepted = shake(&open, &client, "dst.example").0.unwrap();
     assert_eq!(accepted.peer.to_string(), "no certificate");
@@ -303,10 +299,8 @@ fn a_client_without_a_certificate_is_refused() {
 fn a_client_whose_name_is_not_allowed_is_refused() {
     let (_, server_folder, client_folder) = folders();
     let allowing = |patterns: &[&str]| {
-        let options = ServerOptions {
-            allowed_clients: patterns.iter().map(|&pattern| pattern.to_owned()).collect(),
-            ..ServerOptions::default()
-        };
+        let mut options = ServerOptions::default();
+        options.allowed_clients = patterns.iter().map(|&pattern| pattern.to_owned()).collect();
         TlsServer::open(server_folder.path(), options).unwrap()
     };
     let client = client(&client_folder);
@@ -382,10 +376,8 @@ fn an_old_version_is_refused_on_trunks_and_taken_from_qemus() {
         says(&error.to_string(), &["TLS 1.3", "version"]);
         heard.join().unwrap().unwrap_err();
     });
-    let options = ServerOptions {
-        versions: Versions::Tls12And13,
-        ..ServerOptions::default()
-    };
+    let mut options = ServerOptions::default();
+    options.versions = Versions::Tls12And13;
     let qemu = TlsServer::open(server_folder.path(), options).unwrap();
     for version in [&TLS12, &TLS13] {
         let (near, far) = tcp();

@@ -88,6 +88,7 @@ pub enum MainEvent {
 
 /// What the source says about itself before the first section.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Configuration {
     /// The machine type with its version, such as `pc-q35-10.0`.
     pub machine: IdStr,
@@ -99,8 +100,22 @@ pub struct Configuration {
     pub uuid: Option<[u8; 16]>,
 }
 
+impl Configuration {
+    /// The configuration of a machine of this type, which states nothing else.
+    #[must_use]
+    pub fn new(machine: IdStr) -> Self {
+        Self {
+            machine,
+            page_size: None,
+            capabilities: Vec::new(),
+            uuid: None,
+        }
+    }
+}
+
 /// A section's heading.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(clippy::exhaustive_structs, reason = "the format fixes its fields")]
 pub struct Section {
     /// Its number in this stream. Parts, ends and footers have the number only.
     pub id: u32,
@@ -114,6 +129,7 @@ pub struct Section {
 
 /// A RAM block as the source lists it.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(clippy::exhaustive_structs, reason = "the format fixes its fields")]
 pub struct Block {
     /// Its name.
     pub name: BlockName,

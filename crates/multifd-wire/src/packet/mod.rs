@@ -19,6 +19,7 @@ use crate::hello::{MAGIC, VERSION, check_magic, check_version};
 /// A packet's header, checked: it exists only if every rule of the format holds. The payload is not
 /// part of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(clippy::exhaustive_enums, reason = "the format knows no other packets")]
 pub enum Packet {
     /// Pages of a RAM block, a synchronisation mark, or both.
     Ram(RamPacket),

@@ -10,7 +10,7 @@ use qemu_lab::{
 use serde_json::{Value, json};
 
 use crate::Result;
-use crate::multifd::{self, Multifd};
+use crate::multifd::{self, Between, Multifd};
 
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -53,9 +53,12 @@ struct Way {
     qemu: [&'static str; 2],
     /// What the relays at the source and at the destination write, where there are any.
     relays: [Option<&'static str>; 2],
+    between: Between,
+    /// Without it, all goes over one stream.
+    multifd: bool,
 }
 
-const WAYS: [Way; 6] = [
+const WAYS: [Way; 9] = [
     Way::plain("qemu none", "none"),
     Way::plain("qemu zlib", "zlib"),
     Way::plain("qemu zstd", "zstd"),
@@ -63,16 +66,38 @@ const WAYS: [Way; 6] = [
         name: "relay zlib, stock zlib QEMU",
         qemu: ["none", "zlib"],
         relays: [Some("zlib"), None],
+        ..Way::plain("", "")
     },
     Way {
         name: "two relays, zlib",
         qemu: ["none", "none"],
         relays: [Some("zlib"), Some("none")],
+        ..Way::plain("", "")
     },
     Way {
         name: "two relays, zstd",
         qemu: ["none", "none"],
         relays: [Some("zstd"), Some("none")],
+        ..Way::plain("", "")
+    },
+    Way {
+        name: "two relays, zstd, trunk",
+        qemu: ["none", "none"],
+        relays: [Some("zstd"), Some("none")],
+        between: Between::Trunk,
+        multifd: true,
+    },
+    Way {
+        name: "one stream, qemu",
+        multifd: false,
+        ..Way::plain("", "none")
+    },
+    Way {
+        name: "one stream, trunk",
+        qemu: ["none", "none"],
+        relays: [Some("none"), Some("none")],
+        between: Between::Trunk,
+        multifd: false,
     },
 ];
 
@@ -82,6 +107,8 @@ impl Way {
             name,
             qemu: [method, method],
             relays: [None, None],
+            between: Between::QemuTcp,
+            multifd: true,
         }
     }
 }
@@ -197,7 +224,10 @@ fn migrate(
 ) -> Result<Figures> {
     let [source, destination] = way.qemu.map(|method| Parameters {
         return_path: true,
-        ..Parameters::multifd(channels, method)
+        ..match way.multifd {
+            true => Parameters::multifd(channels, method),
+            false => Parameters::default(),
+        }
     });
     let hop = Hop {
         source_parameters: source,
@@ -245,18 +275,32 @@ fn start_relays(
 ) -> Result<(Vec<Multifd>, String)> {
     let mut relays = Vec::new();
     let mut address = listening.to_owned();
+    let certificates = folder.join("tls").display().to_string();
     let [near, far] = way.relays;
     if let Some(compression) = far {
         let to = ends.map(|[_, to]| to);
         let host = to.map_or("127.0.0.1", LinkEnd::address);
-        let legs = [&format!("tcp:{host}:0"), address.as_str()];
-        let (relay, at) = Multifd::relay(to, program, legs, compression, &["--once"])?;
+        let mut options = vec!["--once"];
+        let listen = match way.between {
+            Between::Trunk => {
+                multifd::make_certificates(program, &certificates, host)?;
+                options.extend(["--tls-dir", &certificates]);
+                format!("trunk:{host}:0")
+            }
+            Between::ClearTrunk => format!("trunk+tcp:{host}:0"),
+            Between::Qemu | Between::QemuTcp => format!("tcp:{host}:0"),
+        };
+        let legs = [&listen, address.as_str()];
+        let (relay, at) = Multifd::relay(to, program, legs, compression, &options)?;
         relays.push(relay);
         address = at;
     }
     if let Some(compression) = near {
         let socket = format!("unix:{}", folder.join("near").display());
         let mut options = vec!["--once"];
+        if way.between == Between::Trunk {
+            options.extend(["--tls-dir", &certificates]);
+        }
         if compression == "zlib" {
             options.extend(["--accel", "software"]);
         }
