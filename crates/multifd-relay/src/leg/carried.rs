@@ -137,7 +137,7 @@ impl Reading {
     fn fill(&mut self, over: &Carried, buffer: &mut [u8], wait: bool) -> io::Result<usize> {
         loop {
             let is_late = wait && self.frames.is_inside_a_frame();
-            if is_late && !under.is_readable_within(FRAME_REST)? {
+            if is_late && !over.under.is_readable_within(FRAME_REST)? {
                 let words = "the other relay stopped inside a frame";
                 return Err(io::Error::new(io::ErrorKind::TimedOut, words));
             }
