@@ -21,4 +21,5 @@ mod qemu {
     mod relays;
     #[cfg(feature = "tls")]
     mod tls;
+    mod trunk;
 }

@@ -23,9 +23,12 @@ pub struct Arguments {
     /// Real QEMUs instead of made peers
     #[arg(long)]
     qemu: bool,
-    /// Only this kind: relay, relays, receive, record, engines or qemu; repeatable
+    /// Only this kind: relay, relays, receive, record, engines, qemu, trunks or tls; repeatable
     #[arg(long, value_name = "KIND", value_parser = kind)]
     only: Vec<Kind>,
+    /// Only runs with this fault, as a line of a broken promise names it
+    #[arg(long, value_name = "FAULT")]
+    fault: Option<String>,
     /// Runs at once
     #[arg(long, value_name = "N", default_value_t = 4)]
     workers: usize,
@@ -65,6 +68,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         runs: arguments.runs,
         seed,
         kinds,
+        fault: arguments.fault.clone(),
         workers: arguments.workers,
         limit: Duration::from_secs(arguments.limit),
     };

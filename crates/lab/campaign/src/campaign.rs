@@ -5,8 +5,9 @@ use std::fmt::Write as _;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::process::Command;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -34,6 +35,8 @@ pub struct Options {
     pub seed: u64,
     /// What stands between the ends.
     pub kinds: Vec<Kind>,
+    /// Only runs with this fault.
+    pub fault: Option<String>,
     /// Runs at once.
     pub workers: usize,
     /// What has not ended by then hangs.
@@ -126,6 +129,7 @@ pub struct Bench {
     pub limit: Duration,
     base: PathBuf,
     folders: AtomicUsize,
+    certificates: OnceLock<Result<PathBuf, String>>,
 }
 
 impl Bench {
@@ -138,7 +142,24 @@ impl Bench {
             limit,
             base: base.to_owned(),
             folders: AtomicUsize::new(0),
+            certificates: OnceLock::new(),
         }
+    }
+
+    /// The folder with certificates for encrypted trunks.
+    pub fn certificates(&self) -> Result<PathBuf, String> {
+        let made = self.certificates.get_or_init(|| {
+            let folder = self.folder()?.join("tls");
+            let mut command = Command::new(&self.program);
+            command.args(["tls", "init"]).arg(&folder);
+            let output = command.args(["--host", "127.0.0.1"]).output();
+            let output = output.map_err(|error| format!("multifd tls init: {error}"))?;
+            match output.status.success() {
+                true => Ok(folder),
+                false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
+            }
+        });
+        made.clone()
     }
 
     /// A new folder that nobody uses.
@@ -210,8 +231,17 @@ fn one(
 ) {
     let begun = Instant::now();
     let (scenario, plan) = Scenario::new(seed, &options.kinds);
+    if options
+        .fault
+        .as_ref()
+        .is_some_and(|fault| fault != scenario.fault)
+    {
+        return;
+    }
     let outcome = match scenario.kind {
-        Kind::Relay | Kind::Relays => relays::run(bench, pool, &scenario, &plan),
+        Kind::Relay | Kind::Relays | Kind::Trunks | Kind::Tls => {
+            relays::run(bench, pool, &scenario, &plan)
+        }
         Kind::Receive | Kind::Record => receivers::run(bench, &scenario, &plan),
         Kind::Engines => engines::run(bench, &scenario, &plan),
         Kind::Qemu => qemu::run(bench, pool, &scenario, &plan),
@@ -232,7 +262,7 @@ fn one(
                 .iter()
                 .map(|kind| format!(" --only {kind}"))
                 .collect();
-            let only = if options.kinds.len() < 5 {
+            let only = if options.kinds.len() < Kind::ALL.len() - 1 {
                 only.concat()
             } else {
                 String::new()

@@ -35,11 +35,21 @@ fn adapted(scenario: &Scenario) -> Scenario {
     let mut link = scenario.links[0].take().unwrap_or_default();
     if let Some((who, after, time)) = scenario.source.pause {
         let what = Happening::Stall(time);
-        link.faults.push(LinkFault { who, after, what });
+        link.faults.push(LinkFault {
+            who,
+            after,
+            back: false,
+            what,
+        });
     }
     if let Some((who, after, bits)) = scenario.source.flip {
         let what = Happening::Flip(bits);
-        link.faults.push(LinkFault { who, after, what });
+        link.faults.push(LinkFault {
+            who,
+            after,
+            back: false,
+            what,
+        });
     }
     if scenario.fault == "late" || scenario.fault == "reordered" {
         let dials = scenario.source.dials.iter().enumerate();

@@ -11,6 +11,7 @@ pub mod link;
 pub mod net;
 pub mod plan;
 pub mod pool;
+pub mod preface;
 pub mod process;
 pub mod qemu;
 pub mod random;

@@ -1,6 +1,7 @@
 //! What is between two parts: a network which delays, stalls, cuts and spoils.
 
 use std::net::Shutdown;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, Scope};
 use std::time::Duration;
@@ -8,14 +9,17 @@ use std::time::Duration;
 use crate::locked;
 use crate::net::{Address, Listener, Socket, Stop, Trigger};
 use crate::plan::Who;
+use crate::preface;
 
 /// What happens to one connection, once.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LinkFault {
     /// To which.
     pub who: Who,
-    /// After how many bytes towards the destination.
+    /// After how many bytes towards the destination, or on the way back.
     pub after: u64,
+    /// Whether it happens to what the destination says.
+    pub back: bool,
     /// What.
     pub what: Happening,
 }
@@ -36,6 +40,19 @@ pub enum Happening {
     Flip(u8),
     /// So many bytes vanish, and nobody sees it.
     Lose(u64),
+    /// So many bytes come twice, as far as they are there at once.
+    Repeat(u64),
+}
+
+/// Somebody says a preface of the trunk once more, on a connection of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Echo {
+    /// Of which connection.
+    pub who: Who,
+    /// How long after the real one; before it, if not said.
+    pub behind: Option<Duration>,
+    /// How long the connection stays.
+    pub stays: Duration,
 }
 
 /// A network between two parts.
@@ -50,6 +67,8 @@ pub struct LinkBehaviour {
     pub slow: Option<(usize, Duration)>,
     /// Everything is cut so long after so many bytes.
     pub cut_all: Option<(u64, Duration)>,
+    /// A preface that comes twice.
+    pub echo: Option<Echo>,
     /// What passes counts for these too.
     pub passed: Vec<Arc<Trigger>>,
 }
@@ -115,6 +134,8 @@ struct Link<'s> {
     behaviour: &'s LinkBehaviour,
     target: Target,
     trigger: Option<Arc<Trigger>>,
+    /// Encrypted connections: they do not show whose they are.
+    encrypted: Arc<AtomicU8>,
     stop: &'s Stop,
     broken: &'s Stop,
 }
@@ -140,6 +161,7 @@ impl<'s> Link<'s> {
             behaviour,
             target,
             trigger,
+            encrypted: Arc::default(),
             stop,
             broken,
         }
@@ -158,6 +180,7 @@ impl<'s> Link<'s> {
             let passing = Passing {
                 behaviour: self.behaviour,
                 trigger: self.trigger.clone(),
+                encrypted: Arc::clone(&self.encrypted),
                 stop: self.stop,
                 broken: self.broken,
             };
@@ -170,6 +193,7 @@ impl<'s> Link<'s> {
 struct Passing<'a> {
     behaviour: &'a LinkBehaviour,
     trigger: Option<Arc<Trigger>>,
+    encrypted: Arc<AtomicU8>,
     stop: &'a Stop,
     broken: &'a Stop,
 }
@@ -179,7 +203,7 @@ impl Passing<'_> {
         let mut buffer = vec![0; 64 << 10];
         // The first bytes say whose connection it is.
         let mut first = 0;
-        while first < target.wanted() {
+        while first < target.wanted() || preface::is_part(&buffer[..first]) {
             match near.read(&mut buffer[first..]) {
                 Ok(0) => break,
                 Ok(read) => first += read,
@@ -187,6 +211,14 @@ impl Passing<'_> {
             }
         }
         let who = match &buffer[..first] {
+            bytes if bytes.starts_with(preface::MAGIC) => {
+                preface::who(bytes).unwrap_or(Who::Channel(u8::MAX))
+            }
+            // TLS: its main connection is the first.
+            [0x16, ..] => match self.encrypted.fetch_add(1, Ordering::SeqCst) {
+                0 => Who::Main,
+                number => Who::Channel(number - 1),
+            },
             // A QEMU's main connection, or an engine's.
             [b'Q' | b'M', ..] => Who::Main,
             bytes => Who::Channel(bytes.get(24).copied().unwrap_or(u8::MAX)),
@@ -195,13 +227,28 @@ impl Passing<'_> {
             self.stop.sleep(*delay);
         }
         let target = target.of(&buffer[..first]);
+        let echo = self.behaviour.echo.filter(|echo| echo.who == who);
+        let (early, late) = match echo {
+            Some(echo) if echo.behind.is_none() => (Some(echo), None),
+            echo => (None, echo),
+        };
+        if let Some((echo, address)) = early.zip(target) {
+            self.say_again(echo, address, &buffer[..first]);
+        }
         let Some(Ok(far)) = target.map(|target| Socket::connect(target, false)) else {
             return near.reset();
         };
         let far = self.broken.keep(far);
         let silent = Mutex::new(false);
         thread::scope(|scope| {
-            scope.spawn(|| back(&far, near, &silent));
+            if let Some((echo, address)) = late.zip(target) {
+                let said = buffer[..first].to_vec();
+                scope.spawn(move || {
+                    self.stop.sleep(echo.behind.unwrap_or_default());
+                    self.say_again(echo, address, &said);
+                });
+            }
+            scope.spawn(|| self.back(who, &far, near, &silent));
             self.forward(who, near, &far, &mut buffer, first, &silent);
         });
     }
@@ -216,7 +263,7 @@ impl Passing<'_> {
         silent: &Mutex<bool>,
     ) {
         let mut faults: Vec<_> = self.behaviour.faults.iter().collect();
-        faults.retain(|fault| fault.who == who);
+        faults.retain(|fault| fault.who == who && !fault.back);
         faults.sort_by_key(|fault| fault.after);
         let mut faults = faults.into_iter().peekable();
         let mut at = 0_u64;
@@ -251,6 +298,12 @@ impl Passing<'_> {
                             Happening::Stall(time) => self.stop.sleep(time),
                             Happening::Flip(bits) => buffer[start] ^= bits,
                             Happening::Lose(bytes) => lost = bytes,
+                            Happening::Repeat(bytes) => {
+                                let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+                                let twice = &buffer[start..held.min(start.saturating_add(bytes))];
+                                // A peer that has gone is what the next write tells.
+                                let _ = far.write_all(twice);
+                            }
                         }
                         faults.next();
                         continue;
@@ -276,23 +329,57 @@ impl Passing<'_> {
             };
         }
     }
-}
 
-/// The way back.
-fn back(far: &Socket, near: &Socket, silent: &Mutex<bool>) {
-    let mut buffer = [0; 4096];
-    loop {
-        match far.read(&mut buffer) {
-            // The source learns of a half-closed connection when the other end closes it
-            // altogether.
-            Ok(0) if *locked(silent) => return near.shutdown(Shutdown::Both),
-            Ok(0) => return near.shutdown(Shutdown::Write),
-            Ok(read) => {
-                if near.write_all(&buffer[..read]).is_err() {
-                    return far.reset();
+    /// The way back.
+    fn back(&self, who: Who, far: &Socket, near: &Socket, silent: &Mutex<bool>) {
+        let mut buffer = [0; 4096];
+        let faults = self.behaviour.faults.iter();
+        let mut fault = { faults }.find(|fault| fault.who == who && fault.back);
+        let mut at = 0;
+        loop {
+            let read = match far.read(&mut buffer) {
+                // The source learns of a half-closed connection when the other end closes it
+                // altogether.
+                Ok(0) if *locked(silent) => return near.shutdown(Shutdown::Both),
+                Ok(0) => return near.shutdown(Shutdown::Write),
+                Ok(read) => read,
+                Err(_) => return near.reset(),
+            };
+            let piece = &mut buffer[..read];
+            let end = at + read as u64;
+            let due = fault.filter(|fault| fault.after < end);
+            if let Some(due) = due {
+                fault = None;
+                let place = usize::try_from(due.after.saturating_sub(at)).unwrap_or(0);
+                match due.what {
+                    Happening::Flip(bits) => piece[place] ^= bits,
+                    Happening::Stall(time) => self.stop.sleep(time),
+                    Happening::Reset => {
+                        near.reset();
+                        return far.reset();
+                    }
+                    _ => {
+                        near.shutdown(Shutdown::Both);
+                        return far.shutdown(Shutdown::Both);
+                    }
                 }
             }
-            Err(_) => return near.reset(),
+            at = end;
+            if near.write_all(piece).is_err() {
+                return far.reset();
+            }
         }
+    }
+
+    /// Says what a connection began with once more, on another one.
+    fn say_again(&self, echo: Echo, address: &Address, said: &[u8]) {
+        let Ok(socket) = Socket::connect(address, false) else {
+            return;
+        };
+        let socket = self.broken.keep(socket);
+        // It may be refused already.
+        let _ = socket.write_all(said);
+        self.stop.sleep(echo.stays);
+        socket.shutdown(Shutdown::Both);
     }
 }

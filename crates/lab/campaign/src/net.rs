@@ -26,10 +26,13 @@ pub enum Address {
 impl Address {
     /// Reads what a `multifd` prints.
     pub fn parse(text: &str) -> Result<Self, String> {
-        if let Some(path) = text.strip_prefix("unix:") {
+        let plain = text.strip_prefix("trunk+").unwrap_or(text);
+        if let Some(path) = plain.strip_prefix("unix:") {
             return Ok(Self::Unix(path.into()));
         }
-        text.strip_prefix("tcp:")
+        plain
+            .strip_prefix("tcp:")
+            .or_else(|| plain.strip_prefix("trunk:"))
             .and_then(|address| address.parse().ok())
             .map(Self::Tcp)
             .ok_or_else(|| format!("{text} is no address"))

@@ -12,7 +12,7 @@ use multifd_wire::Method;
 use crate::campaign::Bench;
 use crate::net::{Address, Listener};
 use crate::process::{Bounds, Counts, Multifd};
-use crate::scenario::{Scenario, Victim};
+use crate::scenario::{Between, Scenario, Victim};
 use crate::verdict::{Part, Report};
 
 /// What tells one relay of a pool from another.
@@ -22,6 +22,26 @@ struct Key {
     method: Method,
     tcp_in: bool,
     tcp_out: bool,
+    /// What is spoken between it and the other relay, if there is one.
+    between: Between,
+}
+
+impl Key {
+    fn of_in(self) -> Between {
+        if self.near {
+            Between::Qemu
+        } else {
+            self.between
+        }
+    }
+
+    fn of_out(self) -> Between {
+        if self.near {
+            self.between
+        } else {
+            Between::Qemu
+        }
+    }
 }
 
 /// A relay that is there for many runs.
@@ -71,6 +91,7 @@ impl Pool {
         } else {
             format!("unix:{}", folder.join("in").display())
         };
+        let listen = key.of_in().leg(&listen);
         let out = if key.tcp_out {
             Out::Port(Listener::tcp().map_err(|error| error.to_string())?)
         } else {
@@ -86,11 +107,14 @@ impl Pool {
             "--listen",
             &listen,
             "--connect",
-            &connect.to_string(),
+            &key.of_out().leg(&connect.to_string()),
             "--compression",
             key.method.as_str(),
         ];
-        let arguments: Vec<OsString> = arguments.into_iter().map(Into::into).collect();
+        let mut arguments: Vec<OsString> = arguments.into_iter().map(Into::into).collect();
+        if key.between == Between::Encrypted {
+            arguments.extend(["--tls-dir".into(), bench.certificates()?.into()]);
+        }
         let process = Multifd::start(&bench.program, &arguments, bounds, &folder)?;
         let address = process
             .address()
@@ -114,16 +138,22 @@ impl Pool {
             method: if two { scenario.trunk } else { scenario.out },
             tcp_in,
             tcp_out: if two { tcp_trunk } else { tcp_out },
+            between: scenario.between,
         };
-        let mut all = vec![(near, self.take(bench, near, scenario.bounds)?)];
+        let bounds = |victim| match scenario.bounded == victim {
+            true => scenario.bounds,
+            false => Bounds::default(),
+        };
+        let mut all = vec![(near, self.take(bench, near, bounds(Victim::Near))?)];
         if two {
             let far = Key {
                 near: false,
                 method: scenario.out,
                 tcp_in: tcp_trunk,
                 tcp_out,
+                between: scenario.between,
             };
-            all.push((far, self.take(bench, far, Bounds::default())?));
+            all.push((far, self.take(bench, far, bounds(Victim::Far))?));
         }
         Ok(Relays { all })
     }
@@ -192,6 +222,19 @@ impl Relay {
                 Ok(None)
             }
         }
+    }
+
+    /// Migrations that have begun since it started.
+    fn begun(&self) -> usize {
+        let (_, words) = self.process.printed();
+        let begins = |line: &&String| line.contains("a migration begins, from");
+        words.iter().filter(begins).count()
+    }
+
+    /// Whether it has no more threads than when it is idle.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.process.counts().threads <= self.idle.threads
     }
 
     /// Asks it to end, idle as it is.
@@ -285,6 +328,14 @@ impl Relays {
                     break after;
                 }
             };
+            // What has begun has a report, which is written behind its end.
+            let deadline = Instant::now() + limit.min(Duration::from_secs(2));
+            while relay.process.reports(0).len() < relay.begun()
+                && relay.process.ended().is_none()
+                && Instant::now() < deadline
+            {
+                thread::sleep(Duration::from_millis(2));
+            }
             let mut reports = relay.process.reports(relay.seen);
             let deadline = Instant::now() + Duration::from_secs(5);
             while delivered && reports.is_empty() && !killed && Instant::now() < deadline {

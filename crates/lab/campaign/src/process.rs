@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -11,6 +12,9 @@ use serde_json::Value;
 use testkit::process::{Pipe, Process};
 
 use crate::net::Address;
+
+/// Users that processes with few threads have run as.
+static USERS: AtomicU32 = AtomicU32::new(0);
 
 /// What a process may have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -30,7 +34,9 @@ impl Bounds {
         if let Some(threads) = self.threads {
             // The kernel counts a user's threads, and does not count root's.
             let user = if rustix::process::geteuid().is_root() {
-                let user = 61_000 + std::process::id() % 1000;
+                // Of this process alone, as several run at once.
+                let number = USERS.fetch_add(1, Ordering::Relaxed) % 50;
+                let user = 61_000 + std::process::id() % 80 * 50 + number;
                 let folder = folder.as_os_str().to_owned();
                 let mut chown = Command::new("chown");
                 chown.arg(user.to_string()).arg(&folder);

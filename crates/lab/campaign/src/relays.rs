@@ -1,19 +1,21 @@
 //! Runs with made peers through one relay or two.
 
 use std::fs;
+use std::sync::Arc;
 use std::thread;
+use std::time::{Duration, Instant};
 
 use crate::around::Around;
 use crate::campaign::Bench;
 use crate::destination::{ANOTHER_MAIN, DestinationEnd};
 use crate::ends::{Ends, migrate};
 use crate::link::{self, LinkBehaviour, Target};
-use crate::net::{Address, Listener, Stop};
+use crate::net::{Address, Listener, Stop, Trigger};
 use crate::plan::Plan;
-use crate::pool::{Pool, Relays};
+use crate::pool::{Pool, Relay, Relays};
 use crate::process::Bounds;
 use crate::random::Random;
-use crate::scenario::{Kind, Scenario, Second};
+use crate::scenario::{Between, Kind, Scenario, Second};
 use crate::source::SourceEnd;
 use crate::verdict::{Class, Confirmed, Report, judge};
 
@@ -70,7 +72,9 @@ fn carried(
     let loads = loads.filter(|ends| ends.destination.said.is_some()).count();
     let delivered = ends.source.end == SourceEnd::Gave && ends.destination.said.is_some();
     let mut parts = relays.judged(scenario, delivered, hang.is_some());
-    if scenario.second.is_some() || scenario.duplicate.is_some() {
+    let echoes = |link: &LinkBehaviour| link.echo.is_some();
+    let echoes = scenario.links[1].as_ref().is_some_and(echoes);
+    if scenario.second.is_some() || scenario.duplicate.is_some() || echoes {
         // Whose line it is cannot be told where there are several migrations.
         for part in &mut parts {
             let reports = std::mem::take(&mut part.reports);
@@ -170,7 +174,14 @@ impl Run {
         let (near, last) = (relays.near()?, relays.last()?);
         let destination_at = own.as_ref().or(last.port()).ok_or("no listener")?;
         let parts = relays.parts();
-        let default_link = LinkBehaviour::default();
+        let mut between = scenario.links[1].clone().unwrap_or_default();
+        // A trunk carries fewer bytes than its source writes, and it is these that a moment counts.
+        let mut cut = None;
+        if scenario.between != Between::Qemu
+            && let Some((at, delay)) = between.cut_all.take()
+        {
+            cut = Some((Arc::new(Trigger::new(at)), delay));
+        }
 
         let ends = thread::scope(|scope| -> Result<_, String> {
             if let Some((outer, target)) = &sorting {
@@ -181,13 +192,22 @@ impl Run {
             if parts.len() > 1 {
                 let trunk = trunk.as_ref().and_then(Option::as_ref).or(near.port());
                 let target = Target::One(last.address.clone());
-                let behaviour = scenario.links[1].as_ref().unwrap_or(&default_link);
                 let trunk = trunk.ok_or("no trunk")?;
-                link::run(scope, behaviour, trunk, target, &around.stop, &broken[1]);
+                link::run(scope, &between, trunk, target, &around.stop, &broken[1]);
             }
-            let (address, passed) =
+            let (address, mut passed) =
                 around.start(scope, scenario, plan, &folder, &parts, bench.limit)?;
             let stop = &around.stop;
+            if let Some((trigger, delay)) = &cut {
+                passed.push(Arc::clone(trigger));
+                let broken = &broken[1];
+                scope.spawn(move || {
+                    if trigger.wait(stop) {
+                        stop.sleep(*delay);
+                        broken.stop();
+                    }
+                });
+            }
             let other = beside.as_ref().map(|beside| {
                 let Beside {
                     plan,
@@ -201,6 +221,15 @@ impl Run {
             let behaviour = (&scenario.source, &scenario.destination);
             let first = migrate(plan, behaviour, &address, destination_at, stop, &passed);
             let second = other.map(|other| other.join().map_err(|_| "a thread panicked"));
+            if scenario.between != Between::Qemu {
+                // A trunk says its ends, so that one that is cut before is a broken one. Where it
+                // is broken anyway, relays may be waiting for this very network.
+                let most = if scenario.excuse.failure { 100 } else { 5000 };
+                let deadline = Instant::now() + Duration::from_millis(most);
+                while !relays.iter().all(Relay::is_idle) && Instant::now() < deadline {
+                    thread::sleep(Duration::from_millis(2));
+                }
+            }
             around.end();
             let second = match second {
                 Some(second) => Some(second??),

@@ -6,7 +6,7 @@ use std::time::Duration;
 use multifd_wire::{Hello, Method};
 
 use crate::destination::DestinationBehaviour;
-use crate::link::{Happening, LinkBehaviour, LinkFault};
+use crate::link::{Echo, Happening, LinkBehaviour, LinkFault};
 use crate::plan::{Mode, PAGE, Plan, Shape, Who};
 use crate::process::Bounds;
 use crate::random::Random;
@@ -29,17 +29,46 @@ pub enum Kind {
     Engines,
     /// Real QEMUs at both ends of one or two relays.
     Qemu,
+    /// Two relays with a trunk in clear between them.
+    Trunks,
+    /// Two relays with an encrypted trunk between them.
+    Tls,
+}
+
+/// What two relays speak between them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Between {
+    /// QEMU's own protocol.
+    Qemu,
+    /// A trunk in clear.
+    Clear,
+    /// A trunk over TLS.
+    Encrypted,
+}
+
+impl Between {
+    /// An address of QEMU's kind as one of this kind.
+    #[must_use]
+    pub fn leg(self, address: &str) -> String {
+        match self {
+            Self::Qemu => address.to_owned(),
+            Self::Clear => format!("trunk+{address}"),
+            Self::Encrypted => address.replacen("tcp:", "trunk:", 1),
+        }
+    }
 }
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 8] = [
         Self::Relay,
         Self::Relays,
         Self::Receive,
         Self::Record,
         Self::Engines,
         Self::Qemu,
+        Self::Trunks,
+        Self::Tls,
     ];
 
     /// Its name on the command line.
@@ -52,6 +81,8 @@ impl Kind {
             Self::Record => "record",
             Self::Engines => "engines",
             Self::Qemu => "qemu",
+            Self::Trunks => "trunks",
+            Self::Tls => "tls",
         }
     }
 }
@@ -89,6 +120,8 @@ pub struct Scenario {
     pub kind: Kind,
     /// Whether there are two relays.
     pub two: bool,
+    /// What these speak between them.
+    pub between: Between,
     /// What is broken.
     pub fault: &'static str,
     /// What that excuses.
@@ -115,8 +148,10 @@ pub struct Scenario {
     pub second: Option<Second>,
     /// Who is killed, so long after so many bytes.
     pub kill: Option<(Victim, u64, Duration)>,
-    /// What the near part may have.
+    /// What one part may have.
     pub bounds: Bounds,
+    /// Which part that is.
+    pub bounded: Victim,
     /// The disk of a receiver has so many bytes.
     pub disk: Option<u64>,
 }
@@ -178,15 +213,28 @@ impl Scenario {
         let mut ids: Vec<u8> = (0..channels).collect();
         random.shuffle(&mut ids);
         dials.extend(ids.into_iter().map(|id| (Who::Channel(id), Duration::ZERO)));
+        let two = match kind {
+            Kind::Relays | Kind::Trunks | Kind::Tls => true,
+            Kind::Qemu => random.percent(60),
+            _ => false,
+        };
+        let between = match kind {
+            Kind::Trunks => Between::Clear,
+            Kind::Tls => Between::Encrypted,
+            Kind::Qemu if two && random.percent(50) => Between::Clear,
+            _ => Between::Qemu,
+        };
+        let tcp_between = random.percent(60) || between == Between::Encrypted;
         Self {
             seed,
             kind,
-            two: kind == Kind::Relays || (kind == Kind::Qemu && random.percent(60)),
+            two,
+            between,
             fault: "none",
             excuse: Excuse::default(),
             trunk: random.pick(&methods),
             out: random.pick(&methods),
-            tcp: [random.percent(40), random.percent(60), random.percent(40)],
+            tcp: [random.percent(40), tcp_between, random.percent(40)],
             source: SourceBehaviour {
                 dials,
                 early: random.percent(30),
@@ -219,6 +267,7 @@ impl Scenario {
             second: None,
             kill: None,
             bounds: Bounds::default(),
+            bounded: Victim::Near,
             disk: None,
             shape,
         }
@@ -226,7 +275,10 @@ impl Scenario {
 
     /// Which fault, of those that this kind knows.
     fn choose(&self, random: &mut Random) -> &'static str {
-        let relay = matches!(self.kind, Kind::Relay | Kind::Relays);
+        let relay = matches!(
+            self.kind,
+            Kind::Relay | Kind::Relays | Kind::Trunks | Kind::Tls
+        );
         let mut faults = vec![
             (10, "none"),
             (12, "strangers"),
@@ -277,6 +329,12 @@ impl Scenario {
         if self.two {
             faults.push((5, "kill far"));
         }
+        if self.between != Between::Qemu && relay {
+            faults.extend([(8, "flip"), (4, "lost bytes"), (4, "bytes come twice")]);
+        }
+        if self.between == Between::Clear && relay {
+            faults.push((6, "preface comes twice"));
+        }
         if matches!(self.kind, Kind::Receive | Kind::Record) {
             faults.push((6, "full disk"));
         }
@@ -311,7 +369,7 @@ impl Scenario {
             self.shape.description = true;
         }
         self.destination.method = match self.kind {
-            Kind::Relay | Kind::Relays => self.out,
+            Kind::Relay | Kind::Relays | Kind::Trunks | Kind::Tls => self.out,
             _ => self.shape.method,
         };
     }
@@ -384,20 +442,36 @@ impl Scenario {
             0 => (all, Duration::from_micros(random.below(6000))),
             _ => (random.below(all), Duration::from_micros(random.below(1000))),
         };
-        let leg = if self.two { random.index(2) } else { 0 };
+        let is_trunk = self.between != Between::Qemu;
+        let leg = match self.two {
+            true if is_trunk && random.percent(60) => 1,
+            true => random.index(2),
+            false => 0,
+        };
+        let place = match is_trunk && leg == 1 {
+            true => Place::Trunk,
+            false => Place::Qemu,
+        };
         let mut link = LinkBehaviour::default();
         let mut linked = true;
         match self.fault {
             "strangers" => {
                 linked = false;
                 for _ in 0..random.between(1, 5) {
-                    let stranger = stranger(random);
+                    let far = self.two && random.percent(if is_trunk { 70 } else { 30 });
+                    let stranger = match is_trunk && far {
+                        true => stranger_at_a_trunk(random),
+                        false => stranger(random),
+                    };
                     // Main does not say which VM's it is, so a channel of another VM may belong to
                     // it: never guess.
                     if stranger.says == Says::OtherHello && !plan.shape.states_uuid {
                         self.excuse.failure = true;
                     }
-                    let far = self.two && random.percent(30);
+                    // Its own migration fails, and which report is whose cannot be seen.
+                    if stranger.says == Says::MainPreface {
+                        self.excuse.failure = true;
+                    }
                     self.strangers
                         .push((if far { Victim::Far } else { Victim::Near }, stranger));
                 }
@@ -431,8 +505,12 @@ impl Scenario {
                     self.source.pause = Some((who, place, time));
                     linked = false;
                 } else {
-                    link.faults
-                        .push(fault(anyone(random), plan, random, Happening::Stall(time)));
+                    link.faults.push(place.fault(
+                        anyone(random),
+                        plan,
+                        random,
+                        Happening::Stall(time),
+                    ));
                 }
             }
             "slow link" => {
@@ -445,7 +523,49 @@ impl Scenario {
                     "cut" => Happening::Cut,
                     _ => Happening::HalfClose,
                 };
-                link.faults.push(fault(anyone(random), plan, random, what));
+                link.faults
+                    .push(place.fault(anyone(random), plan, random, what));
+                self.broken();
+            }
+            "lost bytes" | "bytes come twice" => {
+                let bytes = random.between(1, 200);
+                let what = match self.fault {
+                    "lost bytes" => Happening::Lose(bytes),
+                    _ => Happening::Repeat(bytes),
+                };
+                let mut fault = Place::Trunk.fault(anyone(random), plan, random, what);
+                fault.back = false;
+                self.links[1] = Some(LinkBehaviour {
+                    faults: vec![fault],
+                    ..LinkBehaviour::default()
+                });
+                linked = false;
+                self.broken();
+            }
+            "preface comes twice" => {
+                let who = anyone(random);
+                let behind = random.percent(60).then(|| ms(random.below(40)));
+                // One that comes too late takes nothing from the migration, whose number is in use.
+                if behind.is_none() || who != Who::Main {
+                    self.broken();
+                    self.excuse.standstill = true;
+                    self.source.patience = IMPATIENCE;
+                }
+                let stays = ms(random.below(300));
+                self.links[1] = Some(LinkBehaviour {
+                    echo: Some(Echo { who, behind, stays }),
+                    ..LinkBehaviour::default()
+                });
+                linked = false;
+            }
+            "flip" if is_trunk && (leg == 1 || self.kind == Kind::Tls) => {
+                let bits = 1 << random.below(8);
+                let what = Happening::Flip(bits);
+                self.links[1] = Some(LinkBehaviour {
+                    faults: vec![Place::Trunk.fault(anyone(random), plan, random, what)],
+                    ..LinkBehaviour::default()
+                });
+                linked = false;
                 self.broken();
             }
             "all cut" => {
@@ -467,6 +587,7 @@ impl Scenario {
                     link.faults.push(LinkFault {
                         who: Who::Channel(id),
                         after: place,
+                        back: false,
                         what: Happening::Flip(bits),
                     });
                 } else {
@@ -575,11 +696,13 @@ impl Scenario {
             "no descriptors" => {
                 linked = false;
                 self.bounds.files = Some(random.between(14, 44));
+                self.bounded = self.any_relay(random);
                 self.broken();
             }
             "no threads" => {
                 linked = false;
                 self.bounds.threads = Some(random.between(4, 20));
+                self.bounded = self.any_relay(random);
                 self.broken();
             }
             "full disk" => {
@@ -622,6 +745,14 @@ impl Scenario {
         }
     }
 
+    /// One of the relays at a trunk; the near part elsewhere.
+    fn any_relay(&self, random: &mut Random) -> Victim {
+        match self.between != Between::Qemu && random.percent(50) {
+            true => Victim::Far,
+            false => Victim::Near,
+        }
+    }
+
     /// Something is broken: the migration may fail, at any moment.
     fn broken(&mut self) {
         self.excuse.failure = true;
@@ -629,15 +760,55 @@ impl Scenario {
     }
 }
 
-/// Something happens to a connection at a random place; often at its very beginning or end.
-fn fault(who: Who, plan: &Plan, random: &mut Random, what: Happening) -> LinkFault {
-    let bytes = plan.bytes_of(who);
-    let after = match random.below(6) {
-        0 => random.below(70),
-        1 => bytes.saturating_sub(random.below(30)),
-        _ => random.below(bytes),
+/// What a connection carries, for the places of faults.
+#[derive(Clone, Copy)]
+enum Place {
+    /// What a QEMU writes.
+    Qemu,
+    /// Prefaces and frames, which may be much shorter.
+    Trunk,
+}
+
+impl Place {
+    /// Something happens to a connection at a random place; often at its very beginning or end.
+    fn fault(self, who: Who, plan: &Plan, random: &mut Random, what: Happening) -> LinkFault {
+        let bytes = plan.bytes_of(who);
+        let mut back = false;
+        let after = match (self, random.below(6)) {
+            (Self::Qemu, 0) => random.below(70),
+            (Self::Qemu, 1) => bytes.saturating_sub(random.below(30)),
+            (Self::Qemu, _) => random.below(bytes),
+            (Self::Trunk, 0) => {
+                back = true;
+                random.below(70)
+            }
+            (Self::Trunk, 1) => random.below(140),
+            (Self::Trunk, 2) => random.between(100, 400),
+            (Self::Trunk, 3) => random.below(bytes / 10 + 200),
+            (Self::Trunk, _) => random.below(bytes),
+        };
+        LinkFault {
+            who,
+            after,
+            back,
+            what,
+        }
+    }
+}
+
+fn stranger_at_a_trunk(random: &mut Random) -> Stranger {
+    let says = match random.below(7) {
+        0 => Says::HalfPreface(random.between(1, 57) as usize),
+        1 => Says::LongPreface,
+        2 => Says::WrongPreface,
+        3 => Says::OtherPreface,
+        4 => Says::MainPreface,
+        _ => return stranger(random),
     };
-    LinkFault { who, after, what }
+    Stranger {
+        says,
+        ..stranger(random)
+    }
 }
 
 fn stranger(random: &mut Random) -> Stranger {
@@ -698,6 +869,13 @@ mod tests {
             assert!(relays.contains(fault), "{fault}: {relays:?}");
         }
         assert_eq!(relays.len(), 27, "{relays:?}");
+        let trunks = faults(Kind::Trunks);
+        for fault in ["lost bytes", "bytes come twice", "preface comes twice"] {
+            assert!(trunks.contains(fault), "{fault}: {trunks:?}");
+        }
+        assert_eq!(trunks.len(), 30, "{trunks:?}");
+        // An encrypted preface cannot be said again.
+        assert_eq!(faults(Kind::Tls).len(), 29);
         assert!(faults(Kind::Receive).contains("full disk"));
         assert!(!faults(Kind::Engines).contains("duplicate hello"));
         assert!(faults(Kind::Qemu).contains("destination pauses"));

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::net::{Address, Socket, Stop};
 use crate::plan::hello;
+use crate::preface::preface;
 
 /// What a stranger says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,6 +29,16 @@ pub enum Says {
     Drops,
     /// Nothing, and it closes at once.
     Goodbye,
+    /// What a trunk begins with, and no more.
+    HalfPreface(usize),
+    /// A trunk's beginning with a length that none has.
+    LongPreface,
+    /// A trunk's beginning with noise behind it.
+    WrongPreface,
+    /// A channel of a migration that nobody has begun.
+    OtherPreface,
+    /// The main channel of a migration whose channels never come.
+    MainPreface,
     /// A whole hello of the same VM, and it closes at once: left over from an earlier attempt.
     StaleHello([u8; 16]),
 }
@@ -72,6 +83,15 @@ impl Stranger {
                 bytes.resize(205, 7);
                 bytes
             }
+            Says::HalfPreface(bytes) => preface(9, true)[..bytes].to_vec(),
+            Says::LongPreface => b"MFDT\xff\xff and more".to_vec(),
+            Says::WrongPreface => {
+                let mut bytes = b"MFDT\x01\x2c".to_vec();
+                bytes.extend((0..300_u32).map(|n| (n * 179 + 31) as u8));
+                bytes
+            }
+            Says::OtherPreface => preface(9, false),
+            Says::MainPreface => preface(8, true),
             Says::Http => b"GET / HTTP/1.1\r\nHost: migration\r\n\r\n".to_vec(),
             Says::Garbage => (0..300_u32).map(|n| (n * 179 + 31) as u8).collect(),
         };

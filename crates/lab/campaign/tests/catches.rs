@@ -167,7 +167,12 @@ fn a_lost_packet_is_found() {
     let lab = Lab::new(true);
     let (who, after, len) = lab.packet();
     let what = Happening::Lose(len);
-    let faults = vec![LinkFault { who, after, what }];
+    let faults = vec![LinkFault {
+        who,
+        after,
+        back: false,
+        what,
+    }];
     let ends = lab.over(&LinkBehaviour {
         faults,
         ..LinkBehaviour::default()
@@ -181,6 +186,7 @@ fn a_changed_byte_is_found() {
     let (who, after, len) = lab.packet();
     let what = Happening::Flip(1);
     let faults = vec![LinkFault {
+        back: false,
         who,
         after: after + len - 1,
         what,
@@ -197,6 +203,7 @@ fn a_channel_cut_before_its_sync_freezes_the_destination() {
     let lab = Lab::new(true);
     let (who, after, _) = lab.packet();
     let faults = vec![LinkFault {
+        back: false,
         who,
         after,
         what: Happening::HalfClose,

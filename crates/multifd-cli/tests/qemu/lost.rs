@@ -27,7 +27,7 @@ const POSTCOPY: &str = "it switched to postcopy, whose pages are not compressed"
 const PREEMPT: &str = "postcopy's own connection was passed on";
 
 /// A QEMU that waits for a guest, and where.
-fn waiting(config: Config, parameters: &Parameters) -> (Qemu, String) {
+pub fn waiting(config: Config, parameters: &Parameters) -> (Qemu, String) {
     let mut destination = config.incoming().start().unwrap();
     destination.set_migration(parameters).unwrap();
     let uri = format!("unix:{}", destination.socket_path("incoming").display());
@@ -36,7 +36,7 @@ fn waiting(config: Config, parameters: &Parameters) -> (Qemu, String) {
 }
 
 /// A guest that has used all of its pages.
-fn running(binary: &QemuBinary, guest: &Guest, parameters: &Parameters) -> Qemu {
+pub fn running(binary: &QemuBinary, guest: &Guest, parameters: &Parameters) -> Qemu {
     let mut source = Config::new(binary, guest).start().unwrap();
     source.wait_for_pass(3, LIMIT).unwrap();
     source.set_migration(parameters).unwrap();
@@ -44,7 +44,7 @@ fn running(binary: &QemuBinary, guest: &Guest, parameters: &Parameters) -> Qemu 
 }
 
 /// Waits until a source has sent so many bytes, and goes on sending.
-fn wait_sent(source: &mut Qemu, bytes: u64) {
+pub fn wait_sent(source: &mut Qemu, bytes: u64) {
     let deadline = Instant::now() + LIMIT;
     loop {
         let status = source.migration().unwrap();
@@ -148,7 +148,7 @@ fn idle_connections_take_nothing_from_receive() {
 
 /// Whether a QEMU can do postcopy here. If not, the test is put on record.
 #[track_caller]
-fn has_postcopy(binary: &QemuBinary) -> bool {
+pub fn has_postcopy(binary: &QemuBinary) -> bool {
     let parameters = Parameters {
         channels: None,
         capabilities: vec!["postcopy-ram"],
@@ -170,7 +170,7 @@ fn has_postcopy(binary: &QemuBinary) -> bool {
 }
 
 /// With postcopy on, with and without a connection of its own for pages that are asked for.
-fn with_postcopy(channels: Option<u8>, preempt: bool) -> Parameters {
+pub fn with_postcopy(channels: Option<u8>, preempt: bool) -> Parameters {
     let mut capabilities = vec!["postcopy-ram"];
     if preempt {
         capabilities.push("postcopy-preempt");

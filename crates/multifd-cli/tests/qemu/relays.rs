@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 
+use multifd_relay::leg::LegAddress;
 use qemu_lab::{Chain, Hop, HopReport};
 use serde_json::Value;
 
@@ -60,7 +61,8 @@ impl Relay {
     }
 
     fn once_it_listens(mut process: Multifd) -> Relay {
-        let address = process.address().to_string();
+        let leg: LegAddress = (*process).address();
+        let address = leg.to_string();
         Relay { process, address }
     }
 

@@ -21,6 +21,14 @@ const LEAST_COMPRESSED: usize = 512;
 /// How long a last word to the other relay may take. Its connection is closed then.
 const LAST_WORD: Duration = Duration::from_millis(500);
 
+/// How long the rest of a frame may take to go on. Each is written at once, so a host or a network
+/// that is silent as long is gone; or the length of the frame was changed on the way, and its rest
+/// never comes.
+const FRAME_REST: Duration = match cfg!(test) {
+    true => Duration::from_millis(100),
+    false => Duration::from_secs(30),
+};
+
 /// The other relay has ended the migration, and said why.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the other relay ended the migration: {words}")]
@@ -128,6 +136,11 @@ impl Reading {
     /// there is room.
     fn fill(&mut self, over: &Carried, buffer: &mut [u8], wait: bool) -> io::Result<usize> {
         loop {
+            let is_late = wait && self.frames.is_inside_a_frame();
+            if is_late && !over.under.is_readable_within(FRAME_REST)? {
+                let words = "the other relay stopped inside a frame";
+                return Err(io::Error::new(io::ErrorKind::TimedOut, words));
+            }
             let space = self.frames.space();
             let count = match wait {
                 true => over.under.read_some(space)?,
@@ -403,6 +416,26 @@ mod tests {
             let words = failure.unwrap().words.to_string();
             assert_eq!(words, "dial unix:/run/vm1.sock: no such file");
         }
+    }
+
+    /// The length of a frame was changed on the way, and the other end waits for an answer.
+    #[test]
+    fn a_frame_whose_rest_never_comes_is_not_waited_for() {
+        let (ours, theirs, mut raw) = pair(false);
+        (&ours).write_all(b"whole").unwrap();
+        raw.write_all(&[0, 0, 0, 0, 0, 0, 1, 0]).unwrap();
+        let mut whole = [0; 5];
+        (&theirs).read_exact(&mut whole).unwrap();
+        let error = (&theirs).read(&mut [0; 8]).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        // Between two frames it may be quiet for as long as it likes.
+        let (ours, theirs, _raw) = pair(false);
+        thread::scope(|scope| {
+            let reading = scope.spawn(|| (&theirs).read(&mut [0; 8]));
+            thread::sleep(3 * FRAME_REST);
+            (&ours).write_all(b"late").unwrap();
+            assert_eq!(reading.join().unwrap().unwrap(), 4);
+        });
     }
 
     #[test]

@@ -170,6 +170,12 @@ impl FrameReader {
         matches!(self.state, State::Ended)
     }
 
+    /// Whether a frame has begun to come, and is not whole.
+    #[must_use]
+    pub fn is_inside_a_frame(&self) -> bool {
+        self.held > 0
+    }
+
     /// How many whole frames have come, those of unknown kinds too.
     #[must_use]
     pub fn frames(&self) -> u64 {

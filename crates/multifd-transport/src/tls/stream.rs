@@ -26,6 +26,14 @@ const HELD_BYTES: usize = 2 * READ_BYTES;
 /// How long the end of a direction may wait for room in the socket.
 const END_WAIT: Duration = Duration::from_secs(10);
 
+/// How long the rest of a record may take to go on, where the peer writes each at once. A host or a
+/// network that is silent as long is gone; or the length of the record was changed on the way, and
+/// its rest never comes. A QEMU may be held by a debugger in the middle of one.
+const RECORD_REST: Duration = match cfg!(test) {
+    true => Duration::from_secs(2),
+    false => Duration::from_secs(30),
+};
+
 /// How soon after the handshake a cut may be a refusal without words. GnuTLS lets its caller judge
 /// a certificate after the handshake, and QEMU just closes then.
 const EARLY: Duration = Duration::from_secs(5);
@@ -180,6 +188,11 @@ impl TlsStream {
 
     /// Reads ciphertext. An error leaves everything as it was, except for the end, which is kept.
     fn fetch(&self, reader: &mut Reader, wait: bool) -> io::Result<()> {
+        let is_inside = reader.start < reader.end && !self.lenient_end;
+        if wait && is_inside && !self.under.is_readable_within(RECORD_REST)? {
+            let words = "the peer stopped inside a TLS record";
+            return Err(io::Error::new(io::ErrorKind::TimedOut, words));
+        }
         let free = reader.room();
         let count = if wait {
             self.under.read_some(free)
