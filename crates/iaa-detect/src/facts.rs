@@ -584,7 +584,7 @@ impl CpuSet {
     }
 
     /// Whether a processor is in both.
-    pub fn overlaps(&self, other: &CpuSet) -> bool {
+    pub(crate) fn overlaps(&self, other: &CpuSet) -> bool {
         self.runs.iter().any(|&(first, last)| {
             other
                 .runs

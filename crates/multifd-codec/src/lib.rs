@@ -150,7 +150,9 @@ pub use zero::is_zero;
 use multifd_wire::{Method, PageSize};
 
 /// Turns payloads into packets of pages: the receiving direction of one channel.
-pub trait Decoder: Send {
+///
+/// [`decoder`] makes one. No other crate can: a method may come to it later.
+pub trait Decoder: sealed::Sealed + Send {
     /// The method whose payloads this reads.
     fn method(&self) -> Method;
 
@@ -191,4 +193,11 @@ pub trait Decoder: Send {
 
     /// As [`Encoder::counts`].
     fn counts(&self) -> PathCounts;
+}
+
+mod sealed {
+    /// Keeps [`Decoder`](super::Decoder) for this crate.
+    pub trait Sealed {}
+
+    impl<S: crate::channel::ReadPayload> Sealed for crate::channel::Channel<S> {}
 }

@@ -122,7 +122,7 @@ impl<'a> Pages<'a> {
 
     /// Copies the content of some pages, back to back, behind what `out` holds. Nothing if not all
     /// of them are there.
-    pub fn append_range(&self, range: Range<usize>, out: &mut Vec<u8>) {
+    pub(crate) fn append_range(&self, range: Range<usize>, out: &mut Vec<u8>) {
         let page_bytes = self.page_size.bytes();
         match self.source {
             Source::Private(bytes) => {

@@ -210,7 +210,7 @@ impl Images {
     /// # Errors
     ///
     /// The same.
-    pub fn publish_but(&self, left_out: &[BlockName]) -> Result<(), ImageError> {
+    pub(crate) fn publish_but(&self, left_out: &[BlockName]) -> Result<(), ImageError> {
         let kept = || {
             let mut images = self.images.iter();
             std::iter::from_fn(move || images.find(|image| !left_out.contains(&image.block)))

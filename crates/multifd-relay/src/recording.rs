@@ -33,7 +33,7 @@ use multifd_wire::MAX_CHANNELS;
 
 /// The first bytes of every recording. The first is not ASCII, so that no text file and no captured
 /// channel starts so.
-pub const MAGIC: [u8; 8] = *b"\x89multifd";
+pub(crate) const MAGIC: [u8; 8] = *b"\x89multifd";
 
 /// The most bytes of one stream in one chunk: what bounds the memory of whoever reads a recording.
 pub const MAX_DATA_BYTES: usize = 256 * 1024;

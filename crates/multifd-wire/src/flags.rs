@@ -83,7 +83,7 @@ impl Flags {
 
     /// Whether the packet carries a device's state rather than RAM. QEMU 10.0 and later.
     #[must_use]
-    pub const fn is_device_state(self) -> bool {
+    pub(crate) const fn is_device_state(self) -> bool {
         self.0 & DEVICE_STATE != 0
     }
 
@@ -102,7 +102,7 @@ impl Flags {
 
     /// The same flags with another method.
     #[must_use]
-    pub const fn with_method(self, method: Method) -> Self {
+    pub(crate) const fn with_method(self, method: Method) -> Self {
         Self(self.0 & !METHOD | method.bits())
     }
 }

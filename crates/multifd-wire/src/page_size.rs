@@ -47,7 +47,7 @@ impl PageSize {
 
     /// The page size at which a full packet carries `pages` pages; `None` when there is none.
     #[must_use]
-    pub fn from_pages_per_packet(pages: usize) -> Option<Self> {
+    pub(crate) fn from_pages_per_packet(pages: usize) -> Option<Self> {
         let bytes = PACKET_BYTES.checked_div(pages)?;
         let size = Self::new(u32::try_from(bytes).ok()?).ok()?;
         // The division may have lost a remainder.

@@ -194,7 +194,7 @@ impl Matching {
     }
 
     /// Who has connections that have not said what they are, each of which may be a main channel.
-    pub fn set_unspoken(&mut self, peers: impl Iterator<Item = PeerId>) {
+    pub(super) fn set_unspoken(&mut self, peers: impl Iterator<Item = PeerId>) {
         self.unspoken.clear();
         self.unspoken.extend(peers);
     }
@@ -232,7 +232,7 @@ impl Matching {
 
     /// A main channel says nothing, in its set-up, or goes on. A source sends its set-up at once,
     /// so one that stalls is more likely a stranger's, for whom nobody is to wait.
-    pub fn main_stalls(&mut self, id: Id, stalls: bool) {
+    pub(super) fn main_stalls(&mut self, id: Id, stalls: bool) {
         if let Some(main) = self.main(id) {
             main.stalls = stalls;
         }
@@ -253,7 +253,7 @@ impl Matching {
     }
 
     /// The same, of one that has said nothing behind its hello: no migration needs it.
-    pub fn channel_closed_empty(&mut self, id: Id, now: Instant) {
+    pub(super) fn channel_closed_empty(&mut self, id: Id, now: Instant) {
         self.channel_closed(id, now);
         for orphan in self.orphans.iter_mut().filter(|orphan| orphan.id == id) {
             orphan.empty = true;
@@ -262,7 +262,7 @@ impl Matching {
 
     /// Whether a channel which may be this main channel's is to be decided about within a moment:
     /// its peer has closed it, as that of a short migration does, or of an attempt before.
-    pub fn is_undecided(&self, main: Id, now: Instant) -> bool {
+    pub(super) fn is_undecided(&self, main: Id, now: Instant) -> bool {
         let mut closed = self
             .orphans
             .iter()
