@@ -136,7 +136,7 @@ mod zlib;
 #[cfg(feature = "zstd")]
 mod zstd;
 
-pub use accel::{Accel, Backend, Engine, Huffman, PathCounts, UnknownWord};
+pub use accel::{Accel, Backend, BackendKind, Huffman, PathCounts, UnknownWord};
 pub use channel::MAX_PAYLOAD_BYTES;
 pub use choose::{decoder, encoder};
 pub use encoder::{Encoder, Failed};
@@ -188,7 +188,7 @@ pub trait Decoder: sealed::Sealed + Send {
 
     /// As [`Encoder::backend`].
     fn backend(&self) -> Backend {
-        Backend::new(Engine::Plain)
+        Backend::new(BackendKind::Plain)
     }
 
     /// As [`Encoder::counts`].

@@ -35,7 +35,7 @@ impl<'a> PageData<'a> {
 
 /// The pages of a payload whose length table holds. Made by [`parse`].
 #[derive(Debug, Clone)]
-pub struct Pages<'a> {
+pub struct PageIter<'a> {
     lengths: core::slice::Iter<'a, [u8; LENGTH_LEN]>,
     data: &'a [u8],
     page_size: PageSize,
@@ -48,7 +48,7 @@ pub struct Pages<'a> {
 /// [`Fault::LengthTable`] when the payload is shorter than the table, [`Fault::PageLength`] when a
 /// page is empty or longer than a page, [`Fault::LengthSum`] when the pages are together not as
 /// long as what follows the table.
-pub fn parse(payload: &[u8], pages: usize, page_size: PageSize) -> Result<Pages<'_>, Fault> {
+pub fn parse(payload: &[u8], pages: usize, page_size: PageSize) -> Result<PageIter<'_>, Fault> {
     let needed = pages.saturating_mul(LENGTH_LEN);
     let (table, data) = payload.split_at_checked(needed).ok_or(Fault::LengthTable {
         found: payload.len(),
@@ -67,7 +67,7 @@ pub fn parse(payload: &[u8], pages: usize, page_size: PageSize) -> Result<Pages<
             allowed: data.len(),
         });
     }
-    Ok(Pages {
+    Ok(PageIter {
         lengths: lengths.iter(),
         data,
         page_size,
@@ -97,7 +97,7 @@ pub fn write(pages: &[PageData<'_>], page_size: PageSize, out: &mut Vec<u8>) -> 
     Ok(())
 }
 
-impl<'a> Iterator for Pages<'a> {
+impl<'a> Iterator for PageIter<'a> {
     type Item = PageData<'a>;
 
     fn next(&mut self) -> Option<Self::Item> {
@@ -116,7 +116,7 @@ impl<'a> Iterator for Pages<'a> {
     }
 }
 
-impl ExactSizeIterator for Pages<'_> {}
+impl ExactSizeIterator for PageIter<'_> {}
 
 fn check_length(page: usize, found: usize, page_size: PageSize) -> Result<(), Fault> {
     if found == 0 || found > page_size.bytes() {

@@ -13,7 +13,7 @@ use qpl_sys::Library;
 use super::read::{BodyCode, inflate};
 use super::write::LENGTH_BYTES;
 use crate::qpl::{Batch, Hardware, Landed, Work};
-use crate::{Backend, DecodeError, Engine, PathCounts};
+use crate::{Backend, BackendKind, DecodeError, PathCounts};
 
 /// Reads pages on the device. Pages that the device refuses are read in software.
 pub(super) struct OnDevice {
@@ -34,7 +34,7 @@ impl OnDevice {
 
     /// The backend, if it is not the hardware alone.
     pub(super) fn backend(&self) -> Option<Backend> {
-        self.hardware.backend(Engine::Software)
+        self.hardware.backend(BackendKind::Software)
     }
 
     /// Reads a list of pages whose lengths are `table`.

@@ -8,7 +8,7 @@ use qpl_sys::{Library, Path, Status};
 use super::hardware::{Batch, Hardware, Landed};
 use super::job::{Job, Work};
 use super::outcome::Outcome;
-use crate::{Backend, Engine, Pages, PathCounts};
+use crate::{Backend, BackendKind, Pages, PathCounts};
 
 /// One channel's.
 pub(crate) struct Compressor {
@@ -64,7 +64,7 @@ impl Compressor {
 
     /// What does the work, if it is not the hardware alone that was chosen.
     pub(super) fn backend(&self) -> Option<Backend> {
-        self.hardware.as_ref()?.backend(Engine::QplSoftware)
+        self.hardware.as_ref()?.backend(BackendKind::QplSoftware)
     }
 
     /// Compresses pieces, each given as a range of `pages`, and hands them to `sink` in their
