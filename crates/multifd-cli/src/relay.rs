@@ -13,7 +13,7 @@ use multifd_codec::Accel;
 use multifd_relay::Failure;
 use multifd_relay::failure::Cause;
 use multifd_relay::leg::{Encryption, EncryptionOptions, Rule};
-use multifd_relay::relay::{MigrationReport, Relay, RelayConfig, Totals, Update, pass_on};
+use multifd_relay::relay::{MigrationReport, Relay, RelayConfig, Traffic, Update, pass_on};
 use multifd_transport::Cancel;
 use multifd_transport::failure::Cause as TransportCause;
 use multifd_transport::incoming::Incoming;
@@ -58,7 +58,7 @@ struct Migration {
     route: Arc<Route>,
     peer: String,
     begun: Instant,
-    totals: Totals,
+    totals: Traffic,
 }
 
 /// Passes migrations on, any number at once: one, or one after another for ever.
@@ -232,7 +232,7 @@ fn accept(mut relay: Relay, route: &Arc<Route>, tell: &Sender<Event>, ends: &End
             route: Arc::clone(route),
             peer: incoming.peer.clone(),
             begun: Instant::now(),
-            totals: Totals::default(),
+            totals: Traffic::default(),
         });
         let _ = tell.send(begun);
         if RUNNING.fetch_add(1, Ordering::AcqRel) >= MOST_MIGRATIONS {
@@ -372,7 +372,7 @@ impl<'a> Printer<'a> {
                 if let Some(migration) = self.running.get_mut(index) {
                     migration.totals = totals;
                 }
-                let totals: Vec<Totals> = self
+                let totals: Vec<Traffic> = self
                     .running
                     .iter()
                     .map(|migration| migration.totals)

@@ -142,33 +142,30 @@ impl From<page_deflate::ParseChoiceError> for UnknownWord {
 /// module not loaded)`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Backend {
-    engine: Engine,
+    kind: BackendKind,
     reason: Option<Arc<str>>,
 }
 
 impl Backend {
     /// The requested engine.
     #[must_use]
-    pub const fn new(engine: Engine) -> Self {
-        Self {
-            engine,
-            reason: None,
-        }
+    pub const fn new(kind: BackendKind) -> Self {
+        Self { kind, reason: None }
     }
 
     /// A lesser engine than requested, and the reason.
     #[must_use]
-    pub fn because(engine: Engine, reason: impl Into<Arc<str>>) -> Self {
+    pub fn because(kind: BackendKind, reason: impl Into<Arc<str>>) -> Self {
         Self {
-            engine,
+            kind,
             reason: Some(reason.into()),
         }
     }
 
     /// The engine that does the work.
     #[must_use]
-    pub const fn engine(&self) -> Engine {
-        self.engine
+    pub const fn kind(&self) -> BackendKind {
+        self.kind
     }
 
     /// Why a requested, better engine is not in use.
@@ -181,8 +178,8 @@ impl Backend {
 impl fmt::Display for Backend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.reason {
-            Some(reason) => write!(f, "{} ({reason})", self.engine),
-            None => self.engine.fmt(f),
+            Some(reason) => write!(f, "{} ({reason})", self.kind),
+            None => self.kind.fmt(f),
         }
     }
 }
@@ -190,7 +187,7 @@ impl fmt::Display for Backend {
 /// The library or device that does the work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
-pub enum Engine {
+pub enum BackendKind {
     /// The method's ordinary library.
     Plain,
     /// `page-deflate`.
@@ -201,7 +198,7 @@ pub enum Engine {
     QplSoftware,
 }
 
-impl Engine {
+impl BackendKind {
     /// The name in reports.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
@@ -214,7 +211,7 @@ impl Engine {
     }
 }
 
-impl fmt::Display for Engine {
+impl fmt::Display for BackendKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.as_str())
     }
@@ -311,10 +308,10 @@ mod tests {
 
     #[test]
     fn a_backend_says_why_it_is_no_better() {
-        let better = Backend::new(Engine::QplHardware);
+        let better = Backend::new(BackendKind::QplHardware);
         assert_eq!(better.to_string(), "qpl-hardware");
         let reason = "no IAA: idxd module not loaded";
-        let lesser = Backend::because(Engine::QplSoftware, reason);
+        let lesser = Backend::because(BackendKind::QplSoftware, reason);
         assert_eq!(lesser.to_string(), format!("qpl-software ({reason})"));
     }
 

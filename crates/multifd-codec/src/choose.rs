@@ -18,7 +18,8 @@ use crate::qpl::{self, Compressor, Direction, PageCompressor};
 #[cfg(feature = "zstd")]
 use crate::zstd;
 use crate::{
-    Accel, Backend, Decoder, Encoder, Engine, Settings, Streams, Unsupported, none, software, zlib,
+    Accel, Backend, BackendKind, Decoder, Encoder, Settings, Streams, Unsupported, none, software,
+    zlib,
 };
 
 /// Makes an encoder for one channel.
@@ -52,7 +53,7 @@ pub(crate) fn machine(
         window,
         ..
     } = *settings;
-    let plain = Backend::new(Engine::Plain);
+    let plain = Backend::new(BackendKind::Plain);
     Ok(match method {
         Method::None => (Machine::one_by_one(none::Raw), plain),
         Method::Zlib => match by_libqpl(method, settings)? {
@@ -67,7 +68,7 @@ pub(crate) fn machine(
                 } else {
                     Machine::together(software::DeflateRuns::on(effort, window, streams))
                 };
-                (machine, because(Engine::Software, reason))
+                (machine, because(BackendKind::Software, reason))
             }
             Choice::Own(_) if streams == Streams::default() => {
                 let stream = zlib::Deflate::new(settings.zlib_level);
@@ -101,7 +102,10 @@ pub(crate) fn machine(
             Choice::Own(reason) => {
                 let head = NoHead::new(Code::stream(settings.huffman));
                 let pages = OwnPages::new(effort, streams, head);
-                (Machine::together(pages), because(Engine::Software, reason))
+                (
+                    Machine::together(pages),
+                    because(BackendKind::Software, reason),
+                )
             }
         },
         Method::Canned => match by_libqpl(method, settings)? {
@@ -113,7 +117,10 @@ pub(crate) fn machine(
             }
             Choice::Own(reason) => {
                 let pages = OwnPages::new(effort, streams, CodeHeads::new(effort, streams));
-                (Machine::together(pages), because(Engine::Software, reason))
+                (
+                    Machine::together(pages),
+                    because(BackendKind::Software, reason),
+                )
             }
         },
         _ => return Err(Unsupported::Method { method }),
@@ -137,14 +144,14 @@ pub(crate) fn machine(
 pub fn decoder(method: Method, settings: &Settings) -> Result<Box<dyn Decoder>, Unsupported> {
     let accel = settings.accel;
     Ok(match method {
-        Method::None => Box::new(Channel::new(none::Raw, Backend::new(Engine::Plain))),
+        Method::None => Box::new(Channel::new(none::Raw, Backend::new(BackendKind::Plain))),
         Method::Zlib if accel == Accel::None => Box::new(Channel::new(
             zlib::Inflate::new(),
-            Backend::new(Engine::Plain),
+            Backend::new(BackendKind::Plain),
         )),
         Method::Zlib => {
             let reason = wants_libqpl(accel).then(|| WINDOW.into());
-            let backend = because(Engine::Software, reason);
+            let backend = because(BackendKind::Software, reason);
             Box::new(Channel::new(software::Inflate::new(), backend))
         }
         #[cfg(not(feature = "zstd"))]
@@ -152,7 +159,7 @@ pub fn decoder(method: Method, settings: &Settings) -> Result<Box<dyn Decoder>, 
         #[cfg(feature = "zstd")]
         Method::Zstd => {
             let reason = wants_libqpl(accel).then(|| NO_ZSTD.into());
-            let backend = because(Engine::Plain, reason);
+            let backend = because(BackendKind::Plain, reason);
             Box::new(Channel::new(zstd::Decompress::new(accel)?, backend))
         }
         Method::Qpl => {
@@ -171,9 +178,9 @@ pub fn decoder(method: Method, settings: &Settings) -> Result<Box<dyn Decoder>, 
 #[cfg(not(feature = "qpl"))]
 fn page_reader(method: Method, accel: Accel) -> Result<(PageReader, Backend), Unsupported> {
     let backend = match accel {
-        Accel::None | Accel::Software => Backend::new(Engine::Software),
+        Accel::None | Accel::Software => Backend::new(BackendKind::Software),
         Accel::Qpl | Accel::QplSoftware | Accel::Auto => {
-            Backend::because(Engine::Software, NO_LIBQPL)
+            Backend::because(BackendKind::Software, NO_LIBQPL)
         }
         Accel::QplHardware => return Err(refused(method, accel, NO_LIBQPL.into())),
     };
@@ -185,16 +192,16 @@ fn page_reader(method: Method, accel: Accel) -> Result<(PageReader, Backend), Un
 fn page_reader(method: Method, accel: Accel) -> Result<(PageReader, Backend), Unsupported> {
     let in_software = |backend| Ok((PageReader::in_software(), backend));
     match accel {
-        Accel::None | Accel::Software => in_software(Backend::new(Engine::Software)),
-        Accel::QplSoftware => in_software(Backend::because(Engine::Software, NOT_STRICT)),
+        Accel::None | Accel::Software => in_software(Backend::new(BackendKind::Software)),
+        Accel::QplSoftware => in_software(Backend::because(BackendKind::Software, NOT_STRICT)),
         Accel::Qpl | Accel::QplHardware | Accel::Auto => match qpl::hardware(Direction::Decompress)
         {
             Ok(library) => {
-                let backend = Backend::new(Engine::QplHardware);
+                let backend = Backend::new(BackendKind::QplHardware);
                 Ok((PageReader::on_hardware(library), backend))
             }
             Err(reason) if accel == Accel::QplHardware => Err(refused(method, accel, reason)),
-            Err(reason) => in_software(Backend::because(Engine::Software, reason)),
+            Err(reason) => in_software(Backend::because(BackendKind::Software, reason)),
         },
     }
 }
@@ -236,7 +243,7 @@ fn by_libqpl(method: Method, settings: &Settings) -> Result<Choice, Unsupported>
         Accel::Qpl | Accel::QplHardware | Accel::Auto => match qpl::hardware(direction) {
             Ok(library) => {
                 let compressor = Compressor::on_hardware(library).map_err(broken)?;
-                let backend = Backend::new(Engine::QplHardware);
+                let backend = Backend::new(BackendKind::QplHardware);
                 return Ok(Choice::Libqpl(Box::new(compressor), backend));
             }
             Err(reason) if accel == Accel::QplHardware => return Err(unavailable(reason)),
@@ -249,7 +256,7 @@ fn by_libqpl(method: Method, settings: &Settings) -> Result<Choice, Unsupported>
     }
     let library = software().map_err(unavailable)?;
     let compressor = Compressor::in_software(library).map_err(broken)?;
-    let backend = because(Engine::QplSoftware, reason);
+    let backend = because(BackendKind::QplSoftware, reason);
     Ok(Choice::Libqpl(Box::new(compressor), backend))
 }
 
@@ -257,7 +264,7 @@ const fn wants_libqpl(accel: Accel) -> bool {
     matches!(accel, Accel::Qpl | Accel::QplHardware | Accel::QplSoftware)
 }
 
-fn because(engine: Engine, reason: Option<Arc<str>>) -> Backend {
+fn because(engine: BackendKind, reason: Option<Arc<str>>) -> Backend {
     match reason {
         Some(reason) => Backend::because(engine, reason),
         None => Backend::new(engine),

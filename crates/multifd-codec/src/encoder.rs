@@ -336,7 +336,7 @@ const fn no_room(method: Method) -> EncodeError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Engine, MAX_PAYLOAD_BYTES};
+    use crate::{BackendKind, MAX_PAYLOAD_BYTES};
 
     /// Writes payloads of the given lengths, one after the other; a length of 0 is a failure.
     struct Lengths(Vec<usize>);
@@ -362,7 +362,7 @@ mod tests {
 
     fn encoder<T>(lengths: &[usize]) -> Encoder<T> {
         let machine = Machine::one_by_one(Lengths(lengths.to_vec()));
-        Encoder::of(Method::Zlib, machine, Backend::new(Engine::Plain))
+        Encoder::of(Method::Zlib, machine, Backend::new(BackendKind::Plain))
     }
 
     fn encode(encoder: &mut Encoder) -> Result<usize, EncodeError> {

@@ -134,7 +134,7 @@ mod zlib;
 #[cfg(feature = "zstd")]
 mod zstd;
 
-pub use accel::{Accel, Backend, Engine, Huffman, PathCounts, UnknownWord};
+pub use accel::{Accel, Backend, BackendKind, Huffman, PathCounts, UnknownWord};
 pub use channel::MAX_PAYLOAD_BYTES;
 pub use choose::{decoder, encoder};
 pub use encoder::{Encoder, Failed};
@@ -186,7 +186,7 @@ pub trait Decoder: sealed::Sealed + Send {
 
     /// See [`Encoder::backend`].
     fn backend(&self) -> Backend {
-        Backend::new(Engine::Plain)
+        Backend::new(BackendKind::Plain)
     }
 
     /// See [`Encoder::counts`].

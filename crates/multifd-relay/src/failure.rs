@@ -4,10 +4,10 @@ use std::io;
 
 use multifd_transport::failure::{Cause as TransportCause, Located};
 
+use crate::atomic_file::FileError;
 use crate::coverage::CoverageFault;
 use crate::image::ImageError;
 use crate::leg::{FarFailure, LegAddress, LegAddressError};
-use crate::partial::FileError;
 use crate::recording::RecordingError;
 
 pub use multifd_transport::Circle;

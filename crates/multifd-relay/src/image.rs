@@ -19,7 +19,7 @@ use multifd_wire::main_stream::Block;
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::Errno;
 
-use crate::partial::{FileError, PARTIAL_SUFFIX, PartialFile};
+use crate::atomic_file::{FileError, PARTIAL_SUFFIX, PartialFile};
 
 const SUFFIX: &str = ".ram";
 

@@ -45,7 +45,7 @@ pub struct Inspection {
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Sighting {
-    /// The stream it is in: its place in [`Report::streams`].
+    /// The stream it is in: its place in [`FileReport::streams`].
     pub stream: usize,
     /// The channel's id.
     pub channel: Channel,
@@ -60,7 +60,7 @@ pub struct Sighting {
 /// What is in a file.
 #[derive(Debug)]
 #[non_exhaustive]
-pub struct Report {
+pub struct FileReport {
     /// Whether it is a recording. Otherwise it has one stream.
     pub recording: bool,
     /// The connections, in the order of a recording.
@@ -225,7 +225,7 @@ impl fmt::Display for PacketMethod {
     }
 }
 
-impl Report {
+impl FileReport {
     /// Whether the file was readable to its end, and everything in it.
     pub fn is_sound(&self) -> bool {
         self.damage.is_none() && self.streams.iter().all(|stream| stream.fault.is_none())
@@ -357,9 +357,9 @@ impl Inspection {
     }
 
     /// Looks through the rest of the file and gives the totals.
-    pub fn finish(mut self) -> Report {
+    pub fn finish(mut self) -> FileReport {
         while self.next().is_some() {}
-        Report {
+        FileReport {
             recording: matches!(self.source, Source::Recording(_)),
             streams: self.streams.into_iter().map(Followed::report).collect(),
             damage: self.damage,

@@ -20,26 +20,26 @@
     )
 )]
 
-mod answers;
+mod atomic_file;
 mod connections;
 mod coverage;
-mod endings;
 pub mod failure;
 pub mod image;
 pub mod inspect;
 pub mod leg;
 mod marks;
 mod numbers;
-mod partial;
 pub mod receive;
 pub mod record;
 pub mod recording;
 pub mod relay;
 pub mod replay;
+mod return_path;
+mod supervise;
 mod taking;
 pub mod trunk;
 
+pub use atomic_file::FileError;
 pub use coverage::CoverageFault;
 pub use failure::Failure;
-pub use partial::FileError;
 pub use taking::SourceSettings;

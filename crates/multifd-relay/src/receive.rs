@@ -40,7 +40,7 @@ use multifd_wire::{BlockName, Packet, PageSize, RamPacket};
 
 use crate::failure::{Cause, Failure};
 use crate::image::{Folder, Image, ImageError, Images};
-use crate::taking::{Broken, Keeper, Seat, SourceSettings, take};
+use crate::taking::{Keeper, SourceSettings, TakeError, TakenChannel, take};
 
 pub use crate::taking::Totals;
 
@@ -158,7 +158,7 @@ impl Receiver<'_> {
     /// one.
     fn write(
         &self,
-        seat: &Seat<'_>,
+        channel: &TakenChannel<'_>,
         inlet: &mut Inlet<'_>,
         packet: &RamPacket,
         in_round: &mut Option<Entry>,
@@ -173,28 +173,28 @@ impl Receiver<'_> {
         self.page_size.get_or_init(|| page_size);
         let entry = match *in_round {
             Some(entry) => entry,
-            None => *in_round.insert(seat.rounds.enter(seat.index)?),
+            None => *in_round.insert(channel.rounds.enter(channel.index)?),
         };
         let image = self.images()?.of(packet.block())?;
         let contents = inlet.read_pages(packet)?;
         if entry.is_behind {
-            let _alone = seat.coverage.behind();
-            write_behind(seat, image, packet, (page_size, entry), contents)?;
-            seat.came(packet, entry.round)
+            let _alone = channel.coverage.behind();
+            write_behind(channel, image, packet, (page_size, entry), contents)?;
+            channel.came(packet, entry.round)
         } else {
-            let _in_time = seat.coverage.in_time();
+            let _in_time = channel.coverage.in_time();
             image.write(normal, page_size.bytes(), contents)?;
             image.clear(zero, page_size.bytes())?;
-            seat.came(packet, entry.round)
+            channel.came(packet, entry.round)
         }
     }
 }
 
 impl Keeper for Receiver<'_> {
-    fn channel(&self, seat: &Seat<'_>) -> Result<(), Broken> {
+    fn channel(&self, channel: &TakenChannel<'_>) -> Result<(), TakeError> {
         let mut inlet = Inlet::new(
-            seat.stream,
-            seat.hello,
+            channel.stream,
+            channel.hello,
             self.source.limits,
             self.source.codec,
         )?;
@@ -206,17 +206,18 @@ impl Keeper for Receiver<'_> {
                 Item::Padding { .. } => {}
                 Item::Packet(Packet::DeviceState(_)) => inlet.skip_payload()?,
                 Item::Packet(Packet::Ram(packet)) => {
-                    seat.note(&packet);
-                    self.write(seat, &mut inlet, &packet, &mut in_round)
-                        .map_err(|cause| Broken::from(cause).in_packet(&packet))?;
+                    channel.note(&packet);
+                    self.write(channel, &mut inlet, &packet, &mut in_round)
+                        .map_err(|cause| TakeError::from(cause).in_packet(&packet))?;
                     if packet.is_sync() {
-                        let held = seat.rounds.hold(seat.index);
-                        held.map_err(|fault| Broken::from(fault).in_packet(&packet))?;
+                        let held = channel.rounds.hold(channel.index);
+                        held.map_err(|fault| TakeError::from(fault).in_packet(&packet))?;
                         in_round = None;
                     }
                 }
             }
-            seat.tally
+            channel
+                .tally
                 .bytes_in(inlet.bytes_in().saturating_sub(counted));
             counted = inlet.bytes_in();
         }
@@ -227,7 +228,7 @@ impl Keeper for Receiver<'_> {
         Ok(())
     }
 
-    fn main_event(&self, event: &MainEvent) -> Result<(), Broken> {
+    fn main_event(&self, event: &MainEvent) -> Result<(), TakeError> {
         match event {
             MainEvent::RamBlocks(blocks) => {
                 let images = self.folder.create(blocks)?;
@@ -241,17 +242,17 @@ impl Keeper for Receiver<'_> {
                 let page_size = self.page_size.get().copied().unwrap_or(PageSize::K4);
                 let image = self.nth(*index)?;
                 let cleared = image.clear(&[*offset], page_size.bytes());
-                cleared.map_err(|error| Broken::from(error).in_block(Some(image.block())))?;
+                cleared.map_err(|error| TakeError::from(error).in_block(Some(image.block())))?;
             }
             _ => {}
         }
         Ok(())
     }
 
-    fn main_page(&self, index: usize, offset: u64, contents: &[u8]) -> Result<(), Broken> {
+    fn main_page(&self, index: usize, offset: u64, contents: &[u8]) -> Result<(), TakeError> {
         let image = self.nth(index)?;
         let written = image.write(&[offset], contents.len(), contents);
-        written.map_err(|error| Broken::from(error).in_block(Some(image.block())))
+        written.map_err(|error| TakeError::from(error).in_block(Some(image.block())))
     }
 
     fn keep(&self, left_out: &[BlockName]) -> Result<(), Cause> {
@@ -271,7 +272,7 @@ impl Keeper for Receiver<'_> {
 
 /// Writes pages of a round that others have gone beyond, but those that have come again since.
 fn write_behind(
-    seat: &Seat<'_>,
+    channel: &TakenChannel<'_>,
     image: &Image,
     packet: &RamPacket,
     (page_size, entry): (PageSize, Entry),
@@ -279,7 +280,7 @@ fn write_behind(
 ) -> Result<(), ImageError> {
     let bytes = page_size.bytes();
     let (block, round) = (packet.block(), entry.round);
-    let is_new = |offset: u64| !seat.coverage.is_newer(block, page_size, offset, round);
+    let is_new = |offset: u64| !channel.coverage.is_newer(block, page_size, offset, round);
     for (&offset, contents) in packet.normal().iter().zip(contents.chunks_exact(bytes)) {
         if is_new(offset) {
             image.write(&[offset], bytes, contents)?;

@@ -36,10 +36,10 @@ use multifd_transport::rounds::RoundFault;
 use multifd_wire::main_stream::MainEvent;
 use multifd_wire::{BlockName, ChannelReceiver, Event, Limits, Packet, RamPacket};
 
+use crate::atomic_file::{FileError, PartialFile};
 use crate::failure::{Cause, Channel, Failure, Leg};
-use crate::partial::{FileError, PartialFile};
 use crate::recording::{Role, Writer};
-use crate::taking::{Broken, Keeper, Seat, SourceSettings, take};
+use crate::taking::{Keeper, SourceSettings, TakeError, TakenChannel, take};
 
 pub use crate::taking::Totals;
 
@@ -225,22 +225,26 @@ impl<'a> Recorder<'a> {
     }
 
     /// Keeps a channel's bytes to its end, and follows its packets.
-    fn follow(&self, seat: &Seat<'_>, followed: &mut Followed) -> Result<(), Cause> {
-        let hello = seat.hello.to_bytes();
+    fn follow(
+        &self,
+        channel: &TakenChannel<'_>,
+        followed: &mut FollowedChannel,
+    ) -> Result<(), Cause> {
+        let hello = channel.hello.to_bytes();
         followed.receiver.push(&mut hello.as_slice())?;
-        seat.tally.bytes_in(hello.len() as u64);
+        channel.tally.bytes_in(hello.len() as u64);
         let stream = self.open()?;
         self.data(stream, &hello)?;
         let mut buffer = vec![0; BUFFER_BYTES];
         loop {
-            let count = seat.stream.read_some(&mut buffer)?;
+            let count = channel.stream.read_some(&mut buffer)?;
             if count == 0 {
                 break;
             }
             let bytes = buffer.get(..count).unwrap_or_default();
-            seat.tally.bytes_in(count as u64);
+            channel.tally.bytes_in(count as u64);
             self.data(stream, bytes)?;
-            followed.push(bytes, seat)?;
+            followed.push(bytes, channel)?;
             self.paused(stream, followed.receiver.finish().is_err());
         }
         followed.receiver.finish()?;
@@ -249,7 +253,7 @@ impl<'a> Recorder<'a> {
 }
 
 /// How far a channel has been followed.
-struct Followed {
+struct FollowedChannel {
     receiver: ChannelReceiver,
     /// The packet whose payload is being read.
     in_hand: Option<RamPacket>,
@@ -257,25 +261,25 @@ struct Followed {
     sync_owed: bool,
 }
 
-impl Followed {
-    fn push(&mut self, mut bytes: &[u8], seat: &Seat<'_>) -> Result<(), Cause> {
+impl FollowedChannel {
+    fn push(&mut self, mut bytes: &[u8], channel: &TakenChannel<'_>) -> Result<(), Cause> {
         while let Some(event) = self.receiver.push(&mut bytes)? {
             if let Event::Packet(packet) = event {
                 self.sync_owed = packet.flags().is_sync();
                 if let Packet::Ram(packet) = packet {
-                    seat.note(&packet);
+                    channel.note(&packet);
                     self.in_hand = Some(packet);
                 }
             }
             if self.receiver.payload_remaining() == 0 {
                 if let Some(packet) = &self.in_hand {
                     // Over a network a channel may be ahead of the main channel.
-                    seat.rounds.wait_open()?;
-                    seat.came(packet, 0)?;
+                    channel.rounds.wait_open()?;
+                    channel.came(packet, 0)?;
                 }
                 self.in_hand = None;
                 if mem::take(&mut self.sync_owed) {
-                    seat.rounds.arrive(seat.index);
+                    channel.rounds.arrive(channel.index);
                 }
             }
         }
@@ -284,15 +288,15 @@ impl Followed {
 }
 
 impl Keeper for Recorder<'_> {
-    fn channel(&self, seat: &Seat<'_>) -> Result<(), Broken> {
-        let mut followed = Followed {
+    fn channel(&self, channel: &TakenChannel<'_>) -> Result<(), TakeError> {
+        let mut followed = FollowedChannel {
             receiver: ChannelReceiver::new(self.limits),
             in_hand: None,
             sync_owed: false,
         };
-        let kept = self.follow(seat, &mut followed);
+        let kept = self.follow(channel, &mut followed);
         kept.map_err(|cause| match &followed.in_hand {
-            Some(packet) => Broken::from(cause).in_packet(packet),
+            Some(packet) => TakeError::from(cause).in_packet(packet),
             None => cause.into(),
         })
     }
@@ -301,11 +305,11 @@ impl Keeper for Recorder<'_> {
         self.data(MAIN, bytes)
     }
 
-    fn main_event(&self, _: &MainEvent) -> Result<(), Broken> {
+    fn main_event(&self, _: &MainEvent) -> Result<(), TakeError> {
         Ok(())
     }
 
-    fn main_page(&self, _: usize, _: u64, _: &[u8]) -> Result<(), Broken> {
+    fn main_page(&self, _: usize, _: u64, _: &[u8]) -> Result<(), TakeError> {
         Ok(())
     }
 

@@ -11,17 +11,17 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use multifd_transport::dial::{DIAL_TIMEOUT, Target};
-use multifd_transport::endings::told;
 use multifd_transport::escape::printable_path;
 use multifd_transport::failure::Cause as TransportCause;
+use multifd_transport::supervise::report_end;
 use multifd_transport::{Address, Stream, hung_up};
 use multifd_wire::Hello;
 use multifd_wire::return_path::{Message, ReturnPathReceiver};
 
-use crate::endings::wait_for;
 use crate::failure::{Cause, Channel, Failure, Leg};
 use crate::inspect::{Damage, InspectError, Inspection, StreamFault, Summary};
 use crate::recording::{RecordingError, StreamReader};
+use crate::supervise::wait_for;
 
 /// Channels that have said hello, or never will.
 #[derive(Default)]
@@ -244,7 +244,7 @@ impl Replay {
                 let channel = recorded.channel;
                 let tell = ended.clone();
                 scope.spawn(move || {
-                    told(&tell, close_all, || {
+                    report_end(&tell, close_all, || {
                         let told = match channel {
                             Channel::Main => {
                                 hellos.wait(self.channels());
@@ -259,7 +259,7 @@ impl Replay {
                 if channel == Channel::Main {
                     let tell = ended.clone();
                     scope.spawn(move || {
-                        told(&tell, close_all, || {
+                        report_end(&tell, close_all, || {
                             self.read_answers(stream, verdict).map_err(failed(channel))
                         })
                     });

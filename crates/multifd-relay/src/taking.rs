@@ -11,22 +11,22 @@ use std::thread::{self, Scope};
 use std::time::{Duration, Instant};
 
 use multifd_codec::Settings;
-use multifd_transport::endings::told;
 use multifd_transport::failure::Cause as TransportCause;
 use multifd_transport::incoming::{Acceptor, Arrival, Incoming, IncomingChannel};
 use multifd_transport::outlet::block_of;
 use multifd_transport::rounds::{RoundFault, Rounds};
+use multifd_transport::supervise::report_end;
 use multifd_transport::{Cancel, Stream, hung_up};
 use multifd_wire::main_stream::{Command, Configuration, MainEvent, MainReceiver};
 use multifd_wire::{BlockName, Fault, Hello, Limits, PageSize, RamPacket};
 
-use crate::answers::Answers;
 use crate::connections::Connections;
 use crate::coverage::Coverage;
 use crate::failure::{Cause, Channel, Failure, Leg, SetupFault};
 use crate::image::ImageError;
 use crate::marks::Marks;
 use crate::numbers::Numbers;
+use crate::return_path::Answers;
 
 /// The main channel carries little beside multifd, and a guest's whole memory without it.
 const BUFFER_BYTES: usize = 64 << 10;
@@ -104,17 +104,17 @@ pub(crate) struct Taken {
 /// What becomes of a migration.
 pub(crate) trait Keeper: Sync {
     /// Keeps one multifd channel, whose hello has been read, up to its end.
-    fn channel(&self, seat: &Seat<'_>) -> Result<(), Broken>;
+    fn channel(&self, channel: &TakenChannel<'_>) -> Result<(), TakeError>;
 
     /// Keeps bytes of the main channel, before they are looked at.
     fn main_bytes(&self, bytes: &[u8]) -> Result<(), Cause>;
 
     /// Keeps what the main channel says.
-    fn main_event(&self, event: &MainEvent) -> Result<(), Broken>;
+    fn main_event(&self, event: &MainEvent) -> Result<(), TakeError>;
 
     /// Keeps a page that came on the main channel, without multifd: at `offset` of the block that
     /// is `index` in the list.
-    fn main_page(&self, index: usize, offset: u64, contents: &[u8]) -> Result<(), Broken>;
+    fn main_page(&self, index: usize, offset: u64, contents: &[u8]) -> Result<(), TakeError>;
 
     /// Makes what was kept last: everything has arrived but the blocks that are `left_out`, and the
     /// source may forget it.
@@ -129,7 +129,7 @@ pub(crate) trait Keeper: Sync {
 
 /// What went wrong, and where on the connection that was read.
 #[derive(Debug)]
-pub(crate) struct Broken {
+pub(crate) struct TakeError {
     /// The multifd channel at fault, where it is not the connection that was read.
     channel: Option<u8>,
     /// The block of the pages in hand.
@@ -137,7 +137,7 @@ pub(crate) struct Broken {
     cause: Cause,
 }
 
-impl Broken {
+impl TakeError {
     /// With the block of the packet in hand, if the packet has pages.
     pub(crate) fn in_packet(self, packet: &RamPacket) -> Self {
         let block = block_of(packet);
@@ -161,7 +161,7 @@ impl Broken {
     }
 }
 
-impl<C: Into<Cause>> From<C> for Broken {
+impl<C: Into<Cause>> From<C> for TakeError {
     fn from(cause: C) -> Self {
         Self {
             channel: None,
@@ -172,18 +172,18 @@ impl<C: Into<Cause>> From<C> for Broken {
 }
 
 /// One multifd channel in a migration that is being taken.
-pub(crate) struct Seat<'a> {
+pub(crate) struct TakenChannel<'a> {
     pub(crate) index: usize,
     pub(crate) hello: &'a Hello,
     pub(crate) stream: &'a Stream,
     pub(crate) rounds: &'a Rounds,
-    pub(crate) tally: &'a Tally,
+    pub(crate) tally: &'a RunningTotals,
     pub(crate) coverage: &'a Coverage,
     numbers: &'a Numbers,
     answers: &'a Answers,
 }
 
-impl Seat<'_> {
+impl TakenChannel<'_> {
     /// Takes note of a packet's header.
     pub(crate) fn note(&self, packet: &RamPacket) {
         self.tally.pages(packet.normal().len(), packet.zero().len());
@@ -216,13 +216,13 @@ impl Seat<'_> {
 
 /// [`Totals`] while they are counted.
 #[derive(Debug, Default)]
-pub(crate) struct Tally {
+pub(crate) struct RunningTotals {
     pages: AtomicU64,
     zero_pages: AtomicU64,
     bytes_in: AtomicU64,
 }
 
-impl Tally {
+impl RunningTotals {
     fn pages(&self, normal: usize, zero: usize) {
         self.pages.fetch_add(normal as u64, Ordering::Relaxed);
         self.zero_pages.fetch_add(zero as u64, Ordering::Relaxed);
@@ -264,7 +264,7 @@ fn spawn<'scope>(
         close_all();
         let _ = ended.send(Event::Ended(Ok(())));
     };
-    let thread = move || told(&tell, panicked, || Event::Ended(work()));
+    let thread = move || report_end(&tell, panicked, || Event::Ended(work()));
     let spawned = thread::Builder::new().spawn_scoped(scope, thread);
     spawned.map(drop).map_err(|error| Failure {
         channel: Channel::Main,
@@ -306,7 +306,7 @@ pub(crate) fn take(
     };
     let started = Instant::now();
     let rounds = Rounds::new(0);
-    let tally = Tally::default();
+    let tally = RunningTotals::default();
     let coverage = Coverage::default();
     let numbers = Numbers::default();
     let answers = Answers::new(settings.switchover_ack);
@@ -378,7 +378,7 @@ pub(crate) fn take(
                     connections.add(&stream);
                     let tell_failure = tell.clone();
                     let work = move || {
-                        let seat = Seat {
+                        let channel = TakenChannel {
                             index,
                             hello: &hello,
                             stream: &stream,
@@ -388,7 +388,7 @@ pub(crate) fn take(
                             numbers: main.numbers,
                             answers: main.answers,
                         };
-                        if let Err(failure) = sit(&seat, main) {
+                        if let Err(failure) = take_channel(&channel, main) {
                             // Its receiver is gone only if that thread has panicked.
                             let _ = tell_failure.send(Event::Failed(failure));
                             stream.drain();
@@ -458,16 +458,19 @@ pub(crate) fn take(
 }
 
 /// One multifd channel, to its end.
-fn sit<K: Keeper>(seat: &Seat<'_>, main: &MainChannel<'_, K>) -> Result<(), Failure> {
-    let kept = main.keeper.channel(seat);
-    match kept.and_then(|()| Ok(seat.rounds.leave(seat.index)?)) {
+fn take_channel<K: Keeper>(
+    channel: &TakenChannel<'_>,
+    main: &MainChannel<'_, K>,
+) -> Result<(), Failure> {
+    let kept = main.keeper.channel(channel);
+    match kept.and_then(|()| Ok(channel.rounds.leave(channel.index)?)) {
         // Everything has arrived; how the source closes its connections does not matter.
-        Err(Broken {
+        Err(TakeError {
             cause:
                 Cause::Transport(TransportCause::Io(_) | TransportCause::Wire(Fault::Truncated { .. })),
             ..
         }) if main.answers.is_settled() => Ok(()),
-        Err(broken) => Err(main.failure(Channel::Multifd(seat.hello.channel), broken)),
+        Err(broken) => Err(main.failure(Channel::Multifd(channel.hello.channel), broken)),
         Ok(()) => Ok(()),
     }
 }
@@ -481,7 +484,7 @@ struct MainChannel<'a, K> {
     has_channels: bool,
     keeper: &'a K,
     rounds: &'a Rounds,
-    tally: &'a Tally,
+    tally: &'a RunningTotals,
     coverage: &'a Coverage,
     numbers: &'a Numbers,
     answers: &'a Answers,
@@ -499,9 +502,9 @@ impl<K: Keeper> MainChannel<'_, K> {
     }
 
     /// Reads to the end.
-    fn follow(&self, limits: Limits) -> Result<(), Broken> {
+    fn follow(&self, limits: Limits) -> Result<(), TakeError> {
         let mut receiver = MainReceiver::new(limits);
-        let mut outline = Outline::new(limits);
+        let mut outline = RamOutline::new(limits);
         let mut page = Page::default();
         let mut buffer = vec![0; BUFFER_BYTES];
         let mut bytes = self.start;
@@ -552,7 +555,7 @@ impl<K: Keeper> MainChannel<'_, K> {
                 }
                 if outline.ends_round(&event) {
                     self.wait_for_channels()?;
-                    self.rounds.mark().map_err(Broken::of_rounds)?;
+                    self.rounds.mark().map_err(TakeError::of_rounds)?;
                 }
             }
             let may_end = receiver.finish().is_ok() && !self.answers.is_settled();
@@ -585,12 +588,12 @@ impl<K: Keeper> MainChannel<'_, K> {
     }
 
     /// Notes that the page at `offset` of a block has come: the block at `index` in the list.
-    fn came(&self, index: usize, outline: &Outline, offset: u64) -> Result<(), Broken> {
+    fn came(&self, index: usize, outline: &RamOutline, offset: u64) -> Result<(), TakeError> {
         let round = self.rounds.marks();
         let noted = self
             .coverage
             .note_nth(index, outline.page_size, offset, round);
-        noted.map_err(|fault| Broken::from(fault).in_block(self.coverage.nth(index)))
+        noted.map_err(|fault| TakeError::from(fault).in_block(self.coverage.nth(index)))
     }
 
     /// At the end of a round: waits for the channels that the set-up says there are, and for those
@@ -620,18 +623,18 @@ impl<K: Keeper> MainChannel<'_, K> {
 
     /// The main channel has ended: keeps everything once it has come, and tells the source. What is
     /// missing then is on a channel that is late, or does not come.
-    fn settle(&self, outline: &Outline) -> Result<(), Broken> {
+    fn settle(&self, outline: &RamOutline) -> Result<(), TakeError> {
         if !outline.ram_ended {
             return Err(RoundFault::NoRam.into());
         }
         let arrived = || (self.rounds.channels().len(), self.tally.totals());
         let mut last = (Instant::now(), arrived());
         // A channel that has come late may have newer contents of pages, up to its last SYNC.
-        let complete = || -> Result<(), Broken> {
+        let complete = || -> Result<(), TakeError> {
             self.coverage.check(outline.ignores_shared)?;
             self.numbers.check()?;
             match self.rounds.behind() {
-                Some((index, fault)) => Err(Broken::of_rounds((Some(index), fault))),
+                Some((index, fault)) => Err(TakeError::of_rounds((Some(index), fault))),
                 None => Ok(()),
             }
         };
@@ -640,7 +643,7 @@ impl<K: Keeper> MainChannel<'_, K> {
                 return Err(RoundFault::Stopped.into());
             }
             if let Some((index, fault)) = self.rounds.lost() {
-                return Err(Broken::of_rounds((Some(index), fault)));
+                return Err(TakeError::of_rounds((Some(index), fault)));
             }
             if last.0.elapsed() >= PAGES_TIMEOUT || self.source_has_ended() {
                 return Err(fault);
@@ -659,7 +662,7 @@ impl<K: Keeper> MainChannel<'_, K> {
             }
             thread::sleep(TICK);
         }
-        self.rounds.finish().map_err(Broken::of_rounds)?;
+        self.rounds.finish().map_err(TakeError::of_rounds)?;
         let left_out = match outline.ignores_shared {
             true => self.coverage.untouched(),
             false => Vec::new(),
@@ -692,8 +695,8 @@ impl<K: Keeper> MainChannel<'_, K> {
 
     /// A failure of `channel`, or of the one that `broken` names, unless it broke off because the source has given up the whole
     /// migration.
-    fn failure(&self, channel: Channel, broken: Broken) -> Failure {
-        let Broken {
+    fn failure(&self, channel: Channel, broken: TakeError) -> Failure {
+        let TakeError {
             channel: other,
             block,
             cause,
@@ -753,7 +756,7 @@ fn gave_up(error: io::Error) -> Cause {
 
 /// What has to be known of the main channel to find the ends of rounds and of RAM in it.
 #[derive(Debug)]
-struct Outline {
+struct RamOutline {
     page_size: PageSize,
     ram: Option<u32>,
     ram_ended: bool,
@@ -762,7 +765,7 @@ struct Outline {
     marks: Marks,
 }
 
-impl Outline {
+impl RamOutline {
     fn new(limits: Limits) -> Self {
         Self {
             page_size: limits.page_size.unwrap_or(PageSize::K4),

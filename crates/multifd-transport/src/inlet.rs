@@ -6,7 +6,6 @@ use multifd_codec::{Decoder, MAX_PAYLOAD_BYTES, PageBuffer, Settings};
 use multifd_wire::{ChannelReceiver, Event, Fault, Hello, Limits, Method, Packet, RamPacket};
 
 use crate::Stream;
-use crate::buffer::space;
 use crate::failure::Cause;
 
 /// Reads one multifd channel, packet by packet.
@@ -276,6 +275,15 @@ fn fill(
 
 /// How much of what nobody wants is read at once. Every piece of a header is shorter.
 const PIECE_BYTES: usize = 64 << 10;
+
+/// The first `len_bytes` bytes of `buffer`, which grows when it is too small and is never cleared
+/// again: whoever asks overwrites them.
+pub(crate) fn space(buffer: &mut Vec<u8>, len_bytes: usize) -> &mut [u8] {
+    if buffer.len() < len_bytes {
+        buffer.resize(len_bytes, 0);
+    }
+    buffer.get_mut(..len_bytes).unwrap_or_default()
+}
 
 #[cfg(test)]
 mod tests {

@@ -58,12 +58,10 @@
 )]
 
 mod address;
-mod buffer;
 mod cancel;
 pub mod circle;
 pub mod cleanup;
 pub mod dial;
-pub mod endings;
 pub mod escape;
 pub mod failure;
 pub mod incoming;
@@ -72,12 +70,13 @@ mod listener;
 pub mod outlet;
 mod resolve;
 pub mod rounds;
+mod splice;
 mod stop;
 mod stream;
+pub mod supervise;
 #[cfg(feature = "tls")]
 pub mod tls;
 mod unsent;
-mod verbatim;
 
 pub use address::{Address, AddressError};
 pub use cancel::Cancel;

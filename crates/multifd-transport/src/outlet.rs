@@ -8,7 +8,7 @@ use multifd_wire::{BlockName, ChannelSender, Hello, Method, Packet, PageSize, Ra
 use crate::Stream;
 use crate::failure::{Cause, Leg};
 use crate::inlet::Inlet;
-use crate::verbatim::Conduit;
+use crate::splice::Conduit;
 
 /// Writes one multifd channel with one method.
 ///

@@ -35,7 +35,7 @@ impl<'a> PageData<'a> {
 
 /// The pages of a payload with a valid length table. Made by [`parse`].
 #[derive(Debug, Clone)]
-pub struct Pages<'a> {
+pub struct PageIter<'a> {
     lengths: core::slice::Iter<'a, [u8; LENGTH_LEN]>,
     data: &'a [u8],
     page_size: PageSize,
@@ -47,7 +47,7 @@ pub struct Pages<'a> {
 /// [`Fault::LengthTable`] if the payload is shorter than the table, [`Fault::PageLength`] if a page
 /// is empty or longer than a page, [`Fault::LengthSum`] if the sum of the pages differs from the
 /// length of the data after the table.
-pub fn parse(payload: &[u8], pages: usize, page_size: PageSize) -> Result<Pages<'_>, Fault> {
+pub fn parse(payload: &[u8], pages: usize, page_size: PageSize) -> Result<PageIter<'_>, Fault> {
     let needed = pages.saturating_mul(LENGTH_LEN);
     let (table, data) = payload.split_at_checked(needed).ok_or(Fault::LengthTable {
         found: payload.len(),
@@ -66,7 +66,7 @@ pub fn parse(payload: &[u8], pages: usize, page_size: PageSize) -> Result<Pages<
             allowed: data.len(),
         });
     }
-    Ok(Pages {
+    Ok(PageIter {
         lengths: lengths.iter(),
         data,
         page_size,
@@ -96,7 +96,7 @@ pub fn write(pages: &[PageData<'_>], page_size: PageSize, out: &mut Vec<u8>) -> 
     Ok(())
 }
 
-impl<'a> Iterator for Pages<'a> {
+impl<'a> Iterator for PageIter<'a> {
     type Item = PageData<'a>;
 
     fn next(&mut self) -> Option<Self::Item> {
@@ -115,7 +115,7 @@ impl<'a> Iterator for Pages<'a> {
     }
 }
 
-impl ExactSizeIterator for Pages<'_> {}
+impl ExactSizeIterator for PageIter<'_> {}
 
 fn check_length(page: usize, found: usize, page_size: PageSize) -> Result<(), Fault> {
     if found == 0 || found > page_size.bytes() {

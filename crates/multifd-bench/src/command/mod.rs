@@ -3,8 +3,8 @@
 mod args;
 mod guest;
 mod migrate;
-mod own;
 mod send;
+mod this_program;
 
 use std::process::ExitCode;
 

@@ -18,7 +18,7 @@ use multifd_wire::{BlockName, Method, PageSize};
 use serde::{Deserialize, Serialize};
 
 use super::args::SendArgs;
-use super::own;
+use super::this_program;
 
 /// Starts a guest and migrates it.
 pub fn run(args: &SendArgs) -> Outcome {
@@ -29,7 +29,7 @@ pub fn run(args: &SendArgs) -> Outcome {
         spec.kind,
         say::size(spec.bytes)
     ));
-    let guest = Guest::start(own::command()?.arg("guest"), &spec)?;
+    let guest = Guest::start(this_program::command()?.arg("guest"), &spec)?;
     let mapping = Mapping::shared(guest.memory().try_clone()?.into())?;
     let memory = MappedMemory::new(vec![(BlockName::new(BLOCK)?, mapping)]);
     let mut log = PagemapLog::of_process(guest.pid(), vec![guest.addresses()])?;

@@ -6,7 +6,7 @@ mod text;
 use std::io::{self, BufWriter};
 use std::path::Path;
 
-use multifd_relay::inspect::{ChannelSummary, MainSummary, Report, StreamReport, Summary};
+use multifd_relay::inspect::{ChannelSummary, FileReport, MainSummary, StreamReport, Summary};
 use multifd_wire::PageSize;
 
 use crate::args::InspectArgs;
@@ -45,7 +45,7 @@ struct View<'a> {
 }
 
 impl<'a> View<'a> {
-    fn of_file(report: &'a Report) -> Self {
+    fn of_file(report: &'a FileReport) -> Self {
         let first = report.streams.first().filter(|_| !report.recording);
         let channels = report.channels();
         let main = report.main();
@@ -105,7 +105,7 @@ fn kind(stream: &StreamReport) -> &'static str {
 }
 
 /// The first thing wrong with a file.
-fn fault_of(report: &Report) -> Option<String> {
+fn fault_of(report: &FileReport) -> Option<String> {
     let damage = report.damage.as_ref().map(|damage| say::chain(damage));
     damage.or_else(|| {
         let mut faults = report

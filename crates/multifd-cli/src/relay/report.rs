@@ -5,7 +5,7 @@ use std::{fmt, io};
 use multifd_relay::Failure;
 use multifd_relay::failure::{Cause, Leg};
 use multifd_relay::leg::Protocol;
-use multifd_relay::relay::{MigrationReport, Totals, Work};
+use multifd_relay::relay::{MigrationReport, Traffic, Work};
 use multifd_transport::failure::Cause as TransportCause;
 use multifd_wire::Method;
 use serde::Serialize;
@@ -99,7 +99,7 @@ impl fmt::Display for Done {
 
 impl Summary {
     pub fn new(report: MigrationReport, route: Option<&Route>) -> Self {
-        let Totals {
+        let Traffic {
             pages,
             zero_pages,
             bytes_in,
@@ -209,11 +209,11 @@ impl fmt::Display for Failed {
 }
 
 /// Migrations under way.
-pub struct Running<'a>(pub &'a [Totals]);
+pub struct Running<'a>(pub &'a [Traffic]);
 
 impl fmt::Display for Running<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let sum = |count: fn(&Totals) -> u64| self.0.iter().map(count).sum::<u64>();
+        let sum = |count: fn(&Traffic) -> u64| self.0.iter().map(count).sum::<u64>();
         if self.0.len() > 1 {
             write!(f, "{} migrations, ", self.0.len())?;
         }

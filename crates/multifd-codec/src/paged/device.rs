@@ -12,7 +12,7 @@ use qpl_sys::Library;
 use super::read::{BodyCode, inflate};
 use super::write::LENGTH_BYTES;
 use crate::qpl::{Batch, Hardware, Landed, Work};
-use crate::{Backend, DecodeError, Engine, PathCounts};
+use crate::{Backend, BackendKind, DecodeError, PathCounts};
 
 /// Reads pages on the device. Pages that the device refuses are read in software.
 pub(super) struct OnDevice {
@@ -33,7 +33,7 @@ impl OnDevice {
 
     /// The backend, unless it is only the hardware.
     pub(super) fn backend(&self) -> Option<Backend> {
-        self.hardware.backend(Engine::Software)
+        self.hardware.backend(BackendKind::Software)
     }
 
     /// Reads a list of pages with the lengths in `table`.

@@ -8,7 +8,7 @@ use qpl_sys::{Library, Path, Status};
 use super::hardware::{Batch, Hardware, Landed};
 use super::job::{Job, Work};
 use super::outcome::Outcome;
-use crate::{Backend, Engine, Pages, PathCounts};
+use crate::{Backend, BackendKind, Pages, PathCounts};
 
 /// The compressor of one channel.
 pub(crate) struct Compressor {
@@ -63,7 +63,7 @@ impl Compressor {
 
     /// The backend, unless it is only the chosen hardware.
     pub(super) fn backend(&self) -> Option<Backend> {
-        self.hardware.as_ref()?.backend(Engine::QplSoftware)
+        self.hardware.as_ref()?.backend(BackendKind::QplSoftware)
     }
 
     /// Compresses pieces, each given as a range of `pages`, and passes them to `sink` in order.

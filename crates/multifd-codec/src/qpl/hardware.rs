@@ -11,7 +11,7 @@ use qpl_sys::{Library, NumaId, Path, Status};
 use super::breaker::{BREAKER, PAUSED};
 use super::job::{Flight, Job, Product, Work};
 use super::outcome::Outcome;
-use crate::{Backend, Engine};
+use crate::{Backend, BackendKind};
 
 /// A packet's pieces, submitted to the device and returned by it.
 pub(crate) trait Batch {
@@ -100,13 +100,13 @@ impl Hardware {
 
     /// The backend, unless the device has done everything it could. It is `instead` while the
     /// device is not used.
-    pub(crate) fn backend(&self, instead: Engine) -> Option<Backend> {
+    pub(crate) fn backend(&self, instead: BackendKind) -> Option<Backend> {
         if let Some(reason) = self.refused() {
             return Some(Backend::because(instead, reason));
         }
         let missed = self.missed.as_ref()?;
         let reason = format!("not all of it: {missed}");
-        Some(Backend::because(Engine::QplHardware, reason))
+        Some(Backend::because(BackendKind::QplHardware, reason))
     }
 
     /// Why the device is not used at present, if so.

@@ -1,6 +1,6 @@
 //! Method `canned` on every backend: all senders and readers, and how many pages each backend does.
 
-use multifd_codec::{Accel, Engine, Pages, Settings, encoder};
+use multifd_codec::{Accel, BackendKind, Pages, Settings, encoder};
 use multifd_wire::{Method, PageSize};
 
 use testkit::alone;
@@ -94,6 +94,6 @@ fn half_a_device() {
         let (encoded, decoded) = channel.counts();
         assert!(encoded.hardware > 0 && encoded.software == 0, "{encoded:?}");
         assert!(decoded.software > 0 && decoded.hardware == 0, "{decoded:?}");
-        assert_eq!(channel.decoder.backend().engine(), Engine::Software);
+        assert_eq!(channel.decoder.backend().kind(), BackendKind::Software);
     });
 }

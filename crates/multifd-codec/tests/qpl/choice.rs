@@ -1,7 +1,7 @@
 //! The chosen backend and the reason given for it.
 
 use iaa_sim::settings::{Access, Operations};
-use multifd_codec::{Accel, Engine, PathCounts, decoder, encoder};
+use multifd_codec::{Accel, BackendKind, PathCounts, decoder, encoder};
 use multifd_wire::Method;
 
 use testkit::alone;
@@ -139,9 +139,9 @@ fn a_device_which_is_only_half_permitted() {
         });
         let settings = with(Accel::Qpl);
         let encoder = encoder(Method::Qpl, &settings).unwrap();
-        assert_eq!(encoder.backend().engine(), Engine::QplHardware);
+        assert_eq!(encoder.backend().kind(), BackendKind::QplHardware);
         let decoder = decoder(Method::Qpl, &settings).unwrap();
-        assert_eq!(decoder.backend().engine(), Engine::Software);
+        assert_eq!(decoder.backend().kind(), BackendKind::Software);
         let reason = decoder.backend().to_string();
         assert!(reason.contains("no IAA: "), "{reason}");
         assert!(reason.contains("QPL_STS_NOT_SUPPORTED_BY_WQ"), "{reason}");
@@ -181,7 +181,7 @@ fn transfers_that_are_too_small_for_the_pieces() {
             assert_eq!(channel.encoder.backend().to_string(), "qpl-hardware");
             channel.carry(&packet(&mut Random::new(1), 128, 4096));
             let backend = channel.encoder.backend();
-            assert_eq!(backend.engine(), Engine::QplSoftware);
+            assert_eq!(backend.kind(), BackendKind::QplSoftware);
             let reason = backend.to_string();
             assert!(reason.contains("QPL_STS_TRANSFER_SIZE_INVALID"), "{reason}");
             assert_eq!(channel.encoder.counts().hardware, 0);

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use iaa_sim::settings::{Fault, FaultKind, Order};
 use iaa_sim::{Settings as Machine, Simulator};
-use multifd_codec::{Accel, Engine, PathCounts, Settings};
+use multifd_codec::{Accel, BackendKind, PathCounts, Settings};
 use multifd_wire::Method;
 
 use testkit::alone;
@@ -130,7 +130,7 @@ fn now_and_then() {
             for channel in &channels {
                 let (encoded, _) = channel.counts();
                 let backend = channel.encoder.backend();
-                assert_eq!(backend.engine(), Engine::QplHardware);
+                assert_eq!(backend.kind(), BackendKind::QplHardware);
                 let told = backend
                     .reason()
                     .map(|reason| reason.starts_with("not all of it: QPL_STS_"));
@@ -191,7 +191,7 @@ fn given_up(fault: &Machine, reason: &str) {
     let channels = carry(&device, fault, 2);
     for channel in &channels {
         let backend = channel.encoder.backend();
-        assert_eq!(backend.engine(), Engine::QplSoftware);
+        assert_eq!(backend.kind(), BackendKind::QplSoftware);
         assert_eq!(backend.reason(), Some(reason));
     }
     let counts = all(&channels);

@@ -7,12 +7,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use multifd_codec::decoder;
-use multifd_transport::endings::told;
 use multifd_transport::failure::Cause as TransportCause;
 use multifd_transport::incoming::{Acceptor, Arrival, HELLO_TIMEOUT};
 use multifd_transport::inlet::{Inlet, Item};
 use multifd_transport::outlet::block_of;
 use multifd_transport::rounds::{RoundFault, Rounds};
+use multifd_transport::supervise::report_end;
 use multifd_transport::{Cancel, Stream, hung_up};
 use multifd_wire::{Hello, Limits, Method, Packet, RamPacket};
 
@@ -291,13 +291,13 @@ impl Transfer<'_> {
             let close_all = &close_all;
             let tell = ended.clone();
             let main = move || {
-                told(&tell, close_all, || Ending::Main(self.serve_main(link, vm)));
+                report_end(&tell, close_all, || Ending::Main(self.serve_main(link, vm)));
             };
             let mut started = thread::Builder::new().spawn_scoped(scope, main).map(drop);
             for (index, (hello, stream)) in channels.iter().enumerate() {
                 let tell = ended.clone();
                 let channel = move || {
-                    told(&tell, close_all, || {
+                    report_end(&tell, close_all, || {
                         Ending::Channel(self.serve_channel(index, hello, stream))
                     });
                 };

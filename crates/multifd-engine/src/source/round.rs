@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 
 use multifd_codec::{PageBuffer, Pages};
 use multifd_transport::Stream;
-use multifd_transport::endings::told;
 use multifd_transport::failure::Cause as TransportCause;
 use multifd_transport::outlet::{Outlet, Written};
+use multifd_transport::supervise::report_end;
 use multifd_wire::{BlockName, Packet, PageSize, RamPacket};
 
 use super::discards::Contents;
@@ -106,7 +106,7 @@ pub(super) fn send(
         let mut first = None;
         for lane in lanes {
             let (round, ended, close_all) = (&round, ended.clone(), &close_all);
-            let run = move || told(&ended, close_all, || lane.run(round));
+            let run = move || report_end(&ended, close_all, || lane.run(round));
             if let Err(source) = thread::Builder::new().spawn_scoped(scope, run) {
                 first = Some(super::on_main(EngineFault::Thread { source }.into()));
                 close_all();

@@ -3,12 +3,12 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use multifd_codec::{Backend, Engine, PathCounts};
+use multifd_codec::{Backend, BackendKind, PathCounts};
 use multifd_transport::inlet::Inlet;
 use multifd_transport::outlet::Outlet;
 use multifd_wire::Method;
 
-use super::{Totals, Work};
+use super::{Traffic, Work};
 
 /// Sums over all channels, counted as packets pass.
 #[derive(Default)]
@@ -64,10 +64,10 @@ impl Counters {
         }
     }
 
-    pub(super) fn totals(&self) -> Totals {
+    pub(super) fn totals(&self) -> Traffic {
         let main = self.main.each_ref();
         let [main_in, main_out] = main.map(|sum| sum.load(Ordering::Relaxed));
-        Totals {
+        Traffic {
             pages: self.pages.load(Ordering::Relaxed),
             zero_pages: self.zero_pages.load(Ordering::Relaxed),
             bytes_in: self
@@ -108,9 +108,9 @@ fn add(sum: &Mutex<Option<Work>>, method: Method, backend: Backend, pages: PathC
         pages: PathCounts::default(),
     });
     work.pages += pages;
-    let falls_short = |backend: &Backend| match (backend.reason(), backend.engine()) {
+    let falls_short = |backend: &Backend| match (backend.reason(), backend.kind()) {
         (None, _) => 0,
-        (Some(_), Engine::QplHardware) => 1,
+        (Some(_), BackendKind::QplHardware) => 1,
         (Some(_), _) => 2,
     };
     if falls_short(&backend) >= falls_short(&work.backend) {

@@ -114,7 +114,7 @@ pub struct MigrationReport {
     /// Multifd channels; 0 for a migration without multifd.
     pub channels: usize,
     /// What went through.
-    pub totals: Totals,
+    pub totals: Traffic,
     /// `true`: the destination has said that it has the guest. `None`: it could not say so, as the
     /// source has no return path.
     pub confirmed: Option<bool>,
@@ -145,7 +145,7 @@ pub struct Work {
 /// What has gone through a relay, over all channels.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Totals {
+pub struct Traffic {
     /// Pages with contents on multifd channels.
     pub pages: u64,
     /// Zero pages on multifd channels.
@@ -198,7 +198,7 @@ impl fmt::Display for Remark {
 #[non_exhaustive]
 pub enum Update {
     /// How far it is: about twice a second.
-    Progress(Totals),
+    Progress(Traffic),
     /// Something that an operator may want to mend.
     Note(MigrationNote),
 }

@@ -10,9 +10,9 @@ use std::thread::{self, Scope};
 use std::time::{Duration, Instant};
 
 use multifd_transport::dial::{DialError, is_ours};
-use multifd_transport::endings::told;
 use multifd_transport::failure::Cause as TransportCause;
 use multifd_transport::incoming::{Arrival, Incoming, IncomingChannel};
+use multifd_transport::supervise::report_end;
 use multifd_transport::{Cancel, Stream, circle};
 use multifd_wire::main_stream::MainReceiver;
 
@@ -464,9 +464,9 @@ impl<'env> Session<'env> {
                 if told.elapsed() >= PROGRESS_INTERVAL {
                     told = Instant::now();
                     observe(Update::Progress(self.counters.totals()));
-                    let facts = watch.facts(self.counters, self.gate, self.outline);
+                    let sample = watch.sample(self.counters, self.gate, self.outline);
                     watch
-                        .look(&facts)
+                        .look(&sample)
                         .into_iter()
                         .for_each(|note| observe(Update::Note(note)));
                 }
@@ -623,7 +623,7 @@ impl<'env> Session<'env> {
             self.close("a defect of this program");
             let _ = ended.send(Event::Ended(role, Ok(())));
         };
-        let thread = move || told(&tell, close, || Event::Ended(role, work()));
+        let thread = move || report_end(&tell, close, || Event::Ended(role, work()));
         thread::Builder::new()
             .spawn_scoped(scope, thread)
             .map_err(|error| {

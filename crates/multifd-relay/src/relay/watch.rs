@@ -72,7 +72,7 @@ impl fmt::Display for MigrationNote {
 
 /// What is looked at, about twice a second.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Facts {
+pub(super) struct Sample {
     now: Instant,
     bytes_in: u64,
     bytes_out: u64,
@@ -108,9 +108,9 @@ impl Watch {
         }
     }
 
-    pub(super) fn facts(&self, counters: &Counters, gate: &Gate, outline: &Outline) -> Facts {
+    pub(super) fn sample(&self, counters: &Counters, gate: &Gate, outline: &Outline) -> Sample {
         let totals = counters.totals();
-        Facts {
+        Sample {
             now: Instant::now(),
             bytes_in: totals.bytes_in,
             bytes_out: totals.bytes_out,
@@ -122,33 +122,33 @@ impl Watch {
     }
 
     /// What there is to say now, each thing once.
-    pub(super) fn look(&mut self, facts: &Facts) -> Vec<MigrationNote> {
+    pub(super) fn look(&mut self, sample: &Sample) -> Vec<MigrationNote> {
         let mut notes = Vec::new();
-        let started = *self.started.get_or_insert(facts.now);
-        let (since, bytes) = *self.moved.get_or_insert((facts.now, facts.bytes_out));
-        if bytes != facts.bytes_out || facts.is_idle {
-            self.moved = Some((facts.now, facts.bytes_out));
-            if self.stalled && bytes != facts.bytes_out {
+        let started = *self.started.get_or_insert(sample.now);
+        let (since, bytes) = *self.moved.get_or_insert((sample.now, sample.bytes_out));
+        if bytes != sample.bytes_out || sample.is_idle {
+            self.moved = Some((sample.now, sample.bytes_out));
+            if self.stalled && bytes != sample.bytes_out {
                 self.stalled = false;
                 notes.push(MigrationNote::GoesOn);
             }
-        } else if facts.now.duration_since(since) >= STALL && !facts.is_postcopy {
-            if !facts.has_begun && !self.not_begun {
+        } else if sample.now.duration_since(since) >= STALL && !sample.is_postcopy {
+            if !sample.has_begun && !self.not_begun {
                 self.not_begun = true;
-                let channels = facts.channels;
+                let channels = sample.channels;
                 notes.push(MigrationNote::NotBegun { channels });
-            } else if facts.has_begun && !self.stalled {
+            } else if sample.has_begun && !self.stalled {
                 self.stalled = true;
                 let seconds = STALL.as_secs();
                 notes.push(MigrationNote::Stalled { seconds });
             }
         }
-        let lasts = facts.now.duration_since(started) >= WITHOUT_CHANNELS;
-        if lasts && facts.channels == 0 && facts.has_begun && !self.no_multifd {
+        let lasts = sample.now.duration_since(started) >= WITHOUT_CHANNELS;
+        if lasts && sample.channels == 0 && sample.has_begun && !self.no_multifd {
             self.no_multifd = true;
             notes.push(MigrationNote::NoMultifd);
         }
-        if self.is_capped(facts) && !self.capped {
+        if self.is_capped(sample) && !self.capped {
             self.capped = true;
             notes.push(MigrationNote::MaxBandwidth);
         }
@@ -156,18 +156,18 @@ impl Watch {
     }
 
     /// Whether the source has kept to the default bandwidth in every second of a while.
-    fn is_capped(&mut self, facts: &Facts) -> bool {
-        let (since, bytes) = *self.window.get_or_insert((facts.now, facts.bytes_in));
-        let seconds = facts.now.duration_since(since).as_secs_f64();
+    fn is_capped(&mut self, sample: &Sample) -> bool {
+        let (since, bytes) = *self.window.get_or_insert((sample.now, sample.bytes_in));
+        let seconds = sample.now.duration_since(since).as_secs_f64();
         if seconds < 1.0 {
             return false;
         }
-        let rate = facts.bytes_in.saturating_sub(bytes) as f64 / seconds;
+        let rate = sample.bytes_in.saturating_sub(bytes) as f64 / seconds;
         if (rate / DEFAULT_BANDWIDTH - 1.0).abs() > BANDWIDTH_TOLERANCE {
-            self.window = Some((facts.now, facts.bytes_in));
+            self.window = Some((sample.now, sample.bytes_in));
             return false;
         }
-        facts.now.duration_since(since) >= BANDWIDTH_TIME
+        sample.now.duration_since(since) >= BANDWIDTH_TIME
     }
 }
 
@@ -175,8 +175,8 @@ impl Watch {
 mod tests {
     use super::*;
 
-    fn facts(start: Instant, seconds: f64, megabytes: (u64, u64)) -> Facts {
-        Facts {
+    fn sample(start: Instant, seconds: f64, megabytes: (u64, u64)) -> Sample {
+        Sample {
             now: start + Duration::from_secs_f64(seconds),
             bytes_in: megabytes.0 << 20,
             bytes_out: megabytes.1 << 20,
@@ -187,16 +187,19 @@ mod tests {
         }
     }
 
-    fn said(facts: &[Facts]) -> Vec<MigrationNote> {
+    fn said(samples: &[Sample]) -> Vec<MigrationNote> {
         let mut watch = Watch::new();
-        facts.iter().flat_map(|facts| watch.look(facts)).collect()
+        samples
+            .iter()
+            .flat_map(|sample| watch.look(sample))
+            .collect()
     }
 
     #[test]
     fn a_destination_that_takes_nothing_is_told_of_once_and_when_it_goes_on() {
         let start = Instant::now();
-        let still = (0..20).map(|half| facts(start, f64::from(half) / 2.0, (9, 9)));
-        let on = facts(start, 10.0, (10, 10));
+        let still = (0..20).map(|half| sample(start, f64::from(half) / 2.0, (9, 9)));
+        let on = sample(start, 10.0, (10, 10));
         let all: Vec<_> = still.chain([on]).collect();
         let seconds = STALL.as_secs();
         assert_eq!(
@@ -205,17 +208,17 @@ mod tests {
         );
         let idle: Vec<_> = all
             .iter()
-            .map(|facts| Facts {
+            .map(|sample| Sample {
                 is_idle: true,
-                ..*facts
+                ..*sample
             })
             .collect();
         assert_eq!(said(&idle), [], "the source has nothing to say");
         let early: Vec<_> = all
             .iter()
-            .map(|facts| Facts {
+            .map(|sample| Sample {
                 has_begun: false,
-                ..*facts
+                ..*sample
             })
             .collect();
         assert_eq!(said(&early)[0], MigrationNote::NotBegun { channels: 2 });
@@ -225,9 +228,9 @@ mod tests {
     fn a_migration_without_multifd_is_told_of() {
         let start = Instant::now();
         let all: Vec<_> = (0..9)
-            .map(|half| Facts {
+            .map(|half| Sample {
                 channels: 0,
-                ..facts(start, f64::from(half) / 2.0, (half as u64, half as u64))
+                ..sample(start, f64::from(half) / 2.0, (half as u64, half as u64))
             })
             .collect();
         assert_eq!(said(&all), [MigrationNote::NoMultifd]);
@@ -239,7 +242,7 @@ mod tests {
         for (rate, is_default) in [(128, true), (100, false), (150, false), (1000, false)] {
             let all: Vec<_> = (0..20)
                 .map(|half| {
-                    facts(
+                    sample(
                         start,
                         f64::from(half) / 2.0,
                         (half as u64 * rate / 2, half as u64),

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use multifd_codec::{Accel, Backend, Encoder, Engine, Huffman, Pages, Settings, Streams};
+use multifd_codec::{Accel, Backend, BackendKind, Encoder, Huffman, Pages, Settings, Streams};
 use multifd_relay::Failure;
 use multifd_relay::failure::{Cause, Channel, Leg};
 use multifd_relay::relay::{MigrationReport, Relay, RelayConfig, Work};
@@ -412,13 +412,13 @@ fn libqpl_computes() {
     for method in [Method::Zlib, Method::Qpl] {
         for settings in all_settings(Accel::QplSoftware) {
             let done = computed(method, settings);
-            assert_eq!(done.backend, Backend::new(Engine::QplSoftware));
+            assert_eq!(done.backend, Backend::new(BackendKind::QplSoftware));
             assert!(done.pages.software > 0, "{done:?}");
         }
         for settings in all_settings(Accel::Qpl) {
             let done = computed(method, settings);
             // On the machine's IAA, if it has one; if not, the reason is told.
-            let by_software = done.backend.engine() == Engine::QplSoftware;
+            let by_software = done.backend.kind() == BackendKind::QplSoftware;
             assert_eq!(done.backend.reason().is_some(), by_software, "{done:?}");
         }
     }

@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 
 use super::link::Path;
 use super::mode::Mode;
-use crate::command::{own, send};
+use crate::command::{send, this_program};
 
 /// The guest to move, and the mode.
 pub struct Run {
@@ -47,7 +47,7 @@ impl Run {
     /// If the attempt cannot even start.
     pub fn migrate(&self, path: &Path) -> Result<Attempt, Box<dyn std::error::Error>> {
         let destination = Destination::start(self, path)?;
-        let mut source = own::command()?;
+        let mut source = this_program::command()?;
         source
             .args(["send", "--json", "--connect", &destination.address])
             .args(["--guest", &self.guest.to_string()])
@@ -116,7 +116,7 @@ struct Destination {
 impl Destination {
     fn start(run: &Run, path: &Path) -> Result<Self, Box<dyn std::error::Error>> {
         let listen = format!("tcp:{}:0", path.host());
-        let mut command = own::command()?;
+        let mut command = this_program::command()?;
         command
             .args(["receive", "--json", "--listen", &listen])
             .args(["--accel", run.mode.accel().as_str()]);

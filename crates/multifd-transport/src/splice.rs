@@ -7,8 +7,8 @@ use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
 
 use crate::Stream;
-use crate::buffer::space;
 use crate::failure::Leg;
+use crate::inlet::space;
 
 /// How much one step moves: a packet of raw pages, and as much as an unprivileged process may give
 /// a pipe (fs.pipe-max-size).

@@ -5,7 +5,7 @@ use std::thread;
 
 /// Does a thread's work, and tells how it ended. A panic tells nothing: it closes everything, so
 /// that none of the other threads goes on waiting, and comes out where the threads are joined.
-pub fn told<T>(tell: &Sender<T>, close_all: impl Fn(), work: impl FnOnce() -> T) {
+pub fn report_end<T>(tell: &Sender<T>, close_all: impl Fn(), work: impl FnOnce() -> T) {
     struct Closing<F: Fn()>(F);
 
     impl<F: Fn()> Drop for Closing<F> {
@@ -37,13 +37,13 @@ mod tests {
         let joined = thread::scope(|scope| {
             let panics = scope.spawn(|| {
                 let work = || std::panic::resume_unwind(Box::new("as it should"));
-                told(&ended, close_all, work)
+                report_end(&ended, close_all, work)
             });
             panics.join()
         });
         assert!(joined.is_err());
         assert_eq!(closed.load(Ordering::Relaxed), 1);
-        told(&ended, close_all, || Ok(()));
+        report_end(&ended, close_all, || Ok(()));
         assert_eq!(endings.try_recv(), Ok(Ok(())));
         assert_eq!(closed.into_inner(), 1);
     }
