@@ -125,7 +125,7 @@ pub fn make_certificates(program: &Path, folder: &str, host: &str) -> Result<()>
     output(Command::new(program).args(init)).map(drop)
 }
 
-/// What two relays have between them.
+/// The connection between two relays.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Between {
     /// A QEMU's own protocol, over a unix socket.

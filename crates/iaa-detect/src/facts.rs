@@ -147,7 +147,7 @@ pub struct Node {
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct PciFunction {
-    /// As `0000:6a:02.0`.
+    /// The address, for example `0000:6a:02.0`.
     pub address: String,
     /// The PCI device id; the vendor is always 8086.
     #[cfg_attr(feature = "serde", serde(serialize_with = "hexadecimal"))]

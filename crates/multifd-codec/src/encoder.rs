@@ -41,7 +41,7 @@ pub struct Encoder<T = ()> {
     machine: Machine,
     backend: Backend,
     counts: PathCounts,
-    /// The callers' tags of the packets in work, the oldest first.
+    /// The caller's tags of the packets in work, the oldest first.
     tags: VecDeque<T>,
     /// Why the packet after those in work cannot be encoded.
     refused: Option<EncodeError>,
@@ -179,8 +179,8 @@ impl<T> Encoder<T> {
         self.is_whole = true;
     }
 
-    /// Makes the payload of the oldest packet, and returns the packet's pages. Blocks until the
-    /// payload is complete. Returns `None` if there is no packet.
+    /// Makes the payload of the oldest packet, and returns the packet's pages. The calling thread
+    /// works until the payload is complete. Returns `None` if there is no packet.
     ///
     /// Clears `payload` and writes the payload to it, at most
     /// [`MAX_PAYLOAD_BYTES`](crate::MAX_PAYLOAD_BYTES). The payload of a packet without pages is
@@ -248,8 +248,8 @@ impl<T> Encoder<T> {
 }
 
 impl Encoder {
-    /// Makes the payload of the channel's next packet from pages anywhere in memory: a push and a
-    /// pop. There must be no packet in work.
+    /// Makes the payload of the channel's next packet from its normal pages, anywhere in memory: a
+    /// push and a pop. There must be no packet in work.
     ///
     /// Clears `out` and writes the payload to it, as in [`Self::pop`].
     ///

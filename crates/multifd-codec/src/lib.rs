@@ -2,7 +2,7 @@
 //!
 //! A multifd channel carries packets, and a packet with normal pages is followed by a payload: the
 //! content of these pages, written by the migration's compression method. This crate encodes and
-//! decodes payloads. It implements
+//! decodes payloads. It covers
 //!
 //! - a packet of pages, private or in the memory of a running guest ([`Pages`], [`GuestPage`]),
 //! - each method's format on the wire, and what a stock QEMU reads of it ([`encoder`],

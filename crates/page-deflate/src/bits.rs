@@ -51,8 +51,8 @@ impl<'a> BitWriter<'a> {
         self.begin()
     }
 
-    /// Appends the part of a stored block after its header: the length of `bytes`, then `bytes`
-    /// (RFC 1951 section 3.2.4). Starts on a byte boundary; takes up to 65,535 bytes.
+    /// Appends the rest of a stored block after its header: zero bits to a byte boundary, the
+    /// length of `bytes`, then `bytes`, up to 65,535 of them (RFC 1951 section 3.2.4).
     pub(super) fn stored(&mut self, bytes: &[u8]) {
         self.align();
         let len = bytes.len() as u16;

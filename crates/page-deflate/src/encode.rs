@@ -187,7 +187,7 @@ impl Deflater {
                 from: index * UNIT,
                 to: index * UNIT + bytes.len(),
             };
-            // More noise can skip the copy into the window, which takes most of its time.
+            // Further noise skips the copy into the window, which would take most of the time.
             if self.noise >= NOISY && bytes.len() == UNIT && is_noise(bytes) {
                 self.units.push(as_it_is);
                 continue;

@@ -148,8 +148,8 @@ fn limit_depth(leaves: &mut [usize; SYMBOLS], limit: usize) {
         .map(|depth| leaves[depth] << (limit - depth))
         .sum();
     while taken > full {
-        // Move down the deepest leaf above the limit; this frees the least space. One exists, as
-        // 2^limit leaves at the limit would fit.
+        // The deepest leaf that can still move down frees the least space. One exists, as 2^limit
+        // leaves at the limit would fit.
         let Some(depth) = (1..limit).rev().find(|&depth| leaves[depth] > 0) else {
             break;
         };
@@ -158,7 +158,7 @@ fn limit_depth(leaves: &mut [usize; SYMBOLS], limit: usize) {
         taken -= 1 << (limit - depth - 1);
     }
     while taken < full {
-        // Move up the highest leaf that fits. A leaf at the limit always fits.
+        // The highest leaf that fits moves up. A leaf at the limit always fits.
         let Some(depth) =
             (2..=limit).find(|&depth| leaves[depth] > 0 && 1 << (limit - depth) <= full - taken)
         else {

@@ -99,8 +99,8 @@ pub struct Library {
     /// and one end of block per call.
     ///
     /// Entries that stay 0 are raised, so that a table made from the result has a code for every
-    /// symbol. The hardware path without a device returns
-    /// [`Status::INIT_WORK_QUEUES_NOT_AVAILABLE`] for every reason.
+    /// symbol. The hardware path without a device always returns
+    /// [`Status::INIT_WORK_QUEUES_NOT_AVAILABLE`].
     #[doc(alias = "qpl_gather_deflate_statistics")]
     pub gather_deflate_statistics:
         unsafe extern "C" fn(*mut u8, u32, *mut Histogram, CompressionLevel, Path) -> Status,

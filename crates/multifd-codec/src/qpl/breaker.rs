@@ -143,7 +143,7 @@ impl Breaker {
         }
     }
 
-    /// Never 0, which means never.
+    /// Never 0, which is reserved for "never".
     fn now(&self) -> u64 {
         self.made.elapsed().as_millis() as u64 + 1
     }

@@ -8,7 +8,7 @@
 //! | 1 | version of this format: 1 |
 //! | 1 | generation of the pages' code. A channel's first code has generation 0, each new one the next number, and 0 again after 255 |
 //! | 2 | length of the code's description; 0 if the code is that of the packet before |
-//! | so many | the code's description |
+//! | that length | the code's description |
 //! | the rest | a table of lengths and then the pages ([`multifd_wire::lengths`]) |
 //!
 //! The description is the header of a dynamic deflate block, the final one of its stream: from the
