@@ -657,10 +657,12 @@ fn worse(first: Option<Failure>, then: Failure) -> Failure {
 
 /// Whether it is the end of a connection, of which another one may tell why.
 fn is_an_end(cause: &Cause) -> bool {
-    matches!(
-        cause,
-        Cause::TakenBack | Cause::Incomplete | Cause::Transport(TransportCause::Io(_))
-    )
+    match cause {
+        Cause::TakenBack | Cause::Incomplete | Cause::Transport(TransportCause::Io(_)) => true,
+        // A relay that has ended the migration knows it no more when its next channel calls.
+        Cause::Dial { source, .. } => source.kind() == io::ErrorKind::ConnectionRefused,
+        _ => false,
+    }
 }
 
 pub(super) fn dial_failure(error: DialError, target: &Caller, channel: Channel) -> Failure {
