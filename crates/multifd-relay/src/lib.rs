@@ -26,6 +26,7 @@ mod coverage;
 pub mod failure;
 pub mod image;
 pub mod inspect;
+mod keeper;
 pub mod leg;
 mod marks;
 mod numbers;

@@ -40,9 +40,10 @@ use multifd_wire::{BlockName, Packet, PageSize, RamPacket};
 
 use crate::failure::{Cause, Failure};
 use crate::image::{Folder, Image, ImageError, Images};
-use crate::taking::{Keeper, SourceSettings, TakeError, TakenChannel, take};
+use crate::keeper::{Keeper, TakeError, TakenChannel};
+use crate::taking::{SourceSettings, take};
 
-pub use crate::taking::Totals;
+pub use crate::keeper::Totals;
 
 /// A migration that was received whole.
 #[derive(Clone, Debug, PartialEq)]

@@ -38,10 +38,11 @@ use multifd_wire::{BlockName, ChannelReceiver, Event, Limits, Packet, RamPacket}
 
 use crate::atomic_file::{FileError, PartialFile};
 use crate::failure::{Cause, Channel, Failure, Leg};
+use crate::keeper::{Keeper, TakeError, TakenChannel};
 use crate::recording::{Role, Writer};
-use crate::taking::{Keeper, SourceSettings, TakeError, TakenChannel, take};
+use crate::taking::{SourceSettings, take};
 
-pub use crate::taking::Totals;
+pub use crate::keeper::Totals;
 
 /// What one read of a channel asks for: a packet of raw pages rarely takes more than a few of
 /// these.
