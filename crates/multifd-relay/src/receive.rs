@@ -40,8 +40,8 @@ use multifd_wire::{BlockName, Packet, PageSize, RamPacket};
 
 use crate::failure::{Cause, Failure};
 use crate::image::{Folder, Image, ImageError, Images};
+use crate::ingest::{SourceSettings, take};
 use crate::keeper::{Keeper, TakeError, TakenChannel};
-use crate::taking::{SourceSettings, take};
 
 pub use crate::keeper::Totals;
 

@@ -38,9 +38,9 @@ use multifd_wire::{BlockName, ChannelReceiver, Event, Limits, Packet, RamPacket}
 
 use crate::atomic_file::{FileError, PartialFile};
 use crate::failure::{Cause, Channel, Failure, Leg};
+use crate::ingest::{SourceSettings, take};
 use crate::keeper::{Keeper, TakeError, TakenChannel};
 use crate::recording::{Role, Writer};
-use crate::taking::{SourceSettings, take};
 
 pub use crate::keeper::Totals;
 
