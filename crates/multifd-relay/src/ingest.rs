@@ -541,8 +541,8 @@ impl<K: Keeper> MainChannel<'_, K> {
         self.answers.was_asked() && self.stream.peer_has_closed()
     }
 
-    /// A failure of `channel`, or of the one that `broken` names, unless it broke off because the source has given up the whole
-    /// migration.
+    /// A failure of `channel`, or of the one that `broken` names, unless it broke off because the
+    /// source has given up the whole migration.
     fn failure(&self, channel: Channel, broken: TakeError) -> Failure {
         let TakeError {
             channel: other,

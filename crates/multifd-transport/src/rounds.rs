@@ -228,8 +228,8 @@ impl Rounds {
         })
     }
 
-    /// A channel that has not come to the end of the last marked round, or is inside another one, if
-    /// there is one. It may be on its way there.
+    /// A channel that has not come to the end of the last marked round, or is inside another one,
+    /// if there is one. It may be on its way there.
     pub fn behind(&self) -> Option<(usize, RoundFault)> {
         let state = self.lock();
         let wanted = state.marks;
@@ -310,8 +310,8 @@ impl Rounds {
                 return Ok(());
             }
             if state.marks >= syncs && all_here() {
-                // A channel that comes from now on finds the round over, whether or not main's thread
-                // has seen it.
+                // A channel that comes from now on finds the round over, whether or not main's
+                // thread has seen it.
                 state.ended = state.ended.max(syncs);
                 return Ok(());
             }

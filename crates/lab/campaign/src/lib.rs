@@ -7,6 +7,7 @@ pub mod codec;
 pub mod destination;
 pub mod ends;
 pub mod engines;
+pub mod kind;
 pub mod link;
 pub mod net;
 pub mod plan;

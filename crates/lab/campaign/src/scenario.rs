@@ -1,11 +1,11 @@
 //! What a seed makes of a run.
 
-use std::fmt;
 use std::time::Duration;
 
 use multifd_wire::{Hello, Method};
 
 use crate::destination::DestinationBehaviour;
+pub use crate::kind::{Between, Kind};
 use crate::link::{Echo, Happening, LinkBehaviour, LinkFault};
 use crate::plan::{Mode, PAGE, Plan, Shape, Who};
 use crate::process::Bounds;
@@ -13,85 +13,6 @@ use crate::random::Random;
 use crate::source::SourceBehaviour;
 use crate::stranger::{Says, Stranger};
 use crate::verdict::Excuse;
-
-/// What stands between the ends, or instead of one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Kind {
-    /// One relay.
-    Relay,
-    /// Two relays.
-    Relays,
-    /// `multifd receive` is the destination.
-    Receive,
-    /// `multifd record`, and a replay of what it kept.
-    Record,
-    /// `multifd-bench send` to `multifd receive`.
-    Engines,
-    /// Real QEMUs at both ends of one or two relays.
-    Qemu,
-    /// Two relays with a trunk in clear between them.
-    Trunks,
-    /// Two relays with an encrypted trunk between them.
-    Tls,
-}
-
-/// What two relays speak between them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Between {
-    /// QEMU's own protocol.
-    Qemu,
-    /// A trunk in clear.
-    Clear,
-    /// A trunk over TLS.
-    Encrypted,
-}
-
-impl Between {
-    /// An address of QEMU's kind as one of this kind.
-    #[must_use]
-    pub fn leg(self, address: &str) -> String {
-        match self {
-            Self::Qemu => address.to_owned(),
-            Self::Clear => format!("trunk+{address}"),
-            Self::Encrypted => address.replacen("tcp:", "trunk:", 1),
-        }
-    }
-}
-
-impl Kind {
-    /// All kinds.
-    pub const ALL: [Self; 8] = [
-        Self::Relay,
-        Self::Relays,
-        Self::Receive,
-        Self::Record,
-        Self::Engines,
-        Self::Qemu,
-        Self::Trunks,
-        Self::Tls,
-    ];
-
-    /// Its name on the command line.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Relay => "relay",
-            Self::Relays => "relays",
-            Self::Receive => "receive",
-            Self::Record => "record",
-            Self::Engines => "engines",
-            Self::Qemu => "qemu",
-            Self::Trunks => "trunks",
-            Self::Tls => "tls",
-        }
-    }
-}
-
-impl fmt::Display for Kind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
 
 /// Who is killed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -460,8 +381,8 @@ impl Scenario {
                 for _ in 0..random.between(1, 5) {
                     let far = self.two && random.percent(if is_trunk { 70 } else { 30 });
                     let stranger = match is_trunk && far {
-                        true => stranger_at_a_trunk(random),
-                        false => stranger(random),
+                        true => Stranger::at_a_trunk(random),
+                        false => Stranger::any(random),
                     };
                     // Main does not say which VM's it is, so a channel of another VM may belong to
                     // it: never guess.
@@ -793,42 +714,6 @@ impl Place {
             back,
             what,
         }
-    }
-}
-
-fn stranger_at_a_trunk(random: &mut Random) -> Stranger {
-    let says = match random.below(7) {
-        0 => Says::HalfPreface(random.between(1, 57) as usize),
-        1 => Says::LongPreface,
-        2 => Says::WrongPreface,
-        3 => Says::OtherPreface,
-        4 => Says::MainPreface,
-        _ => return stranger(random),
-    };
-    Stranger {
-        says,
-        ..stranger(random)
-    }
-}
-
-fn stranger(random: &mut Random) -> Stranger {
-    let says = match random.below(9) {
-        0 => Says::Nothing,
-        1 => Says::Qevm,
-        2 => Says::HalfHello(random.between(1, 63) as usize),
-        3 => Says::OtherHello,
-        4 => Says::Tls,
-        5 => Says::Http,
-        6 => Says::Garbage,
-        7 => Says::Drops,
-        _ => Says::Goodbye,
-    };
-    Stranger {
-        says,
-        delay: Duration::from_millis(random.pick(&[0, 0, 1, 2, 5, 20])),
-        stays: random
-            .percent(30)
-            .then(|| Duration::from_millis(random.below(60))),
     }
 }
 

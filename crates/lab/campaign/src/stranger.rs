@@ -7,6 +7,7 @@ use std::time::Duration;
 use crate::net::{Address, Socket, Stop};
 use crate::plan::hello;
 use crate::preface::preface;
+use crate::random::Random;
 
 /// What a stranger says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -120,6 +121,48 @@ impl Stranger {
         match self.stays {
             Some(time) => stop.sleep(time),
             None => stop.sleep(Duration::from_secs(3600)),
+        }
+    }
+}
+
+impl Stranger {
+    /// One that calls a trunk.
+    #[must_use]
+    pub fn at_a_trunk(random: &mut Random) -> Stranger {
+        let says = match random.below(7) {
+            0 => Says::HalfPreface(random.between(1, 57) as usize),
+            1 => Says::LongPreface,
+            2 => Says::WrongPreface,
+            3 => Says::OtherPreface,
+            4 => Says::MainPreface,
+            _ => return Self::any(random),
+        };
+        Stranger {
+            says,
+            ..Self::any(random)
+        }
+    }
+
+    /// One of any kind that a QEMU leg sees.
+    #[must_use]
+    pub fn any(random: &mut Random) -> Stranger {
+        let says = match random.below(9) {
+            0 => Says::Nothing,
+            1 => Says::Qevm,
+            2 => Says::HalfHello(random.between(1, 63) as usize),
+            3 => Says::OtherHello,
+            4 => Says::Tls,
+            5 => Says::Http,
+            6 => Says::Garbage,
+            7 => Says::Drops,
+            _ => Says::Goodbye,
+        };
+        Stranger {
+            says,
+            delay: Duration::from_millis(random.pick(&[0, 0, 1, 2, 5, 20])),
+            stays: random
+                .percent(30)
+                .then(|| Duration::from_millis(random.below(60))),
         }
     }
 }
