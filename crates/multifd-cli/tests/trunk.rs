@@ -10,12 +10,13 @@ use std::time::{Duration, Instant};
 
 use multifd_relay::leg::{LegAddress, Protocol};
 use multifd_relay::trunk::{
-    Answer, AnswerReceiver, Connection, Name, Offers, Preface, RefusalCode, Versions,
+    Answer, AnswerReceiver, Compression, Connection, Digest, Frame, FrameReader, FrameWriter, Name,
+    Offers, Preface, RefusalCode, Versions,
 };
-use multifd_transport::Address;
+use multifd_transport::{Address, Stream};
 use serde_json::Value;
 use support::made::{Shape, long, short};
-use support::peers::{Destination, Role, SHUT_FAILED, SHUT_WELL, Source, dial, write};
+use support::peers::{Destination, Role, SHUT_FAILED, SHUT_WELL, Source, a_while, dial, write};
 use support::{Ended, Migration, Multifd};
 
 /// A relay, with a trunk on one side.
@@ -303,12 +304,22 @@ fn a_channel_of_no_migration_is_refused() {
     let destination = destination.address.to_string();
     let mut far = relay("trunk+tcp:127.0.0.1:0", &destination, &[]);
     let stranger = dial(&trunk_of(&mut far));
+    write(&stranger, &preface([7; 16], Connection::Preempt));
+    let answer = answer(&stranger);
+    let Answer::Refused(refusal) = answer else {
+        panic!("{answer:?}");
+    };
+    assert_eq!(refusal.code, RefusalCode::UNKNOWN_MIGRATION);
+}
+
+/// What a relay says first, that asks for one of a migration's connections.
+fn preface(migration: [u8; 16], connection: Connection) -> Vec<u8> {
     let preface = Preface {
         versions: Versions::OURS,
-        migration: [7; 16],
+        migration,
         process: [8; 16],
         name: Name::new("vm").expect("a name"),
-        connection: Connection::Preempt,
+        connection,
         offers: Offers {
             methods: vec![0],
             digests: vec![1],
@@ -316,15 +327,85 @@ fn a_channel_of_no_migration_is_refused() {
         },
         extensions: Vec::new(),
     };
-    write(&stranger, &preface.encode().expect("a preface"));
-    let mut answer = Vec::new();
-    (&stranger).read_to_end(&mut answer).expect("an answer");
+    preface.encode().expect("a preface")
+}
+
+fn main(is_recovery: bool) -> Connection {
+    Connection::Main {
+        has_channels: false,
+        may_be_postcopy: false,
+        is_recovery,
+    }
+}
+
+fn answer(mut stream: &Stream) -> Answer {
     let mut receiver = AnswerReceiver::default();
-    let answer = receiver.push(&mut answer.as_slice()).expect("an answer");
-    let Some(Answer::Refused(refusal)) = answer else {
-        panic!("{answer:?}");
-    };
-    assert_eq!(refusal.code, RefusalCode::UNKNOWN_MIGRATION);
+    loop {
+        let mut bytes = vec![0; receiver.wanted()];
+        stream.read_exact(&mut bytes).expect("an answer");
+        let answer = receiver.push(&mut bytes.as_slice()).expect("an answer");
+        if let Some(answer) = answer {
+            return answer;
+        }
+    }
+}
+
+/// A relay that says nothing behind its preface reaches no destination, and keeps nobody from it:
+/// also not as many of them as there may be migrations.
+#[test]
+fn a_main_channel_without_its_set_up_reaches_nobody() {
+    let migration = &both(short)[1];
+    let folder = tempfile::tempdir().expect("a folder");
+    let destination = Destination::new(folder.path(), 2);
+    let connect = destination.address.to_string();
+    let mut far = relay("trunk+tcp:127.0.0.1:0", &connect, &[]);
+    let port = trunk_of(&mut far);
+    let silent: Vec<_> = (0..260_u16)
+        .map(|number| {
+            let stranger = dial(&port);
+            let [high, low] = number.to_be_bytes();
+            let mut id = [9; 16];
+            (id[0], id[1]) = (high, low);
+            write(&stranger, &preface(id, main(number % 2 == 1)));
+            let answer = answer(&stranger);
+            assert!(matches!(answer, Answer::Accepted(_)), "{answer:?}");
+            stranger
+        })
+        .collect();
+    a_while();
+    assert!(destination.seen().connections.is_empty());
+    let connect = format!("trunk+{port}");
+    let mut near = relay("tcp:127.0.0.1:0", &connect, &["--once"]);
+    let source = Source::begin(&near.address(), migration);
+    destination.take(migration);
+    source.hears(&SHUT_WELL);
+    source.finish();
+    drop(destination.wait("the end of main", |seen| seen.main().end.is_some()));
+    destination.close_all();
+    near.end().well();
+    drop(silent);
+}
+
+/// What is no main channel is none behind a preface either.
+#[test]
+fn a_main_channel_of_another_protocol_reaches_nobody() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let destination = Destination::new(folder.path(), 2);
+    let connect = destination.address.to_string();
+    let mut far = relay("trunk+tcp:127.0.0.1:0", &connect, &[]);
+    let stranger = dial(&trunk_of(&mut far));
+    write(&stranger, &preface([7; 16], main(false)));
+    answer(&stranger);
+    let mut frames = FrameWriter::new(Digest::Xxh3, Compression::None).expect("frames");
+    let words = b"GET / HTTP/1.1\r\n\r\n";
+    let header = frames.data(&[words]).expect("a frame");
+    write(&stranger, &[&header[..], words].concat());
+    let mut said = Vec::new();
+    (&stranger).read_to_end(&mut said).expect("its end");
+    let mut frames = FrameReader::new(Digest::Xxh3, Compression::None).expect("frames");
+    let said = frames.push(&mut said.as_slice()).expect("a frame");
+    assert!(matches!(said, Some(Frame::Failure(_))), "{said:?}");
+    assert!(destination.seen().connections.is_empty());
 }
 
 /// The far relay dies: nobody calls that a success, and what cannot be known is said to be unknown.

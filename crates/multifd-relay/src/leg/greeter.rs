@@ -39,6 +39,10 @@ const MOST_CALLERS: usize = 1024;
 /// or two.
 const GREETED_A_SECOND: usize = 300;
 
+/// Connections that one migration has beside its main channel: a channel for each id, and one for
+/// postcopy. More would wait in its inbox until its set-up is read.
+const MOST_CONNECTIONS: usize = 257;
+
 /// How long the poll waits at most: time limits are looked at then.
 const TICK: Duration = Duration::from_millis(250);
 
@@ -76,6 +80,8 @@ struct State {
 struct Migration {
     ticket: u64,
     inbox: Inbox,
+    /// How many connections have joined it.
+    connections: usize,
 }
 
 /// A connection that has not said what it is.
@@ -215,13 +221,17 @@ impl Shared {
         // A channel joins what its main channel has begun.
         let inbox = {
             let mut state = self.lock();
-            match (preface.connection, state.migrations.get(&preface.migration)) {
+            let refuses_new = state.refuses_new;
+            match (
+                preface.connection,
+                state.migrations.get_mut(&preface.migration),
+            ) {
                 (Connection::Main { .. }, Some(_)) => {
                     drop(state);
                     let words = "a migration of this number is under way here: does the way lead back to this relay?";
                     return refuse(&stream, Refusal::new(RefusalCode::ITSELF, words));
                 }
-                (Connection::Main { .. }, None) if state.refuses_new => {
+                (Connection::Main { .. }, None) if refuses_new => {
                     drop(state);
                     let refusal = Refusal::new(RefusalCode::ENDS, "");
                     return refuse(&stream, refusal);
@@ -232,11 +242,20 @@ impl Shared {
                     let migration = Migration {
                         ticket,
                         inbox: inbox.clone(),
+                        connections: 0,
                     };
                     state.migrations.insert(preface.migration, migration);
                     inbox
                 }
-                (_, Some(migration)) => migration.inbox.clone(),
+                (_, Some(migration)) if migration.connections >= MOST_CONNECTIONS => {
+                    drop(state);
+                    let words = format!("a migration has at most {MOST_CONNECTIONS} of these");
+                    return refuse(&stream, Refusal::new(RefusalCode::BUSY, &words));
+                }
+                (_, Some(migration)) => {
+                    migration.connections = migration.connections.saturating_add(1);
+                    migration.inbox.clone()
+                }
                 (_, None) => {
                     drop(state);
                     return refuse(&stream, Refusal::new(RefusalCode::UNKNOWN_MIGRATION, ""));
@@ -268,7 +287,7 @@ impl Shared {
                 incoming.is_recovery = is_recovery;
                 let name = preface.name.as_str().to_owned();
                 incoming.origin = Some(Origin::new(name, preface.migration));
-                self.door.begin(incoming);
+                self.door.set_up(incoming);
             }
             Connection::Channel(hello) => {
                 inbox.put(Arrival::Channel(IncomingChannel { hello, stream }));

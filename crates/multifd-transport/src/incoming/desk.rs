@@ -109,7 +109,10 @@ struct Unspoken {
 /// A main channel whose set-up part is being read.
 struct SetUp {
     id: Id,
-    stream: Stream,
+    stream: Arc<Stream>,
+    /// The migration, where it came by a door: who brought it also brings its channels, and nothing
+    /// is to be matched.
+    brought: Option<Incoming>,
     receiver: MainReceiver,
     start: Vec<u8>,
     stated: Stated,
@@ -174,13 +177,20 @@ impl Desk {
                 }
                 Order::RefuseNew => {
                     self.refuses_new = true;
-                    for setup in std::mem::take(&mut self.setups) {
-                        self.matching.end(setup.id);
-                        self.pass_over(&setup.stream, Reason::OtherKind(SetupFault::Ending));
+                    while let Some(last) = self.setups.len().checked_sub(1) {
+                        self.give_up_setup(last, Reason::OtherKind(SetupFault::Ending));
                     }
                     self.shared.pass_over_ready(SetupFault::Ending);
                 }
                 Order::Hear(stream) => self.listen_to(stream, Instant::now()),
+                Order::SetUp(incoming) => {
+                    let (id, stream) = (self.id(), Arc::clone(&incoming.main));
+                    self.set_up(id, stream, Some(*incoming), Instant::now());
+                    if self.refuses_new {
+                        let last = self.setups.len().saturating_sub(1);
+                        self.give_up_setup(last, Reason::OtherKind(SetupFault::Ending));
+                    }
+                }
                 Order::Expect { uuid, inbox, reply } => {
                     let id = self.id();
                     self.matching.engine_ready(id, uuid, Instant::now());
@@ -284,16 +294,9 @@ impl Desk {
                 Reason::OtherKind(SetupFault::Ending)
             }
             Ok(Kind::Main) => {
-                let all = self.setups.iter().enumerate();
-                if self.setups.len() >= self.bounds.setups
-                    && let Some((index, _)) = all.min_by_key(|(_, setup)| setup.last)
-                {
-                    self.give_up_setup(index, Reason::Crowded);
-                }
                 let id = self.id();
                 self.matching.main_came(id, peer);
-                self.setups.push(SetUp::new(id, stream, self.limits, now));
-                return;
+                return self.set_up(id, Arc::new(stream), None, now);
             }
             Ok(Kind::Engine) => return self.shared.put(Ready::Engine(stream)),
             Ok(Kind::Recovery) => {
@@ -307,7 +310,7 @@ impl Desk {
                 self.matching.main_ready(id, stated, now);
                 // Its channels were of the migration that broke.
                 self.matching.settle(id);
-                return self.ready(id, stream, Vec::new(), stated, true);
+                return self.ready(id, Arc::new(stream), Vec::new(), stated, true);
             }
             Ok(Kind::Channel(bytes)) => match take_hello(&stream, &bytes) {
                 Ok(hello) => {
@@ -337,6 +340,18 @@ impl Desk {
         self.pass_over(&stream, reason);
     }
 
+    /// Begins to read the set-up of a main channel.
+    fn set_up(&mut self, id: Id, stream: Arc<Stream>, brought: Option<Incoming>, now: Instant) {
+        let all = self.setups.iter().enumerate();
+        if self.setups.len() >= self.bounds.setups
+            && let Some((index, _)) = all.min_by_key(|(_, setup)| setup.last)
+        {
+            self.give_up_setup(index, Reason::Crowded);
+        }
+        let setup = SetUp::new(id, stream, brought, self.limits, now);
+        self.setups.push(setup);
+    }
+
     /// Reads what main channels say in their set-up; whether that of one is over.
     fn read_setups(&mut self) -> bool {
         let now = Instant::now();
@@ -346,14 +361,26 @@ impl Desk {
             match setup.read(now, &self.bounds) {
                 Ok(false) => {
                     let stalls = now.duration_since(setup.last) >= SETUP_STALL;
-                    self.matching.main_stalls(setup.id, stalls);
+                    if setup.brought.is_none() {
+                        self.matching.main_stalls(setup.id, stalls);
+                    }
                     index += 1;
                 }
                 Ok(true) => {
                     is_over = true;
                     let setup = self.setups.remove(index);
-                    self.matching.main_ready(setup.id, setup.stated, now);
-                    self.ready(setup.id, setup.stream, setup.start, setup.stated, false);
+                    match setup.brought {
+                        Some(mut incoming) => {
+                            incoming.main_start = setup.start;
+                            incoming.has_channels |= setup.stated.has_channels;
+                            incoming.may_be_postcopy |= setup.stated.postcopy;
+                            self.shared.put(Ready::Qemu(incoming));
+                        }
+                        None => {
+                            self.matching.main_ready(setup.id, setup.stated, now);
+                            self.ready(setup.id, setup.stream, setup.start, setup.stated, false);
+                        }
+                    }
                 }
                 Err(fault) => self.give_up_setup(index, Reason::SetUp(fault)),
             }
@@ -377,7 +404,11 @@ impl Desk {
 
     fn give_up_setup(&mut self, index: usize, reason: Reason) {
         let setup = self.setups.remove(index);
-        self.matching.end(setup.id);
+        match &setup.brought {
+            // Its buffers are empty still, so that it takes the words at once.
+            Some(_) => setup.stream.explain(&reason.to_string()),
+            None => self.matching.end(setup.id),
+        }
         self.pass_over(&setup.stream, reason);
     }
 
@@ -395,7 +426,7 @@ impl Desk {
     fn ready(
         &mut self,
         id: Id,
-        main: Stream,
+        main: Arc<Stream>,
         main_start: Vec<u8>,
         stated: Stated,
         is_recovery: bool,
@@ -404,7 +435,6 @@ impl Desk {
         self.inboxes.insert(id, inbox.clone());
         let ticket = Ticket::new(id, Arc::clone(&self.shared) as Arc<dyn Holder>);
         let peer = describe(&main);
-        let main = Arc::new(main);
         self.mains.insert(id, Arc::downgrade(&main));
         self.begun.push(Ready::Qemu(Incoming {
             main,
@@ -530,10 +560,17 @@ impl Desk {
 }
 
 impl SetUp {
-    fn new(id: Id, stream: Stream, limits: Limits, now: Instant) -> Self {
+    fn new(
+        id: Id,
+        stream: Arc<Stream>,
+        brought: Option<Incoming>,
+        limits: Limits,
+        now: Instant,
+    ) -> Self {
         Self {
             id,
             stream,
+            brought,
             receiver: MainReceiver::new(limits),
             start: Vec::new(),
             stated: Stated::default(),
@@ -572,6 +609,10 @@ impl SetUp {
     }
 
     fn follow(&mut self, bytes: &mut &[u8]) -> Result<bool, SetUpFault> {
+        // A stream that goes on after a break has no set-up. Its first bytes tell it from silence.
+        if self.brought.as_ref().is_some_and(|it| it.is_recovery) {
+            return Ok(true);
+        }
         loop {
             match self.receiver.push(bytes) {
                 Ok(None) => return Ok(false),
@@ -587,7 +628,9 @@ impl SetUp {
                 Ok(Some(MainEvent::RamEndOfSection | MainEvent::Eof)) => return Ok(true),
                 Ok(Some(_)) => {}
                 // No main stream at all, or one that is a file.
-                Err(fault @ (Fault::Version { .. } | Fault::MappedRam)) if !self.has_blocks => {
+                Err(fault @ (Fault::Magic { .. } | Fault::Version { .. } | Fault::MappedRam))
+                    if !self.has_blocks =>
+                {
                     return Err(SetUpFault::Wire(fault));
                 }
                 // A stream that cannot be followed is passed on all the same.

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use super::{Incoming, Note, Order, Ready, Shared, lock};
+use super::{Incoming, Note, Order, Shared, lock};
 use crate::Stream;
 
 /// Takes the connections that begin in a certain way.
@@ -52,9 +52,12 @@ impl Door {
         self.shared.order(Order::Hear(stream));
     }
 
-    /// A migration that has begun.
-    pub fn begin(&self, incoming: Incoming) {
-        self.shared.put(Ready::Qemu(incoming));
+    /// A main channel of which nothing has been read. Its set-up is read within the bounds of all
+    /// others, and the migration is accepted after that: so a stranger who says nothing reaches no
+    /// destination. One that goes on after a break is accepted with its first bytes. Its further
+    /// connections may be put into its inbox meanwhile.
+    pub fn set_up(&self, incoming: Incoming) {
+        self.shared.order(Order::SetUp(Box::new(incoming)));
     }
 
     /// Tells of a connection, as the acceptor tells of those that it passes over.

@@ -183,6 +183,7 @@ enum Order {
     End(Id),
     RefuseNew,
     Hear(Stream),
+    SetUp(Box<Incoming>),
     Expect {
         uuid: [u8; 16],
         inbox: Inbox,
@@ -373,7 +374,13 @@ impl Drop for Acceptor {
             let _ = desk.join();
         }
         // Each of these holds what holds it here: they would never be closed.
-        let others = std::mem::take(&mut lock(&self.shared.front).ready);
+        let others = {
+            let mut front = lock(&self.shared.front);
+            (
+                std::mem::take(&mut front.ready),
+                std::mem::take(&mut front.orders),
+            )
+        };
         drop(others);
     }
 }

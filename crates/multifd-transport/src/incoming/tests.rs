@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
+use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 
 use multifd_wire::Hello;
@@ -454,4 +455,79 @@ fn an_engine_waits_for_no_dead_desk() {
     wait_for_close(&dial(acceptor.address(), b"HELO"));
     let (inbox, ticket) = acceptor.expect_channels([1; 16]);
     assert!(ticket.is_none() && inbox.next_within(Duration::ZERO).is_none());
+}
+
+/// Counts the migrations that have ended.
+#[derive(Default)]
+struct Counting(std::sync::atomic::AtomicUsize);
+
+impl Holder for Counting {
+    fn settle(&self, _: u64) {}
+
+    fn end(&self, _: u64) {
+        self.0.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+    }
+}
+
+#[test]
+fn a_main_channel_that_was_brought_says_its_set_up_first() {
+    let bounds = Bounds {
+        setup_silence: Duration::from_millis(300),
+        setups: 3,
+        ..Bounds::default()
+    };
+    let (_folder, [_, mut acceptor]) = acceptors(bounds);
+    let (door, told) = (acceptor.door(), notes(&acceptor));
+    let holder = Arc::new(Counting::default());
+    let inbox = Inbox::default();
+    let bring = |is_recovery: bool| {
+        let (near, far) = std::os::unix::net::UnixStream::pair().unwrap();
+        let (near, far) = (Stream::from(near), Stream::from(far));
+        let ticket = Ticket::new(1, Arc::clone(&holder) as Arc<dyn Holder>);
+        let peer = "a relay".to_owned();
+        let mut incoming = Incoming::new(Arc::new(far), inbox.clone(), peer, ticket);
+        incoming.is_recovery = is_recovery;
+        door.set_up(incoming);
+        near
+    };
+    let ended = || holder.0.load(std::sync::atomic::Ordering::SeqCst);
+    // Silent ones and what is no main channel are given up.
+    let silent = [bring(false), bring(true)];
+    let other = bring(false);
+    (&other).write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+    wait_for_close(&other);
+    let said = told.recv_timeout(PATIENCE).unwrap();
+    assert!(said.contains("magic"), "{said}");
+    silent.iter().for_each(wait_for_close);
+    let said = told.recv_timeout(PATIENCE).unwrap();
+    assert!(said.contains("nothing came for"), "{said}");
+    while ended() < 3 {
+        thread::sleep(Duration::from_millis(1));
+    }
+    // A crowd gives way.
+    let crowd = [bring(false), bring(false), bring(false)];
+    let good = bring(false);
+    wait_for_close(&crowd[0]);
+    // The stream says more than its bringer did, and channels wait for it.
+    let (_far, near) = std::os::unix::net::UnixStream::pair().unwrap();
+    let (hello, stream) = (Hello::new([1; 16], 5), Stream::from(near));
+    inbox.put(Arrival::Channel(IncomingChannel { hello, stream }));
+    (&good).write_all(&main_of_postcopy()).unwrap();
+    let incoming = accept(&mut acceptor);
+    assert_eq!(incoming.main_start, main_of_postcopy());
+    assert!(incoming.has_channels && incoming.may_be_postcopy);
+    assert_eq!(next_channel(&incoming), (1, 5));
+    // What goes on after a break begins with its first bytes.
+    let again = bring(true);
+    (&again).write_all(PING).unwrap();
+    let incoming = accept(&mut acceptor);
+    assert!(incoming.is_recovery);
+    assert_eq!(incoming.main_start, PING);
+    // And none begins when none is to.
+    acceptor.refuse_new();
+    wait_for_close(&bring(false));
+    // One that waits keeps nothing alive.
+    let waiting = bring(false);
+    drop((acceptor, door));
+    wait_for_close(&waiting);
 }
