@@ -15,7 +15,7 @@ use crate::relay::Route;
 
 /// Live migration over multifd for unmodified QEMUs.
 ///
-/// ADDR is unix:PATH or tcp:HOST:PORT.
+/// ADDR is unix:PATH or tcp:HOST:PORT; `multifd relay -h` says what LEG is.
 #[derive(Debug, Parser)]
 #[command(name = "multifd", version, max_term_width = 100)]
 pub struct Cli {
@@ -41,12 +41,13 @@ pub enum Command {
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Serves any number of migrations at once. It reads any method, writes --compression and passes on the rest unchanged.
-LEG is unix:PATH, tcp:HOST:PORT or tls:HOST:PORT for a QEMU, trunk:HOST:PORT for another relay over TLS.
+LEG is unix:PATH, tcp:HOST:PORT or tls:HOST:PORT for a QEMU, and for another relay trunk:HOST:PORT over TLS,
+or trunk+tcp:HOST:PORT and trunk+unix:PATH unencrypted.
 -h shows the usual options, --help shows all.
 
 Example, one relay on each host:
   multifd relay --listen trunk:0.0.0.0:4444 --connect unix:/run/{name}.sock --tls-dir /etc/multifd
-  multifd relay --listen unix:/run/src.sock --connect trunk:dst:4444 --name vm1 --compression zstd --tls-dir DIR")]
+  multifd relay --listen unix:/run/src.sock --connect trunk:dst:4444 --name vm1 --compression zstd --tls-dir /etc/multifd")]
 pub struct RelayArgs {
     /// Where the source QEMU, or another relay, connects to.
     #[arg(long, value_name = "LEG", value_parser = leg(), requires = "connect")]
@@ -55,17 +56,16 @@ pub struct RelayArgs {
     /// Where the destination QEMU, or another relay, listens; {name} stands for --name.
     #[arg(long, value_name = "LEG", value_parser = leg(), requires = "listen")]
     pub connect: Option<LegAddress>,
-    /// The migration's name on a trunk: letters, digits, `.`, `_` and `-`.
+    /// The guest's name on a trunk (`vm` if not given): letters, digits, `.`, `_` and `-`.
     #[arg(long, value_name = "NAME", value_parser = name)]
     pub name: Option<Name>,
     /// Folder with certificates and keys for TLS: see `multifd tls init`.
     #[arg(long, value_name = "DIR")]
     pub tls_dir: Option<PathBuf>,
-    /// The name in the destination's certificate, where it is not the host called.
+    /// Name to expect in the server's certificate, if it is not the host in --connect.
     #[arg(long, value_name = "HOST", hide_short_help = true)]
     pub tls_hostname: Option<String>,
-    /// Allow only clients of this name in their certificate, and these migrations; repeatable, with
-    /// `*`.
+    /// Serve only the client CLIENT, and only its guests NAME. Both may contain `*`. Repeatable.
     #[arg(long, value_name = "CLIENT[=NAME]", hide_short_help = true)]
     pub allow: Vec<String>,
     /// Allow a trunk in clear to other hosts: everybody in between can read the guest's memory.

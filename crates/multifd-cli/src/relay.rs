@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use multifd_codec::Accel;
 use multifd_relay::Failure;
 use multifd_relay::failure::Cause;
-use multifd_relay::leg::{Encryption, EncryptionOptions, Rule};
+use multifd_relay::leg::{Encryption, EncryptionOptions, Protocol, Rule};
 use multifd_relay::relay::{MigrationReport, Relay, RelayConfig, Traffic, Update, pass_on};
 use multifd_transport::Cancel;
 use multifd_transport::failure::Cause as TransportCause;
@@ -57,6 +57,8 @@ struct Migration {
     number: u64,
     route: Arc<Route>,
     peer: String,
+    /// Of the guest, where a trunk tells it.
+    name: Option<String>,
     begun: Instant,
     totals: Traffic,
 }
@@ -76,7 +78,7 @@ pub fn run(args: &RelayArgs) -> Outcome {
             announce(&config)?;
         }
         config.name = args.name.clone();
-        check_legs(&route, args.insecure)?;
+        check_legs(&route, args)?;
         config.encryption = encryption(&route, args)?;
         if route.listen.tls || route.connect.tls {
             encryptions.push(config.encryption.clone());
@@ -135,15 +137,30 @@ pub fn run(args: &RelayArgs) -> Outcome {
 }
 
 /// Refuses what this build cannot do, and what would show a guest's memory to a network.
-fn check_legs(route: &Route, insecure: bool) -> Outcome {
+fn check_legs(route: &Route, args: &RelayArgs) -> Outcome {
     for leg in [&route.listen, &route.connect] {
-        if leg.is_exposed() && !insecure {
+        if leg.is_exposed() && !args.insecure {
             return Err(format!(
                 "{leg} would carry the guest's memory over a network in clear: \
                  use trunk: with --tls-dir, or --insecure where the network is trusted"
             )
             .into());
         }
+    }
+    if !args.allow.is_empty() && !route.listen.tls {
+        return Err(format!(
+            "--allow has no use on {}: only clients of an encrypted leg have a certificate",
+            route.listen
+        )
+        .into());
+    }
+    let says_name = route.connect.protocol == Protocol::Trunk || route.connect.needs_name();
+    if args.name.is_some() && !says_name {
+        return Err(format!(
+            "--name has no use towards {}: only a trunk, or an address with {{name}}, takes a name",
+            route.connect
+        )
+        .into());
     }
     if route.listen.needs_name() {
         return Err(format!("{}: a listening address has no {{name}}", route.listen).into());
@@ -167,14 +184,16 @@ fn encryption(route: &Route, args: &RelayArgs) -> Result<Encryption, String> {
 fn reload(encryptions: &[Encryption]) {
     for encryption in encryptions {
         match encryption.reload() {
-            Ok(()) => encryption.warnings().iter().for_each(say::note),
+            Ok(()) => {
+                encryption.warnings().iter().for_each(say::note);
+                say::note("the certificates were reloaded");
+            }
             Err(error) => say::note(format_args!(
-                "the certificates from before stay in use: {}",
+                "the old certificates stay in use: {}",
                 say::chain(&error)
             )),
         }
     }
-    say::note("certificates were read anew");
 }
 
 /// How a relay ends, step by step.
@@ -231,6 +250,7 @@ fn accept(mut relay: Relay, route: &Arc<Route>, tell: &Sender<Event>, ends: &End
             number,
             route: Arc::clone(route),
             peer: incoming.peer.clone(),
+            name: name_of(&incoming, &config),
             begun: Instant::now(),
             totals: Traffic::default(),
         });
@@ -254,6 +274,13 @@ fn accept(mut relay: Relay, route: &Arc<Route>, tell: &Sender<Event>, ends: &End
             let _ = ended.send(Event::Ended(number, Box::new(Err(Ended::Failed(failure)))));
         }
     }
+}
+
+/// The name of a guest, if one of its legs is a trunk.
+fn name_of(incoming: &Incoming, config: &RelayConfig) -> Option<String> {
+    let told = incoming.origin.as_ref().map(|origin| origin.name.clone());
+    let own = config.name.as_ref().map(|name| name.as_str().to_owned());
+    told.or(own)
 }
 
 fn pass(
@@ -343,9 +370,12 @@ impl<'a> Printer<'a> {
 
     /// A line about one of several migrations, or the only one.
     fn of(&self, migration: &Migration) -> String {
-        match self.several || migration.number > 1 || self.running.len() > 1 {
-            true => format!("migration {} ({}): ", migration.number, migration.route),
-            false => String::new(),
+        let is_one_of_many = self.several || migration.number > 1 || self.running.len() > 1;
+        match (&migration.name, is_one_of_many) {
+            (Some(name), true) => format!("migration {}, guest {name}: ", migration.number),
+            (Some(name), false) => format!("guest {name}: "),
+            (None, true) => format!("migration {} ({}): ", migration.number, migration.route),
+            (None, false) => String::new(),
         }
     }
 
@@ -400,10 +430,7 @@ impl<'a> Printer<'a> {
         let of = of.unwrap_or_default();
         match outcome {
             Ok(report) => {
-                let summary = Summary::new(
-                    report,
-                    migration.as_ref().map(|migration| &*migration.route),
-                );
+                let summary = Summary::new(report, migration.as_ref());
                 for remark in &summary.remarks {
                     say::note(format_args!("{of}{remark}"));
                 }

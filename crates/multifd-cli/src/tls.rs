@@ -46,12 +46,12 @@ pub struct InitArgs {
     /// The folder, created if missing.
     pub dir: PathBuf,
     /// Host name or IP address by which clients call the server; repeatable.
-    #[arg(long = "host", value_name = "NAME", required = true, num_args = 1.., value_parser = host)]
+    #[arg(long = "host", value_name = "NAME", required = true, value_parser = host)]
     pub hosts: Vec<String>,
     /// The client's name, for lists of allowed clients.
     #[arg(long, value_name = "NAME", default_value = "multifd-client", value_parser = client)]
     pub client: String,
-    /// Days until the certificates end.
+    /// Days until the certificates expire.
     #[arg(long, value_name = "N", default_value = "365")]
     #[arg(value_parser = clap::value_parser!(u16).range(1..=36_500))]
     pub days: u16,

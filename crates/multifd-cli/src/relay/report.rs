@@ -11,7 +11,6 @@ use multifd_wire::Method;
 use serde::Serialize;
 
 use super::Migration;
-use super::routes::Route;
 use crate::say;
 
 /// What may be behind a failure. A QEMU that is sent what it does not expect closes the channel,
@@ -34,13 +33,13 @@ pub fn advice(
     }
     Some(match method {
         Method::None => {
-            "if the destination is a QEMU, its multifd-compression has to be none; \
-             if it is a relay, see what that says"
+            "if the destination is a QEMU: does it have multifd on, as many multifd-channels as the \
+             source, and multifd-compression none? If it is a relay, see what that says"
         }
         Method::Canned => "canned is read by another multifd only, and by no QEMU",
         _ => {
-            "if the destination is a QEMU, its multifd-compression has to be that of this relay; \
-             if it is a relay, see what that says"
+            "if the destination is a QEMU: does it have multifd on, as many multifd-channels as the \
+             source, and the multifd-compression of this relay? If it is a relay, see what that says"
         }
     })
 }
@@ -49,6 +48,8 @@ pub fn advice(
 #[derive(Serialize)]
 pub struct Summary {
     route: Option<String>,
+    /// Of the guest, where a trunk tells it.
+    name: Option<String>,
     peer: String,
     /// The destination has said that it has the guest; `null` where it could not say so.
     confirmed: Option<bool>,
@@ -98,7 +99,7 @@ impl fmt::Display for Done {
 }
 
 impl Summary {
-    pub fn new(report: MigrationReport, route: Option<&Route>) -> Self {
+    pub fn new(report: MigrationReport, migration: Option<&Migration>) -> Self {
         let Traffic {
             pages,
             zero_pages,
@@ -107,7 +108,8 @@ impl Summary {
             ..
         } = report.totals;
         Self {
-            route: route.map(Route::to_string),
+            route: migration.map(|migration| migration.route.to_string()),
+            name: migration.and_then(|migration| migration.name.clone()),
             peer: report.peer,
             confirmed: report.confirmed,
             channels: report.channels,
@@ -126,6 +128,9 @@ impl Summary {
 
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(name) = &self.name {
+            write!(f, "guest {name}: ")?;
+        }
         f.write_str(match self.confirmed {
             Some(true) => "the destination has the guest",
             _ => "not confirmed: no return path, so only the destination can say that it has the guest",
@@ -155,6 +160,7 @@ impl fmt::Display for Summary {
 #[derive(Serialize)]
 pub struct Failed {
     route: Option<String>,
+    name: Option<String>,
     peer: Option<String>,
     /// `null` where nobody can know here.
     confirmed: Option<bool>,
@@ -174,6 +180,7 @@ impl Failed {
             .unwrap_or_default();
         Self {
             route: migration.map(|migration| migration.route.to_string()),
+            name: migration.and_then(|migration| migration.name.clone()),
             peer: migration.map(|migration| migration.peer.clone()),
             confirmed: Some(false),
             error,

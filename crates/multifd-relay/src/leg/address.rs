@@ -58,8 +58,13 @@ pub enum LegAddressError {
         found: String,
     },
     /// What follows the word is wrong.
-    #[error(transparent)]
-    Address(#[from] AddressError),
+    #[error("{}", in_words_of(error, word))]
+    Address {
+        /// The word that it begins with, with its colon.
+        word: &'static str,
+        /// What is wrong.
+        error: AddressError,
+    },
     /// It has a place for a name, and the migration has none.
     #[error(
         "{address} needs a name, and this migration has none: give the source's relay --name NAME"
@@ -98,14 +103,15 @@ impl LegAddress {
         let bytes = text.as_bytes();
         let form = FORMS.iter().find_map(|(word, scheme, protocol, tls)| {
             let rest = bytes.strip_prefix(word.as_bytes())?;
-            Some((rest, *scheme, *protocol, *tls))
+            Some((rest, *word, *scheme, *protocol, *tls))
         });
-        let Some((rest, scheme, protocol, tls)) = form else {
+        let Some((rest, word, scheme, protocol, tls)) = form else {
             let found = multifd_transport::escape::printable_bytes(bytes);
             return Err(LegAddressError::Scheme { found });
         };
         let plain = [scheme.as_bytes(), rest].concat();
-        let address = Address::from_os_str(OsStr::from_bytes(&plain))?;
+        let address = Address::from_os_str(OsStr::from_bytes(&plain))
+            .map_err(|error| LegAddressError::Address { word, error })?;
         Ok(Self {
             protocol,
             tls,
@@ -159,6 +165,11 @@ impl LegAddress {
         let is_local = host == "localhost" || host == "[::1]" || host.starts_with("127.");
         self.protocol == Protocol::Trunk && !self.tls && !is_local
     }
+}
+
+/// What an error says of a socket's address, said of the leg's.
+fn in_words_of(error: &AddressError, word: &str) -> String {
+    error.to_string().replace("tcp:", word)
 }
 
 /// `bytes` with `name` in the place of each placeholder.

@@ -21,6 +21,7 @@ use multifd_transport::{Address, Stream};
 use super::LegAddress;
 #[cfg(feature = "tls")]
 use super::Protocol;
+#[cfg(feature = "tls")]
 use crate::trunk::Name;
 
 /// What is asked for of TLS.
@@ -75,6 +76,7 @@ pub enum EncryptionError {
 
 /// TLS on the legs of a relay, each of which may have it or not.
 #[derive(Clone, Debug, Default)]
+#[non_exhaustive]
 pub struct Encryption {
     #[cfg(feature = "tls")]
     server: Option<Arc<TlsServer>>,

@@ -108,6 +108,7 @@ struct Greeted {
 enum Outcome {
     Waits(Caller),
     /// What it speaks is not the trunk's.
+    #[cfg(feature = "tls")]
     Other(Stream),
     Said(Greeted, Preface),
     Refused(Stream, Refusal),
@@ -140,7 +141,7 @@ impl Greeter {
                 "it does not begin TLS, and this address is encrypted: give its QEMU tls-creds, or listen with tcp:",
             ),
             (Protocol::Trunk, _) => Some(
-                "it speaks a QEMU's protocol, and this address is a trunk's: let a relay call it, or listen with tcp: or unix:",
+                "it does not speak the trunk's protocol, and this address is a trunk's: let a relay call it, or listen with tcp: or unix:",
             ),
         };
         door.claim(is_ours, others, move |stream| {
@@ -381,6 +382,7 @@ fn serve(shared: &Arc<Shared>) {
                     let peer = caller.stage.describe();
                     shared.note(peer, Reason::Silent { within }.to_string());
                 }
+                #[cfg(feature = "tls")]
                 Outcome::Other(stream) => shared.door.hear(stream),
                 Outcome::Said(greeted, preface) => shared.welcome(greeted, &preface),
                 Outcome::Refused(stream, refusal) => {

@@ -63,7 +63,7 @@ impl fmt::Display for MigrationNote {
                  (at both ends: migrate_set_capability multifd on)",
             ),
             Self::MaxBandwidth => f.write_str(
-                "the source sends 128 MiB/s, QEMU's default max-bandwidth, which counts before compression \
+                "the source sends about 128 MiB/s: is that QEMU's default max-bandwidth? It counts before compression \
                  (at the source: migrate_set_parameter max-bandwidth 0)",
             ),
         }

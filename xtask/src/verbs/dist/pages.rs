@@ -15,17 +15,29 @@ pub struct Page {
 
 /// The pages of a command and of its public subcommands.
 pub fn of(command: Command) -> Result<Vec<Page>> {
-    let mut command = command.disable_help_subcommand(true);
+    let mut command = in_full(command.disable_help_subcommand(true));
     // Names the subcommands' pages after both, such as multifd-relay.
     command.build();
     let subcommands = command
         .get_subcommands()
         .filter(|subcommand| !subcommand.is_hide_set());
-    let mut pages = subcommands
-        .map(|subcommand| page(subcommand, Some(&command)))
-        .collect::<Result<Vec<_>>>()?;
+    let mut pages = Vec::new();
+    for subcommand in subcommands {
+        pages.push(page(subcommand, Some(&command))?);
+        // Such as `tls init`.
+        for inner in subcommand.get_subcommands() {
+            pages.push(page(inner, Some(&command))?);
+        }
+    }
     pages.push(page(&command, None)?);
     Ok(pages)
+}
+
+/// A command with all options that its short help leaves out: a page has no short form.
+fn in_full(command: Command) -> Command {
+    command
+        .mut_args(|argument| argument.hide_short_help(false))
+        .mut_subcommands(in_full)
 }
 
 fn page(command: &Command, parent: Option<&Command>) -> Result<Page> {
