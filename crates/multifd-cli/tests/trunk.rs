@@ -15,7 +15,7 @@ use multifd_relay::trunk::{
 };
 use multifd_transport::{Address, Stream};
 use serde_json::Value;
-use support::made::{Shape, long, short};
+use support::made::{Main, Shape, long, page_record, short};
 use support::peers::{Destination, Role, SHUT_FAILED, SHUT_WELL, Source, a_while, dial, write};
 use support::{Ended, Migration, Multifd};
 
@@ -64,6 +64,17 @@ fn says(ended: &Ended, words: &str) {
     assert!(ended.stderr.contains(words), "{words:?}: {ended:?}");
 }
 
+/// All of a migration with a return path arrives, and both ends close.
+fn arrives(destination: &Destination, source: &Source, migration: &Migration) {
+    drop(destination.wait("all of it", |seen| seen.has_all(migration)));
+    destination.say(Role::Main, &SHUT_WELL);
+    let heard = source.hears(&SHUT_WELL);
+    assert!(heard.ends_with(&SHUT_WELL), "{heard:?}");
+    source.finish();
+    drop(destination.wait("the end of main", |seen| seen.main().end.is_some()));
+    destination.close_all();
+}
+
 fn both(make: fn(&Shape<'_>) -> Migration) -> [Migration; 2] {
     [false, true].map(|return_path| {
         make(&Shape {
@@ -102,6 +113,37 @@ fn a_guest_passes_through_a_trunk() {
             }
         }
     }
+}
+
+/// A guest without multifd has its pages on the main channel, which a trunk compresses.
+#[test]
+fn the_main_channel_is_compressed() {
+    let pages = |fill| {
+        (0..6)
+            .flat_map(|page| page_record(page << 12, fill))
+            .collect::<Vec<_>>()
+    };
+    let (first, last) = (pages(1), pages(2));
+    let main = Main {
+        machine: "pc-q35-7.2",
+        return_path: true,
+        bodies: &[&[], &first, &last],
+    };
+    let migration = Migration {
+        main: main.bytes(),
+        channels: Vec::new(),
+        return_path: true,
+        closed: None,
+    };
+    let folder = tempfile::tempdir().expect("a folder");
+    let destination = Destination::new(folder.path(), 0);
+    let pair = Pair::new(folder.path(), "tcp", &destination.address, &[]);
+    let source = Source::begin(&pair.address, &migration);
+    arrives(&destination, &source, &migration);
+    let sent = report(&pair.near.end());
+    let out = sent["bytes_out"].as_u64().expect("a count");
+    assert!(out < migration.main.len() as u64 / 4, "{sent}");
+    pair.far.end().well();
 }
 
 /// The destination's refusal passes through as it is, and so does the end of a source that gives
@@ -150,9 +192,7 @@ fn words_travel() {
     let destination = Destination::at(&address, 2, support::peers::Limits::default());
     let mut near = relay("tcp:127.0.0.1:0", &connect, &["--once", "--name", "vm2"]);
     let source = Source::begin(&near.address(), migration);
-    destination.take(migration);
-    source.hears(&SHUT_WELL);
-    source.finish();
+    arrives(&destination, &source, migration);
     assert!(near.end().status.success());
 }
 
@@ -377,9 +417,7 @@ fn a_main_channel_without_its_set_up_reaches_nobody() {
     let connect = format!("trunk+{port}");
     let mut near = relay("tcp:127.0.0.1:0", &connect, &["--once"]);
     let source = Source::begin(&near.address(), migration);
-    destination.take(migration);
-    source.hears(&SHUT_WELL);
-    source.finish();
+    arrives(&destination, &source, migration);
     drop(destination.wait("the end of main", |seen| seen.main().end.is_some()));
     destination.close_all();
     near.end().well();
@@ -532,9 +570,7 @@ fn an_encrypted_trunk_takes_nobody_else() {
         let (mut near, _far) = encrypted(&destination.address, &ours, near_dir, far_more);
         let source = Source::begin(&near.address(), migration);
         if words.is_empty() {
-            destination.take(migration);
-            source.hears(&SHUT_WELL);
-            source.finish();
+            arrives(&destination, &source, migration);
             near.end().well();
             continue;
         }

@@ -21,7 +21,7 @@ use super::gate::Gate;
 use super::link::{Link, Links};
 use super::main_channel::{self, Forward, Outline};
 use super::pump::{self, Shared};
-use super::watch::Watch;
+use super::watch::{MigrationNote, Watch};
 use super::{CHANNELS_TIMEOUT, MigrationReport, RelayConfig, Remark, Update};
 use crate::failure::{Cause, Channel, Failure, Leg, SetupFault};
 use crate::leg::{Caller, Introduction};
@@ -465,9 +465,12 @@ impl<'env> Session<'env> {
                     told = Instant::now();
                     observe(Update::Progress(self.counters.totals()));
                     let sample = watch.sample(self.counters, self.gate, self.outline);
-                    watch
-                        .look(&sample)
-                        .into_iter()
+                    // A trunk compresses the main channel too.
+                    let comes_so = self.main.source.bytes_below().is_some();
+                    let compresses = self.target.is_relay() || comes_so;
+                    let notes = watch.look(&sample).into_iter();
+                    notes
+                        .filter(|note| !(compresses && *note == MigrationNote::NoMultifd))
                         .for_each(|note| observe(Update::Note(note)));
                 }
                 // Everything was said and delivered, or the guest has arrived, and nobody needs the
