@@ -34,10 +34,12 @@ pub fn trunk(data: &[u8]) {
     }
 }
 
-/// With a magic number and the right length.
+/// With a magic number, the right length and the right checksum.
 fn sealed(magic: &[u8; 4], body: &[u8]) -> Vec<u8> {
     let len = body.len().min(MAX_HANDSHAKE_BODY_LEN + 1);
-    [magic, &(len as u16).to_be_bytes()[..], &body[..len]].concat()
+    let bytes = [magic, &(len as u16).to_be_bytes()[..], &body[..len]].concat();
+    let checksum = crc32fast::hash(&bytes).to_be_bytes();
+    [&bytes[..], &checksum].concat()
 }
 
 fn preface(stream: &[u8], cut: &[usize]) {

@@ -1,5 +1,6 @@
 //! One connection of a QEMU as a trunk carries it: bytes in frames.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::io;
 use std::net::Shutdown;
@@ -11,8 +12,8 @@ use std::time::Duration;
 use multifd_transport::{Connection, Stream};
 
 use crate::trunk::{
-    Chosen, Compression, Failure, FailureCode, Frame, FrameReader, FrameWriter, HEADER_LEN,
-    MAX_BODY_LEN, NoCompression, Words,
+    Chosen, Compression, Failure, FailureCode, Frame, FrameFault, FrameReader, FrameWriter,
+    HEADER_LEN, MAX_BODY_LEN, NoCompression, Words,
 };
 
 /// Fewer bytes than this are not compressed: a handshake or an answer gains nothing.
@@ -28,6 +29,10 @@ const FRAME_REST: Duration = match cfg!(test) {
     true => Duration::from_millis(100),
     false => Duration::from_secs(30),
 };
+
+/// The most that is set aside of frames that are only looked at: a channel's first packet is no
+/// longer. One more frame is in its reader.
+const MOST_AHEAD: usize = 64 << 10;
 
 /// The other relay has ended the migration, and said why.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -49,6 +54,8 @@ pub(super) struct Carried {
 
 struct Reading {
     frames: FrameReader,
+    /// Bytes of frames before the last one that were looked at, and that nobody has read.
+    ahead: VecDeque<u8>,
     /// Which bytes of the last frame nobody has read.
     rest: Range<usize>,
     end: Option<End>,
@@ -58,6 +65,7 @@ struct Reading {
 enum End {
     Clean,
     Failed(FarFailure),
+    Broken(FrameFault),
 }
 
 struct Writing {
@@ -83,6 +91,7 @@ impl Carried {
         };
         let reading = Reading {
             frames: FrameReader::new(chosen.digest, compression)?,
+            ahead: VecDeque::new(),
             rest: 0..0,
             end: None,
         };
@@ -112,23 +121,50 @@ impl Carried {
 
 impl Reading {
     fn has_rest(&self) -> bool {
-        !self.rest.is_empty()
+        !self.rest.is_empty() || !self.ahead.is_empty()
+    }
+
+    fn rest_len(&self) -> usize {
+        self.ahead.len().saturating_add(self.rest.len())
     }
 
     /// Gives what was brought before.
     fn take_rest(&mut self, buffer: &mut [u8], keeps: bool) -> usize {
+        let (front, back) = self.ahead.as_slices();
         let rest = self.frames.content().get(self.rest.clone());
-        let count = copy(rest.unwrap_or_default(), buffer);
-        if !keeps {
-            self.rest.start = self.rest.start.saturating_add(count);
+        let mut taken = [0; 3];
+        let mut left = buffer;
+        for (taken, part) in taken
+            .iter_mut()
+            .zip([front, back, rest.unwrap_or_default()])
+        {
+            *taken = copy(part, left);
+            left = left.get_mut(*taken..).unwrap_or_default();
         }
-        count
+        let [front, back, rest] = taken;
+        let ahead = front.saturating_add(back);
+        if !keeps {
+            self.ahead.drain(..ahead);
+            if self.ahead.is_empty() && self.ahead.capacity() > 0 {
+                self.ahead = VecDeque::new();
+            }
+            self.rest.start = self.rest.start.saturating_add(rest);
+        }
+        ahead.saturating_add(rest)
+    }
+
+    /// Keeps what is left of the last frame, so that the next one may come.
+    fn set_aside(&mut self) {
+        let rest = self.frames.content().get(self.rest.clone());
+        self.ahead.extend(rest.unwrap_or_default());
+        self.rest = 0..0;
     }
 
     fn ended(&self) -> Option<io::Result<usize>> {
         Some(match self.end.as_ref()? {
             End::Clean => Ok(0),
             End::Failed(failure) => Err(io::Error::other(failure.clone())),
+            End::Broken(fault) => Err(io::Error::new(io::ErrorKind::InvalidData, *fault)),
         })
     }
 
@@ -154,19 +190,19 @@ impl Reading {
                     "the other relay has gone",
                 ));
             }
-            let frame = self.frames.filled(count);
-            match frame.map_err(|fault| io::Error::new(io::ErrorKind::InvalidData, fault))? {
-                Some(Frame::Data(bytes)) => {
+            match self.frames.filled(count) {
+                Err(fault) => self.end = Some(End::Broken(fault)),
+                Ok(Some(Frame::Data(bytes))) => {
                     let count = copy(bytes, buffer);
                     self.rest = count..bytes.len();
                     return Ok(count);
                 }
-                Some(Frame::End) => self.end = Some(End::Clean),
-                Some(Frame::Failure(failure)) => {
+                Ok(Some(Frame::End)) => self.end = Some(End::Clean),
+                Ok(Some(Frame::Failure(failure))) => {
                     let words = failure.words;
                     self.end = Some(End::Failed(FarFailure { words }));
                 }
-                Some(Frame::Alive | Frame::Begun) | None => {}
+                Ok(Some(Frame::Alive | Frame::Begun) | None) => {}
             }
             if let Some(end) = self.ended() {
                 return end;
@@ -204,14 +240,20 @@ impl Connection for Carried {
 
     fn peek(&self, buffer: &mut [u8]) -> io::Result<usize> {
         let mut reading = self.reading();
-        if !reading.has_rest() {
-            if let Some(end) = reading.ended() {
-                return end;
-            }
+        let wanted = buffer.len().min(MOST_AHEAD);
+        while reading.rest_len() < wanted && reading.end.is_none() {
+            reading.set_aside();
             // All of the frame is left.
-            reading.fill(self, &mut [], false)?;
+            match reading.fill(self, &mut [], false) {
+                // It is told by the read that comes to it.
+                Err(_) if reading.has_rest() => break,
+                other => other?,
+            };
         }
-        Ok(reading.take_rest(buffer, true))
+        match reading.ended() {
+            Some(end) if !reading.has_rest() => end,
+            _ => Ok(reading.take_rest(buffer, true)),
+        }
     }
 
     fn has_more(&self) -> bool {
@@ -393,6 +435,66 @@ mod tests {
         let mut rest = [0; 6];
         (&theirs).read_exact(&mut rest).unwrap();
         assert_eq!(&rest, b"456789");
+    }
+
+    /// Where frames are cut says nothing, also to who only looks.
+    #[test]
+    fn what_lies_in_several_frames_is_looked_at_together() {
+        for ending in ["end", "reason", "break"] {
+            let (ours, theirs, mut raw) = pair(true);
+            for part in [&b"01"[..], b"2", b"3456789"] {
+                (&ours).write_all(part).unwrap();
+            }
+            let mut buffer = [0; 20];
+            for end in [2, 5, 10, 20] {
+                let count = theirs.peek(&mut buffer[..end]).unwrap();
+                assert_eq!(&buffer[..count], &b"0123456789"[..end.min(10)]);
+            }
+            assert_eq!(theirs.read_now(&mut buffer[..4]).unwrap(), 4);
+            (&ours).write_all(b"abc").unwrap();
+            match ending {
+                "end" => ours.shutdown(Shutdown::Write).unwrap(),
+                "reason" => ours.reset(Some("over")),
+                _ => raw.write_all(&[0xff; 16]).unwrap(),
+            }
+            assert_eq!(theirs.peek(&mut buffer).unwrap(), 9);
+            let mut rest = [0; 9];
+            (&theirs).read_exact(&mut rest).unwrap();
+            assert_eq!(&rest, b"456789abc");
+            let kind = |outcome: io::Result<usize>| outcome.map_err(|error| error.kind());
+            let expected = match ending {
+                "end" => Ok(0),
+                "reason" => Err(io::ErrorKind::Other),
+                _ => Err(io::ErrorKind::InvalidData),
+            };
+            for _ in 0..2 {
+                assert_eq!(kind(theirs.peek(&mut buffer)), expected, "{ending}");
+                assert_eq!(kind(theirs.read_now(&mut buffer)), expected, "{ending}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_only_looked_at_is_bounded() {
+        let (ours, theirs, _) = pair(false);
+        let sent: Vec<u8> = (0..100_000_u32).map(|n| n as u8).collect();
+        let mut all = vec![0; 1 << 20];
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                for part in sent.chunks(1000) {
+                    (&ours).write_all(part).unwrap();
+                }
+                ours.shutdown(Shutdown::Write).unwrap();
+            });
+            while theirs.peek(&mut all).is_ok_and(|count| count < MOST_AHEAD) {}
+            for _ in 0..2 {
+                let count = theirs.peek(&mut all).unwrap();
+                assert!(count < MOST_AHEAD + 1000, "{count}");
+            }
+            let mut read = Vec::new();
+            (&theirs).read_to_end(&mut read).unwrap();
+            assert!(read == sent);
+        });
     }
 
     #[test]

@@ -129,7 +129,7 @@ impl From<HandshakeFault> for Refusal {
 }
 
 impl Answer {
-    /// The whole answer: magic number, length and body.
+    /// The whole answer: magic number, length, body and checksum.
     ///
     /// # Errors
     /// When it breaks a rule that a client checks.

@@ -1,4 +1,4 @@
-//! What a preface and an answer are sent in: a magic number, a length, a body.
+//! What a preface and an answer are sent in: a magic number, a length, a body, a checksum.
 
 use super::{Answer, HandshakeFault, Preface};
 
@@ -66,7 +66,7 @@ impl AnswerReceiver {
 
 #[derive(Debug, Default)]
 struct Envelope {
-    /// At most [`HEAD_LEN`] and [`MAX_HANDSHAKE_BODY_LEN`] bytes.
+    /// At most [`HEAD_LEN`], [`MAX_HANDSHAKE_BODY_LEN`] and [`CHECKSUM_LEN`] bytes.
     gathered: Vec<u8>,
     given: bool,
 }
@@ -74,14 +74,14 @@ struct Envelope {
 impl Envelope {
     fn wanted(&self, magic: [u8; 4]) -> usize {
         let len = match self.body_len(magic) {
-            Ok(Some(body)) => HEAD_LEN.saturating_add(body),
+            Ok(Some(body)) => HEAD_LEN.saturating_add(body).saturating_add(CHECKSUM_LEN),
             Ok(None) => HEAD_LEN,
             Err(_) => 0,
         };
         len.saturating_sub(self.gathered.len())
     }
 
-    /// What `parse` makes of the body, as soon as that is whole.
+    /// What `parse` makes of the body, as soon as that is whole and its checksum is right.
     fn push<T>(
         &mut self,
         magic: [u8; 4],
@@ -91,7 +91,7 @@ impl Envelope {
         if self.given {
             return Ok(None);
         }
-        // First the head, then the body, whose length the head states.
+        // First the head, then the rest, whose length the head states.
         for _ in 0..2 {
             let wanted = self.wanted(magic);
             let (taken, rest) = input.split_at_checked(wanted).unwrap_or((input, &[]));
@@ -102,9 +102,19 @@ impl Envelope {
         if self.wanted(magic) != 0 {
             return Ok(None);
         }
-        let parsed = parse(self.gathered.get(HEAD_LEN..).unwrap_or_default())?;
+        let parsed = parse(self.checked_body()?)?;
         self.given = true;
         Ok(Some(parsed))
+    }
+
+    /// The body, once all is there.
+    fn checked_body(&self) -> Result<&[u8], HandshakeFault> {
+        let (covered, end) = self.gathered.split_last_chunk().unwrap_or((&[], &[0; 4]));
+        let (found, computed) = (u32::from_be_bytes(*end), crc32fast::hash(covered));
+        match found == computed {
+            true => Ok(covered.get(HEAD_LEN..).unwrap_or_default()),
+            false => Err(HandshakeFault::Checksum { found, computed }),
+        }
     }
 
     /// The length that the head states, once the head is there.
@@ -123,11 +133,14 @@ impl Envelope {
     }
 }
 
-/// The magic number, the length and the body.
+/// The magic number, the length, the body and the checksum.
 pub(super) fn seal(magic: [u8; 4], body: &[u8]) -> Result<Vec<u8>, HandshakeFault> {
     check_len(body.len())?;
     let len = u16::try_from(body.len()).unwrap_or(u16::MAX);
-    Ok([magic.as_slice(), &len.to_be_bytes(), body].concat())
+    let mut sealed = [magic.as_slice(), &len.to_be_bytes(), body].concat();
+    let checksum = crc32fast::hash(&sealed);
+    sealed.extend_from_slice(&checksum.to_be_bytes());
+    Ok(sealed)
 }
 
 fn check_len(found: usize) -> Result<(), HandshakeFault> {
@@ -143,3 +156,6 @@ pub(super) const ANSWER_MAGIC: [u8; 4] = *b"MFDA";
 
 /// The magic number and the length.
 const HEAD_LEN: usize = 6;
+
+/// A CRC-32 of everything before it. A name with a changed letter is another guest's.
+const CHECKSUM_LEN: usize = 4;

@@ -30,6 +30,14 @@ pub enum HandshakeFault {
         /// Bytes which the present step still needs.
         missing: usize,
     },
+    /// Something was changed on the way.
+    #[error("a preface or answer has checksum {found:#010x}, not {computed:#010x}")]
+    Checksum {
+        /// The checksum stated.
+        found: u32,
+        /// That of the bytes that came.
+        computed: u32,
+    },
     /// A preface offers no version that this crate speaks, or its oldest is older or newer than
     /// those.
     #[error(

@@ -75,7 +75,7 @@ pub const MAX_CODES: usize = 64;
 pub const MAX_EXTENSIONS: usize = 16;
 
 impl Preface {
-    /// The whole preface: magic number, length and body.
+    /// The whole preface: magic number, length, body and checksum.
     ///
     /// # Errors
     /// When it breaks a rule that a server checks.

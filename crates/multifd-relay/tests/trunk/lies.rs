@@ -11,7 +11,9 @@ use twox_hash::XxHash3_64;
 use super::{Received, preface, received, received_in_place};
 
 fn sealed(magic: &[u8; 4], body: &[u8]) -> Vec<u8> {
-    [magic, &(body.len() as u16).to_be_bytes()[..], body].concat()
+    let bytes = [magic, &(body.len() as u16).to_be_bytes()[..], body].concat();
+    let checksum = crc32fast::hash(&bytes).to_be_bytes();
+    [&bytes[..], &checksum].concat()
 }
 
 fn read_preface(body: &[u8]) -> Result<(), HandshakeFault> {
@@ -241,6 +243,34 @@ fn magic_numbers_and_lengths_of_prefaces_and_answers() {
     let body = [long, listed(&value)].concat();
     assert_eq!(body.len(), 4096);
     assert_eq!(read_preface(&body), Ok(()));
+}
+
+/// No name becomes another one on the way, and no choice either.
+#[test]
+fn a_changed_bit_of_a_preface_or_an_answer_is_found() {
+    let preface = sealed(b"MFDT", &PREFACE.concat());
+    let answer = sealed(b"MFDA", b"\0\x01\x02\x01\x01\x00");
+    for bit in 0..8 * preface.len() {
+        let mut bytes = preface.clone();
+        bytes[bit / 8] ^= 1 << (bit % 8);
+        let found = PrefaceReceiver::default().push(&mut bytes.as_slice());
+        assert!(!matches!(found, Ok(Some(_))), "bit {bit}");
+        let is_head = bit / 8 < 6;
+        let is_checked = matches!(found, Err(HandshakeFault::Checksum { .. }));
+        assert!(is_checked || is_head, "bit {bit}: {found:?}");
+    }
+    for bit in 0..8 * answer.len() {
+        let mut bytes = answer.clone();
+        bytes[bit / 8] ^= 1 << (bit % 8);
+        let found = AnswerReceiver::default().push(&mut bytes.as_slice());
+        assert!(!matches!(found, Ok(Some(_))), "bit {bit}");
+    }
+    let (found, computed) = (0, crc32fast::hash(&preface[..preface.len() - 4]));
+    let fault = HandshakeFault::Checksum { found, computed };
+    assert_eq!(Refusal::from(fault).code, RefusalCode::MALFORMED);
+    let zero = [&preface[..preface.len() - 4], &[0; 4]].concat();
+    let read = PrefaceReceiver::default().push(&mut zero.as_slice());
+    assert_eq!(read, Err(fault));
 }
 
 #[test]
