@@ -385,6 +385,32 @@ fn a_main_channel_without_its_set_up_reaches_nobody() {
     drop(silent);
 }
 
+/// Many connections at once are all answered, and silent strangers do not crowd them out.
+#[test]
+fn a_crowd_is_answered() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let destination = Destination::new(folder.path(), 2);
+    let connect = destination.address.to_string();
+    let mut far = relay("trunk+tcp:127.0.0.1:0", &connect, &[]);
+    let port = trunk_of(&mut far);
+    let crowd: Vec<_> = (0..1700_u16)
+        .map(|number| {
+            let caller = dial(&port);
+            match number % 8 {
+                0 => write(&caller, b"MFDT"),
+                _ => write(&caller, &preface([7; 16], Connection::Preempt)),
+            }
+            (number, caller)
+        })
+        .collect();
+    for (number, caller) in &crowd {
+        if number % 8 != 0 {
+            let answer = answer(caller);
+            assert!(matches!(answer, Answer::Refused(_)), "{answer:?}");
+        }
+    }
+}
+
 /// What is no main channel is none behind a preface either.
 #[test]
 fn a_main_channel_of_another_protocol_reaches_nobody() {
