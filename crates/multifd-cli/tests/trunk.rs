@@ -13,6 +13,7 @@ use multifd_relay::trunk::{
     Offers, Preface, RefusalCode, Versions,
 };
 use multifd_transport::{Address, Stream};
+use rustix::process::{Resource, getrlimit, setrlimit};
 use serde_json::Value;
 use support::made::{Shape, long, short};
 use support::peers::{Destination, Role, SHUT_FAILED, SHUT_WELL, Source, a_while, dial, write};
@@ -388,6 +389,10 @@ fn a_main_channel_without_its_set_up_reaches_nobody() {
 /// Many connections at once are all answered, and silent strangers do not crowd them out.
 #[test]
 fn a_crowd_is_answered() {
+    // Of the descriptors that a process has at first, there are too few.
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    setrlimit(Resource::Nofile, limit).expect("more descriptors");
     let folder = tempfile::tempdir().expect("a folder");
     let destination = Destination::new(folder.path(), 2);
     let connect = destination.address.to_string();
