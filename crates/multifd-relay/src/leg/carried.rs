@@ -486,7 +486,7 @@ mod tests {
                 }
                 ours.shutdown(Shutdown::Write).unwrap();
             });
-            while theirs.peek(&mut all).is_ok_and(|count| count < MOST_AHEAD) {}
+            while !theirs.peek(&mut all).is_ok_and(|count| count >= MOST_AHEAD) {}
             for _ in 0..2 {
                 let count = theirs.peek(&mut all).unwrap();
                 assert!(count < MOST_AHEAD + 1000, "{count}");

@@ -31,13 +31,18 @@ use crate::trunk::{
 /// How long an answer may take to be written. It fits the buffer of a socket that is new.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Callers that have not said what they are, of which the oldest goes when there are more. A
-/// migration has up to 257 connections, and several may begin at once.
+/// Callers that are listened to and have not said what they are, of which the one that has been
+/// silent for the longest goes when there are more. A preface comes in one piece, so that nobody on
+/// a trunk in clear waits here but strangers. A handshake waits for an answer or two, and no more
+/// than [`HANDSHAKES_A_SECOND`] begin.
 const MOST_CALLERS: usize = 1024;
 
-/// Callers that are listened to anew in a second. A handshake takes a millisecond of a processor,
-/// or two.
-const GREETED_A_SECOND: usize = 300;
+/// Callers whose handshake has not begun, each of which is a socket, and of which the oldest goes
+/// when there are more: 64 migrations may begin at once, of 257 connections each.
+const MOST_WAITING: usize = 64 * 257;
+
+/// Handshakes that begin in a second. One takes a millisecond of a processor, or two.
+const HANDSHAKES_A_SECOND: usize = 300;
 
 /// Connections that one migration has beside its main channel: a channel for each id, and one for
 /// postcopy. More would wait in its inbox until its set-up is read.
@@ -88,6 +93,8 @@ struct Migration {
 struct Caller {
     stage: Stage,
     since: Instant,
+    /// When something has come of it.
+    last: Instant,
 }
 
 /// How far a caller is.
@@ -146,11 +153,13 @@ impl Greeter {
         };
         door.claim(is_ours, others, move |stream| {
             let mut state = queue.lock();
-            if state.new.len() >= MOST_CALLERS {
-                state.new.pop_front();
-            }
+            let crowded = (state.new.len() >= MOST_WAITING).then(|| state.new.pop_front());
             state.new.push_back(stream);
+            drop(state);
             queue.wake();
+            if let Some(oldest) = crowded.flatten() {
+                queue.pass_over(&oldest, Reason::Crowded.to_string());
+            }
         });
         let thread = Some(thread);
         Ok(Self { shared, thread })
@@ -344,9 +353,10 @@ fn is_tls(said: &[u8]) -> bool {
 /// Listens to all callers until the greeter is dropped.
 fn serve(shared: &Arc<Shared>) {
     let mut callers: Vec<Caller> = Vec::new();
+    let mut handshakes = VecDeque::new();
     let mut second = (Instant::now(), 0_usize);
     loop {
-        wait(shared, &callers);
+        let ready = wait(shared, &callers);
         let now = Instant::now();
         if now.duration_since(second.0) >= Duration::from_secs(1) {
             second = (now, 0);
@@ -356,50 +366,70 @@ fn serve(shared: &Arc<Shared>) {
             if state.stop {
                 return;
             }
-            let room = GREETED_A_SECOND.saturating_sub(second.1);
-            let count = state.new.len().min(room);
-            state.new.drain(..count).collect()
+            state.new.drain(..).collect()
         };
-        second.1 = second.1.saturating_add(new.len());
+        let mut begun = Vec::new();
         for stream in new {
+            match begins_tls(&stream) {
+                true => handshakes.push_back(stream),
+                false => begun.push(stream),
+            }
+        }
+        while handshakes.len() > MOST_WAITING {
+            if let Some(oldest) = handshakes.pop_front() {
+                shared.pass_over(&oldest, Reason::Crowded.to_string());
+            }
+        }
+        let room = HANDSHAKES_A_SECOND.saturating_sub(second.1);
+        let count = handshakes.len().min(room);
+        second.1 = second.1.saturating_add(count);
+        begun.extend(handshakes.drain(..count));
+        let mut heard = Vec::new();
+        for (mut caller, is_ready) in std::mem::take(&mut callers).into_iter().zip(ready) {
+            if is_ready {
+                caller.last = now;
+                heard.extend(shared.heed(caller.listen(&shared.leg)));
+            } else {
+                heard.push(caller);
+            }
+        }
+        // What is whole already never waits behind those that are silent.
+        for stream in begun {
             match shared.begin(stream) {
-                Ok(stage) => callers.push(Caller { stage, since: now }),
+                Ok(stage) => {
+                    let (since, last) = (now, now);
+                    let caller = Caller { stage, since, last };
+                    heard.extend(shared.heed(caller.listen(&shared.leg)));
+                }
                 Err((stream, words)) => shared.pass_over(&stream, words.to_owned()),
             }
         }
-        while callers.len() > MOST_CALLERS {
-            let oldest = callers.remove(0);
-            let peer = oldest.stage.describe();
-            shared.note(peer, Reason::Crowded.to_string());
+        for caller in heard {
+            if now.duration_since(caller.since) < HELLO_TIMEOUT {
+                callers.push(caller);
+            } else {
+                let within = HELLO_TIMEOUT;
+                let peer = caller.stage.describe();
+                shared.note(peer, Reason::Silent { within }.to_string());
+            }
         }
-        for caller in std::mem::take(&mut callers) {
-            match caller.listen(&shared.leg) {
-                Outcome::Waits(caller) if now.duration_since(caller.since) < HELLO_TIMEOUT => {
-                    callers.push(caller);
-                }
-                Outcome::Waits(caller) => {
-                    let within = HELLO_TIMEOUT;
-                    let peer = caller.stage.describe();
-                    shared.note(peer, Reason::Silent { within }.to_string());
-                }
-                #[cfg(feature = "tls")]
-                Outcome::Other(stream) => shared.door.hear(stream),
-                Outcome::Said(greeted, preface) => shared.welcome(greeted, &preface),
-                Outcome::Refused(stream, refusal) => {
-                    let words = refusal.to_string();
-                    answer(&stream, &Answer::Refused(refusal));
-                    shared.pass_over(&stream, words);
-                }
-                Outcome::Gone(peer, words) => shared.note(peer, words),
+        let surplus = callers.len().saturating_sub(MOST_CALLERS);
+        if surplus > 0 {
+            callers.sort_by_key(|caller| caller.last);
+            for caller in callers.drain(..surplus) {
+                let peer = caller.stage.describe();
+                shared.note(peer, Reason::Crowded.to_string());
             }
         }
     }
 }
 
-/// Waits until a caller says more.
-fn wait(shared: &Shared, callers: &[Caller]) {
+/// Waits until a caller says more. Answers which of them have something to do.
+fn wait(shared: &Shared, callers: &[Caller]) -> Vec<bool> {
     let mut sources = vec![PollFd::new(&shared.wake, PollFlags::IN)];
+    let mut places = Vec::new();
     for caller in callers {
+        places.push(sources.len());
         match &caller.stage {
             #[cfg(feature = "tls")]
             Stage::Handshake(handshake) => {
@@ -407,8 +437,10 @@ fn wait(shared: &Shared, callers: &[Caller]) {
                     true => PollFlags::OUT,
                     false => PollFlags::IN,
                 };
-                if let Some(socket) = handshake.socket() {
-                    sources.push(PollFd::from_borrowed_fd(socket, flags));
+                match handshake.socket() {
+                    Some(socket) => sources.push(PollFd::from_borrowed_fd(socket, flags)),
+                    // It has failed, and says so next.
+                    None => sources.push(PollFd::new(&shared.wake, PollFlags::OUT)),
                 }
             }
             Stage::Preface(greeted, _) => {
@@ -421,14 +453,41 @@ fn wait(shared: &Shared, callers: &[Caller]) {
     let _ = poll(&mut sources, timeout.as_ref());
     // The counter only says that there is something.
     let _ = rustix::io::read(&shared.wake, &mut [0; 8]);
+    let is_ready = |place: usize| {
+        sources
+            .get(place)
+            .is_some_and(|it| !it.revents().is_empty())
+    };
+    places.into_iter().map(is_ready).collect()
+}
+
+/// Whether a connection begins a TLS handshake.
+fn begins_tls(stream: &Stream) -> bool {
+    let mut said = [0; 4];
+    matches!(stream.peek(&mut said), Ok(4)) && is_tls(&said)
 }
 
 impl Shared {
+    /// Does what became of a caller; answers one that has not said what it is.
+    fn heed(self: &Arc<Self>, outcome: Outcome) -> Option<Caller> {
+        match outcome {
+            Outcome::Waits(caller) => return Some(caller),
+            #[cfg(feature = "tls")]
+            Outcome::Other(stream) => self.door.hear(stream),
+            Outcome::Said(greeted, preface) => self.welcome(greeted, &preface),
+            Outcome::Refused(stream, refusal) => {
+                let words = refusal.to_string();
+                answer(&stream, &Answer::Refused(refusal));
+                self.pass_over(&stream, words);
+            }
+            Outcome::Gone(peer, words) => self.note(peer, words),
+        }
+        None
+    }
+
     /// What a new connection is to do first.
     fn begin(&self, stream: Stream) -> Result<Stage, (Stream, &'static str)> {
-        let mut said = [0; 4];
-        let is_tls = matches!(stream.peek(&mut said), Ok(4)) && is_tls(&said);
-        match (self.leg.tls, is_tls) {
+        match (self.leg.tls, begins_tls(&stream)) {
             (false, true) => Err((
                 stream,
                 "it begins TLS, and this address is in clear: listen with trunk: or tls: there",
@@ -479,16 +538,16 @@ impl Stage {
 impl Caller {
     /// Goes on as far as it can without waiting.
     fn listen(self, leg: &LegAddress) -> Outcome {
-        let since = self.since;
+        let (since, last) = (self.since, self.last);
         match self.stage {
-            Stage::Preface(greeted, receiver) => greeted.listen(receiver, since, leg),
+            Stage::Preface(greeted, receiver) => greeted.listen(receiver, (since, last), leg),
             #[cfg(feature = "tls")]
             Stage::Handshake(mut handshake) => {
                 let peer = handshake.stream().map(describe).unwrap_or_default();
                 match handshake.go_on() {
                     Ok(None) => {
                         let stage = Stage::Handshake(handshake);
-                        Outcome::Waits(Caller { stage, since })
+                        Outcome::Waits(Caller { stage, since, last })
                     }
                     Err(error) => Outcome::Gone(peer, error.to_string()),
                     Ok(Some(accepted)) if leg.protocol == Protocol::Qemu => {
@@ -499,7 +558,7 @@ impl Caller {
                             stream: accepted.stream,
                             peer: Some(accepted.peer),
                         };
-                        greeted.listen(PrefaceReceiver::default(), since, leg)
+                        greeted.listen(PrefaceReceiver::default(), (since, last), leg)
                     }
                 }
             }
@@ -509,7 +568,12 @@ impl Caller {
 
 impl Greeted {
     /// Reads the preface, as far as it has come.
-    fn listen(self, mut receiver: PrefaceReceiver, since: Instant, leg: &LegAddress) -> Outcome {
+    fn listen(
+        self,
+        mut receiver: PrefaceReceiver,
+        (since, last): (Instant, Instant),
+        leg: &LegAddress,
+    ) -> Outcome {
         let mut buffer = [0; 512];
         let said = loop {
             let most = receiver.wanted().min(buffer.len());
@@ -519,7 +583,7 @@ impl Greeted {
                 Ok(count) => count,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     let stage = Stage::Preface(self, receiver);
-                    return Outcome::Waits(Caller { stage, since });
+                    return Outcome::Waits(Caller { stage, since, last });
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => return self.gone(&error),

@@ -1,0 +1,113 @@
+//! Encrypted trunks: guests pass, and nobody else.
+
+use super::super::*;
+
+/// Certificates for a try, as the command makes them.
+pub fn certificates(folder: &Path, more: &[&str]) -> std::path::PathBuf {
+    let dir = folder.join("tls");
+    let path = dir.to_str().expect("a path");
+    let hosts = ["--host", "127.0.0.1", "--host", "localhost"];
+    let args = [&["tls", "init", path], &hosts[..], more].concat();
+    Multifd::start(args).end().well();
+    dir
+}
+
+/// A pair whose trunk is encrypted, each end with certificates of its own.
+fn encrypted(
+    destination: &Address,
+    far_dir: &Path,
+    near_dir: &Path,
+    far_more: &[&str],
+) -> (Multifd, Multifd) {
+    let text = |dir: &Path| dir.to_str().expect("a path").to_owned();
+    let (far_dir, near_dir) = (text(far_dir), text(near_dir));
+    let more = [&["--once", "--tls-dir", &far_dir], far_more].concat();
+    let mut far = relay("trunk:127.0.0.1:0", &destination.to_string(), &more);
+    let leg: LegAddress = (*far).address();
+    assert!(leg.tls, "{leg}");
+    let more = ["--once", "--name", "vm1", "--tls-dir", &near_dir];
+    let near = relay("tcp:127.0.0.1:0", &leg.to_string(), &more);
+    (near, far)
+}
+
+#[test]
+fn a_guest_passes_through_an_encrypted_trunk() {
+    for migration in both(long) {
+        let folder = tempfile::tempdir().expect("a folder");
+        let dir = certificates(folder.path(), &[]);
+        let destination = Destination::new(folder.path(), 2);
+        let (mut near, far) = encrypted(&destination.address, &dir, &dir, &[]);
+        let source = Source::begin(&near.address(), &migration);
+        drop(destination.wait("all of it", |seen| seen.has_all(&migration)));
+        if migration.return_path {
+            destination.say(Role::Main, &SHUT_WELL);
+            source.hears(&SHUT_WELL);
+        }
+        source.finish();
+        drop(destination.wait("the end of main", |seen| seen.main().end.is_some()));
+        destination.close_all();
+        for ended in [near.end(), far.end()] {
+            assert!(ended.status.success(), "{ended:?}");
+        }
+    }
+}
+
+/// Whom an encrypted trunk does not take, and what both ends say of it.
+#[test]
+fn an_encrypted_trunk_takes_nobody_else() {
+    let migration = &both(short)[1];
+    let folder = tempfile::tempdir().expect("a folder");
+    let other = tempfile::tempdir().expect("a folder");
+    let ours = certificates(folder.path(), &["--client", "src1"]);
+    let theirs = certificates(other.path(), &["--client", "src1"]);
+    let cases: [(&Path, &[&str], &str); 4] = [
+        (&theirs, &[], "certificate"),
+        (&ours, &["--allow", "src2"], "src1"),
+        (
+            &ours,
+            &["--allow", "src1=web-*"],
+            "may not use the name vm1",
+        ),
+        (&ours, &["--allow", "src1=vm*"], ""),
+    ];
+    for (near_dir, far_more, words) in cases {
+        let destinations = tempfile::tempdir().expect("a folder");
+        let destination = Destination::new(destinations.path(), 2);
+        let (mut near, _far) = encrypted(&destination.address, &ours, near_dir, far_more);
+        let source = Source::begin(&near.address(), migration);
+        if words.is_empty() {
+            arrives(&destination, &source, migration);
+            near.end().well();
+            continue;
+        }
+        source.wait_for_end();
+        says(&near.end(), words);
+        assert!(destination.seen().connections.is_empty(), "{words}");
+    }
+}
+
+/// What is in clear does not come in where all is to be encrypted, and the other way round.
+#[test]
+fn clear_and_encrypted_do_not_meet() {
+    let migration = &both(short)[1];
+    let folder = tempfile::tempdir().expect("a folder");
+    let dir = certificates(folder.path(), &[]);
+    let dir = dir.to_str().expect("a path");
+    let destination = Destination::new(folder.path(), 2);
+    let connect = destination.address.to_string();
+    let mut far = relay("trunk:127.0.0.1:0", &connect, &["--tls-dir", dir]);
+    let port = trunk_of(&mut far);
+    let mut near = relay("tcp:127.0.0.1:0", &format!("trunk+{port}"), &["--once"]);
+    let source = Source::begin(&near.address(), migration);
+    source.wait_for_end();
+    says(&near.end(), "this trunk is encrypted");
+    let mut far = relay("trunk+tcp:127.0.0.1:0", &connect, &[]);
+    let port = trunk_of(&mut far).to_string();
+    let there = port.replace("tcp:", "trunk:");
+    let mut near = relay("tcp:127.0.0.1:0", &there, &["--once", "--tls-dir", dir]);
+    let source = Source::begin(&near.address(), migration);
+    source.wait_for_end();
+    says(&near.end(), "TLS");
+    let line = far.complaint();
+    assert!(line.contains("this address is in clear"), "{line}");
+}
