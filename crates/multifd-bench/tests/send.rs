@@ -297,7 +297,7 @@ fn what_is_wrong_with_a_command_is_said_with_what_to_do() {
 fn every_help_fits_a_screen_and_has_an_example() {
     // The options for a guest and a migration need more lines than an old terminal has.
     for (command, most) in [("send", 34), ("migrate", 40)] {
-        let help = bench([command, "--help"]).end().well();
+        let help = bench([command, "-h"]).end().well();
         assert!(help.contains("\nExample"), "{help}");
         assert!(help.lines().count() <= most, "{help}");
         assert!(help.lines().all(|line| line.len() <= 120), "{help}");
