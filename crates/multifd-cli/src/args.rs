@@ -136,7 +136,7 @@ guest stays stopped then. Without --dump only `multifd-bench send` is served, an
 
 Example:
   multifd receive --listen unix:/run/dump.sock --dump ram/
-  then in the source's monitor: migrate unix:/run/dump.sock")]
+  then in the source's monitor: migrate -d unix:/run/dump.sock")]
 pub struct ReceiveArgs {
     /// Where the source connects to.
     #[arg(long, value_name = "ADDR", value_parser = address())]
@@ -167,7 +167,7 @@ guest stays stopped: it lives on in the file.
 
 Example:
   multifd record --listen unix:/run/rec.sock --out guest.mfd
-  then in the source's monitor: migrate unix:/run/rec.sock")]
+  then in the source's monitor: migrate -d unix:/run/rec.sock")]
 pub struct RecordArgs {
     /// Where the source QEMU connects to.
     #[arg(long, value_name = "ADDR", value_parser = address())]
