@@ -40,14 +40,13 @@ pub enum Command {
 /// Relay migrations and recompress their pages.
 #[derive(Args, Debug)]
 #[command(after_help = "\
-Serves any number of migrations at once. It reads any method, writes --compression and passes on the rest unchanged.
+Serves any number of migrations at once. It reads any method and writes --compression. --help shows all options.
 LEG is unix:PATH, tcp:HOST:PORT or tls:HOST:PORT for a QEMU, and for another relay trunk:HOST:PORT over TLS,
 or trunk+tcp:HOST:PORT and trunk+unix:PATH unencrypted.
--h shows the usual options, --help shows all.
 
 Example, one relay on each host:
-  multifd relay --listen trunk:0.0.0.0:4444 --connect unix:/run/{name}.sock --tls-dir /etc/multifd
-  multifd relay --listen unix:/run/src.sock --connect trunk:dst:4444 --name vm1 --compression zstd --tls-dir /etc/multifd")]
+  multifd relay --listen trunk:0.0.0.0:4444 --connect unix:/run/{name}.sock --tls-dir pki
+  multifd relay --listen unix:/run/src.sock --connect trunk:dst:4444 --name vm1 --compression zstd --tls-dir pki")]
 pub struct RelayArgs {
     /// Where the source QEMU, or another relay, connects to.
     #[arg(long, value_name = "LEG", value_parser = leg(), requires = "connect")]

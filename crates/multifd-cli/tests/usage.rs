@@ -30,9 +30,9 @@ fn what_is_wrong_with_a_command_is_said_with_what_to_do() {
     refused(
         &["relay", "--listen", "a.sock", "--connect", "unix:b.sock"],
         2,
-        "write unix:PATH or tcp:HOST:PORT",
+        "write unix:PATH, tcp:HOST:PORT",
     );
-    refused(&["relay", "--listen", "unix:a.sock"], 2, "--connect <ADDR>");
+    refused(&["relay", "--listen", "unix:a.sock"], 2, "--connect <LEG>");
     let record = |listen| ["record", "--out", "/no/such/folder/f", "--listen", listen];
     refused(&record("tcp:::1:4444"), 2, "as in tcp:[::1]:4444");
     refused(&record("tcp:[fe80::1]:4444"), 2, "tcp:[fe80::1%eth0]:4444");
