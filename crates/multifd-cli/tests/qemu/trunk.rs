@@ -187,10 +187,8 @@ fn a_cancelled_migration_is_made_again() {
             let ended = source.wait_migration(LIMIT).unwrap();
             assert!(!ended.is_completed(), "{ended:?}");
             source.check_goes_on(LIMIT).unwrap();
-            for relay in [&mut lab.near, &mut lab.far] {
-                let complaint = relay.next_complaint();
-                assert!(complaint.contains("channel"), "{complaint}");
-            }
+            let complaint = lab.near.next_complaint();
+            assert!(complaint.contains("channel"), "{complaint}");
             drop(given_up);
             // QEMU 10.0 crashes where the next one begins at once.
             thread::sleep(Duration::from_millis(500));
@@ -203,9 +201,13 @@ fn a_cancelled_migration_is_made_again() {
                 assert!(ended.is_completed(), "{binary}, {channels:?}: {ended:?}");
             }
             destination.check_goes_on(LIMIT).unwrap();
-            for relay in [&mut lab.near, &mut lab.far] {
-                assert_eq!(relay.next_report()["confirmed"], true);
+            assert_eq!(lab.near.next_report()["confirmed"], true);
+            // The first one may have ended before its set-up was read there, which is no migration.
+            let mut report = lab.far.next_report();
+            if report["confirmed"] == false {
+                report = lab.far.next_report();
             }
+            assert_eq!(report["confirmed"], true, "{report}");
         }
     }
 }
