@@ -445,20 +445,23 @@ impl<'a> Printer<'a> {
                     Ended::Failed(failure) => Failed::new(
                         say::chain(failure),
                         advice(self.method, connect, failure),
+                        // Nobody can know here whether the destination has the guest.
+                        (!matches!(failure.cause, Cause::Unknown)).then_some(false),
                         migration.as_ref(),
-                    )
-                    .with_unknown_end(matches!(failure.cause, Cause::Unknown)),
+                    ),
                     Ended::TooMany => Failed::new(
                         format!(
                             "{MOST_MIGRATIONS} migrations run already, and no more are taken: its guest stays at the source; \
                              start it again when others have ended"
                         ),
                         None,
+                        Some(false),
                         migration.as_ref(),
                     ),
                     Ended::Panicked => Failed::new(
                         "a defect of this program ended this migration".to_owned(),
                         None,
+                        Some(false),
                         migration.as_ref(),
                     ),
                 };

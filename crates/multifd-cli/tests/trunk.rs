@@ -71,12 +71,14 @@ fn says(ended: &Ended, words: &str) {
     assert!(ended.stderr.contains(words), "{words:?}: {ended:?}");
 }
 
-/// All of a migration with a return path arrives, and both ends close.
+/// All of a migration arrives, and both ends close.
 fn arrives(destination: &Destination, source: &Source, migration: &Migration) {
     drop(destination.wait("all of it", |seen| seen.has_all(migration)));
-    destination.say(Role::Main, &SHUT_WELL);
-    let heard = source.hears(&SHUT_WELL);
-    assert!(heard.ends_with(&SHUT_WELL), "{heard:?}");
+    if migration.return_path {
+        destination.say(Role::Main, &SHUT_WELL);
+        let heard = source.hears(&SHUT_WELL);
+        assert!(heard.ends_with(&SHUT_WELL), "{heard:?}");
+    }
     source.finish();
     drop(destination.wait("the end of main", |seen| seen.main().end.is_some()));
     destination.close_all();
@@ -100,15 +102,7 @@ fn a_guest_passes_through_a_trunk() {
                 let destination = Destination::new(folder.path(), 2);
                 let pair = Pair::new(folder.path(), trunk, &destination.address, &[]);
                 let source = Source::begin(&pair.address, &migration);
-                drop(destination.wait("all of it", |seen| seen.has_all(&migration)));
-                if migration.return_path {
-                    destination.say(Role::Main, &SHUT_WELL);
-                    let heard = source.hears(&SHUT_WELL);
-                    assert!(heard.ends_with(&SHUT_WELL), "{trunk}: {heard:?}");
-                }
-                source.finish();
-                drop(destination.wait("the end of main", |seen| seen.main().end.is_some()));
-                destination.close_all();
+                arrives(&destination, &source, &migration);
                 let confirmed = match migration.return_path {
                     true => Value::Bool(true),
                     false => Value::Null,
@@ -233,14 +227,7 @@ fn many_guests_pass_through_one_port() {
                 let more = ["--once", "--name", &name];
                 let mut near = relay("tcp:127.0.0.1:0", connect, &more);
                 let source = Source::begin(&near.address(), migration);
-                drop(destination.wait("all of it", |seen| seen.has_all(migration)));
-                if migration.return_path {
-                    destination.say(Role::Main, &SHUT_WELL);
-                    source.hears(&SHUT_WELL);
-                }
-                source.finish();
-                drop(destination.wait("the end of main", |seen| seen.main().end.is_some()));
-                destination.close_all();
+                arrives(&destination, &source, migration);
                 let ended = near.end();
                 assert!(ended.status.success(), "{name}: {ended:?}");
             });

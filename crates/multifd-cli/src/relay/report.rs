@@ -174,7 +174,12 @@ pub struct Failed {
 }
 
 impl Failed {
-    pub fn new(error: String, advice: Option<&'static str>, migration: Option<&Migration>) -> Self {
+    pub fn new(
+        error: String,
+        advice: Option<&'static str>,
+        confirmed: Option<bool>,
+        migration: Option<&Migration>,
+    ) -> Self {
         let totals = migration
             .map(|migration| migration.totals)
             .unwrap_or_default();
@@ -182,7 +187,7 @@ impl Failed {
             route: migration.map(|migration| migration.route.to_string()),
             name: migration.and_then(|migration| migration.name.clone()),
             peer: migration.map(|migration| migration.peer.clone()),
-            confirmed: Some(false),
+            confirmed,
             error,
             advice,
             pages: totals.pages,
@@ -191,17 +196,6 @@ impl Failed {
             bytes_out: totals.bytes_out,
             seconds: migration.map_or(0.0, |migration| say::seconds(migration.begun.elapsed())),
         }
-    }
-}
-
-impl Failed {
-    /// The same, where nobody can know here what has become of the guest.
-    pub fn with_unknown_end(self, is_unknown: bool) -> Self {
-        let confirmed = match is_unknown {
-            true => None,
-            false => self.confirmed,
-        };
-        Self { confirmed, ..self }
     }
 }
 

@@ -48,14 +48,7 @@ fn delivered(trunk: &str, folder: &Path, name: &str, migration: &Migration) {
     let destination = Destination::at(&address, 2, support::peers::Limits::default());
     let mut near = relay("tcp:127.0.0.1:0", trunk, &["--once", "--name", name]);
     let source = Source::begin(&near.address(), migration);
-    drop(destination.wait("all of it", |seen| seen.has_all(migration)));
-    if migration.return_path {
-        destination.say(Role::Main, &SHUT_WELL);
-        source.hears(&SHUT_WELL);
-    }
-    source.finish();
-    drop(destination.wait("the end of main", |seen| seen.main().end.is_some()));
-    destination.close_all();
+    arrives(&destination, &source, migration);
     let ended = near.end();
     assert!(ended.status.success(), "{name}: {ended:?}");
     for (id, bytes) in migration.channels.iter().enumerate() {
@@ -65,7 +58,7 @@ fn delivered(trunk: &str, folder: &Path, name: &str, migration: &Migration) {
     }
 }
 
-/// Who says nothing that a trunk begins with, and who breaks off.
+/// Connections that begin no trunk, or break off within a preface.
 fn strangers(port: &Address, count: usize) -> Vec<multifd_transport::Stream> {
     let said: [&[u8]; 6] = [
         b"",

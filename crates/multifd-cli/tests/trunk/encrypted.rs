@@ -38,14 +38,7 @@ fn a_guest_passes_through_an_encrypted_trunk() {
         let destination = Destination::new(folder.path(), 2);
         let (mut near, far) = encrypted(&destination.address, &dir, &dir, &[]);
         let source = Source::begin(&near.address(), &migration);
-        drop(destination.wait("all of it", |seen| seen.has_all(&migration)));
-        if migration.return_path {
-            destination.say(Role::Main, &SHUT_WELL);
-            source.hears(&SHUT_WELL);
-        }
-        source.finish();
-        drop(destination.wait("the end of main", |seen| seen.main().end.is_some()));
-        destination.close_all();
+        arrives(&destination, &source, &migration);
         for ended in [near.end(), far.end()] {
             assert!(ended.status.success(), "{ended:?}");
         }

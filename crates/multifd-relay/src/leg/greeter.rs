@@ -1,4 +1,4 @@
-//! Answering at a trunk: what calls says what it is, and becomes part of a migration or is refused.
+//! Answering the callers of a trunk: each becomes part of a migration, or is refused.
 //!
 //! One thread listens to all callers at once. None of them holds up another, and none takes more
 //! than a socket and some hundred bytes before it has said what it is.
@@ -214,12 +214,7 @@ impl Shared {
         if let Some(peer) = &greeted.peer
             && !self.encryption.allows(peer, &preface.name)
         {
-            let names: Vec<&str> = peer.names().collect();
-            let words = format!(
-                "{} may not use the name {}",
-                names.join(", "),
-                preface.name.as_str()
-            );
+            let words = format!("{peer} may not use the name {}", preface.name.as_str());
             let refusal = Refusal::new(RefusalCode::NAME_NOT_ALLOWED, &words);
             return refuse(&greeted.stream, refusal);
         }

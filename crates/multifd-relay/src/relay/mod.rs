@@ -58,6 +58,7 @@ mod watch;
 
 use std::fmt;
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use multifd_codec::{Backend, PathCounts, Settings, Unsupported};
@@ -342,5 +343,8 @@ pub fn pass_on(
     cancel: &Cancel,
     observe: &mut dyn FnMut(Update),
 ) -> Result<MigrationReport, Failure> {
+    let source = Arc::clone(&incoming.main);
+    // A source that is a relay hears why, if it has not been told already.
     session::run(incoming, config, cancel, observe)
+        .inspect_err(|failure| source.explain(&failure.explain()))
 }

@@ -87,10 +87,7 @@ pub(super) fn run(
     let started = Instant::now();
     let introduction = introduction(&incoming, config);
     let _taken = match incoming.origin {
-        Some(_) if config.connect.needs_name() => {
-            let taken = take(&introduction, config);
-            Some(taken.inspect_err(|failure| incoming.main.explain(&failure.explain()))?)
-        }
+        Some(_) if config.connect.needs_name() => Some(take(&introduction, config)?),
         _ => None,
     };
     let mut opening = Opening {
@@ -102,13 +99,8 @@ pub(super) fn run(
         config,
         cancel,
     };
-    let opened = opening
-        .wait_for_channel(&incoming.channels, incoming.has_channels)
-        .and_then(|()| opening.dial());
-    let (target, main) = opened.inspect_err(|failure| {
-        // A source that is a relay hears why.
-        opening.source.explain(&failure.explain());
-    })?;
+    opening.wait_for_channel(&incoming.channels, incoming.has_channels)?;
+    let (target, main) = opening.dial()?;
     let session = Session {
         config,
         target: &target,

@@ -65,7 +65,7 @@ impl RefusalCode {
     pub const BUSY: Self = Self(7);
     /// The relay ends, and takes no new migrations.
     pub const ENDS: Self = Self(8);
-    /// The client is the same process.
+    /// A migration of this number is under way here: the way leads back to this relay.
     pub const ITSELF: Self = Self(9);
     /// No main channel of this migration has come.
     pub const UNKNOWN_MIGRATION: Self = Self(10);
@@ -112,6 +112,7 @@ impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.words.as_str() {
             "" => self.code.fmt(f),
+            words if self.code == RefusalCode::OTHER => f.write_str(&Words::new(words).to_string()),
             _ => write!(f, "{}: {}", self.code, self.words),
         }
     }
