@@ -38,6 +38,11 @@ pub mod relay;
 pub mod replay;
 mod return_path;
 mod supervise;
+// The bytes between relays are no interface: docs/trunk.md describes them.
+#[cfg(not(feature = "unstable-trunk"))]
+#[allow(unreachable_pub, dead_code, unused_imports)]
+mod trunk;
+#[cfg(feature = "unstable-trunk")]
 pub mod trunk;
 
 pub use atomic_file::FileError;

@@ -10,7 +10,8 @@ use serde_json::Value;
 use super::{is_published, name_of, packages_of};
 use crate::{Result, output, run as run_command};
 
-/// Prints a table: a line per crate, with a column per kind of item. Hidden items count too.
+/// Prints a table: a line per crate, with a column per kind of item. Hidden items count too; those behind
+/// a feature `unstable-*` do not.
 ///
 /// `workspace` may be another checkout, so that two commits are counted alike.
 pub fn run(workspace: &Path) -> Result<()> {
@@ -32,7 +33,8 @@ pub fn run(workspace: &Path) -> Result<()> {
         };
         run_command(
             cargo()
-                .args(["rustdoc", "--quiet", "--lib", "--all-features"])
+                .args(["rustdoc", "--quiet", "--lib", "--features"])
+                .arg(stable_features(package).join(","))
                 .args(["--package", &name_of(package), "--"])
                 .args(["-Z", "unstable-options", "--output-format", "json"])
                 .args(["--document-hidden-items", "--cap-lints", "allow"])
@@ -72,6 +74,16 @@ fn library(package: &Value) -> Option<String> {
     };
     let targets = package["targets"].as_array()?;
     targets.iter().find(is_library).map(name_of)
+}
+
+/// All features but those that promise nothing, by their name.
+fn stable_features(package: &Value) -> Vec<&str> {
+    let features = package["features"].as_object();
+    let names = features.into_iter().flat_map(|features| features.keys());
+    names
+        .map(String::as_str)
+        .filter(|name| !name.starts_with("unstable-"))
+        .collect()
 }
 
 /// Counts the items that a path from the crate's root reaches, each once. Trait implementations
