@@ -7,7 +7,7 @@ use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use multifd_codec::{Accel, Effort, Huffman, Streams, WindowSize, ZlibLevel, ZstdLevel};
 use multifd_relay::leg::LegAddress;
-use multifd_relay::trunk::Name;
+use multifd_relay::leg::Name;
 use multifd_transport::Address;
 use multifd_wire::Method;
 

@@ -40,7 +40,7 @@ const MOST_AHEAD: usize = 64 << 10;
 #[non_exhaustive]
 pub struct FarFailure {
     /// Its reason, which the other host has chosen freely.
-    pub words: Words,
+    pub(crate) words: Words,
 }
 
 /// A connection in frames.

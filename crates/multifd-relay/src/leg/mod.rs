@@ -1,7 +1,7 @@
 //! Legs: the two sides of a relay, and what is spoken there.
 //!
 //! A QEMU leg speaks QEMU's own protocol. A trunk is the leg between two relays: each of its
-//! connections carries one of a QEMU's, in frames of [`crate::trunk`].
+//! connections carries one of a QEMU's, in frames (docs/trunk.md).
 
 mod address;
 mod call;
@@ -22,6 +22,7 @@ pub use self::carried::FarFailure;
 pub use self::encryption::{Encryption, EncryptionError, EncryptionOptions, Rule};
 pub(crate) use self::greeter::Greeter;
 use crate::trunk::{Abilities, Compression, Digest};
+pub use crate::trunk::{Name, NameFault};
 
 /// What this host understands of a trunk, and writes in `methods`.
 fn abilities(methods: Vec<Method>) -> Abilities {
