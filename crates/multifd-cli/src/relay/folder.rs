@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use multifd_relay::leg::{FileNumber, LegAddress, Odd, Requests};
 use multifd_relay::relay::{Relay, RelayConfig};
-use multifd_relay::trunk::Name;
+use multifd_relay::leg::Name;
 use multifd_transport::{Address, Cancel, ListenOptions};
 
 use super::{Ends, Event, Route, accept};
