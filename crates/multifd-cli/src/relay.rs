@@ -1,6 +1,7 @@
 //! `multifd relay`.
 
 mod folder;
+mod memory;
 mod report;
 mod routes;
 
@@ -69,6 +70,7 @@ struct Migration {
 pub fn run(args: &RelayArgs) -> Outcome {
     let method = args.codec.compression.into();
     let routes = routes::of(args)?;
+    memory::bound(args.delta_memory, &routes)?;
     let mut relays = Vec::new();
     let mut watches = Vec::new();
     let mut encryptions = Vec::new();

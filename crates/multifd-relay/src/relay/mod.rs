@@ -91,6 +91,10 @@ pub struct RelayConfig {
     pub compression: Method,
     /// How that method is driven, and who computes on both legs.
     pub settings: Settings,
+    /// The bytes of pages that a migration may keep on each side of a trunk, to send differences to
+    /// them; 0 for none. All migrations together keep no more than
+    /// [`multifd_codec::delta::memory::limit`].
+    pub delta_memory: u64,
     /// What it accepts from a source.
     pub limits: Limits,
     /// How long one connection to the destination may take.
@@ -214,6 +218,7 @@ impl RelayConfig {
             encryption: Encryption::default(),
             compression,
             settings: Settings::default(),
+            delta_memory: u64::MAX,
             limits: Limits::default(),
             dial_timeout: DIAL_TIMEOUT,
         }

@@ -14,7 +14,8 @@ use multifd_transport::failure::Cause as TransportCause;
 use multifd_transport::incoming::{Arrival, Incoming, IncomingChannel};
 use multifd_transport::supervise::report_end;
 use multifd_transport::{Cancel, Stream, circle};
-use multifd_wire::main_stream::MainReceiver;
+use multifd_wire::Method;
+use multifd_wire::main_stream::{MainEvent, MainReceiver};
 
 use super::counters::Counters;
 use super::gate::Gate;
@@ -25,7 +26,7 @@ use super::silence::Silence;
 use super::watch::{MigrationNote, Watch};
 use super::{CHANNELS_TIMEOUT, MigrationReport, RelayConfig, Remark, Update};
 use crate::failure::{Cause, Channel, Failure, Leg, SetupFault};
-use crate::leg::{Caller, Introduction};
+use crate::leg::{Caller, Introduction, Protocol};
 use crate::trunk::Name;
 
 /// How soon an end of the source is noticed while nothing else happens.
@@ -161,7 +162,31 @@ fn introduction(incoming: &Incoming, config: &RelayConfig) -> Introduction {
         has_channels: incoming.has_channels,
         may_be_postcopy: incoming.may_be_postcopy,
         is_recovery: incoming.is_recovery,
+        delta_bytes: delta_bytes(incoming, config),
     }
+}
+
+/// How many bytes of pages are worth keeping: all of the guest's memory, as far as it may be. A
+/// payload of method `none` has the length of its pages, so there is no place for differences.
+fn delta_bytes(incoming: &Incoming, config: &RelayConfig) -> u64 {
+    let is_trunk = config.connect.protocol == Protocol::Trunk;
+    if !is_trunk || config.compression == Method::None {
+        return 0;
+    }
+    let mut receiver = MainReceiver::new(config.limits);
+    let mut bytes = incoming.main_start.as_slice();
+    let guest = loop {
+        match receiver.push(&mut bytes) {
+            Ok(Some(MainEvent::RamBlocks(blocks))) => {
+                let lengths = blocks.iter().map(|block| block.used_length);
+                break lengths.fold(0, u64::saturating_add);
+            }
+            Ok(Some(_)) => {}
+            // A guest whose size is not known may be of any size.
+            Ok(None) | Err(_) => break u64::MAX,
+        }
+    };
+    guest.min(config.delta_memory)
 }
 
 /// Addresses of single guests' destinations that migrations of this process have.
