@@ -8,7 +8,7 @@ use super::super::support::made::{Channel, Shape};
 use super::super::support::peers::{PONG, Source, write};
 use super::super::{TAKERS, Taking};
 
-/// A QEMU 11.1 that is cancelled there stands still with its guest until its main channel is closed.
+/// A QEMU 11.1 that is cancelled there stands still with its guest until main is closed.
 #[test]
 fn a_source_that_stops_behind_its_setup_is_let_go() {
     thread::scope(|scope| {

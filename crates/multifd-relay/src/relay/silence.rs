@@ -53,8 +53,9 @@ impl Silence {
             return None;
         }
         let within = self.within;
-        (now.duration_since(since) >= within)
-            .then(|| main_channel::failed(Leg::Source, SetupFault::NothingFollows { within }.into()))
+        (now.duration_since(since) >= within).then(|| {
+            main_channel::failed(Leg::Source, SetupFault::NothingFollows { within }.into())
+        })
     }
 }
 
