@@ -122,7 +122,19 @@ pub(crate) fn listen_with(address: &Address, mode: u32) -> Result<Acceptor, Stri
 pub(crate) fn listener(address: &Address, mode: u32) -> Result<Listener, String> {
     let mut options = ListenOptions::default();
     options.mode = mode;
-    Listener::bind_with(address, &options).map_err(cannot_listen(address))
+    listener_with(address, &options)
+}
+
+/// Listens.
+///
+/// # Errors
+///
+/// When it cannot, with the address.
+pub(crate) fn listener_with(
+    address: &Address,
+    options: &ListenOptions,
+) -> Result<Listener, String> {
+    Listener::bind_with(address, options).map_err(cannot_listen(address))
 }
 
 fn cannot_listen<E: Error>(address: &Address) -> impl Fn(E) -> String + '_ {

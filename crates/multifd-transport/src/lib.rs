@@ -83,7 +83,7 @@ pub use cancel::Cancel;
 pub use circle::Circle;
 pub use dial::{DialError, Target};
 pub use failure::Failure;
-pub use listener::{ListenError, ListenOptions, Listener};
+pub use listener::{ListenError, ListenOptions, Listener, asks_for_socket};
 pub use resolve::ResolveError;
 pub use rounds::RoundFault;
 pub use stop::Stop;

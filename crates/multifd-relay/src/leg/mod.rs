@@ -1,13 +1,14 @@
 //! Legs: the two sides of a relay, and what is spoken there.
 //!
 //! A QEMU leg speaks QEMU's own protocol. A trunk is the leg between two relays: each of its
-//! connections carries one of a QEMU's, in frames of [`crate::trunk`].
+//! connections carries one of a QEMU's, in frames (docs/trunk.md).
 
 mod address;
 mod call;
 mod carried;
 mod encryption;
 mod greeter;
+mod requests;
 
 use std::io;
 use std::sync::OnceLock;
@@ -21,7 +22,9 @@ pub(crate) use self::call::{Caller, Introduction};
 pub use self::carried::FarFailure;
 pub use self::encryption::{Encryption, EncryptionError, EncryptionOptions, Rule};
 pub(crate) use self::greeter::Greeter;
+pub use self::requests::{FileNumber, Look, Odd, Requests, RequestsError};
 use crate::trunk::{Abilities, Compression, Digest};
+pub use crate::trunk::{Name, NameFault};
 
 /// What this host understands of a trunk, and writes in `methods`.
 fn abilities(methods: Vec<Method>) -> Abilities {
