@@ -111,7 +111,8 @@ impl Watch {
                 if !std::mem::replace(&mut self.is_lost, true) {
                     let folder = say::printable_path(self.requests.folder());
                     note(format!(
-                        "cannot read {folder}: {error}; no sockets are made there until it is back"
+                        "cannot read {folder}: {error}; no sockets are made there: make it again, and \
+                         start the relay anew"
                     ));
                 }
                 return;
