@@ -65,7 +65,7 @@ struct Migration {
 
 /// Passes migrations on, any number at once: one, or one after another for ever.
 pub fn run(args: &RelayArgs) -> Outcome {
-    let method = args.codec.compression.into();
+    let method = args.codec.method();
     let routes = routes::of(args)?;
     let mut relays = Vec::new();
     let mut encryptions = Vec::new();
