@@ -22,7 +22,7 @@ use multifd_wire::{BlockName, Fault, Limits, PageSize};
 use crate::connections::Connections;
 use crate::coverage::Coverage;
 use crate::failure::{Cause, Channel, Failure, Leg, SetupFault};
-use crate::image::ImageError;
+use crate::image::{ImageError, ImageFault};
 use crate::keeper::{Keeper, RunningTotals, TakeError, TakenChannel, Totals};
 use crate::marks::Marks;
 use crate::numbers::Numbers;
@@ -582,9 +582,8 @@ impl<K: Keeper> MainChannel<'_, K> {
         );
         // A file that cannot be written is no fault of a source's.
         let leg = match cause {
-            Cause::Image(ImageError::File(_) | ImageError::Folder { .. }) | Cause::File(_) => {
-                Leg::Here
-            }
+            Cause::Image(ImageError(ImageFault::File(_) | ImageFault::Folder { .. }))
+            | Cause::File(_) => Leg::Here,
             _ => Leg::Source,
         };
         if broken_off && !self.answers.is_settled() && self.source_is_gone() {
