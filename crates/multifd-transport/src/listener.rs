@@ -394,7 +394,7 @@ pub fn asks_for_socket(path: &Path) -> io::Result<bool> {
     };
     if file.file_type().is_socket() {
         let address = SocketAddrUnix::new(path)?;
-        return Ok(is_abandoned(&address)?);
+        return is_abandoned(&address);
     }
     Ok(file.is_file() && file.len() == 0)
 }
@@ -575,8 +575,10 @@ mod tests {
     #[test]
     fn a_socket_takes_the_place_of_the_file_that_asks_for_it() {
         let (folder, path, address) = in_folder("s");
-        let mut options = ListenOptions::default();
-        options.over_request = true;
+        let options = ListenOptions {
+            over_request: true,
+            ..ListenOptions::default()
+        };
         let bind = || Listener::bind_with(&address, &options);
         // Nobody asks.
         assert_eq!(bind().unwrap_err().kind(), io::ErrorKind::AddrInUse);
@@ -649,8 +651,10 @@ mod tests {
         assert_eq!(mode(&path), 0o600);
         drop(listener);
         for wanted in [0o666, 0o660, 0o600] {
-            let mut options = ListenOptions::default();
-            options.mode = wanted;
+            let options = ListenOptions {
+                mode: wanted,
+                ..ListenOptions::default()
+            };
             let _listener = Listener::bind_with(&address, &options).unwrap();
             assert_eq!(mode(&path), wanted);
             UnixStream::connect(&path).unwrap();
