@@ -26,6 +26,7 @@ use self::report::{Failed, Running, Summary, advice};
 pub use self::routes::Route;
 use crate::args::RelayArgs;
 use crate::process::Outcome;
+use crate::sandbox::Sandbox;
 use crate::say::{self, Progress};
 use crate::signals::Signals;
 
@@ -66,11 +67,26 @@ struct Migration {
     totals: Traffic,
 }
 
+/// What a relay was given, and what it has given up.
+pub struct Confined(Result<(Vec<Route>, Sandbox), String>);
+
+/// Reads which routes there are, and gives up what they have no use for. No thread may run yet.
+pub fn confine(args: &RelayArgs) -> Confined {
+    Confined(routes::of(args).and_then(|routes| {
+        memory::bound(args.delta_memory, &routes)?;
+        let sandbox = match args.no_sandbox {
+            true => Sandbox::none(),
+            false => Sandbox::enter(args, &routes),
+        };
+        Ok((routes, sandbox))
+    }))
+}
+
 /// Passes migrations on, any number at once: one, or one after another for ever.
-pub fn run(args: &RelayArgs) -> Outcome {
-    let method = args.codec.compression.into();
-    let routes = routes::of(args)?;
-    memory::bound(args.delta_memory, &routes)?;
+pub fn run(args: &RelayArgs, confined: Confined) -> Outcome {
+    let method = args.codec.method();
+    let (routes, sandbox) = confined.0?;
+    say::note(sandbox);
     let mut relays = Vec::new();
     let mut watches = Vec::new();
     let mut encryptions = Vec::new();

@@ -9,9 +9,9 @@ use std::sync::mpsc::Sender;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use multifd_relay::leg::Name;
 use multifd_relay::leg::{FileNumber, LegAddress, Odd, Requests};
 use multifd_relay::relay::{Relay, RelayConfig};
-use multifd_relay::leg::Name;
 use multifd_transport::{Address, Cancel, ListenOptions};
 
 use super::{Ends, Event, Route, accept};
@@ -111,7 +111,8 @@ impl Watch {
                 if !std::mem::replace(&mut self.is_lost, true) {
                     let folder = say::printable_path(self.requests.folder());
                     note(format!(
-                        "cannot read {folder}: {error}; no sockets are made there until it is back"
+                        "cannot read {folder}: {error}; no sockets are made there: make it again, and \
+                         start the relay anew"
                     ));
                 }
                 return;
