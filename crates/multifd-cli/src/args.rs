@@ -48,7 +48,10 @@ Example, one relay on each host:
   multifd relay --listen trunk:0.0.0.0:4444 --connect unix:/run/{name}.sock --tls-dir pki
   multifd relay --listen unix:/run/src.sock --connect trunk:dst:4444 --name vm1 --compression zstd --tls-dir pki")]
 pub struct RelayArgs {
-    /// Where the source QEMU, or another relay, connects to.
+    /// Where the source QEMU, or another relay, connects to; unix:DIR/{name} watches DIR.
+    ///
+    /// With unix:DIR/{name}.sock, an empty file DIR/vm1.sock becomes a socket for migrations of the
+    /// guest vm1 within a second. Removing the socket ends that; migrations under way go on.
     #[arg(long, value_name = "LEG", value_parser = leg(), requires = "connect")]
     #[arg(required_unless_present_any = ["route", "routes"])]
     pub listen: Option<LegAddress>,

@@ -20,6 +20,8 @@ pub fn run(program: &'static str, command: impl FnOnce() -> Outcome) -> ExitCode
     prepare();
     let status = match command() {
         Ok(()) => ExitCode::SUCCESS,
+        // Silently, as other commands in a pipe end.
+        Err(failure) if say::reader_is_gone(failure.as_ref()) => ExitCode::SUCCESS,
         Err(failure) => {
             let told = say::chain(failure.as_ref());
             match Signals::told() {

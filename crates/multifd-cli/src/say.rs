@@ -2,7 +2,7 @@
 
 use std::error::Error;
 use std::fmt::{self, Display};
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal, StdoutLock, Write};
 use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -27,25 +27,64 @@ pub fn set_program(name: &'static str) {
     let _ = PROGRAM.set(name);
 }
 
-/// Prints what a command is there to print, and waits until it is printed. What a migration came to
-/// is [reported](report) instead.
+/// Standard output of a command that prints its result and ends.
+pub(crate) struct Stdout(StdoutLock<'static>);
+
+/// Locks standard output for a command's result.
+pub(crate) fn stdout() -> Stdout {
+    Stdout(io::stdout().lock())
+}
+
+impl Write for Stdout {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write(bytes).map_err(marked)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush().map_err(marked)
+    }
+}
+
+/// The reader of standard output has closed it, as `head` does when it has seen enough.
+#[derive(Debug, thiserror::Error)]
+#[error("nobody reads standard output any more")]
+struct ReaderGone;
+
+/// Marks a broken pipe as standard output's, to tell it from a broken connection.
+fn marked(error: io::Error) -> io::Error {
+    match error.kind() {
+        kind @ io::ErrorKind::BrokenPipe => io::Error::new(kind, ReaderGone),
+        _ => error,
+    }
+}
+
+/// Whether a command failed because the reader of its result has seen enough.
+pub(crate) fn reader_is_gone(failure: &(dyn Error + 'static)) -> bool {
+    let error = failure.downcast_ref::<io::Error>();
+    error
+        .and_then(io::Error::get_ref)
+        .is_some_and(|inner| inner.is::<ReaderGone>())
+}
+
+/// Prints a command's result, and waits until it is printed. The outcome of a migration is
+/// [reported](report) instead.
 ///
 /// # Errors
 ///
 /// When stdout is closed.
 pub fn result(line: impl Display) -> io::Result<()> {
-    let mut out = io::stdout().lock();
+    let mut out = stdout();
     writeln!(out, "{}", out::escaped(&line.to_string()))?;
     out.flush()
 }
 
-/// Prints what a command is there to print, as one line of JSON.
+/// Prints a command's result as one line of JSON.
 ///
 /// # Errors
 ///
 /// When stdout is closed.
 pub fn json(value: &impl Serialize) -> io::Result<()> {
-    let mut out = io::stdout().lock();
+    let mut out = stdout();
     writeln!(out, "{}", json::to_string(value)?)?;
     out.flush()
 }
@@ -122,7 +161,19 @@ pub(crate) fn listen_with(address: &Address, mode: u32) -> Result<Acceptor, Stri
 pub(crate) fn listener(address: &Address, mode: u32) -> Result<Listener, String> {
     let mut options = ListenOptions::default();
     options.mode = mode;
-    Listener::bind_with(address, &options).map_err(cannot_listen(address))
+    listener_with(address, &options)
+}
+
+/// Listens.
+///
+/// # Errors
+///
+/// When it cannot, with the address.
+pub(crate) fn listener_with(
+    address: &Address,
+    options: &ListenOptions,
+) -> Result<Listener, String> {
+    Listener::bind_with(address, options).map_err(cannot_listen(address))
 }
 
 fn cannot_listen<E: Error>(address: &Address) -> impl Fn(E) -> String + '_ {

@@ -83,7 +83,7 @@ pub use cancel::Cancel;
 pub use circle::Circle;
 pub use dial::{DialError, Target};
 pub use failure::Failure;
-pub use listener::{ListenOptions, Listener};
+pub use listener::{ListenOptions, Listener, asks_for_socket};
 pub use rounds::RoundFault;
 pub use stop::Stop;
 pub use stream::{Connection, Stream, hung_up};

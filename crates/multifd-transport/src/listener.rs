@@ -38,11 +38,18 @@ pub struct ListenOptions {
     /// Who may connect to a unix socket, as a file's mode, whatever the umask: by default its
     /// owner, 0600.
     pub mode: u32,
+    /// An empty file stands where the unix socket is to be, and asks for it. The socket takes its
+    /// place at once, and listens already when it does. The file of a socket that nobody serves any
+    /// more asks for it too.
+    pub over_request: bool,
 }
 
 impl Default for ListenOptions {
     fn default() -> Self {
-        Self { mode: 0o600 }
+        Self {
+            mode: 0o600,
+            over_request: false,
+        }
     }
 }
 
@@ -177,7 +184,10 @@ impl Listener {
     fn listen(address: &Address, options: &ListenOptions) -> Result<Listener, ListenError> {
         match address {
             Address::Unix(path) => {
-                let (socket, file) = bind_unix(path, options.mode)?;
+                let (socket, file) = match options.over_request {
+                    true => bind_over(path, options.mode)?,
+                    false => bind_unix(path, options.mode)?,
+                };
                 let listing = Listing::new(address, vec![Place::Unix(file.identity())]);
                 Ok(Listener {
                     sockets: Sockets::One(ListeningSocket::Unix(socket)),
@@ -355,11 +365,41 @@ fn bind_unix(path: &Path, mode: u32) -> Result<(UnixListener, Temporary), Listen
     Ok((socket.into(), file))
 }
 
-/// Makes way for a new socket.
+/// A socket in the place of the file that asks for it.
+fn bind_over(path: &Path, mode: u32) -> Result<(UnixListener, Temporary), ListenError> {
+    static NUMBER: AtomicUsize = AtomicUsize::new(0);
+    let found = path.as_os_str().len();
+    if found > UNIX_PATH_BYTES {
+        return Err(ListenError::PathTooLong { found });
+    }
+    if !asks_for_socket(path)? {
+        return Err(ListenError::InUse);
+    }
+    // No guest's name begins with a point, and no other thread or process has the same numbers.
+    let (process, number) = (std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+    let (socket, mut file) = bind_unix(&path.with_file_name(format!(".{process}-{number}")), mode)?;
+    file.rename(path)?;
+    Ok((socket, file))
+}
+
+/// Whether a file asks for a socket in its place: it is an empty file, or the file of a socket that
+/// nobody serves any more.
 ///
-/// A listener is not told by connecting to it: it may be a QEMU that takes its first connection for
-/// its migration. A datagram socket asks as well: it is told that it is of the wrong kind where
-/// there is a socket, and that the connection is refused where there is only the file of one.
+/// # Errors
+/// When the system does not tell.
+pub fn asks_for_socket(path: &Path) -> io::Result<bool> {
+    let file = match path.symlink_metadata() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        other => other?,
+    };
+    if file.file_type().is_socket() {
+        let address = SocketAddrUnix::new(path)?;
+        return is_abandoned(&address);
+    }
+    Ok(file.is_file() && file.len() == 0)
+}
+
+/// Makes way for a new socket.
 fn remove_abandoned_socket(path: &Path, address: &SocketAddrUnix) -> Result<(), ListenError> {
     let Ok(found) = path.symlink_metadata().map(|file| file.file_type()) else {
         return Ok(());
@@ -375,13 +415,22 @@ fn remove_abandoned_socket(path: &Path, address: &SocketAddrUnix) -> Result<(), 
             },
         });
     }
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let asking = socket_with(AddressFamily::UNIX, SocketType::DGRAM, flags, None);
-    match connect(&asking.map_err(io::Error::from)?, address) {
-        Err(Errno::CONNREFUSED) => Ok(std::fs::remove_file(path)?),
+    match is_abandoned(address)? {
+        true => Ok(std::fs::remove_file(path)?),
         // Somebody is there, or it is not ours to know: `bind` says that the address is in use.
-        _ => Ok(()),
+        false => Ok(()),
     }
+}
+
+/// Whether nobody serves a socket's file any more.
+///
+/// A listener is not told by connecting to it: it may be a QEMU that takes its first connection for
+/// its migration. A datagram socket asks as well: it is told that it is of the wrong kind where
+/// there is a socket, and that the connection is refused where there is only the file of one.
+fn is_abandoned(address: &SocketAddrUnix) -> io::Result<bool> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let asking = socket_with(AddressFamily::UNIX, SocketType::DGRAM, flags, None)?;
+    Ok(connect(&asking, address) == Err(Errno::CONNREFUSED))
 }
 
 /// Sockets at all addresses of a host, and the port that they have in common.
@@ -524,6 +573,34 @@ mod tests {
     }
 
     #[test]
+    fn a_socket_takes_the_place_of_the_file_that_asks_for_it() {
+        let (folder, path, address) = in_folder("s");
+        let options = ListenOptions {
+            over_request: true,
+            ..ListenOptions::default()
+        };
+        let bind = || Listener::listen(&address, &options);
+        // Nobody asks.
+        assert!(matches!(bind(), Err(ListenError::InUse)));
+        fs::write(&path, "mine").unwrap();
+        assert!(matches!(bind(), Err(ListenError::InUse)));
+        assert_eq!(fs::read(&path).unwrap(), b"mine");
+        fs::write(&path, "").unwrap();
+        let listener = bind().unwrap();
+        UnixStream::connect(&path).unwrap();
+        accept(&listener);
+        // Somebody serves it.
+        assert!(!asks_for_socket(&path).unwrap());
+        assert!(matches!(bind(), Err(ListenError::InUse)));
+        drop(listener);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+        drop(UnixListener::bind(&path).unwrap());
+        assert!(asks_for_socket(&path).unwrap());
+        drop(bind().unwrap());
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+
+    #[test]
     fn what_is_in_a_sockets_place_is_named_and_left_alone() {
         let (folder, path, address) = in_folder("s");
         fs::write(&path, "mine").unwrap();
@@ -574,7 +651,11 @@ mod tests {
         assert_eq!(mode(&path), 0o600);
         drop(listener);
         for wanted in [0o666, 0o660, 0o600] {
-            let _listener = Listener::bind_with(&address, &ListenOptions { mode: wanted }).unwrap();
+            let options = ListenOptions {
+                mode: wanted,
+                ..ListenOptions::default()
+            };
+            let _listener = Listener::bind_with(&address, &options).unwrap();
             assert_eq!(mode(&path), wanted);
             UnixStream::connect(&path).unwrap();
         }

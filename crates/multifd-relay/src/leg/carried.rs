@@ -11,9 +11,10 @@ use std::time::Duration;
 
 use multifd_transport::{Connection, Stream};
 
+use crate::trunk::frame_memory::FREE_BODY_LEN;
 use crate::trunk::{
     Chosen, Compression, Failure, FailureCode, Frame, FrameFault, FrameReader, FrameWriter,
-    HEADER_LEN, MAX_BODY_LEN, NoCompression, Words,
+    HEADER_LEN, NoCompression, Words,
 };
 
 /// Fewer bytes than this are not compressed: a handshake or an answer gains nothing.
@@ -272,8 +273,8 @@ impl Connection for Carried {
         loop {
             let (head, body) = parts;
             let now = (
-                head.get(..MAX_BODY_LEN).unwrap_or(head),
-                body.get(..MAX_BODY_LEN.saturating_sub(head.len()))
+                head.get(..FREE_BODY_LEN).unwrap_or(head),
+                body.get(..FREE_BODY_LEN.saturating_sub(head.len()))
                     .unwrap_or(body),
             );
             let left = (
@@ -328,7 +329,7 @@ impl Connection for Carried {
 }
 
 impl Writing {
-    /// Writes at most [`MAX_BODY_LEN`] bytes.
+    /// Writes at most [`FREE_BODY_LEN`] bytes.
     /// Answers how many they were in frames.
     fn write(&mut self, under: &Stream, head: &[u8], body: &[u8]) -> io::Result<usize> {
         let len = head.len().saturating_add(body.len());

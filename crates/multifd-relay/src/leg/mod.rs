@@ -8,6 +8,7 @@ mod call;
 mod carried;
 mod encryption;
 mod greeter;
+mod requests;
 
 use std::io;
 use std::sync::OnceLock;
@@ -21,6 +22,7 @@ pub(crate) use self::call::{Caller, Introduction};
 pub use self::carried::FarFailure;
 pub use self::encryption::{Encryption, EncryptionError, EncryptionOptions, Rule};
 pub(crate) use self::greeter::Greeter;
+pub use self::requests::{FileNumber, Look, Odd, Requests, RequestsError};
 use crate::trunk::{Abilities, Compression, Digest};
 pub use crate::trunk::{Name, NameFault};
 

@@ -54,6 +54,7 @@ mod link;
 mod main_channel;
 mod pump;
 mod session;
+mod silence;
 mod watch;
 
 use std::fmt;

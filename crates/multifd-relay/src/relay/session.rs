@@ -21,6 +21,7 @@ use super::gate::Gate;
 use super::link::{Link, Links};
 use super::main_channel::{self, Forward, Outline};
 use super::pump::{self, Shared};
+use super::silence::Silence;
 use super::watch::{MigrationNote, Watch};
 use super::{CHANNELS_TIMEOUT, MigrationReport, RelayConfig, Remark, Update};
 use crate::failure::{Cause, Channel, Failure, Leg, SetupFault};
@@ -44,6 +45,11 @@ const CLOSING_TIMEOUT: Duration = Duration::from_secs(30);
 /// small may be in its last round by then: its guest, and its monitor, stand still as long as it is
 /// held.
 const BEGIN_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// How long a source may be silent between its set-up and its first round. It pauses nowhere there,
+/// and one that was cancelled may stand still with its guest until this time is over. A byte that a
+/// bad link has lost takes no longer to come again.
+const SILENCE_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// How long another relay's reason is waited for, once a connection to it has broken. It is on its
 /// way on main.
@@ -404,6 +410,7 @@ impl<'env> Session<'env> {
                 self.close(&failure.explain());
             }
             let mut watch = Watch::new();
+            let mut silence = Silence::new(SILENCE_TIMEOUT.max(self.config.dial_timeout));
             let mut told = Instant::now();
             let mut settled = false;
             let mut over_since: Option<Instant> = None;
@@ -433,6 +440,7 @@ impl<'env> Session<'env> {
                 let fault = fault
                     .or_else(|| self.look_at_source())
                     .or_else(|| self.look_at_channels(&mut hung_up_since))
+                    .or_else(|| silence.look(self.outline, self.gate, self.counters))
                     .filter(|fault| self.matters(fault));
                 if let (Some(fault), false) = (fault, is_closed) {
                     let patience = match self.target.is_relay() && is_an_end(&fault.cause) {

@@ -31,6 +31,7 @@ mod digest;
 mod envelope;
 mod fault;
 mod frame;
+pub mod frame_memory;
 mod name;
 mod preface;
 mod reader;

@@ -2,6 +2,7 @@
 
 use super::digest::Digest;
 use super::frame::{HEADER_LEN, Head, Kind, MAX_BODY_LEN, RAW_LEN_LEN};
+use super::frame_memory::FREE_BODY_LEN;
 use super::zstd::Compressor;
 use super::{Compression, Failure, Misuse, NoCompression};
 
@@ -52,12 +53,13 @@ impl FrameWriter {
         self.header(Kind::Data, found, parts)
     }
 
-    /// Appends `bytes` to `out` in as many data frames as they need: none for no bytes.
+    /// Appends `bytes` to `out` in as many data frames as they need: none for no bytes. No frame
+    /// has more than [`FREE_BODY_LEN`] bytes.
     ///
     /// # Errors
     /// [`Misuse::Ended`].
     pub fn append(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> Result<(), Misuse> {
-        for piece in bytes.chunks(MAX_BODY_LEN) {
+        for piece in bytes.chunks(FREE_BODY_LEN) {
             let header = self.data(&[piece])?;
             out.extend_from_slice(&header);
             out.extend_from_slice(piece);
@@ -161,7 +163,7 @@ impl FrameWriter {
         }
         let start = out.len();
         let mut plain = 0_usize;
-        for piece in bytes.chunks(MAX_BODY_LEN) {
+        for piece in bytes.chunks(FREE_BODY_LEN) {
             plain = plain.saturating_add(HEADER_LEN.saturating_add(piece.len()));
             if !self.compress_piece(piece, out)? {
                 self.append(piece, out)?;

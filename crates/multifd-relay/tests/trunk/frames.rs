@@ -1,5 +1,6 @@
 //! Frames that are as they should be.
 
+use multifd_relay::trunk::frame_memory::FREE_BODY_LEN;
 use multifd_relay::trunk::{
     Compression, Digest, Failure, FailureCode, FrameFault, FrameReader, FrameWriter, HEADER_LEN,
     MAX_BODY_LEN, Misuse, Words,
@@ -107,7 +108,7 @@ fn both_ways_to_read_can_be_mixed() {
 #[test]
 fn bytes_beyond_a_frame_go_into_several() {
     let mut writer = FrameWriter::new(Digest::Xxh3, Compression::None).unwrap();
-    let data = pattern(2 * MAX_BODY_LEN + 5);
+    let data = pattern(2 * FREE_BODY_LEN + 5);
     let mut bytes = Vec::new();
     writer.append(&data, &mut bytes).unwrap();
     writer.append(&[], &mut bytes).unwrap();
@@ -116,7 +117,7 @@ fn bytes_beyond_a_frame_go_into_several() {
     bytes.extend(writer.end().unwrap());
     let (frames, outcome) = received(reader(Digest::Xxh3), &bytes, &[usize::MAX]);
     assert_eq!(outcome, Ok(()));
-    let pieces = data.chunks(MAX_BODY_LEN);
+    let pieces = data.chunks(FREE_BODY_LEN);
     let mut expected: Vec<_> = pieces.map(|piece| Received::Data(piece.into())).collect();
     expected.push(Received::End);
     assert!(frames == expected);
@@ -238,7 +239,7 @@ mod compressed {
         assert_eq!(out, b"before");
         assert_eq!(writer.frames(), 0);
         // A whole frame that is left as it is stands beside one that is not.
-        let mixed = [pattern_without_order(MAX_BODY_LEN), text(MAX_BODY_LEN)].concat();
+        let mixed = [pattern_without_order(FREE_BODY_LEN), text(FREE_BODY_LEN)].concat();
         out.clear();
         assert_eq!(writer.compressed(&mixed, &mut out), Ok(true));
         out.extend(writer.end().unwrap());

@@ -52,7 +52,7 @@ use crate::{Address, Cancel, Listener, Stream};
 pub const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How soon a wish to end is noticed while nobody comes.
-const TICK: Duration = Duration::from_millis(50);
+const TICK: Duration = Duration::from_millis(200);
 
 /// A migration that has begun.
 #[derive(Debug)]
