@@ -37,13 +37,13 @@ pub struct Stream(Kind);
 enum Kind {
     Unix(UnixStream),
     Tcp(TcpStream),
-    Layered(Box<dyn Connection>),
+    Layered(Box<dyn Layer>),
 }
 
 /// A connection with a protocol of its own between a socket and what is carried: TLS, for one.
 ///
 /// One thread reads and another one writes at the same time; neither holds up the other.
-pub trait Connection: fmt::Debug + Send + Sync {
+pub trait Layer: fmt::Debug + Send + Sync {
     /// What it runs over.
     fn under(&self) -> &Stream;
 
@@ -118,7 +118,7 @@ impl Stream {
     }
 
     /// A connection that runs over another one.
-    pub fn layered(connection: impl Connection + 'static) -> Stream {
+    pub fn layered(connection: impl Layer + 'static) -> Stream {
         Stream(Kind::Layered(Box::new(connection)))
     }
 
@@ -379,7 +379,7 @@ pub(crate) enum Socket<'s> {
 }
 
 impl AsFd for Stream {
-    /// The socket's descriptor, to poll. What it carries may need [`Connection::read`] to be
+    /// The socket's descriptor, to poll. What it carries may need [`Layer::read`] to be
     /// understood.
     fn as_fd(&self) -> BorrowedFd<'_> {
         match self.socket() {

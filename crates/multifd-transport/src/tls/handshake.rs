@@ -47,7 +47,7 @@ const NOT_TLS: [u8; 7] = [0x15, 3, 3, 0, 2, 2, 50];
 /// Which versions of TLS an end takes.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 #[non_exhaustive]
-pub enum Versions {
+pub enum TlsVersions {
     /// 1.3 alone: between two ends of this project.
     #[default]
     Tls13,
@@ -55,7 +55,7 @@ pub enum Versions {
     Tls12And13,
 }
 
-impl Versions {
+impl TlsVersions {
     fn list(self) -> &'static [&'static SupportedProtocolVersion] {
         static TRUNK: [&SupportedProtocolVersion; 1] = [&TLS13];
         static QEMU: [&SupportedProtocolVersion; 2] = [&TLS13, &TLS12];
@@ -78,7 +78,7 @@ impl Versions {
 #[non_exhaustive]
 pub struct ServerOptions {
     /// The versions that it takes.
-    pub versions: Versions,
+    pub versions: TlsVersions,
     /// Whether a client must have a certificate. Without, any host may connect: QEMU's
     /// `verify-peer=no`.
     pub verify_peer: bool,
@@ -94,7 +94,7 @@ pub struct ServerOptions {
 impl Default for ServerOptions {
     fn default() -> Self {
         Self {
-            versions: Versions::Tls13,
+            versions: TlsVersions::Tls13,
             verify_peer: true,
             allowed_clients: Vec::new(),
             lenient_end: false,
@@ -107,7 +107,7 @@ impl Default for ServerOptions {
 #[non_exhaustive]
 pub struct ClientOptions {
     /// The versions that it takes.
-    pub versions: Versions,
+    pub versions: TlsVersions,
     /// Whether the folder must have a client's certificate. A QEMU with `verify-peer=no` asks for
     /// none.
     pub needs_certificate: bool,
@@ -118,7 +118,7 @@ pub struct ClientOptions {
 impl Default for ClientOptions {
     fn default() -> Self {
         Self {
-            versions: Versions::Tls13,
+            versions: TlsVersions::Tls13,
             needs_certificate: true,
             lenient_end: false,
         }
@@ -394,7 +394,7 @@ impl TlsClient {
 /// A client that has passed its handshake.
 #[derive(Debug)]
 #[non_exhaustive]
-pub struct Accepted {
+pub struct Encrypted {
     /// The encrypted connection.
     pub stream: Stream,
     /// Who it is.
@@ -435,11 +435,11 @@ impl Handshake {
     ///
     /// # Errors
     /// When this end refuses the client, of which the client is told, or the client refuses.
-    pub fn go_on(&mut self) -> io::Result<Option<Accepted>> {
+    pub fn go_on(&mut self) -> io::Result<Option<Encrypted>> {
         self.step().map_err(|error| error.to_io())
     }
 
-    fn step(&mut self) -> Result<Option<Accepted>, TlsError> {
+    fn step(&mut self) -> Result<Option<Encrypted>, TlsError> {
         match std::mem::replace(&mut self.0, State::Over) {
             State::Going(mut shaking) => {
                 if shaking.go_on()? {
@@ -650,7 +650,7 @@ impl Shaking {
         }
     }
 
-    fn finish(self) -> Accepted {
+    fn finish(self) -> Encrypted {
         let peer = PeerIdentity(self.seen.names().unwrap_or_default());
         let stream = TlsStream::new(
             self.stream,
@@ -663,7 +663,7 @@ impl Shaking {
             self.lenient_end,
         );
         let protocol = stream.describe();
-        Accepted {
+        Encrypted {
             stream: Stream::layered(stream),
             peer,
             protocol,
