@@ -1,4 +1,4 @@
-//! What can be typed.
+//! The command line.
 
 use std::num::NonZeroU32;
 use std::path::PathBuf;
@@ -19,7 +19,7 @@ use crate::relay::Route;
 #[derive(Debug, Parser)]
 #[command(name = "multifd", version, max_term_width = 100)]
 pub struct Cli {
-    /// What to do.
+    /// The subcommand.
     #[command(subcommand)]
     pub command: Command,
 }

@@ -35,7 +35,7 @@ const TICK: Duration = Duration::from_millis(100);
 /// its channels.
 const MOST_MIGRATIONS: usize = 256;
 
-/// What the threads of a relay tell the one that prints.
+/// Messages of a relay's threads to the printing thread.
 enum Event {
     Note(String),
     Begun(Migration),
@@ -59,7 +59,7 @@ struct Migration {
     number: u64,
     route: Arc<Route>,
     peer: String,
-    /// Of the guest, where a trunk tells it.
+    /// The guest's name, if a trunk gives it.
     name: Option<String>,
     begun: Instant,
     totals: Traffic,
@@ -115,7 +115,7 @@ pub fn run(args: &RelayArgs) -> Outcome {
         let (tell, ends) = (tell.clone(), ends.clone());
         let notes = tell.clone();
         relay.acceptor().on_note(move |note| {
-            // Nobody prints any more once this command ends.
+            // Once this command ends, nothing is printed.
             let _ = notes.send(Event::Note(note.to_string()));
         });
         let work = move || accept(relay, &route, &tell, &ends, None);
@@ -229,7 +229,7 @@ fn reload(encryptions: &[Encryption]) {
 struct Ends {
     /// No more migrations are accepted.
     accepting: Cancel,
-    /// Those under way are ended.
+    /// Running migrations are ended.
     migrations: Cancel,
     /// Nothing is left, and the addresses are given back.
     over: Cancel,
@@ -496,7 +496,7 @@ impl<'a> Printer<'a> {
                     Ended::Failed(failure) => Failed::new(
                         say::chain(failure),
                         advice(self.method, connect, failure),
-                        // Nobody can know here whether the destination has the guest.
+                        // This relay cannot know whether the destination has the guest.
                         (!matches!(failure.cause, Cause::Unknown)).then_some(false),
                         migration.as_ref(),
                     ),

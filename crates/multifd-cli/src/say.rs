@@ -118,9 +118,9 @@ fn print(line: String) {
     }
 }
 
-/// Tells about something that is no result.
+/// Prints a note on stderr.
 pub fn note(line: impl Display) {
-    // If too many wait, it is told how many were dropped.
+    // If too many wait, a later note counts the dropped ones.
     let program = PROGRAM.get().unwrap_or(&"multifd");
     let _ = out::STDERR.push(format!("{program}: {}\n", printable(line)));
 }
@@ -134,7 +134,7 @@ pub(crate) fn flush(timeout: Duration) {
     out::STDERR.flush(timeout);
 }
 
-/// Waits for readers as the end of the process does.
+/// Waits for the output queues, as at the end of the process.
 pub fn last_words() {
     flush(LAST_WORDS);
 }
@@ -217,7 +217,7 @@ impl Default for Progress {
 }
 
 impl Progress {
-    /// Nothing is shown yet.
+    /// Makes a progress line that shows nothing.
     pub fn new() -> Self {
         Self {
             shown: false,
@@ -225,7 +225,7 @@ impl Progress {
         }
     }
 
-    /// Shows `line` instead of the one before.
+    /// Replaces the line.
     pub fn show(&mut self, line: impl Display) {
         if self.terminal {
             self.shown = true;
@@ -233,7 +233,7 @@ impl Progress {
         }
     }
 
-    /// Takes the line away.
+    /// Removes the line.
     pub fn clear(&mut self) {
         if std::mem::take(&mut self.shown) {
             out::STDERR.clear();

@@ -34,7 +34,7 @@ pub struct Statistics {
     pub rounds: u64,
     /// Channels opened.
     pub channels: usize,
-    /// Which way the pages went through the codec, on all channels.
+    /// Pages by codec path, over all channels.
     pub path_counts: PathCounts,
     /// What encoded on the first channel at the end; the others are alike.
     pub backend: Option<Backend>,
@@ -58,7 +58,7 @@ impl Statistics {
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Progress {
-    /// What it does.
+    /// The phase.
     pub phase: Phase,
     /// The round, counted from 0, which is the one with all pages.
     pub round: u64,
@@ -80,7 +80,7 @@ pub struct Progress {
     pub expected_downtime: Option<Duration>,
 }
 
-/// What a source does.
+/// The phases of a source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Phase {
@@ -94,7 +94,7 @@ pub enum Phase {
     SwitchOver,
 }
 
-/// What a destination has got.
+/// Totals of a destination.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Arrived {

@@ -49,7 +49,7 @@ struct Listed {
     leads_to: Option<Address>,
 }
 
-/// What tells one socket from all others of this host.
+/// The identity of a socket on this host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Place {
     Tcp(SocketAddr),
@@ -103,7 +103,7 @@ impl Listing {
         Self { number }
     }
 
-    /// What the listener accepts is passed on to `connect`.
+    /// The listener's connections are passed on to `connect`.
     pub(crate) fn leads_to(&self, connect: &Address) {
         let mut listeners = lock();
         let mut listed = listeners.listed.iter_mut();

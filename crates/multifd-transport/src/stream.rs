@@ -44,7 +44,7 @@ enum Kind {
 ///
 /// One thread reads and another one writes at the same time; neither holds up the other.
 pub trait Layer: fmt::Debug + Send + Sync {
-    /// What it runs over.
+    /// The stream below.
     fn under(&self) -> &Stream;
 
     /// Reads what is there. With `wait`, it waits for at least one byte. `Ok(0)` is the end that
@@ -58,7 +58,7 @@ pub trait Layer: fmt::Debug + Send + Sync {
     /// Looks at bytes that [`read`](Self::read) gives next, without waiting.
     ///
     /// # Errors
-    /// As those of `read`.
+    /// Same as `read`.
     fn peek(&self, buffer: &mut [u8]) -> io::Result<usize>;
 
     /// Whether a read would not wait although the socket may have nothing.
@@ -67,13 +67,13 @@ pub trait Layer: fmt::Debug + Send + Sync {
     /// Writes all of both parts.
     ///
     /// # Errors
-    /// Those of the socket.
+    /// Errors of the socket.
     fn write_all_of_two(&self, head: &[u8], body: &[u8]) -> io::Result<()>;
 
     /// Says that nothing more is written. The socket's direction is closed after that.
     ///
     /// # Errors
-    /// Those of the socket.
+    /// Errors of the socket.
     fn end(&self) -> io::Result<()>;
 
     /// How many bytes it has taken from what it runs over, and given to it, where that is not what
@@ -402,7 +402,7 @@ impl From<TcpStream> for Stream {
     }
 }
 
-/// What writing to a peer that has closed its end looks like.
+/// Whether an error means that the peer has closed its end.
 pub fn hung_up(error: &io::Error) -> bool {
     use io::ErrorKind::{BrokenPipe, ConnectionReset};
     matches!(error.kind(), BrokenPipe | ConnectionReset)

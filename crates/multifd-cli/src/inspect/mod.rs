@@ -33,7 +33,7 @@ pub fn run(args: &InspectArgs) -> Outcome {
     }
 }
 
-/// What is said of a file, or of one stream in a recording: the same for both.
+/// The report on a file, or on one stream of a recording.
 struct View<'a> {
     /// Nothing for a file that cannot be read at all.
     kind: Option<&'static str>,

@@ -88,7 +88,7 @@ impl Watch {
 
     fn look(&mut self, tell: &Sender<Event>, ends: &Ends) {
         let note = |note: String| {
-            // Nobody prints any more once this command ends.
+            // Once this command ends, nothing is printed.
             let _ = tell.send(Event::Note(note));
         };
         let requests = &self.requests;

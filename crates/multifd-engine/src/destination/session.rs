@@ -66,7 +66,7 @@ struct Session<'a> {
     started: Instant,
 }
 
-/// What has been agreed upon.
+/// The agreed parameters.
 #[derive(Clone, Copy)]
 struct Agreement {
     hello: control::Hello,

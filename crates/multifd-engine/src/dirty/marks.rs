@@ -1,4 +1,4 @@
-//! What a VMM tells by itself, beside a log that cannot see it.
+//! Pages that a VMM reports itself, because its log cannot see the write.
 
 use std::ops::Range;
 use std::sync::Arc;

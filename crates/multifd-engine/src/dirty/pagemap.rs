@@ -104,7 +104,7 @@ impl PagemapLog {
     ///
     /// # Errors
     ///
-    /// As [`WriteTracking::register`].
+    /// Same as [`WriteTracking::register`].
     pub fn of_memory(memory: &dyn GuestMemory) -> Result<Self, DirtyLogError> {
         let blocks = memory.blocks();
         let ranges: Vec<_> = blocks.iter().map(|block| block.range).collect();

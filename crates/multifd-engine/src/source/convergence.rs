@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-/// What the rounds so far have shown.
+/// Rates measured in the rounds so far.
 ///
 /// Pages are counted, not bytes: how well they compress is in the time they took. Zero pages cost
 /// next to nothing, so only the others count, and the time of a round counts whole: the estimate

@@ -174,7 +174,7 @@ mod tests {
         let k4 = PageSize::K4;
         assert!(found(k4, false, |_| {}).is_empty());
         assert_eq!(found(k4, false, |ram| punch(ram, 3, 2)), [3, 4]);
-        // What was zero before is zero still.
+        // A page that was zero before still is.
         assert_eq!(found(k4, false, |ram| punch(ram, 31, 10)), [31]);
         let k16 = PageSize::new(16 << 10).unwrap();
         assert_eq!(found(k16, false, |ram| punch(ram, 5, 1)), [1], "in part");

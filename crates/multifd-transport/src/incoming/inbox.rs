@@ -18,7 +18,7 @@ use crate::Stream;
     reason = "a channel is its hello and its connection"
 )]
 pub struct IncomingChannel {
-    /// What it said of itself.
+    /// Its hello.
     pub hello: Hello,
     /// The connection, standing behind the hello.
     pub stream: Stream,

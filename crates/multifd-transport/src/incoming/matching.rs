@@ -34,7 +34,7 @@ pub(super) const FOREIGN_TIMEOUT: Duration = Duration::from_secs(4);
 /// about whose they are.
 pub(super) const LATE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Who opened a connection, as far as the system tells.
+/// The opener of a connection, as far as the system knows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(clippy::exhaustive_enums, reason = "for the fuzz targets alone")]
 pub enum PeerId {
@@ -46,7 +46,7 @@ pub enum PeerId {
     Unknown,
 }
 
-/// What is to be done with a connection.
+/// The decision about a connection.
 #[derive(Debug, PartialEq, Eq)]
 #[allow(clippy::exhaustive_enums, reason = "for the fuzz targets alone")]
 pub enum Decision {
@@ -79,7 +79,7 @@ pub enum Decision {
     },
 }
 
-/// What the set-up part of a main channel says about its channels.
+/// A main channel's set-up: its statements about the other channels.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[allow(clippy::exhaustive_structs, reason = "for the fuzz targets alone")]
 pub struct Stated {
@@ -106,7 +106,7 @@ struct Main {
     peer: PeerId,
     /// When its set-up part was read, and what that said.
     ready: Option<(Instant, Stated)>,
-    /// Of the channels that it has.
+    /// The UUID of its channels.
     uuid: Option<[u8; 16]>,
     channels: BTreeSet<u8>,
     /// All its channels have come, for certain.
@@ -304,7 +304,7 @@ impl Matching {
         Some(main.id)
     }
 
-    /// What can be decided now.
+    /// Returns the decisions that are possible now.
     pub fn decide(&mut self, now: Instant) -> Vec<Decision> {
         let mut decisions = Vec::new();
         let mut conflicts = BTreeSet::new();
@@ -361,7 +361,7 @@ impl Matching {
                     }
                 }
             }
-            // What was decided may decide others.
+            // A decision may make others possible.
             index = 0;
             conflicts.clear();
         }
@@ -496,7 +496,7 @@ impl Matching {
             // What a source leaves behind is closed, and what it has of a migration under way is
             // not.
             let is_left = other.closed.is_some() && !main.closed;
-            // What the main channel's own peer sends comes before what others do.
+            // The main channel's own peer takes precedence over others.
             let is_strangers = orphan.peer == main.peer && other.peer != main.peer;
             let may_be = other.uuid != orphan.uuid && !is_left && !is_strangers;
             may_be

@@ -111,7 +111,7 @@ pub struct ClientOptions {
     /// Whether the folder must have a client's certificate. A QEMU with `verify-peer=no` asks for
     /// none.
     pub needs_certificate: bool,
-    /// As in [`ServerOptions::lenient_end`].
+    /// Same as [`ServerOptions::lenient_end`].
     pub lenient_end: bool,
 }
 
@@ -159,7 +159,7 @@ impl TlsServer {
     /// there are go on.
     ///
     /// # Errors
-    /// As those of [`open`](Self::open). The files from before stay in use then.
+    /// Same as [`open`](Self::open). After an error the previous files stay in use.
     pub fn reload(&self) -> Result<(), FolderError> {
         let read = Arc::new(folder::read(&self.path, Role::Server, &self.provider)?);
         self.config(&read, &Arc::default())?;
@@ -254,7 +254,7 @@ impl TlsClient {
     /// in `folder`.
     ///
     /// # Errors
-    /// As those of [`TlsServer::open`].
+    /// Same as [`TlsServer::open`].
     pub fn open(folder: &Path, options: ClientOptions) -> Result<Self, FolderError> {
         let provider = folder::provider();
         let read = folder::read(folder, Self::role(&options), &provider)?;
@@ -271,7 +271,7 @@ impl TlsClient {
     /// Reads the files anew, as [`TlsServer::reload`] does.
     ///
     /// # Errors
-    /// As those of [`open`](Self::open). The files from before stay in use then.
+    /// Same as [`open`](Self::open). After an error the previous files stay in use.
     pub fn reload(&self) -> Result<(), FolderError> {
         let read = folder::read(&self.path, Self::role(&self.options), &self.provider)?;
         self.config(&read, &Arc::default())?;
@@ -279,7 +279,7 @@ impl TlsClient {
         Ok(())
     }
 
-    /// As [`TlsServer::warnings`].
+    /// Same as [`TlsServer::warnings`].
     pub fn warnings(&self) -> Vec<String> {
         self.folder().warnings.clone()
     }
@@ -397,7 +397,7 @@ impl TlsClient {
 pub struct Encrypted {
     /// The encrypted connection.
     pub stream: Stream,
-    /// Who it is.
+    /// The names in its certificate.
     pub peer: PeerIdentity,
     /// The version and the cipher suite, for people.
     pub protocol: String,

@@ -135,7 +135,8 @@ impl ServerCertVerifier for ServerGate {
     }
 }
 
-/// Who a peer is, by its certificate. A peer that was not asked for one has no names.
+/// The identity of a peer: the names in its certificate. A peer that was not asked for one has no
+/// names.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct PeerIdentity(pub(super) Arc<Names>);
 
