@@ -1,8 +1,8 @@
-//! Output that nothing waits for.
+//! Output queues, so that no migration waits for a reader.
 //!
-//! A terminal may be stopped, a pipe full with nobody who reads it, a reader gone. A migration must
-//! not stand still for that, so threads of their own do the writing, from queues that hold so much
-//! and no more. What does not fit is dropped, counted, and told of once there is room.
+//! A terminal may be stopped, a pipe may be full, a reader may be gone. So threads of their own
+//! write, from bounded queues. Lines that do not fit are dropped and counted; a note reports their
+//! number once there is room.
 
 use std::borrow::Cow;
 use std::collections::VecDeque;

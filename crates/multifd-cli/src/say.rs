@@ -89,8 +89,8 @@ pub fn json(value: &impl Serialize) -> io::Result<()> {
     out.flush()
 }
 
-/// Prints what a migration came to. It is over, so nothing that befalls the words makes another
-/// thing of it: of those that cannot be printed a note tells.
+/// Prints the outcome of a migration. The migration is over, so an error of printing does not change
+/// its outcome; a note reports the error.
 pub fn report(summary: &(impl Serialize + Display), json: bool) {
     if json {
         report_json(summary);
@@ -125,8 +125,7 @@ pub fn note(line: impl Display) {
     let _ = out::STDERR.push(format!("{program}: {}\n", printable(line)));
 }
 
-/// Waits until all that was said has been written, at most as long as `timeout` for each of both
-/// streams.
+/// Waits until all output is written, at most `timeout` for each stream.
 pub(crate) fn flush(timeout: Duration) {
     if !out::STDOUT.flush(timeout) {
         note("nobody reads what is printed: results are lost");

@@ -1,4 +1,4 @@
-//! What is known of a migration: while it runs, and at its end. The names are those of QEMU's
+//! Statistics of a migration, while it runs and at its end. The names are those of QEMU's
 //! `query-migrate`.
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -54,7 +54,7 @@ impl Statistics {
     }
 }
 
-/// Where a source is. Told about twice a second, and whenever the phase or the round changes.
+/// A source's progress, reported twice a second and at each change of phase or round.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Progress {

@@ -35,8 +35,8 @@ const PORT_TRIES: usize = 16;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ListenOptions {
-    /// Who may connect to a unix socket, as a file's mode, whatever the umask: by default its
-    /// owner, 0600.
+    /// The mode of a unix socket's file, regardless of the umask. The default is 0600: only the owner
+    /// may connect.
     pub mode: u32,
     /// An empty file stands where the unix socket is to be, and asks for it. The socket takes its
     /// place at once, and listens already when it does. The file of a socket that nobody serves any

@@ -440,8 +440,7 @@ mod tests {
         assert_eq!(receiver.peek(&mut [0; 4]).unwrap(), 0);
     }
 
-    /// What a peer's host that is there answers in time, even where a fifth of all packets is lost
-    /// each way.
+    /// A reachable host answers in time, even where a fifth of all packets is lost each way.
     #[test]
     fn a_peer_is_asked_often_enough_for_a_lossy_link() {
         let listener = Listener::bind(&"tcp:127.0.0.1:0".parse().unwrap()).unwrap();

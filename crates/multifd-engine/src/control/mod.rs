@@ -106,7 +106,7 @@ impl Preamble {
     }
 }
 
-/// What an end can do beyond the messages of its version, one bit each. Unknown bits are kept.
+/// Abilities of an end beyond the messages of its version, one bit each. Unknown bits are kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Capabilities(u64);
 

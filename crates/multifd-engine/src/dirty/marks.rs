@@ -164,7 +164,7 @@ impl<L: DirtyLog> DirtyLog for MarkedLog<L> {
     }
 }
 
-/// What one mark stands for: no guest has smaller pages that matter, and it costs 32 KiB for each
+/// The bytes of one mark. No guest has smaller pages that matter, and the marks take 32 KiB for each
 /// GiB.
 const UNIT_BYTES: usize = 4096;
 const WORD_BITS: usize = u64::BITS as usize;

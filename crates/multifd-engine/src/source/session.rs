@@ -82,8 +82,7 @@ pub(super) fn run(
         Custody::Running | Custody::Paused(_) => GuestState::Runs,
     };
     if session.is_tracked {
-        // Where the guest is, is known by now. That matters more than a log that panics when it is
-        // put away.
+        // The guest's side is known by now. It matters more than a log that panics in `stop`.
         let _ = catch_unwind(AssertUnwindSafe(|| session.guest.dirty.stop()));
     }
     session.statistics.total_time = session.watch.elapsed();

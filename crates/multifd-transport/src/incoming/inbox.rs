@@ -1,5 +1,4 @@
-//! What a migration is told by its acceptor after it has begun: its further connections, and a
-//! refusal.
+//! An acceptor's messages to a running migration: its further connections, and a refusal.
 
 use std::collections::VecDeque;
 use std::fmt;

@@ -143,8 +143,7 @@ enum Verdict {
     Wait {
         hope: bool,
     },
-    /// As the channel may be this main channel's, and another that it has, or may get, says to be
-    /// the same.
+    /// The channel may be this main channel's, and another one of it has the same number.
     Conflict(Id),
     Give(Id),
     Drop,
@@ -193,7 +192,7 @@ impl Matching {
         }
     }
 
-    /// Who has connections that have not said what they are, each of which may be a main channel.
+    /// Sets the peers with connections of unknown kind. Each may be a main channel.
     pub(super) fn set_unspoken(&mut self, peers: impl Iterator<Item = PeerId>) {
         self.unspoken.clear();
         self.unspoken.extend(peers);
@@ -338,8 +337,7 @@ impl Matching {
                 Verdict::Drop => {
                     decisions.push(Decision::Drop { channel: orphan.id });
                     self.orphans.remove(index);
-                    // Of many that go at once, each is looked at once, unless one of them was what
-                    // raised a doubt.
+                    // Without conflicts, one pass serves many channels that go at once.
                     if conflicts.is_empty() {
                         continue;
                     }
@@ -379,8 +377,7 @@ impl Matching {
     }
 
     fn judge(&self, orphan: &Orphan, now: Instant) -> Verdict {
-        // What is left of an attempt that its source has given up, where the next attempt is here
-        // already.
+        // A channel of an attempt that its source has given up, if the next attempt is here already.
         let renewed = |closed: Instant| {
             self.orphans.iter().any(|other| {
                 other.id != orphan.id
@@ -493,8 +490,7 @@ impl Matching {
     /// Whether channels of another VM may belong to `main`, which has none so far.
     fn has_rivals(&self, main: &Main, orphan: &Orphan, now: Instant) -> bool {
         let is_rival = |other: &Orphan| {
-            // What a source leaves behind is closed, and what it has of a migration under way is
-            // not.
+            // Leftovers of a source are closed; connections of a running migration are open.
             let is_left = other.closed.is_some() && !main.closed;
             // The main channel's own peer takes precedence over others.
             let is_strangers = orphan.peer == main.peer && other.peer != main.peer;

@@ -60,7 +60,7 @@ const TICK: Duration = Duration::from_millis(200);
 pub struct Incoming {
     /// The main channel.
     pub main: Arc<Stream>,
-    /// What has been read of it: everything up to some point behind the RAM section's set-up.
+    /// The bytes read from it, up to some point behind the RAM section's set-up.
     pub main_start: Vec<u8>,
     /// Its multifd channels, whenever they come.
     pub channels: Inbox,

@@ -36,8 +36,8 @@ const HANDSHAKE_BYTES: usize = 256 << 10;
 /// How often a waiting client asks whether its caller has given up.
 const TICK: Duration = Duration::from_millis(100);
 
-/// What is left of a refused peer's bytes is read up to this size: a socket that is closed over
-/// unread bytes may take back the alert that says why.
+/// Bytes of a refused peer that are read before the socket is closed. Closing a socket with unread
+/// bytes may discard the alert that gives the reason.
 const LEFT_BYTES: usize = 64 << 10;
 
 /// A fatal alert `decode_error` in clear, for a peer that speaks no TLS: some ends know it when
@@ -167,8 +167,7 @@ impl TlsServer {
         Ok(())
     }
 
-    /// What an operator should know of the files: keys that others may read, certificates that end
-    /// soon.
+    /// Warnings about the files: keys that others may read, certificates that expire soon.
     pub fn warnings(&self) -> Vec<String> {
         self.folder().warnings.clone()
     }

@@ -10,7 +10,7 @@ use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, 
 
 use super::x509::{self, Names};
 
-/// Who the peer of one handshake says to be. Of a refused peer it is told for people only.
+/// The claimed names of a handshake's peer. The names of a refused peer are for messages only.
 #[derive(Debug, Default)]
 pub(super) struct Seen(Mutex<Option<Arc<Names>>>);
 
