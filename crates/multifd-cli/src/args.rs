@@ -89,6 +89,10 @@ pub struct RelayArgs {
     /// Permissions of listening unix sockets, in octal.
     #[arg(long, value_name = "OCTAL", default_value = "600", value_parser = mode, hide_short_help = true)]
     pub mode: u32,
+    /// Keep all rights: without it a relay gives up, by Landlock and seccomp, what it has no use
+    /// for.
+    #[arg(long, hide_short_help = true)]
+    pub no_sandbox: bool,
     #[command(flatten)]
     pub codec: CodecArgs,
     /// Exit after one migration: status 0 if it was delivered, 1 if it failed.

@@ -25,6 +25,7 @@ use self::report::{Failed, Running, Summary, advice};
 pub use self::routes::Route;
 use crate::args::RelayArgs;
 use crate::process::Outcome;
+use crate::sandbox::Sandbox;
 use crate::say::{self, Progress};
 use crate::signals::Signals;
 
@@ -65,10 +66,25 @@ struct Migration {
     totals: Traffic,
 }
 
+/// What a relay was given, and what it has given up.
+pub struct Confined(Result<(Vec<Route>, Sandbox), String>);
+
+/// Reads which routes there are, and gives up what they have no use for. No thread may run yet.
+pub fn confine(args: &RelayArgs) -> Confined {
+    Confined(routes::of(args).map(|routes| {
+        let sandbox = match args.no_sandbox {
+            true => Sandbox::none(),
+            false => Sandbox::enter(args, &routes),
+        };
+        (routes, sandbox)
+    }))
+}
+
 /// Passes migrations on, any number at once: one, or one after another for ever.
-pub fn run(args: &RelayArgs) -> Outcome {
+pub fn run(args: &RelayArgs, confined: Confined) -> Outcome {
     let method = args.codec.method();
-    let routes = routes::of(args)?;
+    let (routes, sandbox) = confined.0?;
+    say::note(sandbox);
     let mut relays = Vec::new();
     let mut watches = Vec::new();
     let mut encryptions = Vec::new();

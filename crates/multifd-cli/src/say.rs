@@ -89,8 +89,8 @@ pub fn json(value: &impl Serialize) -> io::Result<()> {
     out.flush()
 }
 
-/// Prints the outcome of a migration. The migration is over, so an error of printing does not change
-/// its outcome; a note reports the error.
+/// Prints the outcome of a migration. The migration is over, so an error of printing does not
+/// change its outcome; a note reports the error.
 pub fn report(summary: &(impl Serialize + Display), json: bool) {
     if json {
         report_json(summary);

@@ -164,8 +164,8 @@ impl<L: DirtyLog> DirtyLog for MarkedLog<L> {
     }
 }
 
-/// The bytes of one mark. No guest has smaller pages that matter, and the marks take 32 KiB for each
-/// GiB.
+/// The bytes of one mark. No guest has smaller pages that matter, and the marks take 32 KiB for
+/// each GiB.
 const UNIT_BYTES: usize = 4096;
 const WORD_BITS: usize = u64::BITS as usize;
 

@@ -287,7 +287,8 @@ impl ResidentPages {
         Ok(())
     }
 
-    /// Does the same by `read(2)`: 64 bits for each page, which do not tell the zero page from others.
+    /// Does the same by `read(2)`: 64 bits for each page, which do not tell the zero page from
+    /// others.
     fn read_entries(
         &self,
         range: Range<u64>,

@@ -66,6 +66,7 @@ use multifd_codec::{Backend, PathCounts, Settings, Unsupported};
 use multifd_wire::{Fault, Limits, Method};
 
 use self::gate::CHANNELS_TIMEOUT;
+pub(crate) use self::silence::SILENCE_TIMEOUT;
 pub use self::watch::MigrationNote;
 use crate::failure::Failure;
 use multifd_transport::Cancel;

@@ -21,7 +21,7 @@ use super::gate::Gate;
 use super::link::{Link, Links};
 use super::main_channel::{self, Forward, Outline};
 use super::pump::{self, Shared};
-use super::silence::Silence;
+use super::silence::{SILENCE_TIMEOUT, Silence};
 use super::watch::{MigrationNote, Watch};
 use super::{CHANNELS_TIMEOUT, MigrationReport, RelayConfig, Remark, Update};
 use crate::failure::{Cause, Channel, Failure, Leg, SetupFault};
@@ -45,11 +45,6 @@ const CLOSING_TIMEOUT: Duration = Duration::from_secs(30);
 /// small may be in its last round by then: its guest, and its monitor, stand still as long as it is
 /// held.
 const BEGIN_TIMEOUT: Duration = Duration::from_secs(15);
-
-/// How long a source may be silent between its set-up and its first round. It pauses nowhere there,
-/// and one that was cancelled may stand still with its guest until this time is over. A byte that a
-/// bad link has lost takes no longer to come again.
-const SILENCE_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// How long another relay's reason is waited for, once a connection to it has broken. It is on its
 /// way on main.

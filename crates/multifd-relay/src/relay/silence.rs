@@ -11,6 +11,10 @@ use super::gate::Gate;
 use super::main_channel::{self, Outline};
 use crate::failure::{Failure, Leg, SetupFault};
 
+/// How long a source may be silent there. One that was cancelled stands still with its guest until
+/// this time is over. Bytes that a bad link has lost take no longer to come again.
+pub(crate) const SILENCE_TIMEOUT: Duration = Duration::from_secs(15);
+
 /// Sees how long a source has been silent.
 #[derive(Debug)]
 pub(super) struct Silence {

@@ -36,7 +36,8 @@ pub struct FailureNotice {
     pub words: Words,
 }
 
-/// The kind of reason of a [`FailureNotice`]. A code that an end does not know is shown as a number.
+/// The kind of reason of a [`FailureNotice`]. A code that an end does not know is shown as a
+/// number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct FailureCode(pub u16);
 

@@ -377,7 +377,8 @@ impl Matching {
     }
 
     fn judge(&self, orphan: &Orphan, now: Instant) -> Verdict {
-        // A channel of an attempt that its source has given up, if the next attempt is here already.
+        // A channel of an attempt that its source has given up, if the next attempt is here
+        // already.
         let renewed = |closed: Instant| {
             self.orphans.iter().any(|other| {
                 other.id != orphan.id

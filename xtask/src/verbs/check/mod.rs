@@ -7,6 +7,7 @@ mod map;
 mod outside;
 mod packages;
 mod public;
+mod trees;
 
 use std::path::{Path, PathBuf};
 
@@ -84,16 +85,17 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     faults.extend(map::faults(&metadata)?);
     faults.extend(files::faults()?);
     faults.extend(packages::faults(&metadata)?);
-    if !faults.is_empty() {
-        return Err(faults.join("\n").into());
-    }
-
-    outside::dependencies()?;
     let packages = packages_of(&metadata).iter();
     let published: Vec<_> = packages
         .filter(|package| is_published(package))
         .map(name_of)
         .collect();
+    faults.extend(trees::faults(&published)?);
+    if !faults.is_empty() {
+        return Err(faults.join("\n").into());
+    }
+
+    outside::dependencies()?;
     outside::interfaces(&published)
 }
 
