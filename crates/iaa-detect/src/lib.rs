@@ -11,8 +11,8 @@
 //! A few causes show only when libqpl is given a job. [`Report::explain_status`] combines libqpl's
 //! status with the facts.
 //!
-//! All files are read below a root that is a parameter. Detection writes and configures nothing and submits no job.
-//! It ends with a report for any content of the files.
+//! All files are read below a root that is a parameter. Detection writes and configures nothing and
+//! submits no job. It ends with a report for any content of the files.
 //!
 //! ```
 //! use std::path::Path;

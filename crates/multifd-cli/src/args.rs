@@ -1,4 +1,4 @@
-//! What can be typed.
+//! The command line.
 
 use std::num::NonZeroU32;
 use std::path::PathBuf;
@@ -19,7 +19,7 @@ use crate::relay::Route;
 #[derive(Debug, Parser)]
 #[command(name = "multifd", version, max_term_width = 100)]
 pub struct Cli {
-    /// What to do.
+    /// The subcommand.
     #[command(subcommand)]
     pub command: Command,
 }
@@ -89,7 +89,8 @@ pub struct RelayArgs {
     /// Permissions of listening unix sockets, in octal.
     #[arg(long, value_name = "OCTAL", default_value = "600", value_parser = mode, hide_short_help = true)]
     pub mode: u32,
-    /// Keep all rights: without it a relay gives up, by Landlock and seccomp, what it has no use for.
+    /// Keep all rights: without it a relay gives up, by Landlock and seccomp, what it has no use
+    /// for.
     #[arg(long, hide_short_help = true)]
     pub no_sandbox: bool,
     #[command(flatten)]

@@ -12,7 +12,7 @@ impl CodecArgs {
         self.compression.into()
     }
 
-    /// What has no effect on what is written would be passed over in silence, so it is refused.
+    /// Refuses an option without an effect, rather than ignoring it.
     pub fn settings(&self) -> Result<Settings, String> {
         let mut settings = Settings::default();
         if let Some(level) = self.zlib_level {

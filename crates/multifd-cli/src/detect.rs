@@ -6,7 +6,7 @@ use crate::args::DetectArgs;
 use crate::process::Outcome;
 use crate::say;
 
-/// Looks at the machine.
+/// Examines the machine.
 pub fn run(args: &DetectArgs) -> Outcome {
     if !args.root.is_dir() {
         return Err(format!("{} is no folder", args.root.display()).into());

@@ -11,7 +11,7 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use multifd_codec::Accel;
+use multifd_codec::{Accel, BackendKind};
 use multifd_relay::Failure;
 use multifd_relay::failure::Cause;
 use multifd_relay::leg::{Encryption, EncryptionOptions, Protocol, Rule};
@@ -37,7 +37,7 @@ const TICK: Duration = Duration::from_millis(100);
 /// its channels.
 const MOST_MIGRATIONS: usize = 256;
 
-/// What the threads of a relay tell the one that prints.
+/// Messages of a relay's threads to the printing thread.
 enum Event {
     Note(String),
     Begun(Migration),
@@ -61,7 +61,7 @@ struct Migration {
     number: u64,
     route: Arc<Route>,
     peer: String,
-    /// Of the guest, where a trunk tells it.
+    /// The guest's name, if a trunk gives it.
     name: Option<String>,
     begun: Instant,
     totals: Traffic,
@@ -133,7 +133,7 @@ pub fn run(args: &RelayArgs, confined: Confined) -> Outcome {
         let (tell, ends) = (tell.clone(), ends.clone());
         let notes = tell.clone();
         relay.acceptor().on_note(move |note| {
-            // Nobody prints any more once this command ends.
+            // Once this command ends, nothing is printed.
             let _ = notes.send(Event::Note(note.to_string()));
         });
         let work = move || accept(relay, &route, &tell, &ends, None);
@@ -247,7 +247,7 @@ fn reload(encryptions: &[Encryption]) {
 struct Ends {
     /// No more migrations are accepted.
     accepting: Cancel,
-    /// Those under way are ended.
+    /// Running migrations are ended.
     migrations: Cancel,
     /// Nothing is left, and the addresses are given back.
     over: Cancel,
@@ -264,7 +264,12 @@ fn announce(config: &RelayConfig) -> Outcome {
     };
     let backend = backend.map_err(|error| error.to_string())?;
     if reads || method != Method::None {
-        say::note(format_args!("{does}: {backend}"));
+        let reason = backend.reason().map(|reason| format!(" ({reason})"));
+        let reason = reason.unwrap_or_default();
+        match backend.kind() {
+            BackendKind::Plain => say::note(format_args!("{does} by the usual library{reason}")),
+            kind => say::note(format_args!("{does} by {kind}{reason}")),
+        }
     }
     Ok(())
 }
@@ -509,7 +514,7 @@ impl<'a> Printer<'a> {
                     Ended::Failed(failure) => Failed::new(
                         say::chain(failure),
                         advice(self.method, connect, failure),
-                        // Nobody can know here whether the destination has the guest.
+                        // This relay cannot know whether the destination has the guest.
                         (!matches!(failure.cause, Cause::Unknown)).then_some(false),
                         migration.as_ref(),
                     ),

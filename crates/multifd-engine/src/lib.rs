@@ -2,8 +2,8 @@
 //! over multifd channels.
 //!
 //! [`source`] sends a guest, [`destination`] takes it. A VMM lends its [`memory`], a log of what
-//! its guest writes ([`dirty`]), and a [`VmHandle`] to stop, start, save and load the rest. On their
-//! main connection the two ends exchange messages of their own; the channels are QEMU's.
+//! its guest writes ([`dirty`]), and a [`VmHandle`] to stop, start, save and load the rest. On
+//! their main connection the two ends exchange messages of their own; the channels are QEMU's.
 //!
 //! Blocking threads, one per channel; every channel has its own bounded buffers, so back-pressure
 //! reaches the source. The first failure of any channel stops everything, names the channel and the

@@ -44,7 +44,7 @@ pub(crate) enum Gap {
     PageSize {
         /// The size of this page.
         found: PageSize,
-        /// That of those before.
+        /// The size of the earlier ones.
         allowed: PageSize,
     },
     /// Not every page has come.

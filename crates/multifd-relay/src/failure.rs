@@ -29,7 +29,7 @@ pub enum Cause {
     /// The destination cannot be reached.
     #[error("cannot connect to {address}")]
     Dial {
-        /// Who was called.
+        /// The address that was called.
         address: LegAddress,
         /// Why not.
         source: io::Error,
@@ -61,10 +61,10 @@ pub enum Cause {
     /// A RAM block cannot be written to its image.
     #[error(transparent)]
     Image(#[from] ImageError),
-    /// What arrives cannot be written to its file.
+    /// The received pages cannot be written to their file.
     #[error(transparent)]
     File(#[from] FileError),
-    /// What is to be sent cannot be read from its recording.
+    /// The recording cannot be read.
     #[error(transparent)]
     Recording(#[from] RecordingError),
     /// The source closed before the migration was complete: it was cancelled, or the source died.

@@ -44,7 +44,7 @@ pub(crate) enum ImageFault {
     Folder {
         /// The folder.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// An image file cannot be made or written.

@@ -95,7 +95,7 @@ pub enum RecordingError {
     Io {
         /// Where.
         offset: u64,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// The file does not start like a recording.

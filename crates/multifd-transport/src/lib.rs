@@ -86,4 +86,4 @@ pub use failure::Failure;
 pub use listener::{ListenOptions, Listener, asks_for_socket};
 pub use rounds::RoundFault;
 pub use stop::Stop;
-pub use stream::{Connection, Stream, hung_up};
+pub use stream::{Layer, Stream, hung_up};

@@ -35,8 +35,8 @@ const PORT_TRIES: usize = 16;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ListenOptions {
-    /// Who may connect to a unix socket, as a file's mode, whatever the umask: by default its
-    /// owner, 0600.
+    /// The mode of a unix socket's file, regardless of the umask. The default is 0600: only the
+    /// owner may connect.
     pub mode: u32,
     /// An empty file stands where the unix socket is to be, and asks for it. The socket takes its
     /// place at once, and listens already when it does. The file of a socket that nobody serves any
@@ -56,7 +56,7 @@ impl Default for ListenOptions {
 /// Why an address cannot be listened on: the inner error of an [`io::Error`].
 #[derive(Debug, thiserror::Error)]
 enum ListenError {
-    /// Somebody does so already.
+    /// Another process listens there.
     #[error("another process listens there; end it (`ss -lp` shows it), or choose another address")]
     InUse,
     /// A file or folder is in the socket's place. It is left alone.
@@ -67,7 +67,7 @@ enum ListenError {
     NoSocket {
         /// Where the socket was to be.
         path: PathBuf,
-        /// What is there.
+        /// The kind of the file there.
         found: &'static str,
     },
     /// The path does not fit a socket's address.
@@ -83,9 +83,9 @@ enum ListenError {
     Unix {
         /// Where it was to be.
         path: PathBuf,
-        /// What to do.
+        /// Advice.
         advice: &'static str,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// This host has no IPv6.
@@ -111,7 +111,7 @@ enum ListenError {
     /// The host is unknown.
     #[error(transparent)]
     Resolve(#[from] ResolveError),
-    /// The system cannot.
+    /// The system refuses.
     #[error("cannot make a listening socket")]
     Io(#[from] io::Error),
 }
@@ -176,7 +176,7 @@ impl Listener {
     /// Listens on `address`.
     ///
     /// # Errors
-    /// As [`Listener::bind`].
+    /// Same as [`Listener::bind`].
     pub fn bind_with(address: &Address, options: &ListenOptions) -> io::Result<Listener> {
         Ok(Self::listen(address, options)?)
     }
@@ -221,7 +221,7 @@ impl Listener {
         &self.address
     }
 
-    /// What it accepts will be passed on to `connect`.
+    /// Its connections will be passed on to `connect`.
     pub fn leads_to(&self, connect: &Address) {
         self.listing.leads_to(connect);
     }

@@ -27,7 +27,7 @@ static LOOKUPS: AtomicUsize = AtomicUsize::new(0);
 /// Why a host could not be found.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ResolveError {
-    /// It is none.
+    /// It is no valid address.
     #[error(transparent)]
     Address(#[from] AddressError),
     /// The system does not know the name.
@@ -37,7 +37,7 @@ pub(crate) enum ResolveError {
     Name {
         /// The name.
         host: String,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// The look-up takes too long.
@@ -61,13 +61,13 @@ pub(crate) enum ResolveError {
     Interface {
         /// The interface.
         name: String,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
-    /// Nobody waits for the answer any more.
+    /// The caller no longer waits for the answer.
     #[error("the source gave up while a name was looked up")]
     GivenUp,
-    /// This host cannot even ask.
+    /// This host cannot start a look-up.
     #[error("cannot look up a name")]
     Io(#[from] io::Error),
 }
@@ -86,7 +86,7 @@ impl ResolveError {
     }
 }
 
-/// What a host without a name stands for.
+/// The meaning of an empty host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Purpose {
     /// All addresses of this host.

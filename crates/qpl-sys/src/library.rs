@@ -105,8 +105,8 @@ pub struct Library {
 
     /// `(table, histogram)`: fills a table with codes that fit the histogram, at most 15 bits long.
     ///
-    /// Returns [`Status::NOT_SUPPORTED_MODE`] for a table for decompression alone, and a status from
-    /// 500 on for a combined table of the hardware path without a device.
+    /// Returns [`Status::NOT_SUPPORTED_MODE`] for a table for decompression alone, and a status
+    /// from 500 on for a combined table of the hardware path without a device.
     #[doc(alias = "qpl_huffman_table_init_with_histogram")]
     pub huffman_table_init_with_histogram:
         unsafe extern "C" fn(HuffmanTable, *const Histogram) -> Status,

@@ -14,7 +14,7 @@ pub struct Arguments {
     /// No run begins after so many seconds
     #[arg(long, value_name = "N", default_value_t = 60)]
     seconds: u64,
-    /// Of the first run; each further one has the next. By default the clock says
+    /// Seed of the first run; each further run has the next. The default is the clock
     #[arg(long, value_name = "S")]
     seed: Option<u64>,
     /// No more runs than this
@@ -32,7 +32,7 @@ pub struct Arguments {
     /// Runs at once
     #[arg(long, value_name = "N", default_value_t = 4)]
     workers: usize,
-    /// What has not ended after so many seconds hangs
+    /// Seconds after which a run counts as hanging
     #[arg(long, value_name = "S", default_value_t = 60)]
     limit: u64,
     /// A multifd that is built already, instead of this tree's for release

@@ -21,7 +21,7 @@ const USE_QPL: [&str; 5] = [
     "multifd-relay",
 ];
 
-/// Those of them that also have to work without it.
+/// Crates among them that must also work without libqpl.
 const WORK_WITHOUT_QPL: [&str; 3] = ["iaa-detect", "multifd-codec", "multifd-relay"];
 
 pub fn run() -> Result<()> {

@@ -29,7 +29,7 @@ pub enum Fault {
     /// The migration failed.
     #[error(transparent)]
     Failed(#[from] Failure),
-    /// What there is to say about it cannot be had.
+    /// The summary cannot be made.
     #[error(transparent)]
     Io(#[from] std::io::Error),
 }
@@ -157,7 +157,7 @@ impl VmHandle for Keeper<'_> {
     }
 }
 
-/// What is printed for a guest that was received whole.
+/// The summary of a complete guest.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Summary {
     blocks: Vec<Block>,
@@ -168,7 +168,7 @@ pub struct Summary {
     seconds: f64,
     /// The digest of its memory, if the source wanted one; it was the same there.
     pub digest: Option<String>,
-    /// Of this process.
+    /// Processor seconds of this process.
     pub cpu_seconds: f64,
 }
 

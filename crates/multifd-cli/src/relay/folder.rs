@@ -20,7 +20,8 @@ use crate::say;
 /// How often the folder is looked at.
 const LOOK: Duration = Duration::from_millis(200);
 
-/// Sockets that were asked for and are listened on at once, over all folders. Each has three threads.
+/// Sockets that were asked for and are listened on at once, over all folders. Each has three
+/// threads.
 const MOST_SOCKETS: usize = 1024;
 
 /// Odd files that are remembered, so that each is told of once.
@@ -88,7 +89,7 @@ impl Watch {
 
     fn look(&mut self, tell: &Sender<Event>, ends: &Ends) {
         let note = |note: String| {
-            // Nobody prints any more once this command ends.
+            // Once this command ends, nothing is printed.
             let _ = tell.send(Event::Note(note));
         };
         let requests = &self.requests;

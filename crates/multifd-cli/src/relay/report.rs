@@ -1,4 +1,4 @@
-//! What is printed about a migration through a relay.
+//! The reports on a migration through a relay.
 
 use std::{fmt, io};
 
@@ -44,11 +44,11 @@ pub fn advice(
     })
 }
 
-/// What is printed for a migration that was delivered.
+/// The report on a delivered migration.
 #[derive(Serialize)]
 pub struct Summary {
     route: Option<String>,
-    /// Of the guest, where a trunk tells it.
+    /// The guest's name, if a trunk gives it.
     name: Option<String>,
     peer: String,
     /// The destination has said that it has the guest; `null` where it could not say so.
@@ -66,7 +66,7 @@ pub struct Summary {
     pub remarks: Vec<String>,
 }
 
-/// What the codecs of one direction did.
+/// The work of one direction's codecs.
 #[derive(Serialize)]
 struct Done {
     method: &'static str,
@@ -156,7 +156,7 @@ impl fmt::Display for Summary {
     }
 }
 
-/// What is printed for a migration that failed.
+/// The report on a failed migration.
 #[derive(Serialize)]
 pub struct Failed {
     route: Option<String>,

@@ -65,7 +65,7 @@ impl Preamble {
     /// Bytes of a preamble: the magic number and the two versions, big-endian.
     pub const LEN: usize = 8;
 
-    /// What this crate speaks.
+    /// The versions that this crate speaks.
     pub const OURS: Self = Self {
         oldest: 1,
         newest: 1,
@@ -106,7 +106,7 @@ impl Preamble {
     }
 }
 
-/// What an end can do beyond the messages of its version, one bit each. Unknown bits are kept.
+/// Abilities of an end beyond the messages of its version, one bit each. Unknown bits are kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Capabilities(u64);
 
@@ -114,7 +114,7 @@ impl Capabilities {
     /// [`Completion::digest`] is sent and compared.
     pub const DIGEST: Self = Self(1);
 
-    /// Those of `bits`.
+    /// Makes a set from its bits.
     #[must_use]
     pub const fn from_bits(bits: u64) -> Self {
         Self(bits)
@@ -126,7 +126,7 @@ impl Capabilities {
         self.0
     }
 
-    /// What is in these and in `other`.
+    /// The capabilities of both sets.
     #[must_use]
     pub(crate) const fn intersection(self, other: Self) -> Self {
         Self(self.0 & other.0)
@@ -166,11 +166,11 @@ pub enum Message {
     Failure(String),
 }
 
-/// What a source wants.
+/// A source's request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(clippy::exhaustive_structs, reason = "the protocol fixes its fields")]
 pub struct Hello {
-    /// What it would use.
+    /// The capabilities that it would use.
     pub capabilities: Capabilities,
     /// The VM.
     pub vm: [u8; 16],
@@ -202,7 +202,7 @@ impl Hello {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(clippy::exhaustive_structs, reason = "the protocol fixes its fields")]
 pub struct Accepted {
-    /// What is used.
+    /// The capabilities in use.
     pub capabilities: Capabilities,
     /// How many channels are to be opened, 1 to [`MAX_CHANNELS`].
     pub channels: u16,
@@ -228,7 +228,7 @@ pub struct Completion {
     pub digest: Option<[u8; 32]>,
 }
 
-/// What a destination has done.
+/// A destination's acknowledgement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Acked {

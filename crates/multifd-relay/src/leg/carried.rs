@@ -9,11 +9,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
-use multifd_transport::{Connection, Stream};
+use multifd_transport::{Layer, Stream};
 
 use crate::trunk::frame_memory::FREE_BODY_LEN;
 use crate::trunk::{
-    Chosen, Compression, Failure, FailureCode, Frame, FrameFault, FrameReader, FrameWriter,
+    Chosen, Compression, FailureCode, FailureNotice, Frame, FrameFault, FrameReader, FrameWriter,
     HEADER_LEN, NoCompression, Words,
 };
 
@@ -220,7 +220,7 @@ fn copy(from: &[u8], to: &mut [u8]) -> usize {
     count
 }
 
-impl Connection for Carried {
+impl Layer for Carried {
     fn under(&self) -> &Stream {
         &self.under
     }
@@ -316,7 +316,7 @@ impl Connection for Carried {
         if writing.frames.has_ended() {
             return;
         }
-        let failure = Failure {
+        let failure = FailureNotice {
             code: FailureCode::OTHER,
             words: Words::new(words),
         };

@@ -10,7 +10,7 @@ use std::time::Duration;
 use multifd_transport::dial::DialError;
 #[cfg(feature = "tls")]
 use multifd_transport::tls::{
-    ClientOptions, FolderError, PeerIdentity, ServerOptions, TlsClient, TlsServer, Versions,
+    ClientOptions, FolderError, PeerIdentity, ServerOptions, TlsClient, TlsServer, TlsVersions,
 };
 #[cfg(feature = "tls")]
 use multifd_transport::{Address, Stream};
@@ -101,8 +101,8 @@ impl Encryption {
             options.folder.as_deref().ok_or_else(missing)
         };
         let versions = |leg: &LegAddress| match leg.protocol {
-            Protocol::Trunk => Versions::Tls13,
-            Protocol::Qemu => Versions::Tls12And13,
+            Protocol::Trunk => TlsVersions::Tls13,
+            Protocol::Qemu => TlsVersions::Tls12And13,
         };
         let mut encryption = Self {
             hostname: options.hostname.clone(),

@@ -260,7 +260,7 @@ pub enum FrameFault {
 /// What the caller of a [`FrameWriter`](super::FrameWriter) did wrong. Nothing was changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
-pub enum Misuse {
+pub enum WriterMisuse {
     /// This direction has been ended.
     #[error("a frame after the one that ends its direction")]
     Ended,

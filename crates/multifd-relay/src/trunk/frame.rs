@@ -20,7 +20,7 @@ pub enum Frame<'a> {
     /// A clean end of this direction. Nothing follows.
     End,
     /// The migration ends at once. Nothing follows.
-    Failure(Failure),
+    Failure(FailureNotice),
     /// The peer lives, and has nothing to say.
     Alive,
     /// The destination behind the server loads the guest now.
@@ -29,14 +29,15 @@ pub enum Frame<'a> {
 
 /// Why a relay ends a migration.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Failure {
+pub struct FailureNotice {
     /// The kind of reason, for programs.
     pub code: FailureCode,
     /// The reason, for people.
     pub words: Words,
 }
 
-/// The kind of reason of a [`Failure`]. A code that an end does not know is shown as a number.
+/// The kind of reason of a [`FailureNotice`]. A code that an end does not know is shown as a
+/// number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct FailureCode(pub u16);
 
@@ -78,7 +79,7 @@ impl fmt::Display for FailureCode {
     }
 }
 
-impl fmt::Display for Failure {
+impl fmt::Display for FailureNotice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.words.as_str() {
             "" => self.code.fmt(f),
@@ -87,7 +88,7 @@ impl fmt::Display for Failure {
     }
 }
 
-impl Failure {
+impl FailureNotice {
     pub(super) fn to_body(&self) -> Vec<u8> {
         let mut body = Vec::new();
         // Writing to memory does not fail. An empty body would be refused as malformed.

@@ -1,7 +1,7 @@
 //! Takes frames apart.
 
 use super::digest::Digest;
-use super::frame::{Failure, Frame, HEADER_LEN, Head, Kind, MAX_BODY_LEN, RAW_LEN_LEN};
+use super::frame::{FailureNotice, Frame, HEADER_LEN, Head, Kind, MAX_BODY_LEN, RAW_LEN_LEN};
 use super::frame_memory::{self, FREE_BODY_LEN, Share};
 use super::zstd::{Decompressor, MAX_WINDOW_LOG, Wrong};
 use super::{Compression, FrameFault, NoCompression};
@@ -55,7 +55,7 @@ enum Whole {
     Data { len: usize },
     Raw { len: usize },
     End,
-    Failure(Failure),
+    Failure(FailureNotice),
     Alive,
     Begun,
     Unknown,
@@ -297,7 +297,7 @@ impl FrameReader {
             Kind::Compressed => self.decompress()?,
             Kind::End => Whole::End,
             Kind::Failure => {
-                let failure = Failure::parse(self.body(len));
+                let failure = FailureNotice::parse(self.body(len));
                 Whole::Failure(failure.map_err(|_| FrameFault::Failure { number })?)
             }
             Kind::Alive => Whole::Alive,

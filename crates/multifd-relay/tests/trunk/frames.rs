@@ -2,8 +2,8 @@
 
 use multifd_relay::trunk::frame_memory::FREE_BODY_LEN;
 use multifd_relay::trunk::{
-    Compression, Digest, Failure, FailureCode, FrameFault, FrameReader, FrameWriter, HEADER_LEN,
-    MAX_BODY_LEN, Misuse, Words,
+    Compression, Digest, FailureCode, FailureNotice, FrameFault, FrameReader, FrameWriter,
+    HEADER_LEN, MAX_BODY_LEN, Words, WriterMisuse,
 };
 use testkit::wire::{CUTS, vector};
 
@@ -16,8 +16,8 @@ fn pattern(len: usize) -> Vec<u8> {
     (0..len as u32).map(|at| mixed(at) as u8).collect()
 }
 
-fn failure() -> Failure {
-    Failure {
+fn failure() -> FailureNotice {
+    FailureNotice {
         code: FailureCode::CONNECTION,
         words: Words::new("the destination's QEMU ended"),
     }
@@ -126,7 +126,7 @@ fn bytes_beyond_a_frame_go_into_several() {
 #[test]
 fn a_writer_says_when_it_is_misused() {
     let mut writer = FrameWriter::new(Digest::Xxh3, Compression::None).unwrap();
-    let length = |found| Misuse::Length {
+    let length = |found| WriterMisuse::Length {
         found,
         allowed: MAX_BODY_LEN,
     };
@@ -139,13 +139,16 @@ fn a_writer_says_when_it_is_misused() {
     assert_eq!(writer.compressed(&[0; 4096], &mut out), Ok(false));
     writer.end().unwrap();
     assert!(writer.has_ended());
-    assert_eq!(writer.data(&[&[1]]), Err(Misuse::Ended));
-    assert_eq!(writer.append(&[1], &mut out), Err(Misuse::Ended));
-    assert_eq!(writer.compressed(&[1], &mut out), Err(Misuse::Ended));
-    assert_eq!(writer.alive(), Err(Misuse::Ended));
-    assert_eq!(writer.begun(), Err(Misuse::Ended));
-    assert_eq!(writer.end(), Err(Misuse::Ended));
-    assert_eq!(writer.failure(&failure(), &mut out), Err(Misuse::Ended));
+    assert_eq!(writer.data(&[&[1]]), Err(WriterMisuse::Ended));
+    assert_eq!(writer.append(&[1], &mut out), Err(WriterMisuse::Ended));
+    assert_eq!(writer.compressed(&[1], &mut out), Err(WriterMisuse::Ended));
+    assert_eq!(writer.alive(), Err(WriterMisuse::Ended));
+    assert_eq!(writer.begun(), Err(WriterMisuse::Ended));
+    assert_eq!(writer.end(), Err(WriterMisuse::Ended));
+    assert_eq!(
+        writer.failure(&failure(), &mut out),
+        Err(WriterMisuse::Ended)
+    );
     assert!(out.is_empty());
 }
 

@@ -6,8 +6,8 @@ mod lies;
 mod memory;
 
 use multifd_relay::trunk::{
-    Abilities, Compression, Connection, Digest, Extension, Failure, Frame, FrameFault, FrameReader,
-    Name, Offers, Preface, Versions,
+    Abilities, Compression, Connection, Digest, Extension, FailureNotice, Frame, FrameFault,
+    FrameReader, Name, Offers, Preface, Versions,
 };
 use multifd_wire::Method;
 use testkit::allocations::Counting;
@@ -51,7 +51,7 @@ fn extension(id: u16, bytes: &[u8]) -> Extension {
 enum Received {
     Data(Vec<u8>),
     End,
-    Failure(Failure),
+    Failure(FailureNotice),
     Alive,
     Begun,
 }

@@ -45,7 +45,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How long a connection may be silent before it is taken for postcopy's own, where one is awaited.
 const PREEMPT_SILENCE: Duration = Duration::from_secs(1);
 
-/// What connections may take before they are part of a migration.
+/// Limits for connections that are not yet part of a migration.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Bounds {
     /// How long a connection may take to say what it is.

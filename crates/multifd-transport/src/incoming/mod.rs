@@ -60,7 +60,7 @@ const TICK: Duration = Duration::from_millis(200);
 pub struct Incoming {
     /// The main channel.
     pub main: Arc<Stream>,
-    /// What has been read of it: everything up to some point behind the RAM section's set-up.
+    /// The bytes read from it, up to some point behind the RAM section's set-up.
     pub main_start: Vec<u8>,
     /// Its multifd channels, whenever they come.
     pub channels: Inbox,
@@ -69,11 +69,11 @@ pub struct Incoming {
     pub has_channels: bool,
     /// Its set-up says that it may switch to postcopy.
     pub may_be_postcopy: bool,
-    /// Who opened the main channel, as far as the system names it.
+    /// The opener of the main channel, as far as the system knows it.
     pub peer: String,
     /// It is a postcopy migration that goes on after a break: its stream has no beginning.
     pub is_recovery: bool,
-    /// What another relay has said of it, where it came from one.
+    /// The statement of another relay, if the migration came through one.
     pub origin: Option<Origin>,
     /// Its place with the acceptor, which keeps it until this is dropped.
     pub ticket: Ticket,
@@ -97,7 +97,7 @@ impl Incoming {
     }
 }
 
-/// What another relay says of a migration.
+/// Another relay's statement about a migration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Origin {
@@ -114,7 +114,7 @@ impl Origin {
     }
 }
 
-/// Who begins a migration.
+/// The kind of a source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[expect(
     clippy::exhaustive_enums,
@@ -154,7 +154,7 @@ pub struct Acceptor {
     desk: Option<JoinHandle<()>>,
 }
 
-/// What the desk and its migrations share.
+/// State that the desk and its migrations share.
 struct Shared {
     front: Mutex<Front>,
     changed: Condvar,
@@ -173,13 +173,13 @@ struct Front {
     starved: Option<(Instant, Option<i32>)>,
 }
 
-/// Who has begun a migration.
+/// The source of a new migration.
 enum Ready {
     Qemu(Incoming),
     Engine(Stream),
 }
 
-/// What a migration asks of the desk.
+/// A migration's request to the desk.
 enum Order {
     Settle(Id),
     End(Id),

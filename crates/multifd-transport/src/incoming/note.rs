@@ -1,4 +1,4 @@
-//! What an acceptor has to tell beside migrations: connections that it passed over, and why.
+//! An acceptor's notes on connections that it closed, and why.
 
 use std::fmt;
 use std::io;
@@ -17,7 +17,7 @@ pub enum Note {
         /// Why.
         reason: Reason,
     },
-    /// As many more connections were closed within a second, without a note each.
+    /// More connections were closed within a second, without a note each.
     Further {
         /// How many.
         connections: u64,

@@ -8,7 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use multifd_transport::tls::{
-    Accepted, ClientOptions, Handshake, ServerOptions, TlsClient, TlsServer,
+    ClientOptions, Encrypted, Handshake, ServerOptions, TlsClient, TlsServer,
 };
 use multifd_transport::{DialError, Stream};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -52,11 +52,11 @@ pub fn client(folder: &Folder) -> TlsClient {
 }
 
 /// Drives a handshake as a poll loop does.
-pub fn accept(server: &TlsServer, stream: Stream) -> io::Result<Accepted> {
+pub fn accept(server: &TlsServer, stream: Stream) -> io::Result<Encrypted> {
     drive(server.begin(stream))
 }
 
-pub fn drive(mut handshake: Handshake) -> io::Result<Accepted> {
+pub fn drive(mut handshake: Handshake) -> io::Result<Encrypted> {
     let until = Instant::now() + PATIENCE;
     loop {
         if let Some(accepted) = handshake.go_on()? {
@@ -83,7 +83,7 @@ pub fn shake(
     server: &TlsServer,
     client: &TlsClient,
     name: &str,
-) -> (io::Result<Accepted>, Result<Stream, DialError>) {
+) -> (io::Result<Encrypted>, Result<Stream, DialError>) {
     let (near, far) = tcp();
     thread::scope(|scope| {
         let accepted = scope.spawn(|| accept(server, far.into()));

@@ -3,7 +3,7 @@
 use std::io;
 use std::thread;
 
-use multifd_transport::tls::{ClientOptions, ServerOptions, TlsClient, TlsServer, Versions};
+use multifd_transport::tls::{ClientOptions, ServerOptions, TlsClient, TlsServer, TlsVersions};
 use multifd_transport::{DialError, Stream};
 use rcgen::ExtendedKeyUsagePurpose;
 use rustls::version::{TLS12, TLS13};
@@ -358,7 +358,7 @@ fn an_old_version_is_refused_on_trunks_and_taken_from_qemus() {
         heard.join().unwrap().unwrap_err();
     });
     let mut options = ServerOptions::default();
-    options.versions = Versions::Tls12And13;
+    options.versions = TlsVersions::Tls12And13;
     let qemu = TlsServer::open(server_folder.path(), options).unwrap();
     for version in [&TLS12, &TLS13] {
         let (near, far) = tcp();

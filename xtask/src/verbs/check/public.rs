@@ -10,8 +10,8 @@ use serde_json::Value;
 use super::{is_published, name_of, packages_of};
 use crate::{Result, output, run as run_command};
 
-/// Prints a table: a line per crate, with a column per kind of item. Hidden items count too; those behind
-/// a feature `unstable-*` do not.
+/// Prints a table: a line per crate, with a column per kind of item. Hidden items count too; those
+/// behind a feature `unstable-*` do not.
 ///
 /// `workspace` may be another checkout, so that two commits are counted alike.
 pub fn run(workspace: &Path) -> Result<()> {
