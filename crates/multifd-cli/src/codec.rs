@@ -1,10 +1,17 @@
 //! How pages are compressed, as it was typed.
 
 use multifd_codec::{Accel, Settings};
+use multifd_wire::Method;
 
 use crate::args::{CodecArgs, Compression};
 
 impl CodecArgs {
+    /// The method of `--compression`.
+    #[must_use]
+    pub fn method(&self) -> Method {
+        self.compression.into()
+    }
+
     /// What has no effect on what is written would be passed over in silence, so it is refused.
     pub fn settings(&self) -> Result<Settings, String> {
         let mut settings = Settings::default();

@@ -1,6 +1,6 @@
 //! `multifd detect`.
 
-use iaa_detect::{System, detect};
+use iaa_detect::detect;
 
 use crate::args::DetectArgs;
 use crate::process::Outcome;
@@ -11,7 +11,7 @@ pub fn run(args: &DetectArgs) -> Outcome {
     if !args.root.is_dir() {
         return Err(format!("{} is no folder", args.root.display()).into());
     }
-    let report = detect(&args.root, &System);
+    let report = detect(&args.root);
     if args.json {
         say::json(&report)?;
     } else {

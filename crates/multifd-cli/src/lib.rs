@@ -39,7 +39,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser};
 
 use crate::args::{Cli, Command};
-pub use crate::args::{CodecArgs, Compression, ReceiveArgs, address};
+pub use crate::args::{CodecArgs, ReceiveArgs, address};
 
 /// The command `multifd`.
 pub fn main() -> ExitCode {

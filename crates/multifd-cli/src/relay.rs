@@ -82,7 +82,7 @@ pub fn confine(args: &RelayArgs) -> Confined {
 
 /// Passes migrations on, any number at once: one, or one after another for ever.
 pub fn run(args: &RelayArgs, confined: Confined) -> Outcome {
-    let method = args.codec.compression.into();
+    let method = args.codec.method();
     let (routes, sandbox) = confined.0?;
     say::note(sandbox);
     let mut relays = Vec::new();

@@ -5,7 +5,7 @@ use std::io;
 use multifd_transport::failure::{Cause as TransportCause, Located};
 
 use crate::atomic_file::FileError;
-use crate::coverage::CoverageFault;
+use crate::coverage::{CoverageFault, Gap};
 use crate::image::ImageError;
 use crate::leg::{FarFailure, LegAddress, LegAddressError};
 use crate::recording::RecordingError;
@@ -121,6 +121,12 @@ pub enum Cause {
         "the destination closed without saying that it has the guest; see the destination's own log"
     )]
     Unconfirmed,
+}
+
+impl From<Gap> for Cause {
+    fn from(gap: Gap) -> Self {
+        Self::Coverage(gap.into())
+    }
 }
 
 impl Cause {

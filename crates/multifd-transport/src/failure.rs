@@ -220,6 +220,15 @@ pub enum SetupFault {
         /// How long was waited for it.
         within: Duration,
     },
+    /// The source has sent its set-up and no round.
+    #[error(
+        "the source sent nothing behind its set-up for {} s: it may have been cancelled, or its host stands still; \
+         migrate again", within.as_secs()
+    )]
+    NothingFollows {
+        /// How long was waited for it.
+        within: Duration,
+    },
     /// A main channel says that it has multifd channels, and they do not come.
     #[error("its set-up says multifd, but {} within {} s", Missing(.missing), within.as_secs())]
     ChannelsMissing {

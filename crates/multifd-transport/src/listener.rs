@@ -53,10 +53,9 @@ impl Default for ListenOptions {
     }
 }
 
-/// Why an address cannot be listened on.
+/// Why an address cannot be listened on: the inner error of an [`io::Error`].
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum ListenError {
+enum ListenError {
     /// Somebody does so already.
     #[error("another process listens there; end it (`ss -lp` shows it), or choose another address")]
     InUse,
@@ -128,12 +127,9 @@ impl From<ListenError> for io::Error {
             ListenError::Elsewhere { .. } => io::ErrorKind::AddrNotAvailable,
             ListenError::Privileged { .. } => io::ErrorKind::PermissionDenied,
             ListenError::Resolve(error) => error.kind(),
-            ListenError::Io(_) => io::ErrorKind::Other,
+            ListenError::Io(source) => source.kind(),
         };
-        match error {
-            ListenError::Io(error) => error,
-            error => io::Error::new(kind, error),
-        }
+        io::Error::new(kind, error)
     }
 }
 
@@ -173,7 +169,7 @@ impl Listener {
     ///
     /// # Errors
     /// When the address cannot be listened on.
-    pub fn bind(address: &Address) -> Result<Listener, ListenError> {
+    pub fn bind(address: &Address) -> io::Result<Listener> {
         Self::bind_with(address, &ListenOptions::default())
     }
 
@@ -181,7 +177,11 @@ impl Listener {
     ///
     /// # Errors
     /// As [`Listener::bind`].
-    pub fn bind_with(address: &Address, options: &ListenOptions) -> Result<Listener, ListenError> {
+    pub fn bind_with(address: &Address, options: &ListenOptions) -> io::Result<Listener> {
+        Ok(Self::listen(address, options)?)
+    }
+
+    fn listen(address: &Address, options: &ListenOptions) -> Result<Listener, ListenError> {
         match address {
             Address::Unix(path) => {
                 let (socket, file) = match options.over_request {
@@ -394,7 +394,7 @@ pub fn asks_for_socket(path: &Path) -> io::Result<bool> {
     };
     if file.file_type().is_socket() {
         let address = SocketAddrUnix::new(path)?;
-        return Ok(is_abandoned(&address)?);
+        return is_abandoned(&address);
     }
     Ok(file.is_file() && file.len() == 0)
 }
@@ -512,6 +512,10 @@ mod tests {
     use std::fs;
     use std::os::unix::net::{UnixDatagram, UnixStream};
 
+    fn refusal(address: &Address) -> ListenError {
+        Listener::listen(address, &ListenOptions::default()).unwrap_err()
+    }
+
     fn in_folder(name: &str) -> (tempfile::TempDir, PathBuf, Address) {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(name);
@@ -537,7 +541,7 @@ mod tests {
     fn a_served_socket_is_not_taken_over_and_an_abandoned_one_is() {
         let (_folder, path, address) = in_folder("s");
         let first = Listener::bind(&address).unwrap();
-        let error = Listener::bind(&address).unwrap_err();
+        let error = refusal(&address);
         assert!(matches!(error, ListenError::InUse), "{error}");
         assert!(
             first.try_accept().unwrap().is_none(),
@@ -551,7 +555,7 @@ mod tests {
         Listener::bind(&address).unwrap();
 
         let _datagrams = UnixDatagram::bind(&path).unwrap();
-        let error = Listener::bind(&address).unwrap_err();
+        let error = refusal(&address);
         assert!(matches!(error, ListenError::InUse), "{error}");
     }
 
@@ -571,13 +575,15 @@ mod tests {
     #[test]
     fn a_socket_takes_the_place_of_the_file_that_asks_for_it() {
         let (folder, path, address) = in_folder("s");
-        let mut options = ListenOptions::default();
-        options.over_request = true;
+        let options = ListenOptions {
+            over_request: true,
+            ..ListenOptions::default()
+        };
         let bind = || Listener::bind_with(&address, &options);
         // Nobody asks.
-        assert!(matches!(bind(), Err(ListenError::InUse)));
+        assert_eq!(bind().unwrap_err().kind(), io::ErrorKind::AddrInUse);
         fs::write(&path, "mine").unwrap();
-        assert!(matches!(bind(), Err(ListenError::InUse)));
+        assert_eq!(bind().unwrap_err().kind(), io::ErrorKind::AddrInUse);
         assert_eq!(fs::read(&path).unwrap(), b"mine");
         fs::write(&path, "").unwrap();
         let listener = bind().unwrap();
@@ -585,7 +591,7 @@ mod tests {
         accept(&listener);
         // Somebody serves it.
         assert!(!asks_for_socket(&path).unwrap());
-        assert!(matches!(bind(), Err(ListenError::InUse)));
+        assert_eq!(bind().unwrap_err().kind(), io::ErrorKind::AddrInUse);
         drop(listener);
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
         drop(UnixListener::bind(&path).unwrap());
@@ -598,13 +604,13 @@ mod tests {
     fn what_is_in_a_sockets_place_is_named_and_left_alone() {
         let (folder, path, address) = in_folder("s");
         fs::write(&path, "mine").unwrap();
-        let error = Listener::bind(&address).unwrap_err();
+        let error = refusal(&address);
         assert!(
             matches!(error, ListenError::NoSocket { found: "file", .. }),
             "{error}"
         );
         assert_eq!(fs::read(&path).unwrap(), b"mine");
-        let of = |path: &Path| Listener::bind(&Address::Unix(path.to_owned())).unwrap_err();
+        let of = |path: &Path| refusal(&Address::Unix(path.to_owned()));
         let error = of(folder.path());
         assert!(
             matches!(
@@ -645,8 +651,10 @@ mod tests {
         assert_eq!(mode(&path), 0o600);
         drop(listener);
         for wanted in [0o666, 0o660, 0o600] {
-            let mut options = ListenOptions::default();
-            options.mode = wanted;
+            let options = ListenOptions {
+                mode: wanted,
+                ..ListenOptions::default()
+            };
             let _listener = Listener::bind_with(&address, &options).unwrap();
             assert_eq!(mode(&path), wanted);
             UnixStream::connect(&path).unwrap();
@@ -661,7 +669,7 @@ mod tests {
         assert!(!text.ends_with(":0"), "{text}");
         let _caller = Stream::connect(listener.address()).unwrap();
         accept(&listener);
-        let error = Listener::bind(listener.address()).unwrap_err();
+        let error = refusal(listener.address());
         assert!(matches!(error, ListenError::InUse), "{error}");
     }
 
@@ -709,7 +717,7 @@ mod tests {
     #[test]
     fn what_is_no_address_of_this_host_is_said() {
         // RFC 5737: addresses that are nobody's.
-        let error = Listener::bind(&"tcp:192.0.2.1:4444".parse().unwrap()).unwrap_err();
+        let error = refusal(&"tcp:192.0.2.1:4444".parse().unwrap());
         assert!(matches!(error, ListenError::Elsewhere { .. }), "{error}");
         assert!(error.to_string().contains("tcp::4444"), "{error}");
     }

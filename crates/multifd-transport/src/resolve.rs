@@ -26,8 +26,7 @@ static LOOKUPS: AtomicUsize = AtomicUsize::new(0);
 
 /// Why a host could not be found.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum ResolveError {
+pub(crate) enum ResolveError {
     /// It is none.
     #[error(transparent)]
     Address(#[from] AddressError),

@@ -6,8 +6,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use campaign::campaign::{Options, run as run_campaign};
 use campaign::scenario::Kind;
 
-use crate::Result;
 use crate::multifd;
+use crate::{Result, target_dir};
 
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -41,6 +41,24 @@ pub struct Arguments {
     /// A multifd-bench that is built already, instead of this tree's for release
     #[arg(long, value_name = "FILE")]
     sender: Option<PathBuf>,
+}
+
+/// A minute of it, with the programs that the tests have built. No run begins in the last seconds
+/// of that minute, so that most runs end in it.
+pub fn minute() -> Result<()> {
+    let built = |name: &str| target_dir().join("debug").join(name);
+    run(&Arguments {
+        seconds: 55,
+        seed: None,
+        runs: None,
+        qemu: false,
+        only: Vec::new(),
+        fault: None,
+        workers: 4,
+        limit: 60,
+        program: Some(built("multifd")),
+        sender: Some(built("multifd-bench")),
+    })
 }
 
 pub fn run(arguments: &Arguments) -> Result<()> {

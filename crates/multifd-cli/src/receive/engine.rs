@@ -98,7 +98,7 @@ struct Shared(Arc<MappedMemory>);
 
 impl Shared {
     fn make(offer: &Offer) -> Result<Self, VmError> {
-        let block = |block: &multifd_engine::control::Block| {
+        let block = |block: &multifd_engine::destination::Block| {
             let bytes = usize::try_from(block.len_bytes)?;
             let mapping = Mapping::memfd("multifd-received", bytes)?;
             Ok((block.name.clone(), mapping))
@@ -181,7 +181,7 @@ struct Block {
 
 impl Summary {
     fn new(received: &Received<Shared>, images: Option<&Images>) -> std::io::Result<Self> {
-        let block = |block: &multifd_engine::control::Block| Block {
+        let block = |block: &multifd_engine::destination::Block| Block {
             name: block.name.to_string(),
             bytes: block.len_bytes,
             file: images

@@ -9,9 +9,9 @@ use std::sync::mpsc::Sender;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use multifd_relay::leg::Name;
 use multifd_relay::leg::{FileNumber, LegAddress, Odd, Requests};
 use multifd_relay::relay::{Relay, RelayConfig};
-use multifd_relay::trunk::Name;
 use multifd_transport::{Address, Cancel, ListenOptions};
 
 use super::{Ends, Event, Route, accept};

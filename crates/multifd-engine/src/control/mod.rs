@@ -53,7 +53,7 @@ pub const MAGIC: u32 = ENGINE_MAGIC;
 
 /// What each direction begins with, in every version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[expect(clippy::exhaustive_structs, reason = "the protocol fixes its fields")]
+#[allow(clippy::exhaustive_structs, reason = "the protocol fixes its fields")]
 pub struct Preamble {
     /// The oldest version of the messages that this end speaks.
     pub oldest: u16,
@@ -168,7 +168,7 @@ pub enum Message {
 
 /// What a source wants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[expect(clippy::exhaustive_structs, reason = "the protocol fixes its fields")]
+#[allow(clippy::exhaustive_structs, reason = "the protocol fixes its fields")]
 pub struct Hello {
     /// What it would use.
     pub capabilities: Capabilities,
@@ -200,7 +200,7 @@ impl Hello {
 
 /// What a destination agrees to: never more than it was asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[expect(clippy::exhaustive_structs, reason = "the protocol fixes its fields")]
+#[allow(clippy::exhaustive_structs, reason = "the protocol fixes its fields")]
 pub struct Accepted {
     /// What is used.
     pub capabilities: Capabilities,
@@ -210,7 +210,7 @@ pub struct Accepted {
 
 /// One RAM block.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[expect(clippy::exhaustive_structs, reason = "the protocol fixes its fields")]
+#[allow(clippy::exhaustive_structs, reason = "the protocol fixes its fields")]
 pub struct Block {
     /// Its name.
     pub name: BlockName,
@@ -220,7 +220,7 @@ pub struct Block {
 
 /// The end of everything that makes up the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[expect(clippy::exhaustive_structs, reason = "the protocol fixes its fields")]
+#[allow(clippy::exhaustive_structs, reason = "the protocol fixes its fields")]
 pub struct Completion {
     /// The length of the devices' state, in bytes.
     pub device_state_bytes: u64,

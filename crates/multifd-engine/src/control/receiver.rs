@@ -7,7 +7,7 @@ use super::{ControlFault, Message, Preamble};
 
 /// What comes next on a control connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[expect(
+#[allow(
     clippy::exhaustive_enums,
     reason = "a stream has a preamble and messages"
 )]

@@ -16,7 +16,7 @@ use multifd_transport::incoming::Acceptor;
 use multifd_wire::{Method, PageSize};
 
 use crate::Failure;
-use crate::control::Block;
+pub use crate::control::Block;
 use crate::memory::GuestMemory;
 use crate::statistics::Arrived;
 use crate::vm::{VmError, VmHandle};

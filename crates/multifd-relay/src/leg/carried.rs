@@ -44,7 +44,7 @@ const MOST_NOTES: usize = 64;
 #[non_exhaustive]
 pub struct FarFailure {
     /// Its reason, which the other host has chosen freely.
-    pub words: Words,
+    pub(crate) words: Words,
 }
 
 /// A connection in frames.

@@ -1,7 +1,5 @@
 //! TLS on the legs of a relay.
 
-#[cfg(feature = "tls")]
-use std::io;
 use std::path::PathBuf;
 #[cfg(feature = "tls")]
 use std::sync::Arc;
@@ -12,8 +10,7 @@ use std::time::Duration;
 use multifd_transport::dial::DialError;
 #[cfg(feature = "tls")]
 use multifd_transport::tls::{
-    ClientOptions, FolderError, PeerIdentity, ServerOptions, TlsClient, TlsError, TlsServer,
-    Versions,
+    ClientOptions, FolderError, PeerIdentity, ServerOptions, TlsClient, TlsServer, Versions,
 };
 #[cfg(feature = "tls")]
 use multifd_transport::{Address, Stream};
@@ -181,12 +178,7 @@ impl Encryption {
         };
         let host = host_of(address);
         let name = self.hostname.as_deref().unwrap_or(&host);
-        client
-            .connect(stream, name, within, given_up)
-            .map_err(|error| match error {
-                TlsError::GivenUp => DialError::GivenUp,
-                error => io::Error::new(io::ErrorKind::ConnectionAborted, error).into(),
-            })
+        client.connect(stream, name, within, given_up)
     }
 }
 

@@ -1,7 +1,7 @@
 //! Legs: the two sides of a relay, and what is spoken there.
 //!
 //! A QEMU leg speaks QEMU's own protocol. A trunk is the leg between two relays: each of its
-//! connections carries one of a QEMU's, in frames of [`crate::trunk`].
+//! connections carries one of a QEMU's, in frames (docs/trunk.md).
 
 mod address;
 mod call;
@@ -24,6 +24,7 @@ pub use self::encryption::{Encryption, EncryptionError, EncryptionOptions, Rule}
 pub(crate) use self::greeter::Greeter;
 pub use self::requests::{FileNumber, Look, Odd, Requests, RequestsError};
 use crate::trunk::{Abilities, Compression, Digest, Extension};
+pub use crate::trunk::{Name, NameFault};
 
 /// The extension by which both ends agree that sums of pages are told beside the main channel.
 const VERIFY: u16 = 1;

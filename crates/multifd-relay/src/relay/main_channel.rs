@@ -37,6 +37,10 @@ pub(super) struct Seen {
     pinged: bool,
     /// The set-up has a multifd flush mark.
     pub(super) has_flush: bool,
+    /// The set-up of the memory has been read.
+    pub(super) set_up: bool,
+    /// Something behind the set-up was read, or the stream cannot be followed.
+    pub(super) goes_on: bool,
     /// All memory has been read.
     ram_ended: bool,
     /// Everything that makes the guest has been read; at most its description is to come.
@@ -78,6 +82,16 @@ impl Outline {
                 seen.remarks.push(remark);
             }
         });
+    }
+
+    /// The set-up of the memory has been read.
+    pub(super) fn set_up(&self) {
+        self.see(|seen| seen.set_up = true);
+    }
+
+    /// The source has begun its first round, or shows nothing of it.
+    pub(super) fn goes_on(&self) {
+        self.see(|seen| seen.goes_on = true);
     }
 
     /// The source has closed, or may have: whether it has taken its guest back, as it waited for a
@@ -193,6 +207,7 @@ impl Forward<'_> {
         if is_recovery {
             // Elements follow, as in a stream that has begun.
             self.follow(&mut follower, &mut STREAM_START.as_slice());
+            self.outline.goes_on();
             self.gate.open();
             self.gate.begin();
         }
@@ -281,6 +296,7 @@ impl Forward<'_> {
                 Err(fault) => {
                     self.outline.remark(Remark::NotFollowed(fault));
                     follower.lost = true;
+                    self.outline.goes_on();
                     self.gate.open();
                     self.gate.begin();
                     return None;
@@ -292,6 +308,9 @@ impl Forward<'_> {
             }
             match &event {
                 MainEvent::Command(command) => self.command(*command),
+                MainEvent::SectionPart { .. } | MainEvent::SectionEnd { .. } => {
+                    self.outline.goes_on();
+                }
                 MainEvent::Flush => self.outline.see(|seen| seen.has_flush = true),
                 MainEvent::Page { .. } => follower.has_pages = true,
                 MainEvent::Configuration(configuration) => {
@@ -306,6 +325,9 @@ impl Forward<'_> {
             let is_mark = follower.marks.ends_round(&event);
             let ends_setup = !follower.is_set_up && matches!(event, MainEvent::RamEndOfSection);
             follower.is_set_up |= ends_setup;
+            if ends_setup {
+                self.outline.set_up();
+            }
             if is_mark || ends_setup {
                 return Some(Pause {
                     is_mark,
@@ -322,12 +344,16 @@ impl Forward<'_> {
             Command::Ping(_) => self.outline.see(|seen| seen.pinged |= seen.return_path),
             // The switch to postcopy: from here on pages come when they are asked for.
             Command::PostcopyListen | Command::PostcopyRun | Command::Packaged { .. } => {
-                self.outline.see(|seen| seen.postcopy = true);
+                self.outline.see(|seen| {
+                    seen.postcopy = true;
+                    seen.goes_on = true;
+                });
                 self.outline.remark(Remark::Postcopy);
                 self.gate.open();
             }
             Command::EnableColo => {
                 self.outline.remark(Remark::Colo);
+                self.outline.goes_on();
                 self.gate.open();
             }
             _ => {}

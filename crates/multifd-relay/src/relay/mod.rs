@@ -54,6 +54,7 @@ mod link;
 mod main_channel;
 mod pump;
 mod session;
+mod silence;
 mod verify;
 mod watch;
 
@@ -66,6 +67,7 @@ use multifd_codec::{Backend, PathCounts, Settings, Unsupported};
 use multifd_wire::{Fault, Limits, Method};
 
 use self::gate::CHANNELS_TIMEOUT;
+pub(crate) use self::silence::SILENCE_TIMEOUT;
 pub use self::verify::{Verified, VerifyFault};
 pub use self::watch::MigrationNote;
 use crate::failure::Failure;

@@ -21,6 +21,7 @@ use super::gate::Gate;
 use super::link::{Link, Links};
 use super::main_channel::{self, Forward, Outline};
 use super::pump::{self, Shared};
+use super::silence::{SILENCE_TIMEOUT, Silence};
 use super::verify::Sums;
 use super::watch::{MigrationNote, Watch};
 use super::{CHANNELS_TIMEOUT, MigrationReport, RelayConfig, Remark, Update};
@@ -413,6 +414,7 @@ impl<'env> Session<'env> {
                 self.close(&failure.explain());
             }
             let mut watch = Watch::new();
+            let mut silence = Silence::new(SILENCE_TIMEOUT.max(self.config.dial_timeout));
             let mut told = Instant::now();
             let mut settled = false;
             let mut over_since: Option<Instant> = None;
@@ -442,6 +444,7 @@ impl<'env> Session<'env> {
                 let fault = fault
                     .or_else(|| self.look_at_source())
                     .or_else(|| self.look_at_channels(&mut hung_up_since))
+                    .or_else(|| silence.look(self.outline, self.gate, self.counters))
                     .filter(|fault| self.matters(fault));
                 if let (Some(fault), false) = (fault, is_closed) {
                     let patience = match self.target.is_relay() && is_an_end(&fault.cause) {

@@ -36,7 +36,7 @@ pub(super) const LATE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Who opened a connection, as far as the system tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(clippy::exhaustive_enums, reason = "for the fuzz targets alone")]
+#[allow(clippy::exhaustive_enums, reason = "for the fuzz targets alone")]
 pub enum PeerId {
     /// A process of this host, over a unix socket.
     Process(i32),
@@ -48,7 +48,7 @@ pub enum PeerId {
 
 /// What is to be done with a connection.
 #[derive(Debug, PartialEq, Eq)]
-#[expect(clippy::exhaustive_enums, reason = "for the fuzz targets alone")]
+#[allow(clippy::exhaustive_enums, reason = "for the fuzz targets alone")]
 pub enum Decision {
     /// The channel belongs to this main channel.
     Give {
@@ -81,7 +81,7 @@ pub enum Decision {
 
 /// What the set-up part of a main channel says about its channels.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[expect(clippy::exhaustive_structs, reason = "for the fuzz targets alone")]
+#[allow(clippy::exhaustive_structs, reason = "for the fuzz targets alone")]
 pub struct Stated {
     /// The VM's UUID, with `validate-uuid`.
     pub uuid: Option<[u8; 16]>,

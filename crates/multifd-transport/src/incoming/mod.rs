@@ -15,6 +15,7 @@ mod desk;
 mod door;
 mod inbox;
 mod kind;
+#[cfg_attr(not(feature = "unstable-matching"), allow(unreachable_pub, dead_code))]
 mod matching;
 mod note;
 #[cfg(test)]
@@ -37,8 +38,9 @@ use self::door::Claim;
 pub use self::door::Door;
 pub use self::inbox::{Arrival, Inbox, IncomingChannel};
 pub use self::kind::ENGINE_MAGIC;
-// For the fuzz targets, which have a workspace of their own.
-#[doc(hidden)]
+#[cfg(not(feature = "unstable-matching"))]
+use self::matching::Id;
+#[cfg(feature = "unstable-matching")]
 pub use self::matching::{Decision, Id, Matching, PeerId, Stated};
 use self::note::Notes;
 pub use self::note::{Note, Reason, SetUpFault};

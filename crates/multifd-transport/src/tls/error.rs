@@ -15,8 +15,7 @@ use super::x509::{Names, date};
 ///
 /// Each message names what was found and what to do.
 #[derive(Clone, Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum TlsError {
+pub(super) enum TlsError {
     /// No CA that this end knows has signed the peer's certificate.
     #[error(
         "the {peer} is not signed by a CA in {folder}/ca-cert.pem: use certificates of one CA at \

@@ -22,7 +22,7 @@ use super::error::{FileFault, FolderError, Place, TlsError};
 use super::folder::{self, Folder, Role};
 use super::stream::{TlsStream, wait_for};
 use super::verify::{ClientGate, PeerIdentity, Seen, ServerGate};
-use crate::Stream;
+use crate::{DialError, Stream};
 
 /// How much is read at once. Most handshakes fit, and it is all that an idle one takes.
 const READ_BYTES: usize = 4 << 10;
@@ -299,6 +299,20 @@ impl TlsClient {
         server_name: &str,
         timeout: Duration,
         given_up: &dyn Fn() -> bool,
+    ) -> Result<Stream, DialError> {
+        let shaken = self.shake(stream, server_name, timeout, given_up);
+        shaken.map_err(|error| match error {
+            TlsError::GivenUp => DialError::GivenUp,
+            error => io::Error::new(io::ErrorKind::ConnectionAborted, error).into(),
+        })
+    }
+
+    fn shake(
+        &self,
+        stream: Stream,
+        server_name: &str,
+        timeout: Duration,
+        given_up: &dyn Fn() -> bool,
     ) -> Result<Stream, TlsError> {
         let until = Instant::now().checked_add(timeout);
         let name = ServerName::try_from(server_name.to_owned())
@@ -421,7 +435,11 @@ impl Handshake {
     ///
     /// # Errors
     /// When this end refuses the client, of which the client is told, or the client refuses.
-    pub fn go_on(&mut self) -> Result<Option<Accepted>, TlsError> {
+    pub fn go_on(&mut self) -> io::Result<Option<Accepted>> {
+        self.step().map_err(|error| error.to_io())
+    }
+
+    fn step(&mut self) -> Result<Option<Accepted>, TlsError> {
         match std::mem::replace(&mut self.0, State::Over) {
             State::Going(mut shaking) => {
                 if shaking.go_on()? {

@@ -17,7 +17,7 @@ mod stream;
 mod verify;
 mod x509;
 
-pub use error::{FolderError, TlsError};
+pub use error::FolderError;
 pub use handshake::{
     Accepted, ClientOptions, Handshake, ServerOptions, TlsClient, TlsServer, Versions,
 };
