@@ -288,7 +288,7 @@ fn unfinished_long_frames_take_bounded_memory() {
             connections.push(call(number, Connection::Channel(Hello::new([7; 16], id))));
         }
     }
-    let is_channel = |index: usize| index % (usize::from(CHANNELS) + 1) != 0;
+    let is_channel = |index: usize| !index.is_multiple_of(usize::from(CHANNELS) + 1);
     thread::scope(|scope| {
         for (index, stream) in connections.iter().enumerate() {
             let body = &body;
