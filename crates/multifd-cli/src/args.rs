@@ -89,7 +89,8 @@ pub struct RelayArgs {
     /// Permissions of listening unix sockets, in octal.
     #[arg(long, value_name = "OCTAL", default_value = "600", value_parser = mode, hide_short_help = true)]
     pub mode: u32,
-    /// Keep all rights: without it a relay gives up, by Landlock and seccomp, what it has no use for.
+    /// Keep all rights. Without it a relay gives up what it has no use for, by Landlock and
+    /// seccomp.
     #[arg(long, hide_short_help = true)]
     pub no_sandbox: bool,
     #[command(flatten)]

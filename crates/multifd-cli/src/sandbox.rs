@@ -5,8 +5,8 @@
 //! * **Landlock**: reading stays for the system's folders (libraries, name resolution, `/proc`,
 //!   `/sys`) and the certificates. Making and removing sockets stays for the folders of listening
 //!   sockets. All else is gone: execution, writing, every other folder.
-//! * **seccomp**: calls of the system that no relay has a use for fail with `EPERM`. It is a list of
-//!   what is denied, so a C library that makes other calls than today's goes on working.
+//! * **seccomp**: calls of the system that no relay has a use for fail with `EPERM`. It is a list
+//!   of what is denied, so a C library that makes other calls than today's goes on working.
 //!
 //! All of it is put on before the first thread, because a thread that exists already would be
 //! outside of Landlock. A kernel that lacks a part goes on without it, and the log says what there

@@ -20,7 +20,8 @@ use crate::say;
 /// How often the folder is looked at.
 const LOOK: Duration = Duration::from_millis(200);
 
-/// Sockets that were asked for and are listened on at once, over all folders. Each has three threads.
+/// Sockets that were asked for and are listened on at once, over all folders. Each has three
+/// threads.
 const MOST_SOCKETS: usize = 1024;
 
 /// Odd files that are remembered, so that each is told of once.

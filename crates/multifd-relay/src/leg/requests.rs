@@ -1,8 +1,8 @@
 //! A folder in which files ask for listening sockets, one for each guest.
 //!
 //! A relay beside the source cannot know which guests there will be. So an address like
-//! `unix:/run/out/{name}.sock` is no socket but a rule: an empty file `/run/out/vm1.sock` asks for a
-//! socket in its place, whose migrations have the name `vm1`. Removing the socket ends that.
+//! `unix:/run/out/{name}.sock` is no socket but a rule: an empty file `/run/out/vm1.sock` asks for
+//! a socket in its place, whose migrations have the name `vm1`. Removing the socket ends that.
 
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};

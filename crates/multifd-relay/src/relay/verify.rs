@@ -1,10 +1,10 @@
 //! Whether the pages that left one relay are those that the other one got.
 //!
 //! Each relay of a trunk adds up a digest of every page that a channel has carried in a round: of
-//! its block, its offset and its contents, after decompression. At each mark of the main channel the
-//! relay at the source tells its sums. The relay at the destination compares them with its own
-//! before it passes the mark's last byte on. So a guest whose memory differs never has a whole round
-//! at its destination, and stays at its source.
+//! its block, its offset and its contents, after decompression. At each mark of the main channel
+//! the relay at the source tells its sums. The relay at the destination compares them with its own
+//! before it passes the mark's last byte on. So a guest whose memory differs never has a whole
+//! round at its destination, and stays at its source.
 //!
 //! A sum has no order, so channels and packets need none. It is XXH3 with 64 bits: it finds
 //! accidents, of a codec, a processor or a memory. It does not find an attack: TLS does.
