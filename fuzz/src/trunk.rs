@@ -231,6 +231,7 @@ enum Received {
     Failure(FailureNotice),
     Alive,
     Begun,
+    Note(Vec<u8>),
 }
 
 impl From<Frame<'_>> for Received {
@@ -241,6 +242,7 @@ impl From<Frame<'_>> for Received {
             Frame::Failure(failure) => Self::Failure(failure),
             Frame::Alive => Self::Alive,
             Frame::Begun => Self::Begun,
+            Frame::Note(note) => Self::Note(note.into()),
         }
     }
 }

@@ -102,6 +102,10 @@ pub struct RelayArgs {
     /// go as differences with every --compression but none.
     #[arg(long, value_name = "SIZE", value_parser = size, hide_short_help = true)]
     pub delta_memory: Option<u64>,
+    /// Both relays of a trunk compare all pages of each round; a difference leaves the guest at its
+    /// source. It costs a decompression at each of them.
+    #[arg(long, hide_short_help = true)]
+    pub verify: bool,
     /// Exit after one migration: status 0 if it was delivered, 1 if it failed.
     #[arg(long)]
     pub once: bool,

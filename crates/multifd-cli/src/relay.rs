@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use multifd_codec::{Accel, BackendKind};
 use multifd_relay::Failure;
 use multifd_relay::failure::Cause;
-use multifd_relay::leg::{Encryption, EncryptionOptions, Protocol, Rule};
+use multifd_relay::leg::{Encryption, EncryptionOptions, LegAddress, Protocol, Rule};
 use multifd_relay::relay::{MigrationReport, Relay, RelayConfig, Traffic, Update, pass_on};
 use multifd_transport::Cancel;
 use multifd_transport::failure::Cause as TransportCause;
@@ -99,6 +99,7 @@ pub fn run(args: &RelayArgs, confined: Confined) -> Outcome {
             announce(&config)?;
         }
         config.name = args.name.clone();
+        config.verify = args.verify;
         check_legs(&route, args)?;
         config.encryption = encryption(&route, args)?;
         if route.listen.tls || route.connect.tls {
@@ -194,6 +195,14 @@ fn check_legs(route: &Route, args: &RelayArgs) -> Outcome {
         return Err(format!(
             "--name has no use towards {}: only a trunk, or an address with {{name}}, takes a name",
             route.connect
+        )
+        .into());
+    }
+    let is_trunk = |leg: &LegAddress| leg.protocol == Protocol::Trunk;
+    if args.verify && !is_trunk(&route.listen) && !is_trunk(&route.connect) {
+        return Err(format!(
+            "--verify has no use from {} to {}: only two relays with a trunk between them compare pages",
+            route.listen, route.connect
         )
         .into());
     }

@@ -6,6 +6,7 @@ mod support;
 mod trunk {
     mod crowds;
     mod encrypted;
+    mod verified;
 }
 
 use std::io::{Read, Write};

@@ -9,6 +9,7 @@ use crate::coverage::{CoverageFault, Gap};
 use crate::image::ImageError;
 use crate::leg::{FarFailure, LegAddress, LegAddressError};
 use crate::recording::RecordingError;
+use crate::relay::VerifyFault;
 
 pub use multifd_transport::Circle;
 pub use multifd_transport::failure::{Channel, Leg, SetupFault};
@@ -109,6 +110,9 @@ pub enum Cause {
          record from a machine type with it, or without return path"
     )]
     NoEnd,
+    /// The pages that came are not those that went.
+    #[error(transparent)]
+    Verify(#[from] VerifyFault),
     /// Pages are missing, or do not fit to the list of blocks.
     #[error(transparent)]
     Coverage(#[from] CoverageFault),

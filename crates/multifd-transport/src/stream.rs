@@ -85,6 +85,24 @@ pub trait Layer: fmt::Debug + Send + Sync {
     /// Says why the connection is about to be closed, if its protocol can and the socket takes it
     /// at once.
     fn explain(&self, _words: &str) {}
+
+    /// Whether both ends have agreed on notes beside the bytes.
+    fn has_notes(&self) -> bool {
+        false
+    }
+
+    /// Says something beside the bytes, in the order of both, where there are notes.
+    ///
+    /// # Errors
+    /// Those of the socket.
+    fn tell(&self, _note: &[u8]) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// The peer's next note among those that stood before the bytes which were read.
+    fn told(&self) -> Option<Vec<u8>> {
+        None
+    }
 }
 
 impl Stream {
@@ -274,6 +292,30 @@ impl Stream {
         match &self.0 {
             Kind::Layered(connection) => connection.has_more(),
             Kind::Unix(_) | Kind::Tcp(_) => false,
+        }
+    }
+
+    /// Whether both ends have agreed on notes beside the bytes.
+    pub fn has_notes(&self) -> bool {
+        matches!(&self.0, Kind::Layered(connection) if connection.has_notes())
+    }
+
+    /// Says something beside the bytes, in the order of both, where there are notes.
+    ///
+    /// # Errors
+    /// Those of the socket.
+    pub fn tell(&self, note: &[u8]) -> io::Result<()> {
+        match &self.0 {
+            Kind::Layered(connection) => connection.tell(note),
+            Kind::Unix(_) | Kind::Tcp(_) => Ok(()),
+        }
+    }
+
+    /// The peer's next note among those that stood before the bytes which were read.
+    pub fn told(&self) -> Option<Vec<u8>> {
+        match &self.0 {
+            Kind::Layered(connection) => connection.told(),
+            Kind::Unix(_) | Kind::Tcp(_) => None,
         }
     }
 

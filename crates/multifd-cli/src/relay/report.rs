@@ -63,7 +63,16 @@ pub struct Summary {
     seconds: f64,
     decoded: Option<Done>,
     encoded: Option<Done>,
+    /// What both relays had the same; `null` where they did not compare.
+    verified: Option<Same>,
     pub remarks: Vec<String>,
+}
+
+/// Pages that both relays of a trunk had alike.
+#[derive(Serialize)]
+struct Same {
+    pages: u64,
+    rounds: u64,
 }
 
 /// The work of one direction's codecs.
@@ -121,6 +130,10 @@ impl Summary {
             seconds: say::seconds(report.duration),
             decoded: report.decoded.map(Done::from),
             encoded: report.encoded.map(Done::from),
+            verified: report.verified.map(|verified| Same {
+                pages: verified.pages,
+                rounds: verified.rounds,
+            }),
             remarks: report.remarks.iter().map(ToString::to_string).collect(),
         }
     }
@@ -151,6 +164,9 @@ impl fmt::Display for Summary {
         }
         if let Some(done) = &self.encoded {
             write!(f, ", encoded {done}")?;
+        }
+        if let Some(Same { pages, rounds }) = &self.verified {
+            write!(f, ", verified: {pages} pages in {rounds} rounds")?;
         }
         Ok(())
     }

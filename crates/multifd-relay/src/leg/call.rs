@@ -8,9 +8,10 @@ use multifd_transport::{Address, Stream};
 use multifd_wire::{Hello, Method};
 
 use super::carried::Carried;
-use super::{Encryption, LegAddress, Protocol, abilities, process, random};
+use super::{Encryption, LegAddress, Protocol, VERIFY, abilities, has_verify, process, random};
 use crate::trunk::{
-    Answer, AnswerReceiver, Connection, DeltaTerms, Name, Offers, Preface, Refusal, Versions,
+    Answer, AnswerReceiver, Connection, DeltaTerms, Extension, Name, Offers, Preface, Refusal,
+    Versions,
 };
 
 /// How soon a wish to end is noticed while an answer is awaited.
@@ -32,6 +33,8 @@ pub(crate) struct Introduction {
     pub(crate) is_recovery: bool,
     /// The bytes of pages that both relays may keep for differences; 0 for none.
     pub(crate) delta_bytes: u64,
+    /// The pages that arrive are to be compared with those that went.
+    pub(crate) verify: bool,
 }
 
 /// Calls one destination, for each connection of a migration.
@@ -154,7 +157,8 @@ impl Caller {
         if let Some(connection) = connection {
             preface.connection = connection;
             // What main has agreed on holds for all connections of the migration.
-            preface.extensions.clear();
+            let is_delta = |extension: &Extension| extension.id == DeltaTerms::ID;
+            preface.extensions.retain(|extension| !is_delta(extension));
         }
         let silent = || DialError::TimedOut {
             within,
@@ -182,13 +186,15 @@ impl Introduction {
                 is_recovery: self.is_recovery,
             },
             offers: Offers::of(&abilities(vec![self.method])),
-            extensions: (self.delta_bytes > 0)
-                .then(|| DeltaTerms {
-                    bytes: self.delta_bytes,
-                })
-                .map(DeltaTerms::extension)
-                .into_iter()
-                .collect(),
+            extensions: {
+                let verify = self.verify.then(|| Extension {
+                    id: VERIFY,
+                    bytes: Vec::new(),
+                });
+                let bytes = self.delta_bytes;
+                let delta = (bytes > 0).then(|| DeltaTerms { bytes }.extension());
+                verify.into_iter().chain(delta).collect()
+            },
         })
     }
 }
@@ -251,8 +257,14 @@ fn agree(
                 _ => 0,
             };
             let is_stream = !matches!(preface.connection, Connection::Channel(_));
+            let has_notes = has_verify(&accepted.extensions);
+            if has_verify(&preface.extensions) && !has_notes {
+                let words = "the relay there does not verify pages: bring it to this version, or leave out --verify";
+                return Err(io::Error::new(io::ErrorKind::Unsupported, words).into());
+            }
             let carried = Carried::new(stream, &chosen, is_stream).map_err(io::Error::other)?;
-            Ok(Some((Stream::layered(carried), delta_bytes)))
+            let stream = Stream::layered(carried.with_notes(has_notes));
+            Ok(Some((stream, delta_bytes)))
         }
     }
 }

@@ -35,6 +35,9 @@ const FRAME_REST: Duration = match cfg!(test) {
 /// longer. One more frame is in its reader.
 const MOST_AHEAD: usize = 64 << 10;
 
+/// Notes that wait at most to be taken. There is one for each mark, and marks are taken in turn.
+const MOST_NOTES: usize = 64;
+
 /// The other relay has ended the migration, and said why.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the other relay ended the migration: {words}")]
@@ -51,6 +54,10 @@ pub(super) struct Carried {
     bytes: [AtomicU64; 2],
     reading: Mutex<Reading>,
     writing: Mutex<Writing>,
+    /// Both ends have agreed on notes.
+    has_notes: bool,
+    /// Those that have come and that nobody has taken.
+    notes: Mutex<VecDeque<Vec<u8>>>,
 }
 
 struct Reading {
@@ -107,7 +114,29 @@ impl Carried {
             bytes: Default::default(),
             reading: Mutex::new(reading),
             writing: Mutex::new(writing),
+            has_notes: false,
+            notes: Mutex::default(),
         })
+    }
+
+    /// The same, on which both ends have agreed on notes or not.
+    pub(super) fn with_notes(self, has_notes: bool) -> Self {
+        Self { has_notes, ..self }
+    }
+
+    fn notes(&self) -> MutexGuard<'_, VecDeque<Vec<u8>>> {
+        self.notes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps a note that has come.
+    fn keep(&self, note: &[u8]) -> io::Result<()> {
+        let mut notes = self.notes();
+        if !self.has_notes || notes.len() >= MOST_NOTES {
+            let words = "the other relay sends notes that were not agreed on, or too many";
+            return Err(io::Error::new(io::ErrorKind::InvalidData, words));
+        }
+        notes.push_back(note.to_vec());
+        Ok(())
     }
 
     /// A thread that panicked has ended its migration, whose connections are closed.
@@ -203,6 +232,7 @@ impl Reading {
                     let words = failure.words;
                     self.end = Some(End::Failed(FarFailure { words }));
                 }
+                Ok(Some(Frame::Note(note))) => over.keep(note)?,
                 Ok(Some(Frame::Alive | Frame::Begun) | None) => {}
             }
             if let Some(end) = self.ended() {
@@ -306,6 +336,28 @@ impl Layer for Carried {
         let [_, written] = &self.bytes;
         written.fetch_add(header.len() as u64, Ordering::Relaxed);
         self.under.shutdown(Shutdown::Write)
+    }
+
+    fn has_notes(&self) -> bool {
+        self.has_notes
+    }
+
+    fn tell(&self, note: &[u8]) -> io::Result<()> {
+        if !self.has_notes {
+            return Ok(());
+        }
+        let mut writing = self.writing();
+        let mut bytes = Vec::new();
+        let frames = &mut writing.frames;
+        frames.note(note, &mut bytes).map_err(io::Error::other)?;
+        self.under.write_all_of_two(&bytes, &[])?;
+        let [_, written] = &self.bytes;
+        written.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn told(&self) -> Option<Vec<u8>> {
+        self.notes().pop_front()
     }
 
     fn explain(&self, words: &str) {

@@ -23,8 +23,11 @@ pub use self::carried::FarFailure;
 pub use self::encryption::{Encryption, EncryptionError, EncryptionOptions, Rule};
 pub(crate) use self::greeter::Greeter;
 pub use self::requests::{FileNumber, Look, Odd, Requests, RequestsError};
-use crate::trunk::{Abilities, Compression, Digest};
+use crate::trunk::{Abilities, Compression, Digest, Extension};
 pub use crate::trunk::{Name, NameFault};
+
+/// The extension by which both ends agree that sums of pages are told beside the main channel.
+const VERIFY: u16 = 1;
 
 /// What this host understands of a trunk, and writes in `methods`.
 fn abilities(methods: Vec<Method>) -> Abilities {
@@ -32,8 +35,12 @@ fn abilities(methods: Vec<Method>) -> Abilities {
         methods,
         digests: vec![Digest::Xxh3],
         compressions: Compression::available().to_vec(),
-        extensions: Vec::new(),
+        extensions: vec![VERIFY],
     }
+}
+
+fn has_verify(extensions: &[Extension]) -> bool {
+    extensions.iter().any(|extension| extension.id == VERIFY)
 }
 
 /// Methods that this host can read, by `settings`.

@@ -14,6 +14,7 @@ use multifd_wire::return_path::{Message, ReturnPathReceiver};
 use super::counters::Counters;
 use super::gate::{End, Gate, Held};
 use super::link::Link;
+use super::verify::{self, Sums, Told, VerifyFault};
 use super::{CHANNELS_TIMEOUT, Remark};
 use crate::failure::{Cause, Channel, Failure, Leg, SetupFault};
 use crate::marks::Marks;
@@ -136,6 +137,7 @@ pub(super) struct Forward<'a> {
     pub(super) outline: &'a Outline,
     pub(super) gate: &'a Gate,
     pub(super) counters: &'a Counters,
+    pub(super) sums: Option<&'a Sums>,
 }
 
 /// What a main stream has shown.
@@ -274,6 +276,7 @@ impl Forward<'_> {
                 written = before;
                 follower.passed = follower.passed.saturating_add(1);
                 self.hold(follower)?;
+                self.verify(follower.passed)?;
             }
             if pause.ends_setup {
                 self.write(bytes.get(written..end).unwrap_or_default())?;
@@ -355,6 +358,63 @@ impl Forward<'_> {
             }
             _ => {}
         }
+    }
+
+    /// Compares the sums that came before a mark with those of this relay, and tells them on.
+    fn verify(&self, mark: u64) -> Result<(), Failure> {
+        // In postcopy, and behind what cannot be followed, channels have no rounds.
+        let (Some(sums), false) = (self.sums, self.gate.is_open()) else {
+            return Ok(());
+        };
+        let Link {
+            source,
+            destination,
+            ..
+        } = self.link;
+        if source.has_notes() {
+            let note = source.told().and_then(|note| verify::parse(mark, &note));
+            let all = note.ok_or_else(|| {
+                let fault = VerifyFault::NotTold { round: mark };
+                failed(Leg::Source, fault.into())
+            })?;
+            for told in &all {
+                self.compare(sums, told)?;
+            }
+            sums.verified(&all);
+        }
+        let all = sums.take(mark, &self.gate.synced_channels(mark));
+        if destination.has_notes() {
+            let told = destination.tell(&verify::note(mark, &all));
+            told.map_err(|error| failed(Leg::Destination, Cause::of_connection(error)))?;
+        }
+        if !source.has_notes() {
+            sums.verified(&all);
+        }
+        Ok(())
+    }
+
+    fn compare(&self, sums: &Sums, told: &Told) -> Result<(), Failure> {
+        let round = told.round.saturating_add(1);
+        // A channel that has not come is one that has carried nothing.
+        let is_whole = self.gate.wait_synced(told.channel, round);
+        if !is_whole && self.gate.is_stopped() {
+            return Err(failed(Leg::Here, RoundFault::Stopped.into()));
+        }
+        let found = sums.of(told.round, told.channel);
+        if found == told.sum {
+            return Ok(());
+        }
+        let fault = VerifyFault::Differs {
+            round,
+            found: found.pages,
+            told: told.sum.pages,
+        };
+        Err(Failure {
+            channel: Channel::Multifd(told.channel),
+            leg: Leg::Source,
+            block: None,
+            cause: fault.into(),
+        })
     }
 
     fn hold(&self, follower: &Follower) -> Result<(), Failure> {
@@ -580,6 +640,7 @@ mod tests {
             outline: &Outline::default(),
             gate: &Gate::default(),
             counters: &Counters::default(),
+            sums: None,
         };
         forward.write(b"a set-up that nobody reads").unwrap();
         let failure = forward.wait_begun().unwrap_err();
@@ -609,6 +670,7 @@ mod tests {
                 outline: &Outline::default(),
                 gate: &gate,
                 counters: &Counters::default(),
+                sums: None,
             };
             let follower = Follower {
                 passed: 2,

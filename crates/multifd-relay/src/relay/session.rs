@@ -23,6 +23,7 @@ use super::link::{Link, Links};
 use super::main_channel::{self, Forward, Outline};
 use super::pump::{self, Shared};
 use super::silence::{SILENCE_TIMEOUT, Silence};
+use super::verify::Sums;
 use super::watch::{MigrationNote, Watch};
 use super::{CHANNELS_TIMEOUT, MigrationReport, RelayConfig, Remark, Update};
 use crate::failure::{Cause, Channel, Failure, Leg, SetupFault};
@@ -103,6 +104,8 @@ pub(super) fn run(
     };
     opening.wait_for_channel(&incoming.channels, incoming.has_channels)?;
     let (target, main) = opening.dial()?;
+    let verifies = main.source.has_notes() || main.destination.has_notes();
+    let sums = Sums::default();
     let session = Session {
         config,
         target: &target,
@@ -113,6 +116,7 @@ pub(super) fn run(
         counters: &Counters::default(),
         cancel,
         is_recovery: incoming.is_recovery,
+        sums: verifies.then_some(&sums),
     };
     session.links.add(session.main);
     let (tell, events) = mpsc::channel();
@@ -142,6 +146,7 @@ pub(super) fn run(
         remarks,
         decoded: session.counters.decoded(),
         encoded: session.counters.encoded(),
+        verified: session.sums.map(Sums::result),
         duration: started.elapsed(),
     })
 }
@@ -158,6 +163,7 @@ fn introduction(incoming: &Incoming, config: &RelayConfig) -> Introduction {
         may_be_postcopy: incoming.may_be_postcopy,
         is_recovery: incoming.is_recovery,
         delta_bytes: delta_bytes(incoming, config),
+        verify: config.verify || incoming.main.has_notes(),
     }
 }
 
@@ -360,6 +366,8 @@ struct Session<'a> {
     counters: &'a Counters,
     cancel: &'a Cancel,
     is_recovery: bool,
+    /// Of what all channels carry, where relays compare it.
+    sums: Option<&'a Sums>,
 }
 
 /// Threads that run.
@@ -415,6 +423,7 @@ impl<'env> Session<'env> {
                 outline: self.outline,
                 gate: self.gate,
                 counters: self.counters,
+                sums: self.sums,
             };
             let mut failure = self
                 .spawn(scope, tell, Role::Back, &mut running, || {
@@ -582,6 +591,7 @@ impl<'env> Session<'env> {
                     outline: self.outline,
                     gate: self.gate,
                     counters: self.counters,
+                    sums: self.sums,
                 };
                 let tell_failure = tell.clone();
                 let IncomingChannel { hello, stream } = channel;

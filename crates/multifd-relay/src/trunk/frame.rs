@@ -12,6 +12,9 @@ pub const HEADER_LEN: usize = 16;
 /// with 1 MiB of payload, and its header.
 pub const MAX_BODY_LEN: usize = (1 << 20) + (64 << 10);
 
+/// The longest note, in bytes.
+pub const MAX_NOTE_LEN: usize = 64 << 10;
+
 /// A frame that has come, checked.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Frame<'a> {
@@ -25,6 +28,8 @@ pub enum Frame<'a> {
     Alive,
     /// The destination behind the server loads the guest now.
     Begun,
+    /// What the peer says beside the bytes, if both ends have agreed on that.
+    Note(&'a [u8]),
 }
 
 /// Why a relay ends a migration.
@@ -113,6 +118,7 @@ pub(super) enum Kind {
     Failure,
     Alive,
     Begun,
+    Note,
     /// One that a later relay sends, and this one need not understand.
     Unknown(u8),
 }
@@ -126,6 +132,7 @@ impl Kind {
             Self::Failure => 3,
             Self::Alive => 4,
             Self::Begun => 5,
+            Self::Note => 6,
             Self::Unknown(code) => code,
         }
     }
@@ -138,6 +145,7 @@ impl Kind {
             3 => Self::Failure,
             4 => Self::Alive,
             5 => Self::Begun,
+            6 => Self::Note,
             0x80.. => Self::Unknown(code),
             _ => return None,
         })
@@ -151,6 +159,7 @@ impl Kind {
             Self::Compressed => (RAW_LEN_LEN as u32 + 1, MOST),
             Self::End | Self::Alive | Self::Begun => (0, 0),
             Self::Failure => (2, MAX_FAILURE_LEN),
+            Self::Note => (1, MAX_NOTE_LEN as u32),
             Self::Unknown(_) => (0, MOST),
         }
     }

@@ -47,7 +47,7 @@ pub use self::digest::Digest;
 pub(crate) use self::envelope::PREFACE_MAGIC;
 pub use self::envelope::{AnswerReceiver, MAX_HANDSHAKE_BODY_LEN, PrefaceReceiver};
 pub use self::fault::{Choice, FrameFault, HandshakeFault, NoCompression, WriterMisuse};
-pub use self::frame::{FailureCode, FailureNotice, Frame, HEADER_LEN, MAX_BODY_LEN};
+pub use self::frame::{FailureCode, FailureNotice, Frame, HEADER_LEN, MAX_BODY_LEN, MAX_NOTE_LEN};
 pub use self::name::{Name, NameFault};
 pub use self::preface::{Connection, Extension, MAX_CODES, MAX_EXTENSIONS, Offers, Preface};
 pub use self::reader::FrameReader;

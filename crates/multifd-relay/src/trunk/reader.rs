@@ -58,6 +58,7 @@ enum Whole {
     Failure(FailureNotice),
     Alive,
     Begun,
+    Note { len: usize },
     Unknown,
 }
 
@@ -302,6 +303,7 @@ impl FrameReader {
             }
             Kind::Alive => Whole::Alive,
             Kind::Begun => Whole::Begun,
+            Kind::Note => Whole::Note { len },
             Kind::Unknown(_) => Whole::Unknown,
         };
         self.content = match whole {
@@ -365,6 +367,7 @@ impl FrameReader {
             Whole::Failure(failure) => Frame::Failure(failure),
             Whole::Alive => Frame::Alive,
             Whole::Begun => Frame::Begun,
+            Whole::Note { len } => Frame::Note(self.body(len)),
             Whole::Unknown => return None,
         })
     }

@@ -1,7 +1,7 @@
 //! Makes frames.
 
 use super::digest::Digest;
-use super::frame::{HEADER_LEN, Head, Kind, MAX_BODY_LEN, RAW_LEN_LEN};
+use super::frame::{HEADER_LEN, Head, Kind, MAX_BODY_LEN, MAX_NOTE_LEN, RAW_LEN_LEN};
 use super::frame_memory::FREE_BODY_LEN;
 use super::zstd::Compressor;
 use super::{Compression, FailureNotice, NoCompression, WriterMisuse};
@@ -107,6 +107,21 @@ impl FrameWriter {
         out.extend_from_slice(&header);
         out.extend_from_slice(&body);
         self.ended = true;
+        Ok(())
+    }
+
+    /// Appends a frame with a note. Both ends have agreed on notes.
+    ///
+    /// # Errors
+    /// [`WriterMisuse`], also for a note without a byte or with more than [`MAX_NOTE_LEN`].
+    pub fn note(&mut self, note: &[u8], out: &mut Vec<u8>) -> Result<(), WriterMisuse> {
+        let (found, allowed) = (note.len(), MAX_NOTE_LEN);
+        if found == 0 || found > allowed {
+            return Err(WriterMisuse::Length { found, allowed });
+        }
+        let header = self.header(Kind::Note, found, &[note])?;
+        out.extend_from_slice(&header);
+        out.extend_from_slice(note);
         Ok(())
     }
 

@@ -3,7 +3,7 @@
 use multifd_relay::trunk::frame_memory::FREE_BODY_LEN;
 use multifd_relay::trunk::{
     Compression, Digest, FailureCode, FailureNotice, FrameFault, FrameReader, FrameWriter,
-    HEADER_LEN, MAX_BODY_LEN, Words, WriterMisuse,
+    HEADER_LEN, MAX_BODY_LEN, MAX_NOTE_LEN, Words, WriterMisuse,
 };
 use testkit::wire::{CUTS, vector};
 
@@ -121,6 +121,26 @@ fn bytes_beyond_a_frame_go_into_several() {
     let mut expected: Vec<_> = pieces.map(|piece| Received::Data(piece.into())).collect();
     expected.push(Received::End);
     assert!(frames == expected);
+}
+
+#[test]
+fn a_note_stands_beside_the_bytes_in_their_order() {
+    let mut writer = FrameWriter::new(Digest::Xxh3, Compression::None).unwrap();
+    let mut bytes = Vec::new();
+    writer.append(b"before", &mut bytes).unwrap();
+    writer.note(b"note", &mut bytes).unwrap();
+    writer.append(b"behind", &mut bytes).unwrap();
+    assert!(writer.note(&[], &mut bytes).is_err());
+    assert!(writer.note(&vec![0; MAX_NOTE_LEN + 1], &mut bytes).is_err());
+    bytes.extend(writer.end().unwrap());
+    let (frames, outcome) = received(reader(Digest::Xxh3), &bytes, &[3]);
+    let expected = [
+        Received::Data(b"before".into()),
+        Received::Note(b"note".into()),
+        Received::Data(b"behind".into()),
+        Received::End,
+    ];
+    assert_eq!((frames.as_slice(), outcome), (&expected[..], Ok(())));
 }
 
 #[test]
