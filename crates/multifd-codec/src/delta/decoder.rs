@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use multifd_wire::{PageSize, RamPacket};
+use multifd_wire::{Method, PageSize, RamPacket};
 
 use super::directory::{DirectoryReader, Entry, Operation};
 use super::foot::Foot;
@@ -114,11 +114,16 @@ impl Layer {
             .checked_sub(area_pages)
             .ok_or(part("pages of differences", area_pages, coded_pages))?;
 
-        if foot.is_stored {
+        if foot.method == Method::None {
             let expected = whole_pages * page_bytes + area_bytes;
             check("bytes of stored pages", expected, payload.len())?;
             let coded = self.coded.space(expected);
             coded.copy_from_slice(payload);
+        } else if foot.method != inner.method() {
+            return Err(DeltaError::Method {
+                found: foot.method,
+                allowed: inner.method(),
+            });
         } else {
             self.coded.space(coded_pages * page_bytes);
             inner.decode_owned(payload, packet.page_size, &mut self.coded)?;

@@ -28,8 +28,7 @@ pub struct Encoder<T = RamPacket> {
 /// The layer of differences.
 struct Layer {
     sent: Arc<Sent>,
-    /// The channel's method does not compress.
-    is_stored: bool,
+    method: Method,
     directory: DirectoryWriter,
     area: Vec<u8>,
     /// What the packets in work have behind the method's payload, the oldest first.
@@ -60,7 +59,7 @@ impl<T: Borrow<RamPacket>> Encoder<T> {
     pub fn new(inner: crate::Encoder<T>, sent: Option<Arc<Sent>>) -> Self {
         let layer = sent.map(|sent| Layer {
             sent,
-            is_stored: inner.method() == Method::None,
+            method: inner.method(),
             directory: DirectoryWriter::default(),
             area: Vec::new(),
             feet: VecDeque::new(),
@@ -76,14 +75,15 @@ impl<T: Borrow<RamPacket>> Encoder<T> {
         self.inner.method()
     }
 
-    /// The method that a packet's header has to state. It is [`Self::method`], but for one case:
-    /// packets of the method `none` have exactly the length of their pages, so differences without
-    /// compression go as `canned`, which only our own ends know.
+    /// The method that a packet's header has to state. With differences, most methods' rules for the
+    /// length of a packet do not hold, so such a packet states `zlib` or `zstd`, whose rule is only
+    /// the limit; [`payload_method`](super::payload_method) finds the method in the payload.
     #[must_use]
     pub const fn packet_method(&self) -> Method {
         match (self.inner.method(), &self.layer) {
-            (Method::None, Some(_)) => Method::Canned,
-            (method, _) => method,
+            (Method::Zlib, Some(_)) => Method::Zlib,
+            (_, Some(_)) => Method::Zstd,
+            (method, None) => method,
         }
     }
 
@@ -153,7 +153,7 @@ impl<T: Borrow<RamPacket>> Encoder<T> {
             return Ok(None);
         };
         if let Some(behind) = layer.feet.pop_front() {
-            if layer.is_stored {
+            if layer.method == Method::None {
                 payload.truncate(payload.len() - behind.filling.min(payload.len()));
             }
             layer.price.learn(payload.len(), &behind);
@@ -275,7 +275,7 @@ impl Layer {
             area_bytes: u32::try_from(self.area.len()).unwrap_or(u32::MAX),
             pages: u16::try_from(behind.pages).unwrap_or(u16::MAX),
             directory_bytes: u16::try_from(behind.bytes.len()).unwrap_or(u16::MAX),
-            is_stored: self.is_stored,
+            method: self.method,
         };
         foot.append_to(&mut behind.bytes);
         behind

@@ -1,5 +1,7 @@
 //! Errors of a payload with differences.
 
+use multifd_wire::Method;
+
 use crate::DecodeError;
 
 /// A payload with differences cannot be read. The decoder refuses all later packets, and the content
@@ -21,6 +23,14 @@ pub enum DeltaError {
     Layout {
         /// The payload's layout.
         found: u8,
+    },
+    /// The payload is in a method that the channel does not have.
+    #[error("a payload in {found}, but the channel has {allowed}")]
+    Method {
+        /// The payload's method.
+        found: Method,
+        /// The decoder's method.
+        allowed: Method,
     },
     /// The parts of the payload do not fit together: the numbers in the foot contradict the
     /// payload's length, the directory, or the packet's pages.

@@ -1,18 +1,20 @@
 //! The end of a payload: what is before it.
 
+use multifd_wire::Method;
+
 use super::DeltaError;
 
 /// What stands behind the method's payload and the directory. They are made and read in this order,
 /// and no byte moves for it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Foot {
     pub(crate) digest: u64,
     pub(crate) area_bytes: u32,
     /// N': pages that the method has.
     pub(crate) pages: u16,
     pub(crate) directory_bytes: u16,
-    /// The pages stand as they are.
-    pub(crate) is_stored: bool,
+    /// The method of these pages.
+    pub(crate) method: Method,
 }
 
 impl Foot {
@@ -23,7 +25,9 @@ impl Foot {
         out.extend(self.area_bytes.to_be_bytes());
         out.extend(self.pages.to_be_bytes());
         out.extend(self.directory_bytes.to_be_bytes());
-        out.push(if self.is_stored { STORED } else { CODED });
+        let code = METHODS.iter().position(|method| *method == self.method);
+        // There is no encoder of another method.
+        out.push(LAYOUT | code.unwrap_or(LAYOUT.into()) as u8);
     }
 
     /// Reads the foot of a payload, and the number of bytes before it.
@@ -38,14 +42,27 @@ impl Foot {
             area_bytes: u32::from_be_bytes(take(&mut rest)),
             pages: u16::from_be_bytes(take(&mut rest)),
             directory_bytes: u16::from_be_bytes(take(&mut rest)),
-            is_stored: match take(&mut rest) {
-                [CODED] => false,
-                [STORED] => true,
-                [found] => return Err(DeltaError::Layout { found }),
-            },
+            method: method(take(&mut rest))?,
         };
         Ok((foot, before.len()))
     }
+}
+
+/// The method of a payload's pages, as its last byte states it.
+///
+/// # Errors
+///
+/// [`DeltaError::Short`] and [`DeltaError::Layout`].
+pub fn payload_method(payload: &[u8]) -> Result<Method, DeltaError> {
+    let found = payload.len();
+    let layout = payload.last_chunk().ok_or(DeltaError::Short { found })?;
+    method(*layout)
+}
+
+fn method([found]: [u8; 1]) -> Result<Method, DeltaError> {
+    let code = found.checked_sub(LAYOUT).map(usize::from);
+    let method = code.and_then(|code| METHODS.get(code));
+    method.copied().ok_or(DeltaError::Layout { found })
 }
 
 /// The fields together are as long as the foot.
@@ -55,8 +72,16 @@ fn take<const LEN: usize>(from: &mut &[u8]) -> [u8; LEN] {
     *field
 }
 
-const CODED: u8 = 1;
-const STORED: u8 = 2;
+/// The upper half of the last byte. The lower half is the method's code.
+const LAYOUT: u8 = 0x10;
+/// A method's code is its index.
+const METHODS: [Method; 5] = [
+    Method::None,
+    Method::Zlib,
+    Method::Zstd,
+    Method::Qpl,
+    Method::Canned,
+];
 
 #[cfg(test)]
 mod tests {
@@ -64,19 +89,20 @@ mod tests {
 
     #[test]
     fn a_foot_comes_back() {
-        for is_stored in [false, true] {
+        for method in METHODS {
             let foot = Foot {
                 digest: 0x0102_0304_0506_0708,
                 area_bytes: 0x090a_0b0c,
                 pages: 0x0d0e,
                 directory_bytes: 0x0f10,
-                is_stored,
+                method,
             };
             let mut payload = vec![9; 3];
             foot.append_to(&mut payload);
             assert_eq!(payload.len(), 3 + Foot::LEN);
             let (found, before) = Foot::of(&payload).unwrap();
             assert_eq!((found, before), (foot, 3));
+            assert_eq!(payload_method(&payload).unwrap(), method);
         }
     }
 
@@ -84,7 +110,10 @@ mod tests {
     fn what_has_no_foot_is_told() {
         let error = Foot::of(&[1; Foot::LEN - 1]).unwrap_err();
         assert!(matches!(error, DeltaError::Short { found: 16 }));
-        let error = Foot::of(&[7; Foot::LEN]).unwrap_err();
-        assert!(matches!(error, DeltaError::Layout { found: 7 }));
+        assert!(matches!(payload_method(b""), Err(DeltaError::Short { found: 0 })));
+        for layout in [0, 7, 0x15, 0x1f, 0x20, 0xff] {
+            let error = Foot::of(&[layout; Foot::LEN]).unwrap_err();
+            assert!(matches!(error, DeltaError::Layout { found } if found == layout));
+        }
     }
 }

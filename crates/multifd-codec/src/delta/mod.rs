@@ -38,11 +38,11 @@
 //! | 4 | length of the area in bytes |
 //! | 2 | N' |
 //! | 2 | D |
-//! | 1 | layout: 1, or 2 |
+//! | 1 | layout, 16, plus the method's code: 0 none, 1 zlib, 2 zstd, 3 qpl, 4 canned |
 //!
-//! In layout 2 the whole pages and the area, without filling, stand as they are, whatever method
-//! the packet states. A channel without compression writes it, because a packet of the method
-//! `none` has exactly the length of its pages: [`Encoder::packet_method`].
+//! With the method `none` the area is not filled up. The method stands here because most methods
+//! have rules for the length of their packets, which these payloads do not keep: the packet's
+//! header states a method without such a rule ([`Encoder::packet_method`]).
 //!
 //! N' is at most N: a difference has at most half the bytes of a page, and takes the place of one
 //! whole page.
@@ -89,6 +89,7 @@ mod varint;
 pub use decoder::Decoder;
 pub use encoder::Encoder;
 pub use error::{DeltaError, DirectoryFault};
+pub use foot::payload_method;
 pub use kept::{Kept, KeptCounts};
 pub use sent::{Counts, Misses, Sent};
 
