@@ -1,0 +1,219 @@
+//! The receiving direction of one channel.
+
+use std::sync::Arc;
+
+use multifd_wire::{Method, PageSize, RamPacket};
+
+use super::directory::{DirectoryReader, Entry, Operation};
+use super::foot::Foot;
+use super::{DeltaError, Kept, difference};
+use crate::PageBuffer;
+
+/// Decodes packets of pages, with differences if the channel has [`Kept`] pages: the receiving
+/// direction of one channel, over a [`Decoder`](crate::Decoder) of any method.
+///
+/// Without them it reads exactly the payloads of the method.
+pub struct Decoder {
+    inner: Box<dyn crate::Decoder>,
+    layer: Option<Layer>,
+}
+
+struct Layer {
+    kept: Arc<Kept>,
+    /// False after the first error.
+    is_whole: bool,
+    /// The method's pages.
+    coded: PageBuffer,
+    directory: Vec<u8>,
+}
+
+impl Decoder {
+    /// A decoder whose packets have differences to pages in `kept`, if there are any.
+    #[must_use]
+    pub fn new(inner: Box<dyn crate::Decoder>, kept: Option<Arc<Kept>>) -> Self {
+        let layer = kept.map(|kept| Layer {
+            kept,
+            is_whole: true,
+            coded: PageBuffer::default(),
+            directory: Vec::new(),
+        });
+        Self { inner, layer }
+    }
+
+    /// The decoder of the method.
+    #[must_use]
+    pub fn inner(&self) -> &dyn crate::Decoder {
+        &*self.inner
+    }
+
+    /// Reads the payload of the channel's next packet with normal pages into `pages`: see
+    /// [`crate::Decoder::decode_owned`]. `pages` has the length of all of them. The content of
+    /// `payload` is meaningless afterwards.
+    ///
+    /// It waits for other channels if they have to bring something first. `given_up` is asked about
+    /// every 50 ms meanwhile; true ends the wait.
+    ///
+    /// # Errors
+    ///
+    /// See [`DeltaError`]. After any error the decoder always returns [`DeltaError::Poisoned`] or
+    /// [`DecodeError::Poisoned`](crate::DecodeError::Poisoned), and the content of `pages` is
+    /// meaningless.
+    pub fn decode(
+        &mut self,
+        payload: &mut Vec<u8>,
+        packet: &RamPacket,
+        pages: &mut PageBuffer,
+        given_up: &dyn Fn() -> bool,
+    ) -> Result<(), DeltaError> {
+        // A packet that does not tell the page size has no pages.
+        let page_size = packet.page_size().unwrap_or(PageSize::K4);
+        let Some(layer) = &mut self.layer else {
+            return Ok(self.inner.decode_owned(payload, page_size, pages)?);
+        };
+        if !std::mem::replace(&mut layer.is_whole, false) {
+            return Err(DeltaError::Poisoned);
+        }
+        if !pages.as_ref().is_empty() {
+            let (inner, packet) = (&mut *self.inner, Packet { packet, page_size });
+            layer.decode(inner, payload, &packet, pages, given_up)?;
+        } else if !payload.is_empty() {
+            let found = payload.len();
+            return Err(crate::DecodeError::Trailing { found }.into());
+        }
+        layer.is_whole = true;
+        Ok(())
+    }
+}
+
+struct Packet<'a> {
+    packet: &'a RamPacket,
+    page_size: PageSize,
+}
+
+impl Layer {
+    fn decode(
+        &mut self,
+        inner: &mut dyn crate::Decoder,
+        payload: &mut Vec<u8>,
+        packet: &Packet<'_>,
+        pages: &mut PageBuffer,
+        given_up: &dyn Fn() -> bool,
+    ) -> Result<(), DeltaError> {
+        let page_bytes = packet.page_size.bytes();
+        let offsets = packet.packet.normal();
+        let count = offsets.len();
+        check("bytes of pages", pages.as_ref().len(), count * page_bytes)?;
+        let foot = self.take_foot(payload)?;
+        let coded_pages = usize::from(foot.pages);
+        if coded_pages > count {
+            return Err(part("pages", coded_pages, count));
+        }
+        let area_bytes = foot.area_bytes as usize;
+        let area_pages = area_bytes.div_ceil(page_bytes);
+        let whole_pages = coded_pages
+            .checked_sub(area_pages)
+            .ok_or(part("pages of differences", area_pages, coded_pages))?;
+
+        if foot.method == Method::None {
+            let expected = whole_pages * page_bytes + area_bytes;
+            check("bytes of stored pages", expected, payload.len())?;
+            let coded = self.coded.space(expected);
+            coded.copy_from_slice(payload);
+        } else if foot.method != inner.method() {
+            return Err(DeltaError::Method {
+                found: foot.method,
+                allowed: inner.method(),
+            });
+        } else {
+            self.coded.space(coded_pages * page_bytes);
+            inner.decode_owned(payload, packet.page_size, &mut self.coded)?;
+        }
+        let coded = self.coded.as_ref();
+        let (whole, area) = coded
+            .split_at_checked(whole_pages * page_bytes)
+            .unwrap_or_default();
+        let mut whole = whole.chunks_exact(page_bytes);
+        let mut area = area.get(..area_bytes).unwrap_or_default();
+
+        let mut directory = DirectoryReader::new(&self.directory, count);
+        let (mut digest, mut operations) = (0, 0);
+        let pages = pages.as_mut().chunks_exact_mut(page_bytes);
+        for (index, (page, offset)) in pages.zip(offsets).enumerate() {
+            let entry = directory.next(offset / page_bytes as u64)?;
+            let is_whole = match entry {
+                Entry::Raw => true,
+                Entry::Slot { operation, .. } => operation == Operation::Keep,
+            };
+            if is_whole {
+                let next = whole.next().ok_or(part("whole pages", whole_pages, index))?;
+                page.copy_from_slice(next);
+            }
+            let Entry::Slot {
+                operation,
+                slot,
+                version,
+            } = entry
+            else {
+                continue;
+            };
+            let size = packet.page_size;
+            operations += 1;
+            self.kept.operate(slot, version, size, given_up, |kept| {
+                match operation {
+                    Operation::Keep => kept.copy_from_slice(page),
+                    Operation::Same => page.copy_from_slice(kept),
+                    Operation::Difference => {
+                        let applied = difference::apply(kept, &mut area);
+                        applied.ok_or(DeltaError::Run { page: index })?;
+                        page.copy_from_slice(kept);
+                    }
+                }
+                Ok(())
+            })?;
+            if !is_whole {
+                digest = super::fold(digest, page);
+            }
+        }
+        directory.finish()?;
+        check("whole pages", whole_pages, whole_pages - whole.len())?;
+        check("bytes of differences", area_bytes, area_bytes - area.len())?;
+        if digest != foot.digest {
+            let wanted = foot.digest;
+            return Err(DeltaError::Digest {
+                found: digest,
+                wanted,
+            });
+        }
+        self.kept.packet_done(operations);
+        Ok(())
+    }
+
+    /// Takes foot and directory from the end of the payload.
+    fn take_foot(&mut self, payload: &mut Vec<u8>) -> Result<Foot, DeltaError> {
+        let (foot, before) = Foot::of(payload)?;
+        let directory_bytes = usize::from(foot.directory_bytes);
+        let start = before
+            .checked_sub(directory_bytes)
+            .ok_or(part("bytes of directory", directory_bytes, before))?;
+        let directory = payload.get(start..before).unwrap_or_default();
+        self.directory.clear();
+        self.directory.extend_from_slice(directory);
+        payload.truncate(start);
+        Ok(foot)
+    }
+}
+
+fn check(what: &'static str, found: usize, allowed: usize) -> Result<(), DeltaError> {
+    if found == allowed {
+        return Ok(());
+    }
+    Err(part(what, found, allowed))
+}
+
+const fn part(what: &'static str, found: usize, allowed: usize) -> DeltaError {
+    DeltaError::Part {
+        what,
+        found,
+        allowed,
+    }
+}

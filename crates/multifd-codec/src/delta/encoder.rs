@@ -1,0 +1,312 @@
+//! The sending direction of one channel.
+
+use std::borrow::Borrow;
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use multifd_wire::{Method, PageSize, RamPacket};
+
+use super::directory::{DirectoryWriter, Entry, Operation};
+use super::foot::Foot;
+use super::sent::{Counts, Sent, key, lock};
+use super::shard::{Decision, Miss};
+use crate::channel::check_payload_len;
+use crate::encoder::Failed;
+use crate::{Backend, PageBuffer, PathCounts};
+
+/// Encodes packets of pages, with differences if the channel has [`Sent`] pages: the sending
+/// direction of one channel, over an [`Encoder`](crate::Encoder) of any method.
+///
+/// Without them its payloads are exactly those of the method.
+///
+/// `T` is the caller's tag for a packet, which has or is the packet's header.
+pub struct Encoder<T = RamPacket> {
+    inner: crate::Encoder<T>,
+    layer: Option<Layer>,
+}
+
+/// The layer of differences.
+struct Layer {
+    sent: Arc<Sent>,
+    method: Method,
+    directory: DirectoryWriter,
+    area: Vec<u8>,
+    /// What the packets in work have behind the method's payload, the oldest first.
+    feet: VecDeque<Behind>,
+    /// Memory for the next ones.
+    spare: Vec<Vec<u8>>,
+    price: Price,
+}
+
+/// A packet in work.
+struct Behind {
+    bytes: Vec<u8>,
+    whole_pages: usize,
+    /// Bytes that fill the area up to whole pages.
+    filling: usize,
+    pages: usize,
+    page_size: PageSize,
+}
+
+/// The bytes that the method takes for a whole page of this channel.
+struct Price {
+    per_page: f64,
+}
+
+impl<T: Borrow<RamPacket>> Encoder<T> {
+    /// An encoder whose packets have differences to pages in `sent`, if there are any.
+    #[must_use]
+    pub fn new(inner: crate::Encoder<T>, sent: Option<Arc<Sent>>) -> Self {
+        let layer = sent.map(|sent| Layer {
+            sent,
+            method: inner.method(),
+            directory: DirectoryWriter::default(),
+            area: Vec::new(),
+            feet: VecDeque::new(),
+            spare: Vec::new(),
+            price: Price { per_page: f64::MAX },
+        });
+        Self { inner, layer }
+    }
+
+    /// The method of the payloads.
+    #[must_use]
+    pub const fn method(&self) -> Method {
+        self.inner.method()
+    }
+
+    /// The method that a packet's header has to state. With differences, most methods' rules for the
+    /// length of a packet do not hold, so such a packet states `zlib` or `zstd`, whose rule is only
+    /// the limit; [`payload_method`](super::payload_method) finds the method in the payload.
+    #[must_use]
+    pub const fn packet_method(&self) -> Method {
+        match (self.inner.method(), &self.layer) {
+            (Method::Zlib, Some(_)) => Method::Zlib,
+            (_, Some(_)) => Method::Zstd,
+            (method, None) => method,
+        }
+    }
+
+    /// The encoder of the method.
+    #[must_use]
+    pub const fn inner(&self) -> &crate::Encoder<T> {
+        &self.inner
+    }
+
+    /// See [`crate::Encoder::room`].
+    #[must_use]
+    pub fn room(&self) -> usize {
+        self.inner.room()
+    }
+
+    /// See [`crate::Encoder::backend`].
+    #[must_use]
+    pub fn backend(&self) -> Backend {
+        self.inner.backend()
+    }
+
+    /// See [`crate::Encoder::counts`]. Pages that go as differences are not among them; the pages of
+    /// the area are.
+    #[must_use]
+    pub const fn counts(&self) -> PathCounts {
+        self.inner.counts()
+    }
+
+    /// Takes the packet of `tag`, with its normal pages in the order of their offsets. There must be
+    /// [room](Self::room). See [`crate::Encoder::push`].
+    ///
+    /// `epoch` is the number of the channel's SYNCs before the packet. From here on the other end
+    /// needs this packet: it must be popped and sent before any later packet of the channel, even if
+    /// no other follows.
+    pub fn push(&mut self, mut pages: PageBuffer, epoch: u64, tag: T) {
+        let packet = tag.borrow();
+        // A packet that does not tell the page size has no pages.
+        let page_size = packet.page_size().unwrap_or(PageSize::K4);
+        if let Some(layer) = &mut self.layer {
+            layer.forget(packet);
+            let behind = layer.behind(&mut pages, packet, page_size, epoch);
+            layer.feet.push_back(behind);
+        }
+        self.inner.push(pages, page_size, tag);
+    }
+
+    /// Takes note of a packet that has no payload and is not pushed: its zero pages are not kept any
+    /// longer. Nothing is wrong without this, but the memory is used better.
+    pub fn forget_zero_pages(&mut self, packet: &RamPacket) {
+        if let Some(layer) = &mut self.layer {
+            layer.forget(packet);
+        }
+    }
+
+    /// Makes the payload of the oldest packet: see [`crate::Encoder::pop`]. The returned buffer is
+    /// for further packets; its content is meaningless.
+    ///
+    /// # Errors
+    ///
+    /// Why this packet cannot be encoded.
+    pub fn pop(&mut self, payload: &mut Vec<u8>) -> Result<Option<(PageBuffer, T)>, Failed<T>> {
+        let popped = self.inner.pop(payload)?;
+        let Some(layer) = &mut self.layer else {
+            return Ok(popped);
+        };
+        let Some((pages, tag)) = popped else {
+            return Ok(None);
+        };
+        if let Some(behind) = layer.feet.pop_front() {
+            if layer.method == Method::None {
+                payload.truncate(payload.len() - behind.filling.min(payload.len()));
+            }
+            layer.price.learn(payload.len(), &behind);
+            payload.extend_from_slice(&behind.bytes);
+            layer.spare.push(behind.bytes);
+        }
+        match check_payload_len(payload.len()) {
+            Ok(()) => Ok(Some((pages, tag))),
+            Err(error) => Err(Failed { tag, error }),
+        }
+    }
+}
+
+impl Layer {
+    fn forget(&self, packet: &RamPacket) {
+        let zero = packet.zero();
+        let (false, Some(page_size)) = (zero.is_empty(), packet.page_size()) else {
+            return;
+        };
+        let slots = self.sent.slots(page_size);
+        let Some((slots, block)) = slots.zip(self.sent.block(packet.block())) else {
+            return;
+        };
+        for offset in zero {
+            let key = key(block, offset / page_size.bytes() as u64);
+            if let Some((key, shard)) = key.and_then(|key| Some((key, slots.shard(key)?))) {
+                lock(shard).forget(key);
+            }
+        }
+    }
+
+    /// Decides how each page goes. Makes `pages` those of the method, and returns what the payload
+    /// has behind them.
+    fn behind(
+        &mut self,
+        pages: &mut PageBuffer,
+        packet: &RamPacket,
+        page_size: PageSize,
+        epoch: u64,
+    ) -> Behind {
+        let page_bytes = page_size.bytes();
+        let count = pages.as_ref().len() / page_bytes;
+        let mut behind = Behind {
+            bytes: self.spare.pop().unwrap_or_default(),
+            whole_pages: 0,
+            filling: 0,
+            pages: 0,
+            page_size,
+        };
+        behind.bytes.clear();
+        // A packet without pages has no payload; one with a part of a page is refused.
+        if count == 0 || count * page_bytes != pages.as_ref().len() {
+            return behind;
+        }
+        self.area.clear();
+        let slots = self.sent.slots(page_size);
+        let known = slots.zip(self.sent.block(packet.block()));
+        let limit = self.price.limit(page_bytes);
+        let mut counts = Counts::default();
+        let (mut digest, mut whole) = (0, 0);
+        let mut held = None;
+        let offsets = packet.normal().iter().copied().map(Some);
+        let offsets = offsets.chain(std::iter::repeat(None)).take(count);
+        for (index, offset) in offsets.enumerate() {
+            let place = index * page_bytes..(index + 1) * page_bytes;
+            let page = pages.as_ref().get(place.clone()).unwrap_or_default();
+            let number = offset.unwrap_or_default() / page_bytes as u64;
+            let key = known.and_then(|(slots, block)| {
+                let key = offset.and_then(|_| key(block, number))?;
+                Some((slots.shard(key)?, key))
+            });
+            let decision = match key {
+                None => Decision {
+                    entry: Entry::Raw,
+                    miss: Some(Miss::Foreign),
+                },
+                Some((shard, key)) => {
+                    // Pages in sequence have the same shard. One lock is held at a time.
+                    let is_held = matches!(&held, Some((other, _)) if std::ptr::eq(*other, shard));
+                    if !is_held {
+                        held = None;
+                    }
+                    let (_, guard) = held.get_or_insert_with(|| (shard, lock(shard)));
+                    guard.send(key, page, epoch, limit, &mut self.area)
+                }
+            };
+            counts.count(decision, page_bytes);
+            self.directory.push(number, decision.entry, &mut behind.bytes);
+            let is_whole = match decision.entry {
+                Entry::Raw => true,
+                Entry::Slot { operation, .. } => operation == Operation::Keep,
+            };
+            if is_whole {
+                if whole != index {
+                    pages.as_mut().copy_within(place, whole * page_bytes);
+                }
+                whole += 1;
+            } else {
+                digest = super::fold(digest, page);
+            }
+        }
+        drop(held);
+        self.directory.finish(&mut behind.bytes);
+        counts.area_bytes = self.area.len() as u64;
+        self.sent.add(&counts);
+
+        behind.whole_pages = whole;
+        behind.pages = whole + self.area.len().div_ceil(page_bytes);
+        // A difference has at most half a page, so there is room.
+        let area = pages.space(behind.pages * page_bytes);
+        let area = area.get_mut(whole * page_bytes..).unwrap_or_default();
+        if let Some((differences, filling)) = area.split_at_mut_checked(self.area.len()) {
+            differences.copy_from_slice(&self.area);
+            filling.fill(0);
+            behind.filling = filling.len();
+        }
+        let foot = Foot {
+            digest,
+            area_bytes: u32::try_from(self.area.len()).unwrap_or(u32::MAX),
+            pages: u16::try_from(behind.pages).unwrap_or(u16::MAX),
+            directory_bytes: u16::try_from(behind.bytes.len()).unwrap_or(u16::MAX),
+            method: self.method,
+        };
+        foot.append_to(&mut behind.bytes);
+        behind
+    }
+}
+
+impl Price {
+    /// The longest difference that is better than the whole page.
+    fn limit(&self, page_bytes: usize) -> usize {
+        let most = page_bytes / 2;
+        // Bytes of a difference may be as incompressible as any.
+        ((self.per_page * page_bytes as f64) as usize).clamp(LEAST_LIMIT.min(most), most)
+    }
+
+    /// Learns from a packet: the more whole pages it has, the more.
+    fn learn(&mut self, payload_bytes: usize, packet: &Behind) {
+        if packet.whole_pages == 0 {
+            return;
+        }
+        let bytes = packet.pages * packet.page_size.bytes();
+        let found = payload_bytes as f64 / bytes as f64;
+        if self.per_page > 2.0 {
+            self.per_page = found;
+            return;
+        }
+        let weight = packet.whole_pages as f64 / (packet.whole_pages as f64 + MEMORY_PAGES);
+        self.per_page += (found - self.per_page) * weight;
+    }
+}
+
+/// So few bytes are never worse than a page.
+const LEAST_LIMIT: usize = 24;
+/// Half of the price is that of so many last pages.
+const MEMORY_PAGES: f64 = 64.0;

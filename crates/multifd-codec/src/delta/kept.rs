@@ -1,0 +1,247 @@
+//! The receiver's slots.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use multifd_wire::PageSize;
+
+use super::memory::Share;
+use super::sent::lock;
+use super::shard::chunk_slots;
+use super::DeltaError;
+
+/// The pages that one end of a migration has received: shared by the [decoders](super::Decoder) of
+/// all its channels.
+///
+/// Its slots' memory is allocated as they are first used, and never exceeds the share.
+#[derive(Debug)]
+pub struct Kept {
+    share: Share,
+    patience: Duration,
+    /// Made for the page size of the first page for a slot.
+    slots: OnceLock<Slots>,
+    /// Packets done: a wait lasts as long as there are more.
+    done: AtomicU64,
+    operations: AtomicU64,
+    waits: AtomicU64,
+}
+
+#[derive(Debug)]
+struct Slots {
+    page_size: PageSize,
+    count: u32,
+    chunks: Box<[Chunk]>,
+}
+
+/// Some slots under one lock.
+#[derive(Debug, Default)]
+struct Chunk {
+    slots: Mutex<ChunkSlots>,
+    /// Some version has changed.
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct ChunkSlots {
+    /// Both are empty until a slot is used.
+    versions: Vec<u32>,
+    pages: Vec<u8>,
+    /// Threads that wait for another version.
+    waiting: usize,
+}
+
+/// What was received so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct KeptCounts {
+    /// Operations on slots.
+    pub operations: u64,
+    /// Operations that waited for others.
+    pub waits: u64,
+}
+
+impl Kept {
+    /// Slots for the pages of a migration. Both ends must have agreed on the number of bytes.
+    #[must_use]
+    pub fn new(share: Share) -> Self {
+        Self {
+            share,
+            patience: PATIENCE,
+            slots: OnceLock::new(),
+            done: AtomicU64::new(0),
+            operations: AtomicU64::new(0),
+            waits: AtomicU64::new(0),
+        }
+    }
+
+    /// With another time limit than 50 s for the wait for other channels, in which none of them
+    /// brings anything.
+    #[must_use]
+    pub const fn with_patience(mut self, patience: Duration) -> Self {
+        self.patience = patience;
+        self
+    }
+
+    /// What was received so far.
+    #[must_use]
+    pub fn counts(&self) -> KeptCounts {
+        KeptCounts {
+            operations: self.operations.load(Ordering::Relaxed),
+            waits: self.waits.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Notes that a packet is done.
+    pub(crate) fn packet_done(&self, operations: u64) {
+        self.done.fetch_add(1, Ordering::Relaxed);
+        self.operations.fetch_add(operations, Ordering::Relaxed);
+    }
+
+    /// Operates on the page of a slot once it has the version that is wanted, and makes the version
+    /// one higher. `given_up` ends the wait for it.
+    pub(crate) fn operate(
+        &self,
+        slot: u32,
+        wanted: u32,
+        page_size: PageSize,
+        given_up: &dyn Fn() -> bool,
+        operation: impl FnOnce(&mut [u8]) -> Result<(), DeltaError>,
+    ) -> Result<(), DeltaError> {
+        let slots = self.slots(page_size)?;
+        let each = chunk_slots(page_size.bytes());
+        let (chunk, index) = (slot as usize / each, slot as usize % each);
+        let found = (slot < slots.count).then(|| slots.chunks.get(chunk));
+        let Some(chunk) = found.flatten() else {
+            let allowed = slots.count;
+            return Err(DeltaError::Slot {
+                found: slot,
+                allowed,
+            });
+        };
+        let mut all = lock(&chunk.slots);
+        if all.versions.is_empty() {
+            let first = slot - index as u32;
+            let count = each.min((slots.count - first) as usize);
+            all.versions = vec![0; count];
+            all.pages = vec![0; count * page_size.bytes()];
+        }
+        let mut waiter = Waiter::new(self, given_up);
+        loop {
+            let found = all.versions.get(index).copied().unwrap_or_default();
+            if found == wanted {
+                break;
+            }
+            if found > wanted {
+                return Err(DeltaError::Gone {
+                    slot,
+                    found,
+                    wanted,
+                });
+            }
+            match waiter.goes_on() {
+                Verdict::Wait => {}
+                Verdict::GivenUp => {
+                    return Err(DeltaError::GivenUp {
+                        slot,
+                        found,
+                        wanted,
+                    });
+                }
+                Verdict::TooLong => {
+                    return Err(DeltaError::Missing {
+                        slot,
+                        found,
+                        wanted,
+                    });
+                }
+            }
+            all.waiting += 1;
+            let slept = chunk.changed.wait_timeout(all, SLICE);
+            (all, _) = slept.unwrap_or_else(PoisonError::into_inner);
+            all.waiting -= 1;
+        }
+        let start = index * page_size.bytes();
+        let page = all.pages.get_mut(start..start + page_size.bytes());
+        operation(page.unwrap_or_default())?;
+        if let Some(version) = all.versions.get_mut(index) {
+            // The directory has no version that is the last one.
+            *version = wanted.saturating_add(1);
+        }
+        if all.waiting > 0 {
+            chunk.changed.notify_all();
+        }
+        Ok(())
+    }
+
+    fn slots(&self, page_size: PageSize) -> Result<&Slots, DeltaError> {
+        let slots = self.slots.get_or_init(|| {
+            let count = super::slots(self.share.bytes(), page_size);
+            let chunks = (count as usize).div_ceil(chunk_slots(page_size.bytes()));
+            Slots {
+                page_size,
+                count,
+                chunks: (0..chunks).map(|_| Chunk::default()).collect(),
+            }
+        });
+        if slots.page_size != page_size {
+            return Err(DeltaError::PageSize {
+                found: page_size.bytes(),
+                allowed: slots.page_size.bytes(),
+            });
+        }
+        Ok(slots)
+    }
+}
+
+/// A wait for another channel.
+struct Waiter<'a> {
+    kept: &'a Kept,
+    given_up: &'a dyn Fn() -> bool,
+    /// Packets that were done, and until when there have to be more. `None` before the wait.
+    seen: Option<(u64, Instant)>,
+}
+
+enum Verdict {
+    Wait,
+    GivenUp,
+    TooLong,
+}
+
+impl<'a> Waiter<'a> {
+    const fn new(kept: &'a Kept, given_up: &'a dyn Fn() -> bool) -> Self {
+        Self {
+            kept,
+            given_up,
+            seen: None,
+        }
+    }
+
+    fn goes_on(&mut self) -> Verdict {
+        if (self.given_up)() {
+            return Verdict::GivenUp;
+        }
+        let now = Instant::now();
+        let done = self.kept.done.load(Ordering::Relaxed);
+        match self.seen {
+            Some((before, until)) if before == done => {
+                if now >= until {
+                    return Verdict::TooLong;
+                }
+            }
+            seen => {
+                if seen.is_none() {
+                    self.kept.waits.fetch_add(1, Ordering::Relaxed);
+                }
+                self.seen = Some((done, now + self.kept.patience));
+            }
+        }
+        Verdict::Wait
+    }
+}
+
+/// Less than a minute, after which other parts give a migration up; and longer than any pause of a
+/// network that a migration survives.
+const PATIENCE: Duration = Duration::from_secs(50);
+/// So soon a wait learns that it was given up.
+const SLICE: Duration = Duration::from_millis(50);

@@ -1,0 +1,93 @@
+//! Memory for kept pages: one bound for all migrations of this process.
+//!
+//! An end takes a [`Share`] before it agrees with the other end on a number of bytes, and never
+//! holds more than its share. It returns the share when it is dropped.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// The limit for all migrations of a process until [`set_limit`] changes it: 1 GiB.
+pub const DEFAULT_LIMIT: u64 = 1 << 30;
+
+static LIMIT: AtomicU64 = AtomicU64::new(DEFAULT_LIMIT);
+static HELD: AtomicU64 = AtomicU64::new(0);
+
+/// The number of bytes that all shares of this process may have.
+#[must_use]
+pub fn limit() -> u64 {
+    LIMIT.load(Ordering::Relaxed)
+}
+
+/// Sets the number of bytes that all shares of this process may have. It applies to new shares; a
+/// migration keeps the share it has.
+pub fn set_limit(bytes: u64) {
+    LIMIT.store(bytes, Ordering::Relaxed);
+}
+
+/// The number of bytes that all shares of this process have now.
+#[must_use]
+pub fn held() -> u64 {
+    HELD.load(Ordering::Relaxed)
+}
+
+/// One end's part of the memory.
+#[derive(Debug, Default)]
+pub struct Share {
+    bytes: u64,
+}
+
+impl Share {
+    /// Takes as many of `up_to` bytes as are left, which may be none.
+    #[must_use]
+    pub fn take(up_to: u64) -> Self {
+        let allowed = limit();
+        let part = |held: u64| up_to.min(allowed.saturating_sub(held));
+        let taken = HELD.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |held| {
+            held.checked_add(part(held))
+        });
+        Self {
+            bytes: taken.map_or(0, part),
+        }
+    }
+
+    /// The number of bytes.
+    #[must_use]
+    pub const fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Returns all but `bytes`: the other end has less.
+    pub fn shrink_to(&mut self, bytes: u64) {
+        let back = self.bytes.saturating_sub(bytes);
+        self.bytes -= back;
+        HELD.fetch_sub(back, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.shrink_to(0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The only test of this program that takes more than a few MiB.
+    #[test]
+    fn shares_never_exceed_the_limit() {
+        let before = held();
+        let mut first = Share::take(limit() / 2);
+        assert_eq!(first.bytes(), limit() / 2);
+        let second = Share::take(limit());
+        assert!(second.bytes() <= limit() - first.bytes());
+        assert!(held() <= limit());
+        assert_eq!(Share::take(1 << 40).bytes(), 0);
+        first.shrink_to(1 << 20);
+        first.shrink_to(1 << 30);
+        assert_eq!(first.bytes(), 1 << 20);
+        drop((first, second));
+        // Other tests may hold some.
+        assert!(held() < before + (64 << 20));
+    }
+}

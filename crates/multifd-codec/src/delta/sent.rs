@@ -1,0 +1,248 @@
+//! The sender's slots.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError, RwLock};
+
+use multifd_wire::{BlockName, PageSize};
+
+use super::directory::{Entry, Operation};
+use super::memory::Share;
+use super::shard::{Decision, Miss, Shard};
+
+/// The pages that one end of a migration has sent: shared by the [encoders](super::Encoder) of all
+/// its channels.
+///
+/// Its slots' memory is allocated as they are first used, and never exceeds the share.
+#[derive(Debug)]
+pub struct Sent {
+    share: Share,
+    /// Made for the page size of the first packet.
+    slots: OnceLock<Slots>,
+    /// A block's number is its index.
+    blocks: RwLock<Vec<BlockName>>,
+    totals: Totals,
+}
+
+#[derive(Debug)]
+pub(crate) struct Slots {
+    page_size: PageSize,
+    shards: Box<[Mutex<Shard>]>,
+}
+
+/// What was sent so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Counts {
+    /// Pages that went whole, and are kept.
+    pub kept: u64,
+    /// Pages that went whole, and are not kept.
+    pub raw: u64,
+    /// Pages that went as a difference. Unchanged pages are among them.
+    pub differences: u64,
+    /// Pages that were sent again unchanged.
+    pub same: u64,
+    /// Bytes of the pages that went as differences.
+    pub difference_page_bytes: u64,
+    /// Bytes of their differences, before they were compressed.
+    pub area_bytes: u64,
+    /// Slots with a page.
+    pub slots_in_use: u64,
+    /// All slots. It is 0 before the first page.
+    pub slots: u64,
+    /// Why pages went whole.
+    pub misses: Misses,
+}
+
+/// Numbers of pages that went whole, by reason. Each whole page has one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Misses {
+    /// They were sent for the first time.
+    pub new: u64,
+    /// They were sent before, and their slot has another page or they had none.
+    pub lost: u64,
+    /// They differed too much.
+    pub changed: u64,
+    /// A packet behind a later SYNC had used their slot.
+    pub overtaken: u64,
+    /// They cannot have a slot: the migration has no memory for slots, their size is not that of
+    /// the first page, or there are too many blocks.
+    pub foreign: u64,
+}
+
+impl Sent {
+    /// Slots for the pages of a migration. Both ends must have agreed on the number of bytes.
+    #[must_use]
+    pub fn new(share: Share) -> Self {
+        Self {
+            share,
+            slots: OnceLock::new(),
+            blocks: RwLock::default(),
+            totals: Totals::default(),
+        }
+    }
+
+    /// What was sent so far.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        let mut counts = self.totals.read();
+        if let Some(slots) = self.slots.get() {
+            let shards = slots.shards.iter();
+            let in_use = shards.map(|shard| lock(shard).in_use() as u64);
+            counts.slots_in_use = in_use.sum();
+            counts.slots = super::slots(self.share.bytes(), slots.page_size).into();
+        }
+        counts
+    }
+
+    /// The slots for pages of this size.
+    pub(crate) fn slots(&self, page_size: PageSize) -> Option<&Slots> {
+        let make = || Slots::new(super::slots(self.share.bytes(), page_size), page_size);
+        let slots = self.slots.get_or_init(make);
+        (slots.page_size == page_size && !slots.shards.is_empty()).then_some(slots)
+    }
+
+    /// The number of a block, if there are not too many.
+    pub(crate) fn block(&self, name: &BlockName) -> Option<u8> {
+        let number = |blocks: &[BlockName]| {
+            let number = blocks.iter().position(|block| block == name);
+            number.and_then(|number| u8::try_from(number).ok())
+        };
+        let known = self.blocks.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(number) = number(&known) {
+            return Some(number);
+        }
+        drop(known);
+        let mut blocks = self.blocks.write().unwrap_or_else(PoisonError::into_inner);
+        if number(&blocks).is_none() && blocks.len() < MAX_BLOCKS {
+            blocks.push(name.clone());
+        }
+        number(&blocks)
+    }
+
+    pub(crate) fn add(&self, more: &Counts) {
+        self.totals.add(more);
+    }
+}
+
+impl Slots {
+    fn new(count: u32, page_size: PageSize) -> Self {
+        let shards = count.div_ceil(LEAST_OF_SHARD).min(MAX_SHARDS);
+        let shard = |number: u32| {
+            // The first shards have one slot more, if they cannot all have the same number.
+            let first = |number: u32| count / shards * number + number.min(count % shards);
+            let capacity = (first(number + 1) - first(number)) as usize;
+            Mutex::new(Shard::new(first(number), capacity, page_size.bytes()))
+        };
+        Self {
+            page_size,
+            shards: (0..shards).map(shard).collect(),
+        }
+    }
+
+    /// The shard of a page. Pages in sequence have the same, so that they get slots in sequence; and
+    /// shards take turns, so that all fill up evenly.
+    pub(crate) fn shard(&self, key: u64) -> Option<&Mutex<Shard>> {
+        let turn = (key >> SEQUENCE_BITS) % self.shards.len().max(1) as u64;
+        self.shards.get(turn as usize)
+    }
+}
+
+impl Counts {
+    /// Counts a page.
+    pub(crate) fn count(&mut self, decision: Decision, page_bytes: usize) {
+        match decision.entry {
+            Entry::Raw => self.raw += 1,
+            Entry::Slot { operation, .. } => match operation {
+                Operation::Keep => self.kept += 1,
+                Operation::Same | Operation::Difference => {
+                    self.same += u64::from(operation == Operation::Same);
+                    self.differences += 1;
+                    self.difference_page_bytes += page_bytes as u64;
+                }
+            },
+        }
+        match decision.miss {
+            None => {}
+            Some(Miss::New) => self.misses.new += 1,
+            Some(Miss::Lost) => self.misses.lost += 1,
+            Some(Miss::Changed) => self.misses.changed += 1,
+            Some(Miss::Overtaken) => self.misses.overtaken += 1,
+            Some(Miss::Foreign) => self.misses.foreign += 1,
+        }
+    }
+}
+
+/// [`Counts`] that several channels add to.
+#[derive(Debug, Default)]
+struct Totals {
+    kept: AtomicU64,
+    raw: AtomicU64,
+    differences: AtomicU64,
+    same: AtomicU64,
+    difference_page_bytes: AtomicU64,
+    area_bytes: AtomicU64,
+    new: AtomicU64,
+    lost: AtomicU64,
+    changed: AtomicU64,
+    overtaken: AtomicU64,
+    foreign: AtomicU64,
+}
+
+impl Totals {
+    fn add(&self, more: &Counts) {
+        let add = |total: &AtomicU64, more| total.fetch_add(more, Ordering::Relaxed);
+        add(&self.kept, more.kept);
+        add(&self.raw, more.raw);
+        add(&self.differences, more.differences);
+        add(&self.same, more.same);
+        add(&self.difference_page_bytes, more.difference_page_bytes);
+        add(&self.area_bytes, more.area_bytes);
+        add(&self.new, more.misses.new);
+        add(&self.lost, more.misses.lost);
+        add(&self.changed, more.misses.changed);
+        add(&self.overtaken, more.misses.overtaken);
+        add(&self.foreign, more.misses.foreign);
+    }
+
+    fn read(&self) -> Counts {
+        let read = |total: &AtomicU64| total.load(Ordering::Relaxed);
+        Counts {
+            kept: read(&self.kept),
+            raw: read(&self.raw),
+            differences: read(&self.differences),
+            same: read(&self.same),
+            difference_page_bytes: read(&self.difference_page_bytes),
+            area_bytes: read(&self.area_bytes),
+            misses: Misses {
+                new: read(&self.new),
+                lost: read(&self.lost),
+                changed: read(&self.changed),
+                overtaken: read(&self.overtaken),
+                foreign: read(&self.foreign),
+            },
+            ..Counts::default()
+        }
+    }
+}
+
+/// The key of a page. `None` if the page is beyond any block of 2^56 pages.
+pub(crate) fn key(block: u8, page_number: u64) -> Option<u64> {
+    let is_possible = page_number < 1 << BLOCK_SHIFT;
+    is_possible.then_some(u64::from(block) << BLOCK_SHIFT | page_number)
+}
+
+pub(crate) fn lock<L>(lock: &Mutex<L>) -> std::sync::MutexGuard<'_, L> {
+    lock.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+const BLOCK_SHIFT: u32 = 56;
+/// A machine has a few blocks, and one more for each memory module and option ROM. The last number
+/// is not used, because no page has the key of a free slot.
+const MAX_BLOCKS: usize = 255;
+/// A packet of pages of 4 KiB: channels that send consecutive packets use different shards.
+const SEQUENCE_BITS: u32 = 7;
+/// Enough that 16 channels rarely wait for one another.
+const MAX_SHARDS: u32 = 64;
+/// Fewer slots are one shard, so that a small budget serves all pages.
+const LEAST_OF_SHARD: u32 = 256;
