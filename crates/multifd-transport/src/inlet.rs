@@ -36,6 +36,9 @@ pub struct Inlet<'s> {
     bytes_in: u64,
 }
 
+/// Says whether a migration is over.
+type GivenUp<'s> = Box<dyn Fn() -> bool + Send + 's>;
+
 /// The next item of a channel.
 #[derive(Debug)]
 #[expect(
@@ -209,19 +212,23 @@ impl<'s> Inlet<'s> {
             fill(self.stream, payload, &mut self.receiver, &mut self.bytes_in)?;
             return Ok(());
         }
-        let decoder = match &mut self.decoder {
-            Some(decoder) => decoder,
-            none => {
-                let inner = multifd_codec::decoder(method, &self.settings)?;
-                let kept = self.kept.as_ref().map(|(kept, _)| Arc::clone(kept));
-                none.insert(delta::Decoder::new(inner, kept))
-            }
-        };
         let payload_len = self.receiver.payload_remaining() as usize;
         let payload = space(&mut self.payload, payload_len);
         fill(self.stream, payload, &mut self.receiver, &mut self.bytes_in)?;
-        pages.space(len);
         self.payload.truncate(payload_len);
+        pages.space(len);
+        let decoder = match &mut self.decoder {
+            Some(decoder) => decoder,
+            none => {
+                let kept = self.kept.as_ref().map(|(kept, _)| Arc::clone(kept));
+                let method = match kept {
+                    Some(_) => delta::payload_method(&self.payload)?,
+                    None => method,
+                };
+                let inner = multifd_codec::decoder(method, &self.settings)?;
+                none.insert(delta::Decoder::new(inner, kept))
+            }
+        };
         let given_up: &dyn Fn() -> bool = match &self.kept {
             Some((_, given_up)) => given_up,
             None => &|| false,

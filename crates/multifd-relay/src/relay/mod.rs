@@ -63,6 +63,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use multifd_codec::delta;
 use multifd_codec::{Backend, PathCounts, Settings, Unsupported};
 use multifd_wire::{Fault, Limits, Method};
 
@@ -139,6 +140,8 @@ pub struct MigrationReport {
     pub encoded: Option<Work>,
     /// What both relays of a trunk had the same, where they compare it.
     pub verified: Option<Verified>,
+    /// Which pages went to another relay as differences, if any could.
+    pub differences: Option<delta::Counts>,
     /// From the first connection to the last close.
     pub duration: Duration,
 }

@@ -9,6 +9,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, Scope};
 use std::time::{Duration, Instant};
 
+use multifd_codec::delta::memory::Share;
+use multifd_codec::delta::{Kept, Sent};
 use multifd_transport::dial::{DialError, is_ours};
 use multifd_transport::failure::Cause as TransportCause;
 use multifd_transport::incoming::{Arrival, Incoming, IncomingChannel};
@@ -88,7 +90,9 @@ pub(super) fn run(
     observe: &mut dyn FnMut(Update),
 ) -> Result<MigrationReport, Failure> {
     let started = Instant::now();
-    let introduction = introduction(&incoming, config);
+    let mut introduction = introduction(&incoming, config);
+    let mut share = Share::take(introduction.delta_bytes);
+    introduction.delta_bytes = share.bytes();
     let _taken = match incoming.origin {
         Some(_) if config.connect.needs_name() => Some(take(&introduction, config)?),
         _ => None,
@@ -103,7 +107,9 @@ pub(super) fn run(
         cancel,
     };
     opening.wait_for_channel(&incoming.channels, incoming.has_channels)?;
-    let (target, main) = opening.dial()?;
+    let (target, main, delta_bytes) = opening.dial()?;
+    share.shrink_to(delta_bytes);
+    let sent = (share.bytes() > 0).then(|| Arc::new(Sent::new(share)));
     let verifies = main.source.has_notes() || main.destination.has_notes();
     let sums = Sums::default();
     let session = Session {
@@ -116,6 +122,8 @@ pub(super) fn run(
         counters: &Counters::default(),
         cancel,
         is_recovery: incoming.is_recovery,
+        sent: sent.as_ref(),
+        kept: incoming.kept.as_ref(),
         sums: verifies.then_some(&sums),
     };
     session.links.add(session.main);
@@ -147,6 +155,7 @@ pub(super) fn run(
         decoded: session.counters.decoded(),
         encoded: session.counters.encoded(),
         verified: session.sums.map(Sums::result),
+        differences: session.sent.map(|sent| sent.counts()),
         duration: started.elapsed(),
     })
 }
@@ -167,8 +176,8 @@ fn introduction(incoming: &Incoming, config: &RelayConfig) -> Introduction {
     }
 }
 
-/// How many bytes of pages are worth keeping: all of the guest's memory, as far as it may be. A
-/// payload of method `none` has the length of its pages, so there is no place for differences.
+/// How many bytes are worth having for pages that may be sent again: all of the guest's memory, as
+/// far as it may be. Without a method that compresses, speed is all that counts.
 fn delta_bytes(incoming: &Incoming, config: &RelayConfig) -> u64 {
     let is_trunk = config.connect.protocol == Protocol::Trunk;
     if !is_trunk || config.compression == Method::None {
@@ -187,7 +196,8 @@ fn delta_bytes(incoming: &Incoming, config: &RelayConfig) -> u64 {
             Ok(None) | Err(_) => break u64::MAX,
         }
     };
-    guest.min(config.delta_memory)
+    // A page takes a little more than its size.
+    guest.saturating_add(guest / 32).min(config.delta_memory)
 }
 
 /// Addresses of single guests' destinations that migrations of this process have.
@@ -310,8 +320,9 @@ impl Opening<'_> {
         }
     }
 
-    /// Dials main, which a destination before QEMU 8.0 takes the first connection for.
-    fn dial(&mut self) -> Result<(Caller, Link), Failure> {
+    /// Dials main, which a destination before QEMU 8.0 takes the first connection for. Also returns
+    /// the bytes of pages that are kept there.
+    fn dial(&mut self) -> Result<(Caller, Link, u64), Failure> {
         self.check_source()?;
         let address = self
             .config
@@ -337,7 +348,7 @@ impl Opening<'_> {
             given_up
         };
         match (target.main(timeout, &given_up), failure.take()) {
-            (Ok(destination), _) => {
+            (Ok((destination, delta_bytes)), _) => {
                 // Nothing was passed on, so the source has its guest.
                 circle::look_behind(&destination, target.socket_address(), timeout, &given_up)
                     .map_err(|circle| Failure::here(circle.into()))?;
@@ -347,7 +358,7 @@ impl Opening<'_> {
                     source,
                     destination,
                 };
-                Ok((target, link))
+                Ok((target, link, delta_bytes))
             }
             (Err(DialError::GivenUp), Some(failure)) => Err(failure),
             (Err(error), _) => Err(dial_failure(error, &target, Channel::Main)),
@@ -368,6 +379,10 @@ struct Session<'a> {
     is_recovery: bool,
     /// Of what all channels carry, where relays compare it.
     sums: Option<&'a Sums>,
+    /// The pages that differences on the way to the destination, and from the source, are made
+    /// from.
+    sent: Option<&'a Arc<Sent>>,
+    kept: Option<&'a Arc<Kept>>,
 }
 
 /// Threads that run.
@@ -592,6 +607,8 @@ impl<'env> Session<'env> {
                     gate: self.gate,
                     counters: self.counters,
                     sums: self.sums,
+                    sent: self.sent,
+                    kept: self.kept,
                 };
                 let tell_failure = tell.clone();
                 let IncomingChannel { hello, stream } = channel;
