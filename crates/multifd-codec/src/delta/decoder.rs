@@ -110,9 +110,11 @@ impl Layer {
         }
         let area_bytes = foot.area_bytes as usize;
         let area_pages = area_bytes.div_ceil(page_bytes);
-        let whole_pages = coded_pages
-            .checked_sub(area_pages)
-            .ok_or(part("pages of differences", area_pages, coded_pages))?;
+        let whole_pages = coded_pages.checked_sub(area_pages).ok_or(part(
+            "pages of differences",
+            area_pages,
+            coded_pages,
+        ))?;
 
         if foot.method == Method::None {
             let expected = whole_pages * page_bytes + area_bytes;
@@ -145,7 +147,9 @@ impl Layer {
                 Entry::Slot { operation, .. } => operation == Operation::Keep,
             };
             if is_whole {
-                let next = whole.next().ok_or(part("whole pages", whole_pages, index))?;
+                let next = whole
+                    .next()
+                    .ok_or(part("whole pages", whole_pages, index))?;
                 page.copy_from_slice(next);
             }
             let Entry::Slot {
@@ -192,9 +196,11 @@ impl Layer {
     fn take_foot(&mut self, payload: &mut Vec<u8>) -> Result<Foot, DeltaError> {
         let (foot, before) = Foot::of(payload)?;
         let directory_bytes = usize::from(foot.directory_bytes);
-        let start = before
-            .checked_sub(directory_bytes)
-            .ok_or(part("bytes of directory", directory_bytes, before))?;
+        let start = before.checked_sub(directory_bytes).ok_or(part(
+            "bytes of directory",
+            directory_bytes,
+            before,
+        ))?;
         let directory = payload.get(start..before).unwrap_or_default();
         self.directory.clear();
         self.directory.extend_from_slice(directory);

@@ -18,12 +18,7 @@ pub(crate) enum Difference {
 /// in part the one and in part the other.
 ///
 /// Both have the length of a page.
-pub(crate) fn update(
-    kept: &mut [u8],
-    page: &[u8],
-    limit: usize,
-    out: &mut Vec<u8>,
-) -> Difference {
+pub(crate) fn update(kept: &mut [u8], page: &[u8], limit: usize, out: &mut Vec<u8>) -> Difference {
     let start = out.len();
     let mut runs = Runs {
         page,
@@ -110,7 +105,8 @@ impl Runs<'_> {
         varint::write(run.len() as u64, self.out);
         varint::write((run.start - self.written) as u64, self.out);
         self.written = run.end;
-        self.out.extend_from_slice(self.page.get(run).unwrap_or_default());
+        self.out
+            .extend_from_slice(self.page.get(run).unwrap_or_default());
     }
 }
 
@@ -126,7 +122,7 @@ fn changed(old: &[u8; BLOCK], new: &[u8; BLOCK]) -> u64 {
 /// One bit for each byte that is not zero, the lowest byte's first.
 const fn nonzero_bytes(word: u64) -> u64 {
     // The top bit of a byte gets set by a carry out of its other bits, or was set before.
-    let tops = ((word & LOW_BITS) + LOW_BITS | word) & !LOW_BITS;
+    let tops = (((word & LOW_BITS) + LOW_BITS) | word) & !LOW_BITS;
     // Each factor moves one of these bits to its place in the top byte, and no two meet.
     (tops >> 7).wrapping_mul(0x0102_0408_1020_4080) >> 56
 }
@@ -179,8 +175,13 @@ mod tests {
         new[63] = 4;
         new[64] = 5;
         new[PAGE - 1] = 6;
-        let expected = [5, 0, 1, 0, 0, 0, 2, 1, 4, 3, 2, 53, 4, 5, 1, 0xbe, 0x1f, 6, 0];
-        assert_eq!(between(&old, &new, 2048), (Difference::Written, expected.to_vec()));
+        let expected = [
+            5, 0, 1, 0, 0, 0, 2, 1, 4, 3, 2, 53, 4, 5, 1, 0xbe, 0x1f, 6, 0,
+        ];
+        assert_eq!(
+            between(&old, &new, 2048),
+            (Difference::Written, expected.to_vec())
+        );
     }
 
     #[test]
@@ -188,12 +189,15 @@ mod tests {
         let mut random = Random::new(2);
         for round in 0..2000 {
             let mut old = vec![0; PAGE];
-            old.iter_mut().for_each(|byte| *byte = random.below(3) as u8);
+            old.iter_mut()
+                .for_each(|byte| *byte = random.below(3) as u8);
             let mut new = old.clone();
             for _ in 0..random.below(1 + round / 20) {
                 let start = random.below(PAGE);
                 let end = PAGE.min(start + 1 + random.below(130));
-                new[start..end].iter_mut().for_each(|byte| *byte = random.below(3) as u8);
+                new[start..end]
+                    .iter_mut()
+                    .for_each(|byte| *byte = random.below(3) as u8);
             }
             let (found, difference) = between(&old, &new, random.below(PAGE / 2));
             if found == Difference::Written {
@@ -212,7 +216,12 @@ mod tests {
     #[test]
     fn a_run_stays_in_its_page() {
         let mut page = [0; 16];
-        for wrong in [&[17, 0][..], &[1, 16], &[2, 15], &[8, 8, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0]] {
+        for wrong in [
+            &[17, 0][..],
+            &[1, 16],
+            &[2, 15],
+            &[8, 8, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0],
+        ] {
             let area = [wrong, &[1; 40]].concat();
             assert_eq!(apply(&mut page, &mut &*area), None, "{wrong:?}");
         }

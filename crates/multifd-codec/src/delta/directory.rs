@@ -296,7 +296,12 @@ mod tests {
         let raw: Vec<_> = (0..128).map(|page| (page, Entry::Raw)).collect();
         assert_eq!(written(&raw).len(), 2);
         let again: Vec<_> = (0..128_u32)
-            .map(|page| (u64::from(page) * 3, slot(Operation::Difference, page * 3, 9)))
+            .map(|page| {
+                (
+                    u64::from(page) * 3,
+                    slot(Operation::Difference, page * 3, 9),
+                )
+            })
             .collect();
         assert_eq!(written(&again).len(), 3);
         let varied: Vec<_> = (0..128_u32)
@@ -357,9 +362,39 @@ mod tests {
             (&b""[..], 1, (0, Ends)),
             (b"\x10", 2, (1, Ends)),
             (b"\x90", 1, (0, Ends)),
-            (b"\x00", 1, (0, Count { found: 0, allowed: 1 })),
-            (b"\x20", 1, (0, Count { found: 2, allowed: 1 })),
-            (b"\x10\x20", 2, (1, Count { found: 2, allowed: 1 })),
+            (
+                b"\x00",
+                1,
+                (
+                    0,
+                    Count {
+                        found: 0,
+                        allowed: 1,
+                    },
+                ),
+            ),
+            (
+                b"\x20",
+                1,
+                (
+                    0,
+                    Count {
+                        found: 2,
+                        allowed: 1,
+                    },
+                ),
+            ),
+            (
+                b"\x10\x20",
+                2,
+                (
+                    1,
+                    Count {
+                        found: 2,
+                        allowed: 1,
+                    },
+                ),
+            ),
             (b"\x14", 1, (0, Tag { found: 0x14 })),
             (b"\x18", 1, (0, Tag { found: 0x18 })),
             (b"\x15\x01\x00", 1, (0, Slot { found: -1 })),
@@ -368,7 +403,11 @@ mod tests {
             (b"\x11\x01", 1, (0, Version { found: -1 })),
             (b"\x12\x00", 1, (0, Version { found: 0 })),
             (b"\x13\x00", 1, (0, Version { found: 0 })),
-            (b"\x11\xfe\xff\xff\xff\x1f", 1, (0, Version { found: 0xffff_ffff })),
+            (
+                b"\x11\xfe\xff\xff\xff\x1f",
+                1,
+                (0, Version { found: 0xffff_ffff }),
+            ),
             (b"\x29\x02", 2, (1, Ends)),
             (b"\x10\x10", 1, (1, Trailing { found: 1 })),
         ] {

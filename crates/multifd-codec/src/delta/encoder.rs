@@ -241,7 +241,8 @@ impl Layer {
                 }
             };
             counts.count(decision, page_bytes);
-            self.directory.push(number, decision.entry, &mut behind.bytes);
+            self.directory
+                .push(number, decision.entry, &mut behind.bytes);
             let is_whole = match decision.entry {
                 Entry::Raw => true,
                 Entry::Slot { operation, .. } => operation == Operation::Keep,

@@ -110,7 +110,10 @@ mod tests {
     fn what_has_no_foot_is_told() {
         let error = Foot::of(&[1; Foot::LEN - 1]).unwrap_err();
         assert!(matches!(error, DeltaError::Short { found: 16 }));
-        assert!(matches!(payload_method(b""), Err(DeltaError::Short { found: 0 })));
+        assert!(matches!(
+            payload_method(b""),
+            Err(DeltaError::Short { found: 0 })
+        ));
         for layout in [0, 7, 0x15, 0x1f, 0x20, 0xff] {
             let error = Foot::of(&[layout; Foot::LEN]).unwrap_err();
             assert!(matches!(error, DeltaError::Layout { found } if found == layout));

@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 
 use multifd_wire::PageSize;
 
+use super::DeltaError;
 use super::memory::Share;
 use super::sent::lock;
 use super::shard::chunk_slots;
-use super::DeltaError;
 
 /// The pages that one end of a migration has received: shared by the [decoders](super::Decoder) of
 /// all its channels.
