@@ -122,7 +122,7 @@ fn changed(old: &[u8; BLOCK], new: &[u8; BLOCK]) -> u64 {
 /// One bit for each byte that is not zero, the lowest byte's first.
 const fn nonzero_bytes(word: u64) -> u64 {
     // The top bit of a byte gets set by a carry out of its other bits, or was set before.
-    let tops = ((word & LOW_BITS) + LOW_BITS | word) & !LOW_BITS;
+    let tops = (((word & LOW_BITS) + LOW_BITS) | word) & !LOW_BITS;
     // Each factor moves one of these bits to its place in the top byte, and no two meet.
     (tops >> 7).wrapping_mul(0x0102_0408_1020_4080) >> 56
 }

@@ -84,6 +84,7 @@ mod kept;
 mod places;
 mod sent;
 mod shard;
+mod sketch;
 mod varint;
 
 pub use decoder::Decoder;
@@ -106,7 +107,7 @@ pub fn slots(bytes: u64, page_size: PageSize) -> u32 {
 }
 
 /// What a slot takes in addition to its page: the sender's entry of 24 bytes, its places in a table
-/// with at least twice as many, and bits for the pages that were sent before.
+/// with at least twice as many, and counters of pages that were sent.
 pub const SLOT_BYTES: u64 = 64;
 
 /// Far more than any budget has, and few enough that sums of them cannot overflow.

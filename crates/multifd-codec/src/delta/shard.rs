@@ -2,7 +2,8 @@
 
 use super::difference::{self, Difference};
 use super::directory::{Entry, MAX_VERSION, Operation};
-use super::places::{Places, hash};
+use super::places::Places;
+use super::sketch::Sketch;
 
 /// Slots with consecutive numbers, under one lock.
 #[derive(Debug)]
@@ -21,8 +22,8 @@ pub(crate) struct Shard {
     free_count: usize,
     /// Where the search for a slot goes on.
     hand: usize,
-    /// A bit for every page that was sent, by hash: some pages share a bit.
-    sent_before: Vec<u64>,
+    /// How often pages were sent that are in slots, and that are in none.
+    sketch: Sketch,
 }
 
 #[derive(Debug)]
@@ -32,9 +33,8 @@ struct Slot {
     epoch: u64,
     /// 0 while it is empty.
     version: u32,
-    /// While it has a page: how often that was worth it, up to [`MOST_WORTH`]. While it is free: the
-    /// next free slot plus 1.
-    worth_or_link: u32,
+    /// While it is free: the next free slot plus 1.
+    link: u32,
 }
 
 /// What was decided for a page.
@@ -72,7 +72,7 @@ impl Shard {
             free: None,
             free_count: 0,
             hand: 0,
-            sent_before: vec![0; capacity.div_ceil(2)],
+            sketch: Sketch::new(capacity),
         }
     }
 
@@ -90,9 +90,10 @@ impl Shard {
         limit: usize,
         area: &mut Vec<u8>,
     ) -> Decision {
+        let count = self.sketch.add(key);
         match self.find(key) {
             Some(slot) => self.send_again(slot, page, epoch, limit, area),
-            None => self.send_unknown(key, page, epoch),
+            None => self.send_unknown(key, count, page, epoch),
         }
     }
 
@@ -103,7 +104,7 @@ impl Shard {
             let link = self.free.map_or(0, |free| free + 1);
             if let Some(slot) = self.slot_mut(slot) {
                 slot.key = FREE;
-                slot.worth_or_link = link;
+                slot.link = link;
             }
             self.free = Some(slot);
             self.free_count += 1;
@@ -139,20 +140,17 @@ impl Shard {
                 (Operation::Keep, Some(Miss::Changed))
             }
         };
-        slot.worth_or_link = match miss {
-            None => MOST_WORTH.min(slot.worth_or_link + 1),
-            Some(_) => slot.worth_or_link.saturating_sub(1),
-        };
+        if miss.is_some() {
+            self.sketch.halve(slot.key);
+        }
         let entry = slot.next(self.first + number, operation, epoch);
         Decision { entry, miss }
     }
 
-    fn send_unknown(&mut self, key: u64, page: &[u8], epoch: u64) -> Decision {
-        let was_sent = self.mark_sent(key);
-        let miss = if was_sent { Miss::Lost } else { Miss::New };
+    fn send_unknown(&mut self, key: u64, count: u64, page: &[u8], epoch: u64) -> Decision {
+        let miss = if count > 1 { Miss::Lost } else { Miss::New };
         let found = self.empty_slot(epoch);
-        let found = found.or_else(|| was_sent.then(|| self.displace(epoch)).flatten());
-        let Some(number) = found else {
+        let Some(number) = found.or_else(|| self.displace(count, epoch)) else {
             return raw(miss);
         };
         let (chunk, at) = self.place(number as usize);
@@ -164,7 +162,6 @@ impl Shard {
         };
         kept.copy_from_slice(page);
         slot.key = key;
-        slot.worth_or_link = 0;
         let entry = slot.next(self.first + number, Operation::Keep, epoch);
         self.places.insert(key, number);
         Decision {
@@ -178,7 +175,7 @@ impl Shard {
         if let Some(number) = self.free {
             let slot = self.slots.get(number as usize)?;
             if slot.may_be_used(epoch) {
-                self.free = slot.worth_or_link.checked_sub(1);
+                self.free = slot.link.checked_sub(1);
                 self.free_count -= 1;
                 return Some(number);
             }
@@ -191,30 +188,27 @@ impl Shard {
             key: FREE,
             epoch: 0,
             version: 0,
-            worth_or_link: 0,
+            link: 0,
         });
         Some(number)
     }
 
-    /// Empties the next slot that is worth nothing. Every slot that is passed is worth less then.
+    /// Empties a slot whose page was sent less often than one that was sent `count` times.
     ///
-    /// Only a page that is sent again displaces another: otherwise the first round of a guest that
-    /// is larger than all slots would displace every page before it is sent again.
-    fn displace(&mut self, epoch: u64) -> Option<u32> {
+    /// Most pages of a round were sent once more than those that the round has not come to yet. So
+    /// one time more is no reason: otherwise a round that is larger than all slots would displace
+    /// every page shortly before it comes.
+    fn displace(&mut self, count: u64, epoch: u64) -> Option<u32> {
         for _ in 0..MOST_STEPS.min(self.slots.len()) {
             let number = self.hand;
             self.hand = (number + 1) % self.slots.len();
-            let slot = self.slots.get_mut(number)?;
-            if slot.key == FREE || !slot.may_be_used(epoch) {
-                continue;
+            let slot = self.slots.get(number)?;
+            let may_be_used = slot.key != FREE && slot.may_be_used(epoch);
+            if may_be_used && self.sketch.count(slot.key) + MARGIN <= count {
+                let number = u32::try_from(number).ok()?;
+                self.unlink(number);
+                return Some(number);
             }
-            if slot.worth_or_link > 0 {
-                slot.worth_or_link -= 1;
-                continue;
-            }
-            let number = u32::try_from(number).ok()?;
-            self.unlink(number);
-            return Some(number);
         }
         None
     }
@@ -230,19 +224,6 @@ impl Shard {
 
     fn slot_mut(&mut self, slot: u32) -> Option<&mut Slot> {
         self.slots.get_mut(slot as usize)
-    }
-
-    /// Returns whether the page was sent before, probably.
-    fn mark_sent(&mut self, key: u64) -> bool {
-        let bits = (self.sent_before.len() as u64 * 64).max(1);
-        // The table uses the low bits.
-        let bit = (hash(key) >> 16) % bits;
-        let Some(word) = self.sent_before.get_mut((bit / 64) as usize) else {
-            return false;
-        };
-        let was_set = *word >> (bit % 64) & 1 == 1;
-        *word |= 1 << (bit % 64);
-        was_set
     }
 
     /// The chunk of a slot, and its page's place in there.
@@ -298,7 +279,7 @@ pub(crate) const fn chunk_slots(page_bytes: usize) -> usize {
 
 /// No page has this key: it would be the last of a block of 2^64 bytes and more.
 const FREE: u64 = u64::MAX;
-/// A page with this worth survives so many rounds of the hand.
-const MOST_WORTH: u32 = 3;
+/// So many times more.
+const MARGIN: u64 = 2;
 /// The search for a slot passes at most so many, which costs less than copying a page.
-const MOST_STEPS: usize = 16;
+const MOST_STEPS: usize = 8;
