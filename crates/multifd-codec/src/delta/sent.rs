@@ -1,13 +1,13 @@
 //! The sender's slots.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 
 use multifd_wire::{BlockName, PageSize};
 
 use super::directory::{Entry, Operation};
 use super::memory::Share;
-use super::shard::{Decision, Miss, Shard};
+use super::shard::{Decision, Miss, Pool, Shard};
 
 /// The pages that one end of a migration has sent: shared by the [encoders](super::Encoder) of all
 /// its channels.
@@ -128,11 +128,10 @@ impl Sent {
 impl Slots {
     fn new(count: u32, page_size: PageSize) -> Self {
         let shards = count.div_ceil(LEAST_OF_SHARD).min(MAX_SHARDS);
-        let shard = |number: u32| {
-            // The first shards have one slot more, if they cannot all have the same number.
-            let first = |number: u32| count / shards * number + number.min(count % shards);
-            let capacity = (first(number + 1) - first(number)) as usize;
-            Mutex::new(Shard::new(first(number), capacity, page_size.bytes()))
+        let pool = Arc::new(Pool::new(count));
+        let shard = |_| {
+            let share = count.div_ceil(shards) as usize;
+            Mutex::new(Shard::new(pool.clone(), share, page_size.bytes()))
         };
         Self {
             page_size,
