@@ -19,6 +19,9 @@ pub(crate) enum Difference {
 ///
 /// Both have the length of a page.
 pub(crate) fn update(kept: &mut [u8], page: &[u8], limit: usize, out: &mut Vec<u8>) -> Difference {
+    if is_much(kept, page, limit) {
+        return Difference::TooMuch;
+    }
     let start = out.len();
     let mut runs = Runs {
         page,
@@ -54,6 +57,18 @@ pub(crate) fn update(kept: &mut [u8], page: &[u8], limit: usize, out: &mut Vec<u
     Difference::Written
 }
 
+/// Returns whether a few blocks suffice to tell that the pages differ too much. Half of the limit is
+/// left for blocks that happen to be other than most.
+fn is_much(kept: &[u8], page: &[u8], limit: usize) -> bool {
+    let (old, new) = (kept.as_chunks().0, page.as_chunks().0);
+    let step = (old.len() / SAMPLES).max(1);
+    let samples = old.iter().zip(new).step_by(step);
+    let changed: u32 = samples
+        .map(|(old, new)| changed(old, new).count_ones())
+        .sum();
+    changed as usize * step > 2 * limit
+}
+
 /// Makes `page` the page that differs from it by the first difference in `area`, which is taken
 /// from its front. `None` if the difference is wrong.
 pub(crate) fn apply(page: &mut [u8], area: &mut &[u8]) -> Option<()> {
@@ -73,6 +88,8 @@ pub(crate) fn apply(page: &mut [u8], area: &mut &[u8]) -> Option<()> {
 
 /// Pages are compared in blocks of so many bytes, one bit of a mask for each.
 const BLOCK: usize = 64;
+/// So many blocks of a page are looked at first.
+const SAMPLES: usize = 8;
 /// A gap as long as the numbers of a run, or shorter, is no reason for another run.
 const SHORT_GAP: usize = 3;
 /// The numbers of the last run, and the end of the list.

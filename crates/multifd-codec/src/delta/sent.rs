@@ -65,6 +65,8 @@ pub struct Misses {
     pub changed: u64,
     /// A packet behind a later SYNC had used their slot.
     pub overtaken: u64,
+    /// They were not compared, because many pages of the channel in a row had differed too much.
+    pub skipped: u64,
     /// They cannot have a slot: the migration has no memory for slots, their size is not that of
     /// the first page, or there are too many blocks.
     pub foreign: u64,
@@ -167,6 +169,7 @@ impl Counts {
             Some(Miss::Lost) => self.misses.lost += 1,
             Some(Miss::Changed) => self.misses.changed += 1,
             Some(Miss::Overtaken) => self.misses.overtaken += 1,
+            Some(Miss::Skipped) => self.misses.skipped += 1,
             Some(Miss::Foreign) => self.misses.foreign += 1,
         }
     }
@@ -185,6 +188,7 @@ struct Totals {
     lost: AtomicU64,
     changed: AtomicU64,
     overtaken: AtomicU64,
+    skipped: AtomicU64,
     foreign: AtomicU64,
 }
 
@@ -201,6 +205,7 @@ impl Totals {
         add(&self.lost, more.misses.lost);
         add(&self.changed, more.misses.changed);
         add(&self.overtaken, more.misses.overtaken);
+        add(&self.skipped, more.misses.skipped);
         add(&self.foreign, more.misses.foreign);
     }
 
@@ -218,6 +223,7 @@ impl Totals {
                 lost: read(&self.lost),
                 changed: read(&self.changed),
                 overtaken: read(&self.overtaken),
+                skipped: read(&self.skipped),
                 foreign: read(&self.foreign),
             },
             ..Counts::default()

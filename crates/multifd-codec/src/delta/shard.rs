@@ -94,6 +94,8 @@ pub(crate) enum Miss {
     Changed,
     /// A packet of a later epoch has used its slot.
     Overtaken,
+    /// Many pages before it differed too much, and it was not compared.
+    Skipped,
     /// There are no slots for such a page, or its slot has had all its versions.
     Foreign,
 }
