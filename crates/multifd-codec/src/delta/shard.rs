@@ -232,18 +232,15 @@ impl Shard {
         Some(number)
     }
 
-    /// Empties a slot whose page was sent less often than one that was sent `count` times.
-    ///
-    /// Most pages of a round were sent once more than those that the round has not come to yet. So
-    /// one time more is no reason: otherwise a round that is larger than all slots would displace
-    /// every page shortly before it comes.
+    /// Empties one of the next slots, if its page was sent less often than one that was sent `count`
+    /// times. So the first round of a guest that is larger than all slots displaces nothing.
     fn displace(&mut self, count: u64, epoch: u64) -> Option<u32> {
         for _ in 0..MOST_STEPS.min(self.slots.len()) {
             let number = self.hand;
             self.hand = (number + 1) % self.slots.len();
             let slot = self.slots.get(number)?;
             let may_be_used = slot.key != FREE && slot.may_be_used(epoch);
-            if may_be_used && self.sketch.count(slot.key) + MARGIN <= count {
+            if may_be_used && self.sketch.count(slot.key) < count {
                 let number = u32::try_from(number).ok()?;
                 self.unlink(number);
                 return Some(number);
@@ -333,7 +330,5 @@ fn key_of(slots: &[Slot], slot: u32) -> u64 {
 const EXTENT: u32 = 16;
 /// No page has this key: it would be the last of a block of 2^64 bytes and more.
 const FREE: u64 = u64::MAX;
-/// So many times more.
-const MARGIN: u64 = 2;
 /// The search for a slot passes at most so many, which costs less than copying a page.
 const MOST_STEPS: usize = 8;
