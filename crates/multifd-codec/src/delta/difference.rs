@@ -20,18 +20,18 @@ pub(crate) enum Difference {
 /// Both have the length of a page.
 pub(crate) fn update(kept: &mut [u8], page: &[u8], limit: usize, out: &mut Vec<u8>) -> Difference {
     let start = out.len();
+    let mut is_sampled = false;
     let mut runs = Runs {
         page,
         written: 0,
         pending: 0..0,
         out,
     };
-    let kept = kept.as_chunks_mut::<BLOCK>().0.iter_mut();
-    let blocks = kept.zip(page.as_chunks::<BLOCK>().0);
-    for (number, (old, new)) in blocks.enumerate() {
-        if old == new {
+    let kept = kept.as_chunks_mut::<BLOCK>().0;
+    for (number, new) in page.as_chunks::<BLOCK>().0.iter().enumerate() {
+        let Some(old) = kept.get_mut(number).filter(|old| *old != new) else {
             continue;
-        }
+        };
         let mut mask = changed(old, new);
         *old = *new;
         let first = number * BLOCK;
@@ -41,7 +41,13 @@ pub(crate) fn update(kept: &mut [u8], page: &[u8], limit: usize, out: &mut Vec<u
             runs.add(first + begin as usize, first + end as usize);
             mask &= u64::MAX.checked_shl(end).unwrap_or(0);
         }
-        if runs.out.len() - start + runs.pending.len() + MOST_AROUND > limit {
+        let len = runs.out.len() - start + runs.pending.len() + MOST_AROUND;
+        // Sampling every page would disturb the processor, which reads ahead.
+        let is_much = len > WORTH_SAMPLING && !is_sampled && {
+            is_sampled = true;
+            is_much(kept, page, number + 1, limit)
+        };
+        if len > limit || is_much {
             out.truncate(start);
             return Difference::TooMuch;
         }
@@ -52,6 +58,16 @@ pub(crate) fn update(kept: &mut [u8], page: &[u8], limit: usize, out: &mut Vec<u
     runs.flush();
     out.push(0);
     Difference::Written
+}
+
+/// Returns whether a few of the blocks from `first` on suffice to tell that the pages differ too
+/// much. Half of the limit is left for blocks that happen to be other than most.
+fn is_much(kept: &[[u8; BLOCK]], page: &[u8], first: usize, limit: usize) -> bool {
+    let step = (kept.len() / SAMPLES).max(1);
+    let blocks = kept.iter().zip(page.as_chunks().0);
+    let samples = blocks.skip(first).step_by(step);
+    let counts = samples.map(|(old, new)| changed(old, new).count_ones());
+    counts.sum::<u32>() as usize * step > 2 * limit
 }
 
 /// Makes `page` the page that differs from it by the first difference in `area`, which is taken
@@ -73,6 +89,10 @@ pub(crate) fn apply(page: &mut [u8], area: &mut &[u8]) -> Option<()> {
 
 /// Pages are compared in blocks of so many bytes, one bit of a mask for each.
 const BLOCK: usize = 64;
+/// A difference that is longer may be one of many.
+const WORTH_SAMPLING: usize = 200;
+/// So many blocks of a page are looked at then.
+const SAMPLES: usize = 8;
 /// A gap as long as the numbers of a run, or shorter, is no reason for another run.
 const SHORT_GAP: usize = 3;
 /// The numbers of the last run, and the end of the list.

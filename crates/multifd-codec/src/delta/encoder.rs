@@ -36,6 +36,8 @@ struct Layer {
     /// Memory for the next ones.
     spare: Vec<Vec<u8>>,
     price: Price,
+    /// Pages in a row that differed too much.
+    vain: u32,
 }
 
 /// A packet in work.
@@ -65,6 +67,7 @@ impl<T: Borrow<RamPacket>> Encoder<T> {
             feet: VecDeque::new(),
             spare: Vec::new(),
             price: Price { per_page: f64::MAX },
+            vain: 0,
         });
         Self { inner, layer }
     }
@@ -242,6 +245,10 @@ impl Layer {
                     entry: Entry::Raw,
                     miss: Some(Miss::Foreign),
                 },
+                Some(_) if self.vain >= MUCH_VAIN && !index.is_multiple_of(SELDOM) => Decision {
+                    entry: Entry::Raw,
+                    miss: Some(Miss::Skipped),
+                },
                 Some((shard, key)) => {
                     // Pages in sequence have the same shard. One lock is held at a time.
                     let is_held = matches!(&held, Some((other, _)) if std::ptr::eq(*other, shard));
@@ -252,6 +259,11 @@ impl Layer {
                     guard.send(key, page, epoch, limit, &mut self.area)
                 }
             };
+            match decision.miss {
+                None => self.vain = 0,
+                Some(Miss::Changed) => self.vain = self.vain.saturating_add(1),
+                Some(_) => {}
+            }
             counts.count(decision, page_bytes);
             self.directory
                 .push(number, decision.entry, &mut behind.bytes);
@@ -319,6 +331,10 @@ impl Price {
     }
 }
 
+/// After so many pages in a row that differed too much, only every [`SELDOM`]th page of a packet is
+/// compared and kept, until one differs little: a channel of such pages is as fast as without.
+const MUCH_VAIN: u32 = 256;
+const SELDOM: usize = 32;
 /// So few bytes are never worse than a page.
 const LEAST_LIMIT: usize = 24;
 /// Half of the price is that of so many last pages.

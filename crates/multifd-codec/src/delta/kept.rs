@@ -9,7 +9,6 @@ use multifd_wire::PageSize;
 use super::DeltaError;
 use super::memory::Share;
 use super::sent::lock;
-use super::shard::chunk_slots;
 
 /// The pages that one end of a migration has received: shared by the [decoders](super::Decoder) of
 /// all its channels.
@@ -238,6 +237,11 @@ impl<'a> Waiter<'a> {
         }
         Verdict::Wait
     }
+}
+
+/// The number of slots in a piece of memory of 1 MiB.
+const fn chunk_slots(page_bytes: usize) -> usize {
+    (1 << 20) / page_bytes
 }
 
 /// Less than a minute, after which other parts give a migration up; and longer than any pause of a

@@ -1,7 +1,7 @@
 //! Where the slots' keys are found: a table of slots by key.
 
-/// An open table: a slot stands at its key's place or behind it, without a gap in between. It never
-/// grows. The keys themselves are in the slots.
+/// An open table: a slot stands at its key's place or behind it, without a gap in between. The
+/// keys themselves are in the slots.
 #[derive(Debug, Default)]
 pub(crate) struct Places {
     /// A slot's number plus 1, or 0. The length is a power of two, and more than half are 0.
@@ -9,10 +9,17 @@ pub(crate) struct Places {
 }
 
 impl Places {
-    /// A table for `slots` slots.
-    pub(crate) fn new(slots: usize) -> Self {
-        Self {
-            entries: vec![0; (2 * slots).next_power_of_two()],
+    /// Makes room for `slots` slots, of which `used` are in the table.
+    pub(crate) fn make_room(
+        &mut self,
+        slots: usize,
+        used: impl Iterator<Item = u32>,
+        key_of: impl Fn(u32) -> u64,
+    ) {
+        let len = (2 * slots).next_power_of_two();
+        if len > self.entries.len() {
+            self.entries = vec![0; len];
+            used.for_each(|slot| self.insert(key_of(slot), slot));
         }
     }
 
@@ -107,13 +114,18 @@ mod tests {
     fn a_table_has_what_was_put_in() {
         let mut random = Random::new(3);
         for slots in [1, 2, 3, 50] {
-            let mut table = Places::new(slots);
+            let mut table = Places::default();
+            table.make_room(slots, 0..0, |_| 0);
             let mut keys = vec![0; slots];
             let mut model = HashMap::new();
             for _ in 0..20_000 {
                 let key = random.below(2 * slots) as u64;
                 let key_of = |slot: u32| keys[slot as usize];
                 assert_eq!(table.find(key, key_of), model.get(&key).copied());
+                if random.below(5000) == 0 {
+                    let used = model.values().copied();
+                    table.make_room(8 * slots, used, key_of);
+                }
                 let free = (0..slots as u32).find(|slot| !model.values().any(|used| used == slot));
                 match (model.get(&key), free) {
                     (Some(&slot), _) => {

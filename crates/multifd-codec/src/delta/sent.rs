@@ -1,13 +1,13 @@
 //! The sender's slots.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 
 use multifd_wire::{BlockName, PageSize};
 
 use super::directory::{Entry, Operation};
 use super::memory::Share;
-use super::shard::{Decision, Miss, Shard};
+use super::shard::{Decision, Miss, Pool, Shard};
 
 /// The pages that one end of a migration has sent: shared by the [encoders](super::Encoder) of all
 /// its channels.
@@ -65,6 +65,8 @@ pub struct Misses {
     pub changed: u64,
     /// A packet behind a later SYNC had used their slot.
     pub overtaken: u64,
+    /// They were not compared, because many pages of the channel in a row had differed too much.
+    pub skipped: u64,
     /// They cannot have a slot: the migration has no memory for slots, their size is not that of
     /// the first page, or there are too many blocks.
     pub foreign: u64,
@@ -128,11 +130,10 @@ impl Sent {
 impl Slots {
     fn new(count: u32, page_size: PageSize) -> Self {
         let shards = count.div_ceil(LEAST_OF_SHARD).min(MAX_SHARDS);
-        let shard = |number: u32| {
-            // The first shards have one slot more, if they cannot all have the same number.
-            let first = |number: u32| count / shards * number + number.min(count % shards);
-            let capacity = (first(number + 1) - first(number)) as usize;
-            Mutex::new(Shard::new(first(number), capacity, page_size.bytes()))
+        let pool = Arc::new(Pool::new(count));
+        let shard = |_| {
+            let share = count.div_ceil(shards) as usize;
+            Mutex::new(Shard::new(pool.clone(), share, page_size.bytes()))
         };
         Self {
             page_size,
@@ -168,6 +169,7 @@ impl Counts {
             Some(Miss::Lost) => self.misses.lost += 1,
             Some(Miss::Changed) => self.misses.changed += 1,
             Some(Miss::Overtaken) => self.misses.overtaken += 1,
+            Some(Miss::Skipped) => self.misses.skipped += 1,
             Some(Miss::Foreign) => self.misses.foreign += 1,
         }
     }
@@ -186,6 +188,7 @@ struct Totals {
     lost: AtomicU64,
     changed: AtomicU64,
     overtaken: AtomicU64,
+    skipped: AtomicU64,
     foreign: AtomicU64,
 }
 
@@ -202,6 +205,7 @@ impl Totals {
         add(&self.lost, more.misses.lost);
         add(&self.changed, more.misses.changed);
         add(&self.overtaken, more.misses.overtaken);
+        add(&self.skipped, more.misses.skipped);
         add(&self.foreign, more.misses.foreign);
     }
 
@@ -219,6 +223,7 @@ impl Totals {
                 lost: read(&self.lost),
                 changed: read(&self.changed),
                 overtaken: read(&self.overtaken),
+                skipped: read(&self.skipped),
                 foreign: read(&self.foreign),
             },
             ..Counts::default()

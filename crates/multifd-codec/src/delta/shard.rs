@@ -1,21 +1,25 @@
 //! A part of the sender's slots: which page is in which, and for which page one is emptied.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
 use super::difference::{self, Difference};
 use super::directory::{Entry, MAX_VERSION, Operation};
 use super::places::Places;
 use super::sketch::Sketch;
 
-/// Slots with consecutive numbers, under one lock.
+/// Slots under one lock. A shard takes them from the pool as it needs them, a few consecutive ones
+/// at a time, so that pages in sequence get slots in sequence.
 #[derive(Debug)]
 pub(crate) struct Shard {
-    /// The number of its first slot.
-    first: u32,
-    capacity: usize,
+    pool: Arc<Pool>,
     page_bytes: usize,
-    /// Slots that were used so far.
+    /// All have [`EXTENT`] slots, but for the last one of the pool.
+    extents: Vec<Extent>,
+    /// The number of slots in the extents.
+    capacity: usize,
+    /// Slots that were used so far. A slot's place is its index.
     slots: Vec<Slot>,
-    /// The pages of these slots.
-    chunks: Vec<Box<[u8]>>,
     places: Places,
     /// The last slot that was emptied; its link is the one before.
     free: Option<u32>,
@@ -24,6 +28,41 @@ pub(crate) struct Shard {
     hand: usize,
     /// How often pages were sent that are in slots, and that are in none.
     sketch: Sketch,
+}
+
+/// Consecutive slots.
+#[derive(Debug)]
+struct Extent {
+    /// The number of the first slot.
+    first: u32,
+    pages: Box<[u8]>,
+}
+
+/// The slots that no shard has taken.
+#[derive(Debug)]
+pub(crate) struct Pool {
+    next: AtomicU32,
+    count: u32,
+}
+
+impl Pool {
+    pub(crate) fn new(count: u32) -> Self {
+        Self {
+            next: AtomicU32::new(0),
+            count,
+        }
+    }
+
+    /// The first of the next slots, and how many there are: none at the end.
+    fn take(&self) -> Option<(u32, u32)> {
+        let part = |first: u32| self.count.saturating_sub(first).min(EXTENT);
+        let taken = self
+            .next
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |first| {
+                (part(first) > 0).then(|| first + part(first))
+            });
+        taken.ok().map(|first| (first, part(first)))
+    }
 }
 
 #[derive(Debug)]
@@ -55,24 +94,26 @@ pub(crate) enum Miss {
     Changed,
     /// A packet of a later epoch has used its slot.
     Overtaken,
+    /// Many pages before it differed too much, and it was not compared.
+    Skipped,
     /// There are no slots for such a page, or its slot has had all its versions.
     Foreign,
 }
 
 impl Shard {
-    pub(crate) fn new(first: u32, capacity: usize, page_bytes: usize) -> Self {
+    /// A shard that will have about `share` slots.
+    pub(crate) fn new(pool: Arc<Pool>, share: usize, page_bytes: usize) -> Self {
         Self {
-            first,
-            capacity,
+            pool,
             page_bytes,
-            // Nothing grows afterwards; untouched memory costs nothing.
-            slots: Vec::with_capacity(capacity),
-            chunks: Vec::with_capacity(capacity.div_ceil(chunk_slots(page_bytes))),
-            places: Places::new(capacity),
+            extents: Vec::new(),
+            capacity: 0,
+            slots: Vec::new(),
+            places: Places::default(),
             free: None,
             free_count: 0,
             hand: 0,
-            sketch: Sketch::new(capacity),
+            sketch: Sketch::new(share),
         }
     }
 
@@ -113,17 +154,16 @@ impl Shard {
 
     fn send_again(
         &mut self,
-        number: u32,
+        place: u32,
         page: &[u8],
         epoch: u64,
         limit: usize,
         area: &mut Vec<u8>,
     ) -> Decision {
-        let place = number as usize;
-        let (chunk, at) = self.place(place);
-        let kept = self.chunks.get_mut(chunk);
-        let kept = kept.and_then(|pages| pages.get_mut(at..at + page.len()));
-        let (Some(slot), Some(kept)) = (self.slots.get_mut(place), kept) else {
+        let place = place as usize;
+        let extent = self.extents.get_mut(place / EXTENT as usize);
+        let kept = extent.and_then(|extent| extent.page(place, page.len()));
+        let (Some(slot), Some((number, kept))) = (self.slots.get_mut(place), kept) else {
             return raw(Miss::Foreign);
         };
         if slot.epoch > epoch {
@@ -143,27 +183,26 @@ impl Shard {
         if miss.is_some() {
             self.sketch.halve(slot.key);
         }
-        let entry = slot.next(self.first + number, operation, epoch);
+        let entry = slot.next(number, operation, epoch);
         Decision { entry, miss }
     }
 
     fn send_unknown(&mut self, key: u64, count: u64, page: &[u8], epoch: u64) -> Decision {
         let miss = if count > 1 { Miss::Lost } else { Miss::New };
         let found = self.empty_slot(epoch);
-        let Some(number) = found.or_else(|| self.displace(count, epoch)) else {
+        let Some(index) = found.or_else(|| self.displace(count, epoch)) else {
             return raw(miss);
         };
-        let (chunk, at) = self.place(number as usize);
-        self.grow_to(chunk);
-        let kept = self.chunks.get_mut(chunk);
-        let kept = kept.and_then(|pages| pages.get_mut(at..at + page.len()));
-        let (Some(slot), Some(kept)) = (self.slots.get_mut(number as usize), kept) else {
+        let place = index as usize;
+        let extent = self.extents.get_mut(place / EXTENT as usize);
+        let kept = extent.and_then(|extent| extent.page(place, page.len()));
+        let (Some(slot), Some((number, kept))) = (self.slots.get_mut(place), kept) else {
             return raw(miss);
         };
         kept.copy_from_slice(page);
         slot.key = key;
-        let entry = slot.next(self.first + number, Operation::Keep, epoch);
-        self.places.insert(key, number);
+        let entry = slot.next(number, Operation::Keep, epoch);
+        self.places.insert(key, index);
         Decision {
             entry,
             miss: Some(miss),
@@ -181,7 +220,7 @@ impl Shard {
             }
         }
         if self.slots.len() == self.capacity {
-            return None;
+            self.grow()?;
         }
         let number = u32::try_from(self.slots.len()).ok()?;
         self.slots.push(Slot {
@@ -193,18 +232,15 @@ impl Shard {
         Some(number)
     }
 
-    /// Empties a slot whose page was sent less often than one that was sent `count` times.
-    ///
-    /// Most pages of a round were sent once more than those that the round has not come to yet. So
-    /// one time more is no reason: otherwise a round that is larger than all slots would displace
-    /// every page shortly before it comes.
+    /// Empties one of the next slots, if its page was sent less often than one that was sent `count`
+    /// times. So the first round of a guest that is larger than all slots displaces nothing.
     fn displace(&mut self, count: u64, epoch: u64) -> Option<u32> {
         for _ in 0..MOST_STEPS.min(self.slots.len()) {
             let number = self.hand;
             self.hand = (number + 1) % self.slots.len();
             let slot = self.slots.get(number)?;
             let may_be_used = slot.key != FREE && slot.may_be_used(epoch);
-            if may_be_used && self.sketch.count(slot.key) + MARGIN <= count {
+            if may_be_used && self.sketch.count(slot.key) < count {
                 let number = u32::try_from(number).ok()?;
                 self.unlink(number);
                 return Some(number);
@@ -226,20 +262,37 @@ impl Shard {
         self.slots.get_mut(slot as usize)
     }
 
-    /// The chunk of a slot, and its page's place in there.
-    const fn place(&self, slot: usize) -> (usize, usize) {
-        let each = chunk_slots(self.page_bytes);
-        (slot / each, slot % each * self.page_bytes)
-    }
-
-    /// Slots are first used in order, so chunks are too.
-    fn grow_to(&mut self, chunk: usize) {
-        while self.chunks.len() <= chunk {
-            let each = chunk_slots(self.page_bytes);
-            let left = self.capacity.saturating_sub(self.chunks.len() * each);
-            let bytes = each.min(left) * self.page_bytes;
-            self.chunks.push(vec![0; bytes].into());
+    /// Takes more slots, if there are more.
+    fn grow(&mut self) -> Option<()> {
+        let (first, count) = self.pool.take()?;
+        let count = count as usize;
+        self.extents.push(Extent {
+            first,
+            pages: vec![0; count * self.page_bytes].into(),
+        });
+        self.capacity += count;
+        if self.slots.capacity() < self.capacity {
+            // A vector that doubled would exceed the bytes for each slot.
+            let more = count.max(self.slots.len() / 8);
+            self.slots.reserve_exact(more);
         }
+        let slots = &self.slots;
+        let used = 0..u32::try_from(slots.len()).unwrap_or(0);
+        let used = used.filter(|slot| key_of(slots, *slot) != FREE);
+        self.places
+            .make_room(self.capacity, used, |slot| key_of(slots, slot));
+        Some(())
+    }
+}
+
+impl Extent {
+    /// The number of the slot with this index in the shard, and its page.
+    fn page(&mut self, place: usize, page_bytes: usize) -> Option<(u32, &mut [u8])> {
+        let index = place % EXTENT as usize;
+        let number = self.first + index as u32;
+        let start = index * page_bytes;
+        let page = self.pages.get_mut(start..start + page_bytes)?;
+        Some((number, page))
     }
 }
 
@@ -272,14 +325,10 @@ fn key_of(slots: &[Slot], slot: u32) -> u64 {
     slots.get(slot as usize).map_or(FREE, |slot| slot.key)
 }
 
-/// The number of slots in a piece of memory of 1 MiB.
-pub(crate) const fn chunk_slots(page_bytes: usize) -> usize {
-    (1 << 20) / page_bytes
-}
-
+/// So many slots are taken at a time: enough for sequences, and few enough that little is left over
+/// in each shard.
+const EXTENT: u32 = 16;
 /// No page has this key: it would be the last of a block of 2^64 bytes and more.
 const FREE: u64 = u64::MAX;
-/// So many times more.
-const MARGIN: u64 = 2;
 /// The search for a slot passes at most so many, which costs less than copying a page.
 const MOST_STEPS: usize = 8;

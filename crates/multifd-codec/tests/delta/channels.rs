@@ -9,7 +9,7 @@ use super::*;
 
 /// What is on its way in a channel.
 enum Item {
-    Packet(RamPacket, Vec<u8>, Vec<u8>),
+    Packet(Box<RamPacket>, Vec<u8>, Vec<u8>),
     Sync,
     End,
 }
@@ -49,6 +49,7 @@ fn send(mut encoder: Encoder, seed: u64, to: &SyncSender<Item>) {
         if random.below(10) == 0 {
             thread::sleep(Duration::from_micros(random.below(3000) as u64));
         }
+        let packet = Box::new(packet);
         to.send(Item::Packet(packet, payload, pages)).unwrap();
     }
     to.send(Item::End).unwrap();

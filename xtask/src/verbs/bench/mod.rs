@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: measurements, each with its reference in the same run.
 
 mod codec;
+mod delta;
 mod instructions;
 mod migrate;
 mod qemu;
@@ -15,6 +16,9 @@ pub enum Bench {
     /// Every codec this machine has, beside stock zlib and zstd, on pages of a real guest
     #[command(disable_help_flag = true)]
     Codec(codec::Arguments),
+    /// Pages that are sent again: bytes as differences beside zstd-1, and speed
+    #[command(disable_help_flag = true)]
+    Delta(delta::Arguments),
     /// Guests without a QEMU, in every mode: the published table for this machine
     #[command(disable_help_flag = true)]
     Migrate(migrate::Arguments),
@@ -30,6 +34,7 @@ pub enum Bench {
 pub fn run(bench: &Bench) -> Result<()> {
     match bench {
         Bench::Codec(arguments) => codec::run(arguments),
+        Bench::Delta(arguments) => delta::run(arguments),
         Bench::Migrate(arguments) => migrate::run(arguments),
         Bench::Instructions => instructions::run(),
         Bench::Qemu(arguments) => qemu::run(arguments),
