@@ -495,6 +495,7 @@ mod tests {
             has_channels: true,
             may_be_postcopy: false,
             is_recovery: false,
+            delta_bytes: 0,
             verify: false,
         };
         let target = Caller::resolve(
