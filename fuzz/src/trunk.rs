@@ -1,8 +1,8 @@
 //! The target of the trunk: two relays of this project, of which one may lie.
 
 use multifd_relay::trunk::{
-    Abilities, Accepted, Answer, AnswerReceiver, Compression, Digest, Failure, FailureCode, Frame,
-    FrameFault, FrameReader, FrameWriter, HEADER_LEN, HandshakeFault, MAX_BODY_LEN,
+    Abilities, Accepted, Answer, AnswerReceiver, Compression, Digest, FailureCode, FailureNotice,
+    Frame, FrameFault, FrameReader, FrameWriter, HEADER_LEN, HandshakeFault, MAX_BODY_LEN,
     MAX_HANDSHAKE_BODY_LEN, PrefaceReceiver, Words, choose,
 };
 use multifd_wire::Method;
@@ -177,7 +177,7 @@ fn written(script: &mut &[u8]) -> (Vec<Vec<u8>>, Vec<Received>) {
             4 => {
                 let words = Words::new(&String::from_utf8_lossy(bytes));
                 let code = FailureCode(kind.into());
-                let failure = Failure { code, words };
+                let failure = FailureNotice { code, words };
                 writer.failure(&failure, &mut frame).expect("not ended");
                 sent.push(Received::Failure(failure));
             }
@@ -228,9 +228,10 @@ fn abilities() -> Abilities {
 enum Received {
     Data(Vec<u8>),
     End,
-    Failure(Failure),
+    Failure(FailureNotice),
     Alive,
     Begun,
+    Note(Vec<u8>),
 }
 
 impl From<Frame<'_>> for Received {
@@ -241,6 +242,7 @@ impl From<Frame<'_>> for Received {
             Frame::Failure(failure) => Self::Failure(failure),
             Frame::Alive => Self::Alive,
             Frame::Begun => Self::Begun,
+            Frame::Note(note) => Self::Note(note.into()),
         }
     }
 }

@@ -5,11 +5,11 @@
 
 use std::path::PathBuf;
 
-use iaa_detect::{System, Verdict, detect};
+use iaa_detect::{Verdict, detect};
 
 fn main() {
     let root = std::env::args_os().nth(1).unwrap_or_else(|| "/".into());
-    let report = detect(&PathBuf::from(root), &System);
+    let report = detect(&PathBuf::from(root));
     match &report.verdict {
         Verdict::Ready { queues, .. } => println!("ready: {} work queues", queues.len()),
         Verdict::NotReady {

@@ -8,65 +8,62 @@ use serde::{Serialize, Serializer};
 /// All facts that detection collects. `None` means absent, or listed among the oddities.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
-#[non_exhaustive]
-pub struct Facts {
+pub(crate) struct Facts {
     /// The processor.
-    pub cpu: Cpu,
+    pub(crate) cpu: Cpu,
     /// The running kernel.
-    pub kernel: Kernel,
+    pub(crate) kernel: Kernel,
     /// The family of distributions, for the names of packages.
-    pub distribution: Distribution,
+    pub(crate) distribution: Distribution,
     /// This process: its rights and its processors.
-    pub process: Process,
+    pub(crate) process: Process,
     /// NUMA nodes, in rising order.
-    pub nodes: Vec<Node>,
+    pub(crate) nodes: Vec<Node>,
     /// IAA functions on the PCI bus, with or without a driver.
-    pub functions: Vec<PciFunction>,
+    pub(crate) functions: Vec<PciFunction>,
     /// IAA devices of the idxd driver, in rising order.
-    pub devices: Vec<Device>,
+    pub(crate) devices: Vec<Device>,
     /// libqpl.
-    pub qpl: Qpl,
+    pub(crate) qpl: Qpl,
     /// libaccel-config, which libqpl uses to find devices.
-    pub accel_config: AccelConfig,
+    pub(crate) accel_config: AccelConfig,
     /// The command `accel-config` is installed.
-    pub accel_config_tool: bool,
+    pub(crate) accel_config_tool: bool,
     /// Files that differ from the kernel's documentation. At most [`Oddity::MOST`] are kept.
-    pub oddities: Vec<Oddity>,
+    pub(crate) oddities: Vec<Oddity>,
 }
 
 /// The processor.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
-#[non_exhaustive]
-pub struct Cpu {
+pub(crate) struct Cpu {
     /// The model's name.
-    pub model: Option<String>,
+    pub(crate) model: Option<String>,
     /// The instruction that submits to a shared work queue. The kernel hides the flag if shared
     /// virtual memory is not possible.
-    pub enqcmd: bool,
+    pub(crate) enqcmd: bool,
     /// The instruction that submits to a dedicated work queue.
-    pub movdir64b: bool,
+    pub(crate) movdir64b: bool,
     /// Five-level page tables.
-    pub la57: bool,
+    pub(crate) la57: bool,
     /// This is a virtual machine.
-    pub hypervisor: bool,
+    pub(crate) hypervisor: bool,
 }
 
 /// The running kernel.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
-#[non_exhaustive]
-pub struct Kernel {
+pub(crate) struct Kernel {
     /// Its full release, as `uname -r` prints it.
-    pub release: Option<String>,
+    pub(crate) release: Option<String>,
     /// The numbers at the start of the release.
-    pub version: Option<Version>,
+    pub(crate) version: Option<Version>,
     /// The kernel's command line.
-    pub command_line: Option<String>,
+    pub(crate) command_line: Option<String>,
     /// The idxd driver's bus `dsa` exists: the driver is loaded or built in.
-    pub idxd: bool,
+    pub(crate) idxd: bool,
     /// The module `iaa_crypto` is loaded.
-    pub iaa_crypto: bool,
+    pub(crate) iaa_crypto: bool,
 }
 
 /// The first two numbers of a release.
@@ -102,8 +99,7 @@ impl fmt::Display for Version {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
-#[non_exhaustive]
-pub enum Distribution {
+pub(crate) enum Distribution {
     /// Debian, Ubuntu and their derivatives.
     Debian,
     /// Fedora, RHEL and their derivatives.
@@ -116,30 +112,28 @@ pub enum Distribution {
 /// This process.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
-#[non_exhaustive]
-pub struct Process {
+pub(crate) struct Process {
     /// The effective user.
-    pub user: Option<u32>,
+    pub(crate) user: Option<u32>,
     /// The effective group and the supplementary ones.
-    pub groups: Vec<u32>,
+    pub(crate) groups: Vec<u32>,
     /// `CAP_SYS_RAWIO` is effective. Kernels since mid-2024 require it to map a portal of the first
     /// IAA generation.
-    pub raw_io: Option<bool>,
+    pub(crate) raw_io: Option<bool>,
     /// The processors that it may run on.
-    pub cpus: Option<CpuSet>,
+    pub(crate) cpus: Option<CpuSet>,
 }
 
 /// A NUMA node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
-#[non_exhaustive]
-pub struct Node {
+pub(crate) struct Node {
     /// Its number.
-    pub id: u32,
+    pub(crate) id: u32,
     /// Its processors.
-    pub cpus: Option<CpuSet>,
+    pub(crate) cpus: Option<CpuSet>,
     /// The socket of these processors. Sub-NUMA clustering puts several nodes into one socket.
-    pub socket: Option<u32>,
+    pub(crate) socket: Option<u32>,
 }
 
 /// An IAA function on the PCI bus.
@@ -159,75 +153,72 @@ pub struct PciFunction {
 /// An IAA device of the idxd driver.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
-#[non_exhaustive]
-pub struct Device {
+pub(crate) struct Device {
     /// Its name.
-    pub id: DeviceId,
+    pub(crate) id: DeviceId,
     /// Enabled or not. Queues and engines can be configured only while the device is disabled.
-    pub state: Option<State>,
+    pub(crate) state: Option<State>,
     /// The NUMA node; -1 if the firmware does not report it.
-    pub numa_node: Option<i32>,
+    pub(crate) numa_node: Option<i32>,
     /// Shared virtual memory works for this device.
-    pub pasid_enabled: Option<bool>,
+    pub(crate) pasid_enabled: Option<bool>,
     /// The largest transfer of any of its queues, in bytes.
-    pub max_transfer_bytes: Option<u64>,
+    pub(crate) max_transfer_bytes: Option<u64>,
     /// Entries for all its queues together.
-    pub max_queue_entries: Option<u32>,
+    pub(crate) max_queue_entries: Option<u32>,
     /// The generation: 0x100, 0x200, ...
     #[cfg_attr(feature = "serde", serde(serialize_with = "hexadecimal"))]
-    pub version: Option<u32>,
+    pub(crate) version: Option<u32>,
     /// The last command's error; 0 is none.
     #[cfg_attr(feature = "serde", serde(serialize_with = "hexadecimal"))]
-    pub cmd_status: Option<u32>,
+    pub(crate) cmd_status: Option<u32>,
     /// The numbers of its engines, in rising order.
-    pub engines: Vec<Engine>,
+    pub(crate) engines: Vec<Engine>,
     /// Its work queues, in rising order.
-    pub queues: Vec<Queue>,
+    pub(crate) queues: Vec<Queue>,
 }
 
 /// An engine of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
-#[non_exhaustive]
-pub struct Engine {
+pub(crate) struct Engine {
     /// The number after the dot of `engine1.0`.
-    pub index: u32,
+    pub(crate) index: u32,
     /// The group that it works for; -1 is none.
-    pub group: Option<i32>,
+    pub(crate) group: Option<i32>,
 }
 
 /// A work queue of a device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
-#[non_exhaustive]
-pub struct Queue {
+pub(crate) struct Queue {
     /// Its name.
-    pub id: QueueId,
+    pub(crate) id: QueueId,
     /// Enabled or not.
-    pub state: Option<State>,
+    pub(crate) state: Option<State>,
     /// Shared or dedicated.
-    pub mode: Option<Mode>,
+    pub(crate) mode: Option<Mode>,
     /// The intended users.
     #[cfg_attr(feature = "serde", serde(rename = "type"))]
-    pub kind: Option<QueueType>,
+    pub(crate) kind: Option<QueueType>,
     /// The name its owner gave it; may be empty.
-    pub name: Option<String>,
+    pub(crate) name: Option<String>,
     /// The intended driver; may be empty. Kernels before 6.7 have no such attribute.
-    pub driver_name: Option<String>,
+    pub(crate) driver_name: Option<String>,
     /// Entries.
-    pub size: Option<u32>,
+    pub(crate) size: Option<u32>,
     /// Entries available without privilege.
-    pub threshold: Option<u32>,
+    pub(crate) threshold: Option<u32>,
     /// The device waits for pages that are not resident.
-    pub block_on_fault: Option<bool>,
+    pub(crate) block_on_fault: Option<bool>,
     /// The largest transfer, in bytes.
-    pub max_transfer_bytes: Option<u64>,
+    pub(crate) max_transfer_bytes: Option<u64>,
     /// The operations it accepts. Absent if the device cannot restrict them.
-    pub op_config: Option<OpConfig>,
+    pub(crate) op_config: Option<OpConfig>,
     /// The group it belongs to; -1 is none.
-    pub group: Option<i32>,
+    pub(crate) group: Option<i32>,
     /// The result of opening its node.
-    pub node: NodeAccess,
+    pub(crate) node: NodeAccess,
 }
 
 /// A device's name: `iax1`.
@@ -274,8 +265,7 @@ impl fmt::Display for QueueId {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
-#[expect(clippy::exhaustive_enums, reason = "the driver knows no third state")]
-pub enum State {
+pub(crate) enum State {
     /// In use; its configuration is fixed.
     Enabled,
     /// Out of use.
@@ -286,8 +276,7 @@ pub enum State {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
-#[expect(clippy::exhaustive_enums, reason = "the driver knows no third mode")]
-pub enum Mode {
+pub(crate) enum Mode {
     /// Any number of processes may submit. libqpl requires this mode.
     Shared,
     /// One process owns it.
@@ -298,8 +287,7 @@ pub enum Mode {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
-#[non_exhaustive]
-pub enum QueueType {
+pub(crate) enum QueueType {
     /// No user: it is not configured.
     None,
     /// The kernel.
@@ -392,8 +380,7 @@ impl fmt::Display for Portal {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "kebab-case", tag = "state"))]
-#[non_exhaustive]
-pub enum Qpl {
+pub(crate) enum Qpl {
     /// It loads.
     Loaded {
         /// The version it reports: `1.9.0`.
@@ -408,7 +395,7 @@ pub enum Qpl {
 
 impl Qpl {
     /// The loaded library's version, if it reports one.
-    pub fn version(&self) -> Option<Version> {
+    pub(crate) fn version(&self) -> Option<Version> {
         match self {
             Qpl::Loaded { version } => Version::parse(version),
             Qpl::Missing { .. } => None,
@@ -420,8 +407,7 @@ impl Qpl {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "kebab-case", tag = "state"))]
-#[non_exhaustive]
-pub enum AccelConfig {
+pub(crate) enum AccelConfig {
     /// It loads. It has no function that reports its version.
     Loaded {
         /// It supports the capabilities of the second IAA generation, which libqpl requires for
@@ -438,18 +424,17 @@ pub enum AccelConfig {
 /// A file that differs from the kernel's documentation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
-#[expect(clippy::exhaustive_structs, reason = "a file and what is odd about it")]
-pub struct Oddity {
+pub(crate) struct Oddity {
     /// Its path below the root.
-    pub path: String,
+    pub(crate) path: String,
     /// The problem.
     #[cfg_attr(feature = "serde", serde(flatten))]
-    pub problem: Problem,
+    pub(crate) problem: Problem,
 }
 
 impl Oddity {
     /// Most oddities kept. A healthy machine has none, and nobody reads more than this.
-    pub const MOST: usize = 64;
+    pub(crate) const MOST: usize = 64;
 }
 
 impl fmt::Display for Oddity {
@@ -462,8 +447,7 @@ impl fmt::Display for Oddity {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "kebab-case", tag = "problem"))]
-#[non_exhaustive]
-pub enum Problem {
+pub(crate) enum Problem {
     /// It cannot be read.
     Unreadable {
         /// The system's message.
@@ -505,7 +489,7 @@ impl fmt::Display for Problem {
 
 /// The operations that a queue accepts, one bit for each opcode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct OpConfig {
+pub(crate) struct OpConfig {
     /// 32 bits each, the lowest opcodes first.
     words: [u32; OpConfig::WORDS],
 }
@@ -526,7 +510,7 @@ impl OpConfig {
     }
 
     /// Whether the queue accepts this opcode.
-    pub fn allows(&self, opcode: u8) -> bool {
+    pub(crate) fn allows(&self, opcode: u8) -> bool {
         let (word, bit) = (opcode / 32, opcode % 32);
         self.words
             .get(usize::from(word))
@@ -556,7 +540,7 @@ impl fmt::Display for OpConfig {
 
 /// A set of processors, in the kernel's notation: `0-55,112-167`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CpuSet {
+pub(crate) struct CpuSet {
     /// The first and last processor of each run.
     runs: Vec<(u32, u32)>,
 }

@@ -10,7 +10,7 @@ use std::path::Path;
 use super::facts::{AccelConfig, NodeAccess, Portal, Qpl};
 
 /// Operations that detection has to try. [`System`] tries them; tests substitute their own answers.
-pub trait Host {
+pub(crate) trait Host {
     /// Opens libqpl.
     fn qpl(&self) -> Qpl;
 
@@ -24,8 +24,7 @@ pub trait Host {
 
 /// This machine and this process.
 #[derive(Clone, Copy, Debug, Default)]
-#[expect(clippy::exhaustive_structs, reason = "callers name it as a value")]
-pub struct System;
+pub(crate) struct System;
 
 impl Host for System {
     fn qpl(&self) -> Qpl {

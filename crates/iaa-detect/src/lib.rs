@@ -4,22 +4,21 @@
 //! it through the library libqpl.
 //!
 //! libqpl reports eight different causes as one status. [`detect`] looks where each of them shows:
-//! sysfs, `/dev/iax`, `/proc`, the two libraries. It returns a [`Report`]: the [`Facts`], and a
+//! sysfs, `/dev/iax`, `/proc`, the two libraries. It returns a [`Report`]: the facts, and a
 //! [`Verdict`] with the first [`Cause`] that applies, in the order in which causes hide one
 //! another, and the commands that remove it.
 //!
 //! A few causes show only when libqpl is given a job. [`Report::explain_status`] combines libqpl's
 //! status with the facts.
 //!
-//! All files are read below a root that is a parameter, and everything else is behind [`Host`], so
-//! that tests can simulate any machine. Detection writes and configures nothing and submits no job.
-//! It ends with a report for any content of the files.
+//! All files are read below a root that is a parameter. Detection writes and configures nothing and
+//! submits no job. It ends with a report for any content of the files.
 //!
 //! ```
 //! use std::path::Path;
-//! use iaa_detect::{System, detect};
+//! use iaa_detect::detect;
 //!
-//! let report = detect(Path::new("/"), &System);
+//! let report = detect(Path::new("/"));
 //! println!("{}", report.verdict); // no IAA: idxd module not loaded
 //! ```
 //!
@@ -54,19 +53,25 @@ mod status;
 mod text;
 mod tree;
 
+#[cfg(test)]
+mod tests;
+
 pub use cause::{AccelConfigProblem, Cause, KernelParameter, RefusedNode};
-pub use facts::{
-    AccelConfig, Cpu, CpuSet, Device, DeviceId, Distribution, Engine, Facts, Kernel, Mode, Node,
-    NodeAccess, Oddity, OpConfig, PciFunction, Portal, Problem, Process, Qpl, Queue, QueueId,
-    QueueType, State, Version,
-};
-pub use host::{Host, System};
+pub use facts::{DeviceId, NodeAccess, PciFunction, Portal, QueueId, Version};
+
+use facts::Facts;
+use host::{Host, System};
 
 /// Examines the machine whose files are below `root`.
 ///
 /// A root other than `/` is for a tree captured elsewhere or mounted into a container. Relative
 /// symbolic links in it are followed, as sysfs has them; an absolute link leads to this machine.
-pub fn detect(root: &Path, host: &dyn Host) -> Report {
+pub fn detect(root: &Path) -> Report {
+    detect_on(root, &System)
+}
+
+/// Examines a machine with its files below `root`, and libraries and device nodes from `host`.
+fn detect_on(root: &Path, host: &dyn Host) -> Report {
     let facts = gather::gather(root, host);
     let verdict = match judge::ready_queues(&facts) {
         Ok(queues) => Verdict::Ready {
@@ -83,15 +88,15 @@ pub fn detect(root: &Path, host: &dyn Host) -> Report {
     Report { facts, verdict }
 }
 
-/// The facts and their meaning. [`Display`](std::fmt::Display) prints all of it for a person.
+/// The facts and their meaning. [`Display`](std::fmt::Display) prints all of it for a person, and
+/// the feature `serde` writes all of it for a machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct Report {
     /// The conclusion.
     pub verdict: Verdict,
-    /// The facts.
-    pub facts: Facts,
+    facts: Facts,
 }
 
 impl Report {

@@ -1,4 +1,4 @@
-//! What can be typed.
+//! The command line.
 
 use std::num::NonZeroU32;
 use std::path::PathBuf;
@@ -7,7 +7,7 @@ use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use multifd_codec::{Accel, Effort, Huffman, Streams, WindowSize, ZlibLevel, ZstdLevel};
 use multifd_relay::leg::LegAddress;
-use multifd_relay::trunk::Name;
+use multifd_relay::leg::Name;
 use multifd_transport::Address;
 use multifd_wire::Method;
 
@@ -19,7 +19,7 @@ use crate::relay::Route;
 #[derive(Debug, Parser)]
 #[command(name = "multifd", version, max_term_width = 100)]
 pub struct Cli {
-    /// What to do.
+    /// The subcommand.
     #[command(subcommand)]
     pub command: Command,
 }
@@ -48,7 +48,10 @@ Example, one relay on each host:
   multifd relay --listen trunk:0.0.0.0:4444 --connect unix:/run/{name}.sock --tls-dir pki
   multifd relay --listen unix:/run/src.sock --connect trunk:dst:4444 --name vm1 --compression zstd --tls-dir pki")]
 pub struct RelayArgs {
-    /// Where the source QEMU, or another relay, connects to.
+    /// Where the source QEMU, or another relay, connects to; unix:DIR/{name} watches DIR.
+    ///
+    /// With unix:DIR/{name}.sock, an empty file DIR/vm1.sock becomes a socket for migrations of the
+    /// guest vm1 within a second. Removing the socket ends that; migrations under way go on.
     #[arg(long, value_name = "LEG", value_parser = leg(), requires = "connect")]
     #[arg(required_unless_present_any = ["route", "routes"])]
     pub listen: Option<LegAddress>,
@@ -86,8 +89,16 @@ pub struct RelayArgs {
     /// Permissions of listening unix sockets, in octal.
     #[arg(long, value_name = "OCTAL", default_value = "600", value_parser = mode, hide_short_help = true)]
     pub mode: u32,
+    /// Keep all rights: without it a relay gives up, by Landlock and seccomp, what it has no use
+    /// for.
+    #[arg(long, hide_short_help = true)]
+    pub no_sandbox: bool,
     #[command(flatten)]
     pub codec: CodecArgs,
+    /// Both relays of a trunk compare all pages of each round; a difference leaves the guest at its
+    /// source. It costs a decompression at each of them.
+    #[arg(long, hide_short_help = true)]
+    pub verify: bool,
     /// Exit after one migration: status 0 if it was delivered, 1 if it failed.
     #[arg(long)]
     pub once: bool,
@@ -102,28 +113,28 @@ pub struct CodecArgs {
     /// Method: none, zlib, zstd, qpl, or canned (multifd at both ends).
     #[arg(long, value_name = "METHOD", default_value_t = Compression::None)]
     #[arg(value_enum, hide_possible_values = true)]
-    pub compression: Compression,
+    pub(crate) compression: Compression,
     /// 0 to 9, with --compression zlib and --accel none.
     #[arg(long, value_name = "N", value_parser = zlib_level, hide_short_help = true)]
-    pub zlib_level: Option<ZlibLevel>,
+    pub(crate) zlib_level: Option<ZlibLevel>,
     /// 0 to 20, with --compression zstd.
     #[arg(long, value_name = "N", value_parser = zstd_level, hide_short_help = true)]
-    pub zstd_level: Option<ZstdLevel>,
+    pub(crate) zstd_level: Option<ZstdLevel>,
     /// Accelerator: none, software, qpl, qpl-hardware, qpl-software or auto.
     #[arg(long, value_name = "ACCEL", default_value_t = Accel::None)]
-    pub accel: Accel,
+    pub(crate) accel: Accel,
     /// Independent streams within a channel, compressed in parallel: 1 to 128.
     #[arg(long, value_name = "K", value_parser = streams, hide_short_help = true)]
-    pub streams: Option<Streams>,
+    pub(crate) streams: Option<Streams>,
     /// Huffman code of qpl, and of zlib by libqpl: fixed (faster) or dynamic (smaller).
     #[arg(long, value_name = "CODE", hide_short_help = true)]
-    pub huffman: Option<Huffman>,
+    pub(crate) huffman: Option<Huffman>,
     /// Speed against size of --accel software: fast, balanced or dense.
     #[arg(long, value_name = "EFFORT", hide_short_help = true)]
-    pub effort: Option<Effort>,
+    pub(crate) effort: Option<Effort>,
     /// Deflate window of --accel software: 4k (an IAA can read it) or 32k.
     #[arg(long, value_name = "SIZE", hide_short_help = true)]
-    pub window: Option<WindowSize>,
+    pub(crate) window: Option<WindowSize>,
 }
 
 /// Take a migration: the memory of a QEMU's guest, or a guest of `multifd-bench send`.
@@ -139,23 +150,23 @@ Example:
 pub struct ReceiveArgs {
     /// Where the source connects to.
     #[arg(long, value_name = "ADDR", value_parser = address())]
-    pub listen: Address,
+    pub(crate) listen: Address,
     /// Folder for the images. It must hold no .ram files; it is created if missing.
     #[arg(long, value_name = "DIR")]
-    pub dump: Option<PathBuf>,
+    pub(crate) dump: Option<PathBuf>,
     /// Permissions of the unix socket, in octal.
     #[arg(long, value_name = "OCTAL", value_parser = mode, default_value = "600")]
-    pub mode: u32,
+    pub(crate) mode: u32,
     /// Accelerator for decompression; values as for `multifd relay`.
     #[arg(long, value_name = "ACCEL", default_value_t = Accel::None)]
-    pub accel: Accel,
+    pub(crate) accel: Accel,
     /// Set this if the source has switchover-ack on and a machine type before 8.1 or without
     /// version.
     #[arg(long)]
-    pub switchover_ack: bool,
+    pub(crate) switchover_ack: bool,
     /// Print the summary as one JSON object.
     #[arg(long)]
-    pub json: bool,
+    pub(crate) json: bool,
 }
 
 /// Take a migration from a QEMU and keep it, byte for byte, in one file.
@@ -238,7 +249,7 @@ pub struct DetectArgs {
 
 /// The methods that can be written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Compression {
+pub(crate) enum Compression {
     /// Pages as they are.
     None,
     /// QEMU's multifd-compression=zlib.

@@ -1,11 +1,18 @@
 //! How pages are compressed, as it was typed.
 
 use multifd_codec::{Accel, Settings};
+use multifd_wire::Method;
 
 use crate::args::{CodecArgs, Compression};
 
 impl CodecArgs {
-    /// What has no effect on what is written would be passed over in silence, so it is refused.
+    /// The method of `--compression`.
+    #[must_use]
+    pub fn method(&self) -> Method {
+        self.compression.into()
+    }
+
+    /// Refuses an option without an effect, rather than ignoring it.
     pub fn settings(&self) -> Result<Settings, String> {
         let mut settings = Settings::default();
         if let Some(level) = self.zlib_level {

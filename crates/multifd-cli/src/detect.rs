@@ -1,17 +1,17 @@
 //! `multifd detect`.
 
-use iaa_detect::{System, detect};
+use iaa_detect::detect;
 
 use crate::args::DetectArgs;
 use crate::process::Outcome;
 use crate::say;
 
-/// Looks at the machine.
+/// Examines the machine.
 pub fn run(args: &DetectArgs) -> Outcome {
     if !args.root.is_dir() {
         return Err(format!("{} is no folder", args.root.display()).into());
     }
-    let report = detect(&args.root, &System);
+    let report = detect(&args.root);
     if args.json {
         say::json(&report)?;
     } else {

@@ -17,11 +17,11 @@ pub fn to_string(value: &impl Serialize) -> serde_json::Result<String> {
     String::from_utf8(bytes).map_err(|error| serde_json::Error::io(io::Error::other(error)))
 }
 
-/// The same, written piece by piece.
+/// Writes JSON piece by piece.
 ///
 /// # Errors
 ///
-/// As [`to_string`], and when it cannot be written.
+/// Same as [`to_string`], and errors of the writer.
 pub fn to_writer(out: impl io::Write, value: &impl Serialize) -> serde_json::Result<()> {
     value.serialize(&mut Serializer::with_formatter(out, Escaping))
 }

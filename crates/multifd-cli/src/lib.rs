@@ -28,6 +28,7 @@ pub mod receive;
 mod record;
 mod relay;
 mod replay;
+mod sandbox;
 pub mod say;
 pub mod signals;
 #[cfg(feature = "tls")]
@@ -38,21 +39,28 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser};
 
 use crate::args::{Cli, Command};
-pub use crate::args::{CodecArgs, Compression, ReceiveArgs, address};
+pub use crate::args::{CodecArgs, ReceiveArgs, address};
 
 /// The command `multifd`.
 pub fn main() -> ExitCode {
-    let command = Cli::parse().command;
-    process::run("multifd", || match command {
-        Command::Relay(args) => relay::run(&args),
-        Command::Receive(args) => receive::run(&args),
-        Command::Record(args) => record::run(&args),
-        Command::Replay(args) => replay::run(&args),
-        Command::Inspect(args) => inspect::run(&args),
-        Command::Detect(args) => detect::run(&args),
+    match Cli::parse().command {
+        Command::Relay(args) => {
+            // Threads would be outside of a sandbox that comes after them.
+            let confined = relay::confine(&args);
+            run(|| relay::run(&args, confined))
+        }
+        Command::Receive(args) => run(|| receive::run(&args)),
+        Command::Record(args) => run(|| record::run(&args)),
+        Command::Replay(args) => run(|| replay::run(&args)),
+        Command::Inspect(args) => run(|| inspect::run(&args)),
+        Command::Detect(args) => run(|| detect::run(&args)),
         #[cfg(feature = "tls")]
-        Command::Tls(args) => tls::run(&args),
-    })
+        Command::Tls(args) => run(|| tls::run(&args)),
+    }
+}
+
+fn run(command: impl FnOnce() -> process::Outcome) -> ExitCode {
+    process::run("multifd", command)
 }
 
 /// What can be typed, as clap has it: man pages and completions are made from this.

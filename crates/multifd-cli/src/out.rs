@@ -1,8 +1,8 @@
-//! Output that nothing waits for.
+//! Output queues, so that no migration waits for a reader.
 //!
-//! A terminal may be stopped, a pipe full with nobody who reads it, a reader gone. A migration must
-//! not stand still for that, so threads of their own do the writing, from queues that hold so much
-//! and no more. What does not fit is dropped, counted, and told of once there is room.
+//! A terminal may be stopped, a pipe may be full, a reader may be gone. So threads of their own
+//! write, from bounded queues. Lines that do not fit are dropped and counted; a note reports their
+//! number once there is room.
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
@@ -25,7 +25,7 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// ECMA-48 EL: what is right of the cursor goes.
 pub const CLEAR_TO_END: &str = "\x1b[K";
 
-/// What is still to be written to one of the standard streams.
+/// Output that waits for one of the standard streams.
 pub struct Queue {
     stream: fn() -> BorrowedFd<'static>,
     most_bytes: usize,
@@ -44,14 +44,14 @@ struct State {
     is_writing: bool,
 }
 
-/// What is to happen to the line that is written over and over.
+/// The next change of the progress line.
 enum Step {
     Nothing,
     Show(String),
     Clear,
 }
 
-/// Why a line was not taken.
+/// The queue is full.
 pub struct Full;
 
 impl Queue {
@@ -81,7 +81,7 @@ impl Queue {
         self.wake(self.lock());
     }
 
-    /// Has a line written, with those before it.
+    /// Queues a line.
     ///
     /// # Errors
     ///
@@ -103,14 +103,14 @@ impl Queue {
         Ok(())
     }
 
-    /// Has a line shown instead of the last one that was shown so.
+    /// Replaces the progress line.
     pub fn show(&'static self, line: String) {
         let mut state = self.lock();
         state.progress = Step::Show(line);
         self.wake(state);
     }
 
-    /// Takes the line away that was shown last.
+    /// Removes the progress line.
     pub fn clear(&'static self) {
         let mut state = self.lock();
         state.progress = Step::Clear;
@@ -142,7 +142,7 @@ impl Queue {
         self.changed.notify_all();
     }
 
-    /// Writes what comes, for ever.
+    /// Writes queued output, for ever.
     fn serve(&self) {
         let mut shown = false;
         let mut told = false;
@@ -151,7 +151,7 @@ impl Queue {
             let outcome = self.write(text.as_bytes());
             match outcome {
                 Ok(()) => told = false,
-                // Of stderr's own trouble nobody can be told.
+                // An error of stderr cannot be reported.
                 Err(error) if !told && !std::ptr::eq(self, &raw const STDERR) => {
                     told = true;
                     crate::say::note(format_args!("cannot print {}: {error}", self.holds));
@@ -164,7 +164,7 @@ impl Queue {
         }
     }
 
-    /// Waits for what is next, and takes it.
+    /// Waits for the next output and takes it.
     fn next(&self, shown: &mut bool) -> String {
         let mut state = self
             .changed

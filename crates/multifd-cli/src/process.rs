@@ -10,7 +10,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use crate::signals::Signals;
 use crate::{out, say};
 
-/// What a command comes to; its error is printed with all its causes.
+/// A command's outcome. An error is printed with all its causes.
 pub type Outcome = Result<(), Box<dyn Error>>;
 
 /// Runs a command of the program with this name, and makes its outcome known: in words on stderr,
@@ -20,6 +20,8 @@ pub fn run(program: &'static str, command: impl FnOnce() -> Outcome) -> ExitCode
     prepare();
     let status = match command() {
         Ok(()) => ExitCode::SUCCESS,
+        // Silently, as other commands in a pipe end.
+        Err(failure) if say::reader_is_gone(failure.as_ref()) => ExitCode::SUCCESS,
         Err(failure) => {
             let told = say::chain(failure.as_ref());
             match Signals::told() {

@@ -1,5 +1,6 @@
 //! `multifd relay`.
 
+mod folder;
 mod report;
 mod routes;
 
@@ -9,20 +10,22 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use multifd_codec::Accel;
+use multifd_codec::{Accel, BackendKind};
 use multifd_relay::Failure;
 use multifd_relay::failure::Cause;
-use multifd_relay::leg::{Encryption, EncryptionOptions, Protocol, Rule};
+use multifd_relay::leg::{Encryption, EncryptionOptions, LegAddress, Protocol, Rule};
 use multifd_relay::relay::{MigrationReport, Relay, RelayConfig, Traffic, Update, pass_on};
 use multifd_transport::Cancel;
 use multifd_transport::failure::Cause as TransportCause;
 use multifd_transport::incoming::Incoming;
 use multifd_wire::{Limits, Method};
 
+use self::folder::Watch;
 use self::report::{Failed, Running, Summary, advice};
 pub use self::routes::Route;
 use crate::args::RelayArgs;
 use crate::process::Outcome;
+use crate::sandbox::Sandbox;
 use crate::say::{self, Progress};
 use crate::signals::Signals;
 
@@ -33,7 +36,7 @@ const TICK: Duration = Duration::from_millis(100);
 /// its channels.
 const MOST_MIGRATIONS: usize = 256;
 
-/// What the threads of a relay tell the one that prints.
+/// Messages of a relay's threads to the printing thread.
 enum Event {
     Note(String),
     Begun(Migration),
@@ -57,31 +60,52 @@ struct Migration {
     number: u64,
     route: Arc<Route>,
     peer: String,
-    /// Of the guest, where a trunk tells it.
+    /// The guest's name, if a trunk gives it.
     name: Option<String>,
     begun: Instant,
     totals: Traffic,
 }
 
+/// What a relay was given, and what it has given up.
+pub struct Confined(Result<(Vec<Route>, Sandbox), String>);
+
+/// Reads which routes there are, and gives up what they have no use for. No thread may run yet.
+pub fn confine(args: &RelayArgs) -> Confined {
+    Confined(routes::of(args).map(|routes| {
+        let sandbox = match args.no_sandbox {
+            true => Sandbox::none(),
+            false => Sandbox::enter(args, &routes),
+        };
+        (routes, sandbox)
+    }))
+}
+
 /// Passes migrations on, any number at once: one, or one after another for ever.
-pub fn run(args: &RelayArgs) -> Outcome {
-    let method = args.codec.compression.into();
-    let routes = routes::of(args)?;
+pub fn run(args: &RelayArgs, confined: Confined) -> Outcome {
+    let method = args.codec.method();
+    let (routes, sandbox) = confined.0?;
+    say::note(sandbox);
     let mut relays = Vec::new();
+    let mut watches = Vec::new();
     let mut encryptions = Vec::new();
-    for route in routes {
+    for (index, route) in routes.into_iter().enumerate() {
         let mut config = RelayConfig::new(route.connect.clone(), method);
         config.settings = args.codec.settings()?;
         config.limits = Limits::default();
         config.dial_timeout = Duration::from_secs(args.dial_timeout.get().into());
-        if relays.is_empty() {
+        if index == 0 {
             announce(&config)?;
         }
         config.name = args.name.clone();
+        config.verify = args.verify;
         check_legs(&route, args)?;
         config.encryption = encryption(&route, args)?;
         if route.listen.tls || route.connect.tls {
             encryptions.push(config.encryption.clone());
+        }
+        if route.listen.needs_name() {
+            watches.push(Watch::new(route, config, args.mode)?);
+            continue;
         }
         let listener = say::listener(&route.listen.address, args.mode)?;
         let relay = Relay::on(listener, &route.listen, config)?;
@@ -93,7 +117,7 @@ pub fn run(args: &RelayArgs) -> Outcome {
     }
     let (tell, events) = mpsc::channel();
     let ends = Ends::default();
-    let several = relays.len() > 1;
+    let several = relays.len() > 1 || !watches.is_empty();
     let mut accepting = Vec::new();
     let mut listening = Vec::new();
     for (relay, route) in relays {
@@ -108,11 +132,21 @@ pub fn run(args: &RelayArgs) -> Outcome {
         let (tell, ends) = (tell.clone(), ends.clone());
         let notes = tell.clone();
         relay.acceptor().on_note(move |note| {
-            // Nobody prints any more once this command ends.
+            // Once this command ends, nothing is printed.
             let _ = notes.send(Event::Note(note.to_string()));
         });
-        let work = move || accept(relay, &route, &tell, &ends);
+        let work = move || accept(relay, &route, &tell, &ends, None);
         let thread = thread::Builder::new().spawn(work);
+        accepting.push(
+            thread.map_err(|error| {
+                say::chain(&Failure::here(TransportCause::Thread(error).into()))
+            })?,
+        );
+    }
+    for watch in watches {
+        listening.push(watch.to_string());
+        let (tell, ends) = (tell.clone(), ends.clone());
+        let thread = thread::Builder::new().spawn(move || watch.run(&tell, &ends));
         accepting.push(
             thread.map_err(|error| {
                 say::chain(&Failure::here(TransportCause::Thread(error).into()))
@@ -162,8 +196,27 @@ fn check_legs(route: &Route, args: &RelayArgs) -> Outcome {
         )
         .into());
     }
-    if route.listen.needs_name() {
-        return Err(format!("{}: a listening address has no {{name}}", route.listen).into());
+    let is_trunk = |leg: &LegAddress| leg.protocol == Protocol::Trunk;
+    if args.verify && !is_trunk(&route.listen) && !is_trunk(&route.connect) {
+        return Err(format!(
+            "--verify has no use from {} to {}: only two relays with a trunk between them compare pages",
+            route.listen, route.connect
+        )
+        .into());
+    }
+    if route.listen.needs_name() && args.name.is_some() {
+        return Err(format!(
+            "--name has no use on {}: the names of its files name its guests",
+            route.listen
+        )
+        .into());
+    }
+    if route.listen.needs_name() && !says_name {
+        return Err(format!(
+            "{} has names, and {} takes none: connect to a trunk, or to an address with {{name}}",
+            route.listen, route.connect
+        )
+        .into());
     }
     Ok(())
 }
@@ -201,7 +254,7 @@ fn reload(encryptions: &[Encryption]) {
 struct Ends {
     /// No more migrations are accepted.
     accepting: Cancel,
-    /// Those under way are ended.
+    /// Running migrations are ended.
     migrations: Cancel,
     /// Nothing is left, and the addresses are given back.
     over: Cancel,
@@ -218,26 +271,46 @@ fn announce(config: &RelayConfig) -> Outcome {
     };
     let backend = backend.map_err(|error| error.to_string())?;
     if reads || method != Method::None {
-        say::note(format_args!("{does}: {backend}"));
+        let reason = backend.reason().map(|reason| format!(" ({reason})"));
+        let reason = reason.unwrap_or_default();
+        match backend.kind() {
+            BackendKind::Plain => say::note(format_args!("{does} by the usual library{reason}")),
+            kind => say::note(format_args!("{does} by {kind}{reason}")),
+        }
     }
     Ok(())
 }
 
-/// Accepts the migrations of one address, and passes each on in a thread of its own.
-fn accept(mut relay: Relay, route: &Arc<Route>, tell: &Sender<Event>, ends: &Ends) {
+/// Accepts the migrations of one address, and passes each on in a thread of its own. An address
+/// that is `given_up` takes no more migrations, and ends with its last one.
+fn accept(
+    mut relay: Relay,
+    route: &Arc<Route>,
+    tell: &Sender<Event>,
+    ends: &Ends,
+    given_up: Option<&Cancel>,
+) {
     use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
     static NUMBER: AtomicU64 = AtomicU64::new(1);
     static RUNNING: AtomicUsize = AtomicUsize::new(0);
+    let own = Arc::new(AtomicUsize::new(0));
+    let accepting = given_up.unwrap_or(&ends.accepting);
     let config = Arc::new(relay.config().clone());
     loop {
-        let incoming = match relay.accept(&ends.accepting) {
+        let incoming = match relay.accept(accepting) {
             Ok(incoming) => incoming,
-            Err(_) if ends.accepting.is_cancelled() => {
+            Err(_) if accepting.is_cancelled() => {
                 // Migrations under way may have connections to come.
                 relay.refuse_new();
-                while !ends.over.is_cancelled() {
+                let has_use = || given_up.is_none() || own.load(Ordering::Acquire) > 0;
+                while !ends.over.is_cancelled() && has_use() {
                     thread::sleep(TICK);
                 }
+                return;
+            }
+            Err(failure) if given_up.is_some() => {
+                let note = format!("{}: {}", relay.leg(), say::chain(&failure));
+                let _ = tell.send(Event::Note(note));
                 return;
             }
             Err(failure) => {
@@ -261,15 +334,18 @@ fn accept(mut relay: Relay, route: &Arc<Route>, tell: &Sender<Event>, ends: &End
             let _ = tell.send(Event::Ended(number, Box::new(Err(Ended::TooMany))));
             continue;
         }
+        own.fetch_add(1, Ordering::AcqRel);
         let (ended, updates, config) = (tell.clone(), tell.clone(), Arc::clone(&config));
-        let cancel = ends.migrations.clone();
+        let (cancel, own_there) = (ends.migrations.clone(), Arc::clone(&own));
         let migration = move || {
             let outcome = pass(incoming, &config, &cancel, number, &updates);
             RUNNING.fetch_sub(1, Ordering::AcqRel);
+            own_there.fetch_sub(1, Ordering::AcqRel);
             let _ = updates.send(Event::Ended(number, Box::new(outcome)));
         };
         if let Err(error) = thread::Builder::new().spawn(migration) {
             RUNNING.fetch_sub(1, Ordering::AcqRel);
+            own.fetch_sub(1, Ordering::AcqRel);
             let failure = Failure::here(TransportCause::Thread(error).into());
             let _ = ended.send(Event::Ended(number, Box::new(Err(Ended::Failed(failure)))));
         }
@@ -445,7 +521,7 @@ impl<'a> Printer<'a> {
                     Ended::Failed(failure) => Failed::new(
                         say::chain(failure),
                         advice(self.method, connect, failure),
-                        // Nobody can know here whether the destination has the guest.
+                        // This relay cannot know whether the destination has the guest.
                         (!matches!(failure.cause, Cause::Unknown)).then_some(false),
                         migration.as_ref(),
                     ),

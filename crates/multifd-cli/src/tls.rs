@@ -22,7 +22,7 @@ const BEFORE: Duration = Duration::from_secs(86_400);
 /// Make certificates for encrypted legs.
 #[derive(Args, Debug)]
 pub struct TlsArgs {
-    /// What to do.
+    /// The subcommand.
     #[command(subcommand)]
     pub command: TlsCommand,
 }

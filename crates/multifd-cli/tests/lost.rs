@@ -8,6 +8,7 @@ mod lost {
     mod marks;
     mod numbers;
     mod postcopy;
+    mod silence;
 }
 
 use std::path::Path;

@@ -9,7 +9,7 @@ use std::io::{PipeWriter, Write};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use multifd_transport::{Address, Stream};
@@ -323,6 +323,36 @@ fn a_result_that_cannot_be_printed_is_told_of_and_is_no_failure() {
             ended.stderr.contains("multifd: cannot print results: "),
             "{ended:?}"
         );
+    }
+}
+
+/// As in `multifd inspect FILE --packets | head -1`.
+#[test]
+fn a_reader_that_has_seen_enough_is_no_failure() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("channel");
+    let mut channel = Channel::new(0, Method::None);
+    for _ in 0..500 {
+        channel = channel.packet("ram", &[0], &[], &[7; support::made::PAGE_BYTES]);
+    }
+    fs::write(&file, channel.bytes()).expect("a file");
+    let file = file.to_str().expect("a name in UTF-8");
+    for args in [
+        &["inspect", file, "--packets"][..],
+        &["inspect", file, "--packets", "--json"],
+        &["detect"],
+        &["detect", "--json"],
+    ] {
+        let mut child = Command::new(program())
+            .args(args)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("multifd starts");
+        drop(child.stdout.take());
+        let ended = child.wait_with_output().expect("multifd ends");
+        let said = String::from_utf8_lossy(&ended.stderr);
+        assert_eq!((ended.status.code(), &*said), (Some(0), ""), "{args:?}");
     }
 }
 

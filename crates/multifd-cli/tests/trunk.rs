@@ -6,6 +6,7 @@ mod support;
 mod trunk {
     mod crowds;
     mod encrypted;
+    mod verified;
 }
 
 use std::io::{Read, Write};
@@ -16,10 +17,11 @@ use std::time::{Duration, Instant};
 
 use multifd_relay::leg::{LegAddress, Protocol};
 use multifd_relay::trunk::{
-    Answer, AnswerReceiver, Compression, Connection, Digest, Frame, FrameReader, FrameWriter, Name,
-    Offers, Preface, RefusalCode, Versions,
+    Answer, AnswerReceiver, Compression, Connection, Digest, Frame, FrameReader, FrameWriter,
+    MAX_BODY_LEN, Name, Offers, Preface, RefusalCode, Versions,
 };
 use multifd_transport::{Address, Stream};
+use multifd_wire::Hello;
 use rustix::process::{Resource, getrlimit, setrlimit};
 use serde_json::Value;
 use support::made::{Main, Shape, long, page_record, short};
@@ -349,8 +351,16 @@ fn a_channel_of_no_migration_is_refused() {
 /// What a relay says first, that asks for one of a migration's connections.
 fn preface(migration: [u8; 16], connection: Connection) -> Vec<u8> {
     let preface = Preface {
-        versions: Versions::OURS,
         migration,
+        ..asking(connection)
+    };
+    preface.encode().expect("a preface")
+}
+
+fn asking(connection: Connection) -> Preface {
+    Preface {
+        versions: Versions::OURS,
+        migration: [7; 16],
         process: [8; 16],
         name: Name::new("vm").expect("a name"),
         connection,
@@ -360,8 +370,7 @@ fn preface(migration: [u8; 16], connection: Connection) -> Vec<u8> {
             compressions: vec![0],
         },
         extensions: Vec::new(),
-    };
-    preface.encode().expect("a preface")
+    }
 }
 
 fn main(is_recovery: bool) -> Connection {

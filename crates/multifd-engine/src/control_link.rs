@@ -131,7 +131,7 @@ impl<'s> ControlLink<'s> {
         failure
     }
 
-    /// What a peer that has hung up on a channel says of it here, if it says anything.
+    /// The reason that a peer gives here after it has closed a channel, if it gives one.
     fn last_words(&mut self) -> Option<Cause> {
         let deadline = Instant::now() + LAST_WORDS;
         let watch = || match Instant::now() < deadline {

@@ -64,7 +64,7 @@ fn leaves(block: &MemoryBlock<'_>, page_size: PageSize) -> Result<Vec<Sum>, OutO
     let processors = thread::available_parallelism().map_or(1, NonZeroUsize::get);
     let helpers = (count / LEAVES_FOR_A_THREAD).min(processors.saturating_sub(1));
     let mut sums = thread::scope(|scope| {
-        // Where there are no threads to be had, it takes longer.
+        // Without threads the caller does all of the work.
         let spawn = |_| thread::Builder::new().spawn_scoped(scope, work).ok();
         let helpers: Vec<_> = (0..helpers).filter_map(spawn).collect();
         let mut sums: Vec<(usize, Sum)> = work()?;

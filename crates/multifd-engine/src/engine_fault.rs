@@ -15,7 +15,7 @@ use crate::vm::VmError;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum EngineFault {
-    /// It took too long.
+    /// The migration took longer than its time limit.
     #[error(
         "not done after {} s: {remaining_pages} pages left in round {round}{}", .timeout.as_secs_f64(), Rates(*.normal_per_second, *.dirty_pages_rate)
     )]
@@ -37,7 +37,7 @@ pub enum EngineFault {
         .theirs.oldest, .theirs.newest, Preamble::OURS.oldest, Preamble::OURS.newest
     )]
     Versions {
-        /// What the peer speaks.
+        /// The peer's versions.
         theirs: Preamble,
     },
     /// A message came where another one was due.
@@ -51,13 +51,13 @@ pub enum EngineFault {
     /// The destination does not take this guest.
     #[error("the destination refuses the guest: {}", .reason.escape_debug())]
     Refused {
-        /// Its own words.
+        /// The peer's message.
         reason: String,
     },
-    /// The other end gave up.
+    /// The peer gave up.
     #[error("the other end gave up: {}", .reason.escape_debug())]
     Peer {
-        /// Its own words.
+        /// The peer's message.
         reason: String,
     },
     /// The other end closed before the end.
@@ -140,7 +140,7 @@ pub enum EngineFault {
     /// This machine has no thread for a channel.
     #[error("cannot start a thread")]
     Thread {
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// The other end has sent nothing for a while, although it was its turn.
@@ -158,15 +158,15 @@ pub enum EngineFault {
         missing: u64,
         /// How many pages the block has.
         pages: u64,
-        /// Where the first of the missing ones is, in bytes.
+        /// The offset of the first missing page in bytes.
         first: u64,
     },
     /// The VM does not do what it should.
     #[error("the VM cannot {what}")]
     Vm {
-        /// What it should.
+        /// The operation.
         what: &'static str,
-        /// Its own words.
+        /// The VMM's error.
         source: VmError,
     },
 }

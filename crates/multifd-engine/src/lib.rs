@@ -2,9 +2,8 @@
 //! over multifd channels.
 //!
 //! [`source`] sends a guest, [`destination`] takes it. A VMM lends its [`memory`], a log of what
-//! its guest writes ([`dirty`]), and a [`VmHandle`] to stop, start, save and load the rest.
-//! [`control`] has the messages which the two ends exchange on their main connection; the channels
-//! are QEMU's.
+//! its guest writes ([`dirty`]), and a [`VmHandle`] to stop, start, save and load the rest. On
+//! their main connection the two ends exchange messages of their own; the channels are QEMU's.
 //!
 //! Blocking threads, one per channel; every channel has its own bounded buffers, so back-pressure
 //! reaches the source. The first failure of any channel stops everything, names the channel and the
@@ -22,6 +21,12 @@
     )
 )]
 
+// No interface of this crate: the module's page describes the messages. Tests and fuzz
+// targets see them.
+#[cfg(not(feature = "unstable-formats"))]
+#[allow(unreachable_pub, dead_code, unused_imports)]
+mod control;
+#[cfg(feature = "unstable-formats")]
 pub mod control;
 mod control_link;
 pub mod destination;
@@ -35,6 +40,7 @@ pub mod source;
 mod statistics;
 mod vm;
 
+pub use control::ControlFault;
 pub use engine_fault::EngineFault;
 pub use failure::Failure;
 pub use parameters::{Parameters, UnknownZeroPageDetection, ZeroPageDetection};

@@ -1,4 +1,4 @@
-//! What an operator chooses for a migration, under QEMU's names.
+//! An operator's parameters for a migration, under QEMU's names.
 
 use std::fmt;
 use std::num::{NonZeroU8, NonZeroU64};
@@ -63,11 +63,11 @@ impl Default for Parameters {
     }
 }
 
-/// Who looks for pages that are all zero: QEMU's `zero-page-detection`.
+/// The place of the zero page test: QEMU's `zero-page-detection`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ZeroPageDetection {
-    /// Nobody: every page is sent.
+    /// No test: every page is sent.
     None,
     /// One thread at a time, before pages are handed to the channels.
     Legacy,

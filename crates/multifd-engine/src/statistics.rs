@@ -1,4 +1,4 @@
-//! What is known of a migration: while it runs, and at its end. The names are those of QEMU's
+//! Statistics of a migration, while it runs and at its end. The names are those of QEMU's
 //! `query-migrate`.
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -34,7 +34,7 @@ pub struct Statistics {
     pub rounds: u64,
     /// Channels opened.
     pub channels: usize,
-    /// Which way the pages went through the codec, on all channels.
+    /// Pages by codec path, over all channels.
     pub path_counts: PathCounts,
     /// What encoded on the first channel at the end; the others are alike.
     pub backend: Option<Backend>,
@@ -54,11 +54,11 @@ impl Statistics {
     }
 }
 
-/// Where a source is. Told about twice a second, and whenever the phase or the round changes.
+/// A source's progress, reported twice a second and at each change of phase or round.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Progress {
-    /// What it does.
+    /// The phase.
     pub phase: Phase,
     /// The round, counted from 0, which is the one with all pages.
     pub round: u64,
@@ -80,7 +80,7 @@ pub struct Progress {
     pub expected_downtime: Option<Duration>,
 }
 
-/// What a source does.
+/// The phases of a source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Phase {
@@ -94,7 +94,7 @@ pub enum Phase {
     SwitchOver,
 }
 
-/// What a destination has got.
+/// Totals of a destination.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Arrived {

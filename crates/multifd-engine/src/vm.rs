@@ -1,4 +1,4 @@
-//! What an engine needs of a VM beside its memory.
+//! The operations that an engine needs from a VM, besides its memory.
 
 use std::error::Error;
 

@@ -15,7 +15,7 @@ use multifd_transport::escape::printable_path;
 /// Guest memory is its owner's alone, whatever the umask.
 const MODE: u32 = 0o600;
 
-/// What a file is called, after its own name, until it is whole.
+/// The suffix of an incomplete file.
 pub(crate) const PARTIAL_SUFFIX: &str = ".partial";
 
 /// Why a file could not be made.
@@ -54,7 +54,7 @@ pub enum FileError {
     Io {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
 }
@@ -131,7 +131,7 @@ impl PartialFile {
         &self.file
     }
 
-    /// What the file will be called.
+    /// The file's final name.
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }

@@ -21,10 +21,13 @@ const PIECE_PAGES: u64 = 1 << 15;
 /// The last round that is told apart from later ones. Nobody comes as late as that.
 const LAST_ROUND: u64 = u16::MAX as u64 - 1;
 
-/// Pages that do not fit to the list of blocks.
+/// Pages that do not fit the list of blocks, or never came.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub struct CoverageFault(#[from] Gap);
+
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum CoverageFault {
+pub(crate) enum Gap {
     /// The source sends pages of a block which it did not announce.
     #[error("the source did not announce a block of that name")]
     UnknownBlock,
@@ -41,7 +44,7 @@ pub enum CoverageFault {
     PageSize {
         /// The size of this page.
         found: PageSize,
-        /// That of those before.
+        /// The size of the earlier ones.
         allowed: PageSize,
     },
     /// Not every page has come.
@@ -116,7 +119,7 @@ impl Coverage {
         page_size: PageSize,
         offsets: &[u64],
         round: u64,
-    ) -> Result<(), CoverageFault> {
+    ) -> Result<(), Gap> {
         let covered = self.find(block)?;
         self.note_in(covered, page_size, offsets, round)
     }
@@ -143,9 +146,9 @@ impl Coverage {
         page_size: PageSize,
         offset: u64,
         round: u64,
-    ) -> Result<(), CoverageFault> {
+    ) -> Result<(), Gap> {
         let blocks = self.blocks.get().map(Vec::as_slice).unwrap_or_default();
-        let covered = blocks.get(index).ok_or(CoverageFault::UnknownBlock)?;
+        let covered = blocks.get(index).ok_or(Gap::UnknownBlock)?;
         self.note_in(covered, page_size, &[offset], round)
     }
 
@@ -173,8 +176,8 @@ impl Coverage {
     /// has come are the shared ones.
     ///
     /// # Errors
-    /// [`CoverageFault::Missing`].
-    pub(crate) fn check(&self, ignores_shared: bool) -> Result<(), CoverageFault> {
+    /// [`Gap::Missing`].
+    pub(crate) fn check(&self, ignores_shared: bool) -> Result<(), Gap> {
         let page_size = self.page_size.get().copied().unwrap_or(PageSize::K4);
         let blocks = self.blocks.get().map(Vec::as_slice).unwrap_or_default();
         for covered in blocks {
@@ -186,7 +189,7 @@ impl Coverage {
             let first = pieces
                 .first_missing()
                 .saturating_mul(page_size.bytes() as u64);
-            return Err(CoverageFault::Missing {
+            return Err(Gap::Missing {
                 block: Box::new(covered.block.name.clone()),
                 missing: pages.saturating_sub(pieces.count),
                 pages,
@@ -208,10 +211,10 @@ impl Coverage {
             .collect()
     }
 
-    fn find(&self, block: &BlockName) -> Result<&Covered, CoverageFault> {
+    fn find(&self, block: &BlockName) -> Result<&Covered, Gap> {
         let blocks = self.blocks.get().map(Vec::as_slice).unwrap_or_default();
         let mut named = blocks.iter().filter(|covered| covered.block.name == *block);
-        named.next().ok_or(CoverageFault::UnknownBlock)
+        named.next().ok_or(Gap::UnknownBlock)
     }
 
     fn note_in(
@@ -220,11 +223,11 @@ impl Coverage {
         page_size: PageSize,
         offsets: &[u64],
         round: u64,
-    ) -> Result<(), CoverageFault> {
+    ) -> Result<(), Gap> {
         let allowed = *self.page_size.get_or_init(|| page_size);
         if page_size != allowed {
             let found = page_size;
-            return Err(CoverageFault::PageSize { found, allowed });
+            return Err(Gap::PageSize { found, allowed });
         }
         let bytes = page_size.bytes() as u64;
         let block_bytes = covered.block.used_length;
@@ -234,7 +237,7 @@ impl Coverage {
                 .checked_add(bytes)
                 .is_none_or(|end| end > block_bytes)
             {
-                return Err(CoverageFault::Outside {
+                return Err(Gap::Outside {
                     offset,
                     block_bytes,
                 });
@@ -324,7 +327,7 @@ mod tests {
             coverage.note(&ram, PageSize::K4, &offsets, 0).unwrap();
             let first = skipped * 4096;
             let fault = coverage.check(false).unwrap_err();
-            let found = matches!(fault, CoverageFault::Missing { missing: 1, first: at, .. } if at == first);
+            let found = matches!(fault, Gap::Missing { missing: 1, first: at, .. } if at == first);
             assert!(found, "{fault}");
             assert!(
                 coverage.check(true).is_err(),
@@ -351,12 +354,12 @@ mod tests {
         coverage.note(&ram, PageSize::K4, &[last], 0).unwrap();
         assert!(matches!(
             coverage.check(false),
-            Err(CoverageFault::Missing { first: 0, .. })
+            Err(Gap::Missing { first: 0, .. })
         ));
         let outside = coverage.note(&ram, PageSize::K4, &[1 << 60], 0);
-        assert!(matches!(outside, Err(CoverageFault::Outside { .. })));
+        assert!(matches!(outside, Err(Gap::Outside { .. })));
         let other = coverage.note(&ram, PageSize::MAX, &[0], 0);
-        assert!(matches!(other, Err(CoverageFault::PageSize { .. })));
+        assert!(matches!(other, Err(Gap::PageSize { .. })));
     }
 
     #[test]

@@ -5,10 +5,11 @@ use std::io;
 use multifd_transport::failure::{Cause as TransportCause, Located};
 
 use crate::atomic_file::FileError;
-use crate::coverage::CoverageFault;
+use crate::coverage::{CoverageFault, Gap};
 use crate::image::ImageError;
 use crate::leg::{FarFailure, LegAddress, LegAddressError};
 use crate::recording::RecordingError;
+use crate::relay::VerifyFault;
 
 pub use multifd_transport::Circle;
 pub use multifd_transport::failure::{Channel, Leg, SetupFault};
@@ -29,7 +30,7 @@ pub enum Cause {
     /// The destination cannot be reached.
     #[error("cannot connect to {address}")]
     Dial {
-        /// Who was called.
+        /// The address that was called.
         address: LegAddress,
         /// Why not.
         source: io::Error,
@@ -61,10 +62,10 @@ pub enum Cause {
     /// A RAM block cannot be written to its image.
     #[error(transparent)]
     Image(#[from] ImageError),
-    /// What arrives cannot be written to its file.
+    /// The received pages cannot be written to their file.
     #[error(transparent)]
     File(#[from] FileError),
-    /// What is to be sent cannot be read from its recording.
+    /// The recording cannot be read.
     #[error(transparent)]
     Recording(#[from] RecordingError),
     /// The source closed before the migration was complete: it was cancelled, or the source died.
@@ -109,6 +110,9 @@ pub enum Cause {
          record from a machine type with it, or without return path"
     )]
     NoEnd,
+    /// The pages that came are not those that went.
+    #[error(transparent)]
+    Verify(#[from] VerifyFault),
     /// Pages are missing, or do not fit to the list of blocks.
     #[error(transparent)]
     Coverage(#[from] CoverageFault),
@@ -117,6 +121,12 @@ pub enum Cause {
         "the destination closed without saying that it has the guest; see the destination's own log"
     )]
     Unconfirmed,
+}
+
+impl From<Gap> for Cause {
+    fn from(gap: Gap) -> Self {
+        Self::Coverage(gap.into())
+    }
 }
 
 impl Cause {

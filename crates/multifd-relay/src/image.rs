@@ -28,14 +28,23 @@ static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
 
 /// Why RAM blocks cannot become image files.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum ImageError {
+#[error(transparent)]
+pub struct ImageError(#[from] pub(crate) ImageFault);
+
+impl From<FileError> for ImageError {
+    fn from(error: FileError) -> Self {
+        Self(ImageFault::File(error))
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ImageFault {
     /// The folder cannot be made or read.
     #[error("cannot use the folder {}", path.display())]
     Folder {
         /// The folder.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// An image file cannot be made or written.
@@ -83,7 +92,7 @@ impl Folder {
     /// `Occupied` when there are any: nothing is overwritten, and images of two migrations are not
     /// mixed.
     pub fn prepare(path: &Path) -> Result<Self, ImageError> {
-        let failed = |source| ImageError::Folder {
+        let failed = |source| ImageFault::Folder {
             path: path.to_owned(),
             source,
         };
@@ -119,17 +128,17 @@ impl Folder {
         for block in blocks {
             let path = self.path_of(&block.name)?;
             if !paths.insert(path.clone()) {
-                return Err(ImageError::Collision { path });
+                return Err(ImageFault::Collision { path }.into());
             }
             images.push(Image::create(block, &path)?);
         }
         Ok(Images { images })
     }
 
-    fn path_of(&self, block: &BlockName) -> Result<PathBuf, ImageError> {
+    fn path_of(&self, block: &BlockName) -> Result<PathBuf, ImageFault> {
         let name = block.as_bytes();
         if matches!(name, b"" | b"." | b"..") || name.iter().any(u8::is_ascii_control) {
-            return Err(ImageError::Name {
+            return Err(ImageFault::Name {
                 name: Box::new(block.clone()),
             });
         }
@@ -144,7 +153,7 @@ impl Folder {
 }
 
 /// The images of one migration, in the order of the source's blocks. Dropped before
-/// [`keep`](Self::keep), they are removed.
+/// [`publish`](Self::publish), they are removed.
 #[derive(Debug)]
 pub struct Images {
     images: Vec<Image>,
@@ -160,22 +169,12 @@ impl Images {
         self.images
             .iter()
             .find(|image| image.block == *block)
-            .ok_or(ImageError::UnknownBlock)
+            .ok_or(ImageError(ImageFault::UnknownBlock))
     }
 
     /// All images.
-    pub fn as_slice(&self) -> &[Image] {
+    pub(crate) fn as_slice(&self) -> &[Image] {
         &self.images
-    }
-
-    /// Brings the images to the disk and gives them their names: from now on they are whole.
-    ///
-    /// # Errors
-    ///
-    /// As [`sync`](Self::sync) and [`publish`](Self::publish).
-    pub fn keep(&self) -> Result<(), ImageError> {
-        self.sync()?;
-        self.publish()
     }
 
     /// Brings the images to the disk, under the names of partial ones still.
@@ -258,7 +257,7 @@ impl Image {
     }
 
     /// The block's name.
-    pub fn block(&self) -> &BlockName {
+    pub(crate) fn block(&self) -> &BlockName {
         &self.block
     }
 
@@ -273,12 +272,12 @@ impl Image {
     }
 
     /// How many pages have been written; a page that was sent twice counts twice.
-    pub fn pages(&self) -> u64 {
+    pub(crate) fn pages(&self) -> u64 {
         self.pages.load(Ordering::Relaxed)
     }
 
     /// How many pages have been cleared, counted likewise.
-    pub fn zero_pages(&self) -> u64 {
+    pub(crate) fn zero_pages(&self) -> u64 {
         self.zero_pages.load(Ordering::Relaxed)
     }
 
@@ -314,7 +313,7 @@ impl Image {
     /// # Errors
     ///
     /// `Outside` when one is not in the block, before it is cleared; `File` when the system cannot.
-    pub fn clear(&self, offsets: &[u64], page_bytes: usize) -> Result<(), ImageError> {
+    pub(crate) fn clear(&self, offsets: &[u64], page_bytes: usize) -> Result<(), ImageError> {
         // QEMU lists the zero pages of a row in any order; sorted, a row is one hole.
         let mut sorted = offsets.to_vec();
         sorted.sort_unstable();
@@ -329,10 +328,10 @@ impl Image {
         Ok(())
     }
 
-    fn check(&self, offset: u64, len: usize) -> Result<(), ImageError> {
+    fn check(&self, offset: u64, len: usize) -> Result<(), ImageFault> {
         match offset.checked_add(len as u64) {
             Some(end) if end <= self.bytes => Ok(()),
-            _ => Err(ImageError::Outside {
+            _ => Err(ImageFault::Outside {
                 offset,
                 len,
                 block_bytes: self.bytes,
@@ -426,7 +425,8 @@ mod tests {
         image.write(&[4096, 8192, 0], 4096, &contents).unwrap();
         image.clear(&[8192, 28672, 4096], 4096).unwrap();
         assert_eq!((image.pages(), image.zero_pages()), (3, 3));
-        images.keep().unwrap();
+        images.sync().unwrap();
+        images.publish().unwrap();
         drop(images);
         let bytes = fs::read(dir.path().join("pc.ram.ram")).unwrap();
         assert_eq!(bytes.len(), 8 * 4096);
@@ -444,7 +444,8 @@ mod tests {
         let image = &images.as_slice()[0];
         image.write(&[0], 200_000, &[1; 200_000]).unwrap();
         image.write_zeros(1000, 150_000).unwrap();
-        images.keep().unwrap();
+        images.sync().unwrap();
+        images.publish().unwrap();
         let bytes = fs::read(image.path()).unwrap();
         assert!(bytes[1000..151_000].iter().all(|&byte| byte == 0));
         assert!(
@@ -479,16 +480,16 @@ mod tests {
         for offset in [8192, 4097, u64::MAX, u64::MAX - 4095] {
             assert!(matches!(
                 image.write(&[offset], 4096, &page),
-                Err(ImageError::Outside { .. })
+                Err(ImageError(ImageFault::Outside { .. }))
             ));
             assert!(matches!(
                 image.clear(&[offset], 4096),
-                Err(ImageError::Outside { .. })
+                Err(ImageError(ImageFault::Outside { .. }))
             ));
         }
         assert!(matches!(
             images.of(&BlockName::new(b"c").unwrap()),
-            Err(ImageError::UnknownBlock)
+            Err(ImageError(ImageFault::UnknownBlock))
         ));
     }
 
@@ -499,13 +500,19 @@ mod tests {
             let result = Folder::prepare(dir.path())
                 .unwrap()
                 .create(&[block("ok", 0), block(name, 0)]);
-            assert!(matches!(result, Err(ImageError::Name { .. })), "{name:?}");
+            assert!(
+                matches!(result, Err(ImageError(ImageFault::Name { .. }))),
+                "{name:?}"
+            );
             assert!(files(dir.path()).is_empty());
         }
         let result = Folder::prepare(dir.path())
             .unwrap()
             .create(&[block("a/b", 0), block("a_b", 0)]);
-        assert!(matches!(result, Err(ImageError::Collision { .. })));
+        assert!(matches!(
+            result,
+            Err(ImageError(ImageFault::Collision { .. }))
+        ));
         assert!(files(dir.path()).is_empty());
     }
 
@@ -517,7 +524,7 @@ mod tests {
             .create(&[block("b", u64::MAX)]);
         assert!(matches!(
             result,
-            Err(ImageError::File(FileError::Io { .. }))
+            Err(ImageError(ImageFault::File(FileError::Io { .. })))
         ));
         assert!(files(dir.path()).is_empty());
     }
@@ -529,7 +536,7 @@ mod tests {
             fs::write(dir.path().join(name), "mine").unwrap();
             assert!(matches!(
                 Folder::prepare(dir.path()),
-                Err(ImageError::File(FileError::Occupied { .. }))
+                Err(ImageError(ImageFault::File(FileError::Occupied { .. })))
             ));
             assert_eq!(fs::read(dir.path().join(name)).unwrap(), b"mine");
         }
@@ -548,7 +555,7 @@ mod tests {
         fs::write(dir.path().join("b.ram"), "mine").unwrap();
         assert!(matches!(
             images.publish(),
-            Err(ImageError::File(FileError::Occupied { .. }))
+            Err(ImageError(ImageFault::File(FileError::Occupied { .. })))
         ));
         drop(images);
         assert_eq!(files(dir.path()), ["b.ram"]);

@@ -22,10 +22,11 @@ use multifd_wire::{BlockName, Fault, Limits, PageSize};
 use crate::connections::Connections;
 use crate::coverage::Coverage;
 use crate::failure::{Cause, Channel, Failure, Leg, SetupFault};
-use crate::image::ImageError;
+use crate::image::{ImageError, ImageFault};
 use crate::keeper::{Keeper, RunningTotals, TakeError, TakenChannel, Totals};
 use crate::marks::Marks;
 use crate::numbers::Numbers;
+use crate::relay::SILENCE_TIMEOUT;
 use crate::return_path::Answers;
 
 /// The main channel carries little beside multifd, and a guest's whole memory without it.
@@ -356,6 +357,7 @@ impl<K: Keeper> MainChannel<'_, K> {
         let mut page = Page::default();
         let mut buffer = vec![0; BUFFER_BYTES];
         let mut bytes = self.start;
+        let (mut is_set_up, mut goes_on) = (false, false);
         loop {
             self.keeper.main_bytes(bytes)?;
             self.tally.bytes_in(bytes.len() as u64);
@@ -388,6 +390,8 @@ impl<K: Keeper> MainChannel<'_, K> {
                 self.keeper.main_event(&event)?;
                 self.answers.react(&event, self.stream).map_err(gave_up)?;
                 match event {
+                    MainEvent::RamEndOfSection => is_set_up = true,
+                    MainEvent::SectionPart { .. } | MainEvent::SectionEnd { .. } => goes_on = true,
                     MainEvent::ZeroPage { block, offset } => {
                         self.tally.pages(0, 1);
                         self.came(block, &outline, offset)?;
@@ -415,6 +419,9 @@ impl<K: Keeper> MainChannel<'_, K> {
                     false => return Err(Cause::NoEnd.into()),
                 }
             }
+            if is_set_up && !goes_on {
+                self.wait_for_round()?;
+            }
             let count = match self.stream.read_some(&mut buffer) {
                 Ok(count) => count,
                 Err(_) if self.answers.is_settled() => 0,
@@ -433,6 +440,22 @@ impl<K: Keeper> MainChannel<'_, K> {
             true => Ok(()),
             false => Err(Cause::Incomplete.into()),
         }
+    }
+
+    /// Behind the set-up: waits until main can be read, and as long as channels bring something.
+    fn wait_for_round(&self) -> Result<(), TakeError> {
+        let within = SILENCE_TIMEOUT;
+        let arrived = || self.tally.totals().bytes_in;
+        let mut last = (Instant::now(), arrived());
+        while !self.stream.is_readable_within(TICK)? {
+            let so_far = arrived();
+            if so_far != last.1 {
+                last = (Instant::now(), so_far);
+            } else if last.0.elapsed() >= within {
+                return Err(Cause::from(SetupFault::NothingFollows { within }).into());
+            }
+        }
+        Ok(())
     }
 
     /// Notes that the page at `offset` of a block has come: the block at `index` in the list.
@@ -559,9 +582,8 @@ impl<K: Keeper> MainChannel<'_, K> {
         );
         // A file that cannot be written is no fault of a source's.
         let leg = match cause {
-            Cause::Image(ImageError::File(_) | ImageError::Folder { .. }) | Cause::File(_) => {
-                Leg::Here
-            }
+            Cause::Image(ImageError(ImageFault::File(_) | ImageFault::Folder { .. }))
+            | Cause::File(_) => Leg::Here,
             _ => Leg::Source,
         };
         if broken_off && !self.answers.is_settled() && self.source_is_gone() {

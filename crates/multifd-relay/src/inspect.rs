@@ -1,7 +1,7 @@
 //! What is in captured channels and recordings.
 //!
 //! A file holds one direction of one connection, as a tee on the wire sees it, or it is a
-//! [recording]. Its first bytes tell which. It is read in one pass, in pieces; what cannot be read
+//! recording. Its first bytes tell which. It is read in one pass, in pieces; what cannot be read
 //! is told with its place, beside everything that could be.
 
 use std::collections::BTreeSet;
@@ -28,7 +28,7 @@ const TABLE_ENTRY_BYTES: u64 = 8;
 /// [`finish`](Self::finish) gives the totals.
 ///
 /// Memory, whatever is in the file: a buffer of up to 512 KiB, a chunk of a recording of up to
-/// 256 KiB, some 5 KiB for each of at most [`MAX_STREAMS`](recording::MAX_STREAMS) streams, and the
+/// 256 KiB, some 5 KiB for each of at most 256 streams, and the
 /// list of RAM blocks, which has at most [`Limits::blocks`] entries of less than 300 bytes.
 #[derive(Debug)]
 pub struct Inspection {

@@ -20,6 +20,8 @@
     )
 )]
 
+// Bytes are no interface of this crate: `docs` describes the trunk's, and `inspect` and `replay`
+// read recordings. Tests and fuzz targets see them.
 mod atomic_file;
 mod connections;
 mod coverage;
@@ -33,14 +35,23 @@ mod marks;
 mod numbers;
 pub mod receive;
 pub mod record;
+#[cfg(not(feature = "unstable-formats"))]
+#[allow(unreachable_pub, dead_code, unused_imports)]
+mod recording;
+#[cfg(feature = "unstable-formats")]
 pub mod recording;
 pub mod relay;
 pub mod replay;
 mod return_path;
 mod supervise;
+#[cfg(not(feature = "unstable-formats"))]
+#[allow(unreachable_pub, dead_code, unused_imports)]
+mod trunk;
+#[cfg(feature = "unstable-formats")]
 pub mod trunk;
 
 pub use atomic_file::FileError;
 pub use coverage::CoverageFault;
 pub use failure::Failure;
 pub use ingest::SourceSettings;
+pub use recording::RecordingError;

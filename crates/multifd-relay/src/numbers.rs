@@ -14,7 +14,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use multifd_wire::RamPacket;
 
-use crate::coverage::CoverageFault;
+use crate::coverage::Gap;
 
 /// A source that counts does not come as far: what has higher numbers has them for reasons of its
 /// own.
@@ -61,8 +61,8 @@ impl Numbers {
     /// Whether packets of all numbers up to the highest have come.
     ///
     /// # Errors
-    /// [`CoverageFault::Packets`].
-    pub(crate) fn check(&self) -> Result<(), CoverageFault> {
+    /// [`Gap::Packets`].
+    pub(crate) fn check(&self) -> Result<(), Gap> {
         let state = self.lock();
         if state.channels.is_empty() || state.highest >= HIGHEST {
             return Ok(());
@@ -75,7 +75,7 @@ impl Numbers {
         };
         match packets.saturating_sub(found) < least {
             true => Ok(()),
-            false => Err(CoverageFault::Packets { found, packets }),
+            false => Err(Gap::Packets { found, packets }),
         }
     }
 
@@ -104,7 +104,7 @@ mod tests {
     use multifd_wire::{BlockName, ChannelReceiver, Event, Limits, Packet, PageSize};
 
     /// As packets arrive, on one channel: a SYNC of a recent source has no page size.
-    fn noted(is_recent: bool, numbers: &[u64]) -> Result<(), CoverageFault> {
+    fn noted(is_recent: bool, numbers: &[u64]) -> Result<(), Gap> {
         let seen = Numbers::default();
         for &number in numbers {
             seen.note(0, &packet(number, false));
@@ -126,7 +126,7 @@ mod tests {
         let (found, packets) = (3, 4);
         assert_eq!(
             noted(true, &[0, 1, 3]),
-            Err(CoverageFault::Packets { found, packets })
+            Err(Gap::Packets { found, packets })
         );
         assert_eq!(noted(true, &[0, 0, 0]), Ok(()), "no numbers");
         assert_eq!(noted(true, &[u64::MAX, 7]), Ok(()), "no counter");

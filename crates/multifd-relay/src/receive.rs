@@ -39,7 +39,7 @@ use multifd_wire::main_stream::MainEvent;
 use multifd_wire::{BlockName, Packet, PageSize, RamPacket};
 
 use crate::failure::{Cause, Failure};
-use crate::image::{Folder, Image, ImageError, Images};
+use crate::image::{Folder, Image, ImageError, ImageFault, Images};
 use crate::ingest::{SourceSettings, take};
 use crate::keeper::{Keeper, TakeError, TakenChannel};
 
@@ -146,13 +146,17 @@ struct Receiver<'a> {
 
 impl Receiver<'_> {
     fn images(&self) -> Result<&Images, ImageError> {
-        self.images.get().ok_or(ImageError::UnknownBlock)
+        self.images
+            .get()
+            .ok_or(ImageError(ImageFault::UnknownBlock))
     }
 
     /// The image of the block that is `index` in the source's list.
     fn nth(&self, index: usize) -> Result<&Image, ImageError> {
         let images = self.images()?.as_slice();
-        images.get(index).ok_or(ImageError::UnknownBlock)
+        images
+            .get(index)
+            .ok_or(ImageError(ImageFault::UnknownBlock))
     }
 
     /// Writes a packet's pages to their image. `in_round` is the channel's round, if it has entered

@@ -47,7 +47,7 @@ const CHUNK_HEADER_LEN: usize = 12;
 
 /// What a recorded connection was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(
+#[allow(
     clippy::exhaustive_enums,
     reason = "the format of a recording fixes it"
 )]
@@ -60,7 +60,7 @@ pub enum Role {
 
 /// One piece of a recording.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(
+#[allow(
     clippy::exhaustive_enums,
     reason = "the format of a recording fixes it"
 )]
@@ -95,7 +95,7 @@ pub enum RecordingError {
     Io {
         /// Where.
         offset: u64,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// The file does not start like a recording.

@@ -69,8 +69,11 @@ struct Recorded {
 
 /// Why a file cannot be replayed.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum ReplayError {
+#[error(transparent)]
+pub struct ReplayError(#[from] Unfit);
+
+#[derive(Debug, thiserror::Error)]
+enum Unfit {
     /// It cannot be read at all.
     #[error("cannot replay {}", path.display())]
     Open {
@@ -137,27 +140,29 @@ impl Replay {
     /// When it is not whole. A destination would hang on a stream that breaks off.
     pub fn open(path: &Path) -> Result<Self, ReplayError> {
         let owned = || path.to_owned();
-        let inspection = Inspection::open(path).map_err(|source| ReplayError::Open {
+        let inspection = Inspection::open(path).map_err(|source| Unfit::Open {
             path: owned(),
             source,
         })?;
         let report = inspection.finish();
         if !report.recording {
-            return Err(ReplayError::NotARecording { path: owned() });
+            return Err(Unfit::NotARecording { path: owned() }.into());
         }
         if let Some(source) = report.damage {
-            return Err(ReplayError::Damaged {
+            return Err(Unfit::Damaged {
                 path: owned(),
                 source,
-            });
+            }
+            .into());
         }
         let mut streams = Vec::new();
         for (number, stream) in (0..).zip(&report.streams) {
             if let Some(source) = stream.fault {
-                return Err(ReplayError::Stream {
+                return Err(Unfit::Stream {
                     path: owned(),
                     source,
-                });
+                }
+                .into());
             }
             streams.push(Recorded {
                 number,
@@ -172,7 +177,7 @@ impl Replay {
         // keep their order.
         streams.sort_by_key(|stream| stream.channel != Channel::Main);
         if report.main().is_some_and(|main| main.postcopy) {
-            return Err(ReplayError::Postcopy { path: owned() });
+            return Err(Unfit::Postcopy { path: owned() }.into());
         }
         let return_path = report.main().is_some_and(|main| main.return_path);
         Ok(Self {

@@ -35,7 +35,7 @@ fn main() -> Result<()> {
                     let mut handshake = server.begin(far);
                     loop {
                         if let Some(accepted) = handshake.go_on()? {
-                            return Ok::<_, multifd_transport::tls::TlsError>(accepted);
+                            return Ok::<_, std::io::Error>(accepted);
                         }
                         thread::sleep(Duration::from_millis(1));
                     }

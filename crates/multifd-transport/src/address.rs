@@ -36,7 +36,7 @@ pub enum AddressError {
     /// It starts with neither `unix:` nor `tcp:`.
     #[error("`{found}` is no address: write unix:PATH or tcp:HOST:PORT")]
     Scheme {
-        /// What was typed.
+        /// The text of the address.
         found: String,
     },
     /// `unix:` without a path.
@@ -47,13 +47,13 @@ pub enum AddressError {
         "`tcp:{found}` needs a host and a port, as in tcp:192.0.2.1:4444, tcp:[::1]:4444 or, for all addresses, tcp::4444"
     )]
     NoPort {
-        /// What followed `tcp:`.
+        /// The text after `tcp:`.
         found: String,
     },
     /// A colon in a host which stands in no brackets: it may be an IPv6 address.
     #[error("`tcp:{found}`: an IPv6 address stands in brackets, as in tcp:[::1]:4444")]
     NoBrackets {
-        /// What followed `tcp:`.
+        /// The text after `tcp:`.
         found: String,
     },
     /// Brackets around what is no IPv6 address.
@@ -61,13 +61,13 @@ pub enum AddressError {
         "`{found}` is no IPv6 address; names and IPv4 addresses stand without brackets, as in tcp:192.0.2.1:4444"
     )]
     NoIpv6 {
-        /// What stood in the brackets.
+        /// The text in the brackets.
         found: String,
     },
     /// An IPv6 address which each interface has its own hosts for.
     #[error("`{found}` needs the interface that it is reached by, as in tcp:[{found}%eth0]:4444")]
     NoInterface {
-        /// What stood in the brackets.
+        /// The text in the brackets.
         found: String,
     },
 }

@@ -10,7 +10,7 @@ pub struct Cancel {
 }
 
 impl Cancel {
-    /// Nobody has asked for the end yet.
+    /// A new flag: not cancelled.
     #[must_use]
     pub fn new() -> Self {
         Self::default()

@@ -7,8 +7,8 @@
 //! migration is passed on, the way from whoever answered the call is followed from listener to
 //! listener; only a way that never leaves is refused, as relays of one process may well be chained.
 //!
-//! What is left out: a way back through something else, as a proxy, a translation of addresses or
-//! another relay's process. Nothing in a stream or in a socket tells of it.
+//! A way back through a proxy, a translation of addresses or another relay's process is not found:
+//! neither a stream nor a socket shows it.
 
 use std::fmt;
 use std::fs;
@@ -49,7 +49,7 @@ struct Listed {
     leads_to: Option<Address>,
 }
 
-/// What tells one socket from all others of this host.
+/// The identity of a socket on this host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Place {
     Tcp(SocketAddr),
@@ -103,7 +103,7 @@ impl Listing {
         Self { number }
     }
 
-    /// What the listener accepts is passed on to `connect`.
+    /// The listener's connections are passed on to `connect`.
     pub(crate) fn leads_to(&self, connect: &Address) {
         let mut listeners = lock();
         let mut listed = listeners.listed.iter_mut();
@@ -210,8 +210,7 @@ impl Look<'_> {
             .find(|listed| listed.places.iter().any(is_at))
     }
 
-    /// What an address stands for; none of the places of a port that nobody here listens at, which
-    /// no name has to be looked up for.
+    /// The places of an address. A port without a listener here gives none, and needs no look-up.
     fn places(&self, address: &Address) -> Vec<Place> {
         let text = match address {
             Address::Unix(path) => return Place::of_file(path).into_iter().collect(),
@@ -223,7 +222,7 @@ impl Look<'_> {
         };
         match host_and_port(text) {
             Ok((_, port)) if is_ours(port) => {
-                // What cannot be looked up is what the call is about to fail of.
+                // If the look-up fails, the call is about to fail too.
                 let found = resolve(text, Purpose::Dial, self.within, self.given_up);
                 found.into_iter().flatten().map(Place::Tcp).collect()
             }

@@ -79,6 +79,20 @@ impl Temporary {
         self.0.file
     }
 
+    /// Gives the file another name, in the place of what has it.
+    ///
+    /// # Errors
+    /// When the system does not; the file has its old name then.
+    pub(crate) fn rename(&mut self, to: &Path) -> io::Result<()> {
+        let mut files = lock();
+        fs::rename(&self.0.path, to)?;
+        if let Some(listed) = files.iter_mut().find(|listed| **listed == self.0) {
+            listed.path = to.to_owned();
+        }
+        self.0.path = to.to_owned();
+        Ok(())
+    }
+
     /// From now on the file is not removed.
     pub fn keep(&self) {
         lock().retain(|listed| *listed != self.0);

@@ -57,7 +57,7 @@ pub enum DialError {
     /// to do.
     #[error(transparent)]
     Io(#[from] io::Error),
-    /// Nobody answered.
+    /// No host answered.
     #[error(
         "no answer within {} s from {tried}; see that the destination accepts connections and that no firewall is in between",
         seconds(*within)
@@ -65,10 +65,10 @@ pub enum DialError {
     TimedOut {
         /// How long the call was to take at most.
         within: Duration,
-        /// Who was called.
+        /// The address that was called.
         tried: String,
     },
-    /// The caller wanted it no longer.
+    /// The caller gave up.
     #[error("the source gave up before the destination answered")]
     GivenUp,
 }
@@ -127,7 +127,7 @@ pub fn is_ours(error: &io::Error) -> bool {
     }
 }
 
-/// What one attempt came to.
+/// The outcome of one attempt.
 enum Attempt {
     Answered(Stream),
     Silent,
@@ -164,7 +164,7 @@ impl Target {
         })
     }
 
-    /// What was looked up.
+    /// The address that was looked up.
     pub fn address(&self) -> &Address {
         &self.address
     }
@@ -354,7 +354,7 @@ fn advice(host: SocketAddr, errno: Errno) -> &'static str {
     }
 }
 
-/// What to do about a unix socket which cannot be called, or listened on.
+/// Advice for a unix socket that cannot be called, or listened on.
 pub(crate) fn unix_advice(path: &Path, errno: Errno, purpose: Purpose) -> &'static str {
     let found = std::fs::metadata(path).ok().map(|file| file.file_type());
     match (errno, purpose) {

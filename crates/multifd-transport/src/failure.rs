@@ -51,7 +51,7 @@ pub struct Located<C: Error + 'static> {
     pub leg: Leg,
     /// The RAM block of the packet in hand, where there was one.
     pub block: Option<Box<BlockName>>,
-    /// What happened.
+    /// The cause.
     #[source]
     pub cause: C,
 }
@@ -59,7 +59,7 @@ pub struct Located<C: Error + 'static> {
 /// A failure of a connection.
 pub type Failure = Located<Cause>;
 
-/// What can go wrong on a connection.
+/// The failures of a connection.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Cause {
@@ -69,12 +69,12 @@ pub enum Cause {
     /// Connections can no longer be accepted; nothing about one migration.
     #[error("cannot accept connections")]
     Listener(#[source] io::Error),
-    /// Nobody could be reached.
+    /// The destination could not be reached.
     #[error("cannot connect to {address}")]
     Dial {
-        /// Who was to be reached.
+        /// The address of the destination.
         address: Address,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// The peer breaks the rules of the format.
@@ -217,6 +217,15 @@ pub enum SetupFault {
     NotBegun {
         /// How many multifd channels the source has.
         channels: usize,
+        /// How long was waited for it.
+        within: Duration,
+    },
+    /// The source has sent its set-up and no round.
+    #[error(
+        "the source sent nothing behind its set-up for {} s: it may have been cancelled, or its host stands still; \
+         migrate again", within.as_secs()
+    )]
+    NothingFollows {
         /// How long was waited for it.
         within: Duration,
     },

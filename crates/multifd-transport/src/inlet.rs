@@ -32,7 +32,7 @@ pub struct Inlet<'s> {
     bytes_in: u64,
 }
 
-/// What comes next on a channel.
+/// The next item of a channel.
 #[derive(Debug)]
 #[expect(
     clippy::large_enum_variant,
@@ -245,7 +245,7 @@ impl<'s> Inlet<'s> {
         Ok(self.receiver.payload_taken(count)?)
     }
 
-    /// What is wrong with a stream that ends here.
+    /// The fault of a stream that ends here.
     pub(crate) fn ended(&self) -> Result<(), Cause> {
         Ok(self.receiver.finish()?)
     }

@@ -35,22 +35,28 @@ const PORT_TRIES: usize = 16;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ListenOptions {
-    /// Who may connect to a unix socket, as a file's mode, whatever the umask: by default its
-    /// owner, 0600.
+    /// The mode of a unix socket's file, regardless of the umask. The default is 0600: only the
+    /// owner may connect.
     pub mode: u32,
+    /// An empty file stands where the unix socket is to be, and asks for it. The socket takes its
+    /// place at once, and listens already when it does. The file of a socket that nobody serves any
+    /// more asks for it too.
+    pub over_request: bool,
 }
 
 impl Default for ListenOptions {
     fn default() -> Self {
-        Self { mode: 0o600 }
+        Self {
+            mode: 0o600,
+            over_request: false,
+        }
     }
 }
 
-/// Why an address cannot be listened on.
+/// Why an address cannot be listened on: the inner error of an [`io::Error`].
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum ListenError {
-    /// Somebody does so already.
+enum ListenError {
+    /// Another process listens there.
     #[error("another process listens there; end it (`ss -lp` shows it), or choose another address")]
     InUse,
     /// A file or folder is in the socket's place. It is left alone.
@@ -61,7 +67,7 @@ pub enum ListenError {
     NoSocket {
         /// Where the socket was to be.
         path: PathBuf,
-        /// What is there.
+        /// The kind of the file there.
         found: &'static str,
     },
     /// The path does not fit a socket's address.
@@ -77,9 +83,9 @@ pub enum ListenError {
     Unix {
         /// Where it was to be.
         path: PathBuf,
-        /// What to do.
+        /// Advice.
         advice: &'static str,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// This host has no IPv6.
@@ -105,7 +111,7 @@ pub enum ListenError {
     /// The host is unknown.
     #[error(transparent)]
     Resolve(#[from] ResolveError),
-    /// The system cannot.
+    /// The system refuses.
     #[error("cannot make a listening socket")]
     Io(#[from] io::Error),
 }
@@ -121,12 +127,9 @@ impl From<ListenError> for io::Error {
             ListenError::Elsewhere { .. } => io::ErrorKind::AddrNotAvailable,
             ListenError::Privileged { .. } => io::ErrorKind::PermissionDenied,
             ListenError::Resolve(error) => error.kind(),
-            ListenError::Io(_) => io::ErrorKind::Other,
+            ListenError::Io(source) => source.kind(),
         };
-        match error {
-            ListenError::Io(error) => error,
-            error => io::Error::new(kind, error),
-        }
+        io::Error::new(kind, error)
     }
 }
 
@@ -166,18 +169,25 @@ impl Listener {
     ///
     /// # Errors
     /// When the address cannot be listened on.
-    pub fn bind(address: &Address) -> Result<Listener, ListenError> {
+    pub fn bind(address: &Address) -> io::Result<Listener> {
         Self::bind_with(address, &ListenOptions::default())
     }
 
     /// Listens on `address`.
     ///
     /// # Errors
-    /// As [`Listener::bind`].
-    pub fn bind_with(address: &Address, options: &ListenOptions) -> Result<Listener, ListenError> {
+    /// Same as [`Listener::bind`].
+    pub fn bind_with(address: &Address, options: &ListenOptions) -> io::Result<Listener> {
+        Ok(Self::listen(address, options)?)
+    }
+
+    fn listen(address: &Address, options: &ListenOptions) -> Result<Listener, ListenError> {
         match address {
             Address::Unix(path) => {
-                let (socket, file) = bind_unix(path, options.mode)?;
+                let (socket, file) = match options.over_request {
+                    true => bind_over(path, options.mode)?,
+                    false => bind_unix(path, options.mode)?,
+                };
                 let listing = Listing::new(address, vec![Place::Unix(file.identity())]);
                 Ok(Listener {
                     sockets: Sockets::One(ListeningSocket::Unix(socket)),
@@ -211,7 +221,7 @@ impl Listener {
         &self.address
     }
 
-    /// What it accepts will be passed on to `connect`.
+    /// Its connections will be passed on to `connect`.
     pub fn leads_to(&self, connect: &Address) {
         self.listing.leads_to(connect);
     }
@@ -355,11 +365,41 @@ fn bind_unix(path: &Path, mode: u32) -> Result<(UnixListener, Temporary), Listen
     Ok((socket.into(), file))
 }
 
-/// Makes way for a new socket.
+/// A socket in the place of the file that asks for it.
+fn bind_over(path: &Path, mode: u32) -> Result<(UnixListener, Temporary), ListenError> {
+    static NUMBER: AtomicUsize = AtomicUsize::new(0);
+    let found = path.as_os_str().len();
+    if found > UNIX_PATH_BYTES {
+        return Err(ListenError::PathTooLong { found });
+    }
+    if !asks_for_socket(path)? {
+        return Err(ListenError::InUse);
+    }
+    // No guest's name begins with a point, and no other thread or process has the same numbers.
+    let (process, number) = (std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+    let (socket, mut file) = bind_unix(&path.with_file_name(format!(".{process}-{number}")), mode)?;
+    file.rename(path)?;
+    Ok((socket, file))
+}
+
+/// Whether a file asks for a socket in its place: it is an empty file, or the file of a socket that
+/// nobody serves any more.
 ///
-/// A listener is not told by connecting to it: it may be a QEMU that takes its first connection for
-/// its migration. A datagram socket asks as well: it is told that it is of the wrong kind where
-/// there is a socket, and that the connection is refused where there is only the file of one.
+/// # Errors
+/// When the system does not tell.
+pub fn asks_for_socket(path: &Path) -> io::Result<bool> {
+    let file = match path.symlink_metadata() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        other => other?,
+    };
+    if file.file_type().is_socket() {
+        let address = SocketAddrUnix::new(path)?;
+        return is_abandoned(&address);
+    }
+    Ok(file.is_file() && file.len() == 0)
+}
+
+/// Makes way for a new socket.
 fn remove_abandoned_socket(path: &Path, address: &SocketAddrUnix) -> Result<(), ListenError> {
     let Ok(found) = path.symlink_metadata().map(|file| file.file_type()) else {
         return Ok(());
@@ -375,13 +415,22 @@ fn remove_abandoned_socket(path: &Path, address: &SocketAddrUnix) -> Result<(), 
             },
         });
     }
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let asking = socket_with(AddressFamily::UNIX, SocketType::DGRAM, flags, None);
-    match connect(&asking.map_err(io::Error::from)?, address) {
-        Err(Errno::CONNREFUSED) => Ok(std::fs::remove_file(path)?),
+    match is_abandoned(address)? {
+        true => Ok(std::fs::remove_file(path)?),
         // Somebody is there, or it is not ours to know: `bind` says that the address is in use.
-        _ => Ok(()),
+        false => Ok(()),
     }
+}
+
+/// Whether nobody serves a socket's file any more.
+///
+/// A listener is not told by connecting to it: it may be a QEMU that takes its first connection for
+/// its migration. A datagram socket asks as well: it is told that it is of the wrong kind where
+/// there is a socket, and that the connection is refused where there is only the file of one.
+fn is_abandoned(address: &SocketAddrUnix) -> io::Result<bool> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let asking = socket_with(AddressFamily::UNIX, SocketType::DGRAM, flags, None)?;
+    Ok(connect(&asking, address) == Err(Errno::CONNREFUSED))
 }
 
 /// Sockets at all addresses of a host, and the port that they have in common.
@@ -463,6 +512,10 @@ mod tests {
     use std::fs;
     use std::os::unix::net::{UnixDatagram, UnixStream};
 
+    fn refusal(address: &Address) -> ListenError {
+        Listener::listen(address, &ListenOptions::default()).unwrap_err()
+    }
+
     fn in_folder(name: &str) -> (tempfile::TempDir, PathBuf, Address) {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(name);
@@ -488,7 +541,7 @@ mod tests {
     fn a_served_socket_is_not_taken_over_and_an_abandoned_one_is() {
         let (_folder, path, address) = in_folder("s");
         let first = Listener::bind(&address).unwrap();
-        let error = Listener::bind(&address).unwrap_err();
+        let error = refusal(&address);
         assert!(matches!(error, ListenError::InUse), "{error}");
         assert!(
             first.try_accept().unwrap().is_none(),
@@ -502,7 +555,7 @@ mod tests {
         Listener::bind(&address).unwrap();
 
         let _datagrams = UnixDatagram::bind(&path).unwrap();
-        let error = Listener::bind(&address).unwrap_err();
+        let error = refusal(&address);
         assert!(matches!(error, ListenError::InUse), "{error}");
     }
 
@@ -520,16 +573,44 @@ mod tests {
     }
 
     #[test]
+    fn a_socket_takes_the_place_of_the_file_that_asks_for_it() {
+        let (folder, path, address) = in_folder("s");
+        let options = ListenOptions {
+            over_request: true,
+            ..ListenOptions::default()
+        };
+        let bind = || Listener::bind_with(&address, &options);
+        // Nobody asks.
+        assert_eq!(bind().unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        fs::write(&path, "mine").unwrap();
+        assert_eq!(bind().unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        assert_eq!(fs::read(&path).unwrap(), b"mine");
+        fs::write(&path, "").unwrap();
+        let listener = bind().unwrap();
+        UnixStream::connect(&path).unwrap();
+        accept(&listener);
+        // Somebody serves it.
+        assert!(!asks_for_socket(&path).unwrap());
+        assert_eq!(bind().unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        drop(listener);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+        drop(UnixListener::bind(&path).unwrap());
+        assert!(asks_for_socket(&path).unwrap());
+        drop(bind().unwrap());
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+
+    #[test]
     fn what_is_in_a_sockets_place_is_named_and_left_alone() {
         let (folder, path, address) = in_folder("s");
         fs::write(&path, "mine").unwrap();
-        let error = Listener::bind(&address).unwrap_err();
+        let error = refusal(&address);
         assert!(
             matches!(error, ListenError::NoSocket { found: "file", .. }),
             "{error}"
         );
         assert_eq!(fs::read(&path).unwrap(), b"mine");
-        let of = |path: &Path| Listener::bind(&Address::Unix(path.to_owned())).unwrap_err();
+        let of = |path: &Path| refusal(&Address::Unix(path.to_owned()));
         let error = of(folder.path());
         assert!(
             matches!(
@@ -570,7 +651,11 @@ mod tests {
         assert_eq!(mode(&path), 0o600);
         drop(listener);
         for wanted in [0o666, 0o660, 0o600] {
-            let _listener = Listener::bind_with(&address, &ListenOptions { mode: wanted }).unwrap();
+            let options = ListenOptions {
+                mode: wanted,
+                ..ListenOptions::default()
+            };
+            let _listener = Listener::bind_with(&address, &options).unwrap();
             assert_eq!(mode(&path), wanted);
             UnixStream::connect(&path).unwrap();
         }
@@ -584,7 +669,7 @@ mod tests {
         assert!(!text.ends_with(":0"), "{text}");
         let _caller = Stream::connect(listener.address()).unwrap();
         accept(&listener);
-        let error = Listener::bind(listener.address()).unwrap_err();
+        let error = refusal(listener.address());
         assert!(matches!(error, ListenError::InUse), "{error}");
     }
 
@@ -632,7 +717,7 @@ mod tests {
     #[test]
     fn what_is_no_address_of_this_host_is_said() {
         // RFC 5737: addresses that are nobody's.
-        let error = Listener::bind(&"tcp:192.0.2.1:4444".parse().unwrap()).unwrap_err();
+        let error = refusal(&"tcp:192.0.2.1:4444".parse().unwrap());
         assert!(matches!(error, ListenError::Elsewhere { .. }), "{error}");
         assert!(error.to_string().contains("tcp::4444"), "{error}");
     }

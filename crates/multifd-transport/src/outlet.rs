@@ -54,7 +54,7 @@ pub struct Outlet<'s> {
 struct Wire<'s> {
     stream: &'s Stream,
     sender: ChannelSender,
-    /// What is to be written next.
+    /// The bytes to write next.
     head: Vec<u8>,
     /// Nothing is written until the first packet is whole.
     holds: bool,
@@ -77,7 +77,7 @@ pub struct Written {
 pub struct Unwritten {
     /// The block of the packet's pages, if it has any.
     pub block: Option<Box<BlockName>>,
-    /// What went wrong.
+    /// The cause.
     pub cause: Cause,
 }
 

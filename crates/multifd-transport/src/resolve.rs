@@ -26,9 +26,8 @@ static LOOKUPS: AtomicUsize = AtomicUsize::new(0);
 
 /// Why a host could not be found.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum ResolveError {
-    /// It is none.
+pub(crate) enum ResolveError {
+    /// It is no valid address.
     #[error(transparent)]
     Address(#[from] AddressError),
     /// The system does not know the name.
@@ -38,7 +37,7 @@ pub enum ResolveError {
     Name {
         /// The name.
         host: String,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// The look-up takes too long.
@@ -62,13 +61,13 @@ pub enum ResolveError {
     Interface {
         /// The interface.
         name: String,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
-    /// Nobody waits for the answer any more.
+    /// The caller no longer waits for the answer.
     #[error("the source gave up while a name was looked up")]
     GivenUp,
-    /// This host cannot even ask.
+    /// This host cannot start a look-up.
     #[error("cannot look up a name")]
     Io(#[from] io::Error),
 }
@@ -87,7 +86,7 @@ impl ResolveError {
     }
 }
 
-/// What a host without a name stands for.
+/// The meaning of an empty host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Purpose {
     /// All addresses of this host.

@@ -37,14 +37,14 @@ pub struct Stream(Kind);
 enum Kind {
     Unix(UnixStream),
     Tcp(TcpStream),
-    Layered(Box<dyn Connection>),
+    Layered(Box<dyn Layer>),
 }
 
 /// A connection with a protocol of its own between a socket and what is carried: TLS, for one.
 ///
 /// One thread reads and another one writes at the same time; neither holds up the other.
-pub trait Connection: fmt::Debug + Send + Sync {
-    /// What it runs over.
+pub trait Layer: fmt::Debug + Send + Sync {
+    /// The stream below.
     fn under(&self) -> &Stream;
 
     /// Reads what is there. With `wait`, it waits for at least one byte. `Ok(0)` is the end that
@@ -58,7 +58,7 @@ pub trait Connection: fmt::Debug + Send + Sync {
     /// Looks at bytes that [`read`](Self::read) gives next, without waiting.
     ///
     /// # Errors
-    /// As those of `read`.
+    /// Same as `read`.
     fn peek(&self, buffer: &mut [u8]) -> io::Result<usize>;
 
     /// Whether a read would not wait although the socket may have nothing.
@@ -67,13 +67,13 @@ pub trait Connection: fmt::Debug + Send + Sync {
     /// Writes all of both parts.
     ///
     /// # Errors
-    /// Those of the socket.
+    /// Errors of the socket.
     fn write_all_of_two(&self, head: &[u8], body: &[u8]) -> io::Result<()>;
 
     /// Says that nothing more is written. The socket's direction is closed after that.
     ///
     /// # Errors
-    /// Those of the socket.
+    /// Errors of the socket.
     fn end(&self) -> io::Result<()>;
 
     /// How many bytes it has taken from what it runs over, and given to it, where that is not what
@@ -85,6 +85,24 @@ pub trait Connection: fmt::Debug + Send + Sync {
     /// Says why the connection is about to be closed, if its protocol can and the socket takes it
     /// at once.
     fn explain(&self, _words: &str) {}
+
+    /// Whether both ends have agreed on notes beside the bytes.
+    fn has_notes(&self) -> bool {
+        false
+    }
+
+    /// Says something beside the bytes, in the order of both, where there are notes.
+    ///
+    /// # Errors
+    /// Those of the socket.
+    fn tell(&self, _note: &[u8]) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// The peer's next note among those that stood before the bytes which were read.
+    fn told(&self) -> Option<Vec<u8>> {
+        None
+    }
 }
 
 impl Stream {
@@ -118,7 +136,7 @@ impl Stream {
     }
 
     /// A connection that runs over another one.
-    pub fn layered(connection: impl Connection + 'static) -> Stream {
+    pub fn layered(connection: impl Layer + 'static) -> Stream {
         Stream(Kind::Layered(Box::new(connection)))
     }
 
@@ -277,6 +295,30 @@ impl Stream {
         }
     }
 
+    /// Whether both ends have agreed on notes beside the bytes.
+    pub fn has_notes(&self) -> bool {
+        matches!(&self.0, Kind::Layered(connection) if connection.has_notes())
+    }
+
+    /// Says something beside the bytes, in the order of both, where there are notes.
+    ///
+    /// # Errors
+    /// Those of the socket.
+    pub fn tell(&self, note: &[u8]) -> io::Result<()> {
+        match &self.0 {
+            Kind::Layered(connection) => connection.tell(note),
+            Kind::Unix(_) | Kind::Tcp(_) => Ok(()),
+        }
+    }
+
+    /// The peer's next note among those that stood before the bytes which were read.
+    pub fn told(&self) -> Option<Vec<u8>> {
+        match &self.0 {
+            Kind::Layered(connection) => connection.told(),
+            Kind::Unix(_) | Kind::Tcp(_) => None,
+        }
+    }
+
     /// How many bytes a layer has taken from what it runs over, and given to it, where that is not
     /// what it has carried.
     pub fn bytes_below(&self) -> Option<[u64; 2]> {
@@ -379,7 +421,7 @@ pub(crate) enum Socket<'s> {
 }
 
 impl AsFd for Stream {
-    /// The socket's descriptor, to poll. What it carries may need [`Connection::read`] to be
+    /// The socket's descriptor, to poll. What it carries may need [`Layer::read`] to be
     /// understood.
     fn as_fd(&self) -> BorrowedFd<'_> {
         match self.socket() {
@@ -402,7 +444,7 @@ impl From<TcpStream> for Stream {
     }
 }
 
-/// What writing to a peer that has closed its end looks like.
+/// Whether an error means that the peer has closed its end.
 pub fn hung_up(error: &io::Error) -> bool {
     use io::ErrorKind::{BrokenPipe, ConnectionReset};
     matches!(error.kind(), BrokenPipe | ConnectionReset)
@@ -440,8 +482,7 @@ mod tests {
         assert_eq!(receiver.peek(&mut [0; 4]).unwrap(), 0);
     }
 
-    /// What a peer's host that is there answers in time, even where a fifth of all packets is lost
-    /// each way.
+    /// A reachable host answers in time, even where a fifth of all packets is lost each way.
     #[test]
     fn a_peer_is_asked_often_enough_for_a_lossy_link() {
         let listener = Listener::bind(&"tcp:127.0.0.1:0".parse().unwrap()).unwrap();

@@ -17,7 +17,7 @@ pub fn report_end<T>(tell: &Sender<T>, close_all: impl Fn(), work: impl FnOnce()
     }
 
     let _closing = Closing(close_all);
-    // Nobody hears it only if who waits for it has panicked.
+    // It fails only if the receiving thread has panicked.
     let _ = tell.send(work());
 }
 

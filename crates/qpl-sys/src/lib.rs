@@ -2,8 +2,8 @@
 //!
 //! libqpl compresses and decompresses deflate on Intel's In-Memory Analytics Accelerator (IAA) or,
 //! its *software path*, on the processor. This crate is the part of its C interface that a codec of
-//! memory pages needs: jobs, deflate Huffman tables and their serialisation, statistics, the
-//! version. Filters, CRC64, dictionaries and random access are left out.
+//! memory pages needs: jobs, deflate Huffman tables, statistics, the version. Filters, CRC64,
+//! dictionaries, serialisation and random access are left out.
 //!
 //! - Nothing is linked. [`Library::open`] finds `libqpl.so.1` at run time, so one binary serves
 //!   hosts with and without it, and the build needs no header.
@@ -28,11 +28,10 @@ mod library;
 mod status;
 mod types;
 
-pub use library::{Library, OpenError, SONAME};
+pub use library::{Library, OpenError};
 pub use status::Status;
 pub use types::{
-    Allocator, CompressionLevel, DecompressEnd, Flags, HISTOGRAM_DISTANCES,
-    HISTOGRAM_LITERAL_LENGTHS, Histogram, HuffmanTable, Index, Job, JobData, MiniBlockSize, NumaId,
-    OpaqueDictionary, OpaqueHuffmanTable, Operation, Path, SerializationFormat,
-    SerializationOptions, StatisticsMode, TableType,
+    Allocator, CompressionLevel, DecompressEnd, Flags, Histogram, HuffmanTable, Job, JobData,
+    MiniBlockSize, NumaId, OpaqueDictionary, OpaqueHuffmanTable, Operation, Path, StatisticsMode,
+    TableType,
 };

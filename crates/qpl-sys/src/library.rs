@@ -3,13 +3,10 @@
 use std::ffi::{CStr, c_char};
 use std::sync::OnceLock;
 
-use crate::{
-    Allocator, CompressionLevel, Histogram, HuffmanTable, Job, Path, SerializationOptions, Status,
-    TableType,
-};
+use crate::{Allocator, CompressionLevel, Histogram, HuffmanTable, Job, Path, Status, TableType};
 
 /// The library's file name. Every release 1.x has it.
-pub const SONAME: &str = "libqpl.so.1";
+const SONAME: &str = "libqpl.so.1";
 
 /// Why libqpl is not usable here.
 #[derive(Debug, thiserror::Error)]
@@ -71,7 +68,7 @@ pub struct Library {
     /// outcome.
     ///
     /// After [`Status::OK`] on hardware, the job, its buffers, its table and its index belong to
-    /// the device until [`Library::check_job`] or [`Library::wait_job`] reports completion. The
+    /// the device until [`Library::check_job`] reports completion. The
     /// library does not guard against a second submission.
     #[doc(alias = "qpl_submit_job")]
     pub submit_job: unsafe extern "C" fn(*mut Job) -> Status,
@@ -85,15 +82,6 @@ pub struct Library {
     /// [`Status::OK`], whatever the job's outcome was.
     #[doc(alias = "qpl_check_job")]
     pub check_job: unsafe extern "C" fn(*mut Job) -> Status,
-
-    /// `(job)`: waits for a submitted job without a time limit: for ever if the device never
-    /// answers. Otherwise it behaves like [`Library::check_job`].
-    #[doc(alias = "qpl_wait_job")]
-    pub wait_job: unsafe extern "C" fn(*mut Job) -> Status,
-
-    /// `(job)`: ends the job's life. It neither waits for the device nor cancels the job there.
-    #[doc(alias = "qpl_fini_job")]
-    pub fini_job: unsafe extern "C" fn(*mut Job) -> Status,
 
     /// `(source, len_bytes, histogram, level, path)`: adds the symbols of `source` to `histogram`,
     /// and one end of block per call.
@@ -117,44 +105,11 @@ pub struct Library {
 
     /// `(table, histogram)`: fills a table with codes that fit the histogram, at most 15 bits long.
     ///
-    /// Returns [`Status::NOT_SUPPORTED_MODE`] for [`TableType::DECOMPRESSION`], and a status from
-    /// 500 on for a combined table of the hardware path without a device.
+    /// Returns [`Status::NOT_SUPPORTED_MODE`] for a table for decompression alone, and a status
+    /// from 500 on for a combined table of the hardware path without a device.
     #[doc(alias = "qpl_huffman_table_init_with_histogram")]
     pub huffman_table_init_with_histogram:
         unsafe extern "C" fn(HuffmanTable, *const Histogram) -> Status,
-
-    /// `(table, other)`: fills a table from one for compression.
-    #[doc(alias = "qpl_huffman_table_init_with_other")]
-    pub huffman_table_init_with_other: unsafe extern "C" fn(HuffmanTable, HuffmanTable) -> Status,
-
-    /// `(table, type)`: writes to `type` the directions that the table serves.
-    #[doc(alias = "qpl_huffman_table_get_type")]
-    pub huffman_table_type: unsafe extern "C" fn(HuffmanTable, *mut TableType) -> Status,
-
-    /// `(table, options, size)`: writes to `size` the number of bytes that
-    /// [`Library::huffman_table_serialize`] will need.
-    #[doc(alias = "qpl_huffman_table_get_serialized_size")]
-    pub huffman_table_serialized_size:
-        unsafe extern "C" fn(HuffmanTable, SerializationOptions, *mut usize) -> Status,
-
-    /// `(table, buffer, len_bytes, options)`: serialises the table.
-    #[doc(alias = "qpl_huffman_table_serialize")]
-    pub huffman_table_serialize:
-        unsafe extern "C" fn(HuffmanTable, *mut u8, usize, SerializationOptions) -> Status,
-
-    /// `(dump, len_bytes, allocator, table)`: writes to `table` a new table, read from a dump by
-    /// the same release of the library.
-    ///
-    /// The library verifies neither the content nor the length of the dump: a dump from another
-    /// source is undefined behaviour.
-    #[doc(alias = "qpl_huffman_table_deserialize")]
-    pub huffman_table_deserialize:
-        unsafe extern "C" fn(*const u8, usize, Allocator, *mut HuffmanTable) -> Status,
-
-    /// `(len_bytes)`: the maximum compressed size of this many bytes, without a wrapper and not in
-    /// canned mode; 0 if that exceeds 32 bits. Absent before 1.7.
-    #[doc(alias = "qpl_get_safe_deflate_compression_buffer_size")]
-    pub safe_deflate_compression_buffer_size: Option<unsafe extern "C" fn(u32) -> u32>,
 
     get_library_version: unsafe extern "C" fn() -> *const c_char,
 }
@@ -216,22 +171,10 @@ fn load(name: &'static str) -> Result<Library, OpenError> {
         execute_job: function!("qpl_execute_job"),
         submit_job: function!("qpl_submit_job"),
         check_job: function!("qpl_check_job"),
-        wait_job: function!("qpl_wait_job"),
-        fini_job: function!("qpl_fini_job"),
         gather_deflate_statistics: function!("qpl_gather_deflate_statistics"),
         deflate_huffman_table_create: function!("qpl_deflate_huffman_table_create"),
         huffman_table_destroy: function!("qpl_huffman_table_destroy"),
         huffman_table_init_with_histogram: function!("qpl_huffman_table_init_with_histogram"),
-        huffman_table_init_with_other: function!("qpl_huffman_table_init_with_other"),
-        huffman_table_type: function!("qpl_huffman_table_get_type"),
-        huffman_table_serialized_size: function!("qpl_huffman_table_get_serialized_size"),
-        huffman_table_serialize: function!("qpl_huffman_table_serialize"),
-        huffman_table_deserialize: function!("qpl_huffman_table_deserialize"),
-        safe_deflate_compression_buffer_size: {
-            // SAFETY: as above; the symbol may be absent.
-            let found = unsafe { opened.get("qpl_get_safe_deflate_compression_buffer_size") };
-            found.ok().map(|function| *function)
-        },
         get_library_version: function!("qpl_get_library_version"),
     };
     // The functions outlive this handle only if the library is never closed.

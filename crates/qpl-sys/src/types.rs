@@ -52,8 +52,6 @@ integers! {
     CompressionLevel: u32 {
         /// The device's effort; on the software path the fast one.
         DEFAULT = 1,
-        /// Higher effort, software path only.
-        HIGH = 3,
     }
 
     /// The output of [`Operation::COMPRESS`] (C: `qpl_statistics_mode`, `qpl/c_api/statistics.h`).
@@ -61,8 +59,6 @@ integers! {
     StatisticsMode: u32 {
         /// A compressed stream.
         COMPRESSION = 0,
-        /// A [`Histogram`].
-        GATHERING = 1,
     }
 
     /// The spacing of entries in [`Job::idx_array`] (C: `qpl_mini_block_size`, `qpl/c_api/defs.h`).
@@ -70,20 +66,6 @@ integers! {
     MiniBlockSize: u32 {
         /// No index.
         NONE = 0,
-        /// Every 512 bytes of input.
-        B512 = 1,
-        /// Every 1 KiB.
-        K1 = 2,
-        /// Every 2 KiB.
-        K2 = 3,
-        /// Every 4 KiB.
-        K4 = 4,
-        /// Every 8 KiB.
-        K8 = 5,
-        /// Every 16 KiB.
-        K16 = 6,
-        /// Every 32 KiB.
-        K32 = 7,
     }
 
     /// Where decompression stops and how the stream must end; only used by a job with
@@ -94,18 +76,8 @@ integers! {
         STOP_AND_CHECK_FOR_BFINAL_EOB = 0,
         /// Neither stops nor checks.
         DONT_STOP_OR_CHECK = 1,
-        /// Stops at the end of any block and requires one.
-        STOP_AND_CHECK_FOR_ANY_EOB = 2,
-        /// Stops at the end of any block.
-        STOP_ON_ANY_EOB = 3,
-        /// Stops at the end of the final block.
-        STOP_ON_BFINAL_EOB = 4,
         /// Requires that the input ends with a block.
         CHECK_FOR_ANY_EOB = 5,
-        /// Requires that the input ends with the final block.
-        CHECK_FOR_BFINAL_EOB = 6,
-        /// Also checks on a block that is not the last.
-        CHECK_ON_NONLAST_BLOCK = 8,
     }
 
     /// The devices that a hardware job may use; a value of 0 or above is a NUMA node
@@ -130,19 +102,6 @@ integers! {
         COMBINED = 0,
         /// Compression. Using it to decompress crashes the library.
         COMPRESSION = 1,
-        /// Decompression. Using it to compress crashes the library. It can only be filled from
-        /// another table.
-        DECOMPRESSION = 2,
-    }
-
-    /// The format of a serialised table (C: `qpl_serialization_format_e`,
-    /// `qpl/c_api/serialization.h`).
-    #[doc(alias = "qpl_serialization_format_e")]
-    SerializationFormat: u32 {
-        /// Listed in the header, but refused by the library.
-        COMPACT = 0,
-        /// The table's memory image, about 31 KB for a combined table.
-        RAW = 1,
     }
 
     /// Options of a job, combined with `|` (C: `QPL_FLAG_*`, `qpl/c_api/defs.h`). The options of
@@ -155,27 +114,12 @@ integers! {
         FIRST = 0x1,
         /// Last job of a stream: the block is final and the output ends on a byte boundary.
         LAST = 0x2,
-        /// gzip wrapper: written by compression, skipped (its trailer is not verified) by
-        /// decompression.
-        GZIP_MODE = 0x8,
-        /// Compression writes neither headers nor ends of blocks, and decompression expects none
-        /// (Huffman-only).
-        NO_HDRS = 0x20,
-        /// Decompression of mini-blocks.
-        RND_ACCESS = 0x200,
-        /// Decompression on hardware writes all output, not only whole 8-byte words;
-        /// [`Flags::LAST`] has the same effect.
-        DECOMP_FLUSH_ALWAYS = 0x800,
-        /// Ends the block and starts one in the middle of a stream.
-        START_NEW_BLOCK = 0x1000,
         /// A Huffman code made from the data: a dynamic block.
         DYNAMIC_HUFFMAN = 0x2000,
         /// Compression skips the verification of its own output.
         OMIT_VERIFY = 0x4000,
-        /// Compression uses no matches.
-        GEN_LITERALS = 0x8000,
         /// zlib wrapper: written (window 4096) by compression, skipped (its trailer is not
-        /// verified) by decompression. Incompatible with [`Flags::GZIP_MODE`]. On the hardware path
+        /// verified) by decompression. Incompatible with `QPL_FLAG_GZIP_MODE`. On the hardware path
         /// of 1.9.0 the Adler-32 continues from one stream of the job to the next and is only right
         /// in the first.
         ZLIB_MODE = 0x8_0000,
@@ -198,11 +142,9 @@ impl BitOr for Flags {
 
 /// Literal and match length symbols in a [`Histogram`] (C: `QPL_LITERALS_MATCHES_TABLE_SIZE`; RFC
 /// 1951, section 3.2.5).
-#[doc(alias = "QPL_LITERALS_MATCHES_TABLE_SIZE")]
-pub const HISTOGRAM_LITERAL_LENGTHS: usize = 286;
+const HISTOGRAM_LITERAL_LENGTHS: usize = 286;
 /// Distance symbols in a [`Histogram`] (C: `QPL_DEFAULT_OFFSETS_NUMBER`; RFC 1951, section 3.2.5).
-#[doc(alias = "QPL_DEFAULT_OFFSETS_NUMBER")]
-pub const HISTOGRAM_DISTANCES: usize = 30;
+const HISTOGRAM_DISTANCES: usize = 30;
 
 /// One job: the visible head of an allocation of [`Library::job_size`](crate::Library::job_size)
 /// bytes (C: `qpl_job`, `qpl/c_api/job.h`).
@@ -212,8 +154,8 @@ pub const HISTOGRAM_DISTANCES: usize = 30;
 /// because it holds addresses into itself. The library advances `next_*` and `available_*` like
 /// zlib and leaves them in any state after a failure, so set every input field before each run.
 ///
-/// Fields of filters and CRC64 are present for the layout; the operations listed here do not use
-/// them.
+/// Private fields keep the layout: those of filters and CRC64, which the operations listed here do
+/// not use.
 #[doc(alias = "qpl_job")]
 #[repr(C)]
 #[derive(Debug)]
@@ -236,8 +178,7 @@ pub struct Job {
     pub flags: Flags,
     /// CRC-32 (zlib's) of the uncompressed bytes since [`Flags::FIRST`], on output.
     pub crc: u32,
-    /// XOR of the uncompressed bytes in 16-bit words; stays 0 for compression on the software path.
-    pub xor_checksum: u32,
+    _xor_checksum: u32,
     /// Hardware path: bits used in the last byte of output, 0 for all eight. Software path: always
     /// 0.
     pub last_bit_offset: u32,
@@ -251,50 +192,19 @@ pub struct Job {
     pub dictionary: *mut OpaqueDictionary,
     /// The spacing of index entries.
     pub mini_block_size: MiniBlockSize,
-    /// Room for index entries, each an [`Index`].
+    /// Room for index entries, each a `qpl_index`.
     pub idx_array: *mut u64,
     /// Capacity of `idx_array` in entries.
     pub idx_max_size: u32,
-    /// Entries written since [`Flags::FIRST`].
-    pub idx_num_written: u32,
+    _idx_num_written: u32,
     /// Where decompression stops.
     pub decomp_end_processing: DecompressEnd,
     /// Bits to skip at the start of the first byte of input, 0..=7.
     pub ignore_start_bits: u8,
     /// Bits to skip at the end of the last byte of input, 0..=7.
     pub ignore_end_bits: u8,
-    /// CRC64: polynomial.
-    pub crc64_poly: u64,
-    /// CRC64: value.
-    pub crc64: u64,
-    /// Filters: second source.
-    pub next_src2_ptr: *mut u8,
-    /// Filters: bytes at `next_src2_ptr`.
-    pub available_src2: u32,
-    /// Filters: element width of the first source in bits.
-    pub src1_bit_width: u32,
-    /// Filters: element width of the second source in bits.
-    pub src2_bit_width: u32,
-    /// Filters: number of elements.
-    pub num_input_elements: u32,
-    /// Filters: output width.
-    pub out_bit_width: u32,
-    /// Filters: lower parameter.
-    pub param_low: u32,
-    /// Filters: upper parameter.
-    pub param_high: u32,
-    /// Filters: bytes to drop.
-    pub drop_initial_bytes: u32,
-    /// Filters: index of the first output.
-    pub initial_output_index: u32,
-    /// Filters: format of the first source.
-    pub parser: u32,
-    /// Filters: aggregate.
-    pub first_index_min_value: u32,
-    /// Filters: aggregate.
-    pub last_index_max_value: u32,
-    /// Filters: aggregate.
-    pub sum_value: u32,
+    // Filters and CRC64, and two bytes of padding in front.
+    _filters: [u32; 20],
     /// The devices that may be used.
     pub numa_id: NumaId,
     /// Private data of the library.
@@ -318,18 +228,6 @@ pub struct JobData {
     pub path: Path,
 }
 
-/// One entry of [`Job::idx_array`], in the place of one `u64` (C: `qpl_index`,
-/// `qpl/c_api/index_table.h`).
-#[doc(alias = "qpl_index")]
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Index {
-    /// Bit of the output at which the mini-block (or header, or end of block) begins.
-    pub bit_offset: u32,
-    /// CRC-32 of the input up to this point.
-    pub crc: u32,
-}
-
 /// The count of each deflate symbol (C: `qpl_histogram`, `qpl/c_api/statistics.h`).
 #[doc(alias = "qpl_histogram")]
 #[repr(C)]
@@ -337,12 +235,10 @@ pub struct Index {
 pub struct Histogram {
     /// Literals (0..256), end of block (256), match lengths (257..).
     pub literal_lengths: [u32; HISTOGRAM_LITERAL_LENGTHS],
-    /// Not used.
-    pub reserved_literal_lengths: [u32; 2],
+    _reserved_literal_lengths: [u32; 2],
     /// Distances.
     pub distances: [u32; HISTOGRAM_DISTANCES],
-    /// Not used.
-    pub reserved_distances: [u32; 2],
+    _reserved_distances: [u32; 2],
 }
 
 impl Default for Histogram {
@@ -350,9 +246,9 @@ impl Default for Histogram {
     fn default() -> Self {
         Histogram {
             literal_lengths: [0; HISTOGRAM_LITERAL_LENGTHS],
-            reserved_literal_lengths: [0; 2],
+            _reserved_literal_lengths: [0; 2],
             distances: [0; HISTOGRAM_DISTANCES],
-            reserved_distances: [0; 2],
+            _reserved_distances: [0; 2],
         }
     }
 }
@@ -369,26 +265,6 @@ pub struct Allocator {
     pub allocate: unsafe extern "C" fn(len_bytes: usize) -> *mut c_void,
     /// Frees such memory.
     pub free: unsafe extern "C" fn(memory: *mut c_void),
-}
-
-/// How to serialise a table (C: `serialization_options_t`, `qpl/c_api/serialization.h`); passed by
-/// value.
-#[doc(alias = "serialization_options_t")]
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SerializationOptions {
-    /// Format.
-    pub format: SerializationFormat,
-    /// Must be 0.
-    pub flags: u64,
-}
-
-impl SerializationOptions {
-    /// The only format that the library implements (C: `DEFAULT_SERIALIZATION_OPTIONS`).
-    pub const RAW: SerializationOptions = SerializationOptions {
-        format: SerializationFormat::RAW,
-        flags: 0,
-    };
 }
 
 /// A Huffman table made by the library (C: `qpl_huffman_table_t`, `qpl/c_api/huffman_table.h`).
@@ -427,23 +303,17 @@ macro_rules! layout {
 // libqpl only exists for x86-64, and the numbers below are those of its System V ABI.
 layout!(Job: size 240, align 8, {
     next_in_ptr @ 0, available_in @ 8, total_in @ 12, next_out_ptr @ 16, available_out @ 24,
-    total_out @ 28, op @ 32, flags @ 36, crc @ 40, xor_checksum @ 44, last_bit_offset @ 48,
+    total_out @ 28, op @ 32, flags @ 36, crc @ 40, _xor_checksum @ 44, last_bit_offset @ 48,
     level @ 52, statistics_mode @ 56, huffman_table @ 64, dictionary @ 72, mini_block_size @ 80,
-    idx_array @ 88, idx_max_size @ 96, idx_num_written @ 100, decomp_end_processing @ 104,
-    ignore_start_bits @ 105, ignore_end_bits @ 106, crc64_poly @ 112, crc64 @ 120,
-    next_src2_ptr @ 128, available_src2 @ 136, src1_bit_width @ 140, src2_bit_width @ 144,
-    num_input_elements @ 148, out_bit_width @ 152, param_low @ 156, param_high @ 160,
-    drop_initial_bytes @ 164, initial_output_index @ 168, parser @ 172, first_index_min_value @ 176,
-    last_index_max_value @ 180, sum_value @ 184, numa_id @ 188, data_ptr @ 192,
+    idx_array @ 88, idx_max_size @ 96, _idx_num_written @ 100, decomp_end_processing @ 104,
+    ignore_start_bits @ 105, ignore_end_bits @ 106, _filters @ 108, numa_id @ 188, data_ptr @ 192,
 });
 layout!(JobData: size 48, align 8, {
     compress_state_ptr @ 0, decompress_state_ptr @ 8, analytics_state_ptr @ 16,
     middle_layer_buffer_ptr @ 24, hw_state_ptr @ 32, path @ 40,
 });
-layout!(Index: size 8, align 4, { bit_offset @ 0, crc @ 4 });
 layout!(Histogram: size 1280, align 4, {
-    literal_lengths @ 0, reserved_literal_lengths @ 1144, distances @ 1152,
-    reserved_distances @ 1272,
+    literal_lengths @ 0, _reserved_literal_lengths @ 1144, distances @ 1152,
+    _reserved_distances @ 1272,
 });
 layout!(Allocator: size 16, align 8, { allocate @ 0, free @ 8 });
-layout!(SerializationOptions: size 16, align 8, { format @ 0, flags @ 8 });

@@ -12,9 +12,8 @@ use std::path::Path as FsPath;
 use std::process::Command;
 
 use qpl_sys::{
-    Allocator, CompressionLevel, DecompressEnd, Flags, HISTOGRAM_DISTANCES,
-    HISTOGRAM_LITERAL_LENGTHS, Histogram, HuffmanTable, Index, Job, JobData, MiniBlockSize, NumaId,
-    Operation, Path, SerializationFormat, SerializationOptions, StatisticsMode, Status, TableType,
+    Allocator, CompressionLevel, DecompressEnd, Flags, Histogram, HuffmanTable, Job, JobData,
+    MiniBlockSize, NumaId, Operation, Path, StatisticsMode, Status, TableType,
 };
 
 use support::not_run;
@@ -64,7 +63,6 @@ fn structures() -> Vec<Fact> {
             op,
             flags,
             crc,
-            xor_checksum,
             last_bit_offset,
             level,
             statistics_mode,
@@ -73,50 +71,21 @@ fn structures() -> Vec<Fact> {
             mini_block_size,
             idx_array,
             idx_max_size,
-            idx_num_written,
             decomp_end_processing,
             ignore_start_bits,
             ignore_end_bits,
-            crc64_poly,
-            crc64,
-            next_src2_ptr,
-            available_src2,
-            src1_bit_width,
-            src2_bit_width,
-            num_input_elements,
-            out_bit_width,
-            param_low,
-            param_high,
-            drop_initial_bytes,
-            initial_output_index,
-            parser,
-            first_index_min_value,
-            last_index_max_value,
-            sum_value,
             numa_id,
             data_ptr,
         ]
     );
     structure!(facts, JobData, "qpl_data", [path]);
-    structure!(facts, Index, "qpl_index", [bit_offset, crc]);
     structure!(
         facts,
         Histogram,
         "qpl_histogram",
-        [
-            literal_lengths,
-            reserved_literal_lengths,
-            distances,
-            reserved_distances
-        ]
+        [literal_lengths, distances]
     );
     structure!(facts, Allocator, "allocator_t", [allocate as "allocator", free as "deallocator"]);
-    structure!(
-        facts,
-        SerializationOptions,
-        "serialization_options_t",
-        [format, flags]
-    );
     structure!(facts, HuffmanTable, "qpl_huffman_table_t", []);
     structure!(facts, Path, "qpl_path_t", []);
     structure!(facts, Operation, "qpl_operation", []);
@@ -124,7 +93,6 @@ fn structures() -> Vec<Fact> {
     structure!(facts, StatisticsMode, "qpl_statistics_mode", []);
     structure!(facts, MiniBlockSize, "qpl_mini_block_size", []);
     structure!(facts, TableType, "qpl_huffman_table_type_e", []);
-    structure!(facts, SerializationFormat, "qpl_serialization_format_e", []);
     structure!(facts, Status, "qpl_status", []);
     facts
 }
@@ -137,57 +105,28 @@ fn constants() -> Vec<Fact> {
         Operation::DECOMPRESS.0 => "qpl_op_decompress",
         Operation::COMPRESS.0 => "qpl_op_compress",
         CompressionLevel::DEFAULT.0 => "qpl_default_level",
-        CompressionLevel::HIGH.0 => "qpl_high_level",
         StatisticsMode::COMPRESSION.0 => "qpl_compression_mode",
-        StatisticsMode::GATHERING.0 => "qpl_gathering_mode",
         MiniBlockSize::NONE.0 => "qpl_mblk_size_none",
-        MiniBlockSize::B512.0 => "qpl_mblk_size_512",
-        MiniBlockSize::K1.0 => "qpl_mblk_size_1k",
-        MiniBlockSize::K2.0 => "qpl_mblk_size_2k",
-        MiniBlockSize::K4.0 => "qpl_mblk_size_4k",
-        MiniBlockSize::K8.0 => "qpl_mblk_size_8k",
-        MiniBlockSize::K16.0 => "qpl_mblk_size_16k",
-        MiniBlockSize::K32.0 => "qpl_mblk_size_32k",
         DecompressEnd::STOP_AND_CHECK_FOR_BFINAL_EOB.0 => "qpl_stop_and_check_for_bfinal_eob",
         DecompressEnd::DONT_STOP_OR_CHECK.0 => "qpl_dont_stop_or_check",
-        DecompressEnd::STOP_AND_CHECK_FOR_ANY_EOB.0 => "qpl_stop_and_check_for_any_eob",
-        DecompressEnd::STOP_ON_ANY_EOB.0 => "qpl_stop_on_any_eob",
-        DecompressEnd::STOP_ON_BFINAL_EOB.0 => "qpl_stop_on_bfinal_eob",
         DecompressEnd::CHECK_FOR_ANY_EOB.0 => "qpl_check_for_any_eob",
-        DecompressEnd::CHECK_FOR_BFINAL_EOB.0 => "qpl_check_for_bfinal_eob",
-        DecompressEnd::CHECK_ON_NONLAST_BLOCK.0 => "qpl_check_on_nonlast_block",
         NumaId::SOCKET.0 => "QPL_DEVICE_NUMA_ID_SOCKET",
         NumaId::CURRENT.0 => "QPL_DEVICE_NUMA_ID_CURRENT",
         NumaId::ANY.0 => "QPL_DEVICE_NUMA_ID_ANY",
         TableType::COMBINED.0 => "combined_table_type",
         TableType::COMPRESSION.0 => "compression_table_type",
-        TableType::DECOMPRESSION.0 => "decompression_table_type",
-        SerializationFormat::COMPACT.0 => "serialization_compact",
-        SerializationFormat::RAW.0 => "serialization_raw",
         Flags::FIRST.0 => "QPL_FLAG_FIRST",
         Flags::LAST.0 => "QPL_FLAG_LAST",
-        Flags::GZIP_MODE.0 => "QPL_FLAG_GZIP_MODE",
-        Flags::NO_HDRS.0 => "QPL_FLAG_NO_HDRS",
-        Flags::RND_ACCESS.0 => "QPL_FLAG_RND_ACCESS",
-        Flags::DECOMP_FLUSH_ALWAYS.0 => "QPL_FLAG_DECOMP_FLUSH_ALWAYS",
-        Flags::START_NEW_BLOCK.0 => "QPL_FLAG_START_NEW_BLOCK",
         Flags::DYNAMIC_HUFFMAN.0 => "QPL_FLAG_DYNAMIC_HUFFMAN",
         Flags::OMIT_VERIFY.0 => "QPL_FLAG_OMIT_VERIFY",
-        Flags::GEN_LITERALS.0 => "QPL_FLAG_GEN_LITERALS",
         Flags::ZLIB_MODE.0 => "QPL_FLAG_ZLIB_MODE",
         Flags::CANNED_MODE.0 => "QPL_FLAG_CANNED_MODE",
-        HISTOGRAM_LITERAL_LENGTHS => "QPL_LITERALS_MATCHES_TABLE_SIZE",
-        HISTOGRAM_DISTANCES => "QPL_DEFAULT_OFFSETS_NUMBER",
     ];
-    for status in Status::LISTED {
-        facts.push((
-            status
-                .name()
-                .expect("a listed status has a name")
-                .to_owned(),
-            i64::from(status.0),
-        ));
-    }
+    // Statuses are below 512.
+    let named = (0..512)
+        .map(Status)
+        .filter_map(|status| Some((status.name()?, status.0)));
+    facts.extend(named.map(|(name, number)| (name.to_owned(), i64::from(number))));
     facts
 }
 

@@ -3,7 +3,7 @@
 use std::env::consts::ARCH;
 use std::path::Path;
 
-use iaa_detect::{System, Verdict, detect};
+use iaa_detect::{Verdict, detect};
 use multifd_codec::{Accel, Settings, Unsupported, encoder};
 use multifd_wire::Method;
 use qemu_lab::{Part, Root};
@@ -32,7 +32,7 @@ pub fn run() -> Result<()> {
         }
     }
     println!();
-    let verdict = detect(Path::new("/"), &System).verdict;
+    let verdict = detect(Path::new("/")).verdict;
     if let Verdict::NotReady { .. } = verdict {
         println!("{verdict}; what removes that: cargo xtask detect");
     }

@@ -6,15 +6,15 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use campaign::campaign::{Options, run as run_campaign};
 use campaign::scenario::Kind;
 
-use crate::Result;
 use crate::multifd;
+use crate::{Result, target_dir};
 
 #[derive(clap::Args)]
 pub struct Arguments {
     /// No run begins after so many seconds
     #[arg(long, value_name = "N", default_value_t = 60)]
     seconds: u64,
-    /// Of the first run; each further one has the next. By default the clock says
+    /// Seed of the first run; each further run has the next. The default is the clock
     #[arg(long, value_name = "S")]
     seed: Option<u64>,
     /// No more runs than this
@@ -32,7 +32,7 @@ pub struct Arguments {
     /// Runs at once
     #[arg(long, value_name = "N", default_value_t = 4)]
     workers: usize,
-    /// What has not ended after so many seconds hangs
+    /// Seconds after which a run counts as hanging
     #[arg(long, value_name = "S", default_value_t = 60)]
     limit: u64,
     /// A multifd that is built already, instead of this tree's for release
@@ -41,6 +41,24 @@ pub struct Arguments {
     /// A multifd-bench that is built already, instead of this tree's for release
     #[arg(long, value_name = "FILE")]
     sender: Option<PathBuf>,
+}
+
+/// A minute of it, with the programs that the tests have built. No run begins in the last seconds
+/// of that minute, so that most runs end in it.
+pub fn minute() -> Result<()> {
+    let built = |name: &str| target_dir().join("debug").join(name);
+    run(&Arguments {
+        seconds: 55,
+        seed: None,
+        runs: None,
+        qemu: false,
+        only: Vec::new(),
+        fault: None,
+        workers: 4,
+        limit: 60,
+        program: Some(built("multifd")),
+        sender: Some(built("multifd-bench")),
+    })
 }
 
 pub fn run(arguments: &Arguments) -> Result<()> {

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use iaa_detect::{System, detect};
+use iaa_detect::detect;
 use qemu_lab::{Part, QemuBinary, SETUP_COMMAND};
 
 use crate::Result;
@@ -52,7 +52,7 @@ pub fn run() -> Result<()> {
             "true",
         ]))),
     );
-    print!("\n{}", detect(Path::new("/"), &System));
+    print!("\n{}", detect(Path::new("/")));
     Ok(())
 }
 

@@ -1,4 +1,5 @@
-//! `cargo xtask test`: runs all tests, and lists by name those that could not run.
+//! `cargo xtask test`: runs all tests and a minute of the campaign, and lists by name the tests
+//! that could not run.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -7,6 +8,7 @@ use std::process::Command;
 
 use qemu_lab::{MISSING_LOG, Part, Root, SETUP_COMMAND};
 
+use super::campaign;
 use crate::{Result, cargo, run as run_command, target_dir, workspace};
 
 /// The crates with tests that open libqpl. (Those of `multifd-cli` start relays that do, and run
@@ -19,7 +21,7 @@ const USE_QPL: [&str; 5] = [
     "multifd-relay",
 ];
 
-/// Those of them that also have to work without it.
+/// Crates among them that must also work without libqpl.
 const WORK_WITHOUT_QPL: [&str; 3] = ["iaa-detect", "multifd-codec", "multifd-relay"];
 
 pub fn run() -> Result<()> {
@@ -61,6 +63,9 @@ pub fn run() -> Result<()> {
         );
         outcome = outcome.and(fuzz_outcome);
     }
+    // It judges by time limits, so nothing else runs beside it.
+    println!("\n== a minute of the campaign\n");
+    outcome = outcome.and(campaign::minute());
     let not_run = fs::read_to_string(&log).unwrap_or_default();
     print!("{}", summary(&not_run));
     outcome

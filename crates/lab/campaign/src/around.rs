@@ -1,4 +1,4 @@
-//! What is around a migration: the source's network, strangers, killers, and the clock.
+//! The surroundings of a migration: the source's network, strangers, killers, and the clock.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -12,7 +12,7 @@ use crate::plan::{Plan, hello};
 use crate::process::Multifd;
 use crate::scenario::{Scenario, Victim};
 
-/// What all threads of a run share.
+/// State that all threads of a run share.
 #[derive(Debug, Default)]
 pub struct Around {
     /// Ends the run.

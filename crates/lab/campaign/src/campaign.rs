@@ -20,7 +20,7 @@ use crate::relays;
 use crate::scenario::{Kind, Scenario};
 use crate::verdict::Class;
 
-/// What is to be run.
+/// The options of a campaign.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// The `multifd` under test.
@@ -31,7 +31,7 @@ pub struct Options {
     pub time: Duration,
     /// No more runs than this.
     pub runs: Option<u64>,
-    /// Of the first run; each further one has the next.
+    /// Seed of the first run; each further run has the next.
     pub seed: u64,
     /// What stands between the ends.
     pub kinds: Vec<Kind>,
@@ -39,7 +39,7 @@ pub struct Options {
     pub fault: Option<String>,
     /// Runs at once.
     pub workers: usize,
-    /// What has not ended by then hangs.
+    /// Time after which a run counts as hanging.
     pub limit: Duration,
 }
 
@@ -118,14 +118,14 @@ impl Summary {
     }
 }
 
-/// What all runs of a worker need.
+/// Resources that all runs of a worker share.
 #[derive(Debug)]
 pub struct Bench {
     /// The `multifd` under test.
     pub program: PathBuf,
     /// The `multifd-bench` that sends guests to it.
     pub sender: PathBuf,
-    /// What has not ended by then hangs.
+    /// Time after which a run counts as hanging.
     pub limit: Duration,
     base: PathBuf,
     folders: AtomicUsize,

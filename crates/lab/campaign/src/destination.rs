@@ -17,7 +17,7 @@ use crate::locked;
 use crate::net::{Listener, Socket, Stop, Trigger};
 use crate::plan::{Act, Memory, PAGE, Plan, Who};
 
-/// What a destination does beside reading.
+/// A destination's behaviour besides reading.
 #[derive(Debug, Clone)]
 pub struct DestinationBehaviour {
     /// How many channels it waits for.

@@ -10,7 +10,7 @@ use crate::plan::Plan;
 use crate::source::{self, SourceBehaviour, SourceEnd, SourceReport};
 use crate::verdict::{Evidence, Excuse, Part};
 
-/// What the ends of one migration came to.
+/// The outcomes of the ends of one migration.
 #[derive(Debug, Clone)]
 pub struct Ends {
     /// The source.
@@ -35,7 +35,7 @@ pub fn migrate(
             scope.spawn(|| destination::receive(plan, destination, listener, stop, &give_up, &[]));
         let source = source::send(plan, source, address, stop, passed);
         let patience = match source.end {
-            // What is on its way may still arrive.
+            // Bytes on their way may still arrive.
             SourceEnd::Kept | SourceEnd::Killed => Duration::from_millis(150),
             SourceEnd::Gave => Duration::from_secs(2),
         };
@@ -54,7 +54,7 @@ pub fn migrate(
 }
 
 impl Ends {
-    /// What is to be judged.
+    /// The observations to judge.
     #[must_use]
     pub fn evidence(
         &self,

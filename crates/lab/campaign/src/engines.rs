@@ -24,12 +24,12 @@ pub fn run(bench: &Bench, scenario: &Scenario, plan: &Plan) -> Result<Class, Vec
     let harness = |error: String| vec![format!("campaign: {error}")];
     let folder = bench.folder().map_err(harness)?;
     let outcome = moved(bench, &adapted(scenario), plan, &folder);
-    // Nobody needs what is still there.
+    // The rest is not needed.
     let _ = fs::remove_dir_all(&folder);
     outcome
 }
 
-/// What a made source would do to its connections, the network does to an engine's.
+/// The network applies to an engine's connections the faults that a made source applies itself.
 fn adapted(scenario: &Scenario) -> Scenario {
     let mut scenario = scenario.clone();
     let mut link = scenario.links[0].take().unwrap_or_default();

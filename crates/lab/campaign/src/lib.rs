@@ -25,7 +25,7 @@ pub mod verdict;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// What a mutex holds, also after a thread has panicked with it.
+/// Locks a mutex, also after a panic of another holder.
 pub(crate) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

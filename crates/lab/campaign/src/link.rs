@@ -1,4 +1,4 @@
-//! What is between two parts: a network which delays, stalls, cuts and spoils.
+//! The network between two parts: it delays, stalls, cuts and corrupts.
 
 use std::net::Shutdown;
 use std::sync::atomic::{AtomicU8, Ordering};

@@ -51,7 +51,7 @@ impl fmt::Display for Address {
 /// A connection.
 #[derive(Debug)]
 pub enum Socket {
-    /// Of a socket in the file system.
+    /// Path of a socket in the file system.
     Unix(UnixStream),
     /// Over the loopback.
     Tcp(TcpStream),
@@ -218,7 +218,7 @@ impl Listener {
                 tv_sec: left.as_secs() as i64,
                 tv_nsec: i64::from(left.subsec_nanos()),
             };
-            // Whatever it says, the next attempt shows what there is.
+            // The next attempt shows the state, whatever this call returned.
             let _ = poll(
                 &mut [PollFd::from_borrowed_fd(fd, PollFlags::IN)],
                 Some(&left),

@@ -25,16 +25,16 @@ pub enum Mode {
     Old,
 }
 
-/// What a plan is made of.
+/// The parameters of a plan.
 #[derive(Debug, Clone)]
 pub struct Shape {
     /// Pages of each RAM block.
     pub blocks: Vec<usize>,
     /// Multifd channels.
     pub channels: u8,
-    /// Of the payloads.
+    /// The method of the payloads.
     pub method: Method,
-    /// Of the marks.
+    /// The kind of the marks.
     pub mode: Mode,
     /// Whether the destination is asked to answer.
     pub return_path: bool,
@@ -139,7 +139,7 @@ pub enum Act {
 /// A migration.
 #[derive(Debug, Clone)]
 pub struct Plan {
-    /// What it was made of.
+    /// Its parameters.
     pub shape: Shape,
     /// The first 64 bytes of each channel.
     pub hellos: Vec<[u8; Hello::LEN]>,

@@ -22,7 +22,7 @@ struct Key {
     method: Method,
     tcp_in: bool,
     tcp_out: bool,
-    /// What is spoken between it and the other relay, if there is one.
+    /// The protocol between it and the other relay, if there is one.
     between: Between,
 }
 
@@ -79,7 +79,7 @@ impl Pool {
         if bounds == Bounds::default()
             && let Some(mut relay) = self.relays.remove(&key)
         {
-            // What is left of the last run may have been said behind its end.
+            // Output of the last run may have come after its end.
             relay.seen = relay.process.reports(0).len();
             return Ok(relay);
         }
@@ -171,7 +171,7 @@ impl Pool {
                 relay.process.kill();
                 let _ = fs::remove_dir_all(&relay.process.folder);
             } else {
-                // What an ended relay leaves is looked at once, at the end.
+                // Leftovers of an ended relay are checked once, at the end.
                 let left = relay.end();
                 faults.extend(left.into_iter().filter(|fault| fault.starts_with("hang")));
             }
@@ -260,7 +260,7 @@ impl Relay {
         {
             faults.push(format!("left over: the socket of {name}, after SIGTERM"));
         }
-        // What is still there belongs to nobody.
+        // The rest has no owner.
         let _ = fs::remove_dir_all(&process.folder);
         faults
     }
@@ -328,7 +328,7 @@ impl Relays {
                     break after;
                 }
             };
-            // What has begun has a report, which is written behind its end.
+            // A begun migration has a report, written after its end.
             let deadline = Instant::now() + limit.min(Duration::from_secs(2));
             while relay.process.reports(0).len() < relay.begun()
                 && relay.process.ended().is_none()
@@ -370,7 +370,7 @@ impl Relays {
     }
 }
 
-/// What a process has open when that does not change for a moment.
+/// Descriptors and threads of a process, once they are stable.
 #[must_use]
 pub fn settled(process: &Multifd, moment: Duration) -> Counts {
     let deadline = Instant::now() + Duration::from_secs(2);

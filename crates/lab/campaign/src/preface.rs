@@ -1,8 +1,8 @@
-//! What a connection of a trunk begins with, as docs/trunk.md says it.
+//! The preface of a trunk's connection, after docs/trunk.md.
 
 use crate::plan::Who;
 
-/// What a preface begins with.
+/// A preface's magic number.
 pub const MAGIC: &[u8; 4] = b"MFDT";
 
 /// Whether more is needed to know whose connection it is.

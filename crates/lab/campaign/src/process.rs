@@ -16,7 +16,7 @@ use crate::net::Address;
 /// Users that processes with few threads have run as.
 static USERS: AtomicU32 = AtomicU32::new(0);
 
-/// What a process may have.
+/// The resource limits of a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Bounds {
     /// Descriptors.
@@ -92,7 +92,7 @@ fn threads_of(user: u32) -> u64 {
     threads
 }
 
-/// What a process has open.
+/// Open resources of a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Counts {
     /// Descriptors.
@@ -139,7 +139,7 @@ impl Multifd {
         self.process.pid()
     }
 
-    /// What it has printed since the beginning: results, and words for people.
+    /// Its output since the start: results, and messages.
     pub fn printed(&self) -> (Vec<String>, Vec<String>) {
         (
             self.process.lines(Pipe::Stdout),
@@ -156,7 +156,7 @@ impl Multifd {
             .collect()
     }
 
-    /// What it has open now.
+    /// Its open resources now.
     pub fn counts(&self) -> Counts {
         let entries = |name: &str| {
             let folder = format!("/proc/{}/{name}", self.pid());

@@ -75,7 +75,7 @@ fn binary(random: &mut Random) -> Result<QemuBinary, String> {
     }
 }
 
-/// What is done to somebody at a moment.
+/// An action against one part at some time.
 #[derive(Debug, Clone, Copy)]
 enum Deed {
     Cancel,
@@ -289,7 +289,7 @@ fn signal(process: u32, signal: Signal) {
 /// How the fault of a source begins that stands still.
 const FROZEN_SOURCE: &str = "frozen: the source";
 
-/// What the ends came to, and what is wrong with them beside.
+/// The outcomes of the ends, and their faults.
 type Seen = (Ends, Vec<String>);
 
 impl Machines {

@@ -29,7 +29,7 @@ pub fn run(bench: &Bench, scenario: &Scenario, plan: &Plan) -> Result<Class, Vec
     let disk = Disk::new(scenario, &folder).map_err(harness)?;
     let outcome = received(bench, scenario, plan, &folder, &disk);
     drop(disk);
-    // Nobody needs what is still there.
+    // The rest is not needed.
     let _ = fs::remove_dir_all(&folder);
     outcome
 }
@@ -302,7 +302,7 @@ impl Receiver<'_> {
         self.found(plan).is_ok_and(|wrong| wrong.is_empty())
     }
 
-    /// What it kept, compared with what was sent.
+    /// Its kept bytes, compared with the sent ones.
     fn found(&self, plan: &Plan) -> Result<Vec<String>, String> {
         if self.scenario.kind == Kind::Record {
             return self.replayed(plan);
@@ -326,7 +326,7 @@ impl Receiver<'_> {
         rest.split(',').next()?.parse().ok()
     }
 
-    /// What a destination gets from a recording.
+    /// A destination's result from a recording.
     fn replayed(&self, plan: &Plan) -> Result<Vec<String>, String> {
         if !self.output.exists() {
             return Err("there is no recording".to_owned());
@@ -388,7 +388,7 @@ impl Receiver<'_> {
         }
     }
 
-    /// What it said and what it left.
+    /// Its messages and its files.
     fn judge_output(&self, success: bool, faults: &mut Vec<String>) {
         use std::os::unix::process::ExitStatusExt;
         let by_signal = self.status.is_some_and(|status| status.signal().is_some());

@@ -1,4 +1,4 @@
-//! What a seed makes of a run.
+//! Scenarios: a run, derived from its seed.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::source::SourceBehaviour;
 use crate::stranger::{Says, Stranger};
 use crate::verdict::Excuse;
 
-/// Who is killed.
+/// The victim of a kill.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Victim {
     /// The part next to the source.
@@ -35,19 +35,19 @@ pub struct Second {
 /// A run.
 #[derive(Debug, Clone)]
 pub struct Scenario {
-    /// What it was made from.
+    /// Its seed.
     pub seed: u64,
     /// What stands between.
     pub kind: Kind,
     /// Whether there are two relays.
     pub two: bool,
-    /// What these speak between them.
+    /// The protocol between the relays.
     pub between: Between,
-    /// What is broken.
+    /// The faults.
     pub fault: &'static str,
     /// What that excuses.
     pub excuse: Excuse,
-    /// What is sent.
+    /// The plan of the source.
     pub shape: Shape,
     /// The method between two relays.
     pub trunk: Method,
@@ -61,15 +61,15 @@ pub struct Scenario {
     pub destination: DestinationBehaviour,
     /// The networks of the source's leg and of the trunk, where there is something to them.
     pub links: [Option<LinkBehaviour>; 2],
-    /// Who comes uninvited: to the near part, or to the far one.
+    /// Strangers at the near part, or at the far one.
     pub strangers: Vec<(Victim, Stranger)>,
     /// A connection that says the same as one of the channels.
     pub duplicate: Option<Duration>,
     /// A second migration.
     pub second: Option<Second>,
-    /// Who is killed, so long after so many bytes.
+    /// The kill: its victim, and its time after a number of bytes.
     pub kill: Option<(Victim, u64, Duration)>,
-    /// What one part may have.
+    /// Resource limits of one part.
     pub bounds: Bounds,
     /// Which part that is.
     pub bounded: Victim,
@@ -295,7 +295,7 @@ impl Scenario {
         };
     }
 
-    /// What it is made of, on a few lines.
+    /// Describes it on a few lines.
     #[must_use]
     pub fn brief(&self) -> String {
         let shape = &self.shape;
@@ -681,10 +681,10 @@ impl Scenario {
     }
 }
 
-/// What a connection carries, for the places of faults.
+/// The contents of a connection, to place faults.
 #[derive(Clone, Copy)]
 enum Place {
-    /// What a QEMU writes.
+    /// A QEMU's stream.
     Qemu,
     /// Prefaces and frames, which may be much shorter.
     Trunk,

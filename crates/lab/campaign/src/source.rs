@@ -12,7 +12,7 @@ use multifd_wire::return_path::{Message, ReturnPathReceiver};
 use crate::net::{Address, Socket, Stop, Trigger};
 use crate::plan::{Plan, Who};
 
-/// What a source does beside its plan.
+/// A source's behaviour besides its plan.
 #[derive(Debug, Clone)]
 pub struct SourceBehaviour {
     /// In which order it dials, and how long it waits before each.
@@ -305,7 +305,7 @@ impl<'a> Source<'a> {
     /// Waits between two dials.
     fn pause(&mut self, delay: Duration) -> Result<(), Stopped> {
         let end = Instant::now() + delay;
-        // What is written meanwhile is counted later.
+        // Bytes written meanwhile are counted later.
         let mut done = Vec::new();
         loop {
             let left = end.saturating_duration_since(Instant::now());

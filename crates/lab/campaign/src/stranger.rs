@@ -9,20 +9,20 @@ use crate::plan::hello;
 use crate::preface::preface;
 use crate::random::Random;
 
-/// What a stranger says.
+/// A stranger's first bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Says {
     /// Nothing.
     Nothing,
-    /// What a main connection begins with.
+    /// The start of a main connection.
     Qevm,
     /// The beginning of a hello.
     HalfHello(usize),
     /// A whole hello of a VM that nobody moves.
     OtherHello,
-    /// What a TLS client begins with.
+    /// The start of a TLS connection.
     Tls,
-    /// What a web client asks.
+    /// An HTTP request.
     Http,
     /// Noise.
     Garbage,
@@ -30,7 +30,7 @@ pub enum Says {
     Drops,
     /// Nothing, and it closes at once.
     Goodbye,
-    /// What a trunk begins with, and no more.
+    /// The start of a trunk, and no more.
     HalfPreface(usize),
     /// A trunk's beginning with a length that none has.
     LongPreface,
@@ -47,7 +47,7 @@ pub enum Says {
 /// A stranger.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stranger {
-    /// What it says.
+    /// Its bytes.
     pub says: Says,
     /// When it comes; strangers of no delay come before the source.
     pub delay: Duration,

@@ -1,4 +1,4 @@
-//! What is allowed to come of a migration.
+//! The allowed outcomes of a migration.
 //!
 //! | source | destination | return path | allowed | called |
 //! | --- | --- | --- | --- | --- |
@@ -28,7 +28,7 @@ use crate::destination::DestinationEnd;
 use crate::process::Counts;
 use crate::source::SourceEnd;
 
-/// What the faults of a run excuse.
+/// Outcomes that the faults of a run excuse.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Excuse {
     /// The migration may fail.
@@ -43,7 +43,7 @@ pub struct Excuse {
     pub gap: bool,
 }
 
-/// What a part said about a migration.
+/// A part's statement about a migration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Report {
     /// That it failed.
@@ -52,14 +52,14 @@ pub enum Report {
     Success(Option<Confirmed>),
 }
 
-/// Who confirms a success.
+/// The part that confirms a success.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Confirmed {
     /// The destination.
     Yes,
     /// The destination has refused.
     No,
-    /// Nobody can.
+    /// No part can.
     Unknown,
 }
 
@@ -83,19 +83,19 @@ impl Report {
 pub struct Part {
     /// Its name.
     pub name: String,
-    /// What it said about this migration.
+    /// Its statement about this migration.
     pub reports: Vec<Report>,
     /// It was killed by the campaign.
     pub killed: bool,
     /// It ended by itself, saying this.
     pub died: Option<String>,
-    /// What it had open before and after.
+    /// Its open resources before and after.
     pub counts: Option<[Counts; 2]>,
     /// It is the part next to the source.
     pub near: bool,
 }
 
-/// What was seen of a migration.
+/// The observations of a migration.
 #[derive(Debug, Clone)]
 pub struct Evidence {
     /// What may go wrong.
@@ -129,7 +129,7 @@ pub enum Class {
     Delivered,
     /// At the source.
     Kept,
-    /// Nobody can know, and nobody says success.
+    /// No part can know, and none says success.
     Unknown,
     /// At both, as QEMU alone would have it.
     Gap,

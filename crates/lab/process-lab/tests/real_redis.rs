@@ -150,7 +150,7 @@ impl VmHandle for Nobody {
 }
 
 fn empty(offer: &Offer) -> Result<MappedMemory, VmError> {
-    let block = |block: &multifd_engine::control::Block| {
+    let block = |block: &multifd_engine::destination::Block| {
         let mapping = Mapping::memfd("received", usize::try_from(block.len_bytes)?)?;
         Ok((block.name.clone(), mapping))
     };

@@ -74,7 +74,7 @@ pub fn run(args: &SendArgs) -> Outcome {
 fn parameters(args: &SendArgs) -> Result<Parameters, String> {
     let mut parameters = Parameters::default();
     parameters.multifd_channels = args.multifd_channels;
-    parameters.multifd_compression = args.codec.compression.into();
+    parameters.multifd_compression = args.codec.method();
     parameters.codec = args.codec.settings()?;
     parameters.downtime_limit = Duration::from_millis(args.downtime_limit);
     parameters.max_bandwidth = args.max_bandwidth;

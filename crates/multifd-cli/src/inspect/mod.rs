@@ -3,7 +3,7 @@
 mod json;
 mod text;
 
-use std::io::{self, BufWriter};
+use std::io::BufWriter;
 use std::path::Path;
 
 use multifd_relay::inspect::{ChannelSummary, FileReport, MainSummary, StreamReport, Summary};
@@ -15,7 +15,7 @@ use crate::say;
 
 /// Looks through all files. What is wrong with one does not keep the next from being read.
 pub fn run(args: &InspectArgs) -> Outcome {
-    let out = BufWriter::new(io::stdout().lock());
+    let out = BufWriter::new(say::stdout());
     let unsound = if args.json {
         json::print(out, &args.files, args.packets)?
     } else {
@@ -33,7 +33,7 @@ pub fn run(args: &InspectArgs) -> Outcome {
     }
 }
 
-/// What is said of a file, or of one stream in a recording: the same for both.
+/// The report on a file, or on one stream of a recording.
 struct View<'a> {
     /// Nothing for a file that cannot be read at all.
     kind: Option<&'static str>,

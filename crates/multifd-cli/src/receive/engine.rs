@@ -29,7 +29,7 @@ pub enum Fault {
     /// The migration failed.
     #[error(transparent)]
     Failed(#[from] Failure),
-    /// What there is to say about it cannot be had.
+    /// The summary cannot be made.
     #[error(transparent)]
     Io(#[from] std::io::Error),
 }
@@ -98,7 +98,7 @@ struct Shared(Arc<MappedMemory>);
 
 impl Shared {
     fn make(offer: &Offer) -> Result<Self, VmError> {
-        let block = |block: &multifd_engine::control::Block| {
+        let block = |block: &multifd_engine::destination::Block| {
             let bytes = usize::try_from(block.len_bytes)?;
             let mapping = Mapping::memfd("multifd-received", bytes)?;
             Ok((block.name.clone(), mapping))
@@ -157,7 +157,7 @@ impl VmHandle for Keeper<'_> {
     }
 }
 
-/// What is printed for a guest that was received whole.
+/// The summary of a complete guest.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Summary {
     blocks: Vec<Block>,
@@ -168,7 +168,7 @@ pub struct Summary {
     seconds: f64,
     /// The digest of its memory, if the source wanted one; it was the same there.
     pub digest: Option<String>,
-    /// Of this process.
+    /// Processor seconds of this process.
     pub cpu_seconds: f64,
 }
 
@@ -181,7 +181,7 @@ struct Block {
 
 impl Summary {
     fn new(received: &Received<Shared>, images: Option<&Images>) -> std::io::Result<Self> {
-        let block = |block: &multifd_engine::control::Block| Block {
+        let block = |block: &multifd_engine::destination::Block| Block {
             name: block.name.to_string(),
             bytes: block.len_bytes,
             file: images

@@ -32,7 +32,7 @@ pub fn run(
     Ok(())
 }
 
-/// What is printed for a migration that was received whole.
+/// The summary of a complete migration.
 #[derive(Serialize)]
 struct Summary {
     blocks: Vec<Block>,

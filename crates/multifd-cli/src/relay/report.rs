@@ -1,4 +1,4 @@
-//! What is printed about a migration through a relay.
+//! The reports on a migration through a relay.
 
 use std::{fmt, io};
 
@@ -44,11 +44,11 @@ pub fn advice(
     })
 }
 
-/// What is printed for a migration that was delivered.
+/// The report on a delivered migration.
 #[derive(Serialize)]
 pub struct Summary {
     route: Option<String>,
-    /// Of the guest, where a trunk tells it.
+    /// The guest's name, if a trunk gives it.
     name: Option<String>,
     peer: String,
     /// The destination has said that it has the guest; `null` where it could not say so.
@@ -63,10 +63,19 @@ pub struct Summary {
     seconds: f64,
     decoded: Option<Done>,
     encoded: Option<Done>,
+    /// What both relays had the same; `null` where they did not compare.
+    verified: Option<Same>,
     pub remarks: Vec<String>,
 }
 
-/// What the codecs of one direction did.
+/// Pages that both relays of a trunk had alike.
+#[derive(Serialize)]
+struct Same {
+    pages: u64,
+    rounds: u64,
+}
+
+/// The work of one direction's codecs.
 #[derive(Serialize)]
 struct Done {
     method: &'static str,
@@ -121,6 +130,10 @@ impl Summary {
             seconds: say::seconds(report.duration),
             decoded: report.decoded.map(Done::from),
             encoded: report.encoded.map(Done::from),
+            verified: report.verified.map(|verified| Same {
+                pages: verified.pages,
+                rounds: verified.rounds,
+            }),
             remarks: report.remarks.iter().map(ToString::to_string).collect(),
         }
     }
@@ -152,11 +165,14 @@ impl fmt::Display for Summary {
         if let Some(done) = &self.encoded {
             write!(f, ", encoded {done}")?;
         }
+        if let Some(Same { pages, rounds }) = &self.verified {
+            write!(f, ", verified: {pages} pages in {rounds} rounds")?;
+        }
         Ok(())
     }
 }
 
-/// What is printed for a migration that failed.
+/// The report on a failed migration.
 #[derive(Serialize)]
 pub struct Failed {
     route: Option<String>,

@@ -1,4 +1,4 @@
-//! Which address leads where.
+//! Routes: listening addresses and their destinations.
 
 use std::ffi::OsStr;
 use std::fmt;

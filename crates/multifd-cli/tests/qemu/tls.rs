@@ -6,7 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use multifd_transport::tls::{
-    Accepted, ClientOptions, ServerOptions, TlsClient, TlsServer, Versions,
+    ClientOptions, Encrypted, ServerOptions, TlsClient, TlsServer, TlsVersions,
 };
 use multifd_transport::{Listener, Stream};
 use qemu_lab::{Config, Guest, Parameters, Qemu, QemuBinary};
@@ -28,11 +28,11 @@ type End = Result<u64, String>;
 impl Between {
     fn open(certs: &Path, lenient_end: bool) -> Self {
         let mut server = ServerOptions::default();
-        server.versions = Versions::Tls12And13;
+        server.versions = TlsVersions::Tls12And13;
         server.allowed_clients = vec!["src.*".to_owned()];
         server.lenient_end = lenient_end;
         let mut client = ClientOptions::default();
-        client.versions = Versions::Tls12And13;
+        client.versions = TlsVersions::Tls12And13;
         client.lenient_end = lenient_end;
         Self {
             server: TlsServer::open(certs, server).unwrap(),
@@ -40,7 +40,7 @@ impl Between {
         }
     }
 
-    fn accept(&self, stream: Stream) -> Accepted {
+    fn accept(&self, stream: Stream) -> Encrypted {
         let mut handshake = self.server.begin(stream);
         loop {
             let went_on = handshake.go_on();
@@ -53,7 +53,7 @@ impl Between {
 
     /// Both legs of one connection, one after the other: under TLS a destination takes its first
     /// connection for main.
-    fn join(&self, stream: Stream, connect: &str) -> (Accepted, Stream) {
+    fn join(&self, stream: Stream, connect: &str) -> (Encrypted, Stream) {
         let from = self.accept(stream);
         let to = Stream::connect(&connect.parse().unwrap()).unwrap();
         let to = self.client.connect(to, "localhost", LIMIT, &|| false);
@@ -62,7 +62,7 @@ impl Between {
 }
 
 /// Passes one connection on; gives the ends of both directions.
-fn pass((from, to): (Accepted, Stream)) -> (String, End, End) {
+fn pass((from, to): (Encrypted, Stream)) -> (String, End, End) {
     let (there, back) = thread::scope(|scope| {
         let there = scope.spawn(|| copy(&from.stream, &to));
         let back = copy(&to, &from.stream);

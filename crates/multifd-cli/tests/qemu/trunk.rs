@@ -34,10 +34,10 @@ fn near(folder: &Path, trunk: &str, more: &[&str]) -> Relay {
     Relay::listening(&[&args, &connect, more].concat())
 }
 
-/// Both, for one migration; the one to connect to is the last.
+/// Both, for one migration; the one to connect to is the last. They compare its pages.
 fn pair(folder: &Path, destination: &str, tcp: bool) -> [Relay; 2] {
     let far = far(folder, destination, tcp, &["--once"]);
-    let near = near(folder, &far.address, &["--once"]);
+    let near = near(folder, &far.address, &["--once", "--verify"]);
     [far, near]
 }
 
@@ -71,6 +71,9 @@ fn everything_on(version: Version, machine: &str) {
             assert_eq!(far["confirmed"], confirmed, "{what}");
             assert_eq!(near["channels"], channels.unwrap_or(0), "{what}");
             assert_eq!(near["pages"], far["pages"], "{what}");
+            assert_eq!(near["verified"], far["verified"], "{what}");
+            let all = number(&near, "pages") + number(&near, "zero_pages");
+            assert_eq!(near["verified"]["pages"], all, "{what}");
             if channels.is_some() {
                 let (read, wrote) = (number(&near, "bytes_in"), number(&near, "bytes_out"));
                 assert!(wrote < read * 4 / 5, "{what}");

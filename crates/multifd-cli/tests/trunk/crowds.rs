@@ -243,3 +243,81 @@ fn memory_and_descriptors_stay_flat() {
         "{before:?} {after:?}"
     );
 }
+
+/// Peers that write long frames and withhold the last byte of each: of all their channels together
+/// a relay holds a bounded part, and the guest of an ordinary peer passes meanwhile.
+#[test]
+fn unfinished_long_frames_take_bounded_memory() {
+    const CHANNELS: u8 = 255;
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    setrlimit(Resource::Nofile, limit).expect("more descriptors");
+    let folder = tempfile::tempdir().expect("a folder");
+    let sockets = format!("unix:{}", folder.path().join("{name}").display());
+    let mut far = relay("trunk+tcp:127.0.0.1:0", &sockets, &[]);
+    let port = trunk_of(&mut far);
+    let before = Counts::of(&far);
+    let call = |number: u8, connection: Connection| {
+        let preface = Preface {
+            migration: [number; 16],
+            name: Name::new(&format!("hostile{number}")).expect("a name"),
+            ..asking(connection)
+        };
+        let stream = dial(&port);
+        write(&stream, &preface.encode().expect("a preface"));
+        let answer = answer(&stream);
+        assert!(matches!(answer, Answer::Accepted(_)), "{answer:?}");
+        stream
+    };
+    let body = vec![0; MAX_BODY_LEN];
+    let mut connections = Vec::new();
+    let mut destinations = Vec::new();
+    for number in 1..=2 {
+        let address = Address::Unix(folder.path().join(format!("hostile{number}")));
+        let limits = support::peers::Limits::default();
+        destinations.push(Destination::at(&address, CHANNELS.into(), limits));
+        let main = call(number, main(false));
+        let mut frames = FrameWriter::new(Digest::Xxh3, Compression::None).expect("frames");
+        let mut set_up = Vec::new();
+        frames
+            .append(&both(short)[1].main, &mut set_up)
+            .expect("a frame");
+        write(&main, &set_up);
+        connections.push(main);
+        for id in 0..CHANNELS {
+            connections.push(call(number, Connection::Channel(Hello::new([7; 16], id))));
+        }
+    }
+    let is_channel = |index: usize| !index.is_multiple_of(usize::from(CHANNELS) + 1);
+    thread::scope(|scope| {
+        for (index, stream) in connections.iter().enumerate() {
+            let body = &body;
+            let mut frames = FrameWriter::new(Digest::Xxh3, Compression::None).expect("frames");
+            let header = frames.data(&[body]).expect("a frame");
+            if is_channel(index) {
+                scope.spawn(move || {
+                    write(stream, &header);
+                    write(stream, &body[1..]);
+                });
+            }
+        }
+    });
+    let deadline = Instant::now() + Duration::from_secs(3);
+    let mut most = before;
+    while Instant::now() < deadline {
+        most.memory = most.memory.max(Counts::of(&far).memory);
+        thread::sleep(Duration::from_millis(20));
+    }
+    println!("two times {CHANNELS} unfinished frames: {before:?}, at most {most:?}");
+    // The total for long frames, and for each connection what it may have and its thread.
+    let allowed = (256 << 10) + 2 * u64::from(CHANNELS) * 192;
+    assert!(most.memory < before.memory + allowed, "{before:?} {most:?}");
+    delivered(
+        &format!("trunk+{port}"),
+        folder.path(),
+        "vm",
+        &both(short)[1],
+    );
+    drop(connections);
+    before.back_to(&far);
+}

@@ -79,6 +79,45 @@ fn an_encrypted_trunk_takes_nobody_else() {
     }
 }
 
+/// SIGHUP reads the certificates again, also where another folder has taken the place of theirs. A
+/// relay keeps the right to read them in its sandbox.
+#[test]
+fn certificates_are_renewed_by_rename() {
+    let migration = &both(short)[1];
+    let folder = tempfile::tempdir().expect("a folder");
+    let (old, new) = (folder.path().join("old"), folder.path().join("new"));
+    std::fs::create_dir(&old).expect("a folder");
+    std::fs::create_dir(&new).expect("a folder");
+    let (old, new) = (certificates(&old, &[]), certificates(&new, &[]));
+    let dir = folder.path().join("pki");
+    std::fs::rename(old, &dir).expect("a folder");
+    let sockets = format!("unix:{}", folder.path().join("{name}").display());
+    let text = dir.to_str().expect("a path");
+    let mut far = relay("trunk:127.0.0.1:0", &sockets, &["--tls-dir", text]);
+    let leg: LegAddress = (*far).address();
+    let pid = rustix::process::Pid::from_raw(far.id() as i32).expect("a process");
+    // A file in the folder, then the folder.
+    let key = dir.join("server-key.pem");
+    std::fs::copy(&key, dir.join("next")).expect("a copy");
+    std::fs::rename(dir.join("next"), &key).expect("a file");
+    for renames_folder in [false, true] {
+        if renames_folder {
+            std::fs::rename(&dir, folder.path().join("gone")).expect("a folder");
+            std::fs::rename(&new, &dir).expect("a folder");
+        }
+        rustix::process::kill_process(pid, rustix::process::Signal::HUP).expect("it runs");
+        while !far.complaint().contains("the certificates were reloaded") {}
+        let address = Address::Unix(folder.path().join("vm1"));
+        let destination = Destination::at(&address, 2, support::peers::Limits::default());
+        let more = ["--once", "--name", "vm1", "--tls-dir", text];
+        let mut near = relay("tcp:127.0.0.1:0", &leg.to_string(), &more);
+        let source = Source::begin(&near.address(), migration);
+        arrives(&destination, &source, migration);
+        near.end().well();
+        std::fs::remove_file(folder.path().join("vm1")).expect("a socket");
+    }
+}
+
 /// What is in clear does not come in where all is to be encrypted, and the other way round.
 #[test]
 fn clear_and_encrypted_do_not_meet() {

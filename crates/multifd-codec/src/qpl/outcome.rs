@@ -79,7 +79,10 @@ mod tests {
 
     #[test]
     fn a_status_that_is_not_success_is_never_taken_for_it() {
-        for &status in Status::LISTED.iter().filter(|status| status.0 != 0) {
+        for status in (1..512)
+            .map(Status)
+            .filter(|status| status.name().is_some())
+        {
             assert_ne!(Outcome::of(status), Outcome::Done, "{status}");
         }
     }

@@ -1,4 +1,4 @@
-//! What a peer's control messages can have wrong.
+//! The faults of a peer's control messages.
 
 use multifd_wire::Fault;
 
@@ -26,7 +26,7 @@ pub enum ControlFault {
         /// The longest allowed.
         allowed: usize,
     },
-    /// What is in a message is not what its kind has.
+    /// A message's body does not fit its kind.
     #[error("the body of a control message of kind {kind} is malformed")]
     Body {
         /// The kind.

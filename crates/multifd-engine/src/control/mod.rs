@@ -53,7 +53,7 @@ pub const MAGIC: u32 = ENGINE_MAGIC;
 
 /// What each direction begins with, in every version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[expect(clippy::exhaustive_structs, reason = "the protocol fixes its fields")]
+#[allow(clippy::exhaustive_structs, reason = "the protocol fixes its fields")]
 pub struct Preamble {
     /// The oldest version of the messages that this end speaks.
     pub oldest: u16,
@@ -65,7 +65,7 @@ impl Preamble {
     /// Bytes of a preamble: the magic number and the two versions, big-endian.
     pub const LEN: usize = 8;
 
-    /// What this crate speaks.
+    /// The versions that this crate speaks.
     pub const OURS: Self = Self {
         oldest: 1,
         newest: 1,
@@ -106,7 +106,7 @@ impl Preamble {
     }
 }
 
-/// What an end can do beyond the messages of its version, one bit each. Unknown bits are kept.
+/// Abilities of an end beyond the messages of its version, one bit each. Unknown bits are kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Capabilities(u64);
 
@@ -114,7 +114,7 @@ impl Capabilities {
     /// [`Completion::digest`] is sent and compared.
     pub const DIGEST: Self = Self(1);
 
-    /// Those of `bits`.
+    /// Makes a set from its bits.
     #[must_use]
     pub const fn from_bits(bits: u64) -> Self {
         Self(bits)
@@ -126,7 +126,7 @@ impl Capabilities {
         self.0
     }
 
-    /// What is in these and in `other`.
+    /// The capabilities of both sets.
     #[must_use]
     pub(crate) const fn intersection(self, other: Self) -> Self {
         Self(self.0 & other.0)
@@ -166,11 +166,11 @@ pub enum Message {
     Failure(String),
 }
 
-/// What a source wants.
+/// A source's request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[expect(clippy::exhaustive_structs, reason = "the protocol fixes its fields")]
+#[allow(clippy::exhaustive_structs, reason = "the protocol fixes its fields")]
 pub struct Hello {
-    /// What it would use.
+    /// The capabilities that it would use.
     pub capabilities: Capabilities,
     /// The VM.
     pub vm: [u8; 16],
@@ -200,9 +200,9 @@ impl Hello {
 
 /// What a destination agrees to: never more than it was asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[expect(clippy::exhaustive_structs, reason = "the protocol fixes its fields")]
+#[allow(clippy::exhaustive_structs, reason = "the protocol fixes its fields")]
 pub struct Accepted {
-    /// What is used.
+    /// The capabilities in use.
     pub capabilities: Capabilities,
     /// How many channels are to be opened, 1 to [`MAX_CHANNELS`].
     pub channels: u16,
@@ -210,7 +210,7 @@ pub struct Accepted {
 
 /// One RAM block.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[expect(clippy::exhaustive_structs, reason = "the protocol fixes its fields")]
+#[allow(clippy::exhaustive_structs, reason = "the protocol fixes its fields")]
 pub struct Block {
     /// Its name.
     pub name: BlockName,
@@ -220,7 +220,7 @@ pub struct Block {
 
 /// The end of everything that makes up the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[expect(clippy::exhaustive_structs, reason = "the protocol fixes its fields")]
+#[allow(clippy::exhaustive_structs, reason = "the protocol fixes its fields")]
 pub struct Completion {
     /// The length of the devices' state, in bytes.
     pub device_state_bytes: u64,
@@ -228,7 +228,7 @@ pub struct Completion {
     pub digest: Option<[u8; 32]>,
 }
 
-/// What a destination has done.
+/// A destination's acknowledgement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Acked {

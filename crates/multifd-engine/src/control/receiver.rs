@@ -5,9 +5,9 @@ use multifd_wire::{Fault, Limits};
 use super::body::{self, HEADER_LEN};
 use super::{ControlFault, Message, Preamble};
 
-/// What comes next on a control connection.
+/// The next item of a control connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[expect(
+#[allow(
     clippy::exhaustive_enums,
     reason = "a stream has a preamble and messages"
 )]
@@ -25,7 +25,7 @@ pub enum Event {
 /// It holds one message at most, whose length was compared with the limit of its kind before.
 #[derive(Debug)]
 pub struct ControlReceiver {
-    /// What has come of the preamble or message in hand.
+    /// The received bytes of the current preamble or message.
     held: Vec<u8>,
     limits: Limits,
     state: State,

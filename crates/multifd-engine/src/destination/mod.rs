@@ -16,16 +16,16 @@ use multifd_transport::incoming::Acceptor;
 use multifd_wire::{Method, PageSize};
 
 use crate::Failure;
-use crate::control::Block;
+pub use crate::control::Block;
 use crate::memory::GuestMemory;
 use crate::statistics::Arrived;
 use crate::vm::{VmError, VmHandle};
 
-/// What a destination takes.
+/// The limits and settings of a destination.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct DestinationSettings {
-    /// Who decodes.
+    /// The settings of the decoder.
     pub codec: Settings,
     /// The most channels it serves, of 1 to 256, by default all of them. A source that wants more
     /// gets so many.

@@ -66,7 +66,7 @@ struct Session<'a> {
     started: Instant,
 }
 
-/// What has been agreed upon.
+/// The agreed parameters.
 #[derive(Clone, Copy)]
 struct Agreement {
     hello: control::Hello,
@@ -140,8 +140,8 @@ impl Session<'_> {
         }
     }
 
-    /// As [`check`](Self::check), while a peer should speak at once: it has been its turn since
-    /// then.
+    /// Same as [`check`](Self::check), during a peer's turn that began at `since`. The peer should
+    /// speak at once.
     fn check_opening(&self, since: Instant) -> Result<(), Cause> {
         if since.elapsed() > HELLO_TIMEOUT {
             return Err(SetupFault::Silent {
@@ -309,7 +309,7 @@ impl Transfer<'_> {
             if let Err(source) = started {
                 // The guest cannot have been started: that takes a SYNC from every channel.
                 let failure = on_main(EngineFault::Thread { source }.into());
-                // Nobody waits for it yet, and nobody can have gone.
+                // The receiver below still exists, so this cannot fail.
                 let _ = ended.send(Ending::Own(failure));
             }
             drop(ended);

@@ -1,4 +1,4 @@
-//! What a VMM tells by itself, beside a log that cannot see it.
+//! Pages that a VMM reports itself, because its log cannot see the write.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -164,8 +164,8 @@ impl<L: DirtyLog> DirtyLog for MarkedLog<L> {
     }
 }
 
-/// What one mark stands for: no guest has smaller pages that matter, and it costs 32 KiB for each
-/// GiB.
+/// The bytes of one mark. No guest has smaller pages that matter, and the marks take 32 KiB for
+/// each GiB.
 const UNIT_BYTES: usize = 4096;
 const WORD_BITS: usize = u64::BITS as usize;
 

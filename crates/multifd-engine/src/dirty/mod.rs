@@ -1,4 +1,4 @@
-//! Which pages a guest has written: bitmaps, and the logs that fill them.
+//! Dirty bitmaps, and the logs that fill them.
 
 mod bitmap;
 mod marks;
@@ -102,7 +102,7 @@ pub enum DirtyLogError {
     /// The kernel is too old, or was built without something.
     #[error("{what} needs Linux {since} or later, with {config}; this is {found}")]
     Kernel {
-        /// What it lacks.
+        /// The missing feature.
         what: &'static str,
         /// The first release that has it.
         since: &'static str,
@@ -114,9 +114,9 @@ pub enum DirtyLogError {
     /// The system refused.
     #[error("cannot {what}")]
     System {
-        /// What was to be done.
+        /// The operation.
         what: &'static str,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// The log is kept of other blocks than the guest has.

@@ -4,12 +4,12 @@
 //! The two halves may be in two processes. The one whose writes are to be tracked registers its
 //! mapping with a userfaultfd ([`WriteTracking`]): from then on the kernel can write-protect pages
 //! there, and takes the protection off by itself at the first write, without waking anybody.
-//! Whoever may read that process's `/proc/PID/pagemap` (itself, its owner, root: what `ptrace(2)`
-//! calls read access) then asks, in one call and without a gap between the two, which pages are not
-//! protected, and protects them anew ([`PagemapLog`]). The mapping runs on meanwhile.
+//! A process with read access to that process (`ptrace(2)`: itself, its owner, root) then reads
+//! `/proc/PID/pagemap`. One call lists the unprotected pages and protects them again, without a gap
+//! between the two ([`PagemapLog`]). The mapping stays in use meanwhile.
 //!
-//! What is tracked is the mapping, not the file behind it. See [`PagemapLog`] for what that leaves
-//! out.
+//! The log tracks the mapping, not the file behind it. See [`PagemapLog`] for the writes that it
+//! cannot see.
 #![allow(unsafe_code)]
 
 use std::fs::File;
@@ -74,7 +74,7 @@ impl WriteTracking {
     }
 }
 
-/// What is written to the mappings of a process, as its page tables tell.
+/// The log of writes to a process's mappings, from its page tables.
 ///
 /// It sees every write through these mappings: of the process's threads, of virtual CPUs that run
 /// on them, and of the kernel on behalf of the process (`read(2)` into guest memory, vhost in the
@@ -104,7 +104,7 @@ impl PagemapLog {
     ///
     /// # Errors
     ///
-    /// As [`WriteTracking::register`].
+    /// Same as [`WriteTracking::register`].
     pub fn of_memory(memory: &dyn GuestMemory) -> Result<Self, DirtyLogError> {
         let blocks = memory.blocks();
         let ranges: Vec<_> = blocks.iter().map(|block| block.range).collect();
@@ -219,8 +219,8 @@ fn scan(
     Ok(())
 }
 
-/// Which pages of this process's mappings have memory: what its page tables say, of any kind of
-/// mapping.
+/// The pages of this process's mappings that have memory, from its page tables. Mappings may be of
+/// any kind.
 #[derive(Debug)]
 pub(crate) struct ResidentPages {
     pagemap: File,
@@ -287,7 +287,7 @@ impl ResidentPages {
         Ok(())
     }
 
-    /// The same by `read(2)`: 64 bits for each page, which do not tell the page of zeros from
+    /// Does the same by `read(2)`: 64 bits for each page, which do not tell the zero page from
     /// others.
     fn read_entries(
         &self,

@@ -21,12 +21,12 @@ pub struct Mapping {
     start: NonNull<u8>,
     len_bytes: usize,
     file: File,
-    /// What it is to others: words that anybody may write.
+    /// The mapping as an array of atomic words, for concurrent writers.
     memory: PhantomData<[AtomicU64]>,
 }
 
 impl Mapping {
-    /// A new memfd of `len_bytes`, all zero, which nobody can make shorter.
+    /// Makes a memfd of `len_bytes` zero bytes, sealed against shrinking.
     ///
     /// # Errors
     ///

@@ -44,7 +44,7 @@ impl<M: GuestMemory + Send + ?Sized> GuestMemory for Arc<M> {
 pub struct MemoryBlock<'a> {
     /// The name by which the other end knows it.
     pub name: BlockName,
-    /// Where it lies.
+    /// Its address range in this process.
     pub range: HostRange<'a>,
     /// Nothing has been written to it since it was made, so all of it is zero. A destination then
     /// leaves alone what is to be zero, and pages that nobody ever touched take no memory. Says

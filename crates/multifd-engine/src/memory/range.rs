@@ -25,7 +25,7 @@ pub struct HostRange<'a> {
 #[error("{len_bytes} bytes at {offset:#x} are not in the {range_bytes:#x} bytes of the block")]
 #[non_exhaustive]
 pub struct OutOfRange {
-    /// Where it begins, in bytes.
+    /// Its start in bytes.
     pub offset: u64,
     /// How long it is, in bytes.
     pub len_bytes: usize,

@@ -23,7 +23,7 @@ pub enum VmMemoryError {
     /// It has no address in this process.
     #[error("the memory region at {guest_address:#x} is not mapped in this process")]
     NotMapped {
-        /// Where the guest has it.
+        /// Its guest address.
         guest_address: u64,
     },
     /// It does not begin at a word.
@@ -31,9 +31,9 @@ pub enum VmMemoryError {
         "the memory region at {guest_address:#x} is mapped at {host_address:#x}, which is not a multiple of 8"
     )]
     Unaligned {
-        /// Where the guest has it.
+        /// Its guest address.
         guest_address: u64,
-        /// Where it is mapped here.
+        /// Its address in this process.
         host_address: usize,
     },
     /// It is mapped in part.
@@ -41,7 +41,7 @@ pub enum VmMemoryError {
         "{mapped_bytes:#x} of the {len_bytes:#x} bytes of the memory region at {guest_address:#x} are mapped"
     )]
     Length {
-        /// Where the guest has it.
+        /// Its guest address.
         guest_address: u64,
         /// The bytes that are mapped in one piece.
         mapped_bytes: usize,
@@ -51,7 +51,7 @@ pub enum VmMemoryError {
     /// Its address makes no block name.
     #[error("the memory region at {guest_address:#x} has no name that a RAM block can have")]
     Name {
-        /// Where the guest has it.
+        /// Its guest address.
         guest_address: u64,
     },
 }

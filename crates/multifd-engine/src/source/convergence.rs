@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-/// What the rounds so far have shown.
+/// Rates measured in the rounds so far.
 ///
 /// Pages are counted, not bytes: how well they compress is in the time they took. Zero pages cost
 /// next to nothing, so only the others count, and the time of a round counts whole: the estimate
@@ -14,7 +14,7 @@ pub(crate) struct Convergence {
     round_trip: Duration,
     /// Pages and seconds of the rounds, the older ones for less.
     normal: Rate,
-    /// The same of zero pages, in the rounds of written pages alone.
+    /// Pages and seconds of zero pages, from the rounds of written pages alone.
     zero: Rate,
     /// How many rounds of written pages have had none but zero pages, until the first other page.
     zero_rounds: u32,
@@ -43,12 +43,11 @@ impl Rate {
     }
 }
 
-/// Of two rounds of equal length the last has twice the weight of the one before: the guest's
-/// writes, and so what is sent, are others than in the bulk round.
+/// Of two rounds of equal length, the last has twice the weight of the one before. The pages that a
+/// guest writes differ from those of the bulk round.
 const WEIGHT_OF_THE_PAST: f64 = 0.5;
 
-/// What is waited for while the guest is stopped, beside pages: the acknowledgements of the last
-/// round, of the completion and of the start.
+/// Acknowledgements during the downtime: of the last round, of the completion and of the start.
 const ROUND_TRIPS: u32 = 3;
 
 /// A guest that has written nothing but zeros in so many rounds is taken to write nothing else.

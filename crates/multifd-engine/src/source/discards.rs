@@ -18,8 +18,8 @@ use crate::engine_fault::EngineFault;
 use crate::failure::Cause;
 use crate::memory::MemoryBlock;
 
-/// Which units of a block hold something at the destination: one bit for each. All channels note
-/// what they send.
+/// The units of a block that the destination holds: one bit for each. All channels set the bits of
+/// the pages that they send.
 pub(super) struct Contents {
     unit: PageSize,
     words: Vec<AtomicU64>,
@@ -138,7 +138,7 @@ mod tests {
     use multifd_wire::BlockName;
     use rustix::fs::{FallocateFlags, fallocate};
 
-    /// Which pages of 64 are found once `discard` has been done to them. The engine reads them
+    /// The discarded pages, of 64, that are found after `discard`. The engine reads them
     /// through a mapping of its own, with nothing mapped in it so far if `is_new`.
     fn found(page_size: PageSize, is_new: bool, discard: impl FnOnce(&Mapping)) -> Vec<usize> {
         let guests = Mapping::memfd("guest", 64 * 4096).unwrap();
@@ -174,7 +174,7 @@ mod tests {
         let k4 = PageSize::K4;
         assert!(found(k4, false, |_| {}).is_empty());
         assert_eq!(found(k4, false, |ram| punch(ram, 3, 2)), [3, 4]);
-        // What was zero before is zero still.
+        // A page that was zero before still is.
         assert_eq!(found(k4, false, |ram| punch(ram, 31, 10)), [31]);
         let k16 = PageSize::new(16 << 10).unwrap();
         assert_eq!(found(k16, false, |ram| punch(ram, 5, 1)), [1], "in part");

@@ -34,7 +34,7 @@ pub struct Guest<'a> {
     pub uuid: [u8; 16],
     /// Its memory.
     pub memory: &'a dyn GuestMemory,
-    /// What it writes.
+    /// The log of the guest's writes.
     pub dirty: &'a mut dyn DirtyLog,
     /// The rest of it.
     pub vm: &'a mut dyn VmHandle,

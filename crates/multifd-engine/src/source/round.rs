@@ -31,7 +31,7 @@ const TICK: Duration = Duration::from_millis(20);
 /// What stays the same in all rounds of a migration.
 pub(super) struct Work<'a> {
     pub(super) blocks: &'a [MemoryBlock<'a>],
-    /// What the destination has of each block.
+    /// The pages of each block that the destination holds.
     pub(super) contents: Vec<Contents>,
     pub(super) page_size: PageSize,
     pub(super) zero_page_detection: ZeroPageDetection,
@@ -48,7 +48,7 @@ pub(super) struct Lane<'s> {
     buffers: Buffers,
 }
 
-/// What a channel needs to take a packet.
+/// The state that a channel needs to fill a packet.
 #[derive(Default)]
 struct Buffers {
     offsets: Vec<u64>,
@@ -244,7 +244,7 @@ impl Buffers {
                 .page(offset, page_size)
                 .map_err(EngineFault::from)?];
             let before = copies.len();
-            // What is tested is what is sent: the guest may write the page at any time.
+            // Test the same copy that is sent: the guest may write the page at any time.
             Pages::guest(&page, page_size)?.append_to(&mut copies);
             let is_zero = contents.note(offset, copies.get(before..).unwrap_or_default());
             if work.zero_page_detection != ZeroPageDetection::None && is_zero {

@@ -35,7 +35,7 @@ const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a destination may take to start the guest once it has everything.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Who has the guest.
+/// The side that owns the guest.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Custody {
     Running,
@@ -69,7 +69,7 @@ pub(super) fn run(
         custody: Custody::Running,
         is_tracked: false,
     };
-    // Whatever has gone wrong here, the guest goes on.
+    // After any failure here the guest continues.
     let outcome = catch_unwind(AssertUnwindSafe(|| session.connect(address)));
     let failed = !matches!(outcome, Ok(Ok(())));
     let state = match session.custody {
@@ -82,8 +82,7 @@ pub(super) fn run(
         Custody::Running | Custody::Paused(_) => GuestState::Runs,
     };
     if session.is_tracked {
-        // Where the guest is, is known by now. That matters more than a log that panics when it is
-        // put away.
+        // The guest's side is known by now. It matters more than a log that panics in `stop`.
         let _ = catch_unwind(AssertUnwindSafe(|| session.guest.dirty.stop()));
     }
     session.statistics.total_time = session.watch.elapsed();

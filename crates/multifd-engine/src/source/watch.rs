@@ -15,7 +15,7 @@ use crate::statistics::{Arrived, Phase, Progress};
 /// How often progress is told.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
 
-/// What a source looks at whenever it waits.
+/// The conditions that a source checks whenever it waits.
 pub(super) struct Watch<'a> {
     cancel: &'a Cancel,
     started: Instant,

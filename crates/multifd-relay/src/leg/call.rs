@@ -8,8 +8,10 @@ use multifd_transport::{Address, Stream};
 use multifd_wire::{Hello, Method};
 
 use super::carried::Carried;
-use super::{Encryption, LegAddress, Protocol, abilities, process, random};
-use crate::trunk::{Answer, AnswerReceiver, Connection, Name, Offers, Preface, Refusal, Versions};
+use super::{Encryption, LegAddress, Protocol, VERIFY, abilities, has_verify, process, random};
+use crate::trunk::{
+    Answer, AnswerReceiver, Connection, Extension, Name, Offers, Preface, Refusal, Versions,
+};
 
 /// How soon a wish to end is noticed while an answer is awaited.
 const TICK: Duration = Duration::from_millis(50);
@@ -28,6 +30,8 @@ pub(crate) struct Introduction {
     pub(crate) has_channels: bool,
     pub(crate) may_be_postcopy: bool,
     pub(crate) is_recovery: bool,
+    /// The pages that arrive are to be compared with those that went.
+    pub(crate) verify: bool,
 }
 
 /// Calls one destination, for each connection of a migration.
@@ -173,7 +177,13 @@ impl Introduction {
                 is_recovery: self.is_recovery,
             },
             offers: Offers::of(&abilities(vec![self.method])),
-            extensions: Vec::new(),
+            extensions: match self.verify {
+                true => vec![Extension {
+                    id: VERIFY,
+                    bytes: Vec::new(),
+                }],
+                false => Vec::new(),
+            },
         })
     }
 }
@@ -227,8 +237,13 @@ fn agree(
                 .chosen(preface, &[])
                 .map_err(|fault| io::Error::new(io::ErrorKind::InvalidData, fault))?;
             let is_stream = !matches!(preface.connection, Connection::Channel(_));
+            let has_notes = has_verify(&accepted.extensions);
+            if has_verify(&preface.extensions) && !has_notes {
+                let words = "the relay there does not verify pages: bring it to this version, or leave out --verify";
+                return Err(io::Error::new(io::ErrorKind::Unsupported, words).into());
+            }
             let carried = Carried::new(stream, &chosen, is_stream).map_err(io::Error::other)?;
-            Ok(Some(Stream::layered(carried)))
+            Ok(Some(Stream::layered(carried.with_notes(has_notes))))
         }
     }
 }

@@ -9,11 +9,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
-use multifd_transport::{Connection, Stream};
+use multifd_transport::{Layer, Stream};
 
+use crate::trunk::frame_memory::FREE_BODY_LEN;
 use crate::trunk::{
-    Chosen, Compression, Failure, FailureCode, Frame, FrameFault, FrameReader, FrameWriter,
-    HEADER_LEN, MAX_BODY_LEN, NoCompression, Words,
+    Chosen, Compression, FailureCode, FailureNotice, Frame, FrameFault, FrameReader, FrameWriter,
+    HEADER_LEN, NoCompression, Words,
 };
 
 /// Fewer bytes than this are not compressed: a handshake or an answer gains nothing.
@@ -34,13 +35,16 @@ const FRAME_REST: Duration = match cfg!(test) {
 /// longer. One more frame is in its reader.
 const MOST_AHEAD: usize = 64 << 10;
 
+/// Notes that wait at most to be taken. There is one for each mark, and marks are taken in turn.
+const MOST_NOTES: usize = 64;
+
 /// The other relay has ended the migration, and said why.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the other relay ended the migration: {words}")]
 #[non_exhaustive]
 pub struct FarFailure {
     /// Its reason, which the other host has chosen freely.
-    pub words: Words,
+    pub(crate) words: Words,
 }
 
 /// A connection in frames.
@@ -50,6 +54,10 @@ pub(super) struct Carried {
     bytes: [AtomicU64; 2],
     reading: Mutex<Reading>,
     writing: Mutex<Writing>,
+    /// Both ends have agreed on notes.
+    has_notes: bool,
+    /// Those that have come and that nobody has taken.
+    notes: Mutex<VecDeque<Vec<u8>>>,
 }
 
 struct Reading {
@@ -106,7 +114,29 @@ impl Carried {
             bytes: Default::default(),
             reading: Mutex::new(reading),
             writing: Mutex::new(writing),
+            has_notes: false,
+            notes: Mutex::default(),
         })
+    }
+
+    /// The same, on which both ends have agreed on notes or not.
+    pub(super) fn with_notes(self, has_notes: bool) -> Self {
+        Self { has_notes, ..self }
+    }
+
+    fn notes(&self) -> MutexGuard<'_, VecDeque<Vec<u8>>> {
+        self.notes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps a note that has come.
+    fn keep(&self, note: &[u8]) -> io::Result<()> {
+        let mut notes = self.notes();
+        if !self.has_notes || notes.len() >= MOST_NOTES {
+            let words = "the other relay sends notes that were not agreed on, or too many";
+            return Err(io::Error::new(io::ErrorKind::InvalidData, words));
+        }
+        notes.push_back(note.to_vec());
+        Ok(())
     }
 
     /// A thread that panicked has ended its migration, whose connections are closed.
@@ -202,6 +232,7 @@ impl Reading {
                     let words = failure.words;
                     self.end = Some(End::Failed(FarFailure { words }));
                 }
+                Ok(Some(Frame::Note(note))) => over.keep(note)?,
                 Ok(Some(Frame::Alive | Frame::Begun) | None) => {}
             }
             if let Some(end) = self.ended() {
@@ -219,7 +250,7 @@ fn copy(from: &[u8], to: &mut [u8]) -> usize {
     count
 }
 
-impl Connection for Carried {
+impl Layer for Carried {
     fn under(&self) -> &Stream {
         &self.under
     }
@@ -272,8 +303,8 @@ impl Connection for Carried {
         loop {
             let (head, body) = parts;
             let now = (
-                head.get(..MAX_BODY_LEN).unwrap_or(head),
-                body.get(..MAX_BODY_LEN.saturating_sub(head.len()))
+                head.get(..FREE_BODY_LEN).unwrap_or(head),
+                body.get(..FREE_BODY_LEN.saturating_sub(head.len()))
                     .unwrap_or(body),
             );
             let left = (
@@ -307,6 +338,28 @@ impl Connection for Carried {
         self.under.shutdown(Shutdown::Write)
     }
 
+    fn has_notes(&self) -> bool {
+        self.has_notes
+    }
+
+    fn tell(&self, note: &[u8]) -> io::Result<()> {
+        if !self.has_notes {
+            return Ok(());
+        }
+        let mut writing = self.writing();
+        let mut bytes = Vec::new();
+        let frames = &mut writing.frames;
+        frames.note(note, &mut bytes).map_err(io::Error::other)?;
+        self.under.write_all_of_two(&bytes, &[])?;
+        let [_, written] = &self.bytes;
+        written.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn told(&self) -> Option<Vec<u8>> {
+        self.notes().pop_front()
+    }
+
     fn explain(&self, words: &str) {
         // A thread that stands in a write has no room for more.
         let Ok(mut writing) = self.writing.try_lock() else {
@@ -315,7 +368,7 @@ impl Connection for Carried {
         if writing.frames.has_ended() {
             return;
         }
-        let failure = Failure {
+        let failure = FailureNotice {
             code: FailureCode::OTHER,
             words: Words::new(words),
         };
@@ -328,7 +381,7 @@ impl Connection for Carried {
 }
 
 impl Writing {
-    /// Writes at most [`MAX_BODY_LEN`] bytes.
+    /// Writes at most [`FREE_BODY_LEN`] bytes.
     /// Answers how many they were in frames.
     fn write(&mut self, under: &Stream, head: &[u8], body: &[u8]) -> io::Result<usize> {
         let len = head.len().saturating_add(body.len());

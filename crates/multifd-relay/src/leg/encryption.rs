@@ -1,7 +1,5 @@
 //! TLS on the legs of a relay.
 
-#[cfg(feature = "tls")]
-use std::io;
 use std::path::PathBuf;
 #[cfg(feature = "tls")]
 use std::sync::Arc;
@@ -12,8 +10,7 @@ use std::time::Duration;
 use multifd_transport::dial::DialError;
 #[cfg(feature = "tls")]
 use multifd_transport::tls::{
-    ClientOptions, FolderError, PeerIdentity, ServerOptions, TlsClient, TlsError, TlsServer,
-    Versions,
+    ClientOptions, FolderError, PeerIdentity, ServerOptions, TlsClient, TlsServer, TlsVersions,
 };
 #[cfg(feature = "tls")]
 use multifd_transport::{Address, Stream};
@@ -104,8 +101,8 @@ impl Encryption {
             options.folder.as_deref().ok_or_else(missing)
         };
         let versions = |leg: &LegAddress| match leg.protocol {
-            Protocol::Trunk => Versions::Tls13,
-            Protocol::Qemu => Versions::Tls12And13,
+            Protocol::Trunk => TlsVersions::Tls13,
+            Protocol::Qemu => TlsVersions::Tls12And13,
         };
         let mut encryption = Self {
             hostname: options.hostname.clone(),
@@ -181,12 +178,7 @@ impl Encryption {
         };
         let host = host_of(address);
         let name = self.hostname.as_deref().unwrap_or(&host);
-        client
-            .connect(stream, name, within, given_up)
-            .map_err(|error| match error {
-                TlsError::GivenUp => DialError::GivenUp,
-                error => io::Error::new(io::ErrorKind::ConnectionAborted, error).into(),
-            })
+        client.connect(stream, name, within, given_up)
     }
 }
 

@@ -21,11 +21,11 @@ use multifd_transport::tls::{Handshake, PeerIdentity};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
 use super::carried::Carried;
-use super::{Encryption, LegAddress, Protocol, abilities, readable};
+use super::{Encryption, LegAddress, Protocol, VERIFY, abilities, has_verify, readable};
 use crate::relay::RelayConfig;
 use crate::trunk::{
-    Abilities, Accepted, Answer, Connection, PREFACE_MAGIC, Preface, PrefaceReceiver, Refusal,
-    RefusalCode, choose,
+    Abilities, Accepted, Answer, Connection, Extension, PREFACE_MAGIC, Preface, PrefaceReceiver,
+    Refusal, RefusalCode, choose,
 };
 
 /// How long an answer may take to be written. It fits the buffer of a socket that is new.
@@ -69,6 +69,8 @@ struct Shared {
     )]
     encryption: Encryption,
     abilities: Abilities,
+    /// Only migrations whose pages are verified are taken.
+    verify: bool,
 }
 
 #[derive(Default)]
@@ -136,6 +138,7 @@ impl Greeter {
             leg: leg.clone(),
             encryption: config.encryption.clone(),
             abilities: abilities(readable(&config.settings)),
+            verify: config.verify,
         });
         let serving = Arc::clone(&shared);
         let thread = thread::Builder::new()
@@ -223,6 +226,11 @@ impl Shared {
             Ok(chosen) => chosen,
             Err(refusal) => return refuse(&stream, refusal),
         };
+        let has_notes = has_verify(&preface.extensions);
+        if self.verify && !has_notes {
+            let words = "this relay takes migrations with --verify only";
+            return refuse(&stream, Refusal::new(RefusalCode::EXTENSION, words));
+        }
         // A channel joins what its main channel has begun.
         let inbox = {
             let mut state = self.lock();
@@ -267,11 +275,17 @@ impl Shared {
                 }
             }
         };
-        let accepted = Answer::Accepted(Accepted::from(chosen));
+        let mut accepted = Accepted::from(chosen);
+        if has_notes {
+            let (id, bytes) = (VERIFY, Vec::new());
+            accepted.extensions.push(Extension { id, bytes });
+        }
+        let accepted = Answer::Accepted(accepted);
         let peer = describe(&stream);
         let is_stream = !matches!(preface.connection, Connection::Channel(_));
         let carried = match answer(&stream, &accepted) {
-            true => Carried::new(stream, &chosen, is_stream).map(Stream::layered),
+            true => Carried::new(stream, &chosen, is_stream)
+                .map(|carried| Stream::layered(carried.with_notes(has_notes))),
             false => return self.forget(preface),
         };
         let stream = match carried {

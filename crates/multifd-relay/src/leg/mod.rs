@@ -1,13 +1,14 @@
 //! Legs: the two sides of a relay, and what is spoken there.
 //!
 //! A QEMU leg speaks QEMU's own protocol. A trunk is the leg between two relays: each of its
-//! connections carries one of a QEMU's, in frames of [`crate::trunk`].
+//! connections carries one of a QEMU's, in frames (docs/trunk.md).
 
 mod address;
 mod call;
 mod carried;
 mod encryption;
 mod greeter;
+mod requests;
 
 use std::io;
 use std::sync::OnceLock;
@@ -21,7 +22,12 @@ pub(crate) use self::call::{Caller, Introduction};
 pub use self::carried::FarFailure;
 pub use self::encryption::{Encryption, EncryptionError, EncryptionOptions, Rule};
 pub(crate) use self::greeter::Greeter;
-use crate::trunk::{Abilities, Compression, Digest};
+pub use self::requests::{FileNumber, Look, Odd, Requests, RequestsError};
+use crate::trunk::{Abilities, Compression, Digest, Extension};
+pub use crate::trunk::{Name, NameFault};
+
+/// The extension by which both ends agree that sums of pages are told beside the main channel.
+const VERIFY: u16 = 1;
 
 /// What this host understands of a trunk, and writes in `methods`.
 fn abilities(methods: Vec<Method>) -> Abilities {
@@ -29,8 +35,12 @@ fn abilities(methods: Vec<Method>) -> Abilities {
         methods,
         digests: vec![Digest::Xxh3],
         compressions: Compression::available().to_vec(),
-        extensions: Vec::new(),
+        extensions: vec![VERIFY],
     }
+}
+
+fn has_verify(extensions: &[Extension]) -> bool {
+    extensions.iter().any(|extension| extension.id == VERIFY)
 }
 
 /// Methods that this host can read, by `settings`.

@@ -9,7 +9,7 @@
 //! source that could give everything to relays would stop its guest for a destination that still
 //! waits for channels.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -162,6 +162,36 @@ impl Gate {
     /// Marks are passed on at once from now on: in postcopy channels have no SYNCs.
     pub(super) fn open(&self) {
         self.change(|state| state.open = true);
+    }
+
+    /// Whether marks are not held any more.
+    pub(super) fn is_open(&self) -> bool {
+        self.lock().open
+    }
+
+    /// Channels that have passed on so many SYNCs.
+    pub(super) fn synced_channels(&self, syncs: u64) -> BTreeSet<u8> {
+        let state = self.lock();
+        let channels = state.channels.iter();
+        let synced = channels.filter(|(_, channel)| channel.syncs >= syncs);
+        synced.map(|(&id, _)| id).collect()
+    }
+
+    /// Waits until a channel has passed on so many SYNCs. `false` when the migration ends, or it
+    /// takes too long.
+    pub(super) fn wait_synced(&self, id: u8, syncs: u64) -> bool {
+        let since = Instant::now();
+        let mut state = self.lock();
+        loop {
+            let channel = state.channels.get(&id);
+            if channel.is_some_and(|channel| channel.syncs >= syncs) {
+                return true;
+            }
+            if state.stopped || since.elapsed() >= CHANNELS_TIMEOUT {
+                return false;
+            }
+            state = self.wait(state, TICK);
+        }
     }
 
     /// Wakes everybody; the migration ends.

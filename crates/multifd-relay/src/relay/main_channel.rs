@@ -14,6 +14,7 @@ use multifd_wire::return_path::{Message, ReturnPathReceiver};
 use super::counters::Counters;
 use super::gate::{End, Gate, Held};
 use super::link::Link;
+use super::verify::{self, Sums, Told, VerifyFault};
 use super::{CHANNELS_TIMEOUT, Remark};
 use crate::failure::{Cause, Channel, Failure, Leg, SetupFault};
 use crate::marks::Marks;
@@ -36,6 +37,10 @@ pub(super) struct Seen {
     pinged: bool,
     /// The set-up has a multifd flush mark.
     pub(super) has_flush: bool,
+    /// The set-up of the memory has been read.
+    pub(super) set_up: bool,
+    /// Something behind the set-up was read, or the stream cannot be followed.
+    pub(super) goes_on: bool,
     /// All memory has been read.
     ram_ended: bool,
     /// Everything that makes the guest has been read; at most its description is to come.
@@ -77,6 +82,16 @@ impl Outline {
                 seen.remarks.push(remark);
             }
         });
+    }
+
+    /// The set-up of the memory has been read.
+    pub(super) fn set_up(&self) {
+        self.see(|seen| seen.set_up = true);
+    }
+
+    /// The source has begun its first round, or shows nothing of it.
+    pub(super) fn goes_on(&self) {
+        self.see(|seen| seen.goes_on = true);
     }
 
     /// The source has closed, or may have: whether it has taken its guest back, as it waited for a
@@ -122,6 +137,7 @@ pub(super) struct Forward<'a> {
     pub(super) outline: &'a Outline,
     pub(super) gate: &'a Gate,
     pub(super) counters: &'a Counters,
+    pub(super) sums: Option<&'a Sums>,
 }
 
 /// What a main stream has shown.
@@ -191,6 +207,7 @@ impl Forward<'_> {
         if is_recovery {
             // Elements follow, as in a stream that has begun.
             self.follow(&mut follower, &mut STREAM_START.as_slice());
+            self.outline.goes_on();
             self.gate.open();
             self.gate.begin();
         }
@@ -259,6 +276,7 @@ impl Forward<'_> {
                 written = before;
                 follower.passed = follower.passed.saturating_add(1);
                 self.hold(follower)?;
+                self.verify(follower.passed)?;
             }
             if pause.ends_setup {
                 self.write(bytes.get(written..end).unwrap_or_default())?;
@@ -278,6 +296,7 @@ impl Forward<'_> {
                 Err(fault) => {
                     self.outline.remark(Remark::NotFollowed(fault));
                     follower.lost = true;
+                    self.outline.goes_on();
                     self.gate.open();
                     self.gate.begin();
                     return None;
@@ -289,6 +308,9 @@ impl Forward<'_> {
             }
             match &event {
                 MainEvent::Command(command) => self.command(*command),
+                MainEvent::SectionPart { .. } | MainEvent::SectionEnd { .. } => {
+                    self.outline.goes_on();
+                }
                 MainEvent::Flush => self.outline.see(|seen| seen.has_flush = true),
                 MainEvent::Page { .. } => follower.has_pages = true,
                 MainEvent::Configuration(configuration) => {
@@ -303,6 +325,9 @@ impl Forward<'_> {
             let is_mark = follower.marks.ends_round(&event);
             let ends_setup = !follower.is_set_up && matches!(event, MainEvent::RamEndOfSection);
             follower.is_set_up |= ends_setup;
+            if ends_setup {
+                self.outline.set_up();
+            }
             if is_mark || ends_setup {
                 return Some(Pause {
                     is_mark,
@@ -319,16 +344,77 @@ impl Forward<'_> {
             Command::Ping(_) => self.outline.see(|seen| seen.pinged |= seen.return_path),
             // The switch to postcopy: from here on pages come when they are asked for.
             Command::PostcopyListen | Command::PostcopyRun | Command::Packaged { .. } => {
-                self.outline.see(|seen| seen.postcopy = true);
+                self.outline.see(|seen| {
+                    seen.postcopy = true;
+                    seen.goes_on = true;
+                });
                 self.outline.remark(Remark::Postcopy);
                 self.gate.open();
             }
             Command::EnableColo => {
                 self.outline.remark(Remark::Colo);
+                self.outline.goes_on();
                 self.gate.open();
             }
             _ => {}
         }
+    }
+
+    /// Compares the sums that came before a mark with those of this relay, and tells them on.
+    fn verify(&self, mark: u64) -> Result<(), Failure> {
+        // In postcopy, and behind what cannot be followed, channels have no rounds.
+        let (Some(sums), false) = (self.sums, self.gate.is_open()) else {
+            return Ok(());
+        };
+        let Link {
+            source,
+            destination,
+            ..
+        } = self.link;
+        if source.has_notes() {
+            let note = source.told().and_then(|note| verify::parse(mark, &note));
+            let all = note.ok_or_else(|| {
+                let fault = VerifyFault::NotTold { round: mark };
+                failed(Leg::Source, fault.into())
+            })?;
+            for told in &all {
+                self.compare(sums, told)?;
+            }
+            sums.verified(&all);
+        }
+        let all = sums.take(mark, &self.gate.synced_channels(mark));
+        if destination.has_notes() {
+            let told = destination.tell(&verify::note(mark, &all));
+            told.map_err(|error| failed(Leg::Destination, Cause::of_connection(error)))?;
+        }
+        if !source.has_notes() {
+            sums.verified(&all);
+        }
+        Ok(())
+    }
+
+    fn compare(&self, sums: &Sums, told: &Told) -> Result<(), Failure> {
+        let round = told.round.saturating_add(1);
+        // A channel that has not come is one that has carried nothing.
+        let is_whole = self.gate.wait_synced(told.channel, round);
+        if !is_whole && self.gate.is_stopped() {
+            return Err(failed(Leg::Here, RoundFault::Stopped.into()));
+        }
+        let found = sums.of(told.round, told.channel);
+        if found == told.sum {
+            return Ok(());
+        }
+        let fault = VerifyFault::Differs {
+            round,
+            found: found.pages,
+            told: told.sum.pages,
+        };
+        Err(Failure {
+            channel: Channel::Multifd(told.channel),
+            leg: Leg::Source,
+            block: None,
+            cause: fault.into(),
+        })
     }
 
     fn hold(&self, follower: &Follower) -> Result<(), Failure> {
@@ -554,6 +640,7 @@ mod tests {
             outline: &Outline::default(),
             gate: &Gate::default(),
             counters: &Counters::default(),
+            sums: None,
         };
         forward.write(b"a set-up that nobody reads").unwrap();
         let failure = forward.wait_begun().unwrap_err();
@@ -583,6 +670,7 @@ mod tests {
                 outline: &Outline::default(),
                 gate: &gate,
                 counters: &Counters::default(),
+                sums: None,
             };
             let follower = Follower {
                 passed: 2,

@@ -54,6 +54,8 @@ mod link;
 mod main_channel;
 mod pump;
 mod session;
+mod silence;
+mod verify;
 mod watch;
 
 use std::fmt;
@@ -65,6 +67,8 @@ use multifd_codec::{Backend, PathCounts, Settings, Unsupported};
 use multifd_wire::{Fault, Limits, Method};
 
 use self::gate::CHANNELS_TIMEOUT;
+pub(crate) use self::silence::SILENCE_TIMEOUT;
+pub use self::verify::{Verified, VerifyFault};
 pub use self::watch::MigrationNote;
 use crate::failure::Failure;
 use multifd_transport::Cancel;
@@ -94,6 +98,9 @@ pub struct RelayConfig {
     pub limits: Limits,
     /// How long one connection to the destination may take.
     pub dial_timeout: Duration,
+    /// The relays of a trunk compare the pages of each round, before it is whole at the
+    /// destination. A trunk's server takes no other migrations then.
+    pub verify: bool,
 }
 
 /// A relay, listening.
@@ -126,6 +133,8 @@ pub struct MigrationReport {
     /// How payloads for the destination were encoded, if any were. One that has the outgoing method
     /// already is passed on.
     pub encoded: Option<Work>,
+    /// What both relays of a trunk had the same, where they compare it.
+    pub verified: Option<Verified>,
     /// From the first connection to the last close.
     pub duration: Duration,
 }
@@ -215,6 +224,7 @@ impl RelayConfig {
             settings: Settings::default(),
             limits: Limits::default(),
             dial_timeout: DIAL_TIMEOUT,
+            verify: false,
         }
     }
 

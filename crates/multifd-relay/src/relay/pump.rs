@@ -18,6 +18,7 @@ use super::first::{self, SYNC_REST, Start};
 use super::gate::{End, Gate};
 use super::link::{Link, Links};
 use super::main_channel::Outline;
+use super::verify::Sums;
 use crate::failure::{Cause, Channel, Failure, Leg};
 use crate::leg::Caller;
 
@@ -31,6 +32,8 @@ pub(super) struct Shared<'a> {
     pub(super) outline: &'a Outline,
     pub(super) gate: &'a Gate,
     pub(super) counters: &'a Counters,
+    /// Of what all channels carry, where relays compare it. Each page is decompressed then.
+    pub(super) sums: Option<&'a Sums>,
 }
 
 /// Passes one channel on, to its end.
@@ -92,6 +95,7 @@ pub(super) fn run(hello: Hello, source: &Arc<Stream>, shared: Shared<'_>) -> Res
         tally: Tally::new(shared.counters),
         behind: None,
         has_synced: false,
+        round: 0,
     };
     pump.run()
 }
@@ -108,6 +112,8 @@ struct Pump<'s> {
     behind: Option<Result<Item, Broken>>,
     /// The channel's first SYNC was passed on.
     has_synced: bool,
+    /// SYNCs that were read.
+    round: u64,
 }
 
 /// What went wrong, on which leg, and the block of the packet in hand.
@@ -219,6 +225,10 @@ impl Pump<'_> {
                     self.behind = Some(Err(source_side(cause).in_packet(&packet)));
                     break;
                 }
+                if let Err(broken) = self.add_up(&packet, pages.as_ref()) {
+                    self.behind = Some(Err(broken));
+                    break;
+                }
                 self.tally.read(&self.inlet);
                 self.outlet.push(packet, pages);
             }
@@ -263,11 +273,25 @@ impl Pump<'_> {
         }
         let method = self.inlet.method_of(packet);
         let method = method.map_err(|cause| source_side(cause).in_packet(packet))?;
-        Ok(method != self.outlet.method())
+        Ok(method != self.outlet.method() || self.shared.sums.is_some())
+    }
+
+    /// Adds a packet's pages to the sums that relays compare.
+    fn add_up(&mut self, packet: &RamPacket, contents: &[u8]) -> Result<(), Broken> {
+        let Some(sums) = self.shared.sums else {
+            return Ok(());
+        };
+        let added = sums.add(self.id, self.round, packet, contents);
+        added.map_err(|fault| source_side(fault).in_packet(packet))?;
+        if packet.is_sync() {
+            self.round = self.round.saturating_add(1);
+        }
+        Ok(())
     }
 
     /// Passes a packet on whose pages stay as they are.
     fn pass_as_it_is(&mut self, mut packet: RamPacket) -> Result<(), Broken> {
+        self.add_up(&packet, &[])?;
         let method = self.outlet.method();
         packet
             .set_payload(method, packet.payload_len())
@@ -452,6 +476,7 @@ mod tests {
             has_channels: true,
             may_be_postcopy: false,
             is_recovery: false,
+            verify: false,
         };
         let target = Caller::resolve(
             config.connect.clone(),
@@ -470,6 +495,7 @@ mod tests {
             outline: &Outline::default(),
             gate: &gate,
             counters: &Counters::default(),
+            sums: None,
         };
         let encoder = Encoder::new(to, &settings).unwrap();
         let mut pump = Pump {
@@ -481,6 +507,7 @@ mod tests {
             tally: Tally::new(shared.counters),
             behind: None,
             has_synced: true,
+            round: 0,
         };
         thread::scope(|scope| {
             scope.spawn(|| io::copy(&mut &destination, &mut io::sink()).unwrap());

@@ -21,6 +21,8 @@ use super::gate::Gate;
 use super::link::{Link, Links};
 use super::main_channel::{self, Forward, Outline};
 use super::pump::{self, Shared};
+use super::silence::{SILENCE_TIMEOUT, Silence};
+use super::verify::Sums;
 use super::watch::{MigrationNote, Watch};
 use super::{CHANNELS_TIMEOUT, MigrationReport, RelayConfig, Remark, Update};
 use crate::failure::{Cause, Channel, Failure, Leg, SetupFault};
@@ -101,6 +103,8 @@ pub(super) fn run(
     };
     opening.wait_for_channel(&incoming.channels, incoming.has_channels)?;
     let (target, main) = opening.dial()?;
+    let verifies = main.source.has_notes() || main.destination.has_notes();
+    let sums = Sums::default();
     let session = Session {
         config,
         target: &target,
@@ -111,6 +115,7 @@ pub(super) fn run(
         counters: &Counters::default(),
         cancel,
         is_recovery: incoming.is_recovery,
+        sums: verifies.then_some(&sums),
     };
     session.links.add(session.main);
     let (tell, events) = mpsc::channel();
@@ -140,6 +145,7 @@ pub(super) fn run(
         remarks,
         decoded: session.counters.decoded(),
         encoded: session.counters.encoded(),
+        verified: session.sums.map(Sums::result),
         duration: started.elapsed(),
     })
 }
@@ -155,6 +161,7 @@ fn introduction(incoming: &Incoming, config: &RelayConfig) -> Introduction {
         has_channels: incoming.has_channels,
         may_be_postcopy: incoming.may_be_postcopy,
         is_recovery: incoming.is_recovery,
+        verify: config.verify || incoming.main.has_notes(),
     }
 }
 
@@ -334,6 +341,8 @@ struct Session<'a> {
     counters: &'a Counters,
     cancel: &'a Cancel,
     is_recovery: bool,
+    /// Of what all channels carry, where relays compare it.
+    sums: Option<&'a Sums>,
 }
 
 /// Threads that run.
@@ -389,6 +398,7 @@ impl<'env> Session<'env> {
                 outline: self.outline,
                 gate: self.gate,
                 counters: self.counters,
+                sums: self.sums,
             };
             let mut failure = self
                 .spawn(scope, tell, Role::Back, &mut running, || {
@@ -404,6 +414,7 @@ impl<'env> Session<'env> {
                 self.close(&failure.explain());
             }
             let mut watch = Watch::new();
+            let mut silence = Silence::new(SILENCE_TIMEOUT.max(self.config.dial_timeout));
             let mut told = Instant::now();
             let mut settled = false;
             let mut over_since: Option<Instant> = None;
@@ -433,6 +444,7 @@ impl<'env> Session<'env> {
                 let fault = fault
                     .or_else(|| self.look_at_source())
                     .or_else(|| self.look_at_channels(&mut hung_up_since))
+                    .or_else(|| silence.look(self.outline, self.gate, self.counters))
                     .filter(|fault| self.matters(fault));
                 if let (Some(fault), false) = (fault, is_closed) {
                     let patience = match self.target.is_relay() && is_an_end(&fault.cause) {
@@ -554,6 +566,7 @@ impl<'env> Session<'env> {
                     outline: self.outline,
                     gate: self.gate,
                     counters: self.counters,
+                    sums: self.sums,
                 };
                 let tell_failure = tell.clone();
                 let IncomingChannel { hello, stream } = channel;

@@ -206,6 +206,21 @@ pub enum FrameFault {
         /// The largest allowed, as a power of two.
         allowed: u32,
     },
+    /// A frame is longer than what every connection has room for, and the memory for such frames of
+    /// all connections is in use.
+    #[error(
+        "frame {number} is a long one, and of the {allowed} bytes for long frames of all \
+         connections {left} are left: let fewer guests migrate at once, or let the other relay \
+         write frames of at most 128 KiB"
+    )]
+    Memory {
+        /// The frame.
+        number: u64,
+        /// Bytes that are left.
+        left: u64,
+        /// The most allowed, over all connections of the process.
+        allowed: u64,
+    },
     /// What is in a compressed frame is not one zstd frame of the length stated.
     #[error("frame {number} does not decompress to the {expected} bytes that it states")]
     Compressed {
@@ -239,7 +254,7 @@ pub enum FrameFault {
 /// What the caller of a [`FrameWriter`](super::FrameWriter) did wrong. Nothing was changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
-pub enum Misuse {
+pub enum WriterMisuse {
     /// This direction has been ended.
     #[error("a frame after the one that ends its direction")]
     Ended,

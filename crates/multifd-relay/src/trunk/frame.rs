@@ -12,6 +12,9 @@ pub const HEADER_LEN: usize = 16;
 /// with 1 MiB of payload, and its header.
 pub const MAX_BODY_LEN: usize = (1 << 20) + (64 << 10);
 
+/// The longest note, in bytes.
+pub const MAX_NOTE_LEN: usize = 64 << 10;
+
 /// A frame that has come, checked.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Frame<'a> {
@@ -20,23 +23,26 @@ pub enum Frame<'a> {
     /// A clean end of this direction. Nothing follows.
     End,
     /// The migration ends at once. Nothing follows.
-    Failure(Failure),
+    Failure(FailureNotice),
     /// The peer lives, and has nothing to say.
     Alive,
     /// The destination behind the server loads the guest now.
     Begun,
+    /// What the peer says beside the bytes, if both ends have agreed on that.
+    Note(&'a [u8]),
 }
 
 /// Why a relay ends a migration.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Failure {
+pub struct FailureNotice {
     /// The kind of reason, for programs.
     pub code: FailureCode,
     /// The reason, for people.
     pub words: Words,
 }
 
-/// The kind of reason of a [`Failure`]. A code that an end does not know is shown as a number.
+/// The kind of reason of a [`FailureNotice`]. A code that an end does not know is shown as a
+/// number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct FailureCode(pub u16);
 
@@ -78,7 +84,7 @@ impl fmt::Display for FailureCode {
     }
 }
 
-impl fmt::Display for Failure {
+impl fmt::Display for FailureNotice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.words.as_str() {
             "" => self.code.fmt(f),
@@ -87,7 +93,7 @@ impl fmt::Display for Failure {
     }
 }
 
-impl Failure {
+impl FailureNotice {
     pub(super) fn to_body(&self) -> Vec<u8> {
         let mut body = Vec::new();
         // Writing to memory does not fail. An empty body would be refused as malformed.
@@ -112,6 +118,7 @@ pub(super) enum Kind {
     Failure,
     Alive,
     Begun,
+    Note,
     /// One that a later relay sends, and this one need not understand.
     Unknown(u8),
 }
@@ -125,6 +132,7 @@ impl Kind {
             Self::Failure => 3,
             Self::Alive => 4,
             Self::Begun => 5,
+            Self::Note => 6,
             Self::Unknown(code) => code,
         }
     }
@@ -137,6 +145,7 @@ impl Kind {
             3 => Self::Failure,
             4 => Self::Alive,
             5 => Self::Begun,
+            6 => Self::Note,
             0x80.. => Self::Unknown(code),
             _ => return None,
         })
@@ -150,6 +159,7 @@ impl Kind {
             Self::Compressed => (RAW_LEN_LEN as u32 + 1, MOST),
             Self::End | Self::Alive | Self::Begun => (0, 0),
             Self::Failure => (2, MAX_FAILURE_LEN),
+            Self::Note => (1, MAX_NOTE_LEN as u32),
             Self::Unknown(_) => (0, MOST),
         }
     }

@@ -1,7 +1,8 @@
 //! Takes frames apart.
 
 use super::digest::Digest;
-use super::frame::{Failure, Frame, HEADER_LEN, Head, Kind, MAX_BODY_LEN, RAW_LEN_LEN};
+use super::frame::{FailureNotice, Frame, HEADER_LEN, Head, Kind, MAX_BODY_LEN, RAW_LEN_LEN};
+use super::frame_memory::{self, FREE_BODY_LEN, Share};
 use super::zstd::{Decompressor, MAX_WINDOW_LOG, Wrong};
 use super::{Compression, FrameFault, NoCompression};
 
@@ -15,7 +16,8 @@ use super::{Compression, FrameFault, NoCompression};
 ///
 /// It holds one frame. The frame's memory grows with the bytes that have come: a header alone
 /// brings 64 KiB. It is kept for the next frame: at most [`HEADER_LEN`] + [`MAX_BODY_LEN`] bytes,
-/// twice while it grows; with compression [`MAX_BODY_LEN`] more.
+/// twice while it grows; with compression [`MAX_BODY_LEN`] more. What a body longer than
+/// [`FREE_BODY_LEN`] needs is a share of a total of the process: [`frame_memory`].
 ///
 /// After a [`FrameFault`] the reader stays at it.
 #[derive(Debug)]
@@ -32,6 +34,8 @@ pub struct FrameReader {
     held: usize,
     /// The content of the last compressed frame, at the front.
     raw: Vec<u8>,
+    /// What `buffer` and `raw` have beyond what each reader may have.
+    share: Share,
     /// How long the content of the last frame is, and whether it was compressed.
     content: (usize, bool),
 }
@@ -51,9 +55,10 @@ enum Whole {
     Data { len: usize },
     Raw { len: usize },
     End,
-    Failure(Failure),
+    Failure(FailureNotice),
     Alive,
     Begun,
+    Note { len: usize },
     Unknown,
 }
 
@@ -75,6 +80,7 @@ impl FrameReader {
             buffer: Vec::new(),
             held: 0,
             raw: Vec::new(),
+            share: Share::default(),
             content: (0, false),
         })
     }
@@ -88,9 +94,7 @@ impl FrameReader {
     /// Where the next bytes belong: at most what is [`wanted`](Self::wanted), at least one byte
     /// when that is not 0.
     pub fn space(&mut self) -> &mut [u8] {
-        let growth = self.held.max(LEAST_GROWTH);
-        let known = self.buffer.len().max(self.held.saturating_add(growth));
-        let end = self.step_end().min(known);
+        let end = self.space_end();
         if let Some(more) = end.checked_sub(self.buffer.len()) {
             // No more than is needed, where `resize` alone would double.
             self.buffer.reserve_exact(more);
@@ -196,6 +200,36 @@ impl FrameReader {
         }
     }
 
+    /// Where in the buffer the present space ends, which grows with the bytes that have come.
+    fn space_end(&self) -> usize {
+        let growth = self.held.max(LEAST_GROWTH);
+        let known = self.buffer.len().max(self.held.saturating_add(growth));
+        self.step_end().min(known)
+    }
+
+    /// Takes a share of the total for a buffer and a content of these lengths.
+    fn admit(&mut self, buffer: usize, raw: usize) -> Result<(), FrameFault> {
+        let buffer = buffer.saturating_sub(FREE_LEN);
+        let raw = raw.saturating_sub(FREE_BODY_LEN);
+        let number = self.number;
+        self.share
+            .grow_to(buffer.saturating_add(raw))
+            .map_err(|exhausted| FrameFault::Memory {
+                number,
+                left: exhausted.left,
+                allowed: exhausted.allowed,
+            })
+    }
+
+    /// Returns what is not needed for a short frame, the header of which is in the buffer.
+    fn give_back(&mut self) {
+        self.buffer.truncate(FREE_LEN);
+        self.buffer.shrink_to_fit();
+        self.raw.truncate(FREE_BODY_LEN);
+        self.raw.shrink_to_fit();
+        self.share.release();
+    }
+
     /// Goes on with `len` more bytes in the buffer; answers the frame that they complete.
     fn take(&mut self, len: usize) -> Result<Option<Whole>, FrameFault> {
         if let State::Failed(fault) = self.state {
@@ -209,6 +243,7 @@ impl FrameReader {
         }
         self.held = self.held.saturating_add(len);
         if self.held < self.step_end() {
+            self.admit(self.space_end(), self.raw.len())?;
             return Ok(None);
         }
         match self.state {
@@ -237,6 +272,10 @@ impl FrameReader {
         // The head moves behind the digest, so that what the digest covers is in one piece.
         let to = self.buffer.iter_mut().skip(DIGEST_LEN);
         to.zip(head.to_bytes()).for_each(|(to, from)| *to = from);
+        let is_short = head.len as usize <= FREE_BODY_LEN;
+        if is_short && !self.share.is_empty() && frame_memory::is_short() {
+            self.give_back();
+        }
         self.state = State::Body(head, stated);
         Ok(())
     }
@@ -259,11 +298,12 @@ impl FrameReader {
             Kind::Compressed => self.decompress()?,
             Kind::End => Whole::End,
             Kind::Failure => {
-                let failure = Failure::parse(self.body(len));
+                let failure = FailureNotice::parse(self.body(len));
                 Whole::Failure(failure.map_err(|_| FrameFault::Failure { number })?)
             }
             Kind::Alive => Whole::Alive,
             Kind::Begun => Whole::Begun,
+            Kind::Note => Whole::Note { len },
             Kind::Unknown(_) => Whole::Unknown,
         };
         self.content = match whole {
@@ -282,12 +322,8 @@ impl FrameReader {
 
     fn decompress(&mut self) -> Result<Whole, FrameFault> {
         let number = self.number;
-        let Some(decompressor) = &mut self.decompressor else {
-            return Err(FrameFault::NotChosen { number });
-        };
         let body = self.buffer.get(HEADER_LEN..self.held).unwrap_or_default();
-        let (raw_len, frame) = body.split_at_checked(RAW_LEN_LEN).unwrap_or_default();
-        let raw_len = raw_len.first_chunk().copied().unwrap_or_default();
+        let raw_len = body.first_chunk().copied().unwrap_or_default();
         let expected = u32::from_be_bytes(raw_len);
         let len = expected as usize;
         if len == 0 || len > MAX_BODY_LEN {
@@ -297,10 +333,16 @@ impl FrameReader {
                 allowed: MAX_BODY_LEN as u32,
             });
         }
+        self.admit(self.buffer.len(), self.raw.len().max(len))?;
         if let Some(more) = len.checked_sub(self.raw.len()) {
             self.raw.reserve_exact(more);
             self.raw.resize(len, 0);
         }
+        let Some(decompressor) = &mut self.decompressor else {
+            return Err(FrameFault::NotChosen { number });
+        };
+        let body = self.buffer.get(HEADER_LEN..self.held).unwrap_or_default();
+        let frame = body.get(RAW_LEN_LEN..).unwrap_or_default();
         let raw = self.raw.get_mut(..len).unwrap_or_default();
         match decompressor.decompress(frame, raw) {
             Ok(()) => Ok(Whole::Raw { len }),
@@ -325,6 +367,7 @@ impl FrameReader {
             Whole::Failure(failure) => Frame::Failure(failure),
             Whole::Alive => Frame::Alive,
             Whole::Begun => Frame::Begun,
+            Whole::Note { len } => Frame::Note(self.body(len)),
             Whole::Unknown => return None,
         })
     }
@@ -332,6 +375,9 @@ impl FrameReader {
 
 /// Of a digest in a header, and of the head before it: each is half of the header.
 const DIGEST_LEN: usize = HEADER_LEN / 2;
+
+/// Of the buffer that each reader may have.
+const FREE_LEN: usize = HEADER_LEN + FREE_BODY_LEN;
 
 /// What the buffer grows by at least, so that a frame is read in few pieces.
 const LEAST_GROWTH: usize = 64 << 10;

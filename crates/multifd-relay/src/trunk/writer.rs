@@ -1,9 +1,10 @@
 //! Makes frames.
 
 use super::digest::Digest;
-use super::frame::{HEADER_LEN, Head, Kind, MAX_BODY_LEN, RAW_LEN_LEN};
+use super::frame::{HEADER_LEN, Head, Kind, MAX_BODY_LEN, MAX_NOTE_LEN, RAW_LEN_LEN};
+use super::frame_memory::FREE_BODY_LEN;
 use super::zstd::Compressor;
-use super::{Compression, Failure, Misuse, NoCompression};
+use super::{Compression, FailureNotice, NoCompression, WriterMisuse};
 
 /// Makes the frames of one direction of one connection. It does no IO.
 ///
@@ -39,25 +40,26 @@ impl FrameWriter {
     /// The header of a data frame; the caller writes it, then the parts. They are not copied.
     ///
     /// # Errors
-    /// [`Misuse`], also when the parts have no byte or more than [`MAX_BODY_LEN`]:
+    /// [`WriterMisuse`], also when the parts have no byte or more than [`MAX_BODY_LEN`]:
     /// [`FrameWriter::append`] cuts.
-    pub fn data(&mut self, parts: &[&[u8]]) -> Result<[u8; HEADER_LEN], Misuse> {
+    pub fn data(&mut self, parts: &[&[u8]]) -> Result<[u8; HEADER_LEN], WriterMisuse> {
         let found = parts
             .iter()
             .fold(0_usize, |sum, part| sum.saturating_add(part.len()));
         if found == 0 || found > MAX_BODY_LEN {
             let allowed = MAX_BODY_LEN;
-            return Err(Misuse::Length { found, allowed });
+            return Err(WriterMisuse::Length { found, allowed });
         }
         self.header(Kind::Data, found, parts)
     }
 
-    /// Appends `bytes` to `out` in as many data frames as they need: none for no bytes.
+    /// Appends `bytes` to `out` in as many data frames as they need: none for no bytes. No frame
+    /// has more than [`FREE_BODY_LEN`] bytes.
     ///
     /// # Errors
-    /// [`Misuse::Ended`].
-    pub fn append(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> Result<(), Misuse> {
-        for piece in bytes.chunks(MAX_BODY_LEN) {
+    /// [`WriterMisuse::Ended`].
+    pub fn append(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> Result<(), WriterMisuse> {
+        for piece in bytes.chunks(FREE_BODY_LEN) {
             let header = self.data(&[piece])?;
             out.extend_from_slice(&header);
             out.extend_from_slice(piece);
@@ -70,8 +72,8 @@ impl FrameWriter {
     /// nothing has changed.
     ///
     /// # Errors
-    /// [`Misuse::Ended`] and [`Misuse::Compressor`]; nothing is changed then.
-    pub fn compressed(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> Result<bool, Misuse> {
+    /// [`WriterMisuse::Ended`] and [`WriterMisuse::Compressor`]; nothing is changed then.
+    pub fn compressed(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> Result<bool, WriterMisuse> {
         let (start, number) = (out.len(), self.number);
         let outcome = self.compress(bytes, out);
         if !matches!(outcome, Ok(true)) {
@@ -84,8 +86,8 @@ impl FrameWriter {
     /// A whole frame: this direction ends cleanly.
     ///
     /// # Errors
-    /// [`Misuse::Ended`].
-    pub fn end(&mut self) -> Result<[u8; HEADER_LEN], Misuse> {
+    /// [`WriterMisuse::Ended`].
+    pub fn end(&mut self) -> Result<[u8; HEADER_LEN], WriterMisuse> {
         let header = self.header(Kind::End, 0, &[])?;
         self.ended = true;
         Ok(header)
@@ -94,8 +96,12 @@ impl FrameWriter {
     /// Appends a frame that ends the migration. This direction ends with it.
     ///
     /// # Errors
-    /// [`Misuse::Ended`].
-    pub fn failure(&mut self, failure: &Failure, out: &mut Vec<u8>) -> Result<(), Misuse> {
+    /// [`WriterMisuse::Ended`].
+    pub fn failure(
+        &mut self,
+        failure: &FailureNotice,
+        out: &mut Vec<u8>,
+    ) -> Result<(), WriterMisuse> {
         let body = failure.to_body();
         let header = self.header(Kind::Failure, body.len(), &[&body])?;
         out.extend_from_slice(&header);
@@ -104,19 +110,34 @@ impl FrameWriter {
         Ok(())
     }
 
+    /// Appends a frame with a note. Both ends have agreed on notes.
+    ///
+    /// # Errors
+    /// [`WriterMisuse`], also for a note without a byte or with more than [`MAX_NOTE_LEN`].
+    pub fn note(&mut self, note: &[u8], out: &mut Vec<u8>) -> Result<(), WriterMisuse> {
+        let (found, allowed) = (note.len(), MAX_NOTE_LEN);
+        if found == 0 || found > allowed {
+            return Err(WriterMisuse::Length { found, allowed });
+        }
+        let header = self.header(Kind::Note, found, &[note])?;
+        out.extend_from_slice(&header);
+        out.extend_from_slice(note);
+        Ok(())
+    }
+
     /// A whole frame that says nothing, so that a connection does not seem dead.
     ///
     /// # Errors
-    /// [`Misuse::Ended`].
-    pub fn alive(&mut self) -> Result<[u8; HEADER_LEN], Misuse> {
+    /// [`WriterMisuse::Ended`].
+    pub fn alive(&mut self) -> Result<[u8; HEADER_LEN], WriterMisuse> {
         self.header(Kind::Alive, 0, &[])
     }
 
     /// A whole frame: the destination behind the server loads the guest now.
     ///
     /// # Errors
-    /// [`Misuse::Ended`].
-    pub fn begun(&mut self) -> Result<[u8; HEADER_LEN], Misuse> {
+    /// [`WriterMisuse::Ended`].
+    pub fn begun(&mut self) -> Result<[u8; HEADER_LEN], WriterMisuse> {
         self.header(Kind::Begun, 0, &[])
     }
 
@@ -138,7 +159,7 @@ impl FrameWriter {
         kind: Kind,
         len: usize,
         parts: &[&[u8]],
-    ) -> Result<[u8; HEADER_LEN], Misuse> {
+    ) -> Result<[u8; HEADER_LEN], WriterMisuse> {
         let number = self.next()?;
         let len = len as u32;
         let head = Head { kind, len };
@@ -146,22 +167,22 @@ impl FrameWriter {
         Ok(head.with_digest(digest))
     }
 
-    fn next(&mut self) -> Result<u64, Misuse> {
+    fn next(&mut self) -> Result<u64, WriterMisuse> {
         if self.ended {
-            return Err(Misuse::Ended);
+            return Err(WriterMisuse::Ended);
         }
         let number = self.number;
         self.number = number.wrapping_add(1);
         Ok(number)
     }
 
-    fn compress(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> Result<bool, Misuse> {
+    fn compress(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> Result<bool, WriterMisuse> {
         if self.ended {
-            return Err(Misuse::Ended);
+            return Err(WriterMisuse::Ended);
         }
         let start = out.len();
         let mut plain = 0_usize;
-        for piece in bytes.chunks(MAX_BODY_LEN) {
+        for piece in bytes.chunks(FREE_BODY_LEN) {
             plain = plain.saturating_add(HEADER_LEN.saturating_add(piece.len()));
             if !self.compress_piece(piece, out)? {
                 self.append(piece, out)?;
@@ -170,7 +191,7 @@ impl FrameWriter {
         Ok(out.len().saturating_sub(start) < plain)
     }
 
-    fn compress_piece(&mut self, piece: &[u8], out: &mut Vec<u8>) -> Result<bool, Misuse> {
+    fn compress_piece(&mut self, piece: &[u8], out: &mut Vec<u8>) -> Result<bool, WriterMisuse> {
         let Some(compressor) = &mut self.compressor else {
             return Ok(false);
         };

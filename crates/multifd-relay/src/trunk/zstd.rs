@@ -30,7 +30,7 @@ mod built {
 
     use zstd_safe::{CCtx, CParameter, DCtx};
 
-    use super::super::{Misuse, NoCompression};
+    use super::super::{NoCompression, WriterMisuse};
     use super::{MAX_WINDOW_LOG, Wrong};
 
     /// The fastest of libzstd's own levels: the trunk compresses beside a running guest.
@@ -55,14 +55,14 @@ mod built {
             &mut self,
             bytes: &[u8],
             out: &mut Vec<u8>,
-        ) -> Result<(), Misuse> {
+        ) -> Result<(), WriterMisuse> {
             out.reserve(zstd_safe::compress_bound(bytes.len()));
             let filled = out.len() as u64;
             let mut output = Cursor::new(out);
             output.set_position(filled);
             match self.0.compress2(&mut output, bytes) {
                 Ok(_) => Ok(()),
-                Err(_) => Err(Misuse::Compressor),
+                Err(_) => Err(WriterMisuse::Compressor),
             }
         }
     }
@@ -129,7 +129,7 @@ mod built {
 
 #[cfg(not(feature = "zstd"))]
 mod missing {
-    use super::super::{Misuse, NoCompression};
+    use super::super::{NoCompression, WriterMisuse};
     use super::Wrong;
 
     /// There is none.
@@ -145,7 +145,7 @@ mod missing {
             &mut self,
             _: &[u8],
             _: &mut Vec<u8>,
-        ) -> Result<(), Misuse> {
+        ) -> Result<(), WriterMisuse> {
             match *self {}
         }
     }

@@ -1,8 +1,9 @@
 //! Frames that are as they should be.
 
+use multifd_relay::trunk::frame_memory::FREE_BODY_LEN;
 use multifd_relay::trunk::{
-    Compression, Digest, Failure, FailureCode, FrameFault, FrameReader, FrameWriter, HEADER_LEN,
-    MAX_BODY_LEN, Misuse, Words,
+    Compression, Digest, FailureCode, FailureNotice, FrameFault, FrameReader, FrameWriter,
+    HEADER_LEN, MAX_BODY_LEN, MAX_NOTE_LEN, Words, WriterMisuse,
 };
 use testkit::wire::{CUTS, vector};
 
@@ -15,8 +16,8 @@ fn pattern(len: usize) -> Vec<u8> {
     (0..len as u32).map(|at| mixed(at) as u8).collect()
 }
 
-fn failure() -> Failure {
-    Failure {
+fn failure() -> FailureNotice {
+    FailureNotice {
         code: FailureCode::CONNECTION,
         words: Words::new("the destination's QEMU ended"),
     }
@@ -107,7 +108,7 @@ fn both_ways_to_read_can_be_mixed() {
 #[test]
 fn bytes_beyond_a_frame_go_into_several() {
     let mut writer = FrameWriter::new(Digest::Xxh3, Compression::None).unwrap();
-    let data = pattern(2 * MAX_BODY_LEN + 5);
+    let data = pattern(2 * FREE_BODY_LEN + 5);
     let mut bytes = Vec::new();
     writer.append(&data, &mut bytes).unwrap();
     writer.append(&[], &mut bytes).unwrap();
@@ -116,16 +117,36 @@ fn bytes_beyond_a_frame_go_into_several() {
     bytes.extend(writer.end().unwrap());
     let (frames, outcome) = received(reader(Digest::Xxh3), &bytes, &[usize::MAX]);
     assert_eq!(outcome, Ok(()));
-    let pieces = data.chunks(MAX_BODY_LEN);
+    let pieces = data.chunks(FREE_BODY_LEN);
     let mut expected: Vec<_> = pieces.map(|piece| Received::Data(piece.into())).collect();
     expected.push(Received::End);
     assert!(frames == expected);
 }
 
 #[test]
+fn a_note_stands_beside_the_bytes_in_their_order() {
+    let mut writer = FrameWriter::new(Digest::Xxh3, Compression::None).unwrap();
+    let mut bytes = Vec::new();
+    writer.append(b"before", &mut bytes).unwrap();
+    writer.note(b"note", &mut bytes).unwrap();
+    writer.append(b"behind", &mut bytes).unwrap();
+    assert!(writer.note(&[], &mut bytes).is_err());
+    assert!(writer.note(&vec![0; MAX_NOTE_LEN + 1], &mut bytes).is_err());
+    bytes.extend(writer.end().unwrap());
+    let (frames, outcome) = received(reader(Digest::Xxh3), &bytes, &[3]);
+    let expected = [
+        Received::Data(b"before".into()),
+        Received::Note(b"note".into()),
+        Received::Data(b"behind".into()),
+        Received::End,
+    ];
+    assert_eq!((frames.as_slice(), outcome), (&expected[..], Ok(())));
+}
+
+#[test]
 fn a_writer_says_when_it_is_misused() {
     let mut writer = FrameWriter::new(Digest::Xxh3, Compression::None).unwrap();
-    let length = |found| Misuse::Length {
+    let length = |found| WriterMisuse::Length {
         found,
         allowed: MAX_BODY_LEN,
     };
@@ -138,13 +159,16 @@ fn a_writer_says_when_it_is_misused() {
     assert_eq!(writer.compressed(&[0; 4096], &mut out), Ok(false));
     writer.end().unwrap();
     assert!(writer.has_ended());
-    assert_eq!(writer.data(&[&[1]]), Err(Misuse::Ended));
-    assert_eq!(writer.append(&[1], &mut out), Err(Misuse::Ended));
-    assert_eq!(writer.compressed(&[1], &mut out), Err(Misuse::Ended));
-    assert_eq!(writer.alive(), Err(Misuse::Ended));
-    assert_eq!(writer.begun(), Err(Misuse::Ended));
-    assert_eq!(writer.end(), Err(Misuse::Ended));
-    assert_eq!(writer.failure(&failure(), &mut out), Err(Misuse::Ended));
+    assert_eq!(writer.data(&[&[1]]), Err(WriterMisuse::Ended));
+    assert_eq!(writer.append(&[1], &mut out), Err(WriterMisuse::Ended));
+    assert_eq!(writer.compressed(&[1], &mut out), Err(WriterMisuse::Ended));
+    assert_eq!(writer.alive(), Err(WriterMisuse::Ended));
+    assert_eq!(writer.begun(), Err(WriterMisuse::Ended));
+    assert_eq!(writer.end(), Err(WriterMisuse::Ended));
+    assert_eq!(
+        writer.failure(&failure(), &mut out),
+        Err(WriterMisuse::Ended)
+    );
     assert!(out.is_empty());
 }
 
@@ -238,7 +262,7 @@ mod compressed {
         assert_eq!(out, b"before");
         assert_eq!(writer.frames(), 0);
         // A whole frame that is left as it is stands beside one that is not.
-        let mixed = [pattern_without_order(MAX_BODY_LEN), text(MAX_BODY_LEN)].concat();
+        let mixed = [pattern_without_order(FREE_BODY_LEN), text(FREE_BODY_LEN)].concat();
         out.clear();
         assert_eq!(writer.compressed(&mixed, &mut out), Ok(true));
         out.extend(writer.end().unwrap());

@@ -412,7 +412,9 @@ fn headers() {
             Raw::new(0, 0x80, b"").with_length(MOST + 1),
             length(0x80, MOST + 1, 0, MOST),
         ),
-        (Raw::new(0, 6, b"x"), FrameFault::Kind { number, found: 6 }),
+        (Raw::new(0, 6, b""), length(6, 0, 1, 65_536)),
+        (Raw::new(0, 6, &[0; 65_537]), length(6, 65_537, 1, 65_536)),
+        (Raw::new(0, 7, b"x"), FrameFault::Kind { number, found: 7 }),
         (
             Raw::new(0, 0x7f, b""),
             FrameFault::Kind {

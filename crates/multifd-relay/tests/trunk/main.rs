@@ -6,8 +6,8 @@ mod lies;
 mod memory;
 
 use multifd_relay::trunk::{
-    Abilities, Compression, Connection, Digest, Extension, Failure, Frame, FrameFault, FrameReader,
-    Name, Offers, Preface, Versions,
+    Abilities, Compression, Connection, Digest, Extension, FailureNotice, Frame, FrameFault,
+    FrameReader, Name, Offers, Preface, Versions,
 };
 use multifd_wire::Method;
 use testkit::allocations::Counting;
@@ -51,9 +51,10 @@ fn extension(id: u16, bytes: &[u8]) -> Extension {
 enum Received {
     Data(Vec<u8>),
     End,
-    Failure(Failure),
+    Failure(FailureNotice),
     Alive,
     Begun,
+    Note(Vec<u8>),
 }
 
 impl From<Frame<'_>> for Received {
@@ -64,6 +65,7 @@ impl From<Frame<'_>> for Received {
             Frame::Failure(failure) => Self::Failure(failure),
             Frame::Alive => Self::Alive,
             Frame::Begun => Self::Begun,
+            Frame::Note(note) => Self::Note(note.into()),
         }
     }
 }

@@ -18,7 +18,7 @@ use rustix::net::sockopt;
 use super::inbox::{Arrival, Inbox, IncomingChannel};
 use super::kind::{Kind, kind};
 use super::matching::{Decision, Id, Matching, PeerId, Stated};
-use super::note::{Note, Reason, SetUpFault};
+use super::note::{Note, Reason, SetUpEnd, SetUpFault};
 use super::{HELLO_TIMEOUT, Holder, Incoming, Order, Ready, SetupFault, Shared, Ticket};
 use crate::stream::Socket;
 use crate::{Listener, Stream};
@@ -45,7 +45,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How long a connection may be silent before it is taken for postcopy's own, where one is awaited.
 const PREEMPT_SILENCE: Duration = Duration::from_secs(1);
 
-/// What connections may take before they are part of a migration.
+/// Limits for connections that are not yet part of a migration.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Bounds {
     /// How long a connection may take to say what it is.
@@ -386,7 +386,7 @@ impl Desk {
                         }
                     }
                 }
-                Err(fault) => self.give_up_setup(index, Reason::SetUp(fault)),
+                Err(fault) => self.give_up_setup(index, Reason::SetUp(SetUpFault(fault))),
             }
             self.bound_setups();
         }
@@ -402,7 +402,10 @@ impl Desk {
             let Some((index, _)) = longest.max_by_key(|(_, setup)| setup.bytes()) else {
                 return;
             };
-            self.give_up_setup(index, Reason::SetUp(SetUpFault::TooMuch { limit_bytes }));
+            self.give_up_setup(
+                index,
+                Reason::SetUp(SetUpFault(SetUpEnd::TooMuch { limit_bytes })),
+            );
         }
     }
 
@@ -585,17 +588,17 @@ impl SetUp {
     }
 
     /// Reads what there is; whether the set-up part is over.
-    fn read(&mut self, now: Instant, bounds: &Bounds) -> Result<bool, SetUpFault> {
+    fn read(&mut self, now: Instant, bounds: &Bounds) -> Result<bool, SetUpEnd> {
         let mut piece = [0; SETUP_PIECE_BYTES];
         for _ in 0..SETUP_PIECES {
             let count = match self.stream.read_now(&mut piece) {
                 Ok(count) => count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) => return Err(SetUpFault::Io(error)),
+                Err(error) => return Err(SetUpEnd::Io(error)),
             };
             if count == 0 {
-                return Err(SetUpFault::Ended);
+                return Err(SetUpEnd::Ended);
             }
             self.last = now;
             let mut bytes = piece.get(..count).unwrap_or_default();
@@ -612,7 +615,7 @@ impl SetUp {
         self.start.capacity()
     }
 
-    fn follow(&mut self, bytes: &mut &[u8]) -> Result<bool, SetUpFault> {
+    fn follow(&mut self, bytes: &mut &[u8]) -> Result<bool, SetUpEnd> {
         // A stream that goes on after a break has no set-up. Its first bytes tell it from silence.
         if self.brought.as_ref().is_some_and(|it| it.is_recovery) {
             return Ok(true);
@@ -635,7 +638,7 @@ impl SetUp {
                 Err(fault @ (Fault::Magic { .. } | Fault::Version { .. } | Fault::MappedRam))
                     if !self.has_blocks =>
                 {
-                    return Err(SetUpFault::Wire(fault));
+                    return Err(SetUpEnd::Wire(fault));
                 }
                 // A stream that cannot be followed is passed on all the same.
                 Err(_) => return Ok(true),
@@ -643,14 +646,14 @@ impl SetUp {
         }
     }
 
-    fn check_time(&self, now: Instant, bounds: &Bounds) -> Result<(), SetUpFault> {
+    fn check_time(&self, now: Instant, bounds: &Bounds) -> Result<(), SetUpEnd> {
         let within = bounds.setup_silence;
         if now.duration_since(self.last) >= within {
-            return Err(SetUpFault::Stalled { within });
+            return Err(SetUpEnd::Stalled { within });
         }
         let within = bounds.setup;
         if now.duration_since(self.since) >= within {
-            return Err(SetUpFault::Slow { within });
+            return Err(SetUpEnd::Slow { within });
         }
         Ok(())
     }

@@ -1,5 +1,4 @@
-//! What a migration is told by its acceptor after it has begun: its further connections, and a
-//! refusal.
+//! An acceptor's messages to a running migration: its further connections, and a refusal.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -18,7 +17,7 @@ use crate::Stream;
     reason = "a channel is its hello and its connection"
 )]
 pub struct IncomingChannel {
-    /// What it said of itself.
+    /// Its hello.
     pub hello: Hello,
     /// The connection, standing behind the hello.
     pub stream: Stream,

@@ -1,4 +1,4 @@
-//! What a connection shows itself to be by its first bytes, which stay in the socket.
+//! The kind of a connection, from its first bytes. The bytes stay in the socket.
 
 use std::io;
 
@@ -19,7 +19,7 @@ const TLS_HANDSHAKE: [u8; 2] = [0x16, 0x03];
 /// and nothing else does.
 const COMMAND: [u8; 2] = [0x08, 0x00];
 
-/// What a connection shows itself to be.
+/// The kind of a connection.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     /// It has said nothing so far.

@@ -34,9 +34,9 @@ pub(super) const FOREIGN_TIMEOUT: Duration = Duration::from_secs(4);
 /// about whose they are.
 pub(super) const LATE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Who opened a connection, as far as the system tells.
+/// The opener of a connection, as far as the system knows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(clippy::exhaustive_enums, reason = "for the fuzz targets alone")]
+#[allow(clippy::exhaustive_enums, reason = "for the fuzz targets alone")]
 pub enum PeerId {
     /// A process of this host, over a unix socket.
     Process(i32),
@@ -46,9 +46,9 @@ pub enum PeerId {
     Unknown,
 }
 
-/// What is to be done with a connection.
+/// The decision about a connection.
 #[derive(Debug, PartialEq, Eq)]
-#[expect(clippy::exhaustive_enums, reason = "for the fuzz targets alone")]
+#[allow(clippy::exhaustive_enums, reason = "for the fuzz targets alone")]
 pub enum Decision {
     /// The channel belongs to this main channel.
     Give {
@@ -79,9 +79,9 @@ pub enum Decision {
     },
 }
 
-/// What the set-up part of a main channel says about its channels.
+/// A main channel's set-up: its statements about the other channels.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[expect(clippy::exhaustive_structs, reason = "for the fuzz targets alone")]
+#[allow(clippy::exhaustive_structs, reason = "for the fuzz targets alone")]
 pub struct Stated {
     /// The VM's UUID, with `validate-uuid`.
     pub uuid: Option<[u8; 16]>,
@@ -106,7 +106,7 @@ struct Main {
     peer: PeerId,
     /// When its set-up part was read, and what that said.
     ready: Option<(Instant, Stated)>,
-    /// Of the channels that it has.
+    /// The UUID of its channels.
     uuid: Option<[u8; 16]>,
     channels: BTreeSet<u8>,
     /// All its channels have come, for certain.
@@ -143,8 +143,7 @@ enum Verdict {
     Wait {
         hope: bool,
     },
-    /// As the channel may be this main channel's, and another that it has, or may get, says to be
-    /// the same.
+    /// The channel may be this main channel's, and another one of it has the same number.
     Conflict(Id),
     Give(Id),
     Drop,
@@ -193,7 +192,7 @@ impl Matching {
         }
     }
 
-    /// Who has connections that have not said what they are, each of which may be a main channel.
+    /// Sets the peers with connections of unknown kind. Each may be a main channel.
     pub(super) fn set_unspoken(&mut self, peers: impl Iterator<Item = PeerId>) {
         self.unspoken.clear();
         self.unspoken.extend(peers);
@@ -304,7 +303,7 @@ impl Matching {
         Some(main.id)
     }
 
-    /// What can be decided now.
+    /// Returns the decisions that are possible now.
     pub fn decide(&mut self, now: Instant) -> Vec<Decision> {
         let mut decisions = Vec::new();
         let mut conflicts = BTreeSet::new();
@@ -338,8 +337,7 @@ impl Matching {
                 Verdict::Drop => {
                     decisions.push(Decision::Drop { channel: orphan.id });
                     self.orphans.remove(index);
-                    // Of many that go at once, each is looked at once, unless one of them was what
-                    // raised a doubt.
+                    // Without conflicts, one pass serves many channels that go at once.
                     if conflicts.is_empty() {
                         continue;
                     }
@@ -361,7 +359,7 @@ impl Matching {
                     }
                 }
             }
-            // What was decided may decide others.
+            // A decision may make others possible.
             index = 0;
             conflicts.clear();
         }
@@ -379,7 +377,7 @@ impl Matching {
     }
 
     fn judge(&self, orphan: &Orphan, now: Instant) -> Verdict {
-        // What is left of an attempt that its source has given up, where the next attempt is here
+        // A channel of an attempt that its source has given up, if the next attempt is here
         // already.
         let renewed = |closed: Instant| {
             self.orphans.iter().any(|other| {
@@ -493,10 +491,9 @@ impl Matching {
     /// Whether channels of another VM may belong to `main`, which has none so far.
     fn has_rivals(&self, main: &Main, orphan: &Orphan, now: Instant) -> bool {
         let is_rival = |other: &Orphan| {
-            // What a source leaves behind is closed, and what it has of a migration under way is
-            // not.
+            // Leftovers of a source are closed; connections of a running migration are open.
             let is_left = other.closed.is_some() && !main.closed;
-            // What the main channel's own peer sends comes before what others do.
+            // The main channel's own peer takes precedence over others.
             let is_strangers = orphan.peer == main.peer && other.peer != main.peer;
             let may_be = other.uuid != orphan.uuid && !is_left && !is_strangers;
             may_be

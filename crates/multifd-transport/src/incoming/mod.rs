@@ -15,6 +15,7 @@ mod desk;
 mod door;
 mod inbox;
 mod kind;
+#[cfg_attr(not(feature = "unstable-matching"), allow(unreachable_pub, dead_code))]
 mod matching;
 mod note;
 #[cfg(test)]
@@ -37,8 +38,9 @@ use self::door::Claim;
 pub use self::door::Door;
 pub use self::inbox::{Arrival, Inbox, IncomingChannel};
 pub use self::kind::ENGINE_MAGIC;
-// For the fuzz targets, which have a workspace of their own.
-#[doc(hidden)]
+#[cfg(not(feature = "unstable-matching"))]
+use self::matching::Id;
+#[cfg(feature = "unstable-matching")]
 pub use self::matching::{Decision, Id, Matching, PeerId, Stated};
 use self::note::Notes;
 pub use self::note::{Note, Reason, SetUpFault};
@@ -50,7 +52,7 @@ use crate::{Address, Cancel, Listener, Stream};
 pub const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How soon a wish to end is noticed while nobody comes.
-const TICK: Duration = Duration::from_millis(50);
+const TICK: Duration = Duration::from_millis(200);
 
 /// A migration that has begun.
 #[derive(Debug)]
@@ -58,7 +60,7 @@ const TICK: Duration = Duration::from_millis(50);
 pub struct Incoming {
     /// The main channel.
     pub main: Arc<Stream>,
-    /// What has been read of it: everything up to some point behind the RAM section's set-up.
+    /// The bytes read from it, up to some point behind the RAM section's set-up.
     pub main_start: Vec<u8>,
     /// Its multifd channels, whenever they come.
     pub channels: Inbox,
@@ -67,11 +69,11 @@ pub struct Incoming {
     pub has_channels: bool,
     /// Its set-up says that it may switch to postcopy.
     pub may_be_postcopy: bool,
-    /// Who opened the main channel, as far as the system names it.
+    /// The opener of the main channel, as far as the system knows it.
     pub peer: String,
     /// It is a postcopy migration that goes on after a break: its stream has no beginning.
     pub is_recovery: bool,
-    /// What another relay has said of it, where it came from one.
+    /// The statement of another relay, if the migration came through one.
     pub origin: Option<Origin>,
     /// Its place with the acceptor, which keeps it until this is dropped.
     pub ticket: Ticket,
@@ -95,7 +97,7 @@ impl Incoming {
     }
 }
 
-/// What another relay says of a migration.
+/// Another relay's statement about a migration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Origin {
@@ -112,7 +114,7 @@ impl Origin {
     }
 }
 
-/// Who begins a migration.
+/// The kind of a source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[expect(
     clippy::exhaustive_enums,
@@ -152,7 +154,7 @@ pub struct Acceptor {
     desk: Option<JoinHandle<()>>,
 }
 
-/// What the desk and its migrations share.
+/// State that the desk and its migrations share.
 struct Shared {
     front: Mutex<Front>,
     changed: Condvar,
@@ -171,13 +173,13 @@ struct Front {
     starved: Option<(Instant, Option<i32>)>,
 }
 
-/// Who has begun a migration.
+/// The source of a new migration.
 enum Ready {
     Qemu(Incoming),
     Engine(Stream),
 }
 
-/// What a migration asks of the desk.
+/// A migration's request to the desk.
 enum Order {
     Settle(Id),
     End(Id),

@@ -1,4 +1,4 @@
-//! What an acceptor has to tell beside migrations: connections that it passed over, and why.
+//! An acceptor's notes on connections that it closed, and why.
 
 use std::fmt;
 use std::io;
@@ -17,7 +17,7 @@ pub enum Note {
         /// Why.
         reason: Reason,
     },
-    /// As many more connections were closed within a second, without a note each.
+    /// More connections were closed within a second, without a note each.
     Further {
         /// How many.
         connections: u64,
@@ -66,8 +66,10 @@ pub enum Reason {
 
 /// Why the set-up part of a main channel was given up.
 #[derive(Debug)]
-#[non_exhaustive]
-pub enum SetUpFault {
+pub struct SetUpFault(pub(super) SetUpEnd);
+
+#[derive(Debug)]
+pub(super) enum SetUpEnd {
     /// The source closed it.
     Ended,
     /// Nothing came for a while.
@@ -200,21 +202,21 @@ impl fmt::Display for Reason {
 
 impl fmt::Display for SetUpFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            SetUpFault::Ended => f.write_str("the source closed it in its set-up"),
-            SetUpFault::Stalled { within } => {
+        match &self.0 {
+            SetUpEnd::Ended => f.write_str("the source closed it in its set-up"),
+            SetUpEnd::Stalled { within } => {
                 write!(f, "nothing came for {} s in its set-up", within.as_secs())
             }
-            SetUpFault::Slow { within } => {
+            SetUpEnd::Slow { within } => {
                 write!(f, "its set-up took more than {} s", within.as_secs())
             }
-            SetUpFault::Wire(fault) => write!(f, "{fault}"),
-            SetUpFault::TooMuch { limit_bytes } => write!(
+            SetUpEnd::Wire(fault) => write!(f, "{fault}"),
+            SetUpEnd::TooMuch { limit_bytes } => write!(
                 f,
                 "all set-ups together would take more than {} MiB",
                 limit_bytes >> 20
             ),
-            SetUpFault::Io(error) => write!(f, "{error}"),
+            SetUpEnd::Io(error) => write!(f, "{error}"),
         }
     }
 }

@@ -37,7 +37,7 @@ pub(super) enum Stop {
     Closed,
 }
 
-/// What one call into rustls came to.
+/// The outcome of one call into rustls.
 enum Step {
     Again,
     Stop(Stop),
@@ -274,7 +274,7 @@ fn write<Data>(
         match other(state, outgoing, plain, &mut discard)? {
             Other::Done(Done::Again | Done::Data) => Ok(Written::Again),
             Other::Done(Done::Closed) => Ok(Written::Closed),
-            // Nobody writes before the handshake is over, or after both ends were said.
+            // Writes come only between the handshake and the end of both directions.
             Other::Done(Done::Blocked | Done::Writable | Done::Over) => {
                 Err(Error::HandshakeNotComplete)
             }
@@ -294,7 +294,7 @@ fn write<Data>(
     (discard, done)
 }
 
-/// What `bytes` of plaintext take as records.
+/// The length of `bytes` of plaintext as records.
 fn room(bytes: usize) -> usize {
     bytes.saturating_add(
         (bytes / RECORD_BYTES)

@@ -15,8 +15,7 @@ use super::x509::{Names, date};
 ///
 /// Each message names what was found and what to do.
 #[derive(Clone, Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum TlsError {
+pub(super) enum TlsError {
     /// No CA that this end knows has signed the peer's certificate.
     #[error(
         "the {peer} is not signed by a CA in {folder}/ca-cert.pem: use certificates of one CA at \
@@ -57,7 +56,7 @@ pub enum TlsError {
         "{folder}/ca-crl.pem {fault}: get a new list from the CA, and send SIGHUP or start anew"
     )]
     RevocationList {
-        /// What is wrong with it.
+        /// The fault.
         fault: String,
         /// This end's folder.
         folder: String,
@@ -89,7 +88,7 @@ pub enum TlsError {
     BadCertificate {
         /// The peer's certificate, by its names.
         peer: String,
-        /// What is wrong with it.
+        /// The fault.
         fault: String,
     },
     /// The peer offers no version of TLS that this end takes.
@@ -112,7 +111,7 @@ pub enum TlsError {
     PeerRefused {
         /// The alert's name in the standard.
         alert: String,
-        /// What it means and what to do.
+        /// The meaning, and advice.
         advice: String,
     },
     /// The peer breaks the rules of TLS.
@@ -159,7 +158,7 @@ impl From<io::Error> for TlsError {
     }
 }
 
-/// What messages name of this end.
+/// The parts of this end that messages name.
 #[derive(Clone, Debug)]
 pub(super) struct Place {
     pub(super) folder: Arc<str>,
@@ -269,7 +268,7 @@ impl TlsError {
         }
     }
 
-    /// As an error of reading or writing.
+    /// Converts it to an error of reading or writing.
     pub(super) fn to_io(&self) -> io::Error {
         let kind = match self {
             Self::Io(error) => error.kind(),
@@ -361,14 +360,14 @@ fn day(time: UnixTime) -> String {
     date(time.as_secs())
 }
 
-/// What is wrong with a file of certificates or keys.
+/// The fault of a file of certificates or keys.
 #[derive(Clone, Debug)]
 pub struct FolderError {
     pub(super) file: String,
     pub(super) fault: FileFault,
 }
 
-/// What is wrong with a file.
+/// The fault of a file.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(super) enum FileFault {
     Missing,

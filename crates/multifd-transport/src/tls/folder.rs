@@ -33,7 +33,7 @@ pub(super) enum Role {
     },
 }
 
-/// What a folder holds, checked.
+/// The checked contents of a folder.
 #[derive(Debug)]
 pub(super) struct Folder {
     pub(super) roots: Arc<RootCertStore>,
@@ -43,7 +43,7 @@ pub(super) struct Folder {
     pub(super) warnings: Vec<String>,
 }
 
-/// What computes: ring, with the cipher first that is fastest here.
+/// The crypto provider: ring, with the cipher first that is fastest here.
 pub(super) fn provider() -> Arc<CryptoProvider> {
     let mut provider = ring::default_provider();
     let fastest = if has_aes() {

@@ -22,7 +22,7 @@ use super::error::{FileFault, FolderError, Place, TlsError};
 use super::folder::{self, Folder, Role};
 use super::stream::{TlsStream, wait_for};
 use super::verify::{ClientGate, PeerIdentity, Seen, ServerGate};
-use crate::Stream;
+use crate::{DialError, Stream};
 
 /// How much is read at once. Most handshakes fit, and it is all that an idle one takes.
 const READ_BYTES: usize = 4 << 10;
@@ -36,8 +36,8 @@ const HANDSHAKE_BYTES: usize = 256 << 10;
 /// How often a waiting client asks whether its caller has given up.
 const TICK: Duration = Duration::from_millis(100);
 
-/// What is left of a refused peer's bytes is read up to this size: a socket that is closed over
-/// unread bytes may take back the alert that says why.
+/// Bytes of a refused peer that are read before the socket is closed. Closing a socket with unread
+/// bytes may discard the alert that gives the reason.
 const LEFT_BYTES: usize = 64 << 10;
 
 /// A fatal alert `decode_error` in clear, for a peer that speaks no TLS: some ends know it when
@@ -47,7 +47,7 @@ const NOT_TLS: [u8; 7] = [0x15, 3, 3, 0, 2, 2, 50];
 /// Which versions of TLS an end takes.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 #[non_exhaustive]
-pub enum Versions {
+pub enum TlsVersions {
     /// 1.3 alone: between two ends of this project.
     #[default]
     Tls13,
@@ -55,7 +55,7 @@ pub enum Versions {
     Tls12And13,
 }
 
-impl Versions {
+impl TlsVersions {
     fn list(self) -> &'static [&'static SupportedProtocolVersion] {
         static TRUNK: [&SupportedProtocolVersion; 1] = [&TLS13];
         static QEMU: [&SupportedProtocolVersion; 2] = [&TLS13, &TLS12];
@@ -78,7 +78,7 @@ impl Versions {
 #[non_exhaustive]
 pub struct ServerOptions {
     /// The versions that it takes.
-    pub versions: Versions,
+    pub versions: TlsVersions,
     /// Whether a client must have a certificate. Without, any host may connect: QEMU's
     /// `verify-peer=no`.
     pub verify_peer: bool,
@@ -94,7 +94,7 @@ pub struct ServerOptions {
 impl Default for ServerOptions {
     fn default() -> Self {
         Self {
-            versions: Versions::Tls13,
+            versions: TlsVersions::Tls13,
             verify_peer: true,
             allowed_clients: Vec::new(),
             lenient_end: false,
@@ -107,18 +107,18 @@ impl Default for ServerOptions {
 #[non_exhaustive]
 pub struct ClientOptions {
     /// The versions that it takes.
-    pub versions: Versions,
+    pub versions: TlsVersions,
     /// Whether the folder must have a client's certificate. A QEMU with `verify-peer=no` asks for
     /// none.
     pub needs_certificate: bool,
-    /// As in [`ServerOptions::lenient_end`].
+    /// Same as [`ServerOptions::lenient_end`].
     pub lenient_end: bool,
 }
 
 impl Default for ClientOptions {
     fn default() -> Self {
         Self {
-            versions: Versions::Tls13,
+            versions: TlsVersions::Tls13,
             needs_certificate: true,
             lenient_end: false,
         }
@@ -159,7 +159,7 @@ impl TlsServer {
     /// there are go on.
     ///
     /// # Errors
-    /// As those of [`open`](Self::open). The files from before stay in use then.
+    /// Same as [`open`](Self::open). After an error the previous files stay in use.
     pub fn reload(&self) -> Result<(), FolderError> {
         let read = Arc::new(folder::read(&self.path, Role::Server, &self.provider)?);
         self.config(&read, &Arc::default())?;
@@ -167,8 +167,7 @@ impl TlsServer {
         Ok(())
     }
 
-    /// What an operator should know of the files: keys that others may read, certificates that end
-    /// soon.
+    /// Warnings about the files: keys that others may read, certificates that expire soon.
     pub fn warnings(&self) -> Vec<String> {
         self.folder().warnings.clone()
     }
@@ -254,7 +253,7 @@ impl TlsClient {
     /// in `folder`.
     ///
     /// # Errors
-    /// As those of [`TlsServer::open`].
+    /// Same as [`TlsServer::open`].
     pub fn open(folder: &Path, options: ClientOptions) -> Result<Self, FolderError> {
         let provider = folder::provider();
         let read = folder::read(folder, Self::role(&options), &provider)?;
@@ -271,7 +270,7 @@ impl TlsClient {
     /// Reads the files anew, as [`TlsServer::reload`] does.
     ///
     /// # Errors
-    /// As those of [`open`](Self::open). The files from before stay in use then.
+    /// Same as [`open`](Self::open). After an error the previous files stay in use.
     pub fn reload(&self) -> Result<(), FolderError> {
         let read = folder::read(&self.path, Self::role(&self.options), &self.provider)?;
         self.config(&read, &Arc::default())?;
@@ -279,7 +278,7 @@ impl TlsClient {
         Ok(())
     }
 
-    /// As [`TlsServer::warnings`].
+    /// Same as [`TlsServer::warnings`].
     pub fn warnings(&self) -> Vec<String> {
         self.folder().warnings.clone()
     }
@@ -294,6 +293,20 @@ impl TlsClient {
     /// # Errors
     /// When the peer or this end refuses, and when time is over.
     pub fn connect(
+        &self,
+        stream: Stream,
+        server_name: &str,
+        timeout: Duration,
+        given_up: &dyn Fn() -> bool,
+    ) -> Result<Stream, DialError> {
+        let shaken = self.shake(stream, server_name, timeout, given_up);
+        shaken.map_err(|error| match error {
+            TlsError::GivenUp => DialError::GivenUp,
+            error => io::Error::new(io::ErrorKind::ConnectionAborted, error).into(),
+        })
+    }
+
+    fn shake(
         &self,
         stream: Stream,
         server_name: &str,
@@ -380,10 +393,10 @@ impl TlsClient {
 /// A client that has passed its handshake.
 #[derive(Debug)]
 #[non_exhaustive]
-pub struct Accepted {
+pub struct Encrypted {
     /// The encrypted connection.
     pub stream: Stream,
-    /// Who it is.
+    /// The names in its certificate.
     pub peer: PeerIdentity,
     /// The version and the cipher suite, for people.
     pub protocol: String,
@@ -421,7 +434,11 @@ impl Handshake {
     ///
     /// # Errors
     /// When this end refuses the client, of which the client is told, or the client refuses.
-    pub fn go_on(&mut self) -> Result<Option<Accepted>, TlsError> {
+    pub fn go_on(&mut self) -> io::Result<Option<Encrypted>> {
+        self.step().map_err(|error| error.to_io())
+    }
+
+    fn step(&mut self) -> Result<Option<Encrypted>, TlsError> {
         match std::mem::replace(&mut self.0, State::Over) {
             State::Going(mut shaking) => {
                 if shaking.go_on()? {
@@ -632,7 +649,7 @@ impl Shaking {
         }
     }
 
-    fn finish(self) -> Accepted {
+    fn finish(self) -> Encrypted {
         let peer = PeerIdentity(self.seen.names().unwrap_or_default());
         let stream = TlsStream::new(
             self.stream,
@@ -645,7 +662,7 @@ impl Shaking {
             self.lenient_end,
         );
         let protocol = stream.describe();
-        Accepted {
+        Encrypted {
             stream: Stream::layered(stream),
             peer,
             protocol,

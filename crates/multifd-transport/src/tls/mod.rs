@@ -17,9 +17,9 @@ mod stream;
 mod verify;
 mod x509;
 
-pub use error::{FolderError, TlsError};
+pub use error::FolderError;
 pub use handshake::{
-    Accepted, ClientOptions, Handshake, ServerOptions, TlsClient, TlsServer, Versions,
+    ClientOptions, Encrypted, Handshake, ServerOptions, TlsClient, TlsServer, TlsVersions,
 };
 pub use stream::TlsStream;
 pub use verify::PeerIdentity;

@@ -1,4 +1,4 @@
-//! [`TlsStream`]: an established TLS connection as a [`Connection`].
+//! [`TlsStream`]: an established TLS connection as a [`Layer`].
 
 use std::fmt;
 use std::io;
@@ -10,7 +10,7 @@ use rustix::net::{SendFlags, send};
 
 use super::engine::{Engine, Incoming, RECORD_BYTES, Stop, has_record};
 use super::error::{Place, TlsError};
-use crate::{Connection, Stream};
+use crate::{Layer, Stream};
 
 /// How much ciphertext is read at once. Several records, so that a system call costs little of the
 /// time.
@@ -430,7 +430,7 @@ fn is_timeout(error: &io::Error) -> bool {
     )
 }
 
-impl Connection for TlsStream {
+impl Layer for TlsStream {
     fn under(&self) -> &Stream {
         &self.under
     }

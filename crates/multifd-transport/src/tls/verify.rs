@@ -10,7 +10,7 @@ use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, 
 
 use super::x509::{self, Names};
 
-/// Who the peer of one handshake says to be. Of a refused peer it is told for people only.
+/// The claimed names of a handshake's peer. The names of a refused peer are for messages only.
 #[derive(Debug, Default)]
 pub(super) struct Seen(Mutex<Option<Arc<Names>>>);
 
@@ -135,7 +135,8 @@ impl ServerCertVerifier for ServerGate {
     }
 }
 
-/// Who a peer is, by its certificate. A peer that was not asked for one has no names.
+/// The identity of a peer: the names in its certificate. A peer that was not asked for one has no
+/// names.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct PeerIdentity(pub(super) Arc<Names>);
 

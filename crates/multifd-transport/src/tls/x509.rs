@@ -1,4 +1,4 @@
-//! What messages and lists of names need from a certificate: its names and its time.
+//! Names and validity of a certificate, for messages and lists of names.
 //!
 //! rustls checks certificates. It does not tell the subject and the times, so a reader of DER
 //! (X.690) for the few fields of RFC 5280 that are wanted is here. It reads certificates of
@@ -54,7 +54,7 @@ impl fmt::Display for Names {
     }
 }
 
-/// What this module reads of a certificate.
+/// The fields that this module reads.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Certificate {
     pub(super) names: Names,

@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use multifd_transport::Stream;
-use multifd_transport::tls::{ClientOptions, TlsClient, Versions};
+use multifd_transport::tls::{ClientOptions, TlsClient, TlsVersions};
 use rustls::version::{TLS12, TLS13};
 
 use crate::ends::{
@@ -188,7 +188,7 @@ fn an_end_without_close_notify_is_a_broken_one() {
 fn a_lenient_end_takes_a_cut_between_records_for_an_end() {
     let (ca, _, client_folder) = folders();
     let mut options = ClientOptions::default();
-    options.versions = Versions::Tls12And13;
+    options.versions = TlsVersions::Tls12And13;
     options.needs_certificate = true;
     options.lenient_end = true;
     let client = TlsClient::open(client_folder.path(), options).unwrap();
@@ -436,7 +436,7 @@ fn version_1_2_carries_data_too() {
     let ca = Ca::new("our CA");
     let folder = Folder::client(&ca, &ca.client());
     let mut options = ClientOptions::default();
-    options.versions = Versions::Tls12And13;
+    options.versions = TlsVersions::Tls12And13;
     let client = TlsClient::open(folder.path(), options).unwrap();
     let pair = ca.server();
     let (near, far) = tcp();

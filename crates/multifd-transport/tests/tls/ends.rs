@@ -7,10 +7,10 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use multifd_transport::Stream;
 use multifd_transport::tls::{
-    Accepted, ClientOptions, Handshake, ServerOptions, TlsClient, TlsError, TlsServer,
+    ClientOptions, Encrypted, Handshake, ServerOptions, TlsClient, TlsServer,
 };
+use multifd_transport::{DialError, Stream};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::ring;
@@ -52,11 +52,11 @@ pub fn client(folder: &Folder) -> TlsClient {
 }
 
 /// Drives a handshake as a poll loop does.
-pub fn accept(server: &TlsServer, stream: Stream) -> Result<Accepted, TlsError> {
+pub fn accept(server: &TlsServer, stream: Stream) -> io::Result<Encrypted> {
     drive(server.begin(stream))
 }
 
-pub fn drive(mut handshake: Handshake) -> Result<Accepted, TlsError> {
+pub fn drive(mut handshake: Handshake) -> io::Result<Encrypted> {
     let until = Instant::now() + PATIENCE;
     loop {
         if let Some(accepted) = handshake.go_on()? {
@@ -74,7 +74,7 @@ pub fn drive(mut handshake: Handshake) -> Result<Accepted, TlsError> {
     }
 }
 
-pub fn connect(client: &TlsClient, stream: Stream, name: &str) -> Result<Stream, TlsError> {
+pub fn connect(client: &TlsClient, stream: Stream, name: &str) -> Result<Stream, DialError> {
     client.connect(stream, name, PATIENCE, &|| false)
 }
 
@@ -83,7 +83,7 @@ pub fn shake(
     server: &TlsServer,
     client: &TlsClient,
     name: &str,
-) -> (Result<Accepted, TlsError>, Result<Stream, TlsError>) {
+) -> (io::Result<Encrypted>, Result<Stream, DialError>) {
     let (near, far) = tcp();
     thread::scope(|scope| {
         let accepted = scope.spawn(|| accept(server, far.into()));
@@ -104,7 +104,7 @@ pub fn pair() -> (Stream, Stream) {
 }
 
 /// The words of a client that is refused, within the handshake or after it.
-pub fn words(connected: Result<Stream, TlsError>) -> String {
+pub fn words(connected: Result<Stream, DialError>) -> String {
     match connected {
         Err(error) => error.to_string(),
         Ok(stream) => {
@@ -201,4 +201,12 @@ impl ServerCertVerifier for NoCheck {
             .signature_verification_algorithms
             .supported_schemes()
     }
+}
+
+/// Whether an error of TLS is of this kind, by the name that its `Debug` shows.
+pub fn is(error: &dyn std::fmt::Debug, kind: &str) -> bool {
+    let shown = format!("{error:?}");
+    shown
+        .split(|c: char| !c.is_alphanumeric())
+        .any(|word| word == kind)
 }

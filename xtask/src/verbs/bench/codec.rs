@@ -10,7 +10,8 @@ use crate::{Result, cargo, run as run_command};
 
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// What the measuring program takes: --pages FILE --json OUT --streams 1,2,4 --rounds N; --help
+    /// Arguments of the measuring program: --pages FILE --json OUT --streams 1,2,4 --rounds N;
+    /// --help
     /// tells
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     rest: Vec<OsString>,

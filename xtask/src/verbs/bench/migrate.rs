@@ -9,7 +9,7 @@ use crate::{Result, multifd, run as run_command};
 
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// What `multifd-bench migrate` takes; --help tells
+    /// Arguments of `multifd-bench migrate`; --help lists them
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     rest: Vec<OsString>,
 }

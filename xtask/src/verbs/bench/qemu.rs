@@ -14,7 +14,7 @@ use crate::multifd::{self, Between, Multifd};
 
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// What fills the guest: `redis`, `idle`, or a file of pages of 4 KiB back to back, as they are
+    /// The guest's memory: `redis`, `idle`, or a file of pages of 4 KiB back to back, as they are
     /// or compressed with zstd
     #[arg(long, value_name = "FILE", default_value = "redis")]
     pages: String,

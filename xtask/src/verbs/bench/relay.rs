@@ -20,7 +20,7 @@ pub struct Arguments {
     /// The method between the relays; the aim is for none
     #[arg(long, default_value = "none", value_parser = ["none", "zlib", "zstd"])]
     compression: String,
-    /// What the relays have between them, each in turn
+    /// Legs between the relays, each in turn
     #[arg(long, value_enum, value_delimiter = ',', default_value = "qemu")]
     between: Vec<Between>,
     /// Connect QEMUs by tcp on the loopback instead of unix sockets

@@ -6,8 +6,10 @@ mod line;
 mod map;
 mod outside;
 mod packages;
+mod public;
+mod trees;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
@@ -19,9 +21,15 @@ pub struct Arguments {
     /// minutes
     #[arg(long)]
     features: bool,
+    /// Instead: count the public items of each published crate, here or in another checkout
+    #[arg(long, value_name = "CHECKOUT", num_args = 0..=1, conflicts_with = "features")]
+    public: Option<Option<PathBuf>>,
 }
 
 pub fn run(arguments: &Arguments) -> Result<()> {
+    if let Some(checkout) = &arguments.public {
+        return public::run(checkout.as_deref().unwrap_or(&workspace()));
+    }
     let metadata = output(cargo().args(["metadata", "--no-deps", "--format-version", "1"]))?;
     let metadata: Value = serde_json::from_str(&metadata)?;
     if arguments.features {
@@ -77,16 +85,17 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     faults.extend(map::faults(&metadata)?);
     faults.extend(files::faults()?);
     faults.extend(packages::faults(&metadata)?);
-    if !faults.is_empty() {
-        return Err(faults.join("\n").into());
-    }
-
-    outside::dependencies()?;
     let packages = packages_of(&metadata).iter();
     let published: Vec<_> = packages
         .filter(|package| is_published(package))
         .map(name_of)
         .collect();
+    faults.extend(trees::faults(&published)?);
+    if !faults.is_empty() {
+        return Err(faults.join("\n").into());
+    }
+
+    outside::dependencies()?;
     outside::interfaces(&published)
 }
 

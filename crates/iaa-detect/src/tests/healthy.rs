@@ -1,8 +1,9 @@
 //! The healthy machine: every fact, and the ready queues.
 
-use iaa_detect::{DeviceId, Mode, NodeAccess, QueueId, QueueType, State, Verdict};
+use crate::Verdict;
+use crate::facts::{DeviceId, Mode, NodeAccess, QueueId, QueueType, State};
 
-use crate::machine::{DEVICES, Machine};
+use super::machine::{DEVICES, Machine};
 
 #[test]
 fn every_queue_is_ready() {

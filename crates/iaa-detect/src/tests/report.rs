@@ -1,9 +1,9 @@
 //! The forms for people and for programs.
 
-use iaa_detect::Qpl;
+use crate::facts::Qpl;
 use serde_json::{Value, json};
 
-use crate::machine::{Machine, device_path, queue_path};
+use super::machine::{Machine, device_path, queue_path};
 
 fn json(machine: &Machine) -> Value {
     serde_json::to_value(machine.detect()).unwrap()

@@ -1,15 +1,17 @@
 //! Shared by the tests of causes.
 
-use iaa_detect::{Cause, DeviceId, QueueId, Report, Verdict};
+use crate::cause::Cause;
+use crate::facts::{DeviceId, QueueId};
+use crate::{Report, Verdict};
 
 /// All devices except the first one of each NUMA node.
-pub const LIKEWISE: &str = "# likewise iax3, iax5, iax7, iax11, iax13, iax15";
+pub(super) const LIKEWISE: &str = "# likewise iax3, iax5, iax7, iax11, iax13, iax15";
 
-pub fn devices(numbers: &[u32]) -> Vec<DeviceId> {
+pub(super) fn devices(numbers: &[u32]) -> Vec<DeviceId> {
     numbers.iter().copied().map(DeviceId).collect()
 }
 
-pub fn queue(device: u32, index: u32) -> QueueId {
+pub(super) fn queue(device: u32, index: u32) -> QueueId {
     QueueId {
         device: DeviceId(device),
         index,
@@ -17,12 +19,12 @@ pub fn queue(device: u32, index: u32) -> QueueId {
 }
 
 /// The first queue of each device.
-pub fn queues(numbers: &[u32]) -> Vec<QueueId> {
+pub(super) fn queues(numbers: &[u32]) -> Vec<QueueId> {
     numbers.iter().map(|device| queue(*device, 0)).collect()
 }
 
 #[track_caller]
-pub fn assert_cause(report: &Report, expected: &Cause, short: &str, commands: &[&str]) {
+pub(super) fn assert_cause(report: &Report, expected: &Cause, short: &str, commands: &[&str]) {
     let Verdict::NotReady {
         cause,
         summary,
@@ -44,13 +46,13 @@ pub fn assert_cause(report: &Report, expected: &Cause, short: &str, commands: &[
 }
 
 #[track_caller]
-pub fn assert_sentence(text: &str) {
+pub(super) fn assert_sentence(text: &str) {
     assert!(text.ends_with('.') && !text.contains('\n'), "{text}");
 }
 
 /// For causes that files alone do not show.
 #[track_caller]
-pub fn assert_explained(
+pub(super) fn assert_explained(
     report: &Report,
     status: u32,
     expected: &Cause,
@@ -65,7 +67,7 @@ pub fn assert_explained(
 }
 
 #[track_caller]
-pub fn assert_ready(report: &Report) {
+pub(super) fn assert_ready(report: &Report) {
     assert!(
         matches!(report.verdict, Verdict::Ready { .. }),
         "{}",

@@ -1,12 +1,12 @@
 //! The healthy machine with ready queues that do not serve: causes 9 to 15, each with its commands,
 //! and the order of all causes.
 
-use iaa_detect::{
-    AccelConfig, AccelConfigProblem, Cause, NodeAccess, Portal, Qpl, RefusedNode, Verdict,
-};
+use crate::Verdict;
+use crate::cause::{AccelConfigProblem, Cause, RefusedNode};
+use crate::facts::{AccelConfig, NodeAccess, Portal, Qpl};
 
-use crate::expect::{assert_cause, assert_explained, assert_ready, assert_sentence, queue, queues};
-use crate::machine::{DEVICES, Machine, device_path, queue_path};
+use super::expect::{assert_cause, assert_explained, assert_ready, assert_sentence, queue, queues};
+use super::machine::{DEVICES, Machine, device_path, queue_path};
 
 #[test]
 fn cause_9_permission_denied() {

@@ -5,29 +5,31 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
-use iaa_detect::{AccelConfig, Host, NodeAccess, Portal, Qpl, Report, detect};
+use crate::facts::{AccelConfig, NodeAccess, Portal, Qpl};
+use crate::host::Host;
+use crate::{Report, detect_on};
 
 /// The numbers of the healthy machine's devices, the first four on node 0, the others on node 1.
-pub const DEVICES: [u32; 8] = [1, 3, 5, 7, 9, 11, 13, 15];
+pub(super) const DEVICES: [u32; 8] = [1, 3, 5, 7, 9, 11, 13, 15];
 
-const HEALTHY: &str = include_str!("../trees/healthy.txt");
+const HEALTHY: &str = include_str!("trees/healthy.txt");
 
-/// A tree in a temporary folder, and answers for [`iaa_detect::Host`].
-pub struct Machine {
+/// A tree in a temporary folder, and answers for [`Host`].
+pub(super) struct Machine {
     root: tempfile::TempDir,
     /// The numbers of its original devices.
-    pub devices: Vec<u32>,
-    pub qpl: Qpl,
-    pub accel_config: AccelConfig,
+    pub(super) devices: Vec<u32>,
+    pub(super) qpl: Qpl,
+    pub(super) accel_config: AccelConfig,
     /// The answer for every existing node.
-    pub node: NodeAccess,
+    pub(super) node: NodeAccess,
     /// The paths that were to be opened.
-    pub opened: RefCell<Vec<PathBuf>>,
+    pub(super) opened: RefCell<Vec<PathBuf>>,
 }
 
 impl Machine {
     /// A machine without any file.
-    pub fn empty() -> Machine {
+    pub(super) fn empty() -> Machine {
         Machine {
             // A thousand small files take seconds on a disk and no time in memory.
             root: tempfile::tempdir_in("/dev/shm")
@@ -48,13 +50,13 @@ impl Machine {
         }
     }
 
-    /// The machine listed in `tests/trees/healthy.txt`.
-    pub fn healthy() -> Machine {
+    /// The machine listed in `trees/healthy.txt`.
+    pub(super) fn healthy() -> Machine {
         Machine::listed(HEALTHY, &DEVICES)
     }
 
     /// The healthy machine with only the first device.
-    pub fn single() -> Machine {
+    pub(super) fn single() -> Machine {
         let (first, _) = HEALTHY.split_once("\n\nsys/devices/pci0000:6f/").unwrap();
         Machine::listed(first, &DEVICES[..1])
     }
@@ -73,37 +75,37 @@ impl Machine {
         machine
     }
 
-    pub fn root(&self) -> &Path {
+    pub(super) fn root(&self) -> &Path {
         self.root.path()
     }
 
-    pub fn path(&self, path: &str) -> PathBuf {
+    pub(super) fn path(&self, path: &str) -> PathBuf {
         self.root().join(path)
     }
 
-    pub fn detect(&self) -> Report {
-        detect(self.root(), self)
+    pub(super) fn detect(&self) -> Report {
+        detect_on(self.root(), self)
     }
 
     /// Writes an attribute with the final line feed of sysfs.
-    pub fn set(&self, path: &str, value: &str) {
+    pub(super) fn set(&self, path: &str, value: &str) {
         self.write(path, format!("{value}\n").as_bytes());
     }
 
-    pub fn write(&self, path: &str, content: &[u8]) {
+    pub(super) fn write(&self, path: &str, content: &[u8]) {
         let path = self.path(path);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, content).unwrap();
     }
 
-    pub fn link(&self, path: &str, target: &str) {
+    pub(super) fn link(&self, path: &str, target: &str) {
         let path = self.path(path);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         symlink(target, path).unwrap();
     }
 
     /// Removes a file, a link or a whole directory.
-    pub fn remove(&self, path: &str) {
+    pub(super) fn remove(&self, path: &str) {
         let path = self.path(path);
         if fs::symlink_metadata(&path).unwrap().is_dir() {
             fs::remove_dir_all(path).unwrap();
@@ -112,28 +114,28 @@ impl Machine {
         }
     }
 
-    pub fn replace(&self, path: &str, from: &str, to: &str) {
+    pub(super) fn replace(&self, path: &str, from: &str, to: &str) {
         let text = fs::read_to_string(self.path(path)).unwrap();
         assert!(text.contains(from), "{path} has no {from}");
         self.write(path, text.replace(from, to).as_bytes());
     }
 
     /// Sets an attribute of every device.
-    pub fn set_devices(&self, attribute: &str, value: &str) {
+    pub(super) fn set_devices(&self, attribute: &str, value: &str) {
         for device in &self.devices {
             self.set(&device_path(*device, attribute), value);
         }
     }
 
     /// Sets an attribute of the first queue of every device.
-    pub fn set_queues(&self, attribute: &str, value: &str) {
+    pub(super) fn set_queues(&self, attribute: &str, value: &str) {
         for device in &self.devices {
             self.set(&queue_path(*device, 0, attribute), value);
         }
     }
 
     /// Removes a device and its function on the PCI bus.
-    pub fn pull(&self, device: u32) {
+    pub(super) fn pull(&self, device: u32) {
         let link = self.path(&format!("sys/bus/dsa/devices/iax{device}"));
         let function = fs::canonicalize(link).unwrap();
         let address = function.parent().unwrap().file_name().unwrap();
@@ -179,11 +181,11 @@ impl Host for Machine {
     }
 }
 
-pub fn device_path(device: u32, attribute: &str) -> String {
+pub(super) fn device_path(device: u32, attribute: &str) -> String {
     format!("sys/bus/dsa/devices/iax{device}/{attribute}")
 }
 
-pub fn queue_path(device: u32, index: u32, attribute: &str) -> String {
+pub(super) fn queue_path(device: u32, index: u32, attribute: &str) -> String {
     format!("sys/bus/dsa/devices/wq{device}.{index}/{attribute}")
 }
 

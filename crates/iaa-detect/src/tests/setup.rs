@@ -1,10 +1,11 @@
 //! The healthy machine without one thing that a ready queue needs: causes 1 to 8, each with its
 //! commands.
 
-use iaa_detect::{AccelConfig, AccelConfigProblem, Cause, KernelParameter, PciFunction, Qpl};
+use crate::cause::{AccelConfigProblem, Cause, KernelParameter};
+use crate::facts::{AccelConfig, PciFunction, Qpl};
 
-use crate::expect::{LIKEWISE, assert_cause, assert_ready, devices, queues};
-use crate::machine::{DEVICES, Machine, device_path, queue_path};
+use super::expect::{LIKEWISE, assert_cause, assert_ready, devices, queues};
+use super::machine::{DEVICES, Machine, device_path, queue_path};
 
 #[test]
 fn cause_1_no_device() {

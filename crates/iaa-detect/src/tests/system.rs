@@ -2,12 +2,14 @@
 
 use std::path::Path;
 
-use iaa_detect::{Host as _, NodeAccess, Portal, System, Verdict, detect};
+use crate::facts::{NodeAccess, Portal};
+use crate::host::{Host as _, System};
+use crate::{Verdict, detect_on};
 
 /// Detection reports on any machine, with or without an IAA.
 #[test]
 fn this_machine() {
-    let report = detect(Path::new("/"), &System);
+    let report = detect_on(Path::new("/"), &System);
     println!("{report}");
     assert!(report.facts.process.user.is_some());
     assert!(report.facts.process.cpus.is_some());

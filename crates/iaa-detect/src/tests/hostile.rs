@@ -5,10 +5,12 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
-use iaa_detect::{Oddity, Problem, System, Verdict, detect};
+use crate::facts::{Oddity, Problem};
+use crate::host::System;
+use crate::{Verdict, detect_on};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 
-use crate::machine::{Machine, device_path, queue_path};
+use super::machine::{Machine, device_path, queue_path};
 
 /// Every file that the report on the first device depends on.
 fn files() -> Vec<String> {
@@ -213,7 +215,7 @@ fn no_root_at_all() {
         machine.path("file"),
         machine.root().to_owned(),
     ] {
-        let report = detect(&root, &machine);
+        let report = detect_on(&root, &machine);
         assert_eq!(report.verdict.to_string(), "no IAA: none on the PCI bus");
     }
 }
@@ -333,7 +335,7 @@ fn nodes_that_are_no_devices() {
         },
     ] {
         spoil(&node);
-        let report = detect(machine.root(), &System);
+        let report = detect_on(machine.root(), &System);
         let access = &report.facts.devices[0].queues[0].node;
         assert_eq!(access.to_string(), "is not a device");
     }

@@ -1,0 +1,270 @@
+//! A folder in which files ask for listening sockets, one for each guest.
+//!
+//! A relay beside the source cannot know which guests there will be. So an address like
+//! `unix:/run/out/{name}.sock` is no socket but a rule: an empty file `/run/out/vm1.sock` asks for
+//! a socket in its place, whose migrations have the name `vm1`. Removing the socket ends that.
+
+use std::collections::BTreeSet;
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::io;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use multifd_transport::{Address, asks_for_socket};
+use rustix::fs::{Access, access};
+
+use super::{LegAddress, Protocol};
+use crate::trunk::{Name, NameFault};
+
+/// What stands for the guest's name.
+const PLACEHOLDER: &[u8] = b"{name}";
+
+/// Files that are listed at one look at most. A folder with more is no folder of requests.
+const MOST_FILES: usize = 1 << 16;
+
+/// A folder in which files ask for listening sockets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Requests {
+    folder: PathBuf,
+    /// What a file's name has before and behind the guest's.
+    before: Vec<u8>,
+    behind: Vec<u8>,
+}
+
+/// Why an address is no rule for requests, or its folder cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RequestsError {
+    /// Only a QEMU's unix sockets can be asked for.
+    #[error(
+        "{address}: only a listening address unix:FOLDER/{{name}} has a name in it; a trunk brings \
+         the names of its guests itself"
+    )]
+    NoUnixSocket {
+        /// The address.
+        address: String,
+    },
+    /// The name is not in the file's name, or not once.
+    #[error("{address}: {{name}} must stand once, behind the last `/`")]
+    Place {
+        /// The address.
+        address: String,
+    },
+    /// No sockets can be made there.
+    #[error(
+        "cannot make sockets in {}; make the folder, and let this user write in it",
+        multifd_transport::escape::printable_path(folder)
+    )]
+    Folder {
+        /// The folder.
+        folder: PathBuf,
+        /// The system's error.
+        source: io::Error,
+    },
+}
+
+/// What is in the folder.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Look {
+    /// A socket is asked for, for each of these guests.
+    pub asked: BTreeSet<Name>,
+    /// Files that look like requests and are none.
+    pub odd: Vec<(OsString, Odd)>,
+}
+
+/// Why a file is no request.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Odd {
+    /// A request is empty.
+    #[error("is not empty; a request for a socket is an empty file")]
+    NotEmpty,
+    /// It names no guest.
+    #[error("is no request for a socket, for its name")]
+    Name(#[source] NameFault),
+}
+
+/// Which file stands at a path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FileNumber([u64; 2]);
+
+impl FileNumber {
+    /// Of the file at `path`; `None` without one.
+    #[must_use]
+    pub fn of(path: &Path) -> Option<Self> {
+        let file = fs::symlink_metadata(path).ok()?;
+        Some(Self([file.dev(), file.ino()]))
+    }
+}
+
+impl Requests {
+    /// The rule in a listening address with `{name}`.
+    ///
+    /// # Errors
+    /// When `{name}` does not stand where it must.
+    pub fn of(leg: &LegAddress) -> Result<Self, RequestsError> {
+        let address = leg.to_string();
+        let (Protocol::Qemu, Address::Unix(path)) = (leg.protocol, &leg.address) else {
+            return Err(RequestsError::NoUnixSocket { address });
+        };
+        let parts = (path.parent(), path.file_name());
+        let (Some(folder), Some(file)) = parts else {
+            return Err(RequestsError::Place { address });
+        };
+        let at = find(file.as_bytes());
+        let (before, behind) = file.as_bytes().split_at(at.unwrap_or_default());
+        let behind = behind.get(PLACEHOLDER.len()..).unwrap_or_default();
+        let elsewhere = [before, behind, folder.as_os_str().as_bytes()];
+        if at.is_none() || elsewhere.iter().any(|part| find(part).is_some()) {
+            return Err(RequestsError::Place { address });
+        }
+        let folder = match folder.as_os_str().is_empty() {
+            true => Path::new("."),
+            false => folder,
+        };
+        Ok(Self {
+            folder: folder.to_owned(),
+            before: before.to_owned(),
+            behind: behind.to_owned(),
+        })
+    }
+
+    /// The folder.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Where the socket of a guest stands.
+    #[must_use]
+    pub fn path(&self, name: &Name) -> PathBuf {
+        let file = [&self.before[..], name.as_str().as_bytes(), &self.behind].concat();
+        self.folder.join(OsString::from_vec(file))
+    }
+
+    /// Fails where no sockets can be made.
+    ///
+    /// # Errors
+    /// With what the system says.
+    pub fn check(&self) -> Result<(), RequestsError> {
+        let usable = fs::read_dir(&self.folder).and_then(|_| {
+            access(&self.folder, Access::WRITE_OK | Access::EXEC_OK).map_err(io::Error::from)
+        });
+        usable.map_err(|source| RequestsError::Folder {
+            folder: self.folder.clone(),
+            source,
+        })
+    }
+
+    /// Looks at the folder, and passes over guests whose sockets are served here already.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn look(&self, is_served: &dyn Fn(&Name) -> bool) -> io::Result<Look> {
+        let mut look = Look::default();
+        for entry in fs::read_dir(&self.folder)?.take(MOST_FILES) {
+            let file = entry?.file_name();
+            let Some(name) = self.name_in(&file) else {
+                continue;
+            };
+            let name = Name::new(name);
+            if name.as_ref().is_ok_and(is_served) {
+                continue;
+            }
+            let path = self.folder.join(&file);
+            // A file that has gone meanwhile asks for nothing.
+            let Ok(found) = fs::symlink_metadata(&path) else {
+                continue;
+            };
+            let is_socket = found.file_type().is_socket();
+            if !found.is_file() && !is_socket {
+                continue;
+            }
+            match name {
+                Ok(name) if asks_for_socket(&path).unwrap_or_default() => {
+                    look.asked.insert(name);
+                }
+                Ok(_) if !is_socket && found.len() > 0 => look.odd.push((file, Odd::NotEmpty)),
+                Ok(_) => {}
+                Err(fault) => look.odd.push((file, Odd::Name(fault))),
+            }
+        }
+        Ok(look)
+    }
+
+    /// What stands for the guest's name in a file's name, if it has the rule's form.
+    fn name_in<'a>(&self, file: &'a OsStr) -> Option<&'a str> {
+        let rest = file.as_bytes().strip_prefix(&self.before[..])?;
+        let name = rest.strip_suffix(&self.behind[..])?;
+        // Hidden files are nobody's requests: ours are made under such a name.
+        let is_hidden = file.as_bytes().starts_with(b".") && self.before.is_empty();
+        std::str::from_utf8(name).ok().filter(|_| !is_hidden)
+    }
+}
+
+fn find(bytes: &[u8]) -> Option<usize> {
+    let mut windows = bytes.windows(PLACEHOLDER.len());
+    windows.position(|window| window == PLACEHOLDER)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::UnixListener;
+
+    fn rule(text: &str) -> Result<Requests, RequestsError> {
+        Requests::of(&text.parse().unwrap())
+    }
+
+    #[test]
+    fn the_name_stands_once_in_the_files_name() {
+        let requests = rule("unix:/run/out/a-{name}.sock").unwrap();
+        assert_eq!(requests.folder(), Path::new("/run/out"));
+        let path = requests.path(&Name::new("vm1").unwrap());
+        assert_eq!(path, Path::new("/run/out/a-vm1.sock"));
+        assert_eq!(rule("unix:{name}").unwrap().folder(), Path::new("."));
+        for text in [
+            "unix:/run/{name}/a",
+            "unix:/run/{name}/{name}",
+            "unix:/run/{name}{name}",
+        ] {
+            let error = rule(text).unwrap_err();
+            assert!(matches!(error, RequestsError::Place { .. }), "{text}");
+        }
+        for text in ["trunk+unix:/run/{name}", "tcp:{name}:1", "trunk:{name}:1"] {
+            let error = rule(text).unwrap_err();
+            assert!(
+                matches!(error, RequestsError::NoUnixSocket { .. }),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn only_an_empty_file_or_an_abandoned_socket_asks() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        let rule = rule(&format!("unix:{}", at("{name}.sock").display())).unwrap();
+        assert_eq!(rule.look(&|_| false).unwrap(), Look::default());
+        for name in ["vm1.sock", "other", ".hidden.sock", "-x.sock", ".sock"] {
+            fs::write(at(name), "").unwrap();
+        }
+        fs::write(at("full.sock"), "text").unwrap();
+        fs::create_dir(at("folder.sock")).unwrap();
+        std::os::unix::fs::symlink(at("vm1.sock"), at("link.sock")).unwrap();
+        let _served = UnixListener::bind(at("served.sock")).unwrap();
+        drop(UnixListener::bind(at("left.sock")).unwrap());
+        let mut look = rule.look(&|_| false).unwrap();
+        let asked: Vec<_> = look.asked.iter().map(Name::as_str).collect();
+        assert_eq!(asked, ["left", "vm1"]);
+        look.odd.sort_by(|a, b| a.0.cmp(&b.0));
+        let odd: Vec<_> = look.odd.iter().map(|(file, _)| file.clone()).collect();
+        assert_eq!(odd, ["-x.sock", "full.sock"]);
+        rule.check().unwrap();
+        drop(folder);
+        assert!(rule.look(&|_| false).is_err() && rule.check().is_err());
+    }
+}
