@@ -4,8 +4,10 @@
 //!     cd fuzz && cargo run --example seeds
 
 use std::path::Path;
+use std::sync::Arc;
 use std::{fs, io};
 
+use multifd_codec::delta::{Sent, memory::Share};
 use multifd_codec::{Pages, Settings};
 use multifd_relay::recording::{Role, Writer};
 use multifd_relay::trunk::{Compression, Digest, FrameWriter};
@@ -136,6 +138,7 @@ fn main() -> io::Result<()> {
     }
     deflate()?;
     canned()?;
+    delta()?;
     inlet()?;
     trunk()?;
     recording()
@@ -320,6 +323,46 @@ fn canned() -> io::Result<()> {
         let head = [1, 0, first[0], first[1]];
         let [first, second] = &payloads;
         write("canned", name, &[&head, first.as_slice(), second].concat())?;
+    }
+    Ok(())
+}
+
+/// Scripts of packets that are changed on their way, or not; and payloads as they were sent.
+fn delta() -> io::Result<()> {
+    // First page, pages, place, change.
+    let script =
+        b"\x00\x0b\x00\x00\x00\x0b\x05\x0c\x02\x05\x00\xff\x00\x0b\x11\x08\x03\x04\x00\x00";
+    for (name, method) in [("none", 1), ("zlib", 3), ("qpl", 5)] {
+        let whole = [&[method, 0, 0, 255][..], script].concat();
+        write("delta", &format!("{name}-whole"), &whole)?;
+        let changed = [&[method, 0x12, 0x34, 1][..], script].concat();
+        write("delta", &format!("{name}-changed"), &changed)?;
+    }
+    // Two packets of three pages of the guest of the target.
+    let page_size = PageSize::MIN;
+    let offsets: Vec<u64> = (0..3).map(|page| page * page_size.bytes() as u64).collect();
+    for (name, method, choice) in [
+        ("payloads-none", Method::None, 0),
+        ("payloads-zlib", Method::Zlib, 2),
+    ] {
+        let sent = Arc::new(Sent::new(Share::take(64 << 10)));
+        let inner = multifd_codec::Encoder::new(method, &Settings::default()).expect("a method");
+        let mut encoder = multifd_codec::delta::Encoder::new(inner, Some(sent));
+        let mut data = vec![choice];
+        for round in 0..3_u8 {
+            let block = BlockName::try_from("pc.ram").expect("a name");
+            let packet = RamPacket::new(page_size, block, &offsets, &[], 0).expect("a packet");
+            let mut pages = vec![7; 3 * page_size.bytes()];
+            pages[9] = round;
+            pages[1500] = round / 2;
+            let mut payload = Vec::new();
+            encoder.push(pages.into(), 0, packet);
+            encoder.pop(&mut payload).expect("encoded");
+            data.push(2);
+            data.extend((payload.len() as u16).to_be_bytes());
+            data.extend(payload);
+        }
+        write("delta", name, &data)?;
     }
     Ok(())
 }

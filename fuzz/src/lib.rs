@@ -4,6 +4,7 @@
 mod acceptor;
 mod canned;
 mod codec;
+mod delta;
 mod inlet;
 mod recording;
 mod trunk;
@@ -11,6 +12,7 @@ mod trunk;
 pub use acceptor::acceptor;
 pub use canned::canned;
 pub use codec::{deflate, inflate};
+pub use delta::delta;
 pub use inlet::inlet;
 use multifd_engine::control::{self, ControlFault, ControlReceiver};
 use multifd_wire::main_stream::{MainEvent, MainReceiver};
@@ -396,6 +398,11 @@ mod tests {
     #[test]
     fn canned() {
         run(super::canned, "canned");
+    }
+
+    #[test]
+    fn delta() {
+        run_some(super::delta, "delta", 400);
     }
 
     #[test]

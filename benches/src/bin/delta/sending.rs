@@ -18,6 +18,7 @@ pub struct Total {
     pub pages: u64,
     pub bytes: u64,
     pub time: Duration,
+    pub reading: Duration,
 }
 
 /// Both ends of a channel.
@@ -56,23 +57,25 @@ impl Sender {
             .unwrap_or_default()
     }
 
-    /// Sends a packet, checks what arrives, and returns its length and the time of encoding.
-    pub fn send(&mut self, packet: RamPacket, pages: &[u8]) -> (u64, Duration) {
+    /// Sends a packet, checks what arrives, and adds what it took.
+    pub fn send(&mut self, packet: RamPacket, pages: &[u8], total: &mut Total) {
         let mut buffer = std::mem::take(&mut self.pages);
         buffer.space(pages.len()).copy_from_slice(pages);
         let begin = Instant::now();
         self.encoder.push(buffer, self.epoch, packet);
         let popped = self.encoder.pop(&mut self.payload);
-        let time = begin.elapsed();
+        total.time += begin.elapsed();
         let (buffer, packet) = popped.expect("encoded").expect("a packet");
         self.pages = buffer;
-        let bytes = self.payload.len() as u64;
+        total.pages += packet.normal().len() as u64;
+        total.bytes += self.payload.len() as u64;
         self.arrived.space(pages.len());
+        let begin = Instant::now();
         self.decoder
             .decode(&mut self.payload, &packet, &mut self.arrived, &|| false)
             .expect("decoded");
+        total.reading += begin.elapsed();
         assert!(self.arrived.as_ref() == pages, "a page arrived wrong");
-        (bytes, time)
     }
 }
 
@@ -96,6 +99,7 @@ pub fn measure<const SENDERS: usize>(
                 total.pages += more.pages;
                 total.bytes += more.bytes;
                 total.time += more.time;
+                total.reading += more.reading;
             }
         }
         before = image;
@@ -137,10 +141,7 @@ fn send<const SENDERS: usize>(
         let packet = RamPacket::new(PAGE_SIZE, block, &normal, &zero, 0).expect("a packet");
         for (sender, total) in senders.iter_mut().zip(&mut totals) {
             sender.epoch = epoch;
-            let (bytes, time) = sender.send(packet.clone(), &pages);
-            total.pages += normal.len() as u64;
-            total.bytes += bytes;
-            total.time += time;
+            sender.send(packet.clone(), &pages, total);
         }
     }
     totals

@@ -143,7 +143,7 @@ impl Layer {
         for (index, (page, offset)) in pages.zip(offsets).enumerate() {
             let entry = directory.next(offset / page_bytes as u64)?;
             let is_whole = match entry {
-                Entry::Raw => true,
+                Entry::Pass => true,
                 Entry::Slot { operation, .. } => operation == Operation::Keep,
             };
             if is_whole {

@@ -6,7 +6,7 @@ use super::{DeltaError, DirectoryFault, varint};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Entry {
     /// It comes whole, and has no slot.
-    Raw,
+    Pass,
     /// It is in a slot.
     Slot {
         operation: Operation,
@@ -77,7 +77,7 @@ impl DirectoryWriter {
     /// Adds the packet's next page.
     pub(crate) fn push(&mut self, page_number: u64, entry: Entry, out: &mut Vec<u8>) {
         let (kind, step, more) = match entry {
-            Entry::Raw => (RAW, 0, 0),
+            Entry::Pass => (PASS, 0, 0),
             Entry::Slot {
                 operation,
                 slot,
@@ -107,7 +107,7 @@ impl DirectoryWriter {
                 return;
             }
         }
-        if kind != RAW {
+        if kind != PASS {
             varint::write_signed(more, &mut self.versions);
         }
     }
@@ -187,7 +187,7 @@ impl<'a> DirectoryReader<'a> {
         }
         self.left -= 1;
         let Some(operation) = self.operation else {
-            return Ok(Entry::Raw);
+            return Ok(Entry::Pass);
         };
         let found = self.before.predicted(page_number).wrapping_add(step);
         let slot = u32::try_from(found).map_err(|_| DirectoryFault::Slot { found })?;
@@ -220,7 +220,7 @@ impl<'a> DirectoryReader<'a> {
         self.left = count;
         self.each = tag & EACH != 0;
         self.operation = match tag & KIND {
-            RAW => None,
+            PASS => None,
             KEEP => Some(Operation::Keep),
             SAME => Some(Operation::Same),
             _ => Some(Operation::Difference),
@@ -243,7 +243,7 @@ const fn kind_of(operation: Operation) -> u64 {
     }
 }
 
-const RAW: u64 = 0;
+const PASS: u64 = 0;
 const KEEP: u64 = 1;
 const SAME: u64 = 2;
 const DIFFERENCE: u64 = 3;
@@ -293,8 +293,8 @@ mod tests {
             .map(|page| (page + 7000, slot(Operation::Keep, page as u32 + 5000, 0)))
             .collect();
         assert_eq!(written(&keeps).len(), 5);
-        let raw: Vec<_> = (0..128).map(|page| (page, Entry::Raw)).collect();
-        assert_eq!(written(&raw).len(), 2);
+        let passed: Vec<_> = (0..128).map(|page| (page, Entry::Pass)).collect();
+        assert_eq!(written(&passed).len(), 2);
         let again: Vec<_> = (0..128_u32)
             .map(|page| {
                 (
@@ -311,6 +311,18 @@ mod tests {
             })
             .collect();
         assert!(written(&varied).len() <= 131);
+    }
+
+    /// The example of `docs/trunk.md`.
+    #[test]
+    fn the_example_is_right() {
+        let entries = [
+            (16, slot(Operation::Difference, 3, 1)),
+            (17, slot(Operation::Difference, 4, 1)),
+            (18, slot(Operation::Keep, 5, 0)),
+            (19, Entry::Pass),
+        ];
+        assert_eq!(written(&entries), b"\x27\x06\x02\x11\x01\x10");
     }
 
     #[test]
@@ -332,7 +344,7 @@ mod tests {
                         _ => 1 + random.below(2) as u32,
                     };
                     let entry = match random.below(20) {
-                        0 => Entry::Raw,
+                        0 => Entry::Pass,
                         1 => slot(Operation::Keep, place, 0),
                         2 => slot(Operation::Same, place, version),
                         3 => slot(Operation::Keep, place, version),

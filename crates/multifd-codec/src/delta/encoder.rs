@@ -242,11 +242,11 @@ impl Layer {
             });
             let decision = match key {
                 None => Decision {
-                    entry: Entry::Raw,
+                    entry: Entry::Pass,
                     miss: Some(Miss::Foreign),
                 },
                 Some(_) if self.vain >= MUCH_VAIN && !index.is_multiple_of(SELDOM) => Decision {
-                    entry: Entry::Raw,
+                    entry: Entry::Pass,
                     miss: Some(Miss::Skipped),
                 },
                 Some((shard, key)) => {
@@ -268,7 +268,7 @@ impl Layer {
             self.directory
                 .push(number, decision.entry, &mut behind.bytes);
             let is_whole = match decision.entry {
-                Entry::Raw => true,
+                Entry::Pass => true,
                 Entry::Slot { operation, .. } => operation == Operation::Keep,
             };
             if is_whole {

@@ -131,7 +131,7 @@ pub enum DirectoryFault {
         /// Pages left.
         allowed: usize,
     },
-    /// A raw item has a slot or versions.
+    /// An item of passed pages has a slot or versions.
     #[error("the tag {found:#x} has no meaning")]
     Tag {
         /// The tag.

@@ -12,7 +12,7 @@
 //!
 //! | operation | the packet has | afterwards the slot has |
 //! | --- | --- | --- |
-//! | raw | the whole page | (there is no slot) |
+//! | pass | the whole page | (there is no slot) |
 //! | keep | the whole page | the page |
 //! | same | nothing of the page | what it had, which is the page |
 //! | difference | the changed bytes | the page |
@@ -24,7 +24,7 @@
 //! its channel, and can be done. One thing could keep that channel from coming so far: a
 //! destination QEMU reads nothing behind a channel's SYNC before all channels have had theirs.
 //! Therefore a channel's packets carry its *epoch*, the number of its SYNCs before them, and a
-//! packet leaves alone a slot that a packet of a later epoch has used: its page goes raw.
+//! packet leaves alone a slot that a packet of a later epoch has used: its page is passed.
 //!
 //! # Payload
 //!
@@ -57,14 +57,14 @@
 //!
 //! | field | what |
 //! | --- | --- |
-//! | tag | `count << 4 \| each << 3 \| step << 2 \| operation`, with 0 raw, 1 keep, 2 same, 3 difference |
+//! | tag | `count << 4 \| each << 3 \| step << 2 \| operation`, with 0 pass, 1 keep, 2 same, 3 difference |
 //! | slot | only if `step`: the first page's slot less the predicted one, zigzag |
 //! | version | the version that the first page's operation expects, less that of the page before, zigzag |
 //! | versions | only if `each`: the same for each further page. Otherwise their versions are the first one's |
 //!
-//! A raw item is only its tag, with both bits 0. The predicted slot of a page is the slot of the
-//! page before plus the difference of their page numbers (offset by page size); items of raw pages
-//! are passed over. Before the packet's first operation on a slot, slot and version are 0, and so
+//! An item of passed pages is only its tag, with both bits 0. The predicted slot of a page is the slot of the
+//! page before plus the difference of their page numbers (offset by page size); items of passed
+//! pages are skipped. Before the packet's first operation on a slot, slot and version are 0, and so
 //! is the predicted slot. All further pages of an item are in their predicted slots.
 //!
 //! The digest is XXH3-64 folded over the pages whose operation is *same* or *difference*, in order:

@@ -36,7 +36,7 @@ pub struct Counts {
     /// Pages that went whole, and are kept.
     pub kept: u64,
     /// Pages that went whole, and are not kept.
-    pub raw: u64,
+    pub passed: u64,
     /// Pages that went as a difference. Unchanged pages are among them.
     pub differences: u64,
     /// Pages that were sent again unchanged.
@@ -153,7 +153,7 @@ impl Counts {
     /// Counts a page.
     pub(crate) fn count(&mut self, decision: Decision, page_bytes: usize) {
         match decision.entry {
-            Entry::Raw => self.raw += 1,
+            Entry::Pass => self.passed += 1,
             Entry::Slot { operation, .. } => match operation {
                 Operation::Keep => self.kept += 1,
                 Operation::Same | Operation::Difference => {
@@ -179,7 +179,7 @@ impl Counts {
 #[derive(Debug, Default)]
 struct Totals {
     kept: AtomicU64,
-    raw: AtomicU64,
+    passed: AtomicU64,
     differences: AtomicU64,
     same: AtomicU64,
     difference_page_bytes: AtomicU64,
@@ -196,7 +196,7 @@ impl Totals {
     fn add(&self, more: &Counts) {
         let add = |total: &AtomicU64, more| total.fetch_add(more, Ordering::Relaxed);
         add(&self.kept, more.kept);
-        add(&self.raw, more.raw);
+        add(&self.passed, more.passed);
         add(&self.differences, more.differences);
         add(&self.same, more.same);
         add(&self.difference_page_bytes, more.difference_page_bytes);
@@ -213,7 +213,7 @@ impl Totals {
         let read = |total: &AtomicU64| total.load(Ordering::Relaxed);
         Counts {
             kept: read(&self.kept),
-            raw: read(&self.raw),
+            passed: read(&self.passed),
             differences: read(&self.differences),
             same: read(&self.same),
             difference_page_bytes: read(&self.difference_page_bytes),

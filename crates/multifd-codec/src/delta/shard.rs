@@ -164,13 +164,13 @@ impl Shard {
         let extent = self.extents.get_mut(place / EXTENT as usize);
         let kept = extent.and_then(|extent| extent.page(place, page.len()));
         let (Some(slot), Some((number, kept))) = (self.slots.get_mut(place), kept) else {
-            return raw(Miss::Foreign);
+            return pass(Miss::Foreign);
         };
         if slot.epoch > epoch {
-            return raw(Miss::Overtaken);
+            return pass(Miss::Overtaken);
         }
         if slot.version > MAX_VERSION {
-            return raw(Miss::Foreign);
+            return pass(Miss::Foreign);
         }
         let (operation, miss) = match difference::update(kept, page, limit, area) {
             Difference::None => (Operation::Same, None),
@@ -191,13 +191,13 @@ impl Shard {
         let miss = if count > 1 { Miss::Lost } else { Miss::New };
         let found = self.empty_slot(epoch);
         let Some(index) = found.or_else(|| self.displace(count, epoch)) else {
-            return raw(miss);
+            return pass(miss);
         };
         let place = index as usize;
         let extent = self.extents.get_mut(place / EXTENT as usize);
         let kept = extent.and_then(|extent| extent.page(place, page.len()));
         let (Some(slot), Some((number, kept))) = (self.slots.get_mut(place), kept) else {
-            return raw(miss);
+            return pass(miss);
         };
         kept.copy_from_slice(page);
         slot.key = key;
@@ -233,14 +233,20 @@ impl Shard {
     }
 
     /// Empties one of the next slots, if its page was sent less often than one that was sent `count`
-    /// times. So the first round of a guest that is larger than all slots displaces nothing.
+    /// times.
+    ///
+    /// In a round, every page was sent once more than those that the round has not come to yet. So
+    /// once more is a reason only if a whole round has passed without the slot's page. Otherwise a
+    /// round that is larger than all slots would displace every page shortly before it comes.
     fn displace(&mut self, count: u64, epoch: u64) -> Option<u32> {
         for _ in 0..MOST_STEPS.min(self.slots.len()) {
             let number = self.hand;
             self.hand = (number + 1) % self.slots.len();
             let slot = self.slots.get(number)?;
             let may_be_used = slot.key != FREE && slot.may_be_used(epoch);
-            if may_be_used && self.sketch.count(slot.key) < count {
+            let is_idle = slot.epoch.saturating_add(1) < epoch;
+            let margin = if is_idle { 1 } else { 2 };
+            if may_be_used && self.sketch.count(slot.key) + margin <= count {
                 let number = u32::try_from(number).ok()?;
                 self.unlink(number);
                 return Some(number);
@@ -314,9 +320,9 @@ impl Slot {
     }
 }
 
-const fn raw(miss: Miss) -> Decision {
+const fn pass(miss: Miss) -> Decision {
     Decision {
-        entry: Entry::Raw,
+        entry: Entry::Pass,
         miss: Some(miss),
     }
 }

@@ -163,7 +163,7 @@ fn a_wait_ends() {
     assert!(matches!(outcome, Err(DeltaError::GivenUp { .. })));
 }
 
-/// A packet behind fewer SYNCs than an operation on its slot goes raw.
+/// A packet behind fewer SYNCs than an operation on its slot is passed.
 #[test]
 fn a_packet_of_an_earlier_epoch_leaves_the_slot_alone() {
     let (sent, kept) = ends(1 << 20);

@@ -115,5 +115,5 @@ fn touch(random: &mut Random, page: &mut [u8]) {
 }
 
 fn whole(counts: &Counts) -> u64 {
-    counts.kept + counts.raw
+    counts.kept + counts.passed
 }

@@ -184,7 +184,7 @@ fn pages_that_come_again_displace_those_that_do_not() {
     };
     let counts = send(0..100);
     // A page may share its counters with others.
-    assert!(counts.kept <= 52 && counts.misses.new >= 90, "{counts:?}");
+    assert!(counts.kept <= 60 && counts.misses.new >= 90, "{counts:?}");
     let counts = send(0..50);
     assert!(counts.differences >= 48, "{counts:?}");
     // The others come again, and again, and the first ones do not.
