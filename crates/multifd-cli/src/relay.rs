@@ -73,7 +73,7 @@ pub struct Confined(Result<(Vec<Route>, Sandbox), String>);
 /// Reads which routes there are, and gives up what they have no use for. No thread may run yet.
 pub fn confine(args: &RelayArgs) -> Confined {
     Confined(routes::of(args).and_then(|routes| {
-        memory::bound(args.delta_memory, &routes)?;
+        memory::bound(args.delta_memory, &routes, args.codec.method())?;
         let sandbox = match args.no_sandbox {
             true => Sandbox::none(),
             false => Sandbox::enter(args, &routes),

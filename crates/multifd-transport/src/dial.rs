@@ -343,7 +343,7 @@ const NO_IPV6: &str = "IPv6 does not get there from this host; write an IPv4 add
 fn advice(host: SocketAddr, errno: Errno) -> &'static str {
     match errno {
         Errno::MFILE | Errno::NFILE => NO_DESCRIPTORS,
-        Errno::CONNREFUSED => "nobody listens there; start the destination first",
+        Errno::CONNREFUSED => "nobody listens there; start the destination first, or check the address",
         Errno::AFNOSUPPORT | Errno::ADDRNOTAVAIL | Errno::NETUNREACH if host.is_ipv6() => NO_IPV6,
         Errno::ADDRNOTAVAIL => "no local port is free",
         Errno::HOSTUNREACH | Errno::NETUNREACH => {
@@ -369,7 +369,7 @@ pub(crate) fn unix_advice(path: &Path, errno: Errno, purpose: Purpose) -> &'stat
             "it is a file and no socket; choose another path"
         }
         (Errno::NOENT | Errno::CONNREFUSED, Purpose::Dial) => {
-            "nobody listens there; start the destination first"
+            "nobody listens there; start the destination first, or check the address"
         }
         (Errno::NOENT | Errno::NOTDIR, _) => "its folder is not there; make it first",
         (Errno::ACCESS | Errno::PERM, Purpose::Dial) => {

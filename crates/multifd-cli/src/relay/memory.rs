@@ -4,7 +4,8 @@ use std::fs;
 use std::path::Path;
 
 use multifd_codec::delta::memory;
-use multifd_relay::leg::Protocol;
+use multifd_relay::leg::{LegAddress, Protocol};
+use multifd_wire::Method;
 
 use super::Route;
 use crate::say;
@@ -13,16 +14,21 @@ use crate::say;
 /// there for its guests: one that is full of them has little to spare, and says so in this figure.
 const SHARE: u64 = 4;
 
-/// Sets the bound of this process: `asked`, or a part of what is available now. It is said where a
-/// trunk makes use of it.
-pub fn bound(asked: Option<u64>, routes: &[Route]) -> Result<(), String> {
-    let has_trunk = routes.iter().any(|route| {
-        let legs = [&route.listen, &route.connect];
-        legs.iter().any(|leg| leg.protocol == Protocol::Trunk)
-    });
-    if !has_trunk {
+/// Sets the bound of this process: `asked`, or a part of what is available now. A note says it
+/// where a trunk makes use of it. `method` is what this relay writes.
+pub fn bound(asked: Option<u64>, routes: &[Route], method: Method) -> Result<(), String> {
+    let is_trunk = |leg: &LegAddress| leg.protocol == Protocol::Trunk;
+    let receives = routes.iter().any(|route| is_trunk(&route.listen));
+    let calls = routes.iter().any(|route| is_trunk(&route.connect));
+    if !receives && !(calls && method != Method::None) {
         return match asked {
             None => Ok(()),
+            Some(0) if calls => Ok(()),
+            Some(_) if calls => Err(
+                "--delta-memory has no use with --compression none: say --compression zstd, or \
+                 leave out --delta-memory"
+                    .to_owned(),
+            ),
             Some(_) => Err(
                 "--delta-memory has no use here: only a trunk carries pages as differences"
                     .to_owned(),
@@ -34,7 +40,8 @@ pub fn bound(asked: Option<u64>, routes: &[Route]) -> Result<(), String> {
     match bytes {
         0 => say::note("pages that are sent again go whole: no memory is set apart for them"),
         bytes => say::note(format_args!(
-            "up to {} MiB keep pages, so that those sent again go as differences (--delta-memory)",
+            "up to {} MiB of memory hold pages, so that pages sent again go as differences \
+             (--delta-memory)",
             bytes >> 20
         )),
     }
