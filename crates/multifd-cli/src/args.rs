@@ -95,11 +95,12 @@ pub struct RelayArgs {
     pub no_sandbox: bool,
     #[command(flatten)]
     pub codec: CodecArgs,
-    /// Memory for pages on a trunk, so that pages sent again go as differences; 0 for none.
+    /// Memory to keep pages in, so that pages sent again go over a trunk as differences; 0 for none.
     ///
-    /// It holds for all migrations of this relay together, and each keeps as much as both relays
-    /// have room for. The default is a quarter of the memory that is available at the start. Pages
-    /// go as differences with every --compression but none.
+    /// SIZE is a number of bytes, or 512M, 4G. All migrations of this relay share it, and each
+    /// keeps as many pages as both relays have room for. The default is a quarter of the memory
+    /// that is available at the start. Differences need a --compression other than none at the
+    /// source's relay.
     #[arg(long, value_name = "SIZE", value_parser = size, hide_short_help = true)]
     pub delta_memory: Option<u64>,
     /// Both relays of a trunk compare all pages of each round; a difference leaves the guest at its
@@ -121,10 +122,10 @@ pub struct CodecArgs {
     #[arg(long, value_name = "METHOD", default_value_t = Compression::None)]
     #[arg(value_enum, hide_possible_values = true)]
     pub(crate) compression: Compression,
-    /// 0 to 9, with --compression zlib and --accel none.
+    /// Level of zlib with --accel none: 0 to 9; the default is 1.
     #[arg(long, value_name = "N", value_parser = zlib_level, hide_short_help = true)]
     pub(crate) zlib_level: Option<ZlibLevel>,
-    /// 0 to 20, with --compression zstd.
+    /// Level of zstd: 0 to 20; the default is 1.
     #[arg(long, value_name = "N", value_parser = zstd_level, hide_short_help = true)]
     pub(crate) zstd_level: Option<ZstdLevel>,
     /// Accelerator: none, software, qpl, qpl-hardware, qpl-software or auto.
