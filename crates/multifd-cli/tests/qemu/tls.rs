@@ -85,10 +85,8 @@ fn copy(from: &Stream, to: &Stream) -> End {
                 return Ok(all);
             }
             Ok(count) => count,
-            Err(error) => {
-                to.reset(None);
-                return Err(format!("after {all} bytes: {error}"));
-            }
+            // No destination says its end, and its source may still be read.
+            Err(error) => return Err(format!("after {all} bytes: {error}")),
         };
         all += count as u64;
         match to.write_all_of_two(&bytes[..count], &[]) {
