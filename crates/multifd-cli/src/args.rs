@@ -95,6 +95,13 @@ pub struct RelayArgs {
     pub no_sandbox: bool,
     #[command(flatten)]
     pub codec: CodecArgs,
+    /// Memory for pages on a trunk, so that pages sent again go as differences; 0 for none.
+    ///
+    /// It holds for all migrations of this relay together, and each keeps as much as both relays
+    /// have room for. The default is a quarter of the memory that is available at the start. Pages
+    /// go as differences with every --compression but none.
+    #[arg(long, value_name = "SIZE", value_parser = size, hide_short_help = true)]
+    pub delta_memory: Option<u64>,
     /// Both relays of a trunk compare all pages of each round; a difference leaves the guest at its
     /// source. It costs a decompression at each of them.
     #[arg(long, hide_short_help = true)]
@@ -286,6 +293,25 @@ pub fn leg() -> impl TypedValueParser<Value = LegAddress> {
 
 fn name(text: &str) -> Result<Name, String> {
     Name::new(text).map_err(|fault| fault.to_string())
+}
+
+/// Parses a number of bytes, with K, M, G or T for powers of 1024, like QEMU.
+fn size(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let shift = match text.get(digits.len()..).unwrap_or_default() {
+        "" | "B" => 0,
+        "k" | "K" => 10,
+        "M" => 20,
+        "G" => 30,
+        "T" => 40,
+        _ => return Err("sizes are numbers of bytes, or of K, M, G or T".to_owned()),
+    };
+    let number: u64 = digits
+        .parse()
+        .map_err(|_| "sizes are whole numbers, such as 512M or 4G".to_owned())?;
+    number
+        .checked_mul(1 << shift)
+        .ok_or_else(|| "that is more than 64 bits can say".to_owned())
 }
 
 /// The mode of a file, as chmod takes it.

@@ -1,6 +1,7 @@
 //! `multifd relay`.
 
 mod folder;
+mod memory;
 mod report;
 mod routes;
 
@@ -71,12 +72,13 @@ pub struct Confined(Result<(Vec<Route>, Sandbox), String>);
 
 /// Reads which routes there are, and gives up what they have no use for. No thread may run yet.
 pub fn confine(args: &RelayArgs) -> Confined {
-    Confined(routes::of(args).map(|routes| {
+    Confined(routes::of(args).and_then(|routes| {
+        memory::bound(args.delta_memory, &routes)?;
         let sandbox = match args.no_sandbox {
             true => Sandbox::none(),
             false => Sandbox::enter(args, &routes),
         };
-        (routes, sandbox)
+        Ok((routes, sandbox))
     }))
 }
 

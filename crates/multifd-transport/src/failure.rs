@@ -5,6 +5,7 @@ use std::fmt;
 use std::io;
 use std::time::Duration;
 
+use multifd_codec::delta::DeltaError;
 use multifd_codec::{DecodeError, EncodeError, PagesError, Unsupported};
 use multifd_wire::{BlockName, Fault, Method, Misuse, UnknownMethod};
 
@@ -86,6 +87,9 @@ pub enum Cause {
     /// A payload does not give the pages it promises.
     #[error("the payload cannot be decoded")]
     Decode(#[from] DecodeError),
+    /// A payload with differences does not give the pages it promises.
+    #[error("the payload with differences cannot be decoded")]
+    Delta(#[from] DeltaError),
     /// Pages could not be turned into a payload.
     #[error("the pages cannot be encoded")]
     Encode(#[from] EncodeError),
@@ -134,6 +138,7 @@ macro_rules! nest_transport_causes {
             $cause:
             ::std::io::Error,
             $crate::failure::errors::DecodeError,
+            $crate::failure::errors::DeltaError,
             $crate::failure::errors::EncodeError,
             $crate::failure::errors::Fault,
             $crate::failure::errors::Misuse,
@@ -156,6 +161,7 @@ macro_rules! nest_transport_causes {
 /// The errors of crates below that `nest_transport_causes` names.
 #[doc(hidden)]
 pub mod errors {
+    pub use multifd_codec::delta::DeltaError;
     pub use multifd_codec::{DecodeError, EncodeError, PagesError, Unsupported};
     pub use multifd_wire::{Fault, Misuse, UnknownMethod};
 }

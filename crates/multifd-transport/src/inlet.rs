@@ -1,7 +1,9 @@
 //! The inlet: one multifd channel's bytes become packets and their pages.
 
 use std::io;
+use std::sync::Arc;
 
+use multifd_codec::delta::{self, Kept};
 use multifd_codec::{Decoder, MAX_PAYLOAD_BYTES, PageBuffer, Settings};
 use multifd_wire::{ChannelReceiver, Event, Fault, Hello, Limits, Method, Packet, RamPacket};
 
@@ -25,12 +27,17 @@ pub struct Inlet<'s> {
     /// The method of the channel's first packet with a payload, and its decoder once one was
     /// needed.
     method: Option<Method>,
-    decoder: Option<Box<dyn Decoder>>,
+    decoder: Option<delta::Decoder>,
+    /// The pages that differences on this channel are made from, and how a wait for them ends.
+    kept: Option<(Arc<Kept>, GivenUp<'s>)>,
     head: Vec<u8>,
     payload: Vec<u8>,
     pages: PageBuffer,
     bytes_in: u64,
 }
+
+/// Says whether a migration is over.
+type GivenUp<'s> = Box<dyn Fn() -> bool + Send + 's>;
 
 /// The next item of a channel.
 #[derive(Debug)]
@@ -78,11 +85,31 @@ impl<'s> Inlet<'s> {
             settings,
             method: None,
             decoder: None,
+            kept: None,
             head: Vec::new(),
             payload: Vec::new(),
             pages: PageBuffer::default(),
             bytes_in: bytes.len() as u64,
         })
+    }
+
+    /// Reads pages that are differences to those in `kept`. All channels of a migration share it.
+    ///
+    /// A page that another channel brings is waited for. `given_up` says whether the migration is
+    /// over, which ends the wait.
+    #[must_use]
+    pub fn with_differences(
+        self,
+        kept: Arc<Kept>,
+        given_up: impl Fn() -> bool + Send + 's,
+    ) -> Self {
+        let kept = Some((kept, Box::new(given_up) as GivenUp<'s>));
+        Self { kept, ..self }
+    }
+
+    /// Whether pages may come as differences. A packet is decoded then, whatever its method.
+    pub fn has_differences(&self) -> bool {
+        self.kept.is_some()
     }
 
     /// Bytes read so far, the hello included.
@@ -92,7 +119,7 @@ impl<'s> Inlet<'s> {
 
     /// The decoder, if one was needed.
     pub fn decoder(&self) -> Option<&dyn Decoder> {
-        self.decoder.as_deref()
+        self.decoder.as_ref().map(delta::Decoder::inner)
     }
 
     /// Waits for the next item. What was not taken of the payload before is read and forgotten.
@@ -179,22 +206,34 @@ impl<'s> Inlet<'s> {
         let method = self.method_of(packet)?;
         // A checked packet has at most as many pages as its size allows, 512 KiB in all.
         let len = packet.normal().len() * page_size.bytes();
-        if method == Method::None {
+        if method == Method::None && self.kept.is_none() {
             // A checked packet's payload has the length of its pages.
             let payload = pages.space(self.receiver.payload_remaining() as usize);
             fill(self.stream, payload, &mut self.receiver, &mut self.bytes_in)?;
             return Ok(());
         }
-        let decoder = match &mut self.decoder {
-            Some(decoder) => decoder,
-            none => none.insert(multifd_codec::decoder(method, &self.settings)?),
-        };
         let payload_len = self.receiver.payload_remaining() as usize;
         let payload = space(&mut self.payload, payload_len);
         fill(self.stream, payload, &mut self.receiver, &mut self.bytes_in)?;
-        pages.space(len);
         self.payload.truncate(payload_len);
-        decoder.decode_owned(&mut self.payload, page_size, pages)?;
+        pages.space(len);
+        let decoder = match &mut self.decoder {
+            Some(decoder) => decoder,
+            none => {
+                let kept = self.kept.as_ref().map(|(kept, _)| Arc::clone(kept));
+                let method = match kept {
+                    Some(_) => delta::payload_method(&self.payload)?,
+                    None => method,
+                };
+                let inner = multifd_codec::decoder(method, &self.settings)?;
+                none.insert(delta::Decoder::new(inner, kept))
+            }
+        };
+        let given_up: &dyn Fn() -> bool = match &self.kept {
+            Some((_, given_up)) => given_up,
+            None => &|| false,
+        };
+        decoder.decode(&mut self.payload, packet, pages, given_up)?;
         Ok(())
     }
 

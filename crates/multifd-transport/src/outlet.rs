@@ -1,9 +1,11 @@
 //! The outlet: packets and their pages become one multifd channel's bytes.
 
 use std::io::Write;
+use std::sync::Arc;
 
+use multifd_codec::delta::{self, Sent};
 use multifd_codec::{Encoder, PageBuffer};
-use multifd_wire::{BlockName, ChannelSender, Hello, Method, Packet, PageSize, RamPacket};
+use multifd_wire::{BlockName, ChannelSender, Hello, Method, Packet, RamPacket};
 
 use crate::Stream;
 use crate::failure::{Cause, Leg};
@@ -41,7 +43,9 @@ use crate::splice::Conduit;
 /// }
 /// ```
 pub struct Outlet<'s> {
-    encoder: Encoder<RamPacket>,
+    encoder: delta::Encoder<RamPacket>,
+    /// SYNCs among the packets so far.
+    syncs: u64,
     wire: Wire<'s>,
     conduit: Conduit,
     /// The payload that is written next.
@@ -103,7 +107,8 @@ impl<'s> Outlet<'s> {
         encoder: Encoder<RamPacket>,
     ) -> Result<Self, Cause> {
         let mut outlet = Outlet {
-            encoder,
+            encoder: delta::Encoder::new(encoder, None),
+            syncs: 0,
             wire: Wire {
                 stream,
                 sender: ChannelSender::new(),
@@ -130,6 +135,21 @@ impl<'s> Outlet<'s> {
         Ok(outlet)
     }
 
+    /// Makes pages that are sent again differences to those in `sent`, which the other side keeps
+    /// too. All channels of a migration share it, from their first packets on.
+    #[must_use]
+    pub fn with_differences(self, sent: Arc<Sent>) -> Self {
+        Self {
+            encoder: self.encoder.with_differences(sent),
+            ..self
+        }
+    }
+
+    /// Whether pages that are sent again become differences.
+    pub fn has_differences(&self) -> bool {
+        self.encoder.has_differences()
+    }
+
     /// Writes what was kept, in one call. From now on everything is written at once.
     pub fn release(&mut self) -> Result<(), Cause> {
         self.wire.release()
@@ -142,7 +162,7 @@ impl<'s> Outlet<'s> {
 
     /// The encoder.
     pub fn encoder(&self) -> &Encoder<RamPacket> {
-        &self.encoder
+        self.encoder.inner()
     }
 
     /// Bytes written so far, the hello included.
@@ -152,6 +172,10 @@ impl<'s> Outlet<'s> {
 
     /// Writes a packet without a payload: a SYNC, or only zero pages.
     pub fn write_packet(&mut self, packet: &Packet) -> Result<(), Cause> {
+        if let Packet::Ram(packet) = packet {
+            self.encoder.forget_zero_pages(packet);
+            self.syncs += u64::from(packet.is_sync());
+        }
         self.wire.write_packet(packet)
     }
 
@@ -180,9 +204,9 @@ impl<'s> Outlet<'s> {
     /// Takes a packet to encode, with the contents of its normal pages in the order of their
     /// offsets. There must be [room](Self::room).
     pub fn push(&mut self, packet: RamPacket, pages: PageBuffer) {
-        // A packet that does not tell the page size has no pages.
-        let page_size = packet.page_size().unwrap_or(PageSize::K4);
-        self.encoder.push(pages, page_size, packet);
+        let syncs_before = self.syncs;
+        self.syncs += u64::from(packet.is_sync());
+        self.encoder.push(pages, syncs_before, packet);
     }
 
     /// Encodes and writes the packet that has waited longest. None if there is no packet.
@@ -201,7 +225,7 @@ impl<'s> Outlet<'s> {
         // as too long.
         let len = u32::try_from(self.payload.len()).unwrap_or(u32::MAX);
         packet
-            .set_payload(self.encoder.method(), len)
+            .set_payload(self.encoder.packet_method(), len)
             .map_err(Cause::from)
             .and_then(|()| self.wire.write_with(&packet, &self.payload))
             .map_err(|cause| unwritten(&packet, cause))?;

@@ -2,6 +2,7 @@
 
 use std::{fmt, io};
 
+use multifd_codec::delta::Counts;
 use multifd_relay::Failure;
 use multifd_relay::failure::{Cause, Leg};
 use multifd_relay::leg::Protocol;
@@ -65,7 +66,54 @@ pub struct Summary {
     encoded: Option<Done>,
     /// What both relays had the same; `null` where they did not compare.
     verified: Option<Same>,
+    differences: Option<Differences>,
     pub remarks: Vec<String>,
+}
+
+/// Pages that went to another relay as differences.
+#[derive(Serialize)]
+struct Differences {
+    /// Pages that went as differences; those that had not changed are among them.
+    pages: u64,
+    unchanged: u64,
+    /// Bytes of these pages, and of their differences before compression.
+    page_bytes: u64,
+    difference_bytes: u64,
+    /// Pages that went whole, by reason.
+    first: u64,
+    lost: u64,
+    changed: u64,
+    overtaken: u64,
+    /// Places for pages at both relays, and those in use at the end.
+    places: u64,
+    places_in_use: u64,
+}
+
+impl From<Counts> for Differences {
+    fn from(counts: Counts) -> Self {
+        Self {
+            pages: counts.differences,
+            unchanged: counts.same,
+            page_bytes: counts.difference_page_bytes,
+            difference_bytes: counts.area_bytes,
+            first: counts.misses.new,
+            lost: counts.misses.lost,
+            changed: counts.misses.changed,
+            overtaken: counts.misses.overtaken,
+            places: counts.slots,
+            places_in_use: counts.slots_in_use,
+        }
+    }
+}
+
+impl fmt::Display for Differences {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "as differences {} pages ({} bytes for {}), whole {} first, {} not kept, {} changed too much",
+            self.pages, self.difference_bytes, self.page_bytes, self.first, self.lost, self.changed
+        )
+    }
 }
 
 /// Pages that both relays of a trunk had alike.
@@ -130,6 +178,7 @@ impl Summary {
             seconds: say::seconds(report.duration),
             decoded: report.decoded.map(Done::from),
             encoded: report.encoded.map(Done::from),
+            differences: report.differences.map(Differences::from),
             verified: report.verified.map(|verified| Same {
                 pages: verified.pages,
                 rounds: verified.rounds,
@@ -164,6 +213,9 @@ impl fmt::Display for Summary {
         }
         if let Some(done) = &self.encoded {
             write!(f, ", encoded {done}")?;
+        }
+        if let Some(differences) = &self.differences {
+            write!(f, ", {differences}")?;
         }
         if let Some(Same { pages, rounds }) = &self.verified {
             write!(f, ", verified: {pages} pages in {rounds} rounds")?;

@@ -71,10 +71,12 @@ fn pass((from, to): (Encrypted, Stream)) -> (String, End, End) {
     (format!("{} {}", from.peer, from.protocol), there, back)
 }
 
-/// Passes a direction on until its end, which is passed on as it was.
+/// Passes a direction on until its end, which is passed on as it was. A reader that has all it needs
+/// may hang up: the rest is read to nowhere then, as a relay does.
 fn copy(from: &Stream, to: &Stream) -> End {
     let mut bytes = vec![0; 1 << 20];
     let mut all = 0;
+    let mut hung_up = false;
     loop {
         let count = match from.read_some(&mut bytes) {
             Ok(0) => {
@@ -88,11 +90,16 @@ fn copy(from: &Stream, to: &Stream) -> End {
                 return Err(format!("after {all} bytes: {error}"));
             }
         };
-        if let Err(error) = to.write_all_of_two(&bytes[..count], &[]) {
-            from.reset(None);
-            return Err(format!("after {all} bytes: {error}"));
-        }
         all += count as u64;
+        match to.write_all_of_two(&bytes[..count], &[]) {
+            _ if hung_up => {}
+            Ok(()) => {}
+            Err(error) if multifd_transport::hung_up(&error) => hung_up = true,
+            Err(error) => {
+                from.reset(None);
+                return Err(format!("after {all} bytes: {error}"));
+            }
+        }
     }
 }
 

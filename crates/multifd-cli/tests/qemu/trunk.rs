@@ -97,6 +97,64 @@ fn all_of_11_1() {
     everything_on(Version::V11_1, "q35");
 }
 
+/// A guest that writes to its pages all the time, again and again, with memory for all pages and
+/// for few: what it has sent already goes as differences, and it arrives whole.
+fn a_busy_guest(version: Version, machine: &str) {
+    let Some(binary) = QemuBinary::require(version) else {
+        return;
+    };
+    let guest = Guest {
+        ram_mib: 32,
+        counters: 2000,
+        pages_per_tick: 100,
+        ..Guest::default()
+    };
+    let mut chain = Chain::start(&binary, &guest, machine).unwrap();
+    for (channels, memory) in [(1, "1G"), (4, "1G"), (4, "4M"), (16, "1M"), (2, "0")] {
+        let parameters = Parameters {
+            max_bandwidth: Some(48 << 20),
+            return_path: true,
+            ..Parameters::multifd(channels, "none")
+        };
+        let hop = Hop::to(&binary, &parameters);
+        let (_, [far, near]) = hop_through(&mut chain, &hop, |folder, destination| {
+            let far = far(folder, destination, false, &["--once"]);
+            let memory = ["--once", "--verify", "--delta-memory", memory];
+            let near = near(folder, &far.address, &memory);
+            [far, near]
+        });
+        let what = format!("{binary}, {channels} channels, {memory}: {near} {far}");
+        assert_eq!(near["confirmed"], true, "{what}");
+        assert_eq!(near["pages"], far["pages"], "{what}");
+        match memory {
+            "0" => assert_eq!(near["differences"], Value::Null, "{what}"),
+            _ => {
+                let pages = number(&near["differences"], "pages");
+                // A place for one page in ten is of little use to pages that are alike hot.
+                let least = if memory == "1M" { 1 } else { 100 };
+                assert!(pages >= least, "{what}");
+                let bytes = number(&near["differences"], "difference_bytes");
+                assert!(bytes / pages < 100, "{what}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_busy_guest_of_7_2() {
+    a_busy_guest(Version::V7_2, "pc-q35-7.2");
+}
+
+#[test]
+fn a_busy_guest_of_10_0() {
+    a_busy_guest(Version::V10_0, "pc-q35-10.0");
+}
+
+#[test]
+fn a_busy_guest_of_11_1() {
+    a_busy_guest(Version::V11_1, "q35");
+}
+
 /// The guest runs at the destination before its pages are there, and asks for them over the trunk.
 #[test]
 fn postcopy_on_11_1() {

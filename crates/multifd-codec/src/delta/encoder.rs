@@ -72,6 +72,18 @@ impl<T: Borrow<RamPacket>> Encoder<T> {
         Self { inner, layer }
     }
 
+    /// The same with differences to pages in `sent`. No packet may have been pushed.
+    #[must_use]
+    pub fn with_differences(self, sent: Arc<Sent>) -> Self {
+        Self::new(self.inner, Some(sent))
+    }
+
+    /// Whether packets have differences.
+    #[must_use]
+    pub const fn has_differences(&self) -> bool {
+        self.layer.is_some()
+    }
+
     /// The method of the payloads.
     #[must_use]
     pub const fn method(&self) -> Method {

@@ -111,6 +111,9 @@ pub enum DeltaError {
         /// The digest in the payload.
         wanted: u64,
     },
+    /// This process has no memory for slots that it has agreed to.
+    #[error("this host has no memory for pages that it agreed to keep: agree to fewer")]
+    NoMemory,
     /// The method cannot read its part of the payload.
     #[error(transparent)]
     Codec(#[from] DecodeError),

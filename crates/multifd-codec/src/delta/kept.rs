@@ -1,5 +1,6 @@
 //! The receiver's slots.
 
+use std::collections::TryReserveError;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -122,8 +123,9 @@ impl Kept {
         if all.versions.is_empty() {
             let first = slot - index as u32;
             let count = each.min((slots.count - first) as usize);
-            all.versions = vec![0; count];
-            all.pages = vec![0; count * page_size.bytes()];
+            let no_memory = |_| DeltaError::NoMemory;
+            all.pages = zeros(count * page_size.bytes()).map_err(no_memory)?;
+            all.versions = zeros(count).map_err(no_memory)?;
         }
         let mut waiter = Waiter::new(self, given_up);
         loop {
@@ -237,6 +239,14 @@ impl<'a> Waiter<'a> {
         }
         Verdict::Wait
     }
+}
+
+/// Zeros, or an error where the process has no memory for them.
+fn zeros<T: Clone + Default>(count: usize) -> Result<Vec<T>, TryReserveError> {
+    let mut all = Vec::new();
+    all.try_reserve_exact(count)?;
+    all.resize(count, T::default());
+    Ok(all)
 }
 
 /// The number of slots in a piece of memory of 1 MiB.

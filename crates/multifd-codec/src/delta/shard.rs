@@ -35,7 +35,7 @@ pub(crate) struct Shard {
 struct Extent {
     /// The number of the first slot.
     first: u32,
-    pages: Box<[u8]>,
+    pages: Vec<u8>,
 }
 
 /// The slots that no shard has taken.
@@ -268,14 +268,14 @@ impl Shard {
         self.slots.get_mut(slot as usize)
     }
 
-    /// Takes more slots, if there are more.
+    /// Takes more slots, if there are more, and memory for them.
     fn grow(&mut self) -> Option<()> {
         let (first, count) = self.pool.take()?;
         let count = count as usize;
-        self.extents.push(Extent {
-            first,
-            pages: vec![0; count * self.page_bytes].into(),
-        });
+        let mut pages = Vec::new();
+        pages.try_reserve_exact(count * self.page_bytes).ok()?;
+        pages.resize(count * self.page_bytes, 0);
+        self.extents.push(Extent { first, pages });
         self.capacity += count;
         if self.slots.capacity() < self.capacity {
             // A vector that doubled would exceed the bytes for each slot.

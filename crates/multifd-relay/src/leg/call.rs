@@ -10,7 +10,8 @@ use multifd_wire::{Hello, Method};
 use super::carried::Carried;
 use super::{Encryption, LegAddress, Protocol, VERIFY, abilities, has_verify, process, random};
 use crate::trunk::{
-    Answer, AnswerReceiver, Connection, Extension, Name, Offers, Preface, Refusal, Versions,
+    Answer, AnswerReceiver, Connection, DeltaTerms, Extension, Name, Offers, Preface, Refusal,
+    Versions,
 };
 
 /// How soon a wish to end is noticed while an answer is awaited.
@@ -30,6 +31,8 @@ pub(crate) struct Introduction {
     pub(crate) has_channels: bool,
     pub(crate) may_be_postcopy: bool,
     pub(crate) is_recovery: bool,
+    /// The bytes of pages that both relays may keep for differences; 0 for none.
+    pub(crate) delta_bytes: u64,
     /// The pages that arrive are to be compared with those that went.
     pub(crate) verify: bool,
 }
@@ -93,7 +96,8 @@ impl Caller {
         self.preface.is_some()
     }
 
-    /// Calls for the main channel.
+    /// Calls for the main channel. Also returns the bytes of pages that the other relay keeps for
+    /// differences: none at a QEMU.
     ///
     /// # Errors
     /// As [`Target::dial`]; and when the other relay refuses.
@@ -101,7 +105,7 @@ impl Caller {
         &self,
         within: Duration,
         given_up: &dyn Fn() -> bool,
-    ) -> Result<Stream, DialError> {
+    ) -> Result<(Stream, u64), DialError> {
         self.call(None, within, given_up)
     }
 
@@ -115,7 +119,8 @@ impl Caller {
         within: Duration,
         given_up: &dyn Fn() -> bool,
     ) -> Result<Stream, DialError> {
-        self.call(Some(Connection::Channel(*hello)), within, given_up)
+        let called = self.call(Some(Connection::Channel(*hello)), within, given_up);
+        called.map(|(stream, _)| stream)
     }
 
     /// Calls for postcopy's preempt connection.
@@ -127,7 +132,8 @@ impl Caller {
         within: Duration,
         given_up: &dyn Fn() -> bool,
     ) -> Result<Stream, DialError> {
-        self.call(Some(Connection::Preempt), within, given_up)
+        let called = self.call(Some(Connection::Preempt), within, given_up);
+        called.map(|(stream, _)| stream)
     }
 
     fn call(
@@ -135,7 +141,7 @@ impl Caller {
         connection: Option<Connection>,
         within: Duration,
         given_up: &dyn Fn() -> bool,
-    ) -> Result<Stream, DialError> {
+    ) -> Result<(Stream, u64), DialError> {
         let since = Instant::now();
         let stream = self.target.dial(within, given_up)?;
         #[cfg(feature = "tls")]
@@ -145,12 +151,15 @@ impl Caller {
             self.encryption.secure(stream, address, left, given_up)?
         };
         let Some(preface) = &self.preface else {
-            return Ok(stream);
+            return Ok((stream, 0));
         };
-        let preface = Preface {
-            connection: connection.unwrap_or(preface.connection),
-            ..preface.clone()
-        };
+        let mut preface = preface.clone();
+        if let Some(connection) = connection {
+            preface.connection = connection;
+            // What main has agreed on holds for all connections of the migration.
+            let is_delta = |extension: &Extension| extension.id == DeltaTerms::ID;
+            preface.extensions.retain(|extension| !is_delta(extension));
+        }
         let silent = || DialError::TimedOut {
             within,
             tried: self.address.to_string(),
@@ -177,24 +186,27 @@ impl Introduction {
                 is_recovery: self.is_recovery,
             },
             offers: Offers::of(&abilities(vec![self.method])),
-            extensions: match self.verify {
-                true => vec![Extension {
+            extensions: {
+                let verify = self.verify.then(|| Extension {
                     id: VERIFY,
                     bytes: Vec::new(),
-                }],
-                false => Vec::new(),
+                });
+                let bytes = self.delta_bytes;
+                let delta = (bytes > 0).then(|| DeltaTerms { bytes }.extension());
+                verify.into_iter().chain(delta).collect()
             },
         })
     }
 }
 
-/// Says the preface and waits for the answer. `None`: none came in time.
+/// Says the preface and waits for the answer. Also returns the bytes of pages that the other relay
+/// keeps. `None`: no answer came in time.
 fn agree(
     stream: Stream,
     preface: &Preface,
     deadline: Instant,
     given_up: &dyn Fn() -> bool,
-) -> Result<Option<Stream>, DialError> {
+) -> Result<Option<(Stream, u64)>, DialError> {
     let bytes = preface.encode().map_err(io::Error::other)?;
     stream.write_all_of_two(&bytes, &[])?;
     let mut receiver = AnswerReceiver::default();
@@ -233,9 +245,17 @@ fn agree(
             Err(io::Error::new(io::ErrorKind::ConnectionRefused, refused).into())
         }
         Answer::Accepted(accepted) => {
+            let malformed = |fault| io::Error::new(io::ErrorKind::InvalidData, fault);
             let chosen = accepted
-                .chosen(preface, &[])
-                .map_err(|fault| io::Error::new(io::ErrorKind::InvalidData, fault))?;
+                .chosen(preface, &[DeltaTerms::ID])
+                .map_err(malformed)?;
+            let asked = DeltaTerms::among(&preface.extensions).map_err(malformed)?;
+            let kept = DeltaTerms::among(&accepted.extensions).map_err(malformed)?;
+            // What a server keeps beyond what it was asked for is not used.
+            let delta_bytes = match (asked, kept) {
+                (Some(asked), Some(kept)) => kept.bytes.min(asked.bytes),
+                _ => 0,
+            };
             let is_stream = !matches!(preface.connection, Connection::Channel(_));
             let has_notes = has_verify(&accepted.extensions);
             if has_verify(&preface.extensions) && !has_notes {
@@ -243,7 +263,8 @@ fn agree(
                 return Err(io::Error::new(io::ErrorKind::Unsupported, words).into());
             }
             let carried = Carried::new(stream, &chosen, is_stream).map_err(io::Error::other)?;
-            Ok(Some(Stream::layered(carried.with_notes(has_notes))))
+            let stream = Stream::layered(carried.with_notes(has_notes));
+            Ok(Some((stream, delta_bytes)))
         }
     }
 }

@@ -11,6 +11,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use multifd_codec::delta::Kept;
+use multifd_codec::delta::memory::Share;
 use multifd_transport::Stream;
 use multifd_transport::incoming::{
     Arrival, Door, HELLO_TIMEOUT, Holder, Inbox, Incoming, IncomingChannel, Note, Origin, Reason,
@@ -24,8 +26,8 @@ use super::carried::Carried;
 use super::{Encryption, LegAddress, Protocol, VERIFY, abilities, has_verify, readable};
 use crate::relay::RelayConfig;
 use crate::trunk::{
-    Abilities, Accepted, Answer, Connection, Extension, PREFACE_MAGIC, Preface, PrefaceReceiver,
-    Refusal, RefusalCode, choose,
+    Abilities, Accepted, Answer, Connection, DeltaTerms, Extension, PREFACE_MAGIC, Preface,
+    PrefaceReceiver, Refusal, RefusalCode, choose,
 };
 
 /// How long an answer may take to be written. It fits the buffer of a socket that is new.
@@ -71,6 +73,8 @@ struct Shared {
     abilities: Abilities,
     /// Only migrations whose pages are verified are taken.
     verify: bool,
+    /// The bytes of pages that one migration may have kept.
+    delta_memory: u64,
 }
 
 #[derive(Default)]
@@ -139,6 +143,7 @@ impl Greeter {
             encryption: config.encryption.clone(),
             abilities: abilities(readable(&config.settings)),
             verify: config.verify,
+            delta_memory: config.delta_memory,
         });
         let serving = Arc::clone(&shared);
         let thread = thread::Builder::new()
@@ -231,6 +236,10 @@ impl Shared {
             let words = "this relay takes migrations with --verify only";
             return refuse(&stream, Refusal::new(RefusalCode::EXTENSION, words));
         }
+        let terms = match DeltaTerms::among(&preface.extensions) {
+            Ok(terms) => terms,
+            Err(fault) => return refuse(&stream, Refusal::from(fault)),
+        };
         // A channel joins what its main channel has begun.
         let inbox = {
             let mut state = self.lock();
@@ -280,6 +289,10 @@ impl Shared {
             let (id, bytes) = (VERIFY, Vec::new());
             accepted.extensions.push(Extension { id, bytes });
         }
+        let kept = terms.and_then(|terms| self.keep(terms));
+        if let Some((terms, _)) = &kept {
+            accepted.extensions.push(terms.extension());
+        }
         let accepted = Answer::Accepted(accepted);
         let peer = describe(&stream);
         let is_stream = !matches!(preface.connection, Connection::Channel(_));
@@ -306,6 +319,7 @@ impl Shared {
                 incoming.is_recovery = is_recovery;
                 let name = preface.name.as_str().to_owned();
                 incoming.origin = Some(Origin::new(name, preface.migration));
+                incoming.kept = kept.map(|(_, kept)| Arc::new(kept));
                 self.door.set_up(incoming);
             }
             Connection::Channel(hello) => {
@@ -313,6 +327,13 @@ impl Shared {
             }
             Connection::Preempt => inbox.put(Arrival::Preempt(stream)),
         }
+    }
+
+    /// Takes memory for pages of a new migration, as far as there is some.
+    fn keep(&self, terms: DeltaTerms) -> Option<(DeltaTerms, Kept)> {
+        let share = Share::take(terms.bytes.min(self.delta_memory));
+        let bytes = share.bytes();
+        (bytes > 0).then(|| (DeltaTerms { bytes }, Kept::new(share)))
     }
 
     /// The caller has gone before it had its answer.

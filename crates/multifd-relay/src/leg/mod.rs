@@ -23,7 +23,7 @@ pub use self::carried::FarFailure;
 pub use self::encryption::{Encryption, EncryptionError, EncryptionOptions, Rule};
 pub(crate) use self::greeter::Greeter;
 pub use self::requests::{FileNumber, Look, Odd, Requests, RequestsError};
-use crate::trunk::{Abilities, Compression, Digest, Extension};
+use crate::trunk::{Abilities, Compression, DeltaTerms, Digest, Extension};
 pub use crate::trunk::{Name, NameFault};
 
 /// The extension by which both ends agree that sums of pages are told beside the main channel.
@@ -35,7 +35,7 @@ fn abilities(methods: Vec<Method>) -> Abilities {
         methods,
         digests: vec![Digest::Xxh3],
         compressions: Compression::available().to_vec(),
-        extensions: vec![VERIFY],
+        extensions: vec![VERIFY, DeltaTerms::ID],
     }
 }
 

@@ -63,6 +63,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use multifd_codec::delta;
 use multifd_codec::{Backend, PathCounts, Settings, Unsupported};
 use multifd_wire::{Fault, Limits, Method};
 
@@ -94,6 +95,10 @@ pub struct RelayConfig {
     pub compression: Method,
     /// How that method is driven, and who computes on both legs.
     pub settings: Settings,
+    /// The bytes of pages that a migration may keep on each side of a trunk, to send differences to
+    /// them; 0 for none. All migrations together keep no more than
+    /// [`multifd_codec::delta::memory::limit`].
+    pub delta_memory: u64,
     /// What it accepts from a source.
     pub limits: Limits,
     /// How long one connection to the destination may take.
@@ -135,6 +140,8 @@ pub struct MigrationReport {
     pub encoded: Option<Work>,
     /// What both relays of a trunk had the same, where they compare it.
     pub verified: Option<Verified>,
+    /// Which pages went to another relay as differences, if any could.
+    pub differences: Option<delta::Counts>,
     /// From the first connection to the last close.
     pub duration: Duration,
 }
@@ -222,6 +229,7 @@ impl RelayConfig {
             encryption: Encryption::default(),
             compression,
             settings: Settings::default(),
+            delta_memory: u64::MAX,
             limits: Limits::default(),
             dial_timeout: DIAL_TIMEOUT,
             verify: false,

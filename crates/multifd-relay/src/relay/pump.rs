@@ -6,6 +6,7 @@ use std::net::Shutdown;
 use std::sync::Arc;
 
 use multifd_codec::Encoder;
+use multifd_codec::delta::{Kept, Sent};
 use multifd_transport::failure::Cause as TransportCause;
 use multifd_transport::inlet::{Inlet, Item};
 use multifd_transport::outlet::{Outlet, Unwritten, Written, block_of};
@@ -32,6 +33,9 @@ pub(super) struct Shared<'a> {
     pub(super) outline: &'a Outline,
     pub(super) gate: &'a Gate,
     pub(super) counters: &'a Counters,
+    /// What the destination's relay keeps, and what this one keeps for the source's.
+    pub(super) sent: Option<&'a Arc<Sent>>,
+    pub(super) kept: Option<&'a Arc<Kept>>,
     /// Of what all channels carry, where relays compare it. Each page is decompressed then.
     pub(super) sums: Option<&'a Sums>,
 }
@@ -79,6 +83,10 @@ pub(super) fn run(hello: Hello, source: &Arc<Stream>, shared: Shared<'_>) -> Res
     shared.links.add(&link);
     let inlet = Inlet::new(&link.source, &hello, config.limits, config.settings)
         .map_err(|cause| failed(source_side(cause)))?;
+    let inlet = match shared.kept {
+        Some(kept) => inlet.with_differences(Arc::clone(kept), || shared.gate.is_stopped()),
+        None => inlet,
+    };
     let encoder = Encoder::new(config.compression, &config.settings)
         .map_err(|error| failed(on_leg(Leg::Here, error)))?;
     let outlet = match shared.target.is_relay() {
@@ -86,6 +94,10 @@ pub(super) fn run(hello: Hello, source: &Arc<Stream>, shared: Shared<'_>) -> Res
         false => Outlet::open_later(&link.destination, &hello, encoder),
     };
     let outlet = outlet.map_err(|cause| failed(destination_side(cause)))?;
+    let outlet = match shared.sent {
+        Some(sent) => outlet.with_differences(Arc::clone(sent)),
+        None => outlet,
+    };
     let pump = Pump {
         id,
         inlet,
@@ -230,7 +242,13 @@ impl Pump<'_> {
                     break;
                 }
                 self.tally.read(&self.inlet);
+                let is_sync = packet.is_sync();
                 self.outlet.push(packet, pages);
+                // A page behind it may wait for another channel, whose destination reads on only
+                // once this SYNC has arrived.
+                if is_sync && self.inlet.has_differences() {
+                    break;
+                }
             }
             let Some(Written { packet, .. }) = self.outlet.pop_and_write()? else {
                 return Ok(());
@@ -273,7 +291,8 @@ impl Pump<'_> {
         }
         let method = self.inlet.method_of(packet);
         let method = method.map_err(|cause| source_side(cause).in_packet(packet))?;
-        Ok(method != self.outlet.method() || self.shared.sums.is_some())
+        let has_differences = self.inlet.has_differences() || self.outlet.has_differences();
+        Ok(method != self.outlet.method() || has_differences || self.shared.sums.is_some())
     }
 
     /// Adds a packet's pages to the sums that relays compare.
@@ -476,6 +495,7 @@ mod tests {
             has_channels: true,
             may_be_postcopy: false,
             is_recovery: false,
+            delta_bytes: 0,
             verify: false,
         };
         let target = Caller::resolve(
@@ -495,6 +515,8 @@ mod tests {
             outline: &Outline::default(),
             gate: &gate,
             counters: &Counters::default(),
+            sent: None,
+            kept: None,
             sums: None,
         };
         let encoder = Encoder::new(to, &settings).unwrap();

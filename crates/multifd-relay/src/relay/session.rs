@@ -9,12 +9,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, Scope};
 use std::time::{Duration, Instant};
 
+use multifd_codec::delta::memory::Share;
+use multifd_codec::delta::{Kept, Sent};
 use multifd_transport::dial::{DialError, is_ours};
 use multifd_transport::failure::Cause as TransportCause;
 use multifd_transport::incoming::{Arrival, Incoming, IncomingChannel};
 use multifd_transport::supervise::report_end;
 use multifd_transport::{Cancel, Stream, circle};
-use multifd_wire::main_stream::MainReceiver;
+use multifd_wire::Method;
+use multifd_wire::main_stream::{MainEvent, MainReceiver};
 
 use super::counters::Counters;
 use super::gate::Gate;
@@ -26,7 +29,7 @@ use super::verify::Sums;
 use super::watch::{MigrationNote, Watch};
 use super::{CHANNELS_TIMEOUT, MigrationReport, RelayConfig, Remark, Update};
 use crate::failure::{Cause, Channel, Failure, Leg, SetupFault};
-use crate::leg::{Caller, Introduction};
+use crate::leg::{Caller, Introduction, Protocol};
 use crate::trunk::Name;
 
 /// How soon an end of the source is noticed while nothing else happens.
@@ -87,7 +90,9 @@ pub(super) fn run(
     observe: &mut dyn FnMut(Update),
 ) -> Result<MigrationReport, Failure> {
     let started = Instant::now();
-    let introduction = introduction(&incoming, config);
+    let mut introduction = introduction(&incoming, config);
+    let mut share = Share::take(introduction.delta_bytes);
+    introduction.delta_bytes = share.bytes();
     let _taken = match incoming.origin {
         Some(_) if config.connect.needs_name() => Some(take(&introduction, config)?),
         _ => None,
@@ -102,7 +107,9 @@ pub(super) fn run(
         cancel,
     };
     opening.wait_for_channel(&incoming.channels, incoming.has_channels)?;
-    let (target, main) = opening.dial()?;
+    let (target, main, delta_bytes) = opening.dial()?;
+    share.shrink_to(delta_bytes);
+    let sent = (share.bytes() > 0).then(|| Arc::new(Sent::new(share)));
     let verifies = main.source.has_notes() || main.destination.has_notes();
     let sums = Sums::default();
     let session = Session {
@@ -115,6 +122,8 @@ pub(super) fn run(
         counters: &Counters::default(),
         cancel,
         is_recovery: incoming.is_recovery,
+        sent: sent.as_ref(),
+        kept: incoming.kept.as_ref(),
         sums: verifies.then_some(&sums),
     };
     session.links.add(session.main);
@@ -146,6 +155,7 @@ pub(super) fn run(
         decoded: session.counters.decoded(),
         encoded: session.counters.encoded(),
         verified: session.sums.map(Sums::result),
+        differences: session.sent.map(|sent| sent.counts()),
         duration: started.elapsed(),
     })
 }
@@ -161,8 +171,33 @@ fn introduction(incoming: &Incoming, config: &RelayConfig) -> Introduction {
         has_channels: incoming.has_channels,
         may_be_postcopy: incoming.may_be_postcopy,
         is_recovery: incoming.is_recovery,
+        delta_bytes: delta_bytes(incoming, config),
         verify: config.verify || incoming.main.has_notes(),
     }
+}
+
+/// How many bytes are worth having for pages that may be sent again: all of the guest's memory, as
+/// far as it may be. Without a method that compresses, speed is all that counts.
+fn delta_bytes(incoming: &Incoming, config: &RelayConfig) -> u64 {
+    let is_trunk = config.connect.protocol == Protocol::Trunk;
+    if !is_trunk || config.compression == Method::None {
+        return 0;
+    }
+    let mut receiver = MainReceiver::new(config.limits);
+    let mut bytes = incoming.main_start.as_slice();
+    let guest = loop {
+        match receiver.push(&mut bytes) {
+            Ok(Some(MainEvent::RamBlocks(blocks))) => {
+                let lengths = blocks.iter().map(|block| block.used_length);
+                break lengths.fold(0, u64::saturating_add);
+            }
+            Ok(Some(_)) => {}
+            // A guest whose size is not known may be of any size.
+            Ok(None) | Err(_) => break u64::MAX,
+        }
+    };
+    // A page takes a little more than its size.
+    guest.saturating_add(guest / 32).min(config.delta_memory)
 }
 
 /// Addresses of single guests' destinations that migrations of this process have.
@@ -285,8 +320,9 @@ impl Opening<'_> {
         }
     }
 
-    /// Dials main, which a destination before QEMU 8.0 takes the first connection for.
-    fn dial(&mut self) -> Result<(Caller, Link), Failure> {
+    /// Dials main, which a destination before QEMU 8.0 takes the first connection for. Also returns
+    /// the bytes of pages that are kept there.
+    fn dial(&mut self) -> Result<(Caller, Link, u64), Failure> {
         self.check_source()?;
         let address = self
             .config
@@ -312,7 +348,7 @@ impl Opening<'_> {
             given_up
         };
         match (target.main(timeout, &given_up), failure.take()) {
-            (Ok(destination), _) => {
+            (Ok((destination, delta_bytes)), _) => {
                 // Nothing was passed on, so the source has its guest.
                 circle::look_behind(&destination, target.socket_address(), timeout, &given_up)
                     .map_err(|circle| Failure::here(circle.into()))?;
@@ -322,7 +358,7 @@ impl Opening<'_> {
                     source,
                     destination,
                 };
-                Ok((target, link))
+                Ok((target, link, delta_bytes))
             }
             (Err(DialError::GivenUp), Some(failure)) => Err(failure),
             (Err(error), _) => Err(dial_failure(error, &target, Channel::Main)),
@@ -343,6 +379,10 @@ struct Session<'a> {
     is_recovery: bool,
     /// Of what all channels carry, where relays compare it.
     sums: Option<&'a Sums>,
+    /// The pages that differences on the way to the destination, and from the source, are made
+    /// from.
+    sent: Option<&'a Arc<Sent>>,
+    kept: Option<&'a Arc<Kept>>,
 }
 
 /// Threads that run.
@@ -567,6 +607,8 @@ impl<'env> Session<'env> {
                     gate: self.gate,
                     counters: self.counters,
                     sums: self.sums,
+                    sent: self.sent,
+                    kept: self.kept,
                 };
                 let tell_failure = tell.clone();
                 let IncomingChannel { hello, stream } = channel;

@@ -92,6 +92,12 @@ pub enum HandshakeFault {
         /// Which.
         id: u16,
     },
+    /// An extension's value is not what its id has.
+    #[error("extension {id:#06x} has a malformed value")]
+    ExtensionValue {
+        /// Which.
+        id: u16,
+    },
     /// An answer needs an extension that this end does not understand.
     #[error("the answer needs extension {id:#06x}, which this relay does not understand")]
     ExtensionNeeded {

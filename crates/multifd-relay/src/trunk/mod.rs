@@ -27,6 +27,7 @@
 mod answer;
 mod body;
 mod choose;
+mod delta;
 mod digest;
 mod envelope;
 mod fault;
@@ -41,6 +42,7 @@ mod zstd;
 
 pub use self::answer::{Accepted, Answer, Refusal, RefusalCode};
 pub use self::choose::{Abilities, Chosen, Compression, choose};
+pub use self::delta::DeltaTerms;
 pub use self::digest::Digest;
 pub(crate) use self::envelope::PREFACE_MAGIC;
 pub use self::envelope::{AnswerReceiver, MAX_HANDSHAKE_BODY_LEN, PrefaceReceiver};

@@ -452,6 +452,7 @@ impl Desk {
             peer,
             is_recovery,
             origin: None,
+            kept: None,
             ticket,
         }));
     }

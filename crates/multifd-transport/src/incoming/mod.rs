@@ -30,6 +30,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use multifd_codec::delta::Kept;
 use rustix::event::{EventfdFlags, eventfd};
 
 pub use self::desk::describe;
@@ -75,6 +76,8 @@ pub struct Incoming {
     pub is_recovery: bool,
     /// The statement of another relay, if the migration came through one.
     pub origin: Option<Origin>,
+    /// The pages that its differences are made from, where it was agreed that there are some.
+    pub kept: Option<Arc<Kept>>,
     /// Its place with the acceptor, which keeps it until this is dropped.
     pub ticket: Ticket,
 }
@@ -92,6 +95,7 @@ impl Incoming {
             peer,
             is_recovery: false,
             origin: None,
+            kept: None,
             ticket,
         }
     }

@@ -56,9 +56,11 @@ struct Way {
     between: Between,
     /// Without it, there is a single stream.
     multifd: bool,
+    /// Pages that are sent again go over the trunk as differences.
+    delta: bool,
 }
 
-const WAYS: [Way; 9] = [
+const WAYS: [Way; 10] = [
     Way::plain("qemu none", "none"),
     Way::plain("qemu zlib", "zlib"),
     Way::plain("qemu zstd", "zstd"),
@@ -85,7 +87,15 @@ const WAYS: [Way; 9] = [
         qemu: ["none", "none"],
         relays: [Some("zstd"), Some("none")],
         between: Between::Trunk,
-        multifd: true,
+        ..Way::plain("", "")
+    },
+    Way {
+        name: "two relays, zstd, trunk, delta",
+        qemu: ["none", "none"],
+        relays: [Some("zstd"), Some("none")],
+        between: Between::Trunk,
+        delta: true,
+        ..Way::plain("", "")
     },
     Way {
         name: "one stream, qemu",
@@ -98,6 +108,7 @@ const WAYS: [Way; 9] = [
         relays: [Some("none"), Some("none")],
         between: Between::Trunk,
         multifd: false,
+        ..Way::plain("", "")
     },
 ];
 
@@ -109,6 +120,7 @@ impl Way {
             relays: [None, None],
             between: Between::QemuTcp,
             multifd: true,
+            delta: false,
         }
     }
 }
@@ -300,6 +312,9 @@ fn start_relays(
         let mut options = vec!["--once"];
         if way.between == Between::Trunk {
             options.extend(["--tls-dir", &certificates]);
+        }
+        if way.between == Between::Trunk && !way.delta {
+            options.extend(["--delta-memory", "0"]);
         }
         if compression == "zlib" {
             options.extend(["--accel", "software"]);

@@ -1,0 +1,81 @@
+//! How much memory a relay spends on pages that may be sent again.
+
+use std::fs;
+use std::path::Path;
+
+use multifd_codec::delta::memory;
+use multifd_relay::leg::Protocol;
+
+use super::Route;
+use crate::say;
+
+/// The part of the available memory that is taken unless something else is asked for. The host is
+/// there for its guests: one that is full of them has little to spare, and says so in this figure.
+const SHARE: u64 = 4;
+
+/// Sets the bound of this process: `asked`, or a part of what is available now. It is said where a
+/// trunk makes use of it.
+pub fn bound(asked: Option<u64>, routes: &[Route]) -> Result<(), String> {
+    let has_trunk = routes.iter().any(|route| {
+        let legs = [&route.listen, &route.connect];
+        legs.iter().any(|leg| leg.protocol == Protocol::Trunk)
+    });
+    if !has_trunk {
+        return match asked {
+            None => Ok(()),
+            Some(_) => Err(
+                "--delta-memory has no use here: only a trunk carries pages as differences"
+                    .to_owned(),
+            ),
+        };
+    }
+    let bytes = asked.unwrap_or_else(|| available().map_or(0, |bytes| bytes / SHARE));
+    memory::set_limit(bytes);
+    match bytes {
+        0 => say::note("pages that are sent again go whole: no memory is set apart for them"),
+        bytes => say::note(format_args!(
+            "up to {} MiB keep pages, so that those sent again go as differences (--delta-memory)",
+            bytes >> 20
+        )),
+    }
+    Ok(())
+}
+
+/// The memory that this process can have without swapping, in bytes, as far as the system says so.
+fn available() -> Option<u64> {
+    let of_system = of_system()?;
+    Some(of_group().map_or(of_system, |left| left.min(of_system)))
+}
+
+/// What the whole system has (proc(5)).
+fn of_system() -> Option<u64> {
+    let facts = fs::read_to_string("/proc/meminfo").ok()?;
+    let line = facts
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    kibibytes.checked_mul(1024)
+}
+
+/// What is left to the control group of this process, if that has a limit (cgroups(7), version 2).
+fn of_group() -> Option<u64> {
+    let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
+    let group = groups.lines().find_map(|line| line.strip_prefix("0::/"))?;
+    let folder = Path::new("/sys/fs/cgroup").join(group);
+    let bytes = |file: &str| -> Option<u64> {
+        let text = fs::read_to_string(folder.join(file)).ok()?;
+        text.trim().parse().ok()
+    };
+    // A group without a limit says "max".
+    Some(bytes("memory.max")?.saturating_sub(bytes("memory.current")?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_system_says_how_much_is_available() {
+        assert!(available().is_some_and(|bytes| bytes > 1 << 20));
+    }
+}
