@@ -71,8 +71,8 @@ fn pass((from, to): (Encrypted, Stream)) -> (String, End, End) {
     (format!("{} {}", from.peer, from.protocol), there, back)
 }
 
-/// Passes a direction on until its end, which is passed on as it was. A reader that has all it needs
-/// may hang up: the rest is read to nowhere then, as a relay does.
+/// Passes a direction on until its end, which is passed on as it was. A reader that has all it
+/// needs may hang up: the rest is read to nowhere then, as a relay does.
 fn copy(from: &Stream, to: &Stream) -> End {
     let mut bytes = vec![0; 1 << 20];
     let mut all = 0;
