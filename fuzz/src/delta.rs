@@ -15,9 +15,9 @@ const PAGE: usize = PAGE_SIZE.bytes();
 const PAGES: usize = 12;
 const BUDGET: u64 = 8 * (PAGE as u64 + 64);
 
-/// Payloads from anywhere are taken or refused, in bounded memory; after one that is refused none is
-/// taken. Payloads of a sender arrive, and after a change they are refused, or give pages of which
-/// only those are wrong that nothing proves.
+/// Payloads from anywhere are taken or refused, in bounded memory; after one that is refused none
+/// is taken. Payloads of a sender arrive, and after a change they are refused, or give pages of
+/// which only those are wrong that nothing proves.
 ///
 /// The first byte of `data` says which of the two the rest is.
 pub fn delta(data: &[u8]) {

@@ -71,8 +71,8 @@ fn pass((from, to): (Encrypted, Stream)) -> (String, End, End) {
     (format!("{} {}", from.peer, from.protocol), there, back)
 }
 
-/// Passes a direction on until its end, which is passed on as it was. A reader that has all it needs
-/// may hang up: the rest is read to nowhere then, as a relay does.
+/// Passes a direction on until its end, which is passed on as it was. A reader that has all it
+/// needs may hang up: the rest is read to nowhere then, as a relay does.
 fn copy(from: &Stream, to: &Stream) -> End {
     let mut bytes = vec![0; 1 << 20];
     let mut all = 0;
@@ -85,10 +85,8 @@ fn copy(from: &Stream, to: &Stream) -> End {
                 return Ok(all);
             }
             Ok(count) => count,
-            Err(error) => {
-                to.reset(None);
-                return Err(format!("after {all} bytes: {error}"));
-            }
+            // No destination says its end, and its source may still be read.
+            Err(error) => return Err(format!("after {all} bytes: {error}")),
         };
         all += count as u64;
         match to.write_all_of_two(&bytes[..count], &[]) {

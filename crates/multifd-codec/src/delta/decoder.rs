@@ -116,26 +116,31 @@ impl Layer {
             coded_pages,
         ))?;
 
-        if foot.method == Method::None {
+        // Without differences the pages need not be moved.
+        let is_in_place = foot.method != Method::None && area_bytes == 0 && whole_pages == count;
+        let coded = if foot.method == Method::None {
             let expected = whole_pages * page_bytes + area_bytes;
             check("bytes of stored pages", expected, payload.len())?;
-            let coded = self.coded.space(expected);
-            coded.copy_from_slice(payload);
+            payload.as_slice()
         } else if foot.method != inner.method() {
             return Err(DeltaError::Method {
                 found: foot.method,
                 allowed: inner.method(),
             });
+        } else if is_in_place {
+            inner.decode_owned(payload, packet.page_size, pages)?;
+            &[]
         } else {
             self.coded.space(coded_pages * page_bytes);
             inner.decode_owned(payload, packet.page_size, &mut self.coded)?;
-        }
-        let coded = self.coded.as_ref();
+            self.coded.as_ref()
+        };
         let (whole, area) = coded
             .split_at_checked(whole_pages * page_bytes)
             .unwrap_or_default();
         let mut whole = whole.chunks_exact(page_bytes);
         let mut area = area.get(..area_bytes).unwrap_or_default();
+        let mut whole_left = whole_pages;
 
         let mut directory = DirectoryReader::new(&self.directory, count);
         let (mut digest, mut operations) = (0, 0);
@@ -147,10 +152,13 @@ impl Layer {
                 Entry::Slot { operation, .. } => operation == Operation::Keep,
             };
             if is_whole {
-                let next = whole
-                    .next()
-                    .ok_or(part("whole pages", whole_pages, index))?;
-                page.copy_from_slice(next);
+                whole_left =
+                    whole_left
+                        .checked_sub(1)
+                        .ok_or(part("whole pages", whole_pages, index))?;
+                if let Some(next) = whole.next() {
+                    page.copy_from_slice(next);
+                }
             }
             let Entry::Slot {
                 operation,
@@ -179,7 +187,7 @@ impl Layer {
             }
         }
         directory.finish()?;
-        check("whole pages", whole_pages, whole_pages - whole.len())?;
+        check("whole pages", whole_pages, whole_pages - whole_left)?;
         check("bytes of differences", area_bytes, area_bytes - area.len())?;
         if digest != foot.digest {
             let wanted = foot.digest;

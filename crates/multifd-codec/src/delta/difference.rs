@@ -13,9 +13,9 @@ pub(crate) enum Difference {
     TooMuch,
 }
 
-/// Appends to `out` how `page` differs from `kept`, in at most `limit` bytes, and makes `kept` equal
-/// to it. If the difference is [too much](Difference::TooMuch), nothing is appended, and `kept` is
-/// in part the one and in part the other.
+/// Appends to `out` how `page` differs from `kept`, in at most `limit` bytes, and makes `kept`
+/// equal to it. If the difference is [too much](Difference::TooMuch), nothing is appended, and
+/// `kept` is in part the one and in part the other.
 ///
 /// Both have the length of a page.
 pub(crate) fn update(kept: &mut [u8], page: &[u8], limit: usize, out: &mut Vec<u8>) -> Difference {

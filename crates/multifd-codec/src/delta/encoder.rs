@@ -90,9 +90,9 @@ impl<T: Borrow<RamPacket>> Encoder<T> {
         self.inner.method()
     }
 
-    /// The method that a packet's header has to state. With differences, most methods' rules for the
-    /// length of a packet do not hold, so such a packet states `zlib` or `zstd`, whose rule is only
-    /// the limit; [`payload_method`](super::payload_method) finds the method in the payload.
+    /// The method that a packet's header has to state. With differences, most methods' rules for
+    /// the length of a packet do not hold, so such a packet states `zlib` or `zstd`, whose rule is
+    /// only the limit; [`payload_method`](super::payload_method) finds the method in the payload.
     #[must_use]
     pub const fn packet_method(&self) -> Method {
         match (self.inner.method(), &self.layer) {
@@ -120,19 +120,19 @@ impl<T: Borrow<RamPacket>> Encoder<T> {
         self.inner.backend()
     }
 
-    /// See [`crate::Encoder::counts`]. Pages that go as differences are not among them; the pages of
-    /// the area are.
+    /// See [`crate::Encoder::counts`]. Pages that go as differences are not among them; the pages
+    /// of the area are.
     #[must_use]
     pub const fn counts(&self) -> PathCounts {
         self.inner.counts()
     }
 
-    /// Takes the packet of `tag`, with its normal pages in the order of their offsets. There must be
-    /// [room](Self::room). See [`crate::Encoder::push`].
+    /// Takes the packet of `tag`, with its normal pages in the order of their offsets. There must
+    /// be [room](Self::room). See [`crate::Encoder::push`].
     ///
     /// `epoch` is the number of the channel's SYNCs before the packet. From here on the other end
-    /// needs this packet: it must be popped and sent before any later packet of the channel, even if
-    /// no other follows.
+    /// needs this packet: it must be popped and sent before any later packet of the channel, even
+    /// if no other follows.
     pub fn push(&mut self, mut pages: PageBuffer, epoch: u64, tag: T) {
         let packet = tag.borrow();
         // A packet that does not tell the page size has no pages.
@@ -145,8 +145,8 @@ impl<T: Borrow<RamPacket>> Encoder<T> {
         self.inner.push(pages, page_size, tag);
     }
 
-    /// Takes note of a packet that has no payload and is not pushed: its zero pages are not kept any
-    /// longer. Nothing is wrong without this, but the memory is used better.
+    /// Takes note of a packet that has no payload and is not pushed: its zero pages are not kept
+    /// any longer. Nothing is wrong without this, but the memory is used better.
     pub fn forget_zero_pages(&mut self, packet: &RamPacket) {
         if let Some(layer) = &mut self.layer {
             layer.forget(packet);

@@ -4,8 +4,8 @@ use multifd_wire::Method;
 
 use crate::DecodeError;
 
-/// A payload with differences cannot be read. The decoder refuses all later packets, and the content
-/// of the page buffer is meaningless.
+/// A payload with differences cannot be read. The decoder refuses all later packets, and the
+/// content of the page buffer is meaningless.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DeltaError {

@@ -62,10 +62,10 @@
 //! | version | the version that the first page's operation expects, less that of the page before, zigzag |
 //! | versions | only if `each`: the same for each further page. Otherwise their versions are the first one's |
 //!
-//! An item of passed pages is only its tag, with both bits 0. The predicted slot of a page is the slot of the
-//! page before plus the difference of their page numbers (offset by page size); items of passed
-//! pages are skipped. Before the packet's first operation on a slot, slot and version are 0, and so
-//! is the predicted slot. All further pages of an item are in their predicted slots.
+//! An item of passed pages is only its tag, with both bits 0. The predicted slot of a page is the
+//! slot of the page before plus the difference of their page numbers (offset by page size); items
+//! of passed pages are skipped. Before the packet's first operation on a slot, slot and version are
+//! 0, and so is the predicted slot. All further pages of an item are in their predicted slots.
 //!
 //! The digest is XXH3-64 folded over the pages whose operation is *same* or *difference*, in order:
 //! it begins as 0, and each page is hashed with the digest before it as the seed. The receiver

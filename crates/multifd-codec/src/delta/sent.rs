@@ -141,8 +141,8 @@ impl Slots {
         }
     }
 
-    /// The shard of a page. Pages in sequence have the same, so that they get slots in sequence; and
-    /// shards take turns, so that all fill up evenly.
+    /// The shard of a page. Pages in sequence have the same, so that they get slots in sequence;
+    /// and shards take turns, so that all fill up evenly.
     pub(crate) fn shard(&self, key: u64) -> Option<&Mutex<Shard>> {
         let turn = (key >> SEQUENCE_BITS) % self.shards.len().max(1) as u64;
         self.shards.get(turn as usize)

@@ -232,8 +232,8 @@ impl Shard {
         Some(number)
     }
 
-    /// Empties one of the next slots, if its page was sent less often than one that was sent `count`
-    /// times.
+    /// Empties one of the next slots, if its page was sent less often than one that was sent
+    /// `count` times.
     ///
     /// In a round, every page was sent once more than those that the round has not come to yet. So
     /// once more is a reason only if a whole round has passed without the slot's page. Otherwise a

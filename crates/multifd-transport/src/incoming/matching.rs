@@ -198,12 +198,19 @@ impl Matching {
         self.unspoken.extend(peers);
     }
 
-    /// A migration is over.
+    /// A migration is over. Channels that may have been its own are not given to the next one, if
+    /// their peer has closed them. A main channel that ends in its set-up may be a stranger's: then
+    /// it takes no channels away from another one that is here.
     pub fn end(&mut self, id: Id) {
-        for main in self.mains.extract_if(.., |main| main.id == id) {
-            for orphan in &mut self.orphans {
-                orphan.doubtful |= main.peer == orphan.peer && main.may_own(orphan.uuid);
-            }
+        let Some(index) = self.mains.iter().position(|main| main.id == id) else {
+            return;
+        };
+        let main = self.mains.remove(index);
+        for orphan in &mut self.orphans {
+            let is_others = |other: &Main| other.peer == orphan.peer && other.may_own(orphan.uuid);
+            let is_strangers = main.ready.is_none() && self.mains.iter().any(is_others);
+            let may_be_its = main.peer == orphan.peer && main.may_own(orphan.uuid);
+            orphan.doubtful |= may_be_its && !is_strangers;
         }
     }
 

@@ -74,6 +74,39 @@ fn a_channel_whose_own_main_channel_has_still_to_speak_is_no_others() {
     }
 }
 
+/// A short migration without a return path has closed everything when a stranger's main channel
+/// beside it ends.
+#[test]
+fn a_stranger_takes_no_channel_along() {
+    for ends_first in [true, false] {
+        let (mut matching, now) = (Matching::default(), Instant::now());
+        matching.main_came(10, UNIX);
+        matching.main_came(20, UNIX);
+        matching.channel_came(1, [0; 16], 0, UNIX, now);
+        if ends_first {
+            matching.end(10);
+        }
+        matching.main_ready(20, MULTIFD, now);
+        matching.channel_closed(1, now);
+        matching.main_closed(20);
+        matching.end(10);
+        assert_eq!(matching.decide(now + CONFLICT_TIMEOUT), [give(1, 20)]);
+    }
+}
+
+/// What a source has left behind that gave up in its set-up is not its next attempt's.
+#[test]
+fn a_channel_of_an_attempt_that_was_given_up_in_its_set_up_is_dropped() {
+    let (mut matching, now) = (Matching::default(), Instant::now());
+    matching.main_came(10, UNIX);
+    matching.channel_came(1, [0; 16], 0, UNIX, now);
+    matching.channel_closed(1, now);
+    matching.end(10);
+    matching.main_came(20, UNIX);
+    matching.main_ready(20, MULTIFD, now);
+    assert_eq!(matching.decide(now), [Decision::Drop { channel: 1 }]);
+}
+
 #[test]
 fn a_channel_without_a_main_channel_goes_after_a_while() {
     let (mut matching, now) = (Matching::default(), Instant::now());
