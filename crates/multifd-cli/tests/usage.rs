@@ -54,6 +54,18 @@ fn what_is_wrong_with_a_command_is_said_with_what_to_do() {
         "the path has 108 bytes, and a socket's can have 107",
     );
     refused(
+        &with(&["--delta-memory", "1G"]),
+        1,
+        "only a trunk carries pages as differences",
+    );
+    let trunk = ["relay", "--listen", "unix:a.sock"];
+    let connect = ["--connect", "trunk+unix:b.sock", "--delta-memory", "1G"];
+    refused(
+        &[&trunk[..], &connect].concat(),
+        1,
+        "no use with --compression none: say --compression zstd",
+    );
+    refused(
         &with(&["--compression", "lz4"]),
         2,
         "[possible values: none, zlib, zstd, qpl, canned]",
