@@ -343,7 +343,9 @@ const NO_IPV6: &str = "IPv6 does not get there from this host; write an IPv4 add
 fn advice(host: SocketAddr, errno: Errno) -> &'static str {
     match errno {
         Errno::MFILE | Errno::NFILE => NO_DESCRIPTORS,
-        Errno::CONNREFUSED => "nobody listens there; start the destination first, or check the address",
+        Errno::CONNREFUSED => {
+            "nobody listens there; start the destination first, or check the address"
+        }
         Errno::AFNOSUPPORT | Errno::ADDRNOTAVAIL | Errno::NETUNREACH if host.is_ipv6() => NO_IPV6,
         Errno::ADDRNOTAVAIL => "no local port is free",
         Errno::HOSTUNREACH | Errno::NETUNREACH => {
