@@ -3,8 +3,9 @@
 //! It accepts a migration from a source, dials the destination once for each of its connections,
 //! main first, and passes everything on: the main channel as it is, both ways, and each multifd
 //! channel packet by packet, with the payloads in the method of its outgoing leg. Channels map one
-//! to one, and the order inside a channel is kept. No channel waits for another; the main channel
-//! waits, at the end of each round, until all channels have passed the round's end on.
+//! to one, and the order inside a channel is kept. No channel waits for another, but for a page
+//! that comes as the difference to one of the other's. The main channel waits, at the end of each
+//! round, until all channels have passed the round's end on.
 //!
 //! What arrives is recognised packet by packet. A payload that already has the outgoing method is
 //! passed on as it is.
