@@ -95,7 +95,7 @@ pub struct RelayArgs {
     pub no_sandbox: bool,
     #[command(flatten)]
     pub codec: CodecArgs,
-    /// Memory to keep pages in, so that pages sent again go over a trunk as differences; 0 for none.
+    /// Memory for pages, so that pages sent again go over a trunk as differences; 0 for none.
     ///
     /// SIZE is a number of bytes, or 512M, 4G. All migrations of this relay share it, and each
     /// keeps as many pages as both relays have room for. The default is a quarter of the memory
