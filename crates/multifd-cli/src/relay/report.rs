@@ -83,10 +83,12 @@ struct Differences {
     first: u64,
     lost: u64,
     changed: u64,
+    skipped: u64,
     overtaken: u64,
-    /// Places for pages at both relays, and those in use at the end.
-    places: u64,
-    places_in_use: u64,
+    foreign: u64,
+    /// Slots for pages at both relays, and those in use at the end.
+    slots: u64,
+    slots_in_use: u64,
 }
 
 impl From<Counts> for Differences {
@@ -99,9 +101,11 @@ impl From<Counts> for Differences {
             first: counts.misses.new,
             lost: counts.misses.lost,
             changed: counts.misses.changed,
+            skipped: counts.misses.skipped,
             overtaken: counts.misses.overtaken,
-            places: counts.slots,
-            places_in_use: counts.slots_in_use,
+            foreign: counts.misses.foreign,
+            slots: counts.slots,
+            slots_in_use: counts.slots_in_use,
         }
     }
 }
