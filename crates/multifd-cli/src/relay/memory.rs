@@ -20,7 +20,8 @@ pub fn bound(asked: Option<u64>, routes: &[Route], method: Method) -> Result<(),
     let is_trunk = |leg: &LegAddress| leg.protocol == Protocol::Trunk;
     let receives = routes.iter().any(|route| is_trunk(&route.listen));
     let calls = routes.iter().any(|route| is_trunk(&route.connect));
-    if !receives && !(calls && method != Method::None) {
+    let writes = calls && method != Method::None;
+    if !receives && !writes {
         return match asked {
             None => Ok(()),
             Some(0) if calls => Ok(()),
