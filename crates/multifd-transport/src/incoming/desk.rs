@@ -274,6 +274,8 @@ impl Desk {
             let unspoken = self.unspoken.remove(index);
             self.assign(unspoken, kind, now);
         }
+        let unspoken = self.unspoken.iter().map(|unspoken| unspoken.peer);
+        self.matching.set_unspoken(unspoken);
     }
 
     /// Puts a connection that has spoken, or has had its time, where it belongs.
@@ -483,8 +485,6 @@ impl Desk {
                 }
             }
         }
-        let unspoken = self.unspoken.iter().map(|unspoken| unspoken.peer);
-        self.matching.set_unspoken(unspoken);
         for decision in self.matching.decide(now) {
             match decision {
                 Decision::Give { channel, main } => {

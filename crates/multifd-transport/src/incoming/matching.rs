@@ -132,11 +132,23 @@ struct Orphan {
     closed: Option<Instant>,
     /// It was closed behind its hello.
     empty: bool,
-    /// A migration that is over may have been its own.
-    doubtful: bool,
+    /// Whether a migration that is over may have been its own.
+    left: Left,
     since: Instant,
     /// When a main channel could be its own for the last time.
     hope: Instant,
+}
+
+/// Who may have left a channel behind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Left {
+    /// It is of a migration that goes on or is to come.
+    ByNobody,
+    /// A main channel that has ended in its set-up, or it is of another one that is here. A source
+    /// that gives up there leaves mere hellos.
+    InSetUp,
+    /// A migration that is over.
+    ByMigration,
 }
 
 enum Verdict {
@@ -200,17 +212,24 @@ impl Matching {
 
     /// A migration is over. Channels that may have been its own are not given to the next one, if
     /// their peer has closed them. A main channel that ends in its set-up may be a stranger's: then
-    /// it takes no channels away from another one that is here.
+    /// it takes away mere hellos only, if the channels may be those of another one that is here.
     pub fn end(&mut self, id: Id) {
         let Some(index) = self.mains.iter().position(|main| main.id == id) else {
             return;
         };
         let main = self.mains.remove(index);
         for orphan in &mut self.orphans {
+            if main.peer != orphan.peer || !main.may_leave(orphan) {
+                continue;
+            }
             let is_others = |other: &Main| other.peer == orphan.peer && other.may_own(orphan.uuid);
-            let is_strangers = main.ready.is_none() && self.mains.iter().any(is_others);
-            let may_be_its = main.peer == orphan.peer && main.may_own(orphan.uuid);
-            orphan.doubtful |= may_be_its && !is_strangers;
+            let has_another =
+                self.unspoken.contains(&orphan.peer) || self.mains.iter().any(is_others);
+            let left = match main.ready.is_none() && has_another {
+                true => Left::InSetUp,
+                false => Left::ByMigration,
+            };
+            orphan.left = orphan.left.max(left);
         }
     }
 
@@ -230,7 +249,7 @@ impl Matching {
             peer,
             closed: None,
             empty: false,
-            doubtful: false,
+            left: Left::ByNobody,
             since: now,
             hope: now,
         });
@@ -397,9 +416,14 @@ impl Matching {
                     }
             })
         };
+        let is_left = match orphan.left {
+            Left::ByNobody => false,
+            Left::InSetUp => orphan.empty,
+            Left::ByMigration => true,
+        };
         if orphan
             .closed
-            .is_some_and(|closed| orphan.doubtful || renewed(closed))
+            .is_some_and(|closed| is_left || renewed(closed))
         {
             return Verdict::Drop;
         }
@@ -543,6 +567,12 @@ impl Main {
 
     fn may_own(&self, uuid: [u8; 16]) -> bool {
         self.uuids().all(|own| own == uuid)
+    }
+
+    /// Whether the channel may be this migration's, which is over. One that has all its channels,
+    /// or the one of this number, leaves no other.
+    fn may_leave(&self, orphan: &Orphan) -> bool {
+        !self.settled && !self.channels.contains(&orphan.channel) && self.may_own(orphan.uuid)
     }
 
     fn may_take(&self, orphan: &Orphan, now: Instant) -> bool {

@@ -94,6 +94,75 @@ fn a_stranger_takes_no_channel_along() {
     }
 }
 
+/// The same, where the migration's own main channel is here and has still to speak.
+#[test]
+fn a_stranger_takes_no_channel_of_a_main_channel_along_that_has_still_to_speak() {
+    let (mut matching, now) = (Matching::default(), Instant::now());
+    matching.set_unspoken([UNIX].into_iter());
+    matching.main_came(10, UNIX);
+    matching.channel_came(1, [0; 16], 0, UNIX, now);
+    matching.end(10);
+    matching.set_unspoken([].into_iter());
+    matching.main_came(20, UNIX);
+    matching.main_ready(20, MULTIFD, now);
+    matching.channel_closed(1, now);
+    matching.main_closed(20);
+    assert_eq!(matching.decide(now + CONFLICT_TIMEOUT), [give(1, 20)]);
+}
+
+/// A migration that has its channels, or cannot have any, takes none of the next one along: a
+/// relay's destination has answered, or a stream goes on after a break.
+#[test]
+fn a_settled_migration_that_ends_takes_no_channel_along() {
+    let (mut matching, now) = (Matching::default(), Instant::now());
+    matching.main_came(10, UNIX);
+    matching.main_ready(10, MULTIFD, now);
+    matching.settle(10);
+    matching.main_came(20, UNIX);
+    matching.channel_came(1, [0; 16], 0, UNIX, now);
+    assert_eq!(matching.decide(now), []);
+    matching.end(10);
+    matching.main_ready(20, MULTIFD, now);
+    matching.channel_closed(1, now);
+    matching.main_closed(20);
+    assert_eq!(matching.decide(now + CONFLICT_TIMEOUT), [give(1, 20)]);
+}
+
+/// A migration has one channel of each number.
+#[test]
+fn a_migration_that_ends_takes_no_channel_along_whose_number_it_has() {
+    let (mut matching, now) = (Matching::default(), Instant::now());
+    matching.main_came(10, UNIX);
+    matching.main_ready(10, MULTIFD, now);
+    matching.channel_came(1, [0; 16], 0, UNIX, now);
+    assert_eq!(matching.decide(now), [give(1, 10)]);
+    matching.main_came(20, UNIX);
+    matching.channel_came(2, [0; 16], 0, UNIX, now);
+    assert_eq!(matching.decide(now), []);
+    matching.end(10);
+    matching.main_ready(20, MULTIFD, now);
+    matching.channel_closed(2, now);
+    matching.main_closed(20);
+    assert_eq!(matching.decide(now + CONFLICT_TIMEOUT), [give(2, 20)]);
+}
+
+/// A source that gives up in its set-up leaves hellos behind, and its next attempt may be here
+/// before that is noticed.
+#[test]
+fn a_mere_hello_of_an_attempt_that_was_given_up_is_dropped_beside_the_next_one() {
+    let (mut matching, now) = (Matching::default(), Instant::now());
+    matching.main_came(10, UNIX);
+    matching.channel_came(1, [0; 16], 5, UNIX, now);
+    matching.main_came(20, UNIX);
+    matching.end(10);
+    matching.channel_closed_empty(1, now);
+    matching.main_ready(20, MULTIFD, now);
+    assert_eq!(
+        matching.decide(now + CONFLICT_TIMEOUT),
+        [Decision::Drop { channel: 1 }]
+    );
+}
+
 /// What a source has left behind that gave up in its set-up is not its next attempt's.
 #[test]
 fn a_channel_of_an_attempt_that_was_given_up_in_its_set_up_is_dropped() {
