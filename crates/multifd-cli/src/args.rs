@@ -11,6 +11,7 @@ use multifd_relay::leg::Name;
 use multifd_transport::Address;
 use multifd_wire::Method;
 
+use crate::operate::{AcceptArgs, MigrateArgs};
 use crate::relay::Route;
 
 /// Live migration over multifd for unmodified QEMUs.
@@ -27,6 +28,8 @@ pub struct Cli {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    Migrate(MigrateArgs),
+    Accept(AcceptArgs),
     Relay(RelayArgs),
     Receive(ReceiveArgs),
     Record(RecordArgs),
@@ -292,12 +295,12 @@ pub fn leg() -> impl TypedValueParser<Value = LegAddress> {
     OsStringValueParser::new().try_map(|text| LegAddress::from_os_str(&text))
 }
 
-fn name(text: &str) -> Result<Name, String> {
+pub(crate) fn name(text: &str) -> Result<Name, String> {
     Name::new(text).map_err(|fault| fault.to_string())
 }
 
 /// Parses a number of bytes, with K, M, G or T for powers of 1024, like QEMU.
-fn size(text: &str) -> Result<u64, String> {
+pub(crate) fn size(text: &str) -> Result<u64, String> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let shift = match text.get(digits.len()..).unwrap_or_default() {
         "" | "B" => 0,

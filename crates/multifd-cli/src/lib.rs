@@ -22,6 +22,7 @@ mod codec;
 mod detect;
 mod inspect;
 mod json;
+mod operate;
 mod out;
 pub mod process;
 pub mod receive;
@@ -49,6 +50,8 @@ pub fn main() -> ExitCode {
             let confined = relay::confine(&args);
             run(|| relay::run(&args, confined))
         }
+        Command::Accept(args) => run(|| operate::accept(&args)),
+        Command::Migrate(args) => run(|| operate::migrate(&args)),
         Command::Receive(args) => run(|| receive::run(&args)),
         Command::Record(args) => run(|| record::run(&args)),
         Command::Replay(args) => run(|| replay::run(&args)),
