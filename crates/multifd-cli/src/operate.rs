@@ -117,7 +117,11 @@ fn prepare(
         .map_err(|error| say::chain(&error))?;
     config.encryption.warnings().iter().for_each(say::note);
     if !end.dry_run {
-        memory::bound(end.delta_memory, std::slice::from_ref(route), config.compression)?;
+        memory::bound(
+            end.delta_memory,
+            std::slice::from_ref(route),
+            config.compression,
+        )?;
     }
     Ok(())
 }

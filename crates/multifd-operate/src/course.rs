@@ -160,7 +160,10 @@ impl Course {
         if timeout.is_some_and(|limit| elapsed >= limit) {
             return self.cancel(Stop::Timeout, elapsed);
         }
-        let is_time = self.terms.postcopy_after.is_some_and(|after| elapsed >= after);
+        let is_time = self
+            .terms
+            .postcopy_after
+            .is_some_and(|after| elapsed >= after);
         if is_time && phase == Phase::Active && !self.has_postcopy {
             self.has_postcopy = true;
             return Step::StartPostcopy;

@@ -4,12 +4,13 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use multifd_relay::failure::{Cause as RelayCause, Channel, Leg};
 use multifd_relay::leg::LegAddress;
 use multifd_relay::relay::{MigrationReport, Relay, RelayConfig};
 use multifd_transport::{Address, Cancel, Listener};
 
 use crate::carrier::Carrier;
-use crate::failure::{Cause, Failure, Whereabouts, whereabouts};
+use crate::failure::{Cause, Failure, Whereabouts};
 use crate::folder::PrivateFolder;
 use crate::news::{News, Progress};
 use crate::qemu::{MigrationStatus, Phase, Qemu, RunState};
@@ -241,20 +242,18 @@ impl Wait<'_> {
     /// Why the guest has not come, in QEMU's words too.
     fn failed(&mut self, cause: Cause, broken: Option<QmpError>, cancel: &Cancel) -> Failure {
         let guest = match &cause {
-            Cause::Relay(failure) => whereabouts(failure),
+            Cause::Relay(failure) if matches!(failure.cause, RelayCause::NotTold) => {
+                Whereabouts::Unknown
+            }
             _ => Whereabouts::Source,
         };
         let cancelled = cancel.is_cancelled();
         let begun = self.carrier.has_begun;
-        let cause = match (cause, self.carrier.not_begun) {
-            (Cause::Relay(_), _) if cancelled => Cause::Cancelled,
-            (Cause::Relay(_), Some(channels)) if channels != usize::from(self.order.wish.channels) => {
-                Cause::Channels {
-                    source_channels: channels,
-                    own: self.order.wish.channels,
-                }
-            }
-            (cause, _) => cause,
+        let is_far = matches!(&cause, Cause::Relay(failure) if failure.leg == Leg::Destination);
+        let cause = match cause {
+            Cause::Relay(_) if cancelled => Cause::Cancelled,
+            Cause::Relay(failure) => self.channels(&failure).unwrap_or(Cause::Relay(failure)),
+            cause => cause,
         };
         let mut failure = Failure {
             guest,
@@ -268,12 +267,13 @@ impl Wait<'_> {
         };
         match status {
             Ok(status) if status.is_completed() => {
+                // The source was not told, and may go on with its guest.
                 return Failure {
-                    guest: match failure.guest {
-                        Whereabouts::Unknown => Whereabouts::Unknown,
-                        _ => Whereabouts::Destination,
-                    },
-                    ..failure.advise("The destination QEMU says that it has the guest")
+                    guest: Whereabouts::Unknown,
+                    ..failure.advise(
+                        "The destination QEMU says that it has the guest: look at the source, and \
+                         stop one of them if both run",
+                    )
                 };
             }
             Ok(MigrationStatus {
@@ -288,6 +288,34 @@ impl Wait<'_> {
                 ));
             }
         }
+        if is_far && matches!(failure.cause, Cause::Relay(_)) {
+            failure = failure.advise(format!(
+                "Both ends need the same machine and the same --channels (here {})",
+                self.order.wish.channels
+            ));
+        }
         failure.advise("Before another try start the destination QEMU anew, with -incoming defer")
+    }
+
+    /// The numbers of channels, if they are why it failed: a destination that waits for more does
+    /// not begin, and one that waits for fewer closes those beyond.
+    fn channels(&self, failure: &multifd_relay::Failure) -> Option<Cause> {
+        let own = self.order.wish.channels;
+        let (channels, more) = match (self.carrier.not_begun, failure.channel) {
+            (Some(channels), _) => (channels, false),
+            (None, Channel::Multifd(id)) if failure.leg == Leg::Destination => {
+                (usize::from(id).saturating_add(1), true)
+            }
+            _ => return None,
+        };
+        let differs = match more {
+            true => channels > usize::from(own),
+            false => channels != usize::from(own),
+        };
+        differs.then_some(Cause::Channels {
+            channels,
+            more,
+            own,
+        })
     }
 }

@@ -5,8 +5,9 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use multifd_relay::failure::Cause as RelayCause;
+use multifd_relay::failure::{Cause as RelayCause, Leg};
 use multifd_transport::escape::printable_path;
+use multifd_transport::failure::Cause as TransportCause;
 
 use crate::qmp::QmpError;
 use crate::settings::PlanError;
@@ -124,12 +125,15 @@ pub enum Cause {
     Defect,
     /// The two ends have different numbers of channels.
     #[error(
-        "the source has {source_channels} channels and the destination waits for {own}: say \
-         --channels {source_channels} to both ends, or to none"
+        "the source has {}{channels} channels, and this destination waits for {own}: say the same \
+         --channels to both ends",
+        if *.more { "at least " } else { "" }
     )]
     Channels {
         /// The source's.
-        source_channels: usize,
+        channels: usize,
+        /// It may have more.
+        more: bool,
         /// The destination's.
         own: u8,
     },
@@ -177,13 +181,18 @@ impl From<multifd_relay::Failure> for Cause {
     }
 }
 
-/// Who has the guest, as far as a relay knows it that has failed.
+/// Who has the guest, as far as the source's relay knows it that has failed after the guest was
+/// stopped for its switch-over.
 pub(crate) fn whereabouts(failure: &multifd_relay::Failure) -> Whereabouts {
     match failure.cause {
         RelayCause::RelayGone
         | RelayCause::Unknown
         | RelayCause::NotTold
         | RelayCause::PostcopyBroke => Whereabouts::Unknown,
+        // The destination's word may have been lost on the way.
+        RelayCause::Transport(TransportCause::Io(_)) if failure.leg == Leg::Destination => {
+            Whereabouts::Unknown
+        }
         _ => Whereabouts::Source,
     }
 }
@@ -198,4 +207,27 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
         next = cause.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lost_word_leaves_it_open_who_has_the_guest() {
+        let failed = |leg, cause| {
+            let mut failure = multifd_relay::Failure::here(cause);
+            failure.leg = leg;
+            whereabouts(&failure)
+        };
+        let broken = || RelayCause::from(io::Error::other("cut"));
+        assert_eq!(failed(Leg::Destination, broken()), Whereabouts::Unknown);
+        assert_eq!(failed(Leg::Source, broken()), Whereabouts::Source);
+        assert_eq!(
+            failed(Leg::Here, RelayCause::RelayGone),
+            Whereabouts::Unknown
+        );
+        let refused = RelayCause::Refused { status: 1 };
+        assert_eq!(failed(Leg::Destination, refused), Whereabouts::Source);
+    }
 }

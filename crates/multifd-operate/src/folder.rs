@@ -53,9 +53,9 @@ impl PrivateFolder {
         if let Some(parent) = asked {
             return Self::make(parent, user).map_err(|source| failed(parent, source));
         }
-        let beside = qmp.parent().filter(|parent| {
-            parent.is_absolute() && parent.as_os_str().len() <= LONGEST_PARENT
-        });
+        let beside = qmp
+            .parent()
+            .filter(|parent| parent.is_absolute() && parent.as_os_str().len() <= LONGEST_PARENT);
         if let Some(Ok(folder)) = beside.map(|parent| Self::make(parent, user)) {
             return Ok(folder);
         }

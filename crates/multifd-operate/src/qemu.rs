@@ -395,7 +395,12 @@ mod tests {
 
     #[test]
     fn a_status_is_read_whatever_it_leaves_out() {
-        for odd in [json!({}), json!([]), json!(7), json!({"ram": 3, "status": 4})] {
+        for odd in [
+            json!({}),
+            json!([]),
+            json!(7),
+            json!({"ram": 3, "status": 4}),
+        ] {
             let status = MigrationStatus::read(&odd);
             assert_eq!(status, MigrationStatus::default(), "{odd}");
             assert_eq!(status.phase(), Phase::None);

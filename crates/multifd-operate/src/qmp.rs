@@ -356,7 +356,8 @@ mod tests {
 
     use super::*;
 
-    const GREETING: &str = r#"{"QMP": {"version": {"qemu": {"major": 12, "minor": 3, "micro": 4}}}}"#;
+    const GREETING: &str =
+        r#"{"QMP": {"version": {"qemu": {"major": 12, "minor": 3, "micro": 4}}}}"#;
 
     /// A QEMU that answers each line by what `answers` makes of its number.
     fn made(answers: fn(usize) -> String) -> (tempfile::TempDir, PathBuf, JoinHandle<()>) {
@@ -386,9 +387,11 @@ mod tests {
     fn answers_events_and_late_answers_are_told_apart() {
         let (_folder, path, served) = made(|number| match number {
             0 => "{\"return\": {}, \"id\": 0}\r\n".to_owned(),
-            1 => "{\"return\": 9, \"id\": 77}\r\n{\"event\": \"NEW\", \"data\": {\"a\": 1}}\r\n\r\n\
+            1 => {
+                "{\"return\": 9, \"id\": 77}\r\n{\"event\": \"NEW\", \"data\": {\"a\": 1}}\r\n\r\n\
                   {\"return\": 1, \"id\": 1}\r\n"
-                .to_owned(),
+                    .to_owned()
+            }
             2 => "{\"error\": {\"desc\": \"no \\u001b[1m\"}, \"id\": 2}\r\n".to_owned(),
             _ => "{\"event\": \"LATER\"}\r\n".to_owned(),
         });

@@ -156,14 +156,24 @@ impl Plan {
         Ok(plan)
     }
 
-    fn capability(&mut self, now: &Settings, name: &'static str, to: bool) -> Result<(), PlanError> {
+    fn capability(
+        &mut self,
+        now: &Settings,
+        name: &'static str,
+        to: bool,
+    ) -> Result<(), PlanError> {
         let from = now.capabilities.get(name).copied();
         let from = from.ok_or(PlanError::Unknown { name })?;
         self.change(name, from.into(), to.into(), true);
         Ok(())
     }
 
-    fn parameter(&mut self, now: &Settings, name: &'static str, to: Value) -> Result<(), PlanError> {
+    fn parameter(
+        &mut self,
+        now: &Settings,
+        name: &'static str,
+        to: Value,
+    ) -> Result<(), PlanError> {
         let from = now.parameters.get(name).cloned();
         let from = from.ok_or(PlanError::Unknown { name })?;
         self.change(name, from, to, false);

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use multifd_relay::failure::Cause as RelayCause;
 use multifd_relay::leg::LegAddress;
 use multifd_relay::relay::{MigrationReport, Relay, RelayConfig};
 use multifd_transport::{Address, Cancel, Listener};
@@ -13,7 +14,7 @@ use crate::failure::{Cause, Failure, Whereabouts, whereabouts};
 use crate::folder::PrivateFolder;
 use crate::news::{News, Progress};
 use crate::qemu::{MigrationStatus, Phase, Qemu, RunState};
-use crate::qmp::QmpError;
+use crate::qmp::{Event, QmpError};
 use crate::settings::{Plan, Wish};
 
 /// How often QEMU is asked how far it is. Asking more often would take a noticeable part of its
@@ -124,6 +125,8 @@ pub fn migrate(
                 }),
                 last: MigrationStatus::default(),
                 told: String::new(),
+                told_at: None,
+                has_switched: false,
                 begun: Instant::now(),
             };
             run.go(&leg.to_string(), cancel, observe)
@@ -174,8 +177,11 @@ struct Run<'a> {
     course: Course,
     /// The last status with figures.
     last: MigrationStatus,
-    /// The status that was told last.
+    /// The status that was told last, and when.
     told: String,
+    told_at: Option<Instant>,
+    /// The guest was stopped for its switch-over. Before that, no destination can have it.
+    has_switched: bool,
     begun: Instant,
 }
 
@@ -260,23 +266,46 @@ impl Run<'_> {
             let event = self.qemu.qmp().wait_event(TICK)?;
             self.carrier.look(observe);
             let is_new = wished != cancel.is_cancelled() || ended != self.carrier.outcome.is_some();
-            if is_new || event.is_some_and(|event| event.name.starts_with("MIGRATION")) {
+            if is_new || event.is_some_and(|event| self.heed(&event)) {
                 break;
             }
         }
         Ok(())
     }
 
+    /// Takes note of an event. Returns whether the migration has something new to say.
+    fn heed(&mut self, event: &Event) -> bool {
+        let status = event.data["status"].as_str().unwrap_or_default();
+        self.has_switched |= event.name == "STOP" || Phase::of(status) == Phase::Switchover;
+        event.name.starts_with("MIGRATION")
+    }
+
+    /// Takes note of all events that have come.
+    fn heed_all(&mut self) {
+        while let Ok(Some(event)) = self.qemu.qmp().wait_event(Duration::ZERO) {
+            self.heed(&event);
+        }
+    }
+
     fn tell(&mut self, status: MigrationStatus, observe: &mut dyn FnMut(News)) {
         self.carrier.look(observe);
-        if self.told != status.status {
+        let is_new = self.told != status.status;
+        if is_new {
             self.told.clone_from(&status.status);
             observe(News::Status(self.told.clone()));
         }
+        self.has_switched |= matches!(
+            status.phase(),
+            Phase::Switchover | Phase::Postcopy | Phase::PostcopyPaused
+        );
         if status.ram.total > 0 {
             self.last = status.clone();
         }
-        if !status.is_final() {
+        let is_due = self
+            .told_at
+            .is_none_or(|told| told.elapsed() >= LOOK - TICK);
+        if !status.is_final() && (is_new || is_due) {
+            self.told_at = Some(Instant::now());
             observe(News::Progress(Progress {
                 elapsed: self.begun.elapsed(),
                 qemu: status,
@@ -330,19 +359,26 @@ impl Run<'_> {
             Some(Err(cause)) if self.carrier.has_begun => Some(cause),
             _ => None,
         };
+        self.heed_all();
         let guest = match &relay {
-            Some(Cause::Relay(failure)) => whereabouts(failure),
+            Some(Cause::Relay(failure)) if self.has_switched => whereabouts(failure),
             _ => Whereabouts::Source,
         };
         let said = status.error_desc.clone();
         let (cause, other) = match (self.course.stop(), relay) {
             (Some(Stop::Asked), _) => (Cause::Cancelled, None),
             (Some(Stop::Timeout), _) => (self.timeout(), None),
-            (_, Some(cause)) => (cause, said.map(|words| format!("The source QEMU says: {words}"))),
+            (_, Some(cause)) => (
+                cause,
+                said.map(|words| format!("The source QEMU says: {words}")),
+            ),
             (_, None) => {
                 let end = "the source";
                 let ended = || Cause::Ended(status.status.clone());
-                (said.map_or_else(ended, |words| Cause::Qemu { end, words }), None)
+                (
+                    said.map_or_else(ended, |words| Cause::Qemu { end, words }),
+                    None,
+                )
             }
         };
         let mut failure = Failure {
@@ -351,12 +387,17 @@ impl Run<'_> {
             ..Failure::before(cause)
         };
         failure.advice.extend(other);
-        if matches!(failure.cause, Cause::Relay(_)) {
-            failure.advice.push(format!(
-                "`multifd accept` at the other host says more. Both ends need the same --channels \
-                 (here {})",
-                self.order.wish.channels
-            ));
+        if let Cause::Relay(cause) = &failure.cause {
+            let is_far = matches!(cause.cause, RelayCause::Far(_));
+            let advice = "`multifd accept` at the other host says more";
+            failure.advice.extend(is_far.then(|| advice.to_owned()));
+            // A destination with another number of channels breaks some, or does not begin.
+            if self.carrier.not_begun.is_some() || (is_far && !self.has_switched) {
+                failure.advice.push(format!(
+                    "Both ends need the same --channels (here {})",
+                    self.order.wish.channels
+                ));
+            }
         }
         self.look_after(failure)
     }

@@ -100,4 +100,8 @@ pub struct EndArgs {
 }
 
 /// What `multifd migrate` writes unless something else is asked for.
-const DEFAULT_METHOD: &str = if cfg!(feature = "zstd") { "zstd" } else { "zlib" };
+const DEFAULT_METHOD: &str = if cfg!(feature = "zstd") {
+    "zstd"
+} else {
+    "zlib"
+};

@@ -229,7 +229,9 @@ impl End {
         if let Some(memory) = &self.memory {
             let (total, sent) = (say::size(memory.total), say::size(memory.transferred));
             let rounds = memory.rounds;
-            add(format_args!(", {total} of memory, {sent} from QEMU in {rounds} rounds"));
+            add(format_args!(
+                ", {total} of memory, {sent} from QEMU in {rounds} rounds"
+            ));
         }
         if let (Some(came), Some(went), Some(channels)) =
             (self.bytes_in, self.bytes_out, self.channels)
@@ -312,7 +314,10 @@ impl Teller {
 
     pub(super) fn moved(&mut self, moved: &Moved) {
         let end = End::of("whole", Whereabouts::Destination);
-        self.end(end.with_qemu(&moved.qemu).with_report(moved.report.as_ref()));
+        self.end(
+            end.with_qemu(&moved.qemu)
+                .with_report(moved.report.as_ref()),
+        );
     }
 
     pub(super) fn arrived(&mut self, arrived: &Arrived) {
@@ -359,7 +364,9 @@ pub(super) fn plan(plan: &Plan, side: &str, qmp: &Path, json: bool) -> io::Resul
     if plan.changes.is_empty() {
         return say::result(format_args!("{side} QEMU at {at}: nothing has to be set"));
     }
-    say::result(format_args!("{side} QEMU at {at}: would be set, and put back at the end:"))?;
+    say::result(format_args!(
+        "{side} QEMU at {at}: would be set, and put back at the end:"
+    ))?;
     let mut changes = plan.changes.iter();
     changes.try_for_each(|change| say::result(format_args!("  {change}")))
 }
