@@ -50,8 +50,14 @@ pub fn main() -> ExitCode {
             let confined = relay::confine(&args);
             run(|| relay::run(&args, confined))
         }
-        Command::Accept(args) => run(|| operate::accept(&args)),
-        Command::Migrate(args) => run(|| operate::migrate(&args)),
+        Command::Accept(args) => {
+            let sandbox = sandbox::Sandbox::calls();
+            run(|| operate::accept(&args, &sandbox))
+        }
+        Command::Migrate(args) => {
+            let sandbox = sandbox::Sandbox::calls();
+            run(|| operate::migrate(&args, &sandbox))
+        }
         Command::Receive(args) => run(|| receive::run(&args)),
         Command::Record(args) => run(|| record::run(&args)),
         Command::Replay(args) => run(|| replay::run(&args)),

@@ -17,11 +17,12 @@ pub use self::args::{AcceptArgs, EndArgs, MigrateArgs};
 use self::tell::{Teller, failed};
 use crate::process::Outcome;
 use crate::relay::{Route, announce, memory, refuse_exposed};
+use crate::sandbox::Sandbox;
 use crate::say;
 use crate::signals::Signals;
 
 /// Sends a guest.
-pub fn migrate(args: &MigrateArgs) -> Outcome {
+pub fn migrate(args: &MigrateArgs, sandbox: &Sandbox) -> Outcome {
     let end = &args.end;
     let mut config = RelayConfig::new(args.to.clone(), args.codec.method());
     config.settings = args.codec.settings()?;
@@ -45,6 +46,7 @@ pub fn migrate(args: &MigrateArgs) -> Outcome {
         return dry_run(end, "source", source::plan(&order));
     }
     announce(&order.relay)?;
+    say::note(sandbox);
     let signals = Signals::install()?;
     let mut teller = Teller::new(end.json_lines);
     let outcome = source::migrate(&order, &signals.cancel(), &mut |news| teller.tell(news));
@@ -57,7 +59,7 @@ pub fn migrate(args: &MigrateArgs) -> Outcome {
 }
 
 /// Takes a guest.
-pub fn accept(args: &AcceptArgs) -> Outcome {
+pub fn accept(args: &AcceptArgs, sandbox: &Sandbox) -> Outcome {
     let end = &args.end;
     let mut config = RelayConfig::new(beside(), Method::None);
     let mut options = EncryptionOptions::default();
@@ -81,6 +83,7 @@ pub fn accept(args: &AcceptArgs) -> Outcome {
     if end.dry_run {
         return dry_run(end, "destination", destination::plan(&order));
     }
+    say::note(sandbox);
     let signals = Signals::install()?;
     let mut teller = Teller::new(end.json_lines);
     let outcome = destination::accept(&order, &signals.cancel(), &mut |news| teller.tell(news));

@@ -35,6 +35,15 @@ const LONGEST_QUOTE: usize = 1000;
 #[non_exhaustive]
 pub enum QmpError {
     /// Nobody serves the socket.
+    #[error(
+        "no QEMU listens at {0}: start it with -qmp unix:{0},server=on,wait=off",
+        printable_path(.path)
+    )]
+    Nobody {
+        /// The socket's path.
+        path: PathBuf,
+    },
+    /// The socket cannot be used.
     #[error("cannot connect to the monitor {}", printable_path(.path))]
     Connect {
         /// The socket's path.
@@ -146,9 +155,14 @@ impl Qmp {
     pub fn connect(path: &Path) -> Result<Qmp, QmpError> {
         let address = Address::Unix(path.to_owned());
         let stream = Stream::connect_within(&address, GREETING_LIMIT);
-        let stream = stream.map_err(|source| QmpError::Connect {
-            path: path.to_owned(),
-            source,
+        let stream = stream.map_err(|source| {
+            let path = path.to_owned();
+            match source.kind() {
+                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+                    QmpError::Nobody { path }
+                }
+                _ => QmpError::Connect { path, source },
+            }
         })?;
         stream.set_timeouts(Some(ANSWER_LIMIT))?;
         let mut qmp = Qmp {
@@ -432,7 +446,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("qmp");
         let nobody = Qmp::connect(&path).unwrap_err();
-        assert!(matches!(nobody, QmpError::Connect { .. }), "{nobody}");
+        assert!(matches!(nobody, QmpError::Nobody { .. }), "{nobody}");
         let listener = UnixListener::bind(&path).unwrap();
         let served = thread::spawn(move || {
             let (mut stream, _) = listener.accept().unwrap();

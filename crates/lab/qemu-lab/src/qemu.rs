@@ -577,7 +577,7 @@ impl Process {
         loop {
             match Qmp::connect(&self.path("qmp")) {
                 Ok(qmp) => return Ok(qmp),
-                Err(QmpError::Connect { .. } | QmpError::NoGreeting { .. } | QmpError::Io(_))
+                Err(QmpError::Nobody { .. } | QmpError::NoGreeting { .. } | QmpError::Io(_))
                     if Instant::now() < deadline => {}
                 Err(source) => {
                     return Err(LabError::Qmp {

@@ -130,6 +130,9 @@ impl fmt::Display for Figures {
         write!(f, "{:.1} s, {}", self.seconds, self.status)?;
         let (came, went) = (self.bytes_in, self.bytes_out);
         let Some(memory) = &self.memory else {
+            if came == 0 {
+                return Ok(());
+            }
             let (came, went) = (say::size(came), say::size(went));
             return write!(f, ": {came} from the link, {went} to QEMU");
         };
