@@ -198,11 +198,11 @@ impl Wait<'_> {
             observe(News::Status(self.told.clone()));
         }
         if let Some(begun) = self.begun {
-            observe(News::Progress(Progress {
+            observe(News::Progress(Box::new(Progress {
                 elapsed: begun.elapsed(),
                 qemu: status,
                 traffic: self.carrier.traffic,
-            }));
+            })));
         }
         Ok(())
     }

@@ -17,7 +17,7 @@ pub enum News {
     /// QEMU's status has changed.
     Status(String),
     /// How far it is: about twice a second.
-    Progress(Progress),
+    Progress(Box<Progress>),
     /// Something that an operator may want to know.
     Note(String),
 }

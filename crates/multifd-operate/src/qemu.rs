@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value, json};
 
-use crate::qmp::{Qmp, QmpError, quote};
+use crate::qmp::{Qmp, QmpError, field, quote};
 
 /// How often a state is asked for that no event tells.
 const LOOK: Duration = Duration::from_millis(100);
@@ -133,18 +133,24 @@ impl MigrationStatus {
     /// Reads QEMU's answer.
     #[must_use]
     pub fn read(answer: &Value) -> Self {
-        let number = |name: &str| answer[name].as_u64().unwrap_or_default();
-        let reasons = answer["blocked-reasons"].as_array().into_iter().flatten();
+        let number = |name: &str| field(answer, name).as_u64().unwrap_or_default();
+        let reasons = field(answer, "blocked-reasons")
+            .as_array()
+            .into_iter()
+            .flatten();
         let reasons = reasons.filter_map(Value::as_str).take(MOST_REASONS);
         Self {
-            status: answer["status"].as_str().map(quote).unwrap_or_default(),
-            error_desc: answer["error-desc"].as_str().map(quote),
+            status: field(answer, "status")
+                .as_str()
+                .map(quote)
+                .unwrap_or_default(),
+            error_desc: field(answer, "error-desc").as_str().map(quote),
             blocked_reasons: reasons.map(quote).collect(),
             total_time: number("total-time"),
             downtime: number("downtime"),
             expected_downtime: number("expected-downtime"),
             setup_time: number("setup-time"),
-            ram: RamStatus::read(&answer["ram"]),
+            ram: RamStatus::read(field(answer, "ram")),
         }
     }
 
@@ -169,7 +175,7 @@ impl MigrationStatus {
 
 impl RamStatus {
     fn read(answer: &Value) -> Self {
-        let number = |name: &str| answer[name].as_u64().unwrap_or_default();
+        let number = |name: &str| field(answer, name).as_u64().unwrap_or_default();
         Self {
             transferred: number("transferred"),
             multifd_bytes: number("multifd-bytes"),
@@ -177,7 +183,7 @@ impl RamStatus {
             remaining: number("remaining"),
             normal: number("normal"),
             duplicate: number("duplicate"),
-            mbps: answer["mbps"].as_f64().unwrap_or_default(),
+            mbps: field(answer, "mbps").as_f64().unwrap_or_default(),
             pages_per_second: number("pages-per-second"),
             dirty_sync_count: number("dirty-sync-count"),
             dirty_pages_rate: number("dirty-pages-rate"),
@@ -238,8 +244,11 @@ impl Qemu {
     pub fn run_state(&mut self) -> Result<RunState, QmpError> {
         let answer = self.qmp.execute("query-status", json!({}))?;
         Ok(RunState {
-            status: answer["status"].as_str().map(quote).unwrap_or_default(),
-            running: answer["running"].as_bool().unwrap_or_default(),
+            status: field(&answer, "status")
+                .as_str()
+                .map(quote)
+                .unwrap_or_default(),
+            running: field(&answer, "running").as_bool().unwrap_or_default(),
         })
     }
 
@@ -290,8 +299,8 @@ impl Qemu {
         let answer = self.qmp.execute("query-migrate-capabilities", json!({}))?;
         let all = answer.as_array().into_iter().flatten();
         let capabilities = all.filter_map(|one| {
-            let name = one["capability"].as_str()?.to_owned();
-            Some((name, one["state"].as_bool()?))
+            let name = field(one, "capability").as_str()?.to_owned();
+            Some((name, field(one, "state").as_bool()?))
         });
         let capabilities = capabilities.collect();
         let parameters = self.qmp.execute("query-migrate-parameters", json!({}))?;
@@ -352,12 +361,12 @@ impl Qemu {
     /// # Errors
     /// As [`Qmp::execute`].
     pub fn listen(&mut self, uri: &str) -> Result<(), QmpError> {
-        let mut arguments = json!({ "uri": uri });
         let version = self.qmp.version();
-        if (version.major, version.minor) >= (9, 1) {
+        let arguments = match (version.major, version.minor) >= (9, 1) {
             // It stays to say why it has failed. Older ones exit.
-            arguments["exit-on-error"] = false.into();
-        }
+            true => json!({"uri": uri, "exit-on-error": false}),
+            false => json!({ "uri": uri }),
+        };
         self.qmp.execute("migrate-incoming", arguments).map(drop)
     }
 

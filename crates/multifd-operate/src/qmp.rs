@@ -189,7 +189,7 @@ impl Qmp {
             });
         };
         let number = |name: &str| {
-            let number = told["version"]["qemu"][name].as_u64();
+            let number = field(field(field(told, "version"), "qemu"), name).as_u64();
             number.and_then(|number| u32::try_from(number).ok())
         };
         qmp.version = Version {
@@ -249,17 +249,17 @@ impl Qmp {
         }
         let deadline = Instant::now() + limit;
         loop {
-            let mut message = self.message(deadline)?.ok_or_else(hangs)?;
+            let message = self.message(deadline)?.ok_or_else(hangs)?;
             // An error about a line that is no command has no number.
             let is_ours = message.get("id").is_none_or(|told| *told == json!(id));
             if let Some(event) = event_of(&message) {
                 self.keep(event);
-            } else if is_ours && message.get("return").is_some() {
-                return Ok(message["return"].take());
+            } else if is_ours && let Some(returned) = message.get("return") {
+                return Ok(returned.clone());
             } else if is_ours && let Some(error) = message.get("error") {
                 return Err(QmpError::Refused {
                     command: command.to_owned(),
-                    reason: quote(error["desc"].as_str().unwrap_or_default()),
+                    reason: quote(field(error, "desc").as_str().unwrap_or_default()),
                 });
             }
         }
@@ -311,6 +311,11 @@ impl Qmp {
             }
         }
     }
+}
+
+/// A field of an object; `null` where there is none.
+pub(crate) fn field<'a>(value: &'a Value, name: &str) -> &'a Value {
+    value.get(name).unwrap_or(&Value::Null)
 }
 
 /// A text of QEMU's for a message: printable, and no longer than anybody reads.

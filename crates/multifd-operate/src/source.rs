@@ -14,7 +14,7 @@ use crate::failure::{Cause, Failure, Whereabouts, whereabouts};
 use crate::folder::PrivateFolder;
 use crate::news::{News, Progress};
 use crate::qemu::{MigrationStatus, Phase, Qemu, RunState};
-use crate::qmp::{Event, QmpError};
+use crate::qmp::{Event, QmpError, field};
 use crate::settings::{Plan, Wish};
 
 /// How often QEMU is asked how far it is. Asking more often would take a noticeable part of its
@@ -275,7 +275,7 @@ impl Run<'_> {
 
     /// Takes note of an event. Returns whether the migration has something new to say.
     fn heed(&mut self, event: &Event) -> bool {
-        let status = event.data["status"].as_str().unwrap_or_default();
+        let status = field(&event.data, "status").as_str().unwrap_or_default();
         self.has_switched |= event.name == "STOP" || Phase::of(status) == Phase::Switchover;
         event.name.starts_with("MIGRATION")
     }
@@ -306,11 +306,11 @@ impl Run<'_> {
             .is_none_or(|told| told.elapsed() >= LOOK - TICK);
         if !status.is_final() && (is_new || is_due) {
             self.told_at = Some(Instant::now());
-            observe(News::Progress(Progress {
+            observe(News::Progress(Box::new(Progress {
                 elapsed: self.begun.elapsed(),
                 qemu: status,
                 traffic: self.carrier.traffic,
-            }));
+            })));
         }
     }
 

@@ -75,17 +75,13 @@ impl Pair {
 
     /// The settings of both ends.
     fn settings(&mut self) -> [Value; 4] {
-        let mut ask = |qemu: fn(&mut Self) -> &mut Qemu, command| {
-            qemu(self).execute(command, json!({})).unwrap()
-        };
-        let (source, destination): (fn(&mut Self) -> &mut Qemu, fn(&mut Self) -> &mut Qemu) =
-            (|pair| &mut pair.source, |pair| &mut pair.destination);
-        [
-            ask(source, "query-migrate-capabilities"),
-            ask(source, "query-migrate-parameters"),
-            ask(destination, "query-migrate-capabilities"),
-            ask(destination, "query-migrate-parameters"),
-        ]
+        let mut all = Vec::new();
+        for qemu in [&mut self.source, &mut self.destination] {
+            for command in ["query-migrate-capabilities", "query-migrate-parameters"] {
+                all.push(qemu.execute(command, json!({})).unwrap());
+            }
+        }
+        all.try_into().expect("four answers")
     }
 
     /// Sets values that are no defaults, to be found again.
