@@ -95,8 +95,8 @@ pub fn accept(args: &AcceptArgs, sandbox: &Sandbox) -> Outcome {
     Ok(())
 }
 
-/// Prepares the relay: legs, encryption, memory. One leg is `trunk`; the other one leads to the QEMU
-/// here.
+/// Prepares the relay: legs, encryption, memory. One leg is `trunk`; the other one leads to the
+/// QEMU here.
 fn prepare(
     end: &EndArgs,
     config: &mut RelayConfig,

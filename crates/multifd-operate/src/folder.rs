@@ -26,8 +26,8 @@ pub(crate) struct PrivateFolder {
 }
 
 impl PrivateFolder {
-    /// Makes a folder in `asked`; or beside the monitor at `qmp`, where QEMU certainly comes, or else
-    /// in the folder for temporary files. `user` is QEMU's, if the system says it.
+    /// Makes a folder in `asked`; or beside the monitor at `qmp`, where QEMU certainly comes, or
+    /// else in the folder for temporary files. `user` is QEMU's, if the system says it.
     pub(crate) fn beside(
         qmp: &Path,
         asked: Option<&Path>,

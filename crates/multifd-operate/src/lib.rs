@@ -1,7 +1,7 @@
 //! Drives the two QEMUs of a live migration over QMP, with a relay beside each of them.
 //!
-//! [`destination::accept`] makes a QEMU wait for a guest behind a trunk. [`source::migrate`] sends a
-//! guest to such a trunk. Each of them sets what its own QEMU needs, and puts the former values
+//! [`destination::accept`] makes a QEMU wait for a guest behind a trunk. [`source::migrate`] sends
+//! a guest to such a trunk. Each of them sets what its own QEMU needs, and puts the former values
 //! back, whatever the outcome is. Each runs its relay in threads of this process.
 //!
 //! QEMU is not trusted: its lines have a length limit, its answers a time limit, and states, events

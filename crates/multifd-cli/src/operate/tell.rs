@@ -125,6 +125,7 @@ impl Figures {
     }
 }
 
+/// On one line; `{:#}` is for the width of a terminal.
 impl fmt::Display for Figures {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:.1} s, {}", self.seconds, self.status)?;
@@ -136,6 +137,17 @@ impl fmt::Display for Figures {
             let (came, went) = (say::size(came), say::size(went));
             return write!(f, ": {came} from the link, {went} to QEMU");
         };
+        if f.alternate() {
+            return write!(
+                f,
+                ": {} left, {}/s, dirty {}/s, link {} ({:.1}:1)",
+                say::size(memory.remaining),
+                say::size(memory.throughput),
+                say::size(memory.dirty_rate),
+                say::size(went),
+                ratio(came, went)
+            );
+        }
         write!(
             f,
             ", round {}: {} of {} left, sends {}/s, guest writes {}/s; {} on the link, ratio {:.2}",
@@ -296,7 +308,7 @@ impl Teller {
             News::Progress(progress) => {
                 let figures = Figures::of(&progress);
                 if self.terminal {
-                    self.progress.show(figures);
+                    self.progress.show(format_args!("{figures:#}"));
                 } else if self.line.is_none_or(|line| line.elapsed() >= LINE_EVERY) {
                     self.line = Some(Instant::now());
                     say::note(figures);
@@ -372,4 +384,45 @@ pub(super) fn plan(plan: &Plan, side: &str, qmp: &Path, json: bool) -> io::Resul
     ))?;
     let mut changes = plan.changes.iter();
     changes.try_for_each(|change| say::result(format_args!("  {change}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn figures() -> Figures {
+        Figures {
+            seconds: 119.5,
+            status: "active".to_owned(),
+            memory: Some(Memory {
+                total: 64 << 30,
+                remaining: 1000 << 20,
+                transferred: 1,
+                rounds: 3,
+                throughput: 1000 << 20,
+                dirty_rate: 1000 << 20,
+            }),
+            bytes_in: 3 << 30,
+            bytes_out: 1 << 30,
+        }
+    }
+
+    #[test]
+    fn progress_fits_a_terminal_and_a_log_has_all_of_it() {
+        let short = format!("{:#}", figures());
+        let expected = "119.5 s, active: 1000.0 MiB left, 1000.0 MiB/s, dirty 1000.0 MiB/s, link 1.0 \
+                        GiB (3.0:1)";
+        assert_eq!(short, expected);
+        let long = figures().to_string();
+        assert!(
+            long.contains("round 3: 1000.0 MiB of 64.0 GiB left"),
+            "{long}"
+        );
+        let destination = Figures {
+            memory: None,
+            ..figures()
+        };
+        let expected = "119.5 s, active: 3.0 GiB from the link, 1.0 GiB to QEMU";
+        assert_eq!(destination.to_string(), expected);
+    }
 }

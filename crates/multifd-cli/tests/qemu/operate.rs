@@ -451,3 +451,57 @@ fn postcopy_on_11_1() {
     pair.destination.check_goes_on(LIMIT).unwrap();
     assert_eq!(pair.settings(), before);
 }
+
+/// The command beside the source dies in the middle: QEMU itself ends the migration.
+#[test]
+fn a_dead_migrate_leaves_the_guest_at_the_source() {
+    let Some(mut pair) = Pair::new(Version::V11_1, &busy()) else {
+        return;
+    };
+    let (accept, trunk) = pair.accept(&[]);
+    let mut migrate = pair.migrate(&trunk, &SLOW);
+    wait_sent(&mut migrate, 256 << 10);
+    migrate.kill();
+    assert_failed(&accept.end(), 1, "failed");
+    pair.source.wait_migration(LIMIT).unwrap();
+    pair.source.check_goes_on(LIMIT).unwrap();
+}
+
+/// Over TLS, and with what people see instead of JSON.
+#[cfg(feature = "tls")]
+#[test]
+fn a_guest_moves_over_tls() {
+    let Some(mut pair) = Pair::new(Version::V10_0, &busy()) else {
+        return;
+    };
+    let pki = pair.folder.path().join("pki");
+    let init = ["tls", "init", pki.to_str().unwrap(), "--host", "127.0.0.1"];
+    Multifd::start(init).end().well();
+    let command = |command, leg, address: &str, qmp| {
+        let mut all = Command::new(program());
+        all.args([command, leg, address, "--qmp"]).arg(qmp);
+        Multifd::spawn(all.arg("--tls-dir").arg(&pki))
+    };
+    let qmp = pair.destination.operator_socket();
+    let mut accept = command("accept", "--listen", "trunk:127.0.0.1:0", qmp);
+    let trunk: LegAddress = (*accept).address();
+    let qmp = pair.source.operator_socket();
+    let migrate = command("migrate", "--to", &trunk.to_string(), qmp);
+    let migrated = migrate.end();
+    assert!(
+        migrated.stderr.contains("QEMU's migration is completed"),
+        "{migrated:?}"
+    );
+    let told = migrated.well();
+    assert!(
+        told.starts_with("the destination has the guest; total "),
+        "{told}"
+    );
+    assert!(told.contains("; 4 channels, "), "{told}");
+    let told = accept.end().well();
+    assert!(
+        told.starts_with("this QEMU has the guest (its state is running)"),
+        "{told}"
+    );
+    pair.destination.check_goes_on(LIMIT).unwrap();
+}
