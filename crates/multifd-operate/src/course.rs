@@ -10,16 +10,16 @@ use crate::qemu::Phase;
 const CANCEL_LIMIT: Duration = Duration::from_secs(20);
 
 /// How long it may take after that.
-const CUT_LIMIT: Duration = Duration::from_secs(40);
+const CUT_LIMIT: Duration = Duration::from_secs(10);
 
-/// How long the guest may stand still for its switch-over beyond the time limit: it is nearly over.
-const SWITCHOVER_LIMIT: Duration = Duration::from_secs(30);
+/// How long QEMU may take to begin postcopy.
+const POSTCOPY_LIMIT: Duration = Duration::from_secs(30);
 
 /// How long QEMU may take to notice that its relay has failed.
 const NOTICE_LIMIT: Duration = Duration::from_secs(20);
 
-/// How long QEMU may take to end once its relay has delivered everything.
-const DELIVERED_LIMIT: Duration = Duration::from_secs(60);
+/// How long QEMU may take to end once its relay has ended, with the guest let go.
+const ENDED_LIMIT: Duration = Duration::from_secs(60);
 
 /// How long the monitor may be silent before the relay is cut off, and before all hope is lost. A
 /// small guest's QEMU may be silent in its last round, until its destination reads.
@@ -67,8 +67,10 @@ pub(crate) enum Stop {
 pub(crate) enum Step {
     Wait,
     StartPostcopy,
+    /// The guest may be let go: from then on it cannot be called back.
+    GoOn,
     Cancel(Stop),
-    /// The wish to cancel comes too late: the guest is at the destination.
+    /// The wish to cancel comes too late.
     TooLate,
     CutRelay,
     /// QEMU says how it ended.
@@ -82,6 +84,8 @@ pub(crate) enum Step {
 pub(crate) struct Course {
     terms: Terms,
     stop: Option<(Stop, Duration)>,
+    /// When the guest was let go, at the latest.
+    let_go: Option<Duration>,
     has_postcopy: bool,
     was_too_late: bool,
     is_cut: bool,
@@ -111,6 +115,14 @@ impl Course {
         let since = |at: Option<Duration>| at.map(|at| elapsed.saturating_sub(at));
         let Some(phase) = seen.phase else {
             let silent = elapsed.saturating_sub(*self.silent.get_or_insert(elapsed));
+            if self.let_go.is_some() {
+                // Nothing is cut off then: the relay says how it ended.
+                let ended = since(self.relay_ended);
+                return match ended.is_some_and(|ended| ended >= ENDED_LIMIT) {
+                    true => Step::GiveUp,
+                    false => Step::Wait,
+                };
+            }
             return match silent {
                 silent if silent >= HOPE_LIMIT => Step::GiveUp,
                 silent if silent >= SILENCE_LIMIT => self.cut(),
@@ -125,19 +137,18 @@ impl Course {
         if seen.relay == Relay::Delivered {
             // The destination has the guest, so cancelling would be wrong.
             return match relay_ended {
-                Some(ended) if ended >= DELIVERED_LIMIT => Step::GiveUp,
+                Some(ended) if ended >= ENDED_LIMIT => Step::GiveUp,
                 _ => Step::Wait,
             };
         }
-        if phase == Phase::Postcopy {
-            return match relay_ended {
-                Some(ended) if ended >= DELIVERED_LIMIT => Step::GiveUp,
-                _ if seen.wish && !self.was_too_late => {
-                    self.was_too_late = true;
-                    Step::TooLate
-                }
-                _ => Step::Wait,
-            };
+        if matches!(phase, Phase::Switchover | Phase::Postcopy) {
+            self.let_go.get_or_insert(elapsed);
+        }
+        let is_waiting = self.has_postcopy
+            && phase == Phase::Active
+            && since(self.let_go) >= Some(POSTCOPY_LIMIT);
+        if self.let_go.is_some() && self.stop.is_none() && !is_waiting {
+            return self.let_go(phase, seen, relay_ended);
         }
         if let Some(stopped) = since(self.stop.map(|(_, at)| at)) {
             return match stopped {
@@ -152,12 +163,11 @@ impl Course {
         if relay_ended.is_some_and(|ended| ended >= NOTICE_LIMIT) {
             return self.cancel(Stop::Relay, elapsed);
         }
-        let more = match phase {
-            Phase::Switchover => SWITCHOVER_LIMIT,
-            _ => Duration::ZERO,
-        };
-        let timeout = self.terms.timeout.map(|limit| limit.saturating_add(more));
-        if timeout.is_some_and(|limit| elapsed >= limit) {
+        if phase == Phase::PreSwitchover {
+            self.let_go = Some(elapsed);
+            return Step::GoOn;
+        }
+        if self.terms.timeout.is_some_and(|limit| elapsed >= limit) {
             return self.cancel(Stop::Timeout, elapsed);
         }
         let is_time = self
@@ -166,9 +176,23 @@ impl Course {
             .is_some_and(|after| elapsed >= after);
         if is_time && phase == Phase::Active && !self.has_postcopy {
             self.has_postcopy = true;
+            self.let_go = Some(elapsed);
             return Step::StartPostcopy;
         }
         Step::Wait
+    }
+
+    /// The next step once the guest was let go. Cancelling could make it run at both ends.
+    fn let_go(&mut self, phase: Phase, seen: Seen, relay_ended: Option<Duration>) -> Step {
+        match relay_ended {
+            Some(ended) if ended >= ENDED_LIMIT => Step::GiveUp,
+            _ if phase == Phase::PreSwitchover => Step::GoOn,
+            _ if seen.wish && !self.was_too_late => {
+                self.was_too_late = true;
+                Step::TooLate
+            }
+            _ => Step::Wait,
+        }
     }
 
     fn cancel(&mut self, stop: Stop, elapsed: Duration) -> Step {
@@ -222,41 +246,64 @@ mod tests {
         assert_eq!(course.next(wished(Phase::Cancelling, 3)), Step::Wait);
         assert_eq!(course.next(wished(Phase::Cancelling, 22)), Step::CutRelay);
         assert_eq!(course.next(wished(Phase::Cancelling, 23)), Step::Wait);
-        assert_eq!(course.next(wished(Phase::Cancelling, 62)), Step::GiveUp);
-        assert_eq!(course.next(wished(Phase::Cancelled, 63)), Step::Over);
+        assert_eq!(course.next(wished(Phase::Cancelling, 32)), Step::GiveUp);
+        assert_eq!(course.next(wished(Phase::Cancelled, 33)), Step::Over);
         assert_eq!(course.stop(), Some(Stop::Asked));
     }
 
     #[test]
-    fn a_guest_that_has_gone_is_not_called_back() {
-        let mut course = Course::new(Terms {
+    fn a_guest_that_was_let_go_is_not_called_back() {
+        let terms = Terms {
             timeout: Some(SECOND * 2),
             postcopy_after: None,
-        });
+        };
+        let mut course = Course::new(terms);
         assert_eq!(course.next(wished(Phase::Postcopy, 1)), Step::TooLate);
         assert_eq!(course.next(wished(Phase::Postcopy, 9)), Step::Wait);
-        for phase in [Phase::Active, Phase::Switchover] {
-            let delivered = with(Relay::Delivered, phase, 10);
-            assert_eq!(course.next(delivered), Step::Wait);
-        }
-        let late = with(Relay::Delivered, Phase::Active, 70);
-        assert_eq!(course.next(late), Step::GiveUp);
         assert_eq!(course.next(seen(Phase::PostcopyPaused, 71)), Step::Over);
-        assert_eq!(course.stop(), None);
+        let mut course = Course::new(terms);
+        assert_eq!(course.next(seen(Phase::PreSwitchover, 1)), Step::GoOn);
+        // QEMU has not done it yet.
+        assert_eq!(course.next(seen(Phase::PreSwitchover, 1)), Step::GoOn);
+        assert_eq!(course.next(wished(Phase::Switchover, 1)), Step::TooLate);
+        assert_eq!(course.next(wished(Phase::Switchover, 9)), Step::Wait);
+        for relay in [Relay::Failed, Relay::Delivered] {
+            let ended = |seconds| with(relay, Phase::Switchover, seconds);
+            let mut course = Course::new(terms);
+            assert_eq!(course.next(seen(Phase::Switchover, 5)), Step::Wait);
+            assert_ne!(course.next(ended(10)), Step::Cancel(Stop::Asked));
+            assert_eq!(course.next(ended(11)), Step::Wait);
+            assert_eq!(course.next(ended(70)), Step::GiveUp);
+            assert_eq!(course.stop(), None);
+        }
+    }
+
+    #[test]
+    fn a_wish_before_the_switch_over_keeps_the_guest() {
+        let mut course = Course::new(Terms::default());
+        let first = course.next(wished(Phase::PreSwitchover, 1));
+        assert_eq!(first, Step::Cancel(Stop::Asked));
+        // QEMU stops for its switch-over in the meantime, and is not told to go on.
+        assert_eq!(course.next(wished(Phase::PreSwitchover, 1)), Step::Wait);
+        assert_eq!(course.next(wished(Phase::Cancelled, 2)), Step::Over);
     }
 
     #[test]
     fn time_limits_hold() {
         let terms = Terms {
-            timeout: Some(SECOND * 10),
+            timeout: Some(SECOND * 40),
             postcopy_after: Some(SECOND * 5),
         };
         let mut course = Course::new(terms);
         assert_eq!(course.next(seen(Phase::Setup, 6)), Step::Wait);
         assert_eq!(course.next(seen(Phase::Active, 7)), Step::StartPostcopy);
-        assert_eq!(course.next(seen(Phase::Active, 8)), Step::Wait);
-        assert_eq!(course.next(seen(Phase::Switchover, 11)), Step::Wait);
-        let late = course.next(seen(Phase::Active, 11));
+        assert_eq!(course.next(wished(Phase::Active, 8)), Step::TooLate);
+        assert_eq!(course.next(seen(Phase::Active, 9)), Step::Wait);
+        // It does not begin.
+        let late = course.next(seen(Phase::Active, 41));
+        assert_eq!(late, Step::Cancel(Stop::Timeout));
+        let mut course = Course::new(terms);
+        let late = course.next(seen(Phase::Setup, 40));
         assert_eq!(late, Step::Cancel(Stop::Timeout));
     }
 
@@ -279,5 +326,15 @@ mod tests {
         assert_eq!(course.next(seen(Phase::Active, 50)), Step::Wait);
         assert_eq!(course.next(silent(60)), Step::Wait);
         assert_eq!(course.next(silent(150)), Step::GiveUp);
+        let mut course = Course::new(Terms::default());
+        assert_eq!(course.next(seen(Phase::PreSwitchover, 1)), Step::GoOn);
+        assert_eq!(course.next(silent(2)), Step::Wait);
+        assert_eq!(course.next(silent(200)), Step::Wait);
+        let ended = |seconds| Seen {
+            relay: Relay::Failed,
+            ..silent(seconds)
+        };
+        assert_eq!(course.next(ended(201)), Step::Wait);
+        assert_eq!(course.next(ended(261)), Step::GiveUp);
     }
 }

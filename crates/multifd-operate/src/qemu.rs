@@ -13,6 +13,10 @@ use crate::qmp::{Qmp, QmpError, field, quote};
 /// How often a state is asked for that no event tells.
 const LOOK: Duration = Duration::from_millis(100);
 
+/// The time limit for the state of a migration, which is asked for again and again. QEMU may be
+/// silent for a while.
+const STATE_LIMIT: Duration = Duration::from_secs(5);
+
 /// The most reasons of a blocked migration that are quoted.
 const MOST_REASONS: usize = 16;
 
@@ -37,6 +41,9 @@ pub enum Phase {
     /// Pages are sent, and the guest runs at the source. States that nobody knows here count as
     /// this.
     Active,
+    /// The guest stands still, and QEMU waits for [`Qemu::go_on`]. No destination can have the guest
+    /// before that.
+    PreSwitchover,
     /// The guest stands still, and the last of it is sent.
     Switchover,
     /// The guest runs at the destination, and its memory follows.
@@ -60,7 +67,8 @@ impl Phase {
         match status {
             "" | "none" => Self::None,
             "setup" | "wait-unplug" => Self::Setup,
-            "device" | "pre-switchover" => Self::Switchover,
+            "pre-switchover" => Self::PreSwitchover,
+            "device" => Self::Switchover,
             "postcopy-paused" => Self::PostcopyPaused,
             "cancelling" => Self::Cancelling,
             "completed" => Self::Completed,
@@ -272,7 +280,9 @@ impl Qemu {
     /// # Errors
     /// As [`Qmp::execute`].
     pub fn migration(&mut self) -> Result<MigrationStatus, QmpError> {
-        let answer = self.qmp.execute("query-migrate", json!({}))?;
+        let answer = self
+            .qmp
+            .execute_within("query-migrate", json!({}), STATE_LIMIT)?;
         Ok(MigrationStatus::read(&answer))
     }
 
@@ -378,6 +388,15 @@ impl Qemu {
         self.qmp.execute("migrate_cancel", json!({})).map(drop)
     }
 
+    /// Lets a migration go on that waits before its switch-over.
+    ///
+    /// # Errors
+    /// As [`Qmp::execute`].
+    pub fn go_on(&mut self) -> Result<(), QmpError> {
+        let arguments = json!({"state": "pre-switchover"});
+        self.qmp.execute("migrate-continue", arguments).map(drop)
+    }
+
     /// Runs the guest at the destination now; its pages follow.
     ///
     /// # Errors
@@ -430,6 +449,7 @@ mod tests {
             ("colo", Phase::Active),
             ("failing", Phase::Active),
             ("next-year", Phase::Active),
+            ("pre-switchover", Phase::PreSwitchover),
             ("device", Phase::Switchover),
             ("postcopy-device", Phase::Postcopy),
             ("postcopy-recover-setup", Phase::Postcopy),

@@ -24,6 +24,11 @@ const OFF: [&str; 7] = [
     "zero-copy-send",
 ];
 
+/// The source waits before its switch-over until it is told to go on. So a migration can be
+/// cancelled up to that moment, and never later: a destination that is about to start its guest
+/// cannot be held back, and the guest would run at both ends.
+const PAUSE: &str = "pause-before-switchover";
+
 const POSTCOPY: &str = "postcopy-ram";
 
 /// How long a QEMU may refuse to take former values, because its migration has not ended quite yet.
@@ -39,6 +44,8 @@ pub struct Wish {
     pub channels: u8,
     /// `postcopy-ram`.
     pub postcopy: bool,
+    /// `pause-before-switchover`, at the source.
+    pub(crate) pause: bool,
     /// `max-bandwidth` in bytes a second, 0 for no limit; the source's alone.
     pub max_bandwidth: Option<u64>,
     /// `downtime-limit`; the source's alone.
@@ -52,6 +59,7 @@ impl Wish {
         Self {
             channels,
             postcopy: false,
+            pause: false,
             max_bandwidth: None,
             downtime_limit: None,
         }
@@ -134,6 +142,9 @@ impl Plan {
         let mut plan = Self::default();
         for name in ON {
             plan.capability(now, name, true)?;
+        }
+        if wish.pause {
+            plan.capability(now, PAUSE, true)?;
         }
         if wish.postcopy || now.capabilities.contains_key(POSTCOPY) {
             plan.capability(now, POSTCOPY, wish.postcopy)?;

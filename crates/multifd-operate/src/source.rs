@@ -10,11 +10,11 @@ use multifd_transport::{Address, Cancel, Listener};
 
 use crate::carrier::Carrier;
 use crate::course::{self, Course, Seen, Step, Stop, Terms};
-use crate::failure::{Cause, Failure, Whereabouts, whereabouts};
+use crate::failure::{Cause, Failure, Whereabouts, chain, whereabouts};
 use crate::folder::PrivateFolder;
 use crate::news::{News, Progress};
 use crate::qemu::{MigrationStatus, Phase, Qemu, RunState};
-use crate::qmp::{Event, QmpError, field};
+use crate::qmp::QmpError;
 use crate::settings::{Plan, Wish};
 
 /// How often QEMU is asked how far it is. Asking more often would take a noticeable part of its
@@ -26,6 +26,9 @@ const TICK: Duration = Duration::from_millis(100);
 
 /// How long the relay may take to close its connections after QEMU's end.
 const RELAY_LIMIT: Duration = Duration::from_secs(40);
+
+/// How long QEMU may take to have all figures of a migration that it has completed.
+const FIGURES_LIMIT: Duration = Duration::from_secs(1);
 
 /// How long the guest may take to run on at the source after a failure.
 const RUN_LIMIT: Duration = Duration::from_secs(30);
@@ -141,7 +144,7 @@ pub(crate) fn put_back(plan: &Plan, qemu: &mut Qemu, observe: &mut dyn FnMut(New
         let stayed: Vec<String> = plan.changes.iter().map(ToString::to_string).collect();
         observe(News::Note(format!(
             "QEMU's settings could not all be put back ({}). They were changed to: {}",
-            crate::failure::chain(&error),
+            chain(&error),
             stayed.join(", ")
         )));
     }
@@ -163,7 +166,11 @@ fn check(qemu: &mut Qemu, wish: &Wish) -> Result<(Plan, RunState), Failure> {
         return Err(Failure::before(Cause::Busy(migration.status)));
     }
     let settings = qemu.settings().map_err(Failure::before)?;
-    let plan = Plan::of(wish, &settings).map_err(Failure::before)?;
+    let wish = Wish {
+        pause: true,
+        ..wish.clone()
+    };
+    let plan = Plan::of(&wish, &settings).map_err(Failure::before)?;
     Ok((plan, state))
 }
 
@@ -180,7 +187,7 @@ struct Run<'a> {
     /// The status that was told last, and when.
     told: String,
     told_at: Option<Instant>,
-    /// The guest was stopped for its switch-over. Before that, no destination can have it.
+    /// The guest was let go to the destination. Before that, no destination can have it.
     has_switched: bool,
     begun: Instant,
 }
@@ -232,11 +239,19 @@ impl Run<'_> {
                     self.carrier.cancel();
                 }
                 Step::TooLate => observe(News::Note(
-                    "the guest runs at the destination already, and its memory follows: waiting for \
-                     the end"
+                    "the guest is on its way to the destination, and cannot be called back: waiting \
+                     for the end"
                         .to_owned(),
                 )),
+                Step::GoOn => {
+                    self.has_switched = true;
+                    // The next look shows what has become of it.
+                    if let Err(error) = self.qemu.go_on() {
+                        observe(News::Note(error.to_string()));
+                    }
+                }
                 Step::StartPostcopy => {
+                    self.has_switched = true;
                     observe(News::Note("postcopy starts".to_owned()));
                     if let Err(error) = self.qemu.start_postcopy() {
                         observe(News::Note(error.to_string()));
@@ -266,25 +281,11 @@ impl Run<'_> {
             let event = self.qemu.qmp().wait_event(TICK)?;
             self.carrier.look(observe);
             let is_new = wished != cancel.is_cancelled() || ended != self.carrier.outcome.is_some();
-            if is_new || event.is_some_and(|event| self.heed(&event)) {
+            if is_new || event.is_some_and(|event| event.name.starts_with("MIGRATION")) {
                 break;
             }
         }
         Ok(())
-    }
-
-    /// Takes note of an event. Returns whether the migration has something new to say.
-    fn heed(&mut self, event: &Event) -> bool {
-        let status = field(&event.data, "status").as_str().unwrap_or_default();
-        self.has_switched |= event.name == "STOP" || Phase::of(status) == Phase::Switchover;
-        event.name.starts_with("MIGRATION")
-    }
-
-    /// Takes note of all events that have come.
-    fn heed_all(&mut self) {
-        while let Ok(Some(event)) = self.qemu.qmp().wait_event(Duration::ZERO) {
-            self.heed(&event);
-        }
     }
 
     fn tell(&mut self, status: MigrationStatus, observe: &mut dyn FnMut(News)) {
@@ -327,7 +328,7 @@ impl Run<'_> {
     /// QEMU has said how it ended.
     fn over(&mut self, observe: &mut dyn FnMut(News)) -> Result<Moved, Failure> {
         let elapsed = self.begun.elapsed();
-        let status = self.qemu.migration().map_err(|error| self.silent(&error))?;
+        let status = self.figures().map_err(|error| self.silent(&error))?;
         if status.phase() == Phase::PostcopyPaused {
             return Err(Failure {
                 guest: Whereabouts::Unknown,
@@ -353,21 +354,40 @@ impl Run<'_> {
         Err(self.failed(&status))
     }
 
+    /// QEMU's last figures. QEMU 7.2 says that it has completed a moment before it has them.
+    fn figures(&mut self) -> Result<MigrationStatus, QmpError> {
+        let deadline = Instant::now() + FIGURES_LIMIT;
+        loop {
+            let status = self.qemu.migration()?;
+            let is_whole = !status.is_completed() || status.total_time > 0;
+            if is_whole || Instant::now() >= deadline {
+                return Ok(status);
+            }
+            std::thread::sleep(TICK / 10);
+        }
+    }
+
     /// Why a migration failed that QEMU has ended.
     fn failed(&mut self, status: &MigrationStatus) -> Failure {
         let relay = match self.carrier.outcome.take() {
             Some(Err(cause)) if self.carrier.has_begun => Some(cause),
             _ => None,
         };
-        self.heed_all();
         let guest = match &relay {
             Some(Cause::Relay(failure)) if self.has_switched => whereabouts(failure),
             _ => Whereabouts::Source,
         };
         let said = status.error_desc.clone();
+        // Who has the guest is the relay's word then.
+        let words = match (&relay, guest) {
+            (Some(cause), Whereabouts::Unknown) => {
+                Some(format!("The relay says: {}", chain(cause)))
+            }
+            _ => None,
+        };
         let (cause, other) = match (self.course.stop(), relay) {
-            (Some(Stop::Asked), _) => (Cause::Cancelled, None),
-            (Some(Stop::Timeout), _) => (self.timeout(), None),
+            (Some(Stop::Asked), _) => (Cause::Cancelled, words),
+            (Some(Stop::Timeout), _) => (self.timeout(), words),
             (_, Some(cause)) => (
                 cause,
                 said.map(|words| format!("The source QEMU says: {words}")),
@@ -472,7 +492,7 @@ impl Run<'_> {
     }
 
     fn silent(&self, error: &QmpError) -> Failure {
-        self.unknown(crate::failure::chain(error))
+        self.unknown(chain(error))
     }
 
     fn unknown(&self, why: String) -> Failure {

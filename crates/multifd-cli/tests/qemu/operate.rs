@@ -1,7 +1,8 @@
 //! `multifd accept` and `multifd migrate`: they drive two QEMUs, and leave them as they were.
 
 use std::process::Command;
-use std::time::Instant;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use multifd_relay::leg::LegAddress;
 use qemu_lab::{Config, Guest, Qemu, QemuBinary, Version};
@@ -504,4 +505,40 @@ fn a_guest_moves_over_tls() {
         "{told}"
     );
     pair.destination.check_goes_on(LIMIT).unwrap();
+}
+
+/// Signals from the first moment on: in the set-up, in the only round, in the switch-over, too late.
+/// Whatever comes of it, one QEMU has the guest, and the exit status says which.
+#[test]
+fn a_signal_at_any_time_leaves_one_guest() {
+    for version in [Version::V7_2, Version::V10_0, Version::V11_1] {
+        for delay in [10, 20, 30, 50, 80, 130] {
+            let Some(mut pair) = Pair::new(version, &busy()) else {
+                continue;
+            };
+            let (accept, trunk) = pair.accept(&[]);
+            let migrate = pair.migrate(&trunk, &[]);
+            thread::sleep(Duration::from_millis(delay));
+            signal(&migrate, "INT");
+            let migrated = migrate.end();
+            let what = format!("{}, {delay} ms: {migrated:?}", pair.binary);
+            match migrated.status.code() {
+                Some(0) => pair.destination.check_goes_on(LIMIT).expect(&what),
+                Some(4) => pair.source.check_goes_on(LIMIT).expect(&what),
+                // It came before the command took charge of signals.
+                Some(130) => {
+                    pair.source.check_goes_on(LIMIT).expect(&what);
+                    continue;
+                }
+                _ => panic!("{what}"),
+            }
+            if !migrated.status.success() {
+                // It may wait for a guest still.
+                let id = accept.id().to_string();
+                let _ = Command::new("kill").arg(id).status();
+            }
+            let accepted = accept.end().status.code();
+            assert_eq!(accepted == Some(0), migrated.status.success(), "{what}");
+        }
+    }
 }
