@@ -9,6 +9,10 @@ use crate::qemu::Phase;
 /// a QEMU 11.1 which was cancelled in its set-up (docs/qemu-notes.md).
 const CANCEL_LIMIT: Duration = Duration::from_secs(20);
 
+/// When a cancelled QEMU is released that waits before its switch-over. If the two meet, 7.2 stays in
+/// `cancelling`, with its guest standing still.
+const RELEASE_AFTER: Duration = Duration::from_millis(200);
+
 /// How long it may take after that.
 const CUT_LIMIT: Duration = Duration::from_secs(10);
 
@@ -69,6 +73,8 @@ pub(crate) enum Step {
     StartPostcopy,
     /// The guest may be let go: from then on it cannot be called back.
     GoOn,
+    /// A cancelled QEMU may still wait to be told that it may let the guest go.
+    Release,
     Cancel(Stop),
     /// The wish to cancel comes too late.
     TooLate,
@@ -154,6 +160,7 @@ impl Course {
             return match stopped {
                 stopped if stopped >= CANCEL_LIMIT + CUT_LIMIT => Step::GiveUp,
                 stopped if stopped >= CANCEL_LIMIT => self.cut(),
+                stopped if phase == Phase::Cancelling && stopped >= RELEASE_AFTER => Step::Release,
                 _ => Step::Wait,
             };
         }
@@ -243,7 +250,8 @@ mod tests {
         assert_eq!(course.next(seen(Phase::Active, 1)), Step::Wait);
         let first = course.next(wished(Phase::Active, 2));
         assert_eq!(first, Step::Cancel(Stop::Asked));
-        assert_eq!(course.next(wished(Phase::Cancelling, 3)), Step::Wait);
+        assert_eq!(course.next(wished(Phase::Cancelling, 2)), Step::Wait);
+        assert_eq!(course.next(wished(Phase::Cancelling, 3)), Step::Release);
         assert_eq!(course.next(wished(Phase::Cancelling, 22)), Step::CutRelay);
         assert_eq!(course.next(wished(Phase::Cancelling, 23)), Step::Wait);
         assert_eq!(course.next(wished(Phase::Cancelling, 32)), Step::GiveUp);

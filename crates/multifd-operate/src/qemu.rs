@@ -388,12 +388,12 @@ impl Qemu {
         self.qmp.execute("migrate_cancel", json!({})).map(drop)
     }
 
-    /// Lets a migration go on that waits before its switch-over.
+    /// Lets a migration go on that waits before its switch-over, and has `status`.
     ///
     /// # Errors
-    /// As [`Qmp::execute`].
-    pub fn go_on(&mut self) -> Result<(), QmpError> {
-        let arguments = json!({"state": "pre-switchover"});
+    /// As [`Qmp::execute`]. It is refused if the status is another one by now.
+    pub fn go_on(&mut self, status: &str) -> Result<(), QmpError> {
+        let arguments = json!({ "state": status });
         self.qmp.execute("migrate-continue", arguments).map(drop)
     }
 

@@ -14,7 +14,7 @@ use crate::failure::{Cause, Failure, Whereabouts, chain, whereabouts};
 use crate::folder::PrivateFolder;
 use crate::news::{News, Progress};
 use crate::qemu::{MigrationStatus, Phase, Qemu, RunState};
-use crate::qmp::QmpError;
+use crate::qmp::{QmpError, field};
 use crate::settings::{Plan, Wish};
 
 /// How often QEMU is asked how far it is. Asking more often would take a noticeable part of its
@@ -129,6 +129,7 @@ pub fn migrate(
                 last: MigrationStatus::default(),
                 told: String::new(),
                 told_at: None,
+                waits: false,
                 has_switched: false,
                 begun: Instant::now(),
             };
@@ -187,6 +188,8 @@ struct Run<'a> {
     /// The status that was told last, and when.
     told: String,
     told_at: Option<Instant>,
+    /// QEMU has just said that it waits before its switch-over.
+    waits: bool,
     /// The guest was let go to the destination. Before that, no destination can have it.
     has_switched: bool,
     begun: Instant,
@@ -206,8 +209,15 @@ impl Run<'_> {
             outcome => outcome.map_err(Failure::before)?,
         }
         loop {
-            let phase = match self.qemu.migration() {
-                Ok(status) => {
+            let waits = std::mem::take(&mut self.waits);
+            let phase = match waits {
+                // The guest stands still: no more questions.
+                true => Ok(None),
+                false => self.qemu.migration().map(Some),
+            };
+            let phase = match phase {
+                Ok(None) => Some(Phase::PreSwitchover),
+                Ok(Some(status)) => {
                     let phase = status.phase();
                     self.tell(status, observe);
                     Some(phase)
@@ -244,11 +254,17 @@ impl Run<'_> {
                         .to_owned(),
                 )),
                 Step::GoOn => {
-                    self.has_switched = true;
+                    let again = std::mem::replace(&mut self.has_switched, true);
                     // The next look shows what has become of it.
-                    if let Err(error) = self.qemu.go_on() {
+                    if let Err(error) = self.qemu.go_on("pre-switchover")
+                        && !again
+                    {
                         observe(News::Note(error.to_string()));
                     }
+                }
+                Step::Release => {
+                    // If it has ended in the meantime, it refuses.
+                    let _ = self.qemu.go_on("cancelling");
                 }
                 Step::StartPostcopy => {
                     self.has_switched = true;
@@ -281,7 +297,12 @@ impl Run<'_> {
             let event = self.qemu.qmp().wait_event(TICK)?;
             self.carrier.look(observe);
             let is_new = wished != cancel.is_cancelled() || ended != self.carrier.outcome.is_some();
-            if is_new || event.is_some_and(|event| event.name.starts_with("MIGRATION")) {
+            let event = event.filter(|event| event.name.starts_with("MIGRATION"));
+            if let Some(event) = &event {
+                let status = field(&event.data, "status").as_str();
+                self.waits = status.map(Phase::of) == Some(Phase::PreSwitchover);
+            }
+            if is_new || event.is_some() {
                 break;
             }
         }
@@ -527,13 +548,13 @@ fn why_not(status: &MigrationStatus) -> String {
     }
     let (writes, sends) = (ram.dirty_rate(), ram.throughput());
     let figures = format!(
-        "after {} rounds {} MiB of {} MiB remain; the guest writes to {} MiB of pages a second, and \
-         {} MiB a second are sent, before compression",
+        "after {} rounds {:.1} MiB of {:.0} MiB remain; the guest writes to {:.1} MiB of pages a \
+         second, and {:.1} MiB a second are sent, before compression",
         ram.dirty_sync_count,
-        ram.remaining >> 20,
-        ram.total >> 20,
-        writes >> 20,
-        sends >> 20
+        mebibytes(ram.remaining),
+        mebibytes(ram.total),
+        mebibytes(writes),
+        mebibytes(sends)
     );
     // The first round says nothing about the guest.
     if ram.dirty_sync_count < 2 {
@@ -547,6 +568,10 @@ fn why_not(status: &MigrationStatus) -> String {
          stronger --compression, or say --postcopy-after S (and `multifd accept --postcopy`)",
         status.expected_downtime
     )
+}
+
+fn mebibytes(bytes: u64) -> f64 {
+    bytes as f64 / 1_048_576.0
 }
 
 #[cfg(test)]
@@ -563,8 +588,8 @@ mod tests {
             "remaining": 64u64 << 20, "transferred": 1, "mbps": 1000.0, "dirty-sync-count": 3,
             "dirty-pages-rate": 51_200, "page-size": 4096}});
         let why = why_not(&MigrationStatus::read(&told));
-        let expected = "after 3 rounds 64 MiB of 1024 MiB remain; the guest writes to 200 MiB of pages \
-                        a second, and 119 MiB a second are sent";
+        let expected = "after 3 rounds 64.0 MiB of 1024 MiB remain; the guest writes to 200.0 MiB of \
+                        pages a second, and 119.2 MiB a second are sent";
         assert!(why.starts_with(expected), "{why}");
         assert!(why.contains("for 900 ms"), "{why}");
     }
