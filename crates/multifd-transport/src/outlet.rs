@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::sync::Arc;
 
+use multifd_codec::auto::Lane;
 use multifd_codec::delta::{self, Sent};
 use multifd_codec::{Encoder, PageBuffer};
 use multifd_wire::{BlockName, ChannelSender, Hello, Method, Packet, RamPacket};
@@ -44,6 +45,8 @@ use crate::splice::Conduit;
 /// ```
 pub struct Outlet<'s> {
     encoder: delta::Encoder<RamPacket>,
+    /// Says with which effort packets are encoded, if that may change.
+    lane: Option<Lane>,
     /// SYNCs among the packets so far.
     syncs: u64,
     wire: Wire<'s>,
@@ -108,6 +111,7 @@ impl<'s> Outlet<'s> {
     ) -> Result<Self, Cause> {
         let mut outlet = Outlet {
             encoder: delta::Encoder::new(encoder, None),
+            lane: None,
             syncs: 0,
             wire: Wire {
                 stream,
@@ -143,6 +147,14 @@ impl<'s> Outlet<'s> {
             encoder: self.encoder.with_differences(sent),
             ..self
         }
+    }
+
+    /// Lets `lane` say with which effort packets are encoded. The encoder must have been made with
+    /// steps, by [`Encoder::with_steps`].
+    #[must_use]
+    pub fn with_lane(self, lane: Lane) -> Self {
+        let lane = Some(lane);
+        Self { lane, ..self }
     }
 
     /// Whether pages that are sent again become differences.
@@ -214,12 +226,26 @@ impl<'s> Outlet<'s> {
     /// # Errors
     /// Why this packet could not be written. Packets behind it are lost.
     pub fn pop_and_write(&mut self) -> Result<Option<Written>, Unwritten> {
+        if let Some(lane) = &mut self.lane {
+            let step = lane.step(lane.now());
+            let stepped = self.encoder.set_step(step);
+            stepped.map_err(|error| Unwritten {
+                block: None,
+                cause: error.into(),
+            })?;
+        }
         let popped = self.encoder.pop(&mut self.payload);
         let popped = popped.map_err(|failed| unwritten(&failed.tag, failed.error.into()))?;
         let Some((pages, mut packet)) = popped else {
             return Ok(None);
         };
+        let encoded_bytes = pages.as_ref().len();
         self.spare.push(pages);
+        let mut lane = self.lane.as_mut().filter(|_| encoded_bytes > 0);
+        if let Some(lane) = &mut lane {
+            let waiting = self.wire.stream.waiting_bytes();
+            lane.encoded(lane.now(), encoded_bytes, self.payload.len(), waiting);
+        }
         let before = self.wire.bytes_out;
         // A packet's pages are 512 KiB and hardly grow; a length that did not fit would be refused
         // as too long.
@@ -229,6 +255,9 @@ impl<'s> Outlet<'s> {
             .map_err(Cause::from)
             .and_then(|()| self.wire.write_with(&packet, &self.payload))
             .map_err(|cause| unwritten(&packet, cause))?;
+        if let Some(lane) = lane {
+            lane.written(lane.now());
+        }
         let bytes = self.wire.bytes_out - before;
         Ok(Some(Written { packet, bytes }))
     }

@@ -10,9 +10,10 @@ use super::directory::{DirectoryWriter, Entry, Operation};
 use super::foot::Foot;
 use super::sent::{Counts, Sent, key, lock};
 use super::shard::{Decision, Miss};
+use crate::auto::Step;
 use crate::channel::check_payload_len;
 use crate::encoder::Failed;
-use crate::{Backend, PageBuffer, PathCounts};
+use crate::{Backend, EncodeError, PageBuffer, PathCounts};
 
 /// Encodes packets of pages, with differences if the channel has [`Sent`] pages: the sending
 /// direction of one channel, over an [`Encoder`](crate::Encoder) of any method.
@@ -106,6 +107,15 @@ impl<T: Borrow<RamPacket>> Encoder<T> {
     #[must_use]
     pub const fn inner(&self) -> &crate::Encoder<T> {
         &self.inner
+    }
+
+    /// See [`crate::Encoder::set_step`].
+    ///
+    /// # Errors
+    ///
+    /// Why no packet can be encoded any more.
+    pub fn set_step(&mut self, step: Step) -> Result<(), EncodeError> {
+        self.inner.set_step(step)
     }
 
     /// See [`crate::Encoder::room`].

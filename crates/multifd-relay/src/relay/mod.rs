@@ -64,7 +64,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use multifd_codec::delta;
+use multifd_codec::{auto, delta};
 use multifd_codec::{Backend, PathCounts, Settings, Unsupported};
 use multifd_wire::{Fault, Limits, Method};
 
@@ -96,6 +96,10 @@ pub struct RelayConfig {
     pub compression: Method,
     /// How that method is driven, and who computes on both legs.
     pub settings: Settings,
+    /// The effort is found out during each migration, packet by packet, where the method and the
+    /// settings leave a [choice](multifd_codec::auto::Auto::new). Otherwise it is that of
+    /// `settings`.
+    pub auto: bool,
     /// The bytes of pages that a migration may keep on each side of a trunk, to send differences to
     /// them; 0 for none. All migrations together keep no more than
     /// [`multifd_codec::delta::memory::limit`].
@@ -139,6 +143,8 @@ pub struct MigrationReport {
     /// How payloads for the destination were encoded, if any were. One that has the outgoing method
     /// already is passed on.
     pub encoded: Option<Work>,
+    /// Which efforts were chosen, if they were found out.
+    pub auto: Option<auto::Summary>,
     /// What both relays of a trunk had the same, where they compare it.
     pub verified: Option<Verified>,
     /// Which pages went to another relay as differences, if any could.
@@ -230,6 +236,7 @@ impl RelayConfig {
             encryption: Encryption::default(),
             compression,
             settings: Settings::default(),
+            auto: false,
             delta_memory: u64::MAX,
             limits: Limits::default(),
             dial_timeout: DIAL_TIMEOUT,

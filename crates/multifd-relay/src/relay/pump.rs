@@ -6,6 +6,7 @@ use std::net::Shutdown;
 use std::sync::Arc;
 
 use multifd_codec::Encoder;
+use multifd_codec::auto::{Auto, Lane};
 use multifd_codec::delta::{Kept, Sent};
 use multifd_transport::failure::Cause as TransportCause;
 use multifd_transport::inlet::{Inlet, Item};
@@ -36,6 +37,8 @@ pub(super) struct Shared<'a> {
     /// What the destination's relay keeps, and what this one keeps for the source's.
     pub(super) sent: Option<&'a Arc<Sent>>,
     pub(super) kept: Option<&'a Arc<Kept>>,
+    /// What the channels find out about efforts.
+    pub(super) auto: Option<&'a Arc<Auto>>,
     /// Of what all channels carry, where relays compare it. Each page is decompressed then.
     pub(super) sums: Option<&'a Sums>,
 }
@@ -87,8 +90,11 @@ pub(super) fn run(hello: Hello, source: &Arc<Stream>, shared: Shared<'_>) -> Res
         Some(kept) => inlet.with_differences(Arc::clone(kept), || shared.gate.is_stopped()),
         None => inlet,
     };
-    let encoder = Encoder::new(config.compression, &config.settings)
-        .map_err(|error| failed(on_leg(Leg::Here, error)))?;
+    let encoder = match shared.auto {
+        Some(auto) => Encoder::with_steps(auto, &config.settings),
+        None => Encoder::new(config.compression, &config.settings),
+    };
+    let encoder = encoder.map_err(|error| failed(on_leg(Leg::Here, error)))?;
     let outlet = match shared.target.is_relay() {
         true => Outlet::open_behind(&link.destination, &hello, encoder),
         false => Outlet::open_later(&link.destination, &hello, encoder),
@@ -96,6 +102,10 @@ pub(super) fn run(hello: Hello, source: &Arc<Stream>, shared: Shared<'_>) -> Res
     let outlet = outlet.map_err(|cause| failed(destination_side(cause)))?;
     let outlet = match shared.sent {
         Some(sent) => outlet.with_differences(Arc::clone(sent)),
+        None => outlet,
+    };
+    let outlet = match shared.auto {
+        Some(auto) => outlet.with_lane(Lane::new(Arc::clone(auto))),
         None => outlet,
     };
     let pump = Pump {
@@ -517,6 +527,7 @@ mod tests {
             counters: &Counters::default(),
             sent: None,
             kept: None,
+            auto: None,
             sums: None,
         };
         let encoder = Encoder::new(to, &settings).unwrap();

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, Scope};
 use std::time::{Duration, Instant};
 
+use multifd_codec::auto::Auto;
 use multifd_codec::delta::memory::Share;
 use multifd_codec::delta::{Kept, Sent};
 use multifd_transport::dial::{DialError, is_ours};
@@ -112,6 +113,10 @@ pub(super) fn run(
     let sent = (share.bytes() > 0).then(|| Arc::new(Sent::new(share)));
     let verifies = main.source.has_notes() || main.destination.has_notes();
     let sums = Sums::default();
+    let auto = match config.auto {
+        true => Auto::new(config.compression, &config.settings),
+        false => None,
+    };
     let session = Session {
         config,
         target: &target,
@@ -123,6 +128,7 @@ pub(super) fn run(
         cancel,
         is_recovery: incoming.is_recovery,
         sent: sent.as_ref(),
+        auto: auto.as_ref(),
         kept: incoming.kept.as_ref(),
         sums: verifies.then_some(&sums),
     };
@@ -154,6 +160,7 @@ pub(super) fn run(
         remarks,
         decoded: session.counters.decoded(),
         encoded: session.counters.encoded(),
+        auto: session.auto.map(|auto| auto.summary()),
         verified: session.sums.map(Sums::result),
         differences: session.sent.map(|sent| sent.counts()),
         duration: started.elapsed(),
@@ -382,6 +389,7 @@ struct Session<'a> {
     /// The pages that differences on the way to the destination, and from the source, are made
     /// from.
     sent: Option<&'a Arc<Sent>>,
+    auto: Option<&'a Arc<Auto>>,
     kept: Option<&'a Arc<Kept>>,
 }
 
@@ -608,6 +616,7 @@ impl<'env> Session<'env> {
                     counters: self.counters,
                     sums: self.sums,
                     sent: self.sent,
+                    auto: self.auto,
                     kept: self.kept,
                 };
                 let tell_failure = tell.clone();

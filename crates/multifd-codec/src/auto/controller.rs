@@ -1,0 +1,382 @@
+//! The estimates, and the choice.
+
+use std::time::Duration;
+
+use multifd_wire::Method;
+
+use super::Step;
+
+/// The controller of a migration's steps: see [the model](super).
+pub(super) struct Controller {
+    steps: Vec<Estimate>,
+    current: usize,
+    /// Bytes a second that a connection passes on, while it is the limit.
+    rate: Option<f64>,
+    /// Seconds for a byte of pages before it is encoded.
+    reading: Mean,
+    /// Seconds for a byte of payload to be copied into a connection with room.
+    copying: Mean,
+    changed_at: Duration,
+    /// Seconds that trials may cost, and since when they are counted.
+    credit: f64,
+    credited_at: Duration,
+    changes: Vec<Change>,
+    /// Changes behind the last one that is kept.
+    more_changes: u64,
+}
+
+/// What is known of a step.
+#[derive(Default)]
+struct Estimate {
+    /// Seconds for a byte of pages.
+    encoding: Mean,
+    /// Bytes of payload for a byte of pages.
+    size: Mean,
+    /// The connection's rate while this step was in use, and when that was.
+    rate: Option<(f64, Duration)>,
+    /// Packets that it was chosen for.
+    chosen: u64,
+    chosen_at: Duration,
+    noted_at: Duration,
+    totals: StepTotals,
+}
+
+/// A mean that forgets.
+#[derive(Clone, Copy, Default)]
+struct Mean(Option<f64>);
+
+/// What a packet took.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Observation {
+    pub(super) step: usize,
+    pub(super) input_bytes: usize,
+    pub(super) payload_bytes: usize,
+    pub(super) reading: Duration,
+    pub(super) encoding: Duration,
+    /// The time of writing, if the connection had nothing to send before.
+    pub(super) copying: Option<Duration>,
+}
+
+/// What a connection passed on.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Drained {
+    pub(super) bytes: u64,
+    pub(super) time: Duration,
+    /// It always had something to send: so this is all that it can do.
+    pub(super) was_busy: bool,
+}
+
+/// A change of step, and the figures that led to it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Change {
+    /// When, on the clock of the lanes.
+    pub at: Duration,
+    /// The step before.
+    pub from: Step,
+    /// The step from now on.
+    pub to: Step,
+    /// Bytes a second that one connection passes on, if it was the limit lately.
+    pub link: Option<f64>,
+    /// Bytes of pages a second on one channel, as expected with the step before and with this one.
+    pub expected: [f64; 2],
+}
+
+/// What went through one step.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct StepTotals {
+    /// Packets with pages.
+    pub packets: u64,
+    /// Bytes of pages, of those that go as differences only the changes.
+    pub page_bytes: u64,
+    /// Bytes of their payloads.
+    pub payload_bytes: u64,
+}
+
+/// What was chosen when.
+#[derive(Clone, Debug, Default, PartialEq)]
+#[non_exhaustive]
+pub struct Summary {
+    /// The steps of the method, the cheapest first.
+    pub steps: Vec<(Step, StepTotals)>,
+    /// The first changes.
+    pub changes: Vec<Change>,
+    /// How many came behind these.
+    pub more_changes: u64,
+}
+
+/// Weight of a packet in a mean: at least the first, so that the last twenty count, and more if the
+/// step was not used lately, up to the second after [`FORGOTTEN`].
+const WEIGHT: [f64; 2] = [0.05, 0.5];
+const FORGOTTEN: Duration = Duration::from_secs(1);
+/// A measurement that is so many times as long as usual met something else that was running.
+const OUTLIER: f64 = 2.0;
+/// Weight of a new measurement of a connection's rate, which is a mean over 20 ms or more.
+const NEWEST_RATE: f64 = 0.3;
+/// The rate of a connection has changed, and not only its measurement.
+const OTHER_RATE: f64 = 1.5;
+/// A connection that was idle now and then has passed on so many times its rate.
+const FAR_MORE: f64 = 1.3;
+/// A rate that was measured with another step says something about that step for so long.
+const RATE_TRUSTED: Duration = Duration::from_secs(5);
+/// A step has to be so much better than the current one. Less is within what measurements vary.
+const BETTER: f64 = 0.97;
+/// Steps whose times are so close are equal; then the cheaper one is better.
+const EQUAL: f64 = 1.02;
+/// A step keeps at least so long, unless another one is far better.
+const DWELL: Duration = Duration::from_millis(50);
+const FAR_BETTER: f64 = 0.7;
+/// The part of the time that trials of other steps may cost.
+const TRIALS: f64 = 0.02;
+/// Seconds that can be saved for trials: one packet of the most expensive step.
+const MOST_CREDIT: f64 = 0.1;
+/// Seconds that any trial costs: a new frame, and cold tables.
+const TRIAL: f64 = 0.000_1;
+/// A neighbour's estimate is good for so long, another step's for four times as long.
+const TRUSTED: Duration = Duration::from_millis(250);
+/// Packets of each step before its estimates count: the first one allocates.
+const FIRST: u64 = 2;
+/// A full packet, for which a trial is expected to be.
+const PACKET_BYTES: f64 = 524_288.0;
+/// Seconds for copying a byte, before anything is known.
+const COPYING: f64 = 0.3e-9;
+/// Far more than a migration needs, and few enough to be kept.
+const MOST_CHANGES: usize = 64;
+
+impl Controller {
+    /// A controller of so many steps.
+    pub(super) fn new(steps: usize) -> Self {
+        Self {
+            steps: (0..steps).map(|_| Estimate::default()).collect(),
+            // What is best for most links.
+            current: 2.min(steps.saturating_sub(1)),
+            rate: None,
+            reading: Mean::default(),
+            copying: Mean(Some(COPYING)),
+            changed_at: Duration::ZERO,
+            credit: 0.0,
+            credited_at: Duration::ZERO,
+            changes: Vec::with_capacity(MOST_CHANGES),
+            more_changes: 0,
+        }
+    }
+
+    /// The step of the next packet.
+    pub(super) fn choose(&mut self, now: Duration) -> usize {
+        let elapsed = now.saturating_sub(self.credited_at).as_secs_f64();
+        self.credit = (self.credit + elapsed * TRIALS).min(MOST_CREDIT);
+        self.credited_at = now;
+        let step = match self.unknown(now) {
+            Some(step) => step,
+            None => {
+                self.reconsider(now);
+                self.trial(now).unwrap_or(self.current)
+            }
+        };
+        if let Some(estimate) = self.steps.get_mut(step) {
+            estimate.chosen += 1;
+            estimate.chosen_at = now;
+        }
+        step
+    }
+
+    /// A step of which nothing is known yet, the current one and the denser ones first.
+    fn unknown(&self, now: Duration) -> Option<usize> {
+        let from_the_middle = (self.current..self.steps.len()).chain(0..self.current);
+        let mut steps = from_the_middle.filter_map(|step| Some((step, self.steps.get(step)?)));
+        let (step, _) = steps.find(|(_, estimate)| {
+            // The packet that it was chosen for may have had no pages.
+            let is_lost = now.saturating_sub(estimate.chosen_at) >= TRUSTED;
+            estimate.chosen < FIRST || estimate.totals.packets == 0 && is_lost
+        })?;
+        Some(step)
+    }
+
+    /// Changes the current step if another one is better.
+    fn reconsider(&mut self, now: Duration) {
+        let Some(current) = self.time(self.current, now) else {
+            return;
+        };
+        let times = |step| Some((step, self.time(step, now)?));
+        let all = || (0..self.steps.len()).filter_map(times);
+        let Some(least) = all().map(|(_, time)| time).reduce(f64::min) else {
+            return;
+        };
+        let Some((best, time)) = all().find(|(_, time)| *time <= least * EQUAL) else {
+            return;
+        };
+        let is_cheaper = best < self.current && time <= current;
+        let is_better = time < current * BETTER || is_cheaper;
+        let may_change = now.saturating_sub(self.changed_at) >= DWELL;
+        if best != self.current && is_better && (may_change || time < current * FAR_BETTER) {
+            self.change(best, [current, time], now);
+        }
+    }
+
+    fn change(&mut self, to: usize, times: [f64; 2], now: Duration) {
+        if self.changes.len() < MOST_CHANGES {
+            // The method is known where the summary is made.
+            let step = |index| Step::of(Method::None, index);
+            self.changes.push(Change {
+                at: now,
+                from: step(self.current),
+                to: step(to),
+                link: self.rate,
+                expected: times.map(|time| 1.0 / time),
+            });
+        } else {
+            self.more_changes += 1;
+        }
+        self.current = to;
+        self.changed_at = now;
+    }
+
+    /// A step to be tried with one packet, if one is due and can be afforded.
+    fn trial(&mut self, now: Duration) -> Option<usize> {
+        let current = self.time(self.current, now)?;
+        let due = |step: &usize| {
+            let trusted = match step.abs_diff(self.current) {
+                0 => return false,
+                1 => TRUSTED,
+                _ => TRUSTED * 4,
+            };
+            let estimate = self.steps.get(*step);
+            estimate.is_some_and(|estimate| now.saturating_sub(estimate.chosen_at) >= trusted)
+        };
+        let cost = |step: usize| {
+            let more = (self.time(step, now)? - current).max(0.0);
+            Some((step, TRIAL + more * PACKET_BYTES))
+        };
+        let affordable = |(_, cost): &(usize, f64)| *cost <= self.credit;
+        let (step, cost) = (0..self.steps.len())
+            .filter(due)
+            .filter_map(cost)
+            .filter(affordable)
+            .min_by(|(_, one), (_, other)| one.total_cmp(other))?;
+        self.credit -= cost;
+        Some(step)
+    }
+
+    /// The seconds that a byte of pages takes with a step, if it has been used.
+    fn time(&self, step: usize, now: Duration) -> Option<f64> {
+        let estimate = self.steps.get(step)?;
+        let (encoding, size) = (estimate.encoding.0?, estimate.size.0?);
+        let copying = self.copying.0.unwrap_or(COPYING) * size;
+        let busy = self.reading.0.unwrap_or(0.0) + encoding + copying;
+        let own = estimate.rate.filter(|(_, then)| now.saturating_sub(*then) < RATE_TRUSTED);
+        let rate = match (self.rate, own) {
+            (Some(all), Some((own, _))) => Some(all.min(own)),
+            (all, own) => all.or(own.map(|(own, _)| own)),
+        };
+        let passing_on = rate.map_or(0.0, |rate| size / rate);
+        // Not even nothing takes no time.
+        Some(busy.max(passing_on).max(f64::MIN_POSITIVE))
+    }
+
+    /// Takes note of a packet.
+    pub(super) fn note(&mut self, packet: &Observation, now: Duration) {
+        let Some(estimate) = self.steps.get_mut(packet.step) else {
+            return;
+        };
+        if packet.input_bytes == 0 {
+            return;
+        }
+        let bytes = packet.input_bytes as f64;
+        let totals = &mut estimate.totals;
+        totals.packets += 1;
+        totals.page_bytes += packet.input_bytes as u64;
+        totals.payload_bytes += packet.payload_bytes as u64;
+        // What a step's first packet takes is not repeated.
+        if totals.packets == 2 {
+            estimate.encoding = Mean::default();
+        }
+        let age = now.saturating_sub(estimate.noted_at);
+        estimate.noted_at = now;
+        let [least, most] = WEIGHT;
+        let weight = (age.as_secs_f64() / FORGOTTEN.as_secs_f64() * most).clamp(least, most);
+        let encoding = packet.encoding.as_secs_f64() / bytes;
+        estimate.encoding.learn(encoding, weight);
+        let size = packet.payload_bytes as f64 / bytes;
+        estimate.size.replace(size, weight);
+        self.reading
+            .replace(packet.reading.as_secs_f64() / bytes, least);
+        if let (Some(copying), true) = (packet.copying, packet.payload_bytes > 0) {
+            self.copying
+                .learn(copying.as_secs_f64() / packet.payload_bytes as f64, least);
+        }
+    }
+
+    /// Takes note of what a connection passed on.
+    pub(super) fn drained(&mut self, drained: Drained, now: Duration) {
+        let seconds = drained.time.as_secs_f64();
+        if seconds <= 0.0 || drained.bytes == 0 {
+            return;
+        }
+        let found = drained.bytes as f64 / seconds;
+        if !drained.was_busy {
+            match self.rate {
+                // It can do far more than was thought, and nobody knows how much.
+                Some(rate) if found > rate * FAR_MORE => self.forget_rates(),
+                Some(rate) if found > rate => self.rate = Some(found),
+                _ => {}
+            }
+            return;
+        }
+        let is_other = |rate: f64| found > rate * OTHER_RATE || found * OTHER_RATE < rate;
+        let own = self.steps.get(self.current).and_then(|step| step.rate);
+        if own.is_some_and(|(rate, _)| is_other(rate)) {
+            self.forget_rates();
+        }
+        let renewed = |rate: Option<f64>| match rate {
+            Some(rate) if !is_other(rate) => rate + (found - rate) * NEWEST_RATE,
+            _ => found,
+        };
+        self.rate = Some(renewed(self.rate));
+        if let Some(step) = self.steps.get_mut(self.current) {
+            step.rate = Some((renewed(step.rate.map(|(rate, _)| rate)), now));
+        }
+    }
+
+    fn forget_rates(&mut self) {
+        self.rate = None;
+        for step in &mut self.steps {
+            step.rate = None;
+        }
+    }
+
+    pub(super) fn summary(&self, method: Method) -> Summary {
+        let of = |step: Step| Step::of(method, step.index());
+        let steps = self.steps.iter().enumerate();
+        Summary {
+            steps: steps
+                .map(|(index, estimate)| (Step::of(method, index), estimate.totals))
+                .collect(),
+            changes: self
+                .changes
+                .iter()
+                .map(|change| Change {
+                    from: of(change.from),
+                    to: of(change.to),
+                    ..*change
+                })
+                .collect(),
+            more_changes: self.more_changes,
+        }
+    }
+}
+
+impl Mean {
+    /// Learns a measurement, of which one that is far too large says little.
+    fn learn(&mut self, found: f64, weight: f64) {
+        let found = self.0.map_or(found, |mean| found.min(mean * OUTLIER));
+        self.replace(found, weight);
+    }
+
+    fn replace(&mut self, found: f64, weight: f64) {
+        self.0 = Some(match self.0 {
+            Some(mean) => mean + (found - mean) * weight,
+            None => found,
+        });
+    }
+}
