@@ -17,6 +17,10 @@ pub(super) struct Controller {
     /// Seconds for a byte of payload to be copied into a connection with room.
     copying: Mean,
     changed_at: Duration,
+    /// From when on a burst may show that the connection is faster than it was, and how long the
+    /// next one has to wait.
+    bursts_from: Duration,
+    bursts_after: Duration,
     /// Seconds that trials may cost, and since when they are counted.
     credit: f64,
     credited_at: Duration,
@@ -37,7 +41,6 @@ struct Estimate {
     /// Packets that it was chosen for.
     chosen: u64,
     chosen_at: Duration,
-    noted_at: Duration,
     totals: StepTotals,
 }
 
@@ -106,18 +109,25 @@ pub struct Summary {
     pub more_changes: u64,
 }
 
-/// Weight of a packet in a mean: at least the first, so that the last twenty count, and more if the
-/// step was not used lately, up to the second after [`FORGOTTEN`].
-const WEIGHT: [f64; 2] = [0.05, 0.5];
-const FORGOTTEN: Duration = Duration::from_secs(1);
+/// Weight of a packet in a mean: the last twenty count.
+const NEWEST: f64 = 0.05;
+/// The same for a step that is only tried now and then.
+const NEWEST_TRIAL: f64 = 0.5;
 /// A measurement that is so many times as long as usual met something else that was running.
-const OUTLIER: f64 = 2.0;
+const OUTLIER: f64 = 4.0;
+/// A trial that finds times or sizes so far from what was expected says that the pages or the
+/// processors have changed: then nothing is known of the other steps either.
+const SURPRISING_TIME: f64 = 1.5;
+const SURPRISING_SIZE: f64 = 1.05;
 /// Weight of a new measurement of a connection's rate, which is a mean over 20 ms or more.
 const NEWEST_RATE: f64 = 0.3;
 /// The rate of a connection has changed, and not only its measurement.
 const OTHER_RATE: f64 = 1.5;
 /// A connection that was idle now and then has passed on so many times its rate.
 const FAR_MORE: f64 = 1.3;
+/// How long a hint that the connection has become faster waits for the next one, at first and at
+/// most.
+const BURSTS_AFTER: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(8)];
 /// A rate that was measured with another step says something about that step for so long.
 const RATE_TRUSTED: Duration = Duration::from_secs(5);
 /// A step has to be so much better than the current one. Less is within what measurements vary.
@@ -155,6 +165,8 @@ impl Controller {
             reading: Mean::default(),
             copying: Mean(Some(COPYING)),
             changed_at: Duration::ZERO,
+            bursts_from: Duration::ZERO,
+            bursts_after: BURSTS_AFTER[0],
             credit: 0.0,
             credited_at: Duration::ZERO,
             changes: Vec::with_capacity(MOST_CHANGES),
@@ -275,7 +287,7 @@ impl Controller {
     }
 
     /// Takes note of a packet.
-    pub(super) fn note(&mut self, packet: &Observation, now: Duration) {
+    pub(super) fn note(&mut self, packet: &Observation) {
         let Some(estimate) = self.steps.get_mut(packet.step) else {
             return;
         };
@@ -285,25 +297,33 @@ impl Controller {
         let bytes = packet.input_bytes as f64;
         let totals = &mut estimate.totals;
         totals.packets += 1;
-        totals.page_bytes += packet.input_bytes as u64;
-        totals.payload_bytes += packet.payload_bytes as u64;
+        totals.page_bytes = totals.page_bytes.saturating_add(packet.input_bytes as u64);
+        totals.payload_bytes = totals
+            .payload_bytes
+            .saturating_add(packet.payload_bytes as u64);
         // What a step's first packet takes is not repeated.
         if totals.packets == 2 {
             estimate.encoding = Mean::default();
         }
-        let age = now.saturating_sub(estimate.noted_at);
-        estimate.noted_at = now;
-        let [least, most] = WEIGHT;
-        let weight = (age.as_secs_f64() / FORGOTTEN.as_secs_f64() * most).clamp(least, most);
+        let is_trial = packet.step != self.current;
+        let weight = if is_trial { NEWEST_TRIAL } else { NEWEST };
         let encoding = packet.encoding.as_secs_f64() / bytes;
-        estimate.encoding.learn(encoding, weight);
         let size = packet.payload_bytes as f64 / bytes;
+        let is_surprise = is_trial
+            && (estimate.encoding.is_far_from(encoding, SURPRISING_TIME)
+                || estimate.size.is_far_from(size, SURPRISING_SIZE));
+        estimate.encoding.learn(encoding, weight);
         estimate.size.replace(size, weight);
         self.reading
-            .replace(packet.reading.as_secs_f64() / bytes, least);
+            .replace(packet.reading.as_secs_f64() / bytes, NEWEST);
         if let (Some(copying), true) = (packet.copying, packet.payload_bytes > 0) {
             self.copying
-                .learn(copying.as_secs_f64() / packet.payload_bytes as f64, least);
+                .learn(copying.as_secs_f64() / packet.payload_bytes as f64, NEWEST);
+        }
+        if is_surprise {
+            for step in &mut self.steps {
+                step.chosen_at = Duration::ZERO;
+            }
         }
     }
 
@@ -315,11 +335,9 @@ impl Controller {
         }
         let found = drained.bytes as f64 / seconds;
         if !drained.was_busy {
-            match self.rate {
-                // It can do far more than was thought, and nobody knows how much.
-                Some(rate) if found > rate * FAR_MORE => self.forget_rates(),
-                Some(rate) if found > rate => self.rate = Some(found),
-                _ => {}
+            // It can do more than was thought, and nobody knows how much.
+            if self.rate.is_some_and(|rate| found > rate * FAR_MORE) {
+                self.forget_rates();
             }
             return;
         }
@@ -327,6 +345,7 @@ impl Controller {
         let own = self.steps.get(self.current).and_then(|step| step.rate);
         if own.is_some_and(|(rate, _)| is_other(rate)) {
             self.forget_rates();
+            self.bursts_after = BURSTS_AFTER[0];
         }
         let renewed = |rate: Option<f64>| match rate {
             Some(rate) if !is_other(rate) => rate + (found - rate) * NEWEST_RATE,
@@ -336,6 +355,23 @@ impl Controller {
         if let Some(step) = self.steps.get_mut(self.current) {
             step.rate = Some((renewed(step.rate.map(|(rate, _)| rate)), now));
         }
+    }
+
+    /// Takes note of what a connection passed on after one packet. A link that is faster than it
+    /// was shows it first when a step with larger payloads is tried: they are gone at once. But
+    /// links take bursts faster than what follows; so a hint that proved wrong makes the next one
+    /// wait longer.
+    pub(super) fn burst(&mut self, burst: Drained, now: Duration) {
+        let seconds = burst.time.as_secs_f64();
+        let least = self.rate.map(|rate| rate * FAR_MORE * seconds);
+        let is_more = least.is_some_and(|least| burst.bytes as f64 > least);
+        if burst.was_busy || !is_more || now < self.bursts_from {
+            return;
+        }
+        self.forget_rates();
+        self.bursts_from = now.saturating_add(self.bursts_after);
+        let [_, most] = BURSTS_AFTER;
+        self.bursts_after = (self.bursts_after * 2).min(most);
     }
 
     fn forget_rates(&mut self) {
@@ -371,6 +407,12 @@ impl Mean {
     fn learn(&mut self, found: f64, weight: f64) {
         let found = self.0.map_or(found, |mean| found.min(mean * OUTLIER));
         self.replace(found, weight);
+    }
+
+    /// Whether a measurement is so many times more or less.
+    fn is_far_from(self, found: f64, times: f64) -> bool {
+        self.0
+            .is_some_and(|mean| found > mean * times || found * times < mean)
     }
 
     fn replace(&mut self, found: f64, weight: f64) {

@@ -34,13 +34,43 @@ struct Packet {
 
 /// A time over which the connection's rate is measured.
 struct Window {
-    began: Duration,
-    queued: u64,
-    written: u64,
+    first: Since,
+    /// Since the packet before.
+    last: Since,
     /// Packets before which the connection was looked at, and those before which it had nothing to
     /// send.
     checks: u32,
     idle_checks: u32,
+}
+
+/// A point in time, what was waiting then, and what was written since.
+#[derive(Clone, Copy)]
+struct Since {
+    at: Duration,
+    queued: u64,
+    written: u64,
+}
+
+impl Since {
+    const fn new(at: Duration, queued: u64) -> Self {
+        Self {
+            at,
+            queued,
+            written: 0,
+        }
+    }
+}
+
+impl Window {
+    const fn new(now: Duration, queued: u64) -> Self {
+        let now = Since::new(now, queued);
+        Self {
+            first: now,
+            last: now,
+            checks: 0,
+            idle_checks: 0,
+        }
+    }
 }
 
 /// Shorter windows show the bursts of a link and not its rate.
@@ -108,26 +138,33 @@ impl Lane {
         packet.payload_bytes = payload_bytes;
         packet.writes_from = now;
         packet.found_idle = queued == 0;
-        if let Some(window) = &mut self.window {
-            window.checks += 1;
-            window.idle_checks += u32::from(queued == 0);
-            let time = now.saturating_sub(window.began);
-            if time < WINDOW {
-                return;
-            }
-            let drained = Drained {
-                bytes: (window.queued + window.written).saturating_sub(queued),
-                time,
-                was_busy: window.idle_checks * MOST_IDLE < window.checks,
-            };
-            self.auto.with(|controller| controller.drained(drained, now));
+        let Some(window) = &mut self.window else {
+            self.window = Some(Window::new(now, queued));
+            return;
+        };
+        let passed_on = |since: Since| Drained {
+            bytes: since.queued.saturating_add(since.written).saturating_sub(queued),
+            time: now.saturating_sub(since.at),
+            was_busy: queued > 0,
+        };
+        window.checks += 1;
+        window.idle_checks += u32::from(queued == 0);
+        let burst = passed_on(window.last);
+        window.last = Since::new(now, queued);
+        let was_busy = window.idle_checks * MOST_IDLE < window.checks;
+        let drained = Drained {
+            was_busy,
+            ..passed_on(window.first)
+        };
+        let is_over = drained.time >= WINDOW;
+        if is_over {
+            self.window = Some(Window::new(now, queued));
         }
-        self.window = Some(Window {
-            began: now,
-            queued,
-            written: 0,
-            checks: 0,
-            idle_checks: 0,
+        self.auto.with(|controller| {
+            controller.burst(burst, now);
+            if is_over {
+                controller.drained(drained, now);
+            }
         });
     }
 
@@ -136,7 +173,9 @@ impl Lane {
         self.written_at = Some(now);
         let packet = &self.packet;
         if let Some(window) = &mut self.window {
-            window.written += packet.payload_bytes as u64;
+            for since in [&mut window.first, &mut window.last] {
+                since.written = since.written.saturating_add(packet.payload_bytes as u64);
+            }
         }
         let observation = Observation {
             step: packet.step.index(),
@@ -147,7 +186,7 @@ impl Lane {
             // Writing into a connection that has room is copying.
             copying: packet.found_idle.then(|| now.saturating_sub(packet.writes_from)),
         };
-        self.auto.with(|controller| controller.note(&observation, now));
+        self.auto.with(|controller| controller.note(&observation));
     }
 }
 

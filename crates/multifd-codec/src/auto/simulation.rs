@@ -33,12 +33,15 @@ struct Channel {
     lane: Lane,
     now: Duration,
     queued: f64,
+    /// The packets that these bytes are.
+    queued_packets: f64,
     random: u64,
-    /// Seconds for the packets of each step.
     packets: [u64; 5],
+    /// An oracle, which knows the best step.
+    is_oracle: bool,
 }
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 struct World {
     steps: [(f64, f64); 5],
     /// Bytes a second.
@@ -70,10 +73,14 @@ impl World {
         busy.max(bytes * size / self.link)
     }
 
+    fn best_step(&self) -> usize {
+        let less = |one: &usize, other: &usize| self.seconds(*one).total_cmp(&self.seconds(*other));
+        (0..5).min_by(less).unwrap()
+    }
+
     /// The time of the best step that never changes.
     fn best(&self) -> f64 {
-        let all = (0..5).map(|step| self.seconds(step));
-        all.reduce(f64::min).unwrap()
+        self.seconds(self.best_step())
     }
 }
 
@@ -83,8 +90,10 @@ impl Channel {
             lane: Lane::new(Arc::clone(auto)),
             now: Duration::ZERO,
             queued: 0.0,
+            queued_packets: 0.0,
             random: 1,
             packets: [0; 5],
+            is_oracle: false,
         }
     }
 
@@ -97,7 +106,11 @@ impl Channel {
 
     fn pass(&mut self, seconds: f64, link: f64) {
         self.now += Duration::from_secs_f64(seconds);
-        self.queued = (self.queued - seconds * link).max(0.0);
+        let left = (self.queued - seconds * link).max(0.0);
+        if self.queued > 0.0 {
+            self.queued_packets *= left / self.queued;
+        }
+        self.queued = left;
     }
 
     fn packet(&mut self, world: &World) {
@@ -107,9 +120,12 @@ impl Channel {
         };
         let reading = varied(self, PACKET as f64 / world.source);
         self.pass(reading, link);
-        let step = self.lane.step(self.now);
-        self.packets[step.index()] += 1;
-        let (speed, size) = world.steps[step.index()];
+        let mut step = self.lane.step(self.now).index();
+        if self.is_oracle {
+            step = world.best_step();
+        }
+        self.packets[step] += 1;
+        let (speed, size) = world.steps[step];
         let encoding = varied(self, PACKET as f64 / speed);
         self.pass(encoding, link);
         if self.random() < 0.02 {
@@ -124,17 +140,25 @@ impl Channel {
         let waiting = ((payload - room) / link).max(copying);
         self.pass(waiting, link);
         self.queued += payload;
+        self.queued_packets += 1.0;
         self.lane.written(self.now);
     }
 
-    /// Runs for `time`; returns seconds per packet.
+    /// Runs for `time`; returns seconds for a packet that has arrived.
     fn run(&mut self, world: &World, time: Duration) -> f64 {
-        let (began, mut packets) = (self.now, 0);
+        let (began, mut packets) = (self.now, self.queued_packets);
         while self.now < began + time {
             self.packet(world);
-            packets += 1;
+            packets += 1.0;
         }
-        (self.now - began).as_secs_f64() / f64::from(packets)
+        (self.now - began).as_secs_f64() / (packets - self.queued_packets)
+    }
+}
+
+impl Channel {
+    fn changes(&self) -> usize {
+        let summary = self.lane.auto().summary();
+        summary.changes.len() + summary.more_changes as usize
     }
 }
 
@@ -161,22 +185,133 @@ fn it_finds_the_best_step() {
                     channel.run(&world, 500 * MS);
                     let found = channel.run(&world, 5000 * MS);
                     let delay = f64::from(preempted) / 1e3 * 0.02;
-                    let best = world.best() + delay;
-                    let worse = found / best;
+                    let worse = found / (world.best() + delay);
                     assert!(
                         worse < 1.05,
-                        "link {link}, source {source}, noise {noise}, {preempted} ms: {worse:.3} times {best}, packets {:?}, {:#?}",
+                        "link {link}, source {source}, noise {noise}, {preempted} ms: \
+                         {worse:.3} times the best, packets {:?}",
                         channel.packets,
-                        channel.lane_summary().changes.len(),
                     );
+                    // Times that vary move it now and then between steps that are as good.
+                    assert!(channel.changes() < 60, "{world:?}: {}", channel.changes());
                 }
             }
         }
     }
 }
 
-impl Channel {
-    fn lane_summary(&self) -> super::Summary {
-        self.lane.auto().summary()
+/// A step that is best by far is not left, whatever the noise.
+#[test]
+fn it_does_not_oscillate() {
+    for (steps, link) in [(GUEST, 30e6), (NOISE, 117e6), (GUEST, 3e9)] {
+        let world = World {
+            steps,
+            link,
+            noise: 0.5,
+            ..WORLD
+        };
+        let mut channel = Channel::new(&auto());
+        channel.run(&world, 1000 * MS);
+        let before = channel.changes();
+        channel.run(&world, 20_000 * MS);
+        assert!(channel.changes() - before <= 4, "{}", channel.changes());
+    }
+}
+
+/// How many times as long as an oracle that knows everything a channel takes for a packet, in worlds
+/// that follow each other.
+fn beside_an_oracle(worlds: &[World]) -> Vec<f64> {
+    let (mut channel, mut oracle) = (Channel::new(&auto()), Channel::new(&auto()));
+    oracle.is_oracle = true;
+    let time = 4000 * MS;
+    let worse = |world| channel.run(world, time) / oracle.run(world, time);
+    worlds.iter().map(worse).collect()
+}
+
+#[track_caller]
+fn assert_close(worse: &[f64]) {
+    let mean = worse.iter().sum::<f64>() / worse.len() as f64;
+    assert!(mean < 1.05, "{worse:?}");
+    assert!(worse.iter().all(|&worse| worse < 1.1), "{worse:?}");
+}
+
+#[test]
+fn it_follows_a_link() {
+    let rates = [117e6, 12e6, 1.17e9, 12e6, 117e6, 1.17e9];
+    let worlds = rates.map(|link| World { link, ..WORLD });
+    assert_close(&beside_an_oracle(&worlds));
+}
+
+#[test]
+fn it_follows_the_pages() {
+    let worlds = [NOISE, GUEST, NOISE, GUEST].map(|steps| World { steps, ..WORLD });
+    assert_close(&beside_an_oracle(&worlds));
+}
+
+/// Neighbours take nine tenths of the processors away, and give them back.
+#[test]
+fn it_follows_the_processors() {
+    let slow = GUEST.map(|(speed, size)| (speed / 10.0, size));
+    let link = 200e6;
+    let worlds = [GUEST, slow, GUEST].map(|steps| World {
+        steps,
+        link,
+        ..WORLD
+    });
+    assert_close(&beside_an_oracle(&worlds));
+}
+
+/// Channels that share what they find out, and one among them whose peer reads nothing for a
+/// second now and then.
+#[test]
+fn a_stalled_channel_misleads_no_other() {
+    let auto = auto();
+    let mut channels: Vec<Channel> = (0..4).map(|_| Channel::new(&auto)).collect();
+    let world = World {
+        link: 30e6,
+        ..WORLD
+    };
+    let stalled = World {
+        link: 100e3,
+        ..WORLD
+    };
+    let mut taken = [0.0; 4];
+    for _ in 0..2000 {
+        // The channel that is behind goes on.
+        let next = (0..4).min_by_key(|&index| channels[index].now).unwrap();
+        let channel = &mut channels[next];
+        let is_stalled = next == 0 && channel.now.as_secs() % 4 == 1;
+        let before = channel.now;
+        channel.packet(if is_stalled { &stalled } else { &world });
+        taken[next] += (channel.now - before).as_secs_f64();
+    }
+    for channel in &channels[1..] {
+        let packets: u64 = channel.packets.iter().sum();
+        let found = channel.now.as_secs_f64() / packets as f64;
+        assert!(found < world.best() * 1.1, "{found}, {:?}", channel.packets);
+    }
+}
+
+/// A clock that goes back or stands, and figures without sense.
+#[test]
+fn nothing_that_it_is_told_breaks_it() {
+    let mut lane = Lane::new(auto());
+    let mut channel = Channel::new(&auto());
+    for _ in 0..100_000 {
+        let mut any = || {
+            let bits = (channel.random() * f64::from(u32::MAX)) as u64;
+            match bits % 5 {
+                0 => 0,
+                1 => 1,
+                2 => bits,
+                3 => bits << 20,
+                _ => u64::MAX,
+            }
+        };
+        let step = lane.step(Duration::from_nanos(any()));
+        assert!(step.index() < GUEST.len());
+        let (input, payload) = (any() as usize, any() as usize);
+        lane.encoded(Duration::from_nanos(any()), input, payload, any());
+        lane.written(Duration::from_nanos(any()));
     }
 }
