@@ -132,6 +132,12 @@ impl Auto {
         self.method
     }
 
+    /// The steps, the cheapest first.
+    pub fn steps(&self) -> impl Iterator<Item = Step> + use<> {
+        let method = self.method;
+        (0..names(method).len()).map(move |index| Step::of(method, index))
+    }
+
     /// The time on the clock of all lanes.
     #[must_use]
     pub fn now(&self) -> Duration {
