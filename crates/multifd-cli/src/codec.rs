@@ -84,9 +84,11 @@ impl CodecArgs {
         let compression = self.compression(to_trunk);
         let method = self.method(to_trunk);
         if compression == Compression::Auto && !to_trunk {
-            return Err("--compression auto is for a trunk: a QEMU reads only the method of its \
+            return Err(
+                "--compression auto is for a trunk: a QEMU reads only the method of its \
                         multifd-compression. Say --compression zlib or zstd, and --effort auto"
-                .to_owned());
+                    .to_owned(),
+            );
         }
         let mut settings = Settings::default();
         if let Some(level) = self.zlib_level {
@@ -155,14 +157,18 @@ impl CodecArgs {
             return Ok(false);
         }
         if self.zstd_level.is_some() {
-            return Err("--zstd-level has no effect with --effort auto, which chooses levels: \
+            return Err(
+                "--zstd-level has no effect with --effort auto, which chooses levels: \
                         leave one of them out"
-                .to_owned());
+                    .to_owned(),
+            );
         }
         if self.streams.is_some_and(|streams| streams.value() > 1) {
-            return Err("--streams is not for an effort that is found out: say --compression \
+            return Err(
+                "--streams is not for an effort that is found out: say --compression \
                         zlib or zstd without --effort auto, or leave out --streams"
-                .to_owned());
+                    .to_owned(),
+            );
         }
         if method == Method::Zlib && settings.accel == Accel::Auto {
             settings.accel = Accel::Software;

@@ -90,7 +90,9 @@ pub fn run(args: &RelayArgs, confined: Confined) -> Outcome {
     let mut watches = Vec::new();
     let mut encryptions = Vec::new();
     for (index, route) in routes.into_iter().enumerate() {
-        let codec = args.codec.codec(route.connect.protocol == Protocol::Trunk)?;
+        let codec = args
+            .codec
+            .codec(route.connect.protocol == Protocol::Trunk)?;
         let mut config = RelayConfig::new(route.connect.clone(), codec.method);
         config.settings = codec.settings;
         config.auto = codec.auto;
@@ -267,7 +269,9 @@ struct Ends {
 fn announce(config: &RelayConfig, accel_is_asked_for: bool) -> Outcome {
     let method = config.compression;
     if config.auto {
-        say::note(format_args!("writing {method} with the effort that is best at the moment"));
+        say::note(format_args!(
+            "writing {method} with the effort that is best at the moment"
+        ));
         return Ok(());
     }
     // A relay that compresses nothing has an accelerator for reading only.

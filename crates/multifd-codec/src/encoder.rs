@@ -74,9 +74,7 @@ pub(crate) trait WritePayload: Send {
     ) -> Result<PathCounts, EncodeError>;
 
     /// See [`Encoder::set_step`]. For streams that have steps.
-    fn set_step(&mut self, _: usize) -> Result<(), EncodeError> {
-        Ok(())
-    }
+    fn set_step(&mut self, _: usize) {}
 
     /// See [`Encoder::backend`]. For streams whose backend may change.
     fn backend(&self) -> Option<Backend> {
@@ -153,16 +151,12 @@ impl<T> Encoder<T> {
 
     /// Encodes packets that are popped from now on with `step`, which must be one of the method's.
     /// Encoders that were not made [with steps](Self::with_steps) have none, and ignore it.
-    ///
-    /// # Errors
-    ///
-    /// Why no packet can be encoded any more.
-    pub fn set_step(&mut self, step: Step) -> Result<(), EncodeError> {
+    pub fn set_step(&mut self, step: Step) {
         match &mut self.machine {
             Machine::OneByOne { stream, .. } if step.method() == self.method => {
-                stream.set_step(step.index())
+                stream.set_step(step.index());
             }
-            Machine::OneByOne { .. } | Machine::Together(_) => Ok(()),
+            Machine::OneByOne { .. } | Machine::Together(_) => {}
         }
     }
 

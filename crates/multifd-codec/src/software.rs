@@ -92,7 +92,7 @@ impl WritePayload for DeflateSteps {
         Ok(PathCounts::software(pages.len()))
     }
 
-    fn set_step(&mut self, step: usize) -> Result<(), EncodeError> {
+    fn set_step(&mut self, step: usize) {
         if step != self.step {
             // What another effort wrote meanwhile is not in this one's window.
             for deflater in self.deflaters.iter_mut().flatten() {
@@ -100,7 +100,6 @@ impl WritePayload for DeflateSteps {
             }
             self.step = step;
         }
-        Ok(())
     }
 }
 

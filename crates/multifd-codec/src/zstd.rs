@@ -63,6 +63,8 @@ impl WritePayload for Compress {
 pub(crate) struct CompressSteps {
     stream: CCtx<'static>,
     step: usize,
+    /// The level that the stream has, once one was needed.
+    level: Option<i32>,
     copy: Vec<u8>,
 }
 
@@ -74,8 +76,8 @@ impl CompressSteps {
         let stream = CCtx::try_create().ok_or_else(no_memory)?;
         Ok(Self {
             stream,
-            // No level is set yet.
             step: 0,
+            level: None,
             copy: Vec::new(),
         })
     }
@@ -88,29 +90,25 @@ impl WritePayload for CompressSteps {
         out: &mut Vec<u8>,
     ) -> Result<PathCounts, EncodeError> {
         let bytes = pages.gather(&mut self.copy);
-        if self.step == 0 {
+        let index = self.step.checked_sub(1);
+        let Some(&level) = index.and_then(|index| LEVELS.get(index)) else {
             store(bytes, out)?;
             return Ok(PathCounts::raw(pages.len()));
+        };
+        if self.level != Some(level) {
+            // Between two frames any parameter can be set.
+            self.stream
+                .set_parameter(CParameter::CompressionLevel(level))
+                .map_err(failed)?;
+            self.level = Some(level);
         }
         let directive = ZSTD_EndDirective::ZSTD_e_end;
         compress(&mut self.stream, bytes, directive, out)?;
         Ok(PathCounts::software(pages.len()))
     }
 
-    fn set_step(&mut self, step: usize) -> Result<(), EncodeError> {
-        if step == self.step {
-            return Ok(());
-        }
+    fn set_step(&mut self, step: usize) {
         self.step = step;
-        let level = step.checked_sub(1).and_then(|index| LEVELS.get(index));
-        let Some(&level) = level else {
-            return Ok(());
-        };
-        // Between two frames any parameter can be set.
-        self.stream
-            .set_parameter(CParameter::CompressionLevel(level))
-            .map(drop)
-            .map_err(failed)
     }
 }
 

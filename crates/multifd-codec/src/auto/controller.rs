@@ -276,7 +276,9 @@ impl Controller {
         let (encoding, size) = (estimate.encoding.0?, estimate.size.0?);
         let copying = self.copying.0.unwrap_or(COPYING) * size;
         let busy = self.reading.0.unwrap_or(0.0) + encoding + copying;
-        let own = estimate.rate.filter(|(_, then)| now.saturating_sub(*then) < RATE_TRUSTED);
+        let own = estimate
+            .rate
+            .filter(|(_, then)| now.saturating_sub(*then) < RATE_TRUSTED);
         let rate = match (self.rate, own) {
             (Some(all), Some((own, _))) => Some(all.min(own)),
             (all, own) => all.or(own.map(|(own, _)| own)),

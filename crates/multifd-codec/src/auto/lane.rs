@@ -143,7 +143,10 @@ impl Lane {
             return;
         };
         let passed_on = |since: Since| Drained {
-            bytes: since.queued.saturating_add(since.written).saturating_sub(queued),
+            bytes: since
+                .queued
+                .saturating_add(since.written)
+                .saturating_sub(queued),
             time: now.saturating_sub(since.at),
             was_busy: queued > 0,
         };
@@ -184,7 +187,9 @@ impl Lane {
             reading: packet.reading,
             encoding: packet.encoding,
             // Writing into a connection that has room is copying.
-            copying: packet.found_idle.then(|| now.saturating_sub(packet.writes_from)),
+            copying: packet
+                .found_idle
+                .then(|| now.saturating_sub(packet.writes_from)),
         };
         self.auto.with(|controller| controller.note(&observation));
     }

@@ -13,7 +13,7 @@ use super::shard::{Decision, Miss};
 use crate::auto::Step;
 use crate::channel::check_payload_len;
 use crate::encoder::Failed;
-use crate::{Backend, EncodeError, PageBuffer, PathCounts};
+use crate::{Backend, PageBuffer, PathCounts};
 
 /// Encodes packets of pages, with differences if the channel has [`Sent`] pages: the sending
 /// direction of one channel, over an [`Encoder`](crate::Encoder) of any method.
@@ -110,12 +110,8 @@ impl<T: Borrow<RamPacket>> Encoder<T> {
     }
 
     /// See [`crate::Encoder::set_step`].
-    ///
-    /// # Errors
-    ///
-    /// Why no packet can be encoded any more.
-    pub fn set_step(&mut self, step: Step) -> Result<(), EncodeError> {
-        self.inner.set_step(step)
+    pub fn set_step(&mut self, step: Step) {
+        self.inner.set_step(step);
     }
 
     /// See [`crate::Encoder::room`].

@@ -7,7 +7,11 @@ use multifd_wire::{Method, PageSize};
 use testkit::pages::{Random, packet};
 
 /// Writes packets with steps in any order, each several times in a row and alone, and reads them.
-fn every_order(settings: &Settings, method: Method, mut stock: impl FnMut(&[u8], usize, &mut [u8])) {
+fn every_order(
+    settings: &Settings,
+    method: Method,
+    mut stock: impl FnMut(&[u8], usize, &mut [u8]),
+) {
     let auto = Auto::new(method, settings).unwrap();
     let steps: Vec<Step> = auto.steps().collect();
     assert!(steps.len() >= 4);
@@ -23,10 +27,14 @@ fn every_order(settings: &Settings, method: Method, mut stock: impl FnMut(&[u8],
         if random.below(3) > 0 {
             step = steps[random.below(steps.len())];
         }
-        encoder.set_step(step).unwrap();
+        encoder.set_step(step);
         let page_size = PageSize::new([4096, 16_384, 65_536][round % 3]).unwrap();
         let full = page_size.pages_per_packet();
-        let count = if random.below(2) == 0 { full } else { 1 + random.below(full) };
+        let count = if random.below(2) == 0 {
+            full
+        } else {
+            1 + random.below(full)
+        };
         let bytes = packet(&mut random, count, page_size.bytes());
         let pages = Pages::private(&bytes, page_size).unwrap();
         encoder.encode(&pages, &mut payload).unwrap();
@@ -75,7 +83,7 @@ fn an_encoder_without_steps_ignores_them() {
     let bytes = [1; 4096];
     let pages = Pages::private(&bytes, PageSize::K4).unwrap();
     for step in auto.steps() {
-        encoder.set_step(step).unwrap();
+        encoder.set_step(step);
         let mut payload = Vec::new();
         encoder.encode(&pages, &mut payload).unwrap();
         assert_eq!(payload, bytes);

@@ -64,8 +64,8 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use multifd_codec::{auto, delta};
 use multifd_codec::{Backend, PathCounts, Settings, Unsupported};
+use multifd_codec::{auto, delta};
 use multifd_wire::{Fault, Limits, Method};
 
 use self::gate::CHANNELS_TIMEOUT;

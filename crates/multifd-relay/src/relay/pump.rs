@@ -12,7 +12,7 @@ use multifd_transport::failure::Cause as TransportCause;
 use multifd_transport::inlet::{Inlet, Item};
 use multifd_transport::outlet::{Outlet, Unwritten, Written, block_of};
 use multifd_transport::{Stream, hung_up};
-use multifd_wire::{BlockName, Fault, Hello, Packet, PageSize, RamPacket};
+use multifd_wire::{BlockName, Fault, Hello, Method, Packet, PageSize, RamPacket};
 
 use super::RelayConfig;
 use super::counters::{Counters, Tally};
@@ -22,7 +22,7 @@ use super::link::{Link, Links};
 use super::main_channel::Outline;
 use super::verify::Sums;
 use crate::failure::{Cause, Channel, Failure, Leg};
-use crate::leg::Caller;
+use crate::leg::{Caller, Terms};
 
 /// What a channel shares with the others of its migration.
 #[derive(Clone, Copy)]
@@ -37,8 +37,12 @@ pub(super) struct Shared<'a> {
     /// What the destination's relay keeps, and what this one keeps for the source's.
     pub(super) sent: Option<&'a Arc<Sent>>,
     pub(super) kept: Option<&'a Arc<Kept>>,
+    /// What was agreed on with the destination.
+    pub(super) terms: Terms,
     /// What the channels find out about efforts.
     pub(super) auto: Option<&'a Arc<Auto>>,
+    /// The source is a relay.
+    pub(super) from_relay: bool,
     /// Of what all channels carry, where relays compare it. Each page is decompressed then.
     pub(super) sums: Option<&'a Sums>,
 }
@@ -90,9 +94,14 @@ pub(super) fn run(hello: Hello, source: &Arc<Stream>, shared: Shared<'_>) -> Res
         Some(kept) => inlet.with_differences(Arc::clone(kept), || shared.gate.is_stopped()),
         None => inlet,
     };
+    // A relay at the source has asked before it sends any.
+    let inlet = match shared.from_relay {
+        true => inlet.with_plain_packets(),
+        false => inlet,
+    };
     let encoder = match shared.auto {
         Some(auto) => Encoder::with_steps(auto, &config.settings),
-        None => Encoder::new(config.compression, &config.settings),
+        None => Encoder::new(shared.terms.method, &config.settings),
     };
     let encoder = encoder.map_err(|error| failed(on_leg(Leg::Here, error)))?;
     let outlet = match shared.target.is_relay() {
@@ -105,7 +114,10 @@ pub(super) fn run(hello: Hello, source: &Arc<Stream>, shared: Shared<'_>) -> Res
         None => outlet,
     };
     let outlet = match shared.auto {
-        Some(auto) => outlet.with_lane(Lane::new(Arc::clone(auto))),
+        Some(auto) => {
+            let lane = Lane::new(Arc::clone(auto));
+            outlet.with_lane(lane, shared.terms.has_plain_packets)
+        }
         None => outlet,
     };
     let pump = Pump {
@@ -301,7 +313,8 @@ impl Pump<'_> {
         }
         let method = self.inlet.method_of(packet);
         let method = method.map_err(|cause| source_side(cause).in_packet(packet))?;
-        let has_differences = self.inlet.has_differences() || self.outlet.has_differences();
+        let may_have_differences = self.inlet.has_differences() && method != Method::None;
+        let has_differences = may_have_differences || self.outlet.has_differences();
         Ok(method != self.outlet.method() || has_differences || self.shared.sums.is_some())
     }
 
@@ -501,7 +514,8 @@ mod tests {
         let introduction = Introduction {
             name: None,
             migration: None,
-            method: config.compression,
+            methods: vec![config.compression],
+            has_plain_packets: false,
             has_channels: true,
             may_be_postcopy: false,
             is_recovery: false,
@@ -527,7 +541,13 @@ mod tests {
             counters: &Counters::default(),
             sent: None,
             kept: None,
+            terms: Terms {
+                method: to,
+                has_plain_packets: false,
+                delta_bytes: 0,
+            },
             auto: None,
+            from_relay: false,
             sums: None,
         };
         let encoder = Encoder::new(to, &settings).unwrap();

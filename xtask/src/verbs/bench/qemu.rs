@@ -56,7 +56,7 @@ struct Way {
     delta: bool,
 }
 
-const WAYS: [Way; 16] = [
+const WAYS: [Way; 17] = [
     Way::plain("qemu none", "none"),
     Way::plain("qemu zlib", "zlib"),
     Way::plain("qemu zstd", "zstd"),
@@ -116,6 +116,14 @@ const WAYS: [Way; 16] = [
         qemu: ["none", "none"],
         relays: [Some("auto"), Some("none")],
         between: Between::Trunk,
+        ..Way::plain("", "")
+    },
+    Way {
+        name: "two relays, auto, trunk, delta",
+        qemu: ["none", "none"],
+        relays: [Some("auto"), Some("none")],
+        between: Between::Trunk,
+        delta: true,
         ..Way::plain("", "")
     },
     Way {
