@@ -319,7 +319,9 @@ impl Shared {
                 incoming.may_be_postcopy = may_be_postcopy;
                 incoming.is_recovery = is_recovery;
                 let name = preface.name.as_str().to_owned();
-                incoming.origin = Some(Origin::new(name, preface.migration));
+                let mut origin = Origin::new(name, preface.migration);
+                origin.has_plain_packets = has(PLAIN, &preface.extensions);
+                incoming.origin = Some(origin);
                 incoming.kept = kept.map(|(_, kept)| Arc::new(kept));
                 self.door.set_up(incoming);
             }

@@ -41,8 +41,8 @@ pub(super) struct Shared<'a> {
     pub(super) terms: Terms,
     /// What the channels find out about efforts.
     pub(super) auto: Option<&'a Arc<Auto>>,
-    /// The source is a relay.
-    pub(super) from_relay: bool,
+    /// The source's channels may have packets of the method `none` among others.
+    pub(super) plain_packets_come: bool,
     /// Of what all channels carry, where relays compare it. Each page is decompressed then.
     pub(super) sums: Option<&'a Sums>,
 }
@@ -94,8 +94,7 @@ pub(super) fn run(hello: Hello, source: &Arc<Stream>, shared: Shared<'_>) -> Res
         Some(kept) => inlet.with_differences(Arc::clone(kept), || shared.gate.is_stopped()),
         None => inlet,
     };
-    // A relay at the source has asked before it sends any.
-    let inlet = match shared.from_relay {
+    let inlet = match shared.plain_packets_come {
         true => inlet.with_plain_packets(),
         false => inlet,
     };
@@ -313,9 +312,17 @@ impl Pump<'_> {
         }
         let method = self.inlet.method_of(packet);
         let method = method.map_err(|cause| source_side(cause).in_packet(packet))?;
-        let may_have_differences = self.inlet.has_differences() && method != Method::None;
-        let has_differences = may_have_differences || self.outlet.has_differences();
-        Ok(method != self.outlet.method() || has_differences || self.shared.sums.is_some())
+        let Shared {
+            plain_packets_come,
+            sums,
+            ..
+        } = self.shared;
+        // Packets of a stream cannot stand among packets of another stream. A plain one becomes a
+        // packet of the outlet's own stream; so its neighbours have to as well.
+        let is_part = plain_packets_come && method != Method::None
+            || self.inlet.has_differences() && !plain_packets_come;
+        let has_other_method = method != self.outlet.method();
+        Ok(has_other_method || is_part || self.outlet.has_differences() || sums.is_some())
     }
 
     /// Adds a packet's pages to the sums that relays compare.
@@ -501,7 +508,7 @@ mod tests {
     }
 
     /// How often the channel's thread allocates for packets in the middle of a migration.
-    fn allocations(from: Method, to: Method, settings: Settings) -> usize {
+    fn allocations(from: Method, to: Method, settings: Settings, auto: bool) -> usize {
         let pieces = sent(from, [WARM_UP, PACKETS]);
         let mut config = RelayConfig::new(Address::Unix("/nowhere".into()), to);
         config.settings = settings;
@@ -547,14 +554,23 @@ mod tests {
                 delta_bytes: 0,
             },
             auto: None,
-            from_relay: false,
+            plain_packets_come: false,
             sums: None,
         };
-        let encoder = Encoder::new(to, &settings).unwrap();
+        let auto = auto.then(|| Auto::new(to, &settings).unwrap());
+        let encoder = match &auto {
+            Some(auto) => Encoder::with_steps(auto, &settings).unwrap(),
+            None => Encoder::new(to, &settings).unwrap(),
+        };
+        let outlet = Outlet::open(&link.destination, &HELLO, encoder).unwrap();
+        let outlet = match auto {
+            Some(auto) => outlet.with_lane(Lane::new(auto), true),
+            None => outlet,
+        };
         let mut pump = Pump {
             id: 0,
             inlet: Inlet::new(&link.source, &HELLO, config.limits, settings).unwrap(),
-            outlet: Outlet::open(&link.destination, &HELLO, encoder).unwrap(),
+            outlet,
             link: &link,
             shared,
             tally: Tally::new(shared.counters),
@@ -599,9 +615,21 @@ mod tests {
                 (Method::None, Method::None),
                 (Method::None, Method::Qpl),
             ] {
-                let found = allocations(from, to, settings);
+                let found = allocations(from, to, settings, false);
                 assert_eq!(found, 0, "{from} to {to}, {accel}");
             }
+        }
+    }
+
+    /// Each step allocates at most once in a migration: its tables, and larger ones for a level
+    /// that was never tried before.
+    #[test]
+    fn nothing_is_allocated_for_a_packet_whose_effort_changes() {
+        let mut settings = Settings::default();
+        settings.accel = Accel::Software;
+        for to in [Method::Zlib, Method::Zstd] {
+            let found = allocations(Method::None, to, settings, true);
+            assert_eq!(found, 0, "{to}");
         }
     }
 
@@ -613,7 +641,7 @@ mod tests {
         settings.accel = Accel::Software;
         settings.streams = Streams::new(4).unwrap();
         for (from, to) in [(Method::None, Method::Zlib), (Method::Zlib, Method::None)] {
-            let found = allocations(from, to, settings);
+            let found = allocations(from, to, settings, false);
             assert!(found <= PACKETS / 4, "{from} to {to}: {found}");
         }
     }

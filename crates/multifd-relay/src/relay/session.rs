@@ -131,7 +131,9 @@ pub(super) fn run(
         terms,
         auto: auto.as_ref(),
         kept: incoming.kept.as_ref(),
-        from_relay: incoming.origin.is_some(),
+        plain_packets_come: incoming
+            .origin
+            .is_some_and(|origin| origin.has_plain_packets),
         sums: verifies.then_some(&sums),
     };
     session.links.add(session.main);
@@ -405,8 +407,8 @@ struct Session<'a> {
     terms: Terms,
     auto: Option<&'a Arc<Auto>>,
     kept: Option<&'a Arc<Kept>>,
-    /// The source is a relay.
-    from_relay: bool,
+    /// The source's channels may have packets of the method `none` among others.
+    plain_packets_come: bool,
 }
 
 /// Threads that run.
@@ -634,7 +636,7 @@ impl<'env> Session<'env> {
                     sent: self.sent,
                     terms: self.terms,
                     auto: self.auto,
-                    from_relay: self.from_relay,
+                    plain_packets_come: self.plain_packets_come,
                     kept: self.kept,
                 };
                 let tell_failure = tell.clone();
