@@ -27,7 +27,7 @@ pub struct Cli {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    Relay(RelayArgs),
+    Relay(Box<RelayArgs>),
     Receive(ReceiveArgs),
     Record(RecordArgs),
     Replay(ReplayArgs),
@@ -103,6 +103,9 @@ pub struct RelayArgs {
     /// source's relay.
     #[arg(long, value_name = "SIZE", value_parser = size, hide_short_help = true)]
     pub delta_memory: Option<u64>,
+    /// Processors that --effort auto may take for each migration, such as 1.5.
+    #[arg(long, value_name = "N", value_parser = processors, hide_short_help = true)]
+    pub cpus: Option<f64>,
     /// Both relays of a trunk compare all pages of each round; a difference leaves the guest at its
     /// source. It costs a decompression at each of them.
     #[arg(long, hide_short_help = true)]
@@ -113,6 +116,9 @@ pub struct RelayArgs {
     /// Print one JSON object per migration.
     #[arg(long)]
     pub json: bool,
+    /// Tell of each change of effort.
+    #[arg(long, short, hide_short_help = true)]
+    pub verbose: bool,
 }
 
 /// How pages are compressed.
@@ -322,6 +328,13 @@ fn size(text: &str) -> Result<u64, String> {
     number
         .checked_mul(1 << shift)
         .ok_or_else(|| "that is more than 64 bits can say".to_owned())
+}
+
+fn processors(text: &str) -> Result<f64, String> {
+    let count = text.parse().ok();
+    count
+        .filter(|count: &f64| (0.01..=4096.0).contains(count))
+        .ok_or_else(|| "this is a number of processors, from 0.01 to 4096, such as 1.5".to_owned())
 }
 
 /// The mode of a file, as chmod takes it.

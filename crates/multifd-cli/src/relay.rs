@@ -96,6 +96,14 @@ pub fn run(args: &RelayArgs, confined: Confined) -> Outcome {
         let mut config = RelayConfig::new(route.connect.clone(), codec.method);
         config.settings = codec.settings;
         config.auto = codec.auto;
+        config.processors = args.cpus;
+        if args.cpus.is_some() && !codec.auto {
+            return Err(
+                "--cpus is for an effort that is found out: add --effort auto"
+                    .to_owned()
+                    .into(),
+            );
+        }
         config.limits = Limits::default();
         config.dial_timeout = Duration::from_secs(args.dial_timeout.get().into());
         if index == 0 {
@@ -498,6 +506,10 @@ impl<'a> Printer<'a> {
             Update::Note(note) => {
                 let of = self.running.get(index).map(|migration| self.of(migration));
                 self.note(&format!("{}{note}", of.unwrap_or_default()));
+            }
+            Update::Effort(change) if self.args.verbose => {
+                let of = self.running.get(index).map(|migration| self.of(migration));
+                self.note(&format!("{}{change}", of.unwrap_or_default()));
             }
             _ => {}
         }

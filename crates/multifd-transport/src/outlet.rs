@@ -324,6 +324,9 @@ impl<'s> Outlet<'s> {
             .map_err(|cause| unwritten(&packet, cause))?;
         if let Some(lane) = lane {
             lane.written(lane.now());
+            if let Some(pause) = lane.pause(lane.now()) {
+                std::thread::sleep(pause);
+            }
         }
         let bytes = self.wire.bytes_out - before;
         Ok(Written { packet, bytes })

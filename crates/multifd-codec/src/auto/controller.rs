@@ -1,5 +1,6 @@
 //! The estimates, and the choice.
 
+use std::fmt;
 use std::time::Duration;
 
 use multifd_wire::Method;
@@ -10,6 +11,9 @@ use super::Step;
 pub(super) struct Controller {
     steps: Vec<Estimate>,
     current: usize,
+    /// The processors that all lanes together may take for encoding.
+    processors: Option<f64>,
+    lanes: u32,
     /// Bytes a second that a connection passes on, while it is the limit.
     rate: Option<f64>,
     /// Seconds for a byte of pages before it is encoded.
@@ -85,6 +89,22 @@ pub struct Change {
     pub expected: [f64; 2],
 }
 
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [before, after] = self.expected.map(|rate| rate / 1e6);
+        let Self { from, to, .. } = self;
+        write!(
+            f,
+            "effort {from}, now {to}: {after:.0} MB/s of pages on a channel are expected, "
+        )?;
+        write!(f, "instead of {before:.0}; ")?;
+        match self.link {
+            Some(rate) => write!(f, "a connection passes on {:.0} MB/s", rate / 1e6),
+            None => f.write_str("the connections are not the limit"),
+        }
+    }
+}
+
 /// What went through one step.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -156,8 +176,10 @@ const MOST_CHANGES: usize = 64;
 
 impl Controller {
     /// A controller of so many steps.
-    pub(super) fn new(steps: usize) -> Self {
+    pub(super) fn new(steps: usize, processors: Option<f64>) -> Self {
         Self {
+            processors: processors.filter(|count| *count > 0.0),
+            lanes: 0,
             steps: (0..steps).map(|_| Estimate::default()).collect(),
             // What is best for most links.
             current: 2.min(steps.saturating_sub(1)),
@@ -284,8 +306,24 @@ impl Controller {
             (all, own) => all.or(own.map(|(own, _)| own)),
         };
         let passing_on = rate.map_or(0.0, |rate| size / rate);
+        let in_budget = encoding * self.share().map_or(0.0, |share| 1.0 / share);
         // Not even nothing takes no time.
-        Some(busy.max(passing_on).max(f64::MIN_POSITIVE))
+        let times = [busy, passing_on, in_budget];
+        Some(times.into_iter().fold(f64::MIN_POSITIVE, f64::max))
+    }
+
+    /// The processors for one lane, if they are counted.
+    pub(super) fn share(&self) -> Option<f64> {
+        let processors = self.processors?;
+        Some(processors / f64::from(self.lanes.max(1)))
+    }
+
+    /// A lane begins, or ends.
+    pub(super) fn count_lane(&mut self, begins: bool) {
+        self.lanes = match begins {
+            true => self.lanes.saturating_add(1),
+            false => self.lanes.saturating_sub(1),
+        };
     }
 
     /// Takes note of a packet.
@@ -383,22 +421,26 @@ impl Controller {
         }
     }
 
-    pub(super) fn summary(&self, method: Method) -> Summary {
+    /// The changes that are kept, from the one with this number on.
+    pub(super) fn changes(&self, method: Method, from: usize) -> Vec<Change> {
         let of = |step: Step| Step::of(method, step.index());
+        let changes = self.changes.iter().skip(from);
+        changes
+            .map(|change| Change {
+                from: of(change.from),
+                to: of(change.to),
+                ..*change
+            })
+            .collect()
+    }
+
+    pub(super) fn summary(&self, method: Method) -> Summary {
         let steps = self.steps.iter().enumerate();
         Summary {
             steps: steps
                 .map(|(index, estimate)| (Step::of(method, index), estimate.totals))
                 .collect(),
-            changes: self
-                .changes
-                .iter()
-                .map(|change| Change {
-                    from: of(change.from),
-                    to: of(change.to),
-                    ..*change
-                })
-                .collect(),
+            changes: self.changes(method, 0),
             more_changes: self.more_changes,
         }
     }

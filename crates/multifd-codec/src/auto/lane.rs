@@ -76,6 +76,10 @@ impl Window {
 /// Shorter windows show the bursts of a link and not its rate.
 const WINDOW: Duration = Duration::from_millis(20);
 
+/// A channel that rests notices nothing, so not even a budget of next to nothing makes it rest for
+/// longer.
+const LONGEST_PAUSE: Duration = Duration::from_millis(250);
+
 /// A connection is the limit if it is idle before fewer than one packet in so many.
 const MOST_IDLE: u32 = 8;
 
@@ -83,6 +87,7 @@ impl Lane {
     /// A channel before its first packet.
     #[must_use]
     pub fn new(auto: Arc<Auto>) -> Self {
+        auto.with(|controller| controller.count_lane(true));
         let step = Step::of(auto.method, 0);
         Self {
             auto,
@@ -192,6 +197,24 @@ impl Lane {
                 .then(|| now.saturating_sub(packet.writes_from)),
         };
         self.auto.with(|controller| controller.note(&observation));
+    }
+
+    /// How long the channel has to rest after a packet that was written, so that encoding keeps to
+    /// its budget.
+    #[must_use]
+    pub fn pause(&self, now: Duration) -> Option<Duration> {
+        let share = self.auto.with(|controller| controller.share())?;
+        let encoding = self.packet.encoding.as_secs_f64();
+        let whole = Duration::try_from_secs_f64(encoding / share).unwrap_or(LONGEST_PAUSE);
+        let passed = now.saturating_sub(self.packet.began);
+        let pause = whole.saturating_sub(passed).min(LONGEST_PAUSE);
+        (!pause.is_zero()).then_some(pause)
+    }
+}
+
+impl Drop for Lane {
+    fn drop(&mut self) {
+        self.auto.with(|controller| controller.count_lane(false));
     }
 }
 

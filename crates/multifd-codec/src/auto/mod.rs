@@ -23,7 +23,8 @@
 //! time = max(reading + encoding + size * copying, size / rate of the connection)
 //! ```
 //!
-//! with the size as a part of the page. The step with the least time is the right one. Encoding and
+//! with the size as a part of the page; and, where encoding has a budget of processors, no less than
+//! the encoding of all channels takes of these. The step with the least time is the right one. Encoding and
 //! size are measured for each step, reading and copying for the channel. The rate can be measured
 //! while bytes are always waiting in the connection: then the connection is what limits, be it the
 //! link, the other end's processors or its guest. While none are waiting, it is only known that the
@@ -112,6 +113,17 @@ impl Auto {
     /// [streams](Settings::streams) are asked for, or an accelerator writes it.
     #[must_use]
     pub fn new(method: Method, settings: &Settings) -> Option<Arc<Self>> {
+        Self::within(method, settings, None)
+    }
+
+    /// The same with a budget of so many processors for encoding on all lanes together, such as
+    /// 1.5. A step that would need more is slower by that, and its lanes [pause](Lane::pause).
+    #[must_use]
+    pub fn within(
+        method: Method,
+        settings: &Settings,
+        processors: Option<f64>,
+    ) -> Option<Arc<Self>> {
         let is_own = match method {
             Method::Zlib => settings.accel == Accel::Software,
             Method::Zstd => cfg!(feature = "zstd"),
@@ -121,7 +133,7 @@ impl Auto {
             Arc::new(Self {
                 method,
                 began: Instant::now(),
-                controller: Mutex::new(Controller::new(names(method).len())),
+                controller: Mutex::new(Controller::new(names(method).len(), processors)),
             })
         })
     }
@@ -148,6 +160,12 @@ impl Auto {
     #[must_use]
     pub fn summary(&self) -> Summary {
         self.with(|controller| controller.summary(self.method))
+    }
+
+    /// The changes from the one with this number on, as far as a [`Summary`] has them.
+    #[must_use]
+    pub fn changes(&self, from: usize) -> Vec<Change> {
+        self.with(|controller| controller.changes(self.method, from))
     }
 
     fn with<R>(&self, work: impl FnOnce(&mut Controller) -> R) -> R {

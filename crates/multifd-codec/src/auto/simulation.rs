@@ -36,6 +36,8 @@ struct Channel {
     /// The packets that these bytes are.
     queued_packets: f64,
     random: u64,
+    /// Seconds of encoding.
+    encoding: f64,
     packets: [u64; 5],
     /// An oracle, which knows the best step.
     is_oracle: bool,
@@ -92,6 +94,7 @@ impl Channel {
             queued: 0.0,
             queued_packets: 0.0,
             random: 1,
+            encoding: 0.0,
             packets: [0; 5],
             is_oracle: false,
         }
@@ -142,6 +145,10 @@ impl Channel {
         self.queued += payload;
         self.queued_packets += 1.0;
         self.lane.written(self.now);
+        self.encoding += encoding;
+        if let Some(pause) = self.lane.pause(self.now) {
+            self.pass(pause.as_secs_f64(), link);
+        }
     }
 
     /// Runs for `time`; returns seconds for a packet that has arrived.
@@ -259,6 +266,34 @@ fn it_follows_the_processors() {
         ..WORLD
     });
     assert_close(&beside_an_oracle(&worlds));
+}
+
+/// Encoding takes no more than its budget, and what is best within it is chosen.
+#[test]
+fn it_keeps_to_a_budget() {
+    for (processors, link, step) in [
+        (0.5, 117e6, 1),
+        (0.02, 117e6, 0),
+        (0.3, 12e6, 3),
+        (4.0, 12e6, 3),
+    ] {
+        let settings = Settings::default();
+        let auto = Auto::within(Method::Zstd, &settings, Some(processors)).unwrap();
+        let mut channel = Channel::new(&auto);
+        let world = World { link, ..WORLD };
+        channel.run(&world, 1000 * MS);
+        let (began, encoding) = (channel.now, channel.encoding);
+        channel.packets = [0; 5];
+        channel.run(&world, 10_000 * MS);
+        let taken = (channel.encoding - encoding) / (channel.now - began).as_secs_f64();
+        assert!(taken < processors * 1.01, "{taken} of {processors}");
+        let packets: u64 = channel.packets.iter().sum();
+        assert!(
+            channel.packets[step] * 4 > packets * 3,
+            "{:?}",
+            channel.packets
+        );
+    }
 }
 
 /// Channels that share what they find out, and one among them whose peer reads nothing for a

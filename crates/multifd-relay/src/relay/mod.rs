@@ -100,6 +100,8 @@ pub struct RelayConfig {
     /// settings leave a [choice](multifd_codec::auto::Auto::new). Otherwise it is that of
     /// `settings`.
     pub auto: bool,
+    /// The processors that encoding may take in one migration, if its effort is found out.
+    pub processors: Option<f64>,
     /// The bytes of pages that a migration may keep on each side of a trunk, to send differences to
     /// them; 0 for none. All migrations together keep no more than
     /// [`multifd_codec::delta::memory::limit`].
@@ -218,13 +220,15 @@ impl fmt::Display for Remark {
 }
 
 /// What happens while a migration is passed on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum Update {
     /// How far it is: about twice a second.
     Progress(Traffic),
     /// Something that an operator may want to mend.
     Note(MigrationNote),
+    /// Packets are encoded with another effort from now on.
+    Effort(auto::Change),
 }
 
 impl RelayConfig {
@@ -237,6 +241,7 @@ impl RelayConfig {
             compression,
             settings: Settings::default(),
             auto: false,
+            processors: None,
             delta_memory: u64::MAX,
             limits: Limits::default(),
             dial_timeout: DIAL_TIMEOUT,

@@ -114,7 +114,7 @@ pub(super) fn run(
     let verifies = main.source.has_notes() || main.destination.has_notes();
     let sums = Sums::default();
     let auto = match config.auto {
-        true => Auto::new(terms.method, &config.settings),
+        true => Auto::within(terms.method, &config.settings, config.processors),
         false => None,
     };
     let session = Session {
@@ -481,7 +481,7 @@ impl<'env> Session<'env> {
             }
             let mut watch = Watch::new();
             let mut silence = Silence::new(SILENCE_TIMEOUT.max(self.config.dial_timeout));
-            let mut told = Instant::now();
+            let (mut told, mut changes_told) = (Instant::now(), 0);
             let mut settled = false;
             let mut over_since: Option<Instant> = None;
             let mut hung_up_since: Option<Instant> = None;
@@ -534,6 +534,13 @@ impl<'env> Session<'env> {
                 if told.elapsed() >= PROGRESS_INTERVAL {
                     told = Instant::now();
                     observe(Update::Progress(self.counters.totals()));
+                    if let Some(auto) = self.auto {
+                        let changes = auto.changes(changes_told);
+                        changes_told += changes.len();
+                        changes
+                            .into_iter()
+                            .for_each(|change| observe(Update::Effort(change)));
+                    }
                     let sample = watch.sample(self.counters, self.gate, self.outline);
                     // A trunk compresses the main channel too.
                     let comes_so = self.main.source.bytes_below().is_some();
