@@ -275,7 +275,7 @@ fn it_keeps_to_a_budget() {
         (0.5, 117e6, 1),
         (0.02, 117e6, 0),
         (0.3, 12e6, 3),
-        (4.0, 12e6, 3),
+        (4.0, 12e6, 4),
     ] {
         let settings = Settings::default();
         let auto = Auto::within(Method::Zstd, &settings, Some(processors)).unwrap();
