@@ -335,8 +335,8 @@ impl Stream {
         crate::unsent::unsent_bytes(self).unwrap_or(0)
     }
 
-    /// Bytes that were written and wait to be passed on: while there always are some, the connection
-    /// is busy. 0, where the system does not tell.
+    /// Bytes that were written and wait to be passed on: while there always are some, the
+    /// connection is busy. 0, where the system does not tell.
     pub fn waiting_bytes(&self) -> u64 {
         crate::unsent::waiting_bytes(self).unwrap_or(0)
     }

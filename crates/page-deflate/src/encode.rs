@@ -286,7 +286,8 @@ impl Deflater {
 /// Appends a run of stored blocks to `out`: the pages as they are, and five bytes for each 65,535
 /// of them or fewer, and for the end of the run.
 ///
-/// An encoder that writes further runs of the stream has to [forget](Deflater::forget) those before.
+/// An encoder that writes further runs of the stream has to [forget](Deflater::forget) those
+/// before.
 pub fn store(pages: &[u8], out: &mut Vec<u8>) {
     let mut bits = BitWriter::new(out);
     for block in pages.chunks(MAX_STORED).chain([&[][..]]) {

@@ -8,8 +8,8 @@ use super::{Auto, Step};
 
 /// One channel of a migration with [`Auto`].
 ///
-/// For each packet with pages, in this order: [`Lane::step`] before it is encoded, [`Lane::encoded`]
-/// afterwards, and [`Lane::written`] once it was written.
+/// For each packet with pages, in this order: [`Lane::step`] before it is encoded,
+/// [`Lane::encoded`] afterwards, and [`Lane::written`] once it was written.
 pub struct Lane {
     auto: Arc<Auto>,
     packet: Packet,

@@ -23,15 +23,15 @@
 //! time = max(reading + encoding + size * copying, size / rate of the connection)
 //! ```
 //!
-//! with the size as a part of the page; and, where encoding has a budget of processors, no less than
-//! the encoding of all channels takes of these. The step with the least time is the right one. Encoding and
-//! size are measured for each step, reading and copying for the channel. The rate can be measured
-//! while bytes are always waiting in the connection: then the connection is what limits, be it the
-//! link, the other end's processors or its guest. While none are waiting, it is only known that the
-//! rate is not lower than what was written.
+//! with the size as a part of the page; and, where encoding has a budget of processors, no less
+//! than the encoding of all channels takes of these. The step with the least time is the right one.
+//! Encoding and size are measured for each step, reading and copying for the channel. The rate can
+//! be measured while bytes are always waiting in the connection: then the connection is what
+//! limits, be it the link, the other end's processors or its guest. While none are waiting, it is
+//! only known that the rate is not lower than what was written.
 //!
-//! Steps that are not in use are tried now and then, with one packet each, for at most a fiftieth of
-//! the time in all. A step that is as good as another within 2 % gives way to the cheaper one:
+//! Steps that are not in use are tried now and then, with one packet each, for at most a fiftieth
+//! of the time in all. A step that is as good as another within 2 % gives way to the cheaper one:
 //! processors belong to guests first.
 //!
 //! Nothing here has a clock: the caller says how late it is.

@@ -225,8 +225,8 @@ fn it_does_not_oscillate() {
     }
 }
 
-/// How many times as long as an oracle that knows everything a channel takes for a packet, in worlds
-/// that follow each other.
+/// How many times as long as an oracle that knows everything a channel takes for a packet, in
+/// worlds that follow each other.
 fn beside_an_oracle(worlds: &[World]) -> Vec<f64> {
     let (mut channel, mut oracle) = (Channel::new(&auto()), Channel::new(&auto()));
     oracle.is_oracle = true;

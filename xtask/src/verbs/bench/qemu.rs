@@ -14,8 +14,8 @@ use crate::multifd::{self, Between, Multifd};
 
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// The guest's memory: `redis`, `idle`, `noise`, or a file of pages of 4 KiB back to back, as they are
-    /// or compressed with zstd
+    /// The guest's memory: `redis`, `idle`, `noise`, or a file of pages of 4 KiB back to back, as
+    /// they are or compressed with zstd
     #[arg(long, value_name = "FILE", default_value = "redis")]
     pages: String,
     /// The guest's memory in MiB, three quarters of it in use
