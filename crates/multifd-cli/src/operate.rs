@@ -15,6 +15,7 @@ use multifd_wire::Method;
 
 pub use self::args::{AcceptArgs, EndArgs, MigrateArgs};
 use self::tell::{Teller, failed};
+use crate::codec::usual_accel;
 use crate::process::Outcome;
 use crate::relay::{Route, announce, memory, refuse_exposed};
 use crate::sandbox::Sandbox;
@@ -24,8 +25,14 @@ use crate::signals::Signals;
 /// Sends a guest.
 pub fn migrate(args: &MigrateArgs, sandbox: &Sandbox) -> Outcome {
     let end = &args.end;
-    let mut config = RelayConfig::new(args.to.clone(), args.codec.method());
-    config.settings = args.codec.settings()?;
+    let codec = args.codec.codec(true)?;
+    if args.cpus.is_some() && !codec.auto {
+        return Err("--cpus is for an effort that is found out: add --effort auto".into());
+    }
+    let mut config = RelayConfig::new(args.to.clone(), codec.method);
+    config.settings = codec.settings;
+    config.auto = codec.auto;
+    config.processors = args.cpus;
     config.name.clone_from(&args.name);
     let mut wish = Wish::new(end.channels.get());
     wish.postcopy = args.postcopy_after.is_some();
@@ -45,7 +52,7 @@ pub fn migrate(args: &MigrateArgs, sandbox: &Sandbox) -> Outcome {
     if end.dry_run {
         return dry_run(end, "source", source::plan(&order));
     }
-    announce(&order.relay)?;
+    announce(&order.relay, args.codec.accel().1)?;
     say::note(sandbox);
     let signals = Signals::install()?;
     let mut teller = Teller::new(end.json_lines);
@@ -62,6 +69,7 @@ pub fn migrate(args: &MigrateArgs, sandbox: &Sandbox) -> Outcome {
 pub fn accept(args: &AcceptArgs, sandbox: &Sandbox) -> Outcome {
     let end = &args.end;
     let mut config = RelayConfig::new(beside(), Method::None);
+    config.settings.accel = usual_accel();
     let mut options = EncryptionOptions::default();
     options.rules = args.allow.iter().map(|text| Rule::parse(text)).collect();
     if !args.allow.is_empty() && !args.listen.tls {

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::Args;
 use multifd_relay::leg::{LegAddress, Name};
 
-use crate::args::{CodecArgs, leg, name, size};
+use crate::args::{CodecArgs, leg, name, processors, size};
 
 /// Send the guest of a QEMU to `multifd accept`, and follow it to the end.
 #[derive(Args, Debug)]
@@ -16,7 +16,6 @@ Exit: 0 the destination has the guest; 1 failed, 4 cancelled: it stays here; 3 u
 
 Example, after `multifd accept` at dst; DIR holds ca-cert.pem, client-cert.pem and client-key.pem:
   multifd migrate --qmp /run/src.qmp --to trunk:dst:4444 --tls-dir DIR")]
-#[command(mut_arg("compression", |arg| arg.default_value(DEFAULT_METHOD)))]
 pub struct MigrateArgs {
     /// Where `multifd accept` listens: trunk:HOST:PORT.
     #[arg(long, value_name = "LEG", value_parser = leg())]
@@ -43,6 +42,9 @@ pub struct MigrateArgs {
     pub postcopy_after: Option<NonZeroU32>,
     #[command(flatten)]
     pub codec: CodecArgs,
+    /// Processors that --effort auto may take, such as 1.5.
+    #[arg(long, value_name = "N", value_parser = processors, hide_short_help = true)]
+    pub cpus: Option<f64>,
 }
 
 /// Take one guest from `multifd migrate` into a QEMU that was started with -incoming defer.
@@ -98,10 +100,3 @@ pub struct EndArgs {
     #[arg(long)]
     pub json_lines: bool,
 }
-
-/// What `multifd migrate` writes unless something else is asked for.
-const DEFAULT_METHOD: &str = if cfg!(feature = "zstd") {
-    "zstd"
-} else {
-    "zlib"
-};

@@ -16,7 +16,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::process::Told;
-use crate::relay::report::{Differences, ratio};
+use crate::relay::report::{Differences, Efforts, ratio};
 use crate::say;
 
 /// How often a line of progress is printed that nobody can overwrite.
@@ -184,6 +184,7 @@ struct End {
     bytes_out: Option<u64>,
     ratio: Option<f64>,
     differences: Option<Differences>,
+    auto: Option<Efforts>,
     remarks: Vec<String>,
 }
 
@@ -204,6 +205,7 @@ impl End {
             bytes_out: None,
             ratio: None,
             differences: None,
+            auto: None,
             remarks: Vec::new(),
         }
     }
@@ -220,6 +222,7 @@ impl End {
         self.bytes_out = Some(totals.bytes_out);
         self.ratio = Some(ratio(totals.bytes_in, totals.bytes_out));
         self.differences = report.differences.map(Differences::from);
+        self.auto = report.auto.as_ref().map(Efforts::from);
         self.remarks = report.remarks.iter().map(ToString::to_string).collect();
         self
     }
@@ -258,6 +261,9 @@ impl End {
         }
         if let Some(differences) = &self.differences {
             add(format_args!(", {differences}"));
+        }
+        if let Some(auto) = &self.auto {
+            add(format_args!(", {auto}"));
         }
         text
     }

@@ -15,7 +15,7 @@ use crate::say;
 const SHARE: u64 = 4;
 
 /// Sets the bound of this process: `asked`, or a part of what is available now. A note says it
-/// where a trunk makes use of it. `method` is what this relay writes.
+/// where a trunk makes use of it. `method` is what this relay writes to a trunk.
 pub fn bound(asked: Option<u64>, routes: &[Route], method: Method) -> Result<(), String> {
     let is_trunk = |leg: &LegAddress| leg.protocol == Protocol::Trunk;
     let receives = routes.iter().any(|route| is_trunk(&route.listen));
@@ -26,8 +26,7 @@ pub fn bound(asked: Option<u64>, routes: &[Route], method: Method) -> Result<(),
             None => Ok(()),
             Some(0) if calls => Ok(()),
             Some(_) if calls => Err(
-                "--delta-memory has no use with --compression none: say --compression zstd, or \
-                 leave out --delta-memory"
+                "--delta-memory has no use with --compression none: leave out one of them"
                     .to_owned(),
             ),
             Some(_) => Err(
