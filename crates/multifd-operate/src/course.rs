@@ -9,8 +9,8 @@ use crate::qemu::Phase;
 /// a QEMU 11.1 which was cancelled in its set-up (docs/qemu-notes.md).
 const CANCEL_LIMIT: Duration = Duration::from_secs(20);
 
-/// When a cancelled QEMU is released that waits before its switch-over. If the two meet, 7.2 stays in
-/// `cancelling`, with its guest standing still.
+/// When a cancelled QEMU is released that waits before its switch-over. If the two meet, 7.2 stays
+/// in `cancelling`, with its guest standing still.
 const RELEASE_AFTER: Duration = Duration::from_millis(200);
 
 /// How long it may take after that.

@@ -41,8 +41,8 @@ pub enum Phase {
     /// Pages are sent, and the guest runs at the source. States that nobody knows here count as
     /// this.
     Active,
-    /// The guest stands still, and QEMU waits for [`Qemu::go_on`]. No destination can have the guest
-    /// before that.
+    /// The guest stands still, and QEMU waits for [`Qemu::go_on`]. No destination can have the
+    /// guest before that.
     PreSwitchover,
     /// The guest stands still, and the last of it is sent.
     Switchover,

@@ -507,7 +507,7 @@ fn a_guest_moves_over_tls() {
     pair.destination.check_goes_on(LIMIT).unwrap();
 }
 
-/// Signals from the first moment on: in the set-up, in the only round, in the switch-over, too late.
+/// Signals from the first moment on: in the set-up, in a round, in the switch-over, too late.
 /// Whatever comes of it, one QEMU has the guest, and the exit status says which.
 #[test]
 fn a_signal_at_any_time_leaves_one_guest() {
