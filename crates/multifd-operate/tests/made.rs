@@ -68,7 +68,13 @@ fn idle(command: &str, state: &str) -> Value {
     match command {
         "query-status" => json!({"status": state, "running": state == "running", "new": 1}),
         "query-migrate-capabilities" => {
-            let all = ["multifd", "return-path", "events", "new-one"];
+            let all = [
+                "multifd",
+                "return-path",
+                "events",
+                "pause-before-switchover",
+                "new-one",
+            ];
             let all = all.map(|name| json!({"capability": name, "state": false, "new": {}}));
             json!(all)
         }
@@ -259,4 +265,48 @@ fn a_destination_that_refuses_to_listen_is_as_before() {
     let last = commands.last().unwrap();
     assert_eq!(last["execute"], "migrate-set-capabilities", "{commands:?}");
     assert_eq!(last["arguments"]["capabilities"][0]["state"], false);
+}
+
+/// QEMU waits before its switch-over until it is told to go on. A wish to cancel that comes after
+/// that is not passed on: the guest could run at both ends.
+#[test]
+fn a_guest_that_was_let_go_is_not_called_back() {
+    let cancel = Cancel::new();
+    let wish = cancel.clone();
+    let mut status = "setup";
+    let mut asked = 0;
+    let made = Made::new(move |command, stream| {
+        match command {
+            "migrate" => {
+                status = "pre-switchover";
+                say(
+                    stream,
+                    &json!({"event": "MIGRATION", "data": {"status": status}}),
+                );
+            }
+            "migrate-continue" => {
+                status = "device";
+                wish.cancel();
+            }
+            "query-migrate" if status == "device" => asked += 1,
+            _ => {}
+        }
+        Some(match command {
+            "query-migrate" if status == "setup" => json!({}),
+            "query-migrate" if asked > 3 => json!({"status": "failed"}),
+            "query-migrate" => json!({ "status": status }),
+            command => idle(command, "running"),
+        })
+    });
+    let mut news = Vec::new();
+    let mut observe = |one| news.push(one);
+    let failure = source::migrate(&order(&made.qmp()), &cancel, &mut observe).unwrap_err();
+    assert!(!failure.cancelled, "{failure}");
+    let is_late =
+        |one: &News| matches!(one, News::Note(text) if text.contains("cannot be called back"));
+    assert!(news.iter().any(is_late), "{news:?}");
+    let commands = made.commands();
+    let names = names(&commands);
+    assert!(names.contains(&"migrate-continue"), "{names:?}");
+    assert!(!names.contains(&"migrate_cancel"), "{names:?}");
 }

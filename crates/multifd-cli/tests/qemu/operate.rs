@@ -134,15 +134,16 @@ fn wait_sent(migrate: &mut Multifd, bytes: u64) {
 }
 
 fn a_guest_moves(version: Version) {
-    for channels in ["4", "1"] {
+    // On a socket of this host the effort that is found out is most often none.
+    for (channels, compression, ratio) in [("4", "zstd", 1.5), ("1", "auto", 1.0)] {
         let Some(mut pair) = Pair::new(version, &busy()) else {
             return;
         };
         pair.set_oddly();
         let before = pair.settings();
         let (accept, trunk) = pair.accept(&["--channels", channels]);
-        let migrate = pair.migrate(&trunk, &["--channels", channels]);
-        let (migrated, accepted) = (migrate.end(), accept.end());
+        let options = ["--channels", channels, "--compression", compression];
+        let (migrated, accepted) = (pair.migrate(&trunk, &options).end(), accept.end());
         assert_eq!(migrated.status.code(), Some(0), "{migrated:?} {accepted:?}");
         assert_eq!(accepted.status.code(), Some(0), "{accepted:?}");
         let (near, far) = (end(&migrated), end(&accepted));
@@ -152,7 +153,7 @@ fn a_guest_moves(version: Version) {
             assert_eq!(told["channels"].to_string(), channels, "{near} {far}");
         }
         assert_eq!(far["state"], "running", "{far}");
-        assert!(near["ratio"].as_f64().unwrap() > 1.5, "{near}");
+        assert!(near["ratio"].as_f64().unwrap() > ratio, "{near}");
         assert!(near["total_time"].as_u64().unwrap() > 0, "{near}");
         assert!(
             near["memory"]["total"].as_u64().unwrap() >= 32 << 20,
