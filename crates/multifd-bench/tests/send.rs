@@ -63,6 +63,8 @@ fn memory_is_the_same_at_both_ends_in_every_method_and_over_every_socket() {
         ),
         (unix.as_str(), "redis", "qpl", &["--accel", "software"]),
         ("tcp:127.0.0.1:0", "idle", "canned", &[]),
+        (unix.as_str(), "redis", "auto", &[]),
+        ("tcp:127.0.0.1:0", "redis", "zlib", &["--effort", "auto"]),
     ];
     for (listen, guest, method, more) in cases {
         let guest = ["--guest", guest, "--memory", "64M", "--compression", method];
@@ -279,7 +281,7 @@ fn what_is_wrong_with_a_command_is_said_with_what_to_do() {
     refused(
         &with(&["idle", "--streams", "4"]),
         1,
-        "--streams has no effect",
+        "--streams is not for an effort that is found out",
     );
     refused(
         &with(&["image:/no/such/file"]),
