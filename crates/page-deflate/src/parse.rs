@@ -85,6 +85,7 @@ pub(super) fn parse<W: Wide, S: Search, const FAR: bool>(
                     // SAFETY: see above.
                     let at_recent = word ^ unsafe { bytes.word(position - recent) };
                     if !S::LONGEST && three_equal(at_recent) {
+                        search.enter(position, word);
                         break 'found (recent, at_recent);
                     }
                     let find = search.look(bytes, position, word, lowest);
@@ -165,6 +166,7 @@ pub(super) fn parse<W: Wide, S: Search, const FAR: bool>(
                         let word = unsafe { bytes.word(position) };
                         // SAFETY: see above.
                         let different = word ^ unsafe { bytes.word(position - recent) };
+                        search.enter(position, word);
                         break 'found (recent, different);
                     }
                 }
