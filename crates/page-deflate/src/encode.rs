@@ -133,7 +133,7 @@ impl Deflater {
     /// Looks at some of the pages and returns the habit that suits them, for
     /// [`Deflater::compress_alone`].
     ///
-    /// A survey takes as long as compressing some fifteen pages. The encoder forgets its earlier
+    /// A survey takes as long as compressing some 27 pages. The encoder forgets its earlier
     /// runs: the next run refers to no earlier data. The surveys inside [`Deflater::compress`] keep
     /// the history.
     pub fn survey(&mut self, pages: &[u8]) -> Habit {
@@ -260,9 +260,14 @@ impl Deflater {
         let step = self.effort.blocks().step;
         let is_complete = coded().count() < 2 * step;
         for (index, unit) in coded().enumerate() {
-            let is_sampled = index % step == step / 2 || unit.to - unit.from > FULL_OF_LITERALS;
-            if is_complete || is_sampled {
-                tally.count(&self.items[unit.from..unit.to]);
+            let items = &self.items[unit.from..unit.to];
+            if is_complete {
+                tally.count(items);
+                continue;
+            }
+            // The first stripe counted varies, as pages begin alike.
+            for stripe in items.chunks(STRIPE).skip(index % step).step_by(step) {
+                tally.count(stripe);
             }
         }
         let mut counts = if is_complete {
@@ -280,7 +285,7 @@ impl Deflater {
 struct Blocks {
     /// Most units under one code.
     units: usize,
-    /// One in this many units is counted.
+    /// One in this many items is counted, in stripes.
     step: usize,
 }
 
@@ -297,12 +302,12 @@ impl Effort {
     }
 }
 
-/// A unit with more items is always counted: an unsuitable code would make it larger than its
-/// input.
-const FULL_OF_LITERALS: usize = 1900;
+/// Items that are counted in a row. Every unit has some of them: pages differ too much for a sample
+/// of whole units.
+const STRIPE: usize = 32;
 /// After this many consecutive units of noise, no match can reach anything else.
 const NOISY: usize = MAX_WINDOW / UNIT;
-/// A survey takes about as long as compressing fifteen units.
+/// A survey takes about as long as compressing 27 units.
 const UNITS_BETWEEN_SURVEYS: usize = 1024;
 
 #[cfg(test)]

@@ -85,13 +85,27 @@ pub(super) fn parse<W: Wide, S: Search, const FAR: bool>(
                     // SAFETY: see above.
                     let at_recent = word ^ unsafe { bytes.word(position - recent) };
                     if !S::LONGEST && three_equal(at_recent) {
-                        search.enter(position, word);
-                        break 'found (recent, at_recent);
+                        if !S::WORDS {
+                            search.enter(position, word);
+                            break 'found (recent, at_recent);
+                        }
+                        let find = search.look(bytes, position, word, lowest);
+                        if !is_longer(find, at_recent, lowest) {
+                            break 'found (recent, at_recent);
+                        }
+                        other = recent;
+                        recent = distance_of(find, position);
+                        break 'found (recent, find.different);
                     }
                     let find = search.look(bytes, position, word, lowest);
                     // SAFETY: see above.
                     let at_other = word ^ unsafe { bytes.word(position - other) };
                     if !S::LONGEST && three_equal(at_other) {
+                        if S::WORDS && is_longer(find, at_other, lowest) {
+                            other = recent;
+                            recent = distance_of(find, position);
+                            break 'found (recent, find.different);
+                        }
                         std::mem::swap(&mut recent, &mut other);
                         break 'found (recent, at_other);
                     }
@@ -166,7 +180,16 @@ pub(super) fn parse<W: Wide, S: Search, const FAR: bool>(
                         let word = unsafe { bytes.word(position) };
                         // SAFETY: see above.
                         let different = word ^ unsafe { bytes.word(position - recent) };
-                        search.enter(position, word);
+                        if S::WORDS {
+                            let find = search.look(bytes, position, word, lowest);
+                            if is_longer(find, different, lowest) {
+                                other = recent;
+                                recent = distance_of(find, position);
+                                break 'found (recent, find.different);
+                            }
+                        } else {
+                            search.enter(position, word);
+                        }
                         break 'found (recent, different);
                     }
                 }
@@ -189,9 +212,14 @@ pub(super) fn parse<W: Wide, S: Search, const FAR: bool>(
             // SAFETY: see above.
             unsafe { items.put(items.count, [item::copy(length, distance)]) };
             items.count += 1;
+            let begun = position;
             position += length;
             written = position;
+            // Two places inside the match are remembered, near its ends: records repeat from there,
+            // too. More of them displace what is worth more.
             // SAFETY: see above; a match is longer than 2 bytes.
+            search.enter(begun + 2, unsafe { bytes.word(begun + 2) });
+            // SAFETY: as before.
             search.enter(position - 2, unsafe { bytes.word(position - 2) });
         }
         if limit == last {
@@ -232,6 +260,16 @@ fn is_match<S: Search, const FAR: bool>(find: Find, lowest: usize) -> bool {
     } else {
         let too_low = find.place.wrapping_sub(lowest) >> (usize::BITS - 1);
         different | too_low as u32 == 0
+    }
+}
+
+/// Whether a find has eight equal bytes, and a match at a last distance has fewer. One branch, and
+/// rarely taken.
+#[inline(always)]
+fn is_longer(find: Find, different: u64, lowest: usize) -> bool {
+    find.different | u64::from(different == 0) == 0 && find.place >= lowest && {
+        std::hint::cold_path();
+        true
     }
 }
 
