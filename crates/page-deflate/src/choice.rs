@@ -11,7 +11,7 @@ use super::lengths::Lengths;
 use super::machine::Machine;
 use super::parse::UNIT_ITEMS;
 use super::search::{ALWAYS, One, Search, Two};
-use super::window::{UNIT, Unit, WindowBytes};
+use super::window::{SPAN, UNIT, Unit, WindowBytes};
 
 // The numbers of bytes, table sizes and patience were tried on pages of two machines, of three
 // processes' heaps, of a library and of source texts. Doubling or halving any of them loses more in
@@ -44,6 +44,24 @@ pub(super) struct Either {
     short: Reach<Six, Five>,
     long: Seven,
     habit: Habit,
+}
+
+impl Either {
+    /// Moves the positions of the habit's search down. The others are cleared before use.
+    fn slide(&mut self, by: usize) {
+        match self.habit {
+            Habit::Thorough => self.thorough.slide(by),
+            Habit::Short => self.short.slide(by),
+            Habit::Long => self.long.slide(by),
+        }
+    }
+
+    fn set_habit(&mut self, habit: Habit) {
+        if self.habit != habit {
+            self.habit = habit;
+            self.slide(SPAN);
+        }
+    }
 }
 
 /// A search, by window.
@@ -115,7 +133,7 @@ impl Choice {
 
     pub(super) fn set_habit(&mut self, habit: Habit) {
         if let Self::Either(either) = self {
-            either.habit = habit;
+            either.set_habit(habit);
         }
     }
 
@@ -123,11 +141,7 @@ impl Choice {
     pub(super) fn slide(&mut self, by: usize) {
         match self {
             Self::Quick(quick) => quick.slide(by),
-            Self::Either(either) => {
-                either.thorough.slide(by);
-                either.short.slide(by);
-                either.long.slide(by);
-            }
+            Self::Either(either) => either.slide(by),
             Self::Two(two) => two.slide(by),
         }
     }
