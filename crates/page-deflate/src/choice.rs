@@ -275,7 +275,7 @@ impl Survey {
 const fn bits_for_one_saved(reach: WindowSize) -> usize {
     match reach {
         WindowSize::FourKiB => 25,
-        WindowSize::ThirtyTwoKiB => 200,
+        WindowSize::ThirtyTwoKiB => 110,
     }
 }
 
