@@ -404,6 +404,28 @@ mod tests {
     }
 
     #[test]
+    fn noise_behind_a_header_is_stored() {
+        let mut random = Random::new(24);
+        for header in [16, 64, 200, 400] {
+            let mut page: Vec<u8> = (0..UNIT).map(|_| random.byte()).collect();
+            page[..header].fill(7);
+            for effort in Effort::ALL {
+                let mut deflater = Deflater::new(WindowSize::default(), effort);
+                let mut out = Vec::new();
+                deflater.compress(&page, &mut out);
+                assert!(deflater.units[0].is_raw, "{header} {effort}");
+                // Pages that end or begin as noise does, but get smaller.
+                for half in [0..UNIT / 2, UNIT / 2..UNIT] {
+                    let mut page = page.clone();
+                    page[half].fill(7);
+                    deflater.compress(&page, &mut out);
+                    assert!(!deflater.units[0].is_raw, "{header} {effort}");
+                }
+            }
+        }
+    }
+
+    #[test]
     fn what_follows_noise_does_not_look_back_into_it() {
         let mut random = Random::new(22);
         let mut pages: Vec<u8> = Vec::new();

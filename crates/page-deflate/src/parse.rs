@@ -29,6 +29,8 @@ const FIRST_DISTANCES: (usize, usize) = (8, 4);
 /// Literals without any match before a unit is suspected to be noise and its bytes are counted. The
 /// value is low, since a unit of noise then costs little more.
 const SUSPICIOUS: usize = 64;
+/// Noise often begins with a header that has matches, so a unit is suspected once more here.
+const BEHIND_HEADER: usize = 512;
 
 /// Room for the items of a unit, and for the overshoot of wide stores.
 pub(super) const UNIT_ITEMS: usize = item::most_items(UNIT) + 16;
@@ -225,10 +227,14 @@ pub(super) fn parse<W: Wide, S: Search, const FAR: bool>(
         if limit == last {
             break;
         }
-        if written == start && is_noise(&window[start..end]) {
+        if position - written >= SUSPICIOUS && is_noise(&window[start..end]) {
             return None;
         }
-        limit = last;
+        limit = if limit == start + SUSPICIOUS {
+            start + BEHIND_HEADER
+        } else {
+            last
+        };
     }
     // SAFETY: see above.
     unsafe { items.literals(wide, bytes, written, end) };
