@@ -216,7 +216,9 @@ impl Deflater {
                 None => {
                     self.units.push(as_it_is);
                     self.noise += 1;
-                    if self.noise == NOISY {
+                    // Units that bypass the window may follow this one, so no later unit may refer
+                    // to it.
+                    if self.noise >= NOISY {
                         self.window.forget();
                     }
                 }
@@ -406,7 +408,7 @@ mod tests {
     #[test]
     fn noise_behind_a_header_is_stored() {
         let mut random = Random::new(24);
-        for header in [16, 64, 200, 400] {
+        for header in [16, 64, 128, 180] {
             let mut page: Vec<u8> = (0..UNIT).map(|_| random.byte()).collect();
             page[..header].fill(7);
             for effort in Effort::ALL {
@@ -421,6 +423,30 @@ mod tests {
                     deflater.compress(&page, &mut out);
                     assert!(!deflater.units[0].is_raw, "{header} {effort}");
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn a_unit_that_interrupts_noise_and_is_stored_is_not_referred_to() {
+        let mut random = Random::new(25);
+        let mut pages: Vec<u8> = (0..NOISY * UNIT).map(|_| random.byte()).collect();
+        // A unit that is counted as noise only without its header.
+        let mut unit: Vec<u8> = (0..UNIT).map(|_| random.byte()).collect();
+        unit[..128].fill(7);
+        assert!(!is_noise(&unit) && is_noise(&unit[128..]));
+        pages.extend_from_slice(&unit);
+        pages.extend((0..3 * UNIT).map(|_| random.byte()));
+        pages.extend(b"words of a page, ".repeat(UNIT / 17));
+        pages.extend_from_slice(&unit[140..500]);
+        pages.extend(b"words of a page, ".repeat(UNIT / 17));
+        for window in WindowSize::ALL {
+            for effort in Effort::ALL {
+                let mut stream = Vec::new();
+                Deflater::new(window, effort).compress(&pages, &mut stream);
+                let oracle = Oracle::new(window.bytes(), Ending::SyncFlush);
+                let decoded = oracle.decode(&stream, pages.len()).unwrap();
+                assert!(decoded.output == pages, "{window} {effort}");
             }
         }
     }

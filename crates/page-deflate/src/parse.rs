@@ -31,6 +31,8 @@ const FIRST_DISTANCES: (usize, usize) = (8, 4);
 const SUSPICIOUS: usize = 64;
 /// Noise often begins with a header that has matches, so a unit is suspected once more here.
 const BEHIND_HEADER: usize = 512;
+/// The bytes that are not counted then. What they could save is not worth the time for the rest.
+const HEADER: usize = 128;
 
 /// Room for the items of a unit, and for the overshoot of wide stores.
 pub(super) const UNIT_ITEMS: usize = item::most_items(UNIT) + 16;
@@ -227,7 +229,12 @@ pub(super) fn parse<W: Wide, S: Search, const FAR: bool>(
         if limit == last {
             break;
         }
-        if position - written >= SUSPICIOUS && is_noise(&window[start..end]) {
+        let header = if limit == start + SUSPICIOUS {
+            0
+        } else {
+            HEADER
+        };
+        if position - written >= SUSPICIOUS && is_noise(&window[start + header..end]) {
             return None;
         }
         limit = if limit == start + SUSPICIOUS {
@@ -335,7 +342,7 @@ pub(super) fn is_noise(unit: &[u8]) -> bool {
     const WORDS: usize = 64;
     const SAMPLE: u32 = 8 * WORDS as u32;
     let mut counts = [0_u32; 256];
-    for word in unit.chunks_exact(unit.len() / WORDS) {
+    for word in unit.chunks_exact(unit.len() / WORDS).take(WORDS) {
         for &byte in word.iter().take(8) {
             counts[usize::from(byte)] += 1;
         }
