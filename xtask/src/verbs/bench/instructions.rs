@@ -6,6 +6,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use qemu_lab::{Part, Root, SETUP_COMMAND};
+
 use super::stores;
 use crate::multifd::release;
 use crate::{Result, cargo, output, run as run_command, workspace};
@@ -30,22 +32,22 @@ type Counts = [u64; 2];
 type Case = (String, String);
 
 pub fn run(arguments: &Arguments) -> Result<()> {
-    let missing: Vec<_> = ["valgrind", "objdump"]
-        .into_iter()
-        .filter(|tool| Command::new(tool).arg("--version").output().is_err())
-        .collect();
-    if !missing.is_empty() {
-        let missing = missing.join(" and ");
+    let is_here = |tool| Command::new(tool).arg("--version").output().is_ok();
+    let tools = (
+        valgrind(is_here("valgrind")),
+        is_here("objdump").then_some(()),
+    );
+    let (Some(valgrind), Some(())) = tools else {
         let words = format!(
-            "NOT COUNTED: {missing} not found. Install Debian's packages valgrind and binutils."
+            "NOT COUNTED: this needs valgrind (`{SETUP_COMMAND} valgrind` brings it) and objdump \
+             (of Debian's package binutils)."
         );
-        return if arguments.allow_missing {
+        if arguments.allow_missing {
             println!("{words}");
-            Ok(())
-        } else {
-            Err(format!("{words} --allow-missing makes this a success.").into())
-        };
-    }
+            return Ok(());
+        }
+        return Err(format!("{words} --allow-missing makes this a success.").into());
+    };
     // The same compiler options everywhere: no flags of this machine or of its user.
     run_command(cargo().args(BUILD).env("CARGO_ENCODED_RUSTFLAGS", ""))?;
     let program = release("examples")?.join("instructions");
@@ -66,7 +68,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             return Err(format!("{case:?} is no case").into());
         };
         let pages: u64 = pages.parse()?;
-        let counts = count(&program, step, kind)?.map(|count| count / pages);
+        let counts = count(valgrind(), &program, step, kind)?.map(|count| count / pages);
         // Noise has no compressed pages to decode.
         if counts[0] == 0 {
             continue;
@@ -97,6 +99,20 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     .into())
 }
 
+/// What makes a command of valgrind: the system's, or the part.
+fn valgrind(of_system: bool) -> Option<Box<dyn Fn() -> Command>> {
+    if of_system {
+        return Some(Box::new(|| Command::new("valgrind")));
+    }
+    let root = Root::of(Part::Valgrind)?;
+    Some(Box::new(move || {
+        // `valgrind` itself is a script, for a system's own debugging libraries.
+        let mut command = root.command(&root.dir().join("usr/bin/valgrind.bin"));
+        command.env("VALGRIND_LIB", root.dir().join("usr/libexec/valgrind"));
+        command
+    }))
+}
+
 /// Checks the codec's functions in this program, and in the command if it was built.
 fn check_stores(program: &Path) -> Result<()> {
     let command = Some(release("multifd")?).filter(|path| path.is_file());
@@ -116,9 +132,9 @@ fn check_stores(program: &Path) -> Result<()> {
 }
 
 /// Counts a case's instructions and mispredicted branches.
-fn count(program: &Path, step: &str, kind: &str) -> Result<Counts> {
+fn count(mut valgrind: Command, program: &Path, step: &str, kind: &str) -> Result<Counts> {
     // Callgrind prints its totals among its messages, and writes its details elsewhere.
-    let output = Command::new("valgrind")
+    let output = valgrind
         .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
         .args(["--collect-atstart=no", "--toggle-collect=*counted*"])
         .arg("--branch-sim=yes")
