@@ -14,8 +14,8 @@ use crate::multifd::{self, Between, Multifd};
 
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// The guest's memory: `redis`, `idle`, or a file of pages of 4 KiB back to back, as they are
-    /// or compressed with zstd
+    /// The guest's memory: `redis`, `idle`, `noise`, or a file of pages of 4 KiB back to back, as
+    /// they are or compressed with zstd
     #[arg(long, value_name = "FILE", default_value = "redis")]
     pages: String,
     /// The guest's memory in MiB, three quarters of it in use
@@ -33,14 +33,9 @@ pub struct Arguments {
     /// takes root's rights
     #[arg(long, value_name = "RATE")]
     link: Option<String>,
-    /// Only the ways whose name has this in it, such as `relay zlib`
-    #[arg(
-        long,
-        value_name = "WORDS",
-        default_value = "",
-        hide_default_value = true
-    )]
-    only: String,
+    /// Only the ways whose name has this in it, such as `relay zlib`; repeatable
+    #[arg(long, value_name = "WORDS")]
+    only: Vec<String>,
     /// Where the figures go
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -51,7 +46,8 @@ struct Way {
     name: &'static str,
     /// The method written by the source, and the one read by the destination.
     qemu: [&'static str; 2],
-    /// The methods written by the relays at the source and at the destination, if any.
+    /// The methods written by the relays at the source and at the destination, if any, and options
+    /// behind them.
     relays: [Option<&'static str>; 2],
     between: Between,
     /// Without it, there is a single stream.
@@ -60,7 +56,7 @@ struct Way {
     delta: bool,
 }
 
-const WAYS: [Way; 10] = [
+const WAYS: [Way; 17] = [
     Way::plain("qemu none", "none"),
     Way::plain("qemu zlib", "zlib"),
     Way::plain("qemu zstd", "zstd"),
@@ -80,6 +76,54 @@ const WAYS: [Way; 10] = [
         name: "two relays, zstd",
         qemu: ["none", "none"],
         relays: [Some("zstd"), Some("none")],
+        ..Way::plain("", "")
+    },
+    Way {
+        name: "relay zlib auto, stock zlib QEMU",
+        qemu: ["none", "zlib"],
+        relays: [Some("zlib --effort auto"), None],
+        ..Way::plain("", "")
+    },
+    Way {
+        name: "relay zstd auto, stock zstd QEMU",
+        qemu: ["none", "zstd"],
+        relays: [Some("zstd --effort auto"), None],
+        ..Way::plain("", "")
+    },
+    Way {
+        name: "two relays, none, trunk",
+        qemu: ["none", "none"],
+        relays: [Some("none"), Some("none")],
+        between: Between::Trunk,
+        ..Way::plain("", "")
+    },
+    Way {
+        name: "two relays, zlib, trunk",
+        qemu: ["none", "none"],
+        relays: [Some("zlib"), Some("none")],
+        between: Between::Trunk,
+        ..Way::plain("", "")
+    },
+    Way {
+        name: "two relays, zstd 3, trunk",
+        qemu: ["none", "none"],
+        relays: [Some("zstd --zstd-level 3"), Some("none")],
+        between: Between::Trunk,
+        ..Way::plain("", "")
+    },
+    Way {
+        name: "two relays, auto, trunk",
+        qemu: ["none", "none"],
+        relays: [Some("auto"), Some("none")],
+        between: Between::Trunk,
+        ..Way::plain("", "")
+    },
+    Way {
+        name: "two relays, auto, trunk, delta",
+        qemu: ["none", "none"],
+        relays: [Some("auto"), Some("none")],
+        between: Between::Trunk,
+        delta: true,
         ..Way::plain("", "")
     },
     Way {
@@ -140,7 +184,10 @@ struct Figures {
 pub fn run(arguments: &Arguments) -> Result<()> {
     let mut seen: Vec<(&Way, Vec<Figures>)> = WAYS
         .iter()
-        .filter(|way| way.name.contains(&arguments.only))
+        .filter(|way| {
+            let mut words = arguments.only.iter();
+            arguments.only.is_empty() || words.any(|words| way.name.contains(words.as_str()))
+        })
         .map(|way| (way, Vec::new()))
         .collect();
     if seen.is_empty() {
@@ -316,6 +363,9 @@ fn start_relays(
         if way.between == Between::Trunk && !way.delta {
             options.extend(["--delta-memory", "0"]);
         }
+        let mut words = compression.split(' ');
+        let compression = words.next().unwrap_or_default();
+        options.extend(words);
         if compression == "zlib" {
             options.extend(["--accel", "software"]);
         }
