@@ -52,10 +52,13 @@ fn steps() -> Vec<String> {
         .collect()
 }
 
+/// Appends a part of a page.
+type Piece = dyn FnMut(&mut Random, &mut Vec<u8>);
+
 /// Pages of a kind, the same on every machine.
 fn pages(kind: &str) -> Vec<u8> {
     let mut random = Random::new(31);
-    let mut page = |piece: &mut dyn FnMut(&mut Random, &mut Vec<u8>)| {
+    let mut page = |piece: &mut Piece| {
         let mut page = Vec::with_capacity(2 * PAGE_BYTES);
         while page.len() < PAGE_BYTES {
             piece(&mut random, &mut page);
@@ -64,7 +67,7 @@ fn pages(kind: &str) -> Vec<u8> {
         page
     };
     let mut number = 0;
-    let mut piece: Box<dyn FnMut(&mut Random, &mut Vec<u8>)> = match kind {
+    let mut piece: Box<Piece> = match kind {
         "mixed" => return packet(&mut Random::new(32), PAGES, PAGE_BYTES),
         "words" => Box::new(|random, page| {
             // Common words more often than others, and sometimes a number.

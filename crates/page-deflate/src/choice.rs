@@ -19,7 +19,7 @@ use super::window::{SPAN, UNIT, Unit, WindowBytes};
 
 /// For speed: longer matches, and where nothing is found, soon only a few of the hashes.
 type Quick = One<6, 12, 4096, 6, false>;
-/// The usual choice. The table of 16 KiB is worth 1 % of size for 3 % of time.
+/// The usual choice.
 type Five = One<5, 13, 8192, 64, false>;
 /// For records that repeat at changing distances: logs and tables of databases.
 type Words = One<5, 13, 8192, 64, true>;

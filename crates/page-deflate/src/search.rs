@@ -124,8 +124,8 @@ impl<const BITS: u32, const ENTRIES: usize> Table<BITS, ENTRIES> {
 
 /// One table of the places of the next `BYTES` bytes. Four bytes make a match.
 ///
-/// More than 4096 entries are slower for almost no gain: they no longer fit in the cache with the
-/// data.
+/// 4096 entries fit in the first-level cache with the data. With the far window 8192 are worth it:
+/// 1 % of size for 3 % of time.
 pub(super) struct One<
     const BYTES: u32,
     const BITS: u32,
