@@ -34,8 +34,8 @@ pub fn faults(program: &Path) -> Result<(usize, Vec<String>)> {
     Ok((functions, faults))
 }
 
-/// Parts of the names of the functions that see every page. Others of ours, such as those that write
-/// control messages, may have such a store.
+/// Parts of the names of the functions that see every page. Others of ours, such as those that
+/// write control messages, may have such a store.
 const OURS: [&str; 4] = [
     "page_deflate",
     "multifd_codec",
