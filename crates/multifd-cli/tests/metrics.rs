@@ -263,7 +263,6 @@ fn clients_that_misbehave_stop_nobody() {
         served.relay.end().well();
         drop(destination);
         let _ = std::fs::remove_file(folder.path().join("destination"));
-        let _ = std::fs::remove_dir(folder.path().join("own"));
     }
 }
 

@@ -119,9 +119,10 @@ impl Counters {
             &self.microseconds,
             u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
         );
-        self.running.fetch_sub(1, Ordering::Relaxed);
-        // A reader that sees the ending sees the migration's figures too.
+        // A reader that sees the end sees the migration's figures too, and one that misses the
+        // migration among the running ones sees its end.
         self.of(Ending::of(outcome)).fetch_add(1, Ordering::Release);
+        self.running.fetch_sub(1, Ordering::Release);
     }
 
     /// Connections were closed because they are no part of a migration.
@@ -142,6 +143,7 @@ impl Counters {
 /// The text format of Prometheus, version 0.0.4.
 impl fmt::Display for Counters {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let running = self.running.load(Ordering::Acquire);
         let name = "multifd_migrations_total";
         head(f, name, "counter", "Migrations that have ended, by outcome")?;
         for ending in Ending::ALL {
@@ -195,7 +197,7 @@ impl fmt::Display for Counters {
             (
                 "multifd_migrations_running",
                 "Migrations under way",
-                self.running.load(Ordering::Relaxed),
+                running,
             ),
             (
                 "multifd_delta_memory_limit_bytes",
