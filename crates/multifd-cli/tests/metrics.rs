@@ -166,7 +166,7 @@ fn a_migration_moves_the_counters_and_a_stranger_too() {
         let ended = served.wait("migrations_running", 0.0);
         let ends = ["delivered", "unconfirmed", "failed", "cancelled"];
         let ends = ends.map(|end| ended[&format!("migrations_total{{outcome=\"{end}\"}}")]);
-        assert_eq!(ends.iter().sum::<f64>(), 2.0, "{ends:?}");
+        assert_eq!(ends, [1.0, 0.0, 1.0, 0.0], "it may have arrived");
         for (name, value) in &after {
             assert!(ended[name] >= *value, "{name} goes down");
         }
@@ -175,7 +175,9 @@ fn a_migration_moves_the_counters_and_a_stranger_too() {
         write(&stranger, b"SSH-2.0-OpenSSH_9.9\r\n");
         served.wait("passed_over_connections_total", 1.0);
         let (_, text) = served.answer("/metrics");
-        assert!(!text.contains("127.0.0.1") && !text.contains("destination"));
+        for word in ["tcp:", "unix:", "127.0.0.1", "pid", "/"] {
+            assert!(!text.contains(word), "{word}: {text}");
+        }
 
         served.signal();
         served.relay.end().well();
