@@ -5,6 +5,16 @@
 //! be, who connected tells them apart if it can; else all of them are refused while each source
 //! still has its guest. Nothing is decided by the order in which connections come.
 //!
+//! A source that has gone leaves connections behind, and these stop nobody:
+//!
+//! - A channel that was closed behind its hello carries nothing. It is dropped at once. A migration
+//!   whose channels are all of this kind begins without any, and ends as its main channel does.
+//! - A closed channel with bytes may be a short migration's, whose source has sent everything. It
+//!   goes to its main channel, closed or not. Where it may be that of several, it waits until its
+//!   own source must have closed its main channel too. Then it goes to the one that is closed. An
+//!   open one does not miss it: a channel without an open main channel of its own is left over.
+//! - An open channel is never a closed main channel's, as long as an open one may be its own.
+//!
 //! This is a state machine without IO and without a clock of its own.
 
 use std::collections::BTreeSet;
@@ -132,23 +142,11 @@ struct Orphan {
     closed: Option<Instant>,
     /// It was closed behind its hello.
     empty: bool,
-    /// Whether a migration that is over may have been its own.
-    left: Left,
+    /// A migration that is over may have been its own.
+    is_left: bool,
     since: Instant,
     /// When a main channel could be its own for the last time.
     hope: Instant,
-}
-
-/// Who may have left a channel behind.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Left {
-    /// It is of a migration that goes on or is to come.
-    ByNobody,
-    /// A main channel that has ended in its set-up, or it is of another one that is here. A source
-    /// that gives up there leaves mere hellos.
-    InSetUp,
-    /// A migration that is over.
-    ByMigration,
 }
 
 enum Verdict {
@@ -212,7 +210,7 @@ impl Matching {
 
     /// A migration is over. Channels that may have been its own are not given to the next one, if
     /// their peer has closed them. A main channel that ends in its set-up may be a stranger's: then
-    /// it takes away mere hellos only, if the channels may be those of another one that is here.
+    /// it takes no channel away that may be that of another one that is here.
     pub fn end(&mut self, id: Id) {
         let Some(index) = self.mains.iter().position(|main| main.id == id) else {
             return;
@@ -225,11 +223,7 @@ impl Matching {
             let is_others = |other: &Main| other.peer == orphan.peer && other.may_own(orphan.uuid);
             let has_another =
                 self.unspoken.contains(&orphan.peer) || self.mains.iter().any(is_others);
-            let left = match main.ready.is_none() && has_another {
-                true => Left::InSetUp,
-                false => Left::ByMigration,
-            };
-            orphan.left = orphan.left.max(left);
+            orphan.is_left |= main.ready.is_some() || !has_another;
         }
     }
 
@@ -249,7 +243,7 @@ impl Matching {
             peer,
             closed: None,
             empty: false,
-            left: Left::ByNobody,
+            is_left: false,
             since: now,
             hope: now,
         });
@@ -410,20 +404,12 @@ impl Matching {
                 other.id != orphan.id
                     && other.peer == orphan.peer
                     && (other.uuid, other.channel) == (orphan.uuid, orphan.channel)
-                    && match orphan.empty {
-                        true => !other.empty,
-                        false => other.closed.is_none() || closed <= other.since,
-                    }
+                    && (other.closed.is_none() || closed <= other.since)
             })
-        };
-        let is_left = match orphan.left {
-            Left::ByNobody => false,
-            Left::InSetUp => orphan.empty,
-            Left::ByMigration => true,
         };
         if orphan
             .closed
-            .is_some_and(|closed| is_left || renewed(closed))
+            .is_some_and(|closed| orphan.empty || orphan.is_left || renewed(closed))
         {
             return Verdict::Drop;
         }
@@ -448,9 +434,7 @@ impl Matching {
             },
             [main] if main.ready.is_none() => Verdict::Wait { hope: true },
             // It may be left from an attempt before, whose successor is about to come.
-            [main] if (!main.closed || orphan.empty) && orphan.is_closed_anew(now) => {
-                Verdict::Wait { hope: true }
-            }
+            [main] if !main.closed && orphan.is_closed_anew(now) => Verdict::Wait { hope: true },
             // Channels of several VMs, and one main channel that does not say whose it is: the
             // others may be about to come.
             [main] if self.has_rivals(main, orphan, now) => {
@@ -473,6 +457,8 @@ impl Matching {
             several if several.iter().any(|main| main.ready.is_none()) => {
                 Verdict::Wait { hope: true }
             }
+            _ if orphan.is_closed_anew(now) => Verdict::Wait { hope: true },
+            several if orphan.closed.is_some() => judge_left(orphan, several),
             several => {
                 let mains = several.iter().map(|main| main.id).collect();
                 Verdict::Refuse(mains, SetupFault::Alike { uuid: orphan.uuid })
@@ -618,6 +604,20 @@ impl Orphan {
     fn is_closed_anew(&self, now: Instant) -> bool {
         self.closed
             .is_some_and(|closed| now.duration_since(closed) < CONFLICT_TIMEOUT)
+    }
+}
+
+/// Judges a channel that was closed a while ago, and that each of `several` may own.
+fn judge_left(orphan: &Orphan, several: &[&Main]) -> Verdict {
+    let mut closed = several.iter().filter(|main| main.closed);
+    match (closed.next(), closed.next()) {
+        (Some(main), None) if !main.channels.contains(&orphan.channel) => Verdict::Give(main.id),
+        (Some(_), Some(_)) => {
+            let mains = several.iter().filter(|main| main.closed);
+            let mains = mains.map(|main| main.id).collect();
+            Verdict::Refuse(mains, SetupFault::Alike { uuid: orphan.uuid })
+        }
+        (Some(_) | None, _) => Verdict::Drop,
     }
 }
 
