@@ -488,7 +488,7 @@ impl Desk {
         if !self.orphans.is_empty() {
             for (&id, main) in &self.mains {
                 if main.upgrade().is_none_or(|main| main.peer_has_closed()) {
-                    self.matching.main_closed(id);
+                    self.matching.main_closed(id, now);
                 }
             }
         }

@@ -13,7 +13,8 @@
 //!   goes to its main channel, closed or not. Where it may be that of several, it waits until its
 //!   own source must have closed its main channel too. Then it goes to the one that is closed. An
 //!   open one does not miss it: a channel without an open main channel of its own is left over.
-//! - An open channel is never a closed main channel's, as long as an open one may be its own.
+//! - An open channel is never a closed main channel's, as long as an open one may be its own, or
+//!   one that has still to speak.
 //!
 //! This is a state machine without IO and without a clock of its own.
 
@@ -124,8 +125,8 @@ struct Main {
     /// An engine's: it owns its UUID and no other.
     engine: bool,
     has_preempt: bool,
-    /// Its peer has closed it.
-    closed: bool,
+    /// When its peer was found to have closed it.
+    closed: Option<Instant>,
     /// It has said nothing for a while, in its set-up.
     stalls: bool,
     /// A channel waits whose id one of its channels has.
@@ -172,7 +173,7 @@ impl Matching {
             settled: false,
             engine: false,
             has_preempt: false,
-            closed: false,
+            closed: None,
             stalls: false,
             in_doubt: false,
         });
@@ -258,9 +259,9 @@ impl Matching {
     }
 
     /// A main channel was closed by its peer.
-    pub fn main_closed(&mut self, id: Id) {
+    pub fn main_closed(&mut self, id: Id, now: Instant) {
         if let Some(main) = self.main(id) {
-            main.closed = true;
+            main.closed.get_or_insert(now);
         }
     }
 
@@ -280,15 +281,13 @@ impl Matching {
     }
 
     /// Whether a channel which may be this main channel's is to be decided about within a moment:
-    /// its peer has closed it, as that of a short migration does, or of an attempt before.
+    /// its peer has closed it, as that of a short migration does, or of an attempt before. Or it is
+    /// open and may be the next source's.
     pub(super) fn is_undecided(&self, main: Id, now: Instant) -> bool {
-        let mut closed = self
-            .orphans
-            .iter()
-            .filter(|orphan| orphan.is_closed_anew(now));
-        closed.any(|orphan| {
+        self.orphans.iter().any(|orphan| {
             let claimants = self.claimants(orphan, now);
-            claimants.iter().any(|claimant| claimant.id == main)
+            (orphan.is_closed_anew(now) || self.may_be_the_nexts(orphan, &claimants, now))
+                && claimants.iter().any(|claimant| claimant.id == main)
         })
     }
 
@@ -426,6 +425,9 @@ impl Matching {
         {
             return Verdict::Wait { hope: true };
         }
+        if self.may_be_the_nexts(orphan, &claimants, now) {
+            return Verdict::Wait { hope: true };
+        }
         match claimants.as_slice() {
             [] => match self.late_for(orphan, now) {
                 Some(main) => Verdict::Give(main.id),
@@ -434,7 +436,9 @@ impl Matching {
             },
             [main] if main.ready.is_none() => Verdict::Wait { hope: true },
             // It may be left from an attempt before, whose successor is about to come.
-            [main] if !main.closed && orphan.is_closed_anew(now) => Verdict::Wait { hope: true },
+            [main] if main.closed.is_none() && orphan.is_closed_anew(now) => {
+                Verdict::Wait { hope: true }
+            }
             // Channels of several VMs, and one main channel that does not say whose it is: the
             // others may be about to come.
             [main] if self.has_rivals(main, orphan, now) => {
@@ -482,7 +486,7 @@ impl Matching {
         // A source that has closed its main channel is done, and the next attempt may be here
         // before that is.
         if orphan.closed.is_none() {
-            narrow(&mut claimants, |main| !main.closed);
+            narrow(&mut claimants, |main| main.closed.is_none());
         }
         if claimants.iter().all(|main| main.ready.is_some()) {
             narrow(&mut claimants, |main| {
@@ -490,6 +494,15 @@ impl Matching {
             });
         }
         claimants
+    }
+
+    /// Whether the next source may have opened the channel, whose main channel is here and has still
+    /// to speak.
+    fn may_be_the_nexts(&self, orphan: &Orphan, claimants: &[&Main], now: Instant) -> bool {
+        orphan.closed.is_none()
+            && !claimants.is_empty()
+            && claimants.iter().all(|main| is_recent(main.closed, now))
+            && self.unspoken.contains(&orphan.peer)
     }
 
     /// Whether another channel that waits says to be the same one. One of both is another
@@ -509,7 +522,7 @@ impl Matching {
     fn has_rivals(&self, main: &Main, orphan: &Orphan, now: Instant) -> bool {
         let is_rival = |other: &Orphan| {
             // Leftovers of a source are closed; connections of a running migration are open.
-            let is_left = other.closed.is_some() && !main.closed;
+            let is_left = other.closed.is_some() && main.closed.is_none();
             // The main channel's own peer takes precedence over others.
             let is_strangers = orphan.peer == main.peer && other.peer != main.peer;
             let may_be = other.uuid != orphan.uuid && !is_left && !is_strangers;
@@ -602,18 +615,22 @@ impl Main {
 
 impl Orphan {
     fn is_closed_anew(&self, now: Instant) -> bool {
-        self.closed
-            .is_some_and(|closed| now.duration_since(closed) < CONFLICT_TIMEOUT)
+        is_recent(self.closed, now)
     }
+}
+
+/// Whether a connection was closed so short a while ago that others of its source may be open.
+fn is_recent(closed: Option<Instant>, now: Instant) -> bool {
+    closed.is_some_and(|closed| now.duration_since(closed) < CONFLICT_TIMEOUT)
 }
 
 /// Judges a channel that was closed a while ago, and that each of `several` may own.
 fn judge_left(orphan: &Orphan, several: &[&Main]) -> Verdict {
-    let mut closed = several.iter().filter(|main| main.closed);
+    let mut closed = several.iter().filter(|main| main.closed.is_some());
     match (closed.next(), closed.next()) {
         (Some(main), None) if !main.channels.contains(&orphan.channel) => Verdict::Give(main.id),
         (Some(_), Some(_)) => {
-            let mains = several.iter().filter(|main| main.closed);
+            let mains = several.iter().filter(|main| main.closed.is_some());
             let mains = mains.map(|main| main.id).collect();
             Verdict::Refuse(mains, SetupFault::Alike { uuid: orphan.uuid })
         }
