@@ -7,6 +7,7 @@ mod trunk {
     mod crowds;
     mod encrypted;
     mod verified;
+    mod word;
 }
 
 use std::io::{Read, Write};

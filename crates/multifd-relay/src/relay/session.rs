@@ -487,7 +487,9 @@ impl<'env> Session<'env> {
                     .or_else(|| silence.look(self.outline, self.gate, self.counters))
                     .filter(|fault| self.matters(fault));
                 if let (Some(fault), false) = (fault, is_closed) {
-                    let patience = match self.target.is_relay() && is_an_end(&fault.cause) {
+                    // A source's own end has no reason that the destination's relay could tell.
+                    let is_there = self.target.is_relay() && fault.leg == Leg::Destination;
+                    let patience = match is_there && is_an_end(&fault.cause) {
                         true => REASON_TIMEOUT,
                         false => Duration::ZERO,
                     };
@@ -495,10 +497,14 @@ impl<'env> Session<'env> {
                     closing = closing.map(|at| at.min(closes_at)).or(Some(closes_at));
                     failure = Some(worse(failure, fault));
                 }
-                if let Some(failure) = &failure
-                    && closing.is_some_and(|at| at <= Instant::now())
-                {
-                    self.close(&failure.explain());
+                if closing.is_some_and(|at| at <= Instant::now()) {
+                    // The source was told meanwhile that its guest has arrived.
+                    let has_passed = !self.outline.fails();
+                    failure = failure.filter(|failure| !has_passed || is_a_word(failure));
+                    match &failure {
+                        Some(failure) => self.close(&failure.explain()),
+                        None => closing = None,
+                    }
                 }
                 self.links.go_on_closing();
                 if !settled && self.gate.is_loading() {
@@ -560,8 +566,7 @@ impl<'env> Session<'env> {
     /// Whether a fault is one: how connections end does not matter once the destination has the
     /// guest and has said so.
     fn matters(&self, fault: &Failure) -> bool {
-        let is_its_word = matches!(fault.cause, Cause::NotTold | Cause::Refused { .. });
-        is_its_word || !self.outline.guest_has_arrived()
+        is_a_word(fault) || !self.outline.guest_has_arrived()
     }
 
     /// While the destination has not begun nothing more is written to channels, so one that it has
@@ -584,6 +589,7 @@ impl<'env> Session<'env> {
 
     /// Closes what has failed. `words` say why, to another relay.
     fn close(&self, words: &str) {
+        self.outline.fails();
         self.gate.stop();
         self.links.close(words);
     }
@@ -703,6 +709,11 @@ fn worse(first: Option<Failure>, then: Failure) -> Failure {
         Cause::RelayGone | Cause::Unknown if is_an_end(&first.cause) => then,
         _ => first,
     }
+}
+
+/// Whether it is what became of the destination's word.
+fn is_a_word(failure: &Failure) -> bool {
+    matches!(failure.cause, Cause::NotTold | Cause::Refused { .. })
 }
 
 /// Whether it is the end of a connection, of which another one may tell why.
