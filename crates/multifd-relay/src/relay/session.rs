@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, Scope};
 use std::time::{Duration, Instant};
 
-use multifd_codec::delta::memory::Share;
+use multifd_codec::delta::memory::{self, Share};
 use multifd_codec::delta::{Kept, Sent};
 use multifd_transport::dial::{DialError, is_ours};
 use multifd_transport::failure::Cause as TransportCause;
@@ -56,6 +56,11 @@ const REASON_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// How long a channel may be closed before its main channel is to say why.
 const HUNG_UP: Duration = Duration::from_millis(500);
+
+/// The memory that the limits of this process have to leave for one more connection: the stack of
+/// its thread, its buffers, and what others allocate at the same time. Kept pages leave more. An
+/// allocator may have taken most of a limited address space in advance.
+const LEAST_FREE_BYTES: u64 = 8 << 20;
 
 /// The most that is read of a main channel whose source has gone before its destination was
 /// dialled.
@@ -672,6 +677,12 @@ impl<'env> Session<'env> {
         running: &mut Running,
         work: impl FnOnce() -> Result<(), Failure> + Send + 'scope,
     ) -> Result<(), Failure> {
+        let no_thread =
+            |error| main_channel::failed(Leg::Here, TransportCause::Thread(error).into());
+        // Behind the last bytes of memory every migration of this process would end.
+        if memory::left().is_some_and(|left| left < LEAST_FREE_BYTES) {
+            return Err(no_thread(io::ErrorKind::OutOfMemory.into()));
+        }
         let tell = tell.clone();
         let ended = tell.clone();
         // A thread that panics ends too.
@@ -682,9 +693,7 @@ impl<'env> Session<'env> {
         let thread = move || report_end(&tell, close, || Event::Ended(role, work()));
         thread::Builder::new()
             .spawn_scoped(scope, thread)
-            .map_err(|error| {
-                main_channel::failed(Leg::Here, TransportCause::Thread(error).into())
-            })?;
+            .map_err(no_thread)?;
         running.count(role, true);
         Ok(())
     }
@@ -703,10 +712,16 @@ fn worse(first: Option<Failure>, then: Failure) -> Failure {
     let Some(first) = first else {
         return then;
     };
+    // What the other leg says then may come of this end.
+    let is_of_leg = then.leg == first.leg;
     match then.cause {
         Cause::NotTold => then,
-        Cause::Refused { .. } | Cause::Far(_) if is_an_end(&first.cause) => then,
-        Cause::RelayGone | Cause::Unknown if is_an_end(&first.cause) => then,
+        Cause::Refused { .. } if is_an_end(&first.cause) => then,
+        Cause::Far(_) | Cause::RelayGone | Cause::Unknown
+            if is_of_leg && is_an_end(&first.cause) =>
+        {
+            then
+        }
         _ => first,
     }
 }
