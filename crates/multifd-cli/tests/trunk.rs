@@ -6,6 +6,7 @@ mod support;
 mod trunk {
     mod crowds;
     mod encrypted;
+    mod limits;
     mod verified;
     mod word;
 }
