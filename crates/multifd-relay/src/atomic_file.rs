@@ -148,6 +148,11 @@ impl PartialFile {
 
     /// Gives the file its name, which must still be free.
     pub(crate) fn publish(&self) -> Result<(), FileError> {
+        self.name().and_then(|()| self.sync_name())
+    }
+
+    /// The same, but the name may not be on the disk before [`sync_name`](Self::sync_name).
+    pub(crate) fn name(&self) -> Result<(), FileError> {
         self.rename().map_err(|source| match source.kind() {
             io::ErrorKind::AlreadyExists => FileError::Occupied {
                 path: self.path.clone(),
@@ -159,6 +164,19 @@ impl PartialFile {
         })?;
         self.stay();
         Ok(())
+    }
+
+    /// Brings the names of all files of the folder to the disk.
+    pub(crate) fn sync_name(&self) -> Result<(), FileError> {
+        let folder = match self.path.parent() {
+            Some(folder) if folder != Path::new("") => folder,
+            _ => Path::new("."),
+        };
+        let synced = File::open(folder).and_then(|folder| folder.sync_all());
+        synced.map_err(|source| FileError::Io {
+            path: self.path.clone(),
+            source,
+        })
     }
 
     /// Removes the file again, whatever it is called by now: nobody relies on it. A file of
@@ -193,11 +211,7 @@ impl PartialFile {
             }
             other => other?,
         }
-        let folder = match self.path.parent() {
-            Some(folder) if folder != Path::new("") => folder,
-            _ => Path::new("."),
-        };
-        File::open(folder)?.sync_all()
+        Ok(())
     }
 }
 

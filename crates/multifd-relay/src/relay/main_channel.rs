@@ -4,8 +4,9 @@
 use std::io::{self, Write};
 use std::net::Shutdown;
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use multifd_transport::Moment;
 use multifd_transport::rounds::RoundFault;
 use multifd_wire::Limits;
 use multifd_wire::main_stream::{Command, MainEvent, MainReceiver};
@@ -488,7 +489,7 @@ impl Forward<'_> {
         }
         // Another relay reads its set-up before its own destination does, so the answer counts
         // where there is to be one.
-        let since = Instant::now();
+        let since = Moment::now();
         let within = self.begin_timeout;
         let look = |gate: &Gate| {
             if !pinged && destination.unsent_bytes() == 0 {

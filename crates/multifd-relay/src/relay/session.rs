@@ -15,7 +15,7 @@ use multifd_transport::dial::{DialError, is_ours};
 use multifd_transport::failure::Cause as TransportCause;
 use multifd_transport::incoming::{Arrival, Incoming, IncomingChannel};
 use multifd_transport::supervise::report_end;
-use multifd_transport::{Cancel, Stream, circle};
+use multifd_transport::{Cancel, Moment, Stream, circle};
 use multifd_wire::Method;
 use multifd_wire::main_stream::{MainEvent, MainReceiver};
 
@@ -255,7 +255,7 @@ impl Opening<'_> {
         channels: &multifd_transport::incoming::Inbox,
         has_channels: bool,
     ) -> Result<(), Failure> {
-        let deadline = Instant::now() + CHANNELS_TIMEOUT;
+        let deadline = Moment::now() + CHANNELS_TIMEOUT;
         let failed = |fault: SetupFault| Err(main_channel::failed(Leg::Source, fault.into()));
         if !has_channels {
             return Ok(());
@@ -272,7 +272,7 @@ impl Opening<'_> {
             }
             self.check_cancel()?;
             self.check_source()?;
-            if Instant::now() >= deadline {
+            if Moment::now() >= deadline {
                 let (missing, within) = (None, CHANNELS_TIMEOUT);
                 return failed(SetupFault::ChannelsMissing { missing, within });
             }
@@ -462,8 +462,8 @@ impl<'env> Session<'env> {
             let mut silence = Silence::new(SILENCE_TIMEOUT.max(self.config.dial_timeout));
             let mut told = Instant::now();
             let mut settled = false;
-            let mut over_since: Option<Instant> = None;
-            let mut hung_up_since: Option<Instant> = None;
+            let mut over_since: Option<Moment> = None;
+            let mut hung_up_since: Option<Moment> = None;
             // When what has failed is closed.
             let mut closing: Option<Instant> = None;
             // What breaks once we have closed everything ourselves is no failure.
@@ -535,7 +535,7 @@ impl<'env> Session<'env> {
                 let needs_rest = !self.outline.guest_has_arrived();
                 match is_over || confirmed {
                     true if over_since.is_none() && (!needs_rest || self.links.are_delivered()) => {
-                        over_since = Some(Instant::now());
+                        over_since = Some(Moment::now());
                     }
                     true if over_since.is_some_and(|since| since.elapsed() >= CLOSING_TIMEOUT) => {
                         is_closed = true;
@@ -577,13 +577,13 @@ impl<'env> Session<'env> {
     /// While the destination has not begun nothing more is written to channels, so one that it has
     /// lost shows only here, and it would wait for that channel without end. Where it fails as a
     /// whole its main channel says so first.
-    fn look_at_channels(&self, since: &mut Option<Instant>) -> Option<Failure> {
+    fn look_at_channels(&self, since: &mut Option<Moment>) -> Option<Failure> {
         let waits = !self.gate.has_begun() && !self.gate.is_stopped();
         let Some(channel) = waits.then(|| self.links.hung_up()).flatten() else {
             *since = None;
             return None;
         };
-        let since = *since.get_or_insert_with(Instant::now);
+        let since = *since.get_or_insert_with(Moment::now);
         (since.elapsed() >= HUNG_UP).then(|| Failure {
             channel,
             leg: Leg::Destination,
