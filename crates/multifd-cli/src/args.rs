@@ -5,12 +5,12 @@ use std::path::PathBuf;
 
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use multifd_codec::{Accel, Effort, Huffman, Streams, WindowSize, ZlibLevel, ZstdLevel};
+use multifd_codec::{Accel, Huffman, Streams, WindowSize, ZlibLevel, ZstdLevel};
 use multifd_relay::leg::LegAddress;
 use multifd_relay::leg::Name;
 use multifd_transport::Address;
-use multifd_wire::Method;
 
+use crate::codec::EffortArg;
 use crate::relay::Route;
 
 /// Live migration over multifd for unmodified QEMUs.
@@ -27,7 +27,7 @@ pub struct Cli {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    Relay(RelayArgs),
+    Relay(Box<RelayArgs>),
     Receive(ReceiveArgs),
     Record(RecordArgs),
     Replay(ReplayArgs),
@@ -103,6 +103,9 @@ pub struct RelayArgs {
     /// source's relay.
     #[arg(long, value_name = "SIZE", value_parser = size, hide_short_help = true)]
     pub delta_memory: Option<u64>,
+    /// Processors that --effort auto may take for each migration, such as 1.5.
+    #[arg(long, value_name = "N", value_parser = processors, hide_short_help = true)]
+    pub cpus: Option<f64>,
     /// Both relays of a trunk compare all pages of each round; a difference leaves the guest at its
     /// source. It costs a decompression at each of them.
     #[arg(long, hide_short_help = true)]
@@ -113,15 +116,19 @@ pub struct RelayArgs {
     /// Print one JSON object per migration.
     #[arg(long)]
     pub json: bool,
+    /// Tell of each change of effort.
+    #[arg(long, short, hide_short_help = true)]
+    pub verbose: bool,
 }
 
 /// How pages are compressed.
 #[derive(Args, Clone, Debug)]
 pub struct CodecArgs {
-    /// Method: none, zlib, zstd, qpl, or canned (multifd at both ends).
-    #[arg(long, value_name = "METHOD", default_value_t = Compression::None)]
-    #[arg(value_enum, hide_possible_values = true)]
-    pub(crate) compression: Compression,
+    /// Method: none, zlib, zstd, qpl, canned (multifd at both ends), or auto (a trunk).
+    ///
+    /// The default is auto to a trunk, and none elsewhere.
+    #[arg(long, value_name = "METHOD", value_enum, hide_possible_values = true)]
+    pub(crate) compression: Option<Compression>,
     /// Level of zlib with --accel none: 0 to 9; the default is 1.
     #[arg(long, value_name = "N", value_parser = zlib_level, hide_short_help = true)]
     pub(crate) zlib_level: Option<ZlibLevel>,
@@ -129,17 +136,21 @@ pub struct CodecArgs {
     #[arg(long, value_name = "N", value_parser = zstd_level, hide_short_help = true)]
     pub(crate) zstd_level: Option<ZstdLevel>,
     /// Accelerator: none, software, qpl, qpl-hardware, qpl-software or auto.
-    #[arg(long, value_name = "ACCEL", default_value_t = Accel::None)]
-    pub(crate) accel: Accel,
+    ///
+    /// The default is auto where an IAA is ready, and software elsewhere.
+    #[arg(long, value_name = "ACCEL")]
+    pub(crate) accel: Option<Accel>,
     /// Independent streams within a channel, compressed in parallel: 1 to 128.
     #[arg(long, value_name = "K", value_parser = streams, hide_short_help = true)]
     pub(crate) streams: Option<Streams>,
     /// Huffman code of qpl, and of zlib by libqpl: fixed (faster) or dynamic (smaller).
     #[arg(long, value_name = "CODE", hide_short_help = true)]
     pub(crate) huffman: Option<Huffman>,
-    /// Speed against size of --accel software: fast, balanced or dense.
+    /// Speed against size: auto (zlib, zstd), or fast, balanced or dense of --accel software.
+    ///
+    /// With auto, each packet gets what the link, the processors and the pages make best.
     #[arg(long, value_name = "EFFORT", hide_short_help = true)]
-    pub(crate) effort: Option<Effort>,
+    pub(crate) effort: Option<EffortArg>,
     /// Deflate window of --accel software: 4k (an IAA can read it) or 32k.
     #[arg(long, value_name = "SIZE", hide_short_help = true)]
     pub(crate) window: Option<WindowSize>,
@@ -268,16 +279,20 @@ pub(crate) enum Compression {
     Qpl,
     /// Our own. No QEMU reads it, and a relay learns that only from the QEMU's error.
     Canned,
+    /// The best that both relays of a trunk have, with the effort that is best at the moment.
+    Auto,
 }
 
-impl From<Compression> for Method {
-    fn from(compression: Compression) -> Self {
-        match compression {
-            Compression::None => Method::None,
-            Compression::Zlib => Method::Zlib,
-            Compression::Zstd => Method::Zstd,
-            Compression::Qpl => Method::Qpl,
-            Compression::Canned => Method::Canned,
+impl Compression {
+    /// The word on a command line.
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Zlib => "zlib",
+            Self::Zstd => "zstd",
+            Self::Qpl => "qpl",
+            Self::Canned => "canned",
+            Self::Auto => "auto",
         }
     }
 }
@@ -313,6 +328,13 @@ fn size(text: &str) -> Result<u64, String> {
     number
         .checked_mul(1 << shift)
         .ok_or_else(|| "that is more than 64 bits can say".to_owned())
+}
+
+fn processors(text: &str) -> Result<f64, String> {
+    let count = text.parse().ok();
+    count
+        .filter(|count: &f64| (0.01..=4096.0).contains(count))
+        .ok_or_else(|| "this is a number of processors, from 0.01 to 4096, such as 1.5".to_owned())
 }
 
 /// The mode of a file, as chmod takes it.

@@ -73,7 +73,7 @@ pub struct Confined(Result<(Vec<Route>, Sandbox), String>);
 /// Reads which routes there are, and gives up what they have no use for. No thread may run yet.
 pub fn confine(args: &RelayArgs) -> Confined {
     Confined(routes::of(args).and_then(|routes| {
-        memory::bound(args.delta_memory, &routes, args.codec.method())?;
+        memory::bound(args.delta_memory, &routes, &args.codec)?;
         let sandbox = match args.no_sandbox {
             true => Sandbox::none(),
             false => Sandbox::enter(args, &routes),
@@ -84,19 +84,30 @@ pub fn confine(args: &RelayArgs) -> Confined {
 
 /// Passes migrations on, any number at once: one, or one after another for ever.
 pub fn run(args: &RelayArgs, confined: Confined) -> Outcome {
-    let method = args.codec.method();
     let (routes, sandbox) = confined.0?;
     say::note(sandbox);
     let mut relays = Vec::new();
     let mut watches = Vec::new();
     let mut encryptions = Vec::new();
     for (index, route) in routes.into_iter().enumerate() {
-        let mut config = RelayConfig::new(route.connect.clone(), method);
-        config.settings = args.codec.settings()?;
+        let codec = args
+            .codec
+            .codec(route.connect.protocol == Protocol::Trunk)?;
+        let mut config = RelayConfig::new(route.connect.clone(), codec.method);
+        config.settings = codec.settings;
+        config.auto = codec.auto;
+        config.processors = args.cpus;
+        if args.cpus.is_some() && !codec.auto {
+            return Err(
+                "--cpus is for an effort that is found out: add --effort auto"
+                    .to_owned()
+                    .into(),
+            );
+        }
         config.limits = Limits::default();
         config.dial_timeout = Duration::from_secs(args.dial_timeout.get().into());
         if index == 0 {
-            announce(&config)?;
+            announce(&config, args.codec.accel().1)?;
         }
         config.name = args.name.clone();
         config.verify = args.verify;
@@ -162,7 +173,7 @@ pub fn run(args: &RelayArgs, confined: Confined) -> Outcome {
     // Only now can a source be started.
     listening.iter().for_each(say::note);
     drop(tell);
-    let outcome = Printer::new(args, method, several).run(&events, &ends, &signals);
+    let outcome = Printer::new(args, several).run(&events, &ends, &signals);
     ends.accepting.cancel();
     ends.over.cancel();
     for thread in accepting {
@@ -263,10 +274,17 @@ struct Ends {
 }
 
 /// Says what will compute, as far as it is known before the first migration.
-fn announce(config: &RelayConfig) -> Outcome {
+fn announce(config: &RelayConfig, accel_is_asked_for: bool) -> Outcome {
     let method = config.compression;
+    if config.auto {
+        say::note(format_args!(
+            "writing {method} with the effort that is best at the moment"
+        ));
+        return Ok(());
+    }
     // A relay that compresses nothing has an accelerator for reading only.
-    let reads = method == Method::None && config.settings.accel != Accel::None;
+    let reads =
+        method == Method::None && accel_is_asked_for && config.settings.accel != Accel::None;
     let (does, backend) = match reads {
         true => ("reading qpl and canned".to_owned(), config.reader()),
         false => (format!("writing {method}"), config.backend()),
@@ -383,7 +401,6 @@ fn pass(
 /// Prints what happens, and decides when it is over.
 struct Printer<'a> {
     args: &'a RelayArgs,
-    method: Method,
     /// There are several addresses, so that each line says which.
     several: bool,
     running: Vec<Migration>,
@@ -391,10 +408,9 @@ struct Printer<'a> {
 }
 
 impl<'a> Printer<'a> {
-    fn new(args: &'a RelayArgs, method: Method, several: bool) -> Self {
+    fn new(args: &'a RelayArgs, several: bool) -> Self {
         Self {
             args,
-            method,
             several,
             running: Vec::new(),
             progress: Progress::new(),
@@ -491,6 +507,10 @@ impl<'a> Printer<'a> {
                 let of = self.running.get(index).map(|migration| self.of(migration));
                 self.note(&format!("{}{note}", of.unwrap_or_default()));
             }
+            Update::Effort(change) if self.args.verbose => {
+                let of = self.running.get(index).map(|migration| self.of(migration));
+                self.note(&format!("{}{change}", of.unwrap_or_default()));
+            }
             _ => {}
         }
     }
@@ -519,10 +539,12 @@ impl<'a> Printer<'a> {
                 let connect = migration
                     .as_ref()
                     .map(|migration| migration.route.connect.protocol);
+                let to_trunk = connect == Some(Protocol::Trunk);
+                let method = self.args.codec.method(to_trunk);
                 let failed = match &ended {
                     Ended::Failed(failure) => Failed::new(
                         say::chain(failure),
-                        advice(self.method, connect, failure),
+                        advice(method, connect, failure),
                         // This relay cannot know whether the destination has the guest.
                         (!matches!(failure.cause, Cause::Unknown)).then_some(false),
                         migration.as_ref(),

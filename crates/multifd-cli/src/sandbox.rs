@@ -75,12 +75,11 @@ impl Sandbox {
     /// that it makes from now on, are limited.
     pub fn enter(args: &RelayArgs, routes: &[Route]) -> Self {
         let mut sandbox = Self::default();
-        match args.codec.accel {
+        match args.codec.accel().0 {
             Accel::None | Accel::Software => sandbox.took(landlock(args, routes)),
             // libqpl is opened from where the loader finds it, and maps devices.
-            _ => sandbox.missing.push(format!(
-                "no landlock with --accel {}, which needs devices",
-                args.codec.accel
+            accel => sandbox.missing.push(format!(
+                "no landlock with --accel {accel}, which needs devices"
             )),
         }
         sandbox.took(seccomp());

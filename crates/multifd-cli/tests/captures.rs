@@ -4,6 +4,7 @@ mod support;
 
 use std::path::Path;
 
+use multifd_relay::leg::LegAddress;
 use multifd_transport::Address;
 use serde_json::Value;
 use support::captures::{self, Capture};
@@ -79,6 +80,55 @@ fn two_relays_with_a_method_between_them_change_nothing() {
                 assert_eq!(report["confirmed"], Value::from(confirmed), "{report}");
                 assert_eq!(report["remarks"], Value::Array(Vec::new()), "{report}");
             }
+        }
+    }
+}
+
+/// Packets of two methods come over the trunk, some as they are, some compressed, and become one
+/// stream of the method that is written behind it.
+#[test]
+fn two_relays_with_a_trunk_between_them_change_nothing() {
+    for capture in captures::all() {
+        for (delta, behind) in [
+            ("64M", "none"),
+            ("64M", "zstd"),
+            ("0", "zstd"),
+            ("0", "zlib"),
+        ] {
+            let folder = tempfile::tempdir().expect("a folder");
+            let images = folder.path().join("ram");
+            let mut receiving = receive(&images);
+            let at = |protocol: &str, name: &str| {
+                format!("{protocol}:{}", folder.path().join(name).display())
+            };
+            let start = |legs: [&str; 2], more: &[&str]| {
+                let args = [
+                    "relay",
+                    "--once",
+                    "--json",
+                    "--listen",
+                    legs[0],
+                    "--connect",
+                    legs[1],
+                ];
+                Multifd::start([&args, more].concat())
+            };
+            let trunk = at("trunk+unix", "trunk");
+            let connect = receiving.address().to_string();
+            let mut far = start([&trunk, &connect], &["--compression", behind]);
+            let _: LegAddress = (*far).address();
+            let mut near = start([&at("unix", "near"), &trunk], &["--delta-memory", delta]);
+            let back = send(&capture.migration, &near.address());
+            let summary: Value = serde_json::from_str(&receiving.end().well()).expect("JSON");
+            check(&capture, &images, &summary);
+            check_answers(&capture, &back);
+            let reports = [near, far].map(|relay| {
+                let report: Value = serde_json::from_str(&relay.end().well()).expect("JSON");
+                assert_eq!(report["remarks"], Value::Array(Vec::new()), "{report}");
+                report
+            });
+            let efforts = reports[0]["auto"]["efforts"].as_array().expect("efforts");
+            assert_eq!(efforts.len(), 5, "{reports:?}");
         }
     }
 }

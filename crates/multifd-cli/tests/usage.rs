@@ -59,16 +59,43 @@ fn what_is_wrong_with_a_command_is_said_with_what_to_do() {
         "only a trunk carries pages as differences",
     );
     let trunk = ["relay", "--listen", "unix:a.sock"];
-    let connect = ["--connect", "trunk+unix:b.sock", "--delta-memory", "1G"];
+    let connect = ["--connect", "trunk+unix:b.sock", "--compression", "none"];
     refused(
-        &[&trunk[..], &connect].concat(),
+        &[&trunk[..], &connect, &["--delta-memory", "1G"]].concat(),
         1,
-        "no use with --compression none: say --compression zstd",
+        "no use with --compression none: leave out one of them",
     );
+    refused(
+        &with(&["--compression", "auto"]),
+        1,
+        "--compression auto is for a trunk",
+    );
+    let to_trunk = [&trunk[..], &["--connect", "trunk+unix:b.sock"]].concat();
+    for (options, words) in [
+        (
+            ["--streams", "2"],
+            "--streams is not for an effort that is found out",
+        ),
+        (["--zstd-level", "3"], "add --compression zstd"),
+        (["--effort", "dense"], "--effort has no effect here"),
+    ] {
+        refused(&[&to_trunk[..], &options].concat(), 1, words);
+    }
+    for (method, options, words) in [
+        ("none", &[][..], "--effort auto is for"),
+        ("canned", &[], "--effort auto is for"),
+        ("zlib", &["--accel", "qpl"], "--effort auto is for"),
+        ("zlib", &["--accel", "none"], "--effort auto is for"),
+        ("zlib", &["--streams", "2"], "--streams is not for"),
+        ("zstd", &["--zstd-level", "3"], "--zstd-level has no effect"),
+    ] {
+        let auto = ["--compression", method, "--effort", "auto"];
+        refused(&with(&[&auto[..], options].concat()), 1, words);
+    }
     refused(
         &with(&["--compression", "lz4"]),
         2,
-        "[possible values: none, zlib, zstd, qpl, canned]",
+        "[possible values: none, zlib, zstd, qpl, canned, auto]",
     );
     refused(&with(&["--zlib-level", "10"]), 2, "--zlib-level");
     refused(
@@ -129,7 +156,7 @@ fn what_is_wrong_with_a_command_is_said_with_what_to_do() {
     refused(
         &with(&["--effort", "9"]),
         2,
-        "\"9\" is not fast, balanced or dense",
+        "efforts are auto, fast, balanced and dense",
     );
     refused(&with(&["--window", "8k"]), 2, "\"8k\" is not 4k or 32k");
     refused(&["receive"], 2, "--listen <ADDR>");

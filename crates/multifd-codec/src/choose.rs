@@ -127,6 +127,27 @@ pub(crate) fn machine(
     })
 }
 
+/// The machine of an encoder whose effort is another one for each packet: see
+/// [`Auto::new`](crate::auto::Auto::new) for the methods that there are.
+pub(crate) fn stepped_machine(
+    method: Method,
+    settings: &Settings,
+) -> Result<(Machine, Backend), Unsupported> {
+    Ok(match method {
+        #[cfg(feature = "zstd")]
+        Method::Zstd => {
+            let stream = zstd::CompressSteps::new()?;
+            let plain = Backend::new(BackendKind::Plain);
+            (Machine::one_by_one(stream), plain)
+        }
+        _ => {
+            let stream = software::DeflateSteps::new(settings.window);
+            let software = Backend::new(BackendKind::Software);
+            (Machine::one_by_one(stream), software)
+        }
+    })
+}
+
 /// Makes a decoder for one channel. It reads the output of any encoder settings.
 ///
 /// The receiver does not choose the payloads, so it ignores an accelerator that cannot read the

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 
 use multifd_wire::{Method, PageSize};
 
+use crate::auto::{Auto, Step};
 use crate::channel::check_payload_len;
 use crate::{Backend, EncodeError, PageBuffer, Pages, PathCounts, Settings, Unsupported, choose};
 
@@ -72,6 +73,9 @@ pub(crate) trait WritePayload: Send {
         out: &mut Vec<u8>,
     ) -> Result<PathCounts, EncodeError>;
 
+    /// See [`Encoder::set_step`]. For streams that have steps.
+    fn set_step(&mut self, _: usize) {}
+
     /// See [`Encoder::backend`]. For streams whose backend may change.
     fn backend(&self) -> Option<Backend> {
         None
@@ -133,6 +137,27 @@ impl<T> Encoder<T> {
     pub fn new(method: Method, settings: &Settings) -> Result<Self, Unsupported> {
         let (machine, backend) = choose::machine(method, settings)?;
         Ok(Self::of(method, machine, backend))
+    }
+
+    /// Makes an encoder whose packets are encoded with any of the steps of `auto`.
+    ///
+    /// # Errors
+    ///
+    /// [`Unsupported`] if there is no memory for it.
+    pub fn with_steps(auto: &Auto, settings: &Settings) -> Result<Self, Unsupported> {
+        let (machine, backend) = choose::stepped_machine(auto.method(), settings)?;
+        Ok(Self::of(auto.method(), machine, backend))
+    }
+
+    /// Encodes packets that are popped from now on with `step`, which must be one of the method's.
+    /// Encoders that were not made [with steps](Self::with_steps) have none, and ignore it.
+    pub fn set_step(&mut self, step: Step) {
+        match &mut self.machine {
+            Machine::OneByOne { stream, .. } if step.method() == self.method => {
+                stream.set_step(step.index());
+            }
+            Machine::OneByOne { .. } | Machine::Together(_) => {}
+        }
     }
 
     fn of(method: Method, machine: Machine, backend: Backend) -> Self {

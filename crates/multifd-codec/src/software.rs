@@ -48,6 +48,61 @@ impl WritePayload for Deflate {
     }
 }
 
+/// The sending direction, one stream for the whole channel, with an effort that may be another one
+/// for each packet.
+pub(crate) struct DeflateSteps {
+    window: WindowSize,
+    /// The encoder of each effort, once it was needed.
+    deflaters: [Option<Box<Deflater>>; Effort::ALL.len()],
+    step: usize,
+    header: Header,
+    copy: Vec<u8>,
+}
+
+impl DeflateSteps {
+    pub(crate) fn new(window: WindowSize) -> Self {
+        Self {
+            window,
+            deflaters: Effort::ALL.map(|_| None),
+            step: 0,
+            header: Header(Some(window)),
+            copy: Vec::new(),
+        }
+    }
+}
+
+impl WritePayload for DeflateSteps {
+    fn write_payload(
+        &mut self,
+        pages: &Pages<'_>,
+        out: &mut Vec<u8>,
+    ) -> Result<PathCounts, EncodeError> {
+        self.header.write(out);
+        let bytes = pages.gather(&mut self.copy);
+        // The first step stores.
+        let effort = self.step.checked_sub(1);
+        let place = effort.and_then(|index| self.deflaters.get_mut(index));
+        let (Some(place), Some(&effort)) = (place, effort.and_then(|index| Effort::ALL.get(index)))
+        else {
+            page_deflate::store(bytes, out);
+            return Ok(PathCounts::raw(pages.len()));
+        };
+        let new = || Box::new(Deflater::new(self.window, effort));
+        place.get_or_insert_with(new).compress(bytes, out);
+        Ok(PathCounts::software(pages.len()))
+    }
+
+    fn set_step(&mut self, step: usize) {
+        if step != self.step {
+            // What another effort wrote meanwhile is not in this one's window.
+            for deflater in self.deflaters.iter_mut().flatten() {
+                deflater.forget();
+            }
+            self.step = step;
+        }
+    }
+}
+
 /// The sending direction, run by run.
 pub(crate) struct DeflateRuns {
     header: Header,

@@ -56,6 +56,85 @@ impl WritePayload for Compress {
     }
 }
 
+/// The sending direction, a frame for each packet, at a level that may be another one for each.
+///
+/// A frame for each packet takes at levels 1 and below as many bytes as one for the channel, and
+/// less time.
+pub(crate) struct CompressSteps {
+    stream: CCtx<'static>,
+    step: usize,
+    /// The level that the stream has, once one was needed.
+    level: Option<i32>,
+    copy: Vec<u8>,
+}
+
+/// The levels of [`Step`](crate::auto::Step)s behind the first, which writes raw blocks.
+const LEVELS: [i32; 4] = [-1, 1, 3, 6];
+
+impl CompressSteps {
+    pub(crate) fn new() -> Result<Self, Unsupported> {
+        let stream = CCtx::try_create().ok_or_else(no_memory)?;
+        Ok(Self {
+            stream,
+            step: 0,
+            level: None,
+            copy: Vec::new(),
+        })
+    }
+}
+
+impl WritePayload for CompressSteps {
+    fn write_payload(
+        &mut self,
+        pages: &Pages<'_>,
+        out: &mut Vec<u8>,
+    ) -> Result<PathCounts, EncodeError> {
+        let bytes = pages.gather(&mut self.copy);
+        let index = self.step.checked_sub(1);
+        let Some(&level) = index.and_then(|index| LEVELS.get(index)) else {
+            store(bytes, out)?;
+            return Ok(PathCounts::raw(pages.len()));
+        };
+        if self.level != Some(level) {
+            // Between two frames any parameter can be set.
+            self.stream
+                .set_parameter(CParameter::CompressionLevel(level))
+                .map_err(failed)?;
+            self.level = Some(level);
+        }
+        let directive = ZSTD_EndDirective::ZSTD_e_end;
+        compress(&mut self.stream, bytes, directive, out)?;
+        Ok(PathCounts::software(pages.len()))
+    }
+
+    fn set_step(&mut self, step: usize) {
+        self.step = step;
+    }
+}
+
+/// Appends a frame of raw blocks (RFC 8878, section 3.1.1): its header states the length of its
+/// content, at most [`MAX_PAYLOAD_BYTES`](crate::MAX_PAYLOAD_BYTES).
+fn store(bytes: &[u8], out: &mut Vec<u8>) -> Result<(), EncodeError> {
+    /// A frame without a window and with four bytes for its length.
+    const SINGLE_SEGMENT: u8 = 0b1010_0000;
+    /// The format's limit for a block.
+    const BLOCK: usize = 128 << 10;
+    check_payload_len(bytes.len())?;
+    out.reserve(bytes.len() + bytes.len() / BLOCK * 3 + 16);
+    out.extend_from_slice(&zstd_safe::MAGICNUMBER.to_le_bytes());
+    out.push(SINGLE_SEGMENT);
+    out.extend_from_slice(&(bytes.len() as u32).to_le_bytes());
+    let mut blocks = bytes.chunks(BLOCK).peekable();
+    while let Some(block) = blocks.next() {
+        let is_last = u32::from(blocks.peek().is_none());
+        let header = (block.len() as u32) << 3 | is_last;
+        let [header @ .., _] = header.to_le_bytes();
+        out.extend_from_slice(&header);
+        out.extend_from_slice(block);
+    }
+    Ok(())
+}
+
 /// The sending direction, a frame for each run of pages.
 pub(crate) struct CompressRuns;
 
@@ -103,15 +182,19 @@ fn compress(
         let mut output = OutBuffer::around_pos(out, filled);
         let pending = stream
             .compress_stream2(&mut output, &mut input, directive)
-            .map_err(|code| EncodeError::Library {
-                method: Method::Zstd,
-                source: Box::new(ZstdError(code)),
-            })?;
+            .map_err(failed)?;
         if pending == 0 {
             return Ok(());
         }
         check_payload_len(out.len() + pending)?;
         out.reserve(pending);
+    }
+}
+
+fn failed(code: usize) -> EncodeError {
+    EncodeError::Library {
+        method: Method::Zstd,
+        source: Box::new(ZstdError(code)),
     }
 }
 

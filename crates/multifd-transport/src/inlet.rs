@@ -28,6 +28,8 @@ pub struct Inlet<'s> {
     /// needed.
     method: Option<Method>,
     decoder: Option<delta::Decoder>,
+    /// Packets may have the method `none` among those of another method.
+    has_plain_packets: bool,
     /// The pages that differences on this channel are made from, and how a wait for them ends.
     kept: Option<(Arc<Kept>, GivenUp<'s>)>,
     head: Vec<u8>,
@@ -85,6 +87,7 @@ impl<'s> Inlet<'s> {
             settings,
             method: None,
             decoder: None,
+            has_plain_packets: false,
             kept: None,
             head: Vec::new(),
             payload: Vec::new(),
@@ -107,7 +110,18 @@ impl<'s> Inlet<'s> {
         Self { kept, ..self }
     }
 
-    /// Whether pages may come as differences. A packet is decoded then, whatever its method.
+    /// Takes packets of the method `none` among those of another method. Their pages are no
+    /// differences.
+    #[must_use]
+    pub fn with_plain_packets(self) -> Self {
+        Self {
+            has_plain_packets: true,
+            ..self
+        }
+    }
+
+    /// Whether pages may come as differences. A packet is decoded then, whatever its method, but
+    /// for `none` where there are [plain packets](Self::with_plain_packets).
     pub fn has_differences(&self) -> bool {
         self.kept.is_some()
     }
@@ -206,7 +220,8 @@ impl<'s> Inlet<'s> {
         let method = self.method_of(packet)?;
         // A checked packet has at most as many pages as its size allows, 512 KiB in all.
         let len = packet.normal().len() * page_size.bytes();
-        if method == Method::None && self.kept.is_none() {
+        let is_plain = self.has_plain_packets || self.kept.is_none();
+        if method == Method::None && is_plain {
             // A checked packet's payload has the length of its pages.
             let payload = pages.space(self.receiver.payload_remaining() as usize);
             fill(self.stream, payload, &mut self.receiver, &mut self.bytes_in)?;
@@ -237,10 +252,12 @@ impl<'s> Inlet<'s> {
         Ok(())
     }
 
-    /// The method of `packet`, which must be that of all packets with a payload before it.
+    /// The method of `packet`, which must be that of all packets with a payload before it, but for
+    /// [plain ones](Self::with_plain_packets).
     pub fn method_of(&mut self, packet: &RamPacket) -> Result<Method, Cause> {
         let method = packet.method()?;
-        if packet.payload_len() == 0 {
+        let is_plain = method == Method::None && self.has_plain_packets;
+        if packet.payload_len() == 0 || is_plain {
             return Ok(method);
         }
         match *self.method.get_or_insert(method) {

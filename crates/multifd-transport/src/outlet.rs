@@ -3,8 +3,9 @@
 use std::io::Write;
 use std::sync::Arc;
 
+use multifd_codec::auto::Lane;
 use multifd_codec::delta::{self, Sent};
-use multifd_codec::{Encoder, PageBuffer};
+use multifd_codec::{Encoder, PageBuffer, PathCounts};
 use multifd_wire::{BlockName, ChannelSender, Hello, Method, Packet, RamPacket};
 
 use crate::Stream;
@@ -44,6 +45,13 @@ use crate::splice::Conduit;
 /// ```
 pub struct Outlet<'s> {
     encoder: delta::Encoder<RamPacket>,
+    /// Says with which effort packets are encoded, if that may change.
+    lane: Option<Lane>,
+    /// Packets may go with the method `none`.
+    has_plain_packets: bool,
+    /// A packet that goes so, pushed.
+    plain: Option<(RamPacket, PageBuffer)>,
+    plain_pages: usize,
     /// SYNCs among the packets so far.
     syncs: u64,
     wire: Wire<'s>,
@@ -64,6 +72,17 @@ struct Wire<'s> {
     holds: bool,
     bytes_out: u64,
 }
+
+/// A packet that is to be written.
+struct Encoded {
+    packet: RamPacket,
+    method: Method,
+    /// Bytes that were encoded: of pages, and of differences to pages.
+    encoded_bytes: usize,
+}
+
+/// The SYNCs of a channel before the end of the first round: a QEMU since 8.2 begins with one.
+const FIRST_ROUND_SYNCS: u64 = 1;
 
 /// A packet that was written.
 #[derive(Debug)]
@@ -108,6 +127,10 @@ impl<'s> Outlet<'s> {
     ) -> Result<Self, Cause> {
         let mut outlet = Outlet {
             encoder: delta::Encoder::new(encoder, None),
+            lane: None,
+            has_plain_packets: false,
+            plain: None,
+            plain_pages: 0,
             syncs: 0,
             wire: Wire {
                 stream,
@@ -141,6 +164,18 @@ impl<'s> Outlet<'s> {
     pub fn with_differences(self, sent: Arc<Sent>) -> Self {
         Self {
             encoder: self.encoder.with_differences(sent),
+            ..self
+        }
+    }
+
+    /// Lets `lane` say with which effort packets are encoded. The encoder must have been made with
+    /// steps, by [`Encoder::with_steps`]. If the reader takes `plain_packets`, those without any
+    /// effort go with the method `none`.
+    #[must_use]
+    pub fn with_lane(self, lane: Lane, plain_packets: bool) -> Self {
+        Self {
+            lane: Some(lane),
+            has_plain_packets: plain_packets,
             ..self
         }
     }
@@ -187,7 +222,17 @@ impl<'s> Outlet<'s> {
 
     /// How many packets may be pushed now: see [`Encoder::room`].
     pub fn room(&self) -> usize {
-        self.encoder.room()
+        match self.plain {
+            Some(_) => 0,
+            None => self.encoder.room(),
+        }
+    }
+
+    /// The pages written so far, by what encoded them.
+    pub fn counts(&self) -> PathCounts {
+        let mut counts = self.encoder.counts();
+        counts += PathCounts::raw(self.plain_pages);
+        counts
     }
 
     /// A buffer for the pages of the next packet. Give it back with [`Self::push`], or with
@@ -206,6 +251,20 @@ impl<'s> Outlet<'s> {
     pub fn push(&mut self, packet: RamPacket, pages: PageBuffer) {
         let syncs_before = self.syncs;
         self.syncs += u64::from(packet.is_sync());
+        if let Some(lane) = &mut self.lane
+            && !packet.normal().is_empty()
+        {
+            let step = lane.step(lane.now());
+            // Pages that come for the first time may come again, and then as differences; but only
+            // a guest that outruns the link has so many of them that they matter.
+            let is_first_round = syncs_before <= FIRST_ROUND_SYNCS;
+            let is_plain = step.index() == 0 && self.has_plain_packets;
+            if is_plain && (is_first_round || !self.has_differences()) {
+                self.plain = Some((packet, pages));
+                return;
+            }
+            self.encoder.set_step(step);
+        }
         self.encoder.push(pages, syncs_before, packet);
     }
 
@@ -214,23 +273,63 @@ impl<'s> Outlet<'s> {
     /// # Errors
     /// Why this packet could not be written. Packets behind it are lost.
     pub fn pop_and_write(&mut self) -> Result<Option<Written>, Unwritten> {
-        let popped = self.encoder.pop(&mut self.payload);
-        let popped = popped.map_err(|failed| unwritten(&failed.tag, failed.error.into()))?;
-        let Some((pages, mut packet)) = popped else {
-            return Ok(None);
+        if let Some((packet, pages)) = self.plain.take() {
+            self.plain_pages = self.plain_pages.saturating_add(packet.normal().len());
+            let encoded = Encoded {
+                packet,
+                method: Method::None,
+                encoded_bytes: pages.as_ref().len(),
+            };
+            let written = self.write_encoded(encoded, pages.as_ref());
+            self.spare.push(pages);
+            return written.map(Some);
+        }
+        let mut payload = std::mem::take(&mut self.payload);
+        let outcome = match self.encoder.pop(&mut payload) {
+            Ok(Some((pages, packet))) => {
+                let encoded = Encoded {
+                    packet,
+                    method: self.encoder.packet_method(),
+                    encoded_bytes: pages.as_ref().len(),
+                };
+                self.spare.push(pages);
+                self.write_encoded(encoded, &payload).map(Some)
+            }
+            Ok(None) => Ok(None),
+            Err(failed) => Err(unwritten(&failed.tag, failed.error.into())),
         };
-        self.spare.push(pages);
+        self.payload = payload;
+        outcome
+    }
+
+    fn write_encoded(&mut self, encoded: Encoded, payload: &[u8]) -> Result<Written, Unwritten> {
+        let Encoded {
+            mut packet,
+            method,
+            encoded_bytes,
+        } = encoded;
+        let mut lane = self.lane.as_mut().filter(|_| encoded_bytes > 0);
+        if let Some(lane) = &mut lane {
+            let waiting = self.wire.stream.waiting_bytes();
+            lane.encoded(lane.now(), encoded_bytes, payload.len(), waiting);
+        }
         let before = self.wire.bytes_out;
         // A packet's pages are 512 KiB and hardly grow; a length that did not fit would be refused
         // as too long.
-        let len = u32::try_from(self.payload.len()).unwrap_or(u32::MAX);
+        let len = u32::try_from(payload.len()).unwrap_or(u32::MAX);
         packet
-            .set_payload(self.encoder.packet_method(), len)
+            .set_payload(method, len)
             .map_err(Cause::from)
-            .and_then(|()| self.wire.write_with(&packet, &self.payload))
+            .and_then(|()| self.wire.write_with(&packet, payload))
             .map_err(|cause| unwritten(&packet, cause))?;
+        if let Some(lane) = lane {
+            lane.written(lane.now());
+            if let Some(pause) = lane.pause(lane.now()) {
+                std::thread::sleep(pause);
+            }
+        }
         let bytes = self.wire.bytes_out - before;
-        Ok(Some(Written { packet, bytes }))
+        Ok(Written { packet, bytes })
     }
 
     /// Writes a packet whose payload comes from `inlet` as it is. An error says on which leg it

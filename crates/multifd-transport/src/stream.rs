@@ -335,6 +335,12 @@ impl Stream {
         crate::unsent::unsent_bytes(self).unwrap_or(0)
     }
 
+    /// Bytes that were written and wait to be passed on: while there always are some, the
+    /// connection is busy. 0, where the system does not tell.
+    pub fn waiting_bytes(&self) -> u64 {
+        crate::unsent::waiting_bytes(self).unwrap_or(0)
+    }
+
     /// Whether the peer has closed its sending side, although bytes from before may still wait to
     /// be read.
     pub fn peer_has_closed(&self) -> bool {

@@ -130,6 +130,13 @@ impl Deflater {
         self.window.forget();
     }
 
+    /// Forgets the runs before: the next run refers to no earlier data. For a stream whose other
+    /// runs come from other encoders.
+    pub fn forget(&mut self) {
+        self.window.forget();
+        self.noise = 0;
+    }
+
     /// Looks at some of the pages and returns the habit that suits them, for
     /// [`Deflater::compress_alone`].
     ///
@@ -273,6 +280,19 @@ impl Deflater {
         counts.add(&tally);
         counts.add_ends(1);
         Lengths::new(&counts)
+    }
+}
+
+/// Appends a run of stored blocks to `out`: the pages as they are, and five bytes for each 65,535
+/// of them or fewer, and for the end of the run.
+///
+/// An encoder that writes further runs of the stream has to [forget](Deflater::forget) those
+/// before.
+pub fn store(pages: &[u8], out: &mut Vec<u8>) {
+    let mut bits = BitWriter::new(out);
+    for block in pages.chunks(MAX_STORED).chain([&[][..]]) {
+        bits.put(STORED << 1, 3);
+        bits.stored(block);
     }
 }
 

@@ -8,6 +8,7 @@
 //! | --- | --- | --- |
 //! | [`Deflater::compress`] | [`StreamInflater`] | one zlib stream without end, in runs of pages that follow each other |
 //! | [`Deflater::compress_alone`] | [`RunInflater`] | runs that can be written and read in parallel, and are still one stream for zlib |
+//! | [`store`] | any | a run as it is, where speed is all |
 //! | [`PageDeflater`] | [`PageInflater`] | a complete deflate stream for each page, which Intel's IAA can read |
 //! | [`PageDeflater::body`], [`SharedCode`] | [`SharedInflater`] | pages without a code of their own, under a code that both ends know |
 //!
@@ -92,7 +93,7 @@ mod window;
 
 pub use choice::Habit;
 pub use effort::{Effort, ParseChoiceError, WindowSize};
-pub use encode::Deflater;
+pub use encode::{Deflater, store};
 pub use format::SYNC_MARK;
 pub use header::HeaderError;
 pub use inflate::{InflateError, PageInflater};

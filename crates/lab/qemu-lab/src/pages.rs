@@ -7,8 +7,8 @@ use multifd_bench::guests::{Kind, Spec, fill_memory};
 
 use crate::guest::PAGE;
 
-/// Returns the used memory of a generated guest, `idle` or `redis`; or a file of pages back to
-/// back, uncompressed or compressed with zstd.
+/// Returns the used memory of a generated guest, `idle` or `redis`; `noise`, which nothing
+/// compresses; or a file of pages back to back, uncompressed or compressed with zstd.
 ///
 /// # Errors
 /// If the file cannot be read, has a partial page, or is empty.
@@ -16,6 +16,7 @@ pub fn guest_pages(source: &str) -> io::Result<Vec<[u8; PAGE]>> {
     let (kind, memory_mib) = match source {
         "idle" => (Kind::Idle, IDLE_MIB),
         "redis" => (Kind::Redis, REDIS_MIB),
+        "noise" => return Ok(noise()),
         file => return read_pages(Path::new(file)),
     };
     let mut memory = tempfile::tempfile()?;
@@ -30,6 +31,22 @@ pub fn guest_pages(source: &str) -> io::Result<Vec<[u8; PAGE]>> {
         }
     }
     Ok(pages)
+}
+
+/// As many pages as of the others.
+fn noise() -> Vec<[u8; PAGE]> {
+    let mut state = 1_u64;
+    let mut page = || {
+        let mut page = [0; PAGE];
+        for word in page.as_chunks_mut::<8>().0 {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            *word = state.to_le_bytes();
+        }
+        page
+    };
+    (0..8192).map(|_| page()).collect()
 }
 
 /// A fifth of the first and a third of the second is in use: some 8000 pages each.

@@ -74,8 +74,11 @@ pub fn run(args: &SendArgs) -> Outcome {
 fn parameters(args: &SendArgs) -> Result<Parameters, String> {
     let mut parameters = Parameters::default();
     parameters.multifd_channels = args.multifd_channels;
-    parameters.multifd_compression = args.codec.method();
-    parameters.codec = args.codec.settings()?;
+    // The destination is one of our own, as on a trunk.
+    let codec = args.codec.codec(true)?;
+    parameters.auto = codec.auto;
+    parameters.multifd_compression = codec.method;
+    parameters.codec = codec.settings;
     parameters.downtime_limit = Duration::from_millis(args.downtime_limit);
     parameters.max_bandwidth = args.max_bandwidth;
     parameters.zero_page_detection = args.zero_page_detection;

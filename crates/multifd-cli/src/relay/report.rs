@@ -2,6 +2,7 @@
 
 use std::{fmt, io};
 
+use multifd_codec::auto;
 use multifd_codec::delta::Counts;
 use multifd_relay::Failure;
 use multifd_relay::failure::{Cause, Leg};
@@ -67,6 +68,8 @@ pub struct Summary {
     /// What both relays had the same; `null` where they did not compare.
     verified: Option<Same>,
     differences: Option<Differences>,
+    /// What each effort got, where it was found out.
+    auto: Option<Efforts>,
     pub remarks: Vec<String>,
 }
 
@@ -117,6 +120,74 @@ impl fmt::Display for Differences {
             "as differences {} pages ({} bytes for {}), whole {} first, {} not kept, {} changed too much",
             self.pages, self.difference_bytes, self.page_bytes, self.first, self.lost, self.changed
         )
+    }
+}
+
+/// What was encoded with each effort.
+#[derive(Serialize)]
+struct Efforts {
+    efforts: Vec<Effort>,
+    changes: Vec<Change>,
+    /// Changes behind the last one that is listed.
+    more_changes: u64,
+}
+
+#[derive(Serialize)]
+struct Effort {
+    effort: String,
+    packets: u64,
+    page_bytes: u64,
+    payload_bytes: u64,
+}
+
+/// A change of effort, and the figures that led to it.
+#[derive(Serialize)]
+struct Change {
+    /// Seconds from the migration's start.
+    at: f64,
+    from: String,
+    to: String,
+    /// Bytes a second that one connection passes on, if it was the limit.
+    link_bytes_per_second: Option<f64>,
+    /// Bytes of pages a second on one channel that were expected, with the effort before and after.
+    expected_bytes_per_second: [f64; 2],
+}
+
+impl From<&auto::Summary> for Efforts {
+    fn from(summary: &auto::Summary) -> Self {
+        let efforts = summary.steps.iter().map(|(step, totals)| Effort {
+            effort: step.to_string(),
+            packets: totals.packets,
+            page_bytes: totals.page_bytes,
+            payload_bytes: totals.payload_bytes,
+        });
+        let changes = summary.changes.iter().map(|change| Change {
+            at: say::seconds(change.at),
+            from: change.from.to_string(),
+            to: change.to.to_string(),
+            link_bytes_per_second: change.link.map(f64::round),
+            expected_bytes_per_second: change.expected.map(f64::round),
+        });
+        Self {
+            efforts: efforts.collect(),
+            changes: changes.collect(),
+            more_changes: summary.more_changes,
+        }
+    }
+}
+
+impl fmt::Display for Efforts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let all: u64 = self.efforts.iter().map(|effort| effort.page_bytes).sum();
+        f.write_str("effort")?;
+        for effort in &self.efforts {
+            let part = effort.page_bytes as f64 / all.max(1) as f64 * 100.0;
+            if part >= 0.5 {
+                write!(f, " {} {part:.0} %", effort.effort)?;
+            }
+        }
+        let changes = self.changes.len() as u64 + self.more_changes;
+        write!(f, " ({changes} changes)")
     }
 }
 
@@ -183,6 +254,7 @@ impl Summary {
             decoded: report.decoded.map(Done::from),
             encoded: report.encoded.map(Done::from),
             differences: report.differences.map(Differences::from),
+            auto: report.auto.as_ref().map(Efforts::from),
             verified: report.verified.map(|verified| Same {
                 pages: verified.pages,
                 rounds: verified.rounds,
@@ -220,6 +292,9 @@ impl fmt::Display for Summary {
         }
         if let Some(differences) = &self.differences {
             write!(f, ", {differences}")?;
+        }
+        if let Some(auto) = &self.auto {
+            write!(f, ", {auto}")?;
         }
         if let Some(Same { pages, rounds }) = &self.verified {
             write!(f, ", verified: {pages} pages in {rounds} rounds")?;

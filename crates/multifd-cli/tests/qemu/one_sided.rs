@@ -88,6 +88,58 @@ fn from_zstd_to_zlib() {
     hop_through_one(&mut chain, &hop, "zlib");
 }
 
+/// Efforts that change from packet to packet, in both methods that have them.
+fn found_out(version: Version, machine: &str) {
+    let Some(binary) = QemuBinary::require(version) else {
+        return;
+    };
+    let mut chain = Chain::start(&binary, &Guest::default(), machine).unwrap();
+    for method in ["zlib", "zstd"] {
+        for channels in [1, 4] {
+            let parameters = |compression| Parameters {
+                return_path: channels == 1,
+                ..Parameters::multifd(channels, compression)
+            };
+            let hop = Hop {
+                source_parameters: parameters("none"),
+                ..Hop::to(&binary, &parameters(method))
+            };
+            let options = ["--effort", "auto", "--once"];
+            let (_, [report]) = hop_through(&mut chain, &hop, |folder, destination| {
+                [Relay::start(folder, "relay", destination, method, &options)]
+            });
+            let efforts = report["auto"]["efforts"].as_array().unwrap();
+            let used = efforts.iter().filter(|effort| effort["packets"] != 0);
+            // Each is tried with the first packets.
+            assert_eq!(used.count(), efforts.len(), "{report}");
+            let sum = |key: &str| -> u64 {
+                efforts
+                    .iter()
+                    .map(|effort| effort[key].as_u64().unwrap())
+                    .sum()
+            };
+            let pages = report["pages"].as_u64().unwrap();
+            assert_eq!(sum("page_bytes"), pages * 4096, "{report}");
+            assert!(sum("payload_bytes") < report["bytes_out"].as_u64().unwrap());
+        }
+    }
+}
+
+#[test]
+fn found_out_to_stock_7_2() {
+    found_out(Version::V7_2, "pc-q35-7.2");
+}
+
+#[test]
+fn found_out_to_stock_10_0() {
+    found_out(Version::V10_0, "pc-q35-10.0");
+}
+
+#[test]
+fn found_out_to_stock_11_1() {
+    found_out(Version::V11_1, "pc-q35-11.0");
+}
+
 /// Streams of the relay's own deflate, in every effort and window, as one and as many, are inflated
 /// by a stock QEMU; and the relay's own inflate reads what stock QEMUs write.
 fn own_deflate(version: Version, machine: &str) {

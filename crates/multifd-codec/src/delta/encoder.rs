@@ -10,6 +10,7 @@ use super::directory::{DirectoryWriter, Entry, Operation};
 use super::foot::Foot;
 use super::sent::{Counts, Sent, key, lock};
 use super::shard::{Decision, Miss};
+use crate::auto::Step;
 use crate::channel::check_payload_len;
 use crate::encoder::Failed;
 use crate::{Backend, PageBuffer, PathCounts};
@@ -106,6 +107,11 @@ impl<T: Borrow<RamPacket>> Encoder<T> {
     #[must_use]
     pub const fn inner(&self) -> &crate::Encoder<T> {
         &self.inner
+    }
+
+    /// See [`crate::Encoder::set_step`].
+    pub fn set_step(&mut self, step: Step) {
+        self.inner.set_step(step);
     }
 
     /// See [`crate::Encoder::room`].

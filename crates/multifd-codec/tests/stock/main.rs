@@ -1,6 +1,7 @@
 //! Stock QEMUs' streams and receivers: the C zlib and libzstd, driven as by a stock QEMU, against
 //! the codecs here.
 
+mod steps;
 mod zlib;
 mod zstd;
 

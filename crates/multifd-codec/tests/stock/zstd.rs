@@ -18,14 +18,14 @@ fn ours() -> Box<dyn Decoder> {
 
 /// One channel of a stock receiver: a page stops at a frame's end, and the rest after the last page
 /// is ignored.
-struct StockReceiver(DCtx<'static>);
+pub(crate) struct StockReceiver(DCtx<'static>);
 
 impl StockReceiver {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(DCtx::create())
     }
 
-    fn takes(&mut self, payload: &[u8], page_bytes: usize, pages: &mut [u8]) -> bool {
+    pub(crate) fn takes(&mut self, payload: &[u8], page_bytes: usize, pages: &mut [u8]) -> bool {
         let mut input = InBuffer::around(payload);
         let mut total = 0;
         for page in pages.chunks_mut(page_bytes) {

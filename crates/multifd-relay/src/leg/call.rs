@@ -8,7 +8,9 @@ use multifd_transport::{Address, Stream};
 use multifd_wire::{Hello, Method};
 
 use super::carried::Carried;
-use super::{Encryption, LegAddress, Protocol, VERIFY, abilities, has_verify, process, random};
+use super::{
+    Encryption, LegAddress, PLAIN, Protocol, VERIFY, abilities, extension, has, process, random,
+};
 use crate::trunk::{
     Answer, AnswerReceiver, Connection, DeltaTerms, Extension, Name, Offers, Preface, Refusal,
     Versions,
@@ -26,8 +28,10 @@ pub(crate) struct Introduction {
     pub(crate) name: Option<Name>,
     /// The number that it came with, over a trunk.
     pub(crate) migration: Option<[u8; 16]>,
-    /// The method that payloads will be written in.
-    pub(crate) method: Method,
+    /// The methods that payloads can be written in, the best first. A QEMU gets the first.
+    pub(crate) methods: Vec<Method>,
+    /// Packets may have the method `none` instead, where the other end takes it.
+    pub(crate) has_plain_packets: bool,
     pub(crate) has_channels: bool,
     pub(crate) may_be_postcopy: bool,
     pub(crate) is_recovery: bool,
@@ -35,6 +39,17 @@ pub(crate) struct Introduction {
     pub(crate) delta_bytes: u64,
     /// The pages that arrive are to be compared with those that went.
     pub(crate) verify: bool,
+}
+
+/// What was agreed on for a whole migration, by its main channel.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Terms {
+    /// The method that payloads are written in.
+    pub(crate) method: Method,
+    /// Packets may have the method `none` instead.
+    pub(crate) has_plain_packets: bool,
+    /// The bytes of pages that the other relay keeps for differences: none at a QEMU.
+    pub(crate) delta_bytes: u64,
 }
 
 /// Calls one destination, for each connection of a migration.
@@ -48,6 +63,8 @@ pub(crate) struct Caller {
     )]
     encryption: Encryption,
     preface: Option<Preface>,
+    /// The method for a destination that is not asked.
+    method: Method,
 }
 
 /// The other relay does not take the migration.
@@ -77,6 +94,11 @@ impl Caller {
             target,
             encryption,
             preface,
+            method: introduction
+                .methods
+                .first()
+                .copied()
+                .unwrap_or(Method::None),
         })
     }
 
@@ -96,8 +118,7 @@ impl Caller {
         self.preface.is_some()
     }
 
-    /// Calls for the main channel. Also returns the bytes of pages that the other relay keeps for
-    /// differences: none at a QEMU.
+    /// Calls for the main channel. Also returns what was agreed on.
     ///
     /// # Errors
     /// As [`Target::dial`]; and when the other relay refuses.
@@ -105,7 +126,7 @@ impl Caller {
         &self,
         within: Duration,
         given_up: &dyn Fn() -> bool,
-    ) -> Result<(Stream, u64), DialError> {
+    ) -> Result<(Stream, Terms), DialError> {
         self.call(None, within, given_up)
     }
 
@@ -141,7 +162,7 @@ impl Caller {
         connection: Option<Connection>,
         within: Duration,
         given_up: &dyn Fn() -> bool,
-    ) -> Result<(Stream, u64), DialError> {
+    ) -> Result<(Stream, Terms), DialError> {
         let since = Instant::now();
         let stream = self.target.dial(within, given_up)?;
         #[cfg(feature = "tls")]
@@ -151,7 +172,12 @@ impl Caller {
             self.encryption.secure(stream, address, left, given_up)?
         };
         let Some(preface) = &self.preface else {
-            return Ok((stream, 0));
+            let terms = Terms {
+                method: self.method,
+                has_plain_packets: false,
+                delta_bytes: 0,
+            };
+            return Ok((stream, terms));
         };
         let mut preface = preface.clone();
         if let Some(connection) = connection {
@@ -185,28 +211,25 @@ impl Introduction {
                 may_be_postcopy: self.may_be_postcopy,
                 is_recovery: self.is_recovery,
             },
-            offers: Offers::of(&abilities(vec![self.method])),
+            offers: Offers::of(&abilities(self.methods.clone())),
             extensions: {
-                let verify = self.verify.then(|| Extension {
-                    id: VERIFY,
-                    bytes: Vec::new(),
-                });
+                let verify = self.verify.then(|| extension(VERIFY));
+                let plain = self.has_plain_packets.then(|| extension(PLAIN));
                 let bytes = self.delta_bytes;
                 let delta = (bytes > 0).then(|| DeltaTerms { bytes }.extension());
-                verify.into_iter().chain(delta).collect()
+                [verify, plain, delta].into_iter().flatten().collect()
             },
         })
     }
 }
 
-/// Says the preface and waits for the answer. Also returns the bytes of pages that the other relay
-/// keeps. `None`: no answer came in time.
+/// Says the preface and waits for the answer. `None`: no answer came in time.
 fn agree(
     stream: Stream,
     preface: &Preface,
     deadline: Instant,
     given_up: &dyn Fn() -> bool,
-) -> Result<Option<(Stream, u64)>, DialError> {
+) -> Result<Option<(Stream, Terms)>, DialError> {
     let bytes = preface.encode().map_err(io::Error::other)?;
     stream.write_all_of_two(&bytes, &[])?;
     let mut receiver = AnswerReceiver::default();
@@ -247,7 +270,7 @@ fn agree(
         Answer::Accepted(accepted) => {
             let malformed = |fault| io::Error::new(io::ErrorKind::InvalidData, fault);
             let chosen = accepted
-                .chosen(preface, &[DeltaTerms::ID])
+                .chosen(preface, &[DeltaTerms::ID, PLAIN])
                 .map_err(malformed)?;
             let asked = DeltaTerms::among(&preface.extensions).map_err(malformed)?;
             let kept = DeltaTerms::among(&accepted.extensions).map_err(malformed)?;
@@ -257,14 +280,22 @@ fn agree(
                 _ => 0,
             };
             let is_stream = !matches!(preface.connection, Connection::Channel(_));
-            let has_notes = has_verify(&accepted.extensions);
-            if has_verify(&preface.extensions) && !has_notes {
+            let has_notes = has(VERIFY, &accepted.extensions);
+            if has(VERIFY, &preface.extensions) && !has_notes {
                 let words = "the relay there does not verify pages: bring it to this version, or leave out --verify";
                 return Err(io::Error::new(io::ErrorKind::Unsupported, words).into());
             }
             let carried = Carried::new(stream, &chosen, is_stream).map_err(io::Error::other)?;
             let stream = Stream::layered(carried.with_notes(has_notes));
-            Ok(Some((stream, delta_bytes)))
+            let has_plain_packets = [&preface.extensions, &accepted.extensions]
+                .iter()
+                .all(|said| has(PLAIN, said));
+            let terms = Terms {
+                method: chosen.method,
+                has_plain_packets,
+                delta_bytes,
+            };
+            Ok(Some((stream, terms)))
         }
     }
 }

@@ -23,11 +23,11 @@ use multifd_transport::tls::{Handshake, PeerIdentity};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
 use super::carried::Carried;
-use super::{Encryption, LegAddress, Protocol, VERIFY, abilities, has_verify, readable};
+use super::{Encryption, LegAddress, PLAIN, Protocol, VERIFY, abilities, extension, has, readable};
 use crate::relay::RelayConfig;
 use crate::trunk::{
-    Abilities, Accepted, Answer, Connection, DeltaTerms, Extension, PREFACE_MAGIC, Preface,
-    PrefaceReceiver, Refusal, RefusalCode, choose,
+    Abilities, Accepted, Answer, Connection, DeltaTerms, PREFACE_MAGIC, Preface, PrefaceReceiver,
+    Refusal, RefusalCode, choose,
 };
 
 /// How long an answer may take to be written. It fits the buffer of a socket that is new.
@@ -231,7 +231,7 @@ impl Shared {
             Ok(chosen) => chosen,
             Err(refusal) => return refuse(&stream, refusal),
         };
-        let has_notes = has_verify(&preface.extensions);
+        let has_notes = has(VERIFY, &preface.extensions);
         if self.verify && !has_notes {
             let words = "this relay takes migrations with --verify only";
             return refuse(&stream, Refusal::new(RefusalCode::EXTENSION, words));
@@ -285,9 +285,10 @@ impl Shared {
             }
         };
         let mut accepted = Accepted::from(chosen);
-        if has_notes {
-            let (id, bytes) = (VERIFY, Vec::new());
-            accepted.extensions.push(Extension { id, bytes });
+        for id in [VERIFY, PLAIN] {
+            if has(id, &preface.extensions) {
+                accepted.extensions.push(extension(id));
+            }
         }
         let kept = terms.and_then(|terms| self.keep(terms));
         if let Some((terms, _)) = &kept {
@@ -318,7 +319,9 @@ impl Shared {
                 incoming.may_be_postcopy = may_be_postcopy;
                 incoming.is_recovery = is_recovery;
                 let name = preface.name.as_str().to_owned();
-                incoming.origin = Some(Origin::new(name, preface.migration));
+                let mut origin = Origin::new(name, preface.migration);
+                origin.has_plain_packets = has(PLAIN, &preface.extensions);
+                incoming.origin = Some(origin);
                 incoming.kept = kept.map(|(_, kept)| Arc::new(kept));
                 self.door.set_up(incoming);
             }

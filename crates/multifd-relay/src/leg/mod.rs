@@ -18,7 +18,7 @@ use multifd_wire::Method;
 use rustix::rand::{GetRandomFlags, getrandom};
 
 pub use self::address::{LegAddress, LegAddressError, Protocol};
-pub(crate) use self::call::{Caller, Introduction};
+pub(crate) use self::call::{Caller, Introduction, Terms};
 pub use self::carried::FarFailure;
 pub use self::encryption::{Encryption, EncryptionError, EncryptionOptions, Rule};
 pub(crate) use self::greeter::Greeter;
@@ -29,18 +29,28 @@ pub use crate::trunk::{Name, NameFault};
 /// The extension by which both ends agree that sums of pages are told beside the main channel.
 const VERIFY: u16 = 1;
 
+/// The extension by which a client's channels may have packets of the method `none` among those of
+/// the chosen method.
+const PLAIN: u16 = 3;
+
 /// What this host understands of a trunk, and writes in `methods`.
 fn abilities(methods: Vec<Method>) -> Abilities {
     Abilities {
         methods,
         digests: vec![Digest::Xxh3],
         compressions: Compression::available().to_vec(),
-        extensions: vec![VERIFY, DeltaTerms::ID],
+        extensions: vec![VERIFY, DeltaTerms::ID, PLAIN],
     }
 }
 
-fn has_verify(extensions: &[Extension]) -> bool {
-    extensions.iter().any(|extension| extension.id == VERIFY)
+/// Whether an extension that has no value is there.
+fn has(id: u16, extensions: &[Extension]) -> bool {
+    extensions.iter().any(|extension| extension.id == id)
+}
+
+fn extension(id: u16) -> Extension {
+    let bytes = Vec::new();
+    Extension { id, bytes }
 }
 
 /// Methods that this host can read, by `settings`.

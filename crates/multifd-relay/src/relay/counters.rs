@@ -52,7 +52,7 @@ impl Counters {
             &self.encoded,
             encoder.method(),
             encoder.backend(),
-            encoder.counts(),
+            outlet.counts(),
         );
         if let Some(decoder) = inlet.decoder() {
             add(

@@ -64,8 +64,8 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use multifd_codec::delta;
 use multifd_codec::{Backend, PathCounts, Settings, Unsupported};
+use multifd_codec::{auto, delta};
 use multifd_wire::{Fault, Limits, Method};
 
 use self::gate::CHANNELS_TIMEOUT;
@@ -96,6 +96,12 @@ pub struct RelayConfig {
     pub compression: Method,
     /// How that method is driven, and who computes on both legs.
     pub settings: Settings,
+    /// The effort is found out during each migration, packet by packet, where the method and the
+    /// settings leave a [choice](multifd_codec::auto::Auto::new). Otherwise it is that of
+    /// `settings`.
+    pub auto: bool,
+    /// The processors that encoding may take in one migration, if its effort is found out.
+    pub processors: Option<f64>,
     /// The bytes of pages that a migration may keep on each side of a trunk, to send differences to
     /// them; 0 for none. All migrations together keep no more than
     /// [`multifd_codec::delta::memory::limit`].
@@ -139,6 +145,8 @@ pub struct MigrationReport {
     /// How payloads for the destination were encoded, if any were. One that has the outgoing method
     /// already is passed on.
     pub encoded: Option<Work>,
+    /// Which efforts were chosen, if they were found out.
+    pub auto: Option<auto::Summary>,
     /// What both relays of a trunk had the same, where they compare it.
     pub verified: Option<Verified>,
     /// Which pages went to another relay as differences, if any could.
@@ -217,13 +225,15 @@ impl fmt::Display for Remark {
 }
 
 /// What happens while a migration is passed on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum Update {
     /// How far it is: about twice a second.
     Progress(Traffic),
     /// Something that an operator may want to mend.
     Note(MigrationNote),
+    /// Packets are encoded with another effort from now on.
+    Effort(auto::Change),
 }
 
 impl RelayConfig {
@@ -235,6 +245,8 @@ impl RelayConfig {
             encryption: Encryption::default(),
             compression,
             settings: Settings::default(),
+            auto: false,
+            processors: None,
             delta_memory: u64::MAX,
             limits: Limits::default(),
             dial_timeout: DIAL_TIMEOUT,

@@ -6,12 +6,13 @@ use std::net::Shutdown;
 use std::sync::Arc;
 
 use multifd_codec::Encoder;
+use multifd_codec::auto::{Auto, Lane};
 use multifd_codec::delta::{Kept, Sent};
 use multifd_transport::failure::Cause as TransportCause;
 use multifd_transport::inlet::{Inlet, Item};
 use multifd_transport::outlet::{Outlet, Unwritten, Written, block_of};
 use multifd_transport::{Stream, hung_up};
-use multifd_wire::{BlockName, Fault, Hello, Packet, PageSize, RamPacket};
+use multifd_wire::{BlockName, Fault, Hello, Method, Packet, PageSize, RamPacket};
 
 use super::RelayConfig;
 use super::counters::{Counters, Tally};
@@ -21,7 +22,7 @@ use super::link::{Link, Links};
 use super::main_channel::Outline;
 use super::verify::Sums;
 use crate::failure::{Cause, Channel, Failure, Leg};
-use crate::leg::Caller;
+use crate::leg::{Caller, Terms};
 
 /// What a channel shares with the others of its migration.
 #[derive(Clone, Copy)]
@@ -36,6 +37,12 @@ pub(super) struct Shared<'a> {
     /// What the destination's relay keeps, and what this one keeps for the source's.
     pub(super) sent: Option<&'a Arc<Sent>>,
     pub(super) kept: Option<&'a Arc<Kept>>,
+    /// What was agreed on with the destination.
+    pub(super) terms: Terms,
+    /// What the channels find out about efforts.
+    pub(super) auto: Option<&'a Arc<Auto>>,
+    /// The source's channels may have packets of the method `none` among others.
+    pub(super) plain_packets_come: bool,
     /// Of what all channels carry, where relays compare it. Each page is decompressed then.
     pub(super) sums: Option<&'a Sums>,
 }
@@ -87,8 +94,15 @@ pub(super) fn run(hello: Hello, source: &Arc<Stream>, shared: Shared<'_>) -> Res
         Some(kept) => inlet.with_differences(Arc::clone(kept), || shared.gate.is_stopped()),
         None => inlet,
     };
-    let encoder = Encoder::new(config.compression, &config.settings)
-        .map_err(|error| failed(on_leg(Leg::Here, error)))?;
+    let inlet = match shared.plain_packets_come {
+        true => inlet.with_plain_packets(),
+        false => inlet,
+    };
+    let encoder = match shared.auto {
+        Some(auto) => Encoder::with_steps(auto, &config.settings),
+        None => Encoder::new(shared.terms.method, &config.settings),
+    };
+    let encoder = encoder.map_err(|error| failed(on_leg(Leg::Here, error)))?;
     let outlet = match shared.target.is_relay() {
         true => Outlet::open_behind(&link.destination, &hello, encoder),
         false => Outlet::open_later(&link.destination, &hello, encoder),
@@ -96,6 +110,13 @@ pub(super) fn run(hello: Hello, source: &Arc<Stream>, shared: Shared<'_>) -> Res
     let outlet = outlet.map_err(|cause| failed(destination_side(cause)))?;
     let outlet = match shared.sent {
         Some(sent) => outlet.with_differences(Arc::clone(sent)),
+        None => outlet,
+    };
+    let outlet = match shared.auto {
+        Some(auto) => {
+            let lane = Lane::new(Arc::clone(auto));
+            outlet.with_lane(lane, shared.terms.has_plain_packets)
+        }
         None => outlet,
     };
     let pump = Pump {
@@ -291,8 +312,17 @@ impl Pump<'_> {
         }
         let method = self.inlet.method_of(packet);
         let method = method.map_err(|cause| source_side(cause).in_packet(packet))?;
-        let has_differences = self.inlet.has_differences() || self.outlet.has_differences();
-        Ok(method != self.outlet.method() || has_differences || self.shared.sums.is_some())
+        let Shared {
+            plain_packets_come,
+            sums,
+            ..
+        } = self.shared;
+        // Packets of a stream cannot stand among packets of another stream. A plain one becomes a
+        // packet of the outlet's own stream; so its neighbours have to as well.
+        let is_part = plain_packets_come && method != Method::None
+            || self.inlet.has_differences() && !plain_packets_come;
+        let has_other_method = method != self.outlet.method();
+        Ok(has_other_method || is_part || self.outlet.has_differences() || sums.is_some())
     }
 
     /// Adds a packet's pages to the sums that relays compare.
@@ -478,7 +508,7 @@ mod tests {
     }
 
     /// How often the channel's thread allocates for packets in the middle of a migration.
-    fn allocations(from: Method, to: Method, settings: Settings) -> usize {
+    fn allocations(from: Method, to: Method, settings: Settings, auto: bool) -> usize {
         let pieces = sent(from, [WARM_UP, PACKETS]);
         let mut config = RelayConfig::new(Address::Unix("/nowhere".into()), to);
         config.settings = settings;
@@ -491,7 +521,8 @@ mod tests {
         let introduction = Introduction {
             name: None,
             migration: None,
-            method: config.compression,
+            methods: vec![config.compression],
+            has_plain_packets: false,
             has_channels: true,
             may_be_postcopy: false,
             is_recovery: false,
@@ -517,13 +548,29 @@ mod tests {
             counters: &Counters::default(),
             sent: None,
             kept: None,
+            terms: Terms {
+                method: to,
+                has_plain_packets: false,
+                delta_bytes: 0,
+            },
+            auto: None,
+            plain_packets_come: false,
             sums: None,
         };
-        let encoder = Encoder::new(to, &settings).unwrap();
+        let auto = auto.then(|| Auto::new(to, &settings).unwrap());
+        let encoder = match &auto {
+            Some(auto) => Encoder::with_steps(auto, &settings).unwrap(),
+            None => Encoder::new(to, &settings).unwrap(),
+        };
+        let outlet = Outlet::open(&link.destination, &HELLO, encoder).unwrap();
+        let outlet = match auto {
+            Some(auto) => outlet.with_lane(Lane::new(auto), true),
+            None => outlet,
+        };
         let mut pump = Pump {
             id: 0,
             inlet: Inlet::new(&link.source, &HELLO, config.limits, settings).unwrap(),
-            outlet: Outlet::open(&link.destination, &HELLO, encoder).unwrap(),
+            outlet,
             link: &link,
             shared,
             tally: Tally::new(shared.counters),
@@ -568,9 +615,21 @@ mod tests {
                 (Method::None, Method::None),
                 (Method::None, Method::Qpl),
             ] {
-                let found = allocations(from, to, settings);
+                let found = allocations(from, to, settings, false);
                 assert_eq!(found, 0, "{from} to {to}, {accel}");
             }
+        }
+    }
+
+    /// Each step allocates at most once in a migration: its tables, and larger ones for a level
+    /// that was never tried before.
+    #[test]
+    fn nothing_is_allocated_for_a_packet_whose_effort_changes() {
+        let mut settings = Settings::default();
+        settings.accel = Accel::Software;
+        for to in [Method::Zlib, Method::Zstd] {
+            let found = allocations(Method::None, to, settings, true);
+            assert_eq!(found, 0, "{to}");
         }
     }
 
@@ -582,7 +641,7 @@ mod tests {
         settings.accel = Accel::Software;
         settings.streams = Streams::new(4).unwrap();
         for (from, to) in [(Method::None, Method::Zlib), (Method::Zlib, Method::None)] {
-            let found = allocations(from, to, settings);
+            let found = allocations(from, to, settings, false);
             assert!(found <= PACKETS / 4, "{from} to {to}: {found}");
         }
     }

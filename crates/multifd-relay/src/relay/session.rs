@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, Scope};
 use std::time::{Duration, Instant};
 
+use multifd_codec::auto::Auto;
 use multifd_codec::delta::memory::{self, Share};
 use multifd_codec::delta::{Kept, Sent};
 use multifd_transport::dial::{DialError, is_ours};
@@ -29,7 +30,7 @@ use super::verify::Sums;
 use super::watch::{MigrationNote, Watch};
 use super::{CHANNELS_TIMEOUT, MigrationReport, RelayConfig, Remark, Update};
 use crate::failure::{Cause, Channel, Failure, Leg, SetupFault};
-use crate::leg::{Caller, Introduction, Protocol};
+use crate::leg::{Caller, Introduction, Protocol, Terms};
 use crate::trunk::Name;
 
 /// How soon an end of the source is noticed while nothing else happens.
@@ -112,11 +113,15 @@ pub(super) fn run(
         cancel,
     };
     opening.wait_for_channel(&incoming.channels, incoming.has_channels)?;
-    let (target, main, delta_bytes) = opening.dial()?;
-    share.shrink_to(delta_bytes);
+    let (target, main, terms) = opening.dial()?;
+    share.shrink_to(terms.delta_bytes);
     let sent = (share.bytes() > 0).then(|| Arc::new(Sent::new(share)));
     let verifies = main.source.has_notes() || main.destination.has_notes();
     let sums = Sums::default();
+    let auto = match config.auto {
+        true => Auto::within(terms.method, &config.settings, config.processors),
+        false => None,
+    };
     let session = Session {
         config,
         target: &target,
@@ -128,7 +133,12 @@ pub(super) fn run(
         cancel,
         is_recovery: incoming.is_recovery,
         sent: sent.as_ref(),
+        terms,
+        auto: auto.as_ref(),
         kept: incoming.kept.as_ref(),
+        plain_packets_come: incoming
+            .origin
+            .is_some_and(|origin| origin.has_plain_packets),
         sums: verifies.then_some(&sums),
     };
     session.links.add(session.main);
@@ -159,6 +169,7 @@ pub(super) fn run(
         remarks,
         decoded: session.counters.decoded(),
         encoded: session.counters.encoded(),
+        auto: session.auto.map(|auto| auto.summary()),
         verified: session.sums.map(Sums::result),
         differences: session.sent.map(|sent| sent.counts()),
         duration: started.elapsed(),
@@ -172,13 +183,24 @@ fn introduction(incoming: &Incoming, config: &RelayConfig) -> Introduction {
     Introduction {
         name: name.or_else(|| config.name.clone()),
         migration: origin.map(|origin| origin.migration),
-        method: config.compression,
+        methods: methods(config),
+        has_plain_packets: config.auto,
         has_channels: incoming.has_channels,
         may_be_postcopy: incoming.may_be_postcopy,
         is_recovery: incoming.is_recovery,
         delta_bytes: delta_bytes(incoming, config),
         verify: config.verify || incoming.main.has_notes(),
     }
+}
+
+/// The methods that can be written, the best first: with an effort that is found out any that has
+/// efforts, and otherwise the one that was asked for.
+fn methods(config: &RelayConfig) -> Vec<Method> {
+    let others = [Method::Zstd, Method::Zlib].into_iter().filter(|&method| {
+        let has_efforts = Auto::new(method, &config.settings).is_some();
+        config.auto && has_efforts && method != config.compression
+    });
+    std::iter::once(config.compression).chain(others).collect()
 }
 
 /// How many bytes are worth having for pages that may be sent again: all of the guest's memory, as
@@ -326,8 +348,8 @@ impl Opening<'_> {
     }
 
     /// Dials main, which a destination before QEMU 8.0 takes the first connection for. Also returns
-    /// the bytes of pages that are kept there.
-    fn dial(&mut self) -> Result<(Caller, Link, u64), Failure> {
+    /// what was agreed on with a relay.
+    fn dial(&mut self) -> Result<(Caller, Link, Terms), Failure> {
         self.check_source()?;
         let address = self
             .config
@@ -353,7 +375,7 @@ impl Opening<'_> {
             given_up
         };
         match (target.main(timeout, &given_up), failure.take()) {
-            (Ok((destination, delta_bytes)), _) => {
+            (Ok((destination, terms)), _) => {
                 // Nothing was passed on, so the source has its guest.
                 circle::look_behind(&destination, target.socket_address(), timeout, &given_up)
                     .map_err(|circle| Failure::here(circle.into()))?;
@@ -363,7 +385,7 @@ impl Opening<'_> {
                     source,
                     destination,
                 };
-                Ok((target, link, delta_bytes))
+                Ok((target, link, terms))
             }
             (Err(DialError::GivenUp), Some(failure)) => Err(failure),
             (Err(error), _) => Err(dial_failure(error, &target, Channel::Main)),
@@ -387,7 +409,11 @@ struct Session<'a> {
     /// The pages that differences on the way to the destination, and from the source, are made
     /// from.
     sent: Option<&'a Arc<Sent>>,
+    terms: Terms,
+    auto: Option<&'a Arc<Auto>>,
     kept: Option<&'a Arc<Kept>>,
+    /// The source's channels may have packets of the method `none` among others.
+    plain_packets_come: bool,
 }
 
 /// Threads that run.
@@ -460,7 +486,7 @@ impl<'env> Session<'env> {
             }
             let mut watch = Watch::new();
             let mut silence = Silence::new(SILENCE_TIMEOUT.max(self.config.dial_timeout));
-            let mut told = Instant::now();
+            let (mut told, mut changes_told) = (Instant::now(), 0);
             let mut settled = false;
             let mut over_since: Option<Moment> = None;
             let mut hung_up_since: Option<Moment> = None;
@@ -519,6 +545,13 @@ impl<'env> Session<'env> {
                 if told.elapsed() >= PROGRESS_INTERVAL {
                     told = Instant::now();
                     observe(Update::Progress(self.counters.totals()));
+                    if let Some(auto) = self.auto {
+                        let changes = auto.changes(changes_told);
+                        changes_told += changes.len();
+                        changes
+                            .into_iter()
+                            .for_each(|change| observe(Update::Effort(change)));
+                    }
                     let sample = watch.sample(self.counters, self.gate, self.outline);
                     // A trunk compresses the main channel too.
                     let comes_so = self.main.source.bytes_below().is_some();
@@ -619,6 +652,9 @@ impl<'env> Session<'env> {
                     counters: self.counters,
                     sums: self.sums,
                     sent: self.sent,
+                    terms: self.terms,
+                    auto: self.auto,
+                    plain_packets_come: self.plain_packets_come,
                     kept: self.kept,
                 };
                 let tell_failure = tell.clone();

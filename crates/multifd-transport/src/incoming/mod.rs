@@ -109,12 +109,18 @@ pub struct Origin {
     pub name: String,
     /// A number that no other migration has.
     pub migration: [u8; 16],
+    /// Its channels may have packets of the method `none` among those of another method.
+    pub has_plain_packets: bool,
 }
 
 impl Origin {
     /// A migration of this number, for the destination of this name.
     pub fn new(name: String, migration: [u8; 16]) -> Self {
-        Self { name, migration }
+        Self {
+            name,
+            migration,
+            has_plain_packets: false,
+        }
     }
 }
 

@@ -1,7 +1,9 @@
 //! `cargo xtask bench qemu`: a busy guest moved by QEMU's own methods, and through relays.
 
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
 use std::time::Duration;
+use std::{fmt, thread};
 
 use multifd_bench::links::{Link, LinkEnd};
 use qemu_lab::{
@@ -14,8 +16,8 @@ use crate::multifd::{self, Between, Multifd};
 
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// The guest's memory: `redis`, `idle`, or a file of pages of 4 KiB back to back, as they are
-    /// or compressed with zstd
+    /// The guest's memory: `redis`, `idle`, `noise`, or a file of pages of 4 KiB back to back, as
+    /// they are or compressed with zstd
     #[arg(long, value_name = "FILE", default_value = "redis")]
     pages: String,
     /// The guest's memory in MiB, three quarters of it in use
@@ -30,20 +32,74 @@ pub struct Arguments {
     #[arg(long, default_value_t = 3)]
     runs: usize,
     /// A link of this rate between two network namespaces, such as 1gbit, instead of the loopback;
-    /// takes root's rights
-    #[arg(long, value_name = "RATE")]
-    link: Option<String>,
-    /// Only the ways whose name has this in it, such as `relay zlib`
-    #[arg(
-        long,
-        value_name = "WORDS",
-        default_value = "",
-        hide_default_value = true
-    )]
-    only: String,
+    /// or of rates that follow each other in each migration, each with the milliseconds for which
+    /// it holds, such as 1gbit:1000,100mbit:2000,10gbit; takes root's rights
+    #[arg(long, value_name = "RATES", value_delimiter = ',', value_parser = phase)]
+    link: Vec<Phase>,
+    /// Only the ways whose name has this in it, such as `relay zlib`; repeatable
+    #[arg(long, value_name = "WORDS")]
+    only: Vec<String>,
     /// Where the figures go
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+}
+
+/// A rate of a link, and for how long it holds.
+#[derive(Clone, Debug)]
+struct Phase {
+    rate: String,
+    time: Duration,
+}
+
+fn phase(text: &str) -> std::result::Result<Phase, std::num::ParseIntError> {
+    let (rate, time) = match text.split_once(':') {
+        Some((rate, milliseconds)) => (rate, Duration::from_millis(milliseconds.parse()?)),
+        None => (text, Duration::MAX),
+    };
+    let rate = rate.to_owned();
+    Ok(Phase { rate, time })
+}
+
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.rate)?;
+        match self.time {
+            Duration::MAX => Ok(()),
+            time => write!(f, " for {time:?}"),
+        }
+    }
+}
+
+/// Changes a link's rate from phase to phase, until it is dropped.
+struct Schedule<'a> {
+    _end: mpsc::Sender<()>,
+    thread: Option<thread::ScopedJoinHandle<'a, std::io::Result<()>>>,
+}
+
+impl<'a> Schedule<'a> {
+    fn start(scope: &'a thread::Scope<'a, '_>, link: &'a Link, phases: &'a [Phase]) -> Self {
+        let (end, ends) = mpsc::channel();
+        let work = move || {
+            for phase in phases {
+                link.set_rate(&phase.rate)?;
+                if ends.recv_timeout(phase.time) != Err(mpsc::RecvTimeoutError::Timeout) {
+                    break;
+                }
+            }
+            Ok(())
+        };
+        Self {
+            _end: end,
+            thread: Some(scope.spawn(work)),
+        }
+    }
+
+    fn end(mut self) -> Result<()> {
+        let thread = self.thread.take();
+        drop(self);
+        let ended = thread.map_or(Ok(Ok(())), thread::ScopedJoinHandle::join);
+        Ok(ended.map_err(|_| "the link's thread has panicked")??)
+    }
 }
 
 /// A way to move a guest.
@@ -51,7 +107,8 @@ struct Way {
     name: &'static str,
     /// The method written by the source, and the one read by the destination.
     qemu: [&'static str; 2],
-    /// The methods written by the relays at the source and at the destination, if any.
+    /// The methods written by the relays at the source and at the destination, if any, and options
+    /// behind them.
     relays: [Option<&'static str>; 2],
     between: Between,
     /// Without it, there is a single stream.
@@ -60,7 +117,7 @@ struct Way {
     delta: bool,
 }
 
-const WAYS: [Way; 10] = [
+const WAYS: [Way; 17] = [
     Way::plain("qemu none", "none"),
     Way::plain("qemu zlib", "zlib"),
     Way::plain("qemu zstd", "zstd"),
@@ -80,6 +137,54 @@ const WAYS: [Way; 10] = [
         name: "two relays, zstd",
         qemu: ["none", "none"],
         relays: [Some("zstd"), Some("none")],
+        ..Way::plain("", "")
+    },
+    Way {
+        name: "relay zlib auto, stock zlib QEMU",
+        qemu: ["none", "zlib"],
+        relays: [Some("zlib --effort auto"), None],
+        ..Way::plain("", "")
+    },
+    Way {
+        name: "relay zstd auto, stock zstd QEMU",
+        qemu: ["none", "zstd"],
+        relays: [Some("zstd --effort auto"), None],
+        ..Way::plain("", "")
+    },
+    Way {
+        name: "two relays, none, trunk",
+        qemu: ["none", "none"],
+        relays: [Some("none"), Some("none")],
+        between: Between::Trunk,
+        ..Way::plain("", "")
+    },
+    Way {
+        name: "two relays, zlib, trunk",
+        qemu: ["none", "none"],
+        relays: [Some("zlib"), Some("none")],
+        between: Between::Trunk,
+        ..Way::plain("", "")
+    },
+    Way {
+        name: "two relays, zstd 3, trunk",
+        qemu: ["none", "none"],
+        relays: [Some("zstd --zstd-level 3"), Some("none")],
+        between: Between::Trunk,
+        ..Way::plain("", "")
+    },
+    Way {
+        name: "two relays, auto, trunk",
+        qemu: ["none", "none"],
+        relays: [Some("auto"), Some("none")],
+        between: Between::Trunk,
+        ..Way::plain("", "")
+    },
+    Way {
+        name: "two relays, auto, trunk, delta",
+        qemu: ["none", "none"],
+        relays: [Some("auto"), Some("none")],
+        between: Between::Trunk,
+        delta: true,
         ..Way::plain("", "")
     },
     Way {
@@ -140,7 +245,10 @@ struct Figures {
 pub fn run(arguments: &Arguments) -> Result<()> {
     let mut seen: Vec<(&Way, Vec<Figures>)> = WAYS
         .iter()
-        .filter(|way| way.name.contains(&arguments.only))
+        .filter(|way| {
+            let mut words = arguments.only.iter();
+            arguments.only.is_empty() || words.any(|words| way.name.contains(words.as_str()))
+        })
         .map(|way| (way, Vec::new()))
         .collect();
     if seen.is_empty() {
@@ -155,7 +263,10 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         .or_else(|| QemuBinary::all().into_iter().next())
         .ok_or_else(|| format!("no QEMU here; to have one: {SETUP_COMMAND}"))?;
     let program = multifd::build()?;
-    let link = arguments.link.as_deref().map(Link::new).transpose()?;
+    let link = arguments.link.first();
+    let link = link.map(|phase| Link::new(&phase.rate)).transpose()?;
+    let rates: Vec<String> = arguments.link.iter().map(Phase::to_string).collect();
+    let rates = rates.join(", ");
     let ends = link.as_ref().map(Link::ends);
     let written = arguments.dirty.min(arguments.memory * 192);
     let guest = Guest {
@@ -173,7 +284,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         arguments.memory,
         guest.pages_per_tick * 100,
         arguments.channels,
-        arguments.link.as_deref().unwrap_or("loopback"),
+        if rates.is_empty() { "loopback" } else { &rates },
     );
     let mut chain = match ends {
         Some([end, _]) => Chain::start_at(end, &binary, &guest, "q35")?,
@@ -185,14 +296,22 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             // The guest moves back and forth.
             let way_there = ends.map(|[a, b]| if hops % 2 == 0 { [a, b] } else { [b, a] });
             hops += 1;
-            let new = migrate(
-                &mut chain,
-                &binary,
-                &program,
-                arguments.channels,
-                way,
-                way_there,
-            )?;
+            let new = thread::scope(|scope| {
+                let phases = arguments.link.get(..).filter(|phases| phases.len() > 1);
+                let schedule = || {
+                    let (link, phases) = link.as_ref().zip(phases)?;
+                    Some(Schedule::start(scope, link, phases))
+                };
+                migrate(
+                    &mut chain,
+                    &binary,
+                    &program,
+                    arguments.channels,
+                    way,
+                    way_there,
+                    schedule,
+                )
+            })?;
             println!(
                 "run {run}: {:<28} {:>6.0} ms, {:>4.0} ms down, {:>5.0} MB",
                 way.name,
@@ -217,7 +336,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             "memory_mib": arguments.memory,
             "channels": arguments.channels,
             "dirty_pages_per_s": guest.pages_per_tick * 100,
-            "link": arguments.link,
+            "link": rates,
             "rows": rows,
         });
         std::fs::write(path, serde_json::to_string_pretty(&report)?)?;
@@ -226,13 +345,14 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 }
 
 /// Moves the guest once.
-fn migrate(
+fn migrate<'s>(
     chain: &mut Chain,
     binary: &QemuBinary,
     program: &Path,
     channels: u8,
     way: &Way,
     ends: Option<[&LinkEnd; 2]>,
+    schedule: impl FnOnce() -> Option<Schedule<'s>>,
 ) -> Result<Figures> {
     let [source, destination] = way.qemu.map(|method| Parameters {
         return_path: true,
@@ -250,11 +370,14 @@ fn migrate(
     };
     let folder = tempfile::tempdir()?;
     let mut relays = Vec::new();
+    let mut changes = None;
     let report = chain.try_hop_via(&hop, |listening| {
         let address;
         (relays, address) = start_relays(program, folder.path(), way, ends, listening)?;
+        changes = schedule();
         Ok::<_, crate::Error>(address)
     })?;
+    changes.map_or(Ok(()), Schedule::end)?;
     let mut bytes = report.source.ram.transferred;
     let mut relay_cpu = Duration::ZERO;
     for (index, relay) in relays.into_iter().enumerate() {
@@ -316,6 +439,9 @@ fn start_relays(
         if way.between == Between::Trunk && !way.delta {
             options.extend(["--delta-memory", "0"]);
         }
+        let mut words = compression.split(' ');
+        let compression = words.next().unwrap_or_default();
+        options.extend(words);
         if compression == "zlib" {
             options.extend(["--accel", "software"]);
         }

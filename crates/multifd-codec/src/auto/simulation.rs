@@ -1,0 +1,352 @@
+//! Channels in virtual time: what the controller chooses where the best choice is known.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use multifd_wire::Method;
+
+use super::{Auto, Lane};
+use crate::Settings;
+
+const PACKET: usize = 512 << 10;
+const MS: Duration = Duration::from_millis(1);
+
+/// Encoding speeds in bytes of pages a second, and sizes, of the five steps of zstd on a guest's
+/// memory: about those of one core in docs/benchmarks.md.
+const GUEST: [(f64, f64); 5] = [
+    (8e9, 1.0),
+    (650e6, 0.44),
+    (500e6, 0.38),
+    (300e6, 0.36),
+    (100e6, 0.34),
+];
+const NOISE: [(f64, f64); 5] = [
+    (8e9, 1.0),
+    (2e9, 1.0),
+    (1.5e9, 1.0),
+    (900e6, 1.0),
+    (400e6, 1.0),
+];
+
+/// One channel and its connection.
+struct Channel {
+    lane: Lane,
+    now: Duration,
+    queued: f64,
+    /// The packets that these bytes are.
+    queued_packets: f64,
+    random: u64,
+    /// Seconds of encoding.
+    encoding: f64,
+    packets: [u64; 5],
+    /// An oracle, which knows the best step.
+    is_oracle: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct World {
+    steps: [(f64, f64); 5],
+    /// Bytes a second.
+    link: f64,
+    source: f64,
+    /// Bytes that the sockets take.
+    buffer: f64,
+    /// How much times vary, as a part of them.
+    noise: f64,
+    /// Milliseconds for which another program has the processor, before one packet in fifty.
+    preempted: u32,
+}
+
+const WORLD: World = World {
+    steps: GUEST,
+    link: 117e6,
+    source: 3e9,
+    buffer: 4e6,
+    noise: 0.0,
+    preempted: 0,
+};
+
+impl World {
+    /// Seconds for a packet with a step, once everything has settled.
+    fn seconds(&self, step: usize) -> f64 {
+        let (speed, size) = self.steps[step];
+        let bytes = PACKET as f64;
+        let busy = bytes / speed + bytes / self.source + bytes * size * 0.3e-9;
+        busy.max(bytes * size / self.link)
+    }
+
+    fn best_step(&self) -> usize {
+        let less = |one: &usize, other: &usize| self.seconds(*one).total_cmp(&self.seconds(*other));
+        (0..5).min_by(less).unwrap()
+    }
+
+    /// The time of the best step that never changes.
+    fn best(&self) -> f64 {
+        self.seconds(self.best_step())
+    }
+}
+
+impl Channel {
+    fn new(auto: &Arc<Auto>) -> Self {
+        Self {
+            lane: Lane::new(Arc::clone(auto)),
+            now: Duration::ZERO,
+            queued: 0.0,
+            queued_packets: 0.0,
+            random: 1,
+            encoding: 0.0,
+            packets: [0; 5],
+            is_oracle: false,
+        }
+    }
+
+    fn random(&mut self) -> f64 {
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        (self.random >> 11) as f64 / (1_u64 << 53) as f64
+    }
+
+    fn pass(&mut self, seconds: f64, link: f64) {
+        self.now += Duration::from_secs_f64(seconds);
+        let left = (self.queued - seconds * link).max(0.0);
+        if self.queued > 0.0 {
+            self.queued_packets *= left / self.queued;
+        }
+        self.queued = left;
+    }
+
+    fn packet(&mut self, world: &World) {
+        let World { link, .. } = *world;
+        let varied = |channel: &mut Self, seconds: f64| {
+            seconds * (1.0 + world.noise * (2.0 * channel.random() - 1.0))
+        };
+        let reading = varied(self, PACKET as f64 / world.source);
+        self.pass(reading, link);
+        let mut step = self.lane.step(self.now).index();
+        if self.is_oracle {
+            step = world.best_step();
+        }
+        self.packets[step] += 1;
+        let (speed, size) = world.steps[step];
+        let encoding = varied(self, PACKET as f64 / speed);
+        self.pass(encoding, link);
+        if self.random() < 0.02 {
+            self.pass(f64::from(world.preempted) / 1e3, link);
+        }
+        let payload = PACKET as f64 * size;
+        let queued = self.queued;
+        self.lane
+            .encoded(self.now, PACKET, payload as usize, queued as u64);
+        let room = world.buffer - self.queued;
+        let copying = payload * 0.3e-9;
+        let waiting = ((payload - room) / link).max(copying);
+        self.pass(waiting, link);
+        self.queued += payload;
+        self.queued_packets += 1.0;
+        self.lane.written(self.now);
+        self.encoding += encoding;
+        if let Some(pause) = self.lane.pause(self.now) {
+            self.pass(pause.as_secs_f64(), link);
+        }
+    }
+
+    /// Runs for `time`; returns seconds for a packet that has arrived.
+    fn run(&mut self, world: &World, time: Duration) -> f64 {
+        let (began, mut packets) = (self.now, self.queued_packets);
+        while self.now < began + time {
+            self.packet(world);
+            packets += 1.0;
+        }
+        (self.now - began).as_secs_f64() / (packets - self.queued_packets)
+    }
+}
+
+impl Channel {
+    fn changes(&self) -> usize {
+        let summary = self.lane.auto().summary();
+        summary.changes.len() + summary.more_changes as usize
+    }
+}
+
+fn auto() -> Arc<Auto> {
+    Auto::new(Method::Zstd, &Settings::default()).unwrap()
+}
+
+/// Every link and memory: after half a second of traffic, as good as the best fixed step.
+#[test]
+fn it_finds_the_best_step() {
+    for steps in [GUEST, NOISE] {
+        for link in [12e6, 50e6, 117e6, 290e6, 1.17e9, 3e9] {
+            for source in [20e6, 200e6, 3e9] {
+                for (noise, preempted) in [(0.0, 0), (0.3, 0), (0.3, 5)] {
+                    let world = World {
+                        steps,
+                        link,
+                        source,
+                        noise,
+                        preempted,
+                        ..WORLD
+                    };
+                    let mut channel = Channel::new(&auto());
+                    channel.run(&world, 500 * MS);
+                    let found = channel.run(&world, 5000 * MS);
+                    let delay = f64::from(preempted) / 1e3 * 0.02;
+                    let worse = found / (world.best() + delay);
+                    assert!(
+                        worse < 1.05,
+                        "link {link}, source {source}, noise {noise}, {preempted} ms: \
+                         {worse:.3} times the best, packets {:?}",
+                        channel.packets,
+                    );
+                    // Times that vary move it now and then between steps that are as good.
+                    assert!(channel.changes() < 60, "{world:?}: {}", channel.changes());
+                }
+            }
+        }
+    }
+}
+
+/// A step that is best by far is not left, whatever the noise.
+#[test]
+fn it_does_not_oscillate() {
+    for (steps, link) in [(GUEST, 30e6), (NOISE, 117e6), (GUEST, 3e9)] {
+        let world = World {
+            steps,
+            link,
+            noise: 0.5,
+            ..WORLD
+        };
+        let mut channel = Channel::new(&auto());
+        channel.run(&world, 1000 * MS);
+        let before = channel.changes();
+        channel.run(&world, 20_000 * MS);
+        assert!(channel.changes() - before <= 4, "{}", channel.changes());
+    }
+}
+
+/// How many times as long as an oracle that knows everything a channel takes for a packet, in
+/// worlds that follow each other.
+fn beside_an_oracle(worlds: &[World]) -> Vec<f64> {
+    let (mut channel, mut oracle) = (Channel::new(&auto()), Channel::new(&auto()));
+    oracle.is_oracle = true;
+    let time = 4000 * MS;
+    let worse = |world| channel.run(world, time) / oracle.run(world, time);
+    worlds.iter().map(worse).collect()
+}
+
+#[track_caller]
+fn assert_close(worse: &[f64]) {
+    let mean = worse.iter().sum::<f64>() / worse.len() as f64;
+    assert!(mean < 1.05, "{worse:?}");
+    assert!(worse.iter().all(|&worse| worse < 1.1), "{worse:?}");
+}
+
+#[test]
+fn it_follows_a_link() {
+    let rates = [117e6, 12e6, 1.17e9, 12e6, 117e6, 1.17e9];
+    let worlds = rates.map(|link| World { link, ..WORLD });
+    assert_close(&beside_an_oracle(&worlds));
+}
+
+#[test]
+fn it_follows_the_pages() {
+    let worlds = [NOISE, GUEST, NOISE, GUEST].map(|steps| World { steps, ..WORLD });
+    assert_close(&beside_an_oracle(&worlds));
+}
+
+/// Neighbours take nine tenths of the processors away, and give them back.
+#[test]
+fn it_follows_the_processors() {
+    let slow = GUEST.map(|(speed, size)| (speed / 10.0, size));
+    let link = 200e6;
+    let worlds = [GUEST, slow, GUEST].map(|steps| World {
+        steps,
+        link,
+        ..WORLD
+    });
+    assert_close(&beside_an_oracle(&worlds));
+}
+
+/// Encoding takes no more than its budget, and what is best within it is chosen.
+#[test]
+fn it_keeps_to_a_budget() {
+    for (processors, link, step) in [
+        (0.5, 117e6, 1),
+        (0.02, 117e6, 0),
+        (0.3, 12e6, 3),
+        (4.0, 12e6, 4),
+    ] {
+        let settings = Settings::default();
+        let auto = Auto::within(Method::Zstd, &settings, Some(processors)).unwrap();
+        let mut channel = Channel::new(&auto);
+        let world = World { link, ..WORLD };
+        channel.run(&world, 1000 * MS);
+        let (began, encoding) = (channel.now, channel.encoding);
+        channel.packets = [0; 5];
+        channel.run(&world, 10_000 * MS);
+        let taken = (channel.encoding - encoding) / (channel.now - began).as_secs_f64();
+        assert!(taken < processors * 1.01, "{taken} of {processors}");
+        let packets: u64 = channel.packets.iter().sum();
+        assert!(
+            channel.packets[step] * 4 > packets * 3,
+            "{:?}",
+            channel.packets
+        );
+    }
+}
+
+/// Channels that share what they find out, and one among them whose peer reads nothing for a
+/// second now and then.
+#[test]
+fn a_stalled_channel_misleads_no_other() {
+    let auto = auto();
+    let mut channels: Vec<Channel> = (0..4).map(|_| Channel::new(&auto)).collect();
+    let world = World {
+        link: 30e6,
+        ..WORLD
+    };
+    let stalled = World {
+        link: 100e3,
+        ..WORLD
+    };
+    let mut taken = [0.0; 4];
+    for _ in 0..2000 {
+        // The channel that is behind goes on.
+        let next = (0..4).min_by_key(|&index| channels[index].now).unwrap();
+        let channel = &mut channels[next];
+        let is_stalled = next == 0 && channel.now.as_secs() % 4 == 1;
+        let before = channel.now;
+        channel.packet(if is_stalled { &stalled } else { &world });
+        taken[next] += (channel.now - before).as_secs_f64();
+    }
+    for channel in &channels[1..] {
+        let packets: u64 = channel.packets.iter().sum();
+        let found = channel.now.as_secs_f64() / packets as f64;
+        assert!(found < world.best() * 1.1, "{found}, {:?}", channel.packets);
+    }
+}
+
+/// A clock that goes back or stands, and figures without sense.
+#[test]
+fn nothing_that_it_is_told_breaks_it() {
+    let mut lane = Lane::new(auto());
+    let mut channel = Channel::new(&auto());
+    for _ in 0..100_000 {
+        let mut any = || {
+            let bits = (channel.random() * f64::from(u32::MAX)) as u64;
+            match bits % 5 {
+                0 => 0,
+                1 => 1,
+                2 => bits,
+                3 => bits << 20,
+                _ => u64::MAX,
+            }
+        };
+        let step = lane.step(Duration::from_nanos(any()));
+        assert!(step.index() < GUEST.len());
+        let (input, payload) = (any() as usize, any() as usize);
+        lane.encoded(Duration::from_nanos(any()), input, payload, any());
+        lane.written(Duration::from_nanos(any()));
+    }
+}
