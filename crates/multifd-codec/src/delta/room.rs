@@ -110,18 +110,23 @@ impl Room {
                 groups.extend(Group::chain(&top, &path, &mount.version));
             }
         }
+        let address_space = limit_of(&limits, "Max address space");
+        let data = limit_of(&limits, "Max data size");
+        // Descriptors are few: without a limit none is taken.
+        let status = address_space.or(data).and_then(|_| {
+            let path = root.join("proc/self/status");
+            File::open(path).ok()
+        });
         Self {
-            status: File::open(root.join("proc/self/status")).ok(),
-            address_space: limit_of(&limits, "Max address space"),
-            data: limit_of(&limits, "Max data size"),
+            status,
+            address_space,
+            data,
             groups,
         }
     }
 
     fn left(&self) -> impl Iterator<Item = Left> {
-        let has_limit = self.address_space.or(self.data).is_some();
-        let status = self.status.as_ref().filter(|_| has_limit).map(text);
-        let status = status.unwrap_or_default();
+        let status = self.status.as_ref().map(text).unwrap_or_default();
         let of_process = [(self.address_space, "VmSize:"), (self.data, "VmData:")];
         let of_process = of_process.into_iter().filter_map(move |(limit, name)| {
             let (limit, used) = (limit?, kibibytes(&status, name)?);
@@ -369,7 +374,7 @@ mod tests {
     #[test]
     fn what_this_host_says_can_be_read() {
         let room = Room::open(Path::new("/"));
-        let status = room.status.as_ref().map(text).unwrap();
+        let status = fs::read_to_string("/proc/self/status").unwrap();
         assert!(kibibytes(&status, "VmSize:").is_some_and(|bytes| bytes > MIB));
         for left in room.left() {
             assert!(left.bytes <= left.limit);
