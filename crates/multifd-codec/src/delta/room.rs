@@ -286,8 +286,8 @@ mod tests {
     }
 
     fn left(root: &Path) -> Option<u64> {
-        let left = Room::open(root).left().map(|left| left.bytes / MIB).min();
-        left
+        let room = Room::open(root);
+        room.left().map(|left| left.bytes / MIB).min()
     }
 
     #[test]
