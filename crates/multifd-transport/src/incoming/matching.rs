@@ -496,8 +496,8 @@ impl Matching {
         claimants
     }
 
-    /// Whether the next source may have opened the channel, whose main channel is here and has still
-    /// to speak.
+    /// Whether the next source may have opened the channel. Its main channel is here then, and has
+    /// still to speak.
     fn may_be_the_nexts(&self, orphan: &Orphan, claimants: &[&Main], now: Instant) -> bool {
         orphan.closed.is_none()
             && !claimants.is_empty()
