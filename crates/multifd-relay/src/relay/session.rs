@@ -713,11 +713,10 @@ impl<'env> Session<'env> {
         running: &mut Running,
         work: impl FnOnce() -> Result<(), Failure> + Send + 'scope,
     ) -> Result<(), Failure> {
-        let no_thread =
-            |error| main_channel::failed(Leg::Here, TransportCause::Thread(error).into());
         // Behind the last bytes of memory every migration of this process would end.
-        if memory::left().is_some_and(|left| left < LEAST_FREE_BYTES) {
-            return Err(no_thread(io::ErrorKind::OutOfMemory.into()));
+        if let Some(left) = memory::left().filter(|left| *left < LEAST_FREE_BYTES) {
+            let needed = LEAST_FREE_BYTES;
+            return Err(main_channel::failed(Leg::Here, Cause::Memory { left, needed }));
         }
         let tell = tell.clone();
         let ended = tell.clone();
@@ -729,7 +728,9 @@ impl<'env> Session<'env> {
         let thread = move || report_end(&tell, close, || Event::Ended(role, work()));
         thread::Builder::new()
             .spawn_scoped(scope, thread)
-            .map_err(no_thread)?;
+            .map_err(|error| {
+                main_channel::failed(Leg::Here, TransportCause::Thread(error).into())
+            })?;
         running.count(role, true);
         Ok(())
     }
