@@ -8,8 +8,9 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use multifd_transport::{Address, Stream};
+use multifd_wire::Method;
 use rustix::process::{Pid, Signal, kill_process};
-use support::made::{Shape, short};
+use support::made::{Channel, Shape, short};
 use support::peers::{Destination, PONG, Role, SHUT_WELL, Source, dial, end_of, write};
 use support::{Migration, Multifd, files};
 
@@ -32,8 +33,12 @@ struct Served {
 
 fn relay(folder: &Path, metrics: &str, more: &[&str]) -> Served {
     let connect = format!("unix:{}", folder.join("destination").display());
+    relay_to(&connect, metrics, more)
+}
+
+fn relay_to(connect: &str, metrics: &str, more: &[&str]) -> Served {
     let listen = ["relay", "--json", "--listen", "tcp:127.0.0.1:0"];
-    let way = ["--connect", &connect, "--metrics", metrics];
+    let way = ["--connect", connect, "--metrics", metrics];
     let mut relay = Multifd::start([&listen, &way, more].concat());
     let metrics = loop {
         let line = relay.complaint();
@@ -212,6 +217,62 @@ fn health_changes_once_no_more_migrations_are_accepted() {
     drop(destination.wait("the end of main", |seen| seen.main().end.is_some()));
     destination.close_all();
     served.relay.end().well();
+}
+
+/// A migration that sends a page again.
+fn again() -> Migration {
+    let shape = Shape {
+        return_path: true,
+        ..Shape::default()
+    };
+    let first = Channel::new(0, Method::None).sync();
+    let first = first.pages(&[(0, 1), (4096, 2)], &[8192]).sync();
+    let second = Channel::new(1, Method::None).sync();
+    let second = second.pages(&[(12288, 3)], &[16384, 20480]).sync();
+    Migration {
+        main: shape.bytes(2),
+        channels: vec![
+            first.pages(&[(0, 1), (4096, 2)], &[]).sync().bytes(),
+            second.sync().bytes(),
+        ],
+        return_path: true,
+        closed: None,
+    }
+}
+
+#[test]
+fn differences_and_the_memory_for_them_are_counted() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let destination = Destination::new(folder.path(), 2);
+    let to = format!("unix:{}", folder.path().join("destination").display());
+    let trunk = format!("trunk+unix:{}", folder.path().join("trunk").display());
+    let mut far = Multifd::start(["relay", "--listen", &trunk, "--connect", &to]);
+    while !far.complaint().contains("listening on") {}
+    let more = ["--delta-memory", "64M", "--drain", "1"];
+    let mut near = relay_to(&trunk, "tcp:127.0.0.1:0", &more);
+    let migration = again();
+    let source = Source::begin(&near.address, &migration);
+    drop(destination.wait("all of it", |seen| seen.has_all(&migration)));
+    let running = near.counters();
+    assert_eq!(running["delta_memory_limit_bytes"], f64::from(64 << 20));
+    assert!(running["delta_memory_used_bytes"] > 0.0, "{running:?}");
+    destination.say(Role::Main, &SHUT_WELL);
+    source.hears(&SHUT_WELL);
+    source.finish();
+    drop(destination.wait("the end of main", |seen| seen.main().end.is_some()));
+    destination.close_all();
+    let report: serde_json::Value = serde_json::from_str(&near.relay.result()).expect("a report");
+    let ended = near.wait("migrations_total{outcome=\"delivered\"}", 1.0);
+    for (key, name) in [
+        ("pages", "difference_pages_total"),
+        ("page_bytes", "difference_page_bytes_total"),
+        ("difference_bytes", "difference_bytes_total"),
+    ] {
+        let told = report["differences"][key].as_f64();
+        assert_eq!(told, Some(ended[name]), "{report}");
+    }
+    assert!(ended["difference_pages_total"] > 0.0, "{report}");
+    near.wait("delta_memory_used_bytes", 0.0);
 }
 
 #[test]
