@@ -12,7 +12,7 @@ use multifd_transport::Address;
 
 use crate::codec::EffortArg;
 use crate::operate::{AcceptArgs, MigrateArgs};
-use crate::relay::Route;
+use crate::relay::{Route, metrics};
 
 /// Live migration over multifd for unmodified QEMUs.
 ///
@@ -92,6 +92,12 @@ pub struct RelayArgs {
     /// Permissions of listening unix sockets, in octal.
     #[arg(long, value_name = "OCTAL", default_value = "600", value_parser = mode, hide_short_help = true)]
     pub mode: u32,
+    /// Serve metrics (/metrics, for Prometheus) and health (/healthz) over HTTP at ADDR.
+    ///
+    /// ADDR is a unix socket or a loopback address, such as tcp:127.0.0.1:9190. There is no
+    /// password: every user of this host can read the counters at a TCP port. They name no guest.
+    #[arg(long, value_name = "ADDR", value_parser = metrics::address(), hide_short_help = true)]
+    pub metrics: Option<Address>,
     /// Keep all rights: without it a relay gives up, by Landlock and seccomp, what it has no use
     /// for.
     #[arg(long, hide_short_help = true)]

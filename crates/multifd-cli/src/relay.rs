@@ -2,6 +2,7 @@
 
 mod folder;
 pub mod memory;
+pub mod metrics;
 pub mod report;
 mod routes;
 
@@ -18,10 +19,11 @@ use multifd_relay::leg::{Encryption, EncryptionOptions, LegAddress, Protocol, Ru
 use multifd_relay::relay::{MigrationReport, Relay, RelayConfig, Traffic, Update, pass_on};
 use multifd_transport::Cancel;
 use multifd_transport::failure::Cause as TransportCause;
-use multifd_transport::incoming::Incoming;
+use multifd_transport::incoming::{Incoming, Note};
 use multifd_wire::{Limits, Method};
 
 use self::folder::Watch;
+use self::metrics::{Counters, Server};
 use self::report::{Failed, Running, Summary, advice};
 pub use self::routes::Route;
 use crate::args::RelayArgs;
@@ -40,6 +42,8 @@ const MOST_MIGRATIONS: usize = 256;
 /// Messages of a relay's threads to the printing thread.
 enum Event {
     Note(String),
+    /// So many connections were closed, because they are no part of a migration.
+    PassedOver(u64, String),
     Begun(Migration),
     Update(u64, Update),
     Ended(u64, Box<Result<MigrationReport, Ended>>),
@@ -143,11 +147,7 @@ pub fn run(args: &RelayArgs, confined: Confined) -> Outcome {
             connect: route.connect,
         });
         let (tell, ends) = (tell.clone(), ends.clone());
-        let notes = tell.clone();
-        relay.acceptor().on_note(move |note| {
-            // Once this command ends, nothing is printed.
-            let _ = notes.send(Event::Note(note.to_string()));
-        });
+        relay.acceptor().on_note(notes(&tell));
         let work = move || accept(relay, &route, &tell, &ends, None);
         let thread = thread::Builder::new().spawn(work);
         accepting.push(
@@ -170,10 +170,17 @@ pub fn run(args: &RelayArgs, confined: Confined) -> Outcome {
     if !encryptions.is_empty() {
         signals.on_hangup(move || reload(&encryptions));
     }
+    let counters = Arc::new(Counters::default());
+    let server = args.metrics.as_ref().map(|address| {
+        let (counters, draining) = (Arc::clone(&counters), ends.accepting.clone());
+        Server::start(address, args.mode, counters, draining)
+    });
+    let server = server.transpose()?;
+    server.iter().for_each(say::note);
     // Only now can a source be started.
     listening.iter().for_each(say::note);
     drop(tell);
-    let outcome = Printer::new(args, several).run(&events, &ends, &signals);
+    let outcome = Printer::new(args, several, counters).run(&events, &ends, &signals);
     ends.accepting.cancel();
     ends.over.cancel();
     for thread in accepting {
@@ -181,6 +188,20 @@ pub fn run(args: &RelayArgs, confined: Confined) -> Outcome {
         let _ = thread.join();
     }
     outcome
+}
+
+/// Passes an address's notes about connections on to the printing thread.
+fn notes(tell: &Sender<Event>) -> impl Fn(&Note) + Send + 'static {
+    let tell = tell.clone();
+    move |note| {
+        let words = note.to_string();
+        // Once this command ends, nothing is printed.
+        let _ = tell.send(match note {
+            Note::PassedOver { .. } => Event::PassedOver(1, words),
+            Note::Further { connections } => Event::PassedOver(*connections, words),
+            _ => Event::Note(words),
+        });
+    }
 }
 
 /// Refuses what would show a guest's memory to a network.
@@ -410,15 +431,17 @@ struct Printer<'a> {
     several: bool,
     running: Vec<Migration>,
     progress: Progress,
+    counters: Arc<Counters>,
 }
 
 impl<'a> Printer<'a> {
-    fn new(args: &'a RelayArgs, several: bool) -> Self {
+    fn new(args: &'a RelayArgs, several: bool, counters: Arc<Counters>) -> Self {
         Self {
             args,
             several,
             running: Vec::new(),
             progress: Progress::new(),
+            counters,
         }
     }
 
@@ -446,6 +469,10 @@ impl<'a> Printer<'a> {
             };
             match event {
                 Event::Note(note) => self.note(&note),
+                Event::PassedOver(connections, note) => {
+                    self.counters.passed_over(connections);
+                    self.note(&note);
+                }
                 Event::Begun(migration) => self.begun(migration),
                 Event::Update(number, update) => self.update(number, update),
                 Event::Closed(reason) => return Err(reason.into()),
@@ -484,6 +511,7 @@ impl<'a> Printer<'a> {
             self.of(&migration),
             migration.peer
         );
+        self.counters.begun();
         self.running.push(migration);
         self.note(&text);
     }
@@ -499,6 +527,7 @@ impl<'a> Printer<'a> {
         match update {
             Update::Progress(totals) => {
                 if let Some(migration) = self.running.get_mut(index) {
+                    self.counters.moved(&migration.totals, &totals);
                     migration.totals = totals;
                 }
                 let totals: Vec<Traffic> = self
@@ -529,6 +558,10 @@ impl<'a> Printer<'a> {
             .and_then(|index| self.running.get(index))
             .map(|migration| self.of(migration));
         let migration = index.map(|index| self.running.remove(index));
+        if let Some(migration) = &migration {
+            let took = migration.begun.elapsed();
+            self.counters.ended(&migration.totals, &outcome, took);
+        }
         self.progress.clear();
         let of = of.unwrap_or_default();
         match outcome {

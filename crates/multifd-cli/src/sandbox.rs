@@ -21,6 +21,7 @@ use landlock::{
     RulesetCreatedAttr, RulesetStatus, Scope,
 };
 use multifd_codec::Accel;
+use multifd_transport::Address;
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, apply_filter};
 
 use crate::args::RelayArgs;
@@ -128,7 +129,8 @@ fn landlock(args: &RelayArgs, routes: &[Route]) -> Result<String, String> {
     let readable = SYSTEM.iter().map(PathBuf::from);
     let readable = readable.chain(args.tls_dir.iter().flat_map(|dir| certificates(dir)));
     let rules = readable.map(|path| (path, reading));
-    for (path, rights) in rules.chain(listening(routes).into_iter().map(|path| (path, sockets))) {
+    let listening = listening(args, routes).into_iter();
+    for (path, rights) in rules.chain(listening.map(|path| (path, sockets))) {
         // What is not there needs no right.
         let Ok(opened) = PathFd::new(&path) else {
             continue;
@@ -153,10 +155,12 @@ fn landlock(args: &RelayArgs, routes: &[Route]) -> Result<String, String> {
 }
 
 /// The folder of each listening unix socket.
-fn listening(routes: &[Route]) -> BTreeSet<PathBuf> {
+fn listening(args: &RelayArgs, routes: &[Route]) -> BTreeSet<PathBuf> {
     let paths = routes
         .iter()
-        .filter_map(|route| route.listen.address.unix_path());
+        .map(|route| &route.listen.address)
+        .chain(&args.metrics)
+        .filter_map(Address::unix_path);
     paths.map(folder_of).collect()
 }
 

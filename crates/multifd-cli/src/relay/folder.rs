@@ -14,7 +14,7 @@ use multifd_relay::leg::{FileNumber, LegAddress, Odd, Requests};
 use multifd_relay::relay::{Relay, RelayConfig};
 use multifd_transport::{Address, Cancel, ListenOptions};
 
-use super::{Ends, Event, Route, accept};
+use super::{Ends, Event, Route, accept, notes};
 use crate::say;
 
 /// How often the folder is looked at.
@@ -165,10 +165,7 @@ impl Watch {
         let words = |error: io::Error| say::chain(&error);
         let relay = Relay::on(listener, &leg, config).map_err(words)?;
         relay.check_way().map_err(|circle| circle.to_string())?;
-        let notes = tell.clone();
-        relay.acceptor().on_note(move |note| {
-            let _ = notes.send(Event::Note(note.to_string()));
-        });
+        relay.acceptor().on_note(notes(tell));
         let route = Arc::new(Route {
             listen: leg,
             connect: self.route.connect.clone(),

@@ -716,7 +716,10 @@ impl<'env> Session<'env> {
         // Behind the last bytes of memory every migration of this process would end.
         if let Some(left) = memory::left().filter(|left| *left < LEAST_FREE_BYTES) {
             let needed = LEAST_FREE_BYTES;
-            return Err(main_channel::failed(Leg::Here, Cause::Memory { left, needed }));
+            return Err(main_channel::failed(
+                Leg::Here,
+                Cause::Memory { left, needed },
+            ));
         }
         let tell = tell.clone();
         let ended = tell.clone();
