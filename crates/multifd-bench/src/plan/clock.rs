@@ -1,9 +1,10 @@
 //! The time that threads compute, which other work on the machine does not lengthen much.
 
-use std::fs;
 use std::sync::Barrier;
 use std::thread;
 use std::time::{Duration, Instant};
+
+use rustix::time::{ClockId, clock_gettime};
 
 /// Work that was timed.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -20,11 +21,7 @@ impl Times {
         let (wall, cpu) = (Instant::now(), thread_seconds());
         let result = work();
         let wall = wall.elapsed().as_secs_f64();
-        let cpu = match (cpu, thread_seconds()) {
-            (Some(before), Some(after)) => after - before,
-            // A kernel that does not account for threads.
-            _ => wall,
-        };
+        let cpu = thread_seconds() - cpu;
         (result, Self { cpu, wall })
     }
 
@@ -79,10 +76,9 @@ pub fn share_of_processors(threads: usize) -> f64 {
 }
 
 /// Seconds that this thread has computed.
-fn thread_seconds() -> Option<f64> {
-    let stat = fs::read_to_string("/proc/thread-self/schedstat").ok()?;
-    let nanoseconds: u64 = stat.split_whitespace().next()?.parse().ok()?;
-    Some(nanoseconds as f64 / 1e9)
+fn thread_seconds() -> f64 {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
 }
 
 /// Long beside a time slice of the scheduler.

@@ -77,13 +77,15 @@ impl Sample {
         self.bytes.chunks(packet)
     }
 
-    /// Packets from one of so many places on, so that threads do not share them at the same time.
+    /// All packets from one of so many places on, so that threads do not share them at the same
+    /// time. They come from all over the memory, so that any number of them is like the whole.
     fn packets_from(&self, place: usize, places: usize) -> impl Iterator<Item = &[u8]> {
-        let packets = self.packets().count();
-        self.packets()
-            .cycle()
-            .skip(packets * place / places.max(1))
-            .take(packets)
+        let packets: Vec<&[u8]> = self.packets().collect();
+        let (count, first) = (packets.len(), packets.len() * place / places.max(1));
+        (0..count).filter_map(move |number| {
+            let at = (first + number * STRIDE) % count.max(1);
+            packets.get(at).copied()
+        })
     }
 }
 
@@ -183,7 +185,7 @@ fn one_thread(
     let (mut done, mut payloads) = (Done::default(), Vec::new());
     // The first packet allocates, and fills the processor's caches.
     let mut is_warm = false;
-    let end = Instant::now() + time;
+    let end = Instant::now() + time * MOST_LOAD;
     for packet in sample.packets_from(number, threads) {
         let mut payload = Vec::new();
         let pages = Pages::private(packet, sample.page_size)?;
@@ -195,7 +197,8 @@ fn one_thread(
             done.encoding = done.encoding.plus(took);
         }
         payloads.push((payload, packet.len()));
-        if Instant::now() > end && payloads.len() > LEAST_PACKETS {
+        let is_enough = done.encoding.cpu > time.as_secs_f64() || Instant::now() > end;
+        if is_enough && payloads.len() > LEAST_PACKETS {
             break;
         }
     }
@@ -386,6 +389,10 @@ fn receive(mut far: &TcpStream, bytes: &AtomicU64) -> io::Result<Times> {
 
 /// Packets of each measurement, however long they take.
 const LEAST_PACKETS: usize = 3;
+/// Where other work takes so many times as long, fewer packets have to do.
+const MOST_LOAD: u32 = 6;
+/// Larger than any number of packets in a sample, and prime.
+const STRIDE: usize = 1_009;
 /// More than the caches of a processor hold.
 const ZERO_BYTES: usize = 64 << 20;
 /// A packet of 128 pages of 4 KiB.

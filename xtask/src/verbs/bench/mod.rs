@@ -4,6 +4,7 @@ mod codec;
 mod delta;
 mod instructions;
 mod migrate;
+mod plan;
 mod qemu;
 mod relay;
 
@@ -24,6 +25,8 @@ pub enum Bench {
     Migrate(migrate::Arguments),
     /// How many instructions the deflate codec takes for a page, counted by valgrind
     Instructions,
+    /// What `multifd-bench plan` predicts, beside migrations between real QEMUs over four links
+    Plan(plan::Arguments),
     /// A busy guest between real QEMUs, their own methods beside relays with zlib, also over a link
     /// of a chosen rate
     Qemu(qemu::Arguments),
@@ -37,6 +40,7 @@ pub fn run(bench: &Bench) -> Result<()> {
         Bench::Delta(arguments) => delta::run(arguments),
         Bench::Migrate(arguments) => migrate::run(arguments),
         Bench::Instructions => instructions::run(),
+        Bench::Plan(arguments) => plan::run(arguments),
         Bench::Qemu(arguments) => qemu::run(arguments),
         Bench::Relay(arguments) => relay::run(arguments),
     }

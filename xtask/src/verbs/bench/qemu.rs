@@ -42,7 +42,7 @@ pub struct Arguments {
 }
 
 /// A way to move a guest.
-struct Way {
+pub(super) struct Way {
     name: &'static str,
     /// The method written by the source, and the one read by the destination.
     qemu: [&'static str; 2],
@@ -56,7 +56,7 @@ struct Way {
     delta: bool,
 }
 
-const WAYS: [Way; 17] = [
+static WAYS: [Way; 17] = [
     Way::plain("qemu none", "none"),
     Way::plain("qemu zlib", "zlib"),
     Way::plain("qemu zstd", "zstd"),
@@ -171,11 +171,11 @@ impl Way {
 
 /// Measurements of one migration.
 #[derive(Clone, Copy)]
-struct Figures {
-    total_ms: f64,
-    downtime_ms: f64,
+pub(super) struct Figures {
+    pub(super) total_ms: f64,
+    pub(super) downtime_ms: f64,
     /// Bytes on the wire between the hosts.
-    bytes: f64,
+    pub(super) bytes: f64,
     /// CPU time of both QEMUs without the guest, and of the relays.
     qemu_cpu_s: f64,
     relay_cpu_s: f64,
@@ -272,8 +272,13 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
+/// The way with this name.
+pub(super) fn way(name: &str) -> Option<&'static Way> {
+    WAYS.iter().find(|way| way.name == name)
+}
+
 /// Moves the guest once.
-fn migrate(
+pub(super) fn migrate(
     chain: &mut Chain,
     binary: &QemuBinary,
     program: &Path,
