@@ -82,7 +82,7 @@ fn thread_seconds() -> f64 {
 }
 
 /// Long beside a time slice of the scheduler.
-const SHARE_TIME: Duration = Duration::from_millis(200);
+const SHARE_TIME: Duration = Duration::from_millis(400);
 /// A thread that got next to nothing was unlucky.
 const LEAST_SHARE: f64 = 0.02;
 

@@ -14,6 +14,8 @@ use std::time::{Duration, Instant};
 use multifd_codec::is_zero;
 use multifd_wire::PageSize;
 
+use rustix::fs::{SeekFrom, seek};
+
 use crate::guests::Random;
 
 /// What is known of a running guest.
@@ -97,6 +99,7 @@ pub fn look(pid: u32, time: Duration) -> Result<Running, ProcessError> {
         let least = LEAST_MAPPING;
         return Err(ProcessError::NoGuest { pid, least });
     }
+    let ranges: Vec<Block> = ranges.into_iter().map(|found| found.opened(pid)).collect();
     let memory = Memory {
         mem: open(pid, "mem").map_err(|error| failed(pid, "mem", error))?,
         pagemap: open(pid, "pagemap").map_err(|error| failed(pid, "pagemap", error))?,
@@ -119,23 +122,24 @@ fn failed(pid: u32, name: &str, source: io::Error) -> ProcessError {
 
 /// The mappings that look like a guest's memory: the largest writable one without an ordinary file,
 /// and those that are not much smaller.
-fn guest_ranges(smaps: &str) -> Vec<Range<u64>> {
-    let mut found: Vec<Range<u64>> = smaps.lines().filter_map(mapping).collect();
-    found.sort_by_key(|range| std::cmp::Reverse(range.end - range.start));
-    let largest = found.first().map_or(0, |range| range.end - range.start);
+fn guest_ranges(smaps: &str) -> Vec<Mapping> {
+    let mut found: Vec<Mapping> = smaps.lines().filter_map(mapping).collect();
+    found.sort_by_key(|mapping| std::cmp::Reverse(mapping.len()));
+    let largest = found.first().map_or(0, Mapping::len);
     let least = (largest / LEAST_PART).max(LEAST_MAPPING);
-    found.retain(|range| range.end - range.start >= least);
+    found.retain(|mapping| mapping.len() >= least);
     // A guest mapped twice would be counted twice; the rarer case of many blocks is bounded.
     found.truncate(MOST_MAPPINGS);
     found
 }
 
 /// A line such as `7f00-7f40 rw-s 00000000 00:01 5 /memfd:ram (deleted)`.
-fn mapping(line: &str) -> Option<Range<u64>> {
+fn mapping(line: &str) -> Option<Mapping> {
     let mut words = line.split_whitespace();
     let (start, end) = words.next()?.split_once('-')?;
     let rights = words.next()?;
-    let name = words.nth(3).unwrap_or_default();
+    let file_offset = u64::from_str_radix(words.next()?, 16).ok()?;
+    let name = words.nth(2).unwrap_or_default();
     let is_memory = name.is_empty()
         || ["/memfd:", "/dev/shm/", "/dev/hugepages", "/dev/zero"]
             .iter()
@@ -144,14 +148,67 @@ fn mapping(line: &str) -> Option<Range<u64>> {
     let end = u64::from_str_radix(end, 16).ok()?;
     let page = PageSize::K4.bytes() as u64;
     let is_sound = start < end && start.is_multiple_of(page) && end.is_multiple_of(page);
-    (rights.starts_with("rw") && is_memory && is_sound).then_some(start..end)
+    (rights.starts_with("rw") && is_memory && is_sound).then_some(Mapping {
+        range: start..end,
+        file_offset,
+        is_shared: rights.ends_with('s'),
+    })
+}
+
+/// A mapping of a process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Mapping {
+    range: Range<u64>,
+    file_offset: u64,
+    is_shared: bool,
+}
+
+impl Mapping {
+    const fn len(&self) -> u64 {
+        self.range.end - self.range.start
+    }
+
+    /// Opens the file behind it. It tells whether a page that the process has not in its page
+    /// tables is in use. It may be opened by root alone; without it such pages count as zero.
+    fn opened(self, pid: u32) -> Block {
+        let Range { start, end } = self.range;
+        let name = format!("/proc/{pid}/map_files/{start:x}-{end:x}");
+        Block {
+            file: self.is_shared.then(|| File::open(name).ok()).flatten(),
+            file_offset: self.file_offset,
+            range: self.range,
+        }
+    }
+}
+
+/// A block of a guest's memory.
+struct Block {
+    range: Range<u64>,
+    file: Option<File>,
+    file_offset: u64,
+}
+
+impl Block {
+    const fn len(&self) -> u64 {
+        self.range.end - self.range.start
+    }
+
+    /// Whether the file has content at this address.
+    fn has_data(&self, address: u64) -> bool {
+        let offset = (address - self.range.start).saturating_add(self.file_offset);
+        let found = self
+            .file
+            .as_ref()
+            .map(|file| seek(file, SeekFrom::Data(offset)));
+        matches!(found, Some(Ok(found)) if found == offset)
+    }
 }
 
 /// A guest's memory in another process.
 struct Memory {
     mem: File,
     pagemap: File,
-    ranges: Vec<Range<u64>>,
+    ranges: Vec<Block>,
 }
 
 /// What the page tables of the process say about a page.
@@ -236,11 +293,7 @@ impl Memory {
     }
 
     fn pages(&self) -> u64 {
-        let bytes: u64 = self
-            .ranges
-            .iter()
-            .map(|range| range.end - range.start)
-            .sum();
+        let bytes: u64 = self.ranges.iter().map(Block::len).sum();
         bytes / PageSize::K4.bytes() as u64
     }
 
@@ -248,13 +301,13 @@ impl Memory {
     fn address(&self, page: u64) -> u64 {
         let mut left = page * PageSize::K4.bytes() as u64;
         for range in &self.ranges {
-            let len = range.end - range.start;
+            let len = range.len();
             if left < len {
-                return range.start + left;
+                return range.range.start + left;
             }
             left -= len;
         }
-        self.ranges.first().map_or(0, |range| range.start)
+        self.ranges.first().map_or(0, |range| range.range.start)
     }
 
     fn place(&self, address: u64) -> io::Result<Place> {
@@ -265,8 +318,19 @@ impl Memory {
         Ok(match (entry & PRESENT != 0, entry & SWAPPED != 0) {
             (true, _) => Place::Present,
             (_, true) => Place::Swapped,
+            _ if self
+                .block(address)
+                .is_some_and(|block| block.has_data(address)) =>
+            {
+                Place::Present
+            }
             _ => Place::Absent,
         })
+    }
+
+    fn block(&self, address: u64) -> Option<&Block> {
+        let mut blocks = self.ranges.iter();
+        blocks.find(|block| block.range.contains(&address))
     }
 
     fn read(&self, address: u64, pages: usize) -> io::Result<Vec<u8>> {
@@ -284,8 +348,7 @@ impl Memory {
                 break;
             }
             let start = self.address(random.below(self.pages()));
-            let end = self.ranges.iter().find(|range| range.contains(&start));
-            let end = end.map_or(start, |range| range.end);
+            let end = self.block(start).map_or(start, |block| block.range.end);
             for address in (start..end).step_by(page as usize).take(RUN_PAGES) {
                 if self.place(address)? == Place::Present {
                     content.extend(self.read(address, 1)?);
@@ -348,7 +411,10 @@ VmFlags: rd wr sh mr mw me ms sd
 7f0080000000-7f0180000000 rw-s 00000000 08:01 9 /var/lib/disk.img
 7f0200000000-7f0100000000 rw-p 00000000 00:00 0
 zz-7f0040000000 rw-p";
-        let found = guest_ranges(smaps);
+        let found: Vec<_> = guest_ranges(smaps)
+            .into_iter()
+            .map(|mapping| mapping.range)
+            .collect();
         assert_eq!(
             found,
             [

@@ -284,7 +284,8 @@ fn round(
         buffer.space(bytes.len()).copy_from_slice(bytes);
         let (popped, took) = Times::of(|| {
             encoder.push(buffer, epoch, packet);
-            encoder.pop(&mut payload)
+            let popped = encoder.pop(&mut payload);
+            popped.map_err(|failed| failed.error)
         });
         let (_, packet) = popped?.ok_or("no packet came out")?;
         done.bytes += bytes.len() as f64;

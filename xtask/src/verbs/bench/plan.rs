@@ -57,7 +57,7 @@ struct Case {
     processors: f64,
 }
 
-/// A link and the dirty rates for it: a tenth and a half of what it takes of plain pages, and no
+/// The dirty rates for a link: a tenth and a half of what it takes of plain pages, and no
 /// more than a guest under TCG writes reliably beside two QEMUs on two processors.
 fn dirty_rates(link: &str) -> [u32; 2] {
     match link {
@@ -96,11 +96,10 @@ pub fn run(arguments: &Arguments) -> Result<()> {
                 Some([end, _]) => Chain::start_at(end, &binary, &guest, "q35")?,
                 None => Chain::start(&binary, &guest, "q35")?,
             };
-            let mut hops = 0;
-            for (method, way_name) in METHODS.repeat(arguments.runs.max(1)) {
+            let methods = METHODS.repeat(arguments.runs.max(1));
+            for (hops, (method, way_name)) in methods.into_iter().enumerate() {
                 let way: &Way = way(way_name).ok_or("no such way")?;
                 let way_there = ends.map(|[a, b]| if hops % 2 == 0 { [a, b] } else { [b, a] });
-                hops += 1;
                 let seen = plan(arguments, &planner, name, dirty, method)?;
                 let load = load()?;
                 let figures = migrate(

@@ -208,8 +208,8 @@ fn processors(args: &PlanArgs, channels: f64, notes: &mut Vec<String>) -> f64 {
     }
     let all = std::thread::available_parallelism().map_or(1, usize::from);
     // A relay and a QEMU have a thread for each channel; so has the other end, if it is here.
-    let ends = if args.same_host { 2.0 } else { 1.0 };
-    let threads = ((channels * ends) as usize).clamp(all, MOST_THREADS.max(all));
+    let each = if args.same_host { 4.0 } else { 2.0 };
+    let threads = ((channels * each) as usize).clamp(all, MOST_THREADS.max(all));
     let free = (share_of_processors(threads) * threads as f64).min(all as f64);
     notes.push(format!(
         "{free:.1} of {all} processors are free for {threads} threads now; --cpus says otherwise"
