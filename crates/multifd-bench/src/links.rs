@@ -32,6 +32,12 @@ impl LinkEnd {
         inside
     }
 
+    /// Makes the token bucket of this end, or changes its rate.
+    fn shape(&self, verb: &str, rate: &str) -> io::Result<()> {
+        let shape = ["qdisc", verb, "dev", DEVICE, "root", "tbf", "rate", rate];
+        run(self.enter("tc").args(shape).args(BUCKET))
+    }
+
     fn enter(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut inside = Command::new("nsenter");
         inside.arg(format!("--net={}", self.namespace)).arg(program);
@@ -84,13 +90,22 @@ impl Link {
                 .args(["addr", "add", &address, "dev", DEVICE]))?;
             run(end.enter("ip").args(["link", "set", DEVICE, "up"]))?;
             run(end.enter("ip").args(["link", "set", "lo", "up"]))?;
-            let shape = ["qdisc", "add", "dev", DEVICE, "root", "tbf", "rate", rate];
-            run(end.enter("tc").args(shape).args(BUCKET))?;
+            end.shape("add", rate)?;
         }
         Ok(Link {
             ends,
             _holders: holders,
         })
+    }
+
+    /// Gives the link another rate. Connections stay.
+    ///
+    /// # Errors
+    /// If tc fails, with its message.
+    pub fn set_rate(&self, rate: &str) -> io::Result<()> {
+        self.ends
+            .iter()
+            .try_for_each(|end| end.shape("change", rate))
     }
 
     /// The two ends.

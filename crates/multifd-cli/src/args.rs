@@ -11,6 +11,7 @@ use multifd_relay::leg::Name;
 use multifd_transport::Address;
 
 use crate::codec::EffortArg;
+use crate::operate::{AcceptArgs, MigrateArgs};
 use crate::relay::Route;
 
 /// Live migration over multifd for unmodified QEMUs.
@@ -27,6 +28,8 @@ pub struct Cli {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    Migrate(Box<MigrateArgs>),
+    Accept(AcceptArgs),
     Relay(Box<RelayArgs>),
     Receive(ReceiveArgs),
     Record(RecordArgs),
@@ -307,12 +310,12 @@ pub fn leg() -> impl TypedValueParser<Value = LegAddress> {
     OsStringValueParser::new().try_map(|text| LegAddress::from_os_str(&text))
 }
 
-fn name(text: &str) -> Result<Name, String> {
+pub(crate) fn name(text: &str) -> Result<Name, String> {
     Name::new(text).map_err(|fault| fault.to_string())
 }
 
 /// Parses a number of bytes, with K, M, G or T for powers of 1024, like QEMU.
-fn size(text: &str) -> Result<u64, String> {
+pub(crate) fn size(text: &str) -> Result<u64, String> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let shift = match text.get(digits.len()..).unwrap_or_default() {
         "" | "B" => 0,
@@ -330,7 +333,7 @@ fn size(text: &str) -> Result<u64, String> {
         .ok_or_else(|| "that is more than 64 bits can say".to_owned())
 }
 
-fn processors(text: &str) -> Result<f64, String> {
+pub(crate) fn processors(text: &str) -> Result<f64, String> {
     let count = text.parse().ok();
     count
         .filter(|count: &f64| (0.01..=4096.0).contains(count))

@@ -63,10 +63,7 @@ impl CodecArgs {
             Some(accel) => (accel, true),
             // Levels are those of the ordinary library.
             None if self.zlib_level.is_some() => (Accel::None, false),
-            None => match iaa_detect::detect(Path::new("/")).verdict {
-                Verdict::Ready { .. } => (Accel::Auto, false),
-                Verdict::NotReady { .. } => (Accel::Software, false),
-            },
+            None => (usual_accel(), false),
         }
     }
 
@@ -191,6 +188,14 @@ impl CodecArgs {
         Err(format!(
             "--{option} has no effect here: add --compression {method}, or leave it out"
         ))
+    }
+}
+
+/// The accelerator where none was asked for.
+pub(crate) fn usual_accel() -> Accel {
+    match iaa_detect::detect(Path::new("/")).verdict {
+        Verdict::Ready { .. } => Accel::Auto,
+        Verdict::NotReady { .. } => Accel::Software,
     }
 }
 

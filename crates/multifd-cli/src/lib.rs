@@ -22,6 +22,7 @@ mod codec;
 mod detect;
 mod inspect;
 mod json;
+mod operate;
 mod out;
 pub mod process;
 pub mod receive;
@@ -48,6 +49,14 @@ pub fn main() -> ExitCode {
             // Threads would be outside of a sandbox that comes after them.
             let confined = relay::confine(&args);
             run(|| relay::run(&args, confined))
+        }
+        Command::Accept(args) => {
+            let sandbox = sandbox::Sandbox::calls();
+            run(|| operate::accept(&args, &sandbox))
+        }
+        Command::Migrate(args) => {
+            let sandbox = sandbox::Sandbox::calls();
+            run(|| operate::migrate(&args, &sandbox))
         }
         Command::Receive(args) => run(|| receive::run(&args)),
         Command::Record(args) => run(|| record::run(&args)),

@@ -13,6 +13,16 @@ use crate::{out, say};
 /// A command's outcome. An error is printed with all its causes.
 pub type Outcome = Result<(), Box<dyn Error>>;
 
+/// A failure with an exit status of its own, which a signal does not change.
+#[derive(Debug, thiserror::Error)]
+#[error("{words}")]
+pub(crate) struct Told {
+    /// The exit status.
+    pub(crate) status: u8,
+    /// What happened.
+    pub(crate) words: String,
+}
+
 /// Runs a command of the program with this name, and makes its outcome known: in words on stderr,
 /// and as exit status.
 pub fn run(program: &'static str, command: impl FnOnce() -> Outcome) -> ExitCode {
@@ -22,6 +32,11 @@ pub fn run(program: &'static str, command: impl FnOnce() -> Outcome) -> ExitCode
         Ok(()) => ExitCode::SUCCESS,
         // Silently, as other commands in a pipe end.
         Err(failure) if say::reader_is_gone(failure.as_ref()) => ExitCode::SUCCESS,
+        Err(failure) if failure.is::<Told>() => {
+            say::note(&failure);
+            let told = failure.downcast_ref::<Told>();
+            told.map_or(ExitCode::FAILURE, |told| ExitCode::from(told.status))
+        }
         Err(failure) => {
             let told = say::chain(failure.as_ref());
             match Signals::told() {

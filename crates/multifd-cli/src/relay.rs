@@ -1,8 +1,8 @@
 //! `multifd relay`.
 
 mod folder;
-mod memory;
-mod report;
+pub mod memory;
+pub mod report;
 mod routes;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -57,7 +57,7 @@ enum Ended {
 }
 
 /// A migration under way.
-struct Migration {
+pub(crate) struct Migration {
     number: u64,
     route: Arc<Route>,
     peer: String,
@@ -73,7 +73,7 @@ pub struct Confined(Result<(Vec<Route>, Sandbox), String>);
 /// Reads which routes there are, and gives up what they have no use for. No thread may run yet.
 pub fn confine(args: &RelayArgs) -> Confined {
     Confined(routes::of(args).and_then(|routes| {
-        memory::bound(args.delta_memory, &routes, &args.codec)?;
+        memory::bound(args.delta_memory, &routes, args.codec.method(true))?;
         let sandbox = match args.no_sandbox {
             true => Sandbox::none(),
             false => Sandbox::enter(args, &routes),
@@ -183,16 +183,21 @@ pub fn run(args: &RelayArgs, confined: Confined) -> Outcome {
     outcome
 }
 
+/// Refuses what would show a guest's memory to a network.
+pub(crate) fn refuse_exposed(leg: &LegAddress, insecure: bool) -> Result<(), String> {
+    match leg.is_exposed() && !insecure {
+        true => Err(format!(
+            "{leg} would carry the guest's memory over a network in clear: \
+             use trunk: with --tls-dir, or --insecure where the network is trusted"
+        )),
+        false => Ok(()),
+    }
+}
+
 /// Refuses what this build cannot do, and what would show a guest's memory to a network.
 fn check_legs(route: &Route, args: &RelayArgs) -> Outcome {
     for leg in [&route.listen, &route.connect] {
-        if leg.is_exposed() && !args.insecure {
-            return Err(format!(
-                "{leg} would carry the guest's memory over a network in clear: \
-                 use trunk: with --tls-dir, or --insecure where the network is trusted"
-            )
-            .into());
-        }
+        refuse_exposed(leg, args.insecure)?;
     }
     if !args.allow.is_empty() && !route.listen.tls {
         return Err(format!(
@@ -274,7 +279,7 @@ struct Ends {
 }
 
 /// Says what will compute, as far as it is known before the first migration.
-fn announce(config: &RelayConfig, accel_is_asked_for: bool) -> Outcome {
+pub(crate) fn announce(config: &RelayConfig, accel_is_asked_for: bool) -> Outcome {
     let method = config.compression;
     if config.auto {
         say::note(format_args!(

@@ -86,6 +86,14 @@ impl Sandbox {
         sandbox
     }
 
+    /// Gives up calls of the system alone: for a relay whose sockets are made where a QEMU needs
+    /// them.
+    pub fn calls() -> Self {
+        let mut sandbox = Self::default();
+        sandbox.took(seccomp());
+        sandbox
+    }
+
     fn took(&mut self, outcome: Result<String, String>) {
         match outcome {
             Ok(part) => self.parts.push(part),

@@ -17,6 +17,7 @@ mod qemu {
     mod lost;
     mod matrix;
     mod one_sided;
+    mod operate;
     mod pages;
     mod relays;
     #[cfg(feature = "tls")]

@@ -180,8 +180,35 @@ fn what_is_wrong_with_a_command_is_said_with_what_to_do() {
 }
 
 #[test]
+fn a_guest_goes_to_a_trunk_only_and_in_clear_only_if_that_is_said() {
+    for (command, leg) in [("migrate", "--to"), ("accept", "--listen")] {
+        let with = |address| [command, "--qmp", "/no/such/qmp", leg, address];
+        refused(
+            &with("tcp:127.0.0.1:1"),
+            1,
+            "is no trunk: write trunk:HOST:PORT",
+        );
+        refused(&with("trunk+tcp:192.0.2.1:1"), 1, "over a network in clear");
+        refused(&with("trunk+unix:/run/{name}"), 1, "one guest needs none");
+        refused(&with("host:4444"), 2, "is no address");
+        refused(
+            &with("trunk+tcp:127.0.0.1:1"),
+            1,
+            "no QEMU listens at /no/such/qmp",
+        );
+        refused(
+            &[&with("trunk+unix:t")[..], &["--channels", "0"]].concat(),
+            2,
+            "--channels",
+        );
+    }
+}
+
+#[test]
 fn every_help_fits_a_screen_and_has_an_example() {
-    let commands = ["relay", "receive", "record", "replay", "inspect", "detect"];
+    let commands = [
+        "migrate", "accept", "relay", "receive", "record", "replay", "inspect", "detect",
+    ];
     for command in commands {
         let help = Multifd::start([command, "-h"]).end().well();
         assert!(help.contains("\nExample"), "{help}");

@@ -114,7 +114,7 @@ pub(crate) struct DeflateRuns {
 }
 
 impl DeflateRuns {
-    /// A survey takes about as long as fifteen pages.
+    /// A survey takes about as long as 27 pages.
     const PACKETS_BETWEEN_SURVEYS: usize = 8;
 
     pub(crate) fn on(effort: Effort, window: WindowSize, streams: Streams) -> WriteRuns<Self> {

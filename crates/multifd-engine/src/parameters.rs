@@ -29,6 +29,10 @@ pub struct Parameters {
     /// `multifd-zlib-level`, `multifd-zstd-level`, `multifd-compression-accel` and what belongs to
     /// them.
     pub codec: Settings,
+    /// The effort is found out during the migration, packet by packet, where the method and
+    /// `codec` leave a [choice](multifd_codec::auto::Auto::new). By default off; QEMU has no such
+    /// parameter.
+    pub auto: bool,
     /// The size of the guest's pages, by default 4 KiB.
     pub page_size: PageSize,
     /// `downtime-limit`: the guest is stopped once what is left is expected to take no longer than
@@ -53,6 +57,7 @@ impl Default for Parameters {
             multifd_channels: NonZeroU8::MIN.saturating_add(1),
             multifd_compression: Method::None,
             codec: Settings::default(),
+            auto: false,
             page_size: PageSize::K4,
             downtime_limit: Duration::from_millis(300),
             max_bandwidth: None,

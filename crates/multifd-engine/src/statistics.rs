@@ -4,7 +4,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use multifd_codec::{Backend, PathCounts};
+use multifd_codec::{Backend, PathCounts, auto};
 
 /// A migration as its source saw it.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -38,6 +38,8 @@ pub struct Statistics {
     pub path_counts: PathCounts,
     /// What encoded on the first channel at the end; the others are alike.
     pub backend: Option<Backend>,
+    /// Which efforts were chosen, if they were found out.
+    pub auto: Option<auto::Summary>,
 }
 
 impl Statistics {

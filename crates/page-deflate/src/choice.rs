@@ -11,23 +11,25 @@ use super::lengths::Lengths;
 use super::machine::Machine;
 use super::parse::UNIT_ITEMS;
 use super::search::{ALWAYS, One, Search, Two};
-use super::window::{UNIT, Unit, WindowBytes};
+use super::window::{SPAN, UNIT, Unit, WindowBytes};
 
 // The numbers of bytes, table sizes and patience were tried on pages of two machines, of three
 // processes' heaps, of a library and of source texts. Doubling or halving any of them loses more in
 // size or speed than it gains in the other.
 
 /// For speed: longer matches, and where nothing is found, soon only a few of the hashes.
-type Quick = One<6, 12, 4096, 6>;
+type Quick = One<6, 12, 4096, 6, false>;
 /// The usual choice.
-type Five = One<5, 12, 4096, 64>;
+type Five = One<5, 13, 8192, 64, false>;
+/// For records that repeat at changing distances: logs and tables of databases.
+type Words = One<5, 13, 8192, 64, true>;
 /// The usual choice for the near window. Fewer short matches are within its reach, and searching
 /// for them costs more time than their bytes are worth.
-type Six = One<6, 12, 4096, 32>;
-/// For programs, and other data full of short matches.
-type Four = One<4, 12, 4096, ALWAYS>;
+type Six = One<6, 12, 4096, 32, false>;
+/// For programs and other data full of short matches, with the near window.
+type Four = One<4, 12, 4096, ALWAYS, false>;
 /// For memory full of words that resemble their neighbours: fewer and longer matches.
-type Seven = One<7, 12, 4096, 8>;
+type Seven = One<7, 12, 4096, 8, false>;
 
 /// The search of one encoder.
 pub(super) enum Choice {
@@ -38,39 +40,48 @@ pub(super) enum Choice {
 
 /// Several searches; the habit selects one.
 pub(super) struct Either {
-    shortest: Four,
-    short: Short,
+    thorough: Reach<Four, Words>,
+    short: Reach<Six, Five>,
     long: Seven,
     habit: Habit,
 }
 
-/// The search for shorter matches, by window.
-enum Short {
-    Near(Six),
-    Far(Five),
-}
-
-impl Short {
-    fn new(window: WindowSize) -> Self {
-        match window {
-            WindowSize::FourKiB => Self::Near(Six::new()),
-            WindowSize::ThirtyTwoKiB => Self::Far(Five::new()),
+impl Either {
+    /// Moves the positions of the habit's search down. The others are cleared before use.
+    fn slide(&mut self, by: usize) {
+        match self.habit {
+            Habit::Thorough => self.thorough.slide(by),
+            Habit::Short => self.short.slide(by),
+            Habit::Long => self.long.slide(by),
         }
     }
 
-    /// Searching for still shorter matches takes a tenth more time, or a quarter with the near
-    /// window. It pays when it saves one bit in this many.
-    const fn bits_for_one_saved(&self) -> usize {
-        match self {
-            Self::Near(_) => 25,
-            Self::Far(_) => 80,
+    fn set_habit(&mut self, habit: Habit) {
+        if self.habit != habit {
+            self.habit = habit;
+            self.slide(SPAN);
+        }
+    }
+}
+
+/// A search, by window.
+enum Reach<N, F> {
+    Near(N),
+    Far(F),
+}
+
+impl<N: Search, F: Search> Reach<N, F> {
+    fn new(window: WindowSize) -> Self {
+        match window {
+            WindowSize::FourKiB => Self::Near(N::new()),
+            WindowSize::ThirtyTwoKiB => Self::Far(F::new()),
         }
     }
 
     fn slide(&mut self, by: usize) {
         match self {
-            Self::Near(six) => six.slide(by),
-            Self::Far(five) => five.slide(by),
+            Self::Near(near) => near.slide(by),
+            Self::Far(far) => far.slide(by),
         }
     }
 
@@ -84,8 +95,8 @@ impl Short {
         items: &mut [Item; UNIT_ITEMS],
     ) -> Option<usize> {
         match self {
-            Self::Near(six) => machine.parse(six, window, unit, window_bytes, items),
-            Self::Far(five) => machine.parse(five, window, unit, window_bytes, items),
+            Self::Near(near) => machine.parse(near, window, unit, window_bytes, items),
+            Self::Far(far) => machine.parse(far, window, unit, window_bytes, items),
         }
     }
 }
@@ -96,8 +107,9 @@ impl Short {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Habit {
-    /// Matches of four bytes and more.
-    Shortest,
+    /// More time for a smaller size. With the near window: matches of four bytes and more. With the
+    /// far one: long matches before short ones.
+    Thorough,
     /// The usual lengths.
     #[default]
     Short,
@@ -110,8 +122,8 @@ impl Choice {
         match effort {
             Effort::Fast => Self::Quick(Box::new(Quick::new())),
             Effort::Balanced => Self::Either(Box::new(Either {
-                shortest: Four::new(),
-                short: Short::new(window),
+                thorough: Reach::new(window),
+                short: Reach::new(window),
                 long: Seven::new(),
                 habit: Habit::default(),
             })),
@@ -121,7 +133,7 @@ impl Choice {
 
     pub(super) fn set_habit(&mut self, habit: Habit) {
         if let Self::Either(either) = self {
-            either.habit = habit;
+            either.set_habit(habit);
         }
     }
 
@@ -129,11 +141,7 @@ impl Choice {
     pub(super) fn slide(&mut self, by: usize) {
         match self {
             Self::Quick(quick) => quick.slide(by),
-            Self::Either(either) => {
-                either.shortest.slide(by);
-                either.short.slide(by);
-                either.long.slide(by);
-            }
+            Self::Either(either) => either.slide(by),
             Self::Two(two) => two.slide(by),
         }
     }
@@ -151,8 +159,10 @@ impl Choice {
             Self::Quick(quick) => machine.parse(&mut **quick, window, unit, window_bytes, items),
             Self::Two(two) => machine.parse(&mut **two, window, unit, window_bytes, items),
             Self::Either(either) => match either.habit {
-                Habit::Shortest => {
-                    machine.parse(&mut either.shortest, window, unit, window_bytes, items)
+                Habit::Thorough => {
+                    either
+                        .thorough
+                        .parse(machine, window, unit, window_bytes, items)
                 }
                 Habit::Short => either
                     .short
@@ -166,8 +176,8 @@ impl Choice {
 /// Finds out which search suits the data.
 pub(super) struct Survey {
     reach: WindowSize,
-    shortest: Four,
-    short: Short,
+    thorough: Reach<Four, Words>,
+    short: Reach<Six, Five>,
     long: Seven,
     /// The items that each search makes of the units.
     items: [Vec<Item>; 3],
@@ -177,7 +187,7 @@ pub(super) struct Survey {
 
 impl Survey {
     /// Units in a survey. The first one only fills the tables.
-    pub(super) const UNITS: usize = 5;
+    pub(super) const UNITS: usize = 9;
 
     /// Returns `None` if the effort leaves no choice.
     pub(super) fn new(effort: Effort, reach: WindowSize) -> Option<Box<Self>> {
@@ -185,8 +195,8 @@ impl Survey {
             let items = || Vec::with_capacity(Self::UNITS * UNIT_ITEMS);
             Box::new(Self {
                 reach,
-                shortest: Four::new(),
-                short: Short::new(reach),
+                thorough: Reach::new(reach),
+                short: Reach::new(reach),
                 long: Seven::new(),
                 items: [items(), items(), items()],
                 unit_items: [0; UNIT_ITEMS],
@@ -204,11 +214,11 @@ impl Survey {
     ) -> Habit {
         let Range { start, end } = range;
         let window_bytes = self.reach.bytes();
-        self.shortest = Four::new();
-        self.short = Short::new(self.reach);
+        self.thorough = Reach::new(self.reach);
+        self.short = Reach::new(self.reach);
         self.long = Seven::new();
         self.items.iter_mut().for_each(Vec::clear);
-        let [for_shortest, for_short, for_long] = &mut self.items;
+        let [for_thorough, for_short, for_long] = &mut self.items;
         for from in (start..end).step_by(UNIT) {
             let unit = Unit {
                 history: start,
@@ -221,9 +231,9 @@ impl Survey {
                     kept.extend_from_slice(items);
                 }
             };
-            let shortest = &mut self.shortest;
-            let count = machine.parse(shortest, window, unit, window_bytes, items);
-            keep(for_shortest, &items[..count.unwrap_or(0)]);
+            let thorough = &mut self.thorough;
+            let count = thorough.parse(machine, window, unit, window_bytes, items);
+            keep(for_thorough, &items[..count.unwrap_or(0)]);
             let count = self.short.parse(machine, window, unit, window_bytes, items);
             keep(for_short, &items[..count.unwrap_or(0)]);
             let count = machine.parse(&mut self.long, window, unit, window_bytes, items);
@@ -239,26 +249,38 @@ impl Survey {
         counts.add(&tally);
         let lengths = Lengths::new(&counts);
         self.coder.set(&lengths.litlen, &lengths.distance);
-        let [shortest, short, long] = self.items.each_ref().map(|items| self.coder.measure(items));
-        let time = |measure: &Measure| {
-            Self::UNITS * UNIT_CYCLES
-                + measure.matches * MATCH_CYCLES
-                + measure.literals * LITERAL_CYCLES
-        };
-        // Larger output is accepted if its share of the size is below a fifth of the share of time
-        // saved.
-        let gained = short.bits.saturating_sub(shortest.bits);
-        if gained * self.short.bits_for_one_saved() > short.bits {
-            return Habit::Shortest;
+        let [thorough, short, long] = self.items.each_ref().map(|items| self.coder.measure(items));
+        let gained = short.bits.saturating_sub(thorough.bits);
+        if gained * bits_for_one_saved(self.reach) > short.bits {
+            return Habit::Thorough;
         }
-        let saved = time(&short).saturating_sub(time(&long));
-        let lost = long.bits.saturating_sub(short.bits);
-        if lost * 5 * time(&short) >= short.bits * saved {
-            Habit::Short
-        } else {
+        // Larger output is accepted if its share of the size is below a fifth of the share of time
+        // saved. Longer matches can also make the output smaller, or take more time.
+        let share = |of_short: usize, of_long: usize| {
+            let (of_short, of_long) = (of_short as f64, of_long as f64);
+            (of_long - of_short) / of_short.max(1.0)
+        };
+        let lost = share(short.bits, long.bits);
+        let saved = -share(time(&short), time(&long));
+        if lost * 5.0 < saved {
             Habit::Long
+        } else {
+            Habit::Short
         }
     }
+}
+
+/// [`Habit::Thorough`] takes a quarter more time with the near window, and 3 % with the far one. It
+/// pays when it saves one bit in this many.
+const fn bits_for_one_saved(reach: WindowSize) -> usize {
+    match reach {
+        WindowSize::FourKiB => 25,
+        WindowSize::ThirtyTwoKiB => 110,
+    }
+}
+
+fn time(measure: &Measure) -> usize {
+    Survey::UNITS * UNIT_CYCLES + measure.matches * MATCH_CYCLES + measure.literals * LITERAL_CYCLES
 }
 
 // Approximate parsing cost of a unit, a match and a literal.

@@ -140,7 +140,7 @@ impl Deflater {
     /// Looks at some of the pages and returns the habit that suits them, for
     /// [`Deflater::compress_alone`].
     ///
-    /// A survey takes as long as compressing some fifteen pages. The encoder forgets its earlier
+    /// A survey takes as long as compressing some 27 pages. The encoder forgets its earlier
     /// runs: the next run refers to no earlier data. The surveys inside [`Deflater::compress`] keep
     /// the history.
     pub fn survey(&mut self, pages: &[u8]) -> Habit {
@@ -223,7 +223,9 @@ impl Deflater {
                 None => {
                     self.units.push(as_it_is);
                     self.noise += 1;
-                    if self.noise == NOISY {
+                    // Units that bypass the window may follow this one, so no later unit may refer
+                    // to it.
+                    if self.noise >= NOISY {
                         self.window.forget();
                     }
                 }
@@ -267,9 +269,14 @@ impl Deflater {
         let step = self.effort.blocks().step;
         let is_complete = coded().count() < 2 * step;
         for (index, unit) in coded().enumerate() {
-            let is_sampled = index % step == step / 2 || unit.to - unit.from > FULL_OF_LITERALS;
-            if is_complete || is_sampled {
-                tally.count(&self.items[unit.from..unit.to]);
+            let items = &self.items[unit.from..unit.to];
+            if is_complete {
+                tally.count(items);
+                continue;
+            }
+            // The first stripe counted varies, as pages begin alike.
+            for stripe in items.chunks(STRIPE).skip(index % step).step_by(step) {
+                tally.count(stripe);
             }
         }
         let mut counts = if is_complete {
@@ -300,7 +307,7 @@ pub fn store(pages: &[u8], out: &mut Vec<u8>) {
 struct Blocks {
     /// Most units under one code.
     units: usize,
-    /// One in this many units is counted.
+    /// One in this many items is counted, in stripes.
     step: usize,
 }
 
@@ -317,12 +324,12 @@ impl Effort {
     }
 }
 
-/// A unit with more items is always counted: an unsuitable code would make it larger than its
-/// input.
-const FULL_OF_LITERALS: usize = 1900;
+/// Items that are counted in a row. Every unit has some of them: pages differ too much for a sample
+/// of whole units.
+const STRIPE: usize = 32;
 /// After this many consecutive units of noise, no match can reach anything else.
 const NOISY: usize = MAX_WINDOW / UNIT;
-/// A survey takes about as long as compressing fifteen units.
+/// A survey takes about as long as compressing 27 units.
 const UNITS_BETWEEN_SURVEYS: usize = 1024;
 
 #[cfg(test)]
@@ -414,6 +421,52 @@ mod tests {
                 inflater.inflate(&out, &mut decoded).unwrap();
                 assert!(decoded == pages, "{effort}, round {round}");
                 out.clear();
+            }
+        }
+    }
+
+    #[test]
+    fn noise_behind_a_header_is_stored() {
+        let mut random = Random::new(24);
+        for header in [16, 64, 128, 180] {
+            let mut page: Vec<u8> = (0..UNIT).map(|_| random.byte()).collect();
+            page[..header].fill(7);
+            for effort in Effort::ALL {
+                let mut deflater = Deflater::new(WindowSize::default(), effort);
+                let mut out = Vec::new();
+                deflater.compress(&page, &mut out);
+                assert!(deflater.units[0].is_raw, "{header} {effort}");
+                // Pages that end or begin as noise does, but get smaller.
+                for half in [0..UNIT / 2, UNIT / 2..UNIT] {
+                    let mut page = page.clone();
+                    page[half].fill(7);
+                    deflater.compress(&page, &mut out);
+                    assert!(!deflater.units[0].is_raw, "{header} {effort}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_unit_that_interrupts_noise_and_is_stored_is_not_referred_to() {
+        let mut random = Random::new(25);
+        let mut pages: Vec<u8> = (0..NOISY * UNIT).map(|_| random.byte()).collect();
+        // A unit that is counted as noise only without its header.
+        let mut unit: Vec<u8> = (0..UNIT).map(|_| random.byte()).collect();
+        unit[..128].fill(7);
+        assert!(!is_noise(&unit) && is_noise(&unit[128..]));
+        pages.extend_from_slice(&unit);
+        pages.extend((0..3 * UNIT).map(|_| random.byte()));
+        pages.extend(b"words of a page, ".repeat(UNIT / 17));
+        pages.extend_from_slice(&unit[140..500]);
+        pages.extend(b"words of a page, ".repeat(UNIT / 17));
+        for window in WindowSize::ALL {
+            for effort in Effort::ALL {
+                let mut stream = Vec::new();
+                Deflater::new(window, effort).compress(&pages, &mut stream);
+                let oracle = Oracle::new(window.bytes(), Ending::SyncFlush);
+                let decoded = oracle.decode(&stream, pages.len()).unwrap();
+                assert!(decoded.output == pages, "{window} {effort}");
             }
         }
     }

@@ -143,11 +143,16 @@ mod x86 {
     );
 }
 
-/// Prefetches bytes that are needed soon.
+/// Lines of 64 bytes that start the processor's own prefetch. Asking for a whole page in one burst
+/// waits for free buffers: up to 7 % of all time.
+#[cfg(target_arch = "x86_64")]
+const FETCHED_LINES: usize = 8;
+
+/// Prefetches the beginning of bytes that are needed soon.
 #[inline(always)]
 pub(super) fn prefetch(bytes: &[u8]) {
     #[cfg(target_arch = "x86_64")]
-    for line in bytes.chunks(64) {
+    for line in bytes.chunks(64).take(FETCHED_LINES) {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
         #[allow(unsafe_code, reason = "a vector instruction that takes a pointer")]
         // SAFETY: a prefetch accesses no memory architecturally and accepts any address.

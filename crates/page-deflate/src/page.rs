@@ -59,7 +59,7 @@ impl PageDeflater {
         let fixed = || Coder::new(&FIXED_LITLEN_LENGTHS, &FIXED_DISTANCE_LENGTHS);
         Self {
             machine: Machine::best(),
-            window: Window::new(),
+            window: Window::for_pages(),
             choice: Choice::new(effort, WindowSize::FourKiB),
             fixed: fixed(),
             coder: fixed(),

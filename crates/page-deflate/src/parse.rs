@@ -29,6 +29,10 @@ const FIRST_DISTANCES: (usize, usize) = (8, 4);
 /// Literals without any match before a unit is suspected to be noise and its bytes are counted. The
 /// value is low, since a unit of noise then costs little more.
 const SUSPICIOUS: usize = 64;
+/// Noise often begins with a header that has matches, so a unit is suspected once more here.
+const BEHIND_HEADER: usize = 512;
+/// The bytes that are not counted then. What they could save is not worth the time for the rest.
+const HEADER: usize = 128;
 
 /// Room for the items of a unit, and for the overshoot of wide stores.
 pub(super) const UNIT_ITEMS: usize = item::most_items(UNIT) + 16;
@@ -85,12 +89,27 @@ pub(super) fn parse<W: Wide, S: Search, const FAR: bool>(
                     // SAFETY: see above.
                     let at_recent = word ^ unsafe { bytes.word(position - recent) };
                     if !S::LONGEST && three_equal(at_recent) {
-                        break 'found (recent, at_recent);
+                        if !S::WORDS {
+                            search.enter(position, word);
+                            break 'found (recent, at_recent);
+                        }
+                        let find = search.look(bytes, position, word, lowest);
+                        if !is_longer(find, at_recent, lowest) {
+                            break 'found (recent, at_recent);
+                        }
+                        other = recent;
+                        recent = distance_of(find, position);
+                        break 'found (recent, find.different);
                     }
                     let find = search.look(bytes, position, word, lowest);
                     // SAFETY: see above.
                     let at_other = word ^ unsafe { bytes.word(position - other) };
                     if !S::LONGEST && three_equal(at_other) {
+                        if S::WORDS && is_longer(find, at_other, lowest) {
+                            other = recent;
+                            recent = distance_of(find, position);
+                            break 'found (recent, find.different);
+                        }
                         std::mem::swap(&mut recent, &mut other);
                         break 'found (recent, at_other);
                     }
@@ -165,6 +184,16 @@ pub(super) fn parse<W: Wide, S: Search, const FAR: bool>(
                         let word = unsafe { bytes.word(position) };
                         // SAFETY: see above.
                         let different = word ^ unsafe { bytes.word(position - recent) };
+                        if S::WORDS {
+                            let find = search.look(bytes, position, word, lowest);
+                            if is_longer(find, different, lowest) {
+                                other = recent;
+                                recent = distance_of(find, position);
+                                break 'found (recent, find.different);
+                            }
+                        } else {
+                            search.enter(position, word);
+                        }
                         break 'found (recent, different);
                     }
                 }
@@ -187,18 +216,32 @@ pub(super) fn parse<W: Wide, S: Search, const FAR: bool>(
             // SAFETY: see above.
             unsafe { items.put(items.count, [item::copy(length, distance)]) };
             items.count += 1;
+            let begun = position;
             position += length;
             written = position;
+            // Two places inside the match are remembered, near its ends: records repeat from there,
+            // too. More of them displace what is worth more.
             // SAFETY: see above; a match is longer than 2 bytes.
+            search.enter(begun + 2, unsafe { bytes.word(begun + 2) });
+            // SAFETY: as before.
             search.enter(position - 2, unsafe { bytes.word(position - 2) });
         }
         if limit == last {
             break;
         }
-        if written == start && is_noise(&window[start..end]) {
+        let header = if limit == start + SUSPICIOUS {
+            0
+        } else {
+            HEADER
+        };
+        if position - written >= SUSPICIOUS && is_noise(&window[start + header..end]) {
             return None;
         }
-        limit = last;
+        limit = if limit == start + SUSPICIOUS {
+            start + BEHIND_HEADER
+        } else {
+            last
+        };
     }
     // SAFETY: see above.
     unsafe { items.literals(wide, bytes, written, end) };
@@ -230,6 +273,16 @@ fn is_match<S: Search, const FAR: bool>(find: Find, lowest: usize) -> bool {
     } else {
         let too_low = find.place.wrapping_sub(lowest) >> (usize::BITS - 1);
         different | too_low as u32 == 0
+    }
+}
+
+/// Whether a find has eight equal bytes, and a match at a last distance has fewer. One branch, and
+/// rarely taken.
+#[inline(always)]
+fn is_longer(find: Find, different: u64, lowest: usize) -> bool {
+    find.different | u64::from(different == 0) == 0 && find.place >= lowest && {
+        std::hint::cold_path();
+        true
     }
 }
 
@@ -289,7 +342,7 @@ pub(super) fn is_noise(unit: &[u8]) -> bool {
     const WORDS: usize = 64;
     const SAMPLE: u32 = 8 * WORDS as u32;
     let mut counts = [0_u32; 256];
-    for word in unit.chunks_exact(unit.len() / WORDS) {
+    for word in unit.chunks_exact(unit.len() / WORDS).take(WORDS) {
         for &byte in word.iter().take(8) {
             counts[usize::from(byte)] += 1;
         }

@@ -63,10 +63,16 @@ pub(super) fn three_equal(different: u64) -> bool {
 pub(super) trait Search {
     /// Whether to search for a longer match even if one of the two last distances already matches.
     const LONGEST: bool;
+    /// Whether eight equal bytes elsewhere win over a shorter match at one of the two last
+    /// distances.
+    const WORDS: bool;
     /// After this many consecutive literals, every second position is skipped; after twice as many,
     /// two of three, and so on. The positions that the parser tests one by one are never skipped.
     /// The count is checked before each comparison of many bytes.
     const PATIENCE: usize;
+
+    /// An empty memory.
+    fn new() -> Self;
 
     /// Moves all positions down.
     fn slide(&mut self, by: usize);
@@ -118,33 +124,36 @@ impl<const BITS: u32, const ENTRIES: usize> Table<BITS, ENTRIES> {
 
 /// One table of the places of the next `BYTES` bytes. Four bytes make a match.
 ///
-/// More than 4096 entries are slower for almost no gain: they no longer fit in the cache with the
-/// data.
+/// 4096 entries fit in the first-level cache with the data. With the far window 8192 are worth it:
+/// 1 % of size for 3 % of time.
 pub(super) struct One<
     const BYTES: u32,
     const BITS: u32,
     const ENTRIES: usize,
     const PATIENCE: usize,
+    const WORDS: bool,
 > {
     table: Table<BITS, ENTRIES>,
 }
 
-impl<const BYTES: u32, const BITS: u32, const ENTRIES: usize, const PATIENCE: usize>
-    One<BYTES, BITS, ENTRIES, PATIENCE>
+impl<
+    const BYTES: u32,
+    const BITS: u32,
+    const ENTRIES: usize,
+    const PATIENCE: usize,
+    const WORDS: bool,
+> Search for One<BYTES, BITS, ENTRIES, PATIENCE, WORDS>
 {
-    pub(super) const fn new() -> Self {
+    const KEY: u32 = 0xffff_ffff;
+    const LONGEST: bool = false;
+    const WORDS: bool = WORDS;
+    const PATIENCE: usize = PATIENCE;
+
+    fn new() -> Self {
         Self {
             table: Table::new(),
         }
     }
-}
-
-impl<const BYTES: u32, const BITS: u32, const ENTRIES: usize, const PATIENCE: usize> Search
-    for One<BYTES, BITS, ENTRIES, PATIENCE>
-{
-    const KEY: u32 = 0xffff_ffff;
-    const LONGEST: bool = false;
-    const PATIENCE: usize = PATIENCE;
 
     fn slide(&mut self, by: usize) {
         self.table.slide(by);
@@ -174,19 +183,20 @@ pub(super) struct Two {
 impl Two {
     /// At a greater distance, a three-byte match costs more than literals.
     const NEAR: usize = 4096;
-
-    pub(super) const fn new() -> Self {
-        Self {
-            long: Table::new(),
-            near: Table::new(),
-        }
-    }
 }
 
 impl Search for Two {
     const KEY: u32 = THREE;
     const LONGEST: bool = true;
+    const WORDS: bool = false;
     const PATIENCE: usize = ALWAYS;
+
+    fn new() -> Self {
+        Self {
+            long: Table::new(),
+            near: Table::new(),
+        }
+    }
 
     fn slide(&mut self, by: usize) {
         self.long.slide(by);

@@ -24,7 +24,7 @@ fn sizes_are_as_documented() {
     for window in WindowSize::ALL {
         for effort in Effort::ALL {
             let (mut deflater, bytes) = held(|| Deflater::new(window, effort));
-            assert!(bytes <= 1150 * KIB, "{effort} {window}: {bytes}");
+            assert!(bytes <= 1300 * KIB, "{effort} {window}: {bytes}");
             out.clear();
             out.extend(window.zlib_header());
             let before = on_this_thread();

@@ -20,6 +20,8 @@ use crate::verdict::{Part, Report};
 struct Key {
     near: bool,
     method: Method,
+    /// It finds the effort of each packet out.
+    auto: bool,
     tcp_in: bool,
     tcp_out: bool,
     /// The protocol between it and the other relay, if there is one.
@@ -112,6 +114,9 @@ impl Pool {
             key.method.as_str(),
         ];
         let mut arguments: Vec<OsString> = arguments.into_iter().map(Into::into).collect();
+        if key.auto {
+            arguments.extend(["--effort".into(), "auto".into()]);
+        }
         if key.between == Between::Encrypted {
             arguments.extend(["--tls-dir".into(), bench.certificates()?.into()]);
         }
@@ -133,9 +138,13 @@ impl Pool {
     pub fn relays(&mut self, bench: &Bench, scenario: &Scenario) -> Result<Relays, String> {
         let two = scenario.two;
         let [tcp_in, tcp_trunk, tcp_out] = scenario.tcp;
+        // Plain pages have one effort only.
+        let [near_auto, far_auto] = scenario.auto;
+        let method = if two { scenario.trunk } else { scenario.out };
         let near = Key {
             near: true,
-            method: if two { scenario.trunk } else { scenario.out },
+            method,
+            auto: near_auto && method != Method::None,
             tcp_in,
             tcp_out: if two { tcp_trunk } else { tcp_out },
             between: scenario.between,
@@ -149,6 +158,7 @@ impl Pool {
             let far = Key {
                 near: false,
                 method: scenario.out,
+                auto: far_auto && scenario.out != Method::None,
                 tcp_in: tcp_trunk,
                 tcp_out,
                 between: scenario.between,

@@ -51,6 +51,8 @@ pub struct Scenario {
     pub shape: Shape,
     /// The method between two relays.
     pub trunk: Method,
+    /// The source's relay, and the destination's, find the effort of each packet out.
+    pub auto: [bool; 2],
     /// The method that the destination reads.
     pub out: Method,
     /// Whether each leg is TCP: source, trunk, destination.
@@ -155,6 +157,8 @@ impl Scenario {
             excuse: Excuse::default(),
             trunk: random.pick(&methods),
             out: random.pick(&methods),
+            // Drawn by themselves, so that a seed means the same otherwise as it did before.
+            auto: [1, 2].map(|number| Random::new(seed ^ number << 60).percent(50)),
             tcp: [random.percent(40), tcp_between, random.percent(40)],
             source: SourceBehaviour {
                 dials,
@@ -302,7 +306,7 @@ impl Scenario {
         let leg = |tcp: bool| if tcp { "tcp" } else { "unix" };
         let legs = self.tcp.map(leg).join(", ");
         let mut text = format!(
-            "{} channels, {:?}, {} rounds, {:?} pages, return path {}, {} / {} / {}, legs {legs}\n    {:?}\n    {:?}",
+            "{} channels, {:?}, {} rounds, {:?} pages, return path {}, {} / {} / {}, auto {:?}, legs {legs}\n    {:?}\n    {:?}",
             shape.channels,
             shape.mode,
             shape.rounds,
@@ -311,6 +315,7 @@ impl Scenario {
             shape.method,
             self.trunk,
             self.out,
+            self.auto,
             self.source,
             self.destination
         );

@@ -5,9 +5,10 @@ use std::time::{Duration, Instant};
 use crate::binary::QemuBinary;
 use crate::guest::Guest;
 use crate::memory::compare_ram;
-use crate::migration::{MigrationStatus, Parameters};
+use crate::migration::Parameters;
 use crate::qemu::{Config, LabError, Qemu, io_error};
 use multifd_bench::links::LinkEnd;
+use multifd_operate::qemu::MigrationStatus;
 
 /// The time limit for one step of a hop. A hop takes a fraction of a second, but test machines are
 /// loaded.

@@ -45,7 +45,6 @@ mod migration;
 mod pages;
 mod parts;
 mod qemu;
-mod qmp;
 mod tee;
 
 pub use binary::QemuBinary;
@@ -53,11 +52,12 @@ pub use capture::{Capture, CaptureConfig};
 pub use chain::{Chain, Hop, HopReport};
 pub use guest::{Content, Guest, MemoryFault, PAGE, Progress};
 pub use memory::{Ram, compare_ram};
-pub use migration::{MigrationStatus, Parameters, RamStatus};
+pub use migration::Parameters;
+pub use multifd_operate::qemu::{MigrationStatus, RamStatus};
+pub use multifd_operate::qmp::{Qmp, QmpError};
 pub use pages::guest_pages;
 pub use parts::{
     MISSING_LOG, Part, Root, SETUP_COMMAND, Version, not_run, parts_dir, require, require_opened,
 };
 pub use qemu::{Config, LabError, Qemu, cpu_time};
-pub use qmp::{Qmp, QmpError};
 pub use tee::Connection;

@@ -1,8 +1,7 @@
-//! The parameters of a migration, and QEMU's reports.
+//! The parameters of a migration.
 
 use std::time::Duration;
 
-use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 /// Faster than any link or memory: QEMU's own default of 128 MiB/s would otherwise determine all
@@ -112,68 +111,11 @@ impl Parameters {
     }
 }
 
-/// The answer of `query-migrate`; times are in milliseconds. QEMU omits inapplicable fields.
-#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
-#[serde(rename_all = "kebab-case", default)]
-pub struct MigrationStatus {
-    /// `setup`, `active`, `device`, `completed`, `failed`, `cancelled`, ...; empty before the first
-    /// migration.
-    pub status: String,
-    /// The reason of a failure.
-    pub error_desc: Option<String>,
-    /// From start to end.
-    pub total_time: u64,
-    /// The time for which the guest was stopped.
-    pub downtime: u64,
-    /// Until the first page.
-    pub setup_time: u64,
-    /// Figures about memory, at the source.
-    pub ram: RamStatus,
-}
-
-/// The memory's part of `query-migrate`.
-#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
-#[serde(rename_all = "kebab-case", default)]
-pub struct RamStatus {
-    /// Bytes on all connections.
-    pub transferred: u64,
-    /// Bytes on the multifd channels.
-    pub multifd_bytes: u64,
-    /// The guest's memory in bytes.
-    pub total: u64,
-    /// Bytes still to send.
-    pub remaining: u64,
-    /// Pages sent with content.
-    pub normal: u64,
-    /// Pages sent as zeros.
-    pub duplicate: u64,
-    /// Megabits per second.
-    pub mbps: f64,
-    /// Pages per second.
-    pub pages_per_second: u64,
-    /// The number of collections of dirty pages.
-    pub dirty_sync_count: u64,
-}
-
-impl MigrationStatus {
-    /// Returns whether the migration is over.
-    #[must_use]
-    pub fn is_final(&self) -> bool {
-        matches!(self.status.as_str(), "completed" | "failed" | "cancelled")
-    }
-
-    /// Returns whether the guest has moved.
-    #[must_use]
-    pub fn is_completed(&self) -> bool {
-        self.status == "completed"
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
 
-    use super::{MigrationStatus, Parameters};
+    use super::Parameters;
 
     #[test]
     fn only_what_was_asked_for_is_set() {
@@ -193,15 +135,5 @@ mod tests {
             ..Parameters::default()
         };
         assert_eq!(plain.parameters(), json!({"max-bandwidth": 1u64 << 40}));
-    }
-
-    #[test]
-    fn a_status_is_read_whatever_it_leaves_out() {
-        let status: MigrationStatus = serde_json::from_value(json!({})).unwrap();
-        assert!(!status.is_final());
-        let told = json!({"status": "failed", "error-desc": "broken pipe", "ram": {"mbps": 1.5, "dirty-sync-count": 2}});
-        let status: MigrationStatus = serde_json::from_value(told).unwrap();
-        assert!(status.is_final() && !status.is_completed());
-        assert_eq!((status.ram.mbps, status.ram.dirty_sync_count), (1.5, 2));
     }
 }

@@ -56,19 +56,22 @@ pub enum Part {
     IsaL,
     /// A Redis server.
     Redis,
+    /// Valgrind, which counts instructions.
+    Valgrind,
     /// The `cargo fuzz` command.
     CargoFuzz,
 }
 
 impl Part {
     /// Every part.
-    pub const ALL: [Part; 7] = [
+    pub const ALL: [Part; 8] = [
         Part::Qemu(Version::V7_2),
         Part::Qemu(Version::V10_0),
         Part::Qemu(Version::V11_1),
         Part::Qpl,
         Part::IsaL,
         Part::Redis,
+        Part::Valgrind,
         Part::CargoFuzz,
     ];
 
@@ -82,6 +85,7 @@ impl Part {
             Part::Qpl => "qpl",
             Part::IsaL => "isa-l",
             Part::Redis => "redis",
+            Part::Valgrind => "valgrind",
             Part::CargoFuzz => "cargo-fuzz",
         }
     }
@@ -90,7 +94,7 @@ impl Part {
     #[must_use]
     pub fn dir(self) -> PathBuf {
         parts_dir().join(match self {
-            Part::Qemu(Version::V7_2) | Part::Redis => "bookworm",
+            Part::Qemu(Version::V7_2) | Part::Redis | Part::Valgrind => "bookworm",
             Part::Qemu(Version::V10_0) => "bookworm-backports",
             Part::Qemu(Version::V11_1) | Part::Qpl | Part::IsaL => "sid",
             Part::CargoFuzz => "cargo-fuzz",
@@ -188,7 +192,7 @@ pub fn parts_dir() -> PathBuf {
 pub fn require(part: Part) -> bool {
     let there = match part {
         Part::Qemu(version) => crate::QemuBinary::find(version).is_some(),
-        Part::Qpl | Part::IsaL | Part::Redis | Part::CargoFuzz => part.is_set_up(),
+        Part::Qpl | Part::IsaL | Part::Redis | Part::Valgrind | Part::CargoFuzz => part.is_set_up(),
     };
     if !there {
         report_missing(part, &test_name(Location::caller()));

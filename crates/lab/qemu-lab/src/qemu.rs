@@ -14,15 +14,19 @@ use tempfile::TempDir;
 use crate::binary::QemuBinary;
 use crate::guest::{Guest, MemoryFault};
 use crate::memory::Ram;
-use crate::migration::{MigrationStatus, Parameters};
-use crate::qmp::{Qmp, QmpError};
+use crate::migration::Parameters;
 use multifd_bench::links::LinkEnd;
+use multifd_operate::qemu::MigrationStatus;
+use multifd_operate::qmp::{Qmp, QmpError};
 
 /// The folder for guests' memory and sockets: short paths, and never on a disk.
 const FOLDER: &str = "/dev/shm";
 
 /// The prefix of the folders' names.
 const PREFIX: &str = "qemu-lab-";
+
+/// The socket of the monitor for a command under test.
+const OPERATOR: &str = "operator";
 
 /// The file in a folder that its owner locks.
 const IN_USE: &str = "in-use";
@@ -243,7 +247,10 @@ impl Config {
         add("-object", backend);
         add("-bios", file("firmware"));
         add("-serial", format!("file:{}", file("serial")));
-        add("-qmp", format!("unix:{},server=on,wait=off", file("qmp")));
+        // A monitor serves one client at a time. The second one is for the command under test.
+        for monitor in ["qmp", OPERATOR] {
+            add("-qmp", format!("unix:{},server=on,wait=off", file(monitor)));
+        }
         if let Some(uuid) = &self.uuid {
             add("-uuid", uuid.clone());
         }
@@ -310,6 +317,12 @@ impl Qemu {
     #[must_use]
     pub fn socket_path(&self, name: &str) -> PathBuf {
         self.process.path(name)
+    }
+
+    /// The path of a monitor that this process does not use.
+    #[must_use]
+    pub fn operator_socket(&self) -> PathBuf {
+        self.process.path(OPERATOR)
     }
 
     /// Runs a QMP command.
@@ -467,10 +480,7 @@ impl Qemu {
     /// The state of the migration.
     pub fn migration(&mut self) -> Result<MigrationStatus, LabError> {
         let answer = self.execute("query-migrate", json!({}))?;
-        serde_json::from_value(answer).map_err(|error| LabError::Qmp {
-            said: self.process.stderr(),
-            source: error.into(),
-        })
+        Ok(MigrationStatus::read(&answer))
     }
 
     /// Waits until the migration has completed, failed or been cancelled, and returns its last
@@ -567,7 +577,8 @@ impl Process {
         loop {
             match Qmp::connect(&self.path("qmp")) {
                 Ok(qmp) => return Ok(qmp),
-                Err(QmpError::Io(_)) if Instant::now() < deadline => {}
+                Err(QmpError::Nobody { .. } | QmpError::NoGreeting { .. } | QmpError::Io(_))
+                    if Instant::now() < deadline => {}
                 Err(source) => {
                     return Err(LabError::Qmp {
                         said: self.stderr(),

@@ -74,10 +74,9 @@ pub fn run(args: &SendArgs) -> Outcome {
 fn parameters(args: &SendArgs) -> Result<Parameters, String> {
     let mut parameters = Parameters::default();
     parameters.multifd_channels = args.multifd_channels;
-    let codec = args.codec.codec(false)?;
-    if codec.auto {
-        return Err("--effort auto is for relays: say fast, balanced or dense".to_owned());
-    }
+    // The destination is one of our own, as on a trunk.
+    let codec = args.codec.codec(true)?;
+    parameters.auto = codec.auto;
     parameters.multifd_compression = codec.method;
     parameters.codec = codec.settings;
     parameters.downtime_limit = Duration::from_millis(args.downtime_limit);

@@ -1,8 +1,8 @@
 //! The model of a migration: rounds in virtual time, without clocks, files or sockets.
 //!
-//! A migration sends all used pages, then the pages that the guest wrote meanwhile, and so on, until
-//! what is left can be sent within the downtime limit. So everything follows from one number: the
-//! bytes of pages that go through in a second. The slowest stage decides it:
+//! A migration sends all used pages, then the pages that the guest wrote meanwhile, and so on,
+//! until what is left can be sent within the downtime limit. So everything follows from one number:
+//! the bytes of pages that go through in a second. The slowest stage decides it:
 //!
 //! ```text
 //! the link           link / size

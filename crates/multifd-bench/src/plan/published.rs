@@ -1,10 +1,10 @@
 //! The published rows of QEMU's `qpl` method, beside what the model makes of them.
 //!
-//! They are from the seventh version of the proposal (qemu-devel, 2024): Sapphire Rapids hosts, a VM
-//! of 64 GB with 90 % of it full of the Silesia corpus and idle processors, 4 IAA devices at each
-//! end, 100 Gbit/s. Sent bytes are time by bandwidth, so sizes are known; the pages are not at hand,
-//! so the speed of a channel is taken from the row with 2 channels of each method, and the model has
-//! to find those with 4 and 8.
+//! They are from the seventh version of the proposal (qemu-devel, 2024): Sapphire Rapids hosts, a
+//! VM of 64 GB with 90 % of it full of the Silesia corpus and idle processors, 4 IAA devices at
+//! each end, 100 Gbit/s. Sent bytes are time by bandwidth, so sizes are known. The pages are not at
+//! hand, so the speed of a channel is taken from the row with 2 channels of each method, and the
+//! model has to find those with 4 and 8.
 
 use std::fmt;
 

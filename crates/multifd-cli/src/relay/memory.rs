@@ -8,7 +8,6 @@ use multifd_relay::leg::{LegAddress, Protocol};
 use multifd_wire::Method;
 
 use super::Route;
-use crate::args::CodecArgs;
 use crate::say;
 
 /// The part of the available memory that is taken unless something else is asked for. The host is
@@ -16,12 +15,12 @@ use crate::say;
 const SHARE: u64 = 4;
 
 /// Sets the bound of this process: `asked`, or a part of what is available now. A note says it
-/// where a trunk makes use of it. `codec` says what this relay writes.
-pub fn bound(asked: Option<u64>, routes: &[Route], codec: &CodecArgs) -> Result<(), String> {
+/// where a trunk makes use of it. `method` is what this relay writes to a trunk.
+pub fn bound(asked: Option<u64>, routes: &[Route], method: Method) -> Result<(), String> {
     let is_trunk = |leg: &LegAddress| leg.protocol == Protocol::Trunk;
     let receives = routes.iter().any(|route| is_trunk(&route.listen));
     let calls = routes.iter().any(|route| is_trunk(&route.connect));
-    let sends = calls && codec.method(true) != Method::None;
+    let sends = calls && method != Method::None;
     if !receives && !sends {
         return match asked {
             None => Ok(()),

@@ -75,7 +75,7 @@ pub struct Summary {
 
 /// Pages that went to another relay as differences.
 #[derive(Serialize)]
-struct Differences {
+pub(crate) struct Differences {
     /// Pages that went as differences; those that had not changed are among them.
     pages: u64,
     unchanged: u64,
@@ -125,7 +125,7 @@ impl fmt::Display for Differences {
 
 /// What was encoded with each effort.
 #[derive(Serialize)]
-struct Efforts {
+pub(crate) struct Efforts {
     efforts: Vec<Effort>,
     changes: Vec<Change>,
     /// Changes behind the last one that is listed.
@@ -376,6 +376,6 @@ impl fmt::Display for Running<'_> {
     }
 }
 
-fn ratio(bytes_in: u64, bytes_out: u64) -> f64 {
+pub(crate) fn ratio(bytes_in: u64, bytes_out: u64) -> f64 {
     say::rounded(bytes_in as f64 / bytes_out.max(1) as f64, 3)
 }

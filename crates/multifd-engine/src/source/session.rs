@@ -3,9 +3,11 @@
 use std::fs::File;
 use std::io::{self, Read};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
+use multifd_codec::auto::{Auto, Lane as EffortLane};
 use multifd_codec::{Encoder, PathCounts};
 use multifd_transport::failure::Cause as TransportCause;
 use multifd_transport::outlet::Outlet;
@@ -108,16 +110,24 @@ impl Session<'_, '_> {
 
     fn connect(&mut self, address: &Address) -> Result<(), Failure> {
         // What cannot be encoded need not disturb a destination.
-        let encoders = self.encoders().map_err(on_main)?;
+        let auto = match self.parameters.auto {
+            true => Auto::new(self.parameters.multifd_compression, &self.parameters.codec),
+            false => None,
+        };
+        let encoders = self.encoders(auto.as_ref()).map_err(on_main)?;
         let main = self.dial(address).map_err(on_main)?;
         let mut link = ControlLink::new(&main, Limits::default()).map_err(on_main)?;
-        let outcome = self.converse(address, encoders, &mut link);
+        let outcome = self.converse(address, encoders, auto.as_ref(), &mut link);
+        self.statistics.auto = auto.map(|auto| auto.summary());
         outcome.map_err(|failure| link.explained(failure))
     }
 
-    fn encoders(&self) -> Result<Vec<Encoder<RamPacket>>, Cause> {
+    fn encoders(&self, auto: Option<&Arc<Auto>>) -> Result<Vec<Encoder<RamPacket>>, Cause> {
         let parameters = self.parameters;
-        let one = |_| Encoder::new(parameters.multifd_compression, &parameters.codec);
+        let one = |_| match auto {
+            Some(auto) => Encoder::with_steps(auto, &parameters.codec),
+            None => Encoder::new(parameters.multifd_compression, &parameters.codec),
+        };
         let channels = parameters.multifd_channels.get();
         Ok((0..channels).map(one).collect::<Result<_, _>>()?)
     }
@@ -142,6 +152,7 @@ impl Session<'_, '_> {
         &mut self,
         address: &Address,
         encoders: Vec<Encoder<RamPacket>>,
+        auto: Option<&Arc<Auto>>,
         link: &mut ControlLink<'_>,
     ) -> Result<(), Failure> {
         let session = random().map_err(|error| on_main(error.into()))?;
@@ -158,7 +169,7 @@ impl Session<'_, '_> {
             .collect::<Result<Vec<_>, _>>()?;
         let mut lanes = (0..=u8::MAX)
             .zip(streams.iter().zip(encoders))
-            .map(|(id, (stream, encoder))| open(id, stream, session, encoder))
+            .map(|(id, (stream, encoder))| open(id, stream, session, encoder, auto))
             .collect::<Result<Vec<_>, _>>()?;
         self.statistics.channels = lanes.len();
         self.introduce(&blocks, link).map_err(on_main)?;
@@ -279,7 +290,7 @@ impl Session<'_, '_> {
         statistics.transferred = so_far.bytes + hellos + link.bytes_out();
         statistics.path_counts = lanes
             .iter()
-            .map(|lane| lane.outlet.encoder().counts())
+            .map(|lane| lane.outlet.counts())
             .fold(PathCounts::default(), |all, one| all + one);
         statistics.backend = lanes.first().map(|lane| lane.outlet.encoder().backend());
     }
@@ -446,6 +457,7 @@ fn open<'s>(
     stream: &'s Stream,
     session: [u8; 16],
     encoder: Encoder<RamPacket>,
+    auto: Option<&Arc<Auto>>,
 ) -> Result<Lane<'s>, Failure> {
     let hello = Hello::new(session, id);
     let outlet = Outlet::open(stream, &hello, encoder).map_err(|cause| Failure {
@@ -454,6 +466,11 @@ fn open<'s>(
         block: None,
         cause: cause.into(),
     })?;
+    let outlet = match auto {
+        // A destination takes packets of one method.
+        Some(auto) => outlet.with_lane(EffortLane::new(Arc::clone(auto)), false),
+        None => outlet,
+    };
     Ok(Lane::new(id, stream, outlet))
 }
 

@@ -56,6 +56,18 @@ fn several_streams() {
 }
 
 #[test]
+fn efforts_that_are_found_out() {
+    for method in [Method::Zlib, Method::Zstd] {
+        let mut parameters = Parameters::default();
+        parameters.multifd_compression = method;
+        parameters.codec.accel = Accel::Software;
+        parameters.auto = true;
+        parameters.digest = true;
+        migrates_whole(&Place::tcp(), 32 * MIB, &parameters);
+    }
+}
+
+#[test]
 fn wherever_zero_pages_are_looked_for() {
     for detection in ZeroPageDetection::ALL {
         let mut parameters = Parameters::default();

@@ -109,6 +109,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
                     arguments.channels,
                     way,
                     way_there,
+                    || None,
                 )?;
                 let case = Case {
                     link: name.clone(),

@@ -1,7 +1,9 @@
 //! `cargo xtask bench qemu`: a busy guest moved by QEMU's own methods, and through relays.
 
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
 use std::time::Duration;
+use std::{fmt, thread};
 
 use multifd_bench::links::{Link, LinkEnd};
 use qemu_lab::{
@@ -30,15 +32,74 @@ pub struct Arguments {
     #[arg(long, default_value_t = 3)]
     runs: usize,
     /// A link of this rate between two network namespaces, such as 1gbit, instead of the loopback;
-    /// takes root's rights
-    #[arg(long, value_name = "RATE")]
-    link: Option<String>,
+    /// or of rates that follow each other in each migration, each with the milliseconds for which
+    /// it holds, such as 1gbit:1000,100mbit:2000,10gbit; takes root's rights
+    #[arg(long, value_name = "RATES", value_delimiter = ',', value_parser = phase)]
+    link: Vec<Phase>,
     /// Only the ways whose name has this in it, such as `relay zlib`; repeatable
     #[arg(long, value_name = "WORDS")]
     only: Vec<String>,
     /// Where the figures go
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+}
+
+/// A rate of a link, and for how long it holds.
+#[derive(Clone, Debug)]
+struct Phase {
+    rate: String,
+    time: Duration,
+}
+
+fn phase(text: &str) -> std::result::Result<Phase, std::num::ParseIntError> {
+    let (rate, time) = match text.split_once(':') {
+        Some((rate, milliseconds)) => (rate, Duration::from_millis(milliseconds.parse()?)),
+        None => (text, Duration::MAX),
+    };
+    let rate = rate.to_owned();
+    Ok(Phase { rate, time })
+}
+
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.rate)?;
+        match self.time {
+            Duration::MAX => Ok(()),
+            time => write!(f, " for {time:?}"),
+        }
+    }
+}
+
+/// Changes a link's rate from phase to phase, until it is dropped.
+pub(super) struct Schedule<'a> {
+    _end: mpsc::Sender<()>,
+    thread: Option<thread::ScopedJoinHandle<'a, std::io::Result<()>>>,
+}
+
+impl<'a> Schedule<'a> {
+    fn start(scope: &'a thread::Scope<'a, '_>, link: &'a Link, phases: &'a [Phase]) -> Self {
+        let (end, ends) = mpsc::channel();
+        let work = move || {
+            for phase in phases {
+                link.set_rate(&phase.rate)?;
+                if ends.recv_timeout(phase.time) != Err(mpsc::RecvTimeoutError::Timeout) {
+                    break;
+                }
+            }
+            Ok(())
+        };
+        Self {
+            _end: end,
+            thread: Some(scope.spawn(work)),
+        }
+    }
+
+    fn end(mut self) -> Result<()> {
+        let thread = self.thread.take();
+        drop(self);
+        let ended = thread.map_or(Ok(Ok(())), thread::ScopedJoinHandle::join);
+        Ok(ended.map_err(|_| "the link's thread has panicked")??)
+    }
 }
 
 /// A way to move a guest.
@@ -202,7 +263,10 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         .or_else(|| QemuBinary::all().into_iter().next())
         .ok_or_else(|| format!("no QEMU here; to have one: {SETUP_COMMAND}"))?;
     let program = multifd::build()?;
-    let link = arguments.link.as_deref().map(Link::new).transpose()?;
+    let link = arguments.link.first();
+    let link = link.map(|phase| Link::new(&phase.rate)).transpose()?;
+    let rates: Vec<String> = arguments.link.iter().map(Phase::to_string).collect();
+    let rates = rates.join(", ");
     let ends = link.as_ref().map(Link::ends);
     let written = arguments.dirty.min(arguments.memory * 192);
     let guest = Guest {
@@ -220,7 +284,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         arguments.memory,
         guest.pages_per_tick * 100,
         arguments.channels,
-        arguments.link.as_deref().unwrap_or("loopback"),
+        if rates.is_empty() { "loopback" } else { &rates },
     );
     let mut chain = match ends {
         Some([end, _]) => Chain::start_at(end, &binary, &guest, "q35")?,
@@ -232,14 +296,22 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             // The guest moves back and forth.
             let way_there = ends.map(|[a, b]| if hops % 2 == 0 { [a, b] } else { [b, a] });
             hops += 1;
-            let new = migrate(
-                &mut chain,
-                &binary,
-                &program,
-                arguments.channels,
-                way,
-                way_there,
-            )?;
+            let new = thread::scope(|scope| {
+                let phases = arguments.link.get(..).filter(|phases| phases.len() > 1);
+                let schedule = || {
+                    let (link, phases) = link.as_ref().zip(phases)?;
+                    Some(Schedule::start(scope, link, phases))
+                };
+                migrate(
+                    &mut chain,
+                    &binary,
+                    &program,
+                    arguments.channels,
+                    way,
+                    way_there,
+                    schedule,
+                )
+            })?;
             println!(
                 "run {run}: {:<28} {:>6.0} ms, {:>4.0} ms down, {:>5.0} MB",
                 way.name,
@@ -264,7 +336,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             "memory_mib": arguments.memory,
             "channels": arguments.channels,
             "dirty_pages_per_s": guest.pages_per_tick * 100,
-            "link": arguments.link,
+            "link": rates,
             "rows": rows,
         });
         std::fs::write(path, serde_json::to_string_pretty(&report)?)?;
@@ -278,13 +350,14 @@ pub(super) fn way(name: &str) -> Option<&'static Way> {
 }
 
 /// Moves the guest once.
-pub(super) fn migrate(
+pub(super) fn migrate<'s>(
     chain: &mut Chain,
     binary: &QemuBinary,
     program: &Path,
     channels: u8,
     way: &Way,
     ends: Option<[&LinkEnd; 2]>,
+    schedule: impl FnOnce() -> Option<Schedule<'s>>,
 ) -> Result<Figures> {
     let [source, destination] = way.qemu.map(|method| Parameters {
         return_path: true,
@@ -302,11 +375,14 @@ pub(super) fn migrate(
     };
     let folder = tempfile::tempdir()?;
     let mut relays = Vec::new();
+    let mut changes = None;
     let report = chain.try_hop_via(&hop, |listening| {
         let address;
         (relays, address) = start_relays(program, folder.path(), way, ends, listening)?;
+        changes = schedule();
         Ok::<_, crate::Error>(address)
     })?;
+    changes.map_or(Ok(()), Schedule::end)?;
     let mut bytes = report.source.ram.transferred;
     let mut relay_cpu = Duration::ZERO;
     for (index, relay) in relays.into_iter().enumerate() {

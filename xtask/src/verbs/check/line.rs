@@ -6,7 +6,7 @@ use super::{is_published, name_of, packages_of};
 use crate::{Result, cargo, output};
 
 /// The published crates, and the crates of this workspace that each may use.
-const LINE: [(&str, &[&str]); 10] = [
+const LINE: [(&str, &[&str]); 11] = [
     ("multifd-wire", &[]),
     ("page-deflate", &[]),
     ("iaa-detect", &[]),
@@ -25,8 +25,18 @@ const LINE: [(&str, &[&str]); 10] = [
         &["multifd-transport", "multifd-codec", "multifd-wire"],
     ),
     (
+        "multifd-operate",
+        &[
+            "multifd-relay",
+            "multifd-transport",
+            "multifd-codec",
+            "multifd-wire",
+        ],
+    ),
+    (
         "multifd-cli",
         &[
+            "multifd-operate",
             "multifd-relay",
             "multifd-engine",
             "multifd-transport",

@@ -51,6 +51,7 @@ impl Recipe {
             Part::Qpl => (&apt::SID, &["libqpl1", "libqpl-dev"]),
             Part::IsaL => (&apt::SID, &["libisal2"]),
             Part::Redis => (&apt::BOOKWORM, &["redis-server"]),
+            Part::Valgrind => (&apt::BOOKWORM, &["valgrind"]),
             Part::CargoFuzz => {
                 return Recipe::Cargo {
                     package: "cargo-fuzz",

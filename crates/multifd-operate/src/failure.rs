@@ -1,0 +1,233 @@
+//! What can go wrong, and who has the guest then.
+
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use multifd_relay::failure::{Cause as RelayCause, Leg};
+use multifd_transport::escape::printable_path;
+use multifd_transport::failure::Cause as TransportCause;
+
+use crate::qmp::QmpError;
+use crate::settings::PlanError;
+
+/// Who has the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Whereabouts {
+    /// The source.
+    Source,
+    /// The destination.
+    Destination,
+    /// Nobody can say it here.
+    Unknown,
+}
+
+impl Whereabouts {
+    /// As one word, for programs.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Source => "source",
+            Self::Destination => "destination",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+/// A migration that did not come to its good end.
+#[derive(Debug, thiserror::Error)]
+#[error("{cause}{}", Follows(.advice))]
+#[non_exhaustive]
+pub struct Failure {
+    /// Who has the guest.
+    pub guest: Whereabouts,
+    /// It was cancelled, as the caller wished.
+    pub cancelled: bool,
+    /// What happened.
+    pub cause: Cause,
+    /// What to do, and what else is known.
+    pub advice: Vec<String>,
+}
+
+struct Follows<'a>(&'a [String]);
+
+impl fmt::Display for Follows<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|line| write!(f, ". {line}"))
+    }
+}
+
+impl Failure {
+    /// A failure after which the source has its guest as before.
+    pub(crate) fn before(cause: impl Into<Cause>) -> Self {
+        Self {
+            guest: Whereabouts::Source,
+            cancelled: false,
+            cause: cause.into(),
+            advice: Vec::new(),
+        }
+    }
+
+    pub(crate) fn advise(mut self, advice: impl Into<String>) -> Self {
+        self.advice.push(advice.into());
+        self
+    }
+}
+
+/// What happened.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Cause {
+    /// The monitor failed, or QEMU refused a command.
+    #[error("{}", chain(.0))]
+    Qmp(#[from] QmpError),
+    /// QEMU cannot be set as is needed.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// QEMU says that its machine cannot migrate.
+    #[error("QEMU says that this guest cannot migrate: {}", .0.join("; "))]
+    Blocked(Vec<String>),
+    /// The source has no guest to send.
+    #[error("the source QEMU has no guest to send: its state is {0}")]
+    NoGuest(String),
+    /// A migration is under way at this QEMU.
+    #[error("a migration is under way at this QEMU already: its status is {0}")]
+    Busy(String),
+    /// The destination does not wait for a guest.
+    #[error(
+        "the destination QEMU does not wait for a guest: its state is {0}. Start it with -incoming \
+         defer"
+    )]
+    NotIncoming(String),
+    /// The private folder cannot be made.
+    #[error("cannot make a folder for a socket in {}: {source}", printable_path(.parent))]
+    Folder {
+        /// The folder above it.
+        parent: PathBuf,
+        /// The system's error.
+        source: io::Error,
+    },
+    /// The relay cannot listen.
+    #[error("cannot listen on {address}: {}", chain(.source))]
+    Listen {
+        /// The address.
+        address: String,
+        /// The system's error.
+        source: io::Error,
+    },
+    /// The relay failed.
+    #[error("{}", chain(.0))]
+    Relay(Box<multifd_relay::Failure>),
+    /// The relay panicked.
+    #[error("a defect of this program ended the migration")]
+    Defect,
+    /// The two ends have different numbers of channels.
+    #[error(
+        "the source has {}{channels} channels, and this destination waits for {own}: say the same \
+         --channels to both ends",
+        if *.more { "at least " } else { "" }
+    )]
+    Channels {
+        /// The source's.
+        channels: usize,
+        /// It may have more.
+        more: bool,
+        /// The destination's.
+        own: u8,
+    },
+    /// QEMU says why.
+    #[error("{end} QEMU says: {words}")]
+    Qemu {
+        /// `the source` or `the destination`.
+        end: &'static str,
+        /// QEMU's words.
+        words: String,
+    },
+    /// QEMU has ended the migration without a reason.
+    #[error("the migration ended with status {0} at the source, without a reason")]
+    Ended(String),
+    /// It took longer than it might.
+    #[error("the migration did not end within {} s: {reason}", .limit.as_secs())]
+    Timeout {
+        /// The time limit.
+        limit: Duration,
+        /// Why, as far as figures say.
+        reason: String,
+    },
+    /// The caller asked for the end.
+    #[error("cancelled")]
+    Cancelled,
+    /// A connection broke in postcopy.
+    #[error(
+        "a connection broke in postcopy: the guest stands still, and its memory is at both ends. \
+         End neither QEMU, and recover it (docs/operators.md, After a migration)"
+    )]
+    PostcopyBroke,
+    /// QEMU does not say how the migration ended.
+    #[error("{end} QEMU does not say how the migration ended ({why})")]
+    Silent {
+        /// `the source` or `the destination`.
+        end: &'static str,
+        /// What is known.
+        why: String,
+    },
+}
+
+impl From<multifd_relay::Failure> for Cause {
+    fn from(failure: multifd_relay::Failure) -> Self {
+        Self::Relay(Box::new(failure))
+    }
+}
+
+/// Who has the guest, as far as the source's relay knows it that has failed after the guest was
+/// stopped for its switch-over.
+pub(crate) fn whereabouts(failure: &multifd_relay::Failure) -> Whereabouts {
+    match failure.cause {
+        RelayCause::RelayGone
+        | RelayCause::Unknown
+        | RelayCause::NotTold
+        | RelayCause::PostcopyBroke => Whereabouts::Unknown,
+        // The destination's word may have been lost on the way.
+        RelayCause::Transport(TransportCause::Io(_)) if failure.leg == Leg::Destination => {
+            Whereabouts::Unknown
+        }
+        _ => Whereabouts::Source,
+    }
+}
+
+/// An error and its causes on one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        next = cause.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lost_word_leaves_it_open_who_has_the_guest() {
+        let failed = |leg, cause| {
+            let mut failure = multifd_relay::Failure::here(cause);
+            failure.leg = leg;
+            whereabouts(&failure)
+        };
+        let broken = || RelayCause::from(io::Error::other("cut"));
+        assert_eq!(failed(Leg::Destination, broken()), Whereabouts::Unknown);
+        assert_eq!(failed(Leg::Source, broken()), Whereabouts::Source);
+        assert_eq!(
+            failed(Leg::Here, RelayCause::RelayGone),
+            Whereabouts::Unknown
+        );
+        let refused = RelayCause::Refused { status: 1 };
+        assert_eq!(failed(Leg::Destination, refused), Whereabouts::Source);
+    }
+}

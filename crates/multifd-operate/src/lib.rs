@@ -1,0 +1,34 @@
+//! Drives the two QEMUs of a live migration over QMP, with a relay beside each of them.
+//!
+//! [`destination::accept`] makes a QEMU wait for a guest behind a trunk. [`source::migrate`] sends
+//! a guest to such a trunk. Each of them sets what its own QEMU needs, and puts the former values
+//! back, whatever the outcome is. Each runs its relay in threads of this process.
+//!
+//! QEMU is not trusted: its lines have a length limit, its answers a time limit, and states, events
+//! and fields that nobody knows here change nothing.
+
+#![warn(clippy::exhaustive_enums, clippy::exhaustive_structs, unreachable_pub)]
+#![forbid(unsafe_code)]
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::indexing_slicing,
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic
+    )
+)]
+
+mod carrier;
+mod course;
+pub mod destination;
+pub mod failure;
+mod folder;
+pub mod news;
+pub mod qemu;
+pub mod qmp;
+pub mod settings;
+pub mod source;
+
+pub use failure::{Cause, Failure, Whereabouts};
+pub use news::News;
