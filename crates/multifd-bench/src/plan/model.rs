@@ -79,6 +79,9 @@ pub struct Moving {
     pub round: f64,
     /// Seconds of the switch-over that do not depend on pages: device state and acknowledgements.
     pub switch_over: f64,
+    /// Bytes that wait in the buffers of each channel's connection while the link is the limit.
+    /// QEMU takes them for sent, so the guest stands still for them too.
+    pub queued: f64,
 }
 
 /// A way to move the guest: what it costs, and one codec for each kind of round.
@@ -270,6 +273,8 @@ impl Path {
             if seen.converges || is_stuck || seen.rounds >= MOST_ROUNDS {
                 seen.downtime_s = left + moving.switch_over;
                 seen.total_s += seen.downtime_s;
+                // These bytes were counted in the round that they are from.
+                seen.downtime_s += self.queue_time(moving, limit);
                 seen.rounds += 1;
                 seen.wire_bytes += written * bytes_of_a_page(guest, last);
                 return seen;
@@ -296,6 +301,14 @@ impl Path {
             }
         }
         Some(low)
+    }
+
+    /// Seconds that the link takes for what waits in buffers.
+    fn queue_time(&self, moving: &Moving, limit: Limit) -> f64 {
+        match (limit, self.link) {
+            (Limit::Link, Some(link)) => moving.queued * self.channels / link,
+            _ => 0.0,
+        }
     }
 
     fn sending(&self, guest: &Guest, moving: &Moving, codec: &Codec, pages: f64) -> f64 {
@@ -341,6 +354,7 @@ mod tests {
         setup: 0.0,
         round: 0.0,
         switch_over: 0.0,
+        queued: 0.0,
     };
 
     const WAY: Way = Way {
@@ -488,6 +502,24 @@ mod tests {
         // 2 % are not worth the work.
         let equal = [step(0.0, 0.5), step(2e-9, 0.495)];
         assert_eq!(PATH.best(&FREE, &equal), 0);
+    }
+
+    #[test]
+    fn full_buffers_lengthen_the_downtime_alone() {
+        let queued = Way {
+            moving: Moving {
+                queued: 1e6,
+                ..FREE
+            },
+            ..WAY
+        };
+        let guest = GUEST.writing(5000.0);
+        let (with, without) = (PATH.predict(&guest, &queued), PATH.predict(&guest, &WAY));
+        assert!(is_near(
+            with.downtime_s - without.downtime_s,
+            2e6 / 40_960_000.0
+        ));
+        assert_eq!(with.total_s, without.total_s);
     }
 
     #[test]
