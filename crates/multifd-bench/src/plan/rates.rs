@@ -334,33 +334,56 @@ pub fn zero_test() -> f64 {
     times.cpu / ZERO_BYTES as f64
 }
 
+/// The processors that chains of threads get which wait for each other, as those of a migration do.
+/// Where other work runs, such threads get more than threads that always compute.
+///
+/// # Errors
+///
+/// If the system has no loopback.
+pub fn processors_of_chains(chains: usize, time: Duration) -> io::Result<f64> {
+    let begin = Instant::now();
+    let chains = in_threads(chains, |_| socket_times(time));
+    let wall = begin.elapsed().as_secs_f64().max(f64::MIN_POSITIVE);
+    let mut cpu = 0.0;
+    for chain in chains {
+        let ([sender, receiver], _) = chain?;
+        cpu += sender.cpu + receiver.cpu;
+    }
+    Ok(cpu / wall)
+}
+
 /// Measures a byte through TCP on the loopback, in pieces as large as packets.
 ///
 /// # Errors
 ///
 /// If the system has no loopback.
 pub fn socket(time: Duration) -> io::Result<Socket> {
+    let ([sender, receiver], bytes) = socket_times(time)?;
+    Ok(Socket {
+        sending: sender.cpu / bytes,
+        receiving: receiver.cpu / bytes,
+    })
+}
+
+/// Sends as much as goes in this time. Returns the times of sender and receiver, and the bytes.
+fn socket_times(time: Duration) -> io::Result<([Times; 2], f64)> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let near = TcpStream::connect(listener.local_addr()?)?;
     let (far, _) = listener.accept()?;
     near.set_write_timeout(Some(SOCKET_PATIENCE))?;
     far.set_read_timeout(Some(SOCKET_PATIENCE))?;
     let bytes = AtomicU64::new(0);
-    let times = in_threads(2, |number| match number {
+    let mut times = in_threads(2, |number| match number {
         0 => send(&near, time),
         _ => receive(&far, &bytes),
-    });
-    let bytes = bytes.load(Ordering::Relaxed).max(1) as f64;
-    let mut seconds = times.into_iter().map(|times| times.map(|times| times.cpu));
-    let mut next = || {
-        seconds
-            .next()
-            .unwrap_or_else(|| Err(io::Error::other("a thread has ended early")))
-    };
-    Ok(Socket {
-        sending: next()? / bytes,
-        receiving: next()? / bytes,
     })
+    .into_iter();
+    let mut next = || {
+        let ended = || Err(io::Error::other("a thread has ended early"));
+        times.next().unwrap_or_else(ended)
+    };
+    let times = [next()?, next()?];
+    Ok((times, bytes.into_inner().max(1) as f64))
 }
 
 fn send(mut near: &TcpStream, time: Duration) -> io::Result<Times> {

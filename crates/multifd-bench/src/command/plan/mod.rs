@@ -16,7 +16,7 @@ use crate::plan::clock::share_of_processors;
 use crate::plan::model::{Guest, Path};
 use crate::plan::pages::{Source, source};
 use crate::plan::published;
-use crate::plan::rates::Sample;
+use crate::plan::rates::{Sample, processors_of_chains};
 use crate::plan::{Candidate, Choice, Plan, Rewriting, candidates, costs, host, process, qmp};
 use print::Report;
 
@@ -210,7 +210,10 @@ fn processors(args: &PlanArgs, channels: f64, notes: &mut Vec<String>) -> f64 {
     // A relay and a QEMU have a thread for each channel; so has the other end, if it is here.
     let each = if args.same_host { 4.0 } else { 2.0 };
     let threads = ((channels * each) as usize).clamp(all, MOST_THREADS.max(all));
-    let free = (share_of_processors(threads) * threads as f64).min(all as f64);
+    let computing = share_of_processors(threads) * threads as f64;
+    // Without a loopback, `host` says so.
+    let waiting = processors_of_chains(channels as usize, CHAINS_TIME).unwrap_or(0.0);
+    let free = computing.max(waiting).min(all as f64);
     notes.push(format!(
         "{free:.1} of {all} processors are free for {threads} threads now; --cpus says otherwise"
     ));
@@ -230,5 +233,7 @@ const USUAL_DOWNTIME_MS: u64 = 300;
 const USUAL_REWRITE: usize = 8;
 /// Devices of the published rows at each end.
 const PUBLISHED_DEVICES: u32 = 4;
+/// Long beside a time slice of the scheduler.
+const CHAINS_TIME: Duration = Duration::from_millis(400);
 /// More threads would say nothing else about the load.
 const MOST_THREADS: usize = 64;
