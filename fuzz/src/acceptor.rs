@@ -49,7 +49,7 @@ pub fn acceptor(data: &[u8]) {
             }
             10 => {
                 if let Some(id) = nth(&world.mains, which) {
-                    world.matching.main_closed(id);
+                    world.matching.main_closed(id, now);
                 }
             }
             11 => {

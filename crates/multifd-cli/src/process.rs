@@ -5,6 +5,7 @@ use std::fs;
 use std::io;
 use std::process::ExitCode;
 
+use multifd_transport::cleanup;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::signals::Signals;
@@ -46,6 +47,12 @@ pub fn run(program: &'static str, command: impl FnOnce() -> Outcome) -> ExitCode
             Signals::status().map_or(ExitCode::FAILURE, ExitCode::from)
         }
     };
+    for path in cleanup::stayed() {
+        say::note(format_args!(
+            "{} stays, and is not whole: remove it",
+            say::printable_path(&path)
+        ));
+    }
     say::last_words();
     status
 }

@@ -5,10 +5,12 @@ mod support;
 
 /// Cases of one kind each.
 mod lost {
+    mod left;
     mod marks;
     mod numbers;
     mod postcopy;
     mod silence;
+    mod word;
 }
 
 use std::path::Path;

@@ -6,7 +6,9 @@ mod support;
 mod trunk {
     mod crowds;
     mod encrypted;
+    mod limits;
     mod verified;
+    mod word;
 }
 
 use std::io::{Read, Write};

@@ -3,13 +3,15 @@
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with};
 use rustix::io::Errno;
 
-use multifd_transport::cleanup::Temporary;
+use multifd_transport::cleanup::{self, Temporary};
 use multifd_transport::escape::printable_path;
 
 /// Guest memory is its owner's alone, whatever the umask.
@@ -66,6 +68,21 @@ pub(crate) struct PartialFile {
     partial: PathBuf,
     path: PathBuf,
     temporary: Temporary,
+    is_kept: AtomicBool,
+}
+
+impl Drop for PartialFile {
+    /// A file whose folder has another name by now is not found there, and stays.
+    fn drop(&mut self) {
+        if self.is_kept.load(Ordering::Relaxed) || self.is_at(&self.partial) {
+            return;
+        }
+        let is_there = self.file.metadata().is_ok_and(|file| file.nlink() > 0);
+        let link = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+        if let (true, Ok(path)) = (is_there, fs::read_link(link)) {
+            cleanup::stays(path);
+        }
+    }
 }
 
 impl PartialFile {
@@ -95,6 +112,7 @@ impl PartialFile {
                     partial,
                     path: path.to_owned(),
                     temporary,
+                    is_kept: AtomicBool::new(false),
                 };
                 made.claim().map_err(|source| made.failed(source))?;
                 Ok(made)
@@ -143,11 +161,17 @@ impl PartialFile {
 
     /// From now on the file is not removed, whole or not.
     pub(crate) fn stay(&self) {
+        self.is_kept.store(true, Ordering::Relaxed);
         self.temporary.keep();
     }
 
     /// Gives the file its name, which must still be free.
     pub(crate) fn publish(&self) -> Result<(), FileError> {
+        self.name().and_then(|()| self.sync_name())
+    }
+
+    /// The same, but the name may not be on the disk before [`sync_name`](Self::sync_name).
+    pub(crate) fn name(&self) -> Result<(), FileError> {
         self.rename().map_err(|source| match source.kind() {
             io::ErrorKind::AlreadyExists => FileError::Occupied {
                 path: self.path.clone(),
@@ -161,19 +185,36 @@ impl PartialFile {
         Ok(())
     }
 
+    /// Brings the names of all files of the folder to the disk.
+    pub(crate) fn sync_name(&self) -> Result<(), FileError> {
+        let folder = match self.path.parent() {
+            Some(folder) if folder != Path::new("") => folder,
+            _ => Path::new("."),
+        };
+        let synced = File::open(folder).and_then(|folder| folder.sync_all());
+        synced.map_err(|source| FileError::Io {
+            path: self.path.clone(),
+            source,
+        })
+    }
+
     /// Removes the file again, whatever it is called by now: nobody relies on it. A file of
     /// somebody else's stays.
     pub(crate) fn withdraw(&self) {
-        let ours = self.file.metadata().map(|ours| (ours.dev(), ours.ino()));
         for path in [&self.path, &self.partial] {
-            let there = path
-                .symlink_metadata()
-                .map(|there| (there.dev(), there.ino()));
-            if matches!((&ours, &there), (Ok(ours), Ok(there)) if ours == there) {
-                // The failure that led here is told; that the file stays adds nothing to it.
-                let _ = fs::remove_file(path);
+            if self.is_at(path) && fs::remove_file(path).is_err() {
+                cleanup::stays(path.clone());
             }
         }
+    }
+
+    /// Whether it is this file that has the name.
+    fn is_at(&self, path: &Path) -> bool {
+        let ours = self.file.metadata().map(|ours| (ours.dev(), ours.ino()));
+        let there = path
+            .symlink_metadata()
+            .map(|there| (there.dev(), there.ino()));
+        matches!((&ours, &there), (Ok(ours), Ok(there)) if ours == there)
     }
 
     /// An error of the file's, with its name.
@@ -193,11 +234,7 @@ impl PartialFile {
             }
             other => other?,
         }
-        let folder = match self.path.parent() {
-            Some(folder) if folder != Path::new("") => folder,
-            _ => Path::new("."),
-        };
-        File::open(folder)?.sync_all()
+        Ok(())
     }
 }
 
@@ -238,6 +275,17 @@ mod tests {
         staying.stay();
         drop(staying);
         assert!(dir.path().join("f.partial").exists());
+    }
+
+    #[test]
+    fn a_file_whose_folder_was_renamed_is_told_of() {
+        let dir = tempfile::tempdir().unwrap();
+        let [folder, renamed] = ["a", "b"].map(|name| dir.path().join(name));
+        fs::create_dir(&folder).unwrap();
+        let partial = PartialFile::create(&folder.join("f")).unwrap();
+        fs::rename(&folder, &renamed).unwrap();
+        drop(partial);
+        assert!(cleanup::stayed().contains(&renamed.join("f.partial")));
     }
 
     #[test]

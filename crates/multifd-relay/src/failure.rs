@@ -56,6 +56,17 @@ pub enum Cause {
         /// The destination.
         address: LegAddress,
     },
+    /// This process has next to no memory left.
+    #[error(
+        "{left} bytes of memory are left to this process and {needed} are needed; raise its limit \
+         (ulimit -v, or the service's MemoryMax), or lower --delta-memory"
+    )]
+    Memory {
+        /// The bytes that are left.
+        left: u64,
+        /// The bytes that a migration needs to begin.
+        needed: u64,
+    },
     /// The other relay has ended the migration.
     #[error(transparent)]
     Far(#[from] FarFailure),

@@ -183,7 +183,8 @@ impl Images {
     ///
     /// When the system cannot.
     pub fn sync(&self) -> Result<(), ImageError> {
-        for image in &self.images {
+        // What has no bytes has nothing but its name.
+        for image in self.images.iter().filter(|image| image.bytes > 0) {
             image.file.sync()?;
         }
         Ok(())
@@ -214,13 +215,19 @@ impl Images {
             let mut images = self.images.iter();
             std::iter::from_fn(move || images.find(|image| !left_out.contains(&image.block)))
         };
-        for (index, image) in kept().enumerate() {
-            if let Err(error) = image.file.publish() {
-                kept()
-                    .take(index.saturating_add(1))
-                    .for_each(Image::withdraw);
-                return Err(error.into());
-            }
+        let mut named = 0_usize;
+        let outcome = kept().try_for_each(|image| {
+            named = named.saturating_add(1);
+            image.file.name()
+        });
+        // One for all: a guest may have thousands of blocks.
+        let outcome = outcome.and_then(|()| match kept().next() {
+            Some(first) => first.file.sync_name(),
+            None => Ok(()),
+        });
+        if let Err(error) = outcome {
+            kept().take(named).for_each(Image::withdraw);
+            return Err(error.into());
         }
         Ok(())
     }

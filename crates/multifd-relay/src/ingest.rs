@@ -15,7 +15,7 @@ use multifd_transport::failure::Cause as TransportCause;
 use multifd_transport::incoming::{Acceptor, Arrival, Incoming, IncomingChannel};
 use multifd_transport::rounds::{RoundFault, Rounds};
 use multifd_transport::supervise::report_end;
-use multifd_transport::{Cancel, Stream, hung_up};
+use multifd_transport::{Cancel, Moment, Stream, hung_up};
 use multifd_wire::main_stream::{Command, Configuration, MainEvent, MainReceiver};
 use multifd_wire::{BlockName, Fault, Limits, PageSize};
 
@@ -446,11 +446,11 @@ impl<K: Keeper> MainChannel<'_, K> {
     fn wait_for_round(&self) -> Result<(), TakeError> {
         let within = SILENCE_TIMEOUT;
         let arrived = || self.tally.totals().bytes_in;
-        let mut last = (Instant::now(), arrived());
+        let mut last = (Moment::now(), arrived());
         while !self.stream.is_readable_within(TICK)? {
             let so_far = arrived();
             if so_far != last.1 {
-                last = (Instant::now(), so_far);
+                last = (Moment::now(), so_far);
             } else if last.0.elapsed() >= within {
                 return Err(Cause::from(SetupFault::NothingFollows { within }).into());
             }
@@ -470,7 +470,7 @@ impl<K: Keeper> MainChannel<'_, K> {
     /// At the end of a round: waits for the channels that the set-up says there are, and for those
     /// between others.
     fn wait_for_channels(&self) -> Result<(), Cause> {
-        let deadline = Instant::now() + CHANNELS_TIMEOUT;
+        let deadline = Moment::now() + CHANNELS_TIMEOUT;
         loop {
             let channels = self.rounds.channels();
             let gap = channels
@@ -484,7 +484,7 @@ impl<K: Keeper> MainChannel<'_, K> {
             if self.rounds.is_stopped() {
                 return Err(RoundFault::Stopped.into());
             }
-            if Instant::now() >= deadline {
+            if Moment::now() >= deadline {
                 let within = CHANNELS_TIMEOUT;
                 return Err(SetupFault::ChannelsMissing { missing, within }.into());
             }
@@ -499,7 +499,7 @@ impl<K: Keeper> MainChannel<'_, K> {
             return Err(RoundFault::NoRam.into());
         }
         let arrived = || (self.rounds.channels().len(), self.tally.totals());
-        let mut last = (Instant::now(), arrived());
+        let mut last = (Moment::now(), arrived());
         // A channel that has come late may have newer contents of pages, up to its last SYNC.
         let complete = || -> Result<(), TakeError> {
             self.coverage.check(outline.ignores_shared)?;
@@ -522,7 +522,7 @@ impl<K: Keeper> MainChannel<'_, K> {
             thread::sleep(TICK);
             let so_far = arrived();
             if so_far != last.1 {
-                last = (Instant::now(), so_far);
+                last = (Moment::now(), so_far);
             }
         }
         // Whatever ends the doubt ends this: the channel that raises it goes, or the migration

@@ -21,6 +21,23 @@ const PAUSE: Duration = Duration::from_millis(10);
 /// released.
 static FILES: Mutex<Vec<Listed>> = Mutex::new(Vec::new());
 
+/// Files that were to go and could not be removed.
+static STAYED: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+
+/// The files that stay although they are not whole: people have to remove them.
+pub fn stayed() -> Vec<PathBuf> {
+    let stayed = STAYED.lock().unwrap_or_else(PoisonError::into_inner);
+    stayed.clone()
+}
+
+/// A file that is not whole stays.
+pub fn stays(path: PathBuf) {
+    let mut stayed = STAYED.lock().unwrap_or_else(PoisonError::into_inner);
+    if !stayed.contains(&path) {
+        stayed.push(path);
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Listed {
     path: PathBuf,
@@ -47,9 +64,9 @@ impl Listed {
     /// Removes the file, unless another one has its name by now.
     fn remove(&self) {
         let now = fs::symlink_metadata(&self.path);
-        if now.is_ok_and(|now| Identity::of(&now) == self.file) {
-            // The failure that led here is told; that the file stays adds nothing to it.
-            let _ = fs::remove_file(&self.path);
+        let is_ours = now.is_ok_and(|now| Identity::of(&now) == self.file);
+        if is_ours && fs::remove_file(&self.path).is_err() {
+            stays(self.path.clone());
         }
     }
 }

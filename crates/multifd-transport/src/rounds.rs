@@ -8,7 +8,9 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use crate::Moment;
 
 /// Channels which do not agree about the rounds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -85,7 +87,7 @@ enum MainState {
 #[derive(Clone, Copy, Debug)]
 struct ChannelState {
     /// When it gave something for the last time.
-    active: Instant,
+    active: Moment,
     syncs: u64,
     /// It has given pages since its last SYNC.
     in_round: bool,
@@ -95,7 +97,7 @@ struct ChannelState {
 impl ChannelState {
     fn new() -> Self {
         Self {
-            active: Instant::now(),
+            active: Moment::now(),
             syncs: 0,
             in_round: false,
             ended: false,
@@ -135,7 +137,7 @@ impl Rounds {
     /// A channel gives something.
     pub fn touch(&self, channel: usize) {
         if let Some(channel) = self.lock().channels.get_mut(&channel) {
-            channel.active = Instant::now();
+            channel.active = Moment::now();
         }
     }
 
@@ -151,7 +153,7 @@ impl Rounds {
     ///
     /// The index of the channel that will not come to it, and why.
     pub fn mark(&self) -> Result<(), (Option<usize>, RoundFault)> {
-        let since = Instant::now();
+        let since = Moment::now();
         let mut state = self.lock();
         state.marks = state.marks.saturating_add(1);
         self.changed.notify_all();
@@ -277,7 +279,7 @@ impl Rounds {
         let mut state = self.lock();
         let syncs = match state.channels.get_mut(&channel) {
             Some(channel) => {
-                channel.active = Instant::now();
+                channel.active = Moment::now();
                 channel.syncs = channel.syncs.saturating_add(1);
                 channel.in_round = false;
                 channel.syncs

@@ -1,7 +1,6 @@
 //! How much memory a relay spends on pages that may be sent again.
 
 use std::fs;
-use std::path::Path;
 
 use multifd_codec::delta::memory;
 use multifd_relay::leg::{LegAddress, Protocol};
@@ -17,6 +16,8 @@ const SHARE: u64 = 4;
 /// Sets the bound of this process: `asked`, or a part of what is available now. A note says it
 /// where a trunk makes use of it. `method` is what this relay writes to a trunk.
 pub fn bound(asked: Option<u64>, routes: &[Route], method: Method) -> Result<(), String> {
+    // The files that say how much is left are opened now: the sandbox opens no others.
+    memory::left();
     let is_trunk = |leg: &LegAddress| leg.protocol == Protocol::Trunk;
     let receives = routes.iter().any(|route| is_trunk(&route.listen));
     let calls = routes.iter().any(|route| is_trunk(&route.connect));
@@ -51,7 +52,7 @@ pub fn bound(asked: Option<u64>, routes: &[Route], method: Method) -> Result<(),
 /// The memory that this process can have without swapping, in bytes, as far as the system says so.
 fn available() -> Option<u64> {
     let of_system = of_system()?;
-    Some(of_group().map_or(of_system, |left| left.min(of_system)))
+    Some(memory::left().map_or(of_system, |left| left.min(of_system)))
 }
 
 /// What the whole system has (proc(5)).
@@ -62,19 +63,6 @@ fn of_system() -> Option<u64> {
         .find_map(|line| line.strip_prefix("MemAvailable:"))?;
     let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     kibibytes.checked_mul(1024)
-}
-
-/// What is left to the control group of this process, if that has a limit (cgroups(7), version 2).
-fn of_group() -> Option<u64> {
-    let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
-    let group = groups.lines().find_map(|line| line.strip_prefix("0::/"))?;
-    let folder = Path::new("/sys/fs/cgroup").join(group);
-    let bytes = |file: &str| -> Option<u64> {
-        let text = fs::read_to_string(folder.join(file)).ok()?;
-        text.trim().parse().ok()
-    };
-    // A group without a limit says "max".
-    Some(bytes("memory.max")?.saturating_sub(bytes("memory.current")?))
 }
 
 #[cfg(test)]

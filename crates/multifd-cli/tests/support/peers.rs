@@ -295,7 +295,8 @@ impl Destination {
         self.close_all();
     }
 
-    fn stream(&self, role: Role) -> Arc<Stream> {
+    /// The first connection of a kind, once it is there.
+    pub fn stream(&self, role: Role) -> Arc<Stream> {
         let seen = self.wait("a connection", |seen| seen.of(role).is_some());
         Arc::clone(&seen.of(role).expect("it was there").stream)
     }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use multifd_wire::PageSize;
 
 use super::DeltaError;
-use super::memory::Share;
+use super::memory::{Share, Used};
 use super::sent::lock;
 
 /// The pages that one end of a migration has received: shared by the [decoders](super::Decoder) of
@@ -21,6 +21,7 @@ pub struct Kept {
     patience: Duration,
     /// Made for the page size of the first page for a slot.
     slots: OnceLock<Slots>,
+    used: Used,
     /// Packets done: a wait lasts as long as there are more.
     done: AtomicU64,
     operations: AtomicU64,
@@ -69,6 +70,7 @@ impl Kept {
             share,
             patience: PATIENCE,
             slots: OnceLock::new(),
+            used: Used::default(),
             done: AtomicU64::new(0),
             operations: AtomicU64::new(0),
             waits: AtomicU64::new(0),
@@ -124,7 +126,11 @@ impl Kept {
             let first = slot - index as u32;
             let count = each.min((slots.count - first) as usize);
             let no_memory = |_| DeltaError::NoMemory;
-            all.pages = zeros(count * page_size.bytes()).map_err(no_memory)?;
+            let bytes = count * page_size.bytes();
+            if !self.used.grow(bytes as u64) {
+                return Err(DeltaError::NoMemory);
+            }
+            all.pages = zeros(bytes).map_err(no_memory)?;
             all.versions = zeros(count).map_err(no_memory)?;
         }
         let mut waiter = Waiter::new(self, given_up);

@@ -2,14 +2,22 @@
 //!
 //! An end takes a [`Share`] before it agrees with the other end on a number of bytes, and never
 //! holds more than its share. It returns the share when it is dropped.
+//!
+//! The limits of the process bound it too, at the time of each allocation: other parts of the
+//! process and of its control group need memory as well.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::room;
+pub use super::room::left;
 
 /// The limit for all migrations of a process until [`set_limit`] changes it: 1 GiB.
 pub const DEFAULT_LIMIT: u64 = 1 << 30;
 
 static LIMIT: AtomicU64 = AtomicU64::new(DEFAULT_LIMIT);
 static HELD: AtomicU64 = AtomicU64::new(0);
+/// The bytes of all shares that are allocated.
+static USED: AtomicU64 = AtomicU64::new(0);
 
 /// The number of bytes that all shares of this process may have.
 #[must_use]
@@ -36,10 +44,16 @@ pub struct Share {
 }
 
 impl Share {
-    /// Takes as many of `up_to` bytes as are left, which may be none.
+    /// Takes as many of `up_to` bytes as are left, also by the limits of the process. That may be
+    /// none.
     #[must_use]
     pub fn take(up_to: u64) -> Self {
-        let allowed = limit();
+        let allowed = match up_to {
+            0 => 0,
+            _ => limit().min(room::spare().map_or(u64::MAX, |spare| {
+                spare.saturating_add(USED.load(Ordering::Relaxed))
+            })),
+        };
         let part = |held: u64| up_to.min(allowed.saturating_sub(held));
         let taken = HELD.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |held| {
             held.checked_add(part(held))
@@ -66,6 +80,29 @@ impl Share {
 impl Drop for Share {
     fn drop(&mut self) {
         self.shrink_to(0);
+    }
+}
+
+/// The bytes that the slots of one migration have allocated.
+#[derive(Debug, Default)]
+pub(super) struct Used(AtomicU64);
+
+impl Used {
+    /// Whether so many bytes more may be allocated, which are counted then. An allocation that
+    /// leaves too little for the rest of the process may not.
+    pub(super) fn grow(&self, bytes: u64) -> bool {
+        if room::spare().is_some_and(|spare| spare < bytes) {
+            return false;
+        }
+        self.0.fetch_add(bytes, Ordering::Relaxed);
+        USED.fetch_add(bytes, Ordering::Relaxed);
+        true
+    }
+}
+
+impl Drop for Used {
+    fn drop(&mut self) {
+        USED.fetch_sub(*self.0.get_mut(), Ordering::Relaxed);
     }
 }
 

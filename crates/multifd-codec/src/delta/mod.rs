@@ -82,6 +82,7 @@ mod error;
 mod foot;
 mod kept;
 mod places;
+mod room;
 mod sent;
 mod shard;
 mod sketch;

@@ -1,11 +1,14 @@
 //! A part of the sender's slots: which page is in which, and for which page one is emptied.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use super::difference::{self, Difference};
 use super::directory::{Entry, MAX_VERSION, Operation};
+use super::memory::Used;
 use super::places::Places;
+use super::sent::lock;
 use super::sketch::Sketch;
 
 /// Slots under one lock. A shard takes them from the pool as it needs them, a few consecutive ones
@@ -43,19 +46,39 @@ struct Extent {
 pub(crate) struct Pool {
     next: AtomicU32,
     count: u32,
+    used: Used,
+    /// When the process had too little memory for more of them.
+    refused: Mutex<Option<Instant>>,
 }
+
+/// How long no memory is asked for where there was too little: each look reads files.
+const PAUSE: Duration = Duration::from_millis(250);
 
 impl Pool {
     pub(crate) fn new(count: u32) -> Self {
         Self {
             next: AtomicU32::new(0),
             count,
+            used: Used::default(),
+            refused: Mutex::default(),
         }
     }
 
-    /// The first of the next slots, and how many there are: none at the end.
-    fn take(&self) -> Option<(u32, u32)> {
+    /// The first of the next slots, and how many there are: none at the end, or while the process
+    /// has too little memory.
+    fn take(&self, page_bytes: usize) -> Option<(u32, u32)> {
         let part = |first: u32| self.count.saturating_sub(first).min(EXTENT);
+        let next = u64::from(part(self.next.load(Ordering::Relaxed)));
+        let mut refused = lock(&self.refused);
+        if next == 0 || refused.is_some_and(|at| at.elapsed() < PAUSE) {
+            return None;
+        }
+        *refused = None;
+        if !self.used.grow(next * page_bytes as u64) {
+            *refused = Some(Instant::now());
+            return None;
+        }
+        drop(refused);
         let taken = self
             .next
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |first| {
@@ -270,7 +293,7 @@ impl Shard {
 
     /// Takes more slots, if there are more, and memory for them.
     fn grow(&mut self) -> Option<()> {
-        let (first, count) = self.pool.take()?;
+        let (first, count) = self.pool.take(self.page_bytes)?;
         let count = count as usize;
         let mut pages = Vec::new();
         pages.try_reserve_exact(count * self.page_bytes).ok()?;

@@ -12,7 +12,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use multifd_transport::Moment;
 
 /// How long channels are waited for, once the set-up has said that there are some. They were opened
 /// before; over a link that loses packets, the first bytes of one may come that much later.
@@ -34,7 +36,7 @@ pub(super) struct Gate {
 #[derive(Debug, Default)]
 struct State {
     channels: BTreeMap<u8, Progress>,
-    moved: Option<Instant>,
+    moved: Option<Moment>,
     /// What is behind the set-up may pass.
     begun: bool,
     /// The destination loads, for certain: it has all channels then.
@@ -52,7 +54,7 @@ struct Progress {
     syncs: u64,
     end: Option<End>,
     /// It waits for its source, since then.
-    idle: Option<Instant>,
+    idle: Option<Moment>,
 }
 
 /// How a channel ended.
@@ -85,12 +87,12 @@ impl Gate {
     pub(super) fn channel_came(&self, id: u8) {
         self.change(|state| {
             state.channels.entry(id).or_default();
-            state.moved = Some(Instant::now());
+            state.moved = Some(Moment::now());
         });
     }
 
     /// When a channel came, or passed a SYNC on, for the last time.
-    pub(super) fn moved(&self) -> Option<Instant> {
+    pub(super) fn moved(&self) -> Option<Moment> {
         self.lock().moved
     }
 
@@ -104,7 +106,7 @@ impl Gate {
         self.change(|state| {
             let channel = state.channels.entry(id).or_default();
             channel.syncs = channel.syncs.saturating_add(1);
-            state.moved = Some(Instant::now());
+            state.moved = Some(Moment::now());
         });
     }
 
@@ -112,7 +114,7 @@ impl Gate {
     pub(super) fn idle(&self, id: u8, idle: bool) {
         let mut state = self.lock();
         if let Some(channel) = state.channels.get_mut(&id) {
-            channel.idle = idle.then(Instant::now);
+            channel.idle = idle.then(Moment::now);
         }
     }
 
@@ -180,7 +182,7 @@ impl Gate {
     /// Waits until a channel has passed on so many SYNCs. `false` when the migration ends, or it
     /// takes too long.
     pub(super) fn wait_synced(&self, id: u8, syncs: u64) -> bool {
-        let since = Instant::now();
+        let since = Moment::now();
         let mut state = self.lock();
         loop {
             let channel = state.channels.get(&id);
@@ -229,7 +231,7 @@ impl Gate {
     /// this one. The first mark waits for all channels up to the highest that has come, and each
     /// for at least one where `has_channels`.
     pub(super) fn hold(&self, mark: u64, has_channels: bool) -> Result<(), Held> {
-        let since = Instant::now();
+        let since = Moment::now();
         let mut state = self.lock();
         loop {
             if state.stopped {
@@ -289,7 +291,7 @@ impl State {
 
     /// Whether a channel is behind `mark`, which is held since then, and why it will not come to it
     /// if that is so. How long it had nothing to do before says nothing.
-    fn behind(&self, mark: u64, since: Instant) -> Option<Result<(), Held>> {
+    fn behind(&self, mark: u64, since: Moment) -> Option<Result<(), Held>> {
         let mut behind = self
             .channels
             .iter()
@@ -392,9 +394,8 @@ mod tests {
         let gate = Gate::default();
         gate.channel_came(0);
         gate.synced(0);
-        let long_ago = Instant::now().checked_sub(SYNC_TIMEOUT * 2);
-        let idle = long_ago.expect("a machine that runs for a minute");
-        gate.lock().channels.get_mut(&0).unwrap().idle = Some(idle);
+        let long_ago = Moment::now() - SYNC_TIMEOUT * 2;
+        gate.lock().channels.get_mut(&0).unwrap().idle = Some(long_ago);
         thread::scope(|scope| {
             let holding = scope.spawn(|| gate.hold(2, true));
             thread::sleep(A_WHILE);
@@ -402,7 +403,7 @@ mod tests {
             assert_eq!(holding.join().unwrap(), Ok(()));
         });
         // Both have been for so long.
-        let held = gate.lock().behind(3, idle);
+        let held = gate.lock().behind(3, long_ago);
         let (channel, found, end) = (0, 2, None);
         let lost = Held::NoSync {
             channel,

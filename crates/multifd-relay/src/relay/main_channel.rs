@@ -4,8 +4,9 @@
 use std::io::{self, Write};
 use std::net::Shutdown;
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use multifd_transport::Moment;
 use multifd_transport::rounds::RoundFault;
 use multifd_wire::Limits;
 use multifd_wire::main_stream::{Command, MainEvent, MainReceiver};
@@ -47,12 +48,21 @@ pub(super) struct Seen {
     complete: bool,
     /// Postcopy has begun: the guest is at both ends.
     pub(super) postcopy: bool,
-    /// The destination has said that it has the guest.
+    /// The destination has said that it has the guest, before the migration had failed.
     pub(super) confirmed: bool,
+    /// The migration has failed: the source is not told any more that the destination has the
+    /// guest.
+    failed: bool,
     /// What could not be followed. It was passed on all the same.
     pub(super) remarks: Vec<Remark>,
     /// The source's end was read, and passed on.
     pub(super) ended: bool,
+}
+
+impl Seen {
+    fn guest_has_arrived(&self) -> bool {
+        self.confirmed && (self.complete || self.ram_ended)
+    }
 }
 
 impl Outline {
@@ -65,7 +75,16 @@ impl Outline {
     /// Whether the destination has said that it has the guest, behind all memory: nothing else
     /// makes a failure of that.
     pub(super) fn guest_has_arrived(&self) -> bool {
-        self.look(|seen| seen.confirmed && (seen.complete || seen.ram_ended))
+        self.look(Seen::guest_has_arrived)
+    }
+
+    /// The migration is to fail. Not if the destination has said that it has the guest: the source
+    /// is told so, and that is final. Else the source is never told so.
+    pub(super) fn fails(&self) -> bool {
+        self.see(|seen| {
+            seen.failed |= !seen.guest_has_arrived();
+            seen.failed
+        })
     }
 
     pub(super) fn look<T>(&self, look: impl FnOnce(&Seen) -> T) -> T {
@@ -470,7 +489,7 @@ impl Forward<'_> {
         }
         // Another relay reads its set-up before its own destination does, so the answer counts
         // where there is to be one.
-        let since = Instant::now();
+        let since = Moment::now();
         let within = self.begin_timeout;
         let look = |gate: &Gate| {
             if !pinged && destination.unsent_bytes() == 0 {
@@ -547,12 +566,17 @@ pub(super) fn back(
         let bytes = buffer.get(..count).unwrap_or_default();
         // Before it is passed on: the source may answer the last byte at once, by closing.
         let had_gone = link.source.peer_has_closed();
-        let heard = listen(&mut receiver, bytes, outline);
-        let told = (&*link.source).write_all(bytes);
-        match heard {
-            Some(0) if had_gone || told.is_err() => return Err(destination(Cause::NotTold)),
-            None | Some(0) => {}
-            Some(status) => return Err(destination(Cause::Refused { status })),
+        let (word, passed) = listen(&mut receiver, bytes, outline);
+        if word == Some(Word::TooLate) {
+            return Err(destination(Cause::NotTold));
+        }
+        let told = (&*link.source).write_all(bytes.get(..passed).unwrap_or_default());
+        match word {
+            Some(Word::Arrived) if had_gone || told.is_err() => {
+                return Err(destination(Cause::NotTold));
+            }
+            Some(Word::Refused(status)) => return Err(destination(Cause::Refused { status })),
+            _ => {}
         }
     }
     if outline.is_taken_back() {
@@ -576,18 +600,45 @@ pub(super) fn back(
     Ok(())
 }
 
-/// Follows the return path as long as it is one; the destination's last word, if this was it.
+/// A destination's last word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Word {
+    /// It has the guest.
+    Arrived,
+    /// The same, and the migration had failed before.
+    TooLate,
+    Refused(u32),
+}
+
+/// Follows the return path as long as it is one. Returns the destination's last word, if this was
+/// it, and how many bytes are to be passed on: a source decides at the first word, so nothing
+/// behind that is.
 fn listen(
     receiver: &mut Option<ReturnPathReceiver>,
-    mut bytes: &[u8],
+    bytes: &[u8],
     outline: &Outline,
-) -> Option<u32> {
-    let mut word = None;
-    while let Some(following) = receiver {
-        match following.push(&mut bytes) {
+) -> (Option<Word>, usize) {
+    let mut rest = bytes;
+    while let Some(following) = receiver
+        && !outline.look(|seen| seen.confirmed)
+    {
+        match following.push(&mut rest) {
+            Ok(Some(Message::Shut(0))) => {
+                let word = outline.see(|seen| {
+                    seen.confirmed = !seen.failed;
+                    match seen.failed {
+                        true => Word::TooLate,
+                        false => Word::Arrived,
+                    }
+                });
+                if !rest.is_empty() {
+                    outline.remark(Remark::BehindWord);
+                }
+                return (Some(word), bytes.len().saturating_sub(rest.len()));
+            }
             Ok(Some(Message::Shut(status))) => {
-                word = Some(status);
-                outline.see(|seen| seen.confirmed |= status == 0);
+                let passed = bytes.len().saturating_sub(rest.len());
+                return (Some(Word::Refused(status)), passed);
             }
             Ok(Some(_)) => {}
             Ok(None) => break,
@@ -598,7 +649,11 @@ fn listen(
             }
         }
     }
-    word
+    if receiver.is_some() && outline.look(|seen| seen.confirmed) {
+        outline.remark(Remark::BehindWord);
+        return (None, 0);
+    }
+    (None, bytes.len())
 }
 
 pub(super) fn failed(leg: Leg, cause: Cause) -> Failure {
@@ -652,6 +707,47 @@ mod tests {
                 ..
             }))
         ));
+    }
+
+    const SHUT_WELL: [u8; 8] = [0, 1, 0, 4, 0, 0, 0, 0];
+    const SHUT_FAILED: [u8; 8] = [0, 1, 0, 4, 0, 0, 0, 1];
+
+    #[test]
+    fn the_first_word_counts_and_what_is_behind_it_goes_nowhere() {
+        for parts in [
+            &[[SHUT_WELL, SHUT_FAILED].concat()][..],
+            &[SHUT_WELL.to_vec(), SHUT_FAILED.to_vec()],
+        ] {
+            let (outline, mut receiver) = (Outline::default(), Some(ReturnPathReceiver::new()));
+            let heard: Vec<_> = { parts.iter() }
+                .map(|part| listen(&mut receiver, part, &outline))
+                .collect();
+            assert_eq!(heard[0], (Some(Word::Arrived), 8));
+            assert!(heard.get(1).is_none_or(|behind| *behind == (None, 0)));
+            assert!(outline.look(|seen| seen.confirmed && seen.remarks == [Remark::BehindWord]));
+        }
+        let (outline, mut receiver) = (Outline::default(), Some(ReturnPathReceiver::new()));
+        let both = [SHUT_FAILED, SHUT_WELL].concat();
+        let heard = listen(&mut receiver, &both, &outline);
+        assert_eq!(heard, (Some(Word::Refused(1)), 8));
+        assert!(!outline.look(|seen| seen.confirmed));
+    }
+
+    #[test]
+    fn either_a_migration_has_failed_or_its_source_is_told_the_word() {
+        for fails_first in [false, true] {
+            let (outline, mut receiver) = (Outline::default(), Some(ReturnPathReceiver::new()));
+            outline.see(|seen| seen.ram_ended = true);
+            if fails_first {
+                assert!(outline.fails());
+            }
+            let word = match fails_first {
+                true => Word::TooLate,
+                false => Word::Arrived,
+            };
+            assert_eq!(listen(&mut receiver, &SHUT_WELL, &outline).0, Some(word));
+            assert_eq!(outline.fails(), fails_first);
+        }
     }
 
     #[test]

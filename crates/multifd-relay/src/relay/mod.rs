@@ -192,6 +192,8 @@ pub enum Remark {
     EndNotSeen,
     /// The return path could not be followed.
     ReturnPathNotFollowed(Fault),
+    /// The destination spoke behind its last word.
+    BehindWord,
     /// It switched to postcopy.
     Postcopy,
     /// Postcopy's own connection was passed on.
@@ -212,6 +214,9 @@ impl fmt::Display for Remark {
             Self::ReturnPathNotFollowed(fault) => {
                 write!(f, "the return path could not be followed, and was passed on ({fault})")
             }
+            Self::BehindWord => f.write_str(
+                "the destination spoke behind its last word, and that was not passed on",
+            ),
             Self::Postcopy => f.write_str("it switched to postcopy, whose pages are not compressed"),
             Self::Preempt => f.write_str("postcopy's own connection was passed on"),
             Self::Colo => f.write_str("COLO began, which is passed on and not followed"),

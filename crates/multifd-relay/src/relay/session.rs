@@ -10,13 +10,13 @@ use std::thread::{self, Scope};
 use std::time::{Duration, Instant};
 
 use multifd_codec::auto::Auto;
-use multifd_codec::delta::memory::Share;
+use multifd_codec::delta::memory::{self, Share};
 use multifd_codec::delta::{Kept, Sent};
 use multifd_transport::dial::{DialError, is_ours};
 use multifd_transport::failure::Cause as TransportCause;
 use multifd_transport::incoming::{Arrival, Incoming, IncomingChannel};
 use multifd_transport::supervise::report_end;
-use multifd_transport::{Cancel, Stream, circle};
+use multifd_transport::{Cancel, Moment, Stream, circle};
 use multifd_wire::Method;
 use multifd_wire::main_stream::{MainEvent, MainReceiver};
 
@@ -57,6 +57,11 @@ const REASON_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// How long a channel may be closed before its main channel is to say why.
 const HUNG_UP: Duration = Duration::from_millis(500);
+
+/// The memory that the limits of this process have to leave for one more connection: the stack of
+/// its thread, its buffers, and what others allocate at the same time. Kept pages leave more. An
+/// allocator may have taken most of a limited address space in advance.
+const LEAST_FREE_BYTES: u64 = 8 << 20;
 
 /// The most that is read of a main channel whose source has gone before its destination was
 /// dialled.
@@ -272,7 +277,7 @@ impl Opening<'_> {
         channels: &multifd_transport::incoming::Inbox,
         has_channels: bool,
     ) -> Result<(), Failure> {
-        let deadline = Instant::now() + CHANNELS_TIMEOUT;
+        let deadline = Moment::now() + CHANNELS_TIMEOUT;
         let failed = |fault: SetupFault| Err(main_channel::failed(Leg::Source, fault.into()));
         if !has_channels {
             return Ok(());
@@ -289,7 +294,7 @@ impl Opening<'_> {
             }
             self.check_cancel()?;
             self.check_source()?;
-            if Instant::now() >= deadline {
+            if Moment::now() >= deadline {
                 let (missing, within) = (None, CHANNELS_TIMEOUT);
                 return failed(SetupFault::ChannelsMissing { missing, within });
             }
@@ -483,8 +488,8 @@ impl<'env> Session<'env> {
             let mut silence = Silence::new(SILENCE_TIMEOUT.max(self.config.dial_timeout));
             let (mut told, mut changes_told) = (Instant::now(), 0);
             let mut settled = false;
-            let mut over_since: Option<Instant> = None;
-            let mut hung_up_since: Option<Instant> = None;
+            let mut over_since: Option<Moment> = None;
+            let mut hung_up_since: Option<Moment> = None;
             // When what has failed is closed.
             let mut closing: Option<Instant> = None;
             // What breaks once we have closed everything ourselves is no failure.
@@ -513,7 +518,9 @@ impl<'env> Session<'env> {
                     .or_else(|| silence.look(self.outline, self.gate, self.counters))
                     .filter(|fault| self.matters(fault));
                 if let (Some(fault), false) = (fault, is_closed) {
-                    let patience = match self.target.is_relay() && is_an_end(&fault.cause) {
+                    // A source's own end has no reason that the destination's relay could tell.
+                    let is_there = self.target.is_relay() && fault.leg == Leg::Destination;
+                    let patience = match is_there && is_an_end(&fault.cause) {
                         true => REASON_TIMEOUT,
                         false => Duration::ZERO,
                     };
@@ -521,10 +528,14 @@ impl<'env> Session<'env> {
                     closing = closing.map(|at| at.min(closes_at)).or(Some(closes_at));
                     failure = Some(worse(failure, fault));
                 }
-                if let Some(failure) = &failure
-                    && closing.is_some_and(|at| at <= Instant::now())
-                {
-                    self.close(&failure.explain());
+                if closing.is_some_and(|at| at <= Instant::now()) {
+                    // The source was told meanwhile that its guest has arrived.
+                    let has_passed = !self.outline.fails();
+                    failure = failure.filter(|failure| !has_passed || is_a_word(failure));
+                    match &failure {
+                        Some(failure) => self.close(&failure.explain()),
+                        None => closing = None,
+                    }
                 }
                 self.links.go_on_closing();
                 if !settled && self.gate.is_loading() {
@@ -557,7 +568,7 @@ impl<'env> Session<'env> {
                 let needs_rest = !self.outline.guest_has_arrived();
                 match is_over || confirmed {
                     true if over_since.is_none() && (!needs_rest || self.links.are_delivered()) => {
-                        over_since = Some(Instant::now());
+                        over_since = Some(Moment::now());
                     }
                     true if over_since.is_some_and(|since| since.elapsed() >= CLOSING_TIMEOUT) => {
                         is_closed = true;
@@ -593,20 +604,19 @@ impl<'env> Session<'env> {
     /// Whether a fault is one: how connections end does not matter once the destination has the
     /// guest and has said so.
     fn matters(&self, fault: &Failure) -> bool {
-        let is_its_word = matches!(fault.cause, Cause::NotTold | Cause::Refused { .. });
-        is_its_word || !self.outline.guest_has_arrived()
+        is_a_word(fault) || !self.outline.guest_has_arrived()
     }
 
     /// While the destination has not begun nothing more is written to channels, so one that it has
     /// lost shows only here, and it would wait for that channel without end. Where it fails as a
     /// whole its main channel says so first.
-    fn look_at_channels(&self, since: &mut Option<Instant>) -> Option<Failure> {
+    fn look_at_channels(&self, since: &mut Option<Moment>) -> Option<Failure> {
         let waits = !self.gate.has_begun() && !self.gate.is_stopped();
         let Some(channel) = waits.then(|| self.links.hung_up()).flatten() else {
             *since = None;
             return None;
         };
-        let since = *since.get_or_insert_with(Instant::now);
+        let since = *since.get_or_insert_with(Moment::now);
         (since.elapsed() >= HUNG_UP).then(|| Failure {
             channel,
             leg: Leg::Destination,
@@ -617,6 +627,7 @@ impl<'env> Session<'env> {
 
     /// Closes what has failed. `words` say why, to another relay.
     fn close(&self, words: &str) {
+        self.outline.fails();
         self.gate.stop();
         self.links.close(words);
     }
@@ -702,6 +713,11 @@ impl<'env> Session<'env> {
         running: &mut Running,
         work: impl FnOnce() -> Result<(), Failure> + Send + 'scope,
     ) -> Result<(), Failure> {
+        // Behind the last bytes of memory every migration of this process would end.
+        if let Some(left) = memory::left().filter(|left| *left < LEAST_FREE_BYTES) {
+            let needed = LEAST_FREE_BYTES;
+            return Err(main_channel::failed(Leg::Here, Cause::Memory { left, needed }));
+        }
         let tell = tell.clone();
         let ended = tell.clone();
         // A thread that panics ends too.
@@ -733,12 +749,23 @@ fn worse(first: Option<Failure>, then: Failure) -> Failure {
     let Some(first) = first else {
         return then;
     };
+    // What the other leg says then may come of this end.
+    let is_of_leg = then.leg == first.leg;
     match then.cause {
         Cause::NotTold => then,
-        Cause::Refused { .. } | Cause::Far(_) if is_an_end(&first.cause) => then,
-        Cause::RelayGone | Cause::Unknown if is_an_end(&first.cause) => then,
+        Cause::Refused { .. } if is_an_end(&first.cause) => then,
+        Cause::Far(_) | Cause::RelayGone | Cause::Unknown
+            if is_of_leg && is_an_end(&first.cause) =>
+        {
+            then
+        }
         _ => first,
     }
+}
+
+/// Whether it is what became of the destination's word.
+fn is_a_word(failure: &Failure) -> bool {
+    matches!(failure.cause, Cause::NotTold | Cause::Refused { .. })
 }
 
 /// Whether it is the end of a connection, of which another one may tell why.

@@ -4,7 +4,9 @@
 //! closes nothing: its guest and its monitor stand still until the peer closes its main channel
 //! (docs/qemu-notes.md). Behind the first round no silence is judged, because a source may pause.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use multifd_transport::Moment;
 
 use super::counters::Counters;
 use super::gate::Gate;
@@ -20,7 +22,7 @@ pub(crate) const SILENCE_TIMEOUT: Duration = Duration::from_secs(15);
 pub(super) struct Silence {
     within: Duration,
     /// Since when nothing has come, and how much had come before.
-    since: Option<(Instant, u64)>,
+    since: Option<(Moment, u64)>,
 }
 
 impl Silence {
@@ -46,14 +48,13 @@ impl Silence {
             return None;
         }
         let bytes = counters.totals().bytes_in;
-        let now = Instant::now();
-        let (since, before) = *self.since.get_or_insert((now, bytes));
+        let (since, before) = *self.since.get_or_insert_with(|| (Moment::now(), bytes));
         if before != bytes {
-            self.since = Some((now, bytes));
+            self.since = Some((Moment::now(), bytes));
             return None;
         }
         let within = self.within;
-        (now.duration_since(since) >= within).then(|| {
+        (since.elapsed() >= within).then(|| {
             main_channel::failed(Leg::Source, SetupFault::NothingFollows { within }.into())
         })
     }

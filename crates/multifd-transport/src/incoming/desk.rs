@@ -472,16 +472,23 @@ impl Desk {
             let Some(channel) = closed.filter(|channel| channel.stream.peer_has_closed()) else {
                 continue;
             };
-            if channel.stream.peek(&mut [0]).is_ok_and(|count| count > 0) {
-                self.matching.channel_closed(id, now);
-            } else {
-                self.matching.channel_closed_empty(id, now);
+            // After its close: nothing comes behind that.
+            let is_empty = match channel.stream.peek(&mut [0]) {
+                Ok(count) => count == 0,
+                Err(error) => !matches!(
+                    error.kind(),
+                    io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+                ),
+            };
+            match is_empty {
+                true => self.matching.channel_closed_empty(id, now),
+                false => self.matching.channel_closed(id, now),
             }
         }
         if !self.orphans.is_empty() {
             for (&id, main) in &self.mains {
                 if main.upgrade().is_none_or(|main| main.peer_has_closed()) {
-                    self.matching.main_closed(id);
+                    self.matching.main_closed(id, now);
                 }
             }
         }

@@ -5,6 +5,17 @@
 //! be, who connected tells them apart if it can; else all of them are refused while each source
 //! still has its guest. Nothing is decided by the order in which connections come.
 //!
+//! A source that has gone leaves connections behind, and these stop nobody:
+//!
+//! - A channel that was closed behind its hello carries nothing. It is dropped at once. A migration
+//!   whose channels are all of this kind begins without any, and ends as its main channel does.
+//! - A closed channel with bytes may be a short migration's, whose source has sent everything. It
+//!   goes to its main channel, closed or not. Where it may be that of several, it waits until its
+//!   own source must have closed its main channel too. Then it goes to the one that is closed. An
+//!   open one does not miss it: a channel without an open main channel of its own is left over.
+//! - An open channel is never a closed main channel's, as long as an open one may be its own, or
+//!   one that has still to speak.
+//!
 //! This is a state machine without IO and without a clock of its own.
 
 use std::collections::BTreeSet;
@@ -114,8 +125,8 @@ struct Main {
     /// An engine's: it owns its UUID and no other.
     engine: bool,
     has_preempt: bool,
-    /// Its peer has closed it.
-    closed: bool,
+    /// When its peer was found to have closed it.
+    closed: Option<Instant>,
     /// It has said nothing for a while, in its set-up.
     stalls: bool,
     /// A channel waits whose id one of its channels has.
@@ -132,23 +143,11 @@ struct Orphan {
     closed: Option<Instant>,
     /// It was closed behind its hello.
     empty: bool,
-    /// Whether a migration that is over may have been its own.
-    left: Left,
+    /// A migration that is over may have been its own.
+    is_left: bool,
     since: Instant,
     /// When a main channel could be its own for the last time.
     hope: Instant,
-}
-
-/// Who may have left a channel behind.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Left {
-    /// It is of a migration that goes on or is to come.
-    ByNobody,
-    /// A main channel that has ended in its set-up, or it is of another one that is here. A source
-    /// that gives up there leaves mere hellos.
-    InSetUp,
-    /// A migration that is over.
-    ByMigration,
 }
 
 enum Verdict {
@@ -174,7 +173,7 @@ impl Matching {
             settled: false,
             engine: false,
             has_preempt: false,
-            closed: false,
+            closed: None,
             stalls: false,
             in_doubt: false,
         });
@@ -212,7 +211,7 @@ impl Matching {
 
     /// A migration is over. Channels that may have been its own are not given to the next one, if
     /// their peer has closed them. A main channel that ends in its set-up may be a stranger's: then
-    /// it takes away mere hellos only, if the channels may be those of another one that is here.
+    /// it takes no channel away that may be that of another one that is here.
     pub fn end(&mut self, id: Id) {
         let Some(index) = self.mains.iter().position(|main| main.id == id) else {
             return;
@@ -225,11 +224,7 @@ impl Matching {
             let is_others = |other: &Main| other.peer == orphan.peer && other.may_own(orphan.uuid);
             let has_another =
                 self.unspoken.contains(&orphan.peer) || self.mains.iter().any(is_others);
-            let left = match main.ready.is_none() && has_another {
-                true => Left::InSetUp,
-                false => Left::ByMigration,
-            };
-            orphan.left = orphan.left.max(left);
+            orphan.is_left |= main.ready.is_some() || !has_another;
         }
     }
 
@@ -249,7 +244,7 @@ impl Matching {
             peer,
             closed: None,
             empty: false,
-            left: Left::ByNobody,
+            is_left: false,
             since: now,
             hope: now,
         });
@@ -264,9 +259,9 @@ impl Matching {
     }
 
     /// A main channel was closed by its peer.
-    pub fn main_closed(&mut self, id: Id) {
+    pub fn main_closed(&mut self, id: Id, now: Instant) {
         if let Some(main) = self.main(id) {
-            main.closed = true;
+            main.closed.get_or_insert(now);
         }
     }
 
@@ -286,15 +281,13 @@ impl Matching {
     }
 
     /// Whether a channel which may be this main channel's is to be decided about within a moment:
-    /// its peer has closed it, as that of a short migration does, or of an attempt before.
+    /// its peer has closed it, as that of a short migration does, or of an attempt before. Or it is
+    /// open and may be the next source's.
     pub(super) fn is_undecided(&self, main: Id, now: Instant) -> bool {
-        let mut closed = self
-            .orphans
-            .iter()
-            .filter(|orphan| orphan.is_closed_anew(now));
-        closed.any(|orphan| {
+        self.orphans.iter().any(|orphan| {
             let claimants = self.claimants(orphan, now);
-            claimants.iter().any(|claimant| claimant.id == main)
+            (orphan.is_closed_anew(now) || self.may_be_the_nexts(orphan, &claimants, now))
+                && claimants.iter().any(|claimant| claimant.id == main)
         })
     }
 
@@ -410,20 +403,12 @@ impl Matching {
                 other.id != orphan.id
                     && other.peer == orphan.peer
                     && (other.uuid, other.channel) == (orphan.uuid, orphan.channel)
-                    && match orphan.empty {
-                        true => !other.empty,
-                        false => other.closed.is_none() || closed <= other.since,
-                    }
+                    && (other.closed.is_none() || closed <= other.since)
             })
-        };
-        let is_left = match orphan.left {
-            Left::ByNobody => false,
-            Left::InSetUp => orphan.empty,
-            Left::ByMigration => true,
         };
         if orphan
             .closed
-            .is_some_and(|closed| is_left || renewed(closed))
+            .is_some_and(|closed| orphan.empty || orphan.is_left || renewed(closed))
         {
             return Verdict::Drop;
         }
@@ -440,6 +425,9 @@ impl Matching {
         {
             return Verdict::Wait { hope: true };
         }
+        if self.may_be_the_nexts(orphan, &claimants, now) {
+            return Verdict::Wait { hope: true };
+        }
         match claimants.as_slice() {
             [] => match self.late_for(orphan, now) {
                 Some(main) => Verdict::Give(main.id),
@@ -448,7 +436,7 @@ impl Matching {
             },
             [main] if main.ready.is_none() => Verdict::Wait { hope: true },
             // It may be left from an attempt before, whose successor is about to come.
-            [main] if (!main.closed || orphan.empty) && orphan.is_closed_anew(now) => {
+            [main] if main.closed.is_none() && orphan.is_closed_anew(now) => {
                 Verdict::Wait { hope: true }
             }
             // Channels of several VMs, and one main channel that does not say whose it is: the
@@ -473,6 +461,8 @@ impl Matching {
             several if several.iter().any(|main| main.ready.is_none()) => {
                 Verdict::Wait { hope: true }
             }
+            _ if orphan.is_closed_anew(now) => Verdict::Wait { hope: true },
+            several if orphan.closed.is_some() => judge_left(orphan, several),
             several => {
                 let mains = several.iter().map(|main| main.id).collect();
                 Verdict::Refuse(mains, SetupFault::Alike { uuid: orphan.uuid })
@@ -496,7 +486,7 @@ impl Matching {
         // A source that has closed its main channel is done, and the next attempt may be here
         // before that is.
         if orphan.closed.is_none() {
-            narrow(&mut claimants, |main| !main.closed);
+            narrow(&mut claimants, |main| main.closed.is_none());
         }
         if claimants.iter().all(|main| main.ready.is_some()) {
             narrow(&mut claimants, |main| {
@@ -504,6 +494,15 @@ impl Matching {
             });
         }
         claimants
+    }
+
+    /// Whether the next source may have opened the channel. Its main channel is here then, and has
+    /// still to speak.
+    fn may_be_the_nexts(&self, orphan: &Orphan, claimants: &[&Main], now: Instant) -> bool {
+        orphan.closed.is_none()
+            && !claimants.is_empty()
+            && claimants.iter().all(|main| is_recent(main.closed, now))
+            && self.unspoken.contains(&orphan.peer)
     }
 
     /// Whether another channel that waits says to be the same one. One of both is another
@@ -523,7 +522,7 @@ impl Matching {
     fn has_rivals(&self, main: &Main, orphan: &Orphan, now: Instant) -> bool {
         let is_rival = |other: &Orphan| {
             // Leftovers of a source are closed; connections of a running migration are open.
-            let is_left = other.closed.is_some() && !main.closed;
+            let is_left = other.closed.is_some() && main.closed.is_none();
             // The main channel's own peer takes precedence over others.
             let is_strangers = orphan.peer == main.peer && other.peer != main.peer;
             let may_be = other.uuid != orphan.uuid && !is_left && !is_strangers;
@@ -616,8 +615,26 @@ impl Main {
 
 impl Orphan {
     fn is_closed_anew(&self, now: Instant) -> bool {
-        self.closed
-            .is_some_and(|closed| now.duration_since(closed) < CONFLICT_TIMEOUT)
+        is_recent(self.closed, now)
+    }
+}
+
+/// Whether a connection was closed so short a while ago that others of its source may be open.
+fn is_recent(closed: Option<Instant>, now: Instant) -> bool {
+    closed.is_some_and(|closed| now.duration_since(closed) < CONFLICT_TIMEOUT)
+}
+
+/// Judges a channel that was closed a while ago, and that each of `several` may own.
+fn judge_left(orphan: &Orphan, several: &[&Main]) -> Verdict {
+    let mut closed = several.iter().filter(|main| main.closed.is_some());
+    match (closed.next(), closed.next()) {
+        (Some(main), None) if !main.channels.contains(&orphan.channel) => Verdict::Give(main.id),
+        (Some(_), Some(_)) => {
+            let mains = several.iter().filter(|main| main.closed.is_some());
+            let mains = mains.map(|main| main.id).collect();
+            Verdict::Refuse(mains, SetupFault::Alike { uuid: orphan.uuid })
+        }
+        (Some(_) | None, _) => Verdict::Drop,
     }
 }
 

@@ -1,5 +1,7 @@
 use super::*;
 
+mod left;
+
 const UNIX: PeerId = PeerId::Process(7);
 const MULTIFD: Stated = Stated {
     uuid: None,
@@ -43,7 +45,7 @@ fn a_channel_that_is_open_is_not_an_attempts_that_was_given_up() {
         matching.main_came(main, UNIX);
         matching.main_ready(main, MULTIFD, now);
     }
-    matching.main_closed(10);
+    matching.main_closed(10, now);
     matching.channel_came(1, [0; 16], 0, UNIX, now);
     assert_eq!(matching.decide(now), [give(1, 20)]);
 }
@@ -88,7 +90,7 @@ fn a_stranger_takes_no_channel_along() {
         }
         matching.main_ready(20, MULTIFD, now);
         matching.channel_closed(1, now);
-        matching.main_closed(20);
+        matching.main_closed(20, now);
         matching.end(10);
         assert_eq!(matching.decide(now + CONFLICT_TIMEOUT), [give(1, 20)]);
     }
@@ -106,7 +108,7 @@ fn a_stranger_takes_no_channel_of_a_main_channel_along_that_has_still_to_speak()
     matching.main_came(20, UNIX);
     matching.main_ready(20, MULTIFD, now);
     matching.channel_closed(1, now);
-    matching.main_closed(20);
+    matching.main_closed(20, now);
     assert_eq!(matching.decide(now + CONFLICT_TIMEOUT), [give(1, 20)]);
 }
 
@@ -124,7 +126,7 @@ fn a_settled_migration_that_ends_takes_no_channel_along() {
     matching.end(10);
     matching.main_ready(20, MULTIFD, now);
     matching.channel_closed(1, now);
-    matching.main_closed(20);
+    matching.main_closed(20, now);
     assert_eq!(matching.decide(now + CONFLICT_TIMEOUT), [give(1, 20)]);
 }
 
@@ -142,7 +144,7 @@ fn a_migration_that_ends_takes_no_channel_along_whose_number_it_has() {
     matching.end(10);
     matching.main_ready(20, MULTIFD, now);
     matching.channel_closed(2, now);
-    matching.main_closed(20);
+    matching.main_closed(20, now);
     assert_eq!(matching.decide(now + CONFLICT_TIMEOUT), [give(2, 20)]);
 }
 
@@ -348,7 +350,7 @@ fn a_closed_channel_waits_for_a_successor_while_its_main_channel_is_open() {
         matching.main_ready(10, MULTIFD, now);
         assert_eq!(matching.decide(now), []);
         if main_closes {
-            matching.main_closed(10);
+            matching.main_closed(10, now);
             assert_eq!(matching.decide(now), [give(1, 10)]);
         } else if renewed {
             matching.channel_came(2, [0; 16], 0, UNIX, now);
@@ -400,7 +402,7 @@ fn an_attempt_whose_source_has_closed_is_not_taken_for_the_next() {
         matching.main_came(main, UNIX);
         matching.main_ready(main, MULTIFD, now);
     }
-    matching.main_closed(10);
+    matching.main_closed(10, now);
     matching.channel_came(1, [0; 16], 0, UNIX, now);
     assert_eq!(matching.decide(now), [give(1, 20)]);
 }
@@ -670,33 +672,6 @@ fn those_that_cannot_be_told_apart_are_never_mixed() {
         }
     }
     assert!(whole > 100, "{whole} were whole");
-}
-
-#[test]
-fn an_empty_channel_stands_in_nobodys_way() {
-    for main_closes in [false, true] {
-        let (mut matching, now) = (Matching::default(), Instant::now());
-        matching.channel_came(1, [0; 16], 0, UNIX, now);
-        matching.channel_closed_empty(1, now);
-        matching.main_came(10, UNIX);
-        matching.main_ready(10, MULTIFD, now);
-        if main_closes {
-            matching.main_closed(10);
-        }
-        assert_eq!(matching.decide(now), [], "its own may still come");
-        matching.channel_came(2, [0; 16], 0, UNIX, now);
-        if main_closes {
-            matching.channel_closed(2, now);
-        }
-        let drop = Decision::Drop { channel: 1 };
-        let mut decisions = matching.decide(now);
-        if main_closes {
-            // What is closed waits for a successor itself, but not of a main channel that is
-            // closed.
-            decisions.extend(matching.decide(now + CONFLICT_TIMEOUT));
-        }
-        assert_eq!(decisions, [drop, give(2, 10)]);
-    }
 }
 
 #[test]
