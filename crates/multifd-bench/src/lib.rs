@@ -2,6 +2,7 @@
 //!
 //! - [`guests`] are processes whose memory is filled and written like a real guest's.
 //! - [`links`] simulates the network between two hosts on one machine.
+//! - `plan` predicts what a migration will take (feature `command`).
 //!
 //! The command `multifd-bench` moves such guests over such links. It is the module `command`,
 //! behind the default feature `command`; the rest of the library has few dependencies.
@@ -22,3 +23,5 @@
 pub mod command;
 pub mod guests;
 pub mod links;
+#[cfg(feature = "command")]
+pub mod plan;

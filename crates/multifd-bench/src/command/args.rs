@@ -10,6 +10,7 @@ use multifd_engine::ZeroPageDetection;
 use multifd_transport::Address;
 
 use super::migrate::{Mode, Rate};
+use super::plan::PlanArgs;
 
 /// Live migration measured without a VM: guests are processes.
 ///
@@ -26,6 +27,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     Migrate(MigrateArgs),
+    Plan(Box<PlanArgs>),
     Send(SendArgs),
     /// Be the process of a guest, which `send` starts.
     #[command(hide = true)]
@@ -143,7 +145,7 @@ pub struct SendArgs {
 }
 
 /// Parses a number of bytes, with K, M, G or T for powers of 1024, like QEMU.
-fn size(text: &str) -> Result<u64, String> {
+pub fn size(text: &str) -> Result<u64, String> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let shift = match text.get(digits.len()..).unwrap_or_default() {
         "" | "B" => 0,
@@ -161,7 +163,8 @@ fn size(text: &str) -> Result<u64, String> {
         .ok_or_else(|| "that is more than 64 bits can say".to_owned())
 }
 
-fn bandwidth(text: &str) -> Result<NonZeroU64, String> {
+/// Parses bytes a second.
+pub fn bandwidth(text: &str) -> Result<NonZeroU64, String> {
     NonZeroU64::new(size(text)?)
         .ok_or_else(|| "nothing could be sent; leave it out for no limit".to_owned())
 }

@@ -3,6 +3,7 @@
 mod args;
 mod guest;
 mod migrate;
+mod plan;
 mod send;
 mod this_program;
 
@@ -20,6 +21,7 @@ pub fn main() -> ExitCode {
         // A guest's standard input and output carry orders, so it prints nothing for people.
         Command::Guest => guest::run(NAME),
         Command::Migrate(args) => process::run(NAME, || migrate::run(&args)),
+        Command::Plan(args) => process::run(NAME, || plan::run(&args)),
         Command::Send(args) => process::run(NAME, || send::run(&args)),
         Command::Receive(args) => process::run(NAME, || {
             // It waits for a source that only `migrate` starts, and so must end together with it.

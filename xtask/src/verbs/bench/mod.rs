@@ -4,6 +4,7 @@ mod codec;
 mod delta;
 mod instructions;
 mod migrate;
+mod plan;
 mod qemu;
 mod relay;
 mod stores;
@@ -26,6 +27,8 @@ pub enum Bench {
     /// How many instructions the deflate codec takes for a page, counted by valgrind; fails if they
     /// are 2 % more than the committed ones, or if the codec stores from a high byte of a register
     Instructions(instructions::Arguments),
+    /// What `multifd-bench plan` predicts, beside migrations between real QEMUs over four links
+    Plan(plan::Arguments),
     /// A busy guest between real QEMUs, their own methods beside relays with zlib, also over a link
     /// of a chosen rate
     Qemu(qemu::Arguments),
@@ -39,6 +42,7 @@ pub fn run(bench: &Bench) -> Result<()> {
         Bench::Delta(arguments) => delta::run(arguments),
         Bench::Migrate(arguments) => migrate::run(arguments),
         Bench::Instructions(arguments) => instructions::run(arguments),
+        Bench::Plan(arguments) => plan::run(arguments),
         Bench::Qemu(arguments) => qemu::run(arguments),
         Bench::Relay(arguments) => relay::run(arguments),
     }

@@ -71,7 +71,7 @@ impl fmt::Display for Phase {
 }
 
 /// Changes a link's rate from phase to phase, until it is dropped.
-struct Schedule<'a> {
+pub(super) struct Schedule<'a> {
     _end: mpsc::Sender<()>,
     thread: Option<thread::ScopedJoinHandle<'a, std::io::Result<()>>>,
 }
@@ -103,7 +103,7 @@ impl<'a> Schedule<'a> {
 }
 
 /// A way to move a guest.
-struct Way {
+pub(super) struct Way {
     name: &'static str,
     /// The method written by the source, and the one read by the destination.
     qemu: [&'static str; 2],
@@ -117,7 +117,7 @@ struct Way {
     delta: bool,
 }
 
-const WAYS: [Way; 17] = [
+static WAYS: [Way; 17] = [
     Way::plain("qemu none", "none"),
     Way::plain("qemu zlib", "zlib"),
     Way::plain("qemu zstd", "zstd"),
@@ -232,11 +232,11 @@ impl Way {
 
 /// Measurements of one migration.
 #[derive(Clone, Copy)]
-struct Figures {
-    total_ms: f64,
-    downtime_ms: f64,
+pub(super) struct Figures {
+    pub(super) total_ms: f64,
+    pub(super) downtime_ms: f64,
     /// Bytes on the wire between the hosts.
-    bytes: f64,
+    pub(super) bytes: f64,
     /// CPU time of both QEMUs without the guest, and of the relays.
     qemu_cpu_s: f64,
     relay_cpu_s: f64,
@@ -344,8 +344,13 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
+/// The way with this name.
+pub(super) fn way(name: &str) -> Option<&'static Way> {
+    WAYS.iter().find(|way| way.name == name)
+}
+
 /// Moves the guest once.
-fn migrate<'s>(
+pub(super) fn migrate<'s>(
     chain: &mut Chain,
     binary: &QemuBinary,
     program: &Path,

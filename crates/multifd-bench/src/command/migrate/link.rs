@@ -10,6 +10,13 @@ use crate::links::{Link, LinkEnd};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rate(u64);
 
+impl Rate {
+    /// The rate in bits per second.
+    pub const fn bits_per_s(self) -> u64 {
+        self.0
+    }
+}
+
 impl FromStr for Rate {
     type Err = String;
 

@@ -1,0 +1,101 @@
+//! The time that threads compute, which other work on the machine does not lengthen much.
+
+use std::sync::Barrier;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::time::{ClockId, clock_gettime};
+
+/// Work that was timed.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Times {
+    /// Seconds of processors.
+    pub cpu: f64,
+    /// Seconds on the clock, of all threads together.
+    pub wall: f64,
+}
+
+impl Times {
+    /// Runs `work` on this thread.
+    pub fn of<R>(work: impl FnOnce() -> R) -> (R, Self) {
+        let (wall, cpu) = (Instant::now(), thread_seconds());
+        let result = work();
+        let wall = wall.elapsed().as_secs_f64();
+        let cpu = thread_seconds() - cpu;
+        (result, Self { cpu, wall })
+    }
+
+    /// Both.
+    #[must_use]
+    pub fn plus(self, other: Self) -> Self {
+        Self {
+            cpu: self.cpu + other.cpu,
+            wall: self.wall + other.wall,
+        }
+    }
+}
+
+/// Runs `work` in so many threads at once, as channels run, and returns their results. The number
+/// is the thread's.
+pub fn in_threads<R: Send>(threads: usize, work: impl Fn(usize) -> R + Sync) -> Vec<R> {
+    let start = Barrier::new(threads.max(1));
+    let (start, work) = (&start, &work);
+    thread::scope(|scope| {
+        let others: Vec<_> = (1..threads)
+            .map(|number| {
+                scope.spawn(move || {
+                    start.wait();
+                    work(number)
+                })
+            })
+            .collect();
+        start.wait();
+        let mut results = vec![work(0)];
+        // A thread that panicked has said so, and has no result.
+        results.extend(others.into_iter().filter_map(|thread| thread.join().ok()));
+        results
+    })
+}
+
+/// The share of a processor that each of so many threads gets now: 1 on an idle machine.
+#[must_use]
+pub fn share_of_processors(threads: usize) -> f64 {
+    let times = in_threads(threads, |_| {
+        Times::of(|| {
+            let end = Instant::now() + SHARE_TIME;
+            let mut sum = 0_u64;
+            while Instant::now() < end {
+                sum = (0..1000).fold(sum, |sum, n| std::hint::black_box(sum ^ n));
+            }
+        })
+    });
+    let all = times
+        .into_iter()
+        .fold(Times::default(), |all, (_, times)| all.plus(times));
+    (all.cpu / all.wall.max(f64::MIN_POSITIVE)).clamp(LEAST_SHARE, 1.0)
+}
+
+/// Seconds that this thread has computed.
+fn thread_seconds() -> f64 {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
+}
+
+/// Long beside a time slice of the scheduler.
+const SHARE_TIME: Duration = Duration::from_millis(400);
+/// A thread that got next to nothing was unlucky.
+const LEAST_SHARE: f64 = 0.02;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sleep_is_no_work() {
+        let ((), times) = Times::of(|| thread::sleep(Duration::from_millis(20)));
+        assert!(times.wall >= 0.02 && times.cpu < 0.015, "{times:?}");
+        let numbers = in_threads(3, |number| number);
+        assert_eq!(numbers.len(), 3);
+        assert_eq!(numbers.iter().sum::<usize>(), 3);
+    }
+}
