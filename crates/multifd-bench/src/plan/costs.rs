@@ -1,4 +1,5 @@
-//! What moving bytes takes beside the codec. Each constant names the measurement that it is from.
+//! What moving bytes takes beside the codec. Each constant names the measurement that it is from, or
+//! says that it is an estimate.
 
 use super::model::Moving;
 use super::rates::Socket;
@@ -61,8 +62,8 @@ impl Topology {
 /// IPv4, TCP and its time stamps.
 pub const PAYLOAD_OF_LINK: f64 = 1448.0 / 1514.0;
 
-// The constants below are from `cargo xtask bench qemu --memory 384 --dirty 1000` on the loopback:
-// 302 MB of pages, machine B, load 8.
+// The next two are from `cargo xtask bench qemu --memory 384 --dirty 1000` on the loopback: 302 MB
+// of pages, machine B, load 8.
 
 /// Seconds of both QEMUs together for a byte of pages, beside sockets and zero test: 1.46 ns in all
 /// through relays. A good part of it is memory that the destination touches for the first time.
@@ -70,6 +71,10 @@ const QEMU_PAGE_BYTE: f64 = 1.0e-9;
 /// Seconds for a byte of a TLS record, at each end: two relays with `none` took 1.36 ns, of which
 /// sockets are 0.8.
 const TLS_BYTE: f64 = 0.3e-9;
+
+// Estimates, which no measurement has taken apart. In a migration of a second or more they matter
+// little.
+
 /// Seconds for a zero page beside the test: its bit, and its offset in a packet.
 const ZERO_PAGE: f64 = 0.1e-6;
 /// What two relays add to that.
@@ -83,7 +88,7 @@ const ROUND: f64 = 0.01;
 /// Seconds of the switch-over beside its pages.
 const SWITCH_OVER: f64 = 0.02;
 
-/// Bytes that wait in the buffers of a channel: at 100 Mbit/s and 300 pages a second the guest
+/// Measured: bytes that wait in the buffers of a channel: at 100 Mbit/s and 300 pages a second the guest
 /// stood still for 0.21 s longer than its last round took, with 2 channels of `none`.
 const QUEUED: f64 = 1.3e6;
 
