@@ -1,5 +1,5 @@
-//! What moving bytes takes beside the codec. Each constant names the measurement that it is from, or
-//! says that it is an estimate.
+//! What moving bytes takes beside the codec. Each constant names the measurement that it is from,
+//! or says that it is an estimate.
 
 use super::model::Moving;
 use super::rates::Socket;
@@ -88,8 +88,8 @@ const ROUND: f64 = 0.01;
 /// Seconds of the switch-over beside its pages.
 const SWITCH_OVER: f64 = 0.02;
 
-/// Measured: bytes that wait in the buffers of a channel: at 100 Mbit/s and 300 pages a second the guest
-/// stood still for 0.21 s longer than its last round took, with 2 channels of `none`.
+/// Measured: bytes that wait in the buffers of a channel. At 100 Mbit/s and 300 pages a second the
+/// guest stood still for 0.21 s longer than its last round took, with 2 channels of `none`.
 const QUEUED: f64 = 1.3e6;
 
 /// Bytes of pages a second that an IAA compresses: 12.0 GB/s through four devices with QEMU's `qpl`
