@@ -22,6 +22,8 @@ pub enum Whereabouts {
     Destination,
     /// Nobody can say it here.
     Unknown,
+    /// Nothing was begun, so it is where it was. This QEMU may have none.
+    Unchanged,
 }
 
 impl Whereabouts {
@@ -32,6 +34,7 @@ impl Whereabouts {
             Self::Source => "source",
             Self::Destination => "destination",
             Self::Unknown => "unknown",
+            Self::Unchanged => "unchanged",
         }
     }
 }
@@ -60,12 +63,19 @@ impl fmt::Display for Follows<'_> {
 }
 
 impl Failure {
-    /// A failure after which the source has its guest as before.
+    /// A failure after which the source has its guest as before, or after which no QEMU was asked
+    /// for anything.
     pub(crate) fn before(cause: impl Into<Cause>) -> Self {
+        let cause = cause.into();
+        let guest = match cause {
+            // This QEMU has no guest to send, or waits for none.
+            Cause::NoGuest(_) | Cause::NotIncoming(_) | Cause::Busy(_) => Whereabouts::Unchanged,
+            _ => Whereabouts::Source,
+        };
         Self {
-            guest: Whereabouts::Source,
+            guest,
             cancelled: false,
-            cause: cause.into(),
+            cause,
             advice: Vec::new(),
         }
     }
@@ -212,6 +222,21 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A QEMU that has sent its guest away does not get it back by a command that is refused.
+    #[test]
+    fn a_refusal_at_the_start_says_nothing_about_the_source() {
+        let state = || "postmigrate".to_owned();
+        for cause in [
+            Cause::NoGuest(state()),
+            Cause::NotIncoming(state()),
+            Cause::Busy(state()),
+        ] {
+            assert_eq!(Failure::before(cause).guest, Whereabouts::Unchanged);
+        }
+        let blocked = Failure::before(Cause::Blocked(vec!["a device".to_owned()]));
+        assert_eq!(blocked.guest, Whereabouts::Source);
+    }
 
     #[test]
     fn a_lost_word_leaves_it_open_who_has_the_guest() {

@@ -181,7 +181,7 @@ impl Controller {
             processors: processors.filter(|count| *count > 0.0),
             lanes: 0,
             steps: (0..steps).map(|_| Estimate::default()).collect(),
-            // What is best for most links.
+            // Most links need it.
             current: 2.min(steps.saturating_sub(1)),
             rate: None,
             reading: Mean::default(),
