@@ -146,7 +146,7 @@ mod tests {
         );
         assert_eq!(
             files(multifd_bench::command::definition()),
-            "multifd-bench-migrate.1 multifd-bench-send.1 multifd-bench.1"
+            "multifd-bench-migrate.1 multifd-bench-plan.1 multifd-bench-send.1 multifd-bench.1"
         );
     }
 
