@@ -223,9 +223,7 @@ impl Patience {
 impl Inflate {
     pub(crate) fn new() -> Self {
         let inflater = || Ok::<_, Infallible>(RunInflater::new());
-        let Ok(readers) = Readers::new(inflater, |inflater, (), run, pages| {
-            inflater.inflate(run, pages)
-        });
+        let Ok(readers) = Readers::new(inflater, |inflater, (), runs| inflater.inflate_all(runs));
         let own = Own {
             stream: StreamInflater::new(),
             readers,

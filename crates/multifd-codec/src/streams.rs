@@ -15,6 +15,8 @@ use crate::page::Parts;
 // more takes longer than it could save.
 const MOST_WRITERS: usize = 16;
 const MOST_READERS: usize = 8;
+/// Most pieces that a reader reads at a time.
+const MOST_TOGETHER: usize = 32;
 /// The work of one processor while another one wakes.
 pub(crate) const LEAST_BYTES: usize = 32 << 10;
 
@@ -105,6 +107,11 @@ impl<T: Send + 'static, J: Default + Send + Sync + 'static> Crew<T, J> {
         std::mem::swap(job, &mut *shared.write());
     }
 
+    /// The number of workers.
+    pub(crate) fn workers(&self) -> usize {
+        1 + self.shared.common.tools().len()
+    }
+
     /// Visits all workers' tools, for collected results.
     pub(crate) fn each_tools(&mut self, mut look: impl FnMut(&mut T)) {
         look(&mut self.mine);
@@ -176,12 +183,15 @@ impl<T, J> Drop for Begun<'_, T, J> {
 pub(crate) struct Readers<T: Send + 'static, X: Send + Sync + 'static, E: Send + 'static> {
     crew: Crew<T, Reading<T, X, E>>,
     job: Reading<T, X, E>,
-    read: ReadPiece<T, X, E>,
+    read: ReadPieces<T, X, E>,
 }
 
-/// Reads one piece.
-pub(crate) type ReadPiece<T, X, E> =
-    fn(tools: &mut T, context: &X, piece: &[u8], pages: &mut [u8]) -> Result<(), E>;
+/// Reads pieces, each to its part of the pages. Its error may be that of any bad piece.
+pub(crate) type ReadPieces<T, X, E> =
+    for<'d> fn(tools: &mut T, context: &X, pieces: &mut dyn Iterator<Item = Piece<'d>>) -> Result<(), E>;
+
+/// A piece of a payload, and its part of the pages.
+pub(crate) type Piece<'d> = (&'d [u8], &'d mut [u8]);
 
 /// A packet that is being read.
 struct Reading<T, X, E> {
@@ -191,7 +201,9 @@ struct Reading<T, X, E> {
     /// The parts for their pages.
     parts: Parts,
     context: X,
-    read: Option<ReadPiece<T, X, E>>,
+    read: Option<ReadPieces<T, X, E>>,
+    /// How many pieces a worker reads at a time, at most [`MOST_TOGETHER`].
+    together: usize,
     /// The number of pieces read.
     done: AtomicUsize,
     /// The error of the first bad piece.
@@ -212,7 +224,7 @@ impl<T: Send + 'static, X: Default + Send + Sync + 'static, E: Send + 'static> R
     /// The errors of `tools`.
     pub(crate) fn new<F>(
         tools: impl FnMut() -> Result<T, F>,
-        read: ReadPiece<T, X, E>,
+        read: ReadPieces<T, X, E>,
     ) -> Result<Self, F> {
         Self::of(processors().min(MOST_READERS), tools, read)
     }
@@ -220,7 +232,7 @@ impl<T: Send + 'static, X: Default + Send + Sync + 'static, E: Send + 'static> R
     fn of<F>(
         workers: usize,
         tools: impl FnMut() -> Result<T, F>,
-        read: ReadPiece<T, X, E>,
+        read: ReadPieces<T, X, E>,
     ) -> Result<Self, F> {
         Ok(Self {
             crew: Crew::new(workers, tools, Reading::read)?,
@@ -257,7 +269,13 @@ impl<T: Send + 'static, X: Default + Send + Sync + 'static, E: Send + 'static> R
         std::mem::swap(&mut job.payload, &mut packet.payload);
         job.parts.fill(&mut packet.pages);
         let (count, bytes) = (job.pieces.len(), job.parts.len_bytes());
-        self.crew.run(job, count, count.min(bytes / LEAST_BYTES));
+        let workers = self.crew.workers().min(count).min(bytes / LEAST_BYTES);
+        let workers = workers.max(1);
+        // Two pieces together take less time than one after the other. But each worker needs some.
+        let two = count.div_ceil(workers).min(2);
+        job.together = (count / (4 * workers)).clamp(two.max(1), MOST_TOGETHER);
+        let batches = count.div_ceil(job.together);
+        self.crew.run(job, batches, workers);
         std::mem::swap(&mut job.payload, &mut packet.payload);
         packet.pages = job.parts.take_back();
         job.context = X::default();
@@ -299,6 +317,7 @@ impl<T, X: Default, E> Default for Reading<T, X, E> {
             parts: Parts::default(),
             context: X::default(),
             read: None,
+            together: 1,
             done: AtomicUsize::new(0),
             first_error: Mutex::new(None),
         }
@@ -306,22 +325,40 @@ impl<T, X: Default, E> Default for Reading<T, X, E> {
 }
 
 impl<T, X, E> Reading<T, X, E> {
-    fn read(tools: &mut T, job: &Self, number: usize) -> bool {
-        let piece = job.pieces.get(number).cloned();
-        let piece = piece.and_then(|piece| job.payload.get(piece));
-        // No other worker has this number.
-        let (Some(read), Some(piece), Some(part)) = (job.read, piece, job.parts.take(number))
-        else {
+    fn read(tools: &mut T, job: &Self, batch: usize) -> bool {
+        let first = batch * job.together;
+        let pieces = job.pieces.get(first..).unwrap_or_default();
+        let pieces = pieces.get(..job.together).unwrap_or(pieces);
+        let mut room = [const { (&[][..], None) }; MOST_TOGETHER];
+        for ((number, piece), room) in (first..).zip(pieces).zip(&mut room) {
+            // No other worker has these numbers.
+            let (Some(piece), Some(part)) =
+                (job.payload.get(piece.clone()), job.parts.take(number))
+            else {
+                return false;
+            };
+            *room = (piece, Some(part));
+        }
+        let Some(read) = job.read else {
             return false;
         };
-        let outcome = read(tools, &job.context, piece, part);
-        match outcome {
-            Ok(()) => job.done.fetch_add(1, Ordering::Release),
-            Err(error) => {
+        let mut all = room
+            .iter_mut()
+            .filter_map(|(piece, part)| Some((*piece, part.as_deref_mut()?)));
+        if read(tools, &job.context, &mut all).is_ok() {
+            job.done.fetch_add(pieces.len(), Ordering::Release);
+            return true;
+        }
+        // Again one by one, to find the first bad piece.
+        let all = room.iter_mut();
+        let all = all.filter_map(|(piece, part)| Some((*piece, part.as_deref_mut()?)));
+        for (number, piece) in (first..).zip(all) {
+            if let Err(error) = read(tools, &job.context, &mut std::iter::once(piece)) {
                 job.note(number, error);
                 return false;
             }
-        };
+            job.done.fetch_add(1, Ordering::Release);
+        }
         true
     }
 
@@ -360,9 +397,22 @@ mod tests {
     #[test]
     fn every_piece_is_read_into_its_own_part() {
         const LEN: usize = LEAST_BYTES;
-        fn fill((): &mut (), (): &(), piece: &[u8], pages: &mut [u8]) -> Result<(), &'static str> {
-            pages.fill(piece[0]);
-            if piece[0] == 9 { Err("nine") } else { Ok(()) }
+        fn fill(
+            (): &mut (),
+            (): &(),
+            pieces: &mut dyn Iterator<Item = Piece<'_>>,
+        ) -> Result<(), &'static str> {
+            // The last one first: it need not be the first bad one.
+            let mut pieces: Vec<_> = pieces.collect();
+            for (piece, pages) in pieces.iter_mut().rev() {
+                pages.fill(piece[0]);
+                match piece[0] {
+                    9 => return Err("nine"),
+                    8 => return Err("eight"),
+                    _ => {}
+                }
+            }
+            Ok(())
         }
         fn list(_: &[u8], pieces: &mut Pieces<'_>) -> Option<()> {
             (0..5).try_for_each(|at| pieces.push(at..at + 1, LEN))
@@ -378,7 +428,7 @@ mod tests {
             for (place, number) in packet.pages.as_ref().chunks(LEN).zip(1..) {
                 assert!(place.iter().all(|&byte| byte == number));
             }
-            packet.payload = vec![1, 9, 9, 1, 1];
+            packet.payload = vec![1, 9, 8, 1, 1];
             assert_eq!(readers.read(&mut packet, (), list), Err((1, "nine")));
             // The next packet gets nothing of it.
             packet.payload = vec![5, 4, 3, 2, 1];
