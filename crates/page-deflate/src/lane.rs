@@ -5,8 +5,8 @@
 
 use super::inflate::InflateError;
 use super::table::{
-    END, Entry, LINK, LITERAL, NO_DISTANCE, SPECIAL, Tables, distance, drop_bits, length,
-    literal_before,
+    END, Entry, LINK, LITERAL, NO_DISTANCE, SPECIAL, Tables, drop_bits, literals, low_bits,
+    value,
 };
 
 /// Input as bits; the first bit of a byte is the lowest.
@@ -277,7 +277,10 @@ impl Lane<'_, '_> {
                     }
                 }
             }
+            // SAFETY: see above.
+            unsafe { self.refill() };
         }
+        // Now there are at least 56 bits, and a match takes at most 48.
         if entry & SPECIAL != 0 {
             if entry & LINK != 0 {
                 entry = tables.litlen_second(entry, self.bits.bits);
@@ -295,15 +298,9 @@ impl Lane<'_, '_> {
                 return Some(Stop::End);
             }
         }
-        let length = length(entry, self.bits.bits);
-        let (literal, literals) = literal_before(entry);
-        // SAFETY: see above.
-        unsafe { put(self.output, self.at, [literal]) };
-        self.at += literals;
+        let length = C::value(entry, self.bits.bits);
         self.drop(entry);
 
-        // SAFETY: see above.
-        unsafe { self.refill() };
         let mut entry = tables.distance_entry(self.bits.bits);
         if entry & NO_DISTANCE != 0 {
             if entry & LINK != 0 {
@@ -313,7 +310,7 @@ impl Lane<'_, '_> {
                 return Some(Stop::Invalid);
             }
         }
-        let distance = distance(entry, self.bits.bits);
+        let distance = C::value(entry, self.bits.bits);
         self.drop(entry);
 
         let at = self.at;
@@ -363,7 +360,7 @@ impl Lane<'_, '_> {
     unsafe fn put_literals(&mut self, entry: Entry) {
         // SAFETY: the caller ensures it.
         unsafe { put(self.output, self.at, ((entry >> 8) as u16).to_le_bytes()) };
-        self.at += (entry >> 24 & 3) as usize;
+        self.at += literals(entry);
         self.drop(entry);
     }
 
@@ -391,7 +388,7 @@ impl Lane<'_, '_> {
             return Err(self.truncated());
         }
         if entry & LITERAL != 0 {
-            let count = (entry >> 24 & 3) as usize;
+            let count = literals(entry);
             let literals = [(entry >> 8) as u8, (entry >> 16) as u8];
             let Some(target) = self.output.get_mut(self.at..self.at + count) else {
                 return Err(self.too_long());
@@ -407,14 +404,7 @@ impl Lane<'_, '_> {
                 Err(InflateError::InvalidSymbol)
             };
         }
-        let length = length(entry, bits);
-        if let (literal, 1) = literal_before(entry) {
-            let Some(target) = self.output.get_mut(self.at) else {
-                return Err(self.too_long());
-            };
-            *target = literal;
-            self.at += 1;
-        }
+        let length = value(entry, low_bits(entry, bits));
 
         self.bits.refill();
         let mut entry = tables.distance_entry(self.bits.bits);
@@ -428,7 +418,7 @@ impl Lane<'_, '_> {
         if !self.bits.drop(drop_bits(entry)) {
             return Err(self.truncated());
         }
-        self.copy(length, distance(entry, bits), history)?;
+        self.copy(length, value(entry, low_bits(entry, bits)), history)?;
         Ok(false)
     }
 
@@ -602,6 +592,12 @@ trait Copier {
     /// has the instructions.
     #[allow(unsafe_code, reason = "see `one`")]
     unsafe fn copy(output: &mut [u8], at: usize, length: usize, distance: usize);
+
+    /// [`value`] of an entry and the next bits.
+    #[inline(always)]
+    fn value(entry: Entry, bits: u64) -> usize {
+        value(entry, low_bits(entry, bits))
+    }
 }
 
 /// By words, on any machine.
@@ -692,8 +688,8 @@ use shuffles::Shuffles;
 #[cfg(target_arch = "x86_64")]
 #[allow(unsafe_code, reason = "vector instructions which not every machine has")]
 mod shuffles {
-    use super::{Copier, copy_far, get, put};
-    use std::arch::x86_64::{__m128i, _mm_shuffle_epi8};
+    use super::{Copier, Entry, copy_far, get, put, value};
+    use std::arch::x86_64::{__m128i, _bzhi_u64, _mm_shuffle_epi8};
 
     /// By shuffles, on x86-64 with SSSE3. The first 16 bytes take no branch, which would depend on
     /// the distance and be hard to predict.
@@ -726,6 +722,12 @@ mod shuffles {
                 unsafe { put(output, target, first) };
                 target += step;
             }
+        }
+
+        #[inline(always)]
+        fn value(entry: Entry, bits: u64) -> usize {
+            // SAFETY: the caller has BMI2. The instruction takes an entry's lowest byte.
+            value(entry, unsafe { _bzhi_u64(bits, entry) })
         }
     }
 

@@ -21,15 +21,13 @@ const DISTANCE_ENTRIES: usize = (1 << DISTANCE_BITS) + 10 * FIXED_DISTANCE_LENGT
 
 /// One entry of a table.
 ///
-/// | bits | one or two literals | length, perhaps after a literal | distance | link to a second level |
-/// | --- | --- | --- | --- | --- |
-/// | 0-7 | bits to drop | the same, with the extra bits | the same | |
-/// | 8-11 | | bits before the extra bits | the same | bits the second level takes |
-/// | 8-15 | first literal | | | |
-/// | 12-27 | 16-23: second literal | 12-20: smallest length | 16-30: smallest distance | index of the second level |
-/// | 21-28 | | literal | | |
-/// | 24-25 | how many | | | |
-/// | 29 | | whether there is a literal | | |
+/// | bits | one or two literals | length or distance | link to a second level |
+/// | --- | --- | --- | --- |
+/// | 0-7 | bits to drop | bits to drop, with the extra bits | |
+/// | 8-13 | | bits of the code alone | 8-11: bits the second level takes |
+/// | 8-15 | first literal | | |
+/// | 12-27 | 16-23: second literal | 16-30: smallest value | index of the second level |
+/// | 24-25 | how many | | |
 ///
 /// [`LITERAL`] and [`SPECIAL`], or [`NO_DISTANCE`], tell them apart.
 pub(super) type Entry = u32;
@@ -50,32 +48,25 @@ pub(super) fn drop_bits(entry: Entry) -> u32 {
     entry & 0xff
 }
 
-/// The extra bits of an entry.
+/// The length or distance of an entry, including the extra bits after its code. `low_bits` are the
+/// bits to drop.
 #[inline(always)]
-fn extra(entry: Entry, bits: u64) -> usize {
-    ((bits & ((1 << (entry & 63)) - 1)) >> (entry >> 8 & 15)) as usize
+pub(super) fn value(entry: Entry, low_bits: u64) -> usize {
+    (entry >> 16) as usize + (low_bits >> (entry >> 8 & 63)) as usize
 }
 
-/// The length of an entry, with its extra bits.
+/// The number of literals of an entry that has some.
 #[inline(always)]
-pub(super) fn length(entry: Entry, bits: u64) -> usize {
-    (entry >> LENGTH_SHIFT & 0x1ff) as usize + extra(entry, bits)
+pub(super) fn literals(entry: Entry) -> usize {
+    // The subtraction takes the flag off, and becomes a part of the addition that follows.
+    (entry >> 24) as usize - (LITERAL >> 24) as usize
 }
 
-/// The distance of an entry, with its extra bits.
+/// The lowest bits of `bits`, as many as an entry drops.
 #[inline(always)]
-pub(super) fn distance(entry: Entry, bits: u64) -> usize {
-    (entry >> DISTANCE_SHIFT & 0x7fff) as usize + extra(entry, bits)
+pub(super) fn low_bits(entry: Entry, bits: u64) -> u64 {
+    bits & ((1 << (entry & 63)) - 1)
 }
-
-/// The literal before an entry's length, and whether there is one.
-#[inline(always)]
-pub(super) fn literal_before(entry: Entry) -> (u8, usize) {
-    ((entry >> 21) as u8, (entry >> 29 & 1) as usize)
-}
-
-const LENGTH_SHIFT: u32 = 12;
-const DISTANCE_SHIFT: u32 = 16;
 
 /// Why a description of a code is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -229,33 +220,7 @@ impl Tables {
                 usage,
             )?;
         }
-        if usage == Use::Pages {
-            self.join_symbols();
-        }
         Ok(())
-    }
-
-    /// Extends an entry of one literal by the next literal or length if the look-up covers all of
-    /// its bits.
-    fn join_symbols(&mut self) {
-        let first_level = &mut self.litlen.entries[..1 << LITLEN_BITS];
-        // From the top down: the entry for the bits after a code has a lower index, and must still
-        // hold a single symbol.
-        for index in (0..1 << LITLEN_BITS).rev() {
-            let first = first_level[index];
-            let behind = index >> (drop_bits(first) & 15);
-            let second = first_level[behind];
-            let bits = drop_bits(first) + drop_bits(second);
-            let literal = first >> 8 & 0xff;
-            let pair = LITERAL | 2 << 24 | (second & 0xff00) << 8 | literal << 8 | bits;
-            let length = length(second, behind as u64) as Entry;
-            let end = 1 << 29 | literal << 21 | length << LENGTH_SHIFT | bits << 8 | bits;
-            let joint = select_unpredictable(second & LITERAL != 0, pair, end);
-            let is_joint = (first & LITERAL != 0)
-                & (second & SPECIAL == 0)
-                & (bits as usize <= LITLEN_BITS);
-            first_level[index] = select_unpredictable(is_joint, joint, first);
-        }
     }
 }
 
@@ -289,7 +254,7 @@ static LITLEN_SYMBOL_ENTRIES: [SymbolEntry; FIXED_LITLEN_LENGTHS.len()] = {
     entries[END_OF_BLOCK] = (SPECIAL | END, 1);
     let mut index = 0;
     while index < LENGTH_BASE.len() {
-        let fixed = (LENGTH_BASE[index] as u32) << LENGTH_SHIFT | LENGTH_EXTRA[index] as u32;
+        let fixed = (LENGTH_BASE[index] as u32) << 16 | LENGTH_EXTRA[index] as u32;
         entries[END_OF_BLOCK + 1 + index] = (fixed, CODE_BITS);
         index += 1;
     }
@@ -367,7 +332,7 @@ impl Precode {
             bits: drop_bits(entry),
             length: (entry >> 12 & 15) as u8,
             is_previous: entry & PREVIOUS != 0,
-            count: (entry >> 16 & 0x7fff) as usize + extra(entry, bits),
+            count: value(entry & !PREVIOUS & !(0xf << 12), low_bits(entry, bits)),
         }
     }
 }
@@ -464,7 +429,41 @@ fn fill<const ENTRIES: usize>(
             *place = entry(symbols, symbol, bits);
         }
     }
+    if usage == Use::Pages && ENTRIES == LITLEN_ENTRIES {
+        pair_literals(table, &sorted, &starts);
+    }
     Ok(())
+}
+
+/// Extends entries of one literal by the next literal if the look-up covers its whole code.
+fn pair_literals(
+    table: &mut [Entry],
+    sorted: &[u16; FIXED_LITLEN_LENGTHS.len()],
+    starts: &[usize; MAX_CODE_BITS + 2],
+) {
+    // The entries for the bits after a code.
+    let mut singles = [0; 1 << (LITLEN_BITS - 1)];
+    singles.copy_from_slice(&table[..1 << (LITLEN_BITS - 1)]);
+    let mut code = 0_u16;
+    for bits in 1..LITLEN_BITS {
+        code <<= 1;
+        for &symbol in &sorted[starts[bits]..starts[bits + 1]] {
+            let place = reversed(code, bits);
+            code += 1;
+            if usize::from(symbol) >= END_OF_BLOCK {
+                continue;
+            }
+            let first = entry(&LITLEN_SYMBOL_ENTRIES, usize::from(symbol), bits);
+            let both = LITERAL | 2 << 24 | first & 0xffff;
+            let most = (LITLEN_BITS - bits) as u32;
+            let places = table[place..1 << LITLEN_BITS].iter_mut().step_by(1 << bits);
+            for (&second, place) in singles.iter().zip(places) {
+                let pair = both + ((second & 0xff00) << 8 | second & 0xff);
+                let is_pair = (second & LITERAL != 0) & (drop_bits(second) <= most);
+                *place = select_unpredictable(is_pair, pair, first);
+            }
+        }
+    }
 }
 
 /// The lowest `bits` of a code in reverse.
