@@ -3,10 +3,10 @@
 //! Two places in independent streams are moved in turn by one loop: a look-up waits for the one
 //! before it in the same stream, and the processor works on the other stream meanwhile.
 
+use super::format::MIN_MATCH;
 use super::inflate::InflateError;
 use super::table::{
-    END, Entry, LINK, LITERAL, NO_DISTANCE, SPECIAL, Tables, drop_bits, literals, low_bits,
-    value,
+    END, Entry, Extended, LINK, LITERAL, NO_DISTANCE, SPECIAL, Tables, literal_bits, literals,
 };
 
 /// Input as bits; the first bit of a byte is the lowest.
@@ -204,7 +204,7 @@ fn one<C: Copier>(place: &mut Lane<'_, '_>, tables: &Tables) -> Stop {
             break stop;
         }
     };
-    lane.bits.count &= 0xff;
+    lane.bits.count &= 63;
     *place = lane;
     stop
 }
@@ -232,8 +232,8 @@ fn two<C: Copier>(
             break [stop_a, stop_b];
         }
     };
-    a.bits.count &= 0xff;
-    b.bits.count &= 0xff;
+    a.bits.count &= 63;
+    b.bits.count &= 63;
     *place_a = a;
     *place_b = b;
     stops
@@ -257,6 +257,9 @@ impl Lane<'_, '_> {
     unsafe fn step<C: Copier>(&mut self, tables: &Tables) -> Option<Stop> {
         // SAFETY: the caller ensures it, here and for all unchecked accesses below.
         unsafe { self.refill() };
+        let entry = tables.litlen_entry(self.bits.bits);
+        // SAFETY: see above.
+        unsafe { self.put_literals(entry) };
         let mut entry = tables.litlen_entry(self.bits.bits);
         if entry & LITERAL != 0 {
             // SAFETY: see above.
@@ -269,14 +272,12 @@ impl Lane<'_, '_> {
                 if entry & LITERAL != 0 {
                     // SAFETY: see above.
                     unsafe { self.put_literals(entry) };
-                    entry = tables.litlen_entry(self.bits.bits);
-                    if entry & LITERAL != 0 {
-                        // SAFETY: see above.
-                        unsafe { self.put_literals(entry) };
-                        return None;
-                    }
+                    return None;
                 }
             }
+            // SAFETY: see above.
+            unsafe { self.refill() };
+        } else if !tables.fits_after_one() {
             // SAFETY: see above.
             unsafe { self.refill() };
         }
@@ -294,12 +295,13 @@ impl Lane<'_, '_> {
                 if entry & END == 0 {
                     return Some(Stop::Invalid);
                 }
-                self.drop(entry);
+                self.drop(entry >> 8);
                 return Some(Stop::End);
             }
         }
-        let length = C::value(entry, self.bits.bits);
-        self.drop(entry);
+        let symbol = Extended::length(entry);
+        let length = MIN_MATCH + C::value(symbol, self.bits.bits);
+        self.drop(symbol.0);
 
         let mut entry = tables.distance_entry(self.bits.bits);
         if entry & NO_DISTANCE != 0 {
@@ -310,8 +312,9 @@ impl Lane<'_, '_> {
                 return Some(Stop::Invalid);
             }
         }
-        let distance = C::value(entry, self.bits.bits);
-        self.drop(entry);
+        let symbol = Extended::distance(entry);
+        let distance = C::value(symbol, self.bits.bits);
+        self.drop(symbol.0);
 
         let at = self.at;
         if distance > at || at + length + COPY_SLACK > self.output.len() {
@@ -345,20 +348,23 @@ impl Lane<'_, '_> {
         *count |= 56;
     }
 
-    /// Drops an entry's bits. The count's upper bits become meaningless.
+    /// Drops bits, as many as the lowest six bits of `count` say. The count's upper bits become
+    /// meaningless.
     #[inline(always)]
-    fn drop(&mut self, entry: Entry) {
-        self.bits.bits >>= entry & 63;
-        self.bits.count = self.bits.count.wrapping_sub(entry);
+    fn drop(&mut self, count: u32) {
+        self.bits.bits >>= count & 63;
+        self.bits.count = self.bits.count.wrapping_sub(count);
     }
 
+    /// Takes an entry's literals, if it has some.
+    ///
     /// # Safety
     ///
     /// The output has at least two more bytes.
     #[allow(unsafe_code, reason = "see `one`")]
     #[inline(always)]
     unsafe fn put_literals(&mut self, entry: Entry) {
-        // SAFETY: the caller ensures it.
+        // SAFETY: the caller ensures it. Bytes that are no literals are overwritten later.
         unsafe { put(self.output, self.at, ((entry >> 8) as u16).to_le_bytes()) };
         self.at += literals(entry);
         self.drop(entry);
@@ -384,7 +390,15 @@ impl Lane<'_, '_> {
         let bits = self.bits.bits;
         // A block continues after a literal. Input that ends within a pair of literals would be
         // truncated anyway; the same holds for the output.
-        if !self.bits.drop(drop_bits(entry)) {
+        let symbol = Extended::length(entry);
+        let dropped = if entry & LITERAL != 0 {
+            literal_bits(entry)
+        } else if entry & (SPECIAL | END) == SPECIAL {
+            return Err(InflateError::InvalidSymbol);
+        } else {
+            symbol.bits()
+        };
+        if !self.bits.drop(dropped) {
             return Err(self.truncated());
         }
         if entry & LITERAL != 0 {
@@ -398,27 +412,23 @@ impl Lane<'_, '_> {
             return Ok(false);
         }
         if entry & SPECIAL != 0 {
-            return if entry & END != 0 {
-                Ok(true)
-            } else {
-                Err(InflateError::InvalidSymbol)
-            };
+            return Ok(true);
         }
-        let length = value(entry, low_bits(entry, bits));
+        let length = MIN_MATCH + symbol.value(symbol.low_bits(bits));
 
         self.bits.refill();
         let mut entry = tables.distance_entry(self.bits.bits);
         if entry & (NO_DISTANCE | LINK) == NO_DISTANCE | LINK {
             entry = tables.distance_second(entry, self.bits.bits);
         }
-        let bits = self.bits.bits;
         if entry & NO_DISTANCE != 0 {
             return Err(InflateError::InvalidSymbol);
         }
-        if !self.bits.drop(drop_bits(entry)) {
+        let (symbol, bits) = (Extended::distance(entry), self.bits.bits);
+        if !self.bits.drop(symbol.bits()) {
             return Err(self.truncated());
         }
-        self.copy(length, value(entry, low_bits(entry, bits)), history)?;
+        self.copy(length, symbol.value(symbol.low_bits(bits)), history)?;
         Ok(false)
     }
 
@@ -593,10 +603,10 @@ trait Copier {
     #[allow(unsafe_code, reason = "see `one`")]
     unsafe fn copy(output: &mut [u8], at: usize, length: usize, distance: usize);
 
-    /// [`value`] of an entry and the next bits.
+    /// The value of a symbol and the next bits.
     #[inline(always)]
-    fn value(entry: Entry, bits: u64) -> usize {
-        value(entry, low_bits(entry, bits))
+    fn value(symbol: Extended, bits: u64) -> usize {
+        symbol.value(symbol.low_bits(bits))
     }
 }
 
@@ -688,7 +698,7 @@ use shuffles::Shuffles;
 #[cfg(target_arch = "x86_64")]
 #[allow(unsafe_code, reason = "vector instructions which not every machine has")]
 mod shuffles {
-    use super::{Copier, Entry, copy_far, get, put, value};
+    use super::{Copier, Extended, copy_far, get, put};
     use std::arch::x86_64::{__m128i, _bzhi_u64, _mm_shuffle_epi8};
 
     /// By shuffles, on x86-64 with SSSE3. The first 16 bytes take no branch, which would depend on
@@ -725,9 +735,9 @@ mod shuffles {
         }
 
         #[inline(always)]
-        fn value(entry: Entry, bits: u64) -> usize {
-            // SAFETY: the caller has BMI2. The instruction takes an entry's lowest byte.
-            value(entry, unsafe { _bzhi_u64(bits, entry) })
+        fn value(symbol: Extended, bits: u64) -> usize {
+            // SAFETY: the caller has BMI2. The instruction takes the number from the lowest byte.
+            symbol.value(unsafe { _bzhi_u64(bits, symbol.0) })
         }
     }
 

@@ -2,7 +2,7 @@
 
 use super::format::{
     DISTANCE_BASE, DISTANCE_EXTRA, END_OF_BLOCK, FIXED_DISTANCE_LENGTHS, FIXED_LITLEN_LENGTHS,
-    LENGTH_BASE, LENGTH_EXTRA, MAX_CODE_BITS, MAX_PRECODE_BITS, PRECODE_SYMBOLS,
+    LENGTH_BASE, LENGTH_EXTRA, MAX_CODE_BITS, MAX_PRECODE_BITS, MIN_MATCH, PRECODE_SYMBOLS,
 };
 use std::hint::select_unpredictable;
 use std::sync::OnceLock;
@@ -21,15 +21,17 @@ const DISTANCE_ENTRIES: usize = (1 << DISTANCE_BITS) + 10 * FIXED_DISTANCE_LENGT
 
 /// One entry of a table.
 ///
-/// | bits | one or two literals | length or distance | link to a second level |
-/// | --- | --- | --- | --- |
-/// | 0-7 | bits to drop | bits to drop, with the extra bits | |
-/// | 8-13 | | bits of the code alone | 8-11: bits the second level takes |
-/// | 8-15 | first literal | | |
-/// | 12-27 | 16-23: second literal | 16-30: smallest value | index of the second level |
-/// | 24-25 | how many | | |
+/// | bits | one or two literals | length | end of block | distance | link to a second level |
+/// | --- | --- | --- | --- | --- | --- |
+/// | 0-7 | 0-5: bits to drop | 0 | 0 | bits to drop, with the extra bits | 0 |
+/// | 6-7 | how many | | | | |
+/// | 8-15 | first literal | bits to drop, with the extra bits | bits to drop | 8-13: bits of the code alone | 8-20: index of the second level |
+/// | 16-23 | second literal | 16-21: bits of the code alone | | | 21-24: bits that it takes |
+/// | 14-28 | | 22-29: length less 3 | | smallest distance | |
 ///
-/// [`LITERAL`] and [`SPECIAL`], or [`NO_DISTANCE`], tell them apart.
+/// [`LITERAL`] and [`SPECIAL`], or [`NO_DISTANCE`], tell them apart. The lowest byte of any entry
+/// but literals is 0, so that taking an entry's literals, and dropping their bits, changes nothing
+/// if it has none.
 pub(super) type Entry = u32;
 
 pub(super) const LITERAL: Entry = 1 << 31;
@@ -42,30 +44,52 @@ pub(super) const LINK: Entry = 1 << 29;
 /// Among these special entries: the end of the block.
 pub(super) const END: Entry = 1 << 28;
 
-/// Bits to drop from the input.
+/// Bits to drop for an entry's literals.
 #[inline(always)]
-pub(super) fn drop_bits(entry: Entry) -> u32 {
-    entry & 0xff
+pub(super) fn literal_bits(entry: Entry) -> u32 {
+    entry & 63
 }
 
-/// The length or distance of an entry, including the extra bits after its code. `low_bits` are the
-/// bits to drop.
-#[inline(always)]
-pub(super) fn value(entry: Entry, low_bits: u64) -> usize {
-    (entry >> 16) as usize + (low_bits >> (entry >> 8 & 63)) as usize
-}
-
-/// The number of literals of an entry that has some.
+/// The number of an entry's literals.
 #[inline(always)]
 pub(super) fn literals(entry: Entry) -> usize {
-    // The subtraction takes the flag off, and becomes a part of the addition that follows.
-    (entry >> 24) as usize - (LITERAL >> 24) as usize
+    (entry >> 6 & 3) as usize
 }
 
-/// The lowest bits of `bits`, as many as an entry drops.
-#[inline(always)]
-pub(super) fn low_bits(entry: Entry, bits: u64) -> u64 {
-    bits & ((1 << (entry & 63)) - 1)
+/// A symbol with extra bits: in bits 0-7 the bits to drop, in 8-13 those of the code alone, from 14
+/// on the least value.
+#[derive(Clone, Copy)]
+pub(super) struct Extended(pub(super) u32);
+
+impl Extended {
+    /// The symbol of an entry of a length.
+    #[inline(always)]
+    pub(super) fn length(entry: Entry) -> Self {
+        Self(entry >> 8)
+    }
+
+    /// The symbol of an entry of a distance.
+    #[inline(always)]
+    pub(super) fn distance(entry: Entry) -> Self {
+        Self(entry)
+    }
+
+    /// Bits to drop.
+    pub(super) fn bits(self) -> u32 {
+        self.0 & 0xff
+    }
+
+    /// The value with the extra bits. `low_bits` are the bits to drop.
+    #[inline(always)]
+    pub(super) fn value(self, low_bits: u64) -> usize {
+        (self.0 >> 14) as usize + (low_bits >> (self.0 >> 8 & 63)) as usize
+    }
+
+    /// The lowest bits of `bits`, those to drop.
+    #[inline(always)]
+    pub(super) fn low_bits(self, bits: u64) -> u64 {
+        bits & ((1 << (self.0 & 63)) - 1)
+    }
 }
 
 /// Why a description of a code is refused.
@@ -109,8 +133,8 @@ impl<const ENTRIES: usize> Levels<ENTRIES> {
     /// The entry in the second level for a link and the bits from the code's first on.
     #[inline(always)]
     fn second(&self, link: Entry, bits: u64) -> Entry {
-        let mask = (1_u64 << (link >> 8 & 15)) - 1;
-        let index = (link >> 12 & 0xffff) as usize + (bits >> (self.bits & 63) & mask) as usize;
+        let mask = (1_u64 << (link >> 21 & 15)) - 1;
+        let index = (link >> 8 & 0x1fff) as usize + (bits >> (self.bits & 63) & mask) as usize;
         self.entries[index]
     }
 }
@@ -119,6 +143,8 @@ impl<const ENTRIES: usize> Levels<ENTRIES> {
 pub(super) struct Tables {
     litlen: Levels<LITLEN_ENTRIES>,
     distance: Levels<DISTANCE_ENTRIES>,
+    /// Most bits of a match.
+    match_bits: u32,
 }
 
 /// How much work a table is worth.
@@ -145,6 +171,7 @@ impl Tables {
         Box::new(Self {
             litlen: Levels::new(SPECIAL),
             distance: Levels::new(NO_DISTANCE),
+            match_bits: 0,
         })
     }
 
@@ -184,6 +211,12 @@ impl Tables {
         self.distance.second(link, bits)
     }
 
+    /// Whether a match fits into the 56 bits of a refill after a look-up in the first level.
+    #[inline(always)]
+    pub(super) fn fits_after_one(&self) -> bool {
+        self.match_bits + LITLEN_BITS as u32 <= 56
+    }
+
     /// Replaces both tables; after an error their content is meaningless.
     pub(super) fn build(
         &mut self,
@@ -220,6 +253,8 @@ impl Tables {
                 usage,
             )?;
         }
+        let most = |lengths: &[u8]| lengths.iter().copied().fold(0, u8::max);
+        self.match_bits = u32::from(most(litlen) + 5 + most(distance) + 13);
         Ok(())
     }
 }
@@ -241,21 +276,22 @@ fn entry(symbols: &[SymbolEntry], symbol: usize, code_bits: usize) -> Entry {
     fixed + factor * code_bits as Entry
 }
 
-/// A code's bits count twice: to be dropped, and before extra bits.
-const CODE_BITS: Entry = 1 << 8 | 1;
+/// In an [`Extended`], a code's bits count twice: to be dropped, and before extra bits.
+const CODE_BITS: u32 = 1 << 8 | 1;
 
 static LITLEN_SYMBOL_ENTRIES: [SymbolEntry; FIXED_LITLEN_LENGTHS.len()] = {
     let mut entries = [(SPECIAL, 0); FIXED_LITLEN_LENGTHS.len()];
     let mut symbol = 0;
     while symbol < END_OF_BLOCK {
-        entries[symbol] = (LITERAL | 1 << 24 | (symbol as u32) << 8, 1);
+        entries[symbol] = (LITERAL | (symbol as u32) << 8 | 1 << 6, 1);
         symbol += 1;
     }
-    entries[END_OF_BLOCK] = (SPECIAL | END, 1);
+    entries[END_OF_BLOCK] = (SPECIAL | END, 1 << 8);
     let mut index = 0;
     while index < LENGTH_BASE.len() {
-        let fixed = (LENGTH_BASE[index] as u32) << 16 | LENGTH_EXTRA[index] as u32;
-        entries[END_OF_BLOCK + 1 + index] = (fixed, CODE_BITS);
+        let least = LENGTH_BASE[index] as u32 - MIN_MATCH as u32;
+        let fixed = least << 14 | LENGTH_EXTRA[index] as u32;
+        entries[END_OF_BLOCK + 1 + index] = (fixed << 8, CODE_BITS << 8);
         index += 1;
     }
     entries
@@ -265,7 +301,7 @@ static DISTANCE_SYMBOL_ENTRIES: [SymbolEntry; FIXED_DISTANCE_LENGTHS.len()] = {
     let mut entries = [(NO_DISTANCE, 0); FIXED_DISTANCE_LENGTHS.len()];
     let mut symbol = 0;
     while symbol < DISTANCE_BASE.len() {
-        let fixed = (DISTANCE_BASE[symbol] as u32) << 16 | DISTANCE_EXTRA[symbol] as u32;
+        let fixed = (DISTANCE_BASE[symbol] as u32) << 14 | DISTANCE_EXTRA[symbol] as u32;
         entries[symbol] = (fixed, CODE_BITS);
         symbol += 1;
     }
@@ -290,19 +326,19 @@ pub(super) struct Said {
 /// | --- | --- |
 /// | 0-7 | bits to drop, with the extra bits |
 /// | 8-11 | bits of the code alone |
-/// | 12-15 | the length |
-/// | 16-30 | the least count |
+/// | 14-17 | the least count |
+/// | 20-23 | the length |
 /// | 31 | whether the length is the one before |
 static PRECODE_SYMBOL_ENTRIES: [SymbolEntry; PRECODE_SYMBOLS] = {
     let mut entries = [(0, 0); PRECODE_SYMBOLS];
     let mut length = 0;
     while length <= MAX_CODE_BITS {
-        entries[length] = (1 << 16 | (length as u32) << 12, CODE_BITS);
+        entries[length] = (1 << 14 | (length as u32) << 20, CODE_BITS);
         length += 1;
     }
-    entries[16] = (PREVIOUS | 3 << 16 | 2, CODE_BITS);
-    entries[17] = (3 << 16 | 3, CODE_BITS);
-    entries[18] = (11 << 16 | 7, CODE_BITS);
+    entries[16] = (PREVIOUS | 3 << 14 | 2, CODE_BITS);
+    entries[17] = (3 << 14 | 3, CODE_BITS);
+    entries[18] = (11 << 14 | 7, CODE_BITS);
     entries
 };
 const PREVIOUS: Entry = 1 << 31;
@@ -328,11 +364,12 @@ impl Precode {
     #[inline(always)]
     pub(super) fn next(&self, bits: u64) -> Said {
         let entry = self.0.first(bits);
+        let repetition = Extended(entry & 0x3_ffff);
         Said {
-            bits: drop_bits(entry),
-            length: (entry >> 12 & 15) as u8,
+            bits: repetition.bits(),
+            length: (entry >> 20 & 15) as u8,
             is_previous: entry & PREVIOUS != 0,
-            count: value(entry & !PREVIOUS & !(0xf << 12), low_bits(entry, bits)),
+            count: repetition.value(repetition.low_bits(bits)),
         }
     }
 }
@@ -421,7 +458,7 @@ fn fill<const ENTRIES: usize>(
             link_of = prefix;
             link = (free_entry, bits - first_bits);
             free_entry += 1 << link.1;
-            table[prefix] = link_flags | (link.0 << 12 | link.1 << 8) as u32;
+            table[prefix] = link_flags | (link.0 << 8 | link.1 << 21) as u32;
         }
         let behind = codes[index] >> first_bits;
         let entries = table[link.0..link.0 + (1 << link.1)].iter_mut();
@@ -454,12 +491,12 @@ fn pair_literals(
                 continue;
             }
             let first = entry(&LITLEN_SYMBOL_ENTRIES, usize::from(symbol), bits);
-            let both = LITERAL | 2 << 24 | first & 0xffff;
+            let both = LITERAL | 2 << 6 | first & 0xff3f;
             let most = (LITLEN_BITS - bits) as u32;
             let places = table[place..1 << LITLEN_BITS].iter_mut().step_by(1 << bits);
             for (&second, place) in singles.iter().zip(places) {
-                let pair = both + ((second & 0xff00) << 8 | second & 0xff);
-                let is_pair = (second & LITERAL != 0) & (drop_bits(second) <= most);
+                let pair = both + ((second & 0xff00) << 8 | literal_bits(second));
+                let is_pair = (second & LITERAL != 0) & (literal_bits(second) <= most);
                 *place = select_unpredictable(is_pair, pair, first);
             }
         }
