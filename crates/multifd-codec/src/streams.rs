@@ -271,9 +271,8 @@ impl<T: Send + 'static, X: Default + Send + Sync + 'static, E: Send + 'static> R
         let (count, bytes) = (job.pieces.len(), job.parts.len_bytes());
         let workers = self.crew.workers().min(count).min(bytes / LEAST_BYTES);
         let workers = workers.max(1);
-        // Two pieces together take less time than one after the other. But each worker needs some.
-        let two = count.div_ceil(workers).min(2);
-        job.together = (count / (4 * workers)).clamp(two.max(1), MOST_TOGETHER);
+        // Two pieces together take much less of a processor than one after the other.
+        job.together = (count / (4 * workers)).clamp(2, MOST_TOGETHER);
         let batches = count.div_ceil(job.together);
         self.crew.run(job, batches, workers);
         std::mem::swap(&mut job.payload, &mut packet.payload);
@@ -329,7 +328,7 @@ impl<T, X, E> Reading<T, X, E> {
         let first = batch * job.together;
         let pieces = job.pieces.get(first..).unwrap_or_default();
         let pieces = pieces.get(..job.together).unwrap_or(pieces);
-        let mut room = [const { (&[][..], None) }; MOST_TOGETHER];
+        let mut room: [Option<Piece<'_>>; MOST_TOGETHER] = [const { None }; MOST_TOGETHER];
         for ((number, piece), room) in (first..).zip(pieces).zip(&mut room) {
             // No other worker has these numbers.
             let (Some(piece), Some(part)) =
@@ -337,21 +336,20 @@ impl<T, X, E> Reading<T, X, E> {
             else {
                 return false;
             };
-            *room = (piece, Some(part));
+            *room = Some((piece, part));
         }
         let Some(read) = job.read else {
             return false;
         };
-        let mut all = room
-            .iter_mut()
-            .filter_map(|(piece, part)| Some((*piece, part.as_deref_mut()?)));
+        let all = room.iter_mut().flatten();
+        let mut all = all.map(|(piece, part)| (*piece, &mut **part));
         if read(tools, &job.context, &mut all).is_ok() {
             job.done.fetch_add(pieces.len(), Ordering::Release);
             return true;
         }
         // Again one by one, to find the first bad piece.
-        let all = room.iter_mut();
-        let all = all.filter_map(|(piece, part)| Some((*piece, part.as_deref_mut()?)));
+        let all = room.iter_mut().flatten();
+        let all = all.map(|(piece, part)| (*piece, &mut **part));
         for (number, piece) in (first..).zip(all) {
             if let Err(error) = read(tools, &job.context, &mut std::iter::once(piece)) {
                 job.note(number, error);
