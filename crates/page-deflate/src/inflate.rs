@@ -234,7 +234,9 @@ impl<'i, 'o> Run<'i, 'o> {
         let mut done = 0;
         let mut previous = None;
         while done < count {
-            self.lane.bits.refill();
+            if self.lane.bits.count < Precode::MOST_BITS {
+                self.lane.bits.refill();
+            }
             let said = precode.next(self.lane.bits.bits);
             if !self.lane.bits.drop(said.bits) {
                 return Err(self.lane.truncated());
@@ -247,8 +249,10 @@ impl<'i, 'o> Run<'i, 'o> {
             previous = Some(length);
             // Most repetitions are short. What is written too much is overwritten.
             let places = &mut all.0[done..];
-            match places.first_chunk_mut::<16>() {
-                Some(places) if said.count <= 16 => *places = [length; 16],
+            match places.first_chunk_mut::<8>() {
+                Some(places) if said.count <= 8 => {
+                    *places = (u64::from(length) * 0x0101_0101_0101_0101).to_le_bytes();
+                }
                 _ => places[..said.count].fill(length),
             }
             done += said.count;

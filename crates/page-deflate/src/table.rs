@@ -271,7 +271,7 @@ type SymbolEntry = (Entry, Entry);
 
 /// The entry of a symbol whose code has `code_bits`.
 #[inline(always)]
-fn entry(symbols: &[SymbolEntry], symbol: usize, code_bits: usize) -> Entry {
+fn entry<const SYMBOLS: usize>(symbols: &[SymbolEntry; SYMBOLS], symbol: usize, code_bits: usize) -> Entry {
     let (fixed, factor) = symbols[symbol];
     fixed + factor * code_bits as Entry
 }
@@ -346,6 +346,8 @@ const PREVIOUS: Entry = 1 << 31;
 impl Precode {
     /// Most symbols that one symbol gives a length.
     pub(super) const MOST: usize = 138;
+    /// Most bits of a symbol, with its extra bits.
+    pub(super) const MOST_BITS: u32 = MAX_PRECODE_BITS as u32 + 7;
 
     pub(super) fn new(lengths: &[u8; PRECODE_SYMBOLS]) -> Result<Self, BadCode> {
         let mut table = Levels::new(0);
@@ -376,20 +378,24 @@ impl Precode {
 
 /// Fills a table with a first level of at most `first_bits`, or of all of them where it serves many
 /// pages. The code must be complete.
-fn fill<const ENTRIES: usize>(
+fn fill<const ENTRIES: usize, const SYMBOLS: usize>(
     lengths: &[u8],
     first_bits: usize,
     levels: &mut Levels<ENTRIES>,
     link_flags: Entry,
-    symbols: &[SymbolEntry],
+    symbols: &[SymbolEntry; SYMBOLS],
     usage: Use,
 ) -> Result<(), BadCode> {
     // Separate counters, as counting the same length twice in a row is slow.
     let mut several = [[0_u16; 16]; 4];
-    for part in lengths.chunks(4) {
-        for (counts, &length) in several.iter_mut().zip(part) {
+    let (fours, rest) = lengths.as_chunks::<4>();
+    for four in fours {
+        for (counts, &length) in several.iter_mut().zip(four) {
             counts[usize::from(length & 15)] += 1;
         }
+    }
+    for &length in rest {
+        several[0][usize::from(length & 15)] += 1;
     }
     let [a, b, c, d] = several;
     let counts: [usize; MAX_CODE_BITS + 1] =
@@ -415,7 +421,7 @@ fn fill<const ENTRIES: usize>(
     };
     levels.resize(first_bits);
     let table = &mut levels.entries;
-    let mut sorted = [0_u16; FIXED_LITLEN_LENGTHS.len()];
+    let mut sorted = [0_u16; SYMBOLS];
     let mut next = starts;
     for (symbol, &length) in (0..).zip(lengths) {
         let place = &mut next[usize::from(length & 15)];
@@ -435,36 +441,33 @@ fn fill<const ENTRIES: usize>(
         }
     }
 
-    // Longer codes belong to the second level of their first bits. First count them, then go back
-    // from the last: the last code with the same first bits is the longest and determines the
-    // number of bits of the second level.
-    let first_long = starts[first_bits + 1];
-    let mut codes = [0_usize; FIXED_LITLEN_LENGTHS.len()];
-    for bits in first_bits + 1..=longest {
-        code <<= 1;
-        for place in &mut codes[starts[bits]..starts[bits + 1]] {
-            *place = reversed(code, bits);
-            code += 1;
-        }
-    }
+    // Longer codes belong to the second level of their first bits. They are taken from the last
+    // on, all ones: the last code with the same first bits is the longest and determines the number
+    // of bits of the second level.
     let mut free_entry = 1 << first_bits;
     let mut link_of = usize::MAX;
     let mut link = (0, 0);
-    for index in (first_long..starts[MAX_CODE_BITS + 1]).rev() {
-        let symbol = usize::from(sorted[index]);
-        let bits = usize::from(lengths[symbol]);
-        let prefix = codes[index] & ((1 << first_bits) - 1);
-        if prefix != link_of {
-            link_of = prefix;
-            link = (free_entry, bits - first_bits);
-            free_entry += 1 << link.1;
-            table[prefix] = link_flags | (link.0 << 8 | link.1 << 21) as u32;
+    let mut end = 1_u16 << longest;
+    for bits in (first_bits + 1..=longest).rev() {
+        for &symbol in sorted[starts[bits]..starts[bits + 1]].iter().rev() {
+            end -= 1;
+            let code = reversed(end, bits);
+            let prefix = code & ((1 << first_bits) - 1);
+            if prefix != link_of {
+                link_of = prefix;
+                link = (free_entry, bits - first_bits);
+                free_entry += 1 << link.1;
+                table[prefix] = link_flags | (link.0 << 8 | link.1 << 21) as u32;
+            }
+            let entry = entry(symbols, usize::from(symbol), bits);
+            let places = &mut table[link.0..link.0 + (1 << link.1)];
+            let mut behind = code >> first_bits;
+            while let Some(place) = places.get_mut(behind) {
+                *place = entry;
+                behind += 1 << (bits - first_bits);
+            }
         }
-        let behind = codes[index] >> first_bits;
-        let entries = table[link.0..link.0 + (1 << link.1)].iter_mut();
-        for place in entries.skip(behind).step_by(1 << (bits - first_bits)) {
-            *place = entry(symbols, symbol, bits);
-        }
+        end >>= 1;
     }
     if usage == Use::Pages && ENTRIES == LITLEN_ENTRIES {
         pair_literals(table, &sorted, &starts);
@@ -475,7 +478,7 @@ fn fill<const ENTRIES: usize>(
 /// Extends entries of one literal by the next literal if the look-up covers its whole code.
 fn pair_literals(
     table: &mut [Entry],
-    sorted: &[u16; FIXED_LITLEN_LENGTHS.len()],
+    sorted: &[u16],
     starts: &[usize; MAX_CODE_BITS + 2],
 ) {
     // The entries for the bits after a code.
@@ -506,5 +509,17 @@ fn pair_literals(
 /// The lowest `bits` of a code in reverse.
 #[inline(always)]
 fn reversed(code: u16, bits: usize) -> usize {
-    usize::from(code.reverse_bits()) >> (16 - bits)
+    let [low, high] = code.to_le_bytes();
+    let all = usize::from(REVERSED[usize::from(low)]) << 8 | usize::from(REVERSED[usize::from(high)]);
+    all >> (16 - bits)
 }
+
+static REVERSED: [u8; 256] = {
+    let mut reversed = [0; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        reversed[byte] = (byte as u8).reverse_bits();
+        byte += 1;
+    }
+    reversed
+};
