@@ -129,12 +129,15 @@ pub fn inflate(data: &[u8]) {
     // Two streams at a time give what one gives, wherever the other one ends.
     let (first, second) = stream.split_at(stream.len() / 2);
     for pieces in [[stream, stream], [stream, first], [second, stream]] {
-        let [mut one, mut all] = [0x00, 0xff].map(|before| [vec![before; size], vec![before; size]]);
+        let [mut one, mut all] =
+            [0x00, 0xff].map(|before| [vec![before; size], vec![before; size]]);
         let places = pieces.iter().zip(&mut one);
         let outcomes: Vec<_> = places
             .map(|(piece, page)| PageInflater::new().inflate(piece, page))
             .collect();
-        let places = pieces.into_iter().zip(all.iter_mut().map(Vec::as_mut_slice));
+        let places = pieces
+            .into_iter()
+            .zip(all.iter_mut().map(Vec::as_mut_slice));
         match PageInflater::new().inflate_all(places) {
             Ok(()) => {
                 assert!(outcomes.iter().all(Result::is_ok));

@@ -16,8 +16,8 @@ use page_deflate::{
 use crate::channel::{Arrived, ReadPayload};
 use crate::encoder::WritePayload;
 use crate::runs::{BeginRuns, WriteRuns};
-use crate::streams::Readers;
 use crate::settings::run;
+use crate::streams::Readers;
 use crate::{DecodeError, EncodeError, Pages, PathCounts, Streams, zlib};
 
 /// The sending direction, one stream for the whole channel.
@@ -130,6 +130,8 @@ fn runs(streams: usize, pages: usize, page_size: PageSize) -> usize {
     }
 }
 
+/// [`RunInflater::inflate_all`] decodes two runs at once.
+const TOGETHER: usize = 2;
 /// Half of what an encoder writes under one code.
 const SHORTEST_RUN: usize = 128 << 10;
 
@@ -257,7 +259,11 @@ impl Patience {
 impl Inflate {
     pub(crate) fn new() -> Self {
         let inflater = || Ok::<_, Infallible>(RunInflater::new());
-        let Ok(readers) = Readers::new(inflater, |inflater, (), runs| inflater.inflate_all(runs));
+        let Ok(readers) = Readers::new(
+            inflater,
+            |inflater, (), runs| inflater.inflate_all(runs),
+            TOGETHER,
+        );
         let own = Own {
             stream: StreamInflater::new(),
             readers,

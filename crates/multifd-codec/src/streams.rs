@@ -184,11 +184,15 @@ pub(crate) struct Readers<T: Send + 'static, X: Send + Sync + 'static, E: Send +
     crew: Crew<T, Reading<T, X, E>>,
     job: Reading<T, X, E>,
     read: ReadPieces<T, X, E>,
+    least: usize,
 }
 
 /// Reads pieces, each to its part of the pages. Its error may be that of any bad piece.
-pub(crate) type ReadPieces<T, X, E> =
-    for<'d> fn(tools: &mut T, context: &X, pieces: &mut dyn Iterator<Item = Piece<'d>>) -> Result<(), E>;
+pub(crate) type ReadPieces<T, X, E> = for<'d> fn(
+    tools: &mut T,
+    context: &X,
+    pieces: &mut dyn Iterator<Item = Piece<'d>>,
+) -> Result<(), E>;
 
 /// A piece of a payload, and its part of the pages.
 pub(crate) type Piece<'d> = (&'d [u8], &'d mut [u8]);
@@ -217,7 +221,8 @@ pub(crate) struct Pieces<'l> {
 }
 
 impl<T: Send + 'static, X: Default + Send + Sync + 'static, E: Send + 'static> Readers<T, X, E> {
-    /// Makes the useful number of readers.
+    /// Makes the useful number of readers. Each reads at least `least` pieces at a time, as far as
+    /// there are so many.
     ///
     /// # Errors
     ///
@@ -225,19 +230,22 @@ impl<T: Send + 'static, X: Default + Send + Sync + 'static, E: Send + 'static> R
     pub(crate) fn new<F>(
         tools: impl FnMut() -> Result<T, F>,
         read: ReadPieces<T, X, E>,
+        least: usize,
     ) -> Result<Self, F> {
-        Self::of(processors().min(MOST_READERS), tools, read)
+        Self::of(processors().min(MOST_READERS), tools, read, least)
     }
 
     fn of<F>(
         workers: usize,
         tools: impl FnMut() -> Result<T, F>,
         read: ReadPieces<T, X, E>,
+        least: usize,
     ) -> Result<Self, F> {
         Ok(Self {
             crew: Crew::new(workers, tools, Reading::read)?,
             job: Reading::default(),
             read,
+            least: least.min(MOST_TOGETHER),
         })
     }
 
@@ -271,8 +279,8 @@ impl<T: Send + 'static, X: Default + Send + Sync + 'static, E: Send + 'static> R
         let (count, bytes) = (job.pieces.len(), job.parts.len_bytes());
         let workers = self.crew.workers().min(count).min(bytes / LEAST_BYTES);
         let workers = workers.max(1);
-        // Two pieces together take much less of a processor than one after the other.
-        job.together = (count / (4 * workers)).clamp(2, MOST_TOGETHER);
+        // A few turns for each worker, so that all of them end at about the same time.
+        job.together = (count / (4 * workers)).clamp(self.least, MOST_TOGETHER);
         let batches = count.div_ceil(job.together);
         self.crew.run(job, batches, workers);
         std::mem::swap(&mut job.payload, &mut packet.payload);
@@ -416,7 +424,8 @@ mod tests {
             (0..5).try_for_each(|at| pieces.push(at..at + 1, LEN))
         }
         for workers in 1..5 {
-            let Ok(mut readers) = Readers::of(workers, || Ok::<_, Infallible>(()), fill);
+            let Ok(mut readers) =
+                Readers::of(workers, || Ok::<_, Infallible>(()), fill, 1 + workers % 2);
             let mut packet = Arrived {
                 payload: vec![1, 2, 3, 4, 5],
                 pages: vec![0; 5 * LEN].into(),

@@ -210,7 +210,7 @@ pub(crate) struct Decompress {
 
 impl Decompress {
     pub(crate) fn new(accel: Accel) -> Result<Self, Unsupported> {
-        let readers = || Readers::new(decompressor, read_frames);
+        let readers = || Readers::new(decompressor, read_frames, 1);
         Ok(Self {
             stream: decompressor()?,
             in_frame: false,

@@ -142,10 +142,7 @@ impl<'i, 'o> Lane<'i, 'o> {
 
 /// Decodes symbols of two streams in turn, while all ends are far away. At least one of them has
 /// stopped afterwards.
-pub(super) fn fast_two(
-    lanes: [&mut Lane<'_, '_>; 2],
-    tables: [&Tables; 2],
-) -> [Option<Stop>; 2] {
+pub(super) fn fast_two(lanes: [&mut Lane<'_, '_>; 2], tables: [&Tables; 2]) -> [Option<Stop>; 2] {
     let [first, second] = lanes;
     let (mut a, mut b) = (first.take(), second.take());
     let stops = run_two(&mut a, &mut b, tables);
@@ -377,11 +374,7 @@ impl Lane<'_, '_> {
     }
 
     /// Decodes a symbol, with checks; returns true at the end of the block.
-    fn token(
-        &mut self,
-        tables: &Tables,
-        history: &[u8],
-    ) -> Result<bool, InflateError> {
+    fn token(&mut self, tables: &Tables, history: &[u8]) -> Result<bool, InflateError> {
         self.bits.refill();
         let mut entry = tables.litlen_entry(self.bits.bits);
         if entry & (LITERAL | SPECIAL | LINK) == SPECIAL | LINK {
@@ -696,7 +689,10 @@ const SHORT: [(u64, usize); 8] = {
 use shuffles::Shuffles;
 
 #[cfg(target_arch = "x86_64")]
-#[allow(unsafe_code, reason = "vector instructions which not every machine has")]
+#[allow(
+    unsafe_code,
+    reason = "vector instructions which not every machine has"
+)]
 mod shuffles {
     use super::{Copier, Extended, copy_far, get, put};
     use std::arch::x86_64::{__m128i, _bzhi_u64, _mm_shuffle_epi8};

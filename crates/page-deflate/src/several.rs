@@ -35,7 +35,11 @@ pub(super) fn inflate_pages<'d>(
     pages: &mut dyn Iterator<Item = Piece<'d>>,
     tables: &mut [Box<Tables>; 2],
 ) -> Result<(), InflateError> {
-    inflate(pages, Form::Page, tables.each_mut().map(|own| Codebook::Own(own)))
+    inflate(
+        pages,
+        Form::Page,
+        tables.each_mut().map(|own| Codebook::Own(own)),
+    )
 }
 
 /// Decodes runs without references to earlier data.
@@ -43,7 +47,11 @@ pub(super) fn inflate_runs<'d>(
     runs: &mut dyn Iterator<Item = Piece<'d>>,
     tables: &mut [Box<Tables>; 2],
 ) -> Result<(), InflateError> {
-    inflate(runs, Form::Run, tables.each_mut().map(|own| Codebook::Own(own)))
+    inflate(
+        runs,
+        Form::Run,
+        tables.each_mut().map(|own| Codebook::Own(own)),
+    )
 }
 
 /// Decodes bodies of blocks under the codes of these tables.

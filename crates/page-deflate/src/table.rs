@@ -161,7 +161,7 @@ impl Use {
     const fn bits(self) -> (usize, usize) {
         match self {
             Self::Pages => (LITLEN_BITS, DISTANCE_BITS),
-            Self::Page => (10, 8),
+            Self::Page => (11, 9),
         }
     }
 }
@@ -271,7 +271,11 @@ type SymbolEntry = (Entry, Entry);
 
 /// The entry of a symbol whose code has `code_bits`.
 #[inline(always)]
-fn entry<const SYMBOLS: usize>(symbols: &[SymbolEntry; SYMBOLS], symbol: usize, code_bits: usize) -> Entry {
+fn entry<const SYMBOLS: usize>(
+    symbols: &[SymbolEntry; SYMBOLS],
+    symbol: usize,
+    code_bits: usize,
+) -> Entry {
     let (fixed, factor) = symbols[symbol];
     fixed + factor * code_bits as Entry
 }
@@ -476,11 +480,7 @@ fn fill<const ENTRIES: usize, const SYMBOLS: usize>(
 }
 
 /// Extends entries of one literal by the next literal if the look-up covers its whole code.
-fn pair_literals(
-    table: &mut [Entry],
-    sorted: &[u16],
-    starts: &[usize; MAX_CODE_BITS + 2],
-) {
+fn pair_literals(table: &mut [Entry], sorted: &[u16], starts: &[usize; MAX_CODE_BITS + 2]) {
     // The entries for the bits after a code.
     let mut singles = [0; 1 << (LITLEN_BITS - 1)];
     singles.copy_from_slice(&table[..1 << (LITLEN_BITS - 1)]);
@@ -510,7 +510,8 @@ fn pair_literals(
 #[inline(always)]
 fn reversed(code: u16, bits: usize) -> usize {
     let [low, high] = code.to_le_bytes();
-    let all = usize::from(REVERSED[usize::from(low)]) << 8 | usize::from(REVERSED[usize::from(high)]);
+    let all =
+        usize::from(REVERSED[usize::from(low)]) << 8 | usize::from(REVERSED[usize::from(high)]);
     all >> (16 - bits)
 }
 

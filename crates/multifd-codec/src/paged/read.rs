@@ -32,6 +32,9 @@ enum Reader {
     Here(Box<Here>),
 }
 
+/// [`PageInflater::inflate_all`] decodes two pages at once.
+const TOGETHER: usize = 2;
+
 type Here = Readers<PageInflater, Option<Arc<BodyCode>>, InflateError>;
 
 /// The decoder's form of a code for bodies of blocks.
@@ -51,7 +54,7 @@ impl PageReader {
     /// A reader without libqpl, on several processors.
     pub(crate) fn in_software() -> Self {
         let inflater = || Ok::<_, Infallible>(PageInflater::new());
-        let Ok(readers) = Readers::new(inflater, read_pages);
+        let Ok(readers) = Readers::new(inflater, read_pages, TOGETHER);
         Self(Reader::Here(Box::new(readers)))
     }
 

@@ -108,18 +108,23 @@ fn complete_streams() {
     let mut deflater = PageDeflater::new(Effort::Balanced);
     let mut zlib = [0, 1, 9].map(|level| Deflate::new(level, -15));
     let mut decoder = Decoder::Pages(PageInflater::new());
-    check(&mut random, &mut decoder, iterations(300), |random, page| {
-        let mut out = Vec::new();
-        let is_written = match random.below(5) {
-            0 => deflater.fixed_page(page, &mut out),
-            1 => deflater.dynamic_page(page, &mut out),
-            level => {
-                zlib[level - 2].whole(page, &mut out);
-                true
-            }
-        };
-        is_written.then_some(out)
-    });
+    check(
+        &mut random,
+        &mut decoder,
+        iterations(300),
+        |random, page| {
+            let mut out = Vec::new();
+            let is_written = match random.below(5) {
+                0 => deflater.fixed_page(page, &mut out),
+                1 => deflater.dynamic_page(page, &mut out),
+                level => {
+                    zlib[level - 2].whole(page, &mut out);
+                    true
+                }
+            };
+            is_written.then_some(out)
+        },
+    );
 }
 
 #[test]
@@ -128,16 +133,21 @@ fn runs() {
     let window = WindowSize::default();
     let mut deflaters = Effort::ALL.map(|effort| Deflater::new(window, effort));
     let mut decoder = Decoder::Runs(RunInflater::new());
-    check(&mut random, &mut decoder, iterations(200), |random, page| {
-        let mut out = Vec::new();
-        let deflater = &mut deflaters[random.below(Effort::ALL.len())];
-        let habit = deflater.survey(page);
-        // A run may consist of several.
-        let (one, two) = page.split_at(random.below(page.len()));
-        deflater.compress_alone(one, habit, &mut out);
-        deflater.compress(two, &mut out);
-        Some(out)
-    });
+    check(
+        &mut random,
+        &mut decoder,
+        iterations(200),
+        |random, page| {
+            let mut out = Vec::new();
+            let deflater = &mut deflaters[random.below(Effort::ALL.len())];
+            let habit = deflater.survey(page);
+            // A run may consist of several.
+            let (one, two) = page.split_at(random.below(page.len()));
+            deflater.compress_alone(one, habit, &mut out);
+            deflater.compress(two, &mut out);
+            Some(out)
+        },
+    );
 }
 
 #[test]
