@@ -117,71 +117,61 @@ impl<'i, 'o> Lane<'i, 'o> {
 
     /// Leaves an empty lane. A loop works on a lane of its own, which the compiler can keep in
     /// registers.
+    #[inline(always)]
     fn take(&mut self) -> Self {
         std::mem::replace(self, Self::new(&[], &mut []))
     }
 
     /// Decodes symbols while both ends are far away.
     pub(super) fn fast(&mut self, tables: &Tables) -> Stop {
-        let mut lane = self.take();
-        let stop = lane.run(tables);
-        *self = lane;
-        stop
-    }
-
-    fn run(&mut self, tables: &Tables) -> Stop {
         #[cfg(target_arch = "x86_64")]
-        if x86::is_here() {
-            #[allow(unsafe_code, reason = "a function for machines with BMI2 and SSSE3")]
-            // SAFETY: the test above has found them.
-            return unsafe { x86::one(self, tables) };
+        if let Some(shuffles) = Shuffles::detect() {
+            return x86::one(shuffles, self, tables);
         }
-        one::<Words>(self, tables)
+        one(Words, self, tables)
     }
 }
 
 /// Decodes symbols of two streams in turn, while all ends are far away. At least one of them has
 /// stopped afterwards.
 pub(super) fn fast_two(lanes: [&mut Lane<'_, '_>; 2], tables: [&Tables; 2]) -> [Option<Stop>; 2] {
-    let [first, second] = lanes;
-    let (mut a, mut b) = (first.take(), second.take());
-    let stops = run_two(&mut a, &mut b, tables);
-    *first = a;
-    *second = b;
-    stops
-}
-
-fn run_two(a: &mut Lane<'_, '_>, b: &mut Lane<'_, '_>, tables: [&Tables; 2]) -> [Option<Stop>; 2] {
     #[cfg(target_arch = "x86_64")]
-    if x86::is_here() {
-        #[allow(unsafe_code, reason = "a function for machines with BMI2 and SSSE3")]
-        // SAFETY: the test above has found them.
-        return unsafe { x86::two(a, b, tables) };
+    if let Some(shuffles) = Shuffles::detect() {
+        return x86::two(shuffles, lanes, tables);
     }
-    two::<Words>(a, b, tables)
+    two(Words, lanes, tables)
 }
 
 /// The loops, compiled for machines whose shifts and shuffles save a tenth to a fifth of the time.
 #[cfg(target_arch = "x86_64")]
+#[allow(unsafe_code, reason = "functions for machines with BMI2 and SSSE3")]
 mod x86 {
     use super::{Lane, Shuffles, Stop, Tables};
 
-    pub(super) fn is_here() -> bool {
-        is_x86_feature_detected!("bmi2") && is_x86_feature_detected!("ssse3")
+    pub(super) fn one(shuffles: Shuffles, lane: &mut Lane<'_, '_>, tables: &Tables) -> Stop {
+        #[target_feature(enable = "bmi2,ssse3")]
+        fn one(shuffles: Shuffles, lane: &mut Lane<'_, '_>, tables: &Tables) -> Stop {
+            super::one(shuffles, lane, tables)
+        }
+        // SAFETY: a value of `Shuffles` proves these features.
+        unsafe { one(shuffles, lane, tables) }
     }
 
-    #[target_feature(enable = "bmi2,ssse3")]
-    pub(super) fn one(lane: &mut Lane<'_, '_>, tables: &Tables) -> Stop {
-        super::one::<Shuffles>(lane, tables)
-    }
-
-    #[target_feature(enable = "bmi2,ssse3")]
     pub(super) fn two(
-        a: &mut Lane<'_, '_>,
-        b: &mut Lane<'_, '_>,
+        shuffles: Shuffles,
+        lanes: [&mut Lane<'_, '_>; 2],
         tables: [&Tables; 2],
     ) -> [Option<Stop>; 2] {
-        super::two::<Shuffles>(a, b, tables)
+        #[target_feature(enable = "bmi2,ssse3")]
+        fn two(
+            shuffles: Shuffles,
+            lanes: [&mut Lane<'_, '_>; 2],
+            tables: [&Tables; 2],
+        ) -> [Option<Stop>; 2] {
+            super::two(shuffles, lanes, tables)
+        }
+        // SAFETY: a value of `Shuffles` proves these features.
+        unsafe { two(shuffles, lanes, tables) }
     }
 }
 
@@ -190,14 +180,14 @@ mod x86 {
     unsafe_code,
     reason = "bounds checks in this loop cost a seventh of the decoder's time"
 )]
-fn one<C: Copier>(place: &mut Lane<'_, '_>, tables: &Tables) -> Stop {
+fn one(machine: impl Machine, place: &mut Lane<'_, '_>, tables: &Tables) -> Stop {
     let mut lane = place.take();
     let stop = loop {
         if !lane.has_room() {
             break Stop::Near;
         }
         // SAFETY: the test above.
-        if let Some(stop) = unsafe { lane.step::<C>(tables) } {
+        if let Some(stop) = unsafe { lane.step(machine, tables) } {
             break stop;
         }
     };
@@ -208,9 +198,9 @@ fn one<C: Copier>(place: &mut Lane<'_, '_>, tables: &Tables) -> Stop {
 
 #[inline(always)]
 #[allow(unsafe_code, reason = "see `one`")]
-fn two<C: Copier>(
-    place_a: &mut Lane<'_, '_>,
-    place_b: &mut Lane<'_, '_>,
+fn two(
+    machine: impl Machine,
+    [place_a, place_b]: [&mut Lane<'_, '_>; 2],
     [tables_a, tables_b]: [&Tables; 2],
 ) -> [Option<Stop>; 2] {
     let (mut a, mut b) = (place_a.take(), place_b.take());
@@ -222,9 +212,9 @@ fn two<C: Copier>(
             break [None, Some(Stop::Near)];
         }
         // SAFETY: the test above.
-        let stop_a = unsafe { a.step::<C>(tables_a) };
+        let stop_a = unsafe { a.step(machine, tables_a) };
         // SAFETY: the test above; the other stream's step has not changed it.
-        let stop_b = unsafe { b.step::<C>(tables_b) };
+        let stop_b = unsafe { b.step(machine, tables_b) };
         if stop_a.is_some() | stop_b.is_some() {
             break [stop_a, stop_b];
         }
@@ -251,7 +241,7 @@ impl Lane<'_, '_> {
     /// [`Lane::has_room`].
     #[allow(unsafe_code, reason = "see `one`")]
     #[inline(always)]
-    unsafe fn step<C: Copier>(&mut self, tables: &Tables) -> Option<Stop> {
+    unsafe fn step(&mut self, machine: impl Machine, tables: &Tables) -> Option<Stop> {
         // SAFETY: the caller ensures it, here and for all unchecked accesses below.
         unsafe { self.refill() };
         let entry = tables.litlen_entry(self.bits.bits);
@@ -297,7 +287,7 @@ impl Lane<'_, '_> {
             }
         }
         let symbol = Extended::length(entry);
-        let length = MIN_MATCH + C::value(symbol, self.bits.bits);
+        let length = MIN_MATCH + machine.value(symbol, self.bits.bits);
         self.drop(symbol.0);
 
         let mut entry = tables.distance_entry(self.bits.bits);
@@ -310,7 +300,7 @@ impl Lane<'_, '_> {
             }
         }
         let symbol = Extended::distance(entry);
-        let distance = C::value(symbol, self.bits.bits);
+        let distance = machine.value(symbol, self.bits.bits);
         self.drop(symbol.0);
 
         let at = self.at;
@@ -319,7 +309,7 @@ impl Lane<'_, '_> {
         }
         // SAFETY: the distance stays within the output, and the output has COPY_SLACK bytes after
         // the match.
-        unsafe { C::copy(self.output, at, length, distance) };
+        unsafe { machine.copy(self.output, at, length, distance) };
         self.at = at + length;
         None
     }
@@ -585,31 +575,31 @@ unsafe fn put<const N: usize>(bytes: &mut [u8], at: usize, chunk: [u8; N]) {
     unsafe { first.cast::<[u8; N]>().write(chunk) };
 }
 
-/// A way to copy matches.
-trait Copier {
+/// What some machines have better instructions for. A value proves that the machine has them.
+trait Machine: Copy {
     /// Copies whole words, and therefore up to `COPY_SLACK` bytes more than `length`.
     ///
     /// # Safety
     ///
-    /// `distance` is 1 to `at`, and the output has `at + length + COPY_SLACK` bytes. The machine
-    /// has the instructions.
+    /// `distance` is 1 to `at`, and the output has `at + length + COPY_SLACK` bytes.
     #[allow(unsafe_code, reason = "see `one`")]
-    unsafe fn copy(output: &mut [u8], at: usize, length: usize, distance: usize);
+    unsafe fn copy(self, output: &mut [u8], at: usize, length: usize, distance: usize);
 
     /// The value of a symbol and the next bits.
     #[inline(always)]
-    fn value(symbol: Extended, bits: u64) -> usize {
+    fn value(self, symbol: Extended, bits: u64) -> usize {
         symbol.value(symbol.low_bits(bits))
     }
 }
 
-/// By words, on any machine.
+/// Any machine. Matches are copied by words.
+#[derive(Clone, Copy)]
 struct Words;
 
-impl Copier for Words {
+impl Machine for Words {
     #[allow(unsafe_code, reason = "see `one`")]
     #[inline(always)]
-    unsafe fn copy(output: &mut [u8], at: usize, length: usize, distance: usize) {
+    unsafe fn copy(self, output: &mut [u8], at: usize, length: usize, distance: usize) {
         let end = at + length;
         let mut target = at;
         let mut source = at - distance;
@@ -694,21 +684,29 @@ use shuffles::Shuffles;
     reason = "vector instructions which not every machine has"
 )]
 mod shuffles {
-    use super::{Copier, Extended, copy_far, get, put};
+    use super::{Extended, Machine, copy_far, get, put};
     use std::arch::x86_64::{__m128i, _bzhi_u64, _mm_shuffle_epi8};
 
-    /// By shuffles, on x86-64 with SSSE3. The first 16 bytes take no branch, which would depend on
-    /// the distance and be hard to predict.
-    pub(super) struct Shuffles;
+    /// An x86-64 with BMI2 and SSSE3. The first 16 bytes of a match take no branch, which would
+    /// depend on the distance and be hard to predict.
+    #[derive(Clone, Copy)]
+    pub(super) struct Shuffles(());
 
-    impl Copier for Shuffles {
+    impl Shuffles {
+        pub(super) fn detect() -> Option<Self> {
+            let both = is_x86_feature_detected!("bmi2") && is_x86_feature_detected!("ssse3");
+            both.then_some(Self(()))
+        }
+    }
+
+    impl Machine for Shuffles {
         #[inline(always)]
-        unsafe fn copy(output: &mut [u8], at: usize, length: usize, distance: usize) {
+        unsafe fn copy(self, output: &mut [u8], at: usize, length: usize, distance: usize) {
             let source = at - distance;
             let class = distance.min(16);
             // SAFETY: the output has these bytes.
             let bytes = unsafe { get(output, source) };
-            // SAFETY: the caller has SSSE3.
+            // SAFETY: `self` proves SSSE3.
             let first = unsafe { shuffle(bytes, REPEAT[class]) };
             // SAFETY: the output has COPY_SLACK bytes from here on.
             unsafe { put(output, at, first) };
@@ -731,12 +729,15 @@ mod shuffles {
         }
 
         #[inline(always)]
-        fn value(symbol: Extended, bits: u64) -> usize {
-            // SAFETY: the caller has BMI2. The instruction takes the number from the lowest byte.
+        fn value(self, symbol: Extended, bits: u64) -> usize {
+            // SAFETY: `self` proves BMI2. The instruction takes the number from the lowest byte.
             symbol.value(unsafe { _bzhi_u64(bits, symbol.0) })
         }
     }
 
+    /// # Safety
+    ///
+    /// The machine has SSSE3.
     #[inline(always)]
     unsafe fn shuffle(bytes: [u8; 16], order: [u8; 16]) -> [u8; 16] {
         // SAFETY: arrays of 16 bytes are vectors, and any bytes are valid.
