@@ -452,6 +452,38 @@ mod tests {
     }
 
     #[test]
+    fn a_large_packet_of_one_stream_has_two_runs() {
+        let mut deflate = Deflate::new(Effort::Balanced, WindowSize::default());
+        let mut inflate = Inflate::new();
+        let Reader::Own(own) = &mut inflate.how else {
+            panic!("no packet has been read")
+        };
+        for (seed, (pages, expected)) in [(128, 2), (1, 1), (64, 2), (63, 1), (127, 2)]
+            .into_iter()
+            .enumerate()
+        {
+            let sent = packet(pages, seed + 1);
+            assert_eq!(runs(1, pages, PageSize::K4), expected);
+            let mut arrived = Arrived {
+                payload: Vec::new(),
+                pages: vec![0; sent.len()].into(),
+            };
+            let pages = Pages::private(&sent, PageSize::K4).unwrap();
+            let written = deflate.write_payload(&pages, &mut arrived.payload);
+            assert_eq!(written.unwrap(), PathCounts::software(pages.len()));
+            assert_eq!(
+                own.inflate_runs(&mut arrived, PageSize::K4),
+                expected == 2,
+                "{seed}"
+            );
+            if expected == 1 {
+                assert!(own.inflate_stream(&mut arrived));
+            }
+            assert!(arrived.pages.as_ref() == sent, "{seed}");
+        }
+    }
+
+    #[test]
     fn runs_are_read_by_themselves() {
         for streams in [1, 2, 3, 16, 128] {
             let streams = Streams::new(streams).unwrap();
