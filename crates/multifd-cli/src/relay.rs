@@ -99,6 +99,12 @@ pub fn run(args: &RelayArgs, confined: Confined) -> Outcome {
             .codec(route.connect.protocol == Protocol::Trunk)?;
         let mut config = RelayConfig::new(route.connect.clone(), codec.method);
         config.settings = codec.settings;
+        config.recode = args.recode;
+        if args.recode && codec.method == Method::None {
+            return Err("--recode has no effect without --compression"
+                .to_owned()
+                .into());
+        }
         config.auto = codec.auto;
         config.processors = args.cpus;
         if args.cpus.is_some() && !codec.auto {
