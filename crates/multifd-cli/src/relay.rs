@@ -576,6 +576,14 @@ impl<'a> Printer<'a> {
                 for remark in &summary.remarks {
                     say::note(format_args!("{of}{remark}"));
                 }
+                let connect = migration.map(|migration| migration.route.connect.protocol);
+                let method = self.args.codec.method(connect == Some(Protocol::Trunk));
+                if method != Method::None && summary.was_passed_on() {
+                    say::note(format_args!(
+                        "{of}the source's pages came in the outgoing method, and were passed on as \
+                         they are: --recode compresses them anew"
+                    ));
+                }
                 say::report(&summary, self.args.json);
                 Ok(())
             }

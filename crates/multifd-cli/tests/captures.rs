@@ -138,28 +138,28 @@ fn two_relays_with_a_trunk_between_them_change_nothing() {
 #[test]
 fn a_relay_compresses_its_own_method_anew_if_it_is_told_to() {
     let captures = captures::folders();
-    for capture in captures.iter().filter(|capture| capture.name().starts_with("zlib")) {
+    for capture in captures
+        .iter()
+        .filter(|capture| capture.name().starts_with("zlib"))
+    {
         let mut sizes = Vec::new();
         for recode in [&[][..], &["--recode", "--effort", "dense"]] {
             let folder = tempfile::tempdir().expect("a folder");
             let images = folder.path().join("ram");
             let mut receiving = receive(&images);
             let more = [&["--accel", "software"], recode].concat();
-            let mut relay = relay_with(
-                folder.path(),
-                "relay",
-                &receiving.address(),
-                "zlib",
-                &more,
-            );
+            let mut relay = relay_with(folder.path(), "relay", &receiving.address(), "zlib", &more);
             let back = send(&capture.migration, &relay.address());
             let summary: Value = serde_json::from_str(&receiving.end().well()).expect("JSON");
             check(capture, &images, &summary);
             check_answers(capture, &back);
-            let report: Value = serde_json::from_str(&relay.end().well()).expect("JSON");
+            let ended = relay.end();
+            let has_hint = ended.stderr.contains("--recode compresses them anew");
+            let report: Value = serde_json::from_str(&ended.well()).expect("JSON");
             for side in ["decoded", "encoded"] {
                 assert_eq!(report[side].is_null(), recode.is_empty(), "{report}");
             }
+            assert_eq!(has_hint, recode.is_empty(), "{report}");
             sizes.push(report["bytes_out"].as_u64().expect("a number"));
         }
         // These sources compressed with level 1.

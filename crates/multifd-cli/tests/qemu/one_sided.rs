@@ -166,7 +166,10 @@ fn anew_from_level_0() {
         });
         let [bytes_in, bytes_out] =
             ["bytes_in", "bytes_out"].map(|key| report[key].as_u64().unwrap());
-        assert!(bytes_in > report["pages"].as_u64().unwrap() * 4096, "{report}");
+        assert!(
+            bytes_in > report["pages"].as_u64().unwrap() * 4096,
+            "{report}"
+        );
         assert!(bytes_out < bytes_in, "{report}");
         assert_eq!(Done::encoding(&report).method, "zlib", "{report}");
     }

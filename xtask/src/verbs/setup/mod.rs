@@ -31,8 +31,9 @@ pub struct Arguments {
 }
 
 /// libvirt, its QEMU, and the programs of a system to run both in.
-const LIBVIRT: [&str; 6] = [
-    "libvirt-daemon-system",
+const LIBVIRT: [&str; 7] = [
+    "libvirt-daemon",
+    "libvirt-daemon-driver-qemu",
     "libvirt-clients",
     "qemu-system-x86",
     "coreutils",

@@ -7,17 +7,21 @@ mount -t tmpfs none "$TOP"
 mkdir "$TOP/upper" "$TOP/work" "$TOP/root"
 root=$TOP/root
 mount -t overlay none -o "lowerdir=$ROOT,upperdir=$TOP/upper,workdir=$TOP/work" "$root"
-mkdir -p "$root/shared" "$root/var/log/libvirt/qemu" "$SHARED/ram$NUMBER"
+mkdir -p "$root/etc/libvirt" "$root/shared" "$root/var/log/libvirt/qemu" "$SHARED/ram$NUMBER"
 mount --bind "$SHARED" "$root/shared"
 mount -t proc none "$root/proc"
 mount --rbind /sys "$root/sys"
 mount --rbind /dev "$root/dev"
 mount -t tmpfs none "$root/run"
 mount -t tmpfs none "$root/tmp"
-[ -e "$root/var/run" ] || ln -s /run "$root/var/run"
+rm -rf "$root/var/run"
+ln -s /run "$root/var/run"
 for file in passwd group; do
     sed 's/:\*:/:x:/' "$root/usr/share/base-passwd/$file.master" > "$root/etc/$file"
 done
+# libvirtd wants to know its usual user and group, used or not.
+echo 'libvirt-qemu:x:64055:64055::/:/bin/false' >> "$root/etc/passwd"
+printf '%s:x:64055:\n' libvirt-qemu kvm libvirt >> "$root/etc/group"
 echo "127.0.0.1 localhost host$NUMBER" > "$root/etc/hosts"
 cat > "$root/etc/libvirt/libvirtd.conf" <<END
 listen_tls = 0
@@ -36,5 +40,8 @@ stdio_handler = "file"
 remember_owner = 0
 memory_backing_dir = "/shared/ram$NUMBER"
 END
-chroot "$root" /usr/sbin/libvirtd --listen < /dev/null > "$SHARED/libvirtd$NUMBER.log" 2>&1 &
-exec cat
+chroot "$root" /usr/sbin/libvirtd --listen < /dev/null > /dev/null &
+# The first process has to wait for the orphans that libvirtd leaves: `cat` alone would not.
+exec 3<&0
+cat <&3 > /dev/null &
+wait $!

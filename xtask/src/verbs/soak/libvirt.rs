@@ -21,7 +21,7 @@ use crate::{Result, multifd, output};
 const HOST: &str = include_str!("host.sh");
 
 /// Far longer than any step takes.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(40);
 
 /// Moves guests, or says what this machine lacks.
 pub fn run() -> Result<()> {
@@ -56,7 +56,19 @@ pub fn run() -> Result<()> {
     for name in ["vm1", "vm2"] {
         hosts[0].boot(name, &guest)?;
     }
-    let lab = Lab { hosts, guest };
+    let [one, two] = &hosts;
+    let (trunk, sockets) = (two.trunk(4444), "unix:/run/to-host2/{name}.sock");
+    for host in [one, two] {
+        host.run(&["mkdir", "/run/to-host2"])?;
+    }
+    let far = two.relay(&trunk, sockets, &[])?;
+    let near = one.relay(sockets, &trunk, &[])?;
+    let lab = Lab {
+        hosts,
+        guest,
+        near,
+        far,
+    };
     lab.both_at_once()?;
     lab.back_over_tcp()?;
     lab.abort()?;
@@ -66,13 +78,15 @@ pub fn run() -> Result<()> {
 struct Lab {
     hosts: [Host; 2],
     guest: Guest,
+    /// Relays from the first host to the second.
+    near: Process,
+    far: Process,
 }
 
 impl Lab {
     /// Two guests at the same time, through one port, each by the name of its socket.
     fn both_at_once(&self) -> Result<()> {
         let [one, two] = &self.hosts;
-        let (near, far) = self.relays_to_two()?;
         let mut moves = Vec::new();
         for name in ["vm1", "vm2"] {
             let uri = one.ask_for_socket(name)?;
@@ -85,9 +99,9 @@ impl Lab {
         for number in 0..2 {
             println!(
                 "two guests at once, p2p, parallel, unix sockets, a trunk: {:.2}:1",
-                report(&near, number)?["ratio"].as_f64().unwrap_or(0.0)
+                report(&self.near, number)?["ratio"].as_f64().unwrap_or(0.0)
             );
-            report(&far, number)?;
+            report(&self.far, number)?;
         }
         self.check(two, &["vm1", "vm2"])
     }
@@ -100,7 +114,13 @@ impl Lab {
         let near = two.relay(qemu, &trunk, &[])?;
         for (number, name) in ["vm1", "vm2"].into_iter().enumerate() {
             let uri = "tcp://127.0.0.1:49300";
-            let options = ["--parallel", "--listen-address", "127.0.0.1", "--migrateuri", uri];
+            let options = [
+                "--parallel",
+                "--listen-address",
+                "127.0.0.1",
+                "--migrateuri",
+                uri,
+            ];
             two.end_of(&two.migrate(name, one, &options)?)?;
             report(&near, number)?;
             report(&far, number)?;
@@ -113,7 +133,6 @@ impl Lab {
     /// through.
     fn abort(&self) -> Result<()> {
         let [one, two] = &self.hosts;
-        let (near, _far) = self.relays_to_two()?;
         let uri = one.ask_for_socket("vm1")?;
         let options = ["--p2p", "--parallel", "--migrateuri", &uri];
         let slow = [&options[..], &["--bandwidth", "1"]].concat();
@@ -125,21 +144,24 @@ impl Lab {
         if one.end_of(&process).is_ok() {
             return Err("a migration that was aborted went through".into());
         }
-        let told: Value = serde_json::from_str(&near.line(Pipe::Stdout, 0, PATIENCE)?)?;
+        let told: Value = serde_json::from_str(&self.near.line(Pipe::Stdout, 2, PATIENCE)?)?;
         if told["confirmed"] != false {
             return Err(format!("the relay says of an aborted migration: {told}").into());
         }
         println!("aborted: {}", told["error"]);
         self.check(one, &["vm1"])?;
         one.end_of(&one.migrate("vm1", two, &options)?)?;
-        report(&near, 1)?;
+        report(&self.near, 3)?;
         self.check(two, &["vm1"])
     }
 
     /// One relay at the source, nothing of ours at the destination.
     fn to_stock(&self) -> Result<()> {
         let [one, two] = &self.hosts;
-        let (listen, connect) = ("tcp:127.0.0.1:49301", format!("tcp:{}:49301", two.address()));
+        let (listen, connect) = (
+            "tcp:127.0.0.1:49301",
+            format!("tcp:{}:49301", two.address()),
+        );
         let options = ["--compression", "zlib", "--recode", "--effort", "auto"];
         let relay = one.relay(listen, &connect, &options)?;
         let words = "--parallel --compressed --comp-methods zlib --comp-zlib-level 0 --migrateuri \
@@ -153,17 +175,6 @@ impl Lab {
             return Err(format!("nothing was compressed: {report}").into());
         }
         self.check(two, &["vm2"])
-    }
-
-    /// Relays from the first host to the second, with sockets on demand.
-    fn relays_to_two(&self) -> Result<(Process, Process)> {
-        let [one, two] = &self.hosts;
-        let (trunk, sockets) = (two.trunk(4444), "unix:/run/to-host2/{name}.sock");
-        for host in [one, two] {
-            host.run(&["mkdir", "-p", "/run/to-host2"])?;
-        }
-        let far = two.relay(&trunk, sockets, &[])?;
-        Ok((one.relay(sockets, &trunk, &[])?, far))
     }
 
     /// Compares every byte of guests at a host, and lets them run on.
@@ -206,7 +217,16 @@ impl Host {
         fs::create_dir(&top)?;
         let mut command = Command::new("unshare");
         command
-            .args(["--mount", "--uts", "--pid", "--fork", "--kill-child", "sh", "-c", HOST])
+            .args([
+                "--mount",
+                "--uts",
+                "--pid",
+                "--fork",
+                "--kill-child",
+                "sh",
+                "-c",
+                HOST,
+            ])
             .env("ROOT", root.dir())
             .env("TOP", &top)
             .env("SHARED", &shared)
@@ -261,7 +281,9 @@ impl Host {
             match self.run(words) {
                 Ok(said) if is_there(&said) => return Ok(()),
                 outcome if begun.elapsed() > PATIENCE => {
-                    return Err(format!("host{}: {words:?}: {outcome:?}", self.number).into());
+                    let log = format!("host{}.log", self.number);
+                    let log = fs::read_to_string(self.shared.join(log))?;
+                    return Err(format!("{words:?}: {outcome:?}; its host says:\n{log}").into());
                 }
                 _ => thread::sleep(Duration::from_millis(50)),
             }
@@ -287,11 +309,15 @@ impl Host {
     fn migrate(&self, name: &str, to: &Host, options: &[&str]) -> Result<Process> {
         let to = format!("qemu+tcp://{}/system", to.address());
         let words = ["virsh", "migrate", "--live", name, &to];
-        Ok(Process::start(&mut self.command(&[&words, options].concat()))?)
+        Ok(Process::start(
+            &mut self.command(&[&words, options].concat()),
+        )?)
     }
 
     fn end_of(&self, process: &Process) -> Result<()> {
-        let is_well = process.wait(PATIENCE).is_some_and(|status| status.success());
+        let is_well = process
+            .wait(PATIENCE)
+            .is_some_and(|status| status.success());
         let said = || process.lines(Pipe::Stderr).join("\n");
         is_well.then_some(()).ok_or_else(|| said().into())
     }
@@ -314,7 +340,9 @@ impl Host {
             .filter(|path| path.display().to_string().ends_with(&ending))
             .collect();
         folders.sort();
-        let newest = folders.pop().ok_or("libvirt made no folder for a guest's memory")?;
+        let newest = folders
+            .pop()
+            .ok_or("libvirt made no folder for a guest's memory")?;
         Ok(newest.join("pc.ram"))
     }
 }
