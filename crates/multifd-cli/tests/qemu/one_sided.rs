@@ -144,7 +144,6 @@ fn found_out_to_stock_11_1() {
 #[test]
 fn anew_from_level_0() {
     for (version, machine) in [
-        (Version::V7_2, "pc-q35-7.2"),
         (Version::V10_0, "pc-q35-10.0"),
         (Version::V11_1, "q35"),
     ] {
@@ -166,10 +165,8 @@ fn anew_from_level_0() {
         });
         let [bytes_in, bytes_out] =
             ["bytes_in", "bytes_out"].map(|key| report[key].as_u64().unwrap());
-        assert!(
-            bytes_in > report["pages"].as_u64().unwrap() * 4096,
-            "{report}"
-        );
+        let page_bytes = report["pages"].as_u64().unwrap() * 4096;
+        assert!(bytes_in > page_bytes, "{version:?}: {report}");
         assert!(bytes_out < bytes_in, "{report}");
         assert_eq!(Done::encoding(&report).method, "zlib", "{report}");
     }
