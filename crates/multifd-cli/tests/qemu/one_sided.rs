@@ -143,10 +143,7 @@ fn found_out_to_stock_11_1() {
 /// A source that can be told zlib only, as by libvirt, and leaves the work to the relay.
 #[test]
 fn anew_from_level_0() {
-    for (version, machine) in [
-        (Version::V10_0, "pc-q35-10.0"),
-        (Version::V11_1, "q35"),
-    ] {
+    for (version, machine) in [(Version::V10_0, "pc-q35-10.0"), (Version::V11_1, "q35")] {
         let Some(binary) = QemuBinary::require(version) else {
             return;
         };
