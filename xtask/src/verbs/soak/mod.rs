@@ -1,4 +1,4 @@
-//! `cargo xtask soak`: long runs and measurements of the engines, and guests of real libvirtd, which
+//! `cargo xtask soak`: long runs and measurements of the engines, and guests of real libvirtd. They
 //! need more time, memory or parts than a test run has.
 
 mod libvirt;
