@@ -99,6 +99,12 @@ pub fn run(args: &RelayArgs, confined: Confined) -> Outcome {
             .codec(route.connect.protocol == Protocol::Trunk)?;
         let mut config = RelayConfig::new(route.connect.clone(), codec.method);
         config.settings = codec.settings;
+        config.recode = args.recode;
+        if args.recode && codec.method == Method::None {
+            return Err("--recode has no effect without --compression"
+                .to_owned()
+                .into());
+        }
         config.auto = codec.auto;
         config.processors = args.cpus;
         if args.cpus.is_some() && !codec.auto {
@@ -569,6 +575,14 @@ impl<'a> Printer<'a> {
                 let summary = Summary::new(report, migration.as_ref());
                 for remark in &summary.remarks {
                     say::note(format_args!("{of}{remark}"));
+                }
+                let connect = migration.map(|migration| migration.route.connect.protocol);
+                let method = self.args.codec.method(connect == Some(Protocol::Trunk));
+                if method != Method::None && summary.was_passed_on() {
+                    say::note(format_args!(
+                        "{of}the source's pages came in the outgoing method, and were passed on as \
+                         they are: --recode compresses them anew"
+                    ));
                 }
                 say::report(&summary, self.args.json);
                 Ok(())

@@ -109,6 +109,7 @@ fn what_is_wrong_with_a_command_is_said_with_what_to_do() {
         "add --compression zstd, or leave it out",
     );
     refused(&with(&["--streams", "4"]), 1, "--streams has no effect");
+    refused(&with(&["--recode"]), 1, "--recode has no effect");
     refused(
         &with(&["--compression", "zlib", "--huffman", "dynamic"]),
         1,

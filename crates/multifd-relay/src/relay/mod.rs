@@ -8,7 +8,7 @@
 //! round, until all channels have passed the round's end on.
 //!
 //! What arrives is recognised packet by packet. A payload that already has the outgoing method is
-//! passed on as it is.
+//! passed on as it is, unless [`RelayConfig::recode`] asks for more.
 //!
 //! A relay in a program of one's own, for one migration. [`Relay::accept`] and [`pass_on`] serve
 //! any number at once.
@@ -94,6 +94,9 @@ pub struct RelayConfig {
     pub encryption: Encryption,
     /// The method which it writes towards `connect`.
     pub compression: Method,
+    /// Payloads that arrive in that method are compressed anew. Otherwise they are passed on as
+    /// they are.
+    pub recode: bool,
     /// How that method is driven, and who computes on both legs.
     pub settings: Settings,
     /// The effort is found out during each migration, packet by packet, where the method and the
@@ -143,7 +146,7 @@ pub struct MigrationReport {
     /// How payloads from the source were decoded, if any were.
     pub decoded: Option<Work>,
     /// How payloads for the destination were encoded, if any were. One that has the outgoing method
-    /// already is passed on.
+    /// already is passed on, unless [`RelayConfig::recode`] is set.
     pub encoded: Option<Work>,
     /// Which efforts were chosen, if they were found out.
     pub auto: Option<auto::Summary>,
@@ -244,6 +247,7 @@ impl RelayConfig {
             name: None,
             encryption: Encryption::default(),
             compression,
+            recode: false,
             settings: Settings::default(),
             auto: false,
             processors: None,
