@@ -16,7 +16,7 @@ use multifd_wire::Method;
 use rustix::net::sockopt::set_socket_linger;
 use serde_json::Value;
 
-use super::super::support::Migration;
+use super::super::support::{DEADLINE, Migration};
 use super::super::support::made::{BLOCK, Channel, Main, PAGE_BYTES, Shape};
 use super::super::support::peers::{Destination, Role, Source, dial, write};
 use super::super::{answer, arrives, asking, main, preface, relay, report, says, trunk_of};
@@ -207,6 +207,7 @@ fn a_connection_that_breaks_ends_the_migration() {
 
 /// What a server reads first.
 fn heard(stream: &TcpStream) -> Preface {
+    stream.set_read_timeout(Some(DEADLINE)).expect("a socket");
     let mut receiver = PrefaceReceiver::default();
     loop {
         let mut bytes = vec![0; receiver.wanted()];
@@ -238,18 +239,17 @@ fn an_older_relay_gets_one_connection() {
     let more = ["--once", "--compression", "none", "--trunk-channels", "4"];
     let mut near = relay("tcp:127.0.0.1:0", &connect, &more);
     let source = Source::dial(&near.address(), 0);
-    write(&source.main, &migration.main[..64]);
+    write(&source.main, &migration.main[..4096]);
     let (mut far, _) = listener.accept().expect("a call");
     let said = heard(&far);
     let asked = StrandTerms::among(&said.extensions).expect("terms");
     assert_eq!(asked.map(|asked| asked.count), Some(4));
     far.write_all(&accepted(Vec::new())).expect("a reader");
-    write(&source.main, &migration.main[64..4096]);
     let digest = multifd_relay::trunk::Digest::Xxh3;
     let compression = multifd_relay::trunk::Compression::None;
     let mut reader = FrameReader::new(digest, compression).expect("a reader");
     let mut came = Vec::new();
-    while came.len() < 100 {
+    while came.len() < 64 {
         let count = far.read(reader.space()).expect("frames");
         assert!(count > 0);
         if let Ok(Some(Frame::Data(bytes))) = reader.filled(count) {
