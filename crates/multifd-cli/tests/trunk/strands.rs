@@ -16,9 +16,9 @@ use multifd_wire::Method;
 use rustix::net::sockopt::set_socket_linger;
 use serde_json::Value;
 
-use super::super::support::{DEADLINE, Migration};
 use super::super::support::made::{BLOCK, Channel, Main, PAGE_BYTES, Shape};
 use super::super::support::peers::{Destination, Role, Source, dial, write};
+use super::super::support::{DEADLINE, Migration};
 use super::super::{answer, arrives, asking, main, preface, relay, report, says, trunk_of};
 
 /// Numbers that look random.

@@ -33,8 +33,9 @@ const TICK: Duration = match cfg!(test) {
 
 /// Connections that are one.
 pub(super) struct Strands {
-    /// Two or more.
-    all: Vec<Stream>,
+    first: Stream,
+    /// One or more.
+    more: Vec<Stream>,
     /// The place of the next byte that is read.
     read: Mutex<u64>,
     /// The strand that brings it.
@@ -49,36 +50,42 @@ impl Strands {
         if more.is_empty() {
             return first;
         }
-        let mut all = more;
-        all.insert(0, first);
         Stream::layered(Self {
-            all,
+            first,
+            more,
             read: Mutex::new(0),
             due: AtomicUsize::new(0),
             written: Mutex::new(Some(0)),
         })
     }
 
+    fn all(&self) -> impl Iterator<Item = &Stream> {
+        std::iter::once(&self.first).chain(&self.more)
+    }
+
+    fn count(&self) -> usize {
+        self.more.len().saturating_add(1)
+    }
+
     /// Which strand has the byte at `place`, and how many bytes follow there.
     fn at(&self, place: u64) -> (usize, usize) {
-        let turn = place / PIECE_LEN % (self.all.len() as u64).max(1);
+        let turn = place / PIECE_LEN % self.count() as u64;
         (turn as usize, (PIECE_LEN - place % PIECE_LEN) as usize)
     }
 
-    fn strand(&self, index: usize) -> io::Result<&Stream> {
-        self.all
-            .get(index)
-            .ok_or(io::ErrorKind::NotConnected.into())
+    fn strand(&self, index: usize) -> &Stream {
+        let more = index.checked_sub(1).and_then(|index| self.more.get(index));
+        more.unwrap_or(&self.first)
     }
 
     /// Waits until the strand that is due has something.
     fn wait(&self, due: usize) -> io::Result<()> {
-        let strand = self.strand(due)?;
+        let strand = self.strand(due);
         let mut stalled_since = None;
         while !strand.is_readable_within(TICK)? {
             // A source may be quiet for as long as it likes.
             let waits = |strand: &Stream| strand.is_readable_within(Duration::ZERO);
-            let mut others = self.all.iter().enumerate();
+            let mut others = self.all().enumerate();
             let is_ahead = others.any(|(index, strand)| {
                 // A strand that has failed has that to tell.
                 index != due && waits(strand).unwrap_or(true)
@@ -88,7 +95,7 @@ impl Strands {
             } else if stalled_since.get_or_insert_with(Instant::now).elapsed() >= STALL {
                 let words = format!(
                     "of the {} connections to the other relay that carry this one, number {} stands still",
-                    self.all.len(),
+                    self.count(),
                     due.saturating_add(1)
                 );
                 return Err(io::Error::new(io::ErrorKind::TimedOut, words));
@@ -105,13 +112,11 @@ impl Strands {
 impl Layer for Strands {
     /// The strand that is due.
     fn under(&self) -> &Stream {
-        let due = self.due.load(Ordering::Relaxed);
-        // There are two at least.
-        self.all.get(due).unwrap_or(&self.all[0])
+        self.strand(self.due.load(Ordering::Relaxed))
     }
 
     fn each_under(&self, see: &mut dyn FnMut(&Stream)) {
-        self.all.iter().for_each(see);
+        self.all().for_each(see);
     }
 
     fn read(&self, buffer: &mut [u8], wait: bool) -> io::Result<usize> {
@@ -119,7 +124,7 @@ impl Layer for Strands {
         let (due, most) = self.at(*place);
         let most = most.min(buffer.len());
         let buffer = buffer.get_mut(..most).unwrap_or_default();
-        let strand = self.strand(due)?;
+        let strand = self.strand(due);
         let count = match wait {
             true => self.wait(due).and_then(|()| strand.read_some(buffer))?,
             false => strand.read_now(buffer)?,
@@ -133,7 +138,7 @@ impl Layer for Strands {
     fn peek(&self, buffer: &mut [u8]) -> io::Result<usize> {
         let (due, most) = self.at(*self.place());
         let most = most.min(buffer.len());
-        self.strand(due)?
+        self.strand(due)
             .peek(buffer.get_mut(..most).unwrap_or_default())
     }
 
@@ -152,7 +157,7 @@ impl Layer for Strands {
             let (head_now, head_left) = head.split_at_checked(room).unwrap_or((head, &[]));
             let room = room.saturating_sub(head_now.len());
             let (body_now, body_left) = body.split_at_checked(room).unwrap_or((body, &[]));
-            self.strand(index)?.write_all_of_two(head_now, body_now)?;
+            self.strand(index).write_all_of_two(head_now, body_now)?;
             let count = head_now.len().saturating_add(body_now.len());
             place = place.saturating_add(count as u64);
             (head, body) = (head_left, body_left);
@@ -162,8 +167,7 @@ impl Layer for Strands {
     }
 
     fn end(&self) -> io::Result<()> {
-        self.all
-            .iter()
+        self.all()
             .try_for_each(|strand| strand.shutdown(Shutdown::Write))
     }
 }
@@ -171,7 +175,8 @@ impl Layer for Strands {
 impl fmt::Debug for Strands {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Strands")
-            .field("all", &self.all)
+            .field("first", &self.first)
+            .field("more", &self.more)
             .finish_non_exhaustive()
     }
 }
