@@ -121,6 +121,7 @@ pub fn run(args: &RelayArgs, confined: Confined) -> Outcome {
         }
         config.name = args.name.clone();
         config.verify = args.verify;
+        config.trunk_channels = args.trunk_channels;
         check_legs(&route, args)?;
         config.encryption = encryption(&route, args)?;
         if route.listen.tls || route.connect.tls {
@@ -246,6 +247,14 @@ fn check_legs(route: &Route, args: &RelayArgs) -> Outcome {
         return Err(format!(
             "--verify has no use from {} to {}: only two relays with a trunk between them compare pages",
             route.listen, route.connect
+        )
+        .into());
+    }
+    if args.trunk_channels > 1 && !is_trunk(&route.connect) {
+        return Err(format!(
+            "--trunk-channels has no use towards {}: the relay that calls a trunk says how many \
+             connections it has",
+            route.connect
         )
         .into());
     }

@@ -1,5 +1,5 @@
-//! The main channel: passed on byte for byte, both ways, and followed as far as needed to know
-//! where rounds end and whether the migration went through whole.
+//! The main channel: passed on byte for byte, and followed as far as needed to know where rounds end
+//! and whether the migration went through whole.
 
 use std::io::{self, Write};
 use std::net::Shutdown;
@@ -10,7 +10,6 @@ use multifd_transport::Moment;
 use multifd_transport::rounds::RoundFault;
 use multifd_wire::Limits;
 use multifd_wire::main_stream::{Command, MainEvent, MainReceiver};
-use multifd_wire::return_path::{Message, ReturnPathReceiver};
 
 use super::counters::Counters;
 use super::gate::{End, Gate, Held};
@@ -21,7 +20,7 @@ use crate::failure::{Cause, Channel, Failure, Leg, SetupFault};
 use crate::marks::Marks;
 
 /// The main channel carries little beside multifd, and a guest's whole memory without it.
-const BUFFER_BYTES: usize = 64 << 10;
+pub(super) const BUFFER_BYTES: usize = 64 << 10;
 
 /// The beginning of a main stream, for a reader of one that goes on after a break.
 const STREAM_START: [u8; 8] = *b"QEVM\0\0\0\x03";
@@ -43,16 +42,16 @@ pub(super) struct Seen {
     /// Something behind the set-up was read, or the stream cannot be followed.
     pub(super) goes_on: bool,
     /// All memory has been read.
-    ram_ended: bool,
+    pub(super) ram_ended: bool,
     /// Everything that makes the guest has been read; at most its description is to come.
-    complete: bool,
+    pub(super) complete: bool,
     /// Postcopy has begun: the guest is at both ends.
     pub(super) postcopy: bool,
     /// The destination has said that it has the guest, before the migration had failed.
     pub(super) confirmed: bool,
     /// The migration has failed: the source is not told any more that the destination has the
     /// guest.
-    failed: bool,
+    pub(super) failed: bool,
     /// What could not be followed. It was passed on all the same.
     pub(super) remarks: Vec<Remark>,
     /// The source's end was read, and passed on.
@@ -91,7 +90,7 @@ impl Outline {
         look(&self.lock())
     }
 
-    fn see<T>(&self, change: impl FnOnce(&mut Seen) -> T) -> T {
+    pub(super) fn see<T>(&self, change: impl FnOnce(&mut Seen) -> T) -> T {
         change(&mut self.lock())
     }
 
@@ -131,7 +130,7 @@ impl Outline {
     }
 
     /// Why the other relay's going is a failure.
-    fn relay_gone(&self) -> Cause {
+    pub(super) fn relay_gone(&self) -> Cause {
         self.look(|seen| match seen.return_path {
             _ if seen.postcopy => Cause::PostcopyBroke,
             true => Cause::RelayGone,
@@ -233,9 +232,18 @@ impl Forward<'_> {
         self.pass_on(&mut follower, start)?;
         let mut buffer = vec![0; BUFFER_BYTES];
         loop {
-            self.counters.main_idle(true);
-            let outcome = self.link.source.read_some(&mut buffer);
-            self.counters.main_idle(false);
+            let outcome = match self.link.source.read_now(&mut buffer) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    // What the source has said may be all that it says before it has an answer.
+                    self.flush()?;
+                    self.counters.main_idle(true);
+                    let outcome = self.link.source.read_some(&mut buffer);
+                    self.counters.main_idle(false);
+                    outcome
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                other => other,
+            };
             let count = outcome.map_err(|error| {
                 if self.outline.is_taken_back() {
                     failed(Leg::Source, self.outline.taken_back())
@@ -262,6 +270,7 @@ impl Forward<'_> {
         }
         // What was short of a mark has begun now or never.
         self.gate.begin();
+        self.flush()?;
         // A clean end is passed on as one, whatever was understood of the stream.
         self.link
             .destination
@@ -294,12 +303,14 @@ impl Forward<'_> {
                 self.write(bytes.get(written..before).unwrap_or_default())?;
                 written = before;
                 follower.passed = follower.passed.saturating_add(1);
+                self.flush()?;
                 self.hold(follower)?;
                 self.verify(follower.passed)?;
             }
             if pause.ends_setup {
                 self.write(bytes.get(written..end).unwrap_or_default())?;
                 written = end;
+                self.flush()?;
                 self.wait_begun()?;
             }
         }
@@ -514,13 +525,21 @@ impl Forward<'_> {
         }
     }
 
+    /// Writes `bytes`, at the latest with the next [`flush`](Self::flush).
     fn write(&self, bytes: &[u8]) -> Result<(), Failure> {
         if bytes.is_empty() {
             return Ok(());
         }
-        (&self.link.destination)
-            .write_all(bytes)
-            .map_err(|error| failed(Leg::Destination, error.into()))?;
+        self.wrote(bytes.len(), self.link.destination.write_ahead(bytes))
+    }
+
+    /// Writes what was taken and not written.
+    fn flush(&self) -> Result<(), Failure> {
+        self.wrote(0, (&self.link.destination).flush())
+    }
+
+    fn wrote(&self, len: usize, outcome: io::Result<()>) -> Result<(), Failure> {
+        outcome.map_err(|error| failed(Leg::Destination, error.into()))?;
         let below = [
             self.link.source.bytes_below().map(|[read, _]| read),
             self.link
@@ -528,132 +547,9 @@ impl Forward<'_> {
                 .bytes_below()
                 .map(|[_, written]| written),
         ];
-        self.counters.main(bytes.len(), below);
+        self.counters.main(len, below);
         Ok(())
     }
-}
-
-/// Destination to source: the return path.
-///
-/// A QEMU at the other end may close with something unread, which looks like a broken connection. A
-/// relay there says its end (`is_relay`).
-pub(super) fn back(
-    link: &Link,
-    outline: &Outline,
-    gate: &Gate,
-    is_relay: bool,
-) -> Result<(), Failure> {
-    let destination = |cause| failed(Leg::Destination, cause);
-    let mut receiver = Some(ReturnPathReceiver::new());
-    let mut buffer = vec![0; BUFFER_BYTES];
-    loop {
-        let count = match link.destination.read_some(&mut buffer) {
-            Ok(count) => count,
-            Err(error) if is_relay && error.kind() == io::ErrorKind::ConnectionReset => {
-                if outline.look(|seen| seen.confirmed) {
-                    break;
-                }
-                return Err(destination(outline.relay_gone()));
-            }
-            // A destination that closes with something unread resets: no more will come either way.
-            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => 0,
-            Err(error) => return Err(destination(Cause::of_connection(error))),
-        };
-        if count == 0 {
-            break;
-        }
-        gate.loads();
-        let bytes = buffer.get(..count).unwrap_or_default();
-        // Before it is passed on: the source may answer the last byte at once, by closing.
-        let had_gone = link.source.peer_has_closed();
-        let (word, passed) = listen(&mut receiver, bytes, outline);
-        if word == Some(Word::TooLate) {
-            return Err(destination(Cause::NotTold));
-        }
-        let told = (&*link.source).write_all(bytes.get(..passed).unwrap_or_default());
-        match word {
-            Some(Word::Arrived) if had_gone || told.is_err() => {
-                return Err(destination(Cause::NotTold));
-            }
-            Some(Word::Refused(status)) => return Err(destination(Cause::Refused { status })),
-            _ => {}
-        }
-    }
-    if outline.is_taken_back() {
-        return Err(destination(match outline.look(|seen| seen.postcopy) {
-            true => Cause::PostcopyBroke,
-            false => Cause::Unconfirmed,
-        }));
-    }
-    // Behind all memory an end may not be understood, and the source's own end tells. A destination
-    // that fails there shows when more is written to it.
-    let is_early = outline.look(|seen| {
-        let may_be_over = seen.ram_ended || seen.complete || seen.ended;
-        !may_be_over && !seen.confirmed && seen.remarks.is_empty()
-    });
-    if is_early {
-        let end = io::Error::from(io::ErrorKind::UnexpectedEof);
-        return Err(destination(end.into()));
-    }
-    // The source may have closed by now.
-    let _ = link.source.shutdown(Shutdown::Write);
-    Ok(())
-}
-
-/// A destination's last word.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Word {
-    /// It has the guest.
-    Arrived,
-    /// The same, and the migration had failed before.
-    TooLate,
-    Refused(u32),
-}
-
-/// Follows the return path as long as it is one. Returns the destination's last word, if this was
-/// it, and how many bytes are to be passed on: a source decides at the first word, so nothing
-/// behind that is.
-fn listen(
-    receiver: &mut Option<ReturnPathReceiver>,
-    bytes: &[u8],
-    outline: &Outline,
-) -> (Option<Word>, usize) {
-    let mut rest = bytes;
-    while let Some(following) = receiver
-        && !outline.look(|seen| seen.confirmed)
-    {
-        match following.push(&mut rest) {
-            Ok(Some(Message::Shut(0))) => {
-                let word = outline.see(|seen| {
-                    seen.confirmed = !seen.failed;
-                    match seen.failed {
-                        true => Word::TooLate,
-                        false => Word::Arrived,
-                    }
-                });
-                if !rest.is_empty() {
-                    outline.remark(Remark::BehindWord);
-                }
-                return (Some(word), bytes.len().saturating_sub(rest.len()));
-            }
-            Ok(Some(Message::Shut(status))) => {
-                let passed = bytes.len().saturating_sub(rest.len());
-                return (Some(Word::Refused(status)), passed);
-            }
-            Ok(Some(_)) => {}
-            Ok(None) => break,
-            // COLO speaks of other things here. The source judges for itself.
-            Err(fault) => {
-                outline.remark(Remark::ReturnPathNotFollowed(fault));
-                *receiver = None;
-            }
-        }
-    }
-    if receiver.is_some() && outline.look(|seen| seen.confirmed) {
-        outline.remark(Remark::BehindWord);
-        return (None, 0);
-    }
-    (None, bytes.len())
 }
 
 pub(super) fn failed(leg: Leg, cause: Cause) -> Failure {
@@ -707,47 +603,6 @@ mod tests {
                 ..
             }))
         ));
-    }
-
-    const SHUT_WELL: [u8; 8] = [0, 1, 0, 4, 0, 0, 0, 0];
-    const SHUT_FAILED: [u8; 8] = [0, 1, 0, 4, 0, 0, 0, 1];
-
-    #[test]
-    fn the_first_word_counts_and_what_is_behind_it_goes_nowhere() {
-        for parts in [
-            &[[SHUT_WELL, SHUT_FAILED].concat()][..],
-            &[SHUT_WELL.to_vec(), SHUT_FAILED.to_vec()],
-        ] {
-            let (outline, mut receiver) = (Outline::default(), Some(ReturnPathReceiver::new()));
-            let heard: Vec<_> = { parts.iter() }
-                .map(|part| listen(&mut receiver, part, &outline))
-                .collect();
-            assert_eq!(heard[0], (Some(Word::Arrived), 8));
-            assert!(heard.get(1).is_none_or(|behind| *behind == (None, 0)));
-            assert!(outline.look(|seen| seen.confirmed && seen.remarks == [Remark::BehindWord]));
-        }
-        let (outline, mut receiver) = (Outline::default(), Some(ReturnPathReceiver::new()));
-        let both = [SHUT_FAILED, SHUT_WELL].concat();
-        let heard = listen(&mut receiver, &both, &outline);
-        assert_eq!(heard, (Some(Word::Refused(1)), 8));
-        assert!(!outline.look(|seen| seen.confirmed));
-    }
-
-    #[test]
-    fn either_a_migration_has_failed_or_its_source_is_told_the_word() {
-        for fails_first in [false, true] {
-            let (outline, mut receiver) = (Outline::default(), Some(ReturnPathReceiver::new()));
-            outline.see(|seen| seen.ram_ended = true);
-            if fails_first {
-                assert!(outline.fails());
-            }
-            let word = match fails_first {
-                true => Word::TooLate,
-                false => Word::Arrived,
-            };
-            assert_eq!(listen(&mut receiver, &SHUT_WELL, &outline).0, Some(word));
-            assert_eq!(outline.fails(), fails_first);
-        }
     }
 
     #[test]

@@ -48,6 +48,7 @@
 //! # }
 //! ```
 
+mod back;
 mod counters;
 mod first;
 mod gate;
@@ -56,6 +57,7 @@ mod main_channel;
 mod pump;
 mod session;
 mod silence;
+mod taken;
 mod verify;
 mod watch;
 
@@ -116,6 +118,9 @@ pub struct RelayConfig {
     /// The relays of a trunk compare the pages of each round, before it is whole at the
     /// destination. A trunk's server takes no other migrations then.
     pub verify: bool,
+    /// How many connections of a trunk carry each multifd channel, or main where there are no
+    /// channels: 1 to 16. A server that does not know of this takes one.
+    pub trunk_channels: u8,
 }
 
 /// A relay, listening.
@@ -203,6 +208,13 @@ pub enum Remark {
     Preempt,
     /// COLO began.
     Colo,
+    /// The other relay carries channels by fewer connections than it was asked to.
+    FewerTrunkChannels {
+        /// The fewest for a channel.
+        taken: u8,
+        /// How many it was asked for.
+        wanted: u8,
+    },
 }
 
 impl fmt::Display for Remark {
@@ -223,6 +235,11 @@ impl fmt::Display for Remark {
             Self::Postcopy => f.write_str("it switched to postcopy, whose pages are not compressed"),
             Self::Preempt => f.write_str("postcopy's own connection was passed on"),
             Self::Colo => f.write_str("COLO began, which is passed on and not followed"),
+            Self::FewerTrunkChannels { taken, wanted } => write!(
+                f,
+                "the other relay took {taken} of {wanted} trunk channels: it is older, or the \
+                 migration has too many"
+            ),
         }
     }
 }
@@ -255,6 +272,7 @@ impl RelayConfig {
             limits: Limits::default(),
             dial_timeout: DIAL_TIMEOUT,
             verify: false,
+            trunk_channels: 1,
         }
     }
 

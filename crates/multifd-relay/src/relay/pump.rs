@@ -531,6 +531,7 @@ mod tests {
             is_recovery: false,
             delta_bytes: 0,
             verify: false,
+            strands: 1,
         };
         let target = Caller::resolve(
             config.connect.clone(),

@@ -1,11 +1,10 @@
 //! One migration through the relay: its connections, its threads, its end.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeSet;
 use std::io;
 use std::net::Shutdown;
+use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, Scope};
 use std::time::{Duration, Instant};
 
@@ -20,18 +19,20 @@ use multifd_transport::{Cancel, Moment, Stream, circle};
 use multifd_wire::Method;
 use multifd_wire::main_stream::{MainEvent, MainReceiver};
 
+use super::back;
 use super::counters::Counters;
 use super::gate::Gate;
 use super::link::{Link, Links};
 use super::main_channel::{self, Forward, Outline};
 use super::pump::{self, Shared};
 use super::silence::{SILENCE_TIMEOUT, Silence};
+use super::taken::take;
 use super::verify::Sums;
 use super::watch::{MigrationNote, Watch};
 use super::{CHANNELS_TIMEOUT, MigrationReport, RelayConfig, Remark, Update};
 use crate::failure::{Cause, Channel, Failure, Leg, SetupFault};
 use crate::leg::{Caller, Introduction, Protocol, Terms};
-use crate::trunk::Name;
+use crate::trunk::{Name, StrandTerms};
 
 /// How soon an end of the source is noticed while nothing else happens.
 const TICK: Duration = Duration::from_millis(100);
@@ -157,6 +158,11 @@ pub(super) fn run(
     // Connections that are still on their way to this migration close with it.
     incoming.channels.deliver_to(drop);
     outcome?;
+    if let Some(taken) = target.fewer_strands() {
+        let wanted = config.trunk_channels;
+        let remark = Remark::FewerTrunkChannels { taken, wanted };
+        session.outline.remark(remark);
+    }
     let (confirmed, remarks) = session.outline.look(|seen| {
         let confirmed = seen.confirmed.then_some(true);
         (confirmed, seen.remarks.clone())
@@ -190,6 +196,7 @@ fn introduction(incoming: &Incoming, config: &RelayConfig) -> Introduction {
         is_recovery: incoming.is_recovery,
         delta_bytes: delta_bytes(incoming, config),
         verify: config.verify || incoming.main.has_notes(),
+        strands: config.trunk_channels.clamp(1, StrandTerms::MAX_STRANDS),
     }
 }
 
@@ -225,35 +232,6 @@ fn delta_bytes(incoming: &Incoming, config: &RelayConfig) -> u64 {
     };
     // A page takes a little more than its size.
     guest.saturating_add(guest / 32).min(config.delta_memory)
-}
-
-/// Addresses of single guests' destinations that migrations of this process have.
-static TAKEN: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
-
-/// A destination that one migration has to itself. Dropped, it is free.
-struct Taken(String);
-
-impl Drop for Taken {
-    fn drop(&mut self) {
-        let mut taken = TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
-        taken.remove(&self.0);
-    }
-}
-
-/// Takes the destination of a name. A QEMU that waits for a guest takes the connections of a second
-/// migration for the first one's, and fails.
-fn take(introduction: &Introduction, config: &RelayConfig) -> Result<Taken, Failure> {
-    let address = config.connect.of(introduction.name.as_ref());
-    let address = address.map_err(|error| main_channel::failed(Leg::Source, error.into()))?;
-    let text = address.to_string();
-    let mut taken = TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
-    match taken.insert(text.clone()) {
-        true => Ok(Taken(text)),
-        false => Err(main_channel::failed(
-            Leg::Destination,
-            Cause::Taken { address },
-        )),
-    }
 }
 
 /// A migration before its destination was dialled.
@@ -473,7 +451,7 @@ impl<'env> Session<'env> {
             };
             let mut failure = self
                 .spawn(scope, tell, Role::Back, &mut running, || {
-                    main_channel::back(self.main, self.outline, self.gate, self.target.is_relay())
+                    back::run(self.main, self.outline, self.gate, self.target.is_relay())
                 })
                 .and_then(|()| {
                     let is_recovery = self.is_recovery;
