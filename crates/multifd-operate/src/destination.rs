@@ -137,6 +137,21 @@ fn check(qemu: &mut Qemu, wish: &Wish) -> Result<Plan, Failure> {
     Plan::of(wish, &settings).map_err(Failure::before)
 }
 
+/// A failure in postcopy. The destination has a part of the guest that nobody else has.
+fn in_postcopy(failure: Failure) -> Failure {
+    let broke = Cause::PostcopyBroke;
+    Failure {
+        guest: Whereabouts::Unknown,
+        cancelled: false,
+        ..match failure.cause {
+            Cause::Relay(ref cause) if matches!(cause.cause, RelayCause::PostcopyBroke) => {
+                Failure::before(broke)
+            }
+            cause => Failure::before(broke).advise(crate::failure::chain(&cause)),
+        }
+    }
+}
+
 /// A destination that waits for a guest, or loads it.
 struct Wait<'a> {
     order: &'a Order,
@@ -230,8 +245,11 @@ impl Wait<'_> {
         if !qemu.is_completed() {
             return Err(silent(format!("its status is {}", qemu.status)));
         }
-        let state = self.qemu.run_state();
-        let state = state.map_err(|error| silent(crate::failure::chain(&error)))?;
+        let state = match self.qemu.run_state() {
+            // It has said that it has the guest.
+            Err(error) if !error.is_final() => RunState::default(),
+            state => state.map_err(|error| silent(crate::failure::chain(&error)))?,
+        };
         Ok(Arrived {
             state,
             qemu,
@@ -241,11 +259,14 @@ impl Wait<'_> {
 
     /// Why the guest has not come, in QEMU's words too.
     fn failed(&mut self, cause: Cause, broken: Option<QmpError>, cancel: &Cancel) -> Failure {
-        let guest = match &cause {
-            Cause::Relay(failure) if matches!(failure.cause, RelayCause::NotTold) => {
-                Whereabouts::Unknown
-            }
-            _ => Whereabouts::Source,
+        let (guest, may_have_it) = match &cause {
+            Cause::Relay(failure) => match failure.cause {
+                RelayCause::NotTold | RelayCause::PostcopyBroke => (Whereabouts::Unknown, true),
+                // QEMU had got everything that makes the guest.
+                RelayCause::NoWord { .. } | RelayCause::TakenBack => (Whereabouts::Source, true),
+                _ => (Whereabouts::Source, false),
+            },
+            _ => (Whereabouts::Source, false),
         };
         let cancelled = cancel.is_cancelled();
         let begun = self.carrier.has_begun;
@@ -276,15 +297,31 @@ impl Wait<'_> {
                     )
                 };
             }
+            Ok(status) if self.is_in_postcopy(status.phase()) => return in_postcopy(failure),
+            Ok(status) if may_have_it && !status.is_final() => {
+                failure.guest = Whereabouts::Unknown;
+                failure = failure.advise(format!(
+                    "The destination QEMU says that its migration is {}: check that it does not run",
+                    status.status
+                ));
+            }
+            Err(_) if self.is_in_postcopy(Phase::None) => return in_postcopy(failure),
             Ok(MigrationStatus {
                 error_desc: Some(words),
                 ..
             }) => failure = failure.advise(format!("The destination QEMU says: {words}")),
             Ok(_) => {}
             Err(error) => {
+                if may_have_it {
+                    failure.guest = Whereabouts::Unknown;
+                }
+                let what = match error.is_final() {
+                    true => "has gone",
+                    false => "does not answer: check that it does not run",
+                };
+                let error = crate::failure::chain(&error);
                 failure = failure.advise(format!(
-                    "The destination QEMU has gone ({}): see its own log",
-                    crate::failure::chain(&error)
+                    "The destination QEMU {what} ({error}); see its own log"
                 ));
             }
         }
@@ -295,6 +332,13 @@ impl Wait<'_> {
             ));
         }
         failure.advise("Before another try start the destination QEMU anew, with -incoming defer")
+    }
+
+    /// Whether QEMU has begun to run the guest while its memory follows: it is at both ends then.
+    fn is_in_postcopy(&self, now: Phase) -> bool {
+        [now, Phase::of(&self.told)]
+            .iter()
+            .any(|phase| matches!(phase, Phase::Postcopy | Phase::PostcopyPaused))
     }
 
     /// The numbers of channels, if they are why it failed: a destination that waits for more does

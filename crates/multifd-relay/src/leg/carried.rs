@@ -45,6 +45,16 @@ const MOST_NOTES: usize = 64;
 pub struct FarFailure {
     /// Its reason, which the other host has chosen freely.
     pub(crate) words: Words,
+    /// Everything that makes the guest had been passed on by then.
+    pub(crate) was_complete: bool,
+}
+
+impl FarFailure {
+    /// Whether the destination may have the guest all the same.
+    #[must_use]
+    pub fn may_have_guest(&self) -> bool {
+        self.was_complete
+    }
 }
 
 /// A connection in frames.
@@ -230,7 +240,10 @@ impl Reading {
                 Ok(Some(Frame::End)) => self.end = Some(End::Clean),
                 Ok(Some(Frame::Failure(failure))) => {
                     let words = failure.words;
-                    self.end = Some(End::Failed(FarFailure { words }));
+                    self.end = Some(End::Failed(FarFailure {
+                        words,
+                        was_complete: false,
+                    }));
                 }
                 Ok(Some(Frame::Note(note))) => over.keep(note)?,
                 Ok(Some(Frame::Alive | Frame::Begun) | None) => {}

@@ -49,10 +49,12 @@
 //! ```
 
 mod counters;
+mod ends;
 mod first;
 mod gate;
 mod link;
 mod main_channel;
+mod outline;
 mod pump;
 mod session;
 mod silence;
