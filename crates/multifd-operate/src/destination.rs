@@ -116,6 +116,7 @@ pub fn accept(
                 carrier,
                 begun: None,
                 told: String::new(),
+                was_too_late: false,
             }
             .go(cancel, observe)
         });
@@ -160,6 +161,8 @@ struct Wait<'a> {
     begun: Option<Instant>,
     /// The status that was told last.
     told: String,
+    /// A wish to end came too late.
+    was_too_late: bool,
 }
 
 impl Wait<'_> {
@@ -178,7 +181,7 @@ impl Wait<'_> {
                 self.begun.get_or_insert_with(Instant::now);
             }
             if cancel.is_cancelled() {
-                self.carrier.cancel();
+                self.wish(observe);
             }
             if broken.is_some() {
                 // Nobody is there to load the guest.
@@ -203,6 +206,18 @@ impl Wait<'_> {
                 // A destination may be silent while it loads.
                 Err(_) | Ok(()) => {}
             }
+        }
+    }
+
+    /// The caller wants the end. In postcopy the guest is here already, and would stand still.
+    fn wish(&mut self, observe: &mut dyn FnMut(News)) {
+        if !self.is_in_postcopy(Phase::None) {
+            self.carrier.cancel();
+        } else if !std::mem::replace(&mut self.was_too_late, true) {
+            observe(News::Note(
+                "the guest runs here, and its memory follows: it cannot be sent back, waiting for the end"
+                    .to_owned(),
+            ));
         }
     }
 

@@ -41,12 +41,12 @@ pub(super) fn is_an_end(cause: &Cause) -> bool {
     }
 }
 
-/// Whether a failure leaves a destination that has everything time to say its word. Without marks a
-/// channel may have lost pages that nobody waits for.
-pub(super) fn can_wait(failure: &Failure, has_no_marks: bool) -> bool {
+/// Whether a failure leaves a destination that has everything time to say its word. A channel's
+/// does so where a word comes, and marks have shown that the channel's pages have gone out.
+pub(super) fn can_wait(failure: &Failure, has_word_and_marks: bool) -> bool {
     match (&failure.cause, failure.channel) {
         (Cause::Transport(TransportCause::Cancelled), _) => true,
-        (_, Channel::Multifd(_)) => !has_no_marks,
+        (_, Channel::Multifd(_)) => has_word_and_marks,
         _ => false,
     }
 }

@@ -14,7 +14,7 @@ use multifd_wire::return_path::{Message, ReturnPathReceiver};
 use super::counters::Counters;
 use super::gate::{End, Gate, Held};
 use super::link::Link;
-use super::outline::Outline;
+use super::outline::{Outline, Seen};
 use super::verify::{self, Sums, Told, VerifyFault};
 use super::{CHANNELS_TIMEOUT, Remark};
 use crate::failure::{Cause, Channel, Failure, Leg, SetupFault};

@@ -625,7 +625,9 @@ impl<'env> Session<'env> {
     /// starts the guest at any moment, and a source that was cut off goes on with it.
     fn postpone(&self, fault: Option<Failure>, since: &mut Option<Moment>) -> Option<Failure> {
         if let Some(fault) = fault {
-            if !can_wait(&fault, self.gate.is_open()) || self.outline.may_end() {
+            let has_word = self.outline.look(|seen| seen.return_path);
+            let has_marks = !self.gate.is_open();
+            if !can_wait(&fault, has_word && has_marks) || self.outline.may_end() {
                 return Some(fault);
             }
             since.get_or_insert_with(Moment::now);

@@ -40,11 +40,12 @@ fn meet(meeting: &Meeting) -> (Result<MigrationReport, Failure>, Vec<u8>, Vec<u8
     let cancel = Cancel::new();
     let (tell, go_on) = mpsc::channel();
     thread::scope(|scope| {
-        let source = scope.spawn(|| {
-            let stream = Stream::connect(&listen).unwrap();
-            let other = Stream::connect(&listen).unwrap();
-            (&other).write_all(&channel).unwrap();
+        let (listen, channel, main) = (&listen, &channel, &main);
+        let source = scope.spawn(move || {
+            let stream = Stream::connect(listen).unwrap();
+            let other = Stream::connect(listen).unwrap();
             (&stream).write_all(&main[..meeting.got]).unwrap();
+            (&other).write_all(channel).unwrap();
             go_on.recv().unwrap();
             if meeting.breaks {
                 // No packet begins so.
@@ -55,11 +56,14 @@ fn meet(meeting: &Meeting) -> (Result<MigrationReport, Failure>, Vec<u8>, Vec<u8
             // The relay may have closed.
             let _ = (&stream).write_all(&main[meeting.got..]);
             let mut heard = Vec::new();
-            let _ = (&stream).read_to_end(&mut heard);
+            // A source closes at the word.
+            let most = (PONG.len() + CONFIRMATION.len()) as u64;
+            let _ = (&stream).take(most).read_to_end(&mut heard);
             heard
         });
-        let taken = scope.spawn(|| {
-            let Whole { incoming, channels } = accept(&mut destination, 1);
+        let (destination, wish) = (&mut destination, cancel.clone());
+        let taken = scope.spawn(move || {
+            let Whole { incoming, channels } = accept(destination, 1);
             let stream = &*incoming.main;
             (&*stream).write_all(PONG).unwrap();
             let mut got = incoming.main_start.clone();
@@ -69,7 +73,7 @@ fn meet(meeting: &Meeting) -> (Result<MigrationReport, Failure>, Vec<u8>, Vec<u8
                 (&*stream).read_exact(&mut rest).unwrap();
                 got.append(&mut rest);
                 if meeting.wishes {
-                    cancel.cancel();
+                    wish.cancel();
                 }
                 tell.send(()).unwrap();
                 thread::sleep(A_WHILE);
