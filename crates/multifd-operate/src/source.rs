@@ -30,6 +30,9 @@ const RELAY_LIMIT: Duration = Duration::from_secs(40);
 /// How long QEMU may take to have all figures of a migration that it has completed.
 const FIGURES_LIMIT: Duration = Duration::from_secs(1);
 
+/// How often a monitor's connection may break.
+pub(crate) const MOST_RECONNECTS: u32 = 8;
+
 /// How long QEMU may take to end its migration before its settings are put back.
 const IDLE_LIMIT: Duration = Duration::from_secs(2);
 
@@ -136,6 +139,7 @@ pub fn migrate(
                 told_at: None,
                 waits: false,
                 has_switched: false,
+                reconnects: 0,
                 begun: Instant::now(),
             };
             run.go(&leg.to_string(), cancel, observe)
@@ -147,7 +151,13 @@ pub fn migrate(
 /// Undoes the changes of a plan, unless a migration runs: another client has begun it, or it has not
 /// ended.
 fn put_back_when_idle(plan: &Plan, qemu: &mut Qemu, observe: &mut dyn FnMut(News)) {
-    match qemu.wait_idle(IDLE_LIMIT) {
+    let status = match qemu.wait_idle(IDLE_LIMIT) {
+        Err(error) if error.is_final() && qemu.qmp().reconnect().is_ok() => {
+            qemu.wait_idle(IDLE_LIMIT)
+        }
+        status => status,
+    };
+    match status {
         Ok(status) if status.is_under_way() && !plan.changes.is_empty() => {
             observe(stayed(plan, &Cause::Busy(status.status)));
         }
@@ -157,7 +167,11 @@ fn put_back_when_idle(plan: &Plan, qemu: &mut Qemu, observe: &mut dyn FnMut(News
 
 /// Undoes the changes of a plan, and tells what stays changed.
 pub(crate) fn put_back(plan: &Plan, qemu: &mut Qemu, observe: &mut dyn FnMut(News)) {
-    if let Err(error) = plan.undo(qemu) {
+    let outcome = match plan.undo(qemu) {
+        Err(error) if error.is_final() && qemu.qmp().reconnect().is_ok() => plan.undo(qemu),
+        outcome => outcome,
+    };
+    if let Err(error) = outcome {
         observe(stayed(plan, &error));
     }
 }
@@ -212,6 +226,8 @@ struct Run<'a> {
     waits: bool,
     /// The guest was let go to the destination. Before that, no destination can have it.
     has_switched: bool,
+    /// How often the monitor's connection was made again.
+    reconnects: u32,
     begun: Instant,
 }
 
@@ -226,6 +242,12 @@ impl Run<'_> {
         match self.qemu.migrate(uri) {
             // It may have begun all the same.
             Err(error @ QmpError::Hangs { .. }) => observe(News::Note(error.to_string())),
+            Err(error) if error.is_final() && self.connects_again(&error, observe) => {
+                let status = self.qemu.migration().map_err(Failure::before)?;
+                if !status.is_under_way() {
+                    return Err(Failure::before(error));
+                }
+            }
             outcome => outcome.map_err(Failure::before)?,
         }
         loop {
@@ -244,7 +266,10 @@ impl Run<'_> {
                     self.tell(status, observe);
                     Some(phase)
                 }
-                Err(error) if error.is_final() => return self.gone(error, observe),
+                Err(error) if error.is_final() => match self.connects_again(&error, observe) {
+                    true => continue,
+                    false => return self.gone(error, observe),
+                },
                 Err(error) => {
                     observe(News::Note(error.to_string()));
                     None
@@ -305,10 +330,24 @@ impl Run<'_> {
                     }
                 }
             }
-            if let Err(error) = self.rest(cancel, observe) {
+            if let Err(error) = self.rest(cancel, observe)
+                && !self.connects_again(&error, observe)
+            {
                 return self.gone(error, observe);
             }
         }
+    }
+
+    /// Whether QEMU is still there behind a connection that broke. It may wait before its
+    /// switch-over, with its guest standing still, until it is told to go on.
+    fn connects_again(&mut self, error: &QmpError, observe: &mut dyn FnMut(News)) -> bool {
+        let may = self.reconnects < MOST_RECONNECTS;
+        self.reconnects = self.reconnects.saturating_add(1);
+        let is_there = may && self.qemu.qmp().reconnect().is_ok();
+        if is_there {
+            observe(News::Note(format!("{}; connected again", chain(error))));
+        }
+        is_there
     }
 
     /// Waits for something to look at.

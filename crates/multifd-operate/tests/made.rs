@@ -452,3 +452,52 @@ fn a_failure_behind_the_destinations_word_may_leave_two_guests() {
     destination.join().unwrap();
     made.commands();
 }
+
+/// The monitor's connection breaks while QEMU waits before its switch-over: its guest would stand
+/// still for ever. QEMU serves its next client.
+#[test]
+fn a_monitor_whose_connection_broke_is_connected_to_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let qmp = folder.path().join("qmp");
+    let listener = UnixListener::bind(&qmp).unwrap();
+    let served = thread::spawn(move || {
+        let mut status = None;
+        let mut clients = 0;
+        while clients < 2 {
+            let (stream, _) = listener.accept().unwrap();
+            clients += 1;
+            say(&stream, &json!({"QMP": {}}));
+            for line in BufReader::new(stream.try_clone().unwrap()).lines() {
+                let command: Value = serde_json::from_str(&line.unwrap()).unwrap();
+                let name = command["execute"].as_str().unwrap();
+                let returned = match name {
+                    "query-migrate" => match status {
+                        Some(status) => json!({"status": status, "error-desc": "enough"}),
+                        None => json!({}),
+                    },
+                    _ => idle(name, "running"),
+                };
+                say(&stream, &json!({"return": returned, "id": command["id"]}));
+                match name {
+                    "migrate" => {
+                        status = Some("pre-switchover");
+                        break;
+                    }
+                    "migrate-continue" => status = Some("failed"),
+                    _ => {}
+                }
+            }
+        }
+        status
+    });
+    let mut news = Vec::new();
+    let mut observe = |one| news.push(one);
+    let failure = source::migrate(&order(&qmp), &Cancel::new(), &mut observe).unwrap_err();
+    let words = failure.to_string();
+    assert!(words.contains("The guest runs on at the source"), "{words}");
+    let is_told = |one: &News| matches!(one, News::Note(text) if text.contains("connected again"));
+    assert!(news.iter().any(is_told), "{news:?}");
+    let is_lost = |one: &News| matches!(one, News::Note(text) if text.contains("put back"));
+    assert!(!news.iter().any(is_lost), "{news:?}");
+    assert_eq!(served.join().unwrap(), Some("failed"));
+}
