@@ -78,7 +78,7 @@ fn lies() -> Vec<Lie> {
         cut(All, PACKET + 100, &[MALFORMED, "ends"]),
         cut(All, OFFSETS + 1024 + 100, &["channel 1, source side, block pc.ram", "ends"]),
         cut(Takers, PACKET, &["channel 1", "ended after 1 SYNC packets"]),
-        // It is taken and ends too early, or it is closed before it is taken: then it carries nothing, and its pages never come.
+        // It is taken and ends too early, or it is closed before it is taken and carries nothing.
         cut(Takers, 64, &["channel"]),
         // Blocks.
         patched(Takers, OFFSETS, &BLOCK_BYTES.to_be_bytes(), &["channel 1, source side, block pc.ram", "0x6000"]),

@@ -24,6 +24,12 @@ const USE_QPL: [&str; 5] = [
 /// Crates among them that must also work without libqpl.
 const WORK_WITHOUT_QPL: [&str; 3] = ["iaa-detect", "multifd-codec", "multifd-relay"];
 
+/// Most long tests wait: for guests, for time limits, for slow links. So more of them run at once
+/// than there are processors.
+const THREADS: &str = "6";
+/// The test harness's variable for that.
+const TEST_THREADS: &str = "RUST_TEST_THREADS";
+
 pub fn run() -> Result<()> {
     let log = workspace().join("target/tests-not-run");
     if log.exists() {
@@ -33,6 +39,7 @@ pub fn run() -> Result<()> {
     let mut everything = cargo();
     everything
         .args(["test", "--workspace", "--no-fail-fast"])
+        .env(TEST_THREADS, THREADS)
         .env(MISSING_LOG, &log);
     match Root::of(Part::Qpl) {
         None => outcome = outcome.and(run_command(&mut everything)),
@@ -44,6 +51,7 @@ pub fn run() -> Result<()> {
             without
                 .args(["test", "--no-fail-fast"])
                 .args(WORK_WITHOUT_QPL.map(|name| format!("--package={name}")))
+                .env(TEST_THREADS, THREADS)
                 .env_remove("CI");
             outcome = outcome.and(run_command(&mut without));
             println!("\n== with libqpl from {}\n", root.dir().display());
@@ -84,6 +92,7 @@ fn with_qpl(root: &Root, log: &Path) -> Command {
         .args(["test", "--no-fail-fast", "--tests"])
         .args(USE_QPL.map(|name| format!("--package={name}")))
         .env(RUNNER, runner)
+        .env(TEST_THREADS, THREADS)
         .env("QPL_INCLUDE", root.dir().join("usr/include"))
         .env(MISSING_LOG, log);
     command

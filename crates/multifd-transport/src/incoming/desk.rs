@@ -100,6 +100,7 @@ pub(super) struct Desk {
 }
 
 struct Unspoken {
+    id: Id,
     stream: Stream,
     peer: PeerId,
     since: Instant,
@@ -240,8 +241,9 @@ impl Desk {
             self.pass_over(&oldest.stream, Reason::Crowded);
         }
         let peer = peer_of(&stream);
-        let (since, partial) = (now, false);
+        let (id, since, partial) = (self.id(), now, false);
         self.unspoken.push(Unspoken {
+            id,
             stream,
             peer,
             since,
@@ -280,7 +282,9 @@ impl Desk {
 
     /// Puts a connection that has spoken, or has had its time, where it belongs.
     fn assign(&mut self, unspoken: Unspoken, kind: io::Result<Kind>, now: Instant) {
-        let Unspoken { stream, peer, .. } = unspoken;
+        let Unspoken {
+            id, stream, peer, ..
+        } = unspoken;
         let mut others = None;
         if stream.is_bare()
             && let Some(claim) = &mut *super::lock(&self.shared.claim)
@@ -300,13 +304,11 @@ impl Desk {
                 Reason::OtherKind(SetupFault::Ending)
             }
             Ok(Kind::Main) => {
-                let id = self.id();
                 self.matching.main_came(id, peer);
                 return self.set_up(id, Arc::new(stream), None, now);
             }
             Ok(Kind::Engine) => return self.shared.put(Ready::Engine(stream)),
             Ok(Kind::Recovery) => {
-                let id = self.id();
                 self.matching.main_came(id, peer);
                 let postcopy = true;
                 let stated = Stated {
@@ -320,7 +322,6 @@ impl Desk {
             }
             Ok(Kind::Channel(bytes)) => match take_hello(&stream, &bytes) {
                 Ok(hello) => {
-                    let id = self.id();
                     self.matching
                         .channel_came(id, hello.uuid, hello.channel, peer, now);
                     self.orphans.insert(id, IncomingChannel { hello, stream });

@@ -13,18 +13,21 @@
 //!   goes to its main channel, closed or not. Where it may be that of several, it waits until its
 //!   own source must have closed its main channel too. Then it goes to the one that is closed. An
 //!   open one does not miss it: a channel without an open main channel of its own is left over.
+//! - A closed channel that was accepted before its main channel is not that one's, if a migration
+//!   of the same peer that is just over may have left it. The system had accepted it, and this host
+//!   had no descriptor for it, or no time.
 //! - An open channel is never a closed main channel's, as long as an open one may be its own, or
 //!   one that has still to speak.
 //!
 //! This is a state machine without IO and without a clock of its own.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use super::SetupFault;
 
-/// A connection, as its owner counts them.
+/// A connection, as its owner counts them: in the order in which they were accepted.
 pub type Id = u64;
 
 /// How long a channel's hello waits for its main channel, counted from when none could be its own
@@ -44,6 +47,9 @@ pub(super) const FOREIGN_TIMEOUT: Duration = Duration::from_secs(4);
 /// How long after the set-up part of its stream a migration's channels may come without a doubt
 /// about whose they are.
 pub(super) const LATE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How many migrations that are over are remembered, for [`ORPHAN_TIMEOUT`].
+const MOST_PAST: usize = 64;
 
 /// The opener of a connection, as far as the system knows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,6 +115,8 @@ pub struct Matching {
     orphans: Vec<Orphan>,
     /// Whose connections have not said what they are.
     unspoken: Vec<PeerId>,
+    /// Migrations that are over, and when the first decision after their ends was made.
+    past: VecDeque<(Main, Option<Instant>)>,
 }
 
 #[derive(Debug)]
@@ -226,6 +234,11 @@ impl Matching {
                 self.unspoken.contains(&orphan.peer) || self.mains.iter().any(is_others);
             orphan.is_left |= main.ready.is_some() || !has_another;
         }
+        // A stranger's main channel, which ends in its set-up, has no channels to leave.
+        if main.ready.is_some() {
+            self.past.truncate(MOST_PAST - 1);
+            self.past.push_front((main, None));
+        }
     }
 
     /// A channel has said hello.
@@ -324,6 +337,12 @@ impl Matching {
 
     /// Returns the decisions that are possible now.
     pub fn decide(&mut self, now: Instant) -> Vec<Decision> {
+        for (_, over) in &mut self.past {
+            over.get_or_insert(now);
+        }
+        self.past.retain(|(_, over)| {
+            over.is_none_or(|over| now.duration_since(over) < ORPHAN_TIMEOUT)
+        });
         let mut decisions = Vec::new();
         let mut conflicts = BTreeSet::new();
         let mut index = 0;
@@ -413,6 +432,9 @@ impl Matching {
             return Verdict::Drop;
         }
         let claimants = self.claimants(orphan, now);
+        if self.is_past(orphan, &claimants) {
+            return Verdict::Drop;
+        }
         // Another's main channel is not its own while one that may be has still to speak: sources
         // open that first.
         let is_named = orphan.uuid != [0; 16];
@@ -503,6 +525,18 @@ impl Matching {
             && !claimants.is_empty()
             && claimants.iter().all(|main| is_recent(main.closed, now))
             && self.unspoken.contains(&orphan.peer)
+    }
+
+    /// Whether a closed channel is what a migration has left that is over: it came before each of
+    /// `claimants`, and sources open their main channel first.
+    fn is_past(&self, orphan: &Orphan, claimants: &[&Main]) -> bool {
+        orphan.closed.is_some()
+            && !claimants.is_empty()
+            && claimants.iter().all(|main| orphan.id < main.id)
+            && self
+                .past
+                .iter()
+                .any(|(main, _)| main.peer == orphan.peer && main.may_leave(orphan))
     }
 
     /// Whether another channel that waits says to be the same one. One of both is another

@@ -55,6 +55,62 @@ fn what_a_source_has_left_behind_stops_no_other() {
     }
 }
 
+/// A host without descriptors accepts some of a source's channels only when that has gone.
+#[test]
+fn a_channel_that_is_accepted_too_late_is_not_the_next_attempts() {
+    for (is_over, is_late, is_renewed) in [
+        (true, true, true),
+        (true, true, false),
+        (true, false, false),
+        (false, true, false),
+    ] {
+        let (mut matching, now) = (Matching::default(), Instant::now());
+        if is_over {
+            matching.main_came(1, UNIX);
+            matching.main_ready(1, MULTIFD, now);
+            matching.channel_came(2, [0; 16], 0, UNIX, now);
+            assert_eq!(matching.decide(now), [give(2, 1)]);
+            matching.end(1);
+        }
+        let channel = if is_late { 3 } else { 5 };
+        matching.channel_came(channel, [0; 16], 18, UNIX, now);
+        matching.channel_closed(channel, now);
+        matching.main_came(4, UNIX);
+        matching.main_ready(4, MULTIFD, now);
+        let then = match is_renewed {
+            // The next attempt is over as well.
+            true => {
+                matching.main_closed(4, now);
+                now
+            }
+            false => now + CONFLICT_TIMEOUT,
+        };
+        let expected = match is_over && is_late {
+            true => Decision::Drop { channel },
+            // A proxy may have brought a short migration's channel first.
+            false => give(channel, 4),
+        };
+        assert_eq!(matching.decide(then), [expected]);
+    }
+}
+
+/// What has been over for long leaves nothing.
+#[test]
+fn a_migration_that_is_over_is_forgotten() {
+    let (mut matching, now) = (Matching::default(), Instant::now());
+    matching.main_came(1, UNIX);
+    matching.main_ready(1, MULTIFD, now);
+    matching.end(1);
+    assert_eq!(matching.decide(now), []);
+    let later = now + ORPHAN_TIMEOUT;
+    matching.channel_came(3, [0; 16], 0, UNIX, later);
+    matching.channel_closed(3, later);
+    matching.main_came(4, UNIX);
+    matching.main_ready(4, MULTIFD, later);
+    matching.main_closed(4, later);
+    assert_eq!(matching.decide(later), [give(3, 4)]);
+}
+
 /// The next source's channels may speak before its main channel does.
 #[test]
 fn an_open_channel_waits_for_a_main_channel_that_has_still_to_speak() {
