@@ -176,7 +176,9 @@ pub enum Cause {
     )]
     PostcopyBroke,
     /// QEMU says that the guest has moved, and not through here.
-    #[error("{end} QEMU says `{status}`, and the relay beside it has carried no migration to its end")]
+    #[error(
+        "{end} QEMU says `{status}`, and the relay beside it has carried no migration to its end"
+    )]
     NotOurs {
         /// `the source`.
         end: &'static str,

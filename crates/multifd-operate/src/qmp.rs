@@ -203,8 +203,8 @@ impl Qmp {
         Ok(qmp)
     }
 
-    /// Connects again to the same QEMU, after its connection has broken: its monitor serves the next
-    /// client. Events of the meantime are lost.
+    /// Connects again to the same QEMU, after its connection has broken: its monitor serves the
+    /// next client. Events of the meantime are lost.
     ///
     /// # Errors
     /// When nobody serves the socket any more, or another process.

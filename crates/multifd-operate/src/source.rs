@@ -148,8 +148,8 @@ pub fn migrate(
     outcome
 }
 
-/// Undoes the changes of a plan, unless a migration runs: another client has begun it, or it has not
-/// ended.
+/// Undoes the changes of a plan, unless a migration runs: another client has begun it, or it has
+/// not ended.
 fn put_back_when_idle(plan: &Plan, qemu: &mut Qemu, observe: &mut dyn FnMut(News)) {
     let status = match qemu.wait_idle(IDLE_LIMIT) {
         Err(error) if error.is_final() && qemu.qmp().reconnect().is_ok() => {
@@ -487,9 +487,9 @@ impl Run<'_> {
             (Some(cause), Whereabouts::Unknown) => {
                 Some(format!("The relay says: {}", chain(cause)))
             }
-            _ if is_delivered => {
-                Some("The relay says: the destination has the guest, and the source was told".into())
-            }
+            _ if is_delivered => Some(
+                "The relay says: the destination has the guest, and the source was told".into(),
+            ),
             _ => None,
         };
         let (cause, other) = match (self.course.stop(), relay) {

@@ -186,11 +186,7 @@ impl Forward<'_> {
     }
 
     /// Follows the stream to the next place where it is to be held, if there is one in `bytes`.
-    fn follow(
-        &self,
-        follower: &mut Follower,
-        bytes: &mut &[u8],
-    ) -> Result<Option<Pause>, Failure> {
+    fn follow(&self, follower: &mut Follower, bytes: &mut &[u8]) -> Result<Option<Pause>, Failure> {
         while !follower.lost {
             let event = match follower.receiver.push(bytes) {
                 Ok(Some(event)) => event,

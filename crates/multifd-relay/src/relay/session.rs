@@ -21,9 +21,9 @@ use multifd_wire::Method;
 use multifd_wire::main_stream::{MainEvent, MainReceiver};
 
 use super::counters::Counters;
+use super::ends::{can_wait, is_a_word, is_an_end, worse};
 use super::gate::Gate;
 use super::link::{Link, Links};
-use super::ends::{can_wait, is_a_word, is_an_end, worse};
 use super::main_channel::{self, Forward};
 use super::outline::Outline;
 use super::pump::{self, Shared};
