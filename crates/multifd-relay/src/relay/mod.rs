@@ -50,10 +50,12 @@
 
 mod back;
 mod counters;
+mod ends;
 mod first;
 mod gate;
 mod link;
 mod main_channel;
+mod outline;
 mod pump;
 mod session;
 mod silence;

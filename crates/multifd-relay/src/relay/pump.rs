@@ -19,7 +19,7 @@ use super::counters::{Counters, Tally};
 use super::first::{self, SYNC_REST, Start};
 use super::gate::{End, Gate};
 use super::link::{Link, Links};
-use super::main_channel::Outline;
+use super::outline::Outline;
 use super::verify::Sums;
 use crate::failure::{Cause, Channel, Failure, Leg};
 use crate::leg::{Caller, Terms};
