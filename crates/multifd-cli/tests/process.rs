@@ -141,6 +141,10 @@ fn files_and_sockets_are_their_owners_whatever_the_umask() {
             multifd.end().well();
         }
         assert_eq!(mode(&folder.path().join("guest.mfd")), 0o600);
+        if umask != "277" {
+            assert_eq!(mode(&folder.path().join("ram")), 0o700);
+            assert_eq!(mode(&folder.path().join("ram/pc.ram.ram")), 0o600);
+        }
     }
 }
 
