@@ -1,8 +1,11 @@
 //! Ends that a destination sees: what has failed is no clean end.
 
+use std::io::Write;
+use std::net::TcpStream;
 use std::thread;
 
 use multifd_transport::Address;
+use rustix::net::sockopt::set_tcp_cork;
 
 use super::super::support::Migration;
 use super::super::support::made::{Shape, short};
@@ -76,7 +79,9 @@ fn nobody_is_dialled_for_a_source_that_has_gone() {
                 let (destination, address) = destination();
                 let mut relay = relay_at("tcp:127.0.0.1:0", &address, &["--once"]);
                 let from = relay.address();
-                let main = dial(&from);
+                let text = from.to_string();
+                let text = text.strip_prefix("tcp:").expect("tcp");
+                let main = TcpStream::connect(text).expect("a listener");
                 let whole = migration.channels[..channels].iter();
                 let channels: Vec<_> = whole
                     .map(|bytes| {
@@ -85,9 +90,11 @@ fn nobody_is_dialled_for_a_source_that_has_gone() {
                         channel
                     })
                     .collect();
-                // Both at once: the end of a source that gives up is there when its set-up is.
-                write(&main, &migration.main);
-                drop((main, channels));
+                // Corked, so that its end is in the same segment and is there when its set-up is.
+                set_tcp_cork(&main, true).expect("a TCP socket");
+                (&main).write_all(&migration.main).expect("a reader");
+                drop(main);
+                drop(channels);
                 fails_with(&relay.end(), &["source side"]);
                 assert!(destination.seen().connections.is_empty());
             });
