@@ -101,7 +101,7 @@ impl Spec {
 impl Kind {
     /// The default rate of such a guest.
     #[must_use]
-    pub const fn usual_rate(&self) -> u64 {
+    pub(crate) const fn usual_rate(&self) -> u64 {
         match self {
             // Timers, counters and an occasional log line.
             Kind::Idle => 100,

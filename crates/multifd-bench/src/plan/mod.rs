@@ -136,8 +136,11 @@ pub fn host() -> std::io::Result<Host> {
 ///
 /// If this build or this machine cannot do the method.
 pub fn candidates(plan: &Plan, host: &Host, choice: Choice) -> Measured<Vec<Candidate>> {
-    let threads =
-        (plan.conditions.channels.min(plan.conditions.processors.ceil()) as usize).clamp(1, MOST_THREADS);
+    let threads = (plan
+        .conditions
+        .channels
+        .min(plan.conditions.processors.ceil()) as usize)
+        .clamp(1, MOST_THREADS);
     let moving = choice.topology().moving(host);
     let (name, codec, keeps_first) = match choice {
         Choice::Fixed(method) => {

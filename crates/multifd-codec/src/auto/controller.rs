@@ -309,7 +309,10 @@ impl Controller {
             (all, own) => all.or(own.map(|(own, _)| own)),
         };
         let passing_on = rate.map_or(0.0, |rate| size / rate);
-        let in_budget = encoding * self.lane_processors().map_or(0.0, |lane_processors| 1.0 / lane_processors);
+        let in_budget = encoding
+            * self
+                .lane_processors()
+                .map_or(0.0, |lane_processors| 1.0 / lane_processors);
         // Callers divide by this time.
         let times = [busy, passing_on, in_budget];
         Some(times.into_iter().fold(f64::MIN_POSITIVE, f64::max))
@@ -349,7 +352,11 @@ impl Controller {
             estimate.encoding = Mean::default();
         }
         let is_trial = packet.step != self.current;
-        let weight = if is_trial { TRIAL_WEIGHT } else { PACKET_WEIGHT };
+        let weight = if is_trial {
+            TRIAL_WEIGHT
+        } else {
+            PACKET_WEIGHT
+        };
         let encoding = packet.encoding.as_secs_f64() / bytes;
         let size = packet.payload_bytes as f64 / bytes;
         let is_surprise = is_trial
@@ -360,8 +367,10 @@ impl Controller {
         self.reading
             .add(packet.reading.as_secs_f64() / bytes, PACKET_WEIGHT);
         if let (Some(copying), true) = (packet.copying, packet.payload_bytes > 0) {
-            self.copying
-                .add_time(copying.as_secs_f64() / packet.payload_bytes as f64, PACKET_WEIGHT);
+            self.copying.add_time(
+                copying.as_secs_f64() / packet.payload_bytes as f64,
+                PACKET_WEIGHT,
+            );
         }
         if is_surprise {
             for step in &mut self.steps {

@@ -197,7 +197,8 @@ impl Lane {
                 .found_idle
                 .then(|| now.saturating_sub(packet.writes_from)),
         };
-        self.auto.with(|controller| controller.packet_done(&observation));
+        self.auto
+            .with(|controller| controller.packet_done(&observation));
     }
 
     /// The time for which the channel has to pause after it has written a packet, if encoding has

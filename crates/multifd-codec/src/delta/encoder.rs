@@ -255,10 +255,15 @@ impl Layer {
                     entry: Entry::Pass,
                     miss: Some(Miss::Foreign),
                 },
-                Some(_) if self.too_different >= MOST_TOO_DIFFERENT && !index.is_multiple_of(SELDOM) => Decision {
-                    entry: Entry::Pass,
-                    miss: Some(Miss::Skipped),
-                },
+                Some(_)
+                    if self.too_different >= MOST_TOO_DIFFERENT
+                        && !index.is_multiple_of(SELDOM) =>
+                {
+                    Decision {
+                        entry: Entry::Pass,
+                        miss: Some(Miss::Skipped),
+                    }
+                }
                 Some((shard, key)) => {
                     // Pages in sequence have the same shard, so its lock is kept. Only one lock is
                     // held at a time.
@@ -276,8 +281,7 @@ impl Layer {
                 Some(_) => {}
             }
             counts.count(decision, page_bytes);
-            self.directory
-                .push(number, decision.entry, &mut end.bytes);
+            self.directory.push(number, decision.entry, &mut end.bytes);
             let is_whole = match decision.entry {
                 Entry::Pass => true,
                 Entry::Slot { operation, .. } => operation == Operation::Keep,

@@ -73,7 +73,9 @@ pub enum DeltaError {
         allowed: usize,
     },
     /// An operation expects a version that the slot no longer has.
-    #[error("slot {slot} has version {found}, but the operation expects the older version {wanted}")]
+    #[error(
+        "slot {slot} has version {found}, but the operation expects the older version {wanted}"
+    )]
     Gone {
         /// The slot.
         slot: u32,

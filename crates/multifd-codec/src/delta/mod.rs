@@ -101,7 +101,7 @@ use twox_hash::XxHash3_64;
 
 /// The number of slots in a budget of `bytes`. Both ends of a migration have to agree on it.
 ///
-/// An end may need up to [`SLOT_BYTES`] for a slot, in addition to its page.
+/// An end may need up to 64 bytes for a slot, in addition to its page.
 #[must_use]
 pub fn slots(bytes: u64, page_size: PageSize) -> u32 {
     let slots = bytes / (page_size.bytes() as u64 + SLOT_BYTES);
@@ -110,7 +110,7 @@ pub fn slots(bytes: u64, page_size: PageSize) -> u32 {
 
 /// Bytes that a slot takes in addition to its page: the sender's entry of 24 bytes, its share of
 /// the table of places, and counters of sent pages.
-pub const SLOT_BYTES: u64 = 64;
+const SLOT_BYTES: u64 = 64;
 
 /// The most slots: far more than any budget has, and few enough that their sums cannot overflow.
 const MAX_SLOTS: u32 = 1 << 30;

@@ -340,9 +340,8 @@ impl Matching {
         for (_, over) in &mut self.past {
             over.get_or_insert(now);
         }
-        self.past.retain(|(_, over)| {
-            over.is_none_or(|over| now.duration_since(over) < ORPHAN_TIMEOUT)
-        });
+        self.past
+            .retain(|(_, over)| over.is_none_or(|over| now.duration_since(over) < ORPHAN_TIMEOUT));
         let mut decisions = Vec::new();
         let mut conflicts = BTreeSet::new();
         let mut index = 0;

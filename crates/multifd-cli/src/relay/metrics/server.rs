@@ -228,7 +228,8 @@ impl Client {
             return left.is_some();
         }
         self.request.extend(buffer.iter().take(count));
-        let is_too_long = head_of(&self.request).is_none() && self.request.len() >= MOST_REQUEST_BYTES;
+        let is_too_long =
+            head_of(&self.request).is_none() && self.request.len() >= MOST_REQUEST_BYTES;
         if head_of(&self.request).is_none() && !is_too_long {
             return true;
         }
@@ -388,7 +389,10 @@ mod tests {
             let rest = len - line.len() - 4;
             format!("{line}{}\r\n\r\n", "x".repeat(rest))
         };
-        assert_eq!(parse(of(MOST_REQUEST_BYTES).as_bytes()), Ok(Target::Metrics));
+        assert_eq!(
+            parse(of(MOST_REQUEST_BYTES).as_bytes()),
+            Ok(Target::Metrics)
+        );
         let longer = of(MOST_REQUEST_BYTES + 1);
         assert_eq!(parse(longer.as_bytes()), Err(RequestFault::TooLong));
     }
