@@ -150,6 +150,8 @@ fn trunk() -> io::Result<()> {
         (0, "preface-main"),
         (0, "preface-channel"),
         (1, "preface-preempt"),
+        (1, "preface-strand"),
+        (0, "preface-strands"),
         (2, "accepted"),
         (2, "refused"),
         (3, "failure"),

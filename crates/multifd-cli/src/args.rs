@@ -112,6 +112,12 @@ pub struct RelayArgs {
     /// source's relay.
     #[arg(long, value_name = "SIZE", value_parser = size, hide_short_help = true)]
     pub delta_memory: Option<u64>,
+    /// Compress anew what arrives in the outgoing method; without it, that is passed on as it is.
+    ///
+    /// So a source QEMU with multifd-compression zlib and multifd-zlib-level 0 needs one relay to a
+    /// stock destination.
+    #[arg(long, hide_short_help = true)]
+    pub recode: bool,
     /// Processors that --effort auto may take for each migration, such as 1.5.
     #[arg(long, value_name = "N", value_parser = processors, hide_short_help = true)]
     pub cpus: Option<f64>,
@@ -119,6 +125,13 @@ pub struct RelayArgs {
     /// source. It costs a decompression at each of them.
     #[arg(long, hide_short_help = true)]
     pub verify: bool,
+    /// Connections of a trunk for each multifd channel, or for a VM without multifd: 1 to 16.
+    ///
+    /// One is enough for most networks. More help where one connection does not fill the path: over
+    /// a long distance, or where a network spreads connections over several links.
+    #[arg(long, value_name = "N", default_value = "1", hide_short_help = true,
+          value_parser = clap::value_parser!(u8).range(1..=16))]
+    pub trunk_channels: u8,
     /// Exit after one migration: status 0 if it was delivered, 1 if it failed.
     #[arg(long)]
     pub once: bool,

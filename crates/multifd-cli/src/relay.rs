@@ -99,6 +99,12 @@ pub fn run(args: &RelayArgs, confined: Confined) -> Outcome {
             .codec(route.connect.protocol == Protocol::Trunk)?;
         let mut config = RelayConfig::new(route.connect.clone(), codec.method);
         config.settings = codec.settings;
+        config.recode = args.recode;
+        if args.recode && codec.method == Method::None {
+            return Err("--recode has no effect without --compression"
+                .to_owned()
+                .into());
+        }
         config.auto = codec.auto;
         config.processors = args.cpus;
         if args.cpus.is_some() && !codec.auto {
@@ -115,6 +121,7 @@ pub fn run(args: &RelayArgs, confined: Confined) -> Outcome {
         }
         config.name = args.name.clone();
         config.verify = args.verify;
+        config.trunk_channels = args.trunk_channels;
         check_legs(&route, args)?;
         config.encryption = encryption(&route, args)?;
         if route.listen.tls || route.connect.tls {
@@ -240,6 +247,14 @@ fn check_legs(route: &Route, args: &RelayArgs) -> Outcome {
         return Err(format!(
             "--verify has no use from {} to {}: only two relays with a trunk between them compare pages",
             route.listen, route.connect
+        )
+        .into());
+    }
+    if args.trunk_channels > 1 && !is_trunk(&route.connect) {
+        return Err(format!(
+            "--trunk-channels has no use towards {}: the relay that calls a trunk says how many \
+             connections it has",
+            route.connect
         )
         .into());
     }
@@ -570,6 +585,14 @@ impl<'a> Printer<'a> {
                 for remark in &summary.remarks {
                     say::note(format_args!("{of}{remark}"));
                 }
+                let connect = migration.map(|migration| migration.route.connect.protocol);
+                let method = self.args.codec.method(connect == Some(Protocol::Trunk));
+                if method != Method::None && summary.was_passed_on() {
+                    say::note(format_args!(
+                        "{of}the source's pages came in the outgoing method, and were passed on as \
+                         they are: --recode compresses them anew"
+                    ));
+                }
                 say::report(&summary, self.args.json);
                 Ok(())
             }
@@ -584,7 +607,8 @@ impl<'a> Printer<'a> {
                         say::chain(failure),
                         advice(method, connect, failure),
                         // This relay cannot know whether the destination has the guest.
-                        (!matches!(failure.cause, Cause::Unknown)).then_some(false),
+                        (!matches!(failure.cause, Cause::Unknown | Cause::NoWord { .. }))
+                            .then_some(false),
                         migration.as_ref(),
                     ),
                     Ended::TooMany => Failed::new(

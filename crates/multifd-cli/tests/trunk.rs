@@ -7,6 +7,7 @@ mod trunk {
     mod crowds;
     mod encrypted;
     mod limits;
+    mod strands;
     mod verified;
     mod word;
 }

@@ -58,6 +58,12 @@ fn what_is_wrong_with_a_command_is_said_with_what_to_do() {
         1,
         "only a trunk carries pages as differences",
     );
+    refused(
+        &with(&["--trunk-channels", "2"]),
+        1,
+        "--trunk-channels has no use towards",
+    );
+    refused(&with(&["--trunk-channels", "17"]), 2, "17 is not in 1..=16");
     let trunk = ["relay", "--listen", "unix:a.sock"];
     let connect = ["--connect", "trunk+unix:b.sock", "--compression", "none"];
     refused(
@@ -109,6 +115,7 @@ fn what_is_wrong_with_a_command_is_said_with_what_to_do() {
         "add --compression zstd, or leave it out",
     );
     refused(&with(&["--streams", "4"]), 1, "--streams has no effect");
+    refused(&with(&["--recode"]), 1, "--recode has no effect");
     refused(
         &with(&["--compression", "zlib", "--huffman", "dynamic"]),
         1,

@@ -110,6 +110,7 @@
     allow(clippy::indexing_slicing, clippy::unwrap_used, clippy::panic)
 )]
 
+pub mod ahead;
 pub mod auto;
 pub mod delta;
 #[cfg(feature = "zstd")]

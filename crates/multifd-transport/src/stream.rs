@@ -47,6 +47,12 @@ pub trait Layer: fmt::Debug + Send + Sync {
     /// The stream below.
     fn under(&self) -> &Stream;
 
+    /// Sees all streams below, where there are several: `under` is that which the next bytes come
+    /// on then.
+    fn each_under(&self, see: &mut dyn FnMut(&Stream)) {
+        see(self.under());
+    }
+
     /// Reads what is there. With `wait`, it waits for at least one byte. `Ok(0)` is the end that
     /// the peer has said.
     ///
@@ -69,6 +75,23 @@ pub trait Layer: fmt::Debug + Send + Sync {
     /// # Errors
     /// Errors of the socket.
     fn write_all_of_two(&self, head: &[u8], body: &[u8]) -> io::Result<()>;
+
+    /// Takes bytes to be written behind all others, and may keep them back to work on several at
+    /// once: until [`flush`](Self::flush), or until anything else is written.
+    ///
+    /// # Errors
+    /// Errors of the socket, of bytes before these too.
+    fn write_ahead(&self, bytes: &[u8]) -> io::Result<()> {
+        self.write_all_of_two(bytes, &[])
+    }
+
+    /// Writes what was kept back.
+    ///
+    /// # Errors
+    /// Errors of the socket.
+    fn flush(&self) -> io::Result<()> {
+        Ok(())
+    }
 
     /// Says that nothing more is written. The socket's direction is closed after that.
     ///
@@ -162,20 +185,43 @@ impl Stream {
         }
     }
 
+    /// Sees all sockets below, until one has an error.
+    fn each_socket(&self, see: &mut dyn FnMut(Socket<'_>) -> io::Result<()>) -> io::Result<()> {
+        match &self.0 {
+            Kind::Unix(stream) => see(Socket::Unix(stream)),
+            Kind::Tcp(stream) => see(Socket::Tcp(stream)),
+            Kind::Layered(connection) => {
+                let mut outcome = Ok(());
+                connection.each_under(&mut |stream| {
+                    if outcome.is_ok() {
+                        outcome = stream.each_socket(see);
+                    }
+                });
+                outcome
+            }
+        }
+    }
+
     /// Closes one or both directions, for every handle of this socket. A socket that the peer has
     /// closed already counts as success.
     pub fn shutdown(&self, how: Shutdown) -> io::Result<()> {
         if let (Kind::Layered(connection), Shutdown::Write) = (&self.0, how) {
             connection.end()?;
         }
-        let result = match self.socket() {
-            Socket::Unix(stream) => stream.shutdown(how),
-            Socket::Tcp(stream) => stream.shutdown(how),
-        };
-        match result {
-            Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(()),
-            other => other,
-        }
+        let mut outcome = Ok(());
+        // An error at one socket leaves no other one open.
+        self.each_socket(&mut |socket| {
+            let closed = match socket {
+                Socket::Unix(stream) => stream.shutdown(how),
+                Socket::Tcp(stream) => stream.shutdown(how),
+            };
+            match closed {
+                Err(error) if error.kind() != io::ErrorKind::NotConnected => outcome = Err(error),
+                _ => {}
+            }
+            Ok(())
+        })?;
+        outcome
     }
 
     /// Says why the connection is about to be closed, to a peer that can hear it.
@@ -191,9 +237,14 @@ impl Stream {
     pub fn reset(&self, words: Option<&str>) {
         if let (Kind::Layered(_), Some(words)) = (&self.0, words) {
             self.explain(words);
-        } else if let Socket::Tcp(stream) = self.socket() {
-            // A connection that is gone already needs no reset.
-            let _ = connect_unspec(stream);
+        } else {
+            let _ = self.each_socket(&mut |socket| {
+                if let Socket::Tcp(stream) = socket {
+                    // A connection that is gone already needs no reset.
+                    let _ = connect_unspec(stream);
+                }
+                Ok(())
+            });
         }
         // A connection that cannot be shut down is closed already.
         let _ = self.shutdown(Shutdown::Both);
@@ -214,29 +265,32 @@ impl Stream {
 
     /// Limits how long one read waits; `None` waits for ever.
     pub fn set_read_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
-        match self.socket() {
+        self.each_socket(&mut |socket| match socket {
             Socket::Unix(stream) => stream.set_read_timeout(timeout),
             Socket::Tcp(stream) => stream.set_read_timeout(timeout),
-        }
+        })
     }
 
     /// Limits how long one read or write waits; `None` waits for ever. Either may then fail with
     /// `WouldBlock`.
     pub fn set_timeouts(&self, timeout: Option<Duration>) -> io::Result<()> {
         self.set_read_timeout(timeout)?;
-        match self.socket() {
+        self.each_socket(&mut |socket| match socket {
             Socket::Unix(stream) => stream.set_write_timeout(timeout),
             Socket::Tcp(stream) => stream.set_write_timeout(timeout),
-        }
+        })
     }
 
     /// Lets a TCP connection also fail when its peer takes nothing for half a minute, as an engine
     /// never does. A QEMU may: one that a debugger holds, for one.
     pub fn notice_stalled_peer(&self) -> io::Result<()> {
-        if let Socket::Tcp(stream) = self.socket() {
-            sockopt::set_tcp_user_timeout(stream, DEAD_PEER.as_millis() as u32)?;
-        }
-        Ok(())
+        self.each_socket(&mut |socket| match socket {
+            Socket::Unix(_) => Ok(()),
+            Socket::Tcp(stream) => {
+                let timeout = DEAD_PEER.as_millis() as u32;
+                Ok(sockopt::set_tcp_user_timeout(stream, timeout)?)
+            }
+        })
     }
 
     /// Reads what is there, waiting for at least one byte; 0 is the end of the stream.
@@ -269,7 +323,7 @@ impl Stream {
 
     /// Whether a read would not wait, as there are bytes, the end or an error. Takes none of them.
     pub(crate) fn is_readable(&self) -> bool {
-        self.has_more() || !self.poll_now(PollFlags::IN).is_empty()
+        self.has_more() || !poll_now(self, PollFlags::IN).is_empty()
     }
 
     /// The same, waiting for it as long as `within`.
@@ -332,32 +386,46 @@ impl Stream {
     /// not acknowledged, over a unix socket those that the peer has not read. None, where the
     /// system does not tell.
     pub fn unsent_bytes(&self) -> u64 {
-        crate::unsent::unsent_bytes(self).unwrap_or(0)
+        self.sum(|socket| crate::unsent::unsent_bytes(socket))
     }
 
     /// Bytes that were written and wait to be passed on: while there always are some, the
     /// connection is busy. 0, where the system does not tell.
     pub(crate) fn waiting_bytes(&self) -> u64 {
-        crate::unsent::waiting_bytes(self).unwrap_or(0)
+        self.sum(|socket| crate::unsent::waiting_bytes(socket))
+    }
+
+    /// What the system tells of all sockets below.
+    fn sum(&self, of: impl Fn(Socket<'_>) -> io::Result<u64>) -> u64 {
+        let mut sum = 0_u64;
+        let _ = self.each_socket(&mut |socket| {
+            sum = sum.saturating_add(of(socket).unwrap_or(0));
+            Ok(())
+        });
+        sum
     }
 
     /// Whether the peer has closed its sending side, although bytes from before may still wait to
     /// be read.
     pub fn peer_has_closed(&self) -> bool {
         let closed = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;
-        self.poll_now(PollFlags::RDHUP).intersects(closed)
+        let mut is_closed = false;
+        let _ = self.each_socket(&mut |socket| {
+            is_closed |= poll_now(socket, PollFlags::RDHUP).intersects(closed);
+            Ok(())
+        });
+        is_closed
     }
 
-    /// Which of `events`, or of those that are always told, there are at the moment.
-    fn poll_now(&self, events: PollFlags) -> PollFlags {
-        let mut source = [PollFd::new(self, events)];
-        let no_wait = Timespec {
-            tv_sec: 0,
-            tv_nsec: 0,
-        };
-        match poll(&mut source, Some(&no_wait)) {
-            Ok(_) => source[0].revents(),
-            Err(_) => PollFlags::empty(),
+    /// Writes all of `bytes`, or takes them to be written with what comes next, where that is
+    /// faster. So who has nothing more to write for now calls `flush`.
+    ///
+    /// # Errors
+    /// Errors of the socket, of bytes before these too.
+    pub fn write_ahead(&self, bytes: &[u8]) -> io::Result<()> {
+        match &self.0 {
+            Kind::Layered(connection) => connection.write_ahead(bytes),
+            Kind::Unix(_) | Kind::Tcp(_) => (&mut &*self).write_all(bytes),
         }
     }
 
@@ -415,7 +483,10 @@ impl Write for &Stream {
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        Ok(())
+        match &self.0 {
+            Kind::Layered(connection) => connection.flush(),
+            Kind::Unix(_) | Kind::Tcp(_) => Ok(()),
+        }
     }
 }
 
@@ -424,6 +495,15 @@ impl Write for &Stream {
 pub(crate) enum Socket<'s> {
     Unix(&'s UnixStream),
     Tcp(&'s TcpStream),
+}
+
+impl AsFd for Socket<'_> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Socket::Unix(stream) => stream.as_fd(),
+            Socket::Tcp(stream) => stream.as_fd(),
+        }
+    }
 }
 
 impl AsFd for Stream {
@@ -447,6 +527,19 @@ impl From<UnixStream> for Stream {
 impl From<TcpStream> for Stream {
     fn from(stream: TcpStream) -> Self {
         Stream(Kind::Tcp(stream))
+    }
+}
+
+/// Which of `events`, or of those that are always told, there are at the moment.
+fn poll_now(socket: impl AsFd, events: PollFlags) -> PollFlags {
+    let mut source = [PollFd::new(&socket, events)];
+    let no_wait = Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    match poll(&mut source, Some(&no_wait)) {
+        Ok(_) => source[0].revents(),
+        Err(_) => PollFlags::empty(),
     }
 }
 

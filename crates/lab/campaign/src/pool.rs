@@ -26,6 +26,8 @@ struct Key {
     tcp_out: bool,
     /// The protocol between it and the other relay, if there is one.
     between: Between,
+    /// How many connections of a trunk it has for each channel.
+    strands: u8,
 }
 
 impl Key {
@@ -117,6 +119,9 @@ impl Pool {
         if key.auto {
             arguments.extend(["--effort".into(), "auto".into()]);
         }
+        if key.strands > 1 {
+            arguments.extend(["--trunk-channels".into(), key.strands.to_string().into()]);
+        }
         if key.between == Between::Encrypted {
             arguments.extend(["--tls-dir".into(), bench.certificates()?.into()]);
         }
@@ -148,6 +153,7 @@ impl Pool {
             tcp_in,
             tcp_out: if two { tcp_trunk } else { tcp_out },
             between: scenario.between,
+            strands: scenario.strands,
         };
         let bounds = |victim| match scenario.bounded == victim {
             true => scenario.bounds,
@@ -162,6 +168,7 @@ impl Pool {
                 tcp_in: tcp_trunk,
                 tcp_out,
                 between: scenario.between,
+                strands: 1,
             };
             all.push((far, self.take(bench, far, bounds(Victim::Far))?));
         }

@@ -26,6 +26,9 @@ pub fn who(bytes: &[u8]) -> Option<Who> {
     match connection {
         0 => Some(Who::Main),
         1 => body.get(16).map(|&id| Who::Channel(id)),
+        // The first connections of a client have low numbers, so what happens to some channel
+        // happens to strands too.
+        3 => body.first().map(|&group| Who::Channel(group)),
         _ => None,
     }
 }

@@ -53,6 +53,8 @@ pub struct Scenario {
     pub trunk: Method,
     /// Whether the near and the far relay use auto.
     pub auto: [bool; 2],
+    /// How many connections of a trunk carry each channel.
+    pub strands: u8,
     /// The method that the destination reads.
     pub out: Method,
     /// Whether the source's leg, the trunk and the destination's leg are TCP.
@@ -160,6 +162,10 @@ impl Scenario {
             out: random.pick(&methods),
             // These have random numbers of their own, so that old seeds keep their other values.
             auto: [1, 2].map(|number| Random::new(seed ^ number << 60).percent(50)),
+            strands: match between {
+                Between::Qemu => 1,
+                _ => Random::new(seed ^ 3 << 60).pick(&[1, 1, 3]),
+            },
             tcp: [random.percent(40), tcp_between, random.percent(40)],
             source: SourceBehaviour {
                 dials,
@@ -305,7 +311,7 @@ impl Scenario {
         let leg = |tcp: bool| if tcp { "tcp" } else { "unix" };
         let legs = self.tcp.map(leg).join(", ");
         let mut text = format!(
-            "{} channels, {:?}, {} rounds, {:?} pages, return path {}, {} / {} / {}, auto {:?}, legs {legs}\n    {:?}\n    {:?}",
+            "{} channels, {:?}, {} rounds, {:?} pages, return path {}, {} / {} / {}, auto {:?}, {} strands, legs {legs}\n    {:?}\n    {:?}",
             shape.channels,
             shape.mode,
             shape.rounds,
@@ -315,6 +321,7 @@ impl Scenario {
             self.trunk,
             self.out,
             self.auto,
+            self.strands,
             self.source,
             self.destination
         );

@@ -262,6 +262,11 @@ impl Summary {
             remarks: report.remarks.iter().map(ToString::to_string).collect(),
         }
     }
+
+    /// All pages came in the method of the outgoing leg, and none was encoded.
+    pub fn was_passed_on(&self) -> bool {
+        self.pages > 0 && self.encoded.is_none() && self.differences.is_none()
+    }
 }
 
 impl fmt::Display for Summary {

@@ -1,6 +1,7 @@
 //! Calling the destination of a leg: dialling, and on a trunk what is agreed upon first.
 
 use std::io;
+use std::sync::atomic::{AtomicU8, AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use multifd_transport::dial::{DialError, Target};
@@ -8,12 +9,13 @@ use multifd_transport::{Address, Stream};
 use multifd_wire::{Hello, Method};
 
 use super::carried::Carried;
+use super::strands::Strands;
 use super::{
     Encryption, LegAddress, PLAIN, Protocol, VERIFY, abilities, extension, has, process, random,
 };
 use crate::trunk::{
-    Answer, AnswerReceiver, Connection, DeltaTerms, Extension, Name, Offers, Preface, Refusal,
-    Versions,
+    Accepted, Answer, AnswerReceiver, Chosen, Connection, DeltaTerms, Extension, Name, Offers,
+    Preface, Refusal, StrandTerms, Versions,
 };
 
 /// How soon a wish to end is noticed while an answer is awaited.
@@ -39,6 +41,9 @@ pub(crate) struct Introduction {
     pub(crate) delta_bytes: u64,
     /// The pages that arrive are to be compared with those that went.
     pub(crate) verify: bool,
+    /// The connections that are to carry each channel of pages, at most
+    /// [`StrandTerms::MAX_STRANDS`].
+    pub(crate) strands: u8,
 }
 
 /// What was agreed on for a whole migration, by its main channel.
@@ -63,6 +68,12 @@ pub(crate) struct Caller {
     )]
     encryption: Encryption,
     preface: Option<Preface>,
+    /// The connections that are to carry each channel of pages.
+    strands: u8,
+    /// The fewest that the other relay has taken for one.
+    fewest_strands: AtomicU8,
+    /// The number of the next ones.
+    next_group: AtomicU16,
     /// The method for a destination that is not asked.
     method: Method,
 }
@@ -94,6 +105,9 @@ impl Caller {
             target,
             encryption,
             preface,
+            strands: introduction.strands,
+            fewest_strands: AtomicU8::new(introduction.strands),
+            next_group: AtomicU16::new(0),
             method: introduction
                 .methods
                 .first()
@@ -116,6 +130,12 @@ impl Caller {
     /// and not in its stream.
     pub(crate) fn is_relay(&self) -> bool {
         self.preface.is_some()
+    }
+
+    /// The connections that the other relay takes for a channel, where they are fewer than wanted.
+    pub(crate) fn fewer_strands(&self) -> Option<u8> {
+        let fewest = self.fewest_strands.load(Ordering::Relaxed);
+        (self.is_relay() && fewest < self.strands).then_some(fewest)
     }
 
     /// Calls for the main channel. Also returns what was agreed on.
@@ -163,14 +183,8 @@ impl Caller {
         within: Duration,
         given_up: &dyn Fn() -> bool,
     ) -> Result<(Stream, Terms), DialError> {
-        let since = Instant::now();
-        let stream = self.target.dial(within, given_up)?;
-        #[cfg(feature = "tls")]
-        let stream = {
-            let left = within.saturating_sub(since.elapsed());
-            let address = self.target.address();
-            self.encryption.secure(stream, address, left, given_up)?
-        };
+        let deadline = Instant::now() + within;
+        let stream = self.dial(deadline, given_up)?;
         let Some(preface) = &self.preface else {
             let terms = Terms {
                 method: self.method,
@@ -186,12 +200,55 @@ impl Caller {
             let is_delta = |extension: &Extension| extension.id == DeltaTerms::ID;
             preface.extensions.retain(|extension| !is_delta(extension));
         }
+        let has_pages = match preface.connection {
+            Connection::Main { has_channels, .. } => !has_channels,
+            Connection::Channel(_) => true,
+            Connection::Preempt | Connection::Strand { .. } => false,
+        };
+        if has_pages && self.strands > 1 {
+            let (count, group) = (self.strands, &self.next_group);
+            let group = group.fetch_add(1, Ordering::Relaxed);
+            preface
+                .extensions
+                .push(StrandTerms { count, group }.extension());
+        }
         let silent = || DialError::TimedOut {
             within,
             tried: self.address.to_string(),
         };
-        let deadline = since + within;
-        agree(stream, &preface, deadline, given_up)?.ok_or_else(silent)
+        let accepted = agree(&stream, &preface, deadline, given_up)?.ok_or_else(silent)?;
+        let agreement = Agreement::of(&preface, &accepted)?;
+        let mut more = Vec::new();
+        if let Some(StrandTerms { count, group }) = agreement.strands {
+            self.fewest_strands.fetch_min(count, Ordering::Relaxed);
+            preface.extensions.clear();
+            for number in 1..count {
+                let stream = self.dial(deadline, given_up)?;
+                preface.connection = Connection::Strand { group, number };
+                agree(&stream, &preface, deadline, given_up)?.ok_or_else(silent)?;
+                more.push(stream);
+            }
+        } else if has_pages {
+            self.fewest_strands.store(1, Ordering::Relaxed);
+        }
+        let stream = Strands::joined(stream, more);
+        let is_stream = agreement.is_stream;
+        let carried =
+            Carried::new(stream, &agreement.chosen, is_stream).map_err(io::Error::other)?;
+        let stream = Stream::layered(carried.with_notes(agreement.has_notes));
+        Ok((stream, agreement.terms))
+    }
+
+    /// Calls, and encrypts where the leg is encrypted.
+    fn dial(&self, deadline: Instant, given_up: &dyn Fn() -> bool) -> Result<Stream, DialError> {
+        let left = || deadline.saturating_duration_since(Instant::now());
+        let stream = self.target.dial(left(), given_up)?;
+        #[cfg(feature = "tls")]
+        let stream = {
+            let address = self.target.address();
+            self.encryption.secure(stream, address, left(), given_up)?
+        };
+        Ok(stream)
     }
 }
 
@@ -225,11 +282,11 @@ impl Introduction {
 
 /// Says the preface and waits for the answer. `None`: no answer came in time.
 fn agree(
-    stream: Stream,
+    stream: &Stream,
     preface: &Preface,
     deadline: Instant,
     given_up: &dyn Fn() -> bool,
-) -> Result<Option<(Stream, Terms)>, DialError> {
+) -> Result<Option<Accepted>, DialError> {
     let bytes = preface.encode().map_err(io::Error::other)?;
     stream.write_all_of_two(&bytes, &[])?;
     let mut receiver = AnswerReceiver::default();
@@ -267,35 +324,58 @@ fn agree(
             let refused = Refused { refusal };
             Err(io::Error::new(io::ErrorKind::ConnectionRefused, refused).into())
         }
-        Answer::Accepted(accepted) => {
-            let malformed = |fault| io::Error::new(io::ErrorKind::InvalidData, fault);
-            let chosen = accepted
-                .chosen(preface, &[DeltaTerms::ID, PLAIN])
-                .map_err(malformed)?;
-            let asked = DeltaTerms::among(&preface.extensions).map_err(malformed)?;
-            let kept = DeltaTerms::among(&accepted.extensions).map_err(malformed)?;
-            // What a server keeps beyond what it was asked for is not used.
-            let delta_bytes = match (asked, kept) {
-                (Some(asked), Some(kept)) => kept.bytes.min(asked.bytes),
-                _ => 0,
-            };
-            let is_stream = !matches!(preface.connection, Connection::Channel(_));
-            let has_notes = has(VERIFY, &accepted.extensions);
-            if has(VERIFY, &preface.extensions) && !has_notes {
-                let words = "the relay there does not verify pages: bring it to this version, or leave out --verify";
-                return Err(io::Error::new(io::ErrorKind::Unsupported, words).into());
-            }
-            let carried = Carried::new(stream, &chosen, is_stream).map_err(io::Error::other)?;
-            let stream = Stream::layered(carried.with_notes(has_notes));
-            let has_plain_packets = [&preface.extensions, &accepted.extensions]
-                .iter()
-                .all(|said| has(PLAIN, said));
-            let terms = Terms {
+        Answer::Accepted(accepted) => Ok(Some(accepted)),
+    }
+}
+
+/// What an accepted connection does.
+struct Agreement {
+    chosen: Chosen,
+    terms: Terms,
+    is_stream: bool,
+    has_notes: bool,
+    strands: Option<StrandTerms>,
+}
+
+impl Agreement {
+    fn of(preface: &Preface, accepted: &Accepted) -> io::Result<Self> {
+        let malformed = |fault| io::Error::new(io::ErrorKind::InvalidData, fault);
+        let chosen = accepted
+            .chosen(preface, &[DeltaTerms::ID, PLAIN, StrandTerms::ID])
+            .map_err(malformed)?;
+        let asked = DeltaTerms::among(&preface.extensions).map_err(malformed)?;
+        let kept = DeltaTerms::among(&accepted.extensions).map_err(malformed)?;
+        // What a server keeps beyond what it was asked for is not used.
+        let delta_bytes = match (asked, kept) {
+            (Some(asked), Some(kept)) => kept.bytes.min(asked.bytes),
+            _ => 0,
+        };
+        let has_notes = has(VERIFY, &accepted.extensions);
+        if has(VERIFY, &preface.extensions) && !has_notes {
+            let words = "the relay there does not verify pages: bring it to this version, or leave out --verify";
+            return Err(io::Error::new(io::ErrorKind::Unsupported, words));
+        }
+        let has_plain_packets = [&preface.extensions, &accepted.extensions]
+            .iter()
+            .all(|said| has(PLAIN, said));
+        let asked = StrandTerms::among(&preface.extensions).map_err(malformed)?;
+        let strands = StrandTerms::among(&accepted.extensions).map_err(malformed)?;
+        if let Some(granted) = strands
+            && asked.is_none_or(|asked| granted.group != asked.group || granted.count > asked.count)
+        {
+            let words = "the relay there takes more connections for one than it was asked for";
+            return Err(io::Error::new(io::ErrorKind::InvalidData, words));
+        }
+        Ok(Self {
+            chosen,
+            terms: Terms {
                 method: chosen.method,
                 has_plain_packets,
                 delta_bytes,
-            };
-            Ok(Some((stream, terms)))
-        }
+            },
+            is_stream: !matches!(preface.connection, Connection::Channel(_)),
+            has_notes,
+            strands,
+        })
     }
 }

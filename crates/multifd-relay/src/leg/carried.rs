@@ -3,37 +3,24 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::io;
+use std::mem;
 use std::net::Shutdown;
-use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
+use multifd_codec::ahead::Ahead;
 use multifd_transport::{Layer, Stream};
 
+use super::reading::{Over, Reading};
 use crate::trunk::frame_memory::FREE_BODY_LEN;
 use crate::trunk::{
-    Chosen, Compression, FailureCode, FailureNotice, Frame, FrameFault, FrameReader, FrameWriter,
-    HEADER_LEN, NoCompression, Words,
+    Chosen, Compression, Compressor, FailureCode, FailureNotice, FrameWriter, NoCompression, Piece,
+    Words,
 };
-
-/// Fewer bytes than this are not compressed: a handshake or an answer gains nothing.
-const LEAST_COMPRESSED: usize = 512;
 
 /// How long a last word to the other relay may take. Its connection is closed then.
 const LAST_WORD: Duration = Duration::from_millis(500);
-
-/// How long the rest of a frame may take to go on. Each is written at once, so a host or a network
-/// that is silent as long is gone; or the length of the frame was changed on the way, and its rest
-/// never comes.
-const FRAME_REST: Duration = match cfg!(test) {
-    true => Duration::from_millis(100),
-    false => Duration::from_secs(30),
-};
-
-/// The most that is set aside of frames that are only looked at: a channel's first packet is no
-/// longer. One more frame is in its reader.
-const MOST_AHEAD: usize = 64 << 10;
 
 /// Notes that wait at most to be taken. There is one for each mark, and marks are taken in turn.
 const MOST_NOTES: usize = 64;
@@ -45,6 +32,16 @@ const MOST_NOTES: usize = 64;
 pub struct FarFailure {
     /// Its reason, which the other host has chosen freely.
     pub(crate) words: Words,
+    /// Everything that makes the guest had been passed on by then.
+    pub(crate) was_complete: bool,
+}
+
+impl FarFailure {
+    /// Whether the destination may have the guest all the same.
+    #[must_use]
+    pub fn may_have_guest(&self) -> bool {
+        self.was_complete
+    }
 }
 
 /// A connection in frames.
@@ -60,29 +57,21 @@ pub(super) struct Carried {
     notes: Mutex<VecDeque<Vec<u8>>>,
 }
 
-struct Reading {
-    frames: FrameReader,
-    /// Bytes of frames before the last one that were looked at, and that nobody has read.
-    ahead: VecDeque<u8>,
-    /// Which bytes of the last frame nobody has read.
-    rest: Range<usize>,
-    end: Option<End>,
-}
-
-#[derive(Clone)]
-enum End {
-    Clean,
-    Failed(FarFailure),
-    Broken(FrameFault),
-}
-
 struct Writing {
     frames: FrameWriter,
-    /// Whole frames, or the start of one.
+    /// The start of a frame.
     front: Vec<u8>,
-    /// Bytes that are compressed.
-    joined: Vec<u8>,
-    compresses: bool,
+    /// Where the stream is compressed.
+    pieces: Option<Pieces>,
+}
+
+/// Pieces of the stream that are compressed, by this thread and others, and are written in order.
+struct Pieces {
+    /// Where the next bytes go.
+    next: Piece,
+    ahead: Ahead<Piece>,
+    /// Pieces that were written, for their memory.
+    spare: Vec<Piece>,
 }
 
 impl Carried {
@@ -97,22 +86,19 @@ impl Carried {
             true => chosen.compression,
             false => Compression::None,
         };
-        let reading = Reading {
-            frames: FrameReader::new(chosen.digest, compression)?,
-            ahead: VecDeque::new(),
-            rest: 0..0,
-            end: None,
-        };
         let writing = Writing {
-            frames: FrameWriter::new(chosen.digest, compression)?,
+            // Pieces are compressed before they come to it.
+            frames: FrameWriter::new(chosen.digest, Compression::None)?,
             front: Vec::new(),
-            joined: Vec::new(),
-            compresses: compression != Compression::None,
+            pieces: match compression {
+                Compression::None => None,
+                Compression::Zstd => Some(Pieces::new()?),
+            },
         };
         Ok(Self {
             under,
             bytes: Default::default(),
-            reading: Mutex::new(reading),
+            reading: Mutex::new(Reading::new(chosen.digest, compression)?),
             writing: Mutex::new(writing),
             has_notes: false,
             notes: Mutex::default(),
@@ -128,14 +114,12 @@ impl Carried {
         self.notes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Keeps a note that has come.
-    fn keep(&self, note: &[u8]) -> io::Result<()> {
-        let mut notes = self.notes();
-        if !self.has_notes || notes.len() >= MOST_NOTES {
-            let words = "the other relay sends notes that were not agreed on, or too many";
-            return Err(io::Error::new(io::ErrorKind::InvalidData, words));
-        }
-        notes.push_back(note.to_vec());
+    /// Writes what is in frames.
+    fn put(&self, head: &[u8], body: &[u8]) -> io::Result<()> {
+        self.under.write_all_of_two(head, body)?;
+        let [_, written] = &self.bytes;
+        let count = head.len().saturating_add(body.len());
+        written.fetch_add(count as u64, Ordering::Relaxed);
         Ok(())
     }
 
@@ -149,105 +133,24 @@ impl Carried {
     }
 }
 
-impl Reading {
-    fn has_rest(&self) -> bool {
-        !self.rest.is_empty() || !self.ahead.is_empty()
+impl Over for Carried {
+    fn under(&self) -> &Stream {
+        &self.under
     }
 
-    fn rest_len(&self) -> usize {
-        self.ahead.len().saturating_add(self.rest.len())
+    fn count(&self, bytes: usize) {
+        let [read, _] = &self.bytes;
+        read.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
-    /// Gives what was brought before.
-    fn take_rest(&mut self, buffer: &mut [u8], keeps: bool) -> usize {
-        let (front, back) = self.ahead.as_slices();
-        let rest = self.frames.content().get(self.rest.clone());
-        let mut taken = [0; 3];
-        let mut left = buffer;
-        for (taken, part) in taken
-            .iter_mut()
-            .zip([front, back, rest.unwrap_or_default()])
-        {
-            *taken = copy(part, left);
-            left = left.get_mut(*taken..).unwrap_or_default();
+    fn note(&self, note: &[u8]) -> bool {
+        let mut notes = self.notes();
+        let may_come = self.has_notes && notes.len() < MOST_NOTES;
+        if may_come {
+            notes.push_back(note.to_vec());
         }
-        let [front, back, rest] = taken;
-        let ahead = front.saturating_add(back);
-        if !keeps {
-            self.ahead.drain(..ahead);
-            if self.ahead.is_empty() && self.ahead.capacity() > 0 {
-                self.ahead = VecDeque::new();
-            }
-            self.rest.start = self.rest.start.saturating_add(rest);
-        }
-        ahead.saturating_add(rest)
+        may_come
     }
-
-    /// Keeps what is left of the last frame, so that the next one may come.
-    fn set_aside(&mut self) {
-        let rest = self.frames.content().get(self.rest.clone());
-        self.ahead.extend(rest.unwrap_or_default());
-        self.rest = 0..0;
-    }
-
-    fn ended(&self) -> Option<io::Result<usize>> {
-        Some(match self.end.as_ref()? {
-            End::Clean => Ok(0),
-            End::Failed(failure) => Err(io::Error::other(failure.clone())),
-            End::Broken(fault) => Err(io::Error::new(io::ErrorKind::InvalidData, *fault)),
-        })
-    }
-
-    /// Reads frames until one brings something. What it brings is put into `buffer`, as far as
-    /// there is room.
-    fn fill(&mut self, over: &Carried, buffer: &mut [u8], wait: bool) -> io::Result<usize> {
-        loop {
-            let is_late = wait && self.frames.is_inside_a_frame();
-            if is_late && !over.under.is_readable_within(FRAME_REST)? {
-                let words = "the other relay stopped inside a frame";
-                return Err(io::Error::new(io::ErrorKind::TimedOut, words));
-            }
-            let space = self.frames.space();
-            let count = match wait {
-                true => over.under.read_some(space)?,
-                false => over.under.read_now(space)?,
-            };
-            let [read, _] = &over.bytes;
-            read.fetch_add(count as u64, Ordering::Relaxed);
-            if count == 0 {
-                return Err(io::Error::new(
-                    io::ErrorKind::ConnectionReset,
-                    "the other relay has gone",
-                ));
-            }
-            match self.frames.filled(count) {
-                Err(fault) => self.end = Some(End::Broken(fault)),
-                Ok(Some(Frame::Data(bytes))) => {
-                    let count = copy(bytes, buffer);
-                    self.rest = count..bytes.len();
-                    return Ok(count);
-                }
-                Ok(Some(Frame::End)) => self.end = Some(End::Clean),
-                Ok(Some(Frame::Failure(failure))) => {
-                    let words = failure.words;
-                    self.end = Some(End::Failed(FarFailure { words }));
-                }
-                Ok(Some(Frame::Note(note))) => over.keep(note)?,
-                Ok(Some(Frame::Alive | Frame::Begun) | None) => {}
-            }
-            if let Some(end) = self.ended() {
-                return end;
-            }
-        }
-    }
-}
-
-fn copy(from: &[u8], to: &mut [u8]) -> usize {
-    let count = from.len().min(to.len());
-    if let (Some(from), Some(to)) = (from.get(..count), to.get_mut(..count)) {
-        to.copy_from_slice(from);
-    }
-    count
 }
 
 impl Layer for Carried {
@@ -256,40 +159,16 @@ impl Layer for Carried {
     }
 
     fn read(&self, buffer: &mut [u8], wait: bool) -> io::Result<usize> {
-        let mut reading = self.reading();
-        if buffer.is_empty() {
-            return Ok(0);
-        }
-        if reading.has_rest() {
-            return Ok(reading.take_rest(buffer, false));
-        }
-        match reading.ended() {
-            Some(end) => end,
-            None => reading.fill(self, buffer, wait),
-        }
+        self.reading().read(self, buffer, wait)
     }
 
     fn peek(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        let mut reading = self.reading();
-        let wanted = buffer.len().min(MOST_AHEAD);
-        while reading.rest_len() < wanted && reading.end.is_none() {
-            reading.set_aside();
-            // All of the frame is left.
-            match reading.fill(self, &mut [], false) {
-                // It is told by the read that comes to it.
-                Err(_) if reading.has_rest() => break,
-                other => other?,
-            };
-        }
-        match reading.ended() {
-            Some(end) if !reading.has_rest() => end,
-            _ => Ok(reading.take_rest(buffer, true)),
-        }
+        self.reading().peek(self, buffer)
     }
 
     fn has_more(&self) -> bool {
         match self.reading.try_lock() {
-            Ok(reading) => reading.has_rest() || reading.end.is_some(),
+            Ok(reading) => reading.has_more(),
             // Another thread waits in it for what comes next.
             Err(TryLockError::WouldBlock) => false,
             Err(TryLockError::Poisoned(_)) => true,
@@ -298,7 +177,11 @@ impl Layer for Carried {
 
     fn write_all_of_two(&self, head: &[u8], body: &[u8]) -> io::Result<()> {
         let mut writing = self.writing();
-        let writing = &mut *writing;
+        if writing.pieces.is_some() {
+            writing.write_ahead(self, head)?;
+            writing.write_ahead(self, body)?;
+            return writing.flush(self);
+        }
         let mut parts = (head, body);
         loop {
             let (head, body) = parts;
@@ -311,14 +194,27 @@ impl Layer for Carried {
                 head.get(now.0.len()..).unwrap_or_default(),
                 body.get(now.1.len()..).unwrap_or_default(),
             );
-            let count = writing.write(&self.under, now.0, now.1)?;
-            let [_, written] = &self.bytes;
-            written.fetch_add(count as u64, Ordering::Relaxed);
+            writing.write_plain(self, now.0, now.1)?;
             if left.0.is_empty() && left.1.is_empty() {
                 return Ok(());
             }
             parts = left;
         }
+    }
+
+    fn write_ahead(&self, bytes: &[u8]) -> io::Result<()> {
+        let mut writing = self.writing();
+        match writing.pieces {
+            Some(_) => writing.write_ahead(self, bytes),
+            None => {
+                drop(writing);
+                self.write_all_of_two(bytes, &[])
+            }
+        }
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        self.writing().flush(self)
     }
 
     fn bytes_below(&self) -> Option<[u64; 2]> {
@@ -331,10 +227,9 @@ impl Layer for Carried {
         if writing.frames.has_ended() {
             return Ok(());
         }
+        writing.flush(self)?;
         let header = writing.frames.end().map_err(io::Error::other)?;
-        self.under.write_all_of_two(&header, &[])?;
-        let [_, written] = &self.bytes;
-        written.fetch_add(header.len() as u64, Ordering::Relaxed);
+        self.put(&header, &[])?;
         self.under.shutdown(Shutdown::Write)
     }
 
@@ -347,13 +242,12 @@ impl Layer for Carried {
             return Ok(());
         }
         let mut writing = self.writing();
+        // The note stands behind all bytes before it.
+        writing.flush(self)?;
         let mut bytes = Vec::new();
         let frames = &mut writing.frames;
         frames.note(note, &mut bytes).map_err(io::Error::other)?;
-        self.under.write_all_of_two(&bytes, &[])?;
-        let [_, written] = &self.bytes;
-        written.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-        Ok(())
+        self.put(&bytes, &[])
     }
 
     fn told(&self) -> Option<Vec<u8>> {
@@ -381,29 +275,74 @@ impl Layer for Carried {
 }
 
 impl Writing {
-    /// Writes at most [`FREE_BODY_LEN`] bytes.
-    /// Answers how many they were in frames.
-    fn write(&mut self, under: &Stream, head: &[u8], body: &[u8]) -> io::Result<usize> {
-        let len = head.len().saturating_add(body.len());
-        if len == 0 {
-            return Ok(0);
+    /// Writes 1 to [`FREE_BODY_LEN`] bytes in one frame, or nothing.
+    fn write_plain(&mut self, over: &Carried, head: &[u8], body: &[u8]) -> io::Result<()> {
+        if head.is_empty() && body.is_empty() {
+            return Ok(());
         }
+        let header = self.frames.data(&[head, body]).map_err(io::Error::other)?;
         self.front.clear();
-        if self.compresses && len >= LEAST_COMPRESSED {
-            self.joined.clear();
-            self.joined.extend_from_slice(head);
-            self.joined.extend_from_slice(body);
-            let compressed = self.frames.compressed(&self.joined, &mut self.front);
-            if compressed.map_err(io::Error::other)? {
-                under.write_all_of_two(&self.front, &[])?;
-                return Ok(self.front.len());
-            }
-        }
-        let header: [u8; HEADER_LEN] = self.frames.data(&[head, body]).map_err(io::Error::other)?;
         self.front.extend_from_slice(&header);
         self.front.extend_from_slice(head);
-        under.write_all_of_two(&self.front, body)?;
-        Ok(self.front.len().saturating_add(body.len()))
+        over.put(&self.front, body)
+    }
+
+    /// Takes bytes of a stream that is compressed, and writes what is compressed by now.
+    fn write_ahead(&mut self, over: &Carried, mut bytes: &[u8]) -> io::Result<()> {
+        while let (Some(pieces), false) = (&mut self.pieces, bytes.is_empty()) {
+            bytes = pieces.next.take(bytes);
+            if pieces.next.is_full() {
+                pieces.begin();
+                self.write_pieces(over, |ahead| ahead.is_ready() || !ahead.has_room())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes everything that it was given.
+    fn flush(&mut self, over: &Carried) -> io::Result<()> {
+        if let Some(pieces) = &mut self.pieces
+            && !pieces.next.is_empty()
+        {
+            pieces.begin();
+        }
+        self.write_pieces(over, |_| true)
+    }
+
+    /// Writes the oldest pieces as long as `goes_on`, and there are some.
+    fn write_pieces(
+        &mut self,
+        over: &Carried,
+        goes_on: impl Fn(&Ahead<Piece>) -> bool,
+    ) -> io::Result<()> {
+        let Some(pieces) = &mut self.pieces else {
+            return Ok(());
+        };
+        while goes_on(&pieces.ahead)
+            && let Some(mut piece) = pieces.ahead.pop()
+        {
+            let [head, body] = { self.frames.frame_of(&mut piece) }.map_err(io::Error::other)?;
+            over.put(head, body)?;
+            piece.clear();
+            pieces.spare.push(piece);
+        }
+        Ok(())
+    }
+}
+
+impl Pieces {
+    fn new() -> Result<Self, NoCompression> {
+        Ok(Self {
+            next: Piece::default(),
+            ahead: Ahead::new(Compressor::new)?,
+            spare: Vec::new(),
+        })
+    }
+
+    /// The next piece has all its bytes.
+    fn begin(&mut self) {
+        let empty = self.spare.pop().unwrap_or_default();
+        self.ahead.push(mem::replace(&mut self.next, empty));
     }
 }
 
@@ -424,6 +363,7 @@ mod tests {
 
     use multifd_wire::Method;
 
+    use super::super::reading::{FRAME_REST, MOST_AHEAD};
     use crate::trunk::Digest;
 
     fn chosen() -> Chosen {

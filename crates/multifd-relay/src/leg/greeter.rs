@@ -23,11 +23,13 @@ use multifd_transport::tls::{Handshake, PeerIdentity};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
 use super::carried::Carried;
+use super::gathering::Gatherings;
+use super::strands::Strands;
 use super::{Encryption, LegAddress, PLAIN, Protocol, VERIFY, abilities, extension, has, readable};
 use crate::relay::RelayConfig;
 use crate::trunk::{
-    Abilities, Accepted, Answer, Connection, DeltaTerms, PREFACE_MAGIC, Preface, PrefaceReceiver,
-    Refusal, RefusalCode, choose,
+    Abilities, Accepted, Answer, Chosen, Connection, DeltaTerms, PREFACE_MAGIC, Preface,
+    PrefaceReceiver, Refusal, RefusalCode, StrandTerms, choose,
 };
 
 /// How long an answer may take to be written. It fits the buffer of a socket that is new.
@@ -93,6 +95,18 @@ struct Migration {
     inbox: Inbox,
     /// How many connections have joined it.
     connections: usize,
+    /// Those of them whose strands are not all there.
+    gatherings: Gatherings<Welcomed>,
+}
+
+/// A connection that is one of a migration's, and was told so.
+struct Welcomed {
+    stream: Stream,
+    preface: Preface,
+    chosen: Chosen,
+    kept: Option<Kept>,
+    inbox: Inbox,
+    peer: String,
 }
 
 /// A connection that has not said what it is.
@@ -231,13 +245,23 @@ impl Shared {
             Ok(chosen) => chosen,
             Err(refusal) => return refuse(&stream, refusal),
         };
-        let has_notes = has(VERIFY, &preface.extensions);
-        if self.verify && !has_notes {
+        if let Connection::Strand { group, number } = preface.connection {
+            let expected = self
+                .lock()
+                .expects_strand(&preface.migration, group, number);
+            return match expected {
+                Ok(()) => self.join(stream, chosen, &preface.migration, group, number),
+                Err(refusal) => refuse(&stream, refusal),
+            };
+        }
+        if self.verify && !has(VERIFY, &preface.extensions) {
             let words = "this relay takes migrations with --verify only";
             return refuse(&stream, Refusal::new(RefusalCode::EXTENSION, words));
         }
-        let terms = match DeltaTerms::among(&preface.extensions) {
-            Ok(terms) => terms,
+        let terms = DeltaTerms::among(&preface.extensions);
+        let strands = StrandTerms::among(&preface.extensions);
+        let (terms, strands) = match terms.and_then(|terms| Ok((terms, strands?))) {
+            Ok(both) => both,
             Err(fault) => return refuse(&stream, Refusal::from(fault)),
         };
         // A channel joins what its main channel has begun.
@@ -265,6 +289,7 @@ impl Shared {
                         ticket,
                         inbox: inbox.clone(),
                         connections: 0,
+                        gatherings: Gatherings::new(),
                     };
                     state.migrations.insert(preface.migration, migration);
                     inbox
@@ -294,18 +319,77 @@ impl Shared {
         if let Some((terms, _)) = &kept {
             accepted.extensions.push(terms.extension());
         }
-        let accepted = Answer::Accepted(accepted);
+        let strands = strands.and_then(|asked| {
+            let state = self.lock();
+            let migration = state.migrations.get(&preface.migration);
+            migration.and_then(|migration| migration.gatherings.grant(asked))
+        });
+        if let Some(strands) = strands {
+            accepted.extensions.push(strands.extension());
+        }
         let peer = describe(&stream);
-        let is_stream = !matches!(preface.connection, Connection::Channel(_));
-        let carried = match answer(&stream, &accepted) {
-            true => Carried::new(stream, &chosen, is_stream)
-                .map(|carried| Stream::layered(carried.with_notes(has_notes))),
-            false => return self.forget(preface),
+        if !answer(&stream, &Answer::Accepted(accepted)) {
+            return self.forget(preface);
+        }
+        let welcomed = Welcomed {
+            stream,
+            preface: preface.clone(),
+            chosen,
+            kept: kept.map(|(_, kept)| kept),
+            inbox,
+            peer,
         };
-        let stream = match carried {
-            Ok(stream) => stream,
+        match strands {
+            None => self.bring_in(welcomed, Vec::new()),
+            Some(granted) => {
+                let mut state = self.lock();
+                if let Some(migration) = state.migrations.get_mut(&preface.migration) {
+                    let gatherings = &mut migration.gatherings;
+                    gatherings.begin(granted, welcomed, Instant::now());
+                }
+            }
+        }
+    }
+
+    /// Takes a strand that is expected, and brings its connection in if it was the last one.
+    fn join(
+        self: &Arc<Self>,
+        stream: Stream,
+        chosen: Chosen,
+        migration: &[u8; 16],
+        group: u16,
+        number: u8,
+    ) {
+        if !answer(&stream, &Answer::Accepted(Accepted::from(chosen))) {
+            return;
+        }
+        let whole = {
+            let mut state = self.lock();
+            let migration = state.migrations.get_mut(migration);
+            migration.and_then(|migration| migration.gatherings.put(group, number, stream))
+        };
+        if let Some((first, strands)) = whole {
+            self.bring_in(first, strands);
+        }
+    }
+
+    /// Makes a connection part of its migration, together with its strands.
+    fn bring_in(self: &Arc<Self>, welcomed: Welcomed, strands: Vec<Stream>) {
+        let Welcomed {
+            stream,
+            preface,
+            chosen,
+            kept,
+            inbox,
+            peer,
+        } = welcomed;
+        let has_notes = has(VERIFY, &preface.extensions);
+        let is_stream = !matches!(preface.connection, Connection::Channel(_));
+        let stream = Strands::joined(stream, strands);
+        let stream = match Carried::new(stream, &chosen, is_stream) {
+            Ok(carried) => Stream::layered(carried.with_notes(has_notes)),
             // It was chosen because it is there.
-            Err(_) => return self.forget(preface),
+            Err(_) => return self.forget(&preface),
         };
         match preface.connection {
             Connection::Main {
@@ -313,7 +397,7 @@ impl Shared {
                 may_be_postcopy,
                 is_recovery,
             } => {
-                let ticket = self.ticket(preface);
+                let ticket = self.ticket(&preface);
                 let mut incoming = Incoming::new(Arc::new(stream), inbox, peer, ticket);
                 incoming.has_channels = has_channels;
                 incoming.may_be_postcopy = may_be_postcopy;
@@ -322,13 +406,32 @@ impl Shared {
                 let mut origin = Origin::new(name, preface.migration);
                 origin.has_plain_packets = has(PLAIN, &preface.extensions);
                 incoming.origin = Some(origin);
-                incoming.kept = kept.map(|(_, kept)| Arc::new(kept));
+                incoming.kept = kept.map(Arc::new);
                 self.door.set_up(incoming);
             }
             Connection::Channel(hello) => {
                 inbox.put(Arrival::Channel(IncomingChannel { hello, stream }));
             }
             Connection::Preempt => inbox.put(Arrival::Preempt(stream)),
+            // It has joined another connection.
+            Connection::Strand { .. } => {}
+        }
+    }
+
+    /// Lets go of connections whose strands have not come in time.
+    fn let_go(&self, now: Instant) {
+        let mut late = Vec::new();
+        self.lock().migrations.retain(|_, migration| {
+            let found = migration.gatherings.take_late(now);
+            let is_main =
+                |first: &Welcomed| matches!(first.preface.connection, Connection::Main { .. });
+            let has_ended = found.iter().any(|late| is_main(&late.first));
+            late.extend(found);
+            !has_ended
+        });
+        for connection in late {
+            let words = connection.words();
+            self.note(connection.first.peer, words);
         }
     }
 
@@ -353,6 +456,16 @@ impl Shared {
             .get(&preface.migration)
             .map_or(0, |migration| migration.ticket);
         Ticket::new(number, Arc::clone(self) as Arc<dyn Holder>)
+    }
+}
+
+impl State {
+    /// Whether a connection waits for this strand.
+    fn expects_strand(&self, migration: &[u8; 16], group: u16, number: u8) -> Result<(), Refusal> {
+        match self.migrations.get(migration) {
+            Some(migration) => migration.gatherings.expects(group, number),
+            None => Err(Refusal::new(RefusalCode::UNKNOWN_MIGRATION, "")),
+        }
     }
 }
 
@@ -401,6 +514,7 @@ fn serve(shared: &Arc<Shared>) {
             }
             state.new.drain(..).collect()
         };
+        shared.let_go(now);
         let mut begun = Vec::new();
         for stream in new {
             match begins_tls(&stream) {

@@ -7,8 +7,11 @@ mod address;
 mod call;
 mod carried;
 mod encryption;
+mod gathering;
 mod greeter;
+mod reading;
 mod requests;
+mod strands;
 
 use std::io;
 use std::sync::OnceLock;
@@ -23,7 +26,7 @@ pub use self::carried::FarFailure;
 pub use self::encryption::{Encryption, EncryptionError, EncryptionOptions, Rule};
 pub(crate) use self::greeter::Greeter;
 pub use self::requests::{FileNumber, Look, Odd, Requests, RequestsError};
-use crate::trunk::{Abilities, Compression, DeltaTerms, Digest, Extension};
+use crate::trunk::{Abilities, Compression, DeltaTerms, Digest, Extension, StrandTerms};
 pub use crate::trunk::{Name, NameFault};
 
 /// The extension by which both ends agree that sums of pages are told beside the main channel.
@@ -39,7 +42,7 @@ fn abilities(methods: Vec<Method>) -> Abilities {
         methods,
         digests: vec![Digest::Xxh3],
         compressions: Compression::available().to_vec(),
-        extensions: vec![VERIFY, DeltaTerms::ID, PLAIN],
+        extensions: vec![VERIFY, DeltaTerms::ID, PLAIN, StrandTerms::ID],
     }
 }
 

@@ -1,151 +1,29 @@
-//! The main channel: passed on byte for byte, both ways, and followed as far as needed to know
-//! where rounds end and whether the migration went through whole.
+//! The main channel: passed on byte for byte, and followed as far as needed to know where rounds end
+//! and whether the migration went through whole.
 
 use std::io::{self, Write};
 use std::net::Shutdown;
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use multifd_transport::Moment;
 use multifd_transport::rounds::RoundFault;
 use multifd_wire::Limits;
 use multifd_wire::main_stream::{Command, MainEvent, MainReceiver};
-use multifd_wire::return_path::{Message, ReturnPathReceiver};
 
 use super::counters::Counters;
 use super::gate::{End, Gate, Held};
 use super::link::Link;
+use super::outline::{Outline, Seen};
 use super::verify::{self, Sums, Told, VerifyFault};
 use super::{CHANNELS_TIMEOUT, Remark};
 use crate::failure::{Cause, Channel, Failure, Leg, SetupFault};
 use crate::marks::Marks;
 
 /// The main channel carries little beside multifd, and a guest's whole memory without it.
-const BUFFER_BYTES: usize = 64 << 10;
+pub(super) const BUFFER_BYTES: usize = 64 << 10;
 
 /// The beginning of a main stream, for a reader of one that goes on after a break.
 const STREAM_START: [u8; 8] = *b"QEVM\0\0\0\x03";
-
-/// What both directions have shown so far.
-#[derive(Debug, Default)]
-pub(super) struct Outline(Mutex<Seen>);
-
-#[derive(Clone, Debug, Default)]
-pub(super) struct Seen {
-    /// The source waits for the destination's word.
-    pub(super) return_path: bool,
-    /// The destination answers this as soon as it loads.
-    pinged: bool,
-    /// The set-up has a multifd flush mark.
-    pub(super) has_flush: bool,
-    /// The set-up of the memory has been read.
-    pub(super) set_up: bool,
-    /// Something behind the set-up was read, or the stream cannot be followed.
-    pub(super) goes_on: bool,
-    /// All memory has been read.
-    ram_ended: bool,
-    /// Everything that makes the guest has been read; at most its description is to come.
-    complete: bool,
-    /// Postcopy has begun: the guest is at both ends.
-    pub(super) postcopy: bool,
-    /// The destination has said that it has the guest, before the migration had failed.
-    pub(super) confirmed: bool,
-    /// The migration has failed: the source is not told any more that the destination has the
-    /// guest.
-    failed: bool,
-    /// What could not be followed. It was passed on all the same.
-    pub(super) remarks: Vec<Remark>,
-    /// The source's end was read, and passed on.
-    pub(super) ended: bool,
-}
-
-impl Seen {
-    fn guest_has_arrived(&self) -> bool {
-        self.confirmed && (self.complete || self.ram_ended)
-    }
-}
-
-impl Outline {
-    /// Whether a destination may hang up in front of a packet. QEMU does so when it has the guest:
-    /// QEMU 8.2 and earlier send an empty packet after the last one that matters.
-    pub(super) fn needs_no_more(&self, packet_has_pages: bool) -> bool {
-        self.look(|seen| seen.confirmed || seen.complete || !packet_has_pages)
-    }
-
-    /// Whether the destination has said that it has the guest, behind all memory: nothing else
-    /// makes a failure of that.
-    pub(super) fn guest_has_arrived(&self) -> bool {
-        self.look(Seen::guest_has_arrived)
-    }
-
-    /// The migration is to fail. Not if the destination has said that it has the guest: the source
-    /// is told so, and that is final. Else the source is never told so.
-    pub(super) fn fails(&self) -> bool {
-        self.see(|seen| {
-            seen.failed |= !seen.guest_has_arrived();
-            seen.failed
-        })
-    }
-
-    pub(super) fn look<T>(&self, look: impl FnOnce(&Seen) -> T) -> T {
-        look(&self.lock())
-    }
-
-    fn see<T>(&self, change: impl FnOnce(&mut Seen) -> T) -> T {
-        change(&mut self.lock())
-    }
-
-    pub(super) fn remark(&self, remark: Remark) {
-        self.see(|seen| {
-            if !seen.remarks.contains(&remark) {
-                seen.remarks.push(remark);
-            }
-        });
-    }
-
-    /// The set-up of the memory has been read.
-    pub(super) fn set_up(&self) {
-        self.see(|seen| seen.set_up = true);
-    }
-
-    /// The source has begun its first round, or shows nothing of it.
-    pub(super) fn goes_on(&self) {
-        self.see(|seen| seen.goes_on = true);
-    }
-
-    /// The source has closed, or may have: whether it has taken its guest back, as it waited for a
-    /// word that did not come.
-    pub(super) fn is_taken_back(&self) -> bool {
-        self.look(|seen| seen.return_path && !seen.confirmed)
-    }
-
-    /// Why a source that has taken its guest back was no success. Where not all that makes a guest
-    /// was read, no destination can have it.
-    pub(super) fn taken_back(&self) -> Cause {
-        self.look(|seen| match () {
-            () if seen.postcopy => Cause::PostcopyBroke,
-            // A stream that could not be followed may have been complete.
-            () if seen.complete || !seen.remarks.is_empty() => Cause::TakenBack,
-            () => Cause::Incomplete,
-        })
-    }
-
-    /// Why the other relay's going is a failure.
-    fn relay_gone(&self) -> Cause {
-        self.look(|seen| match seen.return_path {
-            _ if seen.postcopy => Cause::PostcopyBroke,
-            true => Cause::RelayGone,
-            // Without everything that makes a guest no destination can have it.
-            false if seen.complete || seen.ended || !seen.remarks.is_empty() => Cause::Unknown,
-            false => io::Error::from(io::ErrorKind::ConnectionReset).into(),
-        })
-    }
-
-    /// Every change is one assignment, so a thread that panicked has left nothing half done.
-    fn lock(&self) -> std::sync::MutexGuard<'_, Seen> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
 
 /// Source to destination.
 pub(super) struct Forward<'a> {
@@ -225,7 +103,7 @@ impl Forward<'_> {
         let mut follower = Follower::new(self.limits);
         if is_recovery {
             // Elements follow, as in a stream that has begun.
-            self.follow(&mut follower, &mut STREAM_START.as_slice());
+            self.follow(&mut follower, &mut STREAM_START.as_slice())?;
             self.outline.goes_on();
             self.gate.open();
             self.gate.begin();
@@ -233,9 +111,18 @@ impl Forward<'_> {
         self.pass_on(&mut follower, start)?;
         let mut buffer = vec![0; BUFFER_BYTES];
         loop {
-            self.counters.main_idle(true);
-            let outcome = self.link.source.read_some(&mut buffer);
-            self.counters.main_idle(false);
+            let outcome = match self.link.source.read_now(&mut buffer) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    // What the source has said may be all that it says before it has an answer.
+                    self.flush()?;
+                    self.counters.main_idle(true);
+                    let outcome = self.link.source.read_some(&mut buffer);
+                    self.counters.main_idle(false);
+                    outcome
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                other => other,
+            };
             let count = outcome.map_err(|error| {
                 if self.outline.is_taken_back() {
                     failed(Leg::Source, self.outline.taken_back())
@@ -262,6 +149,7 @@ impl Forward<'_> {
         }
         // What was short of a mark has begun now or never.
         self.gate.begin();
+        self.flush()?;
         // A clean end is passed on as one, whatever was understood of the stream.
         self.link
             .destination
@@ -287,19 +175,21 @@ impl Forward<'_> {
     fn pass_on(&self, follower: &mut Follower, bytes: &[u8]) -> Result<(), Failure> {
         let mut rest = bytes;
         let mut written = 0;
-        while let Some(pause) = self.follow(follower, &mut rest) {
+        while let Some(pause) = self.follow(follower, &mut rest)? {
             let end = bytes.len().saturating_sub(rest.len());
             if pause.is_mark {
                 let before = end.saturating_sub(1).max(written);
                 self.write(bytes.get(written..before).unwrap_or_default())?;
                 written = before;
                 follower.passed = follower.passed.saturating_add(1);
+                self.flush()?;
                 self.hold(follower)?;
                 self.verify(follower.passed)?;
             }
             if pause.ends_setup {
                 self.write(bytes.get(written..end).unwrap_or_default())?;
                 written = end;
+                self.flush()?;
                 self.wait_begun()?;
             }
         }
@@ -307,18 +197,18 @@ impl Forward<'_> {
     }
 
     /// Follows the stream to the next place where it is to be held, if there is one in `bytes`.
-    fn follow(&self, follower: &mut Follower, bytes: &mut &[u8]) -> Option<Pause> {
+    fn follow(&self, follower: &mut Follower, bytes: &mut &[u8]) -> Result<Option<Pause>, Failure> {
         while !follower.lost {
             let event = match follower.receiver.push(bytes) {
                 Ok(Some(event)) => event,
-                Ok(None) => return None,
+                Ok(None) => return Ok(None),
                 Err(fault) => {
                     self.outline.remark(Remark::NotFollowed(fault));
                     follower.lost = true;
                     self.outline.goes_on();
                     self.gate.open();
                     self.gate.begin();
-                    return None;
+                    return Ok(None);
                 }
             };
             follower.facts.note(&event);
@@ -338,7 +228,9 @@ impl Forward<'_> {
                         capabilities.any(|name| name.as_bytes() == b"x-ignore-shared");
                 }
                 // Before it is passed on: the destination may answer the last byte at once.
-                MainEvent::Eof => self.outline.see(|seen| seen.complete = true),
+                MainEvent::Eof if !self.outline.completes() => {
+                    return Err(failed(Leg::Here, RoundFault::Stopped.into()));
+                }
                 _ => {}
             }
             let is_mark = follower.marks.ends_round(&event);
@@ -348,13 +240,13 @@ impl Forward<'_> {
                 self.outline.set_up();
             }
             if is_mark || ends_setup {
-                return Some(Pause {
+                return Ok(Some(Pause {
                     is_mark,
                     ends_setup,
-                });
+                }));
             }
         }
-        None
+        Ok(None)
     }
 
     fn command(&self, command: Command) {
@@ -514,13 +406,21 @@ impl Forward<'_> {
         }
     }
 
+    /// Writes `bytes`, at the latest with the next [`flush`](Self::flush).
     fn write(&self, bytes: &[u8]) -> Result<(), Failure> {
         if bytes.is_empty() {
             return Ok(());
         }
-        (&self.link.destination)
-            .write_all(bytes)
-            .map_err(|error| failed(Leg::Destination, error.into()))?;
+        self.wrote(bytes.len(), self.link.destination.write_ahead(bytes))
+    }
+
+    /// Writes what was taken and not written.
+    fn flush(&self) -> Result<(), Failure> {
+        self.wrote(0, (&self.link.destination).flush())
+    }
+
+    fn wrote(&self, len: usize, outcome: io::Result<()>) -> Result<(), Failure> {
+        outcome.map_err(|error| failed(Leg::Destination, error.into()))?;
         let below = [
             self.link.source.bytes_below().map(|[read, _]| read),
             self.link
@@ -528,132 +428,9 @@ impl Forward<'_> {
                 .bytes_below()
                 .map(|[_, written]| written),
         ];
-        self.counters.main(bytes.len(), below);
+        self.counters.main(len, below);
         Ok(())
     }
-}
-
-/// Destination to source: the return path.
-///
-/// A QEMU at the other end may close with something unread, which looks like a broken connection. A
-/// relay there says its end (`is_relay`).
-pub(super) fn back(
-    link: &Link,
-    outline: &Outline,
-    gate: &Gate,
-    is_relay: bool,
-) -> Result<(), Failure> {
-    let destination = |cause| failed(Leg::Destination, cause);
-    let mut receiver = Some(ReturnPathReceiver::new());
-    let mut buffer = vec![0; BUFFER_BYTES];
-    loop {
-        let count = match link.destination.read_some(&mut buffer) {
-            Ok(count) => count,
-            Err(error) if is_relay && error.kind() == io::ErrorKind::ConnectionReset => {
-                if outline.look(|seen| seen.confirmed) {
-                    break;
-                }
-                return Err(destination(outline.relay_gone()));
-            }
-            // A destination that closes with something unread resets: no more will come either way.
-            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => 0,
-            Err(error) => return Err(destination(Cause::of_connection(error))),
-        };
-        if count == 0 {
-            break;
-        }
-        gate.loads();
-        let bytes = buffer.get(..count).unwrap_or_default();
-        // Before it is passed on: the source may answer the last byte at once, by closing.
-        let had_gone = link.source.peer_has_closed();
-        let (word, passed) = listen(&mut receiver, bytes, outline);
-        if word == Some(Word::TooLate) {
-            return Err(destination(Cause::NotTold));
-        }
-        let told = (&*link.source).write_all(bytes.get(..passed).unwrap_or_default());
-        match word {
-            Some(Word::Arrived) if had_gone || told.is_err() => {
-                return Err(destination(Cause::NotTold));
-            }
-            Some(Word::Refused(status)) => return Err(destination(Cause::Refused { status })),
-            _ => {}
-        }
-    }
-    if outline.is_taken_back() {
-        return Err(destination(match outline.look(|seen| seen.postcopy) {
-            true => Cause::PostcopyBroke,
-            false => Cause::Unconfirmed,
-        }));
-    }
-    // Behind all memory an end may not be understood, and the source's own end tells. A destination
-    // that fails there shows when more is written to it.
-    let is_early = outline.look(|seen| {
-        let may_be_over = seen.ram_ended || seen.complete || seen.ended;
-        !may_be_over && !seen.confirmed && seen.remarks.is_empty()
-    });
-    if is_early {
-        let end = io::Error::from(io::ErrorKind::UnexpectedEof);
-        return Err(destination(end.into()));
-    }
-    // The source may have closed by now.
-    let _ = link.source.shutdown(Shutdown::Write);
-    Ok(())
-}
-
-/// A destination's last word.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Word {
-    /// It has the guest.
-    Arrived,
-    /// The same, and the migration had failed before.
-    TooLate,
-    Refused(u32),
-}
-
-/// Follows the return path as long as it is one. Returns the destination's last word, if this was
-/// it, and how many bytes are to be passed on: a source decides at the first word, so nothing
-/// behind that is.
-fn listen(
-    receiver: &mut Option<ReturnPathReceiver>,
-    bytes: &[u8],
-    outline: &Outline,
-) -> (Option<Word>, usize) {
-    let mut rest = bytes;
-    while let Some(following) = receiver
-        && !outline.look(|seen| seen.confirmed)
-    {
-        match following.push(&mut rest) {
-            Ok(Some(Message::Shut(0))) => {
-                let word = outline.see(|seen| {
-                    seen.confirmed = !seen.failed;
-                    match seen.failed {
-                        true => Word::TooLate,
-                        false => Word::Arrived,
-                    }
-                });
-                if !rest.is_empty() {
-                    outline.remark(Remark::BehindWord);
-                }
-                return (Some(word), bytes.len().saturating_sub(rest.len()));
-            }
-            Ok(Some(Message::Shut(status))) => {
-                let passed = bytes.len().saturating_sub(rest.len());
-                return (Some(Word::Refused(status)), passed);
-            }
-            Ok(Some(_)) => {}
-            Ok(None) => break,
-            // COLO speaks of other things here. The source judges for itself.
-            Err(fault) => {
-                outline.remark(Remark::ReturnPathNotFollowed(fault));
-                *receiver = None;
-            }
-        }
-    }
-    if receiver.is_some() && outline.look(|seen| seen.confirmed) {
-        outline.remark(Remark::BehindWord);
-        return (None, 0);
-    }
-    (None, bytes.len())
 }
 
 pub(super) fn failed(leg: Leg, cause: Cause) -> Failure {
@@ -707,47 +484,6 @@ mod tests {
                 ..
             }))
         ));
-    }
-
-    const SHUT_WELL: [u8; 8] = [0, 1, 0, 4, 0, 0, 0, 0];
-    const SHUT_FAILED: [u8; 8] = [0, 1, 0, 4, 0, 0, 0, 1];
-
-    #[test]
-    fn the_first_word_counts_and_what_is_behind_it_goes_nowhere() {
-        for parts in [
-            &[[SHUT_WELL, SHUT_FAILED].concat()][..],
-            &[SHUT_WELL.to_vec(), SHUT_FAILED.to_vec()],
-        ] {
-            let (outline, mut receiver) = (Outline::default(), Some(ReturnPathReceiver::new()));
-            let heard: Vec<_> = { parts.iter() }
-                .map(|part| listen(&mut receiver, part, &outline))
-                .collect();
-            assert_eq!(heard[0], (Some(Word::Arrived), 8));
-            assert!(heard.get(1).is_none_or(|behind| *behind == (None, 0)));
-            assert!(outline.look(|seen| seen.confirmed && seen.remarks == [Remark::BehindWord]));
-        }
-        let (outline, mut receiver) = (Outline::default(), Some(ReturnPathReceiver::new()));
-        let both = [SHUT_FAILED, SHUT_WELL].concat();
-        let heard = listen(&mut receiver, &both, &outline);
-        assert_eq!(heard, (Some(Word::Refused(1)), 8));
-        assert!(!outline.look(|seen| seen.confirmed));
-    }
-
-    #[test]
-    fn either_a_migration_has_failed_or_its_source_is_told_the_word() {
-        for fails_first in [false, true] {
-            let (outline, mut receiver) = (Outline::default(), Some(ReturnPathReceiver::new()));
-            outline.see(|seen| seen.ram_ended = true);
-            if fails_first {
-                assert!(outline.fails());
-            }
-            let word = match fails_first {
-                true => Word::TooLate,
-                false => Word::Arrived,
-            };
-            assert_eq!(listen(&mut receiver, &SHUT_WELL, &outline).0, Some(word));
-            assert_eq!(outline.fails(), fails_first);
-        }
     }
 
     #[test]

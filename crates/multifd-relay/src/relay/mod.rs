@@ -8,7 +8,7 @@
 //! round, until all channels have passed the round's end on.
 //!
 //! What arrives is recognised packet by packet. A payload that already has the outgoing method is
-//! passed on as it is.
+//! passed on as it is, unless [`RelayConfig::recode`] asks for more.
 //!
 //! A relay in a program of one's own, for one migration. [`Relay::accept`] and [`pass_on`] serve
 //! any number at once.
@@ -48,14 +48,18 @@
 //! # }
 //! ```
 
+mod back;
 mod counters;
+mod ends;
 mod first;
 mod gate;
 mod link;
 mod main_channel;
+mod outline;
 mod pump;
 mod session;
 mod silence;
+mod taken;
 mod verify;
 mod watch;
 
@@ -94,6 +98,9 @@ pub struct RelayConfig {
     pub encryption: Encryption,
     /// The method which it writes towards `connect`.
     pub compression: Method,
+    /// Payloads that arrive in that method are compressed anew. Otherwise they are passed on as
+    /// they are.
+    pub recode: bool,
     /// How that method is driven, and who computes on both legs.
     pub settings: Settings,
     /// The effort is found out during each migration, packet by packet, where the method and the
@@ -113,6 +120,9 @@ pub struct RelayConfig {
     /// The relays of a trunk compare the pages of each round, before it is whole at the
     /// destination. A trunk's server takes no other migrations then.
     pub verify: bool,
+    /// How many connections of a trunk carry each multifd channel, or main where there are no
+    /// channels: 1 to 16. A server that does not know of this takes one.
+    pub trunk_channels: u8,
 }
 
 /// A relay, listening.
@@ -143,7 +153,7 @@ pub struct MigrationReport {
     /// How payloads from the source were decoded, if any were.
     pub decoded: Option<Work>,
     /// How payloads for the destination were encoded, if any were. One that has the outgoing method
-    /// already is passed on.
+    /// already is passed on, unless [`RelayConfig::recode`] is set.
     pub encoded: Option<Work>,
     /// Which efforts were chosen, if they were found out.
     pub auto: Option<auto::Summary>,
@@ -200,6 +210,13 @@ pub enum Remark {
     Preempt,
     /// COLO began.
     Colo,
+    /// The other relay carries channels by fewer connections than it was asked to.
+    FewerTrunkChannels {
+        /// The fewest for a channel.
+        taken: u8,
+        /// How many it was asked for.
+        wanted: u8,
+    },
 }
 
 impl fmt::Display for Remark {
@@ -220,6 +237,11 @@ impl fmt::Display for Remark {
             Self::Postcopy => f.write_str("it switched to postcopy, whose pages are not compressed"),
             Self::Preempt => f.write_str("postcopy's own connection was passed on"),
             Self::Colo => f.write_str("COLO began, which is passed on and not followed"),
+            Self::FewerTrunkChannels { taken, wanted } => write!(
+                f,
+                "the other relay took {taken} of {wanted} trunk channels: it is older, or the \
+                 migration has too many"
+            ),
         }
     }
 }
@@ -244,6 +266,7 @@ impl RelayConfig {
             name: None,
             encryption: Encryption::default(),
             compression,
+            recode: false,
             settings: Settings::default(),
             auto: false,
             processors: None,
@@ -251,6 +274,7 @@ impl RelayConfig {
             limits: Limits::default(),
             dial_timeout: DIAL_TIMEOUT,
             verify: false,
+            trunk_channels: 1,
         }
     }
 

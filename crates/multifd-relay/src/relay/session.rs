@@ -1,11 +1,10 @@
 //! One migration through the relay: its connections, its threads, its end.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeSet;
 use std::io;
 use std::net::Shutdown;
+use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, Scope};
 use std::time::{Duration, Instant};
 
@@ -20,18 +19,26 @@ use multifd_transport::{Cancel, Moment, Stream, circle};
 use multifd_wire::Method;
 use multifd_wire::main_stream::{MainEvent, MainReceiver};
 
+use super::back;
 use super::counters::Counters;
+use super::ends::{can_wait, is_a_word, is_an_end, worse};
 use super::gate::Gate;
 use super::link::{Link, Links};
-use super::main_channel::{self, Forward, Outline};
+use super::main_channel::{self, Forward};
+use super::outline::Outline;
 use super::pump::{self, Shared};
 use super::silence::{SILENCE_TIMEOUT, Silence};
+use super::taken::take;
 use super::verify::Sums;
 use super::watch::{MigrationNote, Watch};
 use super::{CHANNELS_TIMEOUT, MigrationReport, RelayConfig, Remark, Update};
 use crate::failure::{Cause, Channel, Failure, Leg, SetupFault};
 use crate::leg::{Caller, Introduction, Protocol, Terms};
-use crate::trunk::Name;
+use crate::trunk::{Name, StrandTerms};
+
+/// How long the word of a destination is waited for that has everything, where the migration was to
+/// end: it starts its guest and says so, or fails. A service has less time than that to end.
+const WORD_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How soon an end of the source is noticed while nothing else happens.
 const TICK: Duration = Duration::from_millis(100);
@@ -157,6 +164,11 @@ pub(super) fn run(
     // Connections that are still on their way to this migration close with it.
     incoming.channels.deliver_to(drop);
     outcome?;
+    if let Some(taken) = target.fewer_strands() {
+        let wanted = config.trunk_channels;
+        let remark = Remark::FewerTrunkChannels { taken, wanted };
+        session.outline.remark(remark);
+    }
     let (confirmed, remarks) = session.outline.look(|seen| {
         let confirmed = seen.confirmed.then_some(true);
         (confirmed, seen.remarks.clone())
@@ -190,6 +202,7 @@ fn introduction(incoming: &Incoming, config: &RelayConfig) -> Introduction {
         is_recovery: incoming.is_recovery,
         delta_bytes: delta_bytes(incoming, config),
         verify: config.verify || incoming.main.has_notes(),
+        strands: config.trunk_channels.clamp(1, StrandTerms::MAX_STRANDS),
     }
 }
 
@@ -225,35 +238,6 @@ fn delta_bytes(incoming: &Incoming, config: &RelayConfig) -> u64 {
     };
     // A page takes a little more than its size.
     guest.saturating_add(guest / 32).min(config.delta_memory)
-}
-
-/// Addresses of single guests' destinations that migrations of this process have.
-static TAKEN: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
-
-/// A destination that one migration has to itself. Dropped, it is free.
-struct Taken(String);
-
-impl Drop for Taken {
-    fn drop(&mut self) {
-        let mut taken = TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
-        taken.remove(&self.0);
-    }
-}
-
-/// Takes the destination of a name. A QEMU that waits for a guest takes the connections of a second
-/// migration for the first one's, and fails.
-fn take(introduction: &Introduction, config: &RelayConfig) -> Result<Taken, Failure> {
-    let address = config.connect.of(introduction.name.as_ref());
-    let address = address.map_err(|error| main_channel::failed(Leg::Source, error.into()))?;
-    let text = address.to_string();
-    let mut taken = TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
-    match taken.insert(text.clone()) {
-        true => Ok(Taken(text)),
-        false => Err(main_channel::failed(
-            Leg::Destination,
-            Cause::Taken { address },
-        )),
-    }
 }
 
 /// A migration before its destination was dialled.
@@ -473,7 +457,7 @@ impl<'env> Session<'env> {
             };
             let mut failure = self
                 .spawn(scope, tell, Role::Back, &mut running, || {
-                    main_channel::back(self.main, self.outline, self.gate, self.target.is_relay())
+                    back::run(self.main, self.outline, self.gate, self.target.is_relay())
                 })
                 .and_then(|()| {
                     let is_recovery = self.is_recovery;
@@ -490,6 +474,8 @@ impl<'env> Session<'env> {
             let mut settled = false;
             let mut over_since: Option<Moment> = None;
             let mut hung_up_since: Option<Moment> = None;
+            // Since when the end is put off until the destination has said its word.
+            let mut word_since: Option<Moment> = None;
             // When what has failed is closed.
             let mut closing: Option<Instant> = None;
             // What breaks once we have closed everything ourselves is no failure.
@@ -515,8 +501,15 @@ impl<'env> Session<'env> {
                 let fault = fault
                     .or_else(|| self.look_at_source())
                     .or_else(|| self.look_at_channels(&mut hung_up_since))
-                    .or_else(|| silence.look(self.outline, self.gate, self.counters))
+                    .or_else(|| silence.look(self.outline, self.gate, self.counters));
+                let waited = word_since.is_some();
+                let fault = self
+                    .postpone(fault, &mut word_since)
                     .filter(|fault| self.matters(fault));
+                if word_since.is_some() && !waited {
+                    let seconds = WORD_TIMEOUT.as_secs();
+                    observe(Update::Note(MigrationNote::WordAwaited { seconds }));
+                }
                 if let (Some(fault), false) = (fault, is_closed) {
                     // A source's own end has no reason that the destination's relay could tell.
                     let is_there = self.target.is_relay() && fault.leg == Leg::Destination;
@@ -579,7 +572,12 @@ impl<'env> Session<'env> {
                 }
             }
             match failure {
-                Some(failure) => Err(failure),
+                Some(mut failure) => {
+                    if let Cause::Far(far) = &mut failure.cause {
+                        far.was_complete = self.outline.look(|seen| seen.complete);
+                    }
+                    Err(failure)
+                }
                 None => {
                     self.links.end();
                     Ok(())
@@ -599,6 +597,24 @@ impl<'env> Session<'env> {
         let gone = self.main.source.peer_has_closed() && self.outline.is_taken_back();
         (gone && !self.gate.is_stopped())
             .then(|| main_channel::failed(Leg::Source, self.outline.taken_back()))
+    }
+
+    /// Puts off an end without need once the destination has everything that makes the guest. It
+    /// starts the guest at any moment, and a source that was cut off goes on with it.
+    fn postpone(&self, fault: Option<Failure>, since: &mut Option<Moment>) -> Option<Failure> {
+        if let Some(fault) = fault {
+            let has_word = self.outline.look(|seen| seen.return_path);
+            let has_marks = !self.gate.is_open();
+            if !can_wait(&fault, has_word && has_marks) || self.outline.may_end() {
+                return Some(fault);
+            }
+            since.get_or_insert_with(Moment::now);
+        }
+        let is_late = since.is_some_and(|since| since.elapsed() >= WORD_TIMEOUT);
+        is_late.then(|| {
+            let within = WORD_TIMEOUT;
+            main_channel::failed(Leg::Destination, Cause::NoWord { within })
+        })
     }
 
     /// Whether a fault is one: how connections end does not matter once the destination has the
@@ -744,41 +760,6 @@ fn pipe(from: &Stream, to: &Stream) {
     // Whatever ends it ends it: the main channel tells what became of the migration.
     let _ = io::copy(&mut &*from, &mut &*to);
     let _ = to.shutdown(Shutdown::Write);
-}
-
-/// The failure to keep: the first one, unless another says that the guest may run twice, or why the
-/// connections were closed whose end is the first.
-fn worse(first: Option<Failure>, then: Failure) -> Failure {
-    let Some(first) = first else {
-        return then;
-    };
-    // What the other leg says then may come of this end.
-    let is_of_leg = then.leg == first.leg;
-    match then.cause {
-        Cause::NotTold => then,
-        Cause::Refused { .. } if is_an_end(&first.cause) => then,
-        Cause::Far(_) | Cause::RelayGone | Cause::Unknown
-            if is_of_leg && is_an_end(&first.cause) =>
-        {
-            then
-        }
-        _ => first,
-    }
-}
-
-/// Whether it is what became of the destination's word.
-fn is_a_word(failure: &Failure) -> bool {
-    matches!(failure.cause, Cause::NotTold | Cause::Refused { .. })
-}
-
-/// Whether it is the end of a connection, of which another one may tell why.
-fn is_an_end(cause: &Cause) -> bool {
-    match cause {
-        Cause::TakenBack | Cause::Incomplete | Cause::Transport(TransportCause::Io(_)) => true,
-        // A relay that has ended the migration knows it no more when its next channel calls.
-        Cause::Dial { source, .. } => source.kind() == io::ErrorKind::ConnectionRefused,
-        _ => false,
-    }
 }
 
 pub(super) fn dial_failure(error: DialError, target: &Caller, channel: Channel) -> Failure {

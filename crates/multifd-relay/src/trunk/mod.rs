@@ -34,8 +34,10 @@ mod fault;
 mod frame;
 pub mod frame_memory;
 mod name;
+mod piece;
 mod preface;
 mod reader;
+mod strand;
 mod words;
 mod writer;
 mod zstd;
@@ -49,10 +51,14 @@ pub use self::envelope::{AnswerReceiver, MAX_HANDSHAKE_BODY_LEN, PrefaceReceiver
 pub use self::fault::{Choice, FrameFault, HandshakeFault, NoCompression, WriterMisuse};
 pub use self::frame::{FailureCode, FailureNotice, Frame, HEADER_LEN, MAX_BODY_LEN, MAX_NOTE_LEN};
 pub use self::name::{Name, NameFault};
+pub(crate) use self::piece::{Packed, Parcel, Piece};
 pub use self::preface::{Connection, Extension, MAX_CODES, MAX_EXTENSIONS, Offers, Preface};
+pub(crate) use self::reader::Arrived;
 pub use self::reader::FrameReader;
+pub use self::strand::StrandTerms;
 pub use self::words::Words;
 pub use self::writer::FrameWriter;
+pub(crate) use self::zstd::{Compressor, Decompressor};
 
 /// A range of versions of the trunk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

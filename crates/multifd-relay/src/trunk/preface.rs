@@ -43,6 +43,13 @@ pub enum Connection {
     Channel(Hello),
     /// Postcopy's preempt connection.
     Preempt,
+    /// One more connection for the bytes of another one: [`StrandTerms`](super::StrandTerms).
+    Strand {
+        /// The number that the other one has said for its strands.
+        group: u16,
+        /// Which strand it is. 0 is the other one itself.
+        number: u8,
+    },
 }
 
 /// What a client understands, as codes on the wire. A server passes over codes that it does not
@@ -205,6 +212,10 @@ enum RawConnection {
         reserved: ([u8; 32], [u8; 7]),
     },
     Preempt,
+    Strand {
+        group: u16,
+        number: u8,
+    },
 }
 
 impl From<Connection> for RawConnection {
@@ -231,6 +242,7 @@ impl From<Connection> for RawConnection {
                 }
             }
             Connection::Preempt => Self::Preempt,
+            Connection::Strand { group, number } => Self::Strand { group, number },
         }
     }
 }
@@ -265,6 +277,7 @@ impl From<RawConnection> for Connection {
                 })
             }
             RawConnection::Preempt => Self::Preempt,
+            RawConnection::Strand { group, number } => Self::Strand { group, number },
         }
     }
 }

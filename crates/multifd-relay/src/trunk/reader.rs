@@ -3,7 +3,8 @@
 use super::digest::Digest;
 use super::frame::{FailureNotice, Frame, HEADER_LEN, Head, Kind, MAX_BODY_LEN, RAW_LEN_LEN};
 use super::frame_memory::{self, FREE_BODY_LEN, Share};
-use super::zstd::{Decompressor, MAX_WINDOW_LOG, Wrong};
+use super::piece::{Packed, decompress};
+use super::zstd::Decompressor;
 use super::{Compression, FrameFault, NoCompression};
 
 /// Takes the frames of one direction of one connection apart. It does no IO.
@@ -38,6 +39,14 @@ pub struct FrameReader {
     share: Share,
     /// How long the content of the last frame is, and whether it was compressed.
     content: (usize, bool),
+    /// Compressed frames are given as they are, unless they are long.
+    packed: bool,
+}
+
+/// What a reader gives that leaves compressed frames to its caller.
+pub(crate) enum Arrived<'a> {
+    Frame(Frame<'a>),
+    Packed(Packed<'a>),
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -54,6 +63,7 @@ enum State {
 enum Whole {
     Data { len: usize },
     Raw { len: usize },
+    Packed { len: usize, raw_len: usize },
     End,
     Failure(FailureNotice),
     Alive,
@@ -82,7 +92,26 @@ impl FrameReader {
             raw: Vec::new(),
             share: Share::default(),
             content: (0, false),
+            packed: false,
         })
+    }
+
+    /// As [`filled`](Self::filled), but a compressed frame is given as it is, where its body and its
+    /// content have at most [`FREE_BODY_LEN`] bytes each. Its bytes are those of the next data.
+    pub(crate) fn filled_packed(&mut self, len: usize) -> Result<Option<Arrived<'_>>, FrameFault> {
+        self.packed = true;
+        let outcome = self.take(len);
+        self.packed = false;
+        match outcome {
+            Ok(Some(Whole::Packed { len, raw_len })) => Ok(Some(Arrived::Packed(Packed {
+                // It has been counted.
+                number: self.number.wrapping_sub(1),
+                raw_len,
+                frame: self.body(len).get(RAW_LEN_LEN..).unwrap_or_default(),
+            }))),
+            Ok(whole) => Ok(whole.and_then(|whole| self.give(whole)).map(Arrived::Frame)),
+            Err(fault) => Err(self.fail(fault)),
+        }
     }
 
     /// Bytes which complete the present header or body; 0 after the end and after a fault.
@@ -295,7 +324,7 @@ impl FrameReader {
         }
         let whole = match head.kind {
             Kind::Data => Whole::Data { len },
-            Kind::Compressed => self.decompress()?,
+            Kind::Compressed => self.compressed(len)?,
             Kind::End => Whole::End,
             Kind::Failure => {
                 let failure = FailureNotice::parse(self.body(len));
@@ -320,38 +349,34 @@ impl FrameReader {
         Ok(whole)
     }
 
-    fn decompress(&mut self) -> Result<Whole, FrameFault> {
+    fn compressed(&mut self, len: usize) -> Result<Whole, FrameFault> {
         let number = self.number;
-        let body = self.buffer.get(HEADER_LEN..self.held).unwrap_or_default();
-        let raw_len = body.first_chunk().copied().unwrap_or_default();
-        let expected = u32::from_be_bytes(raw_len);
-        let len = expected as usize;
-        if len == 0 || len > MAX_BODY_LEN {
+        let raw_len = self.body(len).first_chunk().copied().unwrap_or_default();
+        let found = u32::from_be_bytes(raw_len);
+        let raw_len = found as usize;
+        if raw_len == 0 || raw_len > MAX_BODY_LEN {
             return Err(FrameFault::RawLength {
                 number,
-                found: expected,
+                found,
                 allowed: MAX_BODY_LEN as u32,
             });
         }
-        self.admit(self.buffer.len(), self.raw.len().max(len))?;
-        if let Some(more) = len.checked_sub(self.raw.len()) {
+        if self.packed && len <= FREE_BODY_LEN && raw_len <= FREE_BODY_LEN {
+            return Ok(Whole::Packed { len, raw_len });
+        }
+        self.admit(self.buffer.len(), self.raw.len().max(raw_len))?;
+        if let Some(more) = raw_len.checked_sub(self.raw.len()) {
             self.raw.reserve_exact(more);
-            self.raw.resize(len, 0);
+            self.raw.resize(raw_len, 0);
         }
         let Some(decompressor) = &mut self.decompressor else {
             return Err(FrameFault::NotChosen { number });
         };
         let body = self.buffer.get(HEADER_LEN..self.held).unwrap_or_default();
         let frame = body.get(RAW_LEN_LEN..).unwrap_or_default();
-        let raw = self.raw.get_mut(..len).unwrap_or_default();
-        match decompressor.decompress(frame, raw) {
-            Ok(()) => Ok(Whole::Raw { len }),
-            Err(Wrong::Window) => Err(FrameFault::Window {
-                number,
-                allowed: MAX_WINDOW_LOG,
-            }),
-            Err(Wrong::Content) => Err(FrameFault::Compressed { number, expected }),
-        }
+        let raw = self.raw.get_mut(..raw_len).unwrap_or_default();
+        decompress(number, frame, decompressor, raw)?;
+        Ok(Whole::Raw { len: raw_len })
     }
 
     /// Of a frame that has come.
@@ -368,7 +393,8 @@ impl FrameReader {
             Whole::Alive => Frame::Alive,
             Whole::Begun => Frame::Begun,
             Whole::Note { len } => Frame::Note(self.body(len)),
-            Whole::Unknown => return None,
+            // `filled_packed` has given it.
+            Whole::Packed { .. } | Whole::Unknown => return None,
         })
     }
 }

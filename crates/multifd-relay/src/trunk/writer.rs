@@ -1,8 +1,9 @@
 //! Makes frames.
 
 use super::digest::Digest;
-use super::frame::{HEADER_LEN, Head, Kind, MAX_BODY_LEN, MAX_NOTE_LEN, RAW_LEN_LEN};
+use super::frame::{HEADER_LEN, Head, Kind, MAX_BODY_LEN, MAX_NOTE_LEN};
 use super::frame_memory::FREE_BODY_LEN;
+use super::piece::{self, Piece};
 use super::zstd::Compressor;
 use super::{Compression, FailureNotice, NoCompression, WriterMisuse};
 
@@ -81,6 +82,27 @@ impl FrameWriter {
             self.number = number;
         }
         outcome
+    }
+
+    /// The frame of a piece of the stream: a compressed one, or else a data frame. Both parts are
+    /// to be written.
+    ///
+    /// # Errors
+    /// As [`data`](Self::data), and when its compression has failed.
+    pub(crate) fn frame_of<'p>(
+        &mut self,
+        piece: &'p mut Piece,
+    ) -> Result<[&'p [u8]; 2], WriterMisuse> {
+        if piece.failed {
+            return Err(WriterMisuse::Compressor);
+        }
+        if piece.compressed.is_empty() {
+            let header = self.data(&[&piece.plain])?;
+            piece.compressed.extend_from_slice(&header);
+            return Ok([&piece.compressed, &piece.plain]);
+        }
+        self.seal(&mut piece.compressed)?;
+        Ok([&piece.compressed, &[]])
     }
 
     /// A whole frame: this direction ends cleanly.
@@ -196,28 +218,27 @@ impl FrameWriter {
             return Ok(false);
         };
         let start = out.len();
-        let body_at = start.saturating_add(HEADER_LEN);
-        // At most `MAX_BODY_LEN`.
-        let raw_len = piece.len() as u32;
-        out.extend_from_slice(&[0; HEADER_LEN]);
-        out.extend_from_slice(&raw_len.to_be_bytes());
-        let compressed = compressor.compress(piece, out);
-        let len = out.len().saturating_sub(body_at);
-        if compressed.is_err() || len >= piece.len() {
-            out.truncate(start);
-            return compressed.map(|()| false);
+        if !piece::compress(piece, compressor, out)? {
+            return Ok(false);
         }
+        self.seal(out.get_mut(start..).unwrap_or_default())?;
+        Ok(true)
+    }
+
+    /// Counts a frame of a compressed body, which stands behind room for its header.
+    fn seal(&mut self, frame: &mut [u8]) -> Result<(), WriterMisuse> {
+        let number = self.next()?;
         let head = Head {
             kind: Kind::Compressed,
-            len: len as u32,
+            // At most `MAX_BODY_LEN`.
+            len: frame.len().saturating_sub(HEADER_LEN) as u32,
         };
-        let number = self.next()?;
         // The head stands directly before the body while the digest is computed over both.
-        put(out, body_at.saturating_sub(8), &head.to_bytes());
-        let covered = out.get(body_at.saturating_sub(8)..).unwrap_or_default();
+        put(frame, HEADER_LEN - 8, &head.to_bytes());
+        let covered = frame.get(HEADER_LEN - 8..).unwrap_or_default();
         let digest = self.digest.of(number, covered);
-        put(out, start, &head.with_digest(digest));
-        Ok(true)
+        put(frame, 0, &head.with_digest(digest));
+        Ok(())
     }
 }
 
@@ -226,4 +247,4 @@ fn put(out: &mut [u8], at: usize, bytes: &[u8]) {
     to.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);
 }
 
-const _: () = assert!(MAX_BODY_LEN <= u32::MAX as usize && RAW_LEN_LEN == size_of::<u32>());
+const _: () = assert!(MAX_BODY_LEN <= u32::MAX as usize);

@@ -1,9 +1,9 @@
 //! Compression of byte streams: one zstd frame for each frame of the trunk.
 
 #[cfg(feature = "zstd")]
-pub(super) use built::{Compressor, Decompressor};
+pub(crate) use built::{Compressor, Decompressor};
 #[cfg(not(feature = "zstd"))]
-pub(super) use missing::{Compressor, Decompressor};
+pub(crate) use missing::{Compressor, Decompressor};
 
 use super::frame::MAX_BODY_LEN;
 
@@ -36,10 +36,10 @@ mod built {
     /// The fastest of libzstd's own levels: the trunk compresses beside a running guest.
     const LEVEL: i32 = 1;
 
-    pub(in super::super) struct Compressor(CCtx<'static>);
+    pub(crate) struct Compressor(CCtx<'static>);
 
     impl Compressor {
-        pub(in super::super) fn new() -> Result<Self, NoCompression> {
+        pub(crate) fn new() -> Result<Self, NoCompression> {
             let mut context = CCtx::try_create().ok_or(NoCompression::NoMemory)?;
             context
                 .set_parameter(CParameter::CompressionLevel(LEVEL))
@@ -73,10 +73,10 @@ mod built {
         }
     }
 
-    pub(in super::super) struct Decompressor(DCtx<'static>);
+    pub(crate) struct Decompressor(DCtx<'static>);
 
     impl Decompressor {
-        pub(in super::super) fn new() -> Result<Self, NoCompression> {
+        pub(crate) fn new() -> Result<Self, NoCompression> {
             let context = DCtx::try_create().ok_or(NoCompression::NoMemory)?;
             Ok(Self(context))
         }
@@ -134,10 +134,10 @@ mod missing {
 
     /// There is none.
     #[derive(Debug)]
-    pub(in super::super) enum Compressor {}
+    pub(crate) enum Compressor {}
 
     impl Compressor {
-        pub(in super::super) fn new() -> Result<Self, NoCompression> {
+        pub(crate) fn new() -> Result<Self, NoCompression> {
             Err(NoCompression::NotBuilt)
         }
 
@@ -152,10 +152,10 @@ mod missing {
 
     /// There is none.
     #[derive(Debug)]
-    pub(in super::super) enum Decompressor {}
+    pub(crate) enum Decompressor {}
 
     impl Decompressor {
-        pub(in super::super) fn new() -> Result<Self, NoCompression> {
+        pub(crate) fn new() -> Result<Self, NoCompression> {
             Err(NoCompression::NotBuilt)
         }
 

@@ -2,7 +2,8 @@
 
 use multifd_relay::trunk::{
     Abilities, Accepted, Answer, AnswerReceiver, Choice, Compression, Connection, Digest,
-    HandshakeFault, Offers, Preface, PrefaceReceiver, Refusal, RefusalCode, Versions, choose,
+    HandshakeFault, Offers, Preface, PrefaceReceiver, Refusal, RefusalCode, StrandTerms, Versions,
+    choose,
 };
 use multifd_wire::{Hello, Method};
 use testkit::wire::{CUTS, events, vector};
@@ -17,7 +18,7 @@ fn hello() -> Hello {
     }
 }
 
-fn prefaces() -> [Preface; 4] {
+fn prefaces() -> [Preface; 6] {
     let recovery = Connection::Main {
         has_channels: false,
         may_be_postcopy: true,
@@ -29,10 +30,15 @@ fn prefaces() -> [Preface; 4] {
     };
     let mut channel = with(Connection::Channel(hello()));
     channel.extensions = vec![extension(5, b""), extension(0x8001, b"needed")];
+    let (group, number) = (1, 2);
+    let mut strands = preface();
+    strands.extensions = vec![StrandTerms { count: 4, group }.extension()];
     [
         with(recovery),
         channel,
         with(Connection::Preempt),
+        with(Connection::Strand { group, number }),
+        strands,
         preface(),
     ]
 }
@@ -98,8 +104,14 @@ fn what_follows_stays_in_the_input() {
 /// These bytes are the format. A change of them needs another version.
 #[test]
 fn the_bytes_stay_as_they_are() {
-    let [_, channel, preempt, main] = prefaces();
-    for (preface, name) in [(main, "main"), (channel, "channel"), (preempt, "preempt")] {
+    let [_, channel, preempt, strand, strands, main] = prefaces();
+    for (preface, name) in [
+        (main, "main"),
+        (channel, "channel"),
+        (preempt, "preempt"),
+        (strand, "strand"),
+        (strands, "strands"),
+    ] {
         let bytes = vector(&format!("trunk-preface-{name}.txt"));
         assert_eq!(preface.encode().unwrap(), bytes, "{name}");
     }

@@ -119,7 +119,7 @@ fn prefaces() {
         (NAME, b"\x01\xff".to_vec(), Fault::Body),
         (NAME, b"\xff\xff\xff\xff\x0fa".to_vec(), Fault::Body),
         // Connections.
-        (CONNECTION, b"\x03".to_vec(), Fault::Body),
+        (CONNECTION, b"\x04".to_vec(), Fault::Body),
         (CONNECTION, b"\x01".to_vec(), Fault::Body),
         (HAS_CHANNELS, b"\x02".to_vec(), Fault::Body),
         (IS_RECOVERY, b"\xff".to_vec(), Fault::Body),
@@ -184,7 +184,9 @@ fn no_beginning_of_a_body_is_a_body() {
     let mut channel = preempt;
     let hello = [1; 57];
     channel[CONNECTION] = &hello;
-    for body in [PREFACE, preempt, channel].map(|fields| fields.concat()) {
+    let mut strand = preempt;
+    strand[CONNECTION] = b"\x03\x80\x02\x01";
+    for body in [PREFACE, preempt, channel, strand].map(|fields| fields.concat()) {
         assert_eq!(read_preface(&body), Ok(()));
         for end in 0..body.len() {
             let fault = read_preface(&body[..end]).unwrap_err();

@@ -117,7 +117,7 @@ pub(super) struct Way {
     delta: bool,
 }
 
-static WAYS: [Way; 17] = [
+static WAYS: [Way; 18] = [
     Way::plain("qemu none", "none"),
     Way::plain("qemu zlib", "zlib"),
     Way::plain("qemu zstd", "zstd"),
@@ -211,6 +211,14 @@ static WAYS: [Way; 17] = [
         name: "one stream, trunk",
         qemu: ["none", "none"],
         relays: [Some("none"), Some("none")],
+        between: Between::Trunk,
+        multifd: false,
+        ..Way::plain("", "")
+    },
+    Way {
+        name: "one stream, 4 channels of a trunk",
+        qemu: ["none", "none"],
+        relays: [Some("none --trunk-channels 4"), Some("none")],
         between: Between::Trunk,
         multifd: false,
         ..Way::plain("", "")
@@ -313,7 +321,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
                 )
             })?;
             println!(
-                "run {run}: {:<28} {:>6.0} ms, {:>4.0} ms down, {:>5.0} MB",
+                "run {run}: {:<33} {:>6.0} ms, {:>4.0} ms down, {:>5.0} MB",
                 way.name,
                 new.total_ms,
                 new.downtime_ms,
@@ -323,7 +331,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         }
     }
     println!(
-        "\n{:<28} {:>8} {:>15} {:>8} {:>8} {:>10} {:>11}",
+        "\n{:<33} {:>8} {:>15} {:>8} {:>8} {:>10} {:>11}",
         "medians", "total ms", "(least, most)", "down ms", "MB", "QEMUs' CPU", "relays' CPU"
     );
     for (way, figures) in &mut seen {
@@ -363,7 +371,10 @@ pub(super) fn migrate<'s>(
         return_path: true,
         ..match way.multifd {
             true => Parameters::multifd(channels, method),
-            false => Parameters::default(),
+            false => Parameters {
+                channels: None,
+                ..Parameters::default()
+            },
         }
     });
     let hop = Hop {
@@ -462,7 +473,7 @@ fn start_relays(
 fn line(name: &str, runs: &[Figures]) -> String {
     let total = sorted(runs, |figures| figures.total_ms);
     format!(
-        "{name:<28} {:>8.0} {:>15} {:>8.0} {:>8.0} {:>8.2} s {:>9.2} s",
+        "{name:<33} {:>8.0} {:>15} {:>8.0} {:>8.0} {:>8.2} s {:>9.2} s",
         median(&total),
         format!("({:.0}, {:.0})", total[0], total[total.len() - 1]),
         median(&sorted(runs, |figures| figures.downtime_ms)),

@@ -1,0 +1,182 @@
+//! The main channel from the destination to its source: the return path.
+
+use std::io::{self, Write};
+use std::net::Shutdown;
+
+use multifd_wire::return_path::{Message, ReturnPathReceiver};
+
+use super::Remark;
+use super::gate::Gate;
+use super::link::Link;
+use super::main_channel::{BUFFER_BYTES, failed};
+use super::outline::Outline;
+use crate::failure::{Cause, Failure, Leg};
+
+/// Passes the return path on.
+///
+/// A QEMU at the other end may close with something unread, which looks like a broken connection. A
+/// relay there says its end (`is_relay`).
+pub(super) fn run(
+    link: &Link,
+    outline: &Outline,
+    gate: &Gate,
+    is_relay: bool,
+) -> Result<(), Failure> {
+    let destination = |cause| failed(Leg::Destination, cause);
+    let mut receiver = Some(ReturnPathReceiver::new());
+    let mut buffer = vec![0; BUFFER_BYTES];
+    loop {
+        let count = match link.destination.read_some(&mut buffer) {
+            Ok(count) => count,
+            Err(error) if is_relay && error.kind() == io::ErrorKind::ConnectionReset => {
+                if outline.look(|seen| seen.confirmed) {
+                    break;
+                }
+                return Err(destination(outline.relay_gone()));
+            }
+            // A destination that closes with something unread resets: no more will come either way.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => 0,
+            Err(error) => return Err(destination(Cause::of_connection(error))),
+        };
+        if count == 0 {
+            break;
+        }
+        gate.loads();
+        let bytes = buffer.get(..count).unwrap_or_default();
+        // Before it is passed on: the source may answer the last byte at once, by closing.
+        let had_gone = link.source.peer_has_closed();
+        let (word, passed) = listen(&mut receiver, bytes, outline);
+        if word == Some(Word::TooLate) {
+            return Err(destination(Cause::NotTold));
+        }
+        let told = (&*link.source).write_all(bytes.get(..passed).unwrap_or_default());
+        match word {
+            Some(Word::Arrived) if had_gone || told.is_err() => {
+                return Err(destination(Cause::NotTold));
+            }
+            Some(Word::Refused(status)) => return Err(destination(Cause::Refused { status })),
+            _ => {}
+        }
+    }
+    if outline.is_taken_back() {
+        return Err(destination(match outline.look(|seen| seen.postcopy) {
+            true => Cause::PostcopyBroke,
+            false => Cause::Unconfirmed,
+        }));
+    }
+    // Behind all memory an end may not be understood, and the source's own end tells. A destination
+    // that fails there shows when more is written to it.
+    let is_early = outline.look(|seen| {
+        let may_be_over = seen.ram_ended || seen.complete || seen.ended;
+        !may_be_over && !seen.confirmed && seen.remarks.is_empty()
+    });
+    if is_early {
+        let end = io::Error::from(io::ErrorKind::UnexpectedEof);
+        return Err(destination(end.into()));
+    }
+    // The source may have closed by now.
+    let _ = link.source.shutdown(Shutdown::Write);
+    Ok(())
+}
+
+/// A destination's last word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Word {
+    /// It has the guest.
+    Arrived,
+    /// The same, and the migration had failed before.
+    TooLate,
+    Refused(u32),
+}
+
+/// Follows the return path as long as it is one. Returns the destination's last word, if this was
+/// it, and how many bytes are to be passed on: a source decides at the first word, so nothing
+/// behind that is.
+fn listen(
+    receiver: &mut Option<ReturnPathReceiver>,
+    bytes: &[u8],
+    outline: &Outline,
+) -> (Option<Word>, usize) {
+    let mut rest = bytes;
+    while let Some(following) = receiver
+        && !outline.look(|seen| seen.confirmed)
+    {
+        match following.push(&mut rest) {
+            Ok(Some(Message::Shut(0))) => {
+                let word = outline.see(|seen| {
+                    seen.confirmed = !seen.failed;
+                    match seen.failed {
+                        true => Word::TooLate,
+                        false => Word::Arrived,
+                    }
+                });
+                if !rest.is_empty() {
+                    outline.remark(Remark::BehindWord);
+                }
+                return (Some(word), bytes.len().saturating_sub(rest.len()));
+            }
+            Ok(Some(Message::Shut(status))) => {
+                let passed = bytes.len().saturating_sub(rest.len());
+                return (Some(Word::Refused(status)), passed);
+            }
+            Ok(Some(_)) => {}
+            Ok(None) => break,
+            // COLO speaks of other things here. The source judges for itself.
+            Err(fault) => {
+                outline.remark(Remark::ReturnPathNotFollowed(fault));
+                *receiver = None;
+            }
+        }
+    }
+    if receiver.is_some() && outline.look(|seen| seen.confirmed) {
+        outline.remark(Remark::BehindWord);
+        return (None, 0);
+    }
+    (None, bytes.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SHUT_WELL: [u8; 8] = [0, 1, 0, 4, 0, 0, 0, 0];
+    const SHUT_FAILED: [u8; 8] = [0, 1, 0, 4, 0, 0, 0, 1];
+
+    #[test]
+    fn the_first_word_counts_and_what_is_behind_it_goes_nowhere() {
+        for parts in [
+            &[[SHUT_WELL, SHUT_FAILED].concat()][..],
+            &[SHUT_WELL.to_vec(), SHUT_FAILED.to_vec()],
+        ] {
+            let (outline, mut receiver) = (Outline::default(), Some(ReturnPathReceiver::new()));
+            let heard: Vec<_> = { parts.iter() }
+                .map(|part| listen(&mut receiver, part, &outline))
+                .collect();
+            assert_eq!(heard[0], (Some(Word::Arrived), 8));
+            assert!(heard.get(1).is_none_or(|behind| *behind == (None, 0)));
+            assert!(outline.look(|seen| seen.confirmed && seen.remarks == [Remark::BehindWord]));
+        }
+        let (outline, mut receiver) = (Outline::default(), Some(ReturnPathReceiver::new()));
+        let both = [SHUT_FAILED, SHUT_WELL].concat();
+        let heard = listen(&mut receiver, &both, &outline);
+        assert_eq!(heard, (Some(Word::Refused(1)), 8));
+        assert!(!outline.look(|seen| seen.confirmed));
+    }
+
+    #[test]
+    fn either_a_migration_has_failed_or_its_source_is_told_the_word() {
+        for fails_first in [false, true] {
+            let (outline, mut receiver) = (Outline::default(), Some(ReturnPathReceiver::new()));
+            outline.see(|seen| seen.ram_ended = true);
+            if fails_first {
+                assert!(outline.fails());
+            }
+            let word = match fails_first {
+                true => Word::TooLate,
+                false => Word::Arrived,
+            };
+            assert_eq!(listen(&mut receiver, &SHUT_WELL, &outline).0, Some(word));
+            assert_eq!(outline.fails(), fails_first);
+        }
+    }
+}

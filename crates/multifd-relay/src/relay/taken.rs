@@ -1,0 +1,35 @@
+//! Destinations that one migration has to itself.
+
+use std::collections::BTreeSet;
+use std::sync::{Mutex, PoisonError};
+
+use super::RelayConfig;
+use super::main_channel::failed;
+use crate::failure::{Cause, Failure, Leg};
+use crate::leg::Introduction;
+
+/// Addresses of single guests' destinations that migrations of this process have.
+static TAKEN: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+
+/// A destination that one migration has to itself. Dropped, it is free.
+pub(super) struct Taken(String);
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        let mut taken = TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
+        taken.remove(&self.0);
+    }
+}
+
+/// Takes the destination of a name. A QEMU that waits for a guest takes the connections of a second
+/// migration for the first one's, and fails.
+pub(super) fn take(introduction: &Introduction, config: &RelayConfig) -> Result<Taken, Failure> {
+    let address = config.connect.of(introduction.name.as_ref());
+    let address = address.map_err(|error| failed(Leg::Source, error.into()))?;
+    let text = address.to_string();
+    let mut taken = TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
+    match taken.insert(text.clone()) {
+        true => Ok(Taken(text)),
+        false => Err(failed(Leg::Destination, Cause::Taken { address })),
+    }
+}
