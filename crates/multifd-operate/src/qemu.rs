@@ -96,13 +96,13 @@ pub struct MigrationStatus {
     /// The reason of a failure.
     pub error_desc: Option<String>,
     /// Why the machine cannot migrate.
-    pub blocked_reasons: Vec<String>,
+    pub(crate) blocked_reasons: Vec<String>,
     /// From start to end, or until now.
     pub total_time: u64,
     /// The time for which the guest was stopped.
     pub downtime: u64,
     /// The time for which it would be stopped now.
-    pub expected_downtime: u64,
+    pub(crate) expected_downtime: u64,
     /// Until the first page.
     pub setup_time: u64,
     /// Figures about memory, at the source.
@@ -115,8 +115,6 @@ pub struct MigrationStatus {
 pub struct RamStatus {
     /// Bytes on all connections.
     pub transferred: u64,
-    /// Bytes on the multifd channels.
-    pub multifd_bytes: u64,
     /// The guest's memory in bytes.
     pub total: u64,
     /// Bytes still to send.
@@ -176,7 +174,7 @@ impl MigrationStatus {
 
     /// Returns whether a migration runs.
     #[must_use]
-    pub fn is_under_way(&self) -> bool {
+    pub(crate) fn is_under_way(&self) -> bool {
         !self.is_final() && self.phase() != Phase::None
     }
 
@@ -192,7 +190,6 @@ impl RamStatus {
         let number = |name: &str| field(answer, name).as_u64().unwrap_or_default();
         Self {
             transferred: number("transferred"),
-            multifd_bytes: number("multifd-bytes"),
             total: number("total"),
             remaining: number("remaining"),
             normal: number("normal"),

@@ -136,11 +136,9 @@ pub fn host() -> std::io::Result<Host> {
 ///
 /// If this build or this machine cannot do the method.
 pub fn candidates(plan: &Plan, host: &Host, choice: Choice) -> Measured<Vec<Candidate>> {
-    let threads = (plan
-        .conditions
-        .channels
-        .min(plan.conditions.processors.ceil()) as usize)
-        .clamp(1, MOST_THREADS);
+    let conditions = &plan.conditions;
+    let threads = conditions.channels.min(conditions.processors.ceil()) as usize;
+    let threads = threads.clamp(1, MOST_THREADS);
     let moving = choice.topology().moving(host);
     let (name, codec, keeps_first) = match choice {
         Choice::Fixed(method) => {
@@ -151,7 +149,7 @@ pub fn candidates(plan: &Plan, host: &Host, choice: Choice) -> Measured<Vec<Cand
         Choice::Auto => {
             let steps = rates::steps(Method::Zstd, &plan.sample, threads, STEP_TIME)?;
             let codecs: Vec<Codec> = steps.iter().map(|step| step.codec).collect();
-            let best = plan.conditions.best(&moving, &codecs);
+            let best = conditions.best(&moving, &codecs);
             let StepRate { name, codec } = steps.get(best).ok_or("auto has no steps")?.clone();
             (format!("auto ({name})"), codec, best > 0)
         }

@@ -374,7 +374,7 @@ mod tests {
     const WAY: Way = Way::new(FREE, Codec::NONE);
 
     /// Its link carries 10 000 pages a second.
-    const PATH: Conditions = Conditions {
+    const CONDITIONS: Conditions = Conditions {
         channels: 2.0,
         processors: 2.0,
         is_one_host: false,
@@ -389,7 +389,7 @@ mod tests {
 
     #[test]
     fn a_guest_that_writes_nothing_takes_one_round() {
-        let seen = PATH.predict(&GUEST, &WAY);
+        let seen = CONDITIONS.predict(&GUEST, &WAY);
         assert!(seen.converges && is_near(seen.total_s, 10.0), "{seen:?}");
         assert_eq!((seen.rounds, seen.limit), (2, Limit::Link));
         assert_eq!(seen.downtime_s, 0.0);
@@ -403,7 +403,7 @@ mod tests {
     /// 0.156 s are within the limit.
     #[test]
     fn rounds_are_a_geometric_series() {
-        let seen = PATH.predict(&GUEST.writing(5000.0), &WAY);
+        let seen = CONDITIONS.predict(&GUEST.writing(5000.0), &WAY);
         assert!(is_near(seen.total_s, 20.0 - 10.0 / 64.0), "{seen:?}");
         assert_eq!(seen.rounds, 7);
         assert!(is_near(seen.downtime_s, 10.0 / 64.0), "{seen:?}");
@@ -411,27 +411,27 @@ mod tests {
 
     #[test]
     fn a_guest_that_writes_faster_than_the_link_never_moves_unless_it_writes_few_pages() {
-        let seen = PATH.predict(&GUEST.writing(12_000.0), &WAY);
+        let seen = CONDITIONS.predict(&GUEST.writing(12_000.0), &WAY);
         assert!(!seen.converges, "{seen:?}");
         let few = Guest {
             working_set_pages: 2900.0,
             ..GUEST
         };
-        assert!(PATH.predict(&few.writing(1e6), &WAY).converges);
-        assert_eq!(PATH.highest_dirty_rate(&few, &WAY), None);
+        assert!(CONDITIONS.predict(&few.writing(1e6), &WAY).converges);
+        assert_eq!(CONDITIONS.highest_dirty_rate(&few, &WAY), None);
     }
 
     /// The rate is the link's or a little less, because rounds have to shrink.
     #[test]
     fn the_highest_rate_is_found() {
-        let highest = PATH.highest_dirty_rate(&GUEST, &WAY).unwrap();
+        let highest = CONDITIONS.highest_dirty_rate(&GUEST, &WAY).unwrap();
         assert!((9_800.0..=10_000.0).contains(&highest), "{highest}");
         let half = Codec {
             size: 0.5,
             ..Codec::NONE
         };
         let half = Way::new(FREE, half);
-        let twice = PATH.highest_dirty_rate(&GUEST, &half).unwrap();
+        let twice = CONDITIONS.highest_dirty_rate(&GUEST, &half).unwrap();
         assert!(is_near(twice, 2.0 * highest), "{twice}");
     }
 
@@ -443,7 +443,10 @@ mod tests {
             size: 0.5,
             device_rate: None,
         };
-        let fast = Conditions { link: None, ..PATH };
+        let fast = Conditions {
+            link: None,
+            ..CONDITIONS
+        };
         assert_eq!(fast.rate(&FREE, &codec), (2e8, Limit::Channels));
         let many = Conditions {
             channels: 8.0,
@@ -490,20 +493,20 @@ mod tests {
             device_rate: None,
         };
         let steps = [step(0.0, 1.0), step(2e-9, 0.5), step(20e-9, 0.45)];
-        assert_eq!(PATH.best(&FREE, &steps), 2);
+        assert_eq!(CONDITIONS.best(&FREE, &steps), 2);
         let faster = Conditions {
             link: Some(300e6),
-            ..PATH
+            ..CONDITIONS
         };
         assert_eq!(faster.best(&FREE, &steps), 1);
         let fastest = Conditions {
             link: Some(10e9),
-            ..PATH
+            ..CONDITIONS
         };
         assert_eq!(fastest.best(&FREE, &steps), 0);
         // 2 % are not worth the work.
         let equal = [step(0.0, 0.5), step(2e-9, 0.495)];
-        assert_eq!(PATH.best(&FREE, &equal), 0);
+        assert_eq!(CONDITIONS.best(&FREE, &equal), 0);
     }
 
     #[test]
@@ -516,7 +519,10 @@ mod tests {
             ..WAY
         };
         let guest = GUEST.writing(5000.0);
-        let (with, without) = (PATH.predict(&guest, &queued), PATH.predict(&guest, &WAY));
+        let (with, without) = (
+            CONDITIONS.predict(&guest, &queued),
+            CONDITIONS.predict(&guest, &WAY),
+        );
         assert!(is_near(
             with.downtime_s - without.downtime_s,
             2e6 / 40_960_000.0
@@ -535,14 +541,14 @@ mod tests {
             ..WAY
         };
         let guest = GUEST.writing(50_000.0);
-        let seen = PATH.predict(&guest, &way);
+        let seen = CONDITIONS.predict(&guest, &way);
         assert!(seen.converges && seen.total_s > 10.0, "{seen:?}");
-        assert!(!PATH.predict(&guest, &WAY).converges);
+        assert!(!CONDITIONS.predict(&guest, &WAY).converges);
         let late = Way {
             is_second_like_first: true,
             ..way
         };
-        assert!(PATH.predict(&guest, &late).total_s > seen.total_s + 9.0);
+        assert!(CONDITIONS.predict(&guest, &late).total_s > seen.total_s + 9.0);
         let half = differences.mixed(0.5, Codec::NONE);
         assert!(is_near(half.size, 0.525));
     }
@@ -554,7 +560,7 @@ mod tests {
             for link in figures {
                 let path = Conditions {
                     link: Some(link),
-                    ..PATH
+                    ..CONDITIONS
                 };
                 let guest = Guest {
                     dirty_rate,

@@ -149,7 +149,7 @@ const RATE_CHANGED: f64 = 1.5;
 const RATE_EXCEEDED: f64 = 1.3;
 /// The first and the longest pause after a burst that counted.
 const BURST_PAUSE: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(8)];
-/// The time for which a rate that was measured with another step is used for that step.
+/// The time for which the rate counts that was measured while a step was in use.
 const RATE_TRUSTED: Duration = Duration::from_secs(5);
 /// Another step replaces the current one if its time is less than this part of the current one's.
 /// Measurements vary by the rest.
@@ -158,6 +158,7 @@ const BETTER_PART: f64 = 0.97;
 const EQUAL: f64 = 1.02;
 /// The least time between two changes, unless another step is far better.
 const LEAST_STAY: Duration = Duration::from_millis(50);
+/// Another step is far better if its time is less than this part of the current one's.
 const FAR_BETTER_PART: f64 = 0.7;
 /// The part of the time that trials of other steps may cost.
 const TRIALS_PART: f64 = 0.02;
