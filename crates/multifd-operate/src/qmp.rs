@@ -120,7 +120,6 @@ pub struct Event {
 
 /// A release of QEMU.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-#[expect(clippy::exhaustive_structs, reason = "QEMU counts in three numbers")]
 pub(crate) struct Version {
     /// The first number.
     pub(crate) major: u32,
