@@ -19,7 +19,7 @@ use multifd_relay::leg::{Encryption, EncryptionOptions, LegAddress, Protocol, Ru
 use multifd_relay::relay::{MigrationReport, Relay, RelayConfig, Traffic, Update, pass_on};
 use multifd_transport::Cancel;
 use multifd_transport::failure::Cause as TransportCause;
-use multifd_transport::incoming::{Incoming, Note};
+use multifd_transport::incoming::{Incoming, Note, Vm};
 use multifd_wire::{Limits, Method};
 
 use self::folder::Watch;
@@ -67,6 +67,8 @@ pub(crate) struct Migration {
     peer: String,
     /// The guest's name, if a trunk gives it.
     name: Option<String>,
+    /// Known as soon as its set-up, or its first channel, has named it.
+    vm: Vm,
     begun: Instant,
     totals: Traffic,
 }
@@ -385,6 +387,7 @@ fn accept(
             route: Arc::clone(route),
             peer: incoming.peer.clone(),
             name: name_of(&incoming, &config),
+            vm: incoming.channels.vm(),
             begun: Instant::now(),
             totals: Traffic::default(),
         });
@@ -515,7 +518,11 @@ impl<'a> Printer<'a> {
         match (&migration.name, is_one_of_many) {
             (Some(name), true) => format!("migration {}, guest {name}: ", migration.number),
             (Some(name), false) => format!("guest {name}: "),
-            (None, true) => format!("migration {} ({}): ", migration.number, migration.route),
+            (None, true) => {
+                let vm = migration.vm.text().map(|uuid| format!(", VM {uuid}"));
+                let vm = vm.unwrap_or_default();
+                format!("migration {} ({}{vm}): ", migration.number, migration.route)
+            }
             (None, false) => String::new(),
         }
     }

@@ -330,9 +330,11 @@ impl Forward<'_> {
 
     fn hold(&self, follower: &Follower) -> Result<(), Failure> {
         // Machine types before 8.1 do not say that there are channels. Behind the set-up a source
-        // has sent pages, and where none but zero pages was on main, the others are on channels.
+        // has sent pages, and where none but zero pages was on main, the others are on channels. A
+        // destination that loads has all of its channels, or awaits none.
         let mark = follower.passed;
-        let has_none_here = mark > 1 && !follower.has_pages && !follower.ignores_shared;
+        let has_none_here =
+            mark > 1 && !follower.has_pages && !follower.ignores_shared && !self.gate.is_loading();
         let has_channels = has_none_here || self.outline.look(|seen| seen.has_flush);
         let held = match self.gate.hold(mark, has_channels) {
             Ok(()) => return Ok(()),
