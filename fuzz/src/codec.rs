@@ -126,6 +126,27 @@ pub fn inflate(data: &[u8]) {
         Err(violation) => assert!(outcome.is_err(), "reads what is refused with {violation:?}"),
     }
 
+    // Two streams at a time give what one gives, wherever the other one ends.
+    let (first, second) = stream.split_at(stream.len() / 2);
+    for pieces in [[stream, stream], [stream, first], [second, stream]] {
+        let [mut one, mut all] =
+            [0x00, 0xff].map(|before| [vec![before; size], vec![before; size]]);
+        let places = pieces.iter().zip(&mut one);
+        let outcomes: Vec<_> = places
+            .map(|(piece, page)| PageInflater::new().inflate(piece, page))
+            .collect();
+        let places = pieces
+            .into_iter()
+            .zip(all.iter_mut().map(Vec::as_mut_slice));
+        match PageInflater::new().inflate_all(places) {
+            Ok(()) => {
+                assert!(outcomes.iter().all(Result::is_ok));
+                assert!(one == all);
+            }
+            Err(error) => assert!(outcomes.contains(&Err(error))),
+        }
+    }
+
     // What comes out does not depend on what was there.
     let shared = SharedInflater::new(&Histogram::new().code_lengths());
     let outcomes = [0x00, 0xff].map(|before| {

@@ -112,6 +112,12 @@ pub struct RelayArgs {
     /// source's relay.
     #[arg(long, value_name = "SIZE", value_parser = size, hide_short_help = true)]
     pub delta_memory: Option<u64>,
+    /// Compress anew what arrives in the outgoing method; without it, that is passed on as it is.
+    ///
+    /// So a source QEMU with multifd-compression zlib and multifd-zlib-level 0 needs one relay to a
+    /// stock destination.
+    #[arg(long, hide_short_help = true)]
+    pub recode: bool,
     /// Processors that --effort auto may take for each migration, such as 1.5.
     #[arg(long, value_name = "N", value_parser = processors, hide_short_help = true)]
     pub cpus: Option<f64>,

@@ -21,8 +21,15 @@ pub fn run(args: &RecordArgs) -> Outcome {
     });
     drop(progress);
     let report = outcome?;
+    for block in &report.left_out {
+        say::report_line(say::LeftOut(block));
+    }
+    let unconfirmed = match report.confirmed {
+        Some(_) => "",
+        None => say::NOT_CONFIRMED,
+    };
     say::report_line(format_args!(
-        "channels {}, pages {}, zero pages {}, bytes in {}, seconds {:.3}, file {} of {} bytes",
+        "{unconfirmed}channels {}, pages {}, zero pages {}, bytes in {}, seconds {:.3}, file {} of {} bytes",
         report.channels,
         report.totals.pages,
         report.totals.zero_pages,

@@ -19,7 +19,7 @@ use multifd_relay::leg::{Encryption, EncryptionOptions, LegAddress, Protocol, Ru
 use multifd_relay::relay::{MigrationReport, Relay, RelayConfig, Traffic, Update, pass_on};
 use multifd_transport::Cancel;
 use multifd_transport::failure::Cause as TransportCause;
-use multifd_transport::incoming::{Incoming, Note};
+use multifd_transport::incoming::{Incoming, Note, Vm};
 use multifd_wire::{Limits, Method};
 
 use self::folder::Watch;
@@ -67,6 +67,8 @@ pub(crate) struct Migration {
     peer: String,
     /// The guest's name, if a trunk gives it.
     name: Option<String>,
+    /// Known as soon as its set-up, or its first channel, has named it.
+    vm: Vm,
     begun: Instant,
     totals: Traffic,
 }
@@ -99,6 +101,12 @@ pub fn run(args: &RelayArgs, confined: Confined) -> Outcome {
             .codec(route.connect.protocol == Protocol::Trunk)?;
         let mut config = RelayConfig::new(route.connect.clone(), codec.method);
         config.settings = codec.settings;
+        config.recode = args.recode;
+        if args.recode && codec.method == Method::None {
+            return Err("--recode has no effect without --compression"
+                .to_owned()
+                .into());
+        }
         config.auto = codec.auto;
         config.processors = args.cpus;
         if args.cpus.is_some() && !codec.auto {
@@ -379,6 +387,7 @@ fn accept(
             route: Arc::clone(route),
             peer: incoming.peer.clone(),
             name: name_of(&incoming, &config),
+            vm: incoming.channels.vm(),
             begun: Instant::now(),
             totals: Traffic::default(),
         });
@@ -509,7 +518,11 @@ impl<'a> Printer<'a> {
         match (&migration.name, is_one_of_many) {
             (Some(name), true) => format!("migration {}, guest {name}: ", migration.number),
             (Some(name), false) => format!("guest {name}: "),
-            (None, true) => format!("migration {} ({}): ", migration.number, migration.route),
+            (None, true) => {
+                let vm = migration.vm.text().map(|uuid| format!(", VM {uuid}"));
+                let vm = vm.unwrap_or_default();
+                format!("migration {} ({}{vm}): ", migration.number, migration.route)
+            }
             (None, false) => String::new(),
         }
     }
@@ -579,6 +592,14 @@ impl<'a> Printer<'a> {
                 for remark in &summary.remarks {
                     say::note(format_args!("{of}{remark}"));
                 }
+                let connect = migration.map(|migration| migration.route.connect.protocol);
+                let method = self.args.codec.method(connect == Some(Protocol::Trunk));
+                if method != Method::None && summary.was_passed_on() {
+                    say::note(format_args!(
+                        "{of}the source's pages came in the outgoing method, and were passed on as \
+                         they are: --recode compresses them anew"
+                    ));
+                }
                 say::report(&summary, self.args.json);
                 Ok(())
             }
@@ -593,7 +614,8 @@ impl<'a> Printer<'a> {
                         say::chain(failure),
                         advice(method, connect, failure),
                         // This relay cannot know whether the destination has the guest.
-                        (!matches!(failure.cause, Cause::Unknown)).then_some(false),
+                        (!matches!(failure.cause, Cause::Unknown | Cause::NoWord { .. }))
+                            .then_some(false),
                         migration.as_ref(),
                     ),
                     Ended::TooMany => Failed::new(

@@ -307,6 +307,22 @@ pub fn size(bytes: u64) -> String {
     }
 }
 
+/// A block that the source shares and does not send.
+pub(crate) struct LeftOut<T>(pub T);
+
+impl<T: Display> Display for LeftOut<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(block) = self;
+        write!(
+            f,
+            "block {block}, shared by the source and not sent (x-ignore-shared)"
+        )
+    }
+}
+
+/// Stands before the report on a migration whose source asked for no confirmation.
+pub(crate) const NOT_CONFIRMED: &str = "whole, not confirmed to the source: no return path; ";
+
 /// How much of a migration has arrived.
 #[derive(Debug)]
 pub(crate) struct Arrived {

@@ -133,6 +133,40 @@ fn two_relays_with_a_trunk_between_them_change_nothing() {
     }
 }
 
+/// Payloads that have the outgoing method are passed on as they are, or made anew if that is asked
+/// for. Either way the memory is the captured guest's.
+#[test]
+fn a_relay_compresses_its_own_method_anew_if_it_is_told_to() {
+    let captures = captures::folders();
+    for capture in captures
+        .iter()
+        .filter(|capture| capture.name().starts_with("zlib"))
+    {
+        let mut sizes = Vec::new();
+        for recode in [&[][..], &["--recode", "--effort", "dense"]] {
+            let folder = tempfile::tempdir().expect("a folder");
+            let images = folder.path().join("ram");
+            let mut receiving = receive(&images);
+            let more = [&["--accel", "software"], recode].concat();
+            let mut relay = relay_with(folder.path(), "relay", &receiving.address(), "zlib", &more);
+            let back = send(&capture.migration, &relay.address());
+            let summary: Value = serde_json::from_str(&receiving.end().well()).expect("JSON");
+            check(capture, &images, &summary);
+            check_answers(capture, &back);
+            let ended = relay.end();
+            let has_hint = ended.stderr.contains("--recode compresses them anew");
+            let report: Value = serde_json::from_str(&ended.well()).expect("JSON");
+            for side in ["decoded", "encoded"] {
+                assert_eq!(report[side].is_null(), recode.is_empty(), "{report}");
+            }
+            assert_eq!(has_hint, recode.is_empty(), "{report}");
+            sizes.push(report["bytes_out"].as_u64().expect("a number"));
+        }
+        // These sources compressed with level 1.
+        assert!(sizes[1] < sizes[0], "{}: {sizes:?}", capture.name());
+    }
+}
+
 /// What `inspect` says of each file is what a second decoder finds in it, packet for packet.
 #[test]
 fn inspect_counts_what_an_independent_decoder_counts() {
@@ -187,9 +221,19 @@ fn inspect_counts_what_an_independent_decoder_counts() {
 }
 
 fn relay(folder: &Path, name: &str, connect: &Address, compression: &str) -> Multifd {
+    relay_with(folder, name, connect, compression, &[])
+}
+
+fn relay_with(
+    folder: &Path,
+    name: &str,
+    connect: &Address,
+    compression: &str,
+    more: &[&str],
+) -> Multifd {
     let listen = format!("unix:{}", folder.join(name).display());
     let connect = connect.to_string();
-    Multifd::start([
+    let args = [
         "relay",
         "--once",
         "--json",
@@ -199,7 +243,8 @@ fn relay(folder: &Path, name: &str, connect: &Address, compression: &str) -> Mul
         &connect,
         "--compression",
         compression,
-    ])
+    ];
+    Multifd::start([&args, more].concat())
 }
 
 fn check(capture: &Capture, images: &Path, summary: &Value) {

@@ -103,7 +103,7 @@ fn this_hosts_own_addresses_are_known() {
         .connect("192.0.2.1:9")
         .and_then(|()| asking.local_addr())
     else {
-        println!("not run: this host has no address but its loopback");
+        qemu_lab::not_run("an address of this host that is not its loopback");
         return;
     };
     let port = free_port();

@@ -16,7 +16,8 @@ use multifd_transport::{Address, Stream};
 use multifd_wire::Method;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
-use support::made::{Channel, sound};
+use support::made::{Channel, Shape, short, sound};
+use support::peers::{Destination, Role, SHUT_WELL, Source};
 use support::{DEADLINE, Multifd, files, program, send};
 
 /// The command, started by a shell that does something before.
@@ -141,6 +142,10 @@ fn files_and_sockets_are_their_owners_whatever_the_umask() {
             multifd.end().well();
         }
         assert_eq!(mode(&folder.path().join("guest.mfd")), 0o600);
+        if umask != "277" {
+            assert_eq!(mode(&folder.path().join("ram")), 0o700);
+            assert_eq!(mode(&folder.path().join("ram/pc.ram.ram")), 0o600);
+        }
     }
 }
 
@@ -307,6 +312,37 @@ fn a_migration_does_not_wait_for_readers() {
             assert_eq!(status.code(), Some(0), "{case}");
         }
     }
+}
+
+/// A relay prints from one thread for all of its migrations.
+#[test]
+fn no_migration_through_a_relay_waits_for_readers() {
+    let (_reader, stuck) = full();
+    let folder = tempfile::tempdir().expect("a folder");
+    let destination = Destination::new(folder.path(), 2);
+    let listen = Address::Unix(folder.path().join("s"));
+    let mut child = Command::new(program())
+        .args(["relay", "--json", "--listen", &listen.to_string()])
+        .args(["--connect", &destination.address.to_string()])
+        .stdout(stuck.try_clone().expect("a pipe"))
+        .stderr(stuck)
+        .spawn()
+        .expect("the built command");
+    wait_for("a listener", || Stream::connect(&listen).is_ok());
+    let migration = short(&Shape {
+        return_path: true,
+        ..Shape::default()
+    });
+    for _ in 0..3 {
+        let source = Source::begin(&listen, &migration);
+        drop(destination.wait("all of it", |seen| seen.has_all(&migration)));
+        destination.say(Role::Main, &SHUT_WELL);
+        assert!(source.hears(&SHUT_WELL).ends_with(&SHUT_WELL));
+        source.finish();
+        destination.forget();
+    }
+    let _ = child.kill();
+    let _ = child.wait();
 }
 
 #[test]

@@ -373,3 +373,25 @@ fn append_sync(channel: &[u8]) -> Vec<u8> {
     let sync = Channel::new(0, Method::None).sync().bytes().split_off(64);
     [channel, &sync].concat()
 }
+
+/// The accelerator is for a QEMU source too, and one that is not there is a failure.
+#[test]
+fn the_accelerator_that_was_asked_for_reads() {
+    for accel in ["none", "qpl-hardware"] {
+        let folder = tempfile::tempdir().expect("a folder");
+        let images = folder.path().join("ram").display().to_string();
+        let listen = ["receive", "--listen", "tcp:127.0.0.1:0"];
+        let more = ["--dump", &images, "--accel", accel];
+        let mut receiving = Multifd::start([&listen[..], &more].concat());
+        send(&sound(Method::Qpl, true), &receiving.address());
+        let ended = receiving.end();
+        let has_device = Path::new("/sys/bus/dsa/devices").exists();
+        if accel == "none" || ended.status.success() {
+            assert!(accel == "none" || has_device, "{ended:?}");
+            ended.well();
+        } else {
+            let says = "accelerator qpl-hardware is not available";
+            assert!(ended.stderr.contains(says), "{ended:?}");
+        }
+    }
+}

@@ -5,10 +5,11 @@ mod support;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use multifd_relay::recording::{Role, Writer};
 use multifd_transport::Address;
 use multifd_wire::Method;
-use support::made::{self, Channel, sound};
-use support::peers::{Destination, Limits, Role, Seen};
+use support::made::{self, Channel, Shape, short, sound};
+use support::peers::{Destination, Limits, Role as Of, Seen};
 use support::{Ended, Migration, Multifd, files, receive, record, replay, send};
 
 /// A recording of a sound migration.
@@ -17,8 +18,14 @@ fn recorded(folder: &Path, method: Method, return_path: bool) -> PathBuf {
     let mut recording = record(&file);
     let back = send(&sound(method, return_path), &recording.address());
     let text = recording.end().well();
+    let confirmed = match return_path {
+        true => "",
+        false => "whole, not confirmed to the source: no return path; ",
+    };
     assert!(
-        text.starts_with("channels 2, pages 5, zero pages 4, bytes in "),
+        text.starts_with(&format!(
+            "{confirmed}channels 2, pages 5, zero pages 4, bytes in "
+        )),
         "{text}"
     );
     assert_eq!(back.is_empty(), !return_path);
@@ -127,7 +134,7 @@ fn answered(answer: impl FnOnce(&Destination)) -> Ended {
 #[test]
 fn the_destination_has_the_last_word() {
     let says =
-        |bytes: &'static [u8]| move |destination: &Destination| destination.say(Role::Main, bytes);
+        |bytes: &'static [u8]| move |destination: &Destination| destination.say(Of::Main, bytes);
     answered(says(b"\0\x02\0\x04\0\0\0\x01\0\x01\0\x04\0\0\0\0")).well();
 
     let refused = answered(says(b"\0\x01\0\x04\0\0\0\x05"));
@@ -169,8 +176,8 @@ fn deserted(migration: &Migration, taken: usize) -> Ended {
     drop(destination.wait("its share", |seen| {
         let channels = migration.channels.iter().zip(0..);
         let mut channels =
-            channels.map(|(bytes, id)| has_read(seen, Role::Channel(id), bytes.len().min(taken)));
-        has_read(seen, Role::Main, migration.main.len()) && channels.all(|has_read| has_read)
+            channels.map(|(bytes, id)| has_read(seen, Of::Channel(id), bytes.len().min(taken)));
+        has_read(seen, Of::Main, migration.main.len()) && channels.all(|has_read| has_read)
     }));
     destination.close_all();
     replaying.end()
@@ -239,5 +246,43 @@ fn inspect_sees_all_streams_of_a_recording() {
             .filter(|stream| stream["packets"] == 5)
             .count(),
         2
+    );
+}
+
+/// `record` takes none like it; another program's, or an earlier build's, may hold one.
+#[test]
+fn a_recording_of_a_source_that_may_switch_to_postcopy_is_refused() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("guest.mfd");
+    let migration = short(&Shape {
+        return_path: true,
+        advise: Some(0x1000),
+        ..Shape::default()
+    });
+    let mut writer = Writer::new(fs::File::create(&file).expect("a file")).expect("a header");
+    let channels = migration
+        .channels
+        .iter()
+        .map(|bytes| (Role::Channel, bytes));
+    let streams: Vec<_> = std::iter::once((Role::Main, &migration.main))
+        .chain(channels)
+        .map(|(role, bytes)| (writer.open(role).expect("a stream"), bytes))
+        .collect();
+    for (stream, bytes) in &streams {
+        writer.data(*stream, bytes).expect("a file");
+    }
+    for (stream, _) in &streams {
+        writer.eof(*stream).expect("a file");
+    }
+    writer.finish().expect("a file");
+    let destination = Destination::new(folder.path(), 2);
+    let ended = replay(&file, &destination.address).end();
+    assert_eq!(ended.status.code(), Some(1), "{ended:?}");
+    for words in ["its source had postcopy on", "postcopy-ram off"] {
+        assert!(ended.stderr.contains(words), "{words}: {ended:?}");
+    }
+    assert!(
+        destination.seen().connections.is_empty(),
+        "nobody is dialled"
     );
 }

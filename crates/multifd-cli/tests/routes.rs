@@ -304,6 +304,67 @@ fn two_at_one_address_that_say_who_they_are() {
     );
 }
 
+/// Whatever has become of them, and whether the set-up says who they are or a channel does.
+#[test]
+fn reports_name_the_vm() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let destination = Destination::new(folder.path(), 2);
+    let listen = unix(folder.path(), "s");
+    let start = |more: &[&str]| {
+        let (listen, connect) = (listen.to_string(), destination.address.to_string());
+        let args = ["relay", "--listen", &listen, "--connect", &connect];
+        let mut relay = Multifd::start([&args, more].concat());
+        relay.address();
+        relay
+    };
+    let mut relay = start(&["--json"]);
+    let uuid = *b"\x01\x23\x45\x67\x89\xab\xcd\xef\0\x11\x22\x33\x44\x55\x66\x77";
+    let text = "01234567-89ab-cdef-0011-223344556677";
+    for states_it in [true, false] {
+        let shape = Shape {
+            uuid: Some(uuid),
+            return_path: true,
+            ..Shape::default()
+        };
+        let mut migration = short(&shape);
+        if !states_it {
+            let uuid = None;
+            migration.main = Shape { uuid, ..shape }.bytes(1);
+        }
+        goes_through(&migration, &listen, &destination);
+        let report = parse(&relay.result());
+        assert_eq!(
+            (&report["confirmed"], &report["uuid"]),
+            (&json!(true), &json!(text))
+        );
+        let mut lie = migration.clone();
+        lie.channels[1][64] ^= 1;
+        let source = Source::begin(&listen, &lie);
+        source.wait_for_end();
+        let failed = parse(&relay.result());
+        assert_eq!(
+            (&failed["confirmed"], &failed["uuid"]),
+            (&json!(false), &json!(text))
+        );
+        drop(source);
+        destination.forget();
+    }
+    // A QEMU without -uuid has none.
+    goes_through(&ordinary(), &listen, &destination);
+    assert_eq!(parse(&relay.result())["uuid"], Value::Null);
+    loop {
+        let line = relay.complaint();
+        if line.contains("channel 1, source side") {
+            assert!(
+                line.contains(&format!("({listen}, VM {text}): "))
+                    || line.starts_with("multifd: channel"),
+                "{line}"
+            );
+            break;
+        }
+    }
+}
+
 /// Processes of one host, as QEMUs are, at one unix socket.
 #[test]
 fn two_processes_at_one_socket() {

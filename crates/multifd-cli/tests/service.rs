@@ -14,7 +14,7 @@ use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, se
 use serde_json::{Value, json};
 use support::made::{Channel, Shape, short};
 use support::peers::{
-    Destination, PONG, Role, SHUT_WELL, Source, a_while, dial, dial_from, end_of, write,
+    Destination, Limits, PONG, Role, SHUT_WELL, Source, a_while, dial, dial_from, end_of, write,
 };
 use support::{Migration, Multifd, files, program};
 
@@ -292,6 +292,71 @@ fn too_few_descriptors_cost_the_migration_that_needs_them_and_no_other() {
     assert_eq!(parse(&relay.result())["confirmed"], true);
 }
 
+/// The kernel counts the threads of a user, and limits no root.
+#[test]
+fn too_few_threads_cost_the_migration_that_needs_them_and_no_other() {
+    if !rustix::process::geteuid().is_root() {
+        qemu_lab::not_run("root, to be a user without other processes");
+        return;
+    }
+    let tcp: Address = "tcp:127.0.0.1:0".parse().expect("an address");
+    let destinations = [2, 20].map(|channels| Destination::at(&tcp, channels, Limits::default()));
+    // Of no other process.
+    let user = 64_000 + std::process::id() % 500 * 2;
+    let start = |user: u32, threads: u64| {
+        let mut command = Command::new("setpriv");
+        command.args(["--clear-groups", &format!("--reuid={user}"), "prlimit"]);
+        command.arg(format!("--nproc={threads}:{threads}"));
+        command.arg(program()).args(["relay", "--json"]);
+        for destination in &destinations {
+            command.arg(format!("--route=tcp:127.0.0.1:0={}", destination.address));
+        }
+        Multifd::spawn(&mut command)
+    };
+    let idle = {
+        let mut relay = start(user, 1000);
+        while !relay.complaint().contains("listening") {}
+        let threads = std::fs::read_dir(format!("/proc/{}/task", relay.id()));
+        threads.expect("a process").count() as u64
+    };
+    // Enough for ordinary migrations.
+    let mut relay = start(user + 1, idle + 9);
+    let [narrow, wide] = [0, 1].map(|_| {
+        let line = relay.complaint();
+        let address = line.strip_prefix("multifd: listening on ");
+        let address = address.and_then(|rest| rest.split_once(','));
+        let (address, _) = address.unwrap_or_else(|| panic!("{line}"));
+        address.parse::<Address>().expect("an address")
+    });
+    let [destination, wide_destination] = destinations;
+    let beside = Source::begin(&narrow, &ordinary());
+    drop(destination.wait("all of it", |seen| seen.has_all(&ordinary())));
+    assert_eq!(beside.hears(&PONG), PONG);
+
+    let mut many = ordinary();
+    let channel = |id| Channel::new(id, Method::None).sync().bytes();
+    many.channels = (0..20).map(channel).collect();
+    let source = Source::begin(&wide, &many);
+    source.wait_for_end();
+    let failed = parse(&relay.result());
+    assert_eq!(failed["confirmed"], false, "{failed}");
+    let error = failed["error"].as_str().expect("words");
+    assert!(
+        error.contains("this host") && error.contains("ulimit -u"),
+        "{failed}"
+    );
+    drop((source, wide_destination));
+
+    destination.say(Role::Main, &SHUT_WELL);
+    assert_eq!(beside.hears(&SHUT_WELL), SHUT_WELL);
+    beside.finish();
+    drop(destination.wait("the end of main", |seen| seen.main().end.is_some()));
+    destination.forget();
+    assert_eq!(parse(&relay.result())["confirmed"], true);
+    goes_through(&ordinary(), &narrow, Some(&destination));
+    assert_eq!(parse(&relay.result())["confirmed"], true);
+}
+
 /// A source waits for each of its channels, so what this host cannot accept would hold it without
 /// end.
 #[test]
@@ -447,6 +512,100 @@ fn advice_stands_in_json_as_in_text() {
             .unwrap_or_else(|| panic!("{failed}"));
         assert!(said.contains(advice), "{failed}");
         assert!(ended.stderr.contains(advice), "{ended:?}");
+    }
+}
+
+/// Who takes a guest without a return path does not say so, and neither does anybody else.
+#[test]
+fn nobody_confirms_for_another() {
+    let migration = short(&Shape::default());
+    for command in ["relay", "receive", "record"] {
+        let folder = tempfile::tempdir().expect("a folder");
+        let destination = Destination::new(folder.path(), 2);
+        let (to, out) = (
+            destination.address.to_string(),
+            folder.path().join("out").display().to_string(),
+        );
+        let (option, words) = match command {
+            "relay" => (["--connect", &to], "not confirmed: no return path"),
+            "receive" => (
+                ["--dump", &out],
+                "not confirmed to the source: no return path",
+            ),
+            _ => (
+                ["--out", &out],
+                "not confirmed to the source: no return path",
+            ),
+        };
+        let once: &[&str] = if command == "relay" { &["--once"] } else { &[] };
+        let listen = ["--listen", "tcp:127.0.0.1:0"];
+        let mut multifd = Multifd::start([&[command], &listen[..], &option, once].concat());
+        let source = Source::begin(&multifd.address(), &migration);
+        source.finish();
+        if command == "relay" {
+            destination.take(&migration);
+        }
+        let text = multifd.end().well();
+        assert!(text.contains(words), "{command}: {text}");
+    }
+}
+
+/// There is no `multifd-compression` at the other end of a trunk.
+#[test]
+fn advice_towards_a_trunk_is_about_a_relay() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let to = format!("trunk+tcp:{}", listener.local_addr().expect("a port"));
+    let more = ["--once", "--connect", &to];
+    let args = ["relay", "--json", "--listen", "tcp:127.0.0.1:0"];
+    let mut relay = Multifd::start([&args[..], &more].concat());
+    let source = Source::begin(&relay.address(), &ordinary());
+    drop(listener.accept().expect("a call"));
+    source.wait_for_end();
+    let ended = relay.end();
+    let failed = parse(&ended.stdout);
+    assert_eq!(failed["confirmed"], false, "{failed}");
+    assert!(!failed.to_string().contains("QEMU"), "{failed}");
+    assert!(
+        !failed.to_string().contains("multifd-compression"),
+        "{failed}"
+    );
+    drop(folder);
+}
+
+/// What becomes of the source, or of the result, behind the word is no failure.
+#[test]
+fn no_failure_follows_a_word_of_success() {
+    for command in ["receive", "record"] {
+        for breaks in [true, false] {
+            let folder = tempfile::tempdir().expect("a folder");
+            let out = folder.path().join("out").display().to_string();
+            let option = if command == "receive" {
+                "--dump"
+            } else {
+                "--out"
+            };
+            let args = [command, "--listen", "tcp:127.0.0.1:0", option, &out];
+            let mut multifd = Multifd::start(args);
+            let source = Source::begin(&multifd.address(), &ordinary());
+            assert!(source.hears(&SHUT_WELL).ends_with(&SHUT_WELL));
+            if breaks {
+                // Half a packet, and a reset.
+                write(
+                    &source.channels[0],
+                    &Channel::new(0, Method::None).bytes()[..3],
+                );
+                source.channels[1].reset(None);
+                source.main.reset(None);
+            } else {
+                // An ordinary end of main, and channels that stay for a while.
+                let _ = source.main.shutdown(std::net::Shutdown::Both);
+                a_while();
+            }
+            drop(source);
+            multifd.end().well();
+            assert!(Path::new(&out).exists());
+        }
     }
 }
 

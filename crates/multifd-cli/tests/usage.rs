@@ -115,6 +115,7 @@ fn what_is_wrong_with_a_command_is_said_with_what_to_do() {
         "add --compression zstd, or leave it out",
     );
     refused(&with(&["--streams", "4"]), 1, "--streams has no effect");
+    refused(&with(&["--recode"]), 1, "--recode has no effect");
     refused(
         &with(&["--compression", "zlib", "--huffman", "dynamic"]),
         1,
@@ -231,6 +232,30 @@ fn every_help_fits_a_screen_and_has_an_example() {
         "{help}"
     );
     assert!(help.lines().count() <= 24, "{help}");
+}
+
+/// Before it listens: an accelerator that is not there is named with the reason.
+#[test]
+fn what_computes_is_said_at_the_start() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let listen = format!("unix:{}", folder.path().join("s").display());
+    let relay = ["relay", "--listen", &listen, "--connect", "unix:b.sock"];
+    for (more, does) in [
+        (["--compression", "zlib", "--accel", "auto"], "writing zlib"),
+        (["--compression", "qpl", "--accel", "auto"], "writing qpl"),
+        (
+            ["--compression", "none", "--accel", "auto"],
+            "reading qpl and canned",
+        ),
+    ] {
+        let mut multifd = Multifd::start([&relay[..], &more].concat());
+        let line = multifd.complaint();
+        let backend = line.strip_prefix(&format!("multifd: {does} by "));
+        let backend = backend.unwrap_or_else(|| panic!("{line}"));
+        let is_device = backend.starts_with("qpl-hardware");
+        assert!(is_device || backend.contains(" (no "), "{line}");
+        assert!(multifd.complaint().contains("listening on"));
+    }
 }
 
 #[test]

@@ -14,6 +14,11 @@ pub(crate) trait BeginRuns: Send {
     /// The context of a run's packet.
     type Context: Default + Send + Sync + 'static;
 
+    /// The number of runs of a packet of `pages`.
+    fn runs(streams: Streams, pages: usize, _page_size: PageSize) -> usize {
+        streams.value().min(pages)
+    }
+
     /// Examines the channel's next packet, and writes the bytes before its runs.
     fn begin(&mut self, pages: &[u8], payload: &mut Vec<u8>) -> Self::Context;
 }
@@ -62,7 +67,7 @@ impl<R: BeginRuns> WriteTogether for WriteRuns<R> {
         self.pipeline.push(Packet {
             pages,
             part_bytes: page_size.bytes(),
-            runs: self.streams.value().min(count),
+            runs: R::runs(self.streams, count, page_size),
             context,
         });
         Ok(())

@@ -1,9 +1,9 @@
 //! Method `zlib` by `page-deflate`, which is optimised for pages: streams that a stock QEMU reads
 //! as its own.
 //!
-//! With one stream, a packet's blocks refer to earlier packets, like those of a stock sender. With
-//! several, the runs of pages are compressed independently and in parallel, and inflate reads them
-//! in sequence as one stream.
+//! A packet consists of runs of pages, which are compressed independently, with several streams in
+//! parallel. Inflate reads them in sequence as one stream. A large packet has at least two runs,
+//! since one processor reads two at a time a quarter to a half faster than one after the other.
 
 use std::convert::Infallible;
 
@@ -16,6 +16,7 @@ use page_deflate::{
 use crate::channel::{Arrived, ReadPayload};
 use crate::encoder::WritePayload;
 use crate::runs::{BeginRuns, WriteRuns};
+use crate::settings::run;
 use crate::streams::Readers;
 use crate::{DecodeError, EncodeError, Pages, PathCounts, Streams, zlib};
 
@@ -43,7 +44,7 @@ impl WritePayload for Deflate {
         out: &mut Vec<u8>,
     ) -> Result<PathCounts, EncodeError> {
         self.header.write(out);
-        self.deflater.compress(pages.gather(&mut self.copy), out);
+        compress(&mut self.deflater, pages, &mut self.copy, out);
         Ok(PathCounts::software(pages.len()))
     }
 }
@@ -78,17 +79,17 @@ impl WritePayload for DeflateSteps {
         out: &mut Vec<u8>,
     ) -> Result<PathCounts, EncodeError> {
         self.header.write(out);
-        let bytes = pages.gather(&mut self.copy);
         // The first step stores.
         let effort = self.step.checked_sub(1);
         let place = effort.and_then(|index| self.deflaters.get_mut(index));
         let (Some(place), Some(&effort)) = (place, effort.and_then(|index| Effort::ALL.get(index)))
         else {
-            page_deflate::store(bytes, out);
+            page_deflate::store(pages.gather(&mut self.copy), out);
             return Ok(PathCounts::raw(pages.len()));
         };
         let new = || Box::new(Deflater::new(self.window, effort));
-        place.get_or_insert_with(new).compress(bytes, out);
+        let deflater = place.get_or_insert_with(new);
+        compress(deflater, pages, &mut self.copy, out);
         Ok(PathCounts::software(pages.len()))
     }
 
@@ -102,6 +103,37 @@ impl WritePayload for DeflateSteps {
         }
     }
 }
+
+/// Compresses a packet on one processor.
+fn compress(deflater: &mut Deflater, pages: &Pages<'_>, copy: &mut Vec<u8>, out: &mut Vec<u8>) {
+    let runs = runs(1, pages.len(), pages.page_size());
+    let mut rest = pages.gather(copy);
+    if runs == 1 {
+        deflater.compress(rest, out);
+        return;
+    }
+    for index in 0..runs {
+        let count = run(index, runs, pages.len()).len();
+        let (pages, others) = rest.split_at(count * pages.page_size().bytes());
+        deflater.forget();
+        deflater.compress(pages, out);
+        rest = others;
+    }
+}
+
+/// The number of runs of a packet in a channel with this number of streams: twice as many, unless
+/// they would become so short that their codes cost more than reading two at a time gains.
+fn runs(streams: usize, pages: usize, page_size: PageSize) -> usize {
+    match (pages * page_size.bytes()).checked_div(2 * streams) {
+        Some(SHORTEST_RUN..) => 2 * streams,
+        _ => streams.min(pages),
+    }
+}
+
+/// [`RunInflater::inflate_all`] decodes two runs at once.
+const TOGETHER: usize = 2;
+/// Half of what an encoder writes under one code.
+const SHORTEST_RUN: usize = 128 << 10;
 
 /// The sending direction, run by run.
 pub(crate) struct DeflateRuns {
@@ -134,6 +166,10 @@ impl DeflateRuns {
 impl BeginRuns for DeflateRuns {
     type Tools = Deflater;
     type Context = Habit;
+
+    fn runs(streams: Streams, pages: usize, page_size: PageSize) -> usize {
+        runs(streams.value(), pages, page_size)
+    }
 
     fn begin(&mut self, pages: &[u8], payload: &mut Vec<u8>) -> Habit {
         self.header.write(payload);
@@ -223,9 +259,11 @@ impl Patience {
 impl Inflate {
     pub(crate) fn new() -> Self {
         let inflater = || Ok::<_, Infallible>(RunInflater::new());
-        let Ok(readers) = Readers::new(inflater, |inflater, (), run, pages| {
-            inflater.inflate(run, pages)
-        });
+        let Ok(readers) = Readers::new(
+            inflater,
+            |inflater, (), runs| inflater.inflate_all(runs),
+            TOGETHER,
+        );
         let own = Own {
             stream: StreamInflater::new(),
             readers,
@@ -411,6 +449,38 @@ mod tests {
         while !patience.is_worth_a_try() {}
         patience.note(true);
         assert!(patience.is_worth_a_try());
+    }
+
+    #[test]
+    fn a_large_packet_of_one_stream_has_two_runs() {
+        let mut deflate = Deflate::new(Effort::Balanced, WindowSize::default());
+        let mut inflate = Inflate::new();
+        let Reader::Own(own) = &mut inflate.how else {
+            panic!("no packet has been read")
+        };
+        for (seed, (pages, expected)) in [(128, 2), (1, 1), (64, 2), (63, 1), (127, 2)]
+            .into_iter()
+            .enumerate()
+        {
+            let sent = packet(pages, seed + 1);
+            assert_eq!(runs(1, pages, PageSize::K4), expected);
+            let mut arrived = Arrived {
+                payload: Vec::new(),
+                pages: vec![0; sent.len()].into(),
+            };
+            let pages = Pages::private(&sent, PageSize::K4).unwrap();
+            let written = deflate.write_payload(&pages, &mut arrived.payload);
+            assert_eq!(written.unwrap(), PathCounts::software(pages.len()));
+            assert_eq!(
+                own.inflate_runs(&mut arrived, PageSize::K4),
+                expected == 2,
+                "{seed}"
+            );
+            if expected == 1 {
+                assert!(own.inflate_stream(&mut arrived));
+            }
+            assert!(arrived.pages.as_ref() == sent, "{seed}");
+        }
     }
 
     #[test]

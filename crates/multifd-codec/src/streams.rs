@@ -15,6 +15,8 @@ use crate::page::Parts;
 // more takes longer than it could save.
 const MOST_WRITERS: usize = 16;
 const MOST_READERS: usize = 8;
+/// Most pieces that a reader reads at a time.
+const MOST_TOGETHER: usize = 32;
 /// The work of one processor while another one wakes.
 pub(crate) const LEAST_BYTES: usize = 32 << 10;
 
@@ -105,6 +107,11 @@ impl<T: Send + 'static, J: Default + Send + Sync + 'static> Crew<T, J> {
         std::mem::swap(job, &mut *shared.write());
     }
 
+    /// The number of workers.
+    pub(crate) fn workers(&self) -> usize {
+        1 + self.shared.common.tools().len()
+    }
+
     /// Visits all workers' tools, for collected results.
     pub(crate) fn each_tools(&mut self, mut look: impl FnMut(&mut T)) {
         look(&mut self.mine);
@@ -176,12 +183,19 @@ impl<T, J> Drop for Begun<'_, T, J> {
 pub(crate) struct Readers<T: Send + 'static, X: Send + Sync + 'static, E: Send + 'static> {
     crew: Crew<T, Reading<T, X, E>>,
     job: Reading<T, X, E>,
-    read: ReadPiece<T, X, E>,
+    read: ReadPieces<T, X, E>,
+    least: usize,
 }
 
-/// Reads one piece.
-pub(crate) type ReadPiece<T, X, E> =
-    fn(tools: &mut T, context: &X, piece: &[u8], pages: &mut [u8]) -> Result<(), E>;
+/// Reads pieces, each to its part of the pages. Its error may be that of any bad piece.
+pub(crate) type ReadPieces<T, X, E> = for<'d> fn(
+    tools: &mut T,
+    context: &X,
+    pieces: &mut dyn Iterator<Item = Piece<'d>>,
+) -> Result<(), E>;
+
+/// A piece of a payload, and its part of the pages.
+pub(crate) type Piece<'d> = (&'d [u8], &'d mut [u8]);
 
 /// A packet that is being read.
 struct Reading<T, X, E> {
@@ -191,7 +205,9 @@ struct Reading<T, X, E> {
     /// The parts for their pages.
     parts: Parts,
     context: X,
-    read: Option<ReadPiece<T, X, E>>,
+    read: Option<ReadPieces<T, X, E>>,
+    /// How many pieces a worker reads at a time, at most [`MOST_TOGETHER`].
+    together: usize,
     /// The number of pieces read.
     done: AtomicUsize,
     /// The error of the first bad piece.
@@ -205,27 +221,31 @@ pub(crate) struct Pieces<'l> {
 }
 
 impl<T: Send + 'static, X: Default + Send + Sync + 'static, E: Send + 'static> Readers<T, X, E> {
-    /// Makes the useful number of readers.
+    /// Makes the useful number of readers. Each reads at least `least` pieces at a time, as far as
+    /// there are so many.
     ///
     /// # Errors
     ///
     /// The errors of `tools`.
     pub(crate) fn new<F>(
         tools: impl FnMut() -> Result<T, F>,
-        read: ReadPiece<T, X, E>,
+        read: ReadPieces<T, X, E>,
+        least: usize,
     ) -> Result<Self, F> {
-        Self::of(processors().min(MOST_READERS), tools, read)
+        Self::of(processors().min(MOST_READERS), tools, read, least)
     }
 
     fn of<F>(
         workers: usize,
         tools: impl FnMut() -> Result<T, F>,
-        read: ReadPiece<T, X, E>,
+        read: ReadPieces<T, X, E>,
+        least: usize,
     ) -> Result<Self, F> {
         Ok(Self {
             crew: Crew::new(workers, tools, Reading::read)?,
             job: Reading::default(),
             read,
+            least: least.min(MOST_TOGETHER),
         })
     }
 
@@ -257,7 +277,12 @@ impl<T: Send + 'static, X: Default + Send + Sync + 'static, E: Send + 'static> R
         std::mem::swap(&mut job.payload, &mut packet.payload);
         job.parts.fill(&mut packet.pages);
         let (count, bytes) = (job.pieces.len(), job.parts.len_bytes());
-        self.crew.run(job, count, count.min(bytes / LEAST_BYTES));
+        let workers = self.crew.workers().min(count).min(bytes / LEAST_BYTES);
+        let workers = workers.max(1);
+        // A few turns for each worker, so that all of them end at about the same time.
+        job.together = (count / (4 * workers)).clamp(self.least, MOST_TOGETHER);
+        let batches = count.div_ceil(job.together);
+        self.crew.run(job, batches, workers);
         std::mem::swap(&mut job.payload, &mut packet.payload);
         packet.pages = job.parts.take_back();
         job.context = X::default();
@@ -299,6 +324,7 @@ impl<T, X: Default, E> Default for Reading<T, X, E> {
             parts: Parts::default(),
             context: X::default(),
             read: None,
+            together: 1,
             done: AtomicUsize::new(0),
             first_error: Mutex::new(None),
         }
@@ -306,22 +332,39 @@ impl<T, X: Default, E> Default for Reading<T, X, E> {
 }
 
 impl<T, X, E> Reading<T, X, E> {
-    fn read(tools: &mut T, job: &Self, number: usize) -> bool {
-        let piece = job.pieces.get(number).cloned();
-        let piece = piece.and_then(|piece| job.payload.get(piece));
-        // No other worker has this number.
-        let (Some(read), Some(piece), Some(part)) = (job.read, piece, job.parts.take(number))
-        else {
+    fn read(tools: &mut T, job: &Self, batch: usize) -> bool {
+        let first = batch * job.together;
+        let pieces = job.pieces.get(first..).unwrap_or_default();
+        let pieces = pieces.get(..job.together).unwrap_or(pieces);
+        let mut room: [Option<Piece<'_>>; MOST_TOGETHER] = [const { None }; MOST_TOGETHER];
+        for ((number, piece), room) in (first..).zip(pieces).zip(&mut room) {
+            // No other worker has these numbers.
+            let (Some(piece), Some(part)) =
+                (job.payload.get(piece.clone()), job.parts.take(number))
+            else {
+                return false;
+            };
+            *room = Some((piece, part));
+        }
+        let Some(read) = job.read else {
             return false;
         };
-        let outcome = read(tools, &job.context, piece, part);
-        match outcome {
-            Ok(()) => job.done.fetch_add(1, Ordering::Release),
-            Err(error) => {
+        let all = room.iter_mut().flatten();
+        let mut all = all.map(|(piece, part)| (*piece, &mut **part));
+        if read(tools, &job.context, &mut all).is_ok() {
+            job.done.fetch_add(pieces.len(), Ordering::Release);
+            return true;
+        }
+        // Again one by one, to find the first bad piece.
+        let all = room.iter_mut().flatten();
+        let all = all.map(|(piece, part)| (*piece, &mut **part));
+        for (number, piece) in (first..).zip(all) {
+            if let Err(error) = read(tools, &job.context, &mut std::iter::once(piece)) {
                 job.note(number, error);
                 return false;
             }
-        };
+            job.done.fetch_add(1, Ordering::Release);
+        }
         true
     }
 
@@ -360,15 +403,29 @@ mod tests {
     #[test]
     fn every_piece_is_read_into_its_own_part() {
         const LEN: usize = LEAST_BYTES;
-        fn fill((): &mut (), (): &(), piece: &[u8], pages: &mut [u8]) -> Result<(), &'static str> {
-            pages.fill(piece[0]);
-            if piece[0] == 9 { Err("nine") } else { Ok(()) }
+        fn fill(
+            (): &mut (),
+            (): &(),
+            pieces: &mut dyn Iterator<Item = Piece<'_>>,
+        ) -> Result<(), &'static str> {
+            // The last one first: it need not be the first bad one.
+            let mut pieces: Vec<_> = pieces.collect();
+            for (piece, pages) in pieces.iter_mut().rev() {
+                pages.fill(piece[0]);
+                match piece[0] {
+                    9 => return Err("nine"),
+                    8 => return Err("eight"),
+                    _ => {}
+                }
+            }
+            Ok(())
         }
         fn list(_: &[u8], pieces: &mut Pieces<'_>) -> Option<()> {
             (0..5).try_for_each(|at| pieces.push(at..at + 1, LEN))
         }
         for workers in 1..5 {
-            let Ok(mut readers) = Readers::of(workers, || Ok::<_, Infallible>(()), fill);
+            let Ok(mut readers) =
+                Readers::of(workers, || Ok::<_, Infallible>(()), fill, 1 + workers % 2);
             let mut packet = Arrived {
                 payload: vec![1, 2, 3, 4, 5],
                 pages: vec![0; 5 * LEN].into(),
@@ -378,7 +435,7 @@ mod tests {
             for (place, number) in packet.pages.as_ref().chunks(LEN).zip(1..) {
                 assert!(place.iter().all(|&byte| byte == number));
             }
-            packet.payload = vec![1, 9, 9, 1, 1];
+            packet.payload = vec![1, 9, 8, 1, 1];
             assert_eq!(readers.read(&mut packet, (), list), Err((1, "nine")));
             // The next packet gets nothing of it.
             packet.payload = vec![5, 4, 3, 2, 1];

@@ -20,7 +20,7 @@ use zstd_safe::{CCtx, CParameter, DCtx, DParameter, InBuffer, OutBuffer};
 use crate::channel::{Arrived, ReadPayload, check_payload_len};
 use crate::encoder::WritePayload;
 use crate::runs::{BeginRuns, WriteRuns};
-use crate::streams::{Pieces, Readers};
+use crate::streams::{Piece, Pieces, Readers};
 use crate::window_memory::{MAX_WINDOW_BYTES, Share, window_of};
 use crate::{Accel, DecodeError, EncodeError, Pages, PathCounts, Streams, Unsupported, ZstdLevel};
 
@@ -210,7 +210,7 @@ pub(crate) struct Decompress {
 
 impl Decompress {
     pub(crate) fn new(accel: Accel) -> Result<Self, Unsupported> {
-        let readers = || Readers::new(decompressor, read_frame);
+        let readers = || Readers::new(decompressor, read_frames, 1);
         Ok(Self {
             stream: decompressor()?,
             in_frame: false,
@@ -362,12 +362,19 @@ fn list(payload: &[u8], page_size: PageSize, frames: &mut Pieces<'_>) -> Option<
     (frames.len() > 1 && frames.are_all()).then_some(())
 }
 
-fn read_frame(stream: &mut DCtx<'static>, (): &(), frame: &[u8], run: &mut [u8]) -> Result<(), ()> {
-    let expected = run.len();
-    match stream.decompress(run, frame) {
-        Ok(found) if found == expected => Ok(()),
-        _ => Err(()),
+fn read_frames(
+    stream: &mut DCtx<'static>,
+    (): &(),
+    frames: &mut dyn Iterator<Item = Piece<'_>>,
+) -> Result<(), ()> {
+    for (frame, run) in frames {
+        let expected = run.len();
+        match stream.decompress(run, frame) {
+            Ok(found) if found == expected => {}
+            _ => return Err(()),
+        }
     }
+    Ok(())
 }
 
 fn no_memory() -> Unsupported {

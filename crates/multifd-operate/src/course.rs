@@ -170,6 +170,10 @@ impl Course {
         if relay_ended.is_some_and(|ended| ended >= NOTICE_LIMIT) {
             return self.cancel(Stop::Relay, elapsed);
         }
+        if phase == Phase::None && elapsed >= HOPE_LIMIT {
+            // It has refused the command by now, or forgotten it.
+            return self.cancel(Stop::Relay, elapsed);
+        }
         if phase == Phase::PreSwitchover {
             self.let_go = Some(elapsed);
             return Step::GoOn;
@@ -313,6 +317,15 @@ mod tests {
         let mut course = Course::new(terms);
         let late = course.next(seen(Phase::Setup, 40));
         assert_eq!(late, Step::Cancel(Stop::Timeout));
+    }
+
+    #[test]
+    fn a_migration_that_does_not_begin_is_given_up() {
+        let mut course = Course::new(Terms::default());
+        assert_eq!(course.next(seen(Phase::None, 60)), Step::Wait);
+        let late = course.next(seen(Phase::None, 90));
+        assert_eq!(late, Step::Cancel(Stop::Relay));
+        assert_eq!(course.next(seen(Phase::None, 120)), Step::GiveUp);
     }
 
     #[test]

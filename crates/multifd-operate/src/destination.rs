@@ -16,7 +16,7 @@ use crate::news::{News, Progress};
 use crate::qemu::{MigrationStatus, Phase, Qemu, RunState};
 use crate::qmp::QmpError;
 use crate::settings::{Plan, Wish};
-use crate::source::put_back;
+use crate::source::{MOST_RECONNECTS, put_back};
 
 /// How often QEMU is asked how far it is.
 const LOOK: Duration = Duration::from_millis(500);
@@ -116,6 +116,8 @@ pub fn accept(
                 carrier,
                 begun: None,
                 told: String::new(),
+                was_too_late: false,
+                reconnects: 0,
             }
             .go(cancel, observe)
         });
@@ -137,6 +139,21 @@ fn check(qemu: &mut Qemu, wish: &Wish) -> Result<Plan, Failure> {
     Plan::of(wish, &settings).map_err(Failure::before)
 }
 
+/// A failure in postcopy. The destination has a part of the guest that nobody else has.
+fn in_postcopy(failure: Failure) -> Failure {
+    let broke = Cause::PostcopyBroke;
+    Failure {
+        guest: Whereabouts::Unknown,
+        cancelled: false,
+        ..match failure.cause {
+            Cause::Relay(ref cause) if matches!(cause.cause, RelayCause::PostcopyBroke) => {
+                Failure::before(broke)
+            }
+            cause => Failure::before(broke).advise(crate::failure::chain(&cause)),
+        }
+    }
+}
+
 /// A destination that waits for a guest, or loads it.
 struct Wait<'a> {
     order: &'a Order,
@@ -145,6 +162,10 @@ struct Wait<'a> {
     begun: Option<Instant>,
     /// The status that was told last.
     told: String,
+    /// A wish to end came too late.
+    was_too_late: bool,
+    /// How often the monitor's connection was made again.
+    reconnects: u32,
 }
 
 impl Wait<'_> {
@@ -163,7 +184,7 @@ impl Wait<'_> {
                 self.begun.get_or_insert_with(Instant::now);
             }
             if cancel.is_cancelled() {
-                self.carrier.cancel();
+                self.wish(observe);
             }
             if broken.is_some() {
                 // Nobody is there to load the guest.
@@ -180,6 +201,7 @@ impl Wait<'_> {
                 false => Ok(()),
             });
             match looked {
+                Err(error) if error.is_final() && self.connects_again(&error, observe) => {}
                 Err(error) if error.is_final() => {
                     // It may have said that it has the guest before: then cancelling does nothing.
                     self.carrier.cancel();
@@ -188,6 +210,30 @@ impl Wait<'_> {
                 // A destination may be silent while it loads.
                 Err(_) | Ok(()) => {}
             }
+        }
+    }
+
+    /// Whether QEMU is still there behind a connection that broke.
+    fn connects_again(&mut self, error: &QmpError, observe: &mut dyn FnMut(News)) -> bool {
+        let may = self.reconnects < MOST_RECONNECTS;
+        self.reconnects = self.reconnects.saturating_add(1);
+        let is_there = may && self.qemu.qmp().reconnect().is_ok();
+        if is_there {
+            let error = crate::failure::chain(error);
+            observe(News::Note(format!("{error}; connected again")));
+        }
+        is_there
+    }
+
+    /// The caller wants the end. In postcopy the guest is here already, and would stand still.
+    fn wish(&mut self, observe: &mut dyn FnMut(News)) {
+        if !self.is_in_postcopy(Phase::None) {
+            self.carrier.cancel();
+        } else if !std::mem::replace(&mut self.was_too_late, true) {
+            observe(News::Note(
+                "the guest runs here, and its memory follows: it cannot be sent back, waiting for the end"
+                    .to_owned(),
+            ));
         }
     }
 
@@ -225,13 +271,21 @@ impl Wait<'_> {
         if let Some(error) = broken {
             return Err(silent(crate::failure::chain(&error)));
         }
-        let qemu = self.qemu.wait_migration(LOADED_LIMIT);
+        let qemu = match self.qemu.wait_migration(LOADED_LIMIT) {
+            Err(error) if error.is_final() && self.qemu.qmp().reconnect().is_ok() => {
+                self.qemu.wait_migration(LOADED_LIMIT)
+            }
+            qemu => qemu,
+        };
         let qemu = qemu.map_err(|error| silent(crate::failure::chain(&error)))?;
         if !qemu.is_completed() {
             return Err(silent(format!("its status is {}", qemu.status)));
         }
-        let state = self.qemu.run_state();
-        let state = state.map_err(|error| silent(crate::failure::chain(&error)))?;
+        let state = match self.qemu.run_state() {
+            // It has said that it has the guest.
+            Err(error) if !error.is_final() => RunState::default(),
+            state => state.map_err(|error| silent(crate::failure::chain(&error)))?,
+        };
         Ok(Arrived {
             state,
             qemu,
@@ -241,11 +295,14 @@ impl Wait<'_> {
 
     /// Why the guest has not come, in QEMU's words too.
     fn failed(&mut self, cause: Cause, broken: Option<QmpError>, cancel: &Cancel) -> Failure {
-        let guest = match &cause {
-            Cause::Relay(failure) if matches!(failure.cause, RelayCause::NotTold) => {
-                Whereabouts::Unknown
-            }
-            _ => Whereabouts::Source,
+        let (guest, may_have_it) = match &cause {
+            Cause::Relay(failure) => match failure.cause {
+                RelayCause::NotTold | RelayCause::PostcopyBroke => (Whereabouts::Unknown, true),
+                // QEMU had got everything that makes the guest.
+                RelayCause::NoWord { .. } | RelayCause::TakenBack => (Whereabouts::Source, true),
+                _ => (Whereabouts::Source, false),
+            },
+            _ => (Whereabouts::Source, false),
         };
         let cancelled = cancel.is_cancelled();
         let begun = self.carrier.has_begun;
@@ -276,15 +333,31 @@ impl Wait<'_> {
                     )
                 };
             }
+            Ok(status) if self.is_in_postcopy(status.phase()) => return in_postcopy(failure),
+            Ok(status) if may_have_it && !status.is_final() => {
+                failure.guest = Whereabouts::Unknown;
+                failure = failure.advise(format!(
+                    "The destination QEMU says that its migration is {}: check that it does not run",
+                    status.status
+                ));
+            }
+            Err(_) if self.is_in_postcopy(Phase::None) => return in_postcopy(failure),
             Ok(MigrationStatus {
                 error_desc: Some(words),
                 ..
             }) => failure = failure.advise(format!("The destination QEMU says: {words}")),
             Ok(_) => {}
             Err(error) => {
+                if may_have_it {
+                    failure.guest = Whereabouts::Unknown;
+                }
+                let what = match error.is_final() {
+                    true => "has gone",
+                    false => "does not answer: check that it does not run",
+                };
+                let error = crate::failure::chain(&error);
                 failure = failure.advise(format!(
-                    "The destination QEMU has gone ({}): see its own log",
-                    crate::failure::chain(&error)
+                    "The destination QEMU {what} ({error}); see its own log"
                 ));
             }
         }
@@ -295,6 +368,13 @@ impl Wait<'_> {
             ));
         }
         failure.advise("Before another try start the destination QEMU anew, with -incoming defer")
+    }
+
+    /// Whether QEMU has begun to run the guest while its memory follows: it is at both ends then.
+    fn is_in_postcopy(&self, now: Phase) -> bool {
+        [now, Phase::of(&self.told)]
+            .iter()
+            .any(|phase| matches!(phase, Phase::Postcopy | Phase::PostcopyPaused))
     }
 
     /// The numbers of channels, if they are why it failed: a destination that waits for more does

@@ -175,6 +175,16 @@ pub enum Cause {
          End neither QEMU, and recover it (docs/operators.md, After a migration)"
     )]
     PostcopyBroke,
+    /// QEMU says that the guest has moved, and not through here.
+    #[error(
+        "{end} QEMU says `{status}`, and the relay beside it has carried no migration to its end"
+    )]
+    NotOurs {
+        /// `the source`.
+        end: &'static str,
+        /// QEMU's status.
+        status: String,
+    },
     /// QEMU does not say how the migration ended.
     #[error("{end} QEMU does not say how the migration ended ({why})")]
     Silent {
@@ -198,7 +208,10 @@ pub(crate) fn whereabouts(failure: &multifd_relay::Failure) -> Whereabouts {
         RelayCause::RelayGone
         | RelayCause::Unknown
         | RelayCause::NotTold
+        | RelayCause::NoWord { .. }
+        | RelayCause::TakenBack
         | RelayCause::PostcopyBroke => Whereabouts::Unknown,
+        RelayCause::Far(ref far) if far.may_have_guest() => Whereabouts::Unknown,
         // The destination's word may have been lost on the way.
         RelayCause::Transport(TransportCause::Io(_)) if failure.leg == Leg::Destination => {
             Whereabouts::Unknown
@@ -248,6 +261,11 @@ mod tests {
         let broken = || RelayCause::from(io::Error::other("cut"));
         assert_eq!(failed(Leg::Destination, broken()), Whereabouts::Unknown);
         assert_eq!(failed(Leg::Source, broken()), Whereabouts::Source);
+        // Its destination had everything.
+        assert_eq!(
+            failed(Leg::Source, RelayCause::TakenBack),
+            Whereabouts::Unknown
+        );
         assert_eq!(
             failed(Leg::Here, RelayCause::RelayGone),
             Whereabouts::Unknown

@@ -174,6 +174,12 @@ impl MigrationStatus {
         self.phase().is_final()
     }
 
+    /// Returns whether a migration runs.
+    #[must_use]
+    pub fn is_under_way(&self) -> bool {
+        !self.is_final() && self.phase() != Phase::None
+    }
+
     /// Returns whether the guest has moved.
     #[must_use]
     pub fn is_completed(&self) -> bool {
@@ -291,11 +297,30 @@ impl Qemu {
     /// # Errors
     /// As [`Qmp::execute`].
     pub fn wait_migration(&mut self, limit: Duration) -> Result<MigrationStatus, QmpError> {
+        self.wait_until(limit, MigrationStatus::is_final)
+    }
+
+    /// Waits until no migration runs, at most for `limit`, and returns its last state.
+    ///
+    /// # Errors
+    /// As [`Qmp::execute`].
+    pub(crate) fn wait_idle(&mut self, limit: Duration) -> Result<MigrationStatus, QmpError> {
+        self.wait_until(limit, |status| !status.is_under_way())
+    }
+
+    /// QEMU may be silent for a while, and say it then.
+    fn wait_until(
+        &mut self,
+        limit: Duration,
+        is_so: impl Fn(&MigrationStatus) -> bool,
+    ) -> Result<MigrationStatus, QmpError> {
         let deadline = Instant::now() + limit;
         loop {
-            let status = self.migration()?;
-            if status.is_final() || Instant::now() >= deadline {
-                return Ok(status);
+            let is_late = || Instant::now() >= deadline;
+            match self.migration() {
+                Ok(status) if is_so(&status) || is_late() => return Ok(status),
+                Err(error) if error.is_final() || is_late() => return Err(error),
+                Ok(_) | Err(_) => {}
             }
             self.qmp.wait_event(LOOK)?;
         }

@@ -139,6 +139,7 @@ impl std::fmt::Display for Version {
 /// A QMP connection.
 #[derive(Debug)]
 pub struct Qmp {
+    path: PathBuf,
     stream: Stream,
     lines: Lines,
     version: Version,
@@ -166,6 +167,7 @@ impl Qmp {
         })?;
         stream.set_timeouts(Some(ANSWER_LIMIT))?;
         let mut qmp = Qmp {
+            path: path.to_owned(),
             stream,
             lines: Lines::default(),
             version: Version::default(),
@@ -199,6 +201,22 @@ impl Qmp {
         };
         qmp.execute("qmp_capabilities", json!({}))?;
         Ok(qmp)
+    }
+
+    /// Connects again to the same QEMU, after its connection has broken: its monitor serves the
+    /// next client. Events of the meantime are lost.
+    ///
+    /// # Errors
+    /// When nobody serves the socket any more, or another process.
+    pub(crate) fn reconnect(&mut self) -> Result<(), QmpError> {
+        let process = |qmp: &Qmp| socket_peercred(&qmp.stream).map(|peer| peer.pid).ok();
+        let again = Qmp::connect(&self.path)?;
+        if process(&again) != process(self) {
+            let path = self.path.clone();
+            return Err(QmpError::Nobody { path });
+        }
+        *self = again;
+        Ok(())
     }
 
     /// QEMU's release, from its greeting.

@@ -30,8 +30,16 @@ const RELAY_LIMIT: Duration = Duration::from_secs(40);
 /// How long QEMU may take to have all figures of a migration that it has completed.
 const FIGURES_LIMIT: Duration = Duration::from_secs(1);
 
+/// How often a monitor's connection may break.
+pub(crate) const MOST_RECONNECTS: u32 = 8;
+
+/// How long QEMU may take to end its migration before its settings are put back.
+const IDLE_LIMIT: Duration = Duration::from_secs(2);
+
 /// How long the guest may take to run on at the source after a failure.
 const RUN_LIMIT: Duration = Duration::from_secs(30);
+
+const LOOK_AT_BOTH: &str = "Look at both QEMUs (query-status) before you end or start either";
 
 /// What is wanted of a source.
 #[derive(Clone, Debug)]
@@ -131,24 +139,50 @@ pub fn migrate(
                 told_at: None,
                 waits: false,
                 has_switched: false,
+                reconnects: 0,
                 begun: Instant::now(),
             };
             run.go(&leg.to_string(), cancel, observe)
         });
-    put_back(&plan, &mut qemu, observe);
+    put_back_when_idle(&plan, &mut qemu, observe);
     outcome
+}
+
+/// Undoes the changes of a plan, unless a migration runs: another client has begun it, or it has
+/// not ended.
+fn put_back_when_idle(plan: &Plan, qemu: &mut Qemu, observe: &mut dyn FnMut(News)) {
+    let status = match qemu.wait_idle(IDLE_LIMIT) {
+        Err(error) if error.is_final() && qemu.qmp().reconnect().is_ok() => {
+            qemu.wait_idle(IDLE_LIMIT)
+        }
+        status => status,
+    };
+    match status {
+        Ok(status) if status.is_under_way() && !plan.changes.is_empty() => {
+            observe(stayed(plan, &Cause::Busy(status.status)));
+        }
+        _ => put_back(plan, qemu, observe),
+    }
 }
 
 /// Undoes the changes of a plan, and tells what stays changed.
 pub(crate) fn put_back(plan: &Plan, qemu: &mut Qemu, observe: &mut dyn FnMut(News)) {
-    if let Err(error) = plan.undo(qemu) {
-        let stayed: Vec<String> = plan.changes.iter().map(ToString::to_string).collect();
-        observe(News::Note(format!(
-            "QEMU's settings could not all be put back ({}). They were changed to: {}",
-            chain(&error),
-            stayed.join(", ")
-        )));
+    let outcome = match plan.undo(qemu) {
+        Err(error) if error.is_final() && qemu.qmp().reconnect().is_ok() => plan.undo(qemu),
+        outcome => outcome,
+    };
+    if let Err(error) = outcome {
+        observe(stayed(plan, &error));
     }
+}
+
+fn stayed(plan: &Plan, error: &dyn std::error::Error) -> News {
+    let stayed: Vec<String> = plan.changes.iter().map(ToString::to_string).collect();
+    News::Note(format!(
+        "QEMU's settings could not all be put back ({}). They were changed to: {}",
+        chain(error),
+        stayed.join(", ")
+    ))
 }
 
 fn check(qemu: &mut Qemu, wish: &Wish) -> Result<(Plan, RunState), Failure> {
@@ -163,7 +197,7 @@ fn check(qemu: &mut Qemu, wish: &Wish) -> Result<(Plan, RunState), Failure> {
     if !migration.blocked_reasons.is_empty() {
         return Err(Failure::before(Cause::Blocked(migration.blocked_reasons)));
     }
-    if !migration.is_final() && migration.phase() != Phase::None {
+    if migration.is_under_way() {
         return Err(Failure::before(Cause::Busy(migration.status)));
     }
     let settings = qemu.settings().map_err(Failure::before)?;
@@ -192,6 +226,8 @@ struct Run<'a> {
     waits: bool,
     /// The guest was let go to the destination. Before that, no destination can have it.
     has_switched: bool,
+    /// How often the monitor's connection was made again.
+    reconnects: u32,
     begun: Instant,
 }
 
@@ -206,6 +242,12 @@ impl Run<'_> {
         match self.qemu.migrate(uri) {
             // It may have begun all the same.
             Err(error @ QmpError::Hangs { .. }) => observe(News::Note(error.to_string())),
+            Err(error) if error.is_final() && self.connects_again(&error, observe) => {
+                let status = self.qemu.migration().map_err(Failure::before)?;
+                if !status.is_under_way() {
+                    return Err(Failure::before(error));
+                }
+            }
             outcome => outcome.map_err(Failure::before)?,
         }
         loop {
@@ -215,14 +257,19 @@ impl Run<'_> {
                 true => Ok(None),
                 false => self.qemu.migration().map(Some),
             };
+            let mut seen = MigrationStatus::default();
             let phase = match phase {
                 Ok(None) => Some(Phase::PreSwitchover),
                 Ok(Some(status)) => {
                     let phase = status.phase();
+                    seen.clone_from(&status);
                     self.tell(status, observe);
                     Some(phase)
                 }
-                Err(error) if error.is_final() => return self.gone(error, observe),
+                Err(error) if error.is_final() => match self.connects_again(&error, observe) {
+                    true => continue,
+                    false => return self.gone(error, observe),
+                },
                 Err(error) => {
                     observe(News::Note(error.to_string()));
                     None
@@ -240,7 +287,7 @@ impl Run<'_> {
             });
             match step {
                 Step::Wait => {}
-                Step::Over => return self.over(observe),
+                Step::Over => return self.over(seen, observe),
                 Step::GiveUp => return self.given_up(observe),
                 Step::CutRelay => {
                     observe(News::Note(
@@ -283,10 +330,24 @@ impl Run<'_> {
                     }
                 }
             }
-            if let Err(error) = self.rest(cancel, observe) {
+            if let Err(error) = self.rest(cancel, observe)
+                && !self.connects_again(&error, observe)
+            {
                 return self.gone(error, observe);
             }
         }
+    }
+
+    /// Whether QEMU is still there behind a connection that broke. It may wait before its
+    /// switch-over, with its guest standing still, until it is told to go on.
+    fn connects_again(&mut self, error: &QmpError, observe: &mut dyn FnMut(News)) -> bool {
+        let may = self.reconnects < MOST_RECONNECTS;
+        self.reconnects = self.reconnects.saturating_add(1);
+        let is_there = may && self.qemu.qmp().reconnect().is_ok();
+        if is_there {
+            observe(News::Note(format!("{}; connected again", chain(error))));
+        }
+        is_there
     }
 
     /// Waits for something to look at.
@@ -346,10 +407,14 @@ impl Run<'_> {
         }
     }
 
-    /// QEMU has said how it ended.
-    fn over(&mut self, observe: &mut dyn FnMut(News)) -> Result<Moved, Failure> {
+    /// QEMU has said how it ended, and may have gone since then.
+    fn over(
+        &mut self,
+        seen: MigrationStatus,
+        observe: &mut dyn FnMut(News),
+    ) -> Result<Moved, Failure> {
         let elapsed = self.begun.elapsed();
-        let status = self.figures().map_err(|error| self.silent(&error))?;
+        let status = self.figures().unwrap_or(seen);
         if status.phase() == Phase::PostcopyPaused {
             return Err(Failure {
                 guest: Whereabouts::Unknown,
@@ -357,7 +422,21 @@ impl Run<'_> {
             });
         }
         if status.is_completed() {
+            if !self.carrier.has_begun {
+                // The status of another migration.
+                self.carrier.cancel();
+                self.wait_relay(observe);
+                return Err(self.not_ours(status.status));
+            }
             self.wait_relay(observe);
+            if let Some(Err(Cause::Relay(failure))) = &self.carrier.outcome
+                && matches!(
+                    failure.cause,
+                    RelayCause::Refused { .. } | RelayCause::Unconfirmed
+                )
+            {
+                return Err(self.unknown(format!("its status is {}", status.status)));
+            }
             if let Some(words) = self.carrier.words() {
                 observe(News::Note(format!("the relay says: {words}")));
             }
@@ -390,12 +469,16 @@ impl Run<'_> {
 
     /// Why a migration failed that QEMU has ended.
     fn failed(&mut self, status: &MigrationStatus) -> Failure {
+        let is_delivered = self.carrier.has_delivered();
         let relay = match self.carrier.outcome.take() {
             Some(Err(cause)) if self.carrier.has_begun => Some(cause),
             _ => None,
         };
         let guest = match &relay {
+            // Whatever QEMU says, its destination may run the guest.
+            _ if is_delivered => Whereabouts::Unknown,
             Some(Cause::Relay(failure)) if self.has_switched => whereabouts(failure),
+            _ if self.has_switched && self.carrier.has_begun => Whereabouts::Unknown,
             _ => Whereabouts::Source,
         };
         let said = status.error_desc.clone();
@@ -404,6 +487,9 @@ impl Run<'_> {
             (Some(cause), Whereabouts::Unknown) => {
                 Some(format!("The relay says: {}", chain(cause)))
             }
+            _ if is_delivered => Some(
+                "The relay says: the destination has the guest, and the source was told".into(),
+            ),
             _ => None,
         };
         let (cause, other) = match (self.course.stop(), relay) {
@@ -418,7 +504,7 @@ impl Run<'_> {
                 let ended = || Cause::Ended(status.status.clone());
                 (
                     said.map_or_else(ended, |words| Cause::Qemu { end, words }),
-                    None,
+                    words,
                 )
             }
         };
@@ -512,6 +598,16 @@ impl Run<'_> {
         Err(failure)
     }
 
+    /// QEMU speaks of a migration that did not come through here.
+    fn not_ours(&self, status: String) -> Failure {
+        let end = "the source";
+        let failure = Failure {
+            guest: Whereabouts::Unknown,
+            ..Failure::before(Cause::NotOurs { end, status })
+        };
+        failure.advise(LOOK_AT_BOTH)
+    }
+
     fn silent(&self, error: &QmpError) -> Failure {
         self.unknown(chain(error))
     }
@@ -528,7 +624,7 @@ impl Run<'_> {
             Some(words) => failure.advise(format!("The relay says: {words}")),
             None => failure,
         };
-        failure.advise("Look at both QEMUs (query-status) before you end or start either")
+        failure.advise(LOOK_AT_BOTH)
     }
 
     fn report(&self) -> Option<MigrationReport> {

@@ -1,8 +1,10 @@
 //! A made QEMU: what it says is foreign input, and what it does not say ends.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -309,4 +311,193 @@ fn a_guest_that_was_let_go_is_not_called_back() {
     let names = names(&commands);
     assert!(names.contains(&"migrate-continue"), "{names:?}");
     assert!(!names.contains(&"migrate_cancel"), "{names:?}");
+}
+
+/// QEMU asks for another migration than that of this command, or never came to its relay.
+#[test]
+fn a_migration_that_did_not_come_through_here_is_no_success() {
+    let mut begun = false;
+    let made = Made::new(move |command, _| {
+        begun |= command == "migrate";
+        Some(match command {
+            "query-migrate" if begun => json!({"status": "completed", "total-time": 1}),
+            command => idle(command, "running"),
+        })
+    });
+    let (failure, _) = migrate(&made);
+    assert_eq!(failure.guest, Whereabouts::Unknown, "{failure}");
+    assert!(matches!(failure.cause, Cause::NotOurs { .. }), "{failure}");
+    made.commands();
+}
+
+/// Another client has begun a migration meanwhile, and needs the settings as they are.
+#[test]
+fn settings_of_another_clients_migration_are_left_alone() {
+    let mut refused = false;
+    let made = Made::new(move |command, stream| {
+        if command == "migrate" {
+            refused = true;
+            say(stream, &json!({"error": {"desc": "one is under way"}}));
+        }
+        Some(match command {
+            "query-migrate" if refused => json!({"status": "active"}),
+            command => idle(command, "running"),
+        })
+    });
+    let (failure, news) = migrate(&made);
+    assert_eq!(failure.guest, Whereabouts::Source, "{failure}");
+    let is_told = |one: &News| matches!(one, News::Note(text) if text.contains("put back"));
+    assert!(news.iter().any(is_told), "{news:?}");
+    let commands = made.commands();
+    let sets = names(&commands).into_iter();
+    let sets = sets.filter(|name| name.contains("-set-")).count();
+    assert_eq!(sets, 2, "{commands:?}");
+}
+
+/// The main channel of a guest of one page, which asks for the destination's word.
+fn guest() -> Vec<u8> {
+    let end_of_section = b"\0\0\0\0\0\0\0\x10\x7e\0\0\0\x02";
+    [
+        b"QEVM\0\0\0\x03\x07\0\0\0\x04none".as_slice(),
+        b"\x08\0\x01\0\0\x08\0\x02\0\x04\0\0\0\x01",
+        b"\x01\0\0\0\x02\x03ram\0\0\0\0\0\0\0\x04\0\0\0\0\0\0\x10\x04",
+        b"\x06pc.ram\0\0\0\0\0\0\x10\0",
+        end_of_section,
+        b"\x03\0\0\0\x02\0\0\0\0\0\0\0\x08\x06pc.ram",
+        &[7; 4096],
+        end_of_section,
+        b"\0\x06\0\0\0\x02{}",
+    ]
+    .concat()
+}
+
+/// A source that sends its guest when it is told to, to a destination that takes it and says so.
+/// `answer` is asked about all but that, with whether the word has come.
+fn moves(
+    mut answer: impl FnMut(&str, bool) -> Option<Value> + Send + 'static,
+) -> (Made, source::Order, JoinHandle<()>) {
+    let there = tempfile::tempdir().unwrap();
+    let socket = there.path().join("destination");
+    let listener = UnixListener::bind(&socket).unwrap();
+    let destination = thread::spawn(move || {
+        let _folder = there;
+        let (mut stream, _) = listener.accept().unwrap();
+        stream.write_all(b"\0\x02\0\x04\0\0\0\x01").unwrap();
+        let mut all = vec![0; guest().len()];
+        stream.read_exact(&mut all).unwrap();
+        stream.write_all(b"\0\x01\0\x04\0\0\0\0").unwrap();
+        // Until the relay closes.
+        let _ = stream.read(&mut [0]);
+    });
+    let has_word = Arc::new(AtomicBool::new(false));
+    let made = Made::new(move |command, stream| {
+        if command == "migrate" {
+            // The relay's socket is in the only folder beside the monitor's.
+            let folder = stream.local_addr().unwrap();
+            let folder = folder.as_pathname().unwrap().parent().unwrap().to_owned();
+            let entries = std::fs::read_dir(folder).unwrap();
+            let mut entries = entries.map(|entry| entry.unwrap().path());
+            let beside = entries.find(|path| path.is_dir()).unwrap().join("qemu");
+            let has_word = Arc::clone(&has_word);
+            thread::spawn(move || {
+                let mut main = UnixStream::connect(beside).unwrap();
+                main.write_all(&guest()).unwrap();
+                let mut word = [0; 16];
+                main.read_exact(&mut word).unwrap();
+                has_word.store(true, Ordering::SeqCst);
+            });
+            return Some(json!({}));
+        }
+        answer(command, has_word.load(Ordering::SeqCst))
+    });
+    let to: LegAddress = format!("unix:{}", socket.display()).parse().unwrap();
+    let config = RelayConfig::new(to, "none".parse().unwrap());
+    let order = source::Order::new(made.qmp(), config, Wish::new(4));
+    (made, order, destination)
+}
+
+/// A program ends the source as soon as it has nothing to do any more.
+#[test]
+fn a_source_that_goes_right_after_its_migration_has_moved() {
+    let mut said = false;
+    let (made, order, destination) = moves(move |command, has_word| match command {
+        "query-migrate" if said => None,
+        "query-migrate" if has_word => {
+            said = true;
+            Some(json!({"status": "completed"}))
+        }
+        "query-migrate" => Some(json!({})),
+        command => Some(idle(command, "running")),
+    });
+    let moved = source::migrate(&order, &Cancel::new(), &mut |_| {}).unwrap();
+    assert_eq!(moved.report.unwrap().confirmed, Some(true));
+    destination.join().unwrap();
+    made.commands();
+}
+
+/// The destination runs its guest, and the source says that its migration has failed.
+#[test]
+fn a_failure_behind_the_destinations_word_may_leave_two_guests() {
+    let (made, order, destination) = moves(|command, has_word| {
+        Some(match command {
+            "query-migrate" if has_word => json!({"status": "failed", "error-desc": "late"}),
+            "query-migrate" => json!({}),
+            command => idle(command, "running"),
+        })
+    });
+    let failure = source::migrate(&order, &Cancel::new(), &mut |_| {}).unwrap_err();
+    assert_eq!(failure.guest, Whereabouts::Unknown, "{failure}");
+    let words = failure.to_string();
+    assert!(words.contains("the destination has the guest"), "{words}");
+    destination.join().unwrap();
+    made.commands();
+}
+
+/// The monitor's connection breaks while QEMU waits before its switch-over: its guest would stand
+/// still for ever. QEMU serves its next client.
+#[test]
+fn a_monitor_whose_connection_broke_is_connected_to_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let qmp = folder.path().join("qmp");
+    let listener = UnixListener::bind(&qmp).unwrap();
+    let served = thread::spawn(move || {
+        let mut status = None;
+        let mut clients = 0;
+        while clients < 2 {
+            let (stream, _) = listener.accept().unwrap();
+            clients += 1;
+            say(&stream, &json!({"QMP": {}}));
+            for line in BufReader::new(stream.try_clone().unwrap()).lines() {
+                let command: Value = serde_json::from_str(&line.unwrap()).unwrap();
+                let name = command["execute"].as_str().unwrap();
+                let returned = match name {
+                    "query-migrate" => match status {
+                        Some(status) => json!({"status": status, "error-desc": "enough"}),
+                        None => json!({}),
+                    },
+                    _ => idle(name, "running"),
+                };
+                say(&stream, &json!({"return": returned, "id": command["id"]}));
+                match name {
+                    "migrate" => {
+                        status = Some("pre-switchover");
+                        break;
+                    }
+                    "migrate-continue" => status = Some("failed"),
+                    _ => {}
+                }
+            }
+        }
+        status
+    });
+    let mut news = Vec::new();
+    let mut observe = |one| news.push(one);
+    let failure = source::migrate(&order(&qmp), &Cancel::new(), &mut observe).unwrap_err();
+    let words = failure.to_string();
+    assert!(words.contains("The guest runs on at the source"), "{words}");
+    let is_told = |one: &News| matches!(one, News::Note(text) if text.contains("connected again"));
+    assert!(news.iter().any(is_told), "{news:?}");
+    let is_lost = |one: &News| matches!(one, News::Note(text) if text.contains("put back"));
+    assert!(!news.iter().any(is_lost), "{news:?}");
+    assert_eq!(served.join().unwrap(), Some("failed"));
 }

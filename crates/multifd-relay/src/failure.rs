@@ -1,6 +1,7 @@
 //! What can go wrong in a migration that is relayed, kept or replayed.
 
 use std::io;
+use std::time::Duration;
 
 use multifd_transport::failure::{Cause as TransportCause, Located};
 
@@ -103,6 +104,16 @@ pub enum Cause {
          the guest may run at both ends, stop one of them now"
     )]
     NotTold,
+    /// The migration was to end here, the destination had everything that makes the guest, and has
+    /// not said in time whether it has it.
+    #[error(
+        "the destination got everything that makes the guest, and did not say within {within:?} whether it has it. \
+         It was disconnected: check that it does not run before you go on at the source"
+    )]
+    NoWord {
+        /// How long its word was waited for.
+        within: Duration,
+    },
     /// A connection broke while the guest's memory was at both ends.
     #[error(
         "a connection broke in postcopy; the guest goes on once it is recovered \

@@ -80,6 +80,9 @@ pub struct RecordReport {
     pub file_bytes: u64,
     /// `true`: the source has heard that everything is kept. `None`: it did not ask.
     pub confirmed: Option<bool>,
+    /// Blocks that the source shares and has not sent (`x-ignore-shared`): the recording is of the
+    /// others.
+    pub left_out: Vec<BlockName>,
     /// Multifd channels; 0 for a migration without multifd.
     pub channels: usize,
     /// What arrived.
@@ -124,6 +127,7 @@ pub fn record(
         file: output.file.path().to_owned(),
         file_bytes,
         confirmed: taken.confirmed,
+        left_out: taken.left_out,
         channels: taken.channels,
         totals: taken.totals,
         duration: taken.duration,

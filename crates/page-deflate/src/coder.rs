@@ -189,7 +189,7 @@ mod tests {
     use crate::format::{DISTANCE_BASE, MAX_WINDOW};
     use crate::inflate::inflate_body;
     use crate::lengths::Lengths;
-    use crate::table::{Pairs, Tables};
+    use crate::table::{Tables, Use};
 
     /// Every pair of literals, and every length at the first and last distance of each symbol; only
     /// some of them under Miri.
@@ -224,15 +224,17 @@ mod tests {
     /// Writes the items and decodes them again.
     fn check(items: &[Item], bytes: &[u8], litlen: &[u8], distance: &[u8]) {
         let coder = Coder::new(litlen, distance);
-        let mut tables = Tables::new();
-        tables.build(litlen, distance, Pairs::Build).unwrap();
         let mut body = Vec::new();
         let mut writer = BitWriter::new(&mut body);
         coder.write(items, &mut writer);
         writer.align();
-        let mut decoded = vec![0; bytes.len()];
-        inflate_body(&tables, &body, &mut decoded).unwrap();
-        assert!(decoded == bytes);
+        for usage in [Use::Pages, Use::Page] {
+            let mut tables = Tables::new();
+            tables.build(litlen, distance, usage).unwrap();
+            let mut decoded = vec![0; bytes.len()];
+            inflate_body(&tables, &body, &mut decoded).unwrap();
+            assert!(decoded == bytes);
+        }
     }
 
     #[test]

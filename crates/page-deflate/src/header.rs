@@ -3,7 +3,7 @@
 
 use super::bits::BitWriter;
 use super::format::{DISTANCE_SYMBOLS, LITLEN_SYMBOLS};
-use super::inflate::{InflateError, read_header};
+use super::inflate::{DescribedLengths, InflateError, read_header};
 use super::shared::{CodeLengths, CodeLengthsError};
 
 /// Why bytes are not the header of a block with a code for every symbol.
@@ -60,7 +60,7 @@ impl CodeLengths {
     /// [`HeaderError`] unless `header` is exactly one header of a final dynamic block, every symbol
     /// has a code, and every bit pattern has a meaning.
     pub fn read_header(header: &[u8]) -> Result<Self, HeaderError> {
-        let mut lengths = [0; LITLEN_SYMBOLS + DISTANCE_SYMBOLS];
+        let mut lengths = DescribedLengths::new();
         let found = read_header(header, &mut lengths).map_err(HeaderError::Description)?;
         let found = found.ok_or(HeaderError::Block)?;
         let (literals, distances) = (found.litlen.len(), found.distance.len());
@@ -75,6 +75,10 @@ impl CodeLengths {
                 found_bytes: found.unused,
             });
         }
-        Self::from_bytes(&lengths).map_err(HeaderError::Code)
+        let mut bytes = [0; Self::BYTES];
+        let (litlen, distance) = bytes.split_at_mut(LITLEN_SYMBOLS);
+        litlen.copy_from_slice(found.litlen);
+        distance.copy_from_slice(found.distance);
+        Self::from_bytes(&bytes).map_err(HeaderError::Code)
     }
 }

@@ -3,10 +3,9 @@
 use super::format::{
     DISTANCE_SYMBOLS, DYNAMIC, FIXED, LITLEN_SYMBOLS, PRECODE_ORDER, PRECODE_SYMBOLS, STORED,
 };
-use super::table::{
-    BadCode, DISTANCE_BITS, END, Entry, LINK, LITERAL, LITLEN_BITS, NO_DISTANCE, Pairs, Precode,
-    SPECIAL, Tables, drop_bits, second_level,
-};
+use super::lane::{Lane, Stop};
+use super::several;
+use super::table::{BadCode, Precode, Tables, Use};
 
 /// Why deflate data is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -82,146 +81,113 @@ impl From<BadCode> for InflateError {
     }
 }
 
-/// Input as bits; the first bit of a byte is the lowest.
-struct Bits<'a> {
-    input: &'a [u8],
-    /// The next byte that `count` does not include.
-    next: usize,
-    /// The next bits. Those above `count` are either 0 or equal to the bytes at `next`.
-    bits: u64,
-    count: u32,
+/// The codes of a block's symbols.
+#[derive(Clone, Copy)]
+pub(super) enum Codes {
+    /// The format's fixed code.
+    Fixed,
+    /// The block's own: the tables last built.
+    Own,
 }
 
-impl<'a> Bits<'a> {
-    fn new(input: &'a [u8]) -> Self {
-        Self {
-            input,
-            next: 0,
-            bits: 0,
-            count: 0,
+impl Codes {
+    pub(super) fn tables(self, own: &Tables) -> &Tables {
+        match self {
+            Self::Fixed => Tables::fixed(),
+            Self::Own => own,
         }
-    }
-
-    /// Makes at least 56 bits available, or all that remain.
-    #[inline]
-    fn refill(&mut self) {
-        while self.count < 56 {
-            let Some(&byte) = self.input.get(self.next) else {
-                break;
-            };
-            self.bits |= u64::from(byte) << self.count;
-            self.next += 1;
-            self.count += 8;
-        }
-    }
-
-    /// Drops bits that were examined; returns false if the input has fewer.
-    #[must_use]
-    fn drop(&mut self, count: u32) -> bool {
-        if count > self.count {
-            return false;
-        }
-        self.bits >>= count;
-        self.count -= count;
-        true
-    }
-
-    /// Takes the next `count` bits, at most 16.
-    fn take(&mut self, count: u32) -> Option<u32> {
-        if self.count < count {
-            self.refill();
-        }
-        let value = self.bits & ((1 << count) - 1);
-        self.drop(count).then_some(value as u32)
-    }
-
-    /// Skips the rest of the current byte and returns the bytes after it.
-    fn align(&mut self) -> &'a [u8] {
-        self.next -= (self.count / 8) as usize;
-        self.bits = 0;
-        self.count = 0;
-        self.input.get(self.next..).unwrap_or_default()
     }
 }
 
-/// The block that ended.
+/// The beginning of a block.
 pub(super) struct Block {
     pub(super) is_final: bool,
     pub(super) is_empty_stored: bool,
+    /// `None` for a stored block, which has been read to its end.
+    pub(super) codes: Option<Codes>,
 }
 
 /// One decoding run over one input and one output.
-pub(super) struct Run<'a> {
-    input: Bits<'a>,
-    output: &'a mut [u8],
-    produced: usize,
+pub(super) struct Run<'i, 'o> {
+    pub(super) lane: Lane<'i, 'o>,
     /// The data before the output, the nearest last.
-    history: &'a [u8],
+    history: &'i [u8],
 }
 
-impl<'a> Run<'a> {
-    pub(super) fn new(input: &'a [u8], output: &'a mut [u8], history: &'a [u8]) -> Self {
+impl<'i, 'o> Run<'i, 'o> {
+    pub(super) fn new(input: &'i [u8], output: &'o mut [u8], history: &'i [u8]) -> Self {
         Self {
-            input: Bits::new(input),
-            output,
-            produced: 0,
+            lane: Lane::new(input, output),
             history,
         }
     }
 
     /// Bytes of the input after the one that holds the last bit used.
     pub(super) fn unused(&mut self) -> usize {
-        self.input.align().len()
+        self.lane.bits.align().len()
     }
 
     /// Succeeds only if the output is complete.
-    pub(super) fn finish(self) -> Result<(), InflateError> {
-        if self.produced < self.output.len() {
+    pub(super) fn finish(&self) -> Result<(), InflateError> {
+        let (found_bytes, expected_bytes) = (self.lane.at, self.lane.output.len());
+        if found_bytes < expected_bytes {
             return Err(InflateError::TooShort {
-                found_bytes: self.produced,
-                expected_bytes: self.output.len(),
+                found_bytes,
+                expected_bytes,
             });
         }
         Ok(())
     }
 
+    /// Succeeds only if both the input and the output are complete.
+    pub(super) fn finish_all(&mut self) -> Result<(), InflateError> {
+        match self.unused() {
+            0 => self.finish(),
+            found_bytes => Err(InflateError::TrailingData { found_bytes }),
+        }
+    }
+
     /// Decodes one block. `tables` is space for a block with its own codes.
-    pub(super) fn block(
-        &mut self,
-        tables: &mut Tables,
-        pairs: Pairs,
-    ) -> Result<Block, InflateError> {
+    pub(super) fn block(&mut self, tables: &mut Tables, usage: Use) -> Result<Block, InflateError> {
+        let block = self.begin(tables, usage)?;
+        if let Some(codes) = block.codes {
+            self.lane.rest(codes.tables(tables), self.history)?;
+        }
+        Ok(block)
+    }
+
+    /// Reads the beginning of a block, or all of a stored one.
+    pub(super) fn begin(&mut self, tables: &mut Tables, usage: Use) -> Result<Block, InflateError> {
         let header = self.take(3)?;
-        let mut is_empty_stored = false;
+        let mut block = Block {
+            is_final: header & 1 == 1,
+            is_empty_stored: false,
+            codes: None,
+        };
         match header >> 1 {
-            STORED => is_empty_stored = self.stored()? == 0,
-            FIXED => self.compressed(Tables::fixed())?,
+            STORED => block.is_empty_stored = self.stored()? == 0,
+            FIXED => block.codes = Some(Codes::Fixed),
             DYNAMIC => {
-                self.description(tables, pairs)?;
-                self.compressed(tables)?;
+                self.description(tables, usage)?;
+                block.codes = Some(Codes::Own);
             }
             _ => return Err(InflateError::ReservedBlockType),
         }
-        Ok(Block {
-            is_final: header & 1 == 1,
-            is_empty_stored,
-        })
+        Ok(block)
     }
 
-    /// Decodes the symbols of a block with known codes, to its end.
-    pub(super) fn compressed(&mut self, tables: &Tables) -> Result<(), InflateError> {
-        if self.fast(tables)? {
-            return Ok(());
-        }
-        while !self.token(tables)? {}
-        Ok(())
+    /// Deals with the reason why a fast loop stopped. Returns true at the end of the block;
+    /// otherwise the loop can go on.
+    pub(super) fn settle(&mut self, stop: Stop, tables: &Tables) -> Result<bool, InflateError> {
+        self.lane.settle(stop, tables, self.history)
     }
 
     /// Decodes a stored block and returns its length.
     fn stored(&mut self) -> Result<usize, InflateError> {
-        let bytes = self.input.align();
+        let lane = &mut self.lane;
+        let bytes = lane.bits.align();
         let Some((&[a, b, c, d], bytes)) = bytes.split_first_chunk() else {
-            return Err(self.truncated());
+            return Err(lane.truncated());
         };
         let (len, complement) = (u16::from_le_bytes([a, b]), u16::from_le_bytes([c, d]));
         if len != !complement {
@@ -229,28 +195,28 @@ impl<'a> Run<'a> {
         }
         let len = usize::from(len);
         let Some(source) = bytes.get(..len) else {
-            return Err(self.truncated());
+            return Err(lane.truncated());
         };
-        let Some(target) = self.output.get_mut(self.produced..self.produced + len) else {
-            return Err(self.too_long());
+        let Some(target) = lane.output.get_mut(lane.at..lane.at + len) else {
+            return Err(lane.too_long());
         };
         target.copy_from_slice(source);
-        self.produced += len;
-        self.input.next += 4 + len;
+        lane.at += len;
+        lane.bits.next += 4 + len;
         Ok(len)
     }
 
-    fn description(&mut self, tables: &mut Tables, pairs: Pairs) -> Result<(), InflateError> {
-        let mut lengths = [0; LITLEN_SYMBOLS + DISTANCE_SYMBOLS];
+    fn description(&mut self, tables: &mut Tables, usage: Use) -> Result<(), InflateError> {
+        let mut lengths = DescribedLengths::new();
         let (litlen, distance) = self.lengths(&mut lengths)?;
-        Ok(tables.build(litlen, distance, pairs)?)
+        Ok(tables.build(litlen, distance, usage)?)
     }
 
     /// Reads the code lengths that a block describes: those of literals and lengths, and those of
     /// distances.
     fn lengths<'l>(
         &mut self,
-        all: &'l mut [u8; LITLEN_SYMBOLS + DISTANCE_SYMBOLS],
+        all: &'l mut DescribedLengths,
     ) -> Result<(&'l [u8], &'l [u8]), InflateError> {
         let litlens = self.take(5)? as usize + 257;
         let distances = self.take(5)? as usize + 1;
@@ -264,401 +230,54 @@ impl<'a> Run<'a> {
         }
         let precode = Precode::new(&lengths)?;
 
-        let lengths = &mut all[..litlens + distances];
+        let count = litlens + distances;
         let mut done = 0;
-        while done < lengths.len() {
-            self.input.refill();
-            let entry = precode.0[(self.input.bits & (precode.0.len() as u64 - 1)) as usize];
-            if !self.input.drop(entry & 7) {
-                return Err(self.truncated());
+        let mut previous = None;
+        while done < count {
+            if self.lane.bits.count < Precode::MOST_BITS {
+                self.lane.bits.refill();
             }
-            let (value, count) = match entry >> 3 {
-                16 => {
-                    let previous = done.checked_sub(1).ok_or(InflateError::InvalidCode)?;
-                    (lengths[previous], 3 + self.take(2)?)
-                }
-                17 => (0, 3 + self.take(3)?),
-                18 => (0, 11 + self.take(7)?),
-                length => (length as u8, 1),
-            };
-            let end = done + count as usize;
-            lengths
-                .get_mut(done..end)
-                .ok_or(InflateError::InvalidCode)?
-                .fill(value);
-            done = end;
-        }
-        Ok(lengths.split_at(litlens))
-    }
-
-    /// Decodes one symbol near the end of the input or output; returns true at the end of the
-    /// block.
-    fn token(&mut self, tables: &Tables) -> Result<bool, InflateError> {
-        self.input.refill();
-        let first = (self.input.bits & ((1 << LITLEN_BITS) - 1)) as usize;
-        let mut entry = tables.litlen[first];
-        if entry & (LITERAL | SPECIAL | LINK) == SPECIAL | LINK {
-            entry = tables.litlen[second_level(entry, self.input.bits >> LITLEN_BITS)];
-        }
-        let bits = self.input.bits;
-        // A block continues after a literal. Input that ends within a pair of literals would be
-        // truncated anyway; the same holds for the output.
-        if !self.input.drop(drop_bits(entry)) {
-            return Err(self.truncated());
-        }
-        if entry & LITERAL != 0 {
-            let count = (entry >> 24 & 3) as usize;
-            let literals = [(entry >> 8) as u8, (entry >> 16) as u8];
-            let Some(target) = self.output.get_mut(self.produced..self.produced + count) else {
-                return Err(self.too_long());
-            };
-            target.copy_from_slice(&literals[..count]);
-            self.produced += count;
-            return Ok(false);
-        }
-        if entry & SPECIAL != 0 {
-            return if entry & END != 0 {
-                Ok(true)
+            let said = precode.next(self.lane.bits.bits);
+            if !self.lane.bits.drop(said.bits) {
+                return Err(self.lane.truncated());
+            }
+            let length = if said.is_previous {
+                previous.ok_or(InflateError::InvalidCode)?
             } else {
-                Err(InflateError::InvalidSymbol)
+                said.length
             };
+            previous = Some(length);
+            // Most repetitions are short. What is written too much is overwritten.
+            let places = &mut all.0[done..];
+            match places.first_chunk_mut::<8>() {
+                Some(places) if said.count <= 8 => {
+                    *places = (u64::from(length) * 0x0101_0101_0101_0101).to_le_bytes();
+                }
+                _ => places[..said.count].fill(length),
+            }
+            done += said.count;
         }
-        let length = value(entry, bits);
-
-        self.input.refill();
-        let first = (self.input.bits & ((1 << DISTANCE_BITS) - 1)) as usize;
-        let mut entry = tables.distance[first];
-        if entry & (NO_DISTANCE | LINK) == NO_DISTANCE | LINK {
-            entry = tables.distance[second_level(entry, self.input.bits >> DISTANCE_BITS)];
+        if done > count {
+            return Err(InflateError::InvalidCode);
         }
-        let bits = self.input.bits;
-        if entry & NO_DISTANCE != 0 {
-            return Err(InflateError::InvalidSymbol);
-        }
-        if !self.input.drop(drop_bits(entry)) {
-            return Err(self.truncated());
-        }
-        self.copy(length, value(entry, bits))?;
-        Ok(false)
-    }
-
-    /// Copies a match, byte by byte where it overlaps itself.
-    fn copy(&mut self, length: usize, distance: usize) -> Result<(), InflateError> {
-        if length > self.output.len() - self.produced {
-            return Err(self.too_long());
-        }
-        let mut length = length;
-        if let Some(before) = distance
-            .checked_sub(self.produced)
-            .filter(|&before| before > 0)
-        {
-            let Some(start) = self.history.len().checked_sub(before) else {
-                return Err(InflateError::DistanceTooFar {
-                    found_bytes: distance,
-                    available_bytes: self.history.len() + self.produced,
-                });
-            };
-            let count = before.min(length);
-            self.output[self.produced..self.produced + count]
-                .copy_from_slice(&self.history[start..start + count]);
-            self.produced += count;
-            length -= count;
-        }
-        while length > 0 {
-            let count = length.min(distance);
-            let start = self.produced - distance;
-            self.output.copy_within(start..start + count, self.produced);
-            self.produced += count;
-            length -= count;
-        }
-        Ok(())
+        Ok(all.0[..count].split_at(litlens))
     }
 
     fn take(&mut self, count: u32) -> Result<u32, InflateError> {
-        self.input.take(count).ok_or_else(|| self.truncated())
-    }
-
-    #[cold]
-    fn truncated(&self) -> InflateError {
-        InflateError::Truncated {
-            found_bytes: self.produced,
-            expected_bytes: self.output.len(),
-        }
-    }
-
-    #[cold]
-    fn too_long(&self) -> InflateError {
-        InflateError::TooLong {
-            expected_bytes: self.output.len(),
-        }
-    }
-
-    /// Decodes symbols while both ends are far away; returns true at the end of the block.
-    fn fast(&mut self, tables: &Tables) -> Result<bool, InflateError> {
-        #[cfg(target_arch = "x86_64")]
-        if is_x86_feature_detected!("bmi2") {
-            #[allow(unsafe_code, reason = "a function for machines with BMI2")]
-            // SAFETY: the test above has found BMI2.
-            return unsafe { self.fast_by_bmi2(tables) };
-        }
-        self.fast_anywhere(tables)
-    }
-
-    /// Every step shifts by a number that was just read. BMI2 does this in one instruction instead
-    /// of three.
-    #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "bmi2")]
-    fn fast_by_bmi2(&mut self, tables: &Tables) -> Result<bool, InflateError> {
-        self.fast_anywhere(tables)
-    }
-
-    #[inline(always)]
-    #[allow(
-        unsafe_code,
-        reason = "bounds checks in this loop cost a seventh of the decoder's time"
-    )]
-    fn fast_anywhere(&mut self, tables: &Tables) -> Result<bool, InflateError> {
-        let input = self.input.input;
-        // A local during the loop: writes to bytes could otherwise alias the slice itself.
-        let mut output = std::mem::take(&mut self.output);
-        let Bits {
-            mut next,
-            mut bits,
-            mut count,
-            ..
-        } = self.input;
-        let mut at = self.produced;
-        let outcome = loop {
-            // Two refills read at most 7 of their 8 bytes each, and four look-ups write at most two
-            // literals each. A match tests its room separately.
-            if next + 16 > input.len() || at + 8 > output.len() {
-                break Ok(false);
-            }
-            // SAFETY: the test above ensures it, here and for all unchecked accesses below.
-            unsafe { refill(input, &mut next, &mut bits, &mut count) };
-            let mut entry = tables.litlen[(bits & ((1 << LITLEN_BITS) - 1)) as usize];
-            if entry & LITERAL != 0 {
-                // SAFETY: see above.
-                unsafe { put_literals(output, &mut at, entry) };
-                bits >>= entry & 63;
-                count = count.wrapping_sub(entry);
-                entry = tables.litlen[(bits & ((1 << LITLEN_BITS) - 1)) as usize];
-                if entry & LITERAL != 0 {
-                    // SAFETY: see above.
-                    unsafe { put_literals(output, &mut at, entry) };
-                    bits >>= entry & 63;
-                    count = count.wrapping_sub(entry);
-                    entry = tables.litlen[(bits & ((1 << LITLEN_BITS) - 1)) as usize];
-                    if entry & LITERAL != 0 {
-                        // SAFETY: see above.
-                        unsafe { put_literals(output, &mut at, entry) };
-                        bits >>= entry & 63;
-                        count = count.wrapping_sub(entry);
-                        entry = tables.litlen[(bits & ((1 << LITLEN_BITS) - 1)) as usize];
-                        if entry & LITERAL != 0 {
-                            // SAFETY: see above.
-                            unsafe { put_literals(output, &mut at, entry) };
-                            bits >>= entry & 63;
-                            count = count.wrapping_sub(entry);
-                            continue;
-                        }
-                    }
-                }
-            }
-            if entry & SPECIAL != 0 {
-                if entry & LINK != 0 {
-                    entry = tables.litlen[second_level(entry, bits >> LITLEN_BITS)];
-                }
-                if entry & LITERAL != 0 {
-                    // SAFETY: see above.
-                    unsafe { put_literals(output, &mut at, entry) };
-                    bits >>= entry & 63;
-                    count = count.wrapping_sub(entry);
-                    continue;
-                }
-                if entry & SPECIAL != 0 {
-                    if entry & END != 0 {
-                        bits >>= entry & 63;
-                        count = count.wrapping_sub(entry);
-                        break Ok(true);
-                    }
-                    break Err(InflateError::InvalidSymbol);
-                }
-            }
-            let length = value(entry, bits);
-            bits >>= entry & 63;
-            count = count.wrapping_sub(entry);
-
-            // SAFETY: see above.
-            unsafe { refill(input, &mut next, &mut bits, &mut count) };
-            let mut entry = tables.distance[(bits & ((1 << DISTANCE_BITS) - 1)) as usize];
-            if entry & NO_DISTANCE != 0 {
-                if entry & LINK != 0 {
-                    entry = tables.distance[second_level(entry, bits >> DISTANCE_BITS)];
-                }
-                if entry & NO_DISTANCE != 0 {
-                    break Err(InflateError::InvalidSymbol);
-                }
-            }
-            let distance = value(entry, bits);
-            bits >>= entry & 63;
-            count = count.wrapping_sub(entry);
-
-            if distance > at || at + length + COPY_SLACK > output.len() {
-                self.output = output;
-                self.produced = at;
-                let copied = self.copy(length, distance);
-                output = std::mem::take(&mut self.output);
-                at = self.produced;
-                if let Err(error) = copied {
-                    break Err(error);
-                }
-                continue;
-            }
-            // SAFETY: the distance stays within the output, and the output has COPY_SLACK bytes
-            // after the match.
-            unsafe { copy_fast(output, at, length, distance) };
-            at += length;
-        };
-        self.input.next = next;
-        self.input.bits = bits;
-        self.input.count = count & 0xff;
-        self.output = output;
-        self.produced = at;
-        outcome
+        self.lane
+            .bits
+            .take(count)
+            .ok_or_else(|| self.lane.truncated())
     }
 }
 
-/// A fast copy writes at most this many bytes after its end.
-const COPY_SLACK: usize = 32;
+/// Room for the code lengths that a block describes, and for what its last symbol may add.
+pub(super) struct DescribedLengths([u8; LITLEN_SYMBOLS + DISTANCE_SYMBOLS + Precode::MOST]);
 
-/// Makes at least 56 bits available.
-///
-/// # Safety
-///
-/// At least eight bytes follow from `next` on.
-#[allow(unsafe_code, reason = "see `fast_anywhere`")]
-#[inline(always)]
-unsafe fn refill(input: &[u8], next: &mut usize, bits: &mut u64, count: &mut u32) {
-    // SAFETY: the caller ensures it.
-    let word = u64::from_le_bytes(unsafe { get(input, *next) });
-    *bits |= word << (*count & 63);
-    *next += (7 - (*count >> 3 & 7)) as usize;
-    *count |= 56;
-}
-
-/// # Safety
-///
-/// At least `N` bytes follow from `at` on.
-#[allow(unsafe_code, reason = "see `fast_anywhere`")]
-#[inline(always)]
-unsafe fn get<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
-    debug_assert!(at + N <= bytes.len());
-    // SAFETY: the caller ensures it.
-    let first = unsafe { bytes.as_ptr().add(at) };
-    // SAFETY: these bytes are readable, and byte arrays have no alignment.
-    unsafe { first.cast::<[u8; N]>().read() }
-}
-
-/// # Safety
-///
-/// The same as for [`get`].
-#[allow(unsafe_code, reason = "see `fast_anywhere`")]
-#[inline(always)]
-unsafe fn put<const N: usize>(bytes: &mut [u8], at: usize, chunk: [u8; N]) {
-    debug_assert!(at + N <= bytes.len());
-    // SAFETY: the caller ensures it.
-    let first = unsafe { bytes.as_mut_ptr().add(at) };
-    // SAFETY: these bytes are writable, and byte arrays have no alignment.
-    unsafe { first.cast::<[u8; N]>().write(chunk) };
-}
-
-/// # Safety
-///
-/// At least two bytes follow from `at` on.
-#[allow(unsafe_code, reason = "see `fast_anywhere`")]
-#[inline(always)]
-unsafe fn put_literals(output: &mut [u8], at: &mut usize, entry: Entry) {
-    // SAFETY: the caller ensures it.
-    unsafe { put(output, *at, ((entry >> 8) as u16).to_le_bytes()) };
-    *at += (entry >> 24 & 3) as usize;
-}
-
-/// Copies whole words, and therefore up to `COPY_SLACK` bytes more than `length`.
-///
-/// # Safety
-///
-/// `distance` is 1 to `at`, and the output has `at + length + COPY_SLACK` bytes.
-#[allow(unsafe_code, reason = "see `fast_anywhere`")]
-#[inline(always)]
-unsafe fn copy_fast(output: &mut [u8], at: usize, length: usize, distance: usize) {
-    let end = at + length;
-    let mut target = at;
-    let mut source = at - distance;
-    // Each step begins before the end and writes at most COPY_SLACK bytes. It reads before the
-    // bytes that it writes.
-    if distance >= 16 {
-        loop {
-            // SAFETY: see above. The first half is written before the second is read, as they may
-            // overlap.
-            let first: [u8; 16] = unsafe { get(output, source) };
-            // SAFETY: see above.
-            unsafe { put(output, target, first) };
-            // SAFETY: see above.
-            let second: [u8; 16] = unsafe { get(output, source + 16) };
-            // SAFETY: see above.
-            unsafe { put(output, target + 16, second) };
-            target += 32;
-            source += 32;
-            if target >= end {
-                break;
-            }
-        }
-    } else if distance >= 8 {
-        while target < end {
-            // SAFETY: see above.
-            let word: [u8; 8] = unsafe { get(output, source) };
-            // SAFETY: see above.
-            unsafe { put(output, target, word) };
-            target += 8;
-            source += 8;
-        }
-    } else {
-        // SAFETY: see above. The bytes after the pattern are masked off.
-        let pattern = u64::from_le_bytes(unsafe { get(output, source) });
-        let (spread, step) = SHORT[distance & 7];
-        let mask = (1_u64 << ((8 * distance) & 63)) - 1;
-        let pattern = (pattern & mask).wrapping_mul(spread).to_le_bytes();
-        while target < end {
-            // SAFETY: see above.
-            unsafe { put(output, target, pattern) };
-            target += step;
-        }
+impl DescribedLengths {
+    pub(super) const fn new() -> Self {
+        Self([0; LITLEN_SYMBOLS + DISTANCE_SYMBOLS + Precode::MOST])
     }
-}
-
-/// For a distance below 8: the factor that repeats this many bytes through a word, and the bytes of
-/// the word in whole periods.
-const SHORT: [(u64, usize); 8] = {
-    let mut short = [(0, 8); 8];
-    let mut distance = 1;
-    while distance < 8 {
-        let mut shift = 0;
-        while shift < 8 {
-            short[distance].0 |= 1 << (8 * shift);
-            shift += distance;
-        }
-        short[distance].1 = 8 - 8 % distance;
-        distance += 1;
-    }
-    short
-};
-
-/// The length or distance of an entry, including the extra bits after its code.
-#[inline(always)]
-fn value(entry: Entry, bits: u64) -> usize {
-    let extra = (bits & ((1 << (entry & 63)) - 1)) >> (entry >> 8 & 15);
-    (entry >> 16 & 0x7fff) as usize + extra as usize
 }
 
 /// Decodes the body of a block with known tables. The body must end in the last byte of `body` and
@@ -669,11 +288,8 @@ pub(super) fn inflate_body(
     page: &mut [u8],
 ) -> Result<(), InflateError> {
     let mut run = Run::new(body, page, &[]);
-    run.compressed(tables)?;
-    match run.unused() {
-        0 => run.finish(),
-        found_bytes => Err(InflateError::TrailingData { found_bytes }),
-    }
+    run.lane.rest(tables, &[])?;
+    run.finish_all()
 }
 
 /// The content of a final dynamic block's header.
@@ -690,15 +306,15 @@ pub(super) struct Header<'l> {
 /// `None` if another kind of block begins there.
 pub(super) fn read_header<'l>(
     input: &[u8],
-    lengths: &'l mut [u8; LITLEN_SYMBOLS + DISTANCE_SYMBOLS],
+    lengths: &'l mut DescribedLengths,
 ) -> Result<Option<Header<'l>>, InflateError> {
     let mut run = Run::new(input, &mut [], &[]);
     if run.take(3)? != 1 | DYNAMIC << 1 {
         return Ok(None);
     }
     let (litlen, distance) = run.lengths(lengths)?;
-    let spare_bits = run.input.count % 8;
-    let ends_in_zeros = run.input.take(spare_bits) == Some(0);
+    let spare_bits = run.lane.bits.count % 8;
+    let ends_in_zeros = run.lane.bits.take(spare_bits) == Some(0);
     Ok(Some(Header {
         litlen,
         distance,
@@ -709,7 +325,7 @@ pub(super) fn read_header<'l>(
 
 /// Decodes complete deflate streams, page by page.
 pub struct PageInflater {
-    tables: Box<Tables>,
+    tables: [Box<Tables>; 2],
 }
 
 impl Default for PageInflater {
@@ -719,11 +335,11 @@ impl Default for PageInflater {
 }
 
 impl PageInflater {
-    /// Makes a decoder with room for one block's tables.
+    /// Makes a decoder with room for the tables of two blocks.
     #[must_use]
     pub fn new() -> Self {
         Self {
-            tables: Tables::new(),
+            tables: [Tables::new(), Tables::new()],
         }
     }
 
@@ -734,15 +350,13 @@ impl PageInflater {
     ///
     /// [`InflateError`]. A stream of several blocks is [`InflateError::Truncated`].
     pub fn inflate_block(&mut self, stream: &[u8], page: &mut [u8]) -> Result<u32, InflateError> {
+        let [tables, _] = &mut self.tables;
         let mut run = Run::new(stream, page, &[]);
-        if !run.block(&mut self.tables, Pairs::Skip)?.is_final {
-            return Err(run.truncated());
+        if !run.block(tables, Use::Page)?.is_final {
+            return Err(run.lane.truncated());
         }
-        let spare_bits = run.input.count % 8;
-        match run.unused() {
-            0 => run.finish().map(|()| spare_bits),
-            found_bytes => Err(InflateError::TrailingData { found_bytes }),
-        }
+        let spare_bits = run.lane.bits.count % 8;
+        run.finish_all().map(|()| spare_bits)
     }
 
     /// Decodes one complete raw deflate stream, which must end in the last byte of `stream` and
@@ -755,11 +369,23 @@ impl PageInflater {
     ///
     /// [`InflateError`] unless exactly `stream` produces exactly `page`.
     pub fn inflate(&mut self, stream: &[u8], page: &mut [u8]) -> Result<(), InflateError> {
+        let [tables, _] = &mut self.tables;
         let mut run = Run::new(stream, page, &[]);
-        while !run.block(&mut self.tables, Pairs::Skip)?.is_final {}
-        match run.unused() {
-            0 => run.finish(),
-            found_bytes => Err(InflateError::TrailingData { found_bytes }),
-        }
+        while !run.block(tables, Use::Page)?.is_final {}
+        run.finish_all()
+    }
+
+    /// Decodes several streams like [`PageInflater::inflate`], which takes less time than one after
+    /// the other. Each item is a stream and its page.
+    ///
+    /// # Errors
+    ///
+    /// The error of a bad stream, which is not always the first one. The content of all pages is
+    /// meaningless then.
+    pub fn inflate_all<'d>(
+        &mut self,
+        mut pages: impl Iterator<Item = (&'d [u8], &'d mut [u8])>,
+    ) -> Result<(), InflateError> {
+        several::inflate_pages(&mut pages, &mut self.tables)
     }
 }

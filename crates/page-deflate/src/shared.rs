@@ -6,7 +6,8 @@ use super::format::{DISTANCE_SYMBOLS, END_OF_BLOCK, LITLEN_SYMBOLS, MAX_CODE_BIT
 use super::huffman::codes;
 use super::inflate::{InflateError, inflate_body};
 use super::lengths::Lengths;
-use super::table::{Pairs, Tables};
+use super::several;
+use super::table::{Tables, Use};
 
 /// The count of each symbol in some pages ([`PageDeflater::count`](super::PageDeflater::count)).
 #[derive(Clone)]
@@ -184,7 +185,7 @@ impl SharedInflater {
     #[must_use]
     pub fn new(lengths: &CodeLengths) -> Self {
         let mut tables = Tables::new();
-        let built = tables.build(&lengths.0.litlen, &lengths.0.distance, Pairs::Build);
+        let built = tables.build(&lengths.0.litlen, &lengths.0.distance, Use::Pages);
         debug_assert_eq!(built, Ok(()));
         Self { tables }
     }
@@ -199,5 +200,19 @@ impl SharedInflater {
     /// [`InflateError`], except the variants for headers and blocks.
     pub fn inflate(&self, body: &[u8], page: &mut [u8]) -> Result<(), InflateError> {
         inflate_body(&self.tables, body, page)
+    }
+
+    /// Decodes several bodies like [`SharedInflater::inflate`], which takes less time than one
+    /// after the other. Each item is a body and its page.
+    ///
+    /// # Errors
+    ///
+    /// The error of a bad body, which is not always the first one. The content of all pages is
+    /// meaningless then.
+    pub fn inflate_all<'d>(
+        &self,
+        mut pages: impl Iterator<Item = (&'d [u8], &'d mut [u8])>,
+    ) -> Result<(), InflateError> {
+        several::inflate_bodies(&mut pages, &self.tables)
     }
 }

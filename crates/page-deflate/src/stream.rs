@@ -2,7 +2,8 @@
 
 use super::format::MAX_WINDOW;
 use super::inflate::{InflateError, Run};
-use super::table::{Pairs, Tables};
+use super::several;
+use super::table::{Tables, Use};
 
 /// Decodes a zlib stream without end, run by run: the stream of a [`Deflater`](crate::Deflater), of
 /// the C zlib, or of any writer that ends each run with a sync flush.
@@ -88,7 +89,7 @@ impl StreamInflater {
 /// Decodes runs that refer to no earlier data, in any order. The runs are those of
 /// [`Deflater::compress_alone`](crate::Deflater::compress_alone).
 pub struct RunInflater {
-    tables: Box<Tables>,
+    tables: [Box<Tables>; 2],
 }
 
 impl Default for RunInflater {
@@ -98,11 +99,11 @@ impl Default for RunInflater {
 }
 
 impl RunInflater {
-    /// Makes a decoder with room for one block's tables.
+    /// Makes a decoder with room for the tables of two blocks.
     #[must_use]
     pub fn new() -> Self {
         Self {
-            tables: Tables::new(),
+            tables: [Tables::new(), Tables::new()],
         }
     }
 
@@ -114,7 +115,22 @@ impl RunInflater {
     /// [`InflateError`]. The content of `pages` is meaningless then, and the decoder can go on with
     /// another run.
     pub fn inflate(&mut self, run: &[u8], pages: &mut [u8]) -> Result<(), InflateError> {
-        inflate(run, pages, &[], &mut self.tables)
+        let [tables, _] = &mut self.tables;
+        inflate(run, pages, &[], tables)
+    }
+
+    /// Decodes several inputs like [`RunInflater::inflate`], which takes less time than one after
+    /// the other. Each item is a run and its pages.
+    ///
+    /// # Errors
+    ///
+    /// The error of a bad run, which is not always the first one. The content of all pages is
+    /// meaningless then.
+    pub fn inflate_all<'d>(
+        &mut self,
+        mut runs: impl Iterator<Item = (&'d [u8], &'d mut [u8])>,
+    ) -> Result<(), InflateError> {
+        several::inflate_runs(&mut runs, &mut self.tables)
     }
 }
 
@@ -127,7 +143,7 @@ fn inflate(
 ) -> Result<(), InflateError> {
     let mut run = Run::new(blocks, pages, history);
     loop {
-        let block = run.block(tables, Pairs::Build)?;
+        let block = run.block(tables, Use::Pages)?;
         if block.is_final {
             return Err(InflateError::UnexpectedFinalBlock);
         }

@@ -144,7 +144,7 @@ impl Guest {
     }
 
     /// Writes the memory of a guest before its start into an empty file of `ram_bytes`.
-    pub(crate) fn fill(&self, ram: &File) -> io::Result<()> {
+    pub fn fill(&self, ram: &File) -> io::Result<()> {
         let mut page = [0; PAGE];
         let content = (0..self.counters).chain(self.counters + self.blinkers..self.used());
         for number in content.map(|index| FIRST_CONTENT_PAGE + index) {

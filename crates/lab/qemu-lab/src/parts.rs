@@ -58,13 +58,15 @@ pub enum Part {
     Redis,
     /// Valgrind, which counts instructions.
     Valgrind,
+    /// libvirt with a QEMU of its own, for `cargo xtask soak libvirt`.
+    Libvirt,
     /// The `cargo fuzz` command.
     CargoFuzz,
 }
 
 impl Part {
     /// Every part.
-    pub const ALL: [Part; 8] = [
+    pub const ALL: [Part; 9] = [
         Part::Qemu(Version::V7_2),
         Part::Qemu(Version::V10_0),
         Part::Qemu(Version::V11_1),
@@ -72,6 +74,7 @@ impl Part {
         Part::IsaL,
         Part::Redis,
         Part::Valgrind,
+        Part::Libvirt,
         Part::CargoFuzz,
     ];
 
@@ -86,8 +89,15 @@ impl Part {
             Part::IsaL => "isa-l",
             Part::Redis => "redis",
             Part::Valgrind => "valgrind",
+            Part::Libvirt => "libvirt",
             Part::CargoFuzz => "cargo-fuzz",
         }
+    }
+
+    /// Returns whether `cargo xtask setup` brings the part only if it is named: no test needs it.
+    #[must_use]
+    pub fn is_on_request(self) -> bool {
+        self == Part::Libvirt
     }
 
     /// The folder with the part; parts of one Debian suite share theirs.
@@ -97,6 +107,7 @@ impl Part {
             Part::Qemu(Version::V7_2) | Part::Redis | Part::Valgrind => "bookworm",
             Part::Qemu(Version::V10_0) => "bookworm-backports",
             Part::Qemu(Version::V11_1) | Part::Qpl | Part::IsaL => "sid",
+            Part::Libvirt => "trixie",
             Part::CargoFuzz => "cargo-fuzz",
         })
     }
@@ -192,7 +203,7 @@ pub fn parts_dir() -> PathBuf {
 pub fn require(part: Part) -> bool {
     let there = match part {
         Part::Qemu(version) => crate::QemuBinary::find(version).is_some(),
-        Part::Qpl | Part::IsaL | Part::Redis | Part::Valgrind | Part::CargoFuzz => part.is_set_up(),
+        _ => part.is_set_up(),
     };
     if !there {
         report_missing(part, &test_name(Location::caller()));

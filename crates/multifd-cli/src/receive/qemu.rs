@@ -88,13 +88,10 @@ impl fmt::Display for Summary {
             )?;
         }
         for block in &self.left_out {
-            writeln!(
-                f,
-                "block {block}, shared by the source and not sent (x-ignore-shared)"
-            )?;
+            writeln!(f, "{}", say::LeftOut(block))?;
         }
         if self.confirmed.is_none() {
-            f.write_str("whole, not confirmed to the source: no return path; ")?;
+            f.write_str(say::NOT_CONFIRMED)?;
         }
         write!(
             f,

@@ -52,6 +52,8 @@ pub struct Summary {
     route: Option<String>,
     /// The guest's name, if a trunk gives it.
     name: Option<String>,
+    /// The VM's, if it has one and a channel or the set-up has named it.
+    uuid: Option<String>,
     peer: String,
     /// The destination has said that it has the guest; `null` where it could not say so.
     confirmed: Option<bool>,
@@ -242,6 +244,7 @@ impl Summary {
         Self {
             route: migration.map(|migration| migration.route.to_string()),
             name: migration.and_then(|migration| migration.name.clone()),
+            uuid: migration.and_then(|migration| migration.vm.text()),
             peer: report.peer,
             confirmed: report.confirmed,
             channels: report.channels,
@@ -261,6 +264,11 @@ impl Summary {
             }),
             remarks: report.remarks.iter().map(ToString::to_string).collect(),
         }
+    }
+
+    /// All pages came in the method of the outgoing leg, and none was encoded.
+    pub fn was_passed_on(&self) -> bool {
+        self.pages > 0 && self.encoded.is_none() && self.differences.is_none()
     }
 }
 
@@ -308,6 +316,7 @@ impl fmt::Display for Summary {
 pub struct Failed {
     route: Option<String>,
     name: Option<String>,
+    uuid: Option<String>,
     peer: Option<String>,
     /// `null` where nobody can know here.
     confirmed: Option<bool>,
@@ -333,6 +342,7 @@ impl Failed {
         Self {
             route: migration.map(|migration| migration.route.to_string()),
             name: migration.and_then(|migration| migration.name.clone()),
+            uuid: migration.and_then(|migration| migration.vm.text()),
             peer: migration.map(|migration| migration.peer.clone()),
             confirmed,
             error,

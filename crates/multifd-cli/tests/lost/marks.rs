@@ -4,9 +4,11 @@ use multifd_transport::Address;
 use multifd_wire::Method;
 
 use super::super::support::Migration;
-use super::super::support::made::{Channel, Shape};
-use super::super::support::peers::{Destination, Limits, PONG, Role, Source, a_while, write};
-use super::super::{fails_with, mark_end, relay_at};
+use super::super::support::made::{Channel, Main, Shape, page_record, zero_record};
+use super::super::support::peers::{
+    Destination, Limits, PONG, Role, SHUT_WELL, Source, a_while, write,
+};
+use super::super::{fails_with, mark_end, parse, relay, relay_at};
 
 /// The system takes what is written into a connection that its peer has closed. A SYNC there is not
 /// passed on.
@@ -43,4 +45,33 @@ fn a_sync_that_nobody_reads_lets_no_mark_pass() {
     assert!(seen.main().bytes.len() < mark_end(&migration.main, 1));
     drop(seen);
     fails_with(&relay.end(), &["channel 1, destination side"]);
+}
+
+/// A guest without multifd whose first pages are all zero: a destination that loads without
+/// channels awaits none.
+#[test]
+fn a_first_round_of_zeros_is_no_missing_channel() {
+    let zeros: Vec<u8> = (0..5).flat_map(|page| zero_record(page << 12)).collect();
+    let main = Main {
+        machine: "none",
+        return_path: true,
+        bodies: &[&[], &zeros, &page_record(5 << 12, 7)],
+    };
+    let migration = Migration {
+        main: main.bytes(),
+        channels: Vec::new(),
+        return_path: true,
+        closed: None,
+    };
+    let folder = tempfile::tempdir().expect("a folder");
+    let destination = Destination::new(folder.path(), 0);
+    let mut relay = relay(folder.path(), &destination.address, &["--once"]);
+    let source = Source::begin(&relay.address(), &migration);
+    drop(destination.wait("the second round", |seen| seen.has_all(&migration)));
+    destination.say(Role::Main, &SHUT_WELL);
+    assert!(source.hears(&SHUT_WELL).ends_with(&SHUT_WELL));
+    source.finish();
+    drop(destination.wait("the end of main", |seen| seen.main().end.is_some()));
+    destination.close_all();
+    assert_eq!(parse(&relay.end().well())["confirmed"], true);
 }

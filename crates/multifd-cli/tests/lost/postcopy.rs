@@ -114,3 +114,72 @@ fn a_recovery_is_passed_on_by_a_relay_and_named_by_others() {
         taking.takes(migration, &source);
     }
 }
+
+/// With machine types up to 7.2 it is opened right behind main, before any channel.
+#[test]
+fn postcopys_own_connection_may_be_the_second_one() {
+    let migration = short(&Shape {
+        return_path: true,
+        advise: Some(0x1000),
+        ..Shape::default()
+    });
+    let folder = tempfile::tempdir().expect("a folder");
+    let destination = Destination::new(folder.path(), 2);
+    let mut relay = relay(folder.path(), &destination.address, &["--once"]);
+    let from = relay.address();
+    let main = dial(&from);
+    let preempt = dial(&from);
+    let channels = [0, 1].map(|_| dial(&from));
+    let source = Source {
+        main,
+        channels: channels.into(),
+    };
+    source.write(&migration);
+    drop(destination.wait("all of it", |seen| {
+        seen.has_all(&migration) && seen.connections.len() == 4
+    }));
+    write(&preempt, b"urgent");
+    drop(destination.wait("what it says", |seen| {
+        let preempt = seen.of(Role::Other);
+        preempt.is_some_and(|preempt| preempt.bytes == b"urgent")
+    }));
+    destination.say(Role::Main, &SHUT_WELL);
+    assert!(source.hears(&SHUT_WELL).ends_with(&SHUT_WELL));
+    source.finish();
+    drop(preempt);
+    drop(destination.wait("the end of main", |seen| seen.main().end.is_some()));
+    destination.close_all();
+    assert_eq!(parse(&relay.end().well())["confirmed"], true);
+}
+
+/// COMMAND ENABLE_COLO, and what is no stream of a migration.
+const COLO: &[u8] = b"\x08\0\x08\0\0\0\0\0\x05what two guests say to each other";
+
+/// What a COLO destination says is no return path, even where a part of it looks like a last word.
+#[test]
+fn colo_is_passed_on_both_ways() {
+    let answer = [b"\0\0\0\x01".as_slice(), &SHUT_WELL, b"and more"].concat();
+    let shape = Shape {
+        return_path: true,
+        end: COLO,
+        ..Shape::default()
+    };
+    let migration = short(&shape);
+    let folder = tempfile::tempdir().expect("a folder");
+    let destination = Destination::new(folder.path(), 2);
+    let mut relay = relay(folder.path(), &destination.address, &["--once"]);
+    let source = Source::begin(&relay.address(), &migration);
+    let seen = destination.wait("all of it", |seen| seen.has_all(&migration));
+    assert!(seen.main().bytes == migration.main);
+    drop(seen);
+    assert_eq!(source.hears(&PONG), PONG);
+    destination.say(Role::Main, &answer);
+    assert_eq!(source.hears(b"and more"), answer);
+    write(&source.main, b"and so on");
+    drop(destination.wait("the rest", |seen| seen.main().bytes.ends_with(b"so on")));
+    source.finish();
+    drop(destination.wait("the end of main", |seen| seen.main().end.is_some()));
+    destination.close_all();
+    let ended = relay.end();
+    assert_ne!(parse(&ended.stdout)["confirmed"], true, "{ended:?}");
+}

@@ -140,6 +140,35 @@ fn found_out_to_stock_11_1() {
     found_out(Version::V11_1, "pc-q35-11.0");
 }
 
+/// A source that can be told zlib only, as by libvirt, and leaves the work to the relay.
+#[test]
+fn anew_from_level_0() {
+    for (version, machine) in [(Version::V10_0, "pc-q35-10.0"), (Version::V11_1, "q35")] {
+        let Some(binary) = QemuBinary::require(version) else {
+            return;
+        };
+        let mut chain = Chain::start(&binary, &Guest::default(), machine).unwrap();
+        let hop = Hop {
+            source_parameters: Parameters {
+                zlib_level: Some(0),
+                return_path: true,
+                ..Parameters::multifd(2, "zlib")
+            },
+            ..Hop::to(&binary, &Parameters::multifd(2, "zlib"))
+        };
+        let options = ["--recode", "--effort", "balanced", "--once"];
+        let (_, [report]) = hop_through(&mut chain, &hop, |folder, destination| {
+            [Relay::start(folder, "relay", destination, "zlib", &options)]
+        });
+        let [bytes_in, bytes_out] =
+            ["bytes_in", "bytes_out"].map(|key| report[key].as_u64().unwrap());
+        let page_bytes = report["pages"].as_u64().unwrap() * 4096;
+        assert!(bytes_in > page_bytes, "{version:?}: {report}");
+        assert!(bytes_out < bytes_in * 4 / 5, "{report}");
+        assert_eq!(Done::encoding(&report).method, "zlib", "{report}");
+    }
+}
+
 /// Streams of the relay's own deflate, in every effort and window, as one and as many, are inflated
 /// by a stock QEMU; and the relay's own inflate reads what stock QEMUs write.
 fn own_deflate(version: Version, machine: &str) {

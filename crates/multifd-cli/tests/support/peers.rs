@@ -73,6 +73,7 @@ struct Shared {
 /// What a destination has read so far.
 #[derive(Default)]
 pub struct Seen {
+    /// In the order in which they were opened.
     pub connections: Vec<Connection>,
     limits: Limits,
     /// It answers a ping once it has so many channels; never, without a number.
@@ -160,7 +161,9 @@ impl Destination {
         shared.lock().channels = Some(channels);
         let serve = |shared: &Arc<Shared>, stream: Stream| {
             let shared = Arc::clone(shared);
-            thread::spawn(move || shared.serve(stream));
+            // Here, so that connections are listed as they were opened.
+            let (stream, index) = shared.admit(stream);
+            thread::spawn(move || shared.serve(&stream, index));
         };
         let there = Arc::clone(&shared);
         let address = match address.unix_path() {
@@ -316,19 +319,20 @@ impl Shared {
             .unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    fn serve(&self, stream: Stream) {
+    fn admit(&self, stream: Stream) -> (Arc<Stream>, usize) {
         let stream = Arc::new(stream);
-        let index = {
-            let mut seen = self.lock();
-            seen.connections.push(Connection {
-                bytes: Vec::new(),
-                answered: false,
-                end: None,
-                stream: Arc::clone(&stream),
-            });
-            self.changed.notify_all();
-            seen.connections.len() - 1
-        };
+        let mut seen = self.lock();
+        seen.connections.push(Connection {
+            bytes: Vec::new(),
+            answered: false,
+            end: None,
+            stream: Arc::clone(&stream),
+        });
+        self.changed.notify_all();
+        (stream, seen.connections.len() - 1)
+    }
+
+    fn serve(&self, stream: &Stream, index: usize) {
         let mut buffer = vec![0; 64 << 10];
         let end = loop {
             let Some(most) = self.room(index) else {

@@ -20,7 +20,7 @@ use qpl_sys::Library;
 use super::device::{OnDevice, StreamHead};
 use super::write::LENGTH_BYTES;
 use crate::channel::Arrived;
-use crate::streams::Readers;
+use crate::streams::{Piece, Readers};
 use crate::{Backend, DecodeError, PathCounts};
 
 /// Reads lists of pages.
@@ -31,6 +31,9 @@ enum Reader {
     Device(Box<OnDevice>),
     Here(Box<Here>),
 }
+
+/// [`PageInflater::inflate_all`] decodes two pages at once.
+const TOGETHER: usize = 2;
 
 type Here = Readers<PageInflater, Option<Arc<BodyCode>>, InflateError>;
 
@@ -51,7 +54,7 @@ impl PageReader {
     /// A reader without libqpl, on several processors.
     pub(crate) fn in_software() -> Self {
         let inflater = || Ok::<_, Infallible>(PageInflater::new());
-        let Ok(readers) = Readers::new(inflater, read_page);
+        let Ok(readers) = Readers::new(inflater, read_pages, TOGETHER);
         Self(Reader::Here(Box::new(readers)))
     }
 
@@ -148,19 +151,25 @@ fn read_here(
     Ok(counts)
 }
 
-fn read_page(
+fn read_pages<'d>(
     inflater: &mut PageInflater,
     code: &Option<Arc<BodyCode>>,
-    data: &[u8],
-    page: &mut [u8],
+    pages: &mut dyn Iterator<Item = Piece<'d>>,
 ) -> Result<(), InflateError> {
-    if data.len() == page.len() {
-        page.copy_from_slice(data);
-        return Ok(());
+    let compressed = pages.filter_map(|(data, page)| {
+        if data.len() == page.len() {
+            page.copy_from_slice(data);
+            return None;
+        }
+        Some((data, page))
+    });
+    match code.as_deref() {
+        Some(code) => code.inflater.inflate_all(compressed),
+        None => inflater.inflate_all(compressed),
     }
-    inflate(inflater, code.as_deref(), data, page)
 }
 
+#[cfg(feature = "qpl")]
 pub(super) fn inflate(
     inflater: &mut PageInflater,
     code: Option<&BodyCode>,

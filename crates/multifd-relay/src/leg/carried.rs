@@ -32,6 +32,16 @@ const MOST_NOTES: usize = 64;
 pub struct FarFailure {
     /// Its reason, which the other host has chosen freely.
     pub(crate) words: Words,
+    /// Everything that makes the guest had been passed on by then.
+    pub(crate) was_complete: bool,
+}
+
+impl FarFailure {
+    /// Whether the destination may have the guest all the same.
+    #[must_use]
+    pub fn may_have_guest(&self) -> bool {
+        self.was_complete
+    }
 }
 
 /// A connection in frames.

@@ -285,7 +285,10 @@ impl Reading {
                 Frame::End => self.end = Some(End::Clean),
                 Frame::Failure(failure) => {
                     let words = failure.words;
-                    self.end = Some(End::Failed(FarFailure { words }));
+                    self.end = Some(End::Failed(FarFailure {
+                        words,
+                        was_complete: false,
+                    }));
                 }
                 Frame::Note(note) if !over.note(note) => self.end = Some(End::Noted),
                 Frame::Note(_) | Frame::Alive | Frame::Begun => {}

@@ -8,7 +8,8 @@ use multifd_wire::return_path::{Message, ReturnPathReceiver};
 use super::Remark;
 use super::gate::Gate;
 use super::link::Link;
-use super::main_channel::{BUFFER_BYTES, Outline, failed};
+use super::main_channel::{BUFFER_BYTES, failed};
+use super::outline::Outline;
 use crate::failure::{Cause, Failure, Leg};
 
 /// Passes the return path on.

@@ -3,7 +3,6 @@
 
 use std::io::{self, Write};
 use std::net::Shutdown;
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use multifd_transport::Moment;
@@ -14,6 +13,7 @@ use multifd_wire::main_stream::{Command, MainEvent, MainReceiver};
 use super::counters::Counters;
 use super::gate::{End, Gate, Held};
 use super::link::Link;
+use super::outline::{Outline, Seen};
 use super::verify::{self, Sums, Told, VerifyFault};
 use super::{CHANNELS_TIMEOUT, Remark};
 use crate::failure::{Cause, Channel, Failure, Leg, SetupFault};
@@ -24,127 +24,6 @@ pub(super) const BUFFER_BYTES: usize = 64 << 10;
 
 /// The beginning of a main stream, for a reader of one that goes on after a break.
 const STREAM_START: [u8; 8] = *b"QEVM\0\0\0\x03";
-
-/// What both directions have shown so far.
-#[derive(Debug, Default)]
-pub(super) struct Outline(Mutex<Seen>);
-
-#[derive(Clone, Debug, Default)]
-pub(super) struct Seen {
-    /// The source waits for the destination's word.
-    pub(super) return_path: bool,
-    /// The destination answers this as soon as it loads.
-    pinged: bool,
-    /// The set-up has a multifd flush mark.
-    pub(super) has_flush: bool,
-    /// The set-up of the memory has been read.
-    pub(super) set_up: bool,
-    /// Something behind the set-up was read, or the stream cannot be followed.
-    pub(super) goes_on: bool,
-    /// All memory has been read.
-    pub(super) ram_ended: bool,
-    /// Everything that makes the guest has been read; at most its description is to come.
-    pub(super) complete: bool,
-    /// Postcopy has begun: the guest is at both ends.
-    pub(super) postcopy: bool,
-    /// The destination has said that it has the guest, before the migration had failed.
-    pub(super) confirmed: bool,
-    /// The migration has failed: the source is not told any more that the destination has the
-    /// guest.
-    pub(super) failed: bool,
-    /// What could not be followed. It was passed on all the same.
-    pub(super) remarks: Vec<Remark>,
-    /// The source's end was read, and passed on.
-    pub(super) ended: bool,
-}
-
-impl Seen {
-    fn guest_has_arrived(&self) -> bool {
-        self.confirmed && (self.complete || self.ram_ended)
-    }
-}
-
-impl Outline {
-    /// Whether a destination may hang up in front of a packet. QEMU does so when it has the guest:
-    /// QEMU 8.2 and earlier send an empty packet after the last one that matters.
-    pub(super) fn needs_no_more(&self, packet_has_pages: bool) -> bool {
-        self.look(|seen| seen.confirmed || seen.complete || !packet_has_pages)
-    }
-
-    /// Whether the destination has said that it has the guest, behind all memory: nothing else
-    /// makes a failure of that.
-    pub(super) fn guest_has_arrived(&self) -> bool {
-        self.look(Seen::guest_has_arrived)
-    }
-
-    /// The migration is to fail. Not if the destination has said that it has the guest: the source
-    /// is told so, and that is final. Else the source is never told so.
-    pub(super) fn fails(&self) -> bool {
-        self.see(|seen| {
-            seen.failed |= !seen.guest_has_arrived();
-            seen.failed
-        })
-    }
-
-    pub(super) fn look<T>(&self, look: impl FnOnce(&Seen) -> T) -> T {
-        look(&self.lock())
-    }
-
-    pub(super) fn see<T>(&self, change: impl FnOnce(&mut Seen) -> T) -> T {
-        change(&mut self.lock())
-    }
-
-    pub(super) fn remark(&self, remark: Remark) {
-        self.see(|seen| {
-            if !seen.remarks.contains(&remark) {
-                seen.remarks.push(remark);
-            }
-        });
-    }
-
-    /// The set-up of the memory has been read.
-    pub(super) fn set_up(&self) {
-        self.see(|seen| seen.set_up = true);
-    }
-
-    /// The source has begun its first round, or shows nothing of it.
-    pub(super) fn goes_on(&self) {
-        self.see(|seen| seen.goes_on = true);
-    }
-
-    /// The source has closed, or may have: whether it has taken its guest back, as it waited for a
-    /// word that did not come.
-    pub(super) fn is_taken_back(&self) -> bool {
-        self.look(|seen| seen.return_path && !seen.confirmed)
-    }
-
-    /// Why a source that has taken its guest back was no success. Where not all that makes a guest
-    /// was read, no destination can have it.
-    pub(super) fn taken_back(&self) -> Cause {
-        self.look(|seen| match () {
-            () if seen.postcopy => Cause::PostcopyBroke,
-            // A stream that could not be followed may have been complete.
-            () if seen.complete || !seen.remarks.is_empty() => Cause::TakenBack,
-            () => Cause::Incomplete,
-        })
-    }
-
-    /// Why the other relay's going is a failure.
-    pub(super) fn relay_gone(&self) -> Cause {
-        self.look(|seen| match seen.return_path {
-            _ if seen.postcopy => Cause::PostcopyBroke,
-            true => Cause::RelayGone,
-            // Without everything that makes a guest no destination can have it.
-            false if seen.complete || seen.ended || !seen.remarks.is_empty() => Cause::Unknown,
-            false => io::Error::from(io::ErrorKind::ConnectionReset).into(),
-        })
-    }
-
-    /// Every change is one assignment, so a thread that panicked has left nothing half done.
-    fn lock(&self) -> std::sync::MutexGuard<'_, Seen> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
 
 /// Source to destination.
 pub(super) struct Forward<'a> {
@@ -224,7 +103,7 @@ impl Forward<'_> {
         let mut follower = Follower::new(self.limits);
         if is_recovery {
             // Elements follow, as in a stream that has begun.
-            self.follow(&mut follower, &mut STREAM_START.as_slice());
+            self.follow(&mut follower, &mut STREAM_START.as_slice())?;
             self.outline.goes_on();
             self.gate.open();
             self.gate.begin();
@@ -296,7 +175,7 @@ impl Forward<'_> {
     fn pass_on(&self, follower: &mut Follower, bytes: &[u8]) -> Result<(), Failure> {
         let mut rest = bytes;
         let mut written = 0;
-        while let Some(pause) = self.follow(follower, &mut rest) {
+        while let Some(pause) = self.follow(follower, &mut rest)? {
             let end = bytes.len().saturating_sub(rest.len());
             if pause.is_mark {
                 let before = end.saturating_sub(1).max(written);
@@ -318,18 +197,18 @@ impl Forward<'_> {
     }
 
     /// Follows the stream to the next place where it is to be held, if there is one in `bytes`.
-    fn follow(&self, follower: &mut Follower, bytes: &mut &[u8]) -> Option<Pause> {
+    fn follow(&self, follower: &mut Follower, bytes: &mut &[u8]) -> Result<Option<Pause>, Failure> {
         while !follower.lost {
             let event = match follower.receiver.push(bytes) {
                 Ok(Some(event)) => event,
-                Ok(None) => return None,
+                Ok(None) => return Ok(None),
                 Err(fault) => {
                     self.outline.remark(Remark::NotFollowed(fault));
                     follower.lost = true;
                     self.outline.goes_on();
                     self.gate.open();
                     self.gate.begin();
-                    return None;
+                    return Ok(None);
                 }
             };
             follower.facts.note(&event);
@@ -349,7 +228,9 @@ impl Forward<'_> {
                         capabilities.any(|name| name.as_bytes() == b"x-ignore-shared");
                 }
                 // Before it is passed on: the destination may answer the last byte at once.
-                MainEvent::Eof => self.outline.see(|seen| seen.complete = true),
+                MainEvent::Eof if !self.outline.completes() => {
+                    return Err(failed(Leg::Here, RoundFault::Stopped.into()));
+                }
                 _ => {}
             }
             let is_mark = follower.marks.ends_round(&event);
@@ -359,13 +240,13 @@ impl Forward<'_> {
                 self.outline.set_up();
             }
             if is_mark || ends_setup {
-                return Some(Pause {
+                return Ok(Some(Pause {
                     is_mark,
                     ends_setup,
-                });
+                }));
             }
         }
-        None
+        Ok(None)
     }
 
     fn command(&self, command: Command) {
@@ -449,9 +330,11 @@ impl Forward<'_> {
 
     fn hold(&self, follower: &Follower) -> Result<(), Failure> {
         // Machine types before 8.1 do not say that there are channels. Behind the set-up a source
-        // has sent pages, and where none but zero pages was on main, the others are on channels.
+        // has sent pages, and where none but zero pages was on main, the others are on channels. A
+        // destination that loads has all of its channels, or awaits none.
         let mark = follower.passed;
-        let has_none_here = mark > 1 && !follower.has_pages && !follower.ignores_shared;
+        let has_none_here =
+            mark > 1 && !follower.has_pages && !follower.ignores_shared && !self.gate.is_loading();
         let has_channels = has_none_here || self.outline.look(|seen| seen.has_flush);
         let held = match self.gate.hold(mark, has_channels) {
             Ok(()) => return Ok(()),

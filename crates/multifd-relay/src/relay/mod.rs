@@ -8,7 +8,7 @@
 //! round, until all channels have passed the round's end on.
 //!
 //! What arrives is recognised packet by packet. A payload that already has the outgoing method is
-//! passed on as it is.
+//! passed on as it is, unless [`RelayConfig::recode`] asks for more.
 //!
 //! A relay in a program of one's own, for one migration. [`Relay::accept`] and [`pass_on`] serve
 //! any number at once.
@@ -50,10 +50,12 @@
 
 mod back;
 mod counters;
+mod ends;
 mod first;
 mod gate;
 mod link;
 mod main_channel;
+mod outline;
 mod pump;
 mod session;
 mod silence;
@@ -96,6 +98,9 @@ pub struct RelayConfig {
     pub encryption: Encryption,
     /// The method which it writes towards `connect`.
     pub compression: Method,
+    /// Payloads that arrive in that method are compressed anew. Otherwise they are passed on as
+    /// they are.
+    pub recode: bool,
     /// How that method is driven, and who computes on both legs.
     pub settings: Settings,
     /// The effort is found out during each migration, packet by packet, where the method and the
@@ -148,7 +153,7 @@ pub struct MigrationReport {
     /// How payloads from the source were decoded, if any were.
     pub decoded: Option<Work>,
     /// How payloads for the destination were encoded, if any were. One that has the outgoing method
-    /// already is passed on.
+    /// already is passed on, unless [`RelayConfig::recode`] is set.
     pub encoded: Option<Work>,
     /// Which efforts were chosen, if they were found out.
     pub auto: Option<auto::Summary>,
@@ -261,6 +266,7 @@ impl RelayConfig {
             name: None,
             encryption: Encryption::default(),
             compression,
+            recode: false,
             settings: Settings::default(),
             auto: false,
             processors: None,

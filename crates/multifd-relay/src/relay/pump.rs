@@ -19,7 +19,7 @@ use super::counters::{Counters, Tally};
 use super::first::{self, SYNC_REST, Start};
 use super::gate::{End, Gate};
 use super::link::{Link, Links};
-use super::main_channel::Outline;
+use super::outline::Outline;
 use super::verify::Sums;
 use crate::failure::{Cause, Channel, Failure, Leg};
 use crate::leg::{Caller, Terms};
@@ -228,7 +228,7 @@ impl Pump<'_> {
                 self.outlet.release().map_err(destination_side)?;
             }
             Item::Packet(Packet::Ram(packet)) => match packet.page_size() {
-                Some(page_size) if self.has_other_method(&packet)? => {
+                Some(page_size) if self.is_to_encode(&packet)? => {
                     self.transcode(packet, page_size)?;
                 }
                 _ => self.pass_as_it_is(packet)?,
@@ -302,17 +302,19 @@ impl Pump<'_> {
 
     fn is_alike(&mut self, packet: &RamPacket, page_size: PageSize) -> Result<bool, Broken> {
         let fits = packet.page_size() == Some(page_size);
-        Ok(fits && (packet.normal().is_empty() || self.has_other_method(packet)?))
+        Ok(fits && (packet.normal().is_empty() || self.is_to_encode(packet)?))
     }
 
-    /// Whether a packet has pages in another method than the outlet's.
-    fn has_other_method(&mut self, packet: &RamPacket) -> Result<bool, Broken> {
+    /// Whether a packet's pages have to be encoded by the outlet: they have another method, or are
+    /// wanted anew.
+    fn is_to_encode(&mut self, packet: &RamPacket) -> Result<bool, Broken> {
         if packet.normal().is_empty() {
             return Ok(false);
         }
         let method = self.inlet.method_of(packet);
         let method = method.map_err(|cause| source_side(cause).in_packet(packet))?;
         let Shared {
+            config,
             plain_packets_come,
             sums,
             ..
@@ -322,7 +324,8 @@ impl Pump<'_> {
         let is_part = plain_packets_come && method != Method::None
             || self.inlet.has_differences() && !plain_packets_come;
         let has_other_method = method != self.outlet.method();
-        Ok(has_other_method || is_part || self.outlet.has_differences() || sums.is_some())
+        let is_wanted_anew = config.recode || is_part;
+        Ok(has_other_method || is_wanted_anew || self.outlet.has_differences() || sums.is_some())
     }
 
     /// Adds a packet's pages to the sums that relays compare.

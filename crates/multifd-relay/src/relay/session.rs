@@ -21,9 +21,11 @@ use multifd_wire::main_stream::{MainEvent, MainReceiver};
 
 use super::back;
 use super::counters::Counters;
+use super::ends::{can_wait, is_a_word, is_an_end, worse};
 use super::gate::Gate;
 use super::link::{Link, Links};
-use super::main_channel::{self, Forward, Outline};
+use super::main_channel::{self, Forward};
+use super::outline::Outline;
 use super::pump::{self, Shared};
 use super::silence::{SILENCE_TIMEOUT, Silence};
 use super::taken::take;
@@ -33,6 +35,10 @@ use super::{CHANNELS_TIMEOUT, MigrationReport, RelayConfig, Remark, Update};
 use crate::failure::{Cause, Channel, Failure, Leg, SetupFault};
 use crate::leg::{Caller, Introduction, Protocol, Terms};
 use crate::trunk::{Name, StrandTerms};
+
+/// How long the word of a destination is waited for that has everything, where the migration was to
+/// end: it starts its guest and says so, or fails. A service has less time than that to end.
+const WORD_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How soon an end of the source is noticed while nothing else happens.
 const TICK: Duration = Duration::from_millis(100);
@@ -468,6 +474,8 @@ impl<'env> Session<'env> {
             let mut settled = false;
             let mut over_since: Option<Moment> = None;
             let mut hung_up_since: Option<Moment> = None;
+            // Since when the end is put off until the destination has said its word.
+            let mut word_since: Option<Moment> = None;
             // When what has failed is closed.
             let mut closing: Option<Instant> = None;
             // What breaks once we have closed everything ourselves is no failure.
@@ -493,8 +501,15 @@ impl<'env> Session<'env> {
                 let fault = fault
                     .or_else(|| self.look_at_source())
                     .or_else(|| self.look_at_channels(&mut hung_up_since))
-                    .or_else(|| silence.look(self.outline, self.gate, self.counters))
+                    .or_else(|| silence.look(self.outline, self.gate, self.counters));
+                let waited = word_since.is_some();
+                let fault = self
+                    .postpone(fault, &mut word_since)
                     .filter(|fault| self.matters(fault));
+                if word_since.is_some() && !waited {
+                    let seconds = WORD_TIMEOUT.as_secs();
+                    observe(Update::Note(MigrationNote::WordAwaited { seconds }));
+                }
                 if let (Some(fault), false) = (fault, is_closed) {
                     // A source's own end has no reason that the destination's relay could tell.
                     let is_there = self.target.is_relay() && fault.leg == Leg::Destination;
@@ -557,7 +572,12 @@ impl<'env> Session<'env> {
                 }
             }
             match failure {
-                Some(failure) => Err(failure),
+                Some(mut failure) => {
+                    if let Cause::Far(far) = &mut failure.cause {
+                        far.was_complete = self.outline.look(|seen| seen.complete);
+                    }
+                    Err(failure)
+                }
                 None => {
                     self.links.end();
                     Ok(())
@@ -577,6 +597,24 @@ impl<'env> Session<'env> {
         let gone = self.main.source.peer_has_closed() && self.outline.is_taken_back();
         (gone && !self.gate.is_stopped())
             .then(|| main_channel::failed(Leg::Source, self.outline.taken_back()))
+    }
+
+    /// Puts off an end without need once the destination has everything that makes the guest. It
+    /// starts the guest at any moment, and a source that was cut off goes on with it.
+    fn postpone(&self, fault: Option<Failure>, since: &mut Option<Moment>) -> Option<Failure> {
+        if let Some(fault) = fault {
+            let has_word = self.outline.look(|seen| seen.return_path);
+            let has_marks = !self.gate.is_open();
+            if !can_wait(&fault, has_word && has_marks) || self.outline.may_end() {
+                return Some(fault);
+            }
+            since.get_or_insert_with(Moment::now);
+        }
+        let is_late = since.is_some_and(|since| since.elapsed() >= WORD_TIMEOUT);
+        is_late.then(|| {
+            let within = WORD_TIMEOUT;
+            main_channel::failed(Leg::Destination, Cause::NoWord { within })
+        })
     }
 
     /// Whether a fault is one: how connections end does not matter once the destination has the
@@ -722,41 +760,6 @@ fn pipe(from: &Stream, to: &Stream) {
     // Whatever ends it ends it: the main channel tells what became of the migration.
     let _ = io::copy(&mut &*from, &mut &*to);
     let _ = to.shutdown(Shutdown::Write);
-}
-
-/// The failure to keep: the first one, unless another says that the guest may run twice, or why the
-/// connections were closed whose end is the first.
-fn worse(first: Option<Failure>, then: Failure) -> Failure {
-    let Some(first) = first else {
-        return then;
-    };
-    // What the other leg says then may come of this end.
-    let is_of_leg = then.leg == first.leg;
-    match then.cause {
-        Cause::NotTold => then,
-        Cause::Refused { .. } if is_an_end(&first.cause) => then,
-        Cause::Far(_) | Cause::RelayGone | Cause::Unknown
-            if is_of_leg && is_an_end(&first.cause) =>
-        {
-            then
-        }
-        _ => first,
-    }
-}
-
-/// Whether it is what became of the destination's word.
-fn is_a_word(failure: &Failure) -> bool {
-    matches!(failure.cause, Cause::NotTold | Cause::Refused { .. })
-}
-
-/// Whether it is the end of a connection, of which another one may tell why.
-fn is_an_end(cause: &Cause) -> bool {
-    match cause {
-        Cause::TakenBack | Cause::Incomplete | Cause::Transport(TransportCause::Io(_)) => true,
-        // A relay that has ended the migration knows it no more when its next channel calls.
-        Cause::Dial { source, .. } => source.kind() == io::ErrorKind::ConnectionRefused,
-        _ => false,
-    }
 }
 
 pub(super) fn dial_failure(error: DialError, target: &Caller, channel: Channel) -> Failure {

@@ -10,7 +10,8 @@ use multifd_transport::Moment;
 
 use super::counters::Counters;
 use super::gate::Gate;
-use super::main_channel::{self, Outline};
+use super::main_channel;
+use super::outline::Outline;
 use crate::failure::{Failure, Leg, SetupFault};
 
 /// How long a source may be silent there. One that was cancelled stands still with its guest until

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::counters::Counters;
 use super::gate::Gate;
-use super::main_channel::Outline;
+use super::outline::Outline;
 
 /// How long nothing may go out, with something to be sent, before it is worth a word.
 const STALL: Duration = Duration::from_secs(5);
@@ -40,6 +40,12 @@ pub enum MigrationNote {
     GoesOn,
     /// There are no multifd channels, so nothing is compressed.
     NoMultifd,
+    /// The migration is to end, and the destination has everything that makes the guest: its word
+    /// is waited for.
+    WordAwaited {
+        /// For how long at most.
+        seconds: u64,
+    },
     /// The source keeps to QEMU's default `max-bandwidth`, which counts what it gives to the relay.
     MaxBandwidth,
 }
@@ -57,6 +63,10 @@ impl fmt::Display for MigrationNote {
                  source? (migrate_set_parameter multifd-channels {channels})"
             ),
             Self::Stalled { seconds } => write!(f, "the destination has taken nothing for {seconds} s"),
+            Self::WordAwaited { seconds } => write!(
+                f,
+                "the destination has everything and may start the guest at any moment: waiting {seconds} s for its word"
+            ),
             Self::GoesOn => f.write_str("the destination takes pages again"),
             Self::NoMultifd => f.write_str(
                 "the source has no multifd channels, so nothing is compressed \

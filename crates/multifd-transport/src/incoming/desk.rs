@@ -442,6 +442,7 @@ impl Desk {
         is_recovery: bool,
     ) {
         let inbox = Inbox::default();
+        stated.uuid.inspect(|uuid| inbox.vm().is_named(*uuid));
         self.inboxes.insert(id, inbox.clone());
         let ticket = Ticket::new(id, Arc::clone(&self.shared) as Arc<dyn Holder>);
         let peer = describe(&main);

@@ -2,13 +2,14 @@
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use multifd_wire::Hello;
 
 use super::SetupFault;
 use crate::Stream;
+use crate::failure::Uuid;
 
 /// A multifd connection whose hello has been read.
 #[derive(Debug)]
@@ -43,12 +44,37 @@ pub enum Arrival {
     Refused(SetupFault),
 }
 
+/// The VM of a migration, by its UUID. Clones know it as soon as the first one does.
+#[derive(Clone, Debug, Default)]
+pub struct Vm(Arc<OnceLock<[u8; 16]>>);
+
+impl Vm {
+    /// The UUID that its first channel names, or its set-up with `validate-uuid`. A VM without one
+    /// names zeros, which tell nobody apart.
+    pub fn uuid(&self) -> Option<[u8; 16]> {
+        self.0.get().copied()
+    }
+
+    /// The UUID in its usual form.
+    pub fn text(&self) -> Option<String> {
+        self.0.get().map(|uuid| Uuid(uuid).to_string())
+    }
+
+    /// What was said first stays.
+    pub(super) fn is_named(&self, uuid: [u8; 16]) {
+        if uuid != [0; 16] {
+            let _ = self.0.set(uuid);
+        }
+    }
+}
+
 type Sink = Box<dyn FnMut(Arrival) + Send>;
 
 #[derive(Default)]
 struct State {
     waiting: VecDeque<Arrival>,
     sink: Option<Sink>,
+    vm: Vm,
 }
 
 /// Takes the connections of a migration, whenever they come.
@@ -56,6 +82,11 @@ struct State {
 pub struct Inbox(Arc<(Mutex<State>, Condvar)>);
 
 impl Inbox {
+    /// The VM whose connections these are.
+    pub fn vm(&self) -> Vm {
+        self.lock().vm.clone()
+    }
+
     /// The next connection; `None` when there is none `within` this time.
     pub fn next_within(&self, within: Duration) -> Option<Arrival> {
         let deadline = Instant::now() + within;
@@ -86,6 +117,9 @@ impl Inbox {
     /// One more connection has come.
     pub fn put(&self, arrival: Arrival) {
         let mut state = self.lock();
+        if let Arrival::Channel(channel) = &arrival {
+            state.vm.is_named(channel.hello.uuid);
+        }
         match &mut state.sink {
             Some(sink) => sink(arrival),
             None => state.waiting.push_back(arrival),

@@ -37,7 +37,7 @@ pub use self::desk::describe;
 use self::desk::{Bounds, Desk};
 use self::door::Claim;
 pub use self::door::Door;
-pub use self::inbox::{Arrival, Inbox, IncomingChannel};
+pub use self::inbox::{Arrival, Inbox, IncomingChannel, Vm};
 pub use self::kind::ENGINE_MAGIC;
 #[cfg(not(feature = "unstable-matching"))]
 use self::matching::Id;

@@ -6,3 +6,4 @@ mod encode;
 mod inflate;
 mod long;
 mod page;
+mod several;

@@ -31,6 +31,10 @@ pub const BOOKWORM_BACKPORTS: Suite = Suite {
     name: "bookworm-backports",
     base: Some("bookworm"),
 };
+pub const TRIXIE: Suite = Suite {
+    name: "trixie",
+    base: None,
+};
 pub const SID: Suite = Suite {
     name: "sid",
     base: None,

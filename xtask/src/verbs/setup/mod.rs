@@ -22,13 +22,24 @@ const CARGO_FUZZ_VERSION: &str = "0.13.2";
 
 #[derive(Args)]
 pub struct Arguments {
-    /// Parts to bring; all of them when none is named
+    /// Parts to bring; all that tests use when none is named
     #[arg(value_name = "PART", value_parser = part)]
     parts: Vec<Part>,
     /// List the parts and whether they are there
     #[arg(long)]
     list: bool,
 }
+
+/// libvirt, its QEMU, and the programs of a system to run both in.
+const LIBVIRT: [&str; 7] = [
+    "libvirt-daemon",
+    "libvirt-daemon-driver-qemu",
+    "libvirt-clients",
+    "qemu-system-x86",
+    "coreutils",
+    "bash",
+    "hostname",
+];
 
 /// The way in which `setup` gets a part.
 enum Recipe {
@@ -52,6 +63,7 @@ impl Recipe {
             Part::IsaL => (&apt::SID, &["libisal2"]),
             Part::Redis => (&apt::BOOKWORM, &["redis-server"]),
             Part::Valgrind => (&apt::BOOKWORM, &["valgrind"]),
+            Part::Libvirt => (&apt::TRIXIE, &LIBVIRT),
             Part::CargoFuzz => {
                 return Recipe::Cargo {
                     package: "cargo-fuzz",
@@ -95,7 +107,11 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         lock.lock()?;
     }
     for &part in parts {
-        if contents(part).is_none() {
+        let is_here = contents(part).is_some();
+        if !is_here && arguments.parts.is_empty() && part.is_on_request() {
+            continue;
+        }
+        if !is_here {
             bring(part).map_err(|error| {
                 format!(
                     "{error}\n{} is not here; to try again: {SETUP_COMMAND} {0}",

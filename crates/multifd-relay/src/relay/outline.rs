@@ -1,0 +1,167 @@
+//! What both directions of the main channel have shown: how far the guest is, and what a failure
+//! means then.
+
+use std::io;
+use std::sync::{Mutex, PoisonError};
+
+use super::Remark;
+use crate::failure::Cause;
+
+/// What both directions have shown so far.
+#[derive(Debug, Default)]
+pub(super) struct Outline(Mutex<Seen>);
+
+#[derive(Clone, Debug, Default)]
+pub(super) struct Seen {
+    /// The source waits for the destination's word.
+    pub(super) return_path: bool,
+    /// The destination answers this as soon as it loads.
+    pub(super) pinged: bool,
+    /// The set-up has a multifd flush mark.
+    pub(super) has_flush: bool,
+    /// The set-up of the memory has been read.
+    pub(super) set_up: bool,
+    /// Something behind the set-up was read, or the stream cannot be followed.
+    pub(super) goes_on: bool,
+    /// All memory has been read.
+    pub(super) ram_ended: bool,
+    /// Everything that makes the guest has been read; at most its description is to come.
+    pub(super) complete: bool,
+    /// Postcopy has begun: the guest is at both ends.
+    pub(super) postcopy: bool,
+    /// The destination has said that it has the guest, before the migration had failed.
+    pub(super) confirmed: bool,
+    /// The migration has failed: the source is not told any more that the destination has the
+    /// guest.
+    pub(super) failed: bool,
+    /// What could not be followed. It was passed on all the same.
+    pub(super) remarks: Vec<Remark>,
+    /// The source's end was read, and passed on.
+    pub(super) ended: bool,
+}
+
+impl Seen {
+    fn guest_has_arrived(&self) -> bool {
+        self.confirmed && (self.complete || self.ram_ended)
+    }
+}
+
+impl Outline {
+    /// Whether a destination may hang up in front of a packet. QEMU does so when it has the guest:
+    /// QEMU 8.2 and earlier send an empty packet after the last one that matters.
+    pub(super) fn needs_no_more(&self, packet_has_pages: bool) -> bool {
+        self.look(|seen| seen.confirmed || seen.complete || !packet_has_pages)
+    }
+
+    /// Whether the destination has said that it has the guest, behind all memory: nothing else
+    /// makes a failure of that.
+    pub(super) fn guest_has_arrived(&self) -> bool {
+        self.look(Seen::guest_has_arrived)
+    }
+
+    /// The migration is to fail. Not if the destination has said that it has the guest: the source
+    /// is told so, and that is final. Else the source is never told so.
+    pub(super) fn fails(&self) -> bool {
+        self.see(|seen| {
+            seen.failed |= !seen.guest_has_arrived();
+            seen.failed
+        })
+    }
+
+    /// The migration is to end without need: by a wish, or because of a channel. `false` if its
+    /// destination has got everything that makes the guest, and may start it at any moment: its
+    /// word is waited for then. Otherwise the migration fails, and no destination gets the rest.
+    pub(super) fn may_end(&self) -> bool {
+        self.see(|seen| {
+            let is_due = seen.complete && !seen.confirmed && !seen.failed;
+            seen.failed |= !is_due && !seen.guest_has_arrived();
+            !is_due
+        })
+    }
+
+    /// Everything that makes the guest has been read. `false` if the migration has failed: then the
+    /// end of it is not passed on.
+    pub(super) fn completes(&self) -> bool {
+        self.see(|seen| {
+            seen.complete = !seen.failed;
+            seen.complete
+        })
+    }
+
+    pub(super) fn look<T>(&self, look: impl FnOnce(&Seen) -> T) -> T {
+        look(&self.lock())
+    }
+
+    pub(super) fn see<T>(&self, change: impl FnOnce(&mut Seen) -> T) -> T {
+        change(&mut self.lock())
+    }
+
+    pub(super) fn remark(&self, remark: Remark) {
+        self.see(|seen| {
+            if !seen.remarks.contains(&remark) {
+                seen.remarks.push(remark);
+            }
+        });
+    }
+
+    /// The set-up of the memory has been read.
+    pub(super) fn set_up(&self) {
+        self.see(|seen| seen.set_up = true);
+    }
+
+    /// The source has begun its first round, or shows nothing of it.
+    pub(super) fn goes_on(&self) {
+        self.see(|seen| seen.goes_on = true);
+    }
+
+    /// The source has closed, or may have: whether it has taken its guest back, as it waited for a
+    /// word that did not come.
+    pub(super) fn is_taken_back(&self) -> bool {
+        self.look(|seen| seen.return_path && !seen.confirmed)
+    }
+
+    /// Why a source that has taken its guest back was no success. Where not all that makes a guest
+    /// was read, no destination can have it.
+    pub(super) fn taken_back(&self) -> Cause {
+        self.look(|seen| match () {
+            () if seen.postcopy => Cause::PostcopyBroke,
+            // A stream that could not be followed may have been complete.
+            () if seen.complete || !seen.remarks.is_empty() => Cause::TakenBack,
+            () => Cause::Incomplete,
+        })
+    }
+
+    /// Why the other relay's going is a failure.
+    pub(super) fn relay_gone(&self) -> Cause {
+        self.look(|seen| match seen.return_path {
+            _ if seen.postcopy => Cause::PostcopyBroke,
+            true => Cause::RelayGone,
+            // Without everything that makes a guest no destination can have it.
+            false if seen.complete || seen.ended || !seen.remarks.is_empty() => Cause::Unknown,
+            false => io::Error::from(io::ErrorKind::ConnectionReset).into(),
+        })
+    }
+
+    /// Every change is one assignment, so a thread that panicked has left nothing half done.
+    fn lock(&self) -> std::sync::MutexGuard<'_, Seen> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_migration_ends_without_need_only_before_its_destination_has_everything() {
+        let outline = Outline::default();
+        assert!(outline.completes());
+        assert!(!outline.may_end());
+        // What forces it does so.
+        assert!(outline.fails());
+        assert!(outline.may_end());
+        let outline = Outline::default();
+        assert!(outline.may_end());
+        assert!(!outline.completes(), "the rest goes nowhere");
+    }
+}
