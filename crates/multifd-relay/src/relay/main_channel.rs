@@ -1,5 +1,5 @@
-//! The main channel: passed on byte for byte, and followed as far as needed to know where rounds end
-//! and whether the migration went through whole.
+//! The main channel: passed on byte for byte, and followed as far as needed to know where rounds
+//! end and whether the migration went through whole.
 
 use std::io::{self, Write};
 use std::net::Shutdown;
