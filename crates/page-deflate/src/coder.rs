@@ -188,6 +188,7 @@ mod tests {
     use crate::counts::{Counts, Tally};
     use crate::format::{DISTANCE_BASE, MAX_WINDOW};
     use crate::inflate::inflate_body;
+    use crate::lane::{Lane, Words, one};
     use crate::lengths::Lengths;
     use crate::table::{Tables, Use};
 
@@ -233,6 +234,16 @@ mod tests {
             tables.build(litlen, distance, usage).unwrap();
             let mut decoded = vec![0; bytes.len()];
             inflate_body(&tables, &body, &mut decoded).unwrap();
+            assert!(decoded == bytes);
+            // The loop for any machine, which this one may not use otherwise.
+            decoded.fill(0);
+            let mut lane = Lane::new(&body, &mut decoded);
+            loop {
+                let stop = one(Words, &mut lane, &tables);
+                if lane.settle(stop, &tables, &[]).unwrap() {
+                    break;
+                }
+            }
             assert!(decoded == bytes);
         }
     }

@@ -180,7 +180,7 @@ mod x86 {
     unsafe_code,
     reason = "bounds checks in this loop cost a seventh of the decoder's time"
 )]
-fn one(machine: impl Machine, place: &mut Lane<'_, '_>, tables: &Tables) -> Stop {
+pub(super) fn one(machine: impl Machine, place: &mut Lane<'_, '_>, tables: &Tables) -> Stop {
     let mut lane = place.take();
     let stop = loop {
         if !lane.has_room() {
@@ -576,7 +576,7 @@ unsafe fn put<const N: usize>(bytes: &mut [u8], at: usize, chunk: [u8; N]) {
 }
 
 /// What some machines have better instructions for. A value proves that the machine has them.
-trait Machine: Copy {
+pub(super) trait Machine: Copy {
     /// Copies whole words, and therefore up to `COPY_SLACK` bytes more than `length`.
     ///
     /// # Safety
@@ -594,7 +594,7 @@ trait Machine: Copy {
 
 /// Any machine. Matches are copied by words.
 #[derive(Clone, Copy)]
-struct Words;
+pub(super) struct Words;
 
 impl Machine for Words {
     #[allow(unsafe_code, reason = "see `one`")]
