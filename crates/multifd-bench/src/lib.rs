@@ -2,10 +2,10 @@
 //!
 //! - [`guests`] are processes whose memory is filled and written like a real guest's.
 //! - [`links`] simulates the network between two hosts on one machine.
-//! - `plan` predicts what a migration will take (feature `command`).
 //!
-//! The command `multifd-bench` moves such guests over such links. It is the module `command`,
-//! behind the default feature `command`; the rest of the library has few dependencies.
+//! The command `multifd-bench` moves such guests over such links, and predicts migrations. It is
+//! the module `command`, behind the default feature `command`; the rest of the library has few
+//! dependencies.
 
 #![forbid(unsafe_code)]
 #![cfg_attr(
@@ -24,4 +24,4 @@ pub mod command;
 pub mod guests;
 pub mod links;
 #[cfg(feature = "command")]
-pub mod plan;
+mod plan;

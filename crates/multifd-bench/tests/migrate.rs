@@ -23,7 +23,7 @@ const TINY: [&str; 7] = [
 ];
 
 #[test]
-fn a_table_with_every_mode_and_what_is_missing_by_name() {
+fn the_table_has_every_mode_and_names_missing_ones() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = |name: &str| folder.path().join(name).display().to_string();
     let (json, report) = (path("b.json"), path("b.html"));
@@ -90,7 +90,7 @@ fn a_table_with_every_mode_and_what_is_missing_by_name() {
 }
 
 #[test]
-fn over_a_link_and_nothing_is_left_of_it_when_it_is_killed() {
+fn a_killed_run_leaves_no_link() {
     let link = ["--link", "250mbit", "--modes", "none", "--workload", "idle"];
     let ended = bench([&TINY[..], &link].concat()).end();
     let shaped = ended
@@ -127,7 +127,7 @@ fn over_a_link_and_nothing_is_left_of_it_when_it_is_killed() {
 }
 
 #[test]
-fn what_is_no_mode_or_rate_is_refused() {
+fn wrong_modes_and_rates_are_refused() {
     for (option, value, says) in [
         ("--modes", "zlib,lz4", "no such compression method"),
         ("--modes", "zlib+qat", "\"qat\" is not none, software"),

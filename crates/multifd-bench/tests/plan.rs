@@ -27,14 +27,15 @@ fn row<'a>(plan: &'a Value, name: &str) -> &'a Value {
 const GUEST: [&str; 6] = ["--memory", "1G", "--used", "512M", "--link", "100mbit"];
 
 #[test]
-fn a_slow_link_makes_compression_best_and_says_why() {
+fn on_a_slow_link_compression_is_best() {
     let plan = plan(&[&GUEST[..], &["--dirty-rate", "1000"]].concat());
     let seconds = |name| {
         row(&plan, name)["prediction"]["total_s"]
             .as_f64()
             .expect("a number")
     };
-    // 537 MB at 11.95 MB/s, and what is written meanwhile at a third of that rate.
+    // 537 MB at 11.95 MB/s, and then the pages that the guest writes meanwhile, at a third of this
+    // rate.
     let plain = seconds("none");
     assert!((60.0..75.0).contains(&plain), "{plain}");
     assert!(seconds("zstd") < plain * 0.6, "{plan}");
@@ -45,7 +46,7 @@ fn a_slow_link_makes_compression_best_and_says_why() {
 }
 
 #[test]
-fn what_does_not_converge_is_said_with_a_way_out() {
+fn a_plan_that_does_not_converge_names_a_way_out() {
     let fast = [&GUEST[..], &["--dirty-rate", "100000"]].concat();
     let plan = plan(&[&fast[..], &["--method", "none,zstd", "--delta"]].concat());
     assert_eq!(row(&plan, "none")["prediction"]["converges"], false);
@@ -79,7 +80,7 @@ fn a_running_guest_is_measured_and_goes_on() {
     let options = ["--link", "1gbit", "--method", "none"];
     let ended = bench([&from[..], &options].concat()).end();
     if !ended.status.success() {
-        // Rights: the message has to say what to do.
+        // Without the right to read, the message has to name a remedy.
         assert!(ended.stderr.contains("ptrace_scope"), "{ended:?}");
         qemu_lab::not_run("the right to read another process's memory");
         return;
@@ -95,7 +96,7 @@ fn a_running_guest_is_measured_and_goes_on() {
 }
 
 #[test]
-fn what_is_missing_or_wrong_is_said() {
+fn missing_and_wrong_options_are_reported() {
     for (options, says) in [
         (&["--dirty-rate", "1"][..], "--memory"),
         (&["--memory", "1G"], "--dirty-rate"),

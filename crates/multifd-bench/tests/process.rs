@@ -26,7 +26,7 @@ fn main() -> ExitCode {
         ("nothing is written while it is paused", pausing),
         ("a redis keeps its records", redis_stays_sound),
         ("an image is what the file holds", images),
-        ("what cannot be is told", refusals),
+        ("impossible guests are refused", refusals),
         (
             "a killed guest is noticed, and a dropped one is gone",
             killed,

@@ -7,7 +7,7 @@ mod support;
 mod lost {
     mod ends;
     mod left;
-    mod marks;
+    pub mod marks;
     mod numbers;
     mod postcopy;
     mod silence;
@@ -19,6 +19,7 @@ mod lost {
 use std::path::Path;
 use std::thread;
 
+use lost::marks;
 use multifd_transport::Address;
 use multifd_wire::Method;
 use serde_json::{Value, json};
@@ -373,6 +374,13 @@ fn what_never_comes_is_missed_and_no_success_is_said() {
                 taking.fails(says);
             });
         }
+        // Nothing shows whether this one has channels.
+        scope.spawn(|| {
+            let taking = Taking::start(Taker::Relay);
+            let source = Source::begin(&taking.address, &marks::of_zeros_first(false));
+            source.wait_for_end();
+            taking.fails(&["its first round had no page with contents"]);
+        });
     });
 }
 

@@ -33,7 +33,7 @@ pub struct RunState {
 /// How far a migration is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Phase {
+pub(crate) enum Phase {
     /// There was none yet.
     None,
     /// Connections are made, and nothing is sent yet.
@@ -63,7 +63,7 @@ pub enum Phase {
 impl Phase {
     /// The phase of a status of QEMU's.
     #[must_use]
-    pub fn of(status: &str) -> Self {
+    pub(crate) fn of(status: &str) -> Self {
         match status {
             "" | "none" => Self::None,
             "setup" | "wait-unplug" => Self::Setup,
@@ -81,7 +81,7 @@ impl Phase {
 
     /// Whether nothing more will happen.
     #[must_use]
-    pub fn is_final(self) -> bool {
+    pub(crate) fn is_final(self) -> bool {
         matches!(self, Self::Completed | Self::Cancelled | Self::Failed)
     }
 }
@@ -96,13 +96,13 @@ pub struct MigrationStatus {
     /// The reason of a failure.
     pub error_desc: Option<String>,
     /// Why the machine cannot migrate.
-    pub blocked_reasons: Vec<String>,
+    pub(crate) blocked_reasons: Vec<String>,
     /// From start to end, or until now.
     pub total_time: u64,
     /// The time for which the guest was stopped.
     pub downtime: u64,
     /// The time for which it would be stopped now.
-    pub expected_downtime: u64,
+    pub(crate) expected_downtime: u64,
     /// Until the first page.
     pub setup_time: u64,
     /// Figures about memory, at the source.
@@ -115,8 +115,6 @@ pub struct MigrationStatus {
 pub struct RamStatus {
     /// Bytes on all connections.
     pub transferred: u64,
-    /// Bytes on the multifd channels.
-    pub multifd_bytes: u64,
     /// The guest's memory in bytes.
     pub total: u64,
     /// Bytes still to send.
@@ -164,7 +162,7 @@ impl MigrationStatus {
 
     /// How far it is.
     #[must_use]
-    pub fn phase(&self) -> Phase {
+    pub(crate) fn phase(&self) -> Phase {
         Phase::of(&self.status)
     }
 
@@ -176,7 +174,7 @@ impl MigrationStatus {
 
     /// Returns whether a migration runs.
     #[must_use]
-    pub fn is_under_way(&self) -> bool {
+    pub(crate) fn is_under_way(&self) -> bool {
         !self.is_final() && self.phase() != Phase::None
     }
 
@@ -192,7 +190,6 @@ impl RamStatus {
         let number = |name: &str| field(answer, name).as_u64().unwrap_or_default();
         Self {
             transferred: number("transferred"),
-            multifd_bytes: number("multifd-bytes"),
             total: number("total"),
             remaining: number("remaining"),
             normal: number("normal"),
@@ -222,16 +219,16 @@ impl RamStatus {
 /// What the two ends of a migration can be set to, as QEMU has it.
 #[derive(Clone, Debug, Default, PartialEq)]
 #[non_exhaustive]
-pub struct Settings {
+pub(crate) struct Settings {
     /// Capabilities, by name.
-    pub capabilities: BTreeMap<String, bool>,
+    pub(crate) capabilities: BTreeMap<String, bool>,
     /// Parameters, by name.
-    pub parameters: Map<String, Value>,
+    pub(crate) parameters: Map<String, Value>,
 }
 
 /// A QEMU with a monitor.
 #[derive(Debug)]
-pub struct Qemu {
+pub(crate) struct Qemu {
     qmp: Qmp,
 }
 
@@ -240,14 +237,14 @@ impl Qemu {
     ///
     /// # Errors
     /// When nobody serves it, or another client has it.
-    pub fn connect(path: &Path) -> Result<Self, QmpError> {
+    pub(crate) fn connect(path: &Path) -> Result<Self, QmpError> {
         Ok(Self {
             qmp: Qmp::connect(path)?,
         })
     }
 
     /// The connection, for commands that are not here.
-    pub fn qmp(&mut self) -> &mut Qmp {
+    pub(crate) fn qmp(&mut self) -> &mut Qmp {
         &mut self.qmp
     }
 
@@ -255,7 +252,7 @@ impl Qemu {
     ///
     /// # Errors
     /// As [`Qmp::execute`].
-    pub fn run_state(&mut self) -> Result<RunState, QmpError> {
+    pub(crate) fn run_state(&mut self) -> Result<RunState, QmpError> {
         let answer = self.qmp.execute("query-status", json!({}))?;
         Ok(RunState {
             status: field(&answer, "status")
@@ -270,7 +267,7 @@ impl Qemu {
     ///
     /// # Errors
     /// As [`Qmp::execute`].
-    pub fn wait_running(&mut self, limit: Duration) -> Result<RunState, QmpError> {
+    pub(crate) fn wait_running(&mut self, limit: Duration) -> Result<RunState, QmpError> {
         let deadline = Instant::now() + limit;
         loop {
             let state = self.run_state()?;
@@ -285,7 +282,7 @@ impl Qemu {
     ///
     /// # Errors
     /// As [`Qmp::execute`].
-    pub fn migration(&mut self) -> Result<MigrationStatus, QmpError> {
+    pub(crate) fn migration(&mut self) -> Result<MigrationStatus, QmpError> {
         let answer = self
             .qmp
             .execute_within("query-migrate", json!({}), STATE_LIMIT)?;
@@ -296,7 +293,7 @@ impl Qemu {
     ///
     /// # Errors
     /// As [`Qmp::execute`].
-    pub fn wait_migration(&mut self, limit: Duration) -> Result<MigrationStatus, QmpError> {
+    pub(crate) fn wait_migration(&mut self, limit: Duration) -> Result<MigrationStatus, QmpError> {
         self.wait_until(limit, MigrationStatus::is_final)
     }
 
@@ -330,7 +327,7 @@ impl Qemu {
     ///
     /// # Errors
     /// As [`Qmp::execute`].
-    pub fn settings(&mut self) -> Result<Settings, QmpError> {
+    pub(crate) fn settings(&mut self) -> Result<Settings, QmpError> {
         let answer = self.qmp.execute("query-migrate-capabilities", json!({}))?;
         let all = answer.as_array().into_iter().flatten();
         let capabilities = all.filter_map(|one| {
@@ -352,7 +349,7 @@ impl Qemu {
     ///
     /// # Errors
     /// As [`Qmp::execute`]; then none is set.
-    pub fn set_capabilities<'a>(
+    pub(crate) fn set_capabilities<'a>(
         &mut self,
         states: impl IntoIterator<Item = (&'a str, bool)>,
     ) -> Result<(), QmpError> {
@@ -373,7 +370,10 @@ impl Qemu {
     ///
     /// # Errors
     /// As [`Qmp::execute`]; then none is set.
-    pub fn set_parameters(&mut self, parameters: Map<String, Value>) -> Result<(), QmpError> {
+    pub(crate) fn set_parameters(
+        &mut self,
+        parameters: Map<String, Value>,
+    ) -> Result<(), QmpError> {
         if parameters.is_empty() {
             return Ok(());
         }
@@ -387,7 +387,7 @@ impl Qemu {
     ///
     /// # Errors
     /// As [`Qmp::execute`].
-    pub fn migrate(&mut self, uri: &str) -> Result<(), QmpError> {
+    pub(crate) fn migrate(&mut self, uri: &str) -> Result<(), QmpError> {
         self.qmp.execute("migrate", json!({ "uri": uri })).map(drop)
     }
 
@@ -395,7 +395,7 @@ impl Qemu {
     ///
     /// # Errors
     /// As [`Qmp::execute`].
-    pub fn listen(&mut self, uri: &str) -> Result<(), QmpError> {
+    pub(crate) fn listen(&mut self, uri: &str) -> Result<(), QmpError> {
         let version = self.qmp.version();
         let arguments = match (version.major, version.minor) >= (9, 1) {
             // It stays to say why it has failed. Older ones exit.
@@ -409,7 +409,7 @@ impl Qemu {
     ///
     /// # Errors
     /// As [`Qmp::execute`].
-    pub fn cancel(&mut self) -> Result<(), QmpError> {
+    pub(crate) fn cancel(&mut self) -> Result<(), QmpError> {
         self.qmp.execute("migrate_cancel", json!({})).map(drop)
     }
 
@@ -417,7 +417,7 @@ impl Qemu {
     ///
     /// # Errors
     /// As [`Qmp::execute`]. It is refused if the status is another one by now.
-    pub fn go_on(&mut self, status: &str) -> Result<(), QmpError> {
+    pub(crate) fn go_on(&mut self, status: &str) -> Result<(), QmpError> {
         let arguments = json!({ "state": status });
         self.qmp.execute("migrate-continue", arguments).map(drop)
     }
@@ -426,7 +426,7 @@ impl Qemu {
     ///
     /// # Errors
     /// As [`Qmp::execute`].
-    pub fn start_postcopy(&mut self) -> Result<(), QmpError> {
+    pub(crate) fn start_postcopy(&mut self) -> Result<(), QmpError> {
         self.qmp
             .execute("migrate-start-postcopy", json!({}))
             .map(drop)

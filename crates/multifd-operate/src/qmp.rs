@@ -120,14 +120,13 @@ pub struct Event {
 
 /// A release of QEMU.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-#[expect(clippy::exhaustive_structs, reason = "QEMU counts in three numbers")]
-pub struct Version {
+pub(crate) struct Version {
     /// The first number.
-    pub major: u32,
+    pub(crate) major: u32,
     /// The second number.
-    pub minor: u32,
+    pub(crate) minor: u32,
     /// The third number.
-    pub micro: u32,
+    pub(crate) micro: u32,
 }
 
 impl std::fmt::Display for Version {
@@ -221,7 +220,7 @@ impl Qmp {
 
     /// QEMU's release, from its greeting.
     #[must_use]
-    pub fn version(&self) -> Version {
+    pub(crate) fn version(&self) -> Version {
         self.version
     }
 
@@ -229,7 +228,7 @@ impl Qmp {
     ///
     /// # Errors
     /// When the system does not say.
-    pub fn user(&self) -> io::Result<u32> {
+    pub(crate) fn user(&self) -> io::Result<u32> {
         Ok(socket_peercred(&self.stream)?.uid.as_raw())
     }
 
@@ -245,7 +244,7 @@ impl Qmp {
     ///
     /// # Errors
     /// As [`execute`](Self::execute).
-    pub fn execute_within(
+    pub(crate) fn execute_within(
         &mut self,
         command: &str,
         arguments: Value,
@@ -338,7 +337,7 @@ pub(crate) fn field<'a>(value: &'a Value, name: &str) -> &'a Value {
 
 /// A text of QEMU's for a message: printable, and no longer than anybody reads.
 #[must_use]
-pub fn quote(text: &str) -> String {
+pub(crate) fn quote(text: &str) -> String {
     let text: String = text.trim().chars().take(LONGEST_QUOTE).collect();
     printable(text)
 }

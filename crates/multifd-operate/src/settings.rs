@@ -77,7 +77,7 @@ pub struct Change {
     /// What it becomes.
     pub to: Value,
     /// It is a capability, and no parameter.
-    pub is_capability: bool,
+    pub(crate) is_capability: bool,
 }
 
 impl fmt::Display for Change {
@@ -131,7 +131,7 @@ impl Plan {
     ///
     /// # Errors
     /// When a QEMU lacks what is needed, or encrypts by itself.
-    pub fn of(wish: &Wish, now: &Settings) -> Result<Self, PlanError> {
+    pub(crate) fn of(wish: &Wish, now: &Settings) -> Result<Self, PlanError> {
         if let Some(creds) = now.parameters.get("tls-creds").and_then(Value::as_str)
             && !creds.is_empty()
         {

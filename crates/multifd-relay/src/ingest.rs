@@ -214,6 +214,7 @@ pub(crate) fn take(
                 None => PROGRESS_INTERVAL,
             };
             let next = early.next().map_or_else(|| events.recv_timeout(tick), Ok);
+            let is_end = matches!(next, Ok(Event::Ended(_)));
             let fault = match next {
                 Ok(Event::Ended(outcome)) => {
                     running = running.saturating_sub(1);
@@ -268,10 +269,12 @@ pub(crate) fn take(
                 Some(Failure::here(TransportCause::Listener(starved).into()))
             });
             let is_settled = main.answers.is_settled();
-            let is_cancelled = || !is_settled && cancel.is_cancelled();
             let fault = fault.or_else(|| {
-                is_cancelled().then(|| Failure::here(TransportCause::Cancelled.into()))
+                let is_cancelled = cancel.is_cancelled();
+                is_cancelled.then(|| Failure::here(TransportCause::Cancelled.into()))
             });
+            // Everything has come, and the source is told so: only its own thread may say otherwise.
+            let fault = fault.filter(|_| is_end || !is_settled);
             if let (Some(fault), None) = (fault, &failure) {
                 failure = Some(fault);
                 close_all();

@@ -183,7 +183,7 @@ pub struct ChannelSummary {
     pub payload_bytes: u64,
     /// Bytes of the channel up to the end of the last packet that says anything. What follows are
     /// empty packets, which QEMU 8.2 and earlier send, and for which no destination waits.
-    pub needed_bytes: u64,
+    pub(crate) needed_bytes: u64,
     /// The methods of packets with pages.
     pub methods: BTreeSet<PacketMethod>,
     /// The guest's page size, once it shows.

@@ -243,6 +243,16 @@ pub enum SetupFault {
         /// How long was waited for it.
         within: Duration,
     },
+    /// Nothing shows whether a main channel has multifd channels, and none came.
+    #[error(
+        "its first round had no page with contents, and no multifd channel came within {} s: \
+         a guest without multifd needs a return path here (at both ends: migrate_set_capability return-path on)",
+        within.as_secs()
+    )]
+    NoPages {
+        /// How long was waited for a channel.
+        within: Duration,
+    },
 }
 
 impl<C: Error + 'static> Located<C> {

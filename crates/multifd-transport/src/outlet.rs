@@ -235,15 +235,9 @@ impl<'s> Outlet<'s> {
         counts
     }
 
-    /// A buffer for the pages of the next packet. Give it back with [`Self::push`], or with
-    /// [`Self::spare`].
+    /// A buffer for the pages of the next packet, to be given back with [`Self::push`].
     pub fn page_buffer(&mut self) -> PageBuffer {
         self.spare.pop().unwrap_or_default()
-    }
-
-    /// Takes back a buffer that is not needed.
-    pub fn spare(&mut self, pages: PageBuffer) {
-        self.spare.push(pages);
     }
 
     /// Takes a packet to encode, with the contents of its normal pages in the order of their

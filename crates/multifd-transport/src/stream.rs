@@ -391,7 +391,7 @@ impl Stream {
 
     /// Bytes that were written and wait to be passed on: while there always are some, the
     /// connection is busy. 0, where the system does not tell.
-    pub fn waiting_bytes(&self) -> u64 {
+    pub(crate) fn waiting_bytes(&self) -> u64 {
         self.sum(|socket| crate::unsent::waiting_bytes(socket))
     }
 

@@ -17,19 +17,18 @@ use crate::scenario::{Scenario, Victim};
 pub struct Around {
     /// Ends the run.
     pub stop: Stop,
-    /// Set when the ends have ended: nobody is killed any more.
+    /// Set when the ends have ended: from then on no part is killed.
     pub done: Stop,
-    /// What had not ended in time.
+    /// The thing that had not ended in time.
     pub hang: Mutex<Option<String>>,
     broken: Stop,
 }
 
-/// Where the source has to dial, and what its bytes set off.
+/// The address that the source dials, and the triggers that its bytes fire.
 pub type Leg = (Address, Vec<Arc<Trigger>>);
 
 impl Around {
-    /// Starts everything that a scenario has beside its ends. The first part is the one that the
-    /// source dials.
+    /// Starts a scenario's networks, strangers and kills. The source dials the first part.
     pub fn start<'s>(
         &'s self,
         scope: &'s Scope<'s, '_>,
@@ -87,7 +86,7 @@ impl Around {
                 }
             });
         }
-        // Nothing of a run may last longer.
+        // This thread ends a run that exceeds its time limit.
         scope.spawn(move || {
             let deadline = Instant::now() + limit;
             while !self.done.is_set() {

@@ -1,4 +1,4 @@
-//! Many runs, several at once, and what came of them.
+//! A campaign: many runs, several at a time, and a summary of their verdicts.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -27,51 +27,51 @@ pub struct Options {
     pub program: PathBuf,
     /// The `multifd-bench` that sends guests to it.
     pub sender: PathBuf,
-    /// No run begins after that.
+    /// The time after which no run begins.
     pub time: Duration,
-    /// No more runs than this.
+    /// The most runs.
     pub runs: Option<u64>,
-    /// Seed of the first run; each further run has the next.
+    /// The seed of the first run. Each further run has the next number.
     pub seed: u64,
-    /// What stands between the ends.
+    /// The kinds of runs.
     pub kinds: Vec<Kind>,
-    /// Only runs with this fault.
+    /// The only fault to run, if one is given.
     pub fault: Option<String>,
-    /// Runs at once.
+    /// The number of runs at a time.
     pub workers: usize,
     /// Time after which a run counts as hanging.
     pub limit: Duration,
 }
 
-/// What came of a campaign.
+/// The result of a campaign.
 #[derive(Debug, Default)]
 pub struct Summary {
-    /// Runs of each kind, by where the guest was in the end.
+    /// The number of runs of each kind and class.
     pub classes: BTreeMap<(Kind, Class), u64>,
-    /// Runs of each kind that broke a promise.
+    /// The number of runs of each kind that broke a promise.
     pub broken: BTreeMap<Kind, u64>,
-    /// How often each promise was broken, by fault.
+    /// The seeds of the runs that broke a promise, by promise and fault.
     pub promises: BTreeMap<(String, &'static str), Vec<u64>>,
-    /// The longest run.
+    /// The time of the longest run.
     pub longest: Duration,
-    /// How long it all took.
+    /// The time of the campaign.
     pub took: Duration,
 }
 
 impl Summary {
-    /// All runs.
+    /// The number of runs.
     #[must_use]
     pub fn runs(&self) -> u64 {
         self.classes.values().sum::<u64>() + self.failures()
     }
 
-    /// Runs that broke a promise.
+    /// The number of runs that broke a promise.
     #[must_use]
     pub fn failures(&self) -> u64 {
         self.broken.values().sum()
     }
 
-    /// The same in words.
+    /// The summary in words.
     #[must_use]
     pub fn text(&self) -> String {
         let mut text = String::new();
@@ -133,7 +133,7 @@ pub struct Bench {
 }
 
 impl Bench {
-    /// For `multifd` and `multifd-bench`, with the runs' files in a folder.
+    /// Resources for `multifd` and `multifd-bench`. The runs' files are below `base`.
     #[must_use]
     pub fn new([program, sender]: [&Path; 2], base: &Path, limit: Duration) -> Self {
         Self {
@@ -162,7 +162,7 @@ impl Bench {
         made.clone()
     }
 
-    /// A new folder that nobody uses.
+    /// A new, empty folder.
     pub fn folder(&self) -> Result<PathBuf, String> {
         let number = self.folders.fetch_add(1, Ordering::SeqCst);
         let folder = self.base.join(format!("{number}"));
@@ -171,12 +171,12 @@ impl Bench {
     }
 }
 
-/// Runs a campaign; `tell` gets a line for each broken promise.
+/// Runs a campaign, and calls `tell` with a line for each broken promise.
 pub fn run(options: &Options, tell: &(dyn Fn(&str) + Sync)) -> Result<Summary, String> {
     let base = tempfile::Builder::new().prefix("campaign").tempdir();
     let base = base.map_err(|error| format!("no temporary folder: {error}"))?;
     let text = |error: std::io::Error| error.to_string();
-    // Parts may run as another user, and the programs may be built anew meanwhile.
+    // The copies stay if the programs are built anew, and other users can run them.
     fs::set_permissions(base.path(), fs::Permissions::from_mode(0o755)).map_err(text)?;
     let [program, sender] = ["multifd", "multifd-bench"].map(|name| base.path().join(name));
     for (from, to) in [(&options.program, &program), (&options.sender, &sender)] {
@@ -221,6 +221,7 @@ pub fn run(options: &Options, tell: &(dyn Fn(&str) + Sync)) -> Result<Summary, S
     Ok(summary)
 }
 
+/// Does the run of a seed.
 fn one(
     bench: &Bench,
     pool: &mut Pool,
@@ -279,7 +280,7 @@ fn one(
     }
 }
 
-/// The first word of a fault names the promise.
+/// The promise that a fault breaks: the text before its colon.
 fn promise(fault: &str) -> String {
     fault.split(':').next().unwrap_or_default().to_owned()
 }

@@ -1,4 +1,4 @@
-//! Payloads as a stock QEMU writes and reads them, by the libraries that it uses itself.
+//! Writes and reads payloads like a stock QEMU, with zlib and libzstd.
 
 use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, Status};
 use multifd_wire::Method;
@@ -16,7 +16,7 @@ pub enum Encoder {
 }
 
 impl Encoder {
-    /// A writer at the beginning of its channel. Methods without one are written as pages.
+    /// A writer at the beginning of its channel. For other methods it writes pages as they are.
     #[must_use]
     pub fn new(method: Method) -> Self {
         match method {
@@ -80,7 +80,7 @@ impl Decoder {
         }
     }
 
-    /// Gives `len` bytes of pages back.
+    /// Returns `len` bytes of pages.
     pub fn decode(&mut self, payload: &[u8], len: usize) -> Result<Vec<u8>, String> {
         let mut pages = Vec::with_capacity(len + 1);
         match self {

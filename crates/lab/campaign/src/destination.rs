@@ -1,8 +1,8 @@
 //! A destination made here, which behaves as a QEMU does.
 //!
-//! It accepts main and all channels before it reads main; it stops reading a channel at a SYNC
-//! until main has reached its mark; and it is frozen for good when main waits for the SYNC of a
-//! channel that has ended.
+//! It accepts main and all channels before it reads main. It stops reading a channel at a SYNC
+//! until main has reached its mark. It freezes for good if main waits for the SYNC of a channel
+//! that has ended.
 
 use std::net::Shutdown;
 use std::sync::{Arc, Condvar, Mutex};
@@ -20,64 +20,65 @@ use crate::plan::{Act, Memory, PAGE, Plan, Who};
 /// A destination's behaviour besides reading.
 #[derive(Debug, Clone)]
 pub struct DestinationBehaviour {
-    /// How many channels it waits for.
+    /// The number of channels that it waits for.
     pub channels: u8,
     /// The method of the payloads that it reads.
     pub method: Method,
     /// Small socket buffers.
     pub small: bool,
-    /// It says SHUT(1) in the end.
+    /// It says SHUT(1) at the end.
     pub refuses: bool,
-    /// It dies so long after so many bytes.
+    /// It dies after this number of bytes and this time.
     pub kill: Option<(u64, Duration)>,
     /// It resets one connection at this place.
     pub resets: Option<(Who, u64)>,
-    /// It stops reading for a while, everywhere, after so many bytes.
+    /// It stops reading all connections after this number of bytes, for this time.
     pub pause: Option<(u64, Duration)>,
-    /// It reads slowly: so many bytes, then a pause.
+    /// It reads slowly: it pauses after each such number of bytes.
     pub slow: Option<(usize, Duration)>,
-    /// How long before SHUT it closes its channels.
+    /// The time between the close of its channels and SHUT.
     pub gap: Duration,
-    /// Whether it says SHUT(1) when loading fails, or only closes.
+    /// If loading fails, it says SHUT(1) before it closes main.
     pub says_failure: bool,
 }
 
-/// How a destination ended.
+/// The end of a destination.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DestinationEnd {
-    /// It has waited for connections all the time.
+    /// It still waited for connections.
     Waiting,
     /// It has the guest, and these pages are wrong.
     Loaded(Vec<String>),
-    /// It has seen that the migration failed.
+    /// It noticed that the migration failed.
     Failed(String),
-    /// It hangs for good: a channel ended without the SYNC that main waits for.
+    /// It freezes: main waits for the SYNC of a channel that has ended.
     Frozen(String),
-    /// It was given what no source has sent.
+    /// It received bytes that no source has sent.
     Corrupt(String),
     /// It refused the guest.
     Refused,
-    /// It was killed; whether it had the guest by then.
+    /// It was killed. The flag tells whether it had the guest by then.
     Killed(bool),
-    /// It was still loading when its run was given up.
+    /// It was still loading when the run was given up.
     Stuck(String),
 }
 
-/// How it begins to say that main is another one than its source has sent.
+/// The begin of the message that main is not the one that the source has sent.
 pub const ANOTHER_MAIN: &str = "main has another byte";
 
-/// What became of a destination.
+/// The result of a destination.
 #[derive(Debug, Clone)]
 pub struct DestinationReport {
     /// How it ended.
     pub end: DestinationEnd,
-    /// When it said that it has the guest, or would have said so.
+    /// The time at which it said that it has the guest, or would have with a return path.
     pub said: Option<Instant>,
-    /// When it ended.
+    /// The time at which it ended.
     pub at: Instant,
 }
 
-/// Runs a destination to its end. `give_up` ends it while it waits for connections, `stop` always.
+/// Runs a destination to its end. `give_up` ends it only while it waits for connections, `stop` at
+/// any time.
 pub fn receive(
     plan: &Plan,
     behaviour: &DestinationBehaviour,
@@ -155,16 +156,16 @@ pub fn receive(
 
 #[derive(Debug, Clone, Default)]
 struct Progress {
-    /// SYNCs that main has not asked for yet.
+    /// The number of SYNCs that main has not waited for yet.
     syncs: u64,
-    /// Why nothing more comes.
+    /// The reason of the channel's end.
     ended: Option<String>,
 }
 
 struct State {
     memory: Memory,
     channels: Vec<Progress>,
-    /// Marks that main has passed.
+    /// The number of marks that main has passed.
     released: u64,
     corrupt: Option<String>,
     killed: bool,
@@ -175,7 +176,7 @@ struct Shared<'a> {
     plan: &'a Plan,
     behaviour: &'a DestinationBehaviour,
     stop: &'a Stop,
-    /// Of this destination's own sockets.
+    /// Closes this destination's own sockets.
     own: &'a Arc<Stop>,
     passed: &'a [Arc<Trigger>],
     pause: Option<(&'a Trigger, Duration)>,
@@ -206,7 +207,7 @@ impl Shared<'_> {
                 socket.make_small();
             }
             let socket = self.own.keep(socket);
-            // QEMU looks at four bytes and does nothing else until they are there.
+            // QEMU waits for the first four bytes of a connection, and does nothing else meanwhile.
             let mut magic = [0; 4];
             if let Err(error) = socket.read_exact(&mut magic) {
                 if self.own.is_set() {
@@ -235,7 +236,7 @@ impl Shared<'_> {
         let Some(main) = main else {
             return DestinationEnd::Waiting;
         };
-        // A connection too many is accepted and closed, at any time.
+        // A further connection is accepted and closed at any time.
         scope.spawn(|| {
             while !self.own.is_set() {
                 if listener.accept(Duration::from_millis(20)).is_err() {
@@ -281,7 +282,7 @@ impl Shared<'_> {
         Ok(id)
     }
 
-    /// Says that the guest is here, if it is asked for.
+    /// Says SHUT, if there is a return path.
     fn finish(&self, main: &Socket) -> DestinationEnd {
         let refuses = self.behaviour.refuses;
         {
@@ -307,7 +308,7 @@ impl Shared<'_> {
     /// Reads main to its end.
     fn main(&self, main: &Socket) -> DestinationEnd {
         let expected = self.plan.main();
-        // Four bytes were looked at.
+        // The first four bytes were checked already.
         let mut at = 4;
         let mut acts = self.plan.acts.iter();
         let mut next = acts.next();
@@ -321,7 +322,7 @@ impl Shared<'_> {
                 }
                 next = acts.next();
             }
-            // Nothing behind a mark is read before it.
+            // It reads only as far as the next mark.
             let until = next.map_or(expected.len(), |(place, _)| *place);
             let most = (until - at).min(self.most(buffer.len()));
             match main.read(&mut buffer[..most]) {
@@ -413,8 +414,8 @@ impl Shared<'_> {
         self.changed.notify_all();
     }
 
-    /// Reads a channel to its end, and answers what the end was. What no source has sent is an
-    /// error.
+    /// Reads a channel to its end. Returns the reason of the end, or an error if it read bytes that
+    /// no source has sent.
     fn channel_loop(&self, id: u8, socket: &Socket) -> Result<String, String> {
         let limits = Limits::default().with_page_size(PageSize::K4);
         let mut receiver = ChannelReceiver::new(limits);
@@ -503,8 +504,7 @@ impl Shared<'_> {
         Ok(())
     }
 
-    /// A channel does not go on behind a SYNC before main has reached its mark; false at the
-    /// destination's end.
+    /// Waits at a SYNC until main has reached its mark. Returns false at the destination's end.
     fn wait_released(&self, id: u8, syncs: u64) -> bool {
         let mut state = locked(&self.state);
         if let Some(channel) = state.channels.get_mut(usize::from(id)) {
@@ -521,14 +521,14 @@ impl Shared<'_> {
         true
     }
 
-    /// Bytes to read at once.
+    /// The number of bytes to read at a time.
     fn most(&self, room: usize) -> usize {
         self.behaviour
             .slow
             .map_or(room, |(bytes, _)| bytes.min(room))
     }
 
-    /// Bytes were read from a connection: what is to happen there happens.
+    /// Counts bytes that were read from a connection, and applies the faults that are due.
     fn taken(&self, who: Who, at: u64, read: usize, socket: &Socket) -> Option<DestinationEnd> {
         for trigger in self.passed {
             trigger.add(read);
@@ -564,6 +564,6 @@ impl Shared<'_> {
 fn say(main: &Socket, message: &Message) {
     let mut bytes = Vec::new();
     message.encode(&mut bytes);
-    // A source that is gone does not hear it, as with a QEMU.
+    // A source that has gone does not read it, as with a QEMU.
     let _ = main.write_all(&bytes);
 }

@@ -1,4 +1,4 @@
-//! A made source and a made destination at the two ends of whatever is between them.
+//! A made source and a made destination, with any parts between them.
 
 use std::sync::Arc;
 use std::thread;
@@ -19,7 +19,7 @@ pub struct Ends {
     pub destination: DestinationReport,
 }
 
-/// Moves a guest from `address` on to whoever passes it to `listener`.
+/// Moves a guest: the source dials `address`, and the destination accepts at `listener`.
 pub fn migrate(
     plan: &Plan,
     behaviour: (&SourceBehaviour, &DestinationBehaviour),
@@ -43,7 +43,7 @@ pub fn migrate(
         while !there.is_finished() && !stop.is_set() && Instant::now() < deadline {
             thread::sleep(Duration::from_millis(2));
         }
-        // Only a destination that still waits for connections heeds this.
+        // This ends only a destination that still waits for connections.
         give_up.stop();
         let destination = there.join().map_err(|_| "a destination panicked")?;
         Ok(Ends {

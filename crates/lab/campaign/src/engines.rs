@@ -89,7 +89,7 @@ fn moved(
     let receiver = receiver.map_err(harness)?;
     let address = match receiver.address() {
         Ok(address) => address,
-        // With so little it may say so and end before anybody dials.
+        // With such limits it may report a failure and end before the source dials.
         Err(_) if scenario.bounds != Bounds::default() => return Ok(Class::Kept),
         Err(error) => return Err(harness(error)),
     };
@@ -115,7 +115,7 @@ fn moved(
         scenario.kill.map(|(_, _, delay)| (false, delay)),
     ];
     let cancelled = scenario.source.cancel.is_some();
-    // A guest that writes faster than a slow link carries never moves, and rightly so.
+    // A guest that writes faster than a slow link rightly never moves.
     let slow = link.is_some_and(|link| link.slow.is_some());
     let rate = if slow { "10" } else { "2000" };
     let ended = thread::scope(|scope| -> Result<_, String> {
@@ -158,7 +158,7 @@ fn moved(
         }
         let sent = waited(&sender, &around.stop, bench.limit);
         let sent_at = Instant::now();
-        // A receiver that nobody has reached goes on waiting.
+        // A receiver without any connection goes on waiting.
         let patience = match &sent {
             Some(status) if status.success() => bench.limit,
             _ => Duration::from_secs(13),
@@ -189,7 +189,7 @@ fn moved(
             .last()
             .and_then(|report| report["digest"].as_str().map(str::to_owned))
     };
-    // The source compares its own digest before it gives its guest up; it does not print it.
+    // The source compares the digest before it gives its guest up, and does not print it.
     if received && digest(&receiver).is_none() {
         faults.push("wrong: no digest was compared".to_owned());
     }
@@ -202,8 +202,8 @@ fn moved(
         (false, false) => SourceEnd::Kept,
     };
     let mut excuse = scenario.excuse;
-    // A flip stands where nobody can tell a stranger from a channel; engines have a time limit for
-    // that.
+    // A flipped magic makes a channel look like a stranger, and engines have a time limit for such
+    // connections.
     excuse.standstill = true;
     let receiver_killed = scenario.kill.is_some();
     let end = match received {

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// What stands between the ends, or instead of one.
+/// A kind of runs: the parts between the ends, or in the place of one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
     /// One relay.
@@ -11,11 +11,11 @@ pub enum Kind {
     Relays,
     /// `multifd receive` is the destination.
     Receive,
-    /// `multifd record`, and a replay of what it kept.
+    /// `multifd record` is the destination, and its recording is replayed.
     Record,
     /// `multifd-bench send` to `multifd receive`.
     Engines,
-    /// Real QEMUs at both ends of one or two relays.
+    /// Real QEMUs are the ends, with one or two relays between them.
     Qemu,
     /// Two relays with a trunk in clear between them.
     Trunks,
@@ -23,7 +23,7 @@ pub enum Kind {
     Tls,
 }
 
-/// What two relays speak between them.
+/// The protocol between two relays.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Between {
     /// QEMU's own protocol.
@@ -35,7 +35,7 @@ pub enum Between {
 }
 
 impl Between {
-    /// An address of QEMU's kind as one of this kind.
+    /// A leg of this protocol at an address that is written as for QEMU.
     #[must_use]
     pub fn leg(self, address: &str) -> String {
         match self {

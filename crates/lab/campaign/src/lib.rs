@@ -1,4 +1,4 @@
-//! Migrations with faults at random places, and a verdict on each.
+//! Runs migrations with faults at random places, and gives a verdict on each.
 #![forbid(unsafe_code)]
 
 pub mod around;

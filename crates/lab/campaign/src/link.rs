@@ -11,20 +11,20 @@ use crate::net::{Address, Listener, Socket, Stop, Trigger};
 use crate::plan::Who;
 use crate::preface;
 
-/// What happens to one connection, once.
+/// A fault of one connection, which happens once.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LinkFault {
-    /// To which.
+    /// The connection.
     pub who: Who,
-    /// After how many bytes towards the destination, or on the way back.
+    /// The number of bytes before it, in its direction.
     pub after: u64,
-    /// Whether it happens to what the destination says.
+    /// It happens to bytes from the destination.
     pub back: bool,
-    /// What.
+    /// The kind of the fault.
     pub what: Happening,
 }
 
-/// What can happen on a network.
+/// The kind of a fault on a network.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Happening {
     /// Both ends see a reset.
@@ -38,47 +38,48 @@ pub enum Happening {
     Stall(Duration),
     /// A byte is changed.
     Flip(u8),
-    /// So many bytes vanish, and nobody sees it.
+    /// This number of bytes vanishes, and neither end notices.
     Lose(u64),
-    /// So many bytes come twice, as far as they are there at once.
+    /// This number of bytes comes twice, or as many of them as arrive at once.
     Repeat(u64),
 }
 
-/// Somebody says a preface of the trunk once more, on a connection of its own.
+/// A preface of the trunk comes once more, on a connection of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Echo {
-    /// Of which connection.
+    /// The connection whose preface it is.
     pub who: Who,
-    /// How long after the real one; before it, if not said.
+    /// The time after the real preface. `None`: it comes before the real one.
     pub behind: Option<Duration>,
-    /// How long the connection stays.
+    /// The time for which the connection stays.
     pub stays: Duration,
 }
 
 /// A network between two parts.
 #[derive(Debug, Clone, Default)]
 pub struct LinkBehaviour {
-    /// What happens to connections.
+    /// The faults of connections.
     pub faults: Vec<LinkFault>,
-    /// How long after its first bytes a connection is dialled: connections come late, and overtake
-    /// each other.
+    /// The time between a connection's first bytes and its dial: connections come late, and
+    /// overtake each other.
     pub late: Vec<(Who, Duration)>,
-    /// Bytes that pass at once, and the pause behind them.
+    /// The number of bytes that pass at a time, and the pause behind them.
     pub slow: Option<(usize, Duration)>,
-    /// Everything is cut so long after so many bytes.
+    /// All connections are cut after this number of bytes and this time.
     pub cut_all: Option<(u64, Duration)>,
     /// A preface that comes twice.
     pub echo: Option<Echo>,
-    /// What passes counts for these too.
+    /// Triggers that the passing bytes fire.
     pub passed: Vec<Arc<Trigger>>,
 }
 
-/// Where connections are passed on to.
+/// The address that connections are passed on to.
 #[derive(Debug, Clone)]
 pub enum Target {
     /// All of them to one place.
     One(Address),
-    /// By the UUID in a hello or in main's configuration; those with another to the first place.
+    /// By the UUID in a hello or in main's configuration. Other connections go to the first
+    /// address.
     ByVm(Vec<([u8; 16], Address)>),
 }
 
@@ -95,7 +96,7 @@ impl Target {
         }
     }
 
-    /// Bytes that tell.
+    /// The first bytes, which identify the connection.
     fn wanted(&self) -> usize {
         match self {
             Self::One(_) => 1,
@@ -117,7 +118,7 @@ pub fn run<'s>(
     scope.spawn(move || link.accept(scope, listener));
 }
 
-/// As [`run`], with a listener that goes when the run ends.
+/// As [`run`], but the listener is removed when the run ends.
 pub fn run_owned<'s>(
     scope: &'s Scope<'s, '_>,
     behaviour: &'s LinkBehaviour,
@@ -134,7 +135,7 @@ struct Link<'s> {
     behaviour: &'s LinkBehaviour,
     target: Target,
     trigger: Option<Arc<Trigger>>,
-    /// Encrypted connections: they do not show whose they are.
+    /// The number of encrypted connections, which cannot be identified by their bytes.
     encrypted: Arc<AtomicU8>,
     stop: &'s Stop,
     broken: &'s Stop,
@@ -201,7 +202,7 @@ struct Passing<'a> {
 impl Passing<'_> {
     fn pass(&self, near: &Socket, target: &Target) {
         let mut buffer = vec![0; 64 << 10];
-        // The first bytes say whose connection it is.
+        // The first bytes identify the connection.
         let mut first = 0;
         while first < target.wanted() || preface::is_part(&buffer[..first]) {
             match near.read(&mut buffer[first..]) {
@@ -301,7 +302,7 @@ impl Passing<'_> {
                             Happening::Repeat(bytes) => {
                                 let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
                                 let twice = &buffer[start..held.min(start.saturating_add(bytes))];
-                                // A peer that has gone is what the next write tells.
+                                // If the peer has gone, the next write fails.
                                 let _ = far.write_all(twice);
                             }
                         }
@@ -338,8 +339,7 @@ impl Passing<'_> {
         let mut at = 0;
         loop {
             let read = match far.read(&mut buffer) {
-                // The source learns of a half-closed connection when the other end closes it
-                // altogether.
+                // The source learns of a half-closed connection only when the other end closes it.
                 Ok(0) if *locked(silent) => return near.shutdown(Shutdown::Both),
                 Ok(0) => return near.shutdown(Shutdown::Write),
                 Ok(read) => read,
@@ -371,7 +371,7 @@ impl Passing<'_> {
         }
     }
 
-    /// Says what a connection began with once more, on another one.
+    /// Sends a connection's first bytes once more, on another connection.
     fn say_again(&self, echo: Echo, address: &Address, said: &[u8]) {
         let Ok(socket) = Socket::connect(address, false) else {
             return;

@@ -1,4 +1,4 @@
-//! Sockets of both families, which a run can close all at once.
+//! Sockets over unix and TCP, which a run can close all at once.
 
 use std::fmt;
 use std::io::{self, Read, Write};
@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::sockopt;
 
-/// Where somebody listens.
+/// The address of a listener.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Address {
     /// A socket in the file system.
@@ -24,7 +24,7 @@ pub enum Address {
 }
 
 impl Address {
-    /// Reads what a `multifd` prints.
+    /// Parses an address as `multifd` prints it.
     pub fn parse(text: &str) -> Result<Self, String> {
         let plain = text.strip_prefix("trunk+").unwrap_or(text);
         if let Some(path) = plain.strip_prefix("unix:") {
@@ -58,7 +58,7 @@ pub enum Socket {
 }
 
 impl Socket {
-    /// Dials. A small buffer makes a peer feel at once that nobody reads.
+    /// Dials. With small buffers a peer notices at once that nobody reads.
     pub fn connect(address: &Address, small: bool) -> io::Result<Self> {
         let socket = match address {
             Address::Unix(path) => Self::Unix(UnixStream::connect(path)?),
@@ -74,18 +74,18 @@ impl Socket {
         Ok(socket)
     }
 
-    /// Asks for small buffers: some packets' headers have to fit, as QEMU 7.2 writes one behind a
-    /// SYNC.
+    /// Asks for small buffers. They have to hold some packets' headers, because QEMU 7.2 writes one
+    /// behind a SYNC.
     pub fn make_small(&self) {
-        /// A segment over loopback has nearly 64 KiB: where not even one fits, the kernel only
-        /// probes now and then.
+        /// A segment over the loopback has nearly 64 KiB. If not even one fits, the kernel sends
+        /// only a probe now and then.
         const BYTES: usize = 64 << 10;
-        // A system that refuses only makes the run a little tamer.
+        // If the system refuses, the run is only less strict.
         let _ = sockopt::set_socket_send_buffer_size(self, BYTES);
         let _ = sockopt::set_socket_recv_buffer_size(self, BYTES);
     }
 
-    /// Closes one or both directions for everybody who holds this socket.
+    /// Closes one or both directions of this socket, for all its handles.
     pub fn shutdown(&self, how: Shutdown) {
         // It may be closed already.
         let _ = match self {
@@ -98,13 +98,13 @@ impl Socket {
     /// closes.
     pub fn reset(&self) {
         if let Self::Tcp(stream) = self {
-            // Linux answers a connection to nowhere with a reset of the present one.
+            // On Linux, connecting a socket to no address resets its connection.
             let _ = rustix::net::connect_unspec(stream);
         }
         self.shutdown(Shutdown::Both);
     }
 
-    /// Writes everything.
+    /// Writes all bytes.
     pub fn write_all(&self, bytes: &[u8]) -> io::Result<()> {
         match self {
             Self::Unix(stream) => (&*stream).write_all(bytes),
@@ -112,7 +112,7 @@ impl Socket {
         }
     }
 
-    /// Reads what there is; 0 at the end.
+    /// Reads the available bytes. Returns 0 at the end.
     pub fn read(&self, bytes: &mut [u8]) -> io::Result<usize> {
         loop {
             let read = match self {
@@ -126,7 +126,7 @@ impl Socket {
         }
     }
 
-    /// Reads exactly as many bytes, or says how many came before the end.
+    /// Fills `bytes`. The error states the number of bytes before the end.
     pub fn read_exact(&self, bytes: &mut [u8]) -> io::Result<()> {
         let mut filled = 0;
         while filled < bytes.len() {
@@ -151,7 +151,7 @@ impl AsFd for Socket {
     }
 }
 
-/// Somebody who listens. A socket in the file system goes with it.
+/// A listener. Dropping it removes its socket in the file system.
 #[derive(Debug)]
 pub enum Listener {
     /// At a path.
@@ -177,7 +177,7 @@ impl Listener {
         Ok(Self::Tcp(listener))
     }
 
-    /// Where it listens.
+    /// Its address.
     pub fn address(&self) -> io::Result<Address> {
         Ok(match self {
             Self::Unix(_, path) => Address::Unix(path.clone()),
@@ -226,7 +226,7 @@ impl Listener {
         }
     }
 
-    /// Takes and closes what an earlier run has left.
+    /// Accepts and closes the connections that an earlier run has left.
     pub fn drain(&self) {
         while let Ok(Some(socket)) = self.accept(Duration::ZERO) {
             socket.reset();
@@ -237,13 +237,13 @@ impl Listener {
 impl Drop for Listener {
     fn drop(&mut self) {
         if let Self::Unix(_, path) = self {
-            // The folder it is in goes as well.
+            // The folder is removed, too.
             let _ = std::fs::remove_file(path);
         }
     }
 }
 
-/// The end of a run for all of its threads: it closes every socket that was registered.
+/// Ends a run for all its threads: it closes every registered socket.
 #[derive(Debug, Default)]
 pub struct Stop {
     set: AtomicBool,
@@ -289,7 +289,7 @@ impl Stop {
     }
 }
 
-/// Something happens when so many bytes have passed.
+/// Fires when a number of bytes have passed.
 #[derive(Debug)]
 pub struct Trigger {
     at: u64,
@@ -310,7 +310,7 @@ impl Trigger {
         }
     }
 
-    /// More bytes have passed.
+    /// Counts bytes that have passed.
     pub fn add(&self, bytes: usize) {
         let passed = self.passed.fetch_add(bytes as u64, Ordering::SeqCst) + bytes as u64;
         if passed >= self.at {
@@ -318,7 +318,7 @@ impl Trigger {
         }
     }
 
-    /// Fires whatever has passed.
+    /// Fires now.
     pub fn fire(&self) {
         crate::locked(&self.fired).get_or_insert_with(Instant::now);
         self.changed.notify_all();
@@ -339,7 +339,7 @@ impl Trigger {
         crate::locked(&self.fired).is_some()
     }
 
-    /// How long ago it fired.
+    /// The time since it fired.
     pub fn fired_for(&self) -> Duration {
         crate::locked(&self.fired).map_or(Duration::ZERO, |fired| fired.elapsed())
     }

@@ -1,8 +1,7 @@
-//! What a source of our own sends: every byte of every connection, and the memory that has to
-//! arrive.
+//! The plan of a made source: every byte of every connection, and the memory that has to arrive.
 //!
-//! The whole stream is made before the run, so that the destination can compare main byte for byte
-//! and knows where its marks are without trusting the reader that is under test.
+//! A plan is made before the run. So the destination can compare main byte for byte, and knows the
+//! marks without the reader that is under test.
 
 use std::fmt;
 
@@ -17,11 +16,12 @@ pub const PAGE: usize = 4096;
 /// How marks and SYNCs are paired.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
-    /// QEMU 9.0 and later: a flush mark a round, SYNC packets of their own.
+    /// QEMU 9.0 and later: one flush mark in each round, and SYNC packets without pages.
     PerRound,
     /// Machine types before 8.1 on a new QEMU: the end of each section's body is the mark.
     PerSection,
-    /// QEMU 7.2: as before, with SYNC on packets with pages, and empty packets behind them.
+    /// QEMU 7.2: marks as in `PerSection`, SYNC on packets with pages, and empty packets behind
+    /// them.
     Old,
 }
 
@@ -36,15 +36,15 @@ pub struct Shape {
     pub method: Method,
     /// The kind of the marks.
     pub mode: Mode,
-    /// Whether the destination is asked to answer.
+    /// Whether there is a return path.
     pub return_path: bool,
     /// Whether the description of devices follows the last section.
     pub description: bool,
     /// Whether zero pages are records of main.
     pub legacy_zero: bool,
-    /// Rounds of pages, the last of which stands in the END section.
+    /// The number of rounds. The last one is in the END section.
     pub rounds: usize,
-    /// The VM's.
+    /// The VM's UUID.
     pub uuid: [u8; 16],
     /// Whether main states the UUID, as with `validate-uuid`.
     pub states_uuid: bool,
@@ -70,7 +70,7 @@ impl Memory {
         }
     }
 
-    /// Puts a page in its place.
+    /// Writes a page to its place.
     pub fn write(&mut self, block: &str, offset: u64, page: &[u8]) -> Result<(), String> {
         let (_, bytes) = self
             .blocks
@@ -85,7 +85,7 @@ impl Memory {
         Ok(())
     }
 
-    /// The pages that differ from what they should be.
+    /// The pages that differ from the expected memory.
     #[must_use]
     pub fn differences(&self, expected: &Self) -> Vec<String> {
         let mut found = Vec::new();
@@ -116,21 +116,21 @@ impl fmt::Debug for Memory {
     }
 }
 
-/// What is sent between two waits of the source: the channels' bytes are all written before main's.
+/// The bytes that the source writes between two waits: first the channels' bytes, then main's.
 #[derive(Debug, Clone)]
 pub struct Step {
-    /// For each channel.
+    /// The bytes of each channel.
     pub channels: Vec<Vec<u8>>,
-    /// For main.
+    /// The bytes of main.
     pub main: Vec<u8>,
 }
 
-/// Something in main which the destination acts upon.
+/// An element of main that the destination acts on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Act {
-    /// It answers with this value.
+    /// It answers a ping with this value.
     Ping(u32),
-    /// A page is zero.
+    /// It zeroes a page.
     Zero(String, u64),
     /// It waits for a SYNC of every channel.
     Mark,
@@ -143,11 +143,11 @@ pub struct Plan {
     pub shape: Shape,
     /// The first 64 bytes of each channel.
     pub hellos: Vec<[u8; Hello::LEN]>,
-    /// All steps; the first is the set-up.
+    /// All steps. The first one is the set-up.
     pub steps: Vec<Step>,
-    /// Main behind the last mark.
+    /// The bytes of main behind the last mark.
     pub tail: Vec<u8>,
-    /// Where in main what is to be done, in order.
+    /// The elements of main that the destination acts on, with the ends of their bytes, in order.
     pub acts: Vec<(usize, Act)>,
     /// The source's memory at its end.
     pub memory: Memory,
@@ -242,7 +242,7 @@ struct Maker<'a> {
     encoders: Vec<Encoder>,
     random: &'a mut Random,
     main_len: usize,
-    /// The block that a record of main without a name belongs to.
+    /// The block of main's last record: a record of the same block has no name.
     last_block: Option<usize>,
     number: u64,
 }
@@ -255,7 +255,7 @@ impl Maker<'_> {
             let mut pages = self.dirty(round);
             self.random.shuffle(&mut pages);
             let last = round + 1 == rounds;
-            // The rate limit of a real source cuts sections short: those have no mark but in the
+            // A real source's rate limit cuts sections short. Such a section has a mark only in the
             // old modes.
             if !last && pages.len() > 1 && self.random.percent(40) {
                 let rest = pages.split_off(pages.len() / 2);
@@ -304,7 +304,7 @@ impl Maker<'_> {
         self.push(channels, main);
     }
 
-    /// Changes the guest's memory and answers which pages have to be sent.
+    /// Changes the guest's memory. Returns the pages that have to be sent.
     fn dirty(&mut self, round: usize) -> Vec<(usize, u64)> {
         let mut pages = Vec::new();
         let share = self.random.between(0, 40);
@@ -355,8 +355,7 @@ impl Maker<'_> {
             for (bytes, last) in channels.iter_mut().zip(last_data) {
                 let number = self.next_number();
                 match last {
-                    // QEMU 7.2 marks the packet that it has at hand, and has an empty one at hand
-                    // next.
+                    // QEMU 7.2 sets SYNC on its current packet, and may send an empty one next.
                     Some(start) if self.plan.shape.mode == Mode::Old => {
                         bytes[start + 11] |= 1;
                         if self.random.percent(50) {
@@ -402,7 +401,7 @@ impl Maker<'_> {
         self.plan.acts.push((at, Act::Zero(name, offset)));
     }
 
-    /// As a source counts: over all channels, from 0 on.
+    /// The next packet's number: sources count over all channels, from 0.
     fn next_number(&mut self) -> u64 {
         let number = self.number;
         self.number += 1;
@@ -441,7 +440,7 @@ impl Maker<'_> {
         out.extend_from_slice(&payload);
     }
 
-    /// The mark where it is due, and the end of a body with its footer.
+    /// Writes the mark, if one is due, and the end of a section's body with its footer.
     fn end_of_body(&mut self, main: &mut Vec<u8>, marked: bool) {
         let per_round = self.plan.shape.mode == Mode::PerRound;
         if marked && per_round {
@@ -460,7 +459,7 @@ impl Maker<'_> {
         self.plan.steps.push(Step { channels, main });
     }
 
-    /// Devices, the end, the description.
+    /// Makes device state, the end of main, and the description.
     fn finish(&mut self) {
         let mut tail = Vec::new();
         let mut left = self.plan.shape.devices;
@@ -503,7 +502,7 @@ impl Maker<'_> {
     }
 }
 
-/// A page of one of the kinds that guests have.
+/// Fills a page with one of the kinds of content that guests have.
 fn contents(random: &mut Random, page: &mut [u8]) {
     match random.below(10) {
         0..3 => page.fill(0),
@@ -536,8 +535,8 @@ fn sync(mode: Mode, number: u64, out: &mut Vec<u8>) {
     }
 }
 
-/// A packet without pages as QEMU 7.2 writes it: with the length of an earlier payload, and none
-/// behind it.
+/// Writes a packet without pages as QEMU 7.2 does: it states the length of an earlier payload, and
+/// has no payload.
 fn empty(number: u64, sync: bool, out: &mut Vec<u8>) {
     let start = out.len();
     let packet = RamPacket::new(PageSize::K4, BlockName::EMPTY, &[], &[], number);

@@ -15,12 +15,12 @@ use crate::process::{Bounds, Counts, Multifd};
 use crate::scenario::{Between, Scenario, Victim};
 use crate::verdict::{Part, Report};
 
-/// What tells one relay of a pool from another.
+/// The properties by which a run chooses a relay of the pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Key {
     near: bool,
     method: Method,
-    /// It finds the effort of each packet out.
+    /// It uses auto.
     auto: bool,
     tcp_in: bool,
     tcp_out: bool,
@@ -48,14 +48,14 @@ impl Key {
     }
 }
 
-/// A relay that is there for many runs.
+/// A relay that serves many runs.
 #[derive(Debug)]
 pub struct Relay {
-    /// What faults call it.
+    /// Its name in faults.
     pub name: String,
     /// The process.
     pub process: Multifd,
-    /// Where it listens.
+    /// The address that it listens at.
     pub address: Address,
     out: Out,
     idle: Counts,
@@ -63,12 +63,12 @@ pub struct Relay {
     seen: usize,
 }
 
-/// Where a relay dials.
+/// The address that a relay dials.
 #[derive(Debug)]
 enum Out {
-    /// Each run listens at this path by itself.
+    /// A path, at which each run listens anew.
     Path(PathBuf),
-    /// A port has to stay.
+    /// A port, which stays open between runs.
     Port(Listener),
 }
 
@@ -139,11 +139,11 @@ impl Pool {
         })
     }
 
-    /// The relays of a run, from the source's on.
+    /// The relays of a run, the source's first.
     pub fn relays(&mut self, bench: &Bench, scenario: &Scenario) -> Result<Relays, String> {
         let two = scenario.two;
         let [tcp_in, tcp_trunk, tcp_out] = scenario.tcp;
-        // Plain pages have one effort only.
+        // The method `none` has only one effort.
         let [near_auto, far_auto] = scenario.auto;
         let method = if two { scenario.trunk } else { scenario.out };
         let near = Key {
@@ -175,8 +175,8 @@ impl Pool {
         Ok(Relays { all })
     }
 
-    /// Takes relays back after a run with these faults. What has failed is not used again: the next
-    /// run shall fail by itself.
+    /// Takes relays back after a run with these faults. It ends relays of a run with faults, so
+    /// that they cannot spoil the next run.
     pub fn put_back(&mut self, relays: Relays, scenario: &Scenario, faults: &mut Vec<String>) {
         let keep = faults.is_empty() && scenario.bounds == Bounds::default();
         for (key, relay) in relays.all {
@@ -195,7 +195,7 @@ impl Pool {
         }
     }
 
-    /// Ends all relays, and says what they leave.
+    /// Ends all relays. Returns the faults that this shows.
     pub fn end(&mut self) -> Vec<String> {
         let mut faults = Vec::new();
         for (_, relay) in self.relays.drain() {
@@ -206,7 +206,7 @@ impl Pool {
 }
 
 impl Relay {
-    /// The port that it dials, if it is one.
+    /// The port, if the relay dials one.
     #[must_use]
     pub fn port(&self) -> Option<&Listener> {
         match &self.out {
@@ -215,7 +215,7 @@ impl Relay {
         }
     }
 
-    /// The path that it dials, if it is one.
+    /// The path, if the relay dials one.
     #[must_use]
     pub fn path(&self) -> Option<&Path> {
         match &self.out {
@@ -224,7 +224,7 @@ impl Relay {
         }
     }
 
-    /// Listens where it dials; a port is there already.
+    /// Listens at the address that it dials. A port is open already.
     pub fn listen(&self) -> Result<Option<Listener>, String> {
         match &self.out {
             Out::Path(path) => {
@@ -241,7 +241,7 @@ impl Relay {
         }
     }
 
-    /// Migrations that have begun since it started.
+    /// The number of migrations that have begun since its start.
     fn begun(&self) -> usize {
         let (_, words) = self.process.printed();
         let begins = |line: &&String| line.contains("a migration begins, from");
@@ -254,7 +254,7 @@ impl Relay {
         self.process.counts().threads <= self.idle.threads
     }
 
-    /// Asks it to end, idle as it is.
+    /// Asks the idle relay to end.
     fn end(self) -> Vec<String> {
         let Self {
             name,
@@ -277,20 +277,20 @@ impl Relay {
         {
             faults.push(format!("left over: the socket of {name}, after SIGTERM"));
         }
-        // The rest has no owner.
+        // Nothing uses the folder's other files.
         let _ = fs::remove_dir_all(&process.folder);
         faults
     }
 }
 
-/// The relays of one run, from the source's on.
+/// The relays of one run, the source's first.
 #[derive(Debug)]
 pub struct Relays {
     all: Vec<(Key, Relay)>,
 }
 
 impl Relays {
-    /// One after the other.
+    /// In the order of the way to the destination.
     pub fn iter(&self) -> impl Iterator<Item = &Relay> {
         self.all.iter().map(|(_, relay)| relay)
     }
@@ -305,7 +305,7 @@ impl Relays {
         self.iter().last().ok_or_else(|| "no relay".to_owned())
     }
 
-    /// Their processes, and where they listen.
+    /// Their processes and listening addresses.
     #[must_use]
     pub fn parts(&self) -> Vec<(&Multifd, Address)> {
         self.iter()
@@ -321,7 +321,7 @@ impl Relays {
             .ok_or_else(|| "no relay".to_owned())
     }
 
-    /// What they have come to. A report is waited for where the guest was delivered.
+    /// Their reports and resources after the run. Waits for reports if the guest was delivered.
     pub fn judged(&mut self, scenario: &Scenario, delivered: bool, hangs: bool) -> Vec<Part> {
         let mut parts = Vec::new();
         for (index, (_, relay)) in self.all.iter_mut().enumerate() {
@@ -334,7 +334,7 @@ impl Relays {
             let limit = if hangs { Duration::ZERO } else { SETTLE };
             let deadline = Instant::now() + limit;
             let after = loop {
-                // Nobody accepts at a port any more, which its connections could not see.
+                // A port stays open, so connections that nobody accepts are closed here.
                 if let Some(listener) = relay.port() {
                     listener.drain();
                 }
@@ -345,7 +345,7 @@ impl Relays {
                     break after;
                 }
             };
-            // A begun migration has a report, written after its end.
+            // Each migration that has begun gets a report after its end.
             let deadline = Instant::now() + limit.min(Duration::from_secs(2));
             while relay.process.reports(0).len() < relay.begun()
                 && relay.process.ended().is_none()
@@ -360,7 +360,7 @@ impl Relays {
                 reports = relay.process.reports(relay.seen);
             }
             relay.seen += reports.len();
-            // One that was killed because of a hang has not ended by itself.
+            // A part that was killed because of a hang has not ended by itself.
             let ended = relay.process.ended().is_some();
             let words = || relay.process.printed().1.join(" / ");
             parts.push(Part {
@@ -375,7 +375,7 @@ impl Relays {
         parts
     }
 
-    /// The last words of each, for whoever looks into a fault.
+    /// The last messages of each, to explain a fault.
     #[must_use]
     pub fn words(&self) -> Vec<String> {
         let words = |relay: &Relay| {
@@ -402,7 +402,7 @@ pub fn settled(process: &Multifd, moment: Duration) -> Counts {
     }
 }
 
-/// Waits until a process has no more open than before, and answers what it has.
+/// Waits until a process has no more open resources than before. Returns its open resources.
 pub fn counts_after(process: &Multifd, before: Counts, limit: Duration) -> Counts {
     let deadline = Instant::now() + limit;
     loop {
@@ -415,5 +415,5 @@ pub fn counts_after(process: &Multifd, before: Counts, limit: Duration) -> Count
     }
 }
 
-/// How long closed connections may take to be gone.
+/// The time limit for the end of closed connections.
 const SETTLE: Duration = Duration::from_secs(20);

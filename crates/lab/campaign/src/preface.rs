@@ -1,11 +1,11 @@
-//! The preface of a trunk's connection, after docs/trunk.md.
+//! The preface of a trunk's connection, as docs/trunk.md describes it.
 
 use crate::plan::Who;
 
 /// A preface's magic number.
 pub const MAGIC: &[u8; 4] = b"MFDT";
 
-/// Whether more is needed to know whose connection it is.
+/// Whether more bytes are needed to identify the connection.
 #[must_use]
 pub fn is_part(bytes: &[u8]) -> bool {
     match bytes.strip_prefix(MAGIC) {
@@ -15,7 +15,7 @@ pub fn is_part(bytes: &[u8]) -> bool {
     }
 }
 
-/// Whose connection it is.
+/// Identifies the connection.
 #[must_use]
 pub fn who(bytes: &[u8]) -> Option<Who> {
     // The versions, and the two numbers of 16 bytes.

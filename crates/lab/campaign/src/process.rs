@@ -28,13 +28,13 @@ pub struct Bounds {
 }
 
 impl Bounds {
-    /// The command under these bounds.
+    /// The command with these limits.
     fn command(self, program: &Path, folder: &Path) -> Result<Command, String> {
         let mut words: Vec<OsString> = Vec::new();
         if let Some(threads) = self.threads {
             // The kernel counts a user's threads, and does not count root's.
             let user = if rustix::process::geteuid().is_root() {
-                // Of this process alone, as several run at once.
+                // Each process has a user of its own, because several run at a time.
                 let number = USERS.fetch_add(1, Ordering::Relaxed) % 50;
                 let user = 61_000 + std::process::id() % 80 * 50 + number;
                 let folder = folder.as_os_str().to_owned();
@@ -74,7 +74,7 @@ impl Bounds {
     }
 }
 
-/// Threads that a user has.
+/// The number of a user's threads.
 fn threads_of(user: u32) -> u64 {
     let mut threads = 0;
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
@@ -105,7 +105,7 @@ pub struct Counts {
 #[derive(Debug)]
 pub struct Multifd {
     process: Process,
-    /// Sockets and files that it may make.
+    /// The folder of its sockets and files.
     pub folder: PathBuf,
 }
 
@@ -126,7 +126,7 @@ impl Multifd {
         })
     }
 
-    /// Waits until it listens, and says where.
+    /// Waits until it listens. Returns the address.
     pub fn address(&self) -> Result<Address, String> {
         match self.process.address(LIMIT) {
             Ok(address) => Address::parse(address.split_whitespace().next().unwrap_or_default()),
@@ -168,7 +168,7 @@ impl Multifd {
         }
     }
 
-    /// Ends it at once, as nothing else can.
+    /// Kills it (SIGKILL).
     pub fn kill(&self) {
         self.process.kill();
     }
@@ -178,7 +178,7 @@ impl Multifd {
         self.process.ended()
     }
 
-    /// Asks it to end.
+    /// Asks it to end (SIGTERM).
     pub fn terminate(&self) {
         if self.ended().is_none()
             && let Some(pid) = Pid::from_raw(self.pid() as i32)
@@ -196,11 +196,11 @@ impl Multifd {
         }
     }
 
-    /// Waits for its end, and for all that it has said.
+    /// Waits for its end, and for all its output.
     pub fn wait(&self, limit: Duration) -> Option<ExitStatus> {
         self.process.wait(limit)
     }
 }
 
-/// Starting takes milliseconds; machines that run this are loaded.
+/// The time limit of a start, which takes milliseconds on an idle machine.
 const LIMIT: Duration = Duration::from_secs(30);

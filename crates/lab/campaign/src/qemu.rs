@@ -1,5 +1,5 @@
-//! Runs between real QEMUs. Where the guest is, QMP says; whether it is whole, the memory of both
-//! and the guest itself.
+//! Runs between real QEMUs. QMP tells which QEMU has the guest. The memories of both, and the
+//! guest's own checks, tell whether it is whole.
 
 use std::fs;
 use std::sync::Arc;
@@ -39,8 +39,8 @@ pub fn run(
     let mut scenario = scenario.clone();
     // A QEMU makes its own socket where the last relay dials.
     scenario.tcp[2] = false;
-    // Its main channel does not say which VM's it is.
-    // Its guest may write faster than a slow link takes, until its user gives up.
+    // A QEMU's main channel does not state its VM.
+    // The guest may write faster than a slow link, until the user gives up.
     let is_slow =
         |link: &Option<LinkBehaviour>| link.as_ref().is_some_and(|link| link.slow.is_some());
     if scenario.links.iter().any(is_slow) {
@@ -64,7 +64,7 @@ pub fn run(
     }
 }
 
-/// Mostly QEMU 10.0, and the others that there are.
+/// Chooses a QEMU: mostly 10.0, sometimes another one that is installed.
 fn binary(random: &mut Random) -> Result<QemuBinary, String> {
     let all = QemuBinary::all();
     let usual = all.iter().find(|binary| binary.release() == (10, 0));
@@ -85,7 +85,7 @@ enum Deed {
     KillRelay(Victim),
 }
 
-/// When what is done.
+/// The actions of a run, with their times.
 fn deeds(scenario: &Scenario) -> Vec<(Arc<Trigger>, Duration, Deed)> {
     let at = |when: Option<(u64, Duration)>, deed: Deed| {
         when.map(|(at, delay)| (Arc::new(Trigger::new(at)), delay, deed))
@@ -177,7 +177,7 @@ fn moved(
     let around = Around::default();
     let broken = Stop::default();
     let default_link = LinkBehaviour::default();
-    // With one relay, what it dials is the destination's to listen on.
+    // The destination listens at the address that the only relay dials.
     let trunk = match scenario.two {
         true => relays
             .near()
@@ -234,7 +234,7 @@ fn moved(
         around.end();
         Ok(seen)
     });
-    // A relay waits for a destination that is there, as long as it has something for it.
+    // A relay waits for a connected destination as long as it has bytes for it.
     if matches!(&seen, Ok((ends, _)) if ends.destination.end == DestinationEnd::Waiting) {
         signal(machines.destination.id(), Signal::KILL);
     }
@@ -270,8 +270,8 @@ fn moved(
     Err(faults)
 }
 
-/// Whether the source may stand still for good by itself. QEMU before 11.1 does so in its last
-/// round now and then, also when a destination without any relay is killed.
+/// Whether the source may stand still for good by itself. A QEMU before 11.1 sometimes does so in
+/// its last round, even without a relay, if the destination is killed.
 fn may_freeze(binary: &QemuBinary, scenario: &Scenario) -> bool {
     let own = scenario.links[0].as_ref();
     let is_broken = own.is_some_and(|link| !link.faults.is_empty() || link.cut_all.is_some());
@@ -286,7 +286,7 @@ fn signal(process: u32, signal: Signal) {
     }
 }
 
-/// How the fault of a source begins that stands still.
+/// The begin of the fault of a source that stands still.
 const FROZEN_SOURCE: &str = "frozen: the source";
 
 /// The outcomes of the ends, and their faults.
@@ -306,7 +306,7 @@ impl Machines {
             faults.retain(|fault| !fault.starts_with(FROZEN_SOURCE));
             source.end = SourceEnd::Killed;
         }
-        // A pause is over soon; what it held up goes on then.
+        // A pause ends soon, and the migration goes on.
         if let Some((_, time)) = scenario.destination.pause {
             thread::sleep(time);
         }
@@ -412,7 +412,7 @@ impl Machines {
             let status = match self.destination.migration() {
                 Ok(status) => status.status,
                 Err(LabError::Ended { .. }) if killed => {
-                    // Whether it had the guest by then is what the source was told.
+                    // The source knows whether the destination had the guest by then.
                     break DestinationEnd::Killed(gave && scenario.shape.return_path);
                 }
                 Err(LabError::Ended { said, .. }) => break DestinationEnd::Failed(said),
@@ -444,7 +444,7 @@ impl Machines {
             end,
             DestinationEnd::Loaded(_) | DestinationEnd::Killed(true)
         );
-        // One that has the guest when it is asked first may have had it all the time.
+        // A destination that has the guest at the first query may have had it for longer.
         let said = had.then(|| if first { source.at } else { Instant::now() });
         DestinationReport {
             end,
@@ -453,11 +453,11 @@ impl Machines {
         }
     }
 
-    /// The destination has the guest: its memory is compared with what the source has, and checked
-    /// by what the guest is.
+    /// Checks the guest at the destination: compares its memory with the source's, and runs the
+    /// guest's own checks.
     fn loaded(&mut self, source: &SourceReport, faults: &mut Vec<String>) -> DestinationEnd {
         let mut wrong = Vec::new();
-        // A source that has its guest back writes on.
+        // A source with its guest goes on writing, so its memory cannot be compared.
         if source.end != SourceEnd::Kept {
             match compare_ram(self.source.ram(), self.destination.ram()) {
                 Ok(pages) => wrong.extend(pages.into_iter().map(|page| format!("page {page}"))),

@@ -1,4 +1,4 @@
-//! Random numbers which a seed decides.
+//! Random numbers from a seed.
 
 /// SplitMix64: small, and the same everywhere.
 #[derive(Debug, Clone)]
@@ -30,12 +30,12 @@ impl Random {
         self.below(len as u64) as usize
     }
 
-    /// A number of this range, both ends included.
+    /// A number of this range, which includes both ends.
     pub fn between(&mut self, least: u64, most: u64) -> u64 {
         least + self.below(most.saturating_sub(least) + 1)
     }
 
-    /// True in so many of a hundred cases.
+    /// True with this probability in percent.
     pub fn percent(&mut self, chance: u64) -> bool {
         self.below(100) < chance
     }
@@ -50,7 +50,7 @@ impl Random {
         self.below(1 << 20) as f64 / (1 << 20) as f64
     }
 
-    /// Puts a list in another order.
+    /// Shuffles a list.
     pub fn shuffle<T>(&mut self, list: &mut [T]) {
         for last in (1..list.len()).rev() {
             list.swap(last, self.index(last + 1));

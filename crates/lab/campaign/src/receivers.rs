@@ -1,4 +1,4 @@
-//! Runs into `multifd receive` and `multifd record`, which are the destination themselves.
+//! Runs with `multifd receive` or `multifd record` as the destination.
 
 use std::ffi::OsString;
 use std::fs;
@@ -34,7 +34,7 @@ pub fn run(bench: &Bench, scenario: &Scenario, plan: &Plan) -> Result<Class, Vec
     outcome
 }
 
-/// Where a receiver writes; where that is to be full soon, a small file system of its own.
+/// The folder that a receiver writes to: for the fault "full disk" a small file system of its own.
 struct Disk {
     folder: PathBuf,
     mounted: bool,
@@ -111,7 +111,7 @@ fn received(
     let process = process.map_err(harness)?;
     let address = match process.address() {
         Ok(address) => address,
-        // With so little it may say so and end before anybody dials.
+        // With such limits it may report a failure and end before the source dials.
         Err(_) if disk.bounds != Bounds::default() => return Ok(Class::Kept),
         Err(error) => return Err(harness(error)),
     };
@@ -186,11 +186,11 @@ fn received(
     Err(faults)
 }
 
-/// How a receiver ended, and whether it had to be asked.
+/// The end of a receiver, and whether it needed SIGTERM.
 type Ended = (Option<ExitStatus>, bool);
 
-/// Waits for a receiver's end. One that has taken no guest may go on waiting for one, with nothing
-/// open.
+/// Waits for a receiver's end. A receiver that has taken no guest may go on waiting without any
+/// connection.
 fn end_of(
     process: &Multifd,
     idle: Counts,
@@ -198,8 +198,8 @@ fn end_of(
     limit: Duration,
 ) -> Option<Ended> {
     let gave = sources.iter().any(|source| source.end == SourceEnd::Gave);
-    // Where a source cannot be told that nobody has taken its guest, the receiver waits for
-    // another.
+    // Without a return path the source does not learn that its guest was not taken, and the
+    // receiver waits for another source.
     let patience = if gave {
         limit / 2
     } else {
@@ -267,13 +267,13 @@ impl Receiver<'_> {
         }
         let mut class = None;
         let mut excuse = self.scenario.excuse;
-        // Of two sources one comes too late.
+        // The later one of two sources comes too late.
         excuse.failure |= self.beside.is_some();
         excuse.standstill |= self.beside.is_some();
         let plans = std::iter::once(self.plan).chain(self.beside);
         for ((end, source), plan) in ends.into_iter().zip(sources).zip(plans) {
             let loaded = matches!(end, DestinationEnd::Loaded(_) | DestinationEnd::Corrupt(_));
-            // When it was killed, it had said what the source heard, if that came.
+            // A killed receiver may have said SHUT, and the source knows whether it came.
             let end = match end {
                 _ if self.killed && !success => {
                     DestinationEnd::Killed(self.has(plan) && source.end == SourceEnd::Gave)
@@ -297,12 +297,12 @@ impl Receiver<'_> {
         class
     }
 
-    /// Whether the images are there and whole, whatever became of the process.
+    /// Whether the images are complete and right.
     fn has(&self, plan: &Plan) -> bool {
         self.found(plan).is_ok_and(|wrong| wrong.is_empty())
     }
 
-    /// Its kept bytes, compared with the sent ones.
+    /// Compares the kept bytes with the sent ones.
     fn found(&self, plan: &Plan) -> Result<Vec<String>, String> {
         if self.scenario.kind == Kind::Record {
             return self.replayed(plan);
@@ -318,7 +318,7 @@ impl Receiver<'_> {
         Ok(Memory { blocks: blocks? }.differences(&plan.memory))
     }
 
-    /// How many channels it says that it has recorded.
+    /// The number of recorded channels in its report.
     fn recorded(&self) -> Option<u8> {
         let (stdout, _) = self.process.printed();
         let line = stdout.last()?;
@@ -336,7 +336,7 @@ impl Receiver<'_> {
         let _ = fs::remove_file(&path);
         let listener = Listener::unix(&path).map_err(|error| error.to_string())?;
         let behaviour = DestinationBehaviour {
-            // A channel that was cut off and had no pages is not in it, and it says so.
+            // A recording leaves out a channel that was cut off and had no pages, and reports it.
             channels: self
                 .recorded()
                 .ok_or("it does not say how many channels it has")?,
@@ -388,14 +388,14 @@ impl Receiver<'_> {
         }
     }
 
-    /// Its messages and its files.
+    /// Checks its messages and its files.
     fn judge_output(&self, success: bool, faults: &mut Vec<String>) {
         use std::os::unix::process::ExitStatusExt;
         let by_signal = self.status.is_some_and(|status| status.signal().is_some());
         let mut left = Vec::new();
         files(self.folder, &mut left);
         left.retain(|path| !path.ends_with("link") && !path.ends_with("replay"));
-        // A process that was killed cannot tidy up.
+        // A killed process cannot remove its files.
         if !self.killed && (self.asked || !by_signal) {
             for path in left {
                 let name = path.display().to_string();
@@ -419,7 +419,7 @@ impl Receiver<'_> {
     }
 }
 
-/// A socket that a process has left which was not killed.
+/// A socket that a process has left, although it was not killed.
 #[must_use]
 pub fn left(folder: &Path, killed: bool) -> Option<String> {
     let socket = folder.join("in");

@@ -35,7 +35,7 @@ pub fn run(
 ) -> Result<Class, Vec<String>> {
     let mut relays = match pool.relays(bench, scenario) {
         Ok(relays) => relays,
-        // With so little it may say so and end before anybody dials.
+        // With such limits it may report a failure and end before the source dials.
         Err(_) if scenario.bounds != Bounds::default() => return Ok(Class::Kept),
         Err(error) => return Err(vec![format!("campaign: {error}")]),
     };
@@ -62,9 +62,8 @@ fn carried(
         (scenario.second, &ends.destination.end)
         && why.starts_with(ANOTHER_MAIN)
     {
-        // Where nothing tells two sources apart, the second one comes through once the first has
-        // failed. Were their channels mixed, the first one's main would have met them as often as
-        // not.
+        // If the two sources look alike, the second one succeeds once the first has failed. If
+        // their channels were mixed up, the first one's main would succeed about as often.
         ends.destination.end = DestinationEnd::Failed("the second source came".to_owned());
     }
     let mut faults = Vec::new();
@@ -75,16 +74,16 @@ fn carried(
     let echoes = |link: &LinkBehaviour| link.echo.is_some();
     let echoes = scenario.links[1].as_ref().is_some_and(echoes);
     if scenario.second.is_some() || scenario.duplicate.is_some() || echoes {
-        // Whose line it is cannot be told where there are several migrations.
+        // With several migrations a report's migration is unknown.
         for part in &mut parts {
             let reports = std::mem::take(&mut part.reports);
-            // A success that nobody can confirm claims nothing.
+            // An unconfirmed success claims nothing.
             let success =
                 |report: &&Report| matches!(report, Report::Success(None | Some(Confirmed::Yes)));
             if reports.iter().filter(success).count() > loads {
                 let name = &part.name;
                 faults.push(format!(
-                    "words: {name} says success more often than guests moved"
+                    "words: {name} reports more successes than guests have moved"
                 ));
             }
             part.killed = true;
@@ -175,7 +174,7 @@ impl Run {
         let destination_at = own.as_ref().or(last.port()).ok_or("no listener")?;
         let parts = relays.parts();
         let mut between = scenario.links[1].clone().unwrap_or_default();
-        // A trunk carries fewer bytes than its source writes, and it is these that a moment counts.
+        // Moments count the source's bytes, because a trunk carries fewer bytes.
         let mut cut = None;
         if scenario.between != Between::Qemu
             && let Some((at, delay)) = between.cut_all.take()
@@ -222,8 +221,8 @@ impl Run {
             let first = migrate(plan, behaviour, &address, destination_at, stop, &passed);
             let second = other.map(|other| other.join().map_err(|_| "a thread panicked"));
             if scenario.between != Between::Qemu {
-                // A trunk says its ends, so that one that is cut before is a broken one. Where it
-                // is broken anyway, relays may be waiting for this very network.
+                // A trunk announces its end, so a cut before it is a broken end. If the trunk is
+                // broken anyway, relays may wait for this network.
                 let most = if scenario.excuse.failure { 100 } else { 5000 };
                 let deadline = Instant::now() + Duration::from_millis(most);
                 while !relays.iter().all(Relay::is_idle) && Instant::now() < deadline {
@@ -250,9 +249,9 @@ impl Run {
     }
 }
 
-/// A relay without descriptors or threads goes on serving: a migration of one channel goes through.
+/// Checks that a relay that lacked descriptors or threads still serves a migration of one channel.
 fn serves_on(bench: &Bench, relays: &mut Relays, bounds: Bounds) -> Vec<String> {
-    // With less than this not even one channel has its threads and descriptors.
+    // With lower limits not even one channel gets its threads and descriptors.
     if bounds.files.is_some_and(|files| files < 30) || bounds.threads.is_some_and(|most| most < 14)
     {
         return Vec::new();
@@ -272,7 +271,7 @@ fn serves_on(bench: &Bench, relays: &mut Relays, bounds: Bounds) -> Vec<String> 
             Vec::new()
         }
         Ok((ends, _, hang)) => vec![format!(
-            "stopped: it serves nobody after {bounds:?}: source {}, destination {:?}, {hang:?}",
+            "stopped: it serves no migration after {bounds:?}: source {}, destination {:?}, {hang:?}",
             ends.source.why, ends.destination.end
         )],
         Err(error) => vec![format!("campaign: {error}")],

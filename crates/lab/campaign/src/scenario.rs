@@ -1,4 +1,4 @@
-//! Scenarios: a run, derived from its seed.
+//! Scenarios: derives everything about a run from its seed.
 
 use std::time::Duration;
 
@@ -23,84 +23,84 @@ pub enum Victim {
     Far,
 }
 
-/// A second source at the same time.
+/// A second migration at the same time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Second {
-    /// Nothing tells its connections from the first one's.
+    /// Its connections look like the first migration's.
     pub same: bool,
-    /// How long after the first it dials.
+    /// The time after which it dials.
     pub delay: Duration,
 }
 
-/// A run.
+/// Everything about a run.
 #[derive(Debug, Clone)]
 pub struct Scenario {
-    /// Its seed.
+    /// The run's seed.
     pub seed: u64,
-    /// What stands between.
+    /// The kind of the run.
     pub kind: Kind,
     /// Whether there are two relays.
     pub two: bool,
     /// The protocol between the relays.
     pub between: Between,
-    /// The faults.
+    /// The name of the fault.
     pub fault: &'static str,
-    /// What that excuses.
+    /// The outcomes that the fault excuses.
     pub excuse: Excuse,
-    /// The plan of the source.
+    /// The parameters of the source's plan.
     pub shape: Shape,
     /// The method between two relays.
     pub trunk: Method,
-    /// The source's relay, and the destination's, find the effort of each packet out.
+    /// Whether the near and the far relay use auto.
     pub auto: [bool; 2],
     /// How many connections of a trunk carry each channel.
     pub strands: u8,
     /// The method that the destination reads.
     pub out: Method,
-    /// Whether each leg is TCP: source, trunk, destination.
+    /// Whether the source's leg, the trunk and the destination's leg are TCP.
     pub tcp: [bool; 3],
     /// The source.
     pub source: SourceBehaviour,
     /// The destination.
     pub destination: DestinationBehaviour,
-    /// The networks of the source's leg and of the trunk, where there is something to them.
+    /// The faulty networks of the source's leg and of the trunk.
     pub links: [Option<LinkBehaviour>; 2],
-    /// Strangers at the near part, or at the far one.
+    /// Strangers, with the part that they dial.
     pub strangers: Vec<(Victim, Stranger)>,
-    /// A connection that says the same as one of the channels.
+    /// The delay of a connection that repeats the hello of a channel.
     pub duplicate: Option<Duration>,
     /// A second migration.
     pub second: Option<Second>,
-    /// The kill: its victim, and its time after a number of bytes.
+    /// A kill: the victim, and a time after a number of bytes.
     pub kill: Option<(Victim, u64, Duration)>,
     /// Resource limits of one part.
     pub bounds: Bounds,
-    /// Which part that is.
+    /// The part with these limits.
     pub bounded: Victim,
-    /// The disk of a receiver has so many bytes.
+    /// The bytes of a receiver's disk, if it is small.
     pub disk: Option<u64>,
 }
 
-/// Nothing stands still for so long unless it hangs: a destination that does not begin is waited
-/// for 15 s.
+/// The time after which the source's user cancels. Only a hang takes as long: relays wait 15 s for
+/// a destination that does not begin.
 const PATIENCE: Duration = Duration::from_secs(45);
 
-/// How soon a user cancels what cannot begin.
+/// The same in a run whose fault may keep the migration from beginning.
 const IMPATIENCE: Duration = Duration::from_millis(700);
 
 impl Scenario {
-    /// Makes a run of one of these kinds, and what its source sends.
+    /// Makes a run of one of these kinds, and its source's plan.
     #[must_use]
     pub fn new(seed: u64, kinds: &[Kind]) -> (Self, Plan) {
         let (mut scenario, mut random) = Self::chosen(seed, kinds);
-        // Some faults change the shape, and all of them depend on the lengths of what is sent.
+        // Some faults change the shape, and the places of all faults depend on the plan's lengths.
         scenario.reshape();
         let plan = Plan::new(scenario.shape.clone(), &mut random);
         scenario.apply(&plan, &mut random);
         (scenario, plan)
     }
 
-    /// A run with its fault, which is not at its place yet.
+    /// A run with its fault, which has no place yet.
     fn chosen(seed: u64, kinds: &[Kind]) -> (Self, Random) {
         let mut random = Random::new(seed);
         let any = random.index(kinds.len().max(1));
@@ -111,6 +111,7 @@ impl Scenario {
         (scenario, random)
     }
 
+    /// A run without faults.
     fn sound(seed: u64, kind: Kind, random: &mut Random) -> Self {
         let methods = [Method::None, Method::Zlib, Method::Zstd];
         let mode = random.pick(&[Mode::PerRound, Mode::PerRound, Mode::PerSection, Mode::Old]);
@@ -159,7 +160,7 @@ impl Scenario {
             excuse: Excuse::default(),
             trunk: random.pick(&methods),
             out: random.pick(&methods),
-            // Drawn by themselves, so that a seed means the same otherwise as it did before.
+            // These have random numbers of their own, so that old seeds keep their other values.
             auto: [1, 2].map(|number| Random::new(seed ^ number << 60).percent(50)),
             strands: match between {
                 Between::Qemu => 1,
@@ -204,7 +205,7 @@ impl Scenario {
         }
     }
 
-    /// Which fault, of those that this kind knows.
+    /// Chooses one of the faults of this kind.
     fn choose(&self, random: &mut Random) -> &'static str {
         let relay = matches!(
             self.kind,
@@ -270,7 +271,7 @@ impl Scenario {
             faults.push((6, "full disk"));
         }
         if matches!(self.kind, Kind::Engines | Kind::Qemu) {
-            // Nothing of a made source's own is in them.
+            // These faults need a made source's bytes.
             faults.retain(|(_, fault)| !matches!(*fault, "duplicate hello" | "stale hello"));
         } else {
             faults.push((5, "second"));
@@ -286,17 +287,15 @@ impl Scenario {
         "none"
     }
 
-    /// Makes what is sent fit the fault.
+    /// Changes the shape as the fault needs it.
     fn reshape(&mut self) {
         match self.fault {
-            // What an earlier source of the same VM left would be told from this one's by nothing
-            // else.
             "no descriptors" | "no threads" => self.set_channels(8),
             "many channels" => self.set_channels(self.shape.channels.max(2)),
             _ => {}
         }
         if matches!(self.kind, Kind::Receive | Kind::Record) {
-            // Their ends are found from the description.
+            // Receivers find the end of main by the description.
             self.shape.description = true;
         }
         self.destination.method = match self.kind {
@@ -305,7 +304,7 @@ impl Scenario {
         };
     }
 
-    /// Describes it on a few lines.
+    /// Describes the run on a few lines.
     #[must_use]
     pub fn brief(&self) -> String {
         let shape = &self.shape;
@@ -345,7 +344,7 @@ impl Scenario {
         text
     }
 
-    /// Takes all faults out, and leaves so many channels.
+    /// Removes all faults, and sets the number of channels.
     pub fn clear(&mut self, channels: u8) {
         let mut random = Random::new(self.seed);
         let kind = self.kind;
@@ -370,7 +369,8 @@ impl Scenario {
             0 | 1 => Who::Main,
             id => Who::Channel(id as u8 - 2),
         };
-        // A third of all moments is the very end, where both ends could have the guest or neither.
+        // A third of all moments is the very end, where a mistake gives the guest to both ends or
+        // to neither.
         let moment = |random: &mut Random| match random.below(3) {
             0 => (all, Duration::from_micros(random.below(6000))),
             _ => (random.below(all), Duration::from_micros(random.below(1000))),
@@ -396,12 +396,11 @@ impl Scenario {
                         true => Stranger::at_a_trunk(random),
                         false => Stranger::any(random),
                     };
-                    // Main does not say which VM's it is, so a channel of another VM may belong to
-                    // it: never guess.
+                    // Main does not state its VM, so a channel of another VM may belong to it.
                     if stranger.says == Says::OtherHello && !plan.shape.states_uuid {
                         self.excuse.failure = true;
                     }
-                    // Its own migration fails, and which report is whose cannot be seen.
+                    // The stranger's own migration fails, and its report looks like this one's.
                     if stranger.says == Says::MainPreface {
                         self.excuse.failure = true;
                     }
@@ -478,7 +477,7 @@ impl Scenario {
             "preface comes twice" => {
                 let who = anyone(random);
                 let behind = random.percent(60).then(|| ms(random.below(40)));
-                // One that comes too late takes nothing from the migration, whose number is in use.
+                // A late preface of main cannot disturb: the migration's number is in use by then.
                 if behind.is_none() || who != Who::Main {
                     self.broken();
                     self.excuse.standstill = true;
@@ -510,7 +509,7 @@ impl Scenario {
                 self.excuse.gap = true;
                 let id = random.below(u64::from(plan.shape.channels)) as u8;
                 let bits = 1 << random.below(8);
-                // The magics of a hello and of the first packet are the same on every leg.
+                // Flips go to the magics of hello and first packet, which are the same on each leg.
                 let base = random.pick(&[0, Hello::LEN as u64]);
                 let place = base + random.below(4);
                 if leg == 0 && random.percent(50) {
@@ -527,7 +526,7 @@ impl Scenario {
                     self.source.flip = Some((Who::Main, random.below(4), bits));
                     linked = false;
                 }
-                // Whose connection it is cannot be seen, so nobody is to blame for waiting.
+                // A connection without its magic belongs to no migration, so parts may wait for it.
                 self.excuse.standstill = true;
                 self.source.patience = IMPATIENCE;
             }
@@ -546,8 +545,8 @@ impl Scenario {
             "many channels" => {
                 linked = false;
                 self.destination.channels -= 1;
-                // A destination that has all it wants closes one too many, and with it what is in
-                // the socket: so QEMU itself loses pages that no relay has seen refused.
+                // A destination with all its channels closes a further one together with the bytes
+                // in its socket. So QEMU itself loses pages, and no relay can see it.
                 self.excuse.wrong_pages = usize::MAX;
                 self.excuse.failure = true;
                 self.excuse.standstill = true;
@@ -654,8 +653,7 @@ impl Scenario {
         }
     }
 
-    /// A real guest sends more than a plan: so that faults meet all of it, their places go further
-    /// apart.
+    /// Moves the places of faults further back, because a real guest sends more than a plan.
     fn stretch(&mut self, link: &mut LinkBehaviour, random: &mut Random) {
         let by = random.between(1, 6);
         for fault in &mut link.faults {
@@ -678,7 +676,7 @@ impl Scenario {
         }
     }
 
-    /// One of the relays at a trunk; the near part elsewhere.
+    /// One of the two relays at a trunk; otherwise the near part.
     fn any_relay(&self, random: &mut Random) -> Victim {
         match self.between != Between::Qemu && random.percent(50) {
             true => Victim::Far,
@@ -686,24 +684,24 @@ impl Scenario {
         }
     }
 
-    /// Something is broken: the migration may fail, at any moment.
+    /// Excuses a failure at any moment, because the fault breaks something.
     fn broken(&mut self) {
         self.excuse.failure = true;
         self.excuse.gap = true;
     }
 }
 
-/// The contents of a connection, to place faults.
+/// The content of a connection, which decides where faults go.
 #[derive(Clone, Copy)]
 enum Place {
     /// A QEMU's stream.
     Qemu,
-    /// Prefaces and frames, which may be much shorter.
+    /// A trunk's prefaces and frames, which may be much shorter.
     Trunk,
 }
 
 impl Place {
-    /// Something happens to a connection at a random place; often at its very beginning or end.
+    /// Puts a fault at a random place of a connection, often at its very beginning or end.
     fn fault(self, who: Who, plan: &Plan, random: &mut Random, what: Happening) -> LinkFault {
         let bytes = plan.bytes_of(who);
         let mut back = false;
@@ -749,7 +747,7 @@ mod tests {
     }
 
     #[test]
-    fn every_fault_comes() {
+    fn every_fault_is_chosen_by_some_seed() {
         let faults = |kind| {
             let all = (0..2000).map(|seed| Scenario::chosen(seed, &[kind]).0.fault);
             all.collect::<BTreeSet<_>>()
@@ -771,7 +769,7 @@ mod tests {
             assert!(trunks.contains(fault), "{fault}: {trunks:?}");
         }
         assert_eq!(trunks.len(), 30, "{trunks:?}");
-        // An encrypted preface cannot be said again.
+        // An encrypted preface cannot be repeated.
         assert_eq!(faults(Kind::Tls).len(), 29);
         assert!(faults(Kind::Receive).contains("full disk"));
         assert!(!faults(Kind::Engines).contains("duplicate hello"));

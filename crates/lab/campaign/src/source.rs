@@ -15,47 +15,47 @@ use crate::plan::{Plan, Who};
 /// A source's behaviour besides its plan.
 #[derive(Debug, Clone)]
 pub struct SourceBehaviour {
-    /// In which order it dials, and how long it waits before each.
+    /// The order in which it dials, with the pause before each connection.
     pub dials: Vec<(Who, Duration)>,
     /// Main's first bytes leave as soon as it is dialled.
     pub early: bool,
     /// Small socket buffers.
     pub small: bool,
-    /// It is cancelled so long after so many bytes.
+    /// It is cancelled after this number of bytes and this time.
     pub cancel: Option<(u64, Duration)>,
-    /// It is killed so long after so many bytes.
+    /// It is killed after this number of bytes and this time.
     pub kill: Option<(u64, Duration)>,
-    /// Its user cancels it when it has not ended by then.
+    /// The time after which its user cancels it.
     pub patience: Duration,
-    /// A byte is changed: of which connection, at which place, by which bits.
+    /// A byte is changed: the connection, the place, and the bits.
     pub flip: Option<(Who, u64, u8)>,
-    /// It stops for a while: on which connection, at which place.
+    /// It pauses: the connection, the place, and the time.
     pub pause: Option<(Who, u64, Duration)>,
 }
 
-/// Where the source's guest is.
+/// The end of the source's guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SourceEnd {
-    /// Given up.
+    /// The source gave it up.
     Gave,
-    /// It runs on here.
+    /// It runs on at the source.
     Kept,
-    /// It went with its process.
+    /// It ended with its process.
     Killed,
 }
 
-/// How a source ended.
+/// The end of a source.
 #[derive(Debug, Clone)]
 pub struct SourceReport {
-    /// Where its guest is.
+    /// The end of its guest.
     pub end: SourceEnd,
-    /// Its user has lost patience.
+    /// Its user cancelled it, because it stood still.
     pub impatient: bool,
     /// Whether every byte was written.
     pub wrote_all: bool,
-    /// When it ended.
+    /// The time at which it ended.
     pub at: Instant,
-    /// Why.
+    /// The reason.
     pub why: String,
 }
 
@@ -67,7 +67,7 @@ enum Event {
     Kill,
 }
 
-/// Runs a source to its end. What it writes counts for the triggers of `passed`.
+/// Runs a source to its end. The bytes that it writes count for the triggers of `passed`.
 pub fn send(
     plan: &Plan,
     behaviour: &SourceBehaviour,
@@ -193,7 +193,7 @@ impl<'a> Source<'a> {
                 self.write(id + 1, bytes.clone());
                 under_way += 1;
             }
-            // The mark is written when every channel's SYNC has been.
+            // The mark is written after every channel's SYNC.
             self.wait_written(under_way)?;
             let skip = if index == 0 { early } else { 0 };
             self.write(0, step.main[skip..].to_vec());
@@ -268,11 +268,11 @@ impl<'a> Source<'a> {
         Ok(())
     }
 
-    /// Takes an event, and answers how many writes it says to be done.
+    /// Handles an event. Returns the number of writes that it reports as done.
     fn take(&mut self) -> Result<usize, Stopped> {
         match self.event()? {
             Event::Done => return Ok(1),
-            // QEMU heeds it also when it comes early.
+            // QEMU obeys it even if it comes early.
             Event::Shut(0) => self.shut = true,
             Event::Shut(code) => return Err(gave_up(format!("SHUT({code})"))),
             Event::Failed(_) | Event::Cancel | Event::Kill => {}
@@ -287,7 +287,7 @@ impl<'a> Source<'a> {
             let event = self
                 .events
                 .recv_timeout(left.min(Duration::from_millis(50)));
-            // A run that is given up closes the sockets: that is no failure of theirs.
+            // A run that is given up closes the sockets, which is no failure of the connections.
             if self.stop.is_set() || left.is_zero() {
                 return Err(Stopped::Impatient);
             }

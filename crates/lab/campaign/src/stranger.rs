@@ -1,4 +1,4 @@
-//! Those who connect and belong to no migration.
+//! Strangers: connections that belong to no migration.
 
 use std::net::Shutdown;
 use std::thread::Scope;
@@ -18,7 +18,7 @@ pub enum Says {
     Qevm,
     /// The beginning of a hello.
     HalfHello(usize),
-    /// A whole hello of a VM that nobody moves.
+    /// A whole hello of a VM that does not migrate.
     OtherHello,
     /// The start of a TLS connection.
     Tls,
@@ -32,15 +32,15 @@ pub enum Says {
     Goodbye,
     /// The start of a trunk, and no more.
     HalfPreface(usize),
-    /// A trunk's beginning with a length that none has.
+    /// The start of a trunk with an impossible length.
     LongPreface,
-    /// A trunk's beginning with noise behind it.
+    /// The start of a trunk with noise behind it.
     WrongPreface,
-    /// A channel of a migration that nobody has begun.
+    /// A channel of a migration that has not begun.
     OtherPreface,
     /// The main channel of a migration whose channels never come.
     MainPreface,
-    /// A whole hello of the same VM, and it closes at once: left over from an earlier attempt.
+    /// A whole hello of the same VM, as from an earlier attempt, and it closes at once.
     StaleHello([u8; 16]),
 }
 
@@ -49,14 +49,14 @@ pub enum Says {
 pub struct Stranger {
     /// Its bytes.
     pub says: Says,
-    /// When it comes; strangers of no delay come before the source.
+    /// The time after which it connects. Strangers without a delay connect before the source.
     pub delay: Duration,
-    /// How long it stays; for ever if not said.
+    /// The time for which it stays. `None` for the whole run.
     pub stays: Option<Duration>,
 }
 
 impl Stranger {
-    /// Connects and stays; the run's end closes the connection.
+    /// Connects and stays. The run's end closes the connection.
     pub fn come<'s>(&self, scope: &'s Scope<'s, '_>, address: &Address, stop: &'s Stop) {
         let (stranger, address) = (*self, address.clone());
         if self.delay.is_zero() {
@@ -96,7 +96,7 @@ impl Stranger {
             Says::Http => b"GET / HTTP/1.1\r\nHost: migration\r\n\r\n".to_vec(),
             Says::Garbage => (0..300_u32).map(|n| (n * 179 + 31) as u8).collect(),
         };
-        // It may have been sent away already.
+        // The peer may have closed already.
         let _ = socket.write_all(&said);
         if matches!(self.says, Says::Goodbye | Says::StaleHello(_)) {
             socket.shutdown(Shutdown::Both);
@@ -126,7 +126,7 @@ impl Stranger {
 }
 
 impl Stranger {
-    /// One that calls a trunk.
+    /// A random stranger for a trunk.
     #[must_use]
     pub fn at_a_trunk(random: &mut Random) -> Stranger {
         let says = match random.below(7) {
@@ -143,7 +143,7 @@ impl Stranger {
         }
     }
 
-    /// One of any kind that a QEMU leg sees.
+    /// A random stranger for a QEMU leg.
     #[must_use]
     pub fn any(random: &mut Random) -> Stranger {
         let says = match random.below(9) {

@@ -1,23 +1,23 @@
-//! The allowed outcomes of a migration.
+//! The verdict on a migration: which outcomes are allowed.
 //!
-//! | source | destination | return path | allowed | called |
+//! | source's guest | destination | return path | allowed | class |
 //! | --- | --- | --- | --- | --- |
-//! | gave its guest up | has it, whole | either | always | delivered |
-//! | has it | has seen a failure, refused, or never began | either | when something was broken | kept |
-//! | gave up | has not | yes | never: neither end has the guest | |
-//! | gave up | has not | no | when something was broken, and nobody says success | unknown |
-//! | has it | has it | either | when the source took its guest back after its last byte had been written | gap |
-//! | killed | has not | either | when the source was killed by the campaign | gone |
-//! | any | frozen | either | when the destination's own connection was broken | |
-//! | any | was given other bytes | either | never | |
+//! | given up | has the whole guest | either | always | delivered |
+//! | runs | failed, refused, or never began | either | if something was broken | kept |
+//! | given up | has no guest | yes | never: neither end has the guest | |
+//! | given up | has no guest | no | if something was broken, and no part reports success | unknown |
+//! | runs | has the whole guest | either | if the source took its guest back after it had written its last byte | gap |
+//! | killed | has no guest | either | if the campaign killed the source | gone |
+//! | any | frozen | either | if the destination's own connection was broken | |
+//! | any | received bytes that no source sent | either | never | |
 //!
-//! The gap is QEMU's own: the destination starts the guest before the source has heard of it, and a
-//! source can be cancelled between its last byte and its completion. No relay can close it, and
-//! none may call it a success once it has seen the source go.
+//! The gap is QEMU's own: the destination starts the guest before the source hears of it, and a
+//! source can be cancelled between its last byte and its completion. A relay cannot close the gap.
+//! But it must not report success once it has seen the source close.
 //!
-//! Beside the ends, each part between them is looked at. It says success only where the destination
-//! said SHUT(0), or where it says itself that nobody has confirmed it. It has as many descriptors
-//! and threads as before. It leaves no file behind.
+//! The verdict covers each part between the ends, too. A part reports success only if the
+//! destination said SHUT(0), or if the report states that the success is unconfirmed. Afterwards
+//! the part has no more descriptors and threads than before, and leaves no file.
 
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -28,43 +28,43 @@ use crate::destination::DestinationEnd;
 use crate::process::Counts;
 use crate::source::SourceEnd;
 
-/// Outcomes that the faults of a run excuse.
+/// The outcomes that a run's faults excuse.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Excuse {
     /// The migration may fail.
     pub failure: bool,
-    /// It may stand still until the source's user loses patience.
+    /// The migration may stand still until the source's user cancels it.
     pub standstill: bool,
-    /// The destination's own connections were broken, so it may freeze.
+    /// The destination may freeze, because its own connections were broken.
     pub freeze: bool,
-    /// Bytes were changed where nothing protects them: so many pages may be wrong.
+    /// The most pages that may be wrong, because unprotected bytes were changed.
     pub wrong_pages: usize,
-    /// The source may take its guest back while the destination's word is on its way.
+    /// The source may take its guest back while the destination's SHUT is on its way.
     pub gap: bool,
 }
 
-/// A part's statement about a migration.
+/// A part's report on a migration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Report {
-    /// That it failed.
+    /// It failed, for this reason.
     Failure(String),
-    /// That it went well: confirmed, not confirmed, or nothing about that.
+    /// It succeeded. `None` if the report does not mention a confirmation.
     Success(Option<Confirmed>),
 }
 
-/// The part that confirms a success.
+/// The confirmation in a report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Confirmed {
-    /// The destination.
+    /// The destination has confirmed the guest.
     Yes,
-    /// The destination has refused.
+    /// The destination has refused the guest.
     No,
-    /// No part can.
+    /// The destination cannot confirm it.
     Unknown,
 }
 
 impl Report {
-    /// Reads a line of JSON, whatever else it holds.
+    /// Reads a report from a line of JSON. It ignores other fields.
     #[must_use]
     pub fn of(line: &Value) -> Self {
         if let Some(error) = line.get("error").filter(|error| !error.is_null()) {
@@ -81,59 +81,59 @@ impl Report {
 /// A part between the ends.
 #[derive(Debug, Clone)]
 pub struct Part {
-    /// Its name.
+    /// The part's name.
     pub name: String,
-    /// Its statement about this migration.
+    /// Its reports on this migration.
     pub reports: Vec<Report>,
-    /// It was killed by the campaign.
+    /// The campaign killed it.
     pub killed: bool,
-    /// It ended by itself, saying this.
+    /// It ended by itself, with these last words.
     pub died: Option<String>,
-    /// Its open resources before and after.
+    /// Its open resources before and after the run.
     pub counts: Option<[Counts; 2]>,
     /// It is the part next to the source.
     pub near: bool,
 }
 
-/// The observations of a migration.
+/// The observations of a run.
 #[derive(Debug, Clone)]
 pub struct Evidence {
-    /// What may go wrong.
+    /// The outcomes that the run's faults excuse.
     pub excuse: Excuse,
-    /// Whether the destination answers.
+    /// The destination has a return path.
     pub return_path: bool,
-    /// Where the source's guest is.
+    /// The end of the source's guest.
     pub source: SourceEnd,
-    /// When the source ended.
+    /// The time at which the source ended.
     pub source_ended: Instant,
-    /// Whether it had written every byte.
+    /// The source had written every byte.
     pub wrote_all: bool,
-    /// Its user lost patience.
+    /// The source's user cancelled it, because it stood still.
     pub impatient: bool,
-    /// How the destination ended.
+    /// The end of the destination.
     pub destination: DestinationEnd,
-    /// When the destination said that it has the guest.
+    /// The time at which the destination said that it has the guest.
     pub said: Option<Instant>,
-    /// Parts between them.
+    /// The parts between source and destination.
     pub parts: Vec<Part>,
-    /// Files that nobody needs any more.
+    /// Files that parts left behind.
     pub leftovers: Vec<String>,
-    /// What had not ended within the limit.
+    /// The thing that had not ended within the time limit.
     pub hang: Option<String>,
 }
 
-/// Where the guest is after a run that broke no promise.
+/// The place of the guest after a run that broke no promise.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Class {
     /// At the destination.
     Delivered,
     /// At the source.
     Kept,
-    /// No part can know, and none says success.
+    /// No part can know it, and none reports success.
     Unknown,
     /// At both, as QEMU alone would have it.
     Gap,
-    /// It went with its source, which was killed.
+    /// Nowhere: the campaign killed the source with its guest.
     Gone,
 }
 
@@ -149,7 +149,7 @@ impl fmt::Display for Class {
     }
 }
 
-/// Says where the guest is, or which promises were broken.
+/// Judges a run. Returns the place of the guest, or the broken promises.
 pub fn judge(evidence: &Evidence) -> Result<Class, Vec<String>> {
     let mut faults = Vec::new();
     let class = ends(evidence, &mut faults);
@@ -161,7 +161,7 @@ pub fn judge(evidence: &Evidence) -> Result<Class, Vec<String>> {
         faults.push("hang: nothing moved until the source's user cancelled".to_owned());
     }
     if !excuse.failure && class.is_some_and(|class| class != Class::Delivered) {
-        faults.push("failed: nothing was broken, and the guest was not delivered".to_owned());
+        faults.push("failed: nothing was broken, but the guest was not delivered".to_owned());
     }
     faults.extend(evidence.hang.iter().map(|hang| format!("hang: {hang}")));
     faults.extend(
@@ -176,7 +176,7 @@ pub fn judge(evidence: &Evidence) -> Result<Class, Vec<String>> {
     }
 }
 
-/// The two ends.
+/// Judges the two ends.
 fn ends(evidence: &Evidence, faults: &mut Vec<String>) -> Option<Class> {
     let excuse = evidence.excuse;
     match &evidence.destination {
@@ -245,7 +245,7 @@ fn judge_part(evidence: &Evidence, class: Option<Class>, part: &Part, faults: &m
             Report::Failure(error) => {
                 if class == Some(Class::Delivered) && !evidence.excuse.failure {
                     faults.push(format!(
-                        "words: {name} calls a good migration failed: {error}"
+                        "words: {name} reports failure of a migration that succeeded: {error}"
                     ));
                 }
             }
@@ -257,7 +257,7 @@ fn judge_part(evidence: &Evidence, class: Option<Class>, part: &Part, faults: &m
     }
     if class == Some(Class::Delivered) && !evidence.excuse.failure && successes == 0 {
         faults.push(format!(
-            "words: {name} says nothing of a migration that went through"
+            "words: {name} has not reported a migration that succeeded"
         ));
     }
 }
@@ -270,7 +270,7 @@ fn judge_success(
     faults: &mut Vec<String>,
 ) {
     let name = &part.name;
-    // Without a return path nobody says SHUT, and a success without the word "unconfirmed" is a
+    // Without a return path there is no SHUT, and a success that is not called unconfirmed is a
     // claim.
     let claims = match confirmed {
         Some(Confirmed::Yes) => true,
@@ -280,24 +280,23 @@ fn judge_success(
     };
     if !evidence.return_path && confirmed == Some(Confirmed::Yes) {
         faults.push(format!(
-            "words: {name} says confirmed, and there is no return path"
+            "words: {name} reports a confirmed success, but there is no return path"
         ));
     } else if claims && evidence.said.is_none() {
         faults.push(format!(
-            "words: {name} says success, and the destination never did"
+            "words: {name} reports success, but the destination never did"
         ));
     } else if claims && class == Some(Class::Gap) && part.near {
         let said = evidence.said.unwrap_or(evidence.source_ended);
         if said > evidence.source_ended + GRACE {
             faults.push(format!(
-                "words: {name} says success, and the source had taken its guest back"
+                "words: {name} reports success, but the source had taken its guest back"
             ));
         }
     }
 }
 
-/// A relay learns of what happens at one end a moment before or after the other; machines that run
-/// this are loaded.
+/// The time by which a relay may learn of one end's actions late, on a busy machine.
 const GRACE: Duration = Duration::from_millis(300);
 
 #[cfg(test)]
@@ -353,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn the_three_allowed_ends_are_told_apart() {
+    fn allowed_outcomes_have_their_classes() {
         assert_eq!(judge(&sound()), Ok(Class::Delivered));
         assert_eq!(judge(&broken()), Ok(Class::Kept));
         let mut unknown = broken();
@@ -450,7 +449,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_is_found() {
+    fn leftovers_are_found() {
         let mut evidence = sound();
         evidence.leftovers = vec!["pc.ram.partial".to_owned()];
         assert_fault(&evidence, "left over");
@@ -474,7 +473,7 @@ mod tests {
     }
 
     #[test]
-    fn reports_are_read_whatever_else_they_hold() {
+    fn reports_are_read_and_other_fields_ignored() {
         let report = |text: &str| Report::of(&serde_json::from_str(text).expect("JSON"));
         assert_eq!(report(r#"{"pages":1}"#), Report::Success(None));
         assert_eq!(

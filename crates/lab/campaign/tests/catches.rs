@@ -1,5 +1,4 @@
-//! The campaign finds what it is there for: relays of our own that break one promise each, and none
-//! that break nothing.
+//! The campaign catches made relays that break one promise each, and passes relays that break none.
 
 use std::collections::BTreeMap;
 use std::net::Shutdown;
@@ -22,7 +21,7 @@ use campaign::source::SourceEnd;
 use campaign::verdict::{Class, Confirmed, Excuse, Part, Report, judge};
 use multifd_wire::{ChannelReceiver, Event, Limits, Method, Packet, PageSize};
 
-/// A migration without faults, through whatever `between` puts between its ends.
+/// A migration without faults, through the parts that `between` puts between its ends.
 struct Lab {
     scenario: Scenario,
     plan: Plan,
@@ -47,7 +46,7 @@ impl Lab {
         }
     }
 
-    /// Runs it over a network which does this.
+    /// Runs it over a network with this behaviour.
     fn over(&self, behaviour: &LinkBehaviour) -> Ends {
         self.through(|scope, listener, target, stop| {
             let (behaviour, broken) = (behaviour.clone(), Stop::default());
@@ -82,7 +81,7 @@ impl Lab {
         thread::scope(|scope| {
             between(scope, here, there.address().expect("an address"), &stop);
             let behaviour = (&self.scenario.source, &self.scenario.destination);
-            // What hangs is ended, as a run is.
+            // A hang is ended, as in a run.
             scope.spawn(|| {
                 let deadline = Instant::now() + Duration::from_secs(5);
                 while !over.is_set() && Instant::now() < deadline {
@@ -109,7 +108,7 @@ impl Lab {
         judge(&ends.evidence(self.plan.shape.return_path, excuse, vec![part], None))
     }
 
-    /// Where a channel's first packet with contents begins, and its whole length.
+    /// The place and the length of a channel's first packet with normal pages.
     fn packet(&self) -> (Who, u64, u64) {
         for id in 0..self.plan.shape.channels {
             let steps = self.plan.steps.iter();
@@ -220,14 +219,14 @@ fn a_channel_cut_before_its_sync_freezes_the_destination() {
     assert_fault(lab.judge(&ends, failed, excuse), "frozen");
 }
 
-/// What a relay of our own does wrong with main's answers.
+/// The lie of a made relay about main's answers.
 #[derive(Clone, Copy, PartialEq)]
 enum Lie {
     /// It keeps SHUT for itself.
     Swallows,
-    /// It says SHUT(0) by itself, and delivers nothing.
+    /// It says SHUT(0) itself, and delivers nothing.
     Invents,
-    /// It stops passing anything on.
+    /// It stops passing bytes on.
     Stops,
 }
 
@@ -315,7 +314,7 @@ fn a_relay_that_stops_is_found() {
 #[test]
 fn a_descriptor_and_a_thread_that_stay_are_found() {
     let folder = tempfile::tempdir().expect("a folder");
-    // The shell stands for a relay: asked to end, it opens something and goes on.
+    // A shell stands for a relay: on SIGTERM it opens a file and goes on.
     let script = "trap 'exec 9</dev/null' TERM; echo listening on unix:/nowhere >&2; \
                   while :; do sleep 0.01; done";
     let arguments = ["-c".into(), script.into()];
@@ -351,8 +350,8 @@ fn a_descriptor_and_a_thread_that_stay_are_found() {
     assert_fault(judge(&evidence), "leak");
 }
 
-/// The ends themselves keep every promise where nothing is between them, or only a network that
-/// breaks nothing: what a campaign finds is not of its own making.
+/// The made ends keep every promise with nothing between them, or with a network that breaks
+/// nothing. So the campaign's own ends cause none of its findings.
 #[test]
 fn the_ends_alone_break_no_promise() {
     let here = [

@@ -12,7 +12,7 @@ use multifd_transport::Address;
 use super::migrate::{Mode, Rate};
 use super::plan::PlanArgs;
 
-/// Live migration measured without a VM: guests are processes.
+/// Measure live migration without a VM: guests are processes.
 ///
 /// ADDR is unix:PATH or tcp:HOST:PORT.
 #[derive(Debug, Parser)]
@@ -29,10 +29,10 @@ pub enum Command {
     Migrate(MigrateArgs),
     Plan(Box<PlanArgs>),
     Send(SendArgs),
-    /// Be the process of a guest, which `send` starts.
+    /// The process of a guest; `send` starts it.
     #[command(hide = true)]
     Guest,
-    /// Be the destination that `migrate` starts: `multifd receive`, in this program.
+    /// `multifd receive` in this program, as the destination; `migrate` starts it.
     #[command(hide = true)]
     Receive(ReceiveArgs),
 }
@@ -41,14 +41,13 @@ pub enum Command {
 /// machine.
 #[derive(Args, Debug)]
 #[command(after_help = "\
-A mode is METHOD or METHOD+ACCEL, such as zlib+software. Source and destination are two processes. As root, a link of
-that rate is set up in two network namespaces. Otherwise the source limits its own rate. Guests are those of
-`multifd-bench send`.
+A mode is METHOD or METHOD+ACCEL, such as zlib+software. Source and destination are two processes. With root's rights,
+--link makes a link between two network namespaces. Without them the source limits its own rate.
 
 Example:
   multifd-bench migrate --workload redis --channels 2,4 --memory 1G --link 1gbit --modes zlib,zlib+software")]
 pub struct MigrateArgs {
-    /// Guests, as for `multifd-bench send`.
+    /// Guests to move, as for `multifd-bench send`.
     #[arg(
         long,
         value_name = "GUESTS",
@@ -64,17 +63,17 @@ pub struct MigrateArgs {
         default_value = "2,4,8"
     )]
     pub channels: Vec<NonZeroU8>,
-    /// The guests' memory.
+    /// Size of each guest's memory.
     #[arg(long, value_name = "SIZE", value_parser = size, default_value = "4G")]
     pub memory: u64,
-    /// Methods and accelerators.
+    /// Modes to measure.
     #[arg(long, value_name = "MODES", value_delimiter = ',')]
     #[arg(default_value = "zlib,zlib+software,zlib+qpl,qpl,canned,zstd,none")]
     pub modes: Vec<Mode>,
     /// Rate of the link between source and destination, such as 10gbit (default: plain loopback).
     #[arg(long, value_name = "RATE")]
     pub link: Option<Rate>,
-    /// Measurements of each mode, in turns.
+    /// Number of measurements of each mode; modes take turns.
     #[arg(long, value_name = "N", default_value_t = 3)]
     pub runs: u32,
     /// As for `multifd-bench send`.
@@ -83,7 +82,7 @@ pub struct MigrateArgs {
     /// As for `multifd-bench send`.
     #[arg(long, value_name = "MS", default_value_t = 300)]
     pub downtime_limit: u64,
-    /// Seconds after which a migration has failed.
+    /// Seconds after which a migration counts as failed.
     #[arg(long, value_name = "S", default_value_t = 120)]
     pub timeout: u64,
     /// File for the figures.
@@ -104,22 +103,22 @@ Example:
   multifd receive --listen tcp:0.0.0.0:4444
   multifd-bench send --guest redis --memory 4G --connect tcp:dst:4444 --multifd-channels 4 --compression zlib")]
 pub struct SendArgs {
-    /// What the guest holds and does: idle, redis or image:FILE.
+    /// Content and work of the guest: idle, redis or image:FILE.
     #[arg(long, value_name = "GUEST")]
     pub guest: Kind,
-    /// How much memory it has; by default 1G, or what the image has.
+    /// Size of its memory (default: 1G, or the image's size).
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub memory: Option<u64>,
     /// Operations per second (redis) or page writes per second (others).
     #[arg(long, value_name = "N")]
     pub guest_rate: Option<u64>,
-    /// Threads that do them.
+    /// Number of threads for these operations.
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub guest_threads: u16,
     /// Address that the destination listens on.
     #[arg(long, value_name = "ADDR", value_parser = address())]
     pub connect: Address,
-    /// Connections for pages, 1 to 255.
+    /// Number of connections for pages, 1 to 255.
     #[arg(long, value_name = "N", default_value = "2")]
     pub multifd_channels: NonZeroU8,
     #[command(flatten)]
@@ -127,13 +126,13 @@ pub struct SendArgs {
     /// Longest time that the guest may be stopped, in milliseconds.
     #[arg(long, value_name = "MS", default_value_t = 300)]
     pub downtime_limit: u64,
-    /// The most bytes a second on all connections; by default there is no limit.
+    /// Limit in bytes a second for all connections together (default: no limit).
     #[arg(long, value_name = "SIZE", value_parser = bandwidth)]
     pub max_bandwidth: Option<NonZeroU64>,
-    /// Where zero pages are found: none, legacy or multifd.
-    #[arg(long, value_name = "WHO", default_value_t = ZeroPageDetection::Multifd)]
+    /// Place where zero pages are found: none, legacy (main thread) or multifd (channels' threads).
+    #[arg(long, value_name = "PLACE", default_value_t = ZeroPageDetection::Multifd)]
     pub zero_page_detection: ZeroPageDetection,
-    /// Give up after so many seconds; the guest runs on.
+    /// Seconds after which the migration is given up; the guest runs on.
     #[arg(long, value_name = "S", default_value_t = 120)]
     pub timeout: u64,
     /// Compare a digest of all memory at both ends while the guest is stopped.
@@ -153,20 +152,20 @@ pub fn size(text: &str) -> Result<u64, String> {
         "M" => 20,
         "G" => 30,
         "T" => 40,
-        _ => return Err("sizes are numbers of bytes, or of K, M, G or T".to_owned()),
+        _ => return Err("sizes are whole numbers of bytes, K, M, G or T, such as 4G".to_owned()),
     };
     let number: u64 = digits
         .parse()
         .map_err(|_| "sizes are whole numbers, such as 512M or 4G".to_owned())?;
     number
         .checked_mul(1 << shift)
-        .ok_or_else(|| "that is more than 64 bits can say".to_owned())
+        .ok_or_else(|| "the size does not fit into 64 bits".to_owned())
 }
 
 /// Parses bytes a second.
 pub fn bandwidth(text: &str) -> Result<NonZeroU64, String> {
     NonZeroU64::new(size(text)?)
-        .ok_or_else(|| "nothing could be sent; leave it out for no limit".to_owned())
+        .ok_or_else(|| "0 would send nothing; for no limit omit the option".to_owned())
 }
 
 #[cfg(test)]

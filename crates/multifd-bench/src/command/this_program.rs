@@ -20,8 +20,8 @@ pub fn command() -> io::Result<Command> {
         .split(|byte| *byte == 0)
         .map(|word| OsString::from_vec(word.to_vec()))
         .collect();
-    // The system's list begins with the loader and its arguments, which the program does not see in
-    // its own.
+    // The system's list may begin with the loader and its arguments. The program's own list does
+    // not have them.
     words.truncate((words.len() + 1).saturating_sub(std::env::args_os().count()));
     let mut command = Command::new(std::env::current_exe()?);
     command.args(words.into_iter().skip(1));

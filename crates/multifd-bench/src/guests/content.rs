@@ -115,7 +115,7 @@ pub mod tests {
     }
 
     #[test]
-    fn every_piece_comes_to_its_place_and_zeros_take_no_room() {
+    fn pieces_are_written_in_place_and_zeros_take_no_memory() {
         let memory = tempfile::tempfile_in("/dev/shm")
             .or_else(|_| tempfile::tempfile())
             .unwrap();

@@ -29,6 +29,7 @@ mod serve;
 mod spec;
 
 pub use process::{Guest, GuestError};
+#[cfg(feature = "command")]
 pub(crate) use random::Random;
 pub use serve::{Ram, fill_memory, serve};
 pub use spec::{Kind, Spec, SpecError};

@@ -21,8 +21,8 @@ pub trait Worker: Send {
 pub struct Gate {
     state: Mutex<State>,
     changed: Condvar,
-    /// Another thread waits for `state`: a worker that has no time to sleep would otherwise lock it
-    /// again first.
+    /// Another thread waits for `state`. Without this flag, a worker that never sleeps would lock
+    /// it again first.
     wanted: AtomicBool,
     acts: AtomicU64,
 }
@@ -144,8 +144,9 @@ impl Pace {
     }
 }
 
-/// A clock tick of a busy machine.
+/// The pause while no action is due.
 const TICK: Duration = Duration::from_millis(1);
+/// The longest backlog.
 const MOST_BEHIND: Duration = Duration::from_millis(250);
 /// Actions between two checks for a stop: far less than a millisecond's work.
 const MOST_AT_ONCE: u64 = 128;
@@ -175,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_happens_while_paused_however_busy_it_is() {
+    fn a_paused_thread_does_nothing() {
         for rate in [0, 1000, u64::MAX] {
             let count = AtomicU64::new(0);
             with(rate, &count, |gate| {
@@ -194,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rate_is_kept_and_what_is_missed_is_forgotten() {
+    fn keeps_the_rate_and_drops_backlog() {
         let begun = Instant::now();
         let mut pace = Pace::new(1000, begun);
         assert_eq!(pace.due(begun + Duration::from_millis(100)), 100);
@@ -206,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_is_told_to_who_asks() {
+    fn failures_are_reported_to_callers() {
         let count = AtomicU64::new(u64::MAX);
         with(1000, &count, |gate| {
             let deadline = Instant::now() + Duration::from_secs(20);

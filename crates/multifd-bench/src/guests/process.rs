@@ -187,5 +187,5 @@ fn ask(
 }
 
 fn unexpected(answer: Answer) -> GuestError {
-    GuestError::Silent(io::Error::other(format!("it says {answer:?}")))
+    GuestError::Silent(io::Error::other(format!("unexpected answer {answer:?}")))
 }

@@ -197,7 +197,9 @@ impl<'a> Server<'a> {
         std::os::unix::fs::FileExt::read_exact_at(self.ram.file(), &mut old, pointer)?;
         let old = self.layout.place(u64::from_le_bytes(old));
         let (Some(old), Some((new_group, new_place))) = (old, self.free.pop()) else {
-            return Err(io::Error::other("the guest's memory is not what it was"));
+            return Err(io::Error::other(
+                "the guest's memory has changed from outside",
+            ));
         };
         // A value may span two pages that are not adjacent.
         let value = value(&mut self.random);

@@ -22,8 +22,8 @@ pub trait Ram: Sync {
     /// The file, which other processes can map too.
     fn file(&self) -> &File;
 
-    /// Its address in this process. It is prepared for tracking from outside if writes are to be
-    /// tracked.
+    /// Its address in this process. If another process is to track writes, the mapping is prepared
+    /// for it.
     fn address(&self) -> u64;
 
     /// Writes whole words of 8 bytes, at a multiple of 8, through the mapping.
@@ -61,7 +61,7 @@ pub fn serve<R: Ram>(
     let Order::Start(spec) = order else {
         return tell(
             output,
-            &Answer::Failed("the first order is to start".to_owned()),
+            &Answer::Failed("the first order has to be start".to_owned()),
         );
     };
     let filled = spec
@@ -116,7 +116,7 @@ fn obey(
                 tell(output, &answer)?;
                 continue;
             }
-            Order::Start(_) => Err("it runs already".to_owned()),
+            Order::Start(_) => Err("the guest runs already".to_owned()),
         };
         let acts = gates.iter().map(Gate::acts).sum();
         tell(

@@ -15,10 +15,10 @@ pub struct Spec {
     pub kind: Kind,
     /// The size of its memory: whole pages, at least [`MIN_BYTES`](Self::MIN_BYTES).
     pub bytes: u64,
-    /// The same seed gives the same memory, and the same writes in the same order.
+    /// The seed of its content and writes: the same seed gives the same guest.
     pub seed: u64,
-    /// Actions per second: operations on records for `redis`, else writes, each to some page. With
-    /// 0 it writes nothing; the processors' speed is the upper limit.
+    /// Actions per second: for `redis` operations on records, otherwise writes to single pages.
+    /// With 0 the guest writes nothing. The processors may limit the rate.
     pub rate: u64,
     /// The number of threads for its actions.
     pub threads: u16,
@@ -41,19 +41,19 @@ pub enum Kind {
 #[non_exhaustive]
 pub enum SpecError {
     /// The name of the kind is unknown.
-    #[error("`{found}` is no guest: write idle, redis or image:FILE")]
+    #[error("unknown guest `{found}`: write idle, redis or image:FILE")]
     Kind {
         /// The name.
         found: String,
     },
     /// The memory is too small, or not whole pages.
-    #[error("a guest has whole pages of {PAGE_BYTES} bytes, and at least {min} bytes; {found} are no such size", min = Spec::MIN_BYTES)]
+    #[error("a guest's memory has whole pages of {PAGE_BYTES} bytes and at least {min} bytes, and not {found} bytes", min = Spec::MIN_BYTES)]
     Size {
         /// The requested size in bytes.
         found: u64,
     },
     /// The number of threads is 0 or too large.
-    #[error("a guest has 1 to {max} threads, and {found} are asked for", max = Spec::MAX_THREADS)]
+    #[error("a guest has 1 to {max} threads, and not {found}", max = Spec::MAX_THREADS)]
     Threads {
         /// The requested number.
         found: u16,
@@ -101,7 +101,7 @@ impl Spec {
 impl Kind {
     /// The default rate of such a guest.
     #[must_use]
-    pub const fn usual_rate(&self) -> u64 {
+    pub(crate) const fn usual_rate(&self) -> u64 {
         match self {
             // Timers, counters and an occasional log line.
             Kind::Idle => 100,

@@ -1,4 +1,4 @@
-//! The time that threads compute, which other work on the machine does not lengthen much.
+//! The processor time of threads, which other work on the machine hardly changes.
 
 use std::sync::Barrier;
 use std::thread;
@@ -6,17 +6,17 @@ use std::time::{Duration, Instant};
 
 use rustix::time::{ClockId, clock_gettime};
 
-/// Work that was timed.
+/// The time that some work took.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Times {
-    /// Seconds of processors.
+    /// Seconds of processor time.
     pub cpu: f64,
-    /// Seconds on the clock, of all threads together.
+    /// Seconds of real time, summed over all threads.
     pub wall: f64,
 }
 
 impl Times {
-    /// Runs `work` on this thread.
+    /// Runs `work` on this thread. Returns its result and its time.
     pub fn of<R>(work: impl FnOnce() -> R) -> (R, Self) {
         let (wall, cpu) = (Instant::now(), thread_seconds());
         let result = work();
@@ -25,7 +25,7 @@ impl Times {
         (result, Self { cpu, wall })
     }
 
-    /// Both.
+    /// The sum of both times.
     #[must_use]
     pub fn plus(self, other: Self) -> Self {
         Self {
@@ -35,8 +35,8 @@ impl Times {
     }
 }
 
-/// Runs `work` in so many threads at once, as channels run, and returns their results. The number
-/// is the thread's.
+/// Runs `work` in several threads at once, like the channels of a migration. Calls it with the
+/// thread's number, and returns the results.
 pub fn in_threads<R: Send>(threads: usize, work: impl Fn(usize) -> R + Sync) -> Vec<R> {
     let start = Barrier::new(threads.max(1));
     let (start, work) = (&start, &work);
@@ -51,13 +51,13 @@ pub fn in_threads<R: Send>(threads: usize, work: impl Fn(usize) -> R + Sync) -> 
             .collect();
         start.wait();
         let mut results = vec![work(0)];
-        // A thread that panicked has said so, and has no result.
+        // A thread that panicked has printed why, and has no result.
         results.extend(others.into_iter().filter_map(|thread| thread.join().ok()));
         results
     })
 }
 
-/// The share of a processor that each of so many threads gets now: 1 on an idle machine.
+/// The part of a processor that each of `threads` computing threads gets now: 1 on an idle machine.
 #[must_use]
 pub fn share_of_processors(threads: usize) -> f64 {
     let times = in_threads(threads, |_| {
@@ -75,15 +75,15 @@ pub fn share_of_processors(threads: usize) -> f64 {
     (all.cpu / all.wall.max(f64::MIN_POSITIVE)).clamp(LEAST_SHARE, 1.0)
 }
 
-/// Seconds that this thread has computed.
+/// This thread's processor time in seconds.
 fn thread_seconds() -> f64 {
     let time = clock_gettime(ClockId::ThreadCPUTime);
     time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
 }
 
-/// Long beside a time slice of the scheduler.
+/// The time of a measurement: long in comparison with a time slice of the scheduler.
 const SHARE_TIME: Duration = Duration::from_millis(400);
-/// A thread that got next to nothing was unlucky.
+/// The least result, because a thread that got almost no time was unlucky.
 const LEAST_SHARE: f64 = 0.02;
 
 #[cfg(test)]

@@ -1,10 +1,10 @@
-//! A plan: what a migration will take with each method, before it begins.
+//! A plan: predicts time, downtime and bytes of a migration with each method, before it begins.
 //!
-//! - [`model`] computes it from figures, and knows nothing of this machine.
-//! - [`rates`] measures codecs and sockets of this machine on pages like the guest's.
-//! - [`costs`] has what cannot be measured in two seconds, with the measurements that it is from.
-//! - [`pages`] brings these pages.
-//! - [`process`] and [`qmp`] learn about a running guest.
+//! - [`model`] computes the prediction from figures, without looking at this machine.
+//! - [`pages`] supplies pages like the guest's.
+//! - [`rates`] measures codecs and sockets of this machine with these pages.
+//! - [`costs`] has constants for the costs that are not measured, and their sources.
+//! - [`process`] and [`qmp`] measure a running guest.
 //! - [`published`] compares the model with published measurements.
 
 pub mod clock;
@@ -23,59 +23,59 @@ use std::time::Duration;
 use multifd_wire::Method;
 
 use costs::{Host, IAA_BYTES_PER_S, IAA_JOB_BYTE, Topology};
-use model::{Codec, Guest, Path, Prediction, Way};
+use model::{Codec, Conditions, Guest, Prediction, Way};
 use rates::{Measured, Sample, StepRate};
 
 /// A method to plan with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Choice {
-    /// A method with its usual effort.
+    /// The method with its default effort.
     Fixed(Method),
     /// `auto` over a trunk, which chooses a level of zstd for each packet.
     Auto,
 }
 
-/// What is planned.
+/// The input of a prediction.
 #[derive(Clone, Debug)]
 pub struct Plan {
     /// The guest.
     pub guest: Guest,
-    /// Between its places.
-    pub path: Path,
+    /// The conditions of the migration.
+    pub conditions: Conditions,
     /// Pages like the guest's.
     pub sample: Sample,
-    /// Differences, if they are wanted.
+    /// How pages change, to plan with differences too.
     pub differences: Option<Rewriting>,
-    /// Accelerators of each host.
-    pub iaa: Option<u32>,
+    /// The number of accelerators of each host, if there are any.
+    pub iaa_devices: Option<u32>,
 }
 
-/// How pages change that are sent again.
+/// How pages change before they are sent again.
 #[derive(Clone, Copy, Debug)]
 pub struct Rewriting {
-    /// Bytes of a page that change before it is sent again.
+    /// Bytes that change in a page.
     pub bytes: usize,
-    /// The share of written pages that are still in the relays' memory.
+    /// The share of written pages whose former content the relays have kept.
     pub hits: f64,
 }
 
-/// A way to move the guest, and what it will take.
+/// A way to move the guest, and the prediction for it.
 #[derive(Clone, Debug)]
 pub struct Candidate {
-    /// Method, effort and layer, for people.
+    /// Method, effort and differences, for people.
     pub name: String,
-    /// The options of `multifd relay`, or none without relays.
+    /// The options of `multifd relay`. None without relays.
     pub options: Option<String>,
     /// The codec of the first round.
     pub codec: Codec,
-    /// What it will take.
+    /// The prediction.
     pub prediction: Prediction,
-    /// The most distinct pages that the guest may write in a second. None if any rate will do.
+    /// The highest dirty rate at which the migration converges. None if it converges at any rate.
     pub highest_dirty_rate: Option<f64>,
 }
 
 impl Choice {
-    /// All of them.
+    /// All choices.
     pub const ALL: [Self; 6] = [
         Self::Fixed(Method::None),
         Self::Fixed(Method::Zlib),
@@ -129,15 +129,16 @@ pub fn host() -> std::io::Result<Host> {
     })
 }
 
-/// Measures a method on the plan's pages, and predicts what it will take: without differences, and
-/// with them if the plan has any and the method can have them.
+/// Measures a method with the plan's pages, and predicts a migration with it. If the plan has
+/// differences and the method allows them, a second candidate has differences.
 ///
 /// # Errors
 ///
 /// If this build or this machine cannot do the method.
 pub fn candidates(plan: &Plan, host: &Host, choice: Choice) -> Measured<Vec<Candidate>> {
-    let threads =
-        (plan.path.channels.min(plan.path.processors.ceil()) as usize).clamp(1, MOST_THREADS);
+    let conditions = &plan.conditions;
+    let threads = conditions.channels.min(conditions.processors.ceil()) as usize;
+    let threads = threads.clamp(1, MOST_THREADS);
     let moving = choice.topology().moving(host);
     let (name, codec, keeps_first) = match choice {
         Choice::Fixed(method) => {
@@ -148,17 +149,12 @@ pub fn candidates(plan: &Plan, host: &Host, choice: Choice) -> Measured<Vec<Cand
         Choice::Auto => {
             let steps = rates::steps(Method::Zstd, &plan.sample, threads, STEP_TIME)?;
             let codecs: Vec<Codec> = steps.iter().map(|step| step.codec).collect();
-            let best = plan.path.best(&moving, &codecs);
+            let best = conditions.best(&moving, &codecs);
             let StepRate { name, codec } = steps.get(best).ok_or("auto has no steps")?.clone();
             (format!("auto ({name})"), codec, best > 0)
         }
     };
-    let way = Way {
-        moving,
-        first: codec,
-        again: codec,
-        is_again_late: false,
-    };
+    let way = Way::new(moving, codec);
     let mut found = vec![Candidate::new(
         plan,
         name.clone(),
@@ -178,8 +174,8 @@ pub fn candidates(plan: &Plan, host: &Host, choice: Choice) -> Measured<Vec<Cand
         };
         let with = Way {
             first,
-            again: seen.again.mixed(rewriting.hits, codec),
-            is_again_late: !keeps_first,
+            later: seen.later.mixed(rewriting.hits, codec),
+            is_second_like_first: !keeps_first,
             ..way
         };
         let name = format!("{name} + differences");
@@ -188,14 +184,14 @@ pub fn candidates(plan: &Plan, host: &Host, choice: Choice) -> Measured<Vec<Cand
     Ok(found)
 }
 
-/// The codec on a device, where there are any and the method is for them.
+/// The method's name and codec, on accelerators if the plan has some and the method can use them.
 fn accelerated(plan: &Plan, method: Method, codec: Codec) -> (String, Codec) {
-    match (plan.iaa, method) {
+    match (plan.iaa_devices, method) {
         (Some(devices), Method::Qpl | Method::Canned) => {
             let on_device = Codec {
                 encoding: IAA_JOB_BYTE,
                 decoding: IAA_JOB_BYTE,
-                device: Some(f64::from(devices) * IAA_BYTES_PER_S),
+                device_rate: Some(f64::from(devices) * IAA_BYTES_PER_S),
                 ..codec
             };
             (format!("{method} ({devices} IAA)"), on_device)
@@ -222,13 +218,13 @@ impl Candidate {
             name,
             options,
             codec: way.first,
-            prediction: plan.path.predict(&plan.guest, way),
-            highest_dirty_rate: plan.path.highest_dirty_rate(&plan.guest, way),
+            prediction: plan.conditions.predict(&plan.guest, way),
+            highest_dirty_rate: plan.conditions.highest_dirty_rate(&plan.guest, way),
         }
     }
 
-    /// Whether this one is the better choice: convergence first, then time, and of times that are
-    /// as good as equal the one before.
+    /// Whether this one is the better choice: it converges and the other one does not, or it is
+    /// clearly faster.
     #[must_use]
     pub fn is_better_than(&self, other: &Self) -> bool {
         let (own, others) = (&self.prediction, &other.prediction);
@@ -243,7 +239,7 @@ impl Candidate {
     }
 }
 
-/// The best candidate.
+/// The best candidate. Of equal ones it is the first.
 #[must_use]
 pub fn best(candidates: &[Candidate]) -> Option<&Candidate> {
     let mut all = candidates.iter();
@@ -257,10 +253,10 @@ pub fn best(candidates: &[Candidate]) -> Option<&Candidate> {
     }))
 }
 
-/// Measuring takes so long for each step of a method.
+/// The time of a measurement of a step.
 const STEP_TIME: Duration = Duration::from_millis(60);
 const SOCKET_TIME: Duration = Duration::from_millis(200);
-/// More threads would measure nothing else.
+/// The most threads of a measurement: more would not change its result.
 const MOST_THREADS: usize = 64;
-/// Predictions that are closer are equal; then the simpler way comes first.
+/// A candidate is clearly faster if it takes less than this part of the other one's time.
 const CLEARLY_LESS: f64 = 0.97;

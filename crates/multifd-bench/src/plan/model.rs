@@ -1,101 +1,102 @@
 //! The model of a migration: rounds in virtual time, without clocks, files or sockets.
 //!
-//! A migration sends all used pages, then the pages that the guest wrote meanwhile, and so on,
-//! until what is left can be sent within the downtime limit. So everything follows from one number:
-//! the bytes of pages that go through in a second. The slowest stage decides it:
+//! A migration sends all nonzero pages, then the pages that the guest wrote meanwhile, and so on,
+//! until the rest can be sent within the downtime limit. So everything follows from one number: the
+//! bytes of pages that are sent in a second. It is the rate of the slowest stage:
 //!
 //! ```text
 //! the link           link / size
 //! a channel's thread channels / (receiving + encoding + size * sending)
-//! a host's           processors / (what all threads of the host take for a byte)
-//! a device           bytes a second of all accelerators
+//! a host             processors / (time of all its threads for a byte)
+//! the devices        bytes a second of all accelerators
 //! QEMU's limit       max-bandwidth
 //! ```
 //!
-//! Size is a part of the page. Stages work at the same time, so their times are not added.
+//! Size is a part of the page. Stages work at the same time, so their times are not added up.
 
 /// The guest, in pages.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Guest {
     /// Bytes of a page.
     pub page_bytes: f64,
-    /// All pages.
+    /// The number of all pages.
     pub memory_pages: f64,
-    /// Pages that are not zero.
+    /// The number of nonzero pages.
     pub used_pages: f64,
     /// Distinct pages that the guest writes in a second.
     pub dirty_rate: f64,
-    /// The pages that it writes at all.
+    /// The number of pages that the guest ever writes.
     pub working_set_pages: f64,
 }
 
-/// What lies between the guest's two places.
+/// The conditions of a migration: hosts, network and QEMU's parameters.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Path {
+pub struct Conditions {
     /// QEMU's `multifd-channels`.
     pub channels: f64,
     /// Processors that each host has for the migration.
     pub processors: f64,
     /// Both ends are on one host and share its processors.
     pub is_one_host: bool,
-    /// Payload bytes a second, without the headers of the network. None if it is no limit.
+    /// The link's bytes of payload a second, without headers of the network. None for no limit.
     pub link: Option<f64>,
-    /// QEMU's `max-bandwidth` in bytes a second, before relays compress.
+    /// QEMU's `max-bandwidth` in bytes a second. It limits the pages before relays compress them.
     pub max_bandwidth: Option<f64>,
     /// QEMU's `downtime-limit` in seconds.
     pub downtime_limit: f64,
 }
 
-/// A method, as measured on pages of the guest. Times are seconds of a processor for a byte of
-/// pages.
+/// The measurements of a method with pages of the guest. Times are seconds of processor time for a
+/// byte of pages.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Codec {
-    /// Encoding, on the channel's thread.
+    /// The time of encoding, on the channel's thread.
     pub encoding: f64,
-    /// Decoding at the other end.
+    /// The time of decoding, on the thread at the other end.
     pub decoding: f64,
     /// Bytes of payload for a byte of pages.
     pub size: f64,
-    /// Bytes of pages a second that accelerators encode, if they do it.
-    pub device: Option<f64>,
+    /// Bytes of pages a second that the accelerators encode together, if accelerators encode.
+    pub device_rate: Option<f64>,
 }
 
-/// What moving bytes takes beside the codec, in seconds of a processor for a byte.
+/// The costs of moving bytes without the codec. Times are seconds of processor time for a byte,
+/// unless noted.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Moving {
-    /// For a byte of pages on the thread of a channel that also encodes.
+    /// For a byte of pages, on the channel's thread that also encodes.
     pub channel: f64,
-    /// For a byte of pages on all threads of the source's host, with that of `channel`.
+    /// For a byte of pages, on all threads of the source's host, `channel` included.
     pub source: f64,
-    /// The same at the destination's host.
+    /// For a byte of pages, on all threads of the destination's host.
     pub destination: f64,
     /// For a byte of payload, at each end of the link.
     pub wire: f64,
-    /// For a zero page, in seconds of all the migration: the source finds it and names it.
+    /// Seconds by which a zero page lengthens the migration: the source finds and names it.
     pub zero_page: f64,
     /// Seconds until the first page.
     pub setup: f64,
-    /// Seconds of a round that do not depend on its pages.
+    /// Seconds of a round without its pages.
     pub round: f64,
-    /// Seconds of the switch-over that do not depend on pages: device state and acknowledgements.
+    /// Seconds of the switch-over without its pages: for device state and acknowledgements.
     pub switch_over: f64,
-    /// Bytes that wait in the buffers of each channel's connection while the link is the limit.
-    /// QEMU takes them for sent, so the guest stands still for them too.
-    pub queued: f64,
+    /// Bytes that wait in the buffers of each channel while the link is the limit. QEMU counts them
+    /// as sent, so they lengthen the downtime.
+    pub queued_bytes: f64,
 }
 
-/// A way to move the guest: what it costs, and one codec for each kind of round.
+/// A way to move the guest: its costs, and a codec for each kind of round.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Way {
-    /// What it takes beside the codec.
+    /// The costs without the codec.
     pub moving: Moving,
-    /// The round of all pages.
+    /// The codec of the first round, with all pages.
     pub first: Codec,
-    /// The rounds of written pages.
-    pub again: Codec,
-    /// The first round leaves no pages to which differences could refer, so that the second goes as
-    /// the first.
-    pub is_again_late: bool,
+    /// The codec of later rounds, with written pages.
+    pub later: Codec,
+    /// The second round uses `first` too, because the first round keeps no pages, and so the second
+    /// can have no differences.
+    pub is_second_like_first: bool,
 }
 
 /// The slowest stage.
@@ -110,7 +111,7 @@ pub enum Limit {
     Source,
     /// The processors of the destination.
     Destination,
-    /// The processors that both ends share.
+    /// The processors of the host that both ends share.
     Host,
     /// The accelerators.
     Device,
@@ -118,48 +119,49 @@ pub enum Limit {
     MaxBandwidth,
 }
 
-/// What a migration will take.
+/// The prediction of a migration.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
 pub struct Prediction {
-    /// The guest can be stopped within the downtime limit.
+    /// Whether the last round fits into the downtime limit.
     pub converges: bool,
-    /// Seconds from start to end. Without convergence: until rounds did not shrink any more.
+    /// Seconds from start to end. Without convergence: if the guest is stopped once rounds no
+    /// longer shrink.
     pub total_s: f64,
-    /// Seconds for which the guest is stopped. Without convergence: if it were stopped then.
+    /// Seconds for which the guest is stopped.
     pub downtime_s: f64,
     /// Rounds, the last one included.
     pub rounds: u32,
     /// Bytes on the link.
     pub wire_bytes: f64,
-    /// Bytes of pages a second in the first round.
+    /// Bytes of pages sent in a second of the first round.
     pub pages_bytes_per_s: f64,
-    /// What decides that.
+    /// The stage that limits this rate.
     pub limit: Limit,
 }
 
-/// More rounds than a migration that converges has ever needed.
+/// The most rounds: far more than a migration that converges needs.
 const MOST_ROUNDS: u32 = 1000;
-/// A round that is so little smaller than the one before will not get much smaller: a geometric
-/// series with this factor needs hundreds of rounds for a tenth of its pages.
+/// If a round has more than this part of the pages of the round before, rounds no longer shrink: at
+/// this factor they need hundreds of rounds to shrink to a tenth.
 const NO_SMALLER: f64 = 0.995;
-/// A zero page is an offset in the header of its packet.
+/// Bytes of a zero page: an offset in the header of its packet.
 const ZERO_PAGE_BYTES: f64 = 8.0;
-/// A packet's header for each page of a packet: an offset, and a share of what each header has.
+/// Bytes of a packet's header for each normal page: an offset, and a share of the fixed part.
 const PAGE_HEADER_BYTES: f64 = 8.0 + 576.0 / 128.0;
-/// The bisection ends when it knows the rate so well.
+/// The precision at which the bisection ends, as a part of the rate.
 const RATE_PRECISION: f64 = 0.005;
-/// No guest writes so many pages a second.
+/// The highest rate in the search: no guest writes so many pages a second.
 const MOST_DIRTY_RATE: f64 = 1e8;
-/// Times below this are none: it keeps quotients finite.
+/// The least divisor, which keeps quotients finite.
 const LEAST_TIME: f64 = 1e-15;
 
 impl Codec {
-    /// Pages as they are.
+    /// The codec of `none`: pages as they are.
     pub const NONE: Self = Self {
         encoding: 0.0,
         decoding: 0.0,
         size: 1.0,
-        device: None,
+        device_rate: None,
     };
 
     /// This codec for a share of the pages and `other` for the rest.
@@ -171,27 +173,27 @@ impl Codec {
             encoding: mix(self.encoding, other.encoding),
             decoding: mix(self.decoding, other.decoding),
             size: mix(self.size, other.size),
-            device: self.device.or(other.device),
+            device_rate: self.device_rate.or(other.device_rate),
         }
     }
 }
 
 impl Guest {
-    /// The distinct pages that it writes in so many seconds.
+    /// The number of distinct pages that the guest writes in this time.
     #[must_use]
     pub fn dirtied(&self, seconds: f64) -> f64 {
         (self.dirty_rate * seconds).min(self.working_set_pages)
     }
 
-    /// The guest with another dirty rate.
+    /// This guest with another dirty rate.
     #[must_use]
     pub const fn writing(self, dirty_rate: f64) -> Self {
         Self { dirty_rate, ..self }
     }
 }
 
-impl Path {
-    /// Bytes of pages that go through in a second, and what decides it.
+impl Conditions {
+    /// Bytes of pages that are sent in a second, and the stage that limits this rate.
     #[must_use]
     pub fn rate(&self, moving: &Moving, codec: &Codec) -> (f64, Limit) {
         let size = codec.size.max(0.0);
@@ -199,7 +201,7 @@ impl Path {
         let channel = moving.channel + codec.encoding + wire;
         let source = moving.source + codec.encoding + wire;
         let destination = moving.destination + codec.decoding + wire;
-        // A second end works in the same threads in turn, each on a processor of its own.
+        // The other end's thread reads and decodes at the same time, on a processor of its own.
         let reading = moving.channel + codec.decoding + wire;
         let threads = self.channels / channel.max(reading).max(LEAST_TIME);
         let mut stages = vec![(threads, Limit::Channels)];
@@ -214,7 +216,7 @@ impl Path {
         if let Some(link) = self.link {
             stages.push((link / size.max(LEAST_TIME), Limit::Link));
         }
-        if let Some(device) = codec.device {
+        if let Some(device) = codec.device_rate {
             stages.push((device, Limit::Device));
         }
         if let Some(most) = self.max_bandwidth {
@@ -226,8 +228,8 @@ impl Path {
             .fold((f64::INFINITY, Limit::Channels), slowest)
     }
 
-    /// The index of the best of these codecs, the cheapest first: one that is as good as another
-    /// within 2 % gives way to the cheaper one, as `auto` does it.
+    /// The index of the best of these codecs, which begin with the cheapest. As in `auto`, the
+    /// cheapest within 2 % of the highest rate is the best.
     #[must_use]
     pub fn best(&self, moving: &Moving, codecs: &[Codec]) -> usize {
         let rates: Vec<f64> = codecs
@@ -241,7 +243,7 @@ impl Path {
             .unwrap_or(0)
     }
 
-    /// What the migration of `guest` will take.
+    /// Predicts the migration of `guest`.
     #[must_use]
     pub fn predict(&self, guest: &Guest, way: &Way) -> Prediction {
         let moving = &way.moving;
@@ -273,7 +275,7 @@ impl Path {
             if seen.converges || is_stuck || seen.rounds >= MOST_ROUNDS {
                 seen.downtime_s = left + moving.switch_over;
                 seen.total_s += seen.downtime_s;
-                // These bytes were counted in the round that they are from.
+                // The total has this time already, in the round that wrote these bytes.
                 seen.downtime_s += self.queue_time(moving, limit);
                 seen.rounds += 1;
                 seen.wire_bytes += written * bytes_of_a_page(guest, last);
@@ -283,8 +285,8 @@ impl Path {
         }
     }
 
-    /// The most pages that the guest may write in a second. None if any rate will do: all that it
-    /// writes to can be sent within the downtime limit.
+    /// The highest dirty rate at which the migration converges. None if it converges at any rate,
+    /// because all pages that the guest ever writes can be sent within the downtime limit.
     #[must_use]
     pub fn highest_dirty_rate(&self, guest: &Guest, way: &Way) -> Option<f64> {
         let converges = |rate: f64| self.predict(&guest.writing(rate), way).converges;
@@ -303,25 +305,37 @@ impl Path {
         Some(low)
     }
 
-    /// Seconds that the link takes for what waits in buffers.
+    /// Seconds that the link takes for the bytes in buffers.
     fn queue_time(&self, moving: &Moving, limit: Limit) -> f64 {
         match (limit, self.link) {
-            (Limit::Link, Some(link)) => moving.queued * self.channels / link,
+            (Limit::Link, Some(link)) => moving.queued_bytes * self.channels / link,
             _ => 0.0,
         }
     }
 
+    /// Seconds of sending `pages` pages.
     fn sending(&self, guest: &Guest, moving: &Moving, codec: &Codec, pages: f64) -> f64 {
         pages * guest.page_bytes / self.rate(moving, codec).0
     }
 }
 
 impl Way {
-    /// The codec of the round with this number, from 0.
+    /// One codec for all rounds.
+    #[must_use]
+    pub const fn new(moving: Moving, codec: Codec) -> Self {
+        Self {
+            moving,
+            first: codec,
+            later: codec,
+            is_second_like_first: false,
+        }
+    }
+
+    /// The codec of a round. The first one is round 0.
     const fn codec(&self, round: u32) -> &Codec {
-        match (round, self.is_again_late) {
+        match (round, self.is_second_like_first) {
             (0, _) | (1, true) => &self.first,
-            _ => &self.again,
+            _ => &self.later,
         }
     }
 }
@@ -330,7 +344,7 @@ fn bytes_of_a_page(guest: &Guest, codec: &Codec) -> f64 {
     guest.page_bytes * codec.size + PAGE_HEADER_BYTES
 }
 
-/// See `multifd_codec::auto`.
+/// Rates that differ by less than this factor are equal, as in `multifd_codec::auto`.
 const EQUAL: f64 = 1.02;
 
 #[cfg(test)]
@@ -354,18 +368,13 @@ mod tests {
         setup: 0.0,
         round: 0.0,
         switch_over: 0.0,
-        queued: 0.0,
+        queued_bytes: 0.0,
     };
 
-    const WAY: Way = Way {
-        moving: FREE,
-        first: Codec::NONE,
-        again: Codec::NONE,
-        is_again_late: false,
-    };
+    const WAY: Way = Way::new(FREE, Codec::NONE);
 
-    /// A link that takes 10 000 pages a second.
-    const PATH: Path = Path {
+    /// Its link carries 10 000 pages a second.
+    const CONDITIONS: Conditions = Conditions {
         channels: 2.0,
         processors: 2.0,
         is_one_host: false,
@@ -374,21 +383,13 @@ mod tests {
         downtime_limit: 0.3,
     };
 
-    fn with(codec: Codec) -> Way {
-        Way {
-            first: codec,
-            again: codec,
-            ..WAY
-        }
-    }
-
     fn is_near(a: f64, b: f64) -> bool {
         (a - b).abs() <= b.abs() * 0.01
     }
 
     #[test]
     fn a_guest_that_writes_nothing_takes_one_round() {
-        let seen = PATH.predict(&GUEST, &WAY);
+        let seen = CONDITIONS.predict(&GUEST, &WAY);
         assert!(seen.converges && is_near(seen.total_s, 10.0), "{seen:?}");
         assert_eq!((seen.rounds, seen.limit), (2, Limit::Link));
         assert_eq!(seen.downtime_s, 0.0);
@@ -402,7 +403,7 @@ mod tests {
     /// 0.156 s are within the limit.
     #[test]
     fn rounds_are_a_geometric_series() {
-        let seen = PATH.predict(&GUEST.writing(5000.0), &WAY);
+        let seen = CONDITIONS.predict(&GUEST.writing(5000.0), &WAY);
         assert!(is_near(seen.total_s, 20.0 - 10.0 / 64.0), "{seen:?}");
         assert_eq!(seen.rounds, 7);
         assert!(is_near(seen.downtime_s, 10.0 / 64.0), "{seen:?}");
@@ -410,26 +411,27 @@ mod tests {
 
     #[test]
     fn a_guest_that_writes_faster_than_the_link_never_moves_unless_it_writes_few_pages() {
-        let seen = PATH.predict(&GUEST.writing(12_000.0), &WAY);
+        let seen = CONDITIONS.predict(&GUEST.writing(12_000.0), &WAY);
         assert!(!seen.converges, "{seen:?}");
         let few = Guest {
             working_set_pages: 2900.0,
             ..GUEST
         };
-        assert!(PATH.predict(&few.writing(1e6), &WAY).converges);
-        assert_eq!(PATH.highest_dirty_rate(&few, &WAY), None);
+        assert!(CONDITIONS.predict(&few.writing(1e6), &WAY).converges);
+        assert_eq!(CONDITIONS.highest_dirty_rate(&few, &WAY), None);
     }
 
-    /// It is the rate of the link, or a little less: rounds have to shrink.
+    /// The rate is the link's or a little less, because rounds have to shrink.
     #[test]
     fn the_highest_rate_is_found() {
-        let highest = PATH.highest_dirty_rate(&GUEST, &WAY).unwrap();
+        let highest = CONDITIONS.highest_dirty_rate(&GUEST, &WAY).unwrap();
         assert!((9_800.0..=10_000.0).contains(&highest), "{highest}");
-        let half = with(Codec {
+        let half = Codec {
             size: 0.5,
             ..Codec::NONE
-        });
-        let twice = PATH.highest_dirty_rate(&GUEST, &half).unwrap();
+        };
+        let half = Way::new(FREE, half);
+        let twice = CONDITIONS.highest_dirty_rate(&GUEST, &half).unwrap();
         assert!(is_near(twice, 2.0 * highest), "{twice}");
     }
 
@@ -439,16 +441,19 @@ mod tests {
             encoding: 10e-9,
             decoding: 2e-9,
             size: 0.5,
-            device: None,
+            device_rate: None,
         };
-        let fast = Path { link: None, ..PATH };
+        let fast = Conditions {
+            link: None,
+            ..CONDITIONS
+        };
         assert_eq!(fast.rate(&FREE, &codec), (2e8, Limit::Channels));
-        let many = Path {
+        let many = Conditions {
             channels: 8.0,
             ..fast
         };
         assert_eq!(many.rate(&FREE, &codec), (2e8, Limit::Source));
-        let one = Path {
+        let one = Conditions {
             is_one_host: true,
             ..many
         };
@@ -461,17 +466,17 @@ mod tests {
         };
         let (rate, limit) = many.rate(&FREE, &slow_reader);
         assert!(is_near(rate, 5e7) && limit == Limit::Destination);
-        let limited = Path {
+        let limited = Conditions {
             max_bandwidth: Some(1e6),
             ..many
         };
         assert_eq!(limited.rate(&FREE, &codec), (1e6, Limit::MaxBandwidth));
         let device = Codec {
             encoding: 0.1e-9,
-            device: Some(4e9),
+            device_rate: Some(4e9),
             ..codec
         };
-        let wide = Path {
+        let wide = Conditions {
             processors: 64.0,
             channels: 64.0,
             ..fast
@@ -485,36 +490,39 @@ mod tests {
             encoding,
             decoding: 0.0,
             size,
-            device: None,
+            device_rate: None,
         };
         let steps = [step(0.0, 1.0), step(2e-9, 0.5), step(20e-9, 0.45)];
-        assert_eq!(PATH.best(&FREE, &steps), 2);
-        let faster = Path {
+        assert_eq!(CONDITIONS.best(&FREE, &steps), 2);
+        let faster = Conditions {
             link: Some(300e6),
-            ..PATH
+            ..CONDITIONS
         };
         assert_eq!(faster.best(&FREE, &steps), 1);
-        let fastest = Path {
+        let fastest = Conditions {
             link: Some(10e9),
-            ..PATH
+            ..CONDITIONS
         };
         assert_eq!(fastest.best(&FREE, &steps), 0);
         // 2 % are not worth the work.
         let equal = [step(0.0, 0.5), step(2e-9, 0.495)];
-        assert_eq!(PATH.best(&FREE, &equal), 0);
+        assert_eq!(CONDITIONS.best(&FREE, &equal), 0);
     }
 
     #[test]
     fn full_buffers_lengthen_the_downtime_alone() {
         let queued = Way {
             moving: Moving {
-                queued: 1e6,
+                queued_bytes: 1e6,
                 ..FREE
             },
             ..WAY
         };
         let guest = GUEST.writing(5000.0);
-        let (with, without) = (PATH.predict(&guest, &queued), PATH.predict(&guest, &WAY));
+        let (with, without) = (
+            CONDITIONS.predict(&guest, &queued),
+            CONDITIONS.predict(&guest, &WAY),
+        );
         assert!(is_near(
             with.downtime_s - without.downtime_s,
             2e6 / 40_960_000.0
@@ -529,31 +537,30 @@ mod tests {
             ..Codec::NONE
         };
         let way = Way {
-            again: differences,
+            later: differences,
             ..WAY
         };
         let guest = GUEST.writing(50_000.0);
-        let seen = PATH.predict(&guest, &way);
+        let seen = CONDITIONS.predict(&guest, &way);
         assert!(seen.converges && seen.total_s > 10.0, "{seen:?}");
-        assert!(!PATH.predict(&guest, &WAY).converges);
+        assert!(!CONDITIONS.predict(&guest, &WAY).converges);
         let late = Way {
-            is_again_late: true,
+            is_second_like_first: true,
             ..way
         };
-        assert!(PATH.predict(&guest, &late).total_s > seen.total_s + 9.0);
+        assert!(CONDITIONS.predict(&guest, &late).total_s > seen.total_s + 9.0);
         let half = differences.mixed(0.5, Codec::NONE);
         assert!(is_near(half.size, 0.525));
     }
 
-    /// Whatever figures are given, there is an end.
     #[test]
-    fn no_figures_make_it_run_for_ever() {
+    fn predictions_end_with_any_figures() {
         let figures = [0.0, 1e-30, 1.0, 1e30, f64::INFINITY, f64::NAN, -1.0];
         for dirty_rate in figures {
             for link in figures {
-                let path = Path {
+                let path = Conditions {
                     link: Some(link),
-                    ..PATH
+                    ..CONDITIONS
                 };
                 let guest = Guest {
                     dirty_rate,

@@ -1,4 +1,4 @@
-//! Pages like a guest's, and how many of them are zero: generated, or from a file.
+//! Pages like a guest's, generated or from a file, and the share of zero pages.
 
 use std::fs::File;
 use std::io;
@@ -12,20 +12,20 @@ use rustix::fs::{MemfdFlags, memfd_create};
 use super::rates::Sample;
 use crate::guests::{Kind, Spec, fill_memory};
 
-/// Some pages, and the share of all pages that are not zero.
+/// A sample of pages, and the share of nonzero pages.
 #[derive(Clone, Debug)]
 pub struct Source {
-    /// The pages.
+    /// The sample.
     pub sample: Sample,
-    /// The share.
+    /// The share of nonzero pages, from 0 to 1.
     pub used: f64,
 }
 
-/// Why there are no pages.
+/// Why no pages could be read.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PagesError {
-    /// A file cannot be read.
+    /// A file cannot be read, or a guest's memory cannot be generated.
     #[error("cannot read pages from {name}")]
     Read {
         /// The file, or the kind of guest.
@@ -42,7 +42,8 @@ pub enum PagesError {
     },
 }
 
-/// `idle` or `redis`, or a file with pages of 4 KiB back to back.
+/// Makes pages like those of an `idle` or a `redis` guest, or reads a file with pages of 4 KiB back
+/// to back.
 ///
 /// # Errors
 ///
@@ -72,7 +73,7 @@ fn generated(kind: Kind, bytes: u64) -> io::Result<File> {
     Ok(memory)
 }
 
-/// Reads runs of pages, evenly over the file.
+/// Reads runs of pages, spread evenly over the file.
 fn sampled(file: &File) -> io::Result<Option<Source>> {
     let pages = file.metadata()?.len() / PageSize::K4.bytes() as u64;
     let runs = pages / RUN_PAGES;
@@ -100,7 +101,7 @@ fn sampled(file: &File) -> io::Result<Option<Source>> {
     )
 }
 
-/// At most as many runs as a measurement needs, evenly.
+/// Chooses as many runs as a measurement needs, spread evenly.
 fn thinned(bytes: Vec<u8>) -> Vec<u8> {
     let run = RUN_PAGES as usize * PageSize::K4.bytes();
     let runs = bytes.len() / run;
@@ -114,14 +115,14 @@ fn thinned(bytes: Vec<u8>) -> Vec<u8> {
     chosen.flatten().copied().collect()
 }
 
-/// Sizes at which some 8000 pages are in use.
+/// At these sizes about 8000 pages are nonzero.
 const IDLE_BYTES: u64 = 160 << 20;
 const REDIS_BYTES: u64 = 96 << 20;
-/// Neighbours have more in common than other pages.
+/// Pages are read in runs, because neighbours have more in common than other pages.
 const RUN_PAGES: u64 = 32;
-/// Half a gigabyte at most is read.
+/// The most runs that are read: half a gigabyte.
 const MOST_RUNS: u64 = 4096;
-/// Runs that are measured with: 16 MiB.
+/// The most runs of a sample: 16 MiB.
 const SAMPLE_RUNS: usize = 128;
 
 #[cfg(test)]
@@ -130,7 +131,7 @@ mod tests {
     use std::io::Write;
 
     #[test]
-    fn guests_are_used_as_they_are_made() {
+    fn generated_guests_have_their_share_of_nonzero_pages() {
         let idle = source("idle").unwrap();
         assert!((0.15..0.25).contains(&idle.used), "{}", idle.used);
         let redis = source("redis").unwrap();
@@ -139,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn files_are_read_and_refused() {
+    fn files_with_nonzero_pages_are_read_and_others_refused() {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         let name = file.path().display().to_string();
         let error = |name| source(name).unwrap_err().to_string();

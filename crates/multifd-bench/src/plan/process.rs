@@ -1,8 +1,8 @@
-//! A guest that runs: what can be learned of it from outside, without stopping it.
+//! Measures a running guest from outside, without stopping it.
 //!
-//! Pages are only read. What the kernel could tell about writes is not asked for: write tracking by
-//! userfaultfd has to be set up inside the process, and to clear its soft-dirty bits would be a
-//! write to it that makes the guest slower. So some pages are read several times and compared.
+//! It reads a sample of pages several times and compares them, and writes nothing. The kernel's
+//! records of written pages are no alternative: userfaultfd has to be set up inside the process,
+//! and a reset of the soft-dirty bits slows the guest down.
 
 use std::fs::{self, File};
 use std::io;
@@ -18,38 +18,37 @@ use rustix::fs::{SeekFrom, seek};
 
 use crate::guests::Random;
 
-/// What is known of a running guest.
+/// The measurements of a running guest.
 #[derive(Clone, Debug)]
 pub struct Running {
-    /// Bytes of its memory.
+    /// Bytes of the guest's memory.
     pub memory_bytes: u64,
-    /// The mappings that were taken for it.
+    /// The number of mappings that make up this memory.
     pub mappings: usize,
-    /// Bytes that are not zero.
+    /// Bytes of nonzero pages.
     pub used_bytes: u64,
-    /// Pages that change in a second, and the half width of an interval that has the true number in
-    /// 19 of 20 cases.
+    /// Pages that change in a second.
     pub dirty_rate: f64,
-    /// See `dirty_rate`.
+    /// The statistical error of `dirty_rate`, which is smaller in 19 of 20 cases.
     pub dirty_rate_error: f64,
-    /// Pages that change at all, if they were seen to become no more.
+    /// Pages that ever change, if their number stopped growing.
     pub working_set_pages: Option<f64>,
-    /// Bytes of a changed page that changed, as a median. None if none changed.
+    /// The median number of bytes that changed in a changed page. None if no page changed.
     pub rewrite: Option<usize>,
-    /// Pages that were read for the dirty rate.
+    /// The number of pages in the sample for the dirty rate.
     pub compared_pages: usize,
-    /// Some pages in runs, as they lie in memory.
+    /// A sample of the memory: runs of consecutive pages.
     pub content: Vec<u8>,
 }
 
-/// Why a guest could not be looked at.
+/// Why a guest could not be measured.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ProcessError {
-    /// The system refused it.
+    /// The system refused access.
     #[error(
-        "cannot read {file}: the same user may, with /proc/sys/kernel/yama/ptrace_scope at 0, and root; \
-         for example: sudo multifd-bench plan --from {pid} ..."
+        "no right to read {file}: run as root (sudo multifd-bench plan --from {pid} ...), or as the \
+         process's user with /proc/sys/kernel/yama/ptrace_scope at 0"
     )]
     Forbidden {
         /// The file.
@@ -60,7 +59,7 @@ pub enum ProcessError {
         #[source]
         source: io::Error,
     },
-    /// The process is not there, or ended meanwhile.
+    /// The process does not exist, or it has ended.
     #[error("cannot read {file} of process {pid}; is it running?")]
     Gone {
         /// The file.
@@ -71,7 +70,7 @@ pub enum ProcessError {
         #[source]
         source: io::Error,
     },
-    /// It has no memory that looks like a guest's.
+    /// The process has no memory that looks like a guest's.
     #[error("process {pid} has no writable mapping of {least} bytes or more: is it a hypervisor?")]
     NoGuest {
         /// The process.
@@ -81,7 +80,7 @@ pub enum ProcessError {
     },
 }
 
-/// Looks at the guest of process `pid` for about this time.
+/// Measures the guest of process `pid` for about this time.
 ///
 /// # Errors
 ///
@@ -121,19 +120,19 @@ fn failed(pid: u32, name: &str, source: io::Error) -> ProcessError {
 }
 
 /// The mappings that look like a guest's memory: the largest writable one without an ordinary file,
-/// and those that are not much smaller.
+/// and others of similar size.
 fn guest_ranges(smaps: &str) -> Vec<Mapping> {
     let mut found: Vec<Mapping> = smaps.lines().filter_map(mapping).collect();
     found.sort_by_key(|mapping| std::cmp::Reverse(mapping.len()));
     let largest = found.first().map_or(0, Mapping::len);
     let least = (largest / LEAST_PART).max(LEAST_MAPPING);
     found.retain(|mapping| mapping.len() >= least);
-    // A guest mapped twice would be counted twice; the rarer case of many blocks is bounded.
+    // Memory that is mapped twice counts twice. A limit bounds the work for many mappings.
     found.truncate(MOST_MAPPINGS);
     found
 }
 
-/// A line such as `7f00-7f40 rw-s 00000000 00:01 5 /memfd:ram (deleted)`.
+/// Parses a line such as `7f00-7f40 rw-s 00000000 00:01 5 /memfd:ram (deleted)`.
 fn mapping(line: &str) -> Option<Mapping> {
     let mut words = line.split_whitespace();
     let (start, end) = words.next()?.split_once('-')?;
@@ -168,8 +167,8 @@ impl Mapping {
         self.range.end - self.range.start
     }
 
-    /// Opens the file behind it. It tells whether a page that the process has not in its page
-    /// tables is in use. It may be opened by root alone; without it such pages count as zero.
+    /// Opens the mapping's file. The file tells whether a page has content that is not in the page
+    /// tables of the process. Only root may open it; otherwise such pages count as zero.
     fn opened(self, pid: u32) -> Block {
         let Range { start, end } = self.range;
         let name = format!("/proc/{pid}/map_files/{start:x}-{end:x}");
@@ -211,16 +210,16 @@ struct Memory {
     ranges: Vec<Block>,
 }
 
-/// What the page tables of the process say about a page.
+/// A page's state in the page tables of the process.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Place {
     Present,
     Swapped,
-    /// Never touched: reading it would make the process larger.
+    /// Never touched. A read would allocate it in the process.
     Absent,
 }
 
-/// A page that is compared.
+/// A page that is compared with its former content.
 struct Compared {
     address: u64,
     before: Vec<u8>,
@@ -232,12 +231,45 @@ struct Compared {
 impl Memory {
     fn look(&self, time: Duration) -> io::Result<Running> {
         let mut random = Random::new(u64::from(std::process::id()), 0);
+        let (mut compared, used_share) = self.draw(&mut random)?;
+        let began = Instant::now();
+        let content = self.content(&mut random)?;
+        let first = time.min(FIRST_LOOK);
+        thread::sleep(first.saturating_sub(began.elapsed()));
+        let first = self.compare(&mut compared, began, true)?;
+        thread::sleep(time.saturating_sub(began.elapsed()));
+        let all = self.compare(&mut compared, began, false)?;
+
+        let pages = self.pages() as f64;
+        let drawn = COMPARED_PAGES as f64;
+        let at_first = compared.iter().filter(|page| page.changed_at_first).count() as f64 / drawn;
+        let at_last = compared.iter().filter(|page| page.changed).count() as f64 / drawn;
+        // Even if no page of the sample changed, one page in that many may have.
+        let error = 2.0 * (at_first.max(1.0 / drawn) * (1.0 - at_first) / drawn).sqrt();
+        let steady = at_first * all / first;
+        let memory_bytes = self.pages() * PageSize::K4.bytes() as u64;
+        Ok(Running {
+            memory_bytes,
+            mappings: self.ranges.len(),
+            used_bytes: (used_share * memory_bytes as f64) as u64,
+            dirty_rate: at_first * pages / first,
+            dirty_rate_error: error * pages / first,
+            working_set_pages: (at_first > 0.0 && at_last < steady * FLATTENED)
+                .then_some(at_last * pages),
+            rewrite: median_rewrite(&compared),
+            compared_pages: COMPARED_PAGES,
+            content,
+        })
+    }
+
+    /// Draws pages at random. Returns those that can be compared, and the share of nonzero pages.
+    fn draw(&self, random: &mut Random) -> io::Result<(Vec<Compared>, f64)> {
         let (mut zero, mut used) = (0_usize, 0_usize);
         let mut compared = Vec::new();
         for _ in 0..COMPARED_PAGES {
             let address = self.address(random.below(self.pages()));
             match self.place(address)? {
-                // A page in the host's swap is in use, and stays there.
+                // A read would bring the page back from the host's swap. It is in use.
                 Place::Swapped => used += 1,
                 Place::Absent => zero += 1,
                 Place::Present => {
@@ -256,40 +288,7 @@ impl Memory {
                 }
             }
         }
-        let began = Instant::now();
-        let content = self.content(&mut random)?;
-        let first = time.min(FIRST_LOOK);
-        thread::sleep(first.saturating_sub(began.elapsed()));
-        let first = self.compare(&mut compared, began, true)?;
-        thread::sleep(time.saturating_sub(began.elapsed()));
-        let all = self.compare(&mut compared, began, false)?;
-
-        let pages = self.pages() as f64;
-        let drawn = COMPARED_PAGES as f64;
-        let at_first = compared.iter().filter(|page| page.changed_at_first).count() as f64 / drawn;
-        let at_last = compared.iter().filter(|page| page.changed).count() as f64 / drawn;
-        // Even if none was seen to change, one in so many may have.
-        let error = 2.0 * (at_first.max(1.0 / drawn) * (1.0 - at_first) / drawn).sqrt();
-        let steady = at_first * all / first;
-        let mut rewritten: Vec<usize> = compared
-            .iter()
-            .filter(|page| page.changed)
-            .map(|page| page.rewritten)
-            .collect();
-        rewritten.sort_unstable();
-        let page_bytes = PageSize::K4.bytes() as f64;
-        Ok(Running {
-            memory_bytes: self.pages() * PageSize::K4.bytes() as u64,
-            mappings: self.ranges.len(),
-            used_bytes: (used as f64 / (used + zero).max(1) as f64 * pages * page_bytes) as u64,
-            dirty_rate: at_first * pages / first,
-            dirty_rate_error: error * pages / first,
-            working_set_pages: (at_first > 0.0 && at_last < steady * FLATTENED)
-                .then_some(at_last * pages),
-            rewrite: rewritten.get(rewritten.len() / 2).copied(),
-            compared_pages: COMPARED_PAGES,
-            content,
-        })
+        Ok((compared, used as f64 / (used + zero).max(1) as f64))
     }
 
     fn pages(&self) -> u64 {
@@ -339,7 +338,8 @@ impl Memory {
         Ok(bytes)
     }
 
-    /// Runs of pages at random places: neighbours have more in common than other pages.
+    /// Reads runs of pages at random places, because neighbours have more in common than other
+    /// pages.
     fn content(&self, random: &mut Random) -> io::Result<Vec<u8>> {
         let page = PageSize::K4.bytes() as u64;
         let mut content = Vec::new();
@@ -358,7 +358,7 @@ impl Memory {
         Ok(content)
     }
 
-    /// Compares pages with what they were, and returns the seconds since then.
+    /// Compares pages with their former content. Returns the seconds since `began`.
     fn compare(&self, compared: &mut [Compared], began: Instant, first: bool) -> io::Result<f64> {
         let from = began.elapsed();
         for page in compared.iter_mut() {
@@ -375,23 +375,31 @@ impl Memory {
     }
 }
 
+/// The median number of bytes that changed in a changed page.
+fn median_rewrite(compared: &[Compared]) -> Option<usize> {
+    let changed = compared.iter().filter(|page| page.changed);
+    let mut rewritten: Vec<usize> = changed.map(|page| page.rewritten).collect();
+    rewritten.sort_unstable();
+    rewritten.get(rewritten.len() / 2).copied()
+}
+
 /// Bits of an entry of pagemap, as the kernel documents them.
 const PRESENT: u64 = 1 << 63;
 const SWAPPED: u64 = 1 << 62;
-/// A guest has more memory than that, and a hypervisor's own mappings are smaller.
+/// The least mapping of a guest's memory: a hypervisor's own mappings are smaller.
 const LEAST_MAPPING: u64 = 16 << 20;
-/// Blocks of a guest's memory that are smaller than this part of the largest are left out.
+/// A mapping counts if it has at least the largest one's bytes divided by this.
 const LEAST_PART: u64 = 8;
 const MOST_MAPPINGS: usize = 64;
-/// Pages that are drawn: a dirty rate of a tenth of all pages is known within a tenth.
+/// Pages of the sample: they give a dirty rate of a tenth of all pages within a tenth.
 const COMPARED_PAGES: usize = 4096;
-/// The time between the first two looks.
+/// The time between the first two reads of a page.
 const FIRST_LOOK: Duration = Duration::from_secs(1);
-/// Pages that changed became so many fewer than at first that they seem to be all.
+/// The working set is known if the number of changed pages is below this part of steady growth.
 const FLATTENED: f64 = 0.85;
 const RUN_PAGES: usize = 32;
 const CONTENT_BYTES: usize = 8 << 20;
-/// Runs in a memory that is mostly untouched.
+/// The most runs, for a memory that is mostly untouched.
 const MOST_RUNS: usize = 4096;
 
 #[cfg(test)]
@@ -399,7 +407,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_guest_is_the_largest_memory_that_is_no_file() {
+    fn a_guest_is_the_largest_memory_without_a_file() {
         let smaps = "\
 559a10000000-559a60000000 r-xp 00000000 08:01 77 /usr/bin/qemu-system-x86_64
 559a70000000-559a70400000 rw-p 00000000 00:00 0 [heap]
@@ -426,7 +434,7 @@ zz-7f0040000000 rw-p";
     }
 
     #[test]
-    fn a_process_that_is_not_there_is_said_to_be_gone() {
+    fn a_missing_process_is_reported() {
         let error = look(0, Duration::ZERO).unwrap_err();
         assert!(error.to_string().contains("is it running?"), "{error}");
     }

@@ -1,35 +1,35 @@
-//! The published rows of QEMU's `qpl` method, beside what the model makes of them.
+//! Compares the model with the published measurements of QEMU's `qpl` method.
 //!
-//! They are from the seventh version of the proposal (qemu-devel, 2024): Sapphire Rapids hosts, a
-//! VM of 64 GB with 90 % of it full of the Silesia corpus and idle processors, 4 IAA devices at
-//! each end, 100 Gbit/s. Sent bytes are time by bandwidth, so sizes are known. The pages are not at
-//! hand, so the speed of a channel is taken from the row with 2 channels of each method, and the
-//! model has to find those with 4 and 8.
+//! The rows are from the seventh version of the proposal (qemu-devel, 2024): Sapphire Rapids hosts,
+//! a VM of 64 GB that is idle and 90 % full of the Silesia corpus, 4 IAA devices at each end, 100
+//! Gbit/s. Time and bandwidth give the bytes sent, and so the sizes. The pages were not published.
+//! So each method's row with 2 channels gives the speed of a channel, and the model predicts the
+//! rows with 4 and 8 channels.
 
 use std::fmt;
 
 use super::costs::{IAA_BYTES_PER_S, IAA_JOB_BYTE};
-use super::model::{Codec, Guest, Moving, Path, Way};
+use super::model::{Codec, Conditions, Guest, Moving, Way};
 
 /// A published row.
 #[derive(Clone, Copy, Debug)]
 pub struct Row {
-    /// QEMU's method and what computes.
+    /// QEMU's method, with the backend if there are several.
     pub method: &'static str,
     /// `multifd-channels`.
     pub channels: u32,
     /// Milliseconds from start to end.
     pub total_ms: f64,
-    /// The row gave a constant to the model, and proves nothing.
+    /// A constant of the model is from this row, so the row does not test the model.
     pub is_calibration: bool,
 }
 
-/// A row and its prediction in milliseconds.
+/// A row beside its prediction.
 #[derive(Clone, Copy, Debug)]
 pub struct Compared {
-    /// What was published.
+    /// The published row.
     pub row: Row,
-    /// What the model says.
+    /// The model's time in milliseconds.
     pub predicted_ms: f64,
 }
 
@@ -45,10 +45,10 @@ const fn row(method: &'static str, channels: u32, total_ms: f64, is_calibration:
 const ROWS: [Row; 12] = [
     row("none", 2, 7493.0, true),
     row("none", 4, 5901.0, false),
-    // The bandwidth of the link.
+    // It gives the bandwidth of the link.
     row("none", 8, 5789.0, true),
     row("qpl", 2, 7330.0, true),
-    // The rate of a device.
+    // It gives the rate of a device.
     row("qpl", 4, 5219.0, true),
     row("qpl", 8, 5250.0, false),
     row("qpl in software", 2, 73_535.0, true),
@@ -59,20 +59,20 @@ const ROWS: [Row; 12] = [
     row("zstd", 8, 20_180.0, false),
 ];
 
-/// Bytes of the pages of the VM: what `none` sent in each row.
+/// Bytes of the VM's pages: `none` sent as many in each row.
 const PAGE_BYTES: f64 = 62.5e9;
 /// Payload of the link, from `none` with 8 channels.
 const LINK_BYTES_PER_S: f64 = 86.5e9 / 8.0;
 /// Seconds of a channel's thread for a byte, from `none` with 2 channels: 4.17 GB/s.
 const WIRE: f64 = 0.24e-9;
 /// Seconds of a channel's thread for a byte in software, from the rows with 2 channels: 425 and 399
-/// MB/s, less what sending takes.
+/// MB/s, without the time of sending.
 const SOFTWARE: f64 = 2.216e-9;
 const ZSTD: f64 = 2.422e-9;
-/// Processors that such hosts have for a migration: none of these rows met a limit.
+/// Processors of such a host for a migration: enough, because they were not the limit of any row.
 const PROCESSORS: f64 = 64.0;
 
-/// All rows, with so many devices where there are any.
+/// All rows, with `devices` accelerators at each end.
 #[must_use]
 pub fn compare(devices: u32) -> Vec<Compared> {
     let device = f64::from(devices) * IAA_BYTES_PER_S;
@@ -83,10 +83,10 @@ pub fn compare(devices: u32) -> Vec<Compared> {
     rows.collect()
 }
 
-fn predict(row: &Row, device: f64) -> f64 {
-    let (encoding, size, device) = match row.method {
+fn predict(row: &Row, device_rate: f64) -> f64 {
+    let (encoding, size, device_rate) = match row.method {
         "none" => (0.0, 1.0, None),
-        "qpl" => (IAA_JOB_BYTE, 31.8 / 62.5, Some(device)),
+        "qpl" => (IAA_JOB_BYTE, 31.8 / 62.5, Some(device_rate)),
         "zstd" => (ZSTD, 21.6 / 62.5, None),
         _ => (SOFTWARE, 35.8 / 62.5, None),
     };
@@ -94,7 +94,7 @@ fn predict(row: &Row, device: f64) -> f64 {
         encoding,
         decoding: 0.0,
         size,
-        device,
+        device_rate,
     };
     let pages = PAGE_BYTES / 4096.0;
     let guest = Guest {
@@ -104,7 +104,7 @@ fn predict(row: &Row, device: f64) -> f64 {
         dirty_rate: 0.0,
         working_set_pages: pages,
     };
-    let path = Path {
+    let conditions = Conditions {
         channels: f64::from(row.channels),
         processors: PROCESSORS,
         is_one_host: false,
@@ -116,17 +116,12 @@ fn predict(row: &Row, device: f64) -> f64 {
         wire: WIRE,
         ..Moving::default()
     };
-    let way = Way {
-        moving,
-        first: codec,
-        again: codec,
-        is_again_late: false,
-    };
-    path.predict(&guest, &way).total_s
+    let way = Way::new(moving, codec);
+    conditions.predict(&guest, &way).total_s
 }
 
 impl Compared {
-    /// The error as a part of the published time.
+    /// The prediction's error as a part of the published time.
     #[must_use]
     pub fn error(&self) -> f64 {
         self.predicted_ms / self.row.total_ms - 1.0
@@ -160,17 +155,18 @@ pub const HEADER: &str = "\
 | method | channels | published, ms | model, ms | error | row |
 | --- | ---: | ---: | ---: | ---: | --- |";
 
-/// What no model can make of what was published.
+/// The limits of the comparison.
 pub const UNKNOWN: &str = "\
-Rows that are marked `constant` gave the model a figure, so only the others test it.
+Each row marked `constant` gave the model a constant, so only the other rows test it.
 
-What the published rows do not tell:
-- The decompression speed of a device: no row was limited by it.
-- What memory costs that the destination has not touched: without mem-prealloc the same rows take 4 to 7 times as \
-long with 4 and 2 channels. Plan with prealloc=on.
-- The older rows, zlib on an IAA with an idle VM and with a Redis: size and content of memory and the dirty rate were \
-not published. No dirty rate fits them all: what makes the IAA's rows (62.7, 54.6 and 24.4 s) last so long would keep \
-zlib with 8 channels from converging, and it did, in 93.5 s. So nothing is predicted for them.";
+The published rows do not tell:
+- The decompression speed of a device. It was not the limit of any row.
+- The cost of memory that the destination has not touched. Without mem-prealloc the same rows take 7 times as long \
+with 2 channels and 4 times with 4. So plan with prealloc=on.
+
+The older rows (zlib on an IAA, with an idle VM and with a Redis) have no prediction, because memory size, content and \
+dirty rate were not published. No dirty rate fits them all: one that explains the times of the IAA's rows (62.7, 54.6 \
+and 24.4 s) keeps zlib with 8 channels from converging, but it converged in 93.5 s.";
 
 #[cfg(test)]
 mod tests {

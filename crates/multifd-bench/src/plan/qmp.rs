@@ -1,4 +1,4 @@
-//! A guest's figures from its QEMU's monitor.
+//! Asks a QEMU's monitor for the figures of its guest.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 use multifd_wire::PageSize;
 use serde_json::{Value, json};
 
-/// What a monitor tells.
+/// The figures of a guest.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Told {
+pub struct Figures {
     /// Bytes of the guest's memory.
     pub memory_bytes: u64,
     /// Pages that change in a second.
@@ -28,7 +28,7 @@ pub struct Told {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum QmpError {
-    /// The socket failed.
+    /// The connection failed.
     #[error(
         "cannot talk to the monitor at {path}; if another program is connected to it, give the QEMU \
          a second -qmp socket"
@@ -40,8 +40,8 @@ pub enum QmpError {
         #[source]
         source: io::Error,
     },
-    /// The answer is none of a monitor.
-    #[error("the answer to {command} is none of a QEMU's monitor")]
+    /// The answer is not a monitor's.
+    #[error("the answer to {command} is not one of a QEMU's monitor")]
     Answer {
         /// The command.
         command: &'static str,
@@ -51,23 +51,23 @@ pub enum QmpError {
     Refused {
         /// The command.
         command: &'static str,
-        /// Its words.
+        /// QEMU's words.
         reason: String,
     },
     /// The measurement did not end.
     #[error("QEMU did not end its measurement of the dirty rate within {seconds} s")]
     Slow {
-        /// The time that it had.
+        /// The time limit.
         seconds: u64,
     },
 }
 
-/// Asks the monitor at `path`, which measures the dirty rate for so many seconds.
+/// Asks the monitor at `path`. QEMU measures the dirty rate for `seconds`.
 ///
 /// # Errors
 ///
 /// See [`QmpError`].
-pub fn ask(path: &Path, seconds: u64) -> Result<Told, QmpError> {
+pub fn ask(path: &Path, seconds: u64) -> Result<Figures, QmpError> {
     let mut monitor = Monitor::connect(path)?;
     let memory = monitor.run("query-memory-size-summary", json!({}))?;
     let parameters = monitor.run("query-migrate-parameters", json!({}))?;
@@ -78,7 +78,7 @@ pub fn ask(path: &Path, seconds: u64) -> Result<Told, QmpError> {
     let mebibytes = monitor.measured(seconds)?;
     let base = memory.get("base-memory").and_then(Value::as_u64);
     let plugged = memory.get("plugged-memory").and_then(Value::as_u64);
-    Ok(Told {
+    Ok(Figures {
         memory_bytes: base
             .ok_or(QmpError::Answer {
                 command: "query-memory-size-summary",
@@ -121,7 +121,7 @@ impl Monitor {
         Ok(monitor)
     }
 
-    /// Runs a command and returns its answer. Events in between are left out.
+    /// Runs a command and returns its answer. It ignores events.
     fn run(&mut self, command: &'static str, arguments: Value) -> Result<Value, QmpError> {
         let line = format!("{}\n", json!({"execute": command, "arguments": arguments}));
         let written = self.lines.get_mut().write_all(line.as_bytes());
@@ -180,12 +180,12 @@ impl Monitor {
     }
 }
 
-/// A monitor answers at once; it may be busy with another command.
+/// The time limit of an answer: a monitor may be busy with another command.
 const PATIENCE: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(100);
-/// Answers to these commands are far shorter.
+/// The longest line: answers to these commands are far shorter.
 const MOST_LINE_BYTES: u64 = 1 << 20;
-/// QEMU measures for a minute at most.
+/// The longest measurement that QEMU accepts.
 const MOST_SECONDS: u64 = 60;
 /// Pages that QEMU samples in each GiB: its default.
 const SAMPLES: u64 = 512;
@@ -195,8 +195,8 @@ mod tests {
     use super::*;
     use std::os::unix::net::UnixListener;
 
-    /// A monitor that says these lines: the first one at once, and then one for each line it hears.
-    fn ask_one_that_says(lines: &[&str]) -> Result<Told, QmpError> {
+    /// Asks a monitor that writes the first line at once, and then one line for each line it reads.
+    fn ask_monitor_with(lines: &[&str]) -> Result<Figures, QmpError> {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("qmp");
         let listener = UnixListener::bind(&path).unwrap();
@@ -220,7 +220,7 @@ mod tests {
 
     #[test]
     fn all_figures_are_read() {
-        let told = ask_one_that_says(&[
+        let told = ask_monitor_with(&[
             HELLO,
             NOTHING,
             r#"{"return": {"base-memory": 1073741824, "plugged-memory": 0}}"#,
@@ -230,7 +230,7 @@ mod tests {
             "{\"event\": \"RESUME\"}\n{\"return\": {\"status\": \"measured\", \"dirty-rate\": 2}}",
         ])
         .unwrap();
-        let expected = Told {
+        let expected = Figures {
             memory_bytes: 1 << 30,
             dirty_rate: 512.0,
             channels: Some(4),
@@ -241,11 +241,11 @@ mod tests {
     }
 
     #[test]
-    fn whatever_it_says_there_is_an_error() {
+    fn wrong_answers_are_errors() {
         let refusal = r#"{"error": {"class": "CommandNotFound", "desc": "no such command"}}"#;
         for (lines, says) in [
-            (&["SSH-2.0"][..], "none of a QEMU's monitor"),
-            (&["{}"], "none of a QEMU's monitor"),
+            (&["SSH-2.0"][..], "not one of a QEMU's monitor"),
+            (&["{}"], "not one of a QEMU's monitor"),
             (&[HELLO, refusal], "no such command"),
             (&[HELLO, NOTHING, "7"], "cannot talk to the monitor"),
             (
@@ -253,7 +253,7 @@ mod tests {
                 "query-dirty-rate",
             ),
         ] {
-            let error = ask_one_that_says(lines).unwrap_err().to_string();
+            let error = ask_monitor_with(lines).unwrap_err().to_string();
             assert!(error.contains(says), "{lines:?}: {error}");
         }
     }

@@ -1,4 +1,4 @@
-//! What codecs and sockets take on this host, measured in about two seconds.
+//! Measures codecs and sockets of this host, in about two seconds.
 
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -16,35 +16,36 @@ use super::clock::{Times, in_threads};
 use super::model::Codec;
 use crate::guests::Random;
 
-/// Errors of a measurement are messages: each of them is a defect, or a method that is not here.
+/// The result of a measurement. Its errors are for people: a method that this host lacks, or a
+/// defect.
 pub type Measured<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
-/// Pages without zeros, which stand for those of a guest.
+/// Nonzero pages that stand for a guest's.
 #[derive(Clone, Debug)]
 pub struct Sample {
     bytes: Vec<u8>,
     page_size: PageSize,
 }
 
-/// What a step of a method takes.
+/// The measurements of a step of a method.
 #[derive(Clone, Debug)]
 pub struct StepRate {
-    /// Its name.
+    /// The step's name.
     pub name: String,
-    /// Its figures.
+    /// The measurements.
     pub codec: Codec,
 }
 
-/// Changed pages as differences, and encoding of pages that are kept for later ones.
+/// The measurements of a method with differences.
 #[derive(Clone, Copy, Debug)]
 pub struct Differences {
-    /// The first round, whose pages are kept.
+    /// The first round, which keeps all pages.
     pub first: Codec,
-    /// Pages that were sent before.
-    pub again: Codec,
+    /// A later round, whose pages were sent before.
+    pub later: Codec,
 }
 
-/// What a byte through a socket of this machine takes.
+/// The costs of a socket of this machine.
 #[derive(Clone, Copy, Debug)]
 pub struct Socket {
     /// Seconds of the sender for a byte.
@@ -54,7 +55,7 @@ pub struct Socket {
 }
 
 impl Sample {
-    /// The pages of `bytes` that are not zero; at least one.
+    /// The nonzero pages of `bytes`. None if there are none.
     #[must_use]
     pub fn new(mut bytes: Vec<u8>, page_size: PageSize) -> Option<Self> {
         let mut used = Vec::with_capacity(bytes.len());
@@ -77,8 +78,8 @@ impl Sample {
         self.bytes.chunks(packet)
     }
 
-    /// All packets from one of so many places on, so that threads do not share them at the same
-    /// time. They come from all over the memory, so that any number of them is like the whole.
+    /// All packets, in an order for thread `place` of `places`: threads use different packets at a
+    /// time. The order jumps over all the memory, so that the first few packets are typical of all.
     fn packets_from(&self, place: usize, places: usize) -> impl Iterator<Item = &[u8]> {
         let packets: Vec<&[u8]> = self.packets().collect();
         let (count, first) = (packets.len(), packets.len() * place / places.max(1));
@@ -96,7 +97,7 @@ fn settings() -> Settings {
     settings
 }
 
-/// Measures a method with fixed settings in so many threads.
+/// Measures a method with fixed settings, in `threads` threads.
 ///
 /// # Errors
 ///
@@ -108,7 +109,7 @@ pub fn fixed(method: Method, sample: &Sample, threads: usize, time: Duration) ->
     measure(method, None, sample, threads, time)
 }
 
-/// Measures the steps of a method that `auto` chooses from, the cheapest first.
+/// Measures each step between which `auto` chooses, the cheapest first.
 ///
 /// # Errors
 ///
@@ -130,13 +131,34 @@ pub fn steps(
         .collect()
 }
 
-/// What one thread has done.
+/// Bytes and times of a measurement.
 #[derive(Clone, Copy, Default)]
 struct Done {
     bytes: f64,
     payload: f64,
     encoding: Times,
     decoding: Times,
+}
+
+impl Done {
+    fn plus(self, other: Self) -> Self {
+        Self {
+            bytes: self.bytes + other.bytes,
+            payload: self.payload + other.payload,
+            encoding: self.encoding.plus(other.encoding),
+            decoding: self.decoding.plus(other.decoding),
+        }
+    }
+
+    fn codec(&self) -> Codec {
+        let bytes = self.bytes.max(1.0);
+        Codec {
+            encoding: self.encoding.cpu / bytes,
+            decoding: self.decoding.cpu / bytes,
+            size: self.payload / bytes,
+            device_rate: None,
+        }
+    }
 }
 
 fn measure(
@@ -151,19 +173,9 @@ fn measure(
     });
     let mut sum = Done::default();
     for done in done {
-        let done = done?;
-        sum.bytes += done.bytes;
-        sum.payload += done.payload;
-        sum.encoding = sum.encoding.plus(done.encoding);
-        sum.decoding = sum.decoding.plus(done.decoding);
+        sum = sum.plus(done?);
     }
-    let bytes = sum.bytes.max(1.0);
-    Ok(Codec {
-        encoding: sum.encoding.cpu / bytes,
-        decoding: sum.decoding.cpu / bytes,
-        size: sum.payload / bytes,
-        device: None,
-    })
+    Ok(sum.codec())
 }
 
 fn one_thread(
@@ -183,7 +195,7 @@ fn one_thread(
         encoder.set_step(step);
     }
     let (mut done, mut payloads) = (Done::default(), Vec::new());
-    // The first packet allocates, and fills the processor's caches.
+    // The first packet allocates memory and fills the processor's caches, so it does not count.
     let mut is_warm = false;
     let end = Instant::now() + time * MOST_LOAD;
     for packet in sample.packets_from(number, threads) {
@@ -219,8 +231,8 @@ fn one_thread(
     Ok(done)
 }
 
-/// Measures differences over a method: pages that are sent once, and again after `rewrite` bytes of
-/// each have changed.
+/// Measures a method with differences: sends all pages, changes `rewrite` bytes of each, and sends
+/// them again.
 ///
 /// # Errors
 ///
@@ -243,23 +255,18 @@ pub fn differences(
     let mut rounds = Vec::new();
     for epoch in 0..2 {
         rounds.push(round(&mut encoder, &mut decoder, &image, epoch, time)?);
-        rewritten(&mut image, rewrite);
+        rewrite_pages(&mut image, rewrite);
     }
-    let codec = |done: &Done| Codec {
-        encoding: done.encoding.cpu / done.bytes.max(1.0),
-        decoding: done.decoding.cpu / done.bytes.max(1.0),
-        size: done.payload / done.bytes.max(1.0),
-        device: None,
-    };
     match rounds.as_slice() {
-        [first, again] => Ok(Differences {
-            first: codec(first),
-            again: codec(again),
+        [first, later] => Ok(Differences {
+            first: first.codec(),
+            later: later.codec(),
         }),
         _ => Err("a round is missing".into()),
     }
 }
 
+/// Sends all pages once through encoder and decoder.
 fn round(
     encoder: &mut delta::Encoder,
     decoder: &mut delta::Decoder,
@@ -303,8 +310,8 @@ fn round(
     Ok(done)
 }
 
-/// Changes so many bytes of each page, in words of 8 at random places.
-fn rewritten(image: &mut Sample, rewrite: usize) {
+/// Changes `rewrite` bytes of each page, in words of 8 at random places.
+fn rewrite_pages(image: &mut Sample, rewrite: usize) {
     let mut random = Random::new(1, rewrite as u64);
     let size = image.page_size.bytes();
     for page in image.bytes.chunks_mut(size) {
@@ -314,14 +321,14 @@ fn rewritten(image: &mut Sample, rewrite: usize) {
             let new = random.next().to_le_bytes();
             let word = page.get_mut(at..).unwrap_or_default();
             let word = word.iter_mut().zip(new).take(left.min(8));
-            // Each of these bytes changes.
+            // `| 1` makes sure that each byte changes.
             word.for_each(|(byte, new)| *byte ^= new | 1);
             left = left.saturating_sub(8);
         }
     }
 }
 
-/// Seconds for a byte of a page that is looked through for zeros.
+/// Measures the zero test: seconds for a byte.
 #[must_use]
 pub fn zero_test() -> f64 {
     let zeros = vec![0_u8; ZERO_BYTES];
@@ -334,8 +341,9 @@ pub fn zero_test() -> f64 {
     times.cpu / ZERO_BYTES as f64
 }
 
-/// The processors that chains of threads get which wait for each other, as those of a migration do.
-/// Where other work runs, such threads get more than threads that always compute.
+/// The number of processors that `chains` pairs of threads get, of which each thread waits for the
+/// other, as in a migration. On a busy machine such threads get more than threads that compute
+/// without a pause.
 ///
 /// # Errors
 ///
@@ -352,7 +360,7 @@ pub fn processors_of_chains(chains: usize, time: Duration) -> io::Result<f64> {
     Ok(cpu / wall)
 }
 
-/// Measures a byte through TCP on the loopback, in pieces as large as packets.
+/// Measures TCP on the loopback, with writes as large as packets.
 ///
 /// # Errors
 ///
@@ -365,7 +373,7 @@ pub fn socket(time: Duration) -> io::Result<Socket> {
     })
 }
 
-/// Sends as much as goes in this time. Returns the times of sender and receiver, and the bytes.
+/// Sends for this time. Returns the times of sender and receiver, and the number of bytes.
 fn socket_times(time: Duration) -> io::Result<([Times; 2], f64)> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let near = TcpStream::connect(listener.local_addr()?)?;
@@ -411,17 +419,17 @@ fn receive(mut far: &TcpStream, bytes: &AtomicU64) -> io::Result<Times> {
     outcome.map(|()| times)
 }
 
-/// Packets of each measurement, however long they take.
+/// The least packets of a measurement, even if they exceed its time.
 const LEAST_PACKETS: usize = 3;
-/// Where other work takes so many times as long, fewer packets have to do.
+/// A measurement on a busy machine ends after its time by this factor, with fewer packets.
 const MOST_LOAD: u32 = 6;
-/// Larger than any number of packets in a sample, and prime.
+/// The distance of consecutive packets: prime, and larger than any sample's number of packets.
 const STRIDE: usize = 1_009;
-/// More than the caches of a processor hold.
+/// Bytes of the zero test's measurement: more than a processor's caches hold.
 const ZERO_BYTES: usize = 64 << 20;
-/// A packet of 128 pages of 4 KiB.
+/// Bytes of a write: a packet of 128 pages of 4 KiB.
 const SOCKET_BYTES: usize = 512 << 10;
-/// The loopback never waits so long.
+/// The time limit of a read or write on the loopback.
 const SOCKET_PATIENCE: Duration = Duration::from_secs(10);
 
 #[cfg(test)]
@@ -430,14 +438,14 @@ mod tests {
 
     const SHORT: Duration = Duration::from_millis(5);
 
-    /// Words of which half repeat.
+    /// Pages of words, half of which repeat.
     fn sample() -> Sample {
         let mut random = Random::new(1, 1);
         let mut bytes = vec![0; 512 * 4096];
         for word in bytes.chunks_exact_mut(16) {
             random.fill(word.split_at_mut(8).0);
         }
-        // These are left out.
+        // A sample leaves zero pages out.
         bytes.extend([0; 3 * 4096]);
         Sample::new(bytes, PageSize::K4).unwrap()
     }
@@ -466,9 +474,9 @@ mod tests {
     fn few_changed_bytes_take_few_bytes() {
         let seen = differences(Method::Zstd, &sample(), 8, SHORT).unwrap();
         assert!(seen.first.size > 0.3, "{seen:?}");
-        assert!(seen.again.size < 0.02, "{seen:?}");
+        assert!(seen.later.size < 0.02, "{seen:?}");
         let all = differences(Method::Zstd, &sample(), 4096, SHORT).unwrap();
-        assert!(all.again.size > 0.3, "{all:?}");
+        assert!(all.later.size > 0.3, "{all:?}");
     }
 
     #[test]

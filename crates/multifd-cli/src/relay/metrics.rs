@@ -1,8 +1,8 @@
-//! Counters of a relay, in the text format of Prometheus. [`server`] gives them to HTTP clients.
+//! Counters of a relay, in the text format of Prometheus. [`server`] serves them to HTTP clients.
 //!
-//! The printing thread feeds the counters from the events that it prints. Readers only load
-//! atomics, so no reader can delay a migration. No counter ever goes down. The text has numbers and
-//! fixed names only: no guest, no peer and no address.
+//! The printing thread updates the counters with the events that it prints. Readers only load
+//! atomics, so they cannot delay a migration. Counters never go down. The text has only numbers and
+//! fixed names: no guest, no peer and no address.
 
 mod server;
 
@@ -18,16 +18,16 @@ use multifd_transport::failure::Cause as TransportCause;
 pub use self::server::{Server, address};
 use super::Ended;
 
-/// How a migration ended.
+/// The outcome of a migration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Ending {
     /// The destination has said that it has the guest.
     Delivered,
-    /// Everything was passed on, and the destination could not say more.
+    /// The relay has passed everything on, and the destination cannot confirm the guest.
     Unconfirmed,
-    /// Any other end.
+    /// The migration failed.
     Failed,
-    /// The source or the operator of this relay ended it.
+    /// The source or this relay's operator ended the migration.
     Cancelled,
 }
 
@@ -62,7 +62,7 @@ impl Ending {
     }
 }
 
-/// What this relay has done since its start.
+/// Counts of this relay since its start.
 #[derive(Debug, Default)]
 pub(super) struct Counters {
     delivered: AtomicU64,
@@ -82,12 +82,12 @@ pub(super) struct Counters {
 }
 
 impl Counters {
-    /// A migration begins.
+    /// Counts a migration that begins.
     pub(super) fn begun(&self) {
         add(&self.running, 1);
     }
 
-    /// A migration's totals were `before` at the last call, and are `now`.
+    /// Adds the progress of a migration, whose totals were `before` at the last call and are `now`.
     pub(super) fn moved(&self, before: &Traffic, now: &Traffic) {
         let more = |counter, count: fn(&Traffic) -> u64| {
             add(counter, count(now).saturating_sub(count(before)));
@@ -98,8 +98,8 @@ impl Counters {
         more(&self.bytes_out, |totals| totals.bytes_out);
     }
 
-    /// A migration has ended, and its totals were `before` at the last call of
-    /// [`moved`](Self::moved). It `took` so long, unless its report says it better.
+    /// Counts a migration that has ended. Its totals were `before` at the last call of
+    /// [`moved`](Self::moved). `took` is its duration if `outcome` has no report.
     pub(super) fn ended(
         &self,
         before: &Traffic,
@@ -119,13 +119,13 @@ impl Counters {
             &self.microseconds,
             u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
         );
-        // A reader that sees the end sees the migration's figures too, and one that misses the
-        // migration among the running ones sees its end.
+        // The order matters to readers: the outcome comes after the figures and before the end of
+        // `running`, so a migration never misses from both.
         self.of(Ending::of(outcome)).fetch_add(1, Ordering::Release);
         self.running.fetch_sub(1, Ordering::Release);
     }
 
-    /// Connections were closed because they are no part of a migration.
+    /// Counts connections that were closed because they are no part of a migration.
     pub(super) fn passed_over(&self, connections: u64) {
         add(&self.passed_over, connections);
     }
@@ -230,7 +230,7 @@ fn head(f: &mut impl Write, name: &str, kind: &str, help: &str) -> fmt::Result {
     writeln!(f, "# TYPE {name} {kind}")
 }
 
-/// Adds to a counter. Like every Prometheus counter, it starts anew after its last number.
+/// Adds to a counter, which wraps around at its last number. Prometheus takes this for a restart.
 fn add(counter: &AtomicU64, more: u64) {
     counter.fetch_add(more, Ordering::Relaxed);
 }
@@ -247,12 +247,12 @@ mod tests {
     }
 
     #[test]
-    fn counters_hold_what_runs_and_what_has_ended_and_never_go_down() {
+    fn counters_have_running_and_ended_migrations_and_never_go_down() {
         let counters = Counters::default();
         counters.begun();
         counters.begun();
         counters.moved(&traffic(0, 0), &traffic(5, 100));
-        // Older totals come late.
+        // Older totals arrive late.
         counters.moved(&traffic(5, 100), &traffic(4, 90));
         let failed = Err(Ended::Failed(Failure::here(Cause::Unconfirmed)));
         counters.ended(&traffic(5, 100), &failed, Duration::from_millis(1500));
@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn an_end_that_somebody_asked_for_is_no_failure() {
+    fn a_cancelled_migration_is_no_failure() {
         let ending = |cause| Ending::of(&Err(Ended::Failed(Failure::here(cause))));
         let here = TransportCause::Cancelled.into();
         assert_eq!(ending(here), Ending::Cancelled);

@@ -47,22 +47,26 @@ fn a_sync_that_nobody_reads_lets_no_mark_pass() {
     fails_with(&relay.end(), &["channel 1, destination side"]);
 }
 
-/// A guest without multifd whose first pages are all zero: a destination that loads without
-/// channels awaits none.
-#[test]
-fn a_first_round_of_zeros_is_no_missing_channel() {
+/// A guest without multifd whose first pages are all zero.
+pub fn of_zeros_first(return_path: bool) -> Migration {
     let zeros: Vec<u8> = (0..5).flat_map(|page| zero_record(page << 12)).collect();
     let main = Main {
         machine: "none",
-        return_path: true,
+        return_path,
         bodies: &[&[], &zeros, &page_record(5 << 12, 7)],
     };
-    let migration = Migration {
+    Migration {
         main: main.bytes(),
         channels: Vec::new(),
-        return_path: true,
+        return_path,
         closed: None,
-    };
+    }
+}
+
+/// A destination that loads without channels awaits none.
+#[test]
+fn a_first_round_of_zeros_is_no_missing_channel() {
+    let migration = of_zeros_first(true);
     let folder = tempfile::tempdir().expect("a folder");
     let destination = Destination::new(folder.path(), 0);
     let mut relay = relay(folder.path(), &destination.address, &["--once"]);

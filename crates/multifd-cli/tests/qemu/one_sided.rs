@@ -156,7 +156,7 @@ fn anew_from_level_0() {
             },
             ..Hop::to(&binary, &Parameters::multifd(2, "zlib"))
         };
-        let options = ["--recode", "--effort", "auto", "--once"];
+        let options = ["--recode", "--effort", "balanced", "--once"];
         let (_, [report]) = hop_through(&mut chain, &hop, |folder, destination| {
             [Relay::start(folder, "relay", destination, "zlib", &options)]
         });
@@ -164,7 +164,7 @@ fn anew_from_level_0() {
             ["bytes_in", "bytes_out"].map(|key| report[key].as_u64().unwrap());
         let page_bytes = report["pages"].as_u64().unwrap() * 4096;
         assert!(bytes_in > page_bytes, "{version:?}: {report}");
-        assert!(bytes_out < bytes_in, "{report}");
+        assert!(bytes_out < bytes_in * 4 / 5, "{report}");
         assert_eq!(Done::encoding(&report).method, "zlib", "{report}");
     }
 }

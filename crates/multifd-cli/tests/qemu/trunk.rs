@@ -34,10 +34,13 @@ fn near(folder: &Path, trunk: &str, more: &[&str]) -> Relay {
     Relay::listening(&[&args, &connect, more].concat())
 }
 
-/// Both, for one migration; the one to connect to is the last. They compare its pages.
+/// Both, for one migration; the one to connect to is the last. They compare its pages. Over TCP
+/// several connections carry each channel.
 fn pair(folder: &Path, destination: &str, tcp: bool) -> [Relay; 2] {
     let far = far(folder, destination, tcp, &["--once"]);
-    let near = near(folder, &far.address, &["--once", "--verify"]);
+    let strands = if tcp { "3" } else { "1" };
+    let more = ["--once", "--verify", "--trunk-channels", strands];
+    let near = near(folder, &far.address, &more);
     [far, near]
 }
 

@@ -1,4 +1,4 @@
-//! The estimates, and the choice.
+//! The estimates of all steps, and the choice of one.
 
 use std::fmt;
 use std::time::Duration;
@@ -7,52 +7,51 @@ use multifd_wire::Method;
 
 use super::Step;
 
-/// The controller of a migration's steps: see [the model](super).
+/// Chooses the step of each packet of a migration: see [the model](super).
 pub(super) struct Controller {
     steps: Vec<Estimate>,
     current: usize,
-    /// The processors that all lanes together may take for encoding.
+    /// The processors that all lanes together may use for encoding.
     processors: Option<f64>,
     lanes: u32,
-    /// Bytes a second that a connection passes on, while it is the limit.
+    /// Bytes a second that one connection passes on, while it is the limit.
     rate: Option<f64>,
-    /// Seconds for a byte of pages before it is encoded.
+    /// Seconds of reading for a byte of pages.
     reading: Mean,
-    /// Seconds for a byte of payload to be copied into a connection with room.
+    /// Seconds for copying a byte of payload into a connection with room.
     copying: Mean,
     changed_at: Duration,
-    /// From when on a burst may show that the connection is faster than it was, and how long the
-    /// next one has to wait.
-    bursts_from: Duration,
-    bursts_after: Duration,
-    /// Seconds that trials may cost, and since when they are counted.
+    /// The time of the next burst that may count, and the pause after it.
+    next_burst_at: Duration,
+    burst_pause: Duration,
+    /// Seconds that trials may cost, and the time of its last increase.
     credit: f64,
     credited_at: Duration,
     changes: Vec<Change>,
-    /// Changes behind the last one that is kept.
+    /// The number of changes that are not in `changes`.
     more_changes: u64,
 }
 
-/// What is known of a step.
+/// The measurements of a step.
 #[derive(Default)]
 struct Estimate {
-    /// Seconds for a byte of pages.
+    /// Seconds of encoding for a byte of pages.
     encoding: Mean,
     /// Bytes of payload for a byte of pages.
     size: Mean,
-    /// The connection's rate while this step was in use, and when that was.
+    /// The connection's rate while this step was in use, and the time of that measurement.
     rate: Option<(f64, Duration)>,
-    /// Packets that it was chosen for.
+    /// The number of packets that were given this step.
     chosen: u64,
     chosen_at: Duration,
     totals: StepTotals,
 }
 
-/// A mean that forgets.
+/// A mean in which the newest values weigh most.
 #[derive(Clone, Copy, Default)]
 struct Mean(Option<f64>);
 
-/// What a packet took.
+/// The measurements of a packet.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Observation {
     pub(super) step: usize,
@@ -60,16 +59,16 @@ pub(super) struct Observation {
     pub(super) payload_bytes: usize,
     pub(super) reading: Duration,
     pub(super) encoding: Duration,
-    /// The time of writing, if the connection had nothing to send before.
+    /// The time of writing, if no bytes waited in the connection before.
     pub(super) copying: Option<Duration>,
 }
 
-/// What a connection passed on.
+/// The bytes that a connection passed on in a time.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Drained {
     pub(super) bytes: u64,
     pub(super) time: Duration,
-    /// It always had something to send: so this is all that it can do.
+    /// Bytes always waited in the connection, so it was the limit.
     pub(super) was_busy: bool,
 }
 
@@ -77,15 +76,16 @@ pub(super) struct Drained {
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Change {
-    /// When, on the clock of the lanes.
+    /// The time of the change, on the clock of the lanes.
     pub at: Duration,
     /// The step before.
     pub from: Step,
     /// The step from now on.
     pub to: Step,
-    /// Bytes a second that one connection passes on, if it was the limit lately.
+    /// Bytes a second that one connection passes on, if the connections are the limit.
     pub link: Option<f64>,
-    /// Bytes of pages a second on one channel, as expected with the step before and with this one.
+    /// Bytes of pages a second that one channel is expected to encode and send with the step
+    /// before, and with the new one.
     pub expected: [f64; 2],
 }
 
@@ -105,90 +105,94 @@ impl fmt::Display for Change {
     }
 }
 
-/// What went through one step.
+/// The packets that one step encoded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct StepTotals {
-    /// Packets with pages.
+    /// Packets with normal pages.
     pub packets: u64,
-    /// Bytes of pages, of those that go as differences only the changes.
+    /// Bytes of normal pages. A page that is sent as a difference counts with the difference's
+    /// length.
     pub page_bytes: u64,
-    /// Bytes of their payloads.
+    /// Bytes of the payloads.
     pub payload_bytes: u64,
 }
 
-/// What was chosen when.
+/// The totals of each step, and the changes from step to step.
 #[derive(Clone, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub struct Summary {
     /// The steps of the method, the cheapest first.
     pub steps: Vec<(Step, StepTotals)>,
-    /// The first changes.
+    /// The first 64 changes.
     pub changes: Vec<Change>,
-    /// How many came behind these.
+    /// The number of later changes.
     pub more_changes: u64,
 }
 
-/// Weight of a packet in a mean: the last twenty count.
-const NEWEST: f64 = 0.05;
-/// The same for a step that is only tried now and then.
-const NEWEST_TRIAL: f64 = 0.5;
-/// A measurement that is so many times as long as usual met something else that was running.
+/// The weight of a new packet in a mean of about twenty packets.
+const PACKET_WEIGHT: f64 = 0.05;
+/// The weight of a trial packet: trials are rare, so a mean over many would be old.
+const TRIAL_WEIGHT: f64 = 0.5;
+/// A measurement counts as at most this many times its mean: other work may have interrupted it.
 const OUTLIER: f64 = 4.0;
-/// A trial that finds times or sizes so far from what was expected says that the pages or the
-/// processors have changed: then nothing is known of the other steps either.
+/// If the time or the size of a trial differs from its mean by this factor, then the pages or the
+/// processors have changed, and all other steps are tried again.
 const SURPRISING_TIME: f64 = 1.5;
 const SURPRISING_SIZE: f64 = 1.05;
-/// Weight of a new measurement of a connection's rate, which is a mean over 20 ms or more.
-const NEWEST_RATE: f64 = 0.3;
-/// The rate of a connection has changed, and not only its measurement.
-const OTHER_RATE: f64 = 1.5;
-/// A connection that was idle now and then has passed on so many times its rate.
-const FAR_MORE: f64 = 1.3;
-/// How long a hint that the connection has become faster waits for the next one, at first and at
-/// most.
-const BURSTS_AFTER: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(8)];
-/// A rate that was measured with another step says something about that step for so long.
+/// The weight of a new measurement of a connection's rate, which is a mean over 20 ms or more.
+const RATE_WEIGHT: f64 = 0.3;
+/// A rate that differs by this factor is a change of the connection, and no inaccuracy.
+const RATE_CHANGED: f64 = 1.5;
+/// A connection that is not always busy, and yet exceeds its known rate by this factor, has become
+/// faster.
+const RATE_EXCEEDED: f64 = 1.3;
+/// The first and the longest pause after a burst that counted.
+const BURST_PAUSE: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(8)];
+/// The time for which the rate counts that was measured while a step was in use.
 const RATE_TRUSTED: Duration = Duration::from_secs(5);
-/// A step has to be so much better than the current one. Less is within what measurements vary.
-const BETTER: f64 = 0.97;
-/// Steps whose times are so close are equal; then the cheaper one is better.
+/// Another step replaces the current one if its time is less than this part of the current one's.
+/// Measurements vary by the rest.
+const BETTER_PART: f64 = 0.97;
+/// Steps whose times differ by less than this factor are equal, and the cheaper one is chosen.
 const EQUAL: f64 = 1.02;
-/// A step keeps at least so long, unless another one is far better.
-const DWELL: Duration = Duration::from_millis(50);
-const FAR_BETTER: f64 = 0.7;
+/// The least time between two changes, unless another step is far better.
+const LEAST_STAY: Duration = Duration::from_millis(50);
+/// Another step is far better if its time is less than this part of the current one's.
+const FAR_BETTER_PART: f64 = 0.7;
 /// The part of the time that trials of other steps may cost.
-const TRIALS: f64 = 0.02;
-/// Seconds that can be saved for trials: one packet of the most expensive step.
+const TRIALS_PART: f64 = 0.02;
+/// The most seconds of credit for trials: one packet of the most expensive step.
 const MOST_CREDIT: f64 = 0.1;
-/// Seconds that any trial costs: a new frame, and cold tables.
-const TRIAL: f64 = 0.000_1;
-/// A neighbour's estimate is good for so long, another step's for four times as long.
-const TRUSTED: Duration = Duration::from_millis(250);
-/// Packets of each step before its estimates count: the first one allocates.
-const FIRST: u64 = 2;
-/// A full packet, for which a trial is expected to be.
+/// Seconds that any trial costs: for a new frame and for cold tables.
+const TRIAL_SECONDS: f64 = 0.000_1;
+/// The time after which a step beside the current one is tried again. Other steps have four times
+/// as long.
+const TRIED_AFTER: Duration = Duration::from_millis(250);
+/// Packets that each step gets before steps are compared: the first one allocates memory.
+const FIRST_PACKETS: u64 = 2;
+/// Bytes of a full packet: the cost of a trial is estimated for one.
 const PACKET_BYTES: f64 = 524_288.0;
-/// Seconds for copying a byte, before anything is known.
+/// Seconds for copying a byte, before the first measurement.
 const COPYING: f64 = 0.3e-9;
-/// Far more than a migration needs, and few enough to be kept.
+/// The most changes that a summary has: far more than a migration needs.
 const MOST_CHANGES: usize = 64;
 
 impl Controller {
-    /// A controller of so many steps.
+    /// A controller of `steps` steps.
     pub(super) fn new(steps: usize, processors: Option<f64>) -> Self {
         Self {
             processors: processors.filter(|count| *count > 0.0),
             lanes: 0,
             steps: (0..steps).map(|_| Estimate::default()).collect(),
-            // Most links need it.
+            // Most links need this one.
             current: 2.min(steps.saturating_sub(1)),
             rate: None,
             reading: Mean::default(),
             copying: Mean(Some(COPYING)),
             changed_at: Duration::ZERO,
-            bursts_from: Duration::ZERO,
-            bursts_after: BURSTS_AFTER[0],
+            next_burst_at: Duration::ZERO,
+            burst_pause: BURST_PAUSE[0],
             credit: 0.0,
             credited_at: Duration::ZERO,
             changes: Vec::with_capacity(MOST_CHANGES),
@@ -199,9 +203,9 @@ impl Controller {
     /// The step of the next packet.
     pub(super) fn choose(&mut self, now: Duration) -> usize {
         let elapsed = now.saturating_sub(self.credited_at).as_secs_f64();
-        self.credit = (self.credit + elapsed * TRIALS).min(MOST_CREDIT);
+        self.credit = (self.credit + elapsed * TRIALS_PART).min(MOST_CREDIT);
         self.credited_at = now;
-        let step = match self.unknown(now) {
+        let step = match self.unmeasured(now) {
             Some(step) => step,
             None => {
                 self.reconsider(now);
@@ -215,14 +219,14 @@ impl Controller {
         step
     }
 
-    /// A step of which nothing is known yet, the current one and the denser ones first.
-    fn unknown(&self, now: Duration) -> Option<usize> {
+    /// A step without measurements, if there is one: the current one and denser ones come first.
+    fn unmeasured(&self, now: Duration) -> Option<usize> {
         let from_the_middle = (self.current..self.steps.len()).chain(0..self.current);
         let mut steps = from_the_middle.filter_map(|step| Some((step, self.steps.get(step)?)));
         let (step, _) = steps.find(|(_, estimate)| {
-            // The packet that it was chosen for may have had no pages.
-            let is_lost = now.saturating_sub(estimate.chosen_at) >= TRUSTED;
-            estimate.chosen < FIRST || estimate.totals.packets == 0 && is_lost
+            // The packet may have had no pages, so nothing was measured.
+            let is_lost = now.saturating_sub(estimate.chosen_at) >= TRIED_AFTER;
+            estimate.chosen < FIRST_PACKETS || estimate.totals.packets == 0 && is_lost
         })?;
         Some(step)
     }
@@ -241,16 +245,16 @@ impl Controller {
             return;
         };
         let is_cheaper = best < self.current && time <= current;
-        let is_better = time < current * BETTER || is_cheaper;
-        let may_change = now.saturating_sub(self.changed_at) >= DWELL;
-        if best != self.current && is_better && (may_change || time < current * FAR_BETTER) {
+        let is_better = time < current * BETTER_PART || is_cheaper;
+        let may_change = now.saturating_sub(self.changed_at) >= LEAST_STAY;
+        if best != self.current && is_better && (may_change || time < current * FAR_BETTER_PART) {
             self.change(best, [current, time], now);
         }
     }
 
     fn change(&mut self, to: usize, times: [f64; 2], now: Duration) {
         if self.changes.len() < MOST_CHANGES {
-            // The method is known where the summary is made.
+            // `changes` sets the method.
             let step = |index| Step::of(Method::None, index);
             self.changes.push(Change {
                 at: now,
@@ -266,21 +270,21 @@ impl Controller {
         self.changed_at = now;
     }
 
-    /// A step to be tried with one packet, if one is due and can be afforded.
+    /// The step for a trial packet, if a step is due and the credit suffices.
     fn trial(&mut self, now: Duration) -> Option<usize> {
         let current = self.time(self.current, now)?;
         let due = |step: &usize| {
             let trusted = match step.abs_diff(self.current) {
                 0 => return false,
-                1 => TRUSTED,
-                _ => TRUSTED * 4,
+                1 => TRIED_AFTER,
+                _ => TRIED_AFTER * 4,
             };
             let estimate = self.steps.get(*step);
             estimate.is_some_and(|estimate| now.saturating_sub(estimate.chosen_at) >= trusted)
         };
         let cost = |step: usize| {
             let more = (self.time(step, now)? - current).max(0.0);
-            Some((step, TRIAL + more * PACKET_BYTES))
+            Some((step, TRIAL_SECONDS + more * PACKET_BYTES))
         };
         let affordable = |(_, cost): &(usize, f64)| *cost <= self.credit;
         let (step, cost) = (0..self.steps.len())
@@ -292,7 +296,7 @@ impl Controller {
         Some(step)
     }
 
-    /// The seconds that a byte of pages takes with a step, if it has been used.
+    /// The seconds that a byte of pages takes a channel with this step, if it was measured.
     fn time(&self, step: usize, now: Duration) -> Option<f64> {
         let estimate = self.steps.get(step)?;
         let (encoding, size) = (estimate.encoding.0?, estimate.size.0?);
@@ -306,28 +310,31 @@ impl Controller {
             (all, own) => all.or(own.map(|(own, _)| own)),
         };
         let passing_on = rate.map_or(0.0, |rate| size / rate);
-        let in_budget = encoding * self.share().map_or(0.0, |share| 1.0 / share);
-        // Not even nothing takes no time.
+        let in_budget = encoding
+            * self
+                .lane_processors()
+                .map_or(0.0, |lane_processors| 1.0 / lane_processors);
+        // Callers divide by this time.
         let times = [busy, passing_on, in_budget];
         Some(times.into_iter().fold(f64::MIN_POSITIVE, f64::max))
     }
 
-    /// The processors for one lane, if they are counted.
-    pub(super) fn share(&self) -> Option<f64> {
+    /// The processors that one lane may use for encoding, if there is a budget.
+    pub(super) fn lane_processors(&self) -> Option<f64> {
         let processors = self.processors?;
         Some(processors / f64::from(self.lanes.max(1)))
     }
 
-    /// A lane begins, or ends.
-    pub(super) fn count_lane(&mut self, begins: bool) {
-        self.lanes = match begins {
-            true => self.lanes.saturating_add(1),
-            false => self.lanes.saturating_sub(1),
-        };
+    pub(super) fn add_lane(&mut self) {
+        self.lanes = self.lanes.saturating_add(1);
     }
 
-    /// Takes note of a packet.
-    pub(super) fn note(&mut self, packet: &Observation) {
+    pub(super) fn remove_lane(&mut self) {
+        self.lanes = self.lanes.saturating_sub(1);
+    }
+
+    /// Learns from a packet.
+    pub(super) fn packet_done(&mut self, packet: &Observation) {
         let Some(estimate) = self.steps.get_mut(packet.step) else {
             return;
         };
@@ -341,24 +348,30 @@ impl Controller {
         totals.payload_bytes = totals
             .payload_bytes
             .saturating_add(packet.payload_bytes as u64);
-        // What a step's first packet takes is not repeated.
+        // The first packet of a step allocates memory, so its time is no estimate.
         if totals.packets == 2 {
             estimate.encoding = Mean::default();
         }
         let is_trial = packet.step != self.current;
-        let weight = if is_trial { NEWEST_TRIAL } else { NEWEST };
+        let weight = if is_trial {
+            TRIAL_WEIGHT
+        } else {
+            PACKET_WEIGHT
+        };
         let encoding = packet.encoding.as_secs_f64() / bytes;
         let size = packet.payload_bytes as f64 / bytes;
         let is_surprise = is_trial
             && (estimate.encoding.is_far_from(encoding, SURPRISING_TIME)
                 || estimate.size.is_far_from(size, SURPRISING_SIZE));
-        estimate.encoding.learn(encoding, weight);
-        estimate.size.replace(size, weight);
+        estimate.encoding.add_time(encoding, weight);
+        estimate.size.add(size, weight);
         self.reading
-            .replace(packet.reading.as_secs_f64() / bytes, NEWEST);
+            .add(packet.reading.as_secs_f64() / bytes, PACKET_WEIGHT);
         if let (Some(copying), true) = (packet.copying, packet.payload_bytes > 0) {
-            self.copying
-                .learn(copying.as_secs_f64() / packet.payload_bytes as f64, NEWEST);
+            self.copying.add_time(
+                copying.as_secs_f64() / packet.payload_bytes as f64,
+                PACKET_WEIGHT,
+            );
         }
         if is_surprise {
             for step in &mut self.steps {
@@ -367,7 +380,7 @@ impl Controller {
         }
     }
 
-    /// Takes note of what a connection passed on.
+    /// Learns the rate of a connection.
     pub(super) fn drained(&mut self, drained: Drained, now: Duration) {
         let seconds = drained.time.as_secs_f64();
         if seconds <= 0.0 || drained.bytes == 0 {
@@ -375,20 +388,21 @@ impl Controller {
         }
         let found = drained.bytes as f64 / seconds;
         if !drained.was_busy {
-            // It can do more than was thought, and nobody knows how much.
-            if self.rate.is_some_and(|rate| found > rate * FAR_MORE) {
+            // The connection is faster than its known rate, and was not busy enough to show by how
+            // much.
+            if self.rate.is_some_and(|rate| found > rate * RATE_EXCEEDED) {
                 self.forget_rates();
             }
             return;
         }
-        let is_other = |rate: f64| found > rate * OTHER_RATE || found * OTHER_RATE < rate;
+        let is_other = |rate: f64| found > rate * RATE_CHANGED || found * RATE_CHANGED < rate;
         let own = self.steps.get(self.current).and_then(|step| step.rate);
         if own.is_some_and(|(rate, _)| is_other(rate)) {
             self.forget_rates();
-            self.bursts_after = BURSTS_AFTER[0];
+            self.burst_pause = BURST_PAUSE[0];
         }
         let renewed = |rate: Option<f64>| match rate {
-            Some(rate) if !is_other(rate) => rate + (found - rate) * NEWEST_RATE,
+            Some(rate) if !is_other(rate) => rate + (found - rate) * RATE_WEIGHT,
             _ => found,
         };
         self.rate = Some(renewed(self.rate));
@@ -397,21 +411,21 @@ impl Controller {
         }
     }
 
-    /// Takes note of what a connection passed on after one packet. A link that is faster than it
-    /// was shows it first when a step with larger payloads is tried: they are gone at once. But
-    /// links take bursts faster than what follows; so a hint that proved wrong makes the next one
-    /// wait longer.
+    /// Learns from the bytes that a connection passed on after one packet. A link that has become
+    /// faster shows this first in a trial of a step with larger payloads: the link takes them at
+    /// once. But many links take a burst faster than a stream. So a burst discards the rates only
+    /// after a pause, which doubles each time.
     pub(super) fn burst(&mut self, burst: Drained, now: Duration) {
         let seconds = burst.time.as_secs_f64();
-        let least = self.rate.map(|rate| rate * FAR_MORE * seconds);
+        let least = self.rate.map(|rate| rate * RATE_EXCEEDED * seconds);
         let is_more = least.is_some_and(|least| burst.bytes as f64 > least);
-        if burst.was_busy || !is_more || now < self.bursts_from {
+        if burst.was_busy || !is_more || now < self.next_burst_at {
             return;
         }
         self.forget_rates();
-        self.bursts_from = now.saturating_add(self.bursts_after);
-        let [_, most] = BURSTS_AFTER;
-        self.bursts_after = (self.bursts_after * 2).min(most);
+        self.next_burst_at = now.saturating_add(self.burst_pause);
+        let [_, most] = BURST_PAUSE;
+        self.burst_pause = (self.burst_pause * 2).min(most);
     }
 
     fn forget_rates(&mut self) {
@@ -421,7 +435,7 @@ impl Controller {
         }
     }
 
-    /// The changes that are kept, from the one with this number on.
+    /// The kept changes, from the index `from` on.
     pub(super) fn changes(&self, method: Method, from: usize) -> Vec<Change> {
         let of = |step: Step| Step::of(method, step.index());
         let changes = self.changes.iter().skip(from);
@@ -447,19 +461,19 @@ impl Controller {
 }
 
 impl Mean {
-    /// Learns a measurement, of which one that is far too large says little.
-    fn learn(&mut self, found: f64, weight: f64) {
+    /// Adds a measurement of a time, which counts as at most [`OUTLIER`] times the mean.
+    fn add_time(&mut self, found: f64, weight: f64) {
         let found = self.0.map_or(found, |mean| found.min(mean * OUTLIER));
-        self.replace(found, weight);
+        self.add(found, weight);
     }
 
-    /// Whether a measurement is so many times more or less.
+    /// Whether a measurement differs from the mean by more than this factor.
     fn is_far_from(self, found: f64, times: f64) -> bool {
         self.0
             .is_some_and(|mean| found > mean * times || found * times < mean)
     }
 
-    fn replace(&mut self, found: f64, weight: f64) {
+    fn add(&mut self, found: f64, weight: f64) {
         self.0 = Some(match self.0 {
             Some(mean) => mean + (found - mean) * weight,
             None => found,

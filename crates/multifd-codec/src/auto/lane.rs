@@ -1,9 +1,9 @@
-//! One channel's part: it turns points in time into observations.
+//! One channel's part in auto: turns points in time into measurements.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::controller::{Drained, Observation};
+use super::controller::{Controller, Drained, Observation};
 use super::{Auto, Step};
 
 /// One channel of a migration with [`Auto`].
@@ -13,7 +13,7 @@ use super::{Auto, Step};
 pub struct Lane {
     auto: Arc<Auto>,
     packet: Packet,
-    /// When the packet before was written, if there was one.
+    /// The time at which the packet before was written, if there was one.
     written_at: Option<Duration>,
     window: Option<Window>,
 }
@@ -22,36 +22,37 @@ pub struct Lane {
 struct Packet {
     step: Step,
     began: Duration,
-    /// Since the packet before was written: reading, and waiting for the source.
+    /// The time since the packet before was written: the channel reads, and waits for the source.
     reading: Duration,
     encoding: Duration,
     input_bytes: usize,
     payload_bytes: usize,
     writes_from: Duration,
-    /// The connection had nothing to send.
+    /// No bytes waited in the connection.
     found_idle: bool,
 }
 
 /// A time over which the connection's rate is measured.
 struct Window {
-    first: Since,
-    /// Since the packet before.
-    last: Since,
-    /// Packets before which the connection was looked at, and those before which it had nothing to
-    /// send.
-    checks: u32,
-    idle_checks: u32,
+    start: Point,
+    /// The packet before.
+    last: Point,
+    /// The packets of the window, and those before which no bytes waited in the connection.
+    packets: u32,
+    idle_packets: u32,
 }
 
-/// A point in time, what was waiting then, and what was written since.
+/// A point in time.
 #[derive(Clone, Copy)]
-struct Since {
+struct Point {
     at: Duration,
+    /// Bytes that waited in the connection then.
     queued: u64,
+    /// Bytes that were written since then.
     written: u64,
 }
 
-impl Since {
+impl Point {
     const fn new(at: Duration, queued: u64) -> Self {
         Self {
             at,
@@ -63,31 +64,31 @@ impl Since {
 
 impl Window {
     const fn new(now: Duration, queued: u64) -> Self {
-        let now = Since::new(now, queued);
+        let now = Point::new(now, queued);
         Self {
-            first: now,
+            start: now,
             last: now,
-            checks: 0,
-            idle_checks: 0,
+            packets: 0,
+            idle_packets: 0,
         }
     }
 }
 
-/// Shorter windows show the bursts of a link and not its rate.
+/// The least time of a window: a shorter one shows a link's bursts instead of its rate.
 const WINDOW: Duration = Duration::from_millis(20);
 
-/// A channel that rests notices nothing, so not even a budget of next to nothing makes it rest for
-/// longer.
+/// The longest pause, whatever the budget: a channel that pauses does not notice the end of its
+/// migration.
 const LONGEST_PAUSE: Duration = Duration::from_millis(250);
 
-/// A connection is the limit if it is idle before fewer than one packet in so many.
+/// A connection is the limit if it is idle before fewer than one in this many packets.
 const MOST_IDLE: u32 = 8;
 
 impl Lane {
-    /// A channel before its first packet.
+    /// The lane of a channel before its first packet.
     #[must_use]
     pub fn new(auto: Arc<Auto>) -> Self {
-        auto.with(|controller| controller.count_lane(true));
+        auto.with(Controller::add_lane);
         let step = Step::of(auto.method, 0);
         Self {
             auto,
@@ -106,19 +107,19 @@ impl Lane {
         }
     }
 
-    /// The time on the clock of all lanes.
+    /// The time on the clock of all lanes: [`Auto::now`].
     #[must_use]
     pub fn now(&self) -> Duration {
         self.auto.now()
     }
 
-    /// What all lanes share.
+    /// The auto that all lanes of the migration share.
     #[must_use]
     pub const fn auto(&self) -> &Arc<Auto> {
         &self.auto
     }
 
-    /// The step of the next packet, which is encoded from `now` on.
+    /// Chooses the step of the next packet, whose encoding begins at `now`.
     pub fn step(&mut self, now: Duration) -> Step {
         let index = self.auto.with(|controller| controller.choose(now));
         let reading = self.written_at.map(|then| now.saturating_sub(then));
@@ -128,8 +129,8 @@ impl Lane {
         self.packet.step
     }
 
-    /// The packet is encoded: its pages of `input_bytes` became `payload_bytes`. It is written from
-    /// `now` on. Bytes that the connection has not passed on yet are `queued`.
+    /// Reports that the packet is encoded: its pages of `input_bytes` became a payload of
+    /// `payload_bytes`. Its writing begins at `now`, when `queued` bytes wait in the connection.
     pub fn encoded(
         &mut self,
         now: Duration,
@@ -147,22 +148,22 @@ impl Lane {
             self.window = Some(Window::new(now, queued));
             return;
         };
-        let passed_on = |since: Since| Drained {
-            bytes: since
+        let passed_on_since = |point: Point| Drained {
+            bytes: point
                 .queued
-                .saturating_add(since.written)
+                .saturating_add(point.written)
                 .saturating_sub(queued),
-            time: now.saturating_sub(since.at),
+            time: now.saturating_sub(point.at),
             was_busy: queued > 0,
         };
-        window.checks += 1;
-        window.idle_checks += u32::from(queued == 0);
-        let burst = passed_on(window.last);
-        window.last = Since::new(now, queued);
-        let was_busy = window.idle_checks * MOST_IDLE < window.checks;
+        window.packets += 1;
+        window.idle_packets += u32::from(queued == 0);
+        let burst = passed_on_since(window.last);
+        window.last = Point::new(now, queued);
+        let was_busy = window.idle_packets * MOST_IDLE < window.packets;
         let drained = Drained {
             was_busy,
-            ..passed_on(window.first)
+            ..passed_on_since(window.start)
         };
         let is_over = drained.time >= WINDOW;
         if is_over {
@@ -176,13 +177,13 @@ impl Lane {
         });
     }
 
-    /// The packet was written.
+    /// Reports that the packet is written.
     pub fn written(&mut self, now: Duration) {
         self.written_at = Some(now);
         let packet = &self.packet;
         if let Some(window) = &mut self.window {
-            for since in [&mut window.first, &mut window.last] {
-                since.written = since.written.saturating_add(packet.payload_bytes as u64);
+            for point in [&mut window.start, &mut window.last] {
+                point.written = point.written.saturating_add(packet.payload_bytes as u64);
             }
         }
         let observation = Observation {
@@ -196,16 +197,17 @@ impl Lane {
                 .found_idle
                 .then(|| now.saturating_sub(packet.writes_from)),
         };
-        self.auto.with(|controller| controller.note(&observation));
+        self.auto
+            .with(|controller| controller.packet_done(&observation));
     }
 
-    /// How long the channel has to rest after a packet that was written, so that encoding keeps to
-    /// its budget.
+    /// The time for which the channel has to pause after it has written a packet, if encoding has
+    /// a budget.
     #[must_use]
     pub fn pause(&self, now: Duration) -> Option<Duration> {
-        let share = self.auto.with(|controller| controller.share())?;
+        let processors = self.auto.with(|controller| controller.lane_processors())?;
         let encoding = self.packet.encoding.as_secs_f64();
-        let whole = Duration::try_from_secs_f64(encoding / share).unwrap_or(LONGEST_PAUSE);
+        let whole = Duration::try_from_secs_f64(encoding / processors).unwrap_or(LONGEST_PAUSE);
         let passed = now.saturating_sub(self.packet.began);
         let pause = whole.saturating_sub(passed).min(LONGEST_PAUSE);
         (!pause.is_zero()).then_some(pause)
@@ -214,7 +216,7 @@ impl Lane {
 
 impl Drop for Lane {
     fn drop(&mut self) {
-        self.auto.with(|controller| controller.count_lane(false));
+        self.auto.with(Controller::remove_lane);
     }
 }
 

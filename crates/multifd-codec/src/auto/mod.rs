@@ -1,13 +1,12 @@
-//! Auto: how much effort each packet is worth, decided while a migration runs.
+//! Auto: chooses the effort of each packet while a migration runs.
 //!
 //! The best effort depends on the link, the processors and the pages, and all of them change during
-//! a migration. So a migration that is asked to find out has one [`Auto`], which all its channels
-//! share, and each channel has a [`Lane`]. A lane says with which [`Step`] the next packet is
-//! encoded, and is told how long this took, how small the packet became, and how full the
-//! connection was.
+//! a migration. So a migration with auto has one [`Auto`], which all its channels share, and each
+//! channel has a [`Lane`]. The lane chooses the [`Step`] of the next packet. Its caller reports the
+//! time that the packet took, the length of its payload, and the bytes that wait in the connection.
 //!
-//! The steps of a method are all read by one reader of the method, a stock QEMU included, and can
-//! change from packet to packet:
+//! Every reader of a method, a stock QEMU included, reads all its steps, and the step can change
+//! from packet to packet:
 //!
 //! | method | steps, the cheapest first |
 //! | --- | --- |
@@ -23,18 +22,19 @@
 //! time = max(reading + encoding + size * copying, size / rate of the connection)
 //! ```
 //!
-//! with the size as a part of the page; and, where encoding has a budget of processors, no less
-//! than the encoding of all channels takes of these. The step with the least time is the right one.
-//! Encoding and size are measured for each step, reading and copying for the channel. The rate can
-//! be measured while bytes are always waiting in the connection: then the connection is what
-//! limits, be it the link, the other end's processors or its guest. While none are waiting, it is
-//! only known that the rate is not lower than what was written.
+//! with the size as a part of the page. If encoding has a budget of processors, the time is at
+//! least `encoding * channels / processors`. The step with the least time is the best one.
 //!
-//! Steps that are not in use are tried now and then, with one packet each, for at most a fiftieth
-//! of the time in all. A step that is as good as another within 2 % gives way to the cheaper one:
+//! Encoding and size are measured for each step, reading and copying for all channels together. The
+//! rate is measured only while bytes always wait in the connection: then the connection is the
+//! limit, because of the link, or of the other end's processors or guest. While no bytes wait, the
+//! rate is at least the rate of the writes.
+//!
+//! The controller tries each other step now and then with one packet. All trials together take at
+//! most a fiftieth of the time. Of two steps within 2 % of each other the cheaper one is chosen:
 //! processors belong to guests first.
 //!
-//! Nothing here has a clock: the caller says how late it is.
+//! Lane and controller have no clock: the caller passes the time.
 
 mod controller;
 mod lane;
@@ -54,14 +54,14 @@ use multifd_wire::Method;
 use crate::{Accel, Settings};
 use controller::Controller;
 
-/// How a packet is encoded: one of the steps of a method.
+/// One of the efforts with which a method can encode a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Step {
     method: Method,
     index: u8,
 }
 
-/// What all channels of a migration know about its steps.
+/// The measurements of all channels of a migration, and the step that follows from them.
 pub struct Auto {
     method: Method,
     began: Instant,
@@ -74,13 +74,13 @@ const ZLIB: [&str; 4] = ["stored", "fast", "balanced", "dense"];
 const ZSTD: [&str; 5] = ["raw", "level -1", "level 1", "level 3", "level 6"];
 
 impl Step {
-    /// Its place among the steps of its method: 0 leaves the pages as they are.
+    /// The index among the steps of the method, from 0, which leaves pages as they are.
     #[must_use]
     pub const fn index(self) -> usize {
         self.index as usize
     }
 
-    /// The method that it is a step of.
+    /// The step's method.
     #[must_use]
     pub const fn method(self) -> Method {
         self.method
@@ -109,27 +109,28 @@ const fn names(method: Method) -> &'static [&'static str] {
 }
 
 impl Auto {
-    /// The steps of a method. None if there is no choice: the method has one way only, several
-    /// [streams](Settings::streams) are asked for, or an accelerator writes it.
+    /// Auto over the steps of a method. None if there is no choice: the method has one step only,
+    /// the settings ask for several [streams](Settings::streams), or an accelerator encodes.
     #[must_use]
     pub fn new(method: Method, settings: &Settings) -> Option<Arc<Self>> {
         Self::within(method, settings, None)
     }
 
-    /// The same with a budget of so many processors for encoding on all lanes together, such as
-    /// 1.5. A step that would need more is slower by that, and its lanes [pause](Lane::pause).
+    /// As [`new`](Self::new), with a budget of processors, such as 1.5, for the encoding of all
+    /// lanes together. A step that needs more counts as slower, and its lanes
+    /// [pause](Lane::pause).
     #[must_use]
     pub fn within(
         method: Method,
         settings: &Settings,
         processors: Option<f64>,
     ) -> Option<Arc<Self>> {
-        let is_own = match method {
+        let has_steps = match method {
             Method::Zlib => settings.accel == Accel::Software,
             Method::Zstd => cfg!(feature = "zstd"),
             _ => false,
         };
-        (is_own && settings.streams.value() == 1).then(|| {
+        (has_steps && settings.streams.value() == 1).then(|| {
             Arc::new(Self {
                 method,
                 began: Instant::now(),
@@ -150,26 +151,26 @@ impl Auto {
         (0..names(method).len()).map(move |index| Step::of(method, index))
     }
 
-    /// The time on the clock of all lanes.
+    /// The time since this auto was made: the clock of all its lanes.
     #[must_use]
     pub fn now(&self) -> Duration {
         self.began.elapsed()
     }
 
-    /// What was chosen when, and why.
+    /// The totals of each step, and the changes from step to step.
     #[must_use]
     pub fn summary(&self) -> Summary {
         self.with(|controller| controller.summary(self.method))
     }
 
-    /// The changes from the one with this number on, as far as a [`Summary`] has them.
+    /// The changes of the [summary](Self::summary), from the index `from` on.
     #[must_use]
     pub fn changes(&self, from: usize) -> Vec<Change> {
         self.with(|controller| controller.changes(self.method, from))
     }
 
     fn with<R>(&self, work: impl FnOnce(&mut Controller) -> R) -> R {
-        // A panic leaves estimates, and any estimates will do.
+        // After a panic the estimates may be wrong, and the controller corrects wrong estimates.
         let mut controller = self
             .controller
             .lock()

@@ -1,4 +1,4 @@
-//! Channels in virtual time: what the controller chooses where the best choice is known.
+//! Channels in virtual time: compares the controller's choice with the best one, which is known.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +12,7 @@ const PACKET: usize = 512 << 10;
 const MS: Duration = Duration::from_millis(1);
 
 /// Encoding speeds in bytes of pages a second, and sizes, of the five steps of zstd on a guest's
-/// memory: about those of one core in docs/benchmarks.md.
+/// memory: about those of one processor in docs/benchmarks.md.
 const GUEST: [(f64, f64); 5] = [
     (8e9, 1.0),
     (650e6, 0.44),
@@ -33,13 +33,13 @@ struct Channel {
     lane: Lane,
     now: Duration,
     queued: f64,
-    /// The packets that these bytes are.
+    /// The number of packets in `queued`.
     queued_packets: f64,
     random: u64,
     /// Seconds of encoding.
     encoding: f64,
     packets: [u64; 5],
-    /// An oracle, which knows the best step.
+    /// It ignores the controller and uses the best step of its world.
     is_oracle: bool,
 }
 
@@ -49,11 +49,11 @@ struct World {
     /// Bytes a second.
     link: f64,
     source: f64,
-    /// Bytes that the sockets take.
+    /// Bytes that the sockets buffer.
     buffer: f64,
-    /// How much times vary, as a part of them.
+    /// The variation of all times, as a part of them.
     noise: f64,
-    /// Milliseconds for which another program has the processor, before one packet in fifty.
+    /// Milliseconds for which another program takes the processor, at one packet in fifty.
     preempted: u32,
 }
 
@@ -151,7 +151,7 @@ impl Channel {
         }
     }
 
-    /// Runs for `time`; returns seconds for a packet that has arrived.
+    /// Runs for `time`. Returns the seconds for each packet that has arrived.
     fn run(&mut self, world: &World, time: Duration) -> f64 {
         let (began, mut packets) = (self.now, self.queued_packets);
         while self.now < began + time {
@@ -173,7 +173,7 @@ fn auto() -> Arc<Auto> {
     Auto::new(Method::Zstd, &Settings::default()).unwrap()
 }
 
-/// Every link and memory: after half a second of traffic, as good as the best fixed step.
+/// On every link and memory, auto is as good as the best fixed step after half a second.
 #[test]
 fn it_finds_the_best_step() {
     for steps in [GUEST, NOISE] {
@@ -199,7 +199,7 @@ fn it_finds_the_best_step() {
                          {worse:.3} times the best, packets {:?}",
                         channel.packets,
                     );
-                    // Times that vary move it now and then between steps that are as good.
+                    // Varying times make it change now and then between equal steps.
                     assert!(channel.changes() < 60, "{world:?}: {}", channel.changes());
                 }
             }
@@ -207,7 +207,7 @@ fn it_finds_the_best_step() {
     }
 }
 
-/// A step that is best by far is not left, whatever the noise.
+/// Noise does not make it leave a step that is best by far.
 #[test]
 fn it_does_not_oscillate() {
     for (steps, link) in [(GUEST, 30e6), (NOISE, 117e6), (GUEST, 3e9)] {
@@ -225,8 +225,8 @@ fn it_does_not_oscillate() {
     }
 }
 
-/// How many times as long as an oracle that knows everything a channel takes for a packet, in
-/// worlds that follow each other.
+/// A channel passes through several worlds. Returns its time for a packet in each, as a multiple of
+/// an oracle's time.
 fn beside_an_oracle(worlds: &[World]) -> Vec<f64> {
     let (mut channel, mut oracle) = (Channel::new(&auto()), Channel::new(&auto()));
     oracle.is_oracle = true;
@@ -268,7 +268,7 @@ fn it_follows_the_processors() {
     assert_close(&beside_an_oracle(&worlds));
 }
 
-/// Encoding takes no more than its budget, and what is best within it is chosen.
+/// Encoding stays within its budget, and the step is the best one within it.
 #[test]
 fn it_keeps_to_a_budget() {
     for (processors, link, step) in [
@@ -296,8 +296,8 @@ fn it_keeps_to_a_budget() {
     }
 }
 
-/// Channels that share what they find out, and one among them whose peer reads nothing for a
-/// second now and then.
+/// Four channels share one auto, and the peer of one of them stops reading for a second now and
+/// then.
 #[test]
 fn a_stalled_channel_misleads_no_other() {
     let auto = auto();
@@ -312,7 +312,7 @@ fn a_stalled_channel_misleads_no_other() {
     };
     let mut taken = [0.0; 4];
     for _ in 0..2000 {
-        // The channel that is behind goes on.
+        // The channel with the earliest time goes next.
         let next = (0..4).min_by_key(|&index| channels[index].now).unwrap();
         let channel = &mut channels[next];
         let is_stalled = next == 0 && channel.now.as_secs() % 4 == 1;
@@ -327,9 +327,9 @@ fn a_stalled_channel_misleads_no_other() {
     }
 }
 
-/// A clock that goes back or stands, and figures without sense.
+/// The clock goes back or stands still, and the figures are arbitrary.
 #[test]
-fn nothing_that_it_is_told_breaks_it() {
+fn arbitrary_figures_do_not_break_it() {
     let mut lane = Lane::new(auto());
     let mut channel = Channel::new(&auto());
     for _ in 0..100_000 {

@@ -9,10 +9,10 @@ use super::foot::Foot;
 use super::{DeltaError, Kept, difference};
 use crate::PageBuffer;
 
-/// Decodes packets of pages, with differences if the channel has [`Kept`] pages: the receiving
-/// direction of one channel, over a [`Decoder`](crate::Decoder) of any method.
+/// Decodes packets of pages: the receiving direction of one channel, over a
+/// [`Decoder`](crate::Decoder) of any method.
 ///
-/// Without them it reads exactly the payloads of the method.
+/// With [`Kept`] pages it reads payloads with differences, without them payloads of the method.
 pub struct Decoder {
     inner: Box<dyn crate::Decoder>,
     layer: Option<Layer>,
@@ -22,13 +22,13 @@ struct Layer {
     kept: Arc<Kept>,
     /// False after the first error.
     is_whole: bool,
-    /// The method's pages.
+    /// The pages that the method has decoded.
     coded: PageBuffer,
     directory: Vec<u8>,
 }
 
 impl Decoder {
-    /// A decoder whose packets have differences to pages in `kept`, if there are any.
+    /// A decoder of packets with differences to pages in `kept`, or without differences.
     #[must_use]
     pub fn new(inner: Box<dyn crate::Decoder>, kept: Option<Arc<Kept>>) -> Self {
         let layer = kept.map(|kept| Layer {
@@ -47,11 +47,11 @@ impl Decoder {
     }
 
     /// Reads the payload of the channel's next packet with normal pages into `pages`: see
-    /// [`crate::Decoder::decode_owned`]. `pages` has the length of all of them. The content of
+    /// [`crate::Decoder::decode_owned`]. `pages` has the length of all its pages. The content of
     /// `payload` is meaningless afterwards.
     ///
-    /// It waits for other channels if they have to bring something first. `given_up` is asked about
-    /// every 50 ms meanwhile; true ends the wait.
+    /// It waits for other channels while operations before the packet's own are missing. Meanwhile
+    /// it calls `given_up` about every 50 ms, and ends the wait if that returns true.
     ///
     /// # Errors
     ///
@@ -65,7 +65,7 @@ impl Decoder {
         pages: &mut PageBuffer,
         given_up: &dyn Fn() -> bool,
     ) -> Result<(), DeltaError> {
-        // A packet that does not tell the page size has no pages.
+        // Only a packet without pages has no page size.
         let page_size = packet.page_size().unwrap_or(PageSize::K4);
         let Some(layer) = &mut self.layer else {
             return Ok(self.inner.decode_owned(payload, page_size, pages)?);
@@ -116,7 +116,7 @@ impl Layer {
             coded_pages,
         ))?;
 
-        // Without differences the pages need not be moved.
+        // Without differences the method decodes into `pages` itself.
         let is_in_place = foot.method != Method::None && area_bytes == 0 && whole_pages == count;
         let coded = if foot.method == Method::None {
             let expected = whole_pages * page_bytes + area_bytes;
@@ -196,7 +196,7 @@ impl Layer {
                 wanted,
             });
         }
-        self.kept.packet_done(operations);
+        self.kept.packet_decoded(operations);
         Ok(())
     }
 

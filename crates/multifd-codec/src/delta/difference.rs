@@ -2,20 +2,20 @@
 
 use super::varint;
 
-/// How a page differs from the kept one.
+/// The result of a comparison of a page with the kept one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Difference {
-    /// Not at all.
+    /// The pages are equal.
     None,
-    /// By the runs that were written.
+    /// The difference was appended.
     Written,
-    /// By more than the limit.
+    /// The difference is longer than the limit.
     TooMuch,
 }
 
-/// Appends to `out` how `page` differs from `kept`, in at most `limit` bytes, and makes `kept`
-/// equal to it. If the difference is [too much](Difference::TooMuch), nothing is appended, and
-/// `kept` is in part the one and in part the other.
+/// Appends the difference between `kept` and `page` to `out`, in at most `limit` bytes, and makes
+/// `kept` equal to `page`. If the difference is [too much](Difference::TooMuch), it appends
+/// nothing, and `kept` has parts of both pages.
 ///
 /// Both have the length of a page.
 pub(crate) fn update(kept: &mut [u8], page: &[u8], limit: usize, out: &mut Vec<u8>) -> Difference {
@@ -42,7 +42,7 @@ pub(crate) fn update(kept: &mut [u8], page: &[u8], limit: usize, out: &mut Vec<u
             mask &= u64::MAX.checked_shl(end).unwrap_or(0);
         }
         let len = runs.out.len() - start + runs.pending.len() + MOST_AROUND;
-        // Sampling every page would disturb the processor, which reads ahead.
+        // Few pages are sampled, because samples disturb the processor's prefetching.
         let is_much = len > WORTH_SAMPLING && !is_sampled && {
             is_sampled = true;
             is_much(kept, page, number + 1, limit)
@@ -60,8 +60,8 @@ pub(crate) fn update(kept: &mut [u8], page: &[u8], limit: usize, out: &mut Vec<u
     Difference::Written
 }
 
-/// Returns whether a few of the blocks from `first` on suffice to tell that the pages differ too
-/// much. Half of the limit is left for blocks that happen to be other than most.
+/// Whether a sample of the blocks from `first` on shows that the pages differ too much. The sample
+/// has to exceed twice the limit, because it may be untypical.
 fn is_much(kept: &[[u8; BLOCK]], page: &[u8], first: usize, limit: usize) -> bool {
     let step = (kept.len() / SAMPLES).max(1);
     let blocks = kept.iter().zip(page.as_chunks().0);
@@ -70,8 +70,8 @@ fn is_much(kept: &[[u8; BLOCK]], page: &[u8], first: usize, limit: usize) -> boo
     counts.sum::<u32>() as usize * step > 2 * limit
 }
 
-/// Makes `page` the page that differs from it by the first difference in `area`, which is taken
-/// from its front. `None` if the difference is wrong.
+/// Takes a difference from the front of `area` and applies it to `page`. `None` if the difference
+/// is wrong.
 pub(crate) fn apply(page: &mut [u8], area: &mut &[u8]) -> Option<()> {
     let mut rest = page;
     loop {
@@ -87,15 +87,16 @@ pub(crate) fn apply(page: &mut [u8], area: &mut &[u8]) -> Option<()> {
     }
 }
 
-/// Pages are compared in blocks of so many bytes, one bit of a mask for each.
+/// Bytes that are compared at a time: one for each bit of a mask.
 const BLOCK: usize = 64;
-/// A difference that is longer may be one of many.
+/// The length of a difference from which on the rest of the page is sampled.
 const WORTH_SAMPLING: usize = 200;
-/// So many blocks of a page are looked at then.
+/// The number of blocks in a sample of a whole page.
 const SAMPLES: usize = 8;
-/// A gap as long as the numbers of a run, or shorter, is no reason for another run.
+/// The longest gap that joins a run instead of ending it: a new run takes as many bytes for its
+/// numbers.
 const SHORT_GAP: usize = 3;
-/// The numbers of the last run, and the end of the list.
+/// The most bytes for the numbers of the last run and for the end of the list.
 const MOST_AROUND: usize = 7;
 
 /// The runs found so far.
@@ -103,7 +104,7 @@ struct Runs<'a> {
     page: &'a [u8],
     /// The end of the last run that was written.
     written: usize,
-    /// The last run, which may still grow.
+    /// The run that is not written yet, because it may grow.
     pending: std::ops::Range<usize>,
     out: &'a mut Vec<u8>,
 }
@@ -130,7 +131,7 @@ impl Runs<'_> {
     }
 }
 
-/// The bytes that differ, the first one as the lowest bit.
+/// One bit for each byte, the lowest for the first: set if the byte differs.
 fn changed(old: &[u8; BLOCK], new: &[u8; BLOCK]) -> u64 {
     let words = old.as_chunks::<8>().0.iter().zip(new.as_chunks::<8>().0);
     words.rev().fold(0, |mask, (old, new)| {
@@ -139,9 +140,9 @@ fn changed(old: &[u8; BLOCK], new: &[u8; BLOCK]) -> u64 {
     })
 }
 
-/// One bit for each byte that is not zero, the lowest byte's first.
+/// One bit for each byte, the lowest for the lowest: set if the byte is not zero.
 const fn nonzero_bytes(word: u64) -> u64 {
-    // The top bit of a byte gets set by a carry out of its other bits, or was set before.
+    // The top bit of a byte ends up set if it was set, or if a carry of the other bits sets it.
     let tops = (((word & LOW_BITS) + LOW_BITS) | word) & !LOW_BITS;
     // Each factor moves one of these bits to its place in the top byte, and no two meet.
     (tops >> 7).wrapping_mul(0x0102_0408_1020_4080) >> 56

@@ -2,12 +2,12 @@
 
 use super::{DeltaError, DirectoryFault, varint};
 
-/// What is done with a page.
+/// A page's entry in the directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Entry {
-    /// It comes whole, and has no slot.
+    /// The page is sent whole, and has no slot.
     Pass,
-    /// It is in a slot.
+    /// The page has a slot.
     Slot {
         operation: Operation,
         slot: u32,
@@ -16,41 +16,41 @@ pub(crate) enum Entry {
     },
 }
 
-/// An operation on a slot.
+/// An operation on a slot, which has a page afterwards.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Operation {
-    /// The page comes whole.
+    /// The page is sent whole, and the slot keeps it.
     Keep,
-    /// The slot has the page.
+    /// The slot has the page already.
     Same,
-    /// The area has the difference.
+    /// The area has the difference to the slot's page.
     Difference,
 }
 
-/// The highest version that an operation may expect: it makes it one higher.
+/// The highest version that an operation may expect, because it adds one to it.
 pub(crate) const MAX_VERSION: u32 = u32::MAX - 1;
 
-/// Writes a directory. Its memory serves one packet after the other.
+/// Writes the directories of packets, one after the other, in the same memory.
 #[derive(Debug, Default)]
 pub(crate) struct DirectoryWriter {
     item: Item,
-    /// The open item's versions, as they are written.
+    /// The item's versions, as varints.
     versions: Vec<u8>,
     before: Before,
 }
 
-/// The open item.
+/// The item that is not written yet.
 #[derive(Debug, Default)]
 struct Item {
     kind: u64,
     count: u64,
     /// The first page's slot less the predicted one.
     step: i64,
-    /// Each further page has a version of its own.
+    /// The item has a version for each further page.
     each: bool,
 }
 
-/// The last page in a slot.
+/// The last page that had a slot.
 #[derive(Clone, Copy, Debug, Default)]
 struct Before {
     place: Option<(u64, u32)>,
@@ -58,8 +58,8 @@ struct Before {
 }
 
 impl Before {
-    /// The difference of two page numbers of a block is far below the limits of the type; foreign
-    /// numbers wrap, and are compared afterwards.
+    /// The slot that a page is expected in. Page numbers of a block cannot overflow here. A peer's
+    /// slots may wrap, and the reader checks the result.
     fn predicted(&self, page_number: u64) -> i64 {
         self.place.map_or(0, |(number, slot)| {
             let step = page_number.wrapping_sub(number).cast_signed();
@@ -91,7 +91,7 @@ impl DirectoryWriter {
         };
         let item = &mut self.item;
         let goes_on = item.count > 0 && item.kind == kind && step == 0;
-        // From the second page on an item either has all versions or none.
+        // An item has a version for all further pages or for none, and the second page decides.
         if !goes_on || (more != 0 && !item.each && item.count > 1) {
             self.close(out);
             self.item = Item {
@@ -169,7 +169,7 @@ impl<'a> DirectoryReader<'a> {
         entry.map_err(|source| DeltaError::Directory { page, source })
     }
 
-    /// Checks that nothing is left.
+    /// Checks that no bytes are left.
     pub(crate) fn finish(self) -> Result<(), DeltaError> {
         let page = self.page;
         match self.rest.len() {

@@ -15,12 +15,12 @@ use crate::channel::check_payload_len;
 use crate::encoder::Failed;
 use crate::{Backend, PageBuffer, PathCounts};
 
-/// Encodes packets of pages, with differences if the channel has [`Sent`] pages: the sending
-/// direction of one channel, over an [`Encoder`](crate::Encoder) of any method.
+/// Encodes packets of pages: the sending direction of one channel, over an
+/// [`Encoder`](crate::Encoder) of any method.
 ///
-/// Without them its payloads are exactly those of the method.
+/// With [`Sent`] pages its payloads have differences; without them they are the method's.
 ///
-/// `T` is the caller's tag for a packet, which has or is the packet's header.
+/// `T` is the caller's tag for a packet: the packet's header, or a type that has it.
 pub struct Encoder<T = RamPacket> {
     inner: crate::Encoder<T>,
     layer: Option<Layer>,
@@ -32,32 +32,35 @@ struct Layer {
     method: Method,
     directory: DirectoryWriter,
     area: Vec<u8>,
-    /// What the packets in work have behind the method's payload, the oldest first.
-    feet: VecDeque<Behind>,
-    /// Memory for the next ones.
+    /// The ends of the packets in work, the oldest first.
+    ends: VecDeque<End>,
+    /// Memory for further ends.
     spare: Vec<Vec<u8>>,
     price: Price,
-    /// Pages in a row that differed too much.
-    vain: u32,
+    /// The number of pages in a row that differed too much.
+    too_different: u32,
 }
 
-/// A packet in work.
-struct Behind {
+/// The end of a payload in work, and the content of the method's part before it.
+struct End {
+    /// Directory and foot.
     bytes: Vec<u8>,
+    /// Pages that go whole.
     whole_pages: usize,
     /// Bytes that fill the area up to whole pages.
     filling: usize,
+    /// Pages of the method's payload: whole pages and the area.
     pages: usize,
     page_size: PageSize,
 }
 
-/// The bytes that the method takes for a whole page of this channel.
+/// The method's bytes of payload for a byte of a whole page, in this channel.
 struct Price {
-    per_page: f64,
+    per_byte: f64,
 }
 
 impl<T: Borrow<RamPacket>> Encoder<T> {
-    /// An encoder whose packets have differences to pages in `sent`, if there are any.
+    /// An encoder of packets with differences to pages in `sent`, or without differences.
     #[must_use]
     pub fn new(inner: crate::Encoder<T>, sent: Option<Arc<Sent>>) -> Self {
         let layer = sent.map(|sent| Layer {
@@ -65,15 +68,15 @@ impl<T: Borrow<RamPacket>> Encoder<T> {
             method: inner.method(),
             directory: DirectoryWriter::default(),
             area: Vec::new(),
-            feet: VecDeque::new(),
+            ends: VecDeque::new(),
             spare: Vec::new(),
-            price: Price { per_page: f64::MAX },
-            vain: 0,
+            price: Price { per_byte: f64::MAX },
+            too_different: 0,
         });
         Self { inner, layer }
     }
 
-    /// The same with differences to pages in `sent`. No packet may have been pushed.
+    /// This encoder with differences to pages in `sent`. No packet may have been pushed.
     #[must_use]
     pub fn with_differences(self, sent: Arc<Sent>) -> Self {
         Self::new(self.inner, Some(sent))
@@ -91,9 +94,9 @@ impl<T: Borrow<RamPacket>> Encoder<T> {
         self.inner.method()
     }
 
-    /// The method that a packet's header has to state. With differences, most methods' rules for
-    /// the length of a packet do not hold, so such a packet states `zlib` or `zstd`, whose rule is
-    /// only the limit; [`payload_method`](super::payload_method) finds the method in the payload.
+    /// The method that a packet's header has to state. A packet with differences breaks most
+    /// methods' rules for the length of a packet. So it states `zlib` or `zstd`, whose only rule is
+    /// the limit, and [`payload_method`](super::payload_method) reads the method from the payload.
     #[must_use]
     pub const fn packet_method(&self) -> Method {
         match (self.inner.method(), &self.layer) {
@@ -126,8 +129,8 @@ impl<T: Borrow<RamPacket>> Encoder<T> {
         self.inner.backend()
     }
 
-    /// See [`crate::Encoder::counts`]. Pages that go as differences are not among them; the pages
-    /// of the area are.
+    /// See [`crate::Encoder::counts`]. They count the pages of the area instead of the pages that
+    /// go as differences.
     #[must_use]
     pub const fn counts(&self) -> PathCounts {
         self.inner.counts()
@@ -136,31 +139,31 @@ impl<T: Borrow<RamPacket>> Encoder<T> {
     /// Takes the packet of `tag`, with its normal pages in the order of their offsets. There must
     /// be [room](Self::room). See [`crate::Encoder::push`].
     ///
-    /// `epoch` is the number of the channel's SYNCs before the packet. From here on the other end
-    /// needs this packet: it must be popped and sent before any later packet of the channel, even
-    /// if no other follows.
+    /// `epoch` is the number of the channel's SYNCs before the packet. From now on packets of other
+    /// channels may refer to this one. So it must be popped and sent, before any later packet of
+    /// the channel.
     pub fn push(&mut self, mut pages: PageBuffer, epoch: u64, tag: T) {
         let packet = tag.borrow();
-        // A packet that does not tell the page size has no pages.
+        // Only a packet without pages has no page size.
         let page_size = packet.page_size().unwrap_or(PageSize::K4);
         if let Some(layer) = &mut self.layer {
             layer.forget(packet);
-            let behind = layer.behind(&mut pages, packet, page_size, epoch);
-            layer.feet.push_back(behind);
+            let end = layer.split(&mut pages, packet, page_size, epoch);
+            layer.ends.push_back(end);
         }
         self.inner.push(pages, page_size, tag);
     }
 
-    /// Takes note of a packet that has no payload and is not pushed: its zero pages are not kept
-    /// any longer. Nothing is wrong without this, but the memory is used better.
+    /// Frees the slots of the zero pages of a packet that has no payload, and so is not pushed.
+    /// This call is optional: it saves memory.
     pub fn forget_zero_pages(&mut self, packet: &RamPacket) {
         if let Some(layer) = &mut self.layer {
             layer.forget(packet);
         }
     }
 
-    /// Makes the payload of the oldest packet: see [`crate::Encoder::pop`]. The returned buffer is
-    /// for further packets; its content is meaningless.
+    /// Makes the payload of the oldest packet: see [`crate::Encoder::pop`]. The caller can use the
+    /// returned buffer for further packets; its content is meaningless.
     ///
     /// # Errors
     ///
@@ -173,13 +176,13 @@ impl<T: Borrow<RamPacket>> Encoder<T> {
         let Some((pages, tag)) = popped else {
             return Ok(None);
         };
-        if let Some(behind) = layer.feet.pop_front() {
+        if let Some(end) = layer.ends.pop_front() {
             if layer.method == Method::None {
-                payload.truncate(payload.len() - behind.filling.min(payload.len()));
+                payload.truncate(payload.len() - end.filling.min(payload.len()));
             }
-            layer.price.learn(payload.len(), &behind);
-            payload.extend_from_slice(&behind.bytes);
-            layer.spare.push(behind.bytes);
+            layer.price.learn(payload.len(), &end);
+            payload.extend_from_slice(&end.bytes);
+            layer.spare.push(end.bytes);
         }
         match check_payload_len(payload.len()) {
             Ok(()) => Ok(Some((pages, tag))),
@@ -189,6 +192,7 @@ impl<T: Borrow<RamPacket>> Encoder<T> {
 }
 
 impl Layer {
+    /// Frees the slots of a packet's zero pages.
     fn forget(&self, packet: &RamPacket) {
         let zero = packet.zero();
         let (false, Some(page_size)) = (zero.is_empty(), packet.page_size()) else {
@@ -206,28 +210,28 @@ impl Layer {
         }
     }
 
-    /// Decides how each page goes. Makes `pages` those of the method, and returns what the payload
-    /// has behind them.
-    fn behind(
+    /// Decides the operation of each page. Leaves the method's pages in `pages`, and returns the
+    /// end of the payload.
+    fn split(
         &mut self,
         pages: &mut PageBuffer,
         packet: &RamPacket,
         page_size: PageSize,
         epoch: u64,
-    ) -> Behind {
+    ) -> End {
         let page_bytes = page_size.bytes();
         let count = pages.as_ref().len() / page_bytes;
-        let mut behind = Behind {
+        let mut end = End {
             bytes: self.spare.pop().unwrap_or_default(),
             whole_pages: 0,
             filling: 0,
             pages: 0,
             page_size,
         };
-        behind.bytes.clear();
-        // A packet without pages has no payload; one with a part of a page is refused.
+        end.bytes.clear();
+        // A packet without pages has no payload. The method refuses one with a part of a page.
         if count == 0 || count * page_bytes != pages.as_ref().len() {
-            return behind;
+            return end;
         }
         self.area.clear();
         let slots = self.sent.slots(page_size);
@@ -251,12 +255,18 @@ impl Layer {
                     entry: Entry::Pass,
                     miss: Some(Miss::Foreign),
                 },
-                Some(_) if self.vain >= MUCH_VAIN && !index.is_multiple_of(SELDOM) => Decision {
-                    entry: Entry::Pass,
-                    miss: Some(Miss::Skipped),
-                },
+                Some(_)
+                    if self.too_different >= MOST_TOO_DIFFERENT
+                        && !index.is_multiple_of(SELDOM) =>
+                {
+                    Decision {
+                        entry: Entry::Pass,
+                        miss: Some(Miss::Skipped),
+                    }
+                }
                 Some((shard, key)) => {
-                    // Pages in sequence have the same shard. One lock is held at a time.
+                    // Pages in sequence have the same shard, so its lock is kept. Only one lock is
+                    // held at a time.
                     let is_held = matches!(&held, Some((other, _)) if std::ptr::eq(*other, shard));
                     if !is_held {
                         held = None;
@@ -266,13 +276,12 @@ impl Layer {
                 }
             };
             match decision.miss {
-                None => self.vain = 0,
-                Some(Miss::Changed) => self.vain = self.vain.saturating_add(1),
+                None => self.too_different = 0,
+                Some(Miss::Changed) => self.too_different = self.too_different.saturating_add(1),
                 Some(_) => {}
             }
             counts.count(decision, page_bytes);
-            self.directory
-                .push(number, decision.entry, &mut behind.bytes);
+            self.directory.push(number, decision.entry, &mut end.bytes);
             let is_whole = match decision.entry {
                 Entry::Pass => true,
                 Entry::Slot { operation, .. } => operation == Operation::Keep,
@@ -287,61 +296,62 @@ impl Layer {
             }
         }
         drop(held);
-        self.directory.finish(&mut behind.bytes);
+        self.directory.finish(&mut end.bytes);
         counts.area_bytes = self.area.len() as u64;
         self.sent.add(&counts);
 
-        behind.whole_pages = whole;
-        behind.pages = whole + self.area.len().div_ceil(page_bytes);
-        // A difference has at most half a page, so there is room.
-        let area = pages.space(behind.pages * page_bytes);
+        end.whole_pages = whole;
+        end.pages = whole + self.area.len().div_ceil(page_bytes);
+        // A difference has at most half a page, so the area fits into the freed pages.
+        let area = pages.space(end.pages * page_bytes);
         let area = area.get_mut(whole * page_bytes..).unwrap_or_default();
         if let Some((differences, filling)) = area.split_at_mut_checked(self.area.len()) {
             differences.copy_from_slice(&self.area);
             filling.fill(0);
-            behind.filling = filling.len();
+            end.filling = filling.len();
         }
         let foot = Foot {
             digest,
             area_bytes: u32::try_from(self.area.len()).unwrap_or(u32::MAX),
-            pages: u16::try_from(behind.pages).unwrap_or(u16::MAX),
-            directory_bytes: u16::try_from(behind.bytes.len()).unwrap_or(u16::MAX),
+            pages: u16::try_from(end.pages).unwrap_or(u16::MAX),
+            directory_bytes: u16::try_from(end.bytes.len()).unwrap_or(u16::MAX),
             method: self.method,
         };
-        foot.append_to(&mut behind.bytes);
-        behind
+        foot.append_to(&mut end.bytes);
+        end
     }
 }
 
 impl Price {
-    /// The longest difference that is better than the whole page.
+    /// The length from which on a difference is no better than the whole page.
     fn limit(&self, page_bytes: usize) -> usize {
         let most = page_bytes / 2;
-        // Bytes of a difference may be as incompressible as any.
-        ((self.per_page * page_bytes as f64) as usize).clamp(LEAST_LIMIT.min(most), most)
+        // The method may not compress the bytes of a difference.
+        ((self.per_byte * page_bytes as f64) as usize).clamp(LEAST_LIMIT.min(most), most)
     }
 
-    /// Learns from a packet: the more whole pages it has, the more.
-    fn learn(&mut self, payload_bytes: usize, packet: &Behind) {
+    /// Learns from a packet, in proportion to its whole pages.
+    fn learn(&mut self, payload_bytes: usize, packet: &End) {
         if packet.whole_pages == 0 {
             return;
         }
         let bytes = packet.pages * packet.page_size.bytes();
         let found = payload_bytes as f64 / bytes as f64;
-        if self.per_page > 2.0 {
-            self.per_page = found;
+        // The initial value.
+        if self.per_byte > 2.0 {
+            self.per_byte = found;
             return;
         }
         let weight = packet.whole_pages as f64 / (packet.whole_pages as f64 + MEMORY_PAGES);
-        self.per_page += (found - self.per_page) * weight;
+        self.per_byte += (found - self.per_byte) * weight;
     }
 }
 
-/// After so many pages in a row that differed too much, only every [`SELDOM`]th page of a packet is
-/// compared and kept, until one differs little: a channel of such pages is as fast as without.
-const MUCH_VAIN: u32 = 256;
+/// After this many pages in a row that differed too much, only one page in [`SELDOM`] is compared
+/// and kept, until one differs little. So differences do not slow down a channel of such pages.
+const MOST_TOO_DIFFERENT: u32 = 256;
 const SELDOM: usize = 32;
-/// So few bytes are never worse than a page.
+/// A difference of this length is always better than a whole page.
 const LEAST_LIMIT: usize = 24;
-/// Half of the price is that of so many last pages.
+/// The last pages that make up half of the price.
 const MEMORY_PAGES: f64 = 64.0;

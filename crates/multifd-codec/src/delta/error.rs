@@ -4,7 +4,7 @@ use multifd_wire::Method;
 
 use crate::DecodeError;
 
-/// A payload with differences cannot be read. The decoder refuses all later packets, and the
+/// Why a payload with differences cannot be read. The decoder refuses all later packets, and the
 /// content of the page buffer is meaningless.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -32,15 +32,14 @@ pub enum DeltaError {
         /// The decoder's method.
         allowed: Method,
     },
-    /// The parts of the payload do not fit together: the numbers in the foot contradict the
-    /// payload's length, the directory, or the packet's pages.
+    /// A number in the foot contradicts the payload's length, the directory, or the packet's pages.
     #[error("the payload's foot states {found} {what}, but there are {allowed}")]
     Part {
-        /// What is counted.
+        /// The name of the number.
         what: &'static str,
         /// The foot's number.
         found: usize,
-        /// The number that follows from the rest.
+        /// The number that the rest of the packet allows.
         allowed: usize,
     },
     /// The directory is wrong.
@@ -65,16 +64,18 @@ pub enum DeltaError {
         /// The number of slots.
         allowed: u32,
     },
-    /// A page for a slot has another size than the first one.
-    #[error("a page of {found} bytes for a slot of {allowed}")]
+    /// A page for a slot has another size than the first page for a slot.
+    #[error("a page of {found} bytes for a slot of {allowed} bytes")]
     PageSize {
         /// The packet's page size.
         found: usize,
         /// The page size of all slots.
         allowed: usize,
     },
-    /// An operation came on a version that is no longer in the slot.
-    #[error("slot {slot} has version {found}, and version {wanted} is gone")]
+    /// An operation expects a version that the slot no longer has.
+    #[error(
+        "slot {slot} has version {found}, but the operation expects the older version {wanted}"
+    )]
     Gone {
         /// The slot.
         slot: u32,
@@ -83,8 +84,8 @@ pub enum DeltaError {
         /// The version that the operation expects.
         wanted: u32,
     },
-    /// The operations before this one did not come.
-    #[error("slot {slot} has version {found}, and version {wanted} did not come")]
+    /// The operations before this one did not come in time.
+    #[error("slot {slot} has version {found}, and version {wanted} did not come in time")]
     Missing {
         /// The slot.
         slot: u32,
@@ -103,7 +104,7 @@ pub enum DeltaError {
         /// The version that the operation expects.
         wanted: u32,
     },
-    /// The pages made from differences are not those that the sender has.
+    /// The pages made from differences are not the sender's.
     #[error("the pages made from differences have digest {found:016x} instead of {wanted:016x}")]
     Digest {
         /// The digest of the pages.
@@ -111,7 +112,7 @@ pub enum DeltaError {
         /// The digest in the payload.
         wanted: u64,
     },
-    /// This process has no memory for slots that it has agreed to.
+    /// This process has no memory for the slots that it has agreed to.
     #[error("this host has no memory for pages that it agreed to keep: agree to fewer")]
     NoMemory,
     /// The method cannot read its part of the payload.
@@ -119,7 +120,7 @@ pub enum DeltaError {
     Codec(#[from] DecodeError),
 }
 
-/// A directory is wrong.
+/// The fault of a wrong directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum DirectoryFault {
@@ -140,20 +141,20 @@ pub enum DirectoryFault {
         /// The tag.
         found: u64,
     },
-    /// A slot is no number of a slot.
-    #[error("slot {found}")]
+    /// A slot's number is negative or too large.
+    #[error("{found} is no number of a slot")]
     Slot {
         /// The slot.
         found: i64,
     },
-    /// A version is no version, or an empty slot has no page to differ from.
-    #[error("version {found}")]
+    /// A version is negative or too large, or it is 0 and the operation needs a kept page.
+    #[error("version {found} is impossible")]
     Version {
         /// The version.
         found: i64,
     },
-    /// There are bytes behind the last page.
-    #[error("{found} bytes are behind the last page")]
+    /// There are bytes behind the last page's operation.
+    #[error("{found} bytes follow the last page's operation")]
     Trailing {
         /// Bytes left.
         found: usize,

@@ -1,16 +1,16 @@
-//! The end of a payload: what is before it.
+//! The foot: the last bytes of a payload, which describe the parts before it.
 
 use multifd_wire::Method;
 
 use super::DeltaError;
 
-/// What stands behind the method's payload and the directory. They are made and read in this order,
-/// and no byte moves for it.
+/// The last bytes of a payload. It stands behind the method's payload and the directory, because
+/// its numbers are known only then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Foot {
     pub(crate) digest: u64,
     pub(crate) area_bytes: u32,
-    /// N': pages that the method has.
+    /// N': the pages of the method's payload.
     pub(crate) pages: u16,
     pub(crate) directory_bytes: u16,
     /// The method of these pages.
@@ -26,11 +26,11 @@ impl Foot {
         out.extend(self.pages.to_be_bytes());
         out.extend(self.directory_bytes.to_be_bytes());
         let code = METHODS.iter().position(|method| *method == self.method);
-        // There is no encoder of another method.
+        // No encoder has another method.
         out.push(LAYOUT | code.unwrap_or(LAYOUT.into()) as u8);
     }
 
-    /// Reads the foot of a payload, and the number of bytes before it.
+    /// Reads the foot of a payload. Returns the number of bytes before it, too.
     pub(crate) fn of(payload: &[u8]) -> Result<(Self, usize), DeltaError> {
         let found = payload.len();
         let Some((before, foot)) = payload.split_last_chunk::<{ Self::LEN }>() else {
@@ -48,7 +48,7 @@ impl Foot {
     }
 }
 
-/// The method of a payload's pages, as its last byte states it.
+/// Reads the method of a payload's pages from its last byte.
 ///
 /// # Errors
 ///
@@ -65,7 +65,7 @@ fn method([found]: [u8; 1]) -> Result<Method, DeltaError> {
     method.copied().ok_or(DeltaError::Layout { found })
 }
 
-/// The fields together are as long as the foot.
+/// Takes a field from the front: the fields together are as long as the foot.
 fn take<const LEN: usize>(from: &mut &[u8]) -> [u8; LEN] {
     let (field, rest) = from.split_first_chunk().unwrap_or((&[0; LEN], &[]));
     *from = rest;
@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_foot_is_told() {
+    fn payloads_without_a_foot_are_refused() {
         let error = Foot::of(&[1; Foot::LEN - 1]).unwrap_err();
         assert!(matches!(error, DeltaError::Short { found: 16 }));
         assert!(matches!(

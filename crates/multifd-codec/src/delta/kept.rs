@@ -14,16 +14,16 @@ use super::sent::lock;
 /// The pages that one end of a migration has received: shared by the [decoders](super::Decoder) of
 /// all its channels.
 ///
-/// Its slots' memory is allocated as they are first used, and never exceeds the share.
+/// A slot's memory is allocated at its first use, and all slots never exceed the share.
 #[derive(Debug)]
 pub struct Kept {
     share: Share,
     patience: Duration,
-    /// Made for the page size of the first page for a slot.
+    /// Made at the first page for a slot, for its page size.
     slots: OnceLock<Slots>,
     used: Used,
-    /// Packets done: a wait lasts as long as there are more.
-    done: AtomicU64,
+    /// Packets that were decoded: a wait goes on as long as this number grows.
+    decoded: AtomicU64,
     operations: AtomicU64,
     waits: AtomicU64,
 }
@@ -39,31 +39,31 @@ struct Slots {
 #[derive(Debug, Default)]
 struct Chunk {
     slots: Mutex<ChunkSlots>,
-    /// Some version has changed.
+    /// A version has changed.
     changed: Condvar,
 }
 
 #[derive(Debug, Default)]
 struct ChunkSlots {
-    /// Both are empty until a slot is used.
+    /// Empty until a slot of the chunk is used, like `pages`.
     versions: Vec<u32>,
     pages: Vec<u8>,
-    /// Threads that wait for another version.
+    /// The number of threads that wait for a version.
     waiting: usize,
 }
 
-/// What was received so far.
+/// Numbers of operations received so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct KeptCounts {
     /// Operations on slots.
     pub operations: u64,
-    /// Operations that waited for others.
+    /// Operations that had to wait for earlier ones.
     pub waits: u64,
 }
 
 impl Kept {
-    /// Slots for the pages of a migration. Both ends must have agreed on the number of bytes.
+    /// Slots for the pages of a migration. Both ends must have agreed on the share's bytes.
     #[must_use]
     pub fn new(share: Share) -> Self {
         Self {
@@ -71,21 +71,20 @@ impl Kept {
             patience: PATIENCE,
             slots: OnceLock::new(),
             used: Used::default(),
-            done: AtomicU64::new(0),
+            decoded: AtomicU64::new(0),
             operations: AtomicU64::new(0),
             waits: AtomicU64::new(0),
         }
     }
 
-    /// With another time limit than 50 s for the wait for other channels, in which none of them
-    /// brings anything.
+    /// Sets the time limit for waits in which no channel decodes a packet, instead of 50 s.
     #[must_use]
     pub const fn with_patience(mut self, patience: Duration) -> Self {
         self.patience = patience;
         self
     }
 
-    /// What was received so far.
+    /// The numbers of operations received so far.
     #[must_use]
     pub fn counts(&self) -> KeptCounts {
         KeptCounts {
@@ -94,14 +93,14 @@ impl Kept {
         }
     }
 
-    /// Notes that a packet is done.
-    pub(crate) fn packet_done(&self, operations: u64) {
-        self.done.fetch_add(1, Ordering::Relaxed);
+    /// Notes that a packet is decoded.
+    pub(crate) fn packet_decoded(&self, operations: u64) {
+        self.decoded.fetch_add(1, Ordering::Relaxed);
         self.operations.fetch_add(operations, Ordering::Relaxed);
     }
 
-    /// Operates on the page of a slot once it has the version that is wanted, and makes the version
-    /// one higher. `given_up` ends the wait for it.
+    /// Waits until a slot has the version `wanted`, operates on its page, and adds one to the
+    /// version. `given_up` ends the wait.
     pub(crate) fn operate(
         &self,
         slot: u32,
@@ -127,7 +126,7 @@ impl Kept {
             let count = each.min((slots.count - first) as usize);
             let no_memory = |_| DeltaError::NoMemory;
             let bytes = count * page_size.bytes();
-            if !self.used.grow(bytes as u64) {
+            if !self.used.try_grow(bytes as u64) {
                 return Err(DeltaError::NoMemory);
             }
             all.pages = zeros(bytes).map_err(no_memory)?;
@@ -172,7 +171,7 @@ impl Kept {
         let page = all.pages.get_mut(start..start + page_size.bytes());
         operation(page.unwrap_or_default())?;
         if let Some(version) = all.versions.get_mut(index) {
-            // The directory has no version that is the last one.
+            // The directory refuses the highest version, so this never saturates.
             *version = wanted.saturating_add(1);
         }
         if all.waiting > 0 {
@@ -205,7 +204,8 @@ impl Kept {
 struct Waiter<'a> {
     kept: &'a Kept,
     given_up: &'a dyn Fn() -> bool,
-    /// Packets that were done, and until when there have to be more. `None` before the wait.
+    /// The number of decoded packets, and the time until which it has to grow. `None` before the
+    /// wait.
     seen: Option<(u64, Instant)>,
 }
 
@@ -229,9 +229,9 @@ impl<'a> Waiter<'a> {
             return Verdict::GivenUp;
         }
         let now = Instant::now();
-        let done = self.kept.done.load(Ordering::Relaxed);
+        let decoded = self.kept.decoded.load(Ordering::Relaxed);
         match self.seen {
-            Some((before, until)) if before == done => {
+            Some((before, until)) if before == decoded => {
                 if now >= until {
                     return Verdict::TooLong;
                 }
@@ -240,7 +240,7 @@ impl<'a> Waiter<'a> {
                 if seen.is_none() {
                     self.kept.waits.fetch_add(1, Ordering::Relaxed);
                 }
-                self.seen = Some((done, now + self.kept.patience));
+                self.seen = Some((decoded, now + self.kept.patience));
             }
         }
         Verdict::Wait
@@ -255,13 +255,13 @@ fn zeros<T: Clone + Default>(count: usize) -> Result<Vec<T>, TryReserveError> {
     Ok(all)
 }
 
-/// The number of slots in a piece of memory of 1 MiB.
+/// The number of slots in a chunk of 1 MiB.
 const fn chunk_slots(page_bytes: usize) -> usize {
     (1 << 20) / page_bytes
 }
 
-/// Less than a minute, after which other parts give a migration up; and longer than any pause of a
-/// network that a migration survives.
+/// The usual time limit for a wait. It is longer than any pause of a network that a migration
+/// survives, and shorter than a minute, after which other parts give a migration up.
 const PATIENCE: Duration = Duration::from_secs(50);
-/// So soon a wait learns that it was given up.
+/// The time between two calls of `given_up`.
 const SLICE: Duration = Duration::from_millis(50);

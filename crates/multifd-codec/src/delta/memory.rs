@@ -1,10 +1,10 @@
-//! Memory for kept pages: one bound for all migrations of this process.
+//! Memory for kept pages: one limit for all migrations of this process.
 //!
 //! An end takes a [`Share`] before it agrees with the other end on a number of bytes, and never
-//! holds more than its share. It returns the share when it is dropped.
+//! holds more than its share. A share returns its bytes when it is dropped.
 //!
-//! The limits of the process bound it too, at the time of each allocation: other parts of the
-//! process and of its control group need memory as well.
+//! Each allocation also stays within the limits of the process, because other parts of the process
+//! and of its control group need memory as well.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -19,14 +19,14 @@ static HELD: AtomicU64 = AtomicU64::new(0);
 /// The bytes of all shares that are allocated.
 static USED: AtomicU64 = AtomicU64::new(0);
 
-/// The number of bytes that all shares of this process may have.
+/// The limit: the number of bytes that all shares of this process may have.
 #[must_use]
 pub fn limit() -> u64 {
     LIMIT.load(Ordering::Relaxed)
 }
 
-/// Sets the number of bytes that all shares of this process may have. It applies to new shares; a
-/// migration keeps the share it has.
+/// Sets the number of bytes that all shares of this process may have. Existing shares stay as they
+/// are.
 pub fn set_limit(bytes: u64) {
     LIMIT.store(bytes, Ordering::Relaxed);
 }
@@ -44,8 +44,8 @@ pub struct Share {
 }
 
 impl Share {
-    /// Takes as many of `up_to` bytes as are left, also by the limits of the process. That may be
-    /// none.
+    /// Takes `up_to` bytes, or as many as the limit and the limits of the process leave. The share
+    /// may be empty.
     #[must_use]
     pub fn take(up_to: u64) -> Self {
         let allowed = match up_to {
@@ -69,7 +69,7 @@ impl Share {
         self.bytes
     }
 
-    /// Returns all but `bytes`: the other end has less.
+    /// Returns all but `bytes`, for instance because the other end has less memory.
     pub fn shrink_to(&mut self, bytes: u64) {
         let back = self.bytes.saturating_sub(bytes);
         self.bytes -= back;
@@ -88,9 +88,9 @@ impl Drop for Share {
 pub(super) struct Used(AtomicU64);
 
 impl Used {
-    /// Whether so many bytes more may be allocated, which are counted then. An allocation that
-    /// leaves too little for the rest of the process may not.
-    pub(super) fn grow(&self, bytes: u64) -> bool {
+    /// Counts `bytes` that the caller is about to allocate. Returns false instead if the allocation
+    /// would leave too little for the rest of the process.
+    pub(super) fn try_grow(&self, bytes: u64) -> bool {
         if room::spare().is_some_and(|spare| spare < bytes) {
             return false;
         }
@@ -110,7 +110,7 @@ impl Drop for Used {
 mod tests {
     use super::*;
 
-    /// The only test of this program that takes more than a few MiB.
+    /// No other test of this program takes more than a few MiB.
     #[test]
     fn shares_never_exceed_the_limit() {
         let before = held();

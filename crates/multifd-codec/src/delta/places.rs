@@ -1,15 +1,16 @@
-//! Where the slots' keys are found: a table of slots by key.
+//! A hash table that finds slots by their keys.
 
-/// An open table: a slot stands at its key's place or behind it, without a gap in between. The
-/// keys themselves are in the slots.
+/// A table with linear probing: an entry stands at its key's home or behind it, without a gap in
+/// between. The keys themselves are in the slots, so callers pass `key_of`.
 #[derive(Debug, Default)]
 pub(crate) struct Places {
-    /// A slot's number plus 1, or 0. The length is a power of two, and more than half are 0.
+    /// A slot's number plus 1, or 0 for none. The length is a power of two, and at least half of
+    /// the entries are 0.
     entries: Vec<u32>,
 }
 
 impl Places {
-    /// Makes room for `slots` slots, of which `used` are in the table.
+    /// Makes room for `slots` slots. `used` are the slots in the table.
     pub(crate) fn make_room(
         &mut self,
         slots: usize,
@@ -54,7 +55,7 @@ impl Places {
                 None => return,
             }
         }
-        // Slots behind the hole move into it, unless that is before their own place.
+        // Entries behind the hole move into it, unless it is before their home.
         let mut at = self.next(hole);
         while let Some(found) = self.at(at) {
             let from_home = self.distance(self.home(key_of(found)), at);
@@ -94,8 +95,8 @@ impl Places {
     }
 }
 
-/// Spreads keys, of which many are consecutive. A guest that makes many of them meet slows its own
-/// migration down: within the table, which is one of many.
+/// Spreads consecutive keys over the table. A guest that provokes collisions slows down only its
+/// own migration.
 pub(crate) const fn hash(key: u64) -> u64 {
     let mixed = key.wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let mixed = (mixed ^ mixed >> 32).wrapping_mul(0xd6e8_feb8_6659_fd93);

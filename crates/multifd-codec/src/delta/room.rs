@@ -1,33 +1,35 @@
-//! How much memory the limits of this process leave to it.
+//! The memory that the limits of this process leave to it.
 //!
-//! An allocation that fails ends the whole process, and a control group that is full kills it. So
-//! pages are kept only as long as a rest stays free for everything else.
+//! A failed allocation ends the whole process, and the kernel kills processes of a full control
+//! group. So kept pages leave a reserve for everything else.
 //!
-//! Everything is read through files that stay open: a process may give up its right to open more.
+//! The files that tell limits and usage stay open, because a process may give up its right to open
+//! files.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-/// What stays free for everything else than kept pages, beside a part of the limit. A connection
-/// takes some MiB with its thread, and so does a helper of the codec.
+/// Bytes that kept pages leave free, in addition to a part of the limit. A connection with its
+/// thread takes some MiB, and so does a helper of the codec.
 const RESERVE_BYTES: u64 = 64 << 20;
 
-/// The part of a limit that stays free too.
+/// The reciprocal of the part of a limit that stays free, too.
 const RESERVE_PART: u64 = 16;
 
-/// A limit that is so high is none.
+/// A control group without a limit may state a number from here on.
 const NO_LIMIT: u64 = 1 << 60;
 
-/// More than the files have that are read here.
+/// More bytes than any file here has.
 const MOST_BYTES: usize = 16 << 10;
 
 /// The limits of a process.
 #[derive(Debug, Default)]
 struct Room {
-    /// What the process has mapped, and what it may map.
+    /// The process's usage.
     status: Option<File>,
+    /// Its limits.
     address_space: Option<u64>,
     data: Option<u64>,
     groups: Vec<Group>,
@@ -39,11 +41,11 @@ struct Group {
     limits: Vec<File>,
     usage: File,
     stat: Option<File>,
-    /// What the group can have back at once, in its statistics.
+    /// The name of the statistic of memory that the kernel can reclaim at once.
     cache: &'static str,
 }
 
-/// A version of control groups.
+/// The names of a version of control groups.
 struct Version {
     limits: &'static [&'static str],
     usage: &'static str,
@@ -62,7 +64,7 @@ const V2: Version = Version {
     cache: "inactive_file",
 };
 
-/// What a limit leaves, and the limit.
+/// The bytes that a limit leaves, and the limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Left {
     bytes: u64,
@@ -70,7 +72,7 @@ struct Left {
 }
 
 impl Left {
-    /// What of it kept pages may have.
+    /// The part of these bytes that kept pages may have.
     const fn spare(self) -> u64 {
         let part = self.limit / RESERVE_PART;
         self.bytes.saturating_sub(RESERVE_BYTES + part)
@@ -83,21 +85,20 @@ fn room() -> &'static Room {
     ROOM.get_or_init(|| Room::open(Path::new("/")))
 }
 
-/// The bytes that the limits of this process leave to it, if it has any: those of its address space
-/// and its data (setrlimit(2)), and those of its control groups (cgroups(7)). The first call opens
-/// the files that say so.
+/// The bytes that the limits of this process leave to it, if it has any: the limits of its address
+/// space and its data (setrlimit(2)), and those of its control groups (cgroups(7)). The first call
+/// opens the files that tell them.
 pub fn left() -> Option<u64> {
     room().left().map(|left| left.bytes).min()
 }
 
-/// The bytes that kept pages may have more than they have, if there are any limits. A part of
-/// [`left`] stays free for everything else.
+/// The further bytes that kept pages may take, if there are any limits: [`left`] without a reserve.
 pub(super) fn spare() -> Option<u64> {
     room().left().map(Left::spare).min()
 }
 
 impl Room {
-    /// Opens what says the limits, in a tree of files.
+    /// Opens the files below `root`, which is `/` outside of tests.
     fn open(root: &Path) -> Self {
         let read = |path: &str| fs::read_to_string(root.join(path)).unwrap_or_default();
         let limits = read("proc/self/limits");
@@ -112,7 +113,7 @@ impl Room {
         }
         let address_space = limit_of(&limits, "Max address space");
         let data = limit_of(&limits, "Max data size");
-        // Descriptors are few: without a limit none is taken.
+        // A process without limits needs no descriptor for its usage.
         let status = address_space.or(data).and_then(|_| {
             let path = root.join("proc/self/status");
             File::open(path).ok()
@@ -137,9 +138,9 @@ impl Room {
     }
 }
 
-/// Where control groups are mounted.
+/// A mount of control groups.
 struct Mount<'a> {
-    /// The group at this place.
+    /// The group at the mount's root.
     group: &'a str,
     at: &'a str,
     version: Version,
@@ -183,7 +184,7 @@ impl<'a> Mount<'a> {
 }
 
 impl Group {
-    /// A group and all that it is in, as far as they have limits.
+    /// A group and its ancestors that have limits.
     fn chain(top: &Path, path: &Path, version: &Version) -> Vec<Self> {
         let is_below = path
             .components()
@@ -239,7 +240,7 @@ fn number(file: &File) -> Option<u64> {
     text(file).trim().parse().ok()
 }
 
-/// What a file of the system says now: nothing, if it cannot be read.
+/// The present content of a file; empty if it cannot be read.
 fn text(file: &File) -> String {
     let mut bytes = vec![0; MOST_BYTES];
     let mut len = 0;
@@ -372,7 +373,7 @@ mod tests {
     }
 
     #[test]
-    fn what_this_host_says_can_be_read() {
+    fn this_hosts_files_can_be_read() {
         let room = Room::open(Path::new("/"));
         let status = fs::read_to_string("/proc/self/status").unwrap();
         assert!(kibibytes(&status, "VmSize:").is_some_and(|bytes| bytes > MIB));

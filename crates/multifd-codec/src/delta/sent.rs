@@ -12,11 +12,11 @@ use super::shard::{Decision, Miss, Pool, Shard};
 /// The pages that one end of a migration has sent: shared by the [encoders](super::Encoder) of all
 /// its channels.
 ///
-/// Its slots' memory is allocated as they are first used, and never exceeds the share.
+/// A slot's memory is allocated at its first use, and all slots never exceed the share.
 #[derive(Debug)]
 pub struct Sent {
     share: Share,
-    /// Made for the page size of the first packet.
+    /// Made at the first packet, for its page size.
     slots: OnceLock<Slots>,
     /// A block's number is its index.
     blocks: RwLock<Vec<BlockName>>,
@@ -29,7 +29,7 @@ pub(crate) struct Slots {
     shards: Box<[Mutex<Shard>]>,
 }
 
-/// What was sent so far.
+/// Numbers of pages and bytes sent so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Counts {
@@ -37,35 +37,35 @@ pub struct Counts {
     pub kept: u64,
     /// Pages that went whole, and are not kept.
     pub passed: u64,
-    /// Pages that went as a difference. Unchanged pages are among them.
+    /// Pages that went as a difference, or unchanged.
     pub differences: u64,
-    /// Pages that were sent again unchanged.
+    /// Pages among these that were unchanged.
     pub same: u64,
-    /// Bytes of the pages that went as differences.
+    /// Bytes of these pages.
     pub difference_page_bytes: u64,
     /// Bytes of their differences, before they were compressed.
     pub area_bytes: u64,
     /// Slots with a page.
     pub slots_in_use: u64,
-    /// All slots. It is 0 before the first page.
+    /// All slots; 0 before the first page.
     pub slots: u64,
     /// Why pages went whole.
     pub misses: Misses,
 }
 
-/// Numbers of pages that went whole, by reason. Each whole page has one.
+/// Numbers of pages that went whole, by reason. Each such page has one reason.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Misses {
     /// They were sent for the first time.
     pub new: u64,
-    /// They were sent before, and their slot has another page or they had none.
+    /// They were sent before, and were in no slot.
     pub lost: u64,
     /// They differed too much.
     pub changed: u64,
-    /// A packet behind a later SYNC had used their slot.
+    /// A packet of a later epoch had used their slot.
     pub overtaken: u64,
-    /// They were not compared, because many pages of the channel in a row had differed too much.
+    /// They were not compared, because many pages before them in the channel had differed too much.
     pub skipped: u64,
     /// They cannot have a slot: the migration has no memory for slots, their size is not that of
     /// the first page, or there are too many blocks.
@@ -73,7 +73,7 @@ pub struct Misses {
 }
 
 impl Sent {
-    /// Slots for the pages of a migration. Both ends must have agreed on the number of bytes.
+    /// Slots for the pages of a migration. Both ends must have agreed on the share's bytes.
     #[must_use]
     pub fn new(share: Share) -> Self {
         Self {
@@ -84,7 +84,7 @@ impl Sent {
         }
     }
 
-    /// What was sent so far.
+    /// The numbers of pages and bytes sent so far.
     #[must_use]
     pub fn counts(&self) -> Counts {
         let mut counts = self.totals.read();
@@ -104,7 +104,7 @@ impl Sent {
         (slots.page_size == page_size && !slots.shards.is_empty()).then_some(slots)
     }
 
-    /// The number of a block, if there are not too many.
+    /// The number of a block, unless there are too many blocks.
     pub(crate) fn block(&self, name: &BlockName) -> Option<u8> {
         let number = |blocks: &[BlockName]| {
             let number = blocks.iter().position(|block| block == name);
@@ -141,8 +141,8 @@ impl Slots {
         }
     }
 
-    /// The shard of a page. Pages in sequence have the same, so that they get slots in sequence;
-    /// and shards take turns, so that all fill up evenly.
+    /// The shard of a page. Pages in sequence share one, so that they get slots in sequence. Shards
+    /// take turns, so that all fill up evenly.
     pub(crate) fn shard(&self, key: u64) -> Option<&Mutex<Shard>> {
         let turn = (key >> SEQUENCE_BITS) % self.shards.len().max(1) as u64;
         self.shards.get(turn as usize)
@@ -242,12 +242,13 @@ pub(crate) fn lock<L>(lock: &Mutex<L>) -> std::sync::MutexGuard<'_, L> {
 }
 
 const BLOCK_SHIFT: u32 = 56;
-/// A machine has a few blocks, and one more for each memory module and option ROM. The last number
-/// is not used, because no page has the key of a free slot.
+/// The most blocks with slots. A machine has a few, and one more for each memory module and option
+/// ROM. The number 255 stays unused, because its keys would include the one of a free slot.
 const MAX_BLOCKS: usize = 255;
-/// A packet of pages of 4 KiB: channels that send consecutive packets use different shards.
+/// A sequence has 2^7 pages, as many as a packet: channels with consecutive packets use different
+/// shards.
 const SEQUENCE_BITS: u32 = 7;
-/// Enough that 16 channels rarely wait for one another.
+/// Enough shards that 16 channels rarely wait for one another.
 const MAX_SHARDS: u32 = 64;
-/// Fewer slots are one shard, so that a small budget serves all pages.
+/// The least slots of a shard: with fewer, all pages share one shard.
 const LEAST_OF_SHARD: u32 = 256;

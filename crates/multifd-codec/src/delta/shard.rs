@@ -1,4 +1,4 @@
-//! A part of the sender's slots: which page is in which, and for which page one is emptied.
+//! A part of the sender's slots: finds a page's slot, and chooses the page that a new one replaces.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
@@ -17,19 +17,19 @@ use super::sketch::Sketch;
 pub(crate) struct Shard {
     pool: Arc<Pool>,
     page_bytes: usize,
-    /// All have [`EXTENT`] slots, but for the last one of the pool.
+    /// Each has [`EXTENT`] slots; the last one of the pool may have fewer.
     extents: Vec<Extent>,
     /// The number of slots in the extents.
     capacity: usize,
-    /// Slots that were used so far. A slot's place is its index.
+    /// Slots that were used so far. The extents have their pages in the same order.
     slots: Vec<Slot>,
     places: Places,
-    /// The last slot that was emptied; its link is the one before.
+    /// The slot that was freed last; its link leads to the one freed before.
     free: Option<u32>,
     free_count: usize,
-    /// Where the search for a slot goes on.
+    /// The index at which the search for a slot goes on.
     hand: usize,
-    /// How often pages were sent that are in slots, and that are in none.
+    /// Counts how often each page was sent, whether or not it is in a slot.
     sketch: Sketch,
 }
 
@@ -47,11 +47,11 @@ pub(crate) struct Pool {
     next: AtomicU32,
     count: u32,
     used: Used,
-    /// When the process had too little memory for more of them.
+    /// The time at which the process last had too little memory for more slots.
     refused: Mutex<Option<Instant>>,
 }
 
-/// How long no memory is asked for where there was too little: each look reads files.
+/// The least time between two attempts while memory is short: each attempt reads files.
 const PAUSE: Duration = Duration::from_millis(250);
 
 impl Pool {
@@ -64,8 +64,8 @@ impl Pool {
         }
     }
 
-    /// The first of the next slots, and how many there are: none at the end, or while the process
-    /// has too little memory.
+    /// Takes the next slots: returns the first one and their number. None if all are taken, or
+    /// while the process has too little memory.
     fn take(&self, page_bytes: usize) -> Option<(u32, u32)> {
         let part = |first: u32| self.count.saturating_sub(first).min(EXTENT);
         let next = u64::from(part(self.next.load(Ordering::Relaxed)));
@@ -74,7 +74,7 @@ impl Pool {
             return None;
         }
         *refused = None;
-        if !self.used.grow(next * page_bytes as u64) {
+        if !self.used.try_grow(next * page_bytes as u64) {
             *refused = Some(Instant::now());
             return None;
         }
@@ -91,7 +91,7 @@ impl Pool {
 #[derive(Debug)]
 struct Slot {
     key: u64,
-    /// The highest epoch of an operation on it.
+    /// The epoch of the last operation on it.
     epoch: u64,
     /// 0 while it is empty.
     version: u32,
@@ -99,7 +99,7 @@ struct Slot {
     link: u32,
 }
 
-/// What was decided for a page.
+/// The decision on a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Decision {
     pub(crate) entry: Entry,
@@ -111,20 +111,20 @@ pub(crate) struct Decision {
 pub(crate) enum Miss {
     /// It was not sent before.
     New,
-    /// It was sent before, and is in no slot.
+    /// It was sent before, but is in no slot.
     Lost,
     /// It differs too much.
     Changed,
     /// A packet of a later epoch has used its slot.
     Overtaken,
-    /// Many pages before it differed too much, and it was not compared.
+    /// It was not compared, because many pages before it differed too much.
     Skipped,
-    /// There are no slots for such a page, or its slot has had all its versions.
+    /// Such pages have no slots, or its slot has no version left.
     Foreign,
 }
 
 impl Shard {
-    /// A shard that will have about `share` slots.
+    /// A shard that is expected to take about `share` slots.
     pub(crate) fn new(pool: Arc<Pool>, share: usize, page_bytes: usize) -> Self {
         Self {
             pool,
@@ -145,7 +145,7 @@ impl Shard {
         self.slots.len() - self.free_count
     }
 
-    /// Decides how a page goes, and appends its difference, if that is the way, to `area`.
+    /// Decides the operation of a page. Appends its difference, if it goes as one, to `area`.
     pub(crate) fn send(
         &mut self,
         key: u64,
@@ -161,7 +161,7 @@ impl Shard {
         }
     }
 
-    /// Forgets a page, which has become a zero page.
+    /// Frees the slot of a page that has become a zero page.
     pub(crate) fn forget(&mut self, key: u64) {
         if let Some(slot) = self.find(key) {
             self.unlink(slot);
@@ -255,12 +255,13 @@ impl Shard {
         Some(number)
     }
 
-    /// Empties one of the next slots, if its page was sent less often than one that was sent
-    /// `count` times.
+    /// Empties a slot for a page that was sent `count` times: one of the next slots whose page was
+    /// sent less often.
     ///
-    /// In a round, every page was sent once more than those that the round has not come to yet. So
-    /// once more is a reason only if a whole round has passed without the slot's page. Otherwise a
-    /// round that is larger than all slots would displace every page shortly before it comes.
+    /// During a round, pages that were sent in it have a count that is one higher than those that
+    /// are still to come. So a difference of one counts only if the slot's page was not sent for a
+    /// whole round. Otherwise a round with more pages than slots would displace each page shortly
+    /// before it is sent again.
     fn displace(&mut self, count: u64, epoch: u64) -> Option<u32> {
         for _ in 0..MOST_STEPS.min(self.slots.len()) {
             let number = self.hand;
@@ -291,7 +292,7 @@ impl Shard {
         self.slots.get_mut(slot as usize)
     }
 
-    /// Takes more slots, if there are more, and memory for them.
+    /// Takes more slots from the pool, and allocates their memory. None if that is impossible.
     fn grow(&mut self) -> Option<()> {
         let (first, count) = self.pool.take(self.page_bytes)?;
         let count = count as usize;
@@ -301,7 +302,7 @@ impl Shard {
         self.extents.push(Extent { first, pages });
         self.capacity += count;
         if self.slots.capacity() < self.capacity {
-            // A vector that doubled would exceed the bytes for each slot.
+            // Doubling would exceed SLOT_BYTES for each slot.
             let more = count.max(self.slots.len() / 8);
             self.slots.reserve_exact(more);
         }
@@ -330,7 +331,7 @@ impl Slot {
         self.epoch <= epoch && self.version <= MAX_VERSION
     }
 
-    /// The directory's entry for the next operation.
+    /// Does the next operation, and returns the directory's entry for it.
     fn next(&mut self, number: u32, operation: Operation, epoch: u64) -> Entry {
         let version = self.version;
         self.version += 1;
@@ -354,10 +355,10 @@ fn key_of(slots: &[Slot], slot: u32) -> u64 {
     slots.get(slot as usize).map_or(FREE, |slot| slot.key)
 }
 
-/// So many slots are taken at a time: enough for sequences, and few enough that little is left over
-/// in each shard.
+/// Slots that a shard takes at a time: enough for sequences, and few enough that little is left
+/// unused in each shard.
 const EXTENT: u32 = 16;
-/// No page has this key: it would be the last of a block of 2^64 bytes and more.
+/// The key of a free slot. No page has it: blocks have no number 255.
 const FREE: u64 = u64::MAX;
-/// The search for a slot passes at most so many, which costs less than copying a page.
+/// The most slots that a search looks at, which costs less than copying a page.
 const MOST_STEPS: usize = 8;

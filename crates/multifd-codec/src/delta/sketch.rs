@@ -1,19 +1,19 @@
-//! How often pages were sent, roughly, in a few bits for each slot.
+//! Counts roughly how often each page was sent, in a few bits for each slot.
 
 use super::places::hash;
 
-/// Small counters for far more pages than there are slots. Pages share them by hash, so a count may
-/// be too high. All counts are halved now and then: what was sent long ago counts less.
+/// Small counters for far more pages than there are slots. Pages share counters by hash, so a count
+/// may be too high. All counts are halved now and then, so older packets count less.
 #[derive(Debug, Default)]
 pub(crate) struct Sketch {
-    /// Sixteen counters of 4 bits each.
+    /// Each has sixteen counters of 4 bits.
     words: Vec<u64>,
     /// Pages counted since the last halving.
     counted: usize,
 }
 
 impl Sketch {
-    /// Counters for the pages that so many slots may have.
+    /// Counters for a shard of `slots` slots.
     pub(crate) fn new(slots: usize) -> Self {
         Self {
             words: vec![0; slots.div_ceil(SLOTS_PER_WORD)],
@@ -21,7 +21,7 @@ impl Sketch {
         }
     }
 
-    /// Counts a page, and returns how often it was sent, which is at least 1.
+    /// Counts a page that is sent. Returns its count, which is at least 1.
     pub(crate) fn add(&mut self, key: u64) -> u64 {
         self.counted += 1;
         if self.counted > self.words.len() * PAGES_PER_WORD {
@@ -34,7 +34,7 @@ impl Sketch {
         let places = places(key);
         if let Some(word) = self.word_mut(key) {
             for place in places {
-                // Only the lower counter: the higher one has others' pages, too.
+                // A counter that is higher already counts other pages, too.
                 if *word >> place & MOST < count {
                     *word = *word & !(MOST << place) | count << place;
                 }
@@ -43,14 +43,14 @@ impl Sketch {
         count
     }
 
-    /// How often a page was sent.
+    /// The count of a page.
     pub(crate) fn count(&self, key: u64) -> u64 {
         let word = self.words.get(self.index(key)).copied().unwrap_or_default();
         let [first, second] = places(key).map(|place| word >> place & MOST);
         first.min(second)
     }
 
-    /// Halves a page's count: it was sent in vain.
+    /// Halves a page's count, because it differed too much.
     pub(crate) fn halve(&mut self, key: u64) {
         let half = self.count(key) / 2;
         let places = places(key);
@@ -79,7 +79,8 @@ const fn places(key: u64) -> [u64; 2] {
 }
 
 const SLOTS_PER_WORD: usize = 2;
-/// So many pages halve all counts: about sixteen rounds of as many pages as there are slots.
+/// After this many pages for each word all counts are halved: sixteen rounds of as many pages as
+/// there are slots.
 const PAGES_PER_WORD: usize = 16 * SLOTS_PER_WORD;
 const MOST: u64 = 15;
 const HALVES: u64 = 0x7777_7777_7777_7777;

@@ -1,4 +1,4 @@
-//! Numbers of a few bytes: seven bits each, the low ones first.
+//! Numbers of variable length: seven bits in each byte, the low ones first.
 
 /// Appends a number.
 pub(crate) fn write(mut number: u64, out: &mut Vec<u8>) {
@@ -23,12 +23,12 @@ pub(crate) fn read(from: &mut &[u8]) -> Option<u64> {
     None
 }
 
-/// Appends a number with a sign.
+/// Appends a signed number, zigzag: the lowest bit is the sign.
 pub(crate) fn write_signed(number: i64, out: &mut Vec<u8>) {
     write((number << 1 ^ number >> 63).cast_unsigned(), out);
 }
 
-/// Takes a number with a sign from the front.
+/// Takes a signed number from the front. `None` as for [`read`].
 pub(crate) fn read_signed(from: &mut &[u8]) -> Option<i64> {
     let number = read(from)?.cast_signed();
     Some(number >> 1 ^ -(number & 1))

@@ -37,7 +37,7 @@ impl DirtyBitmap {
     }
 
     /// Puts every page in.
-    pub fn insert_all(&mut self) {
+    pub(crate) fn insert_all(&mut self) {
         self.insert_pages(0..self.pages);
     }
 

@@ -13,8 +13,8 @@ use crate::trunk::{Refusal, RefusalCode, StrandTerms};
 /// left gets none.
 const MOST_STRANDS: usize = 240;
 
-/// The connections of one migration, each a `C`, whose strands are not all there. Nothing is said on
-/// them before they are.
+/// The connections of one migration, each a `C`, whose strands are not all there. Nothing is said
+/// on them before they are.
 pub(super) struct Gatherings<C> {
     /// How many strands were promised.
     promised: usize,
@@ -88,8 +88,8 @@ impl<C> Gatherings<C> {
         }
     }
 
-    /// A strand that was expected has come. Returns its connection, and all strands beside it, if it
-    /// was the last one.
+    /// A strand that was expected has come. Returns its connection, and all strands beside it, if
+    /// it was the last one.
     pub(super) fn put(
         &mut self,
         group: u16,

@@ -1,8 +1,8 @@
 //! Strands: several connections that carry the bytes of one, in order.
 //!
-//! A direction's bytes are dealt out in pieces of [`PIECE_LEN`], to each strand in turn. So a byte's
-//! place says which strand brings it, and the reader needs no memory to put them in order: what
-//! comes early waits in its strand's socket. Each strand carries as much as the others, so the
+//! A direction's bytes are dealt out in pieces of [`PIECE_LEN`], to each strand in turn. So a
+//! byte's place says which strand brings it, and the reader needs no memory to put them in order:
+//! what comes early waits in its strand's socket. Each strand carries as much as the others, so the
 //! slowest one says how fast all are.
 
 use std::fmt;
@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 
 use multifd_transport::{Layer, Stream};
 
-/// What a strand carries at a time: long enough that the calls of the system for it cost little, and
-/// so short that a packet is dealt out to several strands.
+/// What a strand carries at a time: long enough that the calls of the system for it cost little,
+/// and so short that a packet is dealt out to several strands.
 pub(super) const PIECE_LEN: u64 = 64 << 10;
 
 /// How long the strand that is due may bring nothing while another one has something. That belongs

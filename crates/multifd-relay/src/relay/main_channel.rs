@@ -1,5 +1,5 @@
-//! The main channel: passed on byte for byte, and followed as far as needed to know where rounds end
-//! and whether the migration went through whole.
+//! The main channel: passed on byte for byte, and followed as far as needed to know where rounds
+//! end and whether the migration went through whole.
 
 use std::io::{self, Write};
 use std::net::Shutdown;
@@ -344,7 +344,12 @@ impl Forward<'_> {
             Held::Stopped => (Channel::Main, Leg::Here, RoundFault::Stopped.into()),
             Held::Missing(missing) => {
                 let within = CHANNELS_TIMEOUT;
-                let fault = SetupFault::ChannelsMissing { missing, within };
+                let fault = match missing {
+                    None if !self.outline.look(|seen| seen.has_flush) => {
+                        SetupFault::NoPages { within }
+                    }
+                    _ => SetupFault::ChannelsMissing { missing, within },
+                };
                 (Channel::Main, Leg::Source, fault.into())
             }
             Held::NoSync {

@@ -1,5 +1,5 @@
-//! Pieces of a byte stream, each of which is one frame. Other processors may compress and decompress
-//! them.
+//! Pieces of a byte stream, each of which is one frame. Other processors may compress and
+//! decompress them.
 
 use multifd_codec::ahead::Job;
 
@@ -11,7 +11,8 @@ use super::{FrameFault, WriterMisuse};
 /// Fewer bytes than this are not compressed: a handshake or an answer gains nothing.
 const LEAST_COMPRESSED: usize = 512;
 
-/// The next bytes of a stream, at most [`FREE_BODY_LEN`], and their compressed form once it is made.
+/// The next bytes of a stream, at most [`FREE_BODY_LEN`], and their compressed form once it is
+/// made.
 #[derive(Debug, Default)]
 pub(crate) struct Piece {
     pub(super) plain: Vec<u8>,

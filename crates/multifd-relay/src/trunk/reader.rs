@@ -96,8 +96,8 @@ impl FrameReader {
         })
     }
 
-    /// As [`filled`](Self::filled), but a compressed frame is given as it is, where its body and its
-    /// content have at most [`FREE_BODY_LEN`] bytes each. Its bytes are those of the next data.
+    /// As [`filled`](Self::filled), but a compressed frame is given as it is, where its body and
+    /// its content have at most [`FREE_BODY_LEN`] bytes each. Its bytes are those of the next data.
     pub(crate) fn filled_packed(&mut self, len: usize) -> Result<Option<Arrived<'_>>, FrameFault> {
         self.packed = true;
         let outcome = self.take(len);

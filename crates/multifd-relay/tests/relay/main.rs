@@ -23,6 +23,7 @@ use qemu_lab::{Part, require_opened};
 
 mod confirmed;
 mod flows;
+mod settled;
 mod wish;
 
 const PAGE: PageSize = PageSize::K4;

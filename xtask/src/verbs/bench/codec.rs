@@ -10,9 +10,8 @@ use crate::{Result, cargo, run as run_command};
 
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// Arguments of the measuring program: --pages FILE --json OUT --streams 1,2,4 --rounds N;
-    /// --help
-    /// tells
+    /// Arguments of the measuring program, such as --pages FILE --json OUT --streams 1,2,4
+    /// --rounds N; --help lists them
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     rest: Vec<OsString>,
 }

@@ -8,7 +8,7 @@ use crate::{Result, cargo, run as run_command};
 
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// What the measuring program takes: --rounds N --seconds S; --help tells
+    /// Arguments of the measuring program, such as --rounds N --seconds S; --help lists them
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     rest: Vec<OsString>,
 }

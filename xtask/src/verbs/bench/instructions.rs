@@ -14,7 +14,7 @@ use crate::{Result, cargo, output, run as run_command, workspace};
 
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// Write the baseline anew instead of comparing with it
+    /// Write a new baseline instead of comparing with the old one
     #[arg(long)]
     update: bool,
     /// Succeed where valgrind or objdump is missing
@@ -22,8 +22,7 @@ pub struct Arguments {
     allow_missing: bool,
 }
 
-/// More instructions than the baseline's by this share are a failure: a change of a rule, and not
-/// one of a compiler's mood.
+/// The allowed increase over the baseline, as a part of it: compilers cause smaller changes.
 const ALLOWED: f64 = 0.02;
 
 /// Instructions and mispredicted branches of a page.
@@ -39,7 +38,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     );
     let (Some(valgrind), Some(())) = tools else {
         let words = format!(
-            "NOT COUNTED: this needs valgrind (`{SETUP_COMMAND} valgrind` brings it) and objdump \
+            "NOT COUNTED: this needs valgrind (`{SETUP_COMMAND} valgrind` installs it) and objdump \
              (of Debian's package binutils)."
         );
         if arguments.allow_missing {
@@ -48,7 +47,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         }
         return Err(format!("{words} --allow-missing makes this a success.").into());
     };
-    // The same compiler options everywhere: no flags of this machine or of its user.
+    // Flags of this machine or its user would change the numbers.
     run_command(cargo().args(BUILD).env("CARGO_ENCODED_RUSTFLAGS", ""))?;
     let program = release("examples")?.join("instructions");
     check_stores(&program)?;
@@ -69,7 +68,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         };
         let pages: u64 = pages.parse()?;
         let counts = count(valgrind(), &program, step, kind)?.map(|count| count / pages);
-        // Noise has no compressed pages to decode.
+        // The decoder has no work for noise, which is not compressed.
         if counts[0] == 0 {
             continue;
         }
@@ -92,14 +91,14 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         return Ok(());
     }
     Err(format!(
-        "{}\nMore than {:.0} % over {BASELINE}. If that is worth it: --update.",
+        "{}\nMore than {:.0} % over {BASELINE}. If the change is worth it, run with --update.",
         faults.join("\n"),
         ALLOWED * 100.0
     )
     .into())
 }
 
-/// What makes a command of valgrind: the system's, or the part.
+/// Makes commands of valgrind: the system's one, or the part.
 fn valgrind(of_system: bool) -> Option<Box<dyn Fn() -> Command>> {
     if of_system {
         return Some(Box::new(|| Command::new("valgrind")));

@@ -18,21 +18,21 @@ pub enum Bench {
     /// Every codec this machine has, beside stock zlib and zstd, on pages of a real guest
     #[command(disable_help_flag = true)]
     Codec(codec::Arguments),
-    /// Pages that are sent again: bytes as differences beside zstd-1, and speed
+    /// Pages that are sent again: size and speed of differences, beside zstd at level 1
     #[command(disable_help_flag = true)]
     Delta(delta::Arguments),
-    /// Guests without a QEMU, in every mode: the published table for this machine
+    /// The published table for this machine: guests without a QEMU, in every mode
     #[command(disable_help_flag = true)]
     Migrate(migrate::Arguments),
-    /// How many instructions the deflate codec takes for a page, counted by valgrind; fails if they
-    /// are 2 % more than the committed ones, or if the codec stores from a high byte of a register
+    /// The deflate codec's instructions for a page, counted by valgrind; fails if they exceed the
+    /// committed number by 2 %, or if the codec stores from a high byte of a register
     Instructions(instructions::Arguments),
-    /// What `multifd-bench plan` predicts, beside migrations between real QEMUs over four links
+    /// Predictions of `multifd-bench plan`, beside migrations between real QEMUs over four links
     Plan(plan::Arguments),
-    /// A busy guest between real QEMUs, their own methods beside relays with zlib, also over a link
-    /// of a chosen rate
+    /// A busy guest between real QEMUs: QEMU's own methods beside relays, also over a link of a
+    /// chosen rate
     Qemu(qemu::Arguments),
-    /// Migrations through two relays beside migrations without, and the relays' memory
+    /// Migrations through two relays beside direct ones, and the relays' memory
     Relay(relay::Arguments),
 }
 

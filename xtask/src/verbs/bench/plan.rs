@@ -1,4 +1,4 @@
-//! `cargo xtask bench plan`: what `multifd-bench plan` predicts, beside migrations between real
+//! `cargo xtask bench plan`: predictions of `multifd-bench plan`, beside migrations between real
 //! QEMUs.
 
 use std::path::PathBuf;
@@ -14,7 +14,7 @@ use crate::{Result, output};
 
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// The guest's memory in MiB, three quarters of it in use
+    /// The guest's memory in MiB; three quarters of it are nonzero
     #[arg(long, default_value_t = 384)]
     memory: u32,
     #[arg(long, default_value_t = 2)]
@@ -22,22 +22,22 @@ pub struct Arguments {
     /// Content of the guest: `redis`, `idle`, or a file of pages
     #[arg(long, value_name = "FILE", default_value = "redis")]
     pages: String,
-    /// Links, and `loopback`
+    /// Rates of links to measure, or `loopback`
     #[arg(
         long,
         value_delimiter = ',',
         default_value = "100mbit,1gbit,2500mbit,loopback"
     )]
     links: Vec<String>,
-    /// Measurements of each case
+    /// Number of measurements of each case
     #[arg(long, default_value_t = 1)]
     runs: usize,
-    /// Where the figures go
+    /// File for the figures
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
 }
 
-/// Methods of a plan, and the ways that they are measured with.
+/// Methods of a plan, and the ways of `bench qemu` that measure them.
 const METHODS: [(&str, &str); 4] = [
     ("none", "qemu none"),
     ("zlib", "two relays, zlib, trunk"),
@@ -45,20 +45,30 @@ const METHODS: [(&str, &str); 4] = [
     ("auto", "two relays, auto, trunk"),
 ];
 
-/// What was predicted and what came.
+/// A prediction beside its measurement.
 struct Case {
     link: String,
-    dirty: u32,
+    /// Pages that the guest writes in a second.
+    dirty_rate: u32,
     method: &'static str,
-    /// Name, total and downtime in milliseconds, bytes.
-    plan: (String, [f64; 3]),
+    plan: Predicted,
+    /// The same figures, measured.
     measured: [f64; 3],
     load: String,
+}
+
+/// The answer of `multifd-bench plan`.
+struct Predicted {
+    /// The way's name, and the limit.
+    name: String,
+    /// Total time and downtime in milliseconds, and bytes on the link.
+    figures: [f64; 3],
+    /// The processors that it found free.
     processors: f64,
 }
 
-/// The dirty rates for a link: a tenth and a half of what it takes of plain pages, and no
-/// more than a guest under TCG writes reliably beside two QEMUs on two processors.
+/// The dirty rates for a link: a tenth and a half of the plain pages that it carries, but no more
+/// than a guest under TCG writes reliably beside two QEMUs on two processors.
 fn dirty_rates(link: &str) -> [u32; 2] {
     match link {
         "100mbit" => [300, 1500],
@@ -74,21 +84,21 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let planner = multifd::build_bench()?;
     let content = Content::Pages(guest_pages(&arguments.pages)?.into());
     println!(
-        "{binary} under TCG, guest of {} MiB, {} channels; load is that of the last minute\n\n{HEADER}",
+        "{binary} under TCG, guest of {} MiB, {} channels; load is the mean of the last minute\n\n{HEADER}",
         arguments.memory, arguments.channels
     );
     let mut cases = Vec::new();
     for name in &arguments.links {
         let link = (name != "loopback").then(|| Link::new(name)).transpose()?;
         let ends = link.as_ref().map(Link::ends);
-        for dirty in dirty_rates(name) {
+        for dirty_rate in dirty_rates(name) {
             let guest = Guest {
                 ram_mib: arguments.memory,
                 // Every page of the working set is written again within two seconds.
-                counters: dirty * 2,
+                counters: dirty_rate * 2,
                 blinkers: 0,
-                still: arguments.memory * 192 - dirty * 2,
-                pages_per_tick: dirty.div_ceil(100),
+                still: arguments.memory * 192 - dirty_rate * 2,
+                pages_per_tick: dirty_rate.div_ceil(100),
                 content: content.clone(),
                 ..Guest::default()
             };
@@ -100,7 +110,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             for (hops, (method, way_name)) in methods.into_iter().enumerate() {
                 let way: &Way = way(way_name).ok_or("no such way")?;
                 let way_there = ends.map(|[a, b]| if hops % 2 == 0 { [a, b] } else { [b, a] });
-                let seen = plan(arguments, &planner, name, dirty, method)?;
+                let plan = plan(arguments, &planner, name, dirty_rate, method)?;
                 let load = load()?;
                 let figures = migrate(
                     &mut chain,
@@ -113,10 +123,9 @@ pub fn run(arguments: &Arguments) -> Result<()> {
                 )?;
                 let case = Case {
                     link: name.clone(),
-                    dirty,
+                    dirty_rate,
                     method,
-                    processors: seen.1,
-                    plan: seen.0,
+                    plan,
                     measured: [figures.total_ms, figures.downtime_ms, figures.bytes],
                     load,
                 };
@@ -133,22 +142,22 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-/// Asks for a plan, and returns its figures and the processors that it found free.
+/// Runs `multifd-bench plan` for one method.
 fn plan(
     arguments: &Arguments,
     planner: &std::path::Path,
     link: &str,
-    dirty: u32,
+    dirty_rate: u32,
     method: &str,
-) -> Result<((String, [f64; 3]), f64)> {
+) -> Result<Predicted> {
     let mut command = Command::new(planner);
     command
         .args(["plan", "--json", "--same-host", "--method", method])
         .args(["--pages", &arguments.pages])
         .args(["--memory", &format!("{}M", arguments.memory)])
         .args(["--used", &format!("{}M", arguments.memory * 3 / 4)])
-        .args(["--dirty-rate", &dirty.to_string()])
-        .args(["--working-set", &format!("{}K", dirty * 8)])
+        .args(["--dirty-rate", &dirty_rate.to_string()])
+        .args(["--working-set", &format!("{}K", dirty_rate * 8)])
         .args(["--channels", &arguments.channels.to_string()]);
     if link != "loopback" {
         command.args(["--link", link]);
@@ -170,7 +179,11 @@ fn plan(
     let limit = prediction["limit"].as_str().unwrap_or_default();
     let name = candidate["name"].as_str().unwrap_or_default();
     let processors = plan["processors"].as_f64().unwrap_or_default();
-    Ok(((format!("{name}, {limit}"), figures), processors))
+    Ok(Predicted {
+        name: format!("{name}, {limit}"),
+        figures,
+        processors,
+    })
 }
 
 fn load() -> Result<String> {
@@ -179,23 +192,24 @@ fn load() -> Result<String> {
 }
 
 impl Case {
-    /// The error of the total time as a part of what was measured.
+    /// The prediction's error as a part of the measured total time.
     fn error(&self) -> f64 {
-        self.plan.1[0] / self.measured[0] - 1.0
+        self.plan.figures[0] / self.measured[0] - 1.0
     }
 
     fn line(&self) -> String {
-        let (name, [total, down, bytes]) = &self.plan;
+        let name = &self.plan.name;
+        let [total, down, bytes] = self.plan.figures;
         let [measured, stopped, sent] = self.measured;
         format!(
             "| {} | {} | {} | {name} | {total:.0} | {measured:.0} | {:+.0} % | {down:.0} | {stopped:.0} | {:.0} | {:.0} | {:.1} | {} |",
             self.link,
-            self.dirty,
+            self.dirty_rate,
             self.method,
             self.error() * 100.0,
             bytes / 1e6,
             sent / 1e6,
-            self.processors,
+            self.plan.processors,
             self.load,
         )
     }
@@ -203,18 +217,18 @@ impl Case {
     fn row(&self) -> Value {
         json!({
             "link": self.link,
-            "dirty_pages_per_s": self.dirty,
+            "dirty_pages_per_s": self.dirty_rate,
             "method": self.method,
-            "plan": self.plan.0,
-            "predicted_ms_ms_bytes": self.plan.1,
+            "plan": self.plan.name,
+            "predicted_ms_ms_bytes": self.plan.figures,
             "measured_ms_ms_bytes": self.measured,
-            "processors": self.processors,
+            "processors": self.plan.processors,
             "load": self.load,
         })
     }
 }
 
-/// Median and worst error: of all cases, and of those that the link limits.
+/// The median and the worst error of all cases, and of those with the same limit.
 fn summary(cases: &[Case]) -> String {
     let of = |words: &str, chosen: Vec<&Case>| {
         let mut errors: Vec<f64> = chosen
@@ -229,7 +243,7 @@ fn summary(cases: &[Case]) -> String {
             errors.len()
         )
     };
-    let is_link = |case: &&Case| case.plan.0.ends_with(", link");
+    let is_link = |case: &&Case| case.plan.name.ends_with(", link");
     [
         of("all", cases.iter().collect()),
         of(

@@ -28,7 +28,7 @@ pub struct Arguments {
     /// Pages that the guest writes each second
     #[arg(long, default_value_t = 4000)]
     dirty: u32,
-    /// How many migrations of each kind, in turn
+    /// Number of migrations of each kind; kinds take turns
     #[arg(long, default_value_t = 3)]
     runs: usize,
     /// A link of this rate between two network namespaces, such as 1gbit, instead of the loopback;
@@ -36,10 +36,10 @@ pub struct Arguments {
     /// it holds, such as 1gbit:1000,100mbit:2000,10gbit; takes root's rights
     #[arg(long, value_name = "RATES", value_delimiter = ',', value_parser = phase)]
     link: Vec<Phase>,
-    /// Only the ways whose name has this in it, such as `relay zlib`; repeatable
+    /// Only ways whose name contains this, such as `relay zlib`; repeatable
     #[arg(long, value_name = "WORDS")]
     only: Vec<String>,
-    /// Where the figures go
+    /// File for the figures
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
 }

@@ -9,24 +9,24 @@ use crate::multifd::{self, Between, RelayPair};
 
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// How many migrations of each kind, in turn
+    /// Number of migrations of each kind; kinds take turns
     #[arg(long, default_value_t = 5)]
     runs: usize,
-    /// The guest's memory in MiB, three quarters of it in use
+    /// The guest's memory in MiB; three quarters of it are nonzero
     #[arg(long, default_value_t = 1024)]
     memory: u32,
     #[arg(long, default_value_t = 8)]
     channels: u8,
-    /// The method between the relays; the aim is for none
+    /// The method between the relays; the aim holds for none
     #[arg(long, default_value = "none", value_parser = ["none", "zlib", "zstd"])]
     compression: String,
-    /// Legs between the relays, each in turn
+    /// Protocols between the relays; they take turns
     #[arg(long, value_enum, value_delimiter = ',', default_value = "qemu")]
     between: Vec<Between>,
     /// Connect QEMUs by tcp on the loopback instead of unix sockets
     #[arg(long)]
     tcp: bool,
-    /// Another multifd, such as an older one, to be measured in turn with this tree's
+    /// Another multifd, such as an older one, which takes turns with this tree's
     #[arg(long, value_name = "FILE")]
     against: Option<PathBuf>,
 }

@@ -1,6 +1,5 @@
-//! Finds stores from the second byte of a register (`mov %ah,(%rdi)`) in a built program. Some
-//! processors have a fault that lets such a store write another register's byte, so the codec does
-//! without them.
+//! Finds stores from the second byte of a register (`mov %ah,(%rdi)`) in a built program. On some
+//! faulty processors such a store may write another register's byte, so the codec avoids them.
 
 use std::path::Path;
 use std::process::Command;

@@ -162,7 +162,7 @@ impl Lab {
             "tcp:127.0.0.1:49301",
             format!("tcp:{}:49301", two.address()),
         );
-        let options = ["--compression", "zlib", "--recode", "--effort", "auto"];
+        let options = ["--compression", "zlib", "--recode", "--effort", "balanced"];
         let relay = one.relay(listen, &connect, &options)?;
         let words = "--parallel --compressed --comp-methods zlib --comp-zlib-level 0 --migrateuri \
                      tcp://127.0.0.1:49301 --listen-address";

@@ -1,4 +1,4 @@
-//! `multifd-bench migrate`: the published table, on this machine.
+//! `multifd-bench migrate`: measures the rows of the published table on this machine.
 
 mod html;
 mod link;

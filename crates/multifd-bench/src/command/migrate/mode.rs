@@ -1,4 +1,4 @@
-//! How a guest is moved: a method and an accelerator, in the words of the published tables.
+//! A mode: a method and an accelerator, named as in the published tables.
 
 use std::fmt;
 use std::str::FromStr;
@@ -27,7 +27,7 @@ impl Mode {
         }
     }
 
-    /// Why this mode is not available here, if so.
+    /// The reason if this mode is not available here.
     pub fn missing(&self) -> Option<String> {
         let mut settings = Settings::default();
         settings.accel = self.accel();
@@ -79,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_is_said() {
+    fn missing_accelerators_are_reported() {
         assert_eq!("zlib".parse::<Mode>().unwrap().missing(), None);
         let mode = "zstd+qpl".parse::<Mode>().unwrap();
         assert!(mode.missing().unwrap().contains("libqpl has no zstd"));

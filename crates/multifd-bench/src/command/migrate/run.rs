@@ -76,7 +76,7 @@ impl Run {
                         line.starts_with("multifd-bench: ") || line.starts_with("error: ")
                     };
                     let why = said.lines().rfind(is_reason);
-                    Attempt::Failed(why.unwrap_or("it says nothing").to_owned())
+                    Attempt::Failed(why.unwrap_or("the source printed no reason").to_owned())
                 }
             });
         }
@@ -99,7 +99,7 @@ impl fmt::Display for Attempt {
                 "{:.0} ms, downtime {:.0} ms, {:.0} mbps",
                 sent.total_time_ms, sent.downtime_ms, sent.mbps
             ),
-            Self::TimedOut => f.write_str("not done in time"),
+            Self::TimedOut => f.write_str("exceeded the time limit"),
             Self::Failed(why) => write!(f, "failed: {why}"),
         }
     }
@@ -109,7 +109,7 @@ impl fmt::Display for Attempt {
 struct Destination {
     child: Child,
     address: String,
-    /// Its messages after it started to listen.
+    /// Collects the messages that the process prints after it has begun to listen.
     complaints: Option<JoinHandle<String>>,
 }
 
@@ -149,7 +149,7 @@ impl Destination {
         Err(format!("the destination does not listen: {}", said.trim_end()).into())
     }
 
-    /// Waits for its end and returns its output, or its error messages.
+    /// Waits until the process ends. Returns its output, or its messages if it failed.
     fn end<T: DeserializeOwned>(mut self) -> Result<Result<T, String>, Box<dyn std::error::Error>> {
         let mut stdout = self.child.stdout.take().ok_or("a pipe is missing")?;
         let mut printed = String::new();

@@ -1,4 +1,4 @@
-//! The rows and columns of the published table, with some additions.
+//! The rows and columns of the published table, and some further columns.
 
 use std::fmt;
 use std::fs;
@@ -42,12 +42,12 @@ pub struct Row {
     pub channels: NonZeroU8,
     #[serde(serialize_with = "as_text")]
     pub mode: Mode,
-    /// Why this machine cannot do it, if so.
+    /// The reason if this machine lacks the mode.
     pub unavailable: Option<String>,
     pub attempts: u32,
     /// The number of timeouts.
     pub timed_out: u32,
-    /// The other errors, one for each failure.
+    /// The error of each other failure.
     pub errors: Vec<String>,
     /// Means of the successful runs, if any.
     pub means: Option<Means>,
@@ -103,7 +103,7 @@ impl Row {
         self.means = Means::of(&self.moved);
     }
 
-    /// Failures out of attempts.
+    /// The number of failures, and of attempts.
     pub fn failures(&self) -> String {
         let failures = self.timed_out as usize + self.errors.len();
         format!("{failures} of {}", self.attempts)
@@ -155,7 +155,7 @@ impl Means {
 }
 
 impl Machine {
-    /// This machine, as far as it can be identified.
+    /// Identifies this machine.
     pub fn this() -> Self {
         let read = |path| fs::read_to_string(path).unwrap_or_default();
         let info = read("/proc/cpuinfo");

@@ -1,4 +1,4 @@
-//! A plan in words and in JSON.
+//! Prints a plan in words or in JSON.
 
 use std::fmt;
 
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::plan::model::Limit;
 use crate::plan::{Candidate, Plan, best};
 
-/// Everything that is printed.
+/// A plan, its candidates and notes, to be printed.
 pub struct Report {
     plan: Plan,
     candidates: Vec<Candidate>,
@@ -46,9 +46,9 @@ impl Report {
             "used_pages": guest.used_pages,
             "dirty_rate": guest.dirty_rate,
             "working_set_pages": guest.working_set_pages,
-            "channels": self.plan.path.channels,
-            "processors": self.plan.path.processors,
-            "link_payload_bytes_per_s": self.plan.path.link,
+            "channels": self.plan.conditions.channels,
+            "processors": self.plan.conditions.processors,
+            "link_payload_bytes_per_s": self.plan.conditions.link,
             "candidates": rows,
             "best": best(&self.candidates).map(|best| &best.name),
             "why": self.advice(),
@@ -56,10 +56,10 @@ impl Report {
         })
     }
 
-    /// Which way is best, and why.
+    /// The best way, and the reason.
     fn advice(&self) -> String {
         let Some(best) = best(&self.candidates) else {
-            return "Nothing can be planned here: see the notes.".to_owned();
+            return "No method can be planned on this host: see the notes.".to_owned();
         };
         let how = match &best.options {
             None => "QEMU's multifd-compression none, without relays".to_owned(),
@@ -70,8 +70,8 @@ impl Report {
         if !seen.converges {
             let rate = best.highest_dirty_rate.unwrap_or(0.0);
             return format!(
-                "No way converges. The nearest is {how}: it would with a guest that writes {rate:.0} pages a second, \
-                 or with a downtime-limit of {:.0} ms. {why}",
+                "No way converges. The nearest is {how}: it converges if the guest writes at most {rate:.0} pages a \
+                 second, or if the downtime-limit is {:.0} ms. {why}",
                 seen.downtime_s * 1e3
             );
         }
@@ -79,7 +79,7 @@ impl Report {
             size if size < 0.98 => {
                 format!(" A page takes {:.0} % of its bytes.", size * 100.0)
             }
-            _ => " Pages go as they are.".to_owned(),
+            _ => " Pages are sent as they are.".to_owned(),
         };
         format!("Best: {how}. {why}{smaller}")
     }
@@ -115,12 +115,12 @@ impl fmt::Display for Report {
         let bytes = |pages: f64| say::size((pages * guest.page_bytes) as u64);
         writeln!(
             f,
-            "A guest of {}, {} in use, that writes {:.0} pages a second (of {}); {} channels.\n\n{HEADER}",
+            "A guest of {}, {} nonzero, that writes {:.0} pages a second within {}; {} channels.\n\n{HEADER}",
             bytes(guest.memory_pages),
             bytes(guest.used_pages),
             guest.dirty_rate,
             bytes(guest.working_set_pages),
-            self.plan.path.channels,
+            self.plan.conditions.channels,
         )?;
         for candidate in &self.candidates {
             writeln!(f, "{}", Row(candidate))?;

@@ -1,8 +1,8 @@
 //! HTTP for the counters: `/metrics` and `/healthz`.
 //!
-//! One thread serves all clients. It reads one request from each connection, answers, and closes.
-//! A client has [`PATIENCE`] for all of it, and there are [`SEATS`] of them at most; a further one
-//! takes the seat of the oldest.
+//! One thread serves all clients. It reads one request from each connection, answers it, and closes
+//! the connection within [`TIME_LIMIT`]. It has at most [`MOST_CLIENTS`] connections: a further one
+//! replaces the oldest.
 
 use std::fmt;
 use std::io::{self, Write};
@@ -18,30 +18,30 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use super::Counters;
 use crate::say;
 
-/// Connections at once. A monitor needs one.
-const SEATS: usize = 8;
+/// The most connections at a time. A monitoring system needs one.
+const MOST_CLIENTS: usize = 8;
 
-/// How long a connection may last.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// The time limit of a connection.
+const TIME_LIMIT: Duration = Duration::from_secs(2);
 
-/// How long the system may take to buffer an answer, which fits into the buffer of any socket.
-const WRITE: Duration = Duration::from_millis(200);
+/// The time limit of a write. An answer fits into the buffer of any socket.
+const WRITE_LIMIT: Duration = Duration::from_millis(200);
 
-/// The most bytes of a request line and its headers.
-const MOST_REQUEST: usize = 4096;
+/// The most bytes of a request line with its headers.
+const MOST_REQUEST_BYTES: usize = 4096;
 
-/// How many bytes behind a request are read to nowhere: a close before that could discard the
-/// answer on its way.
-const MOST_LEFTOVERS: usize = 64 << 10;
+/// The most bytes behind a request that are read and dropped: a close with unread bytes could
+/// discard the answer on its way.
+const MOST_DROPPED_BYTES: usize = 64 << 10;
 
-/// How long to wait when the system gives no connection, for want of descriptors as a rule.
-const PAUSE: Duration = Duration::from_secs(1);
+/// The pause after a failed accept, usually for lack of descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 
-/// An address that no other host reaches.
+/// Parses an address that no other host can reach.
 ///
 /// # Errors
 ///
-/// When it is none, and what to write instead.
+/// If other hosts can reach it. The message has an example of an allowed address.
 pub fn address() -> impl TypedValueParser<Value = Address> {
     OsStringValueParser::new().try_map(|text| {
         let address = Address::from_os_str(&text).map_err(|error| error.to_string())?;
@@ -64,7 +64,7 @@ fn is_local(address: &Address) -> bool {
     host == "localhost" || host == "[::1]" || is_number(host)
 }
 
-/// The thread that answers. Dropped, it ends, and its socket is gone.
+/// The thread that serves metrics. It ends, and its socket is removed, when this is dropped.
 pub struct Server {
     stop: Stop,
     thread: Option<JoinHandle<()>>,
@@ -72,11 +72,11 @@ pub struct Server {
 }
 
 impl Server {
-    /// Answers at `address` from now on. `/healthz` says "draining" once `draining` is cancelled.
+    /// Starts to serve at `address`. `/healthz` answers "draining" once `draining` is cancelled.
     ///
     /// # Errors
     ///
-    /// When the address cannot be listened on, or there is no thread.
+    /// If the system refuses the address or a thread.
     pub(in crate::relay) fn start(
         address: &Address,
         mode: u32,
@@ -87,7 +87,7 @@ impl Server {
         let failed = |error: io::Error| format!("cannot serve metrics: {}", say::chain(&error));
         let stop = Stop::new().map_err(failed)?;
         let address = listener.address().clone();
-        let desk = Desk {
+        let service = Service {
             listener,
             stop: stop.clone(),
             counters,
@@ -96,7 +96,7 @@ impl Server {
             paused: None,
         };
         let thread = thread::Builder::new().name("metrics".to_owned());
-        let thread = thread.spawn(move || desk.run()).map_err(failed)?;
+        let thread = thread.spawn(move || service.run()).map_err(failed)?;
         Ok(Self {
             stop,
             thread: Some(thread),
@@ -115,20 +115,20 @@ impl Drop for Server {
     fn drop(&mut self) {
         self.stop.request();
         if let Some(thread) = self.thread.take() {
-            // Its panic was told of, and nothing is left of it.
+            // A panic of the thread has been printed, and needs no more work.
             let _ = thread.join();
         }
     }
 }
 
-struct Desk {
+struct Service {
     listener: Listener,
     stop: Stop,
     counters: Arc<Counters>,
     draining: Cancel,
     /// The oldest first.
     clients: Vec<Client>,
-    /// Nothing is accepted before this time.
+    /// No connection is accepted before this time.
     paused: Option<Instant>,
 }
 
@@ -136,16 +136,16 @@ struct Client {
     stream: Stream,
     deadline: Instant,
     request: Vec<u8>,
-    /// After the answer: how many more bytes are read to nowhere.
-    leftovers: Option<usize>,
+    /// After the answer: the number of further bytes that are read and dropped.
+    dropped: Option<usize>,
 }
 
-impl Desk {
+impl Service {
     fn run(mut self) {
         while !self.stop.is_requested() {
-            let Ok((knocks, ready)) = self.wait() else {
-                // The descriptors are ours and few, so only want of memory remains.
-                thread::sleep(WRITE);
+            let Ok((is_called, ready)) = self.wait() else {
+                // The descriptors are few and valid, so the system lacks memory.
+                thread::sleep(WRITE_LIMIT);
                 continue;
             };
             let now = Instant::now();
@@ -156,21 +156,21 @@ impl Desk {
                 let is_ready = ready.next().unwrap_or(false);
                 now < client.deadline && (!is_ready || client.goes_on(&answer))
             });
-            if knocks {
+            if is_called {
                 self.accept(now);
             }
         }
     }
 
-    /// Waits until there is something to do. Returns whether a connection waits, and which clients
-    /// can be read.
+    /// Waits for connections, requests and deadlines. Returns whether a connection waits, and which
+    /// clients can be read.
     fn wait(&mut self) -> io::Result<(bool, Vec<bool>)> {
         let now = Instant::now();
         self.paused = self.paused.filter(|until| now < *until);
         let ends = self.clients.iter().map(|client| client.deadline);
         let next = ends.chain(self.paused).min();
         let timeout = next.map(|next| next.saturating_duration_since(now));
-        // A wait that is rounded down would end before the deadline, and begin again.
+        // A wait that is rounded down would end before the deadline and be repeated.
         let timeout = timeout.map(|timeout| timeout + Duration::from_millis(1));
         let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
         let readable = |flags: PollFlags| !flags.is_empty();
@@ -195,84 +195,85 @@ impl Desk {
     fn accept(&mut self, now: Instant) {
         match self.listener.try_accept() {
             Ok(Some(stream)) => {
-                if self.clients.len() >= SEATS {
+                if self.clients.len() >= MOST_CLIENTS {
                     self.clients.remove(0);
                 }
-                // A connection that is over already takes no options, and its read says so.
-                let _ = stream.set_timeouts(Some(WRITE));
+                // If the connection has ended already, its first read fails.
+                let _ = stream.set_timeouts(Some(WRITE_LIMIT));
                 self.clients.push(Client {
                     stream,
-                    deadline: now + PATIENCE,
+                    deadline: now + TIME_LIMIT,
                     request: Vec::new(),
-                    leftovers: None,
+                    dropped: None,
                 });
             }
             Ok(None) => {}
-            Err(_) => self.paused = Some(now + PAUSE),
+            Err(_) => self.paused = Some(now + ACCEPT_PAUSE),
         }
     }
 }
 
 impl Client {
-    /// Reads what is there. Returns whether the connection stays.
+    /// Reads the available bytes. Returns whether the connection stays open.
     fn goes_on(&mut self, answer: &dyn Fn(&[u8]) -> String) -> bool {
-        let mut buffer = [0; MOST_REQUEST];
+        let mut buffer = [0; MOST_REQUEST_BYTES];
         let count = match self.stream.read_now(&mut buffer) {
             Ok(0) => return false,
             Ok(count) => count,
             Err(error) => return error.kind() == io::ErrorKind::WouldBlock,
         };
-        if let Some(leftovers) = &mut self.leftovers {
-            let left = leftovers.checked_sub(count);
-            *leftovers = left.unwrap_or_default();
+        if let Some(dropped) = &mut self.dropped {
+            let left = dropped.checked_sub(count);
+            *dropped = left.unwrap_or_default();
             return left.is_some();
         }
         self.request.extend(buffer.iter().take(count));
-        let is_too_long = head_of(&self.request).is_none() && self.request.len() >= MOST_REQUEST;
+        let is_too_long =
+            head_of(&self.request).is_none() && self.request.len() >= MOST_REQUEST_BYTES;
         if head_of(&self.request).is_none() && !is_too_long {
             return true;
         }
         let answer = answer(&self.request);
         let is_sent = (&self.stream).write_all(answer.as_bytes()).is_ok();
-        self.leftovers = Some(MOST_LEFTOVERS);
+        self.dropped = Some(MOST_DROPPED_BYTES);
         self.request = Vec::new();
         is_sent && self.stream.shutdown(Shutdown::Write).is_ok()
     }
 }
 
-/// What a request is for.
+/// The target of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Wish {
+enum Target {
     Metrics,
     Health,
     Other,
 }
 
-/// Why bytes are no request.
+/// The fault of a wrong request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 enum RequestFault {
-    /// The headers do not end in time.
-    #[error("the request line and headers have more than {MOST_REQUEST} bytes")]
+    /// The headers are too long.
+    #[error("the request line and headers have more than {MOST_REQUEST_BYTES} bytes")]
     TooLong,
-    /// Its first line is none of HTTP/1.0 or 1.1.
+    /// The first line is not that of HTTP/1.0 or 1.1.
     #[error("the first line is not that of an HTTP/1.0 or HTTP/1.1 request")]
     Malformed,
 }
 
-/// The whole answer to a request.
+/// The answer to a request, with its headers.
 fn answer(request: &[u8], counters: &Counters, is_draining: bool) -> String {
     let plain = "text/plain; charset=utf-8";
     let (status, kind, body) = match parse(request) {
-        Ok(Wish::Metrics) => (
+        Ok(Target::Metrics) => (
             "200 OK",
             "text/plain; version=0.0.4; charset=utf-8",
             counters.to_string(),
         ),
-        Ok(Wish::Health) if is_draining => {
+        Ok(Target::Health) if is_draining => {
             ("503 Service Unavailable", plain, "draining\n".to_owned())
         }
-        Ok(Wish::Health) => ("200 OK", plain, "ok\n".to_owned()),
-        Ok(Wish::Other) => ("404 Not Found", plain, String::new()),
+        Ok(Target::Health) => ("200 OK", plain, "ok\n".to_owned()),
+        Ok(Target::Other) => ("404 Not Found", plain, String::new()),
         Err(fault @ RequestFault::TooLong) => (
             "431 Request Header Fields Too Large",
             plain,
@@ -287,9 +288,9 @@ fn answer(request: &[u8], counters: &Counters, is_draining: bool) -> String {
     )
 }
 
-/// Reads the first line of a request: `GET /metrics HTTP/1.1` (RFC 9112, section 3). The headers
-/// change nothing.
-fn parse(request: &[u8]) -> Result<Wish, RequestFault> {
+/// Parses the first line of a request: `GET /metrics HTTP/1.1` (RFC 9112, section 3). It ignores
+/// the headers.
+fn parse(request: &[u8]) -> Result<Target, RequestFault> {
     let head = head_of(request).ok_or(RequestFault::TooLong)?;
     let line = head.split(|byte| *byte == b'\n').next().unwrap_or_default();
     let line = line.strip_suffix(b"\r").unwrap_or(line);
@@ -304,15 +305,15 @@ fn parse(request: &[u8]) -> Result<Wish, RequestFault> {
     }
     let path = target.split(|byte| *byte == b'?').next();
     Ok(match (*method, path.unwrap_or_default()) {
-        (b"GET", b"/metrics") => Wish::Metrics,
-        (b"GET", b"/healthz") => Wish::Health,
-        _ => Wish::Other,
+        (b"GET", b"/metrics") => Target::Metrics,
+        (b"GET", b"/healthz") => Target::Health,
+        _ => Target::Other,
     })
 }
 
-/// The request line and headers, if they have come whole and are not too long.
+/// The request line and headers, if they are complete and not too long.
 fn head_of(request: &[u8]) -> Option<&[u8]> {
-    let request = request.get(..MOST_REQUEST).unwrap_or(request);
+    let request = request.get(..MOST_REQUEST_BYTES).unwrap_or(request);
     let is_end = |at: &usize| {
         let rest = request.get(*at..).unwrap_or_default();
         rest.starts_with(b"\n\r\n") || rest.starts_with(b"\n\n")
@@ -326,7 +327,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_addresses_of_this_host_are_taken() {
+    fn only_addresses_of_this_host_are_accepted() {
         for (text, is_ours) in [
             ("unix:/run/metrics", true),
             ("tcp:127.0.0.1:1", true),
@@ -348,14 +349,14 @@ mod tests {
         for (request, wish) in [
             (
                 "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n",
-                Ok(Wish::Metrics),
+                Ok(Target::Metrics),
             ),
-            ("GET /metrics HTTP/1.0\n\n", Ok(Wish::Metrics)),
-            ("GET /metrics?name=x HTTP/1.1\r\n\r\n", Ok(Wish::Metrics)),
-            ("GET /healthz HTTP/1.1\r\n\r\nbody", Ok(Wish::Health)),
-            ("GET / HTTP/1.1\r\n\r\n", Ok(Wish::Other)),
-            ("GET /metrics/ HTTP/1.1\r\n\r\n", Ok(Wish::Other)),
-            ("POST /metrics HTTP/1.1\r\n\r\n", Ok(Wish::Other)),
+            ("GET /metrics HTTP/1.0\n\n", Ok(Target::Metrics)),
+            ("GET /metrics?name=x HTTP/1.1\r\n\r\n", Ok(Target::Metrics)),
+            ("GET /healthz HTTP/1.1\r\n\r\nbody", Ok(Target::Health)),
+            ("GET / HTTP/1.1\r\n\r\n", Ok(Target::Other)),
+            ("GET /metrics/ HTTP/1.1\r\n\r\n", Ok(Target::Other)),
+            ("POST /metrics HTTP/1.1\r\n\r\n", Ok(Target::Other)),
             (
                 "GET /metrics HTTP/2.0\r\n\r\n",
                 Err(RequestFault::Malformed),
@@ -377,7 +378,7 @@ mod tests {
         }
         for byte in 0..=u8::MAX {
             let request = [b"GET /", [byte].as_slice(), b" HTTP/1.1\n\n"].concat();
-            assert_ne!(parse(&request), Ok(Wish::Metrics));
+            assert_ne!(parse(&request), Ok(Target::Metrics));
         }
     }
 
@@ -388,8 +389,11 @@ mod tests {
             let rest = len - line.len() - 4;
             format!("{line}{}\r\n\r\n", "x".repeat(rest))
         };
-        assert_eq!(parse(of(MOST_REQUEST).as_bytes()), Ok(Wish::Metrics));
-        let longer = of(MOST_REQUEST + 1);
+        assert_eq!(
+            parse(of(MOST_REQUEST_BYTES).as_bytes()),
+            Ok(Target::Metrics)
+        );
+        let longer = of(MOST_REQUEST_BYTES + 1);
         assert_eq!(parse(longer.as_bytes()), Err(RequestFault::TooLong));
     }
 }
