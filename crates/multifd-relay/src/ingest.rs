@@ -273,7 +273,7 @@ pub(crate) fn take(
                 let is_cancelled = cancel.is_cancelled();
                 is_cancelled.then(|| Failure::here(TransportCause::Cancelled.into()))
             });
-            // Everything has come, and the source is told so: only its own thread may say otherwise.
+            // Everything has come, and the source is told so. Only main's thread may say otherwise.
             let fault = fault.filter(|_| is_end || !is_settled);
             if let (Some(fault), None) = (fault, &failure) {
                 failure = Some(fault);

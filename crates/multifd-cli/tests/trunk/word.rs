@@ -10,10 +10,10 @@ use super::super::support::made::{Shape, short};
 use super::super::support::peers::{Destination, Role, SHUT_WELL, Source, write};
 use super::super::{Pair, report};
 
-/// Everything has arrived, and one of the source's channels is reset. Either the destination is cut
-/// off, or its word counts: what the source was told is what its relay reports.
+/// Everything has arrived, and one of the source's channels is reset. The destination may start its
+/// guest at any moment, so its word is waited for and passed on.
 #[test]
-fn a_relay_reports_what_the_source_was_told() {
+fn a_channel_that_breaks_late_does_not_stop_the_word() {
     for pause in [0, 50, 250, 400] {
         let migration = short(&Shape {
             return_path: true,
@@ -37,20 +37,16 @@ fn a_relay_reports_what_the_source_was_told() {
         drop(breaks);
         thread::sleep(Duration::from_millis(pause));
         let main = destination.stream(Role::Main);
-        // The destination may be cut off by now.
         write(&main, &SHUT_WELL);
-        let was_told = source.hears(&SHUT_WELL).ends_with(&SHUT_WELL);
-        assert!(!was_told || pause < 250, "the break went on at once");
+        let heard = source.hears(&SHUT_WELL);
+        assert!(heard.ends_with(&SHUT_WELL), "{pause} ms: {heard:?}");
         source.finish();
         source.channels.clear();
         drop(source);
         destination.close_all();
         let near = pair.near.end();
-        assert_eq!(report(&near)["confirmed"], was_told, "{near:?}");
+        assert_eq!(report(&near)["confirmed"], true, "{near:?}");
         let far = pair.far.end();
-        assert!(
-            pause == 0 || report(&far)["confirmed"] == was_told,
-            "{far:?}"
-        );
+        assert_eq!(report(&far)["confirmed"], true, "{far:?}");
     }
 }
