@@ -12,7 +12,7 @@ use multifd_transport::{Address, Stream};
 use multifd_wire::Method;
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, setrlimit};
 use serde_json::{Value, json};
-use support::made::{Channel, Shape, short};
+use support::made::{Channel, END, Shape, short};
 use support::peers::{
     Destination, Limits, PONG, Role, SHUT_WELL, Source, a_while, dial, dial_from, end_of, write,
 };
@@ -403,12 +403,20 @@ fn signal(multifd: &Multifd, signal: Signal) {
 
 /// A migration under way through a relay at a unix socket.
 fn under_way(folder: &Path, more: &[&str]) -> (Destination, Multifd, Address, Source) {
+    sends(&ordinary(), folder, more)
+}
+
+fn sends(
+    migration: &Migration,
+    folder: &Path,
+    more: &[&str],
+) -> (Destination, Multifd, Address, Source) {
     let destination = Destination::new(folder, 2);
     let listen = format!("unix:{}", folder.join("s").display());
     let mut relay = Multifd::start(relay_args(folder, &listen, more));
     let address = relay.address();
-    let source = Source::begin(&address, &ordinary());
-    drop(destination.wait("all of it", |seen| seen.has_all(&ordinary())));
+    let source = Source::begin(&address, migration);
+    drop(destination.wait("all of it", |seen| seen.has_all(migration)));
     assert_eq!(source.hears(&PONG), PONG);
     (destination, relay, address, source)
 }
@@ -450,21 +458,31 @@ fn what_is_under_way_ends_before_a_relay_that_was_told_to_end() {
 
 #[test]
 fn what_does_not_end_in_time_is_ended_with_words_and_the_source_keeps_its_guest() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let (destination, relay, _, source) = under_way(folder.path(), &["--drain", "0"]);
-    signal(&relay, Signal::TERM);
-    assert_eq!(source.hears(&SHUT_WELL), b"", "no word of success");
-    drop(destination.wait("the end of main", |seen| seen.main().end.is_some()));
-    let ended = relay.end();
-    let failed = parse(&ended.stdout);
-    assert_eq!(failed["confirmed"], false, "{failed}");
-    assert!(
-        failed["error"]
-            .as_str()
-            .is_some_and(|words| words.contains("this host")),
-        "{failed}"
-    );
-    assert_eq!(files(folder.path()), ["destination"]);
+    // A destination that has everything may start the guest at any moment, and has 10 s to say so.
+    for (has_everything, confirmed, words) in [
+        (false, Value::Bool(false), "this host"),
+        (
+            true,
+            Value::Null,
+            "did not say within 10s whether it has it",
+        ),
+    ] {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut migration = ordinary();
+        if !has_everything {
+            migration.main.truncate(migration.main.len() - END.len());
+        }
+        let (destination, relay, _, source) = sends(&migration, folder.path(), &["--drain", "0"]);
+        signal(&relay, Signal::TERM);
+        assert_eq!(source.hears(&SHUT_WELL), b"", "no word of success");
+        drop(destination.wait("the end of main", |seen| seen.main().end.is_some()));
+        let ended = relay.end();
+        let failed = parse(&ended.stdout);
+        assert_eq!(failed["confirmed"], confirmed, "{failed}");
+        let error = failed["error"].as_str();
+        assert!(error.is_some_and(|error| error.contains(words)), "{failed}");
+        assert_eq!(files(folder.path()), ["destination"]);
+    }
 }
 
 #[test]
