@@ -25,7 +25,7 @@ const USE_QPL: [&str; 5] = [
 const WORK_WITHOUT_QPL: [&str; 3] = ["iaa-detect", "multifd-codec", "multifd-relay"];
 
 /// Most long tests wait: for guests, for time limits, for slow links. So more of them run at once
-/// than there are processors.
+/// than there are processors. Those with libqpl do not wait: the simulated device would be late.
 const THREADS: &str = "6";
 /// The test harness's variable for that.
 const TEST_THREADS: &str = "RUST_TEST_THREADS";
@@ -92,7 +92,6 @@ fn with_qpl(root: &Root, log: &Path) -> Command {
         .args(["test", "--no-fail-fast", "--tests"])
         .args(USE_QPL.map(|name| format!("--package={name}")))
         .env(RUNNER, runner)
-        .env(TEST_THREADS, THREADS)
         .env("QPL_INCLUDE", root.dir().join("usr/include"))
         .env(MISSING_LOG, log);
     command

@@ -151,7 +151,7 @@ fn a_wait_ends() {
     let error = decode(&mut decoder, &packet, &payload).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "slot 0 has version 0, and version 1 did not come"
+        "slot 0 has version 0, and version 1 did not come in time"
     );
     let error = decode(&mut decoder, &packet, &payload).unwrap_err();
     assert!(matches!(error, DeltaError::Poisoned));

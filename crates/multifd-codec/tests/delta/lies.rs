@@ -136,7 +136,7 @@ fn a_base_that_is_not_there_is_told() {
     let mut second = reader(Method::Zlib, &kept);
     decode(&mut first, &two.packet, &two.payloads[0]).unwrap();
     let error = decode(&mut second, &two.packet, &two.payloads[0]).unwrap_err();
-    let expected = "slot 0 has version 1, and version 0 is gone";
+    let expected = "slot 0 has version 1, but the operation expects the older version 0";
     assert_eq!(error.to_string(), expected);
 
     // Another page is in the slot.
@@ -188,7 +188,7 @@ fn parts_have_to_fit() {
         "the payload's foot states 0 whole pages, but there are 0"
     );
     let error = outcome(&page, b"", b"\x13\x02", 1);
-    let expected = "slot 2 has version 0, and version 1 did not come";
+    let expected = "slot 2 has version 0, and version 1 did not come in time";
     let error = outcome(&page, b"", b"\x17\x04\x02", 1).and(error);
     assert_eq!(message(error), expected);
     let error = outcome(&page, b"", b"\x10\x10", 1);
