@@ -531,6 +531,16 @@ fn a_signal_at_any_time_leaves_one_guest() {
                     pair.source.check_goes_on(LIMIT).expect(&what);
                     continue;
                 }
+                // The destination had everything, and its word did not come. It is asked itself.
+                Some(3) => {
+                    signal(&accept, "INT");
+                    accept.end();
+                    let here = pair.source.check_goes_on(LIMIT).is_ok();
+                    let there = pair.destination.run_state();
+                    let there = there.is_ok_and(|state| state == "running");
+                    assert!(here != there, "here {here}, there {there}: {what}");
+                    continue;
+                }
                 _ => panic!("{what}"),
             }
             if !migrated.status.success() {
