@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use multifd_transport::{Cancel, Stop, cleanup};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 
 use crate::say;
 
@@ -59,6 +59,8 @@ impl Signals {
         let heeded = [SIGTERM, SIGINT, SIGHUP].into_iter();
         let heeded = heeded.filter(|signal| ignored & (1 << (signal - 1)) == 0);
         let mut coming = signal_hook::iterator::Signals::new(heeded)?;
+        // A file that reaches the limit of file sizes is an error like a full disk.
+        signal_hook::flag::register(SIGXFSZ, Arc::default())?;
         let told = signals.clone();
         std::thread::Builder::new()
             .name("signals".to_owned())

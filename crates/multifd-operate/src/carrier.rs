@@ -100,7 +100,7 @@ impl Carrier {
 
     /// Whether the destination has said that it has the guest, and the source was told.
     pub(crate) fn has_delivered(&self) -> bool {
-        matches!(self.outcome, Some(Ok(_)))
+        matches!(&self.outcome, Some(Ok(report)) if report.confirmed == Some(true))
     }
 
     /// Why it has failed, in words.

@@ -174,6 +174,10 @@ impl Course {
             // It has refused the command by now, or forgotten it.
             return self.cancel(Stop::Relay, elapsed);
         }
+        if phase == Phase::PreSwitchover && seen.relay == Relay::Failed {
+            // No destination waits for it, or it is another client's.
+            return self.cancel(Stop::Relay, elapsed);
+        }
         if phase == Phase::PreSwitchover {
             self.let_go = Some(elapsed);
             return Step::GoOn;
@@ -197,7 +201,7 @@ impl Course {
     fn let_go(&mut self, phase: Phase, seen: Seen, relay_ended: Option<Duration>) -> Step {
         match relay_ended {
             Some(ended) if ended >= ENDED_LIMIT => Step::GiveUp,
-            _ if phase == Phase::PreSwitchover => Step::GoOn,
+            _ if phase == Phase::PreSwitchover && seen.relay != Relay::Failed => Step::GoOn,
             _ if seen.wish && !self.was_too_late => {
                 self.was_too_late = true;
                 Step::TooLate
@@ -317,6 +321,17 @@ mod tests {
         let mut course = Course::new(terms);
         let late = course.next(seen(Phase::Setup, 40));
         assert_eq!(late, Step::Cancel(Stop::Timeout));
+    }
+
+    #[test]
+    fn a_guest_is_not_let_go_behind_a_relay_that_has_failed() {
+        let mut course = Course::new(Terms::default());
+        assert_eq!(course.next(seen(Phase::Active, 1)), Step::Wait);
+        let failed = Seen {
+            relay: Relay::Failed,
+            ..seen(Phase::PreSwitchover, 2)
+        };
+        assert_eq!(course.next(failed), Step::Cancel(Stop::Relay));
     }
 
     #[test]

@@ -16,7 +16,7 @@ use crate::news::{News, Progress};
 use crate::qemu::{MigrationStatus, Phase, Qemu, RunState};
 use crate::qmp::QmpError;
 use crate::settings::{Plan, Wish};
-use crate::source::{MOST_RECONNECTS, put_back};
+use crate::source::{MOST_RECONNECTS, put_back, put_back_when_idle};
 
 /// How often QEMU is asked how far it is.
 const LOOK: Duration = Duration::from_millis(500);
@@ -102,13 +102,18 @@ pub fn accept(
     };
     let listener = Listener::bind(&order.listen.address).map_err(listen)?;
     let relay = Relay::on(listener, &order.listen, config).map_err(listen)?;
-    let outcome = plan
+    let listens = plan
         .apply(&mut qemu)
-        .and_then(|()| qemu.listen(&address.to_string()))
+        .and_then(|()| qemu.listen(&address.to_string()));
+    if let Err(error) = listens {
+        // Another client's migration may have begun meanwhile.
+        put_back_when_idle(&plan, &mut qemu, observe);
+        return Err(Failure::before(error));
+    }
+    let listening = relay.leg().to_string();
+    let outcome = Carrier::start(relay)
         .map_err(Failure::before)
-        .and_then(|()| {
-            let listening = relay.leg().to_string();
-            let carrier = Carrier::start(relay).map_err(Failure::before)?;
+        .and_then(|carrier| {
             observe(News::Listening(listening));
             Wait {
                 order,
@@ -258,6 +263,10 @@ impl Wait<'_> {
         report: MigrationReport,
         broken: Option<QmpError>,
     ) -> Result<Arrived, Failure> {
+        let advice = match report.confirmed {
+            Some(true) => "The destination had said to the source that it has the guest",
+            _ => "No return path was used, so the source has given its guest up",
+        };
         let silent = |why: String| {
             Failure {
                 guest: Whereabouts::Unknown,
@@ -266,7 +275,7 @@ impl Wait<'_> {
                     why,
                 })
             }
-            .advise("The destination had said to the source that it has the guest")
+            .advise(advice)
         };
         if let Some(error) = broken {
             return Err(silent(crate::failure::chain(&error)));

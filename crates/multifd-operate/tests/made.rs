@@ -354,12 +354,16 @@ fn settings_of_another_clients_migration_are_left_alone() {
     assert_eq!(sets, 2, "{commands:?}");
 }
 
-/// The main channel of a guest of one page, which asks for the destination's word.
-fn guest() -> Vec<u8> {
+/// The main channel of a guest of one page. With a return path it asks for the destination's word.
+fn guest(return_path: bool) -> Vec<u8> {
     let end_of_section = b"\0\0\0\0\0\0\0\x10\x7e\0\0\0\x02";
+    let asks: &[u8] = match return_path {
+        true => b"\x08\0\x01\0\0\x08\0\x02\0\x04\0\0\0\x01",
+        false => b"",
+    };
     [
         b"QEVM\0\0\0\x03\x07\0\0\0\x04none".as_slice(),
-        b"\x08\0\x01\0\0\x08\0\x02\0\x04\0\0\0\x01",
+        asks,
         b"\x01\0\0\0\x02\x03ram\0\0\0\0\0\0\0\x04\0\0\0\0\0\0\x10\x04",
         b"\x06pc.ram\0\0\0\0\0\0\x10\0",
         end_of_section,
@@ -374,6 +378,7 @@ fn guest() -> Vec<u8> {
 /// A source that sends its guest when it is told to, to a destination that takes it and says so.
 /// `answer` is asked about all but that, with whether the word has come.
 fn moves(
+    return_path: bool,
     mut answer: impl FnMut(&str, bool) -> Option<Value> + Send + 'static,
 ) -> (Made, source::Order, JoinHandle<()>) {
     let there = tempfile::tempdir().unwrap();
@@ -382,10 +387,14 @@ fn moves(
     let destination = thread::spawn(move || {
         let _folder = there;
         let (mut stream, _) = listener.accept().unwrap();
-        stream.write_all(b"\0\x02\0\x04\0\0\0\x01").unwrap();
-        let mut all = vec![0; guest().len()];
+        let mut all = vec![0; guest(return_path).len()];
+        if return_path {
+            stream.write_all(b"\0\x02\0\x04\0\0\0\x01").unwrap();
+        }
         stream.read_exact(&mut all).unwrap();
-        stream.write_all(b"\0\x01\0\x04\0\0\0\0").unwrap();
+        if return_path {
+            stream.write_all(b"\0\x01\0\x04\0\0\0\0").unwrap();
+        }
         // Until the relay closes.
         let _ = stream.read(&mut [0]);
     });
@@ -401,9 +410,10 @@ fn moves(
             let has_word = Arc::clone(&has_word);
             thread::spawn(move || {
                 let mut main = UnixStream::connect(beside).unwrap();
-                main.write_all(&guest()).unwrap();
-                let mut word = [0; 16];
-                main.read_exact(&mut word).unwrap();
+                main.write_all(&guest(return_path)).unwrap();
+                if return_path {
+                    main.read_exact(&mut [0; 16]).unwrap();
+                }
                 has_word.store(true, Ordering::SeqCst);
             });
             return Some(json!({}));
@@ -420,7 +430,7 @@ fn moves(
 #[test]
 fn a_source_that_goes_right_after_its_migration_has_moved() {
     let mut said = false;
-    let (made, order, destination) = moves(move |command, has_word| match command {
+    let (made, order, destination) = moves(true, move |command, has_word| match command {
         "query-migrate" if said => None,
         "query-migrate" if has_word => {
             said = true;
@@ -435,10 +445,27 @@ fn a_source_that_goes_right_after_its_migration_has_moved() {
     made.commands();
 }
 
+/// Another client has switched the return path off. The source says that it is done, and nobody
+/// knows whether the destination is.
+#[test]
+fn a_source_that_is_done_without_a_word_is_no_success() {
+    let (made, order, destination) = moves(false, |command, has_sent| {
+        Some(match command {
+            "query-migrate" if has_sent => json!({"status": "completed", "total-time": 1}),
+            "query-migrate" => json!({}),
+            command => idle(command, "running"),
+        })
+    });
+    let failure = source::migrate(&order, &Cancel::new(), &mut |_| {}).unwrap_err();
+    assert_eq!(failure.guest, Whereabouts::Unknown, "{failure}");
+    destination.join().unwrap();
+    made.commands();
+}
+
 /// The destination runs its guest, and the source says that its migration has failed.
 #[test]
 fn a_failure_behind_the_destinations_word_may_leave_two_guests() {
-    let (made, order, destination) = moves(|command, has_word| {
+    let (made, order, destination) = moves(true, |command, has_word| {
         Some(match command {
             "query-migrate" if has_word => json!({"status": "failed", "error-desc": "late"}),
             "query-migrate" => json!({}),

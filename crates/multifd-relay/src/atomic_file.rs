@@ -165,9 +165,10 @@ impl PartialFile {
         self.temporary.keep();
     }
 
-    /// Gives the file its name, which must still be free.
+    /// Gives the file its name, which must still be free. After an error the file is gone.
     pub(crate) fn publish(&self) -> Result<(), FileError> {
-        self.name().and_then(|()| self.sync_name())
+        self.name()?;
+        self.sync_name().inspect_err(|_| self.withdraw())
     }
 
     /// The same, but the name may not be on the disk before [`sync_name`](Self::sync_name).

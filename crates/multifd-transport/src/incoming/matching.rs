@@ -532,10 +532,10 @@ impl Matching {
         orphan.closed.is_some()
             && !claimants.is_empty()
             && claimants.iter().all(|main| orphan.id < main.id)
-            && self
-                .past
-                .iter()
-                .any(|(main, _)| main.peer == orphan.peer && main.may_leave(orphan))
+            && self.past.iter().any(|(main, _)| {
+                // One that had none of its channels may have had none to leave.
+                !main.channels.is_empty() && main.peer == orphan.peer && main.may_leave(orphan)
+            })
     }
 
     /// Whether another channel that waits says to be the same one. One of both is another

@@ -100,6 +100,8 @@ fn a_migration_that_is_over_is_forgotten() {
     let (mut matching, now) = (Matching::default(), Instant::now());
     matching.main_came(1, UNIX);
     matching.main_ready(1, MULTIFD, now);
+    matching.channel_came(2, [0; 16], 1, UNIX, now);
+    assert_eq!(matching.decide(now), [give(2, 1)]);
     matching.end(1);
     assert_eq!(matching.decide(now), []);
     let later = now + ORPHAN_TIMEOUT;
@@ -154,4 +156,20 @@ fn a_closed_channel_of_two_closed_migrations_is_no_guess() {
             Decision::Drop { channel: 1 }
         ]
     );
+}
+
+/// A source whose first attempt has brought no channel leaves none.
+#[test]
+fn a_migration_without_channels_takes_none_of_the_next_one_along() {
+    let (mut matching, now) = (Matching::default(), Instant::now());
+    matching.main_came(1, UNIX);
+    matching.main_ready(1, MULTIFD, now);
+    matching.end(1);
+    // A proxy dials in any order.
+    matching.channel_came(2, [0; 16], 0, UNIX, now);
+    matching.channel_closed(2, now);
+    matching.main_came(3, UNIX);
+    matching.main_ready(3, MULTIFD, now);
+    matching.main_closed(3, now);
+    assert_eq!(matching.decide(now), [give(2, 3)]);
 }
