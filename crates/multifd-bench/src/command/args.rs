@@ -129,7 +129,9 @@ pub struct SendArgs {
     /// Limit in bytes a second for all connections together (default: no limit).
     #[arg(long, value_name = "SIZE", value_parser = bandwidth)]
     pub max_bandwidth: Option<NonZeroU64>,
-    /// Where zero pages are found: none, legacy (main thread) or multifd (channels).
+    /// How zero pages are found: none, legacy or multifd.
+    ///
+    /// `legacy` is the main thread, `multifd` are the channels' threads.
     #[arg(long, value_name = "PLACE", default_value_t = ZeroPageDetection::Multifd)]
     pub zero_page_detection: ZeroPageDetection,
     /// Seconds after which the migration is given up; the guest runs on.
