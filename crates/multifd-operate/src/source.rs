@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use multifd_relay::failure::Cause as RelayCause;
-use multifd_relay::leg::LegAddress;
+use multifd_relay::failure::{Cause as RelayCause, Channel, Leg};
+use multifd_relay::leg::{LegAddress, Protocol};
 use multifd_relay::relay::{MigrationReport, Relay, RelayConfig};
-use multifd_transport::{Address, Cancel, Listener};
+use multifd_transport::{Address, Cancel, Listener, Target};
 
 use crate::carrier::Carrier;
 use crate::course::{self, Course, Seen, Step, Stop, Terms};
@@ -107,6 +107,7 @@ pub fn migrate(
 ) -> Result<Moved, Failure> {
     let mut qemu = Qemu::connect(&order.qmp).map_err(Failure::before)?;
     let (plan, state) = check(&mut qemu, &order.wish)?;
+    look_for_destination(order, cancel)?;
     let user = qemu.qmp().user();
     let folder = PrivateFolder::beside(&order.qmp, order.socket_dir.as_deref(), user, observe)?;
     let socket = folder.socket();
@@ -183,6 +184,35 @@ fn stayed(plan: &Plan, error: &dyn std::error::Error) -> News {
         chain(error),
         stayed.join(", ")
     ))
+}
+
+/// Looks whether somebody listens there, before QEMU is asked for anything: a QEMU 10.0 whose
+/// connections are closed while it makes them may abort, and its guest with it.
+fn look_for_destination(order: &Order, cancel: &Cancel) -> Result<(), Failure> {
+    let (to, timeout) = (&order.relay.connect, order.relay.dial_timeout);
+    if to.protocol != Protocol::Trunk {
+        // A QEMU takes the first connection for its migration.
+        return Ok(());
+    }
+    let given_up = || cancel.is_cancelled();
+    let dialled =
+        Target::resolve(&to.address).and_then(|target| Ok(target.dial(timeout, &given_up)?));
+    match dialled {
+        Ok(_) => Ok(()),
+        Err(_) if given_up() => Err(Failure {
+            cancelled: true,
+            ..Failure::before(Cause::Cancelled)
+        }),
+        Err(source) => Err(Failure::before(multifd_relay::Failure {
+            channel: Channel::Main,
+            leg: Leg::Destination,
+            block: None,
+            cause: RelayCause::Dial {
+                address: to.clone(),
+                source,
+            },
+        })),
+    }
 }
 
 fn check(qemu: &mut Qemu, wish: &Wish) -> Result<(Plan, RunState), Failure> {

@@ -3,8 +3,8 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -86,9 +86,20 @@ fn idle(command: &str, state: &str) -> Value {
     }
 }
 
+/// An address where calls are heard, and nobody answers.
+fn nobody() -> LegAddress {
+    static LISTENS: OnceLock<(tempfile::TempDir, UnixListener)> = OnceLock::new();
+    let (folder, _) = LISTENS.get_or_init(|| {
+        let folder = tempfile::tempdir().unwrap();
+        let listener = UnixListener::bind(folder.path().join("trunk")).unwrap();
+        (folder, listener)
+    });
+    let address = format!("trunk+unix:{}/trunk", folder.path().display());
+    address.parse().unwrap()
+}
+
 fn order(qmp: &Path) -> source::Order {
-    let nobody: LegAddress = "trunk+unix:/no/such/trunk".parse().unwrap();
-    let config = RelayConfig::new(nobody, "none".parse().unwrap());
+    let config = RelayConfig::new(nobody(), "none".parse().unwrap());
     source::Order::new(qmp.to_owned(), config, Wish::new(4))
 }
 
