@@ -16,7 +16,7 @@ use crate::news::{News, Progress};
 use crate::qemu::{MigrationStatus, Phase, Qemu, RunState};
 use crate::qmp::QmpError;
 use crate::settings::{Plan, Wish};
-use crate::source::{MOST_RECONNECTS, put_back, put_back_when_idle};
+use crate::source::{put_back, put_back_when_idle};
 
 /// How often QEMU is asked how far it is.
 const LOOK: Duration = Duration::from_millis(500);
@@ -122,7 +122,6 @@ pub fn accept(
                 begun: None,
                 told: String::new(),
                 was_too_late: false,
-                reconnects: 0,
             }
             .go(cancel, observe)
         });
@@ -169,8 +168,6 @@ struct Wait<'a> {
     told: String,
     /// A wish to end came too late.
     was_too_late: bool,
-    /// How often the monitor's connection was made again.
-    reconnects: u32,
 }
 
 impl Wait<'_> {
@@ -206,7 +203,7 @@ impl Wait<'_> {
                 false => Ok(()),
             });
             match looked {
-                Err(error) if error.is_final() && self.connects_again(&error, observe) => {}
+                Err(error) if error.is_final() && self.qemu.connects_again(&error, observe) => {}
                 Err(error) if error.is_final() => {
                     // It may have said that it has the guest before: then cancelling does nothing.
                     self.carrier.cancel();
@@ -216,18 +213,6 @@ impl Wait<'_> {
                 Err(_) | Ok(()) => {}
             }
         }
-    }
-
-    /// Whether QEMU is still there behind a connection that broke.
-    fn connects_again(&mut self, error: &QmpError, observe: &mut dyn FnMut(News)) -> bool {
-        let may = self.reconnects < MOST_RECONNECTS;
-        self.reconnects = self.reconnects.saturating_add(1);
-        let is_there = may && self.qemu.qmp().reconnect().is_ok();
-        if is_there {
-            let error = crate::failure::chain(error);
-            observe(News::Note(format!("{error}; connected again")));
-        }
-        is_there
     }
 
     /// The caller wants the end. In postcopy the guest is here already, and would stand still.

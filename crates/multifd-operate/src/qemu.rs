@@ -8,7 +8,12 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value, json};
 
+use crate::failure::chain;
+use crate::news::News;
 use crate::qmp::{Qmp, QmpError, field, quote};
+
+/// How often a monitor's connection may break.
+const MOST_RECONNECTS: u32 = 8;
 
 /// How often a state is asked for that no event tells.
 const LOOK: Duration = Duration::from_millis(100);
@@ -230,6 +235,8 @@ pub(crate) struct Settings {
 #[derive(Debug)]
 pub(crate) struct Qemu {
     qmp: Qmp,
+    /// How often its connection was made again.
+    reconnects: u32,
 }
 
 impl Qemu {
@@ -240,7 +247,24 @@ impl Qemu {
     pub(crate) fn connect(path: &Path) -> Result<Self, QmpError> {
         Ok(Self {
             qmp: Qmp::connect(path)?,
+            reconnects: 0,
         })
+    }
+
+    /// Whether QEMU is still there behind a connection that broke. It may wait before its
+    /// switch-over, with its guest standing still, until it is told to go on.
+    pub(crate) fn connects_again(
+        &mut self,
+        error: &QmpError,
+        observe: &mut dyn FnMut(News),
+    ) -> bool {
+        let may = self.reconnects < MOST_RECONNECTS;
+        self.reconnects = self.reconnects.saturating_add(1);
+        let is_there = may && self.qmp.reconnect().is_ok();
+        if is_there {
+            observe(News::Note(format!("{}; connected again", chain(error))));
+        }
+        is_there
     }
 
     /// The connection, for commands that are not here.

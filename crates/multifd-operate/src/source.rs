@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use multifd_relay::failure::{Cause as RelayCause, Channel, Leg};
 use multifd_relay::leg::{LegAddress, Protocol};
 use multifd_relay::relay::{MigrationReport, Relay, RelayConfig};
+use multifd_transport::dial::is_ours;
 use multifd_transport::{Address, Cancel, Listener, Target};
 
 use crate::carrier::Carrier;
@@ -29,9 +30,6 @@ const RELAY_LIMIT: Duration = Duration::from_secs(40);
 
 /// How long QEMU may take to have all figures of a migration that it has completed.
 const FIGURES_LIMIT: Duration = Duration::from_secs(1);
-
-/// How often a monitor's connection may break.
-pub(crate) const MOST_RECONNECTS: u32 = 8;
 
 /// How long QEMU may take to end its migration before its settings are put back.
 const IDLE_LIMIT: Duration = Duration::from_secs(2);
@@ -140,7 +138,6 @@ pub fn migrate(
                 told_at: None,
                 waits: false,
                 has_switched: false,
-                reconnects: 0,
                 begun: Instant::now(),
             };
             run.go(&leg.to_string(), cancel, observe)
@@ -205,7 +202,10 @@ fn look_for_destination(order: &Order, cancel: &Cancel) -> Result<(), Failure> {
         }),
         Err(source) => Err(Failure::before(multifd_relay::Failure {
             channel: Channel::Main,
-            leg: Leg::Destination,
+            leg: match is_ours(&source) {
+                true => Leg::Here,
+                false => Leg::Destination,
+            },
             block: None,
             cause: RelayCause::Dial {
                 address: to.clone(),
@@ -256,8 +256,6 @@ struct Run<'a> {
     waits: bool,
     /// The guest was let go to the destination. Before that, no destination can have it.
     has_switched: bool,
-    /// How often the monitor's connection was made again.
-    reconnects: u32,
     begun: Instant,
 }
 
@@ -272,7 +270,7 @@ impl Run<'_> {
         match self.qemu.migrate(uri) {
             // It may have begun all the same.
             Err(error @ QmpError::Hangs { .. }) => observe(News::Note(error.to_string())),
-            Err(error) if error.is_final() && self.connects_again(&error, observe) => {
+            Err(error) if error.is_final() && self.qemu.connects_again(&error, observe) => {
                 let status = self.qemu.migration().map_err(Failure::before)?;
                 if !status.is_under_way() {
                     return Err(Failure::before(error));
@@ -296,7 +294,7 @@ impl Run<'_> {
                     self.tell(status, observe);
                     Some(phase)
                 }
-                Err(error) if error.is_final() => match self.connects_again(&error, observe) {
+                Err(error) if error.is_final() => match self.qemu.connects_again(&error, observe) {
                     true => continue,
                     false => return self.gone(error, observe),
                 },
@@ -361,23 +359,11 @@ impl Run<'_> {
                 }
             }
             if let Err(error) = self.rest(cancel, observe)
-                && !self.connects_again(&error, observe)
+                && !self.qemu.connects_again(&error, observe)
             {
                 return self.gone(error, observe);
             }
         }
-    }
-
-    /// Whether QEMU is still there behind a connection that broke. It may wait before its
-    /// switch-over, with its guest standing still, until it is told to go on.
-    fn connects_again(&mut self, error: &QmpError, observe: &mut dyn FnMut(News)) -> bool {
-        let may = self.reconnects < MOST_RECONNECTS;
-        self.reconnects = self.reconnects.saturating_add(1);
-        let is_there = may && self.qemu.qmp().reconnect().is_ok();
-        if is_there {
-            observe(News::Note(format!("{}; connected again", chain(error))));
-        }
-        is_there
     }
 
     /// Waits for something to look at.
