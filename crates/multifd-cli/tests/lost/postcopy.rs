@@ -42,14 +42,18 @@ fn postcopy_that_is_never_used_goes_through_a_relay() {
         taking.takes(&migration, &source);
     }
 }
-
-#[test]
-fn postcopys_own_connection_is_passed_on_both_ways() {
-    let migration = short(&Shape {
+/// A migration that may switch to postcopy.
+fn may_switch() -> Migration {
+    short(&Shape {
         return_path: true,
         advise: Some(0x1000),
         ..Shape::default()
-    });
+    })
+}
+
+#[test]
+fn postcopys_own_connection_is_passed_on_both_ways() {
+    let migration = may_switch();
     // It may say nothing for long, or at once what no other connection begins with.
     for says in [b"".as_slice(), b"\0\0\0\0\0\0\x10\x08page"] {
         let folder = tempfile::tempdir().expect("a folder");
@@ -118,11 +122,7 @@ fn a_recovery_is_passed_on_by_a_relay_and_named_by_others() {
 /// With machine types up to 7.2 it is opened right behind main, before any channel.
 #[test]
 fn postcopys_own_connection_may_be_the_second_one() {
-    let migration = short(&Shape {
-        return_path: true,
-        advise: Some(0x1000),
-        ..Shape::default()
-    });
+    let migration = may_switch();
     let folder = tempfile::tempdir().expect("a folder");
     let destination = Destination::new(folder.path(), 2);
     let mut relay = relay(folder.path(), &destination.address, &["--once"]);
