@@ -1,12 +1,12 @@
 //! A made QEMU: what it says is foreign input, and what it does not say ends.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use multifd_operate::settings::Wish;
 use multifd_operate::{Cause, Failure, News, Whereabouts, destination, source};
@@ -27,7 +27,7 @@ impl Made {
         let folder = tempfile::tempdir().unwrap();
         let listener = UnixListener::bind(folder.path().join("qmp")).unwrap();
         let served = thread::spawn(move || {
-            let (stream, _) = listener.accept().unwrap();
+            let stream = accept(&listener);
             let mut got = Vec::new();
             say(
                 &stream,
@@ -57,6 +57,26 @@ impl Made {
         // Nothing but the monitor stays in the folder.
         assert_eq!(std::fs::read_dir(self.folder.path()).unwrap().count(), 1);
         self.served.join().unwrap()
+    }
+}
+
+/// The next connection, or a failure: nobody waits for ever.
+fn accept(listener: &UnixListener) -> UnixStream {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    listener.set_nonblocking(true).unwrap();
+    loop {
+        match listener.accept() {
+            Ok((stream, _)) => {
+                stream.set_nonblocking(false).unwrap();
+                let limit = Some(Duration::from_secs(90));
+                stream.set_read_timeout(limit).unwrap();
+                return stream;
+            }
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            Err(error) => panic!("{error}"),
+        }
+        assert!(Instant::now() < deadline, "nobody connects");
+        thread::sleep(Duration::from_millis(5));
     }
 }
 
@@ -365,6 +385,37 @@ fn settings_of_another_clients_migration_are_left_alone() {
     assert_eq!(sets, 2, "{commands:?}");
 }
 
+/// The migration of this command has failed, and another client's waits before its switch-over, for
+/// that client's word.
+#[test]
+fn another_clients_migration_is_not_followed() {
+    let mut status = None;
+    let made = Made::new(move |command, stream| {
+        match command {
+            "migrate" => {
+                status = Some("pre-switchover");
+                for status in ["failed", "setup", "active"] {
+                    let data = json!({ "status": status });
+                    say(stream, &json!({"event": "MIGRATION", "data": data}));
+                }
+            }
+            "migrate-continue" => status = Some("completed"),
+            _ => {}
+        }
+        Some(match (command, status) {
+            ("query-migrate", Some(status)) => json!({ "status": status }),
+            (command, _) => idle(command, "running"),
+        })
+    });
+    let (failure, _) = migrate(&made);
+    assert_eq!(failure.guest, Whereabouts::Source, "{failure}");
+    assert!(failure.to_string().contains("failed"), "{failure}");
+    let commands = made.commands();
+    let names = names(&commands);
+    assert!(!names.contains(&"migrate-continue"), "{names:?}");
+    assert!(!names.contains(&"migrate_cancel"), "{names:?}");
+}
+
 /// The main channel of a guest of one page. With a return path it asks for the destination's word.
 fn guest(return_path: bool) -> Vec<u8> {
     let end_of_section = b"\0\0\0\0\0\0\0\x10\x7e\0\0\0\x02";
@@ -397,7 +448,7 @@ fn moves(
     let listener = UnixListener::bind(&socket).unwrap();
     let destination = thread::spawn(move || {
         let _folder = there;
-        let (mut stream, _) = listener.accept().unwrap();
+        let mut stream = accept(&listener);
         let mut all = vec![0; guest(return_path).len()];
         if return_path {
             stream.write_all(b"\0\x02\0\x04\0\0\0\x01").unwrap();
@@ -502,7 +553,7 @@ fn a_monitor_whose_connection_broke_is_connected_to_again() {
         let mut status = None;
         let mut clients = 0;
         while clients < 2 {
-            let (stream, _) = listener.accept().unwrap();
+            let stream = accept(&listener);
             clients += 1;
             say(&stream, &json!({"QMP": {}}));
             for line in BufReader::new(stream.try_clone().unwrap()).lines() {
@@ -538,4 +589,45 @@ fn a_monitor_whose_connection_broke_is_connected_to_again() {
     let is_lost = |one: &News| matches!(one, News::Note(text) if text.contains("put back"));
     assert!(!news.iter().any(is_lost), "{news:?}");
     assert_eq!(served.join().unwrap(), Some("failed"));
+}
+
+/// The monitor's connection breaks again and again before the guest was let go. It would stand
+/// still for ever, as nobody tells QEMU to go on.
+#[test]
+fn a_guest_that_waits_behind_a_broken_monitor_is_called_back() {
+    const BREAKS: usize = 12;
+    let folder = tempfile::tempdir().unwrap();
+    let qmp = folder.path().join("qmp");
+    let listener = UnixListener::bind(&qmp).unwrap();
+    thread::spawn(move || {
+        let mut status = None;
+        for client in 0.. {
+            let Ok((stream, _)) = listener.accept() else {
+                return;
+            };
+            say(&stream, &json!({"QMP": {}}));
+            for line in BufReader::new(stream.try_clone().unwrap()).lines() {
+                let Ok(line) = line else { break };
+                let command: Value = serde_json::from_str(&line).unwrap();
+                let name = command["execute"].as_str().unwrap();
+                let returned = match (name, status) {
+                    ("query-migrate", Some(_)) if client < BREAKS => break,
+                    ("query-migrate", Some(status)) => json!({ "status": status }),
+                    ("query-status", Some("pre-switchover")) => idle(name, "paused"),
+                    _ => idle(name, "running"),
+                };
+                match name {
+                    "migrate" => status = Some("pre-switchover"),
+                    "migrate_cancel" => status = Some("cancelled"),
+                    _ => {}
+                }
+                say(&stream, &json!({"return": returned, "id": command["id"]}));
+            }
+        }
+    });
+    let outcome = source::migrate(&order(&qmp), &Cancel::new(), &mut |_| {});
+    let failure = outcome.unwrap_err();
+    assert_eq!(failure.guest, Whereabouts::Source, "{failure}");
+    let words = failure.to_string();
+    assert!(words.contains("The guest runs on at the source"), "{words}");
 }

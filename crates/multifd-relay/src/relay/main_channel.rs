@@ -204,6 +204,7 @@ impl Forward<'_> {
                 Ok(None) => return Ok(None),
                 Err(fault) => {
                     self.outline.remark(Remark::NotFollowed(fault));
+                    self.outline.see(|seen| seen.lost = true);
                     follower.lost = true;
                     self.outline.goes_on();
                     self.gate.open();
