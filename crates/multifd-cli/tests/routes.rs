@@ -162,7 +162,11 @@ fn one_migration_does_not_end_another_that_has_begun() {
     for index in [0, 1].into_iter().filter(|&index| begun[index]) {
         ends_well(&migration, &sources[index], &two.to[index]);
         let (report, of) = two.report();
-        assert_eq!((&report["confirmed"], of), (&json!(true), index), "{report}");
+        assert_eq!(
+            (&report["confirmed"], of),
+            (&json!(true), index),
+            "{report}"
+        );
     }
     assert!(begun.contains(&true));
     assert!(two.relay.end().status.success());

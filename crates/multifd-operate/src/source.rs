@@ -306,7 +306,11 @@ impl Run<'_> {
                     self.look_for_end();
                     if let Some(ended) = self.ended.clone().filter(|_| !status.is_final()) {
                         let error_desc = None;
-                        status = MigrationStatus { status: ended, error_desc, ..status };
+                        status = MigrationStatus {
+                            status: ended,
+                            error_desc,
+                            ..status
+                        };
                     }
                     let phase = status.phase();
                     seen.clone_from(&status);
@@ -449,9 +453,7 @@ impl Run<'_> {
     fn wait_begun(&mut self, observe: &mut dyn FnMut(News)) -> bool {
         let deadline = Instant::now() + BEGIN_LIMIT;
         self.carrier.look(observe);
-        while !self.carrier.has_begun
-            && self.carrier.outcome.is_none()
-            && Instant::now() < deadline
+        while !self.carrier.has_begun && self.carrier.outcome.is_none() && Instant::now() < deadline
         {
             std::thread::sleep(TICK / 10);
             self.carrier.look(observe);
@@ -477,8 +479,7 @@ impl Run<'_> {
     ) -> Result<Moved, Failure> {
         let elapsed = self.begun.elapsed();
         // Another client's migration may have begun since then.
-        let is_over =
-            |status: &MigrationStatus| status.is_final() || !seen.is_final();
+        let is_over = |status: &MigrationStatus| status.is_final() || !seen.is_final();
         let status = self.figures().ok().filter(is_over).unwrap_or(seen);
         if status.phase() == Phase::PostcopyPaused {
             return Err(Failure {
@@ -624,6 +625,7 @@ impl Run<'_> {
     /// The monitor has gone, most often with its QEMU.
     fn gone(&mut self, error: QmpError, observe: &mut dyn FnMut(News)) -> Result<Moved, Failure> {
         if self.call_back() {
+            self.carrier.cancel();
             self.wait_relay(observe);
             let failure = Failure {
                 cancelled: self.course.stop() == Some(Stop::Asked),

@@ -27,6 +27,9 @@ pub(super) struct Seen {
     pub(super) ram_ended: bool,
     /// Everything that makes the guest has been read; at most its description is to come.
     pub(super) complete: bool,
+    /// What has been read may end with everything that makes the guest: it is a device's state,
+    /// behind all memory.
+    pub(super) hides_end: bool,
     /// Postcopy has begun: the guest is at both ends.
     pub(super) postcopy: bool,
     /// The destination has said that it has the guest, before the migration had failed.
@@ -44,13 +47,13 @@ pub(super) struct Seen {
 
 impl Seen {
     fn guest_has_arrived(&self) -> bool {
-        self.confirmed && self.may_be_whole()
+        self.confirmed && (self.complete || self.ram_ended || self.lost)
     }
 
-    /// Whether the destination may have got everything that makes the guest. Behind all memory the
-    /// end of main can hide in what looks like a device's state.
+    /// Whether the destination may have got everything that makes the guest, whatever was seen of
+    /// the end.
     pub(super) fn may_be_whole(&self) -> bool {
-        self.complete || self.ram_ended || self.lost
+        self.complete || self.hides_end || self.lost
     }
 }
 
@@ -96,6 +99,15 @@ impl Outline {
         self.see(|seen| {
             seen.complete = !seen.failed;
             seen.complete
+        })
+    }
+
+    /// More is to be passed on, which may hide the end of main or not. `false` if the migration has
+    /// failed.
+    pub(super) fn goes_behind(&self, may_hide_end: bool) -> bool {
+        self.see(|seen| {
+            seen.hides_end = may_hide_end && seen.ram_ended && !seen.failed;
+            !seen.failed
         })
     }
 
@@ -148,7 +160,9 @@ impl Outline {
             _ if seen.postcopy => Cause::PostcopyBroke,
             true => Cause::RelayGone,
             // Without everything that makes a guest no destination can have it.
-            false if seen.may_be_whole() || seen.ended || !seen.remarks.is_empty() => Cause::Unknown,
+            false if seen.may_be_whole() || seen.ended || !seen.remarks.is_empty() => {
+                Cause::Unknown
+            }
             false => io::Error::from(io::ErrorKind::ConnectionReset).into(),
         })
     }
@@ -179,16 +193,20 @@ mod tests {
     /// The end of main may have gone unseen, or wait in a buffer of this host.
     #[test]
     fn a_destination_may_have_everything_though_no_end_of_main_was_seen() {
-        for change in [
-            (|seen| seen.ram_ended = true) as fn(&mut Seen),
-            |seen| seen.lost = true,
-        ] {
+        for is_lost in [true, false] {
             let outline = Outline::default();
-            outline.see(change);
+            outline.see(|seen| (seen.lost, seen.ram_ended) = (is_lost, true));
+            assert!(outline.goes_behind(!is_lost));
             assert!(!outline.may_end(false));
             outline.see(|seen| seen.confirmed = true);
             assert!(outline.guest_has_arrived() && !outline.fails());
         }
         assert!(!Outline::default().may_end(true));
+        // Between two elements nothing is hidden.
+        let outline = Outline::default();
+        outline.see(|seen| seen.ram_ended = true);
+        assert!(outline.goes_behind(true) && outline.goes_behind(false));
+        assert!(outline.may_end(false));
+        assert!(!outline.goes_behind(true), "the rest goes nowhere");
     }
 }
