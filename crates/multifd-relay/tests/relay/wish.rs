@@ -4,7 +4,7 @@ use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::sync::mpsc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use multifd_relay::Failure;
 use multifd_relay::failure::Cause;
@@ -57,6 +57,12 @@ fn meet(meeting: &Meeting) -> (Result<MigrationReport, Failure>, Vec<u8>, Vec<u8
                 let _ = other.shutdown(Shutdown::Write);
             }
             thread::sleep(A_WHILE / 4);
+            // A relay that is to end now looks about ten times a second.
+            let deadline = Instant::now() + Duration::from_secs(20);
+            let is_whole = meeting.got == main.len();
+            while !is_whole && !stream.peer_has_closed() && Instant::now() < deadline {
+                thread::sleep(Duration::from_millis(5));
+            }
             // The relay may have closed.
             let _ = (&stream).write_all(&main[meeting.got..]);
             let mut heard = Vec::new();
