@@ -14,8 +14,8 @@ use crate::course::{self, Course, Seen, Step, Stop, Terms};
 use crate::failure::{Cause, Failure, Whereabouts, chain, has_everything, whereabouts};
 use crate::folder::PrivateFolder;
 use crate::news::{News, Progress};
-use crate::qemu::{MigrationStatus, Phase, Qemu, RunState};
-use crate::qmp::{Event, QmpError, field, quote};
+use crate::qemu::{MigrationStatus, Phase, Qemu, RunState, end_of, status_of};
+use crate::qmp::QmpError;
 use crate::settings::{Plan, Wish};
 
 /// How often QEMU is asked how far it is. Asking more often would take a noticeable part of its
@@ -25,11 +25,12 @@ const LOOK: Duration = Duration::from_millis(500);
 /// How soon a wish to end, and the end, are noticed.
 const TICK: Duration = Duration::from_millis(100);
 
+/// How long the relay may take to take the connection of a QEMU that has said that it is done. All
+/// of a small guest may wait in that connection, on a machine with too much to do.
+const BEGIN_LIMIT: Duration = Duration::from_secs(5);
+
 /// How long the relay may take to close its connections after QEMU's end.
 const RELAY_LIMIT: Duration = Duration::from_secs(40);
-
-/// How long the relay may take to begin, once QEMU says that its migration has completed.
-const BEGIN_LIMIT: Duration = Duration::from_secs(5);
 
 /// How long QEMU may take to have all figures of a migration that it has completed.
 const FIGURES_LIMIT: Duration = Duration::from_secs(1);
@@ -448,13 +449,14 @@ impl Run<'_> {
         }
     }
 
-    /// Waits until the relay has begun, or shows that it does not. A source that waits for no word
-    /// may have sent a small guest before the relay has taken its connections.
-    fn wait_begun(&mut self, observe: &mut dyn FnMut(News)) -> bool {
+    /// Whether the relay has taken QEMU's connection, or does so soon.
+    fn begins(&mut self, observe: &mut dyn FnMut(News)) -> bool {
         let deadline = Instant::now() + BEGIN_LIMIT;
         self.carrier.look(observe);
-        while !self.carrier.has_begun && self.carrier.outcome.is_none() && Instant::now() < deadline
-        {
+        while !self.carrier.has_begun && self.carrier.outcome.is_none() {
+            if Instant::now() >= deadline {
+                return false;
+            }
             std::thread::sleep(TICK / 10);
             self.carrier.look(observe);
         }
@@ -488,7 +490,7 @@ impl Run<'_> {
             });
         }
         if status.is_completed() {
-            if !self.wait_begun(observe) {
+            if !self.begins(observe) {
                 // The status of another migration.
                 self.carrier.cancel();
                 self.wait_relay(observe);
@@ -633,7 +635,7 @@ impl Run<'_> {
             };
             return Err(self.look_after(failure));
         }
-        if !self.carrier.has_begun {
+        if !self.begins(observe) {
             self.carrier.cancel();
         }
         self.wait_relay(observe);
@@ -731,18 +733,6 @@ impl Run<'_> {
             _ => None,
         }
     }
-}
-
-/// The status that an event about a migration tells.
-fn status_of(event: &Event) -> Option<&str> {
-    let is_about_one = event.name == "MIGRATION";
-    is_about_one.then(|| field(&event.data, "status").as_str())?
-}
-
-/// The same, if it is the last one of its migration.
-fn end_of(event: &Event) -> Option<String> {
-    let status = status_of(event).filter(|status| Phase::of(status).is_final());
-    status.map(quote)
 }
 
 /// Why a migration has not ended, as far as QEMU's figures say.
