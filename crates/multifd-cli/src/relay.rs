@@ -463,9 +463,17 @@ impl<'a> Printer<'a> {
         }
     }
 
+    /// Ends with the first signal or, if one migration is all that is wanted, with that one: but
+    /// never while another one runs, which would end with this process.
     fn run(mut self, events: &Receiver<Event>, ends: &Ends, signals: &Signals) -> Outcome {
         let mut deadline = None;
+        let mut last: Option<Outcome> = None;
         loop {
+            if self.running.is_empty()
+                && let Some(outcome) = last.take()
+            {
+                return outcome;
+            }
             if signals.first() && self.running.is_empty() {
                 return Ok(());
             }
@@ -491,16 +499,23 @@ impl<'a> Printer<'a> {
                     self.counters.passed_over(connections);
                     self.note(&note);
                 }
-                Event::Begun(migration) => self.begun(migration),
+                Event::Begun(migration) => {
+                    self.begun(migration);
+                    if self.args.once {
+                        ends.accepting.cancel();
+                    }
+                }
                 Event::Update(number, update) => self.update(number, update),
-                Event::Closed(reason) => return Err(reason.into()),
+                Event::Closed(reason) => {
+                    ends.accepting.cancel();
+                    last = Some(Err(reason.into()));
+                }
                 Event::Ended(number, outcome) => {
                     let outcome = self.ended(number, *outcome);
-                    if self.args.once {
-                        return outcome;
-                    }
-                    if let Err(error) = outcome {
-                        self.note(&error.to_string());
+                    match (outcome, &last) {
+                        (outcome, None) if self.args.once => last = Some(outcome),
+                        (Err(error), _) => self.note(&error.to_string()),
+                        (Ok(()), _) => {}
                     }
                 }
             }

@@ -4,6 +4,8 @@ mod support;
 
 use std::fs;
 use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use multifd_transport::Address;
 use multifd_wire::Method;
@@ -131,6 +133,43 @@ fn routes_serve_at_once_and_fail_alone() {
             break;
         }
     }
+}
+
+/// The process ends with the first migration, and would take the other one with it.
+#[test]
+fn one_migration_does_not_end_another_that_has_begun() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (a, b) = (
+        route(folder.path(), "a", "x"),
+        route(folder.path(), "b", "y"),
+    );
+    let mut two = Two::start(folder.path(), &["--once", "--route", &a, "--route", &b]);
+    let migration = ordinary();
+    let sources = two.from.each_ref().map(|from| Source::dial(from, 2));
+    sources.iter().for_each(|source| source.write(&migration));
+    // The second one may have been refused, with its guest at its source.
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let begun = [0, 1].map(|index| {
+        loop {
+            let has_all = two.to[index].seen().has_all(&migration);
+            if has_all || sources[index].main.peer_has_closed() {
+                return has_all;
+            }
+            assert!(Instant::now() < deadline, "neither begun nor refused");
+            thread::sleep(Duration::from_millis(10));
+        }
+    });
+    for index in [0, 1].into_iter().filter(|&index| begun[index]) {
+        ends_well(&migration, &sources[index], &two.to[index]);
+        let (report, of) = two.report();
+        assert_eq!(
+            (&report["confirmed"], of),
+            (&json!(true), index),
+            "{report}"
+        );
+    }
+    assert!(begun.contains(&true));
+    assert!(two.relay.end().status.success());
 }
 
 #[test]

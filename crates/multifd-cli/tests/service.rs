@@ -47,6 +47,13 @@ fn relay_args(folder: &Path, listen: &str, more: &[&str]) -> Vec<String> {
 
 /// Sends a migration whole.
 fn goes_through(migration: &Migration, address: &Address, destination: Option<&Destination>) {
+    let source = arrives(migration, address, destination);
+    leaves(&source, destination);
+}
+
+/// Sends it up to the word of success. A command that takes one migration runs on until its source
+/// has left.
+fn arrives(migration: &Migration, address: &Address, destination: Option<&Destination>) -> Source {
     let source = Source::begin(address, migration);
     if let Some(destination) = destination {
         drop(destination.wait("all of it", |seen| seen.has_all(migration)));
@@ -54,6 +61,10 @@ fn goes_through(migration: &Migration, address: &Address, destination: Option<&D
     }
     let heard = source.hears(&SHUT_WELL);
     assert!(heard.ends_with(&SHUT_WELL), "{heard:?}");
+    source
+}
+
+fn leaves(source: &Source, destination: Option<&Destination>) {
     source.finish();
     if let Some(destination) = destination {
         drop(destination.wait("the end of main", |seen| seen.main().end.is_some()));
@@ -113,11 +124,12 @@ fn strangers_hold_up_nobody() {
         };
         let address = multifd.address();
         let strangers = strangers(&address);
-        goes_through(&ordinary(), &address, destination.as_ref());
+        let source = arrives(&ordinary(), &address, destination.as_ref());
         // They have not had their time: nothing has waited for it.
         for (index, name) in [(0, "a main channel"), (2, "a hello"), (9, "silence")] {
             assert!(!strangers[index].peer_has_closed(), "{command}: {name}");
         }
+        leaves(&source, destination.as_ref());
         let ended = multifd.end();
         assert_eq!(ended.status.code(), Some(0), "{ended:?}");
         for words in ["TLS", "which no connection of a migration does"] {
@@ -134,7 +146,7 @@ fn more_silence_than_there_are_seats() {
     let mut relay = relay(folder.path(), &["--once"]);
     let address = relay.address();
     let silent: Vec<_> = (0..1100).map(|_| dial_from(ELSEWHERE, &address)).collect();
-    goes_through(&ordinary(), &address, Some(&destination));
+    let source = arrives(&ordinary(), &address, Some(&destination));
     let closed = silent
         .iter()
         .filter(|stream| stream.peer_has_closed())
@@ -143,6 +155,7 @@ fn more_silence_than_there_are_seats() {
         (1..=100).contains(&closed),
         "the oldest have gone: {closed}"
     );
+    leaves(&source, Some(&destination));
     let ended = relay.end();
     assert!(
         ended.stderr.contains("too many connections have not said"),

@@ -9,6 +9,10 @@ use crate::qemu::Phase;
 /// a QEMU 11.1 which was cancelled in its set-up (docs/qemu-notes.md).
 const CANCEL_LIMIT: Duration = Duration::from_secs(20);
 
+/// How long QEMU may take to begin to cancel. The command may have been lost with the monitor's
+/// connection.
+const CANCEL_AGAIN: Duration = Duration::from_secs(2);
+
 /// When a cancelled QEMU is released that waits before its switch-over. If the two meet, 7.2 stays
 /// in `cancelling`, with its guest standing still.
 const RELEASE_AFTER: Duration = Duration::from_millis(200);
@@ -76,6 +80,8 @@ pub(crate) enum Step {
     /// A cancelled QEMU may still wait to be told that it may let the guest go.
     Release,
     Cancel(Stop),
+    /// QEMU has not begun to cancel.
+    CancelAgain,
     /// The wish to cancel comes too late.
     TooLate,
     CutRelay,
@@ -90,6 +96,8 @@ pub(crate) enum Step {
 pub(crate) struct Course {
     terms: Terms,
     stop: Option<(Stop, Duration)>,
+    /// When it was cancelled for the last time.
+    cancelled: Option<Duration>,
     /// When the guest was let go, at the latest.
     let_go: Option<Duration>,
     has_postcopy: bool,
@@ -112,7 +120,8 @@ impl Course {
         self.stop.map(|(stop, _)| stop)
     }
 
-    /// The next step. Each is given once, but for waiting and the last one.
+    /// The next step. Each is given once, but for waiting, the last one, and those that QEMU may
+    /// not have got.
     pub(crate) fn next(&mut self, seen: Seen) -> Step {
         let Seen { elapsed, .. } = seen;
         if seen.relay != Relay::Runs {
@@ -161,6 +170,10 @@ impl Course {
                 stopped if stopped >= CANCEL_LIMIT + CUT_LIMIT => Step::GiveUp,
                 stopped if stopped >= CANCEL_LIMIT => self.cut(),
                 stopped if phase == Phase::Cancelling && stopped >= RELEASE_AFTER => Step::Release,
+                _ if phase != Phase::Cancelling && since(self.cancelled) >= Some(CANCEL_AGAIN) => {
+                    self.cancelled = Some(elapsed);
+                    Step::CancelAgain
+                }
                 _ => Step::Wait,
             };
         }
@@ -212,6 +225,7 @@ impl Course {
 
     fn cancel(&mut self, stop: Stop, elapsed: Duration) -> Step {
         self.stop = Some((stop, elapsed));
+        self.cancelled = Some(elapsed);
         Step::Cancel(stop)
     }
 
@@ -265,6 +279,19 @@ mod tests {
         assert_eq!(course.next(wished(Phase::Cancelling, 32)), Step::GiveUp);
         assert_eq!(course.next(wished(Phase::Cancelled, 33)), Step::Over);
         assert_eq!(course.stop(), Some(Stop::Asked));
+    }
+
+    /// The command went into a connection that broke.
+    #[test]
+    fn a_cancel_that_has_come_to_nothing_is_said_again() {
+        let mut course = Course::new(Terms::default());
+        let first = course.next(wished(Phase::PreSwitchover, 1));
+        assert_eq!(first, Step::Cancel(Stop::Asked));
+        assert_eq!(course.next(wished(Phase::PreSwitchover, 2)), Step::Wait);
+        let again = course.next(wished(Phase::PreSwitchover, 3));
+        assert_eq!(again, Step::CancelAgain);
+        assert_eq!(course.next(wished(Phase::PreSwitchover, 4)), Step::Wait);
+        assert_eq!(course.next(wished(Phase::Cancelling, 6)), Step::Release);
     }
 
     #[test]

@@ -220,6 +220,18 @@ pub(crate) fn whereabouts(failure: &multifd_relay::Failure) -> Whereabouts {
     }
 }
 
+/// Whether the relay has seen that its destination may have everything that makes the guest.
+pub(crate) fn has_everything(failure: &multifd_relay::Failure) -> bool {
+    match failure.cause {
+        RelayCause::NotTold
+        | RelayCause::NoWord { .. }
+        | RelayCause::TakenBack
+        | RelayCause::PostcopyBroke => true,
+        RelayCause::Far(ref far) => far.may_have_guest(),
+        _ => false,
+    }
+}
+
 /// An error and its causes on one line.
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();

@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 
 use crate::failure::chain;
 use crate::news::News;
-use crate::qmp::{Qmp, QmpError, field, quote};
+use crate::qmp::{Event, Qmp, QmpError, field, quote};
 
 /// How often a monitor's connection may break.
 const MOST_RECONNECTS: u32 = 8;
@@ -464,6 +464,18 @@ impl fmt::Display for RunState {
             status => status,
         })
     }
+}
+
+/// The status that an event about a migration tells.
+pub(crate) fn status_of(event: &Event) -> Option<&str> {
+    let is_about_one = event.name == "MIGRATION";
+    is_about_one.then(|| field(&event.data, "status").as_str())?
+}
+
+/// The same, if it is the last one of its migration.
+pub(crate) fn end_of(event: &Event) -> Option<String> {
+    let status = status_of(event).filter(|status| Phase::of(status).is_final());
+    status.map(quote)
 }
 
 #[cfg(test)]

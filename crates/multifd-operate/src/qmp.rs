@@ -301,6 +301,16 @@ impl Qmp {
         }
     }
 
+    /// The events that nobody has taken so far.
+    pub(crate) fn waiting_events(&self) -> impl Iterator<Item = &Event> {
+        self.events.iter()
+    }
+
+    /// Drops the events that nobody has taken so far.
+    pub(crate) fn forget_events(&mut self) {
+        self.events.clear();
+    }
+
     fn keep(&mut self, event: Event) {
         if self.events.len() >= MOST_EVENTS {
             self.events.pop_front();

@@ -11,11 +11,11 @@ use multifd_transport::{Address, Cancel, Listener, Target};
 
 use crate::carrier::Carrier;
 use crate::course::{self, Course, Seen, Step, Stop, Terms};
-use crate::failure::{Cause, Failure, Whereabouts, chain, whereabouts};
+use crate::failure::{Cause, Failure, Whereabouts, chain, has_everything, whereabouts};
 use crate::folder::PrivateFolder;
 use crate::news::{News, Progress};
-use crate::qemu::{MigrationStatus, Phase, Qemu, RunState};
-use crate::qmp::{QmpError, field};
+use crate::qemu::{MigrationStatus, Phase, Qemu, RunState, end_of, status_of};
+use crate::qmp::QmpError;
 use crate::settings::{Plan, Wish};
 
 /// How often QEMU is asked how far it is. Asking more often would take a noticeable part of its
@@ -37,6 +37,11 @@ const FIGURES_LIMIT: Duration = Duration::from_secs(1);
 
 /// How long QEMU may take to end its migration before its settings are put back.
 const IDLE_LIMIT: Duration = Duration::from_secs(2);
+
+/// How long a monitor whose connections break again and again is asked to cancel a migration whose
+/// guest was not let go, and how often.
+const CALL_BACK_LIMIT: Duration = Duration::from_secs(30);
+const CALL_BACK_PAUSE: Duration = Duration::from_millis(250);
 
 /// How long the guest may take to run on at the source after a failure.
 const RUN_LIMIT: Duration = Duration::from_secs(30);
@@ -141,6 +146,7 @@ pub fn migrate(
                 told: String::new(),
                 told_at: None,
                 waits: false,
+                ended: None,
                 has_switched: false,
                 begun: Instant::now(),
             };
@@ -258,6 +264,9 @@ struct Run<'a> {
     told_at: Option<Instant>,
     /// QEMU has just said that it waits before its switch-over.
     waits: bool,
+    /// The last status of this migration, as QEMU has said it by an event. Another client may begin
+    /// its own migration right behind that.
+    ended: Option<String>,
     /// The guest was let go to the destination. Before that, no destination can have it.
     has_switched: bool,
     begun: Instant,
@@ -271,6 +280,8 @@ impl Run<'_> {
         observe: &mut dyn FnMut(News),
     ) -> Result<Moved, Failure> {
         self.begun = Instant::now();
+        // They are about migrations before this one.
+        self.qemu.qmp().forget_events();
         match self.qemu.migrate(uri) {
             // It may have begun all the same.
             Err(error @ QmpError::Hangs { .. }) => observe(News::Note(error.to_string())),
@@ -292,7 +303,16 @@ impl Run<'_> {
             let mut seen = MigrationStatus::default();
             let phase = match phase {
                 Ok(None) => Some(Phase::PreSwitchover),
-                Ok(Some(status)) => {
+                Ok(Some(mut status)) => {
+                    self.look_for_end();
+                    if let Some(ended) = self.ended.clone().filter(|_| !status.is_final()) {
+                        let error_desc = None;
+                        status = MigrationStatus {
+                            status: ended,
+                            error_desc,
+                            ..status
+                        };
+                    }
                     let phase = status.phase();
                     seen.clone_from(&status);
                     self.tell(status, observe);
@@ -352,6 +372,10 @@ impl Run<'_> {
                         observe(News::Note(error.to_string()));
                     }
                 }
+                Step::CancelAgain => {
+                    // The next look shows what has become of it.
+                    let _ = self.qemu.cancel();
+                }
                 Step::Cancel(stop) => {
                     if stop == Stop::Asked {
                         observe(News::Note("cancelling".to_owned()));
@@ -380,14 +404,22 @@ impl Run<'_> {
             let is_new = wished != cancel.is_cancelled() || ended != self.carrier.outcome.is_some();
             let event = event.filter(|event| event.name.starts_with("MIGRATION"));
             if let Some(event) = &event {
-                let status = field(&event.data, "status").as_str();
-                self.waits = status.map(Phase::of) == Some(Phase::PreSwitchover);
+                self.waits = status_of(event).map(Phase::of) == Some(Phase::PreSwitchover);
+                self.ended = self.ended.take().or_else(|| end_of(event));
             }
             if is_new || event.is_some() {
                 break;
             }
         }
         Ok(())
+    }
+
+    /// Looks whether QEMU has said meanwhile that this migration has ended: its answers are about
+    /// the next one then.
+    fn look_for_end(&mut self) {
+        if self.ended.is_none() {
+            self.ended = self.qemu.qmp().waiting_events().find_map(end_of);
+        }
     }
 
     fn tell(&mut self, status: MigrationStatus, observe: &mut dyn FnMut(News)) {
@@ -448,7 +480,9 @@ impl Run<'_> {
         observe: &mut dyn FnMut(News),
     ) -> Result<Moved, Failure> {
         let elapsed = self.begun.elapsed();
-        let status = self.figures().unwrap_or(seen);
+        // Another client's migration may have begun since then.
+        let is_over = |status: &MigrationStatus| status.is_final() || !seen.is_final();
+        let status = self.figures().ok().filter(is_over).unwrap_or(seen);
         if status.phase() == Phase::PostcopyPaused {
             return Err(Failure {
                 guest: Whereabouts::Unknown,
@@ -505,7 +539,10 @@ impl Run<'_> {
         let guest = match &relay {
             // Whatever QEMU says, its destination may run the guest.
             _ if is_delivered => Whereabouts::Unknown,
-            Some(Cause::Relay(failure)) if self.has_switched => whereabouts(failure),
+            // Whoever has let it go, its destination may have everything.
+            Some(Cause::Relay(failure)) if self.has_switched || has_everything(failure) => {
+                whereabouts(failure)
+            }
             _ if self.has_switched && self.carrier.has_begun => Whereabouts::Unknown,
             _ => Whereabouts::Source,
         };
@@ -589,6 +626,15 @@ impl Run<'_> {
 
     /// The monitor has gone, most often with its QEMU.
     fn gone(&mut self, error: QmpError, observe: &mut dyn FnMut(News)) -> Result<Moved, Failure> {
+        if self.call_back() {
+            self.carrier.cancel();
+            self.wait_relay(observe);
+            let failure = Failure {
+                cancelled: self.course.stop() == Some(Stop::Asked),
+                ..Failure::before(error)
+            };
+            return Err(self.look_after(failure));
+        }
         if !self.begins(observe) {
             self.carrier.cancel();
         }
@@ -604,6 +650,32 @@ impl Run<'_> {
             report: self.report(),
             elapsed: self.begun.elapsed(),
         })
+    }
+
+    /// Cancels a migration whose monitor cannot be followed any more, as long as nobody has let its
+    /// guest go: it would wait before its switch-over without end. Returns whether it has ended so.
+    fn call_back(&mut self) -> bool {
+        let deadline = Instant::now() + CALL_BACK_LIMIT;
+        let mut is_broken = true;
+        while !self.has_switched && !self.carrier.has_delivered() && Instant::now() < deadline {
+            // A monitor serves one client at a time.
+            let connected = match is_broken {
+                true => self.qemu.qmp().reconnect(),
+                false => Ok(()),
+            };
+            match connected.and_then(|()| Ok(self.qemu.migration()?.phase())) {
+                Ok(Phase::Failed | Phase::Cancelled) => return true,
+                Ok(Phase::Setup | Phase::Active | Phase::PreSwitchover) => {
+                    is_broken = self.qemu.cancel().is_err_and(|error| error.is_final());
+                }
+                Ok(Phase::Cancelling) => is_broken = false,
+                // QEMU itself has gone, or another one has its guest.
+                Ok(_) | Err(QmpError::Nobody { .. }) => return false,
+                Err(error) => is_broken |= error.is_final(),
+            }
+            std::thread::sleep(CALL_BACK_PAUSE);
+        }
+        false
     }
 
     fn given_up(&mut self, observe: &mut dyn FnMut(News)) -> Result<Moved, Failure> {

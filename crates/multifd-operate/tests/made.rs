@@ -378,6 +378,37 @@ fn settings_of_another_clients_migration_are_left_alone() {
     assert_eq!(sets, 2, "{commands:?}");
 }
 
+/// The migration of this command has failed, and another client's waits before its switch-over, for
+/// that client's word.
+#[test]
+fn another_clients_migration_is_not_followed() {
+    let mut status = None;
+    let made = Made::new(move |command, stream| {
+        match command {
+            "migrate" => {
+                status = Some("pre-switchover");
+                for status in ["failed", "setup", "active"] {
+                    let data = json!({ "status": status });
+                    say(stream, &json!({"event": "MIGRATION", "data": data}));
+                }
+            }
+            "migrate-continue" => status = Some("completed"),
+            _ => {}
+        }
+        Some(match (command, status) {
+            ("query-migrate", Some(status)) => json!({ "status": status }),
+            (command, _) => idle(command, "running"),
+        })
+    });
+    let (failure, _) = migrate(&made);
+    assert_eq!(failure.guest, Whereabouts::Source, "{failure}");
+    assert!(failure.to_string().contains("failed"), "{failure}");
+    let commands = made.commands();
+    let names = names(&commands);
+    assert!(!names.contains(&"migrate-continue"), "{names:?}");
+    assert!(!names.contains(&"migrate_cancel"), "{names:?}");
+}
+
 /// The main channel of a guest of one page. With a return path it asks for the destination's word.
 fn guest(return_path: bool) -> Vec<u8> {
     let end_of_section = b"\0\0\0\0\0\0\0\x10\x7e\0\0\0\x02";
@@ -575,4 +606,45 @@ fn a_monitor_whose_connection_broke_is_connected_to_again() {
     let is_lost = |one: &News| matches!(one, News::Note(text) if text.contains("put back"));
     assert!(!news.iter().any(is_lost), "{news:?}");
     assert_eq!(ended(served), Some("failed"));
+}
+
+/// The monitor's connection breaks again and again before the guest was let go. It would stand
+/// still for ever, as nobody tells QEMU to go on.
+#[test]
+fn a_guest_that_waits_behind_a_broken_monitor_is_called_back() {
+    const BREAKS: usize = 12;
+    let folder = tempfile::tempdir().unwrap();
+    let qmp = folder.path().join("qmp");
+    let listener = UnixListener::bind(&qmp).unwrap();
+    thread::spawn(move || {
+        let mut status = None;
+        for client in 0.. {
+            let Ok((stream, _)) = listener.accept() else {
+                return;
+            };
+            say(&stream, &json!({"QMP": {}}));
+            for line in BufReader::new(stream.try_clone().unwrap()).lines() {
+                let Ok(line) = line else { break };
+                let command: Value = serde_json::from_str(&line).unwrap();
+                let name = command["execute"].as_str().unwrap();
+                let returned = match (name, status) {
+                    ("query-migrate", Some(_)) if client < BREAKS => break,
+                    ("query-migrate", Some(status)) => json!({ "status": status }),
+                    ("query-status", Some("pre-switchover")) => idle(name, "paused"),
+                    _ => idle(name, "running"),
+                };
+                match name {
+                    "migrate" => status = Some("pre-switchover"),
+                    "migrate_cancel" => status = Some("cancelled"),
+                    _ => {}
+                }
+                say(&stream, &json!({"return": returned, "id": command["id"]}));
+            }
+        }
+    });
+    let outcome = source::migrate(&order(&qmp), &Cancel::new(), &mut |_| {});
+    let failure = outcome.unwrap_err();
+    assert_eq!(failure.guest, Whereabouts::Source, "{failure}");
+    let words = failure.to_string();
+    assert!(words.contains("The guest runs on at the source"), "{words}");
 }

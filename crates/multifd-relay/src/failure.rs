@@ -104,10 +104,10 @@ pub enum Cause {
          the guest may run at both ends, stop one of them now"
     )]
     NotTold,
-    /// The migration was to end here, the destination had everything that makes the guest, and has
-    /// not said in time whether it has it.
+    /// The migration was to end here, the destination may have had everything that makes the guest,
+    /// and has not said in time whether it has it.
     #[error(
-        "the destination got everything that makes the guest, and did not say within {within:?} whether it has it. \
+        "the destination may have got everything that makes the guest, and did not say within {within:?} whether it has it. \
          It was disconnected: check that it does not run before you go on at the source"
     )]
     NoWord {

@@ -201,9 +201,25 @@ impl Forward<'_> {
         while !follower.lost {
             let event = match follower.receiver.push(bytes) {
                 Ok(Some(event)) => event,
-                Ok(None) => return Ok(None),
+                // Before it is passed on, as with the end itself.
+                Ok(None) => {
+                    return match self
+                        .outline
+                        .goes_behind(follower.receiver.is_in_device_state())
+                    {
+                        true => Ok(None),
+                        false => Err(failed(Leg::Here, RoundFault::Stopped.into())),
+                    };
+                }
                 Err(fault) => {
                     self.outline.remark(Remark::NotFollowed(fault));
+                    let has_failed = self.outline.see(|seen| {
+                        seen.lost = !seen.failed;
+                        seen.failed
+                    });
+                    if has_failed {
+                        return Err(failed(Leg::Here, RoundFault::Stopped.into()));
+                    }
                     follower.lost = true;
                     self.outline.goes_on();
                     self.gate.open();

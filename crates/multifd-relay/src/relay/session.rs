@@ -25,7 +25,7 @@ use super::ends::{can_wait, is_a_word, is_an_end, worse};
 use super::gate::Gate;
 use super::link::{Link, Links};
 use super::main_channel::{self, Forward};
-use super::outline::Outline;
+use super::outline::{Outline, Seen};
 use super::pump::{self, Shared};
 use super::silence::{SILENCE_TIMEOUT, Silence};
 use super::taken::take;
@@ -36,8 +36,8 @@ use crate::failure::{Cause, Channel, Failure, Leg, SetupFault};
 use crate::leg::{Caller, Introduction, Protocol, Terms};
 use crate::trunk::{Name, StrandTerms};
 
-/// How long the word of a destination is waited for that has everything, where the migration was to
-/// end: it starts its guest and says so, or fails. A service has less time than that to end.
+/// How long the word of a destination is waited for that may have everything, where the migration
+/// was to end: it starts its guest and says so, or fails. A service has less time than that to end.
 const WORD_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How soon an end of the source is noticed while nothing else happens.
@@ -574,7 +574,7 @@ impl<'env> Session<'env> {
             match failure {
                 Some(mut failure) => {
                     if let Cause::Far(far) = &mut failure.cause {
-                        far.was_complete = self.outline.look(|seen| seen.complete);
+                        far.was_complete = self.outline.look(Seen::may_be_whole);
                     }
                     Err(failure)
                 }
@@ -599,13 +599,15 @@ impl<'env> Session<'env> {
             .then(|| main_channel::failed(Leg::Source, self.outline.taken_back()))
     }
 
-    /// Puts off an end without need once the destination has everything that makes the guest. It
-    /// starts the guest at any moment, and a source that was cut off goes on with it.
+    /// Puts off an end without need once the destination may have everything that makes the guest.
+    /// It starts the guest at any moment, and a source that was cut off goes on with it. A source
+    /// that waits for no word may have given its guest up as soon as it has gone.
     fn postpone(&self, fault: Option<Failure>, since: &mut Option<Moment>) -> Option<Failure> {
         if let Some(fault) = fault {
             let has_word = self.outline.look(|seen| seen.return_path);
             let has_marks = !self.gate.is_open();
-            if !can_wait(&fault, has_word && has_marks) || self.outline.may_end() {
+            let source_is_done = !has_word && self.main.source.peer_has_closed();
+            if !can_wait(&fault, has_word && has_marks) || self.outline.may_end(source_is_done) {
                 return Some(fault);
             }
             since.get_or_insert_with(Moment::now);

@@ -40,8 +40,8 @@ pub enum MigrationNote {
     GoesOn,
     /// There are no multifd channels, so nothing is compressed.
     NoMultifd,
-    /// The migration is to end, and the destination has everything that makes the guest: its word
-    /// is waited for.
+    /// The migration is to end, and the destination may have everything that makes the guest: its
+    /// word is waited for.
     WordAwaited {
         /// For how long at most.
         seconds: u64,
@@ -65,7 +65,7 @@ impl fmt::Display for MigrationNote {
             Self::Stalled { seconds } => write!(f, "the destination has taken nothing for {seconds} s"),
             Self::WordAwaited { seconds } => write!(
                 f,
-                "the destination has everything and may start the guest at any moment: waiting {seconds} s for its word"
+                "the destination may have everything, and may start the guest at any moment: waiting {seconds} s for its word"
             ),
             Self::GoesOn => f.write_str("the destination takes pages again"),
             Self::NoMultifd => f.write_str(

@@ -4,7 +4,7 @@ use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::sync::mpsc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use multifd_relay::Failure;
 use multifd_relay::failure::Cause;
@@ -18,12 +18,16 @@ use super::{END, PONG, Whole, accept, channel_bytes, config, main_bytes, unix};
 
 const CONFIRMATION: &[u8] = b"\0\x01\0\x04\0\0\0\0";
 
+/// The end of main, with the description of devices.
+const DESCRIBED_END: &[u8] = b"\0\x06\0\0\0\x02{}";
+
 /// Nothing comes of it in this time.
 const A_WHILE: Duration = Duration::from_millis(400);
 
 /// What is to end the migration once the destination has got so much of main, and whether the
 /// channel breaks then.
 struct Meeting {
+    main: Vec<u8>,
     got: usize,
     wishes: bool,
     breaks: bool,
@@ -35,12 +39,12 @@ fn meet(meeting: &Meeting) -> (Result<MigrationReport, Failure>, Vec<u8>, Vec<u8
     let [listen, connect] = ["relay", "destination"].map(|name| unix(folder.path(), name));
     let mut destination = Acceptor::bind(&connect).unwrap();
     let mut relay = Relay::bind(&listen, config(&connect, Method::None)).unwrap();
-    let main = main_bytes(true);
+    let main = &meeting.main;
     let channel = channel_bytes(0, 1, Method::None);
     let cancel = Cancel::new();
     let (tell, go_on) = mpsc::channel();
     thread::scope(|scope| {
-        let (listen, channel, main) = (&listen, &channel, &main);
+        let (listen, channel) = (&listen, &channel);
         let source = scope.spawn(move || {
             let stream = Stream::connect(listen).unwrap();
             let other = Stream::connect(listen).unwrap();
@@ -53,6 +57,12 @@ fn meet(meeting: &Meeting) -> (Result<MigrationReport, Failure>, Vec<u8>, Vec<u8
                 let _ = other.shutdown(Shutdown::Write);
             }
             thread::sleep(A_WHILE / 4);
+            // A relay that is to end now looks about ten times a second.
+            let deadline = Instant::now() + Duration::from_secs(20);
+            let is_whole = meeting.got == main.len();
+            while !is_whole && !stream.peer_has_closed() && Instant::now() < deadline {
+                thread::sleep(Duration::from_millis(5));
+            }
             // The relay may have closed.
             let _ = (&stream).write_all(&main[meeting.got..]);
             let mut heard = Vec::new();
@@ -111,9 +121,21 @@ fn meet(meeting: &Meeting) -> (Result<MigrationReport, Failure>, Vec<u8>, Vec<u8
 /// source hears it. Otherwise the guest would run at both ends.
 #[test]
 fn an_end_without_need_waits_for_a_word_that_is_due() {
-    let main = main_bytes(true);
-    for (wishes, breaks) in [(true, false), (false, true)] {
+    let whole = main_bytes(true);
+    // A device's state that looks like its end, and hides that of main; and what no QEMU has.
+    let (memory, end) = whole.split_at(whole.len() - DESCRIBED_END.len());
+    let device = b"\x04\0\0\0\x03\x03dev\0\0\0\0\0\0\0\x01\x7e\0\0\0\x03";
+    let hides = b"\x04\0\0\0\x09\x03abc\0\0\0\0\0\0\0\x01 state \x7e\0\0\0\x03";
+    let hidden = [memory, device, hides, end].concat();
+    let unknown = [memory, b"\x55\0\0\0\x02{}", end].concat();
+    for (main, wishes, breaks) in [
+        (&whole, true, false),
+        (&whole, false, true),
+        (&hidden, true, false),
+        (&unknown, true, false),
+    ] {
         let meeting = Meeting {
+            main: main.clone(),
             got: main.len(),
             wishes,
             breaks,
@@ -121,7 +143,7 @@ fn an_end_without_need_waits_for_a_word_that_is_due() {
         let (outcome, got, heard, is_told) = meet(&meeting);
         let report = outcome.unwrap_or_else(|failure| panic!("{}", failure.explain()));
         assert_eq!(report.confirmed, Some(true));
-        assert_eq!(got, main);
+        assert_eq!(got, *main);
         assert_eq!(heard, [PONG, CONFIRMATION].concat());
         assert!(is_told);
     }
@@ -132,6 +154,7 @@ fn an_end_without_need_waits_for_a_word_that_is_due() {
 fn a_wish_before_the_last_of_it_ends_the_migration() {
     let main = main_bytes(true);
     let meeting = Meeting {
+        main: main.clone(),
         got: main.len() - END.len(),
         wishes: true,
         breaks: false,
@@ -147,4 +170,48 @@ fn a_wish_before_the_last_of_it_ends_the_migration() {
     assert!(got.len() < main.len() && main.starts_with(&got));
     assert_eq!(heard, PONG);
     assert!(!is_told);
+}
+
+/// A source that waits for no word has given its guest up when it has sent everything, and relays
+/// may still hold the most of it.
+#[test]
+fn a_wish_behind_a_source_that_has_gone_leaves_nothing_undelivered() {
+    let folder = tempfile::tempdir().unwrap();
+    let [listen, connect] = ["relay", "destination"].map(|name| unix(folder.path(), name));
+    let mut destination = Acceptor::bind(&connect).unwrap();
+    let mut relay = Relay::bind(&listen, config(&connect, Method::None)).unwrap();
+    let (main, channel) = (main_bytes(false), channel_bytes(0, 1, Method::None));
+    let cancel = Cancel::new();
+    thread::scope(|scope| {
+        let (main, channel, listen) = (&main, &channel, &listen);
+        let (tell, is_done) = mpsc::channel();
+        scope.spawn(move || {
+            let stream = Stream::connect(listen).unwrap();
+            let other = Stream::connect(listen).unwrap();
+            (&stream).write_all(main).unwrap();
+            (&other).write_all(channel).unwrap();
+            drop((stream, other));
+            tell.send(()).unwrap();
+        });
+        let (destination, wish) = (&mut destination, cancel.clone());
+        let taken = scope.spawn(move || {
+            let Whole { incoming, channels } = accept(destination, 1);
+            is_done.recv().unwrap();
+            thread::sleep(A_WHILE / 4);
+            wish.cancel();
+            // The channel is full until then, and main is held.
+            thread::sleep(A_WHILE);
+            let mut pages = channels[0].hello.to_bytes().to_vec();
+            let _ = (&channels[0].stream).read_to_end(&mut pages);
+            let mut got = incoming.main_start.clone();
+            let _ = (&*incoming.main).read_to_end(&mut got);
+            (got, pages)
+        });
+        let incoming = relay.accept(&Cancel::new()).unwrap();
+        let outcome = pass_on(incoming, relay.config(), &cancel, &mut |_| {});
+        let (got, pages) = taken.join().unwrap();
+        let report = outcome.unwrap_or_else(|failure| panic!("{}", failure.explain()));
+        assert_eq!(report.confirmed, None);
+        assert!(got == *main && pages == *channel);
+    });
 }

@@ -94,6 +94,13 @@ impl MainReceiver {
             }),
         }
     }
+
+    /// Whether it is in a device's state, whose end it has to find. All that is behind that, the
+    /// end of the stream too, may be taken for a part of it.
+    #[must_use]
+    pub fn is_in_device_state(&self) -> bool {
+        matches!(self.machine.state, State::Opaque { .. })
+    }
 }
 
 #[derive(Debug)]
