@@ -267,6 +267,20 @@ impl Qemu {
         is_there
     }
 
+    /// Asks QEMU, and asks once more over a new connection if this one has broken.
+    ///
+    /// # Errors
+    /// As the question, the second time.
+    pub(crate) fn ask_again<T>(
+        &mut self,
+        ask: impl Fn(&mut Self) -> Result<T, QmpError>,
+    ) -> Result<T, QmpError> {
+        match ask(self) {
+            Err(error) if error.is_final() && self.qmp.reconnect().is_ok() => ask(self),
+            outcome => outcome,
+        }
+    }
+
     /// The connection, for commands that are not here.
     pub(crate) fn qmp(&mut self) -> &mut Qmp {
         &mut self.qmp

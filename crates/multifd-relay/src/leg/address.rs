@@ -44,10 +44,13 @@ pub struct LegAddress {
     pub address: Address,
 }
 
-/// Why a text is no address of a leg.
+/// Why a text is no address of a leg, or a migration without a name has none.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum LegAddressError {
+#[error(transparent)]
+pub struct LegAddressError(#[from] AddressFault);
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+enum AddressFault {
     /// It begins with no known word.
     #[error(
         "`{found}` is no address: write unix:PATH, tcp:HOST:PORT or tls:HOST:PORT for a QEMU, \
@@ -107,11 +110,11 @@ impl LegAddress {
         });
         let Some((rest, word, scheme, protocol, tls)) = form else {
             let found = multifd_transport::escape::printable_bytes(bytes);
-            return Err(LegAddressError::Scheme { found });
+            return Err(AddressFault::Scheme { found }.into());
         };
         let plain = [scheme.as_bytes(), rest].concat();
         let address = Address::from_os_str(OsStr::from_bytes(&plain))
-            .map_err(|error| LegAddressError::Address { word, error })?;
+            .map_err(|error| AddressFault::Address { word, error })?;
         Ok(Self {
             protocol,
             tls,
@@ -134,13 +137,13 @@ impl LegAddress {
     /// The address of the migration of this name.
     ///
     /// # Errors
-    /// [`LegAddressError::NoName`].
+    /// When it needs a name and there is none.
     pub fn of(&self, name: Option<&Name>) -> Result<Self, LegAddressError> {
         if !self.needs_name() {
             return Ok(self.clone());
         }
         let address = self.to_string();
-        let name = name.ok_or(LegAddressError::NoName { address })?.as_str();
+        let name = name.ok_or(AddressFault::NoName { address })?.as_str();
         let address = match &self.address {
             Address::Unix(path) => {
                 let path = replaced(path.as_os_str().as_bytes(), name.as_bytes());
@@ -251,7 +254,10 @@ mod tests {
         let name = Name::new("vm1").unwrap();
         let address = leg.of(Some(&name)).unwrap().to_string();
         assert_eq!(address, "unix:/run/vm1/vm1.sock");
-        assert!(matches!(leg.of(None), Err(LegAddressError::NoName { .. })));
+        assert!(matches!(
+            leg.of(None),
+            Err(LegAddressError(AddressFault::NoName { .. }))
+        ));
         let plain: LegAddress = "tcp:host:1".parse().unwrap();
         assert_eq!(plain.of(None).unwrap(), plain);
     }

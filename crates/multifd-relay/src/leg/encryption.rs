@@ -57,12 +57,17 @@ impl Rule {
 
 /// Why legs cannot be encrypted as is asked.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum EncryptionError {
+#[error(transparent)]
+pub struct EncryptionError(#[from] Unencrypted);
+
+#[derive(Debug, thiserror::Error)]
+enum Unencrypted {
     /// The program was built without TLS.
+    #[cfg(not(feature = "tls"))]
     #[error("{0}: this program was built without TLS (feature `tls`)")]
     NotBuilt(Box<LegAddress>),
     /// No certificates were given.
+    #[cfg(feature = "tls")]
     #[error("{0} needs certificates: say --tls-dir DIR; `multifd tls init` makes some for a try")]
     NoFolder(Box<LegAddress>),
     /// The certificates cannot be used.
@@ -97,7 +102,7 @@ impl Encryption {
         options: &EncryptionOptions,
     ) -> Result<Self, EncryptionError> {
         let folder = |leg: &LegAddress| {
-            let missing = || EncryptionError::NoFolder(Box::new(leg.clone()));
+            let missing = || Unencrypted::NoFolder(Box::new(leg.clone()));
             options.folder.as_deref().ok_or_else(missing)
         };
         let versions = |leg: &LegAddress| match leg.protocol {
@@ -116,13 +121,15 @@ impl Encryption {
             server.allowed_clients = rules.map(|rule| rule.client.clone()).collect();
             // QEMUs before 10.0 end without a word, and their stream shows whether it is whole.
             server.lenient_end = listen.protocol == Protocol::Qemu;
-            encryption.server = Some(Arc::new(TlsServer::open(folder(listen)?, server)?));
+            let server = TlsServer::open(folder(listen)?, server);
+            encryption.server = Some(Arc::new(server.map_err(Unencrypted::Folder)?));
         }
         if connect.tls {
             let mut client = ClientOptions::default();
             client.versions = versions(connect);
             client.lenient_end = connect.protocol == Protocol::Qemu;
-            encryption.client = Some(Arc::new(TlsClient::open(folder(connect)?, client)?));
+            let client = TlsClient::open(folder(connect)?, client);
+            encryption.client = Some(Arc::new(client.map_err(Unencrypted::Folder)?));
         }
         Ok(encryption)
     }
@@ -133,10 +140,10 @@ impl Encryption {
     /// When they cannot be used. Those from before stay in use then.
     pub fn reload(&self) -> Result<(), EncryptionError> {
         if let Some(server) = &self.server {
-            server.reload()?;
+            server.reload().map_err(Unencrypted::Folder)?;
         }
         if let Some(client) = &self.client {
-            client.reload()?;
+            client.reload().map_err(Unencrypted::Folder)?;
         }
         Ok(())
     }
@@ -187,14 +194,14 @@ impl Encryption {
     /// Refuses encrypted legs: this build has no TLS.
     ///
     /// # Errors
-    /// [`EncryptionError::NotBuilt`].
+    /// When a leg is encrypted.
     pub fn open(
         listen: &LegAddress,
         connect: &LegAddress,
         _: &EncryptionOptions,
     ) -> Result<Self, EncryptionError> {
         match [listen, connect].into_iter().find(|leg| leg.tls) {
-            Some(leg) => Err(EncryptionError::NotBuilt(Box::new(leg.clone()))),
+            Some(leg) => Err(Unencrypted::NotBuilt(Box::new(leg.clone())).into()),
             None => Ok(Self::default()),
         }
     }

@@ -35,8 +35,11 @@ pub struct Requests {
 
 /// Why an address is no rule for requests, or its folder cannot be used.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum RequestsError {
+#[error(transparent)]
+pub struct RequestsError(#[from] Unusable);
+
+#[derive(Debug, thiserror::Error)]
+enum Unusable {
     /// Only a QEMU's unix sockets can be asked for.
     #[error(
         "{address}: only a listening address unix:FOLDER/{{name}} has a name in it; a trunk brings \
@@ -108,18 +111,18 @@ impl Requests {
     pub fn of(leg: &LegAddress) -> Result<Self, RequestsError> {
         let address = leg.to_string();
         let (Protocol::Qemu, Address::Unix(path)) = (leg.protocol, &leg.address) else {
-            return Err(RequestsError::NoUnixSocket { address });
+            return Err(Unusable::NoUnixSocket { address }.into());
         };
         let parts = (path.parent(), path.file_name());
         let (Some(folder), Some(file)) = parts else {
-            return Err(RequestsError::Place { address });
+            return Err(Unusable::Place { address }.into());
         };
         let at = find(file.as_bytes());
         let (before, behind) = file.as_bytes().split_at(at.unwrap_or_default());
         let behind = behind.get(PLACEHOLDER.len()..).unwrap_or_default();
         let elsewhere = [before, behind, folder.as_os_str().as_bytes()];
         if at.is_none() || elsewhere.iter().any(|part| find(part).is_some()) {
-            return Err(RequestsError::Place { address });
+            return Err(Unusable::Place { address }.into());
         }
         let folder = match folder.as_os_str().is_empty() {
             true => Path::new("."),
@@ -153,10 +156,10 @@ impl Requests {
         let usable = fs::read_dir(&self.folder).and_then(|_| {
             access(&self.folder, Access::WRITE_OK | Access::EXEC_OK).map_err(io::Error::from)
         });
-        usable.map_err(|source| RequestsError::Folder {
+        Ok(usable.map_err(|source| Unusable::Folder {
             folder: self.folder.clone(),
             source,
-        })
+        })?)
     }
 
     /// Looks at the folder, and passes over guests whose sockets are served here already.
@@ -232,12 +235,12 @@ mod tests {
             "unix:/run/{name}{name}",
         ] {
             let error = rule(text).unwrap_err();
-            assert!(matches!(error, RequestsError::Place { .. }), "{text}");
+            assert!(matches!(error.0, Unusable::Place { .. }), "{text}");
         }
         for text in ["trunk+unix:/run/{name}", "tcp:{name}:1", "trunk:{name}:1"] {
             let error = rule(text).unwrap_err();
             assert!(
-                matches!(error, RequestsError::NoUnixSocket { .. }),
+                matches!(error.0, Unusable::NoUnixSocket { .. }),
                 "{text}"
             );
         }

@@ -57,6 +57,7 @@ mod link;
 mod main_channel;
 mod outline;
 mod pump;
+mod reach;
 mod session;
 mod silence;
 mod taken;
@@ -74,6 +75,7 @@ use multifd_wire::{Fault, Limits, Method};
 
 use self::gate::CHANNELS_TIMEOUT;
 pub(crate) use self::silence::SILENCE_TIMEOUT;
+pub use self::reach::look_for_relay;
 pub use self::verify::{Verified, VerifyFault};
 pub use self::watch::MigrationNote;
 use crate::failure::Failure;

@@ -20,6 +20,7 @@ use super::first::{self, SYNC_REST, Start};
 use super::gate::{End, Gate};
 use super::link::{Link, Links};
 use super::outline::Outline;
+use super::reach::unreached;
 use super::verify::Sums;
 use crate::failure::{Cause, Channel, Failure, Leg};
 use crate::leg::{Caller, Terms};
@@ -79,9 +80,8 @@ pub(super) fn run(hello: Hello, source: &Arc<Stream>, shared: Shared<'_>) -> Res
     let dialled = shared
         .target
         .channel(&hello, config.dial_timeout, &given_up);
-    let destination = dialled.map_err(|error| {
-        super::session::dial_failure(error, shared.target, Channel::Multifd(id))
-    })?;
+    let destination = dialled
+        .map_err(|error| unreached(error, shared.target.address(), Channel::Multifd(id)))?;
     let link = Arc::new(Link {
         channel: Channel::Multifd(id),
         source: Arc::clone(source),

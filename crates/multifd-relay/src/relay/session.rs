@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use multifd_codec::auto::Auto;
 use multifd_codec::delta::memory::{self, Share};
 use multifd_codec::delta::{Kept, Sent};
-use multifd_transport::dial::{DialError, is_ours};
+use multifd_transport::dial::DialError;
 use multifd_transport::failure::Cause as TransportCause;
 use multifd_transport::incoming::{Arrival, Incoming, IncomingChannel};
 use multifd_transport::supervise::report_end;
@@ -27,6 +27,7 @@ use super::link::{Link, Links};
 use super::main_channel::{self, Forward};
 use super::outline::Outline;
 use super::pump::{self, Shared};
+use super::reach::unreached;
 use super::silence::{SILENCE_TIMEOUT, Silence};
 use super::taken::take;
 use super::verify::Sums;
@@ -341,11 +342,8 @@ impl Opening<'_> {
             .of(self.introduction.name.as_ref())
             .map_err(|error| main_channel::failed(Leg::Source, error.into()))?;
         let encryption = self.config.encryption.clone();
-        let target =
-            Caller::resolve(address.clone(), encryption, &self.introduction).map_err(|source| {
-                let cause = Cause::Dial { address, source };
-                main_channel::failed(Leg::Destination, cause)
-            })?;
+        let target = Caller::resolve(address.clone(), encryption, &self.introduction)
+            .map_err(|error| unreached(error, &address, Channel::Main))?;
         let (source, timeout) = (Arc::clone(&self.source), self.config.dial_timeout);
         // A call is given up only where the migration has failed: a destination takes each of them
         // for a connection of its source, and a source that has closed may have sent everything.
@@ -372,7 +370,7 @@ impl Opening<'_> {
                 Ok((target, link, terms))
             }
             (Err(DialError::GivenUp), Some(failure)) => Err(failure),
-            (Err(error), _) => Err(dial_failure(error, &target, Channel::Main)),
+            (Err(error), _) => Err(unreached(error, target.address(), Channel::Main)),
         }
     }
 }
@@ -760,19 +758,4 @@ fn pipe(from: &Stream, to: &Stream) {
     // Whatever ends it ends it: the main channel tells what became of the migration.
     let _ = io::copy(&mut &*from, &mut &*to);
     let _ = to.shutdown(Shutdown::Write);
-}
-
-pub(super) fn dial_failure(error: DialError, target: &Caller, channel: Channel) -> Failure {
-    let source = io::Error::from(error);
-    let leg = match is_ours(&source) {
-        true => Leg::Here,
-        false => Leg::Destination,
-    };
-    let address = target.address().clone();
-    Failure {
-        channel,
-        leg,
-        block: None,
-        cause: Cause::Dial { address, source },
-    }
 }

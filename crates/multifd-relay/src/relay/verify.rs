@@ -55,8 +55,11 @@ pub struct Verified {
 
 /// How totals do not fit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum VerifyFault {
+#[error(transparent)]
+pub struct VerifyFault(#[from] Mismatch);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Mismatch {
     /// The pages that came are not those that went.
     #[error(
         "the {found} pages of round {round} that came are not the {told} that the other relay sent: \
@@ -112,7 +115,7 @@ impl Sums {
                 before.pages = before.pages.saturating_add(sum.pages);
                 before.digest = before.digest.wrapping_add(sum.digest);
             }
-            None if is_full => return Err(VerifyFault::Ahead),
+            None if is_full => return Err(Mismatch::Ahead.into()),
             None => drop(state.waiting.insert((round, channel), sum)),
         }
         Ok(())
