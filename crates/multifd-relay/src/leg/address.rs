@@ -1,4 +1,4 @@
-//! Addresses with what is spoken there: a QEMU's own protocol, or the trunk.
+//! Addresses of legs, each with its protocol: QEMU's own, or the trunk.
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -10,20 +10,20 @@ use multifd_transport::{Address, AddressError};
 
 use crate::trunk::Name;
 
-/// What stands for the migration's name in an address.
+/// The placeholder for the migration's name in an address.
 const PLACEHOLDER: &str = "{name}";
 
-/// What is spoken on a leg.
+/// The protocol of a leg.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Protocol {
-    /// A QEMU's own: another QEMU, or a relay in its place.
+    /// QEMU's own. The peer is a QEMU, or a relay in its place.
     Qemu,
-    /// The trunk: another relay.
+    /// The trunk. The peer is another relay.
     Trunk,
 }
 
-/// Where a leg is listened for or dialled, and what is spoken there.
+/// The address that a leg listens on or dials, and its protocol.
 ///
 /// ```
 /// use multifd_relay::leg::{LegAddress, Protocol};
@@ -36,11 +36,11 @@ pub enum Protocol {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct LegAddress {
-    /// What is spoken.
+    /// The protocol.
     pub protocol: Protocol,
-    /// Over TLS.
+    /// Whether it runs over TLS.
     pub tls: bool,
-    /// Where.
+    /// The socket's address.
     pub address: Address,
 }
 
@@ -51,24 +51,24 @@ pub struct LegAddressError(#[from] AddressFault);
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 enum AddressFault {
-    /// It begins with no known word.
+    /// The text begins with no known word.
     #[error(
         "`{found}` is no address: write unix:PATH, tcp:HOST:PORT or tls:HOST:PORT for a QEMU, \
          trunk:HOST:PORT for another relay, or trunk+tcp: and trunk+unix: without encryption"
     )]
     Scheme {
-        /// What was typed.
+        /// The text.
         found: String,
     },
-    /// What follows the word is wrong.
+    /// The text behind the word is wrong.
     #[error("{}", in_words_of(error, word))]
     Address {
-        /// The word that it begins with, with its colon.
+        /// The word, with its colon.
         word: &'static str,
-        /// What is wrong.
+        /// The fault.
         error: AddressError,
     },
-    /// It has a place for a name, and the migration has none.
+    /// The address has a placeholder, and the migration has no name.
     #[error(
         "{address} needs a name, and this migration has none: give the source's relay --name NAME"
     )]
@@ -79,7 +79,7 @@ enum AddressFault {
 }
 
 impl LegAddress {
-    /// A QEMU's own protocol, in clear.
+    /// An address with QEMU's own protocol, unencrypted.
     pub fn qemu(address: Address) -> Self {
         let (protocol, tls) = (Protocol::Qemu, false);
         Self {
@@ -92,9 +92,9 @@ impl LegAddress {
     /// Reads an address in which the path of a unix socket need not be UTF-8.
     ///
     /// # Errors
-    /// When it is no address.
+    /// If the text is no address.
     pub fn from_os_str(text: &OsStr) -> Result<Self, LegAddressError> {
-        // What it begins with, what the address begins with then, and what that means.
+        // The word, the socket's scheme, the protocol, and whether TLS is used.
         const FORMS: [(&str, &str, Protocol, bool); 6] = [
             ("trunk+unix:", "unix:", Protocol::Trunk, false),
             ("trunk+tcp:", "tcp:", Protocol::Trunk, false),
@@ -122,7 +122,7 @@ impl LegAddress {
         })
     }
 
-    /// Whether a place for a name is in it.
+    /// Whether the address has a placeholder for a name.
     pub fn needs_name(&self) -> bool {
         match &self.address {
             Address::Unix(path) => {
@@ -134,10 +134,10 @@ impl LegAddress {
         }
     }
 
-    /// The address of the migration of this name.
+    /// The address for the migration of this name.
     ///
     /// # Errors
-    /// When it needs a name and there is none.
+    /// If the address needs a name and there is none.
     pub fn of(&self, name: Option<&Name>) -> Result<Self, LegAddressError> {
         if !self.needs_name() {
             return Ok(self.clone());
@@ -158,8 +158,7 @@ impl LegAddress {
         })
     }
 
-    /// Whether guest memory would cross a network unencrypted in it: a trunk in clear to something
-    /// else than this host.
+    /// Whether guest memory would cross a network unencrypted: a trunk without TLS to another host.
     pub fn is_exposed(&self) -> bool {
         let Address::Tcp(text) = &self.address else {
             return false;
@@ -170,12 +169,12 @@ impl LegAddress {
     }
 }
 
-/// What an error says of a socket's address, said of the leg's.
+/// An error of a socket's address, in terms of the leg's address.
 fn in_words_of(error: &AddressError, word: &str) -> String {
     error.to_string().replace("tcp:", word)
 }
 
-/// `bytes` with `name` in the place of each placeholder.
+/// Replaces each placeholder in `bytes` with `name`.
 fn replaced(bytes: &[u8], name: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(bytes.len().saturating_add(name.len()));
     let mut rest = bytes;

@@ -21,20 +21,20 @@ use super::Protocol;
 #[cfg(feature = "tls")]
 use crate::trunk::Name;
 
-/// What is asked for of TLS.
+/// The options for TLS.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct EncryptionOptions {
     /// The folder with certificates and keys, under QEMU's names.
     pub folder: Option<PathBuf>,
-    /// The name that the destination's certificate is for, where it is not the host that is called.
+    /// The name in the destination's certificate, if it differs from the dialled host.
     pub hostname: Option<String>,
-    /// Who may come to the listening leg, and with which names. Without a rule everybody may that
-    /// the CA has signed.
+    /// Allowed clients of the listening leg, and the names that each may use. Without a rule, every
+    /// client with a certificate of the CA is allowed.
     pub rules: Vec<Rule>,
 }
 
-/// Allows a client some names.
+/// Allows clients to use names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Rule {
@@ -55,7 +55,7 @@ impl Rule {
     }
 }
 
-/// Why legs cannot be encrypted as is asked.
+/// Why the legs cannot be encrypted.
 #[derive(Debug, thiserror::Error)]
 #[error(transparent)]
 pub struct EncryptionError(#[from] Unencrypted);
@@ -76,7 +76,7 @@ enum Unencrypted {
     Folder(#[from] FolderError),
 }
 
-/// TLS on the legs of a relay, each of which may have it or not.
+/// TLS on the legs of a relay. Each leg may have it or not.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct Encryption {
@@ -92,10 +92,10 @@ pub struct Encryption {
 
 #[cfg(feature = "tls")]
 impl Encryption {
-    /// Reads what the two legs need.
+    /// Reads the files that the two legs need.
     ///
     /// # Errors
-    /// When certificates are missing or cannot be used.
+    /// If certificates are missing or cannot be used.
     pub fn open(
         listen: &LegAddress,
         connect: &LegAddress,
@@ -119,7 +119,8 @@ impl Encryption {
             let mut server = ServerOptions::default();
             server.versions = versions(listen);
             server.allowed_clients = rules.map(|rule| rule.client.clone()).collect();
-            // QEMUs before 10.0 end without a word, and their stream shows whether it is whole.
+            // QEMU before 10.0 closes without close_notify. The stream itself shows whether it is
+            // complete.
             server.lenient_end = listen.protocol == Protocol::Qemu;
             let server = TlsServer::open(folder(listen)?, server);
             encryption.server = Some(Arc::new(server.map_err(Unencrypted::Folder)?));
@@ -134,10 +135,10 @@ impl Encryption {
         Ok(encryption)
     }
 
-    /// Reads the files anew, for later connections.
+    /// Reads the files again, for later connections.
     ///
     /// # Errors
-    /// When they cannot be used. Those from before stay in use then.
+    /// If they cannot be used. The former ones then stay in use.
     pub fn reload(&self) -> Result<(), EncryptionError> {
         if let Some(server) = &self.server {
             server.reload().map_err(Unencrypted::Folder)?;
@@ -148,7 +149,7 @@ impl Encryption {
         Ok(())
     }
 
-    /// What is wrong with the files and stops nothing.
+    /// Problems of the files that prevent nothing.
     pub fn warnings(&self) -> Vec<String> {
         let server = self.server.iter().flat_map(|server| server.warnings());
         let client = self.client.iter().flat_map(|client| client.warnings());
@@ -162,7 +163,7 @@ impl Encryption {
         self.server.as_deref()
     }
 
-    /// Whether a client may bring migrations of this name.
+    /// Whether a client may use this name.
     pub(super) fn allows(&self, peer: &PeerIdentity, name: &Name) -> bool {
         let mut rules = self.rules.iter();
         self.rules.is_empty()
@@ -172,7 +173,7 @@ impl Encryption {
             })
     }
 
-    /// Encrypts a connection that was dialled, where the leg is encrypted.
+    /// Starts TLS on a dialled connection, if the leg is encrypted.
     pub(super) fn secure(
         &self,
         stream: Stream,
@@ -194,7 +195,7 @@ impl Encryption {
     /// Refuses encrypted legs: this build has no TLS.
     ///
     /// # Errors
-    /// When a leg is encrypted.
+    /// If a leg is to be encrypted.
     pub fn open(
         listen: &LegAddress,
         connect: &LegAddress,
