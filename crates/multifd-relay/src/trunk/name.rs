@@ -3,16 +3,15 @@
 use std::fmt;
 use std::str::FromStr;
 
-/// A guest's name on a trunk: 1 to [`Name::MAX_LEN`] bytes of ASCII letters, digits, `.`, `_` and
-/// `-`. It does not begin with `.` or `-`. So it is one part of a path, no option of a command, and
-/// safe to print.
+/// A guest's name on a trunk: 1 to 64 bytes of ASCII letters, digits, `.`, `_` and `-`. It does not
+/// begin with `.` or `-`. So it is one part of a path, no option of a command, and safe to print.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Name(String);
 
 impl Name {
     /// The longest name, in bytes. It leaves room for a folder in the 108 bytes of a unix socket's
     /// address.
-    pub const MAX_LEN: usize = 64;
+    const MAX_LEN: usize = 64;
 
     /// Checks a name.
     ///
