@@ -3,8 +3,7 @@
 use std::error::Error;
 
 use multifd_codec::{
-    DecodeError, Decoder, Encoder, MAX_PAYLOAD_BYTES, Pages, Settings, decoder,
-    encoder,
+    DecodeError, Decoder, Encoder, MAX_PAYLOAD_BYTES, Pages, Settings, decoder, encoder,
 };
 use multifd_wire::{Method, PageSize};
 use page_deflate::CodeLengths;

@@ -265,7 +265,9 @@ impl Wait<'_> {
         if let Some(error) = broken {
             return Err(silent(crate::failure::chain(&error)));
         }
-        let qemu = self.qemu.ask_again(|qemu| qemu.wait_migration(LOADED_LIMIT));
+        let qemu = self
+            .qemu
+            .ask_again(|qemu| qemu.wait_migration(LOADED_LIMIT));
         let qemu = qemu.map_err(|error| silent(crate::failure::chain(&error)))?;
         if !qemu.is_completed() {
             return Err(silent(format!("its status is {}", qemu.status)));

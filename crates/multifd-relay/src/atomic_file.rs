@@ -312,7 +312,10 @@ mod tests {
         assert!(matches!(error.0, FileFault::Busy { .. }), "{error}");
         assert!(left.exists());
         fs::write(&path, "mine").unwrap();
-        assert!(matches!(partial.publish(), Err(FileError(FileFault::Occupied { .. }))));
+        assert!(matches!(
+            partial.publish(),
+            Err(FileError(FileFault::Occupied { .. }))
+        ));
         drop(partial);
         assert_eq!(fs::read(&path).unwrap(), b"mine");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);

@@ -532,7 +532,9 @@ mod tests {
             .create(&[block("b", u64::MAX)]);
         assert!(matches!(
             result,
-            Err(ImageError(ImageFault::File(FileError(FileFault::Io { .. }))))
+            Err(ImageError(ImageFault::File(FileError(
+                FileFault::Io { .. }
+            ))))
         ));
         assert!(files(dir.path()).is_empty());
     }
@@ -544,7 +546,9 @@ mod tests {
             fs::write(dir.path().join(name), "mine").unwrap();
             assert!(matches!(
                 Folder::prepare(dir.path()),
-                Err(ImageError(ImageFault::File(FileError(FileFault::Occupied { .. }))))
+                Err(ImageError(ImageFault::File(FileError(
+                    FileFault::Occupied { .. }
+                ))))
             ));
             assert_eq!(fs::read(dir.path().join(name)).unwrap(), b"mine");
         }
@@ -563,7 +567,9 @@ mod tests {
         fs::write(dir.path().join("b.ram"), "mine").unwrap();
         assert!(matches!(
             images.publish(),
-            Err(ImageError(ImageFault::File(FileError(FileFault::Occupied { .. }))))
+            Err(ImageError(ImageFault::File(FileError(
+                FileFault::Occupied { .. }
+            ))))
         ));
         drop(images);
         assert_eq!(files(dir.path()), ["b.ram"]);

@@ -207,7 +207,10 @@ mod tests {
                 allowed: 255
             }))
         );
-        assert_eq!(IdStr::new(b"pc\0ram"), Err(IdStrError(NameFault::Nul { at: 2 })));
+        assert_eq!(
+            IdStr::new(b"pc\0ram"),
+            Err(IdStrError(NameFault::Nul { at: 2 }))
+        );
         assert!(IdStr::new(b"").unwrap().is_empty());
     }
 

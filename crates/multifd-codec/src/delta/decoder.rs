@@ -288,6 +288,7 @@ fn read_coded<'a>(
     }
     coded.space(usize::from(foot.pages) * page_size.bytes());
     inner.decode_owned(payload, page_size, coded)?;
+    let coded: &'a PageBuffer = coded;
     Ok(coded.as_ref())
 }
 

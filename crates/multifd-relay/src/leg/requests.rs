@@ -240,10 +240,7 @@ mod tests {
         }
         for text in ["trunk+unix:/run/{name}", "tcp:{name}:1", "trunk:{name}:1"] {
             let error = rule(text).unwrap_err();
-            assert!(
-                matches!(error.0, Unusable::NoUnixSocket { .. }),
-                "{text}"
-            );
+            assert!(matches!(error.0, Unusable::NoUnixSocket { .. }), "{text}");
         }
     }
 

@@ -163,7 +163,9 @@ fn nonsense_is_refused() {
         script(&mut writer).unwrap();
         let bytes = writer.finish().unwrap();
         match read(&bytes) {
-            Err(RecordingError(RecordingFault::Nonsense { what, .. })) => assert_eq!(what, expected),
+            Err(RecordingError(RecordingFault::Nonsense { what, .. })) => {
+                assert_eq!(what, expected)
+            }
             other => panic!("{expected}: {other:?}"),
         }
     }

@@ -73,8 +73,8 @@ use multifd_codec::{auto, delta};
 use multifd_wire::{Fault, Limits, Method};
 
 use self::gate::CHANNELS_TIMEOUT;
-pub(crate) use self::silence::SILENCE_TIMEOUT;
 pub use self::reach::look_for_relay;
+pub(crate) use self::silence::SILENCE_TIMEOUT;
 pub use self::verify::{Verified, VerifyFault};
 pub use self::watch::MigrationNote;
 use crate::failure::Failure;

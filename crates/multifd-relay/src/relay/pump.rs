@@ -81,8 +81,8 @@ pub(super) fn run(hello: Hello, source: &Arc<Stream>, shared: Shared<'_>) -> Res
     let dialled = shared
         .target
         .channel(&hello, config.dial_timeout, &given_up);
-    let destination = dialled
-        .map_err(|error| unreached(error, shared.target.address(), Channel::Multifd(id)))?;
+    let destination =
+        dialled.map_err(|error| unreached(error, shared.target.address(), Channel::Multifd(id)))?;
     let link = Arc::new(Link {
         channel: Channel::Multifd(id),
         source: Arc::clone(source),

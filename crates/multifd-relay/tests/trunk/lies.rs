@@ -662,7 +662,7 @@ mod compressed {
         let mut damaged = good.clone();
         *damaged.last_mut().unwrap() ^= 0x55;
         let lies = [
-            (frame(0, &good), raw_name("")),
+            (frame(0, &good), raw_length(0)),
             (frame(MOST + 1, &good), raw_length(MOST + 1)),
             (frame(u32::MAX, &good), raw_length(u32::MAX)),
             (frame(len - 1, &good), content(len - 1)),

@@ -1,8 +1,8 @@
 //! Independent pages under the fixed code, a code of their own, and a shared code.
 
 use page_deflate::{
-    CodeLengths, Effort, Histogram, InflateError, PageDeflater, PageInflater,
-    SharedCode, SharedInflater,
+    CodeLengths, Effort, Histogram, InflateError, PageDeflater, PageInflater, SharedCode,
+    SharedInflater,
 };
 use testkit::iterations;
 use testkit::oracle::Oracle;
