@@ -13,7 +13,7 @@ use crate::guests::PAGE_BYTES;
 pub struct Spec {
     /// Its content and its work.
     pub kind: Kind,
-    /// The size of its memory: whole pages, at least [`MIN_BYTES`](Self::MIN_BYTES).
+    /// The size of its memory: whole pages, at least 1 MiB.
     pub bytes: u64,
     /// The seed of its content and writes: the same seed gives the same guest.
     pub seed: u64,
