@@ -402,8 +402,8 @@ fn guest(return_path: bool) -> Vec<u8> {
 }
 
 /// A source that sends its guest when it is told to, to a destination that takes it and says so.
-/// `answer` is asked about all but that, with whether the word has come. If it is `late`, the source
-/// says that it is done before the relay gets its connection.
+/// `answer` is asked about all but that, with whether the word has come. If it is `late`, the
+/// source says that it is done before the relay gets its connection.
 fn moves(
     return_path: bool,
     late: bool,
