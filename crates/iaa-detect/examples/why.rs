@@ -5,21 +5,14 @@
 
 use std::path::PathBuf;
 
-use iaa_detect::{Verdict, detect};
+use iaa_detect::detect;
 
 fn main() {
     let root = std::env::args_os().nth(1).unwrap_or_else(|| "/".into());
     let report = detect(&PathBuf::from(root));
-    match &report.verdict {
-        Verdict::Ready { queues, .. } => println!("ready: {} work queues", queues.len()),
-        Verdict::NotReady {
-            summary,
-            explanation,
-            mend,
-            ..
-        } => {
-            println!("not ready: {summary}\n{explanation}\nAs root:");
-            mend.iter().for_each(|line| println!("  {line}"));
-        }
+    println!("{}", report.verdict());
+    if let Some(obstacle) = report.obstacle() {
+        println!("{}\nAs root:", obstacle.explanation());
+        obstacle.mend().iter().for_each(|line| println!("  {line}"));
     }
 }

@@ -3,18 +3,14 @@
 use std::fmt;
 
 use super::facts::{DeviceId, NodeAccess, PciFunction, QueueId, Version};
-use super::status::Status;
 
 /// The first obstacle between libqpl and an IAA, in the order in which obstacles hide each other.
 ///
-/// Each variant has the data that proves it. [`Display`](fmt::Display) is a phrase for one line,
-/// [`Cause::explanation`] is a sentence, and [`Report::mend`](super::Report::mend) lists the
-/// commands that remove the obstacle.
+/// Each variant has the data that proves it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "kebab-case", tag = "cause"))]
-#[non_exhaustive]
-pub enum Cause {
+pub(crate) enum Cause {
     /// No IAA is on the PCI bus: the processor has none, or firmware or hypervisor hides it.
     NoDevice {
         /// This is a virtual machine.
@@ -114,19 +110,13 @@ pub enum Cause {
         /// The queues.
         queues: Vec<QueueId>,
     },
-    /// libqpl reports a status without a known explanation. Only visible at run time.
-    Unexplained {
-        /// The status.
-        status: u32,
-    },
 }
 
 /// The problem with libaccel-config.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "kebab-case", tag = "problem"))]
-#[non_exhaustive]
-pub enum AccelConfigProblem {
+pub(crate) enum AccelConfigProblem {
     /// It cannot be loaded.
     Missing {
         /// The loader's message.
@@ -139,8 +129,7 @@ pub enum AccelConfigProblem {
 /// A parameter of the kernel's command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
-#[non_exhaustive]
-pub enum KernelParameter {
+pub(crate) enum KernelParameter {
     /// Enables the IOMMU's scalable mode, which shared virtual memory needs.
     #[cfg_attr(feature = "serde", serde(rename = "intel_iommu=on,sm_on"))]
     ScalableMode,
@@ -161,16 +150,12 @@ impl fmt::Display for KernelParameter {
 /// A queue whose node does not open.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
-#[expect(
-    clippy::exhaustive_structs,
-    reason = "a queue, and how its node refuses"
-)]
-pub struct RefusedNode {
+pub(crate) struct RefusedNode {
     /// The queue.
-    pub queue: QueueId,
+    pub(crate) queue: QueueId,
     /// The reason.
     #[cfg_attr(feature = "serde", serde(flatten))]
-    pub access: NodeAccess,
+    pub(crate) access: NodeAccess,
 }
 
 impl fmt::Display for Cause {
@@ -234,14 +219,35 @@ impl fmt::Display for Cause {
                 write!(f, "submission fails with status {status}")
             }
             Cause::EnabledTooLate { .. } => f.write_str("enabled after this process looked for it"),
-            Cause::Unexplained { status } => write!(f, "{}", named(*status)),
         }
     }
 }
 
 impl Cause {
+    /// The name, as the feature `serde` writes it.
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Cause::NoDevice { .. } => "no-device",
+            Cause::DriverNotBound { .. } => "driver-not-bound",
+            Cause::NoSharedVirtualMemory { .. } => "no-shared-virtual-memory",
+            Cause::NoAccelConfig { .. } => "no-accel-config",
+            Cause::NoQpl { .. } => "no-qpl",
+            Cause::DevicesDisabled { .. } => "devices-disabled",
+            Cause::QueuesDisabled { .. } => "queues-disabled",
+            Cause::OnlyDedicatedQueues { .. } => "only-dedicated-queues",
+            Cause::HeldByKernel { .. } => "held-by-kernel",
+            Cause::NodesNotOpened { .. } => "nodes-not-opened",
+            Cause::PortalsRefused { .. } => "portals-refused",
+            Cause::OtherSocket { .. } => "other-socket",
+            Cause::OperationsDisabled { .. } => "operations-disabled",
+            Cause::TransfersTooSmall { .. } => "transfers-too-small",
+            Cause::SubmissionFails { .. } => "submission-fails",
+            Cause::EnabledTooLate { .. } => "enabled-too-late",
+        }
+    }
+
     /// Returns one sentence: the observation and why it matters.
-    pub fn explanation(&self) -> String {
+    pub(crate) fn explanation(&self) -> String {
         match self {
             Cause::NoDevice {
                 virtual_machine: true,
@@ -324,20 +330,14 @@ impl Cause {
                 status,
                 kernel: Some(kernel),
             } => format!(
-                "Nodes open but submission fails ({}), and kernel {kernel} is older than the first that serves these devices.",
-                named(*status)
+                "Nodes open but submission fails with status {status}, and kernel {kernel} is older than the first that serves these devices."
             ),
             Cause::SubmissionFails { status, .. } => format!(
-                "Nodes open but submission fails ({}); the kernel log may say why.",
-                named(*status)
+                "Nodes open but submission fails with status {status}; the kernel log may say why."
             ),
             Cause::EnabledTooLate { queues } => format!(
                 "Work queues are ready now ({}), but libqpl looks once in a process and found none then.",
                 list(queues)
-            ),
-            Cause::Unexplained { status } => format!(
-                "libqpl reports {}, which nothing found on this machine explains.",
-                named(*status)
             ),
         }
     }
@@ -362,13 +362,6 @@ pub(super) fn few(things: &[impl fmt::Display], name: &str) -> String {
     match things.len() {
         ..=FEW => list(things),
         many => format!("{many} {name}"),
-    }
-}
-
-fn named(status: u32) -> String {
-    match Status(status).name() {
-        Some(name) => format!("status {status}, {name}"),
-        None => format!("status {status}"),
     }
 }
 

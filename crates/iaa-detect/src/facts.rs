@@ -68,15 +68,11 @@ pub(crate) struct Kernel {
 
 /// The first two numbers of a release.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-#[expect(
-    clippy::exhaustive_structs,
-    reason = "a version is compared, so it has these parts alone"
-)]
-pub struct Version {
+pub(crate) struct Version {
     /// The first.
-    pub major: u32,
+    pub(crate) major: u32,
     /// The second.
-    pub minor: u32,
+    pub(crate) minor: u32,
 }
 
 impl Version {
@@ -139,15 +135,14 @@ pub(crate) struct Node {
 /// An IAA function on the PCI bus.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
-#[non_exhaustive]
-pub struct PciFunction {
+pub(crate) struct PciFunction {
     /// The address, for example `0000:6a:02.0`.
-    pub address: String,
+    pub(crate) address: String,
     /// The PCI device id; the vendor is always 8086.
     #[cfg_attr(feature = "serde", serde(serialize_with = "hexadecimal"))]
-    pub id: Option<u16>,
+    pub(crate) id: Option<u16>,
     /// The driver it is bound to.
-    pub driver: Option<String>,
+    pub(crate) driver: Option<String>,
 }
 
 /// An IAA device of the idxd driver.
@@ -223,11 +218,7 @@ pub(crate) struct Queue {
 
 /// A device's name: `iax1`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-#[expect(
-    clippy::exhaustive_structs,
-    reason = "the kernel names a device by this number alone"
-)]
-pub struct DeviceId(pub u32);
+pub(crate) struct DeviceId(pub(crate) u32);
 
 impl fmt::Display for DeviceId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -237,20 +228,16 @@ impl fmt::Display for DeviceId {
 
 /// A work queue's name, as accel-config spells it: `iax1/wq1.0`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-#[expect(
-    clippy::exhaustive_structs,
-    reason = "the kernel names a queue by these numbers alone"
-)]
-pub struct QueueId {
+pub(crate) struct QueueId {
     /// The device.
-    pub device: DeviceId,
+    pub(crate) device: DeviceId,
     /// The number after the dot.
-    pub index: u32,
+    pub(crate) index: u32,
 }
 
 impl QueueId {
     /// The path of its node: `/dev/iax/wq1.0`.
-    pub fn node(self) -> String {
+    pub(crate) fn node(self) -> String {
         format!("/dev/iax/wq{}.{}", self.device.0, self.index)
     }
 }
@@ -316,8 +303,7 @@ display_as_the_kernel_does! {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "kebab-case", tag = "access"))]
-#[non_exhaustive]
-pub enum NodeAccess {
+pub(crate) enum NodeAccess {
     /// Not tried: it is not an enabled, shared user queue. Opening a dedicated queue would take it
     /// away from others.
     NotTried,
@@ -356,8 +342,7 @@ impl fmt::Display for NodeAccess {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "kebab-case", tag = "portal"))]
-#[non_exhaustive]
-pub enum Portal {
+pub(crate) enum Portal {
     /// It can be mapped.
     Mapped,
     /// It cannot be mapped. libqpl 1.6 and later writes descriptors to the node instead.

@@ -70,10 +70,7 @@ pub(super) fn explain(
             let allowed = |queue: &Queue| allows_transfers(queue, LARGEST_JOB_BYTES);
             among_opened(&allowed, transfers_too_small)
         }
-        Status::INIT_HW_NOT_SUPPORTED
-        | Status::INIT_LIBACCEL_NOT_FOUND
-        | Status::INIT_LIBACCEL_ERROR
-        | Status::INIT_WORK_QUEUES_NOT_AVAILABLE => match ready {
+        Status(FIRST_REFUSAL..) => match ready {
             Err(cause) => Some(cause.clone()),
             Ok(queues) => explain_refusal(facts, queues, status),
         },
@@ -312,6 +309,9 @@ pub(super) const DEFLATE_OPCODES: [u8; 2] = [0x42, 0x43];
 const PAGE_BYTES: u64 = 4096;
 /// The largest job: 128 pages. A queue with a lower limit refuses such jobs.
 const LARGEST_JOB_BYTES: u64 = 128 * PAGE_BYTES;
+
+/// Statuses from this one on say that libqpl cannot begin to use a device.
+const FIRST_REFUSAL: u32 = 500;
 
 /// The first release that submits through `write` if a portal cannot be mapped.
 const FIRST_QPL_THAT_WRITES: Version = Version { major: 1, minor: 6 };

@@ -4,9 +4,9 @@
 //! it through the library libqpl.
 //!
 //! libqpl reports eight different causes as one status. [`detect`] looks where each of them shows:
-//! sysfs, `/dev/iax`, `/proc`, the two libraries. It returns a [`Report`]: the facts, and a
-//! [`Verdict`] with the first [`Cause`] that applies, in the order in which causes hide one
-//! another, and the commands that remove it.
+//! sysfs, `/dev/iax`, `/proc`, the two libraries. It returns a [`Report`]: the facts, and the first
+//! [`Obstacle`], in the order in which obstacles hide one another, with the commands that remove
+//! it.
 //!
 //! A few causes show only when libqpl is given a job. [`Report::explain_status`] combines libqpl's
 //! status with the facts.
@@ -19,7 +19,7 @@
 //! use iaa_detect::detect;
 //!
 //! let report = detect(Path::new("/"));
-//! println!("{}", report.verdict); // no IAA: idxd module not loaded
+//! println!("{}", report.verdict()); // no IAA: idxd module not loaded
 //! ```
 //!
 //! # Features
@@ -41,8 +41,6 @@
     allow(clippy::indexing_slicing, clippy::unwrap_used, clippy::panic)
 )]
 
-use std::path::Path;
-
 mod cause;
 mod facts;
 mod gather;
@@ -56,10 +54,11 @@ mod tree;
 #[cfg(test)]
 mod tests;
 
-pub use cause::{AccelConfigProblem, Cause, KernelParameter, RefusedNode};
-pub use facts::{DeviceId, NodeAccess, PciFunction, Portal, QueueId, Version};
+use std::fmt;
+use std::path::Path;
 
-use facts::Facts;
+use cause::Cause;
+use facts::{Facts, QueueId};
 use host::{Host, System};
 
 /// Examines the machine whose files are below `root`.
@@ -88,56 +87,104 @@ fn detect_on(root: &Path, host: &dyn Host) -> Report {
     Report { facts, verdict }
 }
 
-/// The facts and their meaning. [`Display`](std::fmt::Display) prints all of it for a person, and
-/// the feature `serde` writes all of it for a machine.
+/// The facts and their meaning. [`Display`](fmt::Display) prints all of it for a person, and the
+/// feature `serde` writes all of it for a machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct Report {
-    /// The conclusion.
-    pub verdict: Verdict,
+    verdict: Verdict,
     facts: Facts,
 }
 
 impl Report {
+    /// Whether libqpl can use an IAA.
+    pub fn is_ready(&self) -> bool {
+        matches!(self.verdict, Verdict::Ready { .. })
+    }
+
+    /// The conclusion as a phrase for a part of a line: the queues, or the obstacle.
+    pub fn verdict(&self) -> impl fmt::Display {
+        &self.verdict
+    }
+
+    /// The first obstacle, unless an IAA can be used.
+    pub fn obstacle(&self) -> Option<Obstacle> {
+        match &self.verdict {
+            Verdict::Ready { .. } => None,
+            Verdict::NotReady { cause, .. } => Some(self.obstacle_of(cause.clone())),
+        }
+    }
+
     /// Explains a status that libqpl returned on this machine: from `qpl_init_job` for the hardware
-    /// path, from a submission or from a finished job. Make the report after that, or it may
-    /// describe another state of the machine than the one that libqpl met.
+    /// path, from a submission or from a finished job. Returns `None` if no fact explains it. Make
+    /// the report after that, or it may describe another state of the machine than the one that
+    /// libqpl met.
     ///
-    /// If the verdict already names an obstacle, a refusal by `qpl_init_job` (500 to 503) means
-    /// that obstacle. If everything is ready, it means one of the causes that files do not show:
+    /// If the verdict already names an obstacle, a refusal by `qpl_init_job` (500 and above) means
+    /// that obstacle. If everything is ready, it means one of those that files do not show:
     ///
-    /// - 500: [`Cause::SubmissionFails`], submitting through the node fails as well;
-    /// - 501: [`Cause::NoAccelConfig`], the library lacks a function;
-    /// - 503: [`Cause::OtherSocket`] if this process may run on a socket without a ready queue, or
-    ///   else [`Cause::EnabledTooLate`].
+    /// - 500: submitting through the node fails as well;
+    /// - 501: libaccel-config lacks a function;
+    /// - 503: the queues are on other sockets than this process, or were enabled after libqpl had
+    ///   looked for them.
     ///
-    /// 8 and 319 come with jobs: [`Cause::OperationsDisabled`] and [`Cause::TransfersTooSmall`].
-    /// Some queues are configured this way while others may be ready. Any other status is
-    /// [`Cause::Unexplained`].
-    pub fn explain_status(&self, status: u32) -> Cause {
+    /// 8 and 319 come with jobs: operations are disabled, or transfers are limited. Some queues are
+    /// configured this way while others may be ready.
+    pub fn explain_status(&self, status: u32) -> Option<Obstacle> {
         let ready = match &self.verdict {
             Verdict::Ready { queues, .. } => Ok(queues.as_slice()),
             Verdict::NotReady { cause, .. } => Err(cause),
         };
-        judge::explain(&self.facts, ready, status::Status(status))
-            .unwrap_or(Cause::Unexplained { status })
+        let cause = judge::explain(&self.facts, ready, status::Status(status))?;
+        Some(self.obstacle_of(cause))
     }
 
-    /// The lines for a root shell that remove a cause on this machine. Lines that begin with `#`
-    /// are manual steps.
-    pub fn mend(&self, cause: &Cause) -> Vec<String> {
-        remedy::mend(&self.facts, cause)
+    fn obstacle_of(&self, cause: Cause) -> Obstacle {
+        Obstacle {
+            mend: remedy::mend(&self.facts, &cause),
+            cause,
+        }
     }
 }
 
-/// Whether libqpl can use an IAA. [`Display`](std::fmt::Display) fits into a part of a line.
+/// An obstacle between libqpl and an IAA. [`Display`](fmt::Display) is a phrase for a part of a
+/// line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Obstacle {
+    cause: Cause,
+    mend: Vec<String>,
+}
+
+impl Obstacle {
+    /// The name for programs: `queues-disabled`. The feature `serde` writes the same one.
+    pub fn name(&self) -> &'static str {
+        self.cause.name()
+    }
+
+    /// One sentence: the observation and why it matters.
+    pub fn explanation(&self) -> String {
+        self.cause.explanation()
+    }
+
+    /// The lines for a root shell that remove the obstacle on this machine. Lines that begin with
+    /// `#` are manual steps.
+    pub fn mend(&self) -> &[String] {
+        &self.mend
+    }
+}
+
+impl fmt::Display for Obstacle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.cause.fmt(f)
+    }
+}
+
+/// Whether libqpl can use an IAA.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "kebab-case", tag = "state"))]
-#[expect(clippy::exhaustive_enums, reason = "an IAA can be used or it cannot")]
-pub enum Verdict {
-    /// It can use one.
+enum Verdict {
     Ready {
         /// The queues that it can use, at least one.
         queues: Vec<QueueId>,
@@ -145,7 +192,6 @@ pub enum Verdict {
         /// thread there gets no hardware unless its jobs may go to any node.
         nodes_without: Vec<u32>,
     },
-    /// It cannot use one.
     NotReady {
         /// The first obstacle.
         #[cfg_attr(feature = "serde", serde(flatten))]
@@ -154,7 +200,7 @@ pub enum Verdict {
         summary: String,
         /// The cause as a sentence.
         explanation: String,
-        /// The commands that remove the cause; see [`Report::mend`].
+        /// The commands that remove the cause.
         mend: Vec<String>,
     },
 }

@@ -67,7 +67,6 @@ fn remedy(facts: &Facts, cause: &Cause) -> Vec<String> {
             lines
         }
         Cause::EnabledTooLate { .. } => vec![comment("restart this process")],
-        Cause::Unexplained { .. } => vec![KERNEL_LOG.to_owned()],
     }
 }
 

@@ -3,7 +3,6 @@
 use std::path::Path;
 use std::str::FromStr;
 
-use iaa_detect::Verdict;
 use multifd_codec::auto::Auto;
 use multifd_codec::{Accel, Effort, Settings};
 use multifd_wire::Method;
@@ -193,9 +192,10 @@ impl CodecArgs {
 
 /// The accelerator where none was asked for.
 pub(crate) fn usual_accel() -> Accel {
-    match iaa_detect::detect(Path::new("/")).verdict {
-        Verdict::Ready { .. } => Accel::Auto,
-        Verdict::NotReady { .. } => Accel::Software,
+    if iaa_detect::detect(Path::new("/")).is_ready() {
+        Accel::Auto
+    } else {
+        Accel::Software
     }
 }
 

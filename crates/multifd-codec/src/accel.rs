@@ -9,6 +9,8 @@ use std::ops::{Add, AddAssign};
 use std::str::FromStr;
 use std::sync::Arc;
 
+use crate::SettingError;
+
 /// The choice of backend: QEMU's proposed `multifd-compression-accel`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -62,14 +64,12 @@ impl fmt::Display for Accel {
 }
 
 impl FromStr for Accel {
-    type Err = UnknownWord;
+    type Err = SettingError;
 
-    fn from_str(word: &str) -> Result<Self, UnknownWord> {
+    fn from_str(word: &str) -> Result<Self, SettingError> {
         let found = Self::ALL.into_iter().find(|accel| accel.as_str() == word);
-        found.ok_or_else(|| UnknownWord {
-            found: word.to_owned(),
-            allowed: "none, software, qpl, qpl-hardware, qpl-software or auto",
-        })
+        let allowed = "none, software, qpl, qpl-hardware, qpl-software or auto";
+        found.ok_or_else(|| SettingError::word(word, allowed))
     }
 }
 
@@ -102,36 +102,13 @@ impl fmt::Display for Huffman {
 }
 
 impl FromStr for Huffman {
-    type Err = UnknownWord;
+    type Err = SettingError;
 
-    fn from_str(word: &str) -> Result<Self, UnknownWord> {
+    fn from_str(word: &str) -> Result<Self, SettingError> {
         match word {
             "fixed" => Ok(Self::Fixed),
             "dynamic" => Ok(Self::Dynamic),
-            _ => Err(UnknownWord {
-                found: word.to_owned(),
-                allowed: "fixed or dynamic",
-            }),
-        }
-    }
-}
-
-/// A word that is not a valid choice.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{found:?} is not {allowed}")]
-#[non_exhaustive]
-pub struct UnknownWord {
-    /// The word found.
-    pub found: String,
-    /// The allowed words.
-    pub allowed: &'static str,
-}
-
-impl From<page_deflate::ParseChoiceError> for UnknownWord {
-    fn from(error: page_deflate::ParseChoiceError) -> Self {
-        Self {
-            found: error.found,
-            allowed: error.allowed,
+            _ => Err(SettingError::word(word, "fixed or dynamic")),
         }
     }
 }

@@ -137,7 +137,7 @@ mod zlib;
 #[cfg(feature = "zstd")]
 mod zstd;
 
-pub use accel::{Accel, Backend, BackendKind, Huffman, PathCounts, UnknownWord};
+pub use accel::{Accel, Backend, BackendKind, Huffman, PathCounts};
 pub use channel::MAX_PAYLOAD_BYTES;
 pub use choose::{decoder, encoder};
 pub use encoder::{Encoder, Failed};
@@ -145,7 +145,7 @@ pub use error::{DecodeError, EncodeError, Unsupported};
 pub use page::{GuestPage, PageBuffer, Pages, PagesError};
 pub use page_deflate::{Effort, WindowSize};
 pub use paged::canned::CannedFault;
-pub use settings::{Level, LevelError, Settings, Streams, StreamsError, ZlibLevel, ZstdLevel};
+pub use settings::{Level, SettingError, Settings, Streams, ZlibLevel, ZstdLevel};
 pub use zero::is_zero;
 
 use multifd_wire::{Method, PageSize};

@@ -15,7 +15,7 @@ use crate::{Accel, Huffman};
 ///
 /// let mut settings = Settings::default();
 /// settings.zlib_level = ZlibLevel::new(6)?;
-/// # Ok::<(), multifd_codec::LevelError>(())
+/// # Ok::<(), multifd_codec::SettingError>(())
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -49,13 +49,13 @@ impl Streams {
     ///
     /// # Errors
     ///
-    /// [`StreamsError`] if it is 0 or over [`Streams::MAX`].
-    pub const fn new(streams: u8) -> Result<Self, StreamsError> {
+    /// If it is 0 or over [`Streams::MAX`].
+    pub const fn new(streams: u8) -> Result<Self, SettingError> {
         if streams == 0 || streams > Self::MAX.0 {
-            return Err(StreamsError {
+            return Err(SettingError(Refused::Streams {
                 found: streams,
                 allowed: Self::MAX.0,
-            });
+            }));
         }
         Ok(Self(streams))
     }
@@ -93,17 +93,6 @@ impl fmt::Display for Streams {
     }
 }
 
-/// A number of streams outside the valid range.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{found} streams in a channel, but there are 1 to {allowed}")]
-#[non_exhaustive]
-pub struct StreamsError {
-    /// The requested number.
-    pub found: u8,
-    /// The highest valid number.
-    pub allowed: u8,
-}
-
 /// 0..=9, by default 1. Level 0 stores, 9 is the smallest and slowest.
 pub type ZlibLevel = Level<9>;
 
@@ -128,13 +117,13 @@ impl<const MAX: u8> Level<MAX> {
     ///
     /// # Errors
     ///
-    /// [`LevelError`] if it is over `MAX`.
-    pub const fn new(level: u8) -> Result<Self, LevelError> {
+    /// If it is over `MAX`.
+    pub const fn new(level: u8) -> Result<Self, SettingError> {
         if level > MAX {
-            return Err(LevelError {
+            return Err(SettingError(Refused::Level {
                 found: level,
                 allowed: MAX,
-            });
+            }));
         }
         Ok(Self(level))
     }
@@ -158,15 +147,29 @@ impl<const MAX: u8> fmt::Display for Level<MAX> {
     }
 }
 
-/// A compression level outside the method's range.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("compression level {found}, but the highest is {allowed}")]
-#[non_exhaustive]
-pub struct LevelError {
-    /// The requested level.
-    pub found: u8,
-    /// The highest valid level.
-    pub allowed: u8,
+/// A word or a number that a setting does not take.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(transparent)]
+pub struct SettingError(#[from] Refused);
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+enum Refused {
+    #[error("{found:?} is not {allowed}")]
+    Word {
+        found: String,
+        allowed: &'static str,
+    },
+    #[error("compression level {found}, but the highest is {allowed}")]
+    Level { found: u8, allowed: u8 },
+    #[error("{found} streams in a channel, but there are 1 to {allowed}")]
+    Streams { found: u8, allowed: u8 },
+}
+
+impl SettingError {
+    pub(crate) fn word(found: &str, allowed: &'static str) -> Self {
+        let found = found.to_owned();
+        Self(Refused::Word { found, allowed })
+    }
 }
 
 #[cfg(test)]
@@ -198,19 +201,8 @@ mod tests {
         assert_eq!(Settings::default().zstd_level.value(), 1);
         assert_eq!(ZlibLevel::new(9), Ok(ZlibLevel::MAX));
         assert_eq!(ZstdLevel::new(20), Ok(ZstdLevel::MAX));
-        assert_eq!(
-            ZlibLevel::new(10),
-            Err(LevelError {
-                found: 10,
-                allowed: 9
-            })
-        );
-        assert_eq!(
-            ZstdLevel::new(21),
-            Err(LevelError {
-                found: 21,
-                allowed: 20
-            })
-        );
+        let refused = |found, allowed| SettingError(Refused::Level { found, allowed });
+        assert_eq!(ZlibLevel::new(10), Err(refused(10, 9)));
+        assert_eq!(ZstdLevel::new(21), Err(refused(21, 20)));
     }
 }

@@ -11,7 +11,7 @@ use multifd_wire::{Fault, Limits};
 use crate::Failure;
 use crate::control::{self, ControlFault, ControlReceiver, Event, Message, Preamble};
 use crate::engine_fault::EngineFault;
-use crate::failure::{Cause, Channel};
+use crate::failure::{Cause, Channel, MessageError};
 
 /// How soon a wish to end is noticed while a peer is waited for.
 const TICK: Duration = Duration::from_millis(20);
@@ -208,7 +208,7 @@ pub(crate) fn is_broken_off(cause: &Cause) -> bool {
     match cause {
         Cause::Transport(TransportCause::Io(error)) => hung_up(error),
         Cause::Engine(EngineFault::Closed)
-        | Cause::Control(ControlFault::Wire(Fault::Truncated { .. }))
+        | Cause::Control(MessageError(ControlFault::Wire(Fault::Truncated { .. })))
         | Cause::Transport(
             TransportCause::Wire(Fault::Truncated { .. })
             | TransportCause::Round(RoundFault::OpenRound | RoundFault::MissingSync { .. }),

@@ -22,7 +22,18 @@ pub enum Cause {
     Engine(#[from] EngineFault),
     /// The peer breaks the rules of the control messages.
     #[error("the stream is malformed")]
-    Control(#[from] ControlFault),
+    Control(#[source] MessageError),
+}
+
+/// A control message that breaks the rules.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub struct MessageError(pub(crate) ControlFault);
+
+impl From<ControlFault> for Cause {
+    fn from(fault: ControlFault) -> Self {
+        Self::Control(MessageError(fault))
+    }
 }
 
 multifd_transport::nest_transport_causes!(Cause);

@@ -41,7 +41,6 @@ pub mod source;
 mod statistics;
 mod vm;
 
-pub use control::ControlFault;
 pub use engine_fault::EngineFault;
 pub use failure::Failure;
 pub use parameters::{Parameters, UnknownZeroPageDetection, ZeroPageDetection};

@@ -265,12 +265,9 @@ impl Wait<'_> {
         if let Some(error) = broken {
             return Err(silent(crate::failure::chain(&error)));
         }
-        let qemu = match self.qemu.wait_migration(LOADED_LIMIT) {
-            Err(error) if error.is_final() && self.qemu.qmp().reconnect().is_ok() => {
-                self.qemu.wait_migration(LOADED_LIMIT)
-            }
-            qemu => qemu,
-        };
+        let qemu = self
+            .qemu
+            .ask_again(|qemu| qemu.wait_migration(LOADED_LIMIT));
         let qemu = qemu.map_err(|error| silent(crate::failure::chain(&error)))?;
         if !qemu.is_completed() {
             return Err(silent(format!("its status is {}", qemu.status)));

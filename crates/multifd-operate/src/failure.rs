@@ -39,7 +39,8 @@ impl Whereabouts {
     }
 }
 
-/// A migration that did not come to its good end.
+/// A migration that did not come to its good end. [`Display`](fmt::Display) says what happened,
+/// where, and what to do.
 #[derive(Debug, thiserror::Error)]
 #[error("{cause}{}", Follows(.advice))]
 #[non_exhaustive]
@@ -48,10 +49,9 @@ pub struct Failure {
     pub guest: Whereabouts,
     /// It was cancelled, as the caller wished.
     pub cancelled: bool,
-    /// What happened.
-    pub cause: Cause,
+    pub(crate) cause: Cause,
     /// What to do, and what else is known.
-    pub advice: Vec<String>,
+    pub(crate) advice: Vec<String>,
 }
 
 struct Follows<'a>(&'a [String]);
@@ -80,6 +80,15 @@ impl Failure {
         }
     }
 
+    /// The failure of the relay in this process, if that is the cause.
+    #[must_use]
+    pub fn relay(&self) -> Option<&multifd_relay::Failure> {
+        match &self.cause {
+            Cause::Relay(failure) => Some(failure),
+            _ => None,
+        }
+    }
+
     pub(crate) fn advise(mut self, advice: impl Into<String>) -> Self {
         self.advice.push(advice.into());
         self
@@ -88,8 +97,7 @@ impl Failure {
 
 /// What happened.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum Cause {
+pub(crate) enum Cause {
     /// The monitor failed, or QEMU refused a command.
     #[error("{}", chain(.0))]
     Qmp(#[from] QmpError),

@@ -23,13 +23,13 @@
 mod carrier;
 mod course;
 pub mod destination;
-pub mod failure;
+mod failure;
 mod folder;
-pub mod news;
+mod news;
 pub mod qemu;
 pub mod qmp;
 pub mod settings;
 pub mod source;
 
-pub use failure::{Cause, Failure, Whereabouts};
-pub use news::News;
+pub use failure::{Failure, Whereabouts};
+pub use news::{News, Progress};

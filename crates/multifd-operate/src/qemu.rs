@@ -129,15 +129,13 @@ pub struct RamStatus {
     /// Pages sent as zeros.
     pub duplicate: u64,
     /// Megabits per second.
-    pub mbps: f64,
-    /// Pages per second.
-    pub pages_per_second: u64,
+    pub(crate) mbps: f64,
     /// The number of collections of dirty pages.
     pub dirty_sync_count: u64,
     /// Pages that the guest writes to in a second.
-    pub dirty_pages_rate: u64,
+    pub(crate) dirty_pages_rate: u64,
     /// Bytes in a page.
-    pub page_size: u64,
+    pub(crate) page_size: u64,
 }
 
 impl MigrationStatus {
@@ -200,7 +198,6 @@ impl RamStatus {
             normal: number("normal"),
             duplicate: number("duplicate"),
             mbps: field(answer, "mbps").as_f64().unwrap_or_default(),
-            pages_per_second: number("pages-per-second"),
             dirty_sync_count: number("dirty-sync-count"),
             dirty_pages_rate: number("dirty-pages-rate"),
             page_size: number("page-size"),
@@ -265,6 +262,20 @@ impl Qemu {
             observe(News::Note(format!("{}; connected again", chain(error))));
         }
         is_there
+    }
+
+    /// Asks QEMU, and asks once more over a new connection if this one has broken.
+    ///
+    /// # Errors
+    /// As the question, the second time.
+    pub(crate) fn ask_again<T>(
+        &mut self,
+        ask: impl Fn(&mut Self) -> Result<T, QmpError>,
+    ) -> Result<T, QmpError> {
+        match ask(self) {
+            Err(error) if error.is_final() && self.qmp.reconnect().is_ok() => ask(self),
+            outcome => outcome,
+        }
     }
 
     /// The connection, for commands that are not here.

@@ -99,8 +99,7 @@ fn word(value: &Value) -> String {
 
 /// Why a QEMU cannot be set.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum PlanError {
+pub(crate) enum PlanError {
     /// It does not know a setting that the migration needs.
     #[error("this QEMU does not know `{name}`, so it cannot migrate this way")]
     Unknown {

@@ -3,11 +3,10 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use multifd_relay::failure::{Cause as RelayCause, Channel, Leg};
-use multifd_relay::leg::{LegAddress, Protocol};
-use multifd_relay::relay::{MigrationReport, Relay, RelayConfig};
-use multifd_transport::dial::is_ours;
-use multifd_transport::{Address, Cancel, Listener, Target};
+use multifd_relay::failure::Cause as RelayCause;
+use multifd_relay::leg::LegAddress;
+use multifd_relay::relay::{MigrationReport, Relay, RelayConfig, look_for_relay};
+use multifd_transport::{Address, Cancel, Listener};
 
 use crate::carrier::Carrier;
 use crate::course::{self, Course, Seen, Step, Stop, Terms};
@@ -159,13 +158,7 @@ pub fn migrate(
 /// Undoes the changes of a plan, unless a migration runs: another client has begun it, or it has
 /// not ended.
 pub(crate) fn put_back_when_idle(plan: &Plan, qemu: &mut Qemu, observe: &mut dyn FnMut(News)) {
-    let status = match qemu.wait_idle(IDLE_LIMIT) {
-        Err(error) if error.is_final() && qemu.qmp().reconnect().is_ok() => {
-            qemu.wait_idle(IDLE_LIMIT)
-        }
-        status => status,
-    };
-    match status {
+    match qemu.ask_again(|qemu| qemu.wait_idle(IDLE_LIMIT)) {
         Ok(status) if status.is_under_way() && !plan.changes.is_empty() => {
             observe(stayed(plan, &Cause::Busy(status.status)));
         }
@@ -175,11 +168,7 @@ pub(crate) fn put_back_when_idle(plan: &Plan, qemu: &mut Qemu, observe: &mut dyn
 
 /// Undoes the changes of a plan, and tells what stays changed.
 pub(crate) fn put_back(plan: &Plan, qemu: &mut Qemu, observe: &mut dyn FnMut(News)) {
-    let outcome = match plan.undo(qemu) {
-        Err(error) if error.is_final() && qemu.qmp().reconnect().is_ok() => plan.undo(qemu),
-        outcome => outcome,
-    };
-    if let Err(error) = outcome {
+    if let Err(error) = qemu.ask_again(|qemu| plan.undo(qemu)) {
         observe(stayed(plan, &error));
     }
 }
@@ -196,33 +185,13 @@ fn stayed(plan: &Plan, error: &dyn std::error::Error) -> News {
 /// Looks whether somebody listens there, before QEMU is asked for anything: a QEMU 10.0 whose
 /// connections are closed while it makes them may abort, and its guest with it.
 fn look_for_destination(order: &Order, cancel: &Cancel) -> Result<(), Failure> {
-    let (to, timeout) = (&order.relay.connect, order.relay.dial_timeout);
-    if to.protocol != Protocol::Trunk {
-        // A QEMU takes the first connection for its migration.
-        return Ok(());
-    }
-    let given_up = || cancel.is_cancelled();
-    let dialled =
-        Target::resolve(&to.address).and_then(|target| Ok(target.dial(timeout, &given_up)?));
-    match dialled {
-        Ok(_) => Ok(()),
-        Err(_) if given_up() => Err(Failure {
+    look_for_relay(&order.relay, cancel).map_err(|failure| match cancel.is_cancelled() {
+        true => Failure {
             cancelled: true,
             ..Failure::before(Cause::Cancelled)
-        }),
-        Err(source) => Err(Failure::before(multifd_relay::Failure {
-            channel: Channel::Main,
-            leg: match is_ours(&source) {
-                true => Leg::Here,
-                false => Leg::Destination,
-            },
-            block: None,
-            cause: RelayCause::Dial {
-                address: to.clone(),
-                source,
-            },
-        })),
-    }
+        },
+        false => Failure::before(failure),
+    })
 }
 
 fn check(qemu: &mut Qemu, wish: &Wish) -> Result<(Plan, RunState), Failure> {

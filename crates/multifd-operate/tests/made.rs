@@ -9,7 +9,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use multifd_operate::settings::Wish;
-use multifd_operate::{Cause, Failure, News, Whereabouts, destination, source};
+use multifd_operate::{Failure, News, Whereabouts, destination, source};
 use multifd_relay::leg::LegAddress;
 use multifd_relay::relay::RelayConfig;
 use multifd_transport::Cancel;
@@ -160,7 +160,8 @@ fn a_migration_under_way_is_left_alone() {
             })
         });
         let (failure, _) = migrate(&made);
-        assert!(matches!(failure.cause, Cause::Busy(_)), "{failure}");
+        let busy = "a migration is under way at this QEMU already";
+        assert!(failure.to_string().starts_with(busy), "{failure}");
         let commands = made.commands();
         assert!(
             !names(&commands).iter().any(|name| name.contains("set")),
@@ -350,7 +351,8 @@ fn a_migration_that_did_not_come_through_here_is_no_success() {
     });
     let (failure, _) = migrate(&made);
     assert_eq!(failure.guest, Whereabouts::Unknown, "{failure}");
-    assert!(matches!(failure.cause, Cause::NotOurs { .. }), "{failure}");
+    let foreign = "has carried no migration to its end";
+    assert!(failure.to_string().contains(foreign), "{failure}");
     made.commands();
 }
 
@@ -431,8 +433,8 @@ fn guest(return_path: bool) -> Vec<u8> {
 }
 
 /// A source that sends its guest when it is told to, to a destination that takes it and says so.
-/// `answer` is asked about all but that, with whether the word has come. If it is `late`, the source
-/// says that it is done before the relay gets its connection.
+/// `answer` is asked about all but that, with whether the word has come. If it is `late`, the
+/// source says that it is done before the relay gets its connection.
 fn moves(
     return_path: bool,
     late: bool,

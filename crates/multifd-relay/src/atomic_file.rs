@@ -22,8 +22,11 @@ pub(crate) const PARTIAL_SUFFIX: &str = ".partial";
 
 /// Why a file could not be made.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum FileError {
+#[error(transparent)]
+pub struct FileError(#[from] pub(crate) FileFault);
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum FileFault {
     /// There is such a file, which is not overwritten.
     #[error(
         "{} is there already: remove it, or choose another name",
@@ -93,9 +96,8 @@ impl PartialFile {
     /// When there is a file of either name.
     pub(crate) fn create(path: &Path) -> Result<Self, FileError> {
         if path.symlink_metadata().is_ok() {
-            return Err(FileError::Occupied {
-                path: path.to_owned(),
-            });
+            let path = path.to_owned();
+            return Err(FileFault::Occupied { path }.into());
         }
         let mut partial = OsString::from(path);
         partial.push(PARTIAL_SUFFIX);
@@ -118,16 +120,18 @@ impl PartialFile {
                 Ok(made)
             }
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                Err(if is_claimed(&partial) {
-                    FileError::Busy { path: partial }
+                let fault = if is_claimed(&partial) {
+                    FileFault::Busy { path: partial }
                 } else {
-                    FileError::Abandoned { path: partial }
-                })
+                    FileFault::Abandoned { path: partial }
+                };
+                Err(fault.into())
             }
-            Err(source) => Err(FileError::Io {
+            Err(source) => Err(FileFault::Io {
                 path: partial,
                 source,
-            }),
+            }
+            .into()),
         }
     }
 
@@ -174,10 +178,10 @@ impl PartialFile {
     /// The same, but the name may not be on the disk before [`sync_name`](Self::sync_name).
     pub(crate) fn name(&self) -> Result<(), FileError> {
         self.rename().map_err(|source| match source.kind() {
-            io::ErrorKind::AlreadyExists => FileError::Occupied {
+            io::ErrorKind::AlreadyExists => FileFault::Occupied {
                 path: self.path.clone(),
             },
-            _ => FileError::Io {
+            _ => FileFault::Io {
                 path: self.path.clone(),
                 source,
             },
@@ -193,10 +197,10 @@ impl PartialFile {
             _ => Path::new("."),
         };
         let synced = File::open(folder).and_then(|folder| folder.sync_all());
-        synced.map_err(|source| FileError::Io {
+        Ok(synced.map_err(|source| FileFault::Io {
             path: self.path.clone(),
             source,
-        })
+        })?)
     }
 
     /// Removes the file again, whatever it is called by now: nobody relies on it. A file of
@@ -220,10 +224,8 @@ impl PartialFile {
 
     /// An error of the file's, with its name.
     pub(crate) fn failed(&self, source: io::Error) -> FileError {
-        FileError::Io {
-            path: self.partial.clone(),
-            source,
-        }
+        let path = self.partial.clone();
+        FileFault::Io { path, source }.into()
     }
 
     fn rename(&self) -> io::Result<()> {
@@ -295,22 +297,25 @@ mod tests {
         let path = dir.path().join("f");
         let refused = || PartialFile::create(&path).unwrap_err();
         fs::write(&path, "mine").unwrap();
-        assert!(matches!(refused(), FileError::Occupied { .. }));
+        assert!(matches!(refused().0, FileFault::Occupied { .. }));
         fs::remove_file(&path).unwrap();
         let left = dir.path().join("f.partial");
         fs::write(&left, "mine").unwrap();
         let error = refused();
-        assert!(matches!(error, FileError::Abandoned { .. }), "{error}");
+        assert!(matches!(error.0, FileFault::Abandoned { .. }), "{error}");
         let remedy = format!("rm '{}'", left.display());
         assert!(error.to_string().contains(&remedy), "{error}");
         assert_eq!(fs::read(&left).unwrap(), b"mine");
         fs::remove_file(&left).unwrap();
         let partial = PartialFile::create(&path).unwrap();
         let error = refused();
-        assert!(matches!(error, FileError::Busy { .. }), "{error}");
+        assert!(matches!(error.0, FileFault::Busy { .. }), "{error}");
         assert!(left.exists());
         fs::write(&path, "mine").unwrap();
-        assert!(matches!(partial.publish(), Err(FileError::Occupied { .. })));
+        assert!(matches!(
+            partial.publish(),
+            Err(FileError(FileFault::Occupied { .. }))
+        ));
         drop(partial);
         assert_eq!(fs::read(&path).unwrap(), b"mine");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);

@@ -19,7 +19,7 @@ use multifd_wire::main_stream::Block;
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::Errno;
 
-use crate::atomic_file::{FileError, PARTIAL_SUFFIX, PartialFile};
+use crate::atomic_file::{FileError, FileFault, PARTIAL_SUFFIX, PartialFile};
 
 const SUFFIX: &str = ".ram";
 
@@ -109,7 +109,8 @@ impl Folder {
             let name = name.as_encoded_bytes();
             let whole = name.strip_suffix(PARTIAL_SUFFIX.as_bytes()).unwrap_or(name);
             if whole.ends_with(SUFFIX.as_bytes()) {
-                return Err(FileError::Occupied { path: entry.path() }.into());
+                let path = entry.path();
+                return Err(FileError::from(FileFault::Occupied { path }).into());
             }
         }
         Ok(Self {
@@ -531,7 +532,9 @@ mod tests {
             .create(&[block("b", u64::MAX)]);
         assert!(matches!(
             result,
-            Err(ImageError(ImageFault::File(FileError::Io { .. })))
+            Err(ImageError(ImageFault::File(FileError(
+                FileFault::Io { .. }
+            ))))
         ));
         assert!(files(dir.path()).is_empty());
     }
@@ -543,7 +546,9 @@ mod tests {
             fs::write(dir.path().join(name), "mine").unwrap();
             assert!(matches!(
                 Folder::prepare(dir.path()),
-                Err(ImageError(ImageFault::File(FileError::Occupied { .. })))
+                Err(ImageError(ImageFault::File(FileError(
+                    FileFault::Occupied { .. }
+                ))))
             ));
             assert_eq!(fs::read(dir.path().join(name)).unwrap(), b"mine");
         }
@@ -562,7 +567,9 @@ mod tests {
         fs::write(dir.path().join("b.ram"), "mine").unwrap();
         assert!(matches!(
             images.publish(),
-            Err(ImageError(ImageFault::File(FileError::Occupied { .. })))
+            Err(ImageError(ImageFault::File(FileError(
+                FileFault::Occupied { .. }
+            ))))
         ));
         drop(images);
         assert_eq!(files(dir.path()), ["b.ram"]);

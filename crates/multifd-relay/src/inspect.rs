@@ -38,7 +38,7 @@ pub struct Inspection {
     buffer: Vec<u8>,
     at: usize,
     current: usize,
-    damage: Option<Damage>,
+    damage: Option<InspectError>,
 }
 
 /// A packet and where it was found.
@@ -66,7 +66,7 @@ pub struct FileReport {
     /// The connections, in the order of a recording.
     pub streams: Vec<StreamReport>,
     /// Why the file could not be read to its end.
-    pub damage: Option<Damage>,
+    pub damage: Option<InspectError>,
 }
 
 /// What is in one connection.
@@ -96,25 +96,16 @@ pub struct StreamFault {
     pub fault: Fault,
 }
 
-/// Why a file could not be read to its end.
+/// Why nothing can be said about a file, or nothing about the rest of it.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum Damage {
-    /// It is a recording, and not whole.
-    #[error(transparent)]
-    Recording(#[from] RecordingError),
-    /// It could not be read.
-    #[error("reading failed")]
-    Io(#[from] io::Error),
-}
+#[error(transparent)]
+pub struct InspectError(#[from] Unreadable);
 
-/// Why nothing can be said about a file.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum InspectError {
-    /// It cannot be opened or read.
+enum Unreadable {
+    /// It cannot be opened, or its first bytes cannot be read.
     #[error("cannot be read")]
-    Io(#[from] io::Error),
+    Start(#[source] io::Error),
     /// It begins like nothing that is known here.
     #[error("neither a channel of a migration nor a recording: it starts with {}", Hex(.found))]
     Unknown {
@@ -123,7 +114,13 @@ pub enum InspectError {
     },
     /// It is a recording whose header is damaged.
     #[error("not a readable recording")]
-    Recording(#[from] RecordingError),
+    Header(#[source] RecordingError),
+    /// It is a recording, and not whole.
+    #[error(transparent)]
+    Recording(RecordingError),
+    /// It could not be read to its end.
+    #[error("reading failed")]
+    Rest(#[source] io::Error),
 }
 
 /// What one connection is.
@@ -330,19 +327,15 @@ impl Inspection {
     ///
     /// When it cannot be opened or begins like nothing that is known here.
     pub fn open(path: &Path) -> Result<Self, InspectError> {
-        let mut file = BufReader::new(File::open(path)?);
-        let mut start = Vec::new();
-        (&mut file)
-            .take(recording::MAGIC.len() as u64)
-            .read_to_end(&mut start)?;
-        file.rewind()?;
+        let (file, start) = opened(path).map_err(Unreadable::Start)?;
         let (source, streams) = if start == recording::MAGIC {
-            (Source::Recording(Reader::new(file)?), Vec::new())
+            let reader = Reader::new(file).map_err(Unreadable::Header)?;
+            (Source::Recording(reader), Vec::new())
         } else {
             let role = match start.first_chunk().copied().map(u32::from_be_bytes) {
                 Some(main_stream::MAGIC) => Role::Main,
                 Some(multifd_wire::MAGIC) => Role::Channel,
-                _ => return Err(InspectError::Unknown { found: start }),
+                _ => return Err(Unreadable::Unknown { found: start }.into()),
             };
             (Source::Stream(file.into_inner()), vec![Followed::new(role)])
         };
@@ -367,20 +360,21 @@ impl Inspection {
     }
 
     /// Reads more; `false` at the end of the file.
-    fn refill(&mut self) -> Result<bool, Damage> {
+    fn refill(&mut self) -> Result<bool, InspectError> {
         self.at = 0;
         self.buffer.clear();
         match &mut self.source {
             Source::Stream(file) => {
                 file.take(BUFFER_BYTES as u64)
-                    .read_to_end(&mut self.buffer)?;
+                    .read_to_end(&mut self.buffer)
+                    .map_err(Unreadable::Rest)?;
                 if let (true, Some(stream)) = (self.buffer.is_empty(), self.streams.first_mut()) {
                     stream.end();
                 }
                 Ok(!self.buffer.is_empty())
             }
             Source::Recording(reader) => {
-                match reader.next_chunk()? {
+                match reader.next_chunk().map_err(Unreadable::Recording)? {
                     Some(Chunk::Open { role, .. }) => self.streams.push(Followed::new(role)),
                     Some(Chunk::Data { stream, bytes }) => {
                         self.current = usize::from(stream);
@@ -397,6 +391,17 @@ impl Inspection {
             }
         }
     }
+}
+
+/// Opens a file and looks at its first bytes.
+fn opened(path: &Path) -> io::Result<(BufReader<File>, Vec<u8>)> {
+    let mut file = BufReader::new(File::open(path)?);
+    let mut start = Vec::new();
+    (&mut file)
+        .take(recording::MAGIC.len() as u64)
+        .read_to_end(&mut start)?;
+    file.rewind()?;
+    Ok((file, start))
 }
 
 impl Iterator for Inspection {

@@ -86,10 +86,21 @@ pub enum Chunk<'a> {
     },
 }
 
-/// Why a file is not a whole recording. Offsets are bytes from the start of the file.
+/// Why a file is not a whole recording.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum RecordingError {
+#[error(transparent)]
+pub struct RecordingError(#[from] RecordingFault);
+
+impl RecordingError {
+    /// The file cannot be opened.
+    pub(crate) fn unopened(source: io::Error) -> Self {
+        Self(RecordingFault::Io { offset: 0, source })
+    }
+}
+
+/// Offsets are bytes from the start of the file.
+#[derive(Debug, thiserror::Error)]
+enum RecordingFault {
     /// The file could not be read.
     #[error("reading the recording at offset {offset} failed")]
     Io {
@@ -297,7 +308,7 @@ struct Chunks<R> {
 }
 
 impl<R: Read> Chunks<R> {
-    fn new(mut input: R) -> Result<Self, RecordingError> {
+    fn new(mut input: R) -> Result<Self, RecordingFault> {
         let mut header = [0; FILE_HEADER_LEN];
         read_exact_at(&mut input, &mut header, 0)?;
         let [
@@ -320,7 +331,7 @@ impl<R: Read> Chunks<R> {
         ] = header;
         let magic = [m0, m1, m2, m3, m4, m5, m6, m7];
         if magic != MAGIC {
-            return Err(RecordingError::NotARecording { found: magic });
+            return Err(RecordingFault::NotARecording { found: magic });
         }
         let stored = u32::from_be_bytes([c0, c1, c2, c3]);
         let mut hasher = crc32fast::Hasher::new();
@@ -328,7 +339,7 @@ impl<R: Read> Chunks<R> {
         hasher.update(&[v0, v1, v2, v3]);
         let computed = hasher.finalize();
         if stored != computed {
-            return Err(RecordingError::Damaged {
+            return Err(RecordingFault::Damaged {
                 offset: 0,
                 stored,
                 computed,
@@ -336,7 +347,7 @@ impl<R: Read> Chunks<R> {
         }
         let version = u32::from_be_bytes([v0, v1, v2, v3]);
         if version != VERSION {
-            return Err(RecordingError::Version { found: version });
+            return Err(RecordingFault::Version { found: version });
         }
         Ok(Self {
             input,
@@ -347,7 +358,7 @@ impl<R: Read> Chunks<R> {
 
     /// Reads a chunk's header and checks its kind and length, so that its body may be read or
     /// passed over.
-    fn head(&mut self) -> Result<(Kind, ChunkHead, u32), RecordingError> {
+    fn head(&mut self) -> Result<(Kind, ChunkHead, u32), RecordingFault> {
         let offset = self.offset;
         let mut bytes = [0; CHUNK_HEADER_LEN];
         read_exact_at(&mut self.input, &mut bytes, offset)?;
@@ -361,12 +372,12 @@ impl<R: Read> Chunks<R> {
         let kind =
             Kind::from_byte(kind)
                 .filter(|_| reserved == 0)
-                .ok_or(RecordingError::Nonsense {
+                .ok_or(RecordingFault::Nonsense {
                     offset,
                     what: "its kind is unknown",
                 })?;
         if !kind.lengths().contains(&(head.len as usize)) {
-            return Err(RecordingError::ChunkLength {
+            return Err(RecordingFault::ChunkLength {
                 offset,
                 found: head.len,
                 allowed: *kind.lengths().end(),
@@ -376,12 +387,12 @@ impl<R: Read> Chunks<R> {
     }
 
     /// Reads the body of the chunk whose header was just read, and checks the checksum over both.
-    fn body_of(&mut self, head: &ChunkHead, stored: u32) -> Result<(), RecordingError> {
+    fn body_of(&mut self, head: &ChunkHead, stored: u32) -> Result<(), RecordingFault> {
         self.body.resize(head.len as usize, 0);
         read_exact_at(&mut self.input, &mut self.body, self.offset)?;
         let computed = checksum(&head.to_bytes(), &self.body);
         if stored != computed {
-            return Err(RecordingError::Damaged {
+            return Err(RecordingFault::Damaged {
                 offset: self.offset,
                 stored,
                 computed,
@@ -429,7 +440,7 @@ impl<R: Read> Reader<R> {
             body,
         } = &mut self.chunks_in;
         let body = body.as_slice();
-        let wrong = |what| RecordingError::Nonsense { offset, what };
+        let wrong = |what| RecordingError(RecordingFault::Nonsense { offset, what });
         let chunk = match kind {
             Kind::Open => {
                 if usize::from(stream) != self.open.len() || self.open.len() >= MAX_STREAMS {
@@ -536,10 +547,10 @@ impl<R: Read + Seek> StreamReader<R> {
 }
 
 impl<R: Seek> Chunks<R> {
-    fn pass_over(&mut self, head: &ChunkHead) -> Result<(), RecordingError> {
+    fn pass_over(&mut self, head: &ChunkHead) -> Result<(), RecordingFault> {
         self.input
             .seek_relative(i64::from(head.len))
-            .map_err(|source| RecordingError::Io {
+            .map_err(|source| RecordingFault::Io {
                 offset: self.offset,
                 source,
             })?;
@@ -614,14 +625,14 @@ fn checksum(head: &[u8], body: &[u8]) -> u32 {
 }
 
 /// Nothing may stand behind the last chunk, which ends at `offset`.
-fn check_end<R: Read>(input: &mut R, offset: u64) -> Result<(), RecordingError> {
+fn check_end<R: Read>(input: &mut R, offset: u64) -> Result<(), RecordingFault> {
     match input.read(&mut [0]) {
         Ok(0) => Ok(()),
-        Ok(_) => Err(RecordingError::Nonsense {
+        Ok(_) => Err(RecordingFault::Nonsense {
             offset,
             what: "it comes after the end of the recording",
         }),
-        Err(source) => Err(RecordingError::Io { offset, source }),
+        Err(source) => Err(RecordingFault::Io { offset, source }),
     }
 }
 
@@ -636,12 +647,12 @@ fn read_exact_at<R: Read>(
     input: &mut R,
     buffer: &mut [u8],
     offset: u64,
-) -> Result<(), RecordingError> {
+) -> Result<(), RecordingFault> {
     input
         .read_exact(buffer)
         .map_err(|source| match source.kind() {
-            io::ErrorKind::UnexpectedEof => RecordingError::Truncated { offset },
-            _ => RecordingError::Io { offset, source },
+            io::ErrorKind::UnexpectedEof => RecordingFault::Truncated { offset },
+            _ => RecordingFault::Io { offset, source },
         })
 }
 

@@ -19,7 +19,7 @@ use multifd_wire::Hello;
 use multifd_wire::return_path::{Message, ReturnPathReceiver};
 
 use crate::failure::{Cause, Channel, Failure, Leg};
-use crate::inspect::{Damage, InspectError, Inspection, StreamFault, Summary};
+use crate::inspect::{InspectError, Inspection, StreamFault, Summary};
 use crate::recording::{RecordingError, StreamReader};
 use crate::supervise::wait_for;
 
@@ -94,7 +94,7 @@ enum Unfit {
         /// The file.
         path: PathBuf,
         /// What is wrong with it.
-        source: Damage,
+        source: InspectError,
     },
     /// The recorded source could have switched to postcopy, for which a destination waits.
     #[error(
@@ -306,8 +306,7 @@ impl Replay {
         sent: &AtomicU64,
         mut hello: Option<Told<'_>>,
     ) -> Result<(), Cause> {
-        let io = |source| RecordingError::Io { offset: 0, source };
-        let file = File::open(&self.path).map_err(io)?;
+        let file = File::open(&self.path).map_err(RecordingError::unopened)?;
         let mut reader = StreamReader::new(BufReader::new(file), recorded.number)?;
         let mut written: u64 = 0;
         while let Some(mut bytes) = reader.next_data()? {

@@ -31,8 +31,11 @@ pub enum Address {
 
 /// Why a text is not an [`Address`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum AddressError {
+#[error(transparent)]
+pub struct AddressError(#[from] Malformed);
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+enum Malformed {
     /// It starts with neither `unix:` nor `tcp:`.
     #[error("`{found}` is no address: write unix:PATH or tcp:HOST:PORT")]
     Scheme {
@@ -100,9 +103,10 @@ impl Address {
         match (text.to_str(), text.as_bytes().strip_prefix(b"unix:")) {
             (Some(text), _) => text.parse(),
             (None, Some(path)) => Ok(Address::Unix(PathBuf::from(OsStr::from_bytes(path)))),
-            (None, None) => Err(AddressError::Scheme {
-                found: crate::escape::printable_bytes(text.as_bytes()),
-            }),
+            (None, None) => {
+                let found = crate::escape::printable_bytes(text.as_bytes());
+                Err(Malformed::Scheme { found }.into())
+            }
         }
     }
 }
@@ -110,7 +114,7 @@ impl Address {
 /// Takes `HOST:PORT` apart.
 pub(crate) fn host_and_port(text: &str) -> Result<(Host<'_>, u16), AddressError> {
     let found = || text.to_owned();
-    let no_port = || AddressError::NoPort { found: found() };
+    let no_port = || AddressError(Malformed::NoPort { found: found() });
     let (host, port) = text.rsplit_once(':').ok_or_else(no_port)?;
     // A sign would be read as a part of the number.
     if !port.bytes().all(|byte| byte.is_ascii_digit()) {
@@ -125,7 +129,7 @@ pub(crate) fn host_and_port(text: &str) -> Result<(Host<'_>, u16), AddressError>
         .and_then(|host| host.strip_suffix(']'))
     else {
         return if host.contains(':') {
-            Err(AddressError::NoBrackets { found: found() })
+            Err(Malformed::NoBrackets { found: found() }.into())
         } else {
             Ok((Host::Named(host), port))
         };
@@ -136,11 +140,13 @@ pub(crate) fn host_and_port(text: &str) -> Result<(Host<'_>, u16), AddressError>
     };
     let found = || inside.to_owned();
     let Ok(number) = number.parse::<Ipv6Addr>() else {
-        return Err(AddressError::NoIpv6 { found: found() });
+        return Err(Malformed::NoIpv6 { found: found() }.into());
     };
     match interface {
-        Some("") => Err(AddressError::NoIpv6 { found: found() }),
-        None if number.is_unicast_link_local() => Err(AddressError::NoInterface { found: found() }),
+        Some("") => Err(Malformed::NoIpv6 { found: found() }.into()),
+        None if number.is_unicast_link_local() => {
+            Err(Malformed::NoInterface { found: found() }.into())
+        }
         _ => Ok((Host::V6(number, interface), port)),
     }
 }
@@ -151,14 +157,13 @@ impl FromStr for Address {
     fn from_str(text: &str) -> Result<Self, AddressError> {
         if let Some(path) = text.strip_prefix("unix:") {
             if path.is_empty() {
-                return Err(AddressError::NoPath);
+                return Err(Malformed::NoPath.into());
             }
             return Ok(Address::Unix(PathBuf::from(path)));
         }
         let Some(rest) = text.strip_prefix("tcp:") else {
-            return Err(AddressError::Scheme {
-                found: text.to_owned(),
-            });
+            let found = text.to_owned();
+            return Err(Malformed::Scheme { found }.into());
         };
         host_and_port(rest)?;
         Ok(Address::Tcp(rest.to_owned()))
@@ -203,30 +208,30 @@ mod tests {
         );
         assert_eq!(address.to_string(), "unix:/run/\\xff.sock");
         let error = Address::from_os_str(OsStr::from_bytes(b"tcp:\xff:1")).unwrap_err();
-        assert!(matches!(error, AddressError::Scheme { .. }));
+        assert!(matches!(error.0, Malformed::Scheme { .. }));
     }
 
     #[test]
     fn what_is_wrong_is_said() {
-        let scheme = |found: &str| AddressError::Scheme {
+        let scheme = |found: &str| Malformed::Scheme {
             found: found.into(),
         };
-        let port = |found: &str| AddressError::NoPort {
+        let port = |found: &str| Malformed::NoPort {
             found: found.into(),
         };
-        let no_ipv6 = |found: &str| AddressError::NoIpv6 {
+        let no_ipv6 = |found: &str| Malformed::NoIpv6 {
             found: found.into(),
         };
-        let no_brackets = |found: &str| AddressError::NoBrackets {
+        let no_brackets = |found: &str| Malformed::NoBrackets {
             found: found.into(),
         };
-        let no_interface = |found: &str| AddressError::NoInterface {
+        let no_interface = |found: &str| Malformed::NoInterface {
             found: found.into(),
         };
         let cases = [
             ("", scheme("")),
             ("/run/a.sock", scheme("/run/a.sock")),
-            ("unix:", AddressError::NoPath),
+            ("unix:", Malformed::NoPath),
             ("tcp:", port("")),
             ("tcp:host", port("host")),
             ("tcp:host:+1", port("host:+1")),
@@ -239,7 +244,7 @@ mod tests {
             ("tcp:[fe80::1]:4444", no_interface("fe80::1")),
         ];
         for (text, error) in cases {
-            assert_eq!(text.parse::<Address>(), Err(error), "{text}");
+            assert_eq!(text.parse::<Address>(), Err(AddressError(error)), "{text}");
         }
     }
 }

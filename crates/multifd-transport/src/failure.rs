@@ -129,7 +129,7 @@ pub enum Cause {
 
 /// Turns each error that a transport [`Cause`] can hold into the cause of another crate, so that
 /// `?` takes it there. That cause has a variant `Transport`. For the crates of this workspace
-/// alone.
+/// alone; they depend on `multifd-codec` and `multifd-wire` too.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! nest_transport_causes {
@@ -137,14 +137,14 @@ macro_rules! nest_transport_causes {
         $crate::nest_transport_causes! {
             $cause:
             ::std::io::Error,
-            $crate::failure::errors::DecodeError,
-            $crate::failure::errors::DeltaError,
-            $crate::failure::errors::EncodeError,
-            $crate::failure::errors::Fault,
-            $crate::failure::errors::Misuse,
-            $crate::failure::errors::PagesError,
-            $crate::failure::errors::UnknownMethod,
-            $crate::failure::errors::Unsupported,
+            ::multifd_codec::DecodeError,
+            ::multifd_codec::delta::DeltaError,
+            ::multifd_codec::EncodeError,
+            ::multifd_wire::Fault,
+            ::multifd_wire::Misuse,
+            ::multifd_codec::PagesError,
+            ::multifd_wire::UnknownMethod,
+            ::multifd_codec::Unsupported,
             $crate::failure::SetupFault,
             $crate::RoundFault,
         }
@@ -156,14 +156,6 @@ macro_rules! nest_transport_causes {
             }
         })*
     };
-}
-
-/// The errors of crates below that `nest_transport_causes` names.
-#[doc(hidden)]
-pub mod errors {
-    pub use multifd_codec::delta::DeltaError;
-    pub use multifd_codec::{DecodeError, EncodeError, PagesError, Unsupported};
-    pub use multifd_wire::{Fault, Misuse, UnknownMethod};
 }
 
 /// Connections of one migration that do not fit together.

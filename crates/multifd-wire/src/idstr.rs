@@ -26,8 +26,11 @@ pub type BlockName = IdStr;
 
 /// The bytes are not a valid name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum IdStrError {
+#[error(transparent)]
+pub struct IdStrError(#[from] NameFault);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+enum NameFault {
     /// A name has at most 255 bytes.
     #[error("a name of {found} bytes is too long: {allowed} are allowed")]
     TooLong {
@@ -60,13 +63,13 @@ impl IdStr {
     /// # Errors
     /// If there are more than 255, or one is NUL.
     pub fn new(name: &[u8]) -> Result<Self, IdStrError> {
-        let too_long = IdStrError::TooLong {
+        let too_long = NameFault::TooLong {
             found: name.len(),
             allowed: Self::MAX_LEN,
         };
         let len = u8::try_from(name.len()).map_err(|_| too_long)?;
         if let Some(at) = name.iter().position(|&byte| byte == 0) {
-            return Err(IdStrError::Nul { at });
+            return Err(NameFault::Nul { at }.into());
         }
         let mut field = [0; FIELD_LEN];
         field
@@ -104,9 +107,9 @@ impl IdStr {
         if name.is_empty() {
             return Err(Fault::EmptyName.into());
         }
-        let name = Self::new(name).map_err(|error| match error {
-            IdStrError::TooLong { found, allowed } => Fault::NameLength { found, allowed },
-            IdStrError::Nul { .. } => Fault::UnterminatedName,
+        let name = Self::new(name).map_err(|error| match error.0 {
+            NameFault::TooLong { found, allowed } => Fault::NameLength { found, allowed },
+            NameFault::Nul { .. } => Fault::UnterminatedName,
         })?;
         Ok(name)
     }
@@ -199,12 +202,15 @@ mod tests {
         assert_eq!(IdStr::new(&[b'a'; 255]).unwrap().as_bytes(), [b'a'; 255]);
         assert_eq!(
             IdStr::new(&[b'a'; 256]),
-            Err(IdStrError::TooLong {
+            Err(IdStrError(NameFault::TooLong {
                 found: 256,
                 allowed: 255
-            })
+            }))
         );
-        assert_eq!(IdStr::new(b"pc\0ram"), Err(IdStrError::Nul { at: 2 }));
+        assert_eq!(
+            IdStr::new(b"pc\0ram"),
+            Err(IdStrError(NameFault::Nul { at: 2 }))
+        );
         assert!(IdStr::new(b"").unwrap().is_empty());
     }
 

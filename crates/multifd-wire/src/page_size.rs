@@ -21,8 +21,7 @@ pub struct PageSize {
 #[error("{found} bytes is no page size: it must be a power of two from {} to {}", PageSize::MIN.bytes, PageSize::MAX.bytes)]
 #[non_exhaustive]
 pub struct PageSizeError {
-    /// The number.
-    pub found: u32,
+    found: u32,
 }
 
 impl PageSize {

@@ -119,10 +119,8 @@ impl FromStr for WindowSize {
 #[error("{found:?} is not {allowed}")]
 #[non_exhaustive]
 pub struct ParseChoiceError {
-    /// The word found.
-    pub found: String,
-    /// The allowed words.
-    pub allowed: &'static str,
+    found: String,
+    allowed: &'static str,
 }
 
 #[cfg(test)]

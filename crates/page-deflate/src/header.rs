@@ -8,8 +8,11 @@ use super::shared::{CodeLengths, CodeLengthsError};
 
 /// Why bytes are not the header of a block with a code for every symbol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum HeaderError {
+#[error(transparent)]
+pub struct HeaderError(#[from] Fault);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+enum Fault {
     /// The header of another kind of block.
     #[error("not a final dynamic block")]
     Block,
@@ -61,24 +64,24 @@ impl CodeLengths {
     /// has a code, and every bit pattern has a meaning.
     pub fn read_header(header: &[u8]) -> Result<Self, HeaderError> {
         let mut lengths = DescribedLengths::new();
-        let found = read_header(header, &mut lengths).map_err(HeaderError::Description)?;
-        let found = found.ok_or(HeaderError::Block)?;
+        let found = read_header(header, &mut lengths).map_err(Fault::Description)?;
+        let found = found.ok_or(Fault::Block)?;
         let (literals, distances) = (found.litlen.len(), found.distance.len());
         if literals != LITLEN_SYMBOLS || distances != DISTANCE_SYMBOLS {
-            return Err(HeaderError::Symbols {
+            return Err(Fault::Symbols {
                 literals,
                 distances,
-            });
+            }
+            .into());
         }
         if found.unused > 0 || !found.ends_in_zeros {
-            return Err(HeaderError::Trailing {
-                found_bytes: found.unused,
-            });
+            let found_bytes = found.unused;
+            return Err(Fault::Trailing { found_bytes }.into());
         }
         let mut bytes = [0; Self::BYTES];
         let (litlen, distance) = bytes.split_at_mut(LITLEN_SYMBOLS);
         litlen.copy_from_slice(found.litlen);
         distance.copy_from_slice(found.distance);
-        Self::from_bytes(&bytes).map_err(HeaderError::Code)
+        Ok(Self::from_bytes(&bytes).map_err(Fault::Code)?)
     }
 }

@@ -79,8 +79,11 @@ pub struct CodeLengths(pub(super) Lengths);
 
 /// Why numbers are no complete code for every symbol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum CodeLengthsError {
+#[error(transparent)]
+pub struct CodeLengthsError(#[from] Fault);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+enum Fault {
     /// A symbol has no code, or a code length that the format does not allow.
     #[error("a code of {found} bits, but there are 1 to {MAX_CODE_BITS}")]
     Bits {
@@ -114,7 +117,7 @@ impl CodeLengths {
             .iter()
             .find(|&&bits| bits == 0 || usize::from(bits) > MAX_CODE_BITS)
         {
-            return Err(CodeLengthsError::Bits { found });
+            return Err(Fault::Bits { found }.into());
         }
         for lengths in [litlen, distance] {
             let taken: usize = lengths
@@ -122,7 +125,7 @@ impl CodeLengths {
                 .map(|&bits| 1 << (MAX_CODE_BITS - usize::from(bits)))
                 .sum();
             if taken != 1 << MAX_CODE_BITS {
-                return Err(CodeLengthsError::Incomplete);
+                return Err(Fault::Incomplete.into());
             }
         }
         Ok(Self(lengths))

@@ -10,8 +10,11 @@ const SONAME: &str = "libqpl.so.1";
 
 /// Why libqpl is not usable here.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum OpenError {
+#[error(transparent)]
+pub struct OpenError(#[from] Unusable);
+
+#[derive(Debug, thiserror::Error)]
+enum Unusable {
     /// The dynamic loader did not find the library, or could not load it: a dependency is missing
     /// or too old.
     #[error("{name} cannot be loaded")]
@@ -150,14 +153,14 @@ fn load(name: &'static str) -> Result<Library, OpenError> {
     // program. The owner of the loader's search path vouches that the file of this name is libqpl,
     // as for every linked library.
     let opened = unsafe { libloading::Library::new(name) }
-        .map_err(|source| OpenError::Load { name, source })?;
+        .map_err(|source| Unusable::Load { name, source })?;
 
     macro_rules! function {
         ($symbol:literal) => {{
             // SAFETY: the field's type is the function's C prototype in the header, which has never
             // changed.
             let found = unsafe { opened.get($symbol) };
-            *found.map_err(|source| OpenError::MissingSymbol {
+            *found.map_err(|source| Unusable::MissingSymbol {
                 name,
                 symbol: $symbol,
                 source,
@@ -184,15 +187,15 @@ fn load(name: &'static str) -> Result<Library, OpenError> {
 
 #[cfg(test)]
 mod tests {
-    use super::{OpenError, load};
+    use super::{Unusable, load};
 
     #[test]
     fn a_missing_library_is_named() {
         let error = load("libqpl-that-does-not-exist.so.1").unwrap_err();
         assert!(
             matches!(
-                error,
-                OpenError::Load {
+                error.0,
+                Unusable::Load {
                     name: "libqpl-that-does-not-exist.so.1",
                     ..
                 }
@@ -206,8 +209,8 @@ mod tests {
         let error = load("libc.so.6").unwrap_err();
         assert!(
             matches!(
-                error,
-                OpenError::MissingSymbol {
+                error.0,
+                Unusable::MissingSymbol {
                     symbol: "qpl_get_job_size",
                     ..
                 }

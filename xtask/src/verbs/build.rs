@@ -3,7 +3,7 @@
 use std::env::consts::ARCH;
 use std::path::Path;
 
-use iaa_detect::{Verdict, detect};
+use iaa_detect::detect;
 use multifd_codec::{Accel, Settings, Unsupported, encoder};
 use multifd_wire::Method;
 use qemu_lab::{Part, Root};
@@ -32,9 +32,12 @@ pub fn run() -> Result<()> {
         }
     }
     println!();
-    let verdict = detect(Path::new("/")).verdict;
-    if let Verdict::NotReady { .. } = verdict {
-        println!("{verdict}; what removes that: cargo xtask detect");
+    let report = detect(Path::new("/"));
+    if !report.is_ready() {
+        println!(
+            "{}; what removes that: cargo xtask detect",
+            report.verdict()
+        );
     }
     if let Some(root) = Root::of(Part::Qpl) {
         println!(

@@ -39,9 +39,14 @@ pub(super) fn assert_cause(report: &Report, expected: &Cause, short: &str, comma
     assert_eq!(report.verdict.to_string(), format!("no IAA: {short}"));
     assert_sentence(explanation);
     assert_eq!(mend, commands);
+    let obstacle = report.obstacle().unwrap();
+    assert_eq!(obstacle.to_string(), short);
+    assert_eq!(obstacle.mend(), commands);
+    let written = serde_json::to_value(report).unwrap();
+    assert_eq!(written["verdict"]["cause"], obstacle.name());
     // A refusal by libqpl means the same.
     for status in 500..=503 {
-        assert_eq!(&report.explain_status(status), expected);
+        assert_eq!(&explained(report, status), expected);
     }
 }
 
@@ -59,11 +64,19 @@ pub(super) fn assert_explained(
     short: &str,
     commands: &[&str],
 ) {
-    let cause = report.explain_status(status);
-    assert_eq!(&cause, expected);
-    assert_eq!(cause.to_string(), short);
-    assert_sentence(&cause.explanation());
-    assert_eq!(report.mend(&cause), commands);
+    let obstacle = report.explain_status(status).unwrap();
+    assert_eq!(&obstacle.cause, expected);
+    assert_eq!(obstacle.to_string(), short);
+    assert_sentence(&obstacle.explanation());
+    assert_eq!(obstacle.mend(), commands);
+    let written = serde_json::to_value(expected).unwrap();
+    assert_eq!(written["cause"], obstacle.name());
+}
+
+/// The cause of a status that has one.
+#[track_caller]
+pub(super) fn explained(report: &Report, status: u32) -> Cause {
+    report.explain_status(status).unwrap().cause
 }
 
 #[track_caller]

@@ -13,7 +13,7 @@ use crate::guests::PAGE_BYTES;
 pub struct Spec {
     /// Its content and its work.
     pub kind: Kind,
-    /// The size of its memory: whole pages, at least [`MIN_BYTES`](Self::MIN_BYTES).
+    /// The size of its memory: whole pages, at least 1 MiB.
     pub bytes: u64,
     /// The seed of its content and writes: the same seed gives the same guest.
     pub seed: u64,
@@ -38,8 +38,11 @@ pub enum Kind {
 
 /// Why a spec is invalid.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum SpecError {
+#[error(transparent)]
+pub struct SpecError(#[from] Invalid);
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+enum Invalid {
     /// The name of the kind is unknown.
     #[error("unknown guest `{found}`: write idle, redis or image:FILE")]
     Kind {
@@ -62,10 +65,10 @@ pub enum SpecError {
 
 impl Spec {
     /// The smallest memory of a guest, in bytes: some records of each kind have to fit.
-    pub const MIN_BYTES: u64 = 1 << 20;
+    pub(crate) const MIN_BYTES: u64 = 1 << 20;
 
     /// The largest number of threads.
-    pub const MAX_THREADS: u16 = 64;
+    pub(crate) const MAX_THREADS: u16 = 64;
 
     /// A guest of `bytes` with the usual rate of its kind, in one thread.
     #[must_use]
@@ -87,12 +90,11 @@ impl Spec {
     /// [`SpecError`] if it is invalid.
     pub fn check(&self) -> Result<(), SpecError> {
         if self.bytes < Self::MIN_BYTES || !self.bytes.is_multiple_of(PAGE_BYTES as u64) {
-            return Err(SpecError::Size { found: self.bytes });
+            return Err(Invalid::Size { found: self.bytes }.into());
         }
         if self.threads == 0 || self.threads > Self::MAX_THREADS {
-            return Err(SpecError::Threads {
-                found: self.threads,
-            });
+            let found = self.threads;
+            return Err(Invalid::Threads { found }.into());
         }
         Ok(())
     }
@@ -120,9 +122,10 @@ impl FromStr for Kind {
             ("idle", _) => Ok(Kind::Idle),
             ("redis", _) => Ok(Kind::Redis),
             (_, Some(file)) if !file.is_empty() => Ok(Kind::Image(file.into())),
-            _ => Err(SpecError::Kind {
-                found: text.to_owned(),
-            }),
+            _ => {
+                let found = text.to_owned();
+                Err(Invalid::Kind { found }.into())
+            }
         }
     }
 }
@@ -148,7 +151,7 @@ mod tests {
         }
         for text in ["", "image:", "real", "idle "] {
             let found = text.to_owned();
-            assert_eq!(text.parse::<Kind>(), Err(SpecError::Kind { found }));
+            assert_eq!(text.parse::<Kind>(), Err(Invalid::Kind { found }.into()));
         }
     }
 
@@ -157,14 +160,14 @@ mod tests {
         let of = |bytes| Spec::new(Kind::Idle, bytes);
         assert_eq!(of(1 << 20).check(), Ok(()));
         for found in [0, (1 << 20) - 4096, (1 << 20) + 1] {
-            assert_eq!(of(found).check(), Err(SpecError::Size { found }));
+            assert_eq!(of(found).check(), Err(Invalid::Size { found }.into()));
         }
         for found in [0, 65] {
             let threads = Spec {
                 threads: found,
                 ..of(1 << 20)
             };
-            assert_eq!(threads.check(), Err(SpecError::Threads { found }));
+            assert_eq!(threads.check(), Err(Invalid::Threads { found }.into()));
         }
     }
 }

@@ -6,11 +6,10 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use multifd_operate::destination::Arrived;
-use multifd_operate::news::Progress;
 use multifd_operate::qemu::{MigrationStatus, RamStatus};
 use multifd_operate::settings::{Change, Plan};
 use multifd_operate::source::Moved;
-use multifd_operate::{Failure, News, Whereabouts};
+use multifd_operate::{Failure, News, Progress, Whereabouts};
 use multifd_relay::relay::MigrationReport;
 use serde::Serialize;
 use serde_json::Value;

@@ -46,15 +46,16 @@ struct Decoder {
     belief: Duration,
 }
 
-/// The time for which bytes count in each half of a probe. A connection's rate is measured over 20 ms.
+/// The time for which bytes count in each half of a probe. A connection's rate is measured over 20
+/// ms.
 const TIME: Duration = Duration::from_millis(45);
-/// The bytes that may wait in the sockets, and the least and the longest time for them to pass. They
-/// were encoded before, and do not count.
+/// The bytes that may wait in the sockets, and the least and the longest time for them to pass.
+/// They were encoded before, and do not count.
 const WAITING: f64 = 4e6;
 const SETTLING: [f64; 2] = [0.03, 0.15];
-/// If a byte of pages takes more than this many times as long as its encoding with an ordinary effort,
-/// then no decoder is that slow, and the link is the limit. zlib's own takes half as long again as our
-/// encoder.
+/// If a byte of pages takes more than this many times as long as its encoding with an ordinary
+/// effort, then no decoder is that slow, and the link is the limit. zlib's own takes half as long
+/// again as our encoder.
 const SLOWEST_DECODER: f64 = 4.0;
 /// The decoder was the limit if bytes pass on faster by this factor, and with effort by less than
 /// the other one. Rates vary by less.
@@ -98,9 +99,9 @@ impl Probe {
         running.is_some_and(|running| running.plain.is_none())
     }
 
-    /// Begins one, if it is time and a decoder may be the limit: a connection passes on `rate` bytes
-    /// a second, and a byte of pages becomes `size` bytes, and takes `encoding` seconds with an
-    /// ordinary effort.
+    /// Begins one, if it is time and a decoder may be the limit: a connection passes on `rate`
+    /// bytes a second, and a byte of pages becomes `size` bytes, and takes `encoding` seconds with
+    /// an ordinary effort.
     pub(super) fn begin(&mut self, now: Duration, rate: f64, size: f64, encoding: f64) {
         let time = size / rate;
         let may_be = size * FASTER < 1.0 && time < encoding * SLOWEST_DECODER;
@@ -123,8 +124,8 @@ impl Probe {
         true
     }
 
-    /// Ends the half of a probe that is over. Returns the rate of packets as they are, if the decoder
-    /// was the limit.
+    /// Ends the half of a probe that is over. Returns the rate of packets as they are, if the
+    /// decoder was the limit.
     pub(super) fn end(&mut self, now: Duration) -> Option<f64> {
         let running = self.running.take_if(|running| now >= running.until)?;
         let found = running.bytes / running.seconds;

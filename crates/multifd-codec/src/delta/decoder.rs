@@ -1,5 +1,6 @@
 //! The receiving direction of one channel.
 
+use std::slice::ChunksExact;
 use std::sync::Arc;
 
 use multifd_wire::{Method, PageSize, RamPacket};
@@ -104,61 +105,17 @@ impl Layer {
         let count = offsets.len();
         check("bytes of pages", pages.as_ref().len(), count * page_bytes)?;
         let foot = self.take_foot(payload)?;
-        let coded_pages = usize::from(foot.pages);
-        if coded_pages > count {
-            return Err(part("pages", coded_pages, count));
-        }
-        let area_bytes = foot.area_bytes as usize;
-        let area_pages = area_bytes.div_ceil(page_bytes);
-        let whole_pages = coded_pages.checked_sub(area_pages).ok_or(part(
-            "pages of differences",
-            area_pages,
-            coded_pages,
-        ))?;
-
-        // Without differences the method decodes into `pages` itself.
-        let is_in_place = foot.method != Method::None && area_bytes == 0 && whole_pages == count;
-        let coded = if foot.method == Method::None {
-            let expected = whole_pages * page_bytes + area_bytes;
-            check("bytes of stored pages", expected, payload.len())?;
-            payload.as_slice()
-        } else if foot.method != inner.method() {
-            return Err(DeltaError::Method {
-                found: foot.method,
-                allowed: inner.method(),
-            });
-        } else if is_in_place {
-            inner.decode_owned(payload, packet.page_size, pages)?;
-            &[]
-        } else {
-            self.coded.space(coded_pages * page_bytes);
-            inner.decode_owned(payload, packet.page_size, &mut self.coded)?;
-            self.coded.as_ref()
-        };
-        let (whole, area) = coded
-            .split_at_checked(whole_pages * page_bytes)
-            .unwrap_or_default();
-        let mut whole = whole.chunks_exact(page_bytes);
-        let mut area = area.get(..area_bytes).unwrap_or_default();
-        let mut whole_left = whole_pages;
+        let parts = Parts::new(&foot, count, packet.page_size)?;
+        let coded = read_coded(inner, &foot, &parts, payload, &mut self.coded, pages)?;
+        let mut parts = parts.of(coded);
 
         let mut directory = DirectoryReader::new(&self.directory, count);
         let (mut digest, mut operations) = (0, 0);
         let pages = pages.as_mut().chunks_exact_mut(page_bytes);
         for (index, (page, offset)) in pages.zip(offsets).enumerate() {
             let entry = directory.next(offset / page_bytes as u64)?;
-            let is_whole = match entry {
-                Entry::Pass => true,
-                Entry::Slot { operation, .. } => operation == Operation::Keep,
-            };
-            if is_whole {
-                whole_left =
-                    whole_left
-                        .checked_sub(1)
-                        .ok_or(part("whole pages", whole_pages, index))?;
-                if let Some(next) = whole.next() {
-                    page.copy_from_slice(next);
-                }
+            if entry.is_whole() {
+                parts.take_whole(index, page)?;
             }
             let Entry::Slot {
                 operation,
@@ -175,20 +132,19 @@ impl Layer {
                     Operation::Keep => kept.copy_from_slice(page),
                     Operation::Same => page.copy_from_slice(kept),
                     Operation::Difference => {
-                        let applied = difference::apply(kept, &mut area);
+                        let applied = difference::apply(kept, &mut parts.area);
                         applied.ok_or(DeltaError::Run { page: index })?;
                         page.copy_from_slice(kept);
                     }
                 }
                 Ok(())
             })?;
-            if !is_whole {
+            if !entry.is_whole() {
                 digest = super::fold(digest, page);
             }
         }
         directory.finish()?;
-        check("whole pages", whole_pages, whole_pages - whole_left)?;
-        check("bytes of differences", area_bytes, area_bytes - area.len())?;
+        parts.finish()?;
         if digest != foot.digest {
             let wanted = foot.digest;
             return Err(DeltaError::Digest {
@@ -215,6 +171,125 @@ impl Layer {
         payload.truncate(start);
         Ok(foot)
     }
+}
+
+/// The lengths of the parts of a payload's pages: whole ones, and the area of differences.
+struct Parts {
+    page_size: PageSize,
+    /// Pages of the packet.
+    count: usize,
+    whole_pages: usize,
+    area_bytes: usize,
+}
+
+impl Parts {
+    /// The parts that a foot states for a packet of `count` pages.
+    fn new(foot: &Foot, count: usize, page_size: PageSize) -> Result<Self, DeltaError> {
+        let coded_pages = usize::from(foot.pages);
+        if coded_pages > count {
+            return Err(part("pages", coded_pages, count));
+        }
+        let area_bytes = foot.area_bytes as usize;
+        let area_pages = area_bytes.div_ceil(page_size.bytes());
+        let whole_pages = coded_pages.checked_sub(area_pages).ok_or(part(
+            "pages of differences",
+            area_pages,
+            coded_pages,
+        ))?;
+        Ok(Self {
+            page_size,
+            count,
+            whole_pages,
+            area_bytes,
+        })
+    }
+
+    /// Whether the method's pages are those of the packet, in their order.
+    const fn are_the_packet(&self) -> bool {
+        self.area_bytes == 0 && self.whole_pages == self.count
+    }
+
+    /// Finds the parts in what the method has decoded: nothing, if that is in its place already.
+    fn of(self, coded: &[u8]) -> Pieces<'_> {
+        let page_bytes = self.page_size.bytes();
+        let (whole, area) = coded
+            .split_at_checked(self.whole_pages * page_bytes)
+            .unwrap_or_default();
+        Pieces {
+            whole: whole.chunks_exact(page_bytes),
+            left: self.whole_pages,
+            area: area.get(..self.area_bytes).unwrap_or_default(),
+            parts: self,
+        }
+    }
+}
+
+/// What the directory's operations take from, in order.
+struct Pieces<'a> {
+    parts: Parts,
+    whole: ChunksExact<'a, u8>,
+    /// Whole pages that were not taken.
+    left: usize,
+    area: &'a [u8],
+}
+
+impl Pieces<'_> {
+    /// Takes the next whole page, the packet's page `index`.
+    fn take_whole(&mut self, index: usize, page: &mut [u8]) -> Result<(), DeltaError> {
+        let left = self.left.checked_sub(1);
+        self.left = left.ok_or(part("whole pages", self.parts.whole_pages, index))?;
+        if let Some(next) = self.whole.next() {
+            page.copy_from_slice(next);
+        }
+        Ok(())
+    }
+
+    /// Checks that nothing is left.
+    fn finish(&self) -> Result<(), DeltaError> {
+        let Parts {
+            whole_pages,
+            area_bytes,
+            ..
+        } = self.parts;
+        check("whole pages", whole_pages, whole_pages - self.left)?;
+        check(
+            "bytes of differences",
+            area_bytes,
+            area_bytes - self.area.len(),
+        )
+    }
+}
+
+/// Runs the method. Returns whole pages and area; nothing if the method has decoded into `pages`
+/// itself, as it does without differences.
+fn read_coded<'a>(
+    inner: &mut dyn crate::Decoder,
+    foot: &Foot,
+    parts: &Parts,
+    payload: &'a mut Vec<u8>,
+    coded: &'a mut PageBuffer,
+    pages: &mut PageBuffer,
+) -> Result<&'a [u8], DeltaError> {
+    let page_size = parts.page_size;
+    if foot.method == Method::None {
+        let expected = parts.whole_pages * page_size.bytes() + parts.area_bytes;
+        check("bytes of stored pages", expected, payload.len())?;
+        return Ok(payload);
+    }
+    if foot.method != inner.method() {
+        return Err(DeltaError::Method {
+            found: foot.method,
+            allowed: inner.method(),
+        });
+    }
+    if parts.are_the_packet() {
+        inner.decode_owned(payload, page_size, pages)?;
+        return Ok(&[]);
+    }
+    coded.space(usize::from(foot.pages) * page_size.bytes());
+    inner.decode_owned(payload, page_size, coded)?;
+    let coded: &'a PageBuffer = coded;
+    Ok(coded.as_ref())
 }
 
 fn check(what: &'static str, found: usize, allowed: usize) -> Result<(), DeltaError> {

@@ -1,6 +1,7 @@
 //! The directory of a packet: the operations on its pages.
 
-use super::{DeltaError, DirectoryFault, varint};
+use super::error::ItemFault;
+use super::{DeltaError, varint};
 
 /// A page's entry in the directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,6 +15,16 @@ pub(crate) enum Entry {
         /// The version that the operation expects: at most [`MAX_VERSION`].
         version: u32,
     },
+}
+
+impl Entry {
+    /// Whether the page goes through the method, and not as a difference.
+    pub(crate) const fn is_whole(self) -> bool {
+        match self {
+            Entry::Pass => true,
+            Entry::Slot { operation, .. } => matches!(operation, Operation::Keep),
+        }
+    }
 }
 
 /// An operation on a slot, which has a page afterwards.
@@ -166,20 +177,18 @@ impl<'a> DirectoryReader<'a> {
         let page = self.page;
         let entry = self.entry(page_number);
         self.page += 1;
-        entry.map_err(|source| DeltaError::Directory { page, source })
+        entry.map_err(|fault| refused(page, fault))
     }
 
     /// Checks that no bytes are left.
     pub(crate) fn finish(self) -> Result<(), DeltaError> {
-        let page = self.page;
         match self.rest.len() {
             0 => Ok(()),
-            found => Err(DirectoryFault::Trailing { found }),
+            found => Err(refused(self.page, ItemFault::Trailing { found })),
         }
-        .map_err(|source| DeltaError::Directory { page, source })
     }
 
-    fn entry(&mut self, page_number: u64) -> Result<Entry, DirectoryFault> {
+    fn entry(&mut self, page_number: u64) -> Result<Entry, ItemFault> {
         let is_first = self.left == 0;
         let mut step = 0;
         if is_first {
@@ -190,16 +199,16 @@ impl<'a> DirectoryReader<'a> {
             return Ok(Entry::Pass);
         };
         let found = self.before.predicted(page_number).wrapping_add(step);
-        let slot = u32::try_from(found).map_err(|_| DirectoryFault::Slot { found })?;
+        let slot = u32::try_from(found).map_err(|_| ItemFault::Slot { found })?;
         let mut found = i64::from(self.before.version);
         if is_first || self.each {
-            found += varint::read_signed(&mut self.rest).ok_or(DirectoryFault::Ends)?;
+            found += varint::read_signed(&mut self.rest).ok_or(ItemFault::Ends)?;
         }
         let version = u32::try_from(found)
             .ok()
             .filter(|&version| version <= MAX_VERSION)
             .filter(|&version| version > 0 || operation == Operation::Keep)
-            .ok_or(DirectoryFault::Version { found })?;
+            .ok_or(ItemFault::Version { found })?;
         self.before.set(page_number, slot, version);
         Ok(Entry::Slot {
             operation,
@@ -209,13 +218,13 @@ impl<'a> DirectoryReader<'a> {
     }
 
     /// Reads the next item's tag and step.
-    fn open(&mut self) -> Result<i64, DirectoryFault> {
-        let tag = varint::read(&mut self.rest).ok_or(DirectoryFault::Ends)?;
+    fn open(&mut self) -> Result<i64, ItemFault> {
+        let tag = varint::read(&mut self.rest).ok_or(ItemFault::Ends)?;
         let allowed = self.pages.saturating_sub(self.page);
         let count = tag >> COUNT_SHIFT;
         if count == 0 || count > allowed as u64 {
             let found = count;
-            return Err(DirectoryFault::Count { found, allowed });
+            return Err(ItemFault::Count { found, allowed });
         }
         self.left = count;
         self.each = tag & EACH != 0;
@@ -226,13 +235,18 @@ impl<'a> DirectoryReader<'a> {
             _ => Some(Operation::Difference),
         };
         if self.operation.is_none() && tag & (EACH | STEP) != 0 {
-            return Err(DirectoryFault::Tag { found: tag });
+            return Err(ItemFault::Tag { found: tag });
         }
         match tag & STEP {
             0 => Ok(0),
-            _ => varint::read_signed(&mut self.rest).ok_or(DirectoryFault::Ends),
+            _ => varint::read_signed(&mut self.rest).ok_or(ItemFault::Ends),
         }
     }
+}
+
+fn refused(page: usize, fault: ItemFault) -> DeltaError {
+    let source = fault.into();
+    DeltaError::Directory { page, source }
 }
 
 const fn kind_of(operation: Operation) -> u64 {
@@ -365,11 +379,11 @@ mod tests {
                 .try_for_each(|number| reader.next(number).map(drop))
                 .and_then(|()| reader.finish())
                 .map_err(|error| match error {
-                    DeltaError::Directory { page, source } => (page, source),
+                    DeltaError::Directory { page, source } => (page, source.0),
                     other => panic!("{other}"),
                 })
         };
-        use DirectoryFault::{Count, Ends, Slot, Tag, Trailing, Version};
+        use ItemFault::{Count, Ends, Slot, Tag, Trailing, Version};
         for (directory, pages, expected) in [
             (&b""[..], 1, (0, Ends)),
             (b"\x10", 2, (1, Ends)),

@@ -2,14 +2,14 @@
 
 use std::borrow::Borrow;
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use multifd_wire::{Method, PageSize, RamPacket};
 
-use super::directory::{DirectoryWriter, Entry, Operation};
+use super::directory::DirectoryWriter;
 use super::foot::Foot;
-use super::sent::{Counts, Sent, key, lock};
-use super::shard::{Decision, Miss};
+use super::sent::{Counts, Sent, Slots, key, lock};
+use super::shard::{Decision, Miss, Shard};
 use crate::auto::Step;
 use crate::channel::check_payload_len;
 use crate::encoder::Failed;
@@ -221,95 +221,85 @@ impl Layer {
     ) -> End {
         let page_bytes = page_size.bytes();
         let count = pages.as_ref().len() / page_bytes;
-        let mut end = End {
-            bytes: self.spare.pop().unwrap_or_default(),
-            whole_pages: 0,
-            filling: 0,
-            pages: 0,
-            page_size,
-        };
-        end.bytes.clear();
+        let mut end = End::new(self.spare.pop().unwrap_or_default(), page_size);
         // A packet without pages has no payload. The method refuses one with a part of a page.
         if count == 0 || count * page_bytes != pages.as_ref().len() {
             return end;
         }
         self.area.clear();
-        let slots = self.sent.slots(page_size);
-        let known = slots.zip(self.sent.block(packet.block()));
+        let sent = Arc::clone(&self.sent);
+        let mut slots = PacketSlots::new(&sent, packet, page_size);
         let limit = self.price.limit(page_bytes);
         let mut counts = Counts::default();
-        let (mut digest, mut whole) = (0, 0);
-        let mut held = None;
-        let offsets = packet.normal().iter().copied().map(Some);
-        let offsets = offsets.chain(std::iter::repeat(None)).take(count);
-        for (index, offset) in offsets.enumerate() {
+        let mut digest = 0;
+        let numbers = packet.normal().iter();
+        let numbers = numbers.map(|offset| Some(offset / page_bytes as u64));
+        let numbers = numbers.chain(std::iter::repeat(None)).take(count);
+        for (index, number) in numbers.enumerate() {
             let place = index * page_bytes..(index + 1) * page_bytes;
             let page = pages.as_ref().get(place.clone()).unwrap_or_default();
-            let number = offset.unwrap_or_default() / page_bytes as u64;
-            let key = known.and_then(|(slots, block)| {
-                let key = offset.and_then(|_| key(block, number))?;
-                Some((slots.shard(key)?, key))
-            });
-            let decision = match key {
-                None => Decision {
-                    entry: Entry::Pass,
-                    miss: Some(Miss::Foreign),
-                },
-                Some(_)
-                    if self.too_different >= MOST_TOO_DIFFERENT
-                        && !index.is_multiple_of(SELDOM) =>
-                {
-                    Decision {
-                        entry: Entry::Pass,
-                        miss: Some(Miss::Skipped),
-                    }
-                }
+            let decision = match slots.find(number) {
+                None => Decision::pass(Miss::Foreign),
+                Some(_) if self.skips(index) => Decision::pass(Miss::Skipped),
                 Some((shard, key)) => {
-                    // Pages in sequence have the same shard, so its lock is kept. Only one lock is
-                    // held at a time.
-                    let is_held = matches!(&held, Some((other, _)) if std::ptr::eq(*other, shard));
-                    if !is_held {
-                        held = None;
-                    }
-                    let (_, guard) = held.get_or_insert_with(|| (shard, lock(shard)));
-                    guard.send(key, page, epoch, limit, &mut self.area)
+                    let shard = slots.lock(shard);
+                    shard.send(key, page, epoch, limit, &mut self.area)
                 }
             };
-            match decision.miss {
-                None => self.too_different = 0,
-                Some(Miss::Changed) => self.too_different = self.too_different.saturating_add(1),
-                Some(_) => {}
-            }
+            self.learn(decision.miss);
             counts.count(decision, page_bytes);
+            let number = number.unwrap_or_default();
             self.directory.push(number, decision.entry, &mut end.bytes);
-            let is_whole = match decision.entry {
-                Entry::Pass => true,
-                Entry::Slot { operation, .. } => operation == Operation::Keep,
-            };
-            if is_whole {
-                if whole != index {
-                    pages.as_mut().copy_within(place, whole * page_bytes);
+            if decision.entry.is_whole() {
+                if end.whole_pages != index {
+                    let to = end.whole_pages * page_bytes;
+                    pages.as_mut().copy_within(place, to);
                 }
-                whole += 1;
+                end.whole_pages += 1;
             } else {
                 digest = super::fold(digest, page);
             }
         }
-        drop(held);
+        drop(slots);
         self.directory.finish(&mut end.bytes);
         counts.area_bytes = self.area.len() as u64;
-        self.sent.add(&counts);
+        sent.add(&counts);
+        self.append_area(pages, &mut end);
+        self.append_foot(digest, &mut end);
+        end
+    }
 
-        end.whole_pages = whole;
-        end.pages = whole + self.area.len().div_ceil(page_bytes);
+    /// Whether the page with this index is not compared, as too many before it differed too much.
+    const fn skips(&self, index: usize) -> bool {
+        self.too_different >= MOST_TOO_DIFFERENT && !index.is_multiple_of(SELDOM)
+    }
+
+    /// Learns whether another page in a row differs too much.
+    const fn learn(&mut self, miss: Option<Miss>) {
+        match miss {
+            None => self.too_different = 0,
+            Some(Miss::Changed) => self.too_different = self.too_different.saturating_add(1),
+            Some(_) => {}
+        }
+    }
+
+    /// Puts the area behind the whole pages, filled up to pages.
+    fn append_area(&self, pages: &mut PageBuffer, end: &mut End) {
+        let page_bytes = end.page_size.bytes();
+        end.pages = end.whole_pages + self.area.len().div_ceil(page_bytes);
         // A difference has at most half a page, so the area fits into the freed pages.
         let area = pages.space(end.pages * page_bytes);
-        let area = area.get_mut(whole * page_bytes..).unwrap_or_default();
+        let area = area.get_mut(end.whole_pages * page_bytes..);
+        let area = area.unwrap_or_default();
         if let Some((differences, filling)) = area.split_at_mut_checked(self.area.len()) {
             differences.copy_from_slice(&self.area);
             filling.fill(0);
             end.filling = filling.len();
         }
+    }
+
+    /// Puts the foot behind the directory.
+    fn append_foot(&self, digest: u64, end: &mut End) {
         let foot = Foot {
             digest,
             area_bytes: u32::try_from(self.area.len()).unwrap_or(u32::MAX),
@@ -318,7 +308,54 @@ impl Layer {
             method: self.method,
         };
         foot.append_to(&mut end.bytes);
-        end
+    }
+}
+
+impl End {
+    /// An end without content, in the memory of an earlier one.
+    fn new(mut bytes: Vec<u8>, page_size: PageSize) -> Self {
+        bytes.clear();
+        Self {
+            bytes,
+            whole_pages: 0,
+            filling: 0,
+            pages: 0,
+            page_size,
+        }
+    }
+}
+
+/// The slots of one packet's pages.
+struct PacketSlots<'a> {
+    /// The slots and the number of the block, if its pages can have slots.
+    known: Option<(&'a Slots, u8)>,
+    /// Pages in sequence have the same shard, so its lock is kept. Only one lock is held at a time.
+    held: Option<(&'a Mutex<Shard>, MutexGuard<'a, Shard>)>,
+}
+
+impl<'a> PacketSlots<'a> {
+    fn new(sent: &'a Sent, packet: &RamPacket, page_size: PageSize) -> Self {
+        let slots = sent.slots(page_size);
+        Self {
+            known: slots.zip(sent.block(packet.block())),
+            held: None,
+        }
+    }
+
+    /// The shard and the key of a page, if it can have a slot.
+    fn find(&self, number: Option<u64>) -> Option<(&'a Mutex<Shard>, u64)> {
+        let (slots, block) = self.known?;
+        let key = key(block, number?)?;
+        Some((slots.shard(key)?, key))
+    }
+
+    fn lock(&mut self, shard: &'a Mutex<Shard>) -> &mut Shard {
+        let is_held = matches!(&self.held, Some((other, _)) if std::ptr::eq(*other, shard));
+        if !is_held {
+            self.held = None;
+        }
+        let (_, guard) = self.held.get_or_insert_with(|| (shard, lock(shard)));
+        guard
     }
 }
 

@@ -122,8 +122,11 @@ pub enum DeltaError {
 
 /// The fault of a wrong directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum DirectoryFault {
+#[error(transparent)]
+pub struct DirectoryFault(#[from] pub(super) ItemFault);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum ItemFault {
     /// It ends before the packet's last page, or a number in it is too long.
     #[error("the directory ends there")]
     Ends,

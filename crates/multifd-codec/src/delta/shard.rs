@@ -106,6 +106,16 @@ pub(crate) struct Decision {
     pub(crate) miss: Option<Miss>,
 }
 
+impl Decision {
+    /// The page goes whole, and has no slot.
+    pub(crate) const fn pass(miss: Miss) -> Self {
+        Self {
+            entry: Entry::Pass,
+            miss: Some(miss),
+        }
+    }
+}
+
 /// Why a page goes whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Miss {
@@ -187,13 +197,13 @@ impl Shard {
         let extent = self.extents.get_mut(place / EXTENT as usize);
         let kept = extent.and_then(|extent| extent.page(place, page.len()));
         let (Some(slot), Some((number, kept))) = (self.slots.get_mut(place), kept) else {
-            return pass(Miss::Foreign);
+            return Decision::pass(Miss::Foreign);
         };
         if slot.epoch > epoch {
-            return pass(Miss::Overtaken);
+            return Decision::pass(Miss::Overtaken);
         }
         if slot.version > MAX_VERSION {
-            return pass(Miss::Foreign);
+            return Decision::pass(Miss::Foreign);
         }
         let (operation, miss) = match difference::update(kept, page, limit, area) {
             Difference::None => (Operation::Same, None),
@@ -214,13 +224,13 @@ impl Shard {
         let miss = if count > 1 { Miss::Lost } else { Miss::New };
         let found = self.empty_slot(epoch);
         let Some(index) = found.or_else(|| self.displace(count, epoch)) else {
-            return pass(miss);
+            return Decision::pass(miss);
         };
         let place = index as usize;
         let extent = self.extents.get_mut(place / EXTENT as usize);
         let kept = extent.and_then(|extent| extent.page(place, page.len()));
         let (Some(slot), Some((number, kept))) = (self.slots.get_mut(place), kept) else {
-            return pass(miss);
+            return Decision::pass(miss);
         };
         kept.copy_from_slice(page);
         slot.key = key;
@@ -341,13 +351,6 @@ impl Slot {
             slot: number,
             version,
         }
-    }
-}
-
-const fn pass(miss: Miss) -> Decision {
-    Decision {
-        entry: Entry::Pass,
-        miss: Some(miss),
     }
 }
 

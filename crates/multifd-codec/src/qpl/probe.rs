@@ -6,7 +6,7 @@ use std::path::Path as FilePath;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use iaa_detect::{Cause, Verdict, detect};
+use iaa_detect::detect;
 use page_deflate::{CodeLengths, Effort, Histogram, PageDeflater, PageInflater, SharedInflater};
 use qpl_sys::{Library, NumaId, Path, Status};
 
@@ -81,17 +81,10 @@ pub(crate) fn hardware(direction: Direction) -> Result<&'static Library, Arc<str
 
 /// Explains a status of the hardware path on this machine.
 pub(super) fn explain(status: Status) -> Arc<str> {
-    let report = detect(FilePath::new("/"));
-    let cause = report.explain_status(status.0);
-    let phrase = match (&cause, &report.verdict) {
-        // A known obstacle explains more than libqpl's number.
-        (Cause::Unexplained { .. }, Verdict::NotReady { .. }) if status.0 >= 500 => {
-            return report.verdict.to_string().into();
-        }
-        (Cause::Unexplained { .. }, _) => status.to_string(),
-        _ => cause.to_string(),
-    };
-    format!("no IAA: {phrase}").into()
+    match detect(FilePath::new("/")).explain_status(status.0) {
+        Some(obstacle) => format!("no IAA: {obstacle}").into(),
+        None => format!("no IAA: {status}").into(),
+    }
 }
 
 struct Found {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use multifd_codec::delta::{DirectoryFault, payload_method};
+use multifd_codec::delta::payload_method;
 
 use super::*;
 
@@ -192,13 +192,11 @@ fn parts_have_to_fit() {
     let error = outcome(&page, b"", b"\x17\x04\x02", 1).and(error);
     assert_eq!(message(error), expected);
     let error = outcome(&page, b"", b"\x10\x10", 1);
-    assert!(matches!(
-        error,
-        Err(DeltaError::Directory {
-            page: 1,
-            source: DirectoryFault::Trailing { found: 1 }
-        })
-    ));
+    let Err(DeltaError::Directory { page: 1, source }) = error else {
+        panic!("{error:?}");
+    };
+    let trailing = "1 bytes follow the last page's operation";
+    assert_eq!(source.to_string(), trailing);
 }
 
 /// A page of another size than the first for a slot.

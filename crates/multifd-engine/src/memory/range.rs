@@ -26,11 +26,11 @@ pub struct HostRange<'a> {
 #[non_exhaustive]
 pub struct OutOfRange {
     /// Its start in bytes.
-    pub offset: u64,
+    pub(crate) offset: u64,
     /// How long it is, in bytes.
-    pub len_bytes: usize,
+    pub(crate) len_bytes: usize,
     /// How long the memory is, in bytes.
-    pub range_bytes: usize,
+    pub(crate) range_bytes: usize,
 }
 
 impl<'a> HostRange<'a> {

@@ -1,4 +1,4 @@
-//! Addresses with what is spoken there: a QEMU's own protocol, or the trunk.
+//! Addresses of legs, each with its protocol: QEMU's own, or the trunk.
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -10,20 +10,20 @@ use multifd_transport::{Address, AddressError};
 
 use crate::trunk::Name;
 
-/// What stands for the migration's name in an address.
+/// The placeholder for the migration's name in an address.
 const PLACEHOLDER: &str = "{name}";
 
-/// What is spoken on a leg.
+/// The protocol of a leg.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Protocol {
-    /// A QEMU's own: another QEMU, or a relay in its place.
+    /// QEMU's own. The peer is a QEMU, or a relay in its place.
     Qemu,
-    /// The trunk: another relay.
+    /// The trunk. The peer is another relay.
     Trunk,
 }
 
-/// Where a leg is listened for or dialled, and what is spoken there.
+/// The address that a leg listens on or dials, and its protocol.
 ///
 /// ```
 /// use multifd_relay::leg::{LegAddress, Protocol};
@@ -36,36 +36,39 @@ pub enum Protocol {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct LegAddress {
-    /// What is spoken.
+    /// The protocol.
     pub protocol: Protocol,
-    /// Over TLS.
+    /// Whether it runs over TLS.
     pub tls: bool,
-    /// Where.
+    /// The socket's address.
     pub address: Address,
 }
 
-/// Why a text is no address of a leg.
+/// Why a text is no address of a leg, or a migration without a name has none.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum LegAddressError {
-    /// It begins with no known word.
+#[error(transparent)]
+pub struct LegAddressError(#[from] AddressFault);
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+enum AddressFault {
+    /// The text begins with no known word.
     #[error(
         "`{found}` is no address: write unix:PATH, tcp:HOST:PORT or tls:HOST:PORT for a QEMU, \
          trunk:HOST:PORT for another relay, or trunk+tcp: and trunk+unix: without encryption"
     )]
     Scheme {
-        /// What was typed.
+        /// The text.
         found: String,
     },
-    /// What follows the word is wrong.
+    /// The text behind the word is wrong.
     #[error("{}", in_words_of(error, word))]
     Address {
-        /// The word that it begins with, with its colon.
+        /// The word, with its colon.
         word: &'static str,
-        /// What is wrong.
+        /// The fault.
         error: AddressError,
     },
-    /// It has a place for a name, and the migration has none.
+    /// The address has a placeholder, and the migration has no name.
     #[error(
         "{address} needs a name, and this migration has none: give the source's relay --name NAME"
     )]
@@ -76,7 +79,7 @@ pub enum LegAddressError {
 }
 
 impl LegAddress {
-    /// A QEMU's own protocol, in clear.
+    /// An address with QEMU's own protocol, unencrypted.
     pub fn qemu(address: Address) -> Self {
         let (protocol, tls) = (Protocol::Qemu, false);
         Self {
@@ -89,9 +92,9 @@ impl LegAddress {
     /// Reads an address in which the path of a unix socket need not be UTF-8.
     ///
     /// # Errors
-    /// When it is no address.
+    /// If the text is no address.
     pub fn from_os_str(text: &OsStr) -> Result<Self, LegAddressError> {
-        // What it begins with, what the address begins with then, and what that means.
+        // The word, the socket's scheme, the protocol, and whether TLS is used.
         const FORMS: [(&str, &str, Protocol, bool); 6] = [
             ("trunk+unix:", "unix:", Protocol::Trunk, false),
             ("trunk+tcp:", "tcp:", Protocol::Trunk, false),
@@ -107,11 +110,11 @@ impl LegAddress {
         });
         let Some((rest, word, scheme, protocol, tls)) = form else {
             let found = multifd_transport::escape::printable_bytes(bytes);
-            return Err(LegAddressError::Scheme { found });
+            return Err(AddressFault::Scheme { found }.into());
         };
         let plain = [scheme.as_bytes(), rest].concat();
         let address = Address::from_os_str(OsStr::from_bytes(&plain))
-            .map_err(|error| LegAddressError::Address { word, error })?;
+            .map_err(|error| AddressFault::Address { word, error })?;
         Ok(Self {
             protocol,
             tls,
@@ -119,7 +122,7 @@ impl LegAddress {
         })
     }
 
-    /// Whether a place for a name is in it.
+    /// Whether the address has a placeholder for a name.
     pub fn needs_name(&self) -> bool {
         match &self.address {
             Address::Unix(path) => {
@@ -131,16 +134,16 @@ impl LegAddress {
         }
     }
 
-    /// The address of the migration of this name.
+    /// The address for the migration of this name.
     ///
     /// # Errors
-    /// [`LegAddressError::NoName`].
+    /// If the address needs a name and there is none.
     pub fn of(&self, name: Option<&Name>) -> Result<Self, LegAddressError> {
         if !self.needs_name() {
             return Ok(self.clone());
         }
         let address = self.to_string();
-        let name = name.ok_or(LegAddressError::NoName { address })?.as_str();
+        let name = name.ok_or(AddressFault::NoName { address })?.as_str();
         let address = match &self.address {
             Address::Unix(path) => {
                 let path = replaced(path.as_os_str().as_bytes(), name.as_bytes());
@@ -155,8 +158,7 @@ impl LegAddress {
         })
     }
 
-    /// Whether guest memory would cross a network unencrypted in it: a trunk in clear to something
-    /// else than this host.
+    /// Whether guest memory would cross a network unencrypted: a trunk without TLS to another host.
     pub fn is_exposed(&self) -> bool {
         let Address::Tcp(text) = &self.address else {
             return false;
@@ -167,12 +169,12 @@ impl LegAddress {
     }
 }
 
-/// What an error says of a socket's address, said of the leg's.
+/// An error of a socket's address, in terms of the leg's address.
 fn in_words_of(error: &AddressError, word: &str) -> String {
     error.to_string().replace("tcp:", word)
 }
 
-/// `bytes` with `name` in the place of each placeholder.
+/// Replaces each placeholder in `bytes` with `name`.
 fn replaced(bytes: &[u8], name: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(bytes.len().saturating_add(name.len()));
     let mut rest = bytes;
@@ -251,7 +253,10 @@ mod tests {
         let name = Name::new("vm1").unwrap();
         let address = leg.of(Some(&name)).unwrap().to_string();
         assert_eq!(address, "unix:/run/vm1/vm1.sock");
-        assert!(matches!(leg.of(None), Err(LegAddressError::NoName { .. })));
+        assert!(matches!(
+            leg.of(None),
+            Err(LegAddressError(AddressFault::NoName { .. }))
+        ));
         let plain: LegAddress = "tcp:host:1".parse().unwrap();
         assert_eq!(plain.of(None).unwrap(), plain);
     }

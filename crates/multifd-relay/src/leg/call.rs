@@ -1,4 +1,4 @@
-//! Calling the destination of a leg: dialling, and on a trunk what is agreed upon first.
+//! Calls the destination of a leg. On a trunk both relays first agree on terms.
 
 use std::io;
 use std::sync::atomic::{AtomicU8, AtomicU16, Ordering};
@@ -18,46 +18,46 @@ use crate::trunk::{
     Preface, Refusal, StrandTerms, Versions,
 };
 
-/// How soon a wish to end is noticed while an answer is awaited.
+/// While it waits for an answer, a caller looks this often whether it is to give up.
 const TICK: Duration = Duration::from_millis(50);
 
-/// The name of a migration that nobody has named.
+/// The name of a migration without a name.
 const UNNAMED: &str = "vm";
 
-/// What a migration is, for the one that is called.
+/// A migration, as it is introduced to the destination.
 #[derive(Clone, Debug)]
 pub(crate) struct Introduction {
     pub(crate) name: Option<Name>,
-    /// The number that it came with, over a trunk.
+    /// Its number, if it came over a trunk.
     pub(crate) migration: Option<[u8; 16]>,
-    /// The methods that payloads can be written in, the best first. A QEMU gets the first.
+    /// The methods that this relay can write, the best first. A QEMU gets the first.
     pub(crate) methods: Vec<Method>,
-    /// Packets may have the method `none` instead, where the other end takes it.
+    /// Packets may have the method `none` instead, if the other end takes it.
     pub(crate) has_plain_packets: bool,
     pub(crate) has_channels: bool,
     pub(crate) may_be_postcopy: bool,
     pub(crate) is_recovery: bool,
-    /// The bytes of pages that both relays may keep for differences; 0 for none.
+    /// Both relays may keep so many bytes of pages for differences; 0 for none.
     pub(crate) delta_bytes: u64,
-    /// The pages that arrive are to be compared with those that went.
+    /// Both relays compare the pages that they carry.
     pub(crate) verify: bool,
-    /// The connections that are to carry each channel of pages, at most
+    /// The number of connections that carry each channel of pages, at most
     /// [`StrandTerms::MAX_STRANDS`].
     pub(crate) strands: u8,
 }
 
-/// What was agreed on for a whole migration, by its main channel.
+/// The terms of a whole migration. Its main channel has agreed on them.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Terms {
-    /// The method that payloads are written in.
+    /// The method of payloads.
     pub(crate) method: Method,
     /// Packets may have the method `none` instead.
     pub(crate) has_plain_packets: bool,
-    /// The bytes of pages that the other relay keeps for differences: none at a QEMU.
+    /// The other relay keeps so many bytes of pages for differences. A QEMU keeps none.
     pub(crate) delta_bytes: u64,
 }
 
-/// Calls one destination, for each connection of a migration.
+/// Calls one destination, once for each connection of a migration.
 #[derive(Debug)]
 pub(crate) struct Caller {
     address: LegAddress,
@@ -68,13 +68,13 @@ pub(crate) struct Caller {
     )]
     encryption: Encryption,
     preface: Option<Preface>,
-    /// The connections that are to carry each channel of pages.
+    /// The number of connections that carry each channel of pages.
     strands: u8,
-    /// The fewest that the other relay has taken for one.
+    /// The smallest number that the other relay has taken for a channel.
     fewest_strands: AtomicU8,
-    /// The number of the next ones.
+    /// The number of the next group of strands.
     next_group: AtomicU16,
-    /// The method for a destination that is not asked.
+    /// The method for a QEMU, which is not asked.
     method: Method,
 }
 
@@ -86,10 +86,10 @@ struct Refused {
 }
 
 impl Caller {
-    /// Looks the destination up.
+    /// Looks up the destination.
     ///
     /// # Errors
-    /// When there is no such host, or the system has no random numbers.
+    /// If there is no such host, or the system has no random numbers.
     pub(crate) fn resolve(
         address: LegAddress,
         encryption: Encryption,
@@ -116,7 +116,7 @@ impl Caller {
         })
     }
 
-    /// Whom it calls.
+    /// The destination's address.
     pub(crate) fn address(&self) -> &LegAddress {
         &self.address
     }
@@ -126,22 +126,23 @@ impl Caller {
         self.target.address()
     }
 
-    /// Whether it calls another relay, over a trunk. A channel's hello is said in its preface then,
-    /// and not in its stream.
+    /// Whether the destination is another relay. A channel's hello then goes into its preface, and
+    /// not into its stream.
     pub(crate) fn is_relay(&self) -> bool {
         self.preface.is_some()
     }
 
-    /// The connections that the other relay takes for a channel, where they are fewer than wanted.
+    /// The number of connections that the other relay takes for a channel, if it takes fewer than
+    /// wanted.
     pub(crate) fn fewer_strands(&self) -> Option<u8> {
         let fewest = self.fewest_strands.load(Ordering::Relaxed);
         (self.is_relay() && fewest < self.strands).then_some(fewest)
     }
 
-    /// Calls for the main channel. Also returns what was agreed on.
+    /// Calls for the main channel. Also returns the terms.
     ///
     /// # Errors
-    /// As [`Target::dial`]; and when the other relay refuses.
+    /// As [`Target::dial`], and if the other relay refuses.
     pub(crate) fn main(
         &self,
         within: Duration,
@@ -196,7 +197,7 @@ impl Caller {
         let mut preface = preface.clone();
         if let Some(connection) = connection {
             preface.connection = connection;
-            // What main has agreed on holds for all connections of the migration.
+            // The terms of main hold for all connections of the migration.
             let is_delta = |extension: &Extension| extension.id == DeltaTerms::ID;
             preface.extensions.retain(|extension| !is_delta(extension));
         }
@@ -239,7 +240,7 @@ impl Caller {
         Ok((stream, agreement.terms))
     }
 
-    /// Calls, and encrypts where the leg is encrypted.
+    /// Calls, and starts TLS if the leg is encrypted.
     fn dial(&self, deadline: Instant, given_up: &dyn Fn() -> bool) -> Result<Stream, DialError> {
         let left = || deadline.saturating_duration_since(Instant::now());
         let stream = self.target.dial(left(), given_up)?;
@@ -280,7 +281,7 @@ impl Introduction {
     }
 }
 
-/// Says the preface and waits for the answer. `None`: no answer came in time.
+/// Writes the preface and waits for the answer. `None`: no answer came in time.
 fn agree(
     stream: &Stream,
     preface: &Preface,
@@ -328,7 +329,7 @@ fn agree(
     }
 }
 
-/// What an accepted connection does.
+/// How an accepted connection goes on.
 struct Agreement {
     chosen: Chosen,
     terms: Terms,
@@ -345,7 +346,7 @@ impl Agreement {
             .map_err(malformed)?;
         let asked = DeltaTerms::among(&preface.extensions).map_err(malformed)?;
         let kept = DeltaTerms::among(&accepted.extensions).map_err(malformed)?;
-        // What a server keeps beyond what it was asked for is not used.
+        // A server may offer to keep more than it was asked for. The rest stays unused.
         let delta_bytes = match (asked, kept) {
             (Some(asked), Some(kept)) => kept.bytes.min(asked.bytes),
             _ => 0,

@@ -1,4 +1,4 @@
-//! One connection of a QEMU as a trunk carries it: bytes in frames.
+//! One of QEMU's connections, as a trunk carries it: bytes in frames.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -19,25 +19,25 @@ use crate::trunk::{
     Words,
 };
 
-/// How long a last word to the other relay may take. Its connection is closed then.
+/// The time limit for the last message to the other relay. The connection is closed afterwards.
 const LAST_WORD: Duration = Duration::from_millis(500);
 
-/// Notes that wait at most to be taken. There is one for each mark, and marks are taken in turn.
+/// The most notes that may wait. Each mark has one, and marks are handled in turn.
 const MOST_NOTES: usize = 64;
 
-/// The other relay has ended the migration, and said why.
+/// The other relay has ended the migration and given its reason.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the other relay ended the migration: {words}")]
 #[non_exhaustive]
 pub struct FarFailure {
-    /// Its reason, which the other host has chosen freely.
+    /// Its reason: any text, as the other host is not trusted.
     pub(crate) words: Words,
-    /// Everything that makes the guest had been passed on by then.
+    /// The destination had everything that makes the guest by then.
     pub(crate) was_complete: bool,
 }
 
 impl FarFailure {
-    /// Whether the destination may have the guest all the same.
+    /// Whether the destination may have the guest nevertheless.
     #[must_use]
     pub fn may_have_guest(&self) -> bool {
         self.was_complete
@@ -47,36 +47,36 @@ impl FarFailure {
 /// A connection in frames.
 pub(super) struct Carried {
     under: Stream,
-    /// Bytes of frames that have come, and that were written.
+    /// Bytes of frames that were read, and that were written.
     bytes: [AtomicU64; 2],
     reading: Mutex<Reading>,
     writing: Mutex<Writing>,
-    /// Both ends have agreed on notes.
+    /// Whether both ends have agreed on notes.
     has_notes: bool,
-    /// Those that have come and that nobody has taken.
+    /// Notes that wait to be taken.
     notes: Mutex<VecDeque<Vec<u8>>>,
 }
 
 struct Writing {
     frames: FrameWriter,
-    /// The start of a frame.
+    /// A frame's header, with the first part of its body.
     front: Vec<u8>,
-    /// Where the stream is compressed.
+    /// The pieces in work, if the stream is compressed.
     pieces: Option<Pieces>,
 }
 
-/// Pieces of the stream that are compressed, by this thread and others, and are written in order.
+/// Pieces of the stream. This thread and others compress them; they are written in order.
 struct Pieces {
-    /// Where the next bytes go.
+    /// The piece that takes the next bytes.
     next: Piece,
     ahead: Ahead<Piece>,
-    /// Pieces that were written, for their memory.
+    /// Written pieces, whose memory is used again.
     spare: Vec<Piece>,
 }
 
 impl Carried {
-    /// A connection behind its preface and answer. `is_stream`: it carries what may be compressed;
-    /// other connections bring pages that are compressed already.
+    /// A connection after its preface and answer. `is_stream`: its bytes may be compressed. Other
+    /// connections carry pages that are compressed already.
     pub(super) fn new(
         under: Stream,
         chosen: &Chosen,
@@ -87,7 +87,7 @@ impl Carried {
             false => Compression::None,
         };
         let writing = Writing {
-            // Pieces are compressed before they come to it.
+            // It gets pieces that are compressed already.
             frames: FrameWriter::new(chosen.digest, Compression::None)?,
             front: Vec::new(),
             pieces: match compression {
@@ -105,7 +105,7 @@ impl Carried {
         })
     }
 
-    /// The same, on which both ends have agreed on notes or not.
+    /// The same, with or without notes, as both ends have agreed.
     pub(super) fn with_notes(self, has_notes: bool) -> Self {
         Self { has_notes, ..self }
     }
@@ -114,7 +114,7 @@ impl Carried {
         self.notes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Writes what is in frames.
+    /// Writes bytes of frames.
     fn put(&self, head: &[u8], body: &[u8]) -> io::Result<()> {
         self.under.write_all_of_two(head, body)?;
         let [_, written] = &self.bytes;
@@ -123,7 +123,7 @@ impl Carried {
         Ok(())
     }
 
-    /// A thread that panicked has ended its migration, whose connections are closed.
+    /// A panic ends its migration and closes all its connections, so the state does not matter.
     fn reading(&self) -> MutexGuard<'_, Reading> {
         self.reading.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -169,7 +169,7 @@ impl Layer for Carried {
     fn has_more(&self) -> bool {
         match self.reading.try_lock() {
             Ok(reading) => reading.has_more(),
-            // Another thread waits in it for what comes next.
+            // Another thread holds the lock while it waits for the next bytes.
             Err(TryLockError::WouldBlock) => false,
             Err(TryLockError::Poisoned(_)) => true,
         }
@@ -242,7 +242,7 @@ impl Layer for Carried {
             return Ok(());
         }
         let mut writing = self.writing();
-        // The note stands behind all bytes before it.
+        // The note must follow all bytes before it.
         writing.flush(self)?;
         let mut bytes = Vec::new();
         let frames = &mut writing.frames;
@@ -255,7 +255,7 @@ impl Layer for Carried {
     }
 
     fn explain(&self, words: &str) {
-        // A thread that stands in a write has no room for more.
+        // If a thread is blocked in a write, the socket has no room for more.
         let Ok(mut writing) = self.writing.try_lock() else {
             return;
         };
@@ -268,7 +268,7 @@ impl Layer for Carried {
         };
         let mut bytes = Vec::new();
         let said = writing.frames.failure(&failure, &mut bytes).is_ok();
-        // The connection is closed next, whatever becomes of this.
+        // The connection is closed next, so an error does not matter.
         let _ = self.under.set_timeouts(Some(LAST_WORD));
         let _ = said.then(|| self.under.write_all_of_two(&bytes, &[]));
     }
@@ -287,7 +287,7 @@ impl Writing {
         over.put(&self.front, body)
     }
 
-    /// Takes bytes of a stream that is compressed, and writes what is compressed by now.
+    /// Takes bytes of a compressed stream, and writes the pieces that are ready.
     fn write_ahead(&mut self, over: &Carried, mut bytes: &[u8]) -> io::Result<()> {
         while let (Some(pieces), false) = (&mut self.pieces, bytes.is_empty()) {
             bytes = pieces.next.take(bytes);
@@ -299,7 +299,7 @@ impl Writing {
         Ok(())
     }
 
-    /// Writes everything that it was given.
+    /// Writes all bytes that it has taken.
     fn flush(&mut self, over: &Carried) -> io::Result<()> {
         if let Some(pieces) = &mut self.pieces
             && !pieces.next.is_empty()
@@ -309,7 +309,7 @@ impl Writing {
         self.write_pieces(over, |_| true)
     }
 
-    /// Writes the oldest pieces as long as `goes_on`, and there are some.
+    /// Writes the oldest pieces while there are some and `goes_on` allows it.
     fn write_pieces(
         &mut self,
         over: &Carried,
@@ -339,7 +339,7 @@ impl Pieces {
         })
     }
 
-    /// The next piece has all its bytes.
+    /// Starts to compress the next piece, which is complete.
     fn begin(&mut self) {
         let empty = self.spare.pop().unwrap_or_default();
         self.ahead.push(mem::replace(&mut self.next, empty));
@@ -406,7 +406,7 @@ mod tests {
             assert_eq!(read, written);
             let is_smaller = is_stream && Compression::available().len() > 1;
             assert_eq!(written < sent.len() as u64, is_smaller);
-            // The other direction is open still.
+            // The other direction is still open.
             (&theirs).write_all(b"thanks").unwrap();
             let mut word = [0; 6];
             (&ours).read_exact(&mut word).unwrap();
@@ -430,7 +430,7 @@ mod tests {
         assert_eq!(&rest, b"456789");
     }
 
-    /// Where frames are cut says nothing, also to who only looks.
+    /// The cuts between frames do not show, to a peek neither.
     #[test]
     fn what_lies_in_several_frames_is_looked_at_together() {
         for ending in ["end", "reason", "break"] {
@@ -523,7 +523,7 @@ mod tests {
         (&theirs).read_exact(&mut whole).unwrap();
         let error = (&theirs).read(&mut [0; 8]).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
-        // Between two frames it may be quiet for as long as it likes.
+        // Between two frames the peer may be silent without a limit.
         let (ours, theirs, _raw) = pair(false);
         thread::scope(|scope| {
             let reading = scope.spawn(|| (&theirs).read(&mut [0; 8]));

@@ -21,20 +21,20 @@ use super::Protocol;
 #[cfg(feature = "tls")]
 use crate::trunk::Name;
 
-/// What is asked for of TLS.
+/// The options for TLS.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct EncryptionOptions {
     /// The folder with certificates and keys, under QEMU's names.
     pub folder: Option<PathBuf>,
-    /// The name that the destination's certificate is for, where it is not the host that is called.
+    /// The name in the destination's certificate, if it differs from the dialled host.
     pub hostname: Option<String>,
-    /// Who may come to the listening leg, and with which names. Without a rule everybody may that
-    /// the CA has signed.
+    /// Allowed clients of the listening leg, and the names that each may use. Without a rule, every
+    /// client with a certificate of the CA is allowed.
     pub rules: Vec<Rule>,
 }
 
-/// Allows a client some names.
+/// Allows clients to use names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Rule {
@@ -55,14 +55,19 @@ impl Rule {
     }
 }
 
-/// Why legs cannot be encrypted as is asked.
+/// Why the legs cannot be encrypted.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum EncryptionError {
+#[error(transparent)]
+pub struct EncryptionError(#[from] Unencrypted);
+
+#[derive(Debug, thiserror::Error)]
+enum Unencrypted {
     /// The program was built without TLS.
+    #[cfg(not(feature = "tls"))]
     #[error("{0}: this program was built without TLS (feature `tls`)")]
     NotBuilt(Box<LegAddress>),
     /// No certificates were given.
+    #[cfg(feature = "tls")]
     #[error("{0} needs certificates: say --tls-dir DIR; `multifd tls init` makes some for a try")]
     NoFolder(Box<LegAddress>),
     /// The certificates cannot be used.
@@ -71,7 +76,7 @@ pub enum EncryptionError {
     Folder(#[from] FolderError),
 }
 
-/// TLS on the legs of a relay, each of which may have it or not.
+/// TLS on the legs of a relay. Each leg may have it or not.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct Encryption {
@@ -87,17 +92,17 @@ pub struct Encryption {
 
 #[cfg(feature = "tls")]
 impl Encryption {
-    /// Reads what the two legs need.
+    /// Reads the files that the two legs need.
     ///
     /// # Errors
-    /// When certificates are missing or cannot be used.
+    /// If certificates are missing or cannot be used.
     pub fn open(
         listen: &LegAddress,
         connect: &LegAddress,
         options: &EncryptionOptions,
     ) -> Result<Self, EncryptionError> {
         let folder = |leg: &LegAddress| {
-            let missing = || EncryptionError::NoFolder(Box::new(leg.clone()));
+            let missing = || Unencrypted::NoFolder(Box::new(leg.clone()));
             options.folder.as_deref().ok_or_else(missing)
         };
         let versions = |leg: &LegAddress| match leg.protocol {
@@ -114,34 +119,37 @@ impl Encryption {
             let mut server = ServerOptions::default();
             server.versions = versions(listen);
             server.allowed_clients = rules.map(|rule| rule.client.clone()).collect();
-            // QEMUs before 10.0 end without a word, and their stream shows whether it is whole.
+            // QEMU before 10.0 closes without close_notify. The stream itself shows whether it is
+            // complete.
             server.lenient_end = listen.protocol == Protocol::Qemu;
-            encryption.server = Some(Arc::new(TlsServer::open(folder(listen)?, server)?));
+            let server = TlsServer::open(folder(listen)?, server);
+            encryption.server = Some(Arc::new(server.map_err(Unencrypted::Folder)?));
         }
         if connect.tls {
             let mut client = ClientOptions::default();
             client.versions = versions(connect);
             client.lenient_end = connect.protocol == Protocol::Qemu;
-            encryption.client = Some(Arc::new(TlsClient::open(folder(connect)?, client)?));
+            let client = TlsClient::open(folder(connect)?, client);
+            encryption.client = Some(Arc::new(client.map_err(Unencrypted::Folder)?));
         }
         Ok(encryption)
     }
 
-    /// Reads the files anew, for later connections.
+    /// Reads the files again, for later connections.
     ///
     /// # Errors
-    /// When they cannot be used. Those from before stay in use then.
+    /// If they cannot be used. The former ones then stay in use.
     pub fn reload(&self) -> Result<(), EncryptionError> {
         if let Some(server) = &self.server {
-            server.reload()?;
+            server.reload().map_err(Unencrypted::Folder)?;
         }
         if let Some(client) = &self.client {
-            client.reload()?;
+            client.reload().map_err(Unencrypted::Folder)?;
         }
         Ok(())
     }
 
-    /// What is wrong with the files and stops nothing.
+    /// Problems of the files that prevent nothing.
     pub fn warnings(&self) -> Vec<String> {
         let server = self.server.iter().flat_map(|server| server.warnings());
         let client = self.client.iter().flat_map(|client| client.warnings());
@@ -155,7 +163,7 @@ impl Encryption {
         self.server.as_deref()
     }
 
-    /// Whether a client may bring migrations of this name.
+    /// Whether a client may use this name.
     pub(super) fn allows(&self, peer: &PeerIdentity, name: &Name) -> bool {
         let mut rules = self.rules.iter();
         self.rules.is_empty()
@@ -165,7 +173,7 @@ impl Encryption {
             })
     }
 
-    /// Encrypts a connection that was dialled, where the leg is encrypted.
+    /// Starts TLS on a dialled connection, if the leg is encrypted.
     pub(super) fn secure(
         &self,
         stream: Stream,
@@ -187,14 +195,14 @@ impl Encryption {
     /// Refuses encrypted legs: this build has no TLS.
     ///
     /// # Errors
-    /// [`EncryptionError::NotBuilt`].
+    /// If a leg is to be encrypted.
     pub fn open(
         listen: &LegAddress,
         connect: &LegAddress,
         _: &EncryptionOptions,
     ) -> Result<Self, EncryptionError> {
         match [listen, connect].into_iter().find(|leg| leg.tls) {
-            Some(leg) => Err(EncryptionError::NotBuilt(Box::new(leg.clone()))),
+            Some(leg) => Err(Unencrypted::NotBuilt(Box::new(leg.clone())).into()),
             None => Ok(Self::default()),
         }
     }

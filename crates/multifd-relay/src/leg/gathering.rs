@@ -1,4 +1,4 @@
-//! Connections of a trunk that wait for their strands, at the relay that was called.
+//! Connections of a trunk that wait for their strands, at the relay that listens.
 
 use std::collections::HashMap;
 use std::mem;
@@ -9,12 +9,12 @@ use multifd_transport::incoming::HELLO_TIMEOUT;
 
 use crate::trunk::{Refusal, RefusalCode, StrandTerms};
 
-/// Strands that one migration has beside its connections. A connection that asks for more than are
-/// left gets none.
+/// The most strands of one migration, beside its connections. A connection that asks for more than
+/// are left gets none.
 const MOST_STRANDS: usize = 240;
 
-/// The connections of one migration, each a `C`, whose strands are not all there. Nothing is said
-/// on them before they are.
+/// The connections of one migration, each a `C`, that wait for strands. Nothing is written to them
+/// before all strands have come.
 pub(super) struct Gatherings<C> {
     /// How many strands were promised.
     promised: usize,
@@ -23,12 +23,12 @@ pub(super) struct Gatherings<C> {
 
 struct Gathering<C> {
     first: C,
-    /// The others, in order, as far as they have come.
+    /// The strands that have come, by their position.
     more: Vec<Option<Stream>>,
     since: Instant,
 }
 
-/// A connection whose strands have not come in time.
+/// A connection whose strands did not come in time.
 pub(super) struct Late<C> {
     pub(super) first: C,
     missing: usize,
@@ -43,14 +43,14 @@ impl<C> Gatherings<C> {
         }
     }
 
-    /// What of `asked` there may be, if anything.
+    /// Grants strands, if there are so many left.
     pub(super) fn grant(&self, asked: StrandTerms) -> Option<StrandTerms> {
         let others = usize::from(asked.count).saturating_sub(1);
         let fits = self.promised.saturating_add(others) <= MOST_STRANDS;
         (fits && !self.waiting.contains_key(&asked.group)).then_some(asked)
     }
 
-    /// `first` waits for its strands from now on. They were granted.
+    /// Lets `first` wait for its strands, which were granted.
     pub(super) fn begin(&mut self, granted: StrandTerms, first: C, now: Instant) {
         let gathering = Gathering {
             first,
@@ -61,10 +61,10 @@ impl<C> Gatherings<C> {
         self.waiting.insert(granted.group, gathering);
     }
 
-    /// Whether a connection waits for this strand.
+    /// Checks that a connection waits for this strand.
     ///
     /// # Errors
-    /// The refusal, if none does.
+    /// The refusal, if none waits.
     pub(super) fn expects(&self, group: u16, number: u8) -> Result<(), Refusal> {
         let unknown = || {
             let words = "no connection waits for this strand";
@@ -88,8 +88,8 @@ impl<C> Gatherings<C> {
         }
     }
 
-    /// A strand that was expected has come. Returns its connection, and all strands beside it, if
-    /// it was the last one.
+    /// Takes an expected strand. If it was the last one, returns its connection with all its
+    /// strands.
     pub(super) fn put(
         &mut self,
         group: u16,
@@ -129,7 +129,7 @@ impl<C> Gatherings<C> {
 }
 
 impl<C> Late<C> {
-    /// What has happened, for an operator.
+    /// The event, for an operator.
     pub(super) fn words(&self) -> String {
         format!(
             "{} of the {} connections that were to carry this one together did not come within \

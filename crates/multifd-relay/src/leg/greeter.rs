@@ -1,7 +1,7 @@
-//! Answering the callers of a trunk: each becomes part of a migration, or is refused.
+//! Answers the callers of a trunk: each becomes part of a migration, or is refused.
 //!
-//! One thread listens to all callers at once. None of them holds up another, and none takes more
-//! than a socket and some hundred bytes before it has said what it is.
+//! One thread listens to all callers at once. No caller delays another. Until its preface is
+//! complete, a caller takes only a socket and some hundred bytes.
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
@@ -32,27 +32,26 @@ use crate::trunk::{
     PrefaceReceiver, Refusal, RefusalCode, StrandTerms, choose,
 };
 
-/// How long an answer may take to be written. It fits the buffer of a socket that is new.
+/// The time limit for writing an answer. It fits into the empty buffer of a new socket.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Callers that are listened to and have not said what they are, of which the one that has been
-/// silent for the longest goes when there are more. A preface comes in one piece, so that nobody on
-/// a trunk in clear waits here but strangers. A handshake waits for an answer or two, and no more
-/// than [`HANDSHAKES_A_SECOND`] begin.
+/// The most callers without a complete preface. Beyond it, the one that has been silent for the
+/// longest is closed. A preface comes in one piece, so on a trunk without TLS only strangers wait
+/// here. A TLS handshake waits for an answer or two, and at most [`HANDSHAKES_A_SECOND`] begin.
 const MOST_CALLERS: usize = 1024;
 
-/// Callers whose handshake has not begun, each of which is a socket, and of which the oldest goes
-/// when there are more: 64 migrations may begin at once, of 257 connections each.
+/// The most callers whose handshake has not begun; each is only a socket. Beyond it, the oldest is
+/// closed. 64 migrations of 257 connections may begin at once.
 const MOST_WAITING: usize = 64 * 257;
 
-/// Handshakes that begin in a second. One takes a millisecond of a processor, or two.
+/// The most handshakes that begin in a second. One takes 1 to 2 ms of a processor.
 const HANDSHAKES_A_SECOND: usize = 300;
 
-/// Connections that one migration has beside its main channel: a channel for each id, and one for
-/// postcopy. More would wait in its inbox until its set-up is read.
+/// The most connections of one migration beside its main channel: a channel for each id, and one
+/// for postcopy. They wait in its inbox until its set-up has been read.
 const MOST_CONNECTIONS: usize = 257;
 
-/// How long the poll waits at most: time limits are looked at then.
+/// The longest poll. Time limits are checked after it.
 const TICK: Duration = Duration::from_millis(250);
 
 /// Answers the callers of one address.
@@ -73,15 +72,15 @@ struct Shared {
     )]
     encryption: Encryption,
     abilities: Abilities,
-    /// Only migrations whose pages are verified are taken.
+    /// Only migrations that verify their pages are accepted.
     verify: bool,
-    /// The bytes of pages that one migration may have kept.
+    /// One migration may keep so many bytes of pages.
     delta_memory: u64,
 }
 
 #[derive(Default)]
 struct State {
-    /// Accepted, and not listened to so far.
+    /// Accepted callers whose handshake has not begun.
     new: VecDeque<Stream>,
     migrations: HashMap<[u8; 16], Migration>,
     next_ticket: u64,
@@ -93,13 +92,13 @@ struct State {
 struct Migration {
     ticket: u64,
     inbox: Inbox,
-    /// How many connections have joined it.
+    /// The number of connections that have joined it.
     connections: usize,
-    /// Those of them whose strands are not all there.
+    /// Those that wait for strands.
     gatherings: Gatherings<Welcomed>,
 }
 
-/// A connection that is one of a migration's, and was told so.
+/// A connection that has joined a migration, and has its answer.
 struct Welcomed {
     stream: Stream,
     preface: Preface,
@@ -109,32 +108,32 @@ struct Welcomed {
     peer: String,
 }
 
-/// A connection that has not said what it is.
+/// A connection without a complete preface.
 struct Caller {
     stage: Stage,
     since: Instant,
-    /// When something has come of it.
+    /// When it last sent something.
     last: Instant,
 }
 
-/// How far a caller is.
+/// The progress of a caller.
 enum Stage {
     #[cfg(feature = "tls")]
     Handshake(Handshake),
     Preface(Greeted, PrefaceReceiver),
 }
 
-/// A connection that is as its leg is: in clear, or encrypted.
+/// A connection on which the preface is read: unencrypted, or after its handshake.
 struct Greeted {
     stream: Stream,
     #[cfg(feature = "tls")]
     peer: Option<PeerIdentity>,
 }
 
-/// What became of a caller.
+/// The outcome for a caller.
 enum Outcome {
     Waits(Caller),
-    /// What it speaks is not the trunk's.
+    /// It does not speak the trunk's protocol.
     #[cfg(feature = "tls")]
     Other(Stream),
     Said(Greeted, Preface),
@@ -143,11 +142,11 @@ enum Outcome {
 }
 
 impl Greeter {
-    /// Takes what comes to `door` and is no QEMU's own: encrypted connections where `leg` is
-    /// encrypted, and trunks where it is a trunk. The others are refused with the reason.
+    /// Takes connections from `door` that are not QEMU's own: encrypted ones if `leg` is encrypted,
+    /// and trunks if it is a trunk. Others are refused with the reason.
     ///
     /// # Errors
-    /// When there is no thread to be had.
+    /// If the system gives no thread.
     pub(crate) fn start(door: Door, leg: &LegAddress, config: &RelayConfig) -> io::Result<Self> {
         let shared = Arc::new(Shared {
             state: Mutex::default(),
@@ -187,7 +186,7 @@ impl Greeter {
         Ok(Self { shared, thread })
     }
 
-    /// From now on no migration begins here; those under way go on.
+    /// Begins no more migrations; those under way go on.
     pub(crate) fn refuse_new(&self) {
         self.shared.lock().refuses_new = true;
     }
@@ -199,7 +198,7 @@ impl Drop for Greeter {
         self.shared.lock().stop = true;
         self.shared.wake();
         if let Some(thread) = self.thread.take() {
-            // A thread that has panicked has nothing left to clean up.
+            // After a panic there is nothing to clean up.
             let _ = thread.join();
         }
     }
@@ -207,7 +206,7 @@ impl Drop for Greeter {
 
 impl Shared {
     fn wake(&self) {
-        // It fails only when the counter is full: then the thread is woken already.
+        // The write fails only if the counter is full. The thread then wakes anyway.
         let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
     }
 
@@ -225,7 +224,7 @@ impl Shared {
         self.door.note(&Note::PassedOver { peer, reason });
     }
 
-    /// Makes a caller that has said what it is part of a migration.
+    /// Makes a caller part of a migration, by its preface.
     fn welcome(self: &Arc<Self>, greeted: Greeted, preface: &Preface) {
         let refuse = |stream: &Stream, refusal: Refusal| {
             let words = format!("refused: {refusal}");
@@ -264,7 +263,7 @@ impl Shared {
             Ok(both) => both,
             Err(fault) => return refuse(&stream, Refusal::from(fault)),
         };
-        // A channel joins what its main channel has begun.
+        // A channel joins the migration that its main channel has begun.
         let inbox = {
             let mut state = self.lock();
             let refuses_new = state.refuses_new;
@@ -351,7 +350,7 @@ impl Shared {
         }
     }
 
-    /// Takes a strand that is expected, and brings its connection in if it was the last one.
+    /// Takes an expected strand. If it was the last one, its connection joins the migration.
     fn join(
         self: &Arc<Self>,
         stream: Stream,
@@ -373,7 +372,7 @@ impl Shared {
         }
     }
 
-    /// Makes a connection part of its migration, together with its strands.
+    /// Lets a connection join its migration, with its strands.
     fn bring_in(self: &Arc<Self>, welcomed: Welcomed, strands: Vec<Stream>) {
         let Welcomed {
             stream,
@@ -388,7 +387,7 @@ impl Shared {
         let stream = Strands::joined(stream, strands);
         let stream = match Carried::new(stream, &chosen, is_stream) {
             Ok(carried) => Stream::layered(carried.with_notes(has_notes)),
-            // It was chosen because it is there.
+            // This host chooses only from what it supports.
             Err(_) => return self.forget(&preface),
         };
         match preface.connection {
@@ -413,12 +412,12 @@ impl Shared {
                 inbox.put(Arrival::Channel(IncomingChannel { hello, stream }));
             }
             Connection::Preempt => inbox.put(Arrival::Preempt(stream)),
-            // It has joined another connection.
+            // It is part of another connection now.
             Connection::Strand { .. } => {}
         }
     }
 
-    /// Lets go of connections whose strands have not come in time.
+    /// Closes connections whose strands did not come in time.
     fn let_go(&self, now: Instant) {
         let mut late = Vec::new();
         self.lock().migrations.retain(|_, migration| {
@@ -435,14 +434,14 @@ impl Shared {
         }
     }
 
-    /// Takes memory for pages of a new migration, as far as there is some.
+    /// Takes memory for the pages of a new migration, as much as there is.
     fn keep(&self, terms: DeltaTerms) -> Option<(DeltaTerms, Kept)> {
         let share = Share::take(terms.bytes.min(self.delta_memory));
         let bytes = share.bytes();
         (bytes > 0).then(|| (DeltaTerms { bytes }, Kept::new(share)))
     }
 
-    /// The caller has gone before it had its answer.
+    /// The caller has gone before its answer.
     fn forget(&self, preface: &Preface) {
         if matches!(preface.connection, Connection::Main { .. }) {
             self.lock().migrations.remove(&preface.migration);
@@ -470,7 +469,7 @@ impl State {
 }
 
 impl Holder for Shared {
-    /// A number says whose a connection is, so that nothing is in doubt.
+    /// A number says which migration a connection belongs to, so there is no doubt.
     fn settle(&self, _: u64) {}
 
     fn end(&self, id: u64) {
@@ -486,12 +485,12 @@ impl fmt::Debug for Shared {
     }
 }
 
-/// Whether a connection that begins so is for a greeter: a trunk, or TLS.
+/// Whether these first bytes are for a greeter: a trunk's, or TLS.
 fn is_ours(said: &[u8; 4]) -> bool {
     *said == PREFACE_MAGIC || is_tls(said)
 }
 
-/// Whether it begins as every TLS connection does (RFC 8446 section 5.1).
+/// Whether these are the first bytes of a TLS connection (RFC 8446 section 5.1).
 fn is_tls(said: &[u8]) -> bool {
     said.starts_with(&[0x16, 0x03])
 }
@@ -540,7 +539,7 @@ fn serve(shared: &Arc<Shared>) {
                 heard.push(caller);
             }
         }
-        // What is whole already never waits behind those that are silent.
+        // A complete preface never waits behind silent callers.
         for stream in begun {
             match shared.begin(stream) {
                 Ok(stage) => {
@@ -571,7 +570,7 @@ fn serve(shared: &Arc<Shared>) {
     }
 }
 
-/// Waits until a caller says more. Answers which of them have something to do.
+/// Waits until a caller sends something. Returns which callers are ready.
 fn wait(shared: &Shared, callers: &[Caller]) -> Vec<bool> {
     let mut sources = vec![PollFd::new(&shared.wake, PollFlags::IN)];
     let mut places = Vec::new();
@@ -586,7 +585,7 @@ fn wait(shared: &Shared, callers: &[Caller]) -> Vec<bool> {
                 };
                 match handshake.socket() {
                     Some(socket) => sources.push(PollFd::from_borrowed_fd(socket, flags)),
-                    // It has failed, and says so next.
+                    // It has failed. The next read reports that.
                     None => sources.push(PollFd::new(&shared.wake, PollFlags::OUT)),
                 }
             }
@@ -596,9 +595,9 @@ fn wait(shared: &Shared, callers: &[Caller]) -> Vec<bool> {
         }
     }
     let timeout = Timespec::try_from(TICK).ok();
-    // A poll that fails is made anew, after what there is to do.
+    // A failed poll is repeated in the next turn.
     let _ = poll(&mut sources, timeout.as_ref());
-    // The counter only says that there is something.
+    // The counter is only a signal, so its value does not matter.
     let _ = rustix::io::read(&shared.wake, &mut [0; 8]);
     let is_ready = |place: usize| {
         sources
@@ -615,7 +614,7 @@ fn begins_tls(stream: &Stream) -> bool {
 }
 
 impl Shared {
-    /// Does what became of a caller; answers one that has not said what it is.
+    /// Handles the outcome for a caller. Returns the caller if it has none yet.
     fn heed(self: &Arc<Self>, outcome: Outcome) -> Option<Caller> {
         match outcome {
             Outcome::Waits(caller) => return Some(caller),
@@ -632,7 +631,7 @@ impl Shared {
         None
     }
 
-    /// What a new connection is to do first.
+    /// The first step of a new connection.
     fn begin(&self, stream: Stream) -> Result<Stage, (Stream, &'static str)> {
         match (self.leg.tls, begins_tls(&stream)) {
             (false, true) => Err((
@@ -644,7 +643,7 @@ impl Shared {
                 Some(server) => Ok(Stage::Handshake(server.begin(stream))),
                 None => Err((stream, "this address has no certificates")),
             },
-            // A trunk in clear where it has to be encrypted is told so.
+            // A trunk without TLS on an encrypted leg is told the reason.
             _ => Ok(Stage::Preface(
                 Greeted::in_clear(stream),
                 PrefaceReceiver::default(),
@@ -662,7 +661,7 @@ impl Greeted {
         }
     }
 
-    /// Whether it is encrypted.
+    /// Whether the connection is encrypted.
     fn is_encrypted(&self) -> bool {
         #[cfg(feature = "tls")]
         let is_encrypted = self.peer.is_some();
@@ -683,7 +682,7 @@ impl Stage {
 }
 
 impl Caller {
-    /// Goes on as far as it can without waiting.
+    /// Makes progress, as far as possible without waiting.
     fn listen(self, leg: &LegAddress) -> Outcome {
         let (since, last) = (self.since, self.last);
         match self.stage {
@@ -714,7 +713,7 @@ impl Caller {
 }
 
 impl Greeted {
-    /// Reads the preface, as far as it has come.
+    /// Reads the bytes of the preface that have come.
     fn listen(
         self,
         mut receiver: PrefaceReceiver,
@@ -764,7 +763,7 @@ impl Greeted {
     }
 }
 
-/// Writes an answer; whether it was written.
+/// Writes an answer. Returns whether it was written.
 fn answer(stream: &Stream, answer: &Answer) -> bool {
     let Ok(bytes) = answer.encode() else {
         return false;

@@ -1,7 +1,7 @@
-//! Legs: the two sides of a relay, and what is spoken there.
+//! Legs: the two sides of a relay, and their protocols.
 //!
-//! A QEMU leg speaks QEMU's own protocol. A trunk is the leg between two relays: each of its
-//! connections carries one of a QEMU's, in frames (docs/trunk.md).
+//! A QEMU leg has QEMU's own protocol. A trunk is the leg between two relays: each of its
+//! connections carries one of QEMU's connections in frames (docs/trunk.md).
 
 mod address;
 mod call;
@@ -29,14 +29,13 @@ pub use self::requests::{FileNumber, Look, Odd, Requests, RequestsError};
 use crate::trunk::{Abilities, Compression, DeltaTerms, Digest, Extension, StrandTerms};
 pub use crate::trunk::{Name, NameFault};
 
-/// The extension by which both ends agree that sums of pages are told beside the main channel.
+/// The extension for verification: sums of pages are sent beside the main channel.
 const VERIFY: u16 = 1;
 
-/// The extension by which a client's channels may have packets of the method `none` among those of
-/// the chosen method.
+/// The extension that allows packets of the method `none` among those of the chosen method.
 const PLAIN: u16 = 3;
 
-/// What this host understands of a trunk, and writes in `methods`.
+/// What this host supports on a trunk, if it writes `methods`.
 fn abilities(methods: Vec<Method>) -> Abilities {
     Abilities {
         methods,
@@ -46,7 +45,7 @@ fn abilities(methods: Vec<Method>) -> Abilities {
     }
 }
 
-/// Whether an extension that has no value is there.
+/// Whether an extension without a value is in the list.
 fn has(id: u16, extensions: &[Extension]) -> bool {
     extensions.iter().any(|extension| extension.id == id)
 }
@@ -56,7 +55,7 @@ fn extension(id: u16) -> Extension {
     Extension { id, bytes }
 }
 
-/// Methods that this host can read, by `settings`.
+/// The methods that this host can read with `settings`.
 fn readable(settings: &multifd_codec::Settings) -> Vec<Method> {
     let can_read = |method: &Method| -> bool {
         let decoder: Result<_, Unsupported> = multifd_codec::decoder(*method, settings);
@@ -72,7 +71,7 @@ fn readable(settings: &multifd_codec::Settings) -> Vec<Method> {
     all.into_iter().filter(can_read).collect()
 }
 
-/// A number that is drawn once for this process.
+/// A random number, drawn once for this process.
 ///
 /// # Errors
 /// As [`random`].
@@ -87,13 +86,13 @@ fn process() -> io::Result<[u8; 16]> {
     }
 }
 
-/// A number that nobody else draws.
+/// A random number of 128 bits, which no other process draws.
 ///
 /// # Errors
-/// When the system has no random numbers.
+/// If the system has no random numbers.
 fn random() -> io::Result<[u8; 16]> {
     let mut number = [0; 16];
-    // So few bytes come all at once (getrandom(2)).
+    // So few bytes are never returned in part (getrandom(2)).
     match getrandom(&mut number[..], GetRandomFlags::empty())? {
         16 => Ok(number),
         _ => Err(io::Error::other("the system has no random numbers")),

@@ -1,4 +1,4 @@
-//! Frames that come, and the bytes in them.
+//! Reads frames, and gives the bytes in them.
 
 use std::collections::VecDeque;
 use std::io;
@@ -14,55 +14,54 @@ use crate::trunk::{
     Packed, Parcel,
 };
 
-/// How long the rest of a frame may take to go on. Each is written at once, so a host or a network
-/// that is silent as long is gone; or the length of the frame was changed on the way, and its rest
-/// never comes.
+/// The longest pause inside a frame. A frame is written in one go, so a longer pause means that the
+/// host or the network has gone, or that the frame's length was changed on the way.
 pub(super) const FRAME_REST: Duration = match cfg!(test) {
     true => Duration::from_millis(100),
     false => Duration::from_secs(30),
 };
 
-/// The most that is set aside of frames that are only looked at: a channel's first packet is no
-/// longer. One more frame is in its reader.
+/// The most bytes of peeked frames that are kept. No first packet of a channel is longer. One more
+/// frame is in its reader.
 pub(super) const MOST_AHEAD: usize = 64 << 10;
 
-/// What the frames come over.
+/// The connection that brings the frames.
 pub(super) trait Over {
     /// The connection.
     fn under(&self) -> &Stream;
 
-    /// So many bytes have come.
+    /// Counts bytes that have come.
     fn count(&self, bytes: usize);
 
-    /// A note has come. Answers whether it may.
+    /// Takes a note. Returns whether notes are allowed.
     fn note(&self, note: &[u8]) -> bool;
 }
 
-/// One direction's frames, as far as they have come.
+/// The frames of one direction.
 ///
-/// Compressed frames that are there at once are decompressed at once, on several processors. What
-/// comes of them is given in order.
+/// Compressed frames that are there together are decompressed together, on several processors.
+/// Their bytes are given in order.
 pub(super) struct Reading {
     frames: FrameReader,
     parcels: Option<Parcels>,
-    /// The parcel that bytes are given of; else they are in `frames`.
+    /// The parcel that gives bytes. Without one, `frames` gives them.
     open: Option<Parcel>,
-    /// The last frame has bytes in `frames`, behind all parcels. Nothing is read before they are
-    /// given.
+    /// The last frame has bytes in `frames`, behind all parcels. No further frame is read before
+    /// these are given.
     is_held: bool,
-    /// Bytes of frames before the last one that were looked at, and that nobody has read.
+    /// Peeked bytes of frames before the last one that were not read.
     ahead: VecDeque<u8>,
-    /// Which bytes of the last frame nobody has read.
+    /// The bytes of the last frame that were not read.
     rest: Range<usize>,
-    /// How the direction ends, behind all of these.
+    /// The end of the direction, behind all these bytes.
     end: Option<End>,
 }
 
-/// Compressed frames in work.
+/// Compressed frames that are being decompressed.
 struct Parcels {
     line: Ahead<Parcel>,
     count: usize,
-    /// Parcels that were read, for their memory.
+    /// Finished parcels, whose memory is used again.
     spare: Vec<Parcel>,
 }
 
@@ -94,7 +93,7 @@ impl Reading {
         })
     }
 
-    /// Gives bytes. `Ok(0)` is the end that the peer has said.
+    /// Gives bytes. `Ok(0)` is the peer's clean end.
     pub(super) fn read(
         &mut self,
         over: &impl Over,
@@ -110,12 +109,12 @@ impl Reading {
         }
     }
 
-    /// Looks at the bytes that are given next.
+    /// Copies the next bytes without taking them.
     pub(super) fn peek(&mut self, over: &impl Over, buffer: &mut [u8]) -> io::Result<usize> {
         let wanted = buffer.len().min(MOST_AHEAD);
         while self.rest_len() < wanted {
             self.set_aside();
-            // All of the frame is left.
+            // No byte of the frame was read.
             match self.fill(over, &mut [], false) {
                 Ok(_) if self.rest.is_empty() => break,
                 Ok(_) => {}
@@ -130,7 +129,7 @@ impl Reading {
         }
     }
 
-    /// Whether a read would not wait although the socket may have nothing.
+    /// Whether a read would return at once even if the socket has nothing.
     pub(super) fn has_more(&self) -> bool {
         self.has_rest() || self.has_parcels() || self.is_held || self.end.is_some()
     }
@@ -149,21 +148,21 @@ impl Reading {
             .is_some_and(|parcels| parcels.count > 0)
     }
 
-    /// The bytes of the last frame.
+    /// The content of the last frame.
     fn content(&self) -> &[u8] {
         match &self.open {
-            // A parcel with a fault is never opened.
+            // A parcel with a fault never gives bytes.
             Some(parcel) => parcel.content().unwrap_or_default(),
             None => self.frames.content(),
         }
     }
 
-    /// Those of them that nobody has read.
+    /// The bytes of the last frame that were not read.
     fn left(&self) -> &[u8] {
         self.content().get(self.rest.clone()).unwrap_or_default()
     }
 
-    /// Gives what was brought before.
+    /// Gives bytes of earlier frames.
     fn take_rest(&mut self, buffer: &mut [u8], keeps: bool) -> usize {
         let (front, back) = self.ahead.as_slices();
         let mut taken = [0; 3];
@@ -184,7 +183,7 @@ impl Reading {
         ahead.saturating_add(rest)
     }
 
-    /// Keeps what is left of the last frame, so that the next one may come.
+    /// Keeps the rest of the last frame, so that the next one can be read.
     fn set_aside(&mut self) {
         let mut ahead = std::mem::take(&mut self.ahead);
         ahead.extend(self.left());
@@ -192,7 +191,7 @@ impl Reading {
         self.rest = 0..0;
     }
 
-    /// How the direction has ended, if nothing else is to be given before.
+    /// The end of the direction, if no bytes are left before it.
     fn ended(&self) -> Option<io::Result<usize>> {
         if self.has_parcels() || self.is_held {
             return None;
@@ -208,8 +207,7 @@ impl Reading {
         })
     }
 
-    /// Reads frames until one brings something. What it brings is put into `buffer`, as far as
-    /// there is room.
+    /// Reads frames until one brings bytes, and puts as many of these into `buffer` as fit.
     fn fill(&mut self, over: &impl Over, buffer: &mut [u8], wait: bool) -> io::Result<usize> {
         loop {
             if let Some(end) = self.ended() {
@@ -226,7 +224,7 @@ impl Reading {
             }
             let parcel = self.parcels.as_mut().and_then(Parcels::pop);
             if let Some(fault) = parcel.as_ref().and_then(|parcel| parcel.content().err()) {
-                // What is behind it belongs to nothing.
+                // Bytes behind the end have no meaning.
                 self.parcels = None;
                 self.is_held = false;
                 self.end = Some(End::Broken(fault));
@@ -252,7 +250,7 @@ impl Reading {
         has_room && !self.is_held && self.end.is_none()
     }
 
-    /// Reads a part of a frame, at least a byte of it.
+    /// Reads at least one byte of a frame.
     fn receive(&mut self, over: &impl Over, wait: bool) -> io::Result<()> {
         let is_late = wait && self.frames.is_inside_a_frame();
         if is_late && !over.under().is_readable_within(FRAME_REST)? {
@@ -300,7 +298,7 @@ impl Reading {
 }
 
 impl Parcels {
-    /// A compressed frame has come.
+    /// Takes a compressed frame.
     fn begin(&mut self, packed: &Packed<'_>) {
         let mut parcel = self.spare.pop().unwrap_or_default();
         parcel.fill(packed);
@@ -308,7 +306,7 @@ impl Parcels {
         self.count = self.count.saturating_add(1);
     }
 
-    /// The oldest one, decompressed.
+    /// The oldest compressed frame, decompressed.
     fn pop(&mut self) -> Option<Parcel> {
         let parcel = self.line.pop()?;
         self.count = self.count.saturating_sub(1);

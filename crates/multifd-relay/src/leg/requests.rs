@@ -1,8 +1,9 @@
 //! A folder in which files ask for listening sockets, one for each guest.
 //!
 //! A relay beside the source cannot know which guests there will be. So an address like
-//! `unix:/run/out/{name}.sock` is no socket but a rule: an empty file `/run/out/vm1.sock` asks for
-//! a socket in its place, whose migrations have the name `vm1`. Removing the socket ends that.
+//! `unix:/run/out/{name}.sock` is a rule and not a socket: an empty file `/run/out/vm1.sock` asks
+//! for a socket in its place. Migrations that come to it have the name `vm1`. Listening ends when
+//! the socket is removed.
 
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
@@ -18,26 +19,29 @@ use rustix::fs::{Access, access};
 use super::{LegAddress, Protocol};
 use crate::trunk::{Name, NameFault};
 
-/// What stands for the guest's name.
+/// The placeholder for the guest's name.
 const PLACEHOLDER: &[u8] = b"{name}";
 
-/// Files that are listed at one look at most. A folder with more is no folder of requests.
+/// The most files that one look lists. No folder of requests has more.
 const MOST_FILES: usize = 1 << 16;
 
 /// A folder in which files ask for listening sockets.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Requests {
     folder: PathBuf,
-    /// What a file's name has before and behind the guest's.
+    /// The parts of a file's name before and behind the guest's name.
     before: Vec<u8>,
     behind: Vec<u8>,
 }
 
 /// Why an address is no rule for requests, or its folder cannot be used.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum RequestsError {
-    /// Only a QEMU's unix sockets can be asked for.
+#[error(transparent)]
+pub struct RequestsError(#[from] Unusable);
+
+#[derive(Debug, thiserror::Error)]
+enum Unusable {
+    /// Only unix sockets with QEMU's own protocol can be asked for.
     #[error(
         "{address}: only a listening address unix:FOLDER/{{name}} has a name in it; a trunk brings \
          the names of its guests itself"
@@ -46,7 +50,7 @@ pub enum RequestsError {
         /// The address.
         address: String,
     },
-    /// The name is not in the file's name, or not once.
+    /// `{name}` does not stand once in the file's name.
     #[error("{address}: {{name}} must stand once, behind the last `/`")]
     Place {
         /// The address.
@@ -65,13 +69,13 @@ pub enum RequestsError {
     },
 }
 
-/// What is in the folder.
+/// The content of the folder.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Look {
-    /// A socket is asked for, for each of these guests.
+    /// The guests that a socket is asked for.
     pub asked: BTreeSet<Name>,
-    /// Files that look like requests and are none.
+    /// Files that look like requests but are none, with the reasons.
     pub odd: Vec<(OsString, Odd)>,
 }
 
@@ -79,20 +83,20 @@ pub struct Look {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Odd {
-    /// A request is empty.
+    /// It is not empty.
     #[error("is not empty; a request for a socket is an empty file")]
     NotEmpty,
-    /// It names no guest.
+    /// Its name has no valid name of a guest.
     #[error("is no request for a socket, for its name")]
     Name(#[source] NameFault),
 }
 
-/// Which file stands at a path.
+/// The identity of a file: its device and inode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FileNumber([u64; 2]);
 
 impl FileNumber {
-    /// Of the file at `path`; `None` without one.
+    /// The identity of the file at `path`, if there is one.
     #[must_use]
     pub fn of(path: &Path) -> Option<Self> {
         let file = fs::symlink_metadata(path).ok()?;
@@ -104,22 +108,22 @@ impl Requests {
     /// The rule in a listening address with `{name}`.
     ///
     /// # Errors
-    /// When `{name}` does not stand where it must.
+    /// If `{name}` does not stand where it must.
     pub fn of(leg: &LegAddress) -> Result<Self, RequestsError> {
         let address = leg.to_string();
         let (Protocol::Qemu, Address::Unix(path)) = (leg.protocol, &leg.address) else {
-            return Err(RequestsError::NoUnixSocket { address });
+            return Err(Unusable::NoUnixSocket { address }.into());
         };
         let parts = (path.parent(), path.file_name());
         let (Some(folder), Some(file)) = parts else {
-            return Err(RequestsError::Place { address });
+            return Err(Unusable::Place { address }.into());
         };
         let at = find(file.as_bytes());
         let (before, behind) = file.as_bytes().split_at(at.unwrap_or_default());
         let behind = behind.get(PLACEHOLDER.len()..).unwrap_or_default();
         let elsewhere = [before, behind, folder.as_os_str().as_bytes()];
         if at.is_none() || elsewhere.iter().any(|part| find(part).is_some()) {
-            return Err(RequestsError::Place { address });
+            return Err(Unusable::Place { address }.into());
         }
         let folder = match folder.as_os_str().is_empty() {
             true => Path::new("."),
@@ -138,31 +142,31 @@ impl Requests {
         &self.folder
     }
 
-    /// Where the socket of a guest stands.
+    /// The path of a guest's socket.
     #[must_use]
     pub fn path(&self, name: &Name) -> PathBuf {
         let file = [&self.before[..], name.as_str().as_bytes(), &self.behind].concat();
         self.folder.join(OsString::from_vec(file))
     }
 
-    /// Fails where no sockets can be made.
+    /// Checks that sockets can be made in the folder.
     ///
     /// # Errors
-    /// With what the system says.
+    /// The system's error.
     pub fn check(&self) -> Result<(), RequestsError> {
         let usable = fs::read_dir(&self.folder).and_then(|_| {
             access(&self.folder, Access::WRITE_OK | Access::EXEC_OK).map_err(io::Error::from)
         });
-        usable.map_err(|source| RequestsError::Folder {
+        Ok(usable.map_err(|source| Unusable::Folder {
             folder: self.folder.clone(),
             source,
-        })
+        })?)
     }
 
-    /// Looks at the folder, and passes over guests whose sockets are served here already.
+    /// Looks at the folder, and leaves out guests whose sockets are served already.
     ///
     /// # Errors
-    /// When it cannot be read.
+    /// If the folder cannot be read.
     pub fn look(&self, is_served: &dyn Fn(&Name) -> bool) -> io::Result<Look> {
         let mut look = Look::default();
         for entry in fs::read_dir(&self.folder)?.take(MOST_FILES) {
@@ -175,7 +179,7 @@ impl Requests {
                 continue;
             }
             let path = self.folder.join(&file);
-            // A file that has gone meanwhile asks for nothing.
+            // A file that has been removed meanwhile asks for nothing.
             let Ok(found) = fs::symlink_metadata(&path) else {
                 continue;
             };
@@ -195,11 +199,11 @@ impl Requests {
         Ok(look)
     }
 
-    /// What stands for the guest's name in a file's name, if it has the rule's form.
+    /// The guest's name in a file's name, if the file's name has the rule's form.
     fn name_in<'a>(&self, file: &'a OsStr) -> Option<&'a str> {
         let rest = file.as_bytes().strip_prefix(&self.before[..])?;
         let name = rest.strip_suffix(&self.behind[..])?;
-        // Hidden files are nobody's requests: ours are made under such a name.
+        // Hidden files are no requests: the relay makes its own temporary files under such names.
         let is_hidden = file.as_bytes().starts_with(b".") && self.before.is_empty();
         std::str::from_utf8(name).ok().filter(|_| !is_hidden)
     }
@@ -232,14 +236,11 @@ mod tests {
             "unix:/run/{name}{name}",
         ] {
             let error = rule(text).unwrap_err();
-            assert!(matches!(error, RequestsError::Place { .. }), "{text}");
+            assert!(matches!(error.0, Unusable::Place { .. }), "{text}");
         }
         for text in ["trunk+unix:/run/{name}", "tcp:{name}:1", "trunk:{name}:1"] {
             let error = rule(text).unwrap_err();
-            assert!(
-                matches!(error, RequestsError::NoUnixSocket { .. }),
-                "{text}"
-            );
+            assert!(matches!(error.0, Unusable::NoUnixSocket { .. }), "{text}");
         }
     }
 

@@ -1,9 +1,9 @@
 //! Strands: several connections that carry the bytes of one, in order.
 //!
-//! A direction's bytes are dealt out in pieces of [`PIECE_LEN`], to each strand in turn. So a
-//! byte's place says which strand brings it, and the reader needs no memory to put them in order:
-//! what comes early waits in its strand's socket. Each strand carries as much as the others, so the
-//! slowest one says how fast all are.
+//! The bytes of a direction go in pieces of [`PIECE_LEN`] to each strand in turn. So a byte's
+//! position tells its strand, and the reader needs no memory to restore the order: early bytes wait
+//! in their strand's socket. All strands carry the same amount, so the slowest strand sets the
+//! speed.
 
 use std::fmt;
 use std::io;
@@ -14,38 +14,39 @@ use std::time::{Duration, Instant};
 
 use multifd_transport::{Layer, Stream};
 
-/// What a strand carries at a time: long enough that the calls of the system for it cost little,
-/// and so short that a packet is dealt out to several strands.
+/// The bytes that a strand carries at a time. They are enough that system calls cost little, and so
+/// few that several strands share a packet.
 pub(super) const PIECE_LEN: u64 = 64 << 10;
 
-/// How long the strand that is due may bring nothing while another one has something. That belongs
-/// behind it, so its host or its network is gone.
+/// The longest silence of the strand that is due while another strand has bytes. Those bytes come
+/// later in the order, so after this time the due strand's host or network has gone.
 const STALL: Duration = match cfg!(test) {
     true => Duration::from_millis(100),
     false => Duration::from_secs(30),
 };
 
-/// How soon that is noticed.
+/// How often that silence is checked.
 const TICK: Duration = match cfg!(test) {
     true => Duration::from_millis(10),
     false => Duration::from_secs(1),
 };
 
-/// Connections that are one.
+/// Several connections that act as one.
 pub(super) struct Strands {
     first: Stream,
-    /// One or more.
+    /// The connections, at least one.
     more: Vec<Stream>,
-    /// The place of the next byte that is read.
+    /// The position of the next byte to read.
     read: Mutex<u64>,
-    /// The strand that brings it.
+    /// The index of the strand that brings it.
     due: AtomicUsize,
-    /// The place of the next byte that is written. `None`: a write has failed, so nobody knows.
+    /// The position of the next byte to write. `None`: a write has failed, so the position is
+    /// unknown.
     written: Mutex<Option<u64>>,
 }
 
 impl Strands {
-    /// `first` and `more` as one, in this order. The peer has the same order.
+    /// Joins `first` and `more`, in this order. The peer has the same order.
     pub(super) fn joined(first: Stream, more: Vec<Stream>) -> Stream {
         if more.is_empty() {
             return first;
@@ -67,7 +68,7 @@ impl Strands {
         self.more.len().saturating_add(1)
     }
 
-    /// Which strand has the byte at `place`, and how many bytes follow there.
+    /// The strand of the byte at `place`, and the number of bytes that follow on it.
     fn at(&self, place: u64) -> (usize, usize) {
         let turn = place / PIECE_LEN % self.count() as u64;
         (turn as usize, (PIECE_LEN - place % PIECE_LEN) as usize)
@@ -78,16 +79,16 @@ impl Strands {
         more.unwrap_or(&self.first)
     }
 
-    /// Waits until the strand that is due has something.
+    /// Waits until the strand that is due has bytes.
     fn wait(&self, due: usize) -> io::Result<()> {
         let strand = self.strand(due);
         let mut stalled_since = None;
         while !strand.is_readable_within(TICK)? {
-            // A source may be quiet for as long as it likes.
+            // A source may be silent without a limit.
             let waits = |strand: &Stream| strand.is_readable_within(Duration::ZERO);
             let mut others = self.all().enumerate();
             let is_ahead = others.any(|(index, strand)| {
-                // A strand that has failed has that to tell.
+                // A failure counts as bytes: the read reports it.
                 index != due && waits(strand).unwrap_or(true)
             });
             if !is_ahead {
@@ -134,7 +135,7 @@ impl Layer for Strands {
         Ok(count)
     }
 
-    /// No further than the strand that is due.
+    /// A read goes no further than the due strand's piece.
     fn peek(&self, buffer: &mut [u8]) -> io::Result<usize> {
         let (due, most) = self.at(*self.place());
         let most = most.min(buffer.len());

@@ -97,7 +97,7 @@ fn every_cut_is_noticed() {
     for len in (0..400).chain(bytes.len() - 400..bytes.len()) {
         let error = read(&bytes[..len]).unwrap_err();
         assert!(
-            matches!(error, RecordingError::Truncated { .. }),
+            matches!(error.0, RecordingFault::Truncated { .. }),
             "cut at {len}: {error}"
         );
     }
@@ -123,11 +123,11 @@ fn a_length_beyond_the_limit_is_refused_before_it_is_read() {
     bytes[16 + 13 + 4..][..4].copy_from_slice(&u32::MAX.to_be_bytes());
     assert!(matches!(
         read(&bytes),
-        Err(RecordingError::ChunkLength {
+        Err(RecordingError(RecordingFault::ChunkLength {
             offset: 29,
             found: u32::MAX,
             allowed: MAX_DATA_BYTES
-        })
+        }))
     ));
 }
 
@@ -163,7 +163,9 @@ fn nonsense_is_refused() {
         script(&mut writer).unwrap();
         let bytes = writer.finish().unwrap();
         match read(&bytes) {
-            Err(RecordingError::Nonsense { what, .. }) => assert_eq!(what, expected),
+            Err(RecordingError(RecordingFault::Nonsense { what, .. })) => {
+                assert_eq!(what, expected)
+            }
             other => panic!("{expected}: {other:?}"),
         }
     }
@@ -175,17 +177,17 @@ fn bytes_after_the_end_are_refused() {
     bytes.push(0);
     assert!(matches!(
         read(&bytes),
-        Err(RecordingError::Nonsense {
+        Err(RecordingError(RecordingFault::Nonsense {
             what: "it comes after the end of the recording",
             ..
-        })
+        }))
     ));
 }
 
 #[test]
 fn another_file_is_not_a_recording() {
     assert!(
-        matches!(read(&[b'Q'; 64]), Err(RecordingError::NotARecording { found }) if found == [b'Q'; 8])
+        matches!(read(&[b'Q'; 64]), Err(RecordingError(RecordingFault::NotARecording { found })) if found == [b'Q'; 8])
     );
 }
 
@@ -197,6 +199,6 @@ fn a_later_version_is_named() {
     bytes[12..16].copy_from_slice(&crc.to_be_bytes());
     assert!(matches!(
         read(&bytes),
-        Err(RecordingError::Version { found: 2 })
+        Err(RecordingError(RecordingFault::Version { found: 2 }))
     ));
 }

@@ -1,4 +1,4 @@
-//! The main channel from the destination to its source: the return path.
+//! The return path: the main channel from the destination to the source.
 
 use std::io::{self, Write};
 use std::net::Shutdown;
@@ -14,8 +14,8 @@ use crate::failure::{Cause, Failure, Leg};
 
 /// Passes the return path on.
 ///
-/// A QEMU at the other end may close with something unread, which looks like a broken connection. A
-/// relay there says its end (`is_relay`).
+/// A QEMU may close with unread bytes, which looks like a broken connection. Another relay
+/// (`is_relay`) announces its end.
 pub(super) fn run(
     link: &Link,
     outline: &Outline,
@@ -34,7 +34,8 @@ pub(super) fn run(
                 }
                 return Err(destination(outline.relay_gone()));
             }
-            // A destination that closes with something unread resets: no more will come either way.
+            // A destination that closes with unread bytes resets the connection. Nothing more comes
+            // either way.
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => 0,
             Err(error) => return Err(destination(Cause::of_connection(error))),
         };
@@ -43,7 +44,8 @@ pub(super) fn run(
         }
         gate.loads();
         let bytes = buffer.get(..count).unwrap_or_default();
-        // Before it is passed on: the source may answer the last byte at once, by closing.
+        // This must be known before the bytes are passed on: the source may close at once after the
+        // last byte.
         let had_gone = link.source.peer_has_closed();
         let (word, passed) = listen(&mut receiver, bytes, outline);
         if word == Some(Word::TooLate) {
@@ -64,8 +66,8 @@ pub(super) fn run(
             false => Cause::Unconfirmed,
         }));
     }
-    // Behind all memory an end may not be understood, and the source's own end tells. A destination
-    // that fails there shows when more is written to it.
+    // After all memory, an end may not be recognised. The source's own end then decides. If the
+    // destination has failed there, a later write shows it.
     let is_early = outline.look(|seen| {
         let may_be_over = seen.ram_ended || seen.complete || seen.ended;
         !may_be_over && !seen.confirmed && seen.remarks.is_empty()
@@ -79,19 +81,19 @@ pub(super) fn run(
     Ok(())
 }
 
-/// A destination's last word.
+/// The destination's word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Word {
-    /// It has the guest.
+    /// The destination has the guest.
     Arrived,
-    /// The same, and the migration had failed before.
+    /// The destination has the guest, but the migration had failed before.
     TooLate,
     Refused(u32),
 }
 
-/// Follows the return path as long as it is one. Returns the destination's last word, if this was
-/// it, and how many bytes are to be passed on: a source decides at the first word, so nothing
-/// behind that is.
+/// Follows the return path while it can be parsed. Returns the destination's word, if it was in
+/// these bytes, and the number of bytes to pass on. A source decides at the first word, so no bytes
+/// behind it are passed on.
 fn listen(
     receiver: &mut Option<ReturnPathReceiver>,
     bytes: &[u8],
@@ -121,7 +123,7 @@ fn listen(
             }
             Ok(Some(_)) => {}
             Ok(None) => break,
-            // COLO speaks of other things here. The source judges for itself.
+            // COLO has other messages here. The source judges them itself.
             Err(fault) => {
                 outline.remark(Remark::ReturnPathNotFollowed(fault));
                 *receiver = None;

@@ -1,4 +1,4 @@
-//! What a migration through a relay adds up to.
+//! The totals of a migration through a relay.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -17,17 +17,17 @@ pub(super) struct Counters {
     zero_pages: AtomicU64,
     bytes_in: AtomicU64,
     bytes_out: AtomicU64,
-    /// Of the main channel, as they came and as they went.
+    /// Bytes of the main channel, read and written.
     main: [AtomicU64; 2],
-    /// The main channel waits for its source.
+    /// Whether the main channel waits for its source.
     main_idle: AtomicBool,
     decoded: Mutex<Option<Work>>,
     encoded: Mutex<Option<Work>>,
 }
 
 impl Counters {
-    /// Bytes of the main channel, passed on as they are. Of a leg on which they are compressed,
-    /// `below` says how many they were in all, as they came and as they went.
+    /// Counts bytes of the main channel that were passed on. For a leg that compresses them,
+    /// `below` has the totals on the wire, read and written.
     pub(super) fn main(&self, passed: usize, below: [Option<u64>; 2]) {
         for (sum, below) in self.main.iter().zip(below) {
             match below {
@@ -45,7 +45,8 @@ impl Counters {
         self.main_idle.load(Ordering::Relaxed)
     }
 
-    /// What a channel's codecs did, at its end. One that did nothing has nothing to tell.
+    /// Adds the work of a channel's codecs, at the channel's end. A codec without work adds
+    /// nothing.
     pub(super) fn channel_ended(&self, inlet: &Inlet<'_>, outlet: &Outlet<'_>) {
         let encoder = outlet.encoder();
         add(
@@ -96,7 +97,7 @@ impl Counters {
     }
 }
 
-/// Adds one channel's work. If channels used different back ends, the weakest is the one reported.
+/// Adds one channel's work. If channels used different backends, the weakest is reported.
 fn add(sum: &Mutex<Option<Work>>, method: Method, backend: Backend, pages: PathCounts) {
     if pages.total() == 0 {
         return;
@@ -118,7 +119,7 @@ fn add(sum: &Mutex<Option<Work>>, method: Method, backend: Backend, pages: PathC
     }
 }
 
-/// What a channel adds to the counters.
+/// One channel's part of the counters.
 pub(super) struct Tally<'c> {
     counters: &'c Counters,
     bytes_in: u64,
@@ -148,7 +149,7 @@ impl<'c> Tally<'c> {
         self.bytes_in += more;
     }
 
-    /// `bytes_out` in all.
+    /// Sets the total of `bytes_out`.
     pub(super) fn wrote(&mut self, bytes_out: u64) {
         let more = bytes_out - self.bytes_out;
         self.counters.bytes_out.fetch_add(more, Ordering::Relaxed);

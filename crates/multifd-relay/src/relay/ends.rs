@@ -1,4 +1,4 @@
-//! Which of several failures tells what became of a migration.
+//! Chooses the failure to report, if a migration has several.
 
 use std::io;
 
@@ -6,13 +6,13 @@ use multifd_transport::failure::Cause as TransportCause;
 
 use crate::failure::{Cause, Channel, Failure};
 
-/// The failure to keep: the first one, unless another says that the guest may run twice, or why the
-/// connections were closed whose end is the first.
+/// Keeps the first failure, with two exceptions: another one says that the guest may run at both
+/// ends, or it explains why the connections were closed that failed first.
 pub(super) fn worse(first: Option<Failure>, then: Failure) -> Failure {
     let Some(first) = first else {
         return then;
     };
-    // What the other leg says then may come of this end.
+    // A failure of the other leg may be a consequence of this end.
     let is_of_leg = then.leg == first.leg;
     match then.cause {
         Cause::NotTold => then,
@@ -26,23 +26,24 @@ pub(super) fn worse(first: Option<Failure>, then: Failure) -> Failure {
     }
 }
 
-/// Whether it is what became of the destination's word.
+/// Whether the failure concerns the destination's word.
 pub(super) fn is_a_word(failure: &Failure) -> bool {
     matches!(failure.cause, Cause::NotTold | Cause::Refused { .. })
 }
 
-/// Whether it is the end of a connection, of which another one may tell why.
+/// Whether the failure is only the end of a connection. Another connection may have the reason.
 pub(super) fn is_an_end(cause: &Cause) -> bool {
     match cause {
         Cause::TakenBack | Cause::Incomplete | Cause::Transport(TransportCause::Io(_)) => true,
-        // A relay that has ended the migration knows it no more when its next channel calls.
+        // A relay that has ended a migration does not know it any more when the next channel calls.
         Cause::Dial { source, .. } => source.kind() == io::ErrorKind::ConnectionRefused,
         _ => false,
     }
 }
 
-/// Whether a failure leaves a destination that has everything time to say its word. A channel's
-/// does so where a word comes, and marks have shown that the channel's pages have gone out.
+/// Whether to wait for the word of a destination that has everything, after this failure. It is
+/// worth waiting after a channel's failure, if the destination sends a word at all and marks have
+/// shown that the channel's pages were passed on.
 pub(super) fn can_wait(failure: &Failure, has_word_and_marks: bool) -> bool {
     match (&failure.cause, failure.channel) {
         (Cause::Transport(TransportCause::Cancelled), _) => true,

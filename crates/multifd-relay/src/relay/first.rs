@@ -1,10 +1,10 @@
-//! A channel's first packet, looked at where it lies in the socket.
+//! Peeks at a channel's first packet in the socket.
 //!
 //! A destination counts a channel by its hello, and a QEMU that has counted all of them reads its
-//! main channel and waits for the SYNC of each. If one comes only in part, and no more of it, it
-//! waits for ever and its monitor with it (seen with 10.0: with 1343 of 1344 bytes as with none).
-//! So nothing of a channel is passed on, and nobody is dialled for it, before its first packet is
-//! whole here: over a link that loses packets, parts of it may be seconds apart.
+//! main channel and waits for the SYNC of each. If only a part of a SYNC comes, the QEMU and its
+//! monitor wait for ever (seen with 10.0: with 1343 of 1344 bytes as with none). So the relay
+//! passes on nothing of a channel, and dials nobody for it, before its first packet is complete
+//! here. Over a link that loses packets, its parts may be seconds apart.
 
 use std::io;
 use std::thread::sleep;
@@ -15,56 +15,56 @@ use multifd_wire::{ChannelReceiver, Event, Hello, Limits};
 
 use super::gate::Gate;
 
-/// How long the rest of a first SYNC is waited for, where its end does not show. It was written at
-/// once.
+/// How long to wait for the rest of a first SYNC, if its end is not visible. Its source wrote it in
+/// one go.
 pub(super) const SYNC_REST: Duration = Duration::from_millis(100);
 
-/// Entries of a table for pages of 4 KiB: where a first SYNC with as many ends, all that is usual
-/// has come.
+/// The entries of a table for pages of 4 KiB. A first SYNC of this length is complete on all usual
+/// machines.
 const USUAL_ENTRIES: usize = 128;
 
-/// No header is as long.
+/// More bytes than any header has.
 const MOST_BYTES: usize = 64 << 10;
 
-/// How soon to look again while nothing comes.
+/// How often to look while nothing comes.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// The same while a packet is there in part: it is readable, so that no poll would wait.
+/// How often to look at a partial packet. The socket is readable, so a poll would not wait.
 const PARTIAL_PAUSE: Duration = Duration::from_millis(5);
 
 /// How a channel starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Start {
-    /// The header of its first packet is whole, or is none.
+    /// The header of its first packet is complete, or malformed.
     Whole,
-    /// It has ended before a packet, or the migration has.
+    /// The channel has ended before a packet, or the migration has ended.
     Nothing,
-    /// It has ended inside the packet.
+    /// The channel has ended inside the packet.
     Cut { missing: usize },
 }
 
-/// What is there of a first packet.
+/// The state of a first packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Seen {
     Whole,
-    /// All of a SYNC, if its table ends here.
+    /// A complete SYNC, if its table ends here.
     MayEnd,
     Part {
         missing: usize,
     },
 }
 
-/// Whether the table of a first SYNC may end behind so many entries.
+/// Whether the table of a first SYNC may have so many entries.
 pub(super) fn may_end(entries: usize) -> bool {
     entries.is_power_of_two()
 }
 
-/// Whether it ends there as far as is usual.
+/// Whether a table usually has so many entries.
 pub(super) fn ends(entries: usize) -> bool {
     may_end(entries) && entries >= USUAL_ENTRIES
 }
 
-/// Waits until the first packet of a channel is there, and takes nothing of it.
+/// Waits until the first packet of a channel is complete. It stays in the socket.
 pub(super) fn wait(
     stream: &Stream,
     hello: &Hello,
@@ -81,7 +81,7 @@ pub(super) fn wait(
         if !stream.is_readable_within(PAUSE)? {
             continue;
         }
-        // In this order: what comes before an end is seen with it.
+        // The order matters: bytes before an end are seen together with it.
         let has_closed = stream.peer_has_closed();
         let count = match stream.peek(&mut bytes) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
@@ -122,8 +122,8 @@ fn look(mut bytes: &[u8], hello: &Hello, limits: Limits) -> Seen {
             }
             Ok(Some(Event::Padding { .. } | Event::Hello(_))) => {}
             Ok(None) => break,
-            // The next packet, or what is behind this one. What is wrong with it is found by who
-            // reads it.
+            // The next packet has begun behind this one, or this one is malformed. Its reader finds
+            // the fault.
             Ok(Some(Event::Packet(_) | Event::Payload(_))) | Err(_) => return Seen::Whole,
         }
     }

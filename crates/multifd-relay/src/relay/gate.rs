@@ -1,13 +1,13 @@
-//! What the connections of a migration wait for in a relay.
+//! The gate: connections of a migration wait here for each other.
 //!
-//! A source writes a mark on its main channel only after each of its channels has written a SYNC. A
+//! A source writes a mark on its main channel only after it has written a SYNC on each channel. A
 //! destination that reads the mark waits for these SYNCs, and a QEMU waits for ever if one does not
-//! come. So a mark is held back until every channel has passed its SYNC on: whatever breaks then,
-//! the destination sees an end and not a silence.
+//! come. So the gate holds a mark until every channel has passed its SYNC on. If a connection
+//! breaks before that, the destination sees an end and not a silence.
 //!
-//! And until the destination has begun to load, nothing behind the set-up is passed on, or read: a
-//! source that could give everything to relays would stop its guest for a destination that still
-//! waits for channels.
+//! Until the destination has begun to load, the relay neither reads nor passes on anything behind
+//! the set-up. Otherwise a source could give everything to relays, and stop its guest for a
+//! destination that still waits for channels.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -16,15 +16,15 @@ use std::time::Duration;
 
 use multifd_transport::Moment;
 
-/// How long channels are waited for, once the set-up has said that there are some. They were opened
-/// before; over a link that loses packets, the first bytes of one may come that much later.
+/// How long to wait for channels after a set-up that announces them. The source opened them before;
+/// over a link that loses packets, their first bytes may come this much later.
 pub(super) const CHANNELS_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// How long a mark is held for a SYNC while its channel has nothing to read. It was sent before the
-/// mark.
+/// How long to hold a mark for a SYNC while its channel has nothing to read. The source sent the
+/// SYNC before the mark.
 const SYNC_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How soon those who wait look around.
+/// How often a waiting thread checks its condition.
 const TICK: Duration = Duration::from_millis(100);
 
 #[derive(Debug, Default)]
@@ -37,23 +37,23 @@ pub(super) struct Gate {
 struct State {
     channels: BTreeMap<u8, Progress>,
     moved: Option<Moment>,
-    /// What is behind the set-up may pass.
+    /// Bytes behind the set-up may pass.
     begun: bool,
-    /// The destination loads, for certain: it has all channels then.
+    /// The destination certainly loads, so it has all channels.
     loads: bool,
-    /// Channels may be another migration's: no mark passes.
+    /// Channels may belong to another migration, so no mark passes.
     in_doubt: bool,
-    /// Marks are not held any more.
+    /// Marks are no longer held.
     open: bool,
     stopped: bool,
 }
 
 #[derive(Debug, Default)]
 struct Progress {
-    /// SYNCs that were passed on.
+    /// The number of SYNCs that were passed on.
     syncs: u64,
     end: Option<End>,
-    /// It waits for its source, since then.
+    /// Since when the channel has waited for its source.
     idle: Option<Moment>,
 }
 
@@ -69,12 +69,11 @@ pub(super) enum End {
 /// Why a mark cannot be passed on.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Held {
-    /// The migration ends.
+    /// The migration is ending.
     Stopped,
-    /// Channels that the set-up speaks of do not come; the id of the first that is missing between
-    /// others.
+    /// Announced channels do not come. The id is the first missing one below those that have come.
     Missing(Option<u8>),
-    /// A channel ended, or is idle, in front of the SYNC that the mark is about.
+    /// A channel has ended, or is idle, before the SYNC of this mark.
     NoSync {
         channel: u8,
         found: u64,
@@ -83,7 +82,7 @@ pub(super) enum Held {
 }
 
 impl Gate {
-    /// A channel is here.
+    /// Adds a channel.
     pub(super) fn channel_came(&self, id: u8) {
         self.change(|state| {
             state.channels.entry(id).or_default();
@@ -91,17 +90,17 @@ impl Gate {
         });
     }
 
-    /// When a channel came, or passed a SYNC on, for the last time.
+    /// The last time at which a channel came or passed on a SYNC.
     pub(super) fn moved(&self) -> Option<Moment> {
         self.lock().moved
     }
 
-    /// How many channels have come.
+    /// The number of channels that have come.
     pub(super) fn channels(&self) -> usize {
         self.lock().channels.len()
     }
 
-    /// A channel has passed a SYNC on.
+    /// Counts a SYNC that a channel has passed on.
     pub(super) fn synced(&self, id: u8) {
         self.change(|state| {
             let channel = state.channels.entry(id).or_default();
@@ -110,7 +109,7 @@ impl Gate {
         });
     }
 
-    /// A channel waits for its source, or has something in hand.
+    /// Notes whether a channel waits for its source or has bytes in hand.
     pub(super) fn idle(&self, id: u8, idle: bool) {
         let mut state = self.lock();
         if let Some(channel) = state.channels.get_mut(&id) {
@@ -127,19 +126,19 @@ impl Gate {
             .all(|channel| channel.idle.is_some() || channel.end.is_some())
     }
 
-    /// A channel is over.
+    /// Notes the end of a channel.
     pub(super) fn ended(&self, id: u8, end: End) {
         self.change(|state| {
             state.channels.entry(id).or_default().end = Some(end);
         });
     }
 
-    /// What is behind the set-up may pass: the destination loads, or does not show whether it does.
+    /// Lets bytes behind the set-up pass: the destination loads, or cannot show whether it does.
     pub(super) fn begin(&self) {
         self.change(|state| state.begun = true);
     }
 
-    /// The destination has shown that it loads.
+    /// Notes that the destination loads.
     pub(super) fn loads(&self) {
         self.change(|state| {
             state.begun = true;
@@ -156,22 +155,22 @@ impl Gate {
         self.lock().begun
     }
 
-    /// Whether channels may be another migration's.
+    /// Notes whether channels may belong to another migration.
     pub(super) fn doubt(&self, doubt: bool) {
         self.change(|state| state.in_doubt = doubt);
     }
 
-    /// Marks are passed on at once from now on: in postcopy channels have no SYNCs.
+    /// Passes on all marks at once from now on: in postcopy, channels have no SYNCs.
     pub(super) fn open(&self) {
         self.change(|state| state.open = true);
     }
 
-    /// Whether marks are not held any more.
+    /// Whether marks are no longer held.
     pub(super) fn is_open(&self) -> bool {
         self.lock().open
     }
 
-    /// Channels that have passed on so many SYNCs.
+    /// The channels that have passed on so many SYNCs.
     pub(super) fn synced_channels(&self, syncs: u64) -> BTreeSet<u8> {
         let state = self.lock();
         let channels = state.channels.iter();
@@ -179,8 +178,8 @@ impl Gate {
         synced.map(|(&id, _)| id).collect()
     }
 
-    /// Waits until a channel has passed on so many SYNCs. `false` when the migration ends, or it
-    /// takes too long.
+    /// Waits until a channel has passed on so many SYNCs. Returns `false` if the migration ends, or
+    /// if it takes too long.
     pub(super) fn wait_synced(&self, id: u8, syncs: u64) -> bool {
         let since = Moment::now();
         let mut state = self.lock();
@@ -196,7 +195,7 @@ impl Gate {
         }
     }
 
-    /// Wakes everybody; the migration ends.
+    /// Wakes all waiting threads, because the migration ends.
     pub(super) fn stop(&self) {
         self.change(|state| state.stopped = true);
     }
@@ -205,11 +204,11 @@ impl Gate {
         self.lock().stopped
     }
 
-    /// Waits until what is behind the set-up may pass; `look` is called now and then, to see
-    /// whether it may by now. `false` when the migration ends.
+    /// Waits until bytes behind the set-up may pass, and calls `look` now and then, which may open
+    /// the gate. Returns `false` if the migration ends.
     ///
     /// # Errors
-    /// Those of `look`.
+    /// The errors of `look`.
     pub(super) fn wait_begun<E>(&self, look: impl Fn(&Self) -> Result<(), E>) -> Result<bool, E> {
         let mut state = self.lock();
         let mut pause = Duration::from_millis(1);
@@ -227,9 +226,9 @@ impl Gate {
         }
     }
 
-    /// Waits until every channel has passed on as many SYNCs as the main channel has marks with
-    /// this one. The first mark waits for all channels up to the highest that has come, and each
-    /// for at least one where `has_channels`.
+    /// Waits until every channel has passed on as many SYNCs as the main channel has marks, this
+    /// one included. The first mark waits for all channels up to the highest id that has come. If
+    /// `has_channels`, each mark waits for at least one channel.
     pub(super) fn hold(&self, mark: u64, has_channels: bool) -> Result<(), Held> {
         let since = Moment::now();
         let mut state = self.lock();
@@ -276,7 +275,7 @@ impl Gate {
 }
 
 impl State {
-    /// The first channel that has to come still. `Some(None)`: not one has come.
+    /// The first channel that is still missing. `Some(None)`: no channel has come.
     fn missing(&self, has_channels: bool) -> Option<Option<u8>> {
         if self.channels.is_empty() {
             return has_channels.then_some(None);
@@ -289,8 +288,8 @@ impl State {
         gap.map(|(_, wanted)| Some(wanted))
     }
 
-    /// Whether a channel is behind `mark`, which is held since then, and why it will not come to it
-    /// if that is so. How long it had nothing to do before says nothing.
+    /// Whether a channel has not reached `mark`, which has been held since then; and the reason if
+    /// it will never reach it. Only idle time since then counts.
     fn behind(&self, mark: u64, since: Moment) -> Option<Result<(), Held>> {
         let mut behind = self
             .channels

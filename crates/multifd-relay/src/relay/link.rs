@@ -1,10 +1,10 @@
 //! The two connections of one channel, and how they end.
 //!
-//! What has failed ends step by step. A source before QEMU 11.1 whose channels break in its last
-//! round may stand still for good, its monitor too; if only its main channel breaks, it closes the
-//! channels by itself. And a destination whose channels end in front of its main channel may wait
-//! for them. So the main channel is closed first, and the channels are read to nowhere until the
-//! source closes them.
+//! A failed migration is closed step by step. If channels of a source before QEMU 11.1 break in its
+//! last round, the source and its monitor may hang for ever. If only its main channel breaks, it
+//! closes the channels itself. And a destination whose channels end before its main channel may
+//! wait for them. So the relay closes the main channel first. It reads and discards the channels
+//! until the source closes them.
 
 use std::net::Shutdown;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,8 +14,8 @@ use multifd_transport::Stream;
 
 use crate::failure::Channel;
 
-/// How long after its main channel a destination's channels are closed. Of 538 QEMU destinations
-/// whose main channel broke 50 ms before the others did, none stood still.
+/// The delay between closing a destination's main channel and its other channels. With 50 ms, none
+/// of 538 QEMU destinations hung.
 const CHANNELS_AFTER: Duration = Duration::from_millis(60);
 
 /// How long a source may take to close its channels, once its main channel is closed.
@@ -30,39 +30,40 @@ pub(super) struct Link {
 }
 
 impl Link {
-    /// Ends every read and write on both connections, here and at the peers. What was written still
-    /// arrives: a SYNC that is on its way is waited for.
+    /// Ends every read and write on both connections, here and at the peers. Written bytes still
+    /// arrive: a peer waits for a SYNC that is on its way.
     pub(super) fn close(&self) {
-        // A connection that cannot be shut down is closed already.
+        // The error means that the connection is closed already.
         let _ = self.destination.shutdown(Shutdown::Both);
         let _ = self.source.shutdown(Shutdown::Both);
     }
 
-    /// The same, but what is on its way to the destination is taken back as far as the system can,
-    /// and the destination sees a broken connection and no end. Peers that are relays hear why.
+    /// The same, but with a reset towards the destination: the system discards unsent bytes, and
+    /// the destination sees a broken connection and no clean end. Peers that are relays get the
+    /// reason.
     pub(super) fn reset(&self, words: &str) {
         self.destination.reset(Some(words));
         self.source.explain(words);
         self.close();
     }
 
-    /// Whether everything that was written to the destination has left this host, or was read by a
-    /// process of it.
+    /// Whether all bytes written to the destination have left this host, or were read by a process
+    /// on it.
     pub(super) fn is_delivered(&self) -> bool {
         self.destination.unsent_bytes() == 0
     }
 }
 
-/// The links of a migration, to be closed together. The first is that of the main channel.
+/// The links of a migration, which are closed together. The first is the main channel's.
 #[derive(Debug, Default)]
 pub(super) struct Links(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
     links: Vec<Arc<Link>>,
-    /// The sources of all channels, whether or not they have a destination by now.
+    /// The source connections of all channels, with or without a link.
     sources: Vec<Arc<Stream>>,
-    /// When closing began.
+    /// The time at which closing began.
     closed: Option<Instant>,
 }
 
@@ -85,13 +86,14 @@ impl Links {
         state.links.push(link.clone());
     }
 
-    /// A channel has come, which may be read to nowhere before it has a link.
+    /// Adds a channel. It may be read and discarded before it has a link.
     pub(super) fn add_source(&self, source: &Arc<Stream>) {
         self.lock().sources.push(Arc::clone(source));
     }
 
-    /// Begins to close all: the main channel now, and with a reset, so that the destination cannot
-    /// take for whole what is not. [`go_on_closing`](Self::go_on_closing) does the rest.
+    /// Begins to close all links. The main channel is reset now, so that the destination cannot
+    /// take an incomplete stream for a complete one. [`go_on_closing`](Self::go_on_closing) does
+    /// the rest.
     pub(super) fn close(&self, words: &str) {
         let mut state = self.lock();
         if state.closed.is_none() {
@@ -100,7 +102,7 @@ impl Links {
         }
     }
 
-    /// Goes on with what [`close`](Self::close) has begun, as far as it is time for it.
+    /// Takes the steps after [`close`](Self::close) whose time has come.
     pub(super) fn go_on_closing(&self) {
         let state = self.lock();
         let Some(since) = state.closed.map(|since| since.elapsed()) else {
@@ -116,14 +118,14 @@ impl Links {
         }
     }
 
-    /// Closes all after a migration that is over.
+    /// Closes all links after the end of a migration.
     pub(super) fn end(&self) {
         let mut state = self.lock();
         state.closed.get_or_insert_with(Instant::now);
         state.close_all();
     }
 
-    /// A channel whose destination has closed it.
+    /// A channel that its destination has closed.
     pub(super) fn hung_up(&self) -> Option<Channel> {
         let state = self.lock();
         let mut channels = state.links.iter().skip(1);

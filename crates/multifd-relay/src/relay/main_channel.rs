@@ -14,7 +14,7 @@ use super::counters::Counters;
 use super::gate::{End, Gate, Held};
 use super::link::Link;
 use super::outline::{Outline, Seen};
-use super::verify::{self, Sums, Told, VerifyFault};
+use super::verify::{self, Mismatch, Sums, Told, VerifyFault};
 use super::{CHANNELS_TIMEOUT, Remark};
 use crate::failure::{Cause, Channel, Failure, Leg, SetupFault};
 use crate::marks::Marks;
@@ -301,7 +301,7 @@ impl Forward<'_> {
         if source.has_notes() {
             let note = source.told().and_then(|note| verify::parse(mark, &note));
             let all = note.ok_or_else(|| {
-                let fault = VerifyFault::NotTold { round: mark };
+                let fault = VerifyFault::from(Mismatch::NotTold { round: mark });
                 failed(Leg::Source, fault.into())
             })?;
             for told in &all {
@@ -331,11 +331,11 @@ impl Forward<'_> {
         if found == told.sum {
             return Ok(());
         }
-        let fault = VerifyFault::Differs {
+        let fault = VerifyFault::from(Mismatch::Differs {
             round,
             found: found.pages,
             told: told.sum.pages,
-        };
+        });
         Err(Failure {
             channel: Channel::Multifd(told.channel),
             leg: Leg::Source,

@@ -7,11 +7,10 @@
 //! that comes as the difference to one of the other's. The main channel waits, at the end of each
 //! round, until all channels have passed the round's end on.
 //!
-//! What arrives is recognised packet by packet. A payload that already has the outgoing method is
-//! passed on as it is, unless [`RelayConfig::recode`] asks for more.
+//! The relay recognises the method of each packet that arrives. A payload that already has the
+//! outgoing method is passed on as it is, unless [`RelayConfig::recode`] asks for more.
 //!
-//! A relay in a program of one's own, for one migration. [`Relay::accept`] and [`pass_on`] serve
-//! any number at once.
+//! This example serves one migration. [`Relay::accept`] and [`pass_on`] serve any number at once.
 //!
 //! ```
 //! use multifd_relay::leg::LegAddress;
@@ -57,6 +56,7 @@ mod link;
 mod main_channel;
 mod outline;
 mod pump;
+mod reach;
 mod session;
 mod silence;
 mod taken;
@@ -73,6 +73,7 @@ use multifd_codec::{auto, delta};
 use multifd_wire::{Fault, Limits, Method};
 
 use self::gate::CHANNELS_TIMEOUT;
+pub use self::reach::look_for_relay;
 pub(crate) use self::silence::SILENCE_TIMEOUT;
 pub use self::verify::{Verified, VerifyFault};
 pub use self::watch::MigrationNote;
@@ -85,50 +86,49 @@ use multifd_transport::{Address, Circle, Listener, circle};
 use crate::leg::{Encryption, Greeter, LegAddress};
 use crate::trunk::Name;
 
-/// What a relay does.
+/// The configuration of a relay.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct RelayConfig {
-    /// Where it dials for every migration, and what is spoken there.
+    /// The destination that it dials for every migration, with its protocol.
     pub connect: LegAddress,
-    /// The name of its migrations, for a relay that several destinations are behind. One that came
+    /// The name of its migrations, for a far relay with several destinations. A migration that came
     /// with a name keeps it.
     pub name: Option<Name>,
-    /// TLS on both legs, where they have it.
+    /// TLS, for the legs that use it.
     pub encryption: Encryption,
-    /// The method which it writes towards `connect`.
+    /// The method that it writes towards `connect`.
     pub compression: Method,
-    /// Payloads that arrive in that method are compressed anew. Otherwise they are passed on as
-    /// they are.
+    /// Whether payloads that arrive in that method are compressed again. Otherwise they are passed
+    /// on unchanged.
     pub recode: bool,
-    /// How that method is driven, and who computes on both legs.
+    /// The settings of the codecs on both legs.
     pub settings: Settings,
-    /// The effort is found out during each migration, packet by packet, where the method and the
-    /// settings leave a [choice](multifd_codec::auto::Auto::new). Otherwise it is that of
-    /// `settings`.
+    /// Whether each migration chooses its effort, packet by packet, if the method and the settings
+    /// leave a [choice](multifd_codec::auto::Auto::new). Otherwise `settings` give the effort.
     pub auto: bool,
-    /// The processors that encoding may take in one migration, if its effort is found out.
+    /// The most processors that encoding may use in one migration that chooses its effort.
     pub processors: Option<f64>,
-    /// The bytes of pages that a migration may keep on each side of a trunk, to send differences to
+    /// A migration may keep so many bytes of pages at each end of a trunk, to send differences to
     /// them; 0 for none. All migrations together keep no more than
     /// [`multifd_codec::delta::memory::limit`].
     pub delta_memory: u64,
-    /// What it accepts from a source.
+    /// The limits for a source's numbers.
     pub limits: Limits,
-    /// How long one connection to the destination may take.
+    /// The time limit for one connection to the destination.
     pub dial_timeout: Duration,
-    /// The relays of a trunk compare the pages of each round, before it is whole at the
-    /// destination. A trunk's server takes no other migrations then.
+    /// Whether the relays of a trunk compare the pages of each round before it is complete at the
+    /// destination. A far relay with this setting takes no other migrations.
     pub verify: bool,
-    /// How many connections of a trunk carry each multifd channel, or main where there are no
-    /// channels: 1 to 16. A server that does not know of this takes one.
+    /// The number of trunk connections that carry each multifd channel, or main if there are no
+    /// channels: 1 to 16. A far relay without this feature takes one.
     pub trunk_channels: u8,
 }
 
-/// A relay, listening.
+/// A relay that listens.
 #[derive(Debug)]
 pub struct Relay {
-    /// Goes before the acceptor, whose door it stands at.
+    /// It must be dropped before the acceptor, whose door it uses.
     greeter: Greeter,
     acceptor: Acceptor,
     leg: LegAddress,
@@ -139,46 +139,45 @@ pub struct Relay {
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct MigrationReport {
-    /// Who the source is, as far as the system names it.
+    /// The source, as far as the system names it.
     pub peer: String,
     /// Multifd channels; 0 for a migration without multifd.
     pub channels: usize,
-    /// What went through.
+    /// The totals.
     pub totals: Traffic,
-    /// `true`: the destination has said that it has the guest. `None`: it could not say so, as the
-    /// source has no return path.
+    /// `true`: the destination has said that it has the guest. `None`: it could not say so, because
+    /// the source has no return path.
     pub confirmed: Option<bool>,
-    /// What was out of the ordinary.
+    /// Unusual events.
     pub remarks: Vec<Remark>,
-    /// How payloads from the source were decoded, if any were.
+    /// The work of decoding payloads from the source, if any were decoded.
     pub decoded: Option<Work>,
-    /// How payloads for the destination were encoded, if any were. One that has the outgoing method
-    /// already is passed on, unless [`RelayConfig::recode`] is set.
+    /// The work of encoding payloads for the destination, if any were encoded. A payload that has
+    /// the outgoing method already is passed on, unless [`RelayConfig::recode`] is set.
     pub encoded: Option<Work>,
-    /// Which efforts were chosen, if they were found out.
+    /// The efforts that the migration chose, if it had the choice.
     pub auto: Option<auto::Summary>,
-    /// What both relays of a trunk had the same, where they compare it.
+    /// The result of verification, if the relays of a trunk verified pages.
     pub verified: Option<Verified>,
-    /// Which pages went to another relay as differences, if any could.
+    /// The pages that went to another relay as differences, if differences were agreed on.
     pub differences: Option<delta::Counts>,
     /// From the first connection to the last close.
     pub duration: Duration,
 }
 
-/// What the codecs of one direction did, over all channels.
+/// The work of the codecs of one direction, over all channels.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Work {
     /// The method read or written.
     pub method: Method,
-    /// What computed, at the end of the migration; and why nothing better did, where something
-    /// better was asked for.
+    /// The backend at the end of the migration, with the reason if a better one was asked for.
     pub backend: Backend,
-    /// Which way the pages went.
+    /// The pages by backend.
     pub pages: PathCounts,
 }
 
-/// What has gone through a relay, over all channels.
+/// The totals of a relay, over all channels.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Traffic {
@@ -192,29 +191,29 @@ pub struct Traffic {
     pub bytes_out: u64,
 }
 
-/// What was out of the ordinary in a migration that was passed on.
+/// An unusual event in a migration that was passed on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Remark {
-    /// The main channel could not be followed beyond some point.
+    /// The main channel could not be followed to its end.
     NotFollowed(Fault),
-    /// The main channel ended behind all memory, and not where it was understood to end.
+    /// The main channel ended after all memory, but not at a recognised end.
     EndNotSeen,
     /// The return path could not be followed.
     ReturnPathNotFollowed(Fault),
-    /// The destination spoke behind its last word.
+    /// The destination sent bytes after its word.
     BehindWord,
-    /// It switched to postcopy.
+    /// The migration switched to postcopy.
     Postcopy,
     /// Postcopy's own connection was passed on.
     Preempt,
     /// COLO began.
     Colo,
-    /// The other relay carries channels by fewer connections than it was asked to.
+    /// The other relay carries channels by fewer connections than wanted.
     FewerTrunkChannels {
-        /// The fewest for a channel.
+        /// The smallest number for a channel.
         taken: u8,
-        /// How many it was asked for.
+        /// The wanted number.
         wanted: u8,
     },
 }
@@ -246,20 +245,20 @@ impl fmt::Display for Remark {
     }
 }
 
-/// What happens while a migration is passed on.
+/// An event while a migration is passed on.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum Update {
-    /// How far it is: about twice a second.
+    /// The progress, about twice a second.
     Progress(Traffic),
-    /// Something that an operator may want to mend.
+    /// Something that an operator may want to fix.
     Note(MigrationNote),
-    /// Packets are encoded with another effort from now on.
+    /// The effort has changed.
     Effort(auto::Change),
 }
 
 impl RelayConfig {
-    /// Everything as usual.
+    /// The usual configuration.
     pub fn new(connect: impl Into<LegAddress>, compression: Method) -> Self {
         Self {
             connect: connect.into(),
@@ -278,19 +277,19 @@ impl RelayConfig {
         }
     }
 
-    /// What will compute what is written, as far as it can be known before the first migration.
+    /// The backend of the encoders, as far as it can be known before the first migration.
     ///
     /// # Errors
-    /// When nothing here can write the method, or not with the accelerator asked for.
+    /// If this build cannot write the method, or not with the wanted accelerator.
     pub fn backend(&self) -> Result<Backend, Unsupported> {
         Ok(multifd_codec::encoder(self.compression, &self.settings)?.backend())
     }
 
-    /// What will read pages that arrive each by itself, in methods `qpl` and `canned`: an
-    /// accelerator reads no others.
+    /// The backend of the decoders for the methods `qpl` and `canned`. An accelerator decodes only
+    /// pages that are compressed independently.
     ///
     /// # Errors
-    /// When the accelerator asked for cannot.
+    /// If the wanted accelerator is not available.
     pub fn reader(&self) -> Result<Backend, Unsupported> {
         Ok(multifd_codec::decoder(Method::Qpl, &self.settings)?.backend())
     }
@@ -300,16 +299,16 @@ impl Relay {
     /// Listens on `listen`.
     ///
     /// # Errors
-    /// When the address cannot be listened on.
+    /// If it cannot listen on the address.
     pub fn bind(listen: impl Into<LegAddress>, config: RelayConfig) -> io::Result<Relay> {
         let listen = listen.into();
         Self::on(Listener::bind(&listen.address)?, &listen, config)
     }
 
-    /// Serves what comes to `listener`, which listens at the address of `leg`.
+    /// Serves connections to `listener`, which listens on the address of `leg`.
     ///
     /// # Errors
-    /// When there is no thread to be had.
+    /// If the system gives no thread.
     pub fn on(listener: Listener, leg: &LegAddress, config: RelayConfig) -> io::Result<Relay> {
         if !config.connect.needs_name() {
             listener.leads_to(&config.connect.address);
@@ -328,22 +327,22 @@ impl Relay {
         })
     }
 
-    /// Where it listens: the port is real even if 0 was asked for.
+    /// The address it listens on. The port is the real one even if 0 was asked for.
     pub fn address(&self) -> &Address {
         self.acceptor.address()
     }
 
-    /// What it does.
+    /// The configuration.
     pub fn config(&self) -> &RelayConfig {
         &self.config
     }
 
-    /// Fails where migrations would come back here, under whatever name and through whichever other
-    /// relays of this process. What only a call can show, a migration fails of, before anything of
-    /// it is passed on.
+    /// Checks that migrations do not come back here, by another name or through other relays of
+    /// this process. If only a call can show it, the migration fails before any of its bytes are
+    /// passed on.
     ///
     /// # Errors
-    /// The way that migrations would take.
+    /// The circle that migrations would take.
     pub fn check_way(&self) -> Result<(), Circle> {
         match self.config.connect.needs_name() {
             true => Ok(()),
@@ -351,18 +350,18 @@ impl Relay {
         }
     }
 
-    /// From now on no migration begins here; those under way go on.
+    /// Begins no more migrations; those under way go on.
     pub fn refuse_new(&self) {
         self.acceptor.refuse_new();
         self.greeter.refuse_new();
     }
 
-    /// Where it listens, and what is spoken there.
+    /// The address it listens on, with its protocol.
     pub fn leg(&self) -> &LegAddress {
         &self.leg
     }
 
-    /// Its acceptor, to be told of connections that are passed over.
+    /// Its acceptor, which reports connections that are passed over.
     pub fn acceptor(&self) -> &Acceptor {
         &self.acceptor
     }
@@ -370,7 +369,7 @@ impl Relay {
     /// Waits for the next migration. [`pass_on`] passes it on: any number may be passed on at once.
     ///
     /// # Errors
-    /// When `cancel` ends the wait, or nothing can be accepted any more.
+    /// If `cancel` ends the wait, or nothing can be accepted any more.
     pub fn accept(&mut self, cancel: &Cancel) -> Result<Incoming, Failure> {
         self.acceptor
             .accept(cancel)
@@ -404,7 +403,7 @@ pub fn pass_on(
     observe: &mut dyn FnMut(Update),
 ) -> Result<MigrationReport, Failure> {
     let source = Arc::clone(&incoming.main);
-    // A source that is a relay hears why, if it has not been told already.
+    // A source that is a relay gets the reason, unless it has got one before.
     session::run(incoming, config, cancel, observe)
         .inspect_err(|failure| source.explain(&failure.explain()))
 }

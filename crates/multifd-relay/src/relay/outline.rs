@@ -1,5 +1,5 @@
-//! What both directions of the main channel have shown: how far the guest is, and what a failure
-//! means then.
+//! The state of a migration, as both directions of its main channel show it; and the meaning of a
+//! failure in this state.
 
 use std::io;
 use std::sync::{Mutex, PoisonError};
@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use super::Remark;
 use crate::failure::Cause;
 
-/// What both directions have shown so far.
+/// The state that both directions have shown so far.
 #[derive(Debug, Default)]
 pub(super) struct Outline(Mutex<Seen>);
 
@@ -15,7 +15,7 @@ pub(super) struct Outline(Mutex<Seen>);
 pub(super) struct Seen {
     /// The source waits for the destination's word.
     pub(super) return_path: bool,
-    /// The destination answers this as soon as it loads.
+    /// The ping that the destination answers as soon as it loads.
     pub(super) pinged: bool,
     /// The set-up has a multifd flush mark.
     pub(super) has_flush: bool,
@@ -25,23 +25,23 @@ pub(super) struct Seen {
     pub(super) goes_on: bool,
     /// All memory has been read.
     pub(super) ram_ended: bool,
-    /// Everything that makes the guest has been read; at most its description is to come.
+    /// Everything that makes the guest has been read. At most the device description is to come.
     pub(super) complete: bool,
     /// What has been read may end with everything that makes the guest: it is a device's state,
     /// behind all memory.
     pub(super) hides_end: bool,
     /// Postcopy has begun: the guest is at both ends.
     pub(super) postcopy: bool,
-    /// The destination has said that it has the guest, before the migration had failed.
+    /// The destination has said that it has the guest, and the migration had not failed before.
     pub(super) confirmed: bool,
-    /// The migration has failed: the source is not told any more that the destination has the
+    /// The migration has failed. From now on the source is never told that the destination has the
     /// guest.
     pub(super) failed: bool,
     /// The rest of main cannot be followed, so nobody sees here when it is complete.
     pub(super) lost: bool,
     /// What could not be followed. It was passed on all the same.
     pub(super) remarks: Vec<Remark>,
-    /// The source's end was read, and passed on.
+    /// The source's end was read and passed on.
     pub(super) ended: bool,
 }
 
@@ -58,20 +58,21 @@ impl Seen {
 }
 
 impl Outline {
-    /// Whether a destination may hang up in front of a packet. QEMU does so when it has the guest:
-    /// QEMU 8.2 and earlier send an empty packet after the last one that matters.
+    /// Whether a destination may close before a packet. QEMU does so when it has the guest: QEMU
+    /// 8.2 and earlier send an empty packet after the last useful one.
     pub(super) fn needs_no_more(&self, packet_has_pages: bool) -> bool {
         self.look(|seen| seen.confirmed || seen.complete || !packet_has_pages)
     }
 
-    /// Whether the destination has said that it has the guest, behind all memory: nothing else
-    /// makes a failure of that.
+    /// Whether the destination has said that it has the guest, after all memory. No later event
+    /// turns that into a failure.
     pub(super) fn guest_has_arrived(&self) -> bool {
         self.look(Seen::guest_has_arrived)
     }
 
-    /// The migration is to fail. Not if the destination has said that it has the guest: the source
-    /// is told so, and that is final. Else the source is never told so.
+    /// Fails the migration, unless the destination has said that it has the guest: the source is
+    /// told that, and it is final. After a failure the source is never told. Returns whether the
+    /// migration has failed.
     pub(super) fn fails(&self) -> bool {
         self.see(|seen| {
             seen.failed |= !seen.guest_has_arrived();
@@ -93,8 +94,8 @@ impl Outline {
         })
     }
 
-    /// Everything that makes the guest has been read. `false` if the migration has failed: then the
-    /// end of it is not passed on.
+    /// Notes that everything that makes the guest has been read. Returns `false` if the migration
+    /// has failed: the last element is then not passed on.
     pub(super) fn completes(&self) -> bool {
         self.see(|seen| {
             seen.complete = !seen.failed;
@@ -132,19 +133,19 @@ impl Outline {
         self.see(|seen| seen.set_up = true);
     }
 
-    /// The source has begun its first round, or shows nothing of it.
+    /// Notes that the source has begun its first round, or that it does not show this.
     pub(super) fn goes_on(&self) {
         self.see(|seen| seen.goes_on = true);
     }
 
-    /// The source has closed, or may have: whether it has taken its guest back, as it waited for a
+    /// Whether a source that has closed, or may have, has taken its guest back: it waited for a
     /// word that did not come.
     pub(super) fn is_taken_back(&self) -> bool {
         self.look(|seen| seen.return_path && !seen.confirmed)
     }
 
-    /// Why a source that has taken its guest back was no success. Where not all that makes a guest
-    /// was read, no destination can have it.
+    /// The failure of a source that has taken its guest back. If not everything that makes the
+    /// guest was read, no destination can have it.
     pub(super) fn taken_back(&self) -> Cause {
         self.look(|seen| match () {
             () if seen.postcopy => Cause::PostcopyBroke,
@@ -154,7 +155,7 @@ impl Outline {
         })
     }
 
-    /// Why the other relay's going is a failure.
+    /// The failure if the other relay has gone.
     pub(super) fn relay_gone(&self) -> Cause {
         self.look(|seen| match seen.return_path {
             _ if seen.postcopy => Cause::PostcopyBroke,

@@ -1,4 +1,4 @@
-//! One multifd channel: what its source sends, on to the destination, packet by packet.
+//! Passes one multifd channel from the source to the destination, packet by packet.
 
 use std::convert::Infallible;
 use std::io;
@@ -20,11 +20,12 @@ use super::first::{self, SYNC_REST, Start};
 use super::gate::{End, Gate};
 use super::link::{Link, Links};
 use super::outline::Outline;
+use super::reach::unreached;
 use super::verify::Sums;
 use crate::failure::{Cause, Channel, Failure, Leg};
 use crate::leg::{Caller, Terms};
 
-/// What a channel shares with the others of its migration.
+/// The state that all channels of a migration share.
 #[derive(Clone, Copy)]
 pub(super) struct Shared<'a> {
     pub(super) config: &'a RelayConfig,
@@ -34,20 +35,21 @@ pub(super) struct Shared<'a> {
     pub(super) outline: &'a Outline,
     pub(super) gate: &'a Gate,
     pub(super) counters: &'a Counters,
-    /// What the destination's relay keeps, and what this one keeps for the source's.
+    /// The pages that the destination's relay keeps, and those that this relay keeps for the
+    /// source's.
     pub(super) sent: Option<&'a Arc<Sent>>,
     pub(super) kept: Option<&'a Arc<Kept>>,
-    /// What was agreed on with the destination.
+    /// The terms with the destination.
     pub(super) terms: Terms,
-    /// What the channels find out about efforts.
+    /// The measurements of all channels for the choice of effort.
     pub(super) auto: Option<&'a Arc<Auto>>,
     /// The source's channels may have packets of the method `none` among others.
     pub(super) plain_packets_come: bool,
-    /// Of what all channels carry, where relays compare it. Each page is decompressed then.
+    /// The sums of all carried pages, if relays verify them. Each page is then decompressed.
     pub(super) sums: Option<&'a Sums>,
 }
 
-/// Passes one channel on, to its end.
+/// Passes one channel on until its end.
 pub(super) fn run(hello: Hello, source: &Arc<Stream>, shared: Shared<'_>) -> Result<(), Failure> {
     let id = hello.channel;
     let failed = |broken: Broken| Failure {
@@ -57,7 +59,7 @@ pub(super) fn run(hello: Hello, source: &Arc<Stream>, shared: Shared<'_>) -> Res
         cause: broken.cause,
     };
     let config = shared.config;
-    // A hello goes on together with the whole SYNC behind it.
+    // The hello is passed on together with the complete SYNC behind it.
     shared.gate.idle(id, true);
     let start = first::wait(source, &hello, config.limits, shared.gate);
     match start.map_err(|error: io::Error| failed(source_side(error)))? {
@@ -79,9 +81,8 @@ pub(super) fn run(hello: Hello, source: &Arc<Stream>, shared: Shared<'_>) -> Res
     let dialled = shared
         .target
         .channel(&hello, config.dial_timeout, &given_up);
-    let destination = dialled.map_err(|error| {
-        super::session::dial_failure(error, shared.target, Channel::Multifd(id))
-    })?;
+    let destination =
+        dialled.map_err(|error| unreached(error, shared.target.address(), Channel::Multifd(id)))?;
     let link = Arc::new(Link {
         channel: Channel::Multifd(id),
         source: Arc::clone(source),
@@ -141,15 +142,15 @@ struct Pump<'s> {
     link: &'s Link,
     shared: Shared<'s>,
     tally: Tally<'s>,
-    /// The next item, or why there is none, if it was read with the packets before.
+    /// The next item or failure, if it was read together with the packets before.
     behind: Option<Result<Item, Broken>>,
-    /// The channel's first SYNC was passed on.
+    /// Whether the channel's first SYNC was passed on.
     has_synced: bool,
-    /// SYNCs that were read.
+    /// The number of SYNCs that were read.
     round: u64,
 }
 
-/// What went wrong, on which leg, and the block of the packet in hand.
+/// A failure: the leg, the block of the packet in hand, and the cause.
 struct Broken {
     leg: Leg,
     block: Option<Box<BlockName>>,
@@ -180,8 +181,8 @@ impl Pump<'_> {
                 }) if hung_up(&error) && outline.needs_no_more(block.is_some()) => {
                     gate.ended(self.id, End::Abandoned(error.kind()));
                     counters.channel_ended(&self.inlet, &self.outlet);
-                    // It does not need the rest, or has failed, which its word on main tells: the
-                    // source can wait for that.
+                    // The destination does not need the rest, or it has failed. Its word on main
+                    // tells which, and the source can wait for that.
                     self.link.source.drain();
                     return Ok(());
                 }
@@ -202,7 +203,7 @@ impl Pump<'_> {
         }
     }
 
-    /// Passes the next item on; `false` at the channel's end.
+    /// Passes the next item on. Returns `false` at the channel's end.
     fn pass_on(&mut self) -> Result<bool, Broken> {
         let item = match self.behind.take() {
             Some(item) => item?,
@@ -237,10 +238,9 @@ impl Pump<'_> {
         Ok(true)
     }
 
-    /// Takes packets the whole way from the source to the destination, with their pages in the
-    /// outlet's method: `first`, and all like it that need not be waited for. It reads while the
-    /// encoder has room. Then it encodes and writes the packet that has waited longest. When
-    /// nothing is there to be read, it writes what it has.
+    /// Transcodes `first`, and all further such packets that can be read without waiting. It reads
+    /// while the encoder has room; then it encodes and writes the oldest packet. If there is
+    /// nothing to read, it writes all packets in hand.
     fn transcode(&mut self, first: RamPacket, page_size: PageSize) -> Result<(), Broken> {
         let mut first = Some(first);
         loop {
@@ -265,8 +265,8 @@ impl Pump<'_> {
                 self.tally.read(&self.inlet);
                 let is_sync = packet.is_sync();
                 self.outlet.push(packet, pages);
-                // A page behind it may wait for another channel, whose destination reads on only
-                // once this SYNC has arrived.
+                // A page behind this SYNC may wait for another channel. That channel's destination
+                // may read on only after this SYNC has arrived.
                 if is_sync && self.inlet.has_differences() {
                     break;
                 }
@@ -276,8 +276,8 @@ impl Pump<'_> {
             };
             self.tally.pages(packet.normal().len(), packet.zero().len());
             self.tally.wrote(self.outlet.bytes_out());
-            // QEMU 8.2 and earlier: a SYNC with pages. A mark waits in vain for one that nobody
-            // reads, and says so.
+            // QEMU 8.2 and earlier send a SYNC with pages. If the destination has closed the
+            // channel, its mark waits in vain and reports that.
             if packet.is_sync() && !self.link.destination.peer_has_closed() {
                 self.shared.gate.synced(self.id);
             }
@@ -285,8 +285,8 @@ impl Pump<'_> {
         }
     }
 
-    /// Reads the next packet, if it is to be transcoded too or has nothing to transcode. Otherwise
-    /// what came instead, or why nothing came, is behind the packets in hand.
+    /// Reads the next packet, if it is transcoded too or has no payload. Any other item, or a
+    /// failure, is kept until the packets in hand are written.
     fn next_alike(&mut self, page_size: PageSize) -> Option<RamPacket> {
         let behind = match self.inlet.next_item().map_err(source_side) {
             Ok(Item::Packet(Packet::Ram(packet))) => match self.is_alike(&packet, page_size) {
@@ -305,8 +305,8 @@ impl Pump<'_> {
         Ok(fits && (packet.normal().is_empty() || self.is_to_encode(packet)?))
     }
 
-    /// Whether a packet's pages have to be encoded by the outlet: they have another method, or are
-    /// wanted anew.
+    /// Whether the outlet has to encode a packet's pages: they have another method, or are to be
+    /// compressed again.
     fn is_to_encode(&mut self, packet: &RamPacket) -> Result<bool, Broken> {
         if packet.normal().is_empty() {
             return Ok(false);
@@ -319,8 +319,8 @@ impl Pump<'_> {
             sums,
             ..
         } = self.shared;
-        // Packets of a stream cannot stand among packets of another stream. A plain one becomes a
-        // packet of the outlet's own stream; so its neighbours have to as well.
+        // Packets of two streams cannot alternate. A plain packet becomes one of the outlet's own
+        // stream, so its neighbours have to join that stream too.
         let is_part = plain_packets_come && method != Method::None
             || self.inlet.has_differences() && !plain_packets_come;
         let has_other_method = method != self.outlet.method();
@@ -341,7 +341,7 @@ impl Pump<'_> {
         Ok(())
     }
 
-    /// Passes a packet on whose pages stay as they are.
+    /// Passes on a packet without transcoding.
     fn pass_as_it_is(&mut self, mut packet: RamPacket) -> Result<(), Broken> {
         self.add_up(&packet, &[])?;
         let method = self.outlet.method();
@@ -365,14 +365,14 @@ impl Pump<'_> {
         Ok(())
     }
 
-    /// Passes a packet on with its payload as it is.
+    /// Passes on a packet and its payload unchanged.
     fn forward(&mut self, packet: &Packet) -> Result<(), Broken> {
         let outcome = self.outlet.forward(packet, &mut self.inlet);
         outcome.map_err(|(leg, cause)| on_leg(leg, cause))
     }
 
-    /// A SYNC was passed on. The first one may have a table whose end does not show, and behind it
-    /// nothing is read before the destination loads.
+    /// Notes that a SYNC was passed on. The end of the first one's table may not be visible, so
+    /// nothing behind it is read before the destination loads.
     fn synced(&mut self) -> Result<(), Broken> {
         if !self.has_synced {
             self.has_synced = true;
@@ -399,15 +399,15 @@ impl Pump<'_> {
             let released = self.outlet.release();
             released.map_err(destination_side)?;
             self.count_sync()?;
-            // An end of the migration shows in the connections too.
+            // The end of the migration also shows in the connections.
             let Ok(_) = self.shared.gate.wait_begun(|_| Ok::<_, Infallible>(()));
             return Ok(());
         }
         self.count_sync()
     }
 
-    /// Counts a SYNC, unless it went into a connection that its peer has closed: the system takes
-    /// it there, and nobody reads it.
+    /// Counts a SYNC, unless the peer has closed the connection: the system still takes the bytes,
+    /// but nobody reads them.
     fn count_sync(&self) -> Result<(), Broken> {
         if self.link.destination.peer_has_closed() {
             let closed = io::Error::from(io::ErrorKind::BrokenPipe);

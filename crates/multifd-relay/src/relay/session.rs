@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use multifd_codec::auto::Auto;
 use multifd_codec::delta::memory::{self, Share};
 use multifd_codec::delta::{Kept, Sent};
-use multifd_transport::dial::{DialError, is_ours};
+use multifd_transport::dial::DialError;
 use multifd_transport::failure::Cause as TransportCause;
 use multifd_transport::incoming::{Arrival, Incoming, IncomingChannel};
 use multifd_transport::supervise::report_end;
@@ -27,6 +27,7 @@ use super::link::{Link, Links};
 use super::main_channel::{self, Forward};
 use super::outline::{Outline, Seen};
 use super::pump::{self, Shared};
+use super::reach::unreached;
 use super::silence::{SILENCE_TIMEOUT, Silence};
 use super::taken::take;
 use super::verify::Sums;
@@ -40,50 +41,49 @@ use crate::trunk::{Name, StrandTerms};
 /// was to end: it starts its guest and says so, or fails. A service has less time than that to end.
 const WORD_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How soon an end of the source is noticed while nothing else happens.
+/// How often to check for the source's end while nothing else happens.
 const TICK: Duration = Duration::from_millis(100);
 
-/// The same, where a migration that has failed is closed.
+/// The same, while a failed migration is being closed.
 const CLOSING_TICK: Duration = Duration::from_millis(20);
 
-/// How often progress is told.
+/// How often progress is reported.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
 
-/// How long a peer may take to close after everything was said, and delivered.
+/// How long a peer may take to close after everything was delivered and confirmed.
 const CLOSING_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How long a destination may take to begin. It answers at once when it has all channels; over a
-/// link that loses a fifth of all packets, one answer in 15,000 takes 13 s. A source whose guest is
-/// small may be in its last round by then: its guest, and its monitor, stand still as long as it is
-/// held.
+/// How long a destination may take to begin. It answers at once when it has all channels. Over a
+/// link that loses a fifth of all packets, one answer in 15,000 takes 13 s. The source of a small
+/// guest may be in its last round by then: its guest and its monitor stand still while it is held.
 const BEGIN_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// How long another relay's reason is waited for, once a connection to it has broken. It is on its
-/// way on main.
+/// How long to wait for another relay's reason after a connection to it has broken. The reason
+/// comes on main.
 const REASON_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// How long a channel may be closed before its main channel is to say why.
+/// How long to wait for main to explain a closed channel.
 const HUNG_UP: Duration = Duration::from_millis(500);
 
-/// The memory that the limits of this process have to leave for one more connection: the stack of
-/// its thread, its buffers, and what others allocate at the same time. Kept pages leave more. An
-/// allocator may have taken most of a limited address space in advance.
+/// The memory that must be left within this process's limits for one more connection: its thread's
+/// stack, its buffers, and allocations of other threads at the same time. Kept pages leave more. An
+/// allocator may have reserved most of a limited address space in advance.
 const LEAST_FREE_BYTES: u64 = 8 << 20;
 
-/// The most that is read of a main channel whose source has gone before its destination was
+/// The most bytes to read from a main channel whose source has closed before the destination was
 /// dialled.
 const REMNANT_LIMIT_BYTES: usize = 64 << 20;
 
-/// What happens to a migration.
+/// An event of a migration.
 enum Event {
     Arrival(Arrival),
-    /// A channel has failed, and its thread goes on until its source closes it.
+    /// A channel has failed. Its thread goes on until the source closes the channel.
     Failed(Failure),
     /// A thread has ended.
     Ended(Role, Result<(), Failure>),
 }
 
-/// What a thread does.
+/// The task of a thread.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Role {
     /// Main, source to destination.
@@ -95,7 +95,7 @@ enum Role {
     Preempt,
 }
 
-/// Passes one migration through.
+/// Passes one migration on.
 pub(super) fn run(
     incoming: Incoming,
     config: &RelayConfig,
@@ -156,12 +156,12 @@ pub(super) fn run(
     }
     let arrivals = tell.clone();
     incoming.channels.deliver_to(move |arrival| {
-        // A migration that is over needs no more connections.
+        // After its end a migration needs no more connections.
         let _ = arrivals.send(Event::Arrival(arrival));
     });
     let settle = || incoming.ticket.settle();
     let outcome = session.run(&opening.start, &tell, &events, &settle, observe);
-    // Connections that are still on their way to this migration close with it.
+    // Connections that are still on their way to this migration are closed with it.
     incoming.channels.deliver_to(drop);
     outcome?;
     if let Some(taken) = target.fewer_strands() {
@@ -188,7 +188,7 @@ pub(super) fn run(
     })
 }
 
-/// What the destination is told of a migration, where it can be told.
+/// The introduction of a migration, for a destination that is a relay.
 fn introduction(incoming: &Incoming, config: &RelayConfig) -> Introduction {
     let origin = incoming.origin.as_ref();
     let name = origin.and_then(|origin| Name::new(&origin.name).ok());
@@ -206,8 +206,8 @@ fn introduction(incoming: &Incoming, config: &RelayConfig) -> Introduction {
     }
 }
 
-/// The methods that can be written, the best first: with an effort that is found out any that has
-/// efforts, and otherwise the one that was asked for.
+/// The methods that can be written, the best first: the wanted one, or with an automatic effort any
+/// method that has efforts.
 fn methods(config: &RelayConfig) -> Vec<Method> {
     let others = [Method::Zstd, Method::Zlib].into_iter().filter(|&method| {
         let has_efforts = Auto::new(method, &config.settings).is_some();
@@ -216,8 +216,8 @@ fn methods(config: &RelayConfig) -> Vec<Method> {
     std::iter::once(config.compression).chain(others).collect()
 }
 
-/// How many bytes are worth having for pages that may be sent again: all of the guest's memory, as
-/// far as it may be. Without a method that compresses, speed is all that counts.
+/// How many bytes to keep for pages that may be sent again: all of the guest's memory, within the
+/// limit. Without compression only speed counts, so none.
 fn delta_bytes(incoming: &Incoming, config: &RelayConfig) -> u64 {
     let is_trunk = config.connect.protocol == Protocol::Trunk;
     if !is_trunk || config.compression == Method::None {
@@ -232,30 +232,30 @@ fn delta_bytes(incoming: &Incoming, config: &RelayConfig) -> u64 {
                 break lengths.fold(0, u64::saturating_add);
             }
             Ok(Some(_)) => {}
-            // A guest whose size is not known may be of any size.
+            // The guest's size is unknown, so it may have any size.
             Ok(None) | Err(_) => break u64::MAX,
         }
     };
-    // A page takes a little more than its size.
+    // A kept page takes a little more than its size.
     guest.saturating_add(guest / 32).min(config.delta_memory)
 }
 
-/// A migration before its destination was dialled.
+/// A migration whose destination has not been dialled.
 struct Opening<'a> {
     source: Arc<Stream>,
     introduction: Introduction,
     start: Vec<u8>,
-    /// The source has closed, and what it has sent is to be passed on.
+    /// The source has closed, and its bytes are to be passed on.
     is_whole: bool,
-    /// Connections that have come.
+    /// The connections that have come.
     early: Vec<Arrival>,
     config: &'a RelayConfig,
     cancel: &'a Cancel,
 }
 
 impl Opening<'_> {
-    /// Waits for the first channel where the set-up says that there are channels: a destination is
-    /// dialled in vain otherwise, and QEMU takes one migration only.
+    /// Waits for the first channel if the set-up announces channels. Otherwise the destination
+    /// might be dialled in vain, and a QEMU takes only one migration.
     fn wait_for_channel(
         &mut self,
         channels: &multifd_transport::incoming::Inbox,
@@ -292,8 +292,8 @@ impl Opening<'_> {
         }
     }
 
-    /// Fails where the source has closed a stream that is not whole. One without a return path may
-    /// have sent everything.
+    /// Fails if the source has closed an incomplete stream. A source without a return path may have
+    /// sent everything.
     fn check_source(&mut self) -> Result<(), Failure> {
         if self.is_whole || !self.source.peer_has_closed() {
             return Ok(());
@@ -316,7 +316,7 @@ impl Opening<'_> {
             match receiver.push(&mut bytes) {
                 Ok(Some(event)) => facts.note(&event),
                 Ok(None) => break,
-                // What cannot be followed is passed on.
+                // A stream that cannot be followed is passed on.
                 Err(_) => {
                     self.is_whole = true;
                     return Ok(());
@@ -331,8 +331,8 @@ impl Opening<'_> {
         }
     }
 
-    /// Dials main, which a destination before QEMU 8.0 takes the first connection for. Also returns
-    /// what was agreed on with a relay.
+    /// Dials main first: a destination before QEMU 8.0 takes the first connection for main. Also
+    /// returns the terms.
     fn dial(&mut self) -> Result<(Caller, Link, Terms), Failure> {
         self.check_source()?;
         let address = self
@@ -341,14 +341,11 @@ impl Opening<'_> {
             .of(self.introduction.name.as_ref())
             .map_err(|error| main_channel::failed(Leg::Source, error.into()))?;
         let encryption = self.config.encryption.clone();
-        let target =
-            Caller::resolve(address.clone(), encryption, &self.introduction).map_err(|source| {
-                let cause = Cause::Dial { address, source };
-                main_channel::failed(Leg::Destination, cause)
-            })?;
+        let target = Caller::resolve(address.clone(), encryption, &self.introduction)
+            .map_err(|error| unreached(error, &address, Channel::Main))?;
         let (source, timeout) = (Arc::clone(&self.source), self.config.dial_timeout);
-        // A call is given up only where the migration has failed: a destination takes each of them
-        // for a connection of its source, and a source that has closed may have sent everything.
+        // A call is given up only if the migration has failed. A destination takes each call for a
+        // connection of its source, and a source that has closed may have sent everything.
         let failure = Cell::new(None);
         let opening = RefCell::new(self);
         let given_up = || {
@@ -372,7 +369,7 @@ impl Opening<'_> {
                 Ok((target, link, terms))
             }
             (Err(DialError::GivenUp), Some(failure)) => Err(failure),
-            (Err(error), _) => Err(dial_failure(error, &target, Channel::Main)),
+            (Err(error), _) => Err(unreached(error, target.address(), Channel::Main)),
         }
     }
 }
@@ -388,10 +385,10 @@ struct Session<'a> {
     counters: &'a Counters,
     cancel: &'a Cancel,
     is_recovery: bool,
-    /// Of what all channels carry, where relays compare it.
+    /// The sums of all carried pages, if relays verify them.
     sums: Option<&'a Sums>,
-    /// The pages that differences on the way to the destination, and from the source, are made
-    /// from.
+    /// The pages that differences to the destination are made from. `kept` has those from the
+    /// source.
     sent: Option<&'a Arc<Sent>>,
     terms: Terms,
     auto: Option<&'a Arc<Auto>>,
@@ -400,7 +397,7 @@ struct Session<'a> {
     plain_packets_come: bool,
 }
 
-/// Threads that run.
+/// The threads that are running.
 #[derive(Default)]
 struct Running {
     forward: bool,
@@ -437,7 +434,7 @@ impl<'env> Session<'env> {
     ) -> Result<(), Failure> {
         thread::scope(|scope| {
             let mut running = Running::default();
-            // Channels that have come already are there before the first mark is read.
+            // Channels that have come already are added before the first mark is read.
             let mut early = Vec::new();
             while let Ok(event) = events.try_recv() {
                 if let Event::Arrival(Arrival::Channel(channel)) = &event {
@@ -474,11 +471,11 @@ impl<'env> Session<'env> {
             let mut settled = false;
             let mut over_since: Option<Moment> = None;
             let mut hung_up_since: Option<Moment> = None;
-            // Since when the end is put off until the destination has said its word.
+            // Since when the end has been delayed for the destination's word.
             let mut word_since: Option<Moment> = None;
-            // When what has failed is closed.
+            // When to close the failed migration.
             let mut closing: Option<Instant> = None;
-            // What breaks once we have closed everything ourselves is no failure.
+            // After this relay has closed everything, a broken connection is no failure.
             let mut is_closed = false;
             while running.any() {
                 let tick = match failure {
@@ -511,7 +508,7 @@ impl<'env> Session<'env> {
                     observe(Update::Note(MigrationNote::WordAwaited { seconds }));
                 }
                 if let (Some(fault), false) = (fault, is_closed) {
-                    // A source's own end has no reason that the destination's relay could tell.
+                    // If the source has ended, the destination's relay has no reason to give.
                     let is_there = self.target.is_relay() && fault.leg == Leg::Destination;
                     let patience = match is_there && is_an_end(&fault.cause) {
                         true => REASON_TIMEOUT,
@@ -522,7 +519,7 @@ impl<'env> Session<'env> {
                     failure = Some(worse(failure, fault));
                 }
                 if closing.is_some_and(|at| at <= Instant::now()) {
-                    // The source was told meanwhile that its guest has arrived.
+                    // Meanwhile the source was told that its guest has arrived.
                     let has_passed = !self.outline.fails();
                     failure = failure.filter(|failure| !has_passed || is_a_word(failure));
                     match &failure {
@@ -554,8 +551,8 @@ impl<'env> Session<'env> {
                         .filter(|note| !(compresses && *note == MigrationNote::NoMultifd))
                         .for_each(|note| observe(Update::Note(note)));
                 }
-                // Everything was said and delivered, or the guest has arrived, and nobody needs the
-                // rest: a peer that does not close is not waited for without end.
+                // Everything was delivered and confirmed, or the guest has arrived and nobody needs
+                // the rest. So the wait for a peer that does not close has a limit.
                 let is_over = failure.is_none() && !running.forward && running.channels == 0;
                 let confirmed = self.outline.look(|seen| seen.confirmed);
                 let needs_rest = !self.outline.guest_has_arrived();
@@ -586,14 +583,13 @@ impl<'env> Session<'env> {
         })
     }
 
-    /// A source that waits for the destination's word and closes before it has come has taken its
-    /// guest back.
+    /// A source that closes while it waits for the destination's word has taken its guest back.
     fn look_at_source(&self) -> Option<Failure> {
         let confirmed = self.outline.look(|seen| seen.confirmed);
         if self.cancel.is_cancelled() && !confirmed && !self.gate.is_stopped() {
             return Some(Failure::here(TransportCause::Cancelled.into()));
         }
-        // In this order: the source closes at once when it has been told the destination's word.
+        // The order matters: the source closes at once after it has got the destination's word.
         let gone = self.main.source.peer_has_closed() && self.outline.is_taken_back();
         (gone && !self.gate.is_stopped())
             .then(|| main_channel::failed(Leg::Source, self.outline.taken_back()))
@@ -619,15 +615,15 @@ impl<'env> Session<'env> {
         })
     }
 
-    /// Whether a fault is one: how connections end does not matter once the destination has the
-    /// guest and has said so.
+    /// Whether a fault counts. After the destination has said that it has the guest, the ends of
+    /// connections do not matter.
     fn matters(&self, fault: &Failure) -> bool {
         is_a_word(fault) || !self.outline.guest_has_arrived()
     }
 
-    /// While the destination has not begun nothing more is written to channels, so one that it has
-    /// lost shows only here, and it would wait for that channel without end. Where it fails as a
-    /// whole its main channel says so first.
+    /// Looks for a channel that the destination has lost before it has begun. Nothing is written to
+    /// channels then, so the loss shows only here, and the destination would wait for that channel
+    /// without end. If the destination fails as a whole, its main channel shows that first.
     fn look_at_channels(&self, since: &mut Option<Moment>) -> Option<Failure> {
         let waits = !self.gate.has_begun() && !self.gate.is_stopped();
         let Some(channel) = waits.then(|| self.links.hung_up()).flatten() else {
@@ -643,7 +639,7 @@ impl<'env> Session<'env> {
         })
     }
 
-    /// Closes what has failed. `words` say why, to another relay.
+    /// Closes a failed migration. `words` give the reason to another relay.
     fn close(&self, words: &str) {
         self.outline.fails();
         self.gate.stop();
@@ -681,7 +677,7 @@ impl<'env> Session<'env> {
                 self.links.add_source(&source);
                 self.spawn(scope, tell, Role::Channel, running, move || {
                     if let Err(failure) = pump::run(hello, &source, shared) {
-                        // Its receiver is gone only if the session has panicked.
+                        // The receiver is gone only after a panic of the session.
                         let _ = tell_failure.send(Event::Failed(failure));
                         source.drain();
                     } else if shared.gate.is_stopped() {
@@ -702,8 +698,9 @@ impl<'env> Session<'env> {
         }
     }
 
-    /// Passes postcopy's own connection on, both ways. It has no mark, so a stranger may have been
-    /// taken for it: it fails for itself alone, and a source that needs it takes its guest back.
+    /// Passes postcopy's own connection on, both ways. It cannot be recognised with certainty, so
+    /// it may be a stranger's. So its failure does not fail the migration, and a source that needs
+    /// it takes its guest back.
     fn preempt(&self, source: Stream) {
         let given_up = || self.gate.is_stopped();
         let Ok(destination) = self.target.preempt(self.config.dial_timeout, &given_up) else {
@@ -731,7 +728,7 @@ impl<'env> Session<'env> {
         running: &mut Running,
         work: impl FnOnce() -> Result<(), Failure> + Send + 'scope,
     ) -> Result<(), Failure> {
-        // Behind the last bytes of memory every migration of this process would end.
+        // Without memory, every migration of this process would end.
         if let Some(left) = memory::left().filter(|left| *left < LEAST_FREE_BYTES) {
             let needed = LEAST_FREE_BYTES;
             return Err(main_channel::failed(
@@ -741,7 +738,7 @@ impl<'env> Session<'env> {
         }
         let tell = tell.clone();
         let ended = tell.clone();
-        // A thread that panics ends too.
+        // A panic ends a thread too.
         let close = move || {
             self.close("a defect of this program");
             let _ = ended.send(Event::Ended(role, Ok(())));
@@ -757,24 +754,9 @@ impl<'env> Session<'env> {
     }
 }
 
-/// Passes bytes on as they are, and their end.
+/// Passes on bytes unchanged, and their end.
 fn pipe(from: &Stream, to: &Stream) {
-    // Whatever ends it ends it: the main channel tells what became of the migration.
+    // An error only ends this pipe. The main channel shows the outcome of the migration.
     let _ = io::copy(&mut &*from, &mut &*to);
     let _ = to.shutdown(Shutdown::Write);
-}
-
-pub(super) fn dial_failure(error: DialError, target: &Caller, channel: Channel) -> Failure {
-    let source = io::Error::from(error);
-    let leg = match is_ours(&source) {
-        true => Leg::Here,
-        false => Leg::Destination,
-    };
-    let address = target.address().clone();
-    Failure {
-        channel,
-        leg,
-        block: None,
-        cause: Cause::Dial { address, source },
-    }
 }

@@ -1,8 +1,8 @@
-//! A source that says nothing between its set-up and its first round.
+//! Detects a source that is silent between its set-up and its first round.
 //!
-//! QEMU sends its first round at once behind the set-up. A QEMU 11.1 that is cancelled in between
+//! QEMU sends its first round at once after the set-up. A QEMU 11.1 that is cancelled in between
 //! closes nothing: its guest and its monitor stand still until the peer closes its main channel
-//! (docs/qemu-notes.md). Behind the first round no silence is judged, because a source may pause.
+//! (docs/qemu-notes.md). Later silence is not judged, because a source may pause.
 
 use std::time::Duration;
 
@@ -14,15 +14,15 @@ use super::main_channel;
 use super::outline::Outline;
 use crate::failure::{Failure, Leg, SetupFault};
 
-/// How long a source may be silent there. One that was cancelled stands still with its guest until
-/// this time is over. Bytes that a bad link has lost take no longer to come again.
+/// The longest silence. A cancelled source and its guest stand still for this time. Bytes that a
+/// bad link has lost come again within it.
 pub(crate) const SILENCE_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Sees how long a source has been silent.
+/// Measures how long a source has been silent.
 #[derive(Debug)]
 pub(super) struct Silence {
     within: Duration,
-    /// Since when nothing has come, and how much had come before.
+    /// Since when nothing has come, and the number of bytes before.
     since: Option<(Moment, u64)>,
 }
 
@@ -34,8 +34,8 @@ impl Silence {
         }
     }
 
-    /// The failure, once the silence has lasted too long. It counts only while the relay itself
-    /// holds nothing back.
+    /// The failure, once the silence has lasted too long. The time counts only while the relay
+    /// itself holds nothing back.
     pub(super) fn look(
         &mut self,
         outline: &Outline,

@@ -1,4 +1,4 @@
-//! Destinations that one migration has to itself.
+//! Destinations that take one migration at a time.
 
 use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
@@ -8,10 +8,10 @@ use super::main_channel::failed;
 use crate::failure::{Cause, Failure, Leg};
 use crate::leg::Introduction;
 
-/// Addresses of single guests' destinations that migrations of this process have.
+/// The addresses of named destinations that migrations of this process occupy.
 static TAKEN: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
 
-/// A destination that one migration has to itself. Dropped, it is free.
+/// One migration's claim on a destination. Dropping it frees the destination.
 pub(super) struct Taken(String);
 
 impl Drop for Taken {
@@ -21,8 +21,8 @@ impl Drop for Taken {
     }
 }
 
-/// Takes the destination of a name. A QEMU that waits for a guest takes the connections of a second
-/// migration for the first one's, and fails.
+/// Claims the destination of a name. A QEMU that waits for a guest would take a second migration's
+/// connections for the first one's, and fail.
 pub(super) fn take(introduction: &Introduction, config: &RelayConfig) -> Result<Taken, Failure> {
     let address = config.connect.of(introduction.name.as_ref());
     let address = address.map_err(|error| failed(Leg::Source, error.into()))?;

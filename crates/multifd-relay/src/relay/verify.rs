@@ -1,13 +1,13 @@
-//! Whether the pages that left one relay are those that the other one got.
+//! Verifies that the far relay gets the pages that the near relay has sent.
 //!
-//! Each relay of a trunk adds up a digest of every page that a channel has carried in a round: of
-//! its block, its offset and its contents, after decompression. At each mark of the main channel
-//! the relay at the source tells its sums. The relay at the destination compares them with its own
-//! before it passes the mark's last byte on. So a guest whose memory differs never has a whole
-//! round at its destination, and stays at its source.
+//! For each channel and round, both relays of a trunk add up the digests of all pages: of block,
+//! offset and contents, after decompression. At each mark of the main channel the near relay sends
+//! its sums. The far relay compares them with its own before it passes on the mark's last byte. So
+//! a guest whose memory differs never has a complete round at its destination, and stays at its
+//! source.
 //!
-//! A sum has no order, so channels and packets need none. It is XXH3 with 64 bits: it finds
-//! accidents, of a codec, a processor or a memory. It does not find an attack: TLS does.
+//! A sum does not depend on the order of channels and packets. XXH3 with 64 bits finds accidents of
+//! a codec, a processor or a memory. It does not find attacks; TLS does.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -15,26 +15,26 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use multifd_wire::RamPacket;
 use twox_hash::XxHash3_64;
 
-/// Sums that are kept at most: a channel that runs ahead of its marks has one for each round.
+/// The most sums that are kept. A channel that runs ahead of its marks has one for each round.
 const MOST_SUMS: usize = 1 << 16;
 
-/// Sums in one note at most. More wait for the next mark.
+/// The most sums in one note. Further ones wait for the next mark.
 const MOST_TOLD: usize = 2048;
 
-/// A sum in a note.
+/// The bytes of a sum in a note.
 const SUM_LEN: usize = 25;
 
-/// The longest note.
+/// The bytes of the longest note.
 pub(crate) const MAX_NOTE_LEN: usize = 8 + MOST_TOLD * SUM_LEN;
 
-/// What a channel has carried in a round.
+/// The sum of a channel's pages in a round.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Sum {
     pub(super) pages: u64,
     digest: u64,
 }
 
-/// A sum with its place.
+/// A sum with its channel and round.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Told {
     /// Counted from 0.
@@ -43,20 +43,23 @@ pub(super) struct Told {
     pub(super) sum: Sum,
 }
 
-/// What was verified in a migration.
+/// The verified part of a migration.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Verified {
-    /// Pages, zero pages too, of which both relays had the same.
+    /// Pages, with zero pages, that both relays had alike.
     pub pages: u64,
     /// Marks at which sums were compared.
     pub rounds: u64,
 }
 
-/// How totals do not fit.
+/// Why sums do not agree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum VerifyFault {
+#[error(transparent)]
+pub struct VerifyFault(#[from] Mismatch);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Mismatch {
     /// The pages that came are not those that went.
     #[error(
         "the {found} pages of round {round} that came are not the {told} that the other relay sent: \
@@ -71,7 +74,7 @@ pub enum VerifyFault {
         /// Pages that the other relay has sent.
         told: u64,
     },
-    /// The other relay did not say what it has sent.
+    /// The other relay has not sent its sums.
     #[error("the other relay has sent no sums for round {round}, or malformed ones")]
     NotTold {
         /// Counted from 1.
@@ -93,7 +96,7 @@ struct State {
 }
 
 impl Sums {
-    /// A channel carries a packet in a round. `contents` are its normal pages.
+    /// Adds a packet of a channel and round. `contents` are its normal pages.
     pub(super) fn add(
         &self,
         channel: u8,
@@ -112,19 +115,19 @@ impl Sums {
                 before.pages = before.pages.saturating_add(sum.pages);
                 before.digest = before.digest.wrapping_add(sum.digest);
             }
-            None if is_full => return Err(VerifyFault::Ahead),
+            None if is_full => return Err(Mismatch::Ahead.into()),
             None => drop(state.waiting.insert((round, channel), sum)),
         }
         Ok(())
     }
 
-    /// What a channel has carried in a round.
+    /// The sum of a channel's pages in a round.
     pub(super) fn of(&self, round: u64, channel: u8) -> Sum {
         let sum = self.lock().waiting.get(&(round, channel)).copied();
         sum.unwrap_or_default()
     }
 
-    /// Takes the sums of rounds before `mark`, of channels that have passed as many SYNCs.
+    /// Takes the sums of rounds before `mark`, for the channels in `synced`.
     pub(super) fn take(&self, mark: u64, synced: &BTreeSet<u8>) -> Vec<Told> {
         let mut state = self.lock();
         let all = state.waiting.range(..(mark, 0));
@@ -143,7 +146,7 @@ impl Sums {
         told
     }
 
-    /// These sums were the same at both relays, at one mark.
+    /// Notes that these sums were equal at both relays, at one mark.
     pub(super) fn verified(&self, told: &[Told]) {
         let mut state = self.lock();
         let pages = told.iter().map(|told| told.sum.pages);
@@ -156,7 +159,7 @@ impl Sums {
         self.lock().verified
     }
 
-    /// Every change is whole whenever the lock is released.
+    /// Every change is complete before the lock is released.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -183,7 +186,7 @@ fn digest(block: u64, offset: u64, page: &[u8]) -> u64 {
     XxHash3_64::oneshot_with_seed(seed, page)
 }
 
-/// A note: the mark's number, and the sums.
+/// Makes a note of the mark's number and the sums.
 pub(super) fn note(mark: u64, all: &[Told]) -> Vec<u8> {
     let mut note = mark.to_be_bytes().to_vec();
     for told in all.iter().take(MOST_TOLD) {
@@ -195,7 +198,7 @@ pub(super) fn note(mark: u64, all: &[Told]) -> Vec<u8> {
     note
 }
 
-/// Takes the note of a mark apart; `None` if it is none.
+/// Parses the note of a mark. Returns `None` if it is malformed.
 pub(super) fn parse(mark: u64, note: &[u8]) -> Option<Vec<Told>> {
     let (number, rest) = note.split_first_chunk()?;
     if u64::from_be_bytes(*number) != mark || note.len() > MAX_NOTE_LEN {

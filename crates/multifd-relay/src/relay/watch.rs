@@ -1,4 +1,4 @@
-//! What a relay notices about a migration while it runs, for its operator to mend.
+//! Finds problems of a running migration that its operator can fix.
 
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -7,43 +7,42 @@ use super::counters::Counters;
 use super::gate::Gate;
 use super::outline::Outline;
 
-/// How long nothing may go out, with something to be sent, before it is worth a word.
+/// A note is given if nothing was written for so long although there are bytes to write.
 const STALL: Duration = Duration::from_secs(5);
 
-/// How long a migration may be without multifd channels before it is worth a word: they may be
-/// late.
+/// A note is given if no multifd channel has come for so long. Channels may be late.
 const WITHOUT_CHANNELS: Duration = Duration::from_secs(2);
 
-/// QEMU's `max-bandwidth` where nobody has set it, in bytes a second. A source counts what it gives
-/// to a relay.
+/// QEMU's default `max-bandwidth`, in bytes a second. A source counts the bytes that it gives to a
+/// relay.
 const DEFAULT_BANDWIDTH: f64 = 134_217_728.0;
 
-/// How near to that a source has to be, and for how long, to be held by it.
+/// A source whose rate is so near to that, for so long, is limited by it.
 const BANDWIDTH_TOLERANCE: f64 = 0.06;
 const BANDWIDTH_TIME: Duration = Duration::from_secs(4);
 
-/// Something that an operator may want to mend while the migration runs.
+/// Something that an operator may want to fix while the migration runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum MigrationNote {
-    /// The destination has taken the connections and does not load.
+    /// The destination has accepted the connections, but does not load.
     NotBegun {
-        /// How many multifd channels the source has.
+        /// The number of the source's multifd channels.
         channels: usize,
     },
-    /// The destination takes nothing.
+    /// The destination reads nothing.
     Stalled {
         /// For how long.
         seconds: u64,
     },
-    /// It takes something again.
+    /// The destination reads again.
     GoesOn,
     /// There are no multifd channels, so nothing is compressed.
     NoMultifd,
     /// The migration is to end, and the destination may have everything that makes the guest: its
     /// word is waited for.
     WordAwaited {
-        /// For how long at most.
+        /// The longest wait.
         seconds: u64,
     },
     /// The source keeps to QEMU's default `max-bandwidth`, which counts what it gives to the relay.
@@ -80,7 +79,7 @@ impl fmt::Display for MigrationNote {
     }
 }
 
-/// What is looked at, about twice a second.
+/// The figures that are checked, about twice a second.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Sample {
     now: Instant,
@@ -88,12 +87,12 @@ pub(super) struct Sample {
     bytes_out: u64,
     channels: usize,
     has_begun: bool,
-    /// Everything that has come was passed on.
+    /// Whether all bytes that have come were passed on.
     is_idle: bool,
     is_postcopy: bool,
 }
 
-/// Remembers what was said.
+/// Remembers the notes that were given.
 #[derive(Debug)]
 pub(super) struct Watch {
     started: Option<Instant>,
@@ -131,7 +130,7 @@ impl Watch {
         }
     }
 
-    /// What there is to say now, each thing once.
+    /// The notes to give now, each of them once.
     pub(super) fn look(&mut self, sample: &Sample) -> Vec<MigrationNote> {
         let mut notes = Vec::new();
         let started = *self.started.get_or_insert(sample.now);

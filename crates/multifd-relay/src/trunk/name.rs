@@ -3,16 +3,15 @@
 use std::fmt;
 use std::str::FromStr;
 
-/// A guest's name on a trunk: 1 to [`Name::MAX_LEN`] bytes of ASCII letters, digits, `.`, `_` and
-/// `-`. It does not begin with `.` or `-`. So it is one part of a path, no option of a command, and
-/// safe to print.
+/// A guest's name on a trunk: 1 to 64 bytes of ASCII letters, digits, `.`, `_` and `-`. It does not
+/// begin with `.` or `-`. So it is one part of a path, no option of a command, and safe to print.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Name(String);
 
 impl Name {
     /// The longest name, in bytes. It leaves room for a folder in the 108 bytes of a unix socket's
     /// address.
-    pub const MAX_LEN: usize = 64;
+    const MAX_LEN: usize = 64;
 
     /// Checks a name.
     ///
@@ -22,13 +21,13 @@ impl Name {
         let found = name.len();
         if found == 0 || found > Self::MAX_LEN {
             let allowed = Self::MAX_LEN;
-            return Err(NameFault::Length { found, allowed });
+            return Err(Broken::Length { found, allowed }.into());
         }
         if let Some(found) = name.chars().find(|&char| !is_allowed(char)) {
-            return Err(NameFault::Character { found });
+            return Err(Broken::Character { found }.into());
         }
         match name.chars().next() {
-            Some(found @ ('.' | '-')) => Err(NameFault::Beginning { found }),
+            Some(found @ ('.' | '-')) => Err(Broken::Beginning { found }.into()),
             _ => Ok(Self(name.into())),
         }
     }
@@ -84,8 +83,11 @@ impl FromStr for Name {
 
 /// The rule that a name breaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum NameFault {
+#[error(transparent)]
+pub struct NameFault(#[from] Broken);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+enum Broken {
     /// It is empty or too long.
     #[error("a name of {found} bytes, 1 to {allowed} are allowed")]
     Length {
@@ -125,7 +127,7 @@ mod tests {
         ] {
             assert_eq!(Name::new(good).unwrap().to_string(), good);
         }
-        let length = |found| NameFault::Length { found, allowed: 64 };
+        let length = |found| NameFault(Broken::Length { found, allowed: 64 });
         assert_eq!(Name::new(""), Err(length(0)));
         assert_eq!(Name::new(&"x".repeat(65)), Err(length(65)));
         for (bad, found) in [
@@ -135,10 +137,10 @@ mod tests {
             ("ä", 'ä'),
             ("a*", '*'),
         ] {
-            assert_eq!(Name::new(bad), Err(NameFault::Character { found }));
+            assert_eq!(Name::new(bad), Err(NameFault(Broken::Character { found })));
         }
         for (bad, found) in [(".", '.'), ("..", '.'), (".a", '.'), ("-a", '-')] {
-            assert_eq!(Name::new(bad), Err(NameFault::Beginning { found }));
+            assert_eq!(Name::new(bad), Err(NameFault(Broken::Beginning { found })));
         }
     }
 

@@ -4,7 +4,7 @@
 
 use multifd_relay::trunk::{
     Answer, AnswerReceiver, Choice, Compression, Digest, FrameFault, FrameReader, HandshakeFault,
-    MAX_BODY_LEN, NameFault, PrefaceReceiver, Refusal, RefusalCode, Versions,
+    MAX_BODY_LEN, Name, PrefaceReceiver, Refusal, RefusalCode, Versions,
 };
 use twox_hash::XxHash3_64;
 
@@ -92,9 +92,7 @@ fn prefaces() {
         found: Versions { oldest, newest },
         allowed: Versions::OURS,
     };
-    let length = |found| NameFault::Length { found, allowed: 64 }.into();
-    let character = |found| NameFault::Character { found }.into();
-    let beginning = |found| NameFault::Beginning { found }.into();
+    let name = |name: &str| Name::new(name).unwrap_err().into();
     let codes = Fault::Codes {
         found: 65,
         allowed: 64,
@@ -109,13 +107,13 @@ fn prefaces() {
         (OLDEST, b"\x05\x09".to_vec(), versions(5, 9)),
         (OLDEST, b"\xff\xff\xff".to_vec(), Fault::Body),
         // Names.
-        (NAME, b"\x00".to_vec(), length(0)),
-        (NAME, listed(&[b'x'; 65]), length(65)),
-        (NAME, b"\x03a/b".to_vec(), character('/')),
-        (NAME, b"\x03a\0b".to_vec(), character('\0')),
-        (NAME, b"\x02\xc3\xa4".to_vec(), character('ä')),
-        (NAME, b"\x02..".to_vec(), beginning('.')),
-        (NAME, b"\x02-a".to_vec(), beginning('-')),
+        (NAME, b"\x00".to_vec(), name("")),
+        (NAME, listed(&[b'x'; 65]), name(&"x".repeat(65))),
+        (NAME, b"\x03a/b".to_vec(), name("a/b")),
+        (NAME, b"\x03a\0b".to_vec(), name("a\0b")),
+        (NAME, b"\x02\xc3\xa4".to_vec(), name("ä")),
+        (NAME, b"\x02..".to_vec(), name("..")),
+        (NAME, b"\x02-a".to_vec(), name("-a")),
         (NAME, b"\x01\xff".to_vec(), Fault::Body),
         (NAME, b"\xff\xff\xff\xff\x0fa".to_vec(), Fault::Body),
         // Connections.

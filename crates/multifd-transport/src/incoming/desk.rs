@@ -1,9 +1,9 @@
-//! The thread that accepts connections, finds out what each is, and brings a migration's
-//! connections together.
+//! The desk: a thread that accepts connections, finds out their kinds, and groups them by
+//! migration.
 //!
-//! No connection holds up another: everything that waits for its first bytes waits in one poll,
-//! under a time limit of its own, and takes neither a thread nor memory beyond a socket. Only the
-//! set-up part of a main channel is kept, within a bound for all of them together.
+//! No connection delays another. All connections without first bytes wait in one poll, each with
+//! its own time limit, and each takes only a socket: no thread and no further memory. Only the
+//! set-up of a main channel is kept in memory, within one bound for all of them.
 
 use std::collections::HashMap;
 use std::io;
@@ -23,47 +23,48 @@ use super::{HELLO_TIMEOUT, Holder, Incoming, Order, Ready, SetupFault, Shared, T
 use crate::stream::Socket;
 use crate::{Listener, Stream};
 
-/// How soon to look again at a connection that has said too little: it is readable, so a poll would
-/// not wait. And at one that was closed.
+/// How often to look at a connection that has sent too little, or was closed. It is readable, so a
+/// poll would not wait.
 const PARTIAL_PAUSE: Duration = Duration::from_millis(20);
 
-/// How long the poll waits at most. What has no wake-up of its own (a conflict that passes, a hope
-/// that ends) is looked at then.
+/// The longest poll. Time limits of matching have no wake-up of their own and are checked after it.
 const TICK: Duration = Duration::from_millis(250);
 
-/// How long a main channel may say nothing in its set-up before channels do not wait for it any
-/// more, if they can be another's.
+/// How long a main channel may be silent in its set-up until channels that may belong to another
+/// one no longer wait for it.
 const SETUP_STALL: Duration = Duration::from_millis(250);
 
-/// How much of a main channel is read at once, and how often before the others are looked at.
+/// The bytes of one read from a main channel, and the number of reads before other connections have
+/// their turn.
 const SETUP_PIECE_BYTES: usize = 4 << 10;
 const SETUP_PIECES: usize = 16;
 
-/// How long no connection is accepted after the system has refused to accept one.
+/// The pause after the system has refused to accept a connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// How long a connection may be silent before it is taken for postcopy's own, where one is awaited.
+/// If postcopy's own connection is awaited, a connection that is silent for so long is taken for
+/// it.
 const PREEMPT_SILENCE: Duration = Duration::from_secs(1);
 
-/// Limits for connections that are not yet part of a migration.
+/// Limits for connections that are not part of a migration.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Bounds {
-    /// How long a connection may take to say what it is.
+    /// The time limit for a connection's first bytes.
     pub(super) hello: Duration,
-    /// How long a main channel may say nothing within its set-up.
+    /// The longest silence of a main channel within its set-up.
     pub(super) setup_silence: Duration,
-    /// How long a set-up may take. Devices that send their state first (virtio-mem) send some
-    /// megabytes, also over slow links.
+    /// The time limit for a set-up. Some devices (virtio-mem) first send some megabytes of state,
+    /// possibly over a slow link.
     pub(super) setup: Duration,
-    /// The most that is kept of all main channels in their set-up. One takes some hundred bytes, or
-    /// some megabytes with virtio-mem.
+    /// The most bytes of all set-ups together. One has some hundred bytes, or some megabytes with
+    /// virtio-mem.
     pub(super) setup_bytes: usize,
-    /// Main channels in their set-up, of which the one that has been silent for the longest goes
-    /// when there are more.
+    /// The most main channels in their set-up. Beyond it, the one that has been silent for the
+    /// longest is closed.
     pub(super) setups: usize,
-    /// Connections that have not said what they are, and channels without a main channel, of which
-    /// the oldest goes when there are more. Many more than a source has channels: each of these is
-    /// to be listened to while others flood in.
+    /// The most connections of unknown kind, and channels without a main channel. Beyond it, the
+    /// oldest is closed. The number is much larger than a source's channels, so that these get
+    /// their turn during a flood of connections.
     pub(super) waiting: usize,
 }
 
@@ -87,11 +88,11 @@ pub(super) struct Desk {
     bounds: Bounds,
     unspoken: Vec<Unspoken>,
     setups: Vec<SetUp>,
-    /// Migrations that begin, until the channels that are here were given to them.
+    /// Migrations that begin, until they have been given their channels that are here.
     begun: Vec<Ready>,
     orphans: HashMap<Id, IncomingChannel>,
     inboxes: HashMap<Id, Inbox>,
-    /// The main channels of migrations that have begun, for as long as these go on.
+    /// The main channels of the migrations that go on.
     mains: HashMap<Id, Weak<Stream>>,
     matching: Matching,
     next_id: Id,
@@ -107,12 +108,11 @@ struct Unspoken {
     partial: bool,
 }
 
-/// A main channel whose set-up part is being read.
+/// A main channel whose set-up is being read.
 struct SetUp {
     id: Id,
     stream: Arc<Stream>,
-    /// The migration, where it came by a door: who brought it also brings its channels, and nothing
-    /// is to be matched.
+    /// The migration, if it came by a door. Its channels come the same way, so none are matched.
     brought: Option<Incoming>,
     receiver: MainReceiver,
     start: Vec<u8>,
@@ -148,8 +148,8 @@ impl Desk {
             self.accept();
             self.hear();
             if self.read_setups() {
-                // A source's channels have said hello before its set-up ends, so they are here by
-                // now if they are of this host, and begin with their main channel.
+                // A source sends its channels' hellos before its set-up ends. So a local source's
+                // channels are here by now, and begin together with their main channel.
                 self.accept();
                 self.hear();
             }
@@ -165,7 +165,7 @@ impl Desk {
         self.next_id
     }
 
-    /// Does what migrations under way ask for; whether to stop.
+    /// Handles the requests of migrations under way. Returns whether to stop.
     fn orders(&mut self) -> bool {
         let (stop, orders) = self.shared.take_orders();
         for order in orders {
@@ -196,7 +196,7 @@ impl Desk {
                     let id = self.id();
                     self.matching.engine_ready(id, uuid, Instant::now());
                     self.inboxes.insert(id, inbox);
-                    // An engine that does not wait any more needs no number.
+                    // An engine that has stopped waiting needs no number.
                     let _ = reply.send(id);
                 }
             }
@@ -211,7 +211,7 @@ impl Desk {
         }
         self.paused_until = None;
         for count in 1_usize.. {
-            // None that has spoken is taken for a silent one.
+            // A connection that has sent bytes is never taken for a silent one.
             if count.is_multiple_of((self.bounds.waiting / 4).max(1)) {
                 self.hear();
             }
@@ -234,7 +234,7 @@ impl Desk {
         }
     }
 
-    /// Waits for what a connection says.
+    /// Waits for the first bytes of a connection.
     fn listen_to(&mut self, stream: Stream, now: Instant) {
         if self.unspoken.len() >= self.bounds.waiting {
             let oldest = self.unspoken.remove(0);
@@ -251,7 +251,7 @@ impl Desk {
         });
     }
 
-    /// Looks at what each unspoken connection has said.
+    /// Looks at the first bytes of each unspoken connection.
     fn hear(&mut self) {
         let now = Instant::now();
         let mut index = 0;
@@ -280,7 +280,7 @@ impl Desk {
         self.matching.set_unspoken(unspoken);
     }
 
-    /// Puts a connection that has spoken, or has had its time, where it belongs.
+    /// Handles a connection of known kind, or one whose time limit has passed.
     fn assign(&mut self, unspoken: Unspoken, kind: io::Result<Kind>, now: Instant) {
         let Unspoken {
             id, stream, peer, ..
@@ -316,7 +316,7 @@ impl Desk {
                     ..Stated::default()
                 };
                 self.matching.main_ready(id, stated, now);
-                // Its channels were of the migration that broke.
+                // Its channels belonged to the migration that broke.
                 self.matching.settle(id);
                 return self.ready(id, Arc::new(stream), Vec::new(), stated, true);
             }
@@ -340,14 +340,14 @@ impl Desk {
             Ok(Kind::Silent | Kind::Partial) => Reason::Silent {
                 within: self.bounds.hello,
             },
-            // A probe that has said nothing worth a word.
+            // A probe that was closed without bytes is not worth a note.
             Ok(Kind::Closed) => return,
             Err(error) => Reason::Io(error),
         };
         self.pass_over(&stream, reason);
     }
 
-    /// Begins to read the set-up of a main channel.
+    /// Starts to read the set-up of a main channel.
     fn set_up(&mut self, id: Id, stream: Arc<Stream>, brought: Option<Incoming>, now: Instant) {
         let all = self.setups.iter().enumerate();
         if self.setups.len() >= self.bounds.setups
@@ -359,7 +359,7 @@ impl Desk {
         self.setups.push(setup);
     }
 
-    /// Reads what main channels say in their set-up; whether that of one is over.
+    /// Reads the set-ups of main channels. Returns whether one is complete.
     fn read_setups(&mut self) -> bool {
         let now = Instant::now();
         let mut is_over = false;
@@ -396,8 +396,8 @@ impl Desk {
         is_over
     }
 
-    /// Gives up the longest set-up while all together take too much: the short ones are not to
-    /// blame.
+    /// Gives up the longest set-up while all together take too much memory. Short ones are not the
+    /// cause.
     fn bound_setups(&mut self) {
         let limit_bytes = self.bounds.setup_bytes;
         while self.setups.iter().map(SetUp::bytes).sum::<usize>() > limit_bytes {
@@ -415,7 +415,7 @@ impl Desk {
     fn give_up_setup(&mut self, index: usize, reason: Reason) {
         let setup = self.setups.remove(index);
         match &setup.brought {
-            // Its buffers are empty still, so that it takes the words at once.
+            // Its buffers are still empty, so the write does not block.
             Some(_) => setup.stream.explain(&reason.to_string()),
             None => self.matching.end(setup.id),
         }
@@ -432,7 +432,7 @@ impl Desk {
         }
     }
 
-    /// A migration begins: whoever accepts it takes over its main channel.
+    /// Begins a migration. Its acceptor takes over the main channel.
     fn ready(
         &mut self,
         id: Id,
@@ -474,7 +474,7 @@ impl Desk {
             let Some(channel) = closed.filter(|channel| channel.stream.peer_has_closed()) else {
                 continue;
             };
-            // After its close: nothing comes behind that.
+            // This is looked at after the close, behind which nothing comes.
             let is_empty = match channel.stream.peek(&mut [0]) {
                 Ok(count) => count == 0,
                 Err(error) => !matches!(
@@ -518,8 +518,8 @@ impl Desk {
         }
     }
 
-    /// Tells of the migrations that begin. One whose channels are being decided about begins with
-    /// these: its rounds would go on without them.
+    /// Announces migrations that begin. If a decision about its channels is due, a migration waits
+    /// for it: otherwise its rounds would go on without them.
     fn begin(&mut self) {
         let now = Instant::now();
         let (undecided, begun) = std::mem::take(&mut self.begun)
@@ -564,8 +564,8 @@ impl Desk {
             }
             sources.push(PollFd::new(&setup.stream, PollFlags::IN));
         }
-        // Less than a second, so it fits a timespec. A poll that fails is made anew, after what
-        // there is to do.
+        // The timeout is less than a second, so it fits a timespec. A failed poll is repeated in
+        // the next turn.
         let timeout = Timespec::try_from(timeout).ok();
         let _ = poll(&mut sources, timeout.as_ref());
     }
@@ -597,7 +597,7 @@ impl SetUp {
         }
     }
 
-    /// Reads what there is; whether the set-up part is over.
+    /// Reads the bytes that have come. Returns whether the set-up is complete.
     fn read(&mut self, now: Instant, bounds: &Bounds) -> Result<bool, SetUpEnd> {
         let mut piece = [0; SETUP_PIECE_BYTES];
         for _ in 0..SETUP_PIECES {
@@ -620,13 +620,13 @@ impl SetUp {
         self.check_time(now, bounds).map(|()| false)
     }
 
-    /// The memory that it takes.
+    /// The bytes that it keeps in memory.
     fn bytes(&self) -> usize {
         self.start.capacity()
     }
 
     fn follow(&mut self, bytes: &mut &[u8]) -> Result<bool, SetUpEnd> {
-        // A stream that goes on after a break has no set-up. Its first bytes tell it from silence.
+        // A stream that goes on after a break has no set-up. Its first bytes are enough.
         if self.brought.as_ref().is_some_and(|it| it.is_recovery) {
             return Ok(true);
         }
@@ -641,16 +641,16 @@ impl SetUp {
                 }
                 Ok(Some(MainEvent::RamBlocks(_))) => self.has_blocks = true,
                 Ok(Some(MainEvent::Flush)) => self.stated.has_channels = true,
-                // A stream without a RAM section has no channels either.
+                // A stream without a RAM section has no channels.
                 Ok(Some(MainEvent::RamEndOfSection | MainEvent::Eof)) => return Ok(true),
                 Ok(Some(_)) => {}
-                // No main stream at all, or one that is a file.
+                // It is no main stream, or a file's.
                 Err(fault @ (Fault::Magic { .. } | Fault::Version { .. } | Fault::MappedRam))
                     if !self.has_blocks =>
                 {
                     return Err(SetUpEnd::Wire(fault));
                 }
-                // A stream that cannot be followed is passed on all the same.
+                // A stream that cannot be followed is passed on nevertheless.
                 Err(_) => return Ok(true),
             }
         }
@@ -669,7 +669,7 @@ impl SetUp {
     }
 }
 
-/// Takes the hello out of the socket, where it lies whole.
+/// Takes the hello out of the socket, which has all of it.
 fn take_hello(stream: &Stream, bytes: &[u8; Hello::LEN]) -> Result<Hello, Reason> {
     let hello = Hello::parse(bytes).map_err(Reason::Hello)?;
     let mut taken = [0; Hello::LEN];
@@ -691,7 +691,7 @@ fn peer_of(stream: &Stream) -> PeerId {
     }
 }
 
-/// The other end of a connection, for people.
+/// Describes the other end of a connection, for people.
 pub fn describe(stream: &Stream) -> String {
     match stream.socket() {
         Socket::Tcp(stream) => stream.peer_addr().map_or_else(

@@ -1,4 +1,4 @@
-//! A way in for those who read other protocols: TLS, and what relays say to each other.
+//! A door: the way into an acceptor for other protocols, such as TLS and the trunk.
 
 use std::fmt;
 use std::sync::Arc;
@@ -6,15 +6,15 @@ use std::sync::Arc;
 use super::{Incoming, Note, Order, Shared, lock};
 use crate::Stream;
 
-/// Takes the connections that begin in a certain way.
+/// Takes connections by their first bytes.
 pub(super) struct Claim {
     pub(super) is_wanted: fn(&[u8; 4]) -> bool,
-    /// Why other connections are passed over, if they are.
+    /// The reason for which all other connections are passed over, if they are.
     pub(super) others: Option<&'static str>,
     pub(super) take: Box<dyn FnMut(Stream) + Send>,
 }
 
-/// An acceptor, for those who read a protocol that it does not know.
+/// The way into an acceptor for a protocol that the acceptor does not know.
 #[derive(Clone)]
 pub struct Door {
     shared: Arc<Shared>,
@@ -25,9 +25,9 @@ impl Door {
         Self { shared }
     }
 
-    /// Takes all connections whose first four bytes are wanted. Nothing of them has been read.
-    /// Nothing is accepted while `take` runs. With `others`, all other connections are passed over
-    /// for this reason; not so those that come by [`hear`](Self::hear).
+    /// Takes all connections whose first four bytes are wanted. No bytes of them have been read.
+    /// While `take` runs, nothing is accepted. With `others`, all other connections are passed over
+    /// for this reason, except those that come by [`hear`](Self::hear).
     pub fn claim(
         &self,
         is_wanted: fn(&[u8; 4]) -> bool,
@@ -42,25 +42,25 @@ impl Door {
         });
     }
 
-    /// Lets nobody take connections any more.
+    /// Takes no more connections.
     pub fn unclaim(&self) {
         *lock(&self.shared.claim) = None;
     }
 
-    /// A connection that is to be listened to like one that has just been accepted.
+    /// Adds a connection, like one that has just been accepted.
     pub fn hear(&self, stream: Stream) {
         self.shared.order(Order::Hear(stream));
     }
 
-    /// A main channel of which nothing has been read. Its set-up is read within the bounds of all
-    /// others, and the migration is accepted after that: so a stranger who says nothing reaches no
-    /// destination. One that goes on after a break is accepted with its first bytes. Its further
-    /// connections may be put into its inbox meanwhile.
+    /// Adds a main channel of which nothing has been read. The desk reads its set-up within the
+    /// bounds of all set-ups, and then the migration is accepted. So a silent stranger reaches no
+    /// destination. A migration that goes on after a break is accepted with its first bytes.
+    /// Meanwhile its further connections may be put into its inbox.
     pub fn set_up(&self, incoming: Incoming) {
         self.shared.order(Order::SetUp(Box::new(incoming)));
     }
 
-    /// Tells of a connection, as the acceptor tells of those that it passes over.
+    /// Gives a note about a connection, like the acceptor's own notes.
     pub fn note(&self, note: &Note) {
         self.shared.note(note);
     }

@@ -24,8 +24,8 @@ pub struct IncomingChannel {
     pub stream: Stream,
 }
 
-/// One more connection of a migration, or the end of it. A program has to handle
-/// each kind, so a new kind comes with a new version of this crate.
+/// A further connection of a migration, or the end of it. A program has to handle each kind, so a
+/// new kind comes with a new version of this crate.
 #[derive(Debug)]
 #[expect(
     clippy::exhaustive_enums,
@@ -37,14 +37,14 @@ pub enum Arrival {
     /// The connection which postcopy opens for urgent pages (`postcopy-preempt`). It has no mark of
     /// its own.
     Preempt(Stream),
-    /// Whether it is in doubt that these channels are the migration's own: nothing is to be made
-    /// final while it is.
+    /// Whether it is in doubt that these channels belong to the migration. While it is, nothing may
+    /// be made final.
     Doubt(bool),
-    /// The migration's connections do not fit together: it has to end.
+    /// The migration's connections do not fit together, so it has to end.
     Refused(SetupFault),
 }
 
-/// The VM of a migration, by its UUID. Clones know it as soon as the first one does.
+/// The VM of a migration, by its UUID. Clones share what they learn.
 #[derive(Clone, Debug, Default)]
 pub struct Vm(Arc<OnceLock<[u8; 16]>>);
 
@@ -60,7 +60,7 @@ impl Vm {
         self.0.get().map(|uuid| Uuid(uuid).to_string())
     }
 
-    /// What was said first stays.
+    /// The first UUID stays.
     pub(super) fn is_named(&self, uuid: [u8; 16]) {
         if uuid != [0; 16] {
             let _ = self.0.set(uuid);
@@ -77,17 +77,17 @@ struct State {
     vm: Vm,
 }
 
-/// Takes the connections of a migration, whenever they come.
+/// Receives the connections of a migration.
 #[derive(Clone, Default)]
 pub struct Inbox(Arc<(Mutex<State>, Condvar)>);
 
 impl Inbox {
-    /// The VM whose connections these are.
+    /// The VM that the connections belong to.
     pub fn vm(&self) -> Vm {
         self.lock().vm.clone()
     }
 
-    /// The next connection; `None` when there is none `within` this time.
+    /// Waits for the next connection. `None`: none came `within` this time.
     pub fn next_within(&self, within: Duration) -> Option<Arrival> {
         let deadline = Instant::now() + within;
         let mut state = self.lock();
@@ -105,7 +105,7 @@ impl Inbox {
         }
     }
 
-    /// From now on every connection goes to `sink`, those that wait first.
+    /// Gives every connection to `sink` from now on, beginning with those that wait.
     pub fn deliver_to(&self, mut sink: impl FnMut(Arrival) + Send + 'static) {
         let mut state = self.lock();
         while let Some(arrival) = state.waiting.pop_front() {
@@ -114,7 +114,7 @@ impl Inbox {
         state.sink = Some(Box::new(sink));
     }
 
-    /// One more connection has come.
+    /// Adds a connection.
     pub fn put(&self, arrival: Arrival) {
         let mut state = self.lock();
         if let Arrival::Channel(channel) = &arrival {

@@ -15,34 +15,34 @@ const CHANNEL_MAGIC: [u8; 4] = multifd_wire::MAGIC.to_be_bytes();
 const ENGINE_START: [u8; 4] = ENGINE_MAGIC.to_be_bytes();
 /// The record type and major version which every TLS connection begins with (RFC 8446 section 5.1).
 const TLS_HANDSHAKE: [u8; 2] = [0x16, 0x03];
-/// A command of the main stream: a postcopy migration that goes on after a break begins with one,
-/// and nothing else does.
+/// A command of the main stream. Only a postcopy migration that goes on after a break begins with
+/// one.
 const COMMAND: [u8; 2] = [0x08, 0x00];
 
 /// The kind of a connection.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// It has said nothing so far.
+    /// It has sent nothing so far.
     Silent,
-    /// It has begun to say something, and too little to tell what.
+    /// It has sent too few bytes to tell.
     Partial,
     /// The main channel of a QEMU.
     Main,
     /// The main connection of a source engine.
     Engine,
-    /// A multifd channel, with its whole hello.
+    /// A multifd channel whose hello is complete.
     Channel([u8; Hello::LEN]),
     /// The main channel of a postcopy migration that goes on after a break.
     Recovery,
-    /// A TLS handshake; its first four bytes.
+    /// A TLS handshake, with its first four bytes.
     Tls([u8; 4]),
-    /// None of these; its first four bytes.
+    /// Another kind, with its first four bytes.
     Unmarked([u8; 4]),
-    /// Its peer has closed it before it said enough.
+    /// The peer has closed it before it sent enough.
     Closed,
 }
 
-/// Looks at what has come, without waiting.
+/// Looks at the first bytes, without waiting.
 pub(super) fn kind(stream: &Stream) -> io::Result<Kind> {
     let mut start = [0; Hello::LEN];
     let count = match stream.peek(&mut start) {

@@ -1,11 +1,11 @@
 //! Which multifd channel belongs to which main channel.
 //!
 //! A hello names the VM's UUID; a main channel names it only with `validate-uuid`. So a channel
-//! goes to the main channel that can be its own, as long as that is one alone. Where several could
-//! be, who connected tells them apart if it can; else all of them are refused while each source
-//! still has its guest. Nothing is decided by the order in which connections come.
+//! goes to the main channel that may own it, if there is only one. If there are several, their
+//! openers tell them apart if possible. Otherwise all of them are refused while each source still
+//! has its guest. The order in which connections come decides nothing.
 //!
-//! A source that has gone leaves connections behind, and these stop nobody:
+//! A source that has gone leaves connections behind. These stop no other migration:
 //!
 //! - A channel that was closed behind its hello carries nothing. It is dropped at once. A migration
 //!   whose channels are all of this kind begins without any, and ends as its main channel does.
@@ -27,28 +27,28 @@ use std::time::{Duration, Instant};
 
 use super::SetupFault;
 
-/// A connection, as its owner counts them: in the order in which they were accepted.
+/// The number of a connection. Its owner counts connections in the order in which they were
+/// accepted.
 pub type Id = u64;
 
-/// How long a channel's hello waits for its main channel, counted from when none could be its own
-/// any more.
+/// How long a channel waits for its main channel, counted from when no main channel may own it any
+/// more.
 pub(super) const ORPHAN_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long a channel waits whose id is taken. A source that has just given up leaves channels of
-/// the attempt before.
+/// How long a channel waits if another channel has its id. A source that has just given up an
+/// attempt leaves channels of that attempt.
 pub(super) const CONFLICT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How long channels of several VMs wait for a second main channel.
+/// How long channels of several VMs wait for a further main channel.
 pub(super) const RIVAL_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long a channel waits for a main channel of its own peer, before it may be that of another.
-/// One that was sent again, as it was lost on its way, comes within this time.
+/// How long a channel waits for a main channel of its own peer, before one of another peer may own
+/// it. A retransmitted connection request arrives within this time.
 pub(super) const FOREIGN_TIMEOUT: Duration = Duration::from_secs(4);
 
-/// How long after the set-up part of its stream a migration's channels may come without a doubt
-/// about whose they are.
+/// How long after its set-up a migration's channels may come without doubt about their owner.
 pub(super) const LATE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How many migrations that are over are remembered, for [`ORPHAN_TIMEOUT`].
+/// The number of ended migrations that are remembered, for [`ORPHAN_TIMEOUT`].
 const MOST_PAST: usize = 64;
 
 /// The opener of a connection, as far as the system knows it.
@@ -59,7 +59,7 @@ pub enum PeerId {
     Process(i32),
     /// A host, over TCP.
     Host(IpAddr),
-    /// The system does not tell.
+    /// The system does not say.
     Unknown,
 }
 
@@ -74,17 +74,17 @@ pub enum Decision {
         /// Its main channel.
         main: Id,
     },
-    /// The channel belongs to nobody.
+    /// The channel belongs to no migration.
     Drop {
         /// The channel.
         channel: Id,
     },
-    /// It is in doubt whether the migration has its own channels: nothing of it is to be made final
-    /// meanwhile. Or it is not in doubt any more.
+    /// It has come into doubt whether the migration has its own channels, so nothing of it may be
+    /// made final; or the doubt is over.
     Doubt {
         /// Its main channel.
         main: Id,
-        /// Whether it is.
+        /// Whether there is doubt.
         doubt: bool,
     },
     /// The migration cannot go on.
@@ -102,9 +102,9 @@ pub enum Decision {
 pub struct Stated {
     /// The VM's UUID, with `validate-uuid`.
     pub uuid: Option<[u8; 16]>,
-    /// It has a multifd flush mark, so there are channels.
+    /// Whether it has a multifd flush mark, so there are channels.
     pub has_channels: bool,
-    /// It may switch to postcopy.
+    /// Whether it may switch to postcopy.
     pub postcopy: bool,
 }
 
@@ -113,9 +113,9 @@ pub struct Stated {
 pub struct Matching {
     mains: Vec<Main>,
     orphans: Vec<Orphan>,
-    /// Whose connections have not said what they are.
+    /// The peers with connections of unknown kind.
     unspoken: Vec<PeerId>,
-    /// Migrations that are over, and when the first decision after their ends was made.
+    /// Migrations that are over, each with the time of the first decision after its end.
     past: VecDeque<(Main, Option<Instant>)>,
 }
 
@@ -123,21 +123,21 @@ pub struct Matching {
 struct Main {
     id: Id,
     peer: PeerId,
-    /// When its set-up part was read, and what that said.
+    /// When its set-up was read, and its statements.
     ready: Option<(Instant, Stated)>,
     /// The UUID of its channels.
     uuid: Option<[u8; 16]>,
     channels: BTreeSet<u8>,
-    /// All its channels have come, for certain.
+    /// Whether all its channels have certainly come.
     settled: bool,
-    /// An engine's: it owns its UUID and no other.
+    /// Whether it is an engine's, which owns its UUID and no other.
     engine: bool,
     has_preempt: bool,
     /// When its peer was found to have closed it.
     closed: Option<Instant>,
-    /// It has said nothing for a while, in its set-up.
+    /// Whether it has been silent for a while in its set-up.
     stalls: bool,
-    /// A channel waits whose id one of its channels has.
+    /// Whether a channel waits that has the id of one of its channels.
     in_doubt: bool,
 }
 
@@ -149,12 +149,12 @@ struct Orphan {
     peer: PeerId,
     /// When its peer was found to have closed it.
     closed: Option<Instant>,
-    /// It was closed behind its hello.
+    /// Whether it was closed directly behind its hello.
     empty: bool,
-    /// A migration that is over may have been its own.
+    /// Whether a migration that is over may have owned it.
     is_left: bool,
     since: Instant,
-    /// When a main channel could be its own for the last time.
+    /// The last time at which a main channel might have owned it.
     hope: Instant,
 }
 
@@ -162,7 +162,7 @@ enum Verdict {
     Wait {
         hope: bool,
     },
-    /// The channel may be this main channel's, and another one of it has the same number.
+    /// This main channel may own the channel, but has another one of the same id.
     Conflict(Id),
     Give(Id),
     Drop,
@@ -170,7 +170,7 @@ enum Verdict {
 }
 
 impl Matching {
-    /// A main channel has shown itself.
+    /// Adds a main channel.
     pub fn main_came(&mut self, id: Id, peer: PeerId) {
         self.mains.push(Main {
             id,
@@ -187,14 +187,14 @@ impl Matching {
         });
     }
 
-    /// The set-up part of a main channel has been read.
+    /// Notes that the set-up of a main channel has been read.
     pub fn main_ready(&mut self, id: Id, stated: Stated, now: Instant) {
         if let Some(main) = self.main(id) {
             main.ready = Some((now, stated));
         }
     }
 
-    /// An engine awaits the channels that say `uuid`, which is its own.
+    /// Adds an engine that awaits the channels with `uuid`, which it owns.
     pub fn engine_ready(&mut self, id: Id, uuid: [u8; 16], now: Instant) {
         self.main_came(id, PeerId::Unknown);
         self.main_ready(id, Stated::default(), now);
@@ -204,7 +204,8 @@ impl Matching {
         }
     }
 
-    /// All channels of a migration have come, for certain: who comes later is another's.
+    /// Notes that all channels of a migration have certainly come. Later ones belong to another
+    /// migration.
     pub fn settle(&mut self, id: Id) {
         if let Some(main) = self.main(id) {
             main.settled = true;
@@ -217,9 +218,9 @@ impl Matching {
         self.unspoken.extend(peers);
     }
 
-    /// A migration is over. Channels that may have been its own are not given to the next one, if
-    /// their peer has closed them. A main channel that ends in its set-up may be a stranger's: then
-    /// it takes no channel away that may be that of another one that is here.
+    /// Notes the end of a migration. Closed channels that it may have owned are not given to the
+    /// next one. A main channel that ends in its set-up may be a stranger's, so it takes no channel
+    /// away that another present main channel may own.
     pub fn end(&mut self, id: Id) {
         let Some(index) = self.mains.iter().position(|main| main.id == id) else {
             return;
@@ -234,14 +235,14 @@ impl Matching {
                 self.unspoken.contains(&orphan.peer) || self.mains.iter().any(is_others);
             orphan.is_left |= main.ready.is_some() || !has_another;
         }
-        // A stranger's main channel, which ends in its set-up, has no channels to leave.
+        // A stranger's main channel that ends in its set-up leaves no channels.
         if main.ready.is_some() {
             self.past.truncate(MOST_PAST - 1);
             self.past.push_front((main, None));
         }
     }
 
-    /// A channel has said hello.
+    /// Adds a channel whose hello has been read.
     pub fn channel_came(
         &mut self,
         id: Id,
@@ -263,29 +264,30 @@ impl Matching {
         });
     }
 
-    /// A main channel says nothing, in its set-up, or goes on. A source sends its set-up at once,
-    /// so one that stalls is more likely a stranger's, for whom nobody is to wait.
+    /// Notes that a main channel stalls in its set-up, or goes on. A source sends its set-up at
+    /// once. So a main channel that stalls is probably a stranger's, and no channel waits for it.
     pub(super) fn main_stalls(&mut self, id: Id, stalls: bool) {
         if let Some(main) = self.main(id) {
             main.stalls = stalls;
         }
     }
 
-    /// A main channel was closed by its peer.
+    /// Notes that the peer has closed a main channel.
     pub fn main_closed(&mut self, id: Id, now: Instant) {
         if let Some(main) = self.main(id) {
             main.closed.get_or_insert(now);
         }
     }
 
-    /// A channel without a main channel was closed by its peer; what it has said can still be read.
+    /// Notes that the peer has closed a channel without a main channel. Its bytes can still be
+    /// read.
     pub fn channel_closed(&mut self, id: Id, now: Instant) {
         for orphan in self.orphans.iter_mut().filter(|orphan| orphan.id == id) {
             orphan.closed.get_or_insert(now);
         }
     }
 
-    /// The same, of one that has said nothing behind its hello: no migration needs it.
+    /// The same for a channel without bytes behind its hello. No migration needs it.
     pub(super) fn channel_closed_empty(&mut self, id: Id, now: Instant) {
         self.channel_closed(id, now);
         for orphan in self.orphans.iter_mut().filter(|orphan| orphan.id == id) {
@@ -293,9 +295,9 @@ impl Matching {
         }
     }
 
-    /// Whether a channel which may be this main channel's is to be decided about within a moment:
-    /// its peer has closed it, as that of a short migration does, or of an attempt before. Or it is
-    /// open and may be the next source's.
+    /// Whether a decision is due soon about a channel that this main channel may own. The channel's
+    /// peer has closed it, as in a short migration or an earlier attempt; or it is open and the
+    /// next source may own it.
     pub(super) fn is_undecided(&self, main: Id, now: Instant) -> bool {
         self.orphans.iter().any(|orphan| {
             let claimants = self.claimants(orphan, now);
@@ -304,7 +306,7 @@ impl Matching {
         })
     }
 
-    /// A channel without a main channel is given up by its owner.
+    /// Removes a channel without a main channel, which its owner gives up.
     pub fn forget_channel(&mut self, id: Id) {
         self.orphans.retain(|orphan| orphan.id != id);
     }
@@ -314,14 +316,13 @@ impl Matching {
         self.orphans.iter().map(|orphan| orphan.id)
     }
 
-    /// How many migrations there are, those being set up included.
+    /// The number of migrations, including those in their set-up.
     pub fn migrations(&self) -> usize {
         self.mains.len()
     }
 
-    /// The migration to which a connection without any mark belongs: postcopy's own connection has
-    /// none. It is the one migration of its peer that may switch to postcopy and has no such
-    /// connection yet.
+    /// The migration that owns postcopy's own connection, which identifies itself in no way: the
+    /// only migration of its peer that may switch to postcopy and has no such connection.
     pub fn preempt_came(&mut self, peer: PeerId) -> Option<Id> {
         let mut candidates = self.mains.iter_mut().filter(|main| {
             let postcopy = main.ready.is_some_and(|(_, stated)| stated.postcopy);
@@ -374,7 +375,7 @@ impl Matching {
                 Verdict::Drop => {
                     decisions.push(Decision::Drop { channel: orphan.id });
                     self.orphans.remove(index);
-                    // Without conflicts, one pass serves many channels that go at once.
+                    // Without conflicts, one pass serves all channels that can go now.
                     if conflicts.is_empty() {
                         continue;
                     }
@@ -396,7 +397,7 @@ impl Matching {
                     }
                 }
             }
-            // A decision may make others possible.
+            // One decision may allow others.
             index = 0;
             conflicts.clear();
         }
@@ -414,8 +415,8 @@ impl Matching {
     }
 
     fn judge(&self, orphan: &Orphan, now: Instant) -> Verdict {
-        // A channel of an attempt that its source has given up, if the next attempt is here
-        // already.
+        // This may be a channel of an attempt that its source has given up, if the next attempt is
+        // here already.
         let renewed = |closed: Instant| {
             self.orphans.iter().any(|other| {
                 other.id != orphan.id
@@ -434,8 +435,8 @@ impl Matching {
         if self.is_past(orphan, &claimants) {
             return Verdict::Drop;
         }
-        // Another's main channel is not its own while one that may be has still to speak: sources
-        // open that first.
+        // A main channel of another peer does not own it while one that may own it has still to
+        // identify itself: sources open main first.
         let is_named = orphan.uuid != [0; 16];
         let is_anothers =
             |main: &&Main| main.peer != orphan.peer && !(is_named && main.names(orphan.uuid));
@@ -456,12 +457,12 @@ impl Matching {
                 None => Verdict::Wait { hope: false },
             },
             [main] if main.ready.is_none() => Verdict::Wait { hope: true },
-            // It may be left from an attempt before, whose successor is about to come.
+            // It may be left from an attempt whose successor is about to come.
             [main] if main.closed.is_none() && orphan.is_closed_anew(now) => {
                 Verdict::Wait { hope: true }
             }
-            // Channels of several VMs, and one main channel that does not say whose it is: the
-            // others may be about to come.
+            // There are channels of several VMs, and one main channel without a UUID. Further main
+            // channels may be about to come.
             [main] if self.has_rivals(main, orphan, now) => {
                 match now.duration_since(orphan.since) >= RIVAL_TIMEOUT {
                     true => Verdict::Refuse(vec![main.id], SetupFault::Alike { uuid: orphan.uuid }),
@@ -491,21 +492,21 @@ impl Matching {
         }
     }
 
-    /// The main channels that the channel may belong to.
+    /// The main channels that may own the channel.
     fn claimants(&self, orphan: &Orphan, now: Instant) -> Vec<&Main> {
         let mut claimants: Vec<_> = self
             .mains
             .iter()
             .filter(|main| !main.is_settled(now) && main.may_take(orphan, now))
             .collect();
-        // A UUID that was given on purpose is one VM's.
+        // A UUID that was set on purpose belongs to one VM.
         if orphan.uuid != [0; 16] {
             narrow(&mut claimants, |main| main.names(orphan.uuid));
         }
         narrow(&mut claimants, |main| main.peer == orphan.peer);
         narrow(&mut claimants, |main| !main.stalls);
-        // A source that has closed its main channel is done, and the next attempt may be here
-        // before that is.
+        // A source that has closed its main channel is done. The next attempt may be here before
+        // this end is.
         if orphan.closed.is_none() {
             narrow(&mut claimants, |main| main.closed.is_none());
         }
@@ -517,8 +518,8 @@ impl Matching {
         claimants
     }
 
-    /// Whether the next source may have opened the channel. Its main channel is here then, and has
-    /// still to speak.
+    /// Whether the next source may have opened the channel. Its main channel is then here, but has
+    /// still to identify itself.
     fn may_be_the_nexts(&self, orphan: &Orphan, claimants: &[&Main], now: Instant) -> bool {
         orphan.closed.is_none()
             && !claimants.is_empty()
@@ -526,20 +527,20 @@ impl Matching {
             && self.unspoken.contains(&orphan.peer)
     }
 
-    /// Whether a closed channel is what a migration has left that is over: it came before each of
+    /// Whether a closed channel is left from a migration that is over. It came before each of
     /// `claimants`, and sources open their main channel first.
     fn is_past(&self, orphan: &Orphan, claimants: &[&Main]) -> bool {
         orphan.closed.is_some()
             && !claimants.is_empty()
             && claimants.iter().all(|main| orphan.id < main.id)
             && self.past.iter().any(|(main, _)| {
-                // One that had none of its channels may have had none to leave.
+                // A migration that had no channels may have left none.
                 !main.channels.is_empty() && main.peer == orphan.peer && main.may_leave(orphan)
             })
     }
 
-    /// Whether another channel that waits says to be the same one. One of both is another
-    /// migration's.
+    /// Whether another waiting channel has the same UUID and id. One of the two belongs to another
+    /// migration.
     fn is_doubled(&self, orphan: &Orphan) -> bool {
         orphan.closed.is_none()
             && self.orphans.iter().any(|other| {
@@ -551,7 +552,7 @@ impl Matching {
             })
     }
 
-    /// Whether channels of another VM may belong to `main`, which has none so far.
+    /// Whether `main`, which has no channels so far, may own channels of another VM.
     fn has_rivals(&self, main: &Main, orphan: &Orphan, now: Instant) -> bool {
         let is_rival = |other: &Orphan| {
             // Leftovers of a source are closed; connections of a running migration are open.
@@ -568,15 +569,14 @@ impl Matching {
         main.uuids().next().is_none() && self.orphans.iter().any(is_rival)
     }
 
-    /// Whether the channel can be no other migration's than one of `mains`, whose channels come
-    /// from `peer`.
+    /// Whether only `mains` can own the channel. Their channels come from `peer`.
     fn is_of(&self, orphan: &Orphan, mains: &[Id], peer: PeerId, now: Instant) -> bool {
         let claimants = self.claimants(orphan, now);
         let are_they = claimants.iter().all(|main| mains.contains(&main.id));
         are_they && (!claimants.is_empty() || orphan.peer == peer)
     }
 
-    /// The one migration of this UUID that can still take the channel, where no other can.
+    /// The only migration of this UUID that can still take the channel, if there is only one.
     fn late_for(&self, orphan: &Orphan, now: Instant) -> Option<&Main> {
         let mut mains = self.mains.iter().filter(|main| {
             let missing = !main.channels.contains(&orphan.channel);
@@ -601,8 +601,8 @@ impl Main {
         self.uuids().all(|own| own == uuid)
     }
 
-    /// Whether the channel may be this migration's, which is over. One that has all its channels,
-    /// or the one of this number, leaves no other.
+    /// Whether this migration, which is over, may own the channel. A migration that has all its
+    /// channels, or one with this id, owns no other.
     fn may_leave(&self, orphan: &Orphan) -> bool {
         !self.settled && !self.channels.contains(&orphan.channel) && self.may_own(orphan.uuid)
     }
@@ -611,13 +611,13 @@ impl Main {
         self.may_own(orphan.uuid) && !self.is_foreign(orphan, now)
     }
 
-    /// Whether the channel is another's, as another host opened it. A host may have several
-    /// addresses, so this holds only for a while; and for good where the channel is closed, as one
-    /// is that an attempt which has failed leaves behind.
+    /// Whether the channel belongs to another migration because another host opened it. A host may
+    /// have several addresses, so this holds only for a while. It holds for good if the channel is
+    /// closed: a failed attempt leaves such channels.
     fn is_foreign(&self, orphan: &Orphan, now: Instant) -> bool {
         // A UUID that was given on purpose is one VM's.
         let is_named = orphan.uuid != [0; 16] && self.names(orphan.uuid);
-        // A proxy on this host may well be a process for each connection.
+        // A proxy on this host may have one process for each connection.
         let differ = matches!(
             (self.peer, orphan.peer),
             (PeerId::Host(ours), PeerId::Host(theirs)) if ours != theirs
@@ -630,8 +630,8 @@ impl Main {
         self.uuids().any(|own| own == uuid)
     }
 
-    /// Whether who comes now is more likely another's. A migration with gaps among its channels
-    /// waits for them.
+    /// Whether a channel that comes now probably belongs to another migration. A migration with
+    /// gaps among its channels waits for them.
     fn is_settled(&self, now: Instant) -> bool {
         let Some((since, stated)) = self.ready else {
             return false;
@@ -652,12 +652,12 @@ impl Orphan {
     }
 }
 
-/// Whether a connection was closed so short a while ago that others of its source may be open.
+/// Whether a connection was closed so recently that others of its source may still be open.
 fn is_recent(closed: Option<Instant>, now: Instant) -> bool {
     closed.is_some_and(|closed| now.duration_since(closed) < CONFLICT_TIMEOUT)
 }
 
-/// Judges a channel that was closed a while ago, and that each of `several` may own.
+/// Decides about a channel that was closed a while ago, and that each of `several` may own.
 fn judge_left(orphan: &Orphan, several: &[&Main]) -> Verdict {
     let mut closed = several.iter().filter(|main| main.closed.is_some());
     match (closed.next(), closed.next()) {
@@ -671,7 +671,7 @@ fn judge_left(orphan: &Orphan, several: &[&Main]) -> Verdict {
     }
 }
 
-/// Keeps those for which `is_right` holds, unless that leaves none.
+/// Keeps the items for which `is_right` holds, unless none would be left.
 fn narrow<T>(items: &mut Vec<T>, is_right: impl Fn(&T) -> bool) {
     if items.iter().any(&is_right) {
         items.retain(is_right);

@@ -1,15 +1,14 @@
 //! Accepting migrations: the main channel and all multifd channels of each, among everything else
 //! that connects.
 //!
-//! One thread per listener finds out what each connection is from its first bytes, under a time
-//! limit, and brings those of one migration together by what they say: never by the order in which
-//! they come, and never by waiting for a while. How many channels a migration has stands nowhere in
-//! its stream, so a migration begins with its main channel, and its channels follow through an
-//! [`Inbox`], whenever they come.
+//! One thread per listener finds out the kind of each connection from its first bytes, under a time
+//! limit. It groups the connections of a migration by their content: never by the order in which
+//! they come, and never by a delay. A stream does not state its number of channels. So a migration
+//! begins with its main channel, and its channels follow through an [`Inbox`].
 //!
-//! A migration is told of once the set-up part of its RAM section has been read: until then it may
-//! be a stranger who knows how a main channel begins. Nothing that a source does before that point
-//! waits for its destination.
+//! A migration is announced once the set-up of its RAM section has been read. Until then the
+//! connection may be a stranger's that imitates the beginning of a main channel. Before that point
+//! a source does not wait for its destination.
 
 mod desk;
 mod door;
@@ -48,11 +47,11 @@ pub use self::note::{Note, Reason, SetUpFault};
 use crate::failure::{Cause, Channel, Failure, Leg, SetupFault};
 use crate::{Address, Cancel, Listener, Stream};
 
-/// How long an opened connection may take to say what it is. A source says it at once; the time
-/// covers a slow network.
+/// The time limit for a connection's first bytes. A source sends them at once; the time covers a
+/// slow network.
 pub const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How soon a wish to end is noticed while nobody comes.
+/// How often to check for a wish to end while no connection comes.
 const TICK: Duration = Duration::from_millis(200);
 
 /// A migration that has begun.
@@ -63,28 +62,28 @@ pub struct Incoming {
     pub main: Arc<Stream>,
     /// The bytes read from it, up to some point behind the RAM section's set-up.
     pub main_start: Vec<u8>,
-    /// Its multifd channels, whenever they come.
+    /// Its multifd channels, as they come.
     pub channels: Inbox,
-    /// Its set-up says that it has multifd channels. Sources with machine types before 8.1 do not
-    /// say so.
+    /// Whether its set-up says that it has multifd channels. Machine types before 8.1 do not say
+    /// so.
     pub has_channels: bool,
-    /// Its set-up says that it may switch to postcopy.
+    /// Whether its set-up says that it may switch to postcopy.
     pub may_be_postcopy: bool,
     /// The opener of the main channel, as far as the system knows it.
     pub peer: String,
-    /// It is a postcopy migration that goes on after a break: its stream has no beginning.
+    /// Whether it is a postcopy migration that goes on after a break. Its stream has no beginning.
     pub is_recovery: bool,
     /// The statement of another relay, if the migration came through one.
     pub origin: Option<Origin>,
-    /// The pages that its differences are made from, where it was agreed that there are some.
+    /// The pages that its differences are made from, if differences were agreed on.
     pub kept: Option<Arc<Kept>>,
-    /// Its place with the acceptor, which keeps it until this is dropped.
+    /// Its place with the acceptor, until this is dropped.
     pub ticket: Ticket,
 }
 
 impl Incoming {
-    /// A migration that comes another way than to an acceptor's address: nothing of its main
-    /// channel has been read, and nothing is known of it.
+    /// A migration that has not come to an acceptor's address. Nothing of its main channel has been
+    /// read, and nothing is known of it.
     pub fn new(main: Arc<Stream>, channels: Inbox, peer: String, ticket: Ticket) -> Self {
         Self {
             main,
@@ -105,11 +104,11 @@ impl Incoming {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Origin {
-    /// Which of several destinations it is for.
+    /// The name of its destination.
     pub name: String,
-    /// A number that no other migration has.
+    /// The number of the migration, which no other one has.
     pub migration: [u8; 16],
-    /// Its channels may have packets of the method `none` among those of another method.
+    /// Whether its channels may have packets of the method `none` among those of another method.
     pub has_plain_packets: bool,
 }
 
@@ -147,16 +146,16 @@ pub struct Ticket {
 
 /// Keeps a migration's place.
 pub trait Holder: Send + Sync {
-    /// All channels of the migration have come, for certain.
+    /// Notes that all channels of the migration have certainly come.
     fn settle(&self, id: u64);
 
-    /// The migration is over.
+    /// Notes that the migration is over.
     fn end(&self, id: u64);
 }
 
 /// Accepts migrations, any number at once.
 ///
-/// Further migrations are accepted, and wait here, while one is served.
+/// While one migration is served, further ones are accepted and wait here.
 #[derive(Debug)]
 pub struct Acceptor {
     address: Address,
@@ -179,7 +178,7 @@ struct Front {
     ready: VecDeque<Ready>,
     orders: Vec<Order>,
     stop: bool,
-    /// Since when nothing can be accepted, and the system's reason.
+    /// Since when the system has refused to accept connections, and its error.
     starved: Option<(Instant, Option<i32>)>,
 }
 
@@ -207,15 +206,15 @@ impl Acceptor {
     /// Listens on `address`.
     ///
     /// # Errors
-    /// When the address cannot be listened on, or there is no thread to be had.
+    /// If it cannot listen on the address, or the system gives no thread.
     pub fn bind(address: &Address) -> io::Result<Acceptor> {
         Acceptor::on(Listener::bind(address)?)
     }
 
-    /// Accepts what comes to `listener`.
+    /// Accepts connections to `listener`.
     ///
     /// # Errors
-    /// When there is no thread to be had.
+    /// If the system gives no thread.
     pub fn on(listener: Listener) -> io::Result<Acceptor> {
         Self::within(listener, Bounds::default())
     }
@@ -240,18 +239,18 @@ impl Acceptor {
         })
     }
 
-    /// Where it listens: the port is real even if 0 was asked for.
+    /// The address it listens on. The port is the real one even if 0 was asked for.
     pub fn address(&self) -> &Address {
         &self.address
     }
 
-    /// Tells `listen` of connections that are passed over, a few in a second at most. Nothing is
-    /// accepted while it runs.
+    /// Gives notes about connections that are passed over to `listen`, at most a few in a second.
+    /// While it runs, nothing is accepted.
     pub fn on_note(&self, listen: impl Fn(&Note) + Send + 'static) {
         lock(&self.shared.notes).listen_to(Box::new(listen));
     }
 
-    /// A way in for those who read other protocols.
+    /// The way into this acceptor for other protocols.
     pub fn door(&self) -> Door {
         Door::new(Arc::clone(&self.shared))
     }
@@ -270,8 +269,8 @@ impl Acceptor {
         }
     }
 
-    /// Waits until somebody begins a migration, and says who. Nothing is taken: what takes it comes
-    /// next.
+    /// Waits until a migration begins, and returns the kind of its source. The migration is not
+    /// taken.
     ///
     /// # Errors
     /// [`Cause::Cancelled`].
@@ -285,7 +284,7 @@ impl Acceptor {
         peer.map_err(unnamed)
     }
 
-    /// Waits for the main connection of a source engine, of which nothing is read. QEMUs are passed
+    /// Waits for the main connection of a source engine. No bytes of it are read. QEMUs are passed
     /// over.
     ///
     /// # Errors
@@ -311,7 +310,7 @@ impl Acceptor {
             reply,
         };
         self.shared.order(order);
-        // The desk answers as soon as it wakes, unless it has died; no channel will come then.
+        // The desk answers as soon as it wakes. If it has died, no channel will come.
         while self.desk.as_ref().is_some_and(|desk| !desk.is_finished()) {
             if let Ok(id) = id.recv_timeout(TICK) {
                 let ticket = Ticket::new(id, Arc::clone(&self.shared) as Arc<dyn Holder>);
@@ -348,7 +347,7 @@ impl Acceptor {
         }
     }
 
-    /// From now on no migration begins here; those under way go on.
+    /// Begins no more migrations; those under way go on.
     pub fn refuse_new(&self) {
         self.shared.order(Order::RefuseNew);
     }
@@ -360,8 +359,8 @@ impl Acceptor {
         self.shared.note(&Note::PassedOver { peer, reason });
     }
 
-    /// Why nothing has been accepted for so long, if that is so: this host has no descriptors left,
-    /// or no memory.
+    /// The system's error, if it has refused to accept connections for so long: this host has no
+    /// descriptors or no memory left.
     pub fn starved(&self, least: Duration) -> Option<io::Error> {
         let starved = lock(&self.shared.front).starved;
         let (_, reason) = starved.filter(|(since, _)| since.elapsed() >= least)?;
@@ -371,7 +370,7 @@ impl Acceptor {
         ))
     }
 
-    /// Passes over what has come while one migration is taken, and only one is.
+    /// Passes over all other migrations, for a caller that takes only one.
     pub fn pass_over_others(&self) {
         self.shared.pass_over_ready(SetupFault::Busy);
     }
@@ -382,10 +381,10 @@ impl Drop for Acceptor {
         lock(&self.shared.front).stop = true;
         self.shared.wake_desk();
         if let Some(desk) = self.desk.take() {
-            // A desk that has panicked has nothing left to clean up.
+            // After a panic of the desk there is nothing to clean up.
             let _ = desk.join();
         }
-        // Each of these holds what holds it here: they would never be closed.
+        // Each of these refers to the desk that holds it, so they would never be dropped.
         let others = {
             let mut front = lock(&self.shared.front);
             (
@@ -403,7 +402,8 @@ impl Ticket {
         Self { id, holder }
     }
 
-    /// All channels of the migration have come, for certain: who comes later is another's.
+    /// Notes that all channels of the migration have certainly come. Later ones belong to another
+    /// migration.
     pub fn settle(&self) {
         self.holder.settle(self.id);
     }
@@ -445,14 +445,14 @@ impl Shared {
     }
 
     fn take_orders(&self) -> (bool, Vec<Order>) {
-        // The counter only says that there is something.
+        // The counter is only a signal, so its value does not matter.
         let _ = rustix::io::read(&self.wake, &mut [0; 8]);
         let mut front = lock(&self.front);
         (front.stop, std::mem::take(&mut front.orders))
     }
 
     fn wake_desk(&self) {
-        // It fails only when the counter is full: then the desk is woken already.
+        // The write fails only if the counter is full. The desk then wakes anyway.
         let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
     }
 
@@ -464,7 +464,7 @@ impl Shared {
         lock(&self.notes).sum_up(Instant::now());
     }
 
-    /// Passes over everything that waits to be accepted.
+    /// Passes over all migrations that wait to be accepted.
     fn pass_over_ready(&self, fault: SetupFault) {
         let others = std::mem::take(&mut lock(&self.front).ready);
         for other in others {

@@ -10,7 +10,7 @@ use super::SetupFault;
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Note {
-    /// A connection was closed by us.
+    /// The acceptor has closed a connection.
     PassedOver {
         /// The other end, as far as the system names it.
         peer: String,
@@ -19,7 +19,7 @@ pub enum Note {
     },
     /// More connections were closed within a second, without a note each.
     Further {
-        /// How many.
+        /// Their number.
         connections: u64,
     },
     /// No connection can be accepted at the moment. Accepting goes on as soon as the system allows.
@@ -30,20 +30,20 @@ pub enum Note {
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Reason {
-    /// It did not say what it is.
+    /// It sent no first bytes in time, or too few.
     Silent {
         /// For how long.
         within: Duration,
     },
-    /// There were too many connections that had not said what they are, and this was the oldest.
+    /// There were too many connections of unknown kind, and this was the oldest.
     Crowded,
     /// It began a TLS handshake.
     Tls,
-    /// It came by way of another protocol, whose reader says why.
+    /// It came over another protocol, whose reader gives the reason.
     Other(String),
-    /// It began with bytes that no connection of a migration begins with.
+    /// Its first bytes are not those of a connection of a migration.
     Unmarked([u8; 4]),
-    /// It began as a multifd channel, with a hello that is none.
+    /// It began like a multifd channel, but its hello is malformed.
     Hello(multifd_wire::Fault),
     /// A multifd channel whose main channel did not come, or has gone.
     NoMain {
@@ -84,7 +84,7 @@ pub(super) enum SetUpEnd {
     },
     /// It is no main stream.
     Wire(multifd_wire::Fault),
-    /// Together with those of others it takes too much memory.
+    /// All set-ups together take too much memory, and this one has the most.
     TooMuch {
         /// The most bytes that all set-ups may take.
         limit_bytes: usize,
@@ -93,18 +93,18 @@ pub(super) enum SetUpEnd {
     Io(io::Error),
 }
 
-/// Notes of one second; more are only counted.
+/// The most notes in a second. Further ones are only counted.
 const NOTES_A_SECOND: u64 = 8;
 
 type Listen = Box<dyn Fn(&Note) + Send>;
 
-/// Limits what strangers can make us say.
+/// Limits the notes that strangers can cause.
 #[derive(Default)]
 pub(super) struct Notes {
     listen: Option<Listen>,
     second: Option<Instant>,
     said: u64,
-    /// Connections of this second that were not told of.
+    /// The connections of this second without a note.
     further: u64,
     cannot_accept: bool,
 }
@@ -118,7 +118,7 @@ impl Notes {
         self.sum_up(now);
         self.second.get_or_insert(now);
         let is_told = match note {
-            // It is tried again many times in a second.
+            // The acceptor tries again many times in a second.
             Note::CannotAccept(_) => !std::mem::replace(&mut self.cannot_accept, true),
             _ => self.said < NOTES_A_SECOND,
         };
@@ -132,7 +132,7 @@ impl Notes {
         }
     }
 
-    /// Tells of those that were only counted, once their second is over.
+    /// Gives a note about connections that were only counted, once their second is over.
     pub(super) fn sum_up(&mut self, now: Instant) {
         let is_over = |second| now.duration_since(second) >= Duration::from_secs(1);
         if !self.second.is_some_and(is_over) {

@@ -13,8 +13,11 @@ pub(super) struct Head<'a> {
 
 /// Why the head of a `canned` payload is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum CannedFault {
+#[error(transparent)]
+pub struct CannedFault(#[from] HeadFault);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum HeadFault {
     /// The payload ends before the pages begin.
     #[error("{found} bytes instead of {needed}")]
     Truncated {
@@ -66,9 +69,9 @@ impl<'a> Head<'a> {
     ///
     /// # Errors
     ///
-    /// [`CannedFault::Truncated`] or [`CannedFault::Version`].
-    pub(super) fn read(payload: &'a [u8]) -> Result<(Self, &'a [u8]), CannedFault> {
-        let truncated = |needed| CannedFault::Truncated {
+    /// [`HeadFault::Truncated`] or [`HeadFault::Version`].
+    pub(super) fn read(payload: &'a [u8]) -> Result<(Self, &'a [u8]), HeadFault> {
+        let truncated = |needed| HeadFault::Truncated {
             found: payload.len(),
             needed,
         };
@@ -76,7 +79,7 @@ impl<'a> Head<'a> {
             .split_first_chunk::<FIXED_BYTES>()
             .ok_or(truncated(FIXED_BYTES))?;
         if version != VERSION {
-            return Err(CannedFault::Version {
+            return Err(HeadFault::Version {
                 found: version,
                 allowed: VERSION,
             });

@@ -37,6 +37,7 @@ mod head;
 mod plan;
 
 pub use head::CannedFault;
+use head::HeadFault;
 
 use std::sync::Arc;
 
@@ -122,15 +123,15 @@ impl ReadPages {
 
 impl CodeAtHand {
     /// The code of a payload's pages, which the payload may have brought.
-    fn of(&mut self, head: &Head<'_>) -> Result<&Arc<BodyCode>, CannedFault> {
+    fn of(&mut self, head: &Head<'_>) -> Result<&Arc<BodyCode>, HeadFault> {
         let at_hand = self.0.take();
         let generation = at_hand.as_ref().map(|code| code.0);
         let expected = match head.description {
-            [] => generation.ok_or(CannedFault::NoCode)?,
+            [] => generation.ok_or(HeadFault::NoCode)?,
             _ => head::next(generation),
         };
         if head.generation != expected {
-            return Err(CannedFault::Generation {
+            return Err(HeadFault::Generation {
                 found: head.generation,
                 expected,
             });
@@ -139,7 +140,7 @@ impl CodeAtHand {
             Some(code) if head.description.is_empty() => code,
             _ => {
                 let lengths = CodeLengths::read_header(head.description);
-                let lengths = lengths.map_err(CannedFault::Code)?;
+                let lengths = lengths.map_err(HeadFault::Code)?;
                 (expected, Arc::new(BodyCode::new(&lengths)))
             }
         };
@@ -155,10 +156,11 @@ impl ReadPayload for ReadPages {
         packet: &mut Arrived,
         page_size: PageSize,
     ) -> Result<PathCounts, DecodeError> {
-        let (head, list) = Head::read(&packet.payload).map_err(DecodeError::Canned)?;
+        let refused = |fault: HeadFault| DecodeError::Canned(fault.into());
+        let (head, list) = Head::read(&packet.payload).map_err(refused)?;
         // The list is the rest after the head.
         let head_len = packet.payload.len().saturating_sub(list.len());
-        let code = self.code.of(&head).map_err(DecodeError::Canned)?;
+        let code = self.code.of(&head).map_err(refused)?;
         self.reader.read_bodies(packet, head_len, page_size, code)
     }
 
