@@ -61,6 +61,7 @@ mod session;
 mod silence;
 mod taken;
 mod verify;
+mod waits;
 mod watch;
 
 use std::fmt;
@@ -75,6 +76,7 @@ use multifd_wire::{Fault, Limits, Method};
 use self::gate::CHANNELS_TIMEOUT;
 pub(crate) use self::silence::SILENCE_TIMEOUT;
 pub use self::verify::{Verified, VerifyFault};
+pub use self::waits::{ChannelWaits, Party, Waits};
 pub use self::watch::MigrationNote;
 use crate::failure::Failure;
 use multifd_transport::Cancel;
@@ -161,6 +163,8 @@ pub struct MigrationReport {
     pub verified: Option<Verified>,
     /// Which pages went to another relay as differences, if any could.
     pub differences: Option<delta::Counts>,
+    /// What each channel has waited for; main is the first.
+    pub waits: Vec<ChannelWaits>,
     /// From the first connection to the last close.
     pub duration: Duration,
 }
@@ -190,6 +194,15 @@ pub struct Traffic {
     pub bytes_in: u64,
     /// Bytes written to the destination, main channel included.
     pub bytes_out: u64,
+    /// The guest's memory in bytes, once the set-up has told it; 0 before, and where the stream cannot
+    /// be followed.
+    pub memory: u64,
+    /// Bytes of the guest's memory that all pages so far stand for, zero pages and pages on the main
+    /// channel included. While it is less than `memory`, hardly any page has come twice.
+    pub carried: u64,
+    /// Rounds that have ended, where the main channel shows them: from QEMU 8.1 and its machine types
+    /// on.
+    pub rounds: u64,
 }
 
 /// What was out of the ordinary in a migration that was passed on.
@@ -247,11 +260,13 @@ impl fmt::Display for Remark {
 }
 
 /// What happens while a migration is passed on.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum Update {
-    /// How far it is: about twice a second.
+    /// How far it is: about twice a second, and once more at the end.
     Progress(Traffic),
+    /// What each channel has waited for so far, before each [`Progress`](Self::Progress).
+    Waits(Vec<ChannelWaits>),
     /// Something that an operator may want to mend.
     Note(MigrationNote),
     /// Packets are encoded with another effort from now on.

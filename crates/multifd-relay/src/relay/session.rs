@@ -30,6 +30,7 @@ use super::pump::{self, Shared};
 use super::silence::{SILENCE_TIMEOUT, Silence};
 use super::taken::take;
 use super::verify::Sums;
+use super::waits::Clocks;
 use super::watch::{MigrationNote, Watch};
 use super::{CHANNELS_TIMEOUT, MigrationReport, RelayConfig, Remark, Update};
 use crate::failure::{Cause, Channel, Failure, Leg, SetupFault};
@@ -137,6 +138,7 @@ pub(super) fn run(
         outline: &Outline::default(),
         gate: &Gate::default(),
         counters: &Counters::default(),
+        clocks: &Clocks::default(),
         cancel,
         is_recovery: incoming.is_recovery,
         sent: sent.as_ref(),
@@ -184,6 +186,7 @@ pub(super) fn run(
         auto: session.auto.map(|auto| auto.summary()),
         verified: session.sums.map(Sums::result),
         differences: session.sent.map(|sent| sent.counts()),
+        waits: session.clocks.all(),
         duration: started.elapsed(),
     })
 }
@@ -386,6 +389,7 @@ struct Session<'a> {
     outline: &'a Outline,
     gate: &'a Gate,
     counters: &'a Counters,
+    clocks: &'a Clocks,
     cancel: &'a Cancel,
     is_recovery: bool,
     /// Of what all channels carry, where relays compare it.
@@ -446,22 +450,28 @@ impl<'env> Session<'env> {
                 early.push(event);
             }
             let mut early = early.into_iter();
-            let forward = Forward {
-                link: self.main,
-                limits: self.config.limits,
-                begin_timeout: BEGIN_TIMEOUT.max(self.config.dial_timeout),
-                outline: self.outline,
-                gate: self.gate,
-                counters: self.counters,
-                sums: self.sums,
-            };
+            let clock = self.clocks.add(self.main);
             let mut failure = self
                 .spawn(scope, tell, Role::Back, &mut running, || {
                     back::run(self.main, self.outline, self.gate, self.target.is_relay())
                 })
                 .and_then(|()| {
                     let is_recovery = self.is_recovery;
-                    let work = move || forward.run(start, is_recovery);
+                    let work = move || {
+                        let forward = Forward {
+                            link: self.main,
+                            limits: self.config.limits,
+                            begin_timeout: BEGIN_TIMEOUT.max(self.config.dial_timeout),
+                            outline: self.outline,
+                            gate: self.gate,
+                            counters: self.counters,
+                            clock: &clock,
+                            sums: self.sums,
+                        };
+                        let outcome = forward.run(start, is_recovery);
+                        clock.stop();
+                        outcome
+                    };
                     self.spawn(scope, tell, Role::Forward, &mut running, work)
                 })
                 .err();
@@ -531,13 +541,14 @@ impl<'env> Session<'env> {
                     }
                 }
                 self.links.go_on_closing();
+                self.clocks.look();
                 if !settled && self.gate.is_loading() {
                     settled = true;
                     settle();
                 }
                 if told.elapsed() >= PROGRESS_INTERVAL {
                     told = Instant::now();
-                    observe(Update::Progress(self.counters.totals()));
+                    self.progress(observe);
                     if let Some(auto) = self.auto {
                         let changes = auto.changes(changes_told);
                         changes_told += changes.len();
@@ -545,7 +556,7 @@ impl<'env> Session<'env> {
                             .into_iter()
                             .for_each(|change| observe(Update::Effort(change)));
                     }
-                    let sample = watch.sample(self.counters, self.gate, self.outline);
+                    let sample = watch.sample(self.counters, self.gate, self.outline, self.clocks);
                     // A trunk compresses the main channel too.
                     let comes_so = self.main.source.bytes_below().is_some();
                     let compresses = self.target.is_relay() || comes_so;
@@ -571,6 +582,7 @@ impl<'env> Session<'env> {
                     _ => {}
                 }
             }
+            self.progress(observe);
             match failure {
                 Some(mut failure) => {
                     if let Cause::Far(far) = &mut failure.cause {
@@ -584,6 +596,11 @@ impl<'env> Session<'env> {
                 }
             }
         })
+    }
+
+    fn progress(&self, observe: &mut dyn FnMut(Update)) {
+        observe(Update::Waits(self.clocks.all()));
+        observe(Update::Progress(self.counters.totals()));
     }
 
     /// A source that waits for the destination's word and closes before it has come has taken its
@@ -666,6 +683,7 @@ impl<'env> Session<'env> {
                     outline: self.outline,
                     gate: self.gate,
                     counters: self.counters,
+                    clocks: self.clocks,
                     sums: self.sums,
                     sent: self.sent,
                     terms: self.terms,
