@@ -15,8 +15,8 @@ use multifd_wire::Method;
 
 pub use self::args::{AcceptArgs, EndArgs, MigrateArgs};
 use self::tell::{Teller, failed};
-use crate::page::{Page, Writer};
 use crate::codec::usual_accel;
+use crate::page::{Page, Writer};
 use crate::process::Outcome;
 use crate::relay::{Route, announce, memory, refuse_exposed};
 use crate::sandbox::Sandbox;

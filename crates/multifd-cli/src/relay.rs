@@ -71,7 +71,9 @@ impl Ended {
         match self {
             Self::Failed(failure) => match failure.cause {
                 Cause::Unknown | Cause::NoWord { .. } => Ending::Unknown,
-                Cause::Incomplete | Cause::Transport(TransportCause::Cancelled) => Ending::Cancelled,
+                Cause::Incomplete | Cause::Transport(TransportCause::Cancelled) => {
+                    Ending::Cancelled
+                }
                 _ => Ending::Failed,
             },
             Self::TooMany | Self::Panicked => Ending::Failed,
@@ -117,7 +119,9 @@ pub fn run(args: &RelayArgs, confined: Confined) -> Outcome {
     let (routes, sandbox) = confined.0?;
     if let Some(folder) = args.report.as_deref().filter(|folder| !folder.is_dir()) {
         let name = say::printable_path(folder);
-        return Err(format!("--report: {name} is no folder: make it before the relay starts").into());
+        return Err(
+            format!("--report: {name} is no folder: make it before the relay starts").into(),
+        );
     }
     say::note(sandbox);
     let mut relays = Vec::new();
@@ -688,7 +692,9 @@ impl<'a> Printer<'a> {
             .and_then(|index| self.running.get(index))
             .map(|migration| self.of(migration));
         let mut migration = index.map(|index| self.running.remove(index));
-        let record = migration.as_mut().and_then(|migration| migration.record.take());
+        let record = migration
+            .as_mut()
+            .and_then(|migration| migration.record.take());
         if let Some(migration) = &migration {
             let took = migration.begun.elapsed();
             self.counters.ended(&migration.totals, &outcome, took);

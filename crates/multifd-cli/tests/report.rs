@@ -100,7 +100,10 @@ fn a_page_that_cannot_be_written_changes_nothing_else() {
     assert_eq!(ended.status.code(), Some(0), "{ended:?}");
     let words = "the report could not be written: cannot write ";
     assert!(ended.stderr.contains(words), "{ended:?}");
-    assert!(ended.stdout.contains("the destination has the guest"), "{ended:?}");
+    assert!(
+        ended.stdout.contains("the destination has the guest"),
+        "{ended:?}"
+    );
 }
 
 #[test]

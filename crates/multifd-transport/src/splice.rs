@@ -77,7 +77,12 @@ impl Conduit {
         clock: Option<&Clock>,
     ) -> Result<usize, TransferError> {
         if self.copies || !from.is_bare() || !to.is_bare() {
-            return copy(from, to, space(&mut self.buffer, most.min(COPY_STEP)), clock);
+            return copy(
+                from,
+                to,
+                space(&mut self.buffer, most.min(COPY_STEP)),
+                clock,
+            );
         }
         let pipe = match self.pipe.take().map_or_else(self.make_pipe, Ok) {
             Ok(pipe) => self.pipe.insert(pipe),

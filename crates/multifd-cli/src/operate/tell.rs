@@ -441,7 +441,10 @@ impl Teller {
         let (end, report) = match good {
             Good::Moved(moved) => {
                 let end = whole.with_qemu(&moved.qemu);
-                (end.with_report(moved.report.as_ref()), moved.report.as_ref())
+                (
+                    end.with_report(moved.report.as_ref()),
+                    moved.report.as_ref(),
+                )
             }
             Good::Arrived(arrived) => {
                 let end = whole.with_report(Some(&arrived.report));

@@ -249,8 +249,11 @@ mod tests {
         let gib = f64::from(1 << 30);
         assert_eq!(labels(3.3 * gib, Unit::Bytes), ["0", "1", "2", "3", "4"]);
         assert_eq!(Scale::of(3.3 * gib, Unit::Bytes).unit, " GiB");
-        assert_eq!(labels(1.9, Unit::Ratio), ["0.0", "0.5", "1.0", "1.5", "2.0"]);
-        assert_eq!(labels(1e6, Unit::Ratio).len(), 5, "a ratio has no units");
+        assert_eq!(
+            labels(1.9, Unit::Ratio),
+            ["0.0", "0.5", "1.0", "1.5", "2.0"]
+        );
+        assert_eq!(labels(1e6, Unit::Ratio), ["0", "500000", "1000000"]);
         let seconds = Ticks::of(90.0, 4.0);
         assert_eq!(clock(50.0, seconds), "50 s");
         assert_eq!(clock(4000.0, Ticks::of(5000.0, 4.0)), "1:06:40");

@@ -147,7 +147,10 @@ pub(super) mod tests {
             ("&amp;", "&"),
         ];
         let all = text.matches('&').count();
-        let escapes: usize = known.iter().map(|(word, _)| text.matches(word).count()).sum();
+        let escapes: usize = known
+            .iter()
+            .map(|(word, _)| text.matches(word).count())
+            .sum();
         assert_eq!(all, escapes, "{text}");
         known
             .iter()
@@ -163,7 +166,10 @@ pub(super) mod tests {
             inside.text("&amp;");
         });
         let text = markup.finish();
-        assert!(!text.contains("<script") && !text.contains('\u{1b}'), "{text}");
+        assert!(
+            !text.contains("<script") && !text.contains('\u{1b}'),
+            "{text}"
+        );
         assert!(!text.contains('\u{202e}'), "{text}");
         let words = well_formed(&text);
         let kept = |word: &&String| word.starts_with("</p><script>alert(\"1\")</script> & 'é' ");

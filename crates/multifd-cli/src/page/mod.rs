@@ -236,7 +236,10 @@ impl Page {
                 page.void("meta", &[("charset", &"utf-8")]);
                 let view = "width=device-width, initial-scale=1";
                 page.void("meta", &[("name", &"viewport"), ("content", &view)]);
-                page.void("meta", &[("name", &"color-scheme"), ("content", &"light dark")]);
+                page.void(
+                    "meta",
+                    &[("name", &"color-scheme"), ("content", &"light dark")],
+                );
                 page.words("title", &[], &self.title);
                 page.element("style", &[], |page| page.raw(STYLE));
             });
@@ -247,7 +250,11 @@ impl Page {
 
     fn body(&self, page: &mut Markup) {
         page.words("h1", &[], &self.title);
-        page.words("p", &[("class", &self.ending.class())], self.ending.as_str());
+        page.words(
+            "p",
+            &[("class", &self.ending.class())],
+            self.ending.as_str(),
+        );
         for line in self.words.lines() {
             page.words("p", &[], line);
         }
@@ -324,7 +331,11 @@ impl Page {
                 vec![
                     line("before", "in", over(|sample| Some(sample.bytes_in))),
                     line("after", "out", over(|sample| Some(sample.bytes_out))),
-                    line("left at the source", "left", over(|sample| sample.remaining)),
+                    line(
+                        "left at the source",
+                        "left",
+                        over(|sample| sample.remaining),
+                    ),
                 ],
             ),
             (
@@ -415,7 +426,9 @@ impl Page {
                 let names = ["hardware", "software", "raw"];
                 let classes = ["source", "codec", "network"];
                 let parts = classes.iter().zip(ways);
-                let parts: Vec<_> = parts.map(|(class, pages)| (*class, *pages as f64)).collect();
+                let parts: Vec<_> = parts
+                    .map(|(class, pages)| (*class, *pages as f64))
+                    .collect();
                 bar(page, &parts);
                 page.element("span", &[("class", &"keys")], |page| {
                     for ((name, class), pages) in names.iter().zip(classes).zip(ways) {
@@ -432,7 +445,11 @@ impl Page {
             page.element("table", &[], |page| {
                 for (effort, bytes) in &self.efforts {
                     let part = *bytes as f64 / all as f64 * 100.0;
-                    row(page, effort, &format!("{} ({part:.1} %)", say::size(*bytes)));
+                    row(
+                        page,
+                        effort,
+                        &format!("{} ({part:.1} %)", say::size(*bytes)),
+                    );
                 }
             });
         }
@@ -498,7 +515,10 @@ struct Clock {
 
 impl Clock {
     fn of(time: SystemTime) -> Self {
-        let seconds = time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let seconds = time
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default()
+            .as_secs();
         // Years that begin in March have their leap day last. 1 March of the year 0 is 719468 days
         // before 1970, and 400 years have 146097 days.
         let days = seconds / 86_400 + 719_468;
@@ -594,7 +614,11 @@ mod tests {
         let mut record = Record::new();
         for half in 1..=40_u32 {
             let at = Duration::from_millis(500) * half;
-            record.progress(at, &traffic(u64::from(half) << 24, u64::from(half) / 10), None);
+            record.progress(
+                at,
+                &traffic(u64::from(half) << 24, u64::from(half) / 10),
+                None,
+            );
         }
         record
     }
@@ -617,7 +641,9 @@ mod tests {
         }
         assert!(html.contains("ends of rounds, 4 in all"), "{html}");
         assert_eq!(html.matches("class=\"mark\"").count(), 3 * 4);
-        for foreign in ["<script", "<b>no", "http", "src=", "url(", "@import", "href", "NaN"] {
+        for foreign in [
+            "<script", "<b>no", "http", "src=", "url(", "@import", "href", "NaN",
+        ] {
             assert!(!html.contains(foreign), "{foreign}");
         }
     }
@@ -636,7 +662,10 @@ mod tests {
             record.note(Duration::ZERO, format_args!("note {number}"));
         }
         let html = page(record).html();
-        assert!(html.contains("5 more notes") && !html.contains("note 101"), "{html}");
+        assert!(
+            html.contains("5 more notes") && !html.contains("note 101"),
+            "{html}"
+        );
     }
 
     #[test]
@@ -657,7 +686,10 @@ mod tests {
         let mut record = Record::new();
         record.began = UNIX_EPOCH + Duration::from_secs(951_782_400);
         let path = |guest| record.path_in(Path::new("/r"), guest, 7);
-        assert_eq!(path(Some("vm.1")), Path::new("/r/20000229T000000Z-vm.1-7.html"));
+        assert_eq!(
+            path(Some("vm.1")),
+            Path::new("/r/20000229T000000Z-vm.1-7.html")
+        );
         assert_eq!(path(Some("../x")), Path::new("/r/20000229T000000Z-7.html"));
         assert_eq!(path(None), Path::new("/r/20000229T000000Z-7.html"));
     }
@@ -671,6 +703,9 @@ mod tests {
         report.record.channels = vec![ChannelWaits::new(Channel::Multifd(0), waits)];
         let html = report.html();
         let words = well_formed(&html);
-        assert!(words.contains(&"4.0 s: codec 25 %, network 75 %".to_owned()), "{words:?}");
+        assert!(
+            words.contains(&"4.0 s: codec 25 %, network 75 %".to_owned()),
+            "{words:?}"
+        );
     }
 }

@@ -28,9 +28,7 @@ impl Sample {
             bytes_in: traffic.bytes_in,
             bytes_out: traffic.bytes_out,
             // QEMU counts the round that it is in.
-            rounds: qemu.map_or(traffic.rounds, |ram| {
-                ram.dirty_sync_count.saturating_sub(1)
-            }),
+            rounds: qemu.map_or(traffic.rounds, |ram| ram.dirty_sync_count.saturating_sub(1)),
             remaining: qemu.map(|ram| ram.remaining),
         }
     }

@@ -44,8 +44,8 @@ impl Writer {
     /// Writes a page. A note says what became of it; a migration's outcome is the same either way.
     pub(crate) fn write(&self, path: PathBuf, page: Page) {
         if let Err(error) = self.pages.try_send((path, Box::new(page))) {
-            let (mpsc::TrySendError::Full((path, _))
-            | mpsc::TrySendError::Disconnected((path, _))) = error;
+            let (mpsc::TrySendError::Full((path, _)) | mpsc::TrySendError::Disconnected((path, _))) =
+                error;
             let path = say::printable_path(&path);
             say::note(format_args!(
                 "the report {path} is not written: the disk is too slow for so many"

@@ -5,8 +5,8 @@ use std::io::{self, Write};
 use std::net::Shutdown;
 use std::time::Duration;
 
-use multifd_transport::{Clock, Doing, Moment};
 use multifd_transport::rounds::RoundFault;
+use multifd_transport::{Clock, Doing, Moment};
 use multifd_wire::Limits;
 use multifd_wire::main_stream::{Command, MainEvent, MainReceiver};
 

@@ -36,7 +36,9 @@ impl Waits {
     #[must_use]
     pub fn total(&self) -> Duration {
         let parts = [self.codec, self.network, self.destination, self.channels];
-        parts.into_iter().fold(self.source, Duration::saturating_add)
+        parts
+            .into_iter()
+            .fold(self.source, Duration::saturating_add)
     }
 
     /// Both together.

@@ -237,10 +237,7 @@ mod tests {
             waits_for,
         };
         let told = said(&all);
-        assert_eq!(
-            told,
-            [stalled(Party::Destination), MigrationNote::GoesOn]
-        );
+        assert_eq!(told, [stalled(Party::Destination), MigrationNote::GoesOn]);
         let words = "no byte for 5 s: waiting for the destination";
         assert_eq!(told[0].to_string(), words);
         let of = |party: fn(usize) -> Party| {
