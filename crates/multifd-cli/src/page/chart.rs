@@ -14,6 +14,9 @@ const MOST_MARKS: usize = 60;
 /// The most of them that have a number.
 const MOST_NUMBERS: usize = 12;
 
+/// The part of the width that a number takes.
+const LEAST_BETWEEN: f64 = 0.05;
+
 /// What is plotted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Unit {
@@ -94,7 +97,12 @@ impl Plot<'_> {
             page.words("span", &attributes, clock(time, times));
         }
         if self.marks.len() <= MOST_NUMBERS {
+            let mut last = f64::NEG_INFINITY;
             for (at, number) in self.marks {
+                if at - last < self.until * LEAST_BETWEEN {
+                    continue;
+                }
+                last = *at;
                 let style = format!("left:{:.2}%", at / self.until * 100.0);
                 let attributes: [(_, &dyn Display); 2] = [("class", &"round"), ("style", &style)];
                 page.words("span", &attributes, number);

@@ -161,11 +161,11 @@ impl Page {
     pub(crate) fn report(&mut self, report: &MigrationReport) {
         let last = self.record.series.samples().last();
         let at = last.map_or(report.duration, |last| last.at.max(report.duration));
-        let remaining = last.and_then(|last| last.remaining).map(|_| 0);
-        let rounds = last.map_or(0, |last| last.rounds);
+        let asked = last.filter(|last| last.remaining.is_some());
         let end = Sample {
-            remaining,
-            rounds: rounds.max(report.totals.rounds),
+            // QEMU's count goes on as it was.
+            rounds: asked.map_or(report.totals.rounds, |last| last.rounds),
+            remaining: asked.map(|_| 0),
             ..Sample::new(at, &report.totals, None)
         };
         self.record.series.push(end);
@@ -276,7 +276,7 @@ impl Page {
     }
 
     fn plots(&self, page: &mut Markup) {
-        let samples = self.record.series.samples();
+        let samples = &self.record.series.spaced();
         let until = samples.last().map_or(0.0, |last| last.at.as_secs_f64());
         let pairs = || samples.iter().zip(samples.iter().skip(1));
         let ends = pairs().filter(|(before, now)| now.rounds > before.rounds);

@@ -8,6 +8,9 @@ use multifd_relay::relay::Traffic;
 /// The most samples that are kept: more than a screen has points for.
 const MOST: usize = 512;
 
+/// The least time between two samples: in less, chance makes a rate.
+const LEAST_STEP: Duration = Duration::from_millis(200);
+
 /// The figures at one moment. All but `remaining` only grow, so the rates between any two samples
 /// are exact.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -46,7 +49,7 @@ impl Default for Series {
     fn default() -> Self {
         Self {
             samples: vec![Sample::default()],
-            step: Duration::ZERO,
+            step: LEAST_STEP,
         }
     }
 }
@@ -54,6 +57,17 @@ impl Default for Series {
 impl Series {
     pub(super) fn samples(&self) -> &[Sample] {
         &self.samples
+    }
+
+    /// All samples but the last one but one, if that is too near to the last.
+    pub(super) fn spaced(&self) -> Vec<Sample> {
+        let mut spaced = self.samples.clone();
+        if let [.., _, before, last] = spaced.as_slice()
+            && last.at.saturating_sub(before.at) < self.step / 2
+        {
+            spaced.swap_remove(self.samples.len().saturating_sub(2));
+        }
+        spaced
     }
 
     /// Adds a sample. When there is no room for it, every second one goes, and from then on half as
@@ -73,7 +87,7 @@ impl Series {
                 number += 1;
                 number % 2 == 1
             });
-            self.step = sample.at / (MOST as u32 / 2);
+            self.step = self.step.max(sample.at / (MOST as u32 / 2));
         }
         self.samples.push(sample);
     }
@@ -107,6 +121,21 @@ mod tests {
         let mean = samples.last().unwrap().at / samples.len() as u32;
         assert!(longest <= mean * 4, "{longest:?} {mean:?}");
         assert!(times.clone().all(|time| time > Duration::ZERO));
+    }
+
+    #[test]
+    fn the_last_sample_is_not_too_near() {
+        let mut series = Series::default();
+        let near = Sample {
+            at: Duration::from_millis(1001),
+            ..Sample::default()
+        };
+        for sample in [sample(1), sample(2), near] {
+            series.push(sample);
+        }
+        assert_eq!(series.spaced(), [sample(0), sample(1), near]);
+        series.push(sample(3));
+        assert_eq!(series.spaced(), series.samples());
     }
 
     #[test]

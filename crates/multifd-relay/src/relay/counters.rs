@@ -54,9 +54,9 @@ impl Counters {
         self.memory.store(bytes, Ordering::Relaxed);
     }
 
-    /// So many rounds have ended.
-    pub(super) fn rounds(&self, rounds: u64) {
-        self.rounds.store(rounds, Ordering::Relaxed);
+    /// A round with pages has ended.
+    pub(super) fn round_ended(&self) {
+        self.rounds.fetch_add(1, Ordering::Relaxed);
     }
 
     pub(super) fn main_idle(&self, idle: bool) {

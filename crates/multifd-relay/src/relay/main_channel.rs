@@ -66,6 +66,8 @@ struct Follower {
     marks: Marks,
     facts: Facts,
     passed: u64,
+    /// What all pages stood for at the last end of a round.
+    carried: u64,
     /// The first body of the RAM section has ended.
     is_set_up: bool,
     /// A page with contents was on main itself.
@@ -82,6 +84,7 @@ impl Follower {
             marks: Marks::default(),
             facts: Facts::default(),
             passed: 0,
+            carried: 0,
             is_set_up: false,
             has_pages: false,
             ignores_shared: false,
@@ -189,9 +192,11 @@ impl Forward<'_> {
                     self.hold(follower)?;
                     self.verify(follower.passed)
                 })?;
-                if follower.marks.are_flushes() {
-                    // The first is the set-up's.
-                    self.counters.rounds(follower.passed.saturating_sub(1));
+                let carried = self.counters.totals().carried;
+                // The set-up has a mark too, and a switch-over has several.
+                if follower.marks.are_flushes() && carried > follower.carried {
+                    follower.carried = carried;
+                    self.counters.round_ended();
                 }
             }
             if pause.ends_setup {

@@ -200,7 +200,7 @@ pub struct Traffic {
     /// Bytes of the guest's memory that all pages so far stand for, zero pages and pages on the main
     /// channel included. While it is less than `memory`, hardly any page has come twice.
     pub carried: u64,
-    /// Rounds that have ended, where the main channel shows them: from QEMU 8.1 and its machine types
+    /// Rounds with pages that have ended, where the main channel shows them: from QEMU 8.1 and its machine types
     /// on.
     pub rounds: u64,
 }
