@@ -145,8 +145,15 @@ impl Figures {
             ..
         } = progress;
         let memory = Memory::of(&qemu.ram);
+        // In the switch-over the guest stands still, and in postcopy it runs elsewhere.
+        let is_sending = qemu.status == "active";
         let (percent, left) = match &memory {
-            Some(memory) => (Some(memory.percent()), memory.left()),
+            Some(memory) => {
+                // QEMU keeps its last rate while nothing moves.
+                let moves = pace.rates().is_none_or(|[came, _]| came > 0.0);
+                let left = memory.left().filter(|_| is_sending && moves);
+                (Some(memory.percent()), left)
+            }
             None => match pace.first_pass() {
                 Some((percent, left)) => (Some(percent), left),
                 None => (None, None),
@@ -159,7 +166,10 @@ impl Figures {
             bytes_out: traffic.bytes_out,
             percent: percent.map(|percent| say::rounded(percent, 1)),
             seconds_left: left.map(say::seconds),
-            converges: memory.as_ref().and_then(Memory::converges),
+            converges: memory
+                .as_ref()
+                .and_then(Memory::converges)
+                .filter(|_| is_sending),
             limit: pace.limit().map(Limit::as_str),
             memory,
         }
