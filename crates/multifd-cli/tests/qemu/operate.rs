@@ -135,7 +135,9 @@ fn wait_sent(migrate: &mut Multifd, bytes: u64) {
 
 fn a_guest_moves(version: Version) {
     // On a socket of this host the effort that is found out is most often none.
-    for (channels, compression, ratio) in [("4", "zstd", 1.5), ("1", "auto", 1.0)] {
+    for (channels, compression, ratio, strands) in
+        [("4", "zstd", 1.5, "1"), ("1", "auto", 1.0, "3")]
+    {
         let Some(mut pair) = Pair::new(version, &busy()) else {
             return;
         };
@@ -144,8 +146,13 @@ fn a_guest_moves(version: Version) {
         let pages = ["near.html", "far.html"].map(|name| pair.folder.path().join(name));
         let [near, far] = pages.each_ref().map(|page| page.to_str().unwrap());
         let (accept, trunk) = pair.accept(&["--channels", channels, "--report", far]);
-        let options = ["--channels", channels, "--compression", compression];
-        let options = [&options[..], &["--report", near]].concat();
+        let options = [
+            ["--channels", channels],
+            ["--compression", compression],
+            ["--trunk-channels", strands],
+            ["--report", near],
+        ];
+        let options = options.concat();
         let (migrated, accepted) = (pair.migrate(&trunk, &options).end(), accept.end());
         assert_eq!(migrated.status.code(), Some(0), "{migrated:?} {accepted:?}");
         assert_eq!(accepted.status.code(), Some(0), "{accepted:?}");
