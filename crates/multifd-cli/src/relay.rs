@@ -50,7 +50,7 @@ enum Event {
     Note(String),
     /// So many connections were closed, because they are no part of a migration.
     PassedOver(u64, String),
-    Begun(Migration),
+    Begun(Box<Migration>),
     Update(u64, Update),
     Ended(u64, Box<Result<MigrationReport, Ended>>),
     /// No more migrations can be accepted at an address.
@@ -416,7 +416,7 @@ fn accept(
             }
         };
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let begun = Event::Begun(Migration {
+        let begun = Event::Begun(Box::new(Migration {
             number,
             route: Arc::clone(route),
             peer: incoming.peer.clone(),
@@ -427,7 +427,7 @@ fn accept(
             pace: Pace::default(),
             told: Instant::now(),
             record: None,
-        });
+        }));
         let _ = tell.send(begun);
         if RUNNING.fetch_add(1, Ordering::AcqRel) >= MOST_MIGRATIONS {
             RUNNING.fetch_sub(1, Ordering::AcqRel);
@@ -546,7 +546,7 @@ impl<'a> Printer<'a> {
                     self.counters.passed_over(connections);
                     self.note(&note);
                 }
-                Event::Begun(migration) => self.begun(migration),
+                Event::Begun(migration) => self.begun(*migration),
                 Event::Update(number, update) => self.update(number, update),
                 Event::Closed(reason) => return Err(reason.into()),
                 Event::Ended(number, outcome) => {
