@@ -100,8 +100,8 @@ pub struct RelayArgs {
     pub metrics: Option<Address>,
     /// Write a report with plots on each migration to DIR: a page for a browser.
     ///
-    /// The pages are called TIME-GUEST-NUMBER.html, and no file is overwritten. DIR must exist. A page
-    /// that cannot be written is named, and changes nothing else.
+    /// The pages are called TIME-GUEST-NUMBER.html, and no file is overwritten. DIR must exist. A
+    /// page that cannot be written is named, and changes nothing else.
     #[arg(long, value_name = "DIR", hide_short_help = true)]
     pub report: Option<PathBuf>,
     /// Keep all rights: without it a relay gives up, by Landlock and seccomp, what it has no use

@@ -4,7 +4,8 @@
 //! * **No new privileges**: no program that it could start would gain any.
 //! * **Landlock**: reading stays for the system's folders (libraries, name resolution, `/proc`,
 //!   `/sys`) and the certificates. Making and removing sockets stays for the folders of listening
-//!   sockets, and writing files for the folder of `--report`. All else is gone: execution, writing, every other folder.
+//!   sockets, and writing files for the folder of `--report`. All else is gone: execution, writing,
+//!   every other folder.
 //! * **seccomp**: calls of the system that no relay has a use for fail with `EPERM`. It is a list
 //!   of what is denied, so a C library that makes other calls than today's goes on working.
 //!

@@ -48,8 +48,8 @@ pub enum Backlog {
     Nowhere,
     /// The link is busy: bytes wait, and others are on their way.
     Link,
-    /// The peer's host takes none, because the peer does not read: bytes wait, and none are on their
-    /// way.
+    /// The peer's host takes none, because the peer does not read: bytes wait, and none are on
+    /// their way.
     Peer,
 }
 

@@ -104,8 +104,8 @@ pub struct EndArgs {
     pub dry_run: bool,
     /// Write a report with plots to FILE, which must not exist: a page for a browser.
     ///
-    /// It is written when the migration has ended, whatever its outcome, and does not change the exit
-    /// status.
+    /// It is written when the migration has ended, whatever its outcome, and does not change the
+    /// exit status.
     #[arg(long, value_name = "FILE")]
     pub report: Option<PathBuf>,
     /// Print one JSON object for each thing that happens.

@@ -86,7 +86,8 @@ struct Figures {
     percent: Option<f64>,
     /// How long the rest takes at this rate. None if it is not known, or has no end.
     seconds_left: Option<f64>,
-    /// Whether the guest's memory is sent faster than the guest writes to it, behind the first round.
+    /// Whether the guest's memory is sent faster than the guest writes to it, behind the first
+    /// round.
     converges: Option<bool>,
     /// What the channels spend most of their time with.
     limit: Option<&'static str>,

@@ -194,14 +194,14 @@ pub struct Traffic {
     pub bytes_in: u64,
     /// Bytes written to the destination, main channel included.
     pub bytes_out: u64,
-    /// The guest's memory in bytes, once the set-up has told it; 0 before, and where the stream cannot
-    /// be followed.
+    /// The guest's memory in bytes, once the set-up has told it; 0 before, and where the stream
+    /// cannot be followed.
     pub memory: u64,
-    /// Bytes of the guest's memory that all pages so far stand for, zero pages and pages on the main
-    /// channel included. While it is less than `memory`, hardly any page has come twice.
+    /// Bytes of the guest's memory that all pages so far stand for, zero pages and pages on the
+    /// main channel included. While it is less than `memory`, hardly any page has come twice.
     pub carried: u64,
-    /// Rounds with pages that have ended, where the main channel shows them: from QEMU 8.1 and its machine types
-    /// on.
+    /// Rounds with pages that have ended, where the main channel shows them: from QEMU 8.1 and its
+    /// machine types on.
     pub rounds: u64,
 }
 
