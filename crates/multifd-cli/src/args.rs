@@ -98,6 +98,12 @@ pub struct RelayArgs {
     /// password: every user of this host can read the counters at a TCP port. They name no guest.
     #[arg(long, value_name = "ADDR", value_parser = metrics::address(), hide_short_help = true)]
     pub metrics: Option<Address>,
+    /// Write a report with plots on each migration to DIR: a page for a browser.
+    ///
+    /// The pages are called TIME-GUEST-NUMBER.html, and no file is overwritten. DIR must exist. A
+    /// page that cannot be written is named, and changes nothing else.
+    #[arg(long, value_name = "DIR", hide_short_help = true)]
+    pub report: Option<PathBuf>,
     /// Keep all rights: without it a relay gives up, by Landlock and seccomp, what it has no use
     /// for.
     #[arg(long, hide_short_help = true)]

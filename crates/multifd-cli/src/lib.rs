@@ -24,6 +24,8 @@ mod inspect;
 mod json;
 mod operate;
 mod out;
+mod pace;
+mod page;
 pub mod process;
 pub mod receive;
 mod record;

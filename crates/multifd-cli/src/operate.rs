@@ -3,7 +3,7 @@
 mod args;
 mod tell;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use multifd_operate::settings::{Plan, Wish};
@@ -16,6 +16,7 @@ use multifd_wire::Method;
 pub use self::args::{AcceptArgs, EndArgs, MigrateArgs};
 use self::tell::{Teller, failed};
 use crate::codec::usual_accel;
+use crate::page::{Page, Writer};
 use crate::process::Outcome;
 use crate::relay::{Route, announce, memory, refuse_exposed};
 use crate::sandbox::Sandbox;
@@ -53,17 +54,29 @@ pub fn migrate(args: &MigrateArgs, sandbox: &Sandbox) -> Outcome {
     if end.dry_run {
         return dry_run(end, "source", source::plan(&order));
     }
+    let report = end.report.as_deref().map(Report::prepare).transpose()?;
     announce(&order.relay, args.codec.accel().1)?;
     say::note(sandbox);
     let signals = Signals::install()?;
     let mut teller = Teller::new(end.json_lines);
     let outcome = source::migrate(&order, &signals.cancel(), &mut |news| teller.tell(news));
     teller.clear();
-    match outcome {
-        Ok(moved) => teller.moved(&moved),
-        Err(failure) => return Err(failed(&failure, end.json_lines).into()),
-    }
-    Ok(())
+    let page = report.is_some().then(|| {
+        let title = match &args.name {
+            Some(name) => format!("Migration of {} to {}", name.as_str(), args.to),
+            None => format!("Migration to {}", args.to),
+        };
+        teller.page(title, outcome.as_ref().map(tell::Good::Moved))
+    });
+    let told = match outcome {
+        Ok(moved) => {
+            teller.moved(&moved);
+            Ok(())
+        }
+        Err(failure) => Err(failed(&failure, end.json_lines).into()),
+    };
+    Report::write(report, page);
+    told
 }
 
 /// Takes a guest.
@@ -92,16 +105,56 @@ pub fn accept(args: &AcceptArgs, sandbox: &Sandbox) -> Outcome {
     if end.dry_run {
         return dry_run(end, "destination", destination::plan(&order));
     }
+    let report = end.report.as_deref().map(Report::prepare).transpose()?;
     say::note(sandbox);
     let signals = Signals::install()?;
     let mut teller = Teller::new(end.json_lines);
     let outcome = destination::accept(&order, &signals.cancel(), &mut |news| teller.tell(news));
     teller.clear();
-    match outcome {
-        Ok(arrived) => teller.arrived(&arrived),
-        Err(failure) => return Err(failed(&failure, end.json_lines).into()),
+    let page = report.is_some().then(|| {
+        let title = format!("Migration to {}", args.listen);
+        teller.page(title, outcome.as_ref().map(tell::Good::Arrived))
+    });
+    let told = match outcome {
+        Ok(arrived) => {
+            teller.arrived(&arrived);
+            Ok(())
+        }
+        Err(failure) => Err(failed(&failure, end.json_lines).into()),
+    };
+    Report::write(report, page);
+    told
+}
+
+/// Where the page about a migration is to be.
+struct Report<'a> {
+    path: &'a Path,
+    writer: Writer,
+}
+
+impl<'a> Report<'a> {
+    /// Refuses what can be seen before the migration.
+    fn prepare(path: &'a Path) -> Result<Self, String> {
+        let name = say::printable_path(path);
+        if path.symlink_metadata().is_ok() {
+            return Err(format!(
+                "--report: {name} is there already: remove it, or choose another name"
+            ));
+        }
+        let folder = path.parent().filter(|folder| *folder != Path::new(""));
+        if folder.is_some_and(|folder| !folder.is_dir()) {
+            return Err(format!("--report: there is no folder for {name}: make it"));
+        }
+        let writer = Writer::start().map_err(|error| format!("--report: no thread: {error}"))?;
+        Ok(Self { path, writer })
     }
-    Ok(())
+
+    fn write(report: Option<Self>, page: Option<Page>) {
+        if let (Some(Self { path, writer }), Some(page)) = (report, page) {
+            writer.write(path.to_owned(), page);
+            writer.finish();
+        }
+    }
 }
 
 /// Prepares the relay: legs, encryption, memory. One leg is `trunk`; the other one leads to the

@@ -7,6 +7,7 @@ pub mod report;
 mod routes;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
@@ -24,9 +25,11 @@ use multifd_wire::{Limits, Method};
 
 use self::folder::Watch;
 use self::metrics::{Counters, Server};
-use self::report::{Failed, Running, Summary, advice};
+use self::report::{Failed, Live, Running, Summary, advice};
 pub use self::routes::Route;
 use crate::args::RelayArgs;
+use crate::pace::Pace;
+use crate::page::{Ending, Page, Record, Writer};
 use crate::process::Outcome;
 use crate::sandbox::Sandbox;
 use crate::say::{self, Progress};
@@ -34,6 +37,9 @@ use crate::signals::Signals;
 
 /// How soon a wish to end is noticed.
 const TICK: Duration = Duration::from_millis(100);
+
+/// How often a line of progress of each migration is printed where nobody can overwrite it.
+const LINE_EVERY: Duration = Duration::from_secs(10);
 
 /// Migrations that run at once, over all addresses. Each has two threads, and one more for each of
 /// its channels.
@@ -44,7 +50,7 @@ enum Event {
     Note(String),
     /// So many connections were closed, because they are no part of a migration.
     PassedOver(u64, String),
-    Begun(Migration),
+    Begun(Box<Migration>),
     Update(u64, Update),
     Ended(u64, Box<Result<MigrationReport, Ended>>),
     /// No more migrations can be accepted at an address.
@@ -60,6 +66,21 @@ enum Ended {
     Panicked,
 }
 
+impl Ended {
+    fn ending(&self) -> Ending {
+        match self {
+            Self::Failed(failure) => match failure.cause {
+                Cause::Unknown | Cause::NoWord { .. } => Ending::Unknown,
+                Cause::Incomplete | Cause::Transport(TransportCause::Cancelled) => {
+                    Ending::Cancelled
+                }
+                _ => Ending::Failed,
+            },
+            Self::TooMany | Self::Panicked => Ending::Failed,
+        }
+    }
+}
+
 /// A migration under way.
 pub(crate) struct Migration {
     number: u64,
@@ -71,6 +92,11 @@ pub(crate) struct Migration {
     vm: Vm,
     begun: Instant,
     totals: Traffic,
+    pace: Pace,
+    /// When a line about it was printed that nobody can overwrite.
+    told: Instant,
+    /// For its page, if there is to be one.
+    record: Option<Box<Record>>,
 }
 
 /// What a relay was given, and what it has given up.
@@ -91,6 +117,12 @@ pub fn confine(args: &RelayArgs) -> Confined {
 /// Passes migrations on, any number at once: one, or one after another for ever.
 pub fn run(args: &RelayArgs, confined: Confined) -> Outcome {
     let (routes, sandbox) = confined.0?;
+    if let Some(folder) = args.report.as_deref().filter(|folder| !folder.is_dir()) {
+        let name = say::printable_path(folder);
+        return Err(
+            format!("--report: {name} is no folder: make it before the relay starts").into(),
+        );
+    }
     say::note(sandbox);
     let mut relays = Vec::new();
     let mut watches = Vec::new();
@@ -189,7 +221,9 @@ pub fn run(args: &RelayArgs, confined: Confined) -> Outcome {
     // Only now can a source be started.
     listening.iter().for_each(say::note);
     drop(tell);
-    let outcome = Printer::new(args, several, counters).run(&events, &ends, &signals);
+    let mut printer = Printer::new(args, several, counters)?;
+    let outcome = printer.run(&events, &ends, &signals);
+    printer.finish();
     ends.accepting.cancel();
     ends.over.cancel();
     for thread in accepting {
@@ -382,7 +416,7 @@ fn accept(
             }
         };
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let begun = Event::Begun(Migration {
+        let begun = Event::Begun(Box::new(Migration {
             number,
             route: Arc::clone(route),
             peer: incoming.peer.clone(),
@@ -390,7 +424,10 @@ fn accept(
             vm: incoming.channels.vm(),
             begun: Instant::now(),
             totals: Traffic::default(),
-        });
+            pace: Pace::default(),
+            told: Instant::now(),
+            record: None,
+        }));
         let _ = tell.send(begun);
         if RUNNING.fetch_add(1, Ordering::AcqRel) >= MOST_MIGRATIONS {
             RUNNING.fetch_sub(1, Ordering::AcqRel);
@@ -450,22 +487,40 @@ struct Printer<'a> {
     running: Vec<Migration>,
     progress: Progress,
     counters: Arc<Counters>,
+    /// Writes pages, and the folder for them.
+    reports: Option<(Writer, &'a Path)>,
 }
 
 impl<'a> Printer<'a> {
-    fn new(args: &'a RelayArgs, several: bool, counters: Arc<Counters>) -> Self {
-        Self {
+    fn new(
+        args: &'a RelayArgs,
+        several: bool,
+        counters: Arc<Counters>,
+    ) -> Result<Self, Box<dyn std::error::Error>> {
+        let reports = match &args.report {
+            Some(folder) => Some((Writer::start()?, folder.as_path())),
+            None => None,
+        };
+        Ok(Self {
             args,
             several,
             running: Vec::new(),
             progress: Progress::new(),
             counters,
+            reports,
+        })
+    }
+
+    /// Waits for the last pages.
+    fn finish(self) {
+        if let Some((writer, _)) = self.reports {
+            writer.finish();
         }
     }
 
     /// Ends with the first signal or, if one migration is all that is wanted, with that one: but
     /// never while another one runs, which would end with this process.
-    fn run(mut self, events: &Receiver<Event>, ends: &Ends, signals: &Signals) -> Outcome {
+    fn run(&mut self, events: &Receiver<Event>, ends: &Ends, signals: &Signals) -> Outcome {
         let mut deadline = None;
         let mut last: Option<Outcome> = None;
         loop {
@@ -500,7 +555,7 @@ impl<'a> Printer<'a> {
                     self.note(&note);
                 }
                 Event::Begun(migration) => {
-                    self.begun(migration);
+                    self.begun(*migration);
                     if self.args.once {
                         ends.accepting.cancel();
                     }
@@ -520,6 +575,38 @@ impl<'a> Printer<'a> {
                 }
             }
         }
+    }
+
+    /// Has the page about a migration written.
+    fn page(
+        &self,
+        migration: &Migration,
+        record: Record,
+        ending: Ending,
+        words: String,
+        report: Option<&MigrationReport>,
+    ) {
+        let Some((writer, folder)) = &self.reports else {
+            return;
+        };
+        let uuid = migration.vm.text();
+        let guest = migration.name.as_deref().or(uuid.as_deref());
+        let path = record.path_in(folder, guest, migration.number);
+        let title = match guest {
+            Some(guest) => format!("Migration of {guest}"),
+            None => format!("Migration {}", migration.number),
+        };
+        let mut page = Page::new(title, ending, words, record);
+        page.figure("listens", &migration.route.listen);
+        page.figure("connects", &migration.route.connect);
+        match report {
+            Some(report) => page.report(report),
+            None => {
+                page.figure("peer", &migration.peer);
+                page.traffic(&migration.totals, migration.begun.elapsed());
+            }
+        }
+        writer.write(path, page);
     }
 
     fn note(&mut self, note: &str) {
@@ -542,7 +629,10 @@ impl<'a> Printer<'a> {
         }
     }
 
-    fn begun(&mut self, migration: Migration) {
+    fn begun(&mut self, mut migration: Migration) {
+        if self.reports.is_some() {
+            migration.record = Some(Box::new(Record::new()));
+        }
         let text = format!(
             "{}a migration begins, from {}",
             self.of(&migration),
@@ -562,19 +652,41 @@ impl<'a> Printer<'a> {
             return;
         };
         match update {
+            Update::Waits(waits) => {
+                if let Some(migration) = self.running.get_mut(index) {
+                    migration.pace.waits(&waits);
+                    if let Some(record) = &mut migration.record {
+                        record.waits(&waits);
+                    }
+                }
+            }
             Update::Progress(totals) => {
+                let mut is_due = false;
                 if let Some(migration) = self.running.get_mut(index) {
                     self.counters.moved(&migration.totals, &totals);
+                    let at = migration.begun.elapsed();
                     migration.totals = totals;
+                    migration.pace.progress(at, &totals);
+                    if let Some(record) = &mut migration.record {
+                        record.progress(at, &totals, None);
+                    }
+                    is_due = migration.told.elapsed() >= LINE_EVERY;
+                    if is_due {
+                        migration.told = Instant::now();
+                    }
                 }
-                let totals: Vec<Traffic> = self
-                    .running
-                    .iter()
-                    .map(|migration| migration.totals)
-                    .collect();
-                self.progress.show(Running(&totals));
+                if self.progress.is_shown() {
+                    self.progress.show(Running(&self.running));
+                } else if let (Some(migration), true) = (self.running.get(index), is_due) {
+                    say::note(format_args!("{}{}", self.of(migration), Live(migration)));
+                }
             }
             Update::Note(note) => {
+                if let Some(migration) = self.running.get_mut(index)
+                    && let Some(record) = &mut migration.record
+                {
+                    record.note(migration.begun.elapsed(), note);
+                }
                 let of = self.running.get(index).map(|migration| self.of(migration));
                 self.note(&format!("{}{note}", of.unwrap_or_default()));
             }
@@ -594,7 +706,10 @@ impl<'a> Printer<'a> {
         let of = index
             .and_then(|index| self.running.get(index))
             .map(|migration| self.of(migration));
-        let migration = index.map(|index| self.running.remove(index));
+        let mut migration = index.map(|index| self.running.remove(index));
+        let record = migration
+            .as_mut()
+            .and_then(|migration| migration.record.take());
         if let Some(migration) = &migration {
             let took = migration.begun.elapsed();
             self.counters.ended(&migration.totals, &outcome, took);
@@ -603,7 +718,18 @@ impl<'a> Printer<'a> {
         let of = of.unwrap_or_default();
         match outcome {
             Ok(report) => {
+                let reported = record.is_some().then(|| report.clone());
                 let summary = Summary::new(report, migration.as_ref());
+                if let (Some(record), Some(migration), Some(report)) =
+                    (record, &migration, reported)
+                {
+                    let ending = match report.confirmed {
+                        Some(true) => Ending::Whole,
+                        _ => Ending::Unconfirmed,
+                    };
+                    let words = summary.to_string();
+                    self.page(migration, *record, ending, words, Some(&report));
+                }
                 for remark in &summary.remarks {
                     say::note(format_args!("{of}{remark}"));
                 }
@@ -649,6 +775,10 @@ impl<'a> Printer<'a> {
                         migration.as_ref(),
                     ),
                 };
+                if let (Some(record), Some(migration)) = (record, &migration) {
+                    let ending = ended.ending();
+                    self.page(migration, *record, ending, failed.to_string(), None);
+                }
                 if self.args.json {
                     say::report_json(&failed);
                 }

@@ -4,7 +4,8 @@
 //! * **No new privileges**: no program that it could start would gain any.
 //! * **Landlock**: reading stays for the system's folders (libraries, name resolution, `/proc`,
 //!   `/sys`) and the certificates. Making and removing sockets stays for the folders of listening
-//!   sockets. All else is gone: execution, writing, every other folder.
+//!   sockets, and writing files for the folder of `--report`. All else is gone: execution, writing,
+//!   every other folder.
 //! * **seccomp**: calls of the system that no relay has a use for fail with `EPERM`. It is a list
 //!   of what is denied, so a C library that makes other calls than today's goes on working.
 //!
@@ -129,8 +130,12 @@ fn landlock(args: &RelayArgs, routes: &[Route]) -> Result<String, String> {
     let readable = SYSTEM.iter().map(PathBuf::from);
     let readable = readable.chain(args.tls_dir.iter().flat_map(|dir| certificates(dir)));
     let rules = readable.map(|path| (path, reading));
+    // A report is made, written, and gets another name.
+    let files = reading | AccessFs::MakeReg | AccessFs::WriteFile | AccessFs::RemoveFile;
+    let reports = args.report.iter().map(|folder| (folder.clone(), files));
     let listening = listening(args, routes).into_iter();
-    for (path, rights) in rules.chain(listening.map(|path| (path, sockets))) {
+    let listening = listening.map(|path| (path, sockets));
+    for (path, rights) in rules.chain(listening).chain(reports) {
         // What is not there needs no right.
         let Ok(opened) = PathFd::new(&path) else {
             continue;

@@ -224,11 +224,17 @@ impl Progress {
         }
     }
 
-    /// Replaces the line.
+    /// Whether there is a terminal to show it on.
+    pub(crate) fn is_shown(&self) -> bool {
+        self.terminal
+    }
+
+    /// Replaces the line. What does not fit into the terminal's width is left out.
     pub fn show(&mut self, line: impl Display) {
         if self.terminal {
             self.shown = true;
-            out::STDERR.show(format!("\r{}{}", printable(line), out::CLEAR_TO_END));
+            let line = cut(printable(line), columns());
+            out::STDERR.show(format!("\r{line}{}", out::CLEAR_TO_END));
         }
     }
 
@@ -238,6 +244,23 @@ impl Progress {
             out::STDERR.clear();
         }
     }
+}
+
+/// How wide the terminal is, if it says so.
+fn columns() -> usize {
+    let size = rustix::termios::tcgetwinsize(rustix::stdio::stderr());
+    match size.map_or(0, |size| size.ws_col) {
+        0 => usize::MAX,
+        columns => usize::from(columns),
+    }
+}
+
+/// The beginning of a line, in less than so many columns: a full one would begin a new line.
+fn cut(mut line: String, columns: usize) -> String {
+    if let Some((at, _)) = line.char_indices().nth(columns.saturating_sub(1)) {
+        line.truncate(at);
+    }
+    line
 }
 
 impl Drop for Progress {
@@ -363,5 +386,20 @@ impl fmt::Display for Arrived {
             "{pages} pages, {zero_pages} zero pages, {} in",
             size(*bytes_in)
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_of_progress_stays_on_one_line() {
+        let cut = |columns| cut("äbcdef".to_owned(), columns);
+        assert_eq!(cut(usize::MAX), "äbcdef");
+        assert_eq!(cut(7), "äbcdef");
+        assert_eq!(cut(6), "äbcde");
+        assert_eq!(cut(2), "ä");
+        assert_eq!(cut(1), "");
     }
 }

@@ -4,7 +4,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{self, Receiver};
 use std::thread::{self, JoinHandle};
 
-use multifd_relay::relay::{MigrationNote, MigrationReport, Relay, Traffic, Update, pass_on};
+use multifd_relay::relay::{
+    ChannelWaits, MigrationNote, MigrationReport, Relay, Traffic, Update, pass_on,
+};
 use multifd_transport::Cancel;
 use multifd_transport::failure::Cause as TransportCause;
 
@@ -28,6 +30,7 @@ pub(crate) struct Carrier {
     cancel: Cancel,
     thread: Option<JoinHandle<()>>,
     pub(crate) traffic: Traffic,
+    pub(crate) waits: Vec<ChannelWaits>,
     pub(crate) has_begun: bool,
     /// The number of the source's channels, if the destination does not begin to load.
     pub(crate) not_begun: Option<usize>,
@@ -62,6 +65,7 @@ impl Carrier {
             cancel,
             thread: Some(thread),
             traffic: Traffic::default(),
+            waits: Vec::new(),
             has_begun: false,
             not_begun: None,
             outcome: None,
@@ -77,6 +81,7 @@ impl Carrier {
                     observe(News::Begun(peer));
                 }
                 Told::Update(Update::Progress(traffic)) => self.traffic = traffic,
+                Told::Update(Update::Waits(waits)) => self.waits = waits,
                 Told::Update(Update::Note(MigrationNote::NotBegun { channels })) => {
                     self.not_begun = Some(channels);
                 }

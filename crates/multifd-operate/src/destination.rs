@@ -238,6 +238,7 @@ impl Wait<'_> {
                 elapsed: begun.elapsed(),
                 qemu: status,
                 traffic: self.carrier.traffic,
+                waits: self.carrier.waits.clone(),
             })));
         }
         Ok(())

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use multifd_relay::relay::Traffic;
+use multifd_relay::relay::{ChannelWaits, Traffic};
 
 use crate::qemu::MigrationStatus;
 
@@ -32,4 +32,6 @@ pub struct Progress {
     pub qemu: MigrationStatus,
     /// The relay's figures.
     pub traffic: Traffic,
+    /// What each of the relay's channels has waited for.
+    pub waits: Vec<ChannelWaits>,
 }

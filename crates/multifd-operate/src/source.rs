@@ -414,6 +414,7 @@ impl Run<'_> {
                 elapsed: self.begun.elapsed(),
                 qemu: status,
                 traffic: self.carrier.traffic,
+                waits: self.carrier.waits.clone(),
             })));
         }
     }

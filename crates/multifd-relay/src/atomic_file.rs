@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -62,6 +62,19 @@ pub(crate) enum FileFault {
         /// The system's error.
         source: io::Error,
     },
+}
+
+/// Makes a file with these contents, whole or not at all. Its owner alone may read it.
+///
+/// # Errors
+///
+/// When there is a file of that name, or the system cannot write it.
+pub fn write_new(path: &Path, contents: &[u8]) -> Result<(), FileError> {
+    let partial = PartialFile::create(path)?;
+    let written = partial.file().write_all(contents);
+    written.map_err(|source| partial.failed(source))?;
+    partial.sync()?;
+    partial.publish()
 }
 
 /// A file which is called `NAME.partial` until it is kept. Dropped before that, it is removed.
@@ -251,7 +264,6 @@ fn is_claimed(partial: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::Write;
 
     #[test]
     fn a_file_has_its_name_once_it_is_whole() {
@@ -267,6 +279,19 @@ mod tests {
         drop(partial);
         assert!(!dir.path().join("f.partial").exists());
         assert_eq!(fs::read(&path).unwrap(), b"x");
+    }
+
+    #[test]
+    fn a_file_is_written_whole_or_not_at_all() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        write_new(&path, b"x").unwrap();
+        let again = write_new(&path, b"y").unwrap_err();
+        assert!(matches!(again.0, FileFault::Occupied { .. }), "{again}");
+        assert_eq!(fs::read(&path).unwrap(), b"x");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+        let nowhere = write_new(&dir.path().join("no/f"), b"x").unwrap_err();
+        assert!(matches!(nowhere.0, FileFault::Io { .. }), "{nowhere}");
     }
 
     #[test]

@@ -51,7 +51,7 @@ mod trunk;
 #[cfg(feature = "unstable-formats")]
 pub mod trunk;
 
-pub use atomic_file::FileError;
+pub use atomic_file::{FileError, write_new};
 pub use coverage::CoverageFault;
 pub use failure::Failure;
 pub use ingest::SourceSettings;

@@ -15,6 +15,11 @@ pub(crate) struct Marks {
 }
 
 impl Marks {
+    /// Whether all marks are ends of rounds, but for one in the set-up.
+    pub(crate) fn are_flushes(&self) -> bool {
+        self.flush_seen
+    }
+
     /// Takes note of `event`; whether it ends a round.
     pub(crate) fn ends_round(&mut self, event: &MainEvent) -> bool {
         match event {

@@ -8,6 +8,7 @@ use multifd_codec::{Decoder, MAX_PAYLOAD_BYTES, PageBuffer, Settings};
 use multifd_wire::{ChannelReceiver, Event, Fault, Hello, Limits, Method, Packet, RamPacket};
 
 use crate::Stream;
+use crate::clock::{self, Clock, Doing};
 use crate::failure::Cause;
 
 /// Reads one multifd channel, packet by packet.
@@ -32,6 +33,7 @@ pub struct Inlet<'s> {
     has_plain_packets: bool,
     /// The pages that differences on this channel are made from, and how a wait for them ends.
     kept: Option<(Arc<Kept>, GivenUp<'s>)>,
+    clock: Option<&'s Clock>,
     head: Vec<u8>,
     payload: Vec<u8>,
     pages: PageBuffer,
@@ -89,6 +91,7 @@ impl<'s> Inlet<'s> {
             decoder: None,
             has_plain_packets: false,
             kept: None,
+            clock: None,
             head: Vec::new(),
             payload: Vec::new(),
             pages: PageBuffer::default(),
@@ -120,6 +123,15 @@ impl<'s> Inlet<'s> {
         }
     }
 
+    /// Counts the time that it reads, and waits for something to read, on `clock`.
+    #[must_use]
+    pub fn with_clock(self, clock: &'s Clock) -> Self {
+        Self {
+            clock: Some(clock),
+            ..self
+        }
+    }
+
     /// Whether pages may come as differences. A packet is decoded then, whatever its method, but
     /// for `none` where there are [plain packets](Self::with_plain_packets).
     pub fn has_differences(&self) -> bool {
@@ -146,7 +158,8 @@ impl<'s> Inlet<'s> {
             // taken.
             let wanted = self.receiver.wanted().min(PIECE_BYTES);
             let head = space(&mut self.head, wanted);
-            let count = self.stream.read_some(head)?;
+            let read = || self.stream.read_some(head);
+            let count = clock::on(self.clock, Doing::Reads, read)?;
             if count == 0 {
                 self.receiver.finish()?;
                 return Ok(Item::End);
@@ -180,7 +193,8 @@ impl<'s> Inlet<'s> {
             return Err(Fault::PayloadLength { found, least, most }.into());
         }
         let payload = space(&mut self.payload, len as usize);
-        fill(self.stream, payload, &mut self.receiver, &mut self.bytes_in)?;
+        let fill = || fill(self.stream, payload, &mut self.receiver, &mut self.bytes_in);
+        clock::on(self.clock, Doing::Reads, fill)?;
         Ok(payload)
     }
 
@@ -224,12 +238,13 @@ impl<'s> Inlet<'s> {
         if method == Method::None && is_plain {
             // A checked packet's payload has the length of its pages.
             let payload = pages.space(self.receiver.payload_remaining() as usize);
-            fill(self.stream, payload, &mut self.receiver, &mut self.bytes_in)?;
-            return Ok(());
+            let fill = || fill(self.stream, payload, &mut self.receiver, &mut self.bytes_in);
+            return clock::on(self.clock, Doing::Reads, fill);
         }
         let payload_len = self.receiver.payload_remaining() as usize;
         let payload = space(&mut self.payload, payload_len);
-        fill(self.stream, payload, &mut self.receiver, &mut self.bytes_in)?;
+        let fill = || fill(self.stream, payload, &mut self.receiver, &mut self.bytes_in);
+        clock::on(self.clock, Doing::Reads, fill)?;
         self.payload.truncate(payload_len);
         pages.space(len);
         let decoder = match &mut self.decoder {

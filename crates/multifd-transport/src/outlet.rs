@@ -9,6 +9,7 @@ use multifd_codec::{Encoder, PageBuffer, PathCounts};
 use multifd_wire::{BlockName, ChannelSender, Hello, Method, Packet, RamPacket};
 
 use crate::Stream;
+use crate::clock::{self, Clock, Doing};
 use crate::failure::{Cause, Leg};
 use crate::inlet::Inlet;
 use crate::splice::Conduit;
@@ -66,6 +67,7 @@ pub struct Outlet<'s> {
 struct Wire<'s> {
     stream: &'s Stream,
     sender: ChannelSender,
+    clock: Option<&'s Clock>,
     /// The bytes to write next.
     head: Vec<u8>,
     /// Nothing is written until the first packet is whole.
@@ -135,6 +137,7 @@ impl<'s> Outlet<'s> {
             wire: Wire {
                 stream,
                 sender: ChannelSender::new(),
+                clock: None,
                 head: Vec::new(),
                 holds: true,
                 bytes_out: 0,
@@ -178,6 +181,13 @@ impl<'s> Outlet<'s> {
             has_plain_packets: plain_packets,
             ..self
         }
+    }
+
+    /// Counts the time that it writes, and waits for room to write, on `clock`.
+    #[must_use]
+    pub fn with_clock(mut self, clock: &'s Clock) -> Self {
+        self.wire.clock = Some(clock);
+        self
     }
 
     /// Whether pages that are sent again become differences.
@@ -338,7 +348,7 @@ impl<'s> Outlet<'s> {
         }
         let moved = self
             .conduit
-            .transfer(from, wire.stream, len)
+            .transfer(from, wire.stream, len, wire.clock)
             .map_err(|(leg, error)| (leg, error.into()))?;
         inlet
             .payload_moved(moved)
@@ -362,7 +372,8 @@ impl Wire<'_> {
 
     fn write_with(&mut self, packet: &RamPacket, payload: &[u8]) -> Result<(), Cause> {
         self.sender.ram_packet(packet, &mut self.head)?;
-        self.stream.write_all_of_two(&self.head, payload)?;
+        let write = || self.stream.write_all_of_two(&self.head, payload);
+        clock::on(self.clock, Doing::Writes, write)?;
         self.sender.payload_sent(payload.len())?;
         self.bytes_out += (self.head.len() + payload.len()) as u64;
         self.head.clear();
@@ -379,7 +390,8 @@ impl Wire<'_> {
         if self.holds {
             return Ok(());
         }
-        (&mut &*self.stream).write_all(&self.head)?;
+        let write = || (&mut &*self.stream).write_all(&self.head);
+        clock::on(self.clock, Doing::Writes, write)?;
         self.bytes_out += self.head.len() as u64;
         self.head.clear();
         Ok(())

@@ -7,6 +7,7 @@ use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
 
 use crate::Stream;
+use crate::clock::{self, Clock, Doing};
 use crate::failure::Leg;
 use crate::inlet::space;
 
@@ -54,10 +55,11 @@ impl Conduit {
         from: &Stream,
         to: &Stream,
         len: usize,
+        clock: Option<&Clock>,
     ) -> Result<usize, TransferError> {
         let mut moved = 0;
         while moved < len {
-            let step = self.step(from, to, len - moved)?;
+            let step = self.step(from, to, len - moved, clock)?;
             if step == 0 {
                 break;
             }
@@ -67,30 +69,34 @@ impl Conduit {
     }
 
     /// Moves at least one byte and at most `most`; 0 is the end of `from`.
-    fn step(&mut self, from: &Stream, to: &Stream, most: usize) -> Result<usize, TransferError> {
+    fn step(
+        &mut self,
+        from: &Stream,
+        to: &Stream,
+        most: usize,
+        clock: Option<&Clock>,
+    ) -> Result<usize, TransferError> {
         if self.copies || !from.is_bare() || !to.is_bare() {
-            return copy(from, to, space(&mut self.buffer, most.min(COPY_STEP)));
+            return copy(
+                from,
+                to,
+                space(&mut self.buffer, most.min(COPY_STEP)),
+                clock,
+            );
         }
         let pipe = match self.pipe.take().map_or_else(self.make_pipe, Ok) {
             Ok(pipe) => self.pipe.insert(pipe),
             // Neither peer has to do with it, and copying needs no descriptor.
             Err(_) => {
                 self.copies = true;
-                return self.step(from, to, most);
+                return self.step(from, to, most, clock);
             }
         };
-        match retrying(|| {
-            splice(
-                from,
-                None,
-                &pipe.writer,
-                None,
-                most.min(STEP),
-                SpliceFlags::MOVE,
-            )
-        }) {
+        let step = most.min(STEP);
+        let fill = || retrying(|| splice(from, None, &pipe.writer, None, step, SpliceFlags::MOVE));
+        match clock::on(clock, Doing::Reads, fill) {
             Ok(count) => {
-                pipe.drain(to, count)
+                clock::on(clock, Doing::Writes, || pipe.drain(to, count))
                     .map_err(|error| (Leg::Destination, error))?;
                 Ok(count)
             }
@@ -98,7 +104,7 @@ impl Conduit {
             // been moved.
             Err(Errno::INVAL) => {
                 self.copies = true;
-                self.step(from, to, most)
+                self.step(from, to, most, clock)
             }
             Err(error) => Err((Leg::Source, error.into())),
         }
@@ -127,11 +133,16 @@ impl Pipe {
     }
 }
 
-fn copy(from: &Stream, mut to: &Stream, buffer: &mut [u8]) -> Result<usize, TransferError> {
-    let count = from
-        .read_some(buffer)
+fn copy(
+    from: &Stream,
+    mut to: &Stream,
+    buffer: &mut [u8],
+    clock: Option<&Clock>,
+) -> Result<usize, TransferError> {
+    let count = clock::on(clock, Doing::Reads, || from.read_some(buffer))
         .map_err(|error| (Leg::Source, error))?;
-    to.write_all(buffer.get(..count).unwrap_or_default())
+    let bytes = buffer.get(..count).unwrap_or_default();
+    clock::on(clock, Doing::Writes, || to.write_all(bytes))
         .map_err(|error| (Leg::Destination, error))?;
     Ok(count)
 }
@@ -176,7 +187,7 @@ mod tests {
                     ..Conduit::default()
                 };
                 assert_eq!(
-                    conduit.transfer(&from, &to, bytes.len()).unwrap(),
+                    conduit.transfer(&from, &to, bytes.len(), None).unwrap(),
                     bytes.len()
                 );
             });
@@ -196,7 +207,7 @@ mod tests {
             make_pipe: || Err(Errno::MFILE.into()),
             ..Conduit::default()
         };
-        assert_eq!(conduit.transfer(&from, &to, 4).unwrap(), 4);
+        assert_eq!(conduit.transfer(&from, &to, 4, None).unwrap(), 4);
         let mut arrived = [0; 4];
         (&destination).read_exact(&mut arrived).unwrap();
         assert_eq!(&arrived, b"some");
@@ -213,7 +224,7 @@ mod tests {
                 copies,
                 ..Conduit::default()
             };
-            assert_eq!(conduit.transfer(&from, &to, 10).unwrap(), 4);
+            assert_eq!(conduit.transfer(&from, &to, 10, None).unwrap(), 4);
         }
     }
 }

@@ -40,6 +40,19 @@ enum Kind {
     Layered(Box<dyn Layer>),
 }
 
+/// Where bytes that were written wait, as the system tells it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Backlog {
+    /// None wait.
+    Nowhere,
+    /// The link is busy: bytes wait, and others are on their way.
+    Link,
+    /// The peer's host takes none, because the peer does not read: bytes wait, and none are on
+    /// their way.
+    Peer,
+}
+
 /// A connection with a protocol of its own between a socket and what is carried: TLS, for one.
 ///
 /// One thread reads and another one writes at the same time; neither holds up the other.
@@ -395,6 +408,16 @@ impl Stream {
         self.sum(|socket| crate::unsent::waiting_bytes(socket))
     }
 
+    /// Where bytes that were written wait at the moment.
+    pub fn backlog(&self) -> Backlog {
+        match (self.waiting_bytes(), self.unsent_bytes()) {
+            (0, _) => Backlog::Nowhere,
+            // Only TCP tells what is on its way.
+            (waiting, unsent) if unsent > waiting => Backlog::Link,
+            _ => Backlog::Peer,
+        }
+    }
+
     /// What the system tells of all sockets below.
     fn sum(&self, of: impl Fn(Socket<'_>) -> io::Result<u64>) -> u64 {
         let mut sum = 0_u64;
@@ -579,6 +602,30 @@ mod tests {
         (&receiver).read_to_string(&mut all).unwrap();
         assert_eq!(all, "headbody");
         assert_eq!(receiver.peek(&mut [0; 4]).unwrap(), 0);
+    }
+
+    /// Loopback is a link that is never busy, so only the peer holds bytes up.
+    #[test]
+    fn a_peer_that_does_not_read_is_told_from_a_link() {
+        let listener = Listener::bind(&"tcp:127.0.0.1:0".parse().unwrap()).unwrap();
+        let (near, far) = std::os::unix::net::UnixStream::pair().unwrap();
+        for sender in [
+            Stream::connect(listener.address()).unwrap(),
+            Stream::from(near),
+        ] {
+            assert_eq!(sender.backlog(), Backlog::Nowhere);
+            sender
+                .set_timeouts(Some(Duration::from_millis(50)))
+                .unwrap();
+            while (&sender).write(&[1; 1 << 20]).is_ok() {}
+            // The last bytes on the way may have to be sent again.
+            let deadline = Instant::now() + Duration::from_secs(20);
+            while sender.backlog() != Backlog::Peer {
+                assert!(Instant::now() < deadline, "{:?}", sender.backlog());
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        }
+        drop(far);
     }
 
     /// A reachable host answers in time, even where a fifth of all packets is lost each way.

@@ -13,7 +13,6 @@ use crate::args::{CodecArgs, leg, name, processors, size};
 #[command(after_help = "\
 Sets QEMU over QMP, relays the migration itself, and puts the former settings back. Ctrl-C cancels.
 Exit: 0 the destination has the guest; 1 failed, 4 cancelled: it stays here; 3 unknown; 2 usage.
-
 Example, after `multifd accept` at dst; DIR holds ca-cert.pem, client-cert.pem and client-key.pem:
   multifd migrate --qmp /run/src.qmp --to trunk:dst:4444 --tls-dir DIR")]
 pub struct MigrateArgs {
@@ -103,6 +102,12 @@ pub struct EndArgs {
     /// Say what would be set in QEMU, and change nothing.
     #[arg(long)]
     pub dry_run: bool,
+    /// Write a report with plots to FILE, which must not exist: a page for a browser.
+    ///
+    /// It is written when the migration has ended, whatever its outcome, and does not change the
+    /// exit status.
+    #[arg(long, value_name = "FILE")]
+    pub report: Option<PathBuf>,
     /// Print one JSON object for each thing that happens.
     #[arg(long)]
     pub json_lines: bool,

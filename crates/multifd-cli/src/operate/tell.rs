@@ -10,10 +10,12 @@ use multifd_operate::qemu::{MigrationStatus, RamStatus};
 use multifd_operate::settings::{Change, Plan};
 use multifd_operate::source::Moved;
 use multifd_operate::{Failure, News, Progress, Whereabouts};
-use multifd_relay::relay::MigrationReport;
+use multifd_relay::relay::{MigrationReport, Traffic};
 use serde::Serialize;
 use serde_json::Value;
 
+use crate::pace::{self, Left, Limit, Pace};
+use crate::page::{Ending, Page, Record};
 use crate::process::Told;
 use crate::relay::report::{Differences, Efforts, ratio};
 use crate::say;
@@ -79,6 +81,15 @@ struct Figures {
     /// Bytes from QEMU or the other relay to this one, and from this one on.
     bytes_in: u64,
     bytes_out: u64,
+    /// How much has gone: of the guest's memory, or of its first pass where QEMU tells nothing.
+    percent: Option<f64>,
+    /// How long the rest takes at this rate. None if it is not known, or has no end.
+    seconds_left: Option<f64>,
+    /// Whether the guest's memory is sent faster than the guest writes to it, behind the first
+    /// round.
+    converges: Option<bool>,
+    /// What the channels spend most of their time with.
+    limit: Option<&'static str>,
 }
 
 /// Figures of the source QEMU, before compression; in bytes, and bytes a second.
@@ -106,58 +117,117 @@ impl Memory {
     }
 }
 
+impl Memory {
+    fn percent(&self) -> f64 {
+        let gone = self.total.saturating_sub(self.remaining);
+        gone as f64 / self.total.max(1) as f64 * 100.0
+    }
+
+    /// How long it takes at this rate to send what remains, and what the guest writes meanwhile.
+    fn left(&self) -> Option<Duration> {
+        let gain = self.throughput.saturating_sub(self.dirty_rate);
+        pace::seconds(self.remaining as f64 / gain as f64)
+    }
+
+    /// In the first round QEMU does not know what the guest writes.
+    fn converges(&self) -> Option<bool> {
+        let is_known = self.rounds > 1 && self.throughput > 0 && self.remaining > 0;
+        is_known.then_some(self.throughput > self.dirty_rate)
+    }
+}
+
 impl Figures {
-    fn of(progress: &Progress) -> Self {
+    fn of(progress: &Progress, pace: &Pace) -> Self {
         let Progress {
             elapsed,
             qemu,
             traffic,
             ..
         } = progress;
+        let memory = Memory::of(&qemu.ram);
+        // In the switch-over the guest stands still, and in postcopy it runs elsewhere.
+        let is_sending = qemu.status == "active";
+        let (percent, left) = match &memory {
+            Some(memory) => {
+                // QEMU keeps its last rate while nothing moves.
+                let moves = pace.rates().is_none_or(|[came, _]| came > 0.0);
+                let left = memory.left().filter(|_| is_sending && moves);
+                (Some(memory.percent()), left)
+            }
+            None => match pace.first_pass() {
+                Some((percent, left)) => (Some(percent), left),
+                None => (None, None),
+            },
+        };
         Self {
             seconds: say::seconds(*elapsed),
             status: qemu.status.clone(),
-            memory: Memory::of(&qemu.ram),
             bytes_in: traffic.bytes_in,
             bytes_out: traffic.bytes_out,
+            percent: percent.map(|percent| say::rounded(percent, 1)),
+            seconds_left: left.map(say::seconds),
+            converges: memory
+                .as_ref()
+                .and_then(Memory::converges)
+                .filter(|_| is_sending),
+            limit: pace.limit().map(Limit::as_str),
+            memory,
         }
     }
 }
 
-/// On one line; `{:#}` is for the width of a terminal.
+/// On one line; `{:#}` is for a terminal, the most important first.
 impl fmt::Display for Figures {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:.1} s, {}", self.seconds, self.status)?;
         let (came, went) = (self.bytes_in, self.bytes_out);
-        let Some(memory) = &self.memory else {
-            if came == 0 {
-                return Ok(());
-            }
-            let (came, went) = (say::size(came), say::size(went));
-            return write!(f, ": {came} from the link, {went} to QEMU");
-        };
-        if f.alternate() {
-            return write!(
+        let memory = self.memory.as_ref();
+        if let (Some(memory), false) = (memory, f.alternate()) {
+            write!(f, ", round {}", memory.rounds)?;
+        }
+        if came == 0 && memory.is_none() {
+            return Ok(());
+        }
+        f.write_str(": ")?;
+        if let Some(percent) = self.percent {
+            // Not 100 before it is.
+            write!(f, "{:.0} %, ", percent.min(99.0))?;
+        }
+        match (self.converges, self.seconds_left) {
+            (Some(false), _) => f.write_str("does not converge, ")?,
+            (_, Some(left)) => write!(f, "{}, ", Left(Duration::from_secs_f64(left)))?,
+            _ => {}
+        }
+        match (memory, f.alternate()) {
+            (Some(memory), true) => write!(
                 f,
-                ": {} left, {}/s, dirty {}/s, link {} ({:.1}:1)",
+                "{} to go, {}/s, dirty {}/s, {:.1}:1",
                 say::size(memory.remaining),
+                say::size(memory.throughput),
+                say::size(memory.dirty_rate),
+                ratio(came, went)
+            )?,
+            (Some(memory), false) => write!(
+                f,
+                "{} of {} to go, sends {}/s, guest writes {}/s; {} on the link, ratio {:.2}",
+                say::size(memory.remaining),
+                say::size(memory.total),
                 say::size(memory.throughput),
                 say::size(memory.dirty_rate),
                 say::size(went),
                 ratio(came, went)
-            );
+            )?,
+            (None, _) => write!(
+                f,
+                "{} from the link, {} to QEMU",
+                say::size(came),
+                say::size(went)
+            )?,
         }
-        write!(
-            f,
-            ", round {}: {} of {} left, sends {}/s, guest writes {}/s; {} on the link, ratio {:.2}",
-            memory.rounds,
-            say::size(memory.remaining),
-            say::size(memory.total),
-            say::size(memory.throughput),
-            say::size(memory.dirty_rate),
-            say::size(went),
-            ratio(came, went)
-        )
+        match self.limit {
+            Some(limit) => write!(f, ", limit: {limit}"),
+            None => Ok(()),
+        }
     }
 }
 
@@ -275,6 +345,17 @@ pub(super) struct Teller {
     progress: say::Progress,
     /// When the last line of progress was printed.
     line: Option<Instant>,
+    pace: Pace,
+    begun: Instant,
+    record: Record,
+    /// What has gone through so far.
+    traffic: Traffic,
+}
+
+/// A migration that went well.
+pub(super) enum Good<'a> {
+    Moved(&'a Moved),
+    Arrived(&'a Arrived),
 }
 
 impl Teller {
@@ -284,10 +365,15 @@ impl Teller {
             terminal: io::stderr().is_terminal(),
             progress: say::Progress::new(),
             line: None,
+            pace: Pace::default(),
+            begun: Instant::now(),
+            record: Record::new(),
+            traffic: Traffic::default(),
         }
     }
 
     pub(super) fn tell(&mut self, news: News) {
+        self.keep(&news);
         if self.json {
             match &news {
                 News::Listening(address) => {
@@ -298,7 +384,7 @@ impl Teller {
                 News::Begun(peer) => say::report_json(&Line::Begun { peer }),
                 News::Status(status) => say::report_json(&Line::Status { status }),
                 News::Progress(progress) => {
-                    say::report_json(&Line::Progress(Figures::of(progress)));
+                    say::report_json(&Line::Progress(Figures::of(progress, &self.pace)));
                 }
                 News::Note(text) => say::report_json(&Line::Note { text }),
                 _ => {}
@@ -311,7 +397,7 @@ impl Teller {
             News::Status(status) => self.note(&format!("QEMU's migration is {status}")),
             News::Note(text) => self.note(&text),
             News::Progress(progress) => {
-                let figures = Figures::of(&progress);
+                let figures = Figures::of(&progress, &self.pace);
                 if self.terminal {
                     self.progress.show(format_args!("{figures:#}"));
                 } else if self.line.is_none_or(|line| line.elapsed() >= LINE_EVERY) {
@@ -321,6 +407,87 @@ impl Teller {
             }
             _ => {}
         }
+    }
+
+    /// Keeps what the page and the next lines are made from.
+    fn keep(&mut self, news: &News) {
+        let at = self.begun.elapsed();
+        match news {
+            News::Begun(_) => {
+                self.begun = Instant::now();
+                self.record.begins();
+            }
+            News::Status(status) => {
+                let words = format_args!("QEMU's migration is {status}");
+                self.record.note(at, words);
+            }
+            News::Note(text) => self.record.note(at, text),
+            News::Progress(progress) => {
+                let Progress {
+                    elapsed,
+                    qemu,
+                    traffic,
+                    waits,
+                    ..
+                } = progress.as_ref();
+                self.traffic = *traffic;
+                self.pace.waits(waits);
+                self.pace.progress(*elapsed, traffic);
+                self.record.waits(waits);
+                self.record.progress(*elapsed, traffic, Some(&qemu.ram));
+            }
+            _ => {}
+        }
+    }
+
+    /// The page about a migration that has ended.
+    pub(super) fn page(&mut self, title: String, outcome: Result<Good<'_>, &Failure>) -> Page {
+        let record = std::mem::replace(&mut self.record, Record::new());
+        let good = match outcome {
+            Ok(good) => good,
+            Err(failure) => return self.failed_page(title, failure, record),
+        };
+        let whole = End::of("whole", Whereabouts::Destination);
+        let (end, report) = match good {
+            Good::Moved(moved) => {
+                let end = whole.with_qemu(&moved.qemu);
+                (
+                    end.with_report(moved.report.as_ref()),
+                    moved.report.as_ref(),
+                )
+            }
+            Good::Arrived(arrived) => {
+                let end = whole.with_report(Some(&arrived.report));
+                let state = Some(arrived.state.to_string());
+                (End { state, ..end }, Some(&arrived.report))
+            }
+        };
+        let mut page = Page::new(title, Ending::Whole, end.words(), record);
+        if let (Some(total), Some(downtime)) = (end.total_time, end.downtime) {
+            page.figure("QEMU's total time", format_args!("{total} ms"));
+            page.figure("downtime", format_args!("{downtime} ms"));
+        }
+        if let Some(memory) = &end.memory {
+            page.figure("rounds", memory.rounds);
+            page.figure("bytes from QEMU", say::size(memory.transferred));
+        }
+        match report {
+            Some(report) => page.report(report),
+            None => page.traffic(&self.traffic, self.begun.elapsed()),
+        }
+        page
+    }
+
+    fn failed_page(&self, title: String, failure: &Failure, record: Record) -> Page {
+        let ending = match (failure.guest, failure.cancelled) {
+            (Whereabouts::Unknown, _) => Ending::Unknown,
+            (_, true) => Ending::Cancelled,
+            _ => Ending::Failed,
+        };
+        let mut page = Page::new(title, ending, failure.to_string(), record);
+        page.figure("guest", failure.guest.as_str());
+        page.traffic(&self.traffic, self.begun.elapsed());
+        page
     }
 
     pub(super) fn clear(&mut self) {
@@ -409,25 +576,54 @@ mod tests {
             }),
             bytes_in: 3 << 30,
             bytes_out: 1 << 30,
+            percent: Some(98.5),
+            seconds_left: Some(12.0),
+            converges: Some(true),
+            limit: Some("network"),
         }
     }
 
     #[test]
-    fn progress_fits_a_terminal_and_a_log_has_all_of_it() {
+    fn progress_has_the_most_important_first_and_a_log_has_all_of_it() {
         let short = format!("{:#}", figures());
-        let expected = "119.5 s, active: 1000.0 MiB left, 1000.0 MiB/s, dirty 1000.0 MiB/s, link 1.0 \
-                        GiB (3.0:1)";
+        let expected = "119.5 s, active: 98 %, 12 s left, 1000.0 MiB to go, 1000.0 MiB/s, dirty 1000.0 \
+                        MiB/s, 3.0:1, limit: network";
         assert_eq!(short, expected);
         let long = figures().to_string();
         assert!(
-            long.contains("round 3: 1000.0 MiB of 64.0 GiB left"),
+            long.contains("active, round 3: 98 %, 12 s left, 1000.0 MiB of 64.0 GiB to go"),
             "{long}"
         );
         let destination = Figures {
             memory: None,
+            converges: None,
             ..figures()
         };
-        let expected = "119.5 s, active: 3.0 GiB from the link, 1.0 GiB to QEMU";
+        let expected = "119.5 s, active: 98 %, 12 s left, 3.0 GiB from the link, 1.0 GiB to QEMU, \
+                        limit: network";
         assert_eq!(destination.to_string(), expected);
+        let busy = Figures {
+            converges: Some(false),
+            ..figures()
+        };
+        assert!(format!("{busy:#}").contains("98 %, does not converge, 1000.0 MiB to go"));
+    }
+
+    #[test]
+    fn a_guest_that_writes_faster_than_it_is_sent_has_no_end() {
+        let memory = |throughput, rounds| Memory {
+            throughput,
+            rounds,
+            remaining: 100,
+            total: 400,
+            dirty_rate: 50,
+            ..figures().memory.unwrap()
+        };
+        assert_eq!(memory(100, 2).left(), Some(Duration::from_secs(2)));
+        assert_eq!(memory(100, 2).converges(), Some(true));
+        assert_eq!(memory(100, 2).percent(), 75.0);
+        assert_eq!(memory(50, 2).left(), None);
+        assert_eq!(memory(50, 2).converges(), Some(false));
+        assert_eq!(memory(50, 1).converges(), None, "it is not known yet");
     }
 }

@@ -13,6 +13,7 @@ use multifd_wire::Method;
 use serde::Serialize;
 
 use super::Migration;
+use crate::pace::Left;
 use crate::say;
 
 /// What may be behind a failure. A QEMU that is sent what it does not expect closes the channel,
@@ -367,22 +368,67 @@ impl fmt::Display for Failed {
 }
 
 /// Migrations under way.
-pub struct Running<'a>(pub &'a [Traffic]);
+pub(super) struct Running<'a>(pub(super) &'a [Migration]);
 
 impl fmt::Display for Running<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let sum = |count: fn(&Traffic) -> u64| self.0.iter().map(count).sum::<u64>();
-        if self.0.len() > 1 {
-            write!(f, "{} migrations, ", self.0.len())?;
+        if let [migration] = self.0 {
+            return Live(migration).fmt(f);
         }
+        let sum = |count: fn(&Traffic) -> u64| {
+            let all = self.0.iter().map(|migration| count(&migration.totals));
+            all.fold(0, u64::saturating_add)
+        };
         write!(
             f,
-            "{} pages, {} zero pages, {} in, {} out",
+            "{} migrations, {} pages, {} zero pages, {} in, {} out",
+            self.0.len(),
             sum(|totals| totals.pages),
             sum(|totals| totals.zero_pages),
             say::size(sum(|totals| totals.bytes_in)),
             say::size(sum(|totals| totals.bytes_out))
         )
+    }
+}
+
+/// One migration under way.
+pub(super) struct Live<'a>(pub(super) &'a Migration);
+
+impl fmt::Display for Live<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Migration {
+            begun,
+            totals,
+            pace,
+            ..
+        } = self.0;
+        write!(f, "{:.1} s: ", begun.elapsed().as_secs_f64())?;
+        match pace.first_pass() {
+            Some((percent, left)) => {
+                write!(f, "{percent:.0} % of the first round, ")?;
+                if let Some(left) = left {
+                    write!(f, "{}, ", Left(left))?;
+                }
+            }
+            // What is still to come is the source's secret.
+            None if totals.rounds > 0 => write!(f, "{} rounds, ", totals.rounds)?,
+            None => {}
+        }
+        let rates = pace.rates().map(|rates| rates.map(|rate| rate as u64));
+        let amount = |f: &mut fmt::Formatter<'_>, bytes, rate: Option<u64>, way| {
+            write!(f, "{} {way}", say::size(bytes))?;
+            match rate {
+                Some(rate) => write!(f, " ({}/s), ", say::size(rate)),
+                None => f.write_str(", "),
+            }
+        };
+        amount(f, totals.bytes_in, rates.map(|[came, _]| came), "in")?;
+        amount(f, totals.bytes_out, rates.map(|[_, went]| went), "out")?;
+        write!(f, "{:.1}:1", ratio(totals.bytes_in, totals.bytes_out))?;
+        match pace.limit() {
+            Some(limit) => write!(f, ", limit: {}", limit.as_str()),
+            None => Ok(()),
+        }
     }
 }
 

@@ -143,11 +143,14 @@ fn a_guest_moves(version: Version) {
         };
         pair.set_oddly();
         let before = pair.settings();
-        let (accept, trunk) = pair.accept(&["--channels", channels]);
+        let pages = ["near.html", "far.html"].map(|name| pair.folder.path().join(name));
+        let [near, far] = pages.each_ref().map(|page| page.to_str().unwrap());
+        let (accept, trunk) = pair.accept(&["--channels", channels, "--report", far]);
         let options = [
             ["--channels", channels],
             ["--compression", compression],
             ["--trunk-channels", strands],
+            ["--report", near],
         ];
         let options = options.concat();
         let (migrated, accepted) = (pair.migrate(&trunk, &options).end(), accept.end());
@@ -166,6 +169,12 @@ fn a_guest_moves(version: Version) {
             near["memory"]["total"].as_u64().unwrap() >= 32 << 20,
             "{near}"
         );
+        for page in pages {
+            let page = std::fs::read_to_string(page).unwrap();
+            for words in [">whole</p>", ">channel 0</b>", "bytes out"] {
+                assert!(page.contains(words), "{words}: {page}");
+            }
+        }
         assert_eq!(pair.source.run_state().unwrap(), "postmigrate");
         pair.destination.check_goes_on(LIMIT).unwrap();
         assert_eq!(pair.settings(), before, "{}", pair.binary);

@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use multifd_codec::{Backend, BackendKind, PathCounts};
 use multifd_transport::inlet::Inlet;
 use multifd_transport::outlet::Outlet;
-use multifd_wire::Method;
+use multifd_wire::{Method, PageSize, RamPacket};
 
 use super::{Traffic, Work};
 
@@ -19,6 +19,13 @@ pub(super) struct Counters {
     bytes_out: AtomicU64,
     /// Bytes of the main channel, read and written.
     main: [AtomicU64; 2],
+    /// Pages on the main channel.
+    main_pages: AtomicU64,
+    /// The page size of the last packet; 0 before the first.
+    page_bytes: AtomicU64,
+    /// The guest's memory in bytes.
+    memory: AtomicU64,
+    rounds: AtomicU64,
     /// Whether the main channel waits for its source.
     main_idle: AtomicBool,
     decoded: Mutex<Option<Work>>,
@@ -35,6 +42,21 @@ impl Counters {
                 None => drop(sum.fetch_add(passed as u64, Ordering::Relaxed)),
             }
         }
+    }
+
+    /// A page on the main channel.
+    pub(super) fn main_page(&self) {
+        self.main_pages.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The set-up has told the size of the guest's memory.
+    pub(super) fn memory(&self, bytes: u64) {
+        self.memory.store(bytes, Ordering::Relaxed);
+    }
+
+    /// A round with pages has ended.
+    pub(super) fn round_ended(&self) {
+        self.rounds.fetch_add(1, Ordering::Relaxed);
     }
 
     pub(super) fn main_idle(&self, idle: bool) {
@@ -68,9 +90,22 @@ impl Counters {
     pub(super) fn totals(&self) -> Traffic {
         let main = self.main.each_ref();
         let [main_in, main_out] = main.map(|sum| sum.load(Ordering::Relaxed));
+        let pages = self.pages.load(Ordering::Relaxed);
+        let zero_pages = self.zero_pages.load(Ordering::Relaxed);
+        let page_bytes = match self.page_bytes.load(Ordering::Relaxed) {
+            // Without multifd no packet tells it, and most guests have the same.
+            0 => PageSize::K4.bytes() as u64,
+            bytes => bytes,
+        };
+        let all_pages = pages
+            .saturating_add(zero_pages)
+            .saturating_add(self.main_pages.load(Ordering::Relaxed));
         Traffic {
-            pages: self.pages.load(Ordering::Relaxed),
-            zero_pages: self.zero_pages.load(Ordering::Relaxed),
+            memory: self.memory.load(Ordering::Relaxed),
+            carried: all_pages.saturating_mul(page_bytes),
+            rounds: self.rounds.load(Ordering::Relaxed),
+            pages,
+            zero_pages,
             bytes_in: self
                 .bytes_in
                 .load(Ordering::Relaxed)
@@ -135,8 +170,13 @@ impl<'c> Tally<'c> {
         }
     }
 
-    pub(super) fn pages(&self, normal: usize, zero: usize) {
+    pub(super) fn pages(&self, packet: &RamPacket) {
         let counters = self.counters;
+        let (normal, zero) = (packet.normal().len(), packet.zero().len());
+        if let Some(size) = packet.page_size() {
+            let bytes = size.bytes() as u64;
+            counters.page_bytes.store(bytes, Ordering::Relaxed);
+        }
         counters.pages.fetch_add(normal as u64, Ordering::Relaxed);
         counters
             .zero_pages

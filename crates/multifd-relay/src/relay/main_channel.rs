@@ -5,8 +5,8 @@ use std::io::{self, Write};
 use std::net::Shutdown;
 use std::time::Duration;
 
-use multifd_transport::Moment;
 use multifd_transport::rounds::RoundFault;
+use multifd_transport::{Clock, Doing, Moment};
 use multifd_wire::Limits;
 use multifd_wire::main_stream::{Command, MainEvent, MainReceiver};
 
@@ -34,6 +34,7 @@ pub(super) struct Forward<'a> {
     pub(super) outline: &'a Outline,
     pub(super) gate: &'a Gate,
     pub(super) counters: &'a Counters,
+    pub(super) clock: &'a Clock,
     pub(super) sums: Option<&'a Sums>,
 }
 
@@ -65,6 +66,8 @@ struct Follower {
     marks: Marks,
     facts: Facts,
     passed: u64,
+    /// What all pages stood for at the last end of a round.
+    carried: u64,
     /// The first body of the RAM section has ended.
     is_set_up: bool,
     /// A page with contents was on main itself.
@@ -81,6 +84,7 @@ impl Follower {
             marks: Marks::default(),
             facts: Facts::default(),
             passed: 0,
+            carried: 0,
             is_set_up: false,
             has_pages: false,
             ignores_shared: false,
@@ -116,7 +120,8 @@ impl Forward<'_> {
                     // What the source has said may be all that it says before it has an answer.
                     self.flush()?;
                     self.counters.main_idle(true);
-                    let outcome = self.link.source.read_some(&mut buffer);
+                    let read = || self.link.source.read_some(&mut buffer);
+                    let outcome = self.clock.during(Doing::Reads, read);
                     self.counters.main_idle(false);
                     outcome
                 }
@@ -183,14 +188,22 @@ impl Forward<'_> {
                 written = before;
                 follower.passed = follower.passed.saturating_add(1);
                 self.flush()?;
-                self.hold(follower)?;
-                self.verify(follower.passed)?;
+                self.clock.during(Doing::Waits, || {
+                    self.hold(follower)?;
+                    self.verify(follower.passed)
+                })?;
+                let carried = self.counters.totals().carried;
+                // The set-up has a mark too, and a switch-over has several.
+                if follower.marks.are_flushes() && carried > follower.carried {
+                    follower.carried = carried;
+                    self.counters.round_ended();
+                }
             }
             if pause.ends_setup {
                 self.write(bytes.get(written..end).unwrap_or_default())?;
                 written = end;
                 self.flush()?;
-                self.wait_begun()?;
+                self.clock.during(Doing::Writes, || self.wait_begun())?;
             }
         }
         self.write(bytes.get(written..).unwrap_or_default())
@@ -237,7 +250,15 @@ impl Forward<'_> {
                     self.outline.goes_on();
                 }
                 MainEvent::Flush => self.outline.see(|seen| seen.has_flush = true),
-                MainEvent::Page { .. } => follower.has_pages = true,
+                MainEvent::RamBlocks(blocks) => {
+                    let lengths = blocks.iter().map(|block| block.used_length);
+                    self.counters.memory(lengths.fold(0, u64::saturating_add));
+                }
+                MainEvent::ZeroPage { .. } => self.counters.main_page(),
+                MainEvent::Page { .. } => {
+                    follower.has_pages = true;
+                    self.counters.main_page();
+                }
                 MainEvent::Configuration(configuration) => {
                     let mut capabilities = configuration.capabilities.iter();
                     follower.ignores_shared =
@@ -434,12 +455,14 @@ impl Forward<'_> {
         if bytes.is_empty() {
             return Ok(());
         }
-        self.wrote(bytes.len(), self.link.destination.write_ahead(bytes))
+        let write = || self.link.destination.write_ahead(bytes);
+        self.wrote(bytes.len(), self.clock.during(Doing::Writes, write))
     }
 
     /// Writes what was taken and not written.
     fn flush(&self) -> Result<(), Failure> {
-        self.wrote(0, (&self.link.destination).flush())
+        let flush = || (&self.link.destination).flush();
+        self.wrote(0, self.clock.during(Doing::Writes, flush))
     }
 
     fn wrote(&self, len: usize, outcome: io::Result<()>) -> Result<(), Failure> {
@@ -495,6 +518,7 @@ mod tests {
             outline: &Outline::default(),
             gate: &Gate::default(),
             counters: &Counters::default(),
+            clock: &Clock::new(),
             sums: None,
         };
         forward.write(b"a set-up that nobody reads").unwrap();
@@ -525,6 +549,7 @@ mod tests {
                 outline: &Outline::default(),
                 gate: &gate,
                 counters: &Counters::default(),
+                clock: &Clock::new(),
                 sums: None,
             };
             let follower = Follower {

@@ -61,6 +61,7 @@ mod session;
 mod silence;
 mod taken;
 mod verify;
+mod waits;
 mod watch;
 
 use std::fmt;
@@ -76,6 +77,7 @@ use self::gate::CHANNELS_TIMEOUT;
 pub use self::reach::look_for_relay;
 pub(crate) use self::silence::SILENCE_TIMEOUT;
 pub use self::verify::{Verified, VerifyFault};
+pub use self::waits::{ChannelWaits, Party, Waits};
 pub use self::watch::MigrationNote;
 use crate::failure::Failure;
 use multifd_transport::Cancel;
@@ -161,6 +163,8 @@ pub struct MigrationReport {
     pub verified: Option<Verified>,
     /// The pages that went to another relay as differences, if differences were agreed on.
     pub differences: Option<delta::Counts>,
+    /// What each channel has waited for; main is the first.
+    pub waits: Vec<ChannelWaits>,
     /// From the first connection to the last close.
     pub duration: Duration,
 }
@@ -189,6 +193,15 @@ pub struct Traffic {
     pub bytes_in: u64,
     /// Bytes written to the destination, main channel included.
     pub bytes_out: u64,
+    /// The guest's memory in bytes, once the set-up has told it; 0 before, and where the stream
+    /// cannot be followed.
+    pub memory: u64,
+    /// Bytes of the guest's memory that all pages so far stand for, zero pages and pages on the
+    /// main channel included. While it is less than `memory`, hardly any page has come twice.
+    pub carried: u64,
+    /// Rounds with pages that have ended, where the main channel shows them: from QEMU 8.1 and its
+    /// machine types on.
+    pub rounds: u64,
 }
 
 /// An unusual event in a migration that was passed on.
@@ -246,11 +259,13 @@ impl fmt::Display for Remark {
 }
 
 /// An event while a migration is passed on.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum Update {
-    /// The progress, about twice a second.
+    /// The progress, about twice a second, and once more at the end.
     Progress(Traffic),
+    /// What each channel has waited for so far, before each [`Progress`](Self::Progress).
+    Waits(Vec<ChannelWaits>),
     /// Something that an operator may want to fix.
     Note(MigrationNote),
     /// The effort has changed.

@@ -11,7 +11,7 @@ use multifd_codec::delta::{Kept, Sent};
 use multifd_transport::failure::Cause as TransportCause;
 use multifd_transport::inlet::{Inlet, Item};
 use multifd_transport::outlet::{Outlet, Unwritten, Written, block_of};
-use multifd_transport::{Stream, hung_up};
+use multifd_transport::{Clock, Doing, Stream, hung_up};
 use multifd_wire::{BlockName, Fault, Hello, Method, Packet, PageSize, RamPacket};
 
 use super::RelayConfig;
@@ -22,6 +22,7 @@ use super::link::{Link, Links};
 use super::outline::Outline;
 use super::reach::unreached;
 use super::verify::Sums;
+use super::waits::Clocks;
 use crate::failure::{Cause, Channel, Failure, Leg};
 use crate::leg::{Caller, Terms};
 
@@ -35,6 +36,7 @@ pub(super) struct Shared<'a> {
     pub(super) outline: &'a Outline,
     pub(super) gate: &'a Gate,
     pub(super) counters: &'a Counters,
+    pub(super) clocks: &'a Clocks,
     /// The pages that the destination's relay keeps, and those that this relay keeps for the
     /// source's.
     pub(super) sent: Option<&'a Arc<Sent>>,
@@ -89,8 +91,10 @@ pub(super) fn run(hello: Hello, source: &Arc<Stream>, shared: Shared<'_>) -> Res
         destination,
     });
     shared.links.add(&link);
+    let clock = shared.clocks.add(&link);
     let inlet = Inlet::new(&link.source, &hello, config.limits, config.settings)
-        .map_err(|cause| failed(source_side(cause)))?;
+        .map_err(|cause| failed(source_side(cause)))?
+        .with_clock(&clock);
     let inlet = match shared.kept {
         Some(kept) => inlet.with_differences(Arc::clone(kept), || shared.gate.is_stopped()),
         None => inlet,
@@ -109,6 +113,7 @@ pub(super) fn run(hello: Hello, source: &Arc<Stream>, shared: Shared<'_>) -> Res
         false => Outlet::open_later(&link.destination, &hello, encoder),
     };
     let outlet = outlet.map_err(|cause| failed(destination_side(cause)))?;
+    let outlet = outlet.with_clock(&clock);
     let outlet = match shared.sent {
         Some(sent) => outlet.with_differences(Arc::clone(sent)),
         None => outlet,
@@ -124,6 +129,7 @@ pub(super) fn run(hello: Hello, source: &Arc<Stream>, shared: Shared<'_>) -> Res
         id,
         inlet,
         outlet,
+        clock: &clock,
         link: &link,
         shared,
         tally: Tally::new(shared.counters),
@@ -131,7 +137,9 @@ pub(super) fn run(hello: Hello, source: &Arc<Stream>, shared: Shared<'_>) -> Res
         has_synced: false,
         round: 0,
     };
-    pump.run()
+    let outcome = pump.run();
+    clock.stop();
+    outcome
 }
 
 /// The forward direction of one multifd channel.
@@ -139,6 +147,7 @@ struct Pump<'s> {
     id: u8,
     inlet: Inlet<'s>,
     outlet: Outlet<'s>,
+    clock: &'s Clock,
     link: &'s Link,
     shared: Shared<'s>,
     tally: Tally<'s>,
@@ -274,7 +283,7 @@ impl Pump<'_> {
             let Some(Written { packet, .. }) = self.outlet.pop_and_write()? else {
                 return Ok(());
             };
-            self.tally.pages(packet.normal().len(), packet.zero().len());
+            self.tally.pages(&packet);
             self.tally.wrote(self.outlet.bytes_out());
             // QEMU 8.2 and earlier send a SYNC with pages. If the destination has closed the
             // channel, its mark waits in vain and reports that.
@@ -354,7 +363,7 @@ impl Pump<'_> {
             return outcome;
         };
         let outcome = outcome.and_then(|()| {
-            self.tally.pages(packet.normal().len(), packet.zero().len());
+            self.tally.pages(&packet);
             match is_sync {
                 true => self.synced(),
                 false => self.outlet.release().map_err(destination_side),
@@ -400,7 +409,8 @@ impl Pump<'_> {
             released.map_err(destination_side)?;
             self.count_sync()?;
             // The end of the migration also shows in the connections.
-            let Ok(_) = self.shared.gate.wait_begun(|_| Ok::<_, Infallible>(()));
+            let wait = || self.shared.gate.wait_begun(|_| Ok::<_, Infallible>(()));
+            let Ok(_) = self.clock.during(Doing::Waits, wait);
             return Ok(());
         }
         self.count_sync()
@@ -550,6 +560,7 @@ mod tests {
             outline: &Outline::default(),
             gate: &gate,
             counters: &Counters::default(),
+            clocks: &Clocks::default(),
             sent: None,
             kept: None,
             terms: Terms {
@@ -571,10 +582,14 @@ mod tests {
             Some(auto) => outlet.with_lane(Lane::new(auto), true),
             None => outlet,
         };
+        let clock = Clock::new();
         let mut pump = Pump {
             id: 0,
-            inlet: Inlet::new(&link.source, &HELLO, config.limits, settings).unwrap(),
-            outlet,
+            inlet: Inlet::new(&link.source, &HELLO, config.limits, settings)
+                .unwrap()
+                .with_clock(&clock),
+            outlet: outlet.with_clock(&clock),
+            clock: &clock,
             link: &link,
             shared,
             tally: Tally::new(shared.counters),

@@ -31,6 +31,7 @@ use super::reach::unreached;
 use super::silence::{SILENCE_TIMEOUT, Silence};
 use super::taken::take;
 use super::verify::Sums;
+use super::waits::Clocks;
 use super::watch::{MigrationNote, Watch};
 use super::{CHANNELS_TIMEOUT, MigrationReport, RelayConfig, Remark, Update};
 use crate::failure::{Cause, Channel, Failure, Leg, SetupFault};
@@ -137,6 +138,7 @@ pub(super) fn run(
         outline: &Outline::default(),
         gate: &Gate::default(),
         counters: &Counters::default(),
+        clocks: &Clocks::default(),
         cancel,
         is_recovery: incoming.is_recovery,
         sent: sent.as_ref(),
@@ -184,6 +186,7 @@ pub(super) fn run(
         auto: session.auto.map(|auto| auto.summary()),
         verified: session.sums.map(Sums::result),
         differences: session.sent.map(|sent| sent.counts()),
+        waits: session.clocks.all(),
         duration: started.elapsed(),
     })
 }
@@ -383,6 +386,7 @@ struct Session<'a> {
     outline: &'a Outline,
     gate: &'a Gate,
     counters: &'a Counters,
+    clocks: &'a Clocks,
     cancel: &'a Cancel,
     is_recovery: bool,
     /// The sums of all carried pages, if relays verify them.
@@ -443,22 +447,28 @@ impl<'env> Session<'env> {
                 early.push(event);
             }
             let mut early = early.into_iter();
-            let forward = Forward {
-                link: self.main,
-                limits: self.config.limits,
-                begin_timeout: BEGIN_TIMEOUT.max(self.config.dial_timeout),
-                outline: self.outline,
-                gate: self.gate,
-                counters: self.counters,
-                sums: self.sums,
-            };
+            let clock = self.clocks.add(self.main);
             let mut failure = self
                 .spawn(scope, tell, Role::Back, &mut running, || {
                     back::run(self.main, self.outline, self.gate, self.target.is_relay())
                 })
                 .and_then(|()| {
                     let is_recovery = self.is_recovery;
-                    let work = move || forward.run(start, is_recovery);
+                    let work = move || {
+                        let forward = Forward {
+                            link: self.main,
+                            limits: self.config.limits,
+                            begin_timeout: BEGIN_TIMEOUT.max(self.config.dial_timeout),
+                            outline: self.outline,
+                            gate: self.gate,
+                            counters: self.counters,
+                            clock: &clock,
+                            sums: self.sums,
+                        };
+                        let outcome = forward.run(start, is_recovery);
+                        clock.stop();
+                        outcome
+                    };
                     self.spawn(scope, tell, Role::Forward, &mut running, work)
                 })
                 .err();
@@ -528,13 +538,14 @@ impl<'env> Session<'env> {
                     }
                 }
                 self.links.go_on_closing();
+                self.clocks.look();
                 if !settled && self.gate.is_loading() {
                     settled = true;
                     settle();
                 }
                 if told.elapsed() >= PROGRESS_INTERVAL {
                     told = Instant::now();
-                    observe(Update::Progress(self.counters.totals()));
+                    self.progress(observe);
                     if let Some(auto) = self.auto {
                         let changes = auto.changes(changes_told);
                         changes_told += changes.len();
@@ -542,7 +553,7 @@ impl<'env> Session<'env> {
                             .into_iter()
                             .for_each(|change| observe(Update::Effort(change)));
                     }
-                    let sample = watch.sample(self.counters, self.gate, self.outline);
+                    let sample = watch.sample(self.counters, self.gate, self.outline, self.clocks);
                     // A trunk compresses the main channel too.
                     let comes_so = self.main.source.bytes_below().is_some();
                     let compresses = self.target.is_relay() || comes_so;
@@ -568,6 +579,7 @@ impl<'env> Session<'env> {
                     _ => {}
                 }
             }
+            self.progress(observe);
             match failure {
                 Some(mut failure) => {
                     if let Cause::Far(far) = &mut failure.cause {
@@ -581,6 +593,11 @@ impl<'env> Session<'env> {
                 }
             }
         })
+    }
+
+    fn progress(&self, observe: &mut dyn FnMut(Update)) {
+        observe(Update::Waits(self.clocks.all()));
+        observe(Update::Progress(self.counters.totals()));
     }
 
     /// A source that closes while it waits for the destination's word has taken its guest back.
@@ -664,6 +681,7 @@ impl<'env> Session<'env> {
                     outline: self.outline,
                     gate: self.gate,
                     counters: self.counters,
+                    clocks: self.clocks,
                     sums: self.sums,
                     sent: self.sent,
                     terms: self.terms,

@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 use super::counters::Counters;
 use super::gate::Gate;
 use super::outline::Outline;
+use super::waits::{Clocks, Party};
 
-/// A note is given if nothing was written for so long although there are bytes to write.
+/// A note is given if nothing was passed on for so long although there is something to pass on.
 const STALL: Duration = Duration::from_secs(5);
 
 /// A note is given if no multifd channel has come for so long. Channels may be late.
@@ -30,12 +31,14 @@ pub enum MigrationNote {
         /// The number of the source's multifd channels.
         channels: usize,
     },
-    /// The destination reads nothing.
+    /// Nothing is passed on.
     Stalled {
         /// For how long.
         seconds: u64,
+        /// Who is waited for.
+        waits_for: Party,
     },
-    /// The destination reads again.
+    /// Something is passed on again.
     GoesOn,
     /// There are no multifd channels, so nothing is compressed.
     NoMultifd,
@@ -61,12 +64,14 @@ impl fmt::Display for MigrationNote {
                 "the destination does not begin to load: does it have multifd on, and {channels} channels as the \
                  source? (migrate_set_parameter multifd-channels {channels})"
             ),
-            Self::Stalled { seconds } => write!(f, "the destination has taken nothing for {seconds} s"),
+            Self::Stalled { seconds, waits_for } => {
+                write!(f, "no byte for {seconds} s: waiting for {}", waits_for.as_str())
+            }
             Self::WordAwaited { seconds } => write!(
                 f,
                 "the destination may have everything, and may start the guest at any moment: waiting {seconds} s for its word"
             ),
-            Self::GoesOn => f.write_str("the destination takes pages again"),
+            Self::GoesOn => f.write_str("bytes are passed on again"),
             Self::NoMultifd => f.write_str(
                 "the source has no multifd channels, so nothing is compressed \
                  (at both ends: migrate_set_capability multifd on)",
@@ -87,8 +92,7 @@ pub(super) struct Sample {
     bytes_out: u64,
     channels: usize,
     has_begun: bool,
-    /// Whether all bytes that have come were passed on.
-    is_idle: bool,
+    waits_for: Party,
     is_postcopy: bool,
 }
 
@@ -96,7 +100,8 @@ pub(super) struct Sample {
 #[derive(Debug)]
 pub(super) struct Watch {
     started: Option<Instant>,
-    moved: Option<(Instant, u64)>,
+    /// When the last byte went out, or another party began to be waited for; and how many had gone.
+    moved: Option<(Instant, u64, Party)>,
     window: Option<(Instant, u64)>,
     stalled: bool,
     not_begun: bool,
@@ -117,15 +122,28 @@ impl Watch {
         }
     }
 
-    pub(super) fn sample(&self, counters: &Counters, gate: &Gate, outline: &Outline) -> Sample {
+    pub(super) fn sample(
+        &self,
+        counters: &Counters,
+        gate: &Gate,
+        outline: &Outline,
+        clocks: &Clocks,
+    ) -> Sample {
         let totals = counters.totals();
+        let is_idle = counters.is_main_idle() && gate.all_idle();
+        // A source that has sent everything waits for an answer.
+        let waits_for = match outline.look(|seen| seen.complete && seen.return_path) {
+            true => Party::Destination,
+            false if is_idle => Party::Source,
+            false => clocks.party(),
+        };
         Sample {
             now: Instant::now(),
             bytes_in: totals.bytes_in,
             bytes_out: totals.bytes_out,
             channels: gate.channels(),
             has_begun: gate.has_begun(),
-            is_idle: counters.is_main_idle() && gate.all_idle(),
+            waits_for,
             is_postcopy: outline.look(|seen| seen.postcopy),
         }
     }
@@ -134,22 +152,25 @@ impl Watch {
     pub(super) fn look(&mut self, sample: &Sample) -> Vec<MigrationNote> {
         let mut notes = Vec::new();
         let started = *self.started.get_or_insert(sample.now);
-        let (since, bytes) = *self.moved.get_or_insert((sample.now, sample.bytes_out));
-        if bytes != sample.bytes_out || sample.is_idle {
-            self.moved = Some((sample.now, sample.bytes_out));
+        let now = (sample.now, sample.bytes_out, sample.waits_for);
+        let (since, bytes, party) = *self.moved.get_or_insert(now);
+        if bytes != sample.bytes_out || party != sample.waits_for {
+            self.moved = Some(now);
             if self.stalled && bytes != sample.bytes_out {
                 self.stalled = false;
                 notes.push(MigrationNote::GoesOn);
             }
         } else if sample.now.duration_since(since) >= STALL && !sample.is_postcopy {
-            if !sample.has_begun && !self.not_begun {
+            if !sample.has_begun && !self.not_begun && party != Party::Source {
                 self.not_begun = true;
                 let channels = sample.channels;
                 notes.push(MigrationNote::NotBegun { channels });
-            } else if sample.has_begun && !self.stalled {
+            } else if (sample.has_begun || party == Party::Source) && !self.stalled {
                 self.stalled = true;
-                let seconds = STALL.as_secs();
-                notes.push(MigrationNote::Stalled { seconds });
+                notes.push(MigrationNote::Stalled {
+                    seconds: STALL.as_secs(),
+                    waits_for: party,
+                });
             }
         }
         let lasts = sample.now.duration_since(started) >= WITHOUT_CHANNELS;
@@ -191,7 +212,7 @@ mod tests {
             bytes_out: megabytes.1 << 20,
             channels: 2,
             has_begun: true,
-            is_idle: false,
+            waits_for: Party::Destination,
             is_postcopy: false,
         }
     }
@@ -210,19 +231,29 @@ mod tests {
         let still = (0..20).map(|half| sample(start, f64::from(half) / 2.0, (9, 9)));
         let on = sample(start, 10.0, (10, 10));
         let all: Vec<_> = still.chain([on]).collect();
-        let seconds = STALL.as_secs();
-        assert_eq!(
-            said(&all),
-            [MigrationNote::Stalled { seconds }, MigrationNote::GoesOn]
-        );
-        let idle: Vec<_> = all
-            .iter()
-            .map(|sample| Sample {
-                is_idle: true,
+        let stalled = |waits_for| MigrationNote::Stalled {
+            seconds: STALL.as_secs(),
+            waits_for,
+        };
+        let told = said(&all);
+        assert_eq!(told, [stalled(Party::Destination), MigrationNote::GoesOn]);
+        let words = "no byte for 5 s: waiting for the destination";
+        assert_eq!(told[0].to_string(), words);
+        let of = |party: fn(usize) -> Party| {
+            let samples = all.iter().enumerate().map(|(number, sample)| Sample {
+                waits_for: party(number),
                 ..*sample
-            })
-            .collect();
-        assert_eq!(said(&idle), [], "the source has nothing to say");
+            });
+            said(&samples.collect::<Vec<_>>())
+        };
+        let source = of(|_| Party::Source);
+        assert_eq!(source, [stalled(Party::Source), MigrationNote::GoesOn]);
+        // Each party has its own time.
+        let late = of(|number| match number {
+            0..9 => Party::Source,
+            _ => Party::Destination,
+        });
+        assert_eq!(late, [stalled(Party::Destination), MigrationNote::GoesOn]);
         let early: Vec<_> = all
             .iter()
             .map(|sample| Sample {

@@ -1,0 +1,261 @@
+//! What each channel of a migration waits for.
+//!
+//! A channel's thread tells a [`Clock`] when it reads and when it writes. Now and then the session
+//! looks at all clocks. The time of writing is the network's, the destination's or the codec's, by
+//! what the system tells of the socket then.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use multifd_transport::{Backlog, Clock, Doing, Spent};
+
+use super::link::Link;
+use crate::failure::Channel;
+
+/// How often the sockets are looked at.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// The time that a channel, or all of them, spent with each party of a migration.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Waits {
+    /// Reading from the source, and waiting for it and for the network before this relay.
+    pub source: Duration,
+    /// Computing here.
+    pub codec: Duration,
+    /// Waiting for the network behind this relay.
+    pub network: Duration,
+    /// Waiting for the destination, whose host takes nothing.
+    pub destination: Duration,
+    /// Waiting for other channels, at the end of a round.
+    pub channels: Duration,
+}
+
+impl Waits {
+    /// All of it.
+    #[must_use]
+    pub fn total(&self) -> Duration {
+        let parts = [self.codec, self.network, self.destination, self.channels];
+        parts
+            .into_iter()
+            .fold(self.source, Duration::saturating_add)
+    }
+
+    /// Both together.
+    #[must_use]
+    pub fn plus(&self, more: &Self) -> Self {
+        self.with(more, Duration::saturating_add)
+    }
+
+    /// What has come since `before`.
+    #[must_use]
+    pub fn since(&self, before: &Self) -> Self {
+        self.with(before, Duration::saturating_sub)
+    }
+
+    fn with(&self, other: &Self, of: fn(Duration, Duration) -> Duration) -> Self {
+        Self {
+            source: of(self.source, other.source),
+            codec: of(self.codec, other.codec),
+            network: of(self.network, other.network),
+            destination: of(self.destination, other.destination),
+            channels: of(self.channels, other.channels),
+        }
+    }
+}
+
+/// What one channel has waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ChannelWaits {
+    /// The channel.
+    pub channel: Channel,
+    /// The times, from its first packet on.
+    pub waits: Waits,
+}
+
+impl ChannelWaits {
+    /// What `channel` has waited for.
+    #[must_use]
+    pub const fn new(channel: Channel, waits: Waits) -> Self {
+        Self { channel, waits }
+    }
+}
+
+/// Who is waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Party {
+    /// The source, or the network before this relay.
+    Source,
+    /// This relay.
+    Here,
+    /// The network behind this relay.
+    Network,
+    /// The destination.
+    Destination,
+}
+
+impl Party {
+    /// With an article.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Source => "the source",
+            Self::Here => "this relay",
+            Self::Network => "the network",
+            Self::Destination => "the destination",
+        }
+    }
+}
+
+/// The clocks of a migration's channels.
+#[derive(Debug, Default)]
+pub(super) struct Clocks(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    entries: Vec<Entry>,
+    looked: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    link: Arc<Link>,
+    clock: Arc<Clock>,
+    /// What was seen at the last look.
+    seen: Spent,
+    waits: Waits,
+}
+
+impl Clocks {
+    /// A channel begins.
+    pub(super) fn add(&self, link: &Arc<Link>) -> Arc<Clock> {
+        let clock = Arc::new(Clock::new());
+        self.lock().entries.push(Entry {
+            link: Arc::clone(link),
+            clock: Arc::clone(&clock),
+            seen: Spent::default(),
+            waits: Waits::default(),
+        });
+        clock
+    }
+
+    /// Looks at all clocks and sockets, if it is time to.
+    pub(super) fn look(&self) {
+        let mut state = self.lock();
+        if state.looked.is_none_or(|looked| looked.elapsed() >= LOOK) {
+            state.looked = Some(Instant::now());
+            state.entries.iter_mut().for_each(Entry::look);
+        }
+    }
+
+    /// What all channels have waited for, main first.
+    pub(super) fn all(&self) -> Vec<ChannelWaits> {
+        let mut state = self.lock();
+        state.entries.iter_mut().for_each(Entry::look);
+        let entries = state.entries.iter().map(|entry| ChannelWaits {
+            channel: entry.link.channel,
+            waits: entry.waits,
+        });
+        let mut all: Vec<_> = entries.collect();
+        all.sort_by_key(|told| match told.channel {
+            Channel::Multifd(id) => Some(id),
+            _ => None,
+        });
+        all
+    }
+
+    /// Who is waited for by a migration in which nothing moves.
+    pub(super) fn party(&self) -> Party {
+        let state = self.lock();
+        let mut works = false;
+        for entry in &state.entries {
+            match entry.clock.look().0 {
+                Doing::Writes => {
+                    return match entry.link.destination.backlog() {
+                        Backlog::Link => Party::Network,
+                        _ => Party::Destination,
+                    };
+                }
+                Doing::Works => works = true,
+                _ => {}
+            }
+        }
+        match works {
+            true => Party::Here,
+            false => Party::Source,
+        }
+    }
+
+    /// A thread that panicked has left times that are a little wrong.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Entry {
+    fn look(&mut self) {
+        let (_, spent) = self.clock.look();
+        let more = |of: fn(&Spent) -> Duration| of(&spent).saturating_sub(of(&self.seen));
+        let (reads, works) = (more(|spent| spent.reads), more(|spent| spent.works));
+        let (writes, waits) = (more(|spent| spent.writes), more(|spent| spent.waits));
+        self.seen = spent;
+        let sum = &mut self.waits;
+        sum.source = sum.source.saturating_add(reads);
+        sum.codec = sum.codec.saturating_add(works);
+        sum.channels = sum.channels.saturating_add(waits);
+        if writes > Duration::ZERO {
+            let sum = match self.link.destination.backlog() {
+                Backlog::Link => &mut sum.network,
+                Backlog::Peer => &mut sum.destination,
+                // Nothing waits to be sent, so the time went into copies, encryption and, on the
+                // main channel of a trunk, compression.
+                _ => &mut sum.codec,
+            };
+            *sum = sum.saturating_add(writes);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::os::unix::net::UnixStream;
+    use std::thread;
+
+    use multifd_transport::Stream;
+
+    use super::*;
+
+    #[test]
+    fn a_destination_that_does_not_read_is_waited_for() {
+        let [(source, ours), (there, destination)] = [(); 2].map(|()| UnixStream::pair().unwrap());
+        let link = Arc::new(Link {
+            channel: Channel::Multifd(0),
+            source: Arc::new(Stream::from(ours)),
+            destination: Stream::from(there),
+        });
+        let clocks = Clocks::default();
+        let clock = clocks.add(&link);
+        let pause = Duration::from_millis(30);
+        clock.during(Doing::Reads, || {
+            thread::sleep(pause);
+            assert_eq!(clocks.party(), Party::Source);
+        });
+        assert_eq!(clocks.party(), Party::Here);
+        assert_eq!(clocks.all()[0].waits.destination, Duration::ZERO);
+        link.destination.set_timeouts(Some(pause)).unwrap();
+        clock.during(Doing::Writes, || {
+            while (&link.destination).write(&[1; 1 << 20]).is_ok() {}
+            assert_eq!(clocks.party(), Party::Destination);
+        });
+        let all = clocks.all();
+        assert!(all[0].waits.source >= pause, "{all:?}");
+        assert!(all[0].waits.destination >= pause, "{all:?}");
+        let waits = all[0].waits;
+        assert_eq!(waits.plus(&waits).since(&waits), waits);
+        assert!(waits.total() >= pause * 2);
+        drop((source, destination));
+    }
+}
