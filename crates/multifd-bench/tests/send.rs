@@ -103,7 +103,7 @@ fn what_is_printed_for_machines_stays() {
         receive("tcp:127.0.0.1:0", &[]),
         &["--guest", "idle", "--memory", "1M"],
     );
-    let expected = "backend channels cpu_seconds dirty_sync_count downtime_ms duplicate guest guest_rate hardware mbps method \
+    let expected = "backend channels cpu_seconds delta dirty_pages_rate dirty_sync_count downtime_ms duplicate guest guest_rate hardware mbps method \
                     normal pages_per_second ratio raw rounds setup_time_ms software total_time_ms transferred";
     assert_eq!(names(&json(&sent.well())).join(" "), expected);
     let expected = "blocks bytes_in channels cpu_seconds digest pages seconds zero_pages";

@@ -6,10 +6,11 @@ use std::sync::Arc;
 
 use multifd_wire::{Method, PageSize, RamPacket};
 
+use super::Bases;
 use super::directory::{DirectoryWriter, Entry, Operation};
 use super::foot::Foot;
 use super::sent::{Counts, Sent, key, lock};
-use super::shard::{Decision, Miss};
+use super::shard::{Miss, pass};
 use crate::auto::Step;
 use crate::channel::check_payload_len;
 use crate::encoder::Failed;
@@ -64,9 +65,9 @@ impl<T: Borrow<RamPacket>> Encoder<T> {
     #[must_use]
     pub fn new(inner: crate::Encoder<T>, sent: Option<Arc<Sent>>) -> Self {
         let layer = sent.map(|sent| Layer {
+            directory: DirectoryWriter::new(sent.bases()),
             sent,
             method: inner.method(),
-            directory: DirectoryWriter::default(),
             area: Vec::new(),
             ends: VecDeque::new(),
             spare: Vec::new(),
@@ -86,6 +87,14 @@ impl<T: Borrow<RamPacket>> Encoder<T> {
     #[must_use]
     pub const fn has_differences(&self) -> bool {
         self.layer.is_some()
+    }
+
+    /// Whether every normal page of the channel has to be [pushed](Self::push), and none may go in
+    /// another way: the receiver finds the bases in place.
+    #[must_use]
+    pub fn needs_all_pages(&self) -> bool {
+        let bases = self.layer.as_ref().map(|layer| layer.sent.bases());
+        bases == Some(Bases::InPlace)
     }
 
     /// The method of the payloads.
@@ -155,7 +164,7 @@ impl<T: Borrow<RamPacket>> Encoder<T> {
     }
 
     /// Frees the slots of the zero pages of a packet that has no payload, and so is not pushed.
-    /// This call is optional: it saves memory.
+    /// This call saves memory. It is necessary if the receiver finds the bases in place.
     pub fn forget_zero_pages(&mut self, packet: &RamPacket) {
         if let Some(layer) = &mut self.layer {
             layer.forget(packet);
@@ -237,6 +246,7 @@ impl Layer {
         let slots = self.sent.slots(page_size);
         let known = slots.zip(self.sent.block(packet.block()));
         let limit = self.price.limit(page_bytes);
+        let is_in_place = self.sent.bases() == Bases::InPlace;
         let mut counts = Counts::default();
         let (mut digest, mut whole) = (0, 0);
         let mut held = None;
@@ -251,28 +261,30 @@ impl Layer {
                 Some((slots.shard(key)?, key))
             });
             let decision = match key {
-                None => Decision {
-                    entry: Entry::Pass,
-                    miss: Some(Miss::Foreign),
-                },
-                Some(_)
-                    if self.too_different >= MOST_TOO_DIFFERENT
-                        && !index.is_multiple_of(SELDOM) =>
-                {
-                    Decision {
-                        entry: Entry::Pass,
-                        miss: Some(Miss::Skipped),
-                    }
-                }
+                None => pass(Miss::Foreign),
                 Some((shard, key)) => {
-                    // Pages in sequence have the same shard, so its lock is kept. Only one lock is
-                    // held at a time.
-                    let is_held = matches!(&held, Some((other, _)) if std::ptr::eq(*other, shard));
-                    if !is_held {
-                        held = None;
+                    let is_skipped = self.too_different >= MOST_TOO_DIFFERENT
+                        && !index.is_multiple_of(SELDOM);
+                    if is_skipped && !is_in_place {
+                        pass(Miss::Skipped)
+                    } else {
+                        // Pages in sequence have the same shard, so its lock is kept. Only one lock
+                        // is held at a time.
+                        let is_held =
+                            matches!(&held, Some((other, _)) if std::ptr::eq(*other, shard));
+                        if !is_held {
+                            held = None;
+                        }
+                        let (_, guard) = held.get_or_insert_with(|| (shard, lock(shard)));
+                        let decision = match is_skipped {
+                            true => pass(Miss::Skipped),
+                            false => guard.send(key, page, epoch, limit, &mut self.area),
+                        };
+                        if is_in_place {
+                            guard.passed(key, decision);
+                        }
+                        decision
                     }
-                    let (_, guard) = held.get_or_insert_with(|| (shard, lock(shard)));
-                    guard.send(key, page, epoch, limit, &mut self.area)
                 }
             };
             match decision.miss {
@@ -316,6 +328,7 @@ impl Layer {
             pages: u16::try_from(end.pages).unwrap_or(u16::MAX),
             directory_bytes: u16::try_from(end.bytes.len()).unwrap_or(u16::MAX),
             method: self.method,
+            bases: self.sent.bases(),
         };
         foot.append_to(&mut end.bytes);
         end
