@@ -493,7 +493,10 @@ mod tests {
             let mut reader = DirectoryReader::new(Bases::InPlace, &directory, 1);
             let source = DirectoryFault::Tag { found: tag };
             let wanted = DeltaError::Directory { page: 0, source };
-            assert_eq!(format!("{:?}", reader.next(0).unwrap_err()), format!("{wanted:?}"));
+            assert_eq!(
+                format!("{:?}", reader.next(0).unwrap_err()),
+                format!("{wanted:?}")
+            );
         }
     }
 }

@@ -263,8 +263,8 @@ impl Layer {
             let decision = match key {
                 None => pass(Miss::Foreign),
                 Some((shard, key)) => {
-                    let is_skipped = self.too_different >= MOST_TOO_DIFFERENT
-                        && !index.is_multiple_of(SELDOM);
+                    let is_skipped =
+                        self.too_different >= MOST_TOO_DIFFERENT && !index.is_multiple_of(SELDOM);
                     if is_skipped && !is_in_place {
                         pass(Miss::Skipped)
                     } else {

@@ -99,7 +99,10 @@ mod tests {
 
     #[test]
     fn a_foot_comes_back() {
-        for (method, bases) in METHODS.into_iter().zip([Bases::Slots, Bases::InPlace].repeat(3)) {
+        for (method, bases) in METHODS
+            .into_iter()
+            .zip([Bases::Slots, Bases::InPlace].repeat(3))
+        {
             let foot = Foot {
                 digest: 0x0102_0304_0506_0708,
                 area_bytes: 0x090a_0b0c,

@@ -236,10 +236,16 @@ fn slots_and_pages_in_place_are_told_apart() {
     let (_, packet, payload) = on_its_way();
     let (sent, kept) = ends(1 << 20);
     let error = decode(&mut reader(Method::None, &kept), &packet, &payload).unwrap_err();
-    assert!(matches!(error, DeltaError::Layout { found: 0x20 }), "{error}");
+    assert!(
+        matches!(error, DeltaError::Layout { found: 0x20 }),
+        "{error}"
+    );
     let contents = vec![7; 3 * 4096];
     let (packet, payload) = encode(&mut writer(Method::None, &sent), packet, &contents, 0);
     let (mut migration, ..) = on_its_way();
     let error = migration.receive(0, &packet, &payload).unwrap_err();
-    assert!(matches!(error, DeltaError::Layout { found: 0x10 }), "{error}");
+    assert!(
+        matches!(error, DeltaError::Layout { found: 0x10 }),
+        "{error}"
+    );
 }

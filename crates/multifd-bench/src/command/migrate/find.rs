@@ -57,7 +57,9 @@ fn find(
     while let Some(rate) = search.next() {
         run.guest_rate = Some(rate);
         let mut progress = Progress::new();
-        progress.show(format_args!("{workload}, {channels} channels, {mode}: {rate}/s"));
+        progress.show(format_args!(
+            "{workload}, {channels} channels, {mode}: {rate}/s"
+        ));
         let attempt = run.migrate(path)?;
         drop(progress);
         say::note(format_args!(
@@ -246,7 +248,10 @@ mod tests {
             for first in [1, 50_000, 10_000_000] {
                 let (rate, tries) = found(first, limit, u64::MAX);
                 let rate = rate.unwrap();
-                assert!(rate <= limit && rate * 11 / 10 + 1 >= limit, "{first}: {rate} of {limit}");
+                assert!(
+                    rate <= limit && rate * 11 / 10 + 1 >= limit,
+                    "{first}: {rate} of {limit}"
+                );
                 assert!(tries <= 32, "{tries}");
             }
         }

@@ -93,7 +93,14 @@ mod tests {
             let mode = with.parse::<Mode>().unwrap();
             assert_eq!((mode.delta(), mode.to_string()), (true, with));
         }
-        for text in ["", "zlib+", "lz4", "zlib+qat", "+delta", "zlib+delta+software"] {
+        for text in [
+            "",
+            "zlib+",
+            "lz4",
+            "zlib+qat",
+            "+delta",
+            "zlib+delta+software",
+        ] {
             assert!(text.parse::<Mode>().is_err(), "{text}");
         }
     }
