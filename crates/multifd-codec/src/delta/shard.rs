@@ -161,8 +161,8 @@ impl Shard {
         }
     }
 
-    /// Frees the slot of a page that has passed it. The receiver's base is the page itself, so it is
-    /// not the kept page any more.
+    /// Frees the slot of a page that has passed it. The receiver's base is the page itself, so it
+    /// is not the kept page any more.
     pub(crate) fn passed(&mut self, key: u64, decision: Decision) {
         match decision.miss {
             // These pages are in no slot, or in one that was updated.

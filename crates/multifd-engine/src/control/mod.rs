@@ -114,9 +114,10 @@ impl Capabilities {
     /// [`Completion::digest`] is sent and compared.
     pub const DIGEST: Self = Self(1);
 
-    /// Payloads of pages have the form of [`multifd_codec::delta`], with bases in place: a page that
-    /// is sent again may be a difference to what the destination has at its offset. Headers state
-    /// `zlib` or `zstd` then, and each payload's last byte is the method of [`Hello::method_bits`].
+    /// Payloads of pages have the form of [`multifd_codec::delta`], with bases in place: a page
+    /// that is sent again may be a difference to what the destination has at its offset. Headers
+    /// state `zlib` or `zstd` then, and each payload ends with the method of
+    /// [`Hello::method_bits`].
     pub const DELTA: Self = Self(1 << 1);
 
     /// Makes a set from its bits.

@@ -61,7 +61,7 @@ pub fn run(args: &MigrateArgs) -> Outcome {
 
 /// The rows of a table.
 fn combinations(args: &MigrateArgs) -> impl Iterator<Item = (&Kind, NonZeroU8, &Mode)> {
-    args.workload.iter().flat_map(|workload| {
+    args.workload.iter().flat_map(move |workload| {
         let channels = args.channels.iter();
         channels.flat_map(move |channels| {
             let modes = args.modes.iter();
