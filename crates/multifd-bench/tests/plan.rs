@@ -54,8 +54,9 @@ fn a_plan_that_does_not_converge_names_a_way_out() {
         .as_f64()
         .expect("a rate");
     assert!((2500.0..2950.0).contains(&rate), "{rate}");
+    // On this slow link, whatever the speed of the processors. `None` is no limit.
     let differences = row(&plan, "zstd + differences")["highest_dirty_rate"].as_f64();
-    assert!(differences.is_none_or(|rate| rate > 10_000.0), "{plan}");
+    assert!(differences.is_none_or(|more| more > rate * 1.5), "{plan}");
 
     let printed = bench([&["plan", "--cpus", "2", "--method", "none"][..], &fast].concat());
     let printed = printed.end().well();

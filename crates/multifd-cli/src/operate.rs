@@ -34,6 +34,7 @@ pub fn migrate(args: &MigrateArgs, sandbox: &Sandbox) -> Outcome {
     config.auto = codec.auto;
     config.processors = args.cpus;
     config.name.clone_from(&args.name);
+    config.trunk_channels = args.trunk_channels;
     let mut wish = Wish::new(end.channels.get());
     wish.postcopy = args.postcopy_after.is_some();
     wish.max_bandwidth = Some(args.max_bandwidth);

@@ -25,6 +25,10 @@ const LOOK: Duration = Duration::from_millis(500);
 /// How soon a wish to end, and the end, are noticed.
 const TICK: Duration = Duration::from_millis(100);
 
+/// How long the relay may take to take the connection of a QEMU that has said that it is done. All
+/// of a small guest may wait in that connection, on a machine with too much to do.
+const BEGIN_LIMIT: Duration = Duration::from_secs(5);
+
 /// How long the relay may take to close its connections after QEMU's end.
 const RELAY_LIMIT: Duration = Duration::from_secs(40);
 
@@ -413,6 +417,20 @@ impl Run<'_> {
         }
     }
 
+    /// Whether the relay has taken QEMU's connection, or does so soon.
+    fn begins(&mut self, observe: &mut dyn FnMut(News)) -> bool {
+        let deadline = Instant::now() + BEGIN_LIMIT;
+        self.carrier.look(observe);
+        while !self.carrier.has_begun && self.carrier.outcome.is_none() {
+            if Instant::now() >= deadline {
+                return false;
+            }
+            std::thread::sleep(TICK / 10);
+            self.carrier.look(observe);
+        }
+        self.carrier.has_begun
+    }
+
     /// Waits for the relay's end.
     fn wait_relay(&mut self, observe: &mut dyn FnMut(News)) {
         let deadline = Instant::now() + RELAY_LIMIT;
@@ -438,7 +456,7 @@ impl Run<'_> {
             });
         }
         if status.is_completed() {
-            if !self.carrier.has_begun {
+            if !self.begins(observe) {
                 // The status of another migration.
                 self.carrier.cancel();
                 self.wait_relay(observe);
@@ -571,7 +589,7 @@ impl Run<'_> {
 
     /// The monitor has gone, most often with its QEMU.
     fn gone(&mut self, error: QmpError, observe: &mut dyn FnMut(News)) -> Result<Moved, Failure> {
-        if !self.carrier.has_begun {
+        if !self.begins(observe) {
             self.carrier.cancel();
         }
         self.wait_relay(observe);

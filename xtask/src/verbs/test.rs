@@ -30,6 +30,11 @@ const THREADS: &str = "6";
 /// The test harness's variable for that.
 const TEST_THREADS: &str = "RUST_TEST_THREADS";
 
+/// Runs each test program under coreutils' `timeout`, which ends one after that many seconds (exit
+/// status 124): a test that waits for ever is a failure, and its name stands above it in the output
+/// ("has been running for over 60 seconds"). The longest takes four minutes on two processors.
+const TIMEOUT: [&str; 3] = ["timeout", "--kill-after=10", "900"];
+
 pub fn run() -> Result<()> {
     let log = workspace().join("target/tests-not-run");
     if log.exists() {
@@ -39,6 +44,7 @@ pub fn run() -> Result<()> {
     let mut everything = cargo();
     everything
         .args(["test", "--workspace", "--no-fail-fast"])
+        .arg(limited())
         .env(TEST_THREADS, THREADS)
         .env(MISSING_LOG, &log);
     match Root::of(Part::Qpl) {
@@ -50,6 +56,7 @@ pub fn run() -> Result<()> {
             let mut without = cargo();
             without
                 .args(["test", "--no-fail-fast"])
+                .arg(limited())
                 .args(WORK_WITHOUT_QPL.map(|name| format!("--package={name}")))
                 .env(TEST_THREADS, THREADS)
                 .env_remove("CI");
@@ -63,6 +70,7 @@ pub fn run() -> Result<()> {
         let fuzz_outcome = run_command(
             cargo()
                 .arg("test")
+                .arg(limited())
                 .arg("--manifest-path")
                 .arg(fuzz)
                 .arg("--target-dir")
@@ -79,11 +87,17 @@ pub fn run() -> Result<()> {
     outcome
 }
 
+/// Cargo's option for [`TIMEOUT`].
+fn limited() -> String {
+    format!("--config=target.'cfg(unix)'.runner={TIMEOUT:?}")
+}
+
 /// Runs test programs with the root's loader and libraries, including libqpl.
 fn with_qpl(root: &Root, log: &Path) -> Command {
     let loader = root.loader();
     let runner = format!(
-        "{} --library-path {}",
+        "{} {} --library-path {}",
+        TIMEOUT.join(" "),
         loader.display(),
         root.library_path()
     );

@@ -174,7 +174,10 @@ impl Freezer<'_> {
     /// Returns whether all its threads have stopped.
     fn is_frozen(&self) -> io::Result<bool> {
         for thread in fs::read_dir(format!("/proc/{}/task", self.captive.pid))? {
-            let stat = fs::read_to_string(thread?.path().join("stat"))?;
+            let Ok(stat) = fs::read_to_string(thread?.path().join("stat")) else {
+                // It was there when the folder was listed, and has ended since.
+                return Ok(false);
+            };
             let state = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
             if !state.starts_with('T') {
                 return Ok(false);

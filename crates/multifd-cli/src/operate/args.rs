@@ -45,6 +45,13 @@ pub struct MigrateArgs {
     /// Processors that --effort auto may take, such as 1.5.
     #[arg(long, value_name = "N", value_parser = processors, hide_short_help = true)]
     pub cpus: Option<f64>,
+    /// Connections of the trunk for each multifd channel: 1 to 16.
+    ///
+    /// More help where one connection does not fill the path: over a long distance, or where a
+    /// network spreads connections over several links.
+    #[arg(long, value_name = "N", default_value = "1", hide_short_help = true,
+          value_parser = clap::value_parser!(u8).range(1..=16))]
+    pub trunk_channels: u8,
 }
 
 /// Take one guest from `multifd migrate` into a QEMU that was started with -incoming defer.

@@ -135,14 +135,21 @@ fn wait_sent(migrate: &mut Multifd, bytes: u64) {
 
 fn a_guest_moves(version: Version) {
     // On a socket of this host the effort that is found out is most often none.
-    for (channels, compression, ratio) in [("4", "zstd", 1.5), ("1", "auto", 1.0)] {
+    for (channels, compression, ratio, strands) in
+        [("4", "zstd", 1.5, "1"), ("1", "auto", 1.0, "3")]
+    {
         let Some(mut pair) = Pair::new(version, &busy()) else {
             return;
         };
         pair.set_oddly();
         let before = pair.settings();
         let (accept, trunk) = pair.accept(&["--channels", channels]);
-        let options = ["--channels", channels, "--compression", compression];
+        let options = [
+            ["--channels", channels],
+            ["--compression", compression],
+            ["--trunk-channels", strands],
+        ];
+        let options = options.concat();
         let (migrated, accepted) = (pair.migrate(&trunk, &options).end(), accept.end());
         assert_eq!(migrated.status.code(), Some(0), "{migrated:?} {accepted:?}");
         assert_eq!(accepted.status.code(), Some(0), "{accepted:?}");
