@@ -64,7 +64,10 @@ impl Made {
 fn ended<T>(thread: JoinHandle<T>) -> T {
     let deadline = Instant::now() + Duration::from_secs(60);
     while !thread.is_finished() {
-        assert!(Instant::now() < deadline, "a connection did not come or end");
+        assert!(
+            Instant::now() < deadline,
+            "a connection did not come or end"
+        );
         thread::sleep(Duration::from_millis(5));
     }
     thread.join().unwrap()

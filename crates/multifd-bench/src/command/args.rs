@@ -150,7 +150,7 @@ pub struct SendArgs {
     /// Compare a digest of all memory at both ends while the guest is stopped.
     #[arg(long)]
     pub digest: bool,
-    /// Memory for pages that were sent, so that pages sent again go as differences (default: none).
+    /// Memory to send pages again as differences.
     #[arg(long, value_name = "SIZE", value_parser = size, default_value = "0")]
     pub delta_memory: u64,
     /// Print the summary as one JSON object.

@@ -118,8 +118,9 @@ impl Search {
             (Some(moves), None) => moves.checked_mul(2),
             (None, Some(stays)) => Some(stays / 2).filter(|rate| *rate > 0),
             (Some(moves), Some(stays)) => {
-                let is_close = (stays - moves.min(stays)) as f64 <= moves as f64 * PRECISION;
-                (!is_close).then(|| moves + (stays - moves) / 2)
+                let left = stays.saturating_sub(moves);
+                let is_close = left <= 1 || left as f64 <= moves as f64 * PRECISION;
+                (!is_close).then_some(moves + left / 2)
             }
         }
     }
