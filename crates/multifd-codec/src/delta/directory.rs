@@ -252,12 +252,12 @@ impl<'a> DirectoryReader<'a> {
             SAME => Some(Operation::Same),
             _ => Some(Operation::Difference),
         };
-        let has_slot = match self.bases {
-            Bases::Slots => self.operation.is_some(),
-            Bases::InPlace => false,
+        let has_numbers = tag & (EACH | STEP) != 0;
+        let is_wrong = match self.bases {
+            Bases::Slots => self.operation.is_none() && has_numbers,
+            Bases::InPlace => self.operation == Some(Operation::Keep) || has_numbers,
         };
-        let has_meaning = self.bases == Bases::Slots || self.operation != Some(Operation::Keep);
-        if !has_meaning || (!has_slot && tag & (EACH | STEP) != 0) {
+        if is_wrong {
             return Err(DirectoryFault::Tag { found: tag });
         }
         match tag & STEP {
