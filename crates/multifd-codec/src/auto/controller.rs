@@ -6,6 +6,7 @@ use std::time::Duration;
 use multifd_wire::Method;
 
 use super::Step;
+use super::probe::Probe;
 
 /// Chooses the step of each packet of a migration: see [the model](super).
 pub(super) struct Controller {
@@ -24,6 +25,8 @@ pub(super) struct Controller {
     /// The time of the next burst that may count, and the pause after it.
     next_burst_at: Duration,
     burst_pause: Duration,
+    /// Whether the other end's decoding is the limit.
+    probe: Probe,
     /// Seconds that trials may cost, and the time of its last increase.
     credit: f64,
     credited_at: Duration,
@@ -130,6 +133,8 @@ pub struct Summary {
     pub more_changes: u64,
 }
 
+/// The step that most links need.
+const ORDINARY: usize = 2;
 /// The weight of a new packet in a mean of about twenty packets.
 const PACKET_WEIGHT: f64 = 0.05;
 /// The weight of a trial packet: trials are rare, so a mean over many would be old.
@@ -160,6 +165,8 @@ const EQUAL: f64 = 1.02;
 const LEAST_STAY: Duration = Duration::from_millis(50);
 /// Another step is far better if its time is less than this part of the current one's.
 const FAR_BETTER_PART: f64 = 0.7;
+/// The time after which a rate is that of the current step.
+const SETTLED: Duration = Duration::from_millis(100);
 /// The part of the time that trials of other steps may cost.
 const TRIALS_PART: f64 = 0.02;
 /// The most seconds of credit for trials: one packet of the most expensive step.
@@ -185,14 +192,14 @@ impl Controller {
             processors: processors.filter(|count| *count > 0.0),
             lanes: 0,
             steps: (0..steps).map(|_| Estimate::default()).collect(),
-            // Most links need this one.
-            current: 2.min(steps.saturating_sub(1)),
+            current: ORDINARY.min(steps.saturating_sub(1)),
             rate: None,
             reading: Mean::default(),
             copying: Mean(Some(COPYING)),
             changed_at: Duration::ZERO,
             next_burst_at: Duration::ZERO,
             burst_pause: BURST_PAUSE[0],
+            probe: Probe::default(),
             credit: 0.0,
             credited_at: Duration::ZERO,
             changes: Vec::with_capacity(MOST_CHANGES),
@@ -207,6 +214,10 @@ impl Controller {
         self.credited_at = now;
         let step = match self.unmeasured(now) {
             Some(step) => step,
+            None if self.probes(now) => match self.probe.is_plain() {
+                true => 0,
+                false => self.current,
+            },
             None => {
                 self.reconsider(now);
                 self.trial(now).unwrap_or(self.current)
@@ -229,6 +240,28 @@ impl Controller {
             estimate.chosen < FIRST_PACKETS || estimate.totals.packets == 0 && is_lost
         })?;
         Some(step)
+    }
+
+    /// Whether a probe is under way, to see who is the limit. Begins and ends them.
+    fn probes(&mut self, now: Duration) -> bool {
+        if let Some(found) = self.probe.end(now) {
+            // The rate with step 0, and no more than that, is the link's.
+            self.forget_rates();
+            self.rate = Some(found);
+        }
+        // What was written before the last change must have passed.
+        let is_settled = now.saturating_sub(self.changed_at) >= SETTLED;
+        if is_settled
+            && self.current > 0
+            && let Some(estimate) = self.steps.get(self.current)
+            && let Some((rate, then)) = estimate.rate
+            && now.saturating_sub(then) < SETTLED
+            && let Some(size) = estimate.size.0
+            && let Some(encoding) = self.steps.get(ORDINARY).and_then(|step| step.encoding.0)
+        {
+            self.probe.begin(now, rate, size, encoding);
+        }
+        self.probe.runs()
     }
 
     /// Changes the current step if another one is better.
@@ -310,12 +343,16 @@ impl Controller {
             (all, own) => all.or(own.map(|(own, _)| own)),
         };
         let passing_on = rate.map_or(0.0, |rate| size / rate);
+        let decoding = match step {
+            0 => 0.0,
+            _ => self.probe.decoding(now).unwrap_or(0.0),
+        };
         let in_budget = encoding
             * self
                 .lane_processors()
                 .map_or(0.0, |lane_processors| 1.0 / lane_processors);
         // Callers divide by this time.
-        let times = [busy, passing_on, in_budget];
+        let times = [busy, passing_on, decoding, in_budget];
         Some(times.into_iter().fold(f64::MIN_POSITIVE, f64::max))
     }
 
@@ -386,6 +423,9 @@ impl Controller {
         if seconds <= 0.0 || drained.bytes == 0 {
             return;
         }
+        if self.probe.takes(drained, now) {
+            return;
+        }
         let found = drained.bytes as f64 / seconds;
         if !drained.was_busy {
             // The connection is faster than its known rate, and was not busy enough to show by how
@@ -419,7 +459,7 @@ impl Controller {
         let seconds = burst.time.as_secs_f64();
         let least = self.rate.map(|rate| rate * RATE_EXCEEDED * seconds);
         let is_more = least.is_some_and(|least| burst.bytes as f64 > least);
-        if burst.was_busy || !is_more || now < self.next_burst_at {
+        if self.probe.runs() || burst.was_busy || !is_more || now < self.next_burst_at {
             return;
         }
         self.forget_rates();

@@ -30,6 +30,10 @@
 //! limit, because of the link, or of the other end's processors or guest. While no bytes wait, the
 //! rate is at least the rate of the writes.
 //!
+//! A connection that is the limit may be slow because the other end takes so long to decode: then
+//! pages pass faster as they are. Nothing but an attempt shows this, which the module `probe`
+//! makes where it is possible.
+//!
 //! The controller tries each other step now and then with one packet. All trials together take at
 //! most a fiftieth of the time. Of two steps within 2 % of each other the cheaper one is chosen:
 //! processors belong to guests first.
@@ -38,6 +42,7 @@
 
 mod controller;
 mod lane;
+mod probe;
 
 #[cfg(test)]
 mod simulation;

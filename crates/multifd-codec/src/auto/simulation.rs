@@ -1,5 +1,6 @@
 //! Channels in virtual time: compares the controller's choice with the best one, which is known.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,15 +33,21 @@ const NOISE: [(f64, f64); 5] = [
 struct Channel {
     lane: Lane,
     now: Duration,
-    queued: f64,
-    /// The number of packets in `queued`.
-    queued_packets: f64,
+    /// Bytes that wait, with the rate at which they pass on, and the whole packet's bytes.
+    queue: VecDeque<Waiting>,
     random: u64,
     /// Seconds of encoding.
     encoding: f64,
     packets: [u64; 5],
     /// It ignores the controller and uses the best step of its world.
     is_oracle: bool,
+}
+
+/// A packet, or the rest of one, in the sockets.
+struct Waiting {
+    left: f64,
+    whole: f64,
+    step: usize,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -53,6 +60,8 @@ struct World {
     buffer: f64,
     /// The variation of all times, as a part of them.
     noise: f64,
+    /// The other end's decoding speed in bytes of pages a second, but for pages as they are.
+    decoder: f64,
     /// Milliseconds for which another program takes the processor, at one packet in fifty.
     preempted: u32,
 }
@@ -63,6 +72,7 @@ const WORLD: World = World {
     source: 3e9,
     buffer: 4e6,
     noise: 0.0,
+    decoder: f64::INFINITY,
     preempted: 0,
 };
 
@@ -72,7 +82,16 @@ impl World {
         let (speed, size) = self.steps[step];
         let bytes = PACKET as f64;
         let busy = bytes / speed + bytes / self.source + bytes * size * 0.3e-9;
-        busy.max(bytes * size / self.link)
+        busy.max(bytes * size / self.passes_on(step))
+    }
+
+    /// Bytes of payload a second that the connection passes on.
+    fn passes_on(&self, step: usize) -> f64 {
+        let (_, size) = self.steps[step];
+        match step {
+            0 => self.link,
+            _ => self.link.min(self.decoder * size),
+        }
     }
 
     fn best_step(&self) -> usize {
@@ -91,8 +110,7 @@ impl Channel {
         Self {
             lane: Lane::new(Arc::clone(auto)),
             now: Duration::ZERO,
-            queued: 0.0,
-            queued_packets: 0.0,
+            queue: VecDeque::new(),
             random: 1,
             encoding: 0.0,
             packets: [0; 5],
@@ -107,22 +125,48 @@ impl Channel {
         (self.random >> 11) as f64 / (1_u64 << 53) as f64
     }
 
-    fn pass(&mut self, seconds: f64, link: f64) {
+    fn queued(&self) -> f64 {
+        self.queue.iter().map(|waiting| waiting.left).sum()
+    }
+
+    /// The number of packets that wait.
+    fn queued_packets(&self) -> f64 {
+        let parts = self.queue.iter();
+        parts.map(|waiting| waiting.left / waiting.whole).sum()
+    }
+
+    fn pass(&mut self, seconds: f64, world: &World) {
         self.now += Duration::from_secs_f64(seconds);
-        let left = (self.queued - seconds * link).max(0.0);
-        if self.queued > 0.0 {
-            self.queued_packets *= left / self.queued;
+        let mut seconds = seconds;
+        while let Some(first) = self.queue.front_mut() {
+            let rate = world.passes_on(first.step);
+            if first.left > seconds * rate {
+                first.left -= seconds * rate;
+                break;
+            }
+            seconds -= first.left / rate;
+            self.queue.pop_front();
         }
-        self.queued = left;
+    }
+
+    /// Seconds until the queue has room for `bytes`.
+    fn room(&self, bytes: f64, world: &World) -> f64 {
+        let mut over = self.queued() + bytes - world.buffer;
+        let mut seconds = 0.0;
+        for waiting in &self.queue {
+            let part = over.min(waiting.left).max(0.0);
+            seconds += part / world.passes_on(waiting.step);
+            over -= part;
+        }
+        seconds
     }
 
     fn packet(&mut self, world: &World) {
-        let World { link, .. } = *world;
         let varied = |channel: &mut Self, seconds: f64| {
             seconds * (1.0 + world.noise * (2.0 * channel.random() - 1.0))
         };
         let reading = varied(self, PACKET as f64 / world.source);
-        self.pass(reading, link);
+        self.pass(reading, world);
         let mut step = self.lane.step(self.now).index();
         if self.is_oracle {
             step = world.best_step();
@@ -130,35 +174,36 @@ impl Channel {
         self.packets[step] += 1;
         let (speed, size) = world.steps[step];
         let encoding = varied(self, PACKET as f64 / speed);
-        self.pass(encoding, link);
+        self.pass(encoding, world);
         if self.random() < 0.02 {
-            self.pass(f64::from(world.preempted) / 1e3, link);
+            self.pass(f64::from(world.preempted) / 1e3, world);
         }
         let payload = PACKET as f64 * size;
-        let queued = self.queued;
+        let queued = self.queued();
         self.lane
             .encoded(self.now, PACKET, payload as usize, queued as u64);
-        let room = world.buffer - self.queued;
-        let copying = payload * 0.3e-9;
-        let waiting = ((payload - room) / link).max(copying);
-        self.pass(waiting, link);
-        self.queued += payload;
-        self.queued_packets += 1.0;
+        let waiting = self.room(payload, world).max(payload * 0.3e-9);
+        self.pass(waiting, world);
+        self.queue.push_back(Waiting {
+            left: payload,
+            whole: payload,
+            step,
+        });
         self.lane.written(self.now);
         self.encoding += encoding;
         if let Some(pause) = self.lane.pause(self.now) {
-            self.pass(pause.as_secs_f64(), link);
+            self.pass(pause.as_secs_f64(), world);
         }
     }
 
     /// Runs for `time`. Returns the seconds for each packet that has arrived.
     fn run(&mut self, world: &World, time: Duration) -> f64 {
-        let (began, mut packets) = (self.now, self.queued_packets);
+        let (began, mut packets) = (self.now, self.queued_packets());
         while self.now < began + time {
             self.packet(world);
             packets += 1.0;
         }
-        (self.now - began).as_secs_f64() / (packets - self.queued_packets)
+        (self.now - began).as_secs_f64() / (packets - self.queued_packets())
     }
 }
 
@@ -263,6 +308,48 @@ fn it_follows_the_processors() {
     let worlds = [GUEST, slow, GUEST].map(|steps| World {
         steps,
         link,
+        ..WORLD
+    });
+    assert_close(&beside_an_oracle(&worlds));
+}
+
+/// The other end's decoder is the limit of a fast connection: pages go as they are. A slow link
+/// stays the limit, and a faster decoder is used.
+#[test]
+fn it_finds_out_that_the_decoder_is_the_limit() {
+    for (decoder, link) in [
+        (150e6, 1.17e9),
+        (300e6, 3e9),
+        (400e6, 290e6),
+        (300e6, 117e6),
+        (2e9, 290e6),
+        (150e6, 29e6),
+    ] {
+        for noise in [0.0, 0.3] {
+            let world = World {
+                decoder,
+                link,
+                noise,
+                ..WORLD
+            };
+            let mut channel = Channel::new(&auto());
+            channel.run(&world, 500 * MS);
+            let found = channel.run(&world, 20_000 * MS);
+            let worse = found / world.best();
+            assert!(
+                worse < 1.05,
+                "{world:?}: {worse:.3} times the best, packets {:?}",
+                channel.packets
+            );
+        }
+    }
+}
+
+#[test]
+fn it_follows_the_decoder() {
+    let worlds = [f64::INFINITY, 250e6, f64::INFINITY, 250e6].map(|decoder| World {
+        decoder,
+        link: 400e6,
         ..WORLD
     });
     assert_close(&beside_an_oracle(&worlds));
