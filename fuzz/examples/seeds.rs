@@ -334,7 +334,13 @@ fn delta() -> io::Result<()> {
     // First page, pages, place, change.
     let script =
         b"\x00\x0b\x00\x00\x00\x0b\x05\x0c\x02\x05\x00\xff\x00\x0b\x11\x08\x03\x04\x00\x00";
-    for (name, method) in [("none", 1), ("zlib", 3), ("qpl", 5)] {
+    for (name, method) in [
+        ("none", 1),
+        ("zlib", 3),
+        ("qpl", 5),
+        ("none-in-place", 7),
+        ("zlib-in-place", 9),
+    ] {
         let whole = [&[method, 0, 0, 255][..], script].concat();
         write("delta", &format!("{name}-whole"), &whole)?;
         let changed = [&[method, 0x12, 0x34, 1][..], script].concat();
@@ -346,8 +352,13 @@ fn delta() -> io::Result<()> {
     for (name, method, choice) in [
         ("payloads-none", Method::None, 0),
         ("payloads-zlib", Method::Zlib, 2),
+        ("payloads-none-in-place", Method::None, 6),
     ] {
-        let sent = Arc::new(Sent::new(Share::take(64 << 10)));
+        let share = Share::take(64 << 10);
+        let sent = Arc::new(match choice {
+            0..6 => Sent::new(share),
+            _ => Sent::in_place(share),
+        });
         let inner = multifd_codec::Encoder::new(method, &Settings::default()).expect("a method");
         let mut encoder = multifd_codec::delta::Encoder::new(inner, Some(sent));
         let mut data = vec![choice];

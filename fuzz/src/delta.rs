@@ -19,7 +19,8 @@ const BUDGET: u64 = 8 * (PAGE as u64 + 64);
 /// is taken. Payloads of a sender arrive, and after a change they are refused, or give pages of
 /// which only those are wrong that nothing proves.
 ///
-/// The first byte of `data` says which of the two the rest is.
+/// The first byte of `data` says which of the two the rest is, and whether the receiver has slots
+/// or the pages in place.
 pub fn delta(data: &[u8]) {
     let Some((choice, rest)) = data.split_first() else {
         return;
@@ -29,16 +30,16 @@ pub fn delta(data: &[u8]) {
         1 => Method::Zlib,
         _ => Method::Qpl,
     };
+    let is_in_place = choice / 6 % 2 == 1;
     match choice % 2 {
-        0 => foreign(method, rest),
-        _ => changed(method, rest),
+        0 => foreign(method, is_in_place, rest),
+        _ => changed(method, is_in_place, rest),
     }
 }
 
 /// Each payload is preceded by the number of its pages and its length.
-fn foreign(method: Method, mut rest: &[u8]) {
-    let kept = kept();
-    let mut decoder = receiver(method, &kept);
+fn foreign(method: Method, is_in_place: bool, mut rest: &[u8]) {
+    let mut receiver = Receiver::new(method, is_in_place);
     let (most, _) = measure(|| {
         let mut is_whole = true;
         while let Some((&[pages, high, low], behind)) = rest.split_first_chunk() {
@@ -46,7 +47,7 @@ fn foreign(method: Method, mut rest: &[u8]) {
             let (payload, behind) = behind.split_at(len);
             rest = behind;
             let numbers: Vec<usize> = (0..1 + usize::from(pages) % PAGES).collect();
-            let outcome = decode(&mut decoder, &packet(&numbers), payload);
+            let outcome = receiver.decode(&packet(&numbers), payload);
             is_whole &= outcome.is_ok();
             assert!(is_whole || outcome.is_err(), "taken after an error");
         }
@@ -57,16 +58,19 @@ fn foreign(method: Method, mut rest: &[u8]) {
 
 /// A script of packets: the first page and the number of pages, how they are changed, and at last
 /// which bit of which payload is changed on the way.
-fn changed(method: Method, script: &[u8]) {
+fn changed(method: Method, is_in_place: bool, script: &[u8]) {
     let Some((&[high, low, which], script)) = script.split_first_chunk() else {
         return;
     };
     let at = usize::from(u16::from_be_bytes([high, low]));
-    let sent = Arc::new(Sent::new(Share::take(BUDGET)));
-    let kept = kept();
+    let share = Share::take(BUDGET);
+    let sent = Arc::new(match is_in_place {
+        true => Sent::in_place(share),
+        false => Sent::new(share),
+    });
     let inner = multifd_codec::Encoder::new(method, &Settings::default()).expect("a method");
     let mut encoder = Encoder::new(inner, Some(sent));
-    let mut decoder = receiver(method, &kept);
+    let mut receiver = Receiver::new(method, is_in_place);
     let mut guest: Vec<u8> = (0..PAGES * PAGE).map(|at| (at / 9) as u8).collect();
     let mut is_changed = false;
     for (index, step) in script.chunks_exact(4).take(32).enumerate() {
@@ -94,7 +98,7 @@ fn changed(method: Method, script: &[u8]) {
             payload[at / 8] ^= 1 << (at % 8);
             is_changed = true;
         }
-        match decode(&mut decoder, &packet, &payload) {
+        match receiver.decode(&packet, &payload) {
             Ok(arrived) => assert!(is_changed || arrived == pages, "wrong pages"),
             Err(error) => {
                 assert!(is_changed, "{error}");
@@ -104,32 +108,62 @@ fn changed(method: Method, script: &[u8]) {
     }
 }
 
-fn kept() -> Arc<Kept> {
-    let share = Share::take(BUDGET);
-    assert_eq!(share.bytes(), BUDGET);
-    // There is one channel, so no wait is of use.
-    Arc::new(Kept::new(share).with_patience(Duration::ZERO))
+/// One channel's decoder, and what is in place.
+struct Receiver {
+    decoder: Decoder,
+    is_in_place: bool,
+    /// The pages that have come.
+    pages: Vec<Option<Vec<u8>>>,
 }
 
-fn receiver(method: Method, kept: &Arc<Kept>) -> Decoder {
-    let inner = decoder(method, &Settings::default()).expect("a method");
-    Decoder::new(inner, Some(kept.clone()))
+impl Receiver {
+    fn new(method: Method, is_in_place: bool) -> Self {
+        let inner = decoder(method, &Settings::default()).expect("a method");
+        let decoder = match is_in_place {
+            true => Decoder::in_place(inner),
+            false => {
+                let share = Share::take(BUDGET);
+                assert_eq!(share.bytes(), BUDGET);
+                // There is one channel, so no wait is of use.
+                let kept = Kept::new(share).with_patience(Duration::ZERO);
+                Decoder::new(inner, Some(Arc::new(kept)))
+            }
+        };
+        Self {
+            decoder,
+            is_in_place,
+            pages: vec![None; PAGES],
+        }
+    }
+
+    fn decode(&mut self, packet: &RamPacket, payload: &[u8]) -> Result<Vec<u8>, DeltaError> {
+        let mut arrived = PageBuffer::default();
+        arrived.space(packet.normal().len() * PAGE);
+        let mut payload = payload.to_vec();
+        if !self.is_in_place {
+            // It is given up as soon as it waits for a time.
+            let decoder = &mut self.decoder;
+            decoder.decode(&mut payload, packet, &mut arrived, &|| true)?;
+            return Ok(arrived.into());
+        }
+        let base = |offset: u64, page: &mut [u8]| match &self.pages[offset as usize / PAGE] {
+            Some(base) => {
+                page.copy_from_slice(base);
+                true
+            }
+            None => false,
+        };
+        let decoder = &mut self.decoder;
+        decoder.decode_in_place(&mut payload, packet, &mut arrived, &base)?;
+        for (offset, page) in packet.normal().iter().zip(arrived.as_ref().chunks(PAGE)) {
+            self.pages[*offset as usize / PAGE] = Some(page.to_vec());
+        }
+        Ok(arrived.into())
+    }
 }
 
 fn packet(numbers: &[usize]) -> RamPacket {
     let offsets: Vec<u64> = numbers.iter().map(|page| (page * PAGE) as u64).collect();
     let block = BlockName::try_from("pc.ram").expect("a name");
     RamPacket::new(PAGE_SIZE, block, &offsets, &[], 0).expect("a packet")
-}
-
-fn decode(
-    decoder: &mut Decoder,
-    packet: &RamPacket,
-    payload: &[u8],
-) -> Result<Vec<u8>, DeltaError> {
-    let mut pages = PageBuffer::default();
-    pages.space(packet.normal().len() * PAGE);
-    // It is given up as soon as it waits for a time.
-    decoder.decode(&mut payload.to_vec(), packet, &mut pages, &|| true)?;
-    Ok(pages.into())
 }

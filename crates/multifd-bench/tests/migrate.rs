@@ -90,6 +90,39 @@ fn the_table_has_every_mode_and_names_missing_ones() {
 }
 
 #[test]
+fn the_highest_rate_is_found_with_and_without_differences() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let json = folder.path().join("b.json").display().to_string();
+    // More than any guest can do, so that the search ends at once: two megabytes always move.
+    let options = ["migrate", "--find-rate", "--guest-rate", "100000000000"];
+    let guest = ["--memory", "2M", "--workload", "redis", "--channels", "2"];
+    let modes = ["--modes", "none+delta,zstd,zstd+qpl+delta", "--json", &json];
+    let printed = bench([&options[..], &guest, &modes].concat()).end().well();
+    let rows: Vec<_> = printed
+        .lines()
+        .filter(|line| line.starts_with("| redis |"))
+        .collect();
+    assert_eq!(rows.len(), 3, "{printed}");
+    for (row, mode) in rows.iter().zip(["none+delta", "zstd", "zstd+qpl+delta"]) {
+        assert!(row.contains(&format!("| {mode} |")), "{row}");
+        let is_here = !row.contains("not here");
+        assert_eq!(is_here, mode != "zstd+qpl+delta", "{row}");
+        assert_eq!(row.contains("at least"), is_here, "{row}");
+        assert_eq!(row.matches('|').count(), 8, "{row}");
+    }
+    let text = fs::read_to_string(&json).expect("a file");
+    let value: Value = serde_json::from_str(&text).expect("JSON");
+    let row = &value["rows"][0];
+    assert_eq!(
+        (&row["outcome"], &row["is_guest_limit"]),
+        (&"rate".into(), &true.into())
+    );
+    // On a busy machine the guest may move before it has done anything.
+    assert!(row["guest_rate"].is_number(), "{row}");
+    assert_eq!(value["rows"][2]["outcome"], "unavailable");
+}
+
+#[test]
 fn a_killed_run_leaves_no_link() {
     let link = ["--link", "250mbit", "--modes", "none", "--workload", "idle"];
     let ended = bench([&TINY[..], &link].concat()).end();

@@ -97,13 +97,38 @@ fn memory_is_the_same_at_both_ends_in_every_method_and_over_every_socket() {
     }
 }
 
+/// The digest of all memory is compared, and the guest writes enough for more than one round.
+#[test]
+fn pages_that_are_sent_again_go_as_differences() {
+    let guest = [
+        "--guest",
+        "redis",
+        "--memory",
+        "64M",
+        "--guest-rate",
+        "20000",
+    ];
+    let way = ["--compression", "zstd", "--digest", "--delta-memory", "64M"];
+    // Slow enough that the guest writes to pages that have been sent.
+    let link = ["--max-bandwidth", "40M", "--downtime-limit", "100"];
+    let receiver = receive("tcp:127.0.0.1:0", &[]);
+    let (sent, received) = migrate(receiver, &[&guest[..], &way, &link].concat());
+    let (sent, received) = (json(&sent.well()), json(&received.well()));
+    assert_eq!(sent["normal"], received["pages"]);
+    let count = |name: &str| sent["delta"][name].as_u64().expect("a count");
+    let whole = ["new", "lost", "changed", "skipped"].map(count);
+    let all = whole.iter().sum::<u64>() + count("differences");
+    assert_eq!(sent["normal"], all, "{sent}");
+    assert!(count("differences") > 0, "{sent}");
+}
+
 #[test]
 fn what_is_printed_for_machines_stays() {
     let (sent, received) = migrate(
         receive("tcp:127.0.0.1:0", &[]),
         &["--guest", "idle", "--memory", "1M"],
     );
-    let expected = "backend channels cpu_seconds dirty_sync_count downtime_ms duplicate guest guest_rate hardware mbps method \
+    let expected = "backend channels cpu_seconds delta dirty_pages_rate dirty_sync_count downtime_ms duplicate guest guest_rate hardware mbps method \
                     normal pages_per_second ratio raw rounds setup_time_ms software total_time_ms transferred";
     assert_eq!(names(&json(&sent.well())).join(" "), expected);
     let expected = "blocks bytes_in channels cpu_seconds digest pages seconds zero_pages";

@@ -33,6 +33,11 @@ pub struct Parameters {
     /// `codec` leave a [choice](multifd_codec::auto::Auto::new). By default off; QEMU has no such
     /// parameter.
     pub auto: bool,
+    /// The most bytes of memory that hold pages which were sent, so that a page that is sent again
+    /// goes as the difference to what the destination has. By default 0: pages always go whole. All
+    /// migrations of a process share [a limit](multifd_codec::delta::memory). A destination that
+    /// knows no differences gets none. QEMU has no such parameter.
+    pub delta_memory: u64,
     /// The size of the guest's pages, by default 4 KiB.
     pub page_size: PageSize,
     /// `downtime-limit`: the guest is stopped once what is left is expected to take no longer than
@@ -58,6 +63,7 @@ impl Default for Parameters {
             multifd_compression: Method::None,
             codec: Settings::default(),
             auto: false,
+            delta_memory: 0,
             page_size: PageSize::K4,
             downtime_limit: Duration::from_millis(300),
             max_bandwidth: None,

@@ -4,7 +4,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use multifd_codec::{Backend, PathCounts, auto};
+use multifd_codec::{Backend, PathCounts, auto, delta};
 
 /// A migration as its source saw it.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -38,6 +38,8 @@ pub struct Statistics {
     pub path_counts: PathCounts,
     /// What encoded on the first channel at the end; the others are alike.
     pub backend: Option<Backend>,
+    /// Pages that went as differences and whole, if both ends had differences.
+    pub differences: Option<delta::Counts>,
     /// Which efforts were chosen, if they were found out.
     pub auto: Option<auto::Summary>,
 }

@@ -31,13 +31,21 @@ pub struct Inlet<'s> {
     decoder: Option<delta::Decoder>,
     /// Packets may have the method `none` among those of another method.
     has_plain_packets: bool,
-    /// The pages that differences on this channel are made from, and how a wait for them ends.
-    kept: Option<(Arc<Kept>, GivenUp<'s>)>,
+    /// Where the pages are that differences on this channel are made from.
+    bases: Option<Bases<'s>>,
     clock: Option<&'s Clock>,
     head: Vec<u8>,
     payload: Vec<u8>,
     pages: PageBuffer,
     bytes_in: u64,
+}
+
+/// The pages that differences are made from.
+enum Bases<'s> {
+    /// Copies, and how a wait for them ends.
+    Kept(Arc<Kept>, GivenUp<'s>),
+    /// The caller's. The pages come in this method.
+    InPlace(Method),
 }
 
 /// Says whether a migration is over.
@@ -90,7 +98,7 @@ impl<'s> Inlet<'s> {
             method: None,
             decoder: None,
             has_plain_packets: false,
-            kept: None,
+            bases: None,
             clock: None,
             head: Vec::new(),
             payload: Vec::new(),
@@ -109,8 +117,16 @@ impl<'s> Inlet<'s> {
         kept: Arc<Kept>,
         given_up: impl Fn() -> bool + Send + 's,
     ) -> Self {
-        let kept = Some((kept, Box::new(given_up) as GivenUp<'s>));
-        Self { kept, ..self }
+        let bases = Some(Bases::Kept(kept, Box::new(given_up)));
+        Self { bases, ..self }
+    }
+
+    /// Reads pages that are differences to the caller's own: see [`Inlet::read_pages_over`]. They
+    /// come in `method`, which the headers of packets do not state then.
+    #[must_use]
+    pub fn with_differences_in_place(self, method: Method) -> Self {
+        let bases = Some(Bases::InPlace(method));
+        Self { bases, ..self }
     }
 
     /// Takes packets of the method `none` among those of another method. Their pages are no
@@ -135,7 +151,7 @@ impl<'s> Inlet<'s> {
     /// Whether pages may come as differences. A packet is decoded then, whatever its method, but
     /// for `none` where there are [plain packets](Self::with_plain_packets).
     pub fn has_differences(&self) -> bool {
-        self.kept.is_some()
+        self.bases.is_some()
     }
 
     /// Bytes read so far, the hello included.
@@ -221,11 +237,36 @@ impl<'s> Inlet<'s> {
         outcome.map(|()| self.pages.as_ref())
     }
 
+    /// The same [in place](Self::with_differences_in_place). `base` reads a page of the packet's
+    /// block by its offset: see [`delta::Decoder::decode_in_place`].
+    ///
+    /// # Errors
+    /// As [`Inlet::read_pages`], and when a page is a difference to one that `base` does not have.
+    pub fn read_pages_over(
+        &mut self,
+        packet: &RamPacket,
+        base: &dyn Fn(u64, &mut [u8]) -> bool,
+    ) -> Result<&[u8], Cause> {
+        let mut pages = std::mem::take(&mut self.pages);
+        let outcome = self.read_over(packet, &mut pages, base);
+        self.pages = pages;
+        outcome.map(|()| self.pages.as_ref())
+    }
+
     /// The same, into `pages`.
     pub fn read_pages_into(
         &mut self,
         packet: &RamPacket,
         pages: &mut PageBuffer,
+    ) -> Result<(), Cause> {
+        self.read_over(packet, pages, &|_, _| false)
+    }
+
+    fn read_over(
+        &mut self,
+        packet: &RamPacket,
+        pages: &mut PageBuffer,
+        base: &dyn Fn(u64, &mut [u8]) -> bool,
     ) -> Result<(), Cause> {
         let (Some(page_size), false) = (packet.page_size(), packet.normal().is_empty()) else {
             pages.space(0);
@@ -234,7 +275,7 @@ impl<'s> Inlet<'s> {
         let method = self.method_of(packet)?;
         // A checked packet has at most as many pages as its size allows, 512 KiB in all.
         let len = packet.normal().len() * page_size.bytes();
-        let is_plain = self.has_plain_packets || self.kept.is_none();
+        let is_plain = self.has_plain_packets || self.bases.is_none();
         if method == Method::None && is_plain {
             // A checked packet's payload has the length of its pages.
             let payload = pages.space(self.receiver.payload_remaining() as usize);
@@ -250,20 +291,25 @@ impl<'s> Inlet<'s> {
         let decoder = match &mut self.decoder {
             Some(decoder) => decoder,
             none => {
-                let kept = self.kept.as_ref().map(|(kept, _)| Arc::clone(kept));
-                let method = match kept {
-                    Some(_) => delta::payload_method(&self.payload)?,
+                let method = match &self.bases {
+                    Some(Bases::Kept(..)) => delta::payload_method(&self.payload)?,
+                    Some(Bases::InPlace(method)) => *method,
                     None => method,
                 };
                 let inner = multifd_codec::decoder(method, &self.settings)?;
-                none.insert(delta::Decoder::new(inner, kept))
+                none.insert(match &self.bases {
+                    Some(Bases::Kept(kept, _)) => delta::Decoder::new(inner, Some(kept.clone())),
+                    Some(Bases::InPlace(_)) => delta::Decoder::in_place(inner),
+                    None => delta::Decoder::new(inner, None),
+                })
             }
         };
-        let given_up: &dyn Fn() -> bool = match &self.kept {
-            Some((_, given_up)) => given_up,
-            None => &|| false,
-        };
-        decoder.decode(&mut self.payload, packet, pages, given_up)?;
+        let payload = &mut self.payload;
+        match &self.bases {
+            Some(Bases::Kept(_, given_up)) => decoder.decode(payload, packet, pages, given_up)?,
+            Some(Bases::InPlace(_)) => decoder.decode_in_place(payload, packet, pages, base)?,
+            None => decoder.decode(payload, packet, pages, &|| false)?,
+        }
         Ok(())
     }
 

@@ -161,7 +161,7 @@ impl<'s> Outlet<'s> {
         Ok(outlet)
     }
 
-    /// Makes pages that are sent again differences to those in `sent`, which the other side keeps
+    /// Makes pages that are sent again differences to those in `sent`, which the other side has
     /// too. All channels of a migration share it, from their first packets on.
     #[must_use]
     pub fn with_differences(self, sent: Arc<Sent>) -> Self {
@@ -263,7 +263,8 @@ impl<'s> Outlet<'s> {
             // a guest that outruns the link has so many of them that they matter.
             let is_first_round = syncs_before <= FIRST_ROUND_SYNCS;
             let is_plain = step.index() == 0 && self.has_plain_packets;
-            if is_plain && (is_first_round || !self.has_differences()) {
+            let may_be_plain = is_first_round || !self.has_differences();
+            if is_plain && may_be_plain && !self.encoder.needs_all_pages() {
                 self.plain = Some((packet, pages));
                 return;
             }

@@ -41,11 +41,13 @@ pub enum Command {
 /// machine.
 #[derive(Args, Debug)]
 #[command(after_help = "\
-A mode is METHOD or METHOD+ACCEL, such as zlib+software. Source and destination are two processes. With root's rights,
---link makes a link between two network namespaces. Without them the source limits its own rate.
+A mode is METHOD or METHOD+ACCEL, such as zlib+software. With +delta at its end, pages that are sent again go as
+differences. Source and destination are two processes. With root's rights, --link makes a link between two network
+namespaces. Without them the source limits its own rate.
 
-Example:
-  multifd-bench migrate --workload redis --channels 2,4 --memory 1G --link 1gbit --modes zlib,zlib+software")]
+Examples:
+  multifd-bench migrate --workload redis --channels 2,4 --memory 1G --link 1gbit --modes zlib,zlib+software
+  multifd-bench migrate --find-rate --workload redis --channels 2 --memory 1G --link 1gbit --modes zstd,zstd+delta")]
 pub struct MigrateArgs {
     /// Guests to move, as for `multifd-bench send`.
     #[arg(
@@ -73,6 +75,14 @@ pub struct MigrateArgs {
     /// Rate of the link between source and destination, such as 10gbit (default: plain loopback).
     #[arg(long, value_name = "RATE")]
     pub link: Option<Rate>,
+    /// Memory of the source for modes with +delta (default: the size of the guest's memory).
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub delta_memory: Option<u64>,
+    /// Find the highest rate of the guest at which a migration ends within --timeout.
+    ///
+    /// It starts at --guest-rate, doubles or halves the rate, and then closes in on it to 10 %.
+    #[arg(long, conflicts_with_all = ["runs", "report"])]
+    pub find_rate: bool,
     /// Number of measurements of each mode; modes take turns.
     #[arg(long, value_name = "N", default_value_t = 3)]
     pub runs: u32,
@@ -140,6 +150,9 @@ pub struct SendArgs {
     /// Compare a digest of all memory at both ends while the guest is stopped.
     #[arg(long)]
     pub digest: bool,
+    /// Memory to send pages again as differences.
+    #[arg(long, value_name = "SIZE", value_parser = size, default_value = "0")]
+    pub delta_memory: u64,
     /// Print the summary as one JSON object.
     #[arg(long)]
     pub json: bool,

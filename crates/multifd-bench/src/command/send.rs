@@ -7,6 +7,7 @@ use crate::guests::{Guest, Kind, Spec};
 use multifd_cli::process::{Outcome, cpu_seconds};
 use multifd_cli::say::{self, Progress};
 use multifd_cli::signals::Signals;
+use multifd_codec::delta;
 use multifd_engine::dirty::PagemapLog;
 use multifd_engine::failure::Cause;
 use multifd_engine::memory::{MappedMemory, Mapping};
@@ -41,17 +42,29 @@ pub fn run(args: &SendArgs) -> Outcome {
         vm: &mut vm,
     };
     let mut progress = Progress::new();
+    let mut dirty_rate = None;
     let outcome = source::send(
         &args.connect,
         moved,
         &parameters,
         &Signals::install()?.cancel(),
-        &mut |moment| progress.show(Running(moment)),
+        &mut |moment| {
+            // The log says nothing more once the guest stands still.
+            if moment.phase != Phase::SwitchOver {
+                dirty_rate = moment.dirty_pages_rate.or(dirty_rate);
+            }
+            progress.show(Running(moment));
+        },
     );
     drop(progress);
     let guest_rate = vm.rate();
-    let summary =
-        |statistics: &Statistics| Summary::new(&spec.kind, guest_rate, &parameters, statistics);
+    let summary = |statistics: &Statistics| {
+        let rates = Rates {
+            guest: guest_rate,
+            dirty_pages: dirty_rate.map(|rate| say::rounded(rate, 0)),
+        };
+        Summary::new(&spec.kind, rates, &parameters, statistics)
+    };
     match outcome {
         Ok(statistics) => {
             say::report(&summary(&statistics)?, args.json);
@@ -84,6 +97,8 @@ fn parameters(args: &SendArgs) -> Result<Parameters, String> {
     parameters.zero_page_detection = args.zero_page_detection;
     parameters.timeout = Duration::from_secs(args.timeout);
     parameters.digest = args.digest;
+    parameters.delta_memory = args.delta_memory;
+    delta::memory::set_limit(args.delta_memory);
     // Check before starting a guest in vain.
     multifd_codec::encoder(parameters.multifd_compression, &parameters.codec)
         .map_err(|error| error.to_string())?;
@@ -161,6 +176,8 @@ pub struct Summary {
     /// The guest's rate until its stop: operations per second for redis, else writes. `None` if it
     /// was never stopped.
     pub guest_rate: Option<f64>,
+    /// Pages that the guest wrote per second, as the log said last. `None` if it was not read.
+    pub dirty_pages_rate: Option<f64>,
     /// QEMU's `multifd-channels`.
     channels: usize,
     method: String,
@@ -182,8 +199,34 @@ pub struct Summary {
     pub hardware: u64,
     pub software: u64,
     pub raw: u64,
+    /// Pages that went as differences, if both ends had them.
+    delta: Option<Delta>,
     /// CPU time of this process, without the guest's.
     pub cpu_seconds: f64,
+}
+
+/// What became of pages with differences on.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Delta {
+    /// Pages as differences, of which some were the same as before.
+    differences: u64,
+    same: u64,
+    /// Bytes of the differences, before they were compressed.
+    bytes: u64,
+    /// Pages that went whole, by reason.
+    new: u64,
+    lost: u64,
+    changed: u64,
+    skipped: u64,
+    /// Pages that were held at the end, and the most that could be.
+    held: u64,
+    most_held: u64,
+}
+
+/// Rates of a guest.
+struct Rates {
+    guest: Option<f64>,
+    dirty_pages: Option<f64>,
 }
 
 /// The printed summary of a failed migration.
@@ -200,7 +243,7 @@ pub struct Failed {
 impl Summary {
     fn new(
         kind: &Kind,
-        guest_rate: Option<f64>,
+        rates: Rates,
         parameters: &Parameters,
         statistics: &Statistics,
     ) -> std::io::Result<Self> {
@@ -209,7 +252,8 @@ impl Summary {
         let backend = statistics.backend.as_ref();
         Ok(Self {
             guest: kind.to_string(),
-            guest_rate,
+            guest_rate: rates.guest,
+            dirty_pages_rate: rates.dirty_pages,
             channels: statistics.channels,
             method: method.to_string(),
             backend: backend.map(ToString::to_string).unwrap_or_default(),
@@ -227,8 +271,42 @@ impl Summary {
             hardware: statistics.path_counts.hardware,
             software: statistics.path_counts.software,
             raw: statistics.path_counts.raw,
+            delta: statistics.differences.as_ref().map(Delta::new),
             cpu_seconds: cpu_seconds()?,
         })
+    }
+}
+
+impl Delta {
+    const fn new(counts: &delta::Counts) -> Self {
+        Self {
+            differences: counts.differences,
+            same: counts.same,
+            bytes: counts.area_bytes,
+            new: counts.misses.new,
+            lost: counts.misses.lost,
+            changed: counts.misses.changed,
+            skipped: counts.misses.skipped,
+            held: counts.slots_in_use,
+            most_held: counts.slots,
+        }
+    }
+}
+
+impl fmt::Display for Delta {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            ", differences {} ({}), whole: new {}, lost {}, changed {}, skipped {}; held {} of {}",
+            self.differences,
+            say::size(self.bytes),
+            self.new,
+            self.lost,
+            self.changed,
+            self.skipped,
+            self.held,
+            self.most_held
+        )
     }
 }
 
@@ -255,7 +333,8 @@ impl fmt::Display for Summary {
             self.software,
             self.raw,
             self.cpu_seconds
-        )
+        )?;
+        self.delta.as_ref().map_or(Ok(()), |delta| delta.fmt(f))
     }
 }
 

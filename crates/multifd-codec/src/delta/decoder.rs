@@ -7,20 +7,22 @@ use multifd_wire::{Method, PageSize, RamPacket};
 
 use super::directory::{DirectoryReader, Entry, Operation};
 use super::foot::Foot;
-use super::{DeltaError, Kept, difference};
+use super::{Bases, DeltaError, Kept, difference};
 use crate::PageBuffer;
 
 /// Decodes packets of pages: the receiving direction of one channel, over a
 /// [`Decoder`](crate::Decoder) of any method.
 ///
-/// With [`Kept`] pages it reads payloads with differences, without them payloads of the method.
+/// With [`Kept`] pages, or [in place](Self::in_place), it reads payloads with differences.
+/// Otherwise it reads payloads of the method.
 pub struct Decoder {
     inner: Box<dyn crate::Decoder>,
     layer: Option<Layer>,
 }
 
 struct Layer {
-    kept: Arc<Kept>,
+    /// `None` if the caller has the bases in place.
+    kept: Option<Arc<Kept>>,
     /// False after the first error.
     is_whole: bool,
     /// The pages that the method has decoded.
@@ -32,12 +34,15 @@ impl Decoder {
     /// A decoder of packets with differences to pages in `kept`, or without differences.
     #[must_use]
     pub fn new(inner: Box<dyn crate::Decoder>, kept: Option<Arc<Kept>>) -> Self {
-        let layer = kept.map(|kept| Layer {
-            kept,
-            is_whole: true,
-            coded: PageBuffer::default(),
-            directory: Vec::new(),
-        });
+        let layer = kept.map(|kept| Layer::new(Some(kept)));
+        Self { inner, layer }
+    }
+
+    /// A decoder of packets with differences to pages that the caller has: see
+    /// [`decode_in_place`](Self::decode_in_place).
+    #[must_use]
+    pub fn in_place(inner: Box<dyn crate::Decoder>) -> Self {
+        let layer = Some(Layer::new(None));
         Self { inner, layer }
     }
 
@@ -66,6 +71,43 @@ impl Decoder {
         pages: &mut PageBuffer,
         given_up: &dyn Fn() -> bool,
     ) -> Result<(), DeltaError> {
+        let caller = Caller {
+            given_up,
+            base: &|_, _| false,
+        };
+        self.decode_for(&caller, payload, packet, pages)
+    }
+
+    /// The same for a decoder [in place](Self::in_place). It never waits.
+    ///
+    /// `base` is called with the offset of a page in the packet's block. It has to read the content
+    /// that the page got from the packets before, of all channels, as far as the receiver has
+    /// confirmed them. It returns false if the page has not come yet.
+    ///
+    /// # Errors
+    ///
+    /// As [`decode`](Self::decode).
+    pub fn decode_in_place(
+        &mut self,
+        payload: &mut Vec<u8>,
+        packet: &RamPacket,
+        pages: &mut PageBuffer,
+        base: &dyn Fn(u64, &mut [u8]) -> bool,
+    ) -> Result<(), DeltaError> {
+        let caller = Caller {
+            given_up: &|| false,
+            base,
+        };
+        self.decode_for(&caller, payload, packet, pages)
+    }
+
+    fn decode_for(
+        &mut self,
+        caller: &Caller<'_>,
+        payload: &mut Vec<u8>,
+        packet: &RamPacket,
+        pages: &mut PageBuffer,
+    ) -> Result<(), DeltaError> {
         // Only a packet without pages has no page size.
         let page_size = packet.page_size().unwrap_or(PageSize::K4);
         let Some(layer) = &mut self.layer else {
@@ -76,7 +118,7 @@ impl Decoder {
         }
         if !pages.as_ref().is_empty() {
             let (inner, packet) = (&mut *self.inner, Packet { packet, page_size });
-            layer.decode(inner, payload, &packet, pages, given_up)?;
+            layer.decode(caller, inner, payload, &packet, pages)?;
         } else if !payload.is_empty() {
             let found = payload.len();
             return Err(crate::DecodeError::Trailing { found }.into());
@@ -86,30 +128,55 @@ impl Decoder {
     }
 }
 
+/// What a decoder asks its caller.
+struct Caller<'a> {
+    /// Whether to stop waiting.
+    given_up: &'a dyn Fn() -> bool,
+    /// For a base in place.
+    base: &'a dyn Fn(u64, &mut [u8]) -> bool,
+}
+
 struct Packet<'a> {
     packet: &'a RamPacket,
     page_size: PageSize,
 }
 
 impl Layer {
+    fn new(kept: Option<Arc<Kept>>) -> Self {
+        Self {
+            kept,
+            is_whole: true,
+            coded: PageBuffer::default(),
+            directory: Vec::new(),
+        }
+    }
+
+    const fn bases(&self) -> Bases {
+        match self.kept {
+            Some(_) => Bases::Slots,
+            None => Bases::InPlace,
+        }
+    }
+
     fn decode(
         &mut self,
+        caller: &Caller<'_>,
         inner: &mut dyn crate::Decoder,
         payload: &mut Vec<u8>,
         packet: &Packet<'_>,
         pages: &mut PageBuffer,
-        given_up: &dyn Fn() -> bool,
     ) -> Result<(), DeltaError> {
         let page_bytes = packet.page_size.bytes();
         let offsets = packet.packet.normal();
         let count = offsets.len();
         check("bytes of pages", pages.as_ref().len(), count * page_bytes)?;
         let foot = self.take_foot(payload)?;
+        let bases = self.bases();
         let parts = Parts::new(&foot, count, packet.page_size)?;
         let coded = read_coded(inner, &foot, &parts, payload, &mut self.coded, pages)?;
         let mut parts = parts.of(coded);
 
-        let mut directory = DirectoryReader::new(&self.directory, count);
+        let mut directory = DirectoryReader::new(bases, &self.directory, count);
         let (mut digest, mut operations) = (0, 0);
         let pages = pages.as_mut().chunks_exact_mut(page_bytes);
         for (index, (page, offset)) in pages.zip(offsets).enumerate() {
@@ -127,18 +194,28 @@ impl Layer {
             };
             let size = packet.page_size;
             operations += 1;
-            self.kept.operate(slot, version, size, given_up, |kept| {
-                match operation {
-                    Operation::Keep => kept.copy_from_slice(page),
-                    Operation::Same => page.copy_from_slice(kept),
-                    Operation::Difference => {
-                        let applied = difference::apply(kept, &mut parts.area);
-                        applied.ok_or(DeltaError::Run { page: index })?;
-                        page.copy_from_slice(kept);
+            let wrong = DeltaError::Run { page: index };
+            match &self.kept {
+                Some(kept) => kept.operate(slot, version, size, caller.given_up, |kept| {
+                    match operation {
+                        Operation::Keep => kept.copy_from_slice(page),
+                        Operation::Same => page.copy_from_slice(kept),
+                        Operation::Difference => {
+                            difference::apply(kept, &mut parts.area).ok_or(wrong)?;
+                            page.copy_from_slice(kept);
+                        }
+                    }
+                    Ok(())
+                })?,
+                None => {
+                    if !(caller.base)(*offset, page) {
+                        return Err(DeltaError::NoBase { page: index });
+                    }
+                    if operation == Operation::Difference {
+                        difference::apply(page, &mut parts.area).ok_or(wrong)?;
                     }
                 }
-                Ok(())
-            })?;
+            }
             if !entry.is_whole() {
                 digest = super::fold(digest, page);
             }
@@ -152,13 +229,15 @@ impl Layer {
                 wanted,
             });
         }
-        self.kept.packet_decoded(operations);
+        if let Some(kept) = &self.kept {
+            kept.packet_decoded(operations);
+        }
         Ok(())
     }
 
     /// Takes foot and directory from the end of the payload.
     fn take_foot(&mut self, payload: &mut Vec<u8>) -> Result<Foot, DeltaError> {
-        let (foot, before) = Foot::of(payload)?;
+        let (foot, before) = Foot::of(payload, self.bases())?;
         let directory_bytes = usize::from(foot.directory_bytes);
         let start = before.checked_sub(directory_bytes).ok_or(part(
             "bytes of directory",

@@ -1,7 +1,7 @@
 //! The directory of a packet: the operations on its pages.
 
 use super::error::ItemFault;
-use super::{DeltaError, varint};
+use super::{Bases, DeltaError, varint};
 
 /// A page's entry in the directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,8 +42,9 @@ pub(crate) enum Operation {
 pub(crate) const MAX_VERSION: u32 = u32::MAX - 1;
 
 /// Writes the directories of packets, one after the other, in the same memory.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct DirectoryWriter {
+    bases: Bases,
     item: Item,
     /// The item's versions, as varints.
     versions: Vec<u8>,
@@ -85,15 +86,32 @@ impl Before {
 }
 
 impl DirectoryWriter {
+    pub(crate) fn new(bases: Bases) -> Self {
+        Self {
+            bases,
+            item: Item::default(),
+            versions: Vec::new(),
+            before: Before::default(),
+        }
+    }
+
     /// Adds the packet's next page.
     pub(crate) fn push(&mut self, page_number: u64, entry: Entry, out: &mut Vec<u8>) {
-        let (kind, step, more) = match entry {
-            Entry::Pass => (PASS, 0, 0),
-            Entry::Slot {
-                operation,
-                slot,
-                version,
-            } => {
+        let (kind, step, more) = match (entry, self.bases) {
+            (Entry::Pass, _) => (PASS, 0, 0),
+            (Entry::Slot { operation, .. }, Bases::InPlace) => match operation {
+                // The receiver keeps every page where it is.
+                Operation::Keep => (PASS, 0, 0),
+                _ => (kind_of(operation), 0, 0),
+            },
+            (
+                Entry::Slot {
+                    operation,
+                    slot,
+                    version,
+                },
+                Bases::Slots,
+            ) => {
                 let step = i64::from(slot).wrapping_sub(self.before.predicted(page_number));
                 let more = i64::from(version) - i64::from(self.before.version);
                 self.before.set(page_number, slot, version);
@@ -118,7 +136,7 @@ impl DirectoryWriter {
                 return;
             }
         }
-        if kind != PASS {
+        if kind != PASS && self.bases == Bases::Slots {
             varint::write_signed(more, &mut self.versions);
         }
     }
@@ -147,6 +165,7 @@ impl DirectoryWriter {
 /// Reads a directory.
 #[derive(Debug)]
 pub(crate) struct DirectoryReader<'a> {
+    bases: Bases,
     rest: &'a [u8],
     /// Pages read.
     page: usize,
@@ -160,8 +179,9 @@ pub(crate) struct DirectoryReader<'a> {
 }
 
 impl<'a> DirectoryReader<'a> {
-    pub(crate) fn new(directory: &'a [u8], pages: usize) -> Self {
+    pub(crate) fn new(bases: Bases, directory: &'a [u8], pages: usize) -> Self {
         Self {
+            bases,
             rest: directory,
             page: 0,
             pages,
@@ -172,7 +192,7 @@ impl<'a> DirectoryReader<'a> {
         }
     }
 
-    /// The operation on the packet's next page.
+    /// The operation on the packet's next page. Bases in place have no slots: all numbers are 0.
     pub(crate) fn next(&mut self, page_number: u64) -> Result<Entry, DeltaError> {
         let page = self.page;
         let entry = self.entry(page_number);
@@ -198,6 +218,13 @@ impl<'a> DirectoryReader<'a> {
         let Some(operation) = self.operation else {
             return Ok(Entry::Pass);
         };
+        if self.bases == Bases::InPlace {
+            return Ok(Entry::Slot {
+                operation,
+                slot: 0,
+                version: 0,
+            });
+        }
         let found = self.before.predicted(page_number).wrapping_add(step);
         let slot = u32::try_from(found).map_err(|_| ItemFault::Slot { found })?;
         let mut found = i64::from(self.before.version);
@@ -234,7 +261,12 @@ impl<'a> DirectoryReader<'a> {
             SAME => Some(Operation::Same),
             _ => Some(Operation::Difference),
         };
-        if self.operation.is_none() && tag & (EACH | STEP) != 0 {
+        let has_numbers = tag & (EACH | STEP) != 0;
+        let is_wrong = match self.bases {
+            Bases::Slots => self.operation.is_none() && has_numbers,
+            Bases::InPlace => self.operation == Some(Operation::Keep) || has_numbers,
+        };
+        if is_wrong {
             return Err(ItemFault::Tag { found: tag });
         }
         match tag & STEP {
@@ -273,7 +305,7 @@ mod tests {
     use super::*;
 
     fn written(entries: &[(u64, Entry)]) -> Vec<u8> {
-        let mut writer = DirectoryWriter::default();
+        let mut writer = DirectoryWriter::new(Bases::Slots);
         let mut out = Vec::new();
         for &(number, entry) in entries {
             writer.push(number, entry, &mut out);
@@ -285,7 +317,7 @@ mod tests {
         }
         writer.finish(&mut again);
         assert_eq!(again, out, "a writer starts each packet afresh");
-        let mut reader = DirectoryReader::new(&out, entries.len());
+        let mut reader = DirectoryReader::new(Bases::Slots, &out, entries.len());
         for &(number, entry) in entries {
             assert_eq!(reader.next(number).unwrap(), entry);
         }
@@ -374,7 +406,7 @@ mod tests {
     #[test]
     fn a_lie_is_found() {
         let fault = |directory: &[u8], pages: usize| {
-            let mut reader = DirectoryReader::new(directory, pages);
+            let mut reader = DirectoryReader::new(Bases::Slots, directory, pages);
             (0..pages as u64)
                 .try_for_each(|number| reader.next(number).map(drop))
                 .and_then(|()| reader.finish())
@@ -441,5 +473,43 @@ mod tests {
         }
         assert_eq!(fault(b"\x11\x00", 1), Ok(()));
         assert_eq!(fault(b"\x13\x02", 1), Ok(()));
+    }
+
+    #[test]
+    fn bases_in_place_have_no_slots() {
+        let mut writer = DirectoryWriter::new(Bases::InPlace);
+        let pages = [
+            Entry::Pass,
+            slot(Operation::Keep, 70, 3),
+            slot(Operation::Difference, 5, 9),
+            slot(Operation::Difference, 99, 1),
+            slot(Operation::Same, 4, 4),
+        ];
+        let mut out = Vec::new();
+        for (number, entry) in (0..).zip(pages) {
+            writer.push(number * 1000, entry, &mut out);
+        }
+        writer.finish(&mut out);
+        assert_eq!(out, [2 << 4, 2 << 4 | 3, 1 << 4 | 2]);
+        let mut reader = DirectoryReader::new(Bases::InPlace, &out, 5);
+        let mut operations = Vec::new();
+        for number in 0..5 {
+            operations.push(match reader.next(number).unwrap() {
+                Entry::Pass => None,
+                Entry::Slot { operation, .. } => Some(operation),
+            });
+        }
+        reader.finish().unwrap();
+        let (difference, same) = (Some(Operation::Difference), Some(Operation::Same));
+        assert_eq!(operations, [None, None, difference, difference, same]);
+        for tag in [1 << 4 | KEEP, 1 << 4 | STEP | SAME, 1 << 4 | EACH | PASS] {
+            let directory = [tag as u8, 0, 0];
+            let mut reader = DirectoryReader::new(Bases::InPlace, &directory, 1);
+            let wanted = refused(0, ItemFault::Tag { found: tag });
+            assert_eq!(
+                format!("{:?}", reader.next(0).unwrap_err()),
+                format!("{wanted:?}")
+            );
+        }
     }
 }

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use multifd_wire::{Method, PageSize, RamPacket};
 
+use super::Bases;
 use super::directory::DirectoryWriter;
 use super::foot::Foot;
 use super::sent::{Counts, Sent, Slots, key, lock};
@@ -64,9 +65,9 @@ impl<T: Borrow<RamPacket>> Encoder<T> {
     #[must_use]
     pub fn new(inner: crate::Encoder<T>, sent: Option<Arc<Sent>>) -> Self {
         let layer = sent.map(|sent| Layer {
+            directory: DirectoryWriter::new(sent.bases()),
             sent,
             method: inner.method(),
-            directory: DirectoryWriter::default(),
             area: Vec::new(),
             ends: VecDeque::new(),
             spare: Vec::new(),
@@ -86,6 +87,14 @@ impl<T: Borrow<RamPacket>> Encoder<T> {
     #[must_use]
     pub const fn has_differences(&self) -> bool {
         self.layer.is_some()
+    }
+
+    /// Whether every normal page of the channel has to be [pushed](Self::push), and none may go in
+    /// another way: the receiver finds the bases in place.
+    #[must_use]
+    pub fn needs_all_pages(&self) -> bool {
+        let bases = self.layer.as_ref().map(|layer| layer.sent.bases());
+        bases == Some(Bases::InPlace)
     }
 
     /// The method of the payloads.
@@ -155,7 +164,7 @@ impl<T: Borrow<RamPacket>> Encoder<T> {
     }
 
     /// Frees the slots of the zero pages of a packet that has no payload, and so is not pushed.
-    /// This call is optional: it saves memory.
+    /// This call saves memory. It is necessary if the receiver finds the bases in place.
     pub fn forget_zero_pages(&mut self, packet: &RamPacket) {
         if let Some(layer) = &mut self.layer {
             layer.forget(packet);
@@ -230,6 +239,7 @@ impl Layer {
         let sent = Arc::clone(&self.sent);
         let mut slots = PacketSlots::new(&sent, packet, page_size);
         let limit = self.price.limit(page_bytes);
+        let is_in_place = sent.bases() == Bases::InPlace;
         let mut counts = Counts::default();
         let mut digest = 0;
         let numbers = packet.normal().iter();
@@ -240,10 +250,17 @@ impl Layer {
             let page = pages.as_ref().get(place.clone()).unwrap_or_default();
             let decision = match slots.find(number) {
                 None => Decision::pass(Miss::Foreign),
-                Some(_) if self.skips(index) => Decision::pass(Miss::Skipped),
+                Some(_) if self.skips(index) && !is_in_place => Decision::pass(Miss::Skipped),
                 Some((shard, key)) => {
                     let shard = slots.lock(shard);
-                    shard.send(key, page, epoch, limit, &mut self.area)
+                    let decision = match self.skips(index) {
+                        true => Decision::pass(Miss::Skipped),
+                        false => shard.send(key, page, epoch, limit, &mut self.area),
+                    };
+                    if is_in_place {
+                        shard.passed(key, decision);
+                    }
+                    decision
                 }
             };
             self.learn(decision.miss);
@@ -306,6 +323,7 @@ impl Layer {
             pages: u16::try_from(end.pages).unwrap_or(u16::MAX),
             directory_bytes: u16::try_from(end.bytes.len()).unwrap_or(u16::MAX),
             method: self.method,
+            bases: self.sent.bases(),
         };
         foot.append_to(&mut end.bytes);
     }

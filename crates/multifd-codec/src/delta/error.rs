@@ -56,6 +56,12 @@ pub enum DeltaError {
         /// The index among the packet's normal pages, from 0.
         page: usize,
     },
+    /// A page is a difference to a page that has not come.
+    #[error("page {page} of the packet is a difference, but the page has not come before")]
+    NoBase {
+        /// The index among the packet's normal pages, from 0.
+        page: usize,
+    },
     /// A slot is beyond the number that both ends agreed on.
     #[error("slot {found}, but there are {allowed}")]
     Slot {
@@ -138,7 +144,7 @@ pub(super) enum ItemFault {
         /// Pages left.
         allowed: usize,
     },
-    /// An item of passed pages has a slot or versions.
+    /// An item of pages without slots has a slot or versions, or keeps pages.
     #[error("the tag {found:#x} has no meaning")]
     Tag {
         /// The tag.

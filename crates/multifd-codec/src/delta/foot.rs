@@ -2,7 +2,7 @@
 
 use multifd_wire::Method;
 
-use super::DeltaError;
+use super::{Bases, DeltaError};
 
 /// The last bytes of a payload. It stands behind the method's payload and the directory, because
 /// its numbers are known only then.
@@ -15,6 +15,7 @@ pub(crate) struct Foot {
     pub(crate) directory_bytes: u16,
     /// The method of these pages.
     pub(crate) method: Method,
+    pub(crate) bases: Bases,
 }
 
 impl Foot {
@@ -27,11 +28,13 @@ impl Foot {
         out.extend(self.directory_bytes.to_be_bytes());
         let code = METHODS.iter().position(|method| *method == self.method);
         // No encoder has another method.
-        out.push(LAYOUT | code.unwrap_or(LAYOUT.into()) as u8);
+        let code = code.unwrap_or(METHODS.len()) as u8;
+        out.push(layout(self.bases) | code);
     }
 
-    /// Reads the foot of a payload. Returns the number of bytes before it, too.
-    pub(crate) fn of(payload: &[u8]) -> Result<(Self, usize), DeltaError> {
+    /// Reads the foot of a payload with differences to such bases. Returns the number of bytes
+    /// before it, too.
+    pub(crate) fn of(payload: &[u8], bases: Bases) -> Result<(Self, usize), DeltaError> {
         let found = payload.len();
         let Some((before, foot)) = payload.split_last_chunk::<{ Self::LEN }>() else {
             return Err(DeltaError::Short { found });
@@ -42,13 +45,14 @@ impl Foot {
             area_bytes: u32::from_be_bytes(take(&mut rest)),
             pages: u16::from_be_bytes(take(&mut rest)),
             directory_bytes: u16::from_be_bytes(take(&mut rest)),
-            method: method(take(&mut rest))?,
+            method: method(take(&mut rest), bases)?,
+            bases,
         };
         Ok((foot, before.len()))
     }
 }
 
-/// Reads the method of a payload's pages from its last byte.
+/// Reads the method of a payload's pages from its last byte, if its bases are in slots.
 ///
 /// # Errors
 ///
@@ -56,11 +60,11 @@ impl Foot {
 pub fn payload_method(payload: &[u8]) -> Result<Method, DeltaError> {
     let found = payload.len();
     let layout = payload.last_chunk().ok_or(DeltaError::Short { found })?;
-    method(*layout)
+    method(*layout, Bases::Slots)
 }
 
-fn method([found]: [u8; 1]) -> Result<Method, DeltaError> {
-    let code = found.checked_sub(LAYOUT).map(usize::from);
+fn method([found]: [u8; 1], bases: Bases) -> Result<Method, DeltaError> {
+    let code = found.checked_sub(layout(bases)).map(usize::from);
     let method = code.and_then(|code| METHODS.get(code));
     method.copied().ok_or(DeltaError::Layout { found })
 }
@@ -73,7 +77,13 @@ fn take<const LEN: usize>(from: &mut &[u8]) -> [u8; LEN] {
 }
 
 /// The upper half of the last byte. The lower half is the method's code.
-const LAYOUT: u8 = 0x10;
+const fn layout(bases: Bases) -> u8 {
+    match bases {
+        Bases::Slots => 0x10,
+        Bases::InPlace => 0x20,
+    }
+}
+
 /// A method's code is its index.
 const METHODS: [Method; 5] = [
     Method::None,
@@ -89,34 +99,44 @@ mod tests {
 
     #[test]
     fn a_foot_comes_back() {
-        for method in METHODS {
+        for (method, bases) in METHODS
+            .into_iter()
+            .zip([Bases::Slots, Bases::InPlace].repeat(3))
+        {
             let foot = Foot {
                 digest: 0x0102_0304_0506_0708,
                 area_bytes: 0x090a_0b0c,
                 pages: 0x0d0e,
                 directory_bytes: 0x0f10,
                 method,
+                bases,
             };
             let mut payload = vec![9; 3];
             foot.append_to(&mut payload);
             assert_eq!(payload.len(), 3 + Foot::LEN);
-            let (found, before) = Foot::of(&payload).unwrap();
+            let (found, before) = Foot::of(&payload, bases).unwrap();
             assert_eq!((found, before), (foot, 3));
-            assert_eq!(payload_method(&payload).unwrap(), method);
+            let outside = payload_method(&payload).ok();
+            assert_eq!(outside, (bases == Bases::Slots).then_some(method));
         }
     }
 
     #[test]
     fn payloads_without_a_foot_are_refused() {
-        let error = Foot::of(&[1; Foot::LEN - 1]).unwrap_err();
+        let error = Foot::of(&[1; Foot::LEN - 1], Bases::Slots).unwrap_err();
         assert!(matches!(error, DeltaError::Short { found: 16 }));
         assert!(matches!(
             payload_method(b""),
             Err(DeltaError::Short { found: 0 })
         ));
-        for layout in [0, 7, 0x15, 0x1f, 0x20, 0xff] {
-            let error = Foot::of(&[layout; Foot::LEN]).unwrap_err();
-            assert!(matches!(error, DeltaError::Layout { found } if found == layout));
+        for (bases, wrong) in [
+            (Bases::Slots, [0, 7, 0x15, 0x1f, 0x20, 0xff]),
+            (Bases::InPlace, [0, 7, 0x10, 0x25, 0x2f, 0xff]),
+        ] {
+            for layout in wrong {
+                let error = Foot::of(&[layout; Foot::LEN], bases).unwrap_err();
+                assert!(matches!(error, DeltaError::Layout { found } if found == layout));
+            }
         }
     }
 }

@@ -17,6 +17,12 @@
 //! | same | none | unchanged: the page |
 //! | difference | the changed bytes | the page |
 //!
+//! A receiver that holds all pages in place, and to which nobody else writes, needs no slots: the
+//! base of a page is the page that came last at the same offset ([`Decoder::in_place`]). The sender
+//! has slots for its own copies only ([`Sent::in_place`]), so its budget is its own decision. Such
+//! a sender must not send a page again before the receiver has confirmed the first time. So
+//! operations need no order, and their receiver never waits.
+//!
 //! # Waiting ends
 //!
 //! The sender gives out versions in the order in which it processes pages, and each channel sends
@@ -39,7 +45,7 @@
 //! | 4 | length of the area in bytes |
 //! | 2 | N' |
 //! | 2 | D |
-//! | 1 | layout, 16, plus the method's code: 0 none, 1 zlib, 2 zstd, 3 qpl, 4 canned |
+//! | 1 | layout, 16 for slots or 32 for pages in place, plus the method's code: 0 none, 1 zlib, 2 zstd, 3 qpl, 4 canned |
 //!
 //! With the method `none` the area is not filled up. The last byte names the method because the
 //! packet's header cannot: most methods have rules for the length of a packet, and these payloads
@@ -68,6 +74,9 @@
 //! slot of the page before plus the difference of their page numbers (offset by page size). "The
 //! page before" is never a passed one. Before the packet's first operation on a slot, slot, version
 //! and predicted slot are 0. All further pages of an item are in their predicted slots.
+//!
+//! With pages in place an item is only its tag, with both bits 0, and no page is kept: *pass*,
+//! *same* and *difference* are left.
 //!
 //! The digest is XXH3-64 over the pages whose operation is *same* or *difference*, in order: each
 //! page is hashed with the digest so far as the seed, and the first seed is 0. The receiver
@@ -98,6 +107,15 @@ pub use sent::{Counts, Misses, Sent};
 
 use multifd_wire::PageSize;
 use twox_hash::XxHash3_64;
+
+/// The place where a receiver has the pages that differences are made to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Bases {
+    /// [`Kept`] has copies of them.
+    Slots,
+    /// They are the pages themselves.
+    InPlace,
+}
 
 /// The number of slots in a budget of `bytes`. Both ends of a migration have to agree on it.
 ///

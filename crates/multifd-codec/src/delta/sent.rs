@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 
 use multifd_wire::{BlockName, PageSize};
 
+use super::Bases;
 use super::directory::{Entry, Operation};
 use super::memory::Share;
 use super::shard::{Decision, Miss, Pool, Shard};
@@ -15,6 +16,7 @@ use super::shard::{Decision, Miss, Pool, Shard};
 /// A slot's memory is allocated at its first use, and all slots never exceed the share.
 #[derive(Debug)]
 pub struct Sent {
+    bases: Bases,
     share: Share,
     /// Made at the first packet, for its page size.
     slots: OnceLock<Slots>,
@@ -76,12 +78,31 @@ impl Sent {
     /// Slots for the pages of a migration. Both ends must have agreed on the share's bytes.
     #[must_use]
     pub fn new(share: Share) -> Self {
+        Self::with(Bases::Slots, share)
+    }
+
+    /// Slots for a receiver that has no slots, and finds every page in place: see
+    /// [`Decoder::in_place`](super::Decoder::in_place). All pages have one size. No page
+    /// may be sent again before the receiver has confirmed the first time, except by the same
+    /// channel.
+    #[must_use]
+    pub fn in_place(share: Share) -> Self {
+        Self::with(Bases::InPlace, share)
+    }
+
+    fn with(bases: Bases, share: Share) -> Self {
         Self {
+            bases,
             share,
             slots: OnceLock::new(),
             blocks: RwLock::default(),
             totals: Totals::default(),
         }
+    }
+
+    /// The place of the receiver's bases.
+    pub(crate) const fn bases(&self) -> Bases {
+        self.bases
     }
 
     /// The numbers of pages and bytes sent so far.

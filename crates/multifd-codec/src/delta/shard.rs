@@ -171,6 +171,16 @@ impl Shard {
         }
     }
 
+    /// Frees the slot of a page that has passed it. The receiver's base is the page itself, so it
+    /// is not the kept page any more.
+    pub(crate) fn passed(&mut self, key: u64, decision: Decision) {
+        match decision.miss {
+            // These pages are in no slot, or in one that was updated.
+            None | Some(Miss::New | Miss::Lost | Miss::Changed) => {}
+            Some(Miss::Overtaken | Miss::Skipped | Miss::Foreign) => self.forget(key),
+        }
+    }
+
     /// Frees the slot of a page that has become a zero page.
     pub(crate) fn forget(&mut self, key: u64) {
         if let Some(slot) = self.find(key) {

@@ -1,6 +1,7 @@
 //! Pages that are sent again, between two ends.
 
 mod channels;
+mod in_place;
 mod lies;
 mod memory;
 mod round_trips;

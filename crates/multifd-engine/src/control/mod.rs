@@ -114,6 +114,12 @@ impl Capabilities {
     /// [`Completion::digest`] is sent and compared.
     pub const DIGEST: Self = Self(1);
 
+    /// Payloads of pages have the form of [`multifd_codec::delta`], with bases in place: a page
+    /// that is sent again may be a difference to what the destination has at its offset. Headers
+    /// state `zlib` or `zstd` then, and each payload ends with the method of
+    /// [`Hello::method_bits`].
+    pub const DELTA: Self = Self(1 << 1);
+
     /// Makes a set from its bits.
     #[must_use]
     pub const fn from_bits(bits: u64) -> Self {
@@ -130,6 +136,12 @@ impl Capabilities {
     #[must_use]
     pub(crate) const fn intersection(self, other: Self) -> Self {
         Self(self.0 & other.0)
+    }
+
+    /// The capabilities of either set.
+    #[must_use]
+    pub const fn union(self, other: Self) -> Self {
+        Self(self.0 | other.0)
     }
 
     /// Whether all of `other` are in these.

@@ -87,9 +87,10 @@ pub struct Received<M> {
 /// Waits at `acceptor` for a source, and takes its guest.
 ///
 /// `memory` is called once, with what the source offers, to have the memory made or found; it must
-/// be all zero where a block is fresh, and may hold anything elsewhere. `observe` is called about
-/// twice a second. When this returns, no thread and no connection is left, and the acceptor can be
-/// used again.
+/// be all zero where a block is fresh, and may hold anything elsewhere. Nobody else may write it
+/// before the devices' state is loaded: pages may come as differences to it. `observe` is called
+/// about twice a second. When this returns, no thread and no connection is left, and the acceptor
+/// can be used again.
 ///
 /// # Errors
 ///

@@ -122,6 +122,12 @@ impl<'a> Place<'a> {
         Ok(())
     }
 
+    /// Reads a page that has come. Returns false if it has not: then its memory may hold anything,
+    /// and is no business of the source's.
+    pub(super) fn read(&self, offset: u64, page: &mut [u8]) -> bool {
+        self.came.contains(self.page_of(offset)) && self.block.range.read(offset, page).is_ok()
+    }
+
     /// Makes pages zero: those that are so already are left alone, and take no memory.
     pub(super) fn clear(&self, offsets: &[u64]) -> Result<(), Cause> {
         for &offset in offsets {

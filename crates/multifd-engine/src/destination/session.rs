@@ -33,6 +33,9 @@ const TICK: Duration = Duration::from_millis(50);
 /// How long a source may take to take the word that its guest runs here.
 const LAST_WORD_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// What this end is able to do.
+const OURS: Capabilities = Capabilities::DIGEST.union(Capabilities::DELTA);
+
 /// How often progress is told.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
 
@@ -110,6 +113,7 @@ impl Session<'_> {
             places: &places,
             blocks: &blocks,
             method: offer.method,
+            has_differences: (agreement.accepted.capabilities).contains(Capabilities::DELTA),
             limits: Limits::default()
                 .with_block_bytes(longest(&blocks))
                 .with_page_size(offer.page_size),
@@ -176,7 +180,7 @@ impl Session<'_> {
             }
         };
         let accepted = Accepted {
-            capabilities: hello.capabilities.intersection(Capabilities::DIGEST),
+            capabilities: hello.capabilities.intersection(OURS),
             channels: hello
                 .channels
                 .min(self.settings.channels.clamp(1, control::MAX_CHANNELS)),
@@ -223,6 +227,8 @@ struct Transfer<'a> {
     places: &'a Places<'a>,
     blocks: &'a [MemoryBlock<'a>],
     method: Method,
+    /// Pages may come as differences to those that are in their places.
+    has_differences: bool,
     limits: Limits,
     rounds: Rounds,
     tally: Tally,
@@ -509,6 +515,9 @@ impl Transfer<'_> {
         };
         let inlet = Inlet::new(stream, hello, self.limits, self.session.settings.codec);
         let mut inlet = inlet.map_err(|cause| failed(cause.into()))?;
+        if self.has_differences {
+            inlet = inlet.with_differences_in_place(self.method);
+        }
         let mut counted = 0;
         loop {
             let item = match inlet.next_item() {
@@ -550,13 +559,17 @@ impl Transfer<'_> {
         }
         let place = self.places.of(packet.block())?;
         let found = packet.method()?;
-        // A packet of zero pages alone has no method.
-        if found != self.method && !packet.normal().is_empty() {
+        // A packet of zero pages alone has no method. One with differences states another in its
+        // header, and the inlet knows which one it must have.
+        if found != self.method && !packet.normal().is_empty() && !inlet.has_differences() {
             let agreed = self.method;
             return Err(EngineFault::Method { found, agreed }.into());
         }
         self.rounds.enter(index)?;
-        place.write(packet.normal(), inlet.read_pages(packet)?)?;
+        // Rounds keep the order: no channel is here before all pages of the round before it are in
+        // their places, and a round has each page once. So the base of a difference is there.
+        let base = |offset: u64, page: &mut [u8]| place.read(offset, page);
+        place.write(packet.normal(), inlet.read_pages_over(packet, &base)?)?;
         place.clear(packet.zero())?;
         self.tally.pages(packet.normal().len(), packet.zero().len());
         Ok(())

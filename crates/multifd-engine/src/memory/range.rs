@@ -79,6 +79,25 @@ impl<'a> HostRange<'a> {
         Ok(unsafe { GuestPage::new(start.cast(), page_size) })
     }
 
+    /// Reads what is at `offset` into `bytes`; both whole words.
+    ///
+    /// # Errors
+    ///
+    /// [`OutOfRange`] when they are not all inside; nothing is read then.
+    pub fn read(&self, offset: u64, bytes: &mut [u8]) -> Result<(), OutOfRange> {
+        let start = self.word(offset, bytes.len())?;
+        let (words, _) = bytes.as_chunks_mut::<8>();
+        for (index, word) in words.iter_mut().enumerate() {
+            // SAFETY: `word` has checked that as many words as `bytes` has lie inside the range.
+            let from = unsafe { start.add(index) };
+            // SAFETY: mapped and aligned, as promised to `new`; others may access it now, which an
+            // atomic allows, and this reference does not outlive the load.
+            let loaded = unsafe { AtomicU64::from_ptr(from.as_ptr()) }.load(Ordering::Relaxed);
+            *word = loaded.to_ne_bytes();
+        }
+        Ok(())
+    }
+
     /// Writes `bytes` at `offset`; both whole words.
     ///
     /// # Errors
@@ -174,6 +193,9 @@ mod tests {
             .unwrap()
             .append_to(&mut bytes);
         assert!(bytes == [[0xff; 4096], [7; 4096], [0; 4096]].concat());
+        let mut read = vec![1; 3 * 4096];
+        range.read(0, &mut read).unwrap();
+        assert!(read == bytes);
     }
 
     #[test]
@@ -196,6 +218,9 @@ mod tests {
             };
             assert_eq!(range.write(offset, &vec![0; len_bytes]), Err(outside));
             assert_eq!(range.clear(offset, len_bytes), Err(outside));
+            let mut bytes = vec![3; len_bytes];
+            assert_eq!(range.read(offset, &mut bytes), Err(outside));
+            assert!(bytes.iter().all(|byte| *byte == 3));
         }
         assert!(range.page(8, PageSize::K4).is_err());
         assert!(

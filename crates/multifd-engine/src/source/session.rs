@@ -8,6 +8,8 @@ use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use multifd_codec::auto::{Auto, Lane as EffortLane};
+use multifd_codec::delta::Sent;
+use multifd_codec::delta::memory::Share;
 use multifd_codec::{Encoder, PathCounts};
 use multifd_transport::failure::Cause as TransportCause;
 use multifd_transport::outlet::Outlet;
@@ -157,7 +159,10 @@ impl Session<'_, '_> {
     ) -> Result<(), Failure> {
         let session = random().map_err(|error| on_main(error.into()))?;
         let asked = Instant::now();
-        let accepted = self.agree(session, link).map_err(on_main)?;
+        let share = Share::take(self.parameters.delta_memory);
+        let accepted = self.agree(session, &share, link).map_err(on_main)?;
+        let has_differences = accepted.capabilities.contains(Capabilities::DELTA);
+        let sent = has_differences.then(|| Arc::new(Sent::in_place(share)));
         let mut convergence = Convergence::new(asked.elapsed());
 
         let memory = self.guest.memory;
@@ -169,7 +174,10 @@ impl Session<'_, '_> {
             .collect::<Result<Vec<_>, _>>()?;
         let mut lanes = (0..=u8::MAX)
             .zip(streams.iter().zip(encoders))
-            .map(|(id, (stream, encoder))| open(id, stream, session, encoder, auto))
+            .map(|(id, (stream, encoder))| {
+                let outlet = open(id, stream, session, encoder);
+                outlet.map(|outlet| Lane::new(id, stream, extend(outlet, sent.as_ref(), auto)))
+            })
             .collect::<Result<Vec<_>, _>>()?;
         self.statistics.channels = lanes.len();
         self.introduce(&blocks, link).map_err(on_main)?;
@@ -204,15 +212,25 @@ impl Session<'_, '_> {
         };
         let outcome = migration.run(accepted.capabilities.contains(Capabilities::DIGEST));
         self.account(&work, &lanes, link);
+        self.statistics.differences = sent.map(|sent| sent.counts());
         outcome
     }
 
     /// Agrees with the destination on what to do.
-    fn agree(&self, session: [u8; 16], link: &mut ControlLink<'_>) -> Result<Accepted, Cause> {
+    fn agree(
+        &self,
+        session: [u8; 16],
+        share: &Share,
+        link: &mut ControlLink<'_>,
+    ) -> Result<Accepted, Cause> {
         let watch = || self.watch.check();
-        let capabilities = match self.parameters.digest {
+        let needed = match self.parameters.digest {
             true => Capabilities::DIGEST,
             false => Capabilities::default(),
+        };
+        let capabilities = match share.bytes() {
+            0 => needed,
+            _ => needed.union(Capabilities::DELTA),
         };
         let channels = u16::from(self.parameters.multifd_channels.get());
         link.send_preamble(&watch)?;
@@ -234,7 +252,7 @@ impl Session<'_, '_> {
                 }
                 .into())
             }
-            Message::Accepted(accepted) if !accepted.capabilities.contains(capabilities) => {
+            Message::Accepted(accepted) if !accepted.capabilities.contains(needed) => {
                 Err(EngineFault::NoDigest.into())
             }
             Message::Accepted(accepted) => Ok(Accepted {
@@ -457,21 +475,30 @@ fn open<'s>(
     stream: &'s Stream,
     session: [u8; 16],
     encoder: Encoder<RamPacket>,
-    auto: Option<&Arc<Auto>>,
-) -> Result<Lane<'s>, Failure> {
+) -> Result<Outlet<'s>, Failure> {
     let hello = Hello::new(session, id);
-    let outlet = Outlet::open(stream, &hello, encoder).map_err(|cause| Failure {
+    Outlet::open(stream, &hello, encoder).map_err(|cause| Failure {
         channel: Channel::Multifd(id),
         leg: Leg::Destination,
         block: None,
         cause: cause.into(),
-    })?;
-    let outlet = match auto {
+    })
+}
+
+/// Adds differences and efforts to a channel.
+fn extend<'s>(
+    mut outlet: Outlet<'s>,
+    sent: Option<&Arc<Sent>>,
+    auto: Option<&Arc<Auto>>,
+) -> Outlet<'s> {
+    if let Some(sent) = sent {
+        outlet = outlet.with_differences(Arc::clone(sent));
+    }
+    if let Some(auto) = auto {
         // A destination takes packets of one method.
-        Some(auto) => outlet.with_lane(EffortLane::new(Arc::clone(auto)), false),
-        None => outlet,
-    };
-    Ok(Lane::new(id, stream, outlet))
+        outlet = outlet.with_lane(EffortLane::new(Arc::clone(auto)), false);
+    }
+    outlet
 }
 
 /// Waits for one acknowledgement.

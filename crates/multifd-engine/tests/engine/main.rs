@@ -2,6 +2,7 @@
 //! threads.
 
 mod changes;
+mod differences;
 mod equal;
 mod regions;
 mod tracking;

@@ -2,6 +2,7 @@
 //!
 //! All of it is one test: it counts threads and descriptors of the process.
 
+mod bases;
 mod cut;
 mod logs;
 mod peers;

@@ -20,7 +20,7 @@ use multifd_transport::incoming::{Acceptor, Note, Peer, Reason};
 use multifd_transport::{Address, Cancel, Listener, Stream};
 use multifd_wire::Method;
 
-use crate::{cut, logs, peers};
+use crate::{bases, cut, logs, peers};
 use testkit::engine::{
     MIB, Outcome, Place, TestGuest, TestVm, assert_equal, memory, migrate, migrate_with, offered,
 };
@@ -51,6 +51,9 @@ const SCENARIOS: &[(&str, fn())] = &[
         peers::a_source_that_leaves_pages_out,
     ),
     ("sources that fall silent", peers::sources_that_fall_silent),
+    ("a base that somebody changed", bases::that_somebody_changed),
+    ("a base that never came", bases::that_never_came),
+    ("a destination without differences", bases::old_destination),
     ("nobody listens", nobody_listens),
     ("QEMUs and engines", qemus_and_engines),
     ("strangers among the channels", strangers_among_the_channels),

@@ -1,5 +1,6 @@
 //! `multifd-bench migrate`: measures the rows of the published table on this machine.
 
+mod find;
 mod html;
 mod link;
 mod mode;
@@ -14,7 +15,10 @@ use std::fs;
 use multifd_cli::process::Outcome;
 use multifd_cli::say::{self, Progress};
 
+use std::num::NonZeroU8;
+
 use crate::command::args::MigrateArgs;
+use crate::guests::Kind;
 use link::Path;
 use run::Run;
 use table::{Machine, Report, Row};
@@ -23,16 +27,12 @@ use table::{Machine, Report, Row};
 pub fn run(args: &MigrateArgs) -> Outcome {
     let path = Path::new(args.link)?;
     say::note(format_args!("{path}"));
-    let mut rows = Vec::new();
-    for workload in &args.workload {
-        for &channels in &args.channels {
-            rows.extend(
-                args.modes
-                    .iter()
-                    .map(|mode| Row::new(workload, channels, mode)),
-            );
-        }
+    if args.find_rate {
+        return find::run(args, &path);
     }
+    let mut rows: Vec<_> = combinations(args)
+        .map(|(workload, channels, mode)| Row::new(workload, channels, mode))
+        .collect();
     // Interleaving spreads a temporary disturbance over all modes.
     for number in 1..=args.runs {
         for row in &mut rows {
@@ -59,16 +59,19 @@ pub fn run(args: &MigrateArgs) -> Outcome {
     Ok(say::result(report)?)
 }
 
+/// The rows of a table.
+fn combinations(args: &MigrateArgs) -> impl Iterator<Item = (&Kind, NonZeroU8, &Mode)> {
+    args.workload.iter().flat_map(move |workload| {
+        let channels = args.channels.iter();
+        channels.flat_map(move |channels| {
+            let modes = args.modes.iter();
+            modes.map(move |mode| (workload, *channels, mode))
+        })
+    })
+}
+
 fn migrate(args: &MigrateArgs, path: &Path, number: u32, row: &mut Row) -> Outcome {
-    let run = Run {
-        guest: row.workload.clone(),
-        channels: row.channels,
-        mode: row.mode.clone(),
-        memory_bytes: args.memory,
-        guest_rate: args.guest_rate,
-        downtime_limit_ms: args.downtime_limit,
-        timeout_s: args.timeout,
-    };
+    let run = Run::new(args, &row.workload, row.channels, &row.mode);
     let mut progress = Progress::new();
     progress.show(format_args!("run {number} of {}: {row}", args.runs));
     let attempt = run.migrate(path)?;

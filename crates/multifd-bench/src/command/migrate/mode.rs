@@ -6,16 +6,22 @@ use std::str::FromStr;
 use multifd_codec::{Accel, Settings, encoder};
 use multifd_wire::Method;
 
-/// A method, and an accelerator if given.
+/// A method, an accelerator if given, and whether pages that are sent again go as differences.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mode {
     method: Method,
     accel: Option<Accel>,
+    delta: bool,
 }
 
 impl Mode {
     pub const fn method(&self) -> Method {
         self.method
+    }
+
+    /// Whether pages that are sent again go as differences.
+    pub const fn delta(&self) -> bool {
+        self.delta
     }
 
     /// The accelerator. Methods without an explicit one use the best available.
@@ -40,9 +46,13 @@ impl FromStr for Mode {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let (method, accel) = match text.split_once('+') {
+        let (rest, delta) = match text.strip_suffix(DELTA) {
+            Some(rest) => (rest, true),
+            None => (text, false),
+        };
+        let (method, accel) = match rest.split_once('+') {
             Some((method, accel)) => (method, Some(accel)),
-            None => (text, None),
+            None => (rest, None),
         };
         let accel = accel.map(str::parse::<Accel>).transpose();
         Ok(Self {
@@ -50,6 +60,7 @@ impl FromStr for Mode {
                 .parse()
                 .map_err(|error: multifd_wire::UnknownMethodName| error.to_string())?,
             accel: accel.map_err(|error| error.to_string())?,
+            delta,
         })
     }
 }
@@ -57,12 +68,18 @@ impl FromStr for Mode {
 impl fmt::Display for Mode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.method)?;
-        match self.accel {
-            Some(accel) => write!(f, "+{accel}"),
-            None => Ok(()),
+        if let Some(accel) = self.accel {
+            write!(f, "+{accel}")?;
+        }
+        match self.delta {
+            true => f.write_str(DELTA),
+            false => Ok(()),
         }
     }
 }
+
+/// The end of such a mode's name.
+const DELTA: &str = "+delta";
 
 #[cfg(test)]
 mod tests {
@@ -72,8 +89,18 @@ mod tests {
     fn modes_are_read_as_they_are_printed() {
         for text in ["zlib", "zlib+software", "zlib+qpl", "qpl", "canned", "none"] {
             assert_eq!(text.parse::<Mode>().unwrap().to_string(), text);
+            let with = format!("{text}+delta");
+            let mode = with.parse::<Mode>().unwrap();
+            assert_eq!((mode.delta(), mode.to_string()), (true, with));
         }
-        for text in ["", "zlib+", "lz4", "zlib+qat"] {
+        for text in [
+            "",
+            "zlib+",
+            "lz4",
+            "zlib+qat",
+            "+delta",
+            "zlib+delta+software",
+        ] {
             assert!(text.parse::<Mode>().is_err(), "{text}");
         }
     }

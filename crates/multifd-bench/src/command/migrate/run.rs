@@ -12,6 +12,7 @@ use serde::de::DeserializeOwned;
 
 use super::link::Path;
 use super::mode::Mode;
+use crate::command::args::MigrateArgs;
 use crate::command::{send, this_program};
 
 /// The guest to move, and the mode.
@@ -21,6 +22,8 @@ pub struct Run {
     pub mode: Mode,
     pub memory_bytes: u64,
     pub guest_rate: Option<u64>,
+    /// The memory for differences, in modes with them.
+    pub delta_memory_bytes: u64,
     pub downtime_limit_ms: u64,
     pub timeout_s: u64,
 }
@@ -40,6 +43,19 @@ pub enum Attempt {
 }
 
 impl Run {
+    pub fn new(args: &MigrateArgs, guest: &Kind, channels: NonZeroU8, mode: &Mode) -> Self {
+        Self {
+            guest: guest.clone(),
+            channels,
+            mode: mode.clone(),
+            memory_bytes: args.memory,
+            guest_rate: args.guest_rate,
+            delta_memory_bytes: args.delta_memory.unwrap_or(args.memory),
+            downtime_limit_ms: args.downtime_limit,
+            timeout_s: args.timeout,
+        }
+    }
+
     /// Moves a guest that is made for this run.
     ///
     /// # Errors
@@ -59,6 +75,9 @@ impl Run {
             .args(["--timeout", &self.timeout_s.to_string()]);
         if let Some(rate) = self.guest_rate {
             source.args(["--guest-rate", &rate.to_string()]);
+        }
+        if self.mode.delta() {
+            source.args(["--delta-memory", &self.delta_memory_bytes.to_string()]);
         }
         if let Some(bandwidth) = path.max_bandwidth() {
             source.args(["--max-bandwidth", &bandwidth.to_string()]);
