@@ -5,12 +5,17 @@ use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
+use multifd_relay::leg::LegAddress;
+use multifd_transport::Address;
 use qemu_lab::{Chain, Config, Guest, Hop, Parameters, QemuBinary, Version};
 use serde_json::Value;
 
 use super::failures::LIMIT;
 use super::lost::{has_postcopy, running, wait_sent, waiting, with_postcopy};
 use super::relays::{Relay, folder, hop_through, report, unix};
+use crate::support::made::{Shape, long};
+use crate::support::peers::{Destination, Limits, Role, SHUT_FAILED, SHUT_WELL, Source, dial};
+use crate::support::{Migration, Multifd};
 
 /// Slow enough that something can happen meanwhile.
 const SLOW: u64 = 2 << 20;
@@ -285,4 +290,101 @@ fn a_cancelled_migration_is_made_again() {
             assert_eq!(report["confirmed"], true, "{report}");
         }
     }
+}
+
+/// A QEMU's guest goes to another QEMU, through a relay of its own and the far one that all share.
+fn goes_along(binary: &QemuBinary, folder: &Path, trunk: &str, name: &str, channels: Option<u8>) {
+    let parameters = Parameters {
+        channels,
+        return_path: true,
+        ..Parameters::default()
+    };
+    let config = Config::new(binary, &Guest::default());
+    let (mut destination, listening) = waiting(config, &parameters);
+    symlink(listening.strip_prefix("unix:").unwrap(), folder.join(name)).unwrap();
+    let mut source = running(binary, &Guest::default(), &parameters);
+    let listen = unix(folder, &format!("near-{name}"));
+    let args = ["relay", "--json", "--once", "--name", name];
+    let legs = ["--listen", &listen, "--connect", trunk];
+    let near = Relay::listening(&[&args[..], &legs].concat());
+    source.migrate(&near.address).unwrap();
+    for qemu in [&mut source, &mut destination] {
+        let ended = qemu.wait_migration(LIMIT).unwrap();
+        assert!(ended.is_completed(), "{name}: {ended:?}");
+    }
+    destination.check_goes_on(LIMIT).unwrap();
+    let report = report(near.end());
+    assert_eq!(report["confirmed"], true, "{name}: {report}");
+}
+
+/// A made source, and a relay of its own. It listens by TCP, whose sockets hold all that is sent.
+fn made_source(trunk: &str, name: &str, migration: &Migration) -> (Multifd, Source) {
+    let args = ["relay", "--once", "--name", name];
+    let legs = ["--listen", "tcp:127.0.0.1:0", "--connect", trunk];
+    let mut near = Multifd::start([&args[..], &legs].concat());
+    let source = Source::begin(&near.address(), migration);
+    (near, source)
+}
+
+/// A made guest does the same. Its destination says `word` once it has everything.
+fn goes_beside(folder: &Path, trunk: &str, name: &str, word: &[u8]) {
+    let migration = long(&Shape {
+        return_path: true,
+        ..Shape::default()
+    });
+    let address = Address::Unix(folder.join(name));
+    let destination = Destination::at(&address, 2, Limits::default());
+    let (near, source) = made_source(trunk, name, &migration);
+    drop(destination.wait("all of it", |seen| seen.has_all(&migration)));
+    destination.say(Role::Main, word);
+    source.hears(word);
+    drop(source);
+    destination.close_all();
+    let status = if word == SHUT_WELL { 0 } else { 1 };
+    assert_eq!(near.end().status.code(), Some(status), "{name}");
+}
+
+/// Twenty guests at once over one port: three QEMUs of three releases, made ones, one whose
+/// destination fails and one whose destination is stuck. Each ends as if it were alone.
+#[test]
+fn twenty_guests_three_of_them_of_real_qemus() {
+    let folder = folder();
+    let folder = folder.path();
+    let destinations = unix(folder, "{name}");
+    let far = far(folder, &destinations, true, &[]);
+    let trunk = far.address.as_str();
+    let port: LegAddress = trunk.parse().unwrap();
+    let stranger = dial(&port.address);
+    let stuck = Address::Unix(folder.join("stuck"));
+    let nothing = Limits {
+        main: 0,
+        channel: 0,
+    };
+    let stuck = Destination::at(&stuck, 2, nothing);
+    let migration = long(&Shape {
+        return_path: true,
+        ..Shape::default()
+    });
+    let (near, source) = made_source(trunk, "stuck", &migration);
+    thread::scope(|scope| {
+        for (name, version, channels) in [
+            ("qemu-a", Version::V7_2, Some(4)),
+            ("qemu-b", Version::V10_0, None),
+            ("qemu-c", Version::V11_1, Some(2)),
+        ] {
+            let Some(binary) = QemuBinary::require(version) else {
+                continue;
+            };
+            scope.spawn(move || goes_along(&binary, folder, trunk, name, channels));
+        }
+        for guest in 0..15 {
+            scope.spawn(move || goes_beside(folder, trunk, &format!("vm{guest}"), &SHUT_WELL));
+        }
+        scope.spawn(move || goes_beside(folder, trunk, "fails", &SHUT_FAILED));
+    });
+    // It has ended nobody, and ends when its source gives up.
+    drop(source);
+    assert_eq!(near.end().status.code(), Some(1));
+    stuck.close_all();
+    drop(stranger);
 }
