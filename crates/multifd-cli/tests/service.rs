@@ -119,7 +119,8 @@ fn strangers_hold_up_nobody() {
             "record" => Multifd::start([&[command], &listen[..], &["--out", &out]].concat()),
             _ => {
                 destination = Some(Destination::new(folder.path(), 2));
-                relay(folder.path(), &["--once"])
+                // With --once it would refuse the other main channel as soon as this one begins.
+                relay(folder.path(), &[])
             }
         };
         let address = multifd.address();
@@ -130,6 +131,10 @@ fn strangers_hold_up_nobody() {
             assert!(!strangers[index].peer_has_closed(), "{command}: {name}");
         }
         leaves(&source, destination.as_ref());
+        if command == "relay" {
+            assert_eq!(parse(&multifd.result())["confirmed"], true);
+            signal(&multifd, Signal::TERM);
+        }
         let ended = multifd.end();
         assert_eq!(ended.status.code(), Some(0), "{ended:?}");
         for words in ["TLS", "which no connection of a migration does"] {

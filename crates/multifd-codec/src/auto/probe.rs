@@ -69,7 +69,7 @@ const BELIEF: [Duration; 2] = [Duration::from_secs(5), Duration::from_secs(60)];
 /// The time in which what waits in the sockets has passed on.
 fn settling(rate: f64) -> Duration {
     let [least, longest] = SETTLING;
-    Duration::from_secs_f64((WAITING / rate).clamp(least, longest))
+    Duration::try_from_secs_f64((WAITING / rate).clamp(least, longest)).unwrap_or(TIME)
 }
 
 impl Running {
