@@ -9,6 +9,7 @@ mod routes;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -70,7 +71,12 @@ impl Ended {
     fn ending(&self) -> Ending {
         match self {
             Self::Failed(failure) => match failure.cause {
-                Cause::Unknown | Cause::NoWord { .. } => Ending::Unknown,
+                Cause::Unknown
+                | Cause::NoWord { .. }
+                | Cause::NotTold
+                | Cause::PostcopyBroke
+                | Cause::TakenBack
+                | Cause::RelayGone => Ending::Unknown,
                 Cause::Incomplete | Cause::Transport(TransportCause::Cancelled) => {
                     Ending::Cancelled
                 }
@@ -348,6 +354,8 @@ struct Ends {
     migrations: Cancel,
     /// Nothing is left, and the addresses are given back.
     over: Cancel,
+    /// The migrations that were accepted, and whose end has not been told.
+    running: Arc<AtomicUsize>,
 }
 
 /// Says what will compute, as far as it is known before the first migration.
@@ -378,6 +386,8 @@ pub(crate) fn announce(config: &RelayConfig, accel_is_asked_for: bool) -> Outcom
     Ok(())
 }
 
+const NOBODY_ACCEPTS: &str = "no address is listened on any more: a defect of this program";
+
 /// Accepts the migrations of one address, and passes each on in a thread of its own. An address
 /// that is `given_up` takes no more migrations, and ends with its last one.
 fn accept(
@@ -387,9 +397,7 @@ fn accept(
     ends: &Ends,
     given_up: Option<&Cancel>,
 ) {
-    use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
     static NUMBER: AtomicU64 = AtomicU64::new(1);
-    static RUNNING: AtomicUsize = AtomicUsize::new(0);
     let own = Arc::new(AtomicUsize::new(0));
     let accepting = given_up.unwrap_or(&ends.accepting);
     let config = Arc::new(relay.config().clone());
@@ -415,6 +423,19 @@ fn accept(
                 return;
             }
         };
+        // First it counts, and then it is looked whether any is still taken: the other thread does
+        // the reverse before it ends the process.
+        let running = ends.running.fetch_add(1, Ordering::SeqCst);
+        if ends.accepting.is_cancelled() {
+            let words = format!(
+                "{}: refused: no more migrations are accepted",
+                incoming.peer
+            );
+            drop(incoming);
+            let _ = tell.send(Event::Note(words));
+            ends.running.fetch_sub(1, Ordering::SeqCst);
+            continue;
+        }
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let begun = Event::Begun(Box::new(Migration {
             number,
@@ -429,26 +450,27 @@ fn accept(
             record: None,
         }));
         let _ = tell.send(begun);
-        if RUNNING.fetch_add(1, Ordering::AcqRel) >= MOST_MIGRATIONS {
-            RUNNING.fetch_sub(1, Ordering::AcqRel);
+        if running >= MOST_MIGRATIONS {
             drop(incoming);
             let _ = tell.send(Event::Ended(number, Box::new(Err(Ended::TooMany))));
+            ends.running.fetch_sub(1, Ordering::SeqCst);
             continue;
         }
         own.fetch_add(1, Ordering::AcqRel);
         let (ended, updates, config) = (tell.clone(), tell.clone(), Arc::clone(&config));
-        let (cancel, own_there) = (ends.migrations.clone(), Arc::clone(&own));
+        let (ends_there, own_there) = (ends.clone(), Arc::clone(&own));
         let migration = move || {
-            let outcome = pass(incoming, &config, &cancel, number, &updates);
-            RUNNING.fetch_sub(1, Ordering::AcqRel);
+            let cancel = &ends_there.migrations;
+            let outcome = pass(incoming, &config, cancel, number, &updates);
             own_there.fetch_sub(1, Ordering::AcqRel);
             let _ = updates.send(Event::Ended(number, Box::new(outcome)));
+            ends_there.running.fetch_sub(1, Ordering::SeqCst);
         };
         if let Err(error) = thread::Builder::new().spawn(migration) {
-            RUNNING.fetch_sub(1, Ordering::AcqRel);
             own.fetch_sub(1, Ordering::AcqRel);
             let failure = Failure::here(TransportCause::Thread(error).into());
             let _ = ended.send(Event::Ended(number, Box::new(Err(Ended::Failed(failure)))));
+            ends.running.fetch_sub(1, Ordering::SeqCst);
         }
     }
 }
@@ -524,15 +546,13 @@ impl<'a> Printer<'a> {
         let mut deadline = None;
         let mut last: Option<Outcome> = None;
         loop {
-            if self.running.is_empty()
-                && let Some(outcome) = last.take()
-            {
-                return outcome;
+            let is_over = self.running.is_empty() && (last.is_some() || signals.first());
+            if is_over {
+                ends.accepting.cancel();
             }
-            if signals.first() && self.running.is_empty() {
-                return Ok(());
-            }
-            if signals.first() && deadline.is_none() {
+            // Nobody takes another one then.
+            let is_idle = is_over && ends.running.load(Ordering::SeqCst) == 0;
+            if signals.first() && deadline.is_none() && !is_over {
                 deadline = Some(Instant::now() + Duration::from_secs(self.args.drain.into()));
                 ends.accepting.cancel();
                 let (running, drain) = (self.running.len(), self.args.drain);
@@ -543,10 +563,15 @@ impl<'a> Printer<'a> {
             if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
                 ends.migrations.cancel();
             }
-            let event = match events.recv_timeout(TICK) {
+            let rest = if is_idle { Duration::ZERO } else { TICK };
+            let event = match events.recv_timeout(rest) {
                 Ok(event) => event,
+                Err(_) if is_idle => return last.take().unwrap_or(Ok(())),
                 Err(RecvTimeoutError::Timeout) => continue,
-                Err(RecvTimeoutError::Disconnected) => return Ok(()),
+                // Each of them ends by a panic only.
+                Err(RecvTimeoutError::Disconnected) => {
+                    return last.take().unwrap_or_else(|| Err(NOBODY_ACCEPTS.into()));
+                }
             };
             match event {
                 Event::Note(note) => self.note(&note),

@@ -7,9 +7,11 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 use std::thread;
+use std::time::Duration;
 
 use multifd_transport::{Address, Stream};
 use multifd_wire::Method;
+use rustix::net::sockopt::set_socket_linger;
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, setrlimit};
 use serde_json::{Value, json};
 use support::made::{Channel, END, Shape, short};
@@ -167,6 +169,36 @@ fn more_silence_than_there_are_seats() {
         "{ended:?}"
     );
     assert_eq!(parse(&ended.well())["confirmed"], true);
+}
+
+/// Without a return path a source gives its guest up once it has sent everything. What breaks behind
+/// that is no reason to take the guest from its destination too.
+#[test]
+fn a_connection_that_breaks_behind_the_end_loses_nothing() {
+    for main_breaks in [false, true] {
+        let folder = tempfile::tempdir().expect("a folder");
+        let destination = Destination::new(folder.path(), 2);
+        let mut relay = relay(folder.path(), &["--once"]);
+        let migration = short(&Shape::default());
+        let source = Source::begin(&relay.address(), &migration);
+        drop(destination.wait("all of it", |seen| seen.has_all(&migration)));
+        let breaks = match main_breaks {
+            true => &source.main,
+            false => &source.channels[0],
+        };
+        // Closing it resets it then.
+        set_socket_linger(breaks, Some(Duration::ZERO)).expect("a socket");
+        let Source { main, channels, .. } = source;
+        drop(channels);
+        thread::sleep(Duration::from_millis(300));
+        drop(main);
+        drop(destination.wait("the end of main", |seen| seen.main().end.is_some()));
+        destination.close_all();
+        let report = parse(&relay.result());
+        assert_eq!(report["confirmed"], Value::Null, "{report}");
+        assert_eq!(report["error"], Value::Null, "{report}");
+        assert_eq!(relay.end().status.code(), Some(0));
+    }
 }
 
 /// They have ten seconds, and hold up nobody who has more to say.

@@ -170,7 +170,10 @@ impl Course {
                 stopped if stopped >= CANCEL_LIMIT + CUT_LIMIT => Step::GiveUp,
                 stopped if stopped >= CANCEL_LIMIT => self.cut(),
                 stopped if phase == Phase::Cancelling && stopped >= RELEASE_AFTER => Step::Release,
-                _ if phase != Phase::Cancelling && since(self.cancelled) >= Some(CANCEL_AGAIN) => {
+                // Behind that the guest has been let go, whoever did it.
+                _ if matches!(phase, Phase::Setup | Phase::Active | Phase::PreSwitchover)
+                    && since(self.cancelled) >= Some(CANCEL_AGAIN) =>
+                {
                     self.cancelled = Some(elapsed);
                     Step::CancelAgain
                 }
@@ -291,6 +294,9 @@ mod tests {
         let again = course.next(wished(Phase::PreSwitchover, 3));
         assert_eq!(again, Step::CancelAgain);
         assert_eq!(course.next(wished(Phase::PreSwitchover, 4)), Step::Wait);
+        // Another client has let the guest go.
+        assert_eq!(course.next(wished(Phase::Switchover, 6)), Step::Wait);
+        assert_eq!(course.next(wished(Phase::Postcopy, 9)), Step::Wait);
         assert_eq!(course.next(wished(Phase::Cancelling, 6)), Step::Release);
     }
 

@@ -596,10 +596,14 @@ impl Run<'_> {
 
     /// The monitor has gone, most often with its QEMU.
     fn gone(&mut self, error: QmpError, observe: &mut dyn FnMut(News)) -> Result<Moved, Failure> {
-        if self.call_back() {
+        if self.call_back(true) {
             self.carrier.cancel();
             self.wait_relay(observe);
             let failure = Failure {
+                guest: match self.carrier.has_delivered() {
+                    true => Whereabouts::Unknown,
+                    false => Whereabouts::Source,
+                },
                 cancelled: self.course.stop() == Some(Stop::Asked),
                 ..Failure::before(error)
             };
@@ -622,12 +626,13 @@ impl Run<'_> {
         })
     }
 
-    /// Cancels a migration whose monitor cannot be followed any more, as long as nobody has let its
-    /// guest go: it would wait before its switch-over without end. Returns whether it has ended so.
-    fn call_back(&mut self) -> bool {
+    /// Cancels a migration that cannot be followed any more, as long as nobody has let its guest go:
+    /// it would wait before its switch-over without end. QEMU's status says whether it still waits:
+    /// a command to go on may have been lost. Returns whether the migration has ended so.
+    fn call_back(&mut self, mut is_broken: bool) -> bool {
         let deadline = Instant::now() + CALL_BACK_LIMIT;
-        let mut is_broken = true;
-        while !self.has_switched && !self.carrier.has_delivered() && Instant::now() < deadline {
+        // Behind the end of this migration QEMU speaks of another one.
+        while self.ended.is_none() && !self.carrier.has_delivered() && Instant::now() < deadline {
             // A monitor serves one client at a time.
             let connected = match is_broken {
                 true => self.qemu.qmp().reconnect(),
@@ -635,6 +640,7 @@ impl Run<'_> {
             };
             match connected.and_then(|()| Ok(self.qemu.migration()?.phase())) {
                 Ok(Phase::Failed | Phase::Cancelled) => return true,
+                Ok(Phase::Setup | Phase::Active) if self.has_switched => return false,
                 Ok(Phase::Setup | Phase::Active | Phase::PreSwitchover) => {
                     is_broken = self.qemu.cancel().is_err_and(|error| error.is_final());
                 }
@@ -649,10 +655,17 @@ impl Run<'_> {
     }
 
     fn given_up(&mut self, observe: &mut dyn FnMut(News)) -> Result<Moved, Failure> {
+        let is_called_back = self.course.stop().is_none() && self.call_back(false);
         self.carrier.cancel();
         self.wait_relay(observe);
         let why = format!("its last status is {}", self.told);
         let failure = self.unknown(why);
+        if is_called_back && !self.carrier.has_delivered() {
+            return Err(self.look_after(Failure {
+                guest: Whereabouts::Source,
+                ..failure
+            }));
+        }
         if self.course.stop().is_some() && !self.carrier.has_delivered() {
             // A QEMU may stay in `cancelling`, while its guest runs.
             let running = self.qemu.run_state().is_ok_and(|state| state.running);

@@ -104,6 +104,11 @@ pub enum Cause {
          the guest may run at both ends, stop one of them now"
     )]
     NotTold,
+    /// The destination says that it has the guest, before all of its memory has come.
+    #[error(
+        "the destination says that it has the guest, but not all of its memory has come: it is no QEMU, or is broken"
+    )]
+    WordTooEarly,
     /// The migration was to end here, the destination may have had everything that makes the guest,
     /// and has not said in time whether it has it.
     #[error(

@@ -48,8 +48,10 @@ pub(super) fn run(
         // last byte.
         let had_gone = link.source.peer_has_closed();
         let (word, passed) = listen(&mut receiver, bytes, outline);
-        if word == Some(Word::TooLate) {
-            return Err(destination(Cause::NotTold));
+        match word {
+            Some(Word::TooLate) => return Err(destination(Cause::NotTold)),
+            Some(Word::TooEarly) => return Err(destination(Cause::WordTooEarly)),
+            _ => {}
         }
         let told = (&*link.source).write_all(bytes.get(..passed).unwrap_or_default());
         match word {
@@ -88,6 +90,8 @@ enum Word {
     Arrived,
     /// The destination has the guest, but the migration had failed before.
     TooLate,
+    /// The destination says that it has a guest whose memory has not come.
+    TooEarly,
     Refused(u32),
 }
 
@@ -106,10 +110,11 @@ fn listen(
         match following.push(&mut rest) {
             Ok(Some(Message::Shut(0))) => {
                 let word = outline.see(|seen| {
-                    seen.confirmed = !seen.failed;
+                    seen.confirmed = !seen.failed && seen.may_have_arrived();
                     match seen.failed {
                         true => Word::TooLate,
-                        false => Word::Arrived,
+                        false if seen.confirmed => Word::Arrived,
+                        false => Word::TooEarly,
                     }
                 });
                 if !rest.is_empty() {
@@ -151,6 +156,7 @@ mod tests {
             &[SHUT_WELL.to_vec(), SHUT_FAILED.to_vec()],
         ] {
             let (outline, mut receiver) = (Outline::default(), Some(ReturnPathReceiver::new()));
+            outline.see(|seen| seen.ram_ended = true);
             let heard: Vec<_> = { parts.iter() }
                 .map(|part| listen(&mut receiver, part, &outline))
                 .collect();
@@ -163,6 +169,19 @@ mod tests {
         let heard = listen(&mut receiver, &both, &outline);
         assert_eq!(heard, (Some(Word::Refused(1)), 8));
         assert!(!outline.look(|seen| seen.confirmed));
+    }
+
+    #[test]
+    fn a_word_before_all_memory_is_none() {
+        let (outline, mut receiver) = (Outline::default(), Some(ReturnPathReceiver::new()));
+        let (word, _) = listen(&mut receiver, &SHUT_WELL, &outline);
+        assert_eq!(word, Some(Word::TooEarly));
+        assert!(outline.look(|seen| !seen.confirmed));
+        // It is in the hands of the source that recovers.
+        let (outline, mut receiver) = (Outline::default(), Some(ReturnPathReceiver::new()));
+        outline.see(|seen| seen.recovers = true);
+        let (word, _) = listen(&mut receiver, &SHUT_WELL, &outline);
+        assert_eq!(word, Some(Word::Arrived));
     }
 
     #[test]

@@ -106,6 +106,7 @@ impl Forward<'_> {
     pub(super) fn run(&self, start: &[u8], is_recovery: bool) -> Result<(), Failure> {
         let mut follower = Follower::new(self.limits);
         if is_recovery {
+            self.outline.see(|seen| seen.recovers = true);
             // Elements follow, as in a stream that has begun.
             self.follow(&mut follower, &mut STREAM_START.as_slice())?;
             self.outline.goes_on();
@@ -128,6 +129,10 @@ impl Forward<'_> {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 other => other,
             };
+            if outcome.is_err() && self.outline.look(Seen::is_given_up) {
+                // Nothing is missing, and nobody but this relay has the guest by now.
+                break;
+            }
             let count = outcome.map_err(|error| {
                 if self.outline.is_taken_back() {
                     failed(Leg::Source, self.outline.taken_back())

@@ -39,6 +39,8 @@ pub(super) struct Seen {
     pub(super) failed: bool,
     /// The rest of main cannot be followed, so nobody sees here when it is complete.
     pub(super) lost: bool,
+    /// It goes on with a postcopy migration that was interrupted: all of it came before.
+    pub(super) recovers: bool,
     /// What could not be followed. It was passed on all the same.
     pub(super) remarks: Vec<Remark>,
     /// The source's end was read and passed on.
@@ -48,6 +50,17 @@ pub(super) struct Seen {
 impl Seen {
     fn guest_has_arrived(&self) -> bool {
         self.confirmed && (self.complete || self.ram_ended || self.lost)
+    }
+
+    /// Whether a destination may say that it has the guest: all of its memory was read here, or
+    /// follows the guest.
+    pub(super) fn may_have_arrived(&self) -> bool {
+        self.complete || self.ram_ended || self.lost || self.postcopy || self.recovers
+    }
+
+    /// Whether the source has sent everything and waits for no word: it may have given its guest up.
+    pub(super) fn is_given_up(&self) -> bool {
+        !self.return_path && self.complete
     }
 
     /// Whether the destination may have got everything that makes the guest, whatever was seen of

@@ -533,6 +533,11 @@ impl<'env> Session<'env> {
                     let has_passed = !self.outline.fails();
                     failure = failure.filter(|failure| !has_passed || is_a_word(failure));
                     match &failure {
+                        // All of the guest is on its way, and the system delivers it.
+                        Some(_) if self.outline.look(|seen| seen.is_given_up() && seen.ended) => {
+                            self.gate.stop();
+                            self.links.end();
+                        }
                         Some(failure) => self.close(&failure.explain()),
                         None => closing = None,
                     }
@@ -635,7 +640,19 @@ impl<'env> Session<'env> {
     /// Whether a fault counts. After the destination has said that it has the guest, the ends of
     /// connections do not matter.
     fn matters(&self, fault: &Failure) -> bool {
-        is_a_word(fault) || !self.outline.guest_has_arrived()
+        is_a_word(fault) || !(self.outline.guest_has_arrived() || self.is_behind_end(fault))
+    }
+
+    /// Whether a channel's source has broken its connection behind the end, and waits for no word.
+    /// A mark behind the last round has shown that the channel's pages were passed on. The source
+    /// may have given its guest up, so the destination gets all of it.
+    fn is_behind_end(&self, fault: &Failure) -> bool {
+        fault.leg == Leg::Source
+            && is_an_end(&fault.cause)
+            && !self.gate.is_open()
+            && self
+                .outline
+                .look(|seen| seen.is_given_up() && seen.has_flush)
     }
 
     /// Looks for a channel that the destination has lost before it has begun. Nothing is written to

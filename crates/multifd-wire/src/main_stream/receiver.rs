@@ -95,11 +95,15 @@ impl MainReceiver {
         }
     }
 
-    /// Whether it is in a device's state, whose end it has to find. All that is behind that, the
-    /// end of the stream too, may be taken for a part of it.
+    /// Whether it is in a device's state, whose end it has to find, or in what it takes for the
+    /// payload of a command behind that. All that follows, the end of the stream too, may be taken
+    /// for a part of it.
     #[must_use]
     pub fn is_in_device_state(&self) -> bool {
-        matches!(self.machine.state, State::Opaque { .. })
+        matches!(
+            self.machine.state,
+            State::Opaque { .. } | State::Payload { .. }
+        )
     }
 }
 
