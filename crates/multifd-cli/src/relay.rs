@@ -1,5 +1,6 @@
 //! `multifd relay`.
 
+mod ended;
 mod folder;
 pub mod memory;
 pub mod metrics;
@@ -24,6 +25,7 @@ use multifd_transport::failure::Cause as TransportCause;
 use multifd_transport::incoming::{Incoming, Note, Vm};
 use multifd_wire::{Limits, Method};
 
+use self::ended::Ended;
 use self::folder::Watch;
 use self::metrics::{Counters, Server};
 use self::report::{Failed, Live, Running, Summary, advice};
@@ -56,35 +58,6 @@ enum Event {
     Ended(u64, Box<Result<MigrationReport, Ended>>),
     /// No more migrations can be accepted at an address.
     Closed(String),
-}
-
-/// Why a migration did not go through.
-enum Ended {
-    Failed(Failure),
-    /// [`MOST_MIGRATIONS`] run already.
-    TooMany,
-    /// A defect of this program, in this migration alone.
-    Panicked,
-}
-
-impl Ended {
-    fn ending(&self) -> Ending {
-        match self {
-            Self::Failed(failure) => match failure.cause {
-                Cause::Unknown
-                | Cause::NoWord { .. }
-                | Cause::NotTold
-                | Cause::PostcopyBroke
-                | Cause::TakenBack
-                | Cause::RelayGone => Ending::Unknown,
-                Cause::Incomplete | Cause::Transport(TransportCause::Cancelled) => {
-                    Ending::Cancelled
-                }
-                _ => Ending::Failed,
-            },
-            Self::TooMany | Self::Panicked => Ending::Failed,
-        }
-    }
 }
 
 /// A migration under way.

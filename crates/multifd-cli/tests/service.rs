@@ -171,8 +171,8 @@ fn more_silence_than_there_are_seats() {
     assert_eq!(parse(&ended.well())["confirmed"], true);
 }
 
-/// Without a return path a source gives its guest up once it has sent everything. What breaks behind
-/// that is no reason to take the guest from its destination too.
+/// Without a return path a source gives its guest up once it has sent everything. What breaks
+/// behind that is no reason to take the guest from its destination too.
 #[test]
 fn a_connection_that_breaks_behind_the_end_loses_nothing() {
     for main_breaks in [false, true] {

@@ -626,9 +626,9 @@ impl Run<'_> {
         })
     }
 
-    /// Cancels a migration that cannot be followed any more, as long as nobody has let its guest go:
-    /// it would wait before its switch-over without end. QEMU's status says whether it still waits:
-    /// a command to go on may have been lost. Returns whether the migration has ended so.
+    /// Cancels a migration that cannot be followed any more, as long as nobody has let its guest
+    /// go: it would wait before its switch-over without end. QEMU's status says whether it still
+    /// waits: a command to go on may have been lost. Returns whether the migration has ended so.
     fn call_back(&mut self, mut is_broken: bool) -> bool {
         let deadline = Instant::now() + CALL_BACK_LIMIT;
         // Behind the end of this migration QEMU speaks of another one.

@@ -58,7 +58,8 @@ impl Seen {
         self.complete || self.ram_ended || self.lost || self.postcopy || self.recovers
     }
 
-    /// Whether the source has sent everything and waits for no word: it may have given its guest up.
+    /// Whether the source has sent everything and waits for no word: it may have given its guest
+    /// up.
     pub(super) fn is_given_up(&self) -> bool {
         !self.return_path && self.complete
     }
