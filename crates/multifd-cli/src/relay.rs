@@ -524,7 +524,8 @@ impl<'a> Printer<'a> {
                 ends.accepting.cancel();
             }
             // Nobody takes another one then.
-            let is_idle = is_over && ends.running.load(Ordering::SeqCst) == 0;
+            // Adding nothing is ordered with the addition of one, as a look alone is not.
+            let is_idle = is_over && ends.running.fetch_add(0, Ordering::SeqCst) == 0;
             if signals.first() && deadline.is_none() && !is_over {
                 deadline = Some(Instant::now() + Duration::from_secs(self.args.drain.into()));
                 ends.accepting.cancel();
@@ -541,7 +542,11 @@ impl<'a> Printer<'a> {
                 Ok(event) => event,
                 Err(_) if is_idle => return last.take().unwrap_or(Ok(())),
                 Err(RecvTimeoutError::Timeout) => continue,
-                // Each of them ends by a panic only.
+                // Nothing is under way, and all addresses of folders are given back.
+                Err(RecvTimeoutError::Disconnected) if is_over => {
+                    return last.take().unwrap_or(Ok(()));
+                }
+                // Each of them has ended by a panic.
                 Err(RecvTimeoutError::Disconnected) => {
                     return last.take().unwrap_or_else(|| Err(NOBODY_ACCEPTS.into()));
                 }

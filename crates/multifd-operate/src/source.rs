@@ -499,22 +499,28 @@ impl Run<'_> {
         }
     }
 
+    /// Who has the guest of a migration that has failed, once the relay has ended. Whatever the
+    /// source QEMU says, its destination may run the guest.
+    fn whereabouts(&self) -> Whereabouts {
+        match &self.carrier.outcome {
+            _ if self.carrier.has_delivered() => Whereabouts::Unknown,
+            _ if !self.carrier.has_begun => Whereabouts::Source,
+            // Whoever has let it go, its destination may have everything.
+            Some(Err(Cause::Relay(failure))) if self.has_switched || has_everything(failure) => {
+                whereabouts(failure)
+            }
+            _ if self.has_switched => Whereabouts::Unknown,
+            _ => Whereabouts::Source,
+        }
+    }
+
     /// Why a migration failed that QEMU has ended.
     fn failed(&mut self, status: &MigrationStatus) -> Failure {
         let is_delivered = self.carrier.has_delivered();
+        let guest = self.whereabouts();
         let relay = match self.carrier.outcome.take() {
             Some(Err(cause)) if self.carrier.has_begun => Some(cause),
             _ => None,
-        };
-        let guest = match &relay {
-            // Whatever QEMU says, its destination may run the guest.
-            _ if is_delivered => Whereabouts::Unknown,
-            // Whoever has let it go, its destination may have everything.
-            Some(Cause::Relay(failure)) if self.has_switched || has_everything(failure) => {
-                whereabouts(failure)
-            }
-            _ if self.has_switched && self.carrier.has_begun => Whereabouts::Unknown,
-            _ => Whereabouts::Source,
         };
         let said = status.error_desc.clone();
         // Who has the guest is the relay's word then.
@@ -600,12 +606,15 @@ impl Run<'_> {
             self.carrier.cancel();
             self.wait_relay(observe);
             let failure = Failure {
-                guest: match self.carrier.has_delivered() {
-                    true => Whereabouts::Unknown,
-                    false => Whereabouts::Source,
-                },
+                guest: self.whereabouts(),
                 cancelled: self.course.stop() == Some(Stop::Asked),
                 ..Failure::before(error)
+            };
+            let failure = match self.carrier.words() {
+                Some(words) if failure.guest == Whereabouts::Unknown => {
+                    failure.advise(format!("The relay says: {words}"))
+                }
+                _ => failure,
             };
             return Err(self.look_after(failure));
         }
@@ -631,14 +640,19 @@ impl Run<'_> {
     /// waits: a command to go on may have been lost. Returns whether the migration has ended so.
     fn call_back(&mut self, mut is_broken: bool) -> bool {
         let deadline = Instant::now() + CALL_BACK_LIMIT;
-        // Behind the end of this migration QEMU speaks of another one.
-        while self.ended.is_none() && !self.carrier.has_delivered() && Instant::now() < deadline {
+        while !self.carrier.has_delivered() && Instant::now() < deadline {
             // A monitor serves one client at a time.
             let connected = match is_broken {
                 true => self.qemu.qmp().reconnect(),
                 false => Ok(()),
             };
-            match connected.and_then(|()| Ok(self.qemu.migration()?.phase())) {
+            let phase = connected.and_then(|()| Ok(self.qemu.migration()?.phase()));
+            self.look_for_end();
+            if let Some(ended) = &self.ended {
+                // From here on QEMU may speak of another migration.
+                return matches!(Phase::of(ended), Phase::Failed | Phase::Cancelled);
+            }
+            match phase {
                 Ok(Phase::Failed | Phase::Cancelled) => return true,
                 Ok(Phase::Setup | Phase::Active) if self.has_switched => return false,
                 Ok(Phase::Setup | Phase::Active | Phase::PreSwitchover) => {
@@ -660,9 +674,9 @@ impl Run<'_> {
         self.wait_relay(observe);
         let why = format!("its last status is {}", self.told);
         let failure = self.unknown(why);
-        if is_called_back && !self.carrier.has_delivered() {
+        if is_called_back {
             return Err(self.look_after(Failure {
-                guest: Whereabouts::Source,
+                guest: self.whereabouts(),
                 ..failure
             }));
         }

@@ -39,6 +39,9 @@ pub(super) struct Seen {
     pub(super) failed: bool,
     /// The rest of main cannot be followed, so nobody sees here when it is complete.
     pub(super) lost: bool,
+    /// The state of a device has come on a channel. It may follow the last SYNC, so no mark shows
+    /// that all of it was passed on.
+    pub(super) device_state: bool,
     /// It goes on with a postcopy migration that was interrupted: all of it came before.
     pub(super) recovers: bool,
     /// What could not be followed. It was passed on all the same.

@@ -234,6 +234,7 @@ impl Pump<'_> {
                 written.map_err(destination_side)?;
             }
             Item::Packet(packet @ Packet::DeviceState(_)) => {
+                self.shared.outline.see(|seen| seen.device_state = true);
                 self.forward(&packet)?;
                 self.outlet.release().map_err(destination_side)?;
             }

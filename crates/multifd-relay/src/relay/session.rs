@@ -534,7 +534,10 @@ impl<'env> Session<'env> {
                     failure = failure.filter(|failure| !has_passed || is_a_word(failure));
                     match &failure {
                         // All of the guest is on its way, and the system delivers it.
-                        Some(_) if self.outline.look(|seen| seen.is_given_up() && seen.ended) => {
+                        Some(failure)
+                            if self.outline.look(|seen| seen.is_given_up() && seen.ended) =>
+                        {
+                            self.main.source.explain(&failure.explain());
                             self.gate.stop();
                             self.links.end();
                         }
@@ -652,7 +655,7 @@ impl<'env> Session<'env> {
             && !self.gate.is_open()
             && self
                 .outline
-                .look(|seen| seen.is_given_up() && seen.has_flush)
+                .look(|seen| seen.is_given_up() && seen.has_flush && !seen.device_state)
     }
 
     /// Looks for a channel that the destination has lost before it has begun. Nothing is written to
