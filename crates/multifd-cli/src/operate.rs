@@ -14,7 +14,7 @@ use multifd_transport::Address;
 use multifd_wire::Method;
 
 pub use self::args::{AcceptArgs, EndArgs, MigrateArgs};
-use self::tell::{Teller, failed};
+use self::tell::{Good, Teller, failed};
 use crate::codec::usual_accel;
 use crate::page::{Page, Writer};
 use crate::process::Outcome;
@@ -60,23 +60,11 @@ pub fn migrate(args: &MigrateArgs, sandbox: &Sandbox) -> Outcome {
     let signals = Signals::install()?;
     let mut teller = Teller::new(end.json_lines);
     let outcome = source::migrate(&order, &signals.cancel(), &mut |news| teller.tell(news));
-    teller.clear();
-    let page = report.is_some().then(|| {
-        let title = match &args.name {
-            Some(name) => format!("Migration of {} to {}", name.as_str(), args.to),
-            None => format!("Migration to {}", args.to),
-        };
-        teller.page(title, outcome.as_ref().map(tell::Good::Moved))
-    });
-    let told = match outcome {
-        Ok(moved) => {
-            teller.moved(&moved);
-            Ok(())
-        }
-        Err(failure) => Err(failed(&failure, end.json_lines).into()),
+    let title = match &args.name {
+        Some(name) => format!("Migration of {} to {}", name.as_str(), args.to),
+        None => format!("Migration to {}", args.to),
     };
-    Report::write(report, page);
-    told
+    conclude(end, teller, report, title, outcome.map(Good::Moved))
 }
 
 /// Takes a guest.
@@ -110,14 +98,25 @@ pub fn accept(args: &AcceptArgs, sandbox: &Sandbox) -> Outcome {
     let signals = Signals::install()?;
     let mut teller = Teller::new(end.json_lines);
     let outcome = destination::accept(&order, &signals.cancel(), &mut |news| teller.tell(news));
+    let title = format!("Migration to {}", args.listen);
+    conclude(end, teller, report, title, outcome.map(Good::Arrived))
+}
+
+/// Tells how a migration has ended, and writes the page about it.
+fn conclude(
+    end: &EndArgs,
+    mut teller: Teller,
+    report: Option<Report<'_>>,
+    title: String,
+    outcome: Result<Good, Failure>,
+) -> Outcome {
     teller.clear();
-    let page = report.is_some().then(|| {
-        let title = format!("Migration to {}", args.listen);
-        teller.page(title, outcome.as_ref().map(tell::Good::Arrived))
-    });
+    let page = report
+        .is_some()
+        .then(|| teller.page(title, outcome.as_ref()));
     let told = match outcome {
-        Ok(arrived) => {
-            teller.arrived(&arrived);
+        Ok(good) => {
+            teller.well(&good);
             Ok(())
         }
         Err(failure) => Err(failed(&failure, end.json_lines).into()),

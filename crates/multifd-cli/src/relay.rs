@@ -396,8 +396,8 @@ fn accept(
                 return;
             }
         };
-        // First it counts, and then it is looked whether any is still taken: the other thread does
-        // the reverse before it ends the process.
+        // The order matters. This thread counts its migration before it looks at the wish to end.
+        // The printing thread sets that wish before it looks at the count, and ends the process.
         let running = ends.running.fetch_add(1, Ordering::SeqCst);
         if ends.accepting.is_cancelled() {
             let words = format!(
@@ -523,8 +523,7 @@ impl<'a> Printer<'a> {
             if is_over {
                 ends.accepting.cancel();
             }
-            // Nobody takes another one then.
-            // Adding nothing is ordered with the addition of one, as a look alone is not.
+            // Adding nothing is ordered with the addition of one; a mere load is not.
             let is_idle = is_over && ends.running.fetch_add(0, Ordering::SeqCst) == 0;
             if signals.first() && deadline.is_none() && !is_over {
                 deadline = Some(Instant::now() + Duration::from_secs(self.args.drain.into()));

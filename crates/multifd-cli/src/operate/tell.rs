@@ -353,9 +353,30 @@ pub(super) struct Teller {
 }
 
 /// A migration that went well.
-pub(super) enum Good<'a> {
-    Moved(&'a Moved),
-    Arrived(&'a Arrived),
+pub(super) enum Good {
+    Moved(Moved),
+    Arrived(Arrived),
+}
+
+impl Good {
+    fn report(&self) -> Option<&MigrationReport> {
+        match self {
+            Self::Moved(moved) => moved.report.as_ref(),
+            Self::Arrived(arrived) => Some(&arrived.report),
+        }
+    }
+
+    fn end(&self) -> End {
+        let whole = End::of("whole", Whereabouts::Destination);
+        let end = match self {
+            Self::Moved(moved) => whole.with_qemu(&moved.qemu),
+            Self::Arrived(arrived) => End {
+                state: Some(arrived.state.to_string()),
+                ..whole
+            },
+        };
+        end.with_report(self.report())
+    }
 }
 
 impl Teller {
@@ -441,27 +462,13 @@ impl Teller {
     }
 
     /// The page about a migration that has ended.
-    pub(super) fn page(&mut self, title: String, outcome: Result<Good<'_>, &Failure>) -> Page {
+    pub(super) fn page(&mut self, title: String, outcome: Result<&Good, &Failure>) -> Page {
         let record = std::mem::replace(&mut self.record, Record::new());
         let good = match outcome {
             Ok(good) => good,
             Err(failure) => return self.failed_page(title, failure, record),
         };
-        let whole = End::of("whole", Whereabouts::Destination);
-        let (end, report) = match good {
-            Good::Moved(moved) => {
-                let end = whole.with_qemu(&moved.qemu);
-                (
-                    end.with_report(moved.report.as_ref()),
-                    moved.report.as_ref(),
-                )
-            }
-            Good::Arrived(arrived) => {
-                let end = whole.with_report(Some(&arrived.report));
-                let state = Some(arrived.state.to_string());
-                (End { state, ..end }, Some(&arrived.report))
-            }
-        };
+        let (end, report) = (good.end(), good.report());
         let mut page = Page::new(title, Ending::Whole, end.words(), record);
         if let (Some(total), Some(downtime)) = (end.total_time, end.downtime) {
             page.figure("QEMU's total time", format_args!("{total} ms"));
@@ -499,21 +506,9 @@ impl Teller {
         say::note(text);
     }
 
-    pub(super) fn moved(&mut self, moved: &Moved) {
-        let end = End::of("whole", Whereabouts::Destination);
-        self.end(
-            end.with_qemu(&moved.qemu)
-                .with_report(moved.report.as_ref()),
-        );
-    }
-
-    pub(super) fn arrived(&mut self, arrived: &Arrived) {
-        let mut end = End::of("whole", Whereabouts::Destination);
-        end.state = Some(arrived.state.to_string());
-        self.end(end.with_report(Some(&arrived.report)));
-    }
-
-    fn end(&mut self, end: End) {
+    /// Tells that it went well. Remarks come before the line with the outcome.
+    pub(super) fn well(&mut self, good: &Good) {
+        let end = good.end();
         if self.json {
             say::report_json(&Line::End(Box::new(end)));
             return;

@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use multifd_operate::qemu::RamStatus;
 use multifd_relay::relay::{ChannelWaits, MigrationReport, Traffic, Waits, Work};
+use time::OffsetDateTime;
 
 use self::chart::{Line, Plot, Unit, bar};
 use self::markup::Markup;
@@ -124,10 +125,12 @@ impl Record {
     /// Makes a name of its own for the page in `folder`, from the time of the beginning, what the
     /// guest is called, and a number.
     pub(crate) fn path_in(&self, folder: &Path, guest: Option<&str>, number: u64) -> PathBuf {
-        let clock = Clock::of(self.began);
+        let began = in_utc(self.began);
+        let (year, month, day) = began.to_calendar_date();
+        let (hour, minute, second) = began.to_hms();
         let time = format!(
-            "{:04}{:02}{:02}T{:02}{:02}{:02}Z",
-            clock.year, clock.month, clock.day, clock.hour, clock.minute, clock.second
+            "{year:04}{:02}{day:02}T{hour:02}{minute:02}{second:02}Z",
+            u8::from(month)
         );
         // Names of guests are checked, and UUIDs are made here.
         let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
@@ -139,7 +142,7 @@ impl Record {
 
 impl Page {
     pub(crate) fn new(title: String, ending: Ending, words: String, record: Record) -> Self {
-        let began = Clock::of(record.began).to_string();
+        let began = in_words(in_utc(record.began));
         Self {
             title,
             ending,
@@ -503,50 +506,18 @@ fn class_of(cause: &'static str) -> &'static str {
     }
 }
 
-/// A moment in UTC, by the calendar.
-struct Clock {
-    year: u64,
-    month: u64,
-    day: u64,
-    hour: u64,
-    minute: u64,
-    second: u64,
+/// A moment in UTC. One that is in no calendar is told as the beginning of 1970.
+fn in_utc(time: SystemTime) -> OffsetDateTime {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let seconds = i64::try_from(since.as_secs()).ok();
+    let known = seconds.and_then(|seconds| OffsetDateTime::from_unix_timestamp(seconds).ok());
+    known.unwrap_or(OffsetDateTime::UNIX_EPOCH)
 }
 
-impl Clock {
-    fn of(time: SystemTime) -> Self {
-        let seconds = time
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default()
-            .as_secs();
-        // Years that begin in March have their leap day last. 1 March of the year 0 is 719468 days
-        // before 1970, and 400 years have 146097 days.
-        let days = seconds / 86_400 + 719_468;
-        let (era, day) = (days / 146_097, days % 146_097);
-        let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
-        let day = day - (365 * year + year / 4 - year / 100);
-        let month = (5 * day + 2) / 153;
-        let (month, day) = (month + 3, day - (153 * month + 2) / 5 + 1);
-        let is_next_year = month > 12;
-        Self {
-            year: era * 400 + year + u64::from(is_next_year),
-            month: if is_next_year { month - 12 } else { month },
-            day,
-            hour: seconds / 3600 % 24,
-            minute: seconds / 60 % 60,
-            second: seconds % 60,
-        }
-    }
-}
-
-impl Display for Clock {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(
-            f,
-            "{:04}-{:02}-{:02} {:02}:{:02}:{:02} UTC",
-            self.year, self.month, self.day, self.hour, self.minute, self.second
-        )
-    }
+/// A moment as people write it.
+fn in_words(moment: OffsetDateTime) -> String {
+    let (hour, minute, second) = moment.to_hms();
+    format!("{} {hour:02}:{minute:02}:{second:02} UTC", moment.date())
 }
 
 /// Without `<` and `&`, so that it is the same in HTML and XML.
@@ -676,8 +647,8 @@ mod tests {
             (1_735_689_599, "2024-12-31 23:59:59 UTC"),
             (4_107_542_400, "2100-03-01 00:00:00 UTC"),
         ] {
-            let clock = Clock::of(UNIX_EPOCH + Duration::from_secs(seconds));
-            assert_eq!(clock.to_string(), told);
+            let moment = in_utc(UNIX_EPOCH + Duration::from_secs(seconds));
+            assert_eq!(in_words(moment), told);
         }
     }
 

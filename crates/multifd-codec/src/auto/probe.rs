@@ -54,8 +54,7 @@ const TIME: Duration = Duration::from_millis(45);
 const WAITING: f64 = 4e6;
 const SETTLING: [f64; 2] = [0.03, 0.15];
 /// If a byte of pages takes more than this many times as long as its encoding with an ordinary
-/// effort, then no decoder is that slow, and the link is the limit. zlib's own takes half as long
-/// again as our encoder.
+/// effort, then the link is the limit: no decoder of these methods is that slow.
 const SLOWEST_DECODER: f64 = 4.0;
 /// The decoder was the limit if bytes pass on faster by this factor, and with effort by less than
 /// the other one. Rates vary by less.

@@ -176,15 +176,16 @@ impl PageBits {
         )
     }
 
+    /// What was written to the page before is seen by all that see the bit.
     fn insert(&self, page: u64) {
         if let Some((word, bit)) = self.bit(page) {
-            word.fetch_or(bit, Ordering::Relaxed);
+            word.fetch_or(bit, Ordering::Release);
         }
     }
 
     fn contains(&self, page: u64) -> bool {
         let bit = self.bit(page);
-        bit.is_some_and(|(word, bit)| word.load(Ordering::Relaxed) & bit != 0)
+        bit.is_some_and(|(word, bit)| word.load(Ordering::Acquire) & bit != 0)
     }
 
     fn count(&self) -> u64 {
