@@ -6,6 +6,7 @@ mod line;
 mod map;
 mod outside;
 mod packages;
+mod promises;
 mod public;
 mod trees;
 
@@ -79,11 +80,12 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         )?;
     }
 
-    println!("== the line of crates, the map, files, packages");
+    println!("== the line of crates, the map, files, promises, packages");
     let mut faults = line::faults(&metadata);
     faults.extend(line::c_without_features()?);
     faults.extend(map::faults(&metadata)?);
     faults.extend(files::faults()?);
+    faults.extend(promises::faults()?);
     faults.extend(packages::faults(&metadata)?);
     let packages = packages_of(&metadata).iter();
     let published: Vec<_> = packages
