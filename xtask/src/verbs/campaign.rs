@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use campaign::campaign::{Options, run as run_campaign};
+use campaign::fault::Fault;
 use campaign::scenario::Kind;
 
 use crate::multifd;
@@ -27,8 +28,8 @@ pub struct Arguments {
     #[arg(long, value_name = "KIND", value_parser = kind)]
     only: Vec<Kind>,
     /// Only runs with this fault, as a line of a broken promise names it
-    #[arg(long, value_name = "FAULT")]
-    fault: Option<String>,
+    #[arg(long, value_name = "FAULT", value_parser = fault)]
+    fault: Option<Fault>,
     /// Runs at once
     #[arg(long, value_name = "N", default_value_t = 4)]
     workers: usize,
@@ -86,7 +87,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         runs: arguments.runs,
         seed,
         kinds,
-        fault: arguments.fault.clone(),
+        fault: arguments.fault,
         workers: arguments.workers,
         limit: Duration::from_secs(arguments.limit),
     };
@@ -97,6 +98,13 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         (_, 0) => Ok(()),
         (_, failures) => Err(format!("{failures} runs broke a promise").into()),
     }
+}
+
+fn fault(name: &str) -> std::result::Result<Fault, String> {
+    Fault::named(name).ok_or_else(|| {
+        let names: Vec<_> = Fault::ALL.iter().map(|fault| fault.name()).collect();
+        format!("there is no such fault; there are: {}", names.join(", "))
+    })
 }
 
 fn kind(name: &str) -> std::result::Result<Kind, String> {

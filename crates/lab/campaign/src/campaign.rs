@@ -12,6 +12,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::engines;
+use crate::fault::Fault;
 use crate::locked;
 use crate::pool::Pool;
 use crate::qemu;
@@ -36,7 +37,7 @@ pub struct Options {
     /// The kinds of runs.
     pub kinds: Vec<Kind>,
     /// The only fault to run, if one is given.
-    pub fault: Option<String>,
+    pub fault: Option<Fault>,
     /// The number of runs at a time.
     pub workers: usize,
     /// Time after which a run counts as hanging.
@@ -232,11 +233,7 @@ fn one(
 ) {
     let begun = Instant::now();
     let (scenario, plan) = Scenario::new(seed, &options.kinds);
-    if options
-        .fault
-        .as_ref()
-        .is_some_and(|fault| fault != scenario.fault)
-    {
+    if options.fault.is_some_and(|fault| fault != scenario.fault) {
         return;
     }
     let outcome = match scenario.kind {
@@ -255,7 +252,7 @@ fn one(
         Err(faults) => {
             *summary.broken.entry(scenario.kind).or_default() += 1;
             for fault in faults.iter().filter(|fault| !fault.starts_with(' ')) {
-                let key = (promise(fault), scenario.fault);
+                let key = (promise(fault), scenario.fault.name());
                 summary.promises.entry(key).or_default().push(seed);
             }
             let only: Vec<_> = options

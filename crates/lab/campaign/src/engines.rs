@@ -10,6 +10,7 @@ use crate::around::Around;
 use crate::campaign::Bench;
 use crate::destination::{DestinationEnd, DestinationReport};
 use crate::ends::Ends;
+use crate::fault::Fault;
 use crate::link::{Happening, LinkFault};
 use crate::locked;
 use crate::net::{Stop, Trigger};
@@ -51,7 +52,7 @@ fn adapted(scenario: &Scenario) -> Scenario {
             what,
         });
     }
-    if scenario.fault == "late" || scenario.fault == "reordered" {
+    if matches!(scenario.fault, Fault::Late | Fault::Reordered) {
         let dials = scenario.source.dials.iter().enumerate();
         let late = dials.map(|(place, (who, delay))| {
             let main = *who == Who::Main;

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use campaign::campaign::Bench;
 use campaign::destination::DestinationEnd;
 use campaign::ends::{Ends, migrate};
+use campaign::fault::Fault;
 use campaign::link::{self, Happening, LinkBehaviour, LinkFault, Target};
 use campaign::net::{Listener, Socket, Stop};
 use campaign::plan::{Plan, Who};
@@ -355,24 +356,24 @@ fn a_descriptor_and_a_thread_that_stay_are_found() {
 #[test]
 fn the_ends_alone_break_no_promise() {
     let here = [
-        "none",
-        "late",
-        "reordered",
-        "stall",
-        "slow link",
-        "cancel",
-        "kill source",
+        Fault::None,
+        Fault::Late,
+        Fault::Reordered,
+        Fault::Stall,
+        Fault::SlowLink,
+        Fault::Cancel,
+        Fault::KillSource,
     ];
     let there = [
-        "refuses",
-        "destination pauses",
-        "slow reader",
-        "kill destination",
+        Fault::Refuses,
+        Fault::DestinationPauses,
+        Fault::SlowReader,
+        Fault::KillDestination,
     ];
-    let mut seen: BTreeMap<&str, BTreeMap<Class, u32>> = BTreeMap::new();
+    let mut seen: BTreeMap<Fault, BTreeMap<Class, u32>> = BTreeMap::new();
     let folder = tempfile::tempdir().expect("a folder");
     let bench = Bench::new(
-        [Path::new("none"); 2],
+        [Path::new(Fault::None); 2],
         folder.path(),
         Duration::from_secs(60),
     );
@@ -422,6 +423,6 @@ fn the_ends_alone_break_no_promise() {
     for fault in here.iter().chain(&there) {
         assert!(seen.contains_key(fault), "no seed has {fault}: {seen:?}");
     }
-    let cancelled = &seen["cancel"];
+    let cancelled = &seen[&Fault::Cancel];
     assert!(cancelled.contains_key(&Class::Kept), "{seen:?}");
 }
