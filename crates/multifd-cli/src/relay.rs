@@ -757,7 +757,7 @@ impl<'a> Printer<'a> {
                         say::chain(failure),
                         advice(method, connect, failure),
                         // This relay cannot know whether the destination has the guest.
-                        (!matches!(failure.cause, Cause::Unknown | Cause::NoWord { .. }))
+                        (!matches!(failure.cause, Cause::Unknown | Cause::NoWord { .. } | Cause::Unheard { .. }))
                             .then_some(false),
                         migration.as_ref(),
                     ),

@@ -16,7 +16,7 @@ use crate::news::{News, Progress};
 use crate::qemu::{MigrationStatus, Phase, Qemu, RunState};
 use crate::qmp::QmpError;
 use crate::settings::{Plan, Wish};
-use crate::source::{put_back, put_back_when_idle};
+use crate::source::{put_back, put_back_when_idle, stayed};
 
 /// How often QEMU is asked how far it is.
 const LOOK: Duration = Duration::from_millis(500);
@@ -94,6 +94,8 @@ pub fn accept(
     let address = Address::Unix(folder.socket());
     let mut config = order.relay.clone();
     config.connect = LegAddress::qemu(address.clone());
+    // The guest runs here then, and has a part of its memory only there.
+    config.stays_in_postcopy = true;
     let listen = |source| {
         Failure::before(Cause::Listen {
             address: order.listen.to_string(),
@@ -125,8 +127,21 @@ pub fn accept(
             }
             .go(cancel, observe)
         });
-    put_back(&plan, &mut qemu, observe);
+    put_back_unless_in_postcopy(&plan, &mut qemu, observe);
     outcome
+}
+
+/// Undoes the changes of a plan, unless the guest waits here for the rest of its memory: a recovery
+/// needs what was set for postcopy.
+fn put_back_unless_in_postcopy(plan: &Plan, qemu: &mut Qemu, observe: &mut dyn FnMut(News)) {
+    let is_in_postcopy =
+        |status: &MigrationStatus| matches!(status.phase(), Phase::Postcopy | Phase::PostcopyPaused);
+    match qemu.ask_again(Qemu::migration) {
+        Ok(status) if is_in_postcopy(&status) && !plan.changes.is_empty() => {
+            observe(stayed(plan, &Cause::Busy(status.status)));
+        }
+        _ => put_back(plan, qemu, observe),
+    }
 }
 
 fn check(qemu: &mut Qemu, wish: &Wish) -> Result<Plan, Failure> {
@@ -205,7 +220,8 @@ impl Wait<'_> {
             match looked {
                 Err(error) if error.is_final() && self.qemu.connects_again(&error, observe) => {}
                 Err(error) if error.is_final() => {
-                    // It may have said that it has the guest before: then cancelling does nothing.
+                    // It may have said that it has the guest before, or may run it in postcopy: then
+                    // cancelling does nothing.
                     self.carrier.cancel();
                     broken = Some(error);
                 }
@@ -218,6 +234,7 @@ impl Wait<'_> {
     /// The caller wants the end. In postcopy the guest is here already, and would stand still.
     fn wish(&mut self, observe: &mut dyn FnMut(News)) {
         if !self.is_in_postcopy(Phase::None) {
+            // The relay sees the beginning of postcopy first, and passes over the wish then.
             self.carrier.cancel();
         } else if !std::mem::replace(&mut self.was_too_late, true) {
             observe(News::Note(
@@ -289,7 +306,9 @@ impl Wait<'_> {
     fn failed(&mut self, cause: Cause, broken: Option<QmpError>, cancel: &Cancel) -> Failure {
         let (guest, may_have_it) = match &cause {
             Cause::Relay(failure) => match failure.cause {
-                RelayCause::NotTold | RelayCause::PostcopyBroke => (Whereabouts::Unknown, true),
+                RelayCause::NotTold
+                | RelayCause::Unheard { .. }
+                | RelayCause::PostcopyBroke => (Whereabouts::Unknown, true),
                 // QEMU had got everything that makes the guest.
                 RelayCause::NoWord { .. } | RelayCause::TakenBack => (Whereabouts::Source, true),
                 _ => (Whereabouts::Source, false),
@@ -364,9 +383,8 @@ impl Wait<'_> {
 
     /// Whether QEMU has begun to run the guest while its memory follows: it is at both ends then.
     fn is_in_postcopy(&self, now: Phase) -> bool {
-        [now, Phase::of(&self.told)]
-            .iter()
-            .any(|phase| matches!(phase, Phase::Postcopy | Phase::PostcopyPaused))
+        let is_it = |phase: &Phase| matches!(phase, Phase::Postcopy | Phase::PostcopyPaused);
+        self.carrier.is_in_postcopy || [now, Phase::of(&self.told)].iter().any(is_it)
     }
 
     /// The numbers of channels, if they are why it failed: a destination that waits for more does

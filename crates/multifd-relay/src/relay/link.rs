@@ -10,7 +10,7 @@ use std::net::Shutdown;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use multifd_transport::Stream;
+use multifd_transport::{Backlog, Stream};
 
 use crate::failure::Channel;
 
@@ -131,6 +131,21 @@ impl Links {
         let mut channels = state.links.iter().skip(1);
         let closed = channels.find(|link| link.destination.peer_has_closed());
         closed.map(|link| link.channel)
+    }
+
+    /// The first channel with bytes that its destination's host has not acknowledged, and which wait
+    /// for what is wanted; and how many bytes wait on all channels.
+    pub(super) fn find_unsent(&self, wants: impl Fn(Backlog) -> bool) -> Option<(Channel, u64)> {
+        let state = self.lock();
+        let mut sum = 0_u64;
+        let mut found = None;
+        for link in &state.links {
+            let unsent = link.destination.unsent_bytes();
+            sum = sum.saturating_add(unsent);
+            let is_it = unsent > 0 && wants(link.destination.backlog());
+            found = found.or_else(|| is_it.then_some(link.channel));
+        }
+        found.map(|channel| (channel, sum))
     }
 
     pub(super) fn are_delivered(&self) -> bool {

@@ -3,9 +3,10 @@
 
 use std::io;
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use super::Remark;
-use crate::failure::Cause;
+use crate::failure::{Cause, Unheard};
 
 /// The state that both directions have shown so far.
 #[derive(Debug, Default)]
@@ -34,6 +35,10 @@ pub(super) struct Seen {
     pub(super) postcopy: bool,
     /// The destination has said that it has the guest, and the migration had not failed before.
     pub(super) confirmed: bool,
+    /// The rest of the return path cannot be followed, so the destination's word may go unseen.
+    pub(super) return_path_lost: bool,
+    /// The source's host has acknowledged that word.
+    pub(super) told: bool,
     /// The migration has failed. From now on the source is never told that the destination has the
     /// guest.
     pub(super) failed: bool,
@@ -50,6 +55,10 @@ pub(super) struct Seen {
     pub(super) ended: bool,
 }
 
+const UNSEEN: Cause = Cause::Unheard {
+    why: Unheard::NotFollowed,
+};
+
 impl Seen {
     fn guest_has_arrived(&self) -> bool {
         self.confirmed && (self.complete || self.ram_ended || self.lost)
@@ -65,6 +74,12 @@ impl Seen {
     /// up.
     pub(super) fn is_given_up(&self) -> bool {
         !self.return_path && self.complete
+    }
+
+    /// Whether the source may have been told that its destination has the guest, and this was not
+    /// seen here.
+    fn hides_word(&self) -> bool {
+        self.return_path_lost && !self.confirmed && self.may_have_arrived()
     }
 
     /// Whether the destination may have got everything that makes the guest, whatever was seen of
@@ -104,11 +119,31 @@ impl Outline {
     /// guest up.
     pub(super) fn may_end(&self, source_is_done: bool) -> bool {
         self.see(|seen| {
-            let may_be_whole = seen.may_be_whole() || source_is_done;
+            // A destination in postcopy may have the guest, and without all of what it starts with
+            // neither end could go on.
+            let may_be_whole = seen.may_be_whole() || source_is_done || seen.postcopy;
             let is_due = may_be_whole && !seen.confirmed && !seen.failed;
             seen.failed |= !is_due && !seen.guest_has_arrived();
             !is_due
         })
+    }
+
+    /// Notes that postcopy begins. Returns `false` if the migration has failed: nothing of it is
+    /// then passed on, and the source has the guest.
+    pub(super) fn begins_postcopy(&self) -> bool {
+        self.see(|seen| {
+            seen.postcopy |= !seen.failed;
+            seen.goes_on = true;
+            seen.postcopy
+        })
+    }
+
+    /// The failure of a destination whose word was waited for in vain.
+    pub(super) fn no_word(&self, within: Duration) -> Cause {
+        match self.look(|seen| seen.postcopy) {
+            true => Cause::PostcopyBroke,
+            false => Cause::NoWord { within },
+        }
     }
 
     /// Notes that everything that makes the guest has been read. Returns `false` if the migration
@@ -166,9 +201,20 @@ impl Outline {
     pub(super) fn taken_back(&self) -> Cause {
         self.look(|seen| match () {
             () if seen.postcopy => Cause::PostcopyBroke,
+            () if seen.hides_word() => UNSEEN,
             // A stream that could not be followed may have been complete.
             () if seen.may_be_whole() || !seen.remarks.is_empty() => Cause::TakenBack,
             () => Cause::Incomplete,
+        })
+    }
+
+    /// The failure of a destination that has closed, and has said no word to a source that waits
+    /// for one.
+    pub(super) fn unconfirmed(&self) -> Cause {
+        self.look(|seen| match () {
+            () if seen.postcopy => Cause::PostcopyBroke,
+            () if seen.hides_word() => UNSEEN,
+            () => Cause::Unconfirmed,
         })
     }
 
@@ -206,6 +252,32 @@ mod tests {
         let outline = Outline::default();
         assert!(outline.may_end(false));
         assert!(!outline.completes(), "the rest goes nowhere");
+    }
+
+    /// A source that closes may have been told, and a destination that closes may have said it.
+    #[test]
+    fn behind_a_return_path_that_cannot_be_followed_nobody_knows() {
+        for (ram_ended, is_known) in [(false, true), (true, false)] {
+            let outline = Outline::default();
+            outline.see(|seen| {
+                (seen.return_path, seen.return_path_lost) = (true, true);
+                seen.ram_ended = ram_ended;
+            });
+            let [gone, closed] = [outline.taken_back(), outline.unconfirmed()];
+            assert_eq!(matches!(gone, Cause::Unheard { .. }), !is_known, "{gone}");
+            assert_eq!(matches!(closed, Cause::Unheard { .. }), !is_known, "{closed}");
+        }
+    }
+
+    #[test]
+    fn either_a_wish_is_first_or_postcopy() {
+        let outline = Outline::default();
+        assert!(outline.begins_postcopy());
+        assert!(!outline.may_end(false), "its destination may have the guest");
+        assert!(matches!(outline.no_word(Duration::ZERO), Cause::PostcopyBroke));
+        let outline = Outline::default();
+        assert!(outline.may_end(false));
+        assert!(!outline.begins_postcopy(), "nothing of it goes anywhere");
     }
 
     /// The end of main may have gone unseen, or wait in a buffer of this host.

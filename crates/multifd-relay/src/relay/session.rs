@@ -21,7 +21,9 @@ use multifd_wire::main_stream::{MainEvent, MainReceiver};
 
 use super::back;
 use super::counters::Counters;
-use super::ends::{can_wait, is_a_word, is_an_end, worse};
+use super::dead_link::{DeadLink, LINK_TIMEOUT};
+use super::delay::Delay;
+use super::ends::{as_known, can_wait, is_a_word, is_an_end, worse};
 use super::gate::Gate;
 use super::link::{Link, Links};
 use super::main_channel::{self, Forward};
@@ -53,6 +55,13 @@ const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
 
 /// How long a peer may take to close after everything was delivered and confirmed.
 const CLOSING_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How much longer a source may take that is a relay: it waits as long for its own source, and says
+/// how that has ended.
+const FAR_CLOSING_TIME: Duration = Duration::from_secs(10);
+
+/// How long the end of a source that was cut off may take to be passed on.
+const END_TIME: Duration = Duration::from_secs(1);
 
 /// How long a destination may take to begin. It answers at once when it has all channels. Over a
 /// link that loses a fifth of all packets, one answer in 15,000 takes 13 s. The source of a small
@@ -478,11 +487,14 @@ impl<'env> Session<'env> {
             let mut watch = Watch::new();
             let mut silence = Silence::new(SILENCE_TIMEOUT.max(self.config.dial_timeout));
             let (mut told, mut changes_told) = (Instant::now(), 0);
-            let mut settled = false;
+            let (mut settled, mut tells_postcopy) = (false, false);
             let mut over_since: Option<Moment> = None;
+            // Since when the destination has said its word.
+            let mut said_since: Option<Moment> = None;
             let mut hung_up_since: Option<Moment> = None;
             // Since when the end has been delayed for the destination's word.
-            let mut word_since: Option<Moment> = None;
+            let mut word_since: Option<Delay> = None;
+            let mut dead_link = DeadLink::new(LINK_TIMEOUT);
             // When to close the failed migration.
             let mut closing: Option<Instant> = None;
             // After this relay has closed everything, a broken connection is no failure.
@@ -507,8 +519,10 @@ impl<'env> Session<'env> {
                 };
                 let fault = fault
                     .or_else(|| self.look_at_source())
+                    .or_else(|| self.look_at_word(running.forward, &mut said_since))
                     .or_else(|| self.look_at_channels(&mut hung_up_since))
-                    .or_else(|| silence.look(self.outline, self.gate, self.counters));
+                    .or_else(|| silence.look(self.outline, self.gate, self.counters))
+                    .or_else(|| dead_link.look(self.outline, self.links));
                 let waited = word_since.is_some();
                 let fault = self
                     .postpone(fault, &mut word_since)
@@ -547,6 +561,10 @@ impl<'env> Session<'env> {
                 }
                 self.links.go_on_closing();
                 self.clocks.look();
+                if !tells_postcopy && self.outline.look(|seen| seen.postcopy) {
+                    tells_postcopy = true;
+                    observe(Update::Postcopy);
+                }
                 if !settled && self.gate.is_loading() {
                     settled = true;
                     settle();
@@ -563,8 +581,7 @@ impl<'env> Session<'env> {
                     }
                     let sample = watch.sample(self.counters, self.gate, self.outline, self.clocks);
                     // A trunk compresses the main channel too.
-                    let comes_so = self.main.source.bytes_below().is_some();
-                    let compresses = self.target.is_relay() || comes_so;
+                    let compresses = self.target.is_relay() || self.source_is_relay();
                     let notes = watch.look(&sample).into_iter();
                     notes
                         .filter(|note| !(compresses && *note == MigrationNote::NoMultifd))
@@ -579,10 +596,18 @@ impl<'env> Session<'env> {
                     true if over_since.is_none() && (!needs_rest || self.links.are_delivered()) => {
                         over_since = Some(Moment::now());
                     }
-                    true if over_since.is_some_and(|since| since.elapsed() >= CLOSING_TIMEOUT) => {
-                        is_closed = true;
-                        self.gate.stop();
-                        self.links.end();
+                    true if !confirmed || self.is_heard(running.forward) => {
+                        let over = over_since.map_or(Duration::ZERO, |since| since.elapsed());
+                        if over >= CLOSING_TIMEOUT {
+                            is_closed = true;
+                            // Its end is passed on as a clean one: another relay counts on that. A
+                            // connection that cannot be shut down is closed already.
+                            let _ = self.main.source.shutdown(Shutdown::Both);
+                        }
+                        if is_closed && (!running.forward || over >= CLOSING_TIMEOUT + END_TIME) {
+                            self.gate.stop();
+                            self.links.end();
+                        }
                     }
                     _ => {}
                 }
@@ -593,7 +618,7 @@ impl<'env> Session<'env> {
                     if let Cause::Far(far) = &mut failure.cause {
                         far.was_complete = self.outline.look(Seen::may_be_whole);
                     }
-                    Err(failure)
+                    Err(self.outline.look(|seen| as_known(failure, seen)))
                 }
                 None => {
                     self.links.end();
@@ -611,7 +636,8 @@ impl<'env> Session<'env> {
     /// A source that closes while it waits for the destination's word has taken its guest back.
     fn look_at_source(&self) -> Option<Failure> {
         let confirmed = self.outline.look(|seen| seen.confirmed);
-        if self.cancel.is_cancelled() && !confirmed && !self.gate.is_stopped() {
+        let is_wish = self.cancel.is_cancelled() && !self.stays();
+        if is_wish && !confirmed && !self.gate.is_stopped() {
             return Some(Failure::here(TransportCause::Cancelled.into()));
         }
         // The order matters: the source closes at once after it has got the destination's word.
@@ -620,23 +646,55 @@ impl<'env> Session<'env> {
             .then(|| main_channel::failed(Leg::Source, self.outline.taken_back()))
     }
 
+    /// Whether a wish to end is passed over.
+    fn stays(&self) -> bool {
+        self.config.stays_in_postcopy && self.outline.look(|seen| seen.postcopy)
+    }
+
+    /// Looks for a source that cannot be told the destination's word: it may go on with its guest.
+    /// `reads`: the thread that reads its main channel runs.
+    fn look_at_word(&self, reads: bool, since: &mut Option<Moment>) -> Option<Failure> {
+        if !self.outline.look(|seen| seen.confirmed) || self.is_heard(reads) {
+            return None;
+        }
+        let patience = match self.source_is_relay() {
+            true => CLOSING_TIMEOUT + FAR_CLOSING_TIME,
+            false => CLOSING_TIMEOUT,
+        };
+        let is_late = since.get_or_insert_with(Moment::now).elapsed() >= patience;
+        is_late.then(|| main_channel::failed(Leg::Destination, Cause::NotTold))
+    }
+
+    /// Whether the source has certainly heard the destination's word: its host has acknowledged it.
+    /// A relay says by a clean end that its own source has heard it.
+    fn is_heard(&self, reads: bool) -> bool {
+        self.outline.look(|seen| seen.told) && !(reads && self.source_is_relay())
+    }
+
+    fn source_is_relay(&self) -> bool {
+        self.main.source.bytes_below().is_some()
+    }
+
     /// Puts off an end without need once the destination may have everything that makes the guest.
     /// It starts the guest at any moment, and a source that was cut off goes on with it. A source
     /// that waits for no word may have given its guest up as soon as it has gone.
-    fn postpone(&self, fault: Option<Failure>, since: &mut Option<Moment>) -> Option<Failure> {
+    fn postpone(&self, fault: Option<Failure>, since: &mut Option<Delay>) -> Option<Failure> {
+        let has_word = self.outline.look(|seen| seen.return_path);
+        let source_is_done = !has_word && self.main.source.peer_has_closed();
+        let bytes_out = self.counters.totals().bytes_out;
         if let Some(fault) = fault {
-            let has_word = self.outline.look(|seen| seen.return_path);
             let has_marks = !self.gate.is_open();
-            let source_is_done = !has_word && self.main.source.peer_has_closed();
             if !can_wait(&fault, has_word && has_marks) || self.outline.may_end(source_is_done) {
                 return Some(fault);
             }
-            since.get_or_insert_with(Moment::now);
+            since.get_or_insert_with(|| Delay::begin(bytes_out));
         }
-        let is_late = since.is_some_and(|since| since.elapsed() >= WORD_TIMEOUT);
+        let delay = since.as_mut().filter(|_| !self.stays());
+        let is_late =
+            delay.is_some_and(|delay| delay.is_over(WORD_TIMEOUT, source_is_done, bytes_out));
         is_late.then(|| {
             let within = WORD_TIMEOUT;
-            main_channel::failed(Leg::Destination, Cause::NoWord { within })
+            main_channel::failed(Leg::Destination, self.outline.no_word(within))
         })
     }
 

@@ -128,6 +128,8 @@ struct Main {
     /// The UUID of its channels.
     uuid: Option<[u8; 16]>,
     channels: BTreeSet<u8>,
+    /// Those of its channels that its own peer has opened.
+    own: BTreeSet<u8>,
     /// Whether all its channels have certainly come.
     settled: bool,
     /// Whether it is an engine's, which owns its UUID and no other.
@@ -178,6 +180,7 @@ impl Matching {
             ready: None,
             uuid: None,
             channels: BTreeSet::new(),
+            own: BTreeSet::new(),
             settled: false,
             engine: false,
             has_preempt: false,
@@ -367,6 +370,9 @@ impl Matching {
                     if let Some(main) = self.main(id) {
                         main.uuid = Some(orphan.uuid);
                         main.channels.insert(orphan.channel);
+                        if main.peer == orphan.peer {
+                            main.own.insert(orphan.channel);
+                        }
                     }
                     let (channel, main) = (orphan.id, id);
                     decisions.push(Decision::Give { channel, main });
@@ -475,6 +481,13 @@ impl Matching {
             [main] if orphan.closed.is_some() && main.channels.contains(&orphan.channel) => {
                 Verdict::Drop
             }
+            // The source is done, and may have given its guest up. It has all its channels.
+            [main] if main.closed.is_some() && main.channels.contains(&orphan.channel) => {
+                match now.duration_since(orphan.hope) >= ORPHAN_TIMEOUT {
+                    true => Verdict::Drop,
+                    false => Verdict::Wait { hope: false },
+                }
+            }
             [main] if now.duration_since(orphan.since) >= CONFLICT_TIMEOUT => {
                 let id = orphan.channel;
                 Verdict::Refuse(vec![main.id], SetupFault::ChannelTwice { id })
@@ -498,6 +511,7 @@ impl Matching {
             .mains
             .iter()
             .filter(|main| !main.is_settled(now) && main.may_take(orphan, now))
+            .filter(|main| !self.is_outdone(orphan, main))
             .collect();
         // A UUID that was set on purpose belongs to one VM.
         if orphan.uuid != [0; 16] {
@@ -537,6 +551,18 @@ impl Matching {
                 // A migration that had no channels may have left none.
                 !main.channels.is_empty() && main.peer == orphan.peer && main.may_leave(orphan)
             })
+    }
+
+    /// Whether the channel is another peer's, and the main channel's own peer has one of this UUID
+    /// and id: then it is none of this migration's, and stops it in no way.
+    fn is_outdone(&self, orphan: &Orphan, main: &Main) -> bool {
+        let has_own = || {
+            self.orphans.iter().any(|other| {
+                let is_same = (other.uuid, other.channel) == (orphan.uuid, orphan.channel);
+                is_same && other.peer == main.peer && other.closed.is_none()
+            })
+        };
+        main.peer != orphan.peer && (main.own.contains(&orphan.channel) || has_own())
     }
 
     /// Whether another waiting channel has the same UUID and id. One of the two belongs to another
@@ -617,12 +643,15 @@ impl Main {
     fn is_foreign(&self, orphan: &Orphan, now: Instant) -> bool {
         // A UUID that was given on purpose is one VM's.
         let is_named = orphan.uuid != [0; 16] && self.names(orphan.uuid);
+        // Its own channels come at about the time of its set-up.
+        let ready = self.ready.map(|(ready, _)| ready);
+        let since = ready.map_or(orphan.since, |ready| ready.max(orphan.since));
         // A proxy on this host may have one process for each connection.
         let differ = matches!(
             (self.peer, orphan.peer),
             (PeerId::Host(ours), PeerId::Host(theirs)) if ours != theirs
         );
-        let is_recent = now.duration_since(orphan.since) < FOREIGN_TIMEOUT;
+        let is_recent = now.duration_since(since) < FOREIGN_TIMEOUT;
         differ && !is_named && (is_recent || orphan.closed.is_some())
     }
 
