@@ -757,8 +757,11 @@ impl<'a> Printer<'a> {
                         say::chain(failure),
                         advice(method, connect, failure),
                         // This relay cannot know whether the destination has the guest.
-                        (!matches!(failure.cause, Cause::Unknown | Cause::NoWord { .. } | Cause::Unheard { .. }))
-                            .then_some(false),
+                        (!matches!(
+                            failure.cause,
+                            Cause::Unknown | Cause::NoWord { .. } | Cause::Unheard { .. }
+                        ))
+                        .then_some(false),
                         migration.as_ref(),
                     ),
                     Ended::TooMany => Failed::new(

@@ -16,7 +16,7 @@ use crate::news::{News, Progress};
 use crate::qemu::{MigrationStatus, Phase, Qemu, RunState};
 use crate::qmp::QmpError;
 use crate::settings::{Plan, Wish};
-use crate::source::{put_back, put_back_when_idle, stayed};
+use crate::source::{put_back, put_back_when_idle};
 
 /// How often QEMU is asked how far it is.
 const LOOK: Duration = Duration::from_millis(500);
@@ -127,21 +127,9 @@ pub fn accept(
             }
             .go(cancel, observe)
         });
-    put_back_unless_in_postcopy(&plan, &mut qemu, observe);
+    // A recovery from a break in postcopy goes on without these settings (docs/qemu-notes.md).
+    put_back(&plan, &mut qemu, observe);
     outcome
-}
-
-/// Undoes the changes of a plan, unless the guest waits here for the rest of its memory: a recovery
-/// needs what was set for postcopy.
-fn put_back_unless_in_postcopy(plan: &Plan, qemu: &mut Qemu, observe: &mut dyn FnMut(News)) {
-    let is_in_postcopy =
-        |status: &MigrationStatus| matches!(status.phase(), Phase::Postcopy | Phase::PostcopyPaused);
-    match qemu.ask_again(Qemu::migration) {
-        Ok(status) if is_in_postcopy(&status) && !plan.changes.is_empty() => {
-            observe(stayed(plan, &Cause::Busy(status.status)));
-        }
-        _ => put_back(plan, qemu, observe),
-    }
 }
 
 fn check(qemu: &mut Qemu, wish: &Wish) -> Result<Plan, Failure> {
@@ -306,9 +294,9 @@ impl Wait<'_> {
     fn failed(&mut self, cause: Cause, broken: Option<QmpError>, cancel: &Cancel) -> Failure {
         let (guest, may_have_it) = match &cause {
             Cause::Relay(failure) => match failure.cause {
-                RelayCause::NotTold
-                | RelayCause::Unheard { .. }
-                | RelayCause::PostcopyBroke => (Whereabouts::Unknown, true),
+                RelayCause::NotTold | RelayCause::Unheard { .. } | RelayCause::PostcopyBroke => {
+                    (Whereabouts::Unknown, true)
+                }
                 // QEMU had got everything that makes the guest.
                 RelayCause::NoWord { .. } | RelayCause::TakenBack => (Whereabouts::Source, true),
                 _ => (Whereabouts::Source, false),

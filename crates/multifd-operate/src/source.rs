@@ -173,7 +173,7 @@ pub(crate) fn put_back(plan: &Plan, qemu: &mut Qemu, observe: &mut dyn FnMut(New
     }
 }
 
-pub(crate) fn stayed(plan: &Plan, error: &dyn std::error::Error) -> News {
+fn stayed(plan: &Plan, error: &dyn std::error::Error) -> News {
     let stayed: Vec<String> = plan.changes.iter().map(ToString::to_string).collect();
     News::Note(format!(
         "QEMU's settings could not all be put back ({}). They were changed to: {}",

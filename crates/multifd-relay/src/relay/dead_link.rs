@@ -83,7 +83,10 @@ mod tests {
             thread::sleep(WITHIN);
         }
         let failure = link.note(Some((Channel::Multifd(1), 10))).unwrap();
-        assert_eq!((failure.channel, failure.leg), (Channel::Multifd(1), Leg::Destination));
+        assert_eq!(
+            (failure.channel, failure.leg),
+            (Channel::Multifd(1), Leg::Destination)
+        );
         // What waits for the peer to read, or is acknowledged, begins the time anew.
         assert!(link.note(None).is_none());
         assert!(link.note(Some((Channel::Main, 10))).is_none());
@@ -108,7 +111,10 @@ mod tests {
         assert!(outline.completes());
         let deadline = Moment::now() + Duration::from_secs(20);
         // The last bytes on the way may have to be sent again.
-        while links.find_unsent(|backlog| backlog != Backlog::Peer).is_some() {
+        while links
+            .find_unsent(|backlog| backlog != Backlog::Peer)
+            .is_some()
+        {
             assert!(Moment::now() < deadline, "its window is closed");
             thread::sleep(WITHIN);
         }

@@ -595,7 +595,11 @@ mod tests {
             });
             destination.set_nonblocking(true).unwrap();
             let end = destination.read(&mut [0]).ok();
-            assert_eq!(end, is_told.then_some(0), "no end but a clean one is passed on");
+            assert_eq!(
+                end,
+                is_told.then_some(0),
+                "no end but a clean one is passed on"
+            );
         }
     }
 

@@ -265,7 +265,11 @@ mod tests {
             });
             let [gone, closed] = [outline.taken_back(), outline.unconfirmed()];
             assert_eq!(matches!(gone, Cause::Unheard { .. }), !is_known, "{gone}");
-            assert_eq!(matches!(closed, Cause::Unheard { .. }), !is_known, "{closed}");
+            assert_eq!(
+                matches!(closed, Cause::Unheard { .. }),
+                !is_known,
+                "{closed}"
+            );
         }
     }
 
@@ -273,8 +277,14 @@ mod tests {
     fn either_a_wish_is_first_or_postcopy() {
         let outline = Outline::default();
         assert!(outline.begins_postcopy());
-        assert!(!outline.may_end(false), "its destination may have the guest");
-        assert!(matches!(outline.no_word(Duration::ZERO), Cause::PostcopyBroke));
+        assert!(
+            !outline.may_end(false),
+            "its destination may have the guest"
+        );
+        assert!(matches!(
+            outline.no_word(Duration::ZERO),
+            Cause::PostcopyBroke
+        ));
         let outline = Outline::default();
         assert!(outline.may_end(false));
         assert!(!outline.begins_postcopy(), "nothing of it goes anywhere");

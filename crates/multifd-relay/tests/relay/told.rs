@@ -39,7 +39,9 @@ fn deaf(legs: &[&str]) -> Vec<Result<MigrationReport, Failure>> {
         scope.spawn(move || {
             let [main, other] = [(); 2].map(|()| Stream::connect(&address).unwrap());
             (&main).write_all(&main_bytes(true)).unwrap();
-            (&other).write_all(&channel_bytes(0, 1, Method::None)).unwrap();
+            (&other)
+                .write_all(&channel_bytes(0, 1, Method::None))
+                .unwrap();
             // It neither reads nor closes.
             let _ = is_over.recv();
         });
