@@ -292,6 +292,7 @@ impl Wait<'_> {
                 RelayCause::NotTold | RelayCause::PostcopyBroke => (Whereabouts::Unknown, true),
                 // QEMU had got everything that makes the guest.
                 RelayCause::NoWord { .. } | RelayCause::TakenBack => (Whereabouts::Source, true),
+                RelayCause::Untold { .. } => (Whereabouts::Unknown, true),
                 _ => (Whereabouts::Source, false),
             },
             _ => (Whereabouts::Source, false),

@@ -22,6 +22,7 @@ impl Ended {
             Self::Failed(failure) => match failure.cause {
                 Cause::Unknown
                 | Cause::NoWord { .. }
+                | Cause::Untold { .. }
                 | Cause::NotTold
                 | Cause::PostcopyBroke
                 | Cause::TakenBack

@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use std::net::Shutdown;
 use std::time::Duration;
 
+use multifd_transport::failure::Cause as TransportCause;
 use multifd_transport::rounds::RoundFault;
 use multifd_transport::{Clock, Doing, Moment};
 use multifd_wire::Limits;
@@ -156,6 +157,10 @@ impl Forward<'_> {
         let seen = self.outline.look(Seen::clone);
         if self.outline.is_taken_back() {
             return Err(failed(Leg::Source, self.outline.taken_back()));
+        }
+        if seen.halted && !seen.complete {
+            // The migration is to end, and not all of the guest was there.
+            return Err(failed(Leg::Here, TransportCause::Cancelled.into()));
         }
         // What was short of a mark has begun now or never.
         self.gate.begin();
@@ -497,7 +502,6 @@ pub(super) fn failed(leg: Leg, cause: Cause) -> Failure {
 mod tests {
     use super::*;
     use multifd_transport::Stream;
-    use multifd_transport::failure::Cause as TransportCause;
     use std::os::unix::net::UnixStream;
     use std::sync::Arc;
     use std::thread;
