@@ -59,7 +59,7 @@ impl Carrier {
         let thread = thread::Builder::new().name("relay".to_owned()).spawn(work);
         let thread = thread.map_err(|error| {
             Cause::from(multifd_relay::Failure::here(
-                TransportCause::Thread(error).into(),
+                TransportCause::thread(error).into(),
             ))
         })?;
         Ok(Self {

@@ -299,6 +299,7 @@ impl Wait<'_> {
                 }
                 // QEMU had got everything that makes the guest.
                 RelayCause::NoWord { .. } | RelayCause::TakenBack => (Whereabouts::Source, true),
+                RelayCause::Untold { .. } => (Whereabouts::Unknown, true),
                 _ => (Whereabouts::Source, false),
             },
             _ => (Whereabouts::Source, false),

@@ -218,6 +218,7 @@ pub(crate) fn whereabouts(failure: &multifd_relay::Failure) -> Whereabouts {
         | RelayCause::NotTold
         | RelayCause::NoWord { .. }
         | RelayCause::Unheard { .. }
+        | RelayCause::Untold { .. }
         | RelayCause::TakenBack
         | RelayCause::PostcopyBroke => Whereabouts::Unknown,
         RelayCause::Far(ref far) if far.may_have_guest() => Whereabouts::Unknown,
@@ -235,6 +236,7 @@ pub(crate) fn has_everything(failure: &multifd_relay::Failure) -> bool {
         RelayCause::NotTold
         | RelayCause::NoWord { .. }
         | RelayCause::Unheard { .. }
+        | RelayCause::Untold { .. }
         | RelayCause::TakenBack
         | RelayCause::PostcopyBroke => true,
         RelayCause::Far(ref far) => far.may_have_guest(),

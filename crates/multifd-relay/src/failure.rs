@@ -128,6 +128,15 @@ pub enum Cause {
         /// Why not.
         why: Unheard,
     },
+    /// The migration has failed, and its source has not asked for the destination's word.
+    #[error(
+        "the source has no return path and may have given its guest up, and nobody can say here whether the \
+         destination has it: look at both (info status) before you go on"
+    )]
+    Untold {
+        /// The failure.
+        source: Box<Cause>,
+    },
     /// A connection broke while the guest's memory was at both ends.
     #[error(
         "a connection broke in postcopy; the guest goes on once it is recovered \
@@ -178,6 +187,14 @@ impl From<Gap> for Cause {
 }
 
 impl Cause {
+    /// Whether nobody can say here who has the guest.
+    pub fn is_unknown(&self) -> bool {
+        matches!(
+            self,
+            Self::Unknown | Self::NoWord { .. } | Self::Untold { .. } | Self::Unheard { .. }
+        )
+    }
+
     /// The cause of a broken connection: the other relay's reason, if it has said one.
     pub(crate) fn of_connection(error: io::Error) -> Self {
         let inner = error.get_ref();

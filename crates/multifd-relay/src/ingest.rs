@@ -125,7 +125,7 @@ fn spawn<'scope>(
         channel: Channel::Main,
         leg: Leg::Here,
         block: None,
-        cause: TransportCause::Thread(error).into(),
+        cause: TransportCause::thread(error).into(),
     })
 }
 

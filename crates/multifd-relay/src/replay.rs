@@ -222,8 +222,8 @@ impl Replay {
             let address = connect.clone();
             Cause::from(TransportCause::Dial { address, source })
         };
-        let target = Target::resolve(connect)
-            .map_err(cannot_dial)
+        let target = Target::resolve(connect, &|| false)
+            .map_err(|error| cannot_dial(error.into()))
             .map_err(failed(Channel::Main))?;
         for recorded in &self.streams {
             let stream = target

@@ -23,6 +23,7 @@ impl Ended {
                 Cause::Unknown
                 | Cause::NoWord { .. }
                 | Cause::Unheard { .. }
+                | Cause::Untold { .. }
                 | Cause::NotTold
                 | Cause::PostcopyBroke
                 | Cause::TakenBack

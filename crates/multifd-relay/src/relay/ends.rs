@@ -41,7 +41,7 @@ pub(super) fn as_known(mut failure: Failure, seen: &Seen) -> Failure {
     match () {
         () if error.kind() == io::ErrorKind::UnexpectedEof => {}
         () if seen.postcopy => failure.cause = Cause::PostcopyBroke,
-        () if seen.may_be_whole() || seen.ended && seen.ram_ended => {
+        () if seen.return_path && seen.may_be_whole() => {
             failure.cause = Cause::Unheard { why };
         }
         () => {}
@@ -92,7 +92,7 @@ mod tests {
             };
             as_known(failure, &seen).cause
         };
-        let whole: fn(&mut Seen) = |seen| seen.complete = true;
+        let whole: fn(&mut Seen) = |seen| (seen.complete, seen.return_path) = (true, true);
         let there = Leg::Destination;
         for kind in [io::ErrorKind::TimedOut, io::ErrorKind::HostUnreachable] {
             let cause = failed(there, kind, whole);

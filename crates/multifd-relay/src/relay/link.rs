@@ -54,6 +54,17 @@ impl Link {
     }
 }
 
+/// How the links of a failed migration are closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Way {
+    /// Step by step. The main channel is reset now, so that the destination cannot take an
+    /// incomplete stream for a complete one.
+    Broken,
+    /// All at once, with clean ends. The source has given the guest up, all of it is on its way,
+    /// and the system delivers it.
+    Delivered,
+}
+
 /// The links of a migration, which are closed together. The first is the main channel's.
 #[derive(Debug, Default)]
 pub(super) struct Links(Mutex<State>);
@@ -91,18 +102,29 @@ impl Links {
         self.lock().sources.push(Arc::clone(source));
     }
 
-    /// Begins to close all links. The main channel is reset now, so that the destination cannot
-    /// take an incomplete stream for a complete one. [`go_on_closing`](Self::go_on_closing) does
-    /// the rest.
-    pub(super) fn close(&self, words: &str) {
+    /// Closes all links of a migration that has failed. `words` give the reason to a source that is
+    /// a relay.
+    pub(super) fn close(&self, way: Way, words: &str) {
         let mut state = self.lock();
-        if state.closed.is_none() {
-            state.closed = Some(Instant::now());
-            state.links.first().inspect(|main| main.reset(words));
+        let is_first = state.closed.is_none();
+        state.closed.get_or_insert_with(Instant::now);
+        match way {
+            Way::Broken if is_first => {
+                state.links.first().inspect(|main| main.reset(words));
+            }
+            // `go_on_closing` does the rest.
+            Way::Broken => {}
+            Way::Delivered => {
+                state
+                    .links
+                    .first()
+                    .inspect(|main| main.source.explain(words));
+                state.close_all();
+            }
         }
     }
 
-    /// Takes the steps after [`close`](Self::close) whose time has come.
+    /// Takes the steps after [`Way::Broken`] whose time has come.
     pub(super) fn go_on_closing(&self) {
         let state = self.lock();
         let Some(since) = state.closed.map(|since| since.elapsed()) else {

@@ -6,6 +6,7 @@ use std::net::Shutdown;
 use std::thread;
 use std::time::Duration;
 
+use multifd_transport::failure::Cause as TransportCause;
 use multifd_transport::rounds::RoundFault;
 use multifd_transport::{Clock, Doing, Moment};
 use multifd_wire::Limits;
@@ -162,6 +163,10 @@ impl Forward<'_> {
         // A source that closes may have given up, with the destination's word on its way.
         if !self.wait_told() {
             return Err(failed(Leg::Here, RoundFault::Stopped.into()));
+        }
+        if seen.halted && !seen.complete {
+            // The migration is to end, and not all of the guest was there.
+            return Err(failed(Leg::Here, TransportCause::Cancelled.into()));
         }
         // What was short of a mark has begun now or never.
         self.gate.begin();
@@ -520,7 +525,6 @@ pub(super) fn failed(leg: Leg, cause: Cause) -> Failure {
 mod tests {
     use super::*;
     use multifd_transport::Stream;
-    use multifd_transport::failure::Cause as TransportCause;
     use std::io::Read;
     use std::os::unix::net::UnixStream;
     use std::sync::Arc;

@@ -56,6 +56,7 @@ mod first;
 mod gate;
 mod link;
 mod main_channel;
+mod opening;
 mod outline;
 mod pump;
 mod reach;

@@ -53,6 +53,9 @@ pub(super) struct Seen {
     pub(super) remarks: Vec<Remark>,
     /// The source's end was read and passed on.
     pub(super) ended: bool,
+    /// This relay has closed the source, which waits for no word, so the end of its bytes is no
+    /// clean end.
+    pub(super) halted: bool,
 }
 
 const UNSEEN: Cause = Cause::Unheard {
@@ -80,6 +83,19 @@ impl Seen {
     /// seen here.
     fn hides_word(&self) -> bool {
         self.return_path_lost && !self.confirmed && self.may_have_arrived()
+    }
+
+    /// Whether the source, which waits for no word, may have given up a guest that the destination
+    /// does not certainly have. Bytes of a source that this relay has closed may have been on their
+    /// way; behind all memory these may have been the last ones.
+    pub(super) fn may_be_given_up(&self) -> bool {
+        let may_be_done = self.may_be_whole() || (self.halted || self.ended) && self.ram_ended;
+        self.set_up && !self.return_path && !self.postcopy && may_be_done
+    }
+
+    /// Whether the stream cannot be followed, and has not switched to postcopy before.
+    pub(super) fn is_lost_before_postcopy(&self) -> bool {
+        self.lost && !self.postcopy
     }
 
     /// Whether the destination may have got everything that makes the guest, whatever was seen of
@@ -144,6 +160,15 @@ impl Outline {
             true => Cause::PostcopyBroke,
             false => Cause::NoWord { within },
         }
+    }
+
+    /// This relay is about to close a source that waits for no word. `false` if it waits for one,
+    /// or has not said so yet: then it keeps its guest, and needs no such care.
+    pub(super) fn halts(&self) -> bool {
+        self.see(|seen| {
+            seen.halted |= seen.set_up && !seen.return_path && !seen.postcopy;
+            seen.halted
+        })
     }
 
     /// Notes that everything that makes the guest has been read. Returns `false` if the migration

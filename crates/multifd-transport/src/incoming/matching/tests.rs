@@ -7,6 +7,7 @@ const MULTIFD: Stated = Stated {
     uuid: None,
     has_channels: true,
     postcopy: false,
+    return_path: false,
 };
 
 fn give(channel: Id, main: Id) -> Decision {
