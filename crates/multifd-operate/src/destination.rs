@@ -208,8 +208,8 @@ impl Wait<'_> {
             match looked {
                 Err(error) if error.is_final() && self.qemu.connects_again(&error, observe) => {}
                 Err(error) if error.is_final() => {
-                    // It may have said that it has the guest before, or may run it in postcopy: then
-                    // cancelling does nothing.
+                    // It may have said that it has the guest before, or may run it in postcopy.
+                    // Then cancelling does nothing.
                     self.carrier.cancel();
                     broken = Some(error);
                 }

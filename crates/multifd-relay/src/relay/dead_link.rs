@@ -1,7 +1,7 @@
 //! Detects a link to the destination that has died with the last bytes of a migration on it.
 //!
-//! While bytes wait for an acknowledgement, the system does not ask whether the peer's host is there,
-//! and sends them again for a quarter of an hour.
+//! While bytes wait for an acknowledgement, the system does not ask whether the peer's host is
+//! there, and sends them again for a quarter of an hour.
 
 use std::io;
 use std::time::Duration;

@@ -20,8 +20,8 @@ impl Delay {
         }
     }
 
-    /// Whether the delay has lasted for `limit`. While the bytes move of a source that has given its
-    /// guest up (`source_is_done`), nobody else has that guest, and the time begins anew.
+    /// Whether the delay has lasted for `limit`. While the bytes move of a source that has given
+    /// its guest up (`source_is_done`), nobody else has that guest, and the time begins anew.
     pub(super) fn is_over(
         &mut self,
         limit: Duration,

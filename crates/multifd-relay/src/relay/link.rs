@@ -155,7 +155,7 @@ impl Links {
         closed.map(|link| link.channel)
     }
 
-    /// The first channel with bytes that its destination's host has not acknowledged, and which wait
+    /// The first channel with bytes that its destination's host has not acknowledged, and that wait
     /// for what is wanted; and how many bytes wait on all channels.
     pub(super) fn find_unsent(&self, wants: impl Fn(Backlog) -> bool) -> Option<(Channel, u64)> {
         let state = self.lock();
