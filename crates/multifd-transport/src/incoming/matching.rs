@@ -238,8 +238,8 @@ impl Matching {
     }
 
     /// Notes the end of a migration. Closed channels that it may have owned are given to the next
-    /// one only without doubt. A main channel that ends in its set-up may be a stranger's, so it takes no channel
-    /// away that another present main channel may own.
+    /// one only without doubt. A main channel that ends in its set-up may be a stranger's, so it
+    /// takes no channel away that another present main channel may own.
     pub fn end(&mut self, id: Id) {
         let Some(index) = self.mains.iter().position(|main| main.id == id) else {
             return;
