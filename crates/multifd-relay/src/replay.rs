@@ -330,8 +330,8 @@ impl Replay {
             }
         }
         drop(hello);
-        // A source that waits for an answer closes main only when it has it.
-        if recorded.channel != Channel::Main || !self.return_path {
+        // A source that waits for an answer closes its connections only when it has it.
+        if !self.return_path {
             stream.shutdown(Shutdown::Write)?;
         }
         Ok(())

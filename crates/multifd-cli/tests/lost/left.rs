@@ -21,7 +21,8 @@ fn a_closed_channel_of_an_earlier_try_is_not_the_next_ones() {
     let destination = Destination::new(folder.path(), 2);
     let mut relay = relay_at("tcp:127.0.0.1:0", &destination.address, &["--once"]);
     let address = relay.address();
-    write(&dial(&address), &migration.channels[0]);
+    let stale = Channel::new(0, Method::None).sync();
+    write(&dial(&address), &stale.pages(&[(0, 99)], &[]).bytes());
     let mut source = Source::dial(&address, 2);
     let late = source.channels.remove(0);
     write(&source.channels[0], &migration.channels[1]);
@@ -32,7 +33,10 @@ fn a_closed_channel_of_an_earlier_try_is_not_the_next_ones() {
     // Longer than a closed channel waits for its main channel to be closed too.
     thread::sleep(Duration::from_millis(1500));
     write(&late, &migration.channels[0]);
-    drop(destination.wait("all of it", |seen| seen.has_all(&migration)));
+    let seen = destination.wait("all of it", |seen| seen.has_all(&migration));
+    let channel = seen.of(Role::Channel(0)).expect("a channel");
+    assert!(channel.bytes == migration.channels[0]);
+    drop(seen);
     destination.say(Role::Main, &SHUT_WELL);
     assert!(source.hears(&SHUT_WELL).ends_with(&SHUT_WELL));
     drop(late);

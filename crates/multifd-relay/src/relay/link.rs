@@ -178,3 +178,36 @@ impl Links {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::UnixStream;
+
+    /// A channel ends later than main if a stream is broken, and at once if all was delivered.
+    #[test]
+    fn the_way_of_closing_decides_when_channels_end() {
+        for way in [Way::Broken, Way::Delivered] {
+            let links = Links::default();
+            let ends = [Channel::Main, Channel::Multifd(0)].map(|channel| {
+                let (source, ours) = UnixStream::pair().unwrap();
+                let (there, destination) = UnixStream::pair().unwrap();
+                links.add(&Arc::new(Link {
+                    channel,
+                    source: Arc::new(Stream::from(ours)),
+                    destination: Stream::from(there),
+                }));
+                [Stream::from(source), Stream::from(destination)]
+            });
+            links.close(way, "words");
+            links.close(way, "words");
+            let [main, channel] = ends
+                .each_ref()
+                .map(|ends| ends.each_ref().map(Stream::peer_has_closed));
+            assert_eq!(main, [true, true]);
+            assert_eq!(channel, [way == Way::Delivered; 2]);
+            links.end();
+            assert!(ends.as_flattened().iter().all(Stream::peer_has_closed));
+        }
+    }
+}

@@ -90,7 +90,7 @@ impl Seen {
     /// way; behind all memory these may have been the last ones.
     pub(super) fn may_be_given_up(&self) -> bool {
         let may_be_done = self.may_be_whole() || (self.halted || self.ended) && self.ram_ended;
-        self.set_up && !self.return_path && !self.postcopy && may_be_done
+        (self.set_up || self.lost) && !self.return_path && !self.postcopy && may_be_done
     }
 
     /// Whether the stream cannot be followed, and has not switched to postcopy before.
@@ -333,5 +333,26 @@ mod tests {
         assert!(outline.goes_behind(true) && outline.goes_behind(false));
         assert!(outline.may_end(false));
         assert!(!outline.goes_behind(true), "the rest goes nowhere");
+    }
+
+    /// A source with a return path keeps its guest until it has the word.
+    #[test]
+    fn a_source_that_waits_for_no_word_may_have_given_its_guest_up() {
+        let seen = |change: fn(&mut Seen)| {
+            let outline = Outline::default();
+            outline.set_up();
+            outline.see(change);
+            (outline.halts(), outline.look(Seen::may_be_given_up))
+        };
+        assert_eq!(seen(|_| ()), (true, false));
+        assert_eq!(seen(|seen| seen.ram_ended = true), (true, true));
+        assert_eq!(seen(|seen| seen.complete = true), (true, true));
+        let asks = |seen: &mut Seen| (seen.complete, seen.return_path) = (true, true);
+        assert_eq!(seen(asks), (false, false));
+        let outline = Outline::default();
+        assert!(!outline.halts(), "it may ask for a word in its set-up");
+        // The relay has not closed the source, which was in its state of devices.
+        outline.see(|seen| (seen.set_up, seen.ram_ended) = (true, true));
+        assert!(!outline.look(Seen::may_be_given_up));
     }
 }

@@ -563,7 +563,7 @@ impl<'env> Session<'env> {
     fn told(&self, mut failure: Failure) -> Failure {
         failure = self.outline.look(|seen| as_known(failure, seen));
         let is_unknown = self.outline.look(Seen::may_be_given_up);
-        if is_unknown && !matches!(failure.cause, Cause::Unknown | Cause::NoWord { .. }) {
+        if is_unknown && !is_a_word(&failure) && !failure.cause.is_unknown() {
             let source = Box::new(failure.cause);
             failure.cause = Cause::Untold { source };
         }
