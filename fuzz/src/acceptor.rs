@@ -124,6 +124,7 @@ impl World {
             uuid: main.stated,
             has_channels: how & 4 == 4,
             postcopy: main.postcopy,
+            return_path: how & 8 == 8,
         };
         self.matching.main_ready(id, stated, now);
     }

@@ -26,6 +26,7 @@ pub fn run(args: &RecordArgs) -> Outcome {
     }
     let unconfirmed = match report.confirmed {
         Some(_) => "",
+        None if report.unheard => say::UNHEARD,
         None => say::NOT_CONFIRMED,
     };
     say::report_line(format_args!(

@@ -1,6 +1,7 @@
 //! `multifd relay`.
 
 mod ended;
+mod ends;
 mod folder;
 pub mod memory;
 pub mod metrics;
@@ -10,14 +11,13 @@ mod routes;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use multifd_codec::{Accel, BackendKind};
 use multifd_relay::Failure;
-use multifd_relay::failure::Cause;
 use multifd_relay::leg::{Encryption, EncryptionOptions, LegAddress, Protocol, Rule};
 use multifd_relay::relay::{MigrationReport, Relay, RelayConfig, Traffic, Update, pass_on};
 use multifd_transport::Cancel;
@@ -26,6 +26,7 @@ use multifd_transport::incoming::{Incoming, Note, Vm};
 use multifd_wire::{Limits, Method};
 
 use self::ended::Ended;
+use self::ends::{Count, Ends};
 use self::folder::Watch;
 use self::metrics::{Counters, Server};
 use self::report::{Failed, Live, Running, Summary, advice};
@@ -172,7 +173,7 @@ pub fn run(args: &RelayArgs, confined: Confined) -> Outcome {
         let thread = thread::Builder::new().spawn(work);
         accepting.push(
             thread.map_err(|error| {
-                say::chain(&Failure::here(TransportCause::Thread(error).into()))
+                say::chain(&Failure::here(TransportCause::thread(error).into()))
             })?,
         );
     }
@@ -182,7 +183,7 @@ pub fn run(args: &RelayArgs, confined: Confined) -> Outcome {
         let thread = thread::Builder::new().spawn(move || watch.run(&tell, &ends));
         accepting.push(
             thread.map_err(|error| {
-                say::chain(&Failure::here(TransportCause::Thread(error).into()))
+                say::chain(&Failure::here(TransportCause::thread(error).into()))
             })?,
         );
     }
@@ -318,19 +319,6 @@ fn reload(encryptions: &[Encryption]) {
     }
 }
 
-/// How a relay ends, step by step.
-#[derive(Clone, Default)]
-struct Ends {
-    /// No more migrations are accepted.
-    accepting: Cancel,
-    /// Running migrations are ended.
-    migrations: Cancel,
-    /// Nothing is left, and the addresses are given back.
-    over: Cancel,
-    /// The migrations that were accepted, and whose end has not been told.
-    running: Arc<AtomicUsize>,
-}
-
 /// Says what will compute, as far as it is known before the first migration.
 pub(crate) fn announce(config: &RelayConfig, accel_is_asked_for: bool) -> Outcome {
     let method = config.compression;
@@ -371,7 +359,7 @@ fn accept(
     given_up: Option<&Cancel>,
 ) {
     static NUMBER: AtomicU64 = AtomicU64::new(1);
-    let own = Arc::new(AtomicUsize::new(0));
+    let own = Count::default();
     let accepting = given_up.unwrap_or(&ends.accepting);
     let config = Arc::new(relay.config().clone());
     loop {
@@ -380,7 +368,7 @@ fn accept(
             Err(_) if accepting.is_cancelled() => {
                 // Migrations under way may have connections to come.
                 relay.refuse_new();
-                let has_use = || given_up.is_none() || own.load(Ordering::Acquire) > 0;
+                let has_use = || given_up.is_none() || !own.is_none();
                 while !ends.over.is_cancelled() && has_use() {
                     thread::sleep(TICK);
                 }
@@ -398,7 +386,7 @@ fn accept(
         };
         // The order matters. This thread counts its migration before it looks at the wish to end.
         // The printing thread sets that wish before it looks at the count, and ends the process.
-        let running = ends.running.fetch_add(1, Ordering::SeqCst);
+        let (counted, running) = ends.running.one();
         if ends.accepting.is_cancelled() {
             let words = format!(
                 "{}: refused: no more migrations are accepted",
@@ -406,7 +394,6 @@ fn accept(
             );
             drop(incoming);
             let _ = tell.send(Event::Note(words));
-            ends.running.fetch_sub(1, Ordering::SeqCst);
             continue;
         }
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
@@ -426,24 +413,22 @@ fn accept(
         if running >= MOST_MIGRATIONS {
             drop(incoming);
             let _ = tell.send(Event::Ended(number, Box::new(Err(Ended::TooMany))));
-            ends.running.fetch_sub(1, Ordering::SeqCst);
             continue;
         }
-        own.fetch_add(1, Ordering::AcqRel);
         let (ended, updates, config) = (tell.clone(), tell.clone(), Arc::clone(&config));
-        let (ends_there, own_there) = (ends.clone(), Arc::clone(&own));
+        let (cancel, (own, _)) = (ends.migrations.clone(), own.one());
+        // It is counted until its end has been told, by whichever thread does that.
+        let counted = Arc::new(counted);
+        let counted_there = Arc::clone(&counted);
         let migration = move || {
-            let cancel = &ends_there.migrations;
-            let outcome = pass(incoming, &config, cancel, number, &updates);
-            own_there.fetch_sub(1, Ordering::AcqRel);
+            let _counted = counted_there;
+            let outcome = pass(incoming, &config, &cancel, number, &updates);
+            drop(own);
             let _ = updates.send(Event::Ended(number, Box::new(outcome)));
-            ends_there.running.fetch_sub(1, Ordering::SeqCst);
         };
         if let Err(error) = thread::Builder::new().spawn(migration) {
-            own.fetch_sub(1, Ordering::AcqRel);
-            let failure = Failure::here(TransportCause::Thread(error).into());
+            let failure = Failure::here(TransportCause::thread(error).into());
             let _ = ended.send(Event::Ended(number, Box::new(Err(Ended::Failed(failure)))));
-            ends.running.fetch_sub(1, Ordering::SeqCst);
         }
     }
 }
@@ -523,8 +508,7 @@ impl<'a> Printer<'a> {
             if is_over {
                 ends.accepting.cancel();
             }
-            // Adding nothing is ordered with the addition of one; a mere load is not.
-            let is_idle = is_over && ends.running.fetch_add(0, Ordering::SeqCst) == 0;
+            let is_idle = is_over && ends.running.is_none();
             if signals.first() && deadline.is_none() && !is_over {
                 deadline = Some(Instant::now() + Duration::from_secs(self.args.drain.into()));
                 ends.accepting.cancel();
@@ -757,8 +741,7 @@ impl<'a> Printer<'a> {
                         say::chain(failure),
                         advice(method, connect, failure),
                         // This relay cannot know whether the destination has the guest.
-                        (!matches!(failure.cause, Cause::Unknown | Cause::NoWord { .. }))
-                            .then_some(false),
+                        (!failure.cause.is_unknown()).then_some(false),
                         migration.as_ref(),
                     ),
                     Ended::TooMany => Failed::new(

@@ -346,6 +346,10 @@ impl<T: Display> Display for LeftOut<T> {
 /// Stands before the report on a migration whose source asked for no confirmation.
 pub(crate) const NOT_CONFIRMED: &str = "whole, not confirmed to the source: no return path; ";
 
+/// Stands before the report on a migration whose source may not have heard that everything is kept.
+pub(crate) const UNHEARD: &str = "whole, but it is not known whether the source has heard that: look at it (info \
+    status); if its guest runs on there, what is kept is of an earlier moment; ";
+
 /// How much of a migration has arrived.
 #[derive(Debug)]
 pub(crate) struct Arrived {

@@ -68,7 +68,8 @@ impl Signals {
                 for signal in coming.forever() {
                     told.came(signal);
                 }
-            })?;
+            })
+            .map_err(multifd_transport::failure::NoThread::io)?;
         Ok(SIGNALS.get_or_init(|| signals).clone())
     }
 

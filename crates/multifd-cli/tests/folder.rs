@@ -6,10 +6,11 @@ use std::fs;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use multifd_transport::Address;
+use multifd_transport::{Address, Stream};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use support::made::{Shape, short};
@@ -140,6 +141,65 @@ fn a_file_becomes_a_socket_and_its_name_the_guests() {
         "{ended:?}"
     );
     assert_eq!(files(&out), [""; 0]);
+}
+
+/// The moment of a guest's coming and that of the relay's end, in many orders: a guest that was
+/// taken is not cut off.
+#[test]
+fn a_guest_that_comes_while_the_relay_ends_is_taken_or_refused() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let migration = ordinary();
+    for pause in 0..24_u64 {
+        let (out, to) = (
+            folder.path().join(format!("out{pause}")),
+            folder.path().join(format!("to{pause}")),
+        );
+        fs::create_dir(&out)
+            .and_then(|()| fs::create_dir(&to))
+            .expect("folders");
+        let relay = relay(&out, &to, &[]);
+        let address = ask(&out.join("vm1.sock"));
+        let destination = Destination::at(&Address::Unix(to.join("vm1")), 2, Limits::default());
+        let pid = Pid::from_raw(relay.id() as i32).expect("a process");
+        let is_over = AtomicBool::new(false);
+        let was_taken = thread::scope(|scope| {
+            scope.spawn(|| {
+                thread::sleep(Duration::from_micros(pause * 250));
+                kill_process(pid, Signal::TERM).expect("it runs");
+            });
+            scope.spawn(|| {
+                // Its source ends in time, whatever becomes of it.
+                while !is_over.load(Ordering::Relaxed) && !destination.seen().has_all(&migration) {
+                    thread::sleep(Duration::from_millis(1));
+                }
+                if destination.seen().has_all(&migration) {
+                    destination.say(Role::Main, &SHUT_WELL);
+                }
+            });
+            // Its first byte is written once all of its connections are open.
+            let open = || Stream::connect(&address).ok();
+            let heard = open()
+                .zip(open().zip(open()))
+                .map(|(main, (first, second))| {
+                    main.set_read_timeout(Some(DEADLINE)).expect("a socket");
+                    let channels = vec![first, second];
+                    let source = Source { main, channels };
+                    source.write(&migration);
+                    let heard = source.hears(&SHUT_WELL);
+                    source.finish();
+                    heard
+                });
+            is_over.store(true, Ordering::Relaxed);
+            heard.is_some_and(|heard| heard.ends_with(&SHUT_WELL))
+        });
+        destination.close_all();
+        let ended = relay.end();
+        let has_begun = ended.stderr.contains("a migration begins");
+        assert_eq!(has_begun, was_taken, "{pause}: {ended:?}");
+        let is_confirmed = ended.stdout.contains("\"confirmed\":true");
+        assert_eq!(is_confirmed, was_taken, "{pause}: {ended:?}");
+        assert!(ended.status.success(), "{pause}: {ended:?}");
+    }
 }
 
 #[test]

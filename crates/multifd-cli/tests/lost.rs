@@ -13,6 +13,7 @@ mod lost {
     mod silence;
     mod standstill;
     mod strangers;
+    mod wishes;
     mod word;
 }
 

@@ -5,7 +5,7 @@ mod support;
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
-use std::io::{PipeWriter, Write};
+use std::io::{BufRead, BufReader, PipeWriter, Write};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -174,6 +174,37 @@ fn all_descriptors_that_may_be_had_are_taken() {
         .find(|line| line.starts_with("Max open files"));
     let words: Vec<_> = line.expect("a limit").split_whitespace().collect();
     assert_eq!(words[3..5], ["200", "200"], "{words:?}");
+}
+
+/// The system only says "try again". Somewhere on the way down a thread is the first to be missing.
+#[test]
+fn what_a_thread_lacks_is_named_with_the_limit_and_its_remedy() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let listen = format!("--listen=unix:{}", folder.path().join("s").display());
+    let mut told = 0;
+    for mib in (60..240).rev().step_by(2) {
+        let script = format!("ulimit -v {}; exec \"$0\" \"$@\"", mib << 10);
+        let mut command = Command::new("sh");
+        command.args(["-c", &script]).arg(program());
+        command.args(["relay", &listen, "--connect=unix:/nowhere"]);
+        let mut relay = command.stderr(Stdio::piped()).spawn().expect("a shell");
+        let stderr = BufReader::new(relay.stderr.take().expect("a pipe"));
+        for line in stderr.lines().map(|line| line.expect("text")) {
+            if line.contains("listening on") {
+                break;
+            }
+            if line.contains("os error 11") {
+                told += 1;
+                for words in ["this host", "address space, RLIMIT_AS", "ulimit -v"] {
+                    assert!(line.contains(words), "{mib} MiB: {line}");
+                }
+            }
+        }
+        // It may have ended.
+        let _ = relay.kill();
+        relay.wait().expect("a process");
+    }
+    assert!(told > 0, "none of these limits lets all start but a thread");
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use multifd_transport::{Address, Stream};
 use multifd_wire::Method;
@@ -18,7 +18,7 @@ use support::made::{Channel, END, Shape, short};
 use support::peers::{
     Destination, Limits, PONG, Role, SHUT_WELL, Source, a_while, dial, dial_from, end_of, write,
 };
-use support::{Migration, Multifd, files, program};
+use support::{DEADLINE, Migration, Multifd, files, program};
 
 /// The made strangers come from another host than the made sources.
 const ELSEWHERE: [u8; 4] = [127, 0, 0, 9];
@@ -671,7 +671,48 @@ fn no_failure_follows_a_word_of_success() {
                 a_while();
             }
             drop(source);
-            multifd.end().well();
+            let words = multifd.end().well();
+            // Behind a reset nobody knows what the source has read before.
+            let is_known = !words.contains("it is not known whether the source has heard");
+            assert_eq!(is_known, !breaks, "{words}");
+            assert!(Path::new(&out).exists());
+        }
+    }
+}
+
+/// The source is cancelled while the word is on its way, and closes without reading it.
+#[test]
+fn behind_a_break_receive_and_record_do_not_know_what_the_source_has_heard() {
+    for (command, option) in [("receive", "--dump"), ("record", "--out")] {
+        for listen in ["tcp:127.0.0.1:0", "unix"] {
+            let folder = tempfile::tempdir().expect("a folder");
+            let path = |name: &str| folder.path().join(name).display().to_string();
+            let (out, socket) = (path("out"), format!("unix:{}", path("s")));
+            let listen = if listen == "unix" { &socket } else { listen };
+            let mut args = vec![command, "--listen", listen, option, &out];
+            args.extend((command == "receive").then_some("--json"));
+            let mut multifd = Multifd::start(args);
+            let source = Source::begin(&multifd.address(), &ordinary());
+            let has_word = || {
+                let mut heard = [0; 64];
+                let count = source.main.peek(&mut heard).unwrap_or(0);
+                heard[..count].ends_with(&SHUT_WELL)
+            };
+            let deadline = Instant::now() + DEADLINE;
+            while !has_word() {
+                assert!(Instant::now() < deadline, "no word");
+                thread::sleep(Duration::from_millis(5));
+            }
+            source.main.reset(None);
+            drop(source);
+            let words = multifd.end().well();
+            if command == "receive" {
+                let report = parse(&words);
+                assert!(report["confirmed"].is_null(), "{report}");
+                assert!(report["advice"].is_string(), "{report}");
+            } else {
+                assert!(words.contains("it is not known whether"), "{words}");
+            }
             assert!(Path::new(&out).exists());
         }
     }

@@ -32,6 +32,8 @@ pub(crate) struct Carrier {
     pub(crate) traffic: Traffic,
     pub(crate) waits: Vec<ChannelWaits>,
     pub(crate) has_begun: bool,
+    /// Postcopy has begun, as the relay sees it in the stream.
+    pub(crate) is_in_postcopy: bool,
     /// The number of the source's channels, if the destination does not begin to load.
     pub(crate) not_begun: Option<usize>,
     /// How it has ended.
@@ -57,7 +59,7 @@ impl Carrier {
         let thread = thread::Builder::new().name("relay".to_owned()).spawn(work);
         let thread = thread.map_err(|error| {
             Cause::from(multifd_relay::Failure::here(
-                TransportCause::Thread(error).into(),
+                TransportCause::thread(error).into(),
             ))
         })?;
         Ok(Self {
@@ -67,6 +69,7 @@ impl Carrier {
             traffic: Traffic::default(),
             waits: Vec::new(),
             has_begun: false,
+            is_in_postcopy: false,
             not_begun: None,
             outcome: None,
         })
@@ -81,6 +84,7 @@ impl Carrier {
                     observe(News::Begun(peer));
                 }
                 Told::Update(Update::Progress(traffic)) => self.traffic = traffic,
+                Told::Update(Update::Postcopy) => self.is_in_postcopy = true,
                 Told::Update(Update::Waits(waits)) => self.waits = waits,
                 Told::Update(Update::Note(MigrationNote::NotBegun { channels })) => {
                     self.not_begun = Some(channels);

@@ -167,6 +167,11 @@ impl Course {
         }
         if let Some(stopped) = since(self.stop.map(|(_, at)| at)) {
             return match stopped {
+                // Another client has begun it. The guest runs there, and a part of it only here.
+                _ if phase == Phase::Postcopy => match relay_ended {
+                    Some(ended) if ended >= ENDED_LIMIT => Step::GiveUp,
+                    _ => Step::Wait,
+                },
                 stopped if stopped >= CANCEL_LIMIT + CUT_LIMIT => Step::GiveUp,
                 stopped if stopped >= CANCEL_LIMIT => self.cut(),
                 stopped if phase == Phase::Cancelling && stopped >= RELEASE_AFTER => Step::Release,
@@ -298,6 +303,11 @@ mod tests {
         assert_eq!(course.next(wished(Phase::Switchover, 6)), Step::Wait);
         assert_eq!(course.next(wished(Phase::Postcopy, 9)), Step::Wait);
         assert_eq!(course.next(wished(Phase::Cancelling, 6)), Step::Release);
+        // In postcopy nothing is cut off, and the relay's end is the end.
+        assert_eq!(course.next(wished(Phase::Postcopy, 99)), Step::Wait);
+        let ended = |seconds| with(Relay::Failed, Phase::Postcopy, seconds);
+        assert_eq!(course.next(ended(100)), Step::Wait);
+        assert_eq!(course.next(ended(160)), Step::GiveUp);
     }
 
     #[test]

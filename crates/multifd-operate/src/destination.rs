@@ -94,6 +94,8 @@ pub fn accept(
     let address = Address::Unix(folder.socket());
     let mut config = order.relay.clone();
     config.connect = LegAddress::qemu(address.clone());
+    // The guest runs here then, and has a part of its memory only there.
+    config.stays_in_postcopy = true;
     let listen = |source| {
         Failure::before(Cause::Listen {
             address: order.listen.to_string(),
@@ -125,6 +127,7 @@ pub fn accept(
             }
             .go(cancel, observe)
         });
+    // A recovery from a break in postcopy goes on without these settings (docs/qemu-notes.md).
     put_back(&plan, &mut qemu, observe);
     outcome
 }
@@ -205,7 +208,8 @@ impl Wait<'_> {
             match looked {
                 Err(error) if error.is_final() && self.qemu.connects_again(&error, observe) => {}
                 Err(error) if error.is_final() => {
-                    // It may have said that it has the guest before: then cancelling does nothing.
+                    // It may have said that it has the guest before, or may run it in postcopy.
+                    // Then cancelling does nothing.
                     self.carrier.cancel();
                     broken = Some(error);
                 }
@@ -218,6 +222,7 @@ impl Wait<'_> {
     /// The caller wants the end. In postcopy the guest is here already, and would stand still.
     fn wish(&mut self, observe: &mut dyn FnMut(News)) {
         if !self.is_in_postcopy(Phase::None) {
+            // The relay sees the beginning of postcopy first, and passes over the wish then.
             self.carrier.cancel();
         } else if !std::mem::replace(&mut self.was_too_late, true) {
             observe(News::Note(
@@ -289,9 +294,12 @@ impl Wait<'_> {
     fn failed(&mut self, cause: Cause, broken: Option<QmpError>, cancel: &Cancel) -> Failure {
         let (guest, may_have_it) = match &cause {
             Cause::Relay(failure) => match failure.cause {
-                RelayCause::NotTold | RelayCause::PostcopyBroke => (Whereabouts::Unknown, true),
+                RelayCause::NotTold | RelayCause::Unheard { .. } | RelayCause::PostcopyBroke => {
+                    (Whereabouts::Unknown, true)
+                }
                 // QEMU had got everything that makes the guest.
                 RelayCause::NoWord { .. } | RelayCause::TakenBack => (Whereabouts::Source, true),
+                RelayCause::Untold { .. } => (Whereabouts::Unknown, true),
                 _ => (Whereabouts::Source, false),
             },
             _ => (Whereabouts::Source, false),
@@ -364,9 +372,8 @@ impl Wait<'_> {
 
     /// Whether QEMU has begun to run the guest while its memory follows: it is at both ends then.
     fn is_in_postcopy(&self, now: Phase) -> bool {
-        [now, Phase::of(&self.told)]
-            .iter()
-            .any(|phase| matches!(phase, Phase::Postcopy | Phase::PostcopyPaused))
+        let is_it = |phase: &Phase| matches!(phase, Phase::Postcopy | Phase::PostcopyPaused);
+        self.carrier.is_in_postcopy || [now, Phase::of(&self.told)].iter().any(is_it)
     }
 
     /// The numbers of channels, if they are why it failed: a destination that waits for more does

@@ -217,6 +217,8 @@ pub(crate) fn whereabouts(failure: &multifd_relay::Failure) -> Whereabouts {
         | RelayCause::Unknown
         | RelayCause::NotTold
         | RelayCause::NoWord { .. }
+        | RelayCause::Unheard { .. }
+        | RelayCause::Untold { .. }
         | RelayCause::TakenBack
         | RelayCause::PostcopyBroke => Whereabouts::Unknown,
         RelayCause::Far(ref far) if far.may_have_guest() => Whereabouts::Unknown,
@@ -233,6 +235,8 @@ pub(crate) fn has_everything(failure: &multifd_relay::Failure) -> bool {
     match failure.cause {
         RelayCause::NotTold
         | RelayCause::NoWord { .. }
+        | RelayCause::Unheard { .. }
+        | RelayCause::Untold { .. }
         | RelayCause::TakenBack
         | RelayCause::PostcopyBroke => true,
         RelayCause::Far(ref far) => far.may_have_guest(),

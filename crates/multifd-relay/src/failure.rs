@@ -100,8 +100,8 @@ pub enum Cause {
     TakenBack,
     /// The destination has the guest, and the source could not be told.
     #[error(
-        "the destination has the guest, but the source closed before it was told: \
-         the guest may run at both ends, stop one of them now"
+        "the destination has the guest, but the source was not told: it had closed, or its host did not answer. \
+         The guest may run at both ends, stop one of them now"
     )]
     NotTold,
     /// The destination says that it has the guest, before all of its memory has come.
@@ -118,6 +118,24 @@ pub enum Cause {
     NoWord {
         /// How long its word was waited for.
         within: Duration,
+    },
+    /// The destination may have had everything that makes the guest, and has not been heard.
+    #[error(
+        "the destination may have got everything that makes the guest, and nobody can say here whether it has it: {why}. \
+         Look at both ends (info status) before you end or start either"
+    )]
+    Unheard {
+        /// Why not.
+        why: Unheard,
+    },
+    /// The migration has failed, and its source has not asked for the destination's word.
+    #[error(
+        "the source has no return path and may have given its guest up, and nobody can say here whether the \
+         destination has it: look at both (info status) before you go on"
+    )]
+    Untold {
+        /// The failure.
+        source: Box<Cause>,
     },
     /// A connection broke while the guest's memory was at both ends.
     #[error(
@@ -150,6 +168,18 @@ pub enum Cause {
     Unconfirmed,
 }
 
+/// Why a destination's word was not heard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Unheard {
+    /// Its connection broke, and the destination had not closed it.
+    #[error("the connection to it broke ({0})")]
+    Broken(io::ErrorKind),
+    /// Its return path was passed on, and could not be followed.
+    #[error("its return path could not be followed, so its word to the source was not seen")]
+    NotFollowed,
+}
+
 impl From<Gap> for Cause {
     fn from(gap: Gap) -> Self {
         Self::Coverage(gap.into())
@@ -157,6 +187,14 @@ impl From<Gap> for Cause {
 }
 
 impl Cause {
+    /// Whether nobody can say here who has the guest.
+    pub fn is_unknown(&self) -> bool {
+        matches!(
+            self,
+            Self::Unknown | Self::NoWord { .. } | Self::Untold { .. } | Self::Unheard { .. }
+        )
+    }
+
     /// The cause of a broken connection: the other relay's reason, if it has said one.
     pub(crate) fn of_connection(error: io::Error) -> Self {
         let inner = error.get_ref();

@@ -75,6 +75,9 @@ const CLOSING_TIME: Duration = Duration::from_millis(200);
 /// How soon to look again whether it has.
 const CLOSING_PAUSE: Duration = Duration::from_millis(5);
 
+/// How soon to look again whether the source's host has our word.
+const WORD_PAUSE: Duration = Duration::from_millis(2);
+
 /// How long a source that has heard that everything is kept may take to close.
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -84,8 +87,11 @@ pub(crate) struct Taken {
     pub(crate) channels: usize,
     pub(crate) totals: Totals,
     pub(crate) duration: Duration,
-    /// The source waited for our word, and has heard that we have the guest.
+    /// The source waited for our word, and has heard that we have the guest. `None`: it did not
+    /// wait, or it is not known whether it has heard.
     pub(crate) confirmed: Option<bool>,
+    /// The source waited for our word, and it is not known whether it has heard.
+    pub(crate) unheard: bool,
     /// Blocks that the source shares and does not send (`x-ignore-shared`).
     pub(crate) left_out: Vec<BlockName>,
 }
@@ -103,7 +109,7 @@ enum Event {
 fn spawn<'scope>(
     scope: &'scope Scope<'scope, '_>,
     tell: &Sender<Event>,
-    close_all: impl Fn() + Send + 'scope,
+    close_all: impl Fn() -> bool + Send + 'scope,
     work: impl FnOnce() -> Result<(), Failure> + Send + 'scope,
 ) -> Result<(), Failure> {
     let tell = tell.clone();
@@ -119,7 +125,7 @@ fn spawn<'scope>(
         channel: Channel::Main,
         leg: Leg::Here,
         block: None,
-        cause: TransportCause::Thread(error).into(),
+        cause: TransportCause::thread(error).into(),
     })
 }
 
@@ -174,13 +180,15 @@ pub(crate) fn take(
         numbers: &numbers,
         answers: &answers,
         kept: &kept,
+        heard: AtomicBool::new(false),
         in_doubt: AtomicBool::new(false),
         left_out: Mutex::default(),
     };
     let close_all = || {
-        main.answers.refuse(main.stream);
+        let is_settled = main.answers.refuse(main.stream);
         rounds.stop();
         connections.fail();
+        is_settled
     };
     let (tell, events) = mpsc::channel();
     let arrivals = tell.clone();
@@ -268,14 +276,17 @@ pub(crate) fn take(
                 let starved = acceptor.starved(STARVED)?;
                 Some(Failure::here(TransportCause::Listener(starved).into()))
             });
-            let is_settled = main.answers.is_settled();
             let fault = fault.or_else(|| {
                 let is_cancelled = cancel.is_cancelled();
                 is_cancelled.then(|| Failure::here(TransportCause::Cancelled.into()))
             });
-            // Everything has come, and the source is told so. Only main's thread may say otherwise.
-            let fault = fault.filter(|_| is_end || !is_settled);
-            if let (Some(fault), None) = (fault, &failure) {
+            // Once everything has come, the source is told so, and only main's thread may say
+            // otherwise. Either that or the failure is first.
+            let fault = fault.filter(|_| failure.is_none()).filter(|_| {
+                let has_arrived = main.answers.refuse(main.stream);
+                is_end || !has_arrived
+            });
+            if let Some(fault) = fault {
                 failure = Some(fault);
                 close_all();
             }
@@ -294,13 +305,15 @@ pub(crate) fn take(
         failure
     });
     inbox.deliver_to(drop);
+    let heard = main.heard.load(Ordering::Relaxed);
     match failure {
         Some(failure) => Err(failure),
         None => Ok(Taken {
             channels: rounds.channels().len(),
             totals: tally.totals(),
             duration: started.elapsed(),
-            confirmed: answers.was_asked().then_some(true),
+            confirmed: (answers.was_asked() && heard).then_some(true),
+            unheard: answers.was_asked() && !heard,
             left_out: main
                 .left_out
                 .into_inner()
@@ -342,6 +355,9 @@ struct MainChannel<'a, K> {
     answers: &'a Answers,
     /// Everything is kept, and a source that wants to know it was told.
     kept: &'a AtomicBool,
+    /// The source's host has acknowledged that word, and nothing says that the source did not read
+    /// it.
+    heard: AtomicBool,
     /// Channels may be another migration's.
     in_doubt: AtomicBool,
     left_out: Mutex<Vec<BlockName>>,
@@ -427,7 +443,11 @@ impl<K: Keeper> MainChannel<'_, K> {
             }
             let count = match self.stream.read_some(&mut buffer) {
                 Ok(count) => count,
-                Err(_) if self.answers.is_settled() => 0,
+                Err(_) if self.answers.is_settled() => {
+                    // It has closed with something unread, which may be our word.
+                    self.heard.store(false, Ordering::Relaxed);
+                    0
+                }
                 Err(error) => return Err(gave_up(error).into()),
             };
             if count == 0 {
@@ -558,7 +578,22 @@ impl<K: Keeper> MainChannel<'_, K> {
             }
         }
         self.kept.store(kept.is_ok(), Ordering::Relaxed);
+        if wanted && kept.is_ok() {
+            self.heard.store(self.is_heard(), Ordering::Relaxed);
+        }
         Ok(kept?)
+    }
+
+    /// Waits until the source's host has acknowledged our word. `false` if it does not: the source
+    /// had closed, or all connections were closed meanwhile.
+    fn is_heard(&self) -> bool {
+        loop {
+            match self.stream.is_acknowledged() {
+                Ok(true) => return true,
+                Ok(false) => thread::sleep(WORD_PAUSE),
+                Err(_) => return false,
+            }
+        }
     }
 
     /// Whether a source that waits for our word has closed: nothing more comes then, and nobody is

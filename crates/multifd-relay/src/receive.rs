@@ -54,8 +54,12 @@ pub struct ReceiveReport {
     /// Blocks that the source shares with its destination and has not sent (`x-ignore-shared`).
     /// They have no images.
     pub left_out: Vec<BlockName>,
-    /// `true`: the source has heard that everything is kept. `None`: it did not ask.
+    /// `true`: the source has heard that everything is kept. `None`: it did not ask, or it is not
+    /// known.
     pub confirmed: Option<bool>,
+    /// The source asked, and it is not known whether it has heard the answer. If its guest runs on,
+    /// this is of an earlier moment.
+    pub unheard: bool,
     /// Multifd channels; 0 for a migration without multifd.
     pub channels: usize,
     /// What arrived.
@@ -117,6 +121,7 @@ pub fn receive(
             .collect(),
         left_out: taken.left_out,
         confirmed: taken.confirmed,
+        unheard: taken.unheard,
         channels: taken.channels,
         totals: taken.totals,
         duration: taken.duration,

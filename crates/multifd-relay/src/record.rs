@@ -78,8 +78,12 @@ pub struct RecordReport {
     pub file: PathBuf,
     /// Its length in bytes.
     pub file_bytes: u64,
-    /// `true`: the source has heard that everything is kept. `None`: it did not ask.
+    /// `true`: the source has heard that everything is kept. `None`: it did not ask, or it is not
+    /// known.
     pub confirmed: Option<bool>,
+    /// The source asked, and it is not known whether it has heard the answer. If its guest runs on,
+    /// this is of an earlier moment.
+    pub unheard: bool,
     /// Blocks that the source shares and has not sent (`x-ignore-shared`): the recording is of the
     /// others.
     pub left_out: Vec<BlockName>,
@@ -127,6 +131,7 @@ pub fn record(
         file: output.file.path().to_owned(),
         file_bytes,
         confirmed: taken.confirmed,
+        unheard: taken.unheard,
         left_out: taken.left_out,
         channels: taken.channels,
         totals: taken.totals,

@@ -222,8 +222,8 @@ impl Replay {
             let address = connect.clone();
             Cause::from(TransportCause::Dial { address, source })
         };
-        let target = Target::resolve(connect)
-            .map_err(cannot_dial)
+        let target = Target::resolve(connect, &|| false)
+            .map_err(|error| cannot_dial(error.into()))
             .map_err(failed(Channel::Main))?;
         for recorded in &self.streams {
             let stream = target
@@ -330,8 +330,8 @@ impl Replay {
             }
         }
         drop(hello);
-        // A source that waits for an answer closes main only when it has it.
-        if recorded.channel != Channel::Main || !self.return_path {
+        // A source that waits for an answer closes its connections only when it has it.
+        if !self.return_path {
             stream.shutdown(Shutdown::Write)?;
         }
         Ok(())

@@ -159,22 +159,23 @@ impl Answers {
     }
 
     /// The migration has failed: tells the source, if it listens, so that its guest goes on at
-    /// once.
-    pub(crate) fn refuse(&self, stream: &Stream) {
-        let told = self.change(|state| match state.stage {
-            Stage::Settled => false,
-            before => {
+    /// once. Returns whether everything had arrived before: then it has not failed.
+    pub(crate) fn refuse(&self, stream: &Stream) -> bool {
+        let before = self.change(|state| {
+            let before = state.stage;
+            if before != Stage::Settled {
                 state.stage = Stage::Refused;
-                before == Stage::Open
             }
+            before
         });
-        if told {
+        if before == Stage::Open {
             let mut bytes = Vec::new();
             Message::Shut(1).encode(&mut bytes);
             // Without waiting: a source that does not read is told by the closing of the
             // connection.
             let _ = send(stream, &bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
         }
+        before == Stage::Settled
     }
 
     /// Whether the source has opened the return path, so that it waits for the last word.
@@ -257,7 +258,7 @@ mod tests {
         let said = heard("pc-q35-10.0", |answers, stream| {
             answers.react(&PING, stream).unwrap();
             assert!(!answers.settle().unwrap());
-            answers.refuse(stream);
+            assert!(answers.refuse(stream), "nothing is missing");
         });
         assert_eq!(said, b"");
     }
@@ -311,13 +312,13 @@ mod tests {
             answers.react(&PING, stream).unwrap();
             assert!(answers.settle().unwrap());
             answers.shut(true, stream).unwrap();
-            answers.refuse(stream);
+            assert!(answers.refuse(stream), "who has settled cannot fail");
         });
         assert_eq!(well, [0, 2, 0, 4, 0, 0, 0, 5, 0, 1, 0, 4, 0, 0, 0, 0]);
         let failed = heard("none", |answers, stream| {
             answers.react(&OPEN, stream).unwrap();
-            answers.refuse(stream);
-            answers.refuse(stream);
+            assert!(!answers.refuse(stream));
+            assert!(!answers.refuse(stream));
             assert_eq!(answers.settle(), Err(RoundFault::Stopped));
         });
         assert_eq!(failed, [0, 1, 0, 4, 0, 0, 0, 1]);

@@ -21,6 +21,7 @@ use rustix::net::{
 };
 
 use crate::escape::printable_path;
+use crate::failure::NoThread;
 use crate::resolve::{ASK_EVERY, Purpose, ResolveError, resolve};
 use crate::{Address, Stream};
 
@@ -108,9 +109,12 @@ struct Refused {
     source: io::Error,
 }
 
-/// Whether an error is this host's own and none of a peer's: it has no descriptors or no memory
-/// left.
+/// Whether an error is this host's own and none of a peer's: it has no descriptors, no memory or no
+/// threads left.
 pub fn is_ours(error: &io::Error) -> bool {
+    if error.get_ref().is_some_and(|inner| inner.is::<NoThread>()) {
+        return true;
+    }
     let ours = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
     match error.raw_os_error() {
         Some(code) => ours.iter().any(|ours| ours.raw_os_error() == code),
@@ -136,12 +140,13 @@ enum Attempt {
 }
 
 impl Target {
-    /// Looks the name up, once for a whole migration, within [`DIAL_TIMEOUT`].
+    /// Looks the name up, once for a whole migration, within [`DIAL_TIMEOUT`]. Asks `given_up` at
+    /// least every 50 ms and stops when it answers true.
     ///
     /// # Errors
-    /// When there is no such host.
-    pub fn resolve(address: &Address) -> io::Result<Target> {
-        Ok(Self::resolve_within(address, DIAL_TIMEOUT, &|| false)?)
+    /// When there is no such host, or the caller gives up.
+    pub fn resolve(address: &Address, given_up: &dyn Fn() -> bool) -> Result<Target, DialError> {
+        Self::resolve_within(address, DIAL_TIMEOUT, given_up)
     }
 
     /// Looks the name up within a time, as long as `given_up` does not answer true.
@@ -403,7 +408,7 @@ mod tests {
     }
 
     fn target(address: &str) -> Target {
-        Target::resolve(&address.parse().unwrap()).unwrap()
+        Target::resolve(&address.parse().unwrap(), &never).unwrap()
     }
 
     /// A port that nobody listens at, and nobody else gets.
@@ -471,7 +476,7 @@ mod tests {
         rustix::net::bind(&socket, &SocketAddrUnix::new(&path).unwrap()).unwrap();
         rustix::net::listen(&socket, 0).unwrap();
         let listener = UnixListener::from(socket);
-        let target = Target::resolve(&Address::Unix(path)).unwrap();
+        let target = Target::resolve(&Address::Unix(path), &never).unwrap();
         let mut waiting = Vec::new();
         let error = loop {
             match target.dial(SHORT, &never) {
@@ -497,7 +502,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("s");
         let says = |path: &Path, says: &str| {
-            let target = Target::resolve(&Address::Unix(path.to_owned())).unwrap();
+            let target = Target::resolve(&Address::Unix(path.to_owned()), &never).unwrap();
             let error = target.dial(LONG, &never).unwrap_err().to_string();
             assert!(error.contains(says), "{error}");
             assert!(error.contains(&path.display().to_string()), "{error}");

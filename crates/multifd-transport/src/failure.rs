@@ -9,6 +9,7 @@ use multifd_codec::delta::DeltaError;
 use multifd_codec::{DecodeError, EncodeError, PagesError, Unsupported};
 use multifd_wire::{BlockName, Fault, Method, Misuse, UnknownMethod};
 
+pub use crate::scarce::NoThread;
 use crate::{Address, RoundFault};
 
 /// One connection of a migration.
@@ -121,10 +122,15 @@ pub enum Cause {
     #[error("cancelled")]
     Cancelled,
     /// No thread could be had.
-    #[error(
-        "cannot start a thread; raise the limit of threads (ulimit -u, or the service's TasksMax)"
-    )]
-    Thread(#[source] io::Error),
+    #[error(transparent)]
+    Thread(NoThread),
+}
+
+impl Cause {
+    /// The failure where no thread could be had, which says what this host lacks.
+    pub fn thread(error: io::Error) -> Self {
+        Self::Thread(NoThread::new(error))
+    }
 }
 
 /// Turns each error that a transport [`Cause`] can hold into the cause of another crate, so that

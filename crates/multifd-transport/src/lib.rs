@@ -73,6 +73,7 @@ mod moment;
 pub mod outlet;
 mod resolve;
 pub mod rounds;
+mod scarce;
 mod splice;
 mod stop;
 mod stream;

@@ -14,6 +14,7 @@ use crate::AddressError;
 use crate::address::{Host, host_and_port};
 use crate::dial::seconds;
 use crate::escape::printable;
+use crate::failure::NoThread;
 
 /// How often a wait asks whether it is still wanted.
 pub(crate) const ASK_EVERY: Duration = Duration::from_millis(50);
@@ -159,7 +160,8 @@ fn look_up(
             let _turn = turn;
             // After the limit nobody wants the answer.
             let _ = tell.send(ask(&name));
-        })?;
+        })
+        .map_err(NoThread::io)?;
     let start = Instant::now();
     loop {
         let left = within.saturating_sub(start.elapsed());

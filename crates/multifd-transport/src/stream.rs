@@ -185,7 +185,7 @@ impl Stream {
     }
 
     /// Whether it is a socket over which nothing runs.
-    pub(crate) fn is_bare(&self) -> bool {
+    pub fn is_bare(&self) -> bool {
         !matches!(self.0, Kind::Layered(_))
     }
 
@@ -400,6 +400,29 @@ impl Stream {
     /// system does not tell.
     pub fn unsent_bytes(&self) -> u64 {
         self.sum(|socket| crate::unsent::unsent_bytes(socket))
+    }
+
+    /// Whether the peer's host has acknowledged everything that was written; over a unix socket,
+    /// whether the peer has read it. `false`: not so far.
+    ///
+    /// # Errors
+    /// If the connection has broken, so that the peer may not have all of it. Nothing is taken from
+    /// the socket.
+    pub fn is_acknowledged(&self) -> io::Result<bool> {
+        let mut is_all = true;
+        self.each_socket(&mut |socket| {
+            // A peer that closes with unread bytes discards them, so this look comes first.
+            let is_waiting = crate::unsent::unsent_bytes(socket).unwrap_or(0) > 0;
+            let state = poll_now(socket, PollFlags::empty());
+            // Another thread may have taken the error.
+            let has_ended = is_waiting && state.contains(PollFlags::HUP);
+            if has_ended || state.contains(PollFlags::ERR) {
+                return Err(io::ErrorKind::ConnectionReset.into());
+            }
+            is_all &= !is_waiting;
+            Ok(())
+        })?;
+        Ok(is_all)
     }
 
     /// Bytes that were written and wait to be passed on: while there always are some, the
@@ -626,6 +649,60 @@ mod tests {
             }
         }
         drop(far);
+    }
+
+    /// What a peer has not taken, it has not heard.
+    #[test]
+    fn written_is_acknowledged_once_the_peer_has_it_and_never_behind_a_break() {
+        let listener = Listener::bind(&"tcp:127.0.0.1:0".parse().unwrap()).unwrap();
+        let settles = |stream: &Stream| {
+            let deadline = Instant::now() + Duration::from_secs(20);
+            loop {
+                match stream.is_acknowledged() {
+                    Ok(false) => assert!(Instant::now() < deadline, "no answer of the system"),
+                    other => break other,
+                }
+                std::thread::sleep(Duration::from_millis(2));
+            }
+        };
+        let pair = |is_tcp: bool| match is_tcp {
+            true => {
+                let ours = Stream::connect(listener.address()).unwrap();
+                let theirs = loop {
+                    if let Some(stream) = listener.try_accept().unwrap() {
+                        break stream;
+                    }
+                };
+                [ours, theirs]
+            }
+            false => <[UnixStream; 2]>::from(UnixStream::pair().unwrap()).map(Stream::from),
+        };
+        for is_tcp in [true, false] {
+            let [ours, theirs] = pair(is_tcp);
+            (&ours).write_all(b"word").unwrap();
+            if !is_tcp {
+                assert!(!ours.is_acknowledged().unwrap(), "nobody has read it");
+            }
+            (&theirs).read_exact(&mut [0; 4]).unwrap();
+            assert!(settles(&ours).unwrap());
+            // The peer's end, with nothing unread.
+            drop(theirs);
+            assert!(settles(&ours).unwrap());
+            // A peer that has closed for both directions before the word came.
+            let [ours, theirs] = pair(is_tcp);
+            if is_tcp {
+                theirs.shutdown(Shutdown::Both).unwrap();
+                (&ours).write_all(b"word").unwrap();
+                settles(&ours).unwrap_err();
+                // Whoever takes the error leaves the bytes.
+                let _ = ours.read_some(&mut [0; 1]);
+                settles(&ours).unwrap_err();
+            } else {
+                (&ours).write_all(b"word").unwrap();
+                drop(theirs);
+                settles(&ours).unwrap_err();
+            }
+        }
     }
 
     /// A reachable host answers in time, even where a fifth of all packets is lost each way.

@@ -37,7 +37,8 @@ impl Writer {
                     write(path, &page);
                 }
                 drop(ends);
-            })?;
+            })
+            .map_err(multifd_transport::failure::NoThread::io)?;
         Ok(Self { pages, done })
     }
 

@@ -32,14 +32,20 @@ pub fn run(
     Ok(())
 }
 
+/// [`say::UNHEARD`] in JSON.
+const UNHEARD_ADVICE: &str = "it is not known whether the source has heard that everything is kept: look at it (info \
+    status); if its guest runs on there, the images are of an earlier moment";
+
 /// The summary of a complete migration.
 #[derive(Serialize)]
 struct Summary {
     blocks: Vec<Block>,
     /// Blocks that the source shares and has not sent.
     left_out: Vec<String>,
-    /// The source has heard that everything is kept; `null` where it did not ask.
+    /// The source has heard that everything is kept; `null` where it did not ask, or nobody knows.
     confirmed: Option<bool>,
+    /// What to do where the source asked and may not have heard.
+    advice: Option<&'static str>,
     channels: usize,
     pages: u64,
     zero_pages: u64,
@@ -69,6 +75,7 @@ impl From<ReceiveReport> for Summary {
             blocks: blocks.collect(),
             left_out: report.left_out.iter().map(ToString::to_string).collect(),
             confirmed: report.confirmed,
+            advice: report.unheard.then_some(UNHEARD_ADVICE),
             channels: report.channels,
             pages: report.totals.pages,
             zero_pages: report.totals.zero_pages,
@@ -90,8 +97,10 @@ impl fmt::Display for Summary {
         for block in &self.left_out {
             writeln!(f, "{}", say::LeftOut(block))?;
         }
-        if self.confirmed.is_none() {
-            f.write_str(say::NOT_CONFIRMED)?;
+        match (self.confirmed, self.advice) {
+            (Some(_), _) => {}
+            (None, Some(_)) => f.write_str(say::UNHEARD)?,
+            (None, None) => f.write_str(say::NOT_CONFIRMED)?,
         }
         write!(
             f,

@@ -22,6 +22,8 @@ impl Ended {
             Self::Failed(failure) => match failure.cause {
                 Cause::Unknown
                 | Cause::NoWord { .. }
+                | Cause::Unheard { .. }
+                | Cause::Untold { .. }
                 | Cause::NotTold
                 | Cause::PostcopyBroke
                 | Cause::TakenBack

@@ -12,6 +12,7 @@ use std::time::Duration;
 use multifd_relay::leg::Name;
 use multifd_relay::leg::{FileNumber, LegAddress, Odd, Requests};
 use multifd_relay::relay::{Relay, RelayConfig};
+use multifd_transport::failure::NoThread;
 use multifd_transport::{Address, Cancel, ListenOptions};
 
 use super::{Ends, Event, Route, accept, notes};
@@ -173,7 +174,9 @@ impl Watch {
         let given_up = Cancel::new();
         let (tell, ends, its_end) = (tell.clone(), ends.clone(), given_up.clone());
         let work = move || accept(relay, &route, &tell, &ends, Some(&its_end));
-        let thread = thread::Builder::new().spawn(work).map_err(words)?;
+        let thread = thread::Builder::new()
+            .spawn(work)
+            .map_err(|error| words(NoThread::io(error)))?;
         Ok(Standing {
             file,
             given_up,

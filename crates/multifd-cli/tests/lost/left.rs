@@ -9,6 +9,46 @@ use super::super::support::made::{Channel, Shape, short};
 use super::super::support::peers::{Destination, Role, SHUT_WELL, Source, dial, write};
 use super::super::{parse, relay_at};
 
+/// VMs without a UUID name the same one. What was closed was closed by a source that does not wait
+/// for a word any more.
+#[test]
+fn a_closed_channel_of_an_earlier_try_is_not_the_next_ones() {
+    let migration = short(&Shape {
+        return_path: true,
+        ..Shape::default()
+    });
+    let folder = tempfile::tempdir().expect("a folder");
+    let destination = Destination::new(folder.path(), 2);
+    let mut relay = relay_at("tcp:127.0.0.1:0", &destination.address, &["--once"]);
+    let address = relay.address();
+    let stale = Channel::new(0, Method::None).sync();
+    write(&dial(&address), &stale.pages(&[(0, 99)], &[]).bytes());
+    let mut source = Source::dial(&address, 2);
+    let late = source.channels.remove(0);
+    write(&source.channels[0], &migration.channels[1]);
+    write(&source.main, &migration.main);
+    drop(destination.wait("the one that is here", |seen| {
+        seen.of(Role::Channel(1)).is_some()
+    }));
+    // Longer than a closed channel waits for its main channel to be closed too.
+    thread::sleep(Duration::from_millis(1500));
+    write(&late, &migration.channels[0]);
+    let seen = destination.wait("all of it", |seen| seen.has_all(&migration));
+    let channel = seen.of(Role::Channel(0)).expect("a channel");
+    assert!(channel.bytes == migration.channels[0]);
+    drop(seen);
+    destination.say(Role::Main, &SHUT_WELL);
+    assert!(source.hears(&SHUT_WELL).ends_with(&SHUT_WELL));
+    drop(late);
+    source.finish();
+    destination.close_all();
+    let report = parse(&relay.end().well());
+    assert_eq!(
+        (&report["channels"], &report["confirmed"]),
+        (&2.into(), &true.into())
+    );
+}
+
 /// It was cut behind its hellos, at its set-up's end, and the next one comes at once, or a little
 /// later.
 #[test]

@@ -86,7 +86,7 @@ struct Refused {
 }
 
 impl Caller {
-    /// Looks up the destination.
+    /// Looks up the destination, as long as `given_up` does not answer true.
     ///
     /// # Errors
     /// If there is no such host, or the system has no random numbers.
@@ -94,8 +94,9 @@ impl Caller {
         address: LegAddress,
         encryption: Encryption,
         introduction: &Introduction,
-    ) -> io::Result<Self> {
-        let target = Target::resolve(&address.address)?;
+        given_up: &dyn Fn() -> bool,
+    ) -> Result<Self, DialError> {
+        let target = Target::resolve(&address.address, given_up)?;
         let preface = match address.protocol {
             Protocol::Qemu => None,
             Protocol::Trunk => Some(introduction.preface()?),

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use multifd_codec::delta::Kept;
 use multifd_codec::delta::memory::Share;
 use multifd_transport::Stream;
+use multifd_transport::failure::NoThread;
 use multifd_transport::incoming::{
     Arrival, Door, HELLO_TIMEOUT, Holder, Inbox, Incoming, IncomingChannel, Note, Origin, Reason,
     Ticket, describe,
@@ -161,7 +162,8 @@ impl Greeter {
         let serving = Arc::clone(&shared);
         let thread = thread::Builder::new()
             .name("greet".to_owned())
-            .spawn(move || serve(&serving))?;
+            .spawn(move || serve(&serving))
+            .map_err(NoThread::io)?;
         let queue = Arc::clone(&shared);
         let others = match (leg.protocol, leg.tls) {
             (Protocol::Qemu, false) => None,

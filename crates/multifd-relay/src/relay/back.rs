@@ -2,7 +2,10 @@
 
 use std::io::{self, Write};
 use std::net::Shutdown;
+use std::thread;
+use std::time::Duration;
 
+use multifd_transport::failure::Cause as TransportCause;
 use multifd_wire::return_path::{Message, ReturnPathReceiver};
 
 use super::Remark;
@@ -11,6 +14,9 @@ use super::link::Link;
 use super::main_channel::{BUFFER_BYTES, failed};
 use super::outline::Outline;
 use crate::failure::{Cause, Failure, Leg};
+
+/// How soon to look again whether the source's host has the destination's word.
+pub(super) const WORD_PAUSE: Duration = Duration::from_millis(2);
 
 /// Passes the return path on.
 ///
@@ -28,11 +34,15 @@ pub(super) fn run(
     loop {
         let count = match link.destination.read_some(&mut buffer) {
             Ok(count) => count,
-            Err(error) if is_relay && error.kind() == io::ErrorKind::ConnectionReset => {
+            Err(error) if is_relay => {
                 if outline.look(|seen| seen.confirmed) {
                     break;
                 }
-                return Err(destination(outline.relay_gone()));
+                // However the connection breaks, the other relay has said no end.
+                return Err(destination(match Cause::of_connection(error) {
+                    Cause::Transport(TransportCause::Io(_)) => outline.relay_gone(),
+                    said => said,
+                }));
             }
             // A destination that closes with unread bytes resets the connection. Nothing more comes
             // either way.
@@ -55,18 +65,16 @@ pub(super) fn run(
         }
         let told = (&*link.source).write_all(bytes.get(..passed).unwrap_or_default());
         match word {
-            Some(Word::Arrived) if had_gone || told.is_err() => {
+            Some(Word::Arrived) if had_gone || told.is_err() || !is_heard(link, gate) => {
                 return Err(destination(Cause::NotTold));
             }
+            Some(Word::Arrived) => outline.see(|seen| seen.told = true),
             Some(Word::Refused(status)) => return Err(destination(Cause::Refused { status })),
             _ => {}
         }
     }
     if outline.is_taken_back() {
-        return Err(destination(match outline.look(|seen| seen.postcopy) {
-            true => Cause::PostcopyBroke,
-            false => Cause::Unconfirmed,
-        }));
+        return Err(destination(outline.unconfirmed()));
     }
     // After all memory, an end may not be recognised. The source's own end then decides. If the
     // destination has failed there, a later write shows it.
@@ -81,6 +89,20 @@ pub(super) fn run(
     // The source may have closed by now.
     let _ = link.source.shutdown(Shutdown::Write);
     Ok(())
+}
+
+/// Waits until the source's host has the destination's word. `false` if it does not get it: the
+/// source had closed, or the session has given up meanwhile. A write that has gone well shows
+/// neither: the source's end may be on its way, and the link may be cut.
+fn is_heard(link: &Link, gate: &Gate) -> bool {
+    loop {
+        match link.source.is_acknowledged() {
+            Ok(true) => return true,
+            Ok(false) if gate.is_stopped() => return false,
+            Ok(false) => thread::sleep(WORD_PAUSE),
+            Err(_) => return false,
+        }
+    }
 }
 
 /// The destination's word.
@@ -131,6 +153,7 @@ fn listen(
             // COLO has other messages here. The source judges them itself.
             Err(fault) => {
                 outline.remark(Remark::ReturnPathNotFollowed(fault));
+                outline.see(|seen| seen.return_path_lost = true);
                 *receiver = None;
             }
         }
@@ -144,9 +167,61 @@ fn listen(
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read;
+    use std::net::{TcpListener, TcpStream};
+    use std::os::unix::net::UnixStream;
+    use std::sync::Arc;
+
+    use multifd_transport::Stream;
+
     use super::*;
+    use crate::failure::Channel;
 
     const SHUT_WELL: [u8; 8] = [0, 1, 0, 4, 0, 0, 0, 0];
+    /// Its source's end of main, and its destination's.
+    fn link() -> (Link, TcpStream, UnixStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let theirs = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let source = Stream::from(listener.accept().unwrap().0);
+        let (ours, destination) = UnixStream::pair().unwrap();
+        let link = Link {
+            channel: Channel::Main,
+            source: Arc::new(source),
+            destination: Stream::from(ours),
+        };
+        (link, theirs, destination)
+    }
+
+    /// A write of the word goes well wherever the source's end is on its way.
+    #[test]
+    fn a_word_that_a_source_does_not_take_is_not_told() {
+        for gives_up in [false, true] {
+            let (link, mut source, _destination) = link();
+            (&*link.source).write_all(&SHUT_WELL).unwrap();
+            if gives_up {
+                // The system refuses what comes behind this.
+                source.shutdown(Shutdown::Both).unwrap();
+                (&*link.source).write_all(&SHUT_WELL).unwrap();
+            } else {
+                source.read_exact(&mut [0; 8]).unwrap();
+            }
+            assert_eq!(is_heard(&link, &Gate::default()), !gives_up);
+        }
+    }
+
+    #[test]
+    fn a_word_is_told_once_the_source_has_it() {
+        let (link, mut source, mut destination) = link();
+        let outline = Outline::default();
+        outline.see(|seen| (seen.ram_ended, seen.return_path) = (true, true));
+        destination.write_all(&SHUT_WELL).unwrap();
+        drop(destination);
+        run(&link, &outline, &Gate::default(), false).unwrap();
+        assert!(outline.look(|seen| seen.confirmed && seen.told));
+        source.read_exact(&mut [0; 8]).unwrap();
+        assert_eq!(source.read(&mut [0]).unwrap(), 0);
+    }
+
     const SHUT_FAILED: [u8; 8] = [0, 1, 0, 4, 0, 0, 0, 1];
 
     #[test]

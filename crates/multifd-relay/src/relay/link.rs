@@ -10,7 +10,7 @@ use std::net::Shutdown;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use multifd_transport::Stream;
+use multifd_transport::{Backlog, Stream};
 
 use crate::failure::Channel;
 
@@ -54,6 +54,17 @@ impl Link {
     }
 }
 
+/// How the links of a failed migration are closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Way {
+    /// Step by step. The main channel is reset now, so that the destination cannot take an
+    /// incomplete stream for a complete one.
+    Broken,
+    /// All at once, with clean ends. The source has given the guest up, all of it is on its way,
+    /// and the system delivers it.
+    Delivered,
+}
+
 /// The links of a migration, which are closed together. The first is the main channel's.
 #[derive(Debug, Default)]
 pub(super) struct Links(Mutex<State>);
@@ -91,18 +102,29 @@ impl Links {
         self.lock().sources.push(Arc::clone(source));
     }
 
-    /// Begins to close all links. The main channel is reset now, so that the destination cannot
-    /// take an incomplete stream for a complete one. [`go_on_closing`](Self::go_on_closing) does
-    /// the rest.
-    pub(super) fn close(&self, words: &str) {
+    /// Closes all links of a migration that has failed. `words` give the reason to a source that is
+    /// a relay.
+    pub(super) fn close(&self, way: Way, words: &str) {
         let mut state = self.lock();
-        if state.closed.is_none() {
-            state.closed = Some(Instant::now());
-            state.links.first().inspect(|main| main.reset(words));
+        let is_first = state.closed.is_none();
+        state.closed.get_or_insert_with(Instant::now);
+        match way {
+            Way::Broken if is_first => {
+                state.links.first().inspect(|main| main.reset(words));
+            }
+            // `go_on_closing` does the rest.
+            Way::Broken => {}
+            Way::Delivered => {
+                state
+                    .links
+                    .first()
+                    .inspect(|main| main.source.explain(words));
+                state.close_all();
+            }
         }
     }
 
-    /// Takes the steps after [`close`](Self::close) whose time has come.
+    /// Takes the steps after [`Way::Broken`] whose time has come.
     pub(super) fn go_on_closing(&self) {
         let state = self.lock();
         let Some(since) = state.closed.map(|since| since.elapsed()) else {
@@ -133,11 +155,59 @@ impl Links {
         closed.map(|link| link.channel)
     }
 
+    /// The first channel with bytes that its destination's host has not acknowledged, and that wait
+    /// for what is wanted; and how many bytes wait on all channels.
+    pub(super) fn find_unsent(&self, wants: impl Fn(Backlog) -> bool) -> Option<(Channel, u64)> {
+        let state = self.lock();
+        let mut sum = 0_u64;
+        let mut found = None;
+        for link in &state.links {
+            let unsent = link.destination.unsent_bytes();
+            sum = sum.saturating_add(unsent);
+            let is_it = unsent > 0 && wants(link.destination.backlog());
+            found = found.or_else(|| is_it.then_some(link.channel));
+        }
+        found.map(|channel| (channel, sum))
+    }
+
     pub(super) fn are_delivered(&self) -> bool {
         self.lock().links.iter().all(|link| link.is_delivered())
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::UnixStream;
+
+    /// A channel ends later than main if a stream is broken, and at once if all was delivered.
+    #[test]
+    fn the_way_of_closing_decides_when_channels_end() {
+        for way in [Way::Broken, Way::Delivered] {
+            let links = Links::default();
+            let ends = [Channel::Main, Channel::Multifd(0)].map(|channel| {
+                let (source, ours) = UnixStream::pair().unwrap();
+                let (there, destination) = UnixStream::pair().unwrap();
+                links.add(&Arc::new(Link {
+                    channel,
+                    source: Arc::new(Stream::from(ours)),
+                    destination: Stream::from(there),
+                }));
+                [Stream::from(source), Stream::from(destination)]
+            });
+            links.close(way, "words");
+            links.close(way, "words");
+            let [main, channel] = ends
+                .each_ref()
+                .map(|ends| ends.each_ref().map(Stream::peer_has_closed));
+            assert_eq!(main, [true, true]);
+            assert_eq!(channel, [way == Way::Delivered; 2]);
+            links.end();
+            assert!(ends.as_flattened().iter().all(Stream::peer_has_closed));
+        }
     }
 }

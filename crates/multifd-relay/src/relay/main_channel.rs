@@ -3,13 +3,16 @@
 
 use std::io::{self, Write};
 use std::net::Shutdown;
+use std::thread;
 use std::time::Duration;
 
+use multifd_transport::failure::Cause as TransportCause;
 use multifd_transport::rounds::RoundFault;
 use multifd_transport::{Clock, Doing, Moment};
 use multifd_wire::Limits;
 use multifd_wire::main_stream::{Command, MainEvent, MainReceiver};
 
+use super::back::WORD_PAUSE;
 use super::counters::Counters;
 use super::gate::{End, Gate, Held};
 use super::link::Link;
@@ -157,6 +160,14 @@ impl Forward<'_> {
         if self.outline.is_taken_back() {
             return Err(failed(Leg::Source, self.outline.taken_back()));
         }
+        // A source that closes may have given up, with the destination's word on its way.
+        if !self.wait_told() {
+            return Err(failed(Leg::Here, RoundFault::Stopped.into()));
+        }
+        if seen.halted && !seen.complete {
+            // The migration is to end, and not all of the guest was there.
+            return Err(failed(Leg::Here, TransportCause::Cancelled.into()));
+        }
         // What was short of a mark has begun now or never.
         self.gate.begin();
         self.flush()?;
@@ -178,6 +189,18 @@ impl Forward<'_> {
             Err(_) => Err(failed(Leg::Source, Cause::Incomplete)),
             Ok(()) => Ok(()),
         }
+    }
+
+    /// If the destination has said that it has the guest: waits until it is certain that the source
+    /// was told. `false` if the migration ends instead.
+    fn wait_told(&self) -> bool {
+        while self.outline.look(|seen| seen.confirmed && !seen.told) {
+            if self.gate.is_stopped() {
+                return false;
+            }
+            thread::sleep(WORD_PAUSE);
+        }
+        true
     }
 
     /// Passes `bytes` on, up to each mark, and the mark's last byte once it may pass; and behind
@@ -250,7 +273,10 @@ impl Forward<'_> {
                 self.outline.see(|seen| seen.ram_ended = true);
             }
             match &event {
-                MainEvent::Command(command) => self.command(*command),
+                // Before it is passed on, so that a wish to end knows of it or was first.
+                MainEvent::Command(command) if !self.command(*command) => {
+                    return Err(failed(Leg::Here, RoundFault::Stopped.into()));
+                }
                 MainEvent::SectionPart { .. } | MainEvent::SectionEnd { .. } => {
                     self.outline.goes_on();
                 }
@@ -291,16 +317,17 @@ impl Forward<'_> {
         Ok(None)
     }
 
-    fn command(&self, command: Command) {
+    /// Notes a command. `false` if the migration has failed, and the command makes a difference
+    /// that cannot be undone.
+    fn command(&self, command: Command) -> bool {
         match command {
             Command::OpenReturnPath => self.outline.see(|seen| seen.return_path = true),
             Command::Ping(_) => self.outline.see(|seen| seen.pinged |= seen.return_path),
             // The switch to postcopy: from here on pages come when they are asked for.
             Command::PostcopyListen | Command::PostcopyRun | Command::Packaged { .. } => {
-                self.outline.see(|seen| {
-                    seen.postcopy = true;
-                    seen.goes_on = true;
-                });
+                if !self.outline.begins_postcopy() {
+                    return false;
+                }
                 self.outline.remark(Remark::Postcopy);
                 self.gate.open();
             }
@@ -311,6 +338,7 @@ impl Forward<'_> {
             }
             _ => {}
         }
+        true
     }
 
     /// Compares the sums that came before a mark with those of this relay, and tells them on.
@@ -497,10 +525,9 @@ pub(super) fn failed(leg: Leg, cause: Cause) -> Failure {
 mod tests {
     use super::*;
     use multifd_transport::Stream;
-    use multifd_transport::failure::Cause as TransportCause;
+    use std::io::Read;
     use std::os::unix::net::UnixStream;
     use std::sync::Arc;
-    use std::thread;
 
     fn link() -> (Link, [UnixStream; 2]) {
         let (source, ours) = UnixStream::pair().unwrap();
@@ -536,6 +563,48 @@ mod tests {
                 ..
             }))
         ));
+    }
+
+    /// A source that gives up closes too, and the destination's word may not have reached it.
+    #[test]
+    fn a_sources_end_waits_until_it_was_told() {
+        for is_told in [true, false] {
+            let (link, [source, mut destination]) = link();
+            drop(source);
+            let (outline, gate) = (Outline::default(), Gate::default());
+            outline.see(|seen| (seen.ram_ended, seen.confirmed) = (true, true));
+            let forward = Forward {
+                link: &link,
+                limits: Limits::default(),
+                begin_timeout: Duration::ZERO,
+                outline: &outline,
+                gate: &gate,
+                counters: &Counters::default(),
+                clock: &Clock::new(),
+                sums: None,
+            };
+            let follower = Follower {
+                lost: true,
+                ..Follower::new(Limits::default())
+            };
+            thread::scope(|scope| {
+                let ending = scope.spawn(|| forward.end(&follower));
+                thread::sleep(Duration::from_millis(50));
+                assert!(!ending.is_finished(), "it may be on its way");
+                match is_told {
+                    true => outline.see(|seen| seen.told = true),
+                    false => gate.stop(),
+                }
+                assert_eq!(ending.join().unwrap().is_ok(), is_told);
+            });
+            destination.set_nonblocking(true).unwrap();
+            let end = destination.read(&mut [0]).ok();
+            assert_eq!(
+                end,
+                is_told.then_some(0),
+                "no end but a clean one is passed on"
+            );
+        }
     }
 
     #[test]

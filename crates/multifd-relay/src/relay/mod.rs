@@ -49,11 +49,14 @@
 
 mod back;
 mod counters;
+mod dead_link;
+mod delay;
 mod ends;
 mod first;
 mod gate;
 mod link;
 mod main_channel;
+mod opening;
 mod outline;
 mod pump;
 mod reach;
@@ -122,6 +125,9 @@ pub struct RelayConfig {
     /// Whether the relays of a trunk compare the pages of each round before it is complete at the
     /// destination. A far relay with this setting takes no other migrations.
     pub verify: bool,
+    /// Whether a wish to end is passed over once postcopy has begun. The guest runs at the
+    /// destination then, and a part of its memory is only at the source.
+    pub stays_in_postcopy: bool,
     /// The number of trunk connections that carry each multifd channel, or main if there are no
     /// channels: 1 to 16. A far relay without this feature takes one.
     pub trunk_channels: u8,
@@ -268,6 +274,8 @@ pub enum Update {
     Waits(Vec<ChannelWaits>),
     /// Something that an operator may want to fix.
     Note(MigrationNote),
+    /// Postcopy has begun: a part of the guest is at each end.
+    Postcopy,
     /// The effort has changed.
     Effort(auto::Change),
 }
@@ -288,6 +296,7 @@ impl RelayConfig {
             limits: Limits::default(),
             dial_timeout: DIAL_TIMEOUT,
             verify: false,
+            stays_in_postcopy: false,
             trunk_channels: 1,
         }
     }

@@ -3,9 +3,10 @@
 
 use std::io;
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use super::Remark;
-use crate::failure::Cause;
+use crate::failure::{Cause, Unheard};
 
 /// The state that both directions have shown so far.
 #[derive(Debug, Default)]
@@ -34,6 +35,10 @@ pub(super) struct Seen {
     pub(super) postcopy: bool,
     /// The destination has said that it has the guest, and the migration had not failed before.
     pub(super) confirmed: bool,
+    /// The rest of the return path cannot be followed, so the destination's word may go unseen.
+    pub(super) return_path_lost: bool,
+    /// The source's host has acknowledged that word.
+    pub(super) told: bool,
     /// The migration has failed. From now on the source is never told that the destination has the
     /// guest.
     pub(super) failed: bool,
@@ -48,7 +53,14 @@ pub(super) struct Seen {
     pub(super) remarks: Vec<Remark>,
     /// The source's end was read and passed on.
     pub(super) ended: bool,
+    /// This relay has closed the source, which waits for no word, so the end of its bytes is no
+    /// clean end.
+    pub(super) halted: bool,
 }
+
+const UNSEEN: Cause = Cause::Unheard {
+    why: Unheard::NotFollowed,
+};
 
 impl Seen {
     fn guest_has_arrived(&self) -> bool {
@@ -65,6 +77,25 @@ impl Seen {
     /// up.
     pub(super) fn is_given_up(&self) -> bool {
         !self.return_path && self.complete
+    }
+
+    /// Whether the source may have been told that its destination has the guest, and this was not
+    /// seen here.
+    fn hides_word(&self) -> bool {
+        self.return_path_lost && !self.confirmed && self.may_have_arrived()
+    }
+
+    /// Whether the source, which waits for no word, may have given up a guest that the destination
+    /// does not certainly have. Bytes of a source that this relay has closed may have been on their
+    /// way; behind all memory these may have been the last ones.
+    pub(super) fn may_be_given_up(&self) -> bool {
+        let may_be_done = self.may_be_whole() || (self.halted || self.ended) && self.ram_ended;
+        (self.set_up || self.lost) && !self.return_path && !self.postcopy && may_be_done
+    }
+
+    /// Whether the stream cannot be followed, and has not switched to postcopy before.
+    pub(super) fn is_lost_before_postcopy(&self) -> bool {
+        self.lost && !self.postcopy
     }
 
     /// Whether the destination may have got everything that makes the guest, whatever was seen of
@@ -104,10 +135,39 @@ impl Outline {
     /// guest up.
     pub(super) fn may_end(&self, source_is_done: bool) -> bool {
         self.see(|seen| {
-            let may_be_whole = seen.may_be_whole() || source_is_done;
+            // A destination in postcopy may have the guest, and without all of what it starts with
+            // neither end could go on.
+            let may_be_whole = seen.may_be_whole() || source_is_done || seen.postcopy;
             let is_due = may_be_whole && !seen.confirmed && !seen.failed;
             seen.failed |= !is_due && !seen.guest_has_arrived();
             !is_due
+        })
+    }
+
+    /// Notes that postcopy begins. Returns `false` if the migration has failed: nothing of it is
+    /// then passed on, and the source has the guest.
+    pub(super) fn begins_postcopy(&self) -> bool {
+        self.see(|seen| {
+            seen.postcopy |= !seen.failed;
+            seen.goes_on = true;
+            seen.postcopy
+        })
+    }
+
+    /// The failure of a destination whose word was waited for in vain.
+    pub(super) fn no_word(&self, within: Duration) -> Cause {
+        match self.look(|seen| seen.postcopy) {
+            true => Cause::PostcopyBroke,
+            false => Cause::NoWord { within },
+        }
+    }
+
+    /// This relay is about to close a source that waits for no word. `false` if it waits for one,
+    /// or has not said so yet: then it keeps its guest, and needs no such care.
+    pub(super) fn halts(&self) -> bool {
+        self.see(|seen| {
+            seen.halted |= seen.set_up && !seen.return_path && !seen.postcopy;
+            seen.halted
         })
     }
 
@@ -166,9 +226,20 @@ impl Outline {
     pub(super) fn taken_back(&self) -> Cause {
         self.look(|seen| match () {
             () if seen.postcopy => Cause::PostcopyBroke,
+            () if seen.hides_word() => UNSEEN,
             // A stream that could not be followed may have been complete.
             () if seen.may_be_whole() || !seen.remarks.is_empty() => Cause::TakenBack,
             () => Cause::Incomplete,
+        })
+    }
+
+    /// The failure of a destination that has closed, and has said no word to a source that waits
+    /// for one.
+    pub(super) fn unconfirmed(&self) -> Cause {
+        self.look(|seen| match () {
+            () if seen.postcopy => Cause::PostcopyBroke,
+            () if seen.hides_word() => UNSEEN,
+            () => Cause::Unconfirmed,
         })
     }
 
@@ -208,6 +279,42 @@ mod tests {
         assert!(!outline.completes(), "the rest goes nowhere");
     }
 
+    /// A source that closes may have been told, and a destination that closes may have said it.
+    #[test]
+    fn behind_a_return_path_that_cannot_be_followed_nobody_knows() {
+        for (ram_ended, is_known) in [(false, true), (true, false)] {
+            let outline = Outline::default();
+            outline.see(|seen| {
+                (seen.return_path, seen.return_path_lost) = (true, true);
+                seen.ram_ended = ram_ended;
+            });
+            let [gone, closed] = [outline.taken_back(), outline.unconfirmed()];
+            assert_eq!(matches!(gone, Cause::Unheard { .. }), !is_known, "{gone}");
+            assert_eq!(
+                matches!(closed, Cause::Unheard { .. }),
+                !is_known,
+                "{closed}"
+            );
+        }
+    }
+
+    #[test]
+    fn either_a_wish_is_first_or_postcopy() {
+        let outline = Outline::default();
+        assert!(outline.begins_postcopy());
+        assert!(
+            !outline.may_end(false),
+            "its destination may have the guest"
+        );
+        assert!(matches!(
+            outline.no_word(Duration::ZERO),
+            Cause::PostcopyBroke
+        ));
+        let outline = Outline::default();
+        assert!(outline.may_end(false));
+        assert!(!outline.begins_postcopy(), "nothing of it goes anywhere");
+    }
+
     /// The end of main may have gone unseen, or wait in a buffer of this host.
     #[test]
     fn a_destination_may_have_everything_though_no_end_of_main_was_seen() {
@@ -226,5 +333,26 @@ mod tests {
         assert!(outline.goes_behind(true) && outline.goes_behind(false));
         assert!(outline.may_end(false));
         assert!(!outline.goes_behind(true), "the rest goes nowhere");
+    }
+
+    /// A source with a return path keeps its guest until it has the word.
+    #[test]
+    fn a_source_that_waits_for_no_word_may_have_given_its_guest_up() {
+        let seen = |change: fn(&mut Seen)| {
+            let outline = Outline::default();
+            outline.set_up();
+            outline.see(change);
+            (outline.halts(), outline.look(Seen::may_be_given_up))
+        };
+        assert_eq!(seen(|_| ()), (true, false));
+        assert_eq!(seen(|seen| seen.ram_ended = true), (true, true));
+        assert_eq!(seen(|seen| seen.complete = true), (true, true));
+        let asks = |seen: &mut Seen| (seen.complete, seen.return_path) = (true, true);
+        assert_eq!(seen(asks), (false, false));
+        let outline = Outline::default();
+        assert!(!outline.halts(), "it may ask for a word in its set-up");
+        // The relay has not closed the source, which was in its state of devices.
+        outline.see(|seen| (seen.set_up, seen.ram_ended) = (true, true));
+        assert!(!outline.look(Seen::may_be_given_up));
     }
 }

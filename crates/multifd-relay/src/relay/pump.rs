@@ -548,6 +548,7 @@ mod tests {
             config.connect.clone(),
             config.encryption.clone(),
             &introduction,
+            &|| false,
         )
         .unwrap();
         let gate = Gate::default();

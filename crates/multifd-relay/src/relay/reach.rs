@@ -21,8 +21,8 @@ pub fn look_for_relay(config: &RelayConfig, cancel: &Cancel) -> Result<(), Failu
     let to = config.connect.of(config.name.as_ref());
     let to = to.map_err(|error| Failure::here(error.into()))?;
     let given_up = || cancel.is_cancelled();
-    Target::resolve(&to.address)
-        .and_then(|target| Ok(target.dial(config.dial_timeout, &given_up)?))
+    Target::resolve(&to.address, &given_up)
+        .and_then(|target| target.dial(config.dial_timeout, &given_up))
         .map(drop)
         .map_err(|error| unreached(error, &to, Channel::Main))
 }

@@ -1,6 +1,5 @@
 //! One migration through the relay: its connections, its threads, its end.
 
-use std::cell::{Cell, RefCell};
 use std::io;
 use std::net::Shutdown;
 use std::sync::Arc;
@@ -11,36 +10,42 @@ use std::time::{Duration, Instant};
 use multifd_codec::auto::Auto;
 use multifd_codec::delta::memory::{self, Share};
 use multifd_codec::delta::{Kept, Sent};
-use multifd_transport::dial::DialError;
 use multifd_transport::failure::Cause as TransportCause;
 use multifd_transport::incoming::{Arrival, Incoming, IncomingChannel};
 use multifd_transport::supervise::report_end;
-use multifd_transport::{Cancel, Moment, Stream, circle};
+use multifd_transport::{Cancel, Moment, Stream};
 use multifd_wire::Method;
 use multifd_wire::main_stream::{MainEvent, MainReceiver};
 
 use super::back;
 use super::counters::Counters;
-use super::ends::{can_wait, is_a_word, is_an_end, worse};
+use super::dead_link::{DeadLink, LINK_TIMEOUT};
+use super::delay::Delay;
+use super::ends::{as_known, can_wait, is_a_word, is_an_end, worse};
 use super::gate::Gate;
-use super::link::{Link, Links};
+use super::link::{Link, Links, Way};
 use super::main_channel::{self, Forward};
+use super::opening::Opening;
 use super::outline::{Outline, Seen};
 use super::pump::{self, Shared};
-use super::reach::unreached;
 use super::silence::{SILENCE_TIMEOUT, Silence};
 use super::taken::take;
 use super::verify::Sums;
 use super::waits::Clocks;
 use super::watch::{MigrationNote, Watch};
-use super::{CHANNELS_TIMEOUT, MigrationReport, RelayConfig, Remark, Update};
-use crate::failure::{Cause, Channel, Failure, Leg, SetupFault};
+use super::{MigrationReport, RelayConfig, Remark, Update};
+use crate::failure::{Cause, Channel, Failure, Leg};
 use crate::leg::{Caller, Introduction, Protocol, Terms};
 use crate::trunk::{Name, StrandTerms};
 
 /// How long the word of a destination is waited for that may have everything, where the migration
 /// was to end: it starts its guest and says so, or fails. A service has less time than that to end.
 const WORD_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long the rest of a source's bytes is read, where the source waits for no word and the
+/// migration is to end. They lie in a socket, and only a destination that takes nothing holds them
+/// up.
+const REST_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How often to check for the source's end while nothing else happens.
 const TICK: Duration = Duration::from_millis(100);
@@ -53,6 +58,13 @@ const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
 
 /// How long a peer may take to close after everything was delivered and confirmed.
 const CLOSING_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How much longer a source may take that is a relay: it waits as long for its own source, and says
+/// how that has ended.
+const FAR_CLOSING_TIME: Duration = Duration::from_secs(10);
+
+/// How long the end of a source that was cut off may take to be passed on.
+const END_TIME: Duration = Duration::from_secs(1);
 
 /// How long a destination may take to begin. It answers at once when it has all channels. Over a
 /// link that loses a fifth of all packets, one answer in 15,000 takes 13 s. The source of a small
@@ -70,10 +82,6 @@ const HUNG_UP: Duration = Duration::from_millis(500);
 /// stack, its buffers, and allocations of other threads at the same time. Kept pages leave more. An
 /// allocator may have reserved most of a limited address space in advance.
 const LEAST_FREE_BYTES: u64 = 8 << 20;
-
-/// The most bytes to read from a main channel whose source has closed before the destination was
-/// dialled.
-const REMNANT_LIMIT_BYTES: usize = 64 << 20;
 
 /// An event of a migration.
 enum Event {
@@ -166,6 +174,8 @@ pub(super) fn run(
     // Connections that are still on their way to this migration are closed with it.
     incoming.channels.deliver_to(drop);
     outcome?;
+    // What went through had all its channels, whether or not the destination has said so.
+    incoming.ticket.settle();
     if let Some(taken) = target.fewer_strands() {
         let wanted = config.trunk_channels;
         let remark = Remark::FewerTrunkChannels { taken, wanted };
@@ -241,140 +251,6 @@ fn delta_bytes(incoming: &Incoming, config: &RelayConfig) -> u64 {
     };
     // A kept page takes a little more than its size.
     guest.saturating_add(guest / 32).min(config.delta_memory)
-}
-
-/// A migration whose destination has not been dialled.
-struct Opening<'a> {
-    source: Arc<Stream>,
-    introduction: Introduction,
-    start: Vec<u8>,
-    /// The source has closed, and its bytes are to be passed on.
-    is_whole: bool,
-    /// The connections that have come.
-    early: Vec<Arrival>,
-    config: &'a RelayConfig,
-    cancel: &'a Cancel,
-}
-
-impl Opening<'_> {
-    /// Waits for the first channel if the set-up announces channels. Otherwise the destination
-    /// might be dialled in vain, and a QEMU takes only one migration.
-    fn wait_for_channel(
-        &mut self,
-        channels: &multifd_transport::incoming::Inbox,
-        has_channels: bool,
-    ) -> Result<(), Failure> {
-        let deadline = Moment::now() + CHANNELS_TIMEOUT;
-        let failed = |fault: SetupFault| Err(main_channel::failed(Leg::Source, fault.into()));
-        if !has_channels {
-            return Ok(());
-        }
-        loop {
-            match channels.next_within(TICK) {
-                Some(Arrival::Refused(fault)) => return failed(fault),
-                Some(channel @ Arrival::Channel(_)) => {
-                    self.early.push(channel);
-                    return Ok(());
-                }
-                Some(other @ (Arrival::Preempt(_) | Arrival::Doubt(_))) => self.early.push(other),
-                None => {}
-            }
-            self.check_cancel()?;
-            self.check_source()?;
-            if Moment::now() >= deadline {
-                let (missing, within) = (None, CHANNELS_TIMEOUT);
-                return failed(SetupFault::ChannelsMissing { missing, within });
-            }
-        }
-    }
-
-    fn check_cancel(&self) -> Result<(), Failure> {
-        match self.cancel.is_cancelled() {
-            true => Err(Failure::here(TransportCause::Cancelled.into())),
-            false => Ok(()),
-        }
-    }
-
-    /// Fails if the source has closed an incomplete stream. A source without a return path may have
-    /// sent everything.
-    fn check_source(&mut self) -> Result<(), Failure> {
-        if self.is_whole || !self.source.peer_has_closed() {
-            return Ok(());
-        }
-        let gone = || main_channel::failed(Leg::Source, Cause::Incomplete);
-        while self.start.len() < REMNANT_LIMIT_BYTES {
-            let mut piece = [0; 4096];
-            match self.source.read_some(&mut piece) {
-                Ok(0) => break,
-                Ok(count) => self
-                    .start
-                    .extend_from_slice(piece.get(..count).unwrap_or_default()),
-                Err(_) => return Err(gone()),
-            }
-        }
-        let mut receiver = MainReceiver::new(self.config.limits);
-        let mut bytes = self.start.as_slice();
-        let mut facts = main_channel::Facts::default();
-        loop {
-            match receiver.push(&mut bytes) {
-                Ok(Some(event)) => facts.note(&event),
-                Ok(None) => break,
-                // A stream that cannot be followed is passed on.
-                Err(_) => {
-                    self.is_whole = true;
-                    return Ok(());
-                }
-            }
-        }
-        let has_ended = receiver.finish().is_ok() || facts.ram_ended;
-        self.is_whole = has_ended && !facts.return_path;
-        match self.is_whole {
-            true => Ok(()),
-            false => Err(gone()),
-        }
-    }
-
-    /// Dials main first: a destination before QEMU 8.0 takes the first connection for main. Also
-    /// returns the terms.
-    fn dial(&mut self) -> Result<(Caller, Link, Terms), Failure> {
-        self.check_source()?;
-        let address = self
-            .config
-            .connect
-            .of(self.introduction.name.as_ref())
-            .map_err(|error| main_channel::failed(Leg::Source, error.into()))?;
-        let encryption = self.config.encryption.clone();
-        let target = Caller::resolve(address.clone(), encryption, &self.introduction)
-            .map_err(|error| unreached(error, &address, Channel::Main))?;
-        let (source, timeout) = (Arc::clone(&self.source), self.config.dial_timeout);
-        // A call is given up only if the migration has failed. A destination takes each call for a
-        // connection of its source, and a source that has closed may have sent everything.
-        let failure = Cell::new(None);
-        let opening = RefCell::new(self);
-        let given_up = || {
-            let mut opening = opening.borrow_mut();
-            let fault = opening.check_cancel().and_then(|()| opening.check_source());
-            let given_up = fault.is_err();
-            failure.set(fault.err());
-            given_up
-        };
-        match (target.main(timeout, &given_up), failure.take()) {
-            (Ok((destination, terms)), _) => {
-                // Nothing was passed on, so the source has its guest.
-                circle::look_behind(&destination, target.socket_address(), timeout, &given_up)
-                    .map_err(|circle| Failure::here(circle.into()))?;
-                let channel = Channel::Main;
-                let link = Link {
-                    channel,
-                    source,
-                    destination,
-                };
-                Ok((target, link, terms))
-            }
-            (Err(DialError::GivenUp), Some(failure)) => Err(failure),
-            (Err(error), _) => Err(unreached(error, target.address(), Channel::Main)),
-        }
-    }
 }
 
 /// A migration under way.
@@ -478,11 +354,16 @@ impl<'env> Session<'env> {
             let mut watch = Watch::new();
             let mut silence = Silence::new(SILENCE_TIMEOUT.max(self.config.dial_timeout));
             let (mut told, mut changes_told) = (Instant::now(), 0);
-            let mut settled = false;
+            let (mut settled, mut tells_postcopy) = (false, false);
             let mut over_since: Option<Moment> = None;
+            // Since when the destination has said its word.
+            let mut said_since: Option<Moment> = None;
             let mut hung_up_since: Option<Moment> = None;
             // Since when the end has been delayed for the destination's word.
-            let mut word_since: Option<Moment> = None;
+            let mut word_since: Option<Delay> = None;
+            let mut dead_link = DeadLink::new(LINK_TIMEOUT);
+            // Since when the source, which waits for no word, can write no more.
+            let mut halted: Option<Moment> = None;
             // When to close the failed migration.
             let mut closing: Option<Instant> = None;
             // After this relay has closed everything, a broken connection is no failure.
@@ -506,12 +387,14 @@ impl<'env> Session<'env> {
                     Err(RecvTimeoutError::Disconnected) => break,
                 };
                 let fault = fault
-                    .or_else(|| self.look_at_source())
+                    .or_else(|| self.look_at_source(running.forward, &mut halted))
+                    .or_else(|| self.look_at_word(running.forward, &mut said_since))
                     .or_else(|| self.look_at_channels(&mut hung_up_since))
-                    .or_else(|| silence.look(self.outline, self.gate, self.counters));
+                    .or_else(|| silence.look(self.outline, self.gate, self.counters))
+                    .or_else(|| dead_link.look(self.outline, self.links));
                 let waited = word_since.is_some();
                 let fault = self
-                    .postpone(fault, &mut word_since)
+                    .postpone(fault, &mut word_since, halted)
                     .filter(|fault| self.matters(fault));
                 if word_since.is_some() && !waited {
                     let seconds = WORD_TIMEOUT.as_secs();
@@ -533,20 +416,16 @@ impl<'env> Session<'env> {
                     let has_passed = !self.outline.fails();
                     failure = failure.filter(|failure| !has_passed || is_a_word(failure));
                     match &failure {
-                        // All of the guest is on its way, and the system delivers it.
-                        Some(failure)
-                            if self.outline.look(|seen| seen.is_given_up() && seen.ended) =>
-                        {
-                            self.main.source.explain(&failure.explain());
-                            self.gate.stop();
-                            self.links.end();
-                        }
                         Some(failure) => self.close(&failure.explain()),
                         None => closing = None,
                     }
                 }
                 self.links.go_on_closing();
                 self.clocks.look();
+                if !tells_postcopy && self.outline.look(|seen| seen.postcopy) {
+                    tells_postcopy = true;
+                    observe(Update::Postcopy);
+                }
                 if !settled && self.gate.is_loading() {
                     settled = true;
                     settle();
@@ -563,8 +442,7 @@ impl<'env> Session<'env> {
                     }
                     let sample = watch.sample(self.counters, self.gate, self.outline, self.clocks);
                     // A trunk compresses the main channel too.
-                    let comes_so = self.main.source.bytes_below().is_some();
-                    let compresses = self.target.is_relay() || comes_so;
+                    let compresses = self.target.is_relay() || self.source_is_relay();
                     let notes = watch.look(&sample).into_iter();
                     notes
                         .filter(|note| !(compresses && *note == MigrationNote::NoMultifd))
@@ -579,10 +457,18 @@ impl<'env> Session<'env> {
                     true if over_since.is_none() && (!needs_rest || self.links.are_delivered()) => {
                         over_since = Some(Moment::now());
                     }
-                    true if over_since.is_some_and(|since| since.elapsed() >= CLOSING_TIMEOUT) => {
-                        is_closed = true;
-                        self.gate.stop();
-                        self.links.end();
+                    true if !confirmed || self.is_heard(running.forward) => {
+                        let over = over_since.map_or(Duration::ZERO, |since| since.elapsed());
+                        if over >= CLOSING_TIMEOUT {
+                            is_closed = true;
+                            // Its end is passed on as a clean one: another relay counts on that. A
+                            // connection that cannot be shut down is closed already.
+                            let _ = self.main.source.shutdown(Shutdown::Both);
+                        }
+                        if is_closed && (!running.forward || over >= CLOSING_TIMEOUT + END_TIME) {
+                            self.gate.stop();
+                            self.links.end();
+                        }
                     }
                     _ => {}
                 }
@@ -593,7 +479,7 @@ impl<'env> Session<'env> {
                     if let Cause::Far(far) = &mut failure.cause {
                         far.was_complete = self.outline.look(Seen::may_be_whole);
                     }
-                    Err(failure)
+                    Err(self.told(failure))
                 }
                 None => {
                     self.links.end();
@@ -609,10 +495,12 @@ impl<'env> Session<'env> {
     }
 
     /// A source that closes while it waits for the destination's word has taken its guest back.
-    fn look_at_source(&self) -> Option<Failure> {
+    fn look_at_source(&self, reads: bool, halted: &mut Option<Moment>) -> Option<Failure> {
         let confirmed = self.outline.look(|seen| seen.confirmed);
-        if self.cancel.is_cancelled() && !confirmed && !self.gate.is_stopped() {
-            return Some(Failure::here(TransportCause::Cancelled.into()));
+        let is_wish = self.cancel.is_cancelled() && !self.stays();
+        if is_wish && !confirmed && !self.gate.is_stopped() {
+            let is_read = self.halt(reads, halted);
+            return is_read.then(|| Failure::here(TransportCause::Cancelled.into()));
         }
         // The order matters: the source closes at once after it has got the destination's word.
         let gone = self.main.source.peer_has_closed() && self.outline.is_taken_back();
@@ -620,23 +508,94 @@ impl<'env> Session<'env> {
             .then(|| main_channel::failed(Leg::Source, self.outline.taken_back()))
     }
 
+    /// Whether a wish to end is passed over.
+    fn stays(&self) -> bool {
+        self.config.stays_in_postcopy && self.outline.look(|seen| seen.postcopy)
+    }
+
+    /// Looks for a source that cannot be told the destination's word: it may go on with its guest.
+    /// `reads`: the thread that reads its main channel runs.
+    fn look_at_word(&self, reads: bool, since: &mut Option<Moment>) -> Option<Failure> {
+        if !self.outline.look(|seen| seen.confirmed) || self.is_heard(reads) {
+            return None;
+        }
+        let patience = match self.source_is_relay() {
+            true => CLOSING_TIMEOUT + FAR_CLOSING_TIME,
+            false => CLOSING_TIMEOUT,
+        };
+        let is_late = since.get_or_insert_with(Moment::now).elapsed() >= patience;
+        is_late.then(|| main_channel::failed(Leg::Destination, Cause::NotTold))
+    }
+
+    /// Whether the source has certainly heard the destination's word: its host has acknowledged it.
+    /// A relay says by a clean end that its own source has heard it.
+    fn is_heard(&self, reads: bool) -> bool {
+        self.outline.look(|seen| seen.told) && !(reads && self.source_is_relay())
+    }
+
+    fn source_is_relay(&self) -> bool {
+        self.main.source.bytes_below().is_some()
+    }
+
+    /// Before a wish ends a migration whose source waits for no word: takes the right to write from
+    /// the source, and has the bytes read that it has written. If these are all of the guest, the
+    /// source has given it up, and it is passed on. Returns whether they were read, or are waited
+    /// for no longer. `reads`: the thread that reads them runs.
+    fn halt(&self, reads: bool, halted: &mut Option<Moment>) -> bool {
+        if halted.is_none() {
+            let source = &self.main.source;
+            // A source that has closed writes no more. One that is a relay is told the reason, and
+            // decides by itself.
+            let is_halted =
+                reads && !source.peer_has_closed() && source.is_bare() && self.outline.halts();
+            if !is_halted {
+                return true;
+            }
+            *halted = Some(Moment::now());
+            // A connection that cannot be shut down is closed already.
+            let _ = source.shutdown(Shutdown::Both);
+        }
+        !reads || halted.is_some_and(|since| since.elapsed() >= REST_TIMEOUT)
+    }
+
+    /// The failure as it is reported. Where the source waits for no word and may have given its
+    /// guest up, nobody knows here who has it.
+    fn told(&self, mut failure: Failure) -> Failure {
+        failure = self.outline.look(|seen| as_known(failure, seen));
+        let is_unknown = self.outline.look(Seen::may_be_given_up);
+        if is_unknown && !is_a_word(&failure) && !failure.cause.is_unknown() {
+            let source = Box::new(failure.cause);
+            failure.cause = Cause::Untold { source };
+        }
+        failure
+    }
+
     /// Puts off an end without need once the destination may have everything that makes the guest.
     /// It starts the guest at any moment, and a source that was cut off goes on with it. A source
     /// that waits for no word may have given its guest up as soon as it has gone.
-    fn postpone(&self, fault: Option<Failure>, since: &mut Option<Moment>) -> Option<Failure> {
+    fn postpone(
+        &self,
+        fault: Option<Failure>,
+        since: &mut Option<Delay>,
+        halted: Option<Moment>,
+    ) -> Option<Failure> {
+        let has_word = self.outline.look(|seen| seen.return_path);
+        let source_is_done = !has_word && halted.is_none() && self.main.source.peer_has_closed();
+        let bytes_out = self.counters.totals().bytes_out;
         if let Some(fault) = fault {
-            let has_word = self.outline.look(|seen| seen.return_path);
-            let has_marks = !self.gate.is_open();
-            let source_is_done = !has_word && self.main.source.peer_has_closed();
-            if !can_wait(&fault, has_word && has_marks) || self.outline.may_end(source_is_done) {
+            // Behind what cannot be followed no mark is seen, and everything may have come.
+            let shows = !self.gate.is_open() || self.outline.look(Seen::is_lost_before_postcopy);
+            if !can_wait(&fault, has_word && shows) || self.outline.may_end(source_is_done) {
                 return Some(fault);
             }
-            since.get_or_insert_with(Moment::now);
+            since.get_or_insert_with(|| Delay::begin(bytes_out));
         }
-        let is_late = since.is_some_and(|since| since.elapsed() >= WORD_TIMEOUT);
+        let delay = since.as_mut().filter(|_| !self.stays());
+        let is_late =
+            delay.is_some_and(|delay| delay.is_over(WORD_TIMEOUT, source_is_done, bytes_out));
         is_late.then(|| {
             let within = WORD_TIMEOUT;
-            main_channel::failed(Leg::Destination, Cause::NoWord { within })
+            main_channel::failed(Leg::Destination, self.outline.no_word(within))
         })
     }
 
@@ -680,7 +639,12 @@ impl<'env> Session<'env> {
     fn close(&self, words: &str) {
         self.outline.fails();
         self.gate.stop();
-        self.links.close(words);
+        let is_delivered = self.outline.look(|seen| seen.is_given_up() && seen.ended);
+        let way = match is_delivered {
+            true => Way::Delivered,
+            false => Way::Broken,
+        };
+        self.links.close(way, words);
     }
 
     fn arrived<'scope>(
@@ -785,7 +749,7 @@ impl<'env> Session<'env> {
         thread::Builder::new()
             .spawn_scoped(scope, thread)
             .map_err(|error| {
-                main_channel::failed(Leg::Here, TransportCause::Thread(error).into())
+                main_channel::failed(Leg::Here, TransportCause::thread(error).into())
             })?;
         running.count(role, true);
         Ok(())

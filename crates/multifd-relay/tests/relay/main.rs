@@ -24,6 +24,7 @@ use qemu_lab::{Part, require_opened};
 mod confirmed;
 mod flows;
 mod settled;
+mod told;
 mod wish;
 
 const PAGE: PageSize = PageSize::K4;

@@ -31,6 +31,8 @@ struct Meeting {
     got: usize,
     wishes: bool,
     breaks: bool,
+    /// The relay passes over wishes in postcopy.
+    stays: bool,
 }
 
 /// Returns how it ended, what the destination got of main in the end, and what the source heard.
@@ -38,7 +40,9 @@ fn meet(meeting: &Meeting) -> (Result<MigrationReport, Failure>, Vec<u8>, Vec<u8
     let folder = tempfile::tempdir().unwrap();
     let [listen, connect] = ["relay", "destination"].map(|name| unix(folder.path(), name));
     let mut destination = Acceptor::bind(&connect).unwrap();
-    let mut relay = Relay::bind(&listen, config(&connect, Method::None)).unwrap();
+    let mut config = config(&connect, Method::None);
+    config.stays_in_postcopy = meeting.stays;
+    let mut relay = Relay::bind(&listen, config).unwrap();
     let main = &meeting.main;
     let channel = channel_bytes(0, 1, Method::None);
     let cancel = Cancel::new();
@@ -139,6 +143,7 @@ fn an_end_without_need_waits_for_a_word_that_is_due() {
             got: main.len(),
             wishes,
             breaks,
+            stays: false,
         };
         let (outcome, got, heard, is_told) = meet(&meeting);
         let report = outcome.unwrap_or_else(|failure| panic!("{}", failure.explain()));
@@ -146,6 +151,29 @@ fn an_end_without_need_waits_for_a_word_that_is_due() {
         assert_eq!(got, *main);
         assert_eq!(heard, [PONG, CONFIRMATION].concat());
         assert!(is_told);
+    }
+}
+
+/// The guest may run there by now, and a part of it is only at the source.
+#[test]
+fn a_wish_in_postcopy_cuts_off_no_guest_that_has_just_begun() {
+    let whole = main_bytes(true);
+    let listen = b"\x08\0\x04\0\0".as_slice();
+    let main = [&whole[..whole.len() - END.len()], listen].concat();
+    for stays in [false, true] {
+        let meeting = Meeting {
+            main: main.clone(),
+            got: main.len(),
+            wishes: true,
+            breaks: false,
+            stays,
+        };
+        let (outcome, got, heard, is_told) = meet(&meeting);
+        let report = outcome.unwrap_or_else(|failure| panic!("{}", failure.explain()));
+        assert_eq!(report.confirmed, Some(true));
+        assert_eq!(got, main);
+        assert_eq!(heard, [PONG, CONFIRMATION].concat());
+        assert_eq!(is_told, !stays, "who passes over a wish waits for nothing");
     }
 }
 
@@ -158,6 +186,7 @@ fn a_wish_before_the_last_of_it_ends_the_migration() {
         got: main.len() - END.len(),
         wishes: true,
         breaks: false,
+        stays: false,
     };
     let (outcome, got, heard, is_told) = meet(&meeting);
     let failure = outcome.unwrap_err();

@@ -639,6 +639,9 @@ impl SetUp {
                 Ok(Some(MainEvent::Command(Command::PostcopyAdvise))) => {
                     self.stated.postcopy = true
                 }
+                Ok(Some(MainEvent::Command(Command::OpenReturnPath))) => {
+                    self.stated.return_path = true
+                }
                 Ok(Some(MainEvent::RamBlocks(_))) => self.has_blocks = true,
                 Ok(Some(MainEvent::Flush)) => self.stated.has_channels = true,
                 // A stream without a RAM section has no channels.

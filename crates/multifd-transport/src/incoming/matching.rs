@@ -13,9 +13,15 @@
 //!   goes to its main channel, closed or not. Where it may be that of several, it waits until its
 //!   own source must have closed its main channel too. Then it goes to the one that is closed. An
 //!   open one does not miss it: a channel without an open main channel of its own is left over.
-//! - A closed channel that was accepted before its main channel is not that one's, if a migration
-//!   of the same peer that is just over may have left it. The system had accepted it, and this host
-//!   had no descriptor for it, or no time.
+//! - A closed channel is not that of a source with a return path, which keeps its channels open
+//!   until it has the destination's word.
+//! - A closed channel that was accepted before its main channel may be left from a migration of the
+//!   same peer that is just over. The system had accepted it, and this host had no descriptor for
+//!   it, or no time. Or it has overtaken its main channel, whose source is done. It is kept until
+//!   that is known, and nothing is made final meanwhile: the migration's own channel of this number
+//!   comes, or one with a lower number does not come. A channel that was open beside the main
+//!   channel is not left over, as a source closes everything before its next attempt. A migration
+//!   that went through leaves nothing.
 //! - An open channel is never a closed main channel's, as long as an open one may be its own, or
 //!   one that has still to speak.
 //!
@@ -106,6 +112,8 @@ pub struct Stated {
     pub has_channels: bool,
     /// Whether it may switch to postcopy.
     pub postcopy: bool,
+    /// Whether its source waits for the destination's word.
+    pub return_path: bool,
 }
 
 /// The main channels and the channels without one.
@@ -117,6 +125,8 @@ pub struct Matching {
     unspoken: Vec<PeerId>,
     /// Migrations that are over, each with the time of the first decision after its end.
     past: VecDeque<(Main, Option<Instant>)>,
+    /// The number of times at which decisions were made.
+    turns: u64,
 }
 
 #[derive(Debug)]
@@ -128,6 +138,8 @@ struct Main {
     /// The UUID of its channels.
     uuid: Option<[u8; 16]>,
     channels: BTreeSet<u8>,
+    /// Those of its channels that its own peer has opened.
+    own: BTreeSet<u8>,
     /// Whether all its channels have certainly come.
     settled: bool,
     /// Whether it is an engine's, which owns its UUID and no other.
@@ -139,6 +151,8 @@ struct Main {
     stalls: bool,
     /// Whether a channel waits that has the id of one of its channels.
     in_doubt: bool,
+    /// The last decisions before it came.
+    came: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -151,8 +165,13 @@ struct Orphan {
     closed: Option<Instant>,
     /// Whether it was closed directly behind its hello.
     empty: bool,
-    /// Whether a migration that is over may have owned it.
+    /// Whether only a main channel that has ended may have owned it, or it is not told apart from
+    /// that one's.
     is_left: bool,
+    /// Whether a migration that is over may have owned it.
+    may_be_left: bool,
+    /// The last decisions at which it was open.
+    open: u64,
     since: Instant,
     /// The last time at which a main channel might have owned it.
     hope: Instant,
@@ -162,7 +181,8 @@ enum Verdict {
     Wait {
         hope: bool,
     },
-    /// This main channel may own the channel, but has another one of the same id.
+    /// This main channel may own the channel, but has another one of the same id, or the channel
+    /// may be left from an earlier migration.
     Conflict(Id),
     Give(Id),
     Drop,
@@ -178,12 +198,14 @@ impl Matching {
             ready: None,
             uuid: None,
             channels: BTreeSet::new(),
+            own: BTreeSet::new(),
             settled: false,
             engine: false,
             has_preempt: false,
             closed: None,
             stalls: false,
             in_doubt: false,
+            came: self.turns,
         });
     }
 
@@ -218,9 +240,9 @@ impl Matching {
         self.unspoken.extend(peers);
     }
 
-    /// Notes the end of a migration. Closed channels that it may have owned are not given to the
-    /// next one. A main channel that ends in its set-up may be a stranger's, so it takes no channel
-    /// away that another present main channel may own.
+    /// Notes the end of a migration. Closed channels that it may have owned are given to the next
+    /// one only without doubt. A main channel that ends in its set-up may be a stranger's, so it
+    /// takes no channel away that another present main channel may own.
     pub fn end(&mut self, id: Id) {
         let Some(index) = self.mains.iter().position(|main| main.id == id) else {
             return;
@@ -230,10 +252,15 @@ impl Matching {
             if main.peer != orphan.peer || !main.may_leave(orphan) {
                 continue;
             }
-            let is_others = |other: &Main| other.peer == orphan.peer && other.may_own(orphan.uuid);
-            let has_another =
-                self.unspoken.contains(&orphan.peer) || self.mains.iter().any(is_others);
-            orphan.is_left |= main.ready.is_some() || !has_another;
+            let is_others = |other: &&Main| other.peer == orphan.peer && other.may_own(orphan.uuid);
+            let mut others = self.mains.iter().filter(is_others);
+            let is_left = match main.ready {
+                // Sources at the same time are not told apart.
+                Some(_) => others.any(|other| orphan.has_met(other)),
+                None => !self.unspoken.contains(&orphan.peer) && others.next().is_none(),
+            };
+            orphan.is_left |= is_left;
+            orphan.may_be_left |= main.ready.is_some();
         }
         // A stranger's main channel that ends in its set-up leaves no channels.
         if main.ready.is_some() {
@@ -251,7 +278,7 @@ impl Matching {
         peer: PeerId,
         now: Instant,
     ) {
-        self.orphans.push(Orphan {
+        let mut orphan = Orphan {
             id,
             uuid,
             channel,
@@ -259,9 +286,16 @@ impl Matching {
             closed: None,
             empty: false,
             is_left: false,
+            may_be_left: false,
+            open: 0,
             since: now,
             hope: now,
+        };
+        orphan.may_be_left = self.past.iter().any(|(main, _)| {
+            // A migration that had no channels may have left none.
+            !main.channels.is_empty() && main.peer == peer && main.may_leave(&orphan)
         });
+        self.orphans.push(orphan);
     }
 
     /// Notes that a main channel stalls in its set-up, or goes on. A source sends its set-up at
@@ -343,6 +377,10 @@ impl Matching {
         }
         self.past
             .retain(|(_, over)| over.is_none_or(|over| now.duration_since(over) < ORPHAN_TIMEOUT));
+        self.turns = self.turns.saturating_add(1);
+        for orphan in self.orphans.iter_mut().filter(|it| it.closed.is_none()) {
+            orphan.open = self.turns;
+        }
         let mut decisions = Vec::new();
         let mut conflicts = BTreeSet::new();
         let mut index = 0;
@@ -367,6 +405,9 @@ impl Matching {
                     if let Some(main) = self.main(id) {
                         main.uuid = Some(orphan.uuid);
                         main.channels.insert(orphan.channel);
+                        if main.peer == orphan.peer {
+                            main.own.insert(orphan.channel);
+                        }
                     }
                     let (channel, main) = (orphan.id, id);
                     decisions.push(Decision::Give { channel, main });
@@ -432,8 +473,8 @@ impl Matching {
             return Verdict::Drop;
         }
         let claimants = self.claimants(orphan, now);
-        if self.is_past(orphan, &claimants) {
-            return Verdict::Drop;
+        if let Some(verdict) = self.judge_doubtful(orphan, &claimants, now) {
+            return verdict;
         }
         // A main channel of another peer does not own it while one that may own it has still to
         // identify itself: sources open main first.
@@ -475,6 +516,13 @@ impl Matching {
             [main] if orphan.closed.is_some() && main.channels.contains(&orphan.channel) => {
                 Verdict::Drop
             }
+            // The source is done, and may have given its guest up. It has all its channels.
+            [main] if main.closed.is_some() && main.channels.contains(&orphan.channel) => {
+                match now.duration_since(orphan.hope) >= ORPHAN_TIMEOUT {
+                    true => Verdict::Drop,
+                    false => Verdict::Wait { hope: false },
+                }
+            }
             [main] if now.duration_since(orphan.since) >= CONFLICT_TIMEOUT => {
                 let id = orphan.channel;
                 Verdict::Refuse(vec![main.id], SetupFault::ChannelTwice { id })
@@ -498,6 +546,7 @@ impl Matching {
             .mains
             .iter()
             .filter(|main| !main.is_settled(now) && main.may_take(orphan, now))
+            .filter(|main| !self.is_outdone(orphan, main))
             .collect();
         // A UUID that was set on purpose belongs to one VM.
         if orphan.uuid != [0; 16] {
@@ -527,16 +576,62 @@ impl Matching {
             && self.unspoken.contains(&orphan.peer)
     }
 
-    /// Whether a closed channel is left from a migration that is over. It came before each of
-    /// `claimants`, and sources open their main channel first.
-    fn is_past(&self, orphan: &Orphan, claimants: &[&Main]) -> bool {
-        orphan.closed.is_some()
-            && !claimants.is_empty()
-            && claimants.iter().all(|main| orphan.id < main.id)
-            && self.past.iter().any(|(main, _)| {
-                // A migration that had no channels may have left none.
-                !main.channels.is_empty() && main.peer == orphan.peer && main.may_leave(orphan)
+    /// Decides about a closed channel that a migration which is over may have left. It came before
+    /// each of `claimants`, and sources open their main channel first. `None`: there is no such
+    /// doubt any more.
+    fn judge_doubtful(
+        &self,
+        orphan: &Orphan,
+        claimants: &[&Main],
+        now: Instant,
+    ) -> Option<Verdict> {
+        let first = claimants.first()?;
+        let has_met = claimants.iter().any(|main| orphan.has_met(main));
+        if !orphan.may_be_left || orphan.closed.is_none() || has_met {
+            return None;
+        }
+        let has_own = |main: &&Main| main.channels.contains(&orphan.channel);
+        if claimants.iter().all(has_own) {
+            return Some(Verdict::Drop);
+        }
+        let mut ready = Vec::new();
+        for main in claimants {
+            match main.ready {
+                Some((since, _)) => ready.push(since),
+                None => return Some(Verdict::Wait { hope: true }),
+            }
+        }
+        // By then, the migration's own channels have come.
+        let since = ready.into_iter().fold(orphan.since, Instant::max);
+        if now.duration_since(since) < FOREIGN_TIMEOUT {
+            return Some(Verdict::Conflict(first.id));
+        }
+        // A migration has all numbers up to its highest.
+        let has_lower = |main: &Main, number| {
+            main.channels.contains(&number)
+                || self.orphans.iter().any(|other| {
+                    other.channel == number
+                        && other.uuid == orphan.uuid
+                        && main.may_take(other, now)
+                })
+        };
+        let is_needed = |main: &&Main| (0..orphan.channel).all(|number| has_lower(main, number));
+        match claimants.iter().any(is_needed) {
+            true => None,
+            false => Some(Verdict::Drop),
+        }
+    }
+
+    /// Whether the channel is another peer's, and the main channel's own peer has one of this UUID
+    /// and id: then it is none of this migration's, and stops it in no way.
+    fn is_outdone(&self, orphan: &Orphan, main: &Main) -> bool {
+        let has_own = || {
+            self.orphans.iter().any(|other| {
+                let is_same = (other.uuid, other.channel) == (orphan.uuid, orphan.channel);
+                is_same && other.peer == main.peer && other.closed.is_none()
             })
+        };
+        main.peer != orphan.peer && (main.own.contains(&orphan.channel) || has_own())
     }
 
     /// Whether another waiting channel has the same UUID and id. One of the two belongs to another
@@ -608,7 +703,13 @@ impl Main {
     }
 
     fn may_take(&self, orphan: &Orphan, now: Instant) -> bool {
-        self.may_own(orphan.uuid) && !self.is_foreign(orphan, now)
+        self.may_own(orphan.uuid) && !self.is_foreign(orphan, now) && !self.outlives(orphan)
+    }
+
+    /// Whether the channel was closed by its source, and this one's keeps its channels open until
+    /// it has the destination's word.
+    fn outlives(&self, orphan: &Orphan) -> bool {
+        orphan.closed.is_some() && self.ready.is_some_and(|(_, stated)| stated.return_path)
     }
 
     /// Whether the channel belongs to another migration because another host opened it. A host may
@@ -617,12 +718,15 @@ impl Main {
     fn is_foreign(&self, orphan: &Orphan, now: Instant) -> bool {
         // A UUID that was given on purpose is one VM's.
         let is_named = orphan.uuid != [0; 16] && self.names(orphan.uuid);
+        // Its own channels come at about the time of its set-up.
+        let ready = self.ready.map(|(ready, _)| ready);
+        let since = ready.map_or(orphan.since, |ready| ready.max(orphan.since));
         // A proxy on this host may have one process for each connection.
         let differ = matches!(
             (self.peer, orphan.peer),
             (PeerId::Host(ours), PeerId::Host(theirs)) if ours != theirs
         );
-        let is_recent = now.duration_since(orphan.since) < FOREIGN_TIMEOUT;
+        let is_recent = now.duration_since(since) < FOREIGN_TIMEOUT;
         differ && !is_named && (is_recent || orphan.closed.is_some())
     }
 
@@ -647,6 +751,11 @@ impl Main {
 }
 
 impl Orphan {
+    /// Whether it was open while the main channel was here.
+    fn has_met(&self, main: &Main) -> bool {
+        self.id > main.id || self.open > main.came
+    }
+
     fn is_closed_anew(&self, now: Instant) -> bool {
         is_recent(self.closed, now)
     }

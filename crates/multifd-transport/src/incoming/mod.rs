@@ -44,7 +44,7 @@ use self::matching::Id;
 pub use self::matching::{Decision, Id, Matching, PeerId, Stated};
 use self::note::Notes;
 pub use self::note::{Note, Reason, SetUpFault};
-use crate::failure::{Cause, Channel, Failure, Leg, SetupFault};
+use crate::failure::{Cause, Channel, Failure, Leg, NoThread, SetupFault};
 use crate::{Address, Cancel, Listener, Stream};
 
 /// The time limit for a connection's first bytes. A source sends them at once; the time covers a
@@ -231,7 +231,8 @@ impl Acceptor {
         let desk = Desk::new(listener, Arc::clone(&shared), bounds);
         let desk = thread::Builder::new()
             .name("accept".to_owned())
-            .spawn(move || desk.run())?;
+            .spawn(move || desk.run())
+            .map_err(NoThread::io)?;
         Ok(Acceptor {
             address,
             shared,

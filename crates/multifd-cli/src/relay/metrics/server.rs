@@ -12,6 +12,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use clap::builder::{OsStringValueParser, TypedValueParser};
+use multifd_transport::failure::NoThread;
 use multifd_transport::{Address, Cancel, Listener, Stop, Stream};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -96,7 +97,8 @@ impl Server {
             paused: None,
         };
         let thread = thread::Builder::new().name("metrics".to_owned());
-        let thread = thread.spawn(move || service.run()).map_err(failed)?;
+        let thread = thread.spawn(move || service.run());
+        let thread = thread.map_err(|error| failed(NoThread::io(error)))?;
         Ok(Self {
             stop,
             thread: Some(thread),

@@ -7,6 +7,7 @@ const MULTIFD: Stated = Stated {
     uuid: None,
     has_channels: true,
     postcopy: false,
+    return_path: false,
 };
 
 fn give(channel: Id, main: Id) -> Decision {
@@ -692,6 +693,52 @@ fn a_channel_waits_a_while_for_a_main_channel_of_its_own_peer() {
         };
         assert_eq!(matching.decide(now + FOREIGN_TIMEOUT), own);
     }
+}
+
+/// A host that says a hello and stays takes no place of a source's, and raises no doubt.
+#[test]
+fn another_hosts_channel_stops_no_source_that_has_its_own() {
+    let hosts = [1, 2].map(|last| PeerId::Host([192, 0, 2, last].into()));
+    for uuid in [[0; 16], [9; 16]] {
+        for wait in [0, 1] {
+            let (mut matching, begin) = (Matching::default(), Instant::now());
+            matching.channel_came(1, uuid, 0, hosts[1], begin);
+            assert_eq!(matching.decide(begin), []);
+            // It is a while before the source comes.
+            let now = begin + FOREIGN_TIMEOUT;
+            matching.main_came(10, hosts[0]);
+            matching.main_ready(10, MULTIFD, now);
+            assert_eq!(matching.decide(now), [], "its own channels are to come");
+            let now = now + wait * CONFLICT_TIMEOUT;
+            matching.channel_came(11, uuid, 0, hosts[0], now);
+            assert_eq!(matching.decide(now), [give(11, 10)]);
+            // One more, while the migration runs.
+            matching.channel_came(12, uuid, 0, hosts[1], now);
+            for seconds in 1..20 {
+                let then = now + CONFLICT_TIMEOUT * seconds;
+                let decisions = matching.decide(then);
+                let are_drops = |decision: &Decision| matches!(decision, Decision::Drop { .. });
+                assert!(decisions.iter().all(are_drops), "{decisions:?}");
+            }
+            assert_eq!(matching.orphans().count(), 0);
+        }
+    }
+}
+
+/// The source has sent everything, waits for no word, and may have given its guest up.
+#[test]
+fn no_channel_stops_a_migration_whose_source_is_done() {
+    let (mut matching, now) = (Matching::default(), Instant::now());
+    matching.main_came(10, UNIX);
+    matching.main_ready(10, MULTIFD, now);
+    matching.channel_came(1, [0; 16], 0, UNIX, now);
+    assert_eq!(matching.decide(now), [give(1, 10)]);
+    matching.main_closed(10, now);
+    matching.channel_came(2, [0; 16], 0, UNIX, now);
+    assert_eq!(matching.decide(now), []);
+    assert_eq!(matching.decide(now + 3 * CONFLICT_TIMEOUT), []);
+    let late = matching.decide(now + ORPHAN_TIMEOUT);
+    assert_eq!(late, [Decision::Drop { channel: 2 }]);
 }
 
 #[test]
