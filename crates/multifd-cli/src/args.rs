@@ -11,6 +11,7 @@ use multifd_relay::leg::Name;
 use multifd_transport::Address;
 
 use crate::codec::EffortArg;
+use crate::doctor::DoctorArgs;
 use crate::operate::{AcceptArgs, MigrateArgs};
 use crate::relay::{Route, metrics};
 
@@ -36,6 +37,7 @@ pub enum Command {
     Replay(ReplayArgs),
     Inspect(InspectArgs),
     Detect(DetectArgs),
+    Doctor(Box<DoctorArgs>),
     #[cfg(feature = "tls")]
     Tls(crate::tls::TlsArgs),
 }

@@ -22,7 +22,7 @@ use crate::trunk::{
 const TICK: Duration = Duration::from_millis(50);
 
 /// The name of a migration without a name.
-const UNNAMED: &str = "vm";
+pub(super) const UNNAMED: &str = "vm";
 
 /// A migration, as it is introduced to the destination.
 #[derive(Clone, Debug)]
@@ -81,8 +81,8 @@ pub(crate) struct Caller {
 /// The other relay does not take the migration.
 #[derive(Debug, thiserror::Error)]
 #[error("the relay there refuses: {refusal}")]
-struct Refused {
-    refusal: Refusal,
+pub(super) struct Refused {
+    pub(super) refusal: Refusal,
 }
 
 impl Caller {
@@ -282,7 +282,7 @@ impl Introduction {
 }
 
 /// Writes the preface and waits for the answer. `None`: no answer came in time.
-fn agree(
+pub(super) fn agree(
     stream: &Stream,
     preface: &Preface,
     deadline: Instant,
