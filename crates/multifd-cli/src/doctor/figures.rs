@@ -168,7 +168,7 @@ fn limit(near: &Shares, far: &Shares, used: f64, processors: usize) -> String {
     let stage = if most(near, near.computes) {
         "compression, digest and TLS at the source's relay"
     } else if most(near, near.reads) {
-        "reading from the source"
+        "reading from the source, which is made here: the relays could do more"
     } else if most(far, far.computes) {
         "decompression, digest and TLS at the destination's relay"
     } else if most(far, far.writes) {
@@ -176,11 +176,10 @@ fn limit(near: &Shares, far: &Shares, used: f64, processors: usize) -> String {
     } else {
         "the way between the relays"
     };
+    let used_words = format!("{} of {processors} processors used", say::rounded(used, 1));
     match used >= BUSY * processors as f64 {
-        true => format!(
-            "{stage}; all processors are busy here with both ends: two hosts do more than this"
-        ),
-        false => stage.to_owned(),
+        true => format!("{stage} ({used_words}, by both ends: two hosts do more than this)"),
+        false => format!("{stage} ({used_words})"),
     }
 }
 
@@ -463,8 +462,8 @@ mod tests {
         ] {
             let told = limit(&near, &far, 1.0, 8);
             assert!(told.starts_with(word), "{told}");
-            assert!(!told.contains("busy"));
-            assert!(limit(&near, &far, 7.9, 8).contains("busy"));
+            assert!(!told.contains("by both ends"));
+            assert!(limit(&near, &far, 7.9, 8).contains("by both ends"));
         }
     }
 }

@@ -4,8 +4,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::thread;
 
-use multifd_codec::{Accel, delta};
+use multifd_codec::{Accel, BackendKind, delta};
 use multifd_relay::relay::RelayConfig;
+use multifd_wire::Method;
 use rustix::process::{Resource, getrlimit, getuid};
 
 use super::check::Check;
@@ -28,6 +29,7 @@ pub(super) fn checks(channels: u8, codec: &Codec, asked: Option<Accel>) -> Vec<C
     let channels = u64::from(channels);
     vec![
         processors(),
+        load(),
         accelerator(codec, asked),
         descriptors(channels),
         threads(channels),
@@ -64,6 +66,26 @@ fn processors() -> Check {
             NAME,
             format!("{found}; no {}: slower code is used", lacks.join(", no ")),
             "in a virtual machine, give it the host's processor: -cpu host",
+        ),
+    }
+}
+
+/// Whether other processes take the time of the processors.
+fn load() -> Check {
+    const NAME: &str = "load";
+    let usable = thread::available_parallelism().map_or(1, usize::from);
+    let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let minute = text.split_whitespace().next();
+    let Some(load) = minute.and_then(|load| load.parse::<f64>().ok()) else {
+        return Check::ok(NAME, "the system does not say what else runs");
+    };
+    let found = format!("{load} threads ran or wanted to run in the last minute");
+    match load > usable as f64 {
+        false => Check::ok(NAME, found),
+        true => Check::warn(
+            NAME,
+            format!("{found}: all figures below are lower than this host can do"),
+            "see what runs, and look again when it is over: top",
         ),
     }
 }
@@ -107,7 +129,7 @@ fn accelerator(codec: &Codec, asked: Option<Accel>) -> Check {
     let verdict = iaa.verdict().to_string();
     let iaa = match iaa.is_ready() {
         true => format!("an IAA is ready: {verdict}"),
-        false => format!("no IAA: {verdict}"),
+        false => verdict,
     };
     let mut config = RelayConfig::new(
         multifd_transport::Address::Tcp("localhost:1".to_owned()),
@@ -121,7 +143,12 @@ fn accelerator(codec: &Codec, asked: Option<Accel>) -> Check {
             "multifd detect",
         ),
         Ok(backend) => {
-            let found = format!("{} by {}; {iaa}", codec.method, backend.kind());
+            let by = match backend.kind() {
+                _ if codec.method == Method::None => "as it is".to_owned(),
+                BackendKind::Plain => "by the usual library".to_owned(),
+                kind => format!("by {kind}"),
+            };
+            let found = format!("{} {by}; {iaa}", codec.method);
             match (backend.reason(), asked) {
                 // What was asked for, and is not what computes.
                 (Some(reason), Some(_)) => {

@@ -33,11 +33,14 @@ use crate::relay::memory;
 use crate::say;
 use crate::signals::Signals;
 
-/// How long all of it may take. What is not done then never will be.
-const LIMIT: Duration = Duration::from_secs(60);
+/// How long all of it may take: a multiple of what it should, for a host that is busy.
+const LIMIT: Duration = Duration::from_secs(40);
 
 /// How often a wish to end is noticed.
 const TICK: Duration = Duration::from_millis(50);
+
+/// How long the thread that looks may take to end, so that it leaves nothing behind.
+const END: Duration = Duration::from_millis(500);
 
 /// How long new pages are sent, with each method.
 const FIRST: Duration = Duration::from_millis(1200);
@@ -102,9 +105,10 @@ pub fn run(args: &DoctorArgs) -> Outcome {
     })?;
     let outcome = listen(args, &news, &signals);
     cancel.cancel();
-    if outcome.is_ok() || !signals.first() {
-        // Its panic was told of. It has nothing left to do.
-        let _ = work.join();
+    // Its panic was told of. A thread that still does something ends with the process.
+    let end = Instant::now() + END;
+    while !work.is_finished() && Instant::now() < end {
+        thread::sleep(TICK / 10);
     }
     // Sockets and certificates go in any case.
     drop(scratch);

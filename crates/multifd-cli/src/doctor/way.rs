@@ -167,9 +167,11 @@ pub(super) fn run(
     config.encryption = encryption(&source, &config.connect, &options)?;
     config.settings = run.codec.settings;
     config.auto = run.codec.auto;
-    if !run.differences {
-        config.delta_memory = 0;
-    }
+    // Both relays share the memory of this process.
+    config.delta_memory = match run.differences {
+        true => delta::memory::limit() / 2,
+        false => 0,
+    };
     let mut near = relay(&source, config)?;
 
     let (tell, told) = mpsc::channel();

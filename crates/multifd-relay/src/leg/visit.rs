@@ -18,6 +18,9 @@ use crate::trunk::{
 /// The calls that the round trip is measured with. The shortest is the network's.
 const CALLS: usize = 4;
 
+/// How long one of these may take.
+const CALL: Duration = Duration::from_secs(1);
+
 /// What a visitor asks for: a migration's wishes.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -170,10 +173,11 @@ impl Visitor {
         drop(stream);
         for _ in 1..CALLS {
             let begun = Instant::now();
-            // The relay has answered: a call that fails now only measures nothing.
-            if target.dial(self.within, given_up).is_ok() {
-                round_trip = round_trip.min(begun.elapsed());
+            // The relay has answered: a call that fails now only ends the measurement.
+            if target.dial(self.within.min(CALL), given_up).is_err() {
+                break;
             }
+            round_trip = round_trip.min(begun.elapsed());
         }
         FarRelay::of(&preface, &accepted, round_trip, answer)
             .map_err(|fault| into_answer(io::Error::new(io::ErrorKind::InvalidData, fault)))
