@@ -403,6 +403,24 @@ fn a_lack_of_descriptors_is_a_failure() {
 }
 
 #[test]
+fn a_codec_that_is_not_there_is_a_failure() {
+    let said = doctor(&["--compression", "qpl", "--accel", "qpl-hardware"]);
+    if said.status == Some(0) {
+        // This machine has an IAA.
+        return said.has("ok", "accelerator", "IAA");
+    }
+    said.fails("accelerator", "qpl-hardware");
+    assert!(said.checks("pages").is_empty());
+}
+
+#[test]
+fn many_channels_pass() {
+    let said = looks(&["--channels", "255"]);
+    assert_eq!(said.status, Some(0), "{}", said.all);
+    said.has("ok", "pages", "all arrived whole");
+}
+
+#[test]
 fn what_is_typed_wrong_is_status_2() {
     for (args, words) in [
         (

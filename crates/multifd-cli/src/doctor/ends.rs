@@ -335,7 +335,13 @@ pub(super) fn take(
         };
         stream.set_timeouts(Some(IO_TIMEOUT))?;
         let mut first = [0; 4];
-        while stream.peek(&mut first)? < first.len() {
+        loop {
+            match stream.peek(&mut first) {
+                Ok(count) if count == first.len() => break,
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error.into()),
+            }
             if cancel.is_cancelled() {
                 return Err(EndError::GivenUp);
             }

@@ -24,6 +24,9 @@ const OTHERS: u64 = 64;
 /// Less memory than this is used up by buffers and decoders of a migration with many channels.
 const LITTLE_MEMORY: u64 = 512 << 20;
 
+/// The check of what computes.
+pub(super) const ACCELERATOR: &str = "accelerator";
+
 /// All checks of this host.
 pub(super) fn checks(channels: u8, codec: &Codec, asked: Option<Accel>) -> Vec<Check> {
     let channels = u64::from(channels);
@@ -124,7 +127,7 @@ fn features() -> (Vec<&'static str>, Vec<&'static str>) {
 }
 
 fn accelerator(codec: &Codec, asked: Option<Accel>) -> Check {
-    const NAME: &str = "accelerator";
+    const NAME: &str = ACCELERATOR;
     let iaa = iaa_detect::detect(Path::new("/"));
     let verdict = iaa.verdict().to_string();
     let iaa = match iaa.is_ready() {
@@ -185,6 +188,13 @@ fn descriptors(channels: u64) -> Check {
             format!("{limit} for a process, enough for {most} channels"),
         )
     }
+}
+
+/// The most channels whose ends all fit into this process: both relays, source and destination.
+pub(super) fn fitting_channels() -> u8 {
+    let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    let fitting = (limit.saturating_sub(OTHERS) / 8).clamp(1, MOST_CHANNELS);
+    u8::try_from(fitting).unwrap_or(u8::MAX)
 }
 
 fn threads(channels: u64) -> Check {

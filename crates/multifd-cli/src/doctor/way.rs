@@ -227,12 +227,12 @@ fn gather(
 ) -> Result<(MigrationReport, MigrationReport, Arrived), String> {
     let begun = Instant::now();
     let (mut near, mut far, mut sent, mut arrived) = (None, None, None, None);
-    // Wrong pages weigh more than broken connections, and these more than their consequences.
-    let mut failed: Option<(u8, String)> = None;
-    let mut fail = |weight: u8, words: String| {
+    // The first failure is the cause of those behind it, unless one of these is a wrong page.
+    let mut failed: Option<String> = None;
+    let mut fail = |is_worst: bool, words: String| {
         ends.cancel();
-        if failed.as_ref().is_none_or(|(most, _)| weight > *most) {
-            failed = Some((weight, words));
+        if failed.is_none() || is_worst {
+            failed = Some(words);
         }
     };
     let mut over = None;
@@ -244,7 +244,7 @@ fn gather(
             if over.is_none() && (cancel.is_cancelled() || begun.elapsed() >= RUN_LIMIT) {
                 over = Some(Instant::now());
                 let limit = RUN_LIMIT.as_secs();
-                fail(4, format!("it did not get done within {limit} s"));
+                fail(false, format!("it did not get done within {limit} s"));
             }
             if over.is_some_and(|over| over.elapsed() >= END_LIMIT) {
                 break None;
@@ -255,15 +255,12 @@ fn gather(
             Some(Told::Far(Ok(report))) => far = Some(report),
             Some(Told::Source(Ok(pages))) => sent = Some(pages),
             Some(Told::Destination(Ok(pages))) => arrived = Some(pages),
-            Some(Told::Near(Err(words))) => fail(2, format!("the source's relay: {words}")),
-            Some(Told::Far(Err(words))) => fail(3, format!("the destination's relay: {words}")),
-            Some(Told::Source(Err(error))) => fail(1, format!("the source: {error}")),
+            Some(Told::Near(Err(words))) => fail(false, format!("the source's relay: {words}")),
+            Some(Told::Far(Err(words))) => fail(false, format!("the destination's relay: {words}")),
+            Some(Told::Source(Err(error))) => fail(false, format!("the source: {error}")),
             Some(Told::Destination(Err(error))) => {
-                let weight = match error {
-                    EndError::Io(_) | EndError::GivenUp => 1,
-                    _ => 5,
-                };
-                fail(weight, format!("the destination: {error}"));
+                let is_worst = !matches!(error, EndError::Io(_) | EndError::GivenUp);
+                fail(is_worst, format!("the destination: {error}"));
             }
             None => break,
         }
@@ -271,7 +268,7 @@ fn gather(
             over = Some(Instant::now());
         }
     }
-    if let Some((_, words)) = failed {
+    if let Some(words) = failed {
         return Err(words);
     }
     let missing = || "it ended without a word".to_owned();

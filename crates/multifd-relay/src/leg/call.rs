@@ -289,7 +289,7 @@ pub(super) fn agree(
     given_up: &dyn Fn() -> bool,
 ) -> Result<Option<Accepted>, DialError> {
     let bytes = preface.encode().map_err(io::Error::other)?;
-    stream.write_all_of_two(&bytes, &[])?;
+    stream.write_all_of_two(&bytes, &[]).map_err(closed)?;
     let mut receiver = AnswerReceiver::default();
     let mut buffer = [0; 512];
     let answer = loop {
@@ -306,11 +306,10 @@ pub(super) fn agree(
         let space = buffer.get_mut(..most).unwrap_or_default();
         let count = match stream.read_now(space) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
-            other => other?,
+            other => other.map_err(closed)?,
         };
         if count == 0 {
-            let words = "it closed without an answer: does a relay listen there, for a trunk?";
-            return Err(io::Error::new(io::ErrorKind::ConnectionReset, words).into());
+            return Err(unanswered().into());
         }
         let mut said = buffer.get(..count).unwrap_or_default();
         let taken = receiver.push(&mut said);
@@ -327,6 +326,20 @@ pub(super) fn agree(
         }
         Answer::Accepted(accepted) => Ok(Some(accepted)),
     }
+}
+
+/// The other end has closed, cleanly or not. An error of TLS says more than that.
+fn closed(error: io::Error) -> io::Error {
+    let gone = [io::ErrorKind::ConnectionReset, io::ErrorKind::BrokenPipe];
+    match error.get_ref() {
+        None if gone.contains(&error.kind()) => unanswered(),
+        _ => error,
+    }
+}
+
+fn unanswered() -> io::Error {
+    let words = "it closed without an answer: does a relay listen there, for a trunk?";
+    io::Error::new(io::ErrorKind::ConnectionReset, words)
 }
 
 /// How an accepted connection goes on.
