@@ -73,7 +73,7 @@ fn good(name: &'static str, found: &Examined) -> Check {
         names => {
             let mut names: Vec<_> = names
                 .iter()
-                .map(|name| multifd_transport::escape::printable(name))
+                .map(multifd_transport::escape::printable)
                 .collect();
             names.dedup();
             names.join(", ")

@@ -92,7 +92,10 @@ impl Memory {
 }
 
 fn changed(number: u64, writes: u64) -> [u8; 64] {
-    let mut random = Random(number.wrapping_mul(0x9e37_79b9).wrapping_add(writes) | 1);
+    // Odd numbers, so that no two writes to a page look alike; the generator needs a seed above 0.
+    let page = number.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let seed = page ^ writes.wrapping_mul(0xd1b5_4a32_d192_ed03);
+    let mut random = Random(seed.max(1));
     let mut bytes = [0; 64];
     for part in bytes.chunks_exact_mut(8) {
         part.copy_from_slice(&random.next().to_le_bytes());

@@ -87,7 +87,9 @@ fn load() -> Check {
         false => Check::ok(NAME, found),
         true => Check::warn(
             NAME,
-            format!("{found}: all figures below are lower than this host can do"),
+            format!(
+                "{found}: the figures below are lower than this host's own, and their limits may be wrong"
+            ),
             "see what runs, and look again when it is over: top",
         ),
     }
@@ -147,7 +149,7 @@ fn accelerator(codec: &Codec, asked: Option<Accel>) -> Check {
         ),
         Ok(backend) => {
             let by = match backend.kind() {
-                _ if codec.method == Method::None => "as it is".to_owned(),
+                _ if codec.method == Method::None => "needs no work".to_owned(),
                 BackendKind::Plain => "by the usual library".to_owned(),
                 kind => format!("by {kind}"),
             };

@@ -129,8 +129,8 @@ fn rate(pages: u64, took: Duration) -> f64 {
 
 /// What the threads of a run tell.
 enum Told {
-    Near(Result<MigrationReport, String>),
-    Far(Result<MigrationReport, String>),
+    Near(Result<Box<MigrationReport>, String>),
+    Far(Result<Box<MigrationReport>, String>),
     Source(Result<u64, EndError>),
     Destination(Result<Arrived, EndError>),
 }
@@ -212,11 +212,11 @@ pub(super) fn run(
 }
 
 /// One migration through one relay.
-fn serve(relay: &mut Relay, cancel: &Cancel) -> Result<MigrationReport, String> {
+fn serve(relay: &mut Relay, cancel: &Cancel) -> Result<Box<MigrationReport>, String> {
     let incoming = relay.accept(cancel);
     let incoming = incoming.map_err(|failure| say::chain(&failure))?;
     let passed = pass_on(incoming, relay.config(), cancel, &mut |_| {});
-    passed.map_err(|failure| say::chain(&failure))
+    passed.map(Box::new).map_err(|failure| say::chain(&failure))
 }
 
 /// Waits for all four. The first failure ends the others, and the relays' words say most.
@@ -224,7 +224,7 @@ fn gather(
     told: &mpsc::Receiver<Told>,
     ends: &Cancel,
     cancel: &Cancel,
-) -> Result<(MigrationReport, MigrationReport, Arrived), String> {
+) -> Result<(Box<MigrationReport>, Box<MigrationReport>, Arrived), String> {
     let begun = Instant::now();
     let (mut near, mut far, mut sent, mut arrived) = (None, None, None, None);
     // The first failure is the cause of those behind it, unless one of these is a wrong page.
