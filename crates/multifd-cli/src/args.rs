@@ -16,10 +16,11 @@ use crate::operate::{AcceptArgs, MigrateArgs};
 use crate::relay::{Route, metrics};
 
 /// Live migration over multifd for unmodified QEMUs.
-///
-/// ADDR is unix:PATH or tcp:HOST:PORT; `multifd relay -h` says what LEG is.
+// Without an empty line between its sentences, so that the help fits a screen.
 #[derive(Debug, Parser)]
 #[command(name = "multifd", version, max_term_width = 100)]
+#[command(long_about = "Live migration over multifd for unmodified QEMUs.
+ADDR is unix:PATH or tcp:HOST:PORT; `multifd relay -h` says what LEG is.")]
 pub struct Cli {
     /// The subcommand.
     #[command(subcommand)]

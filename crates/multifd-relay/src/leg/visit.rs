@@ -316,3 +316,42 @@ pub(super) fn shown(
     accepted.extensions.push(visit.extension());
     Ok(accepted)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::trunk::choose;
+
+    #[test]
+    fn an_answer_shows_what_a_migration_would_find() {
+        let address = "trunk+unix:/run/t".parse().unwrap();
+        let offered = vec![Method::Zstd, Method::None];
+        let preface = Visitor::new(address, Encryption::default(), offered)
+            .preface()
+            .unwrap();
+        let methods = [Method::Zlib, Method::None];
+        let chosen = choose(&preface, &abilities(methods.to_vec())).unwrap();
+        let answer = |delta_memory, ends| {
+            let shown = shown(&preface, chosen, &methods, true, delta_memory, ends);
+            shown.map_err(|refusal| refusal.code)
+        };
+        let far =
+            |accepted: &Accepted| FarRelay::of(&preface, accepted, Duration::ZERO, Duration::ZERO);
+        let accepted = answer(1 << 20, false).unwrap();
+        let found = far(&accepted).unwrap();
+        assert_eq!((found.method, found.strands), (Method::None, 16));
+        assert_eq!(found.methods, methods);
+        assert!(found.only_verified && found.verifies && found.plain_packets);
+        assert!(found.delta_bytes > 0 && found.delta_bytes <= 1 << 20);
+        let none = far(&answer(0, false).unwrap()).unwrap();
+        assert_eq!(none.delta_bytes, 0);
+        assert_eq!(answer(1 << 20, true), Err(RefusalCode::ENDS));
+        // Such a server takes the visit for a migration.
+        let mut without = accepted;
+        without
+            .extensions
+            .retain(|extension| extension.id != Visit::ID);
+        let needed = HandshakeFault::ExtensionNeeded { id: Visit::ID };
+        assert_eq!(far(&without), Err(needed));
+    }
+}
