@@ -66,6 +66,7 @@ impl Drop for Scratch {
 
 /// The certificates of the trunk on loopback.
 #[derive(Clone, Debug)]
+#[cfg_attr(not(feature = "tls"), allow(dead_code, reason = "a build without TLS"))]
 pub(super) struct Certificates {
     pub(super) folder: PathBuf,
     /// A name in the server's certificate.
