@@ -11,14 +11,16 @@ use multifd_relay::leg::Name;
 use multifd_transport::Address;
 
 use crate::codec::EffortArg;
+use crate::doctor::DoctorArgs;
 use crate::operate::{AcceptArgs, MigrateArgs};
 use crate::relay::{Route, metrics};
 
 /// Live migration over multifd for unmodified QEMUs.
-///
-/// ADDR is unix:PATH or tcp:HOST:PORT; `multifd relay -h` says what LEG is.
+// Without an empty line between its sentences, so that the help fits a screen.
 #[derive(Debug, Parser)]
 #[command(name = "multifd", version, max_term_width = 100)]
+#[command(long_about = "Live migration over multifd for unmodified QEMUs.
+ADDR is unix:PATH or tcp:HOST:PORT; `multifd relay -h` says what LEG is.")]
 pub struct Cli {
     /// The subcommand.
     #[command(subcommand)]
@@ -36,6 +38,7 @@ pub enum Command {
     Replay(ReplayArgs),
     Inspect(InspectArgs),
     Detect(DetectArgs),
+    Doctor(Box<DoctorArgs>),
     #[cfg(feature = "tls")]
     Tls(crate::tls::TlsArgs),
 }

@@ -20,6 +20,7 @@
 mod args;
 mod codec;
 mod detect;
+mod doctor;
 mod inspect;
 mod json;
 mod operate;
@@ -65,6 +66,7 @@ pub fn main() -> ExitCode {
         Command::Replay(args) => run(|| replay::run(&args)),
         Command::Inspect(args) => run(|| inspect::run(&args)),
         Command::Detect(args) => run(|| detect::run(&args)),
+        Command::Doctor(args) => run(|| doctor::run(&args)),
         #[cfg(feature = "tls")]
         Command::Tls(args) => run(|| tls::run(&args)),
     }

@@ -96,6 +96,28 @@ impl Sandbox {
         sandbox
     }
 
+    /// What a relay would get here, found out by a thread that gives it up and ends.
+    pub(crate) fn probe() -> Self {
+        let thread = std::thread::Builder::new().spawn(|| {
+            let mut sandbox = Self::default();
+            let system = SYSTEM.iter().map(PathBuf::from);
+            let reading = AccessFs::ReadFile | AccessFs::ReadDir;
+            sandbox.took(restrict(system.map(|path| (path, reading))));
+            sandbox.took(seccomp());
+            sandbox
+        });
+        let found = thread.ok().and_then(|thread| thread.join().ok());
+        found.unwrap_or_else(|| Self {
+            parts: Vec::new(),
+            missing: vec!["this host gives no thread".to_owned()],
+        })
+    }
+
+    /// Whether no part is missing.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.missing.is_empty()
+    }
+
     fn took(&mut self, outcome: Result<String, String>) {
         match outcome {
             Ok(part) => self.parts.push(part),
@@ -119,12 +141,6 @@ impl fmt::Display for Sandbox {
 }
 
 fn landlock(args: &RelayArgs, routes: &[Route]) -> Result<String, String> {
-    let failed = |error: &dyn std::error::Error| format!("no landlock: {error}");
-    let mut ruleset = Ruleset::default()
-        .handle_access(AccessFs::from_all(RIGHTS))
-        .and_then(|ruleset| ruleset.scope(Scope::Signal))
-        .and_then(Ruleset::create)
-        .map_err(|error| failed(&error))?;
     let reading = AccessFs::ReadFile | AccessFs::ReadDir;
     let sockets = AccessFs::MakeSock | AccessFs::RemoveFile | AccessFs::ReadDir;
     let readable = SYSTEM.iter().map(PathBuf::from);
@@ -135,7 +151,18 @@ fn landlock(args: &RelayArgs, routes: &[Route]) -> Result<String, String> {
     let reports = args.report.iter().map(|folder| (folder.clone(), files));
     let listening = listening(args, routes).into_iter();
     let listening = listening.map(|path| (path, sockets));
-    for (path, rights) in rules.chain(listening).chain(reports) {
+    restrict(rules.chain(listening).chain(reports))
+}
+
+/// Gives up all rights of files but these.
+fn restrict(rules: impl Iterator<Item = (PathBuf, BitFlags<AccessFs>)>) -> Result<String, String> {
+    let failed = |error: &dyn std::error::Error| format!("no landlock: {error}");
+    let mut ruleset = Ruleset::default()
+        .handle_access(AccessFs::from_all(RIGHTS))
+        .and_then(|ruleset| ruleset.scope(Scope::Signal))
+        .and_then(Ruleset::create)
+        .map_err(|error| failed(&error))?;
+    for (path, rights) in rules {
         // What is not there needs no right.
         let Ok(opened) = PathFd::new(&path) else {
             continue;

@@ -114,6 +114,26 @@ fn init(args: &InitArgs) -> Outcome {
     Ok(())
 }
 
+/// Makes certificates for a connection of this process to itself, for a day. Returns the name of
+/// the server.
+pub(crate) fn make_for_loopback(dir: &Path) -> Result<&'static str, String> {
+    const HOST: &str = "localhost";
+    let args = InitArgs {
+        dir: dir.to_owned(),
+        hosts: vec![HOST.to_owned()],
+        client: "multifd-client".to_owned(),
+        days: 1,
+    };
+    // The key of the CA signs nothing more.
+    let files: Vec<_> = make(&args)
+        .map_err(|error| say::chain(error.as_ref()))?
+        .into_iter()
+        .filter(|file| file.name != "ca-key.pem")
+        .collect();
+    write(dir, &files)?;
+    Ok(HOST)
+}
+
 /// A file: its name, its content, and whether it is a secret.
 struct Made {
     name: &'static str,

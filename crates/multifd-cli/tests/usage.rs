@@ -214,7 +214,7 @@ fn a_guest_goes_to_a_trunk_only_and_in_clear_only_if_that_is_said() {
 #[test]
 fn every_help_fits_a_screen_and_has_an_example() {
     let commands = [
-        "migrate", "accept", "relay", "receive", "record", "replay", "inspect", "detect",
+        "migrate", "accept", "relay", "receive", "record", "replay", "inspect", "detect", "doctor",
     ];
     for command in commands {
         let help = Multifd::start([command, "-h"]).end().well();

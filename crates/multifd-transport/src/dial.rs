@@ -153,7 +153,7 @@ impl Target {
     ///
     /// # Errors
     /// When there is no such host, or nobody says so in time.
-    pub(crate) fn resolve_within(
+    pub fn resolve_within(
         address: &Address,
         within: Duration,
         given_up: &dyn Fn() -> bool,
@@ -167,6 +167,11 @@ impl Target {
             hosts,
             answered: Arc::default(),
         })
+    }
+
+    /// The numbers that the name stands for; none for a unix socket.
+    pub fn hosts(&self) -> &[SocketAddr] {
+        &self.hosts
     }
 
     /// The address that was looked up.

@@ -11,7 +11,7 @@ use crate::say;
 
 /// The part of the available memory that is taken unless something else is asked for. The host is
 /// there for its guests: one that is full of them has little to spare, and says so in this figure.
-const SHARE: u64 = 4;
+pub const SHARE: u64 = 4;
 
 /// Sets the bound of this process: `asked`, or a part of what is available now. A note says it
 /// where a trunk makes use of it. `method` is what this relay writes to a trunk.
@@ -50,7 +50,7 @@ pub fn bound(asked: Option<u64>, routes: &[Route], method: Method) -> Result<(),
 }
 
 /// The memory that this process can have without swapping, in bytes, as far as the system says so.
-fn available() -> Option<u64> {
+pub fn available() -> Option<u64> {
     let of_system = of_system()?;
     Some(memory::left().map_or(of_system, |left| left.min(of_system)))
 }

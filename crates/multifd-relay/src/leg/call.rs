@@ -22,7 +22,7 @@ use crate::trunk::{
 const TICK: Duration = Duration::from_millis(50);
 
 /// The name of a migration without a name.
-const UNNAMED: &str = "vm";
+pub(super) const UNNAMED: &str = "vm";
 
 /// A migration, as it is introduced to the destination.
 #[derive(Clone, Debug)]
@@ -81,8 +81,8 @@ pub(crate) struct Caller {
 /// The other relay does not take the migration.
 #[derive(Debug, thiserror::Error)]
 #[error("the relay there refuses: {refusal}")]
-struct Refused {
-    refusal: Refusal,
+pub(super) struct Refused {
+    pub(super) refusal: Refusal,
 }
 
 impl Caller {
@@ -283,14 +283,14 @@ impl Introduction {
 }
 
 /// Writes the preface and waits for the answer. `None`: no answer came in time.
-fn agree(
+pub(super) fn agree(
     stream: &Stream,
     preface: &Preface,
     deadline: Instant,
     given_up: &dyn Fn() -> bool,
 ) -> Result<Option<Accepted>, DialError> {
     let bytes = preface.encode().map_err(io::Error::other)?;
-    stream.write_all_of_two(&bytes, &[])?;
+    stream.write_all_of_two(&bytes, &[]).map_err(closed)?;
     let mut receiver = AnswerReceiver::default();
     let mut buffer = [0; 512];
     let answer = loop {
@@ -307,11 +307,10 @@ fn agree(
         let space = buffer.get_mut(..most).unwrap_or_default();
         let count = match stream.read_now(space) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
-            other => other?,
+            other => other.map_err(closed)?,
         };
         if count == 0 {
-            let words = "it closed without an answer: does a relay listen there, for a trunk?";
-            return Err(io::Error::new(io::ErrorKind::ConnectionReset, words).into());
+            return Err(unanswered().into());
         }
         let mut said = buffer.get(..count).unwrap_or_default();
         let taken = receiver.push(&mut said);
@@ -328,6 +327,20 @@ fn agree(
         }
         Answer::Accepted(accepted) => Ok(Some(accepted)),
     }
+}
+
+/// The other end has closed, cleanly or not. An error of TLS says more than that.
+fn closed(error: io::Error) -> io::Error {
+    let gone = [io::ErrorKind::ConnectionReset, io::ErrorKind::BrokenPipe];
+    match error.get_ref() {
+        None if gone.contains(&error.kind()) => unanswered(),
+        _ => error,
+    }
+}
+
+fn unanswered() -> io::Error {
+    let words = "it closed without an answer: does a relay listen there, for a trunk?";
+    io::Error::new(io::ErrorKind::ConnectionReset, words)
 }
 
 /// How an accepted connection goes on.

@@ -26,11 +26,13 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use super::carried::Carried;
 use super::gathering::Gatherings;
 use super::strands::Strands;
-use super::{Encryption, LegAddress, PLAIN, Protocol, VERIFY, abilities, extension, has, readable};
+use super::{
+    Encryption, LegAddress, PLAIN, Protocol, VERIFY, abilities, extension, has, readable, visit,
+};
 use crate::relay::RelayConfig;
 use crate::trunk::{
     Abilities, Accepted, Answer, Chosen, Connection, DeltaTerms, PREFACE_MAGIC, Preface,
-    PrefaceReceiver, Refusal, RefusalCode, StrandTerms, choose,
+    PrefaceReceiver, Refusal, RefusalCode, StrandTerms, Visit, choose,
 };
 
 /// The time limit for writing an answer. It fits into the empty buffer of a new socket.
@@ -246,6 +248,25 @@ impl Shared {
             Ok(chosen) => chosen,
             Err(refusal) => return refuse(&stream, refusal),
         };
+        if has(Visit::ID, &preface.extensions) {
+            let ends = self.lock().refuses_new;
+            let shown = visit::shown(
+                preface,
+                chosen,
+                &self.abilities.methods,
+                self.verify,
+                self.delta_memory,
+                ends,
+            );
+            return match shown {
+                Ok(accepted) => {
+                    answer(&stream, &Answer::Accepted(accepted));
+                    let peer = describe(&stream);
+                    self.door.note(&Note::Visited { peer });
+                }
+                Err(refusal) => refuse(&stream, refusal),
+            };
+        }
         if let Connection::Strand { group, number } = preface.connection {
             let expected = self
                 .lock()

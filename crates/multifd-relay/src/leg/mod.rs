@@ -12,6 +12,7 @@ mod greeter;
 mod reading;
 mod requests;
 mod strands;
+mod visit;
 
 use std::io;
 use std::sync::OnceLock;
@@ -26,7 +27,8 @@ pub use self::carried::FarFailure;
 pub use self::encryption::{Encryption, EncryptionError, EncryptionOptions, Rule};
 pub(crate) use self::greeter::Greeter;
 pub use self::requests::{FileNumber, Look, Odd, Requests, RequestsError};
-use crate::trunk::{Abilities, Compression, DeltaTerms, Digest, Extension, StrandTerms};
+pub use self::visit::{FarRelay, VisitError, VisitStep, Visitor};
+use crate::trunk::{Abilities, Compression, DeltaTerms, Digest, Extension, StrandTerms, Visit};
 pub use crate::trunk::{Name, NameFault};
 
 /// The extension for verification: sums of pages are sent beside the main channel.
@@ -41,7 +43,7 @@ fn abilities(methods: Vec<Method>) -> Abilities {
         methods,
         digests: vec![Digest::Xxh3],
         compressions: Compression::available().to_vec(),
-        extensions: vec![VERIFY, DeltaTerms::ID, PLAIN, StrandTerms::ID],
+        extensions: vec![VERIFY, DeltaTerms::ID, PLAIN, StrandTerms::ID, Visit::ID],
     }
 }
 

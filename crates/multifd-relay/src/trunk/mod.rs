@@ -38,6 +38,7 @@ mod piece;
 mod preface;
 mod reader;
 mod strand;
+mod visit;
 mod words;
 mod writer;
 mod zstd;
@@ -56,6 +57,7 @@ pub use self::preface::{Connection, Extension, MAX_CODES, MAX_EXTENSIONS, Offers
 pub(crate) use self::reader::Arrived;
 pub use self::reader::FrameReader;
 pub use self::strand::StrandTerms;
+pub use self::visit::Visit;
 pub use self::words::Words;
 pub use self::writer::FrameWriter;
 pub(crate) use self::zstd::{Compressor, Decompressor};

@@ -22,6 +22,11 @@ pub enum Note {
         /// Their number.
         connections: u64,
     },
+    /// A relay has asked what would become of a migration, and has begun none.
+    Visited {
+        /// The other end, as far as the system names it.
+        peer: String,
+    },
     /// No connection can be accepted at the moment. Accepting goes on as soon as the system allows.
     CannotAccept(io::Error),
 }
@@ -123,7 +128,8 @@ impl Notes {
             _ => self.said < NOTES_A_SECOND,
         };
         match (note, is_told) {
-            (Note::CannotAccept(_), _) => {}
+            // A visit is no stranger's, so nobody counts it as one.
+            (Note::CannotAccept(_), _) | (Note::Visited { .. }, false) => {}
             (_, true) => self.said += 1,
             (_, false) => self.further += 1,
         }
@@ -162,6 +168,10 @@ impl fmt::Display for Note {
             Note::Further { connections } => {
                 write!(f, "passed over {connections} more connections")
             }
+            Note::Visited { peer } => write!(
+                f,
+                "{peer} looked whether a migration would be taken here (multifd doctor): none has begun"
+            ),
             Note::CannotAccept(error) => write!(
                 f,
                 "cannot accept connections for the moment ({error}); trying again"

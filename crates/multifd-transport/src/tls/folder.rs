@@ -268,7 +268,10 @@ fn roots(path: &Path, now: u64, warnings: &mut Vec<String>) -> Result<RootCertSt
     }
 }
 
-fn certificates(path: &Path, text: &[u8]) -> Result<Vec<CertificateDer<'static>>, FolderError> {
+pub(super) fn certificates(
+    path: &Path,
+    text: &[u8],
+) -> Result<Vec<CertificateDer<'static>>, FolderError> {
     let all = CertificateDer::pem_slice_iter(text).collect::<Result<Vec<_>, _>>();
     match all {
         Ok(all) if all.is_empty() => Err(error(path, wrong_kind("certificate", text))),
@@ -292,7 +295,7 @@ fn revoked(
     }
 }
 
-fn content(path: &Path) -> Result<Vec<u8>, FileFault> {
+pub(super) fn content(path: &Path) -> Result<Vec<u8>, FileFault> {
     let unreadable = |error: io::Error| match error.kind() {
         io::ErrorKind::NotFound => FileFault::Missing,
         _ => FileFault::Unreadable(error.to_string()),

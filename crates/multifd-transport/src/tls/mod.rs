@@ -11,6 +11,7 @@
 
 mod engine;
 mod error;
+mod examine;
 mod folder;
 mod handshake;
 mod stream;
@@ -18,6 +19,7 @@ mod verify;
 mod x509;
 
 pub use error::FolderError;
+pub use examine::{Endpoint, Examined, examine};
 pub use handshake::{
     ClientOptions, Encrypted, Handshake, ServerOptions, TlsClient, TlsServer, TlsVersions,
 };

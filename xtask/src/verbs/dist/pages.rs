@@ -142,7 +142,8 @@ mod tests {
         assert_eq!(
             files(multifd_cli::definition()),
             "multifd-migrate.1 multifd-accept.1 multifd-relay.1 multifd-receive.1 multifd-record.1 \
-             multifd-replay.1 multifd-inspect.1 multifd-detect.1 multifd-tls.1 multifd-tls-init.1 multifd.1"
+             multifd-replay.1 multifd-inspect.1 multifd-detect.1 multifd-doctor.1 \
+             multifd-tls.1 multifd-tls-init.1 multifd.1"
         );
         assert_eq!(
             files(multifd_bench::command::definition()),
