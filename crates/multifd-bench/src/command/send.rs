@@ -22,7 +22,7 @@ use super::args::SendArgs;
 use super::this_program;
 
 /// Starts a guest and migrates it.
-pub fn run(args: &SendArgs) -> Outcome {
+pub(super) fn run(args: &SendArgs) -> Outcome {
     let parameters = parameters(args)?;
     let spec = spec(args)?;
     say::note(format_args!(
@@ -171,7 +171,7 @@ impl VmHandle for Vm {
 
 /// The printed summary of a migration. Names are those of QEMU's `query-migrate`, with units.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Summary {
+pub(super) struct Summary {
     guest: String,
     /// The guest's rate until its stop: operations per second for redis, else writes. `None` if it
     /// was never stopped.
@@ -231,7 +231,7 @@ struct Rates {
 
 /// The printed summary of a failed migration.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct Failed {
+pub(super) struct Failed {
     pub error: String,
     /// The time limit expired.
     pub timed_out: bool,

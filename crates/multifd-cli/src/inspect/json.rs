@@ -20,7 +20,11 @@ use super::{View, fault_of, in_file};
 use crate::{json, say};
 
 /// Prints all files; answers what is wrong with them.
-pub fn print(mut out: impl Write, files: &[PathBuf], packets: bool) -> io::Result<Vec<String>> {
+pub(super) fn print(
+    mut out: impl Write,
+    files: &[PathBuf],
+    packets: bool,
+) -> io::Result<Vec<String>> {
     let document = Document {
         files,
         packets,

@@ -22,7 +22,7 @@ use crate::say::{self, Arrived, Progress};
 
 /// Why no guest was received.
 #[derive(Debug, thiserror::Error)]
-pub enum Fault {
+pub(super) enum Fault {
     /// A connection that was none of an engine's, or broke off before anything was agreed on.
     #[error("passed over an engine's connection")]
     Opening(#[source] Failure),
@@ -35,7 +35,7 @@ pub enum Fault {
 }
 
 /// Takes the guest that has come.
-pub fn run(
+pub(super) fn run(
     args: &ReceiveArgs,
     acceptor: &mut Acceptor,
     folder: Option<&Folder>,

@@ -15,7 +15,7 @@ const SHARE: u64 = 4;
 
 /// Sets the bound of this process: `asked`, or a part of what is available now. A note says it
 /// where a trunk makes use of it. `method` is what this relay writes to a trunk.
-pub fn bound(asked: Option<u64>, routes: &[Route], method: Method) -> Result<(), String> {
+pub(crate) fn bound(asked: Option<u64>, routes: &[Route], method: Method) -> Result<(), String> {
     // The files that say how much is left are opened now: the sandbox opens no others.
     memory::left();
     let is_trunk = |leg: &LegAddress| leg.protocol == Protocol::Trunk;
