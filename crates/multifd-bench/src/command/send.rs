@@ -12,9 +12,7 @@ use multifd_engine::dirty::PagemapLog;
 use multifd_engine::failure::Cause;
 use multifd_engine::memory::{MappedMemory, Mapping};
 use multifd_engine::source::{self, SourceFailure};
-use multifd_engine::{
-    EngineFault, Parameters, Phase, Progress as Moment, Statistics, VmError, VmHandle,
-};
+use multifd_engine::{Parameters, Phase, Progress as Moment, Statistics, VmError, VmHandle};
 use multifd_wire::{BlockName, Method, PageSize};
 use serde::{Deserialize, Serialize};
 
@@ -369,10 +367,7 @@ impl fmt::Display for Running<'_> {
 }
 
 fn timed_out(failure: &SourceFailure) -> bool {
-    matches!(
-        failure.failure.cause,
-        Cause::Engine(EngineFault::Timeout { .. })
-    )
+    matches!(&failure.failure.cause, Cause::Engine(error) if error.is_timeout())
 }
 
 fn milliseconds(duration: Duration) -> f64 {
