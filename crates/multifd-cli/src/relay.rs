@@ -5,6 +5,7 @@ mod folder;
 pub(crate) mod memory;
 pub(crate) mod metrics;
 pub(crate) mod report;
+mod requests;
 mod routes;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};

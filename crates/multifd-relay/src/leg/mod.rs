@@ -10,7 +10,6 @@ mod encryption;
 mod gathering;
 mod greeter;
 mod reading;
-mod requests;
 mod strands;
 
 use std::io;
@@ -25,7 +24,6 @@ pub(crate) use self::call::{Caller, Introduction, Terms};
 pub use self::carried::FarFailure;
 pub use self::encryption::{Encryption, EncryptionError, EncryptionOptions, Rule};
 pub(crate) use self::greeter::Greeter;
-pub use self::requests::{FileNumber, Look, Odd, Requests, RequestsError};
 use crate::trunk::{Abilities, Compression, DeltaTerms, Digest, Extension, StrandTerms};
 pub use crate::trunk::{Name, NameFault};
 
