@@ -1,7 +1,7 @@
 //! TLS over a connection, with certificates in a folder with QEMU's file names.
 //!
 //! [`TlsServer`] answers handshakes within a poll loop, [`TlsClient`] does one and waits for it.
-//! Both give a [`Stream`](crate::Stream) that carries plaintext for its users, in both directions
+//! Both give a [`Stream`](multifd_transport::Stream) that carries plaintext for its users, in both directions
 //! at once.
 //!
 //! A folder has `ca-cert.pem`, `server-cert.pem` and `server-key.pem` for a server,
