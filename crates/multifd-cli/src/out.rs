@@ -226,9 +226,6 @@ pub(crate) fn escaped(text: &str) -> Cow<'_, str> {
     {
         return Cow::Borrowed(text);
     }
-    let lines: Vec<_> = text
-        .split('\n')
-        .map(multifd_transport::escape::printable)
-        .collect();
+    let lines: Vec<_> = text.split('\n').map(multifd_transport::printable).collect();
     Cow::Owned(lines.join("\n"))
 }

@@ -84,6 +84,30 @@ pub enum Cause {
     /// The connections of one migration do not fit together.
     #[error(transparent)]
     Setup(#[from] SetupFault),
+    /// Pages that cannot be made a payload, or a payload that cannot be made pages.
+    #[error(transparent)]
+    Codec(#[from] CodecError),
+    /// The channels do not agree about the rounds of the migration.
+    #[error(transparent)]
+    Round(#[from] RoundFault),
+    /// The caller asked for the end.
+    #[error("cancelled")]
+    Cancelled,
+    /// No thread could be had.
+    #[error(
+        "cannot start a thread; raise the limit of threads (ulimit -u, or the service's TasksMax)"
+    )]
+    Thread(#[source] io::Error),
+}
+
+/// What goes wrong between pages and payloads on a channel. [`Display`](fmt::Display) and the source
+/// say what was found and what is allowed.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub struct CodecError(#[from] CodecFault);
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CodecFault {
     /// A payload does not give the pages it promises.
     #[error("the payload cannot be decoded")]
     Decode(#[from] DecodeError),
@@ -114,17 +138,28 @@ pub enum Cause {
         /// The method of this one.
         then: Method,
     },
-    /// The channels do not agree about the rounds of the migration.
-    #[error(transparent)]
-    Round(#[from] RoundFault),
-    /// The caller asked for the end.
-    #[error("cancelled")]
-    Cancelled,
-    /// No thread could be had.
-    #[error(
-        "cannot start a thread; raise the limit of threads (ulimit -u, or the service's TasksMax)"
-    )]
-    Thread(#[source] io::Error),
+}
+
+/// Turns each error that a [`CodecFault`] can hold into a [`Cause`].
+macro_rules! codec_causes {
+    ($($error:ty,)*) => {
+        $(impl From<$error> for Cause {
+            fn from(error: $error) -> Self {
+                Self::Codec(CodecError(error.into()))
+            }
+        })*
+    };
+}
+
+codec_causes! {
+    CodecFault,
+    DecodeError,
+    DeltaError,
+    EncodeError,
+    Misuse,
+    PagesError,
+    UnknownMethod,
+    Unsupported,
 }
 
 /// Turns each error that a transport [`Cause`] can hold into the cause of another crate, so that

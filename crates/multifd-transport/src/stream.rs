@@ -185,7 +185,7 @@ impl Stream {
     }
 
     /// Whether it is a socket over which nothing runs.
-    pub(crate) fn is_bare(&self) -> bool {
+    pub fn is_bare(&self) -> bool {
         !matches!(self.0, Kind::Layered(_))
     }
 

@@ -7,10 +7,10 @@ use std::cell::RefCell;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use multifd_relay::failure::Channel;
 use multifd_relay::inspect::{
     ChannelSummary, InspectError, Inspection, MainSummary, PacketMethod, Sighting, StreamReport,
 };
+use multifd_transport::failure::Channel;
 use multifd_wire::Packet;
 use multifd_wire::main_stream;
 use serde::ser::{SerializeMap, SerializeSeq};

@@ -5,10 +5,10 @@ use std::{fmt, io};
 use multifd_codec::auto;
 use multifd_codec::delta::Counts;
 use multifd_relay::Failure;
-use multifd_relay::failure::{Cause, Leg};
+use multifd_relay::failure::Cause;
 use multifd_relay::leg::Protocol;
 use multifd_relay::relay::{MigrationReport, Traffic, Work};
-use multifd_transport::failure::Cause as TransportCause;
+use multifd_transport::failure::{Cause as TransportCause, Leg};
 use multifd_wire::Method;
 use serde::Serialize;
 

@@ -5,12 +5,12 @@ use std::net::Shutdown;
 
 use multifd_wire::return_path::{Message, ReturnPathReceiver};
 
-use super::Remark;
 use super::gate::Gate;
 use super::link::Link;
 use super::main_channel::{BUFFER_BYTES, failed};
 use super::outline::Outline;
-use crate::failure::{Cause, Failure, Leg};
+use super::{Remark, Unusual};
+use crate::failure::{Cause, Failure, Leg, Other};
 
 /// Passes the return path on.
 ///
@@ -50,7 +50,7 @@ pub(super) fn run(
         let (word, passed) = listen(&mut receiver, bytes, outline);
         match word {
             Some(Word::TooLate) => return Err(destination(Cause::NotTold)),
-            Some(Word::TooEarly) => return Err(destination(Cause::WordTooEarly)),
+            Some(Word::TooEarly) => return Err(destination(Other::WordTooEarly.into())),
             _ => {}
         }
         let told = (&*link.source).write_all(bytes.get(..passed).unwrap_or_default());
@@ -118,7 +118,7 @@ fn listen(
                     }
                 });
                 if !rest.is_empty() {
-                    outline.remark(Remark::BehindWord);
+                    outline.remark(Remark(Unusual::BehindWord));
                 }
                 return (Some(word), bytes.len().saturating_sub(rest.len()));
             }
@@ -130,13 +130,13 @@ fn listen(
             Ok(None) => break,
             // COLO has other messages here. The source judges them itself.
             Err(fault) => {
-                outline.remark(Remark::ReturnPathNotFollowed(fault));
+                outline.remark(Remark(Unusual::ReturnPathNotFollowed(fault)));
                 *receiver = None;
             }
         }
     }
     if receiver.is_some() && outline.look(|seen| seen.confirmed) {
-        outline.remark(Remark::BehindWord);
+        outline.remark(Remark(Unusual::BehindWord));
         return (None, 0);
     }
     (None, bytes.len())
@@ -162,7 +162,10 @@ mod tests {
                 .collect();
             assert_eq!(heard[0], (Some(Word::Arrived), 8));
             assert!(heard.get(1).is_none_or(|behind| *behind == (None, 0)));
-            assert!(outline.look(|seen| seen.confirmed && seen.remarks == [Remark::BehindWord]));
+            assert!(
+                outline
+                    .look(|seen| seen.confirmed && seen.remarks == [Remark(Unusual::BehindWord)])
+            );
         }
         let (outline, mut receiver) = (Outline::default(), Some(ReturnPathReceiver::new()));
         let both = [SHUT_FAILED, SHUT_WELL].concat();

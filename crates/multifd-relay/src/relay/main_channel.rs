@@ -5,8 +5,7 @@ use std::io::{self, Write};
 use std::net::Shutdown;
 use std::time::Duration;
 
-use multifd_transport::rounds::RoundFault;
-use multifd_transport::{Clock, Doing, Moment};
+use multifd_transport::{Clock, Doing, Moment, RoundFault};
 use multifd_wire::Limits;
 use multifd_wire::main_stream::{Command, MainEvent, MainReceiver};
 
@@ -15,7 +14,7 @@ use super::gate::{End, Gate, Held};
 use super::link::Link;
 use super::outline::{Outline, Seen};
 use super::verify::{self, Mismatch, Sums, Told, VerifyFault};
-use super::{CHANNELS_TIMEOUT, Remark};
+use super::{CHANNELS_TIMEOUT, Remark, Unusual};
 use crate::failure::{Cause, Channel, Failure, Leg, SetupFault};
 use crate::marks::Marks;
 
@@ -172,7 +171,7 @@ impl Forward<'_> {
             // A device's state can look like what it is not. All memory was there, so everything is
             // passed on.
             Err(_) if follower.facts.ram_ended => {
-                self.outline.remark(Remark::EndNotSeen);
+                self.outline.remark(Remark(Unusual::EndNotSeen));
                 Ok(())
             }
             Err(_) => Err(failed(Leg::Source, Cause::Incomplete)),
@@ -230,7 +229,7 @@ impl Forward<'_> {
                     };
                 }
                 Err(fault) => {
-                    self.outline.remark(Remark::NotFollowed(fault));
+                    self.outline.remark(Remark(Unusual::NotFollowed(fault)));
                     let has_failed = self.outline.see(|seen| {
                         seen.lost = !seen.failed;
                         seen.failed
@@ -301,11 +300,11 @@ impl Forward<'_> {
                     seen.postcopy = true;
                     seen.goes_on = true;
                 });
-                self.outline.remark(Remark::Postcopy);
+                self.outline.remark(Remark(Unusual::Postcopy));
                 self.gate.open();
             }
             Command::EnableColo => {
-                self.outline.remark(Remark::Colo);
+                self.outline.remark(Remark(Unusual::Colo));
                 self.outline.goes_on();
                 self.gate.open();
             }

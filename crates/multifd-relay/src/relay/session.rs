@@ -11,11 +11,9 @@ use std::time::{Duration, Instant};
 use multifd_codec::auto::Auto;
 use multifd_codec::delta::memory::{self, Share};
 use multifd_codec::delta::{Kept, Sent};
-use multifd_transport::dial::DialError;
 use multifd_transport::failure::Cause as TransportCause;
 use multifd_transport::incoming::{Arrival, Incoming, IncomingChannel};
-use multifd_transport::supervise::report_end;
-use multifd_transport::{Cancel, Moment, Stream, circle};
+use multifd_transport::{Cancel, DialError, Moment, Stream, circle, report_end};
 use multifd_wire::Method;
 use multifd_wire::main_stream::{MainEvent, MainReceiver};
 
@@ -32,9 +30,9 @@ use super::silence::{SILENCE_TIMEOUT, Silence};
 use super::taken::take;
 use super::verify::Sums;
 use super::waits::Clocks;
-use super::watch::{MigrationNote, Watch};
-use super::{CHANNELS_TIMEOUT, MigrationReport, RelayConfig, Remark, Update};
-use crate::failure::{Cause, Channel, Failure, Leg, SetupFault};
+use super::watch::{MigrationNote, Noted, Watch};
+use super::{CHANNELS_TIMEOUT, MigrationReport, RelayConfig, Remark, Unusual, Update};
+use crate::failure::{Cause, Channel, Failure, Leg, Other, SetupFault};
 use crate::leg::{Caller, Introduction, Protocol, Terms};
 use crate::trunk::{Name, StrandTerms};
 
@@ -168,7 +166,7 @@ pub(super) fn run(
     outcome?;
     if let Some(taken) = target.fewer_strands() {
         let wanted = config.trunk_channels;
-        let remark = Remark::FewerTrunkChannels { taken, wanted };
+        let remark = Remark(Unusual::FewerTrunkChannels { taken, wanted });
         session.outline.remark(remark);
     }
     let (confirmed, remarks) = session.outline.look(|seen| {
@@ -515,7 +513,7 @@ impl<'env> Session<'env> {
                     .filter(|fault| self.matters(fault));
                 if word_since.is_some() && !waited {
                     let seconds = WORD_TIMEOUT.as_secs();
-                    observe(Update::Note(MigrationNote::WordAwaited { seconds }));
+                    observe(Update::Note(MigrationNote(Noted::WordAwaited { seconds })));
                 }
                 if let (Some(fault), false) = (fault, is_closed) {
                     // If the source has ended, the destination's relay has no reason to give.
@@ -567,7 +565,7 @@ impl<'env> Session<'env> {
                     let compresses = self.target.is_relay() || comes_so;
                     let notes = watch.look(&sample).into_iter();
                     notes
-                        .filter(|note| !(compresses && *note == MigrationNote::NoMultifd))
+                        .filter(|note| !(compresses && *note == MigrationNote(Noted::NoMultifd)))
                         .for_each(|note| observe(Update::Note(note)));
                 }
                 // Everything was delivered and confirmed, or the guest has arrived and nobody needs
@@ -744,7 +742,7 @@ impl<'env> Session<'env> {
         let Ok(destination) = self.target.preempt(self.config.dial_timeout, &given_up) else {
             return;
         };
-        self.outline.remark(Remark::Preempt);
+        self.outline.remark(Remark(Unusual::Preempt));
         let source = Arc::new(source);
         let link = Arc::new(Link {
             channel: Channel::Unnamed,
@@ -771,7 +769,7 @@ impl<'env> Session<'env> {
             let needed = LEAST_FREE_BYTES;
             return Err(main_channel::failed(
                 Leg::Here,
-                Cause::Memory { left, needed },
+                Other::Memory { left, needed }.into(),
             ));
         }
         let tell = tell.clone();
