@@ -16,10 +16,10 @@ use page_deflate::{CodeLengths, InflateError, PageInflater, SharedInflater};
 #[cfg(feature = "qpl")]
 use qpl_sys::Library;
 
+#[cfg(feature = "qpl")]
 use super::device::{OnDevice, StreamHead};
 use super::write::LENGTH_BYTES;
 use crate::channel::Arrived;
-#[cfg(feature = "qpl")]
 use crate::error::DecodeFault;
 use crate::streams::{Piece, Readers};
 use crate::{Backend, DecodeError, PathCounts};
