@@ -100,8 +100,8 @@ pub enum Cause {
     Thread(#[source] io::Error),
 }
 
-/// What goes wrong between pages and payloads on a channel. [`Display`](fmt::Display) and the source
-/// say what was found and what is allowed.
+/// What goes wrong between pages and payloads on a channel. [`Display`](fmt::Display) and the
+/// source say what was found and what is allowed.
 #[derive(Debug, thiserror::Error)]
 #[error(transparent)]
 pub struct CodecError(#[from] CodecFault);

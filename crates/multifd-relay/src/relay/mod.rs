@@ -203,7 +203,7 @@ pub struct Traffic {
     pub rounds: u64,
 }
 
-/// An unusual event in a migration that was passed on. [`Display`](fmt::Display) says what happened.
+/// An unusual event in a migration that was passed on. [`Display`](fmt::Display) says which.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Remark(Unusual);
 
