@@ -7,6 +7,7 @@
 //! the module `command`, behind the default feature `command`; the rest of the library has few
 //! dependencies.
 
+#![warn(unreachable_pub)]
 #![forbid(unsafe_code)]
 #![cfg_attr(
     not(test),

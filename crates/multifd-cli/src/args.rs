@@ -21,7 +21,7 @@ use crate::relay::{Route, metrics};
 #[command(name = "multifd", version, max_term_width = 100)]
 #[command(long_about = "Live migration over multifd for unmodified QEMUs.
 ADDR is unix:PATH or tcp:HOST:PORT; `multifd relay -h` says what LEG is.")]
-pub struct Cli {
+pub(crate) struct Cli {
     /// The subcommand.
     #[command(subcommand)]
     pub command: Command,
@@ -29,7 +29,7 @@ pub struct Cli {
 
 /// The commands.
 #[derive(Debug, Subcommand)]
-pub enum Command {
+pub(crate) enum Command {
     Migrate(Box<MigrateArgs>),
     Accept(AcceptArgs),
     Relay(Box<RelayArgs>),
@@ -53,7 +53,7 @@ or trunk+tcp:HOST:PORT and trunk+unix:PATH unencrypted.
 Example, one relay on each host:
   multifd relay --listen trunk:0.0.0.0:4444 --connect unix:/run/{name}.sock --tls-dir pki
   multifd relay --listen unix:/run/src.sock --connect trunk:dst:4444 --name vm1 --compression zstd --tls-dir pki")]
-pub struct RelayArgs {
+pub(crate) struct RelayArgs {
     /// Where the source QEMU, or another relay, connects to; unix:DIR/{name} watches DIR.
     ///
     /// With unix:DIR/{name}.sock, an empty file DIR/vm1.sock becomes a socket for migrations of the
@@ -228,7 +228,7 @@ guest stays stopped: it lives on in the file.
 Example:
   multifd record --listen unix:/run/rec.sock --out guest.mfd
   then in the source's monitor: migrate -d unix:/run/rec.sock")]
-pub struct RecordArgs {
+pub(crate) struct RecordArgs {
     /// Where the source QEMU connects to.
     #[arg(long, value_name = "ADDR", value_parser = address())]
     pub listen: Address,
@@ -252,7 +252,7 @@ channels and compression.
 
 Example:
   multifd replay guest.mfd --connect unix:/run/dst.sock")]
-pub struct ReplayArgs {
+pub(crate) struct ReplayArgs {
     /// A file made by `multifd record`.
     pub file: PathBuf,
     /// Where the destination QEMU listens.
@@ -269,7 +269,7 @@ bytes tell which.
 Example:
   multifd inspect main.fwd mfd0.fwd
   multifd inspect guest.mfd --packets --json")]
-pub struct InspectArgs {
+pub(crate) struct InspectArgs {
     /// The files.
     #[arg(required = true, value_name = "FILE")]
     pub files: Vec<PathBuf>,
@@ -288,7 +288,7 @@ If not, it names the first obstacle and the commands that remove it. It changes 
 
 Example:
   multifd detect --json")]
-pub struct DetectArgs {
+pub(crate) struct DetectArgs {
     /// Folder that holds the machine's /sys, /proc, /dev and /etc, for use in a container.
     #[arg(long, value_name = "DIR", default_value = "/")]
     pub root: PathBuf,
@@ -334,7 +334,7 @@ pub fn address() -> impl TypedValueParser<Value = Address> {
 }
 
 /// Reads the address of a leg in which the path of a socket need not be UTF-8.
-pub fn leg() -> impl TypedValueParser<Value = LegAddress> {
+pub(crate) fn leg() -> impl TypedValueParser<Value = LegAddress> {
     OsStringValueParser::new().try_map(|text| LegAddress::from_os_str(&text))
 }
 
@@ -369,7 +369,7 @@ pub(crate) fn processors(text: &str) -> Result<f64, String> {
 }
 
 /// The mode of a file, as chmod takes it.
-pub fn mode(text: &str) -> Result<u32, String> {
+pub(crate) fn mode(text: &str) -> Result<u32, String> {
     let is_octal = text.bytes().all(|byte| (b'0'..=b'7').contains(&byte));
     let mode = u32::from_str_radix(text, 8);
     mode.ok()

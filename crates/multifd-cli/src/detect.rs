@@ -7,7 +7,7 @@ use crate::process::Outcome;
 use crate::say;
 
 /// Examines the machine.
-pub fn run(args: &DetectArgs) -> Outcome {
+pub(crate) fn run(args: &DetectArgs) -> Outcome {
     if !args.root.is_dir() {
         return Err(format!("{} is no folder", args.root.display()).into());
     }

@@ -11,7 +11,7 @@ use serde_json::ser::{CompactFormatter, Formatter, Serializer};
 /// # Errors
 ///
 /// When the value cannot be said in JSON, as a path that is no text.
-pub fn to_string(value: &impl Serialize) -> serde_json::Result<String> {
+pub(crate) fn to_string(value: &impl Serialize) -> serde_json::Result<String> {
     let mut bytes = Vec::new();
     to_writer(&mut bytes, value)?;
     String::from_utf8(bytes).map_err(|error| serde_json::Error::io(io::Error::other(error)))
@@ -22,7 +22,7 @@ pub fn to_string(value: &impl Serialize) -> serde_json::Result<String> {
 /// # Errors
 ///
 /// Same as [`to_string`], and errors of the writer.
-pub fn to_writer(out: impl io::Write, value: &impl Serialize) -> serde_json::Result<()> {
+pub(crate) fn to_writer(out: impl io::Write, value: &impl Serialize) -> serde_json::Result<()> {
     value.serialize(&mut Serializer::with_formatter(out, Escaping))
 }
 

@@ -5,6 +5,7 @@
 //! [receiver](receive) of a guest. It changes with the commands, and promises nothing to other
 //! programs.
 
+#![warn(unreachable_pub)]
 #![forbid(unsafe_code)]
 #![cfg_attr(
     not(test),

@@ -13,7 +13,7 @@ use multifd_relay::relay::RelayConfig;
 use multifd_transport::Address;
 use multifd_wire::Method;
 
-pub use self::args::{AcceptArgs, EndArgs, MigrateArgs};
+pub(crate) use self::args::{AcceptArgs, EndArgs, MigrateArgs};
 use self::tell::{Good, Teller, failed};
 use crate::codec::usual_accel;
 use crate::page::{Page, Writer};
@@ -24,7 +24,7 @@ use crate::say;
 use crate::signals::Signals;
 
 /// Sends a guest.
-pub fn migrate(args: &MigrateArgs, sandbox: &Sandbox) -> Outcome {
+pub(crate) fn migrate(args: &MigrateArgs, sandbox: &Sandbox) -> Outcome {
     let end = &args.end;
     let codec = args.codec.codec(true)?;
     if args.cpus.is_some() && !codec.auto {
@@ -68,7 +68,7 @@ pub fn migrate(args: &MigrateArgs, sandbox: &Sandbox) -> Outcome {
 }
 
 /// Takes a guest.
-pub fn accept(args: &AcceptArgs, sandbox: &Sandbox) -> Outcome {
+pub(crate) fn accept(args: &AcceptArgs, sandbox: &Sandbox) -> Outcome {
     let end = &args.end;
     let mut config = RelayConfig::new(beside(), Method::None);
     config.settings.accel = usual_accel();

@@ -15,18 +15,18 @@ use std::time::Duration;
 use rustix::io::Errno;
 
 /// Notes and progress.
-pub static STDERR: Queue = Queue::new(rustix::stdio::stderr, 256 << 10, "messages");
+pub(crate) static STDERR: Queue = Queue::new(rustix::stdio::stderr, 256 << 10, "messages");
 /// Results.
-pub static STDOUT: Queue = Queue::new(rustix::stdio::stdout, 4 << 20, "results");
+pub(crate) static STDOUT: Queue = Queue::new(rustix::stdio::stdout, 4 << 20, "results");
 
 /// How soon to write again to what takes nothing and does not block.
 const PAUSE: Duration = Duration::from_millis(20);
 
 /// ECMA-48 EL: what is right of the cursor goes.
-pub const CLEAR_TO_END: &str = "\x1b[K";
+pub(crate) const CLEAR_TO_END: &str = "\x1b[K";
 
 /// Output that waits for one of the standard streams.
-pub struct Queue {
+pub(crate) struct Queue {
     stream: fn() -> BorrowedFd<'static>,
     most_bytes: usize,
     holds: &'static str,
@@ -52,7 +52,7 @@ enum Step {
 }
 
 /// The queue is full.
-pub struct Full;
+pub(crate) struct Full;
 
 impl Queue {
     const fn new(
@@ -77,7 +77,7 @@ impl Queue {
     }
 
     /// Starts the thread that writes, so that none is made in the middle of something.
-    pub fn start(&'static self) {
+    pub(crate) fn start(&'static self) {
         self.wake(self.lock());
     }
 
@@ -86,7 +86,7 @@ impl Queue {
     /// # Errors
     ///
     /// When so much waits to be written that the line is dropped, and none was before it.
-    pub fn push(&'static self, line: String) -> Result<(), Full> {
+    pub(crate) fn push(&'static self, line: String) -> Result<(), Full> {
         let mut state = self.lock();
         let is_full = !state.lines.is_empty() && state.bytes + line.len() > self.most_bytes;
         if is_full {
@@ -104,21 +104,21 @@ impl Queue {
     }
 
     /// Replaces the progress line.
-    pub fn show(&'static self, line: String) {
+    pub(crate) fn show(&'static self, line: String) {
         let mut state = self.lock();
         state.progress = Step::Show(line);
         self.wake(state);
     }
 
     /// Removes the progress line.
-    pub fn clear(&'static self) {
+    pub(crate) fn clear(&'static self) {
         let mut state = self.lock();
         state.progress = Step::Clear;
         self.wake(state);
     }
 
     /// Waits until all is written, at most as long as `timeout`. Returns whether it is.
-    pub fn flush(&self, timeout: Duration) -> bool {
+    pub(crate) fn flush(&self, timeout: Duration) -> bool {
         let unwritten = |state: &mut State| state.is_writing || !state.is_empty();
         let waited = self
             .changed
@@ -219,16 +219,13 @@ impl State {
 }
 
 /// Lines, each of which is its own and none a peer's: see [`multifd_transport::escape`].
-pub fn escaped(text: &str) -> Cow<'_, str> {
+pub(crate) fn escaped(text: &str) -> Cow<'_, str> {
     if text
         .bytes()
         .all(|byte| byte == b'\n' || (b' '..=b'~').contains(&byte))
     {
         return Cow::Borrowed(text);
     }
-    let lines: Vec<_> = text
-        .split('\n')
-        .map(multifd_transport::escape::printable)
-        .collect();
+    let lines: Vec<_> = text.split('\n').map(multifd_transport::printable).collect();
     Cow::Owned(lines.join("\n"))
 }

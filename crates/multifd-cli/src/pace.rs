@@ -115,7 +115,7 @@ impl Pace {
 
 /// Over all channels that carry pages: main is one only where there are no others.
 pub(crate) fn sum(channels: &[ChannelWaits]) -> Waits {
-    use multifd_relay::failure::Channel;
+    use multifd_transport::failure::Channel;
     let has_others = channels.iter().any(|told| told.channel != Channel::Main);
     let with_pages = channels
         .iter()

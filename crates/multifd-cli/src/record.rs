@@ -9,7 +9,7 @@ use crate::say::{self, Arrived, Progress};
 use crate::signals::Signals;
 
 /// Takes one migration.
-pub fn run(args: &RecordArgs) -> Outcome {
+pub(crate) fn run(args: &RecordArgs) -> Outcome {
     let output = Output::create(&args.out)?;
     let cancel = Signals::install()?.cancel();
     let mut acceptor = say::listen_with(&args.listen, args.mode)?;

@@ -3,9 +3,10 @@
 mod ended;
 mod ends;
 mod folder;
-pub mod memory;
-pub mod metrics;
-pub mod report;
+pub(crate) mod memory;
+pub(crate) mod metrics;
+pub(crate) mod report;
+mod requests;
 mod routes;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -30,7 +31,7 @@ use self::ends::{Count, Ends};
 use self::folder::Watch;
 use self::metrics::{Counters, Server};
 use self::report::{Failed, Live, Running, Summary, advice};
-pub use self::routes::Route;
+pub(crate) use self::routes::Route;
 use crate::args::RelayArgs;
 use crate::pace::Pace;
 use crate::page::{Ending, Page, Record, Writer};
@@ -80,10 +81,10 @@ pub(crate) struct Migration {
 }
 
 /// What a relay was given, and what it has given up.
-pub struct Confined(Result<(Vec<Route>, Sandbox), String>);
+pub(crate) struct Confined(Result<(Vec<Route>, Sandbox), String>);
 
 /// Reads which routes there are, and gives up what they have no use for. No thread may run yet.
-pub fn confine(args: &RelayArgs) -> Confined {
+pub(crate) fn confine(args: &RelayArgs) -> Confined {
     Confined(routes::of(args).and_then(|routes| {
         memory::bound(args.delta_memory, &routes, args.codec.method(true))?;
         let sandbox = match args.no_sandbox {
@@ -95,7 +96,7 @@ pub fn confine(args: &RelayArgs) -> Confined {
 }
 
 /// Passes migrations on, any number at once: one, or one after another for ever.
-pub fn run(args: &RelayArgs, confined: Confined) -> Outcome {
+pub(crate) fn run(args: &RelayArgs, confined: Confined) -> Outcome {
     let (routes, sandbox) = confined.0?;
     if let Some(folder) = args.report.as_deref().filter(|folder| !folder.is_dir()) {
         let name = say::printable_path(folder);

@@ -7,7 +7,7 @@ use crate::process::Outcome;
 use crate::say::{self, Progress};
 
 /// Checks a recording, then sends it.
-pub fn run(args: &ReplayArgs) -> Outcome {
+pub(crate) fn run(args: &ReplayArgs) -> Outcome {
     let replay = Replay::open(&args.file)?;
     let mut progress = Progress::new();
     let outcome = replay.send(&args.connect, &mut |bytes| {

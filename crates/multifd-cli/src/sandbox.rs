@@ -56,7 +56,7 @@ const SYSTEM: [&str; 14] = [
 
 /// What a relay has given up.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Sandbox {
+pub(crate) struct Sandbox {
     /// The parts that it got, in words.
     parts: Vec<String>,
     /// Why parts are missing.
@@ -65,7 +65,7 @@ pub struct Sandbox {
 
 impl Sandbox {
     /// Of a relay with `--no-sandbox`.
-    pub fn none() -> Self {
+    pub(crate) fn none() -> Self {
         let missing = vec!["--no-sandbox".to_owned()];
         Self {
             missing,
@@ -75,7 +75,7 @@ impl Sandbox {
 
     /// Gives up what the relay of these routes has no use for. Only the calling thread, and those
     /// that it makes from now on, are limited.
-    pub fn enter(args: &RelayArgs, routes: &[Route]) -> Self {
+    pub(crate) fn enter(args: &RelayArgs, routes: &[Route]) -> Self {
         let mut sandbox = Self::default();
         match args.codec.accel().0 {
             Accel::None | Accel::Software => sandbox.took(landlock(args, routes)),
@@ -90,7 +90,7 @@ impl Sandbox {
 
     /// Gives up calls of the system alone: for a relay whose sockets are made where a QEMU needs
     /// them.
-    pub fn calls() -> Self {
+    pub(crate) fn calls() -> Self {
         let mut sandbox = Self::default();
         sandbox.took(seccomp());
         sandbox

@@ -8,9 +8,9 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use multifd_relay::receive::Totals;
-pub(crate) use multifd_transport::escape::{printable, printable_path};
 use multifd_transport::incoming::Acceptor;
 use multifd_transport::{Address, ListenOptions, Listener};
+pub(crate) use multifd_transport::{printable, printable_path};
 use multifd_wire::IdStr;
 use serde::{Deserialize, Serialize, Serializer};
 

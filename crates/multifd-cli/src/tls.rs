@@ -21,7 +21,7 @@ const BEFORE: Duration = Duration::from_secs(86_400);
 
 /// Make certificates for encrypted legs.
 #[derive(Args, Debug)]
-pub struct TlsArgs {
+pub(crate) struct TlsArgs {
     /// The subcommand.
     #[command(subcommand)]
     pub command: TlsCommand,
@@ -29,7 +29,7 @@ pub struct TlsArgs {
 
 /// The commands.
 #[derive(Debug, Subcommand)]
-pub enum TlsCommand {
+pub(crate) enum TlsCommand {
     Init(InitArgs),
 }
 
@@ -42,7 +42,7 @@ overwritten. A destination is a server, a source is a client; a client calls a s
 
 Example:
   multifd tls init certs --host dst.example --host 192.0.2.2 --client src.example")]
-pub struct InitArgs {
+pub(crate) struct InitArgs {
     /// The folder, created if missing.
     pub dir: PathBuf,
     /// Host name or IP address by which clients call the server; repeatable.
@@ -88,7 +88,7 @@ fn client(name: &str) -> Result<String, String> {
 }
 
 /// Makes certificates.
-pub fn run(args: &TlsArgs) -> Outcome {
+pub(crate) fn run(args: &TlsArgs) -> Outcome {
     match &args.command {
         TlsCommand::Init(args) => init(args),
     }

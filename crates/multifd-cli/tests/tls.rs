@@ -11,7 +11,7 @@ use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
-use multifd_transport::tls::{ClientOptions, ServerOptions, TlsClient, TlsServer};
+use multifd_relay::tls::{ClientOptions, ServerOptions, TlsClient, TlsServer};
 use support::Multifd;
 
 fn files(dir: &Path) -> BTreeMap<String, (u32, String)> {

@@ -34,7 +34,7 @@ pub enum Accel {
 
 impl Accel {
     /// All choices.
-    pub const ALL: [Self; 6] = [
+    pub(crate) const ALL: [Self; 6] = [
         Self::None,
         Self::Software,
         Self::Qpl,
@@ -126,13 +126,13 @@ pub struct Backend {
 impl Backend {
     /// The requested engine.
     #[must_use]
-    pub const fn new(kind: BackendKind) -> Self {
+    pub(crate) const fn new(kind: BackendKind) -> Self {
         Self { kind, reason: None }
     }
 
     /// A lesser engine than requested, and the reason.
     #[must_use]
-    pub fn because(kind: BackendKind, reason: impl Into<Arc<str>>) -> Self {
+    pub(crate) fn because(kind: BackendKind, reason: impl Into<Arc<str>>) -> Self {
         Self {
             kind,
             reason: Some(reason.into()),
@@ -208,8 +208,9 @@ pub struct PathCounts {
 
 impl PathCounts {
     /// `pages` done by an accelerator.
+    #[cfg(any(feature = "qpl", test))]
     #[must_use]
-    pub const fn hardware(pages: usize) -> Self {
+    pub(crate) const fn hardware(pages: usize) -> Self {
         Self {
             hardware: pages as u64,
             software: 0,
@@ -219,7 +220,7 @@ impl PathCounts {
 
     /// `pages` done by a processor.
     #[must_use]
-    pub const fn software(pages: usize) -> Self {
+    pub(crate) const fn software(pages: usize) -> Self {
         Self {
             hardware: 0,
             software: pages as u64,

@@ -2,6 +2,7 @@
 
 use multifd_wire::{Method, PageSize};
 
+use crate::error::{DecodeFault, EncodeFault};
 use crate::{Backend, DecodeError, Decoder, EncodeError, PageBuffer, Pages, PathCounts};
 
 /// The longest payload for a stock QEMU: it reads every payload into a buffer of 1 MiB and, at
@@ -69,17 +70,17 @@ impl<S: ReadPayload> Channel<S> {
     fn read(&mut self, packet: &mut Arrived, page_size: PageSize) -> Result<(), DecodeError> {
         let method = S::METHOD;
         if !self.begin() {
-            return Err(DecodeError::Poisoned { method });
+            return Err(DecodeError(DecodeFault::Poisoned { method }));
         }
         let pages = packet.pages.as_ref();
-        Pages::private(pages, page_size).map_err(DecodeError::Buffer)?;
+        Pages::private(pages, page_size).map_err(DecodeFault::Buffer)?;
         let mut counts = PathCounts::default();
         if !pages.is_empty() {
             counts = self.stream.read_payload(packet, page_size)?;
         } else if !packet.payload.is_empty() {
-            return Err(DecodeError::Trailing {
+            return Err(DecodeError(DecodeFault::Trailing {
                 found: packet.payload.len(),
-            });
+            }));
         }
         self.end(counts);
         Ok(())
@@ -137,10 +138,10 @@ impl<S: ReadPayload> Decoder for Channel<S> {
 /// Encoders whose output has no inherent bound also check this while they write.
 pub(crate) fn check_payload_len(len_bytes: usize) -> Result<(), EncodeError> {
     if len_bytes > MAX_PAYLOAD_BYTES {
-        return Err(EncodeError::TooLarge {
+        return Err(EncodeError(EncodeFault::TooLarge {
             found: len_bytes,
             allowed: MAX_PAYLOAD_BYTES,
-        });
+        }));
     }
     Ok(())
 }

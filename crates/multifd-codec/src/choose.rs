@@ -8,6 +8,7 @@ use qpl_sys::Status;
 
 use crate::channel::Channel;
 use crate::encoder::Machine;
+use crate::error::UnsupportedFault;
 #[cfg(feature = "qpl")]
 use crate::paged::WritePages;
 use crate::paged::canned::CodeHeads;
@@ -123,7 +124,7 @@ pub(crate) fn machine(
                 )
             }
         },
-        _ => return Err(Unsupported::Method { method }),
+        _ => return Err(Unsupported(UnsupportedFault::Method { method })),
     })
 }
 
@@ -191,7 +192,7 @@ pub fn decoder(method: Method, settings: &Settings) -> Result<Box<dyn Decoder>, 
             let (reader, backend) = page_reader(method, accel)?;
             Box::new(Channel::new(paged::canned::ReadPages::new(reader), backend))
         }
-        _ => return Err(Unsupported::Method { method }),
+        _ => return Err(Unsupported(UnsupportedFault::Method { method })),
     })
 }
 
@@ -254,9 +255,11 @@ fn by_libqpl(method: Method, settings: &Settings) -> Result<Choice, Unsupported>
         _ => (Direction::Compress, qpl::software),
     };
     let unavailable = |reason| refused(method, accel, reason);
-    let broken = |status: Status| Unsupported::Library {
-        method,
-        source: status.to_string().into(),
+    let broken = |status: Status| {
+        Unsupported(UnsupportedFault::Library {
+            method,
+            source: status.to_string().into(),
+        })
     };
     let reason = match accel {
         Accel::None | Accel::Software => return Ok(Choice::Own(None)),
@@ -293,11 +296,11 @@ fn because(engine: BackendKind, reason: Option<Arc<str>>) -> Backend {
 }
 
 fn refused(method: Method, accel: Accel, reason: Arc<str>) -> Unsupported {
-    Unsupported::Accel {
+    Unsupported(UnsupportedFault::Accel {
         method,
         accel,
         reason,
-    }
+    })
 }
 
 const NO_ZSTD: &str = "libqpl has no zstd";
@@ -307,7 +310,7 @@ const NOT_STRICT: &str = "libqpl's software path does not notice a page that is 
 #[cfg(not(feature = "qpl"))]
 const NO_LIBQPL: &str = "this build has no libqpl: it was made without the feature `qpl`";
 #[cfg(not(feature = "zstd"))]
-const ZSTD_NOT_BUILT: Unsupported = Unsupported::NotBuilt {
+const ZSTD_NOT_BUILT: Unsupported = Unsupported(UnsupportedFault::NotBuilt {
     method: Method::Zstd,
     feature: "zstd",
-};
+});

@@ -6,6 +6,7 @@ use multifd_wire::{Method, PageSize};
 
 use crate::auto::{Auto, Step};
 use crate::channel::check_payload_len;
+use crate::error::EncodeFault;
 use crate::{Backend, EncodeError, PageBuffer, Pages, PathCounts, Settings, Unsupported, choose};
 
 /// Encodes packets of pages as payloads: the sending direction of one channel.
@@ -213,8 +214,8 @@ impl<T> Encoder<T> {
     ///
     /// # Errors
     ///
-    /// Why this packet cannot be encoded: see [`EncodeError`]. After any error the encoder always
-    /// returns [`EncodeError::Poisoned`], and the content of `payload` is meaningless.
+    /// Why this packet cannot be encoded: see [`EncodeError`]. After any error the encoder refuses
+    /// every packet, and the content of `payload` is meaningless.
     pub fn pop(&mut self, payload: &mut Vec<u8>) -> Result<Option<(PageBuffer, T)>, Failed<T>> {
         let Some(tag) = self.tags.pop_front() else {
             return Ok(None);
@@ -232,7 +233,7 @@ impl<T> Encoder<T> {
         let Some((pages, counts)) = self.machine.pop(payload)? else {
             // All packets before it were popped.
             let refused = self.refused.take();
-            return Err(refused.unwrap_or(EncodeError::Poisoned { method }));
+            return Err(refused.unwrap_or(EncodeError(EncodeFault::Poisoned { method })));
         };
         self.end(payload, counts)?;
         Ok(pages)
@@ -244,7 +245,7 @@ impl<T> Encoder<T> {
         let was_whole = std::mem::replace(&mut self.is_whole, false);
         was_whole
             .then_some(())
-            .ok_or(EncodeError::Poisoned { method })
+            .ok_or(EncodeError(EncodeFault::Poisoned { method }))
     }
 
     fn end(&mut self, payload: &[u8], counts: PathCounts) -> Result<(), EncodeError> {
@@ -295,7 +296,9 @@ impl Encoder {
             Machine::Together(packets) => {
                 self.copy.copy_from(pages);
                 packets.push(std::mem::take(&mut self.copy), pages.page_size())?;
-                let (copy, counts) = packets.pop(out)?.ok_or(EncodeError::Incomplete)?;
+                let (copy, counts) = packets
+                    .pop(out)?
+                    .ok_or(EncodeError(EncodeFault::Incomplete))?;
                 self.copy = copy;
                 counts
             }
@@ -322,7 +325,7 @@ impl Machine {
         page_size: PageSize,
         method: Method,
     ) -> Result<(), EncodeError> {
-        Pages::private(pages.as_ref(), page_size).map_err(EncodeError::Buffer)?;
+        Pages::private(pages.as_ref(), page_size).map_err(EncodeFault::Buffer)?;
         match self {
             Self::OneByOne { pushed, .. } if pushed.is_none() => {
                 *pushed = Some((pages, page_size));
@@ -344,7 +347,7 @@ impl Machine {
         let Some((bytes, page_size)) = pushed.take() else {
             return Ok(None);
         };
-        let pages = Pages::private(bytes.as_ref(), page_size).map_err(EncodeError::Buffer)?;
+        let pages = Pages::private(bytes.as_ref(), page_size).map_err(EncodeFault::Buffer)?;
         let counts = if pages.is_empty() {
             PathCounts::default()
         } else {
@@ -355,7 +358,7 @@ impl Machine {
 }
 
 const fn no_room(method: Method) -> EncodeError {
-    EncodeError::NoRoom { method }
+    EncodeError(EncodeFault::NoRoom { method })
 }
 
 #[cfg(test)]
@@ -373,10 +376,10 @@ mod tests {
             out: &mut Vec<u8>,
         ) -> Result<PathCounts, EncodeError> {
             match self.0.remove(0) {
-                0 => Err(EncodeError::Library {
+                0 => Err(EncodeError(EncodeFault::Library {
                     method: Method::Zlib,
                     source: "out of order".into(),
-                }),
+                })),
                 len => {
                     out.resize(len, 1);
                     Ok(PathCounts::software(pages.len()))
@@ -412,7 +415,7 @@ mod tests {
         );
         assert!(matches!(
             encode(&mut encoder),
-            Err(EncodeError::Poisoned { .. })
+            Err(EncodeError(EncodeFault::Poisoned { .. }))
         ));
     }
 
@@ -422,13 +425,13 @@ mod tests {
         assert_eq!(encode(&mut encoder).unwrap(), 7);
         assert!(matches!(
             encode(&mut encoder),
-            Err(EncodeError::Library { .. })
+            Err(EncodeError(EncodeFault::Library { .. }))
         ));
         assert_eq!(encoder.counts(), PathCounts::software(1));
         for _ in 0..2 {
             assert!(matches!(
                 encode(&mut encoder),
-                Err(EncodeError::Poisoned { .. })
+                Err(EncodeError(EncodeFault::Poisoned { .. }))
             ));
         }
         assert_eq!(encoder.room(), 0);
@@ -449,14 +452,23 @@ mod tests {
         assert_eq!(payload.len(), 7);
         let failed = encoder.pop(&mut payload).unwrap_err();
         assert_eq!(failed.tag, "second");
-        assert!(matches!(failed.error, EncodeError::NoRoom { .. }));
+        assert!(matches!(
+            failed.error,
+            EncodeError(EncodeFault::NoRoom { .. })
+        ));
         let failed = encoder.pop(&mut payload).unwrap_err();
         assert_eq!(failed.tag, "third");
-        assert!(matches!(failed.error, EncodeError::Poisoned { .. }));
+        assert!(matches!(
+            failed.error,
+            EncodeError(EncodeFault::Poisoned { .. })
+        ));
         assert!(encoder.pop(&mut payload).unwrap().is_none());
         push(&mut encoder, "fourth");
         let failed = encoder.pop(&mut payload).unwrap_err();
-        assert!(matches!(failed.error, EncodeError::Poisoned { .. }));
+        assert!(matches!(
+            failed.error,
+            EncodeError(EncodeFault::Poisoned { .. })
+        ));
     }
 
     #[test]
@@ -464,6 +476,9 @@ mod tests {
         let mut encoder = encoder(&[7, 7]);
         push(&mut encoder, ());
         let outcome = encode(&mut encoder);
-        assert!(matches!(outcome, Err(EncodeError::NoRoom { .. })));
+        assert!(matches!(
+            outcome,
+            Err(EncodeError(EncodeFault::NoRoom { .. }))
+        ));
     }
 }

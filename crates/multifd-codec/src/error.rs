@@ -10,10 +10,13 @@ use multifd_wire::Method;
 use crate::Accel;
 
 /// An encoder could not make a payload from pages. It refuses all later packets: its stream has a
-/// hole.
+/// hole. The text names what was found and what is allowed.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum EncodeError {
+#[error(transparent)]
+pub struct EncodeError(#[from] pub(crate) EncodeFault);
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum EncodeFault {
     /// An earlier packet failed and ended the stream.
     #[error("the {method} stream ended at an earlier error")]
     Poisoned {
@@ -55,8 +58,11 @@ pub enum EncodeError {
 /// stream depends on the unreadable part. After an error the content of the page buffer is
 /// meaningless.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum DecodeError {
+#[error(transparent)]
+pub struct DecodeError(#[from] pub(crate) DecodeFault);
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum DecodeFault {
     /// An earlier payload failed and ended the stream.
     #[error("the {method} stream ended at an earlier error")]
     Poisoned {
@@ -79,7 +85,7 @@ pub enum DecodeError {
     Lengths(#[source] multifd_wire::Fault),
     /// The head of a `canned` payload is wrong.
     #[error("the head of the payload is wrong")]
-    Canned(#[source] crate::CannedFault),
+    Canned(#[source] crate::paged::canned::CannedFault),
     /// The compressed form of a page is invalid.
     #[error("page {page} of the packet cannot be decompressed")]
     Page {
@@ -112,12 +118,14 @@ pub enum DecodeError {
     },
     /// A zstd frame did not end at the end of a page, or had no page. A skippable frame has no
     /// page.
+    #[cfg(feature = "zstd")]
     #[error("a zstd frame without a page, or with an end inside one, after {found} bytes of pages")]
     FrameEnd {
         /// Bytes of pages of this packet before the end.
         found: usize,
     },
     /// A zstd frame requires a larger window than any of QEMU's levels.
+    #[cfg(feature = "zstd")]
     #[error("a zstd frame asks for a window of {found} bytes, but at most {allowed} are taken")]
     Window {
         /// The required window in bytes.
@@ -126,6 +134,7 @@ pub enum DecodeError {
         allowed: u64,
     },
     /// The windows of the process's other channels leave no room for this zstd frame's window.
+    #[cfg(feature = "zstd")]
     #[error(
         "a zstd frame asks for a window of {window} bytes, \
          but {left} are left of the {allowed} for all channels of this process"
@@ -158,8 +167,19 @@ pub enum DecodeError {
 
 /// The requested codec is not available.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum Unsupported {
+#[error(transparent)]
+pub struct Unsupported(#[from] pub(crate) UnsupportedFault);
+
+impl Unsupported {
+    /// Whether this crate never has a codec for the method, whatever the build and the machine.
+    #[must_use]
+    pub fn is_method(&self) -> bool {
+        matches!(self.0, UnsupportedFault::Method { .. })
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum UnsupportedFault {
     /// This crate does not implement the method.
     #[error("no codec for the {method} method")]
     Method {
@@ -167,6 +187,7 @@ pub enum Unsupported {
         method: Method,
     },
     /// This crate implements the method, but was built without its feature.
+    #[cfg(not(feature = "zstd"))]
     #[error(
         "this build cannot use the {method} method: it was made without the feature `{feature}`"
     )]
@@ -187,6 +208,7 @@ pub enum Unsupported {
         reason: Arc<str>,
     },
     /// The compression library could not be set up.
+    #[cfg(any(feature = "qpl", feature = "zstd"))]
     #[error("the {method} library refuses its settings")]
     Library {
         /// The requested method.

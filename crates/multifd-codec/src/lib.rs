@@ -94,8 +94,8 @@
 //!
 //! | feature | brings | without it |
 //! | --- | --- | --- |
-//! | `zstd` | the method `zstd`, by libzstd, which is built from C source | [`Unsupported::NotBuilt`] for that method |
-//! | `qpl` | libqpl, opened at run time, and the reasons why there is no IAA | an accelerator of libqpl is [`Unsupported::Accel`]; [`Accel::Auto`] is software |
+//! | `zstd` | the method `zstd`, by libzstd, which is built from C source | [`Unsupported`] for that method |
+//! | `qpl` | libqpl, opened at run time, and the reasons why there is no IAA | an accelerator of libqpl is [`Unsupported`]; [`Accel::Auto`] is software |
 #![warn(clippy::exhaustive_enums, clippy::exhaustive_structs, unreachable_pub)]
 #![deny(unsafe_code)]
 #![warn(
@@ -144,7 +144,6 @@ pub use encoder::{Encoder, Failed};
 pub use error::{DecodeError, EncodeError, Unsupported};
 pub use page::{GuestPage, PageBuffer, Pages, PagesError};
 pub use page_deflate::{Effort, WindowSize};
-pub use paged::canned::CannedFault;
 pub use settings::{Level, SettingError, Settings, Streams, ZlibLevel, ZstdLevel};
 pub use zero::is_zero;
 
@@ -165,8 +164,8 @@ pub trait Decoder: sealed::Sealed + Send {
     ///
     /// # Errors
     ///
-    /// See [`DecodeError`]. After any error the decoder always returns [`DecodeError::Poisoned`],
-    /// and the content of `pages` is meaningless.
+    /// See [`DecodeError`]. After any error the decoder refuses every payload, and the content of
+    /// `pages` is meaningless.
     fn decode(
         &mut self,
         payload: &[u8],

@@ -4,6 +4,7 @@ use multifd_wire::{Method, PageSize};
 
 use crate::channel::{Arrived, ReadPayload};
 use crate::encoder::WritePayload;
+use crate::error::DecodeFault;
 use crate::{DecodeError, EncodeError, Pages, PathCounts};
 
 /// Both directions; stateless.
@@ -30,10 +31,10 @@ impl ReadPayload for Raw {
     ) -> Result<PathCounts, DecodeError> {
         let (payload, pages) = (&*packet.payload, packet.pages.as_mut());
         if payload.len() != pages.len() {
-            return Err(DecodeError::Length {
+            return Err(DecodeError(DecodeFault::Length {
                 found: payload.len(),
                 allowed: pages.len(),
-            });
+            }));
         }
         pages.copy_from_slice(payload);
         Ok(PathCounts::raw(pages.len() / page_size.bytes()))

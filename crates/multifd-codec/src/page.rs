@@ -36,14 +36,13 @@ impl<'a> Pages<'a> {
     ///
     /// # Errors
     ///
-    /// [`PagesError::NotWhole`] if the bytes do not end at a page's end, [`PagesError::TooMany`] if
-    /// they exceed a packet.
+    /// If the bytes do not end at a page's end, or exceed a packet.
     pub fn private(bytes: &'a [u8], page_size: PageSize) -> Result<Self, PagesError> {
         if !bytes.len().is_multiple_of(page_size.bytes()) {
-            return Err(PagesError::NotWhole {
+            return Err(PagesError(PagesFault::NotWhole {
                 found_bytes: bytes.len(),
                 page_size,
-            });
+            }));
         }
         Self::checked(Source::Private(bytes), page_size)
     }
@@ -52,14 +51,13 @@ impl<'a> Pages<'a> {
     ///
     /// # Errors
     ///
-    /// [`PagesError::MixedSizes`] if a handle's page has another size, [`PagesError::TooMany`] if
-    /// they exceed a packet.
+    /// If a handle's page has another size, or the pages exceed a packet.
     pub fn guest(pages: &'a [GuestPage<'a>], page_size: PageSize) -> Result<Self, PagesError> {
         if let Some(other) = pages.iter().find(|page| page.page_size != page_size) {
-            return Err(PagesError::MixedSizes {
+            return Err(PagesError(PagesFault::MixedSizes {
                 found: other.page_size,
                 allowed: page_size,
-            });
+            }));
         }
         Self::checked(Source::Guest(pages), page_size)
     }
@@ -68,10 +66,10 @@ impl<'a> Pages<'a> {
         let pages = Self { source, page_size };
         let allowed = page_size.pages_per_packet();
         if pages.len() > allowed {
-            return Err(PagesError::TooMany {
+            return Err(PagesError(PagesFault::TooMany {
                 found: pages.len(),
                 allowed,
-            });
+            }));
         }
         Ok(pages)
     }
@@ -346,8 +344,11 @@ unsafe impl Sync for GuestPage<'_> {}
 
 /// The input is not a packet of pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum PagesError {
+#[error(transparent)]
+pub struct PagesError(#[from] PagesFault);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+enum PagesFault {
     /// The bytes do not end where a page ends.
     #[error("{found_bytes} bytes are not a whole number of pages of {page_size} bytes")]
     NotWhole {
@@ -497,27 +498,27 @@ mod tests {
         let bytes = vec![0; 129 * 4096];
         assert_eq!(
             Pages::private(&bytes[..4097], PageSize::K4).unwrap_err(),
-            PagesError::NotWhole {
+            PagesError(PagesFault::NotWhole {
                 found_bytes: 4097,
                 page_size: PageSize::K4
-            }
+            })
         );
         assert_eq!(
             Pages::private(&bytes, PageSize::K4).unwrap_err(),
-            PagesError::TooMany {
+            PagesError(PagesFault::TooMany {
                 found: 129,
                 allowed: 128
-            }
+            })
         );
         assert!(Pages::private(&bytes[..128 * 4096], PageSize::K4).is_ok());
         let memory = guest_memory(1);
         let handles = [handle(&memory, 0)];
         assert_eq!(
             Pages::guest(&handles, k8).unwrap_err(),
-            PagesError::MixedSizes {
+            PagesError(PagesFault::MixedSizes {
                 found: PageSize::K4,
                 allowed: k8
-            }
+            })
         );
         assert!(Pages::guest(&[], k8).unwrap().is_empty());
     }

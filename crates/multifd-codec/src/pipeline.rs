@@ -10,6 +10,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockWriteGuard};
 
+use crate::error::EncodeFault;
 use crate::helpers::{self, Common, Help, Work, lock};
 use crate::settings::run;
 use crate::streams::{LEAST_BYTES, writers};
@@ -314,7 +315,7 @@ impl<T, C> Shared<T, C> {
         }
         packet
             .filter(|packet| made.ends.len() == packet.runs)
-            .ok_or(EncodeError::Incomplete)
+            .ok_or(EncodeError(EncodeFault::Incomplete))
     }
 
     /// Takes a piece of the oldest packet that has one left.
@@ -380,7 +381,9 @@ impl<T, C> Begun<'_, T, C> {
         let packet = self.place().packet.read();
         let packet = packet.unwrap_or_else(PoisonError::into_inner);
         // A packet stays until all of its pieces are over.
-        let packet = packet.as_ref().ok_or(EncodeError::Incomplete)?;
+        let packet = packet
+            .as_ref()
+            .ok_or(EncodeError(EncodeFault::Incomplete))?;
         (self.shared.compress)(tools, &packet.context, packet.run(self.piece), payload)
     }
 }
@@ -500,10 +503,10 @@ mod tests {
     }
 
     fn bad() -> EncodeError {
-        EncodeError::Library {
+        EncodeError(EncodeFault::Library {
             method: Method::Zlib,
             source: "bad".into(),
-        }
+        })
     }
 
     /// Waits until a helper has done something, within a generous time limit.
@@ -627,13 +630,13 @@ mod tests {
         };
         let mut tools = pipeline.mine.clone();
         let outcome = begun.compress(&mut tools, &mut Vec::new());
-        assert!(matches!(outcome, Err(EncodeError::Incomplete)));
+        assert!(matches!(outcome, Err(EncodeError(EncodeFault::Incomplete))));
         std::mem::forget(begun);
         push(&mut pipeline, 0, (2, 2));
         // A piece is taken, and neither finished nor failed.
         drop(pipeline.shared.begin(Range::next_back));
         let outcome = pop(&mut pipeline, 0, (2, 2));
-        assert!(matches!(outcome, Err(EncodeError::Incomplete)));
+        assert!(matches!(outcome, Err(EncodeError(EncodeFault::Incomplete))));
     }
 
     #[test]
@@ -654,7 +657,10 @@ mod tests {
                 let (popped, outcome) = pass(&mut pipeline, &[(8, 8); 8]);
                 if at % 16 < 8 {
                     let error = outcome.unwrap_err();
-                    assert!(matches!(error, EncodeError::Library { .. }), "{error:?}");
+                    assert!(
+                        matches!(error, EncodeError(EncodeFault::Library { .. })),
+                        "{error:?}"
+                    );
                     assert_eq!(popped, usize::from(at) / 16);
                 } else {
                     outcome.unwrap();

@@ -1,10 +1,9 @@
 //! Memory for the windows of `zstd` decoders: one bound for all of them in this process.
 //!
 //! A peer's frame header states the window that its decoder has to keep: from 1 KiB to terabytes in
-//! a few bytes. So this module reads the number before libzstd sees it. A window larger than
-//! [`MAX_WINDOW_BYTES`] is refused ([`DecodeError::Window`]). A smaller one counts towards the
-//! total of all decoders of the process ([`limit`]), and is refused if that is exhausted
-//! ([`DecodeError::WindowMemory`]). A decoder returns its share when it is dropped.
+//! a few bytes. So this module reads the number before libzstd sees it. A window larger than 32 MiB
+//! is refused. A smaller one counts towards the total of all decoders of the process ([`limit`]),
+//! and is refused if that is exhausted. A decoder returns its share when it is dropped.
 //!
 //! # Other memory that a peer can make a codec hold
 //!
@@ -32,17 +31,18 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::DecodeError;
+use crate::error::DecodeFault;
 
 /// The largest accepted window: that of QEMU's highest level, 20. (libzstd uses larger ones from
 /// level 21 on, and a stock receiver accepts them up to 128 MiB; no QEMU sends them.)
-pub const MAX_WINDOW_BYTES: u64 = 1 << 25;
+pub(crate) const MAX_WINDOW_BYTES: u64 = 1 << 25;
 
-/// The limit for all decoders of a process until [`set_limit`] changes it: 1.25 GiB.
+/// The limit for all decoders of a process until [`set_limit`] changes it.
 ///
 /// It is enough for two migrations of 16 channels, or four of 8, at level 20, with slightly more
 /// than 32 MiB per channel. At level 1, with slightly more than 512 KiB per channel, it is enough
 /// for more than five migrations of 255 channels.
-pub const DEFAULT_LIMIT: u64 = 1280 << 20;
+const DEFAULT_LIMIT: u64 = 1280 << 20;
 
 static LIMIT: AtomicU64 = AtomicU64::new(DEFAULT_LIMIT);
 static HELD: AtomicU64 = AtomicU64::new(0);
@@ -53,8 +53,8 @@ pub fn limit() -> u64 {
     LIMIT.load(Ordering::Relaxed)
 }
 
-/// Sets the number of bytes that all decoders of this process may hold. It applies to new windows;
-/// a decoder keeps the window it has.
+/// Sets the number of bytes that all decoders of this process may hold, instead of 1.25 GiB. It
+/// applies to new windows; a decoder keeps the window it has.
 pub fn set_limit(bytes: u64) {
     LIMIT.store(bytes, Ordering::Relaxed);
 }
@@ -79,10 +79,10 @@ impl Share {
             return Ok(());
         };
         if window > MAX_WINDOW_BYTES {
-            return Err(DecodeError::Window {
+            return Err(DecodeError(DecodeFault::Window {
                 found: window,
                 allowed: MAX_WINDOW_BYTES,
-            });
+            }));
         }
         // A decoder keeps its largest buffers.
         let more = buffers_of(window).saturating_sub(self.bytes);
@@ -98,11 +98,11 @@ impl Share {
                 self.bytes += more;
                 Ok(())
             }
-            Err(held) => Err(DecodeError::WindowMemory {
+            Err(held) => Err(DecodeError(DecodeFault::WindowMemory {
                 window,
                 left: allowed.saturating_sub(held),
                 allowed,
-            }),
+            })),
         }
     }
 }

@@ -19,6 +19,7 @@ use multifd_wire::{Method, PageSize};
 
 use crate::channel::{Arrived, ReadPayload, check_payload_len};
 use crate::encoder::WritePayload;
+use crate::error::{DecodeFault, EncodeFault};
 use crate::runs::{BeginRuns, WriteRuns};
 use crate::{DecodeError, EncodeError, Pages, PathCounts, Streams, WindowSize, ZlibLevel};
 
@@ -95,9 +96,11 @@ fn deflate(stream: &mut Compress, input: &[u8], out: &mut Vec<u8>) -> Result<(),
         let taken_before = stream.total_in();
         stream
             .compress_vec(input, out, FlushCompress::Sync)
-            .map_err(|error| EncodeError::Library {
-                method: Method::Zlib,
-                source: error.into(),
+            .map_err(|error| {
+                EncodeError(EncodeFault::Library {
+                    method: Method::Zlib,
+                    source: error.into(),
+                })
             })?;
         input = rest(input, stream.total_in() - taken_before);
         // Remaining room is deflate's sign that the flush is complete.
@@ -136,10 +139,10 @@ impl Inflate {
         let mut room = vec![0; history.len()];
         match inflate.step(&begun, &mut room, 0)? {
             (taken, made) if (taken, made) == (begun.len() as u64, history.len()) => Ok(inflate),
-            (_, found) => Err(DecodeError::TooShort {
+            (_, found) => Err(DecodeError(DecodeFault::TooShort {
                 found,
                 expected: history.len(),
-            }),
+            })),
         }
     }
 
@@ -157,15 +160,15 @@ impl Inflate {
         let made = (self.stream.total_out() - made_before) as usize;
         match outcome {
             Ok(Status::Ok | Status::BufError) => Ok((self.stream.total_in() - taken_before, made)),
-            Ok(Status::StreamEnd) => Err(DecodeError::StreamEnd {
+            Ok(Status::StreamEnd) => Err(DecodeError(DecodeFault::StreamEnd {
                 method: Method::Zlib,
                 found: found + made,
-            }),
-            Err(error) => Err(DecodeError::Library {
+            })),
+            Err(error) => Err(DecodeError(DecodeFault::Library {
                 method: Method::Zlib,
                 found: found + made,
                 source: error.into(),
-            }),
+            })),
         }
     }
 }
@@ -185,7 +188,7 @@ impl ReadPayload for Inflate {
         while let Some(room) = pages.get_mut(found..).filter(|room| !room.is_empty()) {
             let (taken, made) = self.step(input, room, found)?;
             if (taken, made) == (0, 0) {
-                return Err(DecodeError::TooShort { found, expected });
+                return Err(DecodeError(DecodeFault::TooShort { found, expected }));
             }
             input = rest(input, taken);
             found += made;
@@ -195,7 +198,7 @@ impl ReadPayload for Inflate {
         loop {
             let (taken, made) = self.step(input, &mut [0], found)?;
             if made > 0 {
-                return Err(DecodeError::TooLong { expected });
+                return Err(DecodeError(DecodeFault::TooLong { expected }));
             }
             if taken == 0 {
                 break;
@@ -203,7 +206,7 @@ impl ReadPayload for Inflate {
             input = rest(input, taken);
         }
         if !input.is_empty() {
-            return Err(DecodeError::Trailing { found: input.len() });
+            return Err(DecodeError(DecodeFault::Trailing { found: input.len() }));
         }
         Ok(PathCounts::software(expected / page_size.bytes()))
     }

@@ -19,6 +19,7 @@ use zstd_safe::{CCtx, CParameter, DCtx, DParameter, InBuffer, OutBuffer};
 
 use crate::channel::{Arrived, ReadPayload, check_payload_len};
 use crate::encoder::WritePayload;
+use crate::error::{DecodeFault, EncodeFault, UnsupportedFault};
 use crate::runs::{BeginRuns, WriteRuns};
 use crate::streams::{Piece, Pieces, Readers};
 use crate::window_memory::{MAX_WINDOW_BYTES, Share, window_of};
@@ -192,10 +193,10 @@ fn compress(
 }
 
 fn failed(code: usize) -> EncodeError {
-    EncodeError::Library {
+    EncodeError(EncodeFault::Library {
         method: Method::Zstd,
         source: Box::new(ZstdError(code)),
-    }
+    })
 }
 
 /// The receiving direction.
@@ -246,10 +247,12 @@ impl Decompress {
         self.stream
             .decompress_stream(output, input)
             .map(|hint| hint == 0)
-            .map_err(|code| DecodeError::Library {
-                method: Method::Zstd,
-                found,
-                source: Box::new(ZstdError(code)),
+            .map_err(|code| {
+                DecodeError(DecodeFault::Library {
+                    method: Method::Zstd,
+                    found,
+                    source: Box::new(ZstdError(code)),
+                })
             })
     }
 
@@ -271,7 +274,7 @@ impl Decompress {
             let mut output = OutBuffer::around(&mut beyond[..]);
             let ended = self.step(input, &mut output, expected)?;
             if output.pos() > 0 {
-                return Err(DecodeError::TooLong { expected });
+                return Err(DecodeError(DecodeFault::TooLong { expected }));
             }
             in_frame &= !ended;
             if ended {
@@ -285,9 +288,9 @@ impl Decompress {
             }
         }
         if belongs_to < payload_len {
-            return Err(DecodeError::Trailing {
+            return Err(DecodeError(DecodeFault::Trailing {
                 found: payload_len - belongs_to,
-            });
+            }));
         }
         Ok(in_frame)
     }
@@ -319,12 +322,12 @@ impl ReadPayload for Decompress {
             let found = output.pos();
             if ended {
                 if found == last_frame_end || !found.is_multiple_of(page_size.bytes()) {
-                    return Err(DecodeError::FrameEnd { found });
+                    return Err(DecodeError(DecodeFault::FrameEnd { found }));
                 }
                 last_frame_end = found;
                 self.begin_frame(&input)?;
             } else if (input.pos(), found) == before {
-                return Err(DecodeError::TooShort { found, expected });
+                return Err(DecodeError(DecodeFault::TooShort { found, expected }));
             }
         }
         self.in_frame = self.read_tail(&mut input, expected, !ended)?;
@@ -378,17 +381,17 @@ fn read_frames(
 }
 
 fn no_memory() -> Unsupported {
-    Unsupported::Library {
+    Unsupported(UnsupportedFault::Library {
         method: Method::Zstd,
         source: "no memory for it".into(),
-    }
+    })
 }
 
 fn refused(code: usize) -> Unsupported {
-    Unsupported::Library {
+    Unsupported(UnsupportedFault::Library {
         method: Method::Zstd,
         source: Box::new(ZstdError(code)),
-    }
+    })
 }
 
 /// libzstd's error code, displayed as libzstd's message.

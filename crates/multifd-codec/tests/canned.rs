@@ -37,12 +37,15 @@ fn decode(decoder: &mut dyn Decoder, payload: &[u8], pages: usize) -> Result<Vec
 
 /// What is wrong with the head of a payload, with its cause.
 fn head_fault(outcome: Result<Vec<u8>, DecodeError>) -> String {
-    match outcome {
-        Err(DecodeError::Canned(fault)) => match fault.source() {
-            Some(source) => format!("{fault}: {source}"),
-            None => fault.to_string(),
-        },
-        other => panic!("{:?}", other.map(|pages| pages.len())),
+    let error = match outcome {
+        Err(error) => error,
+        Ok(pages) => panic!("{} bytes", pages.len()),
+    };
+    assert_eq!(error.to_string(), "the head of the payload is wrong");
+    let fault = error.source().expect("a fault");
+    match fault.source() {
+        Some(source) => format!("{fault}: {source}"),
+        None => fault.to_string(),
     }
 }
 

@@ -10,7 +10,7 @@ use multifd_wire::{Fault, Limits};
 
 use crate::Failure;
 use crate::control::{self, ControlFault, ControlReceiver, Event, Message, Preamble};
-use crate::engine_fault::EngineFault;
+use crate::engine_fault::{EngineError, EngineFault};
 use crate::failure::{Cause, Channel, MessageError};
 
 /// How soon a wish to end is noticed while a peer is waited for.
@@ -141,7 +141,9 @@ impl<'s> ControlLink<'s> {
         loop {
             match self.receive(&watch) {
                 Ok(_) => {}
-                Err(cause @ Cause::Engine(EngineFault::Peer { .. })) => return Some(cause),
+                Err(cause @ Cause::Engine(EngineError(EngineFault::Peer { .. }))) => {
+                    return Some(cause);
+                }
                 Err(_) => return None,
             }
         }
@@ -207,7 +209,7 @@ impl<'s> ControlLink<'s> {
 pub(crate) fn is_broken_off(cause: &Cause) -> bool {
     match cause {
         Cause::Transport(TransportCause::Io(error)) => hung_up(error),
-        Cause::Engine(EngineFault::Closed)
+        Cause::Engine(EngineError(EngineFault::Closed))
         | Cause::Control(MessageError(ControlFault::Wire(Fault::Truncated { .. })))
         | Cause::Transport(
             TransportCause::Wire(Fault::Truncated { .. })
@@ -295,7 +297,10 @@ mod tests {
         assert_eq!(got.len(), written);
         link.explained(failed());
         let start = link.send(&Message::Start, &|| Ok(()));
-        assert!(matches!(start, Err(Cause::Engine(EngineFault::Closed))));
+        assert!(matches!(
+            start,
+            Err(Cause::Engine(EngineError(EngineFault::Closed)))
+        ));
         assert_eq!(usize::try_from(link.bytes_out()).unwrap(), written);
         drop(ours);
         assert!(rest_of(&theirs).is_empty(), "nothing came behind it");

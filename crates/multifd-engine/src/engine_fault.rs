@@ -11,10 +11,29 @@ use crate::dirty::DirtyLogError;
 use crate::memory::OutOfRange;
 use crate::vm::VmError;
 
-/// Why an engine ended a migration.
+/// Why an engine ended a migration. [`Display`](std::fmt::Display) prints what was found and what
+/// was allowed.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum EngineFault {
+#[error(transparent)]
+pub struct EngineError(#[from] pub(crate) EngineFault);
+
+impl EngineError {
+    /// Whether the migration took longer than
+    /// [`Parameters::timeout`](crate::Parameters::timeout).
+    #[must_use]
+    pub fn is_timeout(&self) -> bool {
+        matches!(self.0, EngineFault::Timeout { .. })
+    }
+
+    /// Whether the other end closed the connection before the end.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        matches!(self.0, EngineFault::Closed)
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum EngineFault {
     /// The migration took longer than its time limit.
     #[error(
         "not done after {} s: {remaining_pages} pages left in round {round}{}", .timeout.as_secs_f64(), Rates(*.normal_per_second, *.dirty_pages_rate)

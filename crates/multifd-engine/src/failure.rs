@@ -2,10 +2,10 @@
 
 use multifd_transport::failure::{Cause as TransportCause, Located};
 
-use crate::EngineFault;
 use crate::control::ControlFault;
+use crate::engine_fault::{EngineError, EngineFault};
 
-pub use multifd_transport::failure::{Channel, Leg, SetupFault};
+pub(crate) use multifd_transport::failure::{Channel, Leg, SetupFault};
 
 /// The first thing that went wrong in a migration. Whatever failed afterwards failed because of it.
 pub type Failure = Located<Cause>;
@@ -19,7 +19,7 @@ pub enum Cause {
     Transport(#[from] TransportCause),
     /// An engine ended the migration.
     #[error(transparent)]
-    Engine(#[from] EngineFault),
+    Engine(#[from] EngineError),
     /// The peer breaks the rules of the control messages.
     #[error("the stream is malformed")]
     Control(#[source] MessageError),
@@ -29,6 +29,12 @@ pub enum Cause {
 #[derive(Debug, thiserror::Error)]
 #[error(transparent)]
 pub struct MessageError(pub(crate) ControlFault);
+
+impl From<EngineFault> for Cause {
+    fn from(fault: EngineFault) -> Self {
+        Self::Engine(fault.into())
+    }
+}
 
 impl From<ControlFault> for Cause {
     fn from(fault: ControlFault) -> Self {

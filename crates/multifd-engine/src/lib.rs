@@ -41,7 +41,7 @@ pub mod source;
 mod statistics;
 mod vm;
 
-pub use engine_fault::EngineFault;
+pub use engine_fault::EngineError;
 pub use failure::Failure;
 pub use parameters::{Parameters, UnknownZeroPageDetection, ZeroPageDetection};
 pub use statistics::{Arrived, Phase, Progress, Statistics};

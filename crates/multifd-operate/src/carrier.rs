@@ -4,9 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{self, Receiver};
 use std::thread::{self, JoinHandle};
 
-use multifd_relay::relay::{
-    ChannelWaits, MigrationNote, MigrationReport, Relay, Traffic, Update, pass_on,
-};
+use multifd_relay::relay::{ChannelWaits, MigrationReport, Relay, Traffic, Update, pass_on};
 use multifd_transport::Cancel;
 use multifd_transport::failure::Cause as TransportCause;
 
@@ -86,10 +84,10 @@ impl Carrier {
                 Told::Update(Update::Progress(traffic)) => self.traffic = traffic,
                 Told::Update(Update::Postcopy) => self.is_in_postcopy = true,
                 Told::Update(Update::Waits(waits)) => self.waits = waits,
-                Told::Update(Update::Note(MigrationNote::NotBegun { channels })) => {
-                    self.not_begun = Some(channels);
-                }
-                Told::Update(Update::Note(note)) => observe(News::Note(note.to_string())),
+                Told::Update(Update::Note(note)) => match note.not_begun() {
+                    Some(channels) => self.not_begun = Some(channels),
+                    None => observe(News::Note(note.to_string())),
+                },
                 Told::Update(_) => {}
                 Told::Note(note) => observe(News::Note(note)),
                 Told::Ended(outcome) => {

@@ -4,9 +4,10 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use multifd_relay::failure::{Cause as RelayCause, Channel, Leg};
+use multifd_relay::failure::Cause as RelayCause;
 use multifd_relay::leg::LegAddress;
 use multifd_relay::relay::{MigrationReport, Relay, RelayConfig};
+use multifd_transport::failure::{Channel, Leg};
 use multifd_transport::{Address, Cancel, Listener};
 
 use crate::carrier::Carrier;

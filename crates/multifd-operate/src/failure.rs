@@ -5,9 +5,9 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use multifd_relay::failure::{Cause as RelayCause, Leg};
-use multifd_transport::escape::printable_path;
-use multifd_transport::failure::Cause as TransportCause;
+use multifd_relay::failure::Cause as RelayCause;
+use multifd_transport::failure::{Cause as TransportCause, Leg};
+use multifd_transport::printable_path;
 
 use crate::qmp::QmpError;
 use crate::settings::PlanError;

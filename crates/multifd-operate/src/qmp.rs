@@ -8,8 +8,7 @@ use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use multifd_transport::escape::{printable, printable_path};
-use multifd_transport::{Address, Stream};
+use multifd_transport::{Address, Stream, printable, printable_path};
 use rustix::net::sockopt::socket_peercred;
 use serde_json::{Value, json};
 

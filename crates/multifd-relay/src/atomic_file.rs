@@ -12,7 +12,7 @@ use rustix::fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with};
 use rustix::io::Errno;
 
 use multifd_transport::cleanup::{self, Temporary};
-use multifd_transport::escape::printable_path;
+use multifd_transport::printable_path;
 
 /// Guest memory is its owner's alone, whatever the umask.
 const MODE: u32 = 0o600;

@@ -24,7 +24,7 @@ const LAST_ROUND: u64 = u16::MAX as u64 - 1;
 /// Pages that do not fit the list of blocks, or never came.
 #[derive(Debug, thiserror::Error)]
 #[error(transparent)]
-pub struct CoverageFault(#[from] Gap);
+pub(crate) struct CoverageFault(#[from] Gap);
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Gap {

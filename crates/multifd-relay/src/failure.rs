@@ -12,8 +12,8 @@ use crate::leg::{FarFailure, LegAddress, LegAddressError};
 use crate::recording::RecordingError;
 use crate::relay::VerifyFault;
 
-pub use multifd_transport::Circle;
-pub use multifd_transport::failure::{Channel, Leg, SetupFault};
+pub(crate) use multifd_transport::Circle;
+pub(crate) use multifd_transport::failure::{Channel, Leg, SetupFault};
 
 /// The first thing that went wrong in a migration. Whatever failed afterwards failed because of it.
 pub type Failure = Located<Cause>;
@@ -25,9 +25,6 @@ pub enum Cause {
     /// A connection failed.
     #[error(transparent)]
     Transport(#[from] TransportCause),
-    /// The destination is the relay itself.
-    #[error(transparent)]
-    Circle(#[from] Circle),
     /// The destination cannot be reached.
     #[error("cannot connect to {address}")]
     Dial {
@@ -36,9 +33,6 @@ pub enum Cause {
         /// Why not.
         source: io::Error,
     },
-    /// The destination has no address.
-    #[error(transparent)]
-    Leg(#[from] LegAddressError),
     /// The other relay has gone without a word, while the source waits for the destination's.
     #[error(
         "the other relay has gone, and did not say whether the destination has the guest. The source \
@@ -51,35 +45,9 @@ pub enum Cause {
          look at it (info status) before you go on at the source"
     )]
     Unknown,
-    /// Another migration has this destination.
-    #[error("another migration to {address} is under way, and a destination takes one")]
-    Taken {
-        /// The destination.
-        address: LegAddress,
-    },
-    /// This process has next to no memory left.
-    #[error(
-        "{left} bytes of memory are left to this process and {needed} are needed; raise its limit \
-         (ulimit -v, or the service's MemoryMax), or lower --delta-memory"
-    )]
-    Memory {
-        /// The bytes that are left.
-        left: u64,
-        /// The bytes that a migration needs to begin.
-        needed: u64,
-    },
     /// The other relay has ended the migration.
     #[error(transparent)]
     Far(#[from] FarFailure),
-    /// A RAM block cannot be written to its image.
-    #[error(transparent)]
-    Image(#[from] ImageError),
-    /// The received pages cannot be written to their file.
-    #[error(transparent)]
-    File(#[from] FileError),
-    /// The recording cannot be read.
-    #[error(transparent)]
-    Recording(#[from] RecordingError),
     /// The source closed before the migration was complete: it was cancelled, or the source died.
     #[error("the source ended the migration before it was complete (cancelled there, or it died)")]
     Incomplete,
@@ -104,11 +72,6 @@ pub enum Cause {
          The guest may run at both ends, stop one of them now"
     )]
     NotTold,
-    /// The destination says that it has the guest, before all of its memory has come.
-    #[error(
-        "the destination says that it has the guest, but not all of its memory has come: it is no QEMU, or is broken"
-    )]
-    WordTooEarly,
     /// The migration was to end here, the destination may have had everything that makes the guest,
     /// and has not said in time whether it has it.
     #[error(
@@ -149,6 +112,63 @@ pub enum Cause {
          switch it off at the source (migrate_set_capability postcopy-ram off)"
     )]
     Postcopy,
+    /// The destination closed without the answer that the source had asked for.
+    #[error(
+        "the destination closed without saying that it has the guest; see the destination's own log"
+    )]
+    Unconfirmed,
+    /// Any other cause.
+    #[error(transparent)]
+    Other(#[from] OtherCause),
+}
+
+/// A cause after which nothing else is to be done than after any failure. [`Display`] says what was
+/// found and what is allowed.
+///
+/// [`Display`]: std::fmt::Display
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub struct OtherCause(#[from] pub(crate) Other);
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Other {
+    /// The destination is the relay itself.
+    #[error(transparent)]
+    Circle(#[from] Circle),
+    /// The destination has no address.
+    #[error(transparent)]
+    Leg(#[from] LegAddressError),
+    /// Another migration has this destination.
+    #[error("another migration to {address} is under way, and a destination takes one")]
+    Taken {
+        /// The destination.
+        address: LegAddress,
+    },
+    /// This process has next to no memory left.
+    #[error(
+        "{left} bytes of memory are left to this process and {needed} are needed; raise its limit \
+         (ulimit -v, or the service's MemoryMax), or lower --delta-memory"
+    )]
+    Memory {
+        /// The bytes that are left.
+        left: u64,
+        /// The bytes that a migration needs to begin.
+        needed: u64,
+    },
+    /// A RAM block cannot be written to its image.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// The received pages cannot be written to their file.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The recording cannot be read.
+    #[error(transparent)]
+    Recording(#[from] RecordingError),
+    /// The destination says that it has the guest, before all of its memory has come.
+    #[error(
+        "the destination says that it has the guest, but not all of its memory has come: it is no QEMU, or is broken"
+    )]
+    WordTooEarly,
     /// A stream without the description of devices, whose end cannot be told from a pause.
     #[error(
         "the end of this stream cannot be detected, as the source leaves out its device description (suppress-vmdesc): \
@@ -161,11 +181,28 @@ pub enum Cause {
     /// Pages are missing, or do not fit to the list of blocks.
     #[error(transparent)]
     Coverage(#[from] CoverageFault),
-    /// The destination closed without the answer that the source had asked for.
-    #[error(
-        "the destination closed without saying that it has the guest; see the destination's own log"
-    )]
-    Unconfirmed,
+}
+
+/// Turns each error that an [`Other`] can hold into a [`Cause`].
+macro_rules! other_causes {
+    ($($error:ty,)*) => {
+        $(impl From<$error> for Cause {
+            fn from(error: $error) -> Self {
+                Self::Other(OtherCause(error.into()))
+            }
+        })*
+    };
+}
+
+other_causes! {
+    Circle,
+    CoverageFault,
+    FileError,
+    ImageError,
+    LegAddressError,
+    Other,
+    RecordingError,
+    VerifyFault,
 }
 
 /// Why a destination's word was not heard.
@@ -182,7 +219,7 @@ pub enum Unheard {
 
 impl From<Gap> for Cause {
     fn from(gap: Gap) -> Self {
-        Self::Coverage(gap.into())
+        CoverageFault::from(gap).into()
     }
 }
 

@@ -13,15 +13,13 @@ use std::time::{Duration, Instant};
 use multifd_codec::Settings;
 use multifd_transport::failure::Cause as TransportCause;
 use multifd_transport::incoming::{Acceptor, Arrival, Incoming, IncomingChannel};
-use multifd_transport::rounds::{RoundFault, Rounds};
-use multifd_transport::supervise::report_end;
-use multifd_transport::{Cancel, Moment, Stream, hung_up};
+use multifd_transport::{Cancel, Moment, RoundFault, Rounds, Stream, hung_up, report_end};
 use multifd_wire::main_stream::{Command, Configuration, MainEvent, MainReceiver};
 use multifd_wire::{BlockName, Fault, Limits, PageSize};
 
 use crate::connections::Connections;
 use crate::coverage::Coverage;
-use crate::failure::{Cause, Channel, Failure, Leg, SetupFault};
+use crate::failure::{Cause, Channel, Failure, Leg, Other, OtherCause, SetupFault};
 use crate::image::{ImageError, ImageFault};
 use crate::keeper::{Keeper, RunningTotals, TakeError, TakenChannel, Totals};
 use crate::marks::Marks;
@@ -435,7 +433,7 @@ impl<K: Keeper> MainChannel<'_, K> {
                 // answer first.
                 match K::NEEDS_MEMORY_ONLY {
                     true => self.settle(&outline)?,
-                    false => return Err(Cause::NoEnd.into()),
+                    false => return Err(Cause::from(Other::NoEnd).into()),
                 }
             }
             if is_set_up && !goes_on {
@@ -620,8 +618,10 @@ impl<K: Keeper> MainChannel<'_, K> {
         );
         // A file that cannot be written is no fault of a source's.
         let leg = match cause {
-            Cause::Image(ImageError(ImageFault::File(_) | ImageFault::Folder { .. }))
-            | Cause::File(_) => Leg::Here,
+            Cause::Other(OtherCause(
+                Other::Image(ImageError(ImageFault::File(_) | ImageFault::Folder { .. }))
+                | Other::File(_),
+            )) => Leg::Here,
             _ => Leg::Source,
         };
         if broken_off && !self.answers.is_settled() && self.source_is_gone() {

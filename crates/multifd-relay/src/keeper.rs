@@ -2,9 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use multifd_transport::Stream;
-use multifd_transport::outlet::block_of;
-use multifd_transport::rounds::{RoundFault, Rounds};
+use multifd_transport::{RoundFault, Rounds, Stream, block_of};
 use multifd_wire::main_stream::MainEvent;
 use multifd_wire::{BlockName, Hello, RamPacket};
 

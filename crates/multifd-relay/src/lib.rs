@@ -22,7 +22,7 @@
 )]
 
 // Bytes are no interface of this crate: `docs` describes the trunk's, and `inspect` and `replay`
-// read recordings. Tests and fuzz targets see them.
+// read recordings. Tests and fuzz targets see them; tests also have the ends of TLS.
 mod atomic_file;
 mod connections;
 mod coverage;
@@ -45,6 +45,11 @@ pub mod relay;
 pub mod replay;
 mod return_path;
 mod supervise;
+#[cfg(all(feature = "tls", not(feature = "unstable-formats")))]
+#[allow(unreachable_pub, dead_code, unused_imports)]
+mod tls;
+#[cfg(all(feature = "tls", feature = "unstable-formats"))]
+pub mod tls;
 #[cfg(not(feature = "unstable-formats"))]
 #[allow(unreachable_pub, dead_code, unused_imports)]
 mod trunk;
@@ -52,7 +57,6 @@ mod trunk;
 pub mod trunk;
 
 pub use atomic_file::{FileError, write_new};
-pub use coverage::CoverageFault;
 pub use failure::Failure;
 pub use ingest::SourceSettings;
 pub use recording::RecordingError;

@@ -31,10 +31,8 @@ use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use multifd_transport::Cancel;
 use multifd_transport::incoming::Acceptor;
-use multifd_transport::inlet::{Inlet, Item};
-use multifd_transport::rounds::Entry;
+use multifd_transport::{Cancel, Entry, Inlet, Item};
 use multifd_wire::main_stream::MainEvent;
 use multifd_wire::{BlockName, Packet, PageSize, RamPacket};
 

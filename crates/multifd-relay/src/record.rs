@@ -30,9 +30,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use multifd_transport::Cancel;
 use multifd_transport::incoming::Acceptor;
-use multifd_transport::rounds::RoundFault;
+use multifd_transport::{Cancel, RoundFault};
 use multifd_wire::main_stream::MainEvent;
 use multifd_wire::{BlockName, ChannelReceiver, Event, Limits, Packet, RamPacket};
 

@@ -10,11 +10,10 @@ use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use multifd_transport::dial::{DIAL_TIMEOUT, Target};
-use multifd_transport::escape::printable_path;
 use multifd_transport::failure::Cause as TransportCause;
-use multifd_transport::supervise::report_end;
-use multifd_transport::{Address, Stream, hung_up};
+use multifd_transport::{
+    Address, DIAL_TIMEOUT, Stream, Target, hung_up, printable_path, report_end,
+};
 use multifd_wire::Hello;
 use multifd_wire::return_path::{Message, ReturnPathReceiver};
 

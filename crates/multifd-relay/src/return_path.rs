@@ -28,8 +28,7 @@ use multifd_wire::main_stream::{Command, MainEvent};
 use multifd_wire::return_path::Message;
 use rustix::net::{SendFlags, send};
 
-use multifd_transport::Stream;
-use multifd_transport::rounds::RoundFault;
+use multifd_transport::{RoundFault, Stream};
 
 /// The first machine type which stands for a QEMU that knows SWITCHOVER_ACK.
 const ACK_SINCE: (u32, u32) = (8, 1);

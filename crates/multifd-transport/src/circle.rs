@@ -62,12 +62,11 @@ pub(crate) enum Place {
     "{connect} leads back to this relay itself, which listens on {}; name the destination's own address instead",
     Names(listeners)
 )]
-#[non_exhaustive]
 pub struct Circle {
     /// Where a migration was to go.
-    pub connect: Address,
+    connect: Address,
     /// The listeners of this process on its way, in their order.
-    pub listeners: Vec<Address>,
+    listeners: Vec<Address>,
 }
 
 struct Names<'a>(&'a [Address]);

@@ -10,7 +10,7 @@ use multifd_wire::Printable;
 /// [`Printable`].
 ///
 /// ```
-/// use multifd_transport::escape::printable;
+/// use multifd_transport::printable;
 ///
 /// assert_eq!(printable("pc.ram\u{9b}31m"), r"pc.ram\u{9b}31m");
 /// ```

@@ -85,6 +85,28 @@ pub enum Cause {
     /// The connections of one migration do not fit together.
     #[error(transparent)]
     Setup(#[from] SetupFault),
+    /// Pages that cannot be made a payload, or a payload that cannot be made pages.
+    #[error(transparent)]
+    Codec(#[from] CodecError),
+    /// The channels do not agree about the rounds of the migration.
+    #[error(transparent)]
+    Round(#[from] RoundFault),
+    /// The caller asked for the end.
+    #[error("cancelled")]
+    Cancelled,
+    /// No thread could be had.
+    #[error(transparent)]
+    Thread(NoThread),
+}
+
+/// What goes wrong between pages and payloads on a channel. [`Display`](fmt::Display) and the
+/// source say what was found and what is allowed.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub struct CodecError(#[from] CodecFault);
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CodecFault {
     /// A payload does not give the pages it promises.
     #[error("the payload cannot be decoded")]
     Decode(#[from] DecodeError),
@@ -115,15 +137,6 @@ pub enum Cause {
         /// The method of this one.
         then: Method,
     },
-    /// The channels do not agree about the rounds of the migration.
-    #[error(transparent)]
-    Round(#[from] RoundFault),
-    /// The caller asked for the end.
-    #[error("cancelled")]
-    Cancelled,
-    /// No thread could be had.
-    #[error(transparent)]
-    Thread(NoThread),
 }
 
 impl Cause {
@@ -131,6 +144,28 @@ impl Cause {
     pub fn thread(error: io::Error) -> Self {
         Self::Thread(NoThread::new(error))
     }
+}
+
+/// Turns each error that a [`CodecFault`] can hold into a [`Cause`].
+macro_rules! codec_causes {
+    ($($error:ty,)*) => {
+        $(impl From<$error> for Cause {
+            fn from(error: $error) -> Self {
+                Self::Codec(CodecError(error.into()))
+            }
+        })*
+    };
+}
+
+codec_causes! {
+    CodecFault,
+    DecodeError,
+    DeltaError,
+    EncodeError,
+    Misuse,
+    PagesError,
+    UnknownMethod,
+    Unsupported,
 }
 
 /// Turns each error that a transport [`Cause`] can hold into the cause of another crate, so that

@@ -9,7 +9,7 @@ use multifd_wire::{ChannelReceiver, Event, Fault, Hello, Limits, Method, Packet,
 
 use crate::Stream;
 use crate::clock::{self, Clock, Doing};
-use crate::failure::Cause;
+use crate::failure::{Cause, CodecFault};
 
 /// Reads one multifd channel, packet by packet.
 ///
@@ -323,10 +323,11 @@ impl<'s> Inlet<'s> {
         }
         match *self.method.get_or_insert(method) {
             first if first == method => Ok(method),
-            first => Err(Cause::MethodChanged {
+            first => Err(CodecFault::MethodChanged {
                 first,
                 then: method,
-            }),
+            }
+            .into()),
         }
     }
 

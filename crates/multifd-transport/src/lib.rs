@@ -4,7 +4,7 @@
 //! source. A failure names the channel and the cause. This crate never looks inside a payload and
 //! never buffers without bound.
 //!
-//! One channel, written by an [`Outlet`](outlet::Outlet) and read by an [`Inlet`](inlet::Inlet). An
+//! One channel, written by an [`Outlet`] and read by an [`Inlet`]. An
 //! [`Acceptor`](incoming::Acceptor) gives the channels of real migrations.
 //!
 //! ```
@@ -14,8 +14,8 @@
 //!
 //! use multifd_codec::{Encoder, Settings};
 //! use multifd_transport::Stream;
-//! use multifd_transport::inlet::{Inlet, Item};
-//! use multifd_transport::outlet::Outlet;
+//! use multifd_transport::{Inlet, Item};
+//! use multifd_transport::Outlet;
 //! use multifd_wire::{BlockName, Hello, Limits, Method, Packet, PageSize, RamPacket};
 //!
 //! let (near, far) = UnixStream::pair()?;
@@ -63,33 +63,35 @@ mod cancel;
 pub mod circle;
 pub mod cleanup;
 mod clock;
-pub mod dial;
-pub mod escape;
+mod dial;
+mod escape;
 pub mod failure;
 pub mod incoming;
-pub mod inlet;
+mod inlet;
 mod listener;
 mod moment;
-pub mod outlet;
+mod outlet;
 mod resolve;
-pub mod rounds;
+mod rounds;
 mod scarce;
 mod splice;
 mod stop;
 mod stream;
-pub mod supervise;
-#[cfg(feature = "tls")]
-pub mod tls;
+mod supervise;
 mod unsent;
 
 pub use address::{Address, AddressError};
 pub use cancel::Cancel;
 pub use circle::Circle;
 pub use clock::{Clock, Doing, Spent};
-pub use dial::{DialError, Target};
+pub use dial::{DIAL_TIMEOUT, DialError, Target, is_ours};
+pub use escape::{printable, printable_bytes, printable_path};
 pub use failure::Failure;
+pub use inlet::{Inlet, Item};
 pub use listener::{ListenOptions, Listener, asks_for_socket};
 pub use moment::Moment;
-pub use rounds::RoundFault;
+pub use outlet::{Outlet, Unwritten, Written, block_of};
+pub use rounds::{Entry, RoundFault, Rounds};
 pub use stop::Stop;
 pub use stream::{Backlog, Layer, Stream, hung_up};
+pub use supervise::report_end;

@@ -21,7 +21,7 @@ use crate::splice::Conduit;
 ///
 /// ```
 /// use multifd_transport::failure::Cause;
-/// use multifd_transport::outlet::Outlet;
+/// use multifd_transport::Outlet;
 /// use multifd_wire::RamPacket;
 ///
 /// /// Writes packets, whose pages `read` reads, for as long as it has some.

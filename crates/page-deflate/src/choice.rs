@@ -49,10 +49,10 @@ pub(super) struct Either {
 impl Either {
     /// Moves the positions of the habit's search down. The others are cleared before use.
     fn slide(&mut self, by: usize) {
-        match self.habit {
-            Habit::Thorough => self.thorough.slide(by),
-            Habit::Short => self.short.slide(by),
-            Habit::Long => self.long.slide(by),
+        match self.habit.0 {
+            Matches::Thorough => self.thorough.slide(by),
+            Matches::Short => self.short.slide(by),
+            Matches::Long => self.long.slide(by),
         }
     }
 
@@ -105,8 +105,10 @@ impl<N: Search, F: Search> Reach<N, F> {
 /// [`Deflater::survey`](crate::Deflater::survey) chooses a habit for the pages. Other efforts
 /// ignore it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Habit {
+pub struct Habit(pub(super) Matches);
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Matches {
     /// More time for a smaller size. With the near window: matches of four bytes and more. With the
     /// far one: long matches before short ones.
     Thorough,
@@ -158,16 +160,16 @@ impl Choice {
         match self {
             Self::Quick(quick) => machine.parse(&mut **quick, window, unit, window_bytes, items),
             Self::Two(two) => machine.parse(&mut **two, window, unit, window_bytes, items),
-            Self::Either(either) => match either.habit {
-                Habit::Thorough => {
+            Self::Either(either) => match either.habit.0 {
+                Matches::Thorough => {
                     either
                         .thorough
                         .parse(machine, window, unit, window_bytes, items)
                 }
-                Habit::Short => either
+                Matches::Short => either
                     .short
                     .parse(machine, window, unit, window_bytes, items),
-                Habit::Long => machine.parse(&mut either.long, window, unit, window_bytes, items),
+                Matches::Long => machine.parse(&mut either.long, window, unit, window_bytes, items),
             },
         }
     }
@@ -239,10 +241,10 @@ impl Survey {
             let count = machine.parse(&mut self.long, window, unit, window_bytes, items);
             keep(for_long, &items[..count.unwrap_or(0)]);
         }
-        self.judge()
+        Habit(self.judge())
     }
 
-    fn judge(&mut self) -> Habit {
+    fn judge(&mut self) -> Matches {
         let mut tally = Tally::new();
         self.items.iter().for_each(|items| tally.count(items));
         let mut counts = Counts::one_each();
@@ -252,7 +254,7 @@ impl Survey {
         let [thorough, short, long] = self.items.each_ref().map(|items| self.coder.measure(items));
         let gained = short.bits.saturating_sub(thorough.bits);
         if gained * bits_for_one_saved(self.reach) > short.bits {
-            return Habit::Thorough;
+            return Matches::Thorough;
         }
         // Larger output is accepted if its share of the size is below a fifth of the share of time
         // saved. Longer matches can also make the output smaller, or take more time.
@@ -263,14 +265,14 @@ impl Survey {
         let lost = share(short.bits, long.bits);
         let saved = -share(time(&short), time(&long));
         if lost * 5.0 < saved {
-            Habit::Long
+            Matches::Long
         } else {
-            Habit::Short
+            Matches::Short
         }
     }
 }
 
-/// [`Habit::Thorough`] takes a quarter more time with the near window, and 3 % with the far one. It
+/// `Thorough` takes a quarter more time with the near window, and 3 % with the far one. It
 /// pays when it saves one bit in this many.
 const fn bits_for_one_saved(reach: WindowSize) -> usize {
     match reach {

@@ -335,6 +335,7 @@ const UNITS_BETWEEN_SURVEYS: usize = 1024;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::choice::Matches;
     use crate::stream::StreamInflater;
     use testkit::oracle::{Ending, Oracle};
     use testkit::pages::{Random, packet};
@@ -376,7 +377,7 @@ mod tests {
                     let mut fresh = Deflater::new(window, used.effort);
                     let habit = fresh.survey(&pages);
                     assert_eq!(used.survey(&pages), habit);
-                    for habit in [habit, Habit::Long] {
+                    for habit in [habit, Habit(Matches::Long)] {
                         let mut fresh = Deflater::new(window, used.effort);
                         let mut runs = [Vec::new(), Vec::new()];
                         used.compress_alone(&pages, habit, &mut runs[0]);
@@ -412,7 +413,7 @@ mod tests {
                     }
                     2 => {
                         // A run for another stream.
-                        deflater.compress_alone(&pages, Habit::Short, &mut Vec::new());
+                        deflater.compress_alone(&pages, Habit(Matches::Short), &mut Vec::new());
                         deflater.compress(&pages, &mut out);
                     }
                     _ => deflater.compress(&pages, &mut out),

@@ -9,8 +9,11 @@ use super::table::{BadCode, Precode, Tables, Use};
 
 /// Why deflate data is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum InflateError {
+#[error(transparent)]
+pub struct InflateError(#[from] pub(crate) InflateFault);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum InflateFault {
     /// The input ends inside a block, or before the requested end.
     #[error("the compressed data ends early, after {found_bytes} of {expected_bytes} bytes")]
     Truncated {
@@ -77,7 +80,7 @@ pub enum InflateError {
 
 impl From<BadCode> for InflateError {
     fn from(BadCode: BadCode) -> Self {
-        InflateError::InvalidCode
+        InflateError(InflateFault::InvalidCode)
     }
 }
 
@@ -131,10 +134,10 @@ impl<'i, 'o> Run<'i, 'o> {
     pub(super) fn finish(&self) -> Result<(), InflateError> {
         let (found_bytes, expected_bytes) = (self.lane.at, self.lane.output.len());
         if found_bytes < expected_bytes {
-            return Err(InflateError::TooShort {
+            return Err(InflateError(InflateFault::TooShort {
                 found_bytes,
                 expected_bytes,
-            });
+            }));
         }
         Ok(())
     }
@@ -143,7 +146,7 @@ impl<'i, 'o> Run<'i, 'o> {
     pub(super) fn finish_all(&mut self) -> Result<(), InflateError> {
         match self.unused() {
             0 => self.finish(),
-            found_bytes => Err(InflateError::TrailingData { found_bytes }),
+            found_bytes => Err(InflateError(InflateFault::TrailingData { found_bytes })),
         }
     }
 
@@ -171,7 +174,7 @@ impl<'i, 'o> Run<'i, 'o> {
                 self.description(tables, usage)?;
                 block.codes = Some(Codes::Own);
             }
-            _ => return Err(InflateError::ReservedBlockType),
+            _ => return Err(InflateError(InflateFault::ReservedBlockType)),
         }
         Ok(block)
     }
@@ -191,7 +194,7 @@ impl<'i, 'o> Run<'i, 'o> {
         };
         let (len, complement) = (u16::from_le_bytes([a, b]), u16::from_le_bytes([c, d]));
         if len != !complement {
-            return Err(InflateError::StoredLength { len, complement });
+            return Err(InflateError(InflateFault::StoredLength { len, complement }));
         }
         let len = usize::from(len);
         let Some(source) = bytes.get(..len) else {
@@ -222,7 +225,7 @@ impl<'i, 'o> Run<'i, 'o> {
         let distances = self.take(5)? as usize + 1;
         let described = self.take(4)? as usize + 4;
         if litlens > LITLEN_SYMBOLS || distances > DISTANCE_SYMBOLS {
-            return Err(InflateError::InvalidCode);
+            return Err(InflateError(InflateFault::InvalidCode));
         }
         let mut lengths = [0; PRECODE_SYMBOLS];
         for &symbol in PRECODE_ORDER.iter().take(described) {
@@ -242,7 +245,7 @@ impl<'i, 'o> Run<'i, 'o> {
                 return Err(self.lane.truncated());
             }
             let length = if said.is_previous {
-                previous.ok_or(InflateError::InvalidCode)?
+                previous.ok_or(InflateError(InflateFault::InvalidCode))?
             } else {
                 said.length
             };
@@ -258,7 +261,7 @@ impl<'i, 'o> Run<'i, 'o> {
             done += said.count;
         }
         if done > count {
-            return Err(InflateError::InvalidCode);
+            return Err(InflateError(InflateFault::InvalidCode));
         }
         Ok(all.0[..count].split_at(litlens))
     }
@@ -348,7 +351,7 @@ impl PageInflater {
     ///
     /// # Errors
     ///
-    /// [`InflateError`]. A stream of several blocks is [`InflateError::Truncated`].
+    /// [`InflateError`]. A stream of several blocks counts as one that ends early.
     pub fn inflate_block(&mut self, stream: &[u8], page: &mut [u8]) -> Result<u32, InflateError> {
         let [tables, _] = &mut self.tables;
         let mut run = Run::new(stream, page, &[]);

@@ -8,6 +8,7 @@ use super::inflate::InflateError;
 use super::table::{
     END, Entry, Extended, LINK, LITERAL, NO_DISTANCE, SPECIAL, Tables, literal_bits, literals,
 };
+use crate::inflate::InflateFault;
 
 /// Input as bits; the first bit of a byte is the lowest.
 pub(super) struct Bits<'i> {
@@ -377,7 +378,7 @@ impl Lane<'_, '_> {
         let dropped = if entry & LITERAL != 0 {
             literal_bits(entry)
         } else if entry & (SPECIAL | END) == SPECIAL {
-            return Err(InflateError::InvalidSymbol);
+            return Err(InflateError(InflateFault::InvalidSymbol));
         } else {
             symbol.bits()
         };
@@ -405,7 +406,7 @@ impl Lane<'_, '_> {
             entry = tables.distance_second(entry, self.bits.bits);
         }
         if entry & NO_DISTANCE != 0 {
-            return Err(InflateError::InvalidSymbol);
+            return Err(InflateError(InflateFault::InvalidSymbol));
         }
         let (symbol, bits) = (Extended::distance(entry), self.bits.bits);
         if !self.bits.drop(symbol.bits()) {
@@ -428,10 +429,10 @@ impl Lane<'_, '_> {
         let end = self.at + length;
         if let Some(before) = distance.checked_sub(self.at).filter(|&before| before > 0) {
             let Some(start) = history.len().checked_sub(before) else {
-                return Err(InflateError::DistanceTooFar {
+                return Err(InflateError(InflateFault::DistanceTooFar {
                     found_bytes: distance,
                     available_bytes: history.len() + self.at,
-                });
+                }));
             };
             let count = before.min(length);
             self.output[self.at..self.at + count].copy_from_slice(&history[start..start + count]);
@@ -451,17 +452,17 @@ impl Lane<'_, '_> {
 
     #[cold]
     pub(super) fn truncated(&self) -> InflateError {
-        InflateError::Truncated {
+        InflateError(InflateFault::Truncated {
             found_bytes: self.at,
             expected_bytes: self.output.len(),
-        }
+        })
     }
 
     #[cold]
     pub(super) fn too_long(&self) -> InflateError {
-        InflateError::TooLong {
+        InflateError(InflateFault::TooLong {
             expected_bytes: self.output.len(),
-        }
+        })
     }
 
     /// Decodes the symbols of a block to its end.
@@ -484,7 +485,7 @@ impl Lane<'_, '_> {
     ) -> Result<bool, InflateError> {
         match stop {
             Stop::End => Ok(true),
-            Stop::Invalid => Err(InflateError::InvalidSymbol),
+            Stop::Invalid => Err(InflateError(InflateFault::InvalidSymbol)),
             Stop::Match { length, distance } => {
                 self.copy(length, distance, history)?;
                 Ok(false)

@@ -103,7 +103,7 @@ pub use format::SYNC_MARK;
 pub use header::HeaderError;
 pub use inflate::{InflateError, PageInflater};
 pub use page::PageDeflater;
-pub use shared::{CodeLengths, CodeLengthsError, Histogram, SharedCode, SharedInflater};
+pub use shared::{CodeLengths, Histogram, SharedCode, SharedInflater};
 pub use stream::{RunInflater, StreamInflater};
 
 /// These types hold tables and buffers, which are useless in a message.

@@ -3,6 +3,7 @@
 use super::inflate::{Codes, InflateError, Run};
 use super::lane::{Stop, fast_two};
 use super::table::{Tables, Use};
+use crate::inflate::InflateFault;
 
 /// A piece of compressed data, and the room that its content fills.
 pub(super) type Piece<'d> = (&'d [u8], &'d mut [u8]);
@@ -159,7 +160,7 @@ impl<'d> Strand<'d, '_> {
     /// Returns whether the piece ends with this block, which has been decoded.
     fn is_end(&mut self, is_final: bool, is_empty_stored: bool) -> Result<bool, InflateError> {
         let is_end = match self.form {
-            Form::Run if is_final => return Err(InflateError::UnexpectedFinalBlock),
+            Form::Run if is_final => return Err(InflateError(InflateFault::UnexpectedFinalBlock)),
             Form::Run => is_empty_stored && self.run.unused() == 0,
             Form::Page | Form::Body => is_final,
         };

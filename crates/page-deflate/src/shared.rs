@@ -80,7 +80,7 @@ pub struct CodeLengths(pub(super) Lengths);
 /// Why numbers are no complete code for every symbol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(transparent)]
-pub struct CodeLengthsError(#[from] Fault);
+pub(super) struct CodeLengthsError(#[from] Fault);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 enum Fault {
@@ -96,7 +96,7 @@ enum Fault {
 }
 
 impl CodeLengths {
-    /// Length in bytes of [`CodeLengths::to_bytes`].
+    /// The number of symbols.
     pub const BYTES: usize = LITLEN_SYMBOLS + DISTANCE_SYMBOLS;
 
     /// Checks code lengths from outside: one byte for each symbol, in the format's order, distances
@@ -105,7 +105,7 @@ impl CodeLengths {
     /// # Errors
     ///
     /// [`CodeLengthsError`] unless every symbol has a code, and every bit pattern has a meaning.
-    pub fn from_bytes(bytes: &[u8; Self::BYTES]) -> Result<Self, CodeLengthsError> {
+    pub(super) fn from_bytes(bytes: &[u8; Self::BYTES]) -> Result<Self, CodeLengthsError> {
         let mut lengths = Lengths {
             litlen: [0; LITLEN_SYMBOLS],
             distance: [0; DISTANCE_SYMBOLS],
@@ -149,16 +149,6 @@ impl CodeLengths {
         let mut litlen = [0; LITLEN_SYMBOLS];
         codes(&self.0.litlen, &mut litlen);
         (litlen[END_OF_BLOCK], self.0.litlen[END_OF_BLOCK])
-    }
-
-    /// One byte for each symbol.
-    #[must_use]
-    pub fn to_bytes(&self) -> [u8; Self::BYTES] {
-        let mut bytes = [0; Self::BYTES];
-        let (litlen, distance) = bytes.split_at_mut(LITLEN_SYMBOLS);
-        litlen.copy_from_slice(&self.0.litlen);
-        distance.copy_from_slice(&self.0.distance);
-        bytes
     }
 }
 
@@ -217,5 +207,33 @@ impl SharedInflater {
         mut pages: impl Iterator<Item = (&'d [u8], &'d mut [u8])>,
     ) -> Result<(), InflateError> {
         several::inflate_bodies(&mut pages, &self.tables)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_codes_for_everything_are_taken() {
+        let lengths = Histogram::new().code_lengths();
+        let mut good = [0; CodeLengths::BYTES];
+        let (litlen, distance) = good.split_at_mut(LITLEN_SYMBOLS);
+        litlen.copy_from_slice(lengths.litlen());
+        distance.copy_from_slice(lengths.distance());
+        assert_eq!(CodeLengths::from_bytes(&good), Ok(lengths));
+        for (at, found) in [(0, 0), (285, 16), (286, 0), (315, 255)] {
+            let mut bad = good;
+            bad[at] = found;
+            let refused = CodeLengths::from_bytes(&bad).unwrap_err();
+            let expected = format!("a code of {found} bits, but there are 1 to 15");
+            assert_eq!(refused.to_string(), expected);
+        }
+        for (at, change) in [(0, 1), (285, -1), (286, -1), (315, 1)] {
+            let mut bad = good;
+            bad[at] = bad[at].wrapping_add_signed(change);
+            let refused = CodeLengths::from_bytes(&bad).unwrap_err();
+            assert_eq!(refused.to_string(), "not a complete prefix code");
+        }
     }
 }

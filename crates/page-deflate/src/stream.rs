@@ -4,6 +4,7 @@ use super::format::MAX_WINDOW;
 use super::inflate::{InflateError, Run};
 use super::several;
 use super::table::{Tables, Use};
+use crate::inflate::InflateFault;
 
 /// Decodes a zlib stream without end, run by run: the stream of a [`Deflater`](crate::Deflater), of
 /// the C zlib, or of any writer that ends each run with a sync flush.
@@ -51,7 +52,7 @@ impl StreamInflater {
     ///
     /// # Errors
     ///
-    /// [`InflateError::BadHeader`], or [`InflateError::Truncated`] with these `expected_bytes`.
+    /// If the header is another one, or is cut off; `expected_bytes` is for the message.
     #[inline]
     pub fn blocks<'r>(
         &self,
@@ -145,7 +146,7 @@ fn inflate(
     loop {
         let block = run.block(tables, Use::Pages)?;
         if block.is_final {
-            return Err(InflateError::UnexpectedFinalBlock);
+            return Err(InflateError(InflateFault::UnexpectedFinalBlock));
         }
         if block.is_empty_stored && run.unused() == 0 {
             break;
@@ -158,10 +159,10 @@ fn inflate(
 /// valid check value.
 fn header(run: &[u8], expected_bytes: usize) -> Result<&[u8], InflateError> {
     let Some((&found, blocks)) = run.split_first_chunk() else {
-        return Err(InflateError::Truncated {
+        return Err(InflateError(InflateFault::Truncated {
             found_bytes: 0,
             expected_bytes,
-        });
+        }));
     };
     let [method, flags] = found;
     let is_good = u16::from_be_bytes(found).is_multiple_of(31)
@@ -171,6 +172,6 @@ fn header(run: &[u8], expected_bytes: usize) -> Result<&[u8], InflateError> {
     if is_good {
         Ok(blocks)
     } else {
-        Err(InflateError::BadHeader { found })
+        Err(InflateError(InflateFault::BadHeader { found }))
     }
 }

@@ -4,7 +4,7 @@ use std::env::consts::ARCH;
 use std::path::Path;
 
 use iaa_detect::detect;
-use multifd_codec::{Accel, Settings, Unsupported, encoder};
+use multifd_codec::{Accel, Settings, encoder};
 use multifd_wire::Method;
 use qemu_lab::{Part, Root};
 
@@ -27,7 +27,7 @@ pub fn run() -> Result<()> {
         match encoder(method, &settings) {
             Ok(encoder) => println!("  {:<7}{}", method.as_str(), encoder.backend()),
             // QEMU's other methods are forwarded, never written.
-            Err(Unsupported::Method { .. }) => {}
+            Err(error) if error.is_method() => {}
             Err(error) => println!("  {:<7}{error}", method.as_str()),
         }
     }

@@ -373,7 +373,7 @@ fn the_ends_alone_break_no_promise() {
     let mut seen: BTreeMap<Fault, BTreeMap<Class, u32>> = BTreeMap::new();
     let folder = tempfile::tempdir().expect("a folder");
     let bench = Bench::new(
-        [Path::new(Fault::None); 2],
+        [Path::new("none"); 2],
         folder.path(),
         Duration::from_secs(60),
     );

@@ -217,7 +217,8 @@ impl VmHandle for Freezer<'_> {
 }
 
 fn other(error: io::Error) -> DirtyLogError {
-    DirtyLogError::Other(error.into())
+    let error: Box<dyn std::error::Error + Send + Sync> = error.into();
+    error.into()
 }
 
 const PIECE_BYTES: usize = 1 << 20;

@@ -17,7 +17,7 @@ use super::plan::PlanArgs;
 /// ADDR is unix:PATH or tcp:HOST:PORT.
 #[derive(Debug, Parser)]
 #[command(name = "multifd-bench", version, max_term_width = 100)]
-pub struct Cli {
+pub(super) struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
@@ -25,7 +25,7 @@ pub struct Cli {
 
 /// The commands.
 #[derive(Debug, Subcommand)]
-pub enum Command {
+pub(super) enum Command {
     Migrate(MigrateArgs),
     Plan(Box<PlanArgs>),
     Send(SendArgs),
@@ -48,7 +48,7 @@ namespaces. Without them the source limits its own rate.
 Examples:
   multifd-bench migrate --workload redis --channels 2,4 --memory 1G --link 1gbit --modes zlib,zlib+software
   multifd-bench migrate --find-rate --workload redis --channels 2 --memory 1G --link 1gbit --modes zstd,zstd+delta")]
-pub struct MigrateArgs {
+pub(super) struct MigrateArgs {
     /// Guests to move, as for `multifd-bench send`.
     #[arg(
         long,
@@ -112,7 +112,7 @@ writes, stops for the last round, and ends with this command. Sizes take K, M or
 Example:
   multifd receive --listen tcp:0.0.0.0:4444
   multifd-bench send --guest redis --memory 4G --connect tcp:dst:4444 --multifd-channels 4 --compression zlib")]
-pub struct SendArgs {
+pub(super) struct SendArgs {
     /// Content and work of the guest: idle, redis or image:FILE.
     #[arg(long, value_name = "GUEST")]
     pub guest: Kind,
@@ -159,7 +159,7 @@ pub struct SendArgs {
 }
 
 /// Parses a number of bytes, with K, M, G or T for powers of 1024, like QEMU.
-pub fn size(text: &str) -> Result<u64, String> {
+pub(super) fn size(text: &str) -> Result<u64, String> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let shift = match text.get(digits.len()..).unwrap_or_default() {
         "" | "B" => 0,
@@ -178,7 +178,7 @@ pub fn size(text: &str) -> Result<u64, String> {
 }
 
 /// Parses bytes a second.
-pub fn bandwidth(text: &str) -> Result<NonZeroU64, String> {
+pub(super) fn bandwidth(text: &str) -> Result<NonZeroU64, String> {
     NonZeroU64::new(size(text)?)
         .ok_or_else(|| "0 would send nothing; for no limit omit the option".to_owned())
 }

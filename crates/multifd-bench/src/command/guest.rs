@@ -11,7 +11,7 @@ use multifd_engine::dirty::WriteTracking;
 use multifd_engine::memory::Mapping;
 
 /// Serves orders on standard input. `program` is this program's name.
-pub fn run(program: &'static str) -> ExitCode {
+pub(super) fn run(program: &'static str) -> ExitCode {
     say::set_program(program);
     match serve_orders() {
         Ok(()) => ExitCode::SUCCESS,

@@ -12,9 +12,7 @@ use multifd_engine::dirty::PagemapLog;
 use multifd_engine::failure::Cause;
 use multifd_engine::memory::{MappedMemory, Mapping};
 use multifd_engine::source::{self, SourceFailure};
-use multifd_engine::{
-    EngineFault, Parameters, Phase, Progress as Moment, Statistics, VmError, VmHandle,
-};
+use multifd_engine::{Parameters, Phase, Progress as Moment, Statistics, VmError, VmHandle};
 use multifd_wire::{BlockName, Method, PageSize};
 use serde::{Deserialize, Serialize};
 
@@ -22,7 +20,7 @@ use super::args::SendArgs;
 use super::this_program;
 
 /// Starts a guest and migrates it.
-pub fn run(args: &SendArgs) -> Outcome {
+pub(super) fn run(args: &SendArgs) -> Outcome {
     let parameters = parameters(args)?;
     let spec = spec(args)?;
     say::note(format_args!(
@@ -171,7 +169,7 @@ impl VmHandle for Vm {
 
 /// The printed summary of a migration. Names are those of QEMU's `query-migrate`, with units.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Summary {
+pub(super) struct Summary {
     guest: String,
     /// The guest's rate until its stop: operations per second for redis, else writes. `None` if it
     /// was never stopped.
@@ -231,7 +229,7 @@ struct Rates {
 
 /// The printed summary of a failed migration.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct Failed {
+pub(super) struct Failed {
     pub error: String,
     /// The time limit expired.
     pub timed_out: bool,
@@ -369,10 +367,7 @@ impl fmt::Display for Running<'_> {
 }
 
 fn timed_out(failure: &SourceFailure) -> bool {
-    matches!(
-        failure.failure.cause,
-        Cause::Engine(EngineFault::Timeout { .. })
-    )
+    matches!(&failure.failure.cause, Cause::Engine(error) if error.is_timeout())
 }
 
 fn milliseconds(duration: Duration) -> f64 {

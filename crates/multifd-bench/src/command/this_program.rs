@@ -12,7 +12,7 @@ use std::process::Command;
 /// # Errors
 ///
 /// If the system does not report how this process was started.
-pub fn command() -> io::Result<Command> {
+pub(super) fn command() -> io::Result<Command> {
     let line = fs::read("/proc/self/cmdline")?;
     let mut words: Vec<OsString> = line
         .strip_suffix(b"\0")

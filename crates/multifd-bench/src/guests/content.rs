@@ -9,7 +9,7 @@ use std::thread;
 use crate::guests::PAGE_BYTES;
 
 /// The initial content of a guest's memory, in pieces that are made one by one in any order.
-pub trait Content: Sync {
+pub(super) trait Content: Sync {
     /// The number of pieces.
     fn pieces(&self) -> u64;
 
@@ -23,7 +23,7 @@ pub trait Content: Sync {
 }
 
 /// Writes `content` to `memory`, which is all zero. Zero pages are not touched.
-pub fn fill(memory: &File, content: &dyn Content) -> io::Result<()> {
+pub(super) fn fill(memory: &File, content: &dyn Content) -> io::Result<()> {
     let next = AtomicU64::new(0);
     let work = || {
         let mut piece = Vec::new();
@@ -70,14 +70,14 @@ fn write_where_not_zero(memory: &File, offset: u64, piece: &[u8]) -> io::Result<
 }
 
 #[cfg(test)]
-pub mod tests {
+pub(super) mod tests {
     use super::*;
     use std::io::Write;
     use std::os::unix::fs::MetadataExt;
 
     /// Returns the nonzero pages, back to back, and the number of all pages made, including zero
     /// pages.
-    pub fn used_pages(content: &dyn Content) -> (Vec<u8>, usize) {
+    pub(crate) fn used_pages(content: &dyn Content) -> (Vec<u8>, usize) {
         let (mut used, mut pages) = (Vec::new(), 0);
         for index in 0..content.pieces() {
             let mut piece = Vec::new();
@@ -93,7 +93,7 @@ pub mod tests {
 
     /// Returns the compression ratio of zlib-rs at level 1. A stock zlib compresses better: its
     /// ratio is 2.8 for an idle guest and 2.0 for a Redis.
-    pub fn ratio(pages: &[u8]) -> f64 {
+    pub(crate) fn ratio(pages: &[u8]) -> f64 {
         let mut zlib = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::new(1));
         zlib.write_all(pages).unwrap();
         pages.len() as f64 / zlib.finish().unwrap().len() as f64

@@ -8,7 +8,7 @@ use crate::guests::content::Content;
 
 /// The content of a file. Guest memory after the end of the file is zero.
 #[derive(Debug)]
-pub struct Image {
+pub(super) struct Image {
     pub file: File,
     /// The size of the guest's memory.
     pub bytes: u64,

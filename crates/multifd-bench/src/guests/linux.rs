@@ -14,7 +14,7 @@ use crate::guests::random::{Random, mix};
 
 /// Part of the memory of a Linux, of any length.
 #[derive(Debug)]
-pub struct Linux {
+pub(super) struct Linux {
     seed: u64,
     /// Nonzero pages in percent.
     used_percent: u64,
@@ -23,7 +23,7 @@ pub struct Linux {
 }
 
 impl Linux {
-    pub fn new(seed: u64, used_percent: u64) -> Self {
+    pub(super) fn new(seed: u64, used_percent: u64) -> Self {
         let mut random = Random::new(seed, 0);
         // Bytes of a program: some are far more frequent than others.
         let code = |random: &mut Random| vec![random.skewed(256) as u8 ^ 0x48; 1];
@@ -36,12 +36,12 @@ impl Linux {
     }
 
     /// Returns whether the page is nonzero.
-    pub fn is_used(&self, page: u64) -> bool {
+    pub(super) fn is_used(&self, page: u64) -> bool {
         mix(self.seed ^ mix(page / RUN_PAGES)) % 100 < self.used_percent
     }
 
     /// Appends the page with this index.
-    pub fn append(&self, page: u64, out: &mut Vec<u8>) {
+    pub(super) fn append(&self, page: u64, out: &mut Vec<u8>) {
         let end = out.len() + PAGE_BYTES;
         if self.is_used(page) {
             let sort = mix(self.seed.wrapping_add(page / RUN_PAGES)) % 100;
@@ -150,14 +150,14 @@ fn word(random: &mut Random) -> Vec<u8> {
 
 /// A guest with only a Linux.
 #[derive(Debug)]
-pub struct Idle {
+pub(super) struct Idle {
     linux: Linux,
     pages: u64,
 }
 
 impl Idle {
     /// `bytes` is a whole number of pages.
-    pub fn new(seed: u64, bytes: u64) -> Self {
+    pub(super) fn new(seed: u64, bytes: u64) -> Self {
         Self {
             linux: Linux::new(seed, USED_PERCENT),
             pages: bytes / PAGE_BYTES as u64,

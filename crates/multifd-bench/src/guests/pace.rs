@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 /// The work of a thread.
-pub trait Worker: Send {
+pub(super) trait Worker: Send {
     /// Acts once. `running` is the thread's age.
     ///
     /// # Errors
@@ -18,7 +18,7 @@ pub trait Worker: Send {
 
 /// Stops and resumes one thread.
 #[derive(Debug, Default)]
-pub struct Gate {
+pub(super) struct Gate {
     state: Mutex<State>,
     changed: Condvar,
     /// Another thread waits for `state`. Without this flag, a worker that never sleeps would lock
@@ -40,7 +40,7 @@ impl Gate {
     /// # Errors
     ///
     /// Why it has already ended.
-    pub fn pause(&self) -> Result<(), String> {
+    pub(super) fn pause(&self) -> Result<(), String> {
         self.set(|state| state.paused = true)
     }
 
@@ -49,18 +49,18 @@ impl Gate {
     /// # Errors
     ///
     /// Why it has already ended.
-    pub fn resume(&self) -> Result<(), String> {
+    pub(super) fn resume(&self) -> Result<(), String> {
         self.set(|state| state.paused = false)
     }
 
     /// Ends the thread.
-    pub fn end(&self) {
+    pub(super) fn end(&self) {
         // An earlier failure no longer matters.
         let _ = self.set(|state| state.ended = true);
     }
 
     /// The number of actions so far.
-    pub fn acts(&self) -> u64 {
+    pub(super) fn acts(&self) -> u64 {
         self.acts.load(Ordering::Relaxed)
     }
 
@@ -78,7 +78,7 @@ impl Gate {
     }
 
     /// Acts `rate` times per second until the end.
-    pub fn run(&self, worker: &mut dyn Worker, rate: u64) {
+    pub(super) fn run(&self, worker: &mut dyn Worker, rate: u64) {
         let begun = Instant::now();
         let mut pace = Pace::new(rate, begun);
         loop {

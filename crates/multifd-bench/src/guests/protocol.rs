@@ -10,7 +10,7 @@ use crate::guests::Spec;
 /// An order to a guest. Each gets one [`Answer`].
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Order {
+pub(super) enum Order {
     /// The first order: be this guest, and run.
     Start(Spec),
     /// Stop writing.
@@ -26,7 +26,7 @@ pub enum Order {
 /// A guest's answer.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Answer {
+pub(super) enum Answer {
     /// It runs.
     Started {
         /// Its memory's file descriptor, in its process.
@@ -46,7 +46,7 @@ pub enum Answer {
 }
 
 /// Writes a line.
-pub fn tell(to: &mut impl Write, what: &impl Serialize) -> io::Result<()> {
+pub(super) fn tell(to: &mut impl Write, what: &impl Serialize) -> io::Result<()> {
     let mut line = serde_json::to_vec(what)?;
     line.push(b'\n');
     to.write_all(&line)?;
@@ -54,7 +54,7 @@ pub fn tell(to: &mut impl Write, what: &impl Serialize) -> io::Result<()> {
 }
 
 /// Reads a line; `None` at the end.
-pub fn hear<T: DeserializeOwned>(from: &mut impl BufRead) -> io::Result<Option<T>> {
+pub(super) fn hear<T: DeserializeOwned>(from: &mut impl BufRead) -> io::Result<Option<T>> {
     let mut line = String::new();
     if io::Read::take(&mut *from, MAX_LINE_BYTES).read_line(&mut line)? == 0 {
         return Ok(None);

@@ -2,43 +2,43 @@
 
 /// Steele, Lea and Flood's SplitMix64: fast, and any seed will do.
 #[derive(Clone, Debug)]
-pub struct Random {
+pub(crate) struct Random {
     state: u64,
 }
 
 impl Random {
     /// A separate sequence for each pair of numbers.
-    pub const fn new(seed: u64, stream: u64) -> Self {
+    pub(crate) const fn new(seed: u64, stream: u64) -> Self {
         Self {
             state: mix(seed).wrapping_add(mix(stream ^ STEP)),
         }
     }
 
     /// Returns the next number of the sequence.
-    pub const fn next(&mut self) -> u64 {
+    pub(crate) const fn next(&mut self) -> u64 {
         self.state = self.state.wrapping_add(STEP);
         mix(self.state)
     }
 
     /// Returns the next number below `bound`; 0 if `bound` is 0.
-    pub const fn below(&mut self, bound: u64) -> u64 {
+    pub(crate) const fn below(&mut self, bound: u64) -> u64 {
         ((self.next() as u128 * bound as u128) >> 64) as u64
     }
 
     /// Returns the next index below `bound`, small ones more often than large ones.
-    pub fn skewed(&mut self, bound: usize) -> usize {
+    pub(crate) fn skewed(&mut self, bound: usize) -> usize {
         let chance = self.unit();
         (chance * chance * bound as f64) as usize
     }
 
     /// Returns the next number in 0..1.
-    pub fn unit(&mut self) -> f64 {
+    pub(crate) fn unit(&mut self) -> f64 {
         // The precision of a double.
         (self.next() >> 11) as f64 / (1_u64 << 53) as f64
     }
 
     /// Fills `bytes`.
-    pub fn fill(&mut self, bytes: &mut [u8]) {
+    pub(crate) fn fill(&mut self, bytes: &mut [u8]) {
         for piece in bytes.chunks_mut(8) {
             let word = self.next().to_le_bytes();
             piece.iter_mut().zip(word).for_each(|(to, from)| *to = from);
@@ -49,7 +49,7 @@ impl Random {
 const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// A permutation of all numbers that hides their order.
-pub const fn mix(mut number: u64) -> u64 {
+pub(super) const fn mix(mut number: u64) -> u64 {
     number = (number ^ (number >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     number = (number ^ (number >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     number ^ (number >> 31)
@@ -59,7 +59,7 @@ pub const fn mix(mut number: u64) -> u64 {
 /// as with YCSB's scrambled zipfian generator. The method is that of Gray et al., "Quickly
 /// generating billion-record synthetic databases".
 #[derive(Clone, Debug)]
-pub struct Zipfian {
+pub(super) struct Zipfian {
     items: u64,
     zeta: f64,
     eta: f64,
@@ -71,7 +71,7 @@ impl Zipfian {
     const THETA: f64 = 0.99;
 
     /// Chooses among `items`, at least one.
-    pub fn new(items: u64) -> Self {
+    pub(super) fn new(items: u64) -> Self {
         let zeta = |count: u64| -> f64 { (1..=count).map(|i| (i as f64).powf(-Self::THETA)).sum() };
         let (all, two) = (zeta(items), zeta(2));
         let eta = (1.0 - (2.0 / items as f64).powf(1.0 - Self::THETA)) / (1.0 - two / all);
@@ -84,7 +84,7 @@ impl Zipfian {
     }
 
     /// The next item.
-    pub fn next(&self, random: &mut Random) -> u64 {
+    pub(super) fn next(&self, random: &mut Random) -> u64 {
         let chance = random.unit();
         let scaled = chance * self.zeta;
         let rank = if scaled < 1.0 {

@@ -21,7 +21,7 @@ use crate::guests::serve::Ram;
 /// Memory begins with a Linux. Groups follow, each with the pages of [`SLOTS`] records; the rest is
 /// zero.
 #[derive(Clone, Debug)]
-pub struct Layout {
+pub(super) struct Layout {
     seed: u64,
     linux_pages: u64,
     groups: u64,
@@ -29,7 +29,7 @@ pub struct Layout {
 
 impl Layout {
     /// A third of `bytes` is used; a sixth of that is the Linux.
-    pub const fn new(seed: u64, bytes: u64) -> Self {
+    pub(super) const fn new(seed: u64, bytes: u64) -> Self {
         let used = bytes / PAGE_BYTES as u64 / 3;
         let linux_pages = used / 6;
         Self {
@@ -132,13 +132,13 @@ impl Layout {
 
 /// The initial memory.
 #[derive(Debug)]
-pub struct Loaded {
+pub(super) struct Loaded {
     layout: Layout,
     linux: Linux,
 }
 
 impl Loaded {
-    pub fn new(layout: Layout) -> Self {
+    pub(super) fn new(layout: Layout) -> Self {
         Self {
             linux: Linux::new(layout.seed, LINUX_USED_PERCENT),
             layout,
@@ -162,7 +162,7 @@ impl Content for Loaded {
 }
 
 /// One thread that serves requests for a part of the records.
-pub struct Server<'a> {
+pub(super) struct Server<'a> {
     ram: &'a dyn Ram,
     layout: Layout,
     zipfian: Zipfian,
@@ -174,7 +174,7 @@ pub struct Server<'a> {
 }
 
 impl<'a> Server<'a> {
-    pub fn new(ram: &'a dyn Ram, layout: Layout, share: (u64, u64)) -> Self {
+    pub(super) fn new(ram: &'a dyn Ram, layout: Layout, share: (u64, u64)) -> Self {
         let (index, threads) = share;
         let own = (index..layout.groups).step_by(threads.max(1) as usize);
         // One slot of each group has no record: its values were freed while loading.

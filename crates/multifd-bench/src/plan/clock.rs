@@ -8,7 +8,7 @@ use rustix::time::{ClockId, clock_gettime};
 
 /// The time that some work took.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Times {
+pub(crate) struct Times {
     /// Seconds of processor time.
     pub cpu: f64,
     /// Seconds of real time, summed over all threads.
@@ -17,7 +17,7 @@ pub struct Times {
 
 impl Times {
     /// Runs `work` on this thread. Returns its result and its time.
-    pub fn of<R>(work: impl FnOnce() -> R) -> (R, Self) {
+    pub(crate) fn of<R>(work: impl FnOnce() -> R) -> (R, Self) {
         let (wall, cpu) = (Instant::now(), thread_seconds());
         let result = work();
         let wall = wall.elapsed().as_secs_f64();
@@ -27,7 +27,7 @@ impl Times {
 
     /// The sum of both times.
     #[must_use]
-    pub fn plus(self, other: Self) -> Self {
+    pub(crate) fn plus(self, other: Self) -> Self {
         Self {
             cpu: self.cpu + other.cpu,
             wall: self.wall + other.wall,
@@ -37,7 +37,7 @@ impl Times {
 
 /// Runs `work` in several threads at once, like the channels of a migration. Calls it with the
 /// thread's number, and returns the results.
-pub fn in_threads<R: Send>(threads: usize, work: impl Fn(usize) -> R + Sync) -> Vec<R> {
+pub(crate) fn in_threads<R: Send>(threads: usize, work: impl Fn(usize) -> R + Sync) -> Vec<R> {
     let start = Barrier::new(threads.max(1));
     let (start, work) = (&start, &work);
     thread::scope(|scope| {
@@ -59,7 +59,7 @@ pub fn in_threads<R: Send>(threads: usize, work: impl Fn(usize) -> R + Sync) -> 
 
 /// The part of a processor that each of `threads` computing threads gets now: 1 on an idle machine.
 #[must_use]
-pub fn share_of_processors(threads: usize) -> f64 {
+pub(crate) fn share_of_processors(threads: usize) -> f64 {
     let times = in_threads(threads, |_| {
         Times::of(|| {
             let end = Instant::now() + SHARE_TIME;

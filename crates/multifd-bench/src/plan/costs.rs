@@ -6,7 +6,7 @@ use super::rates::Socket;
 
 /// The connection between the guest's two QEMUs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Topology {
+pub(crate) enum Topology {
     /// QEMU to QEMU, with `multifd-compression none`.
     Direct,
     /// QEMU, a relay on each host with a TLS trunk in between, QEMU.
@@ -15,7 +15,7 @@ pub enum Topology {
 
 /// The measurements of this host.
 #[derive(Clone, Copy, Debug)]
-pub struct Host {
+pub(crate) struct Host {
     /// The costs of a socket.
     pub socket: Socket,
     /// Seconds of the zero test for a byte.
@@ -25,7 +25,7 @@ pub struct Host {
 impl Topology {
     /// The costs of this topology on such a host.
     #[must_use]
-    pub const fn moving(self, host: &Host) -> Moving {
+    pub(crate) const fn moving(self, host: &Host) -> Moving {
         let Host { socket, zero_test } = *host;
         let send = socket.sending;
         let receive = socket.receiving;
@@ -60,7 +60,7 @@ impl Topology {
 
 /// The payload's part of a link's bytes: 1448 of the 1514 bytes of an Ethernet frame, with IPv4,
 /// TCP and its time stamps.
-pub const PAYLOAD_OF_LINK: f64 = 1448.0 / 1514.0;
+pub(crate) const PAYLOAD_OF_LINK: f64 = 1448.0 / 1514.0;
 
 // The next two constants are from `cargo xtask bench qemu --memory 384 --dirty 1000` on the
 // loopback: 302 MB of pages, machine B, load 8.
@@ -94,8 +94,8 @@ const QUEUED: f64 = 1.3e6;
 
 /// Bytes of pages a second that one IAA compresses. Published: 12.0 GB/s with four devices, QEMU's
 /// `qpl` and 4 channels (see `published`).
-pub const IAA_BYTES_PER_S: f64 = 3.0e9;
+pub(crate) const IAA_BYTES_PER_S: f64 = 3.0e9;
 /// Seconds of a channel's thread for a byte that a device compresses: the thread prepares jobs and
 /// waits for them. From the published row of `qpl` with 2 channels, in which the devices were not
 /// the limit.
-pub const IAA_JOB_BYTE: f64 = 0.113e-9;
+pub(crate) const IAA_JOB_BYTE: f64 = 0.113e-9;

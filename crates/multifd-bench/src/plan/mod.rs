@@ -7,14 +7,14 @@
 //! - [`process`] and [`qmp`] measure a running guest.
 //! - [`published`] compares the model with published measurements.
 
-pub mod clock;
-pub mod costs;
-pub mod model;
-pub mod pages;
-pub mod process;
-pub mod published;
-pub mod qmp;
-pub mod rates;
+pub(crate) mod clock;
+pub(crate) mod costs;
+pub(crate) mod model;
+pub(crate) mod pages;
+pub(crate) mod process;
+pub(crate) mod published;
+pub(crate) mod qmp;
+pub(crate) mod rates;
 
 use std::fmt;
 use std::str::FromStr;
@@ -28,7 +28,7 @@ use rates::{Measured, Sample, StepRate};
 
 /// A method to plan with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Choice {
+pub(crate) enum Choice {
     /// The method with its default effort.
     Fixed(Method),
     /// `auto` over a trunk, which chooses a level of zstd for each packet.
@@ -37,7 +37,7 @@ pub enum Choice {
 
 /// The input of a prediction.
 #[derive(Clone, Debug)]
-pub struct Plan {
+pub(crate) struct Plan {
     /// The guest.
     pub guest: Guest,
     /// The conditions of the migration.
@@ -52,7 +52,7 @@ pub struct Plan {
 
 /// How pages change before they are sent again.
 #[derive(Clone, Copy, Debug)]
-pub struct Rewriting {
+pub(crate) struct Rewriting {
     /// Bytes that change in a page.
     pub bytes: usize,
     /// The share of written pages whose former content the relays have kept.
@@ -61,7 +61,7 @@ pub struct Rewriting {
 
 /// A way to move the guest, and the prediction for it.
 #[derive(Clone, Debug)]
-pub struct Candidate {
+pub(crate) struct Candidate {
     /// Method, effort and differences, for people.
     pub name: String,
     /// The options of `multifd relay`. None without relays.
@@ -76,7 +76,7 @@ pub struct Candidate {
 
 impl Choice {
     /// All choices.
-    pub const ALL: [Self; 6] = [
+    pub(crate) const ALL: [Self; 6] = [
         Self::Fixed(Method::None),
         Self::Fixed(Method::Zlib),
         Self::Fixed(Method::Zstd),
@@ -122,7 +122,7 @@ impl fmt::Display for Choice {
 /// # Errors
 ///
 /// If the system has no loopback.
-pub fn host() -> std::io::Result<Host> {
+pub(crate) fn host() -> std::io::Result<Host> {
     Ok(Host {
         socket: rates::socket(SOCKET_TIME)?,
         zero_test: rates::zero_test(),
@@ -135,7 +135,7 @@ pub fn host() -> std::io::Result<Host> {
 /// # Errors
 ///
 /// If this build or this machine cannot do the method.
-pub fn candidates(plan: &Plan, host: &Host, choice: Choice) -> Measured<Vec<Candidate>> {
+pub(crate) fn candidates(plan: &Plan, host: &Host, choice: Choice) -> Measured<Vec<Candidate>> {
     let conditions = &plan.conditions;
     let threads = conditions.channels.min(conditions.processors.ceil()) as usize;
     let threads = threads.clamp(1, MOST_THREADS);
@@ -226,7 +226,7 @@ impl Candidate {
     /// Whether this one is the better choice: it converges and the other one does not, or it is
     /// clearly faster.
     #[must_use]
-    pub fn is_better_than(&self, other: &Self) -> bool {
+    pub(crate) fn is_better_than(&self, other: &Self) -> bool {
         let (own, others) = (&self.prediction, &other.prediction);
         match (own.converges, others.converges) {
             (true, true) => own.total_s < others.total_s * CLEARLY_LESS,
@@ -241,7 +241,7 @@ impl Candidate {
 
 /// The best candidate. Of equal ones it is the first.
 #[must_use]
-pub fn best(candidates: &[Candidate]) -> Option<&Candidate> {
+pub(crate) fn best(candidates: &[Candidate]) -> Option<&Candidate> {
     let mut all = candidates.iter();
     let first = all.next()?;
     Some(all.fold(first, |best, other| {

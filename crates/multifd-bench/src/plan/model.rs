@@ -16,7 +16,7 @@
 
 /// The guest, in pages.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Guest {
+pub(crate) struct Guest {
     /// Bytes of a page.
     pub page_bytes: f64,
     /// The number of all pages.
@@ -31,7 +31,7 @@ pub struct Guest {
 
 /// The conditions of a migration: hosts, network and QEMU's parameters.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Conditions {
+pub(crate) struct Conditions {
     /// QEMU's `multifd-channels`.
     pub channels: f64,
     /// Processors that each host has for the migration.
@@ -49,7 +49,7 @@ pub struct Conditions {
 /// The measurements of a method with pages of the guest. Times are seconds of processor time for a
 /// byte of pages.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Codec {
+pub(crate) struct Codec {
     /// The time of encoding, on the channel's thread.
     pub encoding: f64,
     /// The time of decoding, on the thread at the other end.
@@ -63,7 +63,7 @@ pub struct Codec {
 /// The costs of moving bytes without the codec. Times are seconds of processor time for a byte,
 /// unless noted.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Moving {
+pub(crate) struct Moving {
     /// For a byte of pages, on the channel's thread that also encodes.
     pub channel: f64,
     /// For a byte of pages, on all threads of the source's host, `channel` included.
@@ -87,7 +87,7 @@ pub struct Moving {
 
 /// A way to move the guest: its costs, and a codec for each kind of round.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Way {
+pub(crate) struct Way {
     /// The costs without the codec.
     pub moving: Moving,
     /// The codec of the first round, with all pages.
@@ -102,7 +102,7 @@ pub struct Way {
 /// The slowest stage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Limit {
+pub(crate) enum Limit {
     /// The network.
     Link,
     /// The threads of the channels: more channels would help.
@@ -121,7 +121,7 @@ pub enum Limit {
 
 /// The prediction of a migration.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
-pub struct Prediction {
+pub(crate) struct Prediction {
     /// Whether the last round fits into the downtime limit.
     pub converges: bool,
     /// Seconds from start to end. Without convergence: if the guest is stopped once rounds no
@@ -157,7 +157,7 @@ const LEAST_TIME: f64 = 1e-15;
 
 impl Codec {
     /// The codec of `none`: pages as they are.
-    pub const NONE: Self = Self {
+    pub(crate) const NONE: Self = Self {
         encoding: 0.0,
         decoding: 0.0,
         size: 1.0,
@@ -166,7 +166,7 @@ impl Codec {
 
     /// This codec for a share of the pages and `other` for the rest.
     #[must_use]
-    pub fn mixed(self, share: f64, other: Self) -> Self {
+    pub(crate) fn mixed(self, share: f64, other: Self) -> Self {
         let share = share.clamp(0.0, 1.0);
         let mix = |a: f64, b: f64| a * share + b * (1.0 - share);
         Self {
@@ -181,13 +181,13 @@ impl Codec {
 impl Guest {
     /// The number of distinct pages that the guest writes in this time.
     #[must_use]
-    pub fn dirtied(&self, seconds: f64) -> f64 {
+    pub(crate) fn dirtied(&self, seconds: f64) -> f64 {
         (self.dirty_rate * seconds).min(self.working_set_pages)
     }
 
     /// This guest with another dirty rate.
     #[must_use]
-    pub const fn writing(self, dirty_rate: f64) -> Self {
+    pub(crate) const fn writing(self, dirty_rate: f64) -> Self {
         Self { dirty_rate, ..self }
     }
 }
@@ -195,7 +195,7 @@ impl Guest {
 impl Conditions {
     /// Bytes of pages that are sent in a second, and the stage that limits this rate.
     #[must_use]
-    pub fn rate(&self, moving: &Moving, codec: &Codec) -> (f64, Limit) {
+    pub(crate) fn rate(&self, moving: &Moving, codec: &Codec) -> (f64, Limit) {
         let size = codec.size.max(0.0);
         let wire = size * moving.wire;
         let channel = moving.channel + codec.encoding + wire;
@@ -231,7 +231,7 @@ impl Conditions {
     /// The index of the best of these codecs, which begin with the cheapest. As in `auto`, the
     /// cheapest within 2 % of the highest rate is the best.
     #[must_use]
-    pub fn best(&self, moving: &Moving, codecs: &[Codec]) -> usize {
+    pub(crate) fn best(&self, moving: &Moving, codecs: &[Codec]) -> usize {
         let rates: Vec<f64> = codecs
             .iter()
             .map(|codec| self.rate(moving, codec).0)
@@ -245,7 +245,7 @@ impl Conditions {
 
     /// Predicts the migration of `guest`.
     #[must_use]
-    pub fn predict(&self, guest: &Guest, way: &Way) -> Prediction {
+    pub(crate) fn predict(&self, guest: &Guest, way: &Way) -> Prediction {
         let moving = &way.moving;
         let (pages_bytes_per_s, limit) = self.rate(moving, &way.first);
         let zero_pages = (guest.memory_pages - guest.used_pages).max(0.0);
@@ -288,7 +288,7 @@ impl Conditions {
     /// The highest dirty rate at which the migration converges. None if it converges at any rate,
     /// because all pages that the guest ever writes can be sent within the downtime limit.
     #[must_use]
-    pub fn highest_dirty_rate(&self, guest: &Guest, way: &Way) -> Option<f64> {
+    pub(crate) fn highest_dirty_rate(&self, guest: &Guest, way: &Way) -> Option<f64> {
         let converges = |rate: f64| self.predict(&guest.writing(rate), way).converges;
         if converges(MOST_DIRTY_RATE) {
             return None;
@@ -322,7 +322,7 @@ impl Conditions {
 impl Way {
     /// One codec for all rounds.
     #[must_use]
-    pub const fn new(moving: Moving, codec: Codec) -> Self {
+    pub(crate) const fn new(moving: Moving, codec: Codec) -> Self {
         Self {
             moving,
             first: codec,

@@ -14,7 +14,7 @@ use crate::guests::{Kind, Spec, fill_memory};
 
 /// A sample of pages, and the share of nonzero pages.
 #[derive(Clone, Debug)]
-pub struct Source {
+pub(crate) struct Source {
     /// The sample.
     pub sample: Sample,
     /// The share of nonzero pages, from 0 to 1.
@@ -24,7 +24,7 @@ pub struct Source {
 /// Why no pages could be read.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum PagesError {
+pub(crate) enum PagesError {
     /// A file cannot be read, or a guest's memory cannot be generated.
     #[error("cannot read pages from {name}")]
     Read {
@@ -48,7 +48,7 @@ pub enum PagesError {
 /// # Errors
 ///
 /// See [`PagesError`].
-pub fn source(name: &str) -> Result<Source, PagesError> {
+pub(crate) fn source(name: &str) -> Result<Source, PagesError> {
     let read = |source| PagesError::Read {
         name: name.to_owned(),
         source,

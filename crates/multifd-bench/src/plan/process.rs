@@ -20,7 +20,7 @@ use crate::guests::Random;
 
 /// The measurements of a running guest.
 #[derive(Clone, Debug)]
-pub struct Running {
+pub(crate) struct Running {
     /// Bytes of the guest's memory.
     pub memory_bytes: u64,
     /// The number of mappings that make up this memory.
@@ -44,7 +44,7 @@ pub struct Running {
 /// Why a guest could not be measured.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum ProcessError {
+pub(crate) enum ProcessError {
     /// The system refused access.
     #[error(
         "no right to read {file}: run as root (sudo multifd-bench plan --from {pid} ...), or as the \
@@ -85,7 +85,7 @@ pub enum ProcessError {
 /// # Errors
 ///
 /// See [`ProcessError`].
-pub fn look(pid: u32, time: Duration) -> Result<Running, ProcessError> {
+pub(crate) fn look(pid: u32, time: Duration) -> Result<Running, ProcessError> {
     let maps = open(pid, "smaps")
         .and_then(|mut file| {
             let mut text = String::new();

@@ -13,7 +13,7 @@ use super::model::{Codec, Conditions, Guest, Moving, Way};
 
 /// A published row.
 #[derive(Clone, Copy, Debug)]
-pub struct Row {
+pub(crate) struct Row {
     /// QEMU's method, with the backend if there are several.
     pub method: &'static str,
     /// `multifd-channels`.
@@ -26,7 +26,7 @@ pub struct Row {
 
 /// A row beside its prediction.
 #[derive(Clone, Copy, Debug)]
-pub struct Compared {
+pub(crate) struct Compared {
     /// The published row.
     pub row: Row,
     /// The model's time in milliseconds.
@@ -74,7 +74,7 @@ const PROCESSORS: f64 = 64.0;
 
 /// All rows, with `devices` accelerators at each end.
 #[must_use]
-pub fn compare(devices: u32) -> Vec<Compared> {
+pub(crate) fn compare(devices: u32) -> Vec<Compared> {
     let device = f64::from(devices) * IAA_BYTES_PER_S;
     let rows = ROWS.into_iter().map(|row| Compared {
         row,
@@ -123,7 +123,7 @@ fn predict(row: &Row, device_rate: f64) -> f64 {
 impl Compared {
     /// The prediction's error as a part of the published time.
     #[must_use]
-    pub fn error(&self) -> f64 {
+    pub(crate) fn error(&self) -> f64 {
         self.predicted_ms / self.row.total_ms - 1.0
     }
 }
@@ -151,12 +151,12 @@ impl fmt::Display for Compared {
 }
 
 /// The heading of the table.
-pub const HEADER: &str = "\
+pub(crate) const HEADER: &str = "\
 | method | channels | published, ms | model, ms | error | row |
 | --- | ---: | ---: | ---: | ---: | --- |";
 
 /// The limits of the comparison.
-pub const UNKNOWN: &str = "\
+pub(crate) const UNKNOWN: &str = "\
 Each row marked `constant` gave the model a constant, so only the other rows test it.
 
 The published rows do not tell:

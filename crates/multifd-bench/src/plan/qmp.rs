@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 /// The figures of a guest.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Figures {
+pub(crate) struct Figures {
     /// Bytes of the guest's memory.
     pub memory_bytes: u64,
     /// Pages that change in a second.
@@ -27,7 +27,7 @@ pub struct Figures {
 /// Why a monitor could not be asked.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum QmpError {
+pub(crate) enum QmpError {
     /// The connection failed.
     #[error(
         "cannot talk to the monitor at {path}; if another program is connected to it, give the QEMU \
@@ -67,7 +67,7 @@ pub enum QmpError {
 /// # Errors
 ///
 /// See [`QmpError`].
-pub fn ask(path: &Path, seconds: u64) -> Result<Figures, QmpError> {
+pub(crate) fn ask(path: &Path, seconds: u64) -> Result<Figures, QmpError> {
     let mut monitor = Monitor::connect(path)?;
     let memory = monitor.run("query-memory-size-summary", json!({}))?;
     let parameters = monitor.run("query-migrate-parameters", json!({}))?;

@@ -18,18 +18,18 @@ use crate::guests::Random;
 
 /// The result of a measurement. Its errors are for people: a method that this host lacks, or a
 /// defect.
-pub type Measured<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
+pub(crate) type Measured<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
 /// Nonzero pages that stand for a guest's.
 #[derive(Clone, Debug)]
-pub struct Sample {
+pub(crate) struct Sample {
     bytes: Vec<u8>,
     page_size: PageSize,
 }
 
 /// The measurements of a step of a method.
 #[derive(Clone, Debug)]
-pub struct StepRate {
+pub(crate) struct StepRate {
     /// The step's name.
     pub name: String,
     /// The measurements.
@@ -38,7 +38,7 @@ pub struct StepRate {
 
 /// The measurements of a method with differences.
 #[derive(Clone, Copy, Debug)]
-pub struct Differences {
+pub(crate) struct Differences {
     /// The first round, which keeps all pages.
     pub first: Codec,
     /// A later round, whose pages were sent before.
@@ -47,7 +47,7 @@ pub struct Differences {
 
 /// The costs of a socket of this machine.
 #[derive(Clone, Copy, Debug)]
-pub struct Socket {
+pub(crate) struct Socket {
     /// Seconds of the sender for a byte.
     pub sending: f64,
     /// Seconds of the receiver for a byte.
@@ -57,7 +57,7 @@ pub struct Socket {
 impl Sample {
     /// The nonzero pages of `bytes`. None if there are none.
     #[must_use]
-    pub fn new(mut bytes: Vec<u8>, page_size: PageSize) -> Option<Self> {
+    pub(crate) fn new(mut bytes: Vec<u8>, page_size: PageSize) -> Option<Self> {
         let mut used = Vec::with_capacity(bytes.len());
         let pages = bytes.chunks_exact(page_size.bytes());
         for page in pages.filter(|page| !is_zero(page)) {
@@ -69,7 +69,7 @@ impl Sample {
 
     /// The number of pages.
     #[must_use]
-    pub fn pages(&self) -> usize {
+    pub(crate) fn pages(&self) -> usize {
         self.bytes.len() / self.page_size.bytes()
     }
 
@@ -102,7 +102,12 @@ fn settings() -> Settings {
 /// # Errors
 ///
 /// If this build or this machine cannot do the method.
-pub fn fixed(method: Method, sample: &Sample, threads: usize, time: Duration) -> Measured<Codec> {
+pub(crate) fn fixed(
+    method: Method,
+    sample: &Sample,
+    threads: usize,
+    time: Duration,
+) -> Measured<Codec> {
     if method == Method::None {
         return Ok(Codec::NONE);
     }
@@ -114,7 +119,7 @@ pub fn fixed(method: Method, sample: &Sample, threads: usize, time: Duration) ->
 /// # Errors
 ///
 /// If this build or this machine cannot do the method.
-pub fn steps(
+pub(crate) fn steps(
     method: Method,
     sample: &Sample,
     threads: usize,
@@ -237,7 +242,7 @@ fn one_thread(
 /// # Errors
 ///
 /// If this build or this machine cannot do the method.
-pub fn differences(
+pub(crate) fn differences(
     method: Method,
     sample: &Sample,
     rewrite: usize,
@@ -330,7 +335,7 @@ fn rewrite_pages(image: &mut Sample, rewrite: usize) {
 
 /// Measures the zero test: seconds for a byte.
 #[must_use]
-pub fn zero_test() -> f64 {
+pub(crate) fn zero_test() -> f64 {
     let zeros = vec![0_u8; ZERO_BYTES];
     let (_, times) = Times::of(|| {
         let pages = zeros.chunks(PageSize::K4.bytes());
@@ -348,7 +353,7 @@ pub fn zero_test() -> f64 {
 /// # Errors
 ///
 /// If the system has no loopback.
-pub fn processors_of_chains(chains: usize, time: Duration) -> io::Result<f64> {
+pub(crate) fn processors_of_chains(chains: usize, time: Duration) -> io::Result<f64> {
     let begin = Instant::now();
     let chains = in_threads(chains, |_| socket_times(time));
     let wall = begin.elapsed().as_secs_f64().max(f64::MIN_POSITIVE);
@@ -365,7 +370,7 @@ pub fn processors_of_chains(chains: usize, time: Duration) -> io::Result<f64> {
 /// # Errors
 ///
 /// If the system has no loopback.
-pub fn socket(time: Duration) -> io::Result<Socket> {
+pub(crate) fn socket(time: Duration) -> io::Result<Socket> {
     let ([sender, receiver], bytes) = socket_times(time)?;
     Ok(Socket {
         sending: sender.cpu / bytes,

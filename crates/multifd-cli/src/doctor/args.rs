@@ -16,7 +16,7 @@ understands: no migration begins. It takes some seconds. Exit status: 0 ok or wa
 
 Example:
   multifd doctor --tls-dir pki --to trunk:dst:4444 --link 10gbit")]
-pub struct DoctorArgs {
+pub(crate) struct DoctorArgs {
     /// Ask the relay that listens at trunk:HOST:PORT, as a source's relay would call it.
     ///
     /// The address must be a relay's: a QEMU that waits there would take the call for its

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use multifd_transport::tls::{Endpoint, Examined, examine};
+use multifd_relay::leg::{Endpoint, Examined, examine};
 
 use super::check::Check;
 use super::way::Certificates;
@@ -71,10 +71,7 @@ fn good(name: &'static str, found: &Examined) -> Check {
     let names = match found.names.as_slice() {
         [] => "no name".to_owned(),
         names => {
-            let mut names: Vec<_> = names
-                .iter()
-                .map(multifd_transport::escape::printable)
-                .collect();
+            let mut names: Vec<_> = names.iter().map(multifd_transport::printable).collect();
             names.dedup();
             names.join(", ")
         }

@@ -10,8 +10,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use multifd_codec::Settings;
-use multifd_transport::inlet::{Inlet, Item};
 use multifd_transport::{Address, Cancel, Listener, Stream};
+use multifd_transport::{Inlet, Item};
 use multifd_wire::{BlockName, ChannelSender, Hello, Limits, Method, Packet, PageSize, RamPacket};
 
 use super::guest::{Memory, PAGE_BYTES};

@@ -21,7 +21,7 @@ use multifd_transport::Cancel;
 use multifd_wire::Method;
 use serde::Serialize;
 
-pub use self::args::DoctorArgs;
+pub(crate) use self::args::DoctorArgs;
 use self::check::{Check, State};
 use self::ends::Plan;
 use self::figures::{Again, Figures, Run};
@@ -73,7 +73,7 @@ struct Report {
 }
 
 /// Looks at this host, and at the way to another one.
-pub fn run(args: &DoctorArgs) -> Outcome {
+pub(crate) fn run(args: &DoctorArgs) -> Outcome {
     let codec = args
         .codec
         .codec(true)

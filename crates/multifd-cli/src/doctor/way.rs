@@ -302,7 +302,7 @@ fn encryption(
 
 /// Where the time of all multifd channels went.
 fn of_channels(all: &[ChannelWaits]) -> Waits {
-    use multifd_relay::failure::Channel;
+    use multifd_transport::failure::Channel;
     let channels = all
         .iter()
         .filter(|waits| matches!(waits.channel, Channel::Multifd(_)));

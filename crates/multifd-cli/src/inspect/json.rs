@@ -7,10 +7,10 @@ use std::cell::RefCell;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use multifd_relay::failure::Channel;
 use multifd_relay::inspect::{
     ChannelSummary, InspectError, Inspection, MainSummary, PacketMethod, Sighting, StreamReport,
 };
+use multifd_transport::failure::Channel;
 use multifd_wire::Packet;
 use multifd_wire::main_stream;
 use serde::ser::{SerializeMap, SerializeSeq};
@@ -20,7 +20,11 @@ use super::{View, fault_of, in_file};
 use crate::{json, say};
 
 /// Prints all files; answers what is wrong with them.
-pub fn print(mut out: impl Write, files: &[PathBuf], packets: bool) -> io::Result<Vec<String>> {
+pub(super) fn print(
+    mut out: impl Write,
+    files: &[PathBuf],
+    packets: bool,
+) -> io::Result<Vec<String>> {
     let document = Document {
         files,
         packets,

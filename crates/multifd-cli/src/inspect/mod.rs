@@ -14,7 +14,7 @@ use crate::process::Outcome;
 use crate::say;
 
 /// Looks through all files. What is wrong with one does not keep the next from being read.
-pub fn run(args: &InspectArgs) -> Outcome {
+pub(crate) fn run(args: &InspectArgs) -> Outcome {
     let out = BufWriter::new(say::stdout());
     let unsound = if args.json {
         json::print(out, &args.files, args.packets)?

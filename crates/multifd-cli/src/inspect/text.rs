@@ -11,7 +11,11 @@ use super::{View, fault_of, in_file};
 use crate::say;
 
 /// Prints all files; answers what is wrong with them.
-pub fn print(mut out: impl Write, files: &[PathBuf], packets: bool) -> io::Result<Vec<String>> {
+pub(super) fn print(
+    mut out: impl Write,
+    files: &[PathBuf],
+    packets: bool,
+) -> io::Result<Vec<String>> {
     let mut faults = Vec::new();
     for path in files {
         let mut inspection = match Inspection::open(path) {

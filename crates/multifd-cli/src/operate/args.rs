@@ -15,7 +15,7 @@ Sets QEMU over QMP, relays the migration itself, and puts the former settings ba
 Exit: 0 the destination has the guest; 1 failed, 4 cancelled: it stays here; 3 unknown; 2 usage.
 Example, after `multifd accept` at dst; DIR holds ca-cert.pem, client-cert.pem and client-key.pem:
   multifd migrate --qmp /run/src.qmp --to trunk:dst:4444 --tls-dir DIR")]
-pub struct MigrateArgs {
+pub(crate) struct MigrateArgs {
     /// Where `multifd accept` listens: trunk:HOST:PORT.
     #[arg(long, value_name = "LEG", value_parser = leg())]
     pub to: LegAddress,
@@ -61,7 +61,7 @@ Exit: 0 this QEMU has the guest; 1 failed, 4 cancelled: it stays at the source; 
 
 Example; DIR holds ca-cert.pem, server-cert.pem and server-key.pem (`multifd tls init DIR --host dst`):
   multifd accept --qmp /run/dst.qmp --listen trunk:0.0.0.0:4444 --tls-dir DIR")]
-pub struct AcceptArgs {
+pub(crate) struct AcceptArgs {
     /// Where `multifd migrate` connects to: trunk:ADDRESS:PORT.
     #[arg(long, value_name = "LEG", value_parser = leg())]
     pub listen: LegAddress,
@@ -77,7 +77,7 @@ pub struct AcceptArgs {
 
 /// What both ends have.
 #[derive(Args, Debug)]
-pub struct EndArgs {
+pub(crate) struct EndArgs {
     /// Socket of QEMU's QMP monitor (-qmp unix:PATH,server=on,wait=off).
     #[arg(long, value_name = "PATH")]
     pub qmp: PathBuf,

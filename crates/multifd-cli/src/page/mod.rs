@@ -569,7 +569,7 @@ th{width:11rem;font-weight:400;color:var(--soft)}
 
 #[cfg(test)]
 mod tests {
-    use multifd_relay::failure::Channel;
+    use multifd_transport::failure::Channel;
 
     use super::markup::tests::well_formed;
     use super::*;

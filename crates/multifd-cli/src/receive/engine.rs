@@ -8,7 +8,7 @@ use multifd_codec::is_zero;
 use multifd_engine::destination::{DestinationSettings, Offer, Received, receive};
 use multifd_engine::failure::{Cause, Failure};
 use multifd_engine::memory::{GuestMemory, MappedMemory, Mapping, MemoryBlock};
-use multifd_engine::{EngineFault, VmError, VmHandle};
+use multifd_engine::{VmError, VmHandle};
 use multifd_relay::image::{Folder, Images};
 use multifd_transport::Cancel;
 use multifd_transport::failure::Cause as TransportCause;
@@ -22,7 +22,7 @@ use crate::say::{self, Arrived, Progress};
 
 /// Why no guest was received.
 #[derive(Debug, thiserror::Error)]
-pub enum Fault {
+pub(super) enum Fault {
     /// A connection that was none of an engine's, or broke off before anything was agreed on.
     #[error("passed over an engine's connection")]
     Opening(#[source] Failure),
@@ -35,7 +35,7 @@ pub enum Fault {
 }
 
 /// Takes the guest that has come.
-pub fn run(
+pub(super) fn run(
     args: &ReceiveArgs,
     acceptor: &mut Acceptor,
     folder: Option<&Folder>,
@@ -75,13 +75,14 @@ pub fn run(
 /// Whether a failure says nothing about a guest: somebody connected, and spoke too little or
 /// something else.
 fn is_broken_off(failure: &Failure) -> bool {
-    matches!(
-        failure.cause,
+    match &failure.cause {
         Cause::Transport(
-            TransportCause::Io(_) | TransportCause::Wire(_) | TransportCause::Setup(_)
-        ) | Cause::Control(_)
-            | Cause::Engine(EngineFault::Closed)
-    )
+            TransportCause::Io(_) | TransportCause::Wire(_) | TransportCause::Setup(_),
+        )
+        | Cause::Control(_) => true,
+        Cause::Engine(error) => error.is_closed(),
+        _ => false,
+    }
 }
 
 fn create(folder: &Folder, offer: &Offer) -> Result<Images, VmError> {

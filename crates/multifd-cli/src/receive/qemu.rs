@@ -14,7 +14,7 @@ use crate::process::Outcome;
 use crate::say::{self, Arrived, Progress};
 
 /// Takes the migration that has come.
-pub fn run(
+pub(super) fn run(
     args: &ReceiveArgs,
     acceptor: &mut Acceptor,
     folder: &Folder,

@@ -9,12 +9,12 @@ use std::sync::mpsc::Sender;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use multifd_relay::leg::Name;
-use multifd_relay::leg::{FileNumber, LegAddress, Odd, Requests};
+use multifd_relay::leg::{LegAddress, Name};
 use multifd_relay::relay::{Relay, RelayConfig};
 use multifd_transport::failure::NoThread;
 use multifd_transport::{Address, Cancel, ListenOptions};
 
+use super::requests::{FileNumber, Odd, Requests};
 use super::{Ends, Event, Route, accept, notes};
 use crate::say;
 
@@ -125,7 +125,7 @@ impl Watch {
             let path = say::printable_path(&self.requests.folder().join(file));
             let reason = match &odd {
                 Odd::Name(fault) => format!("{odd}: {fault}"),
-                _ => odd.to_string(),
+                Odd::NotEmpty => odd.to_string(),
             };
             self.tell_once(&format!("{path} {reason}"), &note);
         }

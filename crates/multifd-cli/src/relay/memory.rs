@@ -11,11 +11,11 @@ use crate::say;
 
 /// The part of the available memory that is taken unless something else is asked for. The host is
 /// there for its guests: one that is full of them has little to spare, and says so in this figure.
-pub const SHARE: u64 = 4;
+pub(crate) const SHARE: u64 = 4;
 
 /// Sets the bound of this process: `asked`, or a part of what is available now. A note says it
 /// where a trunk makes use of it. `method` is what this relay writes to a trunk.
-pub fn bound(asked: Option<u64>, routes: &[Route], method: Method) -> Result<(), String> {
+pub(crate) fn bound(asked: Option<u64>, routes: &[Route], method: Method) -> Result<(), String> {
     // The files that say how much is left are opened now: the sandbox opens no others.
     memory::left();
     let is_trunk = |leg: &LegAddress| leg.protocol == Protocol::Trunk;
@@ -50,7 +50,7 @@ pub fn bound(asked: Option<u64>, routes: &[Route], method: Method) -> Result<(),
 }
 
 /// The memory that this process can have without swapping, in bytes, as far as the system says so.
-pub fn available() -> Option<u64> {
+pub(crate) fn available() -> Option<u64> {
     let of_system = of_system()?;
     Some(memory::left().map_or(of_system, |left| left.min(of_system)))
 }

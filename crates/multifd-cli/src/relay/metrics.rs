@@ -15,7 +15,7 @@ use multifd_relay::failure::Cause;
 use multifd_relay::relay::{MigrationReport, Traffic};
 use multifd_transport::failure::Cause as TransportCause;
 
-pub use self::server::{Server, address};
+pub(crate) use self::server::{Server, address};
 use super::Ended;
 
 /// The outcome of a migration.

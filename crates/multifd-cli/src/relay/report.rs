@@ -5,10 +5,10 @@ use std::{fmt, io};
 use multifd_codec::auto;
 use multifd_codec::delta::Counts;
 use multifd_relay::Failure;
-use multifd_relay::failure::{Cause, Leg};
+use multifd_relay::failure::Cause;
 use multifd_relay::leg::Protocol;
 use multifd_relay::relay::{MigrationReport, Traffic, Work};
-use multifd_transport::failure::Cause as TransportCause;
+use multifd_transport::failure::{Cause as TransportCause, Leg};
 use multifd_wire::Method;
 use serde::Serialize;
 
@@ -18,7 +18,7 @@ use crate::say;
 
 /// What may be behind a failure. A QEMU that is sent what it does not expect closes the channel,
 /// and says why at its own end only.
-pub fn advice(
+pub(crate) fn advice(
     method: Method,
     connect: Option<Protocol>,
     failure: &Failure,
@@ -49,7 +49,7 @@ pub fn advice(
 
 /// The report on a delivered migration.
 #[derive(Serialize)]
-pub struct Summary {
+pub(crate) struct Summary {
     route: Option<String>,
     /// The guest's name, if a trunk gives it.
     name: Option<String>,
@@ -234,7 +234,7 @@ impl fmt::Display for Done {
 }
 
 impl Summary {
-    pub fn new(report: MigrationReport, migration: Option<&Migration>) -> Self {
+    pub(crate) fn new(report: MigrationReport, migration: Option<&Migration>) -> Self {
         let Traffic {
             pages,
             zero_pages,
@@ -268,7 +268,7 @@ impl Summary {
     }
 
     /// All pages came in the method of the outgoing leg, and none was encoded.
-    pub fn was_passed_on(&self) -> bool {
+    pub(crate) fn was_passed_on(&self) -> bool {
         self.pages > 0 && self.encoded.is_none() && self.differences.is_none()
     }
 }
@@ -314,7 +314,7 @@ impl fmt::Display for Summary {
 
 /// The report on a failed migration.
 #[derive(Serialize)]
-pub struct Failed {
+pub(crate) struct Failed {
     route: Option<String>,
     name: Option<String>,
     uuid: Option<String>,
@@ -331,7 +331,7 @@ pub struct Failed {
 }
 
 impl Failed {
-    pub fn new(
+    pub(crate) fn new(
         error: String,
         advice: Option<&'static str>,
         confirmed: Option<bool>,

@@ -13,7 +13,7 @@ use crate::say;
 
 /// An address that is listened on, and the one that its migrations go to.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Route {
+pub(crate) struct Route {
     pub listen: LegAddress,
     pub connect: LegAddress,
 }
@@ -26,7 +26,7 @@ impl fmt::Display for Route {
 
 impl Route {
     /// Reads LISTEN=CONNECT from the command line, where a path need not be text.
-    pub fn parser() -> impl TypedValueParser<Value = Route> {
+    pub(crate) fn parser() -> impl TypedValueParser<Value = Route> {
         OsStringValueParser::new().try_map(|text| Route::parse(&text))
     }
 
@@ -35,7 +35,7 @@ impl Route {
     /// # Errors
     ///
     /// What to write instead.
-    pub fn parse(text: &OsStr) -> Result<Self, String> {
+    pub(crate) fn parse(text: &OsStr) -> Result<Self, String> {
         let bytes = text.as_bytes();
         let is_split = |at: &usize| {
             let rest = bytes.get(*at..).unwrap_or_default();
@@ -58,7 +58,7 @@ impl Route {
 }
 
 /// All routes that were asked for.
-pub fn of(args: &RelayArgs) -> Result<Vec<Route>, String> {
+pub(super) fn of(args: &RelayArgs) -> Result<Vec<Route>, String> {
     let mut routes = args.route.clone();
     match (&args.listen, &args.connect) {
         (Some(listen), Some(connect)) => {

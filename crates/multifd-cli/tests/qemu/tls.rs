@@ -5,7 +5,7 @@ use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
-use multifd_transport::tls::{
+use multifd_relay::tls::{
     ClientOptions, Encrypted, ServerOptions, TlsClient, TlsServer, TlsVersions,
 };
 use multifd_transport::{Listener, Stream};

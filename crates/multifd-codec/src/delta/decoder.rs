@@ -9,6 +9,7 @@ use super::directory::{DirectoryReader, Entry, Operation};
 use super::foot::Foot;
 use super::{Bases, DeltaError, Kept, difference};
 use crate::PageBuffer;
+use crate::delta::error::DeltaFault;
 
 /// Decodes packets of pages: the receiving direction of one channel, over a
 /// [`Decoder`](crate::Decoder) of any method.
@@ -61,9 +62,8 @@ impl Decoder {
     ///
     /// # Errors
     ///
-    /// See [`DeltaError`]. After any error the decoder always returns [`DeltaError::Poisoned`] or
-    /// [`DecodeError::Poisoned`](crate::DecodeError::Poisoned), and the content of `pages` is
-    /// meaningless.
+    /// See [`DeltaError`]. After any error the decoder refuses every payload, and the content of
+    /// `pages` is meaningless.
     pub fn decode(
         &mut self,
         payload: &mut Vec<u8>,
@@ -114,14 +114,14 @@ impl Decoder {
             return Ok(self.inner.decode_owned(payload, page_size, pages)?);
         };
         if !std::mem::replace(&mut layer.is_whole, false) {
-            return Err(DeltaError::Poisoned);
+            return Err(DeltaError(DeltaFault::Poisoned));
         }
         if !pages.as_ref().is_empty() {
             let (inner, packet) = (&mut *self.inner, Packet { packet, page_size });
             layer.decode(caller, inner, payload, &packet, pages)?;
         } else if !payload.is_empty() {
             let found = payload.len();
-            return Err(crate::DecodeError::Trailing { found }.into());
+            return Err(crate::DecodeError(crate::error::DecodeFault::Trailing { found }).into());
         }
         layer.is_whole = true;
         Ok(())
@@ -194,7 +194,7 @@ impl Layer {
             };
             let size = packet.page_size;
             operations += 1;
-            let wrong = DeltaError::Run { page: index };
+            let wrong = DeltaError(DeltaFault::Run { page: index });
             match &self.kept {
                 Some(kept) => kept.operate(slot, version, size, caller.given_up, |kept| {
                     match operation {
@@ -209,7 +209,7 @@ impl Layer {
                 })?,
                 None => {
                     if !(caller.base)(*offset, page) {
-                        return Err(DeltaError::NoBase { page: index });
+                        return Err(DeltaError(DeltaFault::NoBase { page: index }));
                     }
                     if operation == Operation::Difference {
                         difference::apply(page, &mut parts.area).ok_or(wrong)?;
@@ -224,10 +224,10 @@ impl Layer {
         parts.finish()?;
         if digest != foot.digest {
             let wanted = foot.digest;
-            return Err(DeltaError::Digest {
+            return Err(DeltaError(DeltaFault::Digest {
                 found: digest,
                 wanted,
-            });
+            }));
         }
         if let Some(kept) = &self.kept {
             kept.packet_decoded(operations);
@@ -356,10 +356,10 @@ fn read_coded<'a>(
         return Ok(payload);
     }
     if foot.method != inner.method() {
-        return Err(DeltaError::Method {
+        return Err(DeltaError(DeltaFault::Method {
             found: foot.method,
             allowed: inner.method(),
-        });
+        }));
     }
     if parts.are_the_packet() {
         inner.decode_owned(payload, page_size, pages)?;
@@ -379,9 +379,9 @@ fn check(what: &'static str, found: usize, allowed: usize) -> Result<(), DeltaEr
 }
 
 const fn part(what: &'static str, found: usize, allowed: usize) -> DeltaError {
-    DeltaError::Part {
+    DeltaError(DeltaFault::Part {
         what,
         found,
         allowed,
-    }
+    })
 }

@@ -2,6 +2,7 @@
 
 use super::error::ItemFault;
 use super::{Bases, DeltaError, varint};
+use crate::delta::error::DeltaFault;
 
 /// A page's entry in the directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -278,7 +279,7 @@ impl<'a> DirectoryReader<'a> {
 
 fn refused(page: usize, fault: ItemFault) -> DeltaError {
     let source = fault.into();
-    DeltaError::Directory { page, source }
+    DeltaError(DeltaFault::Directory { page, source })
 }
 
 const fn kind_of(operation: Operation) -> u64 {
@@ -411,7 +412,7 @@ mod tests {
                 .try_for_each(|number| reader.next(number).map(drop))
                 .and_then(|()| reader.finish())
                 .map_err(|error| match error {
-                    DeltaError::Directory { page, source } => (page, source.0),
+                    DeltaError(DeltaFault::Directory { page, source }) => (page, source.0),
                     other => panic!("{other}"),
                 })
         };

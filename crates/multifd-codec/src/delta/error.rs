@@ -7,8 +7,17 @@ use crate::DecodeError;
 /// Why a payload with differences cannot be read. The decoder refuses all later packets, and the
 /// content of the page buffer is meaningless.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum DeltaError {
+#[error(transparent)]
+pub struct DeltaError(#[from] pub(crate) DeltaFault);
+
+impl From<DecodeError> for DeltaError {
+    fn from(error: DecodeError) -> Self {
+        Self(error.into())
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum DeltaFault {
     /// An earlier packet failed.
     #[error("the stream of differences ended at an earlier error")]
     Poisoned,
@@ -129,7 +138,7 @@ pub enum DeltaError {
 /// The fault of a wrong directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(transparent)]
-pub struct DirectoryFault(#[from] pub(super) ItemFault);
+pub(crate) struct DirectoryFault(#[from] pub(super) ItemFault);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum ItemFault {

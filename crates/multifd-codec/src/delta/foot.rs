@@ -3,6 +3,7 @@
 use multifd_wire::Method;
 
 use super::{Bases, DeltaError};
+use crate::delta::error::DeltaFault;
 
 /// The last bytes of a payload. It stands behind the method's payload and the directory, because
 /// its numbers are known only then.
@@ -37,7 +38,7 @@ impl Foot {
     pub(crate) fn of(payload: &[u8], bases: Bases) -> Result<(Self, usize), DeltaError> {
         let found = payload.len();
         let Some((before, foot)) = payload.split_last_chunk::<{ Self::LEN }>() else {
-            return Err(DeltaError::Short { found });
+            return Err(DeltaError(DeltaFault::Short { found }));
         };
         let mut rest = &foot[..];
         let foot = Self {
@@ -56,17 +57,21 @@ impl Foot {
 ///
 /// # Errors
 ///
-/// [`DeltaError::Short`] and [`DeltaError::Layout`].
+/// If the payload is too short for one, or its layout is unknown.
 pub fn payload_method(payload: &[u8]) -> Result<Method, DeltaError> {
     let found = payload.len();
-    let layout = payload.last_chunk().ok_or(DeltaError::Short { found })?;
+    let layout = payload
+        .last_chunk()
+        .ok_or(DeltaError(DeltaFault::Short { found }))?;
     method(*layout, Bases::Slots)
 }
 
 fn method([found]: [u8; 1], bases: Bases) -> Result<Method, DeltaError> {
     let code = found.checked_sub(layout(bases)).map(usize::from);
     let method = code.and_then(|code| METHODS.get(code));
-    method.copied().ok_or(DeltaError::Layout { found })
+    method
+        .copied()
+        .ok_or(DeltaError(DeltaFault::Layout { found }))
 }
 
 /// Takes a field from the front: the fields together are as long as the foot.
@@ -124,10 +129,10 @@ mod tests {
     #[test]
     fn payloads_without_a_foot_are_refused() {
         let error = Foot::of(&[1; Foot::LEN - 1], Bases::Slots).unwrap_err();
-        assert!(matches!(error, DeltaError::Short { found: 16 }));
+        assert!(matches!(error, DeltaError(DeltaFault::Short { found: 16 })));
         assert!(matches!(
             payload_method(b""),
-            Err(DeltaError::Short { found: 0 })
+            Err(DeltaError(DeltaFault::Short { found: 0 }))
         ));
         for (bases, wrong) in [
             (Bases::Slots, [0, 7, 0x15, 0x1f, 0x20, 0xff]),
@@ -135,7 +140,9 @@ mod tests {
         ] {
             for layout in wrong {
                 let error = Foot::of(&[layout; Foot::LEN], bases).unwrap_err();
-                assert!(matches!(error, DeltaError::Layout { found } if found == layout));
+                assert!(
+                    matches!(error, DeltaError(DeltaFault::Layout { found }) if found == layout)
+                );
             }
         }
     }

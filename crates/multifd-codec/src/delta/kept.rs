@@ -10,6 +10,7 @@ use multifd_wire::PageSize;
 use super::DeltaError;
 use super::memory::{Share, Used};
 use super::sent::lock;
+use crate::delta::error::DeltaFault;
 
 /// The pages that one end of a migration has received: shared by the [decoders](super::Decoder) of
 /// all its channels.
@@ -115,19 +116,19 @@ impl Kept {
         let found = (slot < slots.count).then(|| slots.chunks.get(chunk));
         let Some(chunk) = found.flatten() else {
             let allowed = slots.count;
-            return Err(DeltaError::Slot {
+            return Err(DeltaError(DeltaFault::Slot {
                 found: slot,
                 allowed,
-            });
+            }));
         };
         let mut all = lock(&chunk.slots);
         if all.versions.is_empty() {
             let first = slot - index as u32;
             let count = each.min((slots.count - first) as usize);
-            let no_memory = |_| DeltaError::NoMemory;
+            let no_memory = |_| DeltaError(DeltaFault::NoMemory);
             let bytes = count * page_size.bytes();
             if !self.used.try_grow(bytes as u64) {
-                return Err(DeltaError::NoMemory);
+                return Err(DeltaError(DeltaFault::NoMemory));
             }
             all.pages = zeros(bytes).map_err(no_memory)?;
             all.versions = zeros(count).map_err(no_memory)?;
@@ -139,27 +140,27 @@ impl Kept {
                 break;
             }
             if found > wanted {
-                return Err(DeltaError::Gone {
+                return Err(DeltaError(DeltaFault::Gone {
                     slot,
                     found,
                     wanted,
-                });
+                }));
             }
             match waiter.goes_on() {
                 Verdict::Wait => {}
                 Verdict::GivenUp => {
-                    return Err(DeltaError::GivenUp {
+                    return Err(DeltaError(DeltaFault::GivenUp {
                         slot,
                         found,
                         wanted,
-                    });
+                    }));
                 }
                 Verdict::TooLong => {
-                    return Err(DeltaError::Missing {
+                    return Err(DeltaError(DeltaFault::Missing {
                         slot,
                         found,
                         wanted,
-                    });
+                    }));
                 }
             }
             all.waiting += 1;
@@ -191,10 +192,10 @@ impl Kept {
             }
         });
         if slots.page_size != page_size {
-            return Err(DeltaError::PageSize {
+            return Err(DeltaError(DeltaFault::PageSize {
                 found: page_size.bytes(),
                 allowed: slots.page_size.bytes(),
-            });
+            }));
         }
         Ok(slots)
     }

@@ -11,8 +11,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::room;
 pub use super::room::left;
 
-/// The limit for all migrations of a process until [`set_limit`] changes it: 1 GiB.
-pub const DEFAULT_LIMIT: u64 = 1 << 30;
+/// The limit for all migrations of a process until [`set_limit`] changes it.
+const DEFAULT_LIMIT: u64 = 1 << 30;
 
 static LIMIT: AtomicU64 = AtomicU64::new(DEFAULT_LIMIT);
 static HELD: AtomicU64 = AtomicU64::new(0);
@@ -25,8 +25,8 @@ pub fn limit() -> u64 {
     LIMIT.load(Ordering::Relaxed)
 }
 
-/// Sets the number of bytes that all shares of this process may have. Existing shares stay as they
-/// are.
+/// Sets the number of bytes that all shares of this process may have, instead of 1 GiB. Existing
+/// shares stay as they are.
 pub fn set_limit(bytes: u64) {
     LIMIT.store(bytes, Ordering::Relaxed);
 }

@@ -100,7 +100,7 @@ mod varint;
 
 pub use decoder::Decoder;
 pub use encoder::Encoder;
-pub use error::{DeltaError, DirectoryFault};
+pub use error::DeltaError;
 pub use foot::payload_method;
 pub use kept::{Kept, KeptCounts};
 pub use sent::{Counts, Misses, Sent};

@@ -11,6 +11,7 @@ use qpl_sys::Library;
 
 use super::read::{BodyCode, inflate};
 use super::write::LENGTH_BYTES;
+use crate::error::DecodeFault;
 use crate::qpl::{Batch, Hardware, Landed, Work};
 use crate::{Backend, BackendKind, DecodeError, PathCounts};
 
@@ -165,7 +166,7 @@ impl Batch for Packet<'_> {
             // Refused by the device, or with a doubtful result.
             _ => {
                 inflate(self.inflater, self.code, data, target)
-                    .map_err(|source| DecodeError::Page { page, source })?;
+                    .map_err(|source| DecodeError(DecodeFault::Page { page, source }))?;
                 PathCounts::software(1)
             }
         };

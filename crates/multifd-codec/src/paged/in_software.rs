@@ -8,6 +8,7 @@ use page_deflate::{CodeLengths, Effort, PageDeflater, SharedCode};
 
 use super::write::{Heads, LENGTH_BYTES, PageList};
 use crate::encoder::WriteTogether;
+use crate::error::EncodeFault;
 use crate::pipeline::{Packet, Pipeline, Whole};
 use crate::{EncodeError, Huffman, PageBuffer, Pages, PathCounts, Streams};
 
@@ -51,7 +52,7 @@ impl<H: Heads<Code>> WriteTogether for OwnPages<H> {
 
     fn push(&mut self, bytes: PageBuffer, page_size: PageSize) -> Result<(), EncodeError> {
         let payload = self.pipeline.next_payload();
-        let pages = Pages::private(bytes.as_ref(), page_size).map_err(EncodeError::Buffer)?;
+        let pages = Pages::private(bytes.as_ref(), page_size).map_err(EncodeFault::Buffer)?;
         let runs = pages.len();
         let context = if pages.is_empty() {
             None

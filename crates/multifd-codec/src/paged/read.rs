@@ -20,6 +20,7 @@ use qpl_sys::Library;
 use super::device::{OnDevice, StreamHead};
 use super::write::LENGTH_BYTES;
 use crate::channel::Arrived;
+use crate::error::DecodeFault;
 use crate::streams::{Piece, Readers};
 use crate::{Backend, DecodeError, PathCounts};
 
@@ -100,7 +101,7 @@ impl PageReader {
                 let pages = packet.pages.as_mut();
                 let list = packet.payload.get(head_len..).unwrap_or_default();
                 let count = pages.len() / page_size.bytes();
-                let table = lengths::parse(list, count, page_size).map_err(DecodeError::Lengths)?;
+                let table = lengths::parse(list, count, page_size).map_err(DecodeFault::Lengths)?;
                 device.read(
                     list,
                     table,
@@ -127,7 +128,7 @@ fn read_here(
     let outcome = readers.read(packet, code.cloned(), |payload, pieces| {
         let list = payload.get(head_len..).unwrap_or_default();
         let table = lengths::parse(list, count, page_size)
-            .map_err(|fault| counts = Err(DecodeError::Lengths(fault)))
+            .map_err(|fault| counts = Err(DecodeError(DecodeFault::Lengths(fault))))
             .ok()?;
         let mut start = head_len + count * LENGTH_BYTES;
         let mut ways = PathCounts::default();
@@ -143,11 +144,12 @@ fn read_here(
         counts = Ok(ways);
         Some(())
     });
-    let are_read = outcome.map_err(|(page, source)| DecodeError::Page { page, source })?;
+    let are_read =
+        outcome.map_err(|(page, source)| DecodeError(DecodeFault::Page { page, source }))?;
     let counts = counts?;
     // The list has exactly the packet's pages.
     let found = 0;
-    are_read.ok_or(DecodeError::TooShort { found, expected })?;
+    are_read.ok_or(DecodeError(DecodeFault::TooShort { found, expected }))?;
     Ok(counts)
 }
 

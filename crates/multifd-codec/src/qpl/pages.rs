@@ -9,6 +9,7 @@ use super::bits::push_bits;
 use super::compressor::{Compressor, Piece};
 use super::job::Work;
 use super::table::Table;
+use crate::error::EncodeFault;
 use crate::paged::CompressPages;
 use crate::paged::write::PageList;
 use crate::{Backend, EncodeError, Pages, PathCounts};
@@ -33,9 +34,11 @@ impl CompressPages for PageCompressor {
 
     fn body(&self, lengths: &CodeLengths) -> Result<Work, EncodeError> {
         let table = Table::new(self.compressor.library(), lengths);
-        let table = table.map_err(|status| EncodeError::Library {
-            method: multifd_wire::Method::Canned,
-            source: status.to_string().into(),
+        let table = table.map_err(|status| {
+            EncodeError(EncodeFault::Library {
+                method: multifd_wire::Method::Canned,
+                source: status.to_string().into(),
+            })
         })?;
         Ok(Work::CompressBody(Arc::new(table)))
     }

@@ -1,5 +1,6 @@
 //! Payloads that are wrong.
 
+use std::error::Error;
 use std::time::Duration;
 
 use multifd_codec::delta::payload_method;
@@ -46,7 +47,7 @@ impl Two {
         change(&mut payload);
         let error = decode(&mut decoder, &self.packet, &payload).unwrap_err();
         let again = decode(&mut decoder, &self.packet, &self.payloads[1]);
-        assert!(matches!(again, Err(DeltaError::Poisoned)));
+        assert_eq!(again.unwrap_err().to_string(), POISONED);
         error
     }
 }
@@ -87,12 +88,14 @@ fn every_field_is_checked() {
         );
     }
     let none = two.changed(Method::None, Vec::clear);
-    assert!(matches!(none, DeltaError::Short { found: 0 }));
+    assert_eq!(none.to_string(), "a payload of 0 bytes has no foot");
     let cut = two.changed(Method::None, |payload| payload.truncate(9));
-    assert!(matches!(
-        cut,
-        DeltaError::Short { found: 9 } | DeltaError::Layout { .. }
-    ));
+    let said = cut.to_string();
+    let is_layout = said.starts_with("the layout ") && said.ends_with(" is unknown");
+    assert!(
+        is_layout || said == "a payload of 9 bytes has no foot",
+        "{said}"
+    );
 }
 
 /// Any bit of a payload that is wrong gives an error, or whole pages with that bit wrong: nothing
@@ -147,7 +150,7 @@ fn a_base_that_is_not_there_is_told() {
     other[100] ^= 1;
     decode(&mut decoder, &two.packet, &other).unwrap();
     let error = decode(&mut decoder, &two.packet, &two.payloads[1]).unwrap_err();
-    assert!(matches!(error, DeltaError::Digest { .. }));
+    assert!(is_wrong_digest(&error), "{error}");
 }
 
 /// A payload of the method none with these parts.
@@ -192,11 +195,11 @@ fn parts_have_to_fit() {
     let error = outcome(&page, b"", b"\x17\x04\x02", 1).and(error);
     assert_eq!(message(error), expected);
     let error = outcome(&page, b"", b"\x10\x10", 1);
-    let Err(DeltaError::Directory { page: 1, source }) = error else {
-        panic!("{error:?}");
-    };
+    let error = error.unwrap_err();
+    let place = "the directory is wrong at page 1 of the packet";
+    assert_eq!(error.to_string(), place);
     let trailing = "1 bytes follow the last page's operation";
-    assert_eq!(source.to_string(), trailing);
+    assert_eq!(error.source().unwrap().to_string(), trailing);
 }
 
 /// A page of another size than the first for a slot.
@@ -209,11 +212,7 @@ fn slots_are_of_one_size() {
         decode(&mut reader(Method::None, &kept), &packet, &payload).map(drop)
     };
     send(PageSize::MAX).unwrap();
-    assert!(matches!(
-        send(PageSize::K4),
-        Err(DeltaError::PageSize {
-            found: 4096,
-            allowed: 65536
-        })
-    ));
+    let error = send(PageSize::K4).unwrap_err();
+    let words = "a page of 4096 bytes for a slot of 65536 bytes";
+    assert_eq!(error.to_string(), words);
 }

@@ -28,6 +28,14 @@ const METHODS: [Method; 5] = [
     Method::Canned,
 ];
 
+/// The words of a decoder that has failed before.
+const POISONED: &str = "the stream of differences ended at an earlier error";
+
+fn is_wrong_digest(error: &DeltaError) -> bool {
+    let words = "the pages made from differences have digest ";
+    error.to_string().starts_with(words)
+}
+
 /// The shares of both ends.
 fn ends(bytes: u64) -> (Arc<Sent>, Arc<Kept>) {
     let (here, there) = (Share::take(bytes), Share::take(bytes));

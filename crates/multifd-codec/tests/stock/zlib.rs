@@ -339,13 +339,17 @@ fn more_than_the_packets_pages() {
             let error = ours(accel)
                 .decode(&payload, PageSize::K4, &mut room)
                 .unwrap_err();
-            assert!(
-                matches!(error, DecodeError::TooLong { expected } if expected == room.len()),
-                "{error:?}"
-            );
+            let words = "the payload holds more than the";
+            let words = format!("{words} {} bytes of its pages", room.len());
+            assert_eq!(error.to_string(), words);
             assert!(room == bytes[..room.len()]);
         }
     }
+}
+
+fn is_too_long(error: &DecodeError) -> bool {
+    let words = "the payload holds more than the ";
+    error.to_string().starts_with(words)
 }
 
 /// One excess byte, which inflate has already consumed when the last page is full.
@@ -358,7 +362,7 @@ fn one_byte_more_than_the_packets_pages() {
         for accel in DECODERS {
             let outcome = ours(accel).decode(&payload, PageSize::K4, &mut [0; PAGE]);
             let error = outcome.unwrap_err();
-            assert!(matches!(error, DecodeError::TooLong { .. }), "{error:?}");
+            assert!(is_too_long(&error), "{error:?}");
         }
     }
 }
@@ -370,7 +374,8 @@ fn the_end_of_a_stream_is_named() {
     for accel in DECODERS {
         let outcome = ours(accel).decode(&payload, PageSize::K4, &mut [0; PAGE]);
         let error = outcome.unwrap_err();
-        assert!(matches!(error, DecodeError::StreamEnd { .. }), "{error:?}");
+        let words = "the zlib stream ends after 4096 bytes of pages, but must never end";
+        assert_eq!(error.to_string(), words);
     }
 }
 
@@ -421,7 +426,8 @@ fn damage_is_judged_as_a_stock_receiver_judges_it() {
                     assert!(mine == theirs);
                     taken += 1;
                 }
-                (_, Err(DecodeError::TooLong { .. })) | (None, Err(_)) => break,
+                (_, Err(error)) if is_too_long(&error) => break,
+                (None, Err(_)) => break,
                 (left, verdict) => panic!("stock: {left:?}, we: {verdict:?}"),
             }
         }

@@ -270,18 +270,23 @@ fn window(bits: u8) -> Vec<u8> {
 /// Returns whether an error is the expected one.
 type IsIt = fn(&DecodeError) -> bool;
 
-const FRAME_END: IsIt = |error| matches!(error, DecodeError::FrameEnd { .. });
-const TOO_SHORT: IsIt = |error| matches!(error, DecodeError::TooShort { .. });
-const TOO_LONG: IsIt = |error| matches!(error, DecodeError::TooLong { .. });
-const LIBRARY: IsIt = |error| {
-    matches!(
-        error,
-        DecodeError::Library {
-            method: Method::Zstd,
-            ..
-        }
-    )
+const FRAME_END: IsIt = |error| {
+    error
+        .to_string()
+        .starts_with("a zstd frame without a page, or")
 };
+const TOO_SHORT: IsIt = |error| error.to_string().contains(" bytes of pages instead of ");
+const TOO_LONG: IsIt = |error| {
+    error
+        .to_string()
+        .starts_with("the payload holds more than ")
+};
+const LIBRARY: IsIt = |error| {
+    error
+        .to_string()
+        .starts_with("zstd decompression failed after ")
+};
+const TRAILING: IsIt = |error| error.to_string().contains(" extra bytes are behind ");
 
 /// Streams at which a stock receiver fails in the first packet, and our error.
 const REFUSED: &[(&str, IsIt, Maker)] = &[
@@ -323,7 +328,11 @@ const REFUSED: &[(&str, IsIt, Maker)] = &[
     }),
     (
         "a window of 256 MiB",
-        |error| matches!(error, DecodeError::Window { found, .. } if *found == 256 << 20),
+        |error| {
+            error
+                .to_string()
+                .contains("a window of 268435456 bytes, but at most ")
+        },
         |_, _, out| out.extend(window(28)),
     ),
     ("no zstd frame", LIBRARY, |_, bytes, out| {
@@ -381,7 +390,7 @@ fn we_refuse_what_a_stock_receiver_overlooks() {
         }),
         (
             "half a frame header",
-            |error| matches!(error, DecodeError::Trailing { found: 3 }),
+            |error| error.to_string().starts_with("3 extra bytes are behind "),
             |_, bytes, out| {
                 out.extend(frame(bytes, false));
                 out.extend(&frame(bytes, false)[..3]);
@@ -423,7 +432,7 @@ fn a_bomb() {
         let error = ours()
             .decode(&payload, PageSize::K4, &mut vec![0; pages * PAGE])
             .unwrap_err();
-        assert!(matches!(error, DecodeError::TooLong { .. }), "{error:?}");
+        assert!(TOO_LONG(&error), "{error:?}");
     }
 }
 
@@ -460,8 +469,8 @@ fn damage_is_judged_as_a_stock_receiver_judges_it() {
                     assert!(mine == theirs);
                     taken += 1;
                 }
-                (_, Err(DecodeError::TooLong { .. } | DecodeError::Trailing { .. }))
-                | (false, Err(_)) => break,
+                (_, Err(error)) if TOO_LONG(&error) || TRAILING(&error) => break,
+                (false, Err(_)) => break,
                 (stock, verdict) => panic!("stock: {stock}, we: {verdict:?}"),
             }
         }

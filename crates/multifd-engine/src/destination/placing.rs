@@ -277,7 +277,7 @@ mod tests {
         let fault = |theirs: &[Block]| {
             let failure = Places::new(&blocks, theirs, PageSize::K4).err().unwrap();
             match failure.cause {
-                Cause::Engine(fault) => fault,
+                Cause::Engine(error) => error.0,
                 other => panic!("{other}"),
             }
         };

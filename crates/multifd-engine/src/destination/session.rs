@@ -9,11 +9,9 @@ use std::time::{Duration, Instant};
 use multifd_codec::decoder;
 use multifd_transport::failure::Cause as TransportCause;
 use multifd_transport::incoming::{Acceptor, Arrival, HELLO_TIMEOUT};
-use multifd_transport::inlet::{Inlet, Item};
-use multifd_transport::outlet::block_of;
-use multifd_transport::rounds::{RoundFault, Rounds};
-use multifd_transport::supervise::report_end;
-use multifd_transport::{Cancel, Stream, hung_up};
+use multifd_transport::{
+    Cancel, Inlet, Item, RoundFault, Rounds, Stream, block_of, hung_up, report_end,
+};
 use multifd_wire::{Hello, Limits, Method, Packet, RamPacket};
 
 use super::placing::Places;
@@ -21,7 +19,7 @@ use super::{DestinationSettings, Offer, Received};
 use crate::control::{self, Accepted, Acked, Capabilities, Completion, Message};
 use crate::control_link::{ControlLink, is_broken_off, out_of_turn};
 use crate::digest;
-use crate::engine_fault::EngineFault;
+use crate::engine_fault::{EngineError, EngineFault};
 use crate::failure::{Cause, Channel, Failure, Leg, SetupFault};
 use crate::memory::{GuestMemory, MemoryBlock};
 use crate::statistics::{Arrived, Tally};
@@ -365,7 +363,10 @@ impl Transfer<'_> {
                 // A source that gives up closes its channels, and then says so.
                 (Some(failure), Some(before))
                     if is_broken_off(&before.cause)
-                        && matches!(failure.cause, Cause::Engine(EngineFault::Peer { .. })) =>
+                        && matches!(
+                            failure.cause,
+                            Cause::Engine(EngineError(EngineFault::Peer { .. }))
+                        ) =>
                 {
                     first = Some(failure);
                 }

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::{DirtyBitmap, DirtyLog, DirtyLogError};
+use super::{DirtyBitmap, DirtyLog, DirtyLogError, LogFault};
 use crate::memory::{GuestMemory, OutOfRange};
 
 /// Pages that a VMM marks as changed. Clones are one and the same, and any thread may mark at any
@@ -107,10 +107,8 @@ impl Marks {
 
     fn fetch(&self, dirty: &mut [DirtyBitmap]) -> Result<(), DirtyLogError> {
         if dirty.len() != self.blocks.len() {
-            return Err(DirtyLogError::Blocks {
-                found: self.blocks.len(),
-                expected: dirty.len(),
-            });
+            let (found, expected) = (self.blocks.len(), dirty.len());
+            return Err(LogFault::Blocks { found, expected }.into());
         }
         for (block, dirty) in self.blocks.iter().zip(dirty) {
             for (index, word) in (0_u64..).zip(&block.words) {
@@ -222,7 +220,7 @@ mod tests {
         assert_eq!(dirty[1].count(), 0);
         assert!(matches!(
             log.fetch(&mut []),
-            Err(DirtyLogError::Blocks { found: 2, .. })
+            Err(DirtyLogError(LogFault::Blocks { found: 2, .. }))
         ));
     }
 }

@@ -96,9 +96,20 @@ impl<L: DirtyLog + ?Sized> DirtyLog for &mut L {
 }
 
 /// A log that cannot be kept or read.
+///
+/// A log of the caller's makes one from any error: `Box<dyn Error + Send + Sync>` becomes it.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum DirtyLogError {
+#[error(transparent)]
+pub struct DirtyLogError(#[from] LogFault);
+
+impl From<Box<dyn Error + Send + Sync>> for DirtyLogError {
+    fn from(error: Box<dyn Error + Send + Sync>) -> Self {
+        Self(LogFault::Other(error))
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+enum LogFault {
     /// The kernel is too old, or was built without something.
     #[error("{what} needs Linux {since} or later, with {config}; this is {found}")]
     Kernel {
@@ -129,5 +140,5 @@ pub enum DirtyLogError {
     },
     /// A log of the caller's failed.
     #[error("the dirty log failed")]
-    Other(#[from] Box<dyn Error + Send + Sync>),
+    Other(#[source] Box<dyn Error + Send + Sync>),
 }

@@ -23,7 +23,7 @@ use rustix::io::Errno;
 use rustix::ioctl::{Ioctl, IoctlOutput, Opcode, ioctl, opcode};
 use rustix::mm::{UserfaultfdFlags, userfaultfd};
 
-use super::{DirtyBitmap, DirtyLog, DirtyLogError};
+use super::{DirtyBitmap, DirtyLog, DirtyLogError, LogFault};
 use crate::memory::{GuestMemory, HostRange};
 
 /// Mappings of this process that can be tracked, by this process or by another one, until it is
@@ -38,8 +38,8 @@ impl WriteTracking {
     ///
     /// # Errors
     ///
-    /// [`DirtyLogError::Kernel`] when this kernel cannot, which it says by name; `System` when
-    /// something else has registered a mapping, or the ranges are not whole pages.
+    /// When this kernel cannot, which the error says by name; when something else has registered a
+    /// mapping, or the ranges are not whole pages.
     pub fn register(ranges: &[HostRange<'_>]) -> Result<Self, DirtyLogError> {
         let flags = UserfaultfdFlags::CLOEXEC | UserfaultfdFlags::from_bits_retain(USER_MODE_ONLY);
         // SAFETY: with write protection alone, registered memory keeps its content and its
@@ -129,7 +129,7 @@ impl PagemapLog {
         ranges: Vec<Range<u64>>,
         tracking: Option<WriteTracking>,
     ) -> Result<Self, DirtyLogError> {
-        let pagemap = File::open(path).map_err(|source| DirtyLogError::System {
+        let pagemap = File::open(path).map_err(|source| LogFault::System {
             what: "open the page tables of the guest's process",
             source,
         })?;
@@ -232,7 +232,7 @@ pub(crate) struct ResidentPages {
 
 impl ResidentPages {
     pub(crate) fn open() -> Result<Self, DirtyLogError> {
-        let pagemap = File::open("/proc/self/pagemap").map_err(|source| DirtyLogError::System {
+        let pagemap = File::open("/proc/self/pagemap").map_err(|source| LogFault::System {
             what: "open the page tables of this process, to find discarded pages",
             source,
         })?;
@@ -279,7 +279,7 @@ impl ResidentPages {
         }
         if !self.has_scan {
             self.read_entries(whole.clone(), &mut present)
-                .map_err(|source| DirtyLogError::System { what: SCAN, source })?;
+                .map_err(|source| LogFault::System { what: SCAN, source })?;
         }
         if next < whole.end {
             absent(next.max(range.start)..range.end);
@@ -326,10 +326,11 @@ impl DirtyLog for PagemapLog {
 
     fn fetch(&mut self, dirty: &mut [DirtyBitmap]) -> Result<(), DirtyLogError> {
         if dirty.len() != self.ranges.len() {
-            return Err(DirtyLogError::Blocks {
+            return Err(LogFault::Blocks {
                 found: self.ranges.len(),
                 expected: dirty.len(),
-            });
+            }
+            .into());
         }
         for (range, dirty) in self.ranges.clone().into_iter().zip(dirty) {
             let base = range.start;
@@ -355,20 +356,19 @@ fn lacking(errno: Errno, telling: Errno, what: &'static str) -> DirtyLogError {
 }
 
 fn refused(what: &'static str, errno: Errno) -> DirtyLogError {
-    DirtyLogError::System {
-        what,
-        source: errno.into(),
-    }
+    let source = errno.into();
+    LogFault::System { what, source }.into()
 }
 
 fn kernel_lacks(what: &'static str) -> DirtyLogError {
     let found = rustix::system::uname();
-    DirtyLogError::Kernel {
+    LogFault::Kernel {
         what,
         since: "6.7",
         config: "CONFIG_USERFAULTFD, CONFIG_HAVE_ARCH_USERFAULTFD_WP and CONFIG_PTE_MARKER_UFFD_WP",
         found: found.release().to_string_lossy().into_owned(),
     }
+    .into()
 }
 
 const TRACKING: &str = "tracking writes by PAGEMAP_SCAN";

@@ -3,7 +3,7 @@
 use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::{GuestMemoryBackend, GuestRegionMmap};
 
-use super::{DirtyBitmap, DirtyLog, DirtyLogError};
+use super::{DirtyBitmap, DirtyLog, DirtyLogError, LogFault};
 
 /// `vm-memory`'s [`AtomicBitmap`], which knows all writes made through that crate: of a VMM's
 /// devices, and of a guest that is emulated.
@@ -36,10 +36,8 @@ impl<M: GuestMemoryBackend<R = GuestRegionMmap<AtomicBitmap>> + Sync> DirtyLog
     fn fetch(&mut self, dirty: &mut [DirtyBitmap]) -> Result<(), DirtyLogError> {
         let found = self.memory.num_regions();
         if found != dirty.len() {
-            return Err(DirtyLogError::Blocks {
-                found,
-                expected: dirty.len(),
-            });
+            let expected = dirty.len();
+            return Err(LogFault::Blocks { found, expected }.into());
         }
         for (region, dirty) in self.memory.iter().zip(dirty) {
             let bitmap = region.bitmap();

@@ -18,8 +18,11 @@ pub struct VmMemory<'a> {
 /// A region that cannot be a RAM block. It is never left out: both ends would do so alike, and the
 /// guest would lose it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum VmMemoryError {
+#[error(transparent)]
+pub struct VmMemoryError(#[from] RegionFault);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+enum RegionFault {
     /// It has no address in this process.
     #[error("the memory region at {guest_address:#x} is not mapped in this process")]
     NotMapped {
@@ -89,31 +92,27 @@ impl GuestMemory for VmMemory<'_> {
     }
 }
 
-fn block<R: GuestMemoryRegion>(
-    region: &R,
-    is_fresh: bool,
-) -> Result<MemoryBlock<'_>, VmMemoryError> {
+fn block<R: GuestMemoryRegion>(region: &R, is_fresh: bool) -> Result<MemoryBlock<'_>, RegionFault> {
     let guest_address = region.start_addr().0;
-    let not_mapped = VmMemoryError::NotMapped { guest_address };
+    let not_mapped = RegionFault::NotMapped { guest_address };
     let slice = region.as_volatile_slice().map_err(|_| not_mapped)?;
     let start = NonNull::new(slice.ptr_guard_mut().as_ptr()).ok_or(not_mapped)?;
     if !start.cast::<u64>().is_aligned() {
-        return Err(VmMemoryError::Unaligned {
+        return Err(RegionFault::Unaligned {
             guest_address,
             host_address: start.as_ptr().addr(),
         });
     }
     let (mapped_bytes, len_bytes) = (slice.len(), region.len());
     if mapped_bytes as u64 != len_bytes {
-        return Err(VmMemoryError::Length {
+        return Err(RegionFault::Length {
             guest_address,
             mapped_bytes,
             len_bytes,
         });
     }
     let name = format!("ram@{guest_address:#x}");
-    let name =
-        BlockName::new(name.as_bytes()).map_err(|_| VmMemoryError::Name { guest_address })?;
+    let name = BlockName::new(name.as_bytes()).map_err(|_| RegionFault::Name { guest_address })?;
     Ok(MemoryBlock {
         name,
         // SAFETY: `vm-memory` keeps the region mapped, for reading and writing, as long as the

@@ -10,10 +10,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use multifd_codec::{PageBuffer, Pages};
-use multifd_transport::Stream;
 use multifd_transport::failure::Cause as TransportCause;
-use multifd_transport::outlet::{Outlet, Written};
-use multifd_transport::supervise::report_end;
+use multifd_transport::{Outlet, Stream, Written, report_end};
 use multifd_wire::{BlockName, Packet, PageSize, RamPacket};
 
 use super::discards::Contents;

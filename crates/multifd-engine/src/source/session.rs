@@ -12,8 +12,7 @@ use multifd_codec::delta::Sent;
 use multifd_codec::delta::memory::Share;
 use multifd_codec::{Encoder, PathCounts};
 use multifd_transport::failure::Cause as TransportCause;
-use multifd_transport::outlet::Outlet;
-use multifd_transport::{Address, Cancel, Stream};
+use multifd_transport::{Address, Cancel, Outlet, Stream};
 use multifd_wire::{Hello, Limits, RamPacket};
 
 use super::convergence::Convergence;
@@ -25,7 +24,7 @@ use super::{Guest, GuestState, SourceFailure, on_main};
 use crate::control::{self, Accepted, Acked, Block, Capabilities, Completion, Message};
 use crate::control_link::{ControlLink, out_of_turn};
 use crate::dirty::DirtyBitmap;
-use crate::engine_fault::EngineFault;
+use crate::engine_fault::{EngineError, EngineFault};
 use crate::failure::{Cause, Channel, Failure, Leg};
 use crate::memory::MemoryBlock;
 use crate::parameters::Parameters;
@@ -433,7 +432,7 @@ impl Migration<'_, '_, '_, '_, '_> {
         sent.map_err(on_main)?;
         self.session.custody = Custody::GivenAway(stopped);
         let outcome = acknowledged(Acked::Start, self.link, &watch);
-        if let Err(Cause::Engine(EngineFault::Peer { .. })) = outcome {
+        if let Err(Cause::Engine(EngineError(EngineFault::Peer { .. }))) = outcome {
             // It could not start the guest, says so, and so has given it back.
             self.session.custody = Custody::Paused(stopped);
         }

@@ -3,7 +3,7 @@
 
 use std::cell::UnsafeCell;
 
-use multifd_engine::memory::{GuestMemory, VmMemory, VmMemoryError};
+use multifd_engine::memory::{GuestMemory, VmMemory};
 use vm_memory::bitmap::BS;
 use vm_memory::region::{GuestMemoryRegion, GuestMemoryRegionBytes};
 use vm_memory::{
@@ -91,25 +91,21 @@ fn a_region_that_cannot_be_a_block_is_an_error_at_both_ends() {
         let (source, destination) = (VmMemory::new(&memory), VmMemory::fresh(&memory));
         let fault = source.unwrap_err();
         assert_eq!(fault, destination.unwrap_err());
-        assert!(fault.to_string().contains("0x2000"), "{fault}");
-        fault
+        fault.to_string()
     };
     let guest_address = 0x2000;
     assert_eq!(
         fault(Region::new(guest_address, None)),
-        VmMemoryError::NotMapped { guest_address }
+        "the memory region at 0x2000 is not mapped in this process"
     );
-    assert!(matches!(
-        fault(Region::new(guest_address, Some((4, 4096)))),
-        VmMemoryError::Unaligned { host_address, .. } if host_address % 8 == 4
-    ));
+    let unaligned = fault(Region::new(guest_address, Some((4, 4096))));
+    let rest = unaligned.strip_prefix("the memory region at 0x2000 is mapped at 0x");
+    let rest = rest.and_then(|rest| rest.strip_suffix(", which is not a multiple of 8"));
+    let host_address = usize::from_str_radix(rest.unwrap(), 16).unwrap();
+    assert_eq!(host_address % 8, 4);
     assert_eq!(
         fault(Region::new(guest_address, Some((0, 4088)))),
-        VmMemoryError::Length {
-            guest_address,
-            mapped_bytes: 4088,
-            len_bytes: 4096
-        }
+        "0xff8 of the 0x1000 bytes of the memory region at 0x2000 are mapped"
     );
 }
 

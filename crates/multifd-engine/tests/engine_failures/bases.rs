@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use multifd_codec::delta::memory::Share;
-use multifd_codec::delta::{DeltaError, Encoder, Sent};
+use multifd_codec::delta::{Encoder, Sent};
 use multifd_codec::{PageBuffer, Settings};
 use multifd_engine::Parameters;
 use multifd_engine::control::{
@@ -15,13 +15,10 @@ use multifd_engine::control::{
 };
 use multifd_engine::destination::{self, DestinationSettings};
 use multifd_engine::dirty::{DirtyBitmap, DirtyLog, DirtyLogError, PagemapLog};
-use multifd_engine::failure::Cause;
 use multifd_engine::memory::MappedMemory;
 use multifd_engine::source::{self, Guest, GuestState};
-use multifd_transport::failure::Cause as TransportCause;
 use multifd_transport::incoming::Acceptor;
-use multifd_transport::inlet::{Inlet, Item};
-use multifd_transport::{Cancel, Listener, Stream};
+use multifd_transport::{Cancel, Inlet, Item, Listener, Stream};
 use multifd_wire::{Limits, Method, Packet, PageSize, RamPacket};
 use testkit::engine::{MIB, Place, TestGuest, TestVm, memory, name, offered};
 
@@ -103,14 +100,8 @@ pub fn that_somebody_changed() {
         assert!(said.contains("have digest"), "{said}");
         let (outcome, vm) = destination.join().unwrap();
         let failure = outcome.unwrap_err();
-        assert!(
-            matches!(
-                failure.cause,
-                Cause::Transport(TransportCause::Delta(DeltaError::Digest { .. }))
-            ),
-            "{}",
-            failure.explain()
-        );
+        let said = failure.explain();
+        assert!(said.contains("have digest"), "{said}");
         assert!(!vm.runs.load(Ordering::SeqCst));
     });
     assert!(guest.gate.is_open());
@@ -174,13 +165,10 @@ pub fn that_never_came() {
         let said = String::from_utf8_lossy(&said).into_owned();
         assert!(said.contains("has not come before"), "{said}");
         let failure = destination.join().unwrap().unwrap_err();
+        let said = failure.explain();
         assert!(
-            matches!(
-                failure.cause,
-                Cause::Transport(TransportCause::Delta(DeltaError::NoBase { page: 0 }))
-            ),
-            "{}",
-            failure.explain()
+            said.contains("page 0 of the packet is a difference, but"),
+            "{said}"
         );
     });
 }

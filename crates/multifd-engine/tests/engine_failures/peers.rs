@@ -4,11 +4,11 @@ use std::io::{Read, Write};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use multifd_engine::Parameters;
 use multifd_engine::control::{Message, Preamble};
 use multifd_engine::destination::{self, DestinationSettings};
-use multifd_engine::failure::Channel;
 use multifd_engine::source::GuestState;
-use multifd_engine::{EngineFault, Parameters};
+use multifd_transport::failure::Channel;
 use multifd_transport::incoming::Acceptor;
 use multifd_transport::{Cancel, Listener, Stream};
 use multifd_wire::Method;
@@ -52,14 +52,11 @@ pub fn destination_stalls() {
         let started = Instant::now();
         let failure = send_to(&place.address, &guest, &parameters);
         assert!(started.elapsed() >= parameters.timeout);
-        assert!(matches!(
-            engine_fault(&failure.failure),
-            EngineFault::Timeout {
-                round: 0,
-                remaining_pages: 1..,
-                ..
-            }
-        ));
+        let fault = engine_fault(&failure.failure);
+        assert!(fault.is_timeout(), "{fault}");
+        let words = fault.to_string();
+        assert!(words.contains(" pages left in round 0"), "{words}");
+        assert!(!words.contains(": 0 pages left"), "{words}");
         assert!(matches!(failure.guest, GuestState::Runs));
         let (mut said, (main, _)) = (Vec::new(), stalling.join().unwrap());
         (&main).read_to_end(&mut said).unwrap();
@@ -90,12 +87,11 @@ pub fn versions_and_methods() {
             let _ = (&main).read_to_end(&mut Vec::new());
         });
         let failure = send_to(&place.address, &guest, &Parameters::default());
-        assert!(matches!(
-            engine_fault(&failure.failure),
-            EngineFault::Versions { theirs } if *theirs == later
-        ));
-        let said = failure.failure.explain();
-        assert!(said.contains("the peer speaks versions 2 to 5"), "{said}");
+        let said = engine_fault(&failure.failure).to_string();
+        assert!(
+            said.starts_with("the peer speaks versions 2 to 5"),
+            "{said}"
+        );
     });
     drop(listener);
 
@@ -306,11 +302,12 @@ pub fn a_source_that_leaves_pages_out() {
         );
         match (outcome, missing) {
             (Ok(_), None) => {}
-            (Err(failure), Some((missing_pages, at))) => assert!(matches!(
-                engine_fault(&failure),
-                EngineFault::PagesMissing { missing, pages: 4, first, .. }
-                    if (*missing, *first) == (missing_pages, at)
-            )),
+            (Err(failure), Some((missing_pages, at))) => {
+                let said = engine_fault(&failure).to_string();
+                let pages = format!("{missing_pages} of 4 pages of block ");
+                let first = format!(" never came, the first is at {at:#x}");
+                assert!(said.starts_with(&pages) && said.ends_with(&first), "{said}");
+            }
             (outcome, missing) => panic!("{missing:?}: {outcome:?}"),
         }
     }
@@ -362,10 +359,10 @@ pub fn sources_that_fall_silent() {
                 "{place_of_silence}: {said}"
             );
             let failure = destination.join().unwrap().unwrap_err();
+            let said = engine_fault(&failure).to_string();
             assert!(
-                matches!(engine_fault(&failure), EngineFault::Idle { .. }),
-                "{place_of_silence}: {}",
-                failure.explain()
+                said.starts_with("the other end has sent nothing for "),
+                "{place_of_silence}: {said}"
             );
         });
     }

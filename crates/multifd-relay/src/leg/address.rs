@@ -109,7 +109,7 @@ impl LegAddress {
             Some((rest, *word, *scheme, *protocol, *tls))
         });
         let Some((rest, word, scheme, protocol, tls)) = form else {
-            let found = multifd_transport::escape::printable_bytes(bytes);
+            let found = multifd_transport::printable_bytes(bytes);
             return Err(AddressFault::Scheme { found }.into());
         };
         let plain = [scheme.as_bytes(), rest].concat();

@@ -4,8 +4,7 @@ use std::io;
 use std::sync::atomic::{AtomicU8, AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
-use multifd_transport::dial::{DialError, Target};
-use multifd_transport::{Address, Stream};
+use multifd_transport::{Address, DialError, Stream, Target};
 use multifd_wire::{Hello, Method};
 
 use super::carried::Carried;

@@ -7,17 +7,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 #[cfg(feature = "tls")]
-use multifd_transport::dial::DialError;
-#[cfg(feature = "tls")]
-use multifd_transport::tls::{
-    ClientOptions, FolderError, PeerIdentity, ServerOptions, TlsClient, TlsServer, TlsVersions,
-};
+use multifd_transport::DialError;
 #[cfg(feature = "tls")]
 use multifd_transport::{Address, Stream};
 
 use super::LegAddress;
 #[cfg(feature = "tls")]
 use super::Protocol;
+#[cfg(feature = "tls")]
+use crate::tls::{
+    ClientOptions, FolderError, PeerIdentity, ServerOptions, TlsClient, TlsServer, TlsVersions,
+};
 #[cfg(feature = "tls")]
 use crate::trunk::Name;
 
@@ -36,12 +36,11 @@ pub struct EncryptionOptions {
 
 /// Allows clients to use names.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
 pub struct Rule {
     /// A pattern of the names in its certificate; `*` stands for any characters.
-    pub client: String,
+    client: String,
     /// A pattern of the names of migrations.
-    pub name: String,
+    name: String,
 }
 
 impl Rule {
@@ -116,19 +115,23 @@ impl Encryption {
         };
         if listen.tls {
             let rules = options.rules.iter();
-            let mut server = ServerOptions::default();
-            server.versions = versions(listen);
-            server.allowed_clients = rules.map(|rule| rule.client.clone()).collect();
-            // QEMU before 10.0 closes without close_notify. The stream itself shows whether it is
-            // complete.
-            server.lenient_end = listen.protocol == Protocol::Qemu;
+            let server = ServerOptions {
+                versions: versions(listen),
+                allowed_clients: rules.map(|rule| rule.client.clone()).collect(),
+                // QEMU before 10.0 closes without close_notify. The stream itself shows whether it
+                // is complete.
+                lenient_end: listen.protocol == Protocol::Qemu,
+                ..ServerOptions::default()
+            };
             let server = TlsServer::open(folder(listen)?, server);
             encryption.server = Some(Arc::new(server.map_err(Unencrypted::Folder)?));
         }
         if connect.tls {
-            let mut client = ClientOptions::default();
-            client.versions = versions(connect);
-            client.lenient_end = connect.protocol == Protocol::Qemu;
+            let client = ClientOptions {
+                versions: versions(connect),
+                lenient_end: connect.protocol == Protocol::Qemu,
+                ..ClientOptions::default()
+            };
             let client = TlsClient::open(folder(connect)?, client);
             encryption.client = Some(Arc::new(client.map_err(Unencrypted::Folder)?));
         }

@@ -16,11 +16,9 @@ use multifd_codec::delta::memory::Share;
 use multifd_transport::Stream;
 use multifd_transport::failure::NoThread;
 use multifd_transport::incoming::{
-    Arrival, Door, HELLO_TIMEOUT, Holder, Inbox, Incoming, IncomingChannel, Note, Origin, Reason,
-    Ticket, describe,
+    Arrival, Door, HELLO_TIMEOUT, Inbox, Incoming, IncomingChannel, Note, Origin, Reason, Ticket,
+    describe,
 };
-#[cfg(feature = "tls")]
-use multifd_transport::tls::{Handshake, PeerIdentity};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
 use super::carried::Carried;
@@ -30,6 +28,8 @@ use super::{
     Encryption, LegAddress, PLAIN, Protocol, VERIFY, abilities, extension, has, readable, visit,
 };
 use crate::relay::RelayConfig;
+#[cfg(feature = "tls")]
+use crate::tls::{Handshake, PeerIdentity};
 use crate::trunk::{
     Abilities, Accepted, Answer, Chosen, Connection, DeltaTerms, PREFACE_MAGIC, Preface,
     PrefaceReceiver, Refusal, RefusalCode, StrandTerms, Visit, choose,
@@ -183,7 +183,7 @@ impl Greeter {
             drop(state);
             queue.wake();
             if let Some(oldest) = crowded.flatten() {
-                queue.pass_over(&oldest, Reason::Crowded.to_string());
+                queue.pass_over(&oldest, Reason::crowded().to_string());
             }
         });
         let thread = Some(thread);
@@ -224,7 +224,7 @@ impl Shared {
     }
 
     fn note(&self, peer: String, words: String) {
-        let reason = Reason::Other(words);
+        let reason = Reason::other(words);
         self.door.note(&Note::PassedOver { peer, reason });
     }
 
@@ -477,7 +477,14 @@ impl Shared {
             .migrations
             .get(&preface.migration)
             .map_or(0, |migration| migration.ticket);
-        Ticket::new(number, Arc::clone(self) as Arc<dyn Holder>)
+        let shared = Arc::clone(self);
+        let end = move || {
+            let mut state = shared.lock();
+            let migrations = &mut state.migrations;
+            migrations.retain(|_, migration| migration.ticket != number);
+        };
+        // A number says which migration a connection belongs to, so there is no doubt to settle.
+        Ticket::new(|| {}, end)
     }
 }
 
@@ -488,17 +495,6 @@ impl State {
             Some(migration) => migration.gatherings.expects(group, number),
             None => Err(Refusal::new(RefusalCode::UNKNOWN_MIGRATION, "")),
         }
-    }
-}
-
-impl Holder for Shared {
-    /// A number says which migration a connection belongs to, so there is no doubt.
-    fn settle(&self, _: u64) {}
-
-    fn end(&self, id: u64) {
-        self.lock()
-            .migrations
-            .retain(|_, migration| migration.ticket != id);
     }
 }
 
@@ -546,7 +542,7 @@ fn serve(shared: &Arc<Shared>) {
         }
         while handshakes.len() > MOST_WAITING {
             if let Some(oldest) = handshakes.pop_front() {
-                shared.pass_over(&oldest, Reason::Crowded.to_string());
+                shared.pass_over(&oldest, Reason::crowded().to_string());
             }
         }
         let room = HANDSHAKES_A_SECOND.saturating_sub(second.1);
@@ -579,7 +575,7 @@ fn serve(shared: &Arc<Shared>) {
             } else {
                 let within = HELLO_TIMEOUT;
                 let peer = caller.stage.describe();
-                shared.note(peer, Reason::Silent { within }.to_string());
+                shared.note(peer, Reason::silent(within).to_string());
             }
         }
         let surplus = callers.len().saturating_sub(MOST_CALLERS);
@@ -587,7 +583,7 @@ fn serve(shared: &Arc<Shared>) {
             callers.sort_by_key(|caller| caller.last);
             for caller in callers.drain(..surplus) {
                 let peer = caller.stage.describe();
-                shared.note(peer, Reason::Crowded.to_string());
+                shared.note(peer, Reason::crowded().to_string());
             }
         }
     }

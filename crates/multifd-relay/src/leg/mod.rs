@@ -10,7 +10,6 @@ mod encryption;
 mod gathering;
 mod greeter;
 mod reading;
-mod requests;
 mod strands;
 mod visit;
 
@@ -26,8 +25,9 @@ pub(crate) use self::call::{Caller, Introduction, Terms};
 pub use self::carried::FarFailure;
 pub use self::encryption::{Encryption, EncryptionError, EncryptionOptions, Rule};
 pub(crate) use self::greeter::Greeter;
-pub use self::requests::{FileNumber, Look, Odd, Requests, RequestsError};
 pub use self::visit::{FarRelay, VisitError, VisitStep, Visitor};
+#[cfg(feature = "tls")]
+pub use crate::tls::{Endpoint, Examined, FolderError, examine};
 use crate::trunk::{Abilities, Compression, DeltaTerms, Digest, Extension, StrandTerms, Visit};
 pub use crate::trunk::{Name, NameFault};
 

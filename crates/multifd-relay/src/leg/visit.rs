@@ -5,7 +5,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use multifd_codec::delta::memory;
-use multifd_transport::dial::{DIAL_TIMEOUT, DialError, Target};
+use multifd_transport::{DIAL_TIMEOUT, DialError, Target};
 use multifd_wire::Method;
 
 use super::call::{Refused, UNNAMED, agree};

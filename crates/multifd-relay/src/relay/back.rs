@@ -8,12 +8,12 @@ use std::time::Duration;
 use multifd_transport::failure::Cause as TransportCause;
 use multifd_wire::return_path::{Message, ReturnPathReceiver};
 
-use super::Remark;
 use super::gate::Gate;
 use super::link::Link;
 use super::main_channel::{BUFFER_BYTES, failed};
 use super::outline::Outline;
-use crate::failure::{Cause, Failure, Leg};
+use super::{Remark, Unusual};
+use crate::failure::{Cause, Failure, Leg, Other};
 
 /// How soon to look again whether the source's host has the destination's word.
 pub(super) const WORD_PAUSE: Duration = Duration::from_millis(2);
@@ -60,7 +60,7 @@ pub(super) fn run(
         let (word, passed) = listen(&mut receiver, bytes, outline);
         match word {
             Some(Word::TooLate) => return Err(destination(Cause::NotTold)),
-            Some(Word::TooEarly) => return Err(destination(Cause::WordTooEarly)),
+            Some(Word::TooEarly) => return Err(destination(Other::WordTooEarly.into())),
             _ => {}
         }
         let told = (&*link.source).write_all(bytes.get(..passed).unwrap_or_default());
@@ -140,7 +140,7 @@ fn listen(
                     }
                 });
                 if !rest.is_empty() {
-                    outline.remark(Remark::BehindWord);
+                    outline.remark(Remark(Unusual::BehindWord));
                 }
                 return (Some(word), bytes.len().saturating_sub(rest.len()));
             }
@@ -152,14 +152,14 @@ fn listen(
             Ok(None) => break,
             // COLO has other messages here. The source judges them itself.
             Err(fault) => {
-                outline.remark(Remark::ReturnPathNotFollowed(fault));
+                outline.remark(Remark(Unusual::ReturnPathNotFollowed(fault)));
                 outline.see(|seen| seen.return_path_lost = true);
                 *receiver = None;
             }
         }
     }
     if receiver.is_some() && outline.look(|seen| seen.confirmed) {
-        outline.remark(Remark::BehindWord);
+        outline.remark(Remark(Unusual::BehindWord));
         return (None, 0);
     }
     (None, bytes.len())
@@ -237,7 +237,10 @@ mod tests {
                 .collect();
             assert_eq!(heard[0], (Some(Word::Arrived), 8));
             assert!(heard.get(1).is_none_or(|behind| *behind == (None, 0)));
-            assert!(outline.look(|seen| seen.confirmed && seen.remarks == [Remark::BehindWord]));
+            assert!(
+                outline
+                    .look(|seen| seen.confirmed && seen.remarks == [Remark(Unusual::BehindWord)])
+            );
         }
         let (outline, mut receiver) = (Outline::default(), Some(ReturnPathReceiver::new()));
         let both = [SHUT_FAILED, SHUT_WELL].concat();

@@ -4,8 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use multifd_codec::{Backend, BackendKind, PathCounts};
-use multifd_transport::inlet::Inlet;
-use multifd_transport::outlet::Outlet;
+use multifd_transport::{Inlet, Outlet};
 use multifd_wire::{Method, PageSize, RamPacket};
 
 use super::{Traffic, Work};

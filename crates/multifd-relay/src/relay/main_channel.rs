@@ -7,8 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use multifd_transport::failure::Cause as TransportCause;
-use multifd_transport::rounds::RoundFault;
-use multifd_transport::{Clock, Doing, Moment};
+use multifd_transport::{Clock, Doing, Moment, RoundFault};
 use multifd_wire::Limits;
 use multifd_wire::main_stream::{Command, MainEvent, MainReceiver};
 
@@ -18,7 +17,7 @@ use super::gate::{End, Gate, Held};
 use super::link::Link;
 use super::outline::{Outline, Seen};
 use super::verify::{self, Mismatch, Sums, Told, VerifyFault};
-use super::{CHANNELS_TIMEOUT, Remark};
+use super::{CHANNELS_TIMEOUT, Remark, Unusual};
 use crate::failure::{Cause, Channel, Failure, Leg, SetupFault};
 use crate::marks::Marks;
 
@@ -183,7 +182,7 @@ impl Forward<'_> {
             // A device's state can look like what it is not. All memory was there, so everything is
             // passed on.
             Err(_) if follower.facts.ram_ended => {
-                self.outline.remark(Remark::EndNotSeen);
+                self.outline.remark(Remark(Unusual::EndNotSeen));
                 Ok(())
             }
             Err(_) => Err(failed(Leg::Source, Cause::Incomplete)),
@@ -253,7 +252,7 @@ impl Forward<'_> {
                     };
                 }
                 Err(fault) => {
-                    self.outline.remark(Remark::NotFollowed(fault));
+                    self.outline.remark(Remark(Unusual::NotFollowed(fault)));
                     let has_failed = self.outline.see(|seen| {
                         seen.lost = !seen.failed;
                         seen.failed
@@ -328,11 +327,11 @@ impl Forward<'_> {
                 if !self.outline.begins_postcopy() {
                     return false;
                 }
-                self.outline.remark(Remark::Postcopy);
+                self.outline.remark(Remark(Unusual::Postcopy));
                 self.gate.open();
             }
             Command::EnableColo => {
-                self.outline.remark(Remark::Colo);
+                self.outline.remark(Remark(Unusual::Colo));
                 self.outline.goes_on();
                 self.gate.open();
             }

@@ -79,14 +79,13 @@ use multifd_wire::{Fault, Limits, Method};
 use self::gate::CHANNELS_TIMEOUT;
 pub use self::reach::look_for_relay;
 pub(crate) use self::silence::SILENCE_TIMEOUT;
-pub use self::verify::{Verified, VerifyFault};
-pub use self::waits::{ChannelWaits, Party, Waits};
+pub use self::verify::Verified;
+pub(crate) use self::verify::VerifyFault;
+pub use self::waits::{ChannelWaits, Waits};
 pub use self::watch::MigrationNote;
 use crate::failure::Failure;
-use multifd_transport::Cancel;
-use multifd_transport::dial::DIAL_TIMEOUT;
 use multifd_transport::incoming::{Acceptor, Incoming};
-use multifd_transport::{Address, Circle, Listener, circle};
+use multifd_transport::{Address, Cancel, Circle, DIAL_TIMEOUT, Listener, circle};
 
 use crate::leg::{Encryption, Greeter, LegAddress};
 use crate::trunk::Name;
@@ -210,10 +209,12 @@ pub struct Traffic {
     pub rounds: u64,
 }
 
-/// An unusual event in a migration that was passed on.
+/// An unusual event in a migration that was passed on. [`Display`](fmt::Display) says which.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Remark {
+pub struct Remark(Unusual);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Unusual {
     /// The main channel could not be followed to its end.
     NotFollowed(Fault),
     /// The main channel ended after all memory, but not at a recognised end.
@@ -239,23 +240,23 @@ pub enum Remark {
 
 impl fmt::Display for Remark {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NotFollowed(fault) => {
+        match self.0 {
+            Unusual::NotFollowed(fault) => {
                 write!(f, "the main channel could not be followed, and was passed on ({fault})")
             }
-            Self::EndNotSeen => f.write_str(
+            Unusual::EndNotSeen => f.write_str(
                 "the main channel ended where no end was understood: it was passed on, or the source gave up",
             ),
-            Self::ReturnPathNotFollowed(fault) => {
+            Unusual::ReturnPathNotFollowed(fault) => {
                 write!(f, "the return path could not be followed, and was passed on ({fault})")
             }
-            Self::BehindWord => f.write_str(
+            Unusual::BehindWord => f.write_str(
                 "the destination spoke behind its last word, and that was not passed on",
             ),
-            Self::Postcopy => f.write_str("it switched to postcopy, whose pages are not compressed"),
-            Self::Preempt => f.write_str("postcopy's own connection was passed on"),
-            Self::Colo => f.write_str("COLO began, which is passed on and not followed"),
-            Self::FewerTrunkChannels { taken, wanted } => write!(
+            Unusual::Postcopy => f.write_str("it switched to postcopy, whose pages are not compressed"),
+            Unusual::Preempt => f.write_str("postcopy's own connection was passed on"),
+            Unusual::Colo => f.write_str("COLO began, which is passed on and not followed"),
+            Unusual::FewerTrunkChannels { taken, wanted } => write!(
                 f,
                 "the other relay took {taken} of {wanted} trunk channels: it is older, or the \
                  migration has too many"

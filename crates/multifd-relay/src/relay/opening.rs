@@ -5,7 +5,7 @@ use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 use std::time::Duration;
 
-use multifd_transport::dial::DialError;
+use multifd_transport::DialError;
 use multifd_transport::failure::Cause as TransportCause;
 use multifd_transport::incoming::{Arrival, Inbox};
 use multifd_transport::{Cancel, Moment, Stream, circle};

@@ -9,9 +9,9 @@ use multifd_codec::Encoder;
 use multifd_codec::auto::{Auto, Lane};
 use multifd_codec::delta::{Kept, Sent};
 use multifd_transport::failure::Cause as TransportCause;
-use multifd_transport::inlet::{Inlet, Item};
-use multifd_transport::outlet::{Outlet, Unwritten, Written, block_of};
-use multifd_transport::{Clock, Doing, Stream, hung_up};
+use multifd_transport::{
+    Clock, Doing, Inlet, Item, Outlet, Stream, Unwritten, Written, block_of, hung_up,
+};
 use multifd_wire::{BlockName, Fault, Hello, Method, Packet, PageSize, RamPacket};
 
 use super::RelayConfig;

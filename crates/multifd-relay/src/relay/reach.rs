@@ -2,8 +2,7 @@
 
 use std::io;
 
-use multifd_transport::dial::is_ours;
-use multifd_transport::{Cancel, Target};
+use multifd_transport::{Cancel, Target, is_ours};
 
 use super::RelayConfig;
 use crate::failure::{Cause, Channel, Failure, Leg};

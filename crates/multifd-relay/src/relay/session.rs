@@ -12,8 +12,7 @@ use multifd_codec::delta::memory::{self, Share};
 use multifd_codec::delta::{Kept, Sent};
 use multifd_transport::failure::Cause as TransportCause;
 use multifd_transport::incoming::{Arrival, Incoming, IncomingChannel};
-use multifd_transport::supervise::report_end;
-use multifd_transport::{Cancel, Moment, Stream};
+use multifd_transport::{Cancel, Moment, Stream, report_end};
 use multifd_wire::Method;
 use multifd_wire::main_stream::{MainEvent, MainReceiver};
 
@@ -32,9 +31,9 @@ use super::silence::{SILENCE_TIMEOUT, Silence};
 use super::taken::take;
 use super::verify::Sums;
 use super::waits::Clocks;
-use super::watch::{MigrationNote, Watch};
-use super::{MigrationReport, RelayConfig, Remark, Update};
-use crate::failure::{Cause, Channel, Failure, Leg};
+use super::watch::{MigrationNote, Noted, Watch};
+use super::{MigrationReport, RelayConfig, Remark, Unusual, Update};
+use crate::failure::{Cause, Channel, Failure, Leg, Other};
 use crate::leg::{Caller, Introduction, Protocol, Terms};
 use crate::trunk::{Name, StrandTerms};
 
@@ -178,7 +177,7 @@ pub(super) fn run(
     incoming.ticket.settle();
     if let Some(taken) = target.fewer_strands() {
         let wanted = config.trunk_channels;
-        let remark = Remark::FewerTrunkChannels { taken, wanted };
+        let remark = Remark(Unusual::FewerTrunkChannels { taken, wanted });
         session.outline.remark(remark);
     }
     let (confirmed, remarks) = session.outline.look(|seen| {
@@ -398,7 +397,7 @@ impl<'env> Session<'env> {
                     .filter(|fault| self.matters(fault));
                 if word_since.is_some() && !waited {
                     let seconds = WORD_TIMEOUT.as_secs();
-                    observe(Update::Note(MigrationNote::WordAwaited { seconds }));
+                    observe(Update::Note(MigrationNote(Noted::WordAwaited { seconds })));
                 }
                 if let (Some(fault), false) = (fault, is_closed) {
                     // If the source has ended, the destination's relay has no reason to give.
@@ -445,7 +444,7 @@ impl<'env> Session<'env> {
                     let compresses = self.target.is_relay() || self.source_is_relay();
                     let notes = watch.look(&sample).into_iter();
                     notes
-                        .filter(|note| !(compresses && *note == MigrationNote::NoMultifd))
+                        .filter(|note| !(compresses && *note == MigrationNote(Noted::NoMultifd)))
                         .for_each(|note| observe(Update::Note(note)));
                 }
                 // Everything was delivered and confirmed, or the guest has arrived and nobody needs
@@ -708,7 +707,7 @@ impl<'env> Session<'env> {
         let Ok(destination) = self.target.preempt(self.config.dial_timeout, &given_up) else {
             return;
         };
-        self.outline.remark(Remark::Preempt);
+        self.outline.remark(Remark(Unusual::Preempt));
         let source = Arc::new(source);
         let link = Arc::new(Link {
             channel: Channel::Unnamed,
@@ -735,7 +734,7 @@ impl<'env> Session<'env> {
             let needed = LEAST_FREE_BYTES;
             return Err(main_channel::failed(
                 Leg::Here,
-                Cause::Memory { left, needed },
+                Other::Memory { left, needed }.into(),
             ));
         }
         let tell = tell.clone();

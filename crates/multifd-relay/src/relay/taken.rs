@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 
 use super::RelayConfig;
 use super::main_channel::failed;
-use crate::failure::{Cause, Failure, Leg};
+use crate::failure::{Failure, Leg, Other};
 use crate::leg::Introduction;
 
 /// The addresses of named destinations that migrations of this process occupy.
@@ -30,6 +30,6 @@ pub(super) fn take(introduction: &Introduction, config: &RelayConfig) -> Result<
     let mut taken = TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
     match taken.insert(text.clone()) {
         true => Ok(Taken(text)),
-        false => Err(failed(Leg::Destination, Cause::Taken { address })),
+        false => Err(failed(Leg::Destination, Other::Taken { address }.into())),
     }
 }

@@ -56,7 +56,7 @@ pub struct Verified {
 /// Why sums do not agree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(transparent)]
-pub struct VerifyFault(#[from] Mismatch);
+pub(crate) struct VerifyFault(#[from] Mismatch);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Mismatch {

@@ -84,8 +84,7 @@ impl ChannelWaits {
 
 /// Who is waited for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Party {
+pub(super) enum Party {
     /// The source, or the network before this relay.
     Source,
     /// This relay.
@@ -98,8 +97,7 @@ pub enum Party {
 
 impl Party {
     /// With an article.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
+    pub(super) const fn as_str(self) -> &'static str {
         match self {
             Self::Source => "the source",
             Self::Here => "this relay",

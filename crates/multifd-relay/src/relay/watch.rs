@@ -23,9 +23,24 @@ const BANDWIDTH_TOLERANCE: f64 = 0.06;
 const BANDWIDTH_TIME: Duration = Duration::from_secs(4);
 
 /// Something that an operator may want to fix while the migration runs.
+/// [`Display`](fmt::Display) says what, and how.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum MigrationNote {
+pub struct MigrationNote(pub(super) Noted);
+
+impl MigrationNote {
+    /// The number of the source's multifd channels, if the destination has accepted the connections
+    /// but does not load.
+    #[must_use]
+    pub fn not_begun(&self) -> Option<usize> {
+        match self.0 {
+            Noted::NotBegun { channels } => Some(channels),
+            _ => None,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Noted {
     /// The destination has accepted the connections, but does not load.
     NotBegun {
         /// The number of the source's multifd channels.
@@ -54,29 +69,29 @@ pub enum MigrationNote {
 
 impl fmt::Display for MigrationNote {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NotBegun { channels: 0 } => f.write_str(
+        match self.0 {
+            Noted::NotBegun { channels: 0 } => f.write_str(
                 "the destination does not begin to load: is multifd on at the destination and off at the source? \
                  Set it alike at both ends (migrate_set_capability multifd on)",
             ),
-            Self::NotBegun { channels } => write!(
+            Noted::NotBegun { channels } => write!(
                 f,
                 "the destination does not begin to load: does it have multifd on, and {channels} channels as the \
                  source? (migrate_set_parameter multifd-channels {channels})"
             ),
-            Self::Stalled { seconds, waits_for } => {
+            Noted::Stalled { seconds, waits_for } => {
                 write!(f, "no byte for {seconds} s: waiting for {}", waits_for.as_str())
             }
-            Self::WordAwaited { seconds } => write!(
+            Noted::WordAwaited { seconds } => write!(
                 f,
                 "the destination may have everything, and may start the guest at any moment: waiting {seconds} s for its word"
             ),
-            Self::GoesOn => f.write_str("bytes are passed on again"),
-            Self::NoMultifd => f.write_str(
+            Noted::GoesOn => f.write_str("bytes are passed on again"),
+            Noted::NoMultifd => f.write_str(
                 "the source has no multifd channels, so nothing is compressed \
                  (at both ends: migrate_set_capability multifd on)",
             ),
-            Self::MaxBandwidth => f.write_str(
+            Noted::MaxBandwidth => f.write_str(
                 "the source sends about 128 MiB/s: is that QEMU's default max-bandwidth? It counts before compression \
                  (at the source: migrate_set_parameter max-bandwidth 0)",
             ),
@@ -158,29 +173,29 @@ impl Watch {
             self.moved = Some(now);
             if self.stalled && bytes != sample.bytes_out {
                 self.stalled = false;
-                notes.push(MigrationNote::GoesOn);
+                notes.push(MigrationNote(Noted::GoesOn));
             }
         } else if sample.now.duration_since(since) >= STALL && !sample.is_postcopy {
             if !sample.has_begun && !self.not_begun && party != Party::Source {
                 self.not_begun = true;
                 let channels = sample.channels;
-                notes.push(MigrationNote::NotBegun { channels });
+                notes.push(MigrationNote(Noted::NotBegun { channels }));
             } else if (sample.has_begun || party == Party::Source) && !self.stalled {
                 self.stalled = true;
-                notes.push(MigrationNote::Stalled {
+                notes.push(MigrationNote(Noted::Stalled {
                     seconds: STALL.as_secs(),
                     waits_for: party,
-                });
+                }));
             }
         }
         let lasts = sample.now.duration_since(started) >= WITHOUT_CHANNELS;
         if lasts && sample.channels == 0 && sample.has_begun && !self.no_multifd {
             self.no_multifd = true;
-            notes.push(MigrationNote::NoMultifd);
+            notes.push(MigrationNote(Noted::NoMultifd));
         }
         if self.is_capped(sample) && !self.capped {
             self.capped = true;
-            notes.push(MigrationNote::MaxBandwidth);
+            notes.push(MigrationNote(Noted::MaxBandwidth));
         }
         notes
     }
@@ -231,12 +246,17 @@ mod tests {
         let still = (0..20).map(|half| sample(start, f64::from(half) / 2.0, (9, 9)));
         let on = sample(start, 10.0, (10, 10));
         let all: Vec<_> = still.chain([on]).collect();
-        let stalled = |waits_for| MigrationNote::Stalled {
-            seconds: STALL.as_secs(),
-            waits_for,
+        let stalled = |waits_for| {
+            MigrationNote(Noted::Stalled {
+                seconds: STALL.as_secs(),
+                waits_for,
+            })
         };
         let told = said(&all);
-        assert_eq!(told, [stalled(Party::Destination), MigrationNote::GoesOn]);
+        assert_eq!(
+            told,
+            [stalled(Party::Destination), MigrationNote(Noted::GoesOn)]
+        );
         let words = "no byte for 5 s: waiting for the destination";
         assert_eq!(told[0].to_string(), words);
         let of = |party: fn(usize) -> Party| {
@@ -247,13 +267,19 @@ mod tests {
             said(&samples.collect::<Vec<_>>())
         };
         let source = of(|_| Party::Source);
-        assert_eq!(source, [stalled(Party::Source), MigrationNote::GoesOn]);
+        assert_eq!(
+            source,
+            [stalled(Party::Source), MigrationNote(Noted::GoesOn)]
+        );
         // Each party has its own time.
         let late = of(|number| match number {
             0..9 => Party::Source,
             _ => Party::Destination,
         });
-        assert_eq!(late, [stalled(Party::Destination), MigrationNote::GoesOn]);
+        assert_eq!(
+            late,
+            [stalled(Party::Destination), MigrationNote(Noted::GoesOn)]
+        );
         let early: Vec<_> = all
             .iter()
             .map(|sample| Sample {
@@ -261,7 +287,10 @@ mod tests {
                 ..*sample
             })
             .collect();
-        assert_eq!(said(&early)[0], MigrationNote::NotBegun { channels: 2 });
+        assert_eq!(
+            said(&early)[0],
+            MigrationNote(Noted::NotBegun { channels: 2 })
+        );
     }
 
     #[test]
@@ -273,7 +302,7 @@ mod tests {
                 ..sample(start, f64::from(half) / 2.0, (half as u64, half as u64))
             })
             .collect();
-        assert_eq!(said(&all), [MigrationNote::NoMultifd]);
+        assert_eq!(said(&all), [MigrationNote(Noted::NoMultifd)]);
     }
 
     #[test]
@@ -290,7 +319,7 @@ mod tests {
                 })
                 .collect();
             assert_eq!(
-                said(&all).contains(&MigrationNote::MaxBandwidth),
+                said(&all).contains(&MigrationNote(Noted::MaxBandwidth)),
                 is_default,
                 "{rate}"
             );

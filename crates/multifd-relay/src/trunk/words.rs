@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use multifd_transport::escape::printable;
+use multifd_transport::printable;
 
 /// Why something failed, in words for the operator at the other end. Shown, they have neither
 /// control characters nor line ends.

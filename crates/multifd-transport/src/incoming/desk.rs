@@ -18,8 +18,8 @@ use rustix::net::sockopt;
 use super::inbox::{Arrival, Inbox, IncomingChannel};
 use super::kind::{Kind, kind};
 use super::matching::{Decision, Id, Matching, PeerId, Stated};
-use super::note::{Note, Reason, SetUpEnd, SetUpFault};
-use super::{HELLO_TIMEOUT, Holder, Incoming, Order, Ready, SetupFault, Shared, Ticket};
+use super::note::{Note, Reason, SetUpEnd, SetUpFault, Why};
+use super::{HELLO_TIMEOUT, Incoming, Order, Ready, SetupFault, Shared};
 use crate::stream::Socket;
 use crate::{Listener, Stream};
 
@@ -179,7 +179,7 @@ impl Desk {
                 Order::RefuseNew => {
                     self.refuses_new = true;
                     while let Some(last) = self.setups.len().checked_sub(1) {
-                        self.give_up_setup(last, Reason::OtherKind(SetupFault::Ending));
+                        self.give_up_setup(last, Reason(Why::OtherKind(SetupFault::Ending)));
                     }
                     self.shared.pass_over_ready(SetupFault::Ending);
                 }
@@ -189,7 +189,7 @@ impl Desk {
                     self.set_up(id, stream, Some(*incoming), Instant::now());
                     if self.refuses_new {
                         let last = self.setups.len().saturating_sub(1);
-                        self.give_up_setup(last, Reason::OtherKind(SetupFault::Ending));
+                        self.give_up_setup(last, Reason(Why::OtherKind(SetupFault::Ending)));
                     }
                 }
                 Order::Expect { uuid, inbox, reply } => {
@@ -238,7 +238,7 @@ impl Desk {
     fn listen_to(&mut self, stream: Stream, now: Instant) {
         if self.unspoken.len() >= self.bounds.waiting {
             let oldest = self.unspoken.remove(0);
-            self.pass_over(&oldest.stream, Reason::Crowded);
+            self.pass_over(&oldest.stream, Reason(Why::Crowded));
         }
         let peer = peer_of(&stream);
         let (id, since, partial) = (self.id(), now, false);
@@ -299,9 +299,9 @@ impl Desk {
         let reason = match kind {
             Ok(
                 Kind::Main | Kind::Engine | Kind::Recovery | Kind::Channel(_) | Kind::Unmarked(_),
-            ) if others.is_some() => Reason::Other(others.unwrap_or_default().to_owned()),
+            ) if others.is_some() => Reason(Why::Other(others.unwrap_or_default().to_owned())),
             Ok(Kind::Main | Kind::Engine | Kind::Recovery) if self.refuses_new => {
-                Reason::OtherKind(SetupFault::Ending)
+                Reason(Why::OtherKind(SetupFault::Ending))
             }
             Ok(Kind::Main) => {
                 self.matching.main_came(id, peer);
@@ -334,15 +334,15 @@ impl Desk {
             },
             Ok(Kind::Unmarked(said)) => match self.matching.preempt_came(peer) {
                 Some(id) => return self.give(id, Arrival::Preempt(stream)),
-                None => Reason::Unmarked(said),
+                None => Reason(Why::Unmarked(said)),
             },
-            Ok(Kind::Tls(_)) => Reason::Tls,
-            Ok(Kind::Silent | Kind::Partial) => Reason::Silent {
+            Ok(Kind::Tls(_)) => Reason(Why::Tls),
+            Ok(Kind::Silent | Kind::Partial) => Reason(Why::Silent {
                 within: self.bounds.hello,
-            },
+            }),
             // A probe that was closed without bytes is not worth a note.
             Ok(Kind::Closed) => return,
-            Err(error) => Reason::Io(error),
+            Err(error) => Reason(Why::Io(error)),
         };
         self.pass_over(&stream, reason);
     }
@@ -353,7 +353,7 @@ impl Desk {
         if self.setups.len() >= self.bounds.setups
             && let Some((index, _)) = all.min_by_key(|(_, setup)| setup.last)
         {
-            self.give_up_setup(index, Reason::Crowded);
+            self.give_up_setup(index, Reason(Why::Crowded));
         }
         let setup = SetUp::new(id, stream, brought, self.limits, now);
         self.setups.push(setup);
@@ -389,7 +389,7 @@ impl Desk {
                         }
                     }
                 }
-                Err(fault) => self.give_up_setup(index, Reason::SetUp(SetUpFault(fault))),
+                Err(fault) => self.give_up_setup(index, Reason(Why::SetUp(SetUpFault(fault)))),
             }
             self.bound_setups();
         }
@@ -407,7 +407,7 @@ impl Desk {
             };
             self.give_up_setup(
                 index,
-                Reason::SetUp(SetUpFault(SetUpEnd::TooMuch { limit_bytes })),
+                Reason(Why::SetUp(SetUpFault(SetUpEnd::TooMuch { limit_bytes }))),
             );
         }
     }
@@ -428,7 +428,7 @@ impl Desk {
         };
         self.matching.forget_channel(oldest);
         if let Some(channel) = self.orphans.remove(&oldest) {
-            self.pass_over(&channel.stream, Reason::Crowded);
+            self.pass_over(&channel.stream, Reason(Why::Crowded));
         }
     }
 
@@ -444,7 +444,7 @@ impl Desk {
         let inbox = Inbox::default();
         stated.uuid.inspect(|uuid| inbox.vm().is_named(*uuid));
         self.inboxes.insert(id, inbox.clone());
-        let ticket = Ticket::new(id, Arc::clone(&self.shared) as Arc<dyn Holder>);
+        let ticket = self.shared.ticket(id);
         let peer = describe(&main);
         self.mains.insert(id, Arc::downgrade(&main));
         self.begun.push(Ready::Qemu(Incoming {
@@ -504,14 +504,14 @@ impl Desk {
                 Decision::Drop { channel } => {
                     if let Some(IncomingChannel { hello, stream }) = self.orphans.remove(&channel) {
                         let (uuid, channel) = (hello.uuid, hello.channel);
-                        self.pass_over(&stream, Reason::NoMain { uuid, channel });
+                        self.pass_over(&stream, Reason(Why::NoMain { uuid, channel }));
                     }
                 }
                 Decision::Doubt { main, doubt } => self.give(main, Arrival::Doubt(doubt)),
                 Decision::Refuse { main, fault } => {
                     self.give(main, Arrival::Refused(fault));
                     if let Some(index) = self.setups.iter().position(|setup| setup.id == main) {
-                        self.give_up_setup(index, Reason::Refused(fault));
+                        self.give_up_setup(index, Reason(Why::Refused(fault)));
                     }
                 }
             }
@@ -533,7 +533,7 @@ impl Desk {
         for ready in begun {
             match ready {
                 Ready::Qemu(incoming) if self.refuses_new => {
-                    let reason = Reason::OtherKind(SetupFault::Ending);
+                    let reason = Reason(Why::OtherKind(SetupFault::Ending));
                     self.pass_over(&incoming.main, reason);
                 }
                 other => self.shared.put(other),
@@ -674,12 +674,12 @@ impl SetUp {
 
 /// Takes the hello out of the socket, which has all of it.
 fn take_hello(stream: &Stream, bytes: &[u8; Hello::LEN]) -> Result<Hello, Reason> {
-    let hello = Hello::parse(bytes).map_err(Reason::Hello)?;
+    let hello = Hello::parse(bytes).map_err(Why::Hello)?;
     let mut taken = [0; Hello::LEN];
     match stream.read_now(&mut taken) {
         Ok(Hello::LEN) => Ok(hello),
-        Ok(_) => Err(Reason::Io(io::ErrorKind::UnexpectedEof.into())),
-        Err(error) => Err(Reason::Io(error)),
+        Ok(_) => Err(Reason(Why::Io(io::ErrorKind::UnexpectedEof.into()))),
+        Err(error) => Err(Reason(Why::Io(error))),
     }
 }
 

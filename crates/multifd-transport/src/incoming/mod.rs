@@ -42,8 +42,8 @@ pub use self::kind::ENGINE_MAGIC;
 use self::matching::Id;
 #[cfg(feature = "unstable-matching")]
 pub use self::matching::{Decision, Id, Matching, PeerId, Stated};
-use self::note::Notes;
-pub use self::note::{Note, Reason, SetUpFault};
+pub use self::note::{Note, Reason};
+use self::note::{Notes, Why};
 use crate::failure::{Cause, Channel, Failure, Leg, NoThread, SetupFault};
 use crate::{Address, Cancel, Listener, Stream};
 
@@ -141,16 +141,8 @@ pub enum Peer {
 pub struct Ticket {
     /// Its number at a desk, or 0.
     id: Id,
-    holder: Arc<dyn Holder>,
-}
-
-/// Keeps a migration's place.
-pub trait Holder: Send + Sync {
-    /// Notes that all channels of the migration have certainly come.
-    fn settle(&self, id: u64);
-
-    /// Notes that the migration is over.
-    fn end(&self, id: u64);
+    settle: Box<dyn Fn() + Send + Sync>,
+    end: Option<Box<dyn FnOnce() + Send + Sync>>,
 }
 
 /// Accepts migrations, any number at once.
@@ -314,8 +306,7 @@ impl Acceptor {
         // The desk answers as soon as it wakes. If it has died, no channel will come.
         while self.desk.as_ref().is_some_and(|desk| !desk.is_finished()) {
             if let Ok(id) = id.recv_timeout(TICK) {
-                let ticket = Ticket::new(id, Arc::clone(&self.shared) as Arc<dyn Holder>);
-                return (inbox, Some(ticket));
+                return (inbox, Some(self.shared.ticket(id)));
             }
         }
         (inbox, None)
@@ -356,7 +347,7 @@ impl Acceptor {
     /// Passes over a migration that only goes on after a break.
     pub fn pass_over_recovery(&self, incoming: &Incoming) {
         let peer = incoming.peer.clone();
-        let reason = Reason::Recovery;
+        let reason = Reason(Why::Recovery);
         self.shared.note(&Note::PassedOver { peer, reason });
     }
 
@@ -398,21 +389,31 @@ impl Drop for Acceptor {
 }
 
 impl Ticket {
-    /// A place that `holder` keeps under this number.
-    pub fn new(id: u64, holder: Arc<dyn Holder>) -> Self {
-        Self { id, holder }
+    /// A place. `settle` notes that all channels of the migration have certainly come, and `end`
+    /// that the migration is over.
+    pub fn new(
+        settle: impl Fn() + Send + Sync + 'static,
+        end: impl FnOnce() + Send + Sync + 'static,
+    ) -> Self {
+        Self {
+            id: 0,
+            settle: Box::new(settle),
+            end: Some(Box::new(end)),
+        }
     }
 
     /// Notes that all channels of the migration have certainly come. Later ones belong to another
     /// migration.
     pub fn settle(&self) {
-        self.holder.settle(self.id);
+        (self.settle)();
     }
 }
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        self.holder.end(self.id);
+        if let Some(end) = self.end.take() {
+            end();
+        }
     }
 }
 
@@ -424,17 +425,16 @@ impl fmt::Debug for Ticket {
     }
 }
 
-impl Holder for Shared {
-    fn settle(&self, id: Id) {
-        self.order(Order::Settle(id));
-    }
-
-    fn end(&self, id: Id) {
-        self.order(Order::End(id));
-    }
-}
-
 impl Shared {
+    /// The ticket of the migration that the desk has under this number.
+    fn ticket(self: &Arc<Self>, id: Id) -> Ticket {
+        let (settling, ending) = (Arc::clone(self), Arc::clone(self));
+        let settle = move || settling.order(Order::Settle(id));
+        let mut ticket = Ticket::new(settle, move || ending.order(Order::End(id)));
+        ticket.id = id;
+        ticket
+    }
+
     fn put(&self, ready: Ready) {
         lock(&self.front).ready.push_back(ready);
         self.changed.notify_all();
@@ -478,7 +478,7 @@ impl Shared {
 
     fn pass_over(&self, stream: &Stream, fault: SetupFault) {
         let peer = desk::describe(stream);
-        let reason = Reason::OtherKind(fault);
+        let reason = Reason(Why::OtherKind(fault));
         self.note(&Note::PassedOver { peer, reason });
     }
 }

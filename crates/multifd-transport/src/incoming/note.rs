@@ -31,10 +31,35 @@ pub enum Note {
     CannotAccept(io::Error),
 }
 
-/// Why a connection was passed over.
+/// Why a connection was passed over. [`Display`](fmt::Display) says it.
 #[derive(Debug)]
-#[non_exhaustive]
-pub enum Reason {
+pub struct Reason(pub(super) Why);
+
+impl Reason {
+    /// It sent no first bytes in time, or too few.
+    pub fn silent(within: Duration) -> Self {
+        Self(Why::Silent { within })
+    }
+
+    /// There were too many connections of unknown kind, and this was the oldest.
+    pub fn crowded() -> Self {
+        Self(Why::Crowded)
+    }
+
+    /// It came over another protocol, whose reader gives the reason.
+    pub fn other(words: String) -> Self {
+        Self(Why::Other(words))
+    }
+}
+
+impl From<Why> for Reason {
+    fn from(why: Why) -> Self {
+        Self(why)
+    }
+}
+
+#[derive(Debug)]
+pub(super) enum Why {
     /// It sent no first bytes in time, or too few.
     Silent {
         /// For how long.
@@ -71,7 +96,7 @@ pub enum Reason {
 
 /// Why the set-up part of a main channel was given up.
 #[derive(Debug)]
-pub struct SetUpFault(pub(super) SetUpEnd);
+pub(super) struct SetUpFault(pub(super) SetUpEnd);
 
 #[derive(Debug)]
 pub(super) enum SetUpEnd {
@@ -182,30 +207,30 @@ impl fmt::Display for Note {
 
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Reason::Silent { within } => {
+        match &self.0 {
+            Why::Silent { within } => {
                 write!(f, "it did not say what it is within {} s", within.as_secs())
             }
-            Reason::Crowded => f.write_str("too many connections have not said what they are"),
-            Reason::Tls => write!(f, "{}", SetupFault::Tls),
-            Reason::Other(words) => f.write_str(words),
-            Reason::Unmarked(bytes) => write!(
+            Why::Crowded => f.write_str("too many connections have not said what they are"),
+            Why::Tls => write!(f, "{}", SetupFault::Tls),
+            Why::Other(words) => f.write_str(words),
+            Why::Unmarked(bytes) => write!(
                 f,
                 "it begins with {:#010x}, which no connection of a migration does",
                 u32::from_be_bytes(*bytes)
             ),
-            Reason::Hello(fault) => write!(f, "its hello is malformed: {fault}"),
-            Reason::NoMain { uuid, channel } => write!(
+            Why::Hello(fault) => write!(f, "its hello is malformed: {fault}"),
+            Why::NoMain { uuid, channel } => write!(
                 f,
                 "channel {channel} of VM {} has no main channel here",
                 crate::failure::Uuid(uuid)
             ),
-            Reason::SetUp(fault) => write!(f, "a migration that had not begun: {fault}"),
-            Reason::Refused(fault) | Reason::OtherKind(fault) => write!(f, "{fault}"),
-            Reason::Recovery => {
+            Why::SetUp(fault) => write!(f, "a migration that had not begun: {fault}"),
+            Why::Refused(fault) | Why::OtherKind(fault) => write!(f, "{fault}"),
+            Why::Recovery => {
                 f.write_str("it recovers a postcopy migration; only `multifd relay` can carry that")
             }
-            Reason::Io(error) => write!(f, "{error}"),
+            Why::Io(error) => write!(f, "{error}"),
         }
     }
 }

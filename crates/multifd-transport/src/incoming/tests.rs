@@ -457,18 +457,6 @@ fn an_engine_waits_for_no_dead_desk() {
     assert!(ticket.is_none() && inbox.next_within(Duration::ZERO).is_none());
 }
 
-/// Counts the migrations that have ended.
-#[derive(Default)]
-struct Counting(std::sync::atomic::AtomicUsize);
-
-impl Holder for Counting {
-    fn settle(&self, _: u64) {}
-
-    fn end(&self, _: u64) {
-        self.0.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
-    }
-}
-
 #[test]
 fn a_main_channel_that_was_brought_says_its_set_up_first() {
     let bounds = Bounds {
@@ -478,19 +466,23 @@ fn a_main_channel_that_was_brought_says_its_set_up_first() {
     };
     let (_folder, [_, mut acceptor]) = acceptors(bounds);
     let (door, told) = (acceptor.door(), notes(&acceptor));
-    let holder = Arc::new(Counting::default());
+    let over = Arc::new(std::sync::atomic::AtomicUsize::new(0));
     let inbox = Inbox::default();
     let bring = |is_recovery: bool| {
         let (near, far) = std::os::unix::net::UnixStream::pair().unwrap();
         let (near, far) = (Stream::from(near), Stream::from(far));
-        let ticket = Ticket::new(1, Arc::clone(&holder) as Arc<dyn Holder>);
+        let over = Arc::clone(&over);
+        let count = move || {
+            over.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        };
+        let ticket = Ticket::new(|| {}, count);
         let peer = "a relay".to_owned();
         let mut incoming = Incoming::new(Arc::new(far), inbox.clone(), peer, ticket);
         incoming.is_recovery = is_recovery;
         door.set_up(incoming);
         near
     };
-    let ended = || holder.0.load(std::sync::atomic::Ordering::SeqCst);
+    let ended = || over.load(std::sync::atomic::Ordering::SeqCst);
     // Silent ones and what is no main channel are given up.
     let silent = [bring(false), bring(true)];
     let other = bring(false);

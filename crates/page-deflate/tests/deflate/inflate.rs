@@ -141,30 +141,27 @@ fn never_takes_a_part_for_the_whole() {
                 .is_err()
         );
     }
+    let words = |outcome: Result<(), InflateError>| outcome.unwrap_err().to_string();
     stream.push(0);
     assert_eq!(
-        PageInflater::new().inflate(&stream, &mut decoded),
-        Err(InflateError::TrailingData { found_bytes: 1 })
+        words(PageInflater::new().inflate(&stream, &mut decoded)),
+        "1 bytes follow the end of the compressed data"
     );
     stream.pop();
+    let (whole, less, more) = (pages.len(), pages.len() - 1, pages.len() + 1);
     assert_eq!(
-        PageInflater::new().inflate(&stream, &mut decoded[1..]),
-        Err(InflateError::TooLong {
-            expected_bytes: pages.len() - 1
-        })
+        words(PageInflater::new().inflate(&stream, &mut decoded[1..])),
+        format!("the compressed data gives more than {less} bytes")
     );
     decoded.push(0);
-    let too_short = InflateError::TooShort {
-        found_bytes: pages.len(),
-        expected_bytes: pages.len() + 1,
-    };
+    let too_short = format!("the compressed data gives {whole} bytes instead of {more}");
     assert_eq!(
-        PageInflater::new().inflate(&stream, &mut decoded),
-        Err(too_short)
+        words(PageInflater::new().inflate(&stream, &mut decoded)),
+        too_short
     );
     assert_eq!(
-        StreamInflater::new().inflate(&payload, &mut decoded),
-        Err(too_short)
+        words(StreamInflater::new().inflate(&payload, &mut decoded)),
+        too_short
     );
 }
 
@@ -201,10 +198,11 @@ fn refuses_other_headers() {
         [0x78, 0x20],
         [0x1f, 0x8b],
     ] {
-        assert_eq!(
-            StreamInflater::new().inflate(&found, &mut pages),
-            Err(InflateError::BadHeader { found })
-        );
+        let error = StreamInflater::new()
+            .inflate(&found, &mut pages)
+            .unwrap_err();
+        let words = format!("bytes {found:02x?} are not a zlib header");
+        assert_eq!(error.to_string(), words);
     }
 }
 
@@ -223,11 +221,11 @@ fn keeps_history_over_packets() {
         assert_eq!(inflater.inflate(&payload, &mut decoded), Ok(()));
         assert!(decoded == noise);
         if packet > 0 {
-            assert!(matches!(
-                StreamInflater::new()
-                    .inflate(&[&[0x78, 0x01], &payload[..]].concat(), &mut decoded),
-                Err(InflateError::DistanceTooFar { .. })
-            ));
+            let alone = [&[0x78, 0x01], &payload[..]].concat();
+            let error = StreamInflater::new()
+                .inflate(&alone, &mut decoded)
+                .unwrap_err();
+            assert!(error.to_string().starts_with("distance "), "{error}");
         }
     }
 }

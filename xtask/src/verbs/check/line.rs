@@ -70,7 +70,7 @@ const OPTIONAL: [(&str, &str); 5] = [
     ("multifd-codec", "zstd-safe"),
     ("multifd-codec", "qpl-sys"),
     ("multifd-codec", "iaa-detect"),
-    ("multifd-transport", "rustls"),
+    ("multifd-relay", "rustls"),
     ("multifd-cli", "rcgen"),
 ];
 

@@ -15,7 +15,7 @@ use crate::command::args::MigrateArgs;
 use crate::guests::Kind;
 
 /// Finds the rate of each row, and prints all of them.
-pub fn run(args: &MigrateArgs, path: &Path) -> Outcome {
+pub(super) fn run(args: &MigrateArgs, path: &Path) -> Outcome {
     let mut rows = Vec::new();
     for (workload, channels, mode) in super::combinations(args) {
         let outcome = match mode.missing() {

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use super::table::{Report, Row};
 
 /// The complete page.
-pub fn page(report: &Report) -> String {
+pub(super) fn page(report: &Report) -> String {
     let mut body = String::new();
     let longest = report.rows.iter().filter_map(|row| row.means.as_ref());
     let longest = longest.map(|means| means.total_time_ms).fold(1.0, f64::max);

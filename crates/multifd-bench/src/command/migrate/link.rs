@@ -8,11 +8,11 @@ use crate::links::{Link, LinkEnd};
 
 /// The rate of a link, in bits per second.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Rate(u64);
+pub(crate) struct Rate(u64);
 
 impl Rate {
     /// The rate in bits per second.
-    pub const fn bits_per_s(self) -> u64 {
+    pub(crate) const fn bits_per_s(self) -> u64 {
         self.0
     }
 }
@@ -43,7 +43,7 @@ impl fmt::Display for Rate {
 }
 
 /// The path from source to destination.
-pub enum Path {
+pub(super) enum Path {
     /// The machine's loopback at full speed.
     Loopback,
     /// A link between two network namespaces.
@@ -54,7 +54,7 @@ pub enum Path {
 
 impl Path {
     /// A link of `rate` if this process has the rights for it.
-    pub fn new(rate: Option<Rate>) -> Result<Self, String> {
+    pub(super) fn new(rate: Option<Rate>) -> Result<Self, String> {
         Ok(match rate {
             None => Self::Loopback,
             Some(rate) => match Link::new(&rate.to_string()) {
@@ -68,12 +68,12 @@ impl Path {
     }
 
     /// The host name for a destination to listen on.
-    pub fn host(&self) -> &str {
+    pub(super) fn host(&self) -> &str {
         self.ends().map_or("127.0.0.1", |[_, to]| to.address())
     }
 
     /// Runs the command at the source's end.
-    pub fn at_source(&self, command: Command) -> Command {
+    pub(super) fn at_source(&self, command: Command) -> Command {
         match self.ends() {
             Some([from, _]) => from.command(&command),
             None => command,
@@ -81,7 +81,7 @@ impl Path {
     }
 
     /// Runs the command at the destination's end.
-    pub fn at_destination(&self, command: Command) -> Command {
+    pub(super) fn at_destination(&self, command: Command) -> Command {
         match self.ends() {
             Some([_, to]) => to.command(&command),
             None => command,
@@ -89,7 +89,7 @@ impl Path {
     }
 
     /// The source's limit in bytes per second.
-    pub const fn max_bandwidth(&self) -> Option<u64> {
+    pub(super) const fn max_bandwidth(&self) -> Option<u64> {
         match self {
             Self::Limited { rate, .. } => Some(rate.0 / 8),
             _ => None,

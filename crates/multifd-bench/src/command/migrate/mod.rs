@@ -7,8 +7,8 @@ mod mode;
 mod run;
 mod table;
 
-pub use link::Rate;
-pub use mode::Mode;
+pub(super) use link::Rate;
+pub(super) use mode::Mode;
 
 use std::fs;
 
@@ -24,7 +24,7 @@ use run::Run;
 use table::{Machine, Report, Row};
 
 /// Moves guests in every mode, in turn, and prints the results.
-pub fn run(args: &MigrateArgs) -> Outcome {
+pub(super) fn run(args: &MigrateArgs) -> Outcome {
     let path = Path::new(args.link)?;
     say::note(format_args!("{path}"));
     if args.find_rate {

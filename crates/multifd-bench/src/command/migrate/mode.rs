@@ -8,24 +8,24 @@ use multifd_wire::Method;
 
 /// A method, an accelerator if given, and whether pages that are sent again go as differences.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Mode {
+pub(crate) struct Mode {
     method: Method,
     accel: Option<Accel>,
     delta: bool,
 }
 
 impl Mode {
-    pub const fn method(&self) -> Method {
+    pub(crate) const fn method(&self) -> Method {
         self.method
     }
 
     /// Whether pages that are sent again go as differences.
-    pub const fn delta(&self) -> bool {
+    pub(crate) const fn delta(&self) -> bool {
         self.delta
     }
 
     /// The accelerator. Methods without an explicit one use the best available.
-    pub const fn accel(&self) -> Accel {
+    pub(crate) const fn accel(&self) -> Accel {
         match (self.accel, self.method) {
             (Some(accel), _) => accel,
             (None, Method::Qpl | Method::Canned) => Accel::Auto,
@@ -34,7 +34,7 @@ impl Mode {
     }
 
     /// The reason if this mode is not available here.
-    pub fn missing(&self) -> Option<String> {
+    pub(crate) fn missing(&self) -> Option<String> {
         let mut settings = Settings::default();
         settings.accel = self.accel();
         let refused = encoder(self.method, &settings).err();

@@ -16,7 +16,7 @@ use crate::command::args::MigrateArgs;
 use crate::command::{send, this_program};
 
 /// The guest to move, and the mode.
-pub struct Run {
+pub(super) struct Run {
     pub guest: Kind,
     pub channels: NonZeroU8,
     pub mode: Mode,
@@ -29,7 +29,7 @@ pub struct Run {
 }
 
 /// The result of an attempt.
-pub enum Attempt {
+pub(super) enum Attempt {
     /// The guest was moved.
     Moved {
         sent: Box<send::Summary>,
@@ -43,7 +43,7 @@ pub enum Attempt {
 }
 
 impl Run {
-    pub fn new(args: &MigrateArgs, guest: &Kind, channels: NonZeroU8, mode: &Mode) -> Self {
+    pub(super) fn new(args: &MigrateArgs, guest: &Kind, channels: NonZeroU8, mode: &Mode) -> Self {
         Self {
             guest: guest.clone(),
             channels,
@@ -61,7 +61,7 @@ impl Run {
     /// # Errors
     ///
     /// If the attempt cannot even start.
-    pub fn migrate(&self, path: &Path) -> Result<Attempt, Box<dyn std::error::Error>> {
+    pub(super) fn migrate(&self, path: &Path) -> Result<Attempt, Box<dyn std::error::Error>> {
         let destination = Destination::start(self, path)?;
         let mut source = this_program::command()?;
         source

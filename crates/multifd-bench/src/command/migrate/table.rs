@@ -14,7 +14,7 @@ use crate::command::send::Summary;
 
 /// All measurements.
 #[derive(Serialize)]
-pub struct Report {
+pub(super) struct Report {
     pub machine: Machine,
     pub memory_bytes: u64,
     /// The path between source and destination.
@@ -28,7 +28,7 @@ pub struct Report {
 
 /// The machine measured on.
 #[derive(Serialize)]
-pub struct Machine {
+pub(super) struct Machine {
     processor: String,
     processors: usize,
     kernel: String,
@@ -36,7 +36,7 @@ pub struct Machine {
 
 /// Repeated migrations of one guest in one mode.
 #[derive(Serialize)]
-pub struct Row {
+pub(super) struct Row {
     #[serde(serialize_with = "as_text")]
     pub workload: Kind,
     pub channels: NonZeroU8,
@@ -57,7 +57,7 @@ pub struct Row {
 
 /// Means over some migrations.
 #[derive(Clone, Debug, Serialize)]
-pub struct Means {
+pub(super) struct Means {
     pub total_time_ms: f64,
     pub total_time_ms_least: f64,
     pub total_time_ms_most: f64,
@@ -79,7 +79,7 @@ pub struct Means {
 }
 
 impl Row {
-    pub fn new(workload: &Kind, channels: NonZeroU8, mode: &Mode) -> Self {
+    pub(super) fn new(workload: &Kind, channels: NonZeroU8, mode: &Mode) -> Self {
         Self {
             workload: workload.clone(),
             channels,
@@ -93,7 +93,7 @@ impl Row {
         }
     }
 
-    pub fn add(&mut self, attempt: Attempt) {
+    pub(super) fn add(&mut self, attempt: Attempt) {
         self.attempts += 1;
         match attempt {
             Attempt::Moved { sent, cpu_seconds } => self.moved.push((*sent, cpu_seconds)),
@@ -104,7 +104,7 @@ impl Row {
     }
 
     /// The number of failures, and of attempts.
-    pub fn failures(&self) -> String {
+    pub(super) fn failures(&self) -> String {
         let failures = self.timed_out as usize + self.errors.len();
         format!("{failures} of {}", self.attempts)
     }
@@ -139,7 +139,7 @@ impl Means {
     }
 
     /// The backends of the pages, and the reason.
-    pub fn compressed_by(&self) -> String {
+    pub(super) fn compressed_by(&self) -> String {
         let ways = [
             (self.hardware, "hardware"),
             (self.software, "software"),
@@ -156,7 +156,7 @@ impl Means {
 
 impl Machine {
     /// Identifies this machine.
-    pub fn this() -> Self {
+    pub(super) fn this() -> Self {
         let read = |path| fs::read_to_string(path).unwrap_or_default();
         let info = read("/proc/cpuinfo");
         let model = info
@@ -193,7 +193,7 @@ impl fmt::Display for Row {
 
 impl Report {
     /// The conditions of the measurement in one line.
-    pub fn conditions(&self) -> String {
+    pub(super) fn conditions(&self) -> String {
         format!(
             "{}; guests of {}; {}; means of {} runs; downtime limit {} ms, time limit {} s",
             self.machine,

@@ -18,7 +18,7 @@ Examples:
   multifd-bench plan --memory 64G --used 48G --dirty-rate 20000 --link 10gbit --channels 4 --cpus 4
   multifd-bench plan --from $(pidof qemu-system-x86_64) --link 10gbit --delta
   multifd-bench plan --from /run/vm1.qmp --link 10gbit --pages idle")]
-pub struct PlanArgs {
+pub(crate) struct PlanArgs {
     /// Size of the guest's memory.
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub memory: Option<u64>,

@@ -3,7 +3,7 @@
 mod args;
 mod print;
 
-pub use args::PlanArgs;
+pub(super) use args::PlanArgs;
 
 use std::path::Path;
 use std::time::Duration;
@@ -21,7 +21,7 @@ use crate::plan::{Candidate, Choice, Plan, Rewriting, candidates, costs, host, p
 use print::Report;
 
 /// Measures, predicts and prints.
-pub fn run(args: &PlanArgs) -> Outcome {
+pub(super) fn run(args: &PlanArgs) -> Outcome {
     if args.published {
         return print_published(args);
     }

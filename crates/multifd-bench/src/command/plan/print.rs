@@ -9,14 +9,14 @@ use crate::plan::model::Limit;
 use crate::plan::{Candidate, Plan, best};
 
 /// A plan, its candidates and notes, to be printed.
-pub struct Report {
+pub(super) struct Report {
     plan: Plan,
     candidates: Vec<Candidate>,
     notes: Vec<String>,
 }
 
 impl Report {
-    pub const fn new(plan: Plan, candidates: Vec<Candidate>, notes: Vec<String>) -> Self {
+    pub(super) const fn new(plan: Plan, candidates: Vec<Candidate>, notes: Vec<String>) -> Self {
         Self {
             plan,
             candidates,
@@ -24,7 +24,7 @@ impl Report {
         }
     }
 
-    pub fn json(&self) -> Value {
+    pub(super) fn json(&self) -> Value {
         let guest = &self.plan.guest;
         let rows: Vec<Value> = self
             .candidates

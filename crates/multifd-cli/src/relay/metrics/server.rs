@@ -43,7 +43,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 /// # Errors
 ///
 /// If other hosts can reach it. The message has an example of an allowed address.
-pub fn address() -> impl TypedValueParser<Value = Address> {
+pub(crate) fn address() -> impl TypedValueParser<Value = Address> {
     OsStringValueParser::new().try_map(|text| {
         let address = Address::from_os_str(&text).map_err(|error| error.to_string())?;
         match is_local(&address) {
@@ -66,7 +66,7 @@ fn is_local(address: &Address) -> bool {
 }
 
 /// The thread that serves metrics. It ends, and its socket is removed, when this is dropped.
-pub struct Server {
+pub(crate) struct Server {
     stop: Stop,
     thread: Option<JoinHandle<()>>,
     address: Address,

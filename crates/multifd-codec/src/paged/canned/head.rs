@@ -14,7 +14,7 @@ pub(super) struct Head<'a> {
 /// Why the head of a `canned` payload is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(transparent)]
-pub struct CannedFault(#[from] HeadFault);
+pub(crate) struct CannedFault(#[from] HeadFault);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum HeadFault {

@@ -36,7 +36,7 @@
 mod head;
 mod plan;
 
-pub use head::CannedFault;
+pub(crate) use head::CannedFault;
 use head::HeadFault;
 
 use std::sync::Arc;
@@ -48,6 +48,7 @@ use super::PageReader;
 use super::read::BodyCode;
 use super::write::Heads;
 use crate::channel::{Arrived, ReadPayload};
+use crate::error::DecodeFault;
 use crate::{Backend, DecodeError, EncodeError, Pages, PathCounts, Streams};
 use head::Head;
 use plan::Planner;
@@ -156,7 +157,7 @@ impl ReadPayload for ReadPages {
         packet: &mut Arrived,
         page_size: PageSize,
     ) -> Result<PathCounts, DecodeError> {
-        let refused = |fault: HeadFault| DecodeError::Canned(fault.into());
+        let refused = |fault: HeadFault| DecodeError(DecodeFault::Canned(fault.into()));
         let (head, list) = Head::read(&packet.payload).map_err(refused)?;
         // The list is the rest after the head.
         let head_len = packet.payload.len().saturating_sub(list.len());

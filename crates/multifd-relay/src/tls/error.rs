@@ -388,7 +388,7 @@ impl std::error::Error for FolderError {}
 
 impl fmt::Display for FolderError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let file = crate::escape::printable(&self.file);
+        let file = multifd_transport::printable(&self.file);
         match &self.fault {
             FileFault::Missing => write!(
                 f,

@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
-use multifd_transport::tls::{ClientOptions, ServerOptions, TlsClient, TlsServer};
+use multifd_relay::tls::{ClientOptions, ServerOptions, TlsClient, TlsServer};
 
 use crate::ends::{client, folders, server, shake};
 use crate::made::{BOTH, Ca, DAY, Folder, NOW, Spec};

@@ -8,8 +8,8 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use multifd_relay::tls::{ClientOptions, TlsClient, TlsVersions};
 use multifd_transport::Stream;
-use multifd_transport::tls::{ClientOptions, TlsClient, TlsVersions};
 use rustls::version::{TLS12, TLS13};
 
 use crate::ends::{

@@ -13,11 +13,9 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
+use multifd_relay::leg::{LegAddress, Name, NameFault, Protocol};
 use multifd_transport::{Address, asks_for_socket};
 use rustix::fs::{Access, access};
-
-use super::{LegAddress, Protocol};
-use crate::trunk::{Name, NameFault};
 
 /// The placeholder for the guest's name.
 const PLACEHOLDER: &[u8] = b"{name}";
@@ -27,7 +25,7 @@ const MOST_FILES: usize = 1 << 16;
 
 /// A folder in which files ask for listening sockets.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Requests {
+pub(super) struct Requests {
     folder: PathBuf,
     /// The parts of a file's name before and behind the guest's name.
     before: Vec<u8>,
@@ -37,7 +35,7 @@ pub struct Requests {
 /// Why an address is no rule for requests, or its folder cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[error(transparent)]
-pub struct RequestsError(#[from] Unusable);
+pub(super) struct RequestsError(#[from] Unusable);
 
 #[derive(Debug, thiserror::Error)]
 enum Unusable {
@@ -59,7 +57,7 @@ enum Unusable {
     /// No sockets can be made there.
     #[error(
         "cannot make sockets in {}; make the folder, and let this user write in it",
-        multifd_transport::escape::printable_path(folder)
+        multifd_transport::printable_path(folder)
     )]
     Folder {
         /// The folder.
@@ -71,18 +69,16 @@ enum Unusable {
 
 /// The content of the folder.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Look {
+pub(super) struct Look {
     /// The guests that a socket is asked for.
-    pub asked: BTreeSet<Name>,
+    pub(super) asked: BTreeSet<Name>,
     /// Files that look like requests but are none, with the reasons.
-    pub odd: Vec<(OsString, Odd)>,
+    pub(super) odd: Vec<(OsString, Odd)>,
 }
 
 /// Why a file is no request.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum Odd {
+pub(super) enum Odd {
     /// It is not empty.
     #[error("is not empty; a request for a socket is an empty file")]
     NotEmpty,
@@ -93,12 +89,11 @@ pub enum Odd {
 
 /// The identity of a file: its device and inode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FileNumber([u64; 2]);
+pub(super) struct FileNumber([u64; 2]);
 
 impl FileNumber {
     /// The identity of the file at `path`, if there is one.
-    #[must_use]
-    pub fn of(path: &Path) -> Option<Self> {
+    pub(super) fn of(path: &Path) -> Option<Self> {
         let file = fs::symlink_metadata(path).ok()?;
         Some(Self([file.dev(), file.ino()]))
     }
@@ -109,7 +104,7 @@ impl Requests {
     ///
     /// # Errors
     /// If `{name}` does not stand where it must.
-    pub fn of(leg: &LegAddress) -> Result<Self, RequestsError> {
+    pub(super) fn of(leg: &LegAddress) -> Result<Self, RequestsError> {
         let address = leg.to_string();
         let (Protocol::Qemu, Address::Unix(path)) = (leg.protocol, &leg.address) else {
             return Err(Unusable::NoUnixSocket { address }.into());
@@ -137,14 +132,12 @@ impl Requests {
     }
 
     /// The folder.
-    #[must_use]
-    pub fn folder(&self) -> &Path {
+    pub(super) fn folder(&self) -> &Path {
         &self.folder
     }
 
     /// The path of a guest's socket.
-    #[must_use]
-    pub fn path(&self, name: &Name) -> PathBuf {
+    pub(super) fn path(&self, name: &Name) -> PathBuf {
         let file = [&self.before[..], name.as_str().as_bytes(), &self.behind].concat();
         self.folder.join(OsString::from_vec(file))
     }
@@ -153,7 +146,7 @@ impl Requests {
     ///
     /// # Errors
     /// The system's error.
-    pub fn check(&self) -> Result<(), RequestsError> {
+    pub(super) fn check(&self) -> Result<(), RequestsError> {
         let usable = fs::read_dir(&self.folder).and_then(|_| {
             access(&self.folder, Access::WRITE_OK | Access::EXEC_OK).map_err(io::Error::from)
         });
@@ -167,7 +160,7 @@ impl Requests {
     ///
     /// # Errors
     /// If the folder cannot be read.
-    pub fn look(&self, is_served: &dyn Fn(&Name) -> bool) -> io::Result<Look> {
+    pub(super) fn look(&self, is_served: &dyn Fn(&Name) -> bool) -> io::Result<Look> {
         let mut look = Look::default();
         for entry in fs::read_dir(&self.folder)?.take(MOST_FILES) {
             let file = entry?.file_name();

@@ -178,7 +178,7 @@ impl Folder {
         let text = content(path).map_err(|fault| error(path, fault))?;
         let mode = std::fs::metadata(path).map_or(0, |data| data.permissions().mode() & 0o777);
         if mode & 0o077 != 0 {
-            let path = crate::escape::printable_path(path);
+            let path = multifd_transport::printable_path(path);
             self.warnings.push(format!(
                 "others may read {path} (mode {mode:03o}): chmod 600 {path}"
             ));
@@ -231,7 +231,7 @@ fn own_fault(fault: Error) -> FileFault {
 
 fn ends_soon(path: &Path, end: Option<u64>, now: u64) -> Option<String> {
     let end = end.filter(|end| *end < now.saturating_add(WARN_SECONDS))?;
-    let path = crate::escape::printable_path(path);
+    let path = multifd_transport::printable_path(path);
     Some(format!(
         "{path} expires on {}: make a new one in time",
         date(end)

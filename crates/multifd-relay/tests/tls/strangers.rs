@@ -5,8 +5,8 @@ use std::net::Shutdown;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use multifd_relay::tls::starts_like_tls;
 use multifd_transport::Stream;
-use multifd_transport::tls::starts_like_tls;
 
 use crate::ends::{accept, client, connect, drive, folders, is, server, tcp, unix};
 

@@ -3,7 +3,7 @@
 use std::io;
 use std::thread;
 
-use multifd_transport::tls::{ClientOptions, ServerOptions, TlsClient, TlsServer, TlsVersions};
+use multifd_relay::tls::{ClientOptions, ServerOptions, TlsClient, TlsServer, TlsVersions};
 use multifd_transport::{DialError, Stream};
 use rcgen::ExtendedKeyUsagePurpose;
 use rustls::version::{TLS12, TLS13};

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use multifd_transport::tls::{
+use multifd_relay::tls::{
     ClientOptions, Encrypted, Handshake, ServerOptions, TlsClient, TlsServer,
 };
 use multifd_transport::{DialError, Stream};

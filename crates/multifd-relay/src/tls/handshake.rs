@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
+use multifd_transport::{DialError, Stream};
 use rustix::event::PollFlags;
 use rustix::net::{SendFlags, send};
 use rustls::client::{Resumption, WebPkiServerVerifier};
@@ -22,7 +23,6 @@ use super::error::{FileFault, FolderError, Place, TlsError};
 use super::folder::{self, Folder, Role};
 use super::stream::{TlsStream, wait_for};
 use super::verify::{ClientGate, PeerIdentity, Seen, ServerGate};
-use crate::{DialError, Stream};
 
 /// How much is read at once. Most handshakes fit, and it is all that an idle one takes.
 const READ_BYTES: usize = 4 << 10;
@@ -551,7 +551,9 @@ impl Shaking {
                 Ok(_) => self.look()?,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if crate::hung_up(&error) => return Err(TlsError::ClosedInHandshake),
+                Err(error) if multifd_transport::hung_up(&error) => {
+                    return Err(TlsError::ClosedInHandshake);
+                }
                 Err(error) => return Err(error.into()),
             }
         }
@@ -589,7 +591,7 @@ impl Shaking {
                 Err(rustix::io::Errno::AGAIN) => return Ok(false),
                 Err(error) => {
                     let error = io::Error::from(error);
-                    if !crate::hung_up(&error) {
+                    if !multifd_transport::hung_up(&error) {
                         return Err(error.into());
                     }
                     // The peer's last words may have come before it went.

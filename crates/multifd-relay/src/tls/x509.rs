@@ -7,7 +7,7 @@
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use crate::escape::printable;
+use multifd_transport::printable;
 
 const INTEGER: u8 = 0x02;
 const OCTETS: u8 = 0x04;

@@ -1,8 +1,8 @@
 //! TLS over a connection, with certificates in a folder with QEMU's file names.
 //!
 //! [`TlsServer`] answers handshakes within a poll loop, [`TlsClient`] does one and waits for it.
-//! Both give a [`Stream`](crate::Stream) that carries plaintext for its users, in both directions
-//! at once.
+//! Both give a [`Stream`](multifd_transport::Stream) that carries plaintext for its users, in both
+//! directions at once.
 //!
 //! A folder has `ca-cert.pem`, `server-cert.pem` and `server-key.pem` for a server,
 //! `client-cert.pem` and `client-key.pem` for a client, and `ca-crl.pem` where certificates were

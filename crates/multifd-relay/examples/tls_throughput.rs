@@ -2,7 +2,7 @@
 //!
 //! Prints for each the rate, and how much each end carries in a second of one processor.
 //!
-//!     cargo run --release -p multifd-transport --features tls --example tls_throughput
+//!     cargo run --release -p multifd-relay --example tls_throughput
 
 use std::error::Error;
 use std::fs;
@@ -11,8 +11,8 @@ use std::os::unix::net::UnixStream;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use multifd_relay::tls::{ClientOptions, ServerOptions, TlsClient, TlsServer};
 use multifd_transport::Stream;
-use multifd_transport::tls::{ClientOptions, ServerOptions, TlsClient, TlsServer};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;

@@ -5,12 +5,12 @@ use std::io;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
+use multifd_transport::{Layer, Stream};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{SendFlags, send};
 
 use super::engine::{Engine, Incoming, RECORD_BYTES, Stop, has_record};
 use super::error::{Place, TlsError};
-use crate::{Layer, Stream};
 
 /// How much ciphertext is read at once. Several records, so that a system call costs little of the
 /// time.
@@ -244,7 +244,7 @@ impl TlsStream {
 
     /// A write has failed as the peer is gone. Its last words may have come before that.
     fn heard_why(&self, error: io::Error) -> io::Error {
-        if !crate::hung_up(&error) {
+        if !multifd_transport::hung_up(&error) {
             return error;
         }
         if let Ok(mut reader) = self.reader.try_lock() {
