@@ -1,4 +1,4 @@
-//! What can go wrong in a migration that is relayed, kept or replayed.
+//! The failures of a migration that is relayed, kept or replayed.
 
 use std::io;
 use std::time::Duration;
@@ -18,7 +18,7 @@ pub use multifd_transport::failure::{Channel, Leg, SetupFault};
 /// The first thing that went wrong in a migration. Whatever failed afterwards failed because of it.
 pub type Failure = Located<Cause>;
 
-/// What can go wrong in a migration.
+/// The cause of a failed migration.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Cause {
@@ -116,7 +116,7 @@ pub enum Cause {
          It was disconnected: check that it does not run before you go on at the source"
     )]
     NoWord {
-        /// How long its word was waited for.
+        /// The time limit for its word.
         within: Duration,
     },
     /// A connection broke while the guest's memory was at both ends.
@@ -148,6 +148,16 @@ pub enum Cause {
         "the destination closed without saying that it has the guest; see the destination's own log"
     )]
     Unconfirmed,
+    /// The destination of a replay neither took nor said anything within the time limit.
+    #[error(
+        "the destination took nothing and said nothing for {} s: look at its log and its state (info status), \
+         then replay again",
+        within.as_secs()
+    )]
+    Stalled {
+        /// The time limit.
+        within: Duration,
+    },
 }
 
 impl From<Gap> for Cause {
