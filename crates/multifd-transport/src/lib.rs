@@ -92,3 +92,8 @@ pub use moment::Moment;
 pub use rounds::RoundFault;
 pub use stop::Stop;
 pub use stream::{Backlog, Layer, Stream, hung_up};
+
+/// The examples of the README are tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
