@@ -19,7 +19,7 @@ pub static STDERR: Queue = Queue::new(rustix::stdio::stderr, 256 << 10, "message
 /// Results.
 pub static STDOUT: Queue = Queue::new(rustix::stdio::stdout, 4 << 20, "results");
 
-/// How soon to write again to what takes nothing and does not block.
+/// Pause before retrying a non-blocking output that is full.
 const PAUSE: Duration = Duration::from_millis(20);
 
 /// ECMA-48 EL: what is right of the cursor goes.

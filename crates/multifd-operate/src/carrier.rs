@@ -45,7 +45,7 @@ impl Carrier {
         let cancel = Cancel::new();
         let notes = tell.clone();
         relay.acceptor().on_note(move |note| {
-            // Once the migration is over, nobody listens.
+            // Once the migration is over, the receiver is gone.
             let _ = notes.send(Told::Note(note.to_string()));
         });
         let wish = cancel.clone();
@@ -121,7 +121,7 @@ impl Drop for Carrier {
     fn drop(&mut self) {
         self.cancel.cancel();
         if let Some(thread) = self.thread.take() {
-            // Its panic was told of. Every wait of a relay ends.
+            // Its panic was reported. Every wait of a relay ends.
             let _ = thread.join();
         }
     }

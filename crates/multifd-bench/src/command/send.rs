@@ -205,7 +205,7 @@ pub struct Summary {
     pub cpu_seconds: f64,
 }
 
-/// What became of pages with differences on.
+/// The figures of pages with differences on.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Delta {
     /// Pages as differences, of which some were the same as before.

@@ -72,8 +72,8 @@ pub fn run(
     Ok(())
 }
 
-/// Whether a failure says nothing about a guest: somebody connected, and spoke too little or
-/// something else.
+/// Whether a failure says nothing about a guest: a peer connected, and sent too little or something
+/// else.
 fn is_broken_off(failure: &Failure) -> bool {
     matches!(
         failure.cause,

@@ -9,7 +9,7 @@ use super::super::support::made::{Channel, Shape, short};
 use super::super::support::peers::{Destination, Role, SHUT_WELL, Source, dial, write};
 use super::super::{parse, relay_at};
 
-/// It was cut behind its hellos, at its set-up's end, and the next one comes at once, or a little
+/// It was cut after its hellos, at its set-up's end, and the next one comes at once, or a little
 /// later.
 #[test]
 fn a_source_that_has_gone_stops_no_other() {

@@ -74,7 +74,7 @@ struct Shared {
     abilities: Abilities,
     /// Only migrations that verify their pages are accepted.
     verify: bool,
-    /// One migration may keep so many bytes of pages.
+    /// One migration may keep this many bytes of pages.
     delta_memory: u64,
 }
 
@@ -273,7 +273,7 @@ impl Shared {
             ) {
                 (Connection::Main { .. }, Some(_)) => {
                     drop(state);
-                    let words = "a migration of this number is under way here: does the way lead back to this relay?";
+                    let words = "this migration is already under way here: do the routes lead back to this relay?";
                     return refuse(&stream, Refusal::new(RefusalCode::ITSELF, words));
                 }
                 (Connection::Main { .. }, None) if refuses_new => {

@@ -35,7 +35,7 @@ pub enum MigrationNote {
     Stalled {
         /// For how long.
         seconds: u64,
-        /// Who is waited for.
+        /// The party that is waited for.
         waits_for: Party,
     },
     /// Something is passed on again.
