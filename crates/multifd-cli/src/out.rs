@@ -158,7 +158,7 @@ impl Queue {
                 }
                 Err(_) => {}
             }
-            // Last, so that the end of the process waits for what was to be told.
+            // Last, so that the end of the process waits for its messages.
             self.lock().is_writing = false;
             self.changed.notify_all();
         }

@@ -322,7 +322,7 @@ struct Ends {
     migrations: Cancel,
     /// Nothing is left, and the addresses are given back.
     over: Cancel,
-    /// The migrations that were accepted, and whose end has not been told.
+    /// The migrations that were accepted, and whose end has not been reported.
     running: Arc<AtomicUsize>,
 }
 

@@ -110,8 +110,8 @@ impl<'s> ControlLink<'s> {
         }
     }
 
-    /// The migration has failed here: finds out whether the peer gave up first, and if not tells it
-    /// why this end does.
+    /// The migration has failed here: finds out whether the peer gave up first, and if not sends it
+    /// the reason.
     pub(crate) fn explained(&mut self, failure: Failure) -> Failure {
         if let Some(cause) = is_broken_off(&failure.cause)
             .then(|| self.last_words())

@@ -19,8 +19,8 @@ pub struct Statistics {
     pub setup_time: Duration,
     /// Bits sent per second in millions, from the end of the setup to the end.
     pub mbps: f64,
-    /// Pages sent per second, zero pages included, over the same time. (QEMU tells this of its last
-    /// moments only.)
+    /// Pages sent per second, zero pages included, over the same time. (QEMU reports this of its
+    /// last moments only.)
     pub pages_per_second: f64,
     /// Pages sent with their contents; a page that was sent twice counts twice.
     pub normal: u64,

@@ -72,7 +72,7 @@ impl Carrier {
         })
     }
 
-    /// Takes what the relay has told since the last call.
+    /// Takes the relay's reports since the last call.
     pub(crate) fn look(&mut self, observe: &mut dyn FnMut(News)) {
         while let Ok(told) = self.told.try_recv() {
             match told {
@@ -103,7 +103,7 @@ impl Carrier {
         self.cancel.cancel();
     }
 
-    /// Whether the destination has said that it has the guest, and the source was told.
+    /// Whether the destination has said that it has the guest, and the source has got that word.
     pub(crate) fn has_delivered(&self) -> bool {
         matches!(&self.outcome, Some(Ok(report)) if report.confirmed == Some(true))
     }

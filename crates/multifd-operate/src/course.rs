@@ -77,7 +77,7 @@ pub(crate) enum Step {
     StartPostcopy,
     /// The guest may be let go: from then on it cannot be called back.
     GoOn,
-    /// A cancelled QEMU may still wait to be told that it may let the guest go.
+    /// A cancelled QEMU may still wait for the command to let the guest go.
     Release,
     Cancel(Stop),
     /// QEMU has not begun to cancel.
@@ -332,7 +332,7 @@ mod tests {
         let mut course = Course::new(Terms::default());
         let first = course.next(wished(Phase::PreSwitchover, 1));
         assert_eq!(first, Step::Cancel(Stop::Asked));
-        // QEMU stops for its switch-over in the meantime, and is not told to go on.
+        // QEMU stops for its switch-over in the meantime, and gets no command to go on.
         assert_eq!(course.next(wished(Phase::PreSwitchover, 1)), Step::Wait);
         assert_eq!(course.next(wished(Phase::Cancelled, 2)), Step::Over);
     }

@@ -164,7 +164,7 @@ struct Wait<'a> {
     qemu: &'a mut Qemu,
     carrier: Carrier,
     begun: Option<Instant>,
-    /// The status that was told last.
+    /// The status that was reported last.
     told: String,
     /// A wish to end came too late.
     was_too_late: bool,
@@ -316,7 +316,7 @@ impl Wait<'_> {
         };
         match status {
             Ok(status) if status.is_completed() => {
-                // The source was not told, and may go on with its guest.
+                // The source has not got the word, and may go on with its guest.
                 return Failure {
                     guest: Whereabouts::Unknown,
                     ..failure.advise(

@@ -476,7 +476,7 @@ impl fmt::Display for RunState {
     }
 }
 
-/// The status that an event about a migration tells.
+/// The status that an event about a migration reports.
 pub(crate) fn status_of(event: &Event) -> Option<&str> {
     let is_about_one = event.name == "MIGRATION";
     is_about_one.then(|| field(&event.data, "status").as_str())?

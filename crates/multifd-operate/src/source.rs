@@ -167,7 +167,7 @@ pub(crate) fn put_back_when_idle(plan: &Plan, qemu: &mut Qemu, observe: &mut dyn
     }
 }
 
-/// Undoes the changes of a plan, and tells what stays changed.
+/// Undoes the changes of a plan, and reports settings that stay changed.
 pub(crate) fn put_back(plan: &Plan, qemu: &mut Qemu, observe: &mut dyn FnMut(News)) {
     if let Err(error) = qemu.ask_again(|qemu| plan.undo(qemu)) {
         observe(stayed(plan, &error));
@@ -229,7 +229,7 @@ struct Run<'a> {
     course: Course,
     /// The last status with figures.
     last: MigrationStatus,
-    /// The status that was told last, and when.
+    /// The status that was reported last, and when.
     told: String,
     told_at: Option<Instant>,
     /// QEMU has just said that it waits before its switch-over.

@@ -98,7 +98,7 @@ pub enum Cause {
          The destination was disconnected: check that it does not run"
     )]
     TakenBack,
-    /// The destination has the guest, and the source could not be told.
+    /// The destination has the guest, and the word did not reach the source.
     #[error(
         "the destination has the guest, but the source closed before it was told: \
          the guest may run at both ends, stop one of them now"
@@ -131,7 +131,7 @@ pub enum Cause {
          switch it off at the source (migrate_set_capability postcopy-ram off)"
     )]
     Postcopy,
-    /// A stream without the description of devices, whose end cannot be told from a pause.
+    /// A stream without the description of devices, whose end cannot be distinguished from a pause.
     #[error(
         "the end of this stream cannot be detected, as the source leaves out its device description (suppress-vmdesc): \
          record from a machine type with it, or without return path"

@@ -99,7 +99,7 @@ enum Event {
     Ended(Result<(), Failure>),
 }
 
-/// Starts a thread that tells how it ended.
+/// Starts a thread that reports its end.
 fn spawn<'scope>(
     scope: &'scope Scope<'scope, '_>,
     tell: &Sender<Event>,
@@ -128,8 +128,8 @@ fn spawn<'scope>(
 ///
 /// # Errors
 ///
-/// The first failure of any connection. All are closed then, and a source that listens is told that
-/// it failed.
+/// The first failure of any connection. All are closed then, and a source that listens gets the
+/// failure.
 pub(crate) fn take(
     acceptor: &mut Acceptor,
     settings: SourceSettings,
@@ -273,7 +273,7 @@ pub(crate) fn take(
                 let is_cancelled = cancel.is_cancelled();
                 is_cancelled.then(|| Failure::here(TransportCause::Cancelled.into()))
             });
-            // Everything has come, and the source is told so. Only main's thread may say otherwise.
+            // Everything has come, and the source hears so. Only main's thread may say otherwise.
             let fault = fault.filter(|_| is_end || !is_settled);
             if let (Some(fault), None) = (fault, &failure) {
                 failure = Some(fault);
@@ -340,7 +340,7 @@ struct MainChannel<'a, K> {
     coverage: &'a Coverage,
     numbers: &'a Numbers,
     answers: &'a Answers,
-    /// Everything is kept, and a source that wants to know it was told.
+    /// Everything is kept, and a source that asked has got the word.
     kept: &'a AtomicBool,
     /// Channels may be another migration's.
     in_doubt: AtomicBool,
@@ -381,7 +381,7 @@ impl<K: Keeper> MainChannel<'_, K> {
                 let event = match receiver.push(&mut bytes) {
                     Ok(Some(event)) => event,
                     Ok(None) => break,
-                    // Everything is kept, and the source has been told.
+                    // Everything is kept, and the source has got the word.
                     Err(_) if self.answers.is_settled() => break,
                     Err(fault) => return Err(fault.into()),
                 };
@@ -495,8 +495,8 @@ impl<K: Keeper> MainChannel<'_, K> {
         }
     }
 
-    /// The main channel has ended: keeps everything once it has come, and tells the source. What is
-    /// missing then is on a channel that is late, or does not come.
+    /// The main channel has ended: keeps everything once it has come, and sends the word to the
+    /// source. Missing pages are on a channel that is late, or does not come.
     fn settle(&self, outline: &RamOutline) -> Result<(), TakeError> {
         if !outline.ram_ended {
             return Err(RoundFault::NoRam.into());

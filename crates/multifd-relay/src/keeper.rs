@@ -33,7 +33,7 @@ pub(crate) trait Keeper: Sync {
     /// source may forget it.
     fn keep(&self, left_out: &[BlockName]) -> Result<(), Cause>;
 
-    /// Forgets what was kept: the source closed before it could be told, and has its guest.
+    /// Forgets what was kept: the source closed before it got the word, and has its guest.
     fn withdraw(&self);
 
     /// Whether the keeper needs RAM only (`receive`), and not the device state (`record`).

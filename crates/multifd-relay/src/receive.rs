@@ -89,7 +89,7 @@ pub struct BlockReport {
 /// # Errors
 ///
 /// The first failure of any connection or image. No image is left then, and a source that asks for
-/// an answer is told, so that its guest goes on.
+/// an answer gets it, so that its guest goes on.
 pub fn receive(
     acceptor: &mut Acceptor,
     folder: &Folder,

@@ -99,8 +99,8 @@ pub struct RecordReport {
 ///
 /// # Errors
 ///
-/// The first failure of any connection or of the file. A source that listens is told, and its guest
-/// goes on.
+/// The first failure of any connection or of the file. A source that listens gets the failure, and
+/// its guest goes on.
 pub fn record(
     acceptor: &mut Acceptor,
     output: Output,
@@ -342,7 +342,7 @@ fn file_failure(output: &Output, source: io::Error) -> Failure {
     main_failure(output.file.failed(source).into())
 }
 
-/// The file is not one connection's; without a better place its failures are told with the main
+/// The file is not one connection's; without a better place its failures are reported with the main
 /// channel.
 fn main_failure(cause: Cause) -> Failure {
     Failure {

@@ -85,7 +85,7 @@ impl Answers {
     ///
     /// # Errors
     ///
-    /// When the source cannot be told.
+    /// When the answer cannot be written.
     pub(crate) fn react(&self, event: &MainEvent, stream: &Stream) -> io::Result<()> {
         let ack = self.change(|state| {
             match event {
@@ -132,7 +132,7 @@ impl Answers {
     ///
     /// # Errors
     ///
-    /// When the source has been told already that the migration failed.
+    /// When the source has already got the word that the migration failed.
     pub(crate) fn settle(&self) -> Result<bool, RoundFault> {
         self.change(|state| match state.stage {
             Stage::Refused => Err(RoundFault::Stopped),
@@ -147,13 +147,13 @@ impl Answers {
     ///
     /// # Errors
     ///
-    /// When the source cannot be told.
+    /// When the answer cannot be written.
     pub(crate) fn shut(&self, well: bool, stream: &Stream) -> io::Result<()> {
         answer(stream, &Message::Shut(u32::from(!well)))
     }
 
-    /// The migration has failed: tells the source, if it listens, so that its guest goes on at
-    /// once.
+    /// The migration has failed: sends the word to the source, if it listens, so that its guest
+    /// goes on at once.
     pub(crate) fn refuse(&self, stream: &Stream) {
         let told = self.change(|state| match state.stage {
             Stage::Settled => false,

@@ -197,7 +197,7 @@ pub enum SetupFault {
         /// The number of channels.
         channels: usize,
     },
-    /// Migrations that run at once at one address, and whose connections cannot be told apart.
+    /// Migrations that run at once at one address, and whose connections cannot be distinguished.
     #[error(
         "several migrations at once at one address, and a channel of VM {} may belong to any of them: \
          migrate one after another, or give each VM an address of its own, \

@@ -396,13 +396,13 @@ impl Stream {
 
     /// Bytes that were written and are still in this host: over TCP those that the peer's host has
     /// not acknowledged, over a unix socket those that the peer has not read. None, where the
-    /// system does not tell.
+    /// system does not report it.
     pub fn unsent_bytes(&self) -> u64 {
         self.sum(|socket| crate::unsent::unsent_bytes(socket))
     }
 
     /// Bytes that were written and wait to be passed on: while there always are some, the
-    /// connection is busy. 0, where the system does not tell.
+    /// connection is busy. 0, where the system does not report it.
     pub(crate) fn waiting_bytes(&self) -> u64 {
         self.sum(|socket| crate::unsent::waiting_bytes(socket))
     }
@@ -411,7 +411,7 @@ impl Stream {
     pub fn backlog(&self) -> Backlog {
         match (self.waiting_bytes(), self.unsent_bytes()) {
             (0, _) => Backlog::Nowhere,
-            // Only TCP tells what is on its way.
+            // Only TCP reports the bytes on their way.
             (waiting, unsent) if unsent > waiting => Backlog::Link,
             _ => Backlog::Peer,
         }

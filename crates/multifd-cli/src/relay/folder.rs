@@ -39,7 +39,7 @@ pub(super) struct Watch {
     /// Sockets that are gone, and whose migrations may run.
     ending: Vec<JoinHandle<()>>,
     told: HashSet<String>,
-    /// The folder cannot be read, which was told.
+    /// The folder cannot be read, which was reported.
     is_lost: bool,
 }
 

@@ -95,7 +95,7 @@ pub struct Received<M> {
 /// # Errors
 ///
 /// The first failure of any connection or of the VM. The guest is not started then, and the source
-/// is told.
+/// gets the failure.
 pub fn receive<M: GuestMemory>(
     acceptor: &mut Acceptor,
     memory: impl FnOnce(&Offer) -> Result<M, VmError>,

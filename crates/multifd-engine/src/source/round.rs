@@ -73,8 +73,8 @@ struct Cursor {
     page: usize,
 }
 
-/// Sends the pages of `dirty` and a SYNC after them on every channel. `watch` is asked now and
-/// then whether to go on, and told how many pages are left.
+/// Sends the pages of `dirty` and a SYNC after them on every channel. `watch` gets the number of
+/// pages that are left now and then, and decides whether to go on.
 ///
 /// # Errors
 ///

@@ -643,7 +643,7 @@ impl Shared {
                 Some(server) => Ok(Stage::Handshake(server.begin(stream))),
                 None => Err((stream, "this address has no certificates")),
             },
-            // A trunk without TLS on an encrypted leg is told the reason.
+            // A trunk without TLS on an encrypted leg gets the reason.
             _ => Ok(Stage::Preface(
                 Greeted::in_clear(stream),
                 PrefaceReceiver::default(),

@@ -193,7 +193,7 @@ pub struct Traffic {
     pub bytes_in: u64,
     /// Bytes written to the destination, main channel included.
     pub bytes_out: u64,
-    /// The guest's memory in bytes, once the set-up has told it; 0 before, and where the stream
+    /// The guest's memory in bytes, once the set-up has shown it; 0 before, and where the stream
     /// cannot be followed.
     pub memory: u64,
     /// Bytes of the guest's memory that all pages so far stand for, zero pages and pages on the

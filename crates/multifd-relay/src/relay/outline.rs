@@ -33,8 +33,8 @@ pub(super) struct Seen {
     pub(super) postcopy: bool,
     /// The destination has said that it has the guest, and the migration had not failed before.
     pub(super) confirmed: bool,
-    /// The migration has failed. From now on the source is never told that the destination has the
-    /// guest.
+    /// The migration has failed. From now on the source never gets the word that the destination
+    /// has the guest.
     pub(super) failed: bool,
     /// The rest of main cannot be followed, so its completeness cannot be seen here.
     pub(super) lost: bool,

@@ -191,7 +191,7 @@ impl Pump<'_> {
                     gate.ended(self.id, End::Abandoned(error.kind()));
                     counters.channel_ended(&self.inlet, &self.outlet);
                     // The destination does not need the rest, or it has failed. Its word on main
-                    // tells which, and the source can wait for that.
+                    // shows which, and the source can wait for that.
                     self.link.source.drain();
                     return Ok(());
                 }

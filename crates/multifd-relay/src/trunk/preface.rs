@@ -15,7 +15,8 @@ pub struct Preface {
     pub versions: Versions,
     /// A random number, one for each migration: all its connections have the same.
     pub migration: [u8; 16],
-    /// A random number of the client's process, by which migrations of one relay can be told.
+    /// A random number of the client's process, by which migrations of one relay can be
+    /// distinguished.
     pub process: [u8; 16],
     /// The guest's name. The server maps it to a socket of its destination.
     pub name: Name,

@@ -433,7 +433,7 @@ impl Handshake {
     /// After its end, good or bad, it holds no socket any more.
     ///
     /// # Errors
-    /// When this end refuses the client, of which the client is told, or the client refuses.
+    /// When this end refuses the client, which gets the reason, or the client refuses.
     pub fn go_on(&mut self) -> io::Result<Option<Encrypted>> {
         self.step().map_err(|error| error.to_io())
     }
