@@ -24,7 +24,7 @@ const CUTS: [(&str, [u8; 8]); 3] = [
     ("whole", [255; 8]),
 ];
 
-/// Scripts of `acceptor`: what happens, to whom, and more of it with a pause behind.
+/// Scripts of `acceptor`: what happens, to whom, and more of it with a pause after.
 const ACCEPTOR: [(&str, &[[u8; 3]]); 6] = [
     (
         "one",
@@ -405,7 +405,7 @@ fn qemu_10_0() -> Vec<u8> {
     .concat()
 }
 
-/// A SYNC with a page, and the empty packet behind it.
+/// A SYNC with a page, and the empty packet after it.
 fn qemu_7_2() -> Vec<u8> {
     [
         vector("hello.txt"),

@@ -6,7 +6,7 @@ use multifd_wire::{Method, PageSize};
 use page_deflate::CodeLengths;
 use testkit::oracle::{Ending, Oracle};
 
-/// Payloads that are taken hold, behind the description of their code, streams which the judge
+/// Payloads that are taken hold, after the description of their code, streams which the judge
 /// reads the same; after one that is refused none is taken.
 ///
 /// The first bytes of `data` say how many pages there are, of which size, and how long the first of
@@ -64,7 +64,7 @@ fn check(payload: &[u8], page_size: PageSize, arrived: &[u8], description: &mut 
     }
 }
 
-/// One behind the other, bit by bit.
+/// One after the other, bit by bit.
 fn join(header: &[u8], header_bits: usize, body: &[u8]) -> Vec<u8> {
     let mut stream = header.to_vec();
     stream.resize((header_bits + 8 * body.len()).div_ceil(8), 0);

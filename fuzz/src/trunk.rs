@@ -193,7 +193,7 @@ fn written(script: &mut &[u8]) -> (Vec<Vec<u8>>, Vec<Received>) {
     (wire, sent)
 }
 
-/// The same frames with the digests that they should have, or no frame behind the first would ever
+/// The same frames with the digests that they should have, or no frame after the first would ever
 /// be looked at.
 fn mended(stream: &[u8]) -> Vec<u8> {
     let mut bytes = stream.to_vec();

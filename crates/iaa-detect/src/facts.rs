@@ -418,7 +418,7 @@ pub(crate) struct Oddity {
 }
 
 impl Oddity {
-    /// Most oddities kept. A healthy machine has none, and nobody reads more than this.
+    /// The most oddities kept. A healthy machine has none, and more than this is unreadable.
     pub(crate) const MOST: usize = 64;
 }
 

@@ -26,3 +26,8 @@ pub mod guests;
 pub mod links;
 #[cfg(feature = "command")]
 mod plan;
+
+/// The examples of the README are tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -311,7 +311,7 @@ fn what_is_wrong_with_a_command_is_said_with_what_to_do() {
     refused(
         &with(&["idle", "--streams", "4"]),
         1,
-        "--streams is not for an effort that is found out",
+        "--streams does not go with --effort auto",
     );
     refused(
         &with(&["image:/no/such/file"]),

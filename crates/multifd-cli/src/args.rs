@@ -107,8 +107,7 @@ pub(crate) struct RelayArgs {
     /// page that cannot be written is named, and changes nothing else.
     #[arg(long, value_name = "DIR", hide_short_help = true)]
     pub report: Option<PathBuf>,
-    /// Keep all rights: without it a relay gives up, by Landlock and seccomp, what it has no use
-    /// for.
+    /// Switch off the sandbox (Landlock, seccomp), for debugging.
     #[arg(long, hide_short_help = true)]
     pub no_sandbox: bool,
     #[command(flatten)]
@@ -121,7 +120,7 @@ pub(crate) struct RelayArgs {
     /// source's relay.
     #[arg(long, value_name = "SIZE", value_parser = size, hide_short_help = true)]
     pub delta_memory: Option<u64>,
-    /// Compress anew what arrives in the outgoing method; without it, that is passed on as it is.
+    /// Recompress payloads that already have the outgoing method. By default they pass unchanged.
     ///
     /// So a source QEMU with multifd-compression zlib and multifd-zlib-level 0 needs one relay to a
     /// stock destination.
@@ -147,7 +146,7 @@ pub(crate) struct RelayArgs {
     /// Print one JSON object per migration.
     #[arg(long)]
     pub json: bool,
-    /// Tell of each change of effort.
+    /// Report each change of effort.
     #[arg(long, short, hide_short_help = true)]
     pub verbose: bool,
 }
@@ -248,7 +247,7 @@ pub(crate) struct RecordArgs {
 #[derive(Args, Debug)]
 #[command(after_help = "\
 The recording is checked whole before anything is sent. The destination needs the recorded machine, number of
-channels and compression.
+channels and compression. After ten minutes without any progress the replay fails.
 
 Example:
   multifd replay guest.mfd --connect unix:/run/dst.sock")]
@@ -365,7 +364,7 @@ pub(crate) fn processors(text: &str) -> Result<f64, String> {
     let count = text.parse().ok();
     count
         .filter(|count: &f64| (0.01..=4096.0).contains(count))
-        .ok_or_else(|| "this is a number of processors, from 0.01 to 4096, such as 1.5".to_owned())
+        .ok_or_else(|| "--cpus is 0.01 to 4096, such as 1.5".to_owned())
 }
 
 /// The mode of a file, as chmod takes it.

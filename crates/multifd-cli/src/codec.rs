@@ -9,7 +9,7 @@ use multifd_wire::Method;
 
 use crate::args::{CodecArgs, Compression};
 
-/// What was asked for, with the defaults filled in.
+/// The chosen options, with the defaults filled in.
 #[derive(Clone, Copy, Debug)]
 pub struct Codec {
     /// The method.
@@ -74,8 +74,8 @@ impl CodecArgs {
         self.compression.unwrap_or(usual)
     }
 
-    /// What is written, to a trunk or to another leg. Refuses an option without an effect, rather
-    /// than ignoring it.
+    /// The codec to write with, to a trunk or to another leg. Refuses an option without an effect,
+    /// rather than ignoring it.
     pub fn codec(&self, to_trunk: bool) -> Result<Codec, String> {
         let compression = self.compression(to_trunk);
         let method = self.method(to_trunk);
@@ -161,9 +161,7 @@ impl CodecArgs {
         }
         if self.streams.is_some_and(|streams| streams.value() > 1) {
             return Err(
-                "--streams is not for an effort that is found out: say --compression \
-                        zlib or zstd without --effort auto, or leave out --streams"
-                    .to_owned(),
+                "--streams does not go with --effort auto: leave one of them out".to_owned(),
             );
         }
         if method == Method::Zlib && settings.accel == Accel::Auto {

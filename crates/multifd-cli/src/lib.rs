@@ -77,8 +77,13 @@ fn run(command: impl FnOnce() -> process::Outcome) -> ExitCode {
     process::run("multifd", command)
 }
 
-/// What can be typed, as clap has it: man pages and completions are made from this.
+/// The command line, as clap has it: man pages and completions are made from this.
 #[must_use]
 pub fn definition() -> clap::Command {
     Cli::command()
 }
+
+/// The examples of the README are tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

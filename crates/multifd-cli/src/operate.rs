@@ -28,7 +28,7 @@ pub(crate) fn migrate(args: &MigrateArgs, sandbox: &Sandbox) -> Outcome {
     let end = &args.end;
     let codec = args.codec.codec(true)?;
     if args.cpus.is_some() && !codec.auto {
-        return Err("--cpus is for an effort that is found out: add --effort auto".into());
+        return Err("--cpus needs --effort auto".into());
     }
     let mut config = RelayConfig::new(args.to.clone(), codec.method);
     config.settings = codec.settings;
@@ -76,7 +76,7 @@ pub(crate) fn accept(args: &AcceptArgs, sandbox: &Sandbox) -> Outcome {
     options.rules = args.allow.iter().map(|text| Rule::parse(text)).collect();
     if !args.allow.is_empty() && !args.listen.tls {
         return Err(format!(
-            "--allow has no use on {}: only clients of an encrypted leg have a certificate",
+            "--allow has no effect on {}: only clients of an encrypted leg have a certificate",
             args.listen
         )
         .into());
@@ -125,7 +125,7 @@ fn conclude(
     told
 }
 
-/// Where the page about a migration is to be.
+/// The place of the page about a migration.
 struct Report<'a> {
     path: &'a Path,
     writer: Writer,

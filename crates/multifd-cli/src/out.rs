@@ -19,7 +19,7 @@ pub(crate) static STDERR: Queue = Queue::new(rustix::stdio::stderr, 256 << 10, "
 /// Results.
 pub(crate) static STDOUT: Queue = Queue::new(rustix::stdio::stdout, 4 << 20, "results");
 
-/// How soon to write again to what takes nothing and does not block.
+/// Pause before retrying a non-blocking output that is full.
 const PAUSE: Duration = Duration::from_millis(20);
 
 /// ECMA-48 EL: what is right of the cursor goes.
@@ -158,7 +158,7 @@ impl Queue {
                 }
                 Err(_) => {}
             }
-            // Last, so that the end of the process waits for what was to be told.
+            // Last, so that the end of the process waits for its messages.
             self.lock().is_writing = false;
             self.changed.notify_all();
         }

@@ -1,4 +1,4 @@
-//! How fast a migration is, how long it still takes, and what limits it: from its last few updates.
+//! A migration's rate, its remaining time and its limit, estimated from its last few updates.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -26,7 +26,7 @@ struct Point {
     waits: Waits,
 }
 
-/// What a migration's channels spend most of their time with.
+/// The activity that takes most of the channels' time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Limit {
     Source,
@@ -71,8 +71,8 @@ impl Pace {
         ])
     }
 
-    /// How much of the guest's memory has come once, and how long the rest takes, as long as hardly
-    /// anything has come twice.
+    /// The share of the guest's memory that has come once, and the time for the rest, while hardly
+    /// any page has come twice.
     pub(crate) fn first_pass(&self) -> Option<(f64, Option<Duration>)> {
         let Traffic {
             memory, carried, ..
@@ -86,7 +86,8 @@ impl Pace {
         Some((carried as f64 / memory as f64 * 100.0, left))
     }
 
-    /// What takes most of the channels' time. Time in which they wait for each other says nothing.
+    /// The activity that takes most of the channels' time. Time in which they wait for each other
+    /// says nothing.
     pub(crate) fn limit(&self) -> Option<Limit> {
         let [first, last] = self.span()?;
         let waits = last.waits.since(&first.waits);

@@ -20,7 +20,7 @@ pub type Outcome = Result<(), Box<dyn Error>>;
 pub(crate) struct Told {
     /// The exit status.
     pub(crate) status: u8,
-    /// What happened.
+    /// The message.
     pub(crate) words: String,
 }
 
@@ -110,7 +110,7 @@ pub fn cpu_seconds() -> io::Result<f64> {
 }
 
 const UTIME: usize = 14;
-/// What Linux shows to programs, whatever its own clock does.
+/// Linux reports times to programs at this rate, independent of its own clock.
 const TICKS_PER_SECOND: f64 = 100.0;
 
 #[cfg(test)]

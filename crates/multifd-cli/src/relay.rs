@@ -40,10 +40,10 @@ use crate::sandbox::Sandbox;
 use crate::say::{self, Progress};
 use crate::signals::Signals;
 
-/// How soon a wish to end is noticed.
+/// Poll interval for cancellation.
 const TICK: Duration = Duration::from_millis(100);
 
-/// How often a line of progress of each migration is printed where nobody can overwrite it.
+/// Time between two printed lines of progress of each migration where output is no terminal.
 const LINE_EVERY: Duration = Duration::from_secs(10);
 
 /// Migrations that run at once, over all addresses. Each has two threads, and one more for each of
@@ -53,7 +53,7 @@ const MOST_MIGRATIONS: usize = 256;
 /// Messages of a relay's threads to the printing thread.
 enum Event {
     Note(String),
-    /// So many connections were closed, because they are no part of a migration.
+    /// This many connections were closed, because they are no part of a migration.
     PassedOver(u64, String),
     Begun(Box<Migration>),
     Update(u64, Update),
@@ -80,7 +80,7 @@ pub(crate) struct Migration {
     record: Option<Box<Record>>,
 }
 
-/// What a relay was given, and what it has given up.
+/// The routes of a relay, and the rights that it has given up.
 pub(crate) struct Confined(Result<(Vec<Route>, Sandbox), String>);
 
 /// Reads which routes there are, and gives up what they have no use for. No thread may run yet.
@@ -123,11 +123,7 @@ pub(crate) fn run(args: &RelayArgs, confined: Confined) -> Outcome {
         config.auto = codec.auto;
         config.processors = args.cpus;
         if args.cpus.is_some() && !codec.auto {
-            return Err(
-                "--cpus is for an effort that is found out: add --effort auto"
-                    .to_owned()
-                    .into(),
-            );
+            return Err("--cpus needs --effort auto".to_owned().into());
         }
         config.limits = Limits::default();
         config.dial_timeout = Duration::from_secs(args.dial_timeout.get().into());
@@ -208,7 +204,7 @@ pub(crate) fn run(args: &RelayArgs, confined: Confined) -> Outcome {
     ends.accepting.cancel();
     ends.over.cancel();
     for thread in accepting {
-        // Its panic was told of, and nothing is left of it.
+        // Its panic was reported, and nothing is left of it.
         let _ = thread.join();
     }
     outcome
@@ -246,7 +242,7 @@ fn check_legs(route: &Route, args: &RelayArgs) -> Outcome {
     }
     if !args.allow.is_empty() && !route.listen.tls {
         return Err(format!(
-            "--allow has no use on {}: only clients of an encrypted leg have a certificate",
+            "--allow has no effect on {}: only clients of an encrypted leg have a certificate",
             route.listen
         )
         .into());
@@ -254,7 +250,7 @@ fn check_legs(route: &Route, args: &RelayArgs) -> Outcome {
     let says_name = route.connect.protocol == Protocol::Trunk || route.connect.needs_name();
     if args.name.is_some() && !says_name {
         return Err(format!(
-            "--name has no use towards {}: only a trunk, or an address with {{name}}, takes a name",
+            "--name has no effect on {}: only a trunk, or an address with {{name}}, takes a name",
             route.connect
         )
         .into());
@@ -262,22 +258,21 @@ fn check_legs(route: &Route, args: &RelayArgs) -> Outcome {
     let is_trunk = |leg: &LegAddress| leg.protocol == Protocol::Trunk;
     if args.verify && !is_trunk(&route.listen) && !is_trunk(&route.connect) {
         return Err(format!(
-            "--verify has no use from {} to {}: only two relays with a trunk between them compare pages",
+            "--verify has no effect from {} to {}: only two relays with a trunk between them compare pages",
             route.listen, route.connect
         )
         .into());
     }
     if args.trunk_channels > 1 && !is_trunk(&route.connect) {
         return Err(format!(
-            "--trunk-channels has no use towards {}: the relay that calls a trunk says how many \
-             connections it has",
+            "--trunk-channels has no effect on {}: set it at the relay whose --connect is a trunk",
             route.connect
         )
         .into());
     }
     if route.listen.needs_name() && args.name.is_some() {
         return Err(format!(
-            "--name has no use on {}: the names of its files name its guests",
+            "--name has no effect on {}: the names of its files name its guests",
             route.listen
         )
         .into());

@@ -5,12 +5,14 @@ use multifd_relay::replay::Replay;
 use crate::args::ReplayArgs;
 use crate::process::Outcome;
 use crate::say::{self, Progress};
+use crate::signals::Signals;
 
 /// Checks a recording, then sends it.
 pub(crate) fn run(args: &ReplayArgs) -> Outcome {
     let replay = Replay::open(&args.file)?;
+    let cancel = Signals::install()?.cancel();
     let mut progress = Progress::new();
-    let outcome = replay.send(&args.connect, &mut |bytes| {
+    let outcome = replay.send(&args.connect, &cancel, &mut |bytes| {
         progress.show(format_args!("{} sent", say::size(bytes)));
     });
     drop(progress);

@@ -1,5 +1,6 @@
-//! What a relay gives up before it opens its first socket: a peer that took it over could not start
-//! programs, and could not read or change files that have nothing to do with migrations.
+//! The rights that a relay gives up before it opens its first socket: a peer that took it over
+//! could not start programs, and could not read or change files that have nothing to do with
+//! migrations.
 //!
 //! * **No new privileges**: no program that it could start would gain any.
 //! * **Landlock**: reading stays for the system's folders (libraries, name resolution, `/proc`,
@@ -40,7 +41,7 @@ const SYSTEM: [&str; 14] = [
     "/lib",
     "/lib32",
     "/lib64",
-    // Where some distributions have all libraries.
+    // Some distributions have all libraries here.
     "/nix",
     "/gnu",
     // `/etc/resolv.conf` leads here as a rule.
@@ -54,7 +55,7 @@ const SYSTEM: [&str; 14] = [
     "/dev/urandom",
 ];
 
-/// What a relay has given up.
+/// The rights that a relay has given up.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Sandbox {
     /// The parts that it got, in words.
@@ -64,7 +65,7 @@ pub(crate) struct Sandbox {
 }
 
 impl Sandbox {
-    /// Of a relay with `--no-sandbox`.
+    /// No sandbox, for `--no-sandbox`.
     pub(crate) fn none() -> Self {
         let missing = vec!["--no-sandbox".to_owned()];
         Self {
@@ -163,7 +164,7 @@ fn restrict(rules: impl Iterator<Item = (PathBuf, BitFlags<AccessFs>)>) -> Resul
         .and_then(Ruleset::create)
         .map_err(|error| failed(&error))?;
     for (path, rights) in rules {
-        // What is not there needs no right.
+        // A missing file needs no right.
         let Ok(opened) = PathFd::new(&path) else {
             continue;
         };
@@ -339,7 +340,7 @@ fn denied() -> BTreeSet<i64> {
     all.flat_map(|call| [call, call | short]).collect()
 }
 
-/// What the numbers of x86-64's calls with pointers of 32 bits have (syscall(2)).
+/// The bit in the numbers of x86-64's calls with pointers of 32 bits (syscall(2)).
 const X32_BIT: i64 = 0x4000_0000;
 
 #[cfg(test)]

@@ -19,7 +19,7 @@ use crate::{json, out};
 /// The name that stands before each note.
 static PROGRAM: OnceLock<&str> = OnceLock::new();
 
-/// How long the end of the process waits for readers of what it has said.
+/// Time limit for readers of the output at the end of the process.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// Sets the name that stands before each note. Only the first call has an effect.
@@ -146,7 +146,7 @@ pub fn last_words() {
 pub(crate) fn listen_with(address: &Address, mode: u32) -> Result<Acceptor, String> {
     let acceptor = listener(address, mode)
         .and_then(|listener| Acceptor::on(listener).map_err(cannot_listen(address)))?;
-    // Before anybody knows that it listens, so that no line is lost.
+    // Before the line that says that it listens, so that no line is lost.
     acceptor.on_note(|passed_over| note(passed_over));
     note(format_args!("listening on {}", acceptor.address()));
     Ok(acceptor)
@@ -196,7 +196,7 @@ pub fn seconds(duration: Duration) -> f64 {
     rounded(duration.as_secs_f64(), 3)
 }
 
-/// A number with so many decimals.
+/// A number with this many decimals.
 pub fn rounded(number: f64, decimals: i32) -> f64 {
     let scale = 10_f64.powi(decimals);
     (number * scale).round() / scale
@@ -255,7 +255,7 @@ fn columns() -> usize {
     }
 }
 
-/// The beginning of a line, in less than so many columns: a full one would begin a new line.
+/// The beginning of a line, in less than this many columns: a full one would begin a new line.
 fn cut(mut line: String, columns: usize) -> String {
     if let Some((at, _)) = line.char_indices().nth(columns.saturating_sub(1)) {
         line.truncate(at);
@@ -350,7 +350,7 @@ pub(crate) const NOT_CONFIRMED: &str = "whole, not confirmed to the source: no r
 pub(crate) const UNHEARD: &str = "whole, but it is not known whether the source has heard that: look at it (info \
     status); if its guest runs on there, what is kept is of an earlier moment; ";
 
-/// How much of a migration has arrived.
+/// The pages and bytes of a migration that have arrived.
 #[derive(Debug)]
 pub(crate) struct Arrived {
     pages: u64,

@@ -15,7 +15,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 
 use crate::say;
 
-/// How long the words about a signal may take.
+/// Time limit for writing the message about a signal.
 const LAST_WORDS: Duration = Duration::from_millis(200);
 
 static SIGNALS: OnceLock<Signals> = OnceLock::new();
@@ -34,7 +34,7 @@ struct Shared {
     /// The first signal is the command's.
     is_in_charge: AtomicBool,
     cancels: Mutex<Vec<Cancel>>,
-    /// What SIGHUP means to a command that has something to read anew.
+    /// The action on SIGHUP of a command that has something to read anew.
     hangup: Mutex<Option<Box<dyn Fn() + Send>>>,
 }
 

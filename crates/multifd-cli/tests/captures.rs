@@ -85,7 +85,7 @@ fn two_relays_with_a_method_between_them_change_nothing() {
 }
 
 /// Packets of two methods come over the trunk, some as they are, some compressed, and become one
-/// stream of the method that is written behind it.
+/// stream of the method that is written after it.
 #[test]
 fn two_relays_with_a_trunk_between_them_change_nothing() {
     for capture in captures::all() {

@@ -249,13 +249,13 @@ fn a_rule_that_cannot_work_is_refused_with_words() {
         assert!(ended.stderr.contains(says), "{says}: {ended:?}");
     };
     let (rule, to) = (at("{name}.sock"), at("{name}"));
-    refused(&rule, &to, &["--name", "vm1"], "--name has no use");
+    refused(&rule, &to, &["--name", "vm1"], "--name has no effect");
     refused(&rule, &at("to"), &[], "takes none: connect to a trunk");
     refused(
         &at("{name}/a"),
         &to,
         &[],
-        "{name} must stand once, behind the last `/`",
+        "{name} must stand once, after the last `/`",
     );
     refused(&at("no/{name}"), &to, &[], "make the folder");
     let trunk = format!("trunk+{rule}");

@@ -37,7 +37,7 @@ struct Lie {
 
 const MALFORMED: &str = "channel 1, source side: the stream is malformed";
 
-// Where the first packet with pages stands in a channel: behind the hello and a SYNC.
+// Where the first packet with pages stands in a channel: after the hello and a SYNC.
 const PACKET: usize = 64 + 1344;
 const VERSION: usize = PACKET + 4;
 const FLAGS: usize = PACKET + 8;

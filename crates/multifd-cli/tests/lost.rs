@@ -442,7 +442,7 @@ fn a_block_that_the_source_shares_is_named_and_left_out() {
 /// Streams whose end is not understood, without a return path, towards a destination that is slow.
 #[test]
 fn what_cannot_be_followed_is_delivered_to_the_last_byte() {
-    // A device whose state has a footer in it, and behind that what looks like the end.
+    // A device whose state has a footer in it, and after that what looks like the end.
     let look_alike = [
         b"\x04\0\0\0\x03\x03dev\0\0\0\0\0\0\0\x01".as_slice(),
         b"\x7e\0\0\0\x03\0\x06\0\0\0\x02{}",

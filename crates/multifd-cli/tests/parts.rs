@@ -24,7 +24,7 @@ struct Begun {
     _folder: tempfile::TempDir,
 }
 
-/// A migration of which everything was written but what channel 1 has behind these bytes.
+/// A migration of which everything was written but what channel 1 has after these bytes.
 fn begun(bytes: usize) -> Begun {
     let folder = tempfile::tempdir().expect("a folder");
     let destination = Destination::new(folder.path(), 2);

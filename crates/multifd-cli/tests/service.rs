@@ -172,7 +172,7 @@ fn more_silence_than_there_are_seats() {
 }
 
 /// Without a return path a source gives its guest up once it has sent everything. What breaks
-/// behind that is no reason to take the guest from its destination too.
+/// after that is no reason to take the guest from its destination too.
 #[test]
 fn a_connection_that_breaks_behind_the_end_loses_nothing() {
     for main_breaks in [false, true] {
@@ -246,7 +246,7 @@ fn leftovers_of_a_failure_are_in_no_other_migration() {
         .sync()
         .pages(&[(0, 99)], &[])
         .bytes();
-    // What of the first comes before it fails, and what behind.
+    // What of the first comes before it fails, and what comes after.
     for is_late in [false, true] {
         let source = Source::dial(&address, 1);
         let mut left = vec![dial(&address)];
@@ -292,7 +292,7 @@ fn leftovers_of_a_failure_are_in_no_other_migration() {
     }
 }
 
-/// The command, with so many descriptors and no more.
+/// The command, with this many descriptors and no more.
 fn with_descriptors(most: u64, args: Vec<String>) -> Multifd {
     let mut command = Command::new("sh");
     command
@@ -641,7 +641,7 @@ fn advice_towards_a_trunk_is_about_a_relay() {
     drop(folder);
 }
 
-/// What becomes of the source, or of the result, behind the word is no failure.
+/// What becomes of the source, or of the result, after the word is no failure.
 #[test]
 fn no_failure_follows_a_word_of_success() {
     for command in ["receive", "record"] {

@@ -396,7 +396,7 @@ fn answer(mut stream: &Stream) -> Answer {
     }
 }
 
-/// A relay that says nothing behind its preface reaches no destination, and keeps nobody from it:
+/// A relay that says nothing after its preface reaches no destination, and keeps nobody from it:
 /// also not as many of them as there may be migrations.
 #[test]
 fn a_main_channel_without_its_set_up_reaches_nobody() {
@@ -460,7 +460,7 @@ fn a_crowd_is_answered() {
     }
 }
 
-/// What is no main channel is none behind a preface either.
+/// What is no main channel is none after a preface either.
 #[test]
 fn a_main_channel_of_another_protocol_reaches_nobody() {
     let folder = tempfile::tempdir().expect("a folder");

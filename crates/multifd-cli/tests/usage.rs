@@ -61,7 +61,7 @@ fn what_is_wrong_with_a_command_is_said_with_what_to_do() {
     refused(
         &with(&["--trunk-channels", "2"]),
         1,
-        "--trunk-channels has no use towards",
+        "--trunk-channels has no effect on",
     );
     refused(&with(&["--trunk-channels", "17"]), 2, "17 is not in 1..=16");
     let trunk = ["relay", "--listen", "unix:a.sock"];
@@ -69,7 +69,7 @@ fn what_is_wrong_with_a_command_is_said_with_what_to_do() {
     refused(
         &[&trunk[..], &connect, &["--delta-memory", "1G"]].concat(),
         1,
-        "no use with --compression none: leave out one of them",
+        "no effect with --compression none: leave out one of them",
     );
     refused(
         &with(&["--compression", "auto"]),
@@ -80,7 +80,7 @@ fn what_is_wrong_with_a_command_is_said_with_what_to_do() {
     for (options, words) in [
         (
             ["--streams", "2"],
-            "--streams is not for an effort that is found out",
+            "--streams does not go with --effort auto",
         ),
         (["--zstd-level", "3"], "add --compression zstd"),
         (["--effort", "dense"], "--effort has no effect here"),
@@ -92,7 +92,7 @@ fn what_is_wrong_with_a_command_is_said_with_what_to_do() {
         ("canned", &[], "--effort auto is for"),
         ("zlib", &["--accel", "qpl"], "--effort auto is for"),
         ("zlib", &["--accel", "none"], "--effort auto is for"),
-        ("zlib", &["--streams", "2"], "--streams is not for"),
+        ("zlib", &["--streams", "2"], "--streams does not go with"),
         ("zstd", &["--zstd-level", "3"], "--zstd-level has no effect"),
     ] {
         let auto = ["--compression", method, "--effort", "auto"];

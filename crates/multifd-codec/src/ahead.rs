@@ -21,7 +21,7 @@ const JOBS_EACH: usize = 2;
 
 /// A job of about the tenth of a millisecond or more: waking a processor takes as long.
 pub trait Job: Send + 'static {
-    /// What a worker needs to do jobs. The result must not depend on what it did before.
+    /// The tools of a worker. The result must not depend on what it did before.
     type Tools: Send + 'static;
 
     /// Does the job. What comes of it stays in the job.
@@ -31,7 +31,7 @@ pub trait Job: Send + 'static {
 /// A line of jobs in work. The caller gives and takes them, and does jobs itself while it would
 /// wait. It holds few of them, so a caller gives as long as there [is room](Self::has_room).
 ///
-/// Dropped, it forgets the jobs that it has. It waits for nobody then.
+/// Dropped, it forgets the jobs that it has. It does not wait for workers then.
 pub struct Ahead<J: Job> {
     mine: J::Tools,
     shared: Arc<Shared<J>>,
@@ -48,7 +48,7 @@ struct Line<J> {
     places: VecDeque<Place<J>>,
     /// The number of the oldest job.
     first: u64,
-    /// How many jobs nobody has begun. They are the last ones.
+    /// Jobs that no worker has begun. They are the last ones.
     waiting: usize,
 }
 
@@ -64,7 +64,7 @@ impl<J: Job> Ahead<J> {
     /// A line without jobs. `tools` makes the tools of each worker.
     ///
     /// # Errors
-    /// Those of `tools`.
+    /// Errors of `tools`.
     pub fn new<E>(mut tools: impl FnMut() -> Result<J::Tools, E>) -> Result<Self, E> {
         let mine = tools()?;
         let others = processors().min(MOST_WORKERS).saturating_sub(1);
@@ -104,7 +104,7 @@ impl<J: Job> Ahead<J> {
         matches!(line.places.front(), Some(Place::Done(_)))
     }
 
-    /// Gives a job. Where there is no room for it, it waits in the line all the same.
+    /// Adds a job, even beyond [`capacity`](Self::capacity).
     pub fn push(&mut self, job: J) {
         let waiting = {
             let mut line = lock(&self.shared.line);
@@ -112,7 +112,7 @@ impl<J: Job> Ahead<J> {
             line.waiting = line.waiting.saturating_add(1);
             line.waiting
         };
-        // The caller may come for the only one before anybody has woken.
+        // The caller may do the only one before a worker has woken.
         let others = self.shared.common.tools().len();
         let wanted = waiting.saturating_sub(1).min(others);
         if wanted > 0 {
@@ -124,7 +124,7 @@ impl<J: Job> Ahead<J> {
     /// Takes the oldest job when it is done; `None` when there are no jobs.
     ///
     /// # Panics
-    /// With the panic of a job. The line is of no use then.
+    /// If a job panicked. Drop the `Ahead` then.
     pub fn pop(&mut self) -> Option<J> {
         loop {
             let oldest = lock(&self.shared.line).take()?;
@@ -186,7 +186,7 @@ impl<J> Line<J> {
 }
 
 impl<J: Job> Shared<J> {
-    /// Does the oldest job that nobody has begun, if there is one.
+    /// Does the oldest job that no worker has begun, if there is one.
     fn do_one(&self, tools: &mut J::Tools) -> bool {
         let Some((number, mut job)) = lock(&self.line).begin() else {
             return false;
@@ -229,7 +229,7 @@ mod tests {
     }
 
     impl Job for Square {
-        /// How many it has done.
+        /// Jobs that it has done.
         type Tools = u64;
 
         fn work(&mut self, done: &mut u64) {

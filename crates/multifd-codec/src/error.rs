@@ -148,7 +148,7 @@ pub(crate) enum DecodeFault {
         allowed: u64,
     },
     /// All pages are complete, and some data remains that belongs to no page.
-    #[error("{found} extra bytes are behind the payload's last page")]
+    #[error("{found} extra bytes after the payload's last page")]
     Trailing {
         /// Bytes left.
         found: usize,

@@ -51,7 +51,7 @@
 //! | `qpl` | QEMU 9.1 | a table of lengths and then each page by itself, a raw deflate stream or uncompressed ([`multifd_wire::lengths`]) | nothing more |
 //! | `canned` | never: our own, between two of our own ends | the code of the pages, sometimes a new code, a table of lengths and then each page by itself, the body of a deflate block in that code or uncompressed | one code after another |
 //!
-//! `paged/canned/mod.rs` specifies `canned` to the bit. The others were derived from the streams of
+//! `docs/canned.md` specifies `canned` to the bit. The others were derived from the streams of
 //! running QEMUs 7.2 and 10.0, and from their reactions to variations: a decoder accepts everything
 //! that a stock receiver accepts, such as a flush or, with zstd, a separate frame for every page.
 //! It is stricter in one case, where a stock receiver loses its place in the stream: output beyond
@@ -201,3 +201,8 @@ mod sealed {
 
     impl<S: crate::channel::ReadPayload> Sealed for crate::channel::Channel<S> {}
 }
+
+/// The examples of the README are tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

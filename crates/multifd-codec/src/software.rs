@@ -95,7 +95,7 @@ impl WritePayload for DeflateSteps {
 
     fn set_step(&mut self, step: usize) {
         if step != self.step {
-            // What another effort wrote meanwhile is not in this one's window.
+            // The window of this effort lacks the output of other efforts.
             for deflater in self.deflaters.iter_mut().flatten() {
                 deflater.forget();
             }

@@ -206,7 +206,7 @@ struct Reading<T, X, E> {
     parts: Parts,
     context: X,
     read: Option<ReadPieces<T, X, E>>,
-    /// How many pieces a worker reads at a time, at most [`MOST_TOGETHER`].
+    /// Pieces that a worker reads at a time, at most [`MOST_TOGETHER`].
     together: usize,
     /// The number of pieces read.
     done: AtomicUsize,

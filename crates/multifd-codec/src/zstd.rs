@@ -69,7 +69,7 @@ pub(crate) struct CompressSteps {
     copy: Vec<u8>,
 }
 
-/// The levels of [`Step`](crate::auto::Step)s behind the first, which writes raw blocks.
+/// The levels of [`Step`](crate::auto::Step)s after the first, which writes raw blocks.
 const LEVELS: [i32; 4] = [-1, 1, 3, 6];
 
 impl CompressSteps {

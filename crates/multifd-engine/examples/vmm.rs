@@ -28,7 +28,7 @@ const MEMORY_BYTES: usize = 16 << 20;
 #[derive(Default)]
 struct Vcpu {
     running: bool,
-    /// How far the guest has counted.
+    /// The guest's counter.
     register: u64,
 }
 

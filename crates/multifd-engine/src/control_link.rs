@@ -1,5 +1,4 @@
-//! The main connection between two engines: messages out and in, with an eye on who wants the
-//! migration to end.
+//! The main connection between two engines: messages out and in, with an eye on cancellation.
 
 use std::io::{self, Read, Write};
 use std::time::{Duration, Instant};
@@ -13,10 +12,10 @@ use crate::control::{self, ControlFault, ControlReceiver, Event, Message, Preamb
 use crate::engine_fault::{EngineError, EngineFault};
 use crate::failure::{Cause, Channel, MessageError};
 
-/// How soon a wish to end is noticed while a peer is waited for.
+/// Poll interval for cancellation while waiting for a peer.
 const TICK: Duration = Duration::from_millis(20);
 
-/// How long a peer that has closed its channels may take to say why on the main connection.
+/// Time limit for a peer that has closed its channels to give the reason on the main connection.
 const LAST_WORDS: Duration = Duration::from_millis(300);
 
 /// Messages are small but for the devices' state, which comes in pieces.
@@ -111,8 +110,8 @@ impl<'s> ControlLink<'s> {
         }
     }
 
-    /// The migration has failed here: finds out whether the peer gave up first, and if not tells it
-    /// why this end does.
+    /// The migration has failed here: finds out whether the peer gave up first, and if not sends it
+    /// the reason.
     pub(crate) fn explained(&mut self, failure: Failure) -> Failure {
         if let Some(cause) = is_broken_off(&failure.cause)
             .then(|| self.last_words())
@@ -236,7 +235,8 @@ pub(crate) fn out_of_turn(message: &Message, wanted: &'static str) -> Cause {
     EngineFault::OutOfTurn { found, wanted }.into()
 }
 
-/// Nothing has happened for a while; or a signal has, which is nothing either.
+/// Returns whether a read only timed out or was interrupted, so that the caller checks its watch
+/// and reads again.
 fn is_tick(error: &io::Error) -> bool {
     use io::ErrorKind::{Interrupted, TimedOut, WouldBlock};
     matches!(error.kind(), Interrupted | TimedOut | WouldBlock)
@@ -270,8 +270,8 @@ mod tests {
         bytes
     }
 
-    /// Where both ends are of the same make, the beginning of one message and the whole of another
-    /// can make a third.
+    /// If both ends are of the same make, the beginning of one message and the whole of another can
+    /// make a third.
     #[test]
     fn nothing_follows_the_beginning_of_a_message() {
         let (ours, theirs) = pair();
@@ -279,7 +279,7 @@ mod tests {
         let piece = Message::DeviceState(vec![7; MAX_PIECE_LEN]);
         let mut whole = Vec::new();
         piece.encode(&mut whole).unwrap();
-        // As many as the peer's buffer takes, and a part of the one behind them.
+        // As many as the peer's buffer takes, and a part of the one after them.
         let mut sent = 0;
         let given_up = || Err(TransportCause::Cancelled.into());
         while link.send(&piece, &given_up).is_ok() {
@@ -304,7 +304,7 @@ mod tests {
         assert_eq!(usize::try_from(link.bytes_out()).unwrap(), written);
         drop(ours);
         assert!(rest_of(&theirs).is_empty(), "nothing came behind it");
-        // What came is whole messages and the beginning of one.
+        // Whole messages came, and the beginning of one.
         let (messages, beginning) = got.split_at(sent * whole.len());
         assert!(messages.chunks(whole.len()).all(|message| message == whole));
         assert!(whole.starts_with(beginning) && !beginning.is_empty());

@@ -17,7 +17,7 @@ use crate::memory::{MemoryBlock, OutOfRange};
 /// Small enough to stay in a processor's cache while it is copied and hashed.
 const LEAF_BYTES: usize = 1 << 20;
 
-/// A thread is worth making for so many leaves: some milliseconds of work.
+/// A thread is worth making for this many leaves: some milliseconds of work.
 const LEAVES_FOR_A_THREAD: usize = 8;
 
 type Sum = [u8; 32];

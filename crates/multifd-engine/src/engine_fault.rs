@@ -1,5 +1,4 @@
-//! What can go wrong between a source and a destination engine, beside what can go wrong with any
-//! channel.
+//! The failures between a source and a destination engine, beside those of any channel.
 
 use std::io;
 use std::time::Duration;
@@ -39,7 +38,7 @@ pub(crate) enum EngineFault {
         "not done after {} s: {remaining_pages} pages left in round {round}{}", .timeout.as_secs_f64(), Rates(*.normal_per_second, *.dirty_pages_rate)
     )]
     Timeout {
-        /// How long it was given.
+        /// Its time limit.
         timeout: Duration,
         /// The round it was in.
         round: u64,
@@ -62,9 +61,9 @@ pub(crate) enum EngineFault {
     /// A message came where another one was due.
     #[error("{found} where {wanted} was due")]
     OutOfTurn {
-        /// What came.
+        /// The message that came.
         found: &'static str,
-        /// What should have come.
+        /// The expected messages.
         wanted: &'static str,
     },
     /// The destination does not take this guest.
@@ -88,11 +87,11 @@ pub(crate) enum EngineFault {
     /// Not all channels came.
     #[error("{found} of {expected} channels came within {} s", .within.as_secs())]
     Channels {
-        /// How many came.
+        /// The number that came.
         found: usize,
-        /// How many were agreed upon.
+        /// The agreed number.
         expected: usize,
-        /// How long they had.
+        /// Their time limit.
         within: Duration,
     },
     /// A packet's pages are compressed in another way than was agreed upon.
@@ -139,7 +138,7 @@ pub(crate) enum EngineFault {
     /// More device state than this end takes.
     #[error("more than {allowed} bytes of device state")]
     DeviceStateTooLong {
-        /// How many it takes.
+        /// The destination's limit.
         allowed: usize,
     },
     /// The device state is not as long as the source says.
@@ -165,7 +164,7 @@ pub(crate) enum EngineFault {
     /// The other end has sent nothing for a while, although it was its turn.
     #[error("the other end has sent nothing for {} s", .within.as_secs())]
     Idle {
-        /// How long it had.
+        /// Its time limit.
         within: Duration,
     },
     /// The source has ended without every page of the guest.
@@ -173,9 +172,9 @@ pub(crate) enum EngineFault {
     PagesMissing {
         /// The block they belong to.
         block: Box<BlockName>,
-        /// How many did not come.
+        /// The number of missing pages.
         missing: u64,
-        /// How many pages the block has.
+        /// The block's number of pages.
         pages: u64,
         /// The offset of the first missing page in bytes.
         first: u64,

@@ -1,4 +1,4 @@
-//! What can go wrong in a migration between two engines.
+//! The failures of a migration between two engines.
 
 use multifd_transport::failure::{Cause as TransportCause, Located};
 
@@ -10,7 +10,7 @@ pub(crate) use multifd_transport::failure::{Channel, Leg, SetupFault};
 /// The first thing that went wrong in a migration. Whatever failed afterwards failed because of it.
 pub type Failure = Located<Cause>;
 
-/// What can go wrong in a migration.
+/// The cause of a failed migration.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Cause {

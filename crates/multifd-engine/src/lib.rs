@@ -46,3 +46,8 @@ pub use failure::Failure;
 pub use parameters::{Parameters, UnknownZeroPageDetection, ZeroPageDetection};
 pub use statistics::{Arrived, Phase, Progress, Statistics};
 pub use vm::{VmError, VmHandle};
+
+/// The examples of the README are tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -8,8 +8,7 @@ use std::time::Duration;
 use multifd_codec::Settings;
 use multifd_wire::{Method, PageSize};
 
-/// The parameters of a source. The defaults are QEMU's, where it has the parameter and not said
-/// otherwise.
+/// The parameters of a source. Defaults are QEMU's unless a field says otherwise.
 ///
 /// ```
 /// use multifd_engine::Parameters;
@@ -48,8 +47,8 @@ pub struct Parameters {
     pub max_bandwidth: Option<NonZeroU64>,
     /// `zero-page-detection`, by default `multifd`.
     pub zero_page_detection: ZeroPageDetection,
-    /// How long all of it may take; then it fails and the guest stays. By default 120 s, the limit
-    /// of Intel's published measurements. QEMU has no such parameter.
+    /// Time limit for the whole migration; after it the migration fails and the guest stays. By
+    /// default 120 s, the limit of Intel's published measurements. QEMU has no such parameter.
     pub timeout: Duration,
     /// Compares a digest of all memory at the end. Both ends read all of it while the guest is
     /// stopped, which `downtime-limit` does not count. By default off; QEMU has no such parameter.

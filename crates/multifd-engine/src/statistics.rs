@@ -12,15 +12,15 @@ use multifd_codec::{Backend, PathCounts, auto, delta};
 pub struct Statistics {
     /// From the first dial to the destination's word that the guest runs there, or to the failure.
     pub total_time: Duration,
-    /// How long the guest stood still: from the request to stop it until the destination's word
-    /// that it runs. Zero when it was never stopped.
+    /// The downtime: from the request to stop the guest until the destination's word that it runs.
+    /// Zero when it was never stopped.
     pub downtime: Duration,
     /// From the first dial until the first page could be sent.
     pub setup_time: Duration,
     /// Bits sent per second in millions, from the end of the setup to the end.
     pub mbps: f64,
-    /// Pages sent per second, zero pages included, over the same time. (QEMU tells this of its last
-    /// moments only.)
+    /// Pages sent per second, zero pages included, over the same time. (QEMU reports this of its
+    /// last moments only.)
     pub pages_per_second: f64,
     /// Pages sent with their contents; a page that was sent twice counts twice.
     pub normal: u64,
@@ -28,7 +28,7 @@ pub struct Statistics {
     pub duplicate: u64,
     /// Bytes sent, on all connections.
     pub transferred: u64,
-    /// How often the dirty log was read.
+    /// The number of times that the dirty log was read.
     pub dirty_sync_count: u64,
     /// Rounds of pages, the first included.
     pub rounds: u64,
@@ -36,11 +36,11 @@ pub struct Statistics {
     pub channels: usize,
     /// Pages by codec path, over all channels.
     pub path_counts: PathCounts,
-    /// What encoded on the first channel at the end; the others are alike.
+    /// The backend of the first channel at the end; the others are alike.
     pub backend: Option<Backend>,
     /// Pages that went as differences and whole, if both ends had differences.
     pub differences: Option<delta::Counts>,
-    /// Which efforts were chosen, if they were found out.
+    /// The chosen efforts, with `auto`.
     pub auto: Option<auto::Summary>,
 }
 

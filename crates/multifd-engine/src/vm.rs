@@ -12,8 +12,8 @@ use std::error::Error;
 /// | at the source | guest memory may be changed by |
 /// | --- | --- |
 /// | until `pause` returns | virtual CPUs, devices, the VMM |
-/// | until `save_device_state` returns | what saves the state: the VMM, a vhost-user back end that is drained |
-/// | until `resume` is called, or for good | nobody |
+/// | until `save_device_state` returns | the code that saves the state: the VMM, a vhost-user back end that is drained |
+/// | until `resume` is called, or for good | nothing |
 ///
 /// A change is a write in any way, or a page that is discarded. Every change up to the return of
 /// `save_device_state` must be in the next fetch of the [`DirtyLog`](crate::dirty::DirtyLog), or
@@ -23,22 +23,21 @@ use std::error::Error;
 /// At the destination, the engine alone writes memory until it calls `load_device_state`; from then
 /// on the VM may.
 pub trait VmHandle: Send {
-    /// Stops the VM. When this returns, neither its CPUs nor its devices run, and nothing writes
-    /// its memory but what [`save_device_state`](Self::save_device_state) has to.
+    /// Stops the VM. After this returns, neither its CPUs nor its devices run, and only
+    /// [`save_device_state`](Self::save_device_state) may write guest memory.
     ///
     /// # Errors
     ///
     /// When it cannot be stopped. It is resumed then, as after any other failure.
     fn pause(&mut self) -> Result<(), VmError>;
 
-    /// Lets the VM run: again at a source, for the first time at a destination. At a source it may
-    /// be running already, or its state may have been saved; devices that were stopped for that run
-    /// again too.
+    /// Runs the VM. A source calls this after a failed migration; the VM may run already. Devices
+    /// that were stopped to save the state must run again too. A destination calls this once.
     ///
     /// # Errors
     ///
-    /// When it cannot run. At a destination nothing of it may run then: the source is told, and
-    /// lets its own go on.
+    /// When it cannot run. At a destination no part of it may run then: the source gets the failure
+    /// and resumes its own VM.
     fn resume(&mut self) -> Result<(), VmError>;
 
     /// The state of everything but memory, in whatever form the destination's
@@ -47,7 +46,7 @@ pub trait VmHandle: Send {
     ///
     /// # Errors
     ///
-    /// When it cannot be told.
+    /// When the state cannot be saved.
     fn save_device_state(&mut self) -> Result<Vec<u8>, VmError>;
 
     /// Takes what the source's [`save_device_state`](Self::save_device_state) gave. All memory is

@@ -45,7 +45,7 @@ impl Carrier {
         let cancel = Cancel::new();
         let notes = tell.clone();
         relay.acceptor().on_note(move |note| {
-            // Once the migration is over, nobody listens.
+            // Once the migration is over, the receiver is gone.
             let _ = notes.send(Told::Note(note.to_string()));
         });
         let wish = cancel.clone();
@@ -73,7 +73,7 @@ impl Carrier {
         })
     }
 
-    /// Takes what the relay has told since the last call.
+    /// Takes the relay's reports since the last call.
     pub(crate) fn look(&mut self, observe: &mut dyn FnMut(News)) {
         while let Ok(told) = self.told.try_recv() {
             match told {
@@ -105,7 +105,7 @@ impl Carrier {
         self.cancel.cancel();
     }
 
-    /// Whether the destination has said that it has the guest, and the source was told.
+    /// Whether the destination has said that it has the guest, and the source has got that word.
     pub(crate) fn has_delivered(&self) -> bool {
         matches!(&self.outcome, Some(Ok(report)) if report.confirmed == Some(true))
     }
@@ -123,7 +123,7 @@ impl Drop for Carrier {
     fn drop(&mut self) {
         self.cancel.cancel();
         if let Some(thread) = self.thread.take() {
-            // Its panic was told of. Every wait of a relay ends.
+            // Its panic was reported. Every wait of a relay ends.
             let _ = thread.join();
         }
     }

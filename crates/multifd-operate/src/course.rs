@@ -5,36 +5,36 @@ use std::time::Duration;
 
 use crate::qemu::Phase;
 
-/// How long a cancelled QEMU may take to end its migration before the relay is cut off. That frees
-/// a QEMU 11.1 which was cancelled in its set-up (docs/qemu-notes.md).
+/// Time limit for a cancelled QEMU to end its migration, before the relay is cut off. That frees a
+/// QEMU 11.1 which was cancelled in its set-up (docs/qemu-notes.md).
 const CANCEL_LIMIT: Duration = Duration::from_secs(20);
 
-/// How long QEMU may take to begin to cancel. The command may have been lost with the monitor's
-/// connection.
+/// Time limit for QEMU to begin to cancel, before the command is repeated. The command may have
+/// been lost with the monitor's connection.
 const CANCEL_AGAIN: Duration = Duration::from_secs(2);
 
 /// When a cancelled QEMU is released that waits before its switch-over. If the two meet, 7.2 stays
 /// in `cancelling`, with its guest standing still.
 const RELEASE_AFTER: Duration = Duration::from_millis(200);
 
-/// How long it may take after that.
+/// Time limit for a cancelled QEMU to end after the relay was cut off.
 const CUT_LIMIT: Duration = Duration::from_secs(10);
 
-/// How long QEMU may take to begin postcopy.
+/// Time limit for QEMU to begin postcopy.
 const POSTCOPY_LIMIT: Duration = Duration::from_secs(30);
 
-/// How long QEMU may take to notice that its relay has failed.
+/// Time limit for QEMU to notice that its relay has failed.
 const NOTICE_LIMIT: Duration = Duration::from_secs(20);
 
-/// How long QEMU may take to end once its relay has ended, with the guest let go.
+/// Time limit for QEMU to end once its relay has ended, with the guest let go.
 const ENDED_LIMIT: Duration = Duration::from_secs(60);
 
-/// How long the monitor may be silent before the relay is cut off, and before all hope is lost. A
-/// small guest's QEMU may be silent in its last round, until its destination reads.
+/// Time limits for a silent monitor: until the relay is cut off, and until the migration is given
+/// up. A small guest's QEMU may be silent in its last round, until its destination reads.
 const SILENCE_LIMIT: Duration = Duration::from_secs(45);
 const HOPE_LIMIT: Duration = Duration::from_secs(90);
 
-/// What the caller wants.
+/// The caller's terms.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Terms {
     pub(crate) timeout: Option<Duration>,
@@ -49,7 +49,7 @@ pub(crate) enum Relay {
     Failed,
 }
 
-/// What is seen.
+/// One observation of QEMU, the relay and the caller.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Seen {
     /// `None` if the monitor does not answer.
@@ -70,14 +70,14 @@ pub(crate) enum Stop {
     Relay,
 }
 
-/// What is to be done.
+/// The next action.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Step {
     Wait,
     StartPostcopy,
     /// The guest may be let go: from then on it cannot be called back.
     GoOn,
-    /// A cancelled QEMU may still wait to be told that it may let the guest go.
+    /// A cancelled QEMU may still wait for the command to let the guest go.
     Release,
     Cancel(Stop),
     /// QEMU has not begun to cancel.
@@ -91,7 +91,7 @@ pub(crate) enum Step {
     GiveUp,
 }
 
-/// What was done.
+/// The state of a source's migration: the actions so far, and when they were taken.
 #[derive(Debug, Default)]
 pub(crate) struct Course {
     terms: Terms,
@@ -120,8 +120,8 @@ impl Course {
         self.stop.map(|(stop, _)| stop)
     }
 
-    /// The next step. Each is given once, but for waiting, the last one, and those that QEMU may
-    /// not have got.
+    /// The next step. `Wait`, the final steps, `GoOn`, `Release` and `CancelAgain` may repeat;
+    /// every other step is returned once.
     pub(crate) fn next(&mut self, seen: Seen) -> Step {
         let Seen { elapsed, .. } = seen;
         if seen.relay != Relay::Runs {
@@ -175,7 +175,7 @@ impl Course {
                 stopped if stopped >= CANCEL_LIMIT + CUT_LIMIT => Step::GiveUp,
                 stopped if stopped >= CANCEL_LIMIT => self.cut(),
                 stopped if phase == Phase::Cancelling && stopped >= RELEASE_AFTER => Step::Release,
-                // Behind that the guest has been let go, whoever did it.
+                // In later phases the guest has been let go, by us or another client.
                 _ if matches!(phase, Phase::Setup | Phase::Active | Phase::PreSwitchover)
                     && since(self.cancelled) >= Some(CANCEL_AGAIN) =>
                 {
@@ -342,7 +342,7 @@ mod tests {
         let mut course = Course::new(Terms::default());
         let first = course.next(wished(Phase::PreSwitchover, 1));
         assert_eq!(first, Step::Cancel(Stop::Asked));
-        // QEMU stops for its switch-over in the meantime, and is not told to go on.
+        // QEMU stops for its switch-over in the meantime, and gets no command to go on.
         assert_eq!(course.next(wished(Phase::PreSwitchover, 1)), Step::Wait);
         assert_eq!(course.next(wished(Phase::Cancelled, 2)), Step::Over);
     }

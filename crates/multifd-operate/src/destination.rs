@@ -19,33 +19,33 @@ use crate::qmp::QmpError;
 use crate::settings::{Plan, Wish};
 use crate::source::{put_back, put_back_when_idle};
 
-/// How often QEMU is asked how far it is.
+/// Time between two questions to QEMU about its progress.
 const LOOK: Duration = Duration::from_millis(500);
 
-/// How long QEMU may take to say that it has the guest, once it has said so to the source.
+/// Time limit for QEMU to report that it has the guest, once it has told the source.
 const LOADED_LIMIT: Duration = Duration::from_secs(30);
 
-/// How long QEMU may take to say why it has failed.
+/// Time limit for QEMU to report the reason of its failure.
 const REASON_LIMIT: Duration = Duration::from_secs(5);
 
-/// What is wanted of a destination.
+/// The order to a destination.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Order {
     /// The path of QEMU's monitor.
     pub qmp: PathBuf,
-    /// Where the other relay connects to.
+    /// The address for the other relay.
     pub listen: LegAddress,
     /// The relay. Its `connect` is replaced by QEMU's socket.
     pub relay: RelayConfig,
-    /// What QEMU is set to.
+    /// The settings for QEMU.
     pub wish: Wish,
     /// As [`source::Order::socket_dir`](crate::source::Order::socket_dir).
     pub socket_dir: Option<PathBuf>,
 }
 
 impl Order {
-    /// Nothing out of the ordinary.
+    /// An order with the socket beside the monitor.
     #[must_use]
     pub fn new(qmp: PathBuf, listen: LegAddress, relay: RelayConfig, wish: Wish) -> Self {
         Self {
@@ -82,7 +82,7 @@ pub fn plan(order: &Order) -> Result<Plan, Failure> {
 /// Takes one guest, unless `cancel` ends that before this QEMU has it.
 ///
 /// # Errors
-/// When the guest has not come. The failure says who has it.
+/// When the guest has not come. The failure says where it is.
 pub fn accept(
     order: &Order,
     cancel: &Cancel,
@@ -147,7 +147,7 @@ fn check(qemu: &mut Qemu, wish: &Wish) -> Result<Plan, Failure> {
     Plan::of(wish, &settings).map_err(Failure::before)
 }
 
-/// A failure in postcopy. The destination has a part of the guest that nobody else has.
+/// A failure in postcopy. Only the destination has a part of the guest.
 fn in_postcopy(failure: Failure) -> Failure {
     let broke = Cause::PostcopyBroke;
     Failure {
@@ -168,7 +168,7 @@ struct Wait<'a> {
     qemu: &'a mut Qemu,
     carrier: Carrier,
     begun: Option<Instant>,
-    /// The status that was told last.
+    /// The status that was reported last.
     told: String,
     /// A wish to end came too late.
     was_too_late: bool,
@@ -193,7 +193,7 @@ impl Wait<'_> {
                 self.wish(observe);
             }
             if broken.is_some() {
-                // Nobody is there to load the guest.
+                // There is no QEMU to load the guest.
                 std::thread::sleep(LOOK / 10);
                 continue;
             }
@@ -325,7 +325,7 @@ impl Wait<'_> {
         };
         match status {
             Ok(status) if status.is_completed() => {
-                // The source was not told, and may go on with its guest.
+                // The source has not got the word, and may go on with its guest.
                 return Failure {
                     guest: Whereabouts::Unknown,
                     ..failure.advise(

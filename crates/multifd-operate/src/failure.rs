@@ -1,4 +1,4 @@
-//! What can go wrong, and who has the guest then.
+//! The failures of a driven migration, and the place of the guest after each.
 
 use std::fmt;
 use std::io;
@@ -12,7 +12,7 @@ use multifd_transport::printable_path;
 use crate::qmp::QmpError;
 use crate::settings::PlanError;
 
-/// Who has the guest.
+/// The place of the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Whereabouts {
@@ -20,7 +20,7 @@ pub enum Whereabouts {
     Source,
     /// The destination.
     Destination,
-    /// Nobody can say it here.
+    /// It is unknown here.
     Unknown,
     /// Nothing was begun, so it is where it was. This QEMU may have none.
     Unchanged,
@@ -45,12 +45,12 @@ impl Whereabouts {
 #[error("{cause}{}", Follows(.advice))]
 #[non_exhaustive]
 pub struct Failure {
-    /// Who has the guest.
+    /// The place of the guest.
     pub guest: Whereabouts,
     /// It was cancelled, as the caller wished.
     pub cancelled: bool,
     pub(crate) cause: Cause,
-    /// What to do, and what else is known.
+    /// The remedy, and other facts that are known.
     pub(crate) advice: Vec<String>,
 }
 
@@ -95,7 +95,7 @@ impl Failure {
     }
 }
 
-/// What happened.
+/// The reason.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Cause {
     /// The monitor failed, or QEMU refused a command.
@@ -198,7 +198,7 @@ pub(crate) enum Cause {
     Silent {
         /// `the source` or `the destination`.
         end: &'static str,
-        /// What is known.
+        /// The known facts.
         why: String,
     },
 }
@@ -209,8 +209,7 @@ impl From<multifd_relay::Failure> for Cause {
     }
 }
 
-/// Who has the guest, as far as the source's relay knows it that has failed after the guest was
-/// stopped for its switch-over.
+/// The place of the guest after the source's relay failed during the switch-over.
 pub(crate) fn whereabouts(failure: &multifd_relay::Failure) -> Whereabouts {
     match failure.cause {
         RelayCause::RelayGone

@@ -11,7 +11,7 @@ use rustix::rand::{GetRandomFlags, getrandom};
 use crate::failure::{Cause, Failure};
 use crate::news::News;
 
-/// How many names are tried.
+/// The number of names to try.
 const TRIES: usize = 8;
 
 /// The longest path of the folder above: a socket's path has 107 bytes at most (unix(7)).
@@ -99,7 +99,7 @@ impl PrivateFolder {
 
 impl Drop for PrivateFolder {
     fn drop(&mut self) {
-        // Either may be gone already, and what stays is empty and nobody else's.
+        // Either may be gone already. A rest is empty and our own.
         let _ = fs::remove_file(self.socket());
         let _ = fs::remove_dir(&self.path);
     }

@@ -4,8 +4,8 @@
 //! a guest to such a trunk. Each of them sets what its own QEMU needs, and puts the former values
 //! back, whatever the outcome is. Each runs its relay in threads of this process.
 //!
-//! QEMU is not trusted: its lines have a length limit, its answers a time limit, and states, events
-//! and fields that nobody knows here change nothing.
+//! QEMU is not trusted: its lines have a length limit, its answers a time limit, and unknown
+//! states, events and fields change nothing.
 
 #![warn(clippy::exhaustive_enums, clippy::exhaustive_structs, unreachable_pub)]
 #![forbid(unsafe_code)]
@@ -33,3 +33,8 @@ pub mod source;
 
 pub use failure::{Failure, Whereabouts};
 pub use news::{News, Progress};
+
+/// The examples of the README are tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

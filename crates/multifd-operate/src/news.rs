@@ -1,4 +1,4 @@
-//! What happens while a migration is driven, for the caller to tell.
+//! The events of a driven migration, for the caller to report.
 
 use std::time::Duration;
 
@@ -16,13 +16,13 @@ pub enum News {
     Begun(String),
     /// QEMU's status has changed.
     Status(String),
-    /// How far it is: about twice a second.
+    /// The progress, about twice a second.
     Progress(Box<Progress>),
     /// Something that an operator may want to know.
     Note(String),
 }
 
-/// How far a migration is.
+/// The progress of a migration.
 #[derive(Clone, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub struct Progress {
@@ -32,6 +32,6 @@ pub struct Progress {
     pub qemu: MigrationStatus,
     /// The relay's figures.
     pub traffic: Traffic,
-    /// What each of the relay's channels has waited for.
+    /// The waits of each of the relay's channels.
     pub waits: Vec<ChannelWaits>,
 }

@@ -12,10 +12,10 @@ use crate::failure::chain;
 use crate::news::News;
 use crate::qmp::{Event, Qmp, QmpError, field, quote};
 
-/// How often a monitor's connection may break.
+/// The number of times that a monitor's connection may break.
 const MOST_RECONNECTS: u32 = 8;
 
-/// How often a state is asked for that no event tells.
+/// Poll interval for a state that no event reports.
 const LOOK: Duration = Duration::from_millis(100);
 
 /// The time limit for the state of a migration, which is asked for again and again. QEMU may be
@@ -35,7 +35,7 @@ pub struct RunState {
     pub running: bool,
 }
 
-/// How far a migration is.
+/// The phase of a migration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub(crate) enum Phase {
@@ -43,8 +43,7 @@ pub(crate) enum Phase {
     None,
     /// Connections are made, and nothing is sent yet.
     Setup,
-    /// Pages are sent, and the guest runs at the source. States that nobody knows here count as
-    /// this.
+    /// Pages are sent, and the guest runs at the source. Unknown states count as this.
     Active,
     /// The guest stands still, and QEMU waits for [`Qemu::go_on`]. No destination can have the
     /// guest before that.
@@ -163,7 +162,7 @@ impl MigrationStatus {
         }
     }
 
-    /// How far it is.
+    /// Its phase.
     #[must_use]
     pub(crate) fn phase(&self) -> Phase {
         Phase::of(&self.status)
@@ -218,7 +217,7 @@ impl RamStatus {
     }
 }
 
-/// What the two ends of a migration can be set to, as QEMU has it.
+/// The settings of both ends of a migration, as QEMU has them.
 #[derive(Clone, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub(crate) struct Settings {
@@ -232,7 +231,7 @@ pub(crate) struct Settings {
 #[derive(Debug)]
 pub(crate) struct Qemu {
     qmp: Qmp,
-    /// How often its connection was made again.
+    /// The number of times that its connection was made again.
     reconnects: u32,
 }
 
@@ -240,7 +239,7 @@ impl Qemu {
     /// Connects to the monitor at `path`.
     ///
     /// # Errors
-    /// When nobody serves it, or another client has it.
+    /// When no QEMU serves it, or another client has it.
     pub(crate) fn connect(path: &Path) -> Result<Self, QmpError> {
         Ok(Self {
             qmp: Qmp::connect(path)?,
@@ -248,7 +247,7 @@ impl Qemu {
         })
     }
 
-    /// Whether QEMU is still there behind a connection that broke. It may wait before its
+    /// Whether QEMU is still there after a connection that broke. It may wait before its
     /// switch-over, with its guest standing still, until it is told to go on.
     pub(crate) fn connects_again(
         &mut self,
@@ -358,7 +357,7 @@ impl Qemu {
         }
     }
 
-    /// What it is set to.
+    /// Its settings.
     ///
     /// # Errors
     /// As [`Qmp::execute`].
@@ -477,7 +476,7 @@ impl fmt::Display for RunState {
     }
 }
 
-/// The status that an event about a migration tells.
+/// The status that an event about a migration reports.
 pub(crate) fn status_of(event: &Event) -> Option<&str> {
     let is_about_one = event.name == "MIGRATION";
     is_about_one.then(|| field(&event.data, "status").as_str())?

@@ -33,7 +33,7 @@ const LONGEST_QUOTE: usize = 1000;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum QmpError {
-    /// Nobody serves the socket.
+    /// No process serves the socket.
     #[error(
         "no QEMU listens at {0}: start it with -qmp unix:{0},server=on,wait=off",
         printable_path(.path)
@@ -50,7 +50,7 @@ pub enum QmpError {
         /// The system's error.
         source: io::Error,
     },
-    /// Nobody greets.
+    /// No greeting comes.
     #[error(
         "the monitor {} has not said a word for {limit:?}: another client may have it, as libvirt \
          does. Give QEMU a second -qmp socket",
@@ -113,7 +113,7 @@ impl QmpError {
 pub struct Event {
     /// Its name: `MIGRATION`, `STOP`, ...
     pub name: String,
-    /// What it says, or `null`.
+    /// Its data, or `null`.
     pub data: Value,
 }
 
@@ -150,7 +150,7 @@ impl Qmp {
     /// Connects to a QEMU that listens at `path`, and prepares it for commands.
     ///
     /// # Errors
-    /// When nobody serves the socket, or another client has the monitor.
+    /// When no process serves the socket, or another client has the monitor.
     pub fn connect(path: &Path) -> Result<Qmp, QmpError> {
         let address = Address::Unix(path.to_owned());
         let stream = Stream::connect_within(&address, GREETING_LIMIT);
@@ -205,7 +205,7 @@ impl Qmp {
     /// next client. Events of the meantime are lost.
     ///
     /// # Errors
-    /// When nobody serves the socket any more, or another process.
+    /// When no process serves the socket any more, or another process does.
     pub(crate) fn reconnect(&mut self) -> Result<(), QmpError> {
         let process = |qmp: &Qmp| socket_peercred(&qmp.stream).map(|peer| peer.pid).ok();
         let again = Qmp::connect(&self.path)?;
@@ -300,12 +300,12 @@ impl Qmp {
         }
     }
 
-    /// The events that nobody has taken so far.
+    /// The events that were not taken so far.
     pub(crate) fn waiting_events(&self) -> impl Iterator<Item = &Event> {
         self.events.iter()
     }
 
-    /// Drops the events that nobody has taken so far.
+    /// Drops the events that were not taken so far.
     pub(crate) fn forget_events(&mut self) {
         self.events.clear();
     }
@@ -344,7 +344,7 @@ pub(crate) fn field<'a>(value: &'a Value, name: &str) -> &'a Value {
     value.get(name).unwrap_or(&Value::Null)
 }
 
-/// A text of QEMU's for a message: printable, and no longer than anybody reads.
+/// A text of QEMU's for a message: printable, and of readable length.
 #[must_use]
 pub(crate) fn quote(text: &str) -> String {
     let text: String = text.trim().chars().take(LONGEST_QUOTE).collect();
@@ -362,7 +362,7 @@ fn event_of(message: &Value) -> Option<Event> {
 #[derive(Debug, Default)]
 struct Lines {
     received: Vec<u8>,
-    /// How many of them hold no end of a line.
+    /// The number of leading bytes that are known to hold no end of a line.
     searched: usize,
 }
 

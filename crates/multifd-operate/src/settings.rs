@@ -1,4 +1,4 @@
-//! What a QEMU has to be set to for a migration, and how it becomes what it was.
+//! The settings that a migration needs in a QEMU, and how they are put back.
 
 use std::fmt;
 use std::thread;
@@ -31,12 +31,12 @@ const PAUSE: &str = "pause-before-switchover";
 
 const POSTCOPY: &str = "postcopy-ram";
 
-/// How long a QEMU may refuse to take former values, because its migration has not ended quite yet.
+/// Time limit for a QEMU that refuses its former values because its migration has not quite ended.
 const RESTORE_LIMIT: Duration = Duration::from_secs(5);
 
 const RESTORE_PAUSE: Duration = Duration::from_millis(100);
 
-/// What both ends need.
+/// The settings that both ends need.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Wish {
@@ -53,7 +53,7 @@ pub struct Wish {
 }
 
 impl Wish {
-    /// So many channels, and nothing else but what all migrations need.
+    /// `channels` channels; everything else as every migration needs it.
     #[must_use]
     pub fn new(channels: u8) -> Self {
         Self {
@@ -72,9 +72,9 @@ impl Wish {
 pub struct Change {
     /// QEMU's name for it.
     pub name: String,
-    /// What it is.
+    /// The value before.
     pub from: Value,
-    /// What it becomes.
+    /// The value after.
     pub to: Value,
     /// It is a capability, and no parameter.
     pub(crate) is_capability: bool,
@@ -117,7 +117,7 @@ pub(crate) enum PlanError {
     },
 }
 
-/// What changes for a migration.
+/// The settings that a migration changes.
 #[derive(Clone, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub struct Plan {
@@ -149,7 +149,7 @@ impl Plan {
             plan.capability(now, POSTCOPY, wish.postcopy)?;
         }
         for name in OFF {
-            // What it does not know is off.
+            // A setting that it does not know is off.
             if now.capabilities.contains_key(name) {
                 plan.capability(now, name, false)?;
             }

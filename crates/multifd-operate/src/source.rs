@@ -17,37 +17,37 @@ use crate::qemu::{MigrationStatus, Phase, Qemu, RunState, end_of, status_of};
 use crate::qmp::QmpError;
 use crate::settings::{Plan, Wish};
 
-/// How often QEMU is asked how far it is. Asking more often would take a noticeable part of its
-/// time.
+/// Time between two questions to QEMU about its progress. Asking more often would take a noticeable
+/// part of its time.
 const LOOK: Duration = Duration::from_millis(500);
 
-/// How soon a wish to end, and the end, are noticed.
+/// Poll interval for cancellation and for the end.
 const TICK: Duration = Duration::from_millis(100);
 
-/// How long the relay may take to take the connection of a QEMU that has said that it is done. All
-/// of a small guest may wait in that connection, on a machine with too much to do.
+/// Time limit for the relay to accept the connection of a QEMU that reports completion. All of a
+/// small guest may wait in that connection, on a machine with too much to do.
 const BEGIN_LIMIT: Duration = Duration::from_secs(5);
 
-/// How long the relay may take to close its connections after QEMU's end.
+/// Time limit for the relay to close its connections after QEMU's end.
 const RELAY_LIMIT: Duration = Duration::from_secs(40);
 
-/// How long QEMU may take to have all figures of a migration that it has completed.
+/// Time limit for QEMU to have all figures of a completed migration.
 const FIGURES_LIMIT: Duration = Duration::from_secs(1);
 
-/// How long QEMU may take to end its migration before its settings are put back.
+/// Time limit for QEMU to end its migration before its settings are put back.
 const IDLE_LIMIT: Duration = Duration::from_secs(2);
 
-/// How long a monitor whose connections break again and again is asked to cancel a migration whose
-/// guest was not let go, and how often.
+/// Time limit, and pause, for cancelling through a monitor that keeps disconnecting, while the
+/// guest was not let go.
 const CALL_BACK_LIMIT: Duration = Duration::from_secs(30);
 const CALL_BACK_PAUSE: Duration = Duration::from_millis(250);
 
-/// How long the guest may take to run on at the source after a failure.
+/// Time limit for the guest to run on at the source after a failure.
 const RUN_LIMIT: Duration = Duration::from_secs(30);
 
 const LOOK_AT_BOTH: &str = "Look at both QEMUs (query-status) before you end or start either";
 
-/// What is wanted of a source.
+/// The order to a source.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Order {
@@ -55,19 +55,20 @@ pub struct Order {
     pub qmp: PathBuf,
     /// The relay, whose `connect` is the trunk.
     pub relay: RelayConfig,
-    /// What QEMU is set to.
+    /// The settings for QEMU.
     pub wish: Wish,
     /// The migration is cancelled after that time.
     pub timeout: Option<Duration>,
     /// Postcopy starts after that time.
     pub postcopy_after: Option<Duration>,
-    /// Where the private folder of the socket is made, which QEMU must see under the same name. If
-    /// not given, it is beside the monitor, or else in the folder for temporary files.
+    /// The folder in which the private folder of the socket is made; QEMU must see it under the
+    /// same name. If not given, it is beside the monitor, or else in the folder for temporary
+    /// files.
     pub socket_dir: Option<PathBuf>,
 }
 
 impl Order {
-    /// Nothing out of the ordinary.
+    /// An order without time limit or postcopy, with the socket beside the monitor.
     #[must_use]
     pub fn new(qmp: PathBuf, relay: RelayConfig, wish: Wish) -> Self {
         Self {
@@ -105,7 +106,7 @@ pub fn plan(order: &Order) -> Result<Plan, Failure> {
 /// Sends the guest, unless `cancel` ends that before the destination has it.
 ///
 /// # Errors
-/// When the migration did not come to its good end. The failure says who has the guest.
+/// When the migration failed. The failure says where the guest is.
 pub fn migrate(
     order: &Order,
     cancel: &Cancel,
@@ -166,7 +167,7 @@ pub(crate) fn put_back_when_idle(plan: &Plan, qemu: &mut Qemu, observe: &mut dyn
     }
 }
 
-/// Undoes the changes of a plan, and tells what stays changed.
+/// Undoes the changes of a plan, and reports settings that stay changed.
 pub(crate) fn put_back(plan: &Plan, qemu: &mut Qemu, observe: &mut dyn FnMut(News)) {
     if let Err(error) = qemu.ask_again(|qemu| plan.undo(qemu)) {
         observe(stayed(plan, &error));
@@ -182,7 +183,7 @@ fn stayed(plan: &Plan, error: &dyn std::error::Error) -> News {
     ))
 }
 
-/// Looks whether somebody listens there, before QEMU is asked for anything: a QEMU 10.0 whose
+/// Checks that a relay listens there, before QEMU is asked for anything: a QEMU 10.0 whose
 /// connections are closed while it makes them may abort, and its guest with it.
 fn look_for_destination(order: &Order, cancel: &Cancel) -> Result<(), Failure> {
     look_for_relay(&order.relay, cancel).map_err(|failure| match cancel.is_cancelled() {
@@ -228,13 +229,13 @@ struct Run<'a> {
     course: Course,
     /// The last status with figures.
     last: MigrationStatus,
-    /// The status that was told last, and when.
+    /// The status that was reported last, and when.
     told: String,
     told_at: Option<Instant>,
     /// QEMU has just said that it waits before its switch-over.
     waits: bool,
     /// The last status of this migration, as QEMU has said it by an event. Another client may begin
-    /// its own migration right behind that.
+    /// its own migration right after that.
     ended: Option<String>,
     /// The guest was let go to the destination. Before that, no destination can have it.
     has_switched: bool,
@@ -383,8 +384,8 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Looks whether QEMU has said meanwhile that this migration has ended: its answers are about
-    /// the next one then.
+    /// Checks whether QEMU has reported the end of this migration. After that, QEMU's answers
+    /// describe the next migration.
     fn look_for_end(&mut self) {
         if self.ended.is_none() {
             self.ended = self.qemu.qmp().waiting_events().find_map(end_of);
@@ -499,13 +500,13 @@ impl Run<'_> {
         }
     }
 
-    /// Who has the guest of a migration that has failed, once the relay has ended. Whatever the
-    /// source QEMU says, its destination may run the guest.
+    /// The place of the guest of a failed migration, once the relay has ended. The destination may
+    /// run the guest, even if the source QEMU says otherwise.
     fn whereabouts(&self) -> Whereabouts {
         match &self.carrier.outcome {
             _ if self.carrier.has_delivered() => Whereabouts::Unknown,
             _ if !self.carrier.has_begun => Whereabouts::Source,
-            // Whoever has let it go, its destination may have everything.
+            // The guest was let go, so its destination may have everything.
             Some(Err(Cause::Relay(failure))) if self.has_switched || has_everything(failure) => {
                 whereabouts(failure)
             }
@@ -523,7 +524,7 @@ impl Run<'_> {
             _ => None,
         };
         let said = status.error_desc.clone();
-        // Who has the guest is the relay's word then.
+        // The relay's word decides where the guest is then.
         let words = match (&relay, guest) {
             (Some(cause), Whereabouts::Unknown) => {
                 Some(format!("The relay says: {}", chain(cause)))
@@ -635,9 +636,9 @@ impl Run<'_> {
         })
     }
 
-    /// Cancels a migration that cannot be followed any more, as long as nobody has let its guest
-    /// go: it would wait before its switch-over without end. QEMU's status says whether it still
-    /// waits: a command to go on may have been lost. Returns whether the migration has ended so.
+    /// Cancels a migration that cannot be followed any more, as long as its guest was not let go:
+    /// it would wait before its switch-over without end. QEMU's status says whether it still waits:
+    /// a command to go on may have been lost. Returns whether the migration has ended so.
     fn call_back(&mut self, mut is_broken: bool) -> bool {
         let deadline = Instant::now() + CALL_BACK_LIMIT;
         while !self.carrier.has_delivered() && Instant::now() < deadline {

@@ -1,4 +1,4 @@
-//! What TLS costs: one connection, one direction, writes of 1 MiB, plain and encrypted in turns.
+//! The cost of TLS: one connection, one direction, writes of 1 MiB, plain and encrypted in turns.
 //!
 //! Prints for each the rate, and how much each end carries in a second of one processor.
 //!

@@ -148,8 +148,8 @@ impl PartialFile {
         }
     }
 
-    /// Tells other processes that somebody writes the file, and gives it its mode if the umask took
-    /// some of that away.
+    /// Shows other processes, by a lock, that the file is being written, and gives it its mode if
+    /// the umask took some of that away.
     fn claim(&self) -> io::Result<()> {
         // A file system without locks only makes what is said about a file that is in the way less
         // exact.
@@ -216,8 +216,8 @@ impl PartialFile {
         })?)
     }
 
-    /// Removes the file again, whatever it is called by now: nobody relies on it. A file of
-    /// somebody else's stays.
+    /// Removes the file again, under its present name: no process relies on it. A file of another
+    /// process stays.
     pub(crate) fn withdraw(&self) {
         for path in [&self.path, &self.partial] {
             if self.is_at(path) && fs::remove_file(path).is_err() {

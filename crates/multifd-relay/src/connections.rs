@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use multifd_transport::Stream;
 
-/// How long a source may take to close its channels, once its main channel is closed.
+/// Time limit for a source to close its channels, once its main channel is closed.
 const CHANNELS_AFTER: Duration = Duration::from_secs(3);
 
 /// The connections of a migration, to be closed together.

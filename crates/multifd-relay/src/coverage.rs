@@ -1,4 +1,4 @@
-//! Which pages of a guest have come.
+//! The pages of a guest that have come.
 //!
 //! A source sends every page of every block that it lists at least once, with contents or as zero.
 //! So a receiver that has seen each of them has seen all channels, however many there were.
@@ -18,7 +18,7 @@ use multifd_wire::{BlockName, PageSize};
 /// Pieces are made as pages come, so that the length which a source states takes no memory.
 const PIECE_PAGES: u64 = 1 << 15;
 
-/// The last round that is told apart from later ones. Nobody comes as late as that.
+/// The last round that is told apart from later ones. No migration has as many.
 const LAST_ROUND: u64 = u16::MAX as u64 - 1;
 
 /// Pages that do not fit the list of blocks, or never came.
@@ -34,7 +34,7 @@ pub(crate) enum Gap {
     /// A page that is not in its block.
     #[error("a page at {offset:#x} is not in the block, which has {block_bytes:#x} bytes")]
     Outside {
-        /// Where in the block the page starts, in bytes.
+        /// The page's offset in the block, in bytes.
         offset: u64,
         /// The length of the block, in bytes.
         block_bytes: u64,
@@ -55,9 +55,9 @@ pub(crate) enum Gap {
     Missing {
         /// The block.
         block: Box<BlockName>,
-        /// How many pages have not come.
+        /// The number of missing pages.
         missing: u64,
-        /// How many pages it has.
+        /// The block's number of pages.
         pages: u64,
         /// The offset of the first that has not come, in bytes.
         first: u64,
@@ -67,14 +67,14 @@ pub(crate) enum Gap {
         "only {found} of {packets} packets came, as the source has numbered them: a channel is missing"
     )]
     Packets {
-        /// How many came.
+        /// The number that came.
         found: u64,
-        /// How many there are at least.
+        /// The least number that the source sent.
         packets: u64,
     },
 }
 
-/// Which pages of each block have come. Many threads may note at once.
+/// The pages of each block that have come. Many threads may note at once.
 #[derive(Debug, Default)]
 pub(crate) struct Coverage {
     blocks: OnceLock<Vec<Covered>>,
@@ -93,7 +93,7 @@ struct Covered {
 struct Pieces {
     /// Of each page one more than the round in which it came last, or 0.
     rounds: BTreeMap<u64, Box<[u16]>>,
-    /// How many pages have come.
+    /// The number of pages that have come.
     count: u64,
 }
 
@@ -124,14 +124,15 @@ impl Coverage {
         self.note_in(covered, page_size, offsets, round)
     }
 
-    /// Held by those who write pages of a round in which all are, from before they write until they
-    /// have noted them.
+    /// Held while a channel that is in the current round writes and notes pages.
+    /// [`behind`](Self::behind) excludes it, so that a late channel sees whether newer contents
+    /// exist.
     pub(crate) fn in_time(&self) -> RwLockReadGuard<'_, ()> {
         self.order.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Held by one who writes pages of a round that has ended, from before looking whether they are
-    /// newer.
+    /// Held while a late channel writes pages of a round that has ended, from before it looks
+    /// whether newer contents exist.
     pub(crate) fn behind(&self) -> RwLockWriteGuard<'_, ()> {
         self.order.write().unwrap_or_else(PoisonError::into_inner)
     }

@@ -1,4 +1,4 @@
-//! What can go wrong in a migration that is relayed, kept or replayed.
+//! The failures of a migration that is relayed, kept or replayed.
 
 use std::io;
 use std::time::Duration;
@@ -18,7 +18,7 @@ pub(crate) use multifd_transport::failure::{Channel, Leg, SetupFault};
 /// The first thing that went wrong in a migration. Whatever failed afterwards failed because of it.
 pub type Failure = Located<Cause>;
 
-/// What can go wrong in a migration.
+/// The cause of a failed migration.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Cause {
@@ -66,7 +66,7 @@ pub enum Cause {
          The destination was disconnected: check that it does not run"
     )]
     TakenBack,
-    /// The destination has the guest, and the source could not be told.
+    /// The destination has the guest, and the word did not reach the source.
     #[error(
         "the destination has the guest, but the source was not told: it had closed, or its host did not answer. \
          The guest may run at both ends, stop one of them now"
@@ -79,7 +79,7 @@ pub enum Cause {
          It was disconnected: check that it does not run before you go on at the source"
     )]
     NoWord {
-        /// How long its word was waited for.
+        /// The time limit for its word.
         within: Duration,
     },
     /// The destination may have had everything that makes the guest, and has not been heard.
@@ -117,6 +117,16 @@ pub enum Cause {
         "the destination closed without saying that it has the guest; see the destination's own log"
     )]
     Unconfirmed,
+    /// The destination of a replay neither took nor said anything within the time limit.
+    #[error(
+        "the destination took nothing and said nothing for {} s: look at its log and its state (info status), \
+         then replay again",
+        within.as_secs()
+    )]
+    Stalled {
+        /// The time limit.
+        within: Duration,
+    },
     /// Any other cause.
     #[error(transparent)]
     Other(#[from] OtherCause),
@@ -169,7 +179,7 @@ pub(crate) enum Other {
         "the destination says that it has the guest, but not all of its memory has come: it is no QEMU, or is broken"
     )]
     WordTooEarly,
-    /// A stream without the description of devices, whose end cannot be told from a pause.
+    /// A stream without the description of devices, whose end cannot be distinguished from a pause.
     #[error(
         "the end of this stream cannot be detected, as the source leaves out its device description (suppress-vmdesc): \
          record from a machine type with it, or without return path"

@@ -68,7 +68,7 @@ pub(crate) enum ImageFault {
     /// The source sends pages that are not in their block.
     #[error("{len} bytes at {offset:#x} are not in the block, which has {block_bytes:#x} bytes")]
     Outside {
-        /// Where in the block the pages start, in bytes.
+        /// The pages' offset in the block, in bytes.
         offset: u64,
         /// The length of the pages, in bytes.
         len: usize,
@@ -89,15 +89,13 @@ impl Folder {
     ///
     /// # Errors
     ///
-    /// `Occupied` when there are any: nothing is overwritten, and images of two migrations are not
-    /// mixed.
+    /// If images exist already: nothing is overwritten, and images of two migrations are not mixed.
     pub fn prepare(path: &Path) -> Result<Self, ImageError> {
         let failed = |source| ImageFault::Folder {
             path: path.to_owned(),
             source,
         };
-        // Guest memory is secret. A folder that is there already has the mode that somebody gave
-        // it.
+        // Guest memory is secret. An existing folder keeps its mode.
         fs::DirBuilder::new()
             .recursive(true)
             .mode(0o700)
@@ -184,7 +182,7 @@ impl Images {
     ///
     /// When the system cannot.
     pub fn sync(&self) -> Result<(), ImageError> {
-        // What has no bytes has nothing but its name.
+        // A block without bytes has only a name.
         for image in self.images.iter().filter(|image| image.bytes > 0) {
             image.file.sync()?;
         }
@@ -200,7 +198,7 @@ impl Images {
         self.publish_but(&[])
     }
 
-    /// Removes all images, those that have their names too: nobody relies on them.
+    /// Removes all images, those that have their names too: no process relies on them.
     pub(crate) fn withdraw(&self) {
         self.images.iter().for_each(Image::withdraw);
     }
@@ -274,17 +272,17 @@ impl Image {
         self.bytes
     }
 
-    /// Where the image is once it is whole.
+    /// The path of the image once it is whole.
     pub fn path(&self) -> &Path {
         self.file.path()
     }
 
-    /// How many pages have been written; a page that was sent twice counts twice.
+    /// The number of pages written; a page that was sent twice counts twice.
     pub(crate) fn pages(&self) -> u64 {
         self.pages.load(Ordering::Relaxed)
     }
 
-    /// How many pages have been cleared, counted likewise.
+    /// The number of pages cleared, counted likewise.
     pub(crate) fn zero_pages(&self) -> u64 {
         self.zero_pages.load(Ordering::Relaxed)
     }
@@ -563,7 +561,7 @@ mod tests {
             .create(&blocks)
             .unwrap();
         images.sync().unwrap();
-        // Somebody takes a name meanwhile.
+        // Another process takes a name meanwhile.
         fs::write(dir.path().join("b.ram"), "mine").unwrap();
         assert!(matches!(
             images.publish(),

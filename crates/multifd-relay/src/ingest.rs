@@ -30,29 +30,29 @@ use crate::return_path::Answers;
 /// The main channel carries little beside multifd, and a guest's whole memory without it.
 const BUFFER_BYTES: usize = 64 << 10;
 
-/// How often progress is told.
+/// Time between two reports of progress.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
 
-/// How soon those who wait look around.
+/// Poll interval of waiting threads.
 const TICK: Duration = Duration::from_millis(20);
 
-/// How long channels are waited for at the end of a round, where the set-up says that there are
-/// some, or where ids are missing between others. They were opened before.
+/// Time limit for channels at the end of a round, if the set-up announces some or if ids are
+/// missing between others. They were opened before.
 const CHANNELS_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// How long pages are waited for at the end of the main channel while nothing comes. The source has
-/// sent them before, and its guest stands still meanwhile.
+/// Time limit for pages at the end of the main channel while nothing comes. The source has sent
+/// them before, and its guest stands still meanwhile.
 const PAGES_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long the main channel is silent behind what may be its end, where only that tells the end: a
-/// stream without the description of devices. The source waits for its answer then.
+/// Silence of the main channel that shows its end, in a stream without the description of devices.
+/// The source waits for its answer then.
 const END_SILENCE: Duration = Duration::from_secs(1);
 
-/// What is to be known of a source beforehand.
+/// Settings for a source.
 #[derive(Clone, Copy, Debug, Default)]
 #[non_exhaustive]
 pub struct SourceSettings {
-    /// What it may send.
+    /// Limits on its stream.
     pub limits: Limits,
     /// It has the capability `switchover-ack`, and a machine type whose name does not tell whether
     /// it may be sent a SWITCHOVER_ACK: one without a version, as those of some distributions, or
@@ -62,21 +62,21 @@ pub struct SourceSettings {
     pub codec: Settings,
 }
 
-/// How long no connection may be accepted, for lack of descriptors: the next one may be a channel
-/// of this migration, and its source waits for it.
+/// Time limit for a lack of descriptors that prevents accepting: the next connection may be a
+/// channel of this migration, and its source waits for it.
 const STARVED: Duration = Duration::from_secs(10);
 
 /// A source that dies or gives up closes its connections one after another; this is how long that
 /// may take.
 const CLOSING_TIME: Duration = Duration::from_millis(200);
 
-/// How soon to look again whether it has.
+/// Poll interval for that.
 const CLOSING_PAUSE: Duration = Duration::from_millis(5);
 
 /// How soon to look again whether the source's host has our word.
 const WORD_PAUSE: Duration = Duration::from_millis(2);
 
-/// How long a source that has heard that everything is kept may take to close.
+/// Time limit for a source to close, after the word that everything is kept.
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A migration that was taken whole.
@@ -94,7 +94,7 @@ pub(crate) struct Taken {
     pub(crate) left_out: Vec<BlockName>,
 }
 
-/// What happens to a migration.
+/// An event of a migration.
 enum Event {
     Arrival(Arrival),
     /// A channel has failed, and its thread goes on until its source closes it.
@@ -103,7 +103,7 @@ enum Event {
     Ended(Result<(), Failure>),
 }
 
-/// Starts a thread that tells how it ended.
+/// Starts a thread that reports its end.
 fn spawn<'scope>(
     scope: &'scope Scope<'scope, '_>,
     tell: &Sender<Event>,
@@ -132,8 +132,8 @@ fn spawn<'scope>(
 ///
 /// # Errors
 ///
-/// The first failure of any connection. All are closed then, and a source that listens is told that
-/// it failed.
+/// The first failure of any connection. All are closed then, and a source that listens gets the
+/// failure.
 pub(crate) fn take(
     acceptor: &mut Acceptor,
     settings: SourceSettings,
@@ -341,7 +341,7 @@ fn take_channel<K: Keeper>(
 /// The main channel and its return path.
 struct MainChannel<'a, K> {
     stream: &'a Stream,
-    /// What has been read of it already.
+    /// The bytes of it that have been read already.
     start: &'a [u8],
     /// Its set-up says that there are multifd channels.
     has_channels: bool,
@@ -351,7 +351,7 @@ struct MainChannel<'a, K> {
     coverage: &'a Coverage,
     numbers: &'a Numbers,
     answers: &'a Answers,
-    /// Everything is kept, and a source that wants to know it was told.
+    /// Everything is kept, and a source that asked has got the word.
     kept: &'a AtomicBool,
     /// The source's host has acknowledged that word, and nothing says that the source did not read
     /// it.
@@ -395,7 +395,7 @@ impl<K: Keeper> MainChannel<'_, K> {
                 let event = match receiver.push(&mut bytes) {
                     Ok(Some(event)) => event,
                     Ok(None) => break,
-                    // Everything is kept, and the source has been told.
+                    // Everything is kept, and the source has got the word.
                     Err(_) if self.answers.is_settled() => break,
                     Err(fault) => return Err(fault.into()),
                 };
@@ -513,8 +513,8 @@ impl<K: Keeper> MainChannel<'_, K> {
         }
     }
 
-    /// The main channel has ended: keeps everything once it has come, and tells the source. What is
-    /// missing then is on a channel that is late, or does not come.
+    /// The main channel has ended: keeps everything once it has come, and sends the word to the
+    /// source. Missing pages are on a channel that is late, or does not come.
     fn settle(&self, outline: &RamOutline) -> Result<(), TakeError> {
         if !outline.ram_ended {
             return Err(RoundFault::NoRam.into());
@@ -594,8 +594,8 @@ impl<K: Keeper> MainChannel<'_, K> {
         }
     }
 
-    /// Whether a source that waits for our word has closed: nothing more comes then, and nobody is
-    /// to be told.
+    /// Whether a source that waits for our word has closed: nothing more comes then, and no word is
+    /// due.
     fn source_has_ended(&self) -> bool {
         self.answers.was_asked() && self.stream.peer_has_closed()
     }
@@ -662,7 +662,7 @@ fn gave_up(error: io::Error) -> Cause {
     }
 }
 
-/// What has to be known of the main channel to find the ends of rounds and of RAM in it.
+/// The state of the main channel, to find the ends of rounds and of RAM in it.
 #[derive(Debug)]
 struct RamOutline {
     page_size: PageSize,

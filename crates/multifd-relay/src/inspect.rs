@@ -1,4 +1,4 @@
-//! What is in captured channels and recordings.
+//! The contents of captured channels and recordings.
 //!
 //! A file holds one direction of one connection, as a tee on the wire sees it, or it is a
 //! recording. Its first bytes tell which. It is read in one pass, in pieces; what cannot be read
@@ -18,7 +18,7 @@ use multifd_wire::{
 use crate::failure::Channel;
 use crate::recording::{self, Chunk, Reader, RecordingError, Role};
 
-/// How much of a captured channel is read at once.
+/// Bytes of a captured channel to read at once.
 const BUFFER_BYTES: usize = 256 << 10;
 
 /// One table entry of a packet, in bytes.
@@ -34,7 +34,7 @@ const TABLE_ENTRY_BYTES: u64 = 8;
 pub struct Inspection {
     source: Source,
     streams: Vec<Followed>,
-    /// What was read last, of stream `current`; all before `at` has been looked at.
+    /// The bytes read last, of stream `current`; all before `at` has been looked at.
     buffer: Vec<u8>,
     at: usize,
     current: usize,
@@ -49,15 +49,15 @@ pub struct Sighting {
     pub stream: usize,
     /// The channel's id.
     pub channel: Channel,
-    /// How many packets are before it on its channel.
+    /// The number of packets before it on its channel.
     pub index: u64,
-    /// Where its header starts, in bytes from the start of its channel.
+    /// The offset of its header in its channel, in bytes.
     pub offset: u64,
     /// The header.
     pub packet: Packet,
 }
 
-/// What is in a file.
+/// The contents of a file.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct FileReport {
@@ -69,15 +69,15 @@ pub struct FileReport {
     pub damage: Option<InspectError>,
 }
 
-/// What is in one connection.
+/// The contents of one connection.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct StreamReport {
-    /// How many bytes of it the file has.
+    /// The bytes of it that the file has.
     pub bytes: u64,
-    /// What they are.
+    /// A summary of its contents.
     pub summary: Summary,
-    /// Where and why it could not be followed any further.
+    /// The place at which it could not be followed any further, and the reason.
     pub fault: Option<StreamFault>,
 }
 
@@ -123,7 +123,7 @@ enum Unreadable {
     Rest(#[source] io::Error),
 }
 
-/// What one connection is.
+/// A summary of one connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(
     clippy::exhaustive_enums,
@@ -136,7 +136,7 @@ pub enum Summary {
     Channel(ChannelSummary),
 }
 
-/// What is on a main channel.
+/// A summary of a main channel.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct MainSummary {
@@ -160,7 +160,7 @@ pub struct MainSummary {
     pub postcopy: bool,
 }
 
-/// What is on a multifd channel, or on several together.
+/// A summary of a multifd channel, or of several together.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ChannelSummary {
@@ -228,7 +228,7 @@ impl FileReport {
         self.damage.is_none() && self.streams.iter().all(|stream| stream.fault.is_none())
     }
 
-    /// What is on the main channel, if there is one in the file.
+    /// The summary of the main channel, if there is one in the file.
     pub fn main(&self) -> Option<&MainSummary> {
         self.streams
             .iter()
@@ -238,8 +238,8 @@ impl FileReport {
             })
     }
 
-    /// What is on the multifd channels together, if there are any in the file. The id is that of a
-    /// single one.
+    /// The summary of all multifd channels together, if there are any in the file. The id is that
+    /// of a single one.
     pub fn channels(&self) -> Option<ChannelSummary> {
         let channels = self
             .streams
@@ -253,7 +253,7 @@ impl FileReport {
 }
 
 impl Summary {
-    /// Which channel it is.
+    /// The channel.
     pub fn channel(&self) -> Channel {
         match self {
             Self::Main(_) => Channel::Main,
@@ -509,7 +509,7 @@ impl Followed {
         }
     }
 
-    /// Notes a fault `taken` bytes behind what was followed before.
+    /// Notes a fault `taken` bytes after what was followed before.
     fn stop(&mut self, fault: Fault, taken: usize) {
         let offset = match &self.receiver {
             Receiver::Main { .. } => self.bytes.saturating_add(taken as u64),

@@ -1,4 +1,5 @@
-//! What taking a migration asks of the one who keeps it, and what it lends.
+//! `Keeper`: what `receive` and `record` each implement, and the state that `ingest` shares with
+//! them.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -11,7 +12,7 @@ use crate::failure::Cause;
 use crate::numbers::Numbers;
 use crate::return_path::Answers;
 
-/// What becomes of a migration.
+/// A destination of a migration: image files, or a recording.
 pub(crate) trait Keeper: Sync {
     /// Keeps one multifd channel, whose hello has been read, up to its end.
     fn channel(&self, channel: &TakenChannel<'_>) -> Result<(), TakeError>;
@@ -30,10 +31,10 @@ pub(crate) trait Keeper: Sync {
     /// source may forget it.
     fn keep(&self, left_out: &[BlockName]) -> Result<(), Cause>;
 
-    /// Forgets what was kept: the source closed before it could be told, and has its guest.
+    /// Forgets what was kept: the source closed before it got the word, and has its guest.
     fn withdraw(&self);
 
-    /// Whether everything that is kept was there once all memory was.
+    /// Whether the keeper needs RAM only (`receive`), and not the device state (`record`).
     const NEEDS_MEMORY_ONLY: bool;
 }
 
@@ -80,7 +81,7 @@ impl TakenChannel<'_> {
     }
 }
 
-/// What went wrong, and where on the connection that was read.
+/// A failure, and its place on the connection that was read.
 #[derive(Debug)]
 pub(crate) struct TakeError {
     /// The multifd channel at fault, where it is not the connection that was read.
@@ -124,7 +125,7 @@ impl<C: Into<Cause>> From<C> for TakeError {
     }
 }
 
-/// What has arrived so far, over all connections.
+/// The pages and bytes that have arrived so far, over all connections.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Totals {

@@ -36,6 +36,8 @@ mod marks;
 mod numbers;
 pub mod receive;
 pub mod record;
+// Bytes are no interface of this crate, so `recording` and `trunk` are private: `docs` describes
+// the trunk's bytes, and `inspect` and `replay` read recordings. Tests and fuzz targets see them.
 #[cfg(not(feature = "unstable-formats"))]
 #[allow(unreachable_pub, dead_code, unused_imports)]
 mod recording;
@@ -60,3 +62,8 @@ pub use atomic_file::{FileError, write_new};
 pub use failure::Failure;
 pub use ingest::SourceSettings;
 pub use recording::RecordingError;
+
+/// The examples of the README are tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -1,4 +1,4 @@
-//! Where rounds end on the main channel.
+//! The ends of rounds on the main channel.
 
 use multifd_wire::main_stream::MainEvent;
 

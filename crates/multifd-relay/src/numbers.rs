@@ -16,8 +16,7 @@ use multifd_wire::RamPacket;
 
 use crate::coverage::Gap;
 
-/// A source that counts does not come as far: what has higher numbers has them for reasons of its
-/// own.
+/// A source that numbers from 0 never reaches this. Higher numbers are not a count and are ignored.
 const HIGHEST: u64 = 1 << 48;
 
 /// The numbers that have come. Many threads may note at once.
@@ -34,7 +33,7 @@ struct State {
     channels: BTreeMap<usize, Seen>,
 }
 
-/// What has been seen of one channel.
+/// The packets of one channel that have come.
 #[derive(Debug, Default)]
 struct Seen {
     last: Option<u64>,
@@ -86,9 +85,9 @@ impl Numbers {
 }
 
 impl State {
-    /// How many numbers are missing at least if a channel of an earlier source is. It has a SYNC
-    /// for each round, as the others have, and one of them may be higher than all that came. A
-    /// smaller gap has another reason.
+    /// The least gap in the numbers if a channel of an earlier source is missing. It has a SYNC for
+    /// each round, as the others have, and one of them may be higher than all that came. A smaller
+    /// gap has another reason.
     fn least_of_a_channel(&self) -> u64 {
         let syncs = self.channels.values().map(|seen| seen.syncs).min();
         syncs.unwrap_or(0).saturating_sub(1).max(1)

@@ -60,13 +60,13 @@ pub struct ReceiveReport {
     pub unheard: bool,
     /// Multifd channels; 0 for a migration without multifd.
     pub channels: usize,
-    /// What arrived.
+    /// The pages and bytes that arrived.
     pub totals: Totals,
     /// From the first connection to the last close.
     pub duration: Duration,
 }
 
-/// What arrived of one RAM block.
+/// The pages of one RAM block that arrived.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct BlockReport {
@@ -91,7 +91,7 @@ pub struct BlockReport {
 /// # Errors
 ///
 /// The first failure of any connection or image. No image is left then, and a source that asks for
-/// an answer is told, so that its guest goes on.
+/// an answer gets it, so that its guest goes on.
 pub fn receive(
     acceptor: &mut Acceptor,
     folder: &Folder,
@@ -143,7 +143,7 @@ struct Receiver<'a> {
     source: SourceSettings,
     /// There from the list of blocks on.
     images: OnceLock<Images>,
-    /// What the channels have shown of the guest's page size.
+    /// The guest's page size, as the channels have shown it.
     page_size: OnceLock<PageSize>,
 }
 

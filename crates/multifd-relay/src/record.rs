@@ -43,8 +43,8 @@ use crate::recording::{Role, Writer};
 
 pub use crate::keeper::Totals;
 
-/// What one read of a channel asks for: a packet of raw pages rarely takes more than a few of
-/// these.
+/// The bytes that one read of a channel asks for: a packet of raw pages rarely takes more than a
+/// few of these.
 const BUFFER_BYTES: usize = 128 << 10;
 
 /// The file of a recording that is being made: `NAME.partial` until the migration is whole.
@@ -61,7 +61,7 @@ impl Output {
     ///
     /// # Errors
     ///
-    /// `Occupied` when there is a file of that name: nothing is overwritten.
+    /// If the file exists already: nothing is overwritten.
     pub fn create(path: &Path) -> Result<Self, FileError> {
         Ok(Self {
             file: PartialFile::create(path)?,
@@ -88,7 +88,7 @@ pub struct RecordReport {
     pub left_out: Vec<BlockName>,
     /// Multifd channels; 0 for a migration without multifd.
     pub channels: usize,
-    /// What arrived.
+    /// The pages and bytes that arrived.
     pub totals: Totals,
     /// From the first connection to the last close.
     pub duration: Duration,
@@ -102,8 +102,8 @@ pub struct RecordReport {
 ///
 /// # Errors
 ///
-/// The first failure of any connection or of the file. A source that listens is told, and its guest
-/// goes on.
+/// The first failure of any connection or of the file. A source that listens gets the failure, and
+/// its guest goes on.
 pub fn record(
     acceptor: &mut Acceptor,
     output: Output,
@@ -141,14 +141,14 @@ pub fn record(
 /// Main is the first stream that is opened.
 const MAIN: u16 = 0;
 
-/// How long the channels are silent once nothing more comes: a source says on main that it has
+/// Silence of the channels that shows that nothing more comes: a source says on main that it has
 /// ended when it has written everything on the channels too, and over a network main may be ahead.
 const SILENCE: Duration = Duration::from_millis(200);
 
-/// How long the rest of a packet is waited for then.
+/// Time limit for the rest of a packet then.
 const REST_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How soon to look again.
+/// Poll interval for that.
 const PAUSE: Duration = Duration::from_millis(10);
 
 struct Recorder<'a> {
@@ -261,7 +261,7 @@ impl<'a> Recorder<'a> {
     }
 }
 
-/// How far a channel has been followed.
+/// The position up to which a channel has been followed.
 struct FollowedChannel {
     receiver: ChannelReceiver,
     /// The packet whose payload is being read.
@@ -346,7 +346,7 @@ fn file_failure(output: &Output, source: io::Error) -> Failure {
     main_failure(output.file.failed(source).into())
 }
 
-/// The file is not one connection's; without a better place its failures are told with the main
+/// The file is not one connection's; without a better place its failures are reported with the main
 /// channel.
 fn main_failure(cause: Cause) -> Failure {
     Failure {

@@ -35,7 +35,7 @@ use multifd_wire::MAX_CHANNELS;
 /// channel starts so.
 pub(crate) const MAGIC: [u8; 8] = *b"\x89multifd";
 
-/// The most bytes of one stream in one chunk: what bounds the memory of whoever reads a recording.
+/// The most bytes of one stream in one chunk. This bounds the memory of a reader of recordings.
 pub const MAX_DATA_BYTES: usize = 256 * 1024;
 
 /// The most connections of one migration: the main channel and the multifd channels.
@@ -45,7 +45,7 @@ const VERSION: u32 = 1;
 const FILE_HEADER_LEN: usize = 16;
 const CHUNK_HEADER_LEN: usize = 12;
 
-/// What a recorded connection was.
+/// The kind of a recorded connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(
     clippy::exhaustive_enums,
@@ -69,19 +69,19 @@ pub enum Chunk<'a> {
     Open {
         /// Its number from now on.
         stream: u16,
-        /// What it is.
+        /// Its kind.
         role: Role,
     },
     /// The source wrote.
     Data {
         /// On which connection.
         stream: u16,
-        /// What it wrote.
+        /// The bytes that it wrote.
         bytes: &'a [u8],
     },
     /// The source closed a connection.
     Eof {
-        /// Which one.
+        /// The stream.
         stream: u16,
     },
 }
@@ -104,7 +104,7 @@ enum RecordingFault {
     /// The file could not be read.
     #[error("reading the recording at offset {offset} failed")]
     Io {
-        /// Where.
+        /// The offset in the file.
         offset: u64,
         /// The system's error.
         source: io::Error,
@@ -124,13 +124,13 @@ enum RecordingFault {
     /// The file ends before the recording does.
     #[error("recording cut short: the chunk at offset {offset} is not all there")]
     Truncated {
-        /// Where the unfinished chunk starts.
+        /// The offset of the unfinished chunk.
         offset: u64,
     },
     /// A checksum does not hold.
     #[error("recording damaged at offset {offset}: checksum {computed:08x}, expected {stored:08x}")]
     Damaged {
-        /// Where the damaged chunk starts.
+        /// The offset of the damaged chunk.
         offset: u64,
         /// The checksum in the file.
         stored: u32,
@@ -140,7 +140,7 @@ enum RecordingFault {
     /// A chunk is longer than its kind allows.
     #[error("chunk at offset {offset} claims {found} bytes, at most {allowed} are allowed")]
     ChunkLength {
-        /// Where the chunk starts.
+        /// The offset of the chunk.
         offset: u64,
         /// The length it claims.
         found: u32,
@@ -150,9 +150,9 @@ enum RecordingFault {
     /// A chunk which is whole says something that no recording says.
     #[error("chunk at offset {offset} makes no sense: {what}")]
     Nonsense {
-        /// Where the chunk starts.
+        /// The offset of the chunk.
         offset: u64,
-        /// What is wrong with it.
+        /// The fault.
         what: &'static str,
     },
 }
@@ -302,7 +302,7 @@ pub struct StreamReader<R> {
 #[derive(Debug)]
 struct Chunks<R> {
     input: R,
-    /// Where the next one starts.
+    /// The offset of the next one.
     offset: u64,
     body: Vec<u8>,
 }
@@ -499,7 +499,7 @@ impl<R: Read> Reader<R> {
         Ok(chunk)
     }
 
-    /// Where the next chunk starts, in bytes from the start of the file.
+    /// The offset of the next chunk in the file, in bytes.
     pub fn offset(&self) -> u64 {
         self.chunks_in.offset
     }
@@ -624,7 +624,7 @@ fn checksum(head: &[u8], body: &[u8]) -> u32 {
     hasher.finalize()
 }
 
-/// Nothing may stand behind the last chunk, which ends at `offset`.
+/// Nothing may stand after the last chunk, which ends at `offset`.
 fn check_end<R: Read>(input: &mut R, offset: u64) -> Result<(), RecordingFault> {
     match input.read(&mut [0]) {
         Ok(0) => Ok(()),
@@ -636,7 +636,7 @@ fn check_end<R: Read>(input: &mut R, offset: u64) -> Result<(), RecordingFault> 
     }
 }
 
-/// Where the chunk behind the one at `offset` starts.
+/// The offset of the chunk after the one at `offset`.
 fn after(offset: u64, head: &ChunkHead) -> u64 {
     let len = u64::from(head.len).saturating_add(CHUNK_HEADER_LEN as u64);
     offset.saturating_add(len)

@@ -5,14 +5,14 @@ use std::io::{self, BufReader, Write};
 use std::net::Shutdown;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc;
+use std::sync::mpsc::{self, Sender};
 use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
-use std::thread;
+use std::thread::{self, Scope};
 use std::time::{Duration, Instant};
 
 use multifd_transport::failure::Cause as TransportCause;
 use multifd_transport::{
-    Address, DIAL_TIMEOUT, Stream, Target, hung_up, printable_path, report_end,
+    Address, Cancel, DIAL_TIMEOUT, Stream, Target, hung_up, printable_path, report_end,
 };
 use multifd_wire::Hello;
 use multifd_wire::return_path::{Message, ReturnPathReceiver};
@@ -27,7 +27,7 @@ use crate::supervise::wait_for;
 struct Hellos(Mutex<usize>, Condvar);
 
 impl Hellos {
-    /// Every channel's writer comes to it, or ends.
+    /// This ends: every writer sends its hello or drops its `Told`.
     fn wait(&self, channels: usize) {
         let said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let outcome = self.1.wait_while(said, |said| *said < channels);
@@ -43,6 +43,39 @@ impl Drop for Told<'_> {
         let mut said = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
         *said = said.saturating_add(1);
         self.0.1.notify_all();
+    }
+}
+
+/// Time limit for a destination that neither takes nor says anything. Long, because a debugger may
+/// hold the destination meanwhile; [`Cancel`] ends the replay sooner.
+const STALL_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// Whether a replay still makes progress.
+struct Progress {
+    moved: u64,
+    since: Instant,
+    timeout: Duration,
+}
+
+impl Progress {
+    fn new(timeout: Duration) -> Self {
+        Self {
+            moved: 0,
+            since: Instant::now(),
+            timeout,
+        }
+    }
+
+    /// Fails if `moved`, the bytes written and read so far, has not changed within the limit.
+    fn check(&mut self, moved: u64) -> Result<(), Cause> {
+        if moved != self.moved {
+            self.moved = moved;
+            self.since = Instant::now();
+        } else if self.since.elapsed() >= self.timeout {
+            let within = self.timeout;
+            return Err(Cause::Stalled { within });
+        }
+        Ok(())
     }
 }
 
@@ -62,7 +95,7 @@ pub struct Replay {
 struct Recorded {
     number: u16,
     channel: Channel,
-    /// A destination may close the connection once it has so many bytes.
+    /// A destination may close the connection once it has this many bytes.
     needed_bytes: u64,
 }
 
@@ -78,7 +111,7 @@ enum Unfit {
     Open {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The fault.
         source: InspectError,
     },
     /// It is one channel and not a recording.
@@ -92,7 +125,7 @@ enum Unfit {
     Damaged {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The fault.
         source: InspectError,
     },
     /// The recorded source could have switched to postcopy, for which a destination waits.
@@ -110,7 +143,7 @@ enum Unfit {
     Stream {
         /// The file.
         path: PathBuf,
-        /// What is wrong with which channel.
+        /// The channel, and its fault.
         source: StreamFault,
     },
 }
@@ -186,34 +219,37 @@ impl Replay {
         })
     }
 
-    /// How many multifd channels there are: the destination's `multifd-channels` has to be the
-    /// same.
+    /// The number of multifd channels: the destination's `multifd-channels` has to be the same.
     pub fn channels(&self) -> usize {
         self.streams.len().saturating_sub(1)
     }
 
-    /// Dials `connect` and sends the migration. `progress` is told the bytes sent about twice a
+    /// Dials `connect` and sends the migration. Calls `progress` with the bytes sent about twice a
     /// second meanwhile.
     ///
     /// # Errors
     ///
     /// The first failure of any connection. Also when the destination does not say that it has the
-    /// guest although the recorded source asked for that; then a `Refused` comes before whatever
-    /// else broke.
+    /// guest although the recorded source asked for that; then a `Refused` comes before any other
+    /// failure. Also after `cancel`, and when the destination neither takes nor says anything for
+    /// ten minutes.
     pub fn send(
         &self,
         connect: &Address,
+        cancel: &Cancel,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<ReplayReport, Failure> {
+        self.send_within(STALL_TIMEOUT, connect, cancel, progress)
+    }
+
+    fn send_within(
+        &self,
+        timeout: Duration,
+        connect: &Address,
+        cancel: &Cancel,
         progress: &mut dyn FnMut(u64),
     ) -> Result<ReplayReport, Failure> {
         let started = Instant::now();
-        let failed = |channel| {
-            move |cause| Failure {
-                channel,
-                leg: Leg::Destination,
-                block: None,
-                cause,
-            }
-        };
         // All are open, and have said hello, before the first byte of main: so it is with a source
         // too.
         let mut links = Vec::new();
@@ -221,17 +257,18 @@ impl Replay {
             let address = connect.clone();
             Cause::from(TransportCause::Dial { address, source })
         };
-        let target = Target::resolve(connect, &|| false)
+        let target = Target::resolve(connect, &|| cancel.is_cancelled())
             .map_err(|error| cannot_dial(error.into()))
             .map_err(failed(Channel::Main))?;
         for recorded in &self.streams {
-            let stream = target
-                .dial(DIAL_TIMEOUT, &|| false)
+            let dialled = target.dial(DIAL_TIMEOUT, &|| cancel.is_cancelled());
+            cancelled(cancel)?;
+            let stream = dialled
                 .map_err(|error| cannot_dial(error.into()))
                 .map_err(failed(recorded.channel))?;
             links.push((recorded, stream));
         }
-        let sent = AtomicU64::new(0);
+        let (sent, answered) = (AtomicU64::new(0), AtomicU64::new(0));
         let hellos = Hellos::default();
         let verdict = OnceLock::new();
         let close_all = || {
@@ -242,42 +279,48 @@ impl Replay {
         };
         let first = thread::scope(|scope| {
             let (ended, endings) = mpsc::channel();
-            let (sent, verdict, close_all) = (&sent, &verdict, &close_all);
-            let hellos = &hellos;
-            for (recorded, stream) in &links {
-                let channel = recorded.channel;
-                let tell = ended.clone();
-                scope.spawn(move || {
-                    report_end(&tell, close_all, || {
-                        let told = match channel {
-                            Channel::Main => {
-                                hellos.wait(self.channels());
-                                None
-                            }
-                            _ => Some(Told(hellos)),
-                        };
+            let (sent, answered) = (&sent, &answered);
+            let (verdict, hellos, close_all) = (&verdict, &hellos, &close_all as &CloseAll);
+            // If a thread is lacking, the rest of these is dropped, so that no hello is awaited.
+            let told: Vec<_> = links
+                .iter()
+                .map(|(recorded, _)| (recorded.channel != Channel::Main).then(|| Told(hellos)))
+                .collect();
+            let mut threads = 0_usize;
+            let start_all = || {
+                for ((recorded, stream), told) in links.iter().zip(told) {
+                    let channel = recorded.channel;
+                    let write = move || {
+                        if channel == Channel::Main {
+                            hellos.wait(self.channels());
+                        }
                         self.write(recorded, stream, sent, told)
-                            .map_err(failed(channel))
-                    })
-                });
-                if channel == Channel::Main {
-                    let tell = ended.clone();
-                    scope.spawn(move || {
-                        report_end(&tell, close_all, || {
-                            self.read_answers(stream, verdict).map_err(failed(channel))
-                        })
-                    });
+                    };
+                    start(scope, &ended, close_all, channel, write)?;
+                    threads = threads.saturating_add(1);
+                    if channel == Channel::Main {
+                        let read = move || self.read_answers(stream, answered, verdict);
+                        start(scope, &ended, close_all, channel, read)?;
+                        threads = threads.saturating_add(1);
+                    }
                 }
+                Ok(())
+            };
+            let lacking: Option<Failure> = start_all().err();
+            if lacking.is_some() {
+                close_all();
             }
             drop(ended);
-            // Every connection's writer, and the reader of main.
-            let threads = links.len().saturating_add(1);
-            wait_for(
-                threads,
-                &endings,
-                || progress(sent.load(Ordering::Relaxed)),
-                close_all,
-            )
+            let mut stall = Progress::new(timeout);
+            let watch = || {
+                let sent = sent.load(Ordering::Relaxed);
+                progress(sent);
+                cancelled(cancel)?;
+                let answered = answered.load(Ordering::Relaxed);
+                let stalled = stall.check(sent.saturating_add(answered));
+                stalled.map_err(failed(Channel::Main))
+            };
+            lacking.or(wait_for(threads, &endings, watch, close_all))
         });
         match (verdict.get(), first) {
             // A destination that fails closes everything, in any order; its word says more than a
@@ -337,8 +380,13 @@ impl Replay {
     }
 
     /// Reads the return path up to the destination's word, or where there is none to the end of the
-    /// connection.
-    fn read_answers(&self, stream: &Stream, verdict: &OnceLock<u32>) -> Result<(), Cause> {
+    /// connection. Counts the bytes in `answered`.
+    fn read_answers(
+        &self,
+        stream: &Stream,
+        answered: &AtomicU64,
+        verdict: &OnceLock<u32>,
+    ) -> Result<(), Cause> {
         let mut receiver = ReturnPathReceiver::new();
         let mut buffer = [0; ANSWER_BYTES];
         loop {
@@ -352,6 +400,7 @@ impl Replay {
                 }
                 Err(error) => return Err(error.into()),
             };
+            answered.fetch_add(count as u64, Ordering::Relaxed);
             let mut bytes = buffer.get(..count).unwrap_or_default();
             while let Some(message) = receiver.push(&mut bytes)? {
                 if let Message::Shut(status) = message {
@@ -368,5 +417,124 @@ impl Replay {
                 _ => {}
             }
         }
+    }
+}
+
+/// Closes all connections, from any thread.
+type CloseAll<'env> = dyn Fn() + Sync + 'env;
+
+/// Starts the thread of one connection in one direction.
+fn start<'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    ended: &Sender<Result<(), Failure>>,
+    close_all: &'scope CloseAll<'scope>,
+    channel: Channel,
+    work: impl FnOnce() -> Result<(), Cause> + Send + 'scope,
+) -> Result<(), Failure> {
+    let tell = ended.clone();
+    let thread = move || report_end(&tell, close_all, || work().map_err(failed(channel)));
+    let started = thread::Builder::new().spawn_scoped(scope, thread);
+    started.map(drop).map_err(|error| Failure {
+        channel,
+        ..Failure::here(TransportCause::thread(error).into())
+    })
+}
+
+/// Places a failure at the destination's side of a channel.
+fn failed(channel: Channel) -> impl Fn(Cause) -> Failure {
+    move |cause| Failure {
+        channel,
+        leg: Leg::Destination,
+        block: None,
+        cause,
+    }
+}
+
+/// Fails after a cancel.
+fn cancelled(cancel: &Cancel) -> Result<(), Failure> {
+    match cancel.is_cancelled() {
+        true => Err(Failure::here(TransportCause::Cancelled.into())),
+        false => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::UnixListener;
+
+    use crate::recording::{Role, Writer};
+
+    /// More than a socket's buffers take.
+    const LONG: usize = 64 << 20;
+
+    /// A replay of one connection with `bytes` zero bytes, which is no migration.
+    fn replay(folder: &Path, bytes: usize) -> Replay {
+        let path = folder.join("recording");
+        let mut writer = Writer::new(File::create(&path).unwrap()).unwrap();
+        let stream = writer.open(Role::Main).unwrap();
+        for part in vec![0; bytes].chunks(1 << 16) {
+            writer.data(stream, part).unwrap();
+        }
+        writer.eof(stream).unwrap();
+        writer.finish().unwrap();
+        let main = Recorded {
+            number: 0,
+            channel: Channel::Main,
+            needed_bytes: bytes as u64,
+        };
+        Replay {
+            path,
+            streams: vec![main],
+            return_path: true,
+        }
+    }
+
+    /// Sends to a destination which reads nothing and says nothing.
+    fn send(bytes: usize, timeout: Duration, cancel: &Cancel) -> Failure {
+        let folder = tempfile::tempdir().unwrap();
+        let replay = replay(folder.path(), bytes);
+        let path = folder.path().join("destination");
+        let _listener = UnixListener::bind(&path).unwrap();
+        let cancel_later = &mut |_| {
+            if timeout == STALL_TIMEOUT {
+                cancel.cancel();
+            }
+        };
+        let connect = Address::Unix(path);
+        let ended = replay.send_within(timeout, &connect, cancel, cancel_later);
+        ended.expect_err("a silent destination")
+    }
+
+    #[test]
+    fn a_stalled_destination_ends_a_replay() {
+        // Waiting to write, and waiting for the answer.
+        for bytes in [LONG, 10] {
+            let failure = send(bytes, Duration::from_millis(600), &Cancel::new());
+            assert!(
+                matches!(failure.cause, Cause::Stalled { .. }),
+                "{failure:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_cancel_ends_a_replay() {
+        for bytes in [LONG, 10] {
+            let failure = send(bytes, STALL_TIMEOUT, &Cancel::new());
+            assert_eq!(failure.explain(), "main channel, this host: cancelled");
+        }
+        let before = Cancel::new();
+        before.cancel();
+        let failure = send(10, STALL_TIMEOUT, &before);
+        assert_eq!(failure.explain(), "main channel, this host: cancelled");
+    }
+
+    #[test]
+    fn any_byte_is_progress() {
+        let mut progress = Progress::new(Duration::ZERO);
+        assert!(progress.check(1).is_ok());
+        assert!(progress.check(2).is_ok());
+        assert!(progress.check(2).is_err());
     }
 }

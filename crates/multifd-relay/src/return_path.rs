@@ -1,24 +1,18 @@
-//! What a source is told on the return path of a migration that is taken.
+//! Answers to a source on the return path, for `receive` and `record`.
 //!
-//! Nothing before it opens the return path. Then PONG for each PING, SWITCHOVER_ACK where it may be
-//! waiting for that, and as the last word SHUT: well, once everything is kept, or failed.
+//! They begin once the source opens the return path: PONG for each PING, SWITCHOVER_ACK if the
+//! source may wait for it, and SHUT last. SHUT has status 0 once everything is kept, and 1 after a
+//! failure.
 //!
 //! # SWITCHOVER_ACK
 //!
 //! A source with capability `switchover-ack` does not stop its guest before it has one; the stream
-//! does not say whether it has that capability. Observed with QEMU 7.2, 10.0 and 11.1, which also
-//! says what a source without it does:
-//!
-//! | machine type of | QEMU | with the capability | without |
-//! | --- | --- | --- | --- |
-//! | 11.1 and later | 11.1 and later | waits for nothing unless a device has asked | fails when it gets one |
-//! | 8.1 to 11.0 | 8.1 and later | waits | ignores it |
-//! | before 8.1 | 8.1 and later | waits | ignores it |
-//! | before 8.1 | before 8.1 | does not exist | fails when it gets one |
+//! does not say whether it has that capability. `docs/qemu-notes.md` has the table: releases and
+//! machine types that wait for it, ignore it or fail.
 //!
 //! So a machine type from 8.1 to 11.0 gets one, and one from before 8.1 when the multifd channels
-//! show a QEMU of 9.0 or later. What may be anything (`none`, `sun4u`, a distribution's
-//! `pc-q35-noble`) gets one when the user says that the source waits for it.
+//! show a QEMU of 9.0 or later. A machine type without a version (`none`, `sun4u`, a distribution's
+//! `pc-q35-noble`) gets one if the user says that the source waits for it.
 
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -90,7 +84,7 @@ impl Answers {
     ///
     /// # Errors
     ///
-    /// When the source cannot be told.
+    /// When the answer cannot be written.
     pub(crate) fn react(&self, event: &MainEvent, stream: &Stream) -> io::Result<()> {
         let ack = self.change(|state| {
             match event {
@@ -115,8 +109,8 @@ impl Answers {
             due
         });
         if ack {
-            // Nothing here has to be loaded before the guest may stop, so the source is told as
-            // soon as it may be.
+            // Nothing here has to be loaded before the guest may stop, so the source gets its
+            // answer as soon as possible.
             answer(stream, &Message::SwitchoverAck)?;
         }
         match event {
@@ -132,12 +126,12 @@ impl Answers {
         self.recent.store(true, Ordering::Relaxed);
     }
 
-    /// Everything has arrived; whether the source wants to hear about it. From now on nobody else
-    /// tells it anything.
+    /// Notes that everything has arrived. Returns whether the source wants to hear about it. From
+    /// now on only the caller writes to it.
     ///
     /// # Errors
     ///
-    /// When the source has been told already that the migration failed.
+    /// When the source has already got the word that the migration failed.
     pub(crate) fn settle(&self) -> Result<bool, RoundFault> {
         self.change(|state| match state.stage {
             Stage::Refused => Err(RoundFault::Stopped),
@@ -152,7 +146,7 @@ impl Answers {
     ///
     /// # Errors
     ///
-    /// When the source cannot be told.
+    /// When the answer cannot be written.
     pub(crate) fn shut(&self, well: bool, stream: &Stream) -> io::Result<()> {
         answer(stream, &Message::Shut(u32::from(!well)))
     }
@@ -170,8 +164,8 @@ impl Answers {
         if before == Stage::Open {
             let mut bytes = Vec::new();
             Message::Shut(1).encode(&mut bytes);
-            // Without waiting: a source that does not read is told by the closing of the
-            // connection.
+            // Without waiting: to a source that does not read, the closing of the connection
+            // reports it.
             let _ = send(stream, &bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
         }
         before == Stage::Settled
@@ -229,7 +223,7 @@ mod tests {
     use std::io::Read;
     use std::os::unix::net::UnixStream;
 
-    /// What a source of `machine` hears after `script`.
+    /// The answers that a source of `machine` gets after `script`.
     fn heard_by(machine: &str, on_demand: bool, script: impl FnOnce(&Answers, &Stream)) -> Vec<u8> {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         let stream = Stream::from(ours);

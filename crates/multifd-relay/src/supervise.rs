@@ -3,29 +3,30 @@
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
-/// How often progress is told.
+/// Time from one call of `watch` to the next: a person reads the progress that it shows.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
 
-/// Waits for `count` endings. The first failure is kept and closes everything; what ends with a
-/// failure after it does so because of it.
+/// Waits for `count` endings, and calls `watch` regularly meanwhile, which fails if the wait is to
+/// end. Returns the first failure, which closes everything; later failures are its consequences.
 pub(crate) fn wait_for<E>(
     mut count: usize,
     endings: &Receiver<Result<(), E>>,
-    mut progress: impl FnMut(),
+    mut watch: impl FnMut() -> Result<(), E>,
     close_all: impl Fn(),
 ) -> Option<E> {
     let mut first = None;
     while count > 0 {
-        match endings.recv_timeout(PROGRESS_INTERVAL) {
+        let ended = match endings.recv_timeout(PROGRESS_INTERVAL) {
             Ok(ending) => {
                 count = count.saturating_sub(1);
-                if let (Err(failure), None) = (ending, &first) {
-                    first = Some(failure);
-                    close_all();
-                }
+                ending
             }
-            Err(RecvTimeoutError::Timeout) => progress(),
+            Err(RecvTimeoutError::Timeout) => watch(),
             Err(RecvTimeoutError::Disconnected) => break,
+        };
+        if let (Err(failure), None) = (ended, &first) {
+            first = Some(failure);
+            close_all();
         }
     }
     first
@@ -44,22 +45,31 @@ mod tests {
             ended.send(ending).unwrap();
         }
         let closed = Cell::new(0);
-        let failure = wait_for(3, &endings, || {}, || closed.set(closed.get() + 1));
+        let failure = wait_for(3, &endings, || Ok(()), || closed.set(closed.get() + 1));
         assert_eq!((failure, closed.get()), (Some("first"), 1));
     }
 
     #[test]
-    fn progress_is_told_while_nothing_ends() {
+    fn the_watch_is_asked_while_nothing_ends() {
         let (ended, endings) = mpsc::channel::<Result<(), ()>>();
-        let told = Cell::new(0);
-        let tell = || {
-            told.set(told.get() + 1);
+        let asked = Cell::new(0);
+        let watch = || {
+            asked.set(asked.get() + 1);
             ended.send(Ok(())).unwrap();
+            Ok(())
         };
         assert_eq!(
-            wait_for(1, &endings, tell, || panic!("nothing failed")),
+            wait_for(1, &endings, watch, || panic!("nothing failed")),
             None
         );
-        assert_eq!(told.get(), 1);
+        assert_eq!(asked.get(), 1);
+    }
+
+    #[test]
+    fn a_failed_watch_closes_everything() {
+        let (ended, endings) = mpsc::channel();
+        let close_all = || ended.send(Err("closed")).unwrap();
+        let failure = wait_for(1, &endings, || Err("stalled"), close_all);
+        assert_eq!(failure, Some("stalled"));
     }
 }

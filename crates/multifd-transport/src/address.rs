@@ -9,7 +9,7 @@ use std::str::FromStr;
 
 use crate::escape::printable_path;
 
-/// Where a migration is listened for or dialled, in QEMU's notation.
+/// An address to listen on or to dial, in QEMU's notation.
 ///
 /// ```
 /// use multifd_transport::Address;

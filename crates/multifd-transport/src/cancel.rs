@@ -1,4 +1,4 @@
-//! The caller's wish that a migration ends.
+//! The caller's request that a migration ends.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,7 +22,7 @@ impl Cancel {
         self.asked.store(true, Ordering::Relaxed);
     }
 
-    /// Whether somebody has.
+    /// Whether the end was asked for.
     #[must_use]
     pub fn is_cancelled(&self) -> bool {
         self.asked.load(Ordering::Relaxed)

@@ -1,11 +1,12 @@
-//! Finds out that a relay reaches itself, whatever name it does so by.
+//! Detects that a relay's destination is the relay itself, under any name.
 //!
 //! A migration that comes back to where it came from never arrives: it goes round until something
 //! is full, and a source without a return path may have given its guest away by then. So every
 //! listener of this process is listed here by what tells it from all others, a port with its
 //! addresses or a file's numbers, together with where it leads. Before the first byte of a
-//! migration is passed on, the way from whoever answered the call is followed from listener to
-//! listener; only a way that never leaves is refused, as relays of one process may well be chained.
+//! migration is passed on, the way from the host that answered the call is followed from listener
+//! to listener; only a way that never leaves is refused, as relays of one process may well be
+//! chained.
 //!
 //! A way back through a proxy, a translation of addresses or another relay's process is not found:
 //! neither a stream nor a socket shows it.
@@ -23,11 +24,11 @@ use crate::resolve::{Purpose, resolve};
 use crate::stream::Socket;
 use crate::{Address, Stream};
 
-/// How long looking a name up may take before there is a migration: what is not known in time is
-/// found out by the first one.
+/// Time limit for looking a name up before there is a migration. If it runs out, the first
+/// migration checks.
 const EARLY_LOOK_UP: Duration = Duration::from_secs(1);
 
-/// How long a datagram from this host to itself may take; nothing but a firewall keeps it.
+/// Time limit for a datagram from this host to itself; nothing but a firewall keeps it.
 const ECHO: Duration = Duration::from_millis(100);
 
 static LISTENERS: Mutex<Listeners> = Mutex::new(Listeners {
@@ -45,7 +46,7 @@ struct Listed {
     number: u64,
     address: Address,
     places: Vec<Place>,
-    /// Where what it accepts is passed on to, if that is known.
+    /// The address that its migrations are passed on to, if it is known.
     leads_to: Option<Address>,
 }
 
@@ -63,7 +64,7 @@ pub(crate) enum Place {
     Names(listeners)
 )]
 pub struct Circle {
-    /// Where a migration was to go.
+    /// The address that the migration was to go to.
     connect: Address,
     /// The listeners of this process on its way, in their order.
     listeners: Vec<Address>,
@@ -118,9 +119,8 @@ impl Drop for Listing {
     }
 }
 
-/// Fails where a migration that goes to `connect` would never leave this process, as far as that is
-/// known before it is called: of a name with several addresses, another process may be the one that
-/// answers.
+/// Fails if a migration to `connect` would never leave this process. If only some addresses of its
+/// name are this process's, this does not fail: the check waits for the call.
 pub fn look_ahead(connect: &Address) -> Result<(), Circle> {
     let listed = lock().listed.clone();
     let look = Look {
@@ -190,7 +190,8 @@ impl Look<'_> {
                 return Err(Circle { connect, listeners });
             }
             ways.push(way);
-            // Which address of a name will answer is not known here, so that each of them counts.
+            // The address of a name that will answer is not known here, so that each of them
+            // counts.
             let places = self.places(way);
             next = places.into_iter().find_map(|place| self.own(place));
         }
@@ -322,7 +323,7 @@ mod tests {
                 allowed(&connect);
                 listener.leads_to(&connect);
                 assert_eq!(refused(&connect), [listener.address().clone()], "{connect}");
-                // A name is known before only if nobody else can answer to it.
+                // A name is known before the call only if no other process can answer to it.
                 if *name != "localhost" && (!name.is_empty() || listen != "tcp:127.0.0.1:0") {
                     look_ahead(&connect).unwrap_err();
                 }
@@ -367,7 +368,8 @@ mod tests {
         second.leads_to(&named_last("127.0.0.1"));
         allowed(&named_second("127.0.0.1"));
         allowed(&named_first("127.0.0.1"));
-        // It becomes one, under a name of its own, for who only comes to it as well.
+        // Now the last listener leads to the second. A migration that only enters that circle is
+        // refused too.
         last.leads_to(&named_second("127.0.0.5"));
         let all = [&first, &second, &last].map(|listener| listener.address().clone());
         assert_eq!(refused(&named_first("127.0.0.1")), all);

@@ -11,8 +11,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread::sleep;
 use std::time::Duration;
 
-/// How long [`exit`] waits for a file that is being made at the moment, on a file system that does
-/// not answer for one.
+/// Time limit in [`exit`] for a file that is being made at the moment, on a file system that does
+/// not answer.
 const MOST_WAIT: Duration = Duration::from_secs(2);
 
 const PAUSE: Duration = Duration::from_millis(10);
@@ -24,13 +24,13 @@ static FILES: Mutex<Vec<Listed>> = Mutex::new(Vec::new());
 /// Files that were to go and could not be removed.
 static STAYED: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
 
-/// The files that stay although they are not whole: people have to remove them.
+/// Incomplete files that could not be removed; a person has to.
 pub fn stayed() -> Vec<PathBuf> {
     let stayed = STAYED.lock().unwrap_or_else(PoisonError::into_inner);
     stayed.clone()
 }
 
-/// A file that is not whole stays.
+/// Notes an incomplete file that could not be removed.
 pub fn stays(path: PathBuf) {
     let mut stayed = STAYED.lock().unwrap_or_else(PoisonError::into_inner);
     if !stayed.contains(&path) {
@@ -44,7 +44,7 @@ struct Listed {
     file: Identity,
 }
 
-/// Which file it is, whatever it is called.
+/// A file's identity, under any name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Identity {
     device: u64,
@@ -91,7 +91,7 @@ impl Temporary {
         Ok((made, Temporary(listed)))
     }
 
-    /// Which file it is.
+    /// The file's identity.
     pub(crate) fn identity(&self) -> Identity {
         self.0.file
     }

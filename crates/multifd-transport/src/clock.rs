@@ -1,9 +1,9 @@
-//! What the thread of a channel does, and for how long it has done so.
+//! The activity of a channel's thread, and the time spent on each.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// What a thread does.
+/// A thread's activity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Doing {
@@ -35,8 +35,9 @@ pub struct Spent {
 
 /// The clock of one thread, which other threads may look at.
 ///
-/// A change takes a lock that nobody else holds for long, and a look at the system's clock. Both
-/// happen a few times for each packet. The rate of a relay that only passes on shows no difference.
+/// A change takes a lock that no other thread holds for long, and a look at the system's clock.
+/// Both happen a few times for each packet. The rate of a relay that only passes on shows no
+/// difference.
 #[derive(Debug)]
 pub struct Clock(Mutex<State>);
 
@@ -77,7 +78,7 @@ impl Clock {
         self.turn(Doing::Nothing);
     }
 
-    /// What the thread does, and what it has done until now.
+    /// The thread's activity, and its times until now.
     pub fn look(&self) -> (Doing, Spent) {
         let mut state = self.lock();
         state.count(Instant::now());

@@ -1,7 +1,7 @@
 //! Calling a destination.
 //!
-//! Every call has a limit and notices that nobody waits for it any more. All connections of one
-//! migration go to the host that answered the first one, however many hosts have the name.
+//! Every call has a limit and ends when its caller gives up. All connections of one migration go to
+//! the host that answered the first one, however many hosts have the name.
 
 use std::fmt;
 use std::io;
@@ -25,15 +25,14 @@ use crate::failure::NoThread;
 use crate::resolve::{ASK_EVERY, Purpose, ResolveError, resolve};
 use crate::{Address, Stream};
 
-/// How long a call takes at most where nothing else is said.
+/// Default time limit for a call.
 pub const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long one attempt waits for an answer. The kernel asks twice in this time, and would wait
-/// longer and longer before it asked again: where a fifth of all packets is lost, a new attempt is
-/// sooner there.
+/// Time limit for one attempt. The kernel asks twice in this time, and would wait longer and longer
+/// before it asked again: where a fifth of all packets is lost, a new attempt is sooner there.
 const ATTEMPT: Duration = Duration::from_millis(2500);
 
-/// How long to wait for room in the queue of a unix socket, which nobody tells of.
+/// Pause before a call to a unix socket with a full queue is repeated: no event reports room in it.
 const UNIX_PAUSE: Duration = Duration::from_millis(10);
 
 /// The longest path that fits the address of a unix socket, which ends with a NUL.
@@ -50,11 +49,11 @@ pub struct Target {
     answered: Arc<OnceLock<SocketAddr>>,
 }
 
-/// Why nobody was reached.
+/// The reason why a call failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DialError {
-    /// The call was refused, or could not be made. What the error displays says by whom, and what
+    /// The call was refused, or could not be made. The text names the host that refused, and what
     /// to do.
     #[error(transparent)]
     Io(#[from] io::Error),
@@ -64,7 +63,7 @@ pub enum DialError {
         seconds(*within)
     )]
     TimedOut {
-        /// How long the call was to take at most.
+        /// The time limit.
         within: Duration,
         /// The address that was called.
         tried: String,
@@ -99,8 +98,8 @@ impl From<ResolveError> for DialError {
     }
 }
 
-/// An error of the system with who was called and what to do: [`io::Error::get_ref`] of what a call
-/// gives.
+/// An error of the system with the host that was called and what to do: the [`io::Error::get_ref`]
+/// of a failed call.
 #[derive(Debug, thiserror::Error)]
 #[error("{tried}: {advice}")]
 struct Refused {
@@ -152,7 +151,7 @@ impl Target {
     /// Looks the name up within a time, as long as `given_up` does not answer true.
     ///
     /// # Errors
-    /// When there is no such host, or nobody says so in time.
+    /// When there is no such host, or no answer in time.
     pub fn resolve_within(
         address: &Address,
         within: Duration,
@@ -183,7 +182,7 @@ impl Target {
     /// least every 50 ms and stops when it answers true.
     ///
     /// # Errors
-    /// When nobody was reached.
+    /// When the call failed.
     pub fn dial(&self, within: Duration, given_up: &dyn Fn() -> bool) -> Result<Stream, DialError> {
         match &self.address {
             Address::Unix(path) => dial_unix(path, within, given_up),
@@ -268,7 +267,7 @@ fn try_attempt(
     }
     sockopt::socket_error(&socket)??;
     let stream = TcpStream::from(socket);
-    // A port that nobody listens at can be the very one that the system chose for the caller, which
+    // A port without a listener can be the very one that the system chose for the caller, which
     // then calls itself.
     let itself = matches!((stream.local_addr(), stream.peer_addr()), (Ok(a), Ok(b)) if a == b);
     if itself {
@@ -416,7 +415,7 @@ mod tests {
         Target::resolve(&address.parse().unwrap(), &never).unwrap()
     }
 
-    /// A port that nobody listens at, and nobody else gets.
+    /// A port without a listener, which no other process gets.
     fn bound() -> (TcpListener, SocketAddr) {
         let socket = open(AddressFamily::INET).unwrap();
         let any: SocketAddr = "127.0.0.1:0".parse().unwrap();

@@ -1,4 +1,4 @@
-//! What went wrong, and where: the errors of connections.
+//! The errors of connections, with their place.
 
 use std::error::Error;
 use std::fmt;
@@ -24,7 +24,7 @@ pub enum Channel {
     Unnamed,
 }
 
-/// Which side of us the connection belongs to.
+/// The side of us that the connection belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[expect(
     clippy::exhaustive_enums,
@@ -119,7 +119,7 @@ pub(crate) enum CodecFault {
     /// A method that this build cannot read or write.
     #[error(transparent)]
     Unsupported(#[from] Unsupported),
-    /// Pages compressed with a method that nobody here knows.
+    /// Pages compressed with an unknown method.
     #[error(transparent)]
     UnknownMethod(#[from] UnknownMethod),
     /// Calls to the wire format's machines out of turn: a defect of this program.
@@ -206,10 +206,10 @@ pub enum SetupFault {
     /// The connection begins with a TLS handshake.
     #[error("the peer uses TLS, which a relay cannot read: unset tls-creds in both QEMUs")]
     Tls,
-    /// A connection said nothing for as long as it may.
+    /// A connection said nothing within its time limit.
     #[error("a connection stayed silent for {} s", within.as_secs())]
     Silent {
-        /// How long that is.
+        /// The time limit.
         within: Duration,
     },
     /// A source engine where a QEMU was awaited.
@@ -219,7 +219,7 @@ pub enum SetupFault {
     #[error("this multifd is ending and takes no new migrations")]
     Ending,
     /// Another migration is being taken, and only one is.
-    #[error("another migration is under way here, which takes only one")]
+    #[error("this address takes one migration at a time, and one is under way: try again later")]
     Busy,
     /// A QEMU where a source engine was awaited.
     #[error("the peer is a QEMU and not a source engine of this project")]
@@ -235,10 +235,10 @@ pub enum SetupFault {
     ChannelId {
         /// The id.
         found: u8,
-        /// How many channels there are.
+        /// The number of channels.
         channels: usize,
     },
-    /// Migrations that run at once at one address, and whose connections cannot be told apart.
+    /// Migrations that run at once at one address, and whose connections cannot be distinguished.
     #[error(
         "several migrations at once at one address, and a channel of VM {} may belong to any of them: \
          migrate one after another, or give each VM an address of its own, \
@@ -254,18 +254,18 @@ pub enum SetupFault {
          (migrate_set_parameter multifd-channels {channels})", within.as_secs()
     )]
     NotBegun {
-        /// How many multifd channels the source has.
+        /// The number of the source's multifd channels.
         channels: usize,
-        /// How long was waited for it.
+        /// The time limit.
         within: Duration,
     },
     /// The source has sent its set-up and no round.
     #[error(
-        "the source sent nothing behind its set-up for {} s: it may have been cancelled, or its host stands still; \
+        "the source sent nothing after its set-up for {} s: it may have been cancelled, or its host stands still; \
          migrate again", within.as_secs()
     )]
     NothingFollows {
-        /// How long was waited for it.
+        /// The time limit.
         within: Duration,
     },
     /// A main channel says that it has multifd channels, and they do not come.
@@ -273,7 +273,7 @@ pub enum SetupFault {
     ChannelsMissing {
         /// The id of the first channel that is missing between others; none when not one came.
         missing: Option<u8>,
-        /// How long was waited for it.
+        /// The time limit.
         within: Duration,
     },
     /// Nothing shows whether a main channel has multifd channels, and none came.
@@ -283,7 +283,7 @@ pub enum SetupFault {
         within.as_secs()
     )]
     NoPages {
-        /// How long was waited for a channel.
+        /// The time limit for a channel.
         within: Duration,
     },
 }

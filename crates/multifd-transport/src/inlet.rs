@@ -31,7 +31,7 @@ pub struct Inlet<'s> {
     decoder: Option<delta::Decoder>,
     /// Packets may have the method `none` among those of another method.
     has_plain_packets: bool,
-    /// Where the pages are that differences on this channel are made from.
+    /// The pages that differences on this channel are made from.
     bases: Option<Bases<'s>>,
     clock: Option<&'s Clock>,
     head: Vec<u8>,
@@ -67,7 +67,7 @@ pub enum Item {
     /// More of the offset table of the packet before, all zero: given while the page size is not
     /// known yet, so that a SYNC need not wait.
     Padding {
-        /// How many eight-byte entries.
+        /// The number of eight-byte entries.
         entries: usize,
     },
     /// The sender has closed the channel at the end of a packet.
@@ -331,7 +331,7 @@ impl<'s> Inlet<'s> {
         }
     }
 
-    /// For whoever moves the payload past this inlet: the connection, and how much is to be moved.
+    /// The connection and the remaining payload length, for a caller that moves the payload itself.
     pub(crate) fn payload_source(&self) -> (&'s Stream, usize) {
         (self.stream, self.receiver.payload_remaining() as usize)
     }
@@ -391,11 +391,11 @@ fn fill(
     Ok(())
 }
 
-/// How much of what nobody wants is read at once. Every piece of a header is shorter.
+/// Bytes to read at once when they are skipped. Every piece of a header is shorter.
 const PIECE_BYTES: usize = 64 << 10;
 
 /// The first `len_bytes` bytes of `buffer`, which grows when it is too small and is never cleared
-/// again: whoever asks overwrites them.
+/// again: the caller overwrites them.
 pub(crate) fn space(buffer: &mut Vec<u8>, len_bytes: usize) -> &mut [u8] {
     if buffer.len() < len_bytes {
         buffer.resize(len_bytes, 0);
@@ -465,7 +465,7 @@ mod tests {
         };
         with_inlet(write, |inlet| {
             assert_eq!(number_of(&inlet.next_item().unwrap()), Some(0));
-            // Whose page is not taken either.
+            // The page of that packet is not taken either.
             let item = inlet.next_item().unwrap();
             assert!(
                 matches!(item, Item::Packet(Packet::DeviceState(_))),

@@ -95,3 +95,8 @@ pub use rounds::{Entry, RoundFault, Rounds};
 pub use stop::Stop;
 pub use stream::{Backlog, Layer, Stream, hung_up};
 pub use supervise::report_end;
+
+/// The examples of the README are tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

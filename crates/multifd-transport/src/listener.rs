@@ -24,11 +24,11 @@ use crate::escape::printable_path;
 use crate::resolve::{Purpose, ResolveError, resolve};
 use crate::{Address, Stream};
 
-/// How many connections may wait to be accepted: a migration has up to 256 and one, and others may
-/// come at the same time. The system has a limit of its own below (net.core.somaxconn).
+/// The number of connections that may wait to be accepted: a migration has up to 257, and others
+/// may come at the same time. The system has a limit of its own below (net.core.somaxconn).
 const BACKLOG: i32 = 4096;
 
-/// How often to look for a port that is free in both families.
+/// The number of attempts to find a port that is free in both families.
 const PORT_TRIES: usize = 16;
 
 /// How an address is listened on.
@@ -39,7 +39,7 @@ pub struct ListenOptions {
     /// owner may connect.
     pub mode: u32,
     /// An empty file stands where the unix socket is to be, and asks for it. The socket takes its
-    /// place at once, and listens already when it does. The file of a socket that nobody serves any
+    /// place at once, and listens already when it does. The file of a socket that is not served any
     /// more asks for it too.
     pub over_request: bool,
 }
@@ -65,7 +65,7 @@ enum ListenError {
         printable_path(path)
     )]
     NoSocket {
-        /// Where the socket was to be.
+        /// The intended place of the socket.
         path: PathBuf,
         /// The kind of the file there.
         found: &'static str,
@@ -81,7 +81,7 @@ enum ListenError {
     /// The socket's file cannot be made.
     #[error("cannot make the socket {}: {advice}", printable_path(path))]
     Unix {
-        /// Where it was to be.
+        /// The intended address.
         path: PathBuf,
         /// Advice.
         advice: &'static str,
@@ -140,8 +140,7 @@ impl From<ListenError> for io::Error {
 #[derive(Debug)]
 pub struct Listener {
     sockets: Sockets,
-    /// Whose turn it is to be asked first, so that a crowd at one socket keeps no other from being
-    /// served.
+    /// The next listener to ask, so that a crowd at one socket keeps no other from being served.
     turn: AtomicUsize,
     address: Address,
     listing: Listing,
@@ -164,8 +163,8 @@ enum ListeningSocket {
 impl Listener {
     /// Listens on `address`, for connections of the same user only if it is a unix socket.
     ///
-    /// A unix socket which nobody serves any more is replaced; one that somebody serves, or a file
-    /// of another kind, is an error.
+    /// A unix socket that is not served any more is replaced; one that is served, or a file of
+    /// another kind, is an error.
     ///
     /// # Errors
     /// When the address cannot be listened on.
@@ -335,7 +334,7 @@ fn is_transient(error: &io::Error) -> bool {
     }
 }
 
-/// A socket at `path` with this mode. Nobody can connect before it has it.
+/// A socket at `path` with this mode. No client can connect before it has it.
 fn bind_unix(path: &Path, mode: u32) -> Result<(UnixListener, Temporary), ListenError> {
     let failed = |errno| match errno {
         Errno::ADDRINUSE => ListenError::InUse,
@@ -383,7 +382,7 @@ fn bind_over(path: &Path, mode: u32) -> Result<(UnixListener, Temporary), Listen
 }
 
 /// Whether a file asks for a socket in its place: it is an empty file, or the file of a socket that
-/// nobody serves any more.
+/// is not served any more.
 ///
 /// # Errors
 /// When the system does not tell.
@@ -417,15 +416,15 @@ fn remove_abandoned_socket(path: &Path, address: &SocketAddrUnix) -> Result<(), 
     }
     match is_abandoned(address)? {
         true => Ok(std::fs::remove_file(path)?),
-        // Somebody is there, or it is not ours to know: `bind` says that the address is in use.
+        // A process serves it, or we may not know: `bind` says that the address is in use.
         false => Ok(()),
     }
 }
 
-/// Whether nobody serves a socket's file any more.
+/// Whether a socket's file is not served any more.
 ///
-/// A listener is not told by connecting to it: it may be a QEMU that takes its first connection for
-/// its migration. A datagram socket asks as well: it is told that it is of the wrong kind where
+/// A listener is not found by connecting to it: it may be a QEMU that takes its first connection
+/// for its migration. A datagram socket asks as well: it is told that it is of the wrong kind where
 /// there is a socket, and that the connection is refused where there is only the file of one.
 fn is_abandoned(address: &SocketAddrUnix) -> io::Result<bool> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;

@@ -2,7 +2,7 @@
 //!
 //! A process that was stopped (SIGSTOP, a frozen control group, a host that slept) finds its peers
 //! silent for all that time, while their bytes wait in its sockets. So a peer's silence is measured
-//! with a clock that stands still where nobody in the process looks at it.
+//! with a clock that stands still while no thread of the process looks at it.
 
 use std::ops::{Add, Sub};
 use std::sync::{LazyLock, Mutex, PoisonError};
@@ -18,7 +18,7 @@ static CLOCK: LazyLock<Mutex<Clock>> = LazyLock::new(|| {
     })
 });
 
-/// There are moments before the first look.
+/// The clock starts at one day, so that subtracting from the first moment does not underflow.
 const START: Duration = Duration::from_secs(24 * 60 * 60);
 
 struct Clock {
@@ -48,7 +48,7 @@ impl Moment {
         clock.look(Instant::now())
     }
 
-    /// How much time has passed since.
+    /// The time that has passed since.
     #[must_use]
     pub fn elapsed(self) -> Duration {
         Self::now().0.saturating_sub(self.0)

@@ -230,7 +230,7 @@ impl<'s> Outlet<'s> {
         self.wire.write_head()
     }
 
-    /// How many packets may be pushed now: see [`Encoder::room`].
+    /// The number of packets that may be pushed now: see [`Encoder::room`].
     pub fn room(&self) -> usize {
         match self.plain {
             Some(_) => 0,
@@ -276,7 +276,7 @@ impl<'s> Outlet<'s> {
     /// Encodes and writes the packet that has waited longest. None if there is no packet.
     ///
     /// # Errors
-    /// Why this packet could not be written. Packets behind it are lost.
+    /// Why this packet could not be written. Packets after it are lost.
     pub fn pop_and_write(&mut self) -> Result<Option<Written>, Unwritten> {
         if let Some((packet, pages)) = self.plain.take() {
             self.plain_pages = self.plain_pages.saturating_add(packet.normal().len());

@@ -16,7 +16,7 @@ use crate::dial::seconds;
 use crate::escape::printable;
 use crate::failure::NoThread;
 
-/// How often a wait asks whether it is still wanted.
+/// Poll interval for cancellation.
 pub(crate) const ASK_EVERY: Duration = Duration::from_millis(50);
 
 /// The most look-ups that may hang at once. Each holds a thread, which the system cannot be asked
@@ -49,7 +49,7 @@ pub(crate) enum ResolveError {
     Slow {
         /// The name.
         host: String,
-        /// How long it may take.
+        /// Its time limit.
         within: Duration,
     },
     /// Earlier look-ups hang.
@@ -158,7 +158,7 @@ fn look_up(
         .name("look-up".to_owned())
         .spawn(move || {
             let _turn = turn;
-            // After the limit nobody wants the answer.
+            // After the limit the answer is not wanted.
             let _ = tell.send(ask(&name));
         })
         .map_err(NoThread::io)?;
@@ -242,7 +242,7 @@ mod tests {
     fn what_is_not_found_is_named() {
         let error = found("[fe80::1%nosuch0]:1", Purpose::Dial).unwrap_err();
         assert!(error.to_string().contains("`nosuch0`"), "{error}");
-        // RFC 6761: nobody has such a name.
+        // RFC 6761: no host has such a name.
         let error = found("no.such.invalid:1", Purpose::Dial).unwrap_err();
         assert!(error.to_string().contains("no.such.invalid"), "{error}");
     }

@@ -1,4 +1,4 @@
-//! How far the channels of a migration are, relative to each other.
+//! The rounds of a migration's channels, relative to each other.
 //!
 //! A source divides a migration into rounds. At the end of a round it writes a SYNC packet on every
 //! multifd channel and, after all of them, a mark on the main channel. Inside a round a page is
@@ -21,9 +21,9 @@ pub enum RoundFault {
         "the channel ended after {found} SYNC packets, but the main channel marks the end of round {wanted}"
     )]
     MissingSync {
-        /// How many SYNC packets it had.
+        /// The channel's number of SYNC packets.
         found: u64,
-        /// How many rounds the main channel has ended.
+        /// The number of rounds that the main channel has ended.
         wanted: u64,
     },
     /// The main channel ended without the RAM section, or inside it.
@@ -39,10 +39,10 @@ pub enum RoundFault {
     Stopped,
 }
 
-/// How long the end of a round is waited for on a channel that gives nothing.
+/// Time limit for the end of a round on a channel that gives nothing.
 const SYNC_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How soon those who wait look at the clock.
+/// Poll interval of waiting threads.
 const TICK: Duration = Duration::from_millis(500);
 
 /// How a channel enters a round.
@@ -56,7 +56,7 @@ pub struct Entry {
     pub is_behind: bool,
 }
 
-/// Where every channel is. One thread per channel and one for the main channel share it.
+/// The round of every channel. One thread per channel and one for the main channel share it.
 #[derive(Debug)]
 pub struct Rounds {
     state: Mutex<State>,
@@ -106,7 +106,7 @@ impl ChannelState {
 }
 
 impl Rounds {
-    /// With so many channels from the start.
+    /// With this many channels from the start.
     pub fn new(channels: usize) -> Self {
         let channels = (0..channels).map(|id| (id, ChannelState::new()));
         let state = State {
@@ -269,7 +269,7 @@ impl Rounds {
         Ok(Entry { round, is_behind })
     }
 
-    /// How many rounds the main channel has ended.
+    /// The number of rounds that the main channel has ended.
     pub fn marks(&self) -> u64 {
         self.lock().marks
     }
@@ -344,7 +344,7 @@ impl Rounds {
         self.lock().stopped
     }
 
-    /// Wakes everybody who waits, with an error.
+    /// Wakes all waiting threads, with an error.
     pub fn stop(&self) {
         self.lock().stopped = true;
         self.changed.notify_all();

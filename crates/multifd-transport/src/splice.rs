@@ -11,11 +11,11 @@ use crate::clock::{self, Clock, Doing};
 use crate::failure::Leg;
 use crate::inlet::space;
 
-/// How much one step moves: a packet of raw pages, and as much as an unprivileged process may give
-/// a pipe (fs.pipe-max-size).
+/// Bytes that one step moves: a packet of raw pages, and as much as an unprivileged process may
+/// give a pipe (fs.pipe-max-size).
 const STEP: usize = 1 << 20;
 
-/// How much is copied at once where the kernel cannot splice.
+/// Bytes to copy at once if the kernel cannot splice.
 const COPY_STEP: usize = 256 << 10;
 
 /// Moves bytes between sockets, inside the kernel where it can: `splice` hands on the pages that
@@ -40,7 +40,7 @@ impl Default for Conduit {
     }
 }
 
-/// Which socket failed, and how.
+/// The socket that failed, and its error.
 pub(crate) type TransferError = (Leg, io::Error);
 
 struct Pipe {

@@ -13,17 +13,16 @@ use rustix::net::{RecvFlags, connect_unspec, recv, sockopt};
 use crate::Address;
 use crate::dial::{DIAL_TIMEOUT, Target};
 
-/// How long a peer's host may be silent when it should answer. Longer than what a network takes to
-/// find another way.
+/// Time limit for a peer's host to answer. Longer than what a network takes to find another way.
 const DEAD_PEER: Duration = Duration::from_secs(30);
 
-/// How long nothing has to come before the peer's host is asked whether it is there.
+/// Silence after which the peer's host is asked whether it is there.
 const QUIET: Duration = Duration::from_secs(10);
 
-/// How often it is asked then, in what is left of its time: the shortest that the system can. Where
-/// a fifth of all packets is lost each way, more than a third of all questions stay without answer.
-/// Of four in turn all do once in sixty times, which is far too often for a migration of many
-/// channels; of twenty, once in a thousand million.
+/// Time between two of these questions, in the rest of the time limit: the shortest that the system
+/// can. Where a fifth of all packets is lost each way, more than a third of all questions stay
+/// without answer. Of four in turn all do once in sixty times, which is far too often for a
+/// migration of many channels; of twenty, once in a thousand million.
 const ASK_EVERY: Duration = Duration::from_secs(1);
 
 /// A connection: a socket, or what runs over one.
@@ -40,7 +39,7 @@ enum Kind {
     Layered(Box<dyn Layer>),
 }
 
-/// Where bytes that were written wait, as the system tells it.
+/// The place where written bytes wait, as the system reports it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Backlog {
@@ -60,8 +59,8 @@ pub trait Layer: fmt::Debug + Send + Sync {
     /// The stream below.
     fn under(&self) -> &Stream;
 
-    /// Sees all streams below, where there are several: `under` is that which the next bytes come
-    /// on then.
+    /// Calls `see` for every stream below. If there are several, `under` returns the one that
+    /// brings the next bytes.
     fn each_under(&self, see: &mut dyn FnMut(&Stream)) {
         see(self.under());
     }
@@ -89,7 +88,7 @@ pub trait Layer: fmt::Debug + Send + Sync {
     /// Errors of the socket.
     fn write_all_of_two(&self, head: &[u8], body: &[u8]) -> io::Result<()>;
 
-    /// Takes bytes to be written behind all others, and may keep them back to work on several at
+    /// Takes bytes to be written after all others, and may keep them back to work on several at
     /// once: until [`flush`](Self::flush), or until anything else is written.
     ///
     /// # Errors
@@ -112,8 +111,8 @@ pub trait Layer: fmt::Debug + Send + Sync {
     /// Errors of the socket.
     fn end(&self) -> io::Result<()>;
 
-    /// How many bytes it has taken from what it runs over, and given to it, where that is not what
-    /// it has carried.
+    /// The bytes that the layer has read from the stream below, and written to it, if these are not
+    /// the bytes that it has carried.
     fn bytes_below(&self) -> Option<[u64; 2]> {
         None
     }
@@ -146,7 +145,7 @@ impl Stream {
     /// destination there is [`Target`].
     ///
     /// # Errors
-    /// When nobody is reached.
+    /// When the call fails.
     pub fn connect(address: &Address) -> io::Result<Stream> {
         Self::connect_within(address, DIAL_TIMEOUT)
     }
@@ -159,8 +158,8 @@ impl Stream {
     }
 
     /// Packets are written whole, so waiting to fill a segment only delays the last one of a round.
-    /// And who waits for a host that is gone, or behind a cut link, learns of it after half a
-    /// minute; such a host says nothing by itself.
+    /// A host that is gone, or whose link is cut, says nothing by itself; with keep-alive a wait
+    /// for it fails after half a minute.
     pub(crate) fn from_tcp(stream: TcpStream) -> io::Result<Stream> {
         stream.set_nodelay(true)?;
         sockopt::set_socket_keepalive(&stream, true)?;
@@ -294,8 +293,8 @@ impl Stream {
         })
     }
 
-    /// Lets a TCP connection also fail when its peer takes nothing for half a minute, as an engine
-    /// never does. A QEMU may: one that a debugger holds, for one.
+    /// Fails a TCP connection whose peer reads nothing for 30 s. For engines only: a QEMU that is
+    /// stopped in a debugger may do that.
     pub fn notice_stalled_peer(&self) -> io::Result<()> {
         self.each_socket(&mut |socket| match socket {
             Socket::Unix(_) => Ok(()),
@@ -386,8 +385,8 @@ impl Stream {
         }
     }
 
-    /// How many bytes a layer has taken from what it runs over, and given to it, where that is not
-    /// what it has carried.
+    /// The bytes that a layer has read from the stream below, and written to it, if these are not
+    /// the bytes that it has carried.
     pub fn bytes_below(&self) -> Option<[u64; 2]> {
         match &self.0 {
             Kind::Layered(connection) => connection.bytes_below(),
@@ -397,7 +396,7 @@ impl Stream {
 
     /// Bytes that were written and are still in this host: over TCP those that the peer's host has
     /// not acknowledged, over a unix socket those that the peer has not read. None, where the
-    /// system does not tell.
+    /// system does not report it.
     pub fn unsent_bytes(&self) -> u64 {
         self.sum(|socket| crate::unsent::unsent_bytes(socket))
     }
@@ -426,22 +425,22 @@ impl Stream {
     }
 
     /// Bytes that were written and wait to be passed on: while there always are some, the
-    /// connection is busy. 0, where the system does not tell.
+    /// connection is busy. 0, where the system does not report it.
     pub(crate) fn waiting_bytes(&self) -> u64 {
         self.sum(|socket| crate::unsent::waiting_bytes(socket))
     }
 
-    /// Where bytes that were written wait at the moment.
+    /// The place where written bytes wait at the moment.
     pub fn backlog(&self) -> Backlog {
         match (self.waiting_bytes(), self.unsent_bytes()) {
             (0, _) => Backlog::Nowhere,
-            // Only TCP tells what is on its way.
+            // Only TCP reports the bytes on their way.
             (waiting, unsent) if unsent > waiting => Backlog::Link,
             _ => Backlog::Peer,
         }
     }
 
-    /// What the system tells of all sockets below.
+    /// The sum of a figure that the system reports, over all sockets below.
     fn sum(&self, of: impl Fn(Socket<'_>) -> io::Result<u64>) -> u64 {
         let mut sum = 0_u64;
         let _ = self.each_socket(&mut |socket| {
@@ -464,7 +463,7 @@ impl Stream {
     }
 
     /// Writes all of `bytes`, or takes them to be written with what comes next, where that is
-    /// faster. So who has nothing more to write for now calls `flush`.
+    /// faster. Call `flush` when there is nothing more to write for now.
     ///
     /// # Errors
     /// Errors of the socket, of bytes before these too.
@@ -576,7 +575,7 @@ impl From<TcpStream> for Stream {
     }
 }
 
-/// Which of `events`, or of those that are always told, there are at the moment.
+/// The present events among `events` and those that are always reported.
 fn poll_now(socket: impl AsFd, events: PollFlags) -> PollFlags {
     let mut source = [PollFd::new(&socket, events)];
     let no_wait = Timespec {

@@ -3,8 +3,8 @@
 use std::sync::mpsc::Sender;
 use std::thread;
 
-/// Does a thread's work, and tells how it ended. A panic tells nothing: it closes everything, so
-/// that none of the other threads goes on waiting, and comes out where the threads are joined.
+/// Does a thread's work, and reports how it ended. A panic reports nothing: it closes everything,
+/// so that none of the other threads goes on waiting, and comes out where the threads are joined.
 pub fn report_end<T>(tell: &Sender<T>, close_all: impl Fn(), work: impl FnOnce() -> T) {
     struct Closing<F: Fn()>(F);
 

@@ -1,4 +1,4 @@
-//! How many bytes wait in a socket to be sent.
+//! The bytes that wait in a socket to be sent.
 #![allow(unsafe_code, reason = "rustix has the request but no call for it")]
 
 use std::ffi::c_int;
@@ -49,7 +49,7 @@ mod tests {
         let _theirs = listener.accept().unwrap();
         (&ours).write_all(&[1; 100]).unwrap();
         assert_eq!(waiting_bytes(&ours).unwrap(), 0);
-        // More than the peer, who reads nothing, has room for.
+        // More than the buffers of a peer that reads nothing.
         ours.set_nonblocking(true).unwrap();
         while (&ours).write(&[1; 1 << 20]).is_ok() {}
         assert!(waiting_bytes(&ours).unwrap() > 0);

@@ -126,3 +126,8 @@ pub use idstr::{BlockName, IdStr, IdStrError};
 pub use limits::Limits;
 pub use packet::{DeviceStatePacket, Packet, RamPacket};
 pub use page_size::{PACKET_BYTES, PageSize, PageSizeError};
+
+/// The examples of the README are tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -49,7 +49,7 @@ impl FromStr for Effort {
     }
 }
 
-/// How far back a stream's matches reach.
+/// The reach of a stream's matches.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[expect(
     clippy::exhaustive_enums,

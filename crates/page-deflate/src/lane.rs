@@ -439,7 +439,7 @@ impl Lane<'_, '_> {
             self.at += count;
         }
         if self.at < end {
-            // What has been copied repeats the same bytes, so each step can copy twice as many.
+            // The copied bytes repeat, so each step can copy twice as many.
             let start = self.at - distance;
             while self.at < end {
                 let count = (end - self.at).min(self.at - start);
@@ -576,7 +576,8 @@ unsafe fn put<const N: usize>(bytes: &mut [u8], at: usize, chunk: [u8; N]) {
     unsafe { first.cast::<[u8; N]>().write(chunk) };
 }
 
-/// What some machines have better instructions for. A value proves that the machine has them.
+/// Operations for which some machines have better instructions. A value proves that the machine has
+/// them.
 pub(super) trait Machine: Copy {
     /// Copies whole words, and therefore up to `COPY_SLACK` bytes more than `length`.
     ///

@@ -120,3 +120,8 @@ macro_rules! opaque {
 opaque! {
     Deflater Histogram PageDeflater PageInflater RunInflater SharedCode SharedInflater StreamInflater
 }
+
+/// The examples of the README are tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

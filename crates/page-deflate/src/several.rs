@@ -8,7 +8,7 @@ use crate::inflate::InflateFault;
 /// A piece of compressed data, and the room that its content fills.
 pub(super) type Piece<'d> = (&'d [u8], &'d mut [u8]);
 
-/// What a piece is.
+/// The kind of a piece.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Form {
     /// A complete deflate stream.

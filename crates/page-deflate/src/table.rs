@@ -147,7 +147,7 @@ pub(super) struct Tables {
     match_bits: u32,
 }
 
-/// How much work a table is worth.
+/// The use of a table, which decides the work to spend on it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Use {
     /// It serves many pages: a large first level, with pairs of literals.
@@ -315,14 +315,14 @@ static DISTANCE_SYMBOL_ENTRIES: [SymbolEntry; FIXED_DISTANCE_LENGTHS.len()] = {
 /// A table for the code of the code lengths.
 pub(super) struct Precode(Levels<{ 1 << MAX_PRECODE_BITS }>);
 
-/// What a symbol of the code of the code lengths says.
+/// The meaning of a symbol of the code of the code lengths.
 pub(super) struct Said {
     /// Bits to drop from the input.
     pub(super) bits: u32,
     pub(super) length: u8,
     /// Whether the length is the one before instead.
     pub(super) is_previous: bool,
-    /// How many symbols have this length, at most [`Precode::MOST`].
+    /// The number of symbols of this length, at most [`Precode::MOST`].
     pub(super) count: usize,
 }
 

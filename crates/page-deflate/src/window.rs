@@ -134,7 +134,7 @@ impl Window {
 
     pub(super) fn bytes(&self) -> &WindowBytes {
         let window = &self.buffer[self.base..];
-        // The base is below SHIM + `way`, so that a window fits behind it.
+        // The base is below SHIM + `way`, so that a window fits after it.
         #[expect(clippy::expect_used, reason = "the base depends on no input")]
         window.first_chunk().expect("room for a window")
     }

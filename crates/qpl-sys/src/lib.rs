@@ -35,3 +35,8 @@ pub use types::{
     MiniBlockSize, NumaId, OpaqueDictionary, OpaqueHuffmanTable, Operation, Path, StatisticsMode,
     TableType,
 };
+
+/// The examples of the README are tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

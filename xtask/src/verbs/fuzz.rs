@@ -8,7 +8,7 @@ use crate::{Result, cargo, run as run_command, workspace};
 
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// How long each target runs
+    /// Time for each target
     #[arg(long, value_name = "N", default_value_t = 60)]
     seconds: u64,
     /// Only these targets; all of them if none is named

@@ -12,7 +12,7 @@ use multifd_wire::{BlockName, Method, RamPacket};
 /// All memory of a guest.
 pub type Image = Vec<u8>;
 
-/// What the rounds behind the first one took.
+/// What the rounds after the first one took.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Total {
     pub pages: u64,

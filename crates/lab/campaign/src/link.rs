@@ -63,7 +63,7 @@ pub struct LinkBehaviour {
     /// The time between a connection's first bytes and its dial: connections come late, and
     /// overtake each other.
     pub late: Vec<(Who, Duration)>,
-    /// The number of bytes that pass at a time, and the pause behind them.
+    /// The number of bytes that pass at a time, and the pause after them.
     pub slow: Option<(usize, Duration)>,
     /// All connections are cut after this number of bytes and this time.
     pub cut_all: Option<(u64, Duration)>,

@@ -75,7 +75,7 @@ impl Socket {
     }
 
     /// Asks for small buffers. They have to hold some packets' headers, because QEMU 7.2 writes one
-    /// behind a SYNC.
+    /// after a SYNC.
     pub fn make_small(&self) {
         /// A segment over the loopback has nearly 64 KiB. If not even one fits, the kernel sends
         /// only a probe now and then.

@@ -20,7 +20,7 @@ pub enum Mode {
     PerRound,
     /// Machine types before 8.1 on a new QEMU: the end of each section's body is the mark.
     PerSection,
-    /// QEMU 7.2: marks as in `PerSection`, SYNC on packets with pages, and empty packets behind
+    /// QEMU 7.2: marks as in `PerSection`, SYNC on packets with pages, and empty packets after
     /// them.
     Old,
 }
@@ -145,7 +145,7 @@ pub struct Plan {
     pub hellos: Vec<[u8; Hello::LEN]>,
     /// All steps. The first one is the set-up.
     pub steps: Vec<Step>,
-    /// The bytes of main behind the last mark.
+    /// The bytes of main after the last mark.
     pub tail: Vec<u8>,
     /// The elements of main that the destination acts on, with the ends of their bytes, in order.
     pub acts: Vec<(usize, Act)>,

@@ -26,7 +26,7 @@ struct Key {
     tcp_out: bool,
     /// The protocol between it and the other relay, if there is one.
     between: Between,
-    /// How many connections of a trunk it has for each channel.
+    /// Connections of a trunk for each channel.
     strands: u8,
 }
 

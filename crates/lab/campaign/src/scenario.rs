@@ -54,7 +54,7 @@ pub struct Scenario {
     pub trunk: Method,
     /// Whether the near and the far relay use auto.
     pub auto: [bool; 2],
-    /// How many connections of a trunk carry each channel.
+    /// Connections of a trunk for each channel.
     pub strands: u8,
     /// The method that the destination reads.
     pub out: Method,

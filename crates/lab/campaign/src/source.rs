@@ -174,7 +174,7 @@ impl<'a> Source<'a> {
         'a: 's,
     {
         let set_up = &self.plan.steps[0].main;
-        // The header leaves at once, or behind all dials.
+        // The header leaves at once, or after all dials.
         let early = if self.behaviour.early { 8 } else { 0 };
         for &(who, delay) in &self.behaviour.dials {
             self.pause(delay)?;

@@ -34,7 +34,7 @@ pub enum Says {
     HalfPreface(usize),
     /// The start of a trunk with an impossible length.
     LongPreface,
-    /// The start of a trunk with noise behind it.
+    /// The start of a trunk with noise after it.
     WrongPreface,
     /// A channel of a migration that has not begun.
     OtherPreface,

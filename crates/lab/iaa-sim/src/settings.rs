@@ -152,7 +152,7 @@ words! {
         Decompress = "decompress",
     }
 
-    /// Which waiting descriptor is next.
+    /// The order of waiting descriptors.
     Order {
         /// The first.
         Queue = "queue",

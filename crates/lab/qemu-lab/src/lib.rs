@@ -31,7 +31,6 @@
 //! - 7.2 as a source of zlib or zstd reports about one migration in a hundred as failed ("Broken
 //!   pipe") after the destination has completed it: it writes a last, empty packet to a channel
 //!   that the destination has closed.
-//!   destination has closed.
 
 #![forbid(unsafe_code)]
 

@@ -4,7 +4,6 @@
 //! - [`oracle`] judges deflate data by the rules of the format and of Intel's IAA.
 //! - [`allocations`] is an allocator that counts.
 //! - [`process`] starts a command, and reports its output and its end.
-//!
 //! - [`plain`] is a second decoder of multifd channels.
 //!
 //! With the feature `wire`: `wire` cuts and parses streams, and reads the vectors of

@@ -203,7 +203,7 @@ pub(super) struct Summary {
     pub cpu_seconds: f64,
 }
 
-/// What became of pages with differences on.
+/// The figures of pages with differences on.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Delta {
     /// Pages as differences, of which some were the same as before.

@@ -75,7 +75,7 @@ pub(crate) struct AcceptArgs {
     pub postcopy: bool,
 }
 
-/// What both ends have.
+/// Options of both ends.
 #[derive(Args, Debug)]
 pub(crate) struct EndArgs {
     /// Socket of QEMU's QMP monitor (-qmp unix:PATH,server=on,wait=off).

@@ -1,4 +1,4 @@
-//! What `multifd migrate` and `multifd accept` print: notes and progress, or JSON lines.
+//! The output of `multifd migrate` and `multifd accept`: notes and progress, or JSON lines.
 
 use std::fmt;
 use std::io::{self, IsTerminal};
@@ -20,12 +20,12 @@ use crate::process::Told;
 use crate::relay::report::{Differences, Efforts, ratio};
 use crate::say;
 
-/// How often a line of progress is printed that nobody can overwrite.
+/// Time between two printed lines of progress where output is no terminal.
 const LINE_EVERY: Duration = Duration::from_secs(2);
 
 /// Exit status of a migration that failed: the source has the guest.
 const FAILED: u8 = 1;
-/// Nobody can say here who has the guest.
+/// The place of the guest is unknown here.
 const UNKNOWN: u8 = 3;
 /// It was cancelled: the source has the guest.
 const CANCELLED: u8 = 4;
@@ -71,7 +71,7 @@ impl<'a> From<&'a Change> for ChangeLine<'a> {
     }
 }
 
-/// How far a migration is.
+/// The progress of a migration.
 #[derive(Serialize)]
 struct Figures {
     seconds: f64,
@@ -81,14 +81,15 @@ struct Figures {
     /// Bytes from QEMU or the other relay to this one, and from this one on.
     bytes_in: u64,
     bytes_out: u64,
-    /// How much has gone: of the guest's memory, or of its first pass where QEMU tells nothing.
+    /// The share that was sent: of the guest's memory, or of its first pass if QEMU reports
+    /// nothing.
     percent: Option<f64>,
-    /// How long the rest takes at this rate. None if it is not known, or has no end.
+    /// Estimated time for the rest at this rate. None if it is not known, or has no end.
     seconds_left: Option<f64>,
-    /// Whether the guest's memory is sent faster than the guest writes to it, behind the first
+    /// Whether the guest's memory is sent faster than the guest writes to it, after the first
     /// round.
     converges: Option<bool>,
-    /// What the channels spend most of their time with.
+    /// The activity that takes most of the channels' time.
     limit: Option<&'static str>,
 }
 
@@ -123,7 +124,8 @@ impl Memory {
         gone as f64 / self.total.max(1) as f64 * 100.0
     }
 
-    /// How long it takes at this rate to send what remains, and what the guest writes meanwhile.
+    /// Time at this rate to send the remaining bytes, and the pages that the guest writes
+    /// meanwhile.
     fn left(&self) -> Option<Duration> {
         let gain = self.throughput.saturating_sub(self.dirty_rate);
         pace::seconds(self.remaining as f64 / gain as f64)
@@ -348,7 +350,7 @@ pub(super) struct Teller {
     pace: Pace,
     begun: Instant,
     record: Record,
-    /// What has gone through so far.
+    /// The traffic so far.
     traffic: Traffic,
 }
 

@@ -17,7 +17,7 @@ const MOST_NUMBERS: usize = 12;
 /// The part of the width that a number takes.
 const LEAST_BETWEEN: f64 = 0.05;
 
-/// What is plotted.
+/// The plotted figure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Unit {
     Bytes,
@@ -41,7 +41,7 @@ pub(super) struct Plot<'a> {
     pub(super) title: &'static str,
     pub(super) unit: Unit,
     pub(super) lines: Vec<Line>,
-    /// How far the time goes, in seconds.
+    /// The length of the time axis, in seconds.
     pub(super) until: f64,
     /// When rounds ended, and their numbers.
     pub(super) marks: &'a [(f64, u64)],
@@ -200,7 +200,7 @@ impl Scale {
 }
 
 impl Ticks {
-    /// About so many steps to `most`, each 1, 2 or 5 with zeros.
+    /// About this many steps to `most`, each 1, 2 or 5 with zeros.
     fn of(most: f64, steps: f64) -> Self {
         let least = most / steps;
         let zeros = 10_f64.powf(least.log10().floor());

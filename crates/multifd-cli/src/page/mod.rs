@@ -27,7 +27,7 @@ const MOST_NOTES: usize = 100;
 /// An interval with less than this part of the busiest one's bytes has a ratio of chance.
 const LEAST_TRAFFIC: f64 = 0.01;
 
-/// What is kept of a migration while it runs, for its page. It is bounded.
+/// The figures of a migration that are kept for its page while it runs. It is bounded.
 #[derive(Debug)]
 pub(crate) struct Record {
     began: SystemTime,
@@ -48,7 +48,7 @@ pub(crate) enum Ending {
     Failed,
     /// It was cancelled: the source has the guest.
     Cancelled,
-    /// Nobody can say here who has the guest.
+    /// The place of the guest is unknown here.
     Unknown,
 }
 
@@ -81,7 +81,7 @@ pub(crate) struct Page {
     words: String,
     record: Record,
     figures: Vec<(&'static str, String)>,
-    /// What computed: in words, and pages by an accelerator, by processors and as they are.
+    /// The backend: in words, and pages by an accelerator, by processors and as they are.
     paths: Vec<(&'static str, String, [u64; 3])>,
     efforts: Vec<(String, u64)>,
     remarks: Vec<String>,
@@ -104,17 +104,17 @@ impl Record {
         self.began = SystemTime::now();
     }
 
-    /// How far it is, after a time.
+    /// The progress at a time.
     pub(crate) fn progress(&mut self, at: Duration, traffic: &Traffic, qemu: Option<&RamStatus>) {
         self.series.push(Sample::new(at, traffic, qemu));
     }
 
-    /// What its channels have waited for.
+    /// The waits of its channels.
     pub(crate) fn waits(&mut self, channels: &[ChannelWaits]) {
         self.channels = channels.to_vec();
     }
 
-    /// What was said about it.
+    /// The messages about it.
     pub(crate) fn note(&mut self, at: Duration, text: impl Display) {
         match self.notes.len() < MOST_NOTES {
             true => self.notes.push((at, text.to_string())),
@@ -208,7 +208,7 @@ impl Page {
         self.remarks = report.remarks.iter().map(ToString::to_string).collect();
     }
 
-    /// Adds what has gone through, in so much time.
+    /// Adds what has gone through, in this much time.
     pub(crate) fn traffic(&mut self, traffic: &Traffic, took: Duration) {
         let (came, went) = (traffic.bytes_in, traffic.bytes_out);
         self.figure("duration", format_args!("{:.3} s", took.as_secs_f64()));
@@ -293,7 +293,7 @@ impl Page {
                 .map(|(at, value)| (at.as_secs_f64(), value as f64))
                 .collect()
         };
-        // What went between two samples, with the time of both.
+        // The bytes between two samples, with the time of both.
         let between = |count: fn(&Sample) -> u64| {
             pairs().map(move |(before, now)| {
                 let (from, to) = (before.at.as_secs_f64(), now.at.as_secs_f64());
@@ -417,7 +417,7 @@ impl Page {
         );
     }
 
-    /// Which path computed, and what each effort got.
+    /// The backend, and the pages of each effort.
     fn paths(&self, page: &mut Markup) {
         if self.paths.is_empty() && self.efforts.is_empty() {
             return;
@@ -506,7 +506,7 @@ fn class_of(cause: &'static str) -> &'static str {
     }
 }
 
-/// A moment in UTC. One that is in no calendar is told as the beginning of 1970.
+/// A moment in UTC. One that is in no calendar is shown as the beginning of 1970.
 fn in_utc(time: SystemTime) -> OffsetDateTime {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     let seconds = i64::try_from(since.as_secs()).ok();

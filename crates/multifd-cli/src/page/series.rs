@@ -19,7 +19,7 @@ pub(super) struct Sample {
     pub(super) bytes_in: u64,
     pub(super) bytes_out: u64,
     pub(super) rounds: u64,
-    /// What the source QEMU has still to send, if it can be asked.
+    /// The bytes that the source QEMU has still to send, if it can be asked.
     pub(super) remaining: Option<u64>,
 }
 

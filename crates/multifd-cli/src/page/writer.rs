@@ -12,7 +12,7 @@ use crate::say;
 /// Pages that wait to be written. One more is not written.
 const MOST: usize = 64;
 
-/// How long the end of the command waits for the disk.
+/// Time limit for the disk at the end of the command.
 const LAST_PAGES: Duration = Duration::from_secs(10);
 
 /// The thread, and what it has to write.

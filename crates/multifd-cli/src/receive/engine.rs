@@ -72,8 +72,8 @@ pub(super) fn run(
     Ok(())
 }
 
-/// Whether a failure says nothing about a guest: somebody connected, and spoke too little or
-/// something else.
+/// Whether a failure says nothing about a guest: a peer connected, and sent too little or something
+/// else.
 fn is_broken_off(failure: &Failure) -> bool {
     match &failure.cause {
         Cause::Transport(
@@ -115,9 +115,8 @@ impl GuestMemory for Shared {
     }
 }
 
-/// Stands for the VM. What arrives is on the disk before the source is told that all has arrived:
-/// if it cannot be kept, the source has its guest still. It gets its names once the guest has been
-/// given.
+/// Stands for the VM. All memory is on the disk before the source hears that all has arrived: if it
+/// cannot be kept, the source still has its guest. It gets its names once the guest has been given.
 struct Keeper<'a>(&'a OnceLock<(Shared, Option<Images>)>);
 
 impl VmHandle for Keeper<'_> {

@@ -13,7 +13,7 @@ use crate::process::Outcome;
 use crate::say;
 use crate::signals::Signals;
 
-/// Takes one migration, whoever it comes from.
+/// Takes one migration, from a QEMU or a source engine.
 pub fn run(args: &ReceiveArgs) -> Outcome {
     let outcome = take(args);
     if let (Err(failure), true) = (&outcome, args.json) {
@@ -24,7 +24,7 @@ pub fn run(args: &ReceiveArgs) -> Outcome {
 
 fn take(args: &ReceiveArgs) -> Outcome {
     let folder = args.dump.as_deref().map(Folder::prepare).transpose()?;
-    // Before anybody can know that it runs: from here on a signal ends it with words.
+    // Install handlers before listening, so that a signal always ends the command with a message.
     let cancel = Signals::install()?.cancel();
     let mut acceptor = say::listen_with(&args.listen, args.mode)?;
     loop {

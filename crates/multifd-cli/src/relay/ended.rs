@@ -9,14 +9,14 @@ use crate::page::Ending;
 /// Why a migration did not go through.
 pub(super) enum Ended {
     Failed(Failure),
-    /// As many as may run at once did.
+    /// The limit of concurrent migrations was reached.
     TooMany,
     /// A defect of this program, in this migration alone.
     Panicked,
 }
 
 impl Ended {
-    /// What its page says of the guest.
+    /// The state of the guest, for the migration's page.
     pub(super) fn ending(&self) -> Ending {
         match self {
             Self::Failed(failure) => match failure.cause {

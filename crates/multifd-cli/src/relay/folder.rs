@@ -18,14 +18,14 @@ use super::requests::{FileNumber, Odd, Requests};
 use super::{Ends, Event, Route, accept, notes};
 use crate::say;
 
-/// How often the folder is looked at.
+/// Time between two looks at the folder.
 const LOOK: Duration = Duration::from_millis(200);
 
 /// Sockets that were asked for and are listened on at once, over all folders. Each has three
 /// threads.
 const MOST_SOCKETS: usize = 1024;
 
-/// Odd files that are remembered, so that each is told of once.
+/// Odd files that are remembered, so that each is reported once.
 const MOST_TOLD: usize = 1024;
 
 static SOCKETS: AtomicUsize = AtomicUsize::new(0);
@@ -40,7 +40,7 @@ pub(super) struct Watch {
     /// Sockets that are gone, and whose migrations may run.
     ending: Vec<JoinHandle<()>>,
     told: HashSet<String>,
-    /// The folder cannot be read, which was told.
+    /// The folder cannot be read, which was reported.
     is_lost: bool,
 }
 
@@ -83,7 +83,7 @@ impl Watch {
             self.ending.push(standing.thread);
         }
         for thread in self.ending {
-            // Its panic was told of, and nothing is left of it.
+            // Its panic was reported, and nothing is left of it.
             let _ = thread.join();
         }
     }

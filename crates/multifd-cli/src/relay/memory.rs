@@ -1,4 +1,4 @@
-//! How much memory a relay spends on pages that may be sent again.
+//! The memory that a relay spends on pages that may be sent again.
 
 use std::fs;
 
@@ -27,11 +27,11 @@ pub(crate) fn bound(asked: Option<u64>, routes: &[Route], method: Method) -> Res
             None => Ok(()),
             Some(0) if calls => Ok(()),
             Some(_) if calls => Err(
-                "--delta-memory has no use with --compression none: leave out one of them"
+                "--delta-memory has no effect with --compression none: leave out one of them"
                     .to_owned(),
             ),
             Some(_) => Err(
-                "--delta-memory has no use here: only a trunk carries pages as differences"
+                "--delta-memory has no effect here: only a trunk carries pages as differences"
                     .to_owned(),
             ),
         };
@@ -55,7 +55,7 @@ pub(crate) fn available() -> Option<u64> {
     Some(memory::left().map_or(of_system, |left| left.min(of_system)))
 }
 
-/// What the whole system has (proc(5)).
+/// The memory of the whole system (proc(5)).
 fn of_system() -> Option<u64> {
     let facts = fs::read_to_string("/proc/meminfo").ok()?;
     let line = facts

@@ -16,7 +16,7 @@ use super::Migration;
 use crate::pace::Left;
 use crate::say;
 
-/// What may be behind a failure. A QEMU that is sent what it does not expect closes the channel,
+/// Possible causes of a failure. A QEMU that is sent what it does not expect closes the channel,
 /// and says why at its own end only.
 pub(crate) fn advice(
     method: Method,
@@ -63,15 +63,15 @@ pub(crate) struct Summary {
     zero_pages: u64,
     bytes_in: u64,
     bytes_out: u64,
-    /// How many bytes came in for each that went out.
+    /// Bytes that came in for each byte that went out.
     ratio: f64,
     seconds: f64,
     decoded: Option<Done>,
     encoded: Option<Done>,
-    /// What both relays had the same; `null` where they did not compare.
+    /// The pages that both relays had alike; `null` where they did not compare.
     verified: Option<Same>,
     differences: Option<Differences>,
-    /// What each effort got, where it was found out.
+    /// The pages of each effort, with `auto`.
     auto: Option<Efforts>,
     pub remarks: Vec<String>,
 }
@@ -126,7 +126,7 @@ impl fmt::Display for Differences {
     }
 }
 
-/// What was encoded with each effort.
+/// The pages of each effort.
 #[derive(Serialize)]
 pub(crate) struct Efforts {
     efforts: Vec<Effort>,
@@ -410,7 +410,7 @@ impl fmt::Display for Live<'_> {
                     write!(f, "{}, ", Left(left))?;
                 }
             }
-            // What is still to come is the source's secret.
+            // A relay cannot know how much the source will send again.
             None if totals.rounds > 0 => write!(f, "{} rounds, ", totals.rounds)?,
             None => {}
         }

@@ -27,7 +27,7 @@ const MOST_FILES: usize = 1 << 16;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Requests {
     folder: PathBuf,
-    /// The parts of a file's name before and behind the guest's name.
+    /// The parts of a file's name before and after the guest's name.
     before: Vec<u8>,
     behind: Vec<u8>,
 }
@@ -49,7 +49,7 @@ enum Unusable {
         address: String,
     },
     /// `{name}` does not stand once in the file's name.
-    #[error("{address}: {{name}} must stand once, behind the last `/`")]
+    #[error("{address}: {{name}} must stand once, after the last `/`")]
     Place {
         /// The address.
         address: String,

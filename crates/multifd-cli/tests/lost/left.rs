@@ -49,7 +49,7 @@ fn a_closed_channel_of_an_earlier_try_is_not_the_next_ones() {
     );
 }
 
-/// It was cut behind its hellos, at its set-up's end, and the next one comes at once, or a little
+/// It was cut after its hellos, at its set-up's end, and the next one comes at once, or a little
 /// later.
 #[test]
 fn a_source_that_has_gone_stops_no_other() {

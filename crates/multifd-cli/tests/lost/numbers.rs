@@ -71,7 +71,7 @@ fn one_number_that_an_early_source_leaves_out_is_no_channel() {
     }
 }
 
-/// A channel that comes behind main's end may have newer contents of pages, up to its last SYNC:
+/// A channel that comes after main's end may have newer contents of pages, up to its last SYNC:
 /// what is kept has them.
 #[test]
 fn a_late_channel_is_waited_for_up_to_its_last_sync() {

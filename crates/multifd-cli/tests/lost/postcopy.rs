@@ -119,7 +119,7 @@ fn a_recovery_is_passed_on_by_a_relay_and_named_by_others() {
     }
 }
 
-/// With machine types up to 7.2 it is opened right behind main, before any channel.
+/// With machine types up to 7.2 it is opened right after main, before any channel.
 #[test]
 fn postcopys_own_connection_may_be_the_second_one() {
     let migration = may_switch();

@@ -31,7 +31,7 @@ fn a_source_that_stops_behind_its_setup_is_let_go() {
                     drop(destination.wait("the end", |seen| seen.main().end.is_some()));
                     destination.close_all();
                 }
-                taking.fails(&["source side", "nothing behind its set-up"]);
+                taking.fails(&["source side", "nothing after its set-up"]);
             });
         }
     });

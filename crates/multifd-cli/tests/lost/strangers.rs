@@ -5,7 +5,7 @@ use std::thread;
 use super::super::support::peers::{Source, a_while, dial, write};
 use super::super::{TAKERS, Taking, both};
 
-/// They come behind main and its first channel, behind all channels, and when all is written; and
+/// They come after main and its first channel, after all channels, and when all is written; and
 /// whether they stay or go.
 #[test]
 fn whenever_strangers_come_they_take_nothing() {

@@ -40,7 +40,7 @@ fn the_first_word_counts() {
                     let report = parse(&ended.well());
                     assert_eq!(report["confirmed"], true, "{report}");
                     let remarks = report["remarks"].to_string();
-                    assert!(remarks.contains("behind its last word"), "{report}");
+                    assert!(remarks.contains("after its final message"), "{report}");
                 }
                 false => {
                     fails_with(&ended, &["destination side"]);

@@ -59,7 +59,7 @@ impl Lab {
         self.begin_to(1 << 20)
     }
 
-    /// Begins a slow migration, and returns the destination when so many bytes have been sent.
+    /// Begins a slow migration, and returns the destination when this many bytes have been sent.
     pub fn begin_to(&mut self, transferred: u64) -> Qemu {
         let slow = Parameters {
             max_bandwidth: Some(SLOW),
@@ -205,7 +205,7 @@ fn the_migration_is_cancelled() {
 enum Target {
     /// The first of the first packet's magic.
     Magic,
-    /// The one with the type of the first deflate block, behind the two bytes of the zlib header.
+    /// The one with the type of the first deflate block, after the two bytes of the zlib header.
     /// It becomes the type that does not exist.
     DeflateBlock,
 }

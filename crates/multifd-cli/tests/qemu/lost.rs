@@ -43,7 +43,7 @@ pub fn running(binary: &QemuBinary, guest: &Guest, parameters: &Parameters) -> Q
     source
 }
 
-/// Waits until a source has sent so many bytes, and goes on sending.
+/// Waits until a source has sent this many bytes, and goes on sending.
 pub fn wait_sent(source: &mut Qemu, bytes: u64) {
     let deadline = Instant::now() + LIMIT;
     loop {

@@ -21,7 +21,7 @@ pub const FLUSH: [u8; 8] = 0x200_u64.to_be_bytes();
 pub struct Main<'a> {
     pub machine: &'a str,
     pub return_path: bool,
-    /// The records of each body of the RAM section, the first behind the list of blocks.
+    /// The records of each body of the RAM section, the first after the list of blocks.
     pub bodies: &'a [&'a [u8]],
 }
 
@@ -64,9 +64,9 @@ pub struct Shape<'a> {
     pub advise: Option<u64>,
     /// Each with its length, and the size of its pages where that is told.
     pub blocks: &'a [(&'a str, u64, Option<u64>)],
-    /// Stands behind the first body of the RAM section.
+    /// Stands after the first body of the RAM section.
     pub behind_setup: &'a [u8],
-    /// Stands behind the last one.
+    /// Stands after the last one.
     pub end: &'a [u8],
 }
 
@@ -88,7 +88,7 @@ impl Default for Shape<'_> {
 }
 
 impl Shape<'_> {
-    /// With a flush mark in its set-up and so many behind it.
+    /// With a flush mark in its set-up and this many after it.
     pub fn bytes(&self, marks: usize) -> Vec<u8> {
         let mut bytes = self.set_up();
         bytes.extend_from_slice(self.behind_setup);
@@ -294,7 +294,7 @@ pub fn sound(method: Method, return_path: bool) -> Migration {
     }
 }
 
-/// A migration on two channels that are too long for the buffers of sockets, with a mark behind the
+/// A migration on two channels that are too long for the buffers of sockets, with a mark after the
 /// set-up and one at the end.
 pub fn long(shape: &Shape<'_>) -> Migration {
     let channel = |id| {
@@ -314,7 +314,7 @@ pub fn long(shape: &Shape<'_>) -> Migration {
     }
 }
 
-/// A migration of six pages on two channels, with one mark behind the set-up.
+/// A migration of six pages on two channels, with one mark after the set-up.
 pub fn short(shape: &Shape<'_>) -> Migration {
     let uuid = shape.uuid.unwrap_or_default();
     let channel = |id| Channel::of_vm(uuid, id, Method::None).sync();

@@ -76,12 +76,12 @@ pub struct Seen {
     /// In the order in which they were opened.
     pub connections: Vec<Connection>,
     limits: Limits,
-    /// It answers a ping once it has so many channels; never, without a number.
+    /// It answers a ping once it has this many channels; never, without a number.
     channels: Option<usize>,
     over: bool,
 }
 
-/// How many bytes are read of each connection.
+/// The most bytes to read of each connection.
 #[derive(Clone, Copy)]
 pub struct Limits {
     pub main: usize,
@@ -148,7 +148,7 @@ impl Seen {
 }
 
 impl Destination {
-    /// Listens in `folder`. It reads everything at once, and loads once it has so many channels.
+    /// Listens in `folder`. It reads everything at once, and loads once it has this many channels.
     pub fn new(folder: &Path, channels: usize) -> Self {
         let address = Address::Unix(folder.join("destination"));
         Self::at(&address, channels, Limits::default())
@@ -251,7 +251,7 @@ impl Destination {
 
     /// Keeps nothing of what has come so far. All of it has to be over.
     pub fn forget(&self) {
-        // Connections are accepted in their order: behind this one there are none.
+        // Connections are accepted in their order: after this one there are none.
         let fence = dial(&self.address);
         write(&fence, FENCE);
         drop(self.wait("the last connection", |seen| {
@@ -387,7 +387,7 @@ pub struct Source {
 }
 
 impl Source {
-    /// Opens main first, and then so many channels.
+    /// Opens main first, and then this many channels.
     pub fn dial(address: &Address, channels: usize) -> Self {
         Self {
             main: dial(address),

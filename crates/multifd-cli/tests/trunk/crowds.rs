@@ -143,7 +143,7 @@ fn unauthenticated(listen: &str, connect: &str, more: &[&str]) {
     let port = trunk_of(&mut far);
     let before = Counts::of(&far);
     let strangers = strangers(&port, CALLERS);
-    // All of them are listened to: so many a second.
+    // All of them are listened to: this many a second.
     let deadline = Instant::now() + Duration::from_secs(5);
     let mut most = before;
     while Instant::now() < deadline {

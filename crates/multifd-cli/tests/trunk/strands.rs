@@ -86,7 +86,7 @@ fn two_channels() -> Migration {
     }
 }
 
-/// What happens to one of a network's connections, after so many bytes.
+/// What happens to one of a network's connections, after this many bytes.
 #[derive(Clone, Copy)]
 struct Reset {
     connection: usize,

@@ -199,5 +199,5 @@ fn relays_that_do_not_agree_on_it_say_so() {
         "tcp:127.0.0.1:1",
     ];
     let ended = Multifd::start([&args[..], &["--verify"]].concat()).end();
-    assert!(ended.stderr.contains("--verify has no use"), "{ended:?}");
+    assert!(ended.stderr.contains("--verify has no effect"), "{ended:?}");
 }

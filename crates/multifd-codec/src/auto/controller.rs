@@ -242,14 +242,15 @@ impl Controller {
         Some(step)
     }
 
-    /// Whether a probe is under way, to see who is the limit. Begins and ends them.
+    /// Whether a probe is under way, to see whether the link or the decoder is the limit. Begins
+    /// and ends them.
     fn probes(&mut self, now: Duration) -> bool {
         if let Some(found) = self.probe.end(now) {
             // The rate with step 0, and no more than that, is the link's.
             self.forget_rates();
             self.rate = Some(found);
         }
-        // What was written before the last change must have passed.
+        // Packets from before the last change must have passed.
         let is_settled = now.saturating_sub(self.changed_at) >= SETTLED;
         if is_settled
             && self.current > 0

@@ -1,4 +1,4 @@
-//! Who is the limit behind a connection: the link, or the other end's decoder?
+//! Finds the limit of a connection: the link, or the other end's decoder.
 //!
 //! To the writer both look alike: bytes wait in the connection. A link passes on the same bytes a
 //! second whatever they are. A decoder takes about the same pages a second whatever their effort,

@@ -55,7 +55,7 @@ fn send(mut encoder: Encoder, seed: u64, to: &SyncSender<Item>) {
     to.send(Item::End).unwrap();
 }
 
-/// Reads a channel as a destination QEMU does: nothing behind a SYNC before all have theirs.
+/// Reads a channel as a destination QEMU does: nothing after a SYNC before all have theirs.
 fn receive(mut decoder: Decoder, seed: u64, from: &Receiver<Item>, all: &Barrier) {
     let mut random = Random::new(seed);
     while let Ok(item) = from.recv() {
@@ -166,7 +166,7 @@ fn a_wait_ends() {
     );
 }
 
-/// A packet behind fewer SYNCs than an operation on its slot is passed.
+/// A packet after fewer SYNCs than an operation on its slot is passed.
 #[test]
 fn a_packet_of_an_earlier_epoch_leaves_the_slot_alone() {
     let (sent, kept) = ends(1 << 20);

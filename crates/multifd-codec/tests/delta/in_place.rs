@@ -165,7 +165,7 @@ fn pages_that_pass_their_slot_leave_it() {
     for round in 0..3 {
         if round == 2 {
             // Most pages become again what the first round had, but for a few bytes. The channel
-            // compares one page in 32, and then the ones behind it.
+            // compares one page in 32, and then the ones after it.
             let later = std::mem::replace(&mut migration.guest, former.clone());
             for page in (0..PAGES).step_by(32) {
                 let at = page as usize * 4096;

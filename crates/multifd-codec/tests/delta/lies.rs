@@ -38,7 +38,7 @@ fn two(method: Method) -> Two {
 }
 
 impl Two {
-    /// What comes of the second payload, changed, behind the first one.
+    /// What comes of the second payload, changed, after the first one.
     fn changed(&self, method: Method, change: impl FnOnce(&mut Vec<u8>)) -> DeltaError {
         let (_, kept) = ends(1 << 20);
         let mut decoder = reader(method, &kept);

@@ -43,7 +43,7 @@ fn ends(bytes: u64) -> (Arc<Sent>, Arc<Kept>) {
     (Arc::new(Sent::new(here)), Arc::new(Kept::new(there)))
 }
 
-/// A budget for exactly so many slots.
+/// A budget for exactly this many slots.
 fn budget(count: u32, page_size: PageSize) -> u64 {
     let mut bytes = u64::from(count) * page_size.bytes() as u64;
     while slots(bytes, page_size) < count {

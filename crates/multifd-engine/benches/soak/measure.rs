@@ -107,7 +107,7 @@ pub fn cost_by_memory() {
     }
 }
 
-/// A guest that writes so many pages per second, each time another one.
+/// A guest that writes this many pages per second, each time another one.
 fn writing_guest(mib: usize, pages_per_second: u64) -> TestGuest {
     let mut guest = filled(mib, true);
     let mut random = Random::new(7);

@@ -248,7 +248,7 @@ fn put<T: Serialize + ?Sized>(
         .map_err(|_| ControlFault::Body { kind })
 }
 
-/// What postcard writes to: it takes its output by value.
+/// The buffer that postcard writes to: it takes its output by value.
 struct Appending<'a>(&'a mut Vec<u8>);
 
 impl Extend<u8> for Appending<'_> {

@@ -12,7 +12,7 @@
 //! kind u16 | length u32 | body          both numbers big-endian, the body in postcard's encoding
 //! ```
 //!
-//! # Who says what
+//! # Messages of each end
 //!
 //! ```text
 //! source                                   destination
@@ -51,7 +51,7 @@ pub use self::receiver::{ControlReceiver, Event};
 /// The first word of either direction: "MFDC".
 pub const MAGIC: u32 = ENGINE_MAGIC;
 
-/// What each direction begins with, in every version.
+/// The first bytes of each direction, in every version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(clippy::exhaustive_structs, reason = "the protocol fixes its fields")]
 pub struct Preamble {
@@ -163,7 +163,7 @@ pub enum Message {
     Refused(String),
     /// The guest's RAM blocks.
     Blocks(Vec<Block>),
-    /// Every page of this round, counted from 0, has been sent, and a SYNC behind it on every
+    /// Every page of this round, counted from 0, has been sent, and a SYNC after it on every
     /// channel.
     RoundMark(u64),
     /// The next piece of the devices' state: at most [`MAX_PIECE_LEN`] bytes.
@@ -190,7 +190,7 @@ pub struct Hello {
     pub session: [u8; 16],
     /// The guest's page size.
     pub page_size: PageSize,
-    /// How many channels it would open, 1 to [`MAX_CHANNELS`].
+    /// The number of channels it would open, 1 to [`MAX_CHANNELS`].
     pub channels: u16,
     /// The method in which it will compress, as in a packet's [`Flags`](multifd_wire::Flags). A
     /// number, because a destination that does not know it is to refuse it, and no fault.
@@ -210,13 +210,13 @@ impl Hello {
     }
 }
 
-/// What a destination agrees to: never more than it was asked for.
+/// The terms that a destination agrees to: never more than it was asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(clippy::exhaustive_structs, reason = "the protocol fixes its fields")]
 pub struct Accepted {
     /// The capabilities in use.
     pub capabilities: Capabilities,
-    /// How many channels are to be opened, 1 to [`MAX_CHANNELS`].
+    /// The number of channels to open, 1 to [`MAX_CHANNELS`].
     pub channels: u16,
 }
 

@@ -27,12 +27,12 @@ use crate::vm::{VmError, VmHandle};
 pub struct DestinationSettings {
     /// The settings of the decoder.
     pub codec: Settings,
-    /// The most channels it serves, of 1 to 256, by default all of them. A source that wants more
-    /// gets so many.
+    /// The most channels it serves, of 1 to 256, by default all of them. If a source asks for more,
+    /// it gets this many.
     pub channels: u16,
     /// The most device state it keeps, in bytes, by default 64 MiB.
     pub device_state_bytes: usize,
-    /// How long the source may send nothing at all while it is its turn, by default 120 s; then the
+    /// Time limit for a source that sends nothing while it is its turn, by default 120 s; then the
     /// guest stays with it. A source is silent while it saves its devices' state, and while it
     /// computes a digest of all memory.
     pub idle_timeout: Duration,
@@ -71,9 +71,9 @@ pub struct Received<M> {
     pub memory: M,
     /// How its source described it.
     pub offer: Offer,
-    /// How many channels it came over.
+    /// The number of channels.
     pub channels: usize,
-    /// What came.
+    /// The pages and bytes that came.
     pub arrived: Arrived,
     /// Bytes of device state.
     pub device_state_bytes: usize,
@@ -95,7 +95,7 @@ pub struct Received<M> {
 /// # Errors
 ///
 /// The first failure of any connection or of the VM. The guest is not started then, and the source
-/// is told.
+/// gets the failure.
 pub fn receive<M: GuestMemory>(
     acceptor: &mut Acceptor,
     memory: impl FnOnce(&Offer) -> Result<M, VmError>,

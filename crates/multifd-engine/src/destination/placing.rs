@@ -176,7 +176,7 @@ impl PageBits {
         )
     }
 
-    /// What was written to the page before is seen by all that see the bit.
+    /// A thread that sees the bit sees all earlier writes to the page.
     fn insert(&self, page: u64) {
         if let Some((word, bit)) = self.bit(page) {
             word.fetch_or(bit, Ordering::Release);

@@ -25,16 +25,16 @@ use crate::memory::{GuestMemory, MemoryBlock};
 use crate::statistics::{Arrived, Tally};
 use crate::vm::{VmError, VmHandle};
 
-/// How soon a wish to end is noticed, and progress told at the most.
+/// Poll interval for cancellation, and the shortest time between two reports of progress.
 const TICK: Duration = Duration::from_millis(50);
 
-/// How long a source may take to take the word that its guest runs here.
+/// Time limit for sending the word that the guest runs here to the source.
 const LAST_WORD_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What this end is able to do.
+/// The capabilities of this end.
 const OURS: Capabilities = Capabilities::DIGEST.union(Capabilities::DELTA);
 
-/// How often progress is told.
+/// Time between two reports of progress.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
 
 pub(super) fn run<M: GuestMemory>(
@@ -237,7 +237,7 @@ struct Transfer<'a> {
     fate: OnceLock<Fate>,
 }
 
-/// What becomes of the guest, decided once.
+/// The decision about the guest, taken once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fate {
     /// The source has given it away: it is started here, and what happens to connections from then
@@ -250,7 +250,7 @@ enum Fate {
 /// The length of the devices' state, and the digest.
 type Done = (usize, Option<[u8; 32]>);
 
-/// What had come when, at the last look at which there was something new.
+/// The figures at the last look with something new, and its time.
 struct Idle {
     heard: (u64, u64),
     since: Instant,

@@ -24,7 +24,7 @@ impl DirtyBitmap {
         }
     }
 
-    /// How many pages the block has.
+    /// The block's number of pages.
     #[must_use]
     pub const fn pages(&self) -> usize {
         self.pages
@@ -58,7 +58,7 @@ impl DirtyBitmap {
         self.words.fill(0);
     }
 
-    /// How many pages are in.
+    /// The number of pages in the bitmap.
     #[must_use]
     pub fn count(&self) -> usize {
         let ones = self.words.iter().map(|word| word.count_ones() as usize);

@@ -91,7 +91,7 @@ impl Marks {
         for index in bytes.start / unit..bytes.end.div_ceil(unit) {
             let index = usize::try_from(index).map_err(|_| outside)?;
             let word = block.words.get(index / WORD_BITS).ok_or(outside)?;
-            // Who fetches the mark sees what was written before it.
+            // A thread that fetches the mark sees every write before it.
             word.fetch_or(1 << (index % WORD_BITS), Ordering::Release);
         }
         Ok(())

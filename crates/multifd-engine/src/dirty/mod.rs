@@ -16,15 +16,15 @@ pub use pagemap::{PagemapLog, WriteTracking};
 #[cfg(feature = "vm-memory")]
 pub use vm_memory::AtomicBitmapLog;
 
-/// A record of what changes in guest memory, kept by someone: the kernel, a hypervisor, a VMM.
+/// A record of what changes in guest memory. The kernel, a hypervisor or the VMM keeps it.
 ///
 /// A page that is written between two fetches must be in the second, whatever else happens at the
 /// time. A page that is written during a fetch must be in that fetch or in the next. A page that is
-/// reported although nobody wrote it costs only time.
+/// reported without a write costs only time.
 ///
-/// # Who tells of what
+/// # What each log sees
 ///
-/// Guest memory changes in more ways than any one log sees. A page that nobody reports is old at
+/// Guest memory changes in more ways than any one log sees. A page that no log reports is old at
 /// the destination; only [`Parameters::digest`](crate::Parameters::digest) would notice, and then
 /// the migration fails.
 ///
@@ -37,20 +37,20 @@ pub use vm_memory::AtomicBitmapLog;
 /// | page discarded in private memory (`MADV_DONTNEED`) | yes | by the engine | by the engine |
 /// | page discarded in shared memory (`FALLOC_FL_PUNCH_HOLE`, `MADV_REMOVE`) | by the engine | by the engine | by the engine |
 ///
-/// **Writes** that the log does not see are told with [`Marks`], which any thread of the VMM may
-/// hold.
+/// The VMM reports **writes** that the log does not see with [`Marks`], which any of its threads
+/// may hold.
 ///
 /// **Discarded pages** are those that the guest gives back and the VMM frees: by a balloon, by
-/// virtio-mem, by free page reporting. They read as zero from then on, and nobody has written them.
-/// Unless the log [reports them](Self::reports_discards), the source engine looks for them after
-/// every fetch, in the page tables of its own process: where a page was sent with contents and is
-/// not mapped any more, it looks whether the page is zero now. One kind escapes it: a page of
-/// *shared* memory that was discarded and then *read* before the next fetch, through the same
-/// mapping that the engine reads. It is mapped again and nothing tells it from the page before. A
-/// VMM whose guest runs on the mapping that the engine reads therefore marks what it discards. A
-/// VMM whose guest runs in another process than the engine need not.
+/// virtio-mem, by free page reporting. They read as zero from then on, without a write. Unless the
+/// log [reports them](Self::reports_discards), the source engine looks for them after every fetch,
+/// in the page tables of its own process: where a page was sent with contents and is not mapped any
+/// more, it looks whether the page is zero now. One kind escapes it: a page of *shared* memory that
+/// was discarded and then *read* before the next fetch, through the same mapping that the engine
+/// reads. It is mapped again and nothing tells it from the page before. A VMM whose guest runs on
+/// the mapping that the engine reads therefore marks what it discards. A VMM whose guest runs in
+/// another process than the engine need not.
 pub trait DirtyLog: Send {
-    /// Begins to take notice. What was written before need not be reported.
+    /// Starts recording writes. Earlier writes need not be reported.
     ///
     /// # Errors
     ///
@@ -66,7 +66,7 @@ pub trait DirtyLog: Send {
     /// When the log cannot be read.
     fn fetch(&mut self, dirty: &mut [DirtyBitmap]) -> Result<(), DirtyLogError>;
 
-    /// Takes no more notice. Called once after each `start` that went well, however the migration
+    /// Stops recording writes. Called once after each `start` that went well, however the migration
     /// ended. A guest that stays is running again by then.
     fn stop(&mut self);
 
@@ -133,9 +133,9 @@ enum LogFault {
     /// The log is kept of other blocks than the guest has.
     #[error("the log is of {found} blocks, the guest has {expected}")]
     Blocks {
-        /// How many the log knows.
+        /// The number of blocks in the log.
         found: usize,
-        /// How many the guest has.
+        /// The number of the guest's blocks.
         expected: usize,
     },
     /// A log of the caller's failed.

@@ -153,7 +153,7 @@ impl PagemapLog {
     }
 }
 
-/// What to look for in page tables, and what to do where it is found.
+/// The pages to look for in page tables, and the action for each that is found.
 struct Query {
     flags: u64,
     category_inverted: u64,
@@ -374,7 +374,7 @@ fn kernel_lacks(what: &'static str) -> DirtyLogError {
 const TRACKING: &str = "tracking writes by PAGEMAP_SCAN";
 const SCAN: &str = "scan the guest's page tables";
 
-/// One call returns at most so many stretches of pages: 96 KiB, whatever the memory's size. More
+/// One call returns at most this many stretches of pages: 96 KiB, whatever the memory's size. More
 /// make no scan faster.
 const REGIONS_PER_SCAN: usize = 4096;
 
@@ -463,7 +463,7 @@ const CHECK_WPASYNC: u64 = 2;
 const PAGE_IS_WRITTEN: u64 = 2;
 const PAGE_IS_PRESENT: u64 = 8;
 const PAGE_IS_PFNZERO: u64 = 32;
-/// What `/proc/PID/pagemap` holds for each page, and its bit for a page that is there.
+/// An entry of `/proc/PID/pagemap` for each page, and its bit for a page that is there.
 const ENTRY_BYTES: usize = size_of::<u64>();
 const ENTRY_IS_PRESENT: u64 = 1 << 63;
 const ENTRIES_PER_READ: usize = 4096;

@@ -80,13 +80,12 @@ impl Mapping {
         unsafe { HostRange::new(self.start, self.len_bytes) }
     }
 
-    /// Whether the file has no memory at all yet: nobody has touched it, neither here nor
-    /// elsewhere.
+    /// Whether the file has no memory at all yet: no process has touched it.
     fn is_fresh(&self) -> bool {
         self.file.metadata().is_ok_and(|file| file.blocks() == 0)
     }
 
-    /// The file, to be passed to whoever is to map it too.
+    /// The file, for other processes that map it too.
     #[must_use]
     pub fn file(&self) -> &File {
         &self.file

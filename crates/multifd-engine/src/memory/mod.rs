@@ -46,9 +46,9 @@ pub struct MemoryBlock<'a> {
     pub name: BlockName,
     /// Its address range in this process.
     pub range: HostRange<'a>,
-    /// Nothing has been written to it since it was made, so all of it is zero. A destination then
-    /// leaves alone what is to be zero, and pages that nobody ever touched take no memory. Says
-    /// nothing at a source.
+    /// Nothing has been written to it since it was made, so all of it is zero. A destination skips
+    /// writing zero pages to such a block, so untouched pages take no memory. A source ignores this
+    /// field.
     pub is_fresh: bool,
 }
 

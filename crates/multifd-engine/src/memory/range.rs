@@ -27,9 +27,9 @@ pub struct HostRange<'a> {
 pub struct OutOfRange {
     /// Its start in bytes.
     pub(crate) offset: u64,
-    /// How long it is, in bytes.
+    /// Its length in bytes.
     pub(crate) len_bytes: usize,
-    /// How long the memory is, in bytes.
+    /// The memory's length in bytes.
     pub(crate) range_bytes: usize,
 }
 
@@ -125,7 +125,7 @@ impl<'a> HostRange<'a> {
     pub fn clear(&self, offset: u64, len_bytes: usize) -> Result<(), OutOfRange> {
         let start = self.word(offset, len_bytes)?;
         for index in 0..len_bytes / WORD_BYTES {
-            // SAFETY: `word` has checked that so many words lie inside the range.
+            // SAFETY: `word` has checked that this many words lie inside the range.
             let to = unsafe { start.add(index) };
             // SAFETY: as in `write`.
             unsafe { AtomicU64::from_ptr(to.as_ptr()) }.store(0, Ordering::Relaxed);

@@ -69,7 +69,7 @@ impl<'a> VmMemory<'a> {
         Self::of(memory, false)
     }
 
-    /// Memory which nobody has written to since it was made: see [`MemoryBlock::is_fresh`].
+    /// Memory that has not been written to since it was made: see [`MemoryBlock::is_fresh`].
     ///
     /// # Errors
     ///

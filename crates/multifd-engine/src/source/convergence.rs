@@ -16,7 +16,7 @@ pub(crate) struct Convergence {
     normal: Rate,
     /// Pages and seconds of zero pages, from the rounds of written pages alone.
     zero: Rate,
-    /// How many rounds of written pages have had none but zero pages, until the first other page.
+    /// Rounds of written pages that had only zero pages, until the first other page.
     zero_rounds: u32,
     dirty_rate: Option<f64>,
     fetch: Duration,
@@ -50,7 +50,7 @@ const WEIGHT_OF_THE_PAST: f64 = 0.5;
 /// Acknowledgements during the downtime: of the last round, of the completion and of the start.
 const ROUND_TRIPS: u32 = 3;
 
-/// A guest that has written nothing but zeros in so many rounds is taken to write nothing else.
+/// A guest that has written nothing but zeros in this many rounds is taken to write nothing else.
 /// Otherwise one that does so for ever would never be stopped.
 const ZERO_ROUNDS: u32 = 3;
 
@@ -70,7 +70,7 @@ impl Convergence {
         }
     }
 
-    /// The round of all pages has gone through, with so many that were not zero.
+    /// The round of all pages has gone through, with this many that were not zero.
     pub(crate) fn bulk_round(&mut self, normal: u64, took: Duration) {
         self.normal.add(normal, took);
     }
@@ -84,7 +84,7 @@ impl Convergence {
         }
     }
 
-    /// The log has said, in `took`, that the guest wrote so many pages in `since`.
+    /// The log has said, in `took`, that the guest wrote this many pages in `since`.
     pub(crate) fn fetched(&mut self, pages: u64, since: Duration, took: Duration) {
         self.fetch = took;
         if !since.is_zero() {
@@ -102,8 +102,8 @@ impl Convergence {
         self.dirty_rate
     }
 
-    /// How long the guest would stand still were it stopped now, with `remaining` pages to send.
-    /// `None` when that is not known, because no page with contents was sent yet.
+    /// Estimated downtime if the guest were stopped now, with `remaining` pages to send. `None`
+    /// when that is not known, because no page with contents was sent yet.
     pub(crate) fn expected_downtime(&self, remaining: u64) -> Option<Duration> {
         let fixed = self.round_trip * ROUND_TRIPS + self.fetch;
         // While the log was read, the guest wrote more.

@@ -1,4 +1,4 @@
-//! Pages that have been discarded since they were sent: nobody wrote them, and they read as zero
+//! Pages that have been discarded since they were sent: they were not written, and read as zero
 //! now.
 //!
 //! No dirty log need know of them, because no page table says "written" where memory was taken away

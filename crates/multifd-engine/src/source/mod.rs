@@ -48,13 +48,13 @@ pub struct SourceFailure {
     /// The first thing that went wrong.
     #[source]
     pub failure: Failure,
-    /// What became of the guest.
+    /// The state of the guest.
     pub guest: GuestState,
-    /// How far it came.
+    /// The figures up to the failure.
     pub statistics: Box<Statistics>,
 }
 
-/// What became of the guest of a migration that failed.
+/// The state of the guest after a failed migration.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum GuestState {

@@ -4,11 +4,11 @@ use std::num::NonZeroU64;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// How much of the budget may be saved up while nothing is sent, and spent at once. Little enough
-/// that no second has noticeably more than its share.
+/// The most unused budget that is saved up and may be spent at once. Little enough that no second
+/// has noticeably more than its share.
 const MOST_SAVED: Duration = Duration::from_millis(20);
 
-/// Says how long to wait behind bytes that were sent.
+/// Says how long to wait after bytes that were sent.
 #[derive(Debug)]
 pub(crate) struct Pacer {
     rate: Option<NonZeroU64>,
@@ -24,7 +24,7 @@ impl Pacer {
         }
     }
 
-    /// `bytes` were sent now; how long nobody may send any more.
+    /// Notes that `bytes` were sent now. Returns the time in which no channel may send.
     pub(crate) fn spend(&self, bytes: u64, now: Instant) -> Duration {
         let Some(rate) = self.rate else {
             return Duration::ZERO;

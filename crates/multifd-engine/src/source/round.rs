@@ -23,10 +23,10 @@ use crate::failure::{Cause, Channel, Failure, Leg};
 use crate::memory::MemoryBlock;
 use crate::statistics::Tally;
 
-/// How soon a wish to end, or a deadline, is noticed while channels send.
+/// Poll interval for cancellation and deadlines while channels send.
 const TICK: Duration = Duration::from_millis(20);
 
-/// What stays the same in all rounds of a migration.
+/// The parts that stay the same in all rounds of a migration.
 pub(super) struct Work<'a> {
     pub(super) blocks: &'a [MemoryBlock<'a>],
     /// The pages of each block that the destination holds.
@@ -71,8 +71,8 @@ struct Cursor {
     page: usize,
 }
 
-/// Sends the pages of `dirty` and a SYNC behind them on every channel. `watch` is asked now and
-/// then whether to go on, and told how many pages are left.
+/// Sends the pages of `dirty` and a SYNC after them on every channel. `watch` gets the number of
+/// pages that are left now and then, and decides whether to go on.
 ///
 /// # Errors
 ///
@@ -122,7 +122,7 @@ pub(super) fn send(
                 }
                 Err(RecvTimeoutError::Disconnected) => break,
             };
-            // What fails after the first failure does so because of it.
+            // Later failures are consequences of the first one.
             if let (Some(failure), None) = (failure, &first) {
                 first = Some(failure);
                 close_all();

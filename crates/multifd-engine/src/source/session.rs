@@ -31,11 +31,10 @@ use crate::parameters::Parameters;
 use crate::statistics::{Phase, Progress, Statistics, Tally};
 use crate::{VmError, digest};
 
-/// How long one connection may take to be made. A destination that listens answers within a round
-/// trip.
+/// Time limit for making one connection. A destination that listens answers within a round trip.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long a destination may take to start the guest once it has everything.
+/// Time limit for a destination that has everything to start the guest.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The side that owns the guest.
@@ -110,7 +109,7 @@ impl Session<'_, '_> {
     }
 
     fn connect(&mut self, address: &Address) -> Result<(), Failure> {
-        // What cannot be encoded need not disturb a destination.
+        // A failure to encode need not disturb a destination.
         let auto = match self.parameters.auto {
             true => Auto::new(self.parameters.multifd_compression, &self.parameters.codec),
             false => None,

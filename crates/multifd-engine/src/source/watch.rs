@@ -1,4 +1,4 @@
-//! An eye on the clock, on who wants the end, and on who wants to know.
+//! A watch on the time limit and on cancellation, which also reports progress.
 
 use std::cell::{Cell, RefCell};
 use std::time::{Duration, Instant};
@@ -12,7 +12,7 @@ use crate::failure::Cause;
 use crate::parameters::Parameters;
 use crate::statistics::{Arrived, Phase, Progress};
 
-/// How often progress is told.
+/// Time between two reports of progress.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
 
 /// The conditions that a source checks whenever it waits.
@@ -57,7 +57,7 @@ impl<'a> Watch<'a> {
         self.started.elapsed()
     }
 
-    /// How much time is left.
+    /// The remaining time.
     pub(super) fn left(&self) -> Duration {
         self.timeout.saturating_sub(self.elapsed())
     }

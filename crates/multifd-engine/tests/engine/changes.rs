@@ -272,7 +272,7 @@ fn what_a_vmm_writes_past_the_mapping_and_marks_is_moved() {
     }
 }
 
-/// A log in front of whose first fetch the guest writes much, behind the round of all pages.
+/// A log in front of whose first fetch the guest writes much, after the round of all pages.
 struct WritesOnce<'a> {
     log: PagemapLog,
     memory: &'a MappedMemory,

@@ -16,8 +16,8 @@ use multifd_transport::{Address, Cancel, Listener, Stream};
 use crate::scenarios::{busy_guest, check_next_attempt, check_one_guest};
 use testkit::engine::{Outcome, Place, TestGuest, TestVm, offered};
 
-/// Passes connections on to `to` and cuts all of them once so many bytes have come through, in both
-/// directions together. Ends when `over` is set.
+/// Passes connections on to `to` and cuts all of them once this many bytes have come through, in
+/// both directions together. Ends when `over` is set.
 fn cutting_relay(listener: &Listener, to: &Address, bytes: u64, over: &AtomicBool) {
     let passed = AtomicU64::new(0);
     let cut = AtomicBool::new(false);
@@ -61,7 +61,7 @@ fn cutting_relay(listener: &Listener, to: &Address, bytes: u64, over: &AtomicBoo
     });
 }
 
-/// A migration through a relay that cuts it after so many bytes.
+/// A migration through a relay that cuts it after this many bytes.
 fn migrate_through_cut(guest: &TestGuest, bytes: u64) -> Outcome {
     let (near, far) = (Place::unix(), Place::unix());
     let listener = Listener::bind(&near.address).unwrap();

@@ -236,7 +236,7 @@ fn made_source(place: &Place, pages: u64, channels: u8) -> (Stream, Vec<Stream>)
     (main, channels.collect())
 }
 
-/// Zero pages in one packet, and a SYNC behind it.
+/// Zero pages in one packet, and a SYNC after it.
 fn zero_pages(channel: &Stream, offsets: &[u64]) {
     use multifd_wire::{Packet, PageSize, RamPacket};
     let name = testkit::engine::name("ram");

@@ -60,7 +60,7 @@ enum AddressFault {
         /// The text.
         found: String,
     },
-    /// The text behind the word is wrong.
+    /// The text after the word is wrong.
     #[error("{}", in_words_of(error, word))]
     Address {
         /// The word, with its colon.

@@ -36,7 +36,7 @@ pub(crate) struct Introduction {
     pub(crate) has_channels: bool,
     pub(crate) may_be_postcopy: bool,
     pub(crate) is_recovery: bool,
-    /// Both relays may keep so many bytes of pages for differences; 0 for none.
+    /// Both relays may keep this many bytes of pages for differences; 0 for none.
     pub(crate) delta_bytes: u64,
     /// Both relays compare the pages that they carry.
     pub(crate) verify: bool,
@@ -52,7 +52,7 @@ pub(crate) struct Terms {
     pub(crate) method: Method,
     /// Packets may have the method `none` instead.
     pub(crate) has_plain_packets: bool,
-    /// The other relay keeps so many bytes of pages for differences. A QEMU keeps none.
+    /// The other relay keeps this many bytes of pages for differences. A QEMU keeps none.
     pub(crate) delta_bytes: u64,
 }
 

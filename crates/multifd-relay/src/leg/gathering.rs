@@ -16,7 +16,7 @@ const MOST_STRANDS: usize = 240;
 /// The connections of one migration, each a `C`, that wait for strands. Nothing is written to them
 /// before all strands have come.
 pub(super) struct Gatherings<C> {
-    /// How many strands were promised.
+    /// The promised number of strands.
     promised: usize,
     waiting: HashMap<u16, Gathering<C>>,
 }

@@ -77,7 +77,7 @@ struct Shared {
     abilities: Abilities,
     /// Only migrations that verify their pages are accepted.
     verify: bool,
-    /// One migration may keep so many bytes of pages.
+    /// One migration may keep this many bytes of pages.
     delta_memory: u64,
 }
 
@@ -296,7 +296,7 @@ impl Shared {
             ) {
                 (Connection::Main { .. }, Some(_)) => {
                     drop(state);
-                    let words = "a migration of this number is under way here: does the way lead back to this relay?";
+                    let words = "this migration is already under way here: do the routes lead back to this relay?";
                     return refuse(&stream, Refusal::new(RefusalCode::ITSELF, words));
                 }
                 (Connection::Main { .. }, None) if refuses_new => {
@@ -662,7 +662,7 @@ impl Shared {
                 Some(server) => Ok(Stage::Handshake(server.begin(stream))),
                 None => Err((stream, "this address has no certificates")),
             },
-            // A trunk without TLS on an encrypted leg is told the reason.
+            // A trunk without TLS on an encrypted leg gets the reason.
             _ => Ok(Stage::Preface(
                 Greeted::in_clear(stream),
                 PrefaceReceiver::default(),

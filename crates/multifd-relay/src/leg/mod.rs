@@ -37,7 +37,7 @@ const VERIFY: u16 = 1;
 /// The extension that allows packets of the method `none` among those of the chosen method.
 const PLAIN: u16 = 3;
 
-/// What this host supports on a trunk, if it writes `methods`.
+/// This host's abilities on a trunk, if it writes `methods`.
 fn abilities(methods: Vec<Method>) -> Abilities {
     Abilities {
         methods,

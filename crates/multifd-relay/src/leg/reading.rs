@@ -46,14 +46,14 @@ pub(super) struct Reading {
     parcels: Option<Parcels>,
     /// The parcel that gives bytes. Without one, `frames` gives them.
     open: Option<Parcel>,
-    /// The last frame has bytes in `frames`, behind all parcels. No further frame is read before
+    /// The last frame has bytes in `frames`, after all parcels. No further frame is read before
     /// these are given.
     is_held: bool,
     /// Peeked bytes of frames before the last one that were not read.
     ahead: VecDeque<u8>,
     /// The bytes of the last frame that were not read.
     rest: Range<usize>,
-    /// The end of the direction, behind all these bytes.
+    /// The end of the direction, after all these bytes.
     end: Option<End>,
 }
 
@@ -118,7 +118,7 @@ impl Reading {
             match self.fill(over, &mut [], false) {
                 Ok(_) if self.rest.is_empty() => break,
                 Ok(_) => {}
-                // It is told by the read that comes to it.
+                // The read that reaches this point reports it.
                 Err(_) if self.has_rest() => break,
                 Err(error) => return Err(error),
             }
@@ -217,14 +217,14 @@ impl Reading {
             if self.may_receive() {
                 match self.receive(over, wait && !has_parcels) {
                     Ok(()) => continue,
-                    // It is told by the read that comes to it.
+                    // The read that reaches this point reports it.
                     Err(_) if has_parcels => {}
                     Err(error) => return Err(error),
                 }
             }
             let parcel = self.parcels.as_mut().and_then(Parcels::pop);
             if let Some(fault) = parcel.as_ref().and_then(|parcel| parcel.content().err()) {
-                // Bytes behind the end have no meaning.
+                // Bytes after the end have no meaning.
                 self.parcels = None;
                 self.is_held = false;
                 self.end = Some(End::Broken(fault));

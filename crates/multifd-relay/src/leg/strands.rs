@@ -25,7 +25,7 @@ const STALL: Duration = match cfg!(test) {
     false => Duration::from_secs(30),
 };
 
-/// How often that silence is checked.
+/// Time between two checks for that silence.
 const TICK: Duration = match cfg!(test) {
     true => Duration::from_millis(10),
     false => Duration::from_secs(1),
@@ -291,7 +291,7 @@ mod tests {
         assert_eq!(nothing.kind(), io::ErrorKind::WouldBlock);
     }
 
-    /// The strand that is due stands still, and what belongs behind it has come.
+    /// The strand that is due stands still, and what belongs after it has come.
     #[test]
     fn a_strand_that_stands_still_is_not_waited_for() {
         let (ours, theirs, raw) = pair(2);
@@ -315,7 +315,7 @@ mod tests {
         });
     }
 
-    /// One of them breaks: who waits for another learns of it too.
+    /// One of them breaks: a thread that waits for another one learns of it too.
     #[test]
     fn a_strand_that_breaks_breaks_all() {
         for broken in [0, 1] {

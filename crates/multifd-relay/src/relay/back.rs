@@ -119,7 +119,7 @@ enum Word {
 
 /// Follows the return path while it can be parsed. Returns the destination's word, if it was in
 /// these bytes, and the number of bytes to pass on. A source decides at the first word, so no bytes
-/// behind it are passed on.
+/// after it are passed on.
 fn listen(
     receiver: &mut Option<ReturnPathReceiver>,
     bytes: &[u8],

@@ -48,7 +48,7 @@ impl Counters {
         self.main_pages.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// The set-up has told the size of the guest's memory.
+    /// The set-up has shown the size of the guest's memory.
     pub(super) fn memory(&self, bytes: u64) {
         self.memory.store(bytes, Ordering::Relaxed);
     }
@@ -92,7 +92,7 @@ impl Counters {
         let pages = self.pages.load(Ordering::Relaxed);
         let zero_pages = self.zero_pages.load(Ordering::Relaxed);
         let page_bytes = match self.page_bytes.load(Ordering::Relaxed) {
-            // Without multifd no packet tells it, and most guests have the same.
+            // Without multifd no packet shows it, and most guests have the same.
             0 => PageSize::K4.bytes() as u64,
             bytes => bytes,
         };

@@ -15,8 +15,8 @@ use multifd_wire::{ChannelReceiver, Event, Hello, Limits};
 
 use super::gate::Gate;
 
-/// How long to wait for the rest of a first SYNC, if its end is not visible. Its source wrote it in
-/// one go.
+/// Time limit for the rest of a first SYNC, if its end is not visible. Its source wrote it in one
+/// go.
 pub(super) const SYNC_REST: Duration = Duration::from_millis(100);
 
 /// The entries of a table for pages of 4 KiB. A first SYNC of this length is complete on all usual
@@ -26,10 +26,10 @@ const USUAL_ENTRIES: usize = 128;
 /// More bytes than any header has.
 const MOST_BYTES: usize = 64 << 10;
 
-/// How often to look while nothing comes.
+/// Poll interval while nothing comes.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// How often to look at a partial packet. The socket is readable, so a poll would not wait.
+/// Poll interval for a partial packet. The socket is readable, so a poll would not wait.
 const PARTIAL_PAUSE: Duration = Duration::from_millis(5);
 
 /// How a channel starts.
@@ -54,12 +54,12 @@ enum Seen {
     },
 }
 
-/// Whether the table of a first SYNC may have so many entries.
+/// Whether the table of a first SYNC may have this many entries.
 pub(super) fn may_end(entries: usize) -> bool {
     entries.is_power_of_two()
 }
 
-/// Whether a table usually has so many entries.
+/// Whether a table usually has this many entries.
 pub(super) fn ends(entries: usize) -> bool {
     may_end(entries) && entries >= USUAL_ENTRIES
 }
@@ -122,7 +122,7 @@ fn look(mut bytes: &[u8], hello: &Hello, limits: Limits) -> Seen {
             }
             Ok(Some(Event::Padding { .. } | Event::Hello(_))) => {}
             Ok(None) => break,
-            // The next packet has begun behind this one, or this one is malformed. Its reader finds
+            // The next packet has begun after this one, or this one is malformed. Its reader finds
             // the fault.
             Ok(Some(Event::Packet(_) | Event::Payload(_))) | Err(_) => return Seen::Whole,
         }
@@ -149,7 +149,7 @@ mod tests {
         Hello::new([7; 16], 0)
     }
 
-    /// A SYNC with a table for so many pages, as QEMU 9.0 and later write it.
+    /// A SYNC with a table for this many pages, as QEMU 9.0 and later write it.
     fn sync(entries: usize) -> Vec<u8> {
         let mut bytes = vec![0; 320 + 8 * entries];
         bytes[..12].copy_from_slice(&[0x11, 0x22, 0x33, 0x44, 0, 0, 0, 1, 0, 0, 0, 1]);
@@ -194,7 +194,7 @@ mod tests {
         let since = Instant::now();
         assert_eq!(start(&near, &Gate::default()), Start::Whole);
         assert!((SYNC_REST..MINUTE).contains(&since.elapsed()));
-        // What comes behind shows it at once.
+        // The next bytes show it at once.
         far.write_all(&sync(8)).unwrap();
         assert_eq!(start(&near, &Gate::default()), Start::Whole);
     }

@@ -5,7 +5,7 @@
 //! come. So the gate holds a mark until every channel has passed its SYNC on. If a connection
 //! breaks before that, the destination sees an end and not a silence.
 //!
-//! Until the destination has begun to load, the relay neither reads nor passes on anything behind
+//! Until the destination has begun to load, the relay neither reads nor passes on anything after
 //! the set-up. Otherwise a source could give everything to relays, and stop its guest for a
 //! destination that still waits for channels.
 
@@ -16,15 +16,15 @@ use std::time::Duration;
 
 use multifd_transport::Moment;
 
-/// How long to wait for channels after a set-up that announces them. The source opened them before;
-/// over a link that loses packets, their first bytes may come this much later.
+/// Time limit for channels after a set-up that announces them. The source opened them before; over
+/// a link that loses packets, their first bytes may come this much later.
 pub(super) const CHANNELS_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// How long to hold a mark for a SYNC while its channel has nothing to read. The source sent the
-/// SYNC before the mark.
+/// Time limit for holding a mark for a SYNC while its channel has nothing to read. The source sent
+/// the SYNC before the mark.
 const SYNC_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How often a waiting thread checks its condition.
+/// Poll interval of a waiting thread.
 const TICK: Duration = Duration::from_millis(100);
 
 #[derive(Debug, Default)]
@@ -37,7 +37,7 @@ pub(super) struct Gate {
 struct State {
     channels: BTreeMap<u8, Progress>,
     moved: Option<Moment>,
-    /// Bytes behind the set-up may pass.
+    /// Bytes after the set-up may pass.
     begun: bool,
     /// The destination certainly loads, so it has all channels.
     loads: bool,
@@ -133,7 +133,7 @@ impl Gate {
         });
     }
 
-    /// Lets bytes behind the set-up pass: the destination loads, or cannot show whether it does.
+    /// Lets bytes after the set-up pass: the destination loads, or cannot show whether it does.
     pub(super) fn begin(&self) {
         self.change(|state| state.begun = true);
     }
@@ -170,7 +170,7 @@ impl Gate {
         self.lock().open
     }
 
-    /// The channels that have passed on so many SYNCs.
+    /// The channels that have passed on this many SYNCs.
     pub(super) fn synced_channels(&self, syncs: u64) -> BTreeSet<u8> {
         let state = self.lock();
         let channels = state.channels.iter();
@@ -178,8 +178,8 @@ impl Gate {
         synced.map(|(&id, _)| id).collect()
     }
 
-    /// Waits until a channel has passed on so many SYNCs. Returns `false` if the migration ends, or
-    /// if it takes too long.
+    /// Waits until a channel has passed on this many SYNCs. Returns `false` if the migration ends,
+    /// or if it takes too long.
     pub(super) fn wait_synced(&self, id: u8, syncs: u64) -> bool {
         let since = Moment::now();
         let mut state = self.lock();
@@ -204,7 +204,7 @@ impl Gate {
         self.lock().stopped
     }
 
-    /// Waits until bytes behind the set-up may pass, and calls `look` now and then, which may open
+    /// Waits until bytes after the set-up may pass, and calls `look` now and then, which may open
     /// the gate. Returns `false` if the migration ends.
     ///
     /// # Errors

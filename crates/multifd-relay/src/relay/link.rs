@@ -18,7 +18,7 @@ use crate::failure::Channel;
 /// of 538 QEMU destinations hung.
 const CHANNELS_AFTER: Duration = Duration::from_millis(60);
 
-/// How long a source may take to close its channels, once its main channel is closed.
+/// Time limit for a source to close its channels, once its main channel is closed.
 const SOURCES_AFTER: Duration = Duration::from_secs(3);
 
 /// The two connections of one channel.

@@ -31,7 +31,7 @@ const STREAM_START: [u8; 8] = *b"QEVM\0\0\0\x03";
 pub(super) struct Forward<'a> {
     pub(super) link: &'a Link,
     pub(super) limits: Limits,
-    /// How long the destination may take to begin, once it has the set-up and the last channel.
+    /// Time limit for the destination to begin, once it has the set-up and the last channel.
     pub(super) begin_timeout: Duration,
     pub(super) outline: &'a Outline,
     pub(super) gate: &'a Gate,
@@ -40,7 +40,7 @@ pub(super) struct Forward<'a> {
     pub(super) sums: Option<&'a Sums>,
 }
 
-/// What a main stream has shown.
+/// Facts that a main stream has shown.
 #[derive(Default)]
 pub(super) struct Facts {
     pub(super) return_path: bool,
@@ -62,13 +62,13 @@ impl Facts {
     }
 }
 
-/// How far the main stream was followed.
+/// The state of following the main stream.
 struct Follower {
     receiver: MainReceiver,
     marks: Marks,
     facts: Facts,
     passed: u64,
-    /// What all pages stood for at the last end of a round.
+    /// The bytes that all pages stood for at the last end of a round.
     carried: u64,
     /// The first body of the RAM section has ended.
     is_set_up: bool,
@@ -120,7 +120,7 @@ impl Forward<'_> {
         loop {
             let outcome = match self.link.source.read_now(&mut buffer) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    // What the source has said may be all that it says before it has an answer.
+                    // The source may now wait for an answer, so write everything held back.
                     self.flush()?;
                     self.counters.main_idle(true);
                     let read = || self.link.source.read_some(&mut buffer);
@@ -167,7 +167,8 @@ impl Forward<'_> {
             // The migration is to end, and not all of the guest was there.
             return Err(failed(Leg::Here, TransportCause::Cancelled.into()));
         }
-        // What was short of a mark has begun now or never.
+        // The source has closed, so nothing more shows whether the destination loads: stop holding
+        // bytes.
         self.gate.begin();
         self.flush()?;
         // A clean end is passed on as one, whatever was understood of the stream.

@@ -113,7 +113,7 @@ pub struct RelayConfig {
     pub auto: bool,
     /// The most processors that encoding may use in one migration that chooses its effort.
     pub processors: Option<f64>,
-    /// A migration may keep so many bytes of pages at each end of a trunk, to send differences to
+    /// A migration may keep this many bytes of pages at each end of a trunk, to send differences to
     /// them; 0 for none. All migrations together keep no more than
     /// [`multifd_codec::delta::memory::limit`].
     pub delta_memory: u64,
@@ -168,7 +168,7 @@ pub struct MigrationReport {
     pub verified: Option<Verified>,
     /// The pages that went to another relay as differences, if differences were agreed on.
     pub differences: Option<delta::Counts>,
-    /// What each channel has waited for; main is the first.
+    /// The waits of each channel; main is the first.
     pub waits: Vec<ChannelWaits>,
     /// From the first connection to the last close.
     pub duration: Duration,
@@ -198,7 +198,7 @@ pub struct Traffic {
     pub bytes_in: u64,
     /// Bytes written to the destination, main channel included.
     pub bytes_out: u64,
-    /// The guest's memory in bytes, once the set-up has told it; 0 before, and where the stream
+    /// The guest's memory in bytes, once the set-up has shown it; 0 before, and where the stream
     /// cannot be followed.
     pub memory: u64,
     /// Bytes of the guest's memory that all pages so far stand for, zero pages and pages on the
@@ -245,13 +245,13 @@ impl fmt::Display for Remark {
                 write!(f, "the main channel could not be followed, and was passed on ({fault})")
             }
             Unusual::EndNotSeen => f.write_str(
-                "the main channel ended where no end was understood: it was passed on, or the source gave up",
+                "the main channel ended without a recognised end marker, and was passed on: check that the guest runs at the destination",
             ),
             Unusual::ReturnPathNotFollowed(fault) => {
                 write!(f, "the return path could not be followed, and was passed on ({fault})")
             }
             Unusual::BehindWord => f.write_str(
-                "the destination spoke behind its last word, and that was not passed on",
+                "the destination sent bytes after its final message; they were dropped",
             ),
             Unusual::Postcopy => f.write_str("it switched to postcopy, whose pages are not compressed"),
             Unusual::Preempt => f.write_str("postcopy's own connection was passed on"),
@@ -271,7 +271,7 @@ impl fmt::Display for Remark {
 pub enum Update {
     /// The progress, about twice a second, and once more at the end.
     Progress(Traffic),
-    /// What each channel has waited for so far, before each [`Progress`](Self::Progress).
+    /// The waits of each channel so far, before each [`Progress`](Self::Progress).
     Waits(Vec<ChannelWaits>),
     /// Something that an operator may want to fix.
     Note(MigrationNote),

@@ -22,14 +22,13 @@ pub(super) struct Seen {
     pub(super) has_flush: bool,
     /// The set-up of the memory has been read.
     pub(super) set_up: bool,
-    /// Something behind the set-up was read, or the stream cannot be followed.
+    /// Something after the set-up was read, or the stream cannot be followed.
     pub(super) goes_on: bool,
     /// All memory has been read.
     pub(super) ram_ended: bool,
     /// Everything that makes the guest has been read. At most the device description is to come.
     pub(super) complete: bool,
-    /// What has been read may end with everything that makes the guest: it is a device's state,
-    /// behind all memory.
+    /// The bytes so far may end with the whole guest: they are a device's state, after all memory.
     pub(super) hides_end: bool,
     /// Postcopy has begun: the guest is at both ends.
     pub(super) postcopy: bool,
@@ -39,17 +38,17 @@ pub(super) struct Seen {
     pub(super) return_path_lost: bool,
     /// The source's host has acknowledged that word.
     pub(super) told: bool,
-    /// The migration has failed. From now on the source is never told that the destination has the
-    /// guest.
+    /// The migration has failed. From now on the source never gets the word that the destination
+    /// has the guest.
     pub(super) failed: bool,
-    /// The rest of main cannot be followed, so nobody sees here when it is complete.
+    /// The rest of main cannot be followed, so its completeness cannot be seen here.
     pub(super) lost: bool,
     /// The state of a device has come on a channel. It may follow the last SYNC, so no mark shows
     /// that all of it was passed on.
     pub(super) device_state: bool,
     /// It goes on with a postcopy migration that was interrupted: all of it came before.
     pub(super) recovers: bool,
-    /// What could not be followed. It was passed on all the same.
+    /// The parts that could not be followed, and were passed on. It was passed on all the same.
     pub(super) remarks: Vec<Remark>,
     /// The source's end was read and passed on.
     pub(super) ended: bool,
@@ -118,8 +117,8 @@ impl Outline {
         self.look(Seen::guest_has_arrived)
     }
 
-    /// Fails the migration, unless the destination has said that it has the guest: the source is
-    /// told that, and it is final. After a failure the source is never told. Returns whether the
+    /// Fails the migration, unless the destination has said that it has the guest: the source gets
+    /// that word, and it is final. After a failure the source never gets it. Returns whether the
     /// migration has failed.
     pub(super) fn fails(&self) -> bool {
         self.see(|seen| {
@@ -128,11 +127,11 @@ impl Outline {
         })
     }
 
-    /// The migration is to end without need: by a wish, or because of a channel. `false` if its
-    /// destination may have got everything that makes the guest, and may start it at any moment:
-    /// its word is waited for then. Otherwise the migration fails, and no destination gets the
-    /// rest. `source_is_done`: the source waits for no word, and has gone, so it may have given its
-    /// guest up.
+    /// A cancel or a failed channel asks to end the migration. Returns `false` if the destination
+    /// may have the whole guest and has not said so: it may start the guest at any moment, so wait
+    /// for its word. Otherwise returns `true`, and fails the migration unless its guest has
+    /// arrived. `source_is_done`: the source waits for no word and has closed, so it may have given
+    /// its guest up.
     pub(super) fn may_end(&self, source_is_done: bool) -> bool {
         self.see(|seen| {
             // A destination in postcopy may have the guest, and without all of what it starts with

@@ -61,7 +61,7 @@ pub(super) fn run(hello: Hello, source: &Arc<Stream>, shared: Shared<'_>) -> Res
         cause: broken.cause,
     };
     let config = shared.config;
-    // The hello is passed on together with the complete SYNC behind it.
+    // The hello is passed on together with the complete SYNC after it.
     shared.gate.idle(id, true);
     let start = first::wait(source, &hello, config.limits, shared.gate);
     match start.map_err(|error: io::Error| failed(source_side(error)))? {
@@ -191,7 +191,7 @@ impl Pump<'_> {
                     gate.ended(self.id, End::Abandoned(error.kind()));
                     counters.channel_ended(&self.inlet, &self.outlet);
                     // The destination does not need the rest, or it has failed. Its word on main
-                    // tells which, and the source can wait for that.
+                    // shows which, and the source can wait for that.
                     self.link.source.drain();
                     return Ok(());
                 }
@@ -275,7 +275,7 @@ impl Pump<'_> {
                 self.tally.read(&self.inlet);
                 let is_sync = packet.is_sync();
                 self.outlet.push(packet, pages);
-                // A page behind this SYNC may wait for another channel. That channel's destination
+                // A page after this SYNC may wait for another channel. That channel's destination
                 // may read on only after this SYNC has arrived.
                 if is_sync && self.inlet.has_differences() {
                     break;
@@ -382,7 +382,7 @@ impl Pump<'_> {
     }
 
     /// Notes that a SYNC was passed on. The end of the first one's table may not be visible, so
-    /// nothing behind it is read before the destination loads.
+    /// nothing after it is read before the destination loads.
     fn synced(&mut self) -> Result<(), Broken> {
         if !self.has_synced {
             self.has_synced = true;
@@ -418,7 +418,7 @@ impl Pump<'_> {
     }
 
     /// Counts a SYNC, unless the peer has closed the connection: the system still takes the bytes,
-    /// but nobody reads them.
+    /// but the peer does not read them.
     fn count_sync(&self) -> Result<(), Broken> {
         if self.link.destination.peer_has_closed() {
             let closed = io::Error::from(io::ErrorKind::BrokenPipe);
@@ -492,8 +492,8 @@ mod tests {
     const WARM_UP: usize = 32;
     const PACKETS: usize = 64;
 
-    /// What a source sends behind its hello, to be cut into so many pieces: packets of pages that
-    /// are not in order, with zero pages among them, and now and then a SYNC.
+    /// The bytes of a source after its hello, to be cut into this many pieces: packets of pages
+    /// that are not in order, with zero pages among them, and now and then a SYNC.
     fn sent<const PIECES: usize>(method: Method, packets: [usize; PIECES]) -> [Vec<u8>; PIECES] {
         let mut encoder = multifd_codec::encoder(method, &Settings::default()).unwrap();
         let (mut sender, mut payload) = (ChannelSender::new(), Vec::new());
@@ -521,7 +521,7 @@ mod tests {
         })
     }
 
-    /// How often the channel's thread allocates for packets in the middle of a migration.
+    /// The number of allocations of the channel's thread for packets in the middle of a migration.
     fn allocations(from: Method, to: Method, settings: Settings, auto: bool) -> usize {
         let pieces = sent(from, [WARM_UP, PACKETS]);
         let mut config = RelayConfig::new(Address::Unix("/nowhere".into()), to);

@@ -12,7 +12,7 @@ use crate::leg::{LegAddress, Protocol};
 /// the destination is a QEMU, which takes the first connection for its migration's.
 ///
 /// # Errors
-/// When nobody listens, or `cancel` ends the look.
+/// When no relay listens, or `cancel` ends the look.
 pub fn look_for_relay(config: &RelayConfig, cancel: &Cancel) -> Result<(), Failure> {
     if config.connect.protocol != Protocol::Trunk {
         return Ok(());

@@ -37,8 +37,8 @@ use crate::failure::{Cause, Channel, Failure, Leg, Other};
 use crate::leg::{Caller, Introduction, Protocol, Terms};
 use crate::trunk::{Name, StrandTerms};
 
-/// How long the word of a destination is waited for that may have everything, where the migration
-/// was to end: it starts its guest and says so, or fails. A service has less time than that to end.
+/// After a cancel: time limit for a destination that may have the whole guest to say so. A service
+/// has less time than that to end.
 const WORD_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long the rest of a source's bytes is read, where the source waits for no word and the
@@ -46,16 +46,16 @@ const WORD_TIMEOUT: Duration = Duration::from_secs(10);
 /// up.
 const REST_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How often to check for the source's end while nothing else happens.
+/// Poll interval for the source's end while nothing else happens.
 const TICK: Duration = Duration::from_millis(100);
 
 /// The same, while a failed migration is being closed.
 const CLOSING_TICK: Duration = Duration::from_millis(20);
 
-/// How often progress is reported.
+/// Time between two reports of progress.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
 
-/// How long a peer may take to close after everything was delivered and confirmed.
+/// Time limit for a peer to close after everything was delivered and confirmed.
 const CLOSING_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How much longer a source may take that is a relay: it waits as long for its own source, and says
@@ -65,16 +65,16 @@ const FAR_CLOSING_TIME: Duration = Duration::from_secs(10);
 /// How long the end of a source that was cut off may take to be passed on.
 const END_TIME: Duration = Duration::from_secs(1);
 
-/// How long a destination may take to begin. It answers at once when it has all channels. Over a
-/// link that loses a fifth of all packets, one answer in 15,000 takes 13 s. The source of a small
-/// guest may be in its last round by then: its guest and its monitor stand still while it is held.
+/// Time limit for a destination to begin. It answers at once when it has all channels. Over a link
+/// that loses a fifth of all packets, one answer in 15,000 takes 13 s. The source of a small guest
+/// may be in its last round by then: its guest and its monitor stand still while it is held.
 const BEGIN_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// How long to wait for another relay's reason after a connection to it has broken. The reason
-/// comes on main.
+/// Time limit for another relay's reason after a connection to it has broken. The reason comes on
+/// main.
 const REASON_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// How long to wait for main to explain a closed channel.
+/// Time limit for main to explain a closed channel.
 const HUNG_UP: Duration = Duration::from_millis(500);
 
 /// The memory that must be left within this process's limits for one more connection: its thread's
@@ -228,8 +228,8 @@ fn methods(config: &RelayConfig) -> Vec<Method> {
     std::iter::once(config.compression).chain(others).collect()
 }
 
-/// How many bytes to keep for pages that may be sent again: all of the guest's memory, within the
-/// limit. Without compression only speed counts, so none.
+/// The bytes to keep for pages that may be sent again: all of the guest's memory, within the limit.
+/// Without compression only speed counts, so none.
 fn delta_bytes(incoming: &Incoming, config: &RelayConfig) -> u64 {
     let is_trunk = config.connect.protocol == Protocol::Trunk;
     if !is_trunk || config.compression == Method::None {
@@ -699,25 +699,25 @@ impl<'env> Session<'env> {
         }
     }
 
-    /// Passes postcopy's own connection on, both ways. It cannot be recognised with certainty, so
-    /// it may be a stranger's. So its failure does not fail the migration, and a source that needs
-    /// it takes its guest back.
+    /// Passes postcopy's own connection on, both ways. It may be a stranger's, so its failure does
+    /// not fail the migration; a source that needs it takes its guest back.
     fn preempt(&self, source: Stream) {
         let given_up = || self.gate.is_stopped();
         let Ok(destination) = self.target.preempt(self.config.dial_timeout, &given_up) else {
             return;
         };
         self.outline.remark(Remark(Unusual::Preempt));
-        let source = Arc::new(source);
         let link = Arc::new(Link {
             channel: Channel::Unnamed,
-            source,
+            source: Arc::new(source),
             destination,
         });
         self.links.add(&link);
         thread::scope(|scope| {
-            scope.spawn(|| pipe(&link.source, &link.destination));
-            pipe(&link.destination, &link.source);
+            let forward = || pipe(&link.source, &link.destination);
+            let begun = thread::Builder::new().spawn_scoped(scope, forward);
+            let back = |_| pipe(&link.destination, &link.source);
+            begun.map_or_else(|_| link.close(), back);
         });
     }
 

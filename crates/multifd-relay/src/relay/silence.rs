@@ -72,7 +72,7 @@ mod tests {
 
     const WITHIN: Duration = Duration::from_millis(20);
 
-    /// What is seen of a source that has sent its set-up and is silent for longer than it may.
+    /// A source that has sent its set-up and is silent for longer than it may.
     fn seen(prepare: impl Fn(&Outline, &Gate, &Counters)) -> Option<Failure> {
         let (outline, gate, counters) = <(Outline, Gate, Counters)>::default();
         outline.set_up();

@@ -1,4 +1,4 @@
-//! What each channel of a migration waits for.
+//! The waits of a migration's channels.
 //!
 //! A channel's thread tells a [`Clock`] when it reads and when it writes. Now and then the session
 //! looks at all clocks. The time of writing is the network's, the destination's or the codec's, by
@@ -12,7 +12,7 @@ use multifd_transport::{Backlog, Clock, Doing, Spent};
 use super::link::Link;
 use crate::failure::Channel;
 
-/// How often the sockets are looked at.
+/// Time between two looks at the sockets.
 const LOOK: Duration = Duration::from_millis(100);
 
 /// The time that a channel, or all of them, spent with each party of a migration.
@@ -47,7 +47,7 @@ impl Waits {
         self.with(more, Duration::saturating_add)
     }
 
-    /// What has come since `before`.
+    /// The waits since `before`.
     #[must_use]
     pub fn since(&self, before: &Self) -> Self {
         self.with(before, Duration::saturating_sub)
@@ -64,7 +64,7 @@ impl Waits {
     }
 }
 
-/// What one channel has waited for.
+/// The waits of one channel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ChannelWaits {
@@ -75,14 +75,14 @@ pub struct ChannelWaits {
 }
 
 impl ChannelWaits {
-    /// What `channel` has waited for.
+    /// The waits of `channel`.
     #[must_use]
     pub const fn new(channel: Channel, waits: Waits) -> Self {
         Self { channel, waits }
     }
 }
 
-/// Who is waited for.
+/// The party that is waited for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Party {
     /// The source, or the network before this relay.
@@ -121,7 +121,7 @@ struct State {
 struct Entry {
     link: Arc<Link>,
     clock: Arc<Clock>,
-    /// What was seen at the last look.
+    /// The state at the last look.
     seen: Spent,
     waits: Waits,
 }
@@ -148,7 +148,7 @@ impl Clocks {
         }
     }
 
-    /// What all channels have waited for, main first.
+    /// The waits of all channels, main first.
     pub(super) fn all(&self) -> Vec<ChannelWaits> {
         let mut state = self.lock();
         state.entries.iter_mut().for_each(Entry::look);
@@ -164,7 +164,7 @@ impl Clocks {
         all
     }
 
-    /// Who is waited for by a migration in which nothing moves.
+    /// The party that a migration waits for if nothing moves.
     pub(super) fn party(&self) -> Party {
         let state = self.lock();
         let mut works = false;

@@ -50,7 +50,7 @@ pub(super) enum Noted {
     Stalled {
         /// For how long.
         seconds: u64,
-        /// Who is waited for.
+        /// The party that is waited for.
         waits_for: Party,
     },
     /// Something is passed on again.

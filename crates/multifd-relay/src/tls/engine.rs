@@ -11,7 +11,7 @@ use rustls::{ClientConfig, Error, ProtocolVersion, ServerConfig};
 /// The most plaintext that one record holds, by RFC 8446 section 5.1.
 pub(super) const RECORD_BYTES: usize = 1 << 14;
 
-/// What a record's frame takes at most: header, explicit nonce of TLS 1.2, content type and tag.
+/// The most bytes of a record's frame: header, explicit nonce of TLS 1.2, content type and tag.
 const FRAME_BYTES: usize = 64;
 
 /// The state of a connection: keys, numbers of records, the progress of the handshake.
@@ -26,7 +26,7 @@ enum Side {
     Server(UnbufferedServerConnection),
 }
 
-/// Where [`Engine::take`] has stopped.
+/// The reason why [`Engine::take`] has stopped.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Stop {
     /// It has given the contents of at least one record. There may be more.
@@ -342,7 +342,7 @@ fn other<'c, Data>(
     Ok(Other::Done(done))
 }
 
-/// Lets `fill` write behind the end of `outgoing`, with at least `room` bytes.
+/// Lets `fill` write after the end of `outgoing`, with at least `room` bytes.
 fn append<E: Into<Short>>(
     outgoing: &mut Vec<u8>,
     mut room: usize,

@@ -20,10 +20,10 @@ use super::x509::{self, Names, date};
 /// The longest file that is read. A bundle of many CAs or a long list of revoked certificates fits.
 const FILE_BYTES: u64 = 4 << 20;
 
-/// How long before a certificate's end a warning is due.
+/// The time before a certificate's end at which a warning is due.
 const WARN_SECONDS: u64 = 14 * 86_400;
 
-/// Which of the folder's certificates is this end's own.
+/// This end's own certificate among those of the folder.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Role {
     Server,

@@ -24,7 +24,7 @@ use super::folder::{self, Folder, Role};
 use super::stream::{TlsStream, wait_for};
 use super::verify::{ClientGate, PeerIdentity, Seen, ServerGate};
 
-/// How much is read at once. Most handshakes fit, and it is all that an idle one takes.
+/// Bytes to read at once. Most handshakes fit, and it is all that an idle one takes.
 const READ_BYTES: usize = 4 << 10;
 
 /// The most that is kept of one handshake: one message of the longest kind and its records.
@@ -33,7 +33,7 @@ const KEPT_BYTES: usize = 72 << 10;
 /// The most that a peer may send within a handshake.
 const HANDSHAKE_BYTES: usize = 256 << 10;
 
-/// How often a waiting client asks whether its caller has given up.
+/// Poll interval for cancellation in a waiting client.
 const TICK: Duration = Duration::from_millis(100);
 
 /// Bytes of a refused peer that are read before the socket is closed. Closing a socket with unread
@@ -44,7 +44,7 @@ const LEFT_BYTES: usize = 64 << 10;
 /// they see it.
 const NOT_TLS: [u8; 7] = [0x15, 3, 3, 0, 2, 2, 50];
 
-/// Which versions of TLS an end takes.
+/// The versions of TLS that an end takes.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 #[non_exhaustive]
 pub enum TlsVersions {
@@ -433,7 +433,7 @@ impl Handshake {
     /// After its end, good or bad, it holds no socket any more.
     ///
     /// # Errors
-    /// When this end refuses the client, of which the client is told, or the client refuses.
+    /// When this end refuses the client, which gets the reason, or the client refuses.
     pub fn go_on(&mut self) -> io::Result<Option<Encrypted>> {
         self.step().map_err(|error| error.to_io())
     }

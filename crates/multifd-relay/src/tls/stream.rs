@@ -12,21 +12,21 @@ use rustix::net::{SendFlags, send};
 use super::engine::{Engine, Incoming, RECORD_BYTES, Stop, has_record};
 use super::error::{Place, TlsError};
 
-/// How much ciphertext is read at once. Several records, so that a system call costs little of the
+/// Bytes of ciphertext to read at once. Several records, so that a system call costs little of the
 /// time.
 const READ_BYTES: usize = 128 << 10;
 
-/// How much plaintext is encrypted before its records are written.
+/// Bytes of plaintext to encrypt before their records are written.
 const WRITE_BYTES: usize = 8 * RECORD_BYTES;
 
 /// The most that is kept of a message that comes in parts. Nothing that a peer says after its
 /// handshake is near that size.
 const HELD_BYTES: usize = 2 * READ_BYTES;
 
-/// How long the end of a direction may wait for room in the socket.
+/// Time limit for the end of a direction to find room in the socket.
 const END_WAIT: Duration = Duration::from_secs(10);
 
-/// How long the rest of a record may take to go on, where the peer writes each at once. A host or a
+/// Time limit for the rest of a record to go on, if the peer writes each at once. A host or a
 /// network that is silent as long is gone; or the length of the record was changed on the way, and
 /// its rest never comes. A QEMU may be held by a debugger in the middle of one.
 const RECORD_REST: Duration = match cfg!(test) {
@@ -34,8 +34,8 @@ const RECORD_REST: Duration = match cfg!(test) {
     false => Duration::from_secs(30),
 };
 
-/// How soon after the handshake a cut may be a refusal without words. GnuTLS lets its caller judge
-/// a certificate after the handshake, and QEMU just closes then.
+/// Time after the handshake in which a cut may be a refusal without words. GnuTLS lets its caller
+/// judge a certificate after the handshake, and QEMU just closes then.
 const EARLY: Duration = Duration::from_secs(5);
 
 /// A TLS connection whose handshake is over.
@@ -58,7 +58,7 @@ pub struct TlsStream {
 struct Core {
     engine: Engine,
     incoming: Incoming,
-    /// How much of `incoming.plain` was read.
+    /// Bytes of `incoming.plain` that were read.
     read: usize,
     /// Records that the engine made while it read. They go before the next ones.
     pending: Vec<u8>,
@@ -81,7 +81,7 @@ struct Reader {
 struct Writer {
     bytes: Vec<u8>,
     sent: usize,
-    /// How much plaintext of the call that ran out of time is in records already.
+    /// Bytes of plaintext, of the call that ran out of time, that are in records already.
     taken: usize,
     /// The socket took a part of a record and no more.
     broken: bool,

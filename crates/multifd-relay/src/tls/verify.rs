@@ -1,4 +1,5 @@
-//! Checks of a peer's certificate: those of rustls, the list of allowed clients, and who it was.
+//! Checks of a peer's certificate: those of rustls, and the list of allowed clients. Keeps the
+//! peer's name.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};

@@ -8,7 +8,7 @@ use super::envelope::{ANSWER_MAGIC, seal};
 use super::preface::{Extension, not_understood};
 use super::{Choice, Chosen, Digest, HandshakeFault, Preface, Versions, Words};
 
-/// What a server says to a preface.
+/// A server's answer to a preface.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answer {
     /// Frames follow, in both directions.
@@ -17,7 +17,7 @@ pub enum Answer {
     Refused(Refusal),
 }
 
-/// What both ends do from now on, as codes on the wire: [`Accepted::chosen`] checks them.
+/// The choices for both ends, as codes on the wire: [`Accepted::chosen`] checks them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Accepted {
     /// The version of the trunk.
@@ -28,8 +28,8 @@ pub struct Accepted {
     pub digest: u8,
     /// The compression of byte streams.
     pub compression: u8,
-    /// What this version has no field for. At most [`MAX_EXTENSIONS`](super::MAX_EXTENSIONS), no id
-    /// twice.
+    /// Parts that this version has no field for. At most [`MAX_EXTENSIONS`](super::MAX_EXTENSIONS),
+    /// no id twice.
     pub extensions: Vec<Extension>,
 }
 
@@ -70,7 +70,7 @@ impl RefusalCode {
     /// No main channel of this migration has come.
     pub const UNKNOWN_MIGRATION: Self = Self(10);
 
-    /// What it means, if this crate knows it.
+    /// Its meaning, if this crate knows it.
     #[must_use]
     pub const fn meaning(self) -> Option<&'static str> {
         Some(match self {
@@ -118,7 +118,7 @@ impl fmt::Display for Refusal {
     }
 }
 
-/// What a server answers to a broken preface.
+/// A server's answer to a broken preface.
 impl From<HandshakeFault> for Refusal {
     fn from(fault: HandshakeFault) -> Self {
         let code = match fault {
@@ -161,7 +161,7 @@ impl Answer {
         let answer = match take::<u32>(&mut body)? {
             ACCEPTED => {
                 let version: u16 = take(&mut body)?;
-                // What follows is in the layout of that version.
+                // The rest is in the layout of that version.
                 if !Versions::OURS.contains(version) {
                     return Err(not_offered(Choice::Version, version));
                 }
@@ -186,8 +186,8 @@ impl Answer {
 }
 
 impl Accepted {
-    /// What was chosen, of what `preface` offers. `understood` are the ids of extensions that this
-    /// end understands.
+    /// The server's choice among the offers of `preface`. `understood` are the ids of extensions
+    /// that this end understands.
     ///
     /// # Errors
     /// [`HandshakeFault::NotOffered`] and [`HandshakeFault::ExtensionNeeded`].

@@ -1,11 +1,11 @@
-//! What two relays have in common.
+//! The choice among the abilities of two relays.
 
 use multifd_wire::Method;
 
 use super::preface::not_understood;
 use super::{Digest, Preface, Refusal, RefusalCode, Versions};
 
-/// What an end understands. The server's order is its order of preference.
+/// The abilities of an end. The server's order is its order of preference.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Abilities {
     /// Methods of payloads: those that a client can write, or a server can read.
@@ -18,7 +18,7 @@ pub struct Abilities {
     pub extensions: Vec<u16>,
 }
 
-/// What a connection of the trunk does after its answer.
+/// The choices for a connection of the trunk, in force after its answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Chosen {
     /// The version of the trunk.
@@ -42,7 +42,7 @@ pub enum Compression {
 }
 
 impl Compression {
-    /// What this build has, the best first.
+    /// The abilities of this build, the best first.
     #[must_use]
     pub const fn available() -> &'static [Self] {
         if cfg!(feature = "zstd") {

@@ -2,7 +2,7 @@
 
 use super::{Extension, HandshakeFault};
 
-/// How much of the guest's pages both ends of a migration keep. The client asks for so much; the
+/// The budget of pages that both ends of a migration keep. The client asks for an amount; the
 /// server answers with as much or less. Without an answer nothing is kept, and all pages go whole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DeltaTerms {

@@ -2,8 +2,8 @@
 
 use twox_hash::xxhash3_64::{DEFAULT_SECRET_LENGTH, Hasher, RawHasher, SecretBuffer};
 
-/// What a frame's bytes and place are checked by. It finds accidents. It does not find an attack:
-/// TLS does.
+/// The digest of a frame's bytes and place. It finds accidents. It does not find an attack: TLS
+/// does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Digest {

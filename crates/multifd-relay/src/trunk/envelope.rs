@@ -1,4 +1,4 @@
-//! What a preface and an answer are sent in: a magic number, a length, a body, a checksum.
+//! The envelope of a preface or an answer: a magic number, a length, a body, a checksum.
 
 use super::{Answer, HandshakeFault, Preface};
 
@@ -81,7 +81,7 @@ impl Envelope {
         len.saturating_sub(self.gathered.len())
     }
 
-    /// What `parse` makes of the body, as soon as that is whole and its checksum is right.
+    /// The result of `parse` on the body, as soon as the body is whole and its checksum is right.
     fn push<T>(
         &mut self,
         magic: [u8; 4],

@@ -1,4 +1,4 @@
-//! What a peer can do wrong on a trunk.
+//! The faults of a peer on a trunk.
 
 use std::fmt;
 
@@ -81,7 +81,7 @@ pub enum HandshakeFault {
     /// There are too many extensions.
     #[error("{found} extensions, {allowed} are allowed")]
     Extensions {
-        /// How many.
+        /// The number.
         found: usize,
         /// The most allowed.
         allowed: usize,
@@ -89,32 +89,32 @@ pub enum HandshakeFault {
     /// One extension comes twice.
     #[error("extension {id:#06x} comes twice")]
     ExtensionTwice {
-        /// Which.
+        /// The extension's id.
         id: u16,
     },
     /// An extension's value is not what its id has.
     #[error("extension {id:#06x} has a malformed value")]
     ExtensionValue {
-        /// Which.
+        /// The extension's id.
         id: u16,
     },
     /// An answer needs an extension that this end does not understand.
     #[error("the answer needs extension {id:#06x}, which this relay does not understand")]
     ExtensionNeeded {
-        /// Which.
+        /// The extension's id.
         id: u16,
     },
     /// An answer chooses what was not offered.
     #[error("the answer chooses {choice} {found}, which was not offered")]
     NotOffered {
-        /// What is chosen.
+        /// The subject of the choice.
         choice: Choice,
         /// The number of the choice.
         found: u16,
     },
 }
 
-/// What an answer chooses.
+/// The subject of the choice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Choice {
@@ -227,7 +227,7 @@ pub enum FrameFault {
         /// The most allowed, over all connections of the process.
         allowed: u64,
     },
-    /// What is in a compressed frame is not one zstd frame of the length stated.
+    /// The body of a compressed frame is not one zstd frame of the length stated.
     #[error("frame {number} does not decompress to the {expected} bytes that it states")]
     Compressed {
         /// The frame.
@@ -257,7 +257,7 @@ pub enum FrameFault {
     },
 }
 
-/// What the caller of a [`FrameWriter`](super::FrameWriter) did wrong. Nothing was changed.
+/// A misuse of a [`FrameWriter`](super::FrameWriter) by its caller. Nothing was changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum WriterMisuse {

@@ -1,4 +1,4 @@
-//! What a trunk connection carries after its answer.
+//! The frames on a trunk connection, after its answer.
 
 use std::fmt;
 
@@ -28,7 +28,7 @@ pub enum Frame<'a> {
     Alive,
     /// The destination behind the server loads the guest now.
     Begun,
-    /// What the peer says beside the bytes, if both ends have agreed on that.
+    /// A note beside the bytes, if both ends have agreed on notes.
     Note(&'a [u8]),
 }
 
@@ -60,7 +60,7 @@ impl FailureCode {
     /// An operator or a signal stops the relay.
     pub const STOPPED: Self = Self(5);
 
-    /// What it means, if this crate knows it.
+    /// Its meaning, if this crate knows it.
     #[must_use]
     pub const fn meaning(self) -> Option<&'static str> {
         Some(match self {

@@ -72,7 +72,7 @@ pub struct Versions {
 }
 
 impl Versions {
-    /// What this crate speaks.
+    /// The protocol versions of this crate.
     pub const OURS: Self = Self {
         oldest: 1,
         newest: 1,

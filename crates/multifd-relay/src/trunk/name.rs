@@ -52,7 +52,7 @@ impl Name {
             return rest.is_empty();
         };
         // Each part between two stars is taken where it comes first: this leaves the most for those
-        // behind it.
+        // after it.
         for part in parts {
             match rest.split_once(part) {
                 Some((_, after)) => rest = after,

@@ -87,7 +87,7 @@ impl Parcel {
         self.wrong = None;
     }
 
-    /// What was in it, once its work is done.
+    /// Its content, once its work is done.
     ///
     /// # Errors
     /// When that breaks a rule.

@@ -7,7 +7,7 @@ use super::body::{end, put, put_extensions, take, take_extensions};
 use super::envelope::{PREFACE_MAGIC, seal};
 use super::{Abilities, HandshakeFault, Name, Versions};
 
-/// What a client says first on each connection of a trunk.
+/// A client's first message on each connection of a trunk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Preface {
     /// The versions of the trunk that the client speaks. The preface itself is in the layout of the
@@ -15,19 +15,20 @@ pub struct Preface {
     pub versions: Versions,
     /// A random number, one for each migration: all its connections have the same.
     pub migration: [u8; 16],
-    /// A random number of the client's process, by which migrations of one relay can be told.
+    /// A random number of the client's process, by which migrations of one relay can be
+    /// distinguished.
     pub process: [u8; 16],
     /// The guest's name. The server maps it to a socket of its destination.
     pub name: Name,
-    /// Which of a QEMU's connections this is.
+    /// The QEMU's connection that this one carries.
     pub connection: Connection,
-    /// What the client understands.
+    /// The client's abilities.
     pub offers: Offers,
-    /// What this version has no field for: at most [`MAX_EXTENSIONS`], no id twice.
+    /// Parts that this version has no field for: at most [`MAX_EXTENSIONS`], no id twice.
     pub extensions: Vec<Extension>,
 }
 
-/// Which of a QEMU's connections a trunk connection carries.
+/// The QEMU's connection that a trunk connection carries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Connection {
     /// The main channel.
@@ -47,13 +48,13 @@ pub enum Connection {
     Strand {
         /// The number that the other one has said for its strands.
         group: u16,
-        /// Which strand it is. 0 is the other one itself.
+        /// The strand's number.
         number: u8,
     },
 }
 
-/// What a client understands, as codes on the wire. A server passes over codes that it does not
-/// know. Each list has at most [`MAX_CODES`].
+/// A client's abilities, as codes on the wire. A server passes over codes that it does not know.
+/// Each list has at most [`MAX_CODES`].
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Offers {
     /// Methods in which the client can write payloads.
@@ -67,8 +68,8 @@ pub struct Offers {
 /// Something that a later relay says, which this version has no field for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Extension {
-    /// What it is. An id with the bit [`Extension::NEEDED`] must be understood or refused; another
-    /// one may be ignored.
+    /// Its id. An id with the bit [`Extension::NEEDED`] must be understood or refused; another one
+    /// may be ignored.
     pub id: u16,
     /// Its value.
     pub bytes: Vec<u8>,
@@ -105,7 +106,7 @@ impl Preface {
         seal(PREFACE_MAGIC, &body)
     }
 
-    /// Takes a body apart. The versions are looked at before anything behind them.
+    /// Takes a body apart. The versions are looked at before anything after them.
     pub(super) fn parse(mut body: &[u8]) -> Result<Self, HandshakeFault> {
         let (oldest, newest) = take(&mut body)?;
         let versions = Versions { oldest, newest };
@@ -185,7 +186,7 @@ fn check_versions(found: Versions) -> Result<(), HandshakeFault> {
     }
 }
 
-/// What stands between the versions and the extensions.
+/// The fields between the versions and the extensions.
 #[derive(Serialize, Deserialize)]
 struct RawPreface<'a> {
     migration: [u8; 16],

@@ -35,15 +35,15 @@ pub struct FrameReader {
     held: usize,
     /// The content of the last compressed frame, at the front.
     raw: Vec<u8>,
-    /// What `buffer` and `raw` have beyond what each reader may have.
+    /// The bytes of `buffer` and `raw` beyond the share of each reader.
     share: Share,
-    /// How long the content of the last frame is, and whether it was compressed.
+    /// The length of the last frame's content, and whether it was compressed.
     content: (usize, bool),
     /// Compressed frames are given as they are, unless they are long.
     packed: bool,
 }
 
-/// What a reader gives that leaves compressed frames to its caller.
+/// An event of a reader that leaves compressed frames to its caller.
 pub(crate) enum Arrived<'a> {
     Frame(Frame<'a>),
     Packed(Packed<'a>),
@@ -120,8 +120,8 @@ impl FrameReader {
         self.step_end().saturating_sub(self.held)
     }
 
-    /// Where the next bytes belong: at most what is [`wanted`](Self::wanted), at least one byte
-    /// when that is not 0.
+    /// The place for the next bytes: at most [`wanted`](Self::wanted) bytes, at least one byte when
+    /// that is not 0.
     pub fn space(&mut self) -> &mut [u8] {
         let end = self.space_end();
         if let Some(more) = end.checked_sub(self.buffer.len()) {
@@ -136,7 +136,7 @@ impl FrameReader {
     /// they complete, if they do. Its bytes stay until the reader is used again.
     ///
     /// # Errors
-    /// When a frame breaks a rule. [`FrameFault::Overfilled`] when there was no space for so many.
+    /// When a frame breaks a rule. [`FrameFault::Overfilled`] when there was no space for them.
     pub fn filled(&mut self, len: usize) -> Result<Option<Frame<'_>>, FrameFault> {
         match self.take(len) {
             Ok(whole) => Ok(whole.and_then(|whole| self.give(whole))),
@@ -209,7 +209,7 @@ impl FrameReader {
         self.held > 0
     }
 
-    /// How many whole frames have come, those of unknown kinds too.
+    /// The number of whole frames that have come, those of unknown kinds too.
     #[must_use]
     pub fn frames(&self) -> u64 {
         self.number
@@ -220,7 +220,7 @@ impl FrameReader {
         fault
     }
 
-    /// Where in the buffer the present step ends.
+    /// The end of the present step in the buffer.
     fn step_end(&self) -> usize {
         match self.state {
             State::Header => HEADER_LEN,
@@ -229,7 +229,7 @@ impl FrameReader {
         }
     }
 
-    /// Where in the buffer the present space ends, which grows with the bytes that have come.
+    /// The end of the present space in the buffer, which grows with the bytes that have come.
     fn space_end(&self) -> usize {
         let growth = self.held.max(LEAST_GROWTH);
         let known = self.buffer.len().max(self.held.saturating_add(growth));
@@ -298,7 +298,7 @@ impl FrameReader {
         if head.kind == Kind::Compressed && self.decompressor.is_none() {
             return Err(FrameFault::NotChosen { number });
         }
-        // The head moves behind the digest, so that what the digest covers is in one piece.
+        // The head moves after the digest, so that what the digest covers is in one piece.
         let to = self.buffer.iter_mut().skip(DIGEST_LEN);
         to.zip(head.to_bytes()).for_each(|(to, from)| *to = from);
         let is_short = head.len as usize <= FREE_BODY_LEN;
@@ -405,5 +405,5 @@ const DIGEST_LEN: usize = HEADER_LEN / 2;
 /// Of the buffer that each reader may have.
 const FREE_LEN: usize = HEADER_LEN + FREE_BODY_LEN;
 
-/// What the buffer grows by at least, so that a frame is read in few pieces.
+/// The least growth of the buffer, so that a frame is read in few pieces.
 const LEAST_GROWTH: usize = 64 << 10;

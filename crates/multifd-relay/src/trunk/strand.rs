@@ -2,11 +2,11 @@
 
 use super::{Extension, HandshakeFault};
 
-/// How many connections carry one. The client asks for so many; the server answers with as many or
-/// fewer. Without an answer there is one.
+/// The number of connections that carry one channel. The client asks for a number; the server
+/// answers with as many or fewer. Without an answer there is one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StrandTerms {
-    /// How many there are, 2 to [`MAX_STRANDS`](Self::MAX_STRANDS); the first is the one that says
+    /// The number, 2 to [`MAX_STRANDS`](Self::MAX_STRANDS); the first is the connection that says
     /// this.
     pub count: u8,
     /// A number of the client's for these, by which the others name them. No two connections of a

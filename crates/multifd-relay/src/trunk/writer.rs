@@ -169,7 +169,7 @@ impl FrameWriter {
         self.ended
     }
 
-    /// How many frames there have been.
+    /// The number of frames so far.
     #[must_use]
     pub fn frames(&self) -> u64 {
         self.number
@@ -225,7 +225,7 @@ impl FrameWriter {
         Ok(true)
     }
 
-    /// Counts a frame of a compressed body, which stands behind room for its header.
+    /// Counts a frame of a compressed body, which stands after room for its header.
     fn seal(&mut self, frame: &mut [u8]) -> Result<(), WriterMisuse> {
         let number = self.next()?;
         let head = Head {

@@ -12,7 +12,7 @@ pub(super) const MAX_WINDOW_LOG: u32 = 21;
 const _: () = assert!(1 << MAX_WINDOW_LOG >= MAX_BODY_LEN);
 const _: () = assert!(1 << (MAX_WINDOW_LOG - 1) < MAX_BODY_LEN);
 
-/// What is wrong with a compressed body.
+/// A fault of a compressed body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(
     not(feature = "zstd"),

@@ -61,7 +61,7 @@ fn mixed_channel_bytes() -> (Vec<u8>, usize) {
     (bytes, last)
 }
 
-/// How many packets there are in a channel's bytes behind its hello.
+/// The number of packets after the hello in a channel's bytes.
 fn count_packets(mut bytes: &[u8]) -> usize {
     let mut receiver = ChannelReceiver::new(Limits::default());
     let (_, hello) = begin_channel(0);

@@ -403,7 +403,7 @@ fn software_computes() {
     }
 }
 
-/// Where there is libqpl: `cargo xtask test` runs this program without it and with it.
+/// Needs libqpl: `cargo xtask test` runs this program without it and with it.
 #[test]
 fn libqpl_computes() {
     let mut software = Settings::default();
@@ -556,7 +556,7 @@ fn a_malformed_packet_closes_both_legs_and_is_named() {
         let mut channels: Vec<_> = (0..4)
             .map(|id| channel_bytes(id, 2, Method::None))
             .collect();
-        // The magic of the packet behind the hello.
+        // The magic of the packet after the hello.
         channels[2][Hello::LEN] ^= 1;
         let back = send(
             address,

@@ -24,7 +24,7 @@ const DESCRIBED_END: &[u8] = b"\0\x06\0\0\0\x02{}";
 /// Nothing comes of it in this time.
 const A_WHILE: Duration = Duration::from_millis(400);
 
-/// What is to end the migration once the destination has got so much of main, and whether the
+/// What is to end the migration once the destination has got this much of main, and whether the
 /// channel breaks then.
 struct Meeting {
     main: Vec<u8>,

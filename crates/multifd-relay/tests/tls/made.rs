@@ -122,7 +122,7 @@ impl Ca {
         })
     }
 
-    /// A list of revoked certificates, to be renewed so many seconds from now.
+    /// A list of revoked certificates, to be renewed this many seconds from now.
     pub fn revoking(&self, pairs: &[&Pair], next: i64) -> String {
         let params = CertificateRevocationListParams {
             this_update: at!(-DAY),

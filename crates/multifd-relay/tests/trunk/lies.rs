@@ -484,7 +484,7 @@ fn a_frame_out_of_its_place_is_found() {
         .map(|number| Raw::new(number, 0, b"guest").bytes())
         .collect();
     let [a, b, c, d] = &frames[..] else { panic!() };
-    // Lost, repeated, swapped; at the beginning and behind it.
+    // Lost, repeated, swapped; at the beginning and after it.
     for (order, good) in [
         (vec![b, c, d], 0),
         (vec![a, c, d], 1),

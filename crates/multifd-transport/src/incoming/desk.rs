@@ -23,15 +23,15 @@ use super::{HELLO_TIMEOUT, Incoming, Order, Ready, SetupFault, Shared};
 use crate::stream::Socket;
 use crate::{Listener, Stream};
 
-/// How often to look at a connection that has sent too little, or was closed. It is readable, so a
+/// Poll interval for a connection that has sent too little, or was closed. It is readable, so a
 /// poll would not wait.
 const PARTIAL_PAUSE: Duration = Duration::from_millis(20);
 
 /// The longest poll. Time limits of matching have no wake-up of their own and are checked after it.
 const TICK: Duration = Duration::from_millis(250);
 
-/// How long a main channel may be silent in its set-up until channels that may belong to another
-/// one no longer wait for it.
+/// Time limit for a main channel that is silent in its set-up; after it, channels that may belong
+/// to another one no longer wait for it.
 const SETUP_STALL: Duration = Duration::from_millis(250);
 
 /// The bytes of one read from a main channel, and the number of reads before other connections have

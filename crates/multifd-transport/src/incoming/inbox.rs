@@ -37,8 +37,8 @@ pub enum Arrival {
     /// The connection which postcopy opens for urgent pages (`postcopy-preempt`). It has no mark of
     /// its own.
     Preempt(Stream),
-    /// Whether it is in doubt that these channels belong to the migration. While it is, nothing may
-    /// be made final.
+    /// `true`: some channels may belong to another migration, so nothing may be made final.
+    /// `false`: the doubt is over.
     Doubt(bool),
     /// The migration's connections do not fit together, so it has to end.
     Refused(SetupFault),

@@ -37,21 +37,21 @@ use super::SetupFault;
 /// accepted.
 pub type Id = u64;
 
-/// How long a channel waits for its main channel, counted from when no main channel may own it any
-/// more.
+/// Time limit for a channel without a main channel, counted from when no main channel may own it
+/// any more.
 pub(super) const ORPHAN_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long a channel waits if another channel has its id. A source that has just given up an
+/// Time limit for a channel whose id another channel has. A source that has just given up an
 /// attempt leaves channels of that attempt.
 pub(super) const CONFLICT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How long channels of several VMs wait for a further main channel.
+/// Time limit for a further main channel while channels of several VMs wait.
 pub(super) const RIVAL_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long a channel waits for a main channel of its own peer, before one of another peer may own
-/// it. A retransmitted connection request arrives within this time.
+/// Time limit for a main channel of a channel's own peer, before one of another peer may own it. A
+/// retransmitted connection request arrives within this time.
 pub(super) const FOREIGN_TIMEOUT: Duration = Duration::from_secs(4);
 
-/// How long after its set-up a migration's channels may come without doubt about their owner.
+/// Time after its set-up in which a migration's channels may come without doubt about their owner.
 pub(super) const LATE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The number of ended migrations that are remembered, for [`ORPHAN_TIMEOUT`].

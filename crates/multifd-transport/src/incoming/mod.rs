@@ -51,7 +51,7 @@ use crate::{Address, Cancel, Listener, Stream};
 /// slow network.
 pub const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How often to check for a wish to end while no connection comes.
+/// Poll interval for cancellation while no connection comes.
 const TICK: Duration = Duration::from_millis(200);
 
 /// A migration that has begun.

@@ -19,7 +19,7 @@ const MAIN: &[u8] = b"QEVM\0\0\0\x03\x07\0\0\0\x04none\
 /// A ping: a main channel may have any number of them in its set-up.
 const PING: &[u8] = b"\x08\0\x02\0\x04\0\0\0\x01";
 
-/// How long something that has to come is waited for.
+/// Time limit for something that has to come.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What is not to come does not come within this time.
@@ -73,7 +73,7 @@ fn next_channel(incoming: &Incoming) -> (u8, u8) {
     }
 }
 
-/// What is told of, as text.
+/// The reports, as text.
 fn notes(acceptor: &Acceptor) -> Receiver<String> {
     let (tell, told) = mpsc::channel();
     acceptor.on_note(move |note| {

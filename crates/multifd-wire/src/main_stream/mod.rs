@@ -122,7 +122,7 @@ pub struct Section {
     pub id: u32,
     /// Its name. RAM is identified by the name `ram`: numbers differ between QEMU builds.
     pub name: IdStr,
-    /// Which of the sections with that name.
+    /// The number among sections of that name.
     pub instance: u32,
     /// The version of its body's layout.
     pub version: u32,

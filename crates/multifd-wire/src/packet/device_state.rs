@@ -88,7 +88,7 @@ impl DeviceStatePacket {
         &self.idstr
     }
 
-    /// Which of the devices with that name.
+    /// The number among devices of that name.
     #[must_use]
     pub fn instance_id(&self) -> u32 {
         self.instance_id

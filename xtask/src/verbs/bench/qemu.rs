@@ -108,7 +108,7 @@ pub(super) struct Way {
     /// The method written by the source, and the one read by the destination.
     qemu: [&'static str; 2],
     /// The methods written by the relays at the source and at the destination, if any, and options
-    /// behind them.
+    /// after them.
     relays: [Option<&'static str>; 2],
     between: Between,
     /// Without it, there is a single stream.

@@ -1,4 +1,5 @@
-//! Checks of every Rust file: its length, and the width of its comments.
+//! Checks of every Rust file, its length and the width of its comments, and of every document, the
+//! width of its lines.
 
 use std::fs;
 use std::process::Command;
@@ -14,11 +15,17 @@ const LONG_FILES: [&str; 0] = [];
 /// The width of a comment is rustfmt's for code. (Its own `comment_width` needs a nightly.)
 const COMMENT_COLUMNS: usize = 100;
 
+/// The width of a document's lines: two documents fit beside each other on a usual screen.
+const DOCUMENT_COLUMNS: usize = 120;
+
+/// Documents as a program printed them.
+const PRINTED: &str = "benches/results/";
+
 /// Returns the faults of all files tracked by git.
 pub fn faults() -> Result<Vec<String>> {
     let listed = output(
         Command::new("git")
-            .args(["ls-files", "*.rs"])
+            .args(["ls-files", "*.rs", "*.md"])
             .current_dir(workspace()),
     )?;
     let mut faults = Vec::new();
@@ -27,6 +34,15 @@ pub fn faults() -> Result<Vec<String>> {
         let Ok(text) = fs::read_to_string(workspace().join(file)) else {
             continue;
         };
+        if file.ends_with(".md") {
+            let lines = if file.starts_with(PRINTED) { "" } else { &text };
+            for (number, columns) in wide_lines(lines) {
+                faults.push(format!(
+                    "{file}:{number}: a line of {columns} columns, more than {DOCUMENT_COLUMNS}"
+                ));
+            }
+            continue;
+        }
         let lines = text.lines().count();
         if lines > LINES_PER_FILE && !LONG_FILES.contains(&file) {
             faults.push(format!(
@@ -70,6 +86,28 @@ fn wide_comments(text: &str) -> Vec<(usize, usize)> {
     wide
 }
 
+/// The numbers and widths of a document's lines that should have been wrapped. Tables, code and
+/// lines of one word are exempt.
+fn wide_lines(text: &str) -> Vec<(usize, usize)> {
+    let mut wide = Vec::new();
+    let mut in_code = false;
+    for (index, line) in text.lines().enumerate() {
+        let words = line.trim_start();
+        if words.starts_with("```") {
+            in_code = !in_code;
+        }
+        let is_exempt = in_code
+            || line.starts_with("     ")
+            || words.starts_with('|')
+            || words.split_whitespace().nth(1).is_none();
+        let columns = line.chars().count();
+        if columns > DOCUMENT_COLUMNS && !is_exempt {
+            wide.push((index + 1, columns));
+        }
+    }
+    wide
+}
+
 /// The start of a line's comment: `//` outside of a string. Strings over several lines are not
 /// recognised.
 fn comment_start(line: &str) -> Option<usize> {
@@ -107,6 +145,25 @@ mod tests {
         }
         assert!(wide_comments(&format!("// {}", "a".repeat(97))).is_empty());
         assert_eq!(wide_comments(&format!("// {}", "ä".repeat(98))), [(1, 101)]);
+    }
+
+    #[test]
+    fn a_wide_line_of_a_document_is_found() {
+        let words = "word ".repeat(25);
+        for begin in ["", "- ", "  - "] {
+            let text = format!("# Title\n\n{begin}{words}end\n");
+            let columns = begin.len() + words.len() + 3;
+            assert_eq!(wide_lines(&text), [(3, columns)], "{begin}");
+        }
+        for text in [
+            format!("| {words}|"),
+            format!("      {words}"),
+            format!("```text\n{words}\n```"),
+            "a".repeat(200),
+            format!("{} end", "ä".repeat(116)),
+        ] {
+            assert!(wide_lines(&text).is_empty(), "{text}");
+        }
     }
 
     #[test]

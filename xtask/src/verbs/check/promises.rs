@@ -48,7 +48,7 @@ fn faults_in(document: &str, tests: &BTreeSet<String>) -> Vec<String> {
     faults
 }
 
-/// The names of the functions that stand behind `#[test]`.
+/// The names of the functions that stand after `#[test]`.
 fn tests_in(text: &str) -> Vec<String> {
     let mut names = Vec::new();
     let mut is_test = false;

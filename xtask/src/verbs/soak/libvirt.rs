@@ -17,7 +17,7 @@ use testkit::process::{Pipe, Process};
 
 use crate::{Result, multifd, output};
 
-/// What a host does at its start.
+/// The script that a host runs at its start.
 const HOST: &str = include_str!("host.sh");
 
 /// Far longer than any step takes.

@@ -160,7 +160,7 @@ struct Row {
     outcome: Found,
 }
 
-/// What was found for a row.
+/// The result for a row.
 #[derive(Serialize)]
 #[serde(tag = "outcome", rename_all = "snake_case")]
 enum Found {

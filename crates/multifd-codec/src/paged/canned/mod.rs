@@ -1,35 +1,7 @@
 //! Method `canned`, our own, between two ends of our own: every page by itself, in a code that both
 //! ends already have.
 //!
-//! The layout of a payload, with big-endian numbers:
-//!
-//! | bytes | |
-//! | --- | --- |
-//! | 1 | version of this format: 1 |
-//! | 1 | generation of the pages' code. A channel's first code has generation 0, each new one the next number, and 0 again after 255 |
-//! | 2 | length of the code's description; 0 if the code is that of the packet before |
-//! | that length | the code's description |
-//! | the rest | a table of lengths and then the pages ([`multifd_wire::lengths`]) |
-//!
-//! The description is the header of a dynamic deflate block, the final one of its stream: from the
-//! block's first bit to the last of the code lengths (RFC 1951, sections 3.2.3 and 3.2.7), the rest
-//! of the last byte being 0. It describes all 286 literals and lengths and all 30 distances; every
-//! symbol has a code of 1 to 15 bits, and both codes are complete. It never has more than 290
-//! bytes. Like every header it has several valid forms with the same meaning.
-//!
-//! A page as long as the page size is uncompressed. A shorter one is the rest of the block after
-//! that header: symbols, the end of the block, and zero bits to the end of the byte. So header and
-//! page together, bit after bit, are a complete deflate stream. It fills its page exactly and ends
-//! in the page's last byte. No distance in it exceeds 4096 or reaches back before the page, so that
-//! an Intel IAA can read it; libqpl calls this *canned mode*.
-//!
-//! The first payload of a channel brings a code. Any payload may bring one, which holds for its
-//! pages and until the next code; codes belong to one channel. Packets without normal pages have no
-//! payload and change nothing.
-//!
-//! A receiver refuses another version, a generation out of order, a first payload without a code,
-//! and a description that breaks the rules above. Pages have no checksum: a page with flipped bits
-//! that still ends in the right place is accepted, as in QEMU's methods.
+//! `docs/canned.md` specifies it to the bit.
 //!
 //! The sender decides which code to use and when to change it ([`plan`]).
 
