@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use multifd_codec::{Accel, Settings, window_memory};
-use multifd_transport::{Inlet, Item, Stream};
 use multifd_transport::failure::Cause;
+use multifd_transport::{Inlet, Item, Stream};
 use multifd_wire::{Fault, Hello, Limits, Method, Packet};
 
 use crate::split_cut;
