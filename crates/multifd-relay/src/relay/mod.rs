@@ -83,7 +83,7 @@ use crate::failure::Failure;
 use multifd_transport::Cancel;
 use multifd_transport::dial::DIAL_TIMEOUT;
 use multifd_transport::incoming::{Acceptor, Incoming};
-use multifd_transport::{Address, Circle, Listener, circle};
+use multifd_transport::{Address, Circle, Listener, RateLimit, circle};
 
 use crate::leg::{Encryption, Greeter, LegAddress};
 use crate::trunk::Name;
@@ -125,6 +125,8 @@ pub struct RelayConfig {
     /// The number of trunk connections that carry each multifd channel, or main if there are no
     /// channels: 1 to 16. A far relay without this feature takes one.
     pub trunk_channels: u8,
+    /// The limit for bytes that are written towards `connect`, which all its clones share.
+    pub rate_limit: Option<RateLimit>,
 }
 
 /// A relay that listens.
@@ -289,6 +291,7 @@ impl RelayConfig {
             dial_timeout: DIAL_TIMEOUT,
             verify: false,
             trunk_channels: 1,
+            rate_limit: None,
         }
     }
 

@@ -544,12 +544,7 @@ mod tests {
             verify: false,
             strands: 1,
         };
-        let target = Caller::resolve(
-            config.connect.clone(),
-            config.encryption.clone(),
-            &introduction,
-        )
-        .unwrap();
+        let target = Caller::resolve(config.connect.clone(), &config, &introduction).unwrap();
         let gate = Gate::default();
         gate.channel_came(0);
         gate.begin();

@@ -343,8 +343,7 @@ impl Opening<'_> {
             .connect
             .of(self.introduction.name.as_ref())
             .map_err(|error| main_channel::failed(Leg::Source, error.into()))?;
-        let encryption = self.config.encryption.clone();
-        let target = Caller::resolve(address.clone(), encryption, &self.introduction)
+        let target = Caller::resolve(address.clone(), self.config, &self.introduction)
             .map_err(|error| unreached(error, &address, Channel::Main))?;
         let (source, timeout) = (Arc::clone(&self.source), self.config.dial_timeout);
         // A call is given up only if the migration has failed. A destination takes each call for a
