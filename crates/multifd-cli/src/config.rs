@@ -6,7 +6,8 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
-use std::fs;
+use std::fs::File;
+use std::io::Read;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -82,12 +83,15 @@ fn read(file: &Path) -> Result<String, Fault> {
         line: None,
         words,
     };
-    let length = fs::metadata(file).map(|found| found.len());
-    if length.is_ok_and(|length| length > MOST_BYTES) {
+    let mut bytes = Vec::new();
+    let opened = File::open(file);
+    opened
+        .and_then(|opened| opened.take(MOST_BYTES + 1).read_to_end(&mut bytes))
+        .map_err(|error| fault(format!("cannot read it: {error}")))?;
+    if bytes.len() as u64 > MOST_BYTES {
         let words = format!("it has more than {} KiB", MOST_BYTES >> 10);
         return Err(fault(words));
     }
-    let bytes = fs::read(file).map_err(|error| fault(format!("cannot read it: {error}")))?;
     String::from_utf8(bytes).map_err(|error| {
         let valid = error.utf8_error().valid_up_to();
         let before = error.as_bytes().get(..valid).unwrap_or_default();
@@ -369,17 +373,22 @@ mod tests {
             let args: Vec<_> = args.iter().map(OsString::from).collect();
             assert_eq!(expand(&Cli::command(), args.clone()), Ok(args));
         }
-        let args = ["multifd", "relay", "--config", "/no/such/file"].map(OsString::from);
-        let fault = expand(&Cli::command(), args.to_vec()).unwrap_err();
-        let words = "/no/such/file: cannot read it: ";
-        assert!(fault.to_string().starts_with(words), "{fault}");
+        for (file, words) in [
+            ("/no/such/file", "/no/such/file: cannot read it: "),
+            ("/dev/zero", "/dev/zero: it has more than 1024 KiB"),
+            ("/proc", "/proc: cannot read it: "),
+        ] {
+            let args = ["multifd", "relay", "--config", file].map(OsString::from);
+            let fault = expand(&Cli::command(), args.to_vec()).unwrap_err();
+            assert!(fault.to_string().starts_with(words), "{fault}");
+        }
     }
 
     /// What stands in the package has no fault.
     #[test]
     fn the_example_is_sound() {
         let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../../packaging/relay.toml");
-        let example = fs::read_to_string(file).unwrap();
+        let example = std::fs::read_to_string(file).unwrap();
         let lines = example.lines();
         // Options that are commented out, too: they have no space behind `#`.
         let all = lines.map(|line| match line.strip_prefix('#') {

@@ -45,8 +45,8 @@ struct Shared {
 pub enum RateError {
     /// It is too low.
     #[error(
-        "the lowest rate is 1 mbit ({} bytes a second): below it, a packet of pages takes longer \
-         than peers wait",
+        "the lowest rate is 1 mbit ({} bytes a second): below it, packets of pages take so long \
+         that peers give up",
         RateLimit::LEAST
     )]
     TooLow {

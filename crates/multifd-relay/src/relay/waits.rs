@@ -274,8 +274,8 @@ mod tests {
         let clock = clocks.add(&link);
         thread::scope(|scope| {
             scope.spawn(|| std::io::copy(&mut destination, &mut std::io::sink()));
-            let write = || (&link.destination).write(&[1; 20_000]);
             scope.spawn(|| {
+                let write = || (&link.destination).write(&[1; 20_000]);
                 clock.during(Doing::Writes, || while write().is_ok() {});
             });
             while clocks.limited_bytes() < 20_000 {
