@@ -8,7 +8,7 @@ use std::path::Path;
 use multifd_transport::Address;
 use serde_json::Value;
 use support::made::{Shape, short};
-use support::peers::{Destination, Limits, Source};
+use support::peers::{Destination, Limits, Role, SHUT_WELL, Source};
 use support::{Migration, Multifd};
 
 fn unix(folder: &Path, name: &str) -> Address {
@@ -26,8 +26,11 @@ fn migration() -> Migration {
 fn goes_through(relay: &mut Multifd, from: &Address, to: &Destination) {
     let migration = migration();
     let source = Source::begin(from, &migration);
-    to.take(&migration);
+    drop(to.wait("all of it", |seen| seen.has_all(&migration)));
+    to.say(Role::Main, &SHUT_WELL);
+    assert!(source.hears(&SHUT_WELL).ends_with(&SHUT_WELL));
     source.finish();
+    drop(to.wait("the end of main", |seen| seen.main().end.is_some()));
     let report: Value = serde_json::from_str(&relay.result()).expect("a report");
     assert_eq!(report["confirmed"], true, "{report}");
     assert_eq!(report["route"], from.to_string(), "{report}");

@@ -1,9 +1,9 @@
 //! What each channel of a migration waits for.
 //!
 //! A channel's thread tells a [`Clock`] when it reads and when it writes. Now and then the session
-//! looks at all clocks. The time of writing is that of the rate limit, if the connection has waited for
-//! it. The rest is the network's, the destination's or the codec's, by what the system tells of the
-//! socket then.
+//! looks at all clocks. The time of writing is that of the rate limit, if the connection has waited
+//! for it. The rest is the network's, the destination's or the codec's, by what the system tells of
+//! the socket then.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
