@@ -15,7 +15,7 @@ use multifd_transport::Address;
 use multifd_wire::{Hello, Method};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
-use support::made::{BLOCK, Channel, Main, Shape, page_record};
+use support::made::{BLOCK, Channel, Main, PAGE_BYTES, Shape, page_record};
 use support::peers::{Destination, Limits, Role, SHUT_WELL, Source, a_while, write};
 use support::{Migration, Multifd};
 
@@ -25,24 +25,34 @@ const CHANNEL_BYTES: usize = 9 << 20;
 /// Too slow for any test to wait for a whole migration: more than two minutes.
 const SLOW: &str = "1mbit";
 
+/// Bytes that no method makes smaller.
+struct Random(u64);
+
+impl Random {
+    fn fill(&mut self, bytes: &mut [u8]) {
+        for byte in bytes {
+            self.0 = self
+                .0
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
+            *byte = (self.0 >> 33) as u8;
+        }
+    }
+}
+
 /// A migration of pages that no method makes smaller.
 fn large() -> Migration {
     let shape = Shape {
         return_path: true,
         ..Shape::default()
     };
-    let mut state = 1_u64;
+    let mut random = Random(1);
     let offsets: Vec<u64> = (0..6).map(|page| page << 12).collect();
     let mut channel = |id| {
         let mut channel = Channel::new(id, Method::None).sync();
         let mut contents = vec![0; offsets.len() << 12];
         for _ in 0..CHANNEL_BYTES / contents.len() {
-            for byte in &mut contents {
-                state = state
-                    .wrapping_mul(6_364_136_223_846_793_005)
-                    .wrapping_add(1);
-                *byte = (state >> 33) as u8;
-            }
+            random.fill(&mut contents);
             channel = channel.packet(BLOCK, &offsets, &[], &contents);
         }
         channel.sync().bytes()
@@ -57,7 +67,14 @@ fn large() -> Migration {
 
 /// The same without multifd: all pages are on main.
 fn large_on_main() -> Migration {
-    let pages = (0..4096).flat_map(|page| page_record(page % 6 << 12, page as u8));
+    // A trunk compresses main.
+    let mut random = Random(1);
+    let pages = (0..4096).flat_map(|page| {
+        let mut record = page_record(page % 6 << 12, 0);
+        let contents = record.len() - PAGE_BYTES;
+        random.fill(&mut record[contents..]);
+        record
+    });
     let main = Main {
         machine: "none",
         return_path: true,
@@ -199,6 +216,10 @@ fn two_migrations_share_one_rate() {
             let report: Value = serde_json::from_str(&relay.result()).expect("a report");
             assert_eq!(report["confirmed"], true, "{report}");
         }
+        // Pages are whole when the relay has ended.
+        interrupt(&relay);
+        let ended = relay.end();
+        assert!(ended.status.success(), "{ended:?}");
         let page = fs::read_dir(&pages)
             .expect("a folder")
             .next()

@@ -378,7 +378,7 @@ mod tests {
             }
             let bytes_within = |from: u64, to: u64| {
                 let times = Duration::from_millis(from)..Duration::from_millis(to);
-                sent.iter().filter(|at| times.contains(at)).count() as u64 * turn
+                sent.iter().filter(|at| times.contains(*at)).count() as u64 * turn
             };
             for (from, seconds) in [(0, 2), (500, 1), (3000, 1)] {
                 let found = bytes_within(from, from + seconds * 1000);
