@@ -71,6 +71,16 @@ fn options_stand_in_a_file_and_the_command_line_wins() {
         let listening = format!("multifd: listening on {}", unix(folder, "c"));
         assert_eq!(relay.complaint(), listening);
     }
+
+    // Routes may stay in a file of their own.
+    let routes = folder.join("out.routes");
+    let lines = format!("# A route.\n{}\n", route("d", &z));
+    fs::write(&routes, lines).expect("a file");
+    let text = format!("json = true\nroutes = '{}'\n", routes.display());
+    fs::write(&file, text).expect("a file");
+    let mut relay = Multifd::start(["relay", &config]);
+    drop(relay.complaint());
+    goes_through(&mut relay, &unix(folder, "d"), &z);
 }
 
 #[test]

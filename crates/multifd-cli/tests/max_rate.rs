@@ -70,7 +70,7 @@ fn large_on_main() -> Migration {
     // A trunk compresses main.
     let mut random = Random(1);
     let pages = (0..4096).flat_map(|page| {
-        let mut record = page_record(page % 6 << 12, 0);
+        let mut record = page_record((page % 6) << 12, 0);
         let contents = record.len() - PAGE_BYTES;
         random.fill(&mut record[contents..]);
         record
