@@ -261,7 +261,7 @@ fn a_wait_for_the_rate_ends_with_its_migration() {
     for (migration, by_signal) in [
         (large(), false),
         (large(), true),
-        // Without channels, a source that closes is no failure but an end, behind all that it wrote.
+        // Without channels, a source that closes is no failure but an end, behind what it wrote.
         (large_on_main(), true),
     ] {
         let folder = tempfile::tempdir().expect("a folder");
