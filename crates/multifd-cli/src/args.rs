@@ -8,7 +8,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use multifd_codec::{Accel, Huffman, Streams, WindowSize, ZlibLevel, ZstdLevel};
 use multifd_relay::leg::LegAddress;
 use multifd_relay::leg::Name;
-use multifd_transport::Address;
+use multifd_transport::{Address, RateLimit};
 
 use crate::codec::EffortArg;
 use crate::doctor::DoctorArgs;
@@ -85,6 +85,13 @@ pub(crate) struct RelayArgs {
     /// A file with a LISTEN=CONNECT on each line.
     #[arg(long, value_name = "FILE", hide_short_help = true)]
     pub routes: Option<PathBuf>,
+    /// Read options from FILE (TOML): NAME = VALUE for --NAME VALUE. The command line wins.
+    ///
+    /// A flag is true or false, and a repeatable option a list: route = ["LISTEN=CONNECT"]. An
+    /// option of the command line replaces the file's, lists too. The file is read at the start
+    /// only.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
     /// Time limit for one connection to the destination, in seconds.
     #[arg(long, value_name = "S", default_value = "10", hide_short_help = true)]
     pub dial_timeout: NonZeroU32,
@@ -120,6 +127,14 @@ pub(crate) struct RelayArgs {
     /// source's relay.
     #[arg(long, value_name = "SIZE", value_parser = size, hide_short_help = true)]
     pub delta_memory: Option<u64>,
+    /// Limit for the bytes that this relay writes towards --connect in a second, such as 1gbit.
+    ///
+    /// RATE is a number of bits with kbit, mbit or gbit (1gbit is 1,000,000,000 bits), or of bytes
+    /// like 100M (100 x 1,048,576 bytes); at least 1mbit. All migrations and connections of this
+    /// relay share it. Bytes count as they go to the network, compressed and encrypted; TCP's and
+    /// IP's own, a few percent, do not.
+    #[arg(long, value_name = "RATE", value_parser = rate, hide_short_help = true)]
+    pub max_rate: Option<RateLimit>,
     /// Recompress payloads that already have the outgoing method. By default they pass unchanged.
     ///
     /// So a source QEMU with multifd-compression zlib and multifd-zlib-level 0 needs one relay to a
@@ -360,6 +375,32 @@ pub(crate) fn size(text: &str) -> Result<u64, String> {
         .ok_or_else(|| "that is more than 64 bits can say".to_owned())
 }
 
+/// Parses a rate: bits a second, with decimal prefixes as networks have them, or bytes a second as
+/// [`size`] reads them. Each call makes a limit of its own.
+pub(crate) fn rate(text: &str) -> Result<RateLimit, String> {
+    let lower = text.to_ascii_lowercase();
+    let bytes = match lower.strip_suffix("bit") {
+        Some(bits) => {
+            let digits = bits.trim_end_matches(['k', 'm', 'g']);
+            let factor: u64 = match bits.get(digits.len()..).unwrap_or_default() {
+                "" => 1,
+                "k" => 1_000,
+                "m" => 1_000_000,
+                "g" => 1_000_000_000,
+                _ => return Err(RATES.to_owned()),
+            };
+            let number: u64 = digits.parse().map_err(|_| RATES.to_owned())?;
+            let bits = number.checked_mul(factor);
+            bits.ok_or_else(|| "that is more than 64 bits can say".to_owned())? / 8
+        }
+        None => size(text).map_err(|_| RATES.to_owned())?,
+    };
+    RateLimit::new(bytes).map_err(|error| error.to_string())
+}
+
+const RATES: &str = "rates are whole numbers of bits a second with kbit, mbit or gbit, such as 500mbit, \
+                     or of bytes a second, such as 100M";
+
 pub(crate) fn processors(text: &str) -> Result<f64, String> {
     let count = text.parse().ok();
     count
@@ -414,6 +455,27 @@ mod tests {
         for text in ["", "8", "1777", "+600", "rw", "-1", "99999999999"] {
             assert!(mode(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn rates_are_bits_or_bytes() {
+        let bytes = |text: &str| rate(text).map(|limit| limit.bytes_per_second());
+        assert_eq!(bytes("1gbit"), Ok(125_000_000));
+        assert_eq!(bytes("500Mbit"), Ok(62_500_000));
+        assert_eq!(bytes("2500kbit"), Ok(312_500));
+        assert_eq!(bytes("100M"), Ok(100 << 20));
+        assert_eq!(bytes("1000000"), Ok(1_000_000));
+        for text in [
+            "", "bit", "1.5gbit", "1tbit", "kmbit", "1gbps", "100X", "-1mbit",
+        ] {
+            assert_eq!(bytes(text), Err(RATES.to_owned()), "{text}");
+        }
+        assert!(bytes("99999999999gbit").unwrap_err().contains("64 bits"));
+        for text in ["0", "1", "999kbit", "124999"] {
+            let error = bytes(text).unwrap_err();
+            assert!(error.contains("the lowest rate is 1 mbit"), "{error}");
+        }
+        assert_eq!(bytes("1mbit"), Ok(RateLimit::LEAST));
     }
 
     #[test]

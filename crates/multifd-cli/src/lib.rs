@@ -20,6 +20,7 @@
 
 mod args;
 mod codec;
+mod config;
 mod detect;
 mod doctor;
 mod inspect;
@@ -48,7 +49,12 @@ pub use crate::args::{CodecArgs, ReceiveArgs, address};
 
 /// The command `multifd`.
 pub fn main() -> ExitCode {
-    match Cli::parse().command {
+    let args = config::expand(&Cli::command(), std::env::args_os().collect());
+    let args = args.unwrap_or_else(|fault| {
+        let kind = clap::error::ErrorKind::ValueValidation;
+        clap::Error::raw(kind, format_args!("{fault}\n")).exit()
+    });
+    match Cli::parse_from(args).command {
         Command::Relay(args) => {
             // Threads would be outside of a sandbox that comes after them.
             let confined = relay::confine(&args);

@@ -36,6 +36,7 @@ pub(crate) fn migrate(args: &MigrateArgs, sandbox: &Sandbox) -> Outcome {
     config.processors = args.cpus;
     config.name.clone_from(&args.name);
     config.trunk_channels = args.trunk_channels;
+    config.rate_limit.clone_from(&args.max_rate);
     let mut wish = Wish::new(end.channels.get());
     wish.postcopy = args.postcopy_after.is_some();
     wish.max_bandwidth = Some(args.max_bandwidth);

@@ -31,6 +31,7 @@ struct Point {
 pub(crate) enum Limit {
     Source,
     Codec,
+    MaxRate,
     Network,
     Destination,
 }
@@ -40,6 +41,7 @@ impl Limit {
         match self {
             Self::Source => "source",
             Self::Codec => "codec",
+            Self::MaxRate => "--max-rate",
             Self::Network => "network",
             Self::Destination => "destination",
         }
@@ -94,6 +96,7 @@ impl Pace {
         let parts = [
             (waits.source, Limit::Source),
             (waits.codec, Limit::Codec),
+            (waits.rate_limit, Limit::MaxRate),
             (waits.network, Limit::Network),
             (waits.destination, Limit::Destination),
         ];
@@ -186,6 +189,9 @@ mod tests {
         pace.waits.codec = Duration::from_secs(4);
         pace.progress(Duration::from_secs(2), &Traffic::default());
         assert_eq!(pace.limit(), Some(Limit::Network));
+        pace.waits.rate_limit = Duration::from_secs(7);
+        pace.progress(Duration::from_secs(3), &Traffic::default());
+        assert_eq!(pace.limit().map(Limit::as_str), Some("--max-rate"));
     }
 
     #[test]

@@ -133,6 +133,7 @@ pub(crate) fn run(args: &RelayArgs, confined: Confined) -> Outcome {
         config.name = args.name.clone();
         config.verify = args.verify;
         config.trunk_channels = args.trunk_channels;
+        config.rate_limit.clone_from(&args.max_rate);
         check_legs(&route, args)?;
         config.encryption = encryption(&route, args)?;
         if route.listen.tls || route.connect.tls {

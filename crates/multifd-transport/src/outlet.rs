@@ -315,7 +315,7 @@ impl<'s> Outlet<'s> {
         } = encoded;
         let mut lane = self.lane.as_mut().filter(|_| encoded_bytes > 0);
         if let Some(lane) = &mut lane {
-            let waiting = self.wire.stream.waiting_bytes();
+            let waiting = self.wire.stream.queued_bytes();
             lane.encoded(lane.now(), encoded_bytes, payload.len(), waiting);
         }
         let before = self.wire.bytes_out;

@@ -122,9 +122,10 @@ impl Pipe {
     /// Empties the pipe, which holds `count` bytes, into `to`.
     fn drain(&self, to: &Stream, mut count: usize) -> io::Result<()> {
         while count > 0 {
-            count -= match retrying(|| {
-                splice(&self.reader, None, to, None, count, SpliceFlags::MOVE)
-            })? {
+            let drained = to.write_allowed(count, |allowed| {
+                retrying(|| splice(&self.reader, None, to, None, allowed, SpliceFlags::MOVE))
+            });
+            count -= match drained? {
                 0 => return Err(io::ErrorKind::WriteZero.into()),
                 moved => moved,
             };

@@ -5,13 +5,15 @@ use std::io::{self, IoSlice, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{RecvFlags, connect_unspec, recv, sockopt};
 
-use crate::Address;
 use crate::dial::{DIAL_TIMEOUT, Target};
+use crate::rate::Limited;
+use crate::{Address, RateLimit};
 
 /// Time limit for a peer's host to answer. Longer than what a network takes to find another way.
 const DEAD_PEER: Duration = Duration::from_secs(30);
@@ -30,7 +32,11 @@ const ASK_EVERY: Duration = Duration::from_secs(1);
 /// Reading and writing take `&Stream`, as with the standard library's sockets, so that two threads
 /// can serve the two directions.
 #[derive(Debug)]
-pub struct Stream(Kind);
+pub struct Stream {
+    kind: Kind,
+    /// The limit of a bare socket's writes, if there is one.
+    limited: Option<Arc<Limited>>,
+}
 
 #[derive(Debug)]
 enum Kind {
@@ -157,6 +163,11 @@ impl Stream {
         Ok(target.dial(timeout.saturating_sub(start.elapsed()), &|| false)?)
     }
 
+    const fn of(kind: Kind) -> Stream {
+        let limited = None;
+        Stream { kind, limited }
+    }
+
     /// Packets are written whole, so waiting to fill a segment only delays the last one of a round.
     /// A host that is gone, or whose link is cut, says nothing by itself; with keep-alive a wait
     /// for it fails after half a minute.
@@ -167,17 +178,90 @@ impl Stream {
         sockopt::set_tcp_keepidle(&stream, QUIET)?;
         sockopt::set_tcp_keepintvl(&stream, ASK_EVERY)?;
         sockopt::set_tcp_keepcnt(&stream, questions as u32)?;
-        Ok(Stream(Kind::Tcp(stream)))
+        Ok(Stream::of(Kind::Tcp(stream)))
     }
 
     /// A connection that runs over another one.
     pub fn layered(connection: impl Layer + 'static) -> Stream {
-        Stream(Kind::Layered(Box::new(connection)))
+        Stream::of(Kind::Layered(Box::new(connection)))
+    }
+
+    /// The same socket with a limit for what it writes. Bytes count, and wait only from
+    /// [`hold_to_rate`](Self::hold_to_rate) on, so that nothing delays a handshake. Where something
+    /// runs over a socket, the socket has to get the limit first.
+    #[must_use]
+    pub fn with_rate_limit(self, limit: Option<&RateLimit>) -> Stream {
+        let limited = limit.filter(|_| self.is_bare()).map(Limited::new);
+        Stream { limited, ..self }
+    }
+
+    /// Lets writes wait for their rate limit, if there is one. The wait ends at once when another
+    /// thread closes the connection, or explains why it will.
+    pub fn hold_to_rate(&self) {
+        self.each_limited(&mut Limited::hold);
+    }
+
+    /// Lets writes wait for no rate limit any more. Returns whether they did.
+    pub fn lift_rate_limit(&self) -> bool {
+        let mut held = false;
+        self.each_limited(&mut |limited| held |= limited.lift());
+        held
+    }
+
+    /// How long writes have waited for a rate limit so far.
+    pub fn held_by_rate(&self) -> Duration {
+        let mut held = Duration::ZERO;
+        self.each_limited(&mut |limited| held = held.saturating_add(limited.held()));
+        held
+    }
+
+    /// Whether a write waits for a rate limit now.
+    pub fn is_held_by_rate(&self) -> bool {
+        let mut held = false;
+        self.each_limited(&mut |limited| held |= limited.is_held());
+        held
+    }
+
+    /// Bytes that were written under a rate limit.
+    pub fn limited_bytes(&self) -> u64 {
+        let mut bytes = 0_u64;
+        self.each_limited(&mut |limited| bytes = bytes.saturating_add(limited.written()));
+        bytes
+    }
+
+    /// Sees the limits of all sockets below.
+    fn each_limited(&self, see: &mut dyn FnMut(&Limited)) {
+        match &self.kind {
+            Kind::Layered(connection) => {
+                connection.each_under(&mut |stream| stream.each_limited(see));
+            }
+            Kind::Unix(_) | Kind::Tcp(_) => {
+                if let Some(limited) = &self.limited {
+                    see(limited);
+                }
+            }
+        }
+    }
+
+    /// Writes up to `wanted` bytes by `write`, which gets the number that a rate limit allows.
+    pub(crate) fn write_allowed<E>(
+        &self,
+        wanted: usize,
+        write: impl FnOnce(usize) -> Result<usize, E>,
+    ) -> Result<usize, E> {
+        let Some(limited) = &self.limited else {
+            return write(wanted);
+        };
+        let allowed = limited.take(wanted);
+        let outcome = write(allowed);
+        let written = outcome.as_ref().map_or(0, |count| *count);
+        limited.give_back(allowed.saturating_sub(written));
+        outcome
     }
 
     /// The unix socket, if it is one and nothing runs over it.
     pub fn unix(&self) -> Option<&UnixStream> {
-        match &self.0 {
+        match &self.kind {
             Kind::Unix(stream) => Some(stream),
             Kind::Tcp(_) | Kind::Layered(_) => None,
         }
@@ -185,12 +269,12 @@ impl Stream {
 
     /// Whether it is a socket over which nothing runs.
     pub fn is_bare(&self) -> bool {
-        !matches!(self.0, Kind::Layered(_))
+        !matches!(self.kind, Kind::Layered(_))
     }
 
     /// The socket that everything runs over.
     pub(crate) fn socket(&self) -> Socket<'_> {
-        match &self.0 {
+        match &self.kind {
             Kind::Unix(stream) => Socket::Unix(stream),
             Kind::Tcp(stream) => Socket::Tcp(stream),
             Kind::Layered(connection) => connection.under().socket(),
@@ -199,7 +283,7 @@ impl Stream {
 
     /// Sees all sockets below, until one has an error.
     fn each_socket(&self, see: &mut dyn FnMut(Socket<'_>) -> io::Result<()>) -> io::Result<()> {
-        match &self.0 {
+        match &self.kind {
             Kind::Unix(stream) => see(Socket::Unix(stream)),
             Kind::Tcp(stream) => see(Socket::Tcp(stream)),
             Kind::Layered(connection) => {
@@ -217,8 +301,11 @@ impl Stream {
     /// Closes one or both directions, for every handle of this socket. A socket that the peer has
     /// closed already counts as success.
     pub fn shutdown(&self, how: Shutdown) -> io::Result<()> {
-        if let (Kind::Layered(connection), Shutdown::Write) = (&self.0, how) {
-            connection.end()?;
+        match (&self.kind, how) {
+            (Kind::Layered(connection), Shutdown::Write) => connection.end()?,
+            // The thread that writes closes that direction itself, when it waits for nothing.
+            (_, Shutdown::Write) => {}
+            _ => drop(self.lift_rate_limit()),
         }
         let mut outcome = Ok(());
         // An error at one socket leaves no other one open.
@@ -238,7 +325,7 @@ impl Stream {
 
     /// Says why the connection is about to be closed, to a peer that can hear it.
     pub fn explain(&self, words: &str) {
-        if let Kind::Layered(connection) = &self.0 {
+        if let Kind::Layered(connection) = &self.kind {
             connection.explain(words);
         }
     }
@@ -247,7 +334,7 @@ impl Stream {
     /// can: the peer sees a broken connection and no end. `words` say why, to a peer that can hear
     /// them.
     pub fn reset(&self, words: Option<&str>) {
-        if let (Kind::Layered(_), Some(words)) = (&self.0, words) {
+        if let (Kind::Layered(_), Some(words)) = (&self.kind, words) {
             self.explain(words);
         } else {
             let _ = self.each_socket(&mut |socket| {
@@ -268,7 +355,7 @@ impl Stream {
     /// # Errors
     /// `WouldBlock` when nothing is there yet.
     pub fn peek(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        if let Kind::Layered(connection) = &self.0 {
+        if let Kind::Layered(connection) = &self.kind {
             return connection.peek(buffer);
         }
         let (count, _) = recv(self, buffer, RecvFlags::PEEK | RecvFlags::DONTWAIT)?;
@@ -320,7 +407,7 @@ impl Stream {
     /// # Errors
     /// `WouldBlock` when nothing is there yet.
     pub fn read_now(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        if let Kind::Layered(connection) = &self.0 {
+        if let Kind::Layered(connection) = &self.kind {
             return connection.read(buffer, false);
         }
         let (count, _) = recv(self, buffer, RecvFlags::DONTWAIT)?;
@@ -355,7 +442,7 @@ impl Stream {
 
     /// Whether something waits that was taken from the socket already.
     fn has_more(&self) -> bool {
-        match &self.0 {
+        match &self.kind {
             Kind::Layered(connection) => connection.has_more(),
             Kind::Unix(_) | Kind::Tcp(_) => false,
         }
@@ -363,7 +450,7 @@ impl Stream {
 
     /// Whether both ends have agreed on notes beside the bytes.
     pub fn has_notes(&self) -> bool {
-        matches!(&self.0, Kind::Layered(connection) if connection.has_notes())
+        matches!(&self.kind, Kind::Layered(connection) if connection.has_notes())
     }
 
     /// Says something beside the bytes, in the order of both, where there are notes.
@@ -371,7 +458,7 @@ impl Stream {
     /// # Errors
     /// Those of the socket.
     pub fn tell(&self, note: &[u8]) -> io::Result<()> {
-        match &self.0 {
+        match &self.kind {
             Kind::Layered(connection) => connection.tell(note),
             Kind::Unix(_) | Kind::Tcp(_) => Ok(()),
         }
@@ -379,7 +466,7 @@ impl Stream {
 
     /// The peer's next note among those that stood before the bytes which were read.
     pub fn told(&self) -> Option<Vec<u8>> {
-        match &self.0 {
+        match &self.kind {
             Kind::Layered(connection) => connection.told(),
             Kind::Unix(_) | Kind::Tcp(_) => None,
         }
@@ -388,7 +475,7 @@ impl Stream {
     /// The bytes that a layer has read from the stream below, and written to it, if these are not
     /// the bytes that it has carried.
     pub fn bytes_below(&self) -> Option<[u64; 2]> {
-        match &self.0 {
+        match &self.kind {
             Kind::Layered(connection) => connection.bytes_below(),
             Kind::Unix(_) | Kind::Tcp(_) => None,
         }
@@ -430,6 +517,13 @@ impl Stream {
         self.sum(|socket| crate::unsent::waiting_bytes(socket))
     }
 
+    /// The same, with those that a link would hold whose rate is the limit.
+    pub(crate) fn queued_bytes(&self) -> u64 {
+        let mut queued = self.waiting_bytes();
+        self.each_limited(&mut |limited| queued = queued.saturating_add(limited.queued()));
+        queued
+    }
+
     /// The place where written bytes wait at the moment.
     pub fn backlog(&self) -> Backlog {
         match (self.waiting_bytes(), self.unsent_bytes()) {
@@ -468,7 +562,7 @@ impl Stream {
     /// # Errors
     /// Errors of the socket, of bytes before these too.
     pub fn write_ahead(&self, bytes: &[u8]) -> io::Result<()> {
-        match &self.0 {
+        match &self.kind {
             Kind::Layered(connection) => connection.write_ahead(bytes),
             Kind::Unix(_) | Kind::Tcp(_) => (&mut &*self).write_all(bytes),
         }
@@ -476,7 +570,7 @@ impl Stream {
 
     /// Writes `head` and then `body` with as few system calls as the socket allows.
     pub fn write_all_of_two(&self, head: &[u8], body: &[u8]) -> io::Result<()> {
-        if let Kind::Layered(connection) = &self.0 {
+        if let Kind::Layered(connection) = &self.kind {
             return connection.write_all_of_two(head, body);
         }
         let mut parts = [IoSlice::new(head), IoSlice::new(body)];
@@ -496,7 +590,7 @@ impl Stream {
 
 impl Read for &Stream {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        match &self.0 {
+        match &self.kind {
             Kind::Unix(stream) => (&mut &*stream).read(buffer),
             Kind::Tcp(stream) => (&mut &*stream).read(buffer),
             Kind::Layered(connection) => connection.read(buffer, true),
@@ -506,29 +600,32 @@ impl Read for &Stream {
 
 impl Write for &Stream {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match &self.0 {
-            Kind::Unix(stream) => (&mut &*stream).write(bytes),
-            Kind::Tcp(stream) => (&mut &*stream).write(bytes),
-            Kind::Layered(connection) => {
-                connection.write_all_of_two(bytes, &[])?;
-                Ok(bytes.len())
-            }
+        if let Kind::Layered(connection) = &self.kind {
+            connection.write_all_of_two(bytes, &[])?;
+            return Ok(bytes.len());
         }
+        self.write_allowed(bytes.len(), |allowed| {
+            let bytes = bytes.get(..allowed).unwrap_or(bytes);
+            match self.socket() {
+                Socket::Unix(mut stream) => stream.write(bytes),
+                Socket::Tcp(mut stream) => stream.write(bytes),
+            }
+        })
     }
 
     fn write_vectored(&mut self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
-        match &self.0 {
-            Kind::Unix(stream) => (&mut &*stream).write_vectored(parts),
-            Kind::Tcp(stream) => (&mut &*stream).write_vectored(parts),
-            Kind::Layered(_) => match parts.iter().find(|part| !part.is_empty()) {
-                Some(part) => self.write(part),
-                None => Ok(0),
-            },
+        if let (Kind::Layered(_), _) | (_, Some(_)) = (&self.kind, &self.limited) {
+            let mut parts = parts.iter().filter(|part| !part.is_empty());
+            return parts.next().map_or(Ok(0), |part| self.write(part));
+        }
+        match self.socket() {
+            Socket::Unix(mut stream) => stream.write_vectored(parts),
+            Socket::Tcp(mut stream) => stream.write_vectored(parts),
         }
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        match &self.0 {
+        match &self.kind {
             Kind::Layered(connection) => connection.flush(),
             Kind::Unix(_) | Kind::Tcp(_) => Ok(()),
         }
@@ -564,14 +661,14 @@ impl AsFd for Stream {
 
 impl From<UnixStream> for Stream {
     fn from(stream: UnixStream) -> Self {
-        Stream(Kind::Unix(stream))
+        Stream::of(Kind::Unix(stream))
     }
 }
 
 /// The connection as it is: [`Stream::connect`] also asks a quiet peer whether it is there.
 impl From<TcpStream> for Stream {
     fn from(stream: TcpStream) -> Self {
-        Stream(Kind::Tcp(stream))
+        Stream::of(Kind::Tcp(stream))
     }
 }
 

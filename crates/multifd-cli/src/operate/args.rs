@@ -5,8 +5,9 @@ use std::path::PathBuf;
 
 use clap::Args;
 use multifd_relay::leg::{LegAddress, Name};
+use multifd_transport::RateLimit;
 
-use crate::args::{CodecArgs, leg, name, processors, size};
+use crate::args::{CodecArgs, leg, name, processors, rate, size};
 
 /// Send the guest of a QEMU to `multifd accept`, and follow it to the end.
 #[derive(Args, Debug)]
@@ -39,6 +40,13 @@ pub(crate) struct MigrateArgs {
     /// Run the guest at the destination after S seconds, and let its memory follow.
     #[arg(long, value_name = "S")]
     pub postcopy_after: Option<NonZeroU32>,
+    /// Limit for the bytes that go over the trunk in a second, after compression, such as 1gbit.
+    ///
+    /// RATE is a number of bits with kbit, mbit or gbit (1gbit is 1,000,000,000 bits), or of bytes
+    /// like 100M (100 x 1,048,576 bytes); at least 1mbit. Encryption counts; TCP's and IP's own
+    /// bytes, a few percent, do not.
+    #[arg(long, value_name = "RATE", value_parser = rate, hide_short_help = true)]
+    pub max_rate: Option<RateLimit>,
     #[command(flatten)]
     pub codec: CodecArgs,
     /// Processors that --effort auto may take, such as 1.5.

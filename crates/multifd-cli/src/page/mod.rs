@@ -380,7 +380,14 @@ impl Page {
         }
         page.words("h2", &[], "What each channel waited for");
         page.element("p", &[("class", &"keys")], |page| {
-            for (cause, _) in parts(&Waits::default()) {
+            let all = channels
+                .iter()
+                .fold(Waits::default(), |all, told| all.plus(&told.waits));
+            let is_limited = |cause| cause != "--max-rate" || all.rate_limit > Duration::ZERO;
+            for (cause, _) in parts(&all)
+                .into_iter()
+                .filter(|(cause, _)| is_limited(*cause))
+            {
                 let class = format!("key {}", class_of(cause));
                 page.words("span", &[("class", &class)], cause);
             }
@@ -411,7 +418,7 @@ impl Page {
             "p",
             &[("class", &"small")],
             "Source: reading from it, and waiting for it and the network before this relay. Codec: \
-             computing here. Network: bytes wait to be sent, and others are on their way. \
+             computing here. --max-rate: the limit of this relay. Network: bytes wait to be sent, and others are on their way. \
              Destination: bytes wait because the other end does not read. Other channels: waiting at \
              the end of a round. Network and destination are told apart ten times in a second.",
         );
@@ -488,10 +495,11 @@ fn row(page: &mut Markup, name: &str, value: &str) {
     });
 }
 
-fn parts(waits: &Waits) -> [(&'static str, Duration); 5] {
+fn parts(waits: &Waits) -> [(&'static str, Duration); 6] {
     [
         ("source", waits.source),
         ("codec", waits.codec),
+        ("--max-rate", waits.rate_limit),
         ("network", waits.network),
         ("destination", waits.destination),
         ("other channels", waits.channels),
@@ -502,6 +510,7 @@ fn parts(waits: &Waits) -> [(&'static str, Duration); 5] {
 fn class_of(cause: &'static str) -> &'static str {
     match cause {
         "other channels" => "others",
+        "--max-rate" => "max-rate",
         cause => cause,
     }
 }
@@ -523,9 +532,9 @@ fn in_words(moment: OffsetDateTime) -> String {
 /// Without `<` and `&`, so that it is the same in HTML and XML.
 const STYLE: &str = "\
 :root{color-scheme:light dark;--back:#fff;--text:#1b1f24;--soft:#57606a;--line:#d0d7de;--good:#1a7f37;--bad:#b42318;\
---a:#1f6fb2;--b:#b35900;--c:#a4265e;--d:#2b7a4b;--e:#7a6f00}
+--a:#1f6fb2;--b:#b35900;--c:#a4265e;--d:#2b7a4b;--e:#7a6f00;--f:#5a4fa3}
 @media (prefers-color-scheme:dark){:root{--back:#14171b;--text:#e6e9ed;--soft:#a0a9b4;--line:#3a424c;--good:#5bd075;\
---bad:#ff8a80;--a:#6cb6ff;--b:#ffa657;--c:#ff8fb8;--d:#6fd39b;--e:#d8c84f}}
+--bad:#ff8a80;--a:#6cb6ff;--b:#ffa657;--c:#ff8fb8;--d:#6fd39b;--e:#d8c84f;--f:#b9a7ff}}
 *{box-sizing:border-box}
 body{margin:0 auto;max-width:56rem;padding:1rem;background:var(--back);color:var(--text);\
 font:16px/1.5 system-ui,sans-serif;overflow-wrap:anywhere}
@@ -558,6 +567,7 @@ path{fill:none;stroke:var(--key);stroke-width:2;vector-effect:non-scaling-stroke
 .left,.network{--key:var(--c)}
 .destination{--key:var(--d)}
 .others{--key:var(--e)}
+.max-rate{--key:var(--f)}
 .channel{margin:.7rem 0}
 .bar{height:1rem;margin:.15rem 0}
 .bar path{fill:var(--key);stroke:none}

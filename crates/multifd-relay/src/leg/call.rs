@@ -4,7 +4,7 @@ use std::io;
 use std::sync::atomic::{AtomicU8, AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
-use multifd_transport::{Address, DialError, Stream, Target};
+use multifd_transport::{Address, DialError, RateLimit, Stream, Target};
 use multifd_wire::{Hello, Method};
 
 use super::carried::Carried;
@@ -12,6 +12,7 @@ use super::strands::Strands;
 use super::{
     Encryption, LegAddress, PLAIN, Protocol, VERIFY, abilities, extension, has, process, random,
 };
+use crate::relay::RelayConfig;
 use crate::trunk::{
     Accepted, Answer, AnswerReceiver, Chosen, Connection, DeltaTerms, Extension, Name, Offers,
     Preface, Refusal, StrandTerms, Versions,
@@ -66,6 +67,7 @@ pub(crate) struct Caller {
         expect(dead_code, reason = "a build without TLS")
     )]
     encryption: Encryption,
+    rate_limit: Option<RateLimit>,
     preface: Option<Preface>,
     /// The number of connections that carry each channel of pages.
     strands: u8,
@@ -91,7 +93,7 @@ impl Caller {
     /// If there is no such host, or the system has no random numbers.
     pub(crate) fn resolve(
         address: LegAddress,
-        encryption: Encryption,
+        config: &RelayConfig,
         introduction: &Introduction,
         given_up: &dyn Fn() -> bool,
     ) -> Result<Self, DialError> {
@@ -103,7 +105,8 @@ impl Caller {
         Ok(Self {
             address,
             target,
-            encryption,
+            encryption: config.encryption.clone(),
+            rate_limit: config.rate_limit.clone(),
             preface,
             strands: introduction.strands,
             fewest_strands: AtomicU8::new(introduction.strands),
@@ -192,6 +195,7 @@ impl Caller {
                 has_plain_packets: false,
                 delta_bytes: 0,
             };
+            stream.hold_to_rate();
             return Ok((stream, terms));
         };
         let mut preface = preface.clone();
@@ -233,6 +237,7 @@ impl Caller {
             self.fewest_strands.store(1, Ordering::Relaxed);
         }
         let stream = Strands::joined(stream, more);
+        stream.hold_to_rate();
         let is_stream = agreement.is_stream;
         let carried =
             Carried::new(stream, &agreement.chosen, is_stream).map_err(io::Error::other)?;
@@ -244,6 +249,7 @@ impl Caller {
     fn dial(&self, deadline: Instant, given_up: &dyn Fn() -> bool) -> Result<Stream, DialError> {
         let left = || deadline.saturating_duration_since(Instant::now());
         let stream = self.target.dial(left(), given_up)?;
+        let stream = stream.with_rate_limit(self.rate_limit.as_ref());
         #[cfg(feature = "tls")]
         let stream = {
             let address = self.target.address();

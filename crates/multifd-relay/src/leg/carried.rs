@@ -7,7 +7,8 @@ use std::mem;
 use std::net::Shutdown;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use multifd_codec::ahead::Ahead;
 use multifd_transport::{Layer, Stream};
@@ -21,6 +22,11 @@ use crate::trunk::{
 
 /// The time limit for the last message to the other relay. The connection is closed afterwards.
 const LAST_WORD: Duration = Duration::from_millis(500);
+
+/// How long a thread may take to finish a frame that no rate limit holds up any more, and how often
+/// that is checked. The socket had room, so this is the time of a copy.
+const UNLIMITED: Duration = Duration::from_millis(100);
+const UNLIMITED_PAUSE: Duration = Duration::from_millis(1);
 
 /// The most notes that may wait. Each mark has one, and marks are handled in turn.
 const MOST_NOTES: usize = 64;
@@ -121,6 +127,22 @@ impl Carried {
         let count = head.len().saturating_add(body.len());
         written.fetch_add(count as u64, Ordering::Relaxed);
         Ok(())
+    }
+
+    /// The writer, unless another thread is blocked in a write: the socket has no room for more
+    /// then. A thread that waited for a rate limit finishes what it writes first.
+    fn writing_soon(&self) -> Option<MutexGuard<'_, Writing>> {
+        let was_limited = self.under.lift_rate_limit();
+        let since = Instant::now();
+        loop {
+            match self.writing.try_lock() {
+                Ok(writing) => return Some(writing),
+                Err(TryLockError::WouldBlock) if was_limited && since.elapsed() < UNLIMITED => {
+                    thread::sleep(UNLIMITED_PAUSE);
+                }
+                Err(_) => return None,
+            }
+        }
     }
 
     /// A panic ends its migration and closes all its connections, so the state does not matter.
@@ -255,8 +277,7 @@ impl Layer for Carried {
     }
 
     fn explain(&self, words: &str) {
-        // If a thread is blocked in a write, the socket has no room for more.
-        let Ok(mut writing) = self.writing.try_lock() else {
+        let Some(mut writing) = self.writing_soon() else {
             return;
         };
         if writing.frames.has_ended() {

@@ -85,7 +85,7 @@ pub use self::waits::{ChannelWaits, Waits};
 pub use self::watch::MigrationNote;
 use crate::failure::Failure;
 use multifd_transport::incoming::{Acceptor, Incoming};
-use multifd_transport::{Address, Cancel, Circle, DIAL_TIMEOUT, Listener, circle};
+use multifd_transport::{Address, Cancel, Circle, DIAL_TIMEOUT, Listener, RateLimit, circle};
 
 use crate::leg::{Encryption, Greeter, LegAddress};
 use crate::trunk::Name;
@@ -130,6 +130,8 @@ pub struct RelayConfig {
     /// The number of trunk connections that carry each multifd channel, or main if there are no
     /// channels: 1 to 16. A far relay without this feature takes one.
     pub trunk_channels: u8,
+    /// The limit for bytes that are written towards `connect`, which all its clones share.
+    pub rate_limit: Option<RateLimit>,
 }
 
 /// A relay that listens.
@@ -299,6 +301,7 @@ impl RelayConfig {
             verify: false,
             stays_in_postcopy: false,
             trunk_channels: 1,
+            rate_limit: None,
         }
     }
 

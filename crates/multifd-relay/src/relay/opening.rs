@@ -125,8 +125,8 @@ impl Opening<'_> {
             .connect
             .of(self.introduction.name.as_ref())
             .map_err(|error| main_channel::failed(Leg::Source, error.into()))?;
-        let encryption = self.config.encryption.clone();
-        let (source, timeout) = (Arc::clone(&self.source), self.config.dial_timeout);
+        let config = self.config;
+        let (source, timeout) = (Arc::clone(&self.source), config.dial_timeout);
         let introduction = self.introduction.clone();
         // A call is given up only if the migration has failed. A destination takes each call for a
         // connection of its source, and a source that has closed may have sent everything.
@@ -139,7 +139,7 @@ impl Opening<'_> {
             failure.set(fault.err());
             given_up
         };
-        let target = Caller::resolve(address.clone(), encryption, &introduction, &given_up);
+        let target = Caller::resolve(address.clone(), config, &introduction, &given_up);
         let called = target.and_then(|target| {
             let (destination, terms) = target.main(timeout, &given_up)?;
             Ok((target, destination, terms))

@@ -544,13 +544,8 @@ mod tests {
             verify: false,
             strands: 1,
         };
-        let target = Caller::resolve(
-            config.connect.clone(),
-            config.encryption.clone(),
-            &introduction,
-            &|| false,
-        )
-        .unwrap();
+        let target =
+            Caller::resolve(config.connect.clone(), &config, &introduction, &|| false).unwrap();
         let gate = Gate::default();
         gate.channel_came(0);
         gate.begin();

@@ -1,8 +1,9 @@
 //! The waits of a migration's channels.
 //!
 //! A channel's thread tells a [`Clock`] when it reads and when it writes. Now and then the session
-//! looks at all clocks. The time of writing is the network's, the destination's or the codec's, by
-//! what the system tells of the socket then.
+//! looks at all clocks. The time of writing is that of the rate limit, if the connection has waited
+//! for it. The rest is the network's, the destination's or the codec's, by what the system tells of
+//! the socket then.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -23,6 +24,8 @@ pub struct Waits {
     pub source: Duration,
     /// Computing here.
     pub codec: Duration,
+    /// Waiting because of [`rate_limit`](super::RelayConfig::rate_limit).
+    pub rate_limit: Duration,
     /// Waiting for the network behind this relay.
     pub network: Duration,
     /// Waiting for the destination, whose host takes nothing.
@@ -35,7 +38,13 @@ impl Waits {
     /// All of it.
     #[must_use]
     pub fn total(&self) -> Duration {
-        let parts = [self.codec, self.network, self.destination, self.channels];
+        let parts = [
+            self.codec,
+            self.rate_limit,
+            self.network,
+            self.destination,
+            self.channels,
+        ];
         parts
             .into_iter()
             .fold(self.source, Duration::saturating_add)
@@ -57,6 +66,7 @@ impl Waits {
         Self {
             source: of(self.source, other.source),
             codec: of(self.codec, other.codec),
+            rate_limit: of(self.rate_limit, other.rate_limit),
             network: of(self.network, other.network),
             destination: of(self.destination, other.destination),
             channels: of(self.channels, other.channels),
@@ -89,6 +99,8 @@ pub(super) enum Party {
     Source,
     /// This relay.
     Here,
+    /// The rate limit of this relay.
+    RateLimit,
     /// The network behind this relay.
     Network,
     /// The destination.
@@ -101,6 +113,7 @@ impl Party {
         match self {
             Self::Source => "the source",
             Self::Here => "this relay",
+            Self::RateLimit => "its turn within --max-rate",
             Self::Network => "the network",
             Self::Destination => "the destination",
         }
@@ -123,6 +136,7 @@ struct Entry {
     clock: Arc<Clock>,
     /// The state at the last look.
     seen: Spent,
+    held: Duration,
     waits: Waits,
 }
 
@@ -134,6 +148,7 @@ impl Clocks {
             link: Arc::clone(link),
             clock: Arc::clone(&clock),
             seen: Spent::default(),
+            held: Duration::ZERO,
             waits: Waits::default(),
         });
         clock
@@ -164,6 +179,14 @@ impl Clocks {
         all
     }
 
+    /// Bytes that were written under a rate limit. A large packet counts bit by bit.
+    pub(super) fn limited_bytes(&self) -> u64 {
+        let state = self.lock();
+        let all = state.entries.iter();
+        all.map(|entry| entry.link.destination.limited_bytes())
+            .fold(0, u64::saturating_add)
+    }
+
     /// The party that a migration waits for if nothing moves.
     pub(super) fn party(&self) -> Party {
         let state = self.lock();
@@ -172,6 +195,7 @@ impl Clocks {
             match entry.clock.look().0 {
                 Doing::Writes => {
                     return match entry.link.destination.backlog() {
+                        _ if entry.link.destination.is_held_by_rate() => Party::RateLimit,
                         Backlog::Link => Party::Network,
                         _ => Party::Destination,
                     };
@@ -199,9 +223,15 @@ impl Entry {
         let (reads, works) = (more(|spent| spent.reads), more(|spent| spent.works));
         let (writes, waits) = (more(|spent| spent.writes), more(|spent| spent.waits));
         self.seen = spent;
+        // The clock was looked at before, so a wait may be a little longer than its writing.
+        let held = self.link.destination.held_by_rate();
+        let limited = held.saturating_sub(self.held).min(writes);
+        self.held = self.held.saturating_add(limited);
+        let writes = writes.saturating_sub(limited);
         let sum = &mut self.waits;
         sum.source = sum.source.saturating_add(reads);
         sum.codec = sum.codec.saturating_add(works);
+        sum.rate_limit = sum.rate_limit.saturating_add(limited);
         sum.channels = sum.channels.saturating_add(waits);
         if writes > Duration::ZERO {
             let sum = match self.link.destination.backlog() {
@@ -222,9 +252,45 @@ mod tests {
     use std::os::unix::net::UnixStream;
     use std::thread;
 
-    use multifd_transport::Stream;
+    use multifd_transport::{RateLimit, Stream};
 
     use super::*;
+
+    /// The peer reads all at once, so neither it nor the network is waited for.
+    #[test]
+    fn a_wait_for_the_rate_limit_is_nobody_elses() {
+        let [(source, ours), (there, mut destination)] =
+            [(); 2].map(|()| UnixStream::pair().unwrap());
+        let limit = RateLimit::new(RateLimit::LEAST).unwrap();
+        let link = Arc::new(Link {
+            channel: Channel::Multifd(0),
+            source: Arc::new(Stream::from(ours)),
+            destination: Stream::from(there).with_rate_limit(Some(&limit)),
+        });
+        link.destination.hold_to_rate();
+        let clocks = Clocks::default();
+        let clock = clocks.add(&link);
+        thread::scope(|scope| {
+            scope.spawn(|| std::io::copy(&mut destination, &mut std::io::sink()));
+            scope.spawn(|| {
+                let write = || (&link.destination).write(&[1; 20_000]);
+                clock.during(Doing::Writes, || while write().is_ok() {});
+            });
+            while clocks.limited_bytes() < 20_000 {
+                clocks.look();
+                thread::sleep(Duration::from_millis(2));
+            }
+            while clocks.party() != Party::RateLimit {
+                thread::sleep(Duration::from_millis(1));
+            }
+            link.close();
+        });
+        let waits = clocks.all()[0].waits;
+        assert!(waits.rate_limit > Duration::ZERO, "{waits:?}");
+        let others = waits.total() - waits.rate_limit;
+        assert!(others < waits.rate_limit, "{waits:?}");
+        drop(source);
+    }
 
     #[test]
     fn a_destination_that_does_not_read_is_waited_for() {

@@ -155,7 +155,8 @@ impl Watch {
         Sample {
             now: Instant::now(),
             bytes_in: totals.bytes_in,
-            bytes_out: totals.bytes_out,
+            // At a low rate a packet takes so long that its bytes have to count one by one.
+            bytes_out: totals.bytes_out.saturating_add(clocks.limited_bytes()),
             channels: gate.channels(),
             has_begun: gate.has_begun(),
             waits_for,

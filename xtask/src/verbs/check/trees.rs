@@ -6,6 +6,9 @@ use crate::{Result, cargo, output};
 
 /// The most outside crates in the whole tree of each published crate, with all its features, and
 /// procedural macros counted: today's number and a little, so that a tree grows by decision only.
+///
+/// `toml` of `relay --config` brings five: a parser of our own would have the same faults to find,
+/// and no other format has comments and a line for each fault.
 const MOST: [(&str, usize); 11] = [
     ("multifd-wire", 6),
     ("page-deflate", 6),
@@ -16,8 +19,8 @@ const MOST: [(&str, usize); 11] = [
     ("multifd-relay", 35),
     ("multifd-operate", 38),
     ("multifd-engine", 32),
-    ("multifd-cli", 76),
-    ("multifd-bench", 76),
+    ("multifd-cli", 81),
+    ("multifd-bench", 81),
 ];
 
 /// Prints the numbers, and returns those that are too large.
