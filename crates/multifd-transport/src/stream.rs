@@ -497,15 +497,18 @@ impl Stream {
     pub fn is_acknowledged(&self) -> io::Result<bool> {
         let mut is_all = true;
         self.each_socket(&mut |socket| {
+            let is_waiting = || crate::unsent::unsent_bytes(socket).unwrap_or(0) > 0;
             // A peer that closes with unread bytes discards them, so this look comes first.
-            let is_waiting = crate::unsent::unsent_bytes(socket).unwrap_or(0) > 0;
+            let was_waiting = is_waiting();
             let state = poll_now(socket, PollFlags::empty());
-            // Another thread may have taken the error.
-            let has_ended = is_waiting && state.contains(PollFlags::HUP);
+            // Another thread may have taken the error. A peer that has read all of it and closed
+            // between the two looks leaves nothing; one that has not shows the error over a unix
+            // socket, and leaves the bytes over TCP.
+            let has_ended = was_waiting && state.contains(PollFlags::HUP) && is_waiting();
             if has_ended || state.contains(PollFlags::ERR) {
                 return Err(io::ErrorKind::ConnectionReset.into());
             }
-            is_all &= !is_waiting;
+            is_all &= !was_waiting;
             Ok(())
         })?;
         Ok(is_all)
@@ -745,6 +748,26 @@ mod tests {
             }
         }
         drop(far);
+    }
+
+    /// It may do both between two looks.
+    #[test]
+    fn a_peer_that_reads_all_and_closes_at_once_has_it() {
+        for round in 0..2000 {
+            let [ours, theirs] = <[UnixStream; 2]>::from(UnixStream::pair().unwrap());
+            let ours = Stream::from(ours);
+            (&ours).write_all(b"word").unwrap();
+            let peer = std::thread::spawn(move || {
+                (&theirs).read_exact(&mut [0; 4]).unwrap();
+            });
+            while !ours
+                .is_acknowledged()
+                .unwrap_or_else(|error| panic!("round {round}: {error}"))
+            {
+                std::hint::spin_loop();
+            }
+            peer.join().unwrap();
+        }
     }
 
     /// What a peer has not taken, it has not heard.
