@@ -23,7 +23,7 @@
 //!   channel is not left over, as a source closes everything before its next attempt. A migration
 //!   that went through leaves nothing.
 //! - An open channel is never a closed main channel's, as long as an open one may be its own, or
-//!   one that has still to speak.
+//!   one that has still to speak. Nor is it another's, while the closed one's may be about to close.
 //!
 //! This is a state machine without IO and without a clock of its own.
 
@@ -559,9 +559,8 @@ impl Matching {
         }
         narrow(&mut claimants, |main| main.peer == orphan.peer);
         narrow(&mut claimants, |main| !main.stalls);
-        // A source that has closed its main channel is done. The next attempt may be here before
-        // this end is.
-        // Another connection of it may be about to close.
+        // A source that has closed its main channel is done, and its channels close at once. The
+        // next attempt may be here before this end is.
         if orphan.closed.is_none() {
             let may_close = |main: &&Main| main.closed.is_none() || is_recent(main.closed, now);
             narrow(&mut claimants, may_close);
