@@ -23,7 +23,7 @@
 //!   channel is not left over, as a source closes everything before its next attempt. A migration
 //!   that went through leaves nothing.
 //! - An open channel is never a closed main channel's, as long as an open one may be its own, or
-//!   one that has still to speak. Nor is it another's, while the closed one's may be about to close.
+//!   one that has still to speak. Nor is it another's while the closed one's may be about to close.
 //!
 //! This is a state machine without IO and without a clock of its own.
 

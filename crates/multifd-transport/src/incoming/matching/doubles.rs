@@ -79,7 +79,7 @@ impl Matching {
     }
 }
 
-/// Whether an open channel may be that of a source which is about to close it, beside another one's.
+/// Whether an open channel may be that of a source which is about to close it, beside another.
 pub(super) fn may_be_closing(orphan: &Orphan, claimants: &[&Main], now: Instant) -> bool {
     let is_closing = |main: &&Main| is_recent(main.closed, now);
     orphan.closed.is_none() && claimants.len() > 1 && claimants.iter().any(is_closing)
