@@ -469,6 +469,15 @@ impl Desk {
 
     fn match_up(&mut self) {
         let now = Instant::now();
+        // A source that is done closes its channels before its main channel, so they are looked at
+        // behind it: a channel found open is none of a main channel found closed.
+        if !self.orphans.is_empty() {
+            for (&id, main) in &self.mains {
+                if main.upgrade().is_none_or(|main| main.peer_has_closed()) {
+                    self.matching.main_closed(id, now);
+                }
+            }
+        }
         for id in self.matching.orphans().collect::<Vec<_>>() {
             let closed = self.orphans.get(&id);
             let Some(channel) = closed.filter(|channel| channel.stream.peer_has_closed()) else {
@@ -485,13 +494,6 @@ impl Desk {
             match is_empty {
                 true => self.matching.channel_closed_empty(id, now),
                 false => self.matching.channel_closed(id, now),
-            }
-        }
-        if !self.orphans.is_empty() {
-            for (&id, main) in &self.mains {
-                if main.upgrade().is_none_or(|main| main.peer_has_closed()) {
-                    self.matching.main_closed(id, now);
-                }
             }
         }
         for decision in self.matching.decide(now) {

@@ -23,14 +23,17 @@
 //!   channel is not left over, as a source closes everything before its next attempt. A migration
 //!   that went through leaves nothing.
 //! - An open channel is never a closed main channel's, as long as an open one may be its own, or
-//!   one that has still to speak.
+//!   one that has still to speak. Nor is it another's while the closed one's may be about to close.
 //!
 //! This is a state machine without IO and without a clock of its own.
+
+mod doubles;
 
 use std::collections::{BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
+use self::doubles::may_be_closing;
 use super::SetupFault;
 
 /// The number of a connection. Its owner counts connections in the order in which they were
@@ -335,7 +338,9 @@ impl Matching {
     pub(super) fn is_undecided(&self, main: Id, now: Instant) -> bool {
         self.orphans.iter().any(|orphan| {
             let claimants = self.claimants(orphan, now);
-            (orphan.is_closed_anew(now) || self.may_be_the_nexts(orphan, &claimants, now))
+            (orphan.is_closed_anew(now)
+                || self.may_be_the_nexts(orphan, &claimants, now)
+                || may_be_closing(orphan, &claimants, now))
                 && claimants.iter().any(|claimant| claimant.id == main)
         })
     }
@@ -456,19 +461,8 @@ impl Matching {
     }
 
     fn judge(&self, orphan: &Orphan, now: Instant) -> Verdict {
-        // This may be a channel of an attempt that its source has given up, if the next attempt is
-        // here already.
-        let renewed = |closed: Instant| {
-            self.orphans.iter().any(|other| {
-                other.id != orphan.id
-                    && other.peer == orphan.peer
-                    && (other.uuid, other.channel) == (orphan.uuid, orphan.channel)
-                    && (other.closed.is_none() || closed <= other.since)
-            })
-        };
-        if orphan
-            .closed
-            .is_some_and(|closed| orphan.empty || orphan.is_left || renewed(closed))
+        if orphan.closed.is_some()
+            && (orphan.empty || orphan.is_left || self.is_renewed(orphan, now))
         {
             return Verdict::Drop;
         }
@@ -494,8 +488,7 @@ impl Matching {
         match claimants.as_slice() {
             [] => match self.late_for(orphan, now) {
                 Some(main) => Verdict::Give(main.id),
-                None if now.duration_since(orphan.hope) >= ORPHAN_TIMEOUT => Verdict::Drop,
-                None => Verdict::Wait { hope: false },
+                None => outlast(orphan, now),
             },
             [main] if main.ready.is_none() => Verdict::Wait { hope: true },
             // It may be left from an attempt whose successor is about to come.
@@ -510,18 +503,23 @@ impl Matching {
                     false => Verdict::Wait { hope: true },
                 }
             }
+            [main] if !main.channels.contains(&orphan.channel) && self.is_rivalled(orphan, now) => {
+                let id = orphan.channel;
+                Verdict::Refuse(vec![main.id], SetupFault::ChannelTwice { id })
+            }
             [main] if !main.channels.contains(&orphan.channel) && !self.is_doubled(orphan) => {
-                Verdict::Give(main.id)
+                match self.is_among_doubles(orphan, main, now) {
+                    false => Verdict::Give(main.id),
+                    true if main.closed.is_none() => Verdict::Conflict(main.id),
+                    true => outlast(orphan, now),
+                }
             }
             [main] if orphan.closed.is_some() && main.channels.contains(&orphan.channel) => {
                 Verdict::Drop
             }
             // The source is done, and may have given its guest up. It has all its channels.
             [main] if main.closed.is_some() && main.channels.contains(&orphan.channel) => {
-                match now.duration_since(orphan.hope) >= ORPHAN_TIMEOUT {
-                    true => Verdict::Drop,
-                    false => Verdict::Wait { hope: false },
-                }
+                outlast(orphan, now)
             }
             [main] if now.duration_since(orphan.since) >= CONFLICT_TIMEOUT => {
                 let id = orphan.channel;
@@ -532,6 +530,7 @@ impl Matching {
                 Verdict::Wait { hope: true }
             }
             _ if orphan.is_closed_anew(now) => Verdict::Wait { hope: true },
+            several if may_be_closing(orphan, several, now) => Verdict::Wait { hope: true },
             several if orphan.closed.is_some() => judge_left(orphan, several),
             several => {
                 let mains = several.iter().map(|main| main.id).collect();
@@ -548,16 +547,23 @@ impl Matching {
             .filter(|main| !main.is_settled(now) && main.may_take(orphan, now))
             .filter(|main| !self.is_outdone(orphan, main))
             .collect();
+        if orphan.closed.is_none() {
+            let has_own = |main: &Main| main.channels.contains(&orphan.channel);
+            narrow(&mut claimants, |main| {
+                main.closed.is_none() || !has_own(main)
+            });
+        }
         // A UUID that was set on purpose belongs to one VM.
         if orphan.uuid != [0; 16] {
             narrow(&mut claimants, |main| main.names(orphan.uuid));
         }
         narrow(&mut claimants, |main| main.peer == orphan.peer);
         narrow(&mut claimants, |main| !main.stalls);
-        // A source that has closed its main channel is done. The next attempt may be here before
-        // this end is.
+        // A source that has closed its main channel is done, and its channels close at once. The
+        // next attempt may be here before this end is.
         if orphan.closed.is_none() {
-            narrow(&mut claimants, |main| main.closed.is_none());
+            let may_close = |main: &&Main| main.closed.is_none() || is_recent(main.closed, now);
+            narrow(&mut claimants, may_close);
         }
         if claimants.iter().all(|main| main.ready.is_some()) {
             narrow(&mut claimants, |main| {
@@ -634,19 +640,6 @@ impl Matching {
         main.peer != orphan.peer && (main.own.contains(&orphan.channel) || has_own())
     }
 
-    /// Whether another waiting channel has the same UUID and id. One of the two belongs to another
-    /// migration.
-    fn is_doubled(&self, orphan: &Orphan) -> bool {
-        orphan.closed.is_none()
-            && self.orphans.iter().any(|other| {
-                let is_same = (other.uuid, other.channel) == (orphan.uuid, orphan.channel);
-                is_same
-                    && other.id != orphan.id
-                    && other.peer == orphan.peer
-                    && other.closed.is_none()
-            })
-    }
-
     /// Whether `main`, which has no channels so far, may own channels of another VM.
     fn has_rivals(&self, main: &Main, orphan: &Orphan, now: Instant) -> bool {
         let is_rival = |other: &Orphan| {
@@ -675,7 +668,8 @@ impl Matching {
     fn late_for(&self, orphan: &Orphan, now: Instant) -> Option<&Main> {
         let mut mains = self.mains.iter().filter(|main| {
             let missing = !main.channels.contains(&orphan.channel);
-            !main.settled && main.is_settled(now) && missing && main.may_take(orphan, now)
+            let may_be = !main.settled && main.is_settled(now) && main.may_take(orphan, now);
+            may_be && missing && !self.is_among_doubles(orphan, main, now)
         });
         let main = mains.next()?;
         mains.next().is_none().then_some(main)
@@ -764,6 +758,14 @@ impl Orphan {
 /// Whether a connection was closed so recently that others of its source may still be open.
 fn is_recent(closed: Option<Instant>, now: Instant) -> bool {
     closed.is_some_and(|closed| now.duration_since(closed) < CONFLICT_TIMEOUT)
+}
+
+/// No main channel that is here owns the channel. Its own may still come.
+fn outlast(orphan: &Orphan, now: Instant) -> Verdict {
+    match now.duration_since(orphan.hope) >= ORPHAN_TIMEOUT {
+        true => Verdict::Drop,
+        false => Verdict::Wait { hope: false },
+    }
 }
 
 /// Decides about a channel that was closed a while ago, and that each of `several` may own.
