@@ -46,11 +46,10 @@ pub struct Examined {
     pub warnings: Vec<String>,
 }
 
-/// Reads and checks the files of one end, as [`TlsServer::open`](super::TlsServer::open) and
-/// [`TlsClient::open`](super::TlsClient::open) do.
+/// Reads and checks the files of one end, as a relay does at its start.
 ///
 /// # Errors
-/// The same.
+/// If a file is missing or unusable. The error says which, and what to do.
 pub fn examine(path: &Path, endpoint: Endpoint) -> Result<Examined, FolderError> {
     let role = match endpoint {
         Endpoint::Server => Role::Server,
