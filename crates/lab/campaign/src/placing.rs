@@ -263,7 +263,7 @@ impl Scenario {
         self.links[1] = Some(link);
     }
 
-    /// Flips a bit of a magic of a hello or of a first packet: each leg has these at the same place.
+    /// Flips a bit of a magic of a hello or of a first packet, which are the same on each leg.
     fn flip_a_magic(&mut self, places: &Places<'_>, random: &mut Random) -> Option<LinkBehaviour> {
         self.broken();
         // A connection without its magic belongs to no migration, so parts may wait for it.
