@@ -12,6 +12,7 @@ use std::ops::{Deref, DerefMut};
 use std::path::Path;
 use std::process::Command;
 use std::thread;
+use std::time::{Duration, Instant};
 
 use multifd_transport::{Address, Stream};
 use multifd_wire::Hello;
@@ -131,11 +132,27 @@ pub fn send(migration: &Migration, address: &Address) -> Vec<u8> {
             let _ = stream.shutdown(Shutdown::Write);
         }
     };
+    // A channel that is closed before its main channel says its set-up belongs to no source with a
+    // return path.
+    let is_begun = || {
+        let deadline = Instant::now() + DEADLINE;
+        while main.unsent_bytes() > 0 && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(10));
+        }
+        thread::sleep(Duration::from_millis(300));
+    };
+    let is_begun = &is_begun;
     let mut back = Vec::new();
     thread::scope(|scope| {
         for (index, (stream, bytes)) in channels.iter().zip(&migration.channels).enumerate() {
             let rest = &bytes[hello_of(bytes)..];
-            scope.spawn(move || write(stream, rest, migration.closed == Some(index)));
+            scope.spawn(move || {
+                let closed = migration.closed == Some(index);
+                if closed && migration.return_path {
+                    is_begun();
+                }
+                write(stream, rest, closed);
+            });
         }
         scope.spawn(|| write(&main, &migration.main, false));
         read_answers(&main, migration.return_path, &mut back);
