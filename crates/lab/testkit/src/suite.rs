@@ -390,7 +390,7 @@ pub fn more_or_fewer_pages_than_there_are(subject: &Subject) {
             allowed.push("the table of page lengths is wrong".to_owned());
         }
         if pages == 0 {
-            let words = "extra bytes are behind the payload's last page";
+            let words = "extra bytes after the payload's last page";
             allowed.push(format!("{len} {words}"));
         }
         assert!(allowed.contains(&said), "{said}");

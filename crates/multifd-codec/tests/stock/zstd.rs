@@ -390,7 +390,7 @@ fn we_refuse_what_a_stock_receiver_overlooks() {
         }),
         (
             "half a frame header",
-            |error| error.to_string().starts_with("3 extra bytes are behind "),
+            |error| error.to_string().starts_with("3 extra bytes after "),
             |_, bytes, out| {
                 out.extend(frame(bytes, false));
                 out.extend(&frame(bytes, false)[..3]);
