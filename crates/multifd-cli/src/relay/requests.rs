@@ -87,15 +87,17 @@ pub(super) enum Odd {
     Name(#[source] NameFault),
 }
 
-/// The identity of a file: its device and inode.
+/// The identity of a socket's file: its device and inode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct FileNumber([u64; 2]);
 
 impl FileNumber {
-    /// The identity of the file at `path`, if there is one.
+    /// The identity of the socket at `path`, if there is one. A plain file is none: it may have got
+    /// the inode of a socket that was removed, and ask for the next one.
     pub(super) fn of(path: &Path) -> Option<Self> {
         let file = fs::symlink_metadata(path).ok()?;
-        Some(Self([file.dev(), file.ino()]))
+        let is_socket = file.file_type().is_socket();
+        is_socket.then(|| Self([file.dev(), file.ino()]))
     }
 }
 
@@ -214,6 +216,17 @@ mod tests {
 
     fn rule(text: &str) -> Result<Requests, RequestsError> {
         Requests::of(&text.parse().unwrap())
+    }
+
+    #[test]
+    fn a_plain_file_is_no_socket_that_is_served() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("vm1.sock");
+        fs::write(&path, "").unwrap();
+        assert_eq!(FileNumber::of(&path), None);
+        fs::remove_file(&path).unwrap();
+        let _served = UnixListener::bind(&path).unwrap();
+        assert!(FileNumber::of(&path).is_some());
     }
 
     #[test]
